@@ -1,0 +1,125 @@
+"""The whole configuration: frozen, typed, every key documented where it stands, unknown keys refused.
+
+Sources in rising precedence: defaults, one TOML or YAML file, environment, flags. `load` remembers where each value
+came from, so that `penstock config show` can say it.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+DEMO_MODEL_DIR = Path(__file__).parent / "demo_model"
+Switch = Literal["auto", "on", "off", "required"]
+"""auto: on where it works. on: on, or off with a stated reason. required: on, or the start stops. off: off."""
+Tokens = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class EngineSettings(Section):
+    """What runs the model, and how."""
+
+    kind: Literal["vllm", "scripted"] = Field("vllm", description="`scripted` replays canned tokens, for client tests.")
+    model: str = Field("", description="Checkpoint directory or Hugging Face name; empty is the embedded demo model.")
+    served_model_name: str = Field("", description="Name that callers see; empty takes it from `model`.")
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    max_context_tokens: Tokens | None = Field(None, description="Context window; unset takes the checkpoint's.")
+    max_concurrent_requests: Tokens = Field(64, description="Most requests in one engine step.")
+    max_batch_tokens: Tokens | None = Field(None, description="Most tokens in one engine step; unset is vLLM's own.")
+    kv_cache_gib: float = Field(1.0, gt=0, description="CPU only: memory for the KV cache, GiB.")
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="GPU only: share of GPU memory to use.")
+    mtp: Switch = Field("auto", description="Speculative decoding by the checkpoint's multi-token prediction layer.")
+    mtp_draft_tokens: Annotated[int, Field(ge=1, le=8)] = Field(1, description="Tokens drafted per step.")
+    prefix_caching: Switch = "auto"
+    fp8_kv_cache: Switch = "auto"
+    tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
+    omp_threads_bind: str = Field("auto", description="CPU only: VLLM_CPU_OMP_THREADS_BIND.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("WARNING", description="vLLM's own log level.")
+    extra_args: dict[str, object] = Field(
+        default_factory=dict, description="More AsyncEngineArgs, by vLLM's names; on your own responsibility."
+    )
+
+
+class ServerSettings(Section):
+    """The listener."""
+
+    listen: str = Field("127.0.0.1:50051", description="host:port; port 0 takes a free one.")
+    insecure: bool = Field(False, description="Allow plaintext on an address that is not loopback.")
+    reflection: bool = True
+    max_message_bytes: Annotated[int, Field(ge=1024, le=256 * 1024 * 1024)] = 4 * 1024 * 1024
+    max_concurrent_calls: Annotated[int, Field(ge=1)] = Field(256, description="Calls beyond it are refused.")
+    drain_seconds: float = Field(600.0, ge=0, description="Most time that streams in flight get after SIGTERM.")
+    max_connection_age_seconds: float | None = Field(None, gt=0, description="Rebalances long-lived channels.")
+
+
+class ThinkingSettings(Section):
+    """Defaults of thinking, where the caller says nothing."""
+
+    default_mode: Literal["fast", "thinking", "auto"] = "auto"
+    default_budget_tokens: int = Field(-1, ge=-1, description="For THINKING without a budget; -1 is as far as fits.")
+    auto_budget_tokens: int = Field(4096, ge=0, description="Most that AUTO plans where nothing presses.")
+    answer_reserve_tokens: Tokens = Field(128, description="Kept back so that an answer always fits.")
+    closing_message: str = Field("", description="Written into the thought before it is closed at the budget.")
+    deadline_margin_seconds: float = Field(0.15, ge=0, description="Kept free before a caller's deadline.")
+
+
+class LimitSettings(Section):
+    """What a caller may ask at most."""
+
+    max_output_tokens: Tokens | None = Field(None, description="Unset: what the context window leaves.")
+    max_messages: Annotated[int, Field(ge=1)] = 1024
+    max_prompt_bytes: Annotated[int, Field(ge=1)] = 2 * 1024 * 1024
+    max_candidates: Annotated[int, Field(ge=1, le=64)] = 8
+    max_top_logprobs: Annotated[int, Field(ge=0, le=100)] = 20
+    max_stop_strings: Annotated[int, Field(ge=0, le=64)] = 16
+    max_stop_string_bytes: Annotated[int, Field(ge=1, le=4096)] = 256
+    max_schema_bytes: Annotated[int, Field(ge=1)] = 64 * 1024
+    max_logit_biases: Annotated[int, Field(ge=0)] = 300
+    max_closing_message_bytes: Annotated[int, Field(ge=0)] = 1024
+
+
+class PriceTier(Section):
+    """Prices of calls whose prompt has at most `up_to_prompt_tokens`; USD per million tokens, exact decimals."""
+
+    up_to_prompt_tokens: Tokens | None = Field(None, description="Inclusive; unset is no limit (last tier only).")
+    input_usd_per_million: Decimal = Field(ge=0)
+    output_usd_per_million: Decimal = Field(ge=0, description="Thought and answer tokens alike.")
+    cached_usd_per_million: Decimal | None = Field(None, ge=0, description="Unset: cached tokens cost as input.")
+
+    @field_validator("input_usd_per_million", "output_usd_per_million", "cached_usd_per_million")
+    @classmethod
+    def _whole_ticks(cls, price: Decimal | None) -> Decimal | None:
+        # 1 USD per million tokens is 10,000 ticks of 1e-10 USD per token: four decimals are exact, a fifth is not.
+        if price is not None and (price * 10_000) % 1 != 0:
+            raise ValueError("prices are exact to 0.0001 USD per million tokens")
+        return price
+
+
+class PricingSettings(Section):
+    """The price list. Empty: the service names no cost."""
+
+    tiers: tuple[PriceTier, ...] = ()
+
+    @model_validator(mode="after")
+    def _rising(self) -> PricingSettings:
+        limits = [tier.up_to_prompt_tokens for tier in self.tiers]
+        if any(limit is None for limit in limits[:-1]):
+            raise ValueError("only the last tier may have no up_to_prompt_tokens")
+        bounded = [limit for limit in limits if limit is not None]
+        if bounded != sorted(set(bounded)):
+            raise ValueError("tiers must rise by up_to_prompt_tokens")
+        return self
+
+
+class Config(Section):
+    engine: EngineSettings = EngineSettings()
+    server: ServerSettings = ServerSettings()
+    thinking: ThinkingSettings = ThinkingSettings()
+    limits: LimitSettings = LimitSettings()
+    pricing: PricingSettings = PricingSettings()

@@ -1,0 +1,65 @@
+"""The border to whatever runs the model. Two implementations: `engine_vllm` (the product), `engine_scripted` (tests).
+
+An engine runs one `EngineRequest` and streams what it samples. It knows nothing of thoughts and answers, deadlines,
+prices or callers, and continuation lives above it, once, in `generation`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from penstock.types import EngineChunk, EngineRequest, Message, ModelCard
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back. Implementations are safe to call from any thread."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text` as it stands, special tokens in it recognised, nothing added."""
+        ...
+
+    def render(self, messages: Sequence[Message], *, thinking: bool) -> list[int]:
+        """Ids of the chat template with the generation prompt; with `thinking` it ends inside an open think section."""
+        ...
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The UTF-8 bytes that one token stands for; empty for special tokens. Raises IndexError outside the vocabulary."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """The engine's own counts. Seconds per token is the recent mean between two tokens of one stream, None at first."""
+
+    running_requests: int
+    waiting_requests: int
+    kv_cache_usage: float
+    seconds_per_token: float | None
+    first_token_seconds: float | None
+
+
+class Engine(Protocol):
+    @property
+    def card(self) -> ModelCard: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    def stream(self, request: EngineRequest) -> AsyncIterator[EngineChunk]:
+        """Runs one request. Closing the iterator aborts it in the engine.
+
+        Raises `errors.EngineRefused` where the engine refuses the request, `errors.EngineDown` where it is dead.
+        """
+        ...
+
+    def load(self) -> EngineLoad: ...
+
+    async def check(self) -> None:
+        """Raises `errors.EngineDown` where the engine cannot take work."""
+        ...
+
+    async def close(self) -> None:
+        """Ends the engine and every process it started."""
+        ...

@@ -1,0 +1,93 @@
+"""Everything the service refuses or fails with. No gRPC here: `wire` holds the one table from these to statuses.
+
+    PenstockError
+    |-- BadRequest          the caller's mistake, with one or more field paths          INVALID_ARGUMENT
+    |-- ContextOverflow     the prompt does not fit, with the numbers                   INVALID_ARGUMENT + ErrorInfo
+    |-- FeatureOff          asked for something that the profile has off                FAILED_PRECONDITION
+    |-- NotImplementedYet   an RPC or field of the API that this version does not do    UNIMPLEMENTED
+    |-- ModelNotFound       another model than the served one was named                 NOT_FOUND
+    |-- Overloaded          no room now; carries an honest delay                        RESOURCE_EXHAUSTED + RetryInfo
+    |-- DeadlinePassed      the time given was not enough                               DEADLINE_EXCEEDED
+    |-- Draining            the server is going away                                    UNAVAILABLE
+    |-- EngineRefused       the engine turned down what the door let in (our bug)       INTERNAL, no text
+    |-- EngineDown          the engine is dead or restarting                            UNAVAILABLE
+    `-- ConfigError         wrong configuration; only ever raised before serving        (exit code 2)
+
+`reason` is a value of `penstock.v1.ErrorReason` without its prefix. Messages never contain prompt or output text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+class PenstockError(Exception):
+    reason = "UNSPECIFIED"
+
+    def __init__(self, message: str, **metadata: object) -> None:
+        super().__init__(message)
+        self.message = message
+        self.metadata: Mapping[str, str] = {key: str(value) for key, value in metadata.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class FieldViolation:
+    """`field` is a proto path from the request's root, such as `spec.thinking.thinking_budget`."""
+
+    field: str
+    description: str
+    reason: str
+
+
+class BadRequest(PenstockError):
+    reason = "INVALID_FIELD"
+
+    def __init__(self, *violations: FieldViolation) -> None:
+        super().__init__("; ".join(f"{v.field}: {v.description}" for v in violations))
+        self.violations = violations
+        self.reason = violations[0].reason
+
+
+class ContextOverflow(PenstockError):
+    reason = "CONTEXT_OVERFLOW"
+
+
+class FeatureOff(PenstockError):
+    reason = "FEATURE_OFF"
+
+
+class NotImplementedYet(PenstockError):
+    reason = "NOT_IMPLEMENTED"
+
+
+class ModelNotFound(PenstockError):
+    reason = "MODEL_NOT_FOUND"
+
+
+class Overloaded(PenstockError):
+    reason = "OVERLOADED"
+
+    def __init__(self, message: str, *, retry_after_seconds: float, **metadata: object) -> None:
+        super().__init__(message, **metadata)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class DeadlinePassed(PenstockError):
+    reason = "DEADLINE_PASSED"
+
+
+class Draining(PenstockError):
+    reason = "DRAINING"
+
+
+class EngineRefused(PenstockError):
+    reason = "ENGINE_REFUSED"
+
+
+class EngineDown(PenstockError):
+    reason = "ENGINE_DOWN"
+
+
+class ConfigError(PenstockError):
+    reason = "CONFIG"
