@@ -1,0 +1,49 @@
+# Penstock. `make demo` and `make test` do all their own set-up; nothing is installed outside this directory.
+# ENGINE=cpu (default) runs vLLM's CPU build, ENGINE=gpu its CUDA build; each has its own lock file and environment.
+
+ENGINE ?= cpu
+PYTHON ?= python3.11
+VENV := $(if $(filter gpu,$(ENGINE)),.venv-gpu,.venv)
+BIN := $(VENV)/bin
+LOCK := requirements/$(ENGINE).lock
+STAMP := $(VENV)/ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check protos lock model clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: $(STAMP) ## the virtual environment, from the lock file (a few minutes once, then nothing)
+
+$(STAMP): $(LOCK) pyproject.toml clients/python/pyproject.toml scripts/setup
+	@echo "setting up $(VENV) from $(LOCK)"
+	@$(PYTHON) scripts/setup $(VENV) $(LOCK)
+	@touch $@
+
+demo: setup ## ask the small model a question on the real engine (ENGINE=gpu for a GPU)
+	@$(BIN)/penstock demo
+
+test: setup ## all tests; the quick ones first, those on the real engine last
+	@$(BIN)/python -m pytest -q $(ARGS)
+
+check: setup ## style, types, import law, and that the stubs are what the protos say
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python scripts/protos --check
+
+protos: setup ## generate the one stub tree from protos/
+	@$(BIN)/python scripts/protos
+
+lock: setup ## resolve both lock files again (UPGRADE=1 takes newer versions)
+	@UPGRADE=$(UPGRADE) scripts/lock
+
+model: setup ## train the small model that ships with the project
+	@$(BIN)/python -m models.demo
+
+clean: ## remove everything that set-up and runs made
+	rm -rf .venv .venv-gpu .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build
+	find . -name __pycache__ -prune -exec rm -rf {} +
+	find . -name '*.egg-info' -prune -exec rm -rf {} +
