@@ -1,1 +1,97 @@
-"""Python client of Penstock."""
+"""Python client of Penstock: `Client`, `AsyncClient`, the events of a stream, and the exceptions of `errors`."""
+
+from penstock_client.aio import AsyncClient, AsyncStream
+from penstock_client.card import ModelCard, PriceTier, ProfileFeature, TokenCount
+from penstock_client.channel import RETRY_READS_SERVICE_CONFIG
+from penstock_client.errors import (
+    BrokenStream,
+    BudgetDoesNotFit,
+    CallerRefused,
+    Cancelled,
+    ContextOverflow,
+    DeadlineExceeded,
+    FeatureOff,
+    FieldViolation,
+    GenerationNotFound,
+    InvalidRequest,
+    MessageTooLarge,
+    ModelNotFound,
+    NotImplementedYet,
+    Overloaded,
+    PenstockError,
+    PoisonousRequest,
+    ServerFault,
+    Unavailable,
+)
+from penstock_client.events import AnswerDelta, Event, Finished, Started, ThinkingFinished, ThoughtDelta
+from penstock_client.response import Candidate, Response
+from penstock_client.spec import GenerationOptions, Message, build_spec
+from penstock_client.sync import Client, Stream
+from penstock_client.values import (
+    Cost,
+    EffectiveSettings,
+    FinishReason,
+    ThinkingMode,
+    ThinkingOutcome,
+    Timing,
+    TokenLogprob,
+    TokenLogprobs,
+    Usage,
+    usd_from_ticks,
+)
+
+__all__ = [
+    # clients
+    "Client",
+    "AsyncClient",
+    "Stream",
+    "AsyncStream",
+    "RETRY_READS_SERVICE_CONFIG",
+    # requests
+    "Message",
+    "GenerationOptions",
+    "build_spec",
+    # events
+    "Event",
+    "Started",
+    "ThoughtDelta",
+    "ThinkingFinished",
+    "AnswerDelta",
+    "Finished",
+    # replies
+    "Response",
+    "Candidate",
+    "Usage",
+    "Cost",
+    "Timing",
+    "EffectiveSettings",
+    "ThinkingMode",
+    "ThinkingOutcome",
+    "FinishReason",
+    "TokenLogprob",
+    "TokenLogprobs",
+    "TokenCount",
+    "ModelCard",
+    "ProfileFeature",
+    "PriceTier",
+    "usd_from_ticks",
+    # exceptions
+    "PenstockError",
+    "InvalidRequest",
+    "BudgetDoesNotFit",
+    "ContextOverflow",
+    "FeatureOff",
+    "NotImplementedYet",
+    "ModelNotFound",
+    "GenerationNotFound",
+    "Overloaded",
+    "MessageTooLarge",
+    "DeadlineExceeded",
+    "Unavailable",
+    "CallerRefused",
+    "Cancelled",
+    "PoisonousRequest",
+    "ServerFault",
+    "BrokenStream",
+    "FieldViolation",
+]

@@ -1,0 +1,120 @@
+"""What is served, and what a prompt would take: replies of `model()` and `count()`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Self
+
+from penstock_client.v1 import generation_pb2 as pb
+from penstock_client.v1 import model_pb2
+from penstock_client.values import EffectiveSettings, ThinkingMode, sampling_from_proto, thinking_mode, usd_from_ticks
+
+_TOKENS_PER_MILLION = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileFeature:
+    """One engine feature: is it on, what is its value (may be empty), and why."""
+
+    name: str
+    enabled: bool
+    value: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PriceTier:
+    """Prices of calls whose prompt has at most `up_to_prompt_tokens` (None: no limit), in USD per million tokens."""
+
+    up_to_prompt_tokens: int | None
+    input_usd_per_million: Decimal
+    cached_usd_per_million: Decimal
+    output_usd_per_million: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """What is served. `limits` and `default_sampling` go by proto field name, `refused_fields` by path, to why."""
+
+    model: str
+    architecture: str
+    vocab_size: int
+    context_window_tokens: int
+    native_context_window_tokens: int
+    thinking_modes: tuple[ThinkingMode, ...]
+    default_thinking_mode: ThinkingMode
+    default_sampling: Mapping[str, object]
+    profile: tuple[ProfileFeature, ...]
+    price_tiers: tuple[PriceTier, ...]
+    limits: Mapping[str, int]
+    refused_fields: Mapping[str, str]
+    service_version: str
+    engine_version: str
+    raw: model_pb2.GetModelResponse = field(repr=False)
+
+    @classmethod
+    def from_proto(cls, reply: model_pb2.GetModelResponse) -> Self:
+        return cls(
+            model=reply.model,
+            architecture=reply.architecture,
+            vocab_size=reply.vocab_size,
+            context_window_tokens=reply.context_window_tokens,
+            native_context_window_tokens=reply.native_context_window_tokens,
+            thinking_modes=tuple(thinking_mode(mode) for mode in reply.thinking_modes),
+            default_thinking_mode=thinking_mode(reply.default_thinking_mode),
+            default_sampling=sampling_from_proto(reply.default_sampling),
+            profile=tuple(ProfileFeature(f.name, f.enabled, f.value, f.reason) for f in reply.profile),
+            price_tiers=tuple(_price_tier(tier) for tier in reply.price_tiers),
+            limits={
+                limit.name: getattr(reply.limits, limit.name)
+                for limit in reply.limits.DESCRIPTOR.fields
+                if not limit.has_presence or reply.limits.HasField(limit.name)  # type: ignore[arg-type]
+            },
+            refused_fields={refused.field: refused.reason for refused in reply.refused_fields},
+            service_version=reply.service_version,
+            engine_version=reply.engine_version,
+            raw=reply,
+        )
+
+
+def _price_tier(tier: model_pb2.PriceTier) -> PriceTier:
+    return PriceTier(
+        tier.up_to_prompt_tokens if tier.HasField("up_to_prompt_tokens") else None,
+        usd_from_ticks(tier.input_usd_ticks_per_token * _TOKENS_PER_MILLION),
+        usd_from_ticks(tier.cached_usd_ticks_per_token * _TOKENS_PER_MILLION),
+        usd_from_ticks(tier.output_usd_ticks_per_token * _TOKENS_PER_MILLION),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCount:
+    """What a prompt would take. The costs are bounds in USD; None where the server has no price list."""
+
+    prompt_tokens: int
+    effective_prompt_tokens: int
+    window_tokens: int
+    window_left_tokens: int
+    dropped_tokens: int
+    dropped_messages: int
+    min_usd: Decimal | None
+    max_usd: Decimal | None
+    effective_settings: EffectiveSettings
+    raw: pb.CountTokensResponse = field(repr=False)
+
+    @classmethod
+    def from_proto(cls, reply: pb.CountTokensResponse) -> Self:
+        priced = reply.HasField("cost_estimate")
+        return cls(
+            prompt_tokens=reply.prompt_tokens,
+            effective_prompt_tokens=reply.effective_prompt_tokens,
+            window_tokens=reply.window_tokens,
+            window_left_tokens=reply.window_left_tokens,
+            dropped_tokens=reply.dropped.tokens,
+            dropped_messages=reply.dropped.messages,
+            min_usd=usd_from_ticks(reply.cost_estimate.min_usd_ticks) if priced else None,
+            max_usd=usd_from_ticks(reply.cost_estimate.max_usd_ticks) if priced else None,
+            effective_settings=EffectiveSettings.from_proto(reply.effective_settings),
+            raw=reply,
+        )

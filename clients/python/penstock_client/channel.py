@@ -1,0 +1,78 @@
+"""How a target is reached: credentials, channel options, call metadata. Shared by both clients."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+Tls = bool | str | Path | grpc.ChannelCredentials | None
+"""None or False: plaintext. True: the system's roots. A path: a CA certificate in PEM. Credentials: as they are."""
+
+ChannelOptions = Sequence[tuple[str, Any]]
+
+RETRY_READS_SERVICE_CONFIG = json.dumps(
+    {
+        "methodConfig": [
+            {
+                "name": [
+                    {"service": "penstock.v1.ModelService", "method": "GetModel"},
+                    {"service": "penstock.v1.GenerationService", "method": "CountTokens"},
+                ],
+                "retryPolicy": {
+                    "maxAttempts": 4,
+                    "initialBackoff": "0.2s",
+                    "maxBackoff": "2s",
+                    "backoffMultiplier": 2,
+                    "retryableStatusCodes": ["UNAVAILABLE"],
+                },
+            }
+        ]
+    }
+)
+"""Retries of the two calls that may be repeated for nothing: `Client(..., channel_options=[("grpc.service_config",
+RETRY_READS_SERVICE_CONFIG)])`. Off by default. Generating is never retried: it would be done, and billed, twice."""
+
+_MAX_RECEIVE_BYTES = 256 * 1024 * 1024
+
+
+def is_loopback(target: str) -> bool:
+    """True for targets that cannot leave this machine."""
+    if target.startswith("unix:"):
+        return True
+    host = target.rpartition("/")[2].rpartition(":")[0].strip("[]")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def options_for(target: str, extra: ChannelOptions) -> list[tuple[str, Any]]:
+    # Unary replies with log probabilities outgrow gRPC's 4 MiB, and a proxy has no business with a loopback target.
+    own: list[tuple[str, Any]] = [("grpc.max_receive_message_length", _MAX_RECEIVE_BYTES)]
+    if is_loopback(target):
+        own.append(("grpc.enable_http_proxy", 0))
+    return [*own, *extra]
+
+
+def credentials_for(tls: Tls) -> grpc.ChannelCredentials | None:
+    """None is plaintext. Raises OSError where the CA certificate cannot be read."""
+    if tls is None or tls is False:
+        return None
+    if isinstance(tls, grpc.ChannelCredentials):
+        return tls
+    roots = None if tls is True else Path(tls).read_bytes()
+    return grpc.ssl_channel_credentials(root_certificates=roots)
+
+
+def metadata_for(target: str, api_key: str | None, tls: Tls) -> tuple[tuple[str, str], ...]:
+    """Raises ValueError rather than send a key in the clear over a network; tls=False says that this is meant."""
+    if api_key is None:
+        return ()
+    if tls is None and not is_loopback(target):
+        raise ValueError(f"the API key would go to {target} in the clear: pass tls=True, or tls=False if that is meant")
+    return (("authorization", f"Bearer {api_key}"),)

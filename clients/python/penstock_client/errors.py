@@ -1,0 +1,213 @@
+"""Everything that a call can fail with.
+
+    PenstockError                              code                 reason (ErrorReason)
+    |-- InvalidRequest      .violations        INVALID_ARGUMENT     INVALID_FIELD, MISSING_FIELD, CONFLICTING_FIELDS,
+    |   |                                                           LIMIT_EXCEEDED
+    |   |-- BudgetDoesNotFit                                        BUDGET_DOES_NOT_FIT
+    |   `-- ContextOverflow                                         CONTEXT_OVERFLOW
+    |-- FeatureOff                             FAILED_PRECONDITION  FEATURE_OFF
+    |-- NotImplementedYet                      UNIMPLEMENTED        NOT_IMPLEMENTED
+    |-- ModelNotFound                          NOT_FOUND            MODEL_NOT_FOUND
+    |-- GenerationNotFound                     NOT_FOUND            GENERATION_NOT_FOUND
+    |-- Overloaded    .retry_after_seconds     RESOURCE_EXHAUSTED   OVERLOADED
+    |-- MessageTooLarge                        RESOURCE_EXHAUSTED   (from gRPC itself)
+    |-- DeadlineExceeded                       DEADLINE_EXCEEDED    DEADLINE_PASSED
+    |-- Unavailable                            UNAVAILABLE          DRAINING, ENGINE_DOWN, or none: nothing answers
+    |-- CallerRefused                          UNAUTHENTICATED, PERMISSION_DENIED     CALLER_REFUSED
+    |-- Cancelled                              CANCELLED
+    |-- PoisonousRequest                       ABORTED              POISONOUS_REQUEST
+    |-- ServerFault                            INTERNAL, UNKNOWN, DATA_LOSS           ENGINE_REFUSED, INTERNAL
+    `-- BrokenStream                           (none)               events are missing
+
+The reason decides, then the code: a status without details still becomes the nearest of these. Wrong use of this
+package is a TypeError or a ValueError, before anything is sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
+
+ERROR_DOMAIN = "penstock.v1"
+_DETAILS_KEY = "grpc-status-details-bin"
+
+
+@dataclass(frozen=True, slots=True)
+class FieldViolation:
+    """`field` is a proto path from the request's root, such as `spec.thinking.thinking_budget`."""
+
+    field: str
+    description: str
+    reason: str
+
+
+class PenstockError(Exception):
+    """A call that did not succeed. `code` is None where no status came, `reason` is empty where the server named none.
+
+    `metadata` holds the numbers of the reason, as documented at `penstock.v1.ErrorReason`.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: grpc.StatusCode | None = None,
+        reason: str = "",
+        metadata: Mapping[str, str] | None = None,
+        violations: tuple[FieldViolation, ...] = (),
+        retry_after_seconds: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code
+        self.reason = reason
+        self.metadata: Mapping[str, str] = dict(metadata or {})
+        self.violations = violations
+        self.retry_after_seconds = retry_after_seconds
+
+
+class InvalidRequest(PenstockError):
+    """The request is wrong as it stands; `violations` says where, by field path."""
+
+
+class BudgetDoesNotFit(InvalidRequest):
+    """The thinking budget cannot hold beside max_output_tokens and the answer reserve."""
+
+
+class ContextOverflow(InvalidRequest):
+    """The prompt does not fit; `metadata` has prompt_tokens, window_tokens, output_tokens_needed, overflow_tokens."""
+
+
+class FeatureOff(PenstockError):
+    """The request asks for something that this server's profile has off; `client.model()` says what and why."""
+
+
+class NotImplementedYet(PenstockError):
+    """This version of the service does not do that."""
+
+
+class ModelNotFound(PenstockError):
+    """Another model than the served one was named."""
+
+
+class GenerationNotFound(PenstockError):
+    """The generation to resume is unknown, expired, or another caller's."""
+
+
+class Overloaded(PenstockError):
+    """No room now; `retry_after_seconds` is the server's honest estimate."""
+
+
+class MessageTooLarge(PenstockError):
+    """A message is larger than the sender or the receiver allows."""
+
+
+class DeadlineExceeded(PenstockError):
+    """The time given was not enough."""
+
+
+class Unavailable(PenstockError):
+    """Nothing answers (no reason), the server is going away (DRAINING), or its engine is down (ENGINE_DOWN)."""
+
+
+class CallerRefused(PenstockError):
+    """Who the caller is, is not known or not allowed."""
+
+
+class Cancelled(PenstockError):
+    """The call was cancelled, here or on the way."""
+
+
+class PoisonousRequest(PenstockError):
+    """The request was in flight at several engine deaths and is not tried again."""
+
+
+class ServerFault(PenstockError):
+    """The service failed; its log has it under `metadata["generation_id"]`."""
+
+
+class BrokenStream(PenstockError):
+    """The stream ended without its last event, or skipped one: what was received is not the whole reply."""
+
+
+BY_REASON: Mapping[str, type[PenstockError]] = {
+    "INVALID_FIELD": InvalidRequest,
+    "MISSING_FIELD": InvalidRequest,
+    "CONFLICTING_FIELDS": InvalidRequest,
+    "LIMIT_EXCEEDED": InvalidRequest,
+    "BUDGET_DOES_NOT_FIT": BudgetDoesNotFit,
+    "CONTEXT_OVERFLOW": ContextOverflow,
+    "FEATURE_OFF": FeatureOff,
+    "NOT_IMPLEMENTED": NotImplementedYet,
+    "MODEL_NOT_FOUND": ModelNotFound,
+    "GENERATION_NOT_FOUND": GenerationNotFound,
+    "OVERLOADED": Overloaded,
+    "DEADLINE_PASSED": DeadlineExceeded,
+    "DRAINING": Unavailable,
+    "ENGINE_DOWN": Unavailable,
+    "ENGINE_REFUSED": ServerFault,
+    "INTERNAL": ServerFault,
+    "CALLER_REFUSED": CallerRefused,
+    "POISONOUS_REQUEST": PoisonousRequest,
+}
+BY_CODE: Mapping[grpc.StatusCode, type[PenstockError]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
+    grpc.StatusCode.UNIMPLEMENTED: NotImplementedYet,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
+    grpc.StatusCode.UNAVAILABLE: Unavailable,
+    grpc.StatusCode.UNAUTHENTICATED: CallerRefused,
+    grpc.StatusCode.PERMISSION_DENIED: CallerRefused,
+    grpc.StatusCode.CANCELLED: Cancelled,
+    grpc.StatusCode.INTERNAL: ServerFault,
+    grpc.StatusCode.UNKNOWN: ServerFault,
+    grpc.StatusCode.DATA_LOSS: ServerFault,
+}
+
+
+def from_rpc_error(error: Any) -> PenstockError:
+    """The exception for a failed call of the sync or the asyncio stubs. Details that do not parse count as absent."""
+    code: grpc.StatusCode = error.code()
+    message: str = error.details() or code.name.lower().replace("_", " ")
+    info, bad_request, retry = _details(error)
+    violations = tuple(FieldViolation(v.field, v.description, v.reason) for v in bad_request.field_violations)
+    kind = BY_REASON.get(info.reason) or BY_CODE.get(code, PenstockError)
+    # gRPC's own limit on message size uses the code of overload, where trying again would be wrong.
+    if kind is Overloaded and not info.reason and "message larger than max" in message:
+        kind = MessageTooLarge
+    return kind(
+        message,
+        code=code,
+        reason=info.reason,
+        metadata=info.metadata,
+        violations=violations,
+        retry_after_seconds=retry.retry_delay.ToNanoseconds() / 1e9 if retry.HasField("retry_delay") else None,
+    )
+
+
+def _details(
+    error: Any,
+) -> tuple[error_details_pb2.ErrorInfo, error_details_pb2.BadRequest, error_details_pb2.RetryInfo]:
+    info, bad_request, retry = (
+        error_details_pb2.ErrorInfo(),
+        error_details_pb2.BadRequest(),
+        error_details_pb2.RetryInfo(),
+    )
+    status = status_pb2.Status()
+    try:
+        for key, value in error.trailing_metadata() or ():
+            if key == _DETAILS_KEY:
+                status.ParseFromString(value)
+        for detail in status.details:
+            if not detail.Unpack(info):
+                _ = detail.Unpack(bad_request) or detail.Unpack(retry)
+    except DecodeError:  # a proxy's or another service's idea of details
+        pass
+    if info.domain != ERROR_DOMAIN:
+        info.Clear()
+    return info, bad_request, retry

@@ -1,0 +1,154 @@
+"""The events of a stream, and the reader that makes them.
+
+    Started -> ThoughtDelta* -> ThinkingFinished -> AnswerDelta* -> Finished     (per candidate; candidates interleave)
+
+Every event has its `sequence` and, beside it, the `response` so far: one object, which grows with the stream.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from penstock_client.errors import BrokenStream
+from penstock_client.response import Response
+from penstock_client.v1 import generation_pb2 as pb
+from penstock_client.values import (
+    Cost,
+    EffectiveSettings,
+    ThinkingOutcome,
+    Timing,
+    TokenLogprobs,
+    Usage,
+    from_proto_enum,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Event:
+    sequence: int
+    response: Response = field(repr=False)
+    proto: pb.GenerationEvent = field(repr=False)
+    """The event as it came."""
+
+
+@dataclass(frozen=True, slots=True)
+class Started(_Event):
+    generation_id: str
+    model: str
+    effective_settings: EffectiveSettings
+
+
+@dataclass(frozen=True, slots=True)
+class _Delta(_Event):
+    candidate_index: int
+    text: str
+    """The new text only; may be empty."""
+    token_count: int
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ThoughtDelta(_Delta):
+    """New text of a candidate's thought."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerDelta(_Delta):
+    """New text of a candidate's answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class ThinkingFinished(_Event):
+    candidate_index: int
+    outcome: ThinkingOutcome
+    reasoning_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finished(_Event):
+    """The last event; everything in `response` is final."""
+
+    usage: Usage
+    cost: Cost | None
+    timing: Timing
+
+
+DeltaT = TypeVar("DeltaT", ThoughtDelta, AnswerDelta)
+Event = Started | ThoughtDelta | AnswerDelta | ThinkingFinished | Finished
+
+
+class EventReader:
+    """Turns the protos of one stream into events, each exactly once and in order, growing `response`."""
+
+    def __init__(self) -> None:
+        self.response = Response()
+        self.last_sequence = 0
+        self.finished = False
+
+    def read(self, proto: pb.GenerationEvent) -> Event | None:
+        """The event, or None for a repeated one and for a kind that this client does not know yet.
+
+        Raises BrokenStream where a sequence number was skipped.
+        """
+        if proto.sequence <= self.last_sequence:
+            return None
+        if proto.sequence != self.last_sequence + 1:
+            raise BrokenStream(f"event {self.last_sequence + 1} is missing: the next one was {proto.sequence}")
+        self.last_sequence = proto.sequence
+        return self._event(proto)
+
+    def close(self) -> None:
+        """Says that the stream ended with OK. Raises BrokenStream unless `Finished` came."""
+        if not self.finished:
+            raise BrokenStream("the stream ended without its last event")
+
+    def _event(self, proto: pb.GenerationEvent) -> Event | None:
+        match proto.WhichOneof("event"):
+            case "started":
+                return self._started(proto)
+            case "thought":
+                return self._delta(ThoughtDelta, proto, proto.thought)
+            case "answer":
+                return self._delta(AnswerDelta, proto, proto.answer)
+            case "thinking_finished":
+                return self._thinking_finished(proto)
+            case "finished":
+                return self._finished(proto)
+            case _:
+                return None
+
+    def _started(self, proto: pb.GenerationEvent) -> Started:
+        started, response = proto.started, self.response
+        response.generation_id = started.generation_id
+        response.model = started.model
+        response.resume_token = started.resume_token
+        response.effective_settings = settings = EffectiveSettings.from_proto(started.effective_settings)
+        return Started(proto.sequence, response, proto, started.generation_id, started.model, settings)
+
+    def _delta(self, kind: type[DeltaT], proto: pb.GenerationEvent, delta: pb.Delta) -> DeltaT:
+        candidate = self.response.candidate(delta.candidate_index)
+        candidate.add_delta(delta, is_thought=kind is ThoughtDelta)
+        logprobs = tuple(TokenLogprobs.from_proto(entry) for entry in delta.logprobs)
+        ids = tuple(delta.token_ids)
+        return kind(
+            proto.sequence, self.response, proto, delta.candidate_index, delta.text, delta.token_count, ids, logprobs
+        )
+
+    def _thinking_finished(self, proto: pb.GenerationEvent) -> ThinkingFinished:
+        ended = proto.thinking_finished
+        outcome = from_proto_enum(ThinkingOutcome, pb.ThinkingOutcome, ended.outcome)
+        candidate = self.response.candidate(ended.candidate_index)
+        candidate.thinking_outcome = outcome
+        candidate.reasoning_tokens = ended.reasoning_tokens
+        return ThinkingFinished(
+            proto.sequence, self.response, proto, ended.candidate_index, outcome, ended.reasoning_tokens
+        )
+
+    def _finished(self, proto: pb.GenerationEvent) -> Finished:
+        response = self.response
+        response.finish(proto.finished)
+        self.finished = True
+        usage, timing = Usage.from_proto(proto.finished.usage), Timing.from_proto(proto.finished.timing)
+        return Finished(proto.sequence, response, proto, usage, response.cost, timing)

@@ -1,0 +1,169 @@
+"""A reply, complete or still growing."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from penstock_client.v1 import generation_pb2 as pb
+from penstock_client.values import (
+    Cost,
+    EffectiveSettings,
+    FinishReason,
+    ThinkingOutcome,
+    Timing,
+    TokenLogprobs,
+    Usage,
+    from_proto_enum,
+)
+
+
+class _Text:
+    """Text that grows by parts: joined when it is read, so that a long stream costs no more than its length."""
+
+    __slots__ = ("_parts",)
+
+    def __init__(self, text: str = "") -> None:
+        self._parts = [text]
+
+    def add(self, part: str) -> None:
+        self._parts.append(part)
+
+    def __str__(self) -> str:
+        if len(self._parts) > 1:
+            self._parts = ["".join(self._parts)]
+        return self._parts[0]
+
+
+class Candidate:
+    """One output. In a stream it grows; `finish_reason` and `usage` come with the last event."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self._thought = _Text()
+        self._answer = _Text()
+        self.reasoning_tokens = 0
+        self.answer_tokens = 0
+        self.thought_token_ids: list[int] = []
+        self.answer_token_ids: list[int] = []
+        self.thought_logprobs: list[TokenLogprobs] = []
+        self.answer_logprobs: list[TokenLogprobs] = []
+        self.thinking_outcome: ThinkingOutcome | None = None
+        self.finish_reason: FinishReason | None = None
+        self.matched_stop = ""
+        self.usage: Usage | None = None
+
+    @property
+    def thought(self) -> str:
+        return str(self._thought)
+
+    @property
+    def answer(self) -> str:
+        return str(self._answer)
+
+    def add_delta(self, delta: pb.Delta, *, is_thought: bool) -> None:
+        logprobs = [TokenLogprobs.from_proto(entry) for entry in delta.logprobs]
+        if is_thought:
+            self._thought.add(delta.text)
+            self.reasoning_tokens += delta.token_count
+            self.thought_token_ids += delta.token_ids
+            self.thought_logprobs += logprobs
+        else:
+            self._answer.add(delta.text)
+            self.answer_tokens += delta.token_count
+            self.answer_token_ids += delta.token_ids
+            self.answer_logprobs += logprobs
+
+    def finish(self, result: pb.CandidateResult) -> None:
+        self.finish_reason = from_proto_enum(FinishReason, pb.FinishReason, result.finish_reason)
+        self.thinking_outcome = from_proto_enum(ThinkingOutcome, pb.ThinkingOutcome, result.thinking_outcome)
+        self.matched_stop = result.matched_stop
+        self.usage = Usage.from_proto(result.usage)
+        self.reasoning_tokens = self.usage.reasoning_tokens
+        self.answer_tokens = self.usage.answer_tokens
+
+    @classmethod
+    def from_proto(cls, candidate: pb.Candidate) -> Self:
+        self = cls(candidate.result.candidate_index)
+        self._thought = _Text(candidate.thought)
+        self._answer = _Text(candidate.answer)
+        self.thought_token_ids = list(candidate.thought_token_ids)
+        self.answer_token_ids = list(candidate.answer_token_ids)
+        self.thought_logprobs = [TokenLogprobs.from_proto(entry) for entry in candidate.thought_logprobs]
+        self.answer_logprobs = [TokenLogprobs.from_proto(entry) for entry in candidate.answer_logprobs]
+        self.finish(candidate.result)
+        return self
+
+
+class Response:
+    """A reply: complete from `generate`, growing in a `stream`, where every event carries the same one.
+
+    `thought`, `answer`, `finish_reason` and `thinking_outcome` are those of the first candidate. `usage`, `cost` and
+    `timing` are None until the end; `cost` stays None where the server has no price list.
+    """
+
+    def __init__(self) -> None:
+        self.generation_id = ""
+        self.model = ""
+        self.resume_token = ""
+        self.candidates: list[Candidate] = []
+        self.usage: Usage | None = None
+        self.cost: Cost | None = None
+        self.timing: Timing | None = None
+        self.effective_settings: EffectiveSettings | None = None
+        self.raw: pb.GenerateResponse | None = None
+        """The proto, from `generate` only."""
+
+    def candidate(self, index: int) -> Candidate:
+        """The candidate with this index, made (with those before it) if the stream has not spoken of it yet."""
+        while len(self.candidates) <= index:
+            self.candidates.append(Candidate(len(self.candidates)))
+        return self.candidates[index]
+
+    @property
+    def thought(self) -> str:
+        return self.candidate(0).thought
+
+    @property
+    def answer(self) -> str:
+        return self.candidate(0).answer
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        return self.candidate(0).finish_reason
+
+    @property
+    def thinking_outcome(self) -> ThinkingOutcome | None:
+        return self.candidate(0).thinking_outcome
+
+    @property
+    def output_tokens_per_second(self) -> float | None:
+        """Speed after the first token, as the server measured it. None before the end and for fewer than two tokens."""
+        if self.usage is None or self.timing is None or self.timing.first_token_seconds is None:
+            return None
+        seconds = self.timing.total_seconds - self.timing.first_token_seconds
+        tokens = self.usage.output_tokens - 1
+        return tokens / seconds if seconds > 0 and tokens > 0 else None
+
+    def __repr__(self) -> str:
+        return f"<Response {self.generation_id!r} thought={self.thought!r} answer={self.answer!r}>"
+
+    @classmethod
+    def from_proto(cls, reply: pb.GenerateResponse) -> Self:
+        self = cls()
+        self.raw = reply
+        self.generation_id = reply.generation_id
+        self.model = reply.model
+        self.candidates = [Candidate.from_proto(candidate) for candidate in reply.candidates]
+        self.usage = Usage.from_proto(reply.usage)
+        self.cost = Cost.from_proto(reply.cost) if reply.HasField("cost") else None
+        self.timing = Timing.from_proto(reply.timing)
+        self.effective_settings = EffectiveSettings.from_proto(reply.effective_settings)
+        return self
+
+    def finish(self, finished: pb.GenerationFinished) -> None:
+        for result in finished.results:
+            self.candidate(result.candidate_index).finish(result)
+        self.usage = Usage.from_proto(finished.usage)
+        self.cost = Cost.from_proto(finished.cost) if finished.HasField("cost") else None
+        self.timing = Timing.from_proto(finished.timing)
+        self.effective_settings = EffectiveSettings.from_proto(finished.effective_settings)

@@ -1,0 +1,189 @@
+"""From keywords to `GenerationSpec`: the one place where a request is put together, for both clients."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict, cast
+
+from penstock_client.v1 import generation_pb2 as pb
+
+RoleName = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: RoleName
+    content: str
+
+
+MessageLike = Message | tuple[str, str] | Mapping[str, str] | pb.Message
+Prompt = str | Sequence[MessageLike]
+"""A str is one user message; a sequence is a conversation, oldest first: Message, (role, content) or a dict of both."""
+
+
+class GenerationOptions(TypedDict, total=False):
+    """Keywords of `stream`, `generate` and `count`. Absent or None: the server's default, which `model()` tells.
+
+    Ranges are those of `penstock.v1.GenerationSpec`; the server checks them, and names the field that is wrong.
+    """
+
+    model: str | None
+    """Name of the model; the served one if absent."""
+    text: str | None
+    """Raw text instead of a prompt: no chat template."""
+    token_ids: Iterable[int] | None
+    """Raw token ids instead of a prompt."""
+    thinking: Literal["fast", "thinking", "auto"] | None
+    budget: int | None
+    """Most thought tokens; -1 is no limit, 0 is none."""
+    include_thoughts: bool | None
+    answer_reserve: int | None
+    """Output tokens kept back for the answer."""
+    closing_message: str | None
+    """Written into the thought before it is closed at the budget."""
+    max_context_tokens: int | None
+    """Most tokens of prompt plus output."""
+    overflow: Literal["error", "drop_oldest_turns", "truncate_left", "truncate_middle"] | None
+    cache_salt: str | None
+    session_id: str | None
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    min_p: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    repetition_penalty: float | None
+    seed: int | None
+    logit_bias: Mapping[int, float] | None
+    max_output_tokens: int | None
+    """Most output tokens, thought plus answer."""
+    min_output_tokens: int | None
+    stop: str | Iterable[str] | None
+    """The answer ends before the first of these."""
+    stop_token_ids: Iterable[int] | None
+    candidates: int | None
+    top_logprobs: int | None
+    return_token_ids: bool | None
+    json_schema: str | Mapping[str, Any] | None
+    regex: str | None
+    grammar: str | None
+    choices: Iterable[str] | None
+    priority: Literal["low", "normal", "high"] | None
+
+
+# keyword -> (sub-message of the spec, or "" for the spec itself; field)
+_FIELDS: Mapping[str, tuple[str, str]] = {
+    "model": ("", "model"),
+    "budget": ("thinking", "thinking_budget"),
+    **{name: ("thinking", name) for name in ("include_thoughts", "answer_reserve", "closing_message")},
+    **{name: ("context", name) for name in ("max_context_tokens", "cache_salt", "session_id")},
+    **{name: ("sampling", name) for name in pb.SamplingConfig.DESCRIPTOR.fields_by_name if name != "logit_bias"},
+    "candidates": ("output", "candidate_count"),
+    **{
+        name: ("output", name)
+        for name in ("max_output_tokens", "min_output_tokens", "top_logprobs", "return_token_ids")
+    },
+    **{name: ("output", name) for name in ("regex", "grammar")},
+}
+_ENUMS = {
+    "thinking": ("thinking", "mode", pb.ThinkingMode, "THINKING_MODE_"),
+    "overflow": ("context", "overflow", pb.OverflowPolicy, "OVERFLOW_POLICY_"),
+    "priority": ("", "priority", pb.Priority, "PRIORITY_"),
+}
+_STRUCTURED = ("json_schema", "regex", "grammar", "choices")
+
+
+def build_spec(
+    prompt: Prompt | None = None, *, spec: pb.GenerationSpec | None = None, **options: Any
+) -> pb.GenerationSpec:
+    """The request for `prompt` and `GenerationOptions`, or a ready `spec` alone.
+
+    Raises TypeError for an unknown keyword or a wrong type, ValueError for what no spec can hold.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    unknown = [name for name in options if name not in GenerationOptions.__annotations__]
+    if unknown:
+        raise TypeError(f"unknown keyword {unknown[0]!r}; known: {', '.join(GenerationOptions.__annotations__)}")
+    if spec is not None:
+        if prompt is not None or given:
+            raise ValueError("a spec is the whole request: give it alone, without a prompt and other keywords")
+        return spec
+    made = pb.GenerationSpec()
+    _set_input(made, prompt, given)
+    if sum(name in given for name in _STRUCTURED) > 1:
+        raise ValueError(f"at most one of {', '.join(_STRUCTURED)}")
+    for name, value in given.items():
+        try:
+            _set_option(made, name, value)
+        except TypeError as error:
+            raise TypeError(f"{name}: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+    return made
+
+
+def _set_input(spec: pb.GenerationSpec, prompt: Prompt | None, given: dict[str, Any]) -> None:
+    if (prompt is not None) + ("text" in given) + ("token_ids" in given) != 1:
+        raise ValueError("exactly one of a prompt, text= and token_ids= is needed")
+    if prompt is None:
+        return
+    turns: Sequence[MessageLike] = [Message("user", prompt)] if isinstance(prompt, str) else prompt
+    spec.messages.SetInParent()
+    for position, turn in enumerate(turns):
+        try:
+            spec.messages.messages.append(_message(turn))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"messages[{position}]: {error}") from error
+
+
+def _message(turn: MessageLike) -> pb.Message:
+    if isinstance(turn, pb.Message):
+        return turn
+    if isinstance(turn, Message):
+        role, content = cast(str, turn.role), turn.content
+    elif isinstance(turn, Mapping):
+        if set(turn) != {"role", "content"}:
+            raise ValueError(f"a dict has the keys role and content, not {', '.join(map(repr, turn))}")
+        role, content = turn["role"], turn["content"]
+    else:
+        role, content = turn
+    return pb.Message(role=_enum_number(pb.Role, "ROLE_", role), content=content)  # type: ignore[arg-type]
+
+
+def _set_option(spec: pb.GenerationSpec, name: str, value: Any) -> None:
+    if name in _FIELDS:
+        section, field = _FIELDS[name]
+        setattr(_section(spec, section), field, value)
+    elif name in _ENUMS:
+        section, field, wrapper, prefix = _ENUMS[name]
+        setattr(_section(spec, section), field, _enum_number(wrapper, prefix, value))
+    elif name == "text":
+        spec.text = value
+    elif name == "token_ids":
+        spec.token_ids.SetInParent()
+        spec.token_ids.ids.extend(value)
+    elif name == "logit_bias":
+        spec.sampling.logit_bias.update(value)
+    elif name == "stop":
+        spec.output.stop_strings.extend([value] if isinstance(value, str) else value)
+    elif name == "stop_token_ids":
+        spec.output.stop_token_ids.extend(value)
+    elif name == "json_schema":
+        spec.output.json_schema = value if isinstance(value, str) else json.dumps(value)
+    elif name == "choices":
+        spec.output.choices.choices.extend([value] if isinstance(value, str) else value)
+
+
+def _section(spec: pb.GenerationSpec, name: str) -> Any:
+    return getattr(spec, name) if name else spec
+
+
+def _enum_number(wrapper: Any, prefix: str, value: object) -> int:
+    names = [name.removeprefix(prefix) for name in wrapper.keys() if not name.endswith("_UNSPECIFIED")]  # noqa: SIM118
+    if not isinstance(value, str) or value.upper() not in names:
+        raise ValueError(f"{value!r} is none of {', '.join(name.lower() for name in names)}")
+    return cast(int, wrapper.Value(prefix + value.upper()))

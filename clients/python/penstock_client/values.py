@@ -1,0 +1,206 @@
+"""What the service measures and decides: small frozen values, made from the protos.
+
+Counts are tokens, durations are seconds, money is integer ticks of 1e-10 USD with a `Decimal` beside it.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from penstock_client.v1 import generation_pb2 as pb
+
+if TYPE_CHECKING:
+    from google.protobuf.duration_pb2 import Duration
+
+USD_PER_TICK = Decimal("1e-10")
+
+
+def usd_from_ticks(ticks: int) -> Decimal:
+    """Exact USD of integer ticks of 1e-10 USD."""
+    return ticks * USD_PER_TICK
+
+
+class ThinkingMode(enum.StrEnum):
+    FAST = "fast"
+    THINKING = "thinking"
+    AUTO = "auto"
+    UNKNOWN = "unknown"
+    """Unset, or of a newer server; never to be sent."""
+
+
+class ThinkingOutcome(enum.StrEnum):
+    """How a thought ended."""
+
+    DISABLED = "disabled"
+    NATURAL_END = "natural_end"
+    BUDGET_REACHED = "budget_reached"
+    FINISHED_BY_CLIENT = "finished_by_client"
+    DEADLINE = "deadline"
+    MAX_OUTPUT_TOKENS = "max_output_tokens"
+    UNKNOWN = "unknown"
+
+
+class FinishReason(enum.StrEnum):
+    """Why the output ended."""
+
+    STOP = "stop"
+    STOP_STRING = "stop_string"
+    STOP_TOKEN = "stop_token"
+    MAX_OUTPUT_TOKENS = "max_output_tokens"
+    CANCELLED = "cancelled"
+    DRAINED = "drained"
+    UNKNOWN = "unknown"
+
+
+EnumT = TypeVar("EnumT", ThinkingMode, ThinkingOutcome, FinishReason)
+
+
+def from_proto_enum(kind: type[EnumT], wrapper: Any, number: int) -> EnumT:
+    """The value named by `number`. One that this client does not know yet is UNKNOWN, never an error."""
+    if number not in wrapper.values():
+        return kind["UNKNOWN"]
+    prefix = re.sub(r"(?<!^)(?=[A-Z])", "_", wrapper.DESCRIPTOR.name).upper() + "_"
+    return kind.__members__.get(wrapper.Name(number).removeprefix(prefix), kind["UNKNOWN"])
+
+
+def thinking_mode(number: int) -> ThinkingMode:
+    return from_proto_enum(ThinkingMode, pb.ThinkingMode, number)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Exact token counts. `output_tokens` is `reasoning_tokens + answer_tokens`, and is what is billed as output."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    reasoning_tokens: int
+    answer_tokens: int
+    output_tokens: int
+    total_tokens: int
+    marker_tokens: int
+    drafted_tokens: int | None
+    accepted_tokens: int | None
+    recomputed_tokens: int
+
+    @classmethod
+    def from_proto(cls, usage: pb.Usage) -> Self:
+        return cls(
+            prompt_tokens=usage.prompt_tokens,
+            cached_tokens=usage.cached_tokens,
+            reasoning_tokens=usage.reasoning_tokens,
+            answer_tokens=usage.answer_tokens,
+            output_tokens=usage.output_tokens,
+            total_tokens=usage.total_tokens,
+            marker_tokens=usage.marker_tokens,
+            drafted_tokens=usage.drafted_tokens if usage.HasField("drafted_tokens") else None,
+            accepted_tokens=usage.accepted_tokens if usage.HasField("accepted_tokens") else None,
+            recomputed_tokens=usage.recomputed_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a call cost, in ticks of 1e-10 USD; `usd` is the exact total."""
+
+    input_usd_ticks: int
+    cached_usd_ticks: int
+    output_usd_ticks: int
+    total_usd_ticks: int
+
+    @property
+    def usd(self) -> Decimal:
+        return usd_from_ticks(self.total_usd_ticks)
+
+    @classmethod
+    def from_proto(cls, cost: pb.Cost) -> Self:
+        return cls(cost.input_usd_ticks, cost.cached_usd_ticks, cost.output_usd_ticks, cost.total_usd_ticks)
+
+
+def _seconds(duration: Duration) -> float:
+    return duration.seconds + duration.nanos * 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Measured at the server, from the call's arrival. None: no such token came."""
+
+    queue_seconds: float
+    first_token_seconds: float | None
+    first_answer_token_seconds: float | None
+    total_seconds: float
+
+    @classmethod
+    def from_proto(cls, timing: pb.Timing) -> Self:
+        return cls(
+            queue_seconds=_seconds(timing.queue),
+            first_token_seconds=_seconds(timing.first_token) if timing.HasField("first_token") else None,
+            first_answer_token_seconds=(
+                _seconds(timing.first_answer_token) if timing.HasField("first_answer_token") else None
+            ),
+            total_seconds=_seconds(timing.total),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class EffectiveSettings:
+    """What the server made of the request. `sampling` holds every field that the server filled in, by proto name."""
+
+    thinking_mode: ThinkingMode
+    thinking_budget: int
+    answer_reserve: int
+    max_output_tokens: int
+    thinking_reason: str
+    sampling: Mapping[str, object]
+    window_tokens: int
+    dropped_tokens: int
+    dropped_messages: int
+
+    @classmethod
+    def from_proto(cls, settings: pb.EffectiveSettings) -> Self:
+        return cls(
+            thinking_mode=thinking_mode(settings.thinking_mode),
+            thinking_budget=settings.thinking_budget,
+            answer_reserve=settings.answer_reserve,
+            max_output_tokens=settings.max_output_tokens,
+            thinking_reason=settings.thinking_reason,
+            sampling=sampling_from_proto(settings.sampling),
+            window_tokens=settings.window_tokens,
+            dropped_tokens=settings.dropped.tokens,
+            dropped_messages=settings.dropped.messages,
+        )
+
+
+def sampling_from_proto(sampling: pb.SamplingConfig) -> Mapping[str, object]:
+    """The fields that are set, by proto name."""
+    return {
+        field.name: dict(sampling.logit_bias) if field.name == "logit_bias" else value
+        for field, value in sampling.ListFields()
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    token_id: int
+    logprob: float
+    token_bytes: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """The token that was generated, and the most likely ones, most likely first."""
+
+    sampled: TokenLogprob
+    top: tuple[TokenLogprob, ...]
+
+    @classmethod
+    def from_proto(cls, logprobs: pb.TokenLogprobs) -> Self:
+        return cls(_logprob(logprobs.sampled), tuple(_logprob(top) for top in logprobs.top))
+
+
+def _logprob(entry: pb.TokenLogprob) -> TokenLogprob:
+    return TokenLogprob(entry.token_id, entry.logprob, entry.token_bytes)
