@@ -1,1 +1,1 @@
-"""The only room that imports vLLM."""
+"""The only room that imports vLLM. `start.start` is the way in; nothing here imports vLLM until it is called."""

@@ -1,0 +1,117 @@
+"""What a checkpoint's own files say, read before vLLM is: a wrong path is told in a second, not after twenty."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from penstock.config import DEMO_MODEL_DIR
+from penstock.errors import ConfigError
+
+ARCHITECTURES = frozenset(
+    {
+        "Qwen3_5MoeForCausalLM",
+        "Qwen3_5MoeForConditionalGeneration",
+        "Qwen3_5ForCausalLM",
+        "Qwen3_5ForConditionalGeneration",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """`model` is what vLLM is given. Generation defaults are the keys of generation_config.json as they stand."""
+
+    model: str
+    is_local: bool
+    architecture: str
+    vocab_size: int
+    native_context_tokens: int
+    mtp_layers: int
+    experts: int
+    quantization: str | None
+    rope_scaling: str | None
+    eos_ids: frozenset[int]
+    generation_defaults: dict[str, Any] = field(default_factory=dict)
+
+
+def read_checkpoint(model: str) -> Checkpoint:
+    """Reads a directory, or a Hugging Face name's two small files. Raises `ConfigError` in plain words."""
+    model = model or str(DEMO_MODEL_DIR)
+    folder = Path(model).expanduser()
+    is_local = folder.exists() or model.startswith(("/", "./", "../", "~"))
+    if is_local:
+        _check_folder(folder)
+        config, generation = _read(folder / "config.json"), _read(folder / "generation_config.json", optional=True)
+        model = str(folder)
+    else:
+        config, generation = _fetch(model, "config.json"), _fetch(model, "generation_config.json", optional=True)
+    return _describe(model, is_local, config, generation)
+
+
+def _describe(model: str, is_local: bool, config: dict[str, Any], generation: dict[str, Any]) -> Checkpoint:
+    architecture = next(iter(config.get("architectures") or []), "")
+    if architecture not in ARCHITECTURES:
+        known = ", ".join(sorted(ARCHITECTURES))
+        raise ConfigError(f"{model} is a {architecture or 'model without an architecture'}; this service runs {known}")
+    text = config.get("text_config") or config
+    try:
+        vocab_size, positions = int(text["vocab_size"]), int(text["max_position_embeddings"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{model}: config.json lacks a usable {error}") from error
+    eos = generation.get("eos_token_id", text.get("eos_token_id", config.get("eos_token_id")))
+    quantization = config.get("quantization_config") or text.get("quantization_config") or {}
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    return Checkpoint(
+        model=model,
+        is_local=is_local,
+        architecture=architecture,
+        vocab_size=vocab_size,
+        native_context_tokens=positions,
+        mtp_layers=int(text.get("mtp_num_hidden_layers") or 0),
+        experts=int(text.get("num_experts") or 0),
+        quantization=quantization.get("quant_method"),
+        rope_scaling=rope.get("rope_type"),
+        eos_ids=frozenset([eos] if isinstance(eos, int) else eos or []),
+        generation_defaults=generation,
+    )
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise ConfigError(f"engine.model: there is no directory {folder}")
+    for needed in ("config.json", "tokenizer.json"):
+        if not (folder / needed).is_file():
+            raise ConfigError(f"engine.model: {folder} is not a checkpoint, it has no {needed}")
+    if not any(folder.glob("*.safetensors")):
+        raise ConfigError(f"engine.model: {folder} has no weights (*.safetensors)")
+
+
+def _read(path: Path, optional: bool = False) -> dict[str, Any]:
+    if optional and not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"engine.model: cannot read {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"engine.model: {path} is not a JSON object")
+    return content
+
+
+def _fetch(name: str, file: str, optional: bool = False) -> dict[str, Any]:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return _read(Path(hf_hub_download(name, file)))
+    except LocalEntryNotFoundError as error:
+        raise ConfigError(f"engine.model: {name} is not in the cache and cannot be downloaded from here") from error
+    except EntryNotFoundError as error:
+        if optional:
+            return {}
+        raise ConfigError(f"engine.model: {name} has no {file}") from error
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise ConfigError(f"engine.model: there is no directory {name}, and no such model on Hugging Face") from error

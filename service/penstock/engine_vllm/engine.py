@@ -1,0 +1,149 @@
+"""vLLM's AsyncLLM, in this process, as the `Engine` protocol. Imported by `start` only, once the environment is set."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+from vllm.exceptions import VLLMClientError
+from vllm.inputs import tokens_input
+from vllm.outputs import RequestOutput
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from penstock.engine import EngineLoad
+from penstock.engine_vllm.load import LoadMeter
+from penstock.engine_vllm.sampling import sampling_params, thought_tokens_in_prompt
+from penstock.errors import BadRequest, EngineDown, EngineRefused, FieldViolation
+from penstock.hf_tokenizer import HfTokenizer
+from penstock.types import (
+    EngineChunk,
+    EngineRequest,
+    EngineStop,
+    ModelCard,
+    TokenLogprob,
+    TokenLogprobs,
+)
+
+_SHUTDOWN_SECONDS = 20.0
+
+
+class VllmEngine:
+    """Runs requests on an AsyncLLM. All methods belong to one event loop."""
+
+    def __init__(self, llm: AsyncLLM, card: ModelCard, tokenizer: HfTokenizer, meter: LoadMeter) -> None:
+        self._llm = llm
+        self._card = card
+        self._tokenizer = tokenizer
+        self._meter = meter
+
+    @property
+    def card(self) -> ModelCard:
+        return self._card
+
+    @property
+    def tokenizer(self) -> HfTokenizer:
+        return self._tokenizer
+
+    async def stream(self, request: EngineRequest) -> AsyncIterator[EngineChunk]:
+        """See `Engine.stream`. Also raises `errors.BadRequest` for a constraint that cannot be compiled."""
+        params = sampling_params(request, self._card, self._tokenizer.name_of)
+        outputs = self._llm.generate(
+            tokens_input(list(request.prompt_token_ids), cache_salt=request.cache_salt),
+            params,
+            request.request_id,
+            trace_headers=request.trace_headers,
+            # The constraint is on the answer; vLLM's own look at the prompt does not know continuations.
+            reasoning_ended=self._answers_at_once(request) if request.structured else None,
+        )
+        try:
+            async with contextlib.aclosing(outputs):
+                async for output in outputs:
+                    yield _chunk(output, self._card.eos_ids)
+        except EngineDeadError as error:
+            raise EngineDown("the engine is dead") from error
+        except VLLMClientError as error:
+            raise _refusal(request, error) from error
+        except Exception as error:
+            if self._llm.errored:
+                raise EngineDown("the engine is dead") from error
+            raise EngineRefused(f"the engine failed on this request: {type(error).__name__}") from error
+
+    def load(self) -> EngineLoad:
+        return self._meter.load()
+
+    async def check(self) -> None:
+        try:
+            await self._llm.check_health()
+        except EngineDeadError as error:
+            raise EngineDown("the engine is dead") from error
+
+    async def close(self) -> None:
+        # vLLM's own order ends the processes first, and its output handler then logs a death that was wanted.
+        if self._llm.output_handler is not None:
+            self._llm.output_handler.cancel()
+        await asyncio.to_thread(self._llm.shutdown, _SHUTDOWN_SECONDS)
+
+    def _answers_at_once(self, request: EngineRequest) -> bool:
+        markers = self._card.markers
+        return markers is None or thought_tokens_in_prompt(request.prompt_token_ids, markers) is None
+
+
+def _chunk(output: RequestOutput, eos_ids: frozenset[int]) -> EngineChunk:
+    completion = output.outputs[0]
+    speculation = completion.spec_decode_metrics
+    token_ids = tuple(completion.token_ids)
+    return EngineChunk(
+        token_ids=token_ids,
+        logprobs=_logprobs(token_ids, completion.logprobs) if completion.logprobs else (),
+        cached_tokens=output.num_cached_tokens or 0,
+        stop=_stop(completion, eos_ids),
+        queue_seconds=_queue_seconds(output.metrics),
+        drafted_tokens=speculation.num_draft_tokens if speculation else None,
+        accepted_tokens=sum(place * count for place, count in enumerate(speculation.histogram))
+        if speculation
+        else None,
+    )
+
+
+def _stop(completion: Any, eos_ids: frozenset[int]) -> EngineStop | None:
+    """vLLM's stop_reason is the stop token's id, and None for the tokenizer's own end-of-sequence token."""
+    match completion.finish_reason:
+        case None:
+            return None
+        case "length":
+            return EngineStop.LENGTH
+        case "abort":
+            return EngineStop.ABORTED
+        case "stop":
+            at_end = completion.stop_reason is None or completion.stop_reason in eos_ids
+            return EngineStop.EOS if at_end else EngineStop.STOP_TOKEN
+        case other:
+            raise EngineRefused(f"the engine ended a request with {other}")
+
+
+def _queue_seconds(metrics: Any) -> float | None:
+    if metrics is None or not metrics.scheduled_ts:
+        return None
+    return max(0.0, float(metrics.scheduled_ts - metrics.queued_ts))
+
+
+def _logprobs(token_ids: tuple[int, ...], positions: Any) -> tuple[TokenLogprobs, ...]:
+    """vLLM gives one mapping per position: the most likely tokens, and the sampled one wherever it ranks."""
+    result = []
+    for sampled_id, position in zip(token_ids, positions, strict=True):
+        entries = {token_id: TokenLogprob(token_id, entry.logprob, entry.rank) for token_id, entry in position.items()}
+        ranked = sorted(entries.values(), key=lambda entry: entry.rank)
+        wanted = len(position) - (1 if entries[sampled_id].rank >= len(position) else 0)
+        result.append(TokenLogprobs(sampled=entries[sampled_id], top=tuple(ranked[:wanted])))
+    return tuple(result)
+
+
+def _refusal(request: EngineRequest, error: Exception) -> BadRequest | EngineRefused:
+    """A constraint is compiled by the engine alone, so its refusal is the caller's; all else was ours to refuse."""
+    if request.structured is None:
+        return EngineRefused(f"vLLM refuses the request: {type(error).__name__}")
+    field = f"spec.output.{'choices' if request.structured.choices else request.structured.kind.value}"
+    return BadRequest(FieldViolation(field, "the constraint cannot be compiled", "INVALID_FIELD"))

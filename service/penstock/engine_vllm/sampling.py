@@ -1,0 +1,83 @@
+"""From an `EngineRequest` to vLLM's `SamplingParams`: names, defaults and the two places where their counts differ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from vllm import SamplingParams
+from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+from penstock.errors import EngineRefused
+from penstock.types import EngineRequest, Markers, ModelCard, Sampling, StructuredKind, StructuredOutput
+
+
+def sampling_params(request: EngineRequest, card: ModelCard, name_of: Callable[[int], str | None]) -> SamplingParams:
+    """`name_of` gives the text that encodes to exactly one token. Raises `EngineRefused` where vLLM refuses."""
+    budget = request.thought_budget_tokens
+    if budget is not None and card.markers is not None:
+        budget += thought_tokens_in_prompt(request.prompt_token_ids, card.markers) or 0
+    try:
+        return SamplingParams(
+            **_drawing(request.sampling, card.default_sampling),
+            max_tokens=request.max_tokens,
+            min_tokens=request.min_tokens,
+            stop_token_ids=sorted({*request.stop_token_ids, *card.eos_ids}),
+            logprobs=request.top_logprobs,
+            thinking_token_budget=budget if card.forces_budget else None,
+            bad_words=[_banned(token_id, name_of) for token_id in request.banned_token_ids],
+            structured_outputs=_structured(request.structured) if request.structured else None,
+            output_kind=RequestOutputKind.DELTA,
+            detokenize=False,
+            skip_clone=True,
+        )
+    except ValueError as error:
+        raise EngineRefused(f"vLLM refuses the sampling parameters: {error}") from error
+
+
+def thought_tokens_in_prompt(prompt: tuple[int, ...], markers: Markers) -> int | None:
+    """Tokens after the opening marker of a thought that the prompt leaves open; None where it leaves none open.
+
+    vLLM counts them against its budget (v1/sample/thinking_budget_state.py, `_init_state_entry`): the newline that the
+    template pre-fills, and in a continuation the thought so far. Ours counts what this run generates: they are added.
+    """
+    backwards = prompt[::-1]
+    try:
+        opened = backwards.index(markers.open_id)
+    except ValueError:
+        return None
+    return None if markers.close_id in backwards[:opened] else opened
+
+
+def _drawing(asked: Sampling, default: Sampling) -> dict[str, Any]:
+    """vLLM's neutral value applies where neither the caller nor the checkpoint says anything."""
+    names = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
+    drawing: dict[str, Any] = {}
+    for name in (*names, "seed"):
+        value = getattr(asked, name)
+        value = getattr(default, name) if value is None else value
+        if value is not None:
+            drawing[name] = value
+    if asked.logit_bias:
+        drawing["logit_bias"] = dict(asked.logit_bias)
+    return drawing
+
+
+def _banned(token_id: int, name_of: Callable[[int], str | None]) -> str:
+    """vLLM's bad_words hold under speculation, logit_bias does not. They are texts, so only some tokens have one."""
+    name = name_of(token_id)
+    if name is None:
+        raise EngineRefused("a token that is not a word of its own cannot be banned", token_id=token_id)
+    return name
+
+
+def _structured(structured: StructuredOutput) -> StructuredOutputsParams:
+    match structured.kind:
+        case StructuredKind.JSON_SCHEMA:
+            return StructuredOutputsParams(json=structured.spec)
+        case StructuredKind.REGEX:
+            return StructuredOutputsParams(regex=structured.spec)
+        case StructuredKind.GRAMMAR:
+            return StructuredOutputsParams(grammar=structured.spec)
+        case StructuredKind.CHOICE:
+            return StructuredOutputsParams(choice=list(structured.choices))

