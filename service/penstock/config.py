@@ -117,9 +117,20 @@ class PricingSettings(Section):
         return self
 
 
+# The hosted list price of the model class that the demo model stands for, so that its costs have a familiar size.
+_DEMO_PRICES = (
+    PriceTier(up_to_prompt_tokens=None, input_usd_per_million=Decimal("0.40"), output_usd_per_million=Decimal("2.40")),
+)
+
+
 class Config(Section):
     engine: EngineSettings = EngineSettings()
     server: ServerSettings = ServerSettings()
     thinking: ThinkingSettings = ThinkingSettings()
     limits: LimitSettings = LimitSettings()
     pricing: PricingSettings = PricingSettings()
+
+    @property
+    def price_tiers(self) -> tuple[PriceTier, ...]:
+        """The price list in force: the configured one, else the demo model's; another model has none by default."""
+        return self.pricing.tiers or (() if self.engine.model else _DEMO_PRICES)

@@ -6,7 +6,7 @@ prices or callers, and continuation lives above it, once, in `generation`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,7 +25,7 @@ class Tokenizer(Protocol):
         ...
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The UTF-8 bytes that one token stands for; empty for special tokens. Raises IndexError outside the vocabulary."""
+        """UTF-8 bytes that one token stands for; empty for special tokens. Raises IndexError outside the vocabulary."""
         ...
 
 
@@ -47,7 +47,7 @@ class Engine(Protocol):
     @property
     def tokenizer(self) -> Tokenizer: ...
 
-    def stream(self, request: EngineRequest) -> AsyncIterator[EngineChunk]:
+    def stream(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
         """Runs one request. Closing the iterator aborts it in the engine.
 
         Raises `errors.EngineRefused` where the engine refuses the request, `errors.EngineDown` where it is dead.

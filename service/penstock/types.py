@@ -48,7 +48,7 @@ class Message:
 class ThinkingConfig:
     """What the caller asked of thinking. Budget and reserve in tokens; -1 is "no limit", 0 is "no thought"."""
 
-    mode: ThinkingMode = ThinkingMode.AUTO
+    mode: ThinkingMode | None = None
     budget_tokens: int | None = None
     include_thoughts: bool = True
     answer_reserve_tokens: int | None = None
@@ -127,11 +127,10 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Markers:
-    """Token ids of the think markers. `separator_ids` is what the template writes after the closing marker."""
+    """Token ids of the think markers."""
 
     open_id: int
     close_id: int
-    separator_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +164,7 @@ class ModelCard:
     unsupported_fields: Mapping[str, str] = field(default_factory=dict)
     """Request fields that this engine refuses, by proto path, each with the reason (e.g. min_p beside MTP)."""
     profile: tuple[Feature, ...] = ()
+    engine_version: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +225,9 @@ class EngineChunk:
     cached_tokens: int = 0
     stop: EngineStop | None = None
     queue_seconds: float | None = None
+    drafted_tokens: int | None = None
+    """Drafted and accepted by speculation over the whole run; on the last chunk only, None without speculation."""
+    accepted_tokens: int | None = None
 
 
 # ------------------------------------------------------------------------------------------------------------- plans
@@ -251,20 +254,6 @@ class FinishReason(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class ThinkingPlan:
-    """What the server made of the thinking configuration. `budget_tokens` is finite; 0 with FAST."""
-
-    mode: ThinkingMode
-    budget_tokens: int
-    answer_reserve_tokens: int
-    max_output_tokens: int
-    closing_ids: tuple[int, ...]
-    answer_by_seconds: float | None
-    """Time left to the deadline when planned; the thought is closed in time for the reserve to fit before it."""
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
 class ContextPlan:
     """The prompt that will run, and what had to go for it to fit."""
 
@@ -286,8 +275,8 @@ class Usage:
     thought_tokens: int = 0
     answer_tokens: int = 0
     marker_tokens: int = 0
-    drafted_tokens: int = 0
-    accepted_tokens: int = 0
+    drafted_tokens: int | None = None
+    accepted_tokens: int | None = None
     recomputed_tokens: int = 0
 
     @property
@@ -301,6 +290,8 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
+    """Durations of one call from its arrival; None where the thing never happened."""
+
     queue_seconds: float
     first_token_seconds: float | None
     first_answer_seconds: float | None
@@ -348,3 +339,17 @@ class CandidateEnd:
     outcome: ThinkingOutcome
     usage: Usage
     matched_stop: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The last event of a call. `usage` is over all candidates; `cost` is None without a price list."""
+
+    ends: tuple[CandidateEnd, ...]
+    usage: Usage
+    cost: Cost | None
+    timing: Timing
+
+
+Event = Delta | ThoughtEnded | Finished
+"""What a running generation says; `wire` turns each into a GenerationEvent."""

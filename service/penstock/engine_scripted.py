@@ -1,0 +1,180 @@
+"""An engine that plays canned tokens: for client tests, conformance and demos without a model.
+
+It must be asked for by name (`engine.kind = "scripted"`), announces itself at start and in its model card, and speaks
+bytes: each byte of UTF-8 is a token, so text is cut at every byte boundary. It honours everything that the layer above
+relies on: budgets are left to that layer, limits, bans, stops and aborts hold, continuations go on where they must.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from penstock.config import EngineSettings
+from penstock.engine import EngineLoad
+from penstock.errors import ConfigError
+from penstock.types import (
+    EngineChunk,
+    EngineRequest,
+    EngineStop,
+    Feature,
+    Markers,
+    Message,
+    ModelCard,
+    Sampling,
+    TokenLogprob,
+    TokenLogprobs,
+)
+
+_SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")
+_EOS, _OPEN, _CLOSE = 258, 259, 260
+_VOCAB_SIZE = 256 + len(_SPECIALS)
+# Candidates whose reply is remembered for a continuation; far more than run at once.
+_MOST_REMEMBERED = 10_000
+
+
+class ByteTokenizer:
+    """Ids 0 to 255 are bytes; the template's specials follow."""
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = []
+        while text:
+            hits = [(at, i) for i, special in enumerate(_SPECIALS) if (at := text.find(special)) >= 0]
+            if not hits:
+                return [*ids, *text.encode()]
+            at, index = min(hits)
+            ids += [*text[:at].encode(), 256 + index]
+            text = text[at + len(_SPECIALS[index]) :]
+        return ids
+
+    def render(self, messages: Sequence[Message], *, thinking: bool) -> list[int]:
+        turns = "".join(f"<|im_start|>{m.role.value}\n{m.content}<|im_end|>\n" for m in messages)
+        opening = "<think>\n" if thinking else "<think>\n\n</think>\n\n"
+        return self.encode(f"{turns}<|im_start|>assistant\n{opening}")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        if not 0 <= token_id < _VOCAB_SIZE:
+            raise IndexError(token_id)
+        return bytes([token_id]) if token_id < 256 else b""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What is played to prompts that contain `match`; the first reply whose match is found wins, "" matches all.
+
+    `chunk_tokens` tokens come per step, `step_seconds` apart. Thought and answer may hold the special markers.
+    """
+
+    match: str = ""
+    thought: str = "I was told to think of nothing."
+    answer: str = "This is the scripted engine: canned text, no model."
+    chunk_tokens: int = 1
+    step_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Base:
+    prompt_tokens: int
+    reply: Reply
+
+
+class ScriptedEngine:
+    """Plays replies. The first run of a candidate fixes its reply; later runs go on from their prompt's tail."""
+
+    def __init__(self, replies: Sequence[Reply], *, context_window_tokens: int = 4096) -> None:
+        self.tokenizer = ByteTokenizer()
+        self._replies = (*replies, Reply())
+        self._bases: dict[str, _Base] = {}
+        self._running = 0
+        self.card = ModelCard(
+            name="scripted",
+            architecture="scripted",
+            vocab_size=_VOCAB_SIZE,
+            context_window_tokens=context_window_tokens,
+            native_context_window_tokens=context_window_tokens,
+            eos_ids=frozenset({_EOS}),
+            markers=Markers(_OPEN, _CLOSE),
+            default_sampling=Sampling(temperature=1.0),
+            forces_budget=False,
+            max_num_seqs=1024,
+            unsupported_fields={
+                "spec.output.structured_output": "the scripted engine plays canned tokens and cannot constrain them"
+            },
+            profile=(Feature("scripted", True, "", "canned tokens, no model: engine.kind = scripted"),),
+            engine_version="scripted",
+        )
+
+    @classmethod
+    def from_settings(cls, settings: EngineSettings) -> ScriptedEngine:
+        """`settings.model` names a JSON file with a list of replies; empty plays the default one."""
+        window = settings.max_context_tokens or 4096
+        if not settings.model:
+            return cls((), context_window_tokens=window)
+        try:
+            replies = [Reply(**entry) for entry in json.loads(Path(settings.model).read_text(encoding="utf-8"))]
+        except (OSError, ValueError, TypeError) as error:
+            raise ConfigError(
+                f"engine.model: {settings.model} is no list of scripted replies: {error}"
+            ) from error
+        return cls(replies, context_window_tokens=window)
+
+    async def stream(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
+        reply, script = self._script(request)
+        stops = {_EOS: EngineStop.EOS} | dict.fromkeys(request.stop_token_ids, EngineStop.STOP_TOKEN)
+        self._running += 1
+        try:
+            sent = 0
+            while True:
+                chunk = [i for i in script[sent : sent + reply.chunk_tokens] if i not in request.banned_token_ids]
+                sent += reply.chunk_tokens
+                chunk = chunk[: request.max_tokens - (sent - reply.chunk_tokens)]
+                ended = next((n for n, i in enumerate(chunk) if i in stops), None)
+                stop = EngineStop.LENGTH if sent >= min(request.max_tokens, len(script)) else None
+                if ended is not None:
+                    chunk, stop = chunk[: ended + 1], stops[chunk[ended]]
+                await asyncio.sleep(reply.step_seconds)
+                yield EngineChunk(tuple(chunk), self._logprobs(chunk, request), stop=stop, queue_seconds=0.0)
+                if stop is not None:
+                    return
+        finally:
+            self._running -= 1
+
+    def _script(self, request: EngineRequest) -> tuple[Reply, list[int]]:
+        """The tokens that this run plays: the whole reply, less what its prompt's tail has played already."""
+        prompt = request.prompt_token_ids
+        candidate = request.request_id.rsplit("-", 1)[0]
+        base = self._bases.get(candidate)
+        if base is None or request.request_id.endswith("-1"):
+            text = bytes(i for i in prompt if i < 256).decode(errors="replace")
+            base = _Base(len(prompt), next(r for r in self._replies if r.match in text))
+            if len(self._bases) >= _MOST_REMEMBERED:
+                self._bases.clear()
+            self._bases[candidate] = base
+        played = list(prompt[base.prompt_tokens :])
+        thought = self.tokenizer.encode(base.reply.thought)
+        answer = [*self.tokenizer.encode(base.reply.answer), _EOS]
+        open_at = max((n for n, i in enumerate(prompt) if i in (_OPEN, _CLOSE)), default=None)
+        if _CLOSE in played:
+            return base.reply, answer[len(played) - 1 - played.index(_CLOSE) :]
+        if open_at is not None and prompt[open_at] == _OPEN:
+            return base.reply, [*thought, _CLOSE, *answer][len(played) :]
+        return base.reply, answer[len(played) :]
+
+    @staticmethod
+    def _logprobs(chunk: Sequence[int], request: EngineRequest) -> tuple[TokenLogprobs, ...]:
+        if request.top_logprobs is None:
+            return ()
+        sure = [TokenLogprob(token_id, 0.0, 1) for token_id in chunk]
+        return tuple(TokenLogprobs(one, (one,) * min(1, request.top_logprobs)) for one in sure)
+
+    def load(self) -> EngineLoad:
+        return EngineLoad(self._running, 0, 0.0, None, None)
+
+    async def check(self) -> None:
+        return None
+
+    async def close(self) -> None:
+        return None

@@ -1,0 +1,106 @@
+"""Every call passes here: bytes that are no message become INVALID_ARGUMENT, errors become statuses."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, TypeAlias
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from penstock.errors import BadRequest, FieldViolation
+from penstock.status import DETAILS_KEY, status_of
+
+log = logging.getLogger(__name__)
+_OWN = "/penstock.v1."
+# A grpc.RpcMethodHandler; its published types are those of the synchronous server.
+Handler: TypeAlias = Any
+
+
+class _Malformed:
+    """Stands for a request that could not be parsed, until it can be answered."""
+
+
+def _tolerant(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    # gRPC answers INTERNAL where a deserializer raises; a caller's bad bytes are the caller's mistake.
+    def parse(data: bytes) -> Any:
+        try:
+            return deserialize(data)
+        except DecodeError:
+            return _Malformed()
+
+    return parse
+
+
+def _parsed(request: Any) -> Any:
+    if isinstance(request, _Malformed):
+        raise BadRequest(
+            FieldViolation("", "the bytes are not a valid message; strings must be UTF-8", "INVALID_FIELD")
+        )
+    return request
+
+
+async def _parsed_stream(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _parsed(request)
+
+
+async def _abort(context: grpc.aio.ServicerContext[Any, Any], method: str, error: Exception) -> None:
+    code, message, status = status_of(error)
+    if code is grpc.StatusCode.INTERNAL:
+        # Never the exception's own text: it may hold prompt or output.
+        frames = "".join(traceback.format_tb(error.__traceback__))
+        log.error("%s failed with %s\n%s", method, type(error).__name__, frames)
+    await context.abort(code, message, trailing_metadata=((DETAILS_KEY, status),))
+
+
+class StatusInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps the handlers of this API; health and reflection keep their own ways."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler:
+        handler = await continuation(handler_call_details)
+        method = str(handler_call_details.method)
+        if handler is None or not method.startswith(_OWN):
+            return handler
+        tolerant = _tolerant(handler.request_deserializer)
+        if handler.response_streaming:
+            wrapped = _streaming(handler, method)
+            make = (
+                grpc.stream_stream_rpc_method_handler
+                if handler.request_streaming
+                else grpc.unary_stream_rpc_method_handler
+            )
+            return make(wrapped, tolerant, handler.response_serializer)
+        return grpc.unary_unary_rpc_method_handler(_unary(handler, method), tolerant, handler.response_serializer)
+
+
+def _unary(handler: Handler, method: str) -> Callable[..., Any]:
+    async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        try:
+            return await handler.unary_unary(_parsed(request), context)
+        except Exception as error:
+            await _abort(context, method, error)
+
+    return call
+
+
+def _streaming(handler: Handler, method: str) -> Callable[..., Any]:
+    behaviour = handler.stream_stream if handler.request_streaming else handler.unary_stream
+
+    async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+        try:
+            argument = _parsed_stream(request) if handler.request_streaming else _parsed(request)
+            async with aclosing(behaviour(argument, context)) as replies:
+                async for reply in replies:
+                    yield reply
+        except Exception as error:
+            await _abort(context, method, error)
+
+    return call

@@ -1,0 +1,168 @@
+"""From a request to a plan that holds: mode, prompt, budget, in the order in which each needs the one before."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+from penstock.config import Config
+from penstock.context import fit_messages, fit_tokens, window_tokens
+from penstock.engine import Engine, Tokenizer
+from penstock.errors import BadRequest, FieldViolation
+from penstock.thinking import Budget, ModeChoice, Situation, choose_mode, plan_budget, question_of
+from penstock.types import (
+    ContextPlan,
+    Markers,
+    Message,
+    ModelCard,
+    Overflow,
+    Request,
+    Sampling,
+    ThinkingConfig,
+    ThinkingMode,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that is decided before the engine is asked. `deadline_monotonic` is in time.monotonic() seconds."""
+
+    request: Request
+    context: ContextPlan
+    budget: Budget
+    choice: ModeChoice
+    sampling: Sampling
+    closing_ids: tuple[int, ...]
+    in_thought: bool
+    may_open: bool
+    closes_before_deadline: bool
+    deadline_monotonic: float | None
+    seconds_per_token: float | None
+    window_left_tokens: int
+    """Most output tokens that the window leaves beside the prompt and the markers."""
+
+
+def plan_generation(request: Request, engine: Engine, config: Config, seconds_to_deadline: float | None) -> Plan:
+    """Plans one call. Raises BadRequest, ContextOverflow or FeatureOff; never touches the engine's work."""
+    card, tokenizer = engine.card, engine.tokenizer
+    load = engine.load()
+    now = Situation(seconds_to_deadline, load.seconds_per_token, load.first_token_seconds)
+    thinking = request.thinking
+    if thinking.mode is None:
+        thinking = replace(thinking, mode=ThinkingMode(config.thinking.default_mode))
+    question = question_of(request.messages, request.text)
+    raw = request.messages is None
+    ids: Sequence[int] = ()
+    in_thought = may_open = False
+    if raw:
+        ids = request.token_ids if request.token_ids is not None else tokenizer.encode(request.text or "")
+        in_thought = ends_in_thought(ids, card.markers)
+        choice = _raw_choice(request.thinking, in_thought, card.markers)
+        may_open = card.markers is not None and not in_thought and choice.mode is ThinkingMode.THINKING
+    else:
+        choice = choose_mode(thinking, config.thinking, card, question, now)
+    thinks = choice.mode is ThinkingMode.THINKING
+    closing_ids = _closing_ids(thinking, config, card.markers, tokenizer) if thinks or in_thought else ()
+    # The markers need room in the window too, beside what counts as output.
+    overhead = len(closing_ids) + (1 if may_open else 0)
+    context = _fit(request, config, card, tokenizer, choice, ids, overhead)
+    window_left = context.window_tokens - len(context.prompt_token_ids) - overhead
+    budget = plan_budget(
+        thinking,
+        request.output,
+        config.thinking,
+        choice,
+        window_left_tokens=window_left,
+        max_output_limit_tokens=config.limits.max_output_tokens,
+    )
+    if not raw:
+        in_thought = thinks
+    return Plan(
+        request=request,
+        context=context,
+        budget=budget,
+        choice=choice,
+        sampling=effective_sampling(request.sampling, card.default_sampling),
+        closing_ids=closing_ids,
+        in_thought=in_thought,
+        may_open=may_open,
+        closes_before_deadline=thinks and thinking.mode is ThinkingMode.AUTO,
+        deadline_monotonic=None if seconds_to_deadline is None else time.monotonic() + seconds_to_deadline,
+        seconds_per_token=load.seconds_per_token,
+        window_left_tokens=window_left,
+    )
+
+
+def _fit(
+    request: Request,
+    config: Config,
+    card: ModelCard,
+    tokenizer: Tokenizer,
+    choice: ModeChoice,
+    ids: Sequence[int],
+    overhead_tokens: int,
+) -> ContextPlan:
+    window = window_tokens(request.context, card)
+    overflow = request.context.overflow
+    wanted = request.output.max_tokens
+    if wanted is None:
+        # Where the policy makes room, it makes enough for a real answer; an error is only raised where not even one
+        # token fits.
+        wanted = 1 if overflow is Overflow.ERROR else min(config.thinking.answer_reserve_tokens, max(1, window // 4))
+    needed = wanted + overhead_tokens
+    if request.messages is None:
+        return fit_tokens(ids, overflow, window, needed)
+    thinks = choice.mode is ThinkingMode.THINKING
+
+    def render(messages: Sequence[Message]) -> list[int]:
+        return tokenizer.render(messages, thinking=thinks)
+
+    return fit_messages(request.messages, render, overflow, window, needed)
+
+
+def ends_in_thought(ids: Sequence[int], markers: Markers | None) -> bool:
+    """Whether a raw prompt ends inside an open think section."""
+    if markers is None:
+        return False
+    for token_id in reversed(ids):
+        if token_id == markers.close_id:
+            return False
+        if token_id == markers.open_id:
+            return True
+    return False
+
+
+def _raw_choice(thinking: ThinkingConfig, in_thought: bool, markers: Markers | None) -> ModeChoice:
+    """Raw input is left as it stands: its markers, not the mode, say whether there is a thought."""
+    if in_thought:
+        if thinking.mode is ThinkingMode.FAST:
+            raise _conflict("the prompt ends inside an open think section: FAST does not apply")
+        return ModeChoice(ThinkingMode.THINKING, None, "raw prompt that ends inside an open think section")
+    if thinking.mode is ThinkingMode.THINKING or thinking.budget_tokens not in (None, 0):
+        if markers is None:
+            raise _conflict("this model has no think section")
+        return ModeChoice(ThinkingMode.THINKING, None, "raw prompt; the model may open its own think section")
+    return ModeChoice(ThinkingMode.FAST, None, "raw prompt without an open think section")
+
+
+def _conflict(description: str) -> BadRequest:
+    return BadRequest(FieldViolation("spec.thinking.mode", description, "CONFLICTING_FIELDS"))
+
+
+def _closing_ids(
+    thinking: ThinkingConfig, config: Config, markers: Markers | None, tokenizer: Tokenizer
+) -> tuple[int, ...]:
+    if markers is None:
+        return ()
+    message = config.thinking.closing_message if thinking.closing_message is None else thinking.closing_message
+    return (*(tokenizer.encode(message) if message else ()), markers.close_id)
+
+
+def effective_sampling(asked: Sampling, defaults: Sampling) -> Sampling:
+    """What was asked, with the checkpoint's own defaults in the gaps."""
+    filled = {
+        f.name: getattr(defaults, f.name) if getattr(asked, f.name) is None else getattr(asked, f.name)
+        for f in fields(Sampling)
+    }
+    return Sampling(**filled)

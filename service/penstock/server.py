@@ -1,0 +1,130 @@
+"""The listener: gRPC options, health, reflection, and a life that starts NOT_SERVING and ends by draining."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from penstock_client.v1 import (
+    generation_pb2,
+    generation_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+    routing_pb2,
+    routing_pb2_grpc,
+)
+
+from penstock.admission import Admission
+from penstock.config import Config, ServerSettings
+from penstock.engine import Engine
+from penstock.errors import ConfigError, EngineDown
+from penstock.interceptor import StatusInterceptor
+from penstock.servicer import GenerationServicer, House, ModelServicer, RoutingServicer
+from penstock.usage import PriceList
+
+SERVICES = tuple(
+    module.DESCRIPTOR.services_by_name[name].full_name
+    for module, name in (
+        (generation_pb2, "GenerationService"),
+        (model_pb2, "ModelService"),
+        (routing_pb2, "RoutingService"),
+    )
+)
+# Health of the process, as against readiness: SERVING from the first moment to the last, for liveness probes.
+LIVENESS = "liveness"
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+def _options(settings: ServerSettings) -> list[tuple[str, int]]:
+    options = [
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.max_send_message_length", settings.max_message_bytes),
+        ("grpc.max_metadata_size", 16 * 1024),
+        # A long silent prefill must not be cut for too many pings, nor an idle channel for none.
+        ("grpc.http2.max_ping_strikes", 0),
+        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        # Two servers on one port would share its calls at random.
+        ("grpc.so_reuseport", 0),
+    ]
+    if settings.max_connection_age_seconds is not None:
+        options.append(("grpc.max_connection_age_ms", int(settings.max_connection_age_seconds * 1000)))
+        options.append(("grpc.max_connection_age_grace_ms", int(settings.drain_seconds * 1000)))
+    return options
+
+
+class Server:
+    """Listens at once, serves once it has an engine. `engine` is set by whoever started one."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._engine: Engine | None = None
+        self._health = health.aio.HealthServicer()
+        self.admission = Admission(config.server.max_concurrent_calls)
+        self._grpc = grpc.aio.server(interceptors=[StatusInterceptor()], options=_options(config.server))
+        house = House(config, PriceList(config.price_tiers), self.admission, self._require_engine)
+        generation_pb2_grpc.add_GenerationServiceServicer_to_server(GenerationServicer(house), self._grpc)
+        model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(house), self._grpc)
+        routing_pb2_grpc.add_RoutingServiceServicer_to_server(RoutingServicer(), self._grpc)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        if config.server.reflection:
+            names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, self._grpc)
+
+    def _require_engine(self) -> Engine:
+        if self._engine is None:
+            raise EngineDown("the engine is still loading")
+        return self._engine
+
+    async def listen(self) -> str:
+        """Binds and answers health NOT_SERVING; the bound host:port. Raises ConfigError where it cannot."""
+        host, port = _host_and_port(self._config.server)
+        try:
+            bound = self._grpc.add_insecure_port(f"{host}:{port}")
+        except RuntimeError as error:
+            raise ConfigError(f"server.listen: cannot listen on {host}:{port}: is it taken, or not ours?") from error
+        await self._set_ready(False)
+        await self._health.set(LIVENESS, _SERVING)
+        await self._grpc.start()
+        return f"{host}:{bound}"
+
+    async def serve_with(self, engine: Engine) -> None:
+        """Takes calls from now on."""
+        self._engine = engine
+        await self._set_ready(True)
+
+    async def drain(self, seconds: float) -> None:
+        """Refuses new calls, lets those under way end for at most `seconds`, then ends them."""
+        self.admission.draining = True
+        await self._set_ready(False)
+        await self._grpc.stop(grace=seconds if self.admission.running_calls else 0)
+
+    async def _set_ready(self, ready: bool) -> None:
+        state = _SERVING if ready else _NOT_SERVING
+        await asyncio.gather(*(self._health.set(name, state) for name in ("", *SERVICES)))
+
+
+def _host_and_port(settings: ServerSettings) -> tuple[str, int]:
+    host, _, port = settings.listen.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise ConfigError(f"server.listen: {settings.listen!r} is not host:port")
+    if not settings.insecure and not _is_loopback(host):
+        raise ConfigError(
+            f"server.listen: {host} is not loopback and this is plaintext: say --insecure (server.insecure = true) to "
+            "allow it, behind something that encrypts"
+        )
+    return host, int(port)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,263 @@
+"""Splits what the engine samples into thought and answer: a state machine by token id, with the budget as its gate.
+
+    THOUGHT --close marker--> ANSWER --EOS | stop token | stop string | max tokens--> done
+       |--- budget spent, or EOS inside the thought ---> the caller must close the thought (Verdict.CLOSE_THOUGHT)
+                                ANSWER --open marker--> the caller must go on without it (Verdict.REOPENED)
+
+The splitter only ever keeps tokens that hold with the budget; the rest of a chunk after a verdict is dropped, and
+whoever drives it starts a continuation from `context_ids`. That is what makes the budget exact whatever the engine
+does: speculative decoding may hand over several tokens past the gate at once.
+"""
+
+from __future__ import annotations
+
+import codecs
+import enum
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from penstock.types import Delta, Markers, TokenLogprobs
+
+
+class Verdict(enum.Enum):
+    """What must happen before the next token. GO_ON: nothing."""
+
+    GO_ON = enum.auto()
+    CLOSE_THOUGHT_AT_BUDGET = enum.auto()
+    CLOSE_THOUGHT_AFTER_EOS = enum.auto()
+    REOPENED = enum.auto()
+    EOS = enum.auto()
+    STOP_TOKEN = enum.auto()
+    STOP_STRING = enum.auto()
+    MAX_OUTPUT_TOKENS = enum.auto()
+
+
+class Utf8Text:
+    """Bytes of tokens in, whole characters out. Bytes that can never become a character turn into U+FFFD."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, piece: bytes) -> str:
+        return self._decoder.decode(piece)
+
+    def flush(self) -> str:
+        return self._decoder.decode(b"", final=True)
+
+
+class StopStrings:
+    """Finds the first stop string in a stream of text, holding back only what may still become one."""
+
+    def __init__(self, stop_strings: Sequence[str]) -> None:
+        self._stops = tuple(stop_strings)
+        self._held = ""
+        self.matched = ""
+
+    def push(self, text: str) -> str:
+        """Text that is certainly before any stop string. Sets `matched` once one is found."""
+        if not self._stops:
+            return text
+        text = self._held + text
+        hits = [(text.find(stop), stop) for stop in self._stops if stop in text]
+        if hits:
+            # The earliest start wins; of two at the same place the longer one, so that the result does not hang on
+            # the order in which the caller listed them.
+            at, self.matched = min(hits, key=lambda hit: (hit[0], -len(hit[1])))
+            self._held = ""
+            return text[:at]
+        keep = self._longest_held(text)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def _longest_held(self, text: str) -> int:
+        longest = max(len(stop) for stop in self._stops) - 1
+        for length in range(min(longest, len(text)), 0, -1):
+            if any(stop.startswith(text[-length:]) for stop in self._stops):
+                return length
+        return 0
+
+    def flush(self) -> str:
+        held, self._held = self._held, ""
+        return held
+
+
+@dataclass(slots=True)
+class _Pending:
+    """What waits to become the next delta of one kind."""
+
+    text: str = ""
+    tokens: int = 0
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class SplitSettings:
+    """`markers` None means that the model does not think. Budgets in tokens; `max_output_tokens` = thought + answer."""
+
+    markers: Markers | None
+    eos_ids: frozenset[int]
+    thought_budget_tokens: int
+    max_output_tokens: int
+    stop_strings: tuple[str, ...] = ()
+    stop_token_ids: frozenset[int] = frozenset()
+
+
+class Splitter:
+    """One candidate's stream. `context_ids` is every token after the prompt that the model must see to go on."""
+
+    def __init__(
+        self,
+        settings: SplitSettings,
+        token_bytes: Callable[[int], bytes],
+        *,
+        candidate_index: int = 0,
+        in_thought: bool,
+        may_open: bool = False,
+    ) -> None:
+        self._settings = settings
+        self._bytes = token_bytes
+        self._index = candidate_index
+        self.in_thought = in_thought
+        self._may_open = may_open
+        self.thought_tokens = 0
+        self.answer_tokens = 0
+        self.marker_tokens = 0
+        self.context_ids: list[int] = []
+        self._thought_text = Utf8Text()
+        self._answer_text = Utf8Text()
+        self._stops = StopStrings(settings.stop_strings)
+        # The separator after the marker is generated and counted, and is not part of the answer's text.
+        self._trim_answer_start = settings.markers is not None and in_thought
+        self._thought = _Pending()
+        self._answer = _Pending()
+
+    @property
+    def matched_stop(self) -> str:
+        return self._stops.matched
+
+    @property
+    def output_tokens(self) -> int:
+        return self.thought_tokens + self.answer_tokens
+
+    def push(self, ids: Sequence[int], logprobs: Sequence[TokenLogprobs] = ()) -> Verdict:
+        """Takes one engine step. Tokens after the first one that gives a verdict are dropped."""
+        for position, token_id in enumerate(ids):
+            logprob = logprobs[position] if logprobs else None
+            verdict = (
+                self._thought_token(token_id, logprob) if self.in_thought else self._answer_token(token_id, logprob)
+            )
+            if verdict is not Verdict.GO_ON:
+                return verdict
+        return Verdict.GO_ON
+
+    def _thought_token(self, token_id: int, logprob: TokenLogprobs | None) -> Verdict:
+        settings = self._settings
+        if settings.markers is not None and token_id == settings.markers.close_id:
+            self.marker_tokens += 1
+            self.context_ids.append(token_id)
+            self._leave_thought()
+            return Verdict.GO_ON
+        if token_id in settings.eos_ids or token_id in settings.stop_token_ids:
+            # The end of turn inside a thought: dropped, so that an answer can still follow.
+            self.marker_tokens += 1
+            return Verdict.CLOSE_THOUGHT_AFTER_EOS
+        if self.thought_tokens >= settings.thought_budget_tokens:
+            return Verdict.CLOSE_THOUGHT_AT_BUDGET
+        if self.output_tokens >= settings.max_output_tokens:
+            return Verdict.MAX_OUTPUT_TOKENS
+        self.thought_tokens += 1
+        self.context_ids.append(token_id)
+        self._keep(self._thought, token_id, logprob, self._thought_text.push(self._bytes(token_id)))
+        return Verdict.GO_ON
+
+    def _answer_token(self, token_id: int, logprob: TokenLogprobs | None) -> Verdict:
+        settings = self._settings
+        if settings.markers is not None:
+            if token_id == settings.markers.open_id:
+                return self._open_marker(token_id)
+            if token_id == settings.markers.close_id:
+                self.marker_tokens += 1
+                self.context_ids.append(token_id)
+                return Verdict.GO_ON
+        if self.output_tokens >= settings.max_output_tokens:
+            return Verdict.MAX_OUTPUT_TOKENS
+        self.answer_tokens += 1
+        self.context_ids.append(token_id)
+        ends = token_id in settings.eos_ids or token_id in settings.stop_token_ids
+        text = "" if ends else self._answer_piece(self._bytes(token_id))
+        self._keep(self._answer, token_id, logprob, text)
+        if ends:
+            return Verdict.EOS if token_id in settings.eos_ids else Verdict.STOP_TOKEN
+        if self._stops.matched:
+            return Verdict.STOP_STRING
+        return Verdict.MAX_OUTPUT_TOKENS if self.output_tokens >= settings.max_output_tokens else Verdict.GO_ON
+
+    def _open_marker(self, token_id: int) -> Verdict:
+        if not self._may_open or self.answer_tokens:
+            return Verdict.REOPENED
+        # A raw prompt that leaves the opening to the model: its first token may open the one and only thought.
+        self._may_open = False
+        self.in_thought = self._trim_answer_start = True
+        self.marker_tokens += 1
+        self.context_ids.append(token_id)
+        return Verdict.GO_ON
+
+    def _answer_piece(self, piece: bytes) -> str:
+        text = self._answer_text.push(piece)
+        if self._trim_answer_start:
+            text = text.lstrip("\n")
+            self._trim_answer_start = not text
+        return self._stops.push(text)
+
+    @staticmethod
+    def _keep(pending: _Pending, token_id: int, logprob: TokenLogprobs | None, text: str) -> None:
+        pending.text += text
+        pending.tokens += 1
+        pending.token_ids.append(token_id)
+        if logprob is not None:
+            pending.logprobs.append(logprob)
+
+    def close_thought(self, closing_ids: Sequence[int]) -> None:
+        """The caller closes the thought: `closing_ids` (message, marker, separator) go into the context, uncounted."""
+        self.context_ids.extend(closing_ids)
+        self.marker_tokens += len(closing_ids)
+        self._leave_thought()
+
+    def _leave_thought(self) -> None:
+        self._thought.text += self._thought_text.flush()
+        self.in_thought = False
+
+    def take(self, *, final: bool = False) -> list[Delta]:
+        """Deltas that are due, thought before answer. Tokens without text yet wait for it, until `final`."""
+        if final:
+            self._answer.text += self._flush_answer()
+            if self.in_thought:
+                self._thought.text += self._thought_text.flush()
+        deltas = []
+        if self._due(self._thought, final or not self.in_thought):
+            deltas.append(self._delta(self._thought, is_thought=True))
+            self._thought = _Pending()
+        if self._due(self._answer, final):
+            deltas.append(self._delta(self._answer, is_thought=False))
+            self._answer = _Pending()
+        return deltas
+
+    def _flush_answer(self) -> str:
+        if self._stops.matched:
+            return ""
+        return self._stops.push(self._answer_text.flush()) + self._stops.flush()
+
+    @staticmethod
+    def _due(pending: _Pending, over: bool) -> bool:
+        return bool(pending.text) or (over and pending.tokens > 0)
+
+    def _delta(self, pending: _Pending, *, is_thought: bool) -> Delta:
+        return Delta(
+            candidate_index=self._index,
+            is_thought=is_thought,
+            text=pending.text,
+            token_count=pending.tokens,
+            token_ids=tuple(pending.token_ids),
+            logprobs=tuple(pending.logprobs),
+        )

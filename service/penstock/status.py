@@ -1,0 +1,65 @@
+"""The one table from the service's errors to gRPC statuses, and the status details that go with them."""
+
+from __future__ import annotations
+
+import grpc
+from google.protobuf import any_pb2
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+
+from penstock import errors
+from penstock.wire import duration
+
+DOMAIN = "penstock.v1"
+DETAILS_KEY = "grpc-status-details-bin"
+
+_CODES: dict[type[errors.PenstockError], grpc.StatusCode] = {
+    errors.BadRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.ContextOverflow: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.FeatureOff: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.NotImplementedYet: grpc.StatusCode.UNIMPLEMENTED,
+    errors.ModelNotFound: grpc.StatusCode.NOT_FOUND,
+    errors.Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.DeadlinePassed: grpc.StatusCode.DEADLINE_EXCEEDED,
+    errors.Draining: grpc.StatusCode.UNAVAILABLE,
+    errors.EngineDown: grpc.StatusCode.UNAVAILABLE,
+    errors.EngineRefused: grpc.StatusCode.INTERNAL,
+}
+# What callers read where the cause is ours: no exception text ever leaves the process.
+_INTERNAL = "the service failed; its log has the cause"
+
+
+def status_of(error: Exception) -> tuple[grpc.StatusCode, str, bytes]:
+    """Status code, message and serialised google.rpc.Status of an error. Anything unforeseen is a bare INTERNAL."""
+    if not isinstance(error, errors.PenstockError) or type(error) not in _CODES:
+        return _packed(grpc.StatusCode.INTERNAL, _INTERNAL, [_info("INTERNAL", {})])
+    code = _CODES[type(error)]
+    message = _INTERNAL if code is grpc.StatusCode.INTERNAL else error.message
+    details: list[Message] = [_info(error.reason, dict(error.metadata))]
+    if isinstance(error, errors.BadRequest):
+        details.append(_bad_request(error))
+    if isinstance(error, errors.Overloaded):
+        details.append(error_details_pb2.RetryInfo(retry_delay=duration(error.retry_after_seconds)))
+    return _packed(code, message, details)
+
+
+def _info(reason: str, metadata: dict[str, str]) -> error_details_pb2.ErrorInfo:
+    return error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=metadata)
+
+
+def _bad_request(error: errors.BadRequest) -> error_details_pb2.BadRequest:
+    violations = [
+        error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.description, reason=v.reason)
+        for v in error.violations
+    ]
+    return error_details_pb2.BadRequest(field_violations=violations)
+
+
+def _packed(code: grpc.StatusCode, message: str, details: list[Message]) -> tuple[grpc.StatusCode, str, bytes]:
+    packed = []
+    for detail in details:
+        wrapper = any_pb2.Any()
+        wrapper.Pack(detail)
+        packed.append(wrapper)
+    status = status_pb2.Status(code=code.value[0], message=message, details=packed)
+    return code, message, status.SerializeToString()

@@ -1,0 +1,170 @@
+"""How much a request may think: pure policy, from what was asked and what is known to a plan that holds.
+
+Whatever is asked, the budget that comes out is finite, leaves the reserve for the answer, and says why it is so.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from penstock.config import ThinkingSettings
+from penstock.errors import BadRequest, FeatureOff, FieldViolation
+from penstock.types import Message, ModelCard, Output, Role, ThinkingConfig, ThinkingMode
+
+# A budget below this is not worth a thought: it would be cut before its first step is written.
+_SMALLEST_AUTO_BUDGET_TOKENS = 4
+# Share of the measured pace that a plan counts on: under load the next tokens may come slower than the last ones.
+_PACE_MARGIN = 1.25
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What is known when the call is planned. Seconds; None where there is no deadline, or no measurement yet."""
+
+    seconds_to_deadline: float | None = None
+    seconds_per_token: float | None = None
+    first_token_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModeChoice:
+    """The mode that the prompt is rendered in, and for AUTO the most it may think. Never AUTO."""
+
+    mode: ThinkingMode
+    auto_budget_tokens: int | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Tokens. `thought + reserve <= max_output` always holds where there is a thought."""
+
+    thought_tokens: int
+    answer_reserve_tokens: int
+    max_output_tokens: int
+    reason: str
+
+
+def choose_mode(
+    config: ThinkingConfig, defaults: ThinkingSettings, card: ModelCard, question: str, now: Situation
+) -> ModeChoice:
+    """FAST or THINKING, before the prompt is rendered (the two render differently).
+
+    Raises FeatureOff where a thought is asked of a model that has none, BadRequest for FAST with a budget.
+    """
+    if config.mode is ThinkingMode.FAST:
+        if config.budget_tokens not in (None, 0):
+            raise _violation("thinking_budget", "must be absent or 0 with THINKING_MODE_FAST", "CONFLICTING_FIELDS")
+        return ModeChoice(ThinkingMode.FAST, None, "fast: asked for")
+    if card.markers is None:
+        if config.mode is ThinkingMode.THINKING:
+            raise FeatureOff("this model has no think section", field="spec.thinking.mode", feature="thinking")
+        return ModeChoice(ThinkingMode.FAST, None, "auto: this model has no think section")
+    if config.budget_tokens == 0:
+        return ModeChoice(ThinkingMode.FAST, None, "thinking_budget 0: no thought")
+    if config.mode is ThinkingMode.THINKING:
+        return ModeChoice(ThinkingMode.THINKING, None, "thinking: asked for")
+    return _choose_auto(config, defaults, question, now)
+
+
+def _choose_auto(config: ThinkingConfig, defaults: ThinkingSettings, question: str, now: Situation) -> ModeChoice:
+    budget, reason = defaults.auto_budget_tokens, f"at most {defaults.auto_budget_tokens} tokens by default"
+    if not needs_thought(question):
+        return ModeChoice(ThinkingMode.FAST, 0, "auto: a short question with nothing to work out")
+    affordable = affordable_tokens(now, defaults)
+    if affordable is not None:
+        affordable -= config.answer_reserve_tokens or defaults.answer_reserve_tokens
+        if affordable < budget:
+            assert now.seconds_to_deadline is not None
+            assert now.seconds_per_token is not None
+            pace_ms = now.seconds_per_token * 1000
+            budget, reason = (
+                affordable,
+                f"{now.seconds_to_deadline:.1f} s to the deadline at {pace_ms:.1f} ms per token",
+            )
+    if config.budget_tokens is not None and 0 <= config.budget_tokens < budget:
+        budget, reason = config.budget_tokens, f"thinking_budget {config.budget_tokens} as upper bound"
+    if budget < _SMALLEST_AUTO_BUDGET_TOKENS:
+        return ModeChoice(ThinkingMode.FAST, 0, f"auto: no room for a thought: {reason}")
+    return ModeChoice(ThinkingMode.THINKING, budget, f"auto: {reason}")
+
+
+def affordable_tokens(now: Situation, defaults: ThinkingSettings) -> int | None:
+    """Output tokens that fit before the deadline at the measured pace; None without a deadline or a measurement."""
+    if now.seconds_to_deadline is None or now.seconds_per_token is None:
+        return None
+    spare = now.seconds_to_deadline - defaults.deadline_margin_seconds - (now.first_token_seconds or 0.0)
+    return max(0, int(spare / (now.seconds_per_token * _PACE_MARGIN)))
+
+
+def needs_thought(question: str) -> bool:
+    """Whether a question looks like work: several quantities, several sentences, or code. Cheap, and blind to topic."""
+    numbers = len(re.findall(r"\d+", question))
+    words = len(question.split())
+    return numbers >= 3 or words > 24 or "\n" in question.strip() or "```" in question
+
+
+def question_of(messages: tuple[Message, ...] | None, text: str | None) -> str:
+    """What AUTO looks at: the last user turn, or the raw text."""
+    if messages is not None:
+        return next((m.content for m in reversed(messages) if m.role is Role.USER), "")
+    return text or ""
+
+
+def plan_budget(
+    config: ThinkingConfig,
+    output: Output,
+    defaults: ThinkingSettings,
+    choice: ModeChoice,
+    *,
+    window_left_tokens: int,
+    max_output_limit_tokens: int | None,
+) -> Budget:
+    """The budget that holds. `window_left_tokens` is what prompt and closing markers leave of the window, at least 1.
+
+    Raises BadRequest (BUDGET_DOES_NOT_FIT) where the caller's own numbers contradict each other.
+    """
+    room = min(window_left_tokens, max_output_limit_tokens or window_left_tokens)
+    max_output = min(output.max_tokens or room, room)
+    if choice.mode is ThinkingMode.FAST:
+        return Budget(0, 0, max_output, choice.reason)
+    _refuse_contradictions(config, output)
+    asked = choice.auto_budget_tokens if choice.auto_budget_tokens is not None else config.budget_tokens
+    if asked is None:
+        asked = defaults.default_budget_tokens
+    reserve = config.answer_reserve_tokens
+    if reserve is None:
+        # The server's own reserve gives way to a small max_output_tokens: first to the caller's budget, then to half.
+        wish = config.budget_tokens if config.budget_tokens not in (None, -1) else max_output // 2
+        reserve = max(1, min(defaults.answer_reserve_tokens, max_output - (wish or 0)))
+    reserve = min(reserve, max_output)
+    most = max_output - reserve
+    if asked == -1:
+        return Budget(most, reserve, max_output, f"{choice.reason}; no limit but the reserve of {reserve}")
+    if asked > most:
+        return Budget(
+            most, reserve, max_output, f"{choice.reason}; clamped from {asked} to leave {reserve} for the answer"
+        )
+    return Budget(asked, reserve, max_output, choice.reason)
+
+
+def _refuse_contradictions(config: ThinkingConfig, output: Output) -> None:
+    if output.max_tokens is None:
+        return
+    reserve = config.answer_reserve_tokens or 1
+    if config.budget_tokens is not None and config.budget_tokens + reserve > output.max_tokens:
+        raise _violation(
+            "thinking_budget",
+            f"{config.budget_tokens} plus an answer reserve of {reserve} does not fit max_output_tokens "
+            f"{output.max_tokens}",
+            "BUDGET_DOES_NOT_FIT",
+        )
+    if config.answer_reserve_tokens is not None and config.answer_reserve_tokens > output.max_tokens:
+        raise _violation(
+            "answer_reserve", f"must be at most max_output_tokens {output.max_tokens}", "BUDGET_DOES_NOT_FIT"
+        )
+
+
+def _violation(name: str, description: str, reason: str) -> BadRequest:
+    return BadRequest(FieldViolation(f"spec.thinking.{name}", description, reason))

@@ -1,0 +1,67 @@
+"""Exact money for exact counts: prices in integer ticks of 1e-10 USD per token, tiers by prompt length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from penstock.config import PriceTier
+from penstock.types import Cost, Usage
+
+# 1 USD per million tokens = 1e-6 USD per token = 10,000 ticks of 1e-10 USD per token.
+TICKS_PER_TOKEN_AT_1_USD_PER_MILLION = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class TickTier:
+    """One price tier, in ticks per token."""
+
+    up_to_prompt_tokens: int | None
+    input_usd_ticks: int
+    cached_usd_ticks: int
+    output_usd_ticks: int
+
+
+class PriceList:
+    """Prices by prompt length. Empty: nothing has a cost."""
+
+    def __init__(self, tiers: Sequence[PriceTier]) -> None:
+        self.tiers = tuple(_in_ticks(tier) for tier in tiers)
+
+    def cost(self, usage: Usage) -> Cost | None:
+        """Cost of a call; None without a price list. A prompt above the last bounded tier is priced by that tier."""
+        tier = self._tier(usage.prompt_tokens)
+        if tier is None:
+            return None
+        return Cost(
+            input_usd_ticks=(usage.prompt_tokens - usage.cached_tokens) * tier.input_usd_ticks,
+            cached_usd_ticks=usage.cached_tokens * tier.cached_usd_ticks,
+            output_usd_ticks=usage.output_tokens * tier.output_usd_ticks,
+        )
+
+    def _tier(self, prompt_tokens: int) -> TickTier | None:
+        for tier in self.tiers:
+            if tier.up_to_prompt_tokens is None or prompt_tokens <= tier.up_to_prompt_tokens:
+                return tier
+        return self.tiers[-1] if self.tiers else None
+
+
+def _in_ticks(tier: PriceTier) -> TickTier:
+    cached = tier.input_usd_per_million if tier.cached_usd_per_million is None else tier.cached_usd_per_million
+    return TickTier(
+        up_to_prompt_tokens=tier.up_to_prompt_tokens,
+        input_usd_ticks=int(tier.input_usd_per_million * TICKS_PER_TOKEN_AT_1_USD_PER_MILLION),
+        cached_usd_ticks=int(cached * TICKS_PER_TOKEN_AT_1_USD_PER_MILLION),
+        output_usd_ticks=int(tier.output_usd_per_million * TICKS_PER_TOKEN_AT_1_USD_PER_MILLION),
+    )
+
+
+def total(usages: Sequence[Usage]) -> Usage:
+    """Counts of all candidates together. They share one prompt: it is counted, and billed, once."""
+    summed: dict[str, Any] = {}
+    for f in fields(Usage):
+        counts = [count for usage in usages if (count := getattr(usage, f.name)) is not None]
+        shared = f.name in ("prompt_tokens", "cached_tokens")
+        summed[f.name] = (counts[0] if shared else sum(counts)) if counts else None
+    return Usage(**summed)

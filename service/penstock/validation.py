@@ -1,0 +1,182 @@
+"""The door: every field of a request against its range, the server's limits and what the engine refuses.
+
+All violations are found before any is raised, each under its proto path, so that a caller mends them in one go.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from penstock.config import LimitSettings
+from penstock.errors import BadRequest, FeatureOff, FieldViolation, ModelNotFound
+from penstock.types import Message, ModelCard, Request, Role, Sampling, StructuredOutput
+
+_INT32_MAX = 2**31 - 1
+_MAX_LABEL_BYTES = 256
+
+
+def validate(request: Request, card: ModelCard, limits: LimitSettings) -> None:
+    """Raises BadRequest with every violation, ModelNotFound, or FeatureOff; returns where all is well."""
+    if request.model not in ("", card.name):
+        raise ModelNotFound("this model is not served here", served_model=card.name)
+    violations = [
+        *_input(request, card, limits),
+        *_thinking(request, limits),
+        *_context(request),
+        *_sampling(request.sampling, card, limits),
+        *_output(request, card, limits),
+    ]
+    if violations:
+        raise BadRequest(*violations)
+    _refuse_unsupported(request, card)
+
+
+def _invalid(field: str, description: str, reason: str = "INVALID_FIELD") -> FieldViolation:
+    return FieldViolation(f"spec.{field}", description, reason)
+
+
+def _limit(field: str, got: int, most: int, unit: str) -> Iterator[FieldViolation]:
+    if got > most:
+        yield _invalid(field, f"has {got} {unit}, at most {most} are allowed", "LIMIT_EXCEEDED")
+
+
+def _number(
+    field: str, value: float | None, low: float, high: float, *, low_open: bool = False
+) -> Iterator[FieldViolation]:
+    if value is None:
+        return
+    above = value > low if low_open else value >= low
+    if not (math.isfinite(value) and above and value <= high):
+        yield _invalid(field, f"must be in {'(' if low_open else '['}{low:g}, {high:g}]")
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode())
+
+
+def _input(request: Request, card: ModelCard, limits: LimitSettings) -> Iterator[FieldViolation]:
+    if request.messages is not None:
+        yield from _messages(request.messages, limits)
+    elif request.text is not None:
+        if not request.text:
+            yield _invalid("text", "must not be empty", "MISSING_FIELD")
+        yield from _limit("text", _bytes(request.text), limits.max_prompt_bytes, "bytes")
+    elif request.token_ids is not None:
+        if not request.token_ids:
+            yield _invalid("token_ids.ids", "must not be empty", "MISSING_FIELD")
+        yield from _ids("token_ids.ids", request.token_ids, card)
+    else:
+        yield _invalid("input", "one of messages, text, token_ids is required", "MISSING_FIELD")
+
+
+def _ids(field: str, ids: Sequence[int], card: ModelCard) -> Iterator[FieldViolation]:
+    for index, token_id in enumerate(ids):
+        if not 0 <= token_id < card.vocab_size:
+            yield _invalid(f"{field}[{index}]", f"must be in [0, {card.vocab_size})")
+            return  # One is enough: a wrong vocabulary would make thousands.
+
+
+def _messages(messages: Sequence[Message], limits: LimitSettings) -> Iterator[FieldViolation]:
+    if not messages:
+        yield _invalid("messages.messages", "must not be empty", "MISSING_FIELD")
+        return
+    yield from _limit("messages.messages", len(messages), limits.max_messages, "messages")
+    yield from _limit("messages", sum(_bytes(m.content) for m in messages), limits.max_prompt_bytes, "bytes")
+    for index, message in enumerate(messages):
+        path = f"messages.messages[{index}]"
+        if message.role is Role.SYSTEM and index > 0:
+            yield _invalid(f"{path}.role", "the system message must be the first", "CONFLICTING_FIELDS")
+        if not message.content and message.role is not Role.SYSTEM:
+            yield _invalid(f"{path}.content", "must not be empty", "MISSING_FIELD")
+    if messages[-1].role is not Role.USER:
+        yield _invalid(f"messages.messages[{len(messages) - 1}].role", "the last message must be the user's")
+
+
+def _thinking(request: Request, limits: LimitSettings) -> Iterator[FieldViolation]:
+    thinking = request.thinking
+    yield from _number("thinking.thinking_budget", thinking.budget_tokens, -1, _INT32_MAX)
+    yield from _number("thinking.answer_reserve", thinking.answer_reserve_tokens, 1, _INT32_MAX)
+    if thinking.closing_message is not None:
+        size = _bytes(thinking.closing_message)
+        yield from _limit("thinking.closing_message", size, limits.max_closing_message_bytes, "bytes")
+
+
+def _context(request: Request) -> Iterator[FieldViolation]:
+    yield from _number("context.max_context_tokens", request.context.max_context_tokens, 2, _INT32_MAX)
+    for field in ("cache_salt", "session_id"):
+        yield from _limit(f"context.{field}", _bytes(getattr(request.context, field) or ""), _MAX_LABEL_BYTES, "bytes")
+
+
+def _sampling(sampling: Sampling, card: ModelCard, limits: LimitSettings) -> Iterator[FieldViolation]:
+    yield from _number("sampling.temperature", sampling.temperature, 0, 2)
+    yield from _number("sampling.top_p", sampling.top_p, 0, 1, low_open=True)
+    yield from _number("sampling.top_k", sampling.top_k, 0, card.vocab_size)
+    yield from _number("sampling.min_p", sampling.min_p, 0, 1)
+    yield from _number("sampling.presence_penalty", sampling.presence_penalty, -2, 2)
+    yield from _number("sampling.frequency_penalty", sampling.frequency_penalty, -2, 2)
+    yield from _number("sampling.repetition_penalty", sampling.repetition_penalty, 0, 2, low_open=True)
+    if sampling.seed is not None and sampling.seed < 0:
+        yield _invalid("sampling.seed", "must be in [0, 2^63)")
+    yield from _limit("sampling.logit_bias", len(sampling.logit_bias), limits.max_logit_biases, "entries")
+    for token_id, bias in sampling.logit_bias.items():
+        path = f"sampling.logit_bias[{token_id}]"
+        if not 0 <= token_id < card.vocab_size:
+            yield _invalid(path, f"token id must be in [0, {card.vocab_size})")
+        yield from _number(path, bias, -100, 100)
+
+
+def _output(request: Request, card: ModelCard, limits: LimitSettings) -> Iterator[FieldViolation]:
+    output = request.output
+    yield from _number("output.max_output_tokens", output.max_tokens, 1, _INT32_MAX)
+    if limits.max_output_tokens is not None and output.max_tokens is not None:
+        yield from _limit("output.max_output_tokens", output.max_tokens, limits.max_output_tokens, "tokens")
+    yield from _number("output.min_output_tokens", output.min_tokens, 0, _INT32_MAX)
+    if output.max_tokens is not None and output.min_tokens > output.max_tokens:
+        yield _invalid("output.min_output_tokens", "must be at most max_output_tokens", "CONFLICTING_FIELDS")
+    yield from _limit("output.stop_strings", len(output.stop_strings), limits.max_stop_strings, "strings")
+    for index, stop in enumerate(output.stop_strings):
+        if not stop:
+            yield _invalid(f"output.stop_strings[{index}]", "must not be empty", "MISSING_FIELD")
+        yield from _limit(f"output.stop_strings[{index}]", _bytes(stop), limits.max_stop_string_bytes, "bytes")
+    yield from _limit("output.stop_token_ids", len(output.stop_token_ids), limits.max_stop_strings, "ids")
+    yield from _ids("output.stop_token_ids", output.stop_token_ids, card)
+    yield from _number("output.candidate_count", output.candidate_count, 1, _INT32_MAX)
+    yield from _limit("output.candidate_count", output.candidate_count, limits.max_candidates, "candidates")
+    yield from _number("output.top_logprobs", output.top_logprobs, 0, _INT32_MAX)
+    yield from _limit("output.top_logprobs", output.top_logprobs or 0, limits.max_top_logprobs, "tokens")
+    if output.structured is not None:
+        yield from _structured(output.structured, limits)
+
+
+def _structured(structured: StructuredOutput, limits: LimitSettings) -> Iterator[FieldViolation]:
+    if not structured.choices and structured.kind.value == "choice":
+        yield _invalid("output.choices.choices", "must not be empty", "MISSING_FIELD")
+    for index, choice in enumerate(structured.choices):
+        if not choice:
+            yield _invalid(f"output.choices.choices[{index}]", "must not be empty", "MISSING_FIELD")
+    name = "choices" if structured.choices else structured.kind.value
+    if structured.kind.value != "choice" and not structured.spec.strip():
+        yield _invalid(f"output.{name}", "must not be empty", "MISSING_FIELD")
+    size = _bytes(structured.spec) + sum(_bytes(choice) for choice in structured.choices)
+    yield from _limit(f"output.{name}", size, limits.max_schema_bytes, "bytes")
+
+
+def _refuse_unsupported(request: Request, card: ModelCard) -> None:
+    """What this engine cannot honour is refused by field, never ignored. A value that means "off" is no request."""
+    sampling, output = request.sampling, request.output
+    asked = {
+        "spec.sampling.min_p": bool(sampling.min_p),
+        "spec.sampling.logit_bias": bool(sampling.logit_bias),
+        "spec.sampling.seed": sampling.seed is not None,
+        "spec.sampling.presence_penalty": bool(sampling.presence_penalty),
+        "spec.sampling.frequency_penalty": bool(sampling.frequency_penalty),
+        "spec.sampling.repetition_penalty": sampling.repetition_penalty not in (None, 1.0),
+        "spec.output.min_output_tokens": output.min_tokens > 0,
+        "spec.output.top_logprobs": output.top_logprobs is not None,
+        "spec.output.structured_output": output.structured is not None,
+        "spec.output.stop_token_ids": bool(output.stop_token_ids),
+    }
+    for field, reason in card.unsupported_fields.items():
+        if asked.get(field, False):
+            raise FeatureOff(reason, field=field)

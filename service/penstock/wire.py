@@ -1,0 +1,304 @@
+"""Between the proto messages and the service's own types: pure, both ways. Ranges are `validation`'s business."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
+
+from google.protobuf.duration_pb2 import Duration
+from penstock_client.v1 import generation_pb2 as pb
+
+from penstock.errors import BadRequest, FieldViolation
+from penstock.planning import Plan
+from penstock.types import (
+    CandidateEnd,
+    ContextConfig,
+    Cost,
+    Delta,
+    Event,
+    Finished,
+    FinishReason,
+    Message,
+    Output,
+    Overflow,
+    Request,
+    Role,
+    Sampling,
+    StructuredKind,
+    StructuredOutput,
+    ThinkingConfig,
+    ThinkingMode,
+    ThinkingOutcome,
+    ThoughtEnded,
+    Timing,
+    TokenLogprob,
+    TokenLogprobs,
+    Usage,
+)
+
+_ROLES = {pb.ROLE_SYSTEM: Role.SYSTEM, pb.ROLE_USER: Role.USER, pb.ROLE_ASSISTANT: Role.ASSISTANT}
+MODES_OUT = {
+    ThinkingMode.FAST: pb.THINKING_MODE_FAST,
+    ThinkingMode.THINKING: pb.THINKING_MODE_THINKING,
+    ThinkingMode.AUTO: pb.THINKING_MODE_AUTO,
+}
+_MODES: dict[int, ThinkingMode | None] = {pb.THINKING_MODE_UNSPECIFIED: None} | {n: m for m, n in MODES_OUT.items()}
+_OVERFLOWS = {
+    pb.OVERFLOW_POLICY_UNSPECIFIED: Overflow.ERROR,
+    pb.OVERFLOW_POLICY_ERROR: Overflow.ERROR,
+    pb.OVERFLOW_POLICY_DROP_OLDEST_TURNS: Overflow.DROP_OLDEST_TURNS,
+    pb.OVERFLOW_POLICY_TRUNCATE_LEFT: Overflow.TRUNCATE_LEFT,
+    pb.OVERFLOW_POLICY_TRUNCATE_MIDDLE: Overflow.TRUNCATE_MIDDLE,
+}
+_OUTCOMES = {
+    ThinkingOutcome.DISABLED: pb.THINKING_OUTCOME_DISABLED,
+    ThinkingOutcome.NATURAL_END: pb.THINKING_OUTCOME_NATURAL_END,
+    ThinkingOutcome.BUDGET_REACHED: pb.THINKING_OUTCOME_BUDGET_REACHED,
+    ThinkingOutcome.FINISHED_BY_CLIENT: pb.THINKING_OUTCOME_FINISHED_BY_CLIENT,
+    ThinkingOutcome.DEADLINE: pb.THINKING_OUTCOME_DEADLINE,
+    ThinkingOutcome.MAX_OUTPUT_TOKENS: pb.THINKING_OUTCOME_MAX_OUTPUT_TOKENS,
+}
+_FINISHES = {
+    FinishReason.STOP: pb.FINISH_REASON_STOP,
+    FinishReason.STOP_STRING: pb.FINISH_REASON_STOP_STRING,
+    FinishReason.STOP_TOKEN: pb.FINISH_REASON_STOP_TOKEN,
+    FinishReason.MAX_OUTPUT_TOKENS: pb.FINISH_REASON_MAX_OUTPUT_TOKENS,
+    FinishReason.CANCELLED: pb.FINISH_REASON_CANCELLED,
+    FinishReason.DRAINED: pb.FINISH_REASON_DRAINED,
+}
+_SamplingScalar = Literal[
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "seed",
+]
+_SAMPLING_SCALARS: tuple[_SamplingScalar, ...] = get_args(_SamplingScalar)
+
+# ---------------------------------------------------------------------------------------------------------- inwards
+
+
+def request_of(spec: pb.GenerationSpec) -> Request:
+    """What the caller asked, absent fields as None. Raises BadRequest for enum numbers that this version lacks."""
+    kind = spec.WhichOneof("input")
+    return Request(
+        messages=_messages(spec.messages) if kind == "messages" else None,
+        text=spec.text if kind == "text" else None,
+        token_ids=tuple(spec.token_ids.ids) if kind == "token_ids" else None,
+        model=spec.model,
+        thinking=_thinking(spec.thinking),
+        context=_context(spec.context),
+        sampling=_sampling(spec.sampling),
+        output=_output(spec.output),
+    )
+
+
+def check_priority(priority: int) -> None:
+    """Raises BadRequest for a number that is no priority."""
+    if priority not in pb.Priority.values():
+        raise _unknown_enum("spec.priority", priority)
+
+
+def _unknown_enum(field: str, number: int) -> BadRequest:
+    return BadRequest(FieldViolation(field, f"{number} is not a value of this enum", "INVALID_FIELD"))
+
+
+def _messages(messages: pb.Messages) -> tuple[Message, ...]:
+    turns = []
+    for index, message in enumerate(messages.messages):
+        if message.role not in _ROLES:
+            raise _unknown_enum(f"spec.messages.messages[{index}].role", message.role)
+        turns.append(Message(_ROLES[message.role], message.content))
+    return tuple(turns)
+
+
+def _thinking(config: pb.ThinkingConfig) -> ThinkingConfig:
+    if config.mode not in _MODES:
+        raise _unknown_enum("spec.thinking.mode", config.mode)
+    return ThinkingConfig(
+        mode=_MODES[config.mode],
+        budget_tokens=config.thinking_budget if config.HasField("thinking_budget") else None,
+        include_thoughts=config.include_thoughts if config.HasField("include_thoughts") else True,
+        answer_reserve_tokens=config.answer_reserve if config.HasField("answer_reserve") else None,
+        closing_message=config.closing_message if config.HasField("closing_message") else None,
+    )
+
+
+def _context(config: pb.ContextConfig) -> ContextConfig:
+    if config.overflow not in _OVERFLOWS:
+        raise _unknown_enum("spec.context.overflow", config.overflow)
+    return ContextConfig(
+        max_context_tokens=config.max_context_tokens if config.HasField("max_context_tokens") else None,
+        overflow=_OVERFLOWS[config.overflow],
+        cache_salt=config.cache_salt or None,
+        session_id=config.session_id or None,
+    )
+
+
+def _sampling(config: pb.SamplingConfig) -> Sampling:
+    asked = {name: getattr(config, name) for name in _SAMPLING_SCALARS if config.HasField(name)}
+    return Sampling(**asked, logit_bias=dict(config.logit_bias))
+
+
+def _output(config: pb.OutputConfig) -> Output:
+    return Output(
+        max_tokens=config.max_output_tokens if config.HasField("max_output_tokens") else None,
+        min_tokens=config.min_output_tokens,
+        stop_strings=tuple(config.stop_strings),
+        stop_token_ids=tuple(config.stop_token_ids),
+        candidate_count=config.candidate_count if config.HasField("candidate_count") else 1,
+        top_logprobs=config.top_logprobs if config.HasField("top_logprobs") else None,
+        return_token_ids=config.return_token_ids,
+        structured=_structured(config),
+    )
+
+
+def _structured(config: pb.OutputConfig) -> StructuredOutput | None:
+    kind = config.WhichOneof("structured_output")
+    if kind is None:
+        return None
+    if kind == "choices":
+        return StructuredOutput(StructuredKind.CHOICE, choices=tuple(config.choices.choices))
+    return StructuredOutput(StructuredKind(kind), spec=getattr(config, kind))
+
+
+# --------------------------------------------------------------------------------------------------------- outwards
+
+
+def event_out(
+    event: Event,
+    sequence: int,
+    effective: pb.EffectiveSettings,
+    token_bytes: Callable[[int], bytes],
+    *,
+    with_ids: bool,
+) -> pb.GenerationEvent:
+    """One event of a running generation. Deltas come first: they are the hot path."""
+    if isinstance(event, Delta):
+        return delta_event(event, sequence, token_bytes, with_ids=with_ids)
+    if isinstance(event, ThoughtEnded):
+        return thought_ended_event(event, sequence)
+    return finished_event(event, effective, sequence)
+
+
+def delta_event(
+    delta: Delta, sequence: int, token_bytes: Callable[[int], bytes], *, with_ids: bool
+) -> pb.GenerationEvent:
+    """The hot path: one per engine step and stream."""
+    message = pb.Delta(candidate_index=delta.candidate_index, text=delta.text, token_count=delta.token_count)
+    if with_ids:
+        message.token_ids.extend(delta.token_ids)
+    if delta.logprobs:
+        message.logprobs.extend(logprobs_out(delta.logprobs, token_bytes))
+    if delta.is_thought:
+        return pb.GenerationEvent(sequence=sequence, thought=message)
+    return pb.GenerationEvent(sequence=sequence, answer=message)
+
+
+def logprobs_out(logprobs: Sequence[TokenLogprobs], token_bytes: Callable[[int], bytes]) -> list[pb.TokenLogprobs]:
+    def one(logprob: TokenLogprob) -> pb.TokenLogprob:
+        piece = token_bytes(logprob.token_id)
+        return pb.TokenLogprob(token_id=logprob.token_id, logprob=logprob.logprob, token_bytes=piece)
+
+    return [pb.TokenLogprobs(sampled=one(entry.sampled), top=[one(top) for top in entry.top]) for entry in logprobs]
+
+
+def thought_ended_event(ended: ThoughtEnded, sequence: int) -> pb.GenerationEvent:
+    return pb.GenerationEvent(
+        sequence=sequence,
+        thinking_finished=pb.ThinkingFinished(
+            candidate_index=ended.candidate_index,
+            outcome=_OUTCOMES[ended.outcome],
+            reasoning_tokens=ended.thought_tokens,
+        ),
+    )
+
+
+def finished_event(finished: Finished, effective: pb.EffectiveSettings, sequence: int) -> pb.GenerationEvent:
+    return pb.GenerationEvent(
+        sequence=sequence,
+        finished=pb.GenerationFinished(
+            results=[result_out(end) for end in finished.ends],
+            usage=usage_out(finished.usage),
+            cost=cost_out(finished.cost),
+            effective_settings=effective,
+            timing=timing_out(finished.timing),
+        ),
+    )
+
+
+def result_out(end: CandidateEnd) -> pb.CandidateResult:
+    return pb.CandidateResult(
+        candidate_index=end.candidate_index,
+        finish_reason=_FINISHES[end.finish_reason],
+        matched_stop=end.matched_stop,
+        thinking_outcome=_OUTCOMES[end.outcome],
+        usage=usage_out(end.usage),
+    )
+
+
+def usage_out(usage: Usage) -> pb.Usage:
+    return pb.Usage(
+        prompt_tokens=usage.prompt_tokens,
+        cached_tokens=usage.cached_tokens,
+        reasoning_tokens=usage.thought_tokens,
+        answer_tokens=usage.answer_tokens,
+        output_tokens=usage.output_tokens,
+        total_tokens=usage.total_tokens,
+        marker_tokens=usage.marker_tokens,
+        drafted_tokens=usage.drafted_tokens,
+        accepted_tokens=usage.accepted_tokens,
+        recomputed_tokens=usage.recomputed_tokens,
+    )
+
+
+def cost_out(cost: Cost | None) -> pb.Cost | None:
+    if cost is None:
+        return None
+    return pb.Cost(
+        input_usd_ticks=cost.input_usd_ticks,
+        cached_usd_ticks=cost.cached_usd_ticks,
+        output_usd_ticks=cost.output_usd_ticks,
+        total_usd_ticks=cost.total_usd_ticks,
+    )
+
+
+def timing_out(timing: Timing) -> pb.Timing:
+    return pb.Timing(
+        queue=duration(timing.queue_seconds),
+        first_token=duration(timing.first_token_seconds),
+        first_answer_token=duration(timing.first_answer_seconds),
+        total=duration(timing.total_seconds),
+    )
+
+
+def duration(seconds: float | None) -> Duration | None:
+    if seconds is None:
+        return None
+    nanos = round(seconds * 1e9)
+    return Duration(seconds=nanos // 10**9, nanos=nanos % 10**9)
+
+
+def sampling_out(sampling: Sampling) -> pb.SamplingConfig:
+    set_fields = {name: getattr(sampling, name) for name in _SAMPLING_SCALARS if getattr(sampling, name) is not None}
+    return pb.SamplingConfig(**set_fields, logit_bias=dict(sampling.logit_bias))
+
+
+def effective_settings(plan: Plan) -> pb.EffectiveSettings:
+    return pb.EffectiveSettings(
+        thinking_mode=MODES_OUT[plan.choice.mode],
+        thinking_budget=plan.budget.thought_tokens,
+        answer_reserve=plan.budget.answer_reserve_tokens,
+        max_output_tokens=plan.budget.max_output_tokens,
+        thinking_reason=plan.budget.reason,
+        sampling=sampling_out(plan.sampling),
+        window_tokens=plan.context.window_tokens,
+        dropped=dropped(plan),
+    )
+
+
+def dropped(plan: Plan) -> pb.DroppedContext:
+    return pb.DroppedContext(tokens=plan.context.dropped_tokens, messages=plan.context.dropped_messages)

@@ -1,0 +1,42 @@
+"""What GetModel tells: card, profile, prices and limits as proto messages."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+from penstock_client.v1 import model_pb2 as pb
+
+from penstock.config import Config
+from penstock.types import ModelCard, ThinkingMode
+from penstock.usage import PriceList
+from penstock.wire import MODES_OUT, sampling_out
+
+
+def model_out(card: ModelCard, config: Config, prices: PriceList) -> pb.GetModelResponse:
+    default_mode = ThinkingMode(config.thinking.default_mode) if card.markers else ThinkingMode.FAST
+    return pb.GetModelResponse(
+        model=card.name,
+        architecture=card.architecture,
+        vocab_size=card.vocab_size,
+        context_window_tokens=card.context_window_tokens,
+        native_context_window_tokens=card.native_context_window_tokens,
+        thinking_modes=MODES_OUT.values() if card.markers else [MODES_OUT[ThinkingMode.FAST]],
+        default_thinking_mode=MODES_OUT[default_mode],
+        default_sampling=sampling_out(card.default_sampling),
+        profile=[
+            pb.ProfileFeature(name=f.name, enabled=f.enabled, value=f.value, reason=f.reason) for f in card.profile
+        ],
+        price_tiers=[
+            pb.PriceTier(
+                up_to_prompt_tokens=tier.up_to_prompt_tokens,
+                input_usd_ticks_per_token=tier.input_usd_ticks,
+                cached_usd_ticks_per_token=tier.cached_usd_ticks,
+                output_usd_ticks_per_token=tier.output_usd_ticks,
+            )
+            for tier in prices.tiers
+        ],
+        limits=pb.Limits(**config.limits.model_dump(exclude_none=True)),
+        refused_fields=[pb.RefusedField(field=field, reason=why) for field, why in card.unsupported_fields.items()],
+        service_version=version("penstock"),
+        engine_version=card.engine_version,
+    )

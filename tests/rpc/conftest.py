@@ -1,0 +1,39 @@
+"""A real server on a real channel, with the scripted engine behind it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import grpc
+import pytest
+from penstock.config import Config
+from penstock.engine import Engine
+from penstock.engine_scripted import Reply, ScriptedEngine
+from penstock.server import Server
+
+Serve = Callable[..., Awaitable[grpc.aio.Channel]]
+
+
+@asynccontextmanager
+async def serving(engine: Engine, config: Config | None = None) -> AsyncIterator[tuple[Server, grpc.aio.Channel]]:
+    config = config or Config.model_validate({"server": {"listen": "127.0.0.1:0"}})
+    server = Server(config)
+    address = await server.listen()
+    await server.serve_with(engine)
+    async with grpc.aio.insecure_channel(address) as channel:
+        yield server, channel
+    await server.drain(0)
+
+
+@pytest.fixture
+async def serve() -> AsyncIterator[Serve]:
+    """`await serve(Reply(...), ..., config=...)` starts a server that plays these replies; it ends with the test."""
+    async with AsyncExitStack() as stack:
+
+        async def start(*replies: Reply, config: Config | None = None, window: int = 4096) -> grpc.aio.Channel:
+            engine = ScriptedEngine(replies, context_window_tokens=window)
+            _, channel = await stack.enter_async_context(serving(engine, config))
+            return channel
+
+        yield start
