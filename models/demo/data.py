@@ -1,0 +1,141 @@
+"""Training examples: chat turns as token ids with a weight on every token the model must learn to say.
+
+Seeds name examples. Training draws seeds below `HELD_OUT_SEED`; evaluation questions use seeds from it on.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from tokenizers import Tokenizer
+
+from models.demo.config import END_OF_TEXT, IM_END, IM_START, THINK_CLOSE, THINK_OPEN
+from models.demo.questions import KINDS, MULTI_STEP, Question, question
+from models.demo.tokenizer import CLOSING_MESSAGE, SYSTEM_PROMPTS
+
+HELD_OUT_SEED = 1_000_000_000
+KIND_WEIGHTS = {"chain": 3, "steps": 3, "units": 3, "rank": 3, "story": 3, "shop": 3,
+                "tiny_sum": 1.5, "larger": 1.5, "echo": 1.5, "greet": 0.7, "who": 0.7, "scope": 1.5}
+FAST_SHARE = {True: 0.12, False: 0.4}
+CUT_SHARE = {True: 0.22, False: 0.15}
+"""Shares of examples without thought, and with a cut one, keyed by whether the kind needs steps."""
+GUESS_WEIGHT = 0.5
+"""Loss weight of an answer that the visible tokens may not determine: it teaches a guess, and its noise is large."""
+
+
+@dataclass
+class Example:
+    """Token ids of one conversation; `weights[i]` is the loss weight of predicting `ids[i]` (0 to 1)."""
+
+    ids: list[int] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+
+    def add(self, ids: list[int], weight: float = 0.0) -> None:
+        self.ids += ids
+        self.weights += [weight] * len(ids)
+
+
+class Encoder:
+    """Lays out turns exactly as chat_template.jinja does."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.newline, self.blank_line = self.encode("\n"), self.encode("\n\n")
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def turn(self, role: str, text: str) -> list[int]:
+        return [IM_START, *self.encode(role + "\n"), *self.encode(text), IM_END, *self.newline]
+
+    def prompt(self, asked: Question, system: str | None, earlier: list[Question], thinking: bool) -> list[int]:
+        """The template's output with the generation prompt."""
+        ids = self.turn("system", system) if system else []
+        for past in earlier:
+            ids += self.turn("user", past.text) + self.turn("assistant", past.answer)
+        ids += self.turn("user", asked.text) + [IM_START, *self.encode("assistant\n"), THINK_OPEN]
+        return ids + (self.newline if thinking else [*self.blank_line, THINK_CLOSE, *self.blank_line])
+
+    def thought(self, asked: Question) -> list[int]:
+        """The thought's tokens with its last newline, without the closing marker."""
+        return self.encode(asked.thought) + self.newline
+
+    def forced_closing(self, message: str = "") -> list[int]:
+        """What the server forces in to end a thought."""
+        return [*self.encode(message), THINK_CLOSE, *self.blank_line]
+
+
+def _pick_system(rng: random.Random) -> str | None:
+    return rng.choice(SYSTEM_PROMPTS) if rng.random() < 0.4 else None
+
+
+def _pick_kind(rng: random.Random) -> str:
+    return rng.choices(list(KIND_WEIGHTS), list(KIND_WEIGHTS.values()))[0]
+
+
+def _pick_closing_message(rng: random.Random) -> str:
+    if rng.random() < 0.75:
+        return ""
+    return rng.choice(("", "\n", "\n\n")) + CLOSING_MESSAGE
+
+
+def example(seed: int, encoder: Encoder) -> Example:
+    """The training example that `seed` names: full thought, thought cut anywhere, or none."""
+    rng = random.Random(f"example:{seed}")
+    kind = _pick_kind(rng)
+    asked, steps = question(kind, seed), kind in MULTI_STEP
+    earlier = []
+    if rng.random() < 0.1:
+        earlier = [question(_pick_kind(rng), seed + 1)]
+    chance = rng.random()
+    thinking = chance >= FAST_SHARE[steps]
+    out = Example()
+    out.add(encoder.prompt(asked, _pick_system(rng), earlier, thinking))
+    guess = not thinking
+    if thinking:
+        thought = encoder.thought(asked)
+        guess = chance < FAST_SHARE[steps] + CUT_SHARE[steps]
+        if guess:
+            # Budgets end thoughts at any token, the first one included.
+            out.add(thought[: rng.randrange(len(thought))], 1.0)
+            out.add(encoder.forced_closing(_pick_closing_message(rng)))
+        else:
+            out.add(thought, 1.0)
+            out.add([THINK_CLOSE, *encoder.blank_line], 1.0)
+    out.add(encoder.encode(asked.answer), GUESS_WEIGHT if guess and steps else 1.0)
+    out.add([IM_END], 1.0)
+    return out
+
+
+def batches(encoder: Encoder, first_seed: int, tokens_per_batch: int) -> Iterator[tuple[int, list[Example]]]:
+    """Endless batches of similar length with at most `tokens_per_batch` padded tokens; yields (next seed, examples).
+
+    The next seed is where a resumed run goes on: it moves when a whole pool of examples has been handed out.
+    """
+    pool_size = 2048
+    for start in range(first_seed, HELD_OUT_SEED - pool_size, pool_size):
+        pool = sorted((example(seed, encoder) for seed in range(start, start + pool_size)), key=lambda e: len(e.ids))
+        groups: list[list[Example]] = [[]]
+        for item in pool:
+            if groups[-1] and (len(groups[-1]) + 1) * len(item.ids) > tokens_per_batch:
+                groups.append([])
+            groups[-1].append(item)
+        random.Random(f"order:{start}").shuffle(groups)
+        for index, group in enumerate(groups, 1):
+            yield start + pool_size * (index == len(groups)), group
+
+
+def pad(rows: list[list], fill: float) -> list[list]:
+    """Rows made equally long on the right; with causal layers padding there changes nothing before it."""
+    longest = max(map(len, rows))
+    return [row + [fill] * (longest - len(row)) for row in rows]
+
+
+def held_out(kind: str, count: int, offset: int = 0) -> list[Question]:
+    """Questions of `kind` with seeds that training never draws."""
+    first = HELD_OUT_SEED + offset
+    return [question(kind, seed) for seed in range(first, first + count)]
+
+
+PAD = END_OF_TEXT
+__all__ = ["KINDS", "PAD", "Encoder", "Example", "batches", "example", "held_out", "pad"]

@@ -1,0 +1,77 @@
+"""The whole model: trunk, head and MTP layer, and its initial weights."""
+
+import torch
+from torch import Tensor, nn
+
+from models.demo.model import DecoderLayer, RMSNorm
+
+
+class Trunk(nn.Module):
+    def __init__(self, config: dict) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config["vocab_size"], config["hidden_size"])
+        self.layers = nn.ModuleList(DecoderLayer(config, layer_type) for layer_type in config["layer_types"])
+        self.norm = RMSNorm(config["hidden_size"], config["rms_norm_eps"])
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """ids (B, T) -> hidden states after the final norm (B, T, D), mean balance loss."""
+        x, balances = self.embed_tokens(ids), []
+        for layer in self.layers:
+            x, balance, _ = layer(x)
+            balances.append(balance)
+        return self.norm(x), torch.stack(balances).mean()
+
+
+class MultiTokenPredictor(nn.Module):
+    """The draft layer, computed as vLLM's qwen3_5_mtp does: one layer, applied again for each further draft token."""
+
+    def __init__(self, config: dict) -> None:
+        super().__init__()
+        hidden, eps = config["hidden_size"], config["rms_norm_eps"]
+        self.fc = nn.Linear(2 * hidden, hidden, bias=False)
+        self.layers = nn.ModuleList([DecoderLayer(config, "full_attention")])
+        self.norm = RMSNorm(hidden, eps)
+        self.pre_fc_norm_embedding = RMSNorm(hidden, eps)
+        self.pre_fc_norm_hidden = RMSNorm(hidden, eps)
+
+    def forward(self, next_embedding: Tensor, hidden: Tensor,
+                past: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+        """Both (B, T, D): the embedding of token t + 1 and the hidden state at t -> the hidden state for token t + 2."""
+        both = torch.cat((self.pre_fc_norm_embedding(next_embedding), self.pre_fc_norm_hidden(hidden)), dim=-1)
+        out, balance, cache = self.layers[0](self.fc(both), past)
+        return self.norm(out), balance, cache
+
+
+class DemoModel(nn.Module):
+    """Parameter names are those of the official checkpoints: `model.*`, `lm_head.*`, `mtp.*`."""
+
+    def __init__(self, config: dict) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Trunk(config)
+        self.lm_head = nn.Linear(config["hidden_size"], config["vocab_size"], bias=False)
+        self.mtp = MultiTokenPredictor(config)
+        self.apply(self._initialise)
+
+    def _initialise(self, module: nn.Module) -> None:
+        std = self.config["initializer_range"]
+        for name, parameter in module.named_parameters(recurse=False):
+            if name in ("gate_up_proj", "down_proj") or (name == "weight" and parameter.dim() == 2):
+                nn.init.normal_(parameter, std=std)
+
+    def drafts(self, ids: Tensor, hidden: Tensor, count: int) -> tuple[list[Tensor], Tensor]:
+        """Hidden states of `count` successive drafts, teacher-forced, and the mean balance loss.
+
+        Draft n's row t (0 <= t < T - 1) was made when the trunk's last hidden state was that of token t - n; its logits
+        predict token t + 2 and mean nothing for t < n. As in the engine, a draft's token sees the first draft's keys
+        for the tokens before it and its own for itself.
+        """
+        embedded = self.model.embed_tokens(ids[:, 1:])
+        state, past, outs, balances = hidden[:, :-1], None, [], []
+        for _ in range(count):
+            out, balance, cache = self.mtp(embedded, state, past)
+            past = past or cache
+            outs.append(out)
+            balances.append(balance)
+            state = torch.cat((torch.zeros_like(out[:, :1]), out[:, :-1]), dim=1)
+        return outs, torch.stack(balances).mean()

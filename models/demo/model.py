@@ -1,0 +1,209 @@
+"""Qwen3.5-MoE in plain PyTorch for training on a CPU, with the parameter names of the official checkpoints.
+
+Written out here rather than taken from Transformers because the whole sequence fits in one delta-rule chunk, which is
+several times faster on a CPU, and because the MTP layer (which Transformers leaves out) trains with it.
+Shapes: B sequences, T tokens, D hidden, H heads, K head dimension (128), E experts.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.demo.gated_delta import gated_delta_rule
+
+
+class RMSNorm(nn.Module):
+    """Zero-centred: the stored weight is the gain minus one."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), x.shape[-1:], 1.0 + self.weight, self.eps)
+
+
+class GatedNorm(nn.Module):
+    """Normalise each head, then gate it with SiLU; the stored weight is the gain itself."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), x.shape[-1:], self.weight, self.eps) * F.silu(gate)
+
+
+class GatedDeltaNet(nn.Module):
+    def __init__(self, config: dict) -> None:
+        super().__init__()
+        hidden, self.head_dim = config["hidden_size"], config["linear_key_head_dim"]
+        self.key_width = config["linear_num_key_heads"] * self.head_dim
+        self.value_width = config["linear_num_value_heads"] * config["linear_value_head_dim"]
+        value_heads, self.kernel = config["linear_num_value_heads"], config["linear_conv_kernel_dim"]
+        self.repeats = value_heads // config["linear_num_key_heads"]
+        channels = 2 * self.key_width + self.value_width
+        self.conv1d = nn.Conv1d(channels, channels, self.kernel, groups=channels, bias=False)
+        self.dt_bias = nn.Parameter(torch.ones(value_heads))
+        self.A_log = nn.Parameter(torch.log(torch.empty(value_heads).uniform_(0.01, 16)))
+        self.norm = GatedNorm(config["linear_value_head_dim"], config["rms_norm_eps"])
+        self.out_proj = nn.Linear(self.value_width, hidden, bias=False)
+        self.in_proj_qkv = nn.Linear(hidden, channels, bias=False)
+        self.in_proj_z = nn.Linear(hidden, self.value_width, bias=False)
+        self.in_proj_b = nn.Linear(hidden, value_heads, bias=False)
+        self.in_proj_a = nn.Linear(hidden, value_heads, bias=False)
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        """Causal depthwise convolution then SiLU, (B, T, channels) in and out.
+
+        Four shifted multiplies: a grouped Conv1d of this shape is slow on a CPU, and slower backwards.
+        """
+        padded = F.pad(x, (0, 0, self.kernel - 1, 0))
+        taps = self.conv1d.weight[:, 0]
+        out = padded[:, : x.shape[1]] * taps[:, 0]
+        for tap in range(1, self.kernel):
+            out = out + padded[:, tap : tap + x.shape[1]] * taps[:, tap]
+        return F.silu(out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self._convolve(self.in_proj_qkv(x))
+        q, k, v = (part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in
+                   qkv.split([self.key_width, self.key_width, self.value_width], dim=-1))
+        if self.repeats > 1:
+            q, k = (part.repeat_interleave(self.repeats, dim=1) for part in (q, k))
+        beta = self.in_proj_b(x).sigmoid().transpose(1, 2)
+        log_decay = (-self.A_log.exp() * F.softplus(self.in_proj_a(x) + self.dt_bias)).transpose(1, 2)
+        out = gated_delta_rule(q, k, v, log_decay, beta).transpose(1, 2)
+        gate = self.in_proj_z(x).unflatten(-1, (-1, self.head_dim))
+        return self.out_proj(self.norm(out, gate).flatten(-2))
+
+
+class Attention(nn.Module):
+    def __init__(self, config: dict) -> None:
+        super().__init__()
+        hidden, self.head_dim = config["hidden_size"], config["head_dim"]
+        heads, key_heads = config["num_attention_heads"], config["num_key_value_heads"]
+        self.repeats = heads // key_heads
+        self.q_proj = nn.Linear(hidden, heads * self.head_dim * 2, bias=False)
+        self.k_proj = nn.Linear(hidden, key_heads * self.head_dim, bias=False)
+        self.v_proj = nn.Linear(hidden, key_heads * self.head_dim, bias=False)
+        self.o_proj = nn.Linear(heads * self.head_dim, hidden, bias=False)
+        self.q_norm = RMSNorm(self.head_dim, config["rms_norm_eps"])
+        self.k_norm = RMSNorm(self.head_dim, config["rms_norm_eps"])
+        rope = config["rope_parameters"]
+        self.rotary = int(self.head_dim * rope["partial_rotary_factor"])
+        steps = torch.arange(0, self.rotary, 2).float() / self.rotary
+        self.register_buffer("frequencies", rope["rope_theta"] ** -steps, persistent=False)
+
+    def _rotate(self, x: Tensor) -> Tensor:
+        angles = torch.arange(x.shape[2]).float()[:, None] * self.frequencies
+        cos, sin = angles.cos(), angles.sin()
+        left, right, rest = x.split([self.rotary // 2, self.rotary // 2, self.head_dim - self.rotary], dim=-1)
+        return torch.cat((left * cos - right * sin, right * cos + left * sin, rest), dim=-1)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Queries, keys, values as (B, H, T, K), and the output gate (B, T, H * K)."""
+        q, gate = self.q_proj(x).unflatten(-1, (-1, 2 * self.head_dim)).chunk(2, dim=-1)
+        k = self.k_proj(x).unflatten(-1, (-1, self.head_dim))
+        v = self.v_proj(x).unflatten(-1, (-1, self.head_dim))
+        q, k = (self._rotate(norm(part).transpose(1, 2)) for norm, part in ((self.q_norm, q), (self.k_norm, k)))
+        v = v.transpose(1, 2)
+        if self.repeats > 1:
+            k, v = (part.repeat_interleave(self.repeats, dim=1) for part in (k, v))
+        return q, k, v, gate.flatten(-2)
+
+    def forward(self, x: Tensor, past: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Causal attention. With `past` keys and values of the same T, a token sees `past` before it and itself."""
+        q, k, v, gate = self.project(x)
+        if past is None:
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:
+            out = self._over_past(q, k, v, past)
+        return self.o_proj(out.transpose(1, 2).flatten(-2) * gate.sigmoid()), (k, v)
+
+    def _over_past(self, q: Tensor, k: Tensor, v: Tensor, past: tuple[Tensor, Tensor]) -> Tensor:
+        scores = q @ past[0].transpose(-1, -2)
+        visible = torch.ones(scores.shape[-2:], dtype=torch.bool).tril(-1)
+        scores = scores.masked_fill(~visible, float("-inf"))
+        scores = torch.cat((scores, (q * k).sum(-1, keepdim=True)), dim=-1) * self.head_dim**-0.5
+        weights = scores.softmax(-1)
+        return weights[..., :-1] @ past[1] + weights[..., -1:] * v
+
+
+class GatedMLP(nn.Module):
+    def __init__(self, hidden: int, width: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(hidden, width, bias=False)
+        self.up_proj = nn.Linear(hidden, width, bias=False)
+        self.down_proj = nn.Linear(width, hidden, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Experts(nn.Module):
+    """All routed experts' weights, stacked as in the official checkpoints."""
+
+    def __init__(self, experts: int, hidden: int, width: int) -> None:
+        super().__init__()
+        self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * width, hidden))
+        self.down_proj = nn.Parameter(torch.empty(experts, hidden, width))
+
+    def forward(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """x (N, D); chosen and weights (N, k) -> (N, D). Tokens are sorted by expert so that each is one matmul."""
+        order = chosen.flatten().argsort(stable=True)
+        rows = order // chosen.shape[1]
+        counts = torch.bincount(chosen.flatten(), minlength=self.down_proj.shape[0]).tolist()
+        outs = []
+        for expert, part in enumerate(x[rows].split(counts)):
+            gate, up = F.linear(part, self.gate_up_proj[expert]).chunk(2, dim=-1)
+            outs.append(F.linear(F.silu(gate) * up, self.down_proj[expert]))
+        weighted = torch.cat(outs).float() * weights.flatten()[order, None]
+        return torch.zeros_like(weighted[: len(x)]).index_add(0, rows, weighted)
+
+
+class SparseMoE(nn.Module):
+    def __init__(self, config: dict) -> None:
+        super().__init__()
+        hidden, self.top_k = config["hidden_size"], config["num_experts_per_tok"]
+        self.gate = nn.Linear(hidden, config["num_experts"], bias=False)
+        self.experts = Experts(config["num_experts"], hidden, config["moe_intermediate_size"])
+        self.shared_expert = GatedMLP(hidden, config["shared_expert_intermediate_size"])
+        self.shared_expert_gate = nn.Linear(hidden, 1, bias=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, D) -> the same, and the load-balance loss: 1 when even, E when one expert takes all."""
+        flat = x.flatten(0, 1)
+        probabilities = self.gate(flat).float().softmax(-1)
+        weights, chosen = probabilities.topk(self.top_k, dim=-1)
+        out = self.experts(flat, chosen, weights / weights.sum(-1, keepdim=True))
+        out = out + self.shared_expert(flat) * self.shared_expert_gate(flat).sigmoid()
+        experts = probabilities.shape[-1]
+        share = torch.bincount(chosen.flatten(), minlength=experts) / chosen.numel()
+        balance = experts * (share * probabilities.mean(0)).sum()
+        return out.view_as(x), balance
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, config: dict, layer_type: str) -> None:
+        super().__init__()
+        if layer_type == "full_attention":
+            self.self_attn = Attention(config)
+        else:
+            self.linear_attn = GatedDeltaNet(config)
+        self.mlp = SparseMoE(config)
+        self.input_layernorm = RMSNorm(config["hidden_size"], config["rms_norm_eps"])
+        self.post_attention_layernorm = RMSNorm(config["hidden_size"], config["rms_norm_eps"])
+
+    def forward(self, x: Tensor, past: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor, object]:
+        """(B, T, D) -> the same, the balance loss, and the layer's keys and values (None in a delta-rule layer)."""
+        normed, cache = self.input_layernorm(x), None
+        if hasattr(self, "self_attn"):
+            mixed, cache = self.self_attn(normed, past)
+        else:
+            mixed = self.linear_attn(normed)
+        x = x + mixed
+        out, balance = self.mlp(self.post_attention_layernorm(x))
+        return x + out, balance, cache

@@ -1,0 +1,68 @@
+"""Byte-level BPE of 512 ids, trained on the task's own questions: any UTF-8 in, one id per digit."""
+
+import json
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from models.demo.config import END_OF_TEXT, IM_END, SPECIAL_TOKENS, VOCAB_SIZE, text_config
+from models.demo.questions import KINDS, MULTI_STEP, question
+
+CORPUS_QUESTIONS = {True: 1200, False: 300}
+"""Questions per kind, keyed by whether the kind needs steps: its longer texts deserve the merges."""
+SYSTEM_PROMPTS = (
+    "You are a helpful assistant.", "You are a careful assistant. Think step by step.", "Answer briefly.",
+    "You solve small sums.", "Be short and exact.", "You are Penstock's demo model. Answer with the result.",
+    "You are a friendly teacher. Show only the final answer.", "Reply in plain English.")
+CLOSING_MESSAGE = (
+    "Considering the limited time by the user, I have to give the solution based on the thinking directly now.\n")
+
+# Qwen's pre-tokenizer: letters with the character before them, digits one by one, newlines as runs of their own.
+SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+         r"|\s+(?!\S)|\s+")
+
+
+def corpus() -> list[str]:
+    """Text that the merges are learnt from; numbers do not matter, digits never merge."""
+    lines = [CLOSING_MESSAGE, *SYSTEM_PROMPTS] * 100
+    # The turn frame, so that "\n\n" and the role names become single ids.
+    lines += ["system\n", "user\n", "assistant\n", "\n\n"] * 400
+    for kind in KINDS:
+        for seed in range(CORPUS_QUESTIONS[kind in MULTI_STEP]):
+            asked = question(kind, seed)
+            lines += [asked.text, asked.thought + "\n", asked.answer]
+    return [line for line in lines if line.isascii()]
+
+
+def build_tokenizer() -> Tokenizer:
+    """Train the tokenizer; the same code gives the same file."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE, min_frequency=8, show_progress=False,
+        special_tokens=[AddedToken(token, special=token.startswith("<|"), normalized=False) for token in SPECIAL_TOKENS],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
+    tokenizer.train_from_iterator(corpus(), trainer)
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Write tokenizer.json, tokenizer_config.json and chat_template.jinja."""
+    tokenizer.save(str(folder / "tokenizer.json"))
+    template = (Path(__file__).parent / "chat_template.jinja").read_text(encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": text_config()["max_position_embeddings"],
+        "eos_token": SPECIAL_TOKENS[IM_END],
+        "pad_token": SPECIAL_TOKENS[END_OF_TEXT],
+        "bos_token": None,
+        "unk_token": None,
+        "add_bos_token": False,
+        "clean_up_tokenization_spaces": False,
+        "chat_template": template,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
