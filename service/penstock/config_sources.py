@@ -1,0 +1,254 @@
+"""Where the configuration comes from, in rising precedence, and who said what.
+
+    defaults  <  one file  <  environment PENSTOCK_<SECTION>_<KEY>  <  flags
+
+A key is `section.key`, and the highest source that names it gives its whole value: lists and tables are not merged.
+All mistakes are found before any is told.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from penstock import config_file
+from penstock.config import Config
+from penstock.config_file import FileValues, KeyPath
+from penstock.errors import ConfigError
+
+ENVIRONMENT_PREFIX = "PENSTOCK_"
+FILE_VARIABLE = "PENSTOCK_CONFIG"
+CLIENT_VARIABLES = ("PENSTOCK_TARGET", "PENSTOCK_API_KEY")
+"""Read by the client commands; not part of the service's configuration."""
+FLAGS: Mapping[str, str] = {
+    "--listen": "server.listen",
+    "--insecure": "server.insecure",
+    "--model": "engine.model",
+    "--device": "engine.device",
+    "--engine-kind": "engine.kind",
+}
+"""Flags of their own; every other key is set with `--set section.key=value`."""
+
+# What Kubernetes puts into every pod beside a Service whose name is `penstock` or begins with `penstock-`.
+_SERVICE_LINKS = [
+    (re.compile(name), re.compile(value))
+    for name, value in (
+        (r"PENSTOCK_(\w+_)?SERVICE_HOST", r"\S+"),
+        (r"PENSTOCK_(\w+_)?SERVICE_PORT(_\w+)?", r"\d+"),
+        (r"PENSTOCK_(\w+_)?PORT(_\d+_(TCP|UDP|SCTP))?", r"(tcp|udp|sctp)://\S+"),
+        (r"PENSTOCK_(\w+_)?PORT_\d+_(TCP|UDP|SCTP)_(PROTO|PORT|ADDR)", r"\S+"),
+    )
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The configuration, the origin of every `section.key`, and remarks for the operator."""
+
+    config: Config
+    origins: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Value:
+    value: object
+    origin: str
+    where: str
+    """As `origin`, with the line where it is known."""
+
+
+def keys() -> Iterator[tuple[str, str]]:
+    """Every (section, key), in the order of `config.py`."""
+    for section, field in Config.model_fields.items():
+        for key in typing.cast(type[BaseModel], field.annotation).model_fields:
+            yield section, key
+
+
+def load(file: Path | None, environ: Mapping[str, str], flags: Mapping[str, str]) -> Loaded:
+    """The configuration from all sources. `flags` goes by flag name (`--listen`) or by `section.key`, for `--set`.
+
+    Without `file`, PENSTOCK_CONFIG may name one. Raises ConfigError with every mistake, each on a line of its own.
+    """
+    if file is None and environ.get(FILE_VARIABLE):
+        file = Path(environ[FILE_VARIABLE])
+    from_file = config_file.read(file) if file is not None else FileValues("", {})
+    mistakes: list[str] = []
+    notes: list[str] = []
+    given: dict[tuple[str, str], _Value] = {}
+    given |= _from_file(from_file, mistakes)
+    given |= _from_environment(environ, mistakes, notes)
+    given |= _from_flags(flags, mistakes)
+
+    nested: dict[str, dict[str, object]] = {}
+    for (section, key), value in given.items():
+        nested.setdefault(section, {})[key] = value.value
+    try:
+        config = Config.model_validate(nested)
+    except ValidationError as error:
+        mistakes += [_in_words(problem, given, from_file) for problem in error.errors()]
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+    origins = {
+        f"{section}.{key}": given[section, key].origin if (section, key) in given else "default"
+        for section, key in keys()
+    }
+    return Loaded(config, origins, tuple(notes))
+
+
+def _from_file(file: FileValues, mistakes: list[str]) -> dict[tuple[str, str], _Value]:
+    found = {}
+    for section, values in file.values.items():
+        if section not in Config.model_fields:
+            mistakes.append(f"{file.where((section,))}: {section}: no such section{_nearest(section, _sections())}")
+        elif not isinstance(values, dict):
+            mistakes.append(f"{file.where((section,))}: {section}: is a section with keys, not a value")
+        else:
+            for key, value in values.items():
+                where = file.where((section, key))
+                if key in _keys_of(section):
+                    found[section, key] = _Value(value, f"file {file.name}", where)
+                else:
+                    mistakes.append(f"{where}: {section}.{key}: no such key{_nearest(f'{section}.{key}', _names())}")
+    return found
+
+
+def _from_environment(
+    environ: Mapping[str, str], mistakes: list[str], notes: list[str]
+) -> dict[tuple[str, str], _Value]:
+    known = {f"{ENVIRONMENT_PREFIX}{section}_{key}".upper(): (section, key) for section, key in keys()}
+    found: dict[tuple[str, str], _Value] = {}
+    links: list[str] = []
+    for name in sorted(environ):
+        if not name.startswith(ENVIRONMENT_PREFIX) or name in (FILE_VARIABLE, *CLIENT_VARIABLES):
+            continue
+        origin = f"environment {name}"
+        if name in known:
+            section, key = known[name]
+            _add_text(found, section, key, environ[name], origin, mistakes)
+        elif _is_service_link(name, environ[name]):
+            links.append(name)
+        else:
+            mistakes.append(f"{origin}: no such key{_nearest(name, [*known, FILE_VARIABLE])}")
+    if links:
+        notes.append(f"ignored what Kubernetes sets for a Service of this name: {', '.join(links)}")
+    return found
+
+
+def _is_service_link(name: str, text: str) -> bool:
+    # By value too: PENSTOCK_SERVER_PORT=50051 is somebody's mistake, PENSTOCK_SERVER_PORT=tcp://10.0.0.1:50051 is not.
+    return any(n.fullmatch(name) and v.fullmatch(text) for n, v in _SERVICE_LINKS)
+
+
+def _from_flags(flags: Mapping[str, str], mistakes: list[str]) -> dict[tuple[str, str], _Value]:
+    found: dict[tuple[str, str], _Value] = {}
+    for name, text in sorted(flags.items(), key=lambda flag: flag[0] in FLAGS):  # a flag of its own beats --set
+        origin = f"flag {name}" if name in FLAGS else f"flag --set {name}"
+        dotted = FLAGS.get(name, name)
+        section, _, key = dotted.partition(".")
+        if section in Config.model_fields and key in _keys_of(section):
+            _add_text(found, section, key, text, origin, mistakes)
+        else:
+            mistakes.append(f"{origin}: no such key{_nearest(dotted, _names())}")
+    return found
+
+
+def _add_text(
+    found: dict[tuple[str, str], _Value], section: str, key: str, text: str, origin: str, mistakes: list[str]
+) -> None:
+    """Text as the field's type needs it: JSON for tables and lists, nothing for an optional number, else as it is."""
+    annotation = _keys_of(section)[key].annotation
+    kinds = {typing.get_origin(kind) or kind for kind in _alternatives(annotation)}
+    value: object = text
+    if kinds & {dict, tuple, list}:
+        try:
+            value = json.loads(text)
+        except ValueError as error:
+            mistakes.append(f"{origin}: {section}.{key}: must be JSON: {error}")
+            return
+    elif text == "" and type(None) in kinds:
+        value = None
+    found[section, key] = _Value(value, origin, origin)
+
+
+def _alternatives(annotation: Any) -> Iterator[Any]:
+    kind = typing.get_origin(annotation)
+    if kind is typing.Annotated:
+        yield from _alternatives(typing.get_args(annotation)[0])
+    elif kind in (typing.Union, types.UnionType):
+        for one in typing.get_args(annotation):
+            yield from _alternatives(one)
+    else:
+        yield annotation
+
+
+def _in_words(problem: Any, given: Mapping[tuple[str, str], _Value], file: FileValues) -> str:
+    path: KeyPath = problem["loc"]
+    said = given.get((str(path[0]), str(path[1]))) if len(path) > 1 else None
+    where = "configuration"
+    if said is not None:
+        where = file.where(path) if said.origin.startswith("file ") else said.where
+    elif len(path) == 1:  # a whole section is at odds with itself: name everybody who spoke of it
+        where = "; ".join(dict.fromkeys(v.where for (section, _), v in given.items() if section == path[0]))
+    return f"{where}: {'.'.join(map(str, path))}: {_requirement(problem)}"
+
+
+_REQUIREMENTS = {
+    "int_parsing": "must be a whole number",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "decimal_parsing": "must be a number",
+    "decimal_type": "must be a number",
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "string_type": "must be text",
+    "missing": "is needed here",
+    "extra_forbidden": "no such key",
+    "greater_than": "must be above {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be below {lt}",
+    "less_than_equal": "must be at most {le}",
+    "literal_error": "must be {expected}",
+    "dict_type": "must be a table",
+    "tuple_type": "must be a list",
+    "value_error": "{error}",
+}
+
+
+def _requirement(problem: Any) -> str:
+    template = _REQUIREMENTS.get(problem["type"])
+    said = template.format(**problem.get("ctx", {})) if template else problem["msg"]
+    if problem["type"] in ("missing", "extra_forbidden", "value_error"):
+        return said
+    said += f", not {problem['input']!r}"
+    if problem["type"] == "literal_error" and isinstance(problem["input"], str):
+        said += _nearest(problem["input"], re.findall(r"'([^']*)'", problem["ctx"]["expected"]))
+    return said
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, 1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _sections() -> list[str]:
+    return list(Config.model_fields)
+
+
+def _names() -> list[str]:
+    return [f"{section}.{key}" for section, key in keys()]
+
+
+def _keys_of(section: str) -> Mapping[str, Any]:
+    return typing.cast(type[BaseModel], Config.model_fields[section].annotation).model_fields
