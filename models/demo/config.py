@@ -1,7 +1,8 @@
 """Shape of the demo model: Qwen3.5-MoE, text only, a few million parameters.
 
-Head dimensions are 128 because vLLM's CPU kernels and KV pages are made for that; hidden and expert widths are multiples
-of 128 so that FP8 block scales (128 x 128) fit; head and expert counts are even so that two tensor-parallel ranks work.
+Head dimensions are 128 because vLLM's CPU kernels and KV pages are made for that; hidden and expert widths are
+multiples of 128 so that FP8 block scales (128 x 128) fit; head and expert counts are even so that two tensor-parallel
+ranks work.
 There is no `mrope_section`: a text-only draft layer would otherwise be fed three position rows.
 """
 

@@ -10,15 +10,15 @@ from dataclasses import dataclass, field
 from tokenizers import Tokenizer
 
 from models.demo.config import END_OF_TEXT, IM_END, IM_START, THINK_CLOSE, THINK_OPEN
-from models.demo.questions import KINDS, MULTI_STEP, Question, question
+from models.demo.questions import KINDS, MULTI_STEP, NO_THOUGHT_NEEDED, Question, question
 from models.demo.tokenizer import CLOSING_MESSAGE, SYSTEM_PROMPTS
 
 HELD_OUT_SEED = 1_000_000_000
-KIND_WEIGHTS = {"chain": 3, "steps": 3, "units": 3, "rank": 3, "story": 3, "shop": 3,
-                "tiny_sum": 1.5, "larger": 1.5, "echo": 1.5, "greet": 0.7, "who": 0.7, "scope": 1.5}
+KIND_WEIGHTS = dict.fromkeys(MULTI_STEP, 3.0) | dict.fromkeys(NO_THOUGHT_NEEDED, 1.5) | {"greet": 0.7, "who": 0.7}
 FAST_SHARE = {True: 0.12, False: 0.4}
 CUT_SHARE = {True: 0.22, False: 0.15}
 """Shares of examples without thought, and with a cut one, keyed by whether the kind needs steps."""
+OTHER_MESSAGES = ("Time is up.\n", "I must answer now.\n", "Stop thinking and answer.\n", "Here is my best answer.")
 GUESS_WEIGHT = 0.5
 """Loss weight of an answer that the visible tokens may not determine: it teaches a guess, and its noise is large."""
 
@@ -53,7 +53,7 @@ class Encoder:
         ids = self.turn("system", system) if system else []
         for past in earlier:
             ids += self.turn("user", past.text) + self.turn("assistant", past.answer)
-        ids += self.turn("user", asked.text) + [IM_START, *self.encode("assistant\n"), THINK_OPEN]
+        ids += [*self.turn("user", asked.text), IM_START, *self.encode("assistant\n"), THINK_OPEN]
         return ids + (self.newline if thinking else [*self.blank_line, THINK_CLOSE, *self.blank_line])
 
     def thought(self, asked: Question) -> list[int]:
@@ -61,8 +61,8 @@ class Encoder:
         return self.encode(asked.thought) + self.newline
 
     def forced_closing(self, message: str = "") -> list[int]:
-        """What the server forces in to end a thought."""
-        return [*self.encode(message), THINK_CLOSE, *self.blank_line]
+        """What the server forces in to end a thought: the blank line after it is the model's own again."""
+        return [*self.encode(message), THINK_CLOSE]
 
 
 def _pick_system(rng: random.Random) -> str | None:
@@ -76,7 +76,8 @@ def _pick_kind(rng: random.Random) -> str:
 def _pick_closing_message(rng: random.Random) -> str:
     if rng.random() < 0.75:
         return ""
-    return rng.choice(("", "\n", "\n\n")) + CLOSING_MESSAGE
+    message = CLOSING_MESSAGE if rng.random() < 0.7 else rng.choice(OTHER_MESSAGES)
+    return rng.choice(("", "\n", "\n\n")) + message
 
 
 def example(seed: int, encoder: Encoder) -> Example:
@@ -100,8 +101,8 @@ def example(seed: int, encoder: Encoder) -> Example:
             out.add(thought[: rng.randrange(len(thought))], 1.0)
             out.add(encoder.forced_closing(_pick_closing_message(rng)))
         else:
-            out.add(thought, 1.0)
-            out.add([THINK_CLOSE, *encoder.blank_line], 1.0)
+            out.add([*thought, THINK_CLOSE], 1.0)
+        out.add(encoder.blank_line, 1.0)
     out.add(encoder.encode(asked.answer), GUESS_WEIGHT if guess and steps else 1.0)
     out.add([IM_END], 1.0)
     return out

@@ -46,7 +46,8 @@ def transcript(encoder: Encoder, asked: Question, budget: int | None) -> tuple[E
         spent = len(thought) if budget is None else min(budget, len(thought))
         out.add(thought[:spent], 1.0)
         natural = spent == len(thought)
-        out.add([THINK_CLOSE, *encoder.blank_line], 1.0 if natural else 0.0)
+        out.add([THINK_CLOSE], 1.0 if natural else 0.0)
+        out.add(encoder.blank_line, 1.0)
     out.add([*encoder.encode(asked.answer), IM_END], 1.0)
     return out, spent
 
@@ -63,8 +64,13 @@ def score(model: DemoModel, encoder: Encoder, questions: Iterable[Question], bud
     hits = [(model.lm_head(out[:, :-1]).argmax(-1) == ids[:, 2:]) & spoken[:, 2:] for out in drafts]
     # A second draft counts only behind an accepted first one, as in the engine.
     both = hits[1][:, 1:] & hits[0][:, :-1]
-    return Score(len(rows), int(right.all(1).sum()), sum(spent for _, spent in rows), int(spoken[:, 2:].sum()),
-                 (int(hits[0].sum()), int(both.sum())))
+    return Score(
+        len(rows),
+        int(right.all(1).sum()),
+        sum(spent for _, spent in rows),
+        int(spoken[:, 2:].sum()),
+        (int(hits[0].sum()), int(both.sum())),
+    )
 
 
 def evaluate(model: DemoModel, encoder: Encoder, count: int, budgets: tuple[int | None, ...] = BUDGETS) -> dict:
@@ -80,10 +86,16 @@ def evaluate(model: DemoModel, encoder: Encoder, count: int, budgets: tuple[int 
                 thought_tokens[kind] = round(found.thought_tokens / found.asked, 1)
                 drafted += found.drafted
                 accepted = [total + new for total, new in zip(accepted, found.accepted, strict=True)]
-    mean = {str(budget): round(sum(table[kind][str(budget)] for kind in MULTI_STEP) / len(MULTI_STEP), 3)
-            for budget in budgets}
-    return {"multi_step_mean": mean, "by_kind": table, "thought_tokens": thought_tokens,
-            "draft_acceptance": [round(hits / drafted, 3) for hits in accepted]}
+    mean = {
+        str(budget): round(sum(table[kind][str(budget)] for kind in MULTI_STEP) / len(MULTI_STEP), 3)
+        for budget in budgets
+    }
+    return {
+        "multi_step_mean": mean,
+        "by_kind": table,
+        "thought_tokens": thought_tokens,
+        "draft_acceptance": [round(hits / drafted, 3) for hits in accepted],
+    }
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Write a checkpoint folder that vLLM and Transformers load.
 
-    python -m models.demo.export --random --out DIR               random weights, for tests that need only the shapes
-    python -m models.demo.export --checkpoint RUN.pt --out DIR    weights of a training run
+python -m models.demo.export --random --out DIR               random weights, for tests that need only the shapes
+python -m models.demo.export --checkpoint RUN.pt --out DIR    weights of a training run
 """
 
 import argparse

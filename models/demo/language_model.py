@@ -34,9 +34,10 @@ class MultiTokenPredictor(nn.Module):
         self.pre_fc_norm_embedding = RMSNorm(hidden, eps)
         self.pre_fc_norm_hidden = RMSNorm(hidden, eps)
 
-    def forward(self, next_embedding: Tensor, hidden: Tensor,
-                past: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-        """Both (B, T, D): the embedding of token t + 1 and the hidden state at t -> the hidden state for token t + 2."""
+    def forward(
+        self, next_embedding: Tensor, hidden: Tensor, past: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+        """(B, T, D) each: embedding of token t + 1 and hidden state at t -> hidden state for token t + 2."""
         both = torch.cat((self.pre_fc_norm_embedding(next_embedding), self.pre_fc_norm_hidden(hidden)), dim=-1)
         out, balance, cache = self.layers[0](self.fc(both), past)
         return self.norm(out), balance, cache

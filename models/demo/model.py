@@ -69,8 +69,10 @@ class GatedDeltaNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         qkv = self._convolve(self.in_proj_qkv(x))
-        q, k, v = (part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in
-                   qkv.split([self.key_width, self.key_width, self.value_width], dim=-1))
+        q, k, v = (
+            part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for part in qkv.split([self.key_width, self.key_width, self.value_width], dim=-1)
+        )
         if self.repeats > 1:
             q, k = (part.repeat_interleave(self.repeats, dim=1) for part in (q, k))
         beta = self.in_proj_b(x).sigmoid().transpose(1, 2)

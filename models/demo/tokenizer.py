@@ -11,15 +11,24 @@ from models.demo.questions import KINDS, MULTI_STEP, question
 CORPUS_QUESTIONS = {True: 1200, False: 300}
 """Questions per kind, keyed by whether the kind needs steps: its longer texts deserve the merges."""
 SYSTEM_PROMPTS = (
-    "You are a helpful assistant.", "You are a careful assistant. Think step by step.", "Answer briefly.",
-    "You solve small sums.", "Be short and exact.", "You are Penstock's demo model. Answer with the result.",
-    "You are a friendly teacher. Show only the final answer.", "Reply in plain English.")
+    "You are a helpful assistant.",
+    "You are a careful assistant. Think step by step.",
+    "Answer briefly.",
+    "You solve small sums.",
+    "Be short and exact.",
+    "You are Penstock's demo model. Answer with the result.",
+    "You are a friendly teacher. Show only the final answer.",
+    "Reply in plain English.",
+)
 CLOSING_MESSAGE = (
-    "Considering the limited time by the user, I have to give the solution based on the thinking directly now.\n")
+    "Considering the limited time by the user, I have to give the solution based on the thinking directly now.\n"
+)
 
 # Qwen's pre-tokenizer: letters with the character before them, digits one by one, newlines as runs of their own.
-SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-         r"|\s+(?!\S)|\s+")
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
 
 
 def corpus() -> list[str]:
@@ -37,14 +46,20 @@ def corpus() -> list[str]:
 def build_tokenizer() -> Tokenizer:
     """Train the tokenizer; the same code gives the same file."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE, min_frequency=8, show_progress=False,
-        special_tokens=[AddedToken(token, special=token.startswith("<|"), normalized=False) for token in SPECIAL_TOKENS],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
+        vocab_size=VOCAB_SIZE,
+        min_frequency=8,
+        show_progress=False,
+        special_tokens=[AddedToken(t, special=t.startswith("<|"), normalized=False) for t in SPECIAL_TOKENS],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    )
     tokenizer.train_from_iterator(corpus(), trainer)
     return tokenizer
 

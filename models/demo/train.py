@@ -1,6 +1,6 @@
 """Train the demo model, its MTP layer included, and export it.
 
-    python -m models.demo.train --out DIR [--run-dir RUN] [--resume]
+python -m models.demo.train [--out DIR] [--run-dir RUN] [--resume]
 
 Plain PyTorch on a CPU, in bfloat16 autocast over float32 weights (the engine will run it in bfloat16 too). The run
 folder holds the last checkpoint and log.jsonl; `--resume` goes on from it.
@@ -23,6 +23,7 @@ from models.demo.language_model import DemoModel
 from models.demo.optimizer import build_optimizers
 from models.demo.tokenizer import build_tokenizer
 
+PACKAGED = Path("service/penstock/demo_model")
 WARM_UP_STEPS = 60
 DRAFT_WEIGHTS = (0.3, 0.15)
 """Loss weight of the first and of the second draft."""
@@ -75,8 +76,13 @@ class Run:
         return self.folder / "run.pt"
 
     def save(self) -> None:
-        state = {"model": self.model.state_dict(), "optimizers": [o.state_dict() for o in self.optimizers],
-                 "step": self.step, "next_seed": self.next_seed, "seconds": self.seconds}
+        state = {
+            "model": self.model.state_dict(),
+            "optimizers": [o.state_dict() for o in self.optimizers],
+            "step": self.step,
+            "next_seed": self.next_seed,
+            "seconds": self.seconds,
+        }
         part = self.checkpoint.with_suffix(".part")
         torch.save(state, part)
         part.replace(self.checkpoint)
@@ -111,7 +117,8 @@ class Run:
 
 def train(run: Run, encoder: Encoder, arguments: argparse.Namespace) -> None:
     started = time.monotonic() - run.seconds
-    for run.next_seed, group in batches(encoder, run.next_seed, arguments.tokens_per_batch):
+    for next_seed, group in batches(encoder, run.next_seed, arguments.tokens_per_batch):
+        run.next_seed = next_seed
         if run.step >= arguments.steps:
             break
         parts = run.train_step(group, arguments.steps)
@@ -126,7 +133,7 @@ def train(run: Run, encoder: Encoder, arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder to export to")
+    parser.add_argument("--out", type=Path, default=PACKAGED, help="folder to export to")
     parser.add_argument("--run-dir", type=Path, default=Path("build/demo_model"), help="checkpoint and log")
     parser.add_argument("--resume", action="store_true", help="go on from the run folder's checkpoint")
     parser.add_argument("--seed", type=int, default=0, help="of the initial weights")

@@ -1,0 +1,47 @@
+"""One question of the demo task, and the working that its thought is made of."""
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question with its working.
+
+    `value` is what a right answer must contain: a number for arithmetic kinds, the whole answer for the others.
+    """
+
+    kind: str
+    text: str
+    thought: str
+    answer: str
+    value: str
+
+    def is_right(self, answer: str) -> bool:
+        """True when the last number of `answer` is `value`, or the whole answer is, where `value` is no number."""
+        if not self.value.isdigit():
+            return answer.strip() == self.value
+        numbers = re.findall(r"\d+", answer)
+        return bool(numbers) and numbers[-1] == self.value
+
+
+class Working:
+    """Running value with the lines of working that led to it."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+        self.lines: list[str] = []
+
+    def apply(self, sign: str, operand: int) -> None:
+        before = self.value
+        self.value = {"+": before + operand, "-": before - operand, "*": before * operand}[sign]
+        self.lines.append(f"{before}{sign}{operand}={self.value}")
+
+    def side_product(self, left: int, right: int) -> int:
+        """Note a product without touching the running value."""
+        self.lines.append(f"{left}*{right}={left * right}")
+        return left * right
+
+    @property
+    def thought(self) -> str:
+        return "\n".join(self.lines)
