@@ -1,6 +1,7 @@
 """Training examples: chat turns as token ids with a weight on every token the model must learn to say.
 
-Seeds name examples. Training draws seeds below `HELD_OUT_SEED`; evaluation questions use seeds from it on.
+Seeds name examples. Training draws seeds below `HELD_OUT_SEED`; evaluation questions use seeds from it on, and their
+multi-step texts are never trained on (see `questions.question`).
 """
 
 import random
@@ -10,10 +11,10 @@ from dataclasses import dataclass, field
 from tokenizers import Tokenizer
 
 from models.demo.config import END_OF_TEXT, IM_END, IM_START, THINK_CLOSE, THINK_OPEN
-from models.demo.questions import KINDS, MULTI_STEP, NO_THOUGHT_NEEDED, Question, question
+from models.demo.question import Question
+from models.demo.questions import HELD_OUT_SEED, KINDS, MULTI_STEP, NO_THOUGHT_NEEDED, question
 from models.demo.tokenizer import CLOSING_MESSAGE, SYSTEM_PROMPTS
 
-HELD_OUT_SEED = 1_000_000_000
 KIND_WEIGHTS = dict.fromkeys(MULTI_STEP, 3.0) | dict.fromkeys(NO_THOUGHT_NEEDED, 1.5) | {"greet": 0.7, "who": 0.7}
 FAST_SHARE = {True: 0.12, False: 0.4}
 CUT_SHARE = {True: 0.22, False: 0.15}

@@ -18,7 +18,8 @@ import torch
 from models.demo.config import IM_END, THINK_CLOSE, text_config
 from models.demo.data import KINDS, PAD, Encoder, Example, held_out, pad
 from models.demo.language_model import DemoModel
-from models.demo.questions import MULTI_STEP, Question
+from models.demo.question import Question
+from models.demo.questions import MULTI_STEP
 from models.demo.tokenizer import build_tokenizer
 
 BUDGETS: tuple[int | None, ...] = (0, 8, 16, 24, 32, 48, None)

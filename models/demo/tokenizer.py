@@ -35,7 +35,7 @@ def corpus() -> list[str]:
     """Text that the merges are learnt from; numbers do not matter, digits never merge."""
     lines = [CLOSING_MESSAGE, *SYSTEM_PROMPTS] * 100
     # The turn frame, so that "\n\n" and the role names become single ids.
-    lines += ["system\n", "user\n", "assistant\n", "\n\n"] * 400
+    lines += ["system\n", "user\n", "assistant\n", "\n\n"] * 4000
     for kind in KINDS:
         for seed in range(CORPUS_QUESTIONS[kind in MULTI_STEP]):
             asked = question(kind, seed)

@@ -102,8 +102,8 @@ class Run:
 
     def train_step(self, group: list[Example], steps: int) -> dict[str, float]:
         rate = learning_rate(self.step, steps, self.peak_rate)
-        # The second draft repeats the layer; every other step is enough for it.
-        loss, parts = losses_of(self.model, group, drafts=2 if self.step % 2 == 0 else 1)
+        # The second draft repeats the layer: a third of the steps is enough for it.
+        loss, parts = losses_of(self.model, group, drafts=2 if self.step % 3 == 0 else 1)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
@@ -125,9 +125,10 @@ def train(run: Run, encoder: Encoder, arguments: argparse.Namespace) -> None:
         run.seconds = time.monotonic() - started
         if run.step % 20 == 0:
             run.log({name: round(value, 4) for name, value in parts.items()})
+        if run.step % arguments.save_every == 0:
+            run.save()
         if run.step % arguments.evaluate_every == 0:
             run.log(evaluate(run.model, encoder, 24, (0, 8, 16, 32, None)))
-            run.save()
     run.save()
 
 
@@ -141,6 +142,7 @@ def main() -> None:
     parser.add_argument("--tokens-per-batch", type=int, default=6144, help="padding included")
     parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate")
     parser.add_argument("--evaluate-every", type=int, default=150, help="steps")
+    parser.add_argument("--save-every", type=int, default=50, help="steps")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

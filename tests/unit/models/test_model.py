@@ -1,0 +1,83 @@
+"""The training model's arithmetic: one chunk equals the recurrence, drafts see what the engine's drafts see."""
+
+import torch
+
+from models.demo.config import text_config
+from models.demo.export import checkpoint_tensors
+from models.demo.gated_delta import gated_delta_rule
+from models.demo.language_model import DemoModel
+from models.demo.optimizer import build_optimizers, orthogonalise
+
+
+def small_model() -> DemoModel:
+    torch.manual_seed(0)
+    return DemoModel(text_config() | {"hidden_size": 128}).eval()
+
+
+def test_one_chunk_equals_the_recurrence() -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 2, 9, 8).unbind()
+    log_decay, beta = -torch.rand(2, 2, 9), torch.rand(2, 2, 9)
+    unit_q, unit_k = (torch.nn.functional.normalize(x, dim=-1) for x in (q, k))
+    state, expected = torch.zeros(2, 2, 8, 8), []
+    for t in range(9):
+        state = state * log_decay[..., t, None, None].exp()
+        found = torch.einsum("bhk,bhkv->bhv", unit_k[:, :, t], state)
+        change = (v[:, :, t] - found) * beta[..., t, None]
+        state = state + unit_k[:, :, t, :, None] * change[:, :, None]
+        expected.append(torch.einsum("bhk,bhkv->bhv", unit_q[:, :, t] * 8**-0.5, state))
+    torch.testing.assert_close(gated_delta_rule(q, k, v, log_decay, beta), torch.stack(expected, 2), atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_nothing_looks_ahead() -> None:
+    model, ids = small_model(), torch.randint(5, 500, (1, 12))
+    changed = ids.clone()
+    changed[0, 8] = (changed[0, 8] + 1) % 500
+    outs = []
+    for tokens in (ids, changed):
+        hidden, _ = model.model(tokens)
+        outs.append((hidden[:, :8], *(draft[:, :7] for draft in model.drafts(tokens, hidden, 2)[0])))
+    for left, right in zip(*outs, strict=True):
+        torch.testing.assert_close(left, right)
+
+
+@torch.no_grad()
+def test_second_draft_is_the_layer_applied_to_the_first_drafts_state() -> None:
+    model, ids = small_model(), torch.randint(5, 500, (1, 6))
+    hidden, _ = model.model(ids)
+    (first, second), _ = model.drafts(ids, hidden, 2)
+    # Row 4 of the second draft, step by step: keys of rows 0 to 3 from the first pass, its own from this one.
+    embedded = model.model.embed_tokens(ids[:, 1:])
+    state = torch.cat((hidden[:, :4], first[:, 3:4]), dim=1)
+    alone, _, _ = model.mtp(embedded, state)
+    torch.testing.assert_close(second[:, 4], alone[:, 4])
+
+
+def test_names_are_those_of_the_official_checkpoints() -> None:
+    names = set(checkpoint_tensors(small_model()))
+    assert {
+        "model.embed_tokens.weight",
+        "model.layers.0.linear_attn.in_proj_qkv.weight",
+        "model.layers.3.self_attn.q_norm.weight",
+        "model.layers.0.mlp.experts.gate_up_proj",
+        "model.layers.0.mlp.shared_expert_gate.weight",
+        "mtp.fc.weight",
+        "mtp.layers.0.self_attn.q_proj.weight",
+        "mtp.pre_fc_norm_embedding.weight",
+        "mtp.pre_fc_norm_hidden.weight",
+        "lm_head.weight",
+    } <= names
+
+
+def test_every_parameter_has_one_optimizer() -> None:
+    model = small_model()
+    held = [id(p) for o in build_optimizers(model, 1e-3) for group in o.param_groups for p in group["params"]]
+    assert sorted(held) == sorted(map(id, model.parameters()))
+
+
+def test_orthogonalised_singular_values_are_near_one() -> None:
+    torch.manual_seed(0)
+    values = torch.linalg.svdvals(orthogonalise(torch.randn(2, 32, 16)))
+    assert values.min() > 0.5
+    assert values.max() < 1.5
