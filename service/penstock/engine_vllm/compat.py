@@ -26,6 +26,7 @@ def platform_plugin() -> None:
 def general_plugin() -> None:
     """Entry point in `vllm.general_plugins`."""
     restride_single_token_prefill()
+    restride_single_state_index()
 
 
 def declare_torchvision_operators() -> None:
@@ -72,3 +73,30 @@ def restride_single_token_prefill() -> None:
 
     transposed.__wrapped__ = original  # type: ignore[attr-defined]
     gdn_attention._causal_conv1d_fwd_cpu = transposed
+
+
+def restride_single_state_index() -> None:
+    """Makes a prefill chunk of one token work on the CPU beside MTP, where it kills the engine otherwise.
+
+    Such a chunk takes the path of a decode without drafts. Its state index is a column of the block table: with one
+    row, `.contiguous()` leaves the column's stride as it is, and the kernel's check fails: "must be contiguous at last
+    dimension".
+    Upstream: vllm/model_executor/layers/mamba/ops/cpu/gdn_attention.py `_spec_aware_nonspec`.
+    """
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return
+    from vllm import _custom_ops
+
+    original = _custom_ops.fused_sigmoid_gating_delta_rule_update_cpu
+    if hasattr(original, "__wrapped__"):
+        return
+
+    def contiguous(*, initial_state_indices: Any, **rest: Any) -> Any:
+        if initial_state_indices.numel() == 1:
+            initial_state_indices = initial_state_indices.as_strided(initial_state_indices.shape, (1,))
+        return original(initial_state_indices=initial_state_indices, **rest)
+
+    contiguous.__wrapped__ = original  # type: ignore[attr-defined]
+    _custom_ops.fused_sigmoid_gating_delta_rule_update_cpu = contiguous

@@ -1,0 +1,72 @@
+"""One real vLLM engine for all tests in this directory: it takes half a minute to start."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import grpc
+import pytest
+from penstock.config import EngineSettings
+from penstock.engine import Engine
+from penstock.engine_vllm.start import start
+from penstock.types import EngineChunk, EngineRequest, Message, Role, Sampling
+
+from tests.rpc.conftest import serving
+
+GREEDY = Sampling(temperature=0.0)
+_numbers = itertools.count()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.timeout(300))  # the first one waits for the engine
+
+
+@pytest.fixture(scope="session")
+def engine_settings() -> EngineSettings:
+    """The defaults, on the demo checkpoint, with room for prompts of several chunks."""
+    return EngineSettings(max_batch_tokens=512)
+
+
+@pytest.fixture(scope="session")
+async def engine(engine_settings: EngineSettings) -> AsyncIterator[Engine]:
+    engine = await start(engine_settings)
+    yield engine
+    await engine.close()
+
+
+@pytest.fixture
+def thinking_prompt(engine: Engine) -> tuple[int, ...]:
+    return tuple(engine.tokenizer.render([Message(Role.USER, "What is 17 + 25 + 3?")], thinking=True))
+
+
+@pytest.fixture
+def fast_prompt(engine: Engine) -> tuple[int, ...]:
+    return tuple(engine.tokenizer.render([Message(Role.USER, "What is 17 + 25 + 3?")], thinking=False))
+
+
+@pytest.fixture
+def request_for() -> Callable[..., EngineRequest]:
+    """An `EngineRequest` with a fresh id; greedy unless told."""
+
+    def make(prompt: tuple[int, ...], max_tokens: int, **fields: object) -> EngineRequest:
+        fields = {"min_tokens": 0, "sampling": GREEDY, **fields}
+        return EngineRequest(f"test-{next(_numbers)}", prompt, max_tokens, **fields)  # type: ignore[arg-type]
+
+    return make
+
+
+async def run(engine: Engine, request: EngineRequest) -> tuple[list[int], list[EngineChunk]]:
+    """All tokens of a request, and the chunks they came in."""
+    chunks = [chunk async for chunk in engine.stream(request)]
+    return [token for chunk in chunks for token in chunk.token_ids], chunks
+
+
+@pytest.fixture(scope="session")
+async def channel(engine: Engine) -> AsyncIterator[grpc.aio.Channel]:
+    """A channel to a real server with the real engine behind it."""
+    async with serving(engine) as (_, channel):
+        yield channel

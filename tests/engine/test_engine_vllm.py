@@ -1,0 +1,153 @@
+"""The engine's border on the real vLLM: chunks, stops, aborts, constraints and bans."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+
+import pytest
+from penstock.errors import BadRequest
+from penstock.types import EngineStop, Sampling, StructuredKind, StructuredOutput
+
+from .conftest import run
+
+
+async def until(condition, seconds=5.0):
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_the_length_limit_ends_a_run(engine, thinking_prompt, request_for):
+    eos = tuple(engine.card.eos_ids)
+    tokens, chunks = await run(engine, request_for(thinking_prompt, 12, banned_token_ids=eos))
+    assert len(tokens) == 12
+    assert [chunk.stop for chunk in chunks] == [None] * (len(chunks) - 1) + [EngineStop.LENGTH]
+    assert chunks[0].queue_seconds is not None
+
+
+async def test_a_stop_token_is_the_last_token(engine, thinking_prompt, request_for):
+    tokens, _ = await run(engine, request_for(thinking_prompt, 12))
+    stop = tokens[5]
+    again, chunks = await run(engine, request_for(thinking_prompt, 12, stop_token_ids=(stop,)))
+    assert again == tokens[: tokens.index(stop) + 1]
+    assert chunks[-1].stop is EngineStop.STOP_TOKEN
+
+
+async def test_min_tokens_holds(engine, fast_prompt, request_for):
+    tokens, _ = await run(engine, request_for(fast_prompt, 40, min_tokens=40))
+    assert len(tokens) == 40
+
+
+async def test_a_prompt_of_one_token(engine, request_for):
+    for token_id in (5, 99):
+        tokens, _ = await run(engine, request_for((token_id,), 3, min_tokens=3))
+        assert len(tokens) == 3
+
+
+@pytest.mark.parametrize("extra", [0, 1, 2])
+async def test_a_prompt_that_leaves_a_short_last_chunk(engine, engine_settings, request_for, extra):
+    prompt = tuple(10 + place % 400 for place in range(engine_settings.max_batch_tokens + extra))
+    tokens, _ = await run(engine, request_for(prompt, 3, min_tokens=3))
+    assert len(tokens) == 3
+
+
+async def test_closing_the_stream_frees_the_engine(engine, thinking_prompt, request_for):
+    eos = tuple(engine.card.eos_ids)
+    stream = engine.stream(request_for(thinking_prompt, 5000, banned_token_ids=eos))
+    await anext(stream)
+    await until(lambda: engine.load().running_requests == 1)
+    await stream.aclose()
+    await until(lambda: engine.load().running_requests == 0)
+    assert engine.load().waiting_requests == 0
+
+
+async def test_load_has_measured_times(engine, thinking_prompt, request_for):
+    await run(engine, request_for(thinking_prompt, 20))
+    load = engine.load()
+    assert 0 < load.seconds_per_token < 1
+    assert 0 < load.first_token_seconds < 10
+
+
+async def test_banned_tokens_are_never_drawn(engine, thinking_prompt, request_for):
+    free = Sampling(temperature=2.0, seed=3)
+    common, _ = await run(engine, request_for(thinking_prompt, 60, min_tokens=60, sampling=free))
+    markers = engine.card.markers
+    banned = (markers.open_id, markers.close_id, *engine.card.eos_ids)
+    names = [token for token in dict.fromkeys(common) if engine.tokenizer.name_of(token)][:20]
+    banned = tuple(dict.fromkeys((*banned, *names)))
+    tokens, _ = await run(engine, request_for(thinking_prompt, 60, sampling=free, banned_token_ids=banned))
+    assert len(tokens) == 60
+    assert not set(tokens) & set(banned)
+
+
+async def test_logprobs_come_with_every_token(engine, thinking_prompt, request_for):
+    request = request_for(thinking_prompt, 12, sampling=Sampling(temperature=1.5, seed=1), top_logprobs=3)
+    tokens, chunks = await run(engine, request)
+    found = [entry for chunk in chunks for entry in chunk.logprobs]
+    assert [entry.sampled.token_id for entry in found] == tokens
+    for entry in found:
+        assert [top.rank for top in entry.top] == [1, 2, 3]
+        assert entry.top[0].logprob >= entry.top[1].logprob >= entry.top[2].logprob
+        assert entry.sampled.logprob <= entry.top[0].logprob <= 0
+
+
+@pytest.mark.parametrize("thought", [None, 0, 6])
+@pytest.mark.parametrize(
+    ("constraint", "matches"),
+    [
+        (StructuredOutput(StructuredKind.CHOICE, choices=("yes", "no")), r"yes|no"),
+        (StructuredOutput(StructuredKind.REGEX, spec="[a-c]{3}-[0-9]{4}"), r"[a-c]{3}-[0-9]{4}"),
+        (StructuredOutput(StructuredKind.GRAMMAR, spec='root ::= "x" | "(" root ")"'), r"\(*x\)*"),
+    ],
+    ids=["choice", "regex", "grammar"],
+)
+async def test_a_constraint_holds_in_the_answer_alone(
+    engine, thinking_prompt, fast_prompt, request_for, constraint, matches, thought
+):
+    close = engine.card.markers.close_id
+    prompt = fast_prompt if thought is None else thinking_prompt
+    request = request_for(
+        prompt, 60, sampling=Sampling(temperature=1.0, seed=11), thought_budget_tokens=thought, structured=constraint
+    )
+    tokens, _ = await run(engine, request)
+    if thought is not None:
+        assert tokens.index(close) <= thought
+        tokens = tokens[tokens.index(close) + 1 :]
+    text = b"".join(engine.tokenizer.token_bytes(token) for token in tokens).decode()
+    assert re.fullmatch(matches, text), text
+
+
+async def test_a_json_schema_holds_and_a_continuation_after_the_thought_obeys(engine, thinking_prompt, request_for):
+    schema = {"type": "object", "properties": {"n": {"enum": [1, 2, 3]}}, "required": ["n"], "additionalProperties": False}
+    constraint = StructuredOutput(StructuredKind.JSON_SCHEMA, spec=json.dumps(schema))
+    prompt = (*thinking_prompt, *engine.tokenizer.encode("17 and 25\n</think>\n\n"))
+    tokens, _ = await run(engine, request_for(prompt, 60, structured=constraint))
+    text = b"".join(engine.tokenizer.token_bytes(token) for token in tokens).decode()
+    assert json.loads(text)["n"] in (1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("constraint", "field"),
+    [
+        (StructuredOutput(StructuredKind.JSON_SCHEMA, spec="{not json"), "spec.output.json_schema"),
+        (StructuredOutput(StructuredKind.REGEX, spec="[a-"), "spec.output.regex"),
+        (StructuredOutput(StructuredKind.GRAMMAR, spec="root ::= nowhere"), "spec.output.grammar"),
+    ],
+    ids=["json", "regex", "grammar"],
+)
+async def test_a_constraint_that_cannot_be_compiled_is_the_callers(engine, fast_prompt, request_for, constraint, field):
+    with pytest.raises(BadRequest) as raised:
+        await run(engine, request_for(fast_prompt, 8, structured=constraint))
+    assert raised.value.violations[0].field == field
+    await engine.check()
+
+
+async def test_speculation_is_counted(engine, thinking_prompt, request_for):
+    on = next(feature for feature in engine.card.profile if feature.name == "mtp").enabled
+    _, chunks = await run(engine, request_for(thinking_prompt, 20))
+    last = chunks[-1]
+    assert on == (last.drafted_tokens is not None)
+    if on:
+        assert 0 <= last.accepted_tokens <= last.drafted_tokens
