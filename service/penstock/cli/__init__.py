@@ -1,0 +1,29 @@
+"""The command line. Exit codes: 0 done, 1 the service said no, 2 wrong usage or configuration, 130 Ctrl-C.
+
+Only typer and rich are imported for `--help`; each command imports what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from penstock.cli import chat, config, demo, generate, inspect, serve
+from penstock.cli.failures import Commands
+
+app = typer.Typer(
+    cls=Commands,
+    name="penstock",
+    help="A gRPC service for thinking mixture-of-experts models, with thinking budgets that hold.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(serve.serve)
+app.command()(demo.demo)
+app.command()(chat.chat)
+app.command()(generate.generate)
+app.command()(inspect.count)
+app.command()(inspect.model)
+app.add_typer(config.commands, name="config")
+app.command()(inspect.version)

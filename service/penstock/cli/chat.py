@@ -1,0 +1,170 @@
+"""`penstock chat`: a conversation, streamed, through the Python client and nothing else."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from penstock.cli import options as o
+
+if TYPE_CHECKING:
+    from penstock_client import Client, Stream
+    from rich.console import Console
+
+HELP = """\
+/fast            answer without thinking
+/thinking        think, up to the budget
+/auto            let the server pick the budget
+/budget N        most thought tokens; -1 is no limit, without N the server decides
+/thoughts        show or hide the thoughts
+/reset           forget the conversation
+/quit            leave; so does Ctrl-D. Ctrl-C stops a reply."""
+
+
+@dataclass
+class Conversation:
+    """The turns so far, and how the next reply is to be made."""
+
+    system: str | None
+    thinking: o.Thinking | None
+    budget: int | None
+    show_thoughts: bool
+    turns: list[tuple[str, str]] = field(default_factory=list)
+
+    def command(self, line: str) -> str | None:
+        """Does a slash command and says what it did; None is the wish to leave. Raises ValueError for a wrong one."""
+        name, _, argument = line.partition(" ")
+        match name:
+            case "/fast" | "/thinking" | "/auto":
+                self.thinking = o.Thinking(name[1:])
+                # A budget beside FAST would contradict it.
+                self.budget = None if name == "/fast" else self.budget
+                return f"thinking: {self.thinking}"
+            case "/budget":
+                self.budget = int(argument) if argument.strip() else None
+                if self.thinking is o.Thinking.fast:
+                    self.thinking = None
+                return f"budget: {'the server decides' if self.budget is None else f'{self.budget} tokens'}"
+            case "/thoughts":
+                self.show_thoughts = not self.show_thoughts
+                return f"thoughts: {'shown' if self.show_thoughts else 'hidden'}"
+            case "/reset":
+                self.turns.clear()
+                return "a new conversation"
+            case "/help":
+                return HELP
+            case "/quit" | "/exit":
+                return None
+        raise ValueError(name)
+
+
+def chat(
+    thinking: o.ThinkingOption = None,
+    budget: o.Budget = None,
+    show_thoughts: o.ShowThoughts = True,
+    system: o.System = None,
+    max_output_tokens: o.MaxOutputTokens = None,
+    temperature: o.Temperature = None,
+    timeout: o.Timeout = None,
+    json: o.Json = False,
+    target: o.Target = o.DEFAULT_TARGET,
+    tls: o.Tls = None,
+) -> None:
+    """Talk with the model. /help lists the commands; Ctrl-C stops a reply, Ctrl-D leaves."""
+    from penstock_client import PenstockError
+    from rich.console import Console
+
+    from penstock.cli.failures import in_words
+
+    console = Console(stderr=json)
+    talk = Conversation(system, thinking, budget, show_thoughts)
+    settings = {"max_output_tokens": max_output_tokens, "temperature": temperature}
+    with o.connected(target, tls) as client:
+        card = client.model(timeout=10)
+        if sys.stdin.isatty():
+            console.out(f"{card.model} at {target}; /help lists the commands", style="dim", highlight=False)
+        while (line := _read(console)) is not None:
+            if not line.strip():
+                continue
+            if line.startswith("/"):
+                if not _command(talk, line.strip(), console):
+                    return
+                continue
+            try:
+                _reply(client, talk, line, settings, timeout, console, json)
+            except PenstockError as error:
+                console.out("\n".join(in_words(error, target)), style="red", highlight=False)
+
+
+def _read(console: Console) -> str | None:
+    """The next line; None at its end. Ctrl-C clears the line, as in a shell."""
+    if not sys.stdin.isatty():
+        line = sys.stdin.readline()
+        return line.rstrip("\n") if line else None
+    import readline  # noqa: F401 - gives input() its line editing and history
+
+    while True:
+        try:
+            return input("> ")
+        except KeyboardInterrupt:
+            console.out("\nCtrl-D or /quit leaves", style="dim", highlight=False)
+        except EOFError:
+            console.out()
+            return None
+
+
+def _command(talk: Conversation, line: str, console: Console) -> bool:
+    """False where the user wants to leave."""
+    try:
+        said = talk.command(line)
+    except ValueError:
+        said = f"{line}: not a command; /help lists them"
+    if said is not None:
+        console.out(said, style="dim", highlight=False)
+    return said is not None
+
+
+def _reply(
+    client: Client,
+    talk: Conversation,
+    line: str,
+    settings: dict[str, int | float | None],
+    timeout: float | None,
+    console: Console,
+    json: bool,
+) -> None:
+    system = [("system", talk.system)] if talk.system is not None else []
+    spec = o.spec(
+        [*system, *talk.turns, ("user", line)],
+        thinking=talk.thinking,
+        budget=talk.budget,
+        include_thoughts=None if talk.show_thoughts else False,
+        overflow="drop_oldest_turns",
+        **settings,
+    )
+    with client.stream(spec=spec, timeout=timeout) as events:
+        try:
+            _show(events, console, json)
+        except KeyboardInterrupt:
+            events.cancel()
+            console.out("(stopped)", style="dim", highlight=False)
+        answer = events.response.answer
+        # What was said stays, also the part of a stopped reply; a turn without any answer would be refused later.
+        if answer:
+            talk.turns += [("user", line), ("assistant", answer)]
+
+
+def _show(events: Stream, console: Console, json: bool) -> None:
+    from penstock.cli import show
+
+    printer = show.StreamPrinter(console, console, labels=False)
+    try:
+        for event in events:
+            if json:
+                show.print_json(event.proto)
+            else:
+                printer.show(event)
+    finally:
+        printer.end_line()
+    console.out(show.usage_line(events.response), style="dim", highlight=False)

@@ -1,0 +1,74 @@
+"""`penstock generate`: one prompt, one reply."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from penstock.cli import options as o
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="The prompt; `-` reads stdin.")],
+    thinking: o.ThinkingOption = None,
+    budget: o.Budget = None,
+    answer_reserve: Annotated[int | None, typer.Option(help="Output tokens kept back for the answer.")] = None,
+    show_thoughts: o.ShowThoughts = True,
+    system: o.System = None,
+    max_output_tokens: o.MaxOutputTokens = None,
+    temperature: o.Temperature = None,
+    top_p: Annotated[float | None, typer.Option(help="Above 0, at most 1; 1 is off.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="0 is off.")] = None,
+    seed: o.Seed = None,
+    stop: Annotated[list[str] | None, typer.Option(help="The answer ends before it; may be given again.")] = None,
+    json_schema: Annotated[str | None, typer.Option(help="JSON schema that the answer must match.")] = None,
+    timeout: o.Timeout = None,
+    stream: Annotated[bool, typer.Option("--stream/--no-stream", help="With --json: events, or one reply.")] = True,
+    json: o.Json = False,
+    target: o.Target = o.DEFAULT_TARGET,
+    tls: o.Tls = None,
+) -> None:
+    """Ask one question. The answer goes to stdout; the thought and the numbers go to stderr."""
+    turns = [("system", system)] if system is not None else []
+    spec = o.spec(
+        [*turns, ("user", o.text_of(prompt))],
+        thinking=thinking,
+        budget=budget,
+        answer_reserve=answer_reserve,
+        include_thoughts=None if show_thoughts else False,
+        max_output_tokens=max_output_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        seed=seed,
+        stop=stop or None,
+        json_schema=json_schema,
+    )
+    from rich.console import Console
+
+    from penstock.cli import show
+
+    notes = Console(stderr=True)
+    with o.connected(target, tls) as client:
+        if not stream:
+            reply = client.generate(spec=spec, timeout=timeout)
+            if json and reply.raw is not None:
+                return show.print_json(reply.raw)
+            if show_thoughts and reply.thought:
+                notes.out(reply.thought.rstrip("\n"), style="dim", highlight=False)
+            typer.echo(reply.answer)
+            return notes.out(show.usage_line(reply), style="dim", highlight=False)
+        printer = show.StreamPrinter(notes, Console())
+        with client.stream(spec=spec, timeout=timeout) as events:
+            try:
+                for event in events:
+                    if json:
+                        show.print_json(event.proto)
+                    else:
+                        printer.show(event)
+            finally:
+                printer.end_line()
+        if not json:
+            notes.out(show.usage_line(events.response), style="dim", highlight=False)
+    return None

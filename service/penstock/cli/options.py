@@ -1,0 +1,100 @@
+"""Options that several commands share, and what they are turned into."""
+
+from __future__ import annotations
+
+import enum
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from penstock.cli.failures import EXIT_REFUSED, fail, in_words
+
+if TYPE_CHECKING:
+    from penstock_client import Client
+    from penstock_client.v1.generation_pb2 import GenerationSpec
+
+    from penstock.config_sources import Loaded
+
+DEFAULT_TARGET = "127.0.0.1:50051"
+
+
+class Thinking(enum.StrEnum):
+    fast = "fast"
+    auto = "auto"
+    thinking = "thinking"
+
+
+Target = Annotated[str, typer.Option(envvar="PENSTOCK_TARGET", help="host:port of the service.")]
+Tls = Annotated[bool | None, typer.Option("--tls/--plaintext", help="Encrypt, with the system's roots.")]
+Json = Annotated[bool, typer.Option("--json", help="For machines: JSON, named as in the API.")]
+ThinkingOption = Annotated[
+    Thinking | None, typer.Option(help="fast: no thought. auto: the server picks a budget. Default: the server's.")
+]
+Budget = Annotated[int | None, typer.Option(help="Most thought tokens; -1 is no limit, 0 is none.")]
+ShowThoughts = Annotated[bool, typer.Option("--show-thoughts/--hide-thoughts", help="Show the thought, dimmed.")]
+Timeout = Annotated[float | None, typer.Option(min=0.001, help="Deadline in seconds; `auto` plans inside it.")]
+System = Annotated[str | None, typer.Option(help="System message.")]
+MaxOutputTokens = Annotated[int | None, typer.Option(help="Most output tokens, thought plus answer.")]
+Temperature = Annotated[float | None, typer.Option(help="0 is greedy.")]
+Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable.")]
+
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="TOML or YAML file; also PENSTOCK_CONFIG.", dir_okay=False)
+]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any key; see `penstock config show`.")
+]
+
+
+@contextmanager
+def connected(target: str, tls: bool | None) -> Iterator[Client]:
+    """A client of the service at `target`. What the service refuses is told in words, and ends the command."""
+    from penstock_client import Client, PenstockError
+
+    try:
+        client = Client(target, api_key=os.environ.get("PENSTOCK_API_KEY") or None, tls=tls)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    try:
+        with client:
+            yield client
+    except PenstockError as error:
+        fail(*in_words(error, target))
+        raise typer.Exit(EXIT_REFUSED) from None
+
+
+def spec(prompt: str | list[tuple[str, str]], **options: Any) -> GenerationSpec:
+    """The request; what no request can hold is wrong usage."""
+    from penstock_client import build_spec
+
+    try:
+        return build_spec(prompt, **options)
+    except (TypeError, ValueError) as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def configuration(file: Path | None, settings: list[str] | None, flags: dict[str, str] | None = None) -> Loaded:
+    """The service's configuration from all sources. Raises ConfigError."""
+    from penstock.config_sources import load
+
+    given = dict(flags or {})
+    for setting in settings or ():
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"{setting!r} is not SECTION.KEY=VALUE", param_hint="--set")
+        given[key.strip()] = value
+    return load(file, os.environ, given)
+
+
+def text_of(argument: str) -> str:
+    """The argument, or all of stdin for `-`."""
+    if argument != "-":
+        return argument
+    try:
+        return typer.get_text_stream("stdin", encoding="utf-8", errors="strict").read()
+    except UnicodeDecodeError:
+        raise typer.BadParameter("stdin is not UTF-8 text") from None

@@ -1,0 +1,62 @@
+"""`penstock serve`: configuration from all sources, then the service until a signal."""
+
+from __future__ import annotations
+
+import json as json_module
+import os
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from penstock.cli import options as o
+
+PROGRESS_PREFIX = "penstock: "
+
+
+def serve(
+    listen: Annotated[str | None, typer.Option(help="host:port; port 0 takes a free one. [server.listen]")] = None,
+    model: Annotated[str | None, typer.Option(help="Checkpoint directory or name. [engine.model]")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or gpu. [engine.device]")] = None,
+    engine_kind: Annotated[str | None, typer.Option(hidden=True)] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Plaintext beyond loopback. [server.insecure]")] = False,
+    config: o.ConfigFile = None,
+    settings: o.Settings = None,
+    check_config: Annotated[bool, typer.Option("--check-config", help="Check the configuration and exit.")] = False,
+    ready_file: Annotated[
+        Path | None, typer.Option(help="Written with host:port once it serves.", dir_okay=False)
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Progress as JSON lines on stdout.")] = False,
+) -> None:
+    """Serve a model. Without configuration: the small one that ships with Penstock, on 127.0.0.1:50051."""
+    named = {"--listen": listen, "--model": model, "--device": device, "--engine-kind": engine_kind}
+    flags = {name: value for name, value in named.items() if value is not None}
+    loaded = o.configuration(config, settings, flags | ({"--insecure": "true"} if insecure else {}))
+    started = time.monotonic()
+
+    def say(phase: str, **facts: str) -> None:
+        seconds = time.monotonic() - started
+        if json:
+            typer.echo(json_module.dumps({"seconds": round(seconds, 3), "phase": phase, **facts}))
+        else:
+            typer.echo(f"{PROGRESS_PREFIX}{seconds:6.1f} s  {phase}", err=True)
+
+    def ready(address: str) -> None:
+        say(f"ready on {address}; try `penstock chat --target {address}`", address=address)
+        if ready_file is not None:
+            # Whole or not at all: somebody waits for this file to appear.
+            partial = ready_file.with_name(f"{ready_file.name}.{os.getpid()}")
+            partial.write_text(f"{address}\n")
+            partial.replace(ready_file)
+
+    for note in loaded.notes:
+        say(note)
+    if check_config:
+        say("the configuration is valid")
+        return
+    import asyncio
+
+    from penstock import app
+
+    raise typer.Exit(asyncio.run(app.serve(loaded.config, on_progress=say, on_ready=ready)))

@@ -1,0 +1,111 @@
+"""A reply on a terminal: the thought dimmed, the answer plain, one line of numbers."""
+
+from __future__ import annotations
+
+import json
+import sys
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from penstock_client import AnswerDelta, Event, Finished, Response, ThinkingFinished, ThinkingOutcome, ThoughtDelta
+from penstock_client.values import FinishReason
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+    from rich.console import Console
+
+_OUTCOMES = {
+    ThinkingOutcome.NATURAL_END: "natural end",
+    ThinkingOutcome.BUDGET_REACHED: "budget reached",
+    ThinkingOutcome.FINISHED_BY_CLIENT: "finished by you",
+    ThinkingOutcome.DEADLINE: "closed for the deadline",
+    ThinkingOutcome.MAX_OUTPUT_TOKENS: "cut at the output limit",
+}
+# A model's output must not steer the terminal: every control character but tab and newline goes.
+_NO_CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
+
+
+class StreamPrinter:
+    """Prints events as they come: thoughts to one console, the answer to another (or the same).
+
+    `labels` names the two in words, for output that has no dim.
+    """
+
+    def __init__(self, thoughts: Console, answers: Console, *, labels: bool = False) -> None:
+        self._consoles = {ThoughtDelta: thoughts, AnswerDelta: answers}
+        self._labels = labels
+        self._kind: type[ThoughtDelta | AnswerDelta] | None = None
+        self._at_line_start = True
+
+    def show(self, event: Event) -> None:
+        match event:
+            case ThoughtDelta() | AnswerDelta():
+                self._text(type(event), event.text)
+            case ThinkingFinished() | Finished():
+                self.end_line()
+
+    def end_line(self) -> None:
+        """Ends the line of text under way, if there is one."""
+        if self._kind is not None and not self._at_line_start:
+            self._consoles[self._kind].out()
+        self._at_line_start = True
+
+    def _text(self, kind: type[ThoughtDelta | AnswerDelta], text: str) -> None:
+        text = text.translate(_NO_CONTROLS)
+        if kind is not self._kind:
+            text = text.lstrip("\n")
+            if not text:
+                return
+            self.end_line()
+            self._kind = kind
+            if self._labels:
+                self._consoles[kind].out("thought: " if kind is ThoughtDelta else "answer: ", end="")
+        if text:
+            style = "dim" if kind is ThoughtDelta else None
+            self._consoles[kind].out(text, end="", style=style, highlight=False)
+            self._at_line_start = text.endswith("\n")
+
+
+def usage_line(response: Response) -> str:
+    """The numbers of a finished reply, e.g. `thought 12/16 tokens (budget reached) · answer 5 · prompt 31 · ...`."""
+    usage, settings, timing = response.usage, response.effective_settings, response.timing
+    if usage is None or settings is None or timing is None:
+        return "no numbers: the reply is not complete"
+    outcome = _OUTCOMES.get(response.thinking_outcome or ThinkingOutcome.UNKNOWN)
+    parts = [
+        f"thought {usage.reasoning_tokens}/{settings.thinking_budget} tokens ({outcome})" if outcome else "no thought",
+        f"answer {usage.answer_tokens}",
+        f"prompt {usage.prompt_tokens}" + (f" ({usage.cached_tokens} cached)" if usage.cached_tokens else ""),
+    ]
+    if settings.dropped_messages or settings.dropped_tokens:
+        parts.append(f"dropped {settings.dropped_messages} messages, {settings.dropped_tokens} tokens")
+    if timing.first_token_seconds is not None:
+        parts.append(f"first token {timing.first_token_seconds:.2f} s")
+    if response.output_tokens_per_second is not None:
+        parts.append(f"{response.output_tokens_per_second:.0f} tok/s")
+    if response.cost is not None:
+        parts.append(usd(response.cost.usd))
+    if response.finish_reason not in (FinishReason.STOP, None):
+        parts.append(f"ended by {response.finish_reason.replace('_', ' ')}")
+    return " · ".join(parts)
+
+
+def usd(amount: Decimal) -> str:
+    """Exact, without an exponent and without zeros at the end: $0.0000231."""
+    text = f"{amount:f}"
+    return "$" + (text.rstrip("0").rstrip(".") if "." in text else text)
+
+
+def json_line(message: Message) -> str:
+    """The proto as one line of JSON, with the API's field names and every field that has a default."""
+    from google.protobuf.json_format import MessageToDict
+
+    plain: dict[str, Any] = MessageToDict(
+        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    return json.dumps(plain, ensure_ascii=False)
+
+
+def print_json(message: Message) -> None:
+    sys.stdout.write(json_line(message) + "\n")
+    sys.stdout.flush()
