@@ -127,9 +127,10 @@ def plan_budget(
     """
     room = min(window_left_tokens, max_output_limit_tokens or window_left_tokens)
     max_output = min(output.max_tokens or room, room)
+    # Numbers that contradict each other are refused whatever mode was chosen: AUTO must not hide a caller's mistake.
+    _refuse_contradictions(config, output)
     if choice.mode is ThinkingMode.FAST:
         return Budget(0, 0, max_output, choice.reason)
-    _refuse_contradictions(config, output)
     asked = choice.auto_budget_tokens if choice.auto_budget_tokens is not None else config.budget_tokens
     if asked is None:
         asked = defaults.default_budget_tokens
