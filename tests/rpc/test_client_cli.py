@@ -1,0 +1,245 @@
+"""The client commands against a service of canned replies, and the demo against the scripted engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf import duration_pb2
+from google.rpc import error_details_pb2 as details
+from penstock.cli import app
+from penstock_client.v1 import generation_pb2 as pb
+from typer.testing import CliRunner, Result
+
+from tests.rpc.fake_service import ANSWER, THOUGHT, FakeService, running, status, until
+
+USAGE = (
+    "thought 12/16 tokens (budget reached) · answer 5 · prompt 31 (16 cached) · dropped 1 messages, 3 tokens · "
+    "first token 0.21 s · 80 tok/s · $0.0000231\n"
+)
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[tuple[FakeService, str]]:
+    service = FakeService()
+    with running(service) as target:
+        yield service, target
+
+
+@pytest.fixture
+def fake(served: tuple[FakeService, str]) -> FakeService:
+    served[0].reset()
+    return served[0]
+
+
+@pytest.fixture
+def run(served: tuple[FakeService, str], fake: FakeService) -> Callable[..., Result]:
+    def invoke(*arguments: str, stdin: str | None = None) -> Result:
+        return CliRunner().invoke(app, arguments, input=stdin, env={"PENSTOCK_TARGET": served[1]})
+
+    return invoke
+
+
+@pytest.fixture
+def start(served: tuple[FakeService, str], tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Runs `penstock` as a process; what is left of it at the end is killed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def popen(*arguments: str, **environ: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "penstock", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PENSTOCK_TARGET": served[1], "TMPDIR": str(tmp_path), **environ},
+        )
+        started.append(process)
+        return process
+
+    yield popen
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def test_generate_streams_the_answer_to_stdout_and_the_rest_to_stderr(run: Any, fake: FakeService) -> None:
+    result = run("generate", "hi", "--thinking", "thinking", "--budget", "16", "--system", "s", "--seed", "0")
+    assert (result.exit_code, result.stdout) == (0, "".join(ANSWER) + "\n")
+    assert result.stderr == "".join(THOUGHT) + "\n" + USAGE
+    spec = fake.requests[0].spec
+    assert [m.role for m in spec.messages.messages] == [pb.ROLE_SYSTEM, pb.ROLE_USER]
+    assert (spec.thinking.thinking_budget, spec.sampling.HasField("seed")) == (16, True)
+
+
+def test_generate_for_machines(run: Any, fake: FakeService) -> None:
+    lines = [json.loads(line) for line in run("generate", "hi", "--json").stdout.splitlines()]
+    assert [line["sequence"] for line in lines] == [str(n) for n in range(1, 10)]
+    assert "".join(line["answer"]["text"] for line in lines if "answer" in line) == "".join(ANSWER)
+    assert lines[-1]["finished"]["usage"]["reasoning_tokens"] == 12
+    reply = json.loads(run("generate", "hi", "--json", "--no-stream").stdout)
+    assert reply["candidates"][0]["answer"] == "".join(ANSWER)
+
+
+def test_generate_reads_stdin_and_hides_thoughts(run: Any, fake: FakeService) -> None:
+    result = run("generate", "-", "--no-stream", "--hide-thoughts", stdin="what?\nsecond line é\n")
+    assert result.stdout == "".join(ANSWER) + "\n"
+    assert result.stderr == USAGE
+    assert fake.requests[0].spec.messages.messages[0].content == "what?\nsecond line é\n"
+    assert fake.requests[0].spec.thinking.include_thoughts is False
+
+
+def test_a_models_control_characters_do_not_reach_the_terminal(run: Any, fake: FakeService) -> None:
+    fake.script[5].answer.text = "\x1b[2J\x07red\u009b"
+    assert run("generate", "hi").stdout == "[2Jred" + "".join(ANSWER[1:]) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "info", "more", "words"),
+    [
+        (
+            grpc.StatusCode.INVALID_ARGUMENT,
+            {"reason": "LIMIT_EXCEEDED"},
+            details.BadRequest(field_violations=[{"field": "spec.thinking.thinking_budget", "description": "too big"}]),
+            "--budget (spec.thinking.thinking_budget): too big",
+        ),
+        (
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            {"reason": "OVERLOADED"},
+            details.RetryInfo(retry_delay=duration_pb2.Duration(seconds=2)),
+            "try again in 2 s",
+        ),
+        (
+            grpc.StatusCode.INVALID_ARGUMENT,
+            {"reason": "CONTEXT_OVERFLOW", "metadata": {"prompt_tokens": "5000"}},
+            None,
+            "prompt_tokens 5000",
+        ),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, {"reason": "DEADLINE_PASSED"}, None, "--timeout"),
+        (grpc.StatusCode.FAILED_PRECONDITION, {"reason": "FEATURE_OFF"}, None, "penstock model"),
+        (grpc.StatusCode.UNAVAILABLE, {"reason": "ENGINE_DOWN"}, None, "as the server put it"),
+        (grpc.StatusCode.UNAUTHENTICATED, {"reason": "CALLER_REFUSED"}, None, "PENSTOCK_API_KEY"),
+        (grpc.StatusCode.INTERNAL, {"reason": "INTERNAL", "metadata": {"generation_id": "g7"}}, None, "g7"),
+    ],
+)
+def test_a_refusal_is_exit_code_1_in_words(
+    run: Any, fake: FakeService, code: Any, info: Any, more: Any, words: str
+) -> None:
+    given = [details.ErrorInfo(domain="penstock.v1", **info), *([more] if more is not None else [])]
+    fake.error = status(code, "as the server put it", given)
+    for arguments in (["generate", "hi"], ["generate", "hi", "--no-stream"], ["count", "hi"], ["model"]):
+        result = run(*arguments)
+        assert result.exit_code == 1
+        assert words in result.stderr
+        assert "Traceback" not in result.output
+
+
+def test_count_and_model(run: Any) -> None:
+    counted = run("count", "hi").stdout
+    assert "prompt 31 tokens" in counted
+    assert "cost from $0.0000000001 to $0.000002" in counted
+    assert json.loads(run("count", "hi", "--json").stdout)["window_left_tokens"] == 100
+    shown = run("model").stdout
+    for words in ("Qwen3_5MoeForCausalLM", "no MTP layer [here]", "$0.4", "spec.sampling.min_p"):
+        assert words in shown
+    assert json.loads(run("model", "--json").stdout)["vocab_size"] == 512
+
+
+def test_chat_keeps_the_conversation(run: Any, fake: FakeService) -> None:
+    result = run("chat", "--system", "s", stdin="one\n\n/budget 3\ntwo\n/reset\n/nonsense\nthree\n")
+    assert result.exit_code == 0
+    assert result.stdout.count("".join(ANSWER)) == 3
+    assert "/nonsense: not a command" in result.stdout
+    specs = [request.spec for request in fake.requests[1:]]
+    assert [[m.content for m in spec.messages.messages] for spec in specs] == [
+        ["s", "one"],
+        ["s", "one", "".join(ANSWER), "two"],
+        ["s", "three"],
+    ]
+    assert [spec.thinking.HasField("thinking_budget") for spec in specs] == [False, True, True]
+
+
+def test_chat_goes_on_after_a_refusal(run: Any, fake: FakeService) -> None:
+    fake.script = [status(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")]
+    result = run("chat", stdin="one\n/quit\n")
+    assert result.exit_code == 0
+    assert "no room now" in result.stdout
+
+
+def test_ctrl_c_stops_a_reply_of_chat_and_no_more(start: Any, fake: FakeService) -> None:
+    fake.hang_after = 7
+    chat = start("chat")
+    chat.stdin.write("one\n")
+    chat.stdin.flush()
+    assert chat.stdout.readline() == THOUGHT[0] + THOUGHT[1]
+    assert chat.stdout.readline() == THOUGHT[2] + "\n"
+    assert chat.stdout.read(len("".join(ANSWER[:2]))) == "".join(ANSWER[:2])
+    chat.send_signal(signal.SIGINT)
+    assert until(lambda: fake.cancelled == 1)
+    fake.hang_after = None
+    output, errors = chat.communicate("two\n", timeout=10)
+    assert (chat.returncode, errors) == (0, "")
+    assert "(stopped)" in output
+    turns = fake.requests[-1].spec.messages.messages
+    assert [turn.content for turn in turns] == ["one", "".join(ANSWER[:2]), "two"]
+
+
+def test_ctrl_c_ends_generate_with_130(start: Any, fake: FakeService) -> None:
+    fake.hang_after = 7
+    generate = start("generate", "hi")
+    assert generate.stdout.read(3) == ANSWER[0][:3]
+    generate.send_signal(signal.SIGINT)
+    _, errors = generate.communicate(timeout=10)
+    assert generate.returncode == 130
+    assert "Traceback" not in errors
+    assert until(lambda: fake.cancelled == 1)
+
+
+def test_the_demo_ends_by_itself_and_cleans_up(start: Any, tmp_path: Path) -> None:
+    demo = start("demo", PENSTOCK_ENGINE_KIND="scripted")
+    output, errors = demo.communicate(timeout=30)
+    assert (demo.returncode, errors) == (0, "")
+    assert "thought 4/4 tokens (budget reached)" in output
+    assert "no thought" in output
+    assert "penstock chat" in output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_demo_shows_the_log_of_a_service_that_dies(start: Any, tmp_path: Path) -> None:
+    demo = start("demo", PENSTOCK_ENGINE_KIND="scripted", PENSTOCK_ENGINE_MODEL="/nowhere.json")
+    _, errors = demo.communicate(timeout=30)
+    assert demo.returncode == 1
+    assert "exit code 2" in errors
+    assert "/nowhere.json" in errors
+    assert str(next(tmp_path.glob("penstock-demo-*/serve.log"))) in errors
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_demo_leaves_no_orphan(start: Any, tmp_path: Path, number: int, code: int) -> None:
+    replies = tmp_path / "replies.json"
+    replies.write_text('[{"thought": "slow thought", "step_seconds": 30}]')
+    demo = start("demo", PENSTOCK_ENGINE_KIND="scripted", PENSTOCK_ENGINE_MODEL=str(replies))
+    while not demo.stdout.readline().startswith(">"):
+        pass
+    [service] = [int(child) for child in _children(demo.pid)]
+    started = time.monotonic()
+    demo.send_signal(number)
+    demo.communicate(timeout=30)
+    assert demo.returncode == code
+    assert not Path(f"/proc/{service}").exists()
+    assert time.monotonic() - started < 15
+    assert [path.name for path in tmp_path.iterdir()] == ["replies.json"]
+
+
+def _children(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
