@@ -115,7 +115,10 @@ def _from_file(file: FileValues, mistakes: list[str]) -> dict[tuple[str, str], _
         else:
             for key, value in values.items():
                 where = file.where((section, key))
-                if key in _keys_of(section):
+                if isinstance(value, bool) and _kinds(section, key) & {int, float}:
+                    # pydantic would take true for 1.
+                    mistakes.append(f"{where}: {section}.{key}: must be a number, not {str(value).lower()}")
+                elif key in _keys_of(section):
                     found[section, key] = _Value(value, f"file {file.name}", where)
                 else:
                     mistakes.append(f"{where}: {section}.{key}: no such key{_nearest(f'{section}.{key}', _names())}")
@@ -166,8 +169,7 @@ def _add_text(
     found: dict[tuple[str, str], _Value], section: str, key: str, text: str, origin: str, mistakes: list[str]
 ) -> None:
     """Text as the field's type needs it: JSON for tables and lists, nothing for an optional number, else as it is."""
-    annotation = _keys_of(section)[key].annotation
-    kinds = {typing.get_origin(kind) or kind for kind in _alternatives(annotation)}
+    kinds = _kinds(section, key)
     value: object = text
     if kinds & {dict, tuple, list}:
         try:
@@ -178,6 +180,12 @@ def _add_text(
     elif text == "" and type(None) in kinds:
         value = None
     found[section, key] = _Value(value, origin, origin)
+
+
+def _kinds(section: str, key: str) -> set[Any]:
+    """The plain types that a key's value may have; empty for an unknown key."""
+    field = _keys_of(section).get(key)
+    return {typing.get_origin(kind) or kind for kind in _alternatives(field.annotation)} if field else set()
 
 
 def _alternatives(annotation: Any) -> Iterator[Any]:

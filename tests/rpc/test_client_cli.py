@@ -82,6 +82,12 @@ def test_generate_streams_the_answer_to_stdout_and_the_rest_to_stderr(run: Any, 
     assert (spec.thinking.thinking_budget, spec.sampling.HasField("seed")) == (16, True)
 
 
+def test_a_budget_that_the_server_chose_is_explained(run: Any, fake: FakeService) -> None:
+    fake.script[-1].finished.effective_settings.thinking_reason = "auto: 2.1 s to the deadline at 8 ms per token"
+    result = run("generate", "hi", "--thinking", "auto", "--timeout", "9")
+    assert result.stderr.endswith("$0.0000231\nauto: 2.1 s to the deadline at 8 ms per token\n")
+
+
 def test_generate_for_machines(run: Any, fake: FakeService) -> None:
     lines = [json.loads(line) for line in run("generate", "hi", "--json").stdout.splitlines()]
     assert [line["sequence"] for line in lines] == [str(n) for n in range(1, 10)]

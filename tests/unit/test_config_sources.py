@@ -132,6 +132,7 @@ def test_mistakes_inside_a_list_have_their_line(write: Any) -> None:
         ("p.yaml", "engine:\n  mtp: on\n  mtp: off\n", "line 3: engine.mtp is there twice"),
         ("p.toml", "engine = 3", "line 1: engine: is a section"),
         ("p.json", "{}", "must end in .toml"),
+        ("p.toml", "[limits]\nmax_messages = true", "line 2: limits.max_messages: must be a number, not true"),
         ("p.yaml", "1: 2", "1: no such section"),
     ],
 )

@@ -158,7 +158,7 @@ def _reply(
 def _show(events: Stream, console: Console, json: bool) -> None:
     from penstock.cli import show
 
-    printer = show.StreamPrinter(console, console, labels=False)
+    printer = show.StreamPrinter(console, console)
     try:
         for event in events:
             if json:
@@ -167,4 +167,5 @@ def _show(events: Stream, console: Console, json: bool) -> None:
                 printer.show(event)
     finally:
         printer.end_line()
-    console.out(show.usage_line(events.response), style="dim", highlight=False)
+    if not json:
+        show.print_numbers(console, events.response)

@@ -30,6 +30,8 @@ ASKED = (
     ("The same with a budget of 4 thought tokens, which holds exactly:", {"thinking": "thinking", "budget": 4}),
     ("And without thinking at all:", {"thinking": "fast"}),
 )
+# Greedy, so that everybody sees the same; bounded, so that it ends soon whatever the model does.
+SETTINGS = {"temperature": 0.0, "max_output_tokens": 512}
 NEXT = """\
 What to try next
   penstock serve                                     the same service, for as long as you like
@@ -38,6 +40,7 @@ What to try next
   penstock model                                     what is served, what is on and why
 README.md has the API and what it takes to serve a large model."""
 STOP_SECONDS = 20.0
+HEARTBEAT_SECONDS = 15.0
 
 
 class ServiceDied(Exception):
@@ -114,7 +117,7 @@ def _wait_until_ready(
     process: subprocess.Popen[bytes], ready_file: Path, log: Path, seconds: float, console: Console
 ) -> str:
     """The service's address. Raises ServiceDied where it ends, or is not ready in time."""
-    started, shown = time.monotonic(), ""
+    started, shown, shown_at = time.monotonic(), "", 0.0
     with console.status("starting the service") as status:
         while not ready_file.exists():
             elapsed = time.monotonic() - started
@@ -125,9 +128,9 @@ def _wait_until_ready(
             phase = _phase(log)
             if console.is_terminal:
                 status.update(f"{phase} ({elapsed:.0f} s)")
-            elif phase != shown:
-                console.out(f"{elapsed:5.1f} s  {phase}", highlight=False)
-            shown = phase
+            elif phase != shown or elapsed > shown_at + HEARTBEAT_SECONDS:
+                console.out(f"{elapsed:6.1f} s  {phase}", highlight=False)
+                shown, shown_at = phase, elapsed
             time.sleep(0.1)
     console.out(f"ready after {time.monotonic() - started:.1f} s", style="dim", highlight=False)
     return ready_file.read_text().strip()
@@ -153,7 +156,7 @@ def _ask_all(client: Client, question: str, console: Console) -> None:
     for title, options in ASKED:
         console.out(f"\n{title}\n> {question}", style="bold", highlight=False)
         printer = show.StreamPrinter(console, console, labels=not console.is_terminal)
-        with client.stream(spec=o.spec(question, **options)) as events:
+        with client.stream(spec=o.spec(question, **options, **SETTINGS)) as events:
             try:
                 for event in events:
                     printer.show(event)

@@ -58,7 +58,7 @@ def generate(
             if show_thoughts and reply.thought:
                 notes.out(reply.thought.rstrip("\n"), style="dim", highlight=False)
             typer.echo(reply.answer)
-            return notes.out(show.usage_line(reply), style="dim", highlight=False)
+            return show.print_numbers(notes, reply)
         printer = show.StreamPrinter(notes, Console())
         with client.stream(spec=spec, timeout=timeout) as events:
             try:
@@ -70,5 +70,5 @@ def generate(
             finally:
                 printer.end_line()
         if not json:
-            notes.out(show.usage_line(events.response), style="dim", highlight=False)
+            show.print_numbers(notes, events.response)
     return None

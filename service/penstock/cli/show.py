@@ -90,6 +90,14 @@ def usage_line(response: Response) -> str:
     return " · ".join(parts)
 
 
+def print_numbers(console: Console, response: Response) -> None:
+    """The usage line, and where the server chose the budget, why."""
+    console.out(usage_line(response), style="dim", highlight=False)
+    reason = response.effective_settings.thinking_reason if response.effective_settings else ""
+    if reason.startswith("auto"):
+        console.out(reason, style="dim", highlight=False)
+
+
 def usd(amount: Decimal) -> str:
     """Exact, without an exponent and without zeros at the end: $0.0000231."""
     text = f"{amount:f}"
