@@ -43,7 +43,7 @@ def fake(served: tuple[FakeService, str]) -> FakeService:
 
 @pytest.fixture
 def run(served: tuple[FakeService, str], fake: FakeService) -> Callable[..., Result]:
-    def invoke(*arguments: str, stdin: str | None = None) -> Result:
+    def invoke(*arguments: str, stdin: str | bytes | None = None) -> Result:
         return CliRunner().invoke(app, arguments, input=stdin, env={"PENSTOCK_TARGET": served[1]})
 
     return invoke
@@ -180,6 +180,14 @@ def test_chat_goes_on_after_a_refusal(run: Any, fake: FakeService) -> None:
     result = run("chat", stdin="one\n/quit\n")
     assert result.exit_code == 0
     assert "no room now" in result.stdout
+
+
+def test_chat_goes_on_after_what_cannot_be_sent(run: Any, fake: FakeService) -> None:
+    result = run("chat", stdin=b"/budget 9999999999\none\n/budget 4\n\xff two\n")
+    assert result.exit_code == 0
+    assert "budget: Value out of range" in result.stdout
+    [spec] = [request.spec for request in fake.requests[1:]]
+    assert [m.content for m in spec.messages.messages] == ["\ufffd two"]
 
 
 def test_ctrl_c_stops_a_reply_of_chat_and_no_more(start: Any, fake: FakeService) -> None:

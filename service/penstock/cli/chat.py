@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import typer
 
 from penstock.cli import options as o
 
@@ -77,6 +80,9 @@ def chat(
 
     from penstock.cli.failures import in_words
 
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        # A stray byte in a terminal is no reason to lose the conversation.
+        sys.stdin.reconfigure(encoding="utf-8", errors="replace")
     console = Console(stderr=json)
     talk = Conversation(system, thinking, budget, show_thoughts)
     settings = {"max_output_tokens": max_output_tokens, "temperature": temperature}
@@ -95,6 +101,8 @@ def chat(
                 _reply(client, talk, line, settings, timeout, console, json)
             except PenstockError as error:
                 console.out("\n".join(in_words(error, target)), style="red", highlight=False)
+            except typer.BadParameter as error:
+                console.out(error.message, style="red", highlight=False)
 
 
 def _read(console: Console) -> str | None:
