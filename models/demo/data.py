@@ -46,6 +46,10 @@ class Encoder:
     def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
+    def decode(self, ids: list[int]) -> str:
+        """Text without the turn markers."""
+        return self._tokenizer.decode(ids)
+
     def turn(self, role: str, text: str) -> list[int]:
         return [IM_START, *self.encode(role + "\n"), *self.encode(text), IM_END, *self.newline]
 

@@ -30,11 +30,11 @@ DRAFT_WEIGHTS = (0.3, 0.15)
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Linear warm-up, then linear decay to a twentieth of the peak."""
+    """Linear warm-up, then linear decay to a fiftieth of the peak."""
     if step < WARM_UP_STEPS:
         return peak * (step + 1) / WARM_UP_STEPS
     left = (steps - step) / max(1, steps - WARM_UP_STEPS)
-    return peak * max(0.05, left)
+    return peak * max(0.02, left)
 
 
 def weighted_loss(model: DemoModel, hidden: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
