@@ -136,9 +136,10 @@ def plan_budget(
         asked = defaults.default_budget_tokens
     reserve = config.answer_reserve_tokens
     if reserve is None:
-        # The server's own reserve gives way to a small max_output_tokens: first to the caller's budget, then to half.
-        wish = config.budget_tokens if config.budget_tokens not in (None, -1) else max_output // 2
-        reserve = max(1, min(defaults.answer_reserve_tokens, max_output - (wish or 0)))
+        # The server's own reserve gives way where the caller said both numbers, else it takes at most half.
+        both = output.max_tokens is not None and config.budget_tokens not in (None, -1)
+        thought = (config.budget_tokens or 0) if both else max_output // 2
+        reserve = max(1, min(defaults.answer_reserve_tokens, max_output - thought))
     reserve = min(reserve, max_output)
     most = max_output - reserve
     if asked == -1:

@@ -1,0 +1,110 @@
+"""The state machine between thought and answer, by itself: gates, markers, characters, stop strings."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+from penstock.engine_scripted import ByteTokenizer
+from penstock.split import SplitSettings, Splitter, StopStrings, Utf8Text, Verdict
+from penstock.types import Markers
+
+EOS, OPEN, CLOSE = 258, 259, 260
+TOKENIZER = ByteTokenizer()
+
+
+def splitter(*, budget: int = 100, most: int = 100, stops: tuple[str, ...] = (), **start: bool) -> Splitter:
+    settings = SplitSettings(Markers(OPEN, CLOSE), frozenset({EOS}), budget, most, stops)
+    return Splitter(settings, TOKENIZER.token_bytes, **{"in_thought": True, **start})
+
+
+def texts(split: Splitter) -> tuple[str, str]:
+    deltas = split.take(final=True)
+    return tuple("".join(d.text for d in deltas if d.is_thought is kind) for kind in (True, False))  # type: ignore[return-value]
+
+
+def test_tokens_past_the_gate_are_dropped_whatever_came_with_them() -> None:
+    split = splitter(budget=2)
+    assert split.push([*b"abcd", CLOSE, *b"x"]) is Verdict.CLOSE_THOUGHT_AT_BUDGET
+    assert (split.thought_tokens, split.context_ids) == (2, list(b"ab"))
+
+
+def test_a_thought_of_exactly_the_budget_may_still_close_itself() -> None:
+    split = splitter(budget=2)
+    assert split.push([*b"ab", CLOSE, *b"\n\nyes", EOS]) is Verdict.EOS
+    assert texts(split) == ("ab", "yes")
+    assert (split.thought_tokens, split.answer_tokens, split.marker_tokens) == (2, 6, 1)
+
+
+def test_forced_tokens_are_seen_by_the_model_and_counted_as_markers() -> None:
+    split = splitter(budget=1)
+    split.push(b"ab")
+    split.close_thought([*b"enough", CLOSE])
+    assert split.push([*b"ok", EOS]) is Verdict.EOS
+    assert texts(split) == ("a", "ok")
+    assert (split.thought_tokens, split.answer_tokens, split.marker_tokens) == (1, 3, 7)
+    assert split.context_ids == [*b"a", *b"enough", CLOSE, *b"ok", EOS]
+
+
+def test_only_the_first_token_of_a_raw_prompt_may_open_a_thought() -> None:
+    opened = splitter(in_thought=False, may_open=True)
+    assert opened.push([OPEN, *b"hm", CLOSE, *b"ok", EOS]) is Verdict.EOS
+    assert texts(opened) == ("hm", "ok")
+    late = splitter(in_thought=False, may_open=True)
+    assert late.push([*b"ok", OPEN]) is Verdict.REOPENED
+
+
+def test_the_end_of_turn_inside_a_thought_asks_to_close_it() -> None:
+    split = splitter()
+    assert split.push([*b"ab", EOS, *b"c"]) is Verdict.CLOSE_THOUGHT_AFTER_EOS
+    assert split.context_ids == list(b"ab")
+
+
+def test_the_last_allowed_token_ends_the_answer_at_once() -> None:
+    split = splitter(in_thought=False, most=3)
+    assert split.push(b"abcd") is Verdict.MAX_OUTPUT_TOKENS
+    assert split.answer_tokens == 3
+
+
+def test_a_delta_waits_for_the_whole_character() -> None:
+    split = splitter(in_thought=False)
+    first, second = "é".encode()
+    split.push([first])
+    assert split.take() == []
+    split.push([second])
+    (delta,) = split.take()
+    assert (delta.text, delta.token_count) == ("é", 2)
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])), st.data())
+def test_text_cut_at_any_byte_comes_out_whole(text: str, data: st.DataObject) -> None:
+    encoded = text.encode()
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(encoded)), max_size=8)))
+    stream, pieces = Utf8Text(), []
+    for start, end in zip([0, *cuts], [*cuts, len(encoded)], strict=True):
+        pieces.append(stream.push(encoded[start:end]))
+    assert "".join(pieces) + stream.flush() == text
+
+
+@given(st.binary())
+def test_bytes_that_are_no_text_come_out_as_a_whole_decode_would(data: bytes) -> None:
+    stream = Utf8Text()
+    assert "".join(stream.push(bytes([b])) for b in data) + stream.flush() == data.decode("utf-8", "replace")
+
+
+@given(st.text("ab", max_size=12), st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3), st.data())
+def test_stop_strings_are_found_across_any_cut(text: str, stops: list[str], data: st.DataObject) -> None:
+    finder, out, rest = StopStrings(stops), "", text
+    while rest and not finder.matched:
+        length = data.draw(st.integers(1, len(rest)))
+        out += finder.push(rest[:length])
+        rest = rest[length:]
+    if not finder.matched:
+        out += finder.flush()
+    # The stop that is complete first ends the answer; what came before it is the answer.
+    ends = [(text.find(stop) + len(stop), stop) for stop in stops if stop in text]
+    if not ends:
+        assert (out, finder.matched) == (text, "")
+    else:
+        assert finder.matched in stops
+        assert text.startswith(out + finder.matched)
+        assert not any(stop in out for stop in stops)

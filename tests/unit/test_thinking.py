@@ -1,0 +1,104 @@
+"""The budget that comes out: finite, beside its reserve, and with a reason; contradictions refused."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from penstock.config import ThinkingSettings
+from penstock.engine_scripted import ScriptedEngine
+from penstock.errors import BadRequest, FeatureOff
+from penstock.thinking import Budget, ModeChoice, Situation, choose_mode, needs_thought, plan_budget
+from penstock.types import Output, ThinkingConfig, ThinkingMode
+
+CARD = ScriptedEngine(()).card
+DEFAULTS = ThinkingSettings()
+WORK = "What is 17 + 25 + 8 + 31?"
+
+
+def budget(config: ThinkingConfig, most: int | None = None, room: int = 1000) -> Budget:
+    choice = ModeChoice(ThinkingMode.THINKING, None, "asked")
+    return plan_budget(
+        config, Output(max_tokens=most), DEFAULTS, choice, window_left_tokens=room, max_output_limit_tokens=None
+    )
+
+
+def auto(question: str = WORK, now: Situation = Situation(), **config: int) -> ModeChoice:  # noqa: B008 - frozen
+    return choose_mode(ThinkingConfig(ThinkingMode.AUTO, **config), DEFAULTS, CARD, question, now)
+
+
+@pytest.mark.parametrize(
+    ("config", "most", "room", "thought", "reserve"),
+    [
+        (ThinkingConfig(budget_tokens=-1), None, 1000, 872, 128),
+        (ThinkingConfig(budget_tokens=50), None, 1000, 50, 128),
+        (ThinkingConfig(budget_tokens=5000), None, 1000, 872, 128),  # clamped: the server chose max_output
+        (ThinkingConfig(budget_tokens=60), 64, 1000, 60, 4),  # the server's reserve gives way to the caller's budget
+        (ThinkingConfig(budget_tokens=63), 64, 1000, 63, 1),
+        (ThinkingConfig(), 64, 1000, 32, 32),
+        (ThinkingConfig(answer_reserve_tokens=900), None, 1000, 100, 900),
+        (ThinkingConfig(), None, 1, 0, 1),
+    ],
+)
+def test_the_budget_leaves_the_reserve(
+    config: ThinkingConfig, most: int | None, room: int, thought: int, reserve: int
+) -> None:
+    planned = budget(config, most, room)
+    assert (planned.thought_tokens, planned.answer_reserve_tokens) == (thought, reserve)
+
+
+@given(
+    st.none() | st.integers(-1, 3000),
+    st.none() | st.integers(1, 3000),
+    st.none() | st.integers(1, 3000),
+    st.integers(1, 3000),
+)
+def test_a_planned_budget_always_holds(asked: int | None, reserve: int | None, most: int | None, room: int) -> None:
+    try:
+        planned = budget(ThinkingConfig(budget_tokens=asked, answer_reserve_tokens=reserve), most, room)
+    except BadRequest:
+        assert most is not None
+        return
+    assert planned.thought_tokens >= 0
+    assert planned.answer_reserve_tokens >= 1
+    assert planned.thought_tokens + planned.answer_reserve_tokens <= planned.max_output_tokens <= room
+    if asked not in (None, -1) and planned.thought_tokens < asked:
+        assert "clamped" in planned.reason
+
+
+def test_contradictions_are_refused_by_field() -> None:
+    with pytest.raises(BadRequest) as refused:
+        budget(ThinkingConfig(budget_tokens=60, answer_reserve_tokens=5), most=64)
+    assert refused.value.violations[0].field == "spec.thinking.thinking_budget"
+    assert refused.value.reason == "BUDGET_DOES_NOT_FIT"
+
+
+def test_a_model_without_markers_does_not_think() -> None:
+    from dataclasses import replace
+
+    card = replace(CARD, markers=None)
+    with pytest.raises(FeatureOff):
+        choose_mode(ThinkingConfig(ThinkingMode.THINKING), DEFAULTS, card, WORK, Situation())
+    assert choose_mode(ThinkingConfig(ThinkingMode.AUTO), DEFAULTS, card, WORK, Situation()).mode is ThinkingMode.FAST
+
+
+def test_auto_looks_at_the_question() -> None:
+    assert auto("Hello there!").mode is ThinkingMode.FAST
+    assert auto().mode is ThinkingMode.THINKING
+    assert needs_thought("word " * 40)
+
+
+def test_auto_plans_inside_the_deadline() -> None:
+    slow = Situation(seconds_to_deadline=4.0, seconds_per_token=0.01, first_token_seconds=0.1)
+    choice = auto(now=slow)
+    # (4 s - 0.15 s margin - 0.1 s first token) / (10 ms x 1.25) = 300 tokens, less the reserve of 128.
+    assert choice.auto_budget_tokens == 172
+    assert "4.0 s to the deadline at 10.0 ms per token" in choice.reason
+    late = Situation(seconds_to_deadline=0.5, seconds_per_token=0.01)
+    assert auto(now=late).mode is ThinkingMode.FAST
+    assert auto(now=Situation(seconds_to_deadline=4.0)).auto_budget_tokens == DEFAULTS.auto_budget_tokens
+
+
+def test_autos_upper_bound_is_the_callers_budget() -> None:
+    assert auto(budget_tokens=9).auto_budget_tokens == 9
+    assert auto(budget_tokens=2).mode is ThinkingMode.FAST
