@@ -15,7 +15,7 @@ from .conftest import run
 
 async def until(condition, seconds=5.0):
     async with asyncio.timeout(seconds):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 # the engine's counts have no event
             await asyncio.sleep(0.01)
 
 
@@ -120,7 +120,12 @@ async def test_a_constraint_holds_in_the_answer_alone(
 
 
 async def test_a_json_schema_holds_and_a_continuation_after_the_thought_obeys(engine, thinking_prompt, request_for):
-    schema = {"type": "object", "properties": {"n": {"enum": [1, 2, 3]}}, "required": ["n"], "additionalProperties": False}
+    schema = {
+        "type": "object",
+        "properties": {"n": {"enum": [1, 2, 3]}},
+        "required": ["n"],
+        "additionalProperties": False,
+    }
     constraint = StructuredOutput(StructuredKind.JSON_SCHEMA, spec=json.dumps(schema))
     prompt = (*thinking_prompt, *engine.tokenizer.encode("17 and 25\n</think>\n\n"))
     tokens, _ = await run(engine, request_for(prompt, 60, structured=constraint))

@@ -77,5 +77,6 @@ async def test_a_continuation_counts_only_what_it_generates(engine, thinking_pro
 
 async def test_a_closed_prompt_has_no_thought_to_close(engine, fast_prompt, request_for):
     close = engine.card.markers.close_id
-    tokens, _ = await run(engine, request_for(fast_prompt, 20, thought_budget_tokens=3))
+    request = request_for(fast_prompt, 20, min_tokens=20, thought_budget_tokens=3, banned_token_ids=(close,))
+    tokens, _ = await run(engine, request)
     assert close not in tokens

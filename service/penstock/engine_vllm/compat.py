@@ -113,7 +113,10 @@ def expand_sampling_parameters() -> None:
     """
     from vllm.utils import cpu_triton_utils
 
-    cpu_triton_utils._expand_kernel_impl = _expand_kernel
+    original = cpu_triton_utils._expand_kernel_impl
+    if original is not _expand_kernel:
+        _expand_kernel.__wrapped__ = original  # type: ignore[attr-defined]
+        cpu_triton_utils._expand_kernel_impl = _expand_kernel
 
 
 def _expand_kernel(

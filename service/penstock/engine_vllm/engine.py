@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from vllm.exceptions import VLLMClientError
@@ -27,7 +27,7 @@ from penstock.types import (
     TokenLogprobs,
 )
 
-_SHUTDOWN_SECONDS = 20.0
+_SHUTDOWN_SECONDS = 3.0  # no request is left by then; what has not ended is killed with all its children
 
 
 class VllmEngine:
@@ -47,7 +47,7 @@ class VllmEngine:
     def tokenizer(self) -> HfTokenizer:
         return self._tokenizer
 
-    async def stream(self, request: EngineRequest) -> AsyncIterator[EngineChunk]:
+    async def stream(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
         """See `Engine.stream`. Also raises `errors.BadRequest` for a constraint that cannot be compiled."""
         params = sampling_params(request, self._card, self._tokenizer.name_of)
         outputs = self._llm.generate(

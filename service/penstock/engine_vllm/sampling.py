@@ -11,6 +11,8 @@ from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from penstock.errors import EngineRefused
 from penstock.types import EngineRequest, Markers, ModelCard, Sampling, StructuredKind, StructuredOutput
 
+_MOST_BAD_WORDS = 32  # each is looked up in Python at every step
+
 
 def sampling_params(request: EngineRequest, card: ModelCard, name_of: Callable[[int], str | None]) -> SamplingParams:
     """`name_of` gives the text that encodes to exactly one token. Raises `EngineRefused` where vLLM refuses."""
@@ -25,7 +27,7 @@ def sampling_params(request: EngineRequest, card: ModelCard, name_of: Callable[[
             stop_token_ids=sorted({*request.stop_token_ids, *card.eos_ids}),
             logprobs=request.top_logprobs,
             thinking_token_budget=budget if card.forces_budget else None,
-            bad_words=[_banned(token_id, name_of) for token_id in request.banned_token_ids],
+            **_without(request.banned_token_ids, card, name_of),
             structured_outputs=_structured(request.structured) if request.structured else None,
             output_kind=RequestOutputKind.DELTA,
             detokenize=False,
@@ -63,12 +65,17 @@ def _drawing(asked: Sampling, default: Sampling) -> dict[str, Any]:
     return drawing
 
 
-def _banned(token_id: int, name_of: Callable[[int], str | None]) -> str:
-    """vLLM's bad_words hold under speculation, logit_bias does not. They are texts, so only some tokens have one."""
-    name = name_of(token_id)
-    if name is None:
-        raise EngineRefused("a token that is not a word of its own cannot be banned", token_id=token_id)
-    return name
+def _without(banned: tuple[int, ...], card: ModelCard, name_of: Callable[[int], str | None]) -> dict[str, Any]:
+    """Bans that hold under speculation, where logit_bias does not: as words where that is exact, else by the rest.
+
+    vLLM strips a word and encodes it again, so it is exact for markers and other words that begin with no space. Naming
+    all other tokens is always exact, but costs a list of the vocabulary per request.
+    """
+    names = [name_of(token_id) for token_id in banned]
+    if len(names) <= _MOST_BAD_WORDS and all(name and name == name.lstrip() for name in names):
+        return {"bad_words": names}
+    allowed = set(range(card.vocab_size)).difference(banned)
+    return {"allowed_token_ids": sorted(allowed)}
 
 
 def _structured(structured: StructuredOutput) -> StructuredOutputsParams:

@@ -1,0 +1,142 @@
+"""Settings and checkpoint to vLLM's arguments: pure, so golden. No engine runs here."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from penstock.config import EngineSettings
+from penstock.engine_vllm.args import plan_engine
+from penstock.engine_vllm.checkpoint import Checkpoint, read_checkpoint
+from penstock.engine_vllm.sampling import thought_tokens_in_prompt
+from penstock.engine_vllm.start import default_sampling
+from penstock.errors import ConfigError
+from penstock.types import Markers, Sampling
+
+CHECKPOINT = Checkpoint(
+    model="/models/m",
+    is_local=True,
+    architecture="Qwen3_5MoeForCausalLM",
+    vocab_size=512,
+    native_context_tokens=4096,
+    mtp_layers=1,
+    experts=8,
+    quantization=None,
+    rope_scaling=None,
+    eos_ids=frozenset({2}),
+)
+
+
+def features(plan):
+    return {feature.name: feature for feature in plan.profile}
+
+
+def test_defaults_on_a_cpu():
+    plan = plan_engine(EngineSettings(), CHECKPOINT, "cpu")
+    assert plan.arguments == {
+        "model": "/models/m",
+        "dtype": "bfloat16",
+        "max_model_len": 4096,
+        "max_num_seqs": 64,
+        "enable_prefix_caching": False,
+        "kv_cache_dtype": "fp8",
+        "reasoning_parser": "qwen3",
+        "tensor_parallel_size": 1,
+        "language_model_only": False,
+        "disable_log_stats": True,
+        "enable_log_requests": False,
+        "use_tqdm_on_load": False,
+        "speculative_config": {"method": "mtp", "num_speculative_tokens": 1},
+        "per_request_spec_decode_metrics": "summary",
+        "enforce_eager": True,
+        "kv_cache_memory_bytes": 2**30,
+    }
+    assert {name for name, feature in features(plan).items() if feature.enabled} == {"mtp", "fp8_kv_cache"}
+    assert "Triton" in features(plan)["prefix_caching"].reason
+    assert set(plan.unsupported_fields) == {"spec.sampling.min_p", "spec.sampling.logit_bias"}
+
+
+def test_defaults_on_two_gpus():
+    plan = plan_engine(EngineSettings(tensor_parallel_size=2), CHECKPOINT, "gpu")
+    on = {name for name, feature in features(plan).items() if feature.enabled}
+    assert on == {"mtp", "fp8_kv_cache", "prefix_caching", "tensor_parallel", "expert_parallel"}
+    assert plan.arguments["enable_expert_parallel"]
+    assert plan.arguments["enable_eplb"]
+    assert "enforce_eager" not in plan.arguments
+
+
+def test_without_mtp_nothing_is_refused_and_the_cpu_caches_prefixes():
+    plan = plan_engine(EngineSettings(mtp="off"), CHECKPOINT, "cpu")
+    assert plan.arguments["enable_prefix_caching"]
+    assert "speculative_config" not in plan.arguments
+    assert not plan.unsupported_fields
+
+
+def test_prefix_caching_that_is_required_wins_over_mtp_that_is_not():
+    plan = plan_engine(EngineSettings(prefix_caching="required"), CHECKPOINT, "cpu")
+    assert plan.arguments["enable_prefix_caching"]
+    assert not features(plan)["mtp"].enabled
+
+
+@pytest.mark.parametrize(
+    ("settings", "checkpoint"),
+    [
+        ({"mtp": "required"}, {"mtp_layers": 0}),
+        ({"mtp": "required", "prefix_caching": "required"}, {}),
+        ({"max_context_tokens": 4097}, {}),
+    ],
+)
+def test_the_impossible_is_told_before_anything_starts(settings, checkpoint):
+    changed = Checkpoint(**{name: getattr(CHECKPOINT, name) for name in Checkpoint.__slots__} | checkpoint)
+    with pytest.raises(ConfigError):
+        plan_engine(EngineSettings(**settings), changed, "cpu")
+
+
+def test_extra_arguments_have_the_last_word():
+    plan = plan_engine(EngineSettings(extra_args={"max_num_seqs": 3, "seed": 1}), CHECKPOINT, "cpu")
+    assert plan.arguments["max_num_seqs"] == 3
+    assert plan.arguments["seed"] == 1
+
+
+def test_greedy_checkpoints_stay_greedy_and_refused_fields_have_no_default():
+    given = {"do_sample": False, "temperature": 0.7, "top_k": 20, "min_p": 0.1, "eos_token_id": 2}
+    changed = Checkpoint(
+        **{name: getattr(CHECKPOINT, name) for name in Checkpoint.__slots__} | {"generation_defaults": given}
+    )
+    assert default_sampling(changed, frozenset({"spec.sampling.min_p"})) == Sampling(temperature=0.0, top_k=20)
+
+
+def test_the_demo_checkpoint_is_readable():
+    checkpoint = read_checkpoint("")
+    assert checkpoint.architecture == "Qwen3_5MoeForCausalLM"
+    assert checkpoint.mtp_layers == 1
+    assert checkpoint.eos_ids
+
+
+@pytest.mark.parametrize("fault", ["missing", "no config", "not json", "other architecture", "no weights"])
+def test_a_bad_checkpoint_is_told_in_words(tmp_path, fault):
+    config = {"architectures": ["Qwen3_5MoeForCausalLM"], "vocab_size": 8, "max_position_embeddings": 8}
+    if fault == "other architecture":
+        config["architectures"] = ["LlamaForCausalLM"]
+    text = "{" if fault == "not json" else json.dumps(config)
+    for name, content in {"config.json": text, "tokenizer.json": "{}", "model.safetensors": ""}.items():
+        if not (fault == "no config" and name == "config.json") and not (fault == "no weights" and "safe" in name):
+            (tmp_path / name).write_text(content)
+    with pytest.raises(ConfigError):
+        read_checkpoint(str(tmp_path / "nowhere" if fault == "missing" else tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ((1, 2), None),
+        ((1, 3), 0),
+        ((1, 3, 9), 1),
+        ((3, 9, 4, 9), None),
+        ((3, 9, 4, 3, 9, 9), 2),
+        ((4, 3), 0),
+        ((3, 3, 9), 1),
+    ],
+)
+def test_thought_tokens_that_a_prompt_already_holds(prompt, expected):
+    assert thought_tokens_in_prompt(prompt, Markers(open_id=3, close_id=4)) == expected
