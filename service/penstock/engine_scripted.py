@@ -116,9 +116,7 @@ class ScriptedEngine:
         try:
             replies = [Reply(**entry) for entry in json.loads(Path(settings.model).read_text(encoding="utf-8"))]
         except (OSError, ValueError, TypeError) as error:
-            raise ConfigError(
-                f"engine.model: {settings.model} is no list of scripted replies: {error}"
-            ) from error
+            raise ConfigError(f"engine.model: {settings.model} is no list of scripted replies: {error}") from error
         return cls(replies, context_window_tokens=window)
 
     async def stream(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:

@@ -19,6 +19,7 @@ from penstock.split import SplitSettings, Splitter, Verdict
 from penstock.types import (
     CandidateEnd,
     Delta,
+    EngineChunk,
     EngineRequest,
     EngineStop,
     Event,
@@ -58,6 +59,10 @@ class Candidate:
         self._banned: tuple[int, ...] = ()
         self._cached_tokens = 0
         self._recomputed_tokens = 0
+        # The engine counts drafts per run and tells at its end: a run that was cut short leaves the call uncounted.
+        self._drafted_tokens = 0
+        self._accepted_tokens = 0
+        self._runs_counted = 0
         self.queue_seconds = 0.0
         self.first_token_at: float | None = None
         self.first_answer_at: float | None = None
@@ -88,7 +93,7 @@ class Candidate:
             verdict = Verdict.GO_ON
             async with aclosing(self._engine.stream(self._engine_request())) as chunks:
                 async for chunk in chunks:
-                    self._note(chunk.cached_tokens, chunk.queue_seconds)
+                    self._note(chunk)
                     was_thinking = splitter.in_thought
                     verdict = splitter.push(chunk.token_ids, chunk.logprobs)
                     if verdict is Verdict.GO_ON and chunk.stop is not None:
@@ -134,14 +139,18 @@ class Candidate:
             cache_salt=plan.request.context.cache_salt,
         )
 
-    def _note(self, cached_tokens: int, queue_seconds: float | None) -> None:
+    def _note(self, chunk: EngineChunk) -> None:
         if self._run_is_new:
             self._run_is_new = False
             if self._runs == 1:
-                self._cached_tokens = cached_tokens
-                self.queue_seconds = queue_seconds or 0.0
+                self._cached_tokens = chunk.cached_tokens
+                self.queue_seconds = chunk.queue_seconds or 0.0
             else:
-                self._recomputed_tokens += self._run_prompt_tokens - cached_tokens
+                self._recomputed_tokens += self._run_prompt_tokens - chunk.cached_tokens
+        if chunk.drafted_tokens is not None and chunk.accepted_tokens is not None:
+            self._drafted_tokens += chunk.drafted_tokens
+            self._accepted_tokens += chunk.accepted_tokens
+            self._runs_counted += 1
         if self.first_token_at is None:
             self.first_token_at = time.monotonic()
 
@@ -202,6 +211,7 @@ class Candidate:
 
     def _end(self, reason: FinishReason) -> CandidateEnd:
         splitter = self._splitter
+        counted = self._runs_counted == self._runs
         return CandidateEnd(
             candidate_index=self._index,
             finish_reason=reason,
@@ -212,6 +222,8 @@ class Candidate:
                 thought_tokens=splitter.thought_tokens,
                 answer_tokens=splitter.answer_tokens,
                 marker_tokens=splitter.marker_tokens,
+                drafted_tokens=self._drafted_tokens if counted else None,
+                accepted_tokens=self._accepted_tokens if counted else None,
                 recomputed_tokens=self._recomputed_tokens,
             ),
             matched_stop=splitter.matched_stop,

@@ -31,6 +31,7 @@ class Plan:
     request: Request
     context: ContextPlan
     budget: Budget
+    requested_mode: ThinkingMode | None
     choice: ModeChoice
     sampling: Sampling
     closing_ids: tuple[int, ...]
@@ -82,6 +83,7 @@ def plan_generation(request: Request, engine: Engine, config: Config, seconds_to
         request=request,
         context=context,
         budget=budget,
+        requested_mode=request.thinking.mode if raw else thinking.mode,
         choice=choice,
         sampling=effective_sampling(request.sampling, card.default_sampling),
         closing_ids=closing_ids,

@@ -21,7 +21,7 @@ from penstock import wire
 from penstock.admission import Admission, Permit
 from penstock.config import Config
 from penstock.engine import Engine
-from penstock.errors import ModelNotFound, NotImplementedYet
+from penstock.errors import ContextOverflow, ModelNotFound, NotImplementedYet
 from penstock.generation import generate
 from penstock.planning import Plan, plan_generation
 from penstock.types import Cost, Delta, Event, Finished, Usage
@@ -85,7 +85,10 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
 
     async def CountTokens(self, request: pb.CountTokensRequest, context: Context) -> pb.CountTokensResponse:
         with self._house.admission.permit() as permit:
-            call = self._begin(permit, request.spec, context)
+            try:
+                call = self._begin(permit, request.spec, context)
+            except ContextOverflow as overflow:
+                return _count_of_overflow(overflow)
         return _count(call.plan, call.effective, self._house.prices)
 
     def Interact(
@@ -182,6 +185,17 @@ def _count(plan: Plan, effective: pb.EffectiveSettings, prices: PriceList) -> pb
             else None
         ),
         effective_settings=effective,
+    )
+
+
+def _count_of_overflow(overflow: ContextOverflow) -> pb.CountTokensResponse:
+    """Counting is how a caller finds out: the numbers, where generating would refuse."""
+    numbers = overflow.metadata
+    return pb.CountTokensResponse(
+        prompt_tokens=int(numbers["prompt_tokens"]),
+        effective_prompt_tokens=int(numbers["prompt_tokens"]),
+        window_tokens=int(numbers["window_tokens"]),
+        overflow_tokens=int(numbers["overflow_tokens"]),
     )
 
 

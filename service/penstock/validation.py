@@ -48,7 +48,7 @@ def _number(
         return
     above = value > low if low_open else value >= low
     if not (math.isfinite(value) and above and value <= high):
-        yield _invalid(field, f"must be in {'(' if low_open else '['}{low:g}, {high:g}]")
+        yield _invalid(field, f"must be in {'(' if low_open else '['}{low}, {high}]")
 
 
 def _bytes(text: str) -> int:

@@ -297,6 +297,9 @@ def effective_settings(plan: Plan) -> pb.EffectiveSettings:
         sampling=sampling_out(plan.sampling),
         window_tokens=plan.context.window_tokens,
         dropped=dropped(plan),
+        requested_thinking_mode=(
+            MODES_OUT[plan.requested_mode] if plan.requested_mode else pb.THINKING_MODE_UNSPECIFIED
+        ),
     )
 
 

@@ -124,10 +124,14 @@ async def test_what_is_not_there_yet_says_so(serve: Serve) -> None:
     assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
+# Without "<", so that no text spells one of the template's markers.
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<"), max_size=12)
+
+
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    thought=st.text(st.characters(exclude_categories=["Cs"]), max_size=12),
-    answer=st.text(st.characters(exclude_categories=["Cs"]), max_size=12),
+    thought=TEXT,
+    answer=TEXT,
     chunk_tokens=st.integers(1, 5),
 )
 async def test_deltas_join_to_the_unary_reply(thought: str, answer: str, chunk_tokens: int) -> None:

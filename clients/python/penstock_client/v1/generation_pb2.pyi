@@ -145,7 +145,7 @@ class _ThinkingOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Think
     THINKING_OUTCOME_UNSPECIFIED: _ThinkingOutcome.ValueType  # 0
     """Never sent."""
     THINKING_OUTCOME_DISABLED: _ThinkingOutcome.ValueType  # 1
-    """There was no thought: FAST, a budget of 0 chosen by the server, or input without a think section."""
+    """There was no thought: FAST, a budget of 0, or input without a think section."""
     THINKING_OUTCOME_NATURAL_END: _ThinkingOutcome.ValueType  # 2
     """The model closed it."""
     THINKING_OUTCOME_BUDGET_REACHED: _ThinkingOutcome.ValueType  # 3
@@ -163,7 +163,7 @@ class ThinkingOutcome(_ThinkingOutcome, metaclass=_ThinkingOutcomeEnumTypeWrappe
 THINKING_OUTCOME_UNSPECIFIED: ThinkingOutcome.ValueType  # 0
 """Never sent."""
 THINKING_OUTCOME_DISABLED: ThinkingOutcome.ValueType  # 1
-"""There was no thought: FAST, a budget of 0 chosen by the server, or input without a think section."""
+"""There was no thought: FAST, a budget of 0, or input without a think section."""
 THINKING_OUTCOME_NATURAL_END: ThinkingOutcome.ValueType  # 2
 """The model closed it."""
 THINKING_OUTCOME_BUDGET_REACHED: ThinkingOutcome.ValueType  # 3
@@ -573,6 +573,7 @@ class CountTokensResponse(_message.Message):
     DROPPED_FIELD_NUMBER: _builtins.int
     COST_ESTIMATE_FIELD_NUMBER: _builtins.int
     EFFECTIVE_SETTINGS_FIELD_NUMBER: _builtins.int
+    OVERFLOW_TOKENS_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
     """Tokens of the prompt as it came, template included, before anything is dropped."""
     effective_prompt_tokens: _builtins.int
@@ -581,6 +582,10 @@ class CountTokensResponse(_message.Message):
     """The window that this request may use, prompt plus output, in tokens."""
     window_left_tokens: _builtins.int
     """Most output tokens (thought and answer) that the window leaves beside the effective prompt."""
+    overflow_tokens: _builtins.int
+    """By how many tokens the input does not fit, after the overflow policy: generating would be CONTEXT_OVERFLOW.
+    0 when it fits.
+    """
     @_builtins.property
     def dropped(self) -> Global___DroppedContext:
         """What the overflow policy would drop."""
@@ -591,7 +596,7 @@ class CountTokensResponse(_message.Message):
 
     @_builtins.property
     def effective_settings(self) -> Global___EffectiveSettings:
-        """What the server would make of the request."""
+        """What the server would make of the request. Absent when it does not fit."""
 
     def __init__(
         self,
@@ -603,10 +608,11 @@ class CountTokensResponse(_message.Message):
         dropped: Global___DroppedContext | None = ...,
         cost_estimate: Global___CostEstimate | None = ...,
         effective_settings: Global___EffectiveSettings | None = ...,
+        overflow_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cost_estimate", b"cost_estimate", "dropped", b"dropped", "effective_settings", b"effective_settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost_estimate", b"cost_estimate", "dropped", b"dropped", "effective_prompt_tokens", b"effective_prompt_tokens", "effective_settings", b"effective_settings", "prompt_tokens", b"prompt_tokens", "window_left_tokens", b"window_left_tokens", "window_tokens", b"window_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost_estimate", b"cost_estimate", "dropped", b"dropped", "effective_prompt_tokens", b"effective_prompt_tokens", "effective_settings", b"effective_settings", "overflow_tokens", b"overflow_tokens", "prompt_tokens", b"prompt_tokens", "window_left_tokens", b"window_left_tokens", "window_tokens", b"window_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -800,7 +806,9 @@ class ThinkingConfig(_message.Message):
     CONFLICTING_FIELDS.
     """
     include_thoughts: _builtins.bool
-    """Send thought text. Absent is true. Thought tokens are generated, counted and billed either way."""
+    """Send thoughts. Absent is true. With false no `thought` event is sent; thought tokens are generated, counted and
+    billed all the same, and `thinking_finished` tells how many there were.
+    """
     answer_reserve: _builtins.int
     """Output tokens kept back for the answer. Range [1, 2^31). Absent: the server's default, less where
     max_output_tokens is small. BUDGET_DOES_NOT_FIT when thinking_budget + answer_reserve > max_output_tokens and the
@@ -1206,7 +1214,7 @@ class Delta(_message.Message):
     text: _builtins.str
     """The new text. May be empty while a character is incomplete or a stop string may be under way."""
     token_count: _builtins.int
-    """Tokens generated since the last delta of this kind. Sums to the usage's counts."""
+    """Tokens generated since the last delta of this kind. Over the deltas that were sent, sums to the usage's counts."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Their ids, if asked for."""
@@ -1647,6 +1655,7 @@ class EffectiveSettings(_message.Message):
     SAMPLING_FIELD_NUMBER: _builtins.int
     WINDOW_TOKENS_FIELD_NUMBER: _builtins.int
     DROPPED_FIELD_NUMBER: _builtins.int
+    REQUESTED_THINKING_MODE_FIELD_NUMBER: _builtins.int
     thinking_mode: Global___ThinkingMode.ValueType
     """FAST or THINKING: AUTO is decided by now."""
     thinking_budget: _builtins.int
@@ -1659,6 +1668,10 @@ class EffectiveSettings(_message.Message):
     """Why it is so, in words, e.g. "auto: 2.1 s to the deadline at 8 ms per token"."""
     window_tokens: _builtins.int
     """The window of this call, prompt plus output."""
+    requested_thinking_mode: Global___ThinkingMode.ValueType
+    """The mode before AUTO was decided: what the request asked for, or the server's default. Unspecified for raw input
+    that named none.
+    """
     @_builtins.property
     def sampling(self) -> Global___SamplingConfig:
         """Sampling with all defaults filled in."""
@@ -1678,10 +1691,11 @@ class EffectiveSettings(_message.Message):
         sampling: Global___SamplingConfig | None = ...,
         window_tokens: _builtins.int = ...,
         dropped: Global___DroppedContext | None = ...,
+        requested_thinking_mode: Global___ThinkingMode.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["dropped", b"dropped", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_reserve", b"answer_reserve", "dropped", b"dropped", "max_output_tokens", b"max_output_tokens", "sampling", b"sampling", "thinking_budget", b"thinking_budget", "thinking_mode", b"thinking_mode", "thinking_reason", b"thinking_reason", "window_tokens", b"window_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_reserve", b"answer_reserve", "dropped", b"dropped", "max_output_tokens", b"max_output_tokens", "requested_thinking_mode", b"requested_thinking_mode", "sampling", b"sampling", "thinking_budget", b"thinking_budget", "thinking_mode", b"thinking_mode", "thinking_reason", b"thinking_reason", "window_tokens", b"window_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

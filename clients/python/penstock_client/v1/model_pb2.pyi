@@ -176,7 +176,7 @@ class PriceTier(_message.Message):
     input_usd_ticks_per_token: _builtins.int
     """Per uncached prompt token."""
     cached_usd_ticks_per_token: _builtins.int
-    """Per cached prompt token."""
+    """Per cached prompt token; the input price where the server's list has none of its own."""
     output_usd_ticks_per_token: _builtins.int
     """Per output token, thought or answer."""
     def __init__(
