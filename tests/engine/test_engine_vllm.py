@@ -66,6 +66,7 @@ async def test_closing_the_stream_frees_the_engine(engine, thinking_prompt, requ
 async def test_load_has_measured_times(engine, thinking_prompt, request_for):
     await run(engine, request_for(thinking_prompt, 20))
     load = engine.load()
+    assert load.steps > 10
     assert 0 < load.seconds_per_token < 1
     assert 0 < load.first_token_seconds < 10
 

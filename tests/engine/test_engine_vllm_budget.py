@@ -77,6 +77,7 @@ async def test_a_continuation_counts_only_what_it_generates(engine, thinking_pro
 
 async def test_a_closed_prompt_has_no_thought_to_close(engine, fast_prompt, request_for):
     close = engine.card.markers.close_id
-    request = request_for(fast_prompt, 20, min_tokens=20, thought_budget_tokens=3, banned_token_ids=(close,))
+    markers = (engine.card.markers.open_id, close)  # a thought that is opened again would have a budget of its own
+    request = request_for(fast_prompt, 20, min_tokens=20, thought_budget_tokens=3, banned_token_ids=markers)
     tokens, _ = await run(engine, request)
     assert close not in tokens

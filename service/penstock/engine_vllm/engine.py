@@ -15,6 +15,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from penstock.engine import EngineLoad
 from penstock.engine_vllm.load import LoadMeter
+from penstock.engine_vllm.processes import kill, processes_of
 from penstock.engine_vllm.sampling import sampling_params, thought_tokens_in_prompt
 from penstock.errors import BadRequest, EngineDown, EngineRefused, FieldViolation
 from penstock.hf_tokenizer import HfTokenizer
@@ -27,6 +28,7 @@ from penstock.types import (
     TokenLogprobs,
 )
 
+_KILL_SECONDS = 10.0
 _SHUTDOWN_SECONDS = 3.0  # no request is left by then; what has not ended is killed with all its children
 
 
@@ -38,6 +40,7 @@ class VllmEngine:
         self._card = card
         self._tokenizer = tokenizer
         self._meter = meter
+        self._processes = processes_of(llm)
 
     @property
     def card(self) -> ModelCard:
@@ -79,6 +82,22 @@ class VllmEngine:
             await self._llm.check_health()
         except EngineDeadError as error:
             raise EngineDown("the engine is dead") from error
+
+    async def revived(self) -> None:
+        """One AsyncLLM lives once: whoever supervises starts another."""
+        await self.check()
+
+    async def revived(self) -> None:
+        """See `Engine.revived`. By itself it never comes back: a supervisor starts another."""
+        await self.check()
+
+    async def kill(self) -> None:
+        """Ends the engine's processes without their help. vLLM then fails every stream; that is waited for."""
+        await asyncio.to_thread(kill, self._processes, _KILL_SECONDS)
+        if self._llm.output_handler is not None:
+            await asyncio.wait({self._llm.output_handler}, timeout=_KILL_SECONDS)
+        with contextlib.suppress(Exception):
+            await self.close()
 
     async def close(self) -> None:
         # vLLM's own order ends the processes first, and its output handler then logs a death that was wanted.

@@ -17,9 +17,11 @@ class LoadMeter:
     def __init__(self) -> None:
         self.drafted_tokens = 0
         self.accepted_tokens = 0
+        self._steps = 0
         self._running: dict[int, int] = {}
         self._waiting: dict[int, int] = {}
         self._kv_usage: dict[int, float] = {}
+        self._steps = 0
         self._seconds_per_token: float | None = None
         self._first_token_seconds: float | None = None
 
@@ -31,9 +33,13 @@ class LoadMeter:
             kv_cache_usage=max(self._kv_usage.values(), default=0.0),
             seconds_per_token=self._seconds_per_token,
             first_token_seconds=self._first_token_seconds,
+            steps=self._steps,
+            steps=self._steps,
         )
 
     def scheduled(self, stats: Any, rank: int) -> None:
+        self._steps += 1
+        self._steps += 1
         self._running[rank] = stats.num_running_reqs
         self._waiting[rank] = stats.num_waiting_reqs + stats.num_skipped_waiting_reqs
         self._kv_usage[rank] = stats.kv_cache_usage
