@@ -87,10 +87,6 @@ class VllmEngine:
         """One AsyncLLM lives once: whoever supervises starts another."""
         await self.check()
 
-    async def revived(self) -> None:
-        """See `Engine.revived`. By itself it never comes back: a supervisor starts another."""
-        await self.check()
-
     async def kill(self) -> None:
         """Ends the engine's processes without their help. vLLM then fails every stream; that is waited for."""
         await asyncio.to_thread(kill, self._processes, _KILL_SECONDS)

@@ -21,7 +21,6 @@ class LoadMeter:
         self._running: dict[int, int] = {}
         self._waiting: dict[int, int] = {}
         self._kv_usage: dict[int, float] = {}
-        self._steps = 0
         self._seconds_per_token: float | None = None
         self._first_token_seconds: float | None = None
 
@@ -34,11 +33,9 @@ class LoadMeter:
             seconds_per_token=self._seconds_per_token,
             first_token_seconds=self._first_token_seconds,
             steps=self._steps,
-            steps=self._steps,
         )
 
     def scheduled(self, stats: Any, rank: int) -> None:
-        self._steps += 1
         self._steps += 1
         self._running[rank] = stats.num_running_reqs
         self._waiting[rank] = stats.num_waiting_reqs + stats.num_skipped_waiting_reqs
