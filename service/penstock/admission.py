@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ class Admission:
     def __init__(self, max_concurrent_calls: int) -> None:
         self._most = max_concurrent_calls
         self._entered = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
         self.running_calls = 0
         self.draining = False
 
@@ -41,7 +44,14 @@ class Admission:
             )
         self._entered += 1
         self.running_calls += 1
+        self._idle.clear()
         try:
             yield Permit(self._entered)
         finally:
             self.running_calls -= 1
+            if not self.running_calls:
+                self._idle.set()
+
+    async def idle(self) -> None:
+        """Returns when no call is under way."""
+        await self._idle.wait()

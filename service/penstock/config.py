@@ -40,7 +40,9 @@ class EngineSettings(Section):
     fp8_kv_cache: Switch = "auto"
     tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
     omp_threads_bind: str = Field("auto", description="CPU only: VLLM_CPU_OMP_THREADS_BIND.")
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("WARNING", description="vLLM's own log level.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "ERROR", description="vLLM's own log level; at WARNING it speaks of what its CPU build lacks, on every start."
+    )
     extra_args: dict[str, object] = Field(
         default_factory=dict, description="More AsyncEngineArgs, by vLLM's names; on your own responsibility."
     )
@@ -56,6 +58,28 @@ class ServerSettings(Section):
     max_concurrent_calls: Annotated[int, Field(ge=1)] = Field(256, description="Calls beyond it are refused.")
     drain_seconds: float = Field(600.0, ge=0, description="Most time that streams in flight get after SIGTERM.")
     max_connection_age_seconds: float | None = Field(None, gt=0, description="Rebalances long-lived channels.")
+
+
+class SupervisionSettings(Section):
+    """What happens when the engine dies or hangs."""
+
+    hang_seconds: float = Field(120.0, gt=0, description="No engine step for so long, with work pending: it hangs.")
+    max_restarts: Annotated[int, Field(ge=0)] = Field(5, description="More in the window, and the process exits.")
+    restart_window_seconds: float = Field(1800.0, gt=0)
+    backoff_seconds: float = Field(1.0, ge=0, description="Before the second start in a row; doubles, up to a minute.")
+    max_deaths_per_request: Annotated[int, Field(ge=1)] = Field(
+        3, description="A request that gave no token at so many deaths in a row is refused as poisonous."
+    )
+
+
+class ResumeSettings(Section):
+    """Streams that outlive their connection."""
+
+    grace_seconds: float = Field(60.0, gt=0, description="A stream without a client goes on, and is kept, so long.")
+    max_streams: Annotated[int, Field(ge=0)] = Field(1024, description="Resumable streams at once; 0 is none.")
+    max_stream_bytes: Annotated[int, Field(ge=4096)] = Field(
+        4 * 1024 * 1024, description="Events kept per stream; beyond it the oldest can no longer be replayed."
+    )
 
 
 class ThinkingSettings(Section):
@@ -126,6 +150,8 @@ _DEMO_PRICES = (
 class Config(Section):
     engine: EngineSettings = EngineSettings()
     server: ServerSettings = ServerSettings()
+    supervision: SupervisionSettings = SupervisionSettings()
+    resume: ResumeSettings = ResumeSettings()
     thinking: ThinkingSettings = ThinkingSettings()
     limits: LimitSettings = LimitSettings()
     pricing: PricingSettings = PricingSettings()

@@ -38,6 +38,8 @@ class EngineLoad:
     kv_cache_usage: float
     seconds_per_token: float | None
     first_token_seconds: float | None
+    steps: int = 0
+    """Engine steps so far; a hung engine makes none."""
 
 
 class Engine(Protocol):
@@ -58,6 +60,10 @@ class Engine(Protocol):
 
     async def check(self) -> None:
         """Raises `errors.EngineDown` where the engine cannot take work."""
+        ...
+
+    async def revived(self) -> None:
+        """Waits until a dead engine can take work again. Raises `errors.EngineDown` where it never will."""
         ...
 
     async def close(self) -> None:

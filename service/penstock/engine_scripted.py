@@ -32,7 +32,9 @@ from penstock.types import (
 _SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")
 _EOS, _OPEN, _CLOSE = 258, 259, 260
 _VOCAB_SIZE = 256 + len(_SPECIALS)
-# Candidates whose reply is remembered for a continuation; far more than run at once.
+_THINKING_OPENING = (257, *b"assistant\n", _OPEN, *b"\n")
+_FAST_OPENING = (*_THINKING_OPENING, *b"\n", _CLOSE, *b"\n\n")
+# Raw prompts whose length is remembered for a continuation; far more than run at once.
 _MOST_REMEMBERED = 10_000
 
 
@@ -75,19 +77,13 @@ class Reply:
     step_seconds: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Base:
-    prompt_tokens: int
-    reply: Reply
-
-
 class ScriptedEngine:
-    """Plays replies. The first run of a candidate fixes its reply; later runs go on from their prompt's tail."""
+    """Plays replies: the prompt picks one, and a continuation goes on from its prompt's tail."""
 
     def __init__(self, replies: Sequence[Reply], *, context_window_tokens: int = 4096) -> None:
         self.tokenizer = ByteTokenizer()
         self._replies = (*replies, Reply())
-        self._bases: dict[str, _Base] = {}
+        self._raw_prompts: dict[str, int] = {}
         self._running = 0
         self.card = ModelCard(
             name="scripted",
@@ -143,23 +139,32 @@ class ScriptedEngine:
     def _script(self, request: EngineRequest) -> tuple[Reply, list[int]]:
         """The tokens that this run plays: the whole reply, less what its prompt's tail has played already."""
         prompt = request.prompt_token_ids
-        candidate = request.request_id.rsplit("-", 1)[0]
-        base = self._bases.get(candidate)
-        if base is None or request.request_id.endswith("-1"):
-            text = bytes(i for i in prompt if i < 256).decode(errors="replace")
-            base = _Base(len(prompt), next(r for r in self._replies if r.match in text))
-            if len(self._bases) >= _MOST_REMEMBERED:
-                self._bases.clear()
-            self._bases[candidate] = base
-        played = list(prompt[base.prompt_tokens :])
-        thought = self.tokenizer.encode(base.reply.thought)
-        answer = [*self.tokenizer.encode(base.reply.answer), _EOS]
-        open_at = max((n for n, i in enumerate(prompt) if i in (_OPEN, _CLOSE)), default=None)
+        base = self._base_tokens(request)
+        text = bytes(i for i in prompt[:base] if i < 256).decode(errors="replace")
+        reply = next(r for r in self._replies if r.match in text)
+        played = list(prompt[base:])
+        thought = self.tokenizer.encode(reply.thought)
+        answer = [*self.tokenizer.encode(reply.answer), _EOS]
         if _CLOSE in played:
-            return base.reply, answer[len(played) - 1 - played.index(_CLOSE) :]
-        if open_at is not None and prompt[open_at] == _OPEN:
-            return base.reply, [*thought, _CLOSE, *answer][len(played) :]
-        return base.reply, answer[len(played) :]
+            return reply, answer[len(played) - 1 - played.index(_CLOSE) :]
+        marker = next((i for i in reversed(prompt[:base]) if i in (_OPEN, _CLOSE)), _CLOSE)
+        whole = [*thought, _CLOSE, *answer] if marker == _OPEN else answer
+        return reply, whole[len(played) :]
+
+    def _base_tokens(self, request: EngineRequest) -> int:
+        """Where the caller's prompt ends and what was played begins, in the prompt of any run.
+
+        Chat prompts tell by the template's own opening, so that another engine can go on; raw ones are remembered.
+        """
+        prompt = request.prompt_token_ids
+        for opening in (_FAST_OPENING, _THINKING_OPENING):
+            for at in range(len(prompt) - len(opening), -1, -1):
+                if prompt[at : at + len(opening)] == opening:
+                    return at + len(opening)
+        candidate = request.request_id.rsplit("-", 1)[0]
+        if len(self._raw_prompts) >= _MOST_REMEMBERED:
+            self._raw_prompts.clear()
+        return self._raw_prompts.setdefault(candidate, len(prompt))
 
     @staticmethod
     def _logprobs(chunk: Sequence[int], request: EngineRequest) -> tuple[TokenLogprobs, ...]:
@@ -172,6 +177,9 @@ class ScriptedEngine:
         return EngineLoad(self._running, 0, 0.0, None, None)
 
     async def check(self) -> None:
+        return None
+
+    async def revived(self) -> None:
         return None
 
     async def close(self) -> None:

@@ -11,6 +11,8 @@
     |-- Draining            the server is going away                                    UNAVAILABLE
     |-- EngineRefused       the engine turned down what the door let in (our bug)       INTERNAL, no text
     |-- EngineDown          the engine is dead or restarting                            UNAVAILABLE
+    |-- PoisonousRequest    in flight at several engine deaths, not tried again         ABORTED
+    |-- GenerationNotFound  nothing to resume: unknown, expired, or another caller's     NOT_FOUND
     `-- ConfigError         wrong configuration; only ever raised before serving        (exit code 2)
 
 `reason` is a value of `penstock.v1.ErrorReason` without its prefix. Messages never contain prompt or output text.
@@ -87,6 +89,14 @@ class EngineRefused(PenstockError):
 
 class EngineDown(PenstockError):
     reason = "ENGINE_DOWN"
+
+
+class PoisonousRequest(PenstockError):
+    reason = "POISONOUS_REQUEST"
+
+
+class GenerationNotFound(PenstockError):
+    reason = "GENERATION_NOT_FOUND"
 
 
 class ConfigError(PenstockError):

@@ -38,6 +38,8 @@ class Plan:
     in_thought: bool
     may_open: bool
     closes_before_deadline: bool
+    most_deaths: int
+    """Engine deaths in a row, without a token between them, after which the request is refused as poisonous."""
     deadline_monotonic: float | None
     seconds_per_token: float | None
     window_left_tokens: int
@@ -90,6 +92,7 @@ def plan_generation(request: Request, engine: Engine, config: Config, seconds_to
         in_thought=in_thought,
         may_open=may_open,
         closes_before_deadline=thinks and thinking.mode is ThinkingMode.AUTO,
+        most_deaths=config.supervision.max_deaths_per_request,
         deadline_monotonic=None if seconds_to_deadline is None else time.monotonic() + seconds_to_deadline,
         seconds_per_token=load.seconds_per_token,
         window_left_tokens=window_left,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 
 import grpc
@@ -22,6 +23,7 @@ from penstock.config import Config, ServerSettings
 from penstock.engine import Engine
 from penstock.errors import ConfigError, EngineDown
 from penstock.interceptor import StatusInterceptor
+from penstock.live import LiveStreams
 from penstock.servicer import GenerationServicer, House, ModelServicer, RoutingServicer
 from penstock.usage import PriceList
 
@@ -35,6 +37,8 @@ SERVICES = tuple(
 )
 # Health of the process, as against readiness: SERVING from the first moment to the last, for liveness probes.
 LIVENESS = "liveness"
+# A stream that is told to end says so at its next engine step.
+_LAST_EVENT_SECONDS = 10.0
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -64,10 +68,13 @@ class Server:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._engine: Engine | None = None
+        self._engine_is_up = False
         self._health = health.aio.HealthServicer()
         self.admission = Admission(config.server.max_concurrent_calls)
         self._grpc = grpc.aio.server(interceptors=[StatusInterceptor()], options=_options(config.server))
-        house = House(config, PriceList(config.price_tiers), self.admission, self._require_engine)
+        self._live = LiveStreams(config.resume)
+        prices = PriceList(config.price_tiers)
+        self._house = house = House(config, prices, self.admission, self._live, self._require_engine)
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(GenerationServicer(house), self._grpc)
         model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(house), self._grpc)
         routing_pb2_grpc.add_RoutingServiceServicer_to_server(RoutingServicer(), self._grpc)
@@ -79,6 +86,8 @@ class Server:
     def _require_engine(self) -> Engine:
         if self._engine is None:
             raise EngineDown("the engine is still loading")
+        if not self._engine_is_up:
+            raise EngineDown("the engine is restarting")
         return self._engine
 
     async def listen(self) -> str:
@@ -88,7 +97,7 @@ class Server:
             bound = self._grpc.add_insecure_port(f"{host}:{port}")
         except RuntimeError as error:
             raise ConfigError(f"server.listen: cannot listen on {host}:{port}: is it taken, or not ours?") from error
-        await self._set_ready(False)
+        await self.set_ready(False)
         await self._health.set(LIVENESS, _SERVING)
         await self._grpc.start()
         return f"{host}:{bound}"
@@ -96,17 +105,29 @@ class Server:
     async def serve_with(self, engine: Engine) -> None:
         """Takes calls from now on."""
         self._engine = engine
-        await self._set_ready(True)
+        await self.set_ready(True)
+
+    async def set_ready(self, ready: bool) -> None:
+        """Health of all services: SERVING while the engine takes work and the server is not going away."""
+        self._engine_is_up = ready
+        state = _SERVING if ready and not self.admission.draining else _NOT_SERVING
+        await asyncio.gather(*(self._health.set(name, state) for name in ("", *SERVICES)))
 
     async def drain(self, seconds: float) -> None:
-        """Refuses new calls, lets those under way end for at most `seconds`, then ends them."""
+        """Refuses new calls and lets those under way end; after `seconds` each gets a last event, and all is closed."""
         self.admission.draining = True
-        await self._set_ready(False)
-        await self._grpc.stop(grace=seconds if self.admission.running_calls else 0)
-
-    async def _set_ready(self, ready: bool) -> None:
-        state = _SERVING if ready else _NOT_SERVING
-        await asyncio.gather(*(self._health.set(name, state) for name in ("", *SERVICES)))
+        await self.set_ready(False)
+        try:
+            async with asyncio.timeout(seconds):
+                await self.admission.idle()
+        except TimeoutError:
+            for steering in list(self._house.steerings):
+                steering.drained = True
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_EVENT_SECONDS):
+                    await self.admission.idle()
+        await self._live.close()
+        await self._grpc.stop(grace=0)
 
 
 def _host_and_port(settings: ServerSettings) -> tuple[str, int]:

@@ -6,12 +6,14 @@ iterator, which aborts the engine's work.
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
+from weakref import WeakSet
 
 import grpc
 from penstock_client.v1 import generation_pb2 as pb
@@ -19,10 +21,12 @@ from penstock_client.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc, r
 
 from penstock import wire
 from penstock.admission import Admission, Permit
+from penstock.candidate import Steering
 from penstock.config import Config
 from penstock.engine import Engine
-from penstock.errors import ContextOverflow, ModelNotFound, NotImplementedYet
+from penstock.errors import BadRequest, ContextOverflow, FieldViolation, ModelNotFound, NotImplementedYet
 from penstock.generation import generate
+from penstock.live import LiveStream, LiveStreams
 from penstock.planning import Plan, plan_generation
 from penstock.types import Cost, Delta, Event, Finished, Usage
 from penstock.usage import PriceList
@@ -40,7 +44,15 @@ class House:
     config: Config
     prices: PriceList
     admission: Admission
+    live: LiveStreams
     engine: Callable[[], Engine]
+    steerings: WeakSet[Steering] = field(default_factory=WeakSet)
+    """Of all generations under way, so that draining can end them."""
+
+    def steering(self) -> Steering:
+        steering = Steering()
+        self.steerings.add(steering)
+        return steering
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +64,7 @@ class _Call:
     generation_id: str
     effective: pb.EffectiveSettings
     arrived_monotonic: float
+    steering: Steering
 
 
 class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
@@ -61,13 +74,17 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     async def StreamGenerate(
         self, request: pb.StreamGenerateRequest, context: Context
     ) -> AsyncGenerator[pb.StreamGenerateResponse, None]:
-        if request.resumable:
-            raise NotImplementedYet("resumable streams are not there yet", field="resumable")
         if request.flush_interval.ToNanoseconds():
             raise NotImplementedYet("gathering deltas is not there yet", field="flush_interval")
         with self._house.admission.permit() as permit:
             call = self._begin(permit, request.spec, context)
-            async with aclosing(self._events(call)) as events:
+            if not request.resumable:
+                async with aclosing(self._events(call)) as events:
+                    async for event in events:
+                        yield pb.StreamGenerateResponse(event=event)
+                return
+            stream = await self._open_live(call)
+            async with aclosing(stream.read(0)) as events:
                 async for event in events:
                     yield pb.StreamGenerateResponse(event=event)
 
@@ -91,13 +108,40 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                 return _count_of_overflow(overflow)
         return _count(call.plan, call.effective, self._house.prices)
 
-    def Interact(
+    async def Interact(
         self, request_iterator: AsyncIterator[pb.InteractRequest], context: Context
     ) -> AsyncGenerator[pb.InteractResponse, None]:
-        raise NotImplementedYet("Interact is not there yet", rpc="Interact")
+        first = await anext(request_iterator, None)
+        if first is None or first.WhichOneof("action") != "start":
+            raise BadRequest(FieldViolation("action", "the first message must be `start`", "MISSING_FIELD"))
+        with self._house.admission.permit() as permit:
+            call = self._begin(permit, first.start, context)
+            listening = asyncio.create_task(_steer(call.steering, request_iterator))
+            try:
+                async with aclosing(self._events(call)) as events:
+                    async for event in events:
+                        if listening.done():
+                            listening.result()  # A message that says nothing sensible ends the call.
+                        yield pb.InteractResponse(event=event)
+            finally:
+                listening.cancel()
 
-    def Resume(self, request: pb.ResumeRequest, context: Context) -> AsyncGenerator[pb.ResumeResponse, None]:
-        raise NotImplementedYet("Resume is not there yet", rpc="Resume")
+    async def Resume(self, request: pb.ResumeRequest, context: Context) -> AsyncGenerator[pb.ResumeResponse, None]:
+        stream = await self._house.live.find(request.generation_id, request.resume_token)
+        async with aclosing(stream.read(request.last_sequence)) as events:
+            async for event in events:
+                yield pb.ResumeResponse(event=event)
+
+    async def _open_live(self, call: _Call) -> LiveStream:
+        """Starts a generation that goes on without its client."""
+        stream = await self._house.live.open(call.generation_id)
+        stream.task = asyncio.create_task(self._feed_live(stream, call))
+        return stream
+
+    async def _feed_live(self, stream: LiveStream, call: _Call) -> None:
+        # Its own permit: a stream without a client is work under way all the same, and drains like any other.
+        with self._house.admission.permit():
+            await stream.feed(self._events(call, stream.token))
 
     def _begin(self, _permit: Permit, spec: pb.GenerationSpec, context: Context) -> _Call:
         """Reads, checks and plans; the permit proves that admission was asked first."""
@@ -110,14 +154,19 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         request = wire.request_of(spec)
         validate(request, engine.card, house.config.limits)
         plan = plan_generation(request, engine, house.config, context.time_remaining())
-        return _Call(engine, plan, uuid.uuid4().hex, wire.effective_settings(plan), arrived)
+        return _Call(engine, plan, uuid.uuid4().hex, wire.effective_settings(plan), arrived, house.steering())
 
     def _generation(self, call: _Call) -> AsyncGenerator[Event, None]:
-        return generate(call.engine, call.plan, self._house.prices, call.generation_id, call.arrived_monotonic)
+        return generate(
+            call.engine, call.plan, self._house.prices, call.generation_id, call.arrived_monotonic, call.steering
+        )
 
-    async def _events(self, call: _Call) -> AsyncGenerator[pb.GenerationEvent, None]:
+    async def _events(self, call: _Call, resume_token: str = "") -> AsyncGenerator[pb.GenerationEvent, None]:
         started = pb.GenerationStarted(
-            generation_id=call.generation_id, model=call.engine.card.name, effective_settings=call.effective
+            generation_id=call.generation_id,
+            model=call.engine.card.name,
+            effective_settings=call.effective,
+            resume_token=resume_token,
         )
         yield pb.GenerationEvent(sequence=1, started=started)
         sequence = 1
@@ -197,6 +246,25 @@ def _count_of_overflow(overflow: ContextOverflow) -> pb.CountTokensResponse:
         window_tokens=int(numbers["window_tokens"]),
         overflow_tokens=int(numbers["overflow_tokens"]),
     )
+
+
+async def _steer(steering: Steering, requests: AsyncIterator[pb.InteractRequest]) -> None:
+    """Turns what the caller says into what the candidates read at their next engine step."""
+    async for request in requests:
+        match request.WhichOneof("action"):
+            case "finish_thinking":
+                steering.finish_thinking = True
+            case "change_budget":
+                budget = request.change_budget.thinking_budget
+                if budget < -1:
+                    raise BadRequest(
+                        FieldViolation("change_budget.thinking_budget", "must be at least -1", "INVALID_FIELD")
+                    )
+                steering.thought_budget_tokens = budget
+            case "cancel":
+                steering.cancelled = True
+            case _:
+                raise BadRequest(FieldViolation("action", "must be one of the steering messages", "INVALID_FIELD"))
 
 
 class ModelServicer(model_pb2_grpc.ModelServiceServicer):

@@ -20,16 +20,21 @@ from penstock.types import Delta, Markers, TokenLogprobs
 
 
 class Verdict(enum.Enum):
-    """What must happen before the next token. GO_ON: nothing."""
+    """What must happen before the next token. GO_ON: nothing. The splitter finds some, whoever drives it the others."""
 
     GO_ON = enum.auto()
     CLOSE_THOUGHT_AT_BUDGET = enum.auto()
     CLOSE_THOUGHT_AFTER_EOS = enum.auto()
     REOPENED = enum.auto()
+    CLOSE_THOUGHT_BY_CLIENT = enum.auto()
+    CLOSE_THOUGHT_BEFORE_DEADLINE = enum.auto()
+    BUDGET_CHANGED = enum.auto()
     EOS = enum.auto()
     STOP_TOKEN = enum.auto()
     STOP_STRING = enum.auto()
     MAX_OUTPUT_TOKENS = enum.auto()
+    CANCELLED = enum.auto()
+    DRAINED = enum.auto()
 
 
 class Utf8Text:
@@ -123,7 +128,10 @@ class Splitter:
         self.thought_tokens = 0
         self.answer_tokens = 0
         self.marker_tokens = 0
+        self.thought_budget_tokens = settings.thought_budget_tokens
         self.context_ids: list[int] = []
+        self.answer_start = 0
+        """Where in `context_ids` the answer begins, once it has begun."""
         self._thought_text = Utf8Text()
         self._answer_text = Utf8Text()
         self._stops = StopStrings(settings.stop_strings)
@@ -162,7 +170,7 @@ class Splitter:
             # The end of turn inside a thought: dropped, so that an answer can still follow.
             self.marker_tokens += 1
             return Verdict.CLOSE_THOUGHT_AFTER_EOS
-        if self.thought_tokens >= settings.thought_budget_tokens:
+        if self.thought_tokens >= self.thought_budget_tokens:
             return Verdict.CLOSE_THOUGHT_AT_BUDGET
         if self.output_tokens >= settings.max_output_tokens:
             return Verdict.MAX_OUTPUT_TOKENS
@@ -227,6 +235,7 @@ class Splitter:
     def _leave_thought(self) -> None:
         self._thought.text += self._thought_text.flush()
         self.in_thought = False
+        self.answer_start = len(self.context_ids)
 
     def take(self, *, final: bool = False) -> list[Delta]:
         """Deltas that are due, thought before answer. Tokens without text yet wait for it, until `final`."""

@@ -23,6 +23,8 @@ _CODES: dict[type[errors.PenstockError], grpc.StatusCode] = {
     errors.DeadlinePassed: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.Draining: grpc.StatusCode.UNAVAILABLE,
     errors.EngineDown: grpc.StatusCode.UNAVAILABLE,
+    errors.PoisonousRequest: grpc.StatusCode.ABORTED,
+    errors.GenerationNotFound: grpc.StatusCode.NOT_FOUND,
     errors.EngineRefused: grpc.StatusCode.INTERNAL,
 }
 # What callers read where the cause is ours: no exception text ever leaves the process.

@@ -188,6 +188,8 @@ class EngineRequest:
     banned_token_ids: tuple[int, ...] = ()
     cache_salt: str | None = None
     trace_headers: Mapping[str, str] | None = None
+    suspect: bool = False
+    """Was in flight, without a token, when the engine died: run it beside no other suspect."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from penstock.engine_scripted import Reply, ScriptedEngine
 from penstock_client.v1 import generation_pb2 as pb
-from penstock_client.v1 import generation_pb2_grpc
+from penstock_client.v1 import generation_pb2_grpc, routing_pb2, routing_pb2_grpc
 
 from tests.rpc.conftest import Serve, serving
 
@@ -117,10 +117,8 @@ async def test_max_output_tokens_holds_exactly(serve: Serve) -> None:
 
 async def test_what_is_not_there_yet_says_so(serve: Serve) -> None:
     channel = await serve()
-    stub = generation_pb2_grpc.GenerationServiceStub(channel)
     with pytest.raises(grpc.aio.AioRpcError) as refused:
-        async for _ in stub.Resume(pb.ResumeRequest(generation_id="x", resume_token="y")):
-            pass
+        await routing_pb2_grpc.RoutingServiceStub(channel).GetExpertLoad(routing_pb2.GetExpertLoadRequest())
     assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 

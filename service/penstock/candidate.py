@@ -1,0 +1,290 @@
+"""One candidate of a call over engine runs: the thought is closed where it must be, deaths of the engine are survived.
+
+A continuation is a new engine run whose prompt is the original prompt plus every token already kept. Closing a thought
+(at the budget, before the deadline, because the caller said so, after a stray end of turn), a changed budget, going on
+without a re-opened think section, and going on after the engine died are all that one thing. The engine's own way to
+close a thought at the budget is used where it has one, and checked here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+
+from penstock.engine import Engine
+from penstock.errors import EngineDown, PoisonousRequest
+from penstock.planning import Plan
+from penstock.split import SplitSettings, Splitter, Verdict
+from penstock.types import (
+    CandidateEnd,
+    Delta,
+    EngineChunk,
+    EngineRequest,
+    EngineStop,
+    FinishReason,
+    ThinkingOutcome,
+    ThoughtEnded,
+    Usage,
+)
+
+_FINISH_OF = {
+    Verdict.EOS: FinishReason.STOP,
+    Verdict.STOP_TOKEN: FinishReason.STOP_TOKEN,
+    Verdict.STOP_STRING: FinishReason.STOP_STRING,
+    Verdict.MAX_OUTPUT_TOKENS: FinishReason.MAX_OUTPUT_TOKENS,
+    Verdict.CANCELLED: FinishReason.CANCELLED,
+    Verdict.DRAINED: FinishReason.DRAINED,
+}
+_OUTCOME_OF = {
+    Verdict.CLOSE_THOUGHT_AT_BUDGET: ThinkingOutcome.BUDGET_REACHED,
+    Verdict.CLOSE_THOUGHT_AFTER_EOS: ThinkingOutcome.NATURAL_END,
+    Verdict.CLOSE_THOUGHT_BY_CLIENT: ThinkingOutcome.FINISHED_BY_CLIENT,
+    Verdict.CLOSE_THOUGHT_BEFORE_DEADLINE: ThinkingOutcome.DEADLINE,
+}
+# Share of the time that the answer is expected to need which is kept free before the deadline.
+_DEADLINE_PACE_MARGIN = 1.25
+# Distinct random streams for the runs of one candidate: a continuation must not draw the same numbers again.
+_SEED_STRIDE = 0x9E3779B1
+CandidateEvent = Delta | ThoughtEnded | CandidateEnd
+
+
+@dataclass(eq=False)
+class Steering:
+    """What is wanted of a running generation; read at every engine step, written by Interact and by draining."""
+
+    finish_thinking: bool = False
+    thought_budget_tokens: int | None = None
+    """A new budget, counted from the start of the thought; -1 is as much as leaves the reserve."""
+    cancelled: bool = False
+    drained: bool = False
+
+
+class Candidate:
+    """One candidate: its splitter, and the engine runs that feed it."""
+
+    def __init__(self, engine: Engine, plan: Plan, generation_id: str, index: int, steering: Steering) -> None:
+        self._engine = engine
+        self._plan = plan
+        self._id = f"{generation_id}-{index}"
+        self._index = index
+        self._steering = steering
+        self._runs = 0
+        self._run_prompt_tokens = 0
+        self._run_gave_tokens = True
+        self._deaths = 0
+        self._replay: list[int] = []
+        self._banned: tuple[int, ...] = ()
+        self._cached_tokens = 0
+        self._recomputed_tokens = 0
+        # The engine counts drafts per run and tells at its end: a run that was cut short leaves the call uncounted.
+        self._drafted_tokens = 0
+        self._accepted_tokens = 0
+        self._runs_counted = 0
+        self.queue_seconds = 0.0
+        self.first_token_at: float | None = None
+        self.first_answer_at: float | None = None
+        self._outcome: ThinkingOutcome | None = None if plan.in_thought or plan.may_open else ThinkingOutcome.DISABLED
+        output = plan.request.output
+        self._splitter = Splitter(
+            SplitSettings(
+                markers=engine.card.markers,
+                eos_ids=engine.card.eos_ids,
+                thought_budget_tokens=plan.budget.thought_tokens,
+                max_output_tokens=plan.budget.max_output_tokens,
+                stop_strings=output.stop_strings,
+                stop_token_ids=frozenset(output.stop_token_ids),
+            ),
+            engine.tokenizer.token_bytes,
+            candidate_index=index,
+            in_thought=plan.in_thought,
+            may_open=plan.may_open,
+        )
+
+    async def events(self) -> AsyncGenerator[CandidateEvent, None]:
+        """Deltas, the end of the thought, and last the end. Closing it aborts the engine's work.
+
+        Raises PoisonousRequest for a request that engines die on, EngineDown where there will be no engine again.
+        """
+        if self._splitter.in_thought and self._plan.budget.thought_tokens == 0:
+            self._splitter.close_thought(self._plan.closing_ids)
+            yield self._thought_ended(ThinkingOutcome.BUDGET_REACHED)
+        while True:
+            verdict = Verdict.GO_ON
+            try:
+                async with aclosing(self._engine.stream(self._next_run())) as chunks:
+                    async for chunk in chunks:
+                        self._note(chunk)
+                        verdict, events = self._take(chunk)
+                        for event in events:
+                            yield event
+                        if verdict is not Verdict.GO_ON:
+                            break
+            except EngineDown:
+                await self._survive()
+                continue
+            if verdict in _FINISH_OF:
+                yield self._end(_FINISH_OF[verdict])
+                return
+            if verdict is Verdict.REOPENED and self._engine.card.markers is not None:
+                self._banned = (self._engine.card.markers.open_id,)
+
+    def _next_run(self) -> EngineRequest:
+        """What is left of the budgets, after everything that the model must see."""
+        plan, splitter, output = self._plan, self._splitter, self._plan.request.output
+        left = plan.budget.max_output_tokens - splitter.output_tokens
+        markers = (1 if splitter.in_thought else 0) + (2 if plan.may_open and not splitter.output_tokens else 0)
+        forces = self._engine.card.forces_budget and len(plan.closing_ids) == 1
+        context = splitter.context_ids
+        if output.structured is not None and not splitter.in_thought:
+            # The engine's grammar only knows what it samples itself: it says the answer again from its start, and what
+            # was already sent is taken back out.
+            self._replay = context[splitter.answer_start :]
+            context = context[: splitter.answer_start]
+        seed = plan.sampling.seed
+        if seed is not None:
+            seed = (seed + self._index + (0 if self._replay else self._runs * _SEED_STRIDE)) % 2**63
+        self._runs += 1
+        self._run_gave_tokens = False
+        prompt = plan.context.prompt_token_ids + tuple(context)
+        self._run_prompt_tokens = len(prompt)
+        return EngineRequest(
+            request_id=f"{self._id}-{self._runs}",
+            prompt_token_ids=prompt,
+            max_tokens=left + markers + len(self._replay),
+            min_tokens=max(0, min(output.min_tokens - splitter.output_tokens, left)),
+            sampling=replace(plan.sampling, seed=seed),
+            thought_budget_tokens=(
+                splitter.thought_budget_tokens - splitter.thought_tokens if splitter.in_thought and forces else None
+            ),
+            stop_token_ids=output.stop_token_ids,
+            top_logprobs=output.top_logprobs,
+            structured=output.structured,
+            banned_token_ids=self._banned,
+            cache_salt=plan.request.context.cache_salt,
+            suspect=self._deaths > 0,
+        )
+
+    async def _survive(self) -> None:
+        """The engine died under a run. A run that gave no token before is suspect of having killed it."""
+        self._deaths = 0 if self._run_gave_tokens else self._deaths + 1
+        if self._deaths >= self._plan.most_deaths:
+            raise PoisonousRequest(
+                f"the engine died {self._deaths} times in a row on this request", engine_deaths=self._deaths
+            )
+        await self._engine.revived()
+
+    def _note(self, chunk: EngineChunk) -> None:
+        if not self._run_gave_tokens:
+            self._run_gave_tokens = True
+            if self._runs == 1:
+                self._cached_tokens = chunk.cached_tokens
+                self.queue_seconds = chunk.queue_seconds or 0.0
+            else:
+                self._recomputed_tokens += self._run_prompt_tokens - chunk.cached_tokens + len(self._replay)
+        if chunk.drafted_tokens is not None and chunk.accepted_tokens is not None:
+            self._drafted_tokens += chunk.drafted_tokens
+            self._accepted_tokens += chunk.accepted_tokens
+            self._runs_counted += 1
+        if self.first_token_at is None:
+            self.first_token_at = time.monotonic()
+
+    def _take(self, chunk: EngineChunk) -> tuple[Verdict, list[CandidateEvent]]:
+        """One engine step: what must happen next, and what there is to say."""
+        splitter = self._splitter
+        was_thinking = splitter.in_thought
+        skip = self._replayed(chunk) if self._replay else 0
+        verdict = splitter.push(chunk.token_ids[skip:], chunk.logprobs[skip:])
+        if verdict is Verdict.GO_ON and chunk.stop is not None:
+            verdict = self._verdict_of_stop(chunk.stop)
+        if verdict is Verdict.GO_ON:
+            verdict = self._steered()
+        outcome = _OUTCOME_OF.get(verdict)
+        if outcome is not None:
+            splitter.close_thought(self._plan.closing_ids)
+        elif splitter.in_thought and verdict in _FINISH_OF:
+            outcome = ThinkingOutcome.MAX_OUTPUT_TOKENS if verdict is Verdict.MAX_OUTPUT_TOKENS else None
+        elif self._outcome is None and not splitter.in_thought and (was_thinking or splitter.marker_tokens):
+            spent = splitter.thought_tokens >= splitter.thought_budget_tokens
+            outcome = ThinkingOutcome.BUDGET_REACHED if spent else ThinkingOutcome.NATURAL_END
+        events: list[CandidateEvent] = list(splitter.take(final=verdict in _FINISH_OF))
+        if outcome is not None:
+            thoughts = sum(isinstance(event, Delta) and event.is_thought for event in events)
+            events.insert(thoughts, self._thought_ended(outcome))
+        if self.first_answer_at is None and splitter.answer_tokens:
+            self.first_answer_at = time.monotonic()
+        return verdict, events
+
+    def _replayed(self, chunk: EngineChunk) -> int:
+        """Tokens at the chunk's start that were already sent. Raises EngineDown where they come out differently."""
+        count = min(len(self._replay), len(chunk.token_ids))
+        if self._replay[:count] != list(chunk.token_ids[:count]):
+            raise EngineDown("the engine died, and this constrained answer cannot be continued")
+        del self._replay[:count]
+        return count
+
+    def _verdict_of_stop(self, stop: EngineStop) -> Verdict:
+        """The engine ended by itself where the splitter saw no reason to."""
+        if self._splitter.in_thought:
+            room = self._splitter.output_tokens < self._plan.budget.max_output_tokens
+            return Verdict.CLOSE_THOUGHT_AFTER_EOS if room else Verdict.MAX_OUTPUT_TOKENS
+        if stop is EngineStop.LENGTH:
+            return Verdict.MAX_OUTPUT_TOKENS
+        return Verdict.STOP_TOKEN if stop is EngineStop.STOP_TOKEN else Verdict.EOS
+
+    def _steered(self) -> Verdict:
+        """What the caller, the clock or a draining server want before the next token."""
+        steering, splitter, plan = self._steering, self._splitter, self._plan
+        if steering.cancelled:
+            return Verdict.CANCELLED
+        if steering.drained:
+            return Verdict.DRAINED
+        if not splitter.in_thought:
+            return Verdict.GO_ON
+        if steering.finish_thinking:
+            return Verdict.CLOSE_THOUGHT_BY_CLIENT
+        if self._must_answer_now():
+            return Verdict.CLOSE_THOUGHT_BEFORE_DEADLINE
+        budget = steering.thought_budget_tokens
+        if budget is None:
+            return Verdict.GO_ON
+        most = plan.budget.max_output_tokens - plan.budget.answer_reserve_tokens
+        budget = most if budget == -1 else min(budget, most)
+        if budget == splitter.thought_budget_tokens:
+            return Verdict.GO_ON
+        splitter.thought_budget_tokens = budget
+        return Verdict.CLOSE_THOUGHT_AT_BUDGET if splitter.thought_tokens >= budget else Verdict.BUDGET_CHANGED
+
+    def _must_answer_now(self) -> bool:
+        plan = self._plan
+        if not plan.closes_before_deadline or plan.deadline_monotonic is None or self.first_token_at is None:
+            return False
+        now = time.monotonic()
+        own = (now - self.first_token_at) / max(1, self._splitter.output_tokens - 1)
+        pace = max(own, plan.seconds_per_token or 0.0)
+        return plan.deadline_monotonic - now < plan.budget.answer_reserve_tokens * pace * _DEADLINE_PACE_MARGIN
+
+    def _thought_ended(self, outcome: ThinkingOutcome) -> ThoughtEnded:
+        self._outcome = outcome
+        return ThoughtEnded(self._index, outcome, self._splitter.thought_tokens)
+
+    def _end(self, reason: FinishReason) -> CandidateEnd:
+        splitter = self._splitter
+        counted = self._runs_counted == self._runs
+        return CandidateEnd(
+            candidate_index=self._index,
+            finish_reason=reason,
+            outcome=self._outcome or ThinkingOutcome.DISABLED,
+            usage=Usage(
+                prompt_tokens=len(self._plan.context.prompt_token_ids),
+                cached_tokens=self._cached_tokens,
+                thought_tokens=splitter.thought_tokens,
+                answer_tokens=splitter.answer_tokens,
+                marker_tokens=splitter.marker_tokens,
+                drafted_tokens=self._drafted_tokens if counted else None,
+                accepted_tokens=self._accepted_tokens if counted else None,
+                recomputed_tokens=self._recomputed_tokens,
+            ),
+            matched_stop=splitter.matched_stop,
+        )

@@ -1,0 +1,142 @@
+"""Streams that outlive their connection: they go on by themselves, keep what they said, and can be read again.
+
+Bounded: so many streams, so many bytes each, and so long without a reader. Only who holds the token may read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import secrets
+import time
+from collections import deque
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from penstock_client.v1 import generation_pb2 as pb
+
+from penstock.config import ResumeSettings
+from penstock.errors import GenerationNotFound, Overloaded
+
+
+class LiveStream:
+    """One stream's events as they come, kept for readers. A reader is slowed by itself alone, never by another."""
+
+    def __init__(self, generation_id: str, max_bytes: int) -> None:
+        self.generation_id = generation_id
+        self.token = secrets.token_urlsafe(32)
+        self._max_bytes = max_bytes
+        self._events: deque[tuple[pb.GenerationEvent, int]] = deque()
+        self._bytes = 0
+        self._over = False
+        self._failure: Exception | None = None
+        self._changed = asyncio.Condition()
+        self.readers = 0
+        self.idle_since = time.monotonic()
+        self.task: asyncio.Task[None] | None = None
+
+    async def feed(self, events: AsyncGenerator[pb.GenerationEvent, None]) -> None:
+        """Keeps everything that `events` says until its end; a failure is kept for the readers too."""
+        try:
+            async with aclosing(events) as source:
+                async for event in source:
+                    async with self._changed:
+                        self._keep(event)
+                        self._changed.notify_all()
+        except Exception as error:
+            self._failure = error
+        finally:
+            async with self._changed:
+                self._over = True
+                self._changed.notify_all()
+
+    def _keep(self, event: pb.GenerationEvent) -> None:
+        size = event.ByteSize()
+        self._events.append((event, size))
+        self._bytes += size
+        while self._bytes > self._max_bytes and len(self._events) > 1:
+            self._bytes -= self._events.popleft()[1]
+
+    async def read(self, last_sequence: int) -> AsyncGenerator[pb.GenerationEvent, None]:
+        """Events after `last_sequence`, kept ones first, then as they come.
+
+        Raises GenerationNotFound where the next one is no longer kept, and the generation's own failure at its end.
+        """
+        self.readers += 1
+        try:
+            while True:
+                async with self._changed:
+                    while not self._over and self._newest() <= last_sequence:
+                        await self._changed.wait()
+                    ready = self._after(last_sequence)
+                for event in ready:
+                    last_sequence = event.sequence
+                    yield event
+                if self._over and self._newest() <= last_sequence:
+                    if self._failure is not None:
+                        raise self._failure
+                    return
+        finally:
+            self.readers -= 1
+            self.idle_since = time.monotonic()
+
+    def _newest(self) -> int:
+        return self._events[-1][0].sequence if self._events else 0
+
+    def _after(self, last_sequence: int) -> list[pb.GenerationEvent]:
+        if self._events and self._events[0][0].sequence > last_sequence + 1:
+            raise GenerationNotFound(
+                "events after this sequence are no longer kept",
+                last_sequence=last_sequence,
+                oldest_kept_sequence=self._events[0][0].sequence,
+            )
+        return [event for event, _ in self._events if event.sequence > last_sequence]
+
+    async def end(self) -> None:
+        if self.task is not None:
+            self.task.cancel()
+            await asyncio.gather(self.task, return_exceptions=True)
+
+
+class LiveStreams:
+    """All resumable streams of this process."""
+
+    def __init__(self, settings: ResumeSettings) -> None:
+        self._settings = settings
+        self._streams: dict[str, LiveStream] = {}
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    async def open(self, generation_id: str) -> LiveStream:
+        """Raises Overloaded where as many are kept as may be."""
+        await self.sweep()
+        if len(self._streams) >= self._settings.max_streams:
+            raise Overloaded(
+                "as many resumable streams are kept as this server takes",
+                retry_after_seconds=self._settings.grace_seconds,
+                resumable_streams=len(self._streams),
+            )
+        stream = LiveStream(generation_id, self._settings.max_stream_bytes)
+        self._streams[generation_id] = stream
+        return stream
+
+    async def find(self, generation_id: str, token: str) -> LiveStream:
+        """Raises GenerationNotFound alike for the unknown, the expired and a wrong token: none can be told apart."""
+        await self.sweep()
+        stream = self._streams.get(generation_id)
+        if stream is None or not hmac.compare_digest(stream.token.encode(), token.encode()):
+            raise GenerationNotFound("no such generation to resume; it is unknown, expired, or the token is wrong")
+        return stream
+
+    async def sweep(self) -> None:
+        """Ends and forgets what nobody has read for the grace."""
+        too_old = time.monotonic() - self._settings.grace_seconds
+        idle = [s for s in self._streams.values() if not s.readers and s.idle_since < too_old]
+        for stream in idle:
+            del self._streams[stream.generation_id]
+        await asyncio.gather(*(stream.end() for stream in idle))
+
+    async def close(self) -> None:
+        streams, self._streams = list(self._streams.values()), {}
+        await asyncio.gather(*(stream.end() for stream in streams))

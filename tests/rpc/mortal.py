@@ -1,0 +1,85 @@
+"""A scripted engine that dies, hangs, or is killed by certain prompts, under the real supervisor."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import grpc
+from penstock.config import Config
+from penstock.engine_scripted import Reply, ScriptedEngine
+from penstock.errors import EngineDown
+from penstock.server import Server
+from penstock.supervisor import SupervisedEngine
+from penstock.types import EngineChunk, EngineRequest
+
+POISON = "POISON"
+
+
+class MortalEngine(ScriptedEngine):
+    """Prompts that hold POISON kill it before their first token."""
+
+    def __init__(self, replies: tuple[Reply, ...]) -> None:
+        super().__init__(replies)
+        self._dead = asyncio.Event()
+        self.hanging = False
+
+    async def stream(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
+        if POISON.encode() in bytes(i for i in request.prompt_token_ids if i < 256):
+            self._dead.set()
+        async for chunk in super().stream(request):
+            if self.hanging:
+                await self._dead.wait()
+            if self._dead.is_set():
+                raise EngineDown("dead")
+            yield chunk
+
+    async def check(self) -> None:
+        if self._dead.is_set():
+            raise EngineDown("dead")
+
+    async def kill(self) -> None:
+        self._dead.set()
+
+
+@dataclass
+class Ward:
+    """A running service, and the engines it has had."""
+
+    server: Server
+    channel: grpc.aio.Channel
+    supervised: SupervisedEngine
+    engines: list[MortalEngine] = field(default_factory=list)
+    health: list[bool] = field(default_factory=list)
+
+    @property
+    def engine(self) -> MortalEngine:
+        return self.engines[-1]
+
+
+@asynccontextmanager
+async def ward(*replies: Reply, start_seconds: float = 0.05, **supervision: object) -> AsyncIterator[Ward]:
+    sections = {"listen": "127.0.0.1:0", "drain_seconds": 0.2}
+    config = Config.model_validate({"server": sections, "supervision": {"backoff_seconds": 0.01, **supervision}})
+    server = Server(config)
+    engines: list[MortalEngine] = []
+    health: list[bool] = []
+
+    async def start() -> MortalEngine:
+        await asyncio.sleep(start_seconds)
+        engines.append(MortalEngine(replies))
+        return engines[-1]
+
+    async def on_change(alive: bool) -> None:
+        health.append(alive)
+        await server.set_ready(alive)
+
+    address = await server.listen()
+    supervised = SupervisedEngine(await start(), start, config.supervision, on_change)
+    await server.serve_with(supervised)
+    async with grpc.aio.insecure_channel(address) as channel:
+        yield Ward(server, channel, supervised, engines, health)
+    await server.drain(0)
+    await supervised.close()

@@ -1,0 +1,240 @@
+"""Streams that survive: engine deaths, hangs, poison, dropped connections, steering and draining, without a GPU."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import grpc
+import pytest
+from penstock.engine_scripted import Reply
+from penstock_client.v1 import generation_pb2 as pb
+from penstock_client.v1 import generation_pb2_grpc
+
+from tests.rpc.conftest import Serve
+from tests.rpc.mortal import POISON, Ward, ward
+from tests.rpc.test_stream import spec, stream, texts
+
+THINKING = pb.ThinkingConfig(mode=pb.THINKING_MODE_THINKING)
+THOUGHT, ANSWER = "a thought of some length, ünïcödé too", "an answer that goes on for a while"
+SLOW = Reply(thought=THOUGHT, answer=ANSWER, step_seconds=0.002)
+
+
+def outcome(events: list[pb.GenerationEvent]) -> pb.ThinkingOutcome:
+    return events[-1].finished.results[0].thinking_outcome
+
+
+def assert_whole(events: list[pb.GenerationEvent]) -> None:
+    assert texts(events) == (THOUGHT, ANSWER)
+    assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+    assert events[-1].finished.usage.reasoning_tokens == len(THOUGHT.encode())
+
+
+async def disturbed(here: Ward, disturb: str, times: int) -> None:
+    for _ in range(times):
+        await asyncio.sleep(0.05)
+        engine = here.engine
+        if disturb == "kill":
+            await engine.kill()
+        else:
+            engine.hanging = True
+        while here.engine is engine:  # noqa: ASYNC110 - the supervisor's own pace
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("disturb", ["kill", "hang"])
+async def test_sixteen_streams_go_on_over_dead_engines(disturb: str) -> None:
+    async with ward(SLOW, hang_seconds=0.3, max_restarts=10) as here:
+        streams = [asyncio.create_task(stream(here.channel, spec(thinking=THINKING))) for _ in range(16)]
+        while here.engine.load().running_requests < 16:  # noqa: ASYNC110 - the engine's own count
+            await asyncio.sleep(0.005)
+        await disturbed(here, disturb, times=2)
+        for events in await asyncio.gather(*streams):
+            assert_whole(events)
+            assert events[-1].finished.usage.recomputed_tokens > 0
+        assert here.health == [False, True] * 2
+        assert here.supervised.restarts == 2
+
+
+async def test_poison_is_refused_and_those_beside_it_complete() -> None:
+    async with ward(SLOW, max_restarts=20) as here:
+        streams = [asyncio.create_task(stream(here.channel, spec(thinking=THINKING))) for _ in range(15)]
+        await asyncio.sleep(0.02)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stream(here.channel, spec(POISON))
+        assert refused.value.code() is grpc.StatusCode.ABORTED
+        for events in await asyncio.gather(*streams):
+            assert_whole(events)
+        assert here.supervised.restarts == 3
+
+
+async def test_an_engine_that_dies_too_often_is_given_up() -> None:
+    async with ward(SLOW, max_restarts=1) as here:
+        running = asyncio.create_task(stream(here.channel, spec(thinking=THINKING)))
+        await disturbed(here, "kill", times=1)
+        await here.engine.kill()
+        await asyncio.wait_for(here.supervised.given_up.wait(), 5)
+        with pytest.raises(grpc.aio.AioRpcError) as down:
+            await running
+        assert down.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_new_calls_are_told_to_come_back_while_the_engine_restarts() -> None:
+    async with ward(SLOW, start_seconds=0.5) as here:
+        await here.engine.kill()
+        await asyncio.sleep(0.4)
+        with pytest.raises(grpc.aio.AioRpcError) as down:
+            await stream(here.channel, spec())
+        assert down.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+# ------------------------------------------------------------------------------------------------------------ resume
+
+
+async def cut_and_resumed(channel: grpc.aio.Channel, cuts: int, rng: random.Random) -> list[pb.GenerationEvent]:
+    """Every event of one stream, read over `cuts` connections that were dropped at random places."""
+    stub = generation_pb2_grpc.GenerationServiceStub(channel)
+    request = pb.StreamGenerateRequest(spec=spec(thinking=THINKING), resumable=True)
+    call = stub.StreamGenerate(request)
+    events: list[pb.GenerationEvent] = []
+    for _ in range(cuts):
+        for _ in range(rng.randint(0 if events else 1, 12)):
+            reply = await call.read()
+            if reply is grpc.aio.EOF:
+                break
+            events.append(reply.event)
+        call.cancel()
+        started = events[0].started
+        call = stub.Resume(
+            pb.ResumeRequest(
+                generation_id=started.generation_id, resume_token=started.resume_token, last_sequence=len(events)
+            )
+        )
+    return events + [reply.event async for reply in call]
+
+
+async def test_a_hundred_cuts_over_twenty_streams_lose_and_double_nothing(serve: Serve) -> None:
+    channel = await serve(SLOW)
+    rng = random.Random(7)
+    streams = await asyncio.gather(*(cut_and_resumed(channel, 5, rng) for _ in range(20)))
+    for events in streams:
+        assert_whole(events)
+
+
+async def test_any_sequence_can_be_replayed_any_number_of_times(serve: Serve) -> None:
+    channel = await serve(SLOW)
+    stub = generation_pb2_grpc.GenerationServiceStub(channel)
+    call = stub.StreamGenerate(pb.StreamGenerateRequest(spec=spec(thinking=THINKING), resumable=True))
+    events = [reply.event async for reply in call]
+    started = events[0].started
+    for last in (0, 3, 3, len(events) - 1, len(events)):
+        request = pb.ResumeRequest(
+            generation_id=started.generation_id, resume_token=started.resume_token, last_sequence=last
+        )
+        assert [reply.event async for reply in stub.Resume(request)] == events[last:]
+
+
+@pytest.mark.parametrize("wrong", [{"resume_token": "guess"}, {"generation_id": "guess"}, {"resume_token": ""}])
+async def test_only_the_token_holder_may_resume(serve: Serve, wrong: dict[str, str]) -> None:
+    channel = await serve(SLOW)
+    stub = generation_pb2_grpc.GenerationServiceStub(channel)
+    call = stub.StreamGenerate(pb.StreamGenerateRequest(spec=spec(), resumable=True))
+    started = (await call.read()).event.started
+    fields = {"generation_id": started.generation_id, "resume_token": started.resume_token} | wrong
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await stub.Resume(pb.ResumeRequest(**fields)).read()
+    assert refused.value.code() is grpc.StatusCode.NOT_FOUND
+    assert refused.value.details() == "no such generation to resume; it is unknown, expired, or the token is wrong"
+
+
+# ------------------------------------------------------------------------------------------------------------- steer
+
+
+async def interact(channel: grpc.aio.Channel, *later: pb.InteractRequest, after: int = 4) -> list[pb.GenerationEvent]:
+    call = generation_pb2_grpc.GenerationServiceStub(channel).Interact()
+    await call.write(pb.InteractRequest(start=spec(thinking=THINKING)))
+    events = [(await call.read()).event for _ in range(after)]
+    for request in later:
+        await call.write(request)
+    await call.done_writing()
+    while (reply := await call.read()) is not grpc.aio.EOF:
+        events.append(reply.event)
+    return events
+
+
+async def test_answer_now(serve: Serve) -> None:
+    channel = await serve(SLOW)
+    events = await interact(channel, pb.InteractRequest(finish_thinking=pb.FinishThinking()))
+    thought, answer = texts(events)
+    assert THOUGHT.startswith(thought)
+    assert len(thought) < len(THOUGHT)
+    assert answer == ANSWER
+    assert outcome(events) == pb.THINKING_OUTCOME_FINISHED_BY_CLIENT
+
+
+@pytest.mark.parametrize(("budget", "spent"), [(0, None), (20, 20), (-1, len(THOUGHT.encode()))])
+async def test_the_budget_can_be_changed(serve: Serve, budget: int, spent: int | None) -> None:
+    channel = await serve(SLOW)
+    events = await interact(channel, pb.InteractRequest(change_budget=pb.ChangeBudget(thinking_budget=budget)))
+    assert texts(events)[1] == ANSWER
+    tokens = events[-1].finished.usage.reasoning_tokens
+    if spent is None:
+        assert 3 <= tokens < len(THOUGHT)
+        assert outcome(events) == pb.THINKING_OUTCOME_BUDGET_REACHED
+    else:
+        assert tokens == spent
+
+
+async def test_cancel_still_brings_the_bill(serve: Serve) -> None:
+    channel = await serve(SLOW)
+    events = await interact(channel, pb.InteractRequest(cancel=pb.Cancel()))
+    finished = events[-1].finished
+    assert finished.results[0].finish_reason == pb.FINISH_REASON_CANCELLED
+    assert 0 < finished.usage.reasoning_tokens < len(THOUGHT.encode())
+    assert sum(event.thought.token_count for event in events) == finished.usage.reasoning_tokens
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [pb.InteractRequest(cancel=pb.Cancel())],
+        [pb.InteractRequest(start=spec(thinking=THINKING)), pb.InteractRequest(start=spec())],
+        [
+            pb.InteractRequest(start=spec(thinking=THINKING)),
+            pb.InteractRequest(change_budget=pb.ChangeBudget(thinking_budget=-2)),
+        ],
+    ],
+)
+async def test_steering_that_makes_no_sense_is_refused(serve: Serve, messages: list[pb.InteractRequest]) -> None:
+    channel = await serve(SLOW)
+    call = generation_pb2_grpc.GenerationServiceStub(channel).Interact(iter(messages))
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        async for _ in call:
+            pass
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+# ------------------------------------------------------------------------------------------------------------- drain
+
+
+async def test_draining_waits_for_streams_and_refuses_new_ones() -> None:
+    async with ward(SLOW) as here:
+        running = asyncio.create_task(stream(here.channel, spec(thinking=THINKING)))
+        await asyncio.sleep(0.03)
+        draining = asyncio.create_task(here.server.drain(10))
+        await asyncio.sleep(0.01)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stream(here.channel, spec())
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert_whole(await running)
+        await draining
+
+
+async def test_a_drain_that_takes_too_long_gives_each_stream_its_last_event() -> None:
+    async with ward(Reply(thought=THOUGHT * 50, answer=ANSWER, step_seconds=0.002)) as here:
+        running = asyncio.create_task(stream(here.channel, spec(thinking=THINKING)))
+        await asyncio.sleep(0.05)
+        await here.server.drain(0.1)
+        finished = (await running)[-1].finished
+        assert finished.results[0].finish_reason == pb.FINISH_REASON_DRAINED
+        assert finished.usage.reasoning_tokens > 0
