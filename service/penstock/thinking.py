@@ -98,11 +98,32 @@ def affordable_tokens(now: Situation, defaults: ThinkingSettings) -> int | None:
     return max(0, int(spare / (now.seconds_per_token * _PACE_MARGIN)))
 
 
+# Signs of work in any topic. An amount, as digits (1,000 and 2.5 are one each) or in words:
+_AMOUNT = re.compile(
+    r"\d{1,3}(?:,\d{3})+(?!\d)|\d+(?:\.\d+)?|\b(?:two|three|four|five|six|seven|eight|nine|ten|eleven|twelve"
+    r"|\w+teen|(?:twen|thir|for|fif|six|seven|eigh|nine)ty|hundred|thousand|million|dozen|half|double|twice|triple)\b",
+    re.IGNORECASE,
+)
+# ... that things depend on each other, or happen one after another:
+_LINK = re.compile(r"\b(?:then|after|before|until|if|unless|each|every|per|left|remaining|total)\b", re.IGNORECASE)
+# ... or that reasoning is what is asked for:
+_REASONING = re.compile(r"\b(?:prove|proof|derive|deduce|solve|debug|puzzle|step by step)\b", re.IGNORECASE)
+_MOST_IDLE_SIGNS, _MOST_IDLE_WORDS = 2, 24
+
+
 def needs_thought(question: str) -> bool:
-    """Whether a question looks like work: several quantities, several sentences, or code. Cheap, and blind to topic."""
-    numbers = len(re.findall(r"\d+", question))
-    words = len(question.split())
-    return numbers >= 3 or words > 24 or "\n" in question.strip() or "```" in question
+    """Whether a question looks like work: three signs of it, many words, several lines, or a call for reasoning.
+
+    Cheap, and blind to topic. It reads English signs and digits; in other languages length and digits decide.
+    """
+    signs = len(_AMOUNT.findall(question)) + len(_LINK.findall(question))
+    return (
+        signs > _MOST_IDLE_SIGNS
+        or len(question.split()) > _MOST_IDLE_WORDS
+        or "\n" in question.strip()
+        or "```" in question
+        or _REASONING.search(question) is not None
+    )
 
 
 def question_of(messages: tuple[Message, ...] | None, text: str | None) -> str:

@@ -88,6 +88,37 @@ def test_auto_looks_at_the_question() -> None:
     assert needs_thought("word " * 40)
 
 
+@pytest.mark.parametrize(
+    "question",
+    [
+        "What is seventeen plus twenty-five minus eight?",
+        "2,3,5: what is their sum?",
+        "Take the number 11, then double it, then double it.",
+        "Three friends share twelve apples. How many does each get?",
+        "Prove that the square root of 2 is irrational.",
+        "Fix this:\n```\nx = 1\n```",
+    ],
+)
+def test_what_looks_like_work_needs_thought(question: str) -> None:
+    assert needs_thought(question)
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "",
+        "What is the capital of France?",
+        "Is 1,000,000 more than 999,999?",
+        "Round 3.14159 to 2.5",
+        "Thanks, see you after lunch!",
+        "Set a timer for 10 minutes.",
+        "Γειά σου 你好",
+    ],
+)
+def test_what_does_not_look_like_work_needs_none(question: str) -> None:
+    assert not needs_thought(question)
+
+
 def test_auto_plans_inside_the_deadline() -> None:
     slow = Situation(seconds_to_deadline=4.0, seconds_per_token=0.01, first_token_seconds=0.1)
     choice = auto(now=slow)
