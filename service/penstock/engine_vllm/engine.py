@@ -100,6 +100,8 @@ class VllmEngine:
         if self._llm.output_handler is not None:
             self._llm.output_handler.cancel()
         await asyncio.to_thread(self._llm.shutdown, _SHUTDOWN_SECONDS)
+        # vLLM kills what is slow to end and does not wait for it: nothing of the engine may be left after this.
+        await asyncio.to_thread(kill, self._processes, _KILL_SECONDS)
 
     def _answers_at_once(self, request: EngineRequest) -> bool:
         markers = self._card.markers
