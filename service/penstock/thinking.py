@@ -108,7 +108,7 @@ _AMOUNT = re.compile(
 _LINK = re.compile(r"\b(?:then|after|before|until|if|unless|each|every|per|left|remaining|total)\b", re.IGNORECASE)
 # ... or that reasoning is what is asked for:
 _REASONING = re.compile(r"\b(?:prove|proof|derive|deduce|solve|debug|puzzle|step by step)\b", re.IGNORECASE)
-_MOST_IDLE_SIGNS, _MOST_IDLE_WORDS = 2, 24
+_MOST_IDLE_SIGNS, _MOST_IDLE_WORDS, _MOST_IDLE_CHARACTERS = 2, 24, 300
 
 
 def needs_thought(question: str) -> bool:
@@ -116,9 +116,11 @@ def needs_thought(question: str) -> bool:
 
     Cheap, and blind to topic. It reads English signs and digits; in other languages length and digits decide.
     """
-    signs = len(_AMOUNT.findall(question)) + len(_LINK.findall(question))
+    if len(question) > _MOST_IDLE_CHARACTERS:
+        # Also keeps the searches below short, whatever is sent.
+        return True
     return (
-        signs > _MOST_IDLE_SIGNS
+        len(_AMOUNT.findall(question)) + len(_LINK.findall(question)) > _MOST_IDLE_SIGNS
         or len(question.split()) > _MOST_IDLE_WORDS
         or "\n" in question.strip()
         or "```" in question

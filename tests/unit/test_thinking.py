@@ -97,6 +97,7 @@ def test_auto_looks_at_the_question() -> None:
         "Three friends share twelve apples. How many does each get?",
         "Prove that the square root of 2 is irrational.",
         "Fix this:\n```\nx = 1\n```",
+        "长" * 301,
     ],
 )
 def test_what_looks_like_work_needs_thought(question: str) -> None:
