@@ -1,0 +1,103 @@
+"""The shipped questions are what their command writes, and held out; right is what the task calls right."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from penstock.evaluation.questions import SHIPPED, Question, is_right, load, pick
+
+from models.demo import question_file
+from models.demo.questions import HELD_OUT_SEED, KINDS, MULTI_STEP, is_reserved, question
+
+
+def some(count: int, kind: str = "k") -> list[Question]:
+    return [Question(f"{kind}{number}", kind, "?", None, "1", True) for number in range(count)]
+
+
+def test_the_shipped_file_is_what_its_command_writes() -> None:
+    assert SHIPPED.read_text(encoding="utf-8") == question_file.text(), "run: python -m models.demo.question_file"
+
+
+def test_no_shipped_question_is_training_data() -> None:
+    for asked in load(SHIPPED):
+        kind, seed = asked.id.rsplit("-", 1)
+        assert kind == asked.kind
+        assert int(seed) >= question_file.FIRST_SEED > HELD_OUT_SEED
+        # Training draws a question again until its text is not reserved: see models.demo.questions.
+        assert not asked.needs_thought or is_reserved(asked.question)
+    trained = {question(kind, seed).text for kind in MULTI_STEP for seed in range(1000)}
+    assert not trained & {asked.question for asked in load(SHIPPED)}
+
+
+def test_the_shipped_mix_is_as_stated() -> None:
+    asked = load(SHIPPED)
+    assert Counter(one.kind for one in asked) == dict.fromkeys(KINDS, 50)
+    assert sum(one.needs_thought for one in asked) == len(asked) / 2
+    assert len({(one.system, one.question) for one in asked}) == len(asked)
+    assert {one.kind for one in asked if one.needs_thought} == set(MULTI_STEP)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_right_is_what_the_task_calls_right(kind: str) -> None:
+    other = "I do not know."
+    for seed in range(HELD_OUT_SEED, HELD_OUT_SEED + 20):
+        asked = question(kind, seed)
+        for reply in (asked.answer, f" {asked.answer}\n", asked.answer.upper(), f"{asked.answer} 7", "7", other, ""):
+            assert is_right(asked.value, reply) == asked.is_right(reply), (asked.value, reply)
+
+
+@pytest.mark.parametrize(
+    ("expected", "reply", "right"),
+    [
+        ("42", "That makes 42.", True),
+        ("42", "42 or 41", False),
+        ("-5", "17 - 22 = -5", True),
+        ("-5", "5", False),
+        ("2.5", "It is 2.5 litres.", True),
+        ("2.5", "25", False),
+        ("Paris", " Paris\n", True),
+        ("Paris", "paris", False),
+        ("٤٢", "42", False),
+    ],
+)
+def test_numbers_and_words(expected: str, reply: str, right: bool) -> None:
+    assert is_right(expected, reply) is right
+
+
+def test_fewer_questions_keep_the_mix() -> None:
+    everything = [*some(60, "many"), *some(20, "few")]
+    asked = pick(everything, 40, seed=0)
+    assert Counter(one.kind for one in asked) == {"many": 30, "few": 10}
+    assert asked == pick(everything, 40, seed=0) != pick(everything, 40, seed=1)
+    assert pick(asked[:10], 20, 0) == pick(asked[:10], 20, 0)
+    assert sorted(one.id for one in pick(everything, 1000, 5)) == sorted(one.id for one in everything)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"answer": 4}, "line 2: answer has the wrong type"),
+        ({"needs_thought": "no"}, "line 2: needs_thought has the wrong type"),
+        ({"extra": 1}, "line 2: must be an object with the keys id, kind"),
+        ({"id": "a"}, "two questions have the same id"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_its_line(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    good = {"id": "a", "kind": "k", "question": "?\u2028", "system": None, "answer": "1", "needs_thought": False}
+    file = tmp_path / "q.jsonl"
+    file.write_text("\n".join(json.dumps(entry, ensure_ascii=False) for entry in (good, {**good, "id": "b"})))
+    assert len(load(file)) == 2
+    wrong = {**good, "id": "b", **change}
+    file.write_text(f"{json.dumps(good)}\n{json.dumps(wrong)}\n")
+    with pytest.raises(ValueError, match=message):
+        load(file)
+
+
+def test_an_empty_file_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "q.jsonl"
+    file.write_text("\n\n")
+    with pytest.raises(ValueError, match="no questions"):
+        load(file)
