@@ -209,6 +209,7 @@ def test_the_shipped_questions_are_the_default(target: str) -> None:
         ("--plot", "plot.gif"),
         ("--plot", "nowhere/plot.png"),
         ("--json", "nowhere/result.json"),
+        ("--rows",),
         ("--questions", "0"),
         ("--concurrency", "0"),
         ("--questions-file", "pyproject.toml"),

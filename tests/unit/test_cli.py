@@ -33,7 +33,9 @@ def test_help_waits_for_nothing_heavy() -> None:
     assert time.monotonic() - started < 5
 
 
-@pytest.mark.parametrize("command", ["serve", "demo", "chat", "generate", "count", "model", "config", "version"])
+@pytest.mark.parametrize(
+    "command", ["serve", "demo", "chat", "generate", "eval", "count", "model", "config", "version"]
+)
 def test_every_command_has_help(command: str) -> None:
     result = run(command, "--help")
     assert result.exit_code == 0

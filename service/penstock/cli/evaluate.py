@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 MODES = ("fast", "thinking", "auto")
 PICTURES = (".png", ".svg", ".pdf")
-WIDTH_OF_A_LOG = 180
+LEAST_WIDTH = 140
 NumberT = TypeVar("NumberT", int, float)
 
 
@@ -60,6 +60,8 @@ def evaluate(
     settings = settings_of(_numbers(budgets, int, -1, "--budgets"), _modes(modes), _numbers(deadlines, float, 0.001))
     if not settings:
         raise typer.BadParameter("nothing to measure: no mode, or thinking without a budget")
+    if rows and json is None:
+        raise typer.BadParameter("goes with --json", param_hint="--rows")
     _refuse_unwritable(json, plot)
     run = _Run(picked, file, settings, Options(concurrency, max_output_tokens, answer_reserve))
     exit_code = run.measure(target, tls)
@@ -177,8 +179,8 @@ class _Run:
             return not check
         lines = run_checks(summaries, self._rows, len(self._questions)) if check else []
         console = self._notes if json == "-" else Console()
-        if not console.is_terminal:
-            console.width = WIDTH_OF_A_LOG
+        # In a narrower terminal lines wrap, but every figure is whole.
+        console.width = max(console.width, LEAST_WIDTH)
         report.show_facts(console, self._facts)
         report.show_results(console, summaries, len(self._questions))
         if lines:
