@@ -73,7 +73,6 @@ def bad_requests(vocab_size: int, window_tokens: int, an_id: int) -> list[Bad]:
         Bad("late system message", _late_system_message(), clash, f"{_MESSAGES}[1].role"),
         Bad("another model", hello(model="gpt-2"), "MODEL_NOT_FOUND", code=grpc.StatusCode.NOT_FOUND),
         Bad("unknown priority", hello(priority=9), field="spec.priority"),
-        Bad("priority", hello(priority=pb.PRIORITY_HIGH), "NOT_IMPLEMENTED", code=grpc.StatusCode.UNIMPLEMENTED),
         # Thinking.
         Bad("unknown mode", _thinking(mode=99), field="spec.thinking.mode"),
         Bad("budget below -1", _thinking(thinking_budget=-2), field="spec.thinking.thinking_budget"),

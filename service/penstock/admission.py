@@ -1,57 +1,201 @@
-"""Lets calls in, up to a limit. The permit is an argument of the work, so the door cannot be skipped."""
+"""Lets work in: at once while there is room, else in a bounded queue that is fair between callers, else not at all.
+
+Room is counted in sequences (candidates), because that is what the engine runs side by side; the queue is bounded by
+calls and by tokens. Higher classes go first; within a class callers take turns, however many calls each has waiting.
+A full queue sheds the lowest class first, then the newest call of the caller with the most waiting. What waits past
+its deadline is dropped and never reaches the engine.
+
+The permit is an argument of the work, so the door cannot be skipped.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import time
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 
-from penstock.errors import Draining, Overloaded
+from penstock.config import AdmissionSettings
+from penstock.errors import DeadlinePassed, Draining, Overloaded, PenstockError
+from penstock.types import Priority
 
-# Without a measurement of how long calls take, a refused caller is asked to come back after this.
-_RETRY_AFTER_SECONDS = 1.0
+# Completions that the pace is measured over: enough to be steady, few enough to follow a change of load.
+_PACE_COMPLETIONS = 32
+_LEAST_RETRY_SECONDS = 0.1
+_MOST_RETRY_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Bid:
+    """What a call asks room for. `caller` is whoever fairness is between; `deadline_monotonic` None is no deadline."""
+
+    caller: str
+    priority: Priority
+    sequences: int
+    tokens: int
+    deadline_monotonic: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Permit:
     """Proof that a call was let in; held for as long as it runs."""
 
-    number: int
+    waited_seconds: float
+
+
+@dataclass(eq=False, slots=True)
+class _Waiting:
+    bid: Bid
+    turn: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
 class Admission:
-    """Counts the calls under way. Not thread-safe: lives on the server's event loop."""
+    """Not thread-safe: lives on the server's event loop. `capacity` tells the sequences that may run side by side."""
 
-    def __init__(self, max_concurrent_calls: int) -> None:
-        self._most = max_concurrent_calls
-        self._entered = 0
+    def __init__(self, settings: AdmissionSettings, capacity: Callable[[], int]) -> None:
+        self._settings = settings
+        self._capacity = capacity
+        self._queues: dict[Priority, OrderedDict[str, deque[_Waiting]]] = {p: OrderedDict() for p in Priority}
+        self._completions: deque[float] = deque(maxlen=_PACE_COMPLETIONS)
         self._idle = asyncio.Event()
         self._idle.set()
         self.running_calls = 0
+        self.running_sequences = 0
+        self.queued_calls = 0
+        self.queued_tokens = 0
         self.draining = False
 
-    @contextmanager
-    def permit(self) -> Iterator[Permit]:
-        """Raises Draining or Overloaded instead of waiting: a caller told early can go elsewhere."""
+    def look(self, priority: Priority, caller: str) -> None:
+        """Refuses what would be refused anyway, before any work is done for it. Raises Draining or Overloaded."""
         if self.draining:
             raise Draining("this server is going away")
-        if self.running_calls >= self._most:
-            raise Overloaded(
-                f"{self.running_calls} calls are running, the most this server takes",
-                retry_after_seconds=_RETRY_AFTER_SECONDS,
-                concurrent_calls=self.running_calls,
-            )
-        self._entered += 1
-        self.running_calls += 1
+        if self._full(1, 0) and self._victim(priority, caller) is None:
+            raise self._overloaded()
+
+    @asynccontextmanager
+    async def permit(self, bid: Bid) -> AsyncIterator[Permit]:
+        """Waits for room. Raises Draining, Overloaded, or DeadlinePassed where the deadline came first."""
+        began = time.monotonic()
+        sequences = min(bid.sequences, self._capacity())
+        if self.draining:
+            raise Draining("this server is going away")
         self._idle.clear()
         try:
-            yield Permit(self._entered)
+            if self.queued_calls or self.running_sequences + sequences > self._capacity():
+                await self._wait(bid)
+            else:
+                self.running_sequences += sequences
+            self.running_calls += 1
+            try:
+                yield Permit(time.monotonic() - began)
+            finally:
+                self.running_calls -= 1
+                self.running_sequences -= sequences
+                self._completions.append(time.monotonic())
+                self._let_in()
         finally:
-            self.running_calls -= 1
-            if not self.running_calls:
+            if not self.running_calls and not self.queued_calls:
                 self._idle.set()
 
+    async def _wait(self, bid: Bid) -> None:
+        if self._full(1, bid.tokens):
+            victim = self._victim(bid.priority, bid.caller)
+            if victim is None:
+                raise self._overloaded()
+            self._remove(victim)
+            victim.turn.set_exception(self._overloaded())
+        waiting = _Waiting(bid)
+        self._queues[bid.priority].setdefault(bid.caller, deque()).append(waiting)
+        self.queued_calls += 1
+        self.queued_tokens += bid.tokens
+        left = None if bid.deadline_monotonic is None else max(0.0, bid.deadline_monotonic - time.monotonic())
+        try:
+            self._let_in()
+            await asyncio.wait_for(asyncio.shield(waiting.turn), left)
+        except TimeoutError:
+            if waiting.turn.done() and not waiting.turn.cancelled() and waiting.turn.exception() is None:
+                return  # Let in and timed out at the same moment: the work's own deadline decides.
+            raise DeadlinePassed("the deadline passed in the queue", queued_calls=self.queued_calls) from None
+        except asyncio.CancelledError:
+            if waiting.turn.done() and waiting.turn.exception() is None:
+                self.running_sequences -= min(bid.sequences, self._capacity())
+                self._let_in()
+            raise
+        finally:
+            if not waiting.turn.done():
+                self._remove(waiting)
+                waiting.turn.cancel()
+
+    def _full(self, calls: int, tokens: int) -> bool:
+        settings = self._settings
+        if self.queued_calls + calls > settings.max_queued_calls:
+            return True
+        # One call is let in however long it is: its length was checked against the window already.
+        return self.queued_calls > 0 and self.queued_tokens + tokens > settings.max_queued_tokens
+
+    def _victim(self, priority: Priority, caller: str) -> _Waiting | None:
+        """Whom a newcomer may displace: the lowest class below its own, or the greediest caller of its own class."""
+        for lowest in sorted(self._queues, key=lambda p: p.value):
+            queues = self._queues[lowest]
+            if lowest.value > priority.value or not queues:
+                continue
+            greediest = max(queues.values(), key=len)
+            if lowest.value < priority.value or len(greediest) > len(queues.get(caller, ())) + 1:
+                return greediest[-1]
+            return None
+        return None
+
+    def _let_in(self) -> None:
+        """Gives turns while there is room: highest class first, callers of a class one after the other."""
+        for priority in sorted(self._queues, key=lambda p: -p.value):
+            queues = self._queues[priority]
+            while queues:
+                caller, waiting = next(iter(queues.items()))
+                first = waiting[0]
+                sequences = min(first.bid.sequences, self._capacity())
+                if self.running_sequences + sequences > self._capacity():
+                    return
+                self._remove(first)
+                if caller in queues:
+                    queues.move_to_end(caller)
+                self.running_sequences += sequences
+                first.turn.set_result(None)
+
+    def _remove(self, waiting: _Waiting) -> None:
+        queues = self._queues[waiting.bid.priority]
+        own = queues[waiting.bid.caller]
+        own.remove(waiting)
+        if not own:
+            del queues[waiting.bid.caller]
+        self.queued_calls -= 1
+        self.queued_tokens -= waiting.bid.tokens
+
+    def _overloaded(self) -> PenstockError:
+        return Overloaded(
+            f"{self.running_calls} calls are running and {self.queued_calls} are waiting",
+            retry_after_seconds=self.retry_after_seconds(),
+            running_calls=self.running_calls,
+            queued_calls=self.queued_calls,
+        )
+
+    def retry_after_seconds(self) -> float:
+        """When the queue as it stands will have been let in, at the pace of the last completions."""
+        if len(self._completions) < 2:
+            return 1.0
+        span = time.monotonic() - self._completions[0]
+        pace_seconds = span / len(self._completions)
+        return min(_MOST_RETRY_SECONDS, max(_LEAST_RETRY_SECONDS, pace_seconds * (self.queued_calls + 1)))
+
+    def drain(self) -> None:
+        """Lets nobody in any more; who still waits is sent elsewhere."""
+        self.draining = True
+        for queues in self._queues.values():
+            for waiting in [one for own in queues.values() for one in own]:
+                self._remove(waiting)
+                waiting.turn.set_exception(Draining("this server is going away"))
+
     async def idle(self) -> None:
-        """Returns when no call is under way."""
+        """Returns when nothing runs or waits."""
         await self._idle.wait()

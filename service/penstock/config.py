@@ -55,9 +55,19 @@ class ServerSettings(Section):
     insecure: bool = Field(False, description="Allow plaintext on an address that is not loopback.")
     reflection: bool = True
     max_message_bytes: Annotated[int, Field(ge=1024, le=256 * 1024 * 1024)] = 4 * 1024 * 1024
-    max_concurrent_calls: Annotated[int, Field(ge=1)] = Field(256, description="Calls beyond it are refused.")
     drain_seconds: float = Field(600.0, ge=0, description="Most time that streams in flight get after SIGTERM.")
+    slow_reader_seconds: float = Field(60.0, gt=0, description="A client that takes no message so long is cut off.")
     max_connection_age_seconds: float | None = Field(None, gt=0, description="Rebalances long-lived channels.")
+
+
+class AdmissionSettings(Section):
+    """How much work is let in, and how much may wait."""
+
+    max_running_sequences: Tokens | None = Field(
+        None, description="Candidates that run side by side; unset is engine.max_concurrent_requests."
+    )
+    max_queued_calls: Annotated[int, Field(ge=0)] = Field(256, description="Calls that wait for room; more are shed.")
+    max_queued_tokens: Tokens = Field(4_000_000, description="Prompt and output tokens that wait for room.")
 
 
 class SupervisionSettings(Section):
@@ -150,6 +160,7 @@ _DEMO_PRICES = (
 class Config(Section):
     engine: EngineSettings = EngineSettings()
     server: ServerSettings = ServerSettings()
+    admission: AdmissionSettings = AdmissionSettings()
     supervision: SupervisionSettings = SupervisionSettings()
     resume: ResumeSettings = ResumeSettings()
     thinking: ThinkingSettings = ThinkingSettings()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
@@ -57,8 +59,36 @@ async def _abort(context: grpc.aio.ServicerContext[Any, Any], method: str, error
     await context.abort(code, message, trailing_metadata=((DETAILS_KEY, status),))
 
 
+class SlowReaders:
+    """Cuts off streams whose client takes no message for too long. gRPC's flow control holds such a stream at its
+    `yield`, which bounds its memory; this bounds its time."""
+
+    def __init__(self, most_seconds: float) -> None:
+        self._most_seconds = most_seconds
+        self._held: dict[asyncio.Task[Any], float] = {}
+
+    def hold(self, task: asyncio.Task[Any]) -> None:
+        self._held[task] = time.monotonic()
+
+    def release(self, task: asyncio.Task[Any]) -> None:
+        self._held.pop(task, None)
+
+    async def watch(self) -> None:
+        """Runs as long as the server does."""
+        while True:
+            await asyncio.sleep(min(1.0, self._most_seconds / 4))
+            too_old = time.monotonic() - self._most_seconds
+            for task in [task for task, since in self._held.items() if since < too_old]:
+                log.warning("a client took no message for %.0f s: its stream is cut off", self._most_seconds)
+                self.release(task)
+                task.cancel()
+
+
 class StatusInterceptor(grpc.aio.ServerInterceptor):
     """Wraps the handlers of this API; health and reflection keep their own ways."""
+
+    def __init__(self, slow_readers: SlowReaders) -> None:
+        self._slow_readers = slow_readers
 
     async def intercept_service(
         self,
@@ -71,7 +101,7 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
             return handler
         tolerant = _tolerant(handler.request_deserializer)
         if handler.response_streaming:
-            wrapped = _streaming(handler, method)
+            wrapped = _streaming(handler, method, self._slow_readers)
             make = (
                 grpc.stream_stream_rpc_method_handler
                 if handler.request_streaming
@@ -91,16 +121,22 @@ def _unary(handler: Handler, method: str) -> Callable[..., Any]:
     return call
 
 
-def _streaming(handler: Handler, method: str) -> Callable[..., Any]:
+def _streaming(handler: Handler, method: str, slow_readers: SlowReaders) -> Callable[..., Any]:
     behaviour = handler.stream_stream if handler.request_streaming else handler.unary_stream
 
     async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+        task = asyncio.current_task()
+        assert task is not None
         try:
             argument = _parsed_stream(request) if handler.request_streaming else _parsed(request)
             async with aclosing(behaviour(argument, context)) as replies:
                 async for reply in replies:
+                    slow_readers.hold(task)
                     yield reply
+                    slow_readers.release(task)
         except Exception as error:
             await _abort(context, method, error)
+        finally:
+            slow_readers.release(task)
 
     return call

@@ -22,7 +22,7 @@ from penstock.admission import Admission
 from penstock.config import Config, ServerSettings
 from penstock.engine import Engine
 from penstock.errors import ConfigError, EngineDown
-from penstock.interceptor import StatusInterceptor
+from penstock.interceptor import SlowReaders, StatusInterceptor
 from penstock.live import LiveStreams
 from penstock.servicer import GenerationServicer, House, ModelServicer, RoutingServicer
 from penstock.usage import PriceList
@@ -70,8 +70,12 @@ class Server:
         self._engine: Engine | None = None
         self._engine_is_up = False
         self._health = health.aio.HealthServicer()
-        self.admission = Admission(config.server.max_concurrent_calls)
-        self._grpc = grpc.aio.server(interceptors=[StatusInterceptor()], options=_options(config.server))
+        self.admission = Admission(config.admission, self._capacity)
+        self._slow_readers = SlowReaders(config.server.slow_reader_seconds)
+        self._watching: asyncio.Task[None] | None = None
+        self._grpc = grpc.aio.server(
+            interceptors=[StatusInterceptor(self._slow_readers)], options=_options(config.server)
+        )
         self._live = LiveStreams(config.resume)
         prices = PriceList(config.price_tiers)
         self._house = house = House(config, prices, self.admission, self._live, self._require_engine)
@@ -82,6 +86,10 @@ class Server:
         if config.server.reflection:
             names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._grpc)
+
+    def _capacity(self) -> int:
+        most = self._config.admission.max_running_sequences
+        return most or (self._engine.card.max_num_seqs if self._engine else 1)
 
     def _require_engine(self) -> Engine:
         if self._engine is None:
@@ -100,6 +108,7 @@ class Server:
         await self.set_ready(False)
         await self._health.set(LIVENESS, _SERVING)
         await self._grpc.start()
+        self._watching = asyncio.create_task(self._slow_readers.watch())
         return f"{host}:{bound}"
 
     async def serve_with(self, engine: Engine) -> None:
@@ -115,7 +124,7 @@ class Server:
 
     async def drain(self, seconds: float) -> None:
         """Refuses new calls and lets those under way end; after `seconds` each gets a last event, and all is closed."""
-        self.admission.draining = True
+        self.admission.drain()
         await self.set_ready(False)
         try:
             async with asyncio.timeout(seconds):
@@ -127,6 +136,8 @@ class Server:
                 async with asyncio.timeout(_LAST_EVENT_SECONDS):
                     await self.admission.idle()
         await self._live.close()
+        if self._watching is not None:
+            self._watching.cancel()
         await self._grpc.stop(grace=0)
 
 

@@ -10,7 +10,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 from weakref import WeakSet
@@ -20,7 +20,7 @@ from penstock_client.v1 import generation_pb2 as pb
 from penstock_client.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc, routing_pb2, routing_pb2_grpc
 
 from penstock import wire
-from penstock.admission import Admission, Permit
+from penstock.admission import Admission, Bid, Permit
 from penstock.candidate import Steering
 from penstock.config import Config
 from penstock.engine import Engine
@@ -28,7 +28,8 @@ from penstock.errors import BadRequest, ContextOverflow, FieldViolation, ModelNo
 from penstock.generation import generate
 from penstock.live import LiveStream, LiveStreams
 from penstock.planning import Plan, plan_generation
-from penstock.types import Cost, Delta, Event, Finished, Usage
+from penstock.replies import count_of, count_of_overflow, reply_of
+from penstock.types import Event
 from penstock.usage import PriceList
 from penstock.validation import validate
 from penstock.wire_model import model_out
@@ -56,14 +57,33 @@ class House:
 
 
 @dataclass(frozen=True, slots=True)
+class _Arrival:
+    """What is known of a call before it is read. Seconds of time.monotonic()."""
+
+    caller: str
+    at_monotonic: float
+    deadline_monotonic: float | None
+
+    @classmethod
+    def of(cls, context: Context) -> _Arrival:
+        now, left = time.monotonic(), context.time_remaining()
+        return cls(str(context.peer()), now, None if left is None else now + left)
+
+    @property
+    def seconds_left(self) -> float | None:
+        return None if self.deadline_monotonic is None else self.deadline_monotonic - time.monotonic()
+
+
+@dataclass(frozen=True, slots=True)
 class _Call:
-    """One call that was let in and planned."""
+    """One call that was planned and let in."""
 
     engine: Engine
     plan: Plan
+    permit: Permit
     generation_id: str
     effective: pb.EffectiveSettings
-    arrived_monotonic: float
+    arrival: _Arrival
     steering: Steering
 
 
@@ -76,37 +96,32 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     ) -> AsyncGenerator[pb.StreamGenerateResponse, None]:
         if request.flush_interval.ToNanoseconds():
             raise NotImplementedYet("gathering deltas is not there yet", field="flush_interval")
-        with self._house.admission.permit() as permit:
-            call = self._begin(permit, request.spec, context)
-            if not request.resumable:
-                async with aclosing(self._events(call)) as events:
-                    async for event in events:
-                        yield pb.StreamGenerateResponse(event=event)
-                return
-            stream = await self._open_live(call)
-            async with aclosing(stream.read(0)) as events:
-                async for event in events:
-                    yield pb.StreamGenerateResponse(event=event)
+        arrival = _Arrival.of(context)
+        source = await self._live(request.spec, arrival) if request.resumable else self._events(request.spec, arrival)
+        async with aclosing(source) as events:
+            async for event in events:
+                yield pb.StreamGenerateResponse(event=event)
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResponse:
-        with self._house.admission.permit() as permit:
-            call = self._begin(permit, request.spec, context)
-            candidates = [_Gathered() for _ in range(call.plan.request.output.candidate_count)]
-            async with aclosing(self._generation(call)) as events:
-                async for event in events:
-                    if isinstance(event, Delta):
-                        candidates[event.candidate_index].add(event)
-                    elif isinstance(event, Finished):
-                        finished = event
-        return self._reply(call, candidates, finished)
+        arrival = _Arrival.of(context)
+        async with self._let_in(request.spec, arrival) as call, aclosing(self._generation(call)) as events:
+            gathered = [event async for event in events]
+        return reply_of(
+            gathered,
+            generation_id=call.generation_id,
+            model=call.engine.card.name,
+            effective=call.effective,
+            token_bytes=call.engine.tokenizer.token_bytes,
+            with_ids=call.plan.request.output.return_token_ids,
+        )
 
     async def CountTokens(self, request: pb.CountTokensRequest, context: Context) -> pb.CountTokensResponse:
-        with self._house.admission.permit() as permit:
-            try:
-                call = self._begin(permit, request.spec, context)
-            except ContextOverflow as overflow:
-                return _count_of_overflow(overflow)
-        return _count(call.plan, call.effective, self._house.prices)
+        engine = self._house.engine()
+        try:
+            plan = self._plan(request.spec, engine, _Arrival.of(context))
+        except ContextOverflow as overflow:
+            return count_of_overflow(overflow)
+        return count_of(plan, self._house.prices)
 
     async def Interact(
         self, request_iterator: AsyncIterator[pb.InteractRequest], context: Context
@@ -114,17 +129,16 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         first = await anext(request_iterator, None)
         if first is None or first.WhichOneof("action") != "start":
             raise BadRequest(FieldViolation("action", "the first message must be `start`", "MISSING_FIELD"))
-        with self._house.admission.permit() as permit:
-            call = self._begin(permit, first.start, context)
-            listening = asyncio.create_task(_steer(call.steering, request_iterator))
-            try:
-                async with aclosing(self._events(call)) as events:
-                    async for event in events:
-                        if listening.done():
-                            listening.result()  # A message that says nothing sensible ends the call.
-                        yield pb.InteractResponse(event=event)
-            finally:
-                listening.cancel()
+        steering = self._house.steering()
+        listening = asyncio.create_task(_steer(steering, request_iterator))
+        try:
+            async with aclosing(self._events(first.start, _Arrival.of(context), steering=steering)) as events:
+                async for event in events:
+                    if listening.done():
+                        listening.result()  # A message that says nothing sensible ends the call.
+                    yield pb.InteractResponse(event=event)
+        finally:
+            listening.cancel()
 
     async def Resume(self, request: pb.ResumeRequest, context: Context) -> AsyncGenerator[pb.ResumeResponse, None]:
         stream = await self._house.live.find(request.generation_id, request.resume_token)
@@ -132,120 +146,74 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             async for event in events:
                 yield pb.ResumeResponse(event=event)
 
-    async def _open_live(self, call: _Call) -> LiveStream:
-        """Starts a generation that goes on without its client."""
-        stream = await self._house.live.open(call.generation_id)
-        stream.task = asyncio.create_task(self._feed_live(stream, call))
-        return stream
+    async def _live(self, spec: pb.GenerationSpec, arrival: _Arrival) -> AsyncGenerator[pb.GenerationEvent, None]:
+        """Starts a generation that goes on without its client, and reads it."""
+        self._house.admission.look(wire.priority_of(spec), arrival.caller)
+        stream = await self._house.live.open(uuid.uuid4().hex)
+        stream.task = asyncio.create_task(stream.feed(self._events(spec, arrival, live=stream)))
+        return stream.read(0)
 
-    async def _feed_live(self, stream: LiveStream, call: _Call) -> None:
-        # Its own permit: a stream without a client is work under way all the same, and drains like any other.
-        with self._house.admission.permit():
-            await stream.feed(self._events(call, stream.token))
-
-    def _begin(self, _permit: Permit, spec: pb.GenerationSpec, context: Context) -> _Call:
-        """Reads, checks and plans; the permit proves that admission was asked first."""
-        arrived = time.monotonic()
-        if spec.priority not in (pb.PRIORITY_UNSPECIFIED, pb.PRIORITY_NORMAL):
-            wire.check_priority(spec.priority)
-            raise NotImplementedYet("priorities are not there yet", field="spec.priority")
+    @asynccontextmanager
+    async def _let_in(
+        self,
+        spec: pb.GenerationSpec,
+        arrival: _Arrival,
+        *,
+        live: LiveStream | None = None,
+        steering: Steering | None = None,
+    ) -> AsyncIterator[_Call]:
+        """Reads, checks and plans the call, then waits for room. Nothing reaches the engine without a permit."""
         house = self._house
         engine = house.engine()
+        house.admission.look(wire.priority_of(spec), arrival.caller)
+        plan = self._plan(spec, engine, arrival)
+        async with house.admission.permit(_bid(plan, arrival)) as permit:
+            if permit.waited_seconds and plan.choice.auto_budget_tokens is not None:
+                # The deadline is nearer than when AUTO was planned.
+                plan = self._plan(spec, engine, arrival)
+            effective = wire.effective_settings(plan)
+            generation_id = live.generation_id if live else uuid.uuid4().hex
+            yield _Call(engine, plan, permit, generation_id, effective, arrival, steering or house.steering())
+
+    def _plan(self, spec: pb.GenerationSpec, engine: Engine, arrival: _Arrival) -> Plan:
         request = wire.request_of(spec)
-        validate(request, engine.card, house.config.limits)
-        plan = plan_generation(request, engine, house.config, context.time_remaining())
-        return _Call(engine, plan, uuid.uuid4().hex, wire.effective_settings(plan), arrived, house.steering())
+        validate(request, engine.card, self._house.config.limits)
+        return plan_generation(request, engine, self._house.config, arrival.seconds_left)
 
     def _generation(self, call: _Call) -> AsyncGenerator[Event, None]:
         return generate(
-            call.engine, call.plan, self._house.prices, call.generation_id, call.arrived_monotonic, call.steering
+            call.engine, call.plan, self._house.prices, call.generation_id, call.arrival.at_monotonic, call.steering
         )
 
-    async def _events(self, call: _Call, resume_token: str = "") -> AsyncGenerator[pb.GenerationEvent, None]:
-        started = pb.GenerationStarted(
-            generation_id=call.generation_id,
-            model=call.engine.card.name,
-            effective_settings=call.effective,
-            resume_token=resume_token,
-        )
-        yield pb.GenerationEvent(sequence=1, started=started)
-        sequence = 1
-        token_bytes = call.engine.tokenizer.token_bytes
-        with_ids = call.plan.request.output.return_token_ids
-        async with aclosing(self._generation(call)) as events:
-            async for event in events:
-                sequence += 1
-                yield wire.event_out(event, sequence, call.effective, token_bytes, with_ids=with_ids)
-
-    def _reply(self, call: _Call, candidates: list[_Gathered], finished: Finished) -> pb.GenerateResponse:
-        token_bytes = call.engine.tokenizer.token_bytes
-        with_ids = call.plan.request.output.return_token_ids
-        replies = []
-        for end, gathered in zip(finished.ends, candidates, strict=True):
-            reply = pb.Candidate(
-                result=wire.result_out(end),
-                thought="".join(d.text for d in gathered.thought),
-                answer="".join(d.text for d in gathered.answer),
-                thought_logprobs=[p for d in gathered.thought for p in wire.logprobs_out(d.logprobs, token_bytes)],
-                answer_logprobs=[p for d in gathered.answer for p in wire.logprobs_out(d.logprobs, token_bytes)],
+    async def _events(
+        self,
+        spec: pb.GenerationSpec,
+        arrival: _Arrival,
+        *,
+        live: LiveStream | None = None,
+        steering: Steering | None = None,
+    ) -> AsyncGenerator[pb.GenerationEvent, None]:
+        async with self._let_in(spec, arrival, live=live, steering=steering) as call:
+            started = pb.GenerationStarted(
+                generation_id=call.generation_id,
+                model=call.engine.card.name,
+                effective_settings=call.effective,
+                resume_token=live.token if live else "",
             )
-            if with_ids:
-                reply.thought_token_ids.extend(i for d in gathered.thought for i in d.token_ids)
-                reply.answer_token_ids.extend(i for d in gathered.answer for i in d.token_ids)
-            replies.append(reply)
-        return pb.GenerateResponse(
-            generation_id=call.generation_id,
-            model=call.engine.card.name,
-            candidates=replies,
-            usage=wire.usage_out(finished.usage),
-            cost=wire.cost_out(finished.cost),
-            effective_settings=call.effective,
-            timing=wire.timing_out(finished.timing),
-        )
+            yield pb.GenerationEvent(sequence=1, started=started)
+            sequence = 1
+            token_bytes = call.engine.tokenizer.token_bytes
+            with_ids = call.plan.request.output.return_token_ids
+            async with aclosing(self._generation(call)) as events:
+                async for event in events:
+                    sequence += 1
+                    yield wire.event_out(event, sequence, call.effective, token_bytes, with_ids=with_ids)
 
 
-class _Gathered:
-    """Deltas of one candidate, for the unary reply: the very ones that a stream would have sent."""
-
-    def __init__(self) -> None:
-        self.thought: list[Delta] = []
-        self.answer: list[Delta] = []
-
-    def add(self, delta: Delta) -> None:
-        (self.thought if delta.is_thought else self.answer).append(delta)
-
-
-def _count(plan: Plan, effective: pb.EffectiveSettings, prices: PriceList) -> pb.CountTokensResponse:
-    prompt_tokens = len(plan.context.prompt_token_ids)
-
-    def ticks(output_tokens: int) -> Cost | None:
-        return prices.cost(Usage(prompt_tokens=prompt_tokens, answer_tokens=output_tokens))
-
-    least, most = ticks(1), ticks(plan.budget.max_output_tokens * plan.request.output.candidate_count)
-    return pb.CountTokensResponse(
-        prompt_tokens=prompt_tokens + plan.context.dropped_tokens,
-        effective_prompt_tokens=prompt_tokens,
-        window_tokens=plan.context.window_tokens,
-        window_left_tokens=plan.window_left_tokens,
-        dropped=wire.dropped(plan),
-        cost_estimate=(
-            pb.CostEstimate(min_usd_ticks=least.total_usd_ticks, max_usd_ticks=most.total_usd_ticks)
-            if least is not None and most is not None
-            else None
-        ),
-        effective_settings=effective,
-    )
-
-
-def _count_of_overflow(overflow: ContextOverflow) -> pb.CountTokensResponse:
-    """Counting is how a caller finds out: the numbers, where generating would refuse."""
-    numbers = overflow.metadata
-    return pb.CountTokensResponse(
-        prompt_tokens=int(numbers["prompt_tokens"]),
-        effective_prompt_tokens=int(numbers["prompt_tokens"]),
-        window_tokens=int(numbers["window_tokens"]),
-        overflow_tokens=int(numbers["overflow_tokens"]),
-    )
+def _bid(plan: Plan, arrival: _Arrival) -> Bid:
+    output = plan.request.output
+    tokens = len(plan.context.prompt_token_ids) + plan.budget.max_output_tokens * output.candidate_count
+    return Bid(arrival.caller, plan.request.priority, output.candidate_count, tokens, arrival.deadline_monotonic)
 
 
 async def _steer(steering: Steering, requests: AsyncIterator[pb.InteractRequest]) -> None:

@@ -38,6 +38,14 @@ class Role(enum.Enum):
     ASSISTANT = "assistant"
 
 
+class Priority(enum.Enum):
+    """Classes of calls under load; a higher value goes first and is shed last."""
+
+    LOW = 1
+    NORMAL = 2
+    HIGH = 3
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     role: Role
@@ -120,6 +128,7 @@ class Request:
     context: ContextConfig = ContextConfig()
     sampling: Sampling = Sampling()
     output: Output = Output()
+    priority: Priority = Priority.NORMAL
 
 
 # ------------------------------------------------------------------------------------------------------------ engine

@@ -21,6 +21,7 @@ from penstock.types import (
     Message,
     Output,
     Overflow,
+    Priority,
     Request,
     Role,
     Sampling,
@@ -49,6 +50,12 @@ _OVERFLOWS = {
     pb.OVERFLOW_POLICY_DROP_OLDEST_TURNS: Overflow.DROP_OLDEST_TURNS,
     pb.OVERFLOW_POLICY_TRUNCATE_LEFT: Overflow.TRUNCATE_LEFT,
     pb.OVERFLOW_POLICY_TRUNCATE_MIDDLE: Overflow.TRUNCATE_MIDDLE,
+}
+_PRIORITIES: dict[int, Priority] = {
+    pb.PRIORITY_UNSPECIFIED: Priority.NORMAL,
+    pb.PRIORITY_LOW: Priority.LOW,
+    pb.PRIORITY_NORMAL: Priority.NORMAL,
+    pb.PRIORITY_HIGH: Priority.HIGH,
 }
 _OUTCOMES = {
     ThinkingOutcome.DISABLED: pb.THINKING_OUTCOME_DISABLED,
@@ -93,13 +100,15 @@ def request_of(spec: pb.GenerationSpec) -> Request:
         context=_context(spec.context),
         sampling=_sampling(spec.sampling),
         output=_output(spec.output),
+        priority=priority_of(spec),
     )
 
 
-def check_priority(priority: int) -> None:
-    """Raises BadRequest for a number that is no priority."""
-    if priority not in pb.Priority.values():
-        raise _unknown_enum("spec.priority", priority)
+def priority_of(spec: pb.GenerationSpec) -> Priority:
+    """The call's class. Raises BadRequest for a number that is none."""
+    if spec.priority not in _PRIORITIES:
+        raise _unknown_enum("spec.priority", spec.priority)
+    return _PRIORITIES[spec.priority]
 
 
 def _unknown_enum(field: str, number: int) -> BadRequest:

@@ -7,11 +7,12 @@ import random
 
 import grpc
 import pytest
-from penstock.engine_scripted import Reply
+from penstock.config import Config
+from penstock.engine_scripted import Reply, ScriptedEngine
 from penstock_client.v1 import generation_pb2 as pb
 from penstock_client.v1 import generation_pb2_grpc
 
-from tests.rpc.conftest import Serve
+from tests.rpc.conftest import Serve, serving
 from tests.rpc.mortal import POISON, Ward, ward
 from tests.rpc.test_stream import spec, stream, texts
 
@@ -238,3 +239,23 @@ async def test_a_drain_that_takes_too_long_gives_each_stream_its_last_event() ->
         finished = (await running)[-1].finished
         assert finished.results[0].finish_reason == pb.FINISH_REASON_DRAINED
         assert finished.usage.reasoning_tokens > 0
+
+
+# ------------------------------------------------------------------------------------------------------ slow readers
+
+
+async def test_a_client_that_stops_reading_is_cut_off_and_slows_nobody() -> None:
+    config = {"server": {"listen": "127.0.0.1:0", "slow_reader_seconds": 0.5}}
+    engine = ScriptedEngine(
+        [Reply(match="long", thought="x" * 40_000, answer="a"), SLOW], context_window_tokens=100_000
+    )
+    async with serving(engine, Config.model_validate(config)) as (_, channel):
+        stub = generation_pb2_grpc.GenerationServiceStub(channel)
+        output = pb.OutputConfig(return_token_ids=True, top_logprobs=1)
+        stalled = stub.StreamGenerate(pb.StreamGenerateRequest(spec=spec("long", thinking=THINKING, output=output)))
+        await stalled.read()
+        assert_whole(await stream(channel, spec(thinking=THINKING)))
+        async with asyncio.timeout(10):
+            while engine.load().running_requests:  # noqa: ASYNC110 - the engine's own count
+                await asyncio.sleep(0.05)
+        stalled.cancel()

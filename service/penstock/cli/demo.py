@@ -39,6 +39,7 @@ What to try next
   penstock generate "What is 12 + 30?" --budget 8    one question under a budget
   penstock model                                     what is served, what is on and why
 README.md has the API and what it takes to serve a large model."""
+DRAIN_SECONDS = 3.0
 STOP_SECONDS = 20.0
 HEARTBEAT_SECONDS = 15.0
 
@@ -101,9 +102,15 @@ def _exit_by_signal(number: int, _frame: object) -> None:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.send_signal(signal.SIGTERM)
     try:
-        process.wait(STOP_SECONDS)
+        # The first signal lets calls under way end; ours are over, so the second only cuts short what is stuck.
+        for seconds in (DRAIN_SECONDS, STOP_SECONDS):
+            process.send_signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(seconds)
+                break
+        else:
+            raise subprocess.TimeoutExpired(process.args, STOP_SECONDS)
     except (subprocess.TimeoutExpired, KeyboardInterrupt):
         process.kill()
         process.wait()

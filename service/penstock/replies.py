@@ -1,0 +1,90 @@
+"""Unary replies: the very events that a stream would have sent, gathered; and what a count tells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from penstock_client.v1 import generation_pb2 as pb
+
+from penstock import wire
+from penstock.errors import ContextOverflow
+from penstock.planning import Plan
+from penstock.types import CandidateEnd, Cost, Delta, Event, Finished, Usage
+from penstock.usage import PriceList
+
+
+def reply_of(
+    events: Sequence[Event],
+    *,
+    generation_id: str,
+    model: str,
+    effective: pb.EffectiveSettings,
+    token_bytes: Callable[[int], bytes],
+    with_ids: bool,
+) -> pb.GenerateResponse:
+    """The reply to Generate. `events` ends with Finished, as a generation that ran to its end does."""
+    finished = events[-1]
+    assert isinstance(finished, Finished)
+    deltas = [event for event in events if isinstance(event, Delta)]
+    return pb.GenerateResponse(
+        generation_id=generation_id,
+        model=model,
+        candidates=[_candidate(end, deltas, token_bytes, with_ids=with_ids) for end in finished.ends],
+        usage=wire.usage_out(finished.usage),
+        cost=wire.cost_out(finished.cost),
+        effective_settings=effective,
+        timing=wire.timing_out(finished.timing),
+    )
+
+
+def _candidate(
+    end: CandidateEnd, deltas: Sequence[Delta], token_bytes: Callable[[int], bytes], *, with_ids: bool
+) -> pb.Candidate:
+    own = [delta for delta in deltas if delta.candidate_index == end.candidate_index]
+    thought = [delta for delta in own if delta.is_thought]
+    answer = [delta for delta in own if not delta.is_thought]
+    candidate = pb.Candidate(
+        result=wire.result_out(end),
+        thought="".join(delta.text for delta in thought),
+        answer="".join(delta.text for delta in answer),
+        thought_logprobs=[entry for delta in thought for entry in wire.logprobs_out(delta.logprobs, token_bytes)],
+        answer_logprobs=[entry for delta in answer for entry in wire.logprobs_out(delta.logprobs, token_bytes)],
+    )
+    if with_ids:
+        candidate.thought_token_ids.extend(token_id for delta in thought for token_id in delta.token_ids)
+        candidate.answer_token_ids.extend(token_id for delta in answer for token_id in delta.token_ids)
+    return candidate
+
+
+def count_of(plan: Plan, prices: PriceList) -> pb.CountTokensResponse:
+    """What CountTokens tells of a request that fits."""
+    prompt_tokens = len(plan.context.prompt_token_ids)
+
+    def cost(output_tokens: int) -> Cost | None:
+        return prices.cost(Usage(prompt_tokens=prompt_tokens, answer_tokens=output_tokens))
+
+    least, most = cost(1), cost(plan.budget.max_output_tokens * plan.request.output.candidate_count)
+    return pb.CountTokensResponse(
+        prompt_tokens=prompt_tokens + plan.context.dropped_tokens,
+        effective_prompt_tokens=prompt_tokens,
+        window_tokens=plan.context.window_tokens,
+        window_left_tokens=plan.window_left_tokens,
+        dropped=wire.dropped(plan),
+        cost_estimate=(
+            pb.CostEstimate(min_usd_ticks=least.total_usd_ticks, max_usd_ticks=most.total_usd_ticks)
+            if least is not None and most is not None
+            else None
+        ),
+        effective_settings=wire.effective_settings(plan),
+    )
+
+
+def count_of_overflow(overflow: ContextOverflow) -> pb.CountTokensResponse:
+    """Counting is how a caller finds out: the numbers, where generating would refuse."""
+    numbers = overflow.metadata
+    return pb.CountTokensResponse(
+        prompt_tokens=int(numbers["prompt_tokens"]),
+        effective_prompt_tokens=int(numbers["prompt_tokens"]),
+        window_tokens=int(numbers["window_tokens"]),
+        overflow_tokens=int(numbers["overflow_tokens"]),
+    )

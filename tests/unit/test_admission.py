@@ -1,0 +1,172 @@
+"""Room, the queue, and who goes first, who is shed, who waits too long."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from penstock.admission import Admission, Bid
+from penstock.config import AdmissionSettings
+from penstock.errors import DeadlinePassed, Draining, Overloaded
+from penstock.types import Priority
+
+
+def admission(capacity: int = 1, **queue: int) -> Admission:
+    return Admission(AdmissionSettings.model_validate(queue), lambda: capacity)
+
+
+def bid(caller: str = "a", priority: Priority = Priority.NORMAL, sequences: int = 1, tokens: int = 10) -> Bid:
+    return Bid(caller, priority, sequences, tokens)
+
+
+class Crowd:
+    """Calls that write down when they are let in, and leave when told."""
+
+    def __init__(self, door: Admission) -> None:
+        self.door, self.order, self.leave = door, list[str](), asyncio.Event()
+
+    def come(self, name: str, **fields: object) -> asyncio.Task[None]:
+        async def call() -> None:
+            async with self.door.permit(bid(**{"caller": name[0], **fields})):  # type: ignore[arg-type]
+                self.order.append(name)
+                await self.leave.wait()
+
+        return asyncio.create_task(call())
+
+    async def settle(self) -> None:
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def held() -> AsyncIterator[tuple[Crowd, AsyncExitStack]]:
+    """A door with room for one, and that one inside."""
+    crowd = Crowd(admission(max_queued_calls=4))
+    async with AsyncExitStack() as inside:
+        await inside.enter_async_context(crowd.door.permit(bid("first")))
+        yield crowd, inside
+
+
+async def test_higher_classes_first_and_callers_in_turns(held: tuple[Crowd, AsyncExitStack]) -> None:
+    crowd, inside = held
+    tasks = [crowd.come(name) for name in ("a1", "a2", "b1")] + [crowd.come("c1", priority=Priority.HIGH)]
+    await crowd.settle()
+    crowd.leave.set()
+    await inside.aclose()
+    await asyncio.gather(*tasks)
+    assert crowd.order == ["c1", "a1", "b1", "a2"]
+
+
+async def test_a_full_queue_sheds_the_greediest_then_the_newcomer(held: tuple[Crowd, AsyncExitStack]) -> None:
+    crowd, inside = held
+    greedy = [crowd.come(f"a{n}") for n in range(4)]
+    await crowd.settle()
+    modest = crowd.come("b1")
+    await crowd.settle()
+    with pytest.raises(Overloaded):
+        await greedy[3]
+    with pytest.raises(Overloaded) as refused:
+        await crowd.come("a9")
+    assert 0.1 <= refused.value.retry_after_seconds <= 60
+    with pytest.raises(Overloaded):
+        crowd.door.look(Priority.NORMAL, "a")
+    crowd.door.look(Priority.HIGH, "a")
+    crowd.leave.set()
+    await inside.aclose()
+    await asyncio.gather(*greedy[:3], modest)
+
+
+async def test_lower_classes_are_shed_for_higher_ones(held: tuple[Crowd, AsyncExitStack]) -> None:
+    crowd, inside = held
+    low = [crowd.come(f"{name}1", priority=Priority.LOW) for name in "abcd"]
+    await crowd.settle()
+    normal = crowd.come("e1")
+    await crowd.settle()
+    assert sum(task.done() for task in low) == 1
+    crowd.leave.set()
+    await inside.aclose()
+    await normal
+    results = await asyncio.gather(*low, return_exceptions=True)
+    assert sum(isinstance(result, Overloaded) for result in results) == 1
+
+
+async def test_tokens_bound_the_queue_too() -> None:
+    door = admission(max_queued_tokens=25)
+    crowd = Crowd(door)
+    async with door.permit(bid("x")):
+        waiting = [crowd.come("a1"), crowd.come("b1")]
+        await crowd.settle()
+        with pytest.raises(Overloaded):
+            await crowd.come("c1")
+        crowd.leave.set()
+    await asyncio.gather(*waiting)
+    assert (door.queued_calls, door.queued_tokens, door.running_sequences) == (0, 0, 0)
+
+
+async def test_what_waits_past_its_deadline_never_comes_in(held: tuple[Crowd, AsyncExitStack]) -> None:
+    crowd, _ = held
+    late = Bid("a", Priority.NORMAL, 1, 10, deadline_monotonic=time.monotonic() + 0.05)
+    with pytest.raises(DeadlinePassed):
+        async with crowd.door.permit(late):
+            pytest.fail("let in")
+    assert crowd.door.queued_calls == 0
+
+
+async def test_draining_sends_those_who_wait_elsewhere(held: tuple[Crowd, AsyncExitStack]) -> None:
+    crowd, inside = held
+    waiting = crowd.come("a1")
+    await crowd.settle()
+    crowd.door.drain()
+    for refused in (waiting, crowd.come("b1")):
+        with pytest.raises(Draining):
+            await refused
+    await inside.aclose()
+    await asyncio.wait_for(crowd.door.idle(), 1)
+
+
+async def test_a_large_call_is_not_starved_by_small_ones() -> None:
+    door = admission(capacity=4)
+    crowd = Crowd(door)
+    async with door.permit(bid("x")):
+        large = crowd.come("a1", sequences=4)
+        await crowd.settle()
+        small = crowd.come("b1")
+        await crowd.settle()
+        assert crowd.order == []
+        crowd.leave.set()
+    await asyncio.gather(large, small)
+    assert crowd.order == ["a1", "b1"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("abc"), st.sampled_from(list(Priority)), st.integers(1, 3), st.booleans()),
+        max_size=30,
+    )
+)
+def test_nothing_leaks_whatever_comes_and_goes(calls: list[tuple[str, Priority, int, bool]]) -> None:
+    async def scenario() -> None:
+        door = admission(capacity=3, max_queued_calls=5)
+
+        async def call(caller: str, priority: Priority, sequences: int) -> None:
+            async with door.permit(bid(caller, priority, sequences)):
+                assert door.running_sequences <= 3
+                await asyncio.sleep(0)
+
+        tasks = []
+        for caller, priority, sequences, impatient in calls:
+            tasks.append(asyncio.create_task(call(caller, priority, sequences)))
+            await asyncio.sleep(0)
+            if impatient:
+                tasks[-1].cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.wait_for(door.idle(), 1)
+        assert (door.running_calls, door.running_sequences, door.queued_calls, door.queued_tokens) == (0, 0, 0, 0)
+
+    asyncio.run(scenario())
