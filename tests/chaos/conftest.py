@@ -1,0 +1,102 @@
+"""The whole service over a real, supervised vLLM engine, to be hurt. Loopback only, bounded, ends by itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+import pytest
+from penstock.app import start_engine
+from penstock.config import Config
+from penstock.server import Server
+from penstock.supervisor import SupervisedEngine
+from penstock_client.v1 import generation_pb2 as pb
+from penstock_client.v1 import generation_pb2_grpc
+
+from tests.bad_requests import hello
+
+# Questions of every kind that the demo model knows, so that streams differ in length and none is like its neighbour.
+QUESTIONS = (
+    "What is 17 + 25 + 8 + 31?",
+    "What is 4 + 9 + 33 + 12 + 6?",
+    "Sort 41, 7, 93 and 12.",
+    "Tom has 3 boxes of 12 pens and gives away 7. How many are left?",
+)
+THINKING = pb.ThinkingConfig(mode=pb.THINKING_MODE_THINKING)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.timeout(1800))
+
+
+@dataclass
+class Patient:
+    """The service under test, and what was seen of its health."""
+
+    server: Server
+    engine: SupervisedEngine
+    channel: grpc.aio.Channel
+    downs: list[float] = field(default_factory=list)
+    recoveries_seconds: list[float] = field(default_factory=list)
+
+    @property
+    def stub(self) -> generation_pb2_grpc.GenerationServiceStub:
+        return generation_pb2_grpc.GenerationServiceStub(self.channel)
+
+
+@pytest.fixture(scope="session")
+def chaos_config() -> Config:
+    return Config.model_validate(
+        {
+            "server": {"listen": "127.0.0.1:0"},
+            "supervision": {"hang_seconds": 6, "max_restarts": 1000, "backoff_seconds": 0.1},
+            "engine": {"extra_args": {"worker_cls": "tests.chaos.poison.PoisonableWorker"}},
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+async def patient(chaos_config: Config) -> AsyncIterator[Patient]:
+    server = Server(chaos_config)
+    address = await server.listen()
+    downs: list[float] = []
+    recoveries: list[float] = []
+
+    async def on_change(alive: bool) -> None:
+        if alive:
+            recoveries.append(time.monotonic() - downs[-1])
+        else:
+            downs.append(time.monotonic())
+        await server.set_ready(alive)
+
+    engine = await start_engine(chaos_config, print, on_change)
+    assert isinstance(engine, SupervisedEngine)
+    await server.serve_with(engine)
+    async with grpc.aio.insecure_channel(address) as channel:
+        yield Patient(server, engine, channel, downs, recoveries)
+    await server.drain(0)
+    await engine.close()
+
+
+async def ask(patient: Patient, question: str, **fields: object) -> list[pb.GenerationEvent]:
+    """One greedy stream, complete and gapless, else an assertion or the call's error."""
+    spec = hello(question, thinking=THINKING, sampling=pb.SamplingConfig(temperature=0.0), **fields)
+    call = patient.stub.StreamGenerate(pb.StreamGenerateRequest(spec=spec))
+    events = [reply.event async for reply in call]
+    assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+    return events
+
+
+def said(events: list[pb.GenerationEvent]) -> tuple[str, str, int, int]:
+    """What a stream said and counted: thought, answer, and tokens of each."""
+    usage = events[-1].finished.usage
+    thought = "".join(event.thought.text for event in events)
+    answer = "".join(event.answer.text for event in events)
+    assert sum(event.thought.token_count for event in events) == usage.reasoning_tokens
+    assert sum(event.answer.token_count for event in events) == usage.answer_tokens
+    return thought, answer, usage.reasoning_tokens, usage.answer_tokens

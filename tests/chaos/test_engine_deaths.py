@@ -1,0 +1,114 @@
+"""Kill -9 and SIGSTOP of the engine's processes under load: every stream ends complete, as if nothing had been."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import statistics
+
+import grpc
+import psutil
+import pytest
+from penstock_client.v1 import generation_pb2 as pb
+
+from tests.chaos.conftest import QUESTIONS, THINKING, Patient, ask, said
+from tests.chaos.poison import POISON_IDS
+
+ROUNDS = 20
+STREAMS = 16
+
+
+def engine_processes() -> dict[str, int]:
+    """Pids of this process's own engine core and worker, by what vLLM calls them."""
+    found = {}
+    for child in psutil.Process().children(recursive=True):
+        title = " ".join(child.cmdline())
+        if "EngineCore" in title:
+            found["core"] = child.pid
+        elif "Worker" in title:
+            found["worker"] = child.pid
+    return found
+
+
+async def all_running(patient: Patient) -> None:
+    async with asyncio.timeout(30):
+        while patient.engine.load().running_requests < STREAMS // 2:  # noqa: ASYNC110 - the engine's own count
+            await asyncio.sleep(0.005)
+
+
+async def test_sixteen_streams_survive_twenty_deaths(patient: Patient) -> None:
+    rng = random.Random(4)
+    asked = [QUESTIONS[n % len(QUESTIONS)].replace("1", str(1 + n // len(QUESTIONS))) for n in range(STREAMS)]
+    undisturbed = [said(events) for events in await asyncio.gather(*(ask(patient, q) for q in asked))]
+    recoveries_before = len(patient.recoveries_seconds)
+    hurt = 0
+    for round_number in range(ROUNDS):
+        how = ("kill core", "kill worker", "stop worker")[round_number % 3]
+        streams = [asyncio.create_task(ask(patient, question)) for question in asked]
+        await all_running(patient)
+        await asyncio.sleep(rng.uniform(0.0, 0.4))
+        processes = engine_processes()
+        victim = processes["core" if how == "kill core" else "worker"]
+        os.kill(victim, signal.SIGSTOP if how == "stop worker" else signal.SIGKILL)
+        events = await asyncio.gather(*streams)
+        assert [said(e) for e in events] == undisturbed, how
+        hurt += sum(e[-1].finished.usage.recomputed_tokens > 0 for e in events)
+        await _recovered(patient, recoveries_before + round_number + 1)
+    seconds = sorted(patient.recoveries_seconds[recoveries_before:])
+    print(
+        f"\n{ROUNDS} deaths under {STREAMS} streams, {hurt} streams continued; seconds to recover: "
+        f"median {statistics.median(seconds):.1f}, most {seconds[-1]:.1f}"
+    )
+    assert hurt >= ROUNDS
+
+
+async def _recovered(patient: Patient, count: int) -> None:
+    async with asyncio.timeout(120):
+        while len(patient.recoveries_seconds) < count:  # noqa: ASYNC110 - the supervisor's own pace
+            await asyncio.sleep(0.05)
+
+
+async def test_poison_is_refused_after_the_third_death_and_the_others_complete(patient: Patient) -> None:
+    undisturbed = {question: said(await ask(patient, question)) for question in QUESTIONS}
+    restarts_before = patient.engine.restarts
+    asked = [QUESTIONS[n % len(QUESTIONS)] for n in range(15)]
+    streams = [asyncio.create_task(ask(patient, question)) for question in asked]
+    await all_running(patient)
+    poison = pb.GenerationSpec(token_ids=pb.TokenIds(ids=POISON_IDS))
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await patient.stub.Generate(pb.GenerateRequest(spec=poison))
+    assert refused.value.code() is grpc.StatusCode.ABORTED
+    for question, events in zip(asked, await asyncio.gather(*streams), strict=True):
+        assert said(events) == undisturbed[question]
+    assert patient.engine.restarts - restarts_before == 3
+
+
+async def test_a_hundred_cuts_over_twenty_streams_are_byte_equal(patient: Patient) -> None:
+    rng = random.Random(5)
+    undisturbed = {question: said(await ask(patient, question)) for question in QUESTIONS}
+
+    async def cut_and_resumed(question: str) -> list[pb.GenerationEvent]:
+        spec = pb.GenerationSpec(
+            messages=pb.Messages(messages=[pb.Message(role=pb.ROLE_USER, content=question)]),
+            thinking=THINKING,
+            sampling=pb.SamplingConfig(temperature=0.0),
+        )
+        call = patient.stub.StreamGenerate(pb.StreamGenerateRequest(spec=spec, resumable=True))
+        events = [(await call.read()).event]
+        started = events[0].started
+        for _ in range(5):
+            for _ in range(rng.randint(0, 8)):
+                if (reply := await call.read()) is grpc.aio.EOF:
+                    break
+                events.append(reply.event)
+            call.cancel()
+            token = {"generation_id": started.generation_id, "resume_token": started.resume_token}
+            call = patient.stub.Resume(pb.ResumeRequest(**token, last_sequence=len(events)))
+        return events + [reply.event async for reply in call]
+
+    asked = [QUESTIONS[n % len(QUESTIONS)] for n in range(20)]
+    for question, events in zip(asked, await asyncio.gather(*(cut_and_resumed(q) for q in asked)), strict=True):
+        assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+        assert said(events) == undisturbed[question]

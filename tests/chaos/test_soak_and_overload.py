@@ -1,0 +1,190 @@
+"""Two thousand short calls that misbehave, ten times more calls than there is room for, and deadlines under load."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+import time
+
+import grpc
+import psutil
+from google.rpc import error_details_pb2, status_pb2
+from penstock_client.v1 import generation_pb2 as pb
+
+from tests.bad_requests import hello
+from tests.chaos.conftest import QUESTIONS, THINKING, Patient
+
+SOAK_CALLS = 2000
+FAST = pb.ThinkingConfig(mode=pb.THINKING_MODE_FAST)
+
+
+async def until_idle(patient: Patient) -> None:
+    async with asyncio.timeout(30):
+        while (load := patient.engine.load()).running_requests or load.waiting_requests:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+        await patient.server.admission.idle()
+
+
+async def misbehave(patient: Patient, rng: random.Random) -> str:
+    """One short call of a random kind; what became of it."""
+    kind = rng.choice(["plain", "plain", "unary", "cancel", "deadline", "bad", "resumable", "sampled"])
+    spec = hello(rng.choice(QUESTIONS), output=pb.OutputConfig(max_output_tokens=rng.randint(1, 12)))
+    if kind == "bad":
+        spec.sampling.top_p = 7
+    if kind == "sampled":
+        spec.sampling.temperature = 1.0
+    try:
+        if kind == "unary":
+            await patient.stub.Generate(pb.GenerateRequest(spec=spec))
+            return kind
+        timeout = rng.uniform(0.01, 0.2) if kind == "deadline" else None
+        request = pb.StreamGenerateRequest(spec=spec, resumable=kind == "resumable")
+        call = patient.stub.StreamGenerate(request, timeout=timeout)
+        for read in range(100):
+            if await call.read() is grpc.aio.EOF:
+                break
+            if kind in ("cancel", "resumable") and read == 1:
+                call.cancel()
+    except asyncio.CancelledError:
+        pass  # Ours: the call was cancelled under its own read.
+    except grpc.aio.AioRpcError as ended:
+        if ended.code() is grpc.StatusCode.INTERNAL:
+            raise
+    return kind
+
+
+def used() -> tuple[int, int, int]:
+    """Open files, tasks and resident bytes of this process: service, client and all."""
+    gc.collect()
+    process = psutil.Process()
+    return process.num_fds(), len(asyncio.all_tasks()), process.memory_info().rss
+
+
+async def test_two_thousand_calls_leave_nothing_behind(patient: Patient) -> None:
+    rng = random.Random(6)
+    gate = asyncio.Semaphore(32)
+
+    async def one() -> str:
+        async with gate:
+            return await misbehave(patient, rng)
+
+    await asyncio.gather(*(one() for _ in range(SOAK_CALLS // 4)))  # warms caches and pools before counting
+    await until_idle(patient)
+    before = used()
+    began = time.monotonic()
+    await asyncio.gather(*(one() for _ in range(SOAK_CALLS)))
+    seconds = time.monotonic() - began
+    await until_idle(patient)
+    after = used()
+    print(
+        f"\n{SOAK_CALLS} calls in {seconds:.0f} s; open files {before[0]} -> {after[0]}, "
+        f"tasks {before[1]} -> {after[1]}, "
+        f"resident {before[2] / 2**20:.0f} -> {after[2] / 2**20:.0f} MiB"
+    )
+    assert after[0] <= before[0] + 4
+    assert after[1] <= before[1] + 2
+    assert after[2] <= before[2] * 1.05 + 16 * 2**20
+
+
+async def finished_per_second(patient: Patient, workers: int, seconds: float, spec: pb.GenerationSpec) -> float:
+    """Closed loop: what the service does when it is always full and never asked too much."""
+    done = 0
+    end = time.monotonic() + seconds
+
+    async def worker() -> None:
+        nonlocal done
+        while time.monotonic() < end:
+            await patient.stub.Generate(pb.GenerateRequest(spec=spec))
+            done += 1
+
+    began = time.monotonic()
+    await asyncio.gather(*(worker() for _ in range(workers)))
+    return done / (time.monotonic() - began)
+
+
+async def test_ten_times_too_much_keeps_nine_tenths_of_the_goodput(patient: Patient) -> None:
+    spec = hello(QUESTIONS[0], thinking=THINKING, output=pb.OutputConfig(max_output_tokens=100))
+    full = patient.engine.card.max_num_seqs
+    await finished_per_second(patient, full, 3, spec)
+    capacity = await finished_per_second(patient, full, 10, spec)
+    done, refused_seconds, wrong = 0, list[float](), list[str]()
+
+    async def one() -> None:
+        nonlocal done
+        began = time.monotonic()
+        try:
+            await patient.stub.Generate(pb.GenerateRequest(spec=spec), timeout=30)
+            done += 1
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and retry_delay_seconds(error) > 0:
+                refused_seconds.append(time.monotonic() - began)
+            else:
+                wrong.append(str(error.code()))
+
+    calls = []
+    began = time.monotonic()
+    seconds, rate = 15.0, capacity * 10
+    while (now := time.monotonic() - began) < seconds:
+        calls += [asyncio.create_task(one()) for _ in range(int(now * rate) - len(calls))]
+        await asyncio.sleep(0.005)
+    done_in_time = done
+    await asyncio.gather(*calls)
+    refused_seconds.sort()
+    p99 = refused_seconds[int(len(refused_seconds) * 0.99)]
+    goodput = done_in_time / seconds
+    print(
+        f"\ncapacity {capacity:.1f} calls/s; at {len(calls) / seconds:.0f} calls/s goodput {goodput:.1f} "
+        f"({goodput / capacity:.2f}), {len(refused_seconds)} refused, p99 to refuse {p99 * 1000:.1f} ms"
+    )
+    assert wrong == []
+    assert len(refused_seconds) > len(calls) / 2
+    assert goodput >= 0.9 * capacity
+    assert p99 < 0.05
+
+
+def retry_delay_seconds(error: grpc.aio.AioRpcError) -> float:
+    status, retry = status_pb2.Status(), error_details_pb2.RetryInfo()
+    status.ParseFromString(dict(error.trailing_metadata())["grpc-status-details-bin"])
+    for detail in status.details:
+        if detail.Unpack(retry):
+            return retry.retry_delay.ToTimedelta().total_seconds()
+    return 0.0
+
+
+async def test_auto_answers_before_deadlines_that_thinking_misses(patient: Patient) -> None:
+    """Sixteen streams at a time. The deadline is set to what a full thought cannot meet here, an answer can."""
+
+    async def one(mode: pb.ThinkingMode, most_seconds: float | None) -> tuple[float, bool]:
+        thinking = pb.ThinkingConfig(mode=mode, answer_reserve=16)
+        request = pb.GenerateRequest(spec=hello(QUESTIONS[1], thinking=thinking))
+        began = time.monotonic()
+        try:
+            await patient.stub.Generate(request, timeout=most_seconds)
+        except grpc.aio.AioRpcError as late:
+            if late.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise
+            return time.monotonic() - began, False
+        return time.monotonic() - began, True
+
+    async def many(mode: pb.ThinkingMode, most_seconds: float | None, count: int) -> list[tuple[float, bool]]:
+        gate = asyncio.Semaphore(16)
+
+        async def gated() -> tuple[float, bool]:
+            async with gate:
+                return await one(mode, most_seconds)
+
+        return await asyncio.gather(*(gated() for _ in range(count)))
+
+    full = sorted(seconds for seconds, _ in await many(pb.THINKING_MODE_THINKING, None, 48))
+    fast = sorted(seconds for seconds, _ in await many(pb.THINKING_MODE_FAST, None, 48))
+    deadline = (full[0] + fast[-1]) / 2 if full[0] > fast[-1] else full[len(full) // 2] * 0.8
+    thinking = await many(pb.THINKING_MODE_THINKING, deadline, 64)
+    auto = await many(pb.THINKING_MODE_AUTO, deadline, 200)
+    met = sum(ok for _, ok in auto) / len(auto)
+    print(
+        f"\ndeadline {deadline:.2f} s (full thoughts take {full[0]:.2f} to {full[-1]:.2f} s): THINKING met "
+        f"{sum(ok for _, ok in thinking) / len(thinking):.2f}, AUTO {met:.3f}"
+    )
+    assert sum(ok for _, ok in thinking) / len(thinking) < 0.5
+    assert met >= 0.99
