@@ -9,9 +9,10 @@ close a thought at the budget is used where it has one, and checked here.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from typing import Any
 
 from penstock.engine import Engine
 from penstock.errors import EngineDown, PoisonousRequest
@@ -64,7 +65,15 @@ class Steering:
 class Candidate:
     """One candidate: its splitter, and the engine runs that feed it."""
 
-    def __init__(self, engine: Engine, plan: Plan, generation_id: str, index: int, steering: Steering) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        plan: Plan,
+        generation_id: str,
+        index: int,
+        steering: Steering,
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
         self._engine = engine
         self._plan = plan
         self._id = f"{generation_id}-{index}"
@@ -101,13 +110,31 @@ class Candidate:
             in_thought=plan.in_thought,
             may_open=plan.may_open,
         )
+        if state is not None:
+            self._restore(state)
+
+    def state(self) -> dict[str, Any]:
+        """All that a candidate of another process needs to go on with this one; plain data."""
+        return {
+            "split": self._splitter.state(),
+            "outcome": self._outcome.value if self._outcome else None,
+            "runs": self._runs,
+            "banned": self._banned,
+            "tokens": [self._cached_tokens, self._recomputed_tokens],
+        }
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        self._splitter.restore(state["split"])
+        self._outcome = ThinkingOutcome(state["outcome"]) if state["outcome"] else None
+        self._runs, self._banned = state["runs"], tuple(state["banned"])
+        self._cached_tokens, self._recomputed_tokens = state["tokens"]
 
     async def events(self) -> AsyncGenerator[CandidateEvent, None]:
         """Deltas, the end of the thought, and last the end. Closing it aborts the engine's work.
 
         Raises PoisonousRequest for a request that engines die on, EngineDown where there will be no engine again.
         """
-        if self._splitter.in_thought and self._plan.budget.thought_tokens == 0:
+        if self._splitter.in_thought and self._splitter.thought_budget_tokens == 0:
             self._splitter.close_thought(self._plan.closing_ids)
             yield self._thought_ended(ThinkingOutcome.BUDGET_REACHED)
         while True:
@@ -208,7 +235,9 @@ class Candidate:
         elif self._outcome is None and not splitter.in_thought and (was_thinking or splitter.marker_tokens):
             spent = splitter.thought_tokens >= splitter.thought_budget_tokens
             outcome = ThinkingOutcome.BUDGET_REACHED if spent else ThinkingOutcome.NATURAL_END
-        events: list[CandidateEvent] = list(splitter.take(final=verdict in _FINISH_OF))
+        # A drained candidate goes on elsewhere: a character or stop string under way must not be cut short here.
+        final = verdict in _FINISH_OF and verdict is not Verdict.DRAINED
+        events: list[CandidateEvent] = list(splitter.take(final=final))
         if outcome is not None:
             thoughts = sum(isinstance(event, Delta) and event.is_thought for event in events)
             events.insert(thoughts, self._thought_ended(outcome))

@@ -85,6 +85,9 @@ class SupervisionSettings(Section):
 class ResumeSettings(Section):
     """Streams that outlive their connection."""
 
+    key_file: Path | None = Field(
+        None, description="Secret of at least 32 bytes, shared by replicas: lets one go on with what another drained."
+    )
     grace_seconds: float = Field(60.0, gt=0, description="A stream without a client goes on, and is kept, so long.")
     max_streams: Annotated[int, Field(ge=0)] = Field(1024, description="Resumable streams at once; 0 is none.")
     max_stream_bytes: Annotated[int, Field(ge=4096)] = Field(

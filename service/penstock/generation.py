@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from typing import Any
 
 from penstock.candidate import Candidate, CandidateEvent, Steering
 from penstock.engine import Engine
 from penstock.planning import Plan
-from penstock.types import CandidateEnd, Delta, Event, Finished, Timing
+from penstock.types import CandidateEnd, Delta, Event, Finished, FinishReason, Timing
 from penstock.usage import PriceList, total
 
 
@@ -21,11 +22,18 @@ async def generate(
     generation_id: str,
     arrived_monotonic: float,
     steering: Steering | None = None,
+    states: Sequence[Mapping[str, Any]] = (),
 ) -> AsyncGenerator[Event, None]:
-    """All candidates of a call, merged; the last event is Finished. Closing it aborts the engine's work."""
+    """All candidates of a call, merged; the last event is Finished. Closing it aborts the engine's work.
+
+    With `states`, from the `Finished` of a drained call, each candidate goes on where that one stood.
+    """
     count = plan.request.output.candidate_count
     steering = steering or Steering()
-    candidates = [Candidate(engine, plan, generation_id, index, steering) for index in range(count)]
+    candidates = [
+        Candidate(engine, plan, generation_id, index, steering, states[index] if states else None)
+        for index in range(count)
+    ]
     ends: list[CandidateEnd] = []
     show_thoughts = plan.request.thinking.include_thoughts
     events = candidates[0].events() if count == 1 else _merged(candidates)
@@ -37,7 +45,14 @@ async def generate(
                 yield event
     ends.sort(key=lambda end: end.candidate_index)
     usage = total([end.usage for end in ends])
-    yield Finished(tuple(ends), usage, prices.cost(usage), _timing(candidates, arrived_monotonic))
+    drained = any(end.finish_reason is FinishReason.DRAINED for end in ends)
+    yield Finished(
+        ends=tuple(ends),
+        usage=usage,
+        cost=prices.cost(usage),
+        timing=_timing(candidates, arrived_monotonic),
+        states=tuple(candidate.state() for candidate in candidates) if drained else (),
+    )
 
 
 async def _merged(candidates: list[Candidate]) -> AsyncGenerator[CandidateEvent, None]:

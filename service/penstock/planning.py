@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 from penstock.config import Config
 from penstock.context import fit_messages, fit_tokens, window_tokens
@@ -97,6 +98,20 @@ def plan_generation(request: Request, engine: Engine, config: Config, seconds_to
         seconds_per_token=load.seconds_per_token,
         window_left_tokens=window_left,
     )
+
+
+def carried_plan(plan: Plan) -> dict[str, Any]:
+    """What cannot be planned again elsewhere, because it hung on the clock and the load; plain data."""
+    return {"mode": plan.choice.mode.value, "budget": asdict(plan.budget)}
+
+
+def with_carried(request: Request, carried: Mapping[str, Any]) -> Request:
+    """The request with its mode as it was decided, so that it renders as it did."""
+    return replace(request, thinking=replace(request.thinking, mode=ThinkingMode(carried["mode"])))
+
+
+def with_budget(plan: Plan, carried: Mapping[str, Any]) -> Plan:
+    return replace(plan, budget=Budget(**carried["budget"]))
 
 
 def _fit(

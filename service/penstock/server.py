@@ -39,6 +39,7 @@ SERVICES = tuple(
 LIVENESS = "liveness"
 # A stream that is told to end says so at its next engine step.
 _LAST_EVENT_SECONDS = 10.0
+_LEAST_KEY_BYTES = 32
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -78,7 +79,7 @@ class Server:
         )
         self._live = LiveStreams(config.resume)
         prices = PriceList(config.price_tiers)
-        self._house = house = House(config, prices, self.admission, self._live, self._require_engine)
+        self._house = house = House(config, prices, self.admission, self._live, self._require_engine, _seal_key(config))
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(GenerationServicer(house), self._grpc)
         model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(house), self._grpc)
         routing_pb2_grpc.add_RoutingServiceServicer_to_server(RoutingServicer(), self._grpc)
@@ -139,6 +140,20 @@ class Server:
         if self._watching is not None:
             self._watching.cancel()
         await self._grpc.stop(grace=0)
+
+
+def _seal_key(config: Config) -> bytes | None:
+    """The shared secret. Raises ConfigError for a file that cannot be read or is too short to be one."""
+    path = config.resume.key_file
+    if path is None:
+        return None
+    try:
+        key = path.read_bytes().strip()
+    except OSError as error:
+        raise ConfigError(f"resume.key_file: {path} cannot be read: {error.strerror}") from error
+    if len(key) < _LEAST_KEY_BYTES:
+        raise ConfigError(f"resume.key_file: {path} holds {len(key)} bytes, at least {_LEAST_KEY_BYTES} are needed")
+    return key
 
 
 def _host_and_port(settings: ServerSettings) -> tuple[str, int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -24,12 +24,20 @@ from penstock.admission import Admission, Bid, Permit
 from penstock.candidate import Steering
 from penstock.config import Config
 from penstock.engine import Engine
-from penstock.errors import BadRequest, ContextOverflow, FieldViolation, ModelNotFound, NotImplementedYet
+from penstock.errors import (
+    BadRequest,
+    ContextOverflow,
+    FieldViolation,
+    GenerationNotFound,
+    ModelNotFound,
+    NotImplementedYet,
+)
 from penstock.generation import generate
 from penstock.live import LiveStream, LiveStreams
-from penstock.planning import Plan, plan_generation
+from penstock.planning import Plan, carried_plan, plan_generation, with_budget, with_carried
 from penstock.replies import count_of, count_of_overflow, reply_of
-from penstock.types import Event
+from penstock.sealed import Carried, is_sealed, seal, unseal
+from penstock.types import Event, Finished
 from penstock.usage import PriceList
 from penstock.validation import validate
 from penstock.wire_model import model_out
@@ -47,6 +55,8 @@ class House:
     admission: Admission
     live: LiveStreams
     engine: Callable[[], Engine]
+    seal_key: bytes | None = None
+    """Seals drained generations for other servers; None where there is no key to share."""
     steerings: WeakSet[Steering] = field(default_factory=WeakSet)
     """Of all generations under way, so that draining can end them."""
 
@@ -85,6 +95,8 @@ class _Call:
     effective: pb.EffectiveSettings
     arrival: _Arrival
     steering: Steering
+    spec: pb.GenerationSpec
+    states: Sequence[Mapping[str, Any]]
 
 
 class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
@@ -141,10 +153,32 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             listening.cancel()
 
     async def Resume(self, request: pb.ResumeRequest, context: Context) -> AsyncGenerator[pb.ResumeResponse, None]:
-        stream = await self._house.live.find(request.generation_id, request.resume_token)
-        async with aclosing(stream.read(request.last_sequence)) as events:
+        if is_sealed(request.resume_token):
+            source = self._carried_on(request, _Arrival.of(context))
+        else:
+            source = (await self._house.live.find(request.generation_id, request.resume_token)).read(
+                request.last_sequence
+            )
+        async with aclosing(source) as events:
             async for event in events:
                 yield pb.ResumeResponse(event=event)
+
+    async def _carried_on(
+        self, request: pb.ResumeRequest, arrival: _Arrival
+    ) -> AsyncGenerator[pb.GenerationEvent, None]:
+        """Goes on with what another server drained."""
+        if self._house.seal_key is None:
+            raise GenerationNotFound("this server has no resume.key_file, so it cannot open another's tokens")
+        carried = unseal(request.resume_token, self._house.seal_key)
+        if request.generation_id != carried.generation_id or request.last_sequence != carried.sequence:
+            raise GenerationNotFound("the token belongs to another generation, or to another place in it")
+        spec = pb.GenerationSpec.FromString(carried.spec)
+        async with (
+            self._let_in(spec, arrival, carried=carried) as call,
+            aclosing(self._said(call, carried.sequence)) as events,
+        ):
+            async for event in events:
+                yield event
 
     async def _live(self, spec: pb.GenerationSpec, arrival: _Arrival) -> AsyncGenerator[pb.GenerationEvent, None]:
         """Starts a generation that goes on without its client, and reads it."""
@@ -161,28 +195,43 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         *,
         live: LiveStream | None = None,
         steering: Steering | None = None,
+        carried: Carried | None = None,
     ) -> AsyncIterator[_Call]:
         """Reads, checks and plans the call, then waits for room. Nothing reaches the engine without a permit."""
         house = self._house
         engine = house.engine()
         house.admission.look(wire.priority_of(spec), arrival.caller)
-        plan = self._plan(spec, engine, arrival)
+        plan = self._plan(spec, engine, arrival, carried)
         async with house.admission.permit(_bid(plan, arrival)) as permit:
             if permit.waited_seconds and plan.choice.auto_budget_tokens is not None:
                 # The deadline is nearer than when AUTO was planned.
                 plan = self._plan(spec, engine, arrival)
             effective = wire.effective_settings(plan)
-            generation_id = live.generation_id if live else uuid.uuid4().hex
-            yield _Call(engine, plan, permit, generation_id, effective, arrival, steering or house.steering())
+            known = live or carried
+            generation_id = known.generation_id if known else uuid.uuid4().hex
+            states = carried.candidates if carried else ()
+            steering = steering or house.steering()
+            yield _Call(engine, plan, permit, generation_id, effective, arrival, steering, spec, states)
 
-    def _plan(self, spec: pb.GenerationSpec, engine: Engine, arrival: _Arrival) -> Plan:
+    def _plan(self, spec: pb.GenerationSpec, engine: Engine, arrival: _Arrival, carried: Carried | None = None) -> Plan:
         request = wire.request_of(spec)
         validate(request, engine.card, self._house.config.limits)
-        return plan_generation(request, engine, self._house.config, arrival.seconds_left)
+        if carried is not None:
+            if carried.model != engine.card.name:
+                raise GenerationNotFound("the token is of another model", served_model=engine.card.name)
+            request = with_carried(request, carried.plan)
+        plan = plan_generation(request, engine, self._house.config, arrival.seconds_left)
+        return plan if carried is None else with_budget(plan, carried.plan)
 
     def _generation(self, call: _Call) -> AsyncGenerator[Event, None]:
         return generate(
-            call.engine, call.plan, self._house.prices, call.generation_id, call.arrival.at_monotonic, call.steering
+            call.engine,
+            call.plan,
+            self._house.prices,
+            call.generation_id,
+            call.arrival.at_monotonic,
+            call.steering,
+            call.states,
         )
 
     async def _events(
@@ -201,13 +250,30 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                 resume_token=live.token if live else "",
             )
             yield pb.GenerationEvent(sequence=1, started=started)
-            sequence = 1
-            token_bytes = call.engine.tokenizer.token_bytes
-            with_ids = call.plan.request.output.return_token_ids
-            async with aclosing(self._generation(call)) as events:
+            async with aclosing(self._said(call, 1)) as events:
                 async for event in events:
-                    sequence += 1
-                    yield wire.event_out(event, sequence, call.effective, token_bytes, with_ids=with_ids)
+                    yield event
+
+    async def _said(self, call: _Call, sequence: int) -> AsyncGenerator[pb.GenerationEvent, None]:
+        """What the generation says, numbered on from `sequence`."""
+        token_bytes = call.engine.tokenizer.token_bytes
+        with_ids = call.plan.request.output.return_token_ids
+        async with aclosing(self._generation(call)) as events:
+            async for event in events:
+                sequence += 1
+                if isinstance(event, Finished):
+                    token = self._sealed(call, event, sequence)
+                    yield wire.finished_event(event, call.effective, sequence, token)
+                else:
+                    yield wire.event_out(event, sequence, token_bytes, with_ids=with_ids)
+
+    def _sealed(self, call: _Call, finished: Finished, sequence: int) -> str:
+        key = self._house.seal_key
+        if key is None or not finished.states:
+            return ""
+        spec = call.spec.SerializeToString()
+        plan, model = carried_plan(call.plan), call.engine.card.name
+        return seal(Carried(call.generation_id, model, spec, sequence, plan, finished.states), key)
 
 
 def _bid(plan: Plan, arrival: _Arrival) -> Bid:

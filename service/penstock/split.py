@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import codecs
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from penstock.types import Delta, Markers, TokenLogprobs
 
@@ -42,6 +43,11 @@ class Utf8Text:
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    @property
+    def incomplete(self) -> bytes:
+        """Bytes of a character that has not ended yet."""
+        return self._decoder.getstate()[0]
 
     def push(self, piece: bytes) -> str:
         return self._decoder.decode(piece)
@@ -73,6 +79,14 @@ class StopStrings:
         keep = self._longest_held(text)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
+
+    @property
+    def held(self) -> str:
+        return self._held
+
+    def hold(self, text: str) -> None:
+        """Goes on from what another finder held."""
+        self._held = text
 
     def _longest_held(self, text: str) -> int:
         longest = max(len(stop) for stop in self._stops) - 1
@@ -225,6 +239,34 @@ class Splitter:
         pending.token_ids.append(token_id)
         if logprob is not None:
             pending.logprobs.append(logprob)
+
+    def state(self) -> dict[str, Any]:
+        """All that another splitter of the same settings needs to go on; plain data. Log probabilities are left out."""
+        return {
+            "in_thought": self.in_thought,
+            "may_open": self._may_open,
+            "trim": self._trim_answer_start,
+            "counts": [self.thought_tokens, self.answer_tokens, self.marker_tokens],
+            "budget": self.thought_budget_tokens,
+            "context_ids": self.context_ids,
+            "answer_start": self.answer_start,
+            "incomplete": [list(self._thought_text.incomplete), list(self._answer_text.incomplete)],
+            "held": self._stops.held,
+            "pending": [[p.tokens, p.token_ids] for p in (self._thought, self._answer)],
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on where the splitter whose `state` this is stood."""
+        self.in_thought, self._may_open = state["in_thought"], state["may_open"]
+        self._trim_answer_start = state["trim"]
+        self.thought_tokens, self.answer_tokens, self.marker_tokens = state["counts"]
+        self.thought_budget_tokens, self.answer_start = state["budget"], state["answer_start"]
+        self.context_ids = list(state["context_ids"])
+        for text, incomplete in zip((self._thought_text, self._answer_text), state["incomplete"], strict=True):
+            text.push(bytes(incomplete))
+        self._stops.hold(state["held"])
+        for pending, (tokens, ids) in zip((self._thought, self._answer), state["pending"], strict=True):
+            pending.tokens, pending.token_ids = tokens, list(ids)
 
     def close_thought(self, closing_ids: Sequence[int]) -> None:
         """The caller closes the thought: `closing_ids` (message, marker, separator) go into the context, uncounted."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 # ---------------------------------------------------------------------------------------------------------- requests
 
@@ -360,6 +361,8 @@ class Finished:
     usage: Usage
     cost: Cost | None
     timing: Timing
+    states: tuple[Mapping[str, Any], ...] = ()
+    """With DRAINED: where each candidate stood, for another process to go on with."""
 
 
 Event = Delta | ThoughtEnded | Finished

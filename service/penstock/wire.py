@@ -15,7 +15,6 @@ from penstock.types import (
     ContextConfig,
     Cost,
     Delta,
-    Event,
     Finished,
     FinishReason,
     Message,
@@ -178,19 +177,12 @@ def _structured(config: pb.OutputConfig) -> StructuredOutput | None:
 
 
 def event_out(
-    event: Event,
-    sequence: int,
-    effective: pb.EffectiveSettings,
-    token_bytes: Callable[[int], bytes],
-    *,
-    with_ids: bool,
+    event: Delta | ThoughtEnded, sequence: int, token_bytes: Callable[[int], bytes], *, with_ids: bool
 ) -> pb.GenerationEvent:
     """One event of a running generation. Deltas come first: they are the hot path."""
     if isinstance(event, Delta):
         return delta_event(event, sequence, token_bytes, with_ids=with_ids)
-    if isinstance(event, ThoughtEnded):
-        return thought_ended_event(event, sequence)
-    return finished_event(event, effective, sequence)
+    return thought_ended_event(event, sequence)
 
 
 def delta_event(
@@ -226,7 +218,9 @@ def thought_ended_event(ended: ThoughtEnded, sequence: int) -> pb.GenerationEven
     )
 
 
-def finished_event(finished: Finished, effective: pb.EffectiveSettings, sequence: int) -> pb.GenerationEvent:
+def finished_event(
+    finished: Finished, effective: pb.EffectiveSettings, sequence: int, resume_token: str = ""
+) -> pb.GenerationEvent:
     return pb.GenerationEvent(
         sequence=sequence,
         finished=pb.GenerationFinished(
@@ -235,6 +229,7 @@ def finished_event(finished: Finished, effective: pb.EffectiveSettings, sequence
             cost=cost_out(finished.cost),
             effective_settings=effective,
             timing=timing_out(finished.timing),
+            resume_token=resume_token,
         ),
     )
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import grpc
 from penstock.config import Config
@@ -60,9 +61,17 @@ class Ward:
 
 
 @asynccontextmanager
-async def ward(*replies: Reply, start_seconds: float = 0.05, **supervision: object) -> AsyncIterator[Ward]:
+async def ward(
+    *replies: Reply, start_seconds: float = 0.05, key_file: Path | None = None, **supervision: object
+) -> AsyncIterator[Ward]:
     sections = {"listen": "127.0.0.1:0", "drain_seconds": 0.2}
-    config = Config.model_validate({"server": sections, "supervision": {"backoff_seconds": 0.01, **supervision}})
+    config = Config.model_validate(
+        {
+            "server": sections,
+            "supervision": {"backoff_seconds": 0.01, **supervision},
+            "resume": {"key_file": key_file},
+        }
+    )
     server = Server(config)
     engines: list[MortalEngine] = []
     health: list[bool] = []

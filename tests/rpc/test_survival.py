@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 
 import grpc
 import pytest
@@ -239,6 +242,76 @@ async def test_a_drain_that_takes_too_long_gives_each_stream_its_last_event() ->
         finished = (await running)[-1].finished
         assert finished.results[0].finish_reason == pb.FINISH_REASON_DRAINED
         assert finished.usage.reasoning_tokens > 0
+
+
+@asynccontextmanager
+async def replica(key: Path, thought: str) -> AsyncIterator[Ward]:
+    async with ward(Reply(thought=thought, answer=ANSWER, step_seconds=0.002), key_file=key) as here:
+        yield here
+
+
+async def carried(
+    there: Ward, last: pb.GenerationEvent, started: pb.GenerationStarted, **wrong: object
+) -> list[pb.GenerationEvent]:
+    fields = {
+        "generation_id": started.generation_id,
+        "resume_token": last.finished.resume_token,
+        "last_sequence": last.sequence,
+    } | wrong
+    stub = generation_pb2_grpc.GenerationServiceStub(there.channel)
+    return [reply.event async for reply in stub.Resume(pb.ResumeRequest(**fields))]
+
+
+async def test_what_one_server_drained_another_goes_on_with(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_bytes(b"k" * 32)
+    thought = THOUGHT * 4
+    output = pb.OutputConfig(stop_strings=["while"], candidate_count=2)
+    async with replica(key, thought) as here, replica(key, thought) as there:
+        whole = await stream(there.channel, spec(thinking=THINKING, output=output))
+        running = asyncio.create_task(stream(here.channel, spec(thinking=THINKING, output=output)))
+        await asyncio.sleep(0.2)
+        await here.server.drain(0.01)
+        first = await running
+        assert first[-1].finished.results[0].finish_reason == pb.FINISH_REASON_DRAINED
+        rest = await carried(there, first[-1], first[0].started)
+        assert [e.sequence for e in rest] == list(range(len(first) + 1, len(first) + len(rest) + 1))
+        assert candidate_texts([*first, *rest]) == candidate_texts(whole)
+        ours, theirs = rest[-1].finished, whole[-1].finished
+        assert ours.usage.output_tokens == theirs.usage.output_tokens
+        assert [r.finish_reason for r in ours.results] == [r.finish_reason for r in theirs.results]
+        for wrong in (
+            {"last_sequence": 1},
+            {"generation_id": "x"},
+            {"resume_token": first[-1].finished.resume_token[:-4]},
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await carried(there, first[-1], first[0].started, **wrong)
+            assert refused.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+def candidate_texts(events: list[pb.GenerationEvent]) -> list[tuple[str, str]]:
+    def text(kind: str, index: int) -> str:
+        deltas = (getattr(event, kind) for event in events if event.WhichOneof("event") == kind)
+        return "".join(delta.text for delta in deltas if delta.candidate_index == index)
+
+    return [(text("thought", index), text("answer", index)) for index in (0, 1)]
+
+
+async def test_without_a_shared_key_no_token_is_given_or_taken(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_bytes(b"k" * 32)
+    async with replica(key, THOUGHT * 9) as here, ward(SLOW) as there:
+        running = asyncio.create_task(stream(here.channel, spec(thinking=THINKING)))
+        unkeyed = asyncio.create_task(stream(there.channel, spec(thinking=THINKING)))
+        await asyncio.sleep(0.05)
+        await here.server.drain(0.01)
+        first = await running
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await carried(there, first[-1], first[0].started)
+        assert refused.value.code() is grpc.StatusCode.NOT_FOUND
+        await there.server.drain(0)
+        assert (await unkeyed)[-1].finished.resume_token == ""
 
 
 # ------------------------------------------------------------------------------------------------------ slow readers

@@ -494,7 +494,9 @@ class ResumeRequest(_message.Message):
     generation_id: _builtins.str
     """From GenerationStarted. Required."""
     resume_token: _builtins.str
-    """From GenerationStarted; proves that the caller is the one who started it. Required."""
+    """From GenerationStarted, or from a drained stream's GenerationFinished; proves that the caller is the one who
+    started it. Required.
+    """
     last_sequence: _builtins.int
     """Highest sequence number that was seen; 0 replays everything. Default 0."""
     def __init__(
@@ -1341,6 +1343,11 @@ class GenerationFinished(_message.Message):
     COST_FIELD_NUMBER: _builtins.int
     EFFECTIVE_SETTINGS_FIELD_NUMBER: _builtins.int
     TIMING_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    resume_token: _builtins.str
+    """With DRAINED: resumes the generation on any server that shares this one's key, from this event's sequence on.
+    Empty where the server has no key to share (resume.key_file).
+    """
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___CandidateResult]:
         """One per candidate, in index order."""
@@ -1369,10 +1376,11 @@ class GenerationFinished(_message.Message):
         cost: Global___Cost | None = ...,
         effective_settings: Global___EffectiveSettings | None = ...,
         timing: Global___Timing | None = ...,
+        resume_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "effective_settings", b"effective_settings", "timing", b"timing", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "effective_settings", b"effective_settings", "results", b"results", "timing", b"timing", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "effective_settings", b"effective_settings", "results", b"results", "resume_token", b"resume_token", "timing", b"timing", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,76 @@
+"""A drained generation as a token: all that another server needs to go on with it, sealed against forgery.
+
+Only what the caller has said and seen anyway is inside (its own request, the tokens generated so far, the counts), so
+it is signed and not encrypted. Servers that share `resume.key_file` can open each other's tokens.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from penstock.errors import GenerationNotFound
+
+_PREFIX = "c1."
+# A token is at most as large as a message may be; what inflates beyond this is no token of ours.
+_MOST_INFLATED_BYTES = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """What goes from one server to the next. `plan` and `candidates` are JSON-able, made and read by their owners."""
+
+    generation_id: str
+    model: str
+    spec: bytes
+    sequence: int
+    plan: Mapping[str, Any]
+    candidates: tuple[Mapping[str, Any], ...]
+
+
+def is_sealed(token: str) -> bool:
+    return token.startswith(_PREFIX)
+
+
+def seal(carried: Carried, key: bytes) -> str:
+    content = {
+        "id": carried.generation_id,
+        "model": carried.model,
+        "spec": base64.b64encode(carried.spec).decode(),
+        "sequence": carried.sequence,
+        "plan": carried.plan,
+        "candidates": carried.candidates,
+    }
+    packed = zlib.compress(json.dumps(content, separators=(",", ":")).encode())
+    return _PREFIX + base64.urlsafe_b64encode(_signature(packed, key) + packed).decode()
+
+
+def unseal(token: str, key: bytes) -> Carried:
+    """Raises GenerationNotFound for anything that this key did not seal."""
+    try:
+        raw = base64.urlsafe_b64decode(token.removeprefix(_PREFIX))
+        signature, packed = raw[:32], raw[32:]
+        if not hmac.compare_digest(signature, _signature(packed, key)):
+            raise ValueError("signature")
+        inflater = zlib.decompressobj()
+        content = json.loads(inflater.decompress(packed, _MOST_INFLATED_BYTES))
+        return Carried(
+            generation_id=content["id"],
+            model=content["model"],
+            spec=base64.b64decode(content["spec"]),
+            sequence=content["sequence"],
+            plan=content["plan"],
+            candidates=tuple(content["candidates"]),
+        )
+    except (ValueError, KeyError, zlib.error) as error:
+        raise GenerationNotFound("this resume token was not made here, nor by a server that shares our key") from error
+
+
+def _signature(packed: bytes, key: bytes) -> bytes:
+    return hmac.new(key, _PREFIX.encode() + packed, hashlib.sha256).digest()
