@@ -42,6 +42,7 @@ README.md has the API and what it takes to serve a large model."""
 DRAIN_SECONDS = 3.0
 STOP_SECONDS = 20.0
 HEARTBEAT_SECONDS = 15.0
+_PICTURE_COLUMNS = 100
 
 
 class ServiceDied(Exception):
@@ -51,19 +52,25 @@ class ServiceDied(Exception):
 def demo(
     question: Annotated[str, typer.Option(help="What to ask.")] = QUESTION,
     start_seconds: Annotated[float, typer.Option(help="Most time for the service to start.")] = 600.0,
+    picture: Annotated[Path | None, typer.Option(help="Also draw the stream as an SVG file.")] = None,
 ) -> None:
     """Start the service on the small model, ask it a question, show the stream, and stop."""
     from penstock_client import Client, PenstockError
     from rich.console import Console
 
-    console = Console()
+    # A picture shows what a terminal shows, whatever this output is.
+    console = Console(record=True, width=_PICTURE_COLUMNS, force_terminal=True) if picture else Console()
     directory = Path(tempfile.mkdtemp(prefix="penstock-demo-"))
     log = directory / "serve.log"
     try:
         with _service(directory, log) as process:
             address = _wait_until_ready(process, directory / "address", log, start_seconds, console)
             with Client(address) as client:
+                if picture:
+                    console.export_text()  # forgets the start, which is not part of the picture
                 _ask_all(client, question, console)
+                if picture:
+                    console.save_svg(str(picture), title="penstock demo")
     except (ServiceDied, PenstockError) as error:
         # The log stays: whoever reads this will want more of it.
         fail(f"{error}; the last lines of its log, {log}:", *_tail(log))
