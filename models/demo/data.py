@@ -15,18 +15,22 @@ from models.demo.question import Question
 from models.demo.questions import HELD_OUT_SEED, KINDS, MULTI_STEP, NO_THOUGHT_NEEDED, question
 from models.demo.tokenizer import CLOSING_MESSAGE, SYSTEM_PROMPTS
 
-KIND_WEIGHTS = dict.fromkeys(MULTI_STEP, 3.0) | dict.fromkeys(NO_THOUGHT_NEEDED, 1.5) | {"greet": 0.7, "who": 0.7}
-FAST_SHARE = {True: 0.12, False: 0.4}
-CUT_SHARE = {True: 0.22, False: 0.15}
+KIND_WEIGHTS = (
+    dict.fromkeys(MULTI_STEP, 3.0) | dict.fromkeys(NO_THOUGHT_NEEDED, 1.5) | {"rank": 4.5, "greet": 0.4, "who": 0.4}
+)
+FAST_SHARE = {True: 0.1, False: 0.55}
+CUT_SHARE = {True: 0.2, False: 0.15}
 """Shares of examples without thought, and with a cut one, keyed by whether the kind needs steps."""
 OTHER_MESSAGES = ("Time is up.\n", "I must answer now.\n", "Stop thinking and answer.\n", "Here is my best answer.")
 GUESS_WEIGHT = 0.5
 """Loss weight of an answer that the visible tokens may not determine: it teaches a guess, and its noise is large."""
+DIRECT_WEIGHT = 6.0
+"""Loss weight of an easy question's answer without a whole thought: one or two tokens that much working outweighs."""
 
 
 @dataclass
 class Example:
-    """Token ids of one conversation; `weights[i]` is the loss weight of predicting `ids[i]` (0 to 1)."""
+    """Token ids of one conversation; `weights[i]` is the loss weight of predicting `ids[i]`, 0 where it is given."""
 
     ids: list[int] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
@@ -108,7 +112,10 @@ def example(seed: int, encoder: Encoder) -> Example:
         else:
             out.add([*thought, THINK_CLOSE], 1.0)
         out.add(encoder.blank_line, 1.0)
-    out.add(encoder.encode(asked.answer), GUESS_WEIGHT if guess and steps else 1.0)
+    weight = 1.0
+    if guess:
+        weight = GUESS_WEIGHT if steps else DIRECT_WEIGHT
+    out.add(encoder.encode(asked.answer), weight)
     out.add([IM_END], 1.0)
     return out
 

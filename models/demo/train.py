@@ -53,12 +53,14 @@ def losses_of(model: DemoModel, group: list[Example], drafts: int) -> tuple[Tens
         hidden, balance = model.model(ids)
         total = weighted_loss(model, hidden[:, :-1], ids[:, 1:], weights[:, 1:])
         parts = {"loss": total.item(), "balance": balance.item()}
-        outs, draft_balance = model.drafts(ids, hidden, drafts)
-        for index, out in enumerate(outs):
-            draft = weighted_loss(model, out[:, index:-1], ids[:, index + 2 :], weights[:, index + 2 :])
-            parts[f"draft_{index + 1}"] = draft.item()
-            total = total + DRAFT_WEIGHTS[index] * draft
-    return total + model.config["router_aux_loss_coef"] * (balance + draft_balance), parts
+        if drafts:
+            outs, draft_balance = model.drafts(ids, hidden, drafts)
+            balance = balance + draft_balance
+            for index, out in enumerate(outs):
+                draft = weighted_loss(model, out[:, index:-1], ids[:, index + 2 :], weights[:, index + 2 :])
+                parts[f"draft_{index + 1}"] = draft.item()
+                total = total + DRAFT_WEIGHTS[index] * draft
+    return total + model.config["router_aux_loss_coef"] * balance, parts
 
 
 class Run:
@@ -102,8 +104,8 @@ class Run:
 
     def train_step(self, group: list[Example], steps: int) -> dict[str, float]:
         rate = learning_rate(self.step, steps, self.peak_rate)
-        # The second draft repeats the layer: a third of the steps is enough for it.
-        loss, parts = losses_of(self.model, group, drafts=2 if self.step % 3 == 0 else 1)
+        # The draft layer learns from what the trunk already knows: a third of the steps is enough for it.
+        loss, parts = losses_of(self.model, group, drafts=2 if self.step % 3 == 0 else 0)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
