@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from penstock.errors import ConfigError
-from penstock.types import Message
+from penstock.types import Message, Role
+
+# A private-use character: stands for a message's text while the template is filled in.
+_STAND_IN = "\ue0f3"
 
 
 class HfTokenizer:
@@ -22,19 +27,39 @@ class HfTokenizer:
         self._backend.no_truncation()
         self._backend.no_padding()
         self._bytes = _byte_table(self._backend, vocab_size)
+        names = (token.content for token in self._backend.get_added_tokens_decoder().values())
+        self._markers = re.compile("|".join(re.escape(name) for name in sorted(names, key=len, reverse=True)))
 
     def encode(self, text: str) -> list[int]:
         ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         return ids
 
     def render(self, messages: Sequence[Message], *, thinking: bool) -> list[int]:
-        text = self._template.apply_chat_template(
-            [{"role": message.role.value, "content": message.content} for message in messages],
-            tokenize=False,
-            add_generation_prompt=True,
-            enable_thinking=thinking,
+        """See `Tokenizer.render`. Markers that a user or system message spells out are text there, never markers."""
+        foreign: dict[str, str] = {}
+        turns = []
+        for number, message in enumerate(messages):
+            content = message.content
+            # The model's own earlier turns may hold a thought, which the template knows how to leave out.
+            if message.role is not Role.ASSISTANT and self._markers.search(content):
+                stand_in = f"{_STAND_IN}{number}{_STAND_IN}"
+                foreign[stand_in], content = content, stand_in
+            turns.append({"role": message.role.value, "content": content})
+        text: str = self._template.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=True, enable_thinking=thinking
         )
-        return self.encode(text)
+        ids: list[int] = []
+        for stand_in, content in foreign.items():
+            if stand_in not in text:
+                continue  # The template left this message out.
+            before, _, text = text.partition(stand_in)
+            ids += [*self.encode(before), *self._encode_as_text(content)]
+        return [*ids, *self.encode(text)]
+
+    def _encode_as_text(self, text: str) -> list[int]:
+        """Ids of `text` with its markers cut in two, so that none is recognised."""
+        cuts = [0, *(found.start() + 1 for found in self._markers.finditer(text)), len(text)]
+        return [token_id for start, end in itertools.pairwise(cuts) for token_id in self.encode(text[start:end])]
 
     def token_bytes(self, token_id: int) -> bytes:
         if token_id < 0:
