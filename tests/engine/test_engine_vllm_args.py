@@ -38,7 +38,7 @@ def test_defaults_on_a_cpu():
         "dtype": "bfloat16",
         "max_model_len": 4096,
         "max_num_seqs": 64,
-        "enable_prefix_caching": False,
+        "enable_prefix_caching": True,
         "kv_cache_dtype": "fp8",
         "reasoning_parser": "qwen3",
         "tensor_parallel_size": 1,
@@ -51,8 +51,8 @@ def test_defaults_on_a_cpu():
         "enforce_eager": True,
         "kv_cache_memory_bytes": 2**30,
     }
-    assert {name for name, feature in features(plan).items() if feature.enabled} == {"mtp", "fp8_kv_cache"}
-    assert "Triton" in features(plan)["prefix_caching"].reason
+    on = {name for name, feature in features(plan).items() if feature.enabled}
+    assert on == {"mtp", "fp8_kv_cache", "prefix_caching"}
     assert set(plan.unsupported_fields) == {"spec.sampling.min_p", "spec.sampling.logit_bias"}
 
 
@@ -65,24 +65,16 @@ def test_defaults_on_two_gpus():
     assert "enforce_eager" not in plan.arguments
 
 
-def test_without_mtp_nothing_is_refused_and_the_cpu_caches_prefixes():
+def test_without_mtp_nothing_is_refused():
     plan = plan_engine(EngineSettings(mtp="off"), CHECKPOINT, "cpu")
-    assert plan.arguments["enable_prefix_caching"]
     assert "speculative_config" not in plan.arguments
     assert not plan.unsupported_fields
-
-
-def test_prefix_caching_that_is_required_wins_over_mtp_that_is_not():
-    plan = plan_engine(EngineSettings(prefix_caching="required"), CHECKPOINT, "cpu")
-    assert plan.arguments["enable_prefix_caching"]
-    assert not features(plan)["mtp"].enabled
 
 
 @pytest.mark.parametrize(
     ("settings", "checkpoint"),
     [
         ({"mtp": "required"}, {"mtp_layers": 0}),
-        ({"mtp": "required", "prefix_caching": "required"}, {}),
         ({"max_context_tokens": 4097}, {}),
     ],
 )

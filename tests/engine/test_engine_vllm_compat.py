@@ -110,3 +110,108 @@ def test_sampling_parameters_still_get_lost_on_their_way_to_the_drafts(patched):
     right = [0.5, 0.5, 1.0, 1.0, 1.0]
     assert expand(cpu_triton_utils._expand_kernel_impl) == right
     assert expand(cpu_triton_utils._expand_kernel_impl.__wrapped__) != right
+
+
+class States:
+    """Two requests' states in a block table of their own, laid out as vLLM's kernels are told of them."""
+
+    def __init__(self, dim_first: bool) -> None:
+        import torch
+
+        dim, window, blocks = 6, 5, 16
+        generator = torch.Generator().manual_seed(1)
+        shape = (blocks, dim, window) if dim_first else (blocks, window, dim)
+        self.dim_first = dim_first
+        self.conv = torch.randn(shape, generator=generator).to(torch.bfloat16)
+        # Pages are padded in vLLM: a block's stride is larger than its state.
+        self.recurrent = torch.randn(blocks, 40, generator=generator)[:, :36].unflatten(1, (2, 3, 6))
+        self.table = torch.randperm(blocks, generator=generator).view(2, 8).to(torch.int32)
+
+    def window(self, row: int, column: int):
+        """(steps, dimensions) of the convolution."""
+        state = self.conv[self.table[row, column]]
+        return state.t() if self.dim_first else state
+
+    def layout(self) -> list:
+        import torch
+
+        def pair(conv: int, recurrent: int):
+            return torch.tensor([conv, recurrent])
+
+        rows = (self.conv.shape[1], self.conv.stride(1) * 2) if self.dim_first else (0, 0)
+        return [
+            torch.tensor([self.table.data_ptr()]),
+            self.table.stride(0),
+            pair(self.conv.data_ptr(), self.recurrent.data_ptr()),
+            pair(self.conv.stride(0) * 2, self.recurrent.stride(0) * 4),
+            pair(2, 4),
+            pair(1 if self.dim_first else self.conv.stride(1), 36),
+            pair(5, 0),
+            pair(0, 0),
+            pair(rows[0], 0),
+            pair(rows[1], 0),
+        ]
+
+
+@pytest.mark.parametrize("dim_first", [False, True])
+def test_states_follow_a_request_into_a_new_block(dim_first):
+    import torch
+    from penstock.engine_vllm.compat.recurrent_states import before_step
+
+    states = States(dim_first)
+    window = states.window(1, 2).clone()
+    recurrent = states.recurrent[states.table[1, 3]].clone()
+    untouched = states.conv[states.table[0].long()].clone()
+    columns, sources, biases = torch.tensor([4, 5]), torch.tensor([-1, 2]), torch.tensor([0, 1])
+    before_step(
+        columns, sources, biases, *states.layout(), None, 2, CONV_STATE_DIM_FIRST=dim_first, HAS_IDX_MAPPING=False
+    )
+    assert torch.equal(states.window(1, 5)[:4], window[1:])
+    assert torch.equal(states.recurrent[states.table[1, 5]], recurrent)
+    assert torch.equal(states.conv[states.table[0].long()], untouched), "a fresh request has nothing to take along"
+
+
+@pytest.mark.parametrize("dim_first", [False, True])
+def test_states_stay_behind_at_a_boundary_that_drafts_passed(dim_first):
+    import torch
+    from penstock.engine_vllm.compat.recurrent_states import after_step
+
+    states = States(dim_first)
+    windows = [states.window(0, 1).clone(), states.window(1, 2).clone()]
+    recurrent = [states.recurrent[states.table[0, 2]].clone(), states.recurrent[states.table[1, 3]].clone()]
+    # Blocks of 4. Request 0 ran tokens 6..8 (2 drafts, both taken): the boundary at 8 lies in the block it writes.
+    # Request 1 ran 7..9 likewise, writing block 2: the boundary at 8 is the block before.
+    accepted, out = torch.tensor([3, 2]), torch.tensor([3, 2])
+    computed, scheduled, drafted = torch.tensor([6, 6]), torch.tensor([3, 3]), torch.tensor([2, 2])
+    after_step(
+        accepted,
+        torch.tensor([1, 2]),
+        scheduled,
+        computed,
+        drafted,
+        *states.layout(),
+        out,
+        None,
+        2,
+        block_size=4,
+        CONV_STATE_DIM_FIRST=dim_first,
+    )
+    assert out.tolist() == [1, 2]
+    for row, column in ((0, 1), (1, 1)):
+        assert torch.equal(states.window(row, column)[:4], windows[row][1:])
+        assert torch.equal(states.recurrent[states.table[row, column]], recurrent[row])
+
+
+def test_recurrent_states_still_have_no_kernel_of_vllms_own(patched):
+    import inspect
+
+    from vllm.platforms.cpu import CpuPlatform
+    from vllm.triton_utils.dispatcher import KernelOverride, _registry
+    from vllm.v1.worker import mamba_utils
+
+    for name in ("precopy_mamba_align_fused_kernel", "postprocess_mamba_fused_kernel"):
+        assert name not in inspect.getsource(CpuPlatform.register_triton_kernel_overrides)
+        assert isinstance(getattr(mamba_utils, name), KernelOverride)
+        original, _ = _registry[f"{mamba_utils.__name__}.{name}"]
+        with pytest.raises(TypeError):
+            original[(1, 1)]()

@@ -33,8 +33,8 @@ class EnginePlan:
 
 def plan_engine(settings: EngineSettings, checkpoint: Checkpoint, device: Device) -> EnginePlan:
     """Raises `ConfigError` where something `required` is impossible or the window is larger than the model's."""
-    mtp = _mtp(settings, checkpoint, device)
-    prefix = _prefix_caching(settings, device, mtp.enabled)
+    mtp = _mtp(settings, checkpoint)
+    prefix = _switch("prefix_caching", settings.prefix_caching)
     fp8_kv = _switch("fp8_kv_cache", settings.fp8_kv_cache, on="e4m3")
     weights = _weights(checkpoint)
     parallel = _parallel(settings, checkpoint, device)
@@ -114,19 +114,10 @@ def _window(settings: EngineSettings, checkpoint: Checkpoint) -> int:
     return wanted or native
 
 
-def _mtp(settings: EngineSettings, checkpoint: Checkpoint, device: Device) -> Feature:
+def _mtp(settings: EngineSettings, checkpoint: Checkpoint) -> Feature:
     if checkpoint.mtp_layers == 0 and settings.mtp != "off":
         return _impossible("mtp", settings.mtp, "the checkpoint has no multi-token prediction layer")
-    if settings.mtp in ("auto", "on") and device == "cpu" and settings.prefix_caching == "required":
-        return Feature("mtp", False, "", "prefix caching is required, and vLLM on CPU cannot do both")
     return _switch("mtp", settings.mtp, on=f"{settings.mtp_draft_tokens} drafted per step")
-
-
-def _prefix_caching(settings: EngineSettings, device: Device, mtp: bool) -> Feature:
-    if device == "cpu" and mtp and settings.prefix_caching != "off":
-        reason = "with MTP on, vLLM needs a Triton kernel for the Gated DeltaNet state, and Triton has no CPU backend"
-        return _impossible("prefix_caching", settings.prefix_caching, reason)
-    return _switch("prefix_caching", settings.prefix_caching)
 
 
 def _weights(checkpoint: Checkpoint) -> Feature:

@@ -1,0 +1,51 @@
+"""Tensors of one row or column, whose strides the CPU kernels refuse. For vLLM 0.32.0."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def restride_single_token_prefill() -> None:
+    """Makes a prefill of exactly one token work on the CPU, where it kills the engine otherwise.
+
+    The kernel wants x of shape (dim, tokens) to be a transposed view. With one token both layouts have the same
+    strides up to the last one, which torch leaves as it was, and the kernel's check fails:
+    "causal_conv1d_fwd_cpu: expect x to be transposed".
+    Upstream: vllm/model_executor/layers/mamba/ops/cpu/gdn_attention.py `_causal_conv1d_fwd_cpu`.
+    """
+    from vllm.model_executor.layers.mamba.ops.cpu import gdn_attention
+
+    original = gdn_attention._causal_conv1d_fwd_cpu
+    if hasattr(original, "__wrapped__"):
+        return
+
+    def transposed(*, x: Any, **rest: Any) -> Any:
+        if x.shape[-1] == 1:
+            x = x.as_strided(x.shape, (1, x.shape[0]))
+        return original(x=x, **rest)
+
+    transposed.__wrapped__ = original  # type: ignore[attr-defined]
+    gdn_attention._causal_conv1d_fwd_cpu = transposed
+
+
+def restride_single_state_index() -> None:
+    """Makes a prefill chunk of one token work on the CPU beside MTP, where it kills the engine otherwise.
+
+    Such a chunk takes the path of a decode without drafts. Its state index is a column of the block table: with one
+    row, `.contiguous()` leaves the column's stride as it is, and the kernel's check fails: "must be contiguous at last
+    dimension".
+    Upstream: vllm/model_executor/layers/mamba/ops/cpu/gdn_attention.py `_spec_aware_nonspec`.
+    """
+    from vllm import _custom_ops
+
+    original = _custom_ops.fused_sigmoid_gating_delta_rule_update_cpu
+    if hasattr(original, "__wrapped__"):
+        return
+
+    def contiguous(*, initial_state_indices: Any, **rest: Any) -> Any:
+        if initial_state_indices.numel() == 1:
+            initial_state_indices = initial_state_indices.as_strided(initial_state_indices.shape, (1,))
+        return original(initial_state_indices=initial_state_indices, **rest)
+
+    contiguous.__wrapped__ = original  # type: ignore[attr-defined]
+    _custom_ops.fused_sigmoid_gating_delta_rule_update_cpu = contiguous
