@@ -15,9 +15,9 @@ from models.demo.question import Question
 from models.demo.questions import HELD_OUT_SEED, KINDS, MULTI_STEP, NO_THOUGHT_NEEDED, question
 from models.demo.tokenizer import CLOSING_MESSAGE, SYSTEM_PROMPTS
 
-KIND_WEIGHTS = (
-    dict.fromkeys(MULTI_STEP, 3.0) | dict.fromkeys(NO_THOUGHT_NEEDED, 1.5) | {"rank": 4.5, "greet": 0.4, "who": 0.4}
-)
+KIND_WEIGHTS = dict.fromkeys(MULTI_STEP, 3.0) | dict.fromkeys(NO_THOUGHT_NEEDED, 1.5)
+# The hardest to learn more often, the easiest less.
+KIND_WEIGHTS |= {"rank": 6.0, "shop": 2.0, "tiny_sum": 3.0, "echo": 2.5, "greet": 0.5, "who": 0.4}
 FAST_SHARE = {True: 0.1, False: 0.55}
 CUT_SHARE = {True: 0.2, False: 0.15}
 """Shares of examples without thought, and with a cut one, keyed by whether the kind needs steps."""
