@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--run-dir", type=Path, default=Path("build/demo_model"), help="checkpoint and log")
     parser.add_argument("--resume", action="store_true", help="go on from the run folder's checkpoint")
     parser.add_argument("--seed", type=int, default=0, help="of the initial weights")
-    parser.add_argument("--steps", type=int, default=1800)
+    parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--tokens-per-batch", type=int, default=6144, help="padding included")
     parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate")
     parser.add_argument("--evaluate-every", type=int, default=150, help="steps")
