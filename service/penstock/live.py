@@ -17,6 +17,7 @@ from penstock_client.v1 import generation_pb2 as pb
 
 from penstock.config import ResumeSettings
 from penstock.errors import GenerationNotFound, Overloaded
+from penstock.observe import CALL
 
 
 class LiveStream:
@@ -25,12 +26,14 @@ class LiveStream:
     def __init__(self, generation_id: str, max_bytes: int) -> None:
         self.generation_id = generation_id
         self.token = secrets.token_urlsafe(32)
+        self.call = CALL.get()
         self._max_bytes = max_bytes
         self._events: deque[tuple[pb.GenerationEvent, int]] = deque()
         self._bytes = 0
         self._over = False
         self._failure: Exception | None = None
         self._changed = asyncio.Condition()
+        self._read_to = 0
         self.readers = 0
         self.idle_since = time.monotonic()
         self.task: asyncio.Task[None] | None = None
@@ -71,6 +74,7 @@ class LiveStream:
                     ready = self._after(last_sequence)
                 for event in ready:
                     last_sequence = event.sequence
+                    self._read_to = max(self._read_to, last_sequence)
                     yield event
                 if self._over and self._newest() <= last_sequence:
                     if self._failure is not None:
@@ -79,6 +83,9 @@ class LiveStream:
         finally:
             self.readers -= 1
             self.idle_since = time.monotonic()
+            if not self._read_to and not self.readers and self.task is not None:
+                # Nobody has its token: a client that left while the call was queued.
+                self.task.cancel()
 
     def _newest(self) -> int:
         return self._events[-1][0].sequence if self._events else 0
@@ -92,7 +99,14 @@ class LiveStream:
             )
         return [event for event, _ in self._events if event.sequence > last_sequence]
 
+    @property
+    def was_read_out(self) -> bool:
+        """It is over, and somebody was sent all of it."""
+        return self._over and not self.readers and self._read_to >= self._newest()
+
     async def end(self) -> None:
+        if not self._over:
+            self._failure = GenerationNotFound("the generation was cancelled, or nobody read it for too long")
         if self.task is not None:
             self.task.cancel()
             await asyncio.gather(self.task, return_exceptions=True)
@@ -112,6 +126,10 @@ class LiveStreams:
         """Raises Overloaded where as many are kept as may be."""
         await self.sweep()
         if len(self._streams) >= self._settings.max_streams:
+            # Kept only in case its last bytes were lost on the way: the oldest such one gives way.
+            read_out = next((s.generation_id for s in self._streams.values() if s.was_read_out), "")
+            self._streams.pop(read_out, None)
+        if len(self._streams) >= self._settings.max_streams:
             raise Overloaded(
                 "as many resumable streams are kept as this server takes",
                 retry_after_seconds=self._settings.grace_seconds,
@@ -128,6 +146,12 @@ class LiveStreams:
         if stream is None or not hmac.compare_digest(stream.token.encode(), token.encode()):
             raise GenerationNotFound("no such generation to resume; it is unknown, expired, or the token is wrong")
         return stream
+
+    async def cancel(self, generation_id: str, token: str) -> None:
+        """Ends and forgets a generation. Raises GenerationNotFound as `find` does."""
+        stream = await self.find(generation_id, token)
+        self._streams.pop(generation_id, None)
+        await stream.end()
 
     async def sweep(self) -> None:
         """Ends and forgets what nobody has read for the grace."""

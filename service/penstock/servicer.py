@@ -10,7 +10,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 from weakref import WeakSet
@@ -34,6 +34,7 @@ from penstock.errors import (
 )
 from penstock.generation import generate
 from penstock.live import LiveStream, LiveStreams
+from penstock.observe import CALL, GenerationWatch, Step
 from penstock.planning import Plan, carried_plan, plan_generation, with_budget, with_carried
 from penstock.replies import count_of, count_of_overflow, reply_of
 from penstock.sealed import Carried, is_sealed, seal, unseal
@@ -97,6 +98,7 @@ class _Call:
     steering: Steering
     spec: pb.GenerationSpec
     states: Sequence[Mapping[str, Any]]
+    watch: GenerationWatch
 
 
 class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
@@ -116,8 +118,14 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResponse:
         arrival = _Arrival.of(context)
-        async with self._let_in(request.spec, arrival) as call, aclosing(self._generation(call)) as events:
+        async with (
+            self._let_in(request.spec, arrival, streams=False) as call,
+            aclosing(self._generation(call)) as events,
+        ):
             gathered = [event async for event in events]
+            if call.watch.wants_content:
+                for event in gathered:
+                    call.watch.said(event)
         return reply_of(
             gathered,
             generation_id=call.generation_id,
@@ -156,12 +164,16 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         if is_sealed(request.resume_token):
             source = self._carried_on(request, _Arrival.of(context))
         else:
-            source = (await self._house.live.find(request.generation_id, request.resume_token)).read(
-                request.last_sequence
-            )
+            stream = await self._house.live.find(request.generation_id, request.resume_token)
+            CALL.get().resumes(stream.call)
+            source = stream.read(request.last_sequence)
         async with aclosing(source) as events:
             async for event in events:
                 yield pb.ResumeResponse(event=event)
+
+    async def Cancel(self, request: pb.CancelRequest, context: Context) -> pb.CancelResponse:
+        await self._house.live.cancel(request.generation_id, request.resume_token)
+        return pb.CancelResponse()
 
     async def _carried_on(
         self, request: pb.ResumeRequest, arrival: _Arrival
@@ -196,22 +208,34 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         live: LiveStream | None = None,
         steering: Steering | None = None,
         carried: Carried | None = None,
+        streams: bool = True,
     ) -> AsyncIterator[_Call]:
         """Reads, checks and plans the call, then waits for room. Nothing reaches the engine without a permit."""
         house = self._house
         engine = house.engine()
-        house.admission.look(wire.priority_of(spec), arrival.caller)
-        plan = self._plan(spec, engine, arrival, carried)
-        async with house.admission.permit(_bid(plan, arrival)) as permit:
+        chat = spec.WhichOneof("input") == "messages"
+        headers = carried.trace_headers if carried else None
+        async with AsyncExitStack() as stack:
+            watch = stack.enter_context(
+                CALL.get().generation(model=engine.card.name, chat=chat, streams=streams, carried=headers)
+            )
+            house.admission.look(wire.priority_of(spec), arrival.caller)
+            with watch.step(Step.PLAN):
+                plan = self._plan(spec, engine, arrival, carried)
+                watch.planned(plan, arrival.seconds_left)
+            with watch.step(Step.QUEUE):
+                permit = await stack.enter_async_context(house.admission.permit(_bid(plan, arrival)))
             if permit.waited_seconds and plan.choice.auto_budget_tokens is not None:
                 # The deadline is nearer than when AUTO was planned.
                 plan = self._plan(spec, engine, arrival)
+                watch.planned(plan, arrival.seconds_left)
             effective = wire.effective_settings(plan)
             known = live or carried
             generation_id = known.generation_id if known else uuid.uuid4().hex
+            watch.let_in(generation_id, permit.waited_seconds)
             states = carried.candidates if carried else ()
             steering = steering or house.steering()
-            yield _Call(engine, plan, permit, generation_id, effective, arrival, steering, spec, states)
+            yield _Call(engine, plan, permit, generation_id, effective, arrival, steering, spec, states, watch)
 
     def _plan(self, spec: pb.GenerationSpec, engine: Engine, arrival: _Arrival, carried: Carried | None = None) -> Plan:
         request = wire.request_of(spec)
@@ -232,6 +256,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             call.arrival.at_monotonic,
             call.steering,
             call.states,
+            call.watch,
         )
 
     async def _events(
@@ -261,6 +286,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         async with aclosing(self._generation(call)) as events:
             async for event in events:
                 sequence += 1
+                if call.watch.wants_content:
+                    call.watch.said(event)
                 if isinstance(event, Finished):
                     token = self._sealed(call, event, sequence)
                     yield wire.finished_event(event, call.effective, sequence, token)
@@ -273,7 +300,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             return ""
         spec = call.spec.SerializeToString()
         plan, model = carried_plan(call.plan), call.engine.card.name
-        return seal(Carried(call.generation_id, model, spec, sequence, plan, finished.states), key)
+        headers = CALL.get().headers
+        return seal(Carried(call.generation_id, model, spec, sequence, plan, finished.states, headers), key)
 
 
 def _bid(plan: Plan, arrival: _Arrival) -> Bid:

@@ -7,6 +7,7 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -149,6 +150,61 @@ async def test_only_the_token_holder_may_resume(serve: Serve, wrong: dict[str, s
         await stub.Resume(pb.ResumeRequest(**fields)).read()
     assert refused.value.code() is grpc.StatusCode.NOT_FOUND
     assert refused.value.details() == "no such generation to resume; it is unknown, expired, or the token is wrong"
+
+
+async def live_call(channel: grpc.aio.Channel, text: str = "hello") -> tuple[Any, pb.GenerationStarted]:
+    stub = generation_pb2_grpc.GenerationServiceStub(channel)
+    call = stub.StreamGenerate(pb.StreamGenerateRequest(spec=spec(text, thinking=THINKING), resumable=True))
+    return call, (await call.read()).event.started
+
+
+async def test_a_cancelled_generation_ends_and_is_forgotten() -> None:
+    engine = ScriptedEngine([Reply(thought=THOUGHT * 90, answer=ANSWER, step_seconds=0.002)])
+    async with serving(engine) as (_, channel):
+        call, started = await live_call(channel)
+        call.cancel()
+        stub = generation_pb2_grpc.GenerationServiceStub(channel)
+        fields = {"generation_id": started.generation_id, "resume_token": started.resume_token}
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stub.Cancel(pb.CancelRequest(**fields | {"resume_token": "guess"}))
+        assert refused.value.code() is grpc.StatusCode.NOT_FOUND
+        assert engine.load().running_requests == 1
+        await stub.Cancel(pb.CancelRequest(**fields))
+        assert engine.load().running_requests == 0
+        for again in (stub.Cancel(pb.CancelRequest(**fields)), stub.Resume(pb.ResumeRequest(**fields)).read()):
+            with pytest.raises(grpc.aio.AioRpcError) as gone:
+                await again
+            assert gone.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_resumable_call_that_leaves_the_queue_is_not_run() -> None:
+    config = {"server": {"listen": "127.0.0.1:0"}, "admission": {"max_running_sequences": 1}}
+    engine = ScriptedEngine([Reply(match="long", thought="x" * 300, answer="a", step_seconds=0.002), SLOW])
+    async with serving(engine, Config.model_validate(config)) as (server, channel):
+        first, _ = await live_call(channel, "long")
+        queued = asyncio.create_task(live_call(channel))
+        async with asyncio.timeout(5):
+            while not server.admission.queued_calls:  # noqa: ASYNC110 - the queue's own count
+                await asyncio.sleep(0.01)
+            queued.cancel()
+            while server.admission.queued_calls:  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0.01)
+        first.cancel()
+
+
+async def test_streams_that_were_read_to_their_end_give_way_to_new_ones() -> None:
+    config = {"server": {"listen": "127.0.0.1:0"}, "resume": {"max_streams": 2}}
+    async with serving(ScriptedEngine([SLOW]), Config.model_validate(config)) as (_, channel):
+        for _ in range(5):
+            call, _ = await live_call(channel)
+            while await call.read() is not grpc.aio.EOF:
+                pass
+        calls = [await live_call(channel) for _ in range(2)]
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await live_call(channel)
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        for call, _ in calls:
+            call.cancel()
 
 
 # ------------------------------------------------------------------------------------------------------------- steer

@@ -59,6 +59,11 @@ class GenerationServiceStub:
                 request_serializer=penstock_dot_v1_dot_generation__pb2.ResumeRequest.SerializeToString,
                 response_deserializer=penstock_dot_v1_dot_generation__pb2.ResumeResponse.FromString,
                 _registered_method=True)
+        self.Cancel = channel.unary_unary(
+                '/penstock.v1.GenerationService/Cancel',
+                request_serializer=penstock_dot_v1_dot_generation__pb2.CancelRequest.SerializeToString,
+                response_deserializer=penstock_dot_v1_dot_generation__pb2.CancelResponse.FromString,
+                _registered_method=True)
         self.CountTokens = channel.unary_unary(
                 '/penstock.v1.GenerationService/CountTokens',
                 request_serializer=penstock_dot_v1_dot_generation__pb2.CountTokensRequest.SerializeToString,
@@ -104,6 +109,14 @@ class GenerationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Cancel(self, request, context):
+        """Ends a resumable generation that nobody wants any more: dropping its connection does not. What it said is forgotten.
+        NOT_FOUND / GENERATION_NOT_FOUND when it is unknown, expired or another caller's.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CountTokens(self, request, context):
         """Counts the tokens of an input without generating, and foretells what the overflow policy would drop.
         """
@@ -133,6 +146,11 @@ def add_GenerationServiceServicer_to_server(servicer, server):
                     servicer.Resume,
                     request_deserializer=penstock_dot_v1_dot_generation__pb2.ResumeRequest.FromString,
                     response_serializer=penstock_dot_v1_dot_generation__pb2.ResumeResponse.SerializeToString,
+            ),
+            'Cancel': grpc.unary_unary_rpc_method_handler(
+                    servicer.Cancel,
+                    request_deserializer=penstock_dot_v1_dot_generation__pb2.CancelRequest.FromString,
+                    response_serializer=penstock_dot_v1_dot_generation__pb2.CancelResponse.SerializeToString,
             ),
             'CountTokens': grpc.unary_unary_rpc_method_handler(
                     servicer.CountTokens,
@@ -253,6 +271,33 @@ class GenerationService:
             '/penstock.v1.GenerationService/Resume',
             penstock_dot_v1_dot_generation__pb2.ResumeRequest.SerializeToString,
             penstock_dot_v1_dot_generation__pb2.ResumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Cancel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.v1.GenerationService/Cancel',
+            penstock_dot_v1_dot_generation__pb2.CancelRequest.SerializeToString,
+            penstock_dot_v1_dot_generation__pb2.CancelResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -50,6 +50,10 @@ class GenerationServiceStub:
     """Goes on with a resumable stream after a dropped connection, from the last sequence number that was seen.
     NOT_FOUND / GENERATION_NOT_FOUND when it is unknown, expired or another caller's.
     """
+    Cancel: _grpc.UnaryUnaryMultiCallable[_generation_pb2.CancelRequest, _generation_pb2.CancelResponse]
+    """Ends a resumable generation that nobody wants any more: dropping its connection does not. What it said is forgotten.
+    NOT_FOUND / GENERATION_NOT_FOUND when it is unknown, expired or another caller's.
+    """
     CountTokens: _grpc.UnaryUnaryMultiCallable[_generation_pb2.CountTokensRequest, _generation_pb2.CountTokensResponse]
     """Counts the tokens of an input without generating, and foretells what the overflow policy would drop."""
 
@@ -73,6 +77,10 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     """
     Resume: _aio.UnaryStreamMultiCallable[_generation_pb2.ResumeRequest, _generation_pb2.ResumeResponse]  # type: ignore[assignment]
     """Goes on with a resumable stream after a dropped connection, from the last sequence number that was seen.
+    NOT_FOUND / GENERATION_NOT_FOUND when it is unknown, expired or another caller's.
+    """
+    Cancel: _aio.UnaryUnaryMultiCallable[_generation_pb2.CancelRequest, _generation_pb2.CancelResponse]  # type: ignore[assignment]
+    """Ends a resumable generation that nobody wants any more: dropping its connection does not. What it said is forgotten.
     NOT_FOUND / GENERATION_NOT_FOUND when it is unknown, expired or another caller's.
     """
     CountTokens: _aio.UnaryUnaryMultiCallable[_generation_pb2.CountTokensRequest, _generation_pb2.CountTokensResponse]  # type: ignore[assignment]
@@ -119,6 +127,16 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_generation_pb2.ResumeResponse], _abc.AsyncIterator[_generation_pb2.ResumeResponse]]:
         """Goes on with a resumable stream after a dropped connection, from the last sequence number that was seen.
+        NOT_FOUND / GENERATION_NOT_FOUND when it is unknown, expired or another caller's.
+        """
+
+    @_abc_1.abstractmethod
+    def Cancel(
+        self,
+        request: _generation_pb2.CancelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_generation_pb2.CancelResponse, _abc.Awaitable[_generation_pb2.CancelResponse]]:
+        """Ends a resumable generation that nobody wants any more: dropping its connection does not. What it said is forgotten.
         NOT_FOUND / GENERATION_NOT_FOUND when it is unknown, expired or another caller's.
         """
 
