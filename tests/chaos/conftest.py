@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -18,13 +20,17 @@ from penstock_client.v1 import generation_pb2_grpc
 
 from tests.bad_requests import hello
 
-# Questions of every kind that the demo model knows, so that streams differ in length and none is like its neighbour.
-QUESTIONS = (
-    "What is 17 + 25 + 8 + 31?",
-    "What is 4 + 9 + 33 + 12 + 6?",
-    "Sort 41, 7, 93 and 12.",
-    "Tom has 3 boxes of 12 pens and gives away 7. How many are left?",
-)
+_SHIPPED = Path(__file__).parents[2] / "service/penstock/evaluation/questions.jsonl"
+
+
+def questions(*kinds: str, count: int) -> tuple[str, ...]:
+    """Held-out questions that the demo model is sure of: near-ties would make greedy replies differ by batch."""
+    rows = [json.loads(line) for line in _SHIPPED.read_text(encoding="utf-8").splitlines()]
+    by_kind = [[row["question"] for row in rows if row["kind"] == kind] for kind in kinds]
+    return tuple(itertools.islice(itertools.chain.from_iterable(zip(*by_kind, strict=False)), count))
+
+
+QUESTIONS = questions("chain", "units", "shop", "steps", count=16)
 THINKING = pb.ThinkingConfig(mode=pb.THINKING_MODE_THINKING)
 
 
