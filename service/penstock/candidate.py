@@ -16,6 +16,7 @@ from typing import Any
 
 from penstock.engine import Engine
 from penstock.errors import EngineDown, PoisonousRequest
+from penstock.observe import NO_CANDIDATE, CandidateWatch, Cause
 from penstock.planning import Plan
 from penstock.split import SplitSettings, Splitter, Verdict
 from penstock.types import (
@@ -43,6 +44,14 @@ _OUTCOME_OF = {
     Verdict.CLOSE_THOUGHT_AFTER_EOS: ThinkingOutcome.NATURAL_END,
     Verdict.CLOSE_THOUGHT_BY_CLIENT: ThinkingOutcome.FINISHED_BY_CLIENT,
     Verdict.CLOSE_THOUGHT_BEFORE_DEADLINE: ThinkingOutcome.DEADLINE,
+}
+_CAUSE_OF = {
+    Verdict.CLOSE_THOUGHT_AT_BUDGET: Cause.BUDGET,
+    Verdict.CLOSE_THOUGHT_AFTER_EOS: Cause.END_OF_TURN,
+    Verdict.CLOSE_THOUGHT_BY_CLIENT: Cause.CLIENT,
+    Verdict.CLOSE_THOUGHT_BEFORE_DEADLINE: Cause.DEADLINE,
+    Verdict.BUDGET_CHANGED: Cause.BUDGET_CHANGED,
+    Verdict.REOPENED: Cause.REOPENED,
 }
 # Share of the time that the answer is expected to need which is kept free before the deadline.
 _DEADLINE_PACE_MARGIN = 1.25
@@ -73,8 +82,11 @@ class Candidate:
         index: int,
         steering: Steering,
         state: Mapping[str, Any] | None = None,
+        watch: CandidateWatch = NO_CANDIDATE,
     ) -> None:
         self._engine = engine
+        self._watch = watch
+        self._cause = Cause.START
         self._plan = plan
         self._id = f"{generation_id}-{index}"
         self._index = index
@@ -124,6 +136,7 @@ class Candidate:
         }
 
     def _restore(self, state: Mapping[str, Any]) -> None:
+        self._cause = Cause.RESUME
         self._splitter.restore(state["split"])
         self._outcome = ThinkingOutcome(state["outcome"]) if state["outcome"] else None
         self._runs, self._banned = state["runs"], tuple(state["banned"])
@@ -138,7 +151,7 @@ class Candidate:
             self._splitter.close_thought(self._plan.closing_ids)
             yield self._thought_ended(ThinkingOutcome.BUDGET_REACHED)
         while True:
-            verdict = Verdict.GO_ON
+            verdict, chunk, how = Verdict.GO_ON, None, "cancelled"
             try:
                 async with aclosing(self._engine.stream(self._next_run())) as chunks:
                     async for chunk in chunks:
@@ -148,12 +161,18 @@ class Candidate:
                             yield event
                         if verdict is not Verdict.GO_ON:
                             break
+                how = verdict.name.lower()
             except EngineDown:
+                how = "engine_died"
+            finally:
+                self._watch.run_ended(how, chunk)
+            if how == "engine_died":
                 await self._survive()
                 continue
             if verdict in _FINISH_OF:
                 yield self._end(_FINISH_OF[verdict])
                 return
+            self._cause = _CAUSE_OF.get(verdict, Cause.START)
             if verdict is Verdict.REOPENED and self._engine.card.markers is not None:
                 self._banned = (self._engine.card.markers.open_id,)
 
@@ -176,7 +195,7 @@ class Candidate:
         self._run_gave_tokens = False
         prompt = plan.context.prompt_token_ids + tuple(context)
         self._run_prompt_tokens = len(prompt)
-        return EngineRequest(
+        request = EngineRequest(
             request_id=f"{self._id}-{self._runs}",
             prompt_token_ids=prompt,
             max_tokens=left + markers + len(self._replay),
@@ -192,6 +211,8 @@ class Candidate:
             cache_salt=plan.request.context.cache_salt,
             suspect=self._deaths > 0,
         )
+        headers = self._watch.run_began(self._cause, request)
+        return replace(request, trace_headers=headers) if headers else request
 
     async def _survive(self) -> None:
         """The engine died under a run. A run that gave no token before is suspect of having killed it."""
@@ -200,11 +221,14 @@ class Candidate:
             raise PoisonousRequest(
                 f"the engine died {self._deaths} times in a row on this request", engine_deaths=self._deaths
             )
-        await self._engine.revived()
+        self._cause = Cause.ENGINE_DEATH
+        with self._watch.waiting_for_engine():
+            await self._engine.revived()
 
     def _note(self, chunk: EngineChunk) -> None:
         if not self._run_gave_tokens:
             self._run_gave_tokens = True
+            self._watch.run_answered(chunk)
             if self._runs == 1:
                 self._cached_tokens = chunk.cached_tokens
                 self.queue_seconds = chunk.queue_seconds or 0.0
@@ -216,6 +240,7 @@ class Candidate:
             self._runs_counted += 1
         if self.first_token_at is None:
             self.first_token_at = time.monotonic()
+            self._watch.first_token(is_thought=self._splitter.in_thought)
 
     def _take(self, chunk: EngineChunk) -> tuple[Verdict, list[CandidateEvent]]:
         """One engine step: what must happen next, and what there is to say."""
@@ -243,6 +268,7 @@ class Candidate:
             events.insert(thoughts, self._thought_ended(outcome))
         if self.first_answer_at is None and splitter.answer_tokens:
             self.first_answer_at = time.monotonic()
+            self._watch.first_answer_token()
         return verdict, events
 
     def _replayed(self, chunk: EngineChunk) -> int:
@@ -296,12 +322,13 @@ class Candidate:
 
     def _thought_ended(self, outcome: ThinkingOutcome) -> ThoughtEnded:
         self._outcome = outcome
+        self._watch.thought_ended(outcome, self._splitter.thought_tokens)
         return ThoughtEnded(self._index, outcome, self._splitter.thought_tokens)
 
     def _end(self, reason: FinishReason) -> CandidateEnd:
         splitter = self._splitter
         counted = self._runs_counted == self._runs
-        return CandidateEnd(
+        end = CandidateEnd(
             candidate_index=self._index,
             finish_reason=reason,
             outcome=self._outcome or ThinkingOutcome.DISABLED,
@@ -317,3 +344,5 @@ class Candidate:
             ),
             matched_stop=splitter.matched_stop,
         )
+        self._watch.ended(end)
+        return end

@@ -40,6 +40,11 @@ class EngineLoad:
     first_token_seconds: float | None
     steps: int = 0
     """Engine steps so far; a hung engine makes none."""
+    preemptions: int = 0
+    prefix_queried_tokens: int = 0
+    prefix_hit_tokens: int = 0
+    accepted_by_position: tuple[int, ...] = ()
+    """Drafts that speculation got right, by their place in the draft. This and the counts above: since its start."""
 
 
 class Engine(Protocol):

@@ -10,6 +10,7 @@ from typing import Any
 
 from penstock.candidate import Candidate, CandidateEvent, Steering
 from penstock.engine import Engine
+from penstock.observe import NO_GENERATION, GenerationWatch
 from penstock.planning import Plan
 from penstock.types import CandidateEnd, Delta, Event, Finished, FinishReason, Timing
 from penstock.usage import PriceList, total
@@ -23,6 +24,7 @@ async def generate(
     arrived_monotonic: float,
     steering: Steering | None = None,
     states: Sequence[Mapping[str, Any]] = (),
+    watch: GenerationWatch = NO_GENERATION,
 ) -> AsyncGenerator[Event, None]:
     """All candidates of a call, merged; the last event is Finished. Closing it aborts the engine's work.
 
@@ -31,7 +33,9 @@ async def generate(
     count = plan.request.output.candidate_count
     steering = steering or Steering()
     candidates = [
-        Candidate(engine, plan, generation_id, index, steering, states[index] if states else None)
+        Candidate(
+            engine, plan, generation_id, index, steering, states[index] if states else None, watch.candidate(index)
+        )
         for index in range(count)
     ]
     ends: list[CandidateEnd] = []
@@ -46,13 +50,15 @@ async def generate(
     ends.sort(key=lambda end: end.candidate_index)
     usage = total([end.usage for end in ends])
     drained = any(end.finish_reason is FinishReason.DRAINED for end in ends)
-    yield Finished(
+    finished = Finished(
         ends=tuple(ends),
         usage=usage,
         cost=prices.cost(usage),
         timing=_timing(candidates, arrived_monotonic),
         states=tuple(candidate.state() for candidate in candidates) if drained else (),
     )
+    watch.finished(finished)
+    yield finished
 
 
 async def _merged(candidates: list[Candidate]) -> AsyncGenerator[CandidateEvent, None]:

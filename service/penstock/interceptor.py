@@ -14,6 +14,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from penstock.errors import BadRequest, FieldViolation
+from penstock.observe import CALL, CallWatch, Observer
 from penstock.status import DETAILS_KEY, status_of
 
 log = logging.getLogger(__name__)
@@ -50,8 +51,9 @@ async def _parsed_stream(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
         yield _parsed(request)
 
 
-async def _abort(context: grpc.aio.ServicerContext[Any, Any], method: str, error: Exception) -> None:
+async def _abort(context: grpc.aio.ServicerContext[Any, Any], method: str, error: Exception, watch: CallWatch) -> None:
     code, message, status = status_of(error)
+    watch.ended(code.name, error)
     if code is grpc.StatusCode.INTERNAL:
         # Never the exception's own text: it may hold prompt or output.
         frames = "".join(traceback.format_tb(error.__traceback__))
@@ -87,8 +89,9 @@ class SlowReaders:
 class StatusInterceptor(grpc.aio.ServerInterceptor):
     """Wraps the handlers of this API; health and reflection keep their own ways."""
 
-    def __init__(self, slow_readers: SlowReaders) -> None:
+    def __init__(self, slow_readers: SlowReaders, observer: Observer) -> None:
         self._slow_readers = slow_readers
+        self._observer = observer
 
     async def intercept_service(
         self,
@@ -101,32 +104,54 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
             return handler
         tolerant = _tolerant(handler.request_deserializer)
         if handler.response_streaming:
-            wrapped = _streaming(handler, method, self._slow_readers)
+            wrapped = _streaming(handler, method, self._slow_readers, self._observer)
             make = (
                 grpc.stream_stream_rpc_method_handler
                 if handler.request_streaming
                 else grpc.unary_stream_rpc_method_handler
             )
             return make(wrapped, tolerant, handler.response_serializer)
-        return grpc.unary_unary_rpc_method_handler(_unary(handler, method), tolerant, handler.response_serializer)
+        unary = _unary(handler, method, self._observer)
+        return grpc.unary_unary_rpc_method_handler(unary, tolerant, handler.response_serializer)
 
 
-def _unary(handler: Handler, method: str) -> Callable[..., Any]:
+def _watch(observer: Observer, method: str, context: grpc.aio.ServicerContext[Any, Any]) -> CallWatch:
+    watch = observer.call(method, tuple(context.invocation_metadata() or ()))
+    CALL.set(watch)
+    return watch
+
+
+def _code_of_cut(context: grpc.aio.ServicerContext[Any, Any]) -> str:
+    """gRPC cancels the handler for a passed deadline and for a client that left alike."""
+    left = context.time_remaining()
+    cut = grpc.StatusCode.CANCELLED if left is None or left > 0 else grpc.StatusCode.DEADLINE_EXCEEDED
+    return cut.name
+
+
+def _unary(handler: Handler, method: str, observer: Observer) -> Callable[..., Any]:
     async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        watch = _watch(observer, method, context)
         try:
-            return await handler.unary_unary(_parsed(request), context)
+            reply = await handler.unary_unary(_parsed(request), context)
         except Exception as error:
-            await _abort(context, method, error)
+            await _abort(context, method, error, watch)
+        except BaseException as cut:
+            watch.ended(_code_of_cut(context), cut)
+            raise
+        else:
+            watch.ended("OK")
+            return reply
 
     return call
 
 
-def _streaming(handler: Handler, method: str, slow_readers: SlowReaders) -> Callable[..., Any]:
+def _streaming(handler: Handler, method: str, slow_readers: SlowReaders, observer: Observer) -> Callable[..., Any]:
     behaviour = handler.stream_stream if handler.request_streaming else handler.unary_stream
 
     async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
         task = asyncio.current_task()
         assert task is not None
+        watch = _watch(observer, method, context)
         try:
             argument = _parsed_stream(request) if handler.request_streaming else _parsed(request)
             async with aclosing(behaviour(argument, context)) as replies:
@@ -134,8 +159,12 @@ def _streaming(handler: Handler, method: str, slow_readers: SlowReaders) -> Call
                     slow_readers.hold(task)
                     yield reply
                     slow_readers.release(task)
+            watch.ended("OK")
         except Exception as error:
-            await _abort(context, method, error)
+            await _abort(context, method, error, watch)
+        except BaseException as cut:
+            watch.ended(_code_of_cut(context), cut)
+            raise
         finally:
             slow_readers.release(task)
 

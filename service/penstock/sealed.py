@@ -12,7 +12,7 @@ import hmac
 import json
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from penstock.errors import GenerationNotFound
@@ -32,6 +32,7 @@ class Carried:
     sequence: int
     plan: Mapping[str, Any]
     candidates: tuple[Mapping[str, Any], ...]
+    trace_headers: Mapping[str, str] = field(default_factory=dict)
 
 
 def is_sealed(token: str) -> bool:
@@ -46,6 +47,7 @@ def seal(carried: Carried, key: bytes) -> str:
         "sequence": carried.sequence,
         "plan": carried.plan,
         "candidates": carried.candidates,
+        "trace": carried.trace_headers,
     }
     packed = zlib.compress(json.dumps(content, separators=(",", ":")).encode())
     return _PREFIX + base64.urlsafe_b64encode(_signature(packed, key) + packed).decode()
@@ -67,6 +69,7 @@ def unseal(token: str, key: bytes) -> Carried:
             sequence=content["sequence"],
             plan=content["plan"],
             candidates=tuple(content["candidates"]),
+            trace_headers=content.get("trace", {}),
         )
     except (ValueError, KeyError, zlib.error) as error:
         raise GenerationNotFound("this resume token was not made here, nor by a server that shares our key") from error

@@ -24,7 +24,9 @@ from penstock.engine import Engine
 from penstock.errors import ConfigError, EngineDown
 from penstock.interceptor import SlowReaders, StatusInterceptor
 from penstock.live import LiveStreams
+from penstock.observe import NOBODY, Observer, ServiceState
 from penstock.servicer import GenerationServicer, House, ModelServicer, RoutingServicer
+from penstock.supervisor import SupervisedEngine
 from penstock.usage import PriceList
 
 SERVICES = tuple(
@@ -66,8 +68,9 @@ def _options(settings: ServerSettings) -> list[tuple[str, int]]:
 class Server:
     """Listens at once, serves once it has an engine. `engine` is set by whoever started one."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, observer: Observer = NOBODY) -> None:
         self._config = config
+        self._observer = observer
         self._engine: Engine | None = None
         self._engine_is_up = False
         self._health = health.aio.HealthServicer()
@@ -75,7 +78,7 @@ class Server:
         self._slow_readers = SlowReaders(config.server.slow_reader_seconds)
         self._watching: asyncio.Task[None] | None = None
         self._grpc = grpc.aio.server(
-            interceptors=[StatusInterceptor(self._slow_readers)], options=_options(config.server)
+            interceptors=[StatusInterceptor(self._slow_readers, observer)], options=_options(config.server)
         )
         self._live = LiveStreams(config.resume)
         prices = PriceList(config.price_tiers)
@@ -87,10 +90,27 @@ class Server:
         if config.server.reflection:
             names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._grpc)
+        observer.watch_state(self.state)
 
     def _capacity(self) -> int:
         most = self._config.admission.max_running_sequences
         return most or (self._engine.card.max_num_seqs if self._engine else 1)
+
+    def state(self) -> ServiceState:
+        engine, admission = self._engine, self.admission
+        return ServiceState(
+            model=engine.card.name if engine else "",
+            engine_is_up=self._engine_is_up,
+            draining=admission.draining,
+            queued_calls=admission.queued_calls,
+            queued_tokens=admission.queued_tokens,
+            running_calls=admission.running_calls,
+            running_sequences=admission.running_sequences,
+            capacity_sequences=self._capacity(),
+            resumable_streams=len(self._live),
+            engine_restarts=engine.restarts if isinstance(engine, SupervisedEngine) else 0,
+            load=engine.load() if engine else None,
+        )
 
     def _require_engine(self) -> Engine:
         if self._engine is None:
@@ -108,6 +128,7 @@ class Server:
             raise ConfigError(f"server.listen: cannot listen on {host}:{port}: is it taken, or not ours?") from error
         await self.set_ready(False)
         await self._health.set(LIVENESS, _SERVING)
+        self._observer.listening(host, bound)
         await self._grpc.start()
         self._watching = asyncio.create_task(self._slow_readers.watch())
         return f"{host}:{bound}"
