@@ -12,6 +12,7 @@ import grpc
 from penstock.config import Config
 from penstock.engine_scripted import Reply, ScriptedEngine
 from penstock.errors import EngineDown
+from penstock.observe import NOBODY, Observer
 from penstock.server import Server
 from penstock.supervisor import SupervisedEngine
 from penstock.types import EngineChunk, EngineRequest
@@ -52,6 +53,7 @@ class Ward:
     server: Server
     channel: grpc.aio.Channel
     supervised: SupervisedEngine
+    address: str
     engines: list[MortalEngine] = field(default_factory=list)
     health: list[bool] = field(default_factory=list)
 
@@ -62,7 +64,11 @@ class Ward:
 
 @asynccontextmanager
 async def ward(
-    *replies: Reply, start_seconds: float = 0.05, key_file: Path | None = None, **supervision: object
+    *replies: Reply,
+    start_seconds: float = 0.05,
+    key_file: Path | None = None,
+    observer: Observer = NOBODY,
+    **supervision: object,
 ) -> AsyncIterator[Ward]:
     sections = {"listen": "127.0.0.1:0", "drain_seconds": 0.2}
     config = Config.model_validate(
@@ -72,7 +78,7 @@ async def ward(
             "resume": {"key_file": key_file},
         }
     )
-    server = Server(config)
+    server = Server(config, observer)
     engines: list[MortalEngine] = []
     health: list[bool] = []
 
@@ -89,6 +95,6 @@ async def ward(
     supervised = SupervisedEngine(await start(), start, config.supervision, on_change)
     await server.serve_with(supervised)
     async with grpc.aio.insecure_channel(address) as channel:
-        yield Ward(server, channel, supervised, engines, health)
+        yield Ward(server, channel, supervised, address, engines, health)
     await server.drain(0)
     await supervised.close()

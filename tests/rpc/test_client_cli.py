@@ -83,6 +83,7 @@ def test_generate_streams_the_answer_to_stdout_and_the_rest_to_stderr(run: Any, 
 
 
 def test_a_budget_that_the_server_chose_is_explained(run: Any, fake: FakeService) -> None:
+    fake.script[-1].finished.effective_settings.requested_thinking_mode = pb.THINKING_MODE_AUTO
     fake.script[-1].finished.effective_settings.thinking_reason = "auto: 2.1 s to the deadline at 8 ms per token"
     result = run("generate", "hi", "--thinking", "auto", "--timeout", "9")
     assert result.stderr.endswith("$0.0000231\nauto: 2.1 s to the deadline at 8 ms per token\n")

@@ -1,6 +1,7 @@
 """Python client of Penstock: `Client`, `AsyncClient`, the events of a stream, and the exceptions of `errors`."""
 
-from penstock_client.aio import AsyncClient, AsyncStream
+from penstock_client.aio import AsyncClient
+from penstock_client.aio_stream import AsyncInteraction, AsyncStream
 from penstock_client.card import ModelCard, PriceTier, ProfileFeature, TokenCount
 from penstock_client.channel import RETRY_READS_SERVICE_CONFIG
 from penstock_client.errors import (
@@ -24,9 +25,11 @@ from penstock_client.errors import (
     Unavailable,
 )
 from penstock_client.events import AnswerDelta, Event, Finished, Started, ThinkingFinished, ThoughtDelta
+from penstock_client.reconnect import Reconnect
 from penstock_client.response import Candidate, Response
 from penstock_client.spec import GenerationOptions, Message, build_spec
-from penstock_client.sync import Client, Stream
+from penstock_client.sync import Client
+from penstock_client.sync_stream import Interaction, Stream
 from penstock_client.values import (
     Cost,
     EffectiveSettings,
@@ -46,6 +49,9 @@ __all__ = [
     "AsyncClient",
     "Stream",
     "AsyncStream",
+    "Interaction",
+    "AsyncInteraction",
+    "Reconnect",
     "RETRY_READS_SERVICE_CONFIG",
     # requests
     "Message",

@@ -3,19 +3,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 import grpc
 import grpc.aio
 
+from penstock_client.aio_stream import AsyncInteraction, AsyncStream
 from penstock_client.card import ModelCard, TokenCount
 from penstock_client.channel import ChannelOptions, Tls, credentials_for, metadata_for, options_for
 from penstock_client.errors import from_rpc_error
-from penstock_client.events import Event, EventReader
+from penstock_client.reconnect import Link, Reconnect
 from penstock_client.response import Response
-from penstock_client.spec import GenerationOptions, Prompt, build_spec
+from penstock_client.spec import GenerationOptions, Prompt, build_spec, stream_request
+from penstock_client.tracing import CallSpan
 from penstock_client.v1 import generation_pb2 as pb
 from penstock_client.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc
 
@@ -24,71 +28,9 @@ if TYPE_CHECKING:
     from penstock_client.v1.model_pb2_grpc import ModelServiceAsyncStub
 
 ReplyT = TypeVar("ReplyT")
-
-
-class AsyncStream:
-    """The events of one generation. Leaving the loop or the `async with` cancels the call, if it still runs.
-
-    >>> async with client.stream("What is 17 + 25?", budget=64) as stream:
-    ...     async for event in stream:
-    ...         ...
-    >>> stream.response.answer
-
-    `async for event in client.stream(...)` does the same where the stream is needed by nobody else.
-    """
-
-    def __init__(self, call: Any) -> None:
-        self._call = call
-        self._reader = EventReader()
-
-    @property
-    def response(self) -> Response:
-        """What has come so far."""
-        return self._reader.response
-
-    def cancel(self) -> None:
-        """Ends the call; the engine stops within one step. Harmless when it is over."""
-        self._call.cancel()
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Event:
-        while True:
-            # read(), not iteration: gRPC's iterator keeps the call alive after the loop that held it is gone.
-            try:
-                reply = await self._call.read()
-            except grpc.RpcError as error:
-                raise from_rpc_error(error) from None
-            if reply is grpc.aio.EOF:
-                await self._end()
-                raise StopAsyncIteration
-            event = self._reader.read(reply.event)
-            if event is not None:
-                return event
-
-    async def _end(self) -> None:
-        if await self._call.code() is not grpc.StatusCode.OK:
-            raise from_rpc_error(
-                grpc.aio.AioRpcError(
-                    await self._call.code(),
-                    await self._call.initial_metadata(),
-                    await self._call.trailing_metadata(),
-                    await self._call.details(),
-                )
-            )
-        self._reader.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.cancel()
-
-    def __del__(self) -> None:
-        self.cancel()
+_GENERATION, _MODEL = "penstock.v1.GenerationService", "penstock.v1.ModelService"
+# What cancelling may take, and what closing waits for it.
+_CANCEL_SECONDS, _CLOSE_SECONDS = 5.0, 1.0
 
 
 class AsyncClient:
@@ -99,7 +41,8 @@ class AsyncClient:
     ...     reply.thought, reply.answer, reply.usage, reply.cost
 
     `timeout` (seconds, here for all calls or at each) becomes the call's deadline: the server stops working at it, and
-    thinking="auto" plans so that the answer arrives before it. Nothing is retried; see RETRY_READS_SERVICE_CONFIG.
+    thinking="auto" plans so that the answer arrives before it. A stream whose connection drops goes on over another
+    one, as `reconnect` says (None: not at all). Nothing else is retried; see RETRY_READS_SERVICE_CONFIG.
     Every method raises the exceptions of `penstock_client.errors`, and TypeError or ValueError for wrong use.
     """
 
@@ -110,14 +53,17 @@ class AsyncClient:
         api_key: str | None = None,
         tls: Tls = None,
         timeout: float | None = None,
+        reconnect: Reconnect | None = Reconnect(),  # noqa: B008 - frozen
         channel_options: ChannelOptions = (),
     ) -> None:
         self.target = target
         self.timeout = timeout
+        self._reconnect = reconnect
         self._metadata = metadata_for(target, api_key, tls)
         self._credentials = credentials_for(tls)
         self._options = options_for(target, channel_options)
         self._channel: grpc.aio.Channel | None = None
+        self._cancelling: set[asyncio.Task[None]] = set()
 
     def stream(
         self,
@@ -125,17 +71,49 @@ class AsyncClient:
         *,
         spec: pb.GenerationSpec | None = None,
         timeout: float | None = None,
+        resumable: bool | None = None,
         flush_interval_seconds: float | None = None,
         **options: Unpack[GenerationOptions],
     ) -> AsyncStream:
         """Starts a generation and gives its events as they come.
 
+        `resumable` (default: unless the client has `reconnect=None`) lets the stream go on over a dropped connection:
+        every event comes once, in order. Leaving the stream still ends the generation: the client says so to the
+        server. Where neither can reach it, the server ends it after its grace. False saves the server keeping events.
         `flush_interval_seconds` gathers deltas for that long: fewer, larger events.
         """
-        request = pb.StreamGenerateRequest(spec=build_spec(prompt, spec=spec, **options))
-        if flush_interval_seconds is not None:
-            request.flush_interval.FromNanoseconds(round(flush_interval_seconds * 1e9))
-        return AsyncStream(self._generation.StreamGenerate(request, **self._call_options(timeout)))
+        resumable = self._reconnect is not None if resumable is None else resumable
+        request = stream_request(build_spec(prompt, spec=spec, **options), resumable, flush_interval_seconds)
+        link = self._link("StreamGenerate", timeout)
+        return AsyncStream(link, lambda: self._generation.StreamGenerate(request, **link.options()))
+
+    def interact(
+        self,
+        prompt: Prompt | None = None,
+        *,
+        spec: pb.GenerationSpec | None = None,
+        timeout: float | None = None,
+        **options: Unpack[GenerationOptions],
+    ) -> AsyncInteraction:
+        """Starts a generation that can be steered while its events come: finish thinking, change the budget, cancel.
+
+        Such a stream cannot be resumed: a dropped connection ends it.
+        """
+        start = pb.InteractRequest(start=build_spec(prompt, spec=spec, **options))
+        link = self._link("Interact", timeout)
+        return AsyncInteraction(link, start, lambda actions: self._generation.Interact(actions, **link.options()))
+
+    def resume(
+        self, generation_id: str, resume_token: str, last_sequence: int = 0, *, timeout: float | None = None
+    ) -> AsyncStream:
+        """Goes on with a resumable stream, of this process or another, after the event `last_sequence`.
+
+        0 replays everything; `response` holds what comes from here on. Raises GenerationNotFound where the generation
+        is unknown, expired or another caller's.
+        """
+        request = pb.ResumeRequest(generation_id=generation_id, resume_token=resume_token, last_sequence=last_sequence)
+        link = self._link("Resume", timeout)
+        return AsyncStream(link, lambda: self._generation.Resume(request, **link.options()), request)
 
     async def generate(
         self,
@@ -147,7 +125,8 @@ class AsyncClient:
     ) -> Response:
         """One reply, complete."""
         request = pb.GenerateRequest(spec=build_spec(prompt, spec=spec, **options))
-        return Response.from_proto(await _reply(self._generation.Generate(request, **self._call_options(timeout))))
+        method = self._generation.Generate
+        return await self._reply(f"{_GENERATION}/Generate", method, request, timeout, Response.from_proto)
 
     async def count(
         self,
@@ -159,15 +138,18 @@ class AsyncClient:
     ) -> TokenCount:
         """Counts tokens and cost without generating, and foretells what the overflow policy would drop."""
         request = pb.CountTokensRequest(spec=build_spec(prompt, spec=spec, **options))
-        return TokenCount.from_proto(await _reply(self._generation.CountTokens(request, **self._call_options(timeout))))
+        method = self._generation.CountTokens
+        return await self._reply(f"{_GENERATION}/CountTokens", method, request, timeout, TokenCount.from_proto)
 
     async def model(self, name: str = "", *, timeout: float | None = None) -> ModelCard:
         """What is served: the model's card, profile, prices and limits."""
         request = model_pb2.GetModelRequest(model=name)
-        return ModelCard.from_proto(await _reply(self._model.GetModel(request, **self._call_options(timeout))))
+        return await self._reply(f"{_MODEL}/GetModel", self._model.GetModel, request, timeout, ModelCard.from_proto)
 
     async def close(self) -> None:
         """Cancels what runs and closes the connection."""
+        if self._cancelling:
+            await asyncio.wait(self._cancelling, timeout=_CLOSE_SECONDS)
         if self._channel is not None:
             await self._channel.close()
 
@@ -179,8 +161,44 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
-    def _call_options(self, timeout: float | None) -> dict[str, Any]:
-        return {"timeout": self.timeout if timeout is None else timeout, "metadata": self._metadata}
+    def _link(self, method: str, timeout: float | None) -> Link:
+        return Link(
+            span=CallSpan(f"{_GENERATION}/{method}", self._metadata),
+            timeout=self.timeout if timeout is None else timeout,
+            policy=self._reconnect,
+            resume=self._generation.Resume,
+            abandon=self._abandon,
+        )
+
+    def _abandon(self, request: pb.CancelRequest) -> None:
+        """Tells the server, without waiting, that nobody comes back."""
+        with contextlib.suppress(RuntimeError):  # no loop runs any more
+            task = asyncio.get_running_loop().create_task(self._cancel(request))
+            self._cancelling.add(task)
+            task.add_done_callback(self._cancelling.discard)
+
+    async def _cancel(self, request: pb.CancelRequest) -> None:
+        with contextlib.suppress(grpc.RpcError, asyncio.CancelledError):
+            await self._generation.Cancel(request, timeout=_CANCEL_SECONDS, metadata=self._metadata)
+
+    async def _reply(
+        self,
+        name: str,
+        method: Callable[..., Awaitable[Any]],
+        request: object,
+        timeout: float | None,
+        read: Callable[[Any], ReplyT],
+    ) -> ReplyT:
+        span = CallSpan(name, self._metadata)
+        timeout = self.timeout if timeout is None else timeout
+        try:
+            reply = read(await method(request, timeout=timeout, metadata=span.metadata))
+        except grpc.RpcError as error:
+            failure = from_rpc_error(error)
+            span.end(failure=failure)
+            raise failure from None
+        span.end(reply if isinstance(reply, Response) else None)
+        return reply
 
     def _connect(self) -> grpc.aio.Channel:
         # Not in __init__: an asyncio channel belongs to the loop that runs when it is made.
@@ -199,10 +217,3 @@ class AsyncClient:
     @property
     def _model(self) -> ModelServiceAsyncStub:
         return model_pb2_grpc.ModelServiceStub(self._connect())
-
-
-async def _reply(call: Awaitable[ReplyT]) -> ReplyT:
-    try:
-        return await call
-    except grpc.RpcError as error:
-        raise from_rpc_error(error) from None

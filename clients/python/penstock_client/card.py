@@ -90,7 +90,11 @@ def _price_tier(tier: model_pb2.PriceTier) -> PriceTier:
 
 @dataclass(frozen=True, slots=True)
 class TokenCount:
-    """What a prompt would take. The costs are bounds in USD; None where the server has no price list."""
+    """What a prompt would take. The costs are bounds in USD; None where the server has no price list.
+
+    `overflow_tokens` is by how much it does not fit, after the overflow policy: 0 when it fits.
+    `effective_settings` is None when it does not.
+    """
 
     prompt_tokens: int
     effective_prompt_tokens: int
@@ -98,9 +102,10 @@ class TokenCount:
     window_left_tokens: int
     dropped_tokens: int
     dropped_messages: int
+    overflow_tokens: int
     min_usd: Decimal | None
     max_usd: Decimal | None
-    effective_settings: EffectiveSettings
+    effective_settings: EffectiveSettings | None
     raw: pb.CountTokensResponse = field(repr=False)
 
     @classmethod
@@ -113,8 +118,11 @@ class TokenCount:
             window_left_tokens=reply.window_left_tokens,
             dropped_tokens=reply.dropped.tokens,
             dropped_messages=reply.dropped.messages,
+            overflow_tokens=reply.overflow_tokens,
             min_usd=usd_from_ticks(reply.cost_estimate.min_usd_ticks) if priced else None,
             max_usd=usd_from_ticks(reply.cost_estimate.max_usd_ticks) if priced else None,
-            effective_settings=EffectiveSettings.from_proto(reply.effective_settings),
+            effective_settings=(
+                EffectiveSettings.from_proto(reply.effective_settings) if reply.HasField("effective_settings") else None
+            ),
             raw=reply,
         )

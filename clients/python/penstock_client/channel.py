@@ -53,7 +53,15 @@ def is_loopback(target: str) -> bool:
 
 def options_for(target: str, extra: ChannelOptions) -> list[tuple[str, Any]]:
     # Unary replies with log probabilities outgrow gRPC's 4 MiB, and a proxy has no business with a loopback target.
-    own: list[tuple[str, Any]] = [("grpc.max_receive_message_length", _MAX_RECEIVE_BYTES)]
+    own: list[tuple[str, Any]] = [
+        ("grpc.max_receive_message_length", _MAX_RECEIVE_BYTES),
+        # A connection that died without a word is found out, so that the stream can go on over another.
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 1_000),
+        ("grpc.max_reconnect_backoff_ms", 5_000),
+    ]
     if is_loopback(target):
         own.append(("grpc.enable_http_proxy", 0))
     return [*own, *extra]

@@ -134,6 +134,15 @@ class ServerFault(PenstockError):
 class BrokenStream(PenstockError):
     """The stream ended without its last event, or skipped one: what was received is not the whole reply."""
 
+    is_cut_short = False
+    """It ended too early; else an event is missing inside it."""
+
+    @classmethod
+    def cut_short(cls) -> BrokenStream:
+        failure = cls("the stream ended without its last event")
+        failure.is_cut_short = True
+        return failure
+
 
 BY_REASON: Mapping[str, type[PenstockError]] = {
     "INVALID_FIELD": InvalidRequest,

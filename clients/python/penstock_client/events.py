@@ -87,6 +87,11 @@ class EventReader:
         self.last_sequence = 0
         self.finished = False
 
+    def resumed(self, request: pb.ResumeRequest) -> None:
+        """Says that the stream goes on where another one ended; `response` grows from there."""
+        self.last_sequence = request.last_sequence
+        self.response.generation_id, self.response.resume_token = request.generation_id, request.resume_token
+
     def read(self, proto: pb.GenerationEvent) -> Event | None:
         """The event, or None for a repeated one and for a kind that this client does not know yet.
 
@@ -98,11 +103,6 @@ class EventReader:
             raise BrokenStream(f"event {self.last_sequence + 1} is missing: the next one was {proto.sequence}")
         self.last_sequence = proto.sequence
         return self._event(proto)
-
-    def close(self) -> None:
-        """Says that the stream ended with OK. Raises BrokenStream unless `Finished` came."""
-        if not self.finished:
-            raise BrokenStream("the stream ended without its last event")
 
     def _event(self, proto: pb.GenerationEvent) -> Event | None:
         match proto.WhichOneof("event"):

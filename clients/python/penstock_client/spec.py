@@ -126,6 +126,15 @@ def build_spec(
     return made
 
 
+def stream_request(
+    spec: pb.GenerationSpec, resumable: bool, flush_interval_seconds: float | None
+) -> pb.StreamGenerateRequest:
+    request = pb.StreamGenerateRequest(spec=spec, resumable=resumable)
+    if flush_interval_seconds is not None:
+        request.flush_interval.FromNanoseconds(round(flush_interval_seconds * 1e9))
+    return request
+
+
 def _set_input(spec: pb.GenerationSpec, prompt: Prompt | None, given: dict[str, Any]) -> None:
     if (prompt is not None) + ("text" in given) + ("token_ids" in given) != 1:
         raise ValueError("exactly one of a prompt, text= and token_ids= is needed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
@@ -11,64 +12,18 @@ import grpc
 from penstock_client.card import ModelCard, TokenCount
 from penstock_client.channel import ChannelOptions, Tls, credentials_for, metadata_for, options_for
 from penstock_client.errors import from_rpc_error
-from penstock_client.events import Event, EventReader
+from penstock_client.reconnect import Link, Reconnect
 from penstock_client.response import Response
-from penstock_client.spec import GenerationOptions, Prompt, build_spec
+from penstock_client.spec import GenerationOptions, Prompt, build_spec, stream_request
+from penstock_client.sync_stream import Interaction, Stream
+from penstock_client.tracing import CallSpan
 from penstock_client.v1 import generation_pb2 as pb
 from penstock_client.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc
 
-RequestT = TypeVar("RequestT")
 ReplyT = TypeVar("ReplyT")
-
-
-class Stream:
-    """The events of one generation. Leaving the loop or the `with` cancels the call, if it still runs.
-
-    >>> with client.stream("What is 17 + 25?", budget=64) as stream:
-    ...     for event in stream:
-    ...         ...
-    >>> stream.response.answer
-    """
-
-    def __init__(self, call: Any) -> None:
-        self._call = call
-        self._reader = EventReader()
-
-    @property
-    def response(self) -> Response:
-        """What has come so far."""
-        return self._reader.response
-
-    def cancel(self) -> None:
-        """Ends the call, from any thread; the engine stops within one step. Harmless when it is over."""
-        self._call.cancel()
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> Event:
-        while True:
-            try:
-                reply = next(self._call)
-            except StopIteration:
-                self._reader.close()
-                raise
-            except grpc.RpcError as error:
-                raise from_rpc_error(error) from None
-            event = self._reader.read(reply.event)
-            if event is not None:
-                return event
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.cancel()
-
-    def __del__(self) -> None:
-        self.cancel()
+_GENERATION, _MODEL = "penstock.v1.GenerationService", "penstock.v1.ModelService"
+# What cancelling may take, and what closing waits for it.
+_CANCEL_SECONDS, _CLOSE_SECONDS = 5.0, 1.0
 
 
 class Client:
@@ -88,10 +43,12 @@ class Client:
         api_key: str | None = None,
         tls: Tls = None,
         timeout: float | None = None,
+        reconnect: Reconnect | None = Reconnect(),  # noqa: B008 - frozen
         channel_options: ChannelOptions = (),
     ) -> None:
         self.target = target
         self.timeout = timeout
+        self._reconnect = reconnect
         self._metadata = metadata_for(target, api_key, tls)
         credentials, options = credentials_for(tls), options_for(target, channel_options)
         self._channel = (
@@ -101,6 +58,7 @@ class Client:
         )
         self._generation = generation_pb2_grpc.GenerationServiceStub(self._channel)
         self._model = model_pb2_grpc.ModelServiceStub(self._channel)
+        self._cancelling: set[Any] = set()
 
     def stream(
         self,
@@ -108,17 +66,36 @@ class Client:
         *,
         spec: pb.GenerationSpec | None = None,
         timeout: float | None = None,
+        resumable: bool | None = None,
         flush_interval_seconds: float | None = None,
         **options: Unpack[GenerationOptions],
     ) -> Stream:
-        """Starts a generation and gives its events as they come.
+        """Starts a generation and gives its events as they come. See `AsyncClient.stream`."""
+        resumable = self._reconnect is not None if resumable is None else resumable
+        request = stream_request(build_spec(prompt, spec=spec, **options), resumable, flush_interval_seconds)
+        link = self._link("StreamGenerate", timeout)
+        return Stream(link, lambda: self._generation.StreamGenerate(request, **link.options()))
 
-        `flush_interval_seconds` gathers deltas for that long: fewer, larger events.
-        """
-        request = pb.StreamGenerateRequest(spec=build_spec(prompt, spec=spec, **options))
-        if flush_interval_seconds is not None:
-            request.flush_interval.FromNanoseconds(round(flush_interval_seconds * 1e9))
-        return Stream(self._generation.StreamGenerate(request, **self._call_options(timeout)))
+    def interact(
+        self,
+        prompt: Prompt | None = None,
+        *,
+        spec: pb.GenerationSpec | None = None,
+        timeout: float | None = None,
+        **options: Unpack[GenerationOptions],
+    ) -> Interaction:
+        """Starts a generation that can be steered while its events come. See `AsyncClient.interact`."""
+        start = pb.InteractRequest(start=build_spec(prompt, spec=spec, **options))
+        link = self._link("Interact", timeout)
+        return Interaction(link, start, lambda actions: self._generation.Interact(actions, **link.options()))
+
+    def resume(
+        self, generation_id: str, resume_token: str, last_sequence: int = 0, *, timeout: float | None = None
+    ) -> Stream:
+        """Goes on with a resumable stream, of this process or another. See `AsyncClient.resume`."""
+        request = pb.ResumeRequest(generation_id=generation_id, resume_token=resume_token, last_sequence=last_sequence)
+        link = self._link("Resume", timeout)
+        return Stream(link, lambda: self._generation.Resume(request, **link.options()), request)
 
     def generate(
         self,
@@ -130,7 +107,7 @@ class Client:
     ) -> Response:
         """One reply, complete."""
         request = pb.GenerateRequest(spec=build_spec(prompt, spec=spec, **options))
-        return Response.from_proto(self._reply(self._generation.Generate, request, timeout))
+        return self._reply(f"{_GENERATION}/Generate", self._generation.Generate, request, timeout, Response.from_proto)
 
     def count(
         self,
@@ -142,14 +119,19 @@ class Client:
     ) -> TokenCount:
         """Counts tokens and cost without generating, and foretells what the overflow policy would drop."""
         request = pb.CountTokensRequest(spec=build_spec(prompt, spec=spec, **options))
-        return TokenCount.from_proto(self._reply(self._generation.CountTokens, request, timeout))
+        method = self._generation.CountTokens
+        return self._reply(f"{_GENERATION}/CountTokens", method, request, timeout, TokenCount.from_proto)
 
     def model(self, name: str = "", *, timeout: float | None = None) -> ModelCard:
         """What is served: the model's card, profile, prices and limits."""
-        return ModelCard.from_proto(self._reply(self._model.GetModel, model_pb2.GetModelRequest(model=name), timeout))
+        request = model_pb2.GetModelRequest(model=name)
+        return self._reply(f"{_MODEL}/GetModel", self._model.GetModel, request, timeout, ModelCard.from_proto)
 
     def close(self) -> None:
         """Cancels what runs and closes the connection."""
+        for call in list(self._cancelling):
+            with contextlib.suppress(grpc.RpcError, grpc.FutureTimeoutError, grpc.FutureCancelledError):
+                call.result(timeout=_CLOSE_SECONDS)
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -160,11 +142,37 @@ class Client:
     ) -> None:
         self.close()
 
-    def _call_options(self, timeout: float | None) -> dict[str, Any]:
-        return {"timeout": self.timeout if timeout is None else timeout, "metadata": self._metadata}
+    def _link(self, method: str, timeout: float | None) -> Link:
+        return Link(
+            span=CallSpan(f"{_GENERATION}/{method}", self._metadata),
+            timeout=self.timeout if timeout is None else timeout,
+            policy=self._reconnect,
+            resume=self._generation.Resume,
+            abandon=self._abandon,
+        )
 
-    def _reply(self, method: Callable[..., ReplyT], request: object, timeout: float | None) -> ReplyT:
+    def _abandon(self, request: pb.CancelRequest) -> None:
+        """Tells the server, without waiting, that nobody comes back."""
+        with contextlib.suppress(ValueError):  # the channel is closed already
+            call = self._generation.Cancel.future(request, timeout=_CANCEL_SECONDS, metadata=self._metadata)
+            self._cancelling.add(call)
+            call.add_done_callback(self._cancelling.discard)
+
+    def _reply(
+        self,
+        name: str,
+        method: Callable[..., Any],
+        request: object,
+        timeout: float | None,
+        read: Callable[[Any], ReplyT],
+    ) -> ReplyT:
+        span = CallSpan(name, self._metadata)
+        timeout = self.timeout if timeout is None else timeout
         try:
-            return method(request, **self._call_options(timeout))
+            reply = read(method(request, timeout=timeout, metadata=span.metadata))
         except grpc.RpcError as error:
-            raise from_rpc_error(error) from None
+            failure = from_rpc_error(error)
+            span.end(failure=failure)
+            raise failure from None
+        span.end(reply if isinstance(reply, Response) else None)
+        return reply

@@ -159,6 +159,8 @@ class EffectiveSettings:
     window_tokens: int
     dropped_tokens: int
     dropped_messages: int
+    requested_thinking_mode: ThinkingMode
+    """Before AUTO was decided; UNKNOWN for raw input that named none."""
 
     @classmethod
     def from_proto(cls, settings: pb.EffectiveSettings) -> Self:
@@ -172,6 +174,7 @@ class EffectiveSettings:
             window_tokens=settings.window_tokens,
             dropped_tokens=settings.dropped.tokens,
             dropped_messages=settings.dropped.messages,
+            requested_thinking_mode=thinking_mode(settings.requested_thinking_mode),
         )
 
 

@@ -45,7 +45,10 @@ def count(
     if counted.dropped_tokens or counted.dropped_messages:
         typer.echo(f"dropped to fit: {counted.dropped_messages} messages, {counted.dropped_tokens} tokens")
     typer.echo(f"window {counted.window_tokens} tokens, {counted.window_left_tokens} left for output")
-    typer.echo(f"thinking {settings.thinking_mode}, budget {settings.thinking_budget} ({settings.thinking_reason})")
+    if counted.overflow_tokens:
+        typer.echo(f"does not fit: {counted.overflow_tokens} tokens too many")
+    if settings is not None:
+        typer.echo(f"thinking {settings.thinking_mode}, budget {settings.thinking_budget} ({settings.thinking_reason})")
     if counted.min_usd is not None and counted.max_usd is not None:
         typer.echo(f"cost from {show.usd(counted.min_usd)} to {show.usd(counted.max_usd)}")
     return None

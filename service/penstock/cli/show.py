@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from penstock_client import AnswerDelta, Event, Finished, Response, ThinkingFinished, ThinkingOutcome, ThoughtDelta
-from penstock_client.values import FinishReason
+from penstock_client.values import FinishReason, ThinkingMode
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -93,9 +93,9 @@ def usage_line(response: Response) -> str:
 def print_numbers(console: Console, response: Response) -> None:
     """The usage line, and where the server chose the budget, why."""
     console.out(usage_line(response), style="dim", highlight=False)
-    reason = response.effective_settings.thinking_reason if response.effective_settings else ""
-    if reason.startswith("auto"):
-        console.out(reason, style="dim", highlight=False)
+    settings = response.effective_settings
+    if settings is not None and settings.requested_thinking_mode is ThinkingMode.AUTO:
+        console.out(settings.thinking_reason, style="dim", highlight=False)
 
 
 def usd(amount: Decimal) -> str:

@@ -1,0 +1,140 @@
+"""How a stream goes on after its connection: what is resumed, when, and for how long. No I/O: both clients share it."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import grpc
+
+from penstock_client.errors import BrokenStream, DeadlineExceeded, Overloaded, PenstockError, Unavailable
+from penstock_client.events import Event, EventReader
+from penstock_client.tracing import CallSpan
+from penstock_client.v1 import generation_pb2 as pb
+
+# What a cut connection looks like, from gRPC itself and from proxies; the service's own errors have a reason.
+_CUT = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL)
+
+
+@dataclass(frozen=True, slots=True)
+class Reconnect:
+    """Bounds of what is done about a dropped connection; every event that comes starts them anew.
+
+    The wait doubles from `first_wait_seconds` to `most_wait_seconds`, with jitter. `most_seconds` is best a little
+    below the server's `resume.grace_seconds` (60 by default): after it, there is nothing left to resume.
+    """
+
+    most_attempts: int = 20
+    most_seconds: float = 50.0
+    first_wait_seconds: float = 0.1
+    most_wait_seconds: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """What a stream needs of its client, now and when its connection is gone."""
+
+    span: CallSpan
+    timeout: float | None
+    policy: Reconnect | None
+    resume: Callable[..., Any]
+    abandon: Callable[[pb.CancelRequest], None]
+
+    def options(self, timeout: float | None = None) -> dict[str, Any]:
+        return {"timeout": self.timeout if timeout is None else timeout, "metadata": self.span.metadata}
+
+    def without_policy(self) -> Link:
+        return replace(self, policy=None)
+
+
+class Recovery:
+    """One stream's memory over its connections. `policy` None: the first failure is the last."""
+
+    def __init__(self, reader: EventReader, policy: Reconnect | None, timeout: float | None) -> None:
+        self._reader = reader
+        self._policy = policy
+        self._ends_at = None if timeout is None else time.monotonic() + timeout
+        self._attempts = 0
+        self._cut_at = 0.0
+        self._drained: pb.GenerationEvent | None = None
+        self.reconnections = 0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """To the deadline, which holds over all connections of the stream."""
+        return None if self._ends_at is None else self._ends_at - time.monotonic()
+
+    @property
+    def is_orphan(self) -> bool:
+        """The server goes on with it although nobody will come back."""
+        response = self._reader.response
+        return bool(response.resume_token) and not self._reader.finished and self._drained is None
+
+    def take(self, proto: pb.GenerationEvent) -> Event | None:
+        """The event for the user. None: a repeated one, an unknown kind, or the word that another server goes on."""
+        self._attempts = 0
+        if self._policy is not None and proto.finished.resume_token and proto.sequence > self._reader.last_sequence:
+            self._drained = proto
+            return None
+        if self._drained is not None:
+            # The other server's part is a stream of its own, which cannot be resumed again.
+            self._reader.last_sequence, self._drained = self._drained.sequence, None
+            self._reader.response.resume_token = ""
+        return self._reader.read(proto)
+
+    def last_event(self) -> Event | None:
+        """Where no other server goes on: the last event of the one that drained."""
+        drained, self._drained = self._drained, None
+        return self._reader.read(drained) if drained is not None else None
+
+    def wait_seconds(self, failure: PenstockError) -> float:
+        """How long to wait before `request` is sent. Raises `failure` where nothing can be resumed, or not any more."""
+        policy = self._policy
+        if policy is None or not self._may_go_on(failure):
+            raise failure
+        now = time.monotonic()
+        if self._attempts == 0:
+            self._cut_at = now
+        elif self._attempts >= policy.most_attempts or now - self._cut_at > policy.most_seconds:
+            raise failure
+        wait = min(policy.most_wait_seconds, policy.first_wait_seconds * 2.0**self._attempts)
+        wait = max(wait * random.uniform(0.5, 1.0), failure.retry_after_seconds or 0.0)
+        if self._attempts == 0 and self._drained is None:
+            wait = 0.0  # The connection may be cut while the server is well.
+        left = self.seconds_left
+        if left is not None and left <= wait:
+            raise DeadlineExceeded("the deadline passed while the connection was away") from failure
+        self._attempts += 1
+        self.reconnections += 1
+        return wait
+
+    def _may_go_on(self, failure: PenstockError) -> bool:
+        if isinstance(failure, BrokenStream):
+            return failure.is_cut_short and self._has_token
+        if self._drained is not None:
+            # Any server that shares the key will do, and the next attempt may reach one.
+            return isinstance(failure, Unavailable | Overloaded) or self._is_cut(failure)
+        return self._has_token and (self._is_cut(failure) or failure.reason == "DRAINING")
+
+    @staticmethod
+    def _is_cut(failure: PenstockError) -> bool:
+        return failure.code in _CUT and not failure.reason
+
+    @property
+    def _has_token(self) -> bool:
+        return self._drained is not None or bool(self._reader.response.resume_token)
+
+    def cancel_request(self) -> pb.CancelRequest:
+        response = self._reader.response
+        return pb.CancelRequest(generation_id=response.generation_id, resume_token=response.resume_token)
+
+    def request(self) -> pb.ResumeRequest:
+        response, drained = self._reader.response, self._drained
+        return pb.ResumeRequest(
+            generation_id=response.generation_id,
+            resume_token=drained.finished.resume_token if drained is not None else response.resume_token,
+            last_sequence=drained.sequence if drained is not None else self._reader.last_sequence,
+        )

@@ -1,0 +1,60 @@
+"""Spans and trace context, if OpenTelemetry's API is installed; nothing at all otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from penstock_client.errors import PenstockError
+    from penstock_client.response import Response
+
+
+def _installed() -> tuple[Any, Any] | None:
+    try:
+        from opentelemetry import propagate, trace
+    except ImportError:
+        return None
+    return propagate, trace
+
+
+_OTEL = _installed()
+Metadata = Sequence[tuple[str, str]]
+
+
+class CallSpan:
+    """The client span of one call, over all its connections. `metadata` carries its context to the server."""
+
+    def __init__(self, method: str, metadata: Metadata) -> None:
+        self.metadata = tuple(metadata)
+        self._span: Any = None
+        if _OTEL is None:
+            return
+        propagate, trace = _OTEL
+        service, _, name = method.rpartition("/")
+        attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": name}
+        self._span = trace.get_tracer("penstock_client").start_span(
+            method, kind=trace.SpanKind.CLIENT, attributes=attributes
+        )
+        carrier: dict[str, str] = {}
+        propagate.inject(carrier, trace.set_span_in_context(self._span))
+        self.metadata += tuple((key.lower(), value) for key, value in carrier.items())
+
+    def reconnected(self, last_sequence: int) -> None:
+        if self._span is not None:
+            self._span.add_event("reconnect", {"penstock.last_sequence": last_sequence})
+
+    def end(self, response: Response | None = None, failure: PenstockError | None = None) -> None:
+        """Ends it once; harmless when it has ended."""
+        span, self._span = self._span, None
+        if span is None or _OTEL is None:
+            return
+        if response is not None and response.usage is not None:
+            span.set_attribute("gen_ai.response.model", response.model)
+            span.set_attribute("gen_ai.response.id", response.generation_id)
+            span.set_attribute("gen_ai.usage.input_tokens", response.usage.prompt_tokens)
+            span.set_attribute("gen_ai.usage.output_tokens", response.usage.output_tokens)
+        if failure is not None:
+            span.set_attribute("error.type", failure.reason or (failure.code.name if failure.code else "BROKEN_STREAM"))
+            span.set_status(_OTEL[1].StatusCode.ERROR)
+        span.end()
