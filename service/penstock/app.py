@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
-from collections.abc import Callable
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
 
-from penstock.config import Config
+from penstock import logs
+from penstock.config import Config, EngineSettings
 from penstock.engine import Engine
+from penstock.observe import NOBODY, Observer
 from penstock.server import Server
 from penstock.supervisor import Mortal, OnChange, SupervisedEngine
+from penstock.telemetry.plan import plan_telemetry
 
 log = logging.getLogger(__name__)
 OnText = Callable[[str], None]
@@ -25,7 +32,14 @@ async def serve(config: Config, *, on_progress: OnText | None = None, on_ready: 
     progress = on_progress or log.info
     stop = asyncio.Event()
     _on_signals(stop)
-    server = Server(config)
+    async with observed(config, progress) as (config, observer):
+        return await _serve(config, observer, stop, progress, on_ready)
+
+
+async def _serve(
+    config: Config, observer: Observer, stop: asyncio.Event, progress: OnText, on_ready: OnText | None
+) -> int:
+    server = Server(config, observer)
     address = await server.listen()
     progress(f"listening on {address}, not serving yet")
     starting = asyncio.create_task(start_engine(config, progress, server.set_ready))
@@ -74,6 +88,42 @@ async def _until_the_end(server: Server, engine: Engine, stop: asyncio.Event, co
         draining.cancel()
         await server.drain(0)
     return 0
+
+
+@asynccontextmanager
+async def observed(config: Config, progress: OnText) -> AsyncIterator[tuple[Config, Observer]]:
+    """Logs as configured, and whoever looks on: nobody by default. The configuration that comes out has what makes
+    vLLM's own spans join ours. Raises ConfigError."""
+    settings = config.telemetry
+    plan = plan_telemetry(settings, os.environ)
+    with tempfile.TemporaryDirectory(prefix="penstock-") as scratch:
+        if settings.log_format == "json" or "logs" in plan.routes:
+            vllm = logs.vllm_environment(settings.log_format, config.engine.log_level, Path(scratch))
+            os.environ.update(vllm)
+        stderr = logs.to_stderr(settings.log_format)
+        try:
+            if plan.is_off:
+                yield config, NOBODY
+                return
+            # OpenTelemetry is imported only where it is wanted.
+            from penstock.telemetry.start import Telemetry, engine_environment
+
+            telemetry = Telemetry(plan, settings)
+            if telemetry.endpoint is not None:
+                progress(f"metrics on http://{telemetry.endpoint.address}/metrics")
+            traced = engine_environment(plan.routes, os.environ) if settings.engine_traces else None
+            try:
+                yield config.model_copy(update={"engine": _traced(config.engine, traced)}), telemetry.observer
+            finally:
+                await telemetry.close()
+        finally:
+            logging.getLogger().removeHandler(stderr)
+
+
+def _traced(settings: EngineSettings, endpoint: str | None) -> EngineSettings:
+    if endpoint is None:
+        return settings
+    return settings.model_copy(update={"extra_args": {"otlp_traces_endpoint": endpoint, **settings.extra_args}})
 
 
 def _on_signals(stop: asyncio.Event) -> None:

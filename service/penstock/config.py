@@ -160,6 +160,22 @@ _DEMO_PRICES = (
 )
 
 
+class TelemetrySettings(Section):
+    """Traces, metrics and logs. Nothing is recorded by default; the standard OTEL_* environment variables hold."""
+
+    otlp: Literal["auto", "off", "grpc", "http"] = Field(
+        "auto", description="Send by OTLP. auto: where OTEL_EXPORTER_OTLP_ENDPOINT is set, by its protocol."
+    )
+    otlp_endpoint: str = Field("", description="URL of the collector; empty takes the OTEL_* variables or localhost.")
+    traces: bool = Field(True, description="With OTLP: a trace per call.")
+    metrics: bool = Field(True, description="With OTLP: counts and durations.")
+    logs: bool = Field(True, description="With OTLP: log lines.")
+    engine_traces: bool = Field(True, description="With traces: vLLM's own spans join them.")
+    record_content: bool = Field(False, description="Prompts and outputs go into traces. Mind who may read those.")
+    prometheus_listen: str = Field("", description="host:port of the Prometheus endpoint; empty is none.")
+    log_format: Literal["text", "json"] = Field("text", description="Log lines on stderr.")
+
+
 class Config(Section):
     engine: EngineSettings = EngineSettings()
     server: ServerSettings = ServerSettings()
@@ -169,6 +185,7 @@ class Config(Section):
     thinking: ThinkingSettings = ThinkingSettings()
     limits: LimitSettings = LimitSettings()
     pricing: PricingSettings = PricingSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
 
     @property
     def price_tiers(self) -> tuple[PriceTier, ...]:

@@ -1,0 +1,91 @@
+"""Log lines on stderr, as text or JSON, each with the call it was written for. Never prompt or output.
+
+A traceback is told as its frames and the exception's type: the exception's own text may hold what a caller sent.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from penstock.observe import CALL
+
+Format = Literal["text", "json"]
+
+
+def call_fields(record: logging.LogRecord) -> Mapping[str, str]:
+    """What is known of the call: trace_id, span_id, rpc, generation_id. Emitting is where the task still is."""
+    kept: Mapping[str, str] | None = getattr(record, "call_fields", None)
+    return CALL.get().log_fields if kept is None else kept
+
+
+def frames_of(record: logging.LogRecord) -> str:
+    return "".join(traceback.format_tb(record.exc_info[2])) if record.exc_info else ""
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object per line. Also named in vLLM's logging configuration, for its own processes."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "time": _time(record),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            "process": record.processName,
+            **call_fields(record),
+        }
+        if record.exc_info and record.exc_info[0] is not None:
+            line |= {"exception": record.exc_info[0].__name__, "frames": frames_of(record)}
+        return json.dumps(line, ensure_ascii=False)
+
+
+class TextFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        fields = "".join(f" {key}={value}" for key, value in call_fields(record).items())
+        text = f"{_time(record)} {record.levelname} {record.name}: {record.getMessage()}{fields}"
+        if record.exc_info and record.exc_info[0] is not None:
+            text += f"\n{record.exc_info[0].__name__}\n{frames_of(record)}"
+        return text
+
+
+class InChildren(logging.Filter):
+    """Passes in the processes that vLLM starts; in ours its lines reach the root logger, and are written there."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return multiprocessing.parent_process() is not None
+
+
+def _time(record: logging.LogRecord) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
+
+
+def to_stderr(form: Format) -> logging.Handler:
+    """Adds our handler to the root logger, and returns it."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+    logging.getLogger().addHandler(handler)
+    return handler
+
+
+def vllm_environment(form: Format, level: str, directory: Path) -> Mapping[str, str]:
+    """Variables that make vLLM log as we do, in this process through the root logger and in its own ones directly."""
+    formatter = "penstock.logs.JsonFormatter" if form == "json" else "penstock.logs.TextFormatter"
+    handler = {"class": "logging.StreamHandler", "formatter": "ours", "filters": ["in_children"]}
+    settings = {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"ours": {"class": formatter}},
+        "filters": {"in_children": {"()": "penstock.logs.InChildren"}},
+        "handlers": {"ours": handler},
+        "loggers": {"vllm": {"handlers": ["ours"], "level": level, "propagate": True}},
+    }
+    path = directory / "vllm-logging.json"
+    path.write_text(json.dumps(settings))
+    return {"VLLM_LOGGING_CONFIG_PATH": str(path)}

@@ -1,0 +1,1 @@
+"""Traces, metrics and logs: the only room that imports opentelemetry, entered by `app` alone and only where wanted."""

@@ -1,0 +1,145 @@
+"""Counts and durations. Labels are bounded: methods, modes, outcomes, causes and reasons of ours, one model's name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from opentelemetry.context import Context
+from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation
+
+from penstock.engine import EngineLoad
+from penstock.observe import ServiceState
+from penstock.telemetry import names
+from penstock.types import Cost, Usage
+
+# A long thought runs for an hour; the conventions' own buckets end at 82 s (GenAI) and 10 s (RPC).
+_CALL_SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 40, 80, 160, 320, 640, 1280, 2560)
+_FIRST_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_TOKEN_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
+_TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576)
+_THOUGHT_TOKENS = (0, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
+
+State = Callable[[], ServiceState]
+Labelled = tuple[float, Mapping[str, str]]
+
+
+class Instruments:
+    """Made once; a no-op meter makes no-op instruments."""
+
+    def __init__(self, meter: Meter, *, on: bool = True) -> None:
+        self.on = on
+        self._meter = meter
+        self.rpc_duration = self._seconds(names.RPC_DURATION, "RPCs, by method and status", _CALL_SECONDS)
+        self.request_duration = self._seconds(names.REQUEST_DURATION, "Generations, queue included", _CALL_SECONDS)
+        self.time_to_first_token = self._seconds(names.TIME_TO_FIRST_TOKEN, "Arrival to first token", _FIRST_SECONDS)
+        self.time_to_first_answer_token = self._seconds(
+            names.TIME_TO_FIRST_ANSWER_TOKEN, "Arrival to first token of the answer", _CALL_SECONDS
+        )
+        self.time_per_output_token = self._seconds(
+            names.TIME_PER_OUTPUT_TOKEN, "Mean between two tokens of one candidate", _TOKEN_SECONDS
+        )
+        self.queue_wait = self._seconds(names.QUEUE_WAIT, "Wait for admission", _FIRST_SECONDS)
+        self.token_usage = self._tokens(names.TOKEN_USAGE, "Tokens of one generation: input, output", _TOKENS)
+        self.budget_planned = self._tokens(names.BUDGET_PLANNED, "Budgets of those that may think", _THOUGHT_TOKENS)
+        self.budget_spent = self._tokens(names.BUDGET_SPENT, "Thought tokens of a candidate that did", _THOUGHT_TOKENS)
+        counter = meter.create_counter
+        self.tokens = counter(names.TOKENS, "{token}", "By type; cached is a part of input")
+        self.speculated = counter(names.SPECULATED, "{token}", "Drafted and accepted, of runs that ended by themselves")
+        self.thoughts = counter(names.THOUGHTS, "{thought}", "Candidates, by how their thought ended")
+        self.refusals = counter(names.REFUSALS, "{call}", "Calls that ended with an error, by reason")
+        self.continuations = counter(names.CONTINUATIONS, "{run}", "Engine runs after a candidate's first, by cause")
+        self.cost = counter(names.COST_TOTAL, "{tick}", "By the price list, in ticks of 1e-10 USD")
+
+    def _seconds(self, name: str, description: str, buckets: tuple[float, ...]) -> Histogram:
+        return self._meter.create_histogram(name, "s", description, explicit_bucket_boundaries_advisory=buckets)
+
+    def _tokens(self, name: str, description: str, buckets: tuple[float, ...]) -> Histogram:
+        return self._meter.create_histogram(name, "{token}", description, explicit_bucket_boundaries_advisory=buckets)
+
+    def count(self, usage: Usage, cost: Cost | None, labels: Mapping[str, str], context: Context) -> None:
+        """The bill of one generation."""
+        for kind, tokens in (("input", usage.prompt_tokens), ("output", usage.output_tokens)):
+            self.token_usage.record(tokens, {**labels, names.TOKEN_TYPE: kind}, context=context)
+        counts = {
+            "input": usage.prompt_tokens,
+            "cached": usage.cached_tokens,
+            "thought": usage.thought_tokens,
+            "answer": usage.answer_tokens,
+            "marker": usage.marker_tokens,
+            "recomputed": usage.recomputed_tokens,
+        }
+        for kind, tokens in counts.items():
+            self.tokens.add(tokens, {names.KIND: kind}, context=context)
+        if usage.drafted_tokens is not None and usage.accepted_tokens is not None:
+            self.speculated.add(usage.drafted_tokens, {names.RESULT: "drafted"}, context=context)
+            self.speculated.add(usage.accepted_tokens, {names.RESULT: "accepted"}, context=context)
+        if cost is not None:
+            self.cost.add(cost.total_usd_ticks, context=context)
+
+    def watch(self, state: State) -> None:
+        """Gauges of the moment, asked when somebody collects."""
+        for name, unit, description, read in _GAUGES:
+            self._meter.create_observable_gauge(name, [_callback(state, read)], unit, description)
+        for name, unit, description, read in _COUNTERS:
+            self._meter.create_observable_counter(name, [_callback(state, read)], unit, description)
+
+
+Read = Callable[[ServiceState], Iterable[Labelled]]
+
+
+def _callback(state: State, read: Read) -> Callable[[CallbackOptions], Iterable[Observation]]:
+    def observe(options: CallbackOptions) -> Iterable[Observation]:
+        return [Observation(value, labels) for value, labels in read(state())]
+
+    return observe
+
+
+def _one(read: Callable[[ServiceState], float]) -> Read:
+    return lambda state: [(read(state), {})]
+
+
+def _load(read: Callable[[EngineLoad], float]) -> Read:
+    return lambda state: [(read(state.load), {})] if state.load is not None else []
+
+
+def _up(state: ServiceState) -> Iterable[Labelled]:
+    return [(int(state.engine_is_up), {names.MODEL: state.model})]
+
+
+def _prefix(state: ServiceState) -> Iterable[Labelled]:
+    load = state.load
+    if load is None:
+        return []
+    return [
+        (load.prefix_queried_tokens, {names.RESULT: "queried"}),
+        (load.prefix_hit_tokens, {names.RESULT: "hit"}),
+    ]
+
+
+def _accepted(state: ServiceState) -> Iterable[Labelled]:
+    return [
+        (count, {names.POSITION: str(place)})
+        for place, count in enumerate(state.load.accepted_by_position if state.load else (), start=1)
+    ]
+
+
+_GAUGES: tuple[tuple[str, str, str, Read], ...] = (
+    (names.UP, "", "1 while the engine takes work", _up),
+    (names.DRAINING, "", "1 while the server is going away", _one(lambda s: int(s.draining))),
+    (names.QUEUE_CALLS, "{call}", "Calls that wait for admission", _one(lambda s: s.queued_calls)),
+    (names.QUEUE_TOKENS, "{token}", "Tokens that wait for admission", _one(lambda s: s.queued_tokens)),
+    (names.CALLS, "{call}", "Calls that were let in", _one(lambda s: s.running_calls)),
+    (names.SEQUENCES, "{sequence}", "Candidates that were let in", _one(lambda s: s.running_sequences)),
+    (names.CAPACITY, "{sequence}", "Candidates that may run side by side", _one(lambda s: s.capacity_sequences)),
+    (names.RESUMABLE, "{stream}", "Streams kept for a client to come back", _one(lambda s: s.resumable_streams)),
+    (names.RUNNING, "{request}", "Running in the engine", _load(lambda e: e.running_requests)),
+    (names.WAITING, "{request}", "Waiting in the engine", _load(lambda e: e.waiting_requests)),
+    (names.KV_USAGE, "1", "Share of the KV cache in use, of the fullest rank", _load(lambda e: e.kv_cache_usage)),
+)
+_COUNTERS: tuple[tuple[str, str, str, Read], ...] = (
+    (names.RESTARTS, "{restart}", "Engines that were started again", _one(lambda s: s.engine_restarts)),
+    (names.STEPS, "{step}", "Engine steps; none while work waits means it hangs", _load(lambda e: e.steps)),
+    (names.PREEMPTIONS, "{request}", "Requests put back for want of KV cache", _load(lambda e: e.preemptions)),
+    (names.PREFIX_TOKENS, "{token}", "Prompt tokens looked up in the prefix cache, and found", _prefix),
+    (names.DRAFTS_ACCEPTED, "{token}", "Drafts accepted, by position; since the engine's start", _accepted),
+)

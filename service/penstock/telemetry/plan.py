@@ -1,0 +1,84 @@
+"""What is sent where: our settings and the standard OTEL_* variables, resolved once. Imports no opentelemetry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from penstock.config import TelemetrySettings
+from penstock.errors import ConfigError
+
+Protocol = Literal["grpc", "http"]
+Signal = Literal["traces", "metrics", "logs"]
+SIGNALS: tuple[Signal, ...] = ("traces", "metrics", "logs")
+_DEFAULTS: Mapping[Protocol, str] = {"grpc": "http://localhost:4317", "http": "http://localhost:4318"}
+_BASE = "OTEL_EXPORTER_OTLP"
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where one signal goes. `endpoint` is whole: for HTTP it ends with the signal's path."""
+
+    protocol: Protocol
+    endpoint: str
+
+
+@dataclass(frozen=True, slots=True)
+class TelemetryPlan:
+    routes: Mapping[Signal, Route]
+    prometheus: tuple[str, int] | None
+
+    @property
+    def is_off(self) -> bool:
+        return not self.routes and self.prometheus is None
+
+
+def plan_telemetry(settings: TelemetrySettings, environ: Mapping[str, str]) -> TelemetryPlan:
+    """Raises ConfigError for a listen address that is none, and for a protocol that is not spoken here."""
+    if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return TelemetryPlan({}, None)
+    wanted: dict[Signal, bool] = {"traces": settings.traces, "metrics": settings.metrics, "logs": settings.logs}
+    routes: dict[Signal, Route] = {}
+    for signal in SIGNALS:
+        exporter = environ.get(f"OTEL_{signal.upper()}_EXPORTER", "otlp").strip().lower()
+        route = _route(settings, signal, environ)
+        if wanted[signal] and exporter != "none" and route is not None:
+            routes[signal] = route
+    return TelemetryPlan(routes, _address(settings.prometheus_listen))
+
+
+def _route(settings: TelemetrySettings, signal: Signal, environ: Mapping[str, str]) -> Route | None:
+    """By the exporters' own rules: the signal's variable is a whole URL, the general one and ours are bases."""
+    own = environ.get(f"{_BASE}_{signal.upper()}_ENDPOINT", "").strip()
+    base = settings.otlp_endpoint or environ.get(f"{_BASE}_ENDPOINT", "").strip()
+    if settings.otlp == "off" or (settings.otlp == "auto" and not (own or base)):
+        return None
+    protocol = settings.otlp if settings.otlp != "auto" else _protocol(signal, environ)
+    if own and not settings.otlp_endpoint:
+        return Route(protocol, own)
+    base = base or _DEFAULTS[protocol]
+    return Route(protocol, f"{base.rstrip('/')}/v1/{signal}" if protocol == "http" else base)
+
+
+def _protocol(signal: Signal, environ: Mapping[str, str]) -> Protocol:
+    for variable in (f"{_BASE}_{signal.upper()}_PROTOCOL", f"{_BASE}_PROTOCOL"):
+        match environ.get(variable, "").strip().lower():
+            case "":
+                continue
+            case "grpc":
+                return "grpc"
+            case "http/protobuf" | "http":
+                return "http"
+            case other:
+                raise ConfigError(f"{variable}: {other} is not spoken here; grpc and http/protobuf are")
+    return "grpc"
+
+
+def _address(listen: str) -> tuple[str, int] | None:
+    if not listen:
+        return None
+    host, _, port = listen.rpartition(":")
+    if not port.isdigit() or int(port) > 65535:
+        raise ConfigError(f"telemetry.prometheus_listen: {listen!r} is not host:port")
+    return host.strip("[]") or "127.0.0.1", int(port)

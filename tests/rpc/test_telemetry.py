@@ -1,0 +1,263 @@
+"""Traces and logs as a collector receives them: the tree of a call, what happened in it, and what must not leave."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+from penstock.config import Config, TelemetrySettings
+from penstock.engine_scripted import Reply, ScriptedEngine
+from penstock.server import Server
+from penstock.telemetry.plan import plan_telemetry
+from penstock.telemetry.start import Telemetry
+from penstock.types import EngineChunk, EngineRequest
+from penstock_client.v1 import generation_pb2 as pb
+from penstock_client.v1 import generation_pb2_grpc
+
+from tests.rpc.mortal import ward
+from tests.rpc.otlp import Collector, attributes, collecting
+from tests.rpc.test_stream import spec, stream
+
+THINKING = pb.ThinkingConfig(mode=pb.THINKING_MODE_THINKING)
+SLOW = Reply(thought="a thought of some length", answer="an answer that goes on", step_seconds=0.002)
+METHOD = "penstock.v1.GenerationService/StreamGenerate"
+CHAT = "chat scripted"
+# Reads a call with a span of its own around it, as a client's process does.
+CLIENT = Path(__file__).with_name("traced_client.py")
+
+
+@asynccontextmanager
+async def telling(**settings: Any) -> AsyncIterator[tuple[Telemetry, Collector]]:
+    with collecting() as collector:
+        wanted = TelemetrySettings(otlp="grpc", otlp_endpoint=collector.endpoint, **settings)
+        telemetry = Telemetry(plan_telemetry(wanted, {}), wanted)
+        yield telemetry, collector
+        await telemetry.close()
+
+
+@asynccontextmanager
+async def told(*replies: Reply, engine: ScriptedEngine | None = None, **settings: Any) -> AsyncIterator[Any]:
+    """(channel, address, collector) of a service whose telemetry arrives once the block's end closed it."""
+    async with telling(**settings) as (telemetry, collector):
+        config = Config.model_validate({"server": {"listen": "127.0.0.1:0"}})
+        server = Server(config, telemetry.observer)
+        address = await server.listen()
+        await server.serve_with(engine or ScriptedEngine(replies))
+        async with grpc.aio.insecure_channel(address) as channel:
+            yield channel, address, collector
+        await server.drain(0)
+
+
+class Listening(ScriptedEngine):
+    def __init__(self, replies: tuple[Reply, ...]) -> None:
+        super().__init__(replies)
+        self.headers: list[Any] = []
+
+    async def stream(self, request: EngineRequest) -> Any:
+        self.headers.append(request.trace_headers)
+        async for chunk in super().stream(request):
+            assert isinstance(chunk, EngineChunk)
+            yield chunk
+
+
+def events(span: Span) -> list[str]:
+    return [event.name for event in span.events]
+
+
+async def test_the_whole_tree_of_a_call_hangs_on_the_span_of_a_client_in_another_process() -> None:
+    engine = Listening((SLOW,))
+    async with told(engine=engine) as (_, address, collector):
+        command = (sys.executable, str(CLIENT), address, collector.endpoint)
+        client = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
+        assert await client.wait() == 0, client.stderr and (await client.stderr.read()).decode()
+    asking, server, chat = (collector.one(name) for name in ("ask", METHOD, CHAT))
+    assert len({span.trace_id for span in collector.spans}) == 1
+    assert server.parent_span_id == asking.span_id
+    assert chat.parent_span_id == server.span_id
+    assert collector.services[asking.span_id] == "a-client"
+    assert collector.services[chat.span_id] == "penstock"
+    assert (server.kind, chat.kind) == (Span.SPAN_KIND_SERVER, Span.SPAN_KIND_INTERNAL)
+    kinds = [(span.name, attributes(span).get("penstock.run.cause")) for span in collector.children(chat)]
+    assert kinds == [
+        ("penstock.plan", None),
+        ("penstock.queue", None),
+        ("penstock.engine_run", "start"),
+        ("penstock.thinking", None),
+        ("penstock.engine_run", "budget"),
+        ("penstock.answer", None),
+    ]
+    assert events(chat) == ["penstock.first_thought_token", "penstock.budget_reached", "penstock.first_answer_token"]
+    # What the engine is handed is the context of the run's own span.
+    runs = [span for span in collector.children(chat) if span.name == "penstock.engine_run"]
+    assert [h["traceparent"].split("-")[2] for h in engine.headers] == [run.span_id.hex() for run in runs]
+
+
+async def test_attributes_follow_the_conventions_and_hold_no_content() -> None:
+    async with told(Reply(match="secret", thought="hidden thought", answer="hidden answer")) as (channel, _, collector):
+        await stream(channel, spec("my secret", thinking=THINKING, sampling=pb.SamplingConfig(temperature=0.5, seed=7)))
+    chat, server = attributes(collector.one(CHAT)), attributes(collector.one(METHOD))
+    assert chat["gen_ai.operation.name"] == "chat"
+    assert chat["gen_ai.provider.name"] == "penstock"
+    assert chat["gen_ai.request.model"] == chat["gen_ai.response.model"] == "scripted"
+    assert (chat["gen_ai.request.temperature"], chat["gen_ai.request.seed"]) == (0.5, 7)
+    assert chat["gen_ai.request.stream"] is True
+    assert chat["gen_ai.response.finish_reasons"] == ["stop"]
+    assert chat["gen_ai.usage.reasoning.output_tokens"] == len("hidden thought")
+    assert (
+        chat["gen_ai.usage.output_tokens"]
+        == chat["gen_ai.usage.reasoning.output_tokens"] + chat["penstock.answer.tokens"]
+    )
+    assert chat["gen_ai.response.time_to_first_chunk"] > 0
+    assert server["rpc.system.name"] == "grpc"
+    assert server["rpc.method"] == METHOD
+    assert server["rpc.response.status_code"] == "OK"
+    assert server["server.address"] == "127.0.0.1"
+    everything = "".join(str(span) for span in collector.spans) + "".join(str(line) for line in collector.logs)
+    assert not any(word in everything for word in ("secret", "hidden"))
+
+
+async def test_content_is_recorded_where_it_is_switched_on() -> None:
+    async with told(Reply(thought="t", answer="hidden answer"), record_content=True) as (channel, _, collector):
+        await stream(channel, spec("my secret", thinking=THINKING))
+    chat = attributes(collector.one(CHAT))
+    assert "my secret" in chat["gen_ai.input.messages"]
+    assert '{"type": "text", "content": "hidden answer"}' in chat["gen_ai.output.messages"]
+    assert '{"type": "reasoning", "content": "t"}' in chat["gen_ai.output.messages"]
+
+
+async def test_after_a_killed_engine_the_continuation_is_in_the_same_trace() -> None:
+    async with telling() as (telemetry, collector), ward(SLOW, observer=telemetry.observer) as here:
+        running = asyncio.create_task(stream(here.channel, spec(thinking=THINKING)))
+        await asyncio.sleep(0.05)
+        await here.engine.kill()
+        await running
+        await telemetry.close()
+    assert len({span.trace_id for span in collector.spans}) == 1
+    chat = collector.one(CHAT)
+    names = [span.name for span in collector.children(chat) if "plan" not in span.name and "queue" not in span.name]
+    assert sorted(names) == [
+        "penstock.answer",
+        "penstock.engine_run",
+        "penstock.engine_run",
+        "penstock.thinking",
+        "penstock.wait_for_engine",
+    ]
+    died, went_on = (attributes(span) for span in collector.children(chat) if span.name == "penstock.engine_run")
+    assert (died["penstock.run.end"], went_on["penstock.run.cause"]) == ("engine_died", "engine_death")
+    assert chat.status.code == Status.STATUS_CODE_UNSET
+
+
+async def test_errors_and_cancelled_streams_are_not_ok() -> None:
+    long = Reply(match="long", thought="x" * 3000, answer="a", step_seconds=0.002)
+    async with told(long) as (channel, _, collector):
+        with pytest.raises(grpc.aio.AioRpcError):
+            await stream(channel, spec("a", output=pb.OutputConfig(max_output_tokens=-1)))
+        stub = generation_pb2_grpc.GenerationServiceStub(channel)
+        left = stub.StreamGenerate(pb.StreamGenerateRequest(spec=spec("long", thinking=THINKING)))
+        await left.read()
+        left.cancel()
+        late = stub.StreamGenerate(pb.StreamGenerateRequest(spec=spec("long", thinking=THINKING)), timeout=0.2)
+        with pytest.raises(grpc.aio.AioRpcError):
+            assert [reply async for reply in late]
+        await asyncio.sleep(0.2)
+    ends = {}
+    for span in collector.named(METHOD):
+        assert span.status.code == Status.STATUS_CODE_ERROR
+        ends[attributes(span)["rpc.response.status_code"]] = attributes(span)["error.type"]
+    assert ends == {
+        "INVALID_ARGUMENT": "INVALID_FIELD",
+        "CANCELLED": "CANCELLED",
+        "DEADLINE_EXCEEDED": "DEADLINE_EXCEEDED",
+    }
+    assert all(span.status.code == Status.STATUS_CODE_ERROR for span in collector.named(CHAT))
+    assert all(span.end_time_unix_nano for span in collector.spans)
+
+
+async def test_a_resume_is_linked_to_what_it_resumes() -> None:
+    async with told(SLOW) as (channel, _, collector):
+        stub = generation_pb2_grpc.GenerationServiceStub(channel)
+        call = stub.StreamGenerate(pb.StreamGenerateRequest(spec=spec(thinking=THINKING), resumable=True))
+        started = (await call.read()).event.started
+        call.cancel()
+        resume = pb.ResumeRequest(
+            generation_id=started.generation_id, resume_token=started.resume_token, last_sequence=1
+        )
+        assert [event async for event in stub.Resume(resume)]
+    resumed = collector.one("penstock.v1.GenerationService/Resume")
+    chat = collector.one(CHAT)
+    assert [link.span_id for link in resumed.links] == [chat.span_id]
+    # The generation itself was not cut short by its client's leaving.
+    assert chat.status.code == Status.STATUS_CODE_UNSET
+
+
+async def test_health_and_reflection_are_not_traced() -> None:
+    async with told(SLOW) as (channel, _, collector):
+        await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+        await stream(channel, spec())
+    assert not [span.name for span in collector.spans if "Health" in span.name]
+
+
+async def test_a_deadline_plan_is_told() -> None:
+    async with told(SLOW) as (channel, _, collector):
+        stub = generation_pb2_grpc.GenerationServiceStub(channel)
+        question = spec("2 and 3 and 4 and 5", thinking=pb.ThinkingConfig(mode=pb.THINKING_MODE_AUTO))
+        request = pb.StreamGenerateRequest(spec=question)
+        assert [event async for event in stub.StreamGenerate(request, timeout=20)]
+    plan = next(event for event in collector.one(CHAT).events if event.name == "penstock.deadline_plan")
+    assert 15 < attributes(plan)["penstock.deadline.seconds"] <= 20
+
+
+async def test_log_lines_arrive_with_the_ids_of_their_call() -> None:
+    class Broken(ScriptedEngine):
+        async def stream(self, request: EngineRequest) -> Any:
+            raise ValueError(bytes(i for i in request.prompt_token_ids if i < 256).decode())
+            yield
+
+    async with told(engine=Broken(())) as (channel, _, collector):
+        with pytest.raises(grpc.aio.AioRpcError):
+            await stream(channel, spec("secret"))
+    (line,) = [log for log in collector.logs if "failed" in log.body.string_value]
+    server = collector.one(METHOD)
+    assert (line.trace_id, line.span_id) == (server.trace_id, server.span_id)
+    assert len(attributes(line)["generation_id"]) == 32
+    assert "secret" not in str(line)
+
+
+async def test_an_unreachable_collector_never_blocks_and_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    settings = TelemetrySettings(otlp="grpc", otlp_endpoint="http://127.0.0.1:9")
+    environ = {"OTEL_BSP_SCHEDULE_DELAY": "50", "OTEL_EXPORTER_OTLP_TIMEOUT": "1"}
+    with caplog.at_level(logging.WARNING), pytest.MonkeyPatch.context() as patch:
+        for name, value in environ.items():
+            patch.setenv(name, value)
+        telemetry = Telemetry(plan_telemetry(settings, {}), settings)
+        config = Config.model_validate({"server": {"listen": "127.0.0.1:0"}})
+        server = Server(config, telemetry.observer)
+        address = await server.listen()
+        await server.serve_with(ScriptedEngine(()))
+        async with grpc.aio.insecure_channel(address) as channel:
+            slowest = 0.0
+            ends = time.monotonic() + 3.5
+            while time.monotonic() < ends:
+                began = time.monotonic()
+                await stream(channel, spec())
+                slowest = max(slowest, time.monotonic() - began)
+        await server.drain(0)
+        began = time.monotonic()
+        await telemetry.close()
+        closing = time.monotonic() - began
+    told = [record for record in caplog.records if "collector" in record.getMessage()]
+    assert len(told) == 1
+    assert not [record for record in caplog.records if record.name.startswith("opentelemetry")]
+    print(f"\nunreachable collector: slowest call {slowest * 1000:.0f} ms, closing {closing:.2f} s")
+    assert slowest < 2
+    assert closing < 8
