@@ -46,6 +46,7 @@ def test_defaults_on_a_cpu():
         "disable_log_stats": True,
         "enable_log_requests": False,
         "use_tqdm_on_load": False,
+        "worker_extension_cls": "penstock.engine_vllm.worker.WorkerReport",
         "speculative_config": {"method": "mtp", "num_speculative_tokens": 1},
         "per_request_spec_decode_metrics": "summary",
         "enforce_eager": True,

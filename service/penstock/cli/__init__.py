@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from penstock.cli import chat, config, demo, evaluate, generate, inspect, serve
+from penstock.cli import chat, config, demo, evaluate, generate, inspect, quantize, serve
 from penstock.cli.failures import Commands
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.command()(chat.chat)
 app.command()(generate.generate)
 app.command("eval")(evaluate.evaluate)
 app.command()(inspect.count)
+app.command()(quantize.quantize)
 app.command()(inspect.model)
 app.add_typer(config.commands, name="config")
 app.command()(inspect.version)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -54,6 +55,7 @@ def plan_engine(settings: EngineSettings, checkpoint: Checkpoint, device: Device
         "disable_log_stats": True,
         "enable_log_requests": False,
         "use_tqdm_on_load": False,
+        "worker_extension_cls": "penstock.engine_vllm.worker.WorkerReport",
     }
     if mtp.enabled:
         arguments["speculative_config"] = {"method": "mtp", "num_speculative_tokens": settings.mtp_draft_tokens}
@@ -101,10 +103,19 @@ def _environment(settings: EngineSettings, checkpoint: Checkpoint, device: Devic
         # vLLM marks a few helpers for torch.compile even where eager is enforced: the first request with logprobs
         # then waits 20 s for a C++ compiler.
         environment["TORCH_COMPILE_DISABLE"] = "1"
-        environment["VLLM_CPU_OMP_THREADS_BIND"] = settings.omp_threads_bind
+        environment["VLLM_CPU_OMP_THREADS_BIND"] = _cores(settings)
     if settings.log_level not in ("DEBUG", "INFO"):
         environment |= {"PYTHONWARNINGS": "ignore", "TORCH_CPP_LOG_LEVEL": "ERROR", "TORCH_LOGS": "-torch._library"}
     return environment
+
+
+def _cores(settings: EngineSettings) -> str:
+    """vLLM's "auto" counts NUMA nodes; ranks beyond them have to be told their cores, rank by rank."""
+    ranks, cores = settings.tensor_parallel_size, sorted(os.sched_getaffinity(0))
+    if settings.omp_threads_bind != "auto" or ranks == 1 or len(cores) < ranks:
+        return settings.omp_threads_bind
+    share = len(cores) // ranks
+    return "|".join(",".join(map(str, cores[rank * share : (rank + 1) * share])) for rank in range(ranks))
 
 
 def _window(settings: EngineSettings, checkpoint: Checkpoint) -> int:

@@ -77,6 +77,10 @@ class VllmEngine:
     def load(self) -> EngineLoad:
         return self._meter.load()
 
+    async def weight_bytes(self) -> list[dict[str, int]]:
+        """Bytes of weights by element type, per worker."""
+        return await self._llm.collective_rpc("weight_bytes")  # type: ignore[no-any-return]
+
     async def check(self) -> None:
         try:
             await self._llm.check_health()

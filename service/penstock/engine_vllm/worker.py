@@ -1,0 +1,34 @@
+"""What the engine's workers are asked over `collective_rpc`. vLLM mixes this class into its own worker."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class WorkerReport:
+    """Given to vLLM by name (`worker_extension_cls`); `model_runner` is its worker's."""
+
+    model_runner: Any
+
+    def weight_bytes(self) -> dict[str, int]:
+        """Bytes of weights by element type, the draft layer's included, what both share counted once."""
+        drafter = getattr(self.model_runner, "drafter", None)
+        models = [self.model_runner.model, getattr(drafter, "model", None)]
+        sizes: dict[str, int] = {}
+        seen: set[int] = set()
+        for module in (module for model in models if model is not None for module in model.modules()):
+            for name, tensor in module.named_parameters(recurse=False):
+                key, kind, size = tensor.data_ptr(), str(tensor.dtype).removeprefix("torch."), tensor.nbytes
+                if name == "weight" and not size:
+                    # vLLM's CPU build hands a bfloat16 linear layer's weight to oneDNN and empties its own.
+                    key, size = id(module), _linear_elements(module) * tensor.element_size()
+                if key not in seen:
+                    seen.add(key)
+                    sizes[kind] = sizes.get(kind, 0) + size
+        return sizes
+
+
+def _linear_elements(layer: Any) -> int:
+    rows = getattr(layer, "output_size_per_partition", None) or layer.output_size
+    columns = getattr(layer, "input_size_per_partition", None) or layer.input_size
+    return int(rows * columns)
