@@ -11,8 +11,9 @@ from contextlib import asynccontextmanager
 class Proxy:
     """`target` is where clients connect; it forwards to `server`."""
 
-    def __init__(self, server: str) -> None:
+    def __init__(self, server: str, cut_seconds: float | None = None) -> None:
         self.server = server
+        self._cut_seconds = cut_seconds
         self.target = ""
         self.connections = 0
         self.refusing = False
@@ -33,6 +34,9 @@ class Proxy:
             there_reader, there_writer = await asyncio.open_connection(host, int(port))
             ours = {writer, there_writer}
             self._open |= ours
+            if self._cut_seconds is not None:
+                asyncio.get_running_loop().call_later(self._cut_seconds, writer.transport.abort)
+                asyncio.get_running_loop().call_later(self._cut_seconds, there_writer.transport.abort)
             await asyncio.gather(_pump(reader, there_writer), _pump(there_reader, writer))
             self._open -= ours
 
@@ -46,8 +50,9 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 @asynccontextmanager
-async def proxied(server: str) -> AsyncIterator[Proxy]:
-    proxy = Proxy(server)
+async def proxied(server: str, *, cut_seconds: float | None = None) -> AsyncIterator[Proxy]:
+    """With `cut_seconds`, every connection is reset when it is that old."""
+    proxy = Proxy(server, cut_seconds)
     listener = await asyncio.start_server(proxy.accept, "127.0.0.1", 0)
     host, port = listener.sockets[0].getsockname()
     proxy.target = f"{host}:{port}"

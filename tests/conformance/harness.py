@@ -1,0 +1,92 @@
+"""Servers that play the cases' replies, each a `penstock serve` of its own, and a proxy that cuts connections."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.rpc.proxy import proxied
+
+HERE = Path(__file__).parent
+_CUT_SECONDS = 0.25
+_START_SECONDS = 60.0
+
+
+def load_cases() -> list[dict[str, Any]]:
+    files = sorted(path for path in HERE.glob("*.json") if path.name != "servers.json")
+    return [case for path in files for case in json.loads(path.read_text(encoding="utf-8"))]
+
+
+@contextmanager
+def serving(scratch: Path) -> Iterator[dict[str, str]]:
+    """The address of each server by its name."""
+    replies = [{"match": f"[{case['name']}]", **case["reply"]} for case in load_cases() if "reply" in case]
+    played = scratch / "replies.json"
+    played.write_text(json.dumps(replies), encoding="utf-8")
+    servers: dict[str, Any] = json.loads((HERE / "servers.json").read_text(encoding="utf-8"))
+    with ExitStack() as stack:
+        waiting = {name: stack.enter_context(_serve(scratch, name, cfg, played)) for name, cfg in servers.items()}
+        targets = {name: _address(ready, process) for name, (ready, process) in waiting.items()}
+        targets["flaky"] = stack.enter_context(_flaky(targets["default"]))
+        yield targets
+
+
+@contextmanager
+def _serve(
+    scratch: Path, name: str, config: dict[str, Any], played: Path
+) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
+    engine = {**config.get("engine", {}), "kind": "scripted", "model": str(played)}
+    whole = {**config, "engine": engine, "server": {"listen": "127.0.0.1:0", "drain_seconds": 0}}
+    file, ready = scratch / f"{name}.yaml", scratch / f"{name}.ready"
+    file.write_text(json.dumps(whole), encoding="utf-8")  # JSON is YAML
+    command = [sys.executable, "-m", "penstock", "serve", "--config", str(file), "--ready-file", str(ready)]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PENSTOCK_")}
+    with (scratch / f"{name}.log").open("wb") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    try:
+        yield ready, process
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def _address(ready: Path, process: subprocess.Popen[bytes]) -> str:
+    end = time.monotonic() + _START_SECONDS
+    while not ready.exists():
+        assert process.poll() is None, ready.with_suffix(".log").read_text()
+        assert time.monotonic() < end, "the server did not start"
+        time.sleep(0.05)
+    return ready.read_text().strip()
+
+
+@contextmanager
+def _flaky(server: str) -> Iterator[str]:
+    loop, bound, stop = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
+    target = ""
+
+    async def forward() -> None:
+        nonlocal target
+        async with proxied(server, cut_seconds=_CUT_SECONDS) as proxy:
+            target = proxy.target
+            bound.set()
+            await stop.wait()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(forward(),))
+    thread.start()
+    assert bound.wait(10)
+    try:
+        yield target
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()

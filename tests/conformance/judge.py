@@ -1,0 +1,101 @@
+"""What user code saw against what a case expects: the same eyes for every language."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import Any
+
+_STREAMS = ("stream", "interact", "resume")
+
+
+def judge(case: dict[str, Any], seen: dict[str, Any]) -> list[str]:
+    """Everything that is wrong; empty where the case passes."""
+    expected = case["expect"]
+    wrong = _Wrong()
+    if "error" in expected:
+        _error(expected["error"], seen.get("error"), wrong)
+        return wrong.found
+    if seen.get("error"):
+        return [f"failed with {seen['error']}"]
+    if case["call"] in _STREAMS:
+        _stream(case, seen["events"], seen["reply"], wrong)
+    if "reply" in seen:
+        _reply(expected, seen["reply"], wrong)
+    for name in ("count", "model"):
+        if name in expected:
+            wrong.fields(name, expected[name], seen[name])
+    if "overflows" in expected:
+        wrong.unless("overflow_tokens", seen["count"]["overflow_tokens"] > 0, True)
+    if "effective" in expected and case["call"] == "count":
+        wrong.fields("effective", expected["effective"], seen["effective"])
+    if "reconnections_at_least" in expected:
+        wrong.unless("reconnections", seen["reconnections"] >= expected["reconnections_at_least"], True)
+    return wrong.found
+
+
+class _Wrong:
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    def unless(self, what: str, seen: object, expected: object) -> None:
+        if seen != expected:
+            self.found.append(f"{what}: {seen!r}, not {expected!r}")
+
+    def fields(self, what: str, expected: dict[str, Any] | None, seen: dict[str, Any] | None) -> None:
+        if expected is None or seen is None:
+            self.unless(what, seen, expected)
+            return
+        for name, value in expected.items():
+            if isinstance(value, dict):
+                self.fields(f"{what}.{name}", value, seen[name])
+            else:
+                self.unless(f"{what}.{name}", seen.get(name), value)
+
+
+def _error(expected: dict[str, Any], seen: dict[str, Any] | None, wrong: _Wrong) -> None:
+    if not seen:
+        wrong.found.append(f"no error, not {expected}")
+        return
+    wrong.fields("error", {name: value for name, value in expected.items() if name != "fields"}, seen)
+    if "fields" in expected:
+        wrong.unless("error.fields", sorted(seen["fields"]), expected["fields"])
+
+
+def _stream(case: dict[str, Any], events: list[dict[str, Any]], reply: dict[str, Any], wrong: _Wrong) -> None:
+    expected = case["expect"]
+    sequences = [event["sequence"] for event in events]
+    first = expected.get("first_sequence", 1)
+    wrong.unless("sequences", sequences, list(range(first, first + len(events))))
+    wrong.unless("last event", events[-1]["kind"], "finished")
+    if first == 1:
+        wrong.unless("first event", events[0]["kind"], "started")
+    if "kinds" in expected:
+        wrong.unless("kinds", [kind for kind, _ in groupby(event["kind"] for event in events)], expected["kinds"])
+    for index, candidate in enumerate(reply["candidates"]):
+        for kind, counted in (("thought", "reasoning_tokens"), ("answer", "answer_tokens")):
+            deltas = [event for event in events if event["kind"] == kind and event["candidate"] == index]
+            wrong.unless(f"{kind} {index}", "".join(delta["text"] for delta in deltas), candidate[kind])
+            if first == 1 and (deltas or kind == "answer"):
+                wrong.unless(f"{kind} {index} tokens", sum(d["tokens"] for d in deltas), candidate[counted])
+
+
+def _reply(expected: dict[str, Any], reply: dict[str, Any], wrong: _Wrong) -> None:
+    candidates = reply["candidates"]
+    of_the_first = ("thought", "answer", "finish_reason", "thinking_outcome", "matched_stop")
+    for name in (*of_the_first, "thought_token_ids", "answer_token_ids"):
+        if name in expected:
+            wrong.unless(name, candidates[0][name], expected[name])
+    if "candidates" in expected:
+        wrong.unless("candidates", len(candidates), len(expected["candidates"]))
+        for index, fields in enumerate(expected["candidates"]):
+            wrong.fields(f"candidates[{index}]", fields, candidates[index])
+    if expected.get("thought_is_cut"):
+        thought = candidates[0]["thought"]
+        wrong.unless("a cut thought", 0 < len(thought) < 70, True)
+    if "cost_usd_ticks" in expected:
+        wrong.unless("cost_usd_ticks", reply["cost_usd_ticks"], expected["cost_usd_ticks"])
+    for name in ("usage", "effective"):
+        if name in expected:
+            wrong.fields(name, expected[name], reply[name])
+    usage = reply["usage"]
+    wrong.unless("output_tokens", usage["output_tokens"], usage["reasoning_tokens"] + usage["answer_tokens"])
