@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -109,3 +110,10 @@ def collecting() -> Iterator[Collector]:
         yield collector
     finally:
         server.stop(0).wait()
+
+
+if __name__ == "__main__":
+    # A collector in a process of its own, so that what it costs is not ours. Ends with its stdin.
+    with collecting() as alone:
+        print(alone.endpoint, flush=True)
+        sys.stdin.read()

@@ -18,6 +18,9 @@ class LoadMeter:
         self.drafted_tokens = 0
         self.accepted_tokens = 0
         self._steps = 0
+        self._preemptions = 0
+        self._prefix_queried_tokens = self._prefix_hit_tokens = 0
+        self._accepted_by_position: tuple[int, ...] = ()
         self._running: dict[int, int] = {}
         self._waiting: dict[int, int] = {}
         self._kv_usage: dict[int, float] = {}
@@ -33,6 +36,10 @@ class LoadMeter:
             seconds_per_token=self._seconds_per_token,
             first_token_seconds=self._first_token_seconds,
             steps=self._steps,
+            preemptions=self._preemptions,
+            prefix_queried_tokens=self._prefix_queried_tokens,
+            prefix_hit_tokens=self._prefix_hit_tokens,
+            accepted_by_position=self._accepted_by_position,
         )
 
     def scheduled(self, stats: Any, rank: int) -> None:
@@ -40,12 +47,18 @@ class LoadMeter:
         self._running[rank] = stats.num_running_reqs
         self._waiting[rank] = stats.num_waiting_reqs + stats.num_skipped_waiting_reqs
         self._kv_usage[rank] = stats.kv_cache_usage
+        self._prefix_queried_tokens += stats.prefix_cache_stats.queries
+        self._prefix_hit_tokens += stats.prefix_cache_stats.hits
         if (speculation := stats.spec_decoding_stats) is not None:
             self.drafted_tokens += speculation.num_draft_tokens
             self.accepted_tokens += speculation.num_accepted_tokens
+            here = speculation.num_accepted_tokens_per_pos
+            before = self._accepted_by_position or (0,) * len(here)
+            self._accepted_by_position = tuple(map(sum, zip(before, here, strict=True)))
 
     def stepped(self, stats: Any) -> None:
         """One step may give a stream several tokens (MTP), so the intervals are divided by tokens, not by streams."""
+        self._preemptions += stats.num_preempted_reqs
         firsts = stats.time_to_first_tokens_iter
         if firsts:
             self._first_token_seconds = _mean(self._first_token_seconds, sum(firsts) / len(firsts))

@@ -1,0 +1,233 @@
+"""Metrics as Prometheus and a collector get them, the dashboard and rules held against them, and what telling costs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import yaml
+from penstock.config import Config, TelemetrySettings
+from penstock.engine import EngineLoad
+from penstock.engine_scripted import Reply, ScriptedEngine
+from penstock.observe import NOBODY, Observer
+from penstock.server import Server
+from penstock.telemetry.plan import plan_telemetry
+from penstock.telemetry.start import Telemetry
+from penstock.types import EngineChunk, EngineRequest
+from penstock_client.v1 import generation_pb2 as pb
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from tests.rpc.otlp import collecting
+from tests.rpc.test_stream import spec, stream
+
+ROOT = Path(__file__).parents[2]
+RULES = ROOT / "deploy" / "prometheus" / "rules.yml"
+DASHBOARD = ROOT / "deploy" / "grafana" / "penstock.json"
+THINKING = pb.ThinkingConfig(mode=pb.THINKING_MODE_THINKING)
+LONG = Reply(thought="a thought that goes on " * 20, answer="and its answer " * 4)
+REPLY = Reply(thought="a thought of some length", answer="an answer that goes on")
+PRICES = {"tiers": [{"input_usd_per_million": "0.4", "output_usd_per_million": "2.4"}]}
+
+
+class Drafting(ScriptedEngine):
+    """Counts as an engine that speculates and caches would."""
+
+    def load(self) -> EngineLoad:
+        return replace(super().load(), accepted_by_position=(3, 1), prefix_queried_tokens=64, prefix_hit_tokens=32)
+
+    async def stream(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
+        async for chunk in super().stream(request):
+            yield replace(chunk, drafted_tokens=4, accepted_tokens=2) if chunk.stop else chunk
+
+
+@asynccontextmanager
+async def serving(observer: Observer, *replies: Reply) -> AsyncIterator[grpc.aio.Channel]:
+    config = Config.model_validate({"server": {"listen": "127.0.0.1:0"}, "pricing": PRICES})
+    server = Server(config, observer)
+    address = await server.listen()
+    await server.serve_with(Drafting(replies))
+    async with grpc.aio.insecure_channel(address) as channel:
+        yield channel
+    await server.drain(0)
+
+
+@asynccontextmanager
+async def telling(**settings: Any) -> AsyncIterator[Telemetry]:
+    wanted = TelemetrySettings.model_validate(settings)
+    telemetry = Telemetry(plan_telemetry(wanted, {}), wanted)
+    yield telemetry
+    await telemetry.close()
+
+
+async def scrape(telemetry: Telemetry, kind: str = "text/plain") -> str:
+    assert telemetry.endpoint is not None
+    request = urllib.request.Request(f"http://{telemetry.endpoint.address}/metrics", headers={"Accept": kind})
+
+    def read() -> str:
+        with urllib.request.urlopen(request, timeout=10) as reply:
+            return str(reply.read().decode())
+
+    return await asyncio.to_thread(read)
+
+
+def samples(text: str) -> dict[str, float]:
+    """Sums over all labels, by sample name."""
+    sums: dict[str, float] = {}
+    for family in parse_text(text):
+        for sample in family.samples:
+            sums[sample.name] = sums.get(sample.name, 0) + sample.value
+    return sums
+
+
+async def some_of_everything(channel: grpc.aio.Channel) -> None:
+    await stream(channel, spec(thinking=THINKING))
+    await stream(channel, spec(thinking=pb.ThinkingConfig(mode=pb.THINKING_MODE_THINKING, thinking_budget=5)))
+    with pytest.raises(grpc.aio.AioRpcError):
+        await stream(channel, spec(output=pb.OutputConfig(max_output_tokens=-1)))
+
+
+def named_metrics() -> set[str]:
+    """Every metric that the dashboard and the rules ask for."""
+    rules = [rule["expr"] for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
+    panels = [t["expr"] for p in json.loads(DASHBOARD.read_text())["panels"] for t in p.get("targets", ())]
+    names = {name for expr in rules + panels for name in re.findall(r"\b(?:penstock|gen_ai|rpc|vllm)[a-z_0-9:]+", expr)}
+    labels = {"rpc_response_status_code"}
+    return names - labels
+
+
+async def test_every_metric_that_dashboard_and_rules_name_is_in_a_live_scrape() -> None:
+    async with telling(prometheus_listen=":0") as telemetry, serving(telemetry.observer, REPLY) as channel:
+        await some_of_everything(channel)
+        found = samples(await scrape(telemetry))
+    named = named_metrics()
+    assert len(named) > 25
+    assert named - found.keys() == set()
+
+
+def test_promtool_accepts_the_rules() -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("needs promtool (Debian: prometheus)")
+    result = subprocess.run([promtool, "check", "rules", str(RULES)], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_the_dashboard_is_what_its_script_writes() -> None:
+    assert subprocess.run([sys.executable, "scripts/dashboard", "--check"], cwd=ROOT, check=False).returncode == 0
+
+
+async def test_counts_are_those_of_the_calls() -> None:
+    async with telling(prometheus_listen=":0") as telemetry, serving(telemetry.observer, REPLY) as channel:
+        await some_of_everything(channel)
+        text = await scrape(telemetry)
+        sums = samples(text)
+    by_labels = {
+        (sample.name, *sorted(sample.labels.items())): sample.value
+        for family in parse_text(text)
+        for sample in family.samples
+    }
+    assert by_labels["penstock_tokens_total", ("type", "thought")] == len(REPLY.thought) + 5
+    assert by_labels["penstock_continuations_total", ("cause", "budget")] == 1
+    assert by_labels["penstock_refusals_total", ("reason", "INVALID_FIELD")] == 1
+    assert by_labels["penstock_thoughts_total", ("mode", "thinking"), ("outcome", "natural_end")] == 1
+    assert by_labels["penstock_thoughts_total", ("mode", "thinking"), ("outcome", "budget_reached")] == 1
+    assert sums["rpc_server_call_duration_seconds_count"] == 3
+    assert sums["gen_ai_server_time_to_first_token_seconds_count"] == 2
+    assert sums["penstock_cost_usd_ticks_total"] > 0
+    # Beside ours: the process' own, and vLLM's wherever it runs in this process.
+    assert sums["process_resident_memory_bytes"] > 0
+
+
+async def test_openmetrics_has_exemplars_of_traces() -> None:
+    with collecting() as collector:
+        async with (
+            telling(prometheus_listen=":0", otlp="grpc", otlp_endpoint=collector.endpoint) as telemetry,
+            serving(telemetry.observer, REPLY) as channel,
+        ):
+            await some_of_everything(channel)
+            text = await scrape(telemetry, "application/openmetrics-text; version=1.0.0")
+    exemplars = [
+        sample.exemplar.labels["trace_id"]
+        for family in parse_openmetrics(text)
+        for sample in family.samples
+        if sample.exemplar
+    ]
+    assert set(exemplars) <= {span.trace_id.hex() for span in collector.spans}
+    assert len(set(exemplars)) >= 2
+    # The collector got the same instruments, with buckets that hold a generation of half an hour.
+    duration = collector.metrics["gen_ai.server.request.duration"]
+    points = duration.histogram.data_points
+    assert sum(point.count for point in points) == 3
+    assert max(points[0].explicit_bounds) > 1800
+    assert any(point.exemplars for point in points)
+
+
+async def test_callers_cannot_make_series() -> None:
+    async def series(telemetry: Telemetry) -> int:
+        return sum(len(family.samples) for family in parse_text(await scrape(telemetry)))
+
+    async with telling(prometheus_listen=":0") as telemetry, serving(telemetry.observer, REPLY) as channel:
+        await some_of_everything(channel)
+        for round_ in range(2):
+            for number in range(40):
+                odd = f"odd-{round_}-{number}"
+                context = pb.ContextConfig(session_id=odd, cache_salt=odd)
+                with pytest.raises(grpc.aio.AioRpcError):
+                    await stream(channel, spec(odd, model=odd))
+                await stream(channel, spec(odd, context=context))
+            if round_ == 0:
+                before = await series(telemetry)
+        assert await series(telemetry) == before
+
+
+async def cpu_seconds_per_call(observer: Observer, calls: int) -> float:
+    """Of this process, client included; eight calls at a time."""
+    async with serving(observer, LONG) as channel:
+        await stream(channel, spec(thinking=THINKING))
+        began, left = time.process_time(), iter(range(calls))
+
+        async def some() -> None:
+            for _ in left:
+                await stream(channel, spec(thinking=THINKING))
+
+        await asyncio.gather(*(some() for _ in range(8)))
+        return (time.process_time() - began) / calls
+
+
+async def test_telling_costs_little() -> None:
+    """Prints the ratio. CPU time, because a busy machine must not decide; the engine computes nothing, so all shows."""
+    command = (sys.executable, "-m", "tests.rpc.otlp")
+    pipe = asyncio.subprocess.PIPE
+    collector = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, cwd=ROOT)
+    assert collector.stdin
+    assert collector.stdout
+    endpoint = (await collector.stdout.readline()).decode().strip()
+    costs: dict[bool, list[float]] = {True: [], False: []}
+    async with telling(prometheus_listen=":0", otlp="grpc", otlp_endpoint=endpoint) as telemetry:
+        for turn in range(6):
+            for on in (True, False) if turn % 2 else (False, True):
+                costs[on].append(await cpu_seconds_per_call(telemetry.observer if on else NOBODY, 24))
+    collector.stdin.close()
+    await collector.wait()
+    on, off = statistics.median(costs[True]), statistics.median(costs[False])
+    tokens = len(LONG.thought) + len(LONG.answer)
+    print(
+        f"\ntelemetry on / off: {on / off:.3f} of CPU per call ({on * 1e3:.2f} / {off * 1e3:.2f} ms, {tokens} tokens); "
+        f"{(on - off) * 1e3:.2f} ms per call"
+    )
+    assert on / off < 1.15
