@@ -94,6 +94,7 @@ class Candidate:
         self._runs = 0
         self._run_prompt_tokens = 0
         self._run_gave_tokens = True
+        self._run_began_at = 0
         self._deaths = 0
         self._replay: list[int] = []
         self._banned: tuple[int, ...] = ()
@@ -193,6 +194,7 @@ class Candidate:
             seed = (seed + self._index + (0 if self._replay else self._runs * _SEED_STRIDE)) % 2**63
         self._runs += 1
         self._run_gave_tokens = False
+        self._run_began_at = splitter.output_tokens
         prompt = plan.context.prompt_token_ids + tuple(context)
         self._run_prompt_tokens = len(prompt)
         request = EngineRequest(
@@ -285,7 +287,10 @@ class Candidate:
             room = self._splitter.output_tokens < self._plan.budget.max_output_tokens
             return Verdict.CLOSE_THOUGHT_AFTER_EOS if room else Verdict.MAX_OUTPUT_TOKENS
         if stop is EngineStop.LENGTH:
-            return Verdict.MAX_OUTPUT_TOKENS
+            # Stray markers in the answer count for the engine and not for the caller: there may be some left to give.
+            # A run that gave nothing that counts is the last one, so that this always ends.
+            room = self._run_began_at < self._splitter.output_tokens < self._plan.budget.max_output_tokens
+            return Verdict.ENGINE_RAN_OUT if room else Verdict.MAX_OUTPUT_TOKENS
         return Verdict.STOP_TOKEN if stop is EngineStop.STOP_TOKEN else Verdict.EOS
 
     def _steered(self) -> Verdict:

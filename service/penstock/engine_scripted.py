@@ -145,11 +145,12 @@ class ScriptedEngine:
         played = list(prompt[base:])
         thought = self.tokenizer.encode(reply.thought)
         answer = [*self.tokenizer.encode(reply.answer), _EOS]
+        marker = next((i for i in reversed(prompt[:base]) if i in (_OPEN, _CLOSE)), _CLOSE)
+        if marker == _CLOSE:
+            return reply, answer[len(played) :]
         if _CLOSE in played:
             return reply, answer[len(played) - 1 - played.index(_CLOSE) :]
-        marker = next((i for i in reversed(prompt[:base]) if i in (_OPEN, _CLOSE)), _CLOSE)
-        whole = [*thought, _CLOSE, *answer] if marker == _OPEN else answer
-        return reply, whole[len(played) :]
+        return reply, [*thought, _CLOSE, *answer][len(played) :]
 
     def _base_tokens(self, request: EngineRequest) -> int:
         """Where the caller's prompt ends and what was played begins, in the prompt of any run.

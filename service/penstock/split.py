@@ -30,6 +30,7 @@ class Verdict(enum.Enum):
     CLOSE_THOUGHT_BY_CLIENT = enum.auto()
     CLOSE_THOUGHT_BEFORE_DEADLINE = enum.auto()
     BUDGET_CHANGED = enum.auto()
+    ENGINE_RAN_OUT = enum.auto()
     EOS = enum.auto()
     STOP_TOKEN = enum.auto()
     STOP_STRING = enum.auto()

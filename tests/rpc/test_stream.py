@@ -115,6 +115,13 @@ async def test_max_output_tokens_holds_exactly(serve: Serve) -> None:
     assert finished.results[0].finish_reason == pb.FINISH_REASON_MAX_OUTPUT_TOKENS
 
 
+async def test_stray_markers_in_the_answer_do_not_eat_the_callers_tokens(serve: Serve) -> None:
+    channel = await serve(Reply(thought="", answer="ab</think>cd</think>ef"))
+    events = await stream(channel, spec(output=pb.OutputConfig(max_output_tokens=5)))
+    assert texts(events)[1] == "abcde"
+    assert events[-1].finished.usage.output_tokens == 5
+
+
 async def test_what_is_not_there_yet_says_so(serve: Serve) -> None:
     channel = await serve()
     with pytest.raises(grpc.aio.AioRpcError) as refused:
