@@ -7,7 +7,8 @@ entry points in every one of them, so no process needs its own preparation:
 - `vllm.general_plugins`: called before a model is loaded; vLLM's own modules may be imported and patched there.
 
 `strides`: arguments that the CPU kernels refuse. `speculation`: parameters that get lost under MTP.
-`recurrent_states`: MTP beside prefix caching. `engine_vllm.fp8`: FP8 weights.
+`draft_history`: steps with fewer drafts than usual. `recurrent_states`: MTP beside prefix caching.
+`engine_vllm.fp8`: FP8 weights.
 
 tests/engine/test_engine_vllm_compat.py fails when a patch is no longer needed.
 """
@@ -32,12 +33,13 @@ def general_plugin() -> None:
 
     if not current_platform.is_cpu():
         return
-    from penstock.engine_vllm.compat import recurrent_states, speculation, strides
+    from penstock.engine_vllm.compat import draft_history, recurrent_states, speculation, strides
     from penstock.engine_vllm.fp8 import config
 
     strides.restride_single_token_prefill()
     strides.restride_single_state_index()
     speculation.expand_sampling_parameters()
+    draft_history.keep_short_drafts()
     recurrent_states.register()
     config.register()
 
