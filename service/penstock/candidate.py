@@ -174,8 +174,10 @@ class Candidate:
                 yield self._end(_FINISH_OF[verdict])
                 return
             self._cause = _CAUSE_OF.get(verdict, Cause.START)
-            if verdict is Verdict.REOPENED and self._engine.card.markers is not None:
-                self._banned = (self._engine.card.markers.open_id,)
+            markers = self._engine.card.markers
+            if markers is not None and verdict in (Verdict.REOPENED, Verdict.ENGINE_RAN_OUT):
+                # Markers have no place in the rest of the answer: neither a second thought nor strays that cost tokens.
+                self._banned = (markers.open_id, markers.close_id)
 
     def _next_run(self) -> EngineRequest:
         """What is left of the budgets, after everything that the model must see."""

@@ -116,13 +116,14 @@ class ScriptedEngine:
         return cls(replies, context_window_tokens=window)
 
     async def stream(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
-        reply, script = self._script(request)
+        reply, whole = self._script(request)
+        script = [token_id for token_id in whole if token_id not in request.banned_token_ids]
         stops = {_EOS: EngineStop.EOS} | dict.fromkeys(request.stop_token_ids, EngineStop.STOP_TOKEN)
         self._running += 1
         try:
             sent = 0
             while True:
-                chunk = [i for i in script[sent : sent + reply.chunk_tokens] if i not in request.banned_token_ids]
+                chunk = script[sent : sent + reply.chunk_tokens]
                 sent += reply.chunk_tokens
                 chunk = chunk[: request.max_tokens - (sent - reply.chunk_tokens)]
                 ended = next((n for n, i in enumerate(chunk) if i in stops), None)
