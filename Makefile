@@ -9,7 +9,7 @@ LOCK := requirements/$(ENGINE).lock
 STAMP := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check protos lock model clean
+.PHONY: help setup demo test check protos chart lock model clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -36,6 +36,9 @@ check: setup ## style, types, import law, and that the stubs are what the protos
 
 protos: setup ## generate the one stub tree from protos/
 	@$(BIN)/python scripts/protos
+
+chart: setup ## what the Helm chart takes from the service and from its own values: schema and table
+	@$(BIN)/python scripts/chart
 
 lock: setup ## resolve both lock files again (UPGRADE=1 takes newer versions)
 	@UPGRADE=$(UPGRADE) scripts/lock

@@ -1,0 +1,137 @@
+{{/* What a schema cannot say: values that contradict each other. All of them are told at once, each by its name. */}}
+{{- define "penstock.checks" -}}
+{{- $f := include "penstock.facts" . | fromYaml -}}
+{{- $wrong := concat
+  (include "penstock.checks.life" $f | fromYamlArray)
+  (include "penstock.checks.shape" $f | fromYamlArray)
+  (include "penstock.checks.model" $f | fromYamlArray)
+  (include "penstock.checks.rest" (dict "f" $f "root" .) | fromYamlArray) -}}
+{{- if $wrong -}}
+{{- fail (printf "\n\nThese values cannot work:\n  - %s\n" (join "\n  - " $wrong)) -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "penstock.checks.life" -}}
+{{- $v := .v -}}{{- $wrong := list -}}
+{{- if lt (int .graceSeconds) (int .leastGraceSeconds | add1 | int) -}}
+{{- $wrong = append $wrong (printf "terminationGracePeriodSeconds: %d must be above preStopSeconds (%d) + config.server.drain_seconds (%d) + 10 for the last events" (int .graceSeconds) (int $v.preStopSeconds) (int .drainSeconds)) -}}
+{{- end -}}
+{{- if le (int .deadlineSeconds) (int .startupSeconds) -}}
+{{- $wrong = append $wrong (printf "progressDeadlineSeconds: %d must be above the startup budget of %d s, or a slow load counts as a failed update" (int .deadlineSeconds) (int .startupSeconds)) -}}
+{{- end -}}
+{{- $u := $v.updateStrategy -}}
+{{- if and (hasKey $u "maxSurge") (hasKey $u "maxUnavailable") (has (toString $u.maxSurge) (list "0" "0%")) (has (toString $u.maxUnavailable) (list "0" "0%")) -}}
+{{- $wrong = append $wrong "updateStrategy: maxSurge 0 and maxUnavailable 0 leave no way to replace a pod" -}}
+{{- end -}}
+{{- $p := $v.podDisruptionBudget -}}
+{{- if and $p.enabled (hasKey $p "minAvailable") (regexMatch "^[0-9]+$" (toString $p.minAvailable)) (ge (int $p.minAvailable) (int $v.replicaCount)) (gt (int $v.replicaCount) 0) -}}
+{{- $wrong = append $wrong (printf "podDisruptionBudget.minAvailable: %d of %d replicas: no node could ever be emptied" (int $p.minAvailable) (int $v.replicaCount)) -}}
+{{- end -}}
+{{- if and $p.enabled (not (hasKey $p "minAvailable")) (has (toString $p.maxUnavailable) (list "0" "0%")) -}}
+{{- $wrong = append $wrong "podDisruptionBudget.maxUnavailable: 0: no node could ever be emptied" -}}
+{{- end -}}
+{{- toYaml $wrong -}}
+{{- end -}}
+
+{{- define "penstock.checks.shape" -}}
+{{- $v := .v -}}{{- $wrong := list -}}
+{{- $engine := $v.config.engine | default dict -}}
+{{- $extra := $engine.extra_args | default dict -}}
+{{- if eq .device "auto" -}}
+{{- $wrong = append $wrong "config.engine.device: say cpu or gpu: the chart must know whether to ask for GPUs" -}}
+{{- end -}}
+{{- if eq ($engine.kind | default "vllm") "scripted" -}}
+{{- $wrong = append $wrong "config.engine.kind: scripted plays canned tokens; it is for client tests, not for clusters" -}}
+{{- end -}}
+{{- if eq .device "cpu" -}}
+{{- if and $v.gpu.perNode (gt (int $v.gpu.perNode) 0) -}}
+{{- $wrong = append $wrong (printf "gpu.perNode: %d GPUs with config.engine.device: cpu" (int $v.gpu.perNode)) -}}
+{{- end -}}
+{{- if $v.gpu.resourceClaimTemplate -}}
+{{- $wrong = append $wrong "gpu.resourceClaimTemplate: asks for GPUs with config.engine.device: cpu" -}}
+{{- end -}}
+{{- $memory := dig "limits" "memory" "" ($v.resources | default dict) | toString -}}
+{{- if and (regexMatch "^[0-9]+Gi$" $memory) (ge ($engine.kv_cache_gib | default 1.0 | float64) (trimSuffix "Gi" $memory | float64)) -}}
+{{- $wrong = append $wrong (printf "config.engine.kv_cache_gib: %v GiB do not fit into resources.limits.memory: %s" ($engine.kv_cache_gib | default 1.0) $memory) -}}
+{{- end -}}
+{{- else if ne (int .parallel) (int .gpus) -}}
+{{- $wrong = append $wrong (printf "gpu.perNode: %d GPUs, but config.engine.tensor_parallel_size (%d) x extra_args.pipeline_parallel_size (%d) x data_parallel_size (%d) is %d" (int .gpus) ($engine.tensor_parallel_size | default 1 | int) ($extra.pipeline_parallel_size | default 1 | int) ($engine.data_parallel_size | default $extra.data_parallel_size | default 1 | int) (int .parallel)) -}}
+{{- end -}}
+{{- if hasKey $extra "nnodes" -}}
+{{- $wrong = append $wrong "config.engine.extra_args.nnodes: the service runs on one node per replica today" -}}
+{{- end -}}
+{{- range $side := list "requests" "limits" -}}
+{{- if hasKey (get ($v.resources | default dict) $side | default dict) $v.gpu.resourceName -}}
+{{- $wrong = append $wrong (printf "resources.%s: GPUs are asked for by gpu.perNode, not by %s here" $side $v.gpu.resourceName) -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml $wrong -}}
+{{- end -}}
+
+{{- define "penstock.checks.model" -}}
+{{- $v := .v -}}{{- $wrong := list -}}
+{{- if and $v.model.existingClaim $v.model.image -}}
+{{- $wrong = append $wrong "model.existingClaim, model.image: two sources for one /models" -}}
+{{- end -}}
+{{- if and .modelMounted (ne .model "/models") (not (hasPrefix "/models/" .model)) -}}
+{{- $wrong = append $wrong (printf "config.engine.model: %q, but the mounted model is at /models" .model) -}}
+{{- end -}}
+{{- if and $v.model.subPath (not $v.model.existingClaim) -}}
+{{- $wrong = append $wrong "model.subPath: belongs to model.existingClaim" -}}
+{{- end -}}
+{{- if and (eq .device "gpu") (not .model) -}}
+{{- $wrong = append $wrong "config.engine.model: a GPU shape needs a model: name one, or mount one by model.existingClaim or model.image" -}}
+{{- end -}}
+{{- if and $v.model.image (lt (int .minor) 31) -}}
+{{- $wrong = append $wrong (printf "model.image: image volumes need Kubernetes 1.31, this is 1.%d" (int .minor)) -}}
+{{- end -}}
+{{- if and .model (not (hasPrefix "/" .model)) $v.model.offline (not $v.persistence.enabled) -}}
+{{- $wrong = append $wrong (printf "model.offline: nothing could bring %q: no cache persists (persistence.enabled) and none is mounted" .model) -}}
+{{- end -}}
+{{- if and $v.persistence.enabled (ne $v.persistence.accessMode "ReadWriteMany") (gt (int $v.replicaCount) 1) -}}
+{{- $wrong = append $wrong (printf "persistence.accessMode: %s serves one node, replicaCount is %d: use ReadWriteMany" $v.persistence.accessMode (int $v.replicaCount)) -}}
+{{- end -}}
+{{- if and $v.persistence.existingClaim (not $v.persistence.enabled) -}}
+{{- $wrong = append $wrong "persistence.existingClaim: has no effect while persistence.enabled is false" -}}
+{{- end -}}
+{{- toYaml $wrong -}}
+{{- end -}}
+
+{{- define "penstock.checks.rest" -}}
+{{- $f := .f -}}{{- $v := $f.v -}}{{- $wrong := list -}}
+{{- $server := $v.config.server -}}
+{{- $listen := $server.listen | default "127.0.0.1:50051" -}}
+{{- if regexMatch "^(127\\.|localhost|\\[::1\\])" $listen -}}
+{{- $wrong = append $wrong (printf "config.server.listen: %s is loopback: neither probes nor callers reach it" $listen) -}}
+{{- end -}}
+{{- if or (lt (int $f.port) 1024) (gt (int $f.port) 65535) -}}
+{{- $wrong = append $wrong (printf "config.server.listen: port %d: must be 1024 to 65535, known beforehand and open to a process without rights" (int $f.port)) -}}
+{{- end -}}
+{{- if not $server.insecure -}}
+{{- $wrong = append $wrong "config.server.insecure: false, and the service has no TLS of its own yet: it would not start" -}}
+{{- end -}}
+{{- if and $v.resumeKey.existingSecret (dig "resume" "key_file" "" $v.config) -}}
+{{- $wrong = append $wrong "config.resume.key_file: resumeKey.existingSecret sets it" -}}
+{{- end -}}
+{{- if eq (include "penstock.fullname" .root) "vllm" -}}
+{{- $wrong = append $wrong "fullnameOverride: a Service of the name `vllm` gives pods VLLM_PORT, which vLLM takes for its own" -}}
+{{- end -}}
+{{- range $v.extraEnv -}}
+{{- if hasPrefix "PENSTOCK_" .name -}}
+{{- $wrong = append $wrong (printf "extraEnv: %s would silently beat the file: say it in config" .name) -}}
+{{- else if has .name (list "HOME" "XDG_CACHE_HOME" "VLLM_CACHE_ROOT" "HF_HOME" "HF_HUB_OFFLINE" "HF_TOKEN") -}}
+{{- $wrong = append $wrong (printf "extraEnv: %s is set by the chart" .name) -}}
+{{- else if and (hasKey . "value") (regexMatch "(TOKEN|SECRET|PASSWORD|_KEY)$" .name) -}}
+{{- $wrong = append $wrong (printf "extraEnv: %s looks like a secret: take it from one, by valueFrom.secretKeyRef" .name) -}}
+{{- end -}}
+{{- end -}}
+{{- range $v.extraArgs -}}
+{{- if regexMatch "^--(config|set|listen|model|device|insecure|engine-kind)(=|$)" . -}}
+{{- $wrong = append $wrong (printf "extraArgs: %s would beat the file: say it in config" .) -}}
+{{- end -}}
+{{- end -}}
+{{- if and $v.grpcRoute.enabled (not $v.grpcRoute.parentRefs) -}}
+{{- $wrong = append $wrong "grpcRoute.parentRefs: a route needs a Gateway" -}}
+{{- end -}}
+{{- toYaml $wrong -}}
+{{- end -}}

@@ -1,0 +1,82 @@
+{{/* Where the pod may write, and what it reads. The root file system is read-only: everything that vLLM, torch, Triton
+     and Hugging Face keep goes to /cache, the rest to /tmp. */}}
+{{- define "penstock.env" -}}
+{{- $f := include "penstock.facts" . | fromYaml -}}
+{{- $v := $f.v -}}
+{{- /* Compiled kernels fit one image and one kind of GPU. */ -}}
+{{- $kind := printf "%s %s" $f.image (toJson ($v.nodeSelector | default dict)) | sha256sum | trunc 12 -}}
+- { name: HOME, value: /cache }
+- { name: XDG_CACHE_HOME, value: /cache/xdg }
+- { name: HF_HOME, value: /cache/huggingface }
+- { name: VLLM_CACHE_ROOT, value: /cache/{{ $kind }}/vllm }
+- { name: TRITON_CACHE_DIR, value: /cache/{{ $kind }}/triton }
+- { name: TORCHINDUCTOR_CACHE_DIR, value: /cache/{{ $kind }}/inductor }
+{{- if $v.model.offline }}
+- { name: HF_HUB_OFFLINE, value: "1" }
+{{- end }}
+{{- with $v.model.token.existingSecret }}
+- name: HF_TOKEN
+  valueFrom:
+    secretKeyRef: { name: {{ . }}, key: {{ $v.model.token.key }} }
+{{- end }}
+{{- with $v.extraEnv }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- define "penstock.mounts" -}}
+- { name: config, mountPath: /etc/penstock/penstock.toml, subPath: penstock.toml, readOnly: true }
+- { name: cache, mountPath: /cache }
+- { name: tmp, mountPath: /tmp }
+- { name: shm, mountPath: /dev/shm }
+{{- if .v.resumeKey.existingSecret }}
+- { name: resume-key, mountPath: /etc/penstock/resume, readOnly: true }
+{{- end }}
+{{- if .modelMounted }}
+- name: model
+  mountPath: /models
+  readOnly: true
+  {{- with .v.model.subPath }}
+  subPath: {{ . }}
+  {{- end }}
+{{- end }}
+{{- with .v.extraVolumeMounts }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- define "penstock.volumes" -}}
+{{- $f := include "penstock.facts" . | fromYaml -}}
+{{- $v := $f.v -}}
+- name: config
+  configMap: { name: {{ include "penstock.fullname" . }} }
+- name: cache
+  {{- if $v.persistence.enabled }}
+  persistentVolumeClaim: { claimName: {{ $v.persistence.existingClaim | default (printf "%s-cache" (include "penstock.fullname" .)) }} }
+  {{- else }}
+  emptyDir: { sizeLimit: {{ $f.cacheSize }} }
+  {{- end }}
+- name: tmp
+  emptyDir: { sizeLimit: {{ $v.tmpSize }} }
+- name: shm
+  # The runtime's own /dev/shm has 64 MiB. This one counts as memory of the container.
+  emptyDir: { medium: Memory, sizeLimit: {{ $f.shmSize }} }
+{{- with $v.resumeKey.existingSecret }}
+- name: resume-key
+  secret:
+    secretName: {{ . }}
+    defaultMode: 0440
+    items:
+      - { key: {{ $v.resumeKey.key }}, path: key }
+{{- end }}
+{{- if $v.model.existingClaim }}
+- name: model
+  persistentVolumeClaim: { claimName: {{ $v.model.existingClaim }}, readOnly: true }
+{{- else if $v.model.image }}
+- name: model
+  image: { reference: {{ $v.model.image | quote }}, pullPolicy: {{ $v.model.imagePullPolicy }} }
+{{- end }}
+{{- with $v.extraVolumes }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}

@@ -1,0 +1,76 @@
+{{/* Lays `over` on `base`, in place, key by key; null in `over` leaves what `base` says, so that afterwards no key has
+     null and `hasKey` asks whether somebody said something. Sprig's own merges would lose
+     a user's `false` and `0`. */}}
+{{- define "penstock.lay" -}}
+{{- $base := .base -}}
+{{- range $key, $value := .over -}}
+{{- if kindIs "map" $value -}}
+{{- if not (kindIs "map" (get $base $key)) -}}{{- $_ := set $base $key dict -}}{{- end -}}
+{{- include "penstock.lay" (dict "base" (get $base $key) "over" $value) -}}
+{{- else if not (kindIs "invalid" $value) -}}
+{{- $_ := set $base $key $value -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The values in force, as YAML: the preset below, the user's above. */}}
+{{- define "penstock.values" -}}
+{{- $base := dict -}}
+{{- with .Values.preset -}}
+{{- $file := $.Files.Get (printf "presets/%s.yaml" .) -}}
+{{- if not $file -}}
+{{- fail (printf "\npreset: %q is none of the files in presets/" .) -}}
+{{- end -}}
+{{- $base = fromYaml $file -}}
+{{- end -}}
+{{- include "penstock.lay" (dict "base" $base "over" .Values) -}}
+{{- toYaml $base -}}
+{{- end -}}
+
+{{/* Values in force, and what the chart works out from them, as YAML. Every template starts here, so that a number has
+     one origin. */}}
+{{- define "penstock.facts" -}}
+{{- $v := include "penstock.values" . | fromYaml -}}
+{{- $engine := $v.config.engine | default dict -}}
+{{- $extra := $engine.extra_args | default dict -}}
+{{- $server := $v.config.server -}}
+{{- $device := $engine.device | default "auto" -}}
+{{- $gpus := 0 -}}
+{{- if ne $device "cpu" -}}{{- $gpus = hasKey $v.gpu "perNode" | ternary $v.gpu.perNode 1 | int -}}{{- end -}}
+{{- $parallel := mul ($engine.tensor_parallel_size | default 1 | int) ($extra.pipeline_parallel_size | default 1 | int) ($engine.data_parallel_size | default $extra.data_parallel_size | default 1 | int) -}}
+{{- $mounted := or $v.model.existingClaim $v.model.image | not | not -}}
+{{- $modelName := $engine.model | default (ternary "/models" "" $mounted) -}}
+{{- $size := $v.model.sizeGiB | default 0 | int -}}
+{{- $startup := $v.probes.startup.seconds | default (add 600 (mul 10 $size)) | int -}}
+{{- $drain := hasKey $server "drain_seconds" | ternary $server.drain_seconds 600.0 | ceil | int -}}{{/* the service's default */}}
+{{- $least := add ($v.preStopSeconds | int) $drain 10 -}}
+{{- $grace := $v.terminationGracePeriodSeconds | default (add $least 30) | int -}}
+{{- $facts := dict
+  "v" $v
+  "device" $device
+  "gpus" $gpus
+  "parallel" $parallel
+  "port" (splitList ":" ($server.listen | default "127.0.0.1:50051") | last | int)
+  "modelMounted" $mounted
+  "model" $modelName
+  "fromNetwork" (and $modelName (not (hasPrefix "/" $modelName)) (not $v.model.offline) | not | not)
+  "startupSeconds" $startup
+  "drainSeconds" $drain
+  "leastGraceSeconds" $least
+  "graceSeconds" $grace
+  "deadlineSeconds" ($v.progressDeadlineSeconds | default (add $startup $grace 300) | int)
+  "shmSize" ($v.shmSize | default (ternary "1Gi" (printf "%dGi" (mul 4 $gpus)) (eq $gpus 0)))
+  "cacheSize" ($v.persistence.size | default (printf "%dGi" (add 10 (mul 2 $size))))
+  "image" (include "penstock.image" (dict "image" $v.image "tag" (printf "%s-%s" .Chart.AppVersion (ternary "cpu" "gpu" (eq $device "cpu")))))
+  "minor" (.Capabilities.KubeVersion.Minor | regexFind "^[0-9]+" | int)
+-}}
+{{- toYaml $facts -}}
+{{- end -}}
+
+{{- define "penstock.image" -}}
+{{- if .image.digest -}}
+{{- .image.repository }}@{{ .image.digest -}}
+{{- else -}}
+{{- .image.repository }}:{{ .image.tag | default .tag -}}
+{{- end -}}
+{{- end -}}

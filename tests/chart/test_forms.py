@@ -1,0 +1,119 @@
+"""Whatever the values, the chart should render what Kubernetes takes and what the service reads."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tomllib
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+from penstock.cli import app
+from penstock.config_sources import load
+from penstock.config_text import to_toml
+from typer.testing import CliRunner
+
+from tests.chart.chart import CHART, KUBERNETES, VALUES, Object, configuration, helm, needs_helm, render
+
+kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="`make setup` installs it")
+pytestmark = needs_helm
+CRDS = Path(__file__).parent / "crds"
+
+every_values_file = pytest.mark.parametrize("values", VALUES, ids=lambda path: path.stem)
+every_kubernetes = pytest.mark.parametrize("kubernetes", KUBERNETES)
+
+
+def validate(found: Object, kubernetes: str) -> None:
+    """Strict, and no kind goes unchecked: kubernetes-validate alone would let an unknown one pass."""
+    try:
+        kubernetes_validate.validate(found, kubernetes, strict=True)
+    except kubernetes_validate.SchemaNotFoundError:
+        name = f"{found['kind'].lower()}-{found['apiVersion'].replace('/', '-')}.json"
+        jsonschema.validate(found, json.loads((CRDS / name).read_text()))
+
+
+@every_kubernetes
+@every_values_file
+def test_should_render_what_kubernetes_takes(values: Path, kubernetes: str) -> None:
+    objects = render(values, kubernetes)
+    assert len(objects) >= 5
+    for found in objects:
+        validate(found, kubernetes)
+
+
+def test_should_fail_on_a_kind_without_a_schema() -> None:
+    with pytest.raises(FileNotFoundError):
+        validate({"apiVersion": "example.com/v1", "kind": "Mystery", "metadata": {}}, KUBERNETES[0])
+
+
+@every_values_file
+def test_should_pass_helms_own_lint(values: Path) -> None:
+    helm("lint", "--strict", str(CHART), "--values", str(values))
+
+
+@every_values_file
+def test_should_configure_the_service_in_its_own_words(values: Path, tmp_path: Path) -> None:
+    file = tmp_path / "penstock.toml"
+    file.write_text(configuration(render(values)))
+
+    done = CliRunner().invoke(app, ["serve", "--config", str(file), "--check-config"])
+    assert done.exit_code == 0, done.output + str(done.exception)
+
+    loaded = load(file, {}, {})
+    printed = tomllib.loads(to_toml(loaded.config))
+    for section, keys in tomllib.loads(file.read_text()).items():
+        for key, value in keys.items():
+            if (section, key) == ("pricing", "tiers"):
+                continue  # exact decimals: checked by value above, spelled in two ways
+            assert printed[section][key] == value, f"{section}.{key}"
+
+
+@every_values_file
+def test_should_render_every_setting_that_the_values_name(values: Path) -> None:
+    wanted = (yaml.safe_load(values.read_text()) or {}).get("config", {})
+    rendered = tomllib.loads(configuration(render(values)))
+    for section, keys in wanted.items():
+        for key, value in keys.items():
+            assert rendered[section].get(key) == value, f"{section}.{key}"
+
+
+def test_should_be_packaged(tmp_path: Path) -> None:
+    helm("package", str(CHART), "--destination", str(tmp_path))
+    (package,) = tmp_path.glob("penstock-*.tgz")
+    assert "kind: Deployment" in helm("template", "try", str(package))
+
+
+def changed(before: Object, after: Object) -> set[str]:
+    """Kind and name of what an upgrade from `before` to `after` touches."""
+    old, new = ({f"{o['kind']}/{o['metadata']['name']}": o for o in render(v)} for v in (before, after))
+    return {name for name in old | new if old.get(name) != new.get(name)}
+
+
+@pytest.mark.parametrize(
+    ("after", "touched"),
+    [
+        ({}, set()),
+        ({"replicaCount": 2}, {"Deployment/try-penstock"}),
+        ({"service": {"annotations": {"a": "b"}}}, {"Service/try-penstock"}),
+        ({"config": {"limits": {"max_candidates": 2}}}, {"Deployment/try-penstock", "ConfigMap/try-penstock"}),
+        ({"networkPolicy": {"enabled": False}}, {"NetworkPolicy/try-penstock"}),
+        ({"tests": {"budget": 3}}, {"Pod/try-penstock-test"}),
+        ({"persistence": {"enabled": True}}, {"Deployment/try-penstock", "PersistentVolumeClaim/try-penstock-cache"}),
+    ],
+    ids=str,
+)
+def test_an_upgrade_should_touch_only_what_it_means(after: Object, touched: set[str]) -> None:
+    assert changed({}, after) == touched
+
+
+def test_should_tell_how_to_send_the_first_request(tmp_path: Path) -> None:
+    # Without a cluster Helm prints no notes: here they are a template like the others.
+    chart = shutil.copytree(CHART, tmp_path / "chart")
+    (chart / "templates" / "NOTES.txt").rename(chart / "notes.txt")
+    (chart / "templates" / "notes.yaml").write_text('notes: |\n  {{- tpl (.Files.Get "notes.txt") . | nindent 2 }}\n')
+    notes = yaml.safe_load(helm("template", "try", str(chart), "--namespace=llm", "--show-only=templates/notes.yaml"))
+    assert "penstock generate" in notes["notes"]
+    assert "--target try-penstock:50051" in notes["notes"]
+    assert "helm -n llm test try" in notes["notes"]

@@ -1,0 +1,220 @@
+"""What a pod of this chart should never do, whatever the values."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from penstock.config import Config
+from penstock.server import _LAST_EVENT_SECONDS, LIVENESS
+
+from tests.chart.chart import (
+    VALUES,
+    configuration,
+    container,
+    deployment,
+    needs_helm,
+    of_kind,
+    pod,
+    pods,
+    render,
+)
+
+pytestmark = needs_helm
+every_values_file = pytest.mark.parametrize("values", VALUES, ids=lambda path: path.stem)
+
+
+def config(objects: list[dict[str, Any]]) -> Config:
+    return Config.model_validate(tomllib.loads(configuration(objects)))
+
+
+@every_values_file
+def test_should_never_be_killed_while_it_drains(values: Path) -> None:
+    objects = render(values)
+    sleep = container(objects).get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
+    drain = config(objects).server.drain_seconds
+    assert pod(objects)["terminationGracePeriodSeconds"] > sleep + drain + _LAST_EVENT_SECONDS
+
+
+@every_values_file
+def test_should_never_probe_what_the_service_does_not_serve(values: Path) -> None:
+    objects = render(values)
+    (port,) = container(objects)["ports"]
+    assert config(objects).server.listen.endswith(f":{port['containerPort']}")
+    for name, service in (("startupProbe", ""), ("readinessProbe", ""), ("livenessProbe", LIVENESS)):
+        grpc = container(objects)[name]["grpc"]
+        assert (grpc["port"], grpc.get("service", "")) == (port["containerPort"], service)
+
+
+@every_values_file
+def test_should_never_kill_a_slow_load_or_after_one_missed_probe(values: Path) -> None:
+    box = container(render(values))
+    assert box["startupProbe"]["periodSeconds"] * box["startupProbe"]["failureThreshold"] >= 600
+    assert box["livenessProbe"]["failureThreshold"] >= 3
+    assert "initialDelaySeconds" not in box["livenessProbe"] | box["readinessProbe"]
+
+
+def test_should_give_large_weights_an_hour() -> None:
+    box = container(render({"preset": "qwen3.5-397b-a17b-fp8"}))
+    assert box["startupProbe"]["periodSeconds"] * box["startupProbe"]["failureThreshold"] >= 3600
+
+
+@every_values_file
+def test_should_never_count_a_load_as_a_failed_update(values: Path) -> None:
+    objects = render(values)
+    startup = container(objects)["startupProbe"]
+    assert deployment(objects)["spec"]["progressDeadlineSeconds"] > startup["periodSeconds"] * (
+        startup["failureThreshold"] - 1
+    )
+
+
+@every_values_file
+def test_should_never_need_a_spare_node_unless_told(values: Path) -> None:
+    strategy = deployment(render(values))["spec"]["strategy"]
+    if values.stem not in ("surge", "percent-update"):
+        assert strategy["type"] == "Recreate" or strategy["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
+
+
+def test_should_never_take_the_last_ready_replica() -> None:
+    several = deployment(render({"replicaCount": 2}))["spec"]["strategy"]
+    assert several["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
+    spare = deployment(render({"updateStrategy": {"maxSurge": 1}}))["spec"]["strategy"]
+    assert spare["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+
+
+@every_values_file
+def test_should_ask_for_exactly_the_gpus_that_the_engine_shares_out(values: Path) -> None:
+    objects = render(values)
+    engine = config(objects).engine.model_dump()
+    sizes = [f"{kind}_parallel_size" for kind in ("tensor", "pipeline", "data")]
+    shared = math.prod(engine.get(size) or engine["extra_args"].get(size, 1) for size in sizes)
+    resources = container(objects)["resources"]
+    gpus = [int(n) for name, n in resources.get("limits", {}).items() if "/" in name]
+    if engine["device"] == "cpu":
+        assert gpus == []
+    elif "claims" in resources:
+        assert [c["name"] for c in pod(objects)["resourceClaims"]] == [c["name"] for c in resources["claims"]]
+    else:
+        assert gpus == [shared]
+
+
+@every_values_file
+def test_should_never_leave_the_restricted_pod_security_standard(values: Path) -> None:
+    """https://kubernetes.io/docs/concepts/security/pod-security-standards/, the rules of `restricted`, GPUs too."""
+    volumes = {"configMap", "emptyDir", "secret", "persistentVolumeClaim", "image", "projected", "downwardAPI", "csi"}
+    for spec in pods(render(values)):
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & {key for key, value in spec.items() if value}
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["securityContext"]["runAsUser"] != 0
+        assert spec["securityContext"]["seccompProfile"]["type"] in ("RuntimeDefault", "Localhost")
+        assert all(set(volume) - {"name"} <= volumes for volume in spec["volumes"])
+        for box in spec["containers"] + spec.get("initContainers", []):
+            context = box["securityContext"]
+            assert context["allowPrivilegeEscalation"] is False
+            assert context["capabilities"] == {"drop": ["ALL"]}
+            assert not context.get("privileged")
+            assert not any(port.get("hostPort") for port in box.get("ports", []))
+
+
+@every_values_file
+def test_should_never_write_outside_its_stated_mounts(values: Path) -> None:
+    objects = render(values)
+    assert container(objects)["securityContext"]["readOnlyRootFilesystem"] is True
+    writable = {m["mountPath"] for m in container(objects)["volumeMounts"] if not m.get("readOnly")}
+    assert {"/cache", "/tmp", "/dev/shm"} <= writable
+    env = {entry["name"]: entry.get("value", "") for entry in container(objects)["env"]}
+    for name in ("HOME", "XDG_CACHE_HOME", "HF_HOME", "VLLM_CACHE_ROOT", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"):
+        assert env[name].startswith("/cache")
+
+
+@every_values_file
+def test_should_give_workers_more_shared_memory_than_64_mib(values: Path) -> None:
+    (shm,) = [v for v in pod(render(values))["volumes"] if v["name"] == "shm"]
+    assert shm["emptyDir"]["medium"] == "Memory"
+    assert shm["emptyDir"]["sizeLimit"].endswith("Gi")
+
+
+@every_values_file
+def test_should_never_hold_a_token_or_hear_of_other_services(values: Path) -> None:
+    for spec in pods(render(values)):
+        assert spec["automountServiceAccountToken"] is False
+        assert spec["enableServiceLinks"] is False
+
+
+def test_should_never_put_a_secret_into_a_config_map_or_a_value() -> None:
+    objects = render({"model": {"token": {"existingSecret": "hf"}}, "resumeKey": {"existingSecret": "seal"}})
+    assert not of_kind(objects, "Secret")
+    token = next(entry for entry in container(objects)["env"] if entry["name"] == "HF_TOKEN")
+    assert token["valueFrom"]["secretKeyRef"] == {"name": "hf", "key": "token"}
+    key_file = config(objects).resume.key_file
+    (mount,) = [m for m in container(objects)["volumeMounts"] if m["name"] == "resume-key"]
+    assert str(key_file) == f"{mount['mountPath']}/key"
+    (volume,) = [v["secret"] for v in pod(objects)["volumes"] if v["name"] == "resume-key"]
+    assert volume["secretName"] == "seal"
+
+
+@every_values_file
+def test_should_select_its_own_pods_and_never_the_test(values: Path) -> None:
+    objects = render(values)
+    labels = deployment(objects)["spec"]["template"]["metadata"]["labels"]
+    selectors = [deployment(objects)["spec"]["selector"]["matchLabels"]]
+    selectors += [o["spec"]["selector"] for o in of_kind(objects, "Service")]
+    selectors += [o["spec"]["selector"]["matchLabels"] for o in of_kind(objects, "PodDisruptionBudget")]
+    selectors += [o["spec"]["podSelector"]["matchLabels"] for o in of_kind(objects, "NetworkPolicy")]
+    (test,) = of_kind(objects, "Pod")
+    for selector in selectors:
+        assert selector.items() <= labels.items()
+        assert not selector.items() <= test["metadata"]["labels"].items()
+
+
+@every_values_file
+def test_should_speak_h2c_on_every_service(values: Path) -> None:
+    for service in of_kind(render(values), "Service"):
+        assert [port["appProtocol"] for port in service["spec"]["ports"]] == ["kubernetes.io/h2c"]
+
+
+def test_a_headless_service_should_name_every_pod() -> None:
+    headless = [s for s in of_kind(render({}), "Service") if s["spec"].get("clusterIP") == "None"]
+    assert [s["metadata"]["name"] for s in headless] == ["try-penstock-headless"]
+
+
+def test_should_restart_pods_for_a_new_configuration_and_for_nothing_else() -> None:
+    def checksum(values: dict[str, Any]) -> str:
+        return deployment(render(values))["spec"]["template"]["metadata"]["annotations"]["checksum/config"]
+
+    assert checksum({}) != checksum({"config": {"thinking": {"auto_budget_tokens": 7}}})
+    assert checksum({}) == checksum({"service": {"annotations": {"a": "b"}}})
+
+
+def test_should_open_https_only_where_a_model_comes_from_the_network() -> None:
+    def open_ports(values: dict[str, Any]) -> set[int]:
+        (policy,) = of_kind(render(values), "NetworkPolicy")
+        return {port["port"] for rule in policy["spec"]["egress"] for port in rule["ports"]}
+
+    assert open_ports({}) == {53}
+    assert open_ports({"preset": "qwen3.5-35b-a3b-fp8"}) == {53, 443}
+    assert open_ports({"preset": "one-gpu", "model": {"existingClaim": "weights"}}) == {53}
+
+
+def test_what_the_user_says_should_beat_the_preset_even_false_and_zero() -> None:
+    objects = render({"model": {"offline": False}, "config": {"server": {"drain_seconds": 0}}, "preStopSeconds": 0})
+    assert "HF_HUB_OFFLINE" not in {entry["name"] for entry in container(objects)["env"]}
+    assert config(objects).server.drain_seconds == 0
+    assert "lifecycle" not in container(objects)
+
+
+def test_should_know_the_services_default_drain() -> None:
+    assert pod(render({"config": {"server": {"drain_seconds": None}}}))["terminationGracePeriodSeconds"] == (
+        15 + Config().server.drain_seconds + _LAST_EVENT_SECONDS + 30
+    )
+
+
+def test_should_never_share_compiled_kernels_between_images_or_kinds_of_gpu() -> None:
+    def cache(values: dict[str, Any]) -> str:
+        return next(e["value"] for e in container(render(values))["env"] if e["name"] == "VLLM_CACHE_ROOT")
+
+    roots = [cache({}), cache({"image": {"tag": "2"}}), cache({"nodeSelector": {"gpu": "h100"}})]
+    assert len(set(roots)) == 3

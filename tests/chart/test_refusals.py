@@ -1,0 +1,117 @@
+"""Wrong values should be refused before anything is installed, in a message that names the value."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.chart.chart import KUBERNETES, Refused, needs_helm, render
+
+pytestmark = needs_helm
+GPU = {"preset": "qwen3.5-35b-a3b-fp8"}
+
+
+def server(**keys: Any) -> dict[str, Any]:
+    return {"config": {"server": keys}}
+
+
+def engine(**keys: Any) -> dict[str, Any]:
+    return {"config": {"engine": keys}}
+
+
+CONTRADICTIONS: list[tuple[str, dict[str, Any]]] = [
+    ("terminationGracePeriodSeconds", {"terminationGracePeriodSeconds": 600}),
+    ("terminationGracePeriodSeconds", {"terminationGracePeriodSeconds": 625}),
+    ("terminationGracePeriodSeconds", {"terminationGracePeriodSeconds": 600, **server(drain_seconds=None)}),
+    ("progressDeadlineSeconds", {"progressDeadlineSeconds": 600}),
+    ("updateStrategy", {"updateStrategy": {"maxSurge": 0, "maxUnavailable": 0}}),
+    ("updateStrategy", {"updateStrategy": {"maxSurge": "0%", "maxUnavailable": 0}}),
+    ("podDisruptionBudget.minAvailable", {"podDisruptionBudget": {"minAvailable": 1}}),
+    ("podDisruptionBudget.maxUnavailable", {"podDisruptionBudget": {"maxUnavailable": 0}}),
+    ("config.engine.device", {"preset": ""}),
+    ("config.engine.device", engine(device="auto")),
+    ("config.engine.kind", engine(kind="scripted")),
+    ("gpu.perNode", {"gpu": {"perNode": 1}}),
+    ("gpu.perNode", {"preset": "qwen3.5-397b-a17b-fp8", "gpu": {"perNode": 4}}),
+    ("gpu.perNode", GPU | {"gpu": {"perNode": 0}}),
+    ("gpu.perNode", GPU | engine(tensor_parallel_size=2)),
+    ("extra_args.pipeline_parallel_size", GPU | engine(extra_args={"pipeline_parallel_size": 2})),
+    ("config.engine.extra_args.nnodes", GPU | engine(extra_args={"nnodes": 2})),
+    ("gpu.resourceClaimTemplate", {"gpu": {"resourceClaimTemplate": "h100"}}),
+    ("config.engine.kv_cache_gib", engine(kv_cache_gib=8)),
+    ("resources.limits", GPU | {"resources": {"limits": {"nvidia.com/gpu": 1}}}),
+    ("model.existingClaim, model.image", GPU | {"model": {"existingClaim": "a", "image": "b"}}),
+    ("config.engine.model", GPU | {"model": {"existingClaim": "weights"}}),
+    ("config.engine.model", {"preset": "one-gpu"}),
+    ("model.subPath", {"model": {"subPath": "a"}}),
+    ("model.offline", GPU | {"model": {"offline": True}}),
+    ("persistence.accessMode", {"replicaCount": 2, "persistence": {"enabled": True}}),
+    ("persistence.existingClaim", {"persistence": {"existingClaim": "cache"}}),
+    ("config.server.listen", server(listen="127.0.0.1:50051")),
+    ("config.server.listen", server(listen=None)),
+    ("config.server.listen", server(listen="0.0.0.0:0")),
+    ("config.server.listen", server(listen="0.0.0.0:443")),
+    ("config.server.insecure", server(insecure=False)),
+    ("config.resume.key_file", {"resumeKey": {"existingSecret": "s"}, "config": {"resume": {"key_file": "/k"}}}),
+    ("fullnameOverride", {"fullnameOverride": "vllm"}),
+    ("extraEnv: PENSTOCK_ENGINE_MODEL", {"extraEnv": [{"name": "PENSTOCK_ENGINE_MODEL", "value": "x"}]}),
+    ("extraEnv: HF_HOME", {"extraEnv": [{"name": "HF_HOME", "value": "/x"}]}),
+    ("extraEnv: WANDB_API_KEY", {"extraEnv": [{"name": "WANDB_API_KEY", "value": "x"}]}),
+    ("extraArgs: --set", {"extraArgs": ["--set", "a.b=c"]}),
+    ("grpcRoute.parentRefs", {"grpcRoute": {"enabled": True}}),
+    ("preset", {"preset": "no-such"}),
+]
+FORMS: list[tuple[str, dict[str, Any]]] = [
+    ("replicas", {"replicas": 2}),
+    ("replicaCount", {"replicaCount": "two"}),
+    ("contextWindow", {"config": {"engine": {"contextWindow": 1}}}),
+    ("mtp", engine(mtp="maybe")),
+    ("max_concurrent_requests", engine(max_concurrent_requests=0)),
+    ("gpu_memory_utilization", engine(gpu_memory_utilization=1.5)),
+    ("metrics", {"config": {"metrics": {}}}),
+    ("hfToken", {"model": {"hfToken": "hf_secret"}}),
+    ("failureThreshold", {"probes": {"liveness": {"failureThreshold": 1}}}),
+    ("shmSize", {"shmSize": "lots"}),
+    ("digest", {"image": {"digest": "latest"}}),
+    ("accessMode", {"persistence": {"accessMode": "Everywhere"}}),
+    ("preStopSeconds", {"preStopSeconds": -1}),
+]
+
+
+def names(cases: list[tuple[str, dict[str, Any]]]) -> list[str]:
+    return [f"{number}-{name}" for number, (name, _) in enumerate(cases)]
+
+
+@pytest.mark.parametrize(("name", "values"), CONTRADICTIONS, ids=names(CONTRADICTIONS))
+def test_should_refuse_values_that_contradict_each_other(name: str, values: dict[str, Any]) -> None:
+    with pytest.raises(Refused) as refused:
+        render(values)
+    assert f"{name}" in str(refused.value)
+    assert "execution error" in str(refused.value), "the chart's own words, not a template's accident"
+
+
+@pytest.mark.parametrize(("name", "values"), FORMS, ids=names(FORMS))
+def test_should_refuse_what_the_schema_does_not_know(name: str, values: dict[str, Any]) -> None:
+    with pytest.raises(Refused, match="values don't meet the specifications") as refused:
+        render(values)
+    assert name in str(refused.value)
+
+
+def test_should_name_all_mistakes_at_once() -> None:
+    with pytest.raises(Refused) as refused:
+        render({"updateStrategy": {"maxSurge": 0, "maxUnavailable": 0}, "fullnameOverride": "vllm"})
+    assert "updateStrategy" in str(refused.value)
+    assert "fullnameOverride" in str(refused.value)
+
+
+def test_should_refuse_image_volumes_where_kubernetes_has_none() -> None:
+    values = {"preset": "one-gpu", "model": {"image": "registry.example/weights:1"}}
+    with pytest.raises(Refused, match=r"model\.image"):
+        render(values, "1.30.0")
+    assert render(values, KUBERNETES[0])
+
+
+def test_should_refuse_a_kubernetes_without_a_pre_stop_sleep() -> None:
+    with pytest.raises(Refused, match="kubeVersion"):
+        render({}, "1.29.0")
