@@ -46,6 +46,11 @@ lock: setup ## resolve both lock files again (UPGRADE=1 takes newer versions)
 model: setup ## train the small model that ships with the project
 	@$(BIN)/python -m models.demo
 
+clients: setup ## the clients in other languages, with what they need from npm and from Go; their conformance cases
+	@command -v npm >/dev/null || { echo "make clients: needs Node 20 or newer, with npm"; exit 1; }
+	@cd clients/typescript && npm ci --ignore-scripts --no-audit --no-fund
+	@$(BIN)/python -m pytest -q tests/conformance $(ARGS)
+
 clean: ## remove everything that set-up and runs made
 	rm -rf .venv .venv-gpu .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -106,7 +106,9 @@ class Recovery:
             wait = 0.0  # The connection may be cut while the server is well.
         left = self.seconds_left
         if left is not None and left <= wait:
-            raise DeadlineExceeded("the deadline passed while the connection was away") from failure
+            raise DeadlineExceeded(
+                "the deadline passed while the connection was away", code=grpc.StatusCode.DEADLINE_EXCEEDED
+            ) from failure
         self._attempts += 1
         self.reconnections += 1
         return wait

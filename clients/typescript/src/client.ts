@@ -1,0 +1,234 @@
+/** The client of one Penstock service. */
+import { create, fromBinary, toBinary, type DescMessage, type MessageShape } from "@bufbuild/protobuf";
+import * as grpc from "@grpc/grpc-js";
+import { readFileSync } from "node:fs";
+import { fromServiceError } from "./errors.js";
+import {
+  CancelRequestSchema,
+  CancelResponseSchema,
+  CountTokensRequestSchema,
+  CountTokensResponseSchema,
+  GenerateRequestSchema,
+  GenerateResponseSchema,
+  GenerationSpecSchema,
+  InteractRequestSchema,
+  InteractResponseSchema,
+  ResumeRequestSchema,
+  ResumeResponseSchema,
+  StreamGenerateRequestSchema,
+  StreamGenerateResponseSchema,
+  type CountTokensResponse,
+  type GenerationSpec,
+} from "./gen/penstock/v1/generation_pb.js";
+import { GetModelRequestSchema, GetModelResponseSchema, type GetModelResponse } from "./gen/penstock/v1/model_pb.js";
+import { RECONNECT, type Reconnect } from "./reconnect.js";
+import { Response } from "./response.js";
+import { buildSpec, type GenerationOptions, type Prompt } from "./spec.js";
+import { Interaction, Stream, type Call, type Link, type SteeredCall } from "./stream.js";
+
+const GENERATION = "/penstock.v1.GenerationService";
+const MODEL = "/penstock.v1.ModelService";
+const CANCEL_SECONDS = 5;
+const MAX_RECEIVE_BYTES = 256 * 1024 * 1024;
+
+export interface ClientOptions {
+  apiKey?: string;
+  /** False or absent: plaintext. True: the default roots. A string: path of a CA certificate in PEM. */
+  tls?: boolean | string;
+  /** Seconds; the deadline of calls that name none. */
+  timeout?: number;
+  /** What is done about dropped connections; null: nothing. */
+  reconnect?: Reconnect | null;
+  channelOptions?: grpc.ChannelOptions;
+}
+export interface CallOptions {
+  /** Seconds. The server stops working at it, and thinking "auto" plans so that the answer arrives before it. */
+  timeout?: number;
+}
+export interface StreamOptions extends CallOptions {
+  /** Go on over a dropped connection. Default: unless the client has `reconnect: null`. */
+  resumable?: boolean;
+}
+/** A prompt, or a ready request. */
+export type Input = Prompt | GenerationSpec;
+
+/**
+ *     const client = new Client("127.0.0.1:50051");
+ *     const reply = await client.generate("What is 17 + 25?", { thinking: "thinking", budget: 64 });
+ *
+ * Every method fails with the errors of `errors.ts`. A stream whose connection drops goes on over another one; nothing
+ * else is retried.
+ */
+export class Client {
+  private readonly grpc: grpc.Client;
+  private readonly metadata = new grpc.Metadata();
+  private readonly reconnect: Reconnect | undefined;
+  private readonly timeout: number | undefined;
+  private readonly cancelling = new Set<Promise<unknown>>();
+
+  constructor(
+    readonly target = "127.0.0.1:50051",
+    options: ClientOptions = {},
+  ) {
+    const local = isLoopback(target);
+    if (options.apiKey !== undefined) {
+      if (options.tls === undefined && !local) {
+        throw new TypeError(`the API key would go to ${target} in the clear: tls: true, or tls: false if that is meant`);
+      }
+      this.metadata.set("authorization", `Bearer ${options.apiKey}`);
+    }
+    this.timeout = options.timeout;
+    this.reconnect = options.reconnect === null ? undefined : (options.reconnect ?? RECONNECT);
+    this.grpc = new grpc.Client(target, credentialsFor(options.tls), {
+      "grpc.max_receive_message_length": MAX_RECEIVE_BYTES,
+      // A connection that died without a word is found out, so that the stream can go on over another.
+      "grpc.keepalive_time_ms": 30_000,
+      "grpc.keepalive_timeout_ms": 10_000,
+      "grpc.initial_reconnect_backoff_ms": 100,
+      "grpc.max_reconnect_backoff_ms": 5_000,
+      ...(local && { "grpc.enable_http_proxy": 0 }),
+      ...options.channelOptions,
+    });
+  }
+
+  /** Starts a generation and gives its events as they come. Leaving the loop ends the generation. */
+  stream(input: Input, options: GenerationOptions & StreamOptions = {}): Stream {
+    const resumable = options.resumable ?? this.reconnect !== undefined;
+    const request = create(StreamGenerateRequestSchema, { spec: specOf(input, options), resumable });
+    const link = this.link(options);
+    const path = `${GENERATION}/StreamGenerate`;
+    return new Stream(
+      link,
+      this.serverStream(path, StreamGenerateRequestSchema, StreamGenerateResponseSchema, request, link.deadline),
+    );
+  }
+
+  /** Starts a generation that can be steered while its events come. A dropped connection ends it. */
+  interact(input: Input, options: GenerationOptions & CallOptions = {}): Interaction {
+    const start = create(InteractRequestSchema, { action: { case: "start", value: specOf(input, options) } });
+    const link = this.link(options);
+    const call = this.grpc.makeBidiStreamRequest(
+      `${GENERATION}/Interact`,
+      writer(InteractRequestSchema),
+      reader(InteractResponseSchema),
+      this.metadata,
+      callOptions(link.deadline),
+    );
+    return new Interaction(link, call as SteeredCall, start);
+  }
+
+  /** Goes on with a resumable stream, of this process or another, after `lastSequence`; 0 replays everything. */
+  resume(generationId: string, resumeToken: string, lastSequence = 0, options: CallOptions = {}): Stream {
+    const request = create(ResumeRequestSchema, { generationId, resumeToken, lastSequence: BigInt(lastSequence) });
+    const link = this.link(options);
+    return new Stream(link, link.resume(request), request);
+  }
+
+  /** One reply, complete. */
+  async generate(input: Input, options: GenerationOptions & CallOptions = {}): Promise<Response> {
+    const request = create(GenerateRequestSchema, { spec: specOf(input, options) });
+    const path = `${GENERATION}/Generate`;
+    return Response.fromProto(await this.unary(path, GenerateRequestSchema, GenerateResponseSchema, request, options));
+  }
+
+  /** Counts tokens and cost without generating, and foretells what the overflow policy would drop. */
+  count(input: Input, options: GenerationOptions & CallOptions = {}): Promise<CountTokensResponse> {
+    const request = create(CountTokensRequestSchema, { spec: specOf(input, options) });
+    const path = `${GENERATION}/CountTokens`;
+    return this.unary(path, CountTokensRequestSchema, CountTokensResponseSchema, request, options);
+  }
+
+  /** What is served: the model's card, profile, prices and limits. */
+  model(name = "", options: CallOptions = {}): Promise<GetModelResponse> {
+    const request = create(GetModelRequestSchema, { model: name });
+    return this.unary(`${MODEL}/GetModel`, GetModelRequestSchema, GetModelResponseSchema, request, options);
+  }
+
+  /** Closes the connection, when the server knows which streams were left. */
+  async close(): Promise<void> {
+    await Promise.all(this.cancelling);
+    this.grpc.close();
+  }
+
+  private deadline({ timeout = this.timeout }: CallOptions): number | undefined {
+    return timeout === undefined ? undefined : Date.now() + timeout * 1000;
+  }
+
+  private link(options: CallOptions): Link {
+    const deadline = this.deadline(options);
+    return {
+      policy: this.reconnect,
+      deadline,
+      resume: (request) =>
+        this.serverStream(`${GENERATION}/Resume`, ResumeRequestSchema, ResumeResponseSchema, request, deadline),
+      abandon: (request) => {
+        const said = this.unary(`${GENERATION}/Cancel`, CancelRequestSchema, CancelResponseSchema, request, {
+          timeout: CANCEL_SECONDS,
+        }).catch(() => undefined); // the server's grace ends it then
+        this.cancelling.add(said);
+        void said.finally(() => this.cancelling.delete(said));
+      },
+    };
+  }
+
+  private serverStream<I extends DescMessage, O extends DescMessage>(
+    path: string,
+    input: I,
+    output: O,
+    request: MessageShape<I>,
+    deadline: number | undefined,
+  ): Call {
+    return this.grpc.makeServerStreamRequest(
+      path,
+      writer(input),
+      reader(output),
+      request,
+      this.metadata,
+      callOptions(deadline),
+    ) as unknown as Call;
+  }
+
+  private unary<I extends DescMessage, O extends DescMessage>(
+    path: string,
+    input: I,
+    output: O,
+    request: MessageShape<I>,
+    options: CallOptions,
+  ): Promise<MessageShape<O>> {
+    const deadline = callOptions(this.deadline(options));
+    return new Promise((resolve, reject) => {
+      this.grpc.makeUnaryRequest(path, writer(input), reader(output), request, this.metadata, deadline, (error, reply) =>
+        error ? reject(fromServiceError(error)) : resolve(reply as MessageShape<O>),
+      );
+    });
+  }
+}
+
+function specOf(input: Input, options: GenerationOptions): GenerationSpec {
+  if (typeof input === "object" && "$typeName" in input && input.$typeName === GenerationSpecSchema.typeName) {
+    return input as GenerationSpec;
+  }
+  return buildSpec(input as Prompt, options);
+}
+
+const writer =
+  <T extends DescMessage>(schema: T) =>
+  (message: MessageShape<T>) =>
+    Buffer.from(toBinary(schema, message));
+const reader =
+  <T extends DescMessage>(schema: T) =>
+  (bytes: Buffer) =>
+    fromBinary(schema, bytes);
+const callOptions = (deadline: number | undefined): grpc.CallOptions => (deadline === undefined ? {} : { deadline });
+
+function credentialsFor(tls: boolean | string | undefined): grpc.ChannelCredentials {
+  if (!tls) return grpc.credentials.createInsecure();
+  return grpc.credentials.createSsl(tls === true ? null : readFileSync(tls));
+}
+
+/** True for targets that cannot leave this machine. */
+function isLoopback(target: string): boolean {
+  if (target.startsWith("unix:")) return true;
+  const host = target.slice(target.lastIndexOf("/") + 1).replace(/:\d+$/, "").replace(/^\[|\]$/g, "");
+  return host === "localhost" || host === "::1" || /^127\.\d+\.\d+\.\d+$/.test(host);
+}

@@ -1,0 +1,104 @@
+/**
+ * The events of a stream, and the reader that makes them.
+ *
+ *     started → thought* → thinking_finished → answer* → finished     (per candidate; candidates interleave)
+ */
+import { BrokenStream } from "./errors.js";
+import type {
+  Cost,
+  Delta,
+  EffectiveSettings,
+  GenerationEvent,
+  Timing,
+  TokenLogprobs,
+  Usage,
+} from "./gen/penstock/v1/generation_pb.js";
+import { Response, thinkingOutcomeName, type ThinkingOutcomeName } from "./response.js";
+
+interface Common {
+  /** Grows by one with each event. */
+  readonly sequence: number;
+  /** What has come so far: one object, which grows with the stream. */
+  readonly response: Response;
+  /** The event as it came. */
+  readonly proto: GenerationEvent;
+}
+export interface Started extends Common {
+  readonly kind: "started";
+  readonly generationId: string;
+  readonly model: string;
+  readonly effectiveSettings: EffectiveSettings | undefined;
+}
+/** New text only; may be empty. */
+export interface TextDelta extends Common {
+  readonly kind: "thought" | "answer";
+  readonly candidateIndex: number;
+  readonly text: string;
+  readonly tokenCount: number;
+  readonly tokenIds: readonly number[];
+  readonly logprobs: readonly TokenLogprobs[];
+}
+export interface ThinkingFinished extends Common {
+  readonly kind: "thinking_finished";
+  readonly candidateIndex: number;
+  readonly outcome: ThinkingOutcomeName;
+  readonly reasoningTokens: number;
+}
+/** The last event; everything in `response` is final. */
+export interface Finished extends Common {
+  readonly kind: "finished";
+  readonly usage: Usage | undefined;
+  readonly cost: Cost | undefined;
+  readonly timing: Timing | undefined;
+}
+export type Event = Started | TextDelta | ThinkingFinished | Finished;
+
+/** Turns the protos of one stream into events, each exactly once and in order, growing `response`. */
+export class EventReader {
+  readonly response = new Response();
+  lastSequence = 0;
+  finished = false;
+
+  /** The event, or undefined for a repeated one and for a kind that this client does not know yet. */
+  read(proto: GenerationEvent): Event | undefined {
+    const sequence = Number(proto.sequence);
+    if (sequence <= this.lastSequence) return undefined;
+    if (sequence !== this.lastSequence + 1) {
+      throw new BrokenStream(`event ${this.lastSequence + 1} is missing: the next one was ${sequence}`);
+    }
+    this.lastSequence = sequence;
+    const common: Common = { sequence, response: this.response, proto };
+    const { event } = proto;
+    switch (event.case) {
+      case "started": {
+        const { generationId, model, resumeToken, effectiveSettings } = event.value;
+        Object.assign(this.response, { generationId, model, resumeToken, effectiveSettings });
+        return { ...common, kind: "started", generationId, model, effectiveSettings };
+      }
+      case "thought":
+      case "answer":
+        return this.delta(common, event.case, event.value);
+      case "thinkingFinished": {
+        const { candidateIndex, reasoningTokens } = event.value;
+        const outcome = thinkingOutcomeName(event.value.outcome);
+        Object.assign(this.response.candidate(candidateIndex), { thinkingOutcome: outcome, reasoningTokens });
+        return { ...common, kind: "thinking_finished", candidateIndex, outcome, reasoningTokens };
+      }
+      case "finished": {
+        for (const result of event.value.results) this.response.candidate(result.candidateIndex).finish(result);
+        this.response.finish(event.value);
+        this.finished = true;
+        const { usage, cost, timing } = event.value;
+        return { ...common, kind: "finished", usage, cost, timing };
+      }
+      default:
+        return undefined;
+    }
+  }
+
+  private delta(common: Common, kind: "thought" | "answer", delta: Delta): TextDelta {
+    this.response.candidate(delta.candidateIndex).addDelta(kind, delta);
+    const { candidateIndex, text, tokenCount, tokenIds, logprobs } = delta;
+    return { ...common, kind, candidateIndex, text, tokenCount, tokenIds, logprobs };
+  }
+}

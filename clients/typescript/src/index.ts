@@ -1,0 +1,20 @@
+/** Node client of Penstock. */
+export { Client, type CallOptions, type ClientOptions, type Input, type StreamOptions } from "./client.js";
+export * from "./errors.js";
+export type { Event, Finished, Started, TextDelta, ThinkingFinished } from "./events.js";
+export { GenerationSpecSchema, type GenerationSpec } from "./gen/penstock/v1/generation_pb.js";
+export type { CountTokensResponse, Cost, EffectiveSettings, Timing, Usage } from "./gen/penstock/v1/generation_pb.js";
+export type { GetModelResponse } from "./gen/penstock/v1/model_pb.js";
+export { RECONNECT, type Reconnect } from "./reconnect.js";
+export {
+  Candidate,
+  finishReasonName,
+  Response,
+  thinkingModeName,
+  thinkingOutcomeName,
+  type FinishReasonName,
+  type ThinkingModeName,
+  type ThinkingOutcomeName,
+} from "./response.js";
+export { buildSpec, type GenerationOptions, type Message, type Prompt } from "./spec.js";
+export { Interaction, Stream } from "./stream.js";

@@ -1,0 +1,146 @@
+/** From options to `GenerationSpec`: the one place where a request is put together. */
+import { create } from "@bufbuild/protobuf";
+import {
+  GenerationSpecSchema,
+  OverflowPolicy,
+  Priority,
+  Role,
+  ThinkingMode,
+  type GenerationSpec,
+} from "./gen/penstock/v1/generation_pb.js";
+
+export interface Message {
+  readonly role: "system" | "user" | "assistant";
+  readonly content: string;
+}
+/** A string is one user message; an array is a conversation, oldest first; `text` and `tokenIds` go in as they stand. */
+export type Prompt =
+  | string
+  | readonly Message[]
+  | { readonly text: string }
+  | { readonly tokenIds: readonly number[] };
+
+/**
+ * What to generate. Absent: the server's default, which `model()` tells. Ranges are those of
+ * `penstock.v1.GenerationSpec`; the server checks them, and names the field that is wrong.
+ */
+export interface GenerationOptions {
+  /** Name of the model; the served one if absent. */
+  model?: string;
+  thinking?: "fast" | "thinking" | "auto";
+  /** Most thought tokens; -1 is no limit, 0 is none. */
+  budget?: number;
+  includeThoughts?: boolean;
+  /** Output tokens kept back for the answer. */
+  answerReserve?: number;
+  /** Written into the thought before it is closed at the budget. */
+  closingMessage?: string;
+  /** Most tokens of prompt plus output. */
+  maxContextTokens?: number;
+  overflow?: "error" | "drop_oldest_turns" | "truncate_left" | "truncate_middle";
+  cacheSalt?: string;
+  sessionId?: string;
+  temperature?: number;
+  topP?: number;
+  topK?: number;
+  minP?: number;
+  presencePenalty?: number;
+  frequencyPenalty?: number;
+  repetitionPenalty?: number;
+  seed?: number | bigint;
+  logitBias?: Readonly<Record<number, number>>;
+  /** Most output tokens, thought plus answer. */
+  maxOutputTokens?: number;
+  minOutputTokens?: number;
+  /** The answer ends before the first of these. */
+  stop?: string | readonly string[];
+  stopTokenIds?: readonly number[];
+  candidates?: number;
+  topLogprobs?: number;
+  returnTokenIds?: boolean;
+  /** At most one of these four. */
+  jsonSchema?: string | object;
+  regex?: string;
+  grammar?: string;
+  choices?: readonly string[];
+  priority?: "low" | "normal" | "high";
+}
+
+const upper = <T extends string>(name: T) => name.toUpperCase() as Uppercase<T>;
+
+/** The fields that are set; undefined if none is. */
+function section<T extends object>(fields: T): { [K in keyof T]-?: Exclude<T[K], undefined> } | undefined {
+  const given = Object.entries(fields).filter(([, value]) => value !== undefined);
+  return given.length ? (Object.fromEntries(given) as never) : undefined;
+}
+
+/** The request for a prompt and options. Throws TypeError for what no request can hold. */
+export function buildSpec(prompt: Prompt, o: GenerationOptions = {}): GenerationSpec {
+  const thinking = section({
+    mode: o.thinking && ThinkingMode[upper(o.thinking)],
+    thinkingBudget: o.budget,
+    includeThoughts: o.includeThoughts,
+    answerReserve: o.answerReserve,
+    closingMessage: o.closingMessage,
+  });
+  const context = section({
+    maxContextTokens: o.maxContextTokens,
+    overflow: o.overflow && OverflowPolicy[upper(o.overflow)],
+    cacheSalt: o.cacheSalt,
+    sessionId: o.sessionId,
+  });
+  const sampling = section({
+    temperature: o.temperature,
+    topP: o.topP,
+    topK: o.topK,
+    minP: o.minP,
+    presencePenalty: o.presencePenalty,
+    frequencyPenalty: o.frequencyPenalty,
+    repetitionPenalty: o.repetitionPenalty,
+    seed: o.seed === undefined ? undefined : BigInt(o.seed),
+    logitBias: o.logitBias && { ...o.logitBias },
+  });
+  const output = section({
+    maxOutputTokens: o.maxOutputTokens,
+    minOutputTokens: o.minOutputTokens,
+    stopStrings: typeof o.stop === "string" ? [o.stop] : o.stop && [...o.stop],
+    stopTokenIds: o.stopTokenIds && [...o.stopTokenIds],
+    candidateCount: o.candidates,
+    topLogprobs: o.topLogprobs,
+    returnTokenIds: o.returnTokenIds,
+    structuredOutput: structured(o),
+  });
+  return create(GenerationSpecSchema, {
+    input: inputOf(prompt),
+    ...(o.model !== undefined && { model: o.model }),
+    ...(o.priority && { priority: Priority[upper(o.priority)] }),
+    ...(thinking && { thinking }),
+    ...(context && { context }),
+    ...(sampling && { sampling }),
+    ...(output && { output }),
+  } as never);
+}
+
+function inputOf(prompt: Prompt) {
+  if (typeof prompt === "object" && "text" in prompt) return { case: "text", value: prompt.text };
+  if (typeof prompt === "object" && "tokenIds" in prompt) {
+    return { case: "tokenIds", value: { ids: [...prompt.tokenIds] } };
+  }
+  const turns: readonly Message[] = typeof prompt === "string" ? [{ role: "user", content: prompt }] : prompt;
+  const messages = turns.map(({ role, content }) => ({ role: Role[upper(role)], content }));
+  return { case: "messages", value: { messages } };
+}
+
+function structured({ jsonSchema, regex, grammar, choices }: GenerationOptions) {
+  const given = [
+    jsonSchema !== undefined && {
+      case: "jsonSchema",
+      value: typeof jsonSchema === "string" ? jsonSchema : JSON.stringify(jsonSchema),
+    },
+    regex !== undefined && { case: "regex", value: regex },
+    grammar !== undefined && { case: "grammar", value: grammar },
+    choices !== undefined && { case: "choices", value: { choices: [...choices] } },
+  ].filter((form) => form !== false);
+  if (given.length > 1) throw new TypeError("at most one of jsonSchema, regex, grammar and choices");
+  return given[0];
+}

@@ -1,0 +1,126 @@
+// The TypeScript client's driver: runs all cases and tells, one line of JSON per case, what user code saw.
+import { fromJson } from "@bufbuild/protobuf";
+import { readFileSync } from "node:fs";
+import { status } from "@grpc/grpc-js";
+import * as penstock from "../dist/index.js";
+
+const snake = (name) => name.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
+/** Plain fields of a message by proto name; absent ones are left out. */
+const plain = (message) =>
+  Object.fromEntries(
+    Object.entries(message)
+      .filter(([name]) => !name.startsWith("$"))
+      .map(([name, value]) => [snake(name), value]),
+  );
+
+function optionsOf(case_) {
+  const options = {};
+  if (case_.timeout_seconds !== undefined) options.timeout = case_.timeout_seconds;
+  if (case_.resumable !== undefined) options.resumable = case_.resumable;
+  return options;
+}
+
+function eventOf(event) {
+  const seen = { kind: event.kind, sequence: event.sequence };
+  if ("text" in event) Object.assign(seen, { candidate: event.candidateIndex, text: event.text, tokens: event.tokenCount });
+  return seen;
+}
+
+const CANDIDATE = ["thought", "answer", "finishReason", "thinkingOutcome", "matchedStop", "reasoningTokens"];
+CANDIDATE.push("answerTokens", "thoughtTokenIds", "answerTokenIds");
+
+function effectiveOf(settings) {
+  return (
+    settings && {
+      ...plain(settings),
+      thinking_mode: penstock.thinkingModeName(settings.thinkingMode),
+      requested_thinking_mode: penstock.thinkingModeName(settings.requestedThinkingMode),
+    }
+  );
+}
+
+function replyOf(response) {
+  return {
+    candidates: response.candidates.map((c) => Object.fromEntries(CANDIDATE.map((name) => [snake(name), c[name]]))),
+    usage: response.usage && plain(response.usage),
+    effective: effectiveOf(response.effectiveSettings),
+    cost_usd_ticks: response.cost ? response.cost.totalUsdTicks : null,
+  };
+}
+
+function errorOf(error) {
+  if (!(error instanceof penstock.PenstockError)) throw error;
+  return {
+    type: error.constructor.name,
+    code: status[error.code],
+    reason: error.reason,
+    fields: error.violations.map((violation) => violation.field),
+    metadata: error.metadata,
+    retry_after_seconds: error.retryAfterSeconds,
+  };
+}
+
+async function events(stream, case_, seen) {
+  seen.events = [];
+  for await (const event of stream) {
+    seen.events.push(eventOf(event));
+    for (const step of case_.steps ?? []) {
+      if (step.after !== seen.events.length) continue;
+      const method = step.do.replace(/_./, (found) => found[1].toUpperCase());
+      stream[method](step.budget);
+    }
+  }
+  seen.reply = replyOf(stream.response);
+  seen.reconnections = stream.reconnections;
+}
+
+const CALLS = {
+  stream: (client, case_, seen, spec) => events(client.stream(spec, optionsOf(case_)), case_, seen),
+  interact: (client, case_, seen, spec) => events(client.interact(spec, optionsOf(case_)), case_, seen),
+  async resume(client, case_, seen, spec) {
+    const first = client.stream(spec, optionsOf(case_));
+    for (let read = 0; read < case_.read; read += 1) await first.next();
+    if (case_.leave === "cancel") first.close();
+    else first.detach();
+    await client.close(); // waits until the server knows
+    const { generationId, resumeToken } = first.response;
+    const another = new penstock.Client(client.target);
+    const resumed = another.resume(
+      case_.generation_id ?? generationId,
+      case_.resume_token ?? resumeToken,
+      case_.last_sequence ?? first.lastSequence,
+    );
+    await events(resumed, case_, seen).finally(() => another.close());
+  },
+  async generate(client, case_, seen, spec) {
+    seen.reply = replyOf(await client.generate(spec, optionsOf(case_)));
+  },
+  async count(client, case_, seen, spec) {
+    const { dropped, effectiveSettings, ...counted } = await client.count(spec, optionsOf(case_));
+    seen.count = { ...plain(counted), dropped_tokens: dropped?.tokens ?? 0, dropped_messages: dropped?.messages ?? 0 };
+    seen.effective = effectiveOf(effectiveSettings) ?? null;
+  },
+  async model(client, case_, seen) {
+    const card = await client.model(case_.model);
+    seen.model = {
+      ...plain(card),
+      thinking_modes: card.thinkingModes.map(penstock.thinkingModeName).sort(),
+      default_thinking_mode: penstock.thinkingModeName(card.defaultThinkingMode),
+      limits: plain(card.limits),
+    };
+  },
+};
+
+const { targets, cases } = JSON.parse(readFileSync(process.argv[2], "utf8"));
+for (const case_ of cases) {
+  const seen = { name: case_.name };
+  const client = new penstock.Client(targets[case_.server ?? "default"]);
+  try {
+    const spec = case_.spec && fromJson(penstock.GenerationSpecSchema, case_.spec);
+    await CALLS[case_.call](client, case_, seen, spec);
+  } catch (error) {
+    seen.error = errorOf(error);
+  }
+  await client.close();
+  console.log(JSON.stringify(seen, (_, value) => (typeof value === "bigint" ? Number(value) : value)));
+}
