@@ -1,0 +1,127 @@
+"""`penstock serve` on the real engine, told to a collector: one trace from a client's process to vLLM's own span."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import urllib.request
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc
+import psutil
+import pytest
+from penstock_client.v1 import generation_pb2 as pb
+from penstock_client.v1 import generation_pb2_grpc
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.bad_requests import hello
+from tests.rpc.otlp import Collector, attributes, collecting
+
+ROOT = Path(__file__).parents[2]
+CLIENT = ROOT / "tests" / "rpc" / "traced_client.py"
+LLM_REQUEST = "llm_request"
+
+
+@asynccontextmanager
+async def served(collector: Collector, log: Path) -> AsyncIterator[tuple[str, str, int]]:
+    """Address, address of the Prometheus endpoint, and pid of a service of its own. Its progress is JSON on stdout."""
+    settings = {
+        "telemetry.otlp_endpoint": collector.endpoint,
+        "telemetry.prometheus_listen": "127.0.0.1:0",
+        "telemetry.log_format": "json",
+        "engine.max_batch_tokens": "512",
+        "engine.log_level": "INFO",
+    }
+    flags = [flag for key, value in settings.items() for flag in ("--set", f"{key}={value}")]
+    command = (sys.executable, "-m", "penstock", "serve", "--listen", "127.0.0.1:0", "--json", *flags)
+    environ = os.environ | {"OTEL_BSP_SCHEDULE_DELAY": "200"}
+    with log.open("wb") as stderr:
+        service = await asyncio.create_subprocess_exec(
+            *command, stdout=asyncio.subprocess.PIPE, stderr=stderr, cwd=ROOT, env=environ
+        )
+    try:
+        assert service.stdout
+        metrics = ""
+        async for line in service.stdout:
+            said = json.loads(line)
+            if said["phase"].startswith("metrics on "):
+                metrics = said["phase"].removeprefix("metrics on ")
+            if "address" in said:
+                yield said["address"], metrics, service.pid
+                break
+    finally:
+        if service.returncode is None:
+            service.terminate()
+        await service.wait()
+    assert service.returncode == 0
+
+
+def parents(collector: Collector) -> list[str]:
+    """Of vLLM's spans about requests: what they hang on."""
+    by_id = {span.span_id: span.name for span in collector.spans}
+    return [by_id[span.parent_span_id] for span in collector.named(LLM_REQUEST) if span.parent_span_id]
+
+
+@pytest.mark.timeout(400)
+async def test_vllms_spans_and_metrics_join_ours_and_go_on_after_a_killed_engine(tmp_path: Path) -> None:
+    log = tmp_path / "stderr"
+    with collecting() as collector:
+        async with served(collector, log) as (address, metrics, pid):
+            client = await asyncio.create_subprocess_exec(sys.executable, str(CLIENT), address, collector.endpoint)
+            assert await client.wait() == 0
+            await asyncio.to_thread(collector.wait_for, lambda: len(parents(collector)) >= 1)
+            (asking,) = collector.named("ask")
+            of_the_call = [span for span in collector.spans if span.trace_id == asking.trace_id]
+            assert {span.name for span in of_the_call} >= {"ask", "chat penstock-demo", LLM_REQUEST}
+            assert set(parents(collector)) == {"penstock.engine_run"}
+            await _killed_under_a_stream(address, pid, collector)
+            found = {
+                sample.name
+                for family in text_string_to_metric_families(await asyncio.to_thread(_read, metrics))
+                for sample in family.samples
+            }
+    # What a Gateway API endpoint picker reads, beside ours.
+    assert found >= {
+        "vllm:num_requests_running",
+        "vllm:num_requests_waiting",
+        "vllm:kv_cache_usage_perc",
+        "penstock_engine_preemptions_total",
+        "penstock_engine_prefix_cache_tokens_total",
+        "penstock_engine_drafts_accepted_total",
+    }
+    lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
+    assert {line["process"] for line in lines if line["logger"].startswith("vllm")} >= {"MainProcess", "EngineCore"}
+    bodies = [line.body.string_value for line in collector.logs]
+    assert any("the engine is back" in body for body in bodies)
+    assert len(bodies) > 5
+
+
+async def _killed_under_a_stream(address: str, pid: int, collector: Collector) -> None:
+    """Both the run that died and the one that went on are in the stream's own trace, and vLLM's span hangs on it."""
+    before = len(collector.named(LLM_REQUEST))
+    output = pb.OutputConfig(max_output_tokens=600, min_output_tokens=600)
+    fast = pb.ThinkingConfig(mode=pb.THINKING_MODE_FAST)
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = generation_pb2_grpc.GenerationServiceStub(channel)
+        call = stub.StreamGenerate(pb.StreamGenerateRequest(spec=hello("What is 1 + 2?", output=output, thinking=fast)))
+        replies = call.__aiter__()
+        for _ in range(5):
+            await anext(replies)
+        for child in psutil.Process(pid).children(recursive=True):
+            child.kill()
+        assert [reply async for reply in replies][-1].event.HasField("finished")
+    await asyncio.to_thread(collector.wait_for, lambda: len(collector.named(LLM_REQUEST)) > before + 1)
+    runs = [span for span in collector.named("penstock.engine_run") if "penstock.run.end" in attributes(span)]
+    died = next(span for span in runs if attributes(span)["penstock.run.end"] == "engine_died")
+    went_on = next(span for span in runs if attributes(span)["penstock.run.cause"] == "engine_death")
+    assert died.trace_id == went_on.trace_id
+    assert any(span.parent_span_id == went_on.span_id for span in collector.named(LLM_REQUEST))
+
+
+def _read(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=10) as reply:
+        return str(reply.read().decode())
