@@ -29,7 +29,9 @@ class EngineSettings(Section):
     model: str = Field("", description="Checkpoint directory or Hugging Face name; empty is the embedded demo model.")
     served_model_name: str = Field("", description="Name that callers see; empty takes it from `model`.")
     device: Literal["auto", "cpu", "gpu"] = "auto"
-    max_context_tokens: Tokens | None = Field(None, description="Context window; unset takes the checkpoint's.")
+    max_context_tokens: Tokens | None = Field(
+        None, description="Context window; unset takes the checkpoint's. Beyond it YaRN stretches the positions."
+    )
     max_concurrent_requests: Tokens = Field(64, description="Most requests in one engine step.")
     max_batch_tokens: Tokens | None = Field(None, description="Most tokens in one engine step; unset is vLLM's own.")
     kv_cache_gib: float = Field(1.0, gt=0, description="CPU only: memory for the KV cache, GiB.")
@@ -37,8 +39,20 @@ class EngineSettings(Section):
     mtp: Switch = Field("auto", description="Speculative decoding by the checkpoint's multi-token prediction layer.")
     mtp_draft_tokens: Annotated[int, Field(ge=1, le=8)] = Field(1, description="Tokens drafted per step.")
     prefix_caching: Switch = "auto"
+    fp8_weights: Switch = Field("auto", description="An FP8 checkpoint, or (GPU only) FP8 made while loading.")
     fp8_kv_cache: Switch = "auto"
-    tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
+    yarn: Switch = Field("auto", description="auto allows it where the model's makers do.")
+    engine_budget: Switch = Field(
+        "auto", description="The engine closes a thought at its budget itself; off, the service does, with a prefill."
+    )
+    tensor_parallel_size: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Devices per replica; unset: on GPUs as few as hold the weights, on a CPU one process."
+    )
+    data_parallel_size: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Replicas; unset: as many as the GPUs hold."
+    )
+    expert_parallel: Switch = Field("auto", description="Experts are spread over all devices instead of each cut up.")
+    eplb: Switch = Field("auto", description="Experts move between devices with the load.")
     omp_threads_bind: str = Field("auto", description="CPU only: VLLM_CPU_OMP_THREADS_BIND.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "ERROR", description="vLLM's own log level; at WARNING it speaks of what its CPU build lacks, on every start."

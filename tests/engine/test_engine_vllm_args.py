@@ -8,6 +8,7 @@ import pytest
 from penstock.config import EngineSettings
 from penstock.engine_vllm.args import plan_engine
 from penstock.engine_vllm.checkpoint import Checkpoint, read_checkpoint
+from penstock.engine_vllm.features import Devices
 from penstock.engine_vllm.sampling import thought_tokens_in_prompt
 from penstock.engine_vllm.start import default_sampling
 from penstock.errors import ConfigError
@@ -22,9 +23,9 @@ CHECKPOINT = Checkpoint(
     mtp_layers=1,
     experts=8,
     quantization=None,
-    rope_scaling=None,
     eos_ids=frozenset({2}),
 )
+CPU = Devices("cpu")
 
 
 def features(plan):
@@ -32,7 +33,7 @@ def features(plan):
 
 
 def test_defaults_on_a_cpu():
-    plan = plan_engine(EngineSettings(), CHECKPOINT, "cpu")
+    plan = plan_engine(EngineSettings(), CHECKPOINT, CPU)
     assert plan.arguments == {
         "model": "/models/m",
         "dtype": "bfloat16",
@@ -53,21 +54,13 @@ def test_defaults_on_a_cpu():
         "kv_cache_memory_bytes": 2**30,
     }
     on = {name for name, feature in features(plan).items() if feature.enabled}
-    assert on == {"mtp", "fp8_kv_cache", "prefix_caching"}
+    described = {"chunked_prefill", "model_runner", "attention_backend"}
+    assert on - described == {"mtp", "fp8_kv_cache", "prefix_caching", "engine_budget"}
     assert set(plan.unsupported_fields) == {"spec.sampling.min_p", "spec.sampling.logit_bias"}
 
 
-def test_defaults_on_two_gpus():
-    plan = plan_engine(EngineSettings(tensor_parallel_size=2), CHECKPOINT, "gpu")
-    on = {name for name, feature in features(plan).items() if feature.enabled}
-    assert on == {"mtp", "fp8_kv_cache", "prefix_caching", "tensor_parallel", "expert_parallel"}
-    assert plan.arguments["enable_expert_parallel"]
-    assert plan.arguments["enable_eplb"]
-    assert "enforce_eager" not in plan.arguments
-
-
 def test_without_mtp_nothing_is_refused():
-    plan = plan_engine(EngineSettings(mtp="off"), CHECKPOINT, "cpu")
+    plan = plan_engine(EngineSettings(mtp="off"), CHECKPOINT, CPU)
     assert "speculative_config" not in plan.arguments
     assert not plan.unsupported_fields
 
@@ -76,17 +69,25 @@ def test_without_mtp_nothing_is_refused():
     ("settings", "checkpoint"),
     [
         ({"mtp": "required"}, {"mtp_layers": 0}),
+        ({"fp8_weights": "required"}, {}),
+        ({"fp8_weights": "off"}, {"quantization": "fp8"}),
+        ({"fp8_weights": "required"}, {"quantization": "awq"}),
+        ({"expert_parallel": "required"}, {}),
+        ({"extra_args": {"enable_expert_parallel": True}}, {}),
+        ({"eplb": "required"}, {}),
+        ({"data_parallel_size": 2}, {}),
+        ({"yarn": "required"}, {}),
         ({"max_context_tokens": 4097}, {}),
     ],
 )
 def test_the_impossible_is_told_before_anything_starts(settings, checkpoint):
     changed = Checkpoint(**{name: getattr(CHECKPOINT, name) for name in Checkpoint.__slots__} | checkpoint)
     with pytest.raises(ConfigError):
-        plan_engine(EngineSettings(**settings), changed, "cpu")
+        plan_engine(EngineSettings(**settings), changed, CPU)
 
 
 def test_extra_arguments_have_the_last_word():
-    plan = plan_engine(EngineSettings(extra_args={"max_num_seqs": 3, "seed": 1}), CHECKPOINT, "cpu")
+    plan = plan_engine(EngineSettings(extra_args={"max_num_seqs": 3, "seed": 1}), CHECKPOINT, CPU)
     assert plan.arguments["max_num_seqs"] == 3
     assert plan.arguments["seed"] == 1
 

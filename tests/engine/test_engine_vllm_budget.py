@@ -24,7 +24,11 @@ async def test_a_thought_that_would_not_end_has_exactly_the_budget(
 ):
     close = engine.card.markers.close_id
     request = request_for(
-        thinking_prompt, budget + 9, sampling=DRAWN[drawing], thought_budget_tokens=budget, banned_token_ids=(close,)
+        thinking_prompt,
+        budget + 9,
+        sampling=DRAWN[drawing],
+        thought_budget_tokens=budget,
+        banned_token_ids=(close, *engine.card.eos_ids),
     )
     tokens, _ = await run(engine, request)
     assert thought_length(tokens, close) == budget
@@ -69,7 +73,10 @@ async def test_a_continuation_counts_only_what_it_generates(engine, thinking_pro
     close = engine.card.markers.close_id
     before, _ = await run(engine, request_for(thinking_prompt, already, banned_token_ids=(close, *engine.card.eos_ids)))
     request = request_for(
-        (*thinking_prompt, *before), budget + 5, thought_budget_tokens=budget, banned_token_ids=(close,)
+        (*thinking_prompt, *before),
+        budget + 5,
+        thought_budget_tokens=budget,
+        banned_token_ids=(close, *engine.card.eos_ids),
     )
     tokens, _ = await run(engine, request)
     assert thought_length(tokens, close) == budget

@@ -20,8 +20,8 @@ from .conftest import run
 PLAIN = ("off", "off")
 COMBINATIONS = [("required", "required"), ("required", "off"), ("off", "required"), PLAIN]
 CHUNK = 512
-NEAR_TIE_NATS = 0.3
-"""Logits of 16 to 32 are 0.125 apart in bfloat16, and two of them are compared."""
+NEAR_TIE_NATS = 0.5
+"""Logits of 32 to 64 are 0.25 apart in bfloat16, and two of them are compared."""
 
 
 def settings(mtp: str, prefix_caching: str) -> EngineSettings:
@@ -98,5 +98,6 @@ async def test_the_same_greedy_tokens_in_all_combinations(request_for):
             print(f"\nmtp {combination[0]}, prefix caching {combination[1]}: {200 - len(gaps)} of 200 the same", end="")
             print(f"; gaps where not, in nats: {[round(value, 3) for value in sorted(gaps)]}" if gaps else "")
             assert max(gaps, default=0.0) < NEAR_TIE_NATS
+            assert len(gaps) <= 20
     finally:
         await engine.close()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from penstock.config import DEMO_MODEL_DIR
+from penstock.engine_vllm.sizes import weight_sizes
 from penstock.errors import ConfigError
 
 ARCHITECTURES = frozenset(
@@ -32,9 +33,25 @@ class Checkpoint:
     mtp_layers: int
     experts: int
     quantization: str | None
-    rope_scaling: str | None
     eos_ids: frozenset[int]
     generation_defaults: dict[str, Any] = field(default_factory=dict)
+    text: dict[str, Any] = field(default_factory=dict)
+    """The text model's part of config.json, as it stands."""
+
+    @property
+    def rope(self) -> dict[str, Any]:
+        return self.text.get("rope_parameters") or self.text.get("rope_scaling") or {}
+
+    @property
+    def heads(self) -> int | None:
+        return self.text.get("num_attention_heads")
+
+    def weight_bytes(self, fp8: bool) -> int | None:
+        """None where config.json does not say enough."""
+        try:
+            return weight_sizes(self.text).bytes(fp8 or self.quantization == "fp8")
+        except (KeyError, TypeError):
+            return None
 
 
 def read_checkpoint(model: str) -> Checkpoint:
@@ -63,7 +80,6 @@ def _describe(model: str, is_local: bool, config: dict[str, Any], generation: di
         raise ConfigError(f"{model}: config.json lacks a usable {error}") from error
     eos = generation.get("eos_token_id", text.get("eos_token_id", config.get("eos_token_id")))
     quantization = config.get("quantization_config") or text.get("quantization_config") or {}
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
     return Checkpoint(
         model=model,
         is_local=is_local,
@@ -73,9 +89,9 @@ def _describe(model: str, is_local: bool, config: dict[str, Any], generation: di
         mtp_layers=int(text.get("mtp_num_hidden_layers") or 0),
         experts=int(text.get("num_experts") or 0),
         quantization=quantization.get("quant_method"),
-        rope_scaling=rope.get("rope_type"),
         eos_ids=frozenset([eos] if isinstance(eos, int) else eos or []),
         generation_defaults=generation,
+        text=text,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -45,6 +46,10 @@ class VllmEngine:
     @property
     def card(self) -> ModelCard:
         return self._card
+
+    def change_card(self, **fields: Any) -> None:
+        """Before serving: what the start-up probe found out."""
+        self._card = dataclasses.replace(self._card, **fields)
 
     @property
     def tokenizer(self) -> HfTokenizer:

