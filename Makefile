@@ -9,7 +9,7 @@ LOCK := requirements/$(ENGINE).lock
 STAMP := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check protos chart lock model clean
+.PHONY: help setup demo test check protos clients chart lock model quantize clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -45,6 +45,11 @@ lock: setup ## resolve both lock files again (UPGRADE=1 takes newer versions)
 
 model: setup ## train the small model that ships with the project
 	@$(BIN)/python -m models.demo
+	@$(MAKE) quantize
+
+quantize: setup ## the small model in FP8, from the bfloat16 one
+	@rm -rf service/penstock/demo_model_fp8
+	@$(BIN)/penstock quantize service/penstock/demo_model service/penstock/demo_model_fp8
 
 clients: setup ## the clients in other languages, with what they need from npm and from Go; their conformance cases
 	@command -v npm >/dev/null || { echo "make clients: needs Node 20 or newer, with npm"; exit 1; }

@@ -13,6 +13,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 DEMO_MODEL_DIR = Path(__file__).parent / "demo_model"
+DEMO_MODEL_FP8_DIR = Path(__file__).parent / "demo_model_fp8"
+"""The same, by `penstock quantize`; what runs where no model is named, unless `engine.fp8_weights` is off."""
 Switch = Literal["auto", "on", "off", "required"]
 """auto: on where it works. on: on, or off with a stated reason. required: on, or the start stops. off: off."""
 Tokens = Annotated[int, Field(ge=1)]

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from penstock.config import DEMO_MODEL_DIR
+from penstock.config import DEMO_MODEL_DIR, DEMO_MODEL_FP8_DIR
 from penstock.engine_vllm.fp8 import write as writing
 from penstock.engine_vllm.fp8.blocks import dequantize, quantize, refine
 from penstock.engine_vllm.fp8.write import write
@@ -154,6 +154,14 @@ def test_the_demo_model_shrinks_to_six_tenths(tmp_path):
     written = write(DEMO_MODEL_DIR, tmp_path / "fp8")
     print(f"\n{written.bytes / 1e6:.2f} MB of {written.source_bytes / 1e6:.2f} MB: {written.ratio:.3f}")
     assert written.ratio <= 0.6
+
+
+@pytest.mark.skipif(not DEMO_MODEL_FP8_DIR.is_dir(), reason="the demo model ships in bfloat16 alone")
+def test_the_shipped_fp8_model_is_what_quantize_makes_of_the_shipped_one(tmp_path):
+    """Where this fails: `make quantize`."""
+    write(DEMO_MODEL_DIR, tmp_path / "fp8")
+    for made in (tmp_path / "fp8").iterdir():
+        assert made.read_bytes() == (DEMO_MODEL_FP8_DIR / made.name).read_bytes(), made.name
 
 
 @pytest.fixture(scope="module")

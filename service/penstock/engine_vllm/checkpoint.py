@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from penstock.config import DEMO_MODEL_DIR
+from penstock.config import DEMO_MODEL_DIR, DEMO_MODEL_FP8_DIR
 from penstock.engine_vllm.sizes import weight_sizes
 from penstock.errors import ConfigError
 
@@ -54,9 +54,13 @@ class Checkpoint:
             return None
 
 
-def read_checkpoint(model: str) -> Checkpoint:
-    """Reads a directory, or a Hugging Face name's two small files. Raises `ConfigError` in plain words."""
-    model = model or str(DEMO_MODEL_DIR)
+def read_checkpoint(model: str, fp8: bool = True) -> Checkpoint:
+    """Reads a directory, or a Hugging Face name's two small files. Raises `ConfigError` in plain words.
+
+    Empty is the embedded demo model, in FP8 where that is wanted and has been made.
+    """
+    if not model:
+        model = str(DEMO_MODEL_FP8_DIR if fp8 and DEMO_MODEL_FP8_DIR.is_dir() else DEMO_MODEL_DIR)
     folder = Path(model).expanduser()
     is_local = folder.exists() or model.startswith(("/", "./", "../", "~"))
     if is_local:

@@ -34,7 +34,7 @@ async def start(settings: EngineSettings, progress: Progress = lambda phase: Non
     """
     progress("checking")
     device, version = _build(settings)
-    checkpoint = await asyncio.to_thread(read_checkpoint, settings.model)
+    checkpoint = await asyncio.to_thread(read_checkpoint, settings.model, settings.fp8_weights != "off")
     plan = plan_engine(settings, checkpoint, await asyncio.to_thread(find_devices, device))
     for feature in plan.profile:
         progress(line(feature))

@@ -135,8 +135,10 @@ def _config(source: Path) -> dict[str, object]:
 
 
 def _write_rest(source: Path, folder: Path, config: dict[str, object], written: Written) -> None:
+    """Configuration, tokenizer and template; not the model card, whose figures are of other weights."""
     for path in source.iterdir():
-        if path.is_file() and path.suffix != ".safetensors" and not path.name.endswith(".index.json"):
+        written_here = path.suffix == ".safetensors" or path.name.endswith(".index.json") or path.name == "README.md"
+        if path.is_file() and not written_here:
             shutil.copyfile(path, folder / path.name)
     quantization = {
         "quant_method": "fp8",
