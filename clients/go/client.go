@@ -1,0 +1,220 @@
+// Package penstock is the Go client of Penstock.
+package penstock
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	pb "github.com/penstock/penstock/clients/go/penstockv1"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/metadata"
+)
+
+const (
+	maxReceiveBytes = 256 * 1024 * 1024
+	cancelTime      = 5 * time.Second
+)
+
+// Client is a client of one Penstock service; goroutines may share it. Deadlines are the context's: the server stops
+// working at them, and Auto plans so that the answer arrives before. Failures are *Error. A stream whose connection
+// drops goes on over another one; nothing else is retried.
+type Client struct {
+	conn       *grpc.ClientConn
+	generation pb.GenerationServiceClient
+	model      pb.ModelServiceClient
+	reconnect  *Reconnect
+	apiKey     string
+	cancelling sync.WaitGroup
+}
+
+type settings struct {
+	apiKey    string
+	tls       *tls.Config
+	inClear   bool
+	reconnect *Reconnect
+	dial      []grpc.DialOption
+}
+
+// DialOption changes how Dial connects.
+type DialOption func(*settings)
+
+// WithAPIKey names the caller. Dial refuses to send a key in the clear over a network, unless WithPlaintext says so.
+func WithAPIKey(key string) DialOption { return func(s *settings) { s.apiKey = key } }
+
+// WithTLS encrypts; nil takes the system's roots.
+func WithTLS(config *tls.Config) DialOption {
+	return func(s *settings) {
+		if config == nil {
+			config = &tls.Config{MinVersion: tls.VersionTLS12}
+		}
+		s.tls = config
+	}
+}
+
+// WithPlaintext says that no encryption is meant.
+func WithPlaintext() DialOption { return func(s *settings) { s.inClear = true } }
+
+// WithReconnect bounds what is done about dropped connections; nil: nothing, and streams are not resumable.
+func WithReconnect(policy *Reconnect) DialOption { return func(s *settings) { s.reconnect = policy } }
+
+// WithGRPC passes options on to gRPC.
+func WithGRPC(options ...grpc.DialOption) DialOption {
+	return func(s *settings) { s.dial = append(s.dial, options...) }
+}
+
+// Dial makes a client; it connects at the first call.
+func Dial(target string, options ...DialOption) (*Client, error) {
+	policy := DefaultReconnect
+	s := &settings{reconnect: &policy}
+	for _, option := range options {
+		option(s)
+	}
+	if s.apiKey != "" && s.tls == nil && !s.inClear && !isLoopback(target) {
+		return nil, fmt.Errorf("the API key would go to %s in the clear: WithTLS, or WithPlaintext if that is meant", target)
+	}
+	var transport credentials.TransportCredentials = plaintext{}
+	if s.tls != nil {
+		transport = credentials.NewTLS(s.tls)
+	}
+	dial := []grpc.DialOption{
+		grpc.WithTransportCredentials(transport),
+		grpc.WithDefaultCallOptions(grpc.ForceCodec(codec{}), grpc.MaxCallRecvMsgSize(maxReceiveBytes)),
+		// A connection that died without a word is found out, so that the stream can go on over another.
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
+	}
+	if isLoopback(target) {
+		dial = append(dial, grpc.WithNoProxy())
+	}
+	conn, err := grpc.Dial(target, append(dial, s.dial...)...)
+	if err != nil {
+		return nil, err
+	}
+	made := &Client{conn: conn, reconnect: s.reconnect, apiKey: s.apiKey}
+	made.generation, made.model = pb.NewGenerationServiceClient(conn), pb.NewModelServiceClient(conn)
+	return made, nil
+}
+
+// Close waits until the server knows which streams were left, at most some seconds, and closes the connection.
+func (c *Client) Close() error {
+	c.cancelling.Wait()
+	return c.conn.Close()
+}
+
+// Stream starts a generation; its events come by Recv. It is resumable, so it survives dropped connections, unless
+// the client has no Reconnect.
+func (c *Client) Stream(ctx context.Context, spec *pb.GenerationSpec) *Stream {
+	return c.stream(ctx, spec, c.reconnect != nil)
+}
+
+// StreamOnce is Stream without the server keeping events: a dropped connection ends it.
+func (c *Client) StreamOnce(ctx context.Context, spec *pb.GenerationSpec) *Stream {
+	return c.stream(ctx, spec, false)
+}
+
+func (c *Client) stream(ctx context.Context, spec *pb.GenerationSpec, resumable bool) *Stream {
+	request := &pb.StreamGenerateRequest{Spec: spec, Resumable: resumable}
+	return newStream(ctx, c, func(ctx context.Context) (receiver, error) {
+		call, err := c.generation.StreamGenerate(c.outgoing(ctx), request)
+		if err != nil {
+			return nil, err
+		}
+		return func() (*pb.GenerationEvent, error) {
+			reply, err := call.Recv()
+			return reply.GetEvent(), err
+		}, nil
+	})
+}
+
+// Interact starts a generation that can be steered while its events come. A dropped connection ends it.
+func (c *Client) Interact(ctx context.Context, spec *pb.GenerationSpec) *Interaction {
+	made := &Interaction{}
+	made.Stream = newStream(ctx, c, func(ctx context.Context) (receiver, error) {
+		call, err := c.generation.Interact(c.outgoing(ctx))
+		if err != nil {
+			return nil, err
+		}
+		// An error here is io.EOF: the call's own comes at the first Recv.
+		if err := call.Send(&pb.InteractRequest{Action: &pb.InteractRequest_Start{Start: spec}}); err != nil && err != io.EOF {
+			return nil, err
+		}
+		made.send = call.Send
+		return func() (*pb.GenerationEvent, error) {
+			reply, err := call.Recv()
+			return reply.GetEvent(), err
+		}, nil
+	})
+	// Not resumable, and what another server goes on with could not be steered.
+	made.recovery.policy = nil
+	return made
+}
+
+// Resume goes on with a resumable stream, of this process or another, after lastSequence; 0 replays everything.
+func (c *Client) Resume(ctx context.Context, generationID, resumeToken string, lastSequence uint64) *Stream {
+	request := &pb.ResumeRequest{GenerationId: generationID, ResumeToken: resumeToken, LastSequence: lastSequence}
+	made := newStream(ctx, c, func(ctx context.Context) (receiver, error) { return c.resume(ctx, request) })
+	made.reader.lastSequence = lastSequence
+	made.reader.response.GenerationID, made.reader.response.ResumeToken = generationID, resumeToken
+	return made
+}
+
+func (c *Client) resume(ctx context.Context, request *pb.ResumeRequest) (receiver, error) {
+	call, err := c.generation.Resume(c.outgoing(ctx), request)
+	if err != nil {
+		return nil, err
+	}
+	return func() (*pb.GenerationEvent, error) {
+		reply, err := call.Recv()
+		return reply.GetEvent(), err
+	}, nil
+}
+
+// abandon tells the server, without waiting, that nobody comes back.
+func (c *Client) abandon(request *pb.CancelRequest) {
+	c.cancelling.Add(1)
+	go func() {
+		defer c.cancelling.Done()
+		ctx, cancel := context.WithTimeout(context.Background(), cancelTime)
+		defer cancel()
+		_, _ = c.generation.Cancel(c.outgoing(ctx), request) // else the server's grace ends it
+	}()
+}
+
+// Generate gives one reply, complete.
+func (c *Client) Generate(ctx context.Context, spec *pb.GenerationSpec) (*Response, error) {
+	reply, err := c.generation.Generate(c.outgoing(ctx), &pb.GenerateRequest{Spec: spec})
+	if err != nil {
+		return nil, errorOf(err)
+	}
+	return responseOf(reply), nil
+}
+
+// Count counts tokens and cost without generating, and foretells what the overflow policy would drop.
+func (c *Client) Count(ctx context.Context, spec *pb.GenerationSpec) (*pb.CountTokensResponse, error) {
+	reply, err := c.generation.CountTokens(c.outgoing(ctx), &pb.CountTokensRequest{Spec: spec})
+	if err != nil {
+		return nil, errorOf(err)
+	}
+	return reply, nil
+}
+
+// Model tells what is served: the model's card, profile, prices and limits. An empty name is the served model.
+func (c *Client) Model(ctx context.Context, name string) (*pb.GetModelResponse, error) {
+	reply, err := c.model.GetModel(c.outgoing(ctx), &pb.GetModelRequest{Model: name})
+	if err != nil {
+		return nil, errorOf(err)
+	}
+	return reply, nil
+}
+
+func (c *Client) outgoing(ctx context.Context) context.Context {
+	if c.apiKey == "" {
+		return ctx
+	}
+	return metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+c.apiKey)
+}

@@ -1,0 +1,131 @@
+package penstock
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// What a call can fail with: `errors.Is(err, penstock.ErrOverloaded)`. The service's reason decides, then the status
+// code. ErrBudgetDoesNotFit and ErrContextOverflow are ErrInvalidRequest too.
+var (
+	ErrInvalidRequest     = errors.New("invalid request")
+	ErrBudgetDoesNotFit   = errors.New("the budget does not fit")
+	ErrContextOverflow    = errors.New("the prompt does not fit")
+	ErrFeatureOff         = errors.New("the feature is off")
+	ErrNotImplementedYet  = errors.New("not implemented yet")
+	ErrModelNotFound      = errors.New("model not found")
+	ErrGenerationNotFound = errors.New("generation not found")
+	ErrOverloaded         = errors.New("overloaded")
+	ErrMessageTooLarge    = errors.New("message too large")
+	ErrDeadlineExceeded   = errors.New("deadline exceeded")
+	ErrUnavailable        = errors.New("unavailable")
+	ErrCallerRefused      = errors.New("caller refused")
+	ErrCancelled          = errors.New("cancelled")
+	ErrPoisonousRequest   = errors.New("poisonous request")
+	ErrServerFault        = errors.New("server fault")
+	// ErrBrokenStream: events are missing; what was received is not the whole reply.
+	ErrBrokenStream = errors.New("broken stream")
+)
+
+var byReason = map[string]error{
+	"INVALID_FIELD":        ErrInvalidRequest,
+	"MISSING_FIELD":        ErrInvalidRequest,
+	"CONFLICTING_FIELDS":   ErrInvalidRequest,
+	"LIMIT_EXCEEDED":       ErrInvalidRequest,
+	"BUDGET_DOES_NOT_FIT":  ErrBudgetDoesNotFit,
+	"CONTEXT_OVERFLOW":     ErrContextOverflow,
+	"FEATURE_OFF":          ErrFeatureOff,
+	"NOT_IMPLEMENTED":      ErrNotImplementedYet,
+	"MODEL_NOT_FOUND":      ErrModelNotFound,
+	"GENERATION_NOT_FOUND": ErrGenerationNotFound,
+	"OVERLOADED":           ErrOverloaded,
+	"DEADLINE_PASSED":      ErrDeadlineExceeded,
+	"DRAINING":             ErrUnavailable,
+	"ENGINE_DOWN":          ErrUnavailable,
+	"ENGINE_REFUSED":       ErrServerFault,
+	"INTERNAL":             ErrServerFault,
+	"CALLER_REFUSED":       ErrCallerRefused,
+	"POISONOUS_REQUEST":    ErrPoisonousRequest,
+}
+
+var byCode = map[codes.Code]error{
+	codes.InvalidArgument:   ErrInvalidRequest,
+	codes.Unimplemented:     ErrNotImplementedYet,
+	codes.ResourceExhausted: ErrOverloaded,
+	codes.DeadlineExceeded:  ErrDeadlineExceeded,
+	codes.Unavailable:       ErrUnavailable,
+	codes.Unauthenticated:   ErrCallerRefused,
+	codes.PermissionDenied:  ErrCallerRefused,
+	codes.Canceled:          ErrCancelled,
+	codes.Internal:          ErrServerFault,
+	codes.Unknown:           ErrServerFault,
+	codes.DataLoss:          ErrServerFault,
+}
+
+// FieldViolation says what is wrong where; Field is a proto path from the request's root.
+type FieldViolation struct {
+	Field, Description, Reason string
+}
+
+// Error is a call that did not succeed.
+type Error struct {
+	// Kind is one of the Err values of this package; nil where none fits.
+	Kind    error
+	Message string
+	// Code is codes.OK where no status came.
+	Code codes.Code
+	// Reason is a penstock.v1.ErrorReason without its prefix; empty where the server named none.
+	Reason string
+	// Metadata holds the numbers of the reason.
+	Metadata   map[string]string
+	Violations []FieldViolation
+	// RetryAfter is the server's honest estimate with ErrOverloaded, else 0.
+	RetryAfter time.Duration
+
+	isCutShort bool
+}
+
+func (e *Error) Error() string { return e.Message }
+
+// Is tells errors.Is what this error is, context.Canceled and context.DeadlineExceeded included.
+func (e *Error) Is(target error) bool {
+	switch target {
+	case ErrInvalidRequest:
+		return e.Kind == ErrInvalidRequest || e.Kind == ErrBudgetDoesNotFit || e.Kind == ErrContextOverflow
+	case context.Canceled:
+		return e.Kind == ErrCancelled
+	case context.DeadlineExceeded:
+		return e.Kind == ErrDeadlineExceeded
+	}
+	return e.Kind == target
+}
+
+func cutShort() *Error {
+	return &Error{Kind: ErrBrokenStream, Message: "the stream ended without its last event", isCutShort: true}
+}
+
+// errorOf is the typed error of a failed call. Details that do not parse count as absent.
+func errorOf(err error) *Error {
+	state := status.Convert(err)
+	made := &Error{Message: state.Message(), Code: state.Code()}
+	for _, packed := range state.Proto().GetDetails() {
+		made.readDetail(packed.GetTypeUrl(), packed.GetValue())
+	}
+	made.Kind = byReason[made.Reason]
+	if made.Kind == nil {
+		made.Kind = byCode[made.Code]
+	}
+	// gRPC's own limit on message size uses the code of overload, where trying again would be wrong.
+	if made.Kind == ErrOverloaded && made.Reason == "" && strings.Contains(made.Message, "message larger than max") {
+		made.Kind = ErrMessageTooLarge
+	}
+	if made.Message == "" {
+		made.Message = made.Code.String()
+	}
+	return made
+}

@@ -1,0 +1,133 @@
+package penstock
+
+import (
+	"context"
+	"math/rand"
+	"time"
+
+	pb "github.com/penstock/penstock/clients/go/penstockv1"
+	"google.golang.org/grpc/codes"
+)
+
+// Reconnect bounds what is done about a dropped connection; every event that comes starts the bounds anew. The wait
+// doubles from FirstWait to MostWait, with jitter. MostTime is best a little below the server's resume.grace_seconds
+// (60 by default): after it, there is nothing left to resume.
+type Reconnect struct {
+	MostAttempts        int
+	MostTime            time.Duration
+	FirstWait, MostWait time.Duration
+}
+
+// DefaultReconnect is what Dial uses; see WithReconnect.
+var DefaultReconnect = Reconnect{20, 50 * time.Second, 100 * time.Millisecond, 5 * time.Second}
+
+// recovery is one stream's memory over its connections. Without a policy, the first failure is the last.
+type recovery struct {
+	reader        *eventReader
+	policy        *Reconnect
+	attempts      int
+	reconnections int
+	cutAt         time.Time
+	drained       *pb.GenerationEvent
+}
+
+// isOrphan: the server goes on with it although nobody will come back.
+func (r *recovery) isOrphan() bool {
+	return r.reader.response.ResumeToken != "" && !r.reader.finished && r.drained == nil
+}
+
+// take tells if the event is for the user, who does not hear of repeated ones, nor that another server goes on.
+func (r *recovery) take(event *pb.GenerationEvent) (bool, error) {
+	r.attempts = 0
+	if r.policy != nil && event.GetFinished().GetResumeToken() != "" && event.Sequence > r.reader.lastSequence {
+		r.drained = event
+		return false, nil
+	}
+	if r.drained != nil {
+		// The other server's part is a stream of its own, which cannot be resumed again.
+		r.reader.lastSequence, r.reader.response.ResumeToken = r.drained.Sequence, ""
+		r.drained = nil
+	}
+	return r.reader.read(event)
+}
+
+// lastEvent is, where no other server goes on, the last event of the one that drained.
+func (r *recovery) lastEvent() *pb.GenerationEvent {
+	drained := r.drained
+	r.drained = nil
+	if drained != nil {
+		if news, err := r.reader.read(drained); !news || err != nil {
+			return nil
+		}
+	}
+	return drained
+}
+
+// wait sleeps until request may be sent. It returns failure where nothing can be resumed, or not any more.
+func (r *recovery) wait(ctx context.Context, failure *Error) error {
+	if r.policy == nil || !r.mayGoOn(failure) {
+		return failure
+	}
+	if r.attempts == 0 {
+		r.cutAt = time.Now()
+	} else if r.attempts >= r.policy.MostAttempts || time.Since(r.cutAt) > r.policy.MostTime {
+		return failure
+	}
+	wait := r.policy.FirstWait << uint(r.attempts)
+	if wait > r.policy.MostWait || wait <= 0 {
+		wait = r.policy.MostWait
+	}
+	wait = wait/2 + time.Duration(rand.Int63n(int64(wait)/2+1))
+	if wait < failure.RetryAfter {
+		wait = failure.RetryAfter
+	}
+	if r.attempts == 0 && r.drained == nil {
+		wait = 0 // The connection may be cut while the server is well.
+	}
+	r.attempts++
+	r.reconnections++
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return contextError(ctx)
+	}
+}
+
+func (r *recovery) mayGoOn(failure *Error) bool {
+	hasToken := r.drained != nil || r.reader.response.ResumeToken != ""
+	if failure.Kind == ErrBrokenStream {
+		return failure.isCutShort && hasToken
+	}
+	// What a cut connection looks like, from gRPC itself and from proxies; the service's own errors have a reason.
+	cut := failure.Reason == "" &&
+		(failure.Code == codes.Unavailable || failure.Code == codes.Unknown || failure.Code == codes.Internal)
+	if r.drained != nil {
+		// Any server that shares the key will do, and the next attempt may reach one.
+		return cut || failure.Kind == ErrUnavailable || failure.Kind == ErrOverloaded
+	}
+	return hasToken && (cut || failure.Reason == "DRAINING")
+}
+
+func (r *recovery) request() *pb.ResumeRequest {
+	response := &r.reader.response
+	if r.drained != nil {
+		return &pb.ResumeRequest{
+			GenerationId: response.GenerationID,
+			ResumeToken:  r.drained.GetFinished().ResumeToken,
+			LastSequence: r.drained.Sequence,
+		}
+	}
+	return &pb.ResumeRequest{
+		GenerationId: response.GenerationID, ResumeToken: response.ResumeToken, LastSequence: r.reader.lastSequence,
+	}
+}
+
+func contextError(ctx context.Context) *Error {
+	if ctx.Err() == context.DeadlineExceeded {
+		return &Error{Kind: ErrDeadlineExceeded, Code: codes.DeadlineExceeded, Message: "the deadline passed"}
+	}
+	return &Error{Kind: ErrCancelled, Code: codes.Canceled, Message: "cancelled"}
+}
