@@ -29,7 +29,13 @@ class Container:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {entry["name"]: self._inside(entry["value"]) for entry in self.spec.get("env", [])}
+        found: dict[str, str] = {}
+        for entry in self.spec.get("env", []):
+            # What the downward API would say, and variables in variables, as the kubelet fills them in.
+            text = entry.get("value", f"here-{entry['name'].lower()}")
+            text = re.sub(r"\$\((\w+)\)", lambda match: found.get(match[1], match[0]), text)
+            found[entry["name"]] = self._inside(text)
+        return found
 
     def start(self, extra: Mapping[str, str], errors: IO[str] | None = None) -> subprocess.Popen[str]:
         # Nothing of this machine's environment: a pod has none of it either.

@@ -42,7 +42,7 @@ def test_should_never_be_killed_while_it_drains(values: Path) -> None:
 @every_values_file
 def test_should_never_probe_what_the_service_does_not_serve(values: Path) -> None:
     objects = render(values)
-    (port,) = container(objects)["ports"]
+    (port,) = [port for port in container(objects)["ports"] if port["name"] == "grpc"]
     assert config(objects).server.listen.endswith(f":{port['containerPort']}")
     for name, service in (("startupProbe", ""), ("readinessProbe", ""), ("livenessProbe", LIVENESS)):
         grpc = container(objects)[name]["grpc"]
@@ -173,7 +173,8 @@ def test_should_select_its_own_pods_and_never_the_test(values: Path) -> None:
 @every_values_file
 def test_should_speak_h2c_on_every_service(values: Path) -> None:
     for service in of_kind(render(values), "Service"):
-        assert [port["appProtocol"] for port in service["spec"]["ports"]] == ["kubernetes.io/h2c"]
+        (port,) = [port for port in service["spec"]["ports"] if port["name"] == "grpc"]
+        assert port["appProtocol"] == "kubernetes.io/h2c"
 
 
 def test_a_headless_service_should_name_every_pod() -> None:
@@ -193,6 +194,8 @@ def test_should_open_https_only_where_a_model_comes_from_the_network() -> None:
     def open_ports(values: dict[str, Any]) -> set[int]:
         (policy,) = of_kind(render(values), "NetworkPolicy")
         return {port["port"] for rule in policy["spec"]["egress"] for port in rule["ports"]}
+
+    assert open_ports({"config": {"telemetry": {"otlp_endpoint": "http://collector.otel:4317"}}}) == {53, 4317}
 
     assert open_ports({}) == {53}
     assert open_ports({"preset": "qwen3.5-35b-a3b-fp8"}) == {53, 443}
@@ -218,3 +221,31 @@ def test_should_never_share_compiled_kernels_between_images_or_kinds_of_gpu() ->
 
     roots = [cache({}), cache({"image": {"tag": "2"}}), cache({"nodeSelector": {"gpu": "h100"}})]
     assert len(set(roots)) == 3
+
+
+def test_an_autoscaler_should_never_fight_with_a_count_of_replicas() -> None:
+    for by in ("hpa", "keda"):
+        scaling = {"enabled": True, "by": by, "prometheusAddress": "http://prometheus:9090"}
+        objects = render({"autoscaling": scaling, "replicaCount": 3})
+        assert "replicas" not in deployment(objects)["spec"]
+        assert len(of_kind(objects, "HorizontalPodAutoscaler") + of_kind(objects, "ScaledObject")) == 1
+        # With more than one replica to come, an update never takes all.
+        assert deployment(objects)["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
+
+
+def test_a_monitor_should_find_each_pod_once() -> None:
+    objects = render({"serviceMonitor": {"enabled": True}})
+    (monitor,) = of_kind(objects, "ServiceMonitor")
+    wanted = monitor["spec"]["selector"]["matchLabels"].items()
+    found = [s for s in of_kind(objects, "Service") if wanted <= s["metadata"]["labels"].items()]
+    assert [service["metadata"]["name"] for service in found] == ["try-penstock-headless"]
+    assert monitor["spec"]["endpoints"][0]["port"] in {port["name"] for port in found[0]["spec"]["ports"]}
+
+
+def test_should_tell_telemetry_where_it_runs() -> None:
+    env = {entry["name"]: entry for entry in container(render({}))["env"]}
+    named = dict(pair.split("=") for pair in env["OTEL_RESOURCE_ATTRIBUTES"]["value"].split(","))
+    assert {"k8s.namespace.name", "k8s.deployment.name", "k8s.pod.name", "k8s.pod.uid", "k8s.node.name"} <= named.keys()
+    used = {value[2:-1] for value in named.values() if value.startswith("$(")}
+    names = list(env)
+    assert all(names.index(name) < names.index("OTEL_RESOURCE_ATTRIBUTES") for name in used)

@@ -9,6 +9,7 @@ import pytest
 from tests.chart.chart import KUBERNETES, Refused, needs_helm, render
 
 pytestmark = needs_helm
+NO_METRICS = {"config": {"telemetry": {"prometheus_listen": ""}}}
 GPU = {"preset": "qwen3.5-35b-a3b-fp8"}
 
 
@@ -61,6 +62,17 @@ CONTRADICTIONS: list[tuple[str, dict[str, Any]]] = [
     ("extraArgs: --set", {"extraArgs": ["--set", "a.b=c"]}),
     ("grpcRoute.parentRefs", {"grpcRoute": {"enabled": True}}),
     ("preset", {"preset": "no-such"}),
+    ("autoscaling.maxReplicas", {"autoscaling": {"enabled": True, "minReplicas": 5}}),
+    ("autoscaling.prometheusAddress", {"autoscaling": {"enabled": True, "by": "keda"}}),
+    ("config.telemetry.prometheus_listen", {"autoscaling": {"enabled": True}} | NO_METRICS),
+    ("config.telemetry.prometheus_listen", {"serviceMonitor": {"enabled": True}} | NO_METRICS),
+    ("config.telemetry.prometheus_listen", {"config": {"telemetry": {"prometheus_listen": "0.0.0.0:50051"}}}),
+    ("serviceMonitor.enabled", {"serviceMonitor": {"enabled": True}, "service": {"headless": {"enabled": False}}}),
+    ("persistence.accessMode", {"autoscaling": {"enabled": True}, "persistence": {"enabled": True}}),
+    (
+        "podDisruptionBudget.minAvailable",
+        {"autoscaling": {"enabled": True}, "podDisruptionBudget": {"minAvailable": 1}},
+    ),
 ]
 FORMS: list[tuple[str, dict[str, Any]]] = [
     ("replicas", {"replicas": 2}),
@@ -76,6 +88,8 @@ FORMS: list[tuple[str, dict[str, Any]]] = [
     ("digest", {"image": {"digest": "latest"}}),
     ("accessMode", {"persistence": {"accessMode": "Everywhere"}}),
     ("preStopSeconds", {"preStopSeconds": -1}),
+    ("minReplicas", {"autoscaling": {"minReplicas": 0}}),
+    ("by", {"autoscaling": {"by": "both"}}),
 ]
 
 

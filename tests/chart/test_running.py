@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,10 +35,14 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def objects() -> list[Object]:
-    port = free_port()
+    port, metrics = free_port(), free_port()
     return render(
         {
-            "config": {"server": {"listen": f"0.0.0.0:{port}"}},
+            "config": {
+                "server": {"listen": f"0.0.0.0:{port}"},
+                "telemetry": {"prometheus_listen": f"0.0.0.0:{metrics}"},
+            },
+            "serviceMonitor": {"enabled": True},
             "service": {"port": port},
             "resumeKey": {"existingSecret": "resume"},
         }
@@ -77,6 +82,17 @@ def test_should_pass_its_own_probes(objects: list[Object], service: subprocess.P
         time.sleep(0.2)
     assert probe(objects, "readinessProbe")
     assert probe(objects, "livenessProbe")
+
+
+def test_should_be_scraped_where_the_monitor_looks(objects: list[Object], service: subprocess.Popen[str]) -> None:
+    (endpoint,) = of_kind(objects, "ServiceMonitor")[0]["spec"]["endpoints"]
+    (port,) = [p["containerPort"] for p in container(objects)["ports"] if p["name"] == endpoint["port"]]
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{endpoint['path']}", timeout=10) as answer:
+        text = answer.read().decode()
+    assert 'k8s_container_name="penstock"' in text
+    assert 'service_name="try-penstock"' in text
+    for name in ("penstock_sequences_running", "penstock_queue_calls"):
+        assert f"\n{name}" in text, "the autoscaler asks for it"
 
 
 def helm_test(objects: list[Object], root: Path) -> Container:

@@ -24,8 +24,8 @@
 {{- $wrong = append $wrong "updateStrategy: maxSurge 0 and maxUnavailable 0 leave no way to replace a pod" -}}
 {{- end -}}
 {{- $p := $v.podDisruptionBudget -}}
-{{- if and $p.enabled (hasKey $p "minAvailable") (regexMatch "^[0-9]+$" (toString $p.minAvailable)) (ge (int $p.minAvailable) (int $v.replicaCount)) (gt (int $v.replicaCount) 0) -}}
-{{- $wrong = append $wrong (printf "podDisruptionBudget.minAvailable: %d of %d replicas: no node could ever be emptied" (int $p.minAvailable) (int $v.replicaCount)) -}}
+{{- if and $p.enabled (hasKey $p "minAvailable") (regexMatch "^[0-9]+$" (toString $p.minAvailable)) (ge (int $p.minAvailable) (int .leastReplicas)) (gt (int .leastReplicas) 0) -}}
+{{- $wrong = append $wrong (printf "podDisruptionBudget.minAvailable: %d of %d replicas: no node could ever be emptied" (int $p.minAvailable) (int .leastReplicas)) -}}
 {{- end -}}
 {{- if and $p.enabled (not (hasKey $p "minAvailable")) (has (toString $p.maxUnavailable) (list "0" "0%")) -}}
 {{- $wrong = append $wrong "podDisruptionBudget.maxUnavailable: 0: no node could ever be emptied" -}}
@@ -88,8 +88,8 @@
 {{- if and .model (not (hasPrefix "/" .model)) $v.model.offline (not $v.persistence.enabled) -}}
 {{- $wrong = append $wrong (printf "model.offline: nothing could bring %q: no cache persists (persistence.enabled) and none is mounted" .model) -}}
 {{- end -}}
-{{- if and $v.persistence.enabled (ne $v.persistence.accessMode "ReadWriteMany") (gt (int $v.replicaCount) 1) -}}
-{{- $wrong = append $wrong (printf "persistence.accessMode: %s serves one node, replicaCount is %d: use ReadWriteMany" $v.persistence.accessMode (int $v.replicaCount)) -}}
+{{- if and $v.persistence.enabled (ne $v.persistence.accessMode "ReadWriteMany") (gt (int .mostReplicas) 1) -}}
+{{- $wrong = append $wrong (printf "persistence.accessMode: %s serves one node, and there may be %d replicas: use ReadWriteMany" $v.persistence.accessMode (int .mostReplicas)) -}}
 {{- end -}}
 {{- if and $v.persistence.existingClaim (not $v.persistence.enabled) -}}
 {{- $wrong = append $wrong "persistence.existingClaim: has no effect while persistence.enabled is false" -}}
@@ -129,6 +129,24 @@
 {{- if regexMatch "^--(config|set|listen|model|device|insecure|engine-kind)(=|$)" . -}}
 {{- $wrong = append $wrong (printf "extraArgs: %s would beat the file: say it in config" .) -}}
 {{- end -}}
+{{- end -}}
+{{- $a := $v.autoscaling -}}
+{{- if and $a.enabled (lt (int $a.maxReplicas) (int $a.minReplicas)) -}}
+{{- $wrong = append $wrong (printf "autoscaling.maxReplicas: %d is below minReplicas, %d" (int $a.maxReplicas) (int $a.minReplicas)) -}}
+{{- end -}}
+{{- if and $a.enabled (eq $a.by "keda") (not $a.prometheusAddress) -}}
+{{- $wrong = append $wrong "autoscaling.prometheusAddress: KEDA asks Prometheus, and does not know where it is" -}}
+{{- end -}}
+{{- range $wants := list "autoscaling" "serviceMonitor" "prometheusRule" -}}
+{{- if and (get $v $wants).enabled (not $f.metricsPort) -}}
+{{- $wrong = append $wrong (printf "config.telemetry.prometheus_listen: is empty, and %s.enabled needs the metrics" $wants) -}}
+{{- end -}}
+{{- end -}}
+{{- if and $v.serviceMonitor.enabled (not $v.service.headless.enabled) -}}
+{{- $wrong = append $wrong "serviceMonitor.enabled: scrapes the headless Service: service.headless.enabled" -}}
+{{- end -}}
+{{- if and $f.metricsPort (eq (int $f.metricsPort) (int $f.port)) -}}
+{{- $wrong = append $wrong (printf "config.telemetry.prometheus_listen: port %d is server.listen's" (int $f.port)) -}}
 {{- end -}}
 {{- if and $v.grpcRoute.enabled (not $v.grpcRoute.parentRefs) -}}
 {{- $wrong = append $wrong "grpcRoute.parentRefs: a route needs a Gateway" -}}

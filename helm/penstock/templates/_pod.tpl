@@ -78,6 +78,11 @@ ports:
   - name: grpc
     containerPort: {{ int $f.port }}
     protocol: TCP
+  {{- if $f.metricsPort }}
+  - name: metrics
+    containerPort: {{ int $f.metricsPort }}
+    protocol: TCP
+  {{- end }}
 securityContext:
   {{- toYaml $v.securityContext | nindent 2 }}
 resources:

@@ -11,6 +11,13 @@
 - { name: VLLM_CACHE_ROOT, value: /cache/{{ $kind }}/vllm }
 - { name: TRITON_CACHE_DIR, value: /cache/{{ $kind }}/triton }
 - { name: TORCHINDUCTOR_CACHE_DIR, value: /cache/{{ $kind }}/inductor }
+{{- range $name, $path := dict "K8S_POD_NAME" "metadata.name" "K8S_POD_UID" "metadata.uid" "K8S_NODE_NAME" "spec.nodeName" }}
+- { name: {{ $name }}, valueFrom: { fieldRef: { fieldPath: {{ $path }} } } }
+{{- end }}
+- { name: OTEL_SERVICE_NAME, value: {{ include "penstock.fullname" . }} }
+- name: OTEL_RESOURCE_ATTRIBUTES
+  value: >-
+    service.instance.id=$(K8S_POD_UID),k8s.namespace.name={{ .Release.Namespace }},k8s.deployment.name={{ include "penstock.fullname" . }},k8s.pod.name=$(K8S_POD_NAME),k8s.pod.uid=$(K8S_POD_UID),k8s.node.name=$(K8S_NODE_NAME),k8s.container.name=penstock
 {{- if $v.model.offline }}
 - { name: HF_HUB_OFFLINE, value: "1" }
 {{- end }}

@@ -45,7 +45,13 @@
 {{- $drain := hasKey $server "drain_seconds" | ternary $server.drain_seconds 600.0 | ceil | int -}}{{/* the service's default */}}
 {{- $least := add ($v.preStopSeconds | int) $drain 10 -}}
 {{- $grace := $v.terminationGracePeriodSeconds | default (add $least 30) | int -}}
+{{- $scaled := $v.autoscaling.enabled -}}
+{{- $metrics := dig "telemetry" "prometheus_listen" "" $v.config -}}
 {{- $facts := dict
+  "leastReplicas" (ternary $v.autoscaling.minReplicas $v.replicaCount $scaled | int)
+  "mostReplicas" (ternary $v.autoscaling.maxReplicas $v.replicaCount $scaled | int)
+  "metricsPort" (splitList ":" $metrics | last | int)
+  "otlpPort" (dig "telemetry" "otlp_endpoint" "" $v.config | regexFind ":[0-9]+(/|$)" | trimAll ":/" | int)
   "v" $v
   "device" $device
   "gpus" $gpus
