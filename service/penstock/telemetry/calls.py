@@ -13,8 +13,9 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from penstock.errors import PenstockError
 from penstock.observe import CallWatch, GenerationWatch, Headers, Observer, ServiceState
 from penstock.telemetry import names
-from penstock.telemetry.generations import Generation, Recorder, error_type
+from penstock.telemetry.generations import Generation
 from penstock.telemetry.instruments import Instruments
+from penstock.telemetry.recorder import Recorder, error_type
 
 _W3C = TraceContextTextMapPropagator()
 
