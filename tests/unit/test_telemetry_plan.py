@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping
 
 import pytest
@@ -54,3 +56,12 @@ def test_the_prometheus_endpoint_is_loopback_where_no_host_is_named() -> None:
     assert address("[::]:9464") == ("::", 9464)
     with pytest.raises(ConfigError, match="is not host:port"):
         address("9464x")
+
+
+def test_where_nothing_is_told_the_sdk_is_not_imported() -> None:
+    """Nor exporters: what is off costs no memory and no start-up time."""
+    script = (
+        "import sys; import penstock.app, penstock.server, penstock.logs;"
+        "print([m for m in sys.modules if m.startswith(('opentelemetry.sdk', 'opentelemetry.exporter'))])"
+    )
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"
