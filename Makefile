@@ -54,6 +54,7 @@ quantize: setup ## the small model in FP8, from the bfloat16 one
 clients: setup ## the clients in other languages, with what they need from npm and from Go; their conformance cases
 	@command -v npm >/dev/null || { echo "make clients: needs Node 20 or newer, with npm"; exit 1; }
 	@cd clients/typescript && npm ci --ignore-scripts --no-audit --no-fund
+	@cd tests/conformance/reflection && npm ci --ignore-scripts --no-audit --no-fund
 	@$(BIN)/python -m pytest -q tests/conformance $(ARGS)
 
 clean: ## remove everything that set-up and runs made

@@ -1,0 +1,7 @@
+module github.com/penstock/penstock/examples/go
+
+go 1.19
+
+require github.com/penstock/penstock/clients/go v0.1.0
+
+replace github.com/penstock/penstock/clients/go => ../../clients/go
