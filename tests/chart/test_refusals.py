@@ -37,6 +37,8 @@ CONTRADICTIONS: list[tuple[str, dict[str, Any]]] = [
     ("gpu.perNode", {"preset": "qwen3.5-397b-a17b-fp8", "gpu": {"perNode": 4}}),
     ("gpu.perNode", GPU | {"gpu": {"perNode": 0}}),
     ("gpu.perNode", GPU | engine(tensor_parallel_size=2)),
+    ("gpu.perNode", GPU | engine(tensor_parallel_size=1, data_parallel_size=1) | {"gpu": {"perNode": 4}}),
+    ("gpu.perNode", GPU | engine(tensor_parallel_size=3) | {"gpu": {"perNode": 8}}),
     ("extra_args.pipeline_parallel_size", GPU | engine(extra_args={"pipeline_parallel_size": 2})),
     ("config.engine.extra_args.nnodes", GPU | engine(extra_args={"nnodes": 2})),
     ("gpu.resourceClaimTemplate", {"gpu": {"resourceClaimTemplate": "h100"}}),

@@ -10,6 +10,7 @@ import contextlib
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tests.chart.chart import Object, container, needs_helm, of_kind, pod, render
+from tests.chart.chart import ROOT, Object, container, needs_helm, of_kind, pod, render
 from tests.chart.kubelet import Container, lay_out
 
 pytestmark = needs_helm
@@ -93,6 +94,15 @@ def test_should_be_scraped_where_the_monitor_looks(objects: list[Object], servic
     assert 'service_name="try-penstock"' in text
     for name in ("penstock_sequences_running", "penstock_queue_calls"):
         assert f"\n{name}" in text, "the autoscaler asks for it"
+
+
+def test_the_images_health_check_should_agree_with_the_probe(
+    objects: list[Object], service: subprocess.Popen[str]
+) -> None:
+    port = container(objects)["readinessProbe"]["grpc"]["port"]
+    for target, expected in ((f"127.0.0.1:{port}", 0), ("127.0.0.1:1", 1)):
+        done = subprocess.run([sys.executable, ROOT / "docker" / "health.py", target], check=False, timeout=30)
+        assert done.returncode == expected
 
 
 def helm_test(objects: list[Object], root: Path) -> Container:

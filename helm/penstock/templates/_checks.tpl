@@ -54,8 +54,13 @@
 {{- if and (regexMatch "^[0-9]+Gi$" $memory) (ge ($engine.kv_cache_gib | default 1.0 | float64) (trimSuffix "Gi" $memory | float64)) -}}
 {{- $wrong = append $wrong (printf "config.engine.kv_cache_gib: %v GiB do not fit into resources.limits.memory: %s" ($engine.kv_cache_gib | default 1.0) $memory) -}}
 {{- end -}}
-{{- else if ne (int .parallel) (int .gpus) -}}
-{{- $wrong = append $wrong (printf "gpu.perNode: %d GPUs, but config.engine.tensor_parallel_size (%d) x extra_args.pipeline_parallel_size (%d) x data_parallel_size (%d) is %d" (int .gpus) ($engine.tensor_parallel_size | default 1 | int) ($extra.pipeline_parallel_size | default 1 | int) ($engine.data_parallel_size | default $extra.data_parallel_size | default 1 | int) (int .parallel)) -}}
+{{- else -}}
+{{- /* What is not said, the service plans by itself over the GPUs that it sees. */ -}}
+{{- $said := mul (max 1 .tensor) (max 1 .data) .stages | int -}}
+{{- $all := and .tensor .data -}}
+{{- if or (eq (int .gpus) 0) (and $all (ne $said (int .gpus))) (and (gt (int .gpus) 0) (ne (mod (int .gpus) $said) 0)) -}}
+{{- $wrong = append $wrong (printf "gpu.perNode: %d GPUs cannot be shared out by config.engine.tensor_parallel_size (%s) x data_parallel_size (%s) x extra_args.pipeline_parallel_size (%d)" (int .gpus) (ternary (toString .tensor) "unset" (gt (int .tensor) 0)) (ternary (toString .data) "unset" (gt (int .data) 0)) (int .stages)) -}}
+{{- end -}}
 {{- end -}}
 {{- if hasKey $extra "nnodes" -}}
 {{- $wrong = append $wrong "config.engine.extra_args.nnodes: the service runs on one node per replica today" -}}

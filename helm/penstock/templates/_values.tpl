@@ -37,7 +37,9 @@
 {{- $device := $engine.device | default "auto" -}}
 {{- $gpus := 0 -}}
 {{- if ne $device "cpu" -}}{{- $gpus = hasKey $v.gpu "perNode" | ternary $v.gpu.perNode 1 | int -}}{{- end -}}
-{{- $parallel := mul ($engine.tensor_parallel_size | default 1 | int) ($extra.pipeline_parallel_size | default 1 | int) ($engine.data_parallel_size | default $extra.data_parallel_size | default 1 | int) -}}
+{{- $tensor := $engine.tensor_parallel_size | default 0 | int -}}
+{{- $data := $engine.data_parallel_size | default $extra.data_parallel_size | default 0 | int -}}
+{{- $stages := $extra.pipeline_parallel_size | default 1 | int -}}
 {{- $mounted := or $v.model.existingClaim $v.model.image | not | not -}}
 {{- $modelName := $engine.model | default (ternary "/models" "" $mounted) -}}
 {{- $size := $v.model.sizeGiB | default 0 | int -}}
@@ -55,7 +57,9 @@
   "v" $v
   "device" $device
   "gpus" $gpus
-  "parallel" $parallel
+  "tensor" $tensor
+  "data" $data
+  "stages" $stages
   "port" (splitList ":" ($server.listen | default "127.0.0.1:50051") | last | int)
   "modelMounted" $mounted
   "model" $modelName

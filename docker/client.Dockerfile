@@ -1,0 +1,16 @@
+# The Python client alone, for `helm test` and for trying: `docker build -f docker/client.Dockerfile -t penstock-client:0.1.0 .`
+FROM python:3.11-slim AS build
+WORKDIR /src
+COPY requirements/cpu.lock requirements/cpu.lock
+COPY clients/python/ clients/python/
+RUN sed -n 's/^\([A-Za-z0-9._-]*==[^ ;]*\).*/\1/p' requirements/cpu.lock > /tmp/constraints.txt \
+    && python -m pip install --no-cache-dir --prefix /client --constraint /tmp/constraints.txt ./clients/python
+
+FROM python:3.11-slim
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="Penstock client" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.revision="${REVISION}"
+COPY --from=build /client /usr/local
+USER 65532:65532
+ENTRYPOINT ["python3"]

@@ -1,0 +1,39 @@
+# The service on a CPU, with the small model inside: `docker build -f docker/cpu.Dockerfile -t penstock:0.1.0-cpu .`
+# With a bill of materials beside it: `docker buildx build --sbom=true --provenance=true ...`
+FROM python:3.11-slim AS build
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+WORKDIR /src
+COPY requirements/ requirements/
+# Every package by its hash. torch's CPU build is on PyTorch's own index; the hashes make a second index safe.
+# What only builds and checks the project is taken out again; setuptools stays, torch imports it.
+RUN python -m pip install --no-cache-dir --no-deps --no-compile --require-hashes \
+        --extra-index-url https://download.pytorch.org/whl/cpu -r requirements/cpu.lock \
+    && sed '/^#/d; /^setuptools$/d; /^[[:space:]]*$/d' requirements/dev.in | xargs python -m pip uninstall --yes --quiet
+COPY pyproject.toml README.md ./
+COPY clients/python/ clients/python/
+COPY service/ service/
+RUN python -m pip install --no-cache-dir --no-deps --no-build-isolation ./clients/python .
+
+FROM python:3.11-slim
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="Penstock (CPU)" \
+      org.opencontainers.image.description="gRPC service over vLLM with thinking budgets that hold" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.revision="${REVISION}"
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends libnuma1 \
+    && rm -rf /var/lib/apt/lists/*
+# Into the interpreter's own prefix, not a virtual environment: vLLM's caches then go where VLLM_CACHE_ROOT says, which a
+# read-only root file system needs.
+COPY --from=build /usr/local /usr/local
+COPY docker/health.py /usr/local/share/penstock/health.py
+ENV HOME=/cache VLLM_CACHE_ROOT=/cache/vllm HF_HOME=/cache/huggingface PYTHONUNBUFFERED=1
+RUN mkdir -m 0770 /cache && chown 65532:65532 /cache
+USER 65532:65532
+VOLUME ["/cache"]
+EXPOSE 50051 9464
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=10s --start-period=10m CMD ["python3", "/usr/local/share/penstock/health.py"]
+ENTRYPOINT ["penstock"]
+CMD ["serve", "--listen", "0.0.0.0:50051", "--insecure", "--device", "cpu"]

