@@ -89,6 +89,18 @@ async def test_blocking_streams_go_on_over_cut_connections() -> None:
         assert here.proxy.connections == 4
 
 
+async def test_twenty_streams_share_a_connection_that_never_lasts() -> None:
+    async with scene() as here, proxied(here.proxy.target, cut_seconds=0.12) as flaky:
+        async with pc.AsyncClient(flaky.target) as client:
+
+            async def collect() -> list[pc.Event]:
+                return [event async for event in client.stream("hi", thinking="thinking")]
+
+            for events in await asyncio.gather(*(collect() for _ in range(20))):
+                assert_whole(events)
+        assert flaky.connections > 3
+
+
 async def test_an_outage_of_seconds_is_waited_for() -> None:
     async with scene() as here, pc.AsyncClient(here.proxy.target) as client:
         events: list[pc.Event] = []
