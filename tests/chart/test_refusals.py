@@ -50,6 +50,7 @@ CONTRADICTIONS: list[tuple[str, dict[str, Any]]] = [
     ("model.subPath", {"model": {"subPath": "a"}}),
     ("model.offline", GPU | {"model": {"offline": True}}),
     ("persistence.accessMode", {"replicaCount": 2, "persistence": {"enabled": True}}),
+    ("updateStrategy.maxSurge", {"updateStrategy": {"maxSurge": 1}, "persistence": {"enabled": True}}),
     ("persistence.existingClaim", {"persistence": {"existingClaim": "cache"}}),
     ("config.server.listen", server(listen="127.0.0.1:50051")),
     ("config.server.listen", server(listen=None)),

@@ -96,6 +96,10 @@
 {{- if and $v.persistence.enabled (ne $v.persistence.accessMode "ReadWriteMany") (gt (int .mostReplicas) 1) -}}
 {{- $wrong = append $wrong (printf "persistence.accessMode: %s serves one node, and there may be %d replicas: use ReadWriteMany" $v.persistence.accessMode (int .mostReplicas)) -}}
 {{- end -}}
+{{- $surge := toString ($v.updateStrategy.maxSurge | default 0) -}}
+{{- if and $v.persistence.enabled (ne $v.persistence.accessMode "ReadWriteMany") (not (has $surge (list "0" "0%"))) -}}
+{{- $wrong = append $wrong (printf "updateStrategy.maxSurge: %s: the pod on top would wait for the %s cache of the one it replaces" $surge $v.persistence.accessMode) -}}
+{{- end -}}
 {{- if and $v.persistence.existingClaim (not $v.persistence.enabled) -}}
 {{- $wrong = append $wrong "persistence.existingClaim: has no effect while persistence.enabled is false" -}}
 {{- end -}}
