@@ -13,6 +13,7 @@ import penstock_client as pc
 import pytest
 from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2 as details
+from opentelemetry.sdk.trace import TracerProvider
 from penstock_client.v1 import generation_pb2 as pb
 
 from tests.rpc.fake_service import ANSWER, THOUGHT, FakeService, events, running, status, until
@@ -124,6 +125,12 @@ def test_errors_have_violations_and_delays(collect: Any, fake: FakeService) -> N
     with pytest.raises(pc.Overloaded) as overloaded:
         collect("hi")
     assert overloaded.value.retry_after_seconds == 1.5
+
+
+def test_the_callers_trace_goes_along(collect: Any, fake: FakeService) -> None:
+    with TracerProvider().get_tracer("user").start_as_current_span("user") as span:
+        collect("hi")
+        assert f"{span.get_span_context().trace_id:032x}" in fake.metadata["traceparent"]
 
 
 def fail_at_first_event(stream: pc.Stream) -> None:

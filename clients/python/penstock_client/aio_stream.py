@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Any, Self
@@ -92,7 +93,7 @@ class AsyncStream:
                 self._give_up(broken)
                 raise
             if self._reader.finished:  # whatever happens after the last event is of no concern
-                self._link.span.end(self.response)
+                self.close()
                 raise StopAsyncIteration
             last = await self._go_on(failure)
             if last is not None:
@@ -165,6 +166,11 @@ class AsyncInteraction(AsyncStream):
     def cancel(self) -> None:
         """Ends the generation; the stream still gets its last event, with usage and cost. `close()` does not wait."""
         self._actions.put_nowait(pb.InteractRequest(cancel=pb.Cancel()))
+
+    def close(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._actions.put_nowait(None)  # gRPC's task that waits for actions ends
+        super().close()
 
 
 async def _until_none(actions: asyncio.Queue[pb.InteractRequest | None]) -> AsyncIterator[pb.InteractRequest]:

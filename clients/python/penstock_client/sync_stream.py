@@ -86,7 +86,7 @@ class Stream:
                     return event
                 continue
             if self._reader.finished:  # whatever happens after the last event is of no concern
-                self._link.span.end(self.response)
+                self.close()
                 raise StopIteration
             last = self._go_on(failure)
             if last is not None:
