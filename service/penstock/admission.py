@@ -71,6 +71,8 @@ class Admission:
         """Refuses what would be refused anyway, before any work is done for it. Raises Draining or Overloaded."""
         if self.draining:
             raise Draining("this server is going away")
+        if not self.queued_calls and self.running_sequences < self._capacity():
+            return
         if self._full(1, 0) and self._victim(priority, caller) is None:
             raise self._overloaded()
 

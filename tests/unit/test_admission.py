@@ -95,6 +95,16 @@ async def test_lower_classes_are_shed_for_higher_ones(held: tuple[Crowd, AsyncEx
     assert sum(isinstance(result, Overloaded) for result in results) == 1
 
 
+async def test_without_a_queue_there_is_still_room_for_those_who_run() -> None:
+    door = admission(max_queued_calls=0)
+    door.look(Priority.NORMAL, "a")
+    async with door.permit(bid()):
+        with pytest.raises(Overloaded):
+            door.look(Priority.NORMAL, "a")
+        with pytest.raises(Overloaded):
+            await Crowd(door).come("b1")
+
+
 async def test_tokens_bound_the_queue_too() -> None:
     door = admission(max_queued_tokens=25)
     crowd = Crowd(door)
