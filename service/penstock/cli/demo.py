@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from penstock_client import Client
     from rich.console import Console
 
-QUESTION = "What is 17 + 25 + 8 + 31?"
+QUESTION = "What is 48 + 27 + 36 + 15?"
 ASKED = (
     ("It may think as long as it likes:", {"thinking": "thinking"}),
     ("The same with a budget of 4 thought tokens, which holds exactly:", {"thinking": "thinking", "budget": 4}),
@@ -42,7 +42,7 @@ README.md has the API and what it takes to serve a large model."""
 DRAIN_SECONDS = 3.0
 STOP_SECONDS = 20.0
 HEARTBEAT_SECONDS = 15.0
-_PICTURE_COLUMNS = 100
+_PICTURE_COLUMNS = 110
 
 
 class ServiceDied(Exception):
