@@ -16,7 +16,7 @@ from penstock_client.v1 import generation_pb2 as pb
 from tests.chaos.conftest import QUESTIONS, THINKING, Patient, ask, said
 from tests.chaos.poison import POISON_IDS
 
-ROUNDS = int(os.environ.get("PENSTOCK_CHAOS_ROUNDS", "20"))
+ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "20"))
 STREAMS = 16
 
 
