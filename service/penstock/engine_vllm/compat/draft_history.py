@@ -15,9 +15,8 @@ def keep_short_drafts() -> None:
     """
     from vllm.model_executor.layers.mamba.ops.cpu import gdn_attention
 
-    original = gdn_attention._spec_forward
-    if not hasattr(original, "__wrapped__"):
-        _spec_forward.__wrapped__ = original  # type: ignore[attr-defined]
+    if not hasattr(_spec_forward, "__wrapped__"):
+        _spec_forward.__wrapped__ = gdn_attention._spec_forward  # type: ignore[attr-defined]
         gdn_attention._spec_forward = _spec_forward
 
 
