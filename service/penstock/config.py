@@ -39,7 +39,7 @@ class EngineSettings(Section):
     kv_cache_gib: float = Field(1.0, gt=0, description="CPU only: memory for the KV cache, GiB.")
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="GPU only: share of GPU memory to use.")
     mtp: Switch = Field("auto", description="Speculative decoding by the checkpoint's multi-token prediction layer.")
-    mtp_draft_tokens: Annotated[int, Field(ge=1, le=8)] = Field(1, description="Tokens drafted per step.")
+    mtp_draft_tokens: Annotated[int, Field(ge=1, le=8)] = Field(2, description="Tokens drafted per step.")
     prefix_caching: Switch = "auto"
     fp8_weights: Switch = Field("auto", description="An FP8 checkpoint, or (GPU only) FP8 made while loading.")
     fp8_kv_cache: Switch = "auto"

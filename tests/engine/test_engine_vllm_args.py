@@ -48,7 +48,7 @@ def test_defaults_on_a_cpu():
         "enable_log_requests": False,
         "use_tqdm_on_load": False,
         "worker_extension_cls": "penstock.engine_vllm.worker.WorkerReport",
-        "speculative_config": {"method": "mtp", "num_speculative_tokens": 1},
+        "speculative_config": {"method": "mtp", "num_speculative_tokens": 2},
         "per_request_spec_decode_metrics": "summary",
         "enforce_eager": True,
         "kv_cache_memory_bytes": 2**30,

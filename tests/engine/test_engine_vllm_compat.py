@@ -215,3 +215,33 @@ def test_recurrent_states_still_have_no_kernel_of_vllms_own(patched):
         original, _ = _registry[f"{mamba_utils.__name__}.{name}"]
         with pytest.raises(TypeError):
             original[(1, 1)]()
+
+
+def test_one_token_prompts_still_get_padded_and_their_state_is_not_cleared(patched):
+    """The words are tested in test_engine_vllm_equality.py; here, that vLLM still does what makes it needed."""
+    import inspect
+
+    import torch
+    from penstock.engine_vllm.compat import draft_history
+    from vllm.model_executor.layers.mamba.ops.cpu import gdn_attention
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    assert "(scheduled_running_reqs or num_computed_tokens > 0)" in inspect.getsource(Scheduler.schedule)
+    seen = []
+
+    class Metadata:
+        spec_state_indices_tensor = torch.tensor([[1, 2], [3, 4]])
+        fresh_spec_rows = torch.tensor([1])
+
+    def forward(layer, metadata, mixed, b, a, convolution, recurrent, width, length):
+        seen.append((convolution.sum((1, 2)).tolist(), recurrent.sum((1, 2)).tolist()))
+
+    wrapper = gdn_attention._spec_forward
+    assert wrapper.__wrapped__ is draft_history._spec_forward
+    cell = next(cell for cell in wrapper.__closure__ if cell.cell_contents is wrapper.__wrapped__)
+    original, cell.cell_contents = cell.cell_contents, forward
+    try:
+        wrapper(None, Metadata(), None, None, None, torch.ones(5, 3, 2).transpose(1, 2), torch.ones(5, 2, 2), 4, 5)
+    finally:
+        cell.cell_contents = original
+    assert seen == [([6.0, 6.0, 6.0, 0.0, 6.0], [4.0, 4.0, 4.0, 0.0, 4.0])]

@@ -68,7 +68,7 @@ GOLDEN = {
     "enable_log_requests": False,
     "use_tqdm_on_load": False,
     "worker_extension_cls": "penstock.engine_vllm.worker.WorkerReport",
-    "speculative_config": {"method": "mtp", "num_speculative_tokens": 1},
+    "speculative_config": {"method": "mtp", "num_speculative_tokens": 2},
     "per_request_spec_decode_metrics": "summary",
     "gpu_memory_utilization": 0.9,
     "enable_expert_parallel": False,
@@ -165,7 +165,7 @@ def test_vllm_reads_the_stretched_window_as_it_is_meant(monkeypatch):
     rope = config.model_config.hf_text_config.rope_parameters
     assert (rope["rope_type"], rope["factor"], rope["partial_rotary_factor"]) == ("yarn", 2.0, 0.25)
     assert config.cache_config.enable_prefix_caching
-    assert config.speculative_config.num_speculative_tokens == 1
+    assert config.speculative_config.num_speculative_tokens == 2
 
 
 @pytest.mark.parametrize(

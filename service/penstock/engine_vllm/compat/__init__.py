@@ -6,7 +6,7 @@ entry points in every one of them, so no process needs its own preparation:
 - `vllm.platform_plugins`: called while vLLM finds out its platform, before any model code is imported.
 - `vllm.general_plugins`: called before a model is loaded; vLLM's own modules may be imported and patched there.
 
-`strides`: arguments that the CPU kernels refuse. `speculation`: parameters that get lost under MTP.
+`strides`: arguments that the CPU kernels refuse. `speculation`: what MTP gets wrong.
 `draft_history`: steps with fewer drafts than usual. `recurrent_states`: MTP beside prefix caching.
 `engine_vllm.fp8`: FP8 weights.
 
@@ -39,7 +39,9 @@ def general_plugin() -> None:
     strides.restride_single_token_prefill()
     strides.restride_single_state_index()
     speculation.expand_sampling_parameters()
+    # In this order: the first looks at every row before the second takes its own way with short ones.
     draft_history.keep_short_drafts()
+    speculation.start_padded_prompts_afresh()
     recurrent_states.register()
     config.register()
 

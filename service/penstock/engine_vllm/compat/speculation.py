@@ -33,3 +33,49 @@ def _expand_kernel(
     counts = cu_num_tokens.diff(prepend=cu_num_tokens.new_zeros(1))
     values = input_val.masked_fill(input_val == replace_from, replace_to)
     output.copy_(values.repeat_interleave(counts))
+
+
+def start_padded_prompts_afresh() -> None:
+    """Gives a prompt of one token an empty state under MTP; it starts from another request's state otherwise.
+
+    Beside running requests the scheduler pads such a prompt with placeholder drafts, so that all rows are alike. Gated
+    DeltaNet then takes it for a decode, reads whatever its recycled block holds, and the answer is another one.
+    Upstream: vllm/v1/core/sched/scheduler.py `pad_spec_decode` with no computed tokens (GPUs are likely to be hit too),
+    vllm/v1/attention/backends/gdn_attn.py, vllm/model_executor/layers/mamba/ops/cpu/gdn_attention.py `_spec_forward`.
+    """
+    from vllm.model_executor.layers.mamba.ops.cpu import gdn_attention
+    from vllm.v1.attention.backends.gdn_attn import GDNAttentionMetadataBuilder as Builder
+
+    build, forward = Builder.build, gdn_attention._spec_forward
+    if forward.__name__ == "cleared":
+        return
+
+    def marked(
+        self: Any,
+        common_prefix_len: int,
+        common_attn_metadata: Any,
+        num_accepted_tokens: Any = None,
+        num_decode_draft_tokens_cpu: Any = None,
+        fast_build: bool = False,
+    ) -> Any:
+        batch, drafts = common_attn_metadata, num_decode_draft_tokens_cpu
+        metadata = build(self, common_prefix_len, batch, num_accepted_tokens, drafts, fast_build)
+        if metadata.num_spec_decodes:
+            lengths = batch.query_start_loc_cpu.diff()[: batch.num_reqs]
+            fresh = batch.seq_lens[: batch.num_reqs] == lengths
+            # Rows of the speculating requests alone, in their order.
+            metadata.fresh_spec_rows = fresh[drafts[: batch.num_reqs] >= 0].nonzero().flatten()
+        return metadata
+
+    def cleared(layer: Any, metadata: Any, *inputs: Any) -> Any:
+        rows = getattr(metadata, "fresh_spec_rows", ())
+        if len(rows):
+            blocks = metadata.spec_state_indices_tensor[rows, 0].long()
+            *_, convolution, recurrent, _, _ = inputs
+            convolution[blocks] = 0
+            recurrent[blocks] = 0
+        return forward(layer, metadata, *inputs)
+
+    cleared.__wrapped__ = forward  # type: ignore[attr-defined]
+    Builder.build = marked
+    gdn_attention._spec_forward = cleared
