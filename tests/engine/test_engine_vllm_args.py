@@ -47,6 +47,7 @@ def test_defaults_on_a_cpu():
         "disable_log_stats": True,
         "enable_log_requests": False,
         "use_tqdm_on_load": False,
+        "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
         "worker_extension_cls": "penstock.engine_vllm.worker.WorkerReport",
         "speculative_config": {"method": "mtp", "num_speculative_tokens": 2},
         "per_request_spec_decode_metrics": "summary",

@@ -245,3 +245,49 @@ def test_one_token_prompts_still_get_padded_and_their_state_is_not_cleared(patch
     finally:
         cell.cell_contents = original
     assert seen == [([6.0, 6.0, 6.0, 0.0, 6.0], [4.0, 4.0, 4.0, 0.0, 4.0])]
+
+
+def test_a_pause_still_makes_the_runner_forget_accepted_drafts(patched):
+    import inspect
+    from types import SimpleNamespace
+
+    import numpy
+    from vllm.v1.worker.gpu_input_batch import InputBatch
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    assert "self.num_accepted_tokens_cpu[req_index] = 1" in inspect.getsource(InputBatch.add_request)
+    update = GPUModelRunner._update_states
+    cell = next(cell for cell in update.__closure__ if cell.cell_contents is update.__wrapped__)
+
+    class Batch:
+        num_accepted_tokens_cpu = numpy.array([3, 2, 1])
+        req_ids: tuple[str, ...] = ("a", "b")
+
+        @property
+        def req_id_to_index(self):
+            return {name: index for index, name in enumerate(self.req_ids)}
+
+    def rebuild(runner, output):
+        runner.input_batch.num_accepted_tokens_cpu[:] = 1
+        runner.input_batch.req_ids = tuple(output.num_scheduled_tokens)
+
+    def step(*scheduled: str, preempted: str = "") -> list[int]:
+        output = SimpleNamespace(
+            num_scheduled_tokens=dict.fromkeys(scheduled, 3),
+            finished_req_ids=set(),
+            preempted_req_ids={preempted} - {""},
+            scheduled_cached_reqs=SimpleNamespace(resumed_req_ids=set()),
+        )
+        update(runner, output)
+        return runner.input_batch.num_accepted_tokens_cpu.tolist()
+
+    runner = SimpleNamespace(input_batch=Batch())
+    original, cell.cell_contents = cell.cell_contents, rebuild
+    try:
+        assert step("b") == [1, 1, 1]  # a, with 3 accepted, is left out
+        assert step("b", "a") == [1, 3, 1]
+        assert step("b") == [1, 1, 1]
+        assert step("b", preempted="a") == [1, 1, 1]
+        assert step("b", "a") == [1, 1, 1]
+    finally:
+        cell.cell_contents = original

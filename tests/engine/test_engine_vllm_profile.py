@@ -15,7 +15,7 @@ from penstock.engine_vllm.checkpoint import Checkpoint, read_checkpoint
 from penstock.engine_vllm.features import Devices
 from penstock.engine_vllm.probe import budget_fault
 from penstock.engine_vllm.sizes import cache_sizes, weight_sizes
-from penstock.engine_vllm.start import line
+from penstock.engine_vllm.start import _in_vllms_types, line
 from penstock.errors import ConfigError
 from penstock.types import Markers
 
@@ -67,6 +67,7 @@ GOLDEN = {
     "disable_log_stats": True,
     "enable_log_requests": False,
     "use_tqdm_on_load": False,
+    "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
     "worker_extension_cls": "penstock.engine_vllm.worker.WorkerReport",
     "speculative_config": {"method": "mtp", "num_speculative_tokens": 2},
     "per_request_spec_decode_metrics": "summary",
@@ -160,7 +161,7 @@ def test_vllm_reads_the_stretched_window_as_it_is_meant(monkeypatch):
     for name, value in planned.environment.items():
         monkeypatch.setenv(name, value)
     compat.general_plugin()
-    config = AsyncEngineArgs(**planned.arguments).create_engine_config()
+    config = AsyncEngineArgs(**_in_vllms_types(planned.arguments)).create_engine_config()
     assert config.model_config.max_model_len == 65_536
     rope = config.model_config.hf_text_config.rope_parameters
     assert (rope["rope_type"], rope["factor"], rope["partial_rotary_factor"]) == ("yarn", 2.0, 0.25)

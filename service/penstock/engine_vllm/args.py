@@ -50,6 +50,8 @@ def plan_engine(settings: EngineSettings, checkpoint: Checkpoint, devices: Devic
         "disable_log_stats": True,
         "enable_log_requests": False,
         "use_tqdm_on_load": False,
+        # JSON may hold blanks without end, and a model that is not sure writes them until its tokens are spent.
+        "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
         "worker_extension_cls": "penstock.engine_vllm.worker.WorkerReport",
     }
     if resolved.mtp.enabled:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from penstock.config import EngineSettings
@@ -121,7 +121,7 @@ def _load(settings: EngineSettings, checkpoint: Checkpoint, plan: EnginePlan, ve
     from penstock.hf_tokenizer import HfTokenizer
 
     try:
-        arguments = AsyncEngineArgs(**plan.arguments)
+        arguments = AsyncEngineArgs(**_in_vllms_types(plan.arguments))
         config = arguments.create_engine_config()
     except (TypeError, ValueError) as error:
         raise ConfigError(f"vLLM refuses the configuration: {error}") from error
@@ -133,6 +133,14 @@ def _load(settings: EngineSettings, checkpoint: Checkpoint, plan: EnginePlan, ve
     tokenizer = HfTokenizer(llm.renderer.get_tokenizer(), checkpoint.vocab_size)
     card = _card(settings, checkpoint, plan, tokenizer, config, version)
     return VllmEngine(llm, card, tokenizer, meter)
+
+
+def _in_vllms_types(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Plans are plain data; vLLM wants its own class here, unlike elsewhere."""
+    from vllm.config import StructuredOutputsConfig
+
+    structured = StructuredOutputsConfig(**arguments["structured_outputs_config"])
+    return {**arguments, "structured_outputs_config": structured}
 
 
 def _card(

@@ -42,6 +42,7 @@ def general_plugin() -> None:
     # In this order: the first looks at every row before the second takes its own way with short ones.
     draft_history.keep_short_drafts()
     speculation.start_padded_prompts_afresh()
+    speculation.remember_accepted_drafts()
     recurrent_states.register()
     config.register()
 

@@ -79,3 +79,36 @@ def start_padded_prompts_afresh() -> None:
     cleared.__wrapped__ = forward  # type: ignore[attr-defined]
     Builder.build = marked
     gdn_attention._spec_forward = cleared
+
+
+def remember_accepted_drafts() -> None:
+    """Keeps a request's accepted drafts over a step that it is left out of; its next tokens are wrong otherwise.
+
+    Where a step has no room for a running request (another's long prompt fills it), the runner takes it out of its batch
+    and puts it back later with "1 accepted", whatever its last step was. Gated DeltaNet then goes on from the state
+    before the accepted drafts.
+    Upstream: vllm/v1/worker/gpu_model_runner.py `_update_states`, gpu_input_batch.py `add_request` (GPUs are likely to
+    be hit too).
+    """
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    original = GPUModelRunner._update_states
+    if hasattr(original, "__wrapped__"):
+        return
+
+    def update(self: Any, scheduler_output: Any) -> Any:
+        batch, kept = self.input_batch, self.__dict__.setdefault("accepted_before_a_pause", {})
+        for index, request in enumerate(batch.req_ids):
+            if request not in scheduler_output.num_scheduled_tokens:
+                kept[request] = int(batch.num_accepted_tokens_cpu[index])
+        over = scheduler_output.finished_req_ids | (scheduler_output.preempted_req_ids or set())
+        # What is computed again, or from the prefix cache, starts from a state without drafts.
+        for request in over | scheduler_output.scheduled_cached_reqs.resumed_req_ids:
+            kept.pop(request, None)
+        result = original(self, scheduler_output)
+        for request in [request for request in kept if request in batch.req_id_to_index]:
+            batch.num_accepted_tokens_cpu[batch.req_id_to_index[request]] = kept.pop(request)
+        return result
+
+    update.__wrapped__ = original  # type: ignore[attr-defined]
+    GPUModelRunner._update_states = update
