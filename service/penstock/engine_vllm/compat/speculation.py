@@ -84,9 +84,9 @@ def start_padded_prompts_afresh() -> None:
 def remember_accepted_drafts() -> None:
     """Keeps a request's accepted drafts over a step that it is left out of; its next tokens are wrong otherwise.
 
-    Where a step has no room for a running request (a long prompt fills it), the runner takes it out of its batch
-    and puts it back later with "1 accepted", whatever its last step was. Gated DeltaNet then goes on from the state
-    before the accepted drafts.
+    Where a step has no room for a running request (a long prompt of another fills it), the runner takes it out of its
+    batch and puts it back later with "1 accepted", whatever its last step was. Gated DeltaNet then goes on from the
+    state before the accepted drafts.
     Upstream: vllm/v1/worker/gpu_model_runner.py `_update_states`, gpu_input_batch.py `add_request` (GPUs are likely to
     be hit too).
     """
