@@ -17,7 +17,7 @@ from models.demo.tokenizer import CLOSING_MESSAGE, SYSTEM_PROMPTS
 
 KIND_WEIGHTS = dict.fromkeys(MULTI_STEP, 3.0) | dict.fromkeys(NO_THOUGHT_NEEDED, 1.5)
 # The hardest to learn more often, the easiest less.
-KIND_WEIGHTS |= {"rank": 6.0, "shop": 2.0, "tiny_sum": 3.0, "echo": 2.5, "greet": 0.5, "who": 0.4}
+KIND_WEIGHTS |= {"rank": 6.0, "shop": 1.5, "tiny_sum": 2.5, "larger": 2.5, "echo": 5.0, "greet": 0.5, "who": 0.4}
 FAST_SHARE = {True: 0.1, False: 0.55}
 CUT_SHARE = {True: 0.2, False: 0.15}
 """Shares of examples without thought, and with a cut one, keyed by whether the kind needs steps."""

@@ -19,13 +19,14 @@ from penstock_client.v1 import (
 )
 
 from penstock.admission import Admission
+from penstock.calls import House
 from penstock.config import Config, ServerSettings
 from penstock.engine import Engine
 from penstock.errors import ConfigError, EngineDown
 from penstock.interceptor import SlowReaders, StatusInterceptor
 from penstock.live import LiveStreams
 from penstock.observe import NOBODY, Observer, ServiceState
-from penstock.servicer import GenerationServicer, House, ModelServicer, RoutingServicer
+from penstock.servicer import GenerationServicer, ModelServicer, RoutingServicer
 from penstock.supervisor import SupervisedEngine
 from penstock.usage import PriceList
 

@@ -1,0 +1,230 @@
+"""One call from its arrival to its last event: let in, read, check, plan, generate, say. Its methods are `servicer`'s.
+
+Cancelling a call, or its deadline, cancels the handler; every `aclosing` on the way down then closes the engine's
+iterator, which aborts the engine's work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+from weakref import WeakSet
+
+import grpc
+from penstock_client.v1 import generation_pb2 as pb
+
+from penstock import wire
+from penstock.admission import Admission, Bid, Permit
+from penstock.candidate import Steering
+from penstock.config import Config
+from penstock.engine import Engine
+from penstock.errors import GenerationNotFound
+from penstock.generation import generate
+from penstock.live import LiveStream, LiveStreams
+from penstock.observe import CALL, GenerationWatch, Step
+from penstock.planning import Plan, carried_plan, plan_generation, with_budget, with_carried
+from penstock.sealed import Carried, seal, unseal
+from penstock.types import Event, Finished
+from penstock.usage import PriceList
+from penstock.validation import validate
+
+# grpc's own type is generic for type checkers only.
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    """What every servicer needs. `engine` raises EngineDown while there is none to give work to."""
+
+    config: Config
+    prices: PriceList
+    admission: Admission
+    live: LiveStreams
+    engine: Callable[[], Engine]
+    seal_key: bytes | None = None
+    """Seals drained generations for other servers; None where there is no key to share."""
+    steerings: WeakSet[Steering] = field(default_factory=WeakSet)
+    """Of all generations under way, so that draining can end them."""
+
+    def steering(self) -> Steering:
+        steering = Steering()
+        self.steerings.add(steering)
+        return steering
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """What is known of a call before it is read. Seconds of time.monotonic()."""
+
+    caller: str
+    at_monotonic: float
+    deadline_monotonic: float | None
+
+    @classmethod
+    def of(cls, context: Context) -> Arrival:
+        now, left = time.monotonic(), context.time_remaining()
+        return cls(str(context.peer()), now, None if left is None else now + left)
+
+    @property
+    def seconds_left(self) -> float | None:
+        return None if self.deadline_monotonic is None else self.deadline_monotonic - time.monotonic()
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call that was planned and let in."""
+
+    engine: Engine
+    plan: Plan
+    permit: Permit
+    generation_id: str
+    effective: pb.EffectiveSettings
+    arrival: Arrival
+    steering: Steering
+    spec: pb.GenerationSpec
+    states: Sequence[Mapping[str, Any]]
+    watch: GenerationWatch
+
+
+class Calls:
+    """Runs calls in this house."""
+
+    def __init__(self, house: House) -> None:
+        self._house = house
+
+    async def live(self, spec: pb.GenerationSpec, arrival: Arrival) -> AsyncGenerator[pb.GenerationEvent, None]:
+        """Starts a generation that goes on without its client, and reads it."""
+        self._house.admission.look(wire.priority_of(spec), arrival.caller)
+        stream = await self._house.live.open(uuid.uuid4().hex)
+        stream.task = asyncio.create_task(stream.feed(self.events(spec, arrival, live=stream)))
+        return stream.read(0)
+
+    async def carried_on(self, request: pb.ResumeRequest, arrival: Arrival) -> AsyncGenerator[pb.GenerationEvent, None]:
+        """Goes on with what another server drained."""
+        if self._house.seal_key is None:
+            raise GenerationNotFound("this server has no resume.key_file, so it cannot open another's tokens")
+        carried = unseal(request.resume_token, self._house.seal_key)
+        if request.generation_id != carried.generation_id or request.last_sequence != carried.sequence:
+            raise GenerationNotFound("the token belongs to another generation, or to another place in it")
+        spec = pb.GenerationSpec.FromString(carried.spec)
+        async with (
+            self.let_in(spec, arrival, carried=carried) as call,
+            aclosing(self._said(call, carried.sequence)) as events,
+        ):
+            async for event in events:
+                yield event
+
+    async def events(
+        self,
+        spec: pb.GenerationSpec,
+        arrival: Arrival,
+        *,
+        live: LiveStream | None = None,
+        steering: Steering | None = None,
+    ) -> AsyncGenerator[pb.GenerationEvent, None]:
+        async with self.let_in(spec, arrival, live=live, steering=steering) as call:
+            started = pb.GenerationStarted(
+                generation_id=call.generation_id,
+                model=call.engine.card.name,
+                effective_settings=call.effective,
+                resume_token=live.token if live else "",
+            )
+            yield pb.GenerationEvent(sequence=1, started=started)
+            async with aclosing(self._said(call, 1)) as events:
+                async for event in events:
+                    yield event
+
+    @asynccontextmanager
+    async def let_in(
+        self,
+        spec: pb.GenerationSpec,
+        arrival: Arrival,
+        *,
+        live: LiveStream | None = None,
+        steering: Steering | None = None,
+        carried: Carried | None = None,
+        streams: bool = True,
+    ) -> AsyncIterator[Call]:
+        """Reads, checks and plans the call, then waits for room. Nothing reaches the engine without a permit."""
+        house = self._house
+        engine = house.engine()
+        chat = spec.WhichOneof("input") == "messages"
+        headers = carried.trace_headers if carried else None
+        async with AsyncExitStack() as stack:
+            watch = stack.enter_context(
+                CALL.get().generation(model=engine.card.name, chat=chat, streams=streams, carried=headers)
+            )
+            house.admission.look(wire.priority_of(spec), arrival.caller)
+            with watch.step(Step.PLAN):
+                plan = self.plan(spec, engine, arrival, carried)
+                watch.planned(plan, arrival.seconds_left)
+            with watch.step(Step.QUEUE):
+                permit = await stack.enter_async_context(house.admission.permit(_bid(plan, arrival)))
+            if permit.waited_seconds and plan.choice.auto_budget_tokens is not None:
+                # The deadline is nearer than when AUTO was planned.
+                plan = self.plan(spec, engine, arrival)
+                watch.planned(plan, arrival.seconds_left)
+            effective = wire.effective_settings(plan)
+            known = live or carried
+            generation_id = known.generation_id if known else uuid.uuid4().hex
+            watch.let_in(generation_id, permit.waited_seconds)
+            states = carried.candidates if carried else ()
+            steering = steering or house.steering()
+            yield Call(engine, plan, permit, generation_id, effective, arrival, steering, spec, states, watch)
+
+    def plan(self, spec: pb.GenerationSpec, engine: Engine, arrival: Arrival, carried: Carried | None = None) -> Plan:
+        request = wire.request_of(spec)
+        validate(request, engine.card, self._house.config.limits)
+        if carried is not None:
+            if carried.model != engine.card.name:
+                raise GenerationNotFound("the token is of another model", served_model=engine.card.name)
+            request = with_carried(request, carried.plan)
+        plan = plan_generation(request, engine, self._house.config, arrival.seconds_left)
+        return plan if carried is None else with_budget(plan, carried.plan)
+
+    def generation(self, call: Call) -> AsyncGenerator[Event, None]:
+        return generate(
+            call.engine,
+            call.plan,
+            self._house.prices,
+            call.generation_id,
+            call.arrival.at_monotonic,
+            call.steering,
+            call.states,
+            call.watch,
+        )
+
+    async def _said(self, call: Call, sequence: int) -> AsyncGenerator[pb.GenerationEvent, None]:
+        """What the generation says, numbered on from `sequence`."""
+        token_bytes = call.engine.tokenizer.token_bytes
+        with_ids = call.plan.request.output.return_token_ids
+        async with aclosing(self.generation(call)) as events:
+            async for event in events:
+                sequence += 1
+                if call.watch.wants_content:
+                    call.watch.said(event)
+                if isinstance(event, Finished):
+                    token = self._sealed(call, event, sequence)
+                    yield wire.finished_event(event, call.effective, sequence, token)
+                else:
+                    yield wire.event_out(event, sequence, token_bytes, with_ids=with_ids)
+
+    def _sealed(self, call: Call, finished: Finished, sequence: int) -> str:
+        key = self._house.seal_key
+        if key is None or not finished.states:
+            return ""
+        spec = call.spec.SerializeToString()
+        plan, model = carried_plan(call.plan), call.engine.card.name
+        headers = CALL.get().headers
+        return seal(Carried(call.generation_id, model, spec, sequence, plan, finished.states, headers), key)
+
+
+def _bid(plan: Plan, arrival: Arrival) -> Bid:
+    output = plan.request.output
+    tokens = len(plan.context.prompt_token_ids) + plan.budget.max_output_tokens * output.candidate_count
+    return Bid(arrival.caller, plan.request.priority, output.candidate_count, tokens, arrival.deadline_monotonic)
