@@ -30,6 +30,7 @@ async def generate(
 
     With `states`, from the `Finished` of a drained call, each candidate goes on where that one stood.
     """
+    began = time.monotonic()
     count = plan.request.output.candidate_count
     steering = steering or Steering()
     candidates = [
@@ -54,7 +55,7 @@ async def generate(
         ends=tuple(ends),
         usage=usage,
         cost=prices.cost(usage),
-        timing=_timing(candidates, arrived_monotonic),
+        timing=_timing(candidates, arrived_monotonic, began),
         states=tuple(candidate.state() for candidate in candidates) if drained else (),
     )
     watch.finished(finished)
@@ -89,11 +90,12 @@ async def _merged(candidates: list[Candidate]) -> AsyncGenerator[CandidateEvent,
         await asyncio.gather(*feeders, return_exceptions=True)
 
 
-def _timing(candidates: list[Candidate], arrived: float) -> Timing:
+def _timing(candidates: list[Candidate], arrived: float, began: float) -> Timing:
+    """The queue is the wait for admission, which was over when the candidates began, and the engine's own."""
     firsts = [c.first_token_at for c in candidates if c.first_token_at is not None]
     answers = [c.first_answer_at for c in candidates if c.first_answer_at is not None]
     return Timing(
-        queue_seconds=max(c.queue_seconds for c in candidates),
+        queue_seconds=began - arrived + max(c.queue_seconds for c in candidates),
         first_token_seconds=min(firsts) - arrived if firsts else None,
         first_answer_seconds=min(answers) - arrived if answers else None,
         total_seconds=time.monotonic() - arrived,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from penstock.cli import chat, config, demo, evaluate, generate, inspect, quantize, serve
+from penstock.cli import bench, chat, config, demo, evaluate, generate, inspect, quantize, serve
 from penstock.cli.failures import Commands
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app.command()(demo.demo)
 app.command()(chat.chat)
 app.command()(generate.generate)
 app.command("eval")(evaluate.evaluate)
+app.command()(bench.bench)
 app.command()(inspect.count)
 app.command()(quantize.quantize)
 app.command()(inspect.model)

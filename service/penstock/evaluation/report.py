@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
-import platform
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +16,7 @@ from penstock_client import ModelCard
 from penstock.evaluation.checks import Line
 from penstock.evaluation.questions import Question
 from penstock.evaluation.results import Row, Summary
+from penstock.load.machine import client_machine, model_facts
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,18 +44,8 @@ def facts(
     return Facts(
         command=command,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
-        client_machine={"cpu": _cpu(), "cores": os.cpu_count(), "system": platform.system()},
-        model={
-            "name": card.model,
-            "architecture": card.architecture,
-            "service_version": card.service_version,
-            "engine_version": card.engine_version,
-            "profile": [asdict(feature) for feature in card.profile],
-            "prices_usd_per_million": [
-                {name: None if value is None else str(value) for name, value in asdict(tier).items()}
-                for tier in card.price_tiers
-            ],
-        },
+        client_machine=client_machine(),
+        model=model_facts(card),
         questions={
             "file": file.name,
             "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
@@ -67,15 +56,6 @@ def facts(
         calls=calls,
         max_output_tokens=max_output_tokens,
     )
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
 
 
 def as_json(about: Facts, summaries: Sequence[Summary], checks: Sequence[Line], rows: Sequence[Row]) -> dict[str, Any]:

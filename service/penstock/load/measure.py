@@ -1,0 +1,143 @@
+"""One load from its first call to its figures, and what the service's processes used meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import psutil
+from penstock_client import AsyncClient
+
+from penstock.load.arrivals import Arrival, bursts, drawn, poisson
+from penstock.load.calls import Record
+from penstock.load.processes import FRONT_END, Used, Watch
+from penstock.load.prompts import Prompts
+from penstock.load.run import Live, Options, Run
+from penstock.load.statistics import Objectives, Summary, summarize
+from penstock.load.workload import Workload
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """So many callers, each with one call at a time."""
+
+    callers: int
+
+    @property
+    def name(self) -> str:
+        return f"closed loop, {self.callers} callers"
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Poisson arrivals, bursts, or both. Calls per second; seconds between bursts."""
+
+    calls_per_second: float = 0.0
+    burst_calls: int = 0
+    burst_every_seconds: float = 10.0
+
+    @property
+    def name(self) -> str:
+        parts = [f"Poisson, {self.calls_per_second:g} calls/s"] if self.calls_per_second else []
+        if self.burst_calls:
+            parts.append(f"bursts of {self.burst_calls} every {self.burst_every_seconds:g} s")
+        return "open loop, " + " and ".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """Recorded arrivals at `speed` times their pace."""
+
+    trace: tuple[Arrival, ...]
+    speed: float = 1.0
+
+    @property
+    def name(self) -> str:
+        return f"trace of {len(self.trace)} calls at {self.speed:g} times its pace"
+
+
+Pattern = Closed | Open | Replay
+
+
+@dataclass(slots=True)
+class Load:
+    """A load under way or over; what it holds stays true when it was interrupted."""
+
+    pattern: Pattern
+    workload: Workload
+    options: Options
+    run: Run
+    used: dict[int, Used] = field(default_factory=dict)
+
+    @property
+    def live(self) -> Live:
+        return self.run.live
+
+    @property
+    def records(self) -> Sequence[Record]:
+        return self.run.records
+
+    @property
+    def seconds(self) -> float:
+        """Of the window, as far as it was reached."""
+        return max(1e-6, min(self.run.end_seconds, self.run.clock.now()))
+
+    @property
+    def output_tokens(self) -> int:
+        """That arrived in the window."""
+        return self.live.window_thought_tokens + self.live.window_answer_tokens
+
+    @property
+    def front_end_cpu_seconds_per_token(self) -> float | None:
+        """None where the front end was not watched, or nothing came."""
+        seconds = [one.cpu_seconds for one in self.used.values() if one.role == FRONT_END]
+        return sum(seconds) / self.output_tokens if seconds and self.output_tokens else None
+
+    def summary(self, objectives: Objectives) -> Summary:
+        live = self.live
+        return summarize(self.records, self.seconds, live.window_thought_tokens, live.window_answer_tokens, objectives)
+
+
+def prepare(
+    clients: Sequence[AsyncClient], prompts: Prompts, pattern: Pattern, workload: Workload, options: Options
+) -> Load:
+    """A load that has not begun but for its clock."""
+    return Load(pattern, workload, options, Run(clients, prompts, options))
+
+
+async def carry_out(load: Load, front_end: psutil.Process | None) -> None:
+    """Runs it to its end. What the processes used is of the window alone: no warm-up, no waiting for the last ones."""
+    watching = asyncio.create_task(_watch(load, Watch(front_end)))
+    try:
+        await _send(load)
+    finally:
+        watching.cancel()
+        with suppress(asyncio.CancelledError):
+            await watching
+
+
+async def _send(load: Load) -> None:
+    pattern, run, workload = load.pattern, load.run, load.workload
+    begin = -load.options.warm_up_seconds
+    if isinstance(pattern, Closed):
+        await run.closed_loop(pattern.callers, workload)
+    elif isinstance(pattern, Replay):
+        await run.replay(pattern.trace, pattern.speed)
+    else:
+        # Generators of their own: the times do not change with what is drawn for the calls.
+        rng = random.Random(load.options.seed + 1)
+        times = [poisson(pattern.calls_per_second, begin, rng)] if pattern.calls_per_second else []
+        if pattern.burst_calls:
+            times.append(bursts(pattern.burst_calls, pattern.burst_every_seconds, begin))
+        works = random.Random(load.options.seed + 2)
+        await run.open_loop(drawn(times, load.options.seconds, lambda: workload.draw(works)))
+
+
+async def _watch(load: Load, watch: Watch) -> None:
+    await load.run.clock.reach(0.0)
+    with watch.window() as used:
+        load.used = used
+        await load.run.clock.reach(load.run.end_seconds)

@@ -1,0 +1,181 @@
+"""A load's figures for people (tables) and machines (plain values)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING, Any
+
+from penstock.load.calls import Record
+from penstock.load.measure import Closed, Load
+from penstock.load.processes import FRONT_END, GENERATOR
+from penstock.load.statistics import Objectives, Spread, Summary
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+FROM_INTENDED = "latency counts from the intended send time; sends never wait for replies"
+FROM_FREE = (
+    "closed loop: latency counts from when a caller was free, and callers wait; what arrives at a rate of its own needs"
+    " --rate, --burst or --trace"
+)
+_SPREADS = {
+    "first_token": "time to first token",
+    "first_answer": "time to first answer token",
+    "per_token": "time per token",
+    "end_to_end": "end to end",
+    "longest_gap": "longest gap in a stream",
+    "queue": "wait at the server",
+    "send_lag": "generator late by",
+}
+_MOST_LAG_SECONDS = 0.05
+_MOST_GENERATOR_CPU = 0.8
+
+
+def as_json(load: Load, objectives: Objectives, not_local: str | None, *, rows: bool = False) -> dict[str, Any]:
+    """Everything in plain values. Infinite and unknown are None."""
+    summary = load.summary(objectives)
+    made: dict[str, Any] = {
+        "pattern": load.pattern.name,
+        "latency_from": FROM_FREE if isinstance(load.pattern, Closed) else FROM_INTENDED,
+        "objectives_seconds": objectives.stated,
+        "warnings": warnings(load, summary),
+        **asdict(summary),
+        "processes": processes(load),
+        "processes_not_seen": not_local,
+        "front_end_cpu_seconds_per_token": load.front_end_cpu_seconds_per_token,
+        "tokens_by_second": {second: sum(two) for second, two in sorted(load.live.tokens.items())},
+    }
+    if rows:
+        made["rows"] = [_row(record) for record in load.records]
+    plain: dict[str, Any] = without_nan(made)
+    return plain
+
+
+def processes(load: Load) -> list[dict[str, Any]]:
+    """Each process with its CPU seconds per second and its memory over the window."""
+    return [
+        {
+            "role": one.role,
+            "name": one.name,
+            "pid": pid,
+            "cpu": one.cpu_seconds / load.seconds,
+            "memory_gib": one.memory_gib,
+            "memory_at_start_gib": one.memory_at_start_gib,
+        }
+        for pid, one in load.used.items()
+    ]
+
+
+def warnings(load: Load, summary: Summary) -> list[str]:
+    """Why the figures should be read with care."""
+    found = []
+    if (lag := summary.send_lag.p99) is not None and lag > _MOST_LAG_SECONDS:
+        found.append(f"the generator was late by {lag:.3f} s at p99: it, not the service, may be what is slow")
+    own = [one["cpu"] for one in processes(load) if one["role"] == GENERATOR]
+    if own and own[0] > _MOST_GENERATOR_CPU:
+        found.append(f"the generator used {own[0]:.2f} of a core: run it on another machine, or with fewer streams")
+    if summary.end_to_end.count < 100:
+        found.append(f"{summary.end_to_end.count} calls: with fewer than 100, p99 is the slowest one")
+    return found
+
+
+def without_nan(value: Any) -> Any:
+    """The same with None for what JSON has no number for."""
+    if isinstance(value, dict):
+        return {name: without_nan(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def show(console: Console, load: Load, objectives: Objectives, not_local: str | None) -> None:
+    """Rates, percentiles, goodput and processes."""
+    summary = load.summary(objectives)
+    console.out(f"{load.pattern.name}; {summary.seconds:.1f} s measured, {summary.calls} calls", highlight=False)
+    outcomes = ", ".join(f"{name} {count}" for name, count in summary.outcomes.items())
+    errors = ", ".join(f"{name} {count}" for name, count in summary.errors.items())
+    for name, line in {
+        "outcomes": (outcomes or "none") + (f" ({errors})" if errors else ""),
+        "rates": f"{summary.calls_per_second:.2f} calls/s, {summary.output_tokens_per_second:.1f} output tokens/s"
+        f" ({summary.thought_tokens_per_second:.1f} of them thought),"
+        f" {summary.prompt_tokens_per_second:.1f} prompt tokens/s computed; {summary.mean_running:.1f} calls at a time",
+        "means": f"prompt {_tokens(summary.mean_prompt_tokens)}, output {_tokens(summary.mean_output_tokens)},"
+        f" thought {_tokens(summary.mean_thought_tokens)} tokens",
+        "caching": _share(summary.cached_share, "of prompt tokens came from the prefix cache"),
+        "drafts": _share(_acceptance(summary), f"of {summary.drafted_tokens} drafted tokens accepted"),
+        "goodput": "no objectives stated (--objective)"
+        if summary.goodput_share is None
+        else f"{summary.goodput_share:.1%} of calls, {summary.goodput_calls_per_second:.2f} calls/s kept to "
+        + ", ".join(f"{name.replace('_', ' ')} {limit:g} s" for name, limit in objectives.stated.items()),
+    }.items():
+        console.out(f"{name:<10}{line}", highlight=False)
+    console.print()
+    console.print(_percentiles(summary))
+    console.out(FROM_FREE if isinstance(load.pattern, Closed) else FROM_INTENDED, style="dim", highlight=False)
+    console.print()
+    if not_local is None:
+        console.print(_processes(load))
+    else:
+        console.out(f"CPU and memory of the service are left out: {not_local}", style="dim", highlight=False)
+    for line in warnings(load, summary):
+        console.out(f"note: {line}", style="yellow", highlight=False)
+
+
+def _percentiles(summary: Summary) -> Table:
+    table = _table("seconds", "calls", "mean", "p50", "p90", "p95", "p99", "most")
+    for name, title in _SPREADS.items():
+        spread: Spread = getattr(summary, name)
+        if spread.count:
+            figures = (spread.mean, spread.p50, spread.p90, spread.p95, spread.p99, spread.most)
+            lost = f"{spread.count}" + (f" ({spread.lost} lost)" if spread.lost else "")
+            table.add_row(title, lost, *("lost" if figure is None else f"{figure:.4f}" for figure in figures))
+    return table
+
+
+def _processes(load: Load) -> Table:
+    table = _table("process", "pid", "cores used", "memory GiB", "at start")
+    for one in processes(load):
+        numbers = (
+            f"{one['pid']}",
+            f"{one['cpu']:.2f}",
+            f"{one['memory_gib']:.2f}",
+            f"{one['memory_at_start_gib']:.2f}",
+        )
+        table.add_row(f"{one['role']}: {one['name']}", *numbers)
+    per_token = load.front_end_cpu_seconds_per_token
+    if per_token is not None:
+        table.caption = f"{FRONT_END}: {per_token * 1e6:.0f} µs of CPU per output token"
+        table.caption_justify = "left"
+    return table
+
+
+def _row(record: Record) -> dict[str, Any]:
+    plain = {field.name: getattr(record, field.name) for field in fields(record) if field.name != "work"}
+    work = {name: value for name, value in asdict(record.work).items() if name != "prompt"}
+    return {**plain, "work": work}
+
+
+def _acceptance(summary: Summary) -> float | None:
+    if not summary.drafted_tokens or summary.accepted_tokens is None:
+        return None
+    return summary.accepted_tokens / summary.drafted_tokens
+
+
+def _share(share: float | None, of_what: str) -> str:
+    return "not told" if share is None else f"{share:.1%} {of_what}"
+
+
+def _tokens(mean: float | None) -> str:
+    return "-" if mean is None else f"{mean:.1f}"
+
+
+def _table(first: str, *columns: str) -> Table:
+    from rich.table import Table
+
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    made.add_column(first, no_wrap=True)
+    for column in columns:
+        made.add_column(column, justify="right")
+    return made

@@ -1,0 +1,124 @@
+"""What is asked: lengths, thinking modes and shared prefixes, each drawn from a weighted mix."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+MODES = ("fast", "thinking", "auto")
+_MOST_TOKENS = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One call to make. Tokens; None: the server's choice. `prompt` is sent as it stands, in place of made-up text."""
+
+    prompt_tokens: int
+    output_tokens: int | None = None
+    mode: str | None = None
+    budget_tokens: int | None = None
+    prefix: str = ""
+    """Calls of the same name begin with the same `prefix_tokens`, which are part of `prompt_tokens`."""
+    prefix_tokens: int = 0
+    deadline_seconds: float | None = None
+    prompt: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Weighted ranges of token counts, both ends included: `128`, `64-256`, `128@3,1024-4096@1`."""
+
+    parts: tuple[tuple[int, int, float], ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Raises ValueError with the part that is wrong."""
+        parts = []
+        for part, weight in _weighted(text):
+            found = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+            low, high = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+            if not 1 <= low <= high <= _MOST_TOKENS:
+                raise ValueError(f"{part!r} is no token count or range, such as 128 or 64-256")
+            parts.append((low, high, weight))
+        return cls(tuple(parts))
+
+    def draw(self, rng: random.Random) -> int:
+        low, high, _ = rng.choices(self.parts, [weight for *_, weight in self.parts])[0]
+        return rng.randint(low, high)
+
+    @property
+    def longest(self) -> int:
+        return max(high for _, high, _ in self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Thinking:
+    """Weighted modes with optional budgets: `auto`, `fast@3,thinking:64@1`, `thinking:-1`."""
+
+    parts: tuple[tuple[str, int | None, float], ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Raises ValueError with the part that is wrong."""
+        parts = []
+        for part, weight in _weighted(text):
+            mode, colon, budget = part.partition(":")
+            if mode not in MODES or (colon and not re.fullmatch(r"-1|\d+", budget)):
+                raise ValueError(f"{part!r} is none of {', '.join(MODES)}, each with an optional :BUDGET")
+            parts.append((mode, int(budget) if colon else None, weight))
+        return cls(tuple(parts))
+
+    def draw(self, rng: random.Random) -> tuple[str, int | None]:
+        mode, budget, _ = rng.choices(self.parts, [weight for *_, weight in self.parts])[0]
+        return mode, budget
+
+
+def _weighted(text: str) -> list[tuple[str, float]]:
+    parts = []
+    for part in filter(None, (one.strip() for one in text.split(","))):
+        what, at, weight = part.partition("@")
+        if at and not re.fullmatch(r"\d+(\.\d+)?", weight):
+            raise ValueError(f"{part!r}: the weight after @ must be a number")
+        parts.append((what, float(weight) if at else 1.0))
+    if sum(weight for _, weight in parts) <= 0:
+        raise ValueError(f"{text!r}: nothing to draw from")
+    return parts
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What calls are drawn from. `prefixes` names so many shared prefixes; 0: every prompt is its own."""
+
+    prompt: Lengths
+    output: Lengths | None
+    thinking: Thinking
+    prefixes: int = 0
+    prefix_tokens: int = 0
+    deadline_seconds: float | None = None
+
+    def draw(self, rng: random.Random) -> Work:
+        mode, budget = self.thinking.draw(rng)
+        return Work(
+            prompt_tokens=self.prompt.draw(rng),
+            output_tokens=None if self.output is None else self.output.draw(rng),
+            mode=mode,
+            budget_tokens=budget,
+            prefix=f"prefix {rng.randrange(self.prefixes)}" if self.prefixes else "",
+            prefix_tokens=self.prefix_tokens if self.prefixes else 0,
+            deadline_seconds=self.deadline_seconds,
+        )
+
+
+def options_of(work: Work, *, exact: bool, temperature: float | None) -> Mapping[str, Any]:
+    """The client's keywords. `exact`: the model may not end before `output_tokens`."""
+    return {
+        "thinking": work.mode,
+        "budget": work.budget_tokens,
+        "timeout": work.deadline_seconds,
+        "max_output_tokens": work.output_tokens,
+        "min_output_tokens": work.output_tokens if exact else None,
+        "temperature": temperature,
+    }

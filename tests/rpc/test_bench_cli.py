@@ -1,0 +1,172 @@
+"""`penstock bench` against a real service with the scripted engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from penstock.cli import app
+from typer.testing import CliRunner, Result
+
+from tests.rpc.scripted_service import scripted_service
+
+# 20 thought and 20 answer tokens, a token every 5 ms: 0.1 s for an answer, two calls at a time.
+REPLIES = [{"thought": "t" * 20, "answer": "a" * 19, "step_seconds": 0.005}]
+ROOM = {"admission.max_running_sequences": "2", "admission.max_queued_calls": "1000"}
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with scripted_service(tmp_path_factory.mktemp("serve"), REPLIES, ROOM) as address:
+        yield address
+
+
+def run(target: str, *arguments: str) -> Result:
+    given = ["bench", "--warm-up", "0.2", "--until-end", *arguments]
+    return CliRunner().invoke(app, given, env={"PENSTOCK_TARGET": target})
+
+
+def measured(target: str, *arguments: str) -> dict[str, Any]:
+    result = run(target, *arguments, "--json", "-")
+    assert result.exit_code == 0, result.output
+    made: dict[str, Any] = json.loads(result.stdout)
+    return made
+
+
+def test_a_closed_loop_is_measured(target: str) -> None:
+    made = measured(
+        target, "--concurrency", "2", "--seconds", "1", "--prompt-tokens", "200", "--objective", "end-to-end=9"
+    )
+    assert made["outcomes"] == {"ok": made["calls"]}
+    assert made["calls"] >= 6
+    assert made["goodput_share"] == 1.0
+    assert made["mean_output_tokens"] == 20
+    assert made["mean_prompt_tokens"] == pytest.approx(200, rel=0.05)
+    assert made["first_token"]["p50"] <= made["first_answer"]["p50"] <= made["end_to_end"]["p50"]
+    assert made["per_token"]["p50"] >= 0.005
+    assert 1.0 < made["mean_running"] <= 2.0
+    assert "callers wait" in made["latency_from"]
+    assert made["model"]["name"] == "scripted"
+    assert made["client_machine"]["cores"] == os.cpu_count()
+
+
+def test_front_end_cpu_and_memory_are_found_through_loopback(target: str) -> None:
+    made = measured(target, "--concurrency", "2", "--seconds", "1")
+    if made["processes_not_seen"]:
+        pytest.skip(made["processes_not_seen"])
+    roles = {process["role"]: process for process in made["processes"]}
+    assert roles["front end"]["memory_gib"] > 0.01
+    assert 0 < made["front_end_cpu_seconds_per_token"] < 0.1
+
+
+def test_an_overloaded_open_loop_tells_the_wait_that_a_closed_one_hides(target: str) -> None:
+    """The service can end about 20 calls a second; 40 are meant to be sent."""
+    closed = measured(target, "--concurrency", "2", "--seconds", "1")
+    opened = measured(target, "--rate", "40", "--seconds", "1.5", "--seed", "3")
+    assert "intended" in opened["latency_from"]
+    assert opened["calls"] > 1.4 * opened["calls_per_second"] * 1.5
+    # Nobody was lost: calls meant for the window are waited for, however late they end.
+    assert opened["outcomes"] == {"ok": opened["calls"]}
+    assert opened["end_to_end"]["p99"] > 3 * closed["end_to_end"]["p50"]
+
+
+def test_bursts_wait_in_the_queue(target: str) -> None:
+    made = measured(target, "--burst", "8", "--every", "1", "--seconds", "1.5", "--warm-up", "0")
+    assert made["calls"] == 16
+    # Four rounds of two, each of 0.1 s at least: the last ones wait for three, and the service says so itself.
+    assert made["first_token"]["p99"] > 0.3
+    assert made["queue"]["most"] > 0.3
+
+
+def test_modes_budgets_and_their_tokens(target: str) -> None:
+    arguments = ("--concurrency", "2", "--seconds", "1", "--thinking", "thinking:5", "--rows", "--output-tokens", "")
+    made = measured(target, *arguments)
+    assert made["mean_thought_tokens"] == 5
+    assert made["thinking_outcomes"] == {"budget_reached": made["calls"]}
+    assert made["over_budget"] == 0
+    assert made["first_answer"]["p50"] > made["first_token"]["p50"]
+    assert made["rows"][0]["work"]["budget_tokens"] == 5
+    assert "prompt" not in made["rows"][0]["work"]
+    assert 0 < made["thought_tokens_per_second"] < made["output_tokens_per_second"]
+
+
+def test_what_was_sent_can_be_replayed(target: str, tmp_path: Path) -> None:
+    file = tmp_path / "trace.jsonl"
+    first = measured(target, "--rate", "10", "--seconds", "1", "--thinking", "fast,auto", "--save-trace", str(file))
+    second = measured(target, "--trace", str(file), "--speed", "4", "--rows")
+    assert second["calls"] == first["calls"] == len(file.read_text().splitlines())
+    assert {row["work"]["mode"] for row in second["rows"]} == {"fast", "auto"}
+    assert second["rows"][-1]["intended"] <= 0.25
+    assert "4 times its pace" in second["pattern"]
+
+
+def test_a_deadline_that_is_missed_is_a_result(target: str) -> None:
+    made = measured(target, "--concurrency", "1", "--seconds", "0.5", "--deadline", "0.03")
+    assert made["outcomes"]["deadline"] >= 1
+    assert made["end_to_end"]["p50"] is None
+    assert made["end_to_end"]["lost"] == made["outcomes"]["deadline"]
+
+
+def test_the_tables_say_what_they_show(target: str) -> None:
+    result = run(target, "--concurrency", "2", "--seconds", "0.5", "--objective", "first-token=5")
+    assert result.exit_code == 0, result.output
+    for words in ("closed loop, 2 callers", "time to first answer token", "goodput", "kept to first token 5 s", "p99"):
+        assert words in result.output
+
+
+def test_ctrl_c_shows_what_was_measured(target: str, tmp_path: Path) -> None:
+    file = tmp_path / "bench.json"
+    command = [sys.executable, "-m", "penstock", "bench", "--target", target, "--seconds", "600", "--warm-up", "0"]
+    process = subprocess.Popen(
+        [*command, "--json", str(file)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    assert process.stderr.readline() == "closed loop, 8 callers ...\n"
+    assert "calls ended" in process.stderr.readline()  # after a few seconds
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert "time to first token" in out
+    made = json.loads(file.read_text())
+    assert 1 < made["seconds"] < 60
+    assert made["outcomes"]["ok"] > 3
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--concurrency", "2", "--rate", "3"),
+        ("--trace", "pyproject.toml"),
+        ("--trace", "nowhere"),
+        ("--prompt-tokens", "many"),
+        ("--thinking", "slow"),
+        ("--objective", "speed=1"),
+        ("--json", "nowhere/x.json"),
+        ("--rows",),
+        ("--seconds", "0"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2(arguments: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(app, ["bench", "--target", "127.0.0.1:1", *arguments])
+    assert result.exit_code == 2, result.output
+
+
+def test_nobody_there() -> None:
+    result = CliRunner().invoke(app, ["bench", "--target", "127.0.0.1:1"])
+    assert result.exit_code == 1
+    assert result.stderr == "penstock: nothing answers at 127.0.0.1:1: start it with `penstock serve`\n"
+
+
+def test_processes_elsewhere_are_left_out_and_said_so(target: str) -> None:
+    made = measured(target, "--seconds", "0.3", "--pid", "999999999")
+    assert "no process 999999999" in made["processes_not_seen"]
+    assert made["front_end_cpu_seconds_per_token"] is None
+    assert {process["role"] for process in made["processes"]} == {"load generator"}
