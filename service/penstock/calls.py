@@ -20,6 +20,7 @@ from penstock_client.v1 import generation_pb2 as pb
 
 from penstock import wire
 from penstock.admission import Admission, Bid, Permit
+from penstock.callers.caller import CALLER, Caller
 from penstock.candidate import Steering
 from penstock.config import Config
 from penstock.engine import Engine
@@ -61,14 +62,14 @@ class House:
 class Arrival:
     """What is known of a call before it is read. Seconds of time.monotonic()."""
 
-    caller: str
+    caller: Caller
     at_monotonic: float
     deadline_monotonic: float | None
 
     @classmethod
     def of(cls, context: Context) -> Arrival:
         now, left = time.monotonic(), context.time_remaining()
-        return cls(str(context.peer()), now, None if left is None else now + left)
+        return cls(CALLER.get(), now, None if left is None else now + left)
 
     @property
     def seconds_left(self) -> float | None:
@@ -99,8 +100,8 @@ class Calls:
 
     async def live(self, spec: pb.GenerationSpec, arrival: Arrival) -> AsyncGenerator[pb.GenerationEvent, None]:
         """Starts a generation that goes on without its client, and reads it."""
-        self._house.admission.look(wire.priority_of(spec), arrival.caller)
-        stream = await self._house.live.open(uuid.uuid4().hex)
+        self._house.admission.look(wire.priority_of(spec), arrival.caller.id)
+        stream = await self._house.live.open(uuid.uuid4().hex, arrival.caller)
         stream.task = asyncio.create_task(stream.feed(self.events(spec, arrival, live=stream)))
         return stream.read(0)
 
@@ -108,7 +109,7 @@ class Calls:
         """Goes on with what another server drained."""
         if self._house.seal_key is None:
             raise GenerationNotFound("this server has no resume.key_file, so it cannot open another's tokens")
-        carried = unseal(request.resume_token, self._house.seal_key)
+        carried = unseal(request.resume_token, self._house.seal_key, arrival.caller)
         if request.generation_id != carried.generation_id or request.last_sequence != carried.sequence:
             raise GenerationNotFound("the token belongs to another generation, or to another place in it")
         spec = pb.GenerationSpec.FromString(carried.spec)
@@ -159,7 +160,7 @@ class Calls:
             watch = stack.enter_context(
                 CALL.get().generation(model=engine.card.name, chat=chat, streams=streams, carried=headers)
             )
-            house.admission.look(wire.priority_of(spec), arrival.caller)
+            house.admission.look(wire.priority_of(spec), arrival.caller.id)
             with watch.step(Step.PLAN):
                 plan = self.plan(spec, engine, arrival, carried)
                 watch.planned(plan, arrival.seconds_left)
@@ -220,11 +221,11 @@ class Calls:
             return ""
         spec = call.spec.SerializeToString()
         plan, model = carried_plan(call.plan), call.engine.card.name
-        headers = CALL.get().headers
-        return seal(Carried(call.generation_id, model, spec, sequence, plan, finished.states, headers), key)
+        carried = Carried(call.generation_id, model, spec, sequence, plan, finished.states, CALL.get().headers)
+        return seal(carried, key, call.arrival.caller)
 
 
 def _bid(plan: Plan, arrival: Arrival) -> Bid:
     output = plan.request.output
     tokens = len(plan.context.prompt_token_ids) + plan.budget.max_output_tokens * output.candidate_count
-    return Bid(arrival.caller, plan.request.priority, output.candidate_count, tokens, arrival.deadline_monotonic)
+    return Bid(arrival.caller.id, plan.request.priority, output.candidate_count, tokens, arrival.deadline_monotonic)

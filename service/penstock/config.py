@@ -10,7 +10,10 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from penstock.config_base import Section
+from penstock.config_security import AuthSettings, TlsSettings
 
 DEMO_MODEL_DIR = Path(__file__).parent / "demo_model"
 DEMO_MODEL_FP8_DIR = Path(__file__).parent / "demo_model_fp8"
@@ -18,10 +21,6 @@ DEMO_MODEL_FP8_DIR = Path(__file__).parent / "demo_model_fp8"
 Switch = Literal["auto", "on", "off", "required"]
 """auto: on where it works. on: on, or off with a stated reason. required: on, or the start stops. off: off."""
 Tokens = Annotated[int, Field(ge=1)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
 class EngineSettings(Section):
@@ -69,8 +68,17 @@ class ServerSettings(Section):
 
     listen: str = Field("127.0.0.1:50051", description="host:port; port 0 takes a free one.")
     insecure: bool = Field(False, description="Allow plaintext on an address that is not loopback.")
-    reflection: bool = True
+    reflection: bool = Field(True, description="Tells any known caller what the API is, for tools such as grpcurl.")
+    health_listen: str = Field(
+        "", description="host:port that answers health alone, in plaintext, for probes without TLS; empty is none."
+    )
+    reload_seconds: float = Field(
+        5.0, gt=0, description="How often certificates, API keys and callers are looked at for changes."
+    )
     max_message_bytes: Annotated[int, Field(ge=1024, le=256 * 1024 * 1024)] = 4 * 1024 * 1024
+    max_metadata_bytes: Annotated[int, Field(ge=4096, le=1024 * 1024)] = Field(
+        16 * 1024, description="Metadata of a call, names included."
+    )
     drain_seconds: float = Field(600.0, ge=0, description="Most time that streams in flight get after SIGTERM.")
     slow_reader_seconds: float = Field(60.0, gt=0, description="A client that takes no message so long is cut off.")
     max_connection_age_seconds: float | None = Field(None, gt=0, description="Rebalances long-lived channels.")
@@ -195,6 +203,8 @@ class TelemetrySettings(Section):
 class Config(Section):
     engine: EngineSettings = EngineSettings()
     server: ServerSettings = ServerSettings()
+    tls: TlsSettings = TlsSettings()
+    auth: AuthSettings = AuthSettings()
     admission: AdmissionSettings = AdmissionSettings()
     supervision: SupervisionSettings = SupervisionSettings()
     resume: ResumeSettings = ResumeSettings()
@@ -202,6 +212,12 @@ class Config(Section):
     limits: LimitSettings = LimitSettings()
     pricing: PricingSettings = PricingSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
+
+    @model_validator(mode="after")
+    def _identities_need_certificates(self) -> Config:
+        if self.auth.certificates and self.tls.client_ca_file is None:
+            raise ValueError("auth.certificates needs tls.client_ca_file: without it clients show no certificate")
+        return self
 
     @property
     def price_tiers(self) -> tuple[PriceTier, ...]:

@@ -207,7 +207,7 @@ def _in_words(problem: Any, given: Mapping[tuple[str, str], _Value], file: FileV
         where = file.where(path) if said.origin.startswith("file ") else said.where
     elif len(path) == 1:  # a whole section is at odds with itself: name everybody who spoke of it
         where = "; ".join(dict.fromkeys(v.where for (section, _), v in given.items() if section == path[0]))
-    return f"{where}: {'.'.join(map(str, path))}: {_requirement(problem)}"
+    return ": ".join(filter(None, (where, ".".join(map(str, path)), _requirement(problem))))
 
 
 _REQUIREMENTS = {

@@ -6,6 +6,8 @@
     |-- FeatureOff          asked for something that the profile has off                FAILED_PRECONDITION
     |-- NotImplementedYet   an RPC or field of the API that this version does not do    UNIMPLEMENTED
     |-- ModelNotFound       another model than the served one was named                 NOT_FOUND
+    |-- CallerUnknown       no credential, or none that is good                         UNAUTHENTICATED
+    |-- CallerNotAllowed    known, but this is not for it                               PERMISSION_DENIED
     |-- Overloaded          no room now; carries an honest delay                        RESOURCE_EXHAUSTED + RetryInfo
     |-- DeadlinePassed      the time given was not enough                               DEADLINE_EXCEEDED
     |-- Draining            the server is going away                                    UNAVAILABLE
@@ -65,6 +67,14 @@ class NotImplementedYet(PenstockError):
 
 class ModelNotFound(PenstockError):
     reason = "MODEL_NOT_FOUND"
+
+
+class CallerUnknown(PenstockError):
+    reason = "CALLER_REFUSED"
+
+
+class CallerNotAllowed(PenstockError):
+    reason = "CALLER_REFUSED"
 
 
 class Overloaded(PenstockError):

@@ -1,4 +1,4 @@
-"""Every call passes here: bytes that are no message become INVALID_ARGUMENT, errors become statuses."""
+"""Every call passes here: who it is from, bytes that are no message (INVALID_ARGUMENT), errors (statuses)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,20 @@ from typing import Any, TypeAlias
 import grpc
 from google.protobuf.message import DecodeError
 
-from penstock.errors import BadRequest, FieldViolation
-from penstock.observe import CALL, CallWatch, Observer
+from penstock.callers.caller import CALLER, Caller
+from penstock.callers.gate import Gate
+from penstock.errors import BadRequest, FieldViolation, PenstockError
+from penstock.observe import CALL, NO_CALL, CallWatch, Observer
 from penstock.status import DETAILS_KEY, status_of
 
 log = logging.getLogger(__name__)
 _OWN = "/penstock.v1."
+_REFLECTION = "/grpc.reflection."
 # A grpc.RpcMethodHandler; its published types are those of the synchronous server.
 Handler: TypeAlias = Any
+# grpc's own type is generic for type checkers only.
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Admit: TypeAlias = Callable[[Context], None]
 
 
 class _Malformed:
@@ -51,7 +57,7 @@ async def _parsed_stream(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
         yield _parsed(request)
 
 
-async def _abort(context: grpc.aio.ServicerContext[Any, Any], method: str, error: Exception, watch: CallWatch) -> None:
+async def _abort(context: Context, method: str, error: Exception, watch: CallWatch) -> None:
     code, message, status = status_of(error)
     watch.ended(code.name, error)
     if code is grpc.StatusCode.INTERNAL:
@@ -87,11 +93,12 @@ class SlowReaders:
 
 
 class StatusInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps the handlers of this API; health and reflection keep their own ways."""
+    """Wraps the handlers of this API; reflection only meets the gate, health is open to all."""
 
-    def __init__(self, slow_readers: SlowReaders, observer: Observer) -> None:
+    def __init__(self, slow_readers: SlowReaders, observer: Observer, gate: Gate) -> None:
         self._slow_readers = slow_readers
         self._observer = observer
+        self._gate = gate
 
     async def intercept_service(
         self,
@@ -100,38 +107,80 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
     ) -> Handler:
         handler = await continuation(handler_call_details)
         method = str(handler_call_details.method)
-        if handler is None or not method.startswith(_OWN):
+        if handler is None or not method.startswith((_OWN, _REFLECTION)):
             return handler
+        try:
+            shown = await self._gate.enter(method, handler_call_details.invocation_metadata or ())
+        except PenstockError as error:
+            return _refusing(error, method, self._observer)
+        admit = _admit(self._gate, method, shown)
+        if method.startswith(_REFLECTION):
+            return _behind(handler, admit, method)
         tolerant = _tolerant(handler.request_deserializer)
         if handler.response_streaming:
-            wrapped = _streaming(handler, method, self._slow_readers, self._observer)
+            wrapped = _streaming(handler, method, self._slow_readers, self._observer, admit)
             make = (
                 grpc.stream_stream_rpc_method_handler
                 if handler.request_streaming
                 else grpc.unary_stream_rpc_method_handler
             )
             return make(wrapped, tolerant, handler.response_serializer)
-        unary = _unary(handler, method, self._observer)
+        unary = _unary(handler, method, self._observer, admit)
         return grpc.unary_unary_rpc_method_handler(unary, tolerant, handler.response_serializer)
 
 
-def _watch(observer: Observer, method: str, context: grpc.aio.ServicerContext[Any, Any]) -> CallWatch:
+def _admit(gate: Gate, method: str, shown: Caller | None) -> Admit:
+    """Makes whoever calls the one that the task works for. Raises CallerUnknown and CallerNotAllowed."""
+
+    def admit(context: Context) -> None:
+        CALLER.set(gate.admit(method, shown, str(context.peer()), context.auth_context()))
+
+    return admit
+
+
+def _refusing(error: PenstockError, method: str, observer: Observer) -> Handler:
+    """Ends the call before a byte of its message is read: a stream is not read unless somebody asks."""
+
+    async def refuse(requests: Any, context: Context) -> AsyncIterator[Any]:
+        await _abort(context, method, error, _watch(observer, method, context))
+        yield  # Makes this a stream; never reached.
+
+    return grpc.stream_stream_rpc_method_handler(refuse)
+
+
+def _behind(handler: Handler, admit: Admit, method: str) -> Handler:
+    """A streaming handler that is not ours, for known callers."""
+
+    async def call(requests: Any, context: Context) -> AsyncIterator[Any]:
+        try:
+            admit(context)
+        except PenstockError as error:
+            await _abort(context, method, error, NO_CALL)
+        async with aclosing(handler.stream_stream(requests, context)) as replies:
+            async for reply in replies:
+                yield reply
+
+    return grpc.stream_stream_rpc_method_handler(call, handler.request_deserializer, handler.response_serializer)
+
+
+def _watch(observer: Observer, method: str, context: Context) -> CallWatch:
     watch = observer.call(method, tuple(context.invocation_metadata() or ()))
     CALL.set(watch)
     return watch
 
 
-def _code_of_cut(context: grpc.aio.ServicerContext[Any, Any]) -> str:
+def _code_of_cut(context: Context) -> str:
     """gRPC cancels the handler for a passed deadline and for a client that left alike."""
     left = context.time_remaining()
     cut = grpc.StatusCode.CANCELLED if left is None or left > 0 else grpc.StatusCode.DEADLINE_EXCEEDED
     return cut.name
 
 
-def _unary(handler: Handler, method: str, observer: Observer) -> Callable[..., Any]:
-    async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+def _unary(handler: Handler, method: str, observer: Observer, admit: Admit) -> Callable[..., Any]:
+    async def call(request: Any, context: Context) -> Any:
         watch = _watch(observer, method, context)
         try:
+            admit(context)
             reply = await handler.unary_unary(_parsed(request), context)
         except Exception as error:
             await _abort(context, method, error, watch)
@@ -145,14 +194,17 @@ def _unary(handler: Handler, method: str, observer: Observer) -> Callable[..., A
     return call
 
 
-def _streaming(handler: Handler, method: str, slow_readers: SlowReaders, observer: Observer) -> Callable[..., Any]:
+def _streaming(
+    handler: Handler, method: str, slow_readers: SlowReaders, observer: Observer, admit: Admit
+) -> Callable[..., Any]:
     behaviour = handler.stream_stream if handler.request_streaming else handler.unary_stream
 
-    async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+    async def call(request: Any, context: Context) -> AsyncIterator[Any]:
         task = asyncio.current_task()
         assert task is not None
         watch = _watch(observer, method, context)
         try:
+            admit(context)
             argument = _parsed_stream(request) if handler.request_streaming else _parsed(request)
             async with aclosing(behaviour(argument, context)) as replies:
                 async for reply in replies:

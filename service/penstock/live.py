@@ -1,6 +1,7 @@
 """Streams that outlive their connection: they go on by themselves, keep what they said, and can be read again.
 
-Bounded: so many streams, so many bytes each, and so long without a reader. Only who holds the token may read.
+Bounded: so many streams, so many bytes each, and so long without a reader. Only who holds the token may read, and,
+where callers are known, only the caller who started it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from contextlib import aclosing
 
 from penstock_client.v1 import generation_pb2 as pb
 
+from penstock.callers.caller import NOBODY, Caller
 from penstock.config import ResumeSettings
 from penstock.errors import GenerationNotFound, Overloaded
 from penstock.observe import CALL
@@ -23,8 +25,9 @@ from penstock.observe import CALL
 class LiveStream:
     """One stream's events as they come, kept for readers. A reader is slowed by itself alone, never by another."""
 
-    def __init__(self, generation_id: str, max_bytes: int) -> None:
+    def __init__(self, generation_id: str, max_bytes: int, owner: str) -> None:
         self.generation_id = generation_id
+        self.owner = owner
         self.token = secrets.token_urlsafe(32)
         self.call = CALL.get()
         self._max_bytes = max_bytes
@@ -122,7 +125,7 @@ class LiveStreams:
     def __len__(self) -> int:
         return len(self._streams)
 
-    async def open(self, generation_id: str) -> LiveStream:
+    async def open(self, generation_id: str, caller: Caller = NOBODY) -> LiveStream:
         """Raises Overloaded where as many are kept as may be."""
         await self.sweep()
         if len(self._streams) >= self._settings.max_streams:
@@ -135,21 +138,23 @@ class LiveStreams:
                 retry_after_seconds=self._settings.grace_seconds,
                 resumable_streams=len(self._streams),
             )
-        stream = LiveStream(generation_id, self._settings.max_stream_bytes)
+        stream = LiveStream(generation_id, self._settings.max_stream_bytes, caller.owner)
         self._streams[generation_id] = stream
         return stream
 
-    async def find(self, generation_id: str, token: str) -> LiveStream:
-        """Raises GenerationNotFound alike for the unknown, the expired and a wrong token: none can be told apart."""
+    async def find(self, generation_id: str, token: str, caller: Caller = NOBODY) -> LiveStream:
+        """Raises GenerationNotFound alike for the unknown, the expired, a wrong token and another caller's: none can
+        be told apart."""
         await self.sweep()
         stream = self._streams.get(generation_id)
-        if stream is None or not hmac.compare_digest(stream.token.encode(), token.encode()):
+        is_right = stream is not None and hmac.compare_digest(stream.token.encode(), token.encode())
+        if stream is None or not is_right or stream.owner != caller.owner:
             raise GenerationNotFound("no such generation to resume; it is unknown, expired, or the token is wrong")
         return stream
 
-    async def cancel(self, generation_id: str, token: str) -> None:
+    async def cancel(self, generation_id: str, token: str, caller: Caller = NOBODY) -> None:
         """Ends and forgets a generation. Raises GenerationNotFound as `find` does."""
-        stream = await self.find(generation_id, token)
+        stream = await self.find(generation_id, token, caller)
         self._streams.pop(generation_id, None)
         await stream.end()
 

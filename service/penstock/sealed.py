@@ -1,7 +1,8 @@
 """A drained generation as a token: all that another server needs to go on with it, sealed against forgery.
 
 Only what the caller has said and seen anyway is inside (its own request, the tokens generated so far, the counts), so
-it is signed and not encrypted. Servers that share `resume.key_file` can open each other's tokens.
+it is signed and not encrypted. Servers that share `resume.key_file` can open each other's tokens. The caller is part of
+what is signed: nobody else's token opens, and nobody is told that it would for another.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from penstock.callers.caller import NOBODY, Caller
 from penstock.errors import GenerationNotFound
 
 _PREFIX = "c1."
@@ -39,7 +41,7 @@ def is_sealed(token: str) -> bool:
     return token.startswith(_PREFIX)
 
 
-def seal(carried: Carried, key: bytes) -> str:
+def seal(carried: Carried, key: bytes, caller: Caller = NOBODY) -> str:
     content = {
         "id": carried.generation_id,
         "model": carried.model,
@@ -50,15 +52,15 @@ def seal(carried: Carried, key: bytes) -> str:
         "trace": carried.trace_headers,
     }
     packed = zlib.compress(json.dumps(content, separators=(",", ":")).encode())
-    return _PREFIX + base64.urlsafe_b64encode(_signature(packed, key) + packed).decode()
+    return _PREFIX + base64.urlsafe_b64encode(_signature(packed, key, caller) + packed).decode()
 
 
-def unseal(token: str, key: bytes) -> Carried:
-    """Raises GenerationNotFound for anything that this key did not seal."""
+def unseal(token: str, key: bytes, caller: Caller = NOBODY) -> Carried:
+    """Raises GenerationNotFound for anything that this key did not seal for this caller."""
     try:
         raw = base64.urlsafe_b64decode(token.removeprefix(_PREFIX))
         signature, packed = raw[:32], raw[32:]
-        if not hmac.compare_digest(signature, _signature(packed, key)):
+        if not hmac.compare_digest(signature, _signature(packed, key, caller)):
             raise ValueError("signature")
         inflater = zlib.decompressobj()
         content = json.loads(inflater.decompress(packed, _MOST_INFLATED_BYTES))
@@ -75,5 +77,8 @@ def unseal(token: str, key: bytes) -> Carried:
         raise GenerationNotFound("this resume token was not made here, nor by a server that shares our key") from error
 
 
-def _signature(packed: bytes, key: bytes) -> bytes:
-    return hmac.new(key, _PREFIX.encode() + packed, hashlib.sha256).digest()
+def _signature(packed: bytes, key: bytes, caller: Caller) -> bytes:
+    # The owner goes in by its length, so that no owner and token read as another pair; none at all is as it ever was.
+    owner = caller.owner.encode()
+    bound = len(owner).to_bytes(4, "big") + owner if owner else b""
+    return hmac.new(key, _PREFIX.encode() + bound + packed, hashlib.sha256).digest()

@@ -19,6 +19,7 @@ from penstock_client.v1 import (
 )
 
 from penstock.admission import Admission
+from penstock.callers.gate import Gate
 from penstock.calls import House
 from penstock.config import Config, ServerSettings
 from penstock.engine import Engine
@@ -28,7 +29,9 @@ from penstock.live import LiveStreams
 from penstock.observe import NOBODY, Observer, ServiceState
 from penstock.servicer import GenerationServicer, ModelServicer, RoutingServicer
 from penstock.supervisor import SupervisedEngine
+from penstock.tls import Certificates
 from penstock.usage import PriceList
+from penstock.watched import keep_fresh
 
 SERVICES = tuple(
     module.DESCRIPTOR.services_by_name[name].full_name
@@ -51,7 +54,9 @@ def _options(settings: ServerSettings) -> list[tuple[str, int]]:
     options = [
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", settings.max_message_bytes),
-        ("grpc.max_metadata_size", 16 * 1024),
+        ("grpc.max_metadata_size", settings.max_metadata_bytes),
+        # Above this gRPC refuses, by default, only some of the calls.
+        ("grpc.absolute_max_metadata_size", settings.max_metadata_bytes),
         # A long silent prefill must not be cut for too many pings, nor an idle channel for none.
         ("grpc.http2.max_ping_strikes", 0),
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
@@ -77,10 +82,13 @@ class Server:
         self._health = health.aio.HealthServicer()
         self.admission = Admission(config.admission, self._capacity)
         self._slow_readers = SlowReaders(config.server.slow_reader_seconds)
-        self._watching: asyncio.Task[None] | None = None
-        self._grpc = grpc.aio.server(
-            interceptors=[StatusInterceptor(self._slow_readers, observer)], options=_options(config.server)
-        )
+        self._watching: list[asyncio.Task[None]] = []
+        gate = Gate(config.auth)
+        self._files = gate.files
+        interceptor = StatusInterceptor(self._slow_readers, observer, gate)
+        self._grpc = grpc.aio.server(interceptors=[interceptor], options=_options(config.server))
+        self.probes_address = ""
+        self._probes = grpc.aio.server(options=_options(config.server)) if config.server.health_listen else None
         self._live = LiveStreams(config.resume)
         prices = PriceList(config.price_tiers)
         self._house = house = House(config, prices, self.admission, self._live, self._require_engine, _seal_key(config))
@@ -88,6 +96,8 @@ class Server:
         model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(house), self._grpc)
         routing_pb2_grpc.add_RoutingServiceServicer_to_server(RoutingServicer(), self._grpc)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        if self._probes is not None:
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, self._probes)
         if config.server.reflection:
             names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._grpc)
@@ -122,17 +132,34 @@ class Server:
 
     async def listen(self) -> str:
         """Binds and answers health NOT_SERVING; the bound host:port. Raises ConfigError where it cannot."""
-        host, port = _host_and_port(self._config.server)
-        try:
-            bound = self._grpc.add_insecure_port(f"{host}:{port}")
-        except RuntimeError as error:
-            raise ConfigError(f"server.listen: cannot listen on {host}:{port}: is it taken, or not ours?") from error
+        address = self._bind()
+        if self._probes is not None:
+            self.probes_address = _add_port(self._probes, "server.health_listen", self._config.server.health_listen)
+            await self._probes.start()
         await self.set_ready(False)
         await self._health.set(LIVENESS, _SERVING)
-        self._observer.listening(host, bound)
+        host, _, port = address.rpartition(":")
+        self._observer.listening(host, int(port))
         await self._grpc.start()
-        self._watching = asyncio.create_task(self._slow_readers.watch())
-        return f"{host}:{bound}"
+        self._watching.append(asyncio.create_task(self._slow_readers.watch()))
+        if self._files:
+            every_seconds = self._config.server.reload_seconds
+            self._watching.append(asyncio.create_task(keep_fresh(self._files, every_seconds)))
+        return address
+
+    def _bind(self) -> str:
+        settings = self._config.server
+        if self._config.tls.certificate_file is not None:
+            certificates = Certificates(self._config.tls)
+            self._files.append(certificates.files)
+            return _add_port(self._grpc, "server.listen", settings.listen, certificates.credentials())
+        host, _ = _host_and_port("server.listen", settings.listen)
+        if not settings.insecure and not _is_loopback(host):
+            raise ConfigError(
+                f"server.listen: {host} is not loopback and this is plaintext: set tls.certificate_file and "
+                "tls.key_file, or say --insecure (server.insecure = true) to allow it, behind something that encrypts"
+            )
+        return _add_port(self._grpc, "server.listen", settings.listen)
 
     async def serve_with(self, engine: Engine) -> None:
         """Takes calls from now on."""
@@ -159,9 +186,11 @@ class Server:
                 async with asyncio.timeout(_LAST_EVENT_SECONDS):
                     await self.admission.idle()
         await self._live.close()
-        if self._watching is not None:
-            self._watching.cancel()
+        for watching in self._watching:
+            watching.cancel()
         await self._grpc.stop(grace=0)
+        if self._probes is not None:
+            await self._probes.stop(grace=0)
 
 
 def _seal_key(config: Config) -> bytes | None:
@@ -178,15 +207,21 @@ def _seal_key(config: Config) -> bytes | None:
     return key
 
 
-def _host_and_port(settings: ServerSettings) -> tuple[str, int]:
-    host, _, port = settings.listen.rpartition(":")
+def _add_port(server: grpc.aio.Server, key: str, listen: str, tls: grpc.ServerCredentials | None = None) -> str:
+    """The bound host:port. Raises ConfigError where it cannot be had."""
+    host, port = _host_and_port(key, listen)
+    try:
+        address = f"{host}:{port}"
+        bound = server.add_insecure_port(address) if tls is None else server.add_secure_port(address, tls)
+    except RuntimeError as error:
+        raise ConfigError(f"{key}: cannot listen on {listen}: is it taken, or not ours?") from error
+    return f"{host}:{bound}"
+
+
+def _host_and_port(key: str, listen: str) -> tuple[str, int]:
+    host, _, port = listen.rpartition(":")
     if not host or not port.isdigit() or int(port) > 65535:
-        raise ConfigError(f"server.listen: {settings.listen!r} is not host:port")
-    if not settings.insecure and not _is_loopback(host):
-        raise ConfigError(
-            f"server.listen: {host} is not loopback and this is plaintext: say --insecure (server.insecure = true) to "
-            "allow it, behind something that encrypts"
-        )
+        raise ConfigError(f"{key}: {listen!r} is not host:port")
     return host, int(port)
 
 

@@ -11,6 +11,7 @@ from contextlib import aclosing
 from penstock_client.v1 import generation_pb2 as pb
 from penstock_client.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc, routing_pb2, routing_pb2_grpc
 
+from penstock.callers.caller import CALLER
 from penstock.calls import Arrival, Calls, Context, House
 from penstock.candidate import Steering
 from penstock.errors import BadRequest, ContextOverflow, FieldViolation, ModelNotFound, NotImplementedYet
@@ -88,7 +89,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         if is_sealed(request.resume_token):
             source = self._calls.carried_on(request, Arrival.of(context))
         else:
-            stream = await self._house.live.find(request.generation_id, request.resume_token)
+            stream = await self._house.live.find(request.generation_id, request.resume_token, CALLER.get())
             CALL.get().resumes(stream.call)
             source = stream.read(request.last_sequence)
         async with aclosing(source) as events:
@@ -96,7 +97,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                 yield pb.ResumeResponse(event=event)
 
     async def Cancel(self, request: pb.CancelRequest, context: Context) -> pb.CancelResponse:
-        await self._house.live.cancel(request.generation_id, request.resume_token)
+        await self._house.live.cancel(request.generation_id, request.resume_token, CALLER.get())
         return pb.CancelResponse()
 
 

@@ -19,6 +19,8 @@ _CODES: dict[type[errors.PenstockError], grpc.StatusCode] = {
     errors.FeatureOff: grpc.StatusCode.FAILED_PRECONDITION,
     errors.NotImplementedYet: grpc.StatusCode.UNIMPLEMENTED,
     errors.ModelNotFound: grpc.StatusCode.NOT_FOUND,
+    errors.CallerUnknown: grpc.StatusCode.UNAUTHENTICATED,
+    errors.CallerNotAllowed: grpc.StatusCode.PERMISSION_DENIED,
     errors.Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.DeadlinePassed: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.Draining: grpc.StatusCode.UNAVAILABLE,

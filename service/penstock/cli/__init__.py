@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from penstock.cli import bench, chat, config, demo, evaluate, generate, inspect, quantize, serve
+from penstock.cli import bench, chat, config, demo, evaluate, generate, inspect, keys, quantize, serve
 from penstock.cli.failures import Commands
 
 app = typer.Typer(
@@ -29,4 +29,5 @@ app.command()(inspect.count)
 app.command()(quantize.quantize)
 app.command()(inspect.model)
 app.add_typer(config.commands, name="config")
+app.add_typer(keys.commands, name="keys")
 app.command()(inspect.version)

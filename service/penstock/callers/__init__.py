@@ -1,0 +1,1 @@
+"""Who calls, and what they may do. Plain Python: the border (`interceptor`) hands in what the call carries."""

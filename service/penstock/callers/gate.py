@@ -1,0 +1,130 @@
+"""Who a call is from, by what it carries, and whether it may do what it asks. The border asks, for every call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+
+from penstock.callers import keys, listed
+from penstock.callers.caller import ALL_PERMISSIONS, Caller, How, by_address, derived_id
+from penstock.callers.keys import KeyRing
+from penstock.callers.listed import Listing
+from penstock.config_security import ApiKey, AuthSettings, Permission
+from penstock.errors import CallerNotAllowed, CallerUnknown, ConfigError
+from penstock.watched import Watched, read_text
+
+Metadata = Iterable[tuple[str, str | bytes]]
+_ANY = ALL_PERMISSIONS
+# Any one of these is enough. What is not here needs `admin`: a new method is closed until somebody decides.
+NEEDS: Mapping[str, frozenset[Permission]] = {
+    "penstock.v1.GenerationService": frozenset({"generate"}),
+    "penstock.v1.ModelService": _ANY,
+    "penstock.v1.RoutingService": frozenset({"diagnostics"}),
+    "grpc.reflection.v1alpha.ServerReflection": _ANY,
+    "grpc.reflection.v1.ServerReflection": _ANY,
+}
+# What a TLS peer may be called by, the most specific first.
+_CERTIFICATE_NAMES = ("peer_spiffe_id", "peer_uri", "peer_dns", "peer_email", "x509_common_name")
+# One answer for every credential that is not good: which part was wrong helps only who guesses.
+_NOT_GOOD = "the credential is not good here; it may be mistyped, expired or revoked"
+_NOTHING_SHOWN = "this server must know who calls: send the metadata `authorization: Bearer <API key>`"
+
+
+class Gate:
+    """Open where the configuration names no way to know callers; then each is its address."""
+
+    def __init__(self, settings: AuthSettings) -> None:
+        self._settings = settings
+        self._keys = KeyRing()
+        self._listing = Listing()
+        self.files: list[Watched] = []
+        """What can change while serving."""
+        if settings.keys_file is not None or settings.keys:
+            self.files.append(Watched((settings.keys_file,), self._take_keys))
+        if settings.callers_file is not None:
+            self.files.append(Watched((settings.callers_file,), self._take_listing))
+
+    @property
+    def is_open(self) -> bool:
+        return not self._settings.is_on
+
+    def _take_keys(self) -> None:
+        found: list[ApiKey] = list(self._settings.keys)
+        path = self._settings.keys_file
+        if path is not None:
+            found += keys.parse(str(path), read_text("auth.keys_file", path))
+        if len({key.id for key in found}) != len(found):
+            raise ConfigError("auth.keys: an id is there twice, or in auth.keys_file too")
+        self._keys = KeyRing(found)
+
+    def _take_listing(self) -> None:
+        assert self._settings.callers_file is not None
+        self._listing = listed.read(self._settings.callers_file)
+
+    async def enter(self, method: str, metadata: Metadata) -> Caller | None:
+        """The caller by its bearer token; None where it shows none, which `admit` judges.
+
+        Raises CallerUnknown for a bad one, and CallerNotAllowed.
+        """
+        if self.is_open:
+            return None
+        token = _bearer(metadata)
+        if token is None:
+            return None
+        caller = self._by_key(token)
+        _check(caller, method)
+        return caller
+
+    def admit(self, method: str, caller: Caller | None, peer: str, tls: Mapping[str, Iterable[bytes]]) -> Caller:
+        """Whoever `enter` found, else by the certificate, else (where nobody must say) by the address.
+
+        `tls` is what gRPC knows of the connection. Raises CallerUnknown and CallerNotAllowed.
+        """
+        if caller is not None:
+            return caller
+        if self.is_open:
+            return by_address(peer)
+        caller = self._by_certificate(tls) if self._settings.certificates else None
+        if caller is None:
+            raise CallerUnknown(_NOTHING_SHOWN)
+        _check(caller, method)
+        return caller
+
+    def _by_key(self, token: str) -> Caller:
+        key = self._keys.find(token, datetime.now(UTC))
+        if key is None:
+            raise CallerUnknown(_NOT_GOOD)
+        return self._caller(key.caller, How.KEY, key_id=key.id, is_listed=True)
+
+    def _by_certificate(self, tls: Mapping[str, Iterable[bytes]]) -> Caller | None:
+        names = tuple(name.decode(errors="replace") for kind in _CERTIFICATE_NAMES for name in tls.get(kind, ()))
+        if not names:
+            return None
+        known = self._listing.by_certificate(names)
+        return self._caller(known or derived_id(How.CERTIFICATE, names[0]), How.CERTIFICATE)
+
+    def _caller(self, caller_id: str, how: How, *, key_id: str = "", is_listed: bool = False) -> Caller:
+        entry = self._listing.of(caller_id)
+        allowed = entry.permissions if entry and entry.permissions is not None else self._settings.default_permissions
+        return Caller(caller_id, how, frozenset(allowed), is_listed or entry is not None, key_id)
+
+
+def _bearer(metadata: Metadata) -> str | None:
+    shown = [value for name, value in metadata if name == "authorization"]
+    if not shown:
+        return None
+    scheme, _, token = (shown[0] if isinstance(shown[0], str) else "").partition(" ")
+    if len(shown) > 1 or scheme.lower() != "bearer":
+        raise CallerUnknown("`authorization` must be there once, as `Bearer <API key>`")
+    return token.strip()
+
+
+def needs(method: str) -> frozenset[Permission]:
+    """`method` is `/package.Service/Method`."""
+    return NEEDS.get(method.strip("/").partition("/")[0], frozenset({"admin"}))
+
+
+def _check(caller: Caller, method: str) -> None:
+    wanted = needs(method)
+    if not wanted & caller.permissions:
+        raise CallerNotAllowed("this caller may not do that", needs=" or ".join(sorted(wanted)))

@@ -1,0 +1,70 @@
+"""The callers file: what each caller may do, and by which certificates it is known.
+
+    [callers.team-a]
+    permissions = ["generate", "diagnostics"]
+    certificates = ["spiffe://prod/team-a"]       # URI, DNS name or common name
+
+A name that no entry claims still is a caller, under an id of its own and with the defaults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+
+from penstock import config_file
+from penstock.callers.caller import is_caller_id
+from penstock.config_base import Section
+from penstock.config_security import Permission
+from penstock.errors import ConfigError
+
+
+class Listed(Section):
+    """One entry. Unset takes the configuration's default."""
+
+    permissions: tuple[Permission, ...] | None = None
+    certificates: tuple[str, ...] = Field((), description="Subject alternative names, or common names.")
+
+
+class CallersFile(Section):
+    callers: Mapping[str, Listed] = Field(default_factory=dict)
+
+
+class Listing:
+    """All entries, found by the caller's id or by what it shows."""
+
+    def __init__(self, callers: Mapping[str, Listed] | None = None) -> None:
+        self._callers = callers or {}
+        self._certificates = {name: caller for caller, one in self._callers.items() for name in one.certificates}
+
+    def of(self, caller_id: str) -> Listed | None:
+        return self._callers.get(caller_id)
+
+    def by_certificate(self, names: tuple[str, ...]) -> str | None:
+        """Whose certificate it is; names go from the most to the least specific."""
+        return next((self._certificates[name] for name in names if name in self._certificates), None)
+
+
+def read(path: Path) -> Listing:
+    """Raises ConfigError with every mistake and its line."""
+    values = config_file.read(path)
+    try:
+        listing = CallersFile.model_validate(values.values)
+    except ValidationError as error:
+        raise ConfigError(
+            "\n".join(f"{values.where(p['loc'])}: {'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors())
+        ) from None
+    mistakes = []
+    owners: dict[str, str] = {}
+    for caller, one in listing.callers.items():
+        # `certificate:...` and the like give limits to one that is known by what it shows alone.
+        if not is_caller_id(caller):
+            mistakes.append(f"{values.where(('callers', caller))}: {caller!r} is no name for a caller")
+        for name in one.certificates:
+            if owners.setdefault(name, caller) != caller:
+                mistakes.append(f"{values.where(('callers', caller))}: {owners[name]} has the certificate {name} too")
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+    return Listing(listing.callers)

@@ -1,0 +1,220 @@
+"""Keys, names, permissions and the files they come from."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from penstock.callers import key_file, listed
+from penstock.callers.caller import ALL_PERMISSIONS, NOBODY, How, derived_id, is_caller_id
+from penstock.callers.gate import NEEDS, Gate, needs
+from penstock.callers.keys import KeyRing, digest, make, parse, to_text
+from penstock.cli import app
+from penstock.config_security import AuthSettings
+from penstock.errors import CallerNotAllowed, CallerUnknown, ConfigError
+from penstock.live import LiveStreams
+from penstock.sealed import Carried, seal, unseal
+from penstock.watched import Watched
+from penstock_client.v1 import generation_pb2, model_pb2, routing_pb2
+from typer.testing import CliRunner
+
+NOW = datetime.now(UTC)
+GENERATE = "/penstock.v1.GenerationService/Generate"
+LOAD = "/penstock.v1.RoutingService/GetExpertLoad"
+
+
+def test_a_key_opens_for_its_caller_alone_until_it_expires() -> None:
+    (one, entry), (other, _) = make("team-a"), make("team-b")
+    short, brief = make("team-a", timedelta(hours=1))
+    ring = KeyRing((entry, brief))
+    assert ring.find(one, NOW) == entry
+    assert ring.find(other, NOW) is None
+    assert ring.find(one[:-1] + ("A" if one[-1] != "A" else "B"), NOW) is None
+    assert ring.find(short, NOW) == brief
+    assert ring.find(short, NOW + timedelta(hours=2)) is None
+    assert one not in to_text((entry,))
+    assert parse("f", to_text((entry, brief))) == (entry, brief)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("not json", "is not JSON"),
+        ('{"keys": [{"id": "0011223344556677", "caller": "a b", "sha256": "x"}]}', "keys.0.caller, keys.0.sha256"),
+        ('{"key": []}', "wrong at key"),
+    ],
+)
+def test_a_bad_key_file_is_told_by_place_and_never_repeated(text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as caught:
+        parse("keys.json", text)
+    assert "a b" not in caught.value.message
+
+
+def test_an_id_twice_is_refused() -> None:
+    _, entry = make("a")
+    with pytest.raises(ConfigError, match="twice"):
+        parse("keys.json", to_text((entry, entry)))
+
+
+def test_ids_are_bounded_printable_and_never_those_of_another_kind() -> None:
+    assert derived_id(How.CERTIFICATE, "spiffe://prod/a") == "certificate:spiffe://prod/a"
+    hashed = derived_id(How.CERTIFICATE, "a\nb" * 1000)
+    assert hashed.isprintable()
+    assert len(hashed) < 64
+    assert is_caller_id(hashed)
+    assert is_caller_id("team-a")
+    assert not is_caller_id("address:1")
+    assert not is_caller_id("team a")
+
+
+def test_every_method_says_what_it_needs() -> None:
+    services = [
+        f"penstock.v1.{name}"
+        for module in (generation_pb2, model_pb2, routing_pb2)
+        for name in module.DESCRIPTOR.services_by_name
+    ]
+    assert set(services) <= set(NEEDS), "a new service needs a line in NEEDS; until then it is for admins"
+    assert needs("/penstock.v1.Another/Method") == {"admin"}
+
+
+def gate(tmp_path: Path, callers: str = "", **settings: Any) -> tuple[Gate, str]:
+    key, entry = make("team-a")
+    (tmp_path / "keys.json").write_text(to_text((entry,)))
+    if callers:
+        (tmp_path / "callers.toml").write_text(callers)
+        settings["callers_file"] = tmp_path / "callers.toml"
+    return Gate(AuthSettings(keys_file=tmp_path / "keys.json", **settings)), key
+
+
+async def test_permissions_are_the_callers_own_or_the_default(tmp_path: Path) -> None:
+    closed, key = gate(tmp_path)
+    shown = (("authorization", f"bearer {key}"),)
+    caller = await closed.enter(GENERATE, shown)
+    assert caller is not None
+    assert (caller.id, caller.permissions, caller.label) == ("team-a", {"generate"}, "team-a")
+    with pytest.raises(CallerNotAllowed) as caught:
+        await closed.enter(LOAD, shown)
+    assert caught.value.metadata == {"needs": "diagnostics"}
+    wide, key = gate(tmp_path, '[callers.team-a]\npermissions = ["diagnostics"]\n')
+    assert await wide.enter(LOAD, (("authorization", f"Bearer {key}"),))
+
+
+async def test_credentials_that_are_not_good_are_all_told_the_same(tmp_path: Path) -> None:
+    closed, key = gate(tmp_path)
+    told = set()
+    for shown in (make("team-a")[0], key[:-2], "", "eyJ.e.s", "x" * 10_000):
+        with pytest.raises(CallerUnknown) as caught:
+            await closed.enter(GENERATE, (("authorization", f"Bearer {shown}"),))
+        told.add(caught.value.message)
+    assert len(told) == 1
+    for metadata in ([("authorization", "Basic eHg=")], [("authorization", f"Bearer {key}")] * 2):
+        with pytest.raises(CallerUnknown):
+            await closed.enter(GENERATE, metadata)
+    with pytest.raises(CallerUnknown):
+        closed.admit(GENERATE, await closed.enter(GENERATE, ()), "ipv4:1.2.3.4:5", {})
+
+
+async def test_certificates_name_listed_callers_and_unlisted_ones(tmp_path: Path) -> None:
+    text = '[callers.team-b]\ncertificates = ["spiffe://prod/b", "b.example"]\n'
+    closed, _ = gate(tmp_path, text, certificates=True)
+    listed_one = closed.admit(GENERATE, None, "peer", {"peer_dns": [b"b.example"], "x509_common_name": [b"x"]})
+    assert (listed_one.id, listed_one.label) == ("team-b", "team-b")
+    unlisted = closed.admit(GENERATE, None, "peer", {"peer_uri": [b"spiffe://prod/c"], "x509_common_name": [b"x"]})
+    assert (unlisted.id, unlisted.label) == ("certificate:spiffe://prod/c", "certificate")
+    # A name chosen by whoever has a certificate is never that of a caller with a key.
+    assert closed.admit(GENERATE, None, "peer", {"x509_common_name": [b"team-a"]}).id == "certificate:team-a"
+
+
+async def test_without_any_way_to_know_callers_the_gate_is_open() -> None:
+    open_gate = Gate(AuthSettings())
+    caller = open_gate.admit(LOAD, await open_gate.enter(LOAD, ()), "ipv4:127.0.0.1:9", {})
+    assert (caller.id, caller.permissions, caller.owner) == ("ipv4:127.0.0.1:9", ALL_PERMISSIONS, "")
+
+
+def test_mistakes_in_the_callers_file_have_their_line(tmp_path: Path) -> None:
+    path = tmp_path / "callers.yaml"
+    path.write_text("callers:\n  a: {certificates: [x]}\n  b: {certificates: [x]}\n  c d: {}\n")
+    with pytest.raises(ConfigError) as caught:
+        listed.read(path)
+    assert "line 3" in caught.value.message
+    assert "'c d' is no name" in caught.value.message
+    path.write_text("callers:\n  a: {permission: [generate]}\n")
+    with pytest.raises(ConfigError, match=r"line 2: callers\.a\.permission"):
+        listed.read(path)
+
+
+def test_a_file_that_turns_bad_leaves_what_was_in_force(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path, seen = tmp_path / "f", []
+
+    def take() -> None:
+        text = path.read_text()
+        if text == "bad":
+            raise ConfigError("f: is bad")
+        seen.append(text)
+
+    path.write_text("one")
+    watched = Watched((path, None), take)
+    assert not watched.refresh()
+    path.write_text("bad")
+    assert not watched.refresh()
+    assert not watched.refresh()
+    assert caplog.text.count("is not taken up") == 1
+    replacement = tmp_path / "g"
+    replacement.write_text("two")
+    os.replace(replacement, path)
+    assert watched.refresh()
+    assert seen == ["one", "two"]
+
+
+async def test_a_resumable_stream_and_a_sealed_one_are_their_callers_own() -> None:
+    from penstock.config import ResumeSettings
+    from penstock.errors import GenerationNotFound
+
+    one, entry = make("a")
+    mine, other = [
+        await Gate(AuthSettings(keys=(e,))).enter(GENERATE, [("authorization", f"Bearer {k}")])
+        for k, e in ((one, entry), make("b"))
+    ]
+    assert mine is not None
+    assert other is not None
+    streams = LiveStreams(ResumeSettings())
+    stream = await streams.open("g", mine)
+    assert await streams.find("g", stream.token, mine) is stream
+    key = os.urandom(32)
+    token = seal(Carried("g", "m", b"", 3, {}, ()), key, mine)
+    assert unseal(token, key, mine).sequence == 3
+    told = []
+    for stranger in (other, NOBODY):
+        for refused in (stream.token, "no such token"):
+            with pytest.raises(GenerationNotFound) as caught:
+                await streams.find("g", refused, stranger)
+            told.append(caught.value.message)
+    assert len(set(told)) == 1
+    for caller, sealing in ((other, key), (NOBODY, key), (mine, os.urandom(32))):
+        with pytest.raises(GenerationNotFound) as caught:
+            unseal(token, sealing, caller)
+        told.append(caught.value.message)
+    assert len(set(told)) == 2
+
+
+def test_keys_are_made_listed_and_revoked_on_the_command_line(tmp_path: Path) -> None:
+    run, path = CliRunner(), tmp_path / "keys.json"
+    made = run.invoke(app, ["keys", "new", "team-a", "--file", str(path), "--days", "7", "--json"])
+    assert made.exit_code == 0, made.output
+    shown = json.loads(made.stdout)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert shown["key"] not in path.read_text()
+    assert digest(shown["key"]) in path.read_text()
+    run.invoke(app, ["keys", "new", "team-b", "--file", str(path)])
+    listing = json.loads(run.invoke(app, ["keys", "list", "--file", str(path), "--json"]).stdout)
+    assert [one["caller"] for one in listing] == ["team-a", "team-b"]
+    assert "sha256" not in listing[0]
+    assert run.invoke(app, ["keys", "revoke", shown["id"], "--file", str(path)]).exit_code == 0
+    assert [entry.caller for entry in key_file.entries(path)] == ["team-b"]
+    assert run.invoke(app, ["keys", "revoke", shown["id"], "--file", str(path)]).exit_code == 1
+    assert run.invoke(app, ["keys", "new", "team a", "--file", str(path)]).exit_code == 2
+    assert run.invoke(app, ["keys", "list"]).exit_code == 2
