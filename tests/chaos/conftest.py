@@ -55,7 +55,7 @@ class Patient:
         return generation_pb2_grpc.GenerationServiceStub(self.channel)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def chaos_config() -> Config:
     return Config.model_validate(
         {
@@ -66,7 +66,7 @@ def chaos_config() -> Config:
     )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 async def patient(chaos_config: Config) -> AsyncIterator[Patient]:
     server = Server(chaos_config)
     address = await server.listen()

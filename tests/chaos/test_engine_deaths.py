@@ -9,7 +9,6 @@ import signal
 import statistics
 
 import grpc
-import psutil
 import pytest
 from penstock_client.v1 import generation_pb2 as pb
 
@@ -20,15 +19,15 @@ ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "20"))
 STREAMS = 16
 
 
-def engine_processes() -> dict[str, int]:
-    """Pids of this process's own engine core and worker, by what vLLM calls them."""
+def engine_processes(patient: Patient) -> dict[str, int]:
+    """Pids of the patient's engine core and worker, by what vLLM calls them. Other tests' engines may run beside it."""
     found = {}
-    for child in psutil.Process().children(recursive=True):
-        title = " ".join(child.cmdline())
+    for process in patient.engine._engine._processes:
+        title = " ".join(process.cmdline())
         if "EngineCore" in title:
-            found["core"] = child.pid
+            found["core"] = process.pid
         elif "Worker" in title:
-            found["worker"] = child.pid
+            found["worker"] = process.pid
     return found
 
 
@@ -49,7 +48,7 @@ async def test_sixteen_streams_survive_twenty_deaths(patient: Patient) -> None:
         streams = [asyncio.create_task(ask(patient, question)) for question in asked]
         await all_running(patient)
         await asyncio.sleep(rng.uniform(0.0, 0.4))
-        processes = engine_processes()
+        processes = engine_processes(patient)
         victim = processes["core" if how == "kill core" else "worker"]
         os.kill(victim, signal.SIGSTOP if how == "stop worker" else signal.SIGKILL)
         events = await asyncio.gather(*streams)

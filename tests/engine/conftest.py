@@ -1,4 +1,4 @@
-"""One real vLLM engine for all tests in this directory: it takes half a minute to start."""
+"""One real vLLM engine for all tests in this directory: it takes half a minute to start, and ends with them."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(300))  # the first one waits for the engine
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def engine_settings() -> EngineSettings:
     """The defaults, on the demo checkpoint, with room for prompts of several chunks."""
     return EngineSettings(max_batch_tokens=512)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 async def engine(engine_settings: EngineSettings) -> AsyncIterator[Engine]:
     engine = await start(engine_settings)
     yield engine
@@ -65,7 +65,7 @@ async def run(engine: Engine, request: EngineRequest) -> tuple[list[int], list[E
     return [token for chunk in chunks for token in chunk.token_ids], chunks
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 async def channel(engine: Engine) -> AsyncIterator[grpc.aio.Channel]:
     """A channel to a real server with the real engine behind it."""
     async with serving(engine) as (_, channel):

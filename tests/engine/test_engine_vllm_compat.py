@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
@@ -96,6 +97,17 @@ def test_a_lone_state_index_still_needs_its_stride(patched):
     with pytest.raises(RuntimeError, match="contiguous"):
         update(_custom_ops.fused_sigmoid_gating_delta_rule_update_cpu.__wrapped__)
     update(_custom_ops.fused_sigmoid_gating_delta_rule_update_cpu)
+
+
+def test_convolution_under_speculation_still_asks_for_amx_where_bfloat16_is_enough(patched):
+    import torch
+    from vllm.model_executor.layers.mamba.ops.cpu import gdn_attention
+
+    if torch.cpu._is_amx_tile_supported() or not torch.cpu._is_avx512_bf16_supported():
+        pytest.skip("needs a CPU with AVX-512 BF16 and without AMX")
+    assert "_is_amx_tile_supported" in inspect.getsource(gdn_attention._spec_aware_nonspec)
+    assert gdn_attention.torch.cpu._is_amx_tile_supported()
+    assert gdn_attention.torch.nn is torch.nn
 
 
 def test_sampling_parameters_still_get_lost_on_their_way_to_the_drafts(patched):

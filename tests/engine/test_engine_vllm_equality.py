@@ -1,8 +1,9 @@
 """MTP and prefix caching change the speed, not the words: the same greedy tokens in all four combinations.
 
 Kernels that take one token at a time and kernels that take many round differently, so two tokens whose logits lie
-within bfloat16's resolution of each other may trade places. Every difference is followed to its first token, and there
-the plain engine must find both tokens nearly alike; the gaps are printed (`-s`).
+within bfloat16's resolution of each other may trade places, and so may two experts: then one token's logits jump, and
+those after it are as before. Every difference is followed to its first token, and there the plain engine must find
+both tokens nearly alike, or the reference model two experts; both gaps are printed (`-s`).
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ from penstock.engine_vllm.start import start
 from penstock.types import Message, Role
 
 from .conftest import run
+from .reference import reference, router_margins
 
 PLAIN = ("off", "off")
 COMBINATIONS = [("required", "required"), ("required", "off"), ("off", "required"), PLAIN]
 CHUNK = 512
 NEAR_TIE_NATS = 0.5
 """Logits of 32 to 64 are 0.25 apart in bfloat16, and two of them are compared."""
+ROUTER_TIE_NATS = 0.016
+"""Router logits of 2 to 4 are that far apart in bfloat16."""
 
 
 def settings(mtp: str, prefix_caching: str) -> EngineSettings:
@@ -77,8 +81,19 @@ async def gap(engine, request_for, prompt, one: int, other: int) -> float:
     return abs(top.get(one, -99.0) - top.get(other, -99.0))
 
 
-# 193 of 200 are the same with both on, and two of the others differ by 1.2 nats: no near-ties, not explained yet.
-@pytest.mark.xfail(strict=False, reason="two prompts of 200 differ by more than a near-tie with MTP and prefix caching")
+async def differences(engine, request_for, asked, plain, other) -> list[tuple[float, float]]:
+    """(token gap, router gap) in nats at the first token of each answer that differs."""
+    found, model = [], reference()
+    for (prompt, _), left, right in zip(asked, plain, other, strict=True):
+        if left == right:
+            continue
+        same = next(place for place, pair in enumerate(zip(left, right, strict=False)) if pair[0] != pair[1])
+        context = prompt + tuple(left[:same])
+        tokens_apart = await gap(engine, request_for, context, left[same], right[same])
+        found.append((round(tokens_apart, 3), round(min(router_margins(model, context)), 4)))
+    return sorted(found)
+
+
 @pytest.mark.timeout(900)
 async def test_the_same_greedy_tokens_in_all_combinations(request_for):
     asked, found = [], {}
@@ -91,15 +106,13 @@ async def test_the_same_greedy_tokens_in_all_combinations(request_for):
     assert len(asked) == 200
     try:
         for combination, tokens in found.items():
-            gaps = []
-            for (prompt, _), plain, other in zip(asked, found[PLAIN], tokens, strict=True):
-                if plain == other:
-                    continue
-                same = next(place for place, pair in enumerate(zip(plain, other, strict=False)) if pair[0] != pair[1])
-                gaps.append(await gap(engine, request_for, prompt + tuple(plain[:same]), plain[same], other[same]))
-            print(f"\nmtp {combination[0]}, prefix caching {combination[1]}: {200 - len(gaps)} of 200 the same", end="")
-            print(f"; gaps where not, in nats: {[round(value, 3) for value in sorted(gaps)]}" if gaps else "")
-            assert max(gaps, default=0.0) < NEAR_TIE_NATS
-            assert len(gaps) <= 20
+            apart = await differences(engine, request_for, asked, found[PLAIN], tokens)
+            print(
+                f"\nmtp {combination[0]}, prefix caching {combination[1]}: {200 - len(apart)} of 200 the same", end=""
+            )
+            print(f"; (token gap, router gap) in nats where not: {apart}" if apart else "")
+            for token_gap, router_gap in apart:
+                assert token_gap < NEAR_TIE_NATS or router_gap < ROUTER_TIE_NATS
+            assert len(apart) <= 20
     finally:
         await engine.close()

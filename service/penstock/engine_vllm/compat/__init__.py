@@ -43,6 +43,7 @@ def general_plugin() -> None:
     draft_history.keep_short_drafts()
     speculation.start_padded_prompts_afresh()
     speculation.remember_accepted_drafts()
+    speculation.convolve_natively()
     recurrent_states.register()
     config.register()
 

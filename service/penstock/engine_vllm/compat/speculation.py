@@ -112,3 +112,28 @@ def remember_accepted_drafts() -> None:
 
     update.__wrapped__ = original  # type: ignore[attr-defined]
     GPUModelRunner._update_states = update
+
+
+def convolve_natively() -> None:
+    """Lets Gated DeltaNet under MTP use the convolution that it uses without, on CPUs with AVX-512 BF16 but no AMX.
+
+    vLLM asks for AMX there, though the kernel does not need it (the path without speculation asks for AVX-512 BF16),
+    and else loops over sequences in Python, rounding twice: slow with many streams, and more near-ties trade places.
+    Upstream: vllm/model_executor/layers/mamba/ops/cpu/gdn_attention.py `can_use_native_conv`.
+    """
+    import torch
+    from vllm.model_executor.layers.mamba.ops.cpu import gdn_attention
+
+    if torch.cpu._is_avx512_bf16_supported() and gdn_attention.torch is torch:
+        gdn_attention.torch = _View(torch, cpu=_View(torch.cpu, _is_amx_tile_supported=lambda: True))
+
+
+class _View:
+    """A module with some names changed, for one reader alone."""
+
+    def __init__(self, module: Any, **changed: Any) -> None:
+        self._module = module
+        self.__dict__.update(changed)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
