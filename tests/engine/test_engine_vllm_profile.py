@@ -10,11 +10,9 @@ from types import SimpleNamespace
 import pytest
 from penstock.config import DEMO_MODEL_DIR, EngineSettings
 from penstock.engine_vllm.args import plan_engine
-from penstock.engine_vllm.cards import CARDS
-from penstock.engine_vllm.checkpoint import Checkpoint, read_checkpoint
+from penstock.engine_vllm.checkpoint import card_checkpoint, read_checkpoint
 from penstock.engine_vllm.features import Devices
 from penstock.engine_vllm.probe import budget_fault
-from penstock.engine_vllm.sizes import cache_sizes, weight_sizes
 from penstock.engine_vllm.start import _in_vllms_types, line
 from penstock.errors import ConfigError
 from penstock.types import Markers
@@ -23,35 +21,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 H100, H200 = 80 * 10**9, 141 * 10**9
 
 
-def official(name: str) -> Checkpoint:
-    text = dict(CARDS[name])
-    return Checkpoint(
-        model=name,
-        is_local=False,
-        architecture="Qwen3_5MoeForConditionalGeneration"
-        if "num_experts" in text
-        else "Qwen3_5ForConditionalGeneration",
-        vocab_size=text["vocab_size"],
-        native_context_tokens=text["max_position_embeddings"],
-        mtp_layers=text["mtp_num_hidden_layers"],
-        experts=text.get("num_experts", 0),
-        quantization="fp8" if name.endswith("-FP8") else None,
-        eos_ids=frozenset({248046}),
-        text=text,
-    )
-
-
 def plan(name: str, count: int, memory: int, **settings: object):
-    return plan_engine(EngineSettings(**settings), official(name), Devices("gpu", count, memory))
-
-
-@pytest.mark.parametrize(
-    ("name", "billions"),
-    [("397B-A17B", 397), ("122B-A10B", 122), ("35B-A3B", 35), ("27B", 27)],
-)
-def test_the_cards_come_out_at_the_billions_in_their_names(name, billions):
-    text = dict(CARDS[f"Qwen/Qwen3.5-{name}-FP8"], mtp_num_hidden_layers=0)
-    assert weight_sizes(text).total / 1e9 == pytest.approx(billions, rel=0.015)
+    return plan_engine(EngineSettings(**settings), card_checkpoint(name), Devices("gpu", count, memory))
 
 
 GOLDEN = {
@@ -197,15 +168,6 @@ def test_the_impossible_stops_the_start_at_once(setting, said):
     assert said in done.stderr
     assert "Traceback" not in done.stderr
     assert seconds < 5
-
-
-def test_the_demo_models_sizes_are_those_of_its_weights():
-    from safetensors.torch import load_file
-
-    checkpoint = read_checkpoint(str(DEMO_MODEL_DIR))
-    stored = sum(tensor.nbytes for tensor in load_file(DEMO_MODEL_DIR / "model.safetensors").values())
-    assert checkpoint.weight_bytes(fp8=checkpoint.quantization == "fp8") == pytest.approx(stored, rel=0.01)
-    assert cache_sizes(checkpoint.text).kv_bytes_per_token == 2 * 2 * 128
 
 
 class Overshooting:

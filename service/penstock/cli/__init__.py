@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from penstock.cli import bench, chat, config, demo, evaluate, generate, inspect, keys, quantize, serve
+from penstock.cli import bench, chat, config, demo, evaluate, generate, inspect, keys, plan, quantize, serve
 from penstock.cli.failures import Commands
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.command()(generate.generate)
 app.command("eval")(evaluate.evaluate)
 app.command()(bench.bench)
 app.command()(inspect.count)
+app.command()(plan.plan)
 app.command()(quantize.quantize)
 app.command()(inspect.model)
 app.add_typer(config.commands, name="config")

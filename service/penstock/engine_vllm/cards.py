@@ -1,8 +1,9 @@
 """The official models that this service is for, as their config.json files have them.
 
-From the model cards and public reports of their tensors. `sizes.weight_sizes` over each comes out at the billions in
-its name, which checks layers, widths and expert counts; `UNVERIFIED` are the fields that nothing here checks. For
-planning before a checkpoint is at hand, and for tests; a checkpoint's own config.json always wins.
+From the model cards and public reports of their tensors. `sizes.weights.parameters` over each comes out at the
+billions in its name, which checks layers, widths and expert counts; `sizes.cache` comes out at the cache sizes that
+vLLM logged for the 27B and 35B on GPUs (docs/capacity.md), which checks the heads. `UNVERIFIED` are the fields that
+nothing here checks. For planning before a checkpoint is at hand, and for tests; a checkpoint's own config.json wins.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-UNVERIFIED = ("linear_num_key_heads", "num_key_value_heads", "mtp_num_hidden_layers", "rope_parameters")
+UNVERIFIED = ("mtp_num_hidden_layers", "rope_parameters")
 
 _COMMON: dict[str, Any] = {
     "vocab_size": 248_320,

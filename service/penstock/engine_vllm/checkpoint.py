@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from penstock.config import DEMO_MODEL_DIR, DEMO_MODEL_FP8_DIR
-from penstock.engine_vllm.sizes import weight_sizes
+from penstock.engine_vllm.cards import CARDS
 from penstock.errors import ConfigError
+from penstock.sizes.shape import read_shape
+from penstock.sizes.weights import weight_bytes
 
 ARCHITECTURES = frozenset(
     {
@@ -49,8 +51,8 @@ class Checkpoint:
     def weight_bytes(self, fp8: bool) -> int | None:
         """None where config.json does not say enough."""
         try:
-            return weight_sizes(self.text).bytes(fp8 or self.quantization == "fp8")
-        except (KeyError, TypeError):
+            return weight_bytes(read_shape(self.text), fp8 or self.quantization == "fp8")
+        except ConfigError:
             return None
 
 
@@ -70,6 +72,43 @@ def read_checkpoint(model: str, fp8: bool = True) -> Checkpoint:
     else:
         config, generation = _fetch(model, "config.json"), _fetch(model, "generation_config.json", optional=True)
     return _describe(model, is_local, config, generation)
+
+
+def read_facts(model: str, fp8: bool = True) -> Checkpoint:
+    """Enough to plan with, no weights needed: a directory or file with config.json alone will do, or a name in `CARDS`.
+
+    Raises `ConfigError` in plain words.
+    """
+    folder = Path(model).expanduser()
+    if model and (folder.is_file() or (folder / "config.json").is_file()):
+        config = _read(folder if folder.is_file() else folder / "config.json")
+        return _describe(model, True, config, {})
+    known = {name.lower(): name for name in CARDS} | {name.lower().partition("/")[2]: name for name in CARDS}
+    if name := known.get(model.lower()):
+        return card_checkpoint(name)
+    try:
+        return read_checkpoint(model, fp8)
+    except ConfigError as error:
+        raise ConfigError(f"{error.message}\nknown without a checkpoint: {', '.join(CARDS)}") from None
+
+
+def card_checkpoint(name: str) -> Checkpoint:
+    """An official model as if its small files had been read."""
+    text = dict(CARDS[name])
+    return Checkpoint(
+        model=name,
+        is_local=False,
+        architecture="Qwen3_5MoeForConditionalGeneration"
+        if "num_experts" in text
+        else "Qwen3_5ForConditionalGeneration",
+        vocab_size=text["vocab_size"],
+        native_context_tokens=text["max_position_embeddings"],
+        mtp_layers=text["mtp_num_hidden_layers"],
+        experts=text.get("num_experts", 0),
+        quantization="fp8" if name.endswith("-FP8") else None,
+        eos_ids=frozenset({248046}),
+        text=text,
+    )
 
 
 def _describe(model: str, is_local: bool, config: dict[str, Any], generation: dict[str, Any]) -> Checkpoint:

@@ -86,6 +86,15 @@ class VllmEngine:
         """Bytes of weights by element type, per worker."""
         return await self._llm.collective_rpc("weight_bytes")  # type: ignore[no-any-return]
 
+    async def cache_bytes(self) -> list[dict[str, int]]:
+        """How vLLM laid out the cache, per worker: see `worker.WorkerReport.cache_bytes`."""
+        return await self._llm.collective_rpc("cache_bytes")  # type: ignore[no-any-return]
+
+    @property
+    def cache_tokens(self) -> int:
+        """vLLM's "KV cache size": tokens that fit in sequences which fill the window."""
+        return int(self._llm.vllm_config.cache_config.kv_cache_size_tokens)
+
     async def check(self) -> None:
         try:
             await self._llm.check_health()

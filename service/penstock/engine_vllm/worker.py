@@ -27,6 +27,22 @@ class WorkerReport:
                     sizes[kind] = sizes.get(kind, 0) + size
         return sizes
 
+    def cache_bytes(self) -> dict[str, int]:
+        """How vLLM laid out the cache: blocks, what a token and a sequence's states take of it, without padding."""
+        config = self.model_runner.kv_cache_config
+        specs = [(group.kv_cache_spec, len(group.layer_names)) for group in config.kv_cache_groups]
+        attention = [(spec, layers) for spec, layers in specs if hasattr(spec, "head_size")]
+        states = [(spec, layers) for spec, layers in specs if not hasattr(spec, "head_size")]
+        return {
+            "blocks": config.num_blocks,
+            "block_tokens": attention[0][0].block_size,
+            "block_bytes": config.kv_cache_tensors[0].size // config.num_blocks,
+            "kv_bytes_per_token": sum(
+                layers * spec.real_page_size_bytes // spec.block_size for spec, layers in attention
+            ),
+            "state_bytes": sum(layers * spec.real_page_size_bytes for spec, layers in states),
+        }
+
 
 def _linear_elements(layer: Any) -> int:
     rows = getattr(layer, "output_size_per_partition", None) or layer.output_size

@@ -1,0 +1,78 @@
+"""The table of devices: what each holds, moves and computes, what an hour costs, and who says so."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from penstock.errors import ConfigError
+
+SHIPPED = Path(__file__).parent / "devices.toml"
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Of one device, at its peak. `fp8_tflops` None: no FP8 units, FP8 weights are widened."""
+
+    key: str
+    name: str
+    memory_gb: float
+    bandwidth_gb_per_second: float
+    bf16_tflops: float
+    source: str
+    read: str
+    link_gb_per_second: float
+    kind: Literal["gpu", "cpu"] = "gpu"
+    fp8_tflops: float | None = None
+    usd_per_hour: float | None = None
+    price_source: str = ""
+
+    @property
+    def memory_bytes(self) -> int:
+        return int(self.memory_gb * 1e9)
+
+    def flops(self, fp8: bool) -> float:
+        """Operations per second."""
+        return 1e12 * (self.fp8_tflops if fp8 and self.fp8_tflops else self.bf16_tflops)
+
+
+def load_devices(own: Path | None = None) -> dict[str, Device]:
+    """By key; those of `own` replace or join the shipped ones. Raises `ConfigError` that names file and entry."""
+    found = _read(SHIPPED)
+    return found | _read(own) if own else found
+
+
+def find_device(devices: dict[str, Device], key: str) -> Device:
+    """Raises `ConfigError` with what there is."""
+    if device := devices.get(key.lower()):
+        return device
+    raise ConfigError(f"no device {key!r}; there are {', '.join(devices)} (--devices FILE adds your own)")
+
+
+def _read(path: Path) -> dict[str, Device]:
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"cannot read the devices in {path}: {error}") from None
+    return {key.lower(): _device(path, key.lower(), entry) for key, entry in content.items()}
+
+
+def _device(path: Path, key: str, entry: Any) -> Device:
+    known = {one.name: one for one in fields(Device) if one.name != "key"}
+    if not isinstance(entry, dict):
+        raise ConfigError(f"{path}: [{key}] is no table")
+    if unknown := sorted(set(entry) - set(known)):
+        raise ConfigError(f"{path}: [{key}] has {unknown[0]}, which is none of {', '.join(known)}")
+    if missing := sorted(name for name, one in known.items() if one.default is MISSING and name not in entry):
+        raise ConfigError(f"{path}: [{key}] lacks {', '.join(missing)}")
+    if entry.get("kind", "gpu") not in ("gpu", "cpu"):
+        raise ConfigError(f"{path}: [{key}] kind is neither gpu nor cpu")
+    for name, value in entry.items():
+        text = name in ("name", "source", "read", "kind", "price_source")
+        if isinstance(value, bool) or not isinstance(value, str if text else int | float):
+            raise ConfigError(f"{path}: [{key}] {name} is not a {'text' if text else 'number'}")
+        if not isinstance(value, str) and value <= 0:
+            raise ConfigError(f"{path}: [{key}] {name} must be above 0")
+    return Device(key, **entry)

@@ -1,0 +1,49 @@
+"""Sizes on paper against the real engine: bytes of weights exactly, cache as vLLM laid it out."""
+
+from __future__ import annotations
+
+import json
+
+from penstock.config import DEMO_MODEL_DIR, EngineSettings
+from penstock.sizes.cache import CPU_BLOCK_TOKENS, plan_cache
+from penstock.sizes.shape import read_shape
+from penstock.sizes.weights import Layout, inventory, weight_bytes
+
+from tests.unit.test_plan_cli import figures_of, plan_json
+
+DEMO = read_shape(json.loads((DEMO_MODEL_DIR / "config.json").read_text()))
+
+
+async def test_weights_are_those_that_the_worker_holds(engine):
+    (worker,) = await engine.weight_bytes()
+    assert weight_bytes(DEMO, fp8=True) == sum(worker.values())
+    converted = [matrix for matrix in inventory(DEMO) if matrix.fp8]
+    assert sum(matrix.elements for matrix in converted) == worker["float8_e4m3fn"]
+
+
+async def test_the_cache_is_laid_out_as_on_paper(engine, engine_settings: EngineSettings):
+    (worker,) = await engine.cache_bytes()
+    cache = plan_cache(
+        DEMO,
+        Layout(),
+        kv_fp8=True,
+        drafted=engine_settings.mtp_draft_tokens,
+        least_block_tokens=CPU_BLOCK_TOKENS,
+    )
+    on_paper = {
+        "blocks": cache.blocks(int(engine_settings.kv_cache_gib * 2**30)),
+        "block_tokens": cache.block_tokens,
+        "block_bytes": cache.block_bytes,
+        "kv_bytes_per_token": cache.kv_bytes_per_token + cache.draft_kv_bytes_per_token,
+        "state_bytes": cache.state_bytes,
+    }
+    print(f"\nvLLM's cache: {worker}, {engine.cache_tokens} tokens")
+    assert on_paper == worker
+
+
+async def test_the_command_says_the_cache_size_that_vllm_logs(engine):
+    """The limit asked for is 1 %."""
+    told = figures_of(plan_json("--device", "cpu"))
+    assert told["per device", "cache size, as vLLM logs it"] == engine.cache_tokens
+    (worker,) = await engine.weight_bytes()
+    assert told["per device", "weights"] == sum(worker.values())

@@ -1,0 +1,230 @@
+"""Capacity on paper: the arithmetic of steps, speed, cost and calibration, at sizes that can be checked by hand."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from penstock.capacity.calibrate import fit
+from penstock.capacity.cost import Hosted, break_even, cost
+from penstock.capacity.devices import find_device, load_devices
+from penstock.capacity.memory import Setup, plan_memory
+from penstock.capacity.roofline import Assumptions, Roofline
+from penstock.capacity.speed import Correction, Mix, Point, ceiling, concurrencies, point, tokens_per_step
+from penstock.engine_vllm.cards import CARDS
+from penstock.errors import ConfigError
+from penstock.sizes.shape import read_shape
+from penstock.sizes.weights import Layout
+
+PAPER = Assumptions()
+MIX = Mix(input_tokens=2000, thought_tokens=1000, answer_tokens=500)
+IDEAL = Assumptions(bandwidth_share=1, compute_share=1, step_seconds=0, exchange_seconds=0)
+
+
+def setup(name: str = "35B-A3B", device: str = "h100", **changes: object) -> Setup:
+    text = CARDS[f"Qwen/Qwen3.5-{name}"]
+    plain = Setup(
+        model=name,
+        shape=read_shape(text),
+        device=find_device(load_devices(), device),
+        count=1,
+        layout=Layout(),
+        fp8_weights=True,
+        kv_fp8=True,
+        drafted=0,
+        prefix_caching=True,
+        window_tokens=262_144,
+        max_sequences=64,
+        batch_tokens=2048,
+        utilization=0.9,
+        fixed_bytes=2**31,
+    )
+    return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+def roofline(made: Setup, assumed: Assumptions = IDEAL) -> Roofline:
+    return Roofline(made, plan_memory(made).cache, assumed)
+
+
+def a_point(made: Setup, concurrency: int, assumed: Assumptions = PAPER, mix: Mix = MIX) -> Point:
+    return point(made, plan_memory(made), assumed, mix, concurrency, Correction())
+
+
+def test_one_sequence_reads_its_own_experts_and_many_read_all() -> None:
+    one, many = roofline(setup()).decode(1, 0), roofline(setup()).decode(4096, 0)
+    assert one.expert_share == pytest.approx(8 / 256)
+    assert many.expert_share == pytest.approx(1)
+    # 3 of 35 billion are active: one token reads about what names promise, many all but the embedding.
+    assert one.weight_bytes == pytest.approx(3.4e9, rel=0.05)
+    assert many.weight_bytes == pytest.approx(34.5e9, rel=0.02)
+
+
+def test_a_dense_model_reads_everything_for_one_token() -> None:
+    few, many = roofline(setup("27B")).decode(1, 0), roofline(setup("27B")).decode(64, 0)
+    assert few.weight_bytes == many.weight_bytes
+
+
+def test_the_first_token_of_a_small_batch_waits_for_memory_and_large_ones_for_arithmetic() -> None:
+    assert roofline(setup("27B")).decode(1, 1000).limit == "memory"
+    assert roofline(setup("27B", batch_tokens=8192)).prefill(8192).limit == "compute"
+
+
+def test_memory_seconds_are_bytes_over_bandwidth() -> None:
+    step = roofline(setup()).decode(8, 10_000)
+    assert step.memory_seconds == pytest.approx((step.weight_bytes + step.cache_bytes) / 3.35e12)
+    assert step.seconds == max(step.memory_seconds, step.compute_seconds)
+
+
+def test_context_costs_keys_and_values_and_states_cost_the_same_at_every_length() -> None:
+    short, long = roofline(setup()).decode(8, 1000), roofline(setup()).decode(8, 101_000)
+    per_token = plan_memory(setup()).cache.kv_bytes_per_token
+    assert long.cache_bytes - short.cache_bytes == 8 * 100_000 * per_token
+
+
+def test_operations_of_a_step_are_two_per_active_weight() -> None:
+    step = roofline(setup()).decode(1, 0)
+    assert step.operations == pytest.approx(2 * 2.95e9, rel=0.05)
+
+
+def test_devices_that_share_a_replica_talk_and_lone_ones_do_not() -> None:
+    assert roofline(setup()).decode(64, 0).exchange_seconds == 0
+    assert roofline(setup(layout=Layout(4, 1, True), count=4)).decode(64, 0).exchange_seconds > 0
+    assert roofline(setup(layout=Layout(1, 4, True), count=4)).decode(64, 0).exchange_seconds > 0
+    assert roofline(setup(layout=Layout(1, 4, False), count=4)).decode(64, 0).exchange_seconds == 0
+
+
+def test_drafts_give_their_expected_tokens_and_take_their_passes() -> None:
+    assert tokens_per_step(0, 0.7) == 1
+    assert tokens_per_step(2, 0.5) == 1.75
+    assert roofline(setup(drafted=2)).decode(1, 0).weight_bytes > roofline(setup()).decode(1, 0).weight_bytes
+    with_drafts, without = a_point(setup(drafted=2), 1), a_point(setup(), 1)
+    assert with_drafts.decode_tokens_per_second > 1.3 * without.decode_tokens_per_second
+
+
+def test_more_requests_give_more_tokens_and_slower_streams() -> None:
+    points = [a_point(setup(), number) for number in (1, 8, 64)]
+    assert [p.decode_tokens_per_second for p in points] == sorted(p.decode_tokens_per_second for p in points)
+    assert points[0].stream_tokens_per_second > points[2].stream_tokens_per_second
+
+
+def test_the_mix_takes_the_time_of_its_prompts_and_of_its_output() -> None:
+    made = a_point(setup(), 32)
+    seconds = 2000 / made.prompt_tokens_per_second + 1500 / made.decode_tokens_per_second
+    assert made.requests_per_second == pytest.approx(1 / seconds)
+    cached = a_point(setup(), 32, mix=replace(MIX, cached_share=1.0))
+    assert cached.requests_per_second == pytest.approx(cached.decode_tokens_per_second / 1500)
+
+
+def test_the_ceiling_is_the_smaller_of_memory_and_scheduler() -> None:
+    made = setup(count=1)
+    assert ceiling(made, plan_memory(made), 3500) == 64
+    by_memory = ceiling(made, plan_memory(made), 262_144)
+    assert by_memory == int(plan_memory(made).sequences(262_144, 1)) < 64
+    assert not a_point(made, 65).fits
+    assert ceiling(setup("397B-A17B"), plan_memory(setup("397B-A17B")), 3500) == 0
+
+
+def test_concurrencies_double_up_to_the_most() -> None:
+    assert concurrencies(64) == (1, 2, 4, 8, 16, 32, 64)
+    assert concurrencies(5) == (1, 2, 4, 5)
+    assert concurrencies(1) == (1,)
+    assert concurrencies(64, (8, 1, 8)) == (1, 8)
+
+
+def test_cost_is_the_hours_price_over_what_the_hour_gives() -> None:
+    made = a_point(setup(), 32)
+    told = cost(made, MIX, usd_per_hour=3.6)
+    assert told.output_usd == pytest.approx(1e6 * 0.001 / made.decode_tokens_per_second)
+    assert told.input_usd == pytest.approx(1e6 * 0.001 / made.prompt_tokens_per_second)
+    assert told.request_usd == pytest.approx((2000 * told.input_usd + 1500 * told.output_usd) / 1e6)
+    assert told.thought_usd_per_request == pytest.approx(1000 * told.output_usd / 1e6)
+
+
+def test_break_even_is_where_the_hosted_bill_is_the_machines() -> None:
+    made = a_point(setup(), 32)
+    even = break_even(made, MIX, 3.0, Hosted(0.4, 2.4, "test"))
+    assert even.hosted_usd_per_request == pytest.approx((2000 * 0.4 + 1500 * 2.4) / 1e6)
+    assert even.requests_per_hour * even.hosted_usd_per_request == pytest.approx(3.0)
+    assert even.load == pytest.approx(even.requests_per_hour / (made.requests_per_second * 3600))
+    assert not break_even(made, MIX, 1e6, Hosted(0.4, 2.4, "test")).reached
+
+
+def measured(tmp_path: Path, factor: float, extra: float, numbers: tuple[int, ...]) -> Path:
+    """As a machine would measure that is slower than paper by a factor and a fixed time."""
+    points = []
+    for number in numbers:
+        seconds = roofline(setup(), Assumptions()).decode(number, 3000).seconds * factor + extra
+        rate = number / seconds
+        points.append({"concurrency": number, "context_tokens": 3000, "output_tokens_per_second": rate})
+    file = tmp_path / "pilot.json"
+    file.write_text(json.dumps({"model": "35B-A3B", "points": points}))
+    return file
+
+
+@pytest.mark.parametrize(("factor", "extra"), [(1.5, 0.004), (2.0, 0.0), (1.0, 0.0)])
+def test_a_calibration_finds_factor_and_fixed_time(tmp_path: Path, factor: float, extra: float) -> None:
+    found = fit(setup(), plan_memory(setup()), Assumptions(), measured(tmp_path, factor, extra, (1, 4, 16, 64)))
+    assert found.correction.decode_factor == pytest.approx(factor, rel=1e-6)
+    assert found.correction.decode_extra_seconds == pytest.approx(extra, abs=1e-9)
+    assert found.error == pytest.approx(0, abs=1e-9)
+
+
+def test_a_single_point_gives_the_factor_alone(tmp_path: Path) -> None:
+    found = fit(setup(), plan_memory(setup()), Assumptions(), measured(tmp_path, 1.5, 0.004, (8,)))
+    assert found.correction.decode_extra_seconds == 0
+    assert found.correction.decode_factor > 1.5
+    assert found.correction.prefill_factor == found.correction.decode_factor
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "cannot read"),
+        ("{}", 'no "points"'),
+        ('{"points": [{"concurrency": 0, "context_tokens": 1}]}', r"points\[0\].concurrency is 0"),
+        ('{"points": [{"concurrency": 1}]}', r"points\[0\].context_tokens is None"),
+        ('{"points": [{"concurrency": 1, "context_tokens": 9}]}', "nothing to calibrate with"),
+    ],
+)
+def test_a_calibration_that_says_nothing_is_refused(tmp_path: Path, content: str, said: str) -> None:
+    file = tmp_path / "pilot.json"
+    file.write_text(content)
+    with pytest.raises(ConfigError, match=said):
+        fit(setup(), plan_memory(setup()), Assumptions(), file)
+
+
+def test_every_shipped_device_says_who_says_so() -> None:
+    for device in load_devices().values():
+        assert device.read == "2026-11-23"
+        assert device.source.startswith(("https://", "assumed"))
+        assert (device.usd_per_hour is None) == (not device.price_source)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[x]\nspeed = 1", "has speed, which is none of"),
+        ("[x]\nname = 'X'", "lacks bandwidth_gb_per_second"),
+        ("[x]\nname = 3", "lacks"),
+        ("x = 1", "is no table"),
+        ("[x", "cannot read"),
+    ],
+)
+def test_own_devices_are_checked(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "devices.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        load_devices(file)
+
+
+def test_own_devices_join_the_shipped_ones(tmp_path: Path) -> None:
+    file = tmp_path / "devices.toml"
+    file.write_text(
+        '[Mine]\nname = "Mine"\nmemory_gb = 24\nbandwidth_gb_per_second = 900\nbf16_tflops = 100\n'
+        'link_gb_per_second = 64\nsource = "measured"\nread = "2026-01-01"\n'
+    )
+    assert find_device(load_devices(file), "mine").memory_bytes == 24 * 10**9
+    with pytest.raises(ConfigError, match="no device 'x'; there are h100, h200"):
+        find_device(load_devices(), "x")
