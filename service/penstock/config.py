@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from penstock.config_base import Section
-from penstock.config_security import AuthSettings, TlsSettings
+from penstock.config_security import AuthSettings, JwtSettings, TlsSettings
 
 DEMO_MODEL_DIR = Path(__file__).parent / "demo_model"
 DEMO_MODEL_FP8_DIR = Path(__file__).parent / "demo_model_fp8"
@@ -205,6 +205,7 @@ class Config(Section):
     server: ServerSettings = ServerSettings()
     tls: TlsSettings = TlsSettings()
     auth: AuthSettings = AuthSettings()
+    jwt: JwtSettings = JwtSettings()
     admission: AdmissionSettings = AdmissionSettings()
     supervision: SupervisionSettings = SupervisionSettings()
     resume: ResumeSettings = ResumeSettings()

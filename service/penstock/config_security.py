@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import AwareDatetime, Field, model_validator
 
@@ -13,6 +14,21 @@ CALLER_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 """Names that an operator gives to callers: they go into logs, traces and metrics as they are."""
 Permission = Literal["generate", "diagnostics", "admin"]
 """What a caller may do: have text generated, look at how the service does, or change how it does."""
+
+
+Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
+"""Those with a public key: who can check a token must not be able to make one."""
+
+
+def is_safe_url(url: str) -> bool:
+    """Nobody on the way can change what is fetched: https, or plain http to this machine."""
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and (
+            parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in ("127.0.0.1", "::1", "localhost"))
+        )
+    except ValueError:
+        return False
 
 
 class TlsSettings(Section):
@@ -43,14 +59,39 @@ class ApiKey(Section):
     expires: AwareDatetime | None = Field(None, description="Refused from then on; unset is never.")
 
 
+class JwtSettings(Section):
+    """Tokens of an OpenID Connect issuer as credentials. On where `issuer` is set."""
+
+    issuer: str = Field("", description="The `iss` of its tokens, e.g. https://login.example.com/.")
+    audience: str = Field("", description="The `aud` that is meant for this service.")
+    jwks_file: Path | None = Field(None, description="The issuer's keys as a JWK set; followed while serving.")
+    jwks_url: str = Field("", description="Where they are fetched; empty, without a file, asks the issuer's discovery.")
+    claim: str = Field("sub", min_length=1, description="The claim that names the caller.")
+    algorithms: tuple[Algorithm, ...] = Field(("RS256", "ES256"), min_length=1)
+    cache_seconds: float = Field(600.0, gt=0, description="How long fetched keys are not asked for again.")
+    leeway_seconds: float = Field(30.0, ge=0, le=300, description="How far clocks may differ.")
+
+    @model_validator(mode="after")
+    def _whole(self) -> JwtSettings:
+        if bool(self.issuer) != bool(self.audience):
+            raise ValueError("issuer and audience go together: a token for another service must not be good here")
+        fetched = self.jwks_url or (self.issuer if self.jwks_file is None else "")
+        if fetched and not is_safe_url(fetched):
+            raise ValueError("keys are only fetched by https, or from loopback")
+        return self
+
+
 class AuthSettings(Section):
-    """Who calls. Where nothing is set, callers are told apart by their address alone, and may do everything."""
+    """Who calls. Where nothing is set (here or in `jwt`), callers are told apart by address, and may do everything."""
 
     keys_file: Path | None = Field(None, description="API keys, hashed, as `penstock keys` writes them.")
     keys: tuple[ApiKey, ...] = Field((), description="More of them; hashes, so no secret stands here.")
     certificates: bool = Field(False, description="A client's certificate says who calls; needs tls.client_ca_file.")
     callers_file: Path | None = Field(
-        None, description="TOML or YAML: what each caller may do, and which certificates are its own."
+        None, description="TOML or YAML: what each caller may do, and which certificates and subjects are its own."
+    )
+    shared_prefix_cache: bool = Field(
+        False, description="Known callers share cached prefixes; then timing tells one what another has asked."
     )
     default_permissions: tuple[Permission, ...] = Field(
         ("generate",), description="Of callers for whom callers_file says nothing else."

@@ -83,7 +83,7 @@ class Server:
         self.admission = Admission(config.admission, self._capacity)
         self._slow_readers = SlowReaders(config.server.slow_reader_seconds)
         self._watching: list[asyncio.Task[None]] = []
-        gate = Gate(config.auth)
+        gate = Gate(config.auth, config.jwt)
         self._files = gate.files
         interceptor = StatusInterceptor(self._slow_readers, observer, gate)
         self._grpc = grpc.aio.server(interceptors=[interceptor], options=_options(config.server))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from penstock.callers.key_file import change
 from penstock.callers.keys import make
-from penstock.engine_scripted import Reply
+from penstock.config import Config
+from penstock.engine_scripted import Reply, ScriptedEngine
+from penstock.types import EngineChunk, EngineRequest
 from penstock_client import AsyncClient, CallerRefused
 from penstock_client.v1 import generation_pb2 as pb
 from penstock_client.v1 import model_pb2, model_pb2_grpc, routing_pb2, routing_pb2_grpc
 
+from tests.rpc.conftest import serving
 from tests.rpc.secure import Authority, bearer, channel, count, listening, spec, stub, until
 
 OK, UNKNOWN, DENIED = grpc.StatusCode.OK, grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED
@@ -169,3 +172,23 @@ async def test_another_callers_token_is_refused_as_if_there_were_no_such_generat
         assert caught.value.code() is grpc.StatusCode.NOT_FOUND
         events = [response.event async for response in stub(at).Resume(resume, metadata=bearer(mine))]
         assert events[-1].WhichOneof("event") == "finished"
+
+
+async def test_callers_do_not_share_cached_prefixes_unless_that_is_said(key_path: Path) -> None:
+    one, two = new_key(key_path, "team-a"), new_key(key_path, "team-b")
+
+    class Noting(ScriptedEngine):
+        def stream(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
+            salts.append(request.cache_salt)
+            return super().stream(request)
+
+    salts: list[str | None] = []
+    for shared in (False, True):
+        settings = {"keys_file": str(key_path), "shared_prefix_cache": shared}
+        config = Config.model_validate({"server": {"listen": "127.0.0.1:0"}, "auth": settings})
+        async with serving(Noting(()), config) as (_, at):
+            for key in (one, two, one):
+                await stub(at).Generate(pb.GenerateRequest(spec=spec()), metadata=bearer(key))
+    assert salts[0] == salts[2] != salts[1]
+    assert salts[:3] != [None] * 3
+    assert salts[3:] == [None] * 3

@@ -1802,7 +1802,8 @@ type ContextConfig struct {
 	MaxContextTokens *int32 `protobuf:"varint,1,opt,name=max_context_tokens,json=maxContextTokens,proto3,oneof" json:"max_context_tokens,omitempty"`
 	// Default ERROR.
 	Overflow OverflowPolicy `protobuf:"varint,2,opt,name=overflow,proto3,enum=penstock.v1.OverflowPolicy" json:"overflow,omitempty"`
-	// Keeps this call's prefix cache apart from other salts. At most 256 bytes. Default: empty, shared.
+	// Keeps this call's prefix cache apart from other salts. At most 256 bytes. Default: empty, shared with other calls of
+	// the same caller, and between callers only where the server does not know them or shares on purpose.
 	CacheSalt string `protobuf:"bytes,3,opt,name=cache_salt,json=cacheSalt,proto3" json:"cache_salt,omitempty"`
 	// The caller's name for the conversation; appears in traces. At most 256 bytes. Default: empty.
 	SessionId string `protobuf:"bytes,4,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`

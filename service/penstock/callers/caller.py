@@ -22,6 +22,7 @@ class How(enum.Enum):
     """How a caller was known."""
 
     KEY = "key"
+    JWT = "jwt"
     CERTIFICATE = "certificate"
     ADDRESS = "address"
 

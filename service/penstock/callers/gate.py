@@ -7,13 +7,15 @@ from datetime import UTC, datetime
 
 from penstock.callers import keys, listed
 from penstock.callers.caller import ALL_PERMISSIONS, Caller, How, by_address, derived_id
-from penstock.callers.keys import KeyRing
+from penstock.callers.keys import KeyRing, looks_like_key
 from penstock.callers.listed import Listing
-from penstock.config_security import ApiKey, AuthSettings, Permission
+from penstock.callers.tokens import Tokens
+from penstock.config_security import ApiKey, AuthSettings, JwtSettings, Permission
 from penstock.errors import CallerNotAllowed, CallerUnknown, ConfigError
 from penstock.watched import Watched, read_text
 
 Metadata = Iterable[tuple[str, str | bytes]]
+NO_TOKENS = JwtSettings()
 _ANY = ALL_PERMISSIONS
 # Any one of these is enough. What is not here needs `admin`: a new method is closed until somebody decides.
 NEEDS: Mapping[str, frozenset[Permission]] = {
@@ -27,14 +29,15 @@ NEEDS: Mapping[str, frozenset[Permission]] = {
 _CERTIFICATE_NAMES = ("peer_spiffe_id", "peer_uri", "peer_dns", "peer_email", "x509_common_name")
 # One answer for every credential that is not good: which part was wrong helps only who guesses.
 _NOT_GOOD = "the credential is not good here; it may be mistyped, expired or revoked"
-_NOTHING_SHOWN = "this server must know who calls: send the metadata `authorization: Bearer <API key>`"
+_NOTHING_SHOWN = "this server must know who calls: send the metadata `authorization: Bearer <API key or token>`"
 
 
 class Gate:
     """Open where the configuration names no way to know callers; then each is its address."""
 
-    def __init__(self, settings: AuthSettings) -> None:
+    def __init__(self, settings: AuthSettings, tokens: JwtSettings = NO_TOKENS) -> None:
         self._settings = settings
+        self._tokens = Tokens(tokens) if tokens.issuer else None
         self._keys = KeyRing()
         self._listing = Listing()
         self.files: list[Watched] = []
@@ -43,10 +46,12 @@ class Gate:
             self.files.append(Watched((settings.keys_file,), self._take_keys))
         if settings.callers_file is not None:
             self.files.append(Watched((settings.callers_file,), self._take_listing))
+        if self._tokens is not None:
+            self.files += self._tokens.files
 
     @property
     def is_open(self) -> bool:
-        return not self._settings.is_on
+        return not self._settings.is_on and self._tokens is None
 
     def _take_keys(self) -> None:
         found: list[ApiKey] = list(self._settings.keys)
@@ -71,7 +76,7 @@ class Gate:
         token = _bearer(metadata)
         if token is None:
             return None
-        caller = self._by_key(token)
+        caller = self._by_key(token) if self._tokens is None or looks_like_key(token) else await self._by_token(token)
         _check(caller, method)
         return caller
 
@@ -96,6 +101,14 @@ class Gate:
             raise CallerUnknown(_NOT_GOOD)
         return self._caller(key.caller, How.KEY, key_id=key.id, is_listed=True)
 
+    async def _by_token(self, token: str) -> Caller:
+        assert self._tokens is not None
+        try:
+            name = await self._tokens.name(token)
+        except CallerUnknown:
+            raise CallerUnknown(_NOT_GOOD) from None
+        return self._caller(self._listing.by_subject(name) or derived_id(How.JWT, name), How.JWT)
+
     def _by_certificate(self, tls: Mapping[str, Iterable[bytes]]) -> Caller | None:
         names = tuple(name.decode(errors="replace") for kind in _CERTIFICATE_NAMES for name in tls.get(kind, ()))
         if not names:
@@ -115,7 +128,7 @@ def _bearer(metadata: Metadata) -> str | None:
         return None
     scheme, _, token = (shown[0] if isinstance(shown[0], str) else "").partition(" ")
     if len(shown) > 1 or scheme.lower() != "bearer":
-        raise CallerUnknown("`authorization` must be there once, as `Bearer <API key>`")
+        raise CallerUnknown("`authorization` must be there once, as `Bearer <API key or token>`")
     return token.strip()
 
 

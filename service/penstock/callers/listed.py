@@ -1,8 +1,9 @@
-"""The callers file: what each caller may do, and by which certificates it is known.
+"""The callers file: what each caller may do, and by which certificates and subjects of tokens it is known.
 
     [callers.team-a]
     permissions = ["generate", "diagnostics"]
     certificates = ["spiffe://prod/team-a"]       # URI, DNS name or common name
+    subjects = ["auth0|5f7c8ec7c33c6c004bbafe82"]
 
 A name that no entry claims still is a caller, under an id of its own and with the defaults.
 """
@@ -26,6 +27,7 @@ class Listed(Section):
 
     permissions: tuple[Permission, ...] | None = None
     certificates: tuple[str, ...] = Field((), description="Subject alternative names, or common names.")
+    subjects: tuple[str, ...] = Field((), description="What tokens have in `jwt.claim`.")
 
 
 class CallersFile(Section):
@@ -38,9 +40,13 @@ class Listing:
     def __init__(self, callers: Mapping[str, Listed] | None = None) -> None:
         self._callers = callers or {}
         self._certificates = {name: caller for caller, one in self._callers.items() for name in one.certificates}
+        self._subjects = {name: caller for caller, one in self._callers.items() for name in one.subjects}
 
     def of(self, caller_id: str) -> Listed | None:
         return self._callers.get(caller_id)
+
+    def by_subject(self, name: str) -> str | None:
+        return self._subjects.get(name)
 
     def by_certificate(self, names: tuple[str, ...]) -> str | None:
         """Whose certificate it is; names go from the most to the least specific."""
@@ -57,14 +63,16 @@ def read(path: Path) -> Listing:
             "\n".join(f"{values.where(p['loc'])}: {'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors())
         ) from None
     mistakes = []
-    owners: dict[str, str] = {}
+    owners: dict[tuple[str, str], str] = {}
     for caller, one in listing.callers.items():
         # `certificate:...` and the like give limits to one that is known by what it shows alone.
         if not is_caller_id(caller):
             mistakes.append(f"{values.where(('callers', caller))}: {caller!r} is no name for a caller")
-        for name in one.certificates:
-            if owners.setdefault(name, caller) != caller:
-                mistakes.append(f"{values.where(('callers', caller))}: {owners[name]} has the certificate {name} too")
+        shown = [("certificate", name) for name in one.certificates] + [("subject", name) for name in one.subjects]
+        for kind, name in shown:
+            if owners.setdefault((kind, name), caller) != caller:
+                also = owners[kind, name]
+                mistakes.append(f"{values.where(('callers', caller))}: {also} has the {kind} {name} too")
     if mistakes:
         raise ConfigError("\n".join(mistakes))
     return Listing(listing.callers)

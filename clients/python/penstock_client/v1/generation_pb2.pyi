@@ -910,7 +910,9 @@ class ContextConfig(_message.Message):
     overflow: Global___OverflowPolicy.ValueType
     """Default ERROR."""
     cache_salt: _builtins.str
-    """Keeps this call's prefix cache apart from other salts. At most 256 bytes. Default: empty, shared."""
+    """Keeps this call's prefix cache apart from other salts. At most 256 bytes. Default: empty, shared with other calls of
+    the same caller, and between callers only where the server does not know them or shares on purpose.
+    """
     session_id: _builtins.str
     """The caller's name for the conversation; appears in traces. At most 256 bytes. Default: empty."""
     def __init__(

@@ -737,7 +737,8 @@ export type ContextConfig = Message$1<"penstock.v1.ContextConfig"> & {
   overflow: OverflowPolicy;
 
   /**
-   * Keeps this call's prefix cache apart from other salts. At most 256 bytes. Default: empty, shared.
+   * Keeps this call's prefix cache apart from other salts. At most 256 bytes. Default: empty, shared with other calls of
+   * the same caller, and between callers only where the server does not know them or shares on purpose.
    *
    * @generated from field: string cache_salt = 3;
    */

@@ -1,0 +1,136 @@
+"""JSON web tokens of an OpenID Connect issuer: signature, issuer, audience and time, and the name that is in them.
+
+The issuer's keys come from a file or a URL. From a URL they are kept a while, and asked for again where a token names a
+key that is not among them (the issuer rotated), at most every `least_seconds`: made-up key ids must not make us ask the
+issuer each time. Where the issuer cannot be reached, the keys that are known stay good.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+import urllib.request
+from typing import Any
+
+import jwt
+
+from penstock.config_security import JwtSettings, is_safe_url
+from penstock.errors import CallerUnknown, ConfigError
+from penstock.watched import Watched, read_text
+
+log = logging.getLogger(__name__)
+_FETCH_SECONDS = 5.0
+_MOST_BYTES = 1024 * 1024
+_MOST_TOKEN_BYTES = 16 * 1024
+_MOST_NAME_CHARS = 1024
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """What the issuer publishes lies where the operator said, or nowhere."""
+
+    def redirect_request(self, *args: Any) -> None:
+        return None
+
+
+class Tokens:
+    """Verifies tokens against the issuer's keys. `files` is what can change while serving."""
+
+    def __init__(self, settings: JwtSettings, *, least_seconds: float = 10.0) -> None:
+        self._settings = settings
+        self._least_seconds = least_seconds
+        self._keys: dict[str, jwt.PyJWK] = {}
+        self._fetched_at = self._tried_at = -1e9
+        self._fetching = asyncio.Lock()
+        self.files: list[Watched] = []
+        if settings.jwks_file is not None:
+            self.files.append(Watched((settings.jwks_file,), self._take_file))
+
+    def _take_file(self) -> None:
+        path = self._settings.jwks_file
+        assert path is not None
+        try:
+            self._keys = _parse(read_text("jwt.jwks_file", path))
+        except ValueError as error:
+            raise ConfigError(f"jwt.jwks_file: {path} is no JWK set with keys that we can use") from error
+
+    async def name(self, token: str) -> str:
+        """Whom the token names. Raises CallerUnknown, without saying what is wrong with it."""
+        try:
+            if len(token) > _MOST_TOKEN_BYTES:
+                raise jwt.InvalidTokenError
+            key = await self._key(str(jwt.get_unverified_header(token).get("kid", "")))
+            # A key says which algorithm it is for: a token must not choose.
+            claims = jwt.decode(
+                token,
+                key,
+                algorithms=[one for one in self._settings.algorithms if one == key.algorithm_name],
+                audience=self._settings.audience,
+                issuer=self._settings.issuer,
+                leeway=self._settings.leeway_seconds,
+                options={"require": ["exp", "iss", "aud", self._settings.claim]},
+            )
+        except jwt.PyJWTError as error:
+            log.debug("a token was refused: %s", type(error).__name__)
+            raise CallerUnknown("not good") from None
+        name = claims[self._settings.claim]
+        if not isinstance(name, str) or not 0 < len(name) <= _MOST_NAME_CHARS:
+            raise CallerUnknown("not good")
+        return name
+
+    async def _key(self, key_id: str) -> jwt.PyJWK:
+        if self._settings.jwks_file is None:
+            age = time.monotonic() - self._fetched_at
+            if key_id not in self._keys or age > self._settings.cache_seconds:
+                await self._refresh(key_id)
+        # An issuer with one key need not name it.
+        if not key_id and len(self._keys) == 1:
+            return next(iter(self._keys.values()))
+        if key_id not in self._keys:
+            raise jwt.InvalidKeyError
+        return self._keys[key_id]
+
+    async def _refresh(self, key_id: str) -> None:
+        async with self._fetching:
+            now = time.monotonic()
+            is_fresh = key_id in self._keys and now - self._fetched_at <= self._settings.cache_seconds
+            if is_fresh or now - self._tried_at < self._least_seconds:
+                return
+            self._tried_at = now
+            try:
+                self._keys = await asyncio.to_thread(self._fetch)
+                self._fetched_at = now
+            except (OSError, ValueError) as error:
+                log.error("the keys of %s cannot be had: %s", self._settings.issuer, type(error).__name__)
+
+    def _fetch(self) -> dict[str, jwt.PyJWK]:
+        url = self._settings.jwks_url
+        if not url:
+            found = json.loads(_get(self._settings.issuer.rstrip("/") + "/.well-known/openid-configuration"))
+            if not isinstance(found, dict) or found.get("issuer") != self._settings.issuer:
+                raise ValueError("the document is of another issuer")
+            url = str(found.get("jwks_uri", ""))
+        return _parse(_get(url))
+
+
+def _get(url: str) -> str:
+    if not is_safe_url(url):
+        raise ValueError("not https")
+    with urllib.request.build_opener(_NoRedirects).open(url, timeout=_FETCH_SECONDS) as reply:
+        data: bytes = reply.read(_MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        raise ValueError("too large")
+    return data.decode()
+
+
+def _parse(text: str) -> dict[str, jwt.PyJWK]:
+    """Raises ValueError where there is no key that could verify anything."""
+    try:
+        found = jwt.PyJWKSet.from_dict(json.loads(text)).keys
+    except (jwt.PyJWTError, AttributeError, TypeError) as error:
+        raise ValueError("no JWK set") from error
+    keys = {key.key_id or "": key for key in found if key.public_key_use in (None, "sig")}
+    if not keys:
+        raise ValueError("no keys")
+    return keys
