@@ -9,7 +9,7 @@ LOCK := requirements/$(ENGINE).lock
 STAMP := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check protos clients chart lock model quantize clean
+.PHONY: help setup tools demo test check protos clients chart lock model quantize clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -24,7 +24,7 @@ $(STAMP): $(LOCK) pyproject.toml clients/python/pyproject.toml scripts/setup
 demo: setup ## ask the small model a question on the real engine (ENGINE=gpu for a GPU)
 	@$(BIN)/penstock demo
 
-test: setup ## all tests; the quick ones first, those on the real engine last
+test: setup tools ## all tests; the quick ones first, those on the real engine last
 	@$(BIN)/python -m pytest -q $(ARGS)
 
 check: setup ## style, types, import law, and that the stubs are what the protos say
@@ -51,13 +51,13 @@ quantize: setup ## the small model in FP8, from the bfloat16 one
 	@rm -rf service/penstock/demo_model_fp8
 	@$(BIN)/penstock quantize service/penstock/demo_model service/penstock/demo_model_fp8
 
-clients: setup ## the clients in other languages, with what they need from npm and from Go; their conformance cases
-	@command -v npm >/dev/null || { echo "make clients: needs Node 20 or newer, with npm"; exit 1; }
-	@cd clients/typescript && npm ci --ignore-scripts --no-audit --no-fund
-	@cd tests/conformance/reflection && npm ci --ignore-scripts --no-audit --no-fund
+tools: setup ## Node, Go and their packages into .tools/, for the clients' tests; what cannot be had is named, and skipped
+	@$(BIN)/python scripts/tools
+
+clients: setup tools ## the clients in all languages: conformance cases, examples, the client by reflection
 	@$(BIN)/python -m pytest -q tests/conformance $(ARGS)
 
 clean: ## remove everything that set-up and runs made
-	rm -rf .venv .venv-gpu .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build
+	rm -rf .venv .venv-gpu .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	find . -name '*.egg-info' -prune -exec rm -rf {} +

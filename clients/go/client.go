@@ -12,8 +12,10 @@ import (
 	pb "github.com/penstock/penstock/clients/go/penstockv1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/types/known/durationpb"
 )
 
 const (
@@ -78,20 +80,20 @@ func Dial(target string, options ...DialOption) (*Client, error) {
 	if s.apiKey != "" && s.tls == nil && !s.inClear && !isLoopback(target) {
 		return nil, fmt.Errorf("the API key would go to %s in the clear: WithTLS, or WithPlaintext if that is meant", target)
 	}
-	var transport credentials.TransportCredentials = plaintext{}
+	transport := insecure.NewCredentials()
 	if s.tls != nil {
 		transport = credentials.NewTLS(s.tls)
 	}
 	dial := []grpc.DialOption{
 		grpc.WithTransportCredentials(transport),
-		grpc.WithDefaultCallOptions(grpc.ForceCodec(codec{}), grpc.MaxCallRecvMsgSize(maxReceiveBytes)),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxReceiveBytes)),
 		// A connection that died without a word is found out, so that the stream can go on over another.
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
 	}
 	if isLoopback(target) {
 		dial = append(dial, grpc.WithNoProxy())
 	}
-	conn, err := grpc.Dial(target, append(dial, s.dial...)...)
+	conn, err := grpc.NewClient(target, append(dial, s.dial...)...)
 	if err != nil {
 		return nil, err
 	}
@@ -106,19 +108,32 @@ func (c *Client) Close() error {
 	return c.conn.Close()
 }
 
+// StreamOption changes how a stream is sent; what is generated is the request's.
+type StreamOption func(*pb.StreamGenerateRequest)
+
+// FlushEvery gathers deltas for that long, at most 10 seconds: fewer, larger events.
+func FlushEvery(interval time.Duration) StreamOption {
+	return func(request *pb.StreamGenerateRequest) { request.FlushInterval = durationpb.New(interval) }
+}
+
 // Stream starts a generation; its events come by Recv. It is resumable, so it survives dropped connections, unless
 // the client has no Reconnect.
-func (c *Client) Stream(ctx context.Context, spec *pb.GenerationSpec) *Stream {
-	return c.stream(ctx, spec, c.reconnect != nil)
+func (c *Client) Stream(ctx context.Context, spec *pb.GenerationSpec, options ...StreamOption) *Stream {
+	return c.stream(ctx, spec, c.reconnect != nil, options)
 }
 
 // StreamOnce is Stream without the server keeping events: a dropped connection ends it.
-func (c *Client) StreamOnce(ctx context.Context, spec *pb.GenerationSpec) *Stream {
-	return c.stream(ctx, spec, false)
+func (c *Client) StreamOnce(ctx context.Context, spec *pb.GenerationSpec, options ...StreamOption) *Stream {
+	return c.stream(ctx, spec, false, options)
 }
 
-func (c *Client) stream(ctx context.Context, spec *pb.GenerationSpec, resumable bool) *Stream {
+func (c *Client) stream(
+	ctx context.Context, spec *pb.GenerationSpec, resumable bool, options []StreamOption,
+) *Stream {
 	request := &pb.StreamGenerateRequest{Spec: spec, Resumable: resumable}
+	for _, option := range options {
+		option(request)
+	}
 	return newStream(ctx, c, func(ctx context.Context) (receiver, error) {
 		call, err := c.generation.StreamGenerate(c.outgoing(ctx), request)
 		if err != nil {

@@ -1,8 +1,8 @@
 module github.com/penstock/penstock/clients/go
 
-go 1.19
+go 1.25.0
 
 require (
-	google.golang.org/grpc v1.33.3
-	google.golang.org/protobuf v1.28.1
+	google.golang.org/grpc v1.81.1
+	google.golang.org/protobuf v1.36.11
 )

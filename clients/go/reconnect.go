@@ -44,8 +44,8 @@ func (r *recovery) take(event *pb.GenerationEvent) (bool, error) {
 		return false, nil
 	}
 	if r.drained != nil {
-		// The other server's part is a stream of its own, which cannot be resumed again.
-		r.reader.lastSequence, r.reader.response.ResumeToken = r.drained.Sequence, ""
+		// The other server knows the stream by the token that made it go on.
+		r.reader.lastSequence, r.reader.response.ResumeToken = r.drained.Sequence, r.drained.GetFinished().ResumeToken
 		r.drained = nil
 	}
 	return r.reader.read(event)

@@ -1,6 +1,6 @@
 module github.com/penstock/penstock/examples/go
 
-go 1.19
+go 1.25.0
 
 require github.com/penstock/penstock/clients/go v0.1.0
 

@@ -30,7 +30,7 @@ def run_sync(case: dict[str, Any], target: str) -> dict[str, Any]:
 
 
 def _stream(client: pc.Client, case: dict[str, Any], seen: dict[str, Any]) -> None:
-    with client.stream(resumable=case.get("resumable"), **options(case)) as stream:
+    with client.stream(**of_streams(case), **options(case)) as stream:
         seen["events"] = [event_of(event) for event in stream]
         seen.update(reply=reply_of(stream.response), reconnections=stream.reconnections)
 
@@ -101,7 +101,7 @@ async def _run_async(client: pc.AsyncClient, case: dict[str, Any], seen: dict[st
             seen["model"] = model_of(await client.model(case.get("model", "")))
             return
         case "stream":
-            stream = client.stream(resumable=case.get("resumable"), **options(case))
+            stream = client.stream(**of_streams(case), **options(case))
         case "interact":
             stream = client.interact(**options(case))
         case "resume":
@@ -121,6 +121,10 @@ async def _run_async(client: pc.AsyncClient, case: dict[str, Any], seen: dict[st
 
 def options(case: dict[str, Any]) -> dict[str, Any]:
     return {"spec": ParseDict(case["spec"], pb.GenerationSpec()), "timeout": case.get("timeout_seconds")}
+
+
+def of_streams(case: dict[str, Any]) -> dict[str, Any]:
+    return {"resumable": case.get("resumable"), "flush_interval_seconds": case.get("flush_interval_seconds")}
 
 
 def due(case: dict[str, Any], events: int) -> Iterator[Any]:

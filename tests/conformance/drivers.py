@@ -1,4 +1,4 @@
-"""Runs another language's driver over all cases at once, and says why it cannot where it cannot."""
+"""Runs another language's driver over all cases at once."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
-CLIENTS = ROOT / "clients"
 _SECONDS = 100
 
 

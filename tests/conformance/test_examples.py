@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conformance import test_go, test_typescript
-from tests.conformance.drivers import ROOT
+from tests.conformance.tools import NODE, ROOT, build_go, build_typescript, needs_go, needs_node
 
 EXAMPLES = ROOT / "examples"
 
@@ -37,21 +35,16 @@ def test_python(example: Path, targets: dict[str, str]) -> None:
     check(example.stem, run([sys.executable, str(example)], targets["default"]))
 
 
-@pytest.fixture(scope="module")
-def node() -> str:
-    for reason in [mark.kwargs["reason"] for mark in test_typescript.pytestmark if mark.args[0]]:
-        pytest.skip(reason)
-    test_typescript.build()
-    return str(shutil.which("node"))
-
-
+@needs_node
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("example", sorted((EXAMPLES / "typescript").glob("*.mjs")), ids=lambda path: path.stem)
-def test_typescript_examples(example: Path, node: str, targets: dict[str, str]) -> None:
-    check(example.stem, run([node, str(example)], targets["default"]))
+def test_typescript(example: Path, targets: dict[str, str]) -> None:
+    build_typescript()
+    check(example.stem, run([str(NODE), str(example)], targets["default"]))
 
 
+@needs_go
+@pytest.mark.timeout(700)
 @pytest.mark.parametrize("name", ["stream", "steer"])
-def test_go_examples(name: str, targets: dict[str, str]) -> None:
-    if test_go.pytestmark.args[0]:
-        pytest.skip(test_go.pytestmark.kwargs["reason"])
-    check(name, run([str(test_go.build().parent / name)], targets["default"]))
+def test_go(name: str, targets: dict[str, str]) -> None:
+    check(name, run([str(build_go() / name)], targets["default"]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from typing import Any
 
 import grpc
@@ -15,24 +14,22 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from tests.conformance.drivers import run_driver
 from tests.conformance.harness import HERE, load_cases
 from tests.conformance.judge import judge
+from tests.conformance.tools import NODE, needs_node
 
 CASES = [
     case
     for case in load_cases()
     if case["call"] in ("stream", "generate") and case.get("server") != "flaky" and "error" not in case["expect"]
 ]
-NODE = shutil.which("node")
 
 
 @pytest.fixture(scope="module")
 def seen(targets: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    assert NODE
     scratch = tmp_path_factory.mktemp("reflection")
-    return run_driver([NODE, "generic.mjs"], HERE / "reflection", targets, CASES, scratch)
+    return run_driver([str(NODE), "generic.mjs"], HERE / "reflection", targets, CASES, scratch)
 
 
-@pytest.mark.skipif(NODE is None, reason="needs Node 20 or newer: install it, then `make clients`")
-@pytest.mark.skipif(not (HERE / "reflection/node_modules").exists(), reason="needs its packages: `make clients`")
+@needs_node
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
 def test_a_generic_node_client(case: dict[str, Any], seen: dict[str, Any]) -> None:
     assert not judge(case, seen[case["name"]])

@@ -80,9 +80,9 @@ class Recovery:
             self._drained = proto
             return None
         if self._drained is not None:
-            # The other server's part is a stream of its own, which cannot be resumed again.
+            # The other server knows the stream by the token that made it go on.
+            self._reader.response.resume_token = self._drained.finished.resume_token
             self._reader.last_sequence, self._drained = self._drained.sequence, None
-            self._reader.response.resume_token = ""
         return self._reader.read(proto)
 
     def last_event(self) -> Event | None:

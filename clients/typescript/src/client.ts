@@ -1,5 +1,6 @@
 /** The client of one Penstock service. */
 import { create, fromBinary, toBinary, type DescMessage, type MessageShape } from "@bufbuild/protobuf";
+import { durationFromMs } from "@bufbuild/protobuf/wkt";
 import * as grpc from "@grpc/grpc-js";
 import { readFileSync } from "node:fs";
 import { fromServiceError } from "./errors.js";
@@ -48,6 +49,8 @@ export interface CallOptions {
 export interface StreamOptions extends CallOptions {
   /** Go on over a dropped connection. Default: unless the client has `reconnect: null`. */
   resumable?: boolean;
+  /** Gather deltas for so long, at most 10 seconds: fewer, larger events. */
+  flushIntervalSeconds?: number;
 }
 /** A prompt, or a ready request. */
 export type Input = Prompt | GenerationSpec;
@@ -94,7 +97,11 @@ export class Client {
   /** Starts a generation and gives its events as they come. Leaving the loop ends the generation. */
   stream(input: Input, options: GenerationOptions & StreamOptions = {}): Stream {
     const resumable = options.resumable ?? this.reconnect !== undefined;
-    const request = create(StreamGenerateRequestSchema, { spec: specOf(input, options), resumable });
+    const spec = specOf(input, options);
+    const request = create(StreamGenerateRequestSchema, { spec, resumable });
+    if (options.flushIntervalSeconds !== undefined) {
+      request.flushInterval = durationFromMs(options.flushIntervalSeconds * 1000);
+    }
     const link = this.link(options);
     const path = `${GENERATION}/StreamGenerate`;
     return new Stream(

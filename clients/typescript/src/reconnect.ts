@@ -54,9 +54,9 @@ export class Recovery {
       return undefined;
     }
     if (this.drained) {
-      // The other server's part is a stream of its own, which cannot be resumed again.
+      // The other server knows the stream by the token that made it go on.
       this.reader.lastSequence = Number(this.drained.proto.sequence);
-      this.reader.response.resumeToken = "";
+      this.reader.response.resumeToken = this.drained.finished.resumeToken;
       this.drained = undefined;
     }
     return this.reader.read(proto);

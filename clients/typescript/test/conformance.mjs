@@ -17,6 +17,7 @@ function optionsOf(case_) {
   const options = {};
   if (case_.timeout_seconds !== undefined) options.timeout = case_.timeout_seconds;
   if (case_.resumable !== undefined) options.resumable = case_.resumable;
+  if (case_.flush_interval_seconds !== undefined) options.flushIntervalSeconds = case_.flush_interval_seconds;
   return options;
 }
 

@@ -24,6 +24,7 @@ type testCase struct {
 	Spec                             json.RawMessage
 	Resumable                        *bool
 	TimeoutSeconds                   float64 `json:"timeout_seconds"`
+	FlushIntervalSeconds             float64 `json:"flush_interval_seconds"`
 	Read                             int
 	LastSequence                     *uint64 `json:"last_sequence"`
 	ResumeToken                      *string `json:"resume_token"`
@@ -38,6 +39,10 @@ type testCase struct {
 type object = map[string]interface{}
 
 func main() {
+	if os.Args[1] == "--stubs" {
+		printStubs()
+		return
+	}
 	var plan struct {
 		Targets map[string]string
 		Cases   []testCase
@@ -81,10 +86,11 @@ func run(one testCase, target string, seen object) error {
 	defer client.Close()
 	switch one.Call {
 	case "stream":
+		flush := penstock.FlushEvery(time.Duration(one.FlushIntervalSeconds * float64(time.Second)))
 		if one.Resumable != nil && !*one.Resumable {
-			return events(client.StreamOnce(ctx, spec), nil, one, seen)
+			return events(client.StreamOnce(ctx, spec, flush), nil, one, seen)
 		}
-		return events(client.Stream(ctx, spec), nil, one, seen)
+		return events(client.Stream(ctx, spec, flush), nil, one, seen)
 	case "interact":
 		interaction := client.Interact(ctx, spec)
 		return events(interaction.Stream, interaction, one, seen)

