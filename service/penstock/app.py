@@ -21,19 +21,35 @@ from penstock.telemetry.plan import plan_telemetry
 
 log = logging.getLogger(__name__)
 OnText = Callable[[str], None]
+# Beyond the drain: what node 0 sleeps before it, and its last events.
+_LEADER_SECONDS = 60.0
 
 
 async def serve(config: Config, *, on_progress: OnText | None = None, on_ready: OnText | None = None) -> int:
     """Serves until SIGTERM or SIGINT, then drains; a second signal ends at once. Returns the exit code.
 
+    With several nodes, a node that is not the first computes for it until the first one's engine ends.
     `on_progress` gets a line per phase of the start, `on_ready` the bound host:port once a real token was generated.
     Raises ConfigError where the configuration cannot be served.
     """
     progress = on_progress or log.info
     stop = asyncio.Event()
     _on_signals(stop)
+    if config.engine.node_rank > 0:
+        return await _compute(config, stop, progress)
     async with observed(config, progress) as (config, observer):
         return await _serve(config, observer, stop, progress, on_ready)
+
+
+async def _compute(config: Config, stop: asyncio.Event, progress: OnText) -> int:
+    """One of several nodes, and not the one that serves: no listener, no metrics of its own."""
+    from penstock.engine_vllm.nodes import compute
+
+    stderr = logs.to_stderr(config.telemetry.log_format)
+    try:
+        return await compute(config.engine, stop, progress, hold_seconds=config.server.drain_seconds + _LEADER_SECONDS)
+    finally:
+        logging.getLogger().removeHandler(stderr)
 
 
 async def _serve(

@@ -28,6 +28,7 @@ class EngineSettings(Section):
 
     kind: Literal["vllm", "scripted"] = Field("vllm", description="`scripted` replays canned tokens, for client tests.")
     model: str = Field("", description="Checkpoint directory or Hugging Face name; empty is the embedded demo model.")
+    revision: str = Field("", description="Of a Hugging Face name: branch, tag or, to pin every file, commit.")
     served_model_name: str = Field("", description="Name that callers see; empty takes it from `model`.")
     device: Literal["auto", "cpu", "gpu"] = "auto"
     max_context_tokens: Tokens | None = Field(
@@ -52,15 +53,33 @@ class EngineSettings(Section):
     data_parallel_size: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Replicas; unset: as many as the GPUs hold."
     )
+    pipeline_parallel_size: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Stages of layers, one after another; unset: on GPUs as many nodes as the weights need."
+    )
+    nodes: Annotated[int, Field(ge=1)] = Field(
+        1, description="Machines that share one engine; `penstock serve` runs on each, with the same configuration."
+    )
+    node_rank: Annotated[int, Field(ge=0)] = Field(0, description="Node 0 serves, the others compute for it.")
+    leader_address: str = Field("", description="With several nodes: name or address of node 0, as all of them see it.")
+    leader_port: Annotated[int, Field(ge=1024, le=65535)] = Field(29501, description="Where nodes meet on node 0.")
     expert_parallel: Switch = Field("auto", description="Experts are spread over all devices instead of each cut up.")
     eplb: Switch = Field("auto", description="Experts move between devices with the load.")
     omp_threads_bind: str = Field("auto", description="CPU only: VLLM_CPU_OMP_THREADS_BIND.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "ERROR", description="vLLM's own log level; at WARNING it speaks of what its CPU build lacks, on every start."
     )
+    load_seconds: float = Field(7200.0, gt=0, description="Most time that one start may take; vLLM's own is 600.")
     extra_args: dict[str, object] = Field(
         default_factory=dict, description="More AsyncEngineArgs, by vLLM's names; on your own responsibility."
     )
+
+    @model_validator(mode="after")
+    def _placed(self) -> EngineSettings:
+        if self.node_rank >= self.nodes:
+            raise ValueError(f"node_rank {self.node_rank} must be below nodes, {self.nodes}")
+        if self.nodes > 1 and not self.leader_address:
+            raise ValueError("nodes above 1 need leader_address: the name or address of node 0")
+        return self
 
 
 class ServerSettings(Section):

@@ -13,7 +13,7 @@ from penstock.engine_vllm.args import plan_engine
 from penstock.engine_vllm.checkpoint import card_checkpoint, read_checkpoint
 from penstock.engine_vllm.features import Devices
 from penstock.engine_vllm.probe import budget_fault
-from penstock.engine_vllm.start import _in_vllms_types, line
+from penstock.engine_vllm.start import in_vllms_types, line
 from penstock.errors import ConfigError
 from penstock.types import Markers
 
@@ -105,6 +105,62 @@ def test_stages_and_machines_beyond_this_one_are_vllms_own():
     assert planned.arguments["tensor_parallel_size"] == 16
 
 
+NODES = {"nodes": 2, "leader_address": "10.0.0.1"}
+
+
+@pytest.mark.parametrize(
+    ("count", "memory", "settings", "sizes"),
+    [
+        # Where it fits into a node, the others hold it too, and experts are spread over all.
+        (8, H100, {}, (8, None, 2)),
+        (4, H200, {}, (4, 2, None)),
+        (4, H100, {}, (4, 2, None)),
+        (8, H100, {"pipeline_parallel_size": 2}, (4, 2, 2)),
+        (8, H100, {"tensor_parallel_size": 16}, (16, None, None)),
+        (8, H100, {"tensor_parallel_size": 8, "data_parallel_size": 1, "pipeline_parallel_size": 2}, (8, 2, None)),
+    ],
+)
+def test_several_nodes_are_vllms_own_way(count, memory, settings, sizes):
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    planned = plan("Qwen/Qwen3.5-397B-A17B-FP8", count, memory, **NODES, node_rank=1, **settings)
+    kinds = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+    assert tuple(planned.arguments.get(kind) for kind in kinds) == sizes
+    arguments = AsyncEngineArgs(**planned.arguments)
+    assert (arguments.nnodes, arguments.node_rank, arguments.master_addr) == (2, 1, "10.0.0.1")
+    assert (arguments.distributed_executor_backend, arguments.master_port) == ("mp", 29501)
+
+
+@pytest.mark.parametrize(
+    ("count", "settings", "said"),
+    [
+        (8, {"tensor_parallel_size": 8, "data_parallel_size": 1}, "is not 8 GPUs on each of 2 nodes"),
+        (2, {}, "does not fit"),
+        (8, {"tensor_parallel_size": 8, "data_parallel_size": 3}, "is not 8 GPUs on each of 2 nodes"),
+    ],
+)
+def test_several_nodes_use_all_their_gpus(count, settings, said):
+    with pytest.raises(ConfigError, match=said):
+        plan("Qwen/Qwen3.5-397B-A17B-FP8", count, H100, **NODES, **settings)
+
+
+def test_a_revision_pins_config_and_weights():
+    planned = plan("Qwen/Qwen3.5-35B-A3B-FP8", 1, H100, revision="0123abc")
+    assert planned.arguments["revision"] == "0123abc"
+
+
+def test_loading_may_take_longer_than_vllms_ten_minutes():
+    planned = plan("Qwen/Qwen3.5-397B-A17B-FP8", 8, H100)
+    assert int(planned.environment["VLLM_ENGINE_READY_TIMEOUT_S"]) >= 3600
+
+
+def test_an_operators_own_cache_place_wins(monkeypatch):
+    monkeypatch.delenv("VLLM_CACHE_ROOT", raising=False)
+    assert "VLLM_CACHE_ROOT" in plan("Qwen/Qwen3.5-35B-A3B-FP8", 1, H100).environment
+    monkeypatch.setenv("VLLM_CACHE_ROOT", "/cache/vllm")
+    assert "VLLM_CACHE_ROOT" not in plan("Qwen/Qwen3.5-35B-A3B-FP8", 1, H100).environment
+
+
 def test_a_window_beyond_the_native_one_is_yarn():
     planned = plan("Qwen/Qwen3.5-35B-A3B-FP8", 1, H100, max_context_tokens=1_010_000)
     rope = planned.arguments["hf_overrides"]["text_config"]["rope_parameters"]
@@ -132,7 +188,7 @@ def test_vllm_reads_the_stretched_window_as_it_is_meant(monkeypatch):
     for name, value in planned.environment.items():
         monkeypatch.setenv(name, value)
     compat.general_plugin()
-    config = AsyncEngineArgs(**_in_vllms_types(planned.arguments)).create_engine_config()
+    config = AsyncEngineArgs(**in_vllms_types(planned.arguments)).create_engine_config()
     assert config.model_config.max_model_len == 65_536
     rope = config.model_config.hf_text_config.rope_parameters
     assert (rope["rope_type"], rope["factor"], rope["partial_rotary_factor"]) == ("yarn", 2.0, 0.25)

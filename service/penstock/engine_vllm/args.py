@@ -36,6 +36,7 @@ def plan_engine(settings: EngineSettings, checkpoint: Checkpoint, devices: Devic
     resolved = resolve(settings, checkpoint, devices)
     arguments: dict[str, Any] = {
         "model": checkpoint.model,
+        "revision": settings.revision or None,
         "served_model_name": settings.served_model_name or None,
         "dtype": "bfloat16",
         "max_model_len": resolved.window_tokens,
@@ -45,6 +46,7 @@ def plan_engine(settings: EngineSettings, checkpoint: Checkpoint, devices: Devic
         "kv_cache_dtype": "fp8" if resolved.fp8_kv_cache.enabled else "auto",
         "reasoning_parser": "qwen3",
         "tensor_parallel_size": resolved.parallel.tensor,
+        "pipeline_parallel_size": resolved.parallel.stages if resolved.parallel.stages > 1 else None,
         "language_model_only": "ConditionalGeneration" in checkpoint.architecture,
         # The stat logger that the engine is given is all that listens; vLLM's own would only cost time.
         "disable_log_stats": True,
@@ -60,6 +62,8 @@ def plan_engine(settings: EngineSettings, checkpoint: Checkpoint, devices: Devic
     if resolved.yarn.enabled and checkpoint.rope.get("rope_type") != "yarn":
         arguments["hf_overrides"] = _yarn(checkpoint, resolved.window_tokens)
     arguments |= _cpu(settings) if devices.kind == "cpu" else _gpu(settings, checkpoint, resolved)
+    if settings.nodes > 1:
+        arguments |= _several_nodes(settings)
     if devices.kind == "cpu" and settings.extra_args.get("enable_expert_parallel"):
         raise ConfigError("engine.extra_args: enable_expert_parallel crashes vLLM's CPU build at the first step")
     arguments |= settings.extra_args
@@ -91,6 +95,17 @@ def _gpu(settings: EngineSettings, checkpoint: Checkpoint, resolved: Resolved) -
     }
 
 
+def _several_nodes(settings: EngineSettings) -> dict[str, Any]:
+    """vLLM's own way, without Ray: decision 9."""
+    return {
+        "distributed_executor_backend": "mp",
+        "nnodes": settings.nodes,
+        "node_rank": settings.node_rank,
+        "master_addr": settings.leader_address,
+        "master_port": settings.leader_port,
+    }
+
+
 def _yarn(checkpoint: Checkpoint, window: int) -> dict[str, Any]:
     """The checkpoint's own positions, stretched; in the text model's part where there are others."""
     native = checkpoint.native_context_tokens
@@ -110,10 +125,12 @@ def _environment(
     environment = {
         "VLLM_LOGGING_LEVEL": settings.log_level,
         "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_ENGINE_READY_TIMEOUT_S": str(int(max(1.0, settings.load_seconds))),
         "TOKENIZERS_PARALLELISM": "false",
     }
-    if sys.prefix != sys.base_prefix:
-        # What vLLM remembers of a model class saves a subprocess at the next start; kept with its environment.
+    if sys.prefix != sys.base_prefix and "VLLM_CACHE_ROOT" not in os.environ:
+        # What vLLM remembers of a model class saves a subprocess at the next start; kept with its environment, unless
+        # the operator says where: under a read-only root there is one place.
         environment["VLLM_CACHE_ROOT"] = str(Path(sys.prefix) / "cache" / "vllm")
     if checkpoint.is_local:
         environment["HF_HUB_OFFLINE"] = "1"
@@ -121,7 +138,7 @@ def _environment(
         # vLLM marks a few helpers for torch.compile even where eager is enforced: the first request with logprobs
         # then waits 20 s for a C++ compiler.
         environment["TORCH_COMPILE_DISABLE"] = "1"
-        environment["VLLM_CPU_OMP_THREADS_BIND"] = _cores(settings, resolved.parallel.tensor)
+        environment["VLLM_CPU_OMP_THREADS_BIND"] = _cores(settings, resolved.parallel.tensor // settings.nodes)
     if resolved.yarn.enabled:
         environment["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"
     if settings.log_level not in ("DEBUG", "INFO"):
@@ -132,7 +149,7 @@ def _environment(
 def _cores(settings: EngineSettings, ranks: int) -> str:
     """vLLM's "auto" counts NUMA nodes; ranks beyond them have to be told their cores, rank by rank."""
     cores = sorted(os.sched_getaffinity(0))
-    if settings.omp_threads_bind != "auto" or ranks == 1 or len(cores) < ranks:
+    if settings.omp_threads_bind != "auto" or ranks <= 1 or len(cores) < ranks:
         return settings.omp_threads_bind
     share = len(cores) // ranks
     return "|".join(",".join(map(str, cores[rank * share : (rank + 1) * share])) for rank in range(ranks))

@@ -56,7 +56,7 @@ class Checkpoint:
             return None
 
 
-def read_checkpoint(model: str, fp8: bool = True) -> Checkpoint:
+def read_checkpoint(model: str, fp8: bool = True, revision: str = "") -> Checkpoint:
     """Reads a directory, or a Hugging Face name's two small files. Raises `ConfigError` in plain words.
 
     Empty is the embedded demo model, in FP8 where that is wanted and has been made.
@@ -70,7 +70,8 @@ def read_checkpoint(model: str, fp8: bool = True) -> Checkpoint:
         config, generation = _read(folder / "config.json"), _read(folder / "generation_config.json", optional=True)
         model = str(folder)
     else:
-        config, generation = _fetch(model, "config.json"), _fetch(model, "generation_config.json", optional=True)
+        config = _fetch(model, "config.json", revision)
+        generation = _fetch(model, "generation_config.json", revision, optional=True)
     return _describe(model, is_local, config, generation)
 
 
@@ -160,12 +161,12 @@ def _read(path: Path, optional: bool = False) -> dict[str, Any]:
     return content
 
 
-def _fetch(name: str, file: str, optional: bool = False) -> dict[str, Any]:
+def _fetch(name: str, file: str, revision: str, optional: bool = False) -> dict[str, Any]:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return _read(Path(hf_hub_download(name, file)))
+        return _read(Path(hf_hub_download(name, file, revision=revision or None)))
     except LocalEntryNotFoundError as error:
         raise ConfigError(f"engine.model: {name} is not in the cache and cannot be downloaded from here") from error
     except EntryNotFoundError as error:

@@ -20,10 +20,28 @@ _ELSEWHERE = frozenset({"distributed_executor_backend", "nnodes", "data_parallel
 @dataclass(frozen=True, slots=True)
 class Parallel:
     tensor: int
+    stages: int
     data: int
     experts: bool
     eplb: bool
     features: tuple[Feature, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Room:
+    """GPUs of each node, the memory of each (None: not known), the share of it that weights may take, and the nodes."""
+
+    each: int
+    bytes_each: int | None
+    share: float
+    nodes: int
+
+    @property
+    def total(self) -> int:
+        return self.each * self.nodes
+
+    def holds(self, size: int, gpus: int) -> bool:
+        return gpus * (self.bytes_each or 0) * self.share >= size
 
 
 def plan_parallel(
@@ -33,49 +51,75 @@ def plan_parallel(
     count: int = 1,
     bytes_each: int | None = None,
 ) -> Parallel:
-    """As few devices per replica as hold the weights, the rest as replicas. Raises `ConfigError`."""
-    tensor, why = settings.tensor_parallel_size, "asked for"
-    if tensor is None:
-        tensor, why = (
-            (1, "one process unless asked for") if device == "cpu" else _fit(settings, checkpoint, count, bytes_each)
-        )
-    # Stages and machines beyond this one are vLLM's own arguments; then its counts hold, not the GPUs seen here.
-    stages = int(str(settings.extra_args.get("pipeline_parallel_size", 1)))
+    """As few devices per replica as hold the weights, the rest as replicas. `count` and `bytes_each` are this node's
+    devices, and each node has as many. Raises `ConfigError`."""
+    room = _Room(count, bytes_each, settings.gpu_memory_utilization * _WEIGHTS_SHARE, settings.nodes)
+    tensor, stages, why = _layout(settings, checkpoint, device, room)
+    # Machines that `extra_args` names are vLLM's own business; then its counts hold, not the GPUs seen here.
     elsewhere = not _ELSEWHERE.isdisjoint(settings.extra_args)
     data, why_data = settings.data_parallel_size, "asked for"
     if data is None:
-        data = 1 if device == "cpu" or elsewhere else max(1, count // (tensor * stages))
-        why_data = "one engine" if data == 1 else f"{count} GPUs hold the model {data} times"
+        data = 1 if device == "cpu" or elsewhere else max(1, room.total // (tensor * stages))
+        why_data = "one engine" if data == 1 else f"{room.total} GPUs hold the model {data} times"
     if device == "cpu" and data > 1:
         raise ConfigError("engine.data_parallel_size: vLLM's CPU build runs one replica; start more services instead")
-    if device == "gpu" and not elsewhere and tensor * data * stages > count:
-        raise ConfigError(f"{tensor} (tensor) x {data} (data) x {stages} (pipeline) parallel is more than {count} GPUs")
+    if not elsewhere:
+        _check_ranks(device, tensor, data, stages, room)
     if checkpoint.heads and checkpoint.heads % tensor:
         raise ConfigError(f"engine.tensor_parallel_size: {tensor} does not divide {checkpoint.heads} attention heads")
     experts = _experts(settings, checkpoint, device, tensor * data)
     eplb = _eplb(settings, experts)
+    over = f" over {room.nodes} nodes" if room.nodes > 1 else ""
+    staged = (Feature("pipeline_parallel", True, str(stages), why),) if stages > 1 else ()
     features = (
         Feature("tensor_parallel", tensor > 1, str(tensor), why),
-        Feature("data_parallel", data > 1, str(data), why_data),
+        *staged,
+        Feature("data_parallel", data > 1, str(data), why_data + over),
         experts,
         eplb,
     )
-    return Parallel(tensor, data, experts.enabled, eplb.enabled, features)
+    return Parallel(tensor, stages, data, experts.enabled, eplb.enabled, features)
 
 
-def _fit(settings: EngineSettings, checkpoint: Checkpoint, count: int, bytes_each: int | None) -> tuple[int, str]:
-    """The smallest power of two of GPUs whose memory holds the weights."""
+def _layout(settings: EngineSettings, checkpoint: Checkpoint, device: str, room: _Room) -> tuple[int, int, str]:
+    """(tensor, stages, why). A replica stays within a node where it fits: tensor parallel ranks talk in every layer."""
+    tensor = settings.tensor_parallel_size
+    stages = int(str(settings.extra_args.get("pipeline_parallel_size", 0))) or settings.pipeline_parallel_size
+    if device == "cpu":
+        why = "asked for" if tensor else "one process per node" if room.nodes > 1 else "one process unless asked for"
+        return tensor or (room.nodes if stages is None else 1), stages or 1, why
+    if tensor is not None:
+        return tensor, stages or 1, "asked for"
+    return _fit(settings, checkpoint, room, stages)
+
+
+def _check_ranks(device: str, tensor: int, data: int, stages: int, room: _Room) -> None:
+    ranks, said = tensor * data * stages, f"{tensor} (tensor) x {data} (data) x {stages} (pipeline) parallel"
+    if device == "gpu" and room.nodes == 1 and ranks > room.each:
+        raise ConfigError(f"{said} is more than {room.each} GPUs")
+    if device == "gpu" and room.nodes > 1 and ranks != room.total:
+        raise ConfigError(f"{said} is not {room.each} GPUs on each of {room.nodes} nodes (engine.nodes)")
+    if ranks % room.nodes:
+        raise ConfigError(f"engine.nodes: {said} cannot be shared out evenly among {room.nodes} nodes")
+
+
+def _fit(settings: EngineSettings, checkpoint: Checkpoint, room: _Room, stages: int | None) -> tuple[int, int, str]:
+    """The smallest power of two of GPUs whose memory holds the weights; beyond a node, stages on so many nodes."""
     size = checkpoint.weight_bytes(fp8=settings.fp8_weights != "off")
-    if not bytes_each or not size:
-        return 1 if count == 1 else count, "one GPU" if count == 1 else "all GPUs: sizes are not known"
-    room = bytes_each * settings.gpu_memory_utilization * _WEIGHTS_SHARE
+    if not room.bytes_each or not size:
+        return room.each, stages or room.nodes, "one GPU" if room.total == 1 else "all GPUs: sizes are not known"
+    said = f"{size / 1e9:.0f} GB of weights, {room.bytes_each / 1e9:.0f} GB per GPU"
     tensor = 1
-    while tensor * room < size:
+    while not room.holds(size, tensor * (stages or 1)):
         tensor *= 2
-    said = f"{size / 1e9:.0f} GB of weights, {bytes_each / 1e9:.0f} GB per GPU"
-    if tensor > count:
-        raise ConfigError(f"{checkpoint.model} does not fit: {said}, so {tensor} GPUs are needed and there are {count}")
-    return tensor, said
+    if tensor <= room.each:
+        return tensor, stages or 1, said
+    for nodes in range(2, room.nodes + 1):
+        if stages is None and room.nodes % nodes == 0 and room.holds(size, room.each * nodes):
+            return room.each, nodes, said
+    raise ConfigError(
+        f"{checkpoint.model} does not fit: {said}, so {tensor} GPUs are needed and there are {room.total}"
+    )
 
 
 def _experts(settings: EngineSettings, checkpoint: Checkpoint, device: str, ranks: int) -> Feature:

@@ -21,6 +21,11 @@ def processes_of(llm: Any) -> tuple[psutil.Process, ...]:
     return tuple(found)
 
 
+def children() -> tuple[psutil.Process, ...]:
+    """All below this process."""
+    return tuple(psutil.Process().children(recursive=True))
+
+
 def kill(processes: Sequence[psutil.Process], wait_seconds: float) -> None:
     """SIGKILL, which also ends what is stopped or hangs; psutil refuses pids that were given to others since."""
     for process in processes:

@@ -13,7 +13,9 @@ from penstock.engine_vllm.args import EnginePlan, plan_engine
 from penstock.engine_vllm.checkpoint import Checkpoint, read_checkpoint
 from penstock.engine_vllm.devices import find_devices
 from penstock.engine_vllm.features import Device
+from penstock.engine_vllm.nodes import find_leader
 from penstock.engine_vllm.probe import budget_fault
+from penstock.engine_vllm.processes import children, kill
 from penstock.errors import ConfigError, EngineDown
 from penstock.types import EngineRequest, Feature, Markers, ModelCard, Sampling
 
@@ -33,24 +35,25 @@ async def start(settings: EngineSettings, progress: Progress = lambda phase: Non
     Raises `errors.ConfigError` for what the operator can mend, `errors.EngineDown` where vLLM does not come up.
     """
     progress("checking")
-    device, version = _build(settings)
-    checkpoint = await asyncio.to_thread(read_checkpoint, settings.model, settings.fp8_weights != "off")
-    plan = plan_engine(settings, checkpoint, await asyncio.to_thread(find_devices, device))
-    for feature in plan.profile:
+    checkpoint, planned, version = await asyncio.to_thread(plan, await find_leader(settings))
+    for feature in planned.profile:
         progress(line(feature))
-    os.environ.update(plan.environment)
+    os.environ.update(planned.environment)
     progress("importing")
     await asyncio.to_thread(_import)
     progress("loading")
-    engine = await asyncio.to_thread(_load, settings, checkpoint, plan, f"{_DISTRIBUTIONS[device]} {version}")
+    engine = await _loaded(settings, checkpoint, planned, version)
     progress("warming")
     try:
         await _warm_up(engine)
         fault = await budget_fault(engine)
     except EngineDown as error:
         await engine.close()
-        if settings.mtp not in ("auto", "on") or "speculative_config" not in plan.arguments:
+        if settings.mtp not in ("auto", "on") or "speculative_config" not in planned.arguments:
             raise
+        if settings.nodes > 1:
+            # The other nodes read the same configuration, and would go on with it.
+            raise EngineDown(f"{error.message}; engine.mtp = off, on all nodes, may help") from error
         # Speculation is what breaks engines at their first steps; without it the service still serves.
         off = Feature("mtp", False, "", f"the start-up probe failed with it: {error.message}")
         progress(line(off))
@@ -64,6 +67,14 @@ async def start(settings: EngineSettings, progress: Progress = lambda phase: Non
         await _without_engine_budget(engine, settings, fault, progress)
     progress("ready")
     return engine
+
+
+def plan(settings: EngineSettings) -> tuple[Checkpoint, EnginePlan, str]:
+    """What would be started here, and the name and version of the vLLM build that does it. Raises `ConfigError`."""
+    device, version = _build(settings)
+    checkpoint = read_checkpoint(settings.model, settings.fp8_weights != "off", settings.revision)
+    planned = plan_engine(settings, checkpoint, find_devices(device))
+    return checkpoint, planned, f"{_DISTRIBUTIONS[device]} {version}"
 
 
 def line(feature: Feature) -> str:
@@ -111,6 +122,16 @@ def _import() -> None:
     assert engine
 
 
+async def _loaded(settings: EngineSettings, checkpoint: Checkpoint, planned: EnginePlan, version: str) -> VllmEngine:
+    """Loads in a thread, which nothing but the end of what it waits for can end: cancelled, that is seen to."""
+    before = set(children())
+    try:
+        return await asyncio.to_thread(_load, settings, checkpoint, planned, version)
+    except asyncio.CancelledError:
+        kill([process for process in children() if process not in before], 10.0)
+        raise
+
+
 def _load(settings: EngineSettings, checkpoint: Checkpoint, plan: EnginePlan, version: str) -> VllmEngine:
     """Blocks while vLLM starts its processes and reads the weights."""
     from vllm.engine.arg_utils import AsyncEngineArgs
@@ -121,7 +142,7 @@ def _load(settings: EngineSettings, checkpoint: Checkpoint, plan: EnginePlan, ve
     from penstock.hf_tokenizer import HfTokenizer
 
     try:
-        arguments = AsyncEngineArgs(**_in_vllms_types(plan.arguments))
+        arguments = AsyncEngineArgs(**in_vllms_types(plan.arguments))
         config = arguments.create_engine_config()
     except (TypeError, ValueError) as error:
         raise ConfigError(f"vLLM refuses the configuration: {error}") from error
@@ -135,7 +156,7 @@ def _load(settings: EngineSettings, checkpoint: Checkpoint, plan: EnginePlan, ve
     return VllmEngine(llm, card, tokenizer, meter)
 
 
-def _in_vllms_types(arguments: Mapping[str, Any]) -> dict[str, Any]:
+def in_vllms_types(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Plans are plain data; vLLM wants its own class here, unlike elsewhere."""
     from vllm.config import StructuredOutputsConfig
 
