@@ -96,7 +96,7 @@ def _gpu(settings: EngineSettings, checkpoint: Checkpoint, resolved: Resolved) -
 
 
 def _several_nodes(settings: EngineSettings) -> dict[str, Any]:
-    """vLLM's own way, without Ray: decision 9."""
+    """vLLM's own way, without Ray: decision 12."""
     return {
         "distributed_executor_backend": "mp",
         "nnodes": settings.nodes,
