@@ -166,6 +166,8 @@ class Calls:
             with watch.step(Step.PLAN):
                 plan = self.plan(spec, engine, arrival, carried)
                 watch.planned(plan, arrival.seconds_left)
+                if plan.request.output.structured is not None:
+                    await engine.check_constraint(plan.request.output.structured, arrival.caller.id)
             with watch.step(Step.QUEUE):
                 permit = await stack.enter_async_context(house.admission.permit(_bid(plan, arrival)))
             if permit.waited_seconds and plan.choice.auto_budget_tokens is not None:

@@ -69,6 +69,9 @@ class EngineSettings(Section):
         "ERROR", description="vLLM's own log level; at WARNING it speaks of what its CPU build lacks, on every start."
     )
     load_seconds: float = Field(7200.0, gt=0, description="Most time that one start may take; vLLM's own is 600.")
+    constraint_seconds: float = Field(
+        5.0, gt=0, description="A schema, regex or grammar that takes longer to compile and try is refused."
+    )
     extra_args: dict[str, object] = Field(
         default_factory=dict, description="More AsyncEngineArgs, by vLLM's names; on your own responsibility."
     )

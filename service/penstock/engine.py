@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from penstock.types import EngineChunk, EngineRequest, Message, ModelCard
+from penstock.types import EngineChunk, EngineRequest, Message, ModelCard, StructuredOutput
 
 
 class Tokenizer(Protocol):
@@ -58,6 +58,14 @@ class Engine(Protocol):
         """Runs one request. Closing the iterator aborts it in the engine.
 
         Raises `errors.EngineRefused` where the engine refuses the request, `errors.EngineDown` where it is dead.
+        """
+        ...
+
+    async def check_constraint(self, structured: StructuredOutput, caller: str) -> None:
+        """Tries a constraint where it can hurt nobody, before a request with it is let in.
+
+        Raises `errors.BadRequest` where it cannot be compiled or costs too much, `errors.Overloaded` where too many
+        wait to be tried. `caller` is whoever fairness is between.
         """
         ...
 

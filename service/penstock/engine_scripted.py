@@ -25,6 +25,7 @@ from penstock.types import (
     Message,
     ModelCard,
     Sampling,
+    StructuredOutput,
     TokenLogprob,
     TokenLogprobs,
 )
@@ -174,6 +175,9 @@ class ScriptedEngine:
             return ()
         sure = [TokenLogprob(token_id, 0.0, 1) for token_id in chunk]
         return tuple(TokenLogprobs(one, (one,) * min(1, request.top_logprobs)) for one in sure)
+
+    async def check_constraint(self, structured: StructuredOutput, caller: str) -> None:
+        raise AssertionError("constraints are refused before: they are in the card's unsupported fields")
 
     def load(self) -> EngineLoad:
         return EngineLoad(self._running, 0, 0.0, None, None)

@@ -19,7 +19,7 @@ from typing import Protocol
 from penstock.config import SupervisionSettings
 from penstock.engine import Engine, EngineLoad, Tokenizer
 from penstock.errors import EngineDown
-from penstock.types import EngineChunk, EngineRequest, ModelCard
+from penstock.types import EngineChunk, EngineRequest, ModelCard, StructuredOutput
 
 log = logging.getLogger(__name__)
 _LOOK_SECONDS = 0.25
@@ -65,6 +65,9 @@ class SupervisedEngine:
     @property
     def tokenizer(self) -> Tokenizer:
         return self._engine.tokenizer
+
+    async def check_constraint(self, structured: StructuredOutput, caller: str) -> None:
+        await self._engine.check_constraint(structured, caller)
 
     def load(self) -> EngineLoad:
         return self._engine.load()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+from penstock.complexity import too_complex
 from penstock.config import LimitSettings
 from penstock.errors import BadRequest, FeatureOff, FieldViolation, ModelNotFound
 from penstock.types import Message, ModelCard, Request, Role, Sampling, StructuredOutput
@@ -159,7 +160,10 @@ def _structured(structured: StructuredOutput, limits: LimitSettings) -> Iterator
     if structured.kind.value != "choice" and not structured.spec.strip():
         yield _invalid(f"output.{name}", "must not be empty", "MISSING_FIELD")
     size = _bytes(structured.spec) + sum(_bytes(choice) for choice in structured.choices)
-    yield from _limit(f"output.{name}", size, limits.max_schema_bytes, "bytes")
+    too_large = list(_limit(f"output.{name}", size, limits.max_schema_bytes, "bytes"))
+    yield from too_large
+    if not too_large and (fault := too_complex(structured)):
+        yield _invalid(f"output.{name}", fault, "LIMIT_EXCEEDED")
 
 
 def _refuse_unsupported(request: Request, card: ModelCard) -> None:

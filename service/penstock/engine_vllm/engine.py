@@ -15,16 +15,18 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from penstock.engine import EngineLoad
+from penstock.engine_vllm.constraints import Constraints, grammar_of, refusal
 from penstock.engine_vllm.load import LoadMeter
 from penstock.engine_vllm.processes import kill, processes_of
 from penstock.engine_vllm.sampling import sampling_params, thought_tokens_in_prompt
-from penstock.errors import BadRequest, EngineDown, EngineRefused, FieldViolation
+from penstock.errors import BadRequest, EngineDown, EngineRefused
 from penstock.hf_tokenizer import HfTokenizer
 from penstock.types import (
     EngineChunk,
     EngineRequest,
     EngineStop,
     ModelCard,
+    StructuredOutput,
     TokenLogprob,
     TokenLogprobs,
 )
@@ -36,12 +38,16 @@ _SHUTDOWN_SECONDS = 3.0  # no request is left by then; what has not ended is kil
 class VllmEngine:
     """Runs requests on an AsyncLLM. All methods belong to one event loop."""
 
-    def __init__(self, llm: AsyncLLM, card: ModelCard, tokenizer: HfTokenizer, meter: LoadMeter) -> None:
+    def __init__(
+        self, llm: AsyncLLM, card: ModelCard, tokenizer: HfTokenizer, meter: LoadMeter, constraint_seconds: float
+    ) -> None:
         self._llm = llm
         self._card = card
         self._tokenizer = tokenizer
         self._meter = meter
         self._processes = processes_of(llm)
+        self._constraint_seconds = constraint_seconds
+        self._constraints = Constraints(self._compilers_tokenizer, grammar_of, constraint_seconds)
 
     @property
     def card(self) -> ModelCard:
@@ -69,15 +75,22 @@ class VllmEngine:
         try:
             async with contextlib.aclosing(outputs):
                 async for output in outputs:
+                    if request.structured and output.outputs[0].finish_reason == "error":
+                        raise self._too_slow(request.structured)
                     yield _chunk(output, self._card.eos_ids)
         except EngineDeadError as error:
             raise EngineDown("the engine is dead") from error
+        except BadRequest:
+            raise
         except VLLMClientError as error:
-            raise _refusal(request, error) from error
+            raise self._refusal(request, error) from error
         except Exception as error:
             if self._llm.errored:
                 raise EngineDown("the engine is dead") from error
             raise EngineRefused(f"the engine failed on this request: {type(error).__name__}") from error
+
+    async def check_constraint(self, structured: StructuredOutput, caller: str) -> None:
+        await self._constraints.check(structured, caller)
 
     def load(self) -> EngineLoad:
         return self._meter.load()
@@ -114,12 +127,32 @@ class VllmEngine:
             await self.close()
 
     async def close(self) -> None:
+        await self._constraints.close()
         # vLLM's own order ends the processes first, and its output handler then logs a death that was wanted.
         if self._llm.output_handler is not None:
             self._llm.output_handler.cancel()
         await asyncio.to_thread(self._llm.shutdown, _SHUTDOWN_SECONDS)
         # vLLM kills what is slow to end and does not wait for it: nothing of the engine may be left after this.
         await asyncio.to_thread(kill, self._processes, _KILL_SECONDS)
+
+    def _compilers_tokenizer(self) -> str:
+        """As vLLM's backend makes it (v1/structured_output/backend_xgrammar.py)."""
+        from xgrammar import TokenizerInfo
+
+        tokenizer = self._llm.renderer.get_tokenizer()
+        vocab_size = self._llm.vllm_config.model_config.get_vocab_size()
+        return str(TokenizerInfo.from_huggingface(tokenizer, vocab_size=vocab_size).serialize_json())
+
+    def _too_slow(self, structured: StructuredOutput) -> BadRequest:
+        """The engine gave up on a constraint (compat.slow_grammars) whose trial had found nothing."""
+        self._constraints.condemn(structured)
+        return refusal(structured, malformed=False, seconds=self._constraint_seconds)
+
+    def _refusal(self, request: EngineRequest, error: Exception) -> BadRequest | EngineRefused:
+        """What vLLM refuses of a constraint is the caller's mistake; all else was ours to refuse."""
+        if request.structured is None:
+            return EngineRefused(f"vLLM refuses the request: {type(error).__name__}")
+        return refusal(request.structured, malformed=True, seconds=self._constraint_seconds)
 
     def _answers_at_once(self, request: EngineRequest) -> bool:
         markers = self._card.markers
@@ -174,11 +207,3 @@ def _logprobs(token_ids: tuple[int, ...], positions: Any) -> tuple[TokenLogprobs
         wanted = len(position) - (1 if entries[sampled_id].rank >= len(position) else 0)
         result.append(TokenLogprobs(sampled=entries[sampled_id], top=tuple(ranked[:wanted])))
     return tuple(result)
-
-
-def _refusal(request: EngineRequest, error: Exception) -> BadRequest | EngineRefused:
-    """A constraint is compiled by the engine alone, so its refusal is the caller's; all else was ours to refuse."""
-    if request.structured is None:
-        return EngineRefused(f"vLLM refuses the request: {type(error).__name__}")
-    field = f"spec.output.{'choices' if request.structured.choices else request.structured.kind.value}"
-    return BadRequest(FieldViolation(field, "the constraint cannot be compiled", "INVALID_FIELD"))

@@ -153,7 +153,7 @@ def _load(settings: EngineSettings, checkpoint: Checkpoint, plan: EnginePlan, ve
         raise EngineDown(f"vLLM did not start: {error}") from error
     tokenizer = HfTokenizer(llm.renderer.get_tokenizer(), checkpoint.vocab_size)
     card = _card(settings, checkpoint, plan, tokenizer, config, version)
-    return VllmEngine(llm, card, tokenizer, meter)
+    return VllmEngine(llm, card, tokenizer, meter, settings.constraint_seconds)
 
 
 def in_vllms_types(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ entry points in every one of them, so no process needs its own preparation:
 
 `strides`: arguments that the CPU kernels refuse. `speculation`: what MTP gets wrong.
 `draft_history`: steps with fewer drafts than usual. `recurrent_states`: MTP beside prefix caching.
-`engine_vllm.fp8`: FP8 weights.
+`slow_grammars`: constraints that hold up everybody. `engine_vllm.fp8`: FP8 weights.
 
 tests/engine/test_engine_vllm_compat.py fails when a patch is no longer needed.
 """
@@ -31,6 +31,9 @@ def general_plugin() -> None:
     """Entry point in `vllm.general_plugins`."""
     from vllm.platforms import current_platform
 
+    from penstock.engine_vllm.compat import slow_grammars
+
+    slow_grammars.stop_them()
     if not current_platform.is_cpu():
         return
     from penstock.engine_vllm.compat import draft_history, recurrent_states, speculation, strides

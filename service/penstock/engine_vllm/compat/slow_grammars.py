@@ -1,0 +1,70 @@
+"""Constraints that hold up everybody: the engine computes each one's mask within the step that all requests share.
+
+For vLLM 0.32.0, which bounds how long a regular expression compiles, and nothing else: `root ::= root root | "a"`
+compiles at once and costs 60 ms per token after 300 tokens. The trial before (`engine_vllm.constraints`) finds what
+shows within some hundred tokens; what does not is ended here.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from penstock.engine_vllm.patience import Patience
+
+
+def stop_them() -> None:
+    """A request whose masks cost more than `Patience` allows ends with an error; the scheduler then says
+    FINISHED_ERROR, as for a token that the grammar does not take.
+    Upstream: vllm/v1/structured_output/backend_xgrammar.py `XgrammarGrammar`.
+    """
+    from vllm.v1.structured_output.backend_xgrammar import XgrammarGrammar
+
+    if hasattr(XgrammarGrammar.fill_bitmask, "__wrapped__"):
+        return
+    accept, validate, fill = (
+        XgrammarGrammar.accept_tokens,
+        XgrammarGrammar.validate_tokens,
+        XgrammarGrammar.fill_bitmask,
+    )
+
+    def accept_tokens(self: Any, request_id: str, tokens: list[int]) -> bool:
+        accepted = _timed(self, accept, self, request_id, tokens)
+        return bool(accepted) and not _patience(self).is_over
+
+    def validate_tokens(self: Any, tokens: list[int]) -> list[int]:
+        return [] if _patience(self).is_over else _timed(self, validate, self, tokens)
+
+    def fill_bitmask(self: Any, bitmask: Any, idx: int) -> None:
+        if _patience(self).is_over:
+            bitmask[idx].fill_(-1)  # Its request ends with its next token, whichever that is.
+        else:
+            _timed(self, fill, self, bitmask, idx)
+
+    fill_bitmask.__wrapped__ = fill  # type: ignore[attr-defined]
+    XgrammarGrammar.accept_tokens, XgrammarGrammar.fill_bitmask = accept_tokens, fill_bitmask
+    XgrammarGrammar.validate_tokens = validate_tokens
+    logging.getLogger("vllm.v1.core.sched.scheduler").addFilter(_without_tokens)
+
+
+def _timed(grammar: Any, function: Callable[..., Any], *arguments: Any) -> Any:
+    began = time.thread_time()
+    result = function(*arguments)
+    _patience(grammar).spend(time.thread_time() - began)
+    return result
+
+
+def _patience(grammar: Any) -> Patience:
+    patience: Patience | None = grammar.__dict__.get("penstock_patience")
+    if patience is None:
+        patience = grammar.penstock_patience = Patience()
+    return patience
+
+
+def _without_tokens(record: logging.LogRecord) -> bool:
+    """vLLM logs the tokens that a grammar refused; they are the model's output, which is never logged."""
+    if str(record.msg).startswith("Unexpected: grammar rejected tokens") and isinstance(record.args, tuple):
+        record.args = (f"({len(record.args[0])})" if isinstance(record.args[0], list) else "", *record.args[1:])
+    return True

@@ -1,0 +1,159 @@
+"""Hostile constraints on the real engine: refused in bounded time, while a stream beside them hardly notices."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import statistics
+import time
+from dataclasses import replace
+
+import grpc
+import pytest
+from penstock.engine import Engine
+from penstock.engine_vllm import constraints
+from penstock.engine_vllm.trial import Verdict
+from penstock.errors import BadRequest, Overloaded
+from penstock.types import StructuredKind, StructuredOutput
+from penstock_client.v1 import generation_pb2 as pb
+from penstock_client.v1 import generation_pb2_grpc
+
+from tests.bad_requests import hello
+from tests.engine.conftest import run
+from tests.engine.test_bad_requests import details, refusal
+from tests.hostile.bombs import HARMLESS, REFUSED_BY_TEXT, REFUSED_BY_TRIAL, Bomb
+
+_SLACK_SECONDS = 10.0  # beside the bound itself: a busy machine, and the trial of another caller
+
+
+def output_of(constraint: StructuredOutput, **fields: object) -> pb.OutputConfig:
+    if constraint.kind is StructuredKind.CHOICE:
+        return pb.OutputConfig(choices=pb.Choices(choices=constraint.choices), **fields)
+    return pb.OutputConfig(**{constraint.kind.value: constraint.spec}, **fields)
+
+
+class Ticking:
+    """A stream that goes on until told to stop, and when each of its tokens came."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._stub = generation_pb2_grpc.GenerationServiceStub(channel)
+        self.at: list[float] = []
+        self.is_steady = asyncio.Event()
+        self._task = asyncio.create_task(self._run())
+
+    async def _run(self) -> None:
+        while True:
+            output = pb.OutputConfig(max_output_tokens=800, min_output_tokens=800)
+            spec = hello(thinking=pb.ThinkingConfig(mode=pb.THINKING_MODE_FAST), output=output)
+            async for reply in self._stub.StreamGenerate(pb.StreamGenerateRequest(spec=spec)):
+                if reply.event.WhichOneof("event") == "answer":
+                    self.at.append(time.monotonic())
+                    if len(self.at) >= 20:
+                        self.is_steady.set()
+
+    def gaps(self, begin: float, end: float) -> list[float]:
+        return [b - a for a, b in itertools.pairwise(self.at) if begin <= a and b <= end]
+
+    async def stop(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+
+async def refused(channel: grpc.aio.Channel, bomb: Bomb) -> str:
+    """What is wrong with how a bomb was refused; empty where nothing is."""
+    began = time.monotonic()
+    error = await refusal(channel, hello(output=output_of(bomb.constraint)))
+    seconds = time.monotonic() - began
+    _, bad = details(error)
+    got = [(violation.field, violation.reason) for violation in bad.field_violations]
+    print(f"{bomb.name:24} {seconds:5.2f} s  {got}")
+    wanted = [(f"spec.output.{bomb.constraint.kind.value}", "LIMIT_EXCEEDED")]
+    return "" if got == wanted and seconds < 5 + _SLACK_SECONDS else f"{bomb.name}: {got} after {seconds:.1f} s"
+
+
+async def test_bombs_are_refused_in_bounded_time_beside_a_stream_that_goes_on(
+    engine: Engine, channel: grpc.aio.Channel
+) -> None:
+    await engine.check_constraint(HARMLESS[0], "warm-up")  # starts the process that tries them
+    stream = Ticking(channel)
+    await stream.is_steady.wait()
+    began = time.monotonic()
+    await asyncio.sleep(3)
+    alone_until = time.monotonic()
+    wrong = [fault for bomb in (*REFUSED_BY_TEXT, *REFUSED_BY_TRIAL) if (fault := await refused(channel, bomb))]
+    until = time.monotonic()
+    await stream.stop()
+    alone, beside = stream.gaps(began, alone_until), stream.gaps(alone_until, until)
+    # Medians and a quantile: on a shared machine a few gaps are somebody else's.
+    ratio = statistics.median(beside) / statistics.median(alone)
+    p99 = statistics.quantiles(beside, n=100)[98]
+    print(
+        f"time per token: {statistics.median(alone) * 1e3:.1f} ms alone, {statistics.median(beside) * 1e3:.1f} beside "
+        f"bombs ({ratio:.2f}); p99 {p99 * 1e3:.0f} ms, longest {max(beside):.2f} s, alone {max(alone):.2f} s"
+    )
+    assert wrong == []
+    assert ratio < 2
+    assert p99 < 0.5
+
+
+async def test_what_people_write_passes(engine: Engine, channel: grpc.aio.Channel) -> None:
+    stub = generation_pb2_grpc.GenerationServiceStub(channel)
+    for constraint in HARMLESS:
+        thinking = pb.ThinkingConfig(mode=pb.THINKING_MODE_FAST)
+        spec = hello(thinking=thinking, output=output_of(constraint, max_output_tokens=20))
+        reply = await stub.Generate(pb.GenerateRequest(spec=spec))
+        assert reply.usage.output_tokens > 0
+
+
+async def test_a_verdict_is_remembered(engine: Engine) -> None:
+    bomb = REFUSED_BY_TRIAL[0].constraint
+    with pytest.raises(BadRequest):
+        await engine.check_constraint(bomb, "a")
+    began = time.monotonic()
+    with pytest.raises(BadRequest):
+        await engine.check_constraint(bomb, "b")
+    assert time.monotonic() - began < 0.1
+
+
+async def test_what_the_trial_did_not_find_the_engine_ends_and_remembers(engine: Engine, fast_prompt, request_for):
+    """Straight to the engine, as a bomb would come whose fuse is longer than the trial's texts."""
+    bomb = StructuredOutput(StructuredKind.REGEX, "(" * 5 + "[a-z]" + "{1,30})" * 5 + "{1,30}")
+    beside = asyncio.create_task(run(engine, request_for(fast_prompt, 30, min_tokens=30)))
+    with pytest.raises(BadRequest) as raised:
+        await run(engine, request_for(fast_prompt, 500, min_tokens=500, structured=bomb))
+    assert raised.value.violations[0].reason == "LIMIT_EXCEEDED"
+    assert len((await beside)[0]) == 30
+    with pytest.raises(BadRequest):
+        await engine.check_constraint(bomb, "anyone")
+    await engine.check()
+
+
+class SlowTrials(constraints.Constraints):
+    """Trials that take a moment, without a process."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda: "", lambda structured: ("regex", structured.spec), 5.0)
+        self.order: list[str] = []
+
+    async def _try(self, kind: str, spec: str) -> int:
+        await asyncio.sleep(0.02)
+        self.order.append(spec)
+        return Verdict.GOOD
+
+
+async def test_a_caller_of_many_waits_for_itself() -> None:
+    door = SlowTrials()
+    base = StructuredOutput(StructuredKind.REGEX)
+    greedy = [asyncio.create_task(door.check(replace(base, spec=f"greedy {n}"), "greedy")) for n in range(20)]
+    await asyncio.sleep(0)
+    await door.check(replace(base, spec="modest"), "modest")
+    assert door.order.index("modest") <= 2
+    await asyncio.gather(*greedy)
+
+
+async def test_a_queue_for_trials_ends() -> None:
+    door = SlowTrials()
+    base = StructuredOutput(StructuredKind.REGEX)
+    tasks = [asyncio.create_task(door.check(replace(base, spec=str(n)), str(n))) for n in range(80)]
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert sum(isinstance(result, Overloaded) for result in results) == 16
