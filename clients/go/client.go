@@ -108,12 +108,22 @@ func (c *Client) Close() error {
 	return c.conn.Close()
 }
 
-// StreamOption changes how a stream is sent; what is generated is the request's.
-type StreamOption func(*pb.StreamGenerateRequest)
+// StreamOption says how events are delivered.
+type StreamOption func(*delivery)
 
-// FlushEvery gathers deltas for that long, at most 10 seconds: fewer, larger events.
+type delivery struct{ flushInterval *durationpb.Duration }
+
+// FlushEvery gathers deltas for at most that long: fewer, larger events; the first ones and the last are not held.
 func FlushEvery(interval time.Duration) StreamOption {
-	return func(request *pb.StreamGenerateRequest) { request.FlushInterval = durationpb.New(interval) }
+	return func(d *delivery) { d.flushInterval = durationpb.New(interval) }
+}
+
+func deliver(options []StreamOption) delivery {
+	var asked delivery
+	for _, option := range options {
+		option(&asked)
+	}
+	return asked
 }
 
 // Stream starts a generation; its events come by Recv. It is resumable, so it survives dropped connections, unless
@@ -127,13 +137,8 @@ func (c *Client) StreamOnce(ctx context.Context, spec *pb.GenerationSpec, option
 	return c.stream(ctx, spec, false, options)
 }
 
-func (c *Client) stream(
-	ctx context.Context, spec *pb.GenerationSpec, resumable bool, options []StreamOption,
-) *Stream {
-	request := &pb.StreamGenerateRequest{Spec: spec, Resumable: resumable}
-	for _, option := range options {
-		option(request)
-	}
+func (c *Client) stream(ctx context.Context, spec *pb.GenerationSpec, resumable bool, options []StreamOption) *Stream {
+	request := &pb.StreamGenerateRequest{Spec: spec, Resumable: resumable, FlushInterval: deliver(options).flushInterval}
 	return newStream(ctx, c, func(ctx context.Context) (receiver, error) {
 		call, err := c.generation.StreamGenerate(c.outgoing(ctx), request)
 		if err != nil {
@@ -147,15 +152,19 @@ func (c *Client) stream(
 }
 
 // Interact starts a generation that can be steered while its events come. A dropped connection ends it.
-func (c *Client) Interact(ctx context.Context, spec *pb.GenerationSpec) *Interaction {
+func (c *Client) Interact(ctx context.Context, spec *pb.GenerationSpec, options ...StreamOption) *Interaction {
 	made := &Interaction{}
+	start := &pb.InteractRequest{
+		Action:        &pb.InteractRequest_Start{Start: spec},
+		FlushInterval: deliver(options).flushInterval,
+	}
 	made.Stream = newStream(ctx, c, func(ctx context.Context) (receiver, error) {
 		call, err := c.generation.Interact(c.outgoing(ctx))
 		if err != nil {
 			return nil, err
 		}
 		// An error here is io.EOF: the call's own comes at the first Recv.
-		if err := call.Send(&pb.InteractRequest{Action: &pb.InteractRequest_Start{Start: spec}}); err != nil && err != io.EOF {
+		if err := call.Send(start); err != nil && err != io.EOF {
 			return nil, err
 		}
 		made.send = call.Send

@@ -27,6 +27,7 @@ from penstock.candidate import Steering
 from penstock.config import Config
 from penstock.engine import Engine
 from penstock.errors import GenerationNotFound
+from penstock.gather import LoopLag, gathered
 from penstock.generation import generate
 from penstock.live import LiveStream, LiveStreams
 from penstock.observe import CALL, GenerationWatch, Step
@@ -53,6 +54,7 @@ class House:
     """Seals drained generations for other servers; None where there is no key to share."""
     steerings: WeakSet[Steering] = field(default_factory=WeakSet)
     """Of all generations under way, so that draining can end them."""
+    lag: LoopLag = field(default_factory=lambda: LoopLag(0))
 
     def steering(self) -> Steering:
         steering = Steering()
@@ -100,11 +102,13 @@ class Calls:
     def __init__(self, house: House) -> None:
         self._house = house
 
-    async def live(self, spec: pb.GenerationSpec, arrival: Arrival) -> AsyncGenerator[pb.GenerationEvent, None]:
+    async def live(
+        self, spec: pb.GenerationSpec, arrival: Arrival, flush_seconds: float
+    ) -> AsyncGenerator[pb.GenerationEvent, None]:
         """Starts a generation that goes on without its client, and reads it."""
         self._house.admission.look(wire.priority_of(spec), arrival.caller.id)
         stream = await self._house.live.open(uuid.uuid4().hex, arrival.caller)
-        stream.task = asyncio.create_task(stream.feed(self.events(spec, arrival, live=stream)))
+        stream.task = asyncio.create_task(stream.feed(self.events(spec, arrival, flush_seconds, live=stream)))
         return stream.read(0)
 
     async def carried_on(self, request: pb.ResumeRequest, arrival: Arrival) -> AsyncGenerator[pb.GenerationEvent, None]:
@@ -117,7 +121,7 @@ class Calls:
         spec = pb.GenerationSpec.FromString(carried.spec)
         async with (
             self.let_in(spec, arrival, carried=carried) as call,
-            aclosing(self._said(call, carried.sequence)) as events,
+            aclosing(self._said(call, carried.sequence, carried.flush_seconds)) as events,
         ):
             async for event in events:
                 yield event
@@ -126,6 +130,7 @@ class Calls:
         self,
         spec: pb.GenerationSpec,
         arrival: Arrival,
+        flush_seconds: float = 0.0,
         *,
         live: LiveStream | None = None,
         steering: Steering | None = None,
@@ -138,7 +143,7 @@ class Calls:
                 resume_token=live.token if live else "",
             )
             yield pb.GenerationEvent(sequence=1, started=started)
-            async with aclosing(self._said(call, 1)) as events:
+            async with aclosing(self._said(call, 1, flush_seconds)) as events:
                 async for event in events:
                     yield event
 
@@ -206,28 +211,30 @@ class Calls:
             call.watch,
         )
 
-    async def _said(self, call: Call, sequence: int) -> AsyncGenerator[pb.GenerationEvent, None]:
+    async def _said(self, call: Call, sequence: int, flush_seconds: float) -> AsyncGenerator[pb.GenerationEvent, None]:
         """What the generation says, numbered on from `sequence`."""
+        lag = self._house.lag
         token_bytes = call.engine.tokenizer.token_bytes
         with_ids = call.plan.request.output.return_token_ids
-        async with aclosing(self.generation(call)) as events:
+        async with aclosing(gathered(self.generation(call), lambda: max(flush_seconds, lag.flush_seconds))) as events:
             async for event in events:
                 sequence += 1
                 if call.watch.wants_content:
                     call.watch.said(event)
                 if isinstance(event, Finished):
-                    token = self._sealed(call, event, sequence)
+                    token = self._sealed(call, event, sequence, flush_seconds)
                     yield wire.finished_event(event, call.effective, sequence, token)
                 else:
                     yield wire.event_out(event, sequence, token_bytes, with_ids=with_ids)
 
-    def _sealed(self, call: Call, finished: Finished, sequence: int) -> str:
+    def _sealed(self, call: Call, finished: Finished, sequence: int, flush_seconds: float) -> str:
         key = self._house.seal_key
         if key is None or not finished.states:
             return ""
         spec = call.spec.SerializeToString()
         plan, model = carried_plan(call.plan), call.engine.card.name
-        carried = Carried(call.generation_id, model, spec, sequence, plan, finished.states, CALL.get().headers)
+        states, headers = finished.states, CALL.get().headers
+        carried = Carried(call.generation_id, model, spec, sequence, plan, states, headers, flush_seconds)
         return seal(carried, key, call.arrival.caller)
 
 

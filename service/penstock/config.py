@@ -103,6 +103,9 @@ class ServerSettings(Section):
     )
     drain_seconds: float = Field(600.0, ge=0, description="Most time that streams in flight get after SIGTERM.")
     slow_reader_seconds: float = Field(60.0, gt=0, description="A client that takes no message so long is cut off.")
+    adaptive_flush_seconds: float = Field(
+        0.1, ge=0, le=10, description="Most that deltas are gathered while the event loop lags; 0 is never."
+    )
     max_connection_age_seconds: float | None = Field(None, gt=0, description="Rebalances long-lived channels.")
 
 

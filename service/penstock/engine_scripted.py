@@ -78,6 +78,13 @@ class Reply:
     step_seconds: float = 0.0
 
 
+async def _next_step(step_seconds: float) -> None:
+    """Until the next step's time. All streams of one pace step at once, as a real engine's do."""
+    loop = asyncio.get_running_loop()
+    now = loop.time()
+    await asyncio.sleep(step_seconds - now % step_seconds if step_seconds else 0)
+
+
 class ScriptedEngine:
     """Plays replies: the prompt picks one, and a continuation goes on from its prompt's tail."""
 
@@ -131,7 +138,7 @@ class ScriptedEngine:
                 stop = EngineStop.LENGTH if sent >= min(request.max_tokens, len(script)) else None
                 if ended is not None:
                     chunk, stop = chunk[: ended + 1], stops[chunk[ended]]
-                await asyncio.sleep(reply.step_seconds)
+                await _next_step(reply.step_seconds)
                 yield EngineChunk(tuple(chunk), self._logprobs(chunk, request), stop=stop, queue_seconds=0.0)
                 if stop is not None:
                     return

@@ -132,6 +132,7 @@ class ServiceState:
     running_sequences: int
     capacity_sequences: int
     resumable_streams: int
+    loop_lag_seconds: float
     engine_restarts: int
     load: EngineLoad | None
 

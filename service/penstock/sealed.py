@@ -35,6 +35,7 @@ class Carried:
     plan: Mapping[str, Any]
     candidates: tuple[Mapping[str, Any], ...]
     trace_headers: Mapping[str, str] = field(default_factory=dict)
+    flush_seconds: float = 0.0
 
 
 def is_sealed(token: str) -> bool:
@@ -50,6 +51,7 @@ def seal(carried: Carried, key: bytes, caller: Caller = NOBODY) -> str:
         "plan": carried.plan,
         "candidates": carried.candidates,
         "trace": carried.trace_headers,
+        "flush": carried.flush_seconds,
     }
     packed = zlib.compress(json.dumps(content, separators=(",", ":")).encode())
     return _PREFIX + base64.urlsafe_b64encode(_signature(packed, key, caller) + packed).decode()
@@ -72,6 +74,7 @@ def unseal(token: str, key: bytes, caller: Caller = NOBODY) -> Carried:
             plan=content["plan"],
             candidates=tuple(content["candidates"]),
             trace_headers=content.get("trace", {}),
+            flush_seconds=content.get("flush", 0.0),
         )
     except (ValueError, KeyError, zlib.error) as error:
         raise GenerationNotFound("this resume token was not made here, nor by a server that shares our key") from error

@@ -24,6 +24,7 @@ from penstock.calls import House
 from penstock.config import Config, ServerSettings
 from penstock.engine import Engine
 from penstock.errors import ConfigError, EngineDown
+from penstock.gather import LoopLag
 from penstock.interceptor import SlowReaders, StatusInterceptor
 from penstock.live import LiveStreams
 from penstock.observe import NOBODY, Observer, ServiceState
@@ -82,6 +83,7 @@ class Server:
         self._health = health.aio.HealthServicer()
         self.admission = Admission(config.admission, self._capacity)
         self._slow_readers = SlowReaders(config.server.slow_reader_seconds)
+        self._lag = LoopLag(config.server.adaptive_flush_seconds)
         self._watching: list[asyncio.Task[None]] = []
         gate = Gate(config.auth, config.jwt)
         self._files = gate.files
@@ -91,7 +93,9 @@ class Server:
         self._probes = grpc.aio.server(options=_options(config.server)) if config.server.health_listen else None
         self._live = LiveStreams(config.resume)
         prices = PriceList(config.price_tiers)
-        self._house = house = House(config, prices, self.admission, self._live, self._require_engine, _seal_key(config))
+        self._house = house = House(
+            config, prices, self.admission, self._live, self._require_engine, _seal_key(config), lag=self._lag
+        )
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(GenerationServicer(house), self._grpc)
         model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(house), self._grpc)
         routing_pb2_grpc.add_RoutingServiceServicer_to_server(RoutingServicer(), self._grpc)
@@ -119,6 +123,7 @@ class Server:
             running_sequences=admission.running_sequences,
             capacity_sequences=self._capacity(),
             resumable_streams=len(self._live),
+            loop_lag_seconds=self._lag.seconds,
             engine_restarts=engine.restarts if isinstance(engine, SupervisedEngine) else 0,
             load=engine.load() if engine else None,
         )
@@ -142,6 +147,7 @@ class Server:
         self._observer.listening(host, int(port))
         await self._grpc.start()
         self._watching.append(asyncio.create_task(self._slow_readers.watch()))
+        self._watching.append(asyncio.create_task(self._lag.watch()))
         if self._files:
             every_seconds = self._config.server.reload_seconds
             self._watching.append(asyncio.create_task(keep_fresh(self._files, every_seconds)))

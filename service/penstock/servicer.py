@@ -11,6 +11,7 @@ from contextlib import aclosing
 from penstock_client.v1 import generation_pb2 as pb
 from penstock_client.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc, routing_pb2, routing_pb2_grpc
 
+from penstock import wire
 from penstock.callers.caller import CALLER
 from penstock.calls import Arrival, Calls, Context, House
 from penstock.candidate import Steering
@@ -29,13 +30,11 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     async def StreamGenerate(
         self, request: pb.StreamGenerateRequest, context: Context
     ) -> AsyncGenerator[pb.StreamGenerateResponse, None]:
-        if request.flush_interval.ToNanoseconds():
-            raise NotImplementedYet("gathering deltas is not there yet", field="flush_interval")
-        arrival = Arrival.of(context)
+        arrival, flush_seconds = Arrival.of(context), wire.flush_seconds(request.flush_interval)
         source = (
-            await self._calls.live(request.spec, arrival)
+            await self._calls.live(request.spec, arrival, flush_seconds)
             if request.resumable
-            else self._calls.events(request.spec, arrival)
+            else self._calls.events(request.spec, arrival, flush_seconds)
         )
         async with aclosing(source) as events:
             async for event in events:
@@ -74,10 +73,11 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         first = await anext(request_iterator, None)
         if first is None or first.WhichOneof("action") != "start":
             raise BadRequest(FieldViolation("action", "the first message must be `start`", "MISSING_FIELD"))
-        steering = self._house.steering()
+        flush_seconds, steering = wire.flush_seconds(first.flush_interval), self._house.steering()
+        source = self._calls.events(first.start, Arrival.of(context), flush_seconds, steering=steering)
         listening = asyncio.create_task(_steer(steering, request_iterator))
         try:
-            async with aclosing(self._calls.events(first.start, Arrival.of(context), steering=steering)) as events:
+            async with aclosing(source) as events:
                 async for event in events:
                     if listening.done():
                         listening.result()  # A message that says nothing sensible ends the call.

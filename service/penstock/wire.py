@@ -82,6 +82,7 @@ _SamplingScalar = Literal[
     "repetition_penalty",
     "seed",
 ]
+_MOST_FLUSH_SECONDS = 10
 _SAMPLING_SCALARS: tuple[_SamplingScalar, ...] = get_args(_SamplingScalar)
 
 # ---------------------------------------------------------------------------------------------------------- inwards
@@ -101,6 +102,16 @@ def request_of(spec: pb.GenerationSpec) -> Request:
         output=_output(spec.output),
         priority=priority_of(spec),
     )
+
+
+def flush_seconds(interval: Duration) -> float:
+    """How long deltas may be held. Raises BadRequest outside [0, 10] seconds."""
+    seconds: float = interval.seconds + interval.nanos / 1e9
+    if not 0 <= seconds <= _MOST_FLUSH_SECONDS:
+        raise BadRequest(
+            FieldViolation("flush_interval", f"must be 0 to {_MOST_FLUSH_SECONDS} seconds", "INVALID_FIELD")
+        )
+    return seconds
 
 
 def priority_of(spec: pb.GenerationSpec) -> Priority:

@@ -30,13 +30,13 @@ def run_sync(case: dict[str, Any], target: str) -> dict[str, Any]:
 
 
 def _stream(client: pc.Client, case: dict[str, Any], seen: dict[str, Any]) -> None:
-    with client.stream(**of_streams(case), **options(case)) as stream:
+    with client.stream(resumable=case.get("resumable"), **delivered(case)) as stream:
         seen["events"] = [event_of(event) for event in stream]
         seen.update(reply=reply_of(stream.response), reconnections=stream.reconnections)
 
 
 def _interact(client: pc.Client, case: dict[str, Any], seen: dict[str, Any]) -> None:
-    with client.interact(**options(case)) as interaction:
+    with client.interact(**delivered(case)) as interaction:
         seen["events"] = []
         for event in interaction:
             seen["events"].append(event_of(event))
@@ -46,7 +46,7 @@ def _interact(client: pc.Client, case: dict[str, Any], seen: dict[str, Any]) -> 
 
 
 def _resume(client: pc.Client, case: dict[str, Any], seen: dict[str, Any]) -> None:
-    stream = client.stream(**options(case))
+    stream = client.stream(**delivered(case))
     for _ in range(case["read"]):
         next(stream)
     leave(case, stream)
@@ -101,11 +101,11 @@ async def _run_async(client: pc.AsyncClient, case: dict[str, Any], seen: dict[st
             seen["model"] = model_of(await client.model(case.get("model", "")))
             return
         case "stream":
-            stream = client.stream(**of_streams(case), **options(case))
+            stream = client.stream(resumable=case.get("resumable"), **delivered(case))
         case "interact":
-            stream = client.interact(**options(case))
+            stream = client.interact(**delivered(case))
         case "resume":
-            first = client.stream(**options(case))
+            first = client.stream(**delivered(case))
             for _ in range(case["read"]):
                 await anext(first)
             leave(case, first)
@@ -123,8 +123,8 @@ def options(case: dict[str, Any]) -> dict[str, Any]:
     return {"spec": ParseDict(case["spec"], pb.GenerationSpec()), "timeout": case.get("timeout_seconds")}
 
 
-def of_streams(case: dict[str, Any]) -> dict[str, Any]:
-    return {"resumable": case.get("resumable"), "flush_interval_seconds": case.get("flush_interval_seconds")}
+def delivered(case: dict[str, Any]) -> dict[str, Any]:
+    return {**options(case), "flush_interval_seconds": case.get("flush_interval_seconds")}
 
 
 def due(case: dict[str, Any], events: int) -> Iterator[Any]:

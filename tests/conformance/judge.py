@@ -71,6 +71,8 @@ def _stream(case: dict[str, Any], events: list[dict[str, Any]], reply: dict[str,
         wrong.unless("first event", events[0]["kind"], "started")
     if "kinds" in expected:
         wrong.unless("kinds", [kind for kind, _ in groupby(event["kind"] for event in events)], expected["kinds"])
+    if "deltas" in expected:
+        wrong.unless("deltas", sum("text" in event for event in events), expected["deltas"])
     for index, candidate in enumerate(reply["candidates"]):
         for kind, counted in (("thought", "reasoning_tokens"), ("answer", "answer_tokens")):
             deltas = [event for event in events if event["kind"] == kind and event["candidate"] == index]

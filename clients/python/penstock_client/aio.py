@@ -18,7 +18,7 @@ from penstock_client.channel import ChannelOptions, Tls, credentials_for, metada
 from penstock_client.errors import from_rpc_error
 from penstock_client.reconnect import Link, Reconnect
 from penstock_client.response import Response
-from penstock_client.spec import GenerationOptions, Prompt, build_spec, stream_request
+from penstock_client.spec import GenerationOptions, Prompt, build_spec, interact_request, stream_request
 from penstock_client.tracing import CallSpan
 from penstock_client.v1 import generation_pb2 as pb
 from penstock_client.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc
@@ -80,7 +80,8 @@ class AsyncClient:
         `resumable` (default: unless the client has `reconnect=None`) lets the stream go on over a dropped connection:
         every event comes once, in order. Leaving the stream still ends the generation: the client says so to the
         server. Where neither can reach it, the server ends it after its grace. False saves the server keeping events.
-        `flush_interval_seconds` gathers deltas for that long: fewer, larger events.
+        `flush_interval_seconds` gathers deltas for at most that long: fewer, larger events; the first ones and the last
+        are not held back.
         """
         resumable = self._reconnect is not None if resumable is None else resumable
         request = stream_request(build_spec(prompt, spec=spec, **options), resumable, flush_interval_seconds)
@@ -93,13 +94,14 @@ class AsyncClient:
         *,
         spec: pb.GenerationSpec | None = None,
         timeout: float | None = None,
+        flush_interval_seconds: float | None = None,
         **options: Unpack[GenerationOptions],
     ) -> AsyncInteraction:
         """Starts a generation that can be steered while its events come: finish thinking, change the budget, cancel.
 
         Such a stream cannot be resumed: a dropped connection ends it.
         """
-        start = pb.InteractRequest(start=build_spec(prompt, spec=spec, **options))
+        start = interact_request(build_spec(prompt, spec=spec, **options), flush_interval_seconds)
         link = self._link("Interact", timeout)
         return AsyncInteraction(link, start, lambda actions: self._generation.Interact(actions, **link.options()))
 

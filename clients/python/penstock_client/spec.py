@@ -130,9 +130,19 @@ def stream_request(
     spec: pb.GenerationSpec, resumable: bool, flush_interval_seconds: float | None
 ) -> pb.StreamGenerateRequest:
     request = pb.StreamGenerateRequest(spec=spec, resumable=resumable)
-    if flush_interval_seconds is not None:
-        request.flush_interval.FromNanoseconds(round(flush_interval_seconds * 1e9))
+    _set_flush_interval(request, flush_interval_seconds)
     return request
+
+
+def interact_request(spec: pb.GenerationSpec, flush_interval_seconds: float | None) -> pb.InteractRequest:
+    request = pb.InteractRequest(start=spec)
+    _set_flush_interval(request, flush_interval_seconds)
+    return request
+
+
+def _set_flush_interval(request: pb.StreamGenerateRequest | pb.InteractRequest, seconds: float | None) -> None:
+    if seconds is not None:
+        request.flush_interval.FromNanoseconds(round(seconds * 1e9))
 
 
 def _set_input(spec: pb.GenerationSpec, prompt: Prompt | None, given: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from penstock_client.channel import ChannelOptions, Tls, credentials_for, metada
 from penstock_client.errors import from_rpc_error
 from penstock_client.reconnect import Link, Reconnect
 from penstock_client.response import Response
-from penstock_client.spec import GenerationOptions, Prompt, build_spec, stream_request
+from penstock_client.spec import GenerationOptions, Prompt, build_spec, interact_request, stream_request
 from penstock_client.sync_stream import Interaction, Stream
 from penstock_client.tracing import CallSpan
 from penstock_client.v1 import generation_pb2 as pb
@@ -82,10 +82,11 @@ class Client:
         *,
         spec: pb.GenerationSpec | None = None,
         timeout: float | None = None,
+        flush_interval_seconds: float | None = None,
         **options: Unpack[GenerationOptions],
     ) -> Interaction:
         """Starts a generation that can be steered while its events come. See `AsyncClient.interact`."""
-        start = pb.InteractRequest(start=build_spec(prompt, spec=spec, **options))
+        start = interact_request(build_spec(prompt, spec=spec, **options), flush_interval_seconds)
         link = self._link("Interact", timeout)
         return Interaction(link, start, lambda actions: self._generation.Interact(actions, **link.options()))
 

@@ -46,11 +46,13 @@ export interface CallOptions {
   /** Seconds. The server stops working at it, and thinking "auto" plans so that the answer arrives before it. */
   timeout?: number;
 }
-export interface StreamOptions extends CallOptions {
+export interface FlushOptions {
+  /** Seconds. Gathers deltas for at most that long: fewer, larger events; the first ones and the last are not held. */
+  flushIntervalSeconds?: number;
+}
+export interface StreamOptions extends CallOptions, FlushOptions {
   /** Go on over a dropped connection. Default: unless the client has `reconnect: null`. */
   resumable?: boolean;
-  /** Gather deltas for so long, at most 10 seconds: fewer, larger events. */
-  flushIntervalSeconds?: number;
 }
 /** A prompt, or a ready request. */
 export type Input = Prompt | GenerationSpec;
@@ -97,11 +99,11 @@ export class Client {
   /** Starts a generation and gives its events as they come. Leaving the loop ends the generation. */
   stream(input: Input, options: GenerationOptions & StreamOptions = {}): Stream {
     const resumable = options.resumable ?? this.reconnect !== undefined;
-    const spec = specOf(input, options);
-    const request = create(StreamGenerateRequestSchema, { spec, resumable });
-    if (options.flushIntervalSeconds !== undefined) {
-      request.flushInterval = durationFromMs(options.flushIntervalSeconds * 1000);
-    }
+    const request = create(StreamGenerateRequestSchema, {
+      spec: specOf(input, options),
+      resumable,
+      ...flushOf(options),
+    });
     const link = this.link(options);
     const path = `${GENERATION}/StreamGenerate`;
     return new Stream(
@@ -111,8 +113,11 @@ export class Client {
   }
 
   /** Starts a generation that can be steered while its events come. A dropped connection ends it. */
-  interact(input: Input, options: GenerationOptions & CallOptions = {}): Interaction {
-    const start = create(InteractRequestSchema, { action: { case: "start", value: specOf(input, options) } });
+  interact(input: Input, options: GenerationOptions & CallOptions & FlushOptions = {}): Interaction {
+    const start = create(InteractRequestSchema, {
+      action: { case: "start", value: specOf(input, options) },
+      ...flushOf(options),
+    });
     const link = this.link(options);
     const call = this.grpc.makeBidiStreamRequest(
       `${GENERATION}/Interact`,
@@ -216,6 +221,10 @@ function specOf(input: Input, options: GenerationOptions): GenerationSpec {
     return input as GenerationSpec;
   }
   return buildSpec(input as Prompt, options);
+}
+
+function flushOf({ flushIntervalSeconds: seconds }: FlushOptions) {
+  return { flushInterval: seconds === undefined ? undefined : durationFromMs(seconds * 1000) };
 }
 
 const writer =

@@ -132,6 +132,7 @@ _GAUGES: tuple[tuple[str, str, str, Read], ...] = (
     (names.SEQUENCES, "{sequence}", "Candidates that were let in", _one(lambda s: s.running_sequences)),
     (names.CAPACITY, "{sequence}", "Candidates that may run side by side", _one(lambda s: s.capacity_sequences)),
     (names.RESUMABLE, "{stream}", "Streams kept for a client to come back", _one(lambda s: s.resumable_streams)),
+    (names.LOOP_LAG, "s", "How late the event loop runs what is due, smoothed", _one(lambda s: s.loop_lag_seconds)),
     (names.RUNNING, "{request}", "Running in the engine", _load(lambda e: e.running_requests)),
     (names.WAITING, "{request}", "Waiting in the engine", _load(lambda e: e.waiting_requests)),
     (names.KV_USAGE, "1", "Share of the KV cache in use, of the fullest rank", _load(lambda e: e.kv_cache_usage)),

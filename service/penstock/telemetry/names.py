@@ -129,6 +129,7 @@ CALLS: Final = "penstock.calls.running"
 SEQUENCES: Final = "penstock.sequences.running"
 CAPACITY: Final = "penstock.sequences.capacity"
 RESUMABLE: Final = "penstock.streams.resumable"
+LOOP_LAG: Final = "penstock.event_loop.lag"
 DRAINING: Final = "penstock.draining"
 
 # ------------------------------------------------------------------------------------------------------- label values

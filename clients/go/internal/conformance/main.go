@@ -69,6 +69,13 @@ func main() {
 	}
 }
 
+func deliveryOf(one testCase) []penstock.StreamOption {
+	if one.FlushIntervalSeconds == 0 {
+		return nil
+	}
+	return []penstock.StreamOption{penstock.FlushEvery(time.Duration(one.FlushIntervalSeconds * float64(time.Second)))}
+}
+
 func run(one testCase, target string, seen object) error {
 	ctx := context.Background()
 	if one.TimeoutSeconds > 0 {
@@ -86,13 +93,12 @@ func run(one testCase, target string, seen object) error {
 	defer client.Close()
 	switch one.Call {
 	case "stream":
-		flush := penstock.FlushEvery(time.Duration(one.FlushIntervalSeconds * float64(time.Second)))
 		if one.Resumable != nil && !*one.Resumable {
-			return events(client.StreamOnce(ctx, spec, flush), nil, one, seen)
+			return events(client.StreamOnce(ctx, spec, deliveryOf(one)...), nil, one, seen)
 		}
-		return events(client.Stream(ctx, spec, flush), nil, one, seen)
+		return events(client.Stream(ctx, spec, deliveryOf(one)...), nil, one, seen)
 	case "interact":
-		interaction := client.Interact(ctx, spec)
+		interaction := client.Interact(ctx, spec, deliveryOf(one)...)
 		return events(interaction.Stream, interaction, one, seen)
 	case "resume":
 		return resume(ctx, client, target, spec, one, seen)
@@ -158,7 +164,7 @@ func events(stream *penstock.Stream, steered *penstock.Interaction, one testCase
 func resume(
 	ctx context.Context, client *penstock.Client, target string, spec *pb.GenerationSpec, one testCase, seen object,
 ) error {
-	first := client.Stream(ctx, spec)
+	first := client.Stream(ctx, spec, deliveryOf(one)...)
 	for read := 0; read < one.Read; read++ {
 		if _, err := first.Recv(); err != nil {
 			return err

@@ -313,8 +313,10 @@ class StreamGenerateRequest(_message.Message):
 
     @_builtins.property
     def flush_interval(self) -> _duration_pb2.Duration:
-        """Gather deltas for this long and send them as one event: fewer, larger messages. 0 or absent: one per engine step.
-        At most 10 seconds.
+        """Gather deltas for at most this long and send them as one event: fewer, larger messages. 0 or absent: one per engine
+        step, unless the server is too busy for that. The first delta of a thought and of an answer, the end of the thought
+        and the end of the call are never held back; sequence numbers have no gaps. Resume goes on with the same interval.
+        Range [0, 10] seconds.
         """
 
     def __init__(
@@ -366,6 +368,7 @@ class InteractRequest(_message.Message):
     FINISH_THINKING_FIELD_NUMBER: _builtins.int
     CHANGE_BUDGET_FIELD_NUMBER: _builtins.int
     CANCEL_FIELD_NUMBER: _builtins.int
+    FLUSH_INTERVAL_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def start(self) -> Global___GenerationSpec:
         """Starts; must be the first message and only the first."""
@@ -382,6 +385,10 @@ class InteractRequest(_message.Message):
     def cancel(self) -> Global___Cancel:
         """Ends the generation; the stream still gets its `finished` event."""
 
+    @_builtins.property
+    def flush_interval(self) -> _duration_pb2.Duration:
+        """As in StreamGenerateRequest; read with `start` only."""
+
     def __init__(
         self,
         *,
@@ -389,10 +396,11 @@ class InteractRequest(_message.Message):
         finish_thinking: Global___FinishThinking | None = ...,
         change_budget: Global___ChangeBudget | None = ...,
         cancel: Global___Cancel | None = ...,
+        flush_interval: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "cancel", b"cancel", "change_budget", b"change_budget", "finish_thinking", b"finish_thinking", "start", b"start"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "cancel", b"cancel", "change_budget", b"change_budget", "finish_thinking", b"finish_thinking", "flush_interval", b"flush_interval", "start", b"start"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "cancel", b"cancel", "change_budget", b"change_budget", "finish_thinking", b"finish_thinking", "start", b"start"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "cancel", b"cancel", "change_budget", b"change_budget", "finish_thinking", b"finish_thinking", "flush_interval", b"flush_interval", "start", b"start"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_action: _TypeAlias = _typing.Literal["start", "finish_thinking", "change_budget", "cancel"]  # noqa: Y015
     _WhichOneofArgType_action: _TypeAlias = _typing.Literal["action", b"action"]  # noqa: Y015

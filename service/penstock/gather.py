@@ -1,0 +1,144 @@
+"""Gathers deltas into fewer, larger ones, while nobody waits for more than text.
+
+A client may ask for it (`flush_interval`); a server whose event loop lags does it by itself (`LoopLag`). It sits before
+events get their sequence numbers: those stay gapless, and Resume replays what was sent. The first delta of each thought
+and answer, the end of a thought and the end of the call are never held.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from itertools import chain
+
+from penstock.types import Delta, Event
+
+_LOOK_SECONDS = 0.05
+_SMOOTHING = 0.2  # weight of the newest look: lag counts once it has lasted for some looks
+_TOLERATED_LAG_SECONDS = 0.05
+_FLUSH_PER_LAG = 4
+
+
+class LoopLag:
+    """How late the event loop runs what is due, and how long deltas are gathered because of it.
+
+    A late loop has more to write than it can: fewer, larger messages cost it less. `most_flush_seconds` 0 is never.
+    """
+
+    def __init__(self, most_flush_seconds: float) -> None:
+        self._most_flush_seconds = most_flush_seconds
+        self.seconds = 0.0
+        """Running mean."""
+        self.flush_seconds = 0.0
+        """What is gathered for now; 0 while the loop keeps up."""
+
+    def late(self, seconds: float) -> None:
+        self.seconds += _SMOOTHING * (seconds - self.seconds)
+        lags = self.seconds > _TOLERATED_LAG_SECONDS
+        self.flush_seconds = min(self._most_flush_seconds, _FLUSH_PER_LAG * self.seconds) if lags else 0.0
+
+    async def watch(self) -> None:
+        """Runs as long as the server does."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + _LOOK_SECONDS
+            await asyncio.sleep(_LOOK_SECONDS)
+            self.late(loop.time() - due)
+
+
+async def gathered(
+    events: AsyncGenerator[Event, None], interval_seconds: Callable[[], float]
+) -> AsyncGenerator[Event, None]:
+    """`events` with deltas held for at most the interval, which is asked again for each that would be held.
+
+    As long as it is 0 they go straight through; from then on they are read ahead, by a task of their own.
+    """
+    async with aclosing(events):
+        buffer = _Buffer(interval_seconds)
+        async for event in events:
+            buffer.let_through(event)
+            yield event
+            if interval_seconds() > 0:
+                break
+        else:
+            return
+        reading = asyncio.create_task(buffer.read(events))
+        try:
+            while not buffer.over:
+                await buffer.ripe.wait()
+                for event in buffer.take():
+                    yield event
+            await reading
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+
+
+class _Buffer:
+    """Deltas by what they are of; everything else in its place between them."""
+
+    def __init__(self, interval_seconds: Callable[[], float]) -> None:
+        self._interval_seconds = interval_seconds
+        self._held: list[list[Delta] | Event] = []
+        self._open: dict[tuple[int, bool], list[Delta]] = {}
+        self._begun: set[tuple[int, bool]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self.ripe = asyncio.Event()
+        self.over = False
+
+    async def read(self, events: AsyncGenerator[Event, None]) -> None:
+        try:
+            async for event in events:
+                self._put(event)
+        finally:
+            self.over = True
+            self.ripe.set()
+
+    def let_through(self, event: Event) -> None:
+        """It was sent without being held."""
+        if isinstance(event, Delta):
+            self._begun.add((event.candidate_index, event.is_thought))
+
+    def _put(self, event: Event) -> None:
+        if not isinstance(event, Delta):
+            self._held.append(event)
+            self._open.clear()
+            self.ripe.set()
+            return
+        kind = event.candidate_index, event.is_thought
+        if kind not in self._open:
+            self._open[kind] = []
+            self._held.append(self._open[kind])
+        self._open[kind].append(event)
+        interval = self._interval_seconds() if kind in self._begun else 0.0
+        self._begun.add(kind)
+        if interval <= 0:
+            self.ripe.set()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(interval, self.ripe.set)
+
+    def take(self) -> list[Event]:
+        """All that was held, in order."""
+        held, self._held = self._held, []
+        self._open.clear()
+        self.ripe.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self.over:
+            self.ripe.set()
+        return [_joined(entry) if isinstance(entry, list) else entry for entry in held]
+
+
+def _joined(deltas: Sequence[Delta]) -> Delta:
+    if len(deltas) == 1:
+        return deltas[0]
+    return Delta(
+        candidate_index=deltas[0].candidate_index,
+        is_thought=deltas[0].is_thought,
+        text="".join(delta.text for delta in deltas),
+        token_count=sum(delta.token_count for delta in deltas),
+        token_ids=tuple(chain.from_iterable(delta.token_ids for delta in deltas)),
+        logprobs=tuple(chain.from_iterable(delta.logprobs for delta in deltas)),
+    )

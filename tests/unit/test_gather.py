@@ -1,0 +1,139 @@
+"""Deltas gathered: what is held, for how long, and what never is."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
+
+import pytest
+from penstock.errors import EngineDown
+from penstock.gather import LoopLag, gathered
+from penstock.types import Delta, Event, ThinkingOutcome, ThoughtEnded
+
+ENDED = ThoughtEnded(0, ThinkingOutcome.NATURAL_END, 3)
+
+
+def thought(text: str, candidate: int = 0) -> Delta:
+    return Delta(candidate, True, text, 1, (ord(text),))
+
+
+def answer(text: str, candidate: int = 0) -> Delta:
+    return Delta(candidate, False, text, 1, (ord(text),))
+
+
+async def stream(
+    events: Iterable[Event | float | Exception], closed: list[bool] | None = None
+) -> AsyncGenerator[Event, None]:
+    """A float is a pause in seconds."""
+    try:
+        for event in events:
+            if isinstance(event, Exception):
+                raise event
+            if isinstance(event, float):
+                await asyncio.sleep(event)
+            else:
+                await asyncio.sleep(0)
+                yield event
+    finally:
+        if closed is not None:
+            closed.append(True)
+
+
+async def taken(events: Iterable[Event | float | Exception], interval: float) -> list[Event]:
+    return [event async for event in gathered(stream(events), lambda: interval)]
+
+
+def shape(events: Iterable[Event]) -> list[str]:
+    return [event.text if isinstance(event, Delta) else "|" for event in events]
+
+
+async def test_without_an_interval_everything_passes() -> None:
+    events = [thought("a"), thought("b"), ENDED, answer("c"), answer("d")]
+    assert await taken(events, 0.0) == events
+
+
+async def test_firsts_and_ends_are_never_held() -> None:
+    events = [*map(thought, "abc"), ENDED, *map(answer, "defg")]
+    seen = await taken(events, 60.0)
+    assert shape(seen) == ["a", "bc", "|", "d", "efg"]
+    last = seen[-1]
+    assert isinstance(last, Delta)
+    assert (last.token_count, last.token_ids) == (3, (101, 102, 103))
+
+
+async def test_nothing_is_held_longer_than_the_interval() -> None:
+    began = time.monotonic()
+    arrived: list[tuple[str, float]] = []
+    async for event in gathered(stream([thought("a"), thought("b"), thought("c"), 1.0, thought("d")]), lambda: 0.1):
+        assert isinstance(event, Delta)
+        arrived.append((event.text, time.monotonic() - began))
+    assert [text for text, _ in arrived] == ["a", "bc", "d"]
+    assert 0.1 <= arrived[1][1] < 0.9  # the engine's own pause ends later
+
+
+async def test_candidates_are_gathered_apart() -> None:
+    events = [thought("a"), thought("A", 1), thought("b"), thought("B", 1), thought("c"), thought("C", 1)]
+    seen = await taken(events, 60.0)
+    assert shape(seen) == ["a", "A", "bc", "BC"] or shape(seen) == ["a", "b", "A", "c", "BC"]
+    for candidate in (0, 1):
+        own = [event for event in seen if isinstance(event, Delta) and event.candidate_index == candidate]
+        assert "".join(event.text for event in own) == ("abc", "ABC")[candidate]
+
+
+async def test_a_failure_comes_after_what_was_held() -> None:
+    seen: list[Event] = []
+
+    async def read() -> None:
+        async for event in gathered(stream([*map(thought, "abc"), EngineDown("gone")]), lambda: 60.0):
+            seen.append(event)
+
+    with pytest.raises(EngineDown):
+        await read()
+    assert shape(seen) == ["a", "bc"]
+
+
+async def test_leaving_closes_the_source() -> None:
+    closed: list[bool] = []
+    async with aclosing(gathered(stream([*map(thought, "abc"), 60.0], closed), lambda: 60.0)) as events:
+        await anext(events)
+        waiting = asyncio.create_task(anext(events))
+        await asyncio.sleep(0.05)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+    assert closed == [True]
+
+
+async def test_gathering_begins_when_the_loop_lags_and_ends_with_it() -> None:
+    lag = LoopLag(most_flush_seconds=0.3)
+
+    async def source() -> AsyncGenerator[Event, None]:
+        yield thought("a")
+        yield thought("b")
+        for _ in range(50):
+            lag.late(1.0)
+        for text in "cde":
+            yield thought(text)
+        for _ in range(100):
+            lag.late(0.0)
+        for text in "fg":
+            await asyncio.sleep(0.02)
+            yield thought(text)
+
+    seen = [event async for event in gathered(source(), lambda: lag.flush_seconds)]
+    assert shape(seen) == ["a", "b", "c", "def", "g"]
+
+
+def test_a_single_hiccup_is_no_lag_and_the_flush_is_bounded() -> None:
+    lag = LoopLag(most_flush_seconds=0.1)
+    lag.late(0.2)
+    assert lag.flush_seconds == 0
+    for _ in range(20):
+        lag.late(5.0)
+    assert lag.flush_seconds == 0.1
+    never = LoopLag(most_flush_seconds=0)
+    for _ in range(20):
+        never.late(5.0)
+    assert never.flush_seconds == 0
+    assert never.seconds > 4
