@@ -1,0 +1,162 @@
+"""Drafts per step against tokens per second of one stream, side by side: every contender an engine in its own process.
+
+python -m bench.speculation [--questions 24] [--rounds 3] [--json]
+
+All engines are up at the same time and take turns on the same held-out questions, so that the machine's noise is
+everybody's. Greedy, on the embedded default; the figures are tokens per second of decoding, prefill left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+QUESTIONS = Path(__file__).parents[1] / "service/penstock/evaluation/questions.jsonl"
+IOMP = Path(sys.prefix) / "lib" / "libiomp5.so"
+
+
+@dataclass
+class Contender:
+    """`drafts` per step (0 is MTP off); `environment` for its engine."""
+
+    name: str
+    drafts: int
+    environment: dict[str, str] = field(default_factory=dict)
+    rates: list[float] = field(default_factory=list)
+    said: list[list[int]] = field(default_factory=list)
+    drafted: int = 0
+    accepted: int = 0
+
+
+def questions(count: int) -> list[str]:
+    """Of all kinds in turn, so that drafts are as hard as they are in the held-out set."""
+    rows = [json.loads(line) for line in QUESTIONS.read_text(encoding="utf-8").splitlines()]
+    return [row["question"] for row in rows[:: max(1, len(rows) // count)]][:count]
+
+
+def serve_turns(drafts: int, environment: dict[str, str], asked: list[str], turns: Connection) -> None:
+    """In a process of its own: starts the engine, then plays all questions at each message until None."""
+    os.environ |= environment
+    asyncio.run(_serve_turns(drafts, asked, turns))
+
+
+async def _serve_turns(drafts: int, asked: list[str], turns: Connection) -> None:
+    from penstock.config import EngineSettings
+    from penstock.engine_vllm.start import start
+    from penstock.types import EngineRequest, Message, Role, Sampling
+
+    speculation = {"mtp": "required", "mtp_draft_tokens": drafts} if drafts else {"mtp": "off"}
+    engine = await start(EngineSettings.model_validate(speculation))
+    prompts = [tuple(engine.tokenizer.render([Message(Role.USER, text)], thinking=True)) for text in asked]
+    turns.send("ready")
+    turn = 0
+    while await asyncio.to_thread(turns.recv):
+        turn += 1
+        seconds, tokens, said, drafted, accepted = 0.0, 0, [], 0, 0
+        for number, prompt in enumerate(prompts):
+            request = EngineRequest(f"{turn}-{number}", prompt, 256, 0, Sampling(temperature=0.0))
+            ids: list[int] = []
+            began = first = 0.0
+            async for chunk in engine.stream(request):
+                began = began or time.monotonic()
+                first = first or len(chunk.token_ids)
+                ids += chunk.token_ids
+                last = chunk
+            seconds += time.monotonic() - began
+            tokens += len(ids) - int(first)
+            drafted += last.drafted_tokens or 0
+            accepted += last.accepted_tokens or 0
+            said.append(ids)
+        turns.send({"rate": tokens / seconds, "said": said, "drafted": drafted, "accepted": accepted})
+    await engine.close()
+
+
+def measure(contenders: list[Contender], asked: list[str], rounds: int, console: Console) -> None:
+    """Fills in the contenders. The first round warms up and is not counted."""
+    context = multiprocessing.get_context("spawn")
+    started = []
+    for contender in contenders:
+        console.print(f"starting {contender.name}", style="dim")
+        ours, theirs = context.Pipe()
+        process = context.Process(
+            target=serve_turns, args=(contender.drafts, contender.environment, asked, theirs), name=contender.name
+        )
+        process.start()
+        theirs.close()
+        ours.recv()
+        started.append((contender, ours, process))
+    for number in range(rounds + 1):
+        for contender, turns, _ in started if number % 2 else reversed(started):
+            turns.send(True)
+            result: dict[str, Any] = turns.recv()
+            contender.said = result["said"]
+            if number:
+                contender.rates.append(result["rate"])
+                contender.drafted += result["drafted"]
+                contender.accepted += result["accepted"]
+        console.print(f"round {number} of {rounds}{'' if number else ' (warm-up)'}", style="dim")
+    for _, turns, process in started:
+        turns.send(None)
+        process.join()
+
+
+def report(contenders: list[Contender]) -> list[dict[str, Any]]:
+    plain = contenders[0]
+    return [
+        {
+            "name": contender.name,
+            "drafts": contender.drafts,
+            "tokens_per_second": round(statistics.median(contender.rates), 1),
+            # Round by round, so that both sides of each ratio were measured within seconds of each other.
+            "ratio_to_plain": round(
+                statistics.median(rate / base for rate, base in zip(contender.rates, plain.rates, strict=True)), 3
+            ),
+            "accepted_share": round(contender.accepted / contender.drafted, 3) if contender.drafted else None,
+            "same_tokens": sum(a == b for a, b in zip(contender.said, plain.said, strict=True)),
+            "questions": len(contender.said),
+        }
+        for contender in contenders
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--questions", type=int, default=24)
+    parser.add_argument("--rounds", type=int, default=3, help="counted ones, after one that warms up")
+    parser.add_argument("--most-drafts", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    console = Console(stderr=arguments.json)
+    contenders = [Contender(f"{n} drafts" if n else "plain", n) for n in range(arguments.most_drafts + 1)]
+    if IOMP.exists():
+        contenders.append(Contender("2 drafts, libiomp5", 2, {"LD_PRELOAD": str(IOMP)}))
+    measure(contenders, questions(arguments.questions), arguments.rounds, console)
+    rows = report(contenders)
+    if arguments.json:
+        print(json.dumps(rows, indent=2))
+        return
+    table = Table(title="One stream, greedy, embedded default")
+    for heading in ("", "tokens/s", "x plain", "drafts accepted", "same tokens as plain"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for row in rows:
+        accepted = "" if row["accepted_share"] is None else f"{row['accepted_share']:.3f}"
+        same = f"{row['same_tokens']} of {row['questions']}"
+        table.add_row(row["name"], str(row["tokens_per_second"]), f"{row['ratio_to_plain']:.2f}", accepted, same)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
