@@ -100,6 +100,7 @@ def test_an_api_key_does_not_leave_in_the_clear() -> None:
 def test_version() -> None:
     assert set(json.loads(run("version", "--json").stdout)) >= {"penstock", "penstock-client", "grpcio", "python"}
     assert run("version").stdout.startswith("penstock ")
+    assert run("--version").stdout == run("version").stdout
 
 
 @pytest.mark.parametrize(

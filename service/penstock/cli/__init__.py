@@ -5,6 +5,8 @@ Only typer and rich are imported for `--help`; each command imports what it need
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from penstock.cli import bench, chat, config, demo, evaluate, generate, inspect, keys, plan, quantize, serve
@@ -19,6 +21,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _versions(asked: bool) -> None:
+    if asked:
+        inspect.version()
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_versions, is_eager=True, help="As `penstock version`.")
+    ] = False,
+) -> None:
+    pass
+
+
 app.command()(serve.serve)
 app.command()(demo.demo)
 app.command()(chat.chat)
