@@ -64,6 +64,10 @@ class EngineSettings(Section):
     leader_port: Annotated[int, Field(ge=1024, le=65535)] = Field(29501, description="Where nodes meet on node 0.")
     expert_parallel: Switch = Field("auto", description="Experts are spread over all devices instead of each cut up.")
     eplb: Switch = Field("auto", description="Experts move between devices with the load.")
+    routing: Switch = Field(
+        "auto",
+        description="Count which experts the tokens go to. auto: where it is known to cost next to nothing (CPU).",
+    )
     omp_threads_bind: str = Field("auto", description="CPU only: VLLM_CPU_OMP_THREADS_BIND.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "ERROR", description="vLLM's own log level; at WARNING it speaks of what its CPU build lacks, on every start."
@@ -225,6 +229,12 @@ class TelemetrySettings(Section):
     log_format: Literal["text", "json"] = Field("text", description="Log lines on stderr.")
 
 
+class RoutingSettings(Section):
+    """Expert load, where `engine.routing` counts it."""
+
+    window_seconds: float = Field(60.0, gt=0, le=3600, description="Of metrics, and of calls that name no window.")
+
+
 class Config(Section):
     engine: EngineSettings = EngineSettings()
     server: ServerSettings = ServerSettings()
@@ -238,6 +248,7 @@ class Config(Section):
     limits: LimitSettings = LimitSettings()
     pricing: PricingSettings = PricingSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
+    routing: RoutingSettings = RoutingSettings()
 
     @model_validator(mode="after")
     def _identities_need_certificates(self) -> Config:

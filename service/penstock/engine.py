@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from penstock.routing import ExpertCounts
 from penstock.types import EngineChunk, EngineRequest, Message, ModelCard, StructuredOutput
 
 
@@ -70,6 +71,13 @@ class Engine(Protocol):
         ...
 
     def load(self) -> EngineLoad: ...
+
+    async def expert_counts(self) -> ExpertCounts:
+        """Tokens that each expert was given, of all steps that ended before this was asked.
+
+        Raises `errors.FeatureOff` where the engine does not count, `errors.EngineDown` where it is dead.
+        """
+        ...
 
     async def check(self) -> None:
         """Raises `errors.EngineDown` where the engine cannot take work."""

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from penstock.config import EngineSettings
 from penstock.engine import EngineLoad
-from penstock.errors import ConfigError
+from penstock.errors import ConfigError, FeatureOff
+from penstock.routing import ExpertCounts
 from penstock.types import (
     EngineChunk,
     EngineRequest,
@@ -188,6 +189,9 @@ class ScriptedEngine:
 
     def load(self) -> EngineLoad:
         return EngineLoad(self._running, 0, 0.0, None, None)
+
+    async def expert_counts(self) -> ExpertCounts:
+        raise FeatureOff("expert load is not counted: the scripted engine has no experts", feature="routing")
 
     async def check(self) -> None:
         return None

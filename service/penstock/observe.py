@@ -17,6 +17,7 @@ from types import TracebackType
 
 from penstock.engine import EngineLoad
 from penstock.planning import Plan
+from penstock.routing import ExpertLoad
 from penstock.types import CandidateEnd, EngineChunk, EngineRequest, Event, Finished, ThinkingOutcome
 
 Headers = Mapping[str, str]
@@ -135,6 +136,7 @@ class ServiceState:
     loop_lag_seconds: float
     engine_restarts: int
     load: EngineLoad | None
+    experts: ExpertLoad | None = None
 
 
 class Observer:

@@ -28,7 +28,9 @@ from penstock.gather import LoopLag
 from penstock.interceptor import SlowReaders, StatusInterceptor
 from penstock.live import LiveStreams
 from penstock.observe import NOBODY, Observer, ServiceState
-from penstock.servicer import GenerationServicer, ModelServicer, RoutingServicer
+from penstock.routing_sampler import ExpertSampler
+from penstock.routing_servicer import RoutingServicer
+from penstock.servicer import GenerationServicer, ModelServicer
 from penstock.supervisor import SupervisedEngine
 from penstock.tls import Certificates
 from penstock.usage import PriceList
@@ -85,6 +87,7 @@ class Server:
         self._slow_readers = SlowReaders(config.server.slow_reader_seconds)
         self._lag = LoopLag(config.server.adaptive_flush_seconds)
         self._watching: list[asyncio.Task[None]] = []
+        self._experts = ExpertSampler(config.routing.window_seconds)
         gate = Gate(config.auth, config.jwt)
         self._files = gate.files
         interceptor = StatusInterceptor(self._slow_readers, observer, gate)
@@ -98,7 +101,7 @@ class Server:
         )
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(GenerationServicer(house), self._grpc)
         model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(house), self._grpc)
-        routing_pb2_grpc.add_RoutingServiceServicer_to_server(RoutingServicer(), self._grpc)
+        routing_pb2_grpc.add_RoutingServiceServicer_to_server(RoutingServicer(house, self._experts), self._grpc)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         if self._probes is not None:
             health_pb2_grpc.add_HealthServicer_to_server(self._health, self._probes)
@@ -126,6 +129,7 @@ class Server:
             loop_lag_seconds=self._lag.seconds,
             engine_restarts=engine.restarts if isinstance(engine, SupervisedEngine) else 0,
             load=engine.load() if engine else None,
+            experts=self._experts.latest(),
         )
 
     def _require_engine(self) -> Engine:
@@ -170,6 +174,7 @@ class Server:
     async def serve_with(self, engine: Engine) -> None:
         """Takes calls from now on."""
         self._engine = engine
+        self._watching.append(asyncio.create_task(self._experts.run(engine)))
         await self.set_ready(True)
 
     async def set_ready(self, ready: bool) -> None:

@@ -1,5 +1,5 @@
-"""The methods of the three services, each on a few lines. What a call does is in `calls`; errors become statuses in
-`interceptor`.
+"""The methods of generation and model service, each on a few lines. What a call does is in `calls`; errors become
+statuses in `interceptor`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
 from penstock_client.v1 import generation_pb2 as pb
-from penstock_client.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc, routing_pb2, routing_pb2_grpc
+from penstock_client.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc
 
 from penstock import wire
 from penstock.callers.caller import CALLER
@@ -129,15 +129,3 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         if request.model not in ("", card.name):
             raise ModelNotFound("this model is not served here", served_model=card.name)
         return model_out(card, self._house.config, self._house.prices)
-
-
-class RoutingServicer(routing_pb2_grpc.RoutingServiceServicer):
-    async def GetExpertLoad(
-        self, request: routing_pb2.GetExpertLoadRequest, context: Context
-    ) -> routing_pb2.GetExpertLoadResponse:
-        raise NotImplementedYet("expert load is not observed yet", rpc="GetExpertLoad")
-
-    def WatchExpertLoad(
-        self, request: routing_pb2.WatchExpertLoadRequest, context: Context
-    ) -> AsyncGenerator[routing_pb2.WatchExpertLoadResponse, None]:
-        raise NotImplementedYet("expert load is not observed yet", rpc="WatchExpertLoad")

@@ -19,6 +19,7 @@ from typing import Protocol
 from penstock.config import SupervisionSettings
 from penstock.engine import Engine, EngineLoad, Tokenizer
 from penstock.errors import EngineDown
+from penstock.routing import Continued, ExpertCounts
 from penstock.types import EngineChunk, EngineRequest, ModelCard, StructuredOutput
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class SupervisedEngine:
         self._waiting_streams = 0
         self._progress_at = time.monotonic()
         self._steps_seen = -1
+        self._experts = Continued()
         self.restarts = 0
         self.given_up = asyncio.Event()
         self._lost = asyncio.Event()
@@ -71,6 +73,13 @@ class SupervisedEngine:
 
     def load(self) -> EngineLoad:
         return self._engine.load()
+
+    async def expert_counts(self) -> ExpertCounts:
+        """Since the first engine's start, less what a dead one counted after it was last asked."""
+        engine = self._engine
+        if not self._alive:
+            raise EngineDown("the engine is restarting")
+        return self._experts.total(engine, await engine.expert_counts())
 
     async def check(self) -> None:
         if not self._alive:

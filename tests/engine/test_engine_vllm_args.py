@@ -56,7 +56,7 @@ def test_defaults_on_a_cpu():
     }
     on = {name for name, feature in features(plan).items() if feature.enabled}
     described = {"chunked_prefill", "model_runner", "attention_backend"}
-    assert on - described == {"mtp", "fp8_kv_cache", "prefix_caching", "engine_budget"}
+    assert on - described == {"mtp", "fp8_kv_cache", "prefix_caching", "engine_budget", "routing"}
     assert set(plan.unsupported_fields) == {"spec.sampling.min_p", "spec.sampling.logit_bias"}
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from array import array
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -24,11 +25,13 @@ from penstock.config import Config, TelemetrySettings
 from penstock.engine import EngineLoad
 from penstock.engine_scripted import Reply, ScriptedEngine
 from penstock.observe import NOBODY, Observer
+from penstock.routing import ExpertCounts
 from penstock.server import Server
 from penstock.telemetry.plan import plan_telemetry
 from penstock.telemetry.start import Telemetry
 from penstock.types import EngineChunk, EngineRequest
 from penstock_client.v1 import generation_pb2 as pb
+from penstock_client.v1 import routing_pb2, routing_pb2_grpc
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
@@ -45,10 +48,17 @@ PRICES = {"tiers": [{"input_usd_per_million": "0.4", "output_usd_per_million": "
 
 
 class Drafting(ScriptedEngine):
-    """Counts as an engine that speculates and caches would."""
+    """Counts as an engine that speculates, caches and has experts would."""
+
+    asked = 0
 
     def load(self) -> EngineLoad:
         return replace(super().load(), accepted_by_position=(3, 1), prefix_queried_tokens=64, prefix_hit_tokens=32)
+
+    async def expert_counts(self) -> ExpertCounts:
+        self.asked += 1
+        row = array("q", [self.asked, 0, self.asked, 2 * self.asked])
+        return ExpertCounts(2, 2, {0: row, 1: row})
 
     async def stream(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
         async for chunk in super().stream(request):
@@ -151,6 +161,29 @@ async def test_counts_are_those_of_the_calls() -> None:
     assert sums["penstock_cost_usd_ticks_total"] > 0
     # Beside ours: the process' own, and vLLM's wherever it runs in this process.
     assert sums["process_resident_memory_bytes"] > 0
+
+
+async def test_experts_are_told_by_layer_and_never_one_by_one() -> None:
+    async with telling(prometheus_listen=":0") as telemetry, serving(telemetry.observer, REPLY) as channel:
+        routing = routing_pb2_grpc.RoutingServiceStub(channel)
+        for _ in range(2):
+            load = (await routing.GetExpertLoad(routing_pb2.GetExpertLoadRequest())).load
+        text = await scrape(telemetry)
+    told = [
+        (sample.name.removeprefix("penstock_experts_"), sample.labels, sample.value)
+        for family in parse_text(text)
+        for sample in family.samples
+        if sample.name.startswith("penstock_experts_")
+    ]
+    by_layer = {name: value for name, labels, value in told if labels == {"layer": "1"}}
+    assert by_layer == {
+        "imbalance": 2.0,
+        "entropy": pytest.approx(0.75),
+        "hot": 0.0,
+        "rank_imbalance": 1.5,
+    }
+    assert ("tokens", {}, load.token_count) in told
+    assert len(told) == 1 + 2 * len(by_layer)
 
 
 async def test_openmetrics_has_exemplars_of_traces() -> None:

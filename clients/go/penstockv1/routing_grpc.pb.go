@@ -17,9 +17,11 @@ const _ = grpc.SupportPackageIsVersion7
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 type RoutingServiceClient interface {
-	// Expert load over the window that ends now. FAILED_PRECONDITION / FEATURE_OFF where routing is not observed.
+	// Expert load over the window that ends now. FAILED_PRECONDITION / FEATURE_OFF where routing is not observed,
+	// UNAVAILABLE while there is no engine.
 	GetExpertLoad(ctx context.Context, in *GetExpertLoadRequest, opts ...grpc.CallOption) (*GetExpertLoadResponse, error)
-	// The same, again and again.
+	// The same, again and again, until the caller ends it. While an engine is replaced, the load last known. Many may
+	// watch: the engine is asked once for all of them. RESOURCE_EXHAUSTED / OVERLOADED where 64 watch already.
 	WatchExpertLoad(ctx context.Context, in *WatchExpertLoadRequest, opts ...grpc.CallOption) (RoutingService_WatchExpertLoadClient, error)
 }
 
@@ -76,9 +78,11 @@ func (x *routingServiceWatchExpertLoadClient) Recv() (*WatchExpertLoadResponse, 
 // All implementations must embed UnimplementedRoutingServiceServer
 // for forward compatibility
 type RoutingServiceServer interface {
-	// Expert load over the window that ends now. FAILED_PRECONDITION / FEATURE_OFF where routing is not observed.
+	// Expert load over the window that ends now. FAILED_PRECONDITION / FEATURE_OFF where routing is not observed,
+	// UNAVAILABLE while there is no engine.
 	GetExpertLoad(context.Context, *GetExpertLoadRequest) (*GetExpertLoadResponse, error)
-	// The same, again and again.
+	// The same, again and again, until the caller ends it. While an engine is replaced, the load last known. Many may
+	// watch: the engine is asked once for all of them. RESOURCE_EXHAUSTED / OVERLOADED where 64 watch already.
 	WatchExpertLoad(*WatchExpertLoadRequest, RoutingService_WatchExpertLoadServer) error
 	mustEmbedUnimplementedRoutingServiceServer()
 }

@@ -12,6 +12,7 @@ from typing import Any
 from penstock.config import EngineSettings
 from penstock.engine_vllm.checkpoint import Checkpoint
 from penstock.engine_vllm.features import Device, Devices, Resolved, resolve, yarn_factor
+from penstock.engine_vllm.parallel import Layout
 from penstock.errors import ConfigError
 from penstock.types import Feature
 
@@ -29,6 +30,8 @@ class EnginePlan:
     environment: Mapping[str, str]
     profile: tuple[Feature, ...]
     unsupported_fields: Mapping[str, str] = field(default_factory=dict)
+    layout: Layout | None = None
+    """Of the experts, where they are counted."""
 
 
 def plan_engine(settings: EngineSettings, checkpoint: Checkpoint, devices: Devices) -> EnginePlan:
@@ -72,7 +75,15 @@ def plan_engine(settings: EngineSettings, checkpoint: Checkpoint, devices: Devic
         environment=_environment(settings, checkpoint, devices.kind, resolved),
         profile=resolved.profile,
         unsupported_fields=SPECULATION_REFUSES if resolved.mtp.enabled else {},
+        layout=_layout(checkpoint, resolved) if resolved.routing.enabled else None,
     )
+
+
+def _layout(checkpoint: Checkpoint, resolved: Resolved) -> Layout:
+    spread = resolved.parallel
+    ranks = spread.tensor * spread.data if spread.experts else 1
+    layers, per_token = (int(checkpoint.text.get(key) or 1) for key in ("num_hidden_layers", "num_experts_per_tok"))
+    return Layout(layers, checkpoint.experts, per_token, ranks)
 
 
 def _cpu(settings: EngineSettings) -> dict[str, Any]:
@@ -92,6 +103,7 @@ def _gpu(settings: EngineSettings, checkpoint: Checkpoint, resolved: Resolved) -
         "data_parallel_size": spread.data if spread.data > 1 else None,
         "enable_expert_parallel": spread.experts,
         "enable_eplb": spread.eplb,
+        "enable_return_routed_experts": True if resolved.routing.enabled else None,
     }
 
 

@@ -16,11 +16,14 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from penstock.engine import EngineLoad
 from penstock.engine_vllm.constraints import Constraints, grammar_of, refusal
+from penstock.engine_vllm.experts import OutputTally, merged
 from penstock.engine_vllm.load import LoadMeter
+from penstock.engine_vllm.parallel import Layout
 from penstock.engine_vllm.processes import kill, processes_of
 from penstock.engine_vllm.sampling import sampling_params, thought_tokens_in_prompt
-from penstock.errors import BadRequest, EngineDown, EngineRefused
+from penstock.errors import BadRequest, EngineDown, EngineRefused, FeatureOff
 from penstock.hf_tokenizer import HfTokenizer
+from penstock.routing import ExpertCounts
 from penstock.types import (
     EngineChunk,
     EngineRequest,
@@ -48,6 +51,8 @@ class VllmEngine:
         self._processes = processes_of(llm)
         self._constraint_seconds = constraint_seconds
         self._constraints = Constraints(self._compilers_tokenizer, grammar_of, constraint_seconds)
+        self._layout: Layout | None = None
+        self._outputs: OutputTally | None = None
 
     @property
     def card(self) -> ModelCard:
@@ -77,6 +82,8 @@ class VllmEngine:
                 async for output in outputs:
                     if request.structured and output.outputs[0].finish_reason == "error":
                         raise self._too_slow(request.structured)
+                    if self._outputs is not None and (routed := output.outputs[0].routed_experts) is not None:
+                        self._outputs.finished(routed, output.num_cached_tokens or 0)
                     yield _chunk(output, self._card.eos_ids)
         except EngineDeadError as error:
             raise EngineDown("the engine is dead") from error
@@ -94,6 +101,27 @@ class VllmEngine:
 
     def load(self) -> EngineLoad:
         return self._meter.load()
+
+    async def count_experts(self, layout: Layout | None, *, by_output: bool = False) -> int:
+        """From now on, in the workers or by what vLLM returns; None ends it. The number of layers that are counted."""
+        self._layout = layout
+        self._outputs = OutputTally(layout) if layout is not None and by_output else None
+        if by_output:
+            return layout.layers if layout is not None else 0
+        return sum(await self._llm.collective_rpc("count_experts", args=(layout is not None,)))
+
+    async def expert_counts(self) -> ExpertCounts:
+        if self._layout is None:
+            why = next((f.reason for f in self._card.profile if f.name == "routing"), "")
+            raise FeatureOff(f"expert load is not counted: {why}", feature="routing")
+        if self._outputs is not None:
+            return self._outputs.counts()
+        try:
+            return merged(self._layout, await self._llm.collective_rpc("expert_counts"))
+        except EngineDeadError as error:
+            raise EngineDown("the engine is dead") from error
+        except Exception as error:
+            raise EngineRefused(f"the engine did not tell its expert counts: {type(error).__name__}") from error
 
     async def weight_bytes(self) -> list[dict[str, int]]:
         """Bytes of weights by element type, per worker."""

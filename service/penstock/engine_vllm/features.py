@@ -39,6 +39,7 @@ class Resolved:
     prefix_caching: Feature
     yarn: Feature
     engine_budget: Feature
+    routing: Feature
     parallel: Parallel
     window_tokens: int
     described: tuple[Feature, ...]
@@ -46,20 +47,23 @@ class Resolved:
     @property
     def profile(self) -> tuple[Feature, ...]:
         switched = (self.fp8_weights, self.fp8_kv_cache, self.mtp, self.prefix_caching)
-        return (*switched, *self.described, *self.parallel.features, self.yarn, self.engine_budget)
+        return (*switched, *self.described, *self.parallel.features, self.yarn, self.engine_budget, self.routing)
 
 
 def resolve(settings: EngineSettings, checkpoint: Checkpoint, devices: Devices) -> Resolved:
     """Raises `ConfigError` where something `required` is impossible, or what is asked for contradicts itself."""
     window, yarn = _window(settings, checkpoint)
+    prefix_caching = switch("prefix_caching", settings.prefix_caching)
+    parallel = plan_parallel(settings, checkpoint, devices.kind, devices.count, devices.bytes_each)
     return Resolved(
         fp8_weights=_fp8_weights(settings, checkpoint, devices.kind),
         fp8_kv_cache=switch("fp8_kv_cache", settings.fp8_kv_cache, on="e4m3"),
         mtp=_mtp(settings, checkpoint),
-        prefix_caching=switch("prefix_caching", settings.prefix_caching),
+        prefix_caching=prefix_caching,
         yarn=yarn,
         engine_budget=switch("engine_budget", settings.engine_budget),
-        parallel=plan_parallel(settings, checkpoint, devices.kind, devices.count, devices.bytes_each),
+        routing=_routing(settings, checkpoint, devices.kind, prefix_caching, parallel),
+        parallel=parallel,
         window_tokens=window,
         described=_described(settings, devices.kind),
     )
@@ -85,6 +89,24 @@ def _mtp(settings: EngineSettings, checkpoint: Checkpoint) -> Feature:
     if checkpoint.mtp_layers == 0 and settings.mtp != "off":
         return impossible("mtp", settings.mtp, "the checkpoint has no multi-token prediction layer")
     return switch("mtp", settings.mtp, on=f"{settings.mtp_draft_tokens} drafted per step")
+
+
+def _routing(
+    settings: EngineSettings, checkpoint: Checkpoint, device: Device, prefix_caching: Feature, parallel: Parallel
+) -> Feature:
+    name, wanted = "routing", settings.routing
+    if not checkpoint.experts and wanted != "off":
+        return impossible(name, wanted, "the model has no experts")
+    if device == "cpu":
+        return switch(name, wanted, on="all tokens computed")
+    if wanted == "auto":
+        why = "its cost on a GPU has not been measured; engine.routing = on counts there, too"
+        return Feature(name, False, "", why)
+    if not prefix_caching.enabled and wanted != "off":
+        return impossible(name, wanted, "vLLM returns routed experts with prefix caching only")
+    if parallel.stages > 1 and wanted != "off":
+        return impossible(name, wanted, "vLLM returns routed experts without pipeline stages only")
+    return switch(name, wanted, on="tokens of finished runs")
 
 
 def _window(settings: EngineSettings, checkpoint: Checkpoint) -> tuple[int, Feature]:

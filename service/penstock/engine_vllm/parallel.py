@@ -44,6 +44,16 @@ class _Room:
         return gpus * (self.bytes_each or 0) * self.share >= size
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The experts as served: `ranks` hold them by whole experts, 1 where each device has a part of every expert."""
+
+    layers: int
+    experts: int
+    experts_per_token: int
+    ranks: int
+
+
 def plan_parallel(
     settings: EngineSettings,
     checkpoint: Checkpoint,

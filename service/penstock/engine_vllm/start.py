@@ -65,6 +65,8 @@ async def start(settings: EngineSettings, progress: Progress = lambda phase: Non
         raise
     if fault is not None:
         await _without_engine_budget(engine, settings, fault, progress)
+    if planned.layout is not None:
+        await _count_experts(engine, settings, planned, progress)
     progress("ready")
     return engine
 
@@ -89,6 +91,22 @@ async def _without_engine_budget(engine: VllmEngine, settings: EngineSettings, f
         raise EngineDown(f"engine.engine_budget is required, but {fault}")
     off = Feature("engine_budget", False, "", f"{fault}; the service closes thoughts itself")
     engine.change_card(forces_budget=False)
+    _replace(engine, off)
+    progress(line(off))
+
+
+async def _count_experts(
+    engine: VllmEngine, settings: EngineSettings, planned: EnginePlan, progress: Progress
+) -> None:
+    """After the probe, so that its tokens are not counted."""
+    if await engine.count_experts(planned.layout, by_output="enable_return_routed_experts" in planned.arguments):
+        return
+    await engine.count_experts(None)
+    why = "the experts of this build choose inside their kernel"
+    if settings.routing == "required":
+        await engine.close()
+        raise EngineDown(f"engine.routing is required, but {why}")
+    off = Feature("routing", False, "", why)
     _replace(engine, off)
     progress(line(off))
 

@@ -9,6 +9,26 @@ class WorkerReport:
     """Given to vLLM by name (`worker_extension_cls`); `model_runner` is its worker's."""
 
     model_runner: Any
+    expert_tally: Any = None
+
+    def count_experts(self, on: bool) -> int:
+        """How many layers are counted from now on. Ranks that share layers see the same tokens: the first counts."""
+        from vllm.distributed import get_tensor_model_parallel_rank
+
+        from penstock.engine_vllm.experts import RouterTally
+
+        if get_tensor_model_parallel_rank():
+            return 0
+        if self.expert_tally is None:
+            self.expert_tally = RouterTally(self.model_runner.model)
+        if on:
+            return int(self.expert_tally.start())
+        self.expert_tally.stop()
+        return 0
+
+    def expert_counts(self) -> list[list[int]]:
+        """Per layer counted here: its index, then the tokens of each expert, since the counting began."""
+        return [] if self.expert_tally is None else self.expert_tally.rows()
 
     def weight_bytes(self) -> dict[str, int]:
         """Bytes of weights by element type, the draft layer's included, what both share counted once."""

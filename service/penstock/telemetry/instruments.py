@@ -9,6 +9,7 @@ from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation
 
 from penstock.engine import EngineLoad
 from penstock.observe import ServiceState
+from penstock.routing import ExpertLoad, LayerLoad, busiest_rank_share
 from penstock.telemetry import names
 from penstock.types import Cost, Usage
 
@@ -123,6 +124,24 @@ def _accepted(state: ServiceState) -> Iterable[Labelled]:
     ]
 
 
+def _layers(read: Callable[[ExpertLoad, LayerLoad], float]) -> Read:
+    """One series per MoE layer, however many experts it has."""
+
+    def values(state: ServiceState) -> Iterable[Labelled]:
+        load = state.experts
+        return [(read(load, layer), {names.LAYER: str(layer.layer_index)}) for layer in load.layers] if load else []
+
+    return values
+
+
+def _routed(state: ServiceState) -> Iterable[Labelled]:
+    return [(state.experts.token_count, {})] if state.experts else []
+
+
+def _rank_imbalance(load: ExpertLoad, layer: LayerLoad) -> float:
+    return busiest_rank_share(layer.counts, load.ranks) * load.ranks
+
+
 _GAUGES: tuple[tuple[str, str, str, Read], ...] = (
     (names.UP, "", "1 while the engine takes work", _up),
     (names.DRAINING, "", "1 while the server is going away", _one(lambda s: int(s.draining))),
@@ -136,6 +155,11 @@ _GAUGES: tuple[tuple[str, str, str, Read], ...] = (
     (names.RUNNING, "{request}", "Running in the engine", _load(lambda e: e.running_requests)),
     (names.WAITING, "{request}", "Waiting in the engine", _load(lambda e: e.waiting_requests)),
     (names.KV_USAGE, "1", "Share of the KV cache in use, of the fullest rank", _load(lambda e: e.kv_cache_usage)),
+    (names.EXPERT_TOKENS, "{token}", "Tokens in the window that the other expert metrics are of", _routed),
+    (names.EXPERT_IMBALANCE, "", "Busiest expert over the mean, by layer", _layers(lambda _, layer: layer.imbalance)),
+    (names.EXPERT_ENTROPY, "", "Of the experts' shares, 1 is even", _layers(lambda _, layer: layer.normalized_entropy)),
+    (names.EXPERTS_HOT, "", "Experts over twice the mean", _layers(lambda _, layer: len(layer.hot_experts))),
+    (names.RANK_IMBALANCE, "", "Busiest rank over the mean, as served", _layers(_rank_imbalance)),
 )
 _COUNTERS: tuple[tuple[str, str, str, Read], ...] = (
     (names.RESTARTS, "{restart}", "Engines that were started again", _one(lambda s: s.engine_restarts)),

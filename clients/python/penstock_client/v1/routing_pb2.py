@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19penstock/v1/routing.proto\x12\x0bpenstock.v1\x1a\x1egoogle/protobuf/duration.proto\"i\n\x14GetExpertLoadRequest\x12)\n\x06window\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\nrank_count\x18\x02 \x01(\x05H\x00\x88\x01\x01\x42\r\n\x0b_rank_count\">\n\x15GetExpertLoadResponse\x12%\n\x04load\x18\x01 \x01(\x0b\x32\x17.penstock.v1.ExpertLoad\"\x98\x01\n\x16WatchExpertLoadRequest\x12)\n\x06window\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\nrank_count\x18\x03 \x01(\x05H\x00\x88\x01\x01\x42\r\n\x0b_rank_count\"@\n\x17WatchExpertLoadResponse\x12%\n\x04load\x18\x01 \x01(\x0b\x32\x17.penstock.v1.ExpertLoad\"t\n\nExpertLoad\x12)\n\x06window\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0btoken_count\x18\x02 \x01(\x03\x12&\n\x06layers\x18\x03 \x03(\x0b\x32\x16.penstock.v1.LayerLoad\"\x9d\x01\n\tLayerLoad\x12\x13\n\x0blayer_index\x18\x01 \x01(\x05\x12\x1b\n\x13\x65xpert_token_counts\x18\x02 \x03(\x03\x12\x11\n\timbalance\x18\x03 \x01(\x01\x12\x1a\n\x12normalized_entropy\x18\x04 \x01(\x01\x12\x13\n\x0bhot_experts\x18\x05 \x03(\x05\x12\x1a\n\x12\x62usiest_rank_share\x18\x06 \x01(\x01\x32\xc8\x01\n\x0eRoutingService\x12V\n\rGetExpertLoad\x12!.penstock.v1.GetExpertLoadRequest\x1a\".penstock.v1.GetExpertLoadResponse\x12^\n\x0fWatchExpertLoad\x12#.penstock.v1.WatchExpertLoadRequest\x1a$.penstock.v1.WatchExpertLoadResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19penstock/v1/routing.proto\x12\x0bpenstock.v1\x1a\x1egoogle/protobuf/duration.proto\"i\n\x14GetExpertLoadRequest\x12)\n\x06window\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\nrank_count\x18\x02 \x01(\x05H\x00\x88\x01\x01\x42\r\n\x0b_rank_count\">\n\x15GetExpertLoadResponse\x12%\n\x04load\x18\x01 \x01(\x0b\x32\x17.penstock.v1.ExpertLoad\"\x98\x01\n\x16WatchExpertLoadRequest\x12)\n\x06window\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\nrank_count\x18\x03 \x01(\x05H\x00\x88\x01\x01\x42\r\n\x0b_rank_count\"@\n\x17WatchExpertLoadResponse\x12%\n\x04load\x18\x01 \x01(\x0b\x32\x17.penstock.v1.ExpertLoad\"\x88\x01\n\nExpertLoad\x12)\n\x06window\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0btoken_count\x18\x02 \x01(\x03\x12&\n\x06layers\x18\x03 \x03(\x0b\x32\x16.penstock.v1.LayerLoad\x12\x12\n\nrank_count\x18\x04 \x01(\x05\"\x9d\x01\n\tLayerLoad\x12\x13\n\x0blayer_index\x18\x01 \x01(\x05\x12\x1b\n\x13\x65xpert_token_counts\x18\x02 \x03(\x03\x12\x11\n\timbalance\x18\x03 \x01(\x01\x12\x1a\n\x12normalized_entropy\x18\x04 \x01(\x01\x12\x13\n\x0bhot_experts\x18\x05 \x03(\x05\x12\x1a\n\x12\x62usiest_rank_share\x18\x06 \x01(\x01\x32\xc8\x01\n\x0eRoutingService\x12V\n\rGetExpertLoad\x12!.penstock.v1.GetExpertLoadRequest\x1a\".penstock.v1.GetExpertLoadResponse\x12^\n\x0fWatchExpertLoad\x12#.penstock.v1.WatchExpertLoadRequest\x1a$.penstock.v1.WatchExpertLoadResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,10 +40,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WATCHEXPERTLOADREQUEST']._serialized_end=398
   _globals['_WATCHEXPERTLOADRESPONSE']._serialized_start=400
   _globals['_WATCHEXPERTLOADRESPONSE']._serialized_end=464
-  _globals['_EXPERTLOAD']._serialized_start=466
-  _globals['_EXPERTLOAD']._serialized_end=582
-  _globals['_LAYERLOAD']._serialized_start=585
-  _globals['_LAYERLOAD']._serialized_end=742
-  _globals['_ROUTINGSERVICE']._serialized_start=745
-  _globals['_ROUTINGSERVICE']._serialized_end=945
+  _globals['_EXPERTLOAD']._serialized_start=467
+  _globals['_EXPERTLOAD']._serialized_end=603
+  _globals['_LAYERLOAD']._serialized_start=606
+  _globals['_LAYERLOAD']._serialized_end=763
+  _globals['_ROUTINGSERVICE']._serialized_start=766
+  _globals['_ROUTINGSERVICE']._serialized_end=966
 # @@protoc_insertion_point(module_scope)

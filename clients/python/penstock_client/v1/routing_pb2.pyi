@@ -28,7 +28,7 @@ class GetExpertLoadRequest(_message.Message):
     WINDOW_FIELD_NUMBER: _builtins.int
     RANK_COUNT_FIELD_NUMBER: _builtins.int
     rank_count: _builtins.int
-    """Parallel ranks that the experts are spread over, for rank_share. Range [1, experts]. Absent: as served."""
+    """Parallel ranks that the experts are spread over, for busiest_rank_share. Range [1, experts]. Absent: as served."""
     @_builtins.property
     def window(self) -> _duration_pb2.Duration:
         """Length of the window. Range (0, 1 hour]. Absent: the server's default."""
@@ -142,11 +142,14 @@ class ExpertLoad(_message.Message):
     WINDOW_FIELD_NUMBER: _builtins.int
     TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     LAYERS_FIELD_NUMBER: _builtins.int
+    RANK_COUNT_FIELD_NUMBER: _builtins.int
     token_count: _builtins.int
-    """Tokens routed in the window."""
+    """Tokens routed in the window, counted once however many layers and experts they went through."""
+    rank_count: _builtins.int
+    """Ranks that busiest_rank_share is about: those asked for, else as served; 1 where experts are not spread."""
     @_builtins.property
     def window(self) -> _duration_pb2.Duration:
-        """The window that was measured; shorter than asked soon after the start."""
+        """The window that was measured: within a few percent of what was asked, shorter soon after the start."""
 
     @_builtins.property
     def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___LayerLoad]:
@@ -158,10 +161,11 @@ class ExpertLoad(_message.Message):
         window: _duration_pb2.Duration | None = ...,
         token_count: _builtins.int = ...,
         layers: _abc.Iterable[Global___LayerLoad] | None = ...,
+        rank_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["layers", b"layers", "token_count", b"token_count", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["layers", b"layers", "rank_count", b"rank_count", "token_count", b"token_count", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -169,7 +173,7 @@ Global___ExpertLoad: _TypeAlias = ExpertLoad  # noqa: Y015
 
 @_typing.final
 class LayerLoad(_message.Message):
-    """Load of one layer's experts."""
+    """Load of one layer's experts. Without tokens all is even."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -186,7 +190,9 @@ class LayerLoad(_message.Message):
     normalized_entropy: _builtins.float
     """Entropy of the load over its maximum, in [0, 1]; 1 is even."""
     busiest_rank_share: _builtins.float
-    """Share of the tokens on the busiest rank, in [0, 1]."""
+    """Share of the tokens on the busiest rank, in [0, 1]; 1 / rank_count is even. Each rank has consecutive experts:
+    what EPLB moves is not followed.
+    """
     @_builtins.property
     def expert_token_counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Tokens routed to each expert; sums to tokens times experts per token."""

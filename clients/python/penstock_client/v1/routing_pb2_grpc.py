@@ -27,6 +27,12 @@ if _version_not_supported:
 
 class RoutingServiceStub:
     """Watches the experts of a mixture-of-experts model.
+
+    Counted is what the model's own routers choose, from the moment the service is ready: every token that is computed,
+    prompt and output, again where it is computed again; not what comes from the prefix cache, not padding, and not the
+    experts of the layer that drafts. On a CPU drafted tokens that are rejected count, too, since the experts worked on
+    them; on a GPU the accepted tokens of runs that ended by themselves count. Counts go on when an engine is replaced;
+    what a dead one counted in its last second may be missing.
     """
 
     def __init__(self, channel):
@@ -49,17 +55,25 @@ class RoutingServiceStub:
 
 class RoutingServiceServicer:
     """Watches the experts of a mixture-of-experts model.
+
+    Counted is what the model's own routers choose, from the moment the service is ready: every token that is computed,
+    prompt and output, again where it is computed again; not what comes from the prefix cache, not padding, and not the
+    experts of the layer that drafts. On a CPU drafted tokens that are rejected count, too, since the experts worked on
+    them; on a GPU the accepted tokens of runs that ended by themselves count. Counts go on when an engine is replaced;
+    what a dead one counted in its last second may be missing.
     """
 
     def GetExpertLoad(self, request, context):
-        """Expert load over the window that ends now. FAILED_PRECONDITION / FEATURE_OFF where routing is not observed.
+        """Expert load over the window that ends now. FAILED_PRECONDITION / FEATURE_OFF where routing is not observed,
+        UNAVAILABLE while there is no engine.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchExpertLoad(self, request, context):
-        """The same, again and again.
+        """The same, again and again, until the caller ends it. While an engine is replaced, the load last known. Many may
+        watch: the engine is asked once for all of them. RESOURCE_EXHAUSTED / OVERLOADED where 64 watch already.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -88,6 +102,12 @@ def add_RoutingServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class RoutingService:
     """Watches the experts of a mixture-of-experts model.
+
+    Counted is what the model's own routers choose, from the moment the service is ready: every token that is computed,
+    prompt and output, again where it is computed again; not what comes from the prefix cache, not padding, and not the
+    experts of the layer that drafts. On a CPU drafted tokens that are rejected count, too, since the experts worked on
+    them; on a GPU the accepted tokens of runs that ended by themselves count. Counts go on when an engine is replaced;
+    what a dead one counted in its last second may be missing.
     """
 
     @staticmethod

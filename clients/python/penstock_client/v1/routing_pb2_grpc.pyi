@@ -27,29 +27,58 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class RoutingServiceStub:
-    """Watches the experts of a mixture-of-experts model."""
+    """Watches the experts of a mixture-of-experts model.
+
+    Counted is what the model's own routers choose, from the moment the service is ready: every token that is computed,
+    prompt and output, again where it is computed again; not what comes from the prefix cache, not padding, and not the
+    experts of the layer that drafts. On a CPU drafted tokens that are rejected count, too, since the experts worked on
+    them; on a GPU the accepted tokens of runs that ended by themselves count. Counts go on when an engine is replaced;
+    what a dead one counted in its last second may be missing.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> RoutingServiceAsyncStub: ...
     GetExpertLoad: _grpc.UnaryUnaryMultiCallable[_routing_pb2.GetExpertLoadRequest, _routing_pb2.GetExpertLoadResponse]
-    """Expert load over the window that ends now. FAILED_PRECONDITION / FEATURE_OFF where routing is not observed."""
+    """Expert load over the window that ends now. FAILED_PRECONDITION / FEATURE_OFF where routing is not observed,
+    UNAVAILABLE while there is no engine.
+    """
     WatchExpertLoad: _grpc.UnaryStreamMultiCallable[_routing_pb2.WatchExpertLoadRequest, _routing_pb2.WatchExpertLoadResponse]
-    """The same, again and again."""
+    """The same, again and again, until the caller ends it. While an engine is replaced, the load last known. Many may
+    watch: the engine is asked once for all of them. RESOURCE_EXHAUSTED / OVERLOADED where 64 watch already.
+    """
 
 @_typing.type_check_only
 class RoutingServiceAsyncStub(RoutingServiceStub):
-    """Watches the experts of a mixture-of-experts model."""
+    """Watches the experts of a mixture-of-experts model.
+
+    Counted is what the model's own routers choose, from the moment the service is ready: every token that is computed,
+    prompt and output, again where it is computed again; not what comes from the prefix cache, not padding, and not the
+    experts of the layer that drafts. On a CPU drafted tokens that are rejected count, too, since the experts worked on
+    them; on a GPU the accepted tokens of runs that ended by themselves count. Counts go on when an engine is replaced;
+    what a dead one counted in its last second may be missing.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetExpertLoad: _aio.UnaryUnaryMultiCallable[_routing_pb2.GetExpertLoadRequest, _routing_pb2.GetExpertLoadResponse]  # type: ignore[assignment]
-    """Expert load over the window that ends now. FAILED_PRECONDITION / FEATURE_OFF where routing is not observed."""
+    """Expert load over the window that ends now. FAILED_PRECONDITION / FEATURE_OFF where routing is not observed,
+    UNAVAILABLE while there is no engine.
+    """
     WatchExpertLoad: _aio.UnaryStreamMultiCallable[_routing_pb2.WatchExpertLoadRequest, _routing_pb2.WatchExpertLoadResponse]  # type: ignore[assignment]
-    """The same, again and again."""
+    """The same, again and again, until the caller ends it. While an engine is replaced, the load last known. Many may
+    watch: the engine is asked once for all of them. RESOURCE_EXHAUSTED / OVERLOADED where 64 watch already.
+    """
 
 class RoutingServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Watches the experts of a mixture-of-experts model."""
+    """Watches the experts of a mixture-of-experts model.
+
+    Counted is what the model's own routers choose, from the moment the service is ready: every token that is computed,
+    prompt and output, again where it is computed again; not what comes from the prefix cache, not padding, and not the
+    experts of the layer that drafts. On a CPU drafted tokens that are rejected count, too, since the experts worked on
+    them; on a GPU the accepted tokens of runs that ended by themselves count. Counts go on when an engine is replaced;
+    what a dead one counted in its last second may be missing.
+    """
 
     @_abc_1.abstractmethod
     def GetExpertLoad(
@@ -57,7 +86,9 @@ class RoutingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _routing_pb2.GetExpertLoadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_routing_pb2.GetExpertLoadResponse, _abc.Awaitable[_routing_pb2.GetExpertLoadResponse]]:
-        """Expert load over the window that ends now. FAILED_PRECONDITION / FEATURE_OFF where routing is not observed."""
+        """Expert load over the window that ends now. FAILED_PRECONDITION / FEATURE_OFF where routing is not observed,
+        UNAVAILABLE while there is no engine.
+        """
 
     @_abc_1.abstractmethod
     def WatchExpertLoad(
@@ -65,6 +96,8 @@ class RoutingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _routing_pb2.WatchExpertLoadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_routing_pb2.WatchExpertLoadResponse], _abc.AsyncIterator[_routing_pb2.WatchExpertLoadResponse]]:
-        """The same, again and again."""
+        """The same, again and again, until the caller ends it. While an engine is replaced, the load last known. Many may
+        watch: the engine is asked once for all of them. RESOURCE_EXHAUSTED / OVERLOADED where 64 watch already.
+        """
 
 def add_RoutingServiceServicer_to_server(servicer: RoutingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,60 @@
+"""The methods of RoutingService. Many may watch: they share what is asked of the engine, and replies that are alike."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+from penstock_client.v1 import routing_pb2 as pb
+from penstock_client.v1 import routing_pb2_grpc
+
+from penstock.calls import Context, House
+from penstock.errors import Overloaded
+from penstock.routing import ExpertLoad
+from penstock.routing_sampler import ExpertSampler
+from penstock.wire_routing import load_out, wish_of
+
+_MOST_WATCHERS = 64
+_RETRY_SECONDS = 5.0
+
+
+class RoutingServicer(routing_pb2_grpc.RoutingServiceServicer):
+    def __init__(self, house: House, sampler: ExpertSampler) -> None:
+        self._house = house
+        self._sampler = sampler
+        self._watchers = 0
+        self._made: dict[tuple[int, int | None], tuple[ExpertLoad, pb.ExpertLoad]] = {}
+
+    async def GetExpertLoad(self, request: pb.GetExpertLoadRequest, context: Context) -> pb.GetExpertLoadResponse:
+        wish, engine = wish_of(request), self._house.engine()
+        load = await self._sampler.load(engine, wish.window_seconds)
+        return pb.GetExpertLoadResponse(load=load_out(load, wish.ranks))
+
+    async def WatchExpertLoad(
+        self, request: pb.WatchExpertLoadRequest, context: Context
+    ) -> AsyncGenerator[pb.WatchExpertLoadResponse, None]:
+        wish, engine = wish_of(request), self._house.engine()
+        if self._watchers >= _MOST_WATCHERS:
+            many = f"{_MOST_WATCHERS} callers watch the experts already"
+            raise Overloaded(many, retry_after_seconds=_RETRY_SECONDS, watchers=self._watchers)
+        self._watchers += 1
+        try:
+            due = asyncio.get_running_loop().time()
+            load = await self._sampler.load(engine, wish.window_seconds)
+            while True:
+                yield pb.WatchExpertLoadResponse(load=self._out(load, wish.ranks))
+                due += wish.interval_seconds
+                await asyncio.sleep(due - asyncio.get_running_loop().time())
+                age = wish.interval_seconds / 2
+                load = await self._sampler.last_known(engine, wish.window_seconds, age_seconds=age) or load
+        finally:
+            self._watchers -= 1
+
+    def _out(self, load: ExpertLoad, ranks: int | None) -> pb.ExpertLoad:
+        """The sampler gives one object to all who ask the same; kept with its message, so that its id stays its own."""
+        key = (id(load), ranks)
+        if key not in self._made:
+            if len(self._made) >= _MOST_WATCHERS:
+                self._made.clear()
+            self._made[key] = (load, load_out(load, ranks))
+        return self._made[key][1]

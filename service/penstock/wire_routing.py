@@ -1,0 +1,72 @@
+"""Between the messages of RoutingService and the service's own types. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from google.protobuf.duration_pb2 import Duration
+from penstock_client.v1 import routing_pb2 as pb
+
+from penstock.errors import BadRequest, FieldViolation
+from penstock.routing import LONGEST_WINDOW_SECONDS, ExpertLoad, busiest_rank_share
+from penstock.wire import duration
+
+_LEAST_INTERVAL_SECONDS, _LONGEST_INTERVAL_SECONDS = 0.1, 3600.0
+_DEFAULT_INTERVAL_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a caller wants to see. None: the server's default window; ranks as served."""
+
+    window_seconds: float | None
+    interval_seconds: float
+    ranks: int | None
+
+
+def wish_of(request: pb.GetExpertLoadRequest | pb.WatchExpertLoadRequest) -> Wish:
+    """Raises `errors.BadRequest` with every field that is out of its range."""
+    wrong: list[FieldViolation] = []
+    window = interval = None
+    if request.HasField("window"):
+        window = _seconds(request.window)
+        if not 0 < window <= LONGEST_WINDOW_SECONDS:
+            wrong.append(FieldViolation("window", "must be in (0, 1 hour]", "INVALID_FIELD"))
+    if isinstance(request, pb.WatchExpertLoadRequest) and request.HasField("interval"):
+        interval = _seconds(request.interval)
+        if not _LEAST_INTERVAL_SECONDS <= interval <= _LONGEST_INTERVAL_SECONDS:
+            wrong.append(FieldViolation("interval", "must be in [0.1 s, 1 hour]", "INVALID_FIELD"))
+    ranks = request.rank_count if request.HasField("rank_count") else None
+    if ranks is not None and ranks < 1:
+        wrong.append(FieldViolation("rank_count", "must be at least 1", "INVALID_FIELD"))
+    if wrong:
+        raise BadRequest(*wrong)
+    return Wish(window, _DEFAULT_INTERVAL_SECONDS if interval is None else interval, ranks)
+
+
+def load_out(load: ExpertLoad, ranks: int | None) -> pb.ExpertLoad:
+    """`ranks` as asked for. Raises `errors.BadRequest` where there are more of them than experts."""
+    ranks = load.ranks if ranks is None else ranks
+    experts = min((len(layer.counts) for layer in load.layers), default=ranks)
+    if ranks > experts:
+        raise BadRequest(FieldViolation("rank_count", f"there are {experts} experts", "INVALID_FIELD"))
+    return pb.ExpertLoad(
+        window=duration(load.window_seconds),
+        token_count=load.token_count,
+        rank_count=ranks,
+        layers=[
+            pb.LayerLoad(
+                layer_index=layer.layer_index,
+                expert_token_counts=layer.counts,
+                imbalance=layer.imbalance,
+                normalized_entropy=layer.normalized_entropy,
+                hot_experts=layer.hot_experts,
+                busiest_rank_share=busiest_rank_share(layer.counts, ranks),
+            )
+            for layer in load.layers
+        ],
+    )
+
+
+def _seconds(length: Duration) -> float:
+    return length.seconds + length.nanos / 1e9
