@@ -95,9 +95,7 @@ async def _without_engine_budget(engine: VllmEngine, settings: EngineSettings, f
     progress(line(off))
 
 
-async def _count_experts(
-    engine: VllmEngine, settings: EngineSettings, planned: EnginePlan, progress: Progress
-) -> None:
+async def _count_experts(engine: VllmEngine, settings: EngineSettings, planned: EnginePlan, progress: Progress) -> None:
     """After the probe, so that its tokens are not counted."""
     if await engine.count_experts(planned.layout, by_output="enable_return_routed_experts" in planned.arguments):
         return
