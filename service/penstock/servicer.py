@@ -15,7 +15,7 @@ from penstock import wire
 from penstock.callers.caller import CALLER
 from penstock.calls import Arrival, Calls, Context, House
 from penstock.candidate import Steering
-from penstock.errors import BadRequest, ContextOverflow, FieldViolation, ModelNotFound, NotImplementedYet
+from penstock.errors import BadRequest, ContextOverflow, FieldViolation, ModelNotFound
 from penstock.observe import CALL
 from penstock.replies import count_of, count_of_overflow, reply_of
 from penstock.sealed import is_sealed
