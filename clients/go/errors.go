@@ -44,6 +44,7 @@ var byReason = map[string]error{
 	"MODEL_NOT_FOUND":      ErrModelNotFound,
 	"GENERATION_NOT_FOUND": ErrGenerationNotFound,
 	"OVERLOADED":           ErrOverloaded,
+	"QUOTA_EXCEEDED":       ErrOverloaded,
 	"DEADLINE_PASSED":      ErrDeadlineExceeded,
 	"DRAINING":             ErrUnavailable,
 	"ENGINE_DOWN":          ErrUnavailable,

@@ -7,77 +7,31 @@ iterator, which aborts the engine's work.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
-import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
-from weakref import WeakSet
+from dataclasses import dataclass, replace
+from typing import Any
 
-import grpc
 from penstock_client.v1 import generation_pb2 as pb
 
 from penstock import wire
-from penstock.admission import Admission, Bid, Permit
-from penstock.callers.caller import CALLER, Caller
+from penstock.admission import Bid, Permit
+from penstock.callers.isolation import class_of, own_prefixes
 from penstock.candidate import Steering
-from penstock.config import Config
+from penstock.charges import charged
 from penstock.engine import Engine
 from penstock.errors import GenerationNotFound
-from penstock.gather import LoopLag, gathered
+from penstock.gather import gathered
 from penstock.generation import generate
-from penstock.live import LiveStream, LiveStreams
+from penstock.house import Arrival, House
+from penstock.live import LiveStream
 from penstock.observe import CALL, GenerationWatch, Step
 from penstock.planning import Plan, carried_plan, plan_generation, with_budget, with_carried
 from penstock.sealed import Carried, seal, unseal
-from penstock.types import Event, Finished, Request
-from penstock.usage import PriceList
+from penstock.types import Event, Finished
+from penstock.usage import Meter
 from penstock.validation import validate
-
-# grpc's own type is generic for type checkers only.
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
-
-
-@dataclass(frozen=True, slots=True)
-class House:
-    """What every servicer needs. `engine` raises EngineDown while there is none to give work to."""
-
-    config: Config
-    prices: PriceList
-    admission: Admission
-    live: LiveStreams
-    engine: Callable[[], Engine]
-    seal_key: bytes | None = None
-    """Seals drained generations for other servers; None where there is no key to share."""
-    steerings: WeakSet[Steering] = field(default_factory=WeakSet)
-    """Of all generations under way, so that draining can end them."""
-    lag: LoopLag = field(default_factory=lambda: LoopLag(0))
-
-    def steering(self) -> Steering:
-        steering = Steering()
-        self.steerings.add(steering)
-        return steering
-
-
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """What is known of a call before it is read. Seconds of time.monotonic()."""
-
-    caller: Caller
-    at_monotonic: float
-    deadline_monotonic: float | None
-
-    @classmethod
-    def of(cls, context: Context) -> Arrival:
-        now, left = time.monotonic(), context.time_remaining()
-        return cls(CALLER.get(), now, None if left is None else now + left)
-
-    @property
-    def seconds_left(self) -> float | None:
-        return None if self.deadline_monotonic is None else self.deadline_monotonic - time.monotonic()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +48,7 @@ class Call:
     spec: pb.GenerationSpec
     states: Sequence[Mapping[str, Any]]
     watch: GenerationWatch
+    meter: Meter
 
 
 class Calls:
@@ -106,7 +61,7 @@ class Calls:
         self, spec: pb.GenerationSpec, arrival: Arrival, flush_seconds: float
     ) -> AsyncGenerator[pb.GenerationEvent, None]:
         """Starts a generation that goes on without its client, and reads it."""
-        self._house.admission.look(wire.priority_of(spec), arrival.caller.id)
+        self._house.admission.look(class_of(wire.priority_of(spec), arrival.caller), arrival.caller.id)
         stream = await self._house.live.open(uuid.uuid4().hex, arrival.caller)
         stream.task = asyncio.create_task(stream.feed(self.events(spec, arrival, flush_seconds, live=stream)))
         return stream.read(0)
@@ -167,28 +122,30 @@ class Calls:
             watch = stack.enter_context(
                 CALL.get().generation(model=engine.card.name, chat=chat, streams=streams, carried=headers)
             )
-            house.admission.look(wire.priority_of(spec), arrival.caller.id)
+            house.admission.look(class_of(wire.priority_of(spec), arrival.caller), arrival.caller.id)
             with watch.step(Step.PLAN):
                 plan = self.plan(spec, engine, arrival, carried)
                 watch.planned(plan, arrival.seconds_left)
                 if plan.request.output.structured is not None:
                     await engine.check_constraint(plan.request.output.structured, arrival.caller.id)
+            known = live or carried
+            generation_id = known.generation_id if known else uuid.uuid4().hex
+            meter = Meter()
             with watch.step(Step.QUEUE):
+                await stack.enter_async_context(charged(house, arrival.caller, plan, generation_id, meter))
                 permit = await stack.enter_async_context(house.admission.permit(_bid(plan, arrival)))
             if permit.waited_seconds and plan.choice.auto_budget_tokens is not None:
                 # The deadline is nearer than when AUTO was planned.
                 plan = self.plan(spec, engine, arrival)
                 watch.planned(plan, arrival.seconds_left)
             effective = wire.effective_settings(plan)
-            known = live or carried
-            generation_id = known.generation_id if known else uuid.uuid4().hex
             watch.let_in(generation_id, permit.waited_seconds)
             states = carried.candidates if carried else ()
             steering = steering or house.steering()
-            yield Call(engine, plan, permit, generation_id, effective, arrival, steering, spec, states, watch)
+            yield Call(engine, plan, permit, generation_id, effective, arrival, steering, spec, states, watch, meter)
 
     def plan(self, spec: pb.GenerationSpec, engine: Engine, arrival: Arrival, carried: Carried | None = None) -> Plan:
-        request = wire.request_of(spec)
+        request = replace(wire.request_of(spec), priority=class_of(wire.priority_of(spec), arrival.caller))
         validate(request, engine.card, self._house.config.limits)
         if carried is not None:
             if carried.model != engine.card.name:
@@ -209,6 +166,7 @@ class Calls:
             call.steering,
             call.states,
             call.watch,
+            call.meter,
         )
 
     async def _said(self, call: Call, sequence: int, flush_seconds: float) -> AsyncGenerator[pb.GenerationEvent, None]:
@@ -236,15 +194,6 @@ class Calls:
         states, headers = finished.states, CALL.get().headers
         carried = Carried(call.generation_id, model, spec, sequence, plan, states, headers, flush_seconds)
         return seal(carried, key, call.arrival.caller)
-
-
-def own_prefixes(request: Request, caller: Caller) -> Request:
-    """The request in a part of the prefix cache that no other caller reads: how fast it is answered tells nobody what
-    somebody else has asked. Callers that nobody knows share one."""
-    if not caller.is_known:
-        return request
-    salt = hashlib.sha256(json.dumps([caller.id, request.context.cache_salt]).encode()).hexdigest()
-    return replace(request, context=replace(request.context, cache_salt=salt))
 
 
 def _bid(plan: Plan, arrival: Arrival) -> Bid:

@@ -332,24 +332,27 @@ class Candidate:
         self._watch.thought_ended(outcome, self._splitter.thought_tokens)
         return ThoughtEnded(self._index, outcome, self._splitter.thought_tokens)
 
+    def usage(self) -> Usage:
+        """What was used so far."""
+        splitter, counted = self._splitter, self._runs_counted == self._runs
+        return Usage(
+            prompt_tokens=len(self._plan.context.prompt_token_ids),
+            cached_tokens=self._cached_tokens,
+            thought_tokens=splitter.thought_tokens,
+            answer_tokens=splitter.answer_tokens,
+            marker_tokens=splitter.marker_tokens,
+            drafted_tokens=self._drafted_tokens if counted else None,
+            accepted_tokens=self._accepted_tokens if counted else None,
+            recomputed_tokens=self._recomputed_tokens,
+        )
+
     def _end(self, reason: FinishReason) -> CandidateEnd:
-        splitter = self._splitter
-        counted = self._runs_counted == self._runs
         end = CandidateEnd(
             candidate_index=self._index,
             finish_reason=reason,
             outcome=self._outcome or ThinkingOutcome.DISABLED,
-            usage=Usage(
-                prompt_tokens=len(self._plan.context.prompt_token_ids),
-                cached_tokens=self._cached_tokens,
-                thought_tokens=splitter.thought_tokens,
-                answer_tokens=splitter.answer_tokens,
-                marker_tokens=splitter.marker_tokens,
-                drafted_tokens=self._drafted_tokens if counted else None,
-                accepted_tokens=self._accepted_tokens if counted else None,
-                recomputed_tokens=self._recomputed_tokens,
-            ),
-            matched_stop=splitter.matched_stop,
+            usage=self.usage(),
+            matched_stop=self._splitter.matched_stop,
         )
         self._watch.ended(end)
         return end

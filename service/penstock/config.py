@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from penstock.config_base import Section
-from penstock.config_security import AuthSettings, JwtSettings, TlsSettings
+from penstock.config_security import AuditSettings, AuthSettings, JwtSettings, QuotaSettings, TlsSettings
 
 DEMO_MODEL_DIR = Path(__file__).parent / "demo_model"
 DEMO_MODEL_FP8_DIR = Path(__file__).parent / "demo_model_fp8"
@@ -241,6 +241,8 @@ class Config(Section):
     tls: TlsSettings = TlsSettings()
     auth: AuthSettings = AuthSettings()
     jwt: JwtSettings = JwtSettings()
+    quotas: QuotaSettings = QuotaSettings()
+    audit: AuditSettings = AuditSettings()
     admission: AdmissionSettings = AdmissionSettings()
     supervision: SupervisionSettings = SupervisionSettings()
     resume: ResumeSettings = ResumeSettings()
@@ -251,9 +253,16 @@ class Config(Section):
     routing: RoutingSettings = RoutingSettings()
 
     @model_validator(mode="after")
-    def _identities_need_certificates(self) -> Config:
+    def _callers_hold_together(self) -> Config:
+        knows = self.auth.is_on or bool(self.jwt.issuer)
         if self.auth.certificates and self.tls.client_ca_file is None:
             raise ValueError("auth.certificates needs tls.client_ca_file: without it clients show no certificate")
+        if not knows and (self.auth.callers_file is not None or self.quotas != QuotaSettings()):
+            raise ValueError("auth.callers_file and quotas are about callers, and nothing says how they are known")
+        if self.quotas.usd_per_day is not None and not self.quotas.keeps_days:
+            raise ValueError("quotas.usd_per_day needs quotas.daily_file or quotas.redis_url to count in")
+        if self.quotas.keeps_days and not self.price_tiers:
+            raise ValueError("quotas.daily_file and quotas.redis_url count costs: pricing.tiers must name them")
         return self
 
     @property

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AwareDatetime, Field, model_validator
+from pydantic import AwareDatetime, Field, field_validator, model_validator
 
 from penstock.config_base import Section
 
@@ -29,6 +30,9 @@ def is_safe_url(url: str) -> bool:
         )
     except ValueError:
         return False
+
+
+TICKS_PER_USD = 10**10
 
 
 class TlsSettings(Section):
@@ -81,6 +85,58 @@ class JwtSettings(Section):
         return self
 
 
+class Quota(Section):
+    """What a caller may use. Unset is no limit, or, in the callers file, the default that `quotas` has."""
+
+    concurrent_streams: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Candidates that run or wait at once, on each replica."
+    )
+    requests_per_minute: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Calls of GenerationService, Resume and Cancel excepted; a minute's worth may come at once."
+    )
+    tokens_per_minute: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Prompt and output, thought included; what runs is let end, and owed for."
+    )
+    usd_per_day: Decimal | None = Field(
+        None, ge=0, description="Cost by the price list, per UTC day; each call's worst case must fit."
+    )
+    max_priority: Literal["low", "normal", "high"] | None = Field(None, description="The highest class it may ask for.")
+
+    @field_validator("usd_per_day")
+    @classmethod
+    def _whole_ticks(cls, usd: Decimal | None) -> Decimal | None:
+        if usd is not None and (usd * TICKS_PER_USD) % 1 != 0:
+            raise ValueError("amounts are exact to 1e-10 USD")
+        return usd
+
+
+class QuotaSettings(Quota):
+    """What each known caller may use, unless the callers file says otherwise for it; and where that is counted."""
+
+    daily_file: Path | None = Field(
+        None, description="SQLite: what was spent per day, over restarts and crashes. One service alone may hold it."
+    )
+    redis_url: str = Field(
+        "", description="redis:// or rediss://: counts that replicas share, in place of memory and daily_file."
+    )
+    redis_password_file: Path | None = Field(None, description="The password; the URL may not hold it.")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> QuotaSettings:
+        if self.redis_url and self.daily_file is not None:
+            raise ValueError("redis_url and daily_file exclude each other: costs are counted in one place")
+        parts = urlsplit(self.redis_url)
+        if self.redis_url and (parts.scheme not in ("redis", "rediss") or not parts.hostname):
+            raise ValueError("redis_url must be redis://host:port/number or rediss://...")
+        if parts.password is not None:
+            raise ValueError("redis_url may not hold a password: put it into redis_password_file")
+        return self
+
+    @property
+    def keeps_days(self) -> bool:
+        return self.daily_file is not None or bool(self.redis_url)
+
+
 class AuthSettings(Section):
     """Who calls. Where nothing is set (here or in `jwt`), callers are told apart by address, and may do everything."""
 
@@ -88,7 +144,8 @@ class AuthSettings(Section):
     keys: tuple[ApiKey, ...] = Field((), description="More of them; hashes, so no secret stands here.")
     certificates: bool = Field(False, description="A client's certificate says who calls; needs tls.client_ca_file.")
     callers_file: Path | None = Field(
-        None, description="TOML or YAML: what each caller may do, and which certificates and subjects are its own."
+        None,
+        description="TOML or YAML: what each caller may do and use, and its certificates and subjects.",
     )
     shared_prefix_cache: bool = Field(
         False, description="Known callers share cached prefixes; then timing tells one what another has asked."
@@ -101,3 +158,14 @@ class AuthSettings(Section):
     def is_on(self) -> bool:
         """Callers must say who they are."""
         return self.keys_file is not None or bool(self.keys) or self.certificates
+
+
+class AuditSettings(Section):
+    """Who did what, how much, with what outcome: JSON lines, never what was said. Off where there is no file."""
+
+    file: Path | None = Field(None, description="Where the lines go; `-` is stderr.")
+    max_file_bytes: Annotated[int, Field(ge=4096)] = Field(
+        64 * 1024 * 1024, description="A new file begins here, and with each UTC day."
+    )
+    keep_files: Annotated[int, Field(ge=1, le=10_000)] = Field(100, description="Older files than so many are deleted.")
+    keep_days: float = Field(90.0, gt=0, description="Files whose last line is older are deleted.")

@@ -9,6 +9,7 @@
     |-- CallerUnknown       no credential, or none that is good                         UNAUTHENTICATED
     |-- CallerNotAllowed    known, but this is not for it                               PERMISSION_DENIED
     |-- Overloaded          no room now; carries an honest delay                        RESOURCE_EXHAUSTED + RetryInfo
+    |-- QuotaExceeded       this caller has used what it may     RESOURCE_EXHAUSTED + RetryInfo + QuotaFailure
     |-- DeadlinePassed      the time given was not enough                               DEADLINE_EXCEEDED
     |-- Draining            the server is going away                                    UNAVAILABLE
     |-- EngineRefused       the engine turned down what the door let in (our bug)       INTERNAL, no text
@@ -82,6 +83,19 @@ class Overloaded(PenstockError):
 
     def __init__(self, message: str, *, retry_after_seconds: float, **metadata: object) -> None:
         super().__init__(message, **metadata)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class QuotaExceeded(PenstockError):
+    """`quota` is the configuration's name of it; whatever is left of others goes into the trailers."""
+
+    reason = "QUOTA_EXCEEDED"
+
+    def __init__(
+        self, message: str, *, caller: str, quota: str, retry_after_seconds: float, **metadata: object
+    ) -> None:
+        super().__init__(message, quota=quota, **metadata)
+        self.caller = caller
         self.retry_after_seconds = retry_after_seconds
 
 

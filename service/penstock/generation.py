@@ -13,7 +13,7 @@ from penstock.engine import Engine
 from penstock.observe import NO_GENERATION, GenerationWatch
 from penstock.planning import Plan
 from penstock.types import CandidateEnd, Delta, Event, Finished, FinishReason, Timing
-from penstock.usage import PriceList, total
+from penstock.usage import Meter, PriceList, total
 
 
 async def generate(
@@ -25,6 +25,7 @@ async def generate(
     steering: Steering | None = None,
     states: Sequence[Mapping[str, Any]] = (),
     watch: GenerationWatch = NO_GENERATION,
+    meter: Meter | None = None,
 ) -> AsyncGenerator[Event, None]:
     """All candidates of a call, merged; the last event is Finished. Closing it aborts the engine's work.
 
@@ -39,6 +40,8 @@ async def generate(
         )
         for index in range(count)
     ]
+    if meter is not None:
+        meter.start(lambda: total([candidate.usage() for candidate in candidates]), goes_on=bool(states))
     ends: list[CandidateEnd] = []
     show_thoughts = plan.request.thinking.include_thoughts
     events = candidates[0].events() if count == 1 else _merged(candidates)
@@ -59,6 +62,8 @@ async def generate(
         states=tuple(candidate.state() for candidate in candidates) if drained else (),
     )
     watch.finished(finished)
+    if meter is not None:
+        meter.finished = finished
     yield finished
 
 

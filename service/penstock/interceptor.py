@@ -13,10 +13,9 @@ from typing import Any, TypeAlias
 import grpc
 from google.protobuf.message import DecodeError
 
-from penstock.callers.caller import CALLER, Caller
-from penstock.callers.gate import Gate
+from penstock.border import Border, Context, Entry
+from penstock.callers.caller import Caller
 from penstock.errors import BadRequest, FieldViolation, PenstockError
-from penstock.observe import CALL, NO_CALL, CallWatch, Observer
 from penstock.status import DETAILS_KEY, status_of
 
 log = logging.getLogger(__name__)
@@ -24,9 +23,6 @@ _OWN = "/penstock.v1."
 _REFLECTION = "/grpc.reflection."
 # A grpc.RpcMethodHandler; its published types are those of the synchronous server.
 Handler: TypeAlias = Any
-# grpc's own type is generic for type checkers only.
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
-Admit: TypeAlias = Callable[[Context], None]
 
 
 class _Malformed:
@@ -57,14 +53,15 @@ async def _parsed_stream(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
         yield _parsed(request)
 
 
-async def _abort(context: Context, method: str, error: Exception, watch: CallWatch) -> None:
+async def _abort(context: Context, method: str, error: Exception, entry: Entry) -> None:
     code, message, status = status_of(error)
-    watch.ended(code.name, error)
+    entry.ended(code.name, error)
     if code is grpc.StatusCode.INTERNAL:
         # Never the exception's own text: it may hold prompt or output.
         frames = "".join(traceback.format_tb(error.__traceback__))
         log.error("%s failed with %s\n%s", method, type(error).__name__, frames)
-    await context.abort(code, message, trailing_metadata=((DETAILS_KEY, status),))
+    trailers: tuple[tuple[str, str | bytes], ...] = (*await entry.trailers(), (DETAILS_KEY, status))
+    await context.abort(code, message, trailing_metadata=trailers)
 
 
 class SlowReaders:
@@ -95,10 +92,9 @@ class SlowReaders:
 class StatusInterceptor(grpc.aio.ServerInterceptor):
     """Wraps the handlers of this API; reflection only meets the gate, health is open to all."""
 
-    def __init__(self, slow_readers: SlowReaders, observer: Observer, gate: Gate) -> None:
+    def __init__(self, slow_readers: SlowReaders, border: Border) -> None:
         self._slow_readers = slow_readers
-        self._observer = observer
-        self._gate = gate
+        self._border = border
 
     async def intercept_service(
         self,
@@ -109,64 +105,49 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
         method = str(handler_call_details.method)
         if handler is None or not method.startswith((_OWN, _REFLECTION)):
             return handler
-        try:
-            shown = await self._gate.enter(method, handler_call_details.invocation_metadata or ())
-        except PenstockError as error:
-            return _refusing(error, method, self._observer)
-        admit = _admit(self._gate, method, shown)
+        shown = await self._border.knock(method, handler_call_details.invocation_metadata or ())
+        if isinstance(shown, PenstockError):
+            return _turned_away(shown, method, self._border)
         if method.startswith(_REFLECTION):
-            return _behind(handler, admit, method)
+            return _behind(handler, shown, method, self._border)
         tolerant = _tolerant(handler.request_deserializer)
         if handler.response_streaming:
-            wrapped = _streaming(handler, method, self._slow_readers, self._observer, admit)
+            wrapped = _streaming(handler, method, self._slow_readers, self._border, shown)
             make = (
                 grpc.stream_stream_rpc_method_handler
                 if handler.request_streaming
                 else grpc.unary_stream_rpc_method_handler
             )
             return make(wrapped, tolerant, handler.response_serializer)
-        unary = _unary(handler, method, self._observer, admit)
+        unary = _unary(handler, method, self._border, shown)
         return grpc.unary_unary_rpc_method_handler(unary, tolerant, handler.response_serializer)
 
 
-def _admit(gate: Gate, method: str, shown: Caller | None) -> Admit:
-    """Makes whoever calls the one that the task works for. Raises CallerUnknown and CallerNotAllowed."""
-
-    def admit(context: Context) -> None:
-        CALLER.set(gate.admit(method, shown, str(context.peer()), context.auth_context()))
-
-    return admit
-
-
-def _refusing(error: PenstockError, method: str, observer: Observer) -> Handler:
+def _turned_away(error: PenstockError, method: str, border: Border) -> Handler:
     """Ends the call before a byte of its message is read: a stream is not read unless somebody asks."""
 
     async def refuse(requests: Any, context: Context) -> AsyncIterator[Any]:
-        await _abort(context, method, error, _watch(observer, method, context))
+        await _abort(context, method, error, Entry(border, method, context))
         yield  # Makes this a stream; never reached.
 
     return grpc.stream_stream_rpc_method_handler(refuse)
 
 
-def _behind(handler: Handler, admit: Admit, method: str) -> Handler:
+def _behind(handler: Handler, shown: Caller | None, method: str, border: Border) -> Handler:
     """A streaming handler that is not ours, for known callers."""
 
     async def call(requests: Any, context: Context) -> AsyncIterator[Any]:
+        entry = Entry(border, method, context)
         try:
-            admit(context)
+            await entry.admit(shown)
         except PenstockError as error:
-            await _abort(context, method, error, NO_CALL)
+            await _abort(context, method, error, entry)
         async with aclosing(handler.stream_stream(requests, context)) as replies:
             async for reply in replies:
                 yield reply
+        entry.ended("OK")
 
     return grpc.stream_stream_rpc_method_handler(call, handler.request_deserializer, handler.response_serializer)
-
-
-def _watch(observer: Observer, method: str, context: Context) -> CallWatch:
-    watch = observer.call(method, tuple(context.invocation_metadata() or ()))
-    CALL.set(watch)
-    return watch
 
 
 def _code_of_cut(context: Context) -> str:
@@ -176,46 +157,48 @@ def _code_of_cut(context: Context) -> str:
     return cut.name
 
 
-def _unary(handler: Handler, method: str, observer: Observer, admit: Admit) -> Callable[..., Any]:
+def _unary(handler: Handler, method: str, border: Border, shown: Caller | None) -> Callable[..., Any]:
     async def call(request: Any, context: Context) -> Any:
-        watch = _watch(observer, method, context)
+        entry = Entry(border, method, context)
         try:
-            admit(context)
+            await entry.admit(shown)
             reply = await handler.unary_unary(_parsed(request), context)
+            context.set_trailing_metadata(tuple(await entry.trailers()))
         except Exception as error:
-            await _abort(context, method, error, watch)
+            await _abort(context, method, error, entry)
         except BaseException as cut:
-            watch.ended(_code_of_cut(context), cut)
+            entry.ended(_code_of_cut(context), cut)
             raise
         else:
-            watch.ended("OK")
+            entry.ended("OK")
             return reply
 
     return call
 
 
 def _streaming(
-    handler: Handler, method: str, slow_readers: SlowReaders, observer: Observer, admit: Admit
+    handler: Handler, method: str, slow_readers: SlowReaders, border: Border, shown: Caller | None
 ) -> Callable[..., Any]:
     behaviour = handler.stream_stream if handler.request_streaming else handler.unary_stream
 
     async def call(request: Any, context: Context) -> AsyncIterator[Any]:
         task = asyncio.current_task()
         assert task is not None
-        watch = _watch(observer, method, context)
+        entry = Entry(border, method, context)
         try:
-            admit(context)
+            await entry.admit(shown)
             argument = _parsed_stream(request) if handler.request_streaming else _parsed(request)
             async with aclosing(behaviour(argument, context)) as replies:
                 async for reply in replies:
                     slow_readers.hold(task)
                     yield reply
                     slow_readers.release(task)
-            watch.ended("OK")
+            context.set_trailing_metadata(tuple(await entry.trailers()))
+            entry.ended("OK")
         except Exception as error:
-            await _abort(context, method, error, watch)
+            await _abort(context, method, error, entry)
         except BaseException as cut:
-            watch.ended(_code_of_cut(context), cut)
+            entry.ended(_code_of_cut(context), cut)
             raise
         finally:
             slow_readers.release(task)

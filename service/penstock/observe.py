@@ -113,6 +113,9 @@ class CallWatch:
         """`carried`: the `headers` of the call that this one goes on with."""
         return NO_GENERATION
 
+    def caller_is(self, caller_id: str, label: str) -> None:
+        """Told where callers are known. `caller_id` is bounded and no secret; there are few different `label`s."""
+
     def resumes(self, other: CallWatch) -> None:
         """This call reads a generation that another one started."""
 

@@ -8,8 +8,8 @@ from collections.abc import AsyncGenerator
 from penstock_client.v1 import routing_pb2 as pb
 from penstock_client.v1 import routing_pb2_grpc
 
-from penstock.calls import Context, House
 from penstock.errors import Overloaded
+from penstock.house import Context, House
 from penstock.routing import ExpertLoad
 from penstock.routing_sampler import ExpertSampler
 from penstock.wire_routing import load_out, wish_of

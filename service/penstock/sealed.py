@@ -17,9 +17,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from penstock.callers.caller import NOBODY, Caller
-from penstock.errors import GenerationNotFound
+from penstock.config import ResumeSettings
+from penstock.errors import ConfigError, GenerationNotFound
 
 _PREFIX = "c1."
+_LEAST_KEY_BYTES = 32
 # A token is at most as large as a message may be; what inflates beyond this is no token of ours.
 _MOST_INFLATED_BYTES = 64 * 1024 * 1024
 
@@ -36,6 +38,20 @@ class Carried:
     candidates: tuple[Mapping[str, Any], ...]
     trace_headers: Mapping[str, str] = field(default_factory=dict)
     flush_seconds: float = 0.0
+
+
+def seal_key(settings: ResumeSettings) -> bytes | None:
+    """The shared secret. Raises ConfigError for a file that cannot be read or is too short to be one."""
+    path = settings.key_file
+    if path is None:
+        return None
+    try:
+        key = path.read_bytes().strip()
+    except OSError as error:
+        raise ConfigError(f"resume.key_file: {path} cannot be read: {error.strerror}") from error
+    if len(key) < _LEAST_KEY_BYTES:
+        raise ConfigError(f"resume.key_file: {path} holds {len(key)} bytes, at least {_LEAST_KEY_BYTES} are needed")
+    return key
 
 
 def is_sealed(token: str) -> bool:

@@ -13,9 +13,10 @@ from penstock_client.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc
 
 from penstock import wire
 from penstock.callers.caller import CALLER
-from penstock.calls import Arrival, Calls, Context, House
+from penstock.calls import Calls
 from penstock.candidate import Steering
 from penstock.errors import BadRequest, ContextOverflow, FieldViolation, ModelNotFound
+from penstock.house import Arrival, Context, House
 from penstock.observe import CALL
 from penstock.replies import count_of, count_of_overflow, reply_of
 from penstock.sealed import is_sealed

@@ -22,6 +22,7 @@ _CODES: dict[type[errors.PenstockError], grpc.StatusCode] = {
     errors.CallerUnknown: grpc.StatusCode.UNAUTHENTICATED,
     errors.CallerNotAllowed: grpc.StatusCode.PERMISSION_DENIED,
     errors.Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.QuotaExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.DeadlinePassed: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.Draining: grpc.StatusCode.UNAVAILABLE,
     errors.EngineDown: grpc.StatusCode.UNAVAILABLE,
@@ -42,7 +43,9 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, str, bytes]:
     details: list[Message] = [_info(error.reason, dict(error.metadata))]
     if isinstance(error, errors.BadRequest):
         details.append(_bad_request(error))
-    if isinstance(error, errors.Overloaded):
+    if isinstance(error, errors.QuotaExceeded):
+        details.append(_quota_failure(error))
+    if isinstance(error, (errors.Overloaded, errors.QuotaExceeded)):
         details.append(error_details_pb2.RetryInfo(retry_delay=duration(error.retry_after_seconds)))
     return _packed(code, message, details)
 
@@ -57,6 +60,11 @@ def _bad_request(error: errors.BadRequest) -> error_details_pb2.BadRequest:
         for v in error.violations
     ]
     return error_details_pb2.BadRequest(field_violations=violations)
+
+
+def _quota_failure(error: errors.QuotaExceeded) -> error_details_pb2.QuotaFailure:
+    violation = error_details_pb2.QuotaFailure.Violation(subject=f"caller:{error.caller}", description=error.message)
+    return error_details_pb2.QuotaFailure(violations=[violation])
 
 
 def _packed(code: grpc.StatusCode, message: str, details: list[Message]) -> tuple[grpc.StatusCode, str, bytes]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from penstock.config import PriceTier
-from penstock.types import Cost, Usage
+from penstock.types import Cost, Finished, Usage
 
 # 1 USD per million tokens = 1e-6 USD per token = 10,000 ticks of 1e-10 USD per token.
 TICKS_PER_TOKEN_AT_1_USD_PER_MILLION = 10_000
@@ -55,6 +55,40 @@ def _in_ticks(tier: PriceTier) -> TickTier:
         cached_usd_ticks=int(cached * TICKS_PER_TOKEN_AT_1_USD_PER_MILLION),
         output_usd_ticks=int(tier.output_usd_per_million * TICKS_PER_TOKEN_AT_1_USD_PER_MILLION),
     )
+
+
+class Meter:
+    """What a generation has used, at any moment and whatever becomes of it: cut short, it still has to be paid for."""
+
+    def __init__(self) -> None:
+        self._read: Callable[[], Usage] | None = None
+        self._before = Usage()
+        self.finished: Finished | None = None
+        """The last event, once there is one."""
+
+    def start(self, read: Callable[[], Usage], *, goes_on: bool) -> None:
+        """The engine's work begins. `goes_on`: another server did, and billed, what `read` tells now."""
+        self._read = read
+        if goes_on:
+            self._before = read()
+
+    def tokens(self) -> int:
+        """Prompt and output so far, of this server's own."""
+        return (self._read().total_tokens if self._read else 0) - self._before.total_tokens
+
+    def usd_ticks(self, prices: PriceList) -> int:
+        """The cost so far, of this server's own; 0 without a price list."""
+        if self._read is None:
+            return 0
+        now, before = prices.cost(self._read()), prices.cost(self._before)
+        if now is None or before is None:
+            return 0
+        return now.total_usd_ticks - before.total_usd_ticks
+
+    @property
+    def usage(self) -> Usage:
+        """All of it, on whichever server."""
+        return self._read() if self._read else Usage()
 
 
 def total(usages: Sequence[Usage]) -> Usage:

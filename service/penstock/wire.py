@@ -50,8 +50,8 @@ _OVERFLOWS = {
     pb.OVERFLOW_POLICY_TRUNCATE_LEFT: Overflow.TRUNCATE_LEFT,
     pb.OVERFLOW_POLICY_TRUNCATE_MIDDLE: Overflow.TRUNCATE_MIDDLE,
 }
-_PRIORITIES: dict[int, Priority] = {
-    pb.PRIORITY_UNSPECIFIED: Priority.NORMAL,
+_PRIORITIES: dict[int, Priority | None] = {
+    pb.PRIORITY_UNSPECIFIED: None,
     pb.PRIORITY_LOW: Priority.LOW,
     pb.PRIORITY_NORMAL: Priority.NORMAL,
     pb.PRIORITY_HIGH: Priority.HIGH,
@@ -100,7 +100,7 @@ def request_of(spec: pb.GenerationSpec) -> Request:
         context=_context(spec.context),
         sampling=_sampling(spec.sampling),
         output=_output(spec.output),
-        priority=priority_of(spec),
+        priority=priority_of(spec) or Priority.NORMAL,
     )
 
 
@@ -114,8 +114,8 @@ def flush_seconds(interval: Duration) -> float:
     return seconds
 
 
-def priority_of(spec: pb.GenerationSpec) -> Priority:
-    """The call's class. Raises BadRequest for a number that is none."""
+def priority_of(spec: pb.GenerationSpec) -> Priority | None:
+    """The class that the call asks for, if it does. Raises BadRequest for a number that is none."""
     if spec.priority not in _PRIORITIES:
         raise _unknown_enum("spec.priority", spec.priority)
     return _PRIORITIES[spec.priority]

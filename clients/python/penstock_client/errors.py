@@ -9,7 +9,7 @@
     |-- NotImplementedYet                      UNIMPLEMENTED        NOT_IMPLEMENTED
     |-- ModelNotFound                          NOT_FOUND            MODEL_NOT_FOUND
     |-- GenerationNotFound                     NOT_FOUND            GENERATION_NOT_FOUND
-    |-- Overloaded    .retry_after_seconds     RESOURCE_EXHAUSTED   OVERLOADED
+    |-- Overloaded    .retry_after_seconds     RESOURCE_EXHAUSTED   OVERLOADED, QUOTA_EXCEEDED
     |-- MessageTooLarge                        RESOURCE_EXHAUSTED   (from gRPC itself)
     |-- DeadlineExceeded                       DEADLINE_EXCEEDED    DEADLINE_PASSED
     |-- Unavailable                            UNAVAILABLE          DRAINING, ENGINE_DOWN, or none: nothing answers
@@ -100,7 +100,7 @@ class GenerationNotFound(PenstockError):
 
 
 class Overloaded(PenstockError):
-    """No room now; `retry_after_seconds` is the server's honest estimate."""
+    """No room now, or (QUOTA_EXCEEDED) none left for this caller; `retry_after_seconds` is the server's estimate."""
 
 
 class MessageTooLarge(PenstockError):
@@ -156,6 +156,7 @@ BY_REASON: Mapping[str, type[PenstockError]] = {
     "MODEL_NOT_FOUND": ModelNotFound,
     "GENERATION_NOT_FOUND": GenerationNotFound,
     "OVERLOADED": Overloaded,
+    "QUOTA_EXCEEDED": Overloaded,
     "DEADLINE_PASSED": DeadlineExceeded,
     "DRAINING": Unavailable,
     "ENGINE_DOWN": Unavailable,

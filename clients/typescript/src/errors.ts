@@ -9,7 +9,7 @@
  *     ├ NotImplementedYet              UNIMPLEMENTED                      NOT_IMPLEMENTED
  *     ├ ModelNotFound                  NOT_FOUND                          MODEL_NOT_FOUND
  *     ├ GenerationNotFound             NOT_FOUND                          GENERATION_NOT_FOUND
- *     ├ Overloaded .retryAfterSeconds  RESOURCE_EXHAUSTED                 OVERLOADED
+ *     ├ Overloaded .retryAfterSeconds  RESOURCE_EXHAUSTED                 OVERLOADED, QUOTA_EXCEEDED
  *     ├ MessageTooLarge                RESOURCE_EXHAUSTED                 (from gRPC itself)
  *     ├ DeadlineExceeded               DEADLINE_EXCEEDED                  DEADLINE_PASSED
  *     ├ Unavailable                    UNAVAILABLE                        DRAINING, ENGINE_DOWN, or none
@@ -119,6 +119,7 @@ const BY_REASON: Readonly<Record<string, Kind>> = {
   MODEL_NOT_FOUND: ModelNotFound,
   GENERATION_NOT_FOUND: GenerationNotFound,
   OVERLOADED: Overloaded,
+  QUOTA_EXCEEDED: Overloaded,
   DEADLINE_PASSED: DeadlineExceeded,
   DRAINING: Unavailable,
   ENGINE_DOWN: Unavailable,

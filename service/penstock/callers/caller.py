@@ -12,6 +12,7 @@ import re
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+from penstock.callers.limits import NO_LIMITS, Limits
 from penstock.config_security import CALLER_NAME, Permission
 
 ALL_PERMISSIONS: frozenset[Permission] = frozenset(("generate", "diagnostics", "admin"))
@@ -37,6 +38,7 @@ class Caller:
     is_listed: bool = False
     """An operator wrote this name down, so there are few of them: it may be a label of a metric."""
     key_id: str = ""
+    limits: Limits = NO_LIMITS
 
     @property
     def is_known(self) -> bool:

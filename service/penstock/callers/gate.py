@@ -8,14 +8,16 @@ from datetime import UTC, datetime
 from penstock.callers import keys, listed
 from penstock.callers.caller import ALL_PERMISSIONS, Caller, How, by_address, derived_id
 from penstock.callers.keys import KeyRing, looks_like_key
+from penstock.callers.limits import limits_of
 from penstock.callers.listed import Listing
 from penstock.callers.tokens import Tokens
-from penstock.config_security import ApiKey, AuthSettings, JwtSettings, Permission
+from penstock.config_security import ApiKey, AuthSettings, JwtSettings, Permission, QuotaSettings
 from penstock.errors import CallerNotAllowed, CallerUnknown, ConfigError
 from penstock.watched import Watched, read_text
 
 Metadata = Iterable[tuple[str, str | bytes]]
 NO_TOKENS = JwtSettings()
+NO_QUOTAS = QuotaSettings()
 _ANY = ALL_PERMISSIONS
 # Any one of these is enough. What is not here needs `admin`: a new method is closed until somebody decides.
 NEEDS: Mapping[str, frozenset[Permission]] = {
@@ -35,8 +37,11 @@ _NOTHING_SHOWN = "this server must know who calls: send the metadata `authorizat
 class Gate:
     """Open where the configuration names no way to know callers; then each is its address."""
 
-    def __init__(self, settings: AuthSettings, tokens: JwtSettings = NO_TOKENS) -> None:
+    def __init__(
+        self, settings: AuthSettings, tokens: JwtSettings = NO_TOKENS, quotas: QuotaSettings = NO_QUOTAS
+    ) -> None:
         self._settings = settings
+        self._quotas = quotas
         self._tokens = Tokens(tokens) if tokens.issuer else None
         self._keys = KeyRing()
         self._listing = Listing()
@@ -64,7 +69,12 @@ class Gate:
 
     def _take_listing(self) -> None:
         assert self._settings.callers_file is not None
-        self._listing = listed.read(self._settings.callers_file)
+        listing = listed.read(self._settings.callers_file)
+        if listing.counts_days and not self._quotas.keeps_days:
+            raise ConfigError(
+                f"{self._settings.callers_file}: usd_per_day needs quotas.daily_file or quotas.redis_url to count in"
+            )
+        self._listing = listing
 
     async def enter(self, method: str, metadata: Metadata) -> Caller | None:
         """The caller by its bearer token; None where it shows none, which `admit` judges.
@@ -119,7 +129,8 @@ class Gate:
     def _caller(self, caller_id: str, how: How, *, key_id: str = "", is_listed: bool = False) -> Caller:
         entry = self._listing.of(caller_id)
         allowed = entry.permissions if entry and entry.permissions is not None else self._settings.default_permissions
-        return Caller(caller_id, how, frozenset(allowed), is_listed or entry is not None, key_id)
+        limits = limits_of(entry, self._quotas)
+        return Caller(caller_id, how, frozenset(allowed), is_listed or entry is not None, key_id, limits)
 
 
 def _bearer(metadata: Metadata) -> str | None:

@@ -1,7 +1,8 @@
-"""The callers file: what each caller may do, and by which certificates and subjects of tokens it is known.
+"""The callers file: what each caller may do and use, and by which certificates and subjects of tokens it is known.
 
     [callers.team-a]
     permissions = ["generate", "diagnostics"]
+    tokens_per_minute = 100_000
     certificates = ["spiffe://prod/team-a"]       # URI, DNS name or common name
     subjects = ["auth0|5f7c8ec7c33c6c004bbafe82"]
 
@@ -18,11 +19,11 @@ from pydantic import Field, ValidationError
 from penstock import config_file
 from penstock.callers.caller import is_caller_id
 from penstock.config_base import Section
-from penstock.config_security import Permission
+from penstock.config_security import Permission, Quota
 from penstock.errors import ConfigError
 
 
-class Listed(Section):
+class Listed(Quota):
     """One entry. Unset takes the configuration's default."""
 
     permissions: tuple[Permission, ...] | None = None
@@ -41,6 +42,10 @@ class Listing:
         self._callers = callers or {}
         self._certificates = {name: caller for caller, one in self._callers.items() for name in one.certificates}
         self._subjects = {name: caller for caller, one in self._callers.items() for name in one.subjects}
+
+    @property
+    def counts_days(self) -> bool:
+        return any(one.usd_per_day is not None for one in self._callers.values())
 
     def of(self, caller_id: str) -> Listed | None:
         return self._callers.get(caller_id)

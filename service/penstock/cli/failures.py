@@ -64,6 +64,8 @@ def in_words(error: PenstockError, target: str) -> list[str]:
             return ["the request was refused:", *(f"  {_place(v.field)}: {v.description}" for v in error.violations)]
         case pc.FeatureOff():
             return [error.message, "see what is on and why with `penstock model`"]
+        case pc.Overloaded(reason="QUOTA_EXCEEDED"):
+            return [f"the quota is used up: {error.message}", f"try again in {error.retry_after_seconds or 0:.0f} s"]
         case pc.Overloaded():
             wait = error.retry_after_seconds
             return [f"the service has no room now{f'; try again in {wait:g} s' if wait is not None else ''}"]

@@ -54,6 +54,8 @@ class _Call(CallWatch):
         self._method = method
         self._began = time.monotonic()
         self._generation: Generation | None = None
+        self._caller = ""
+        self._label = ""
 
     @property
     def log_fields(self) -> Mapping[str, str]:
@@ -61,6 +63,8 @@ class _Call(CallWatch):
         fields = {"rpc": self._method}
         if context.is_valid:
             fields |= {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
+        if self._caller:
+            fields["caller"] = self._caller
         if self._generation is not None and self._generation.generation_id:
             fields["generation_id"] = self._generation.generation_id
         return fields
@@ -79,6 +83,10 @@ class _Call(CallWatch):
         self._generation = Generation(self._recorder, self._span, model, chat=chat, streams=streams, links=links)
         return self._generation
 
+    def caller_is(self, caller_id: str, label: str) -> None:
+        self._caller, self._label = caller_id, label
+        self._span.set_attribute(names.CALLER, caller_id)
+
     def resumes(self, other: CallWatch) -> None:
         if isinstance(other, _Call):
             started = other._generation.span if other._generation else other._span
@@ -96,7 +104,8 @@ class _Call(CallWatch):
             span.set_status(Status(StatusCode.ERROR, error.message if isinstance(error, PenstockError) else None))
             labels[names.ERROR_TYPE] = kind
             if isinstance(error, Exception):
-                instruments.refusals.add(1, {names.REASON: kind})
+                caller = {names.CALLER_LABEL: self._label} if self._label else {}
+                instruments.refusals.add(1, {names.REASON: kind, **caller})
         if not isinstance(span, NonRecordingSpan) or instruments.on:
             context = set_span_in_context(span)
             instruments.rpc_duration.record(time.monotonic() - self._began, labels, context=context)

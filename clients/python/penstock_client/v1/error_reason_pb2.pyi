@@ -99,6 +99,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ABORTED: the request was in flight at several engine deaths and is not tried again.
     Example: {reason: "POISONOUS_REQUEST", metadata: {engine_deaths: "3"}}.
     """
+    ERROR_REASON_QUOTA_EXCEEDED: _ErrorReason.ValueType  # 19
+    """RESOURCE_EXHAUSTED, with google.rpc.RetryInfo and google.rpc.QuotaFailure: this caller has used what it may.
+    Example: {reason: "QUOTA_EXCEEDED", metadata: {quota: "tokens_per_minute", limit: "10000"}}.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call was refused or failed: the `reason` of the `google.rpc.ErrorInfo` in the status details, written without
@@ -182,5 +186,9 @@ Example: {reason: "GENERATION_NOT_FOUND"}.
 ERROR_REASON_POISONOUS_REQUEST: ErrorReason.ValueType  # 18
 """ABORTED: the request was in flight at several engine deaths and is not tried again.
 Example: {reason: "POISONOUS_REQUEST", metadata: {engine_deaths: "3"}}.
+"""
+ERROR_REASON_QUOTA_EXCEEDED: ErrorReason.ValueType  # 19
+"""RESOURCE_EXHAUSTED, with google.rpc.RetryInfo and google.rpc.QuotaFailure: this caller has used what it may.
+Example: {reason: "QUOTA_EXCEEDED", metadata: {quota: "tokens_per_minute", limit: "10000"}}.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

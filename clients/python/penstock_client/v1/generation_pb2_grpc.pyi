@@ -32,6 +32,10 @@ class GenerationServiceStub:
     Errors are non-OK statuses with `google.rpc` details (see ErrorReason). A call's gRPC deadline is honoured: it stops
     the engine's work, and thinking mode AUTO plans so that the answer arrives before it. Cancelling a call aborts the
     engine's work within one engine step.
+
+    A caller with quotas finds in the trailing metadata of every call, failed ones included, what it may use and what is
+    left: `x-ratelimit-limit-requests` and `x-ratelimit-remaining-requests` (per minute), the same of `tokens` (per minute),
+    `streams` (at once) and `usd-ticks` (1e-10 USD per UTC day), as decimal numbers; what is not limited is not there.
     """
 
     @_typing.overload
@@ -64,6 +68,10 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     Errors are non-OK statuses with `google.rpc` details (see ErrorReason). A call's gRPC deadline is honoured: it stops
     the engine's work, and thinking mode AUTO plans so that the answer arrives before it. Cancelling a call aborts the
     engine's work within one engine step.
+
+    A caller with quotas finds in the trailing metadata of every call, failed ones included, what it may use and what is
+    left: `x-ratelimit-limit-requests` and `x-ratelimit-remaining-requests` (per minute), the same of `tokens` (per minute),
+    `streams` (at once) and `usd-ticks` (1e-10 USD per UTC day), as decimal numbers; what is not limited is not there.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -92,6 +100,10 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
     Errors are non-OK statuses with `google.rpc` details (see ErrorReason). A call's gRPC deadline is honoured: it stops
     the engine's work, and thinking mode AUTO plans so that the answer arrives before it. Cancelling a call aborts the
     engine's work within one engine step.
+
+    A caller with quotas finds in the trailing metadata of every call, failed ones included, what it may use and what is
+    left: `x-ratelimit-limit-requests` and `x-ratelimit-remaining-requests` (per minute), the same of `tokens` (per minute),
+    `streams` (at once) and `usd-ticks` (1e-10 USD per UTC day), as decimal numbers; what is not limited is not there.
     """
 
     @_abc_1.abstractmethod

@@ -1972,6 +1972,10 @@ export const FinishReasonSchema: GenEnum<FinishReason> = /*@__PURE__*/
  * the engine's work, and thinking mode AUTO plans so that the answer arrives before it. Cancelling a call aborts the
  * engine's work within one engine step.
  *
+ * A caller with quotas finds in the trailing metadata of every call, failed ones included, what it may use and what is
+ * left: `x-ratelimit-limit-requests` and `x-ratelimit-remaining-requests` (per minute), the same of `tokens` (per minute),
+ * `streams` (at once) and `usd-ticks` (1e-10 USD per UTC day), as decimal numbers; what is not limited is not there.
+ *
  * @generated from service penstock.v1.GenerationService
  */
 export const GenerationService: GenService<{

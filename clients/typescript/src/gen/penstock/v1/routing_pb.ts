@@ -14,7 +14,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file penstock/v1/routing.proto.
  */
 export const file_penstock_v1_routing: GenFile = /*@__PURE__*/
-  fileDesc("ChlwZW5zdG9jay92MS9yb3V0aW5nLnByb3RvEgtwZW5zdG9jay52MSJpChRHZXRFeHBlcnRMb2FkUmVxdWVzdBIpCgZ3aW5kb3cYASABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SFwoKcmFua19jb3VudBgCIAEoBUgAiAEBQg0KC19yYW5rX2NvdW50Ij4KFUdldEV4cGVydExvYWRSZXNwb25zZRIlCgRsb2FkGAEgASgLMhcucGVuc3RvY2sudjEuRXhwZXJ0TG9hZCKYAQoWV2F0Y2hFeHBlcnRMb2FkUmVxdWVzdBIpCgZ3aW5kb3cYASABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SKwoIaW50ZXJ2YWwYAiABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SFwoKcmFua19jb3VudBgDIAEoBUgAiAEBQg0KC19yYW5rX2NvdW50IkAKF1dhdGNoRXhwZXJ0TG9hZFJlc3BvbnNlEiUKBGxvYWQYASABKAsyFy5wZW5zdG9jay52MS5FeHBlcnRMb2FkInQKCkV4cGVydExvYWQSKQoGd2luZG93GAEgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEhMKC3Rva2VuX2NvdW50GAIgASgDEiYKBmxheWVycxgDIAMoCzIWLnBlbnN0b2NrLnYxLkxheWVyTG9hZCKdAQoJTGF5ZXJMb2FkEhMKC2xheWVyX2luZGV4GAEgASgFEhsKE2V4cGVydF90b2tlbl9jb3VudHMYAiADKAMSEQoJaW1iYWxhbmNlGAMgASgBEhoKEm5vcm1hbGl6ZWRfZW50cm9weRgEIAEoARITCgtob3RfZXhwZXJ0cxgFIAMoBRIaChJidXNpZXN0X3Jhbmtfc2hhcmUYBiABKAEyyAEKDlJvdXRpbmdTZXJ2aWNlElYKDUdldEV4cGVydExvYWQSIS5wZW5zdG9jay52MS5HZXRFeHBlcnRMb2FkUmVxdWVzdBoiLnBlbnN0b2NrLnYxLkdldEV4cGVydExvYWRSZXNwb25zZRJeCg9XYXRjaEV4cGVydExvYWQSIy5wZW5zdG9jay52MS5XYXRjaEV4cGVydExvYWRSZXF1ZXN0GiQucGVuc3RvY2sudjEuV2F0Y2hFeHBlcnRMb2FkUmVzcG9uc2UwAWIGcHJvdG8z", [file_google_protobuf_duration]);
+  fileDesc("ChlwZW5zdG9jay92MS9yb3V0aW5nLnByb3RvEgtwZW5zdG9jay52MSJpChRHZXRFeHBlcnRMb2FkUmVxdWVzdBIpCgZ3aW5kb3cYASABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SFwoKcmFua19jb3VudBgCIAEoBUgAiAEBQg0KC19yYW5rX2NvdW50Ij4KFUdldEV4cGVydExvYWRSZXNwb25zZRIlCgRsb2FkGAEgASgLMhcucGVuc3RvY2sudjEuRXhwZXJ0TG9hZCKYAQoWV2F0Y2hFeHBlcnRMb2FkUmVxdWVzdBIpCgZ3aW5kb3cYASABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SKwoIaW50ZXJ2YWwYAiABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SFwoKcmFua19jb3VudBgDIAEoBUgAiAEBQg0KC19yYW5rX2NvdW50IkAKF1dhdGNoRXhwZXJ0TG9hZFJlc3BvbnNlEiUKBGxvYWQYASABKAsyFy5wZW5zdG9jay52MS5FeHBlcnRMb2FkIogBCgpFeHBlcnRMb2FkEikKBndpbmRvdxgBIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhITCgt0b2tlbl9jb3VudBgCIAEoAxImCgZsYXllcnMYAyADKAsyFi5wZW5zdG9jay52MS5MYXllckxvYWQSEgoKcmFua19jb3VudBgEIAEoBSKdAQoJTGF5ZXJMb2FkEhMKC2xheWVyX2luZGV4GAEgASgFEhsKE2V4cGVydF90b2tlbl9jb3VudHMYAiADKAMSEQoJaW1iYWxhbmNlGAMgASgBEhoKEm5vcm1hbGl6ZWRfZW50cm9weRgEIAEoARITCgtob3RfZXhwZXJ0cxgFIAMoBRIaChJidXNpZXN0X3Jhbmtfc2hhcmUYBiABKAEyyAEKDlJvdXRpbmdTZXJ2aWNlElYKDUdldEV4cGVydExvYWQSIS5wZW5zdG9jay52MS5HZXRFeHBlcnRMb2FkUmVxdWVzdBoiLnBlbnN0b2NrLnYxLkdldEV4cGVydExvYWRSZXNwb25zZRJeCg9XYXRjaEV4cGVydExvYWQSIy5wZW5zdG9jay52MS5XYXRjaEV4cGVydExvYWRSZXF1ZXN0GiQucGVuc3RvY2sudjEuV2F0Y2hFeHBlcnRMb2FkUmVzcG9uc2UwAWIGcHJvdG8z", [file_google_protobuf_duration]);
 
 /**
  * Request of GetExpertLoad.
@@ -30,7 +30,7 @@ export type GetExpertLoadRequest = Message<"penstock.v1.GetExpertLoadRequest"> &
   window?: Duration | undefined;
 
   /**
-   * Parallel ranks that the experts are spread over, for rank_share. Range [1, experts]. Absent: as served.
+   * Parallel ranks that the experts are spread over, for busiest_rank_share. Range [1, experts]. Absent: as served.
    *
    * @generated from field: optional int32 rank_count = 2;
    */
@@ -128,14 +128,14 @@ export const WatchExpertLoadResponseSchema: GenMessage<WatchExpertLoadResponse> 
  */
 export type ExpertLoad = Message<"penstock.v1.ExpertLoad"> & {
   /**
-   * The window that was measured; shorter than asked soon after the start.
+   * The window that was measured: within a few percent of what was asked, shorter soon after the start.
    *
    * @generated from field: google.protobuf.Duration window = 1;
    */
   window?: Duration | undefined;
 
   /**
-   * Tokens routed in the window.
+   * Tokens routed in the window, counted once however many layers and experts they went through.
    *
    * @generated from field: int64 token_count = 2;
    */
@@ -147,6 +147,13 @@ export type ExpertLoad = Message<"penstock.v1.ExpertLoad"> & {
    * @generated from field: repeated penstock.v1.LayerLoad layers = 3;
    */
   layers: LayerLoad[];
+
+  /**
+   * Ranks that busiest_rank_share is about: those asked for, else as served; 1 where experts are not spread.
+   *
+   * @generated from field: int32 rank_count = 4;
+   */
+  rankCount: number;
 };
 
 /**
@@ -157,7 +164,7 @@ export const ExpertLoadSchema: GenMessage<ExpertLoad> = /*@__PURE__*/
   messageDesc(file_penstock_v1_routing, 4);
 
 /**
- * Load of one layer's experts.
+ * Load of one layer's experts. Without tokens all is even.
  *
  * @generated from message penstock.v1.LayerLoad
  */
@@ -198,7 +205,8 @@ export type LayerLoad = Message<"penstock.v1.LayerLoad"> & {
   hotExperts: number[];
 
   /**
-   * Share of the tokens on the busiest rank, in [0, 1].
+   * Share of the tokens on the busiest rank, in [0, 1]; 1 / rank_count is even. Each rank has consecutive experts:
+   * what EPLB moves is not followed.
    *
    * @generated from field: double busiest_rank_share = 6;
    */
@@ -215,11 +223,18 @@ export const LayerLoadSchema: GenMessage<LayerLoad> = /*@__PURE__*/
 /**
  * Watches the experts of a mixture-of-experts model.
  *
+ * Counted is what the model's own routers choose, from the moment the service is ready: every token that is computed,
+ * prompt and output, again where it is computed again; not what comes from the prefix cache, not padding, and not the
+ * experts of the layer that drafts. On a CPU drafted tokens that are rejected count, too, since the experts worked on
+ * them; on a GPU the accepted tokens of runs that ended by themselves count. Counts go on when an engine is replaced;
+ * what a dead one counted in its last second may be missing.
+ *
  * @generated from service penstock.v1.RoutingService
  */
 export const RoutingService: GenService<{
   /**
-   * Expert load over the window that ends now. FAILED_PRECONDITION / FEATURE_OFF where routing is not observed.
+   * Expert load over the window that ends now. FAILED_PRECONDITION / FEATURE_OFF where routing is not observed,
+   * UNAVAILABLE while there is no engine.
    *
    * @generated from rpc penstock.v1.RoutingService.GetExpertLoad
    */
@@ -229,7 +244,8 @@ export const RoutingService: GenService<{
     output: typeof GetExpertLoadResponseSchema;
   },
   /**
-   * The same, again and again.
+   * The same, again and again, until the caller ends it. While an engine is replaced, the load last known. Many may
+   * watch: the engine is asked once for all of them. RESOURCE_EXHAUSTED / OVERLOADED where 64 watch already.
    *
    * @generated from rpc penstock.v1.RoutingService.WatchExpertLoad
    */

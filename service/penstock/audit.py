@@ -1,0 +1,114 @@
+"""The audit log: who, what, how much, with what outcome; never what was said. JSON lines, in a file that rotates.
+
+    call        one RPC: caller, how it was known, peer, method, status, seconds
+    generation  what one generation used, however it ended: caller, id, outcome, tokens, cost
+
+Lines are written on a thread of its own, in order. Files older than `keep_days`, and more than `keep_files`, are
+deleted when a new one begins (at the size given, at UTC midnight with the next line) and at the start.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import logging.handlers
+import os
+import queue
+import sys
+import time
+from datetime import UTC, datetime
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any
+
+from penstock.config_security import AuditSettings
+from penstock.errors import ConfigError
+
+log = logging.getLogger(__name__)
+# Lines that may wait for a slow disk; beyond it lines are lost, and that is logged.
+_MOST_WAITING = 50_000
+_DAY_SECONDS = 86400.0
+
+
+class Audit:
+    """Writes lines; `NO_AUDIT` writes none."""
+
+    def __init__(self, handler: logging.Handler | None = None) -> None:
+        self._lines: queue.Queue[Any] = queue.Queue(_MOST_WAITING)
+        self._listener = logging.handlers.QueueListener(self._lines, handler) if handler else None
+        self._handler = handler
+        self._lost = 0
+        if self._listener is not None:
+            self._listener.start()
+
+    @property
+    def is_on(self) -> bool:
+        return self._listener is not None
+
+    def write(self, event: str, **fields: object) -> None:
+        """Never waits. Fields that are None are left out."""
+        if self._listener is None:
+            return
+        said = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event} | fields
+        line = json.dumps({name: value for name, value in said.items() if value is not None}, ensure_ascii=False)
+        try:
+            self._lines.put_nowait(logging.makeLogRecord({"msg": line}))
+        except queue.Full:
+            self._lost += 1
+            if self._lost & (self._lost - 1) == 0:
+                log.error("%d audit lines are lost: the disk does not keep up", self._lost)
+
+    def close(self) -> None:
+        """Returns when everything is written."""
+        if self._listener is not None and self._handler is not None:
+            self._listener.stop()
+            self._handler.close()
+
+
+NO_AUDIT = Audit()
+
+
+def audit_of(settings: AuditSettings) -> Audit:
+    """Raises ConfigError where the file cannot be written."""
+    if settings.file is None:
+        return NO_AUDIT
+    if str(settings.file) == "-":
+        return Audit(logging.StreamHandler(sys.stderr))
+    try:
+        return Audit(RotatingFile(settings.file, settings))
+    except OSError as error:
+        raise ConfigError(f"audit.file: {settings.file} cannot be written: {error.strerror}") from error
+
+
+class RotatingFile(logging.handlers.RotatingFileHandler):
+    """`audit.jsonl`, then `.1` (the newest) to `.<keep_files>`; readable by their owner alone."""
+
+    def __init__(self, path: Path, settings: AuditSettings) -> None:
+        self._keep_seconds = settings.keep_days * _DAY_SECONDS
+        super().__init__(
+            path, maxBytes=settings.max_file_bytes, backupCount=settings.keep_files, encoding="utf-8", delay=False
+        )
+        self._day = _day(path.stat().st_mtime) if path.stat().st_size else _day(time.time())
+        self._purge()
+
+    def _open(self) -> TextIOWrapper:
+        return open(self.baseFilename, "a", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600))
+
+    def shouldRollover(self, record: logging.LogRecord) -> bool:  # noqa: N802 - the library's name
+        return self._day != _day(time.time()) or bool(super().shouldRollover(record))
+
+    def doRollover(self) -> None:  # noqa: N802 - the library's name
+        super().doRollover()
+        self._day = _day(time.time())
+        self._purge()
+
+    def _purge(self) -> None:
+        too_old = time.time() - self._keep_seconds
+        for number in range(1, self.backupCount + 1):
+            path = Path(f"{self.baseFilename}.{number}")
+            if path.exists() and path.stat().st_mtime < too_old:
+                path.unlink()
+
+
+def _day(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).date().isoformat()

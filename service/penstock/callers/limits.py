@@ -1,0 +1,43 @@
+"""What a caller may use, resolved: the callers file's word, else the configuration's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from penstock.config_security import TICKS_PER_USD, Quota
+from penstock.types import Priority
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """None is no limit. Cost in ticks of 1e-10 USD."""
+
+    concurrent_streams: int | None = None
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    usd_ticks_per_day: int | None = None
+    max_priority: Priority = Priority.HIGH
+
+
+NO_LIMITS = Limits()
+
+
+def limits_of(own: Quota | None, default: Quota) -> Limits:
+    """Each limit by itself: an entry that sets one leaves the others as they are."""
+    said = {name: value for quota in (default, own) if quota for name, value in _set(quota)}
+    merged = Quota.model_validate(said)
+    usd = merged.usd_per_day
+    return Limits(
+        concurrent_streams=merged.concurrent_streams,
+        requests_per_minute=merged.requests_per_minute,
+        tokens_per_minute=merged.tokens_per_minute,
+        usd_ticks_per_day=None if usd is None else int(usd * TICKS_PER_USD),
+        max_priority=Priority[(merged.max_priority or "high").upper()],
+    )
+
+
+def _set(quota: Quota) -> Iterator[tuple[str, object]]:
+    for name in Quota.model_fields:
+        if (value := getattr(quota, name)) is not None:
+            yield name, value

@@ -1,0 +1,61 @@
+"""One generation's claim on its caller's quotas, and its line in the audit log: however it ends, it is counted."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from penstock.callers.caller import Caller
+from penstock.errors import PenstockError
+from penstock.house import House
+from penstock.planning import Plan
+from penstock.quotas.quotas import Claim
+from penstock.types import Usage
+from penstock.usage import Meter, PriceList
+
+
+@asynccontextmanager
+async def charged(house: House, caller: Caller, plan: Plan, generation_id: str, meter: Meter) -> AsyncIterator[None]:
+    """Holds the claim while the generation waits and runs. Raises QuotaExceeded."""
+    claim = claim_of(plan, house.prices)
+    failure: BaseException | None = None
+    async with house.quotas.holding(caller, claim, lambda: (meter.tokens(), meter.usd_ticks(house.prices))):
+        try:
+            yield
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            _write_down(house, caller, generation_id, meter, failure)
+
+
+def claim_of(plan: Plan, prices: PriceList) -> Claim:
+    """The prompt, and as much output as the call may have, none of it cached."""
+    count, prompt_tokens = plan.request.output.candidate_count, len(plan.context.prompt_token_ids)
+    worst = Usage(prompt_tokens=prompt_tokens, answer_tokens=plan.budget.max_output_tokens * count)
+    cached = Usage(prompt_tokens=prompt_tokens, cached_tokens=prompt_tokens, answer_tokens=worst.answer_tokens)
+    # A price list may make cached tokens the dearer ones.
+    costs = [cost.total_usd_ticks for usage in (worst, cached) if (cost := prices.cost(usage)) is not None]
+    return Claim(uuid.uuid4().hex, count, prompt_tokens, max(costs, default=0))
+
+
+def _write_down(house: House, caller: Caller, generation_id: str, meter: Meter, failure: BaseException | None) -> None:
+    usage = meter.usage
+    if meter.finished is not None:
+        outcome = "+".join(sorted({end.finish_reason.value for end in meter.finished.ends}))
+    elif isinstance(failure, PenstockError):
+        outcome = failure.reason.lower()
+    else:
+        outcome = "failed" if isinstance(failure, Exception) else "cut_short"
+    house.audit.write(
+        "generation",
+        caller=caller.id,
+        generation_id=generation_id,
+        outcome=outcome,
+        prompt_tokens=usage.prompt_tokens,
+        cached_tokens=usage.cached_tokens,
+        thought_tokens=usage.thought_tokens,
+        answer_tokens=usage.answer_tokens,
+        cost_usd_ticks=meter.usd_ticks(house.prices) if house.prices.tiers else None,
+    )

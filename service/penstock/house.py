@@ -1,0 +1,67 @@
+"""What every servicer needs, and what is known of a call before it is read."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+from weakref import WeakSet
+
+import grpc
+
+from penstock.admission import Admission
+from penstock.audit import NO_AUDIT, Audit
+from penstock.callers.caller import CALLER, Caller
+from penstock.candidate import Steering
+from penstock.config import Config
+from penstock.engine import Engine
+from penstock.gather import LoopLag
+from penstock.live import LiveStreams
+from penstock.quotas.quotas import Quotas
+from penstock.usage import PriceList
+
+# grpc's own type is generic for type checkers only.
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    """What every servicer needs. `engine` raises EngineDown while there is none to give work to."""
+
+    config: Config
+    prices: PriceList
+    admission: Admission
+    live: LiveStreams
+    engine: Callable[[], Engine]
+    seal_key: bytes | None = None
+    """Seals drained generations for other servers; None where there is no key to share."""
+    quotas: Quotas = field(default_factory=Quotas)
+    audit: Audit = NO_AUDIT
+    steerings: WeakSet[Steering] = field(default_factory=WeakSet)
+    """Of all generations under way, so that draining can end them."""
+
+    lag: LoopLag = field(default_factory=lambda: LoopLag(0))
+
+    def steering(self) -> Steering:
+        steering = Steering()
+        self.steerings.add(steering)
+        return steering
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """What is known of a call before it is read. Seconds of time.monotonic()."""
+
+    caller: Caller
+    at_monotonic: float
+    deadline_monotonic: float | None
+
+    @classmethod
+    def of(cls, context: Context) -> Arrival:
+        now, left = time.monotonic(), context.time_remaining()
+        return cls(CALLER.get(), now, None if left is None else now + left)
+
+    @property
+    def seconds_left(self) -> float | None:
+        return None if self.deadline_monotonic is None else self.deadline_monotonic - time.monotonic()

@@ -1,0 +1,20 @@
+"""Where the configuration wants usage to be counted."""
+
+from __future__ import annotations
+
+from penstock.config_security import QuotaSettings
+from penstock.errors import ConfigError
+from penstock.quotas.days import SqliteDays
+from penstock.quotas.quotas import Quotas
+
+
+def quotas_of(settings: QuotaSettings) -> Quotas:
+    """Raises ConfigError where the counts cannot be kept where they should be."""
+    if settings.redis_url:
+        try:
+            from penstock.quotas.redis_store import RedisDays, RedisMinutes, connect
+        except ModuleNotFoundError as error:
+            raise ConfigError("quotas.redis_url needs the package redis: pip install 'penstock[redis]'") from error
+        client = connect(settings)
+        return Quotas(RedisMinutes(client), RedisDays(client))
+    return Quotas(days=SqliteDays(settings.daily_file) if settings.daily_file is not None else None)

@@ -1,0 +1,261 @@
+"""Counting: buckets, days that survive, and what is held while a call runs. Redis counts as memory and SQLite do."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from penstock.callers.caller import NOBODY, Caller, How
+from penstock.callers.isolation import class_of
+from penstock.callers.limits import Limits, limits_of
+from penstock.config import Config
+from penstock.config_security import Quota, QuotaSettings
+from penstock.errors import CallerNotAllowed, ConfigError, Overloaded, QuotaExceeded
+from penstock.quotas.days import Days, SqliteDays
+from penstock.quotas.minutes import MemoryMinutes, Minutes
+from penstock.quotas.quotas import Claim, Quotas
+from penstock.quotas.store import quotas_of
+from penstock.types import Priority
+
+DAY = "2026-11-23"
+
+
+def caller(name: str = "team-a", **limits: Any) -> Caller:
+    return Caller(name, How.KEY, frozenset({"generate"}), limits=Limits(**limits))
+
+
+@pytest.fixture(scope="module")
+def redis_url() -> Iterator[str]:
+    server = shutil.which("redis-server")
+    if server is None:
+        pytest.skip("needs redis-server (Debian: redis-server)")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [server, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.05)
+        yield f"redis://127.0.0.1:{port}/0"
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+@pytest.fixture(params=["memory and SQLite", "Redis"])
+async def counts(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[tuple[Minutes, Days]]:
+    settings = QuotaSettings(daily_file=tmp_path / "quotas.db")
+    if request.param == "Redis":
+        settings = QuotaSettings(redis_url=request.getfixturevalue("redis_url"))
+    quotas = quotas_of(settings)
+    assert quotas._days is not None
+    yield quotas._minutes, quotas._days
+    await quotas.close()
+
+
+async def test_a_minutes_worth_may_come_at_once_and_then_evenly() -> None:
+    now = 0.0
+    minutes = MemoryMinutes(lambda: now)
+
+    async def take(amount: int = 1) -> float:
+        return await minutes.take("a", "requests", 60, amount, owing=False)
+
+    assert [await take() for _ in range(60)] == [0.0] * 60
+    assert await take() == pytest.approx(1.0)
+    now = 1.0
+    assert await take() == 0.0
+    assert await take() == pytest.approx(1.0)
+    now = 3600.0
+    assert await minutes.left("a", "requests", 60) == 60
+
+
+async def test_what_is_owed_is_paid_before_anything_new(counts: tuple[Minutes, Days]) -> None:
+    minutes, _ = counts
+    name = f"owes-{time.time_ns()}"
+    assert await minutes.take(name, "tokens", 6000, 500_000, owing=False) == 0.0, "more than a minute's worth may come"
+    assert await minutes.left(name, "tokens", 6000) == 0
+    assert await minutes.take(name, "tokens", 6000, 1, owing=False) == pytest.approx(4940, rel=0.01)
+    await minutes.take(name, "tokens", 6000, -494_500, owing=True)
+    assert 400 <= await minutes.left(name, "tokens", 6000) <= 700
+    assert await minutes.take(name, "tokens", 6000, 100, owing=False) == 0.0
+    assert await minutes.take(name, "requests", 6000, 6000, owing=False) == 0.0
+
+
+async def test_a_days_spending_never_passes_its_limit_however_many_ask_at_once(counts: tuple[Minutes, Days]) -> None:
+    _, days = counts
+    name = f"spends-{time.time_ns()}"
+    got = await asyncio.gather(*(days.reserve(name, DAY, f"{name}{n}", 100, 1000) for n in range(40)))
+    assert sum(got) == 10
+    assert await days.spent(name, DAY) == 1000
+    await days.settle(name, DAY, f"{name}{got.index(True)}", 100, 7)
+    assert await days.spent(name, DAY) == 907
+    assert await days.spent(name, "2026-11-24") == 0
+    assert await days.spent("another", DAY) == 0
+
+
+async def test_calls_in_flight_stay_charged_and_are_told_when_the_file_is_opened_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "q.db"
+    days = SqliteDays(path)
+    with pytest.raises(ConfigError, match="another service has"):
+        SqliteDays(path)
+    today = datetime.now(UTC).date().isoformat()
+    await days.reserve("a", today, "1", 100, 1000)
+    await days.reserve("a", today, "2", 100, 1000)
+    await days.settle("a", today, "1", 100, 30)
+    await days.close()  # as a kill would: what is in flight is not settled
+    again = SqliteDays(path)
+    assert "1 calls were in flight" in caplog.text
+    assert await again.spent("a", today) == 130
+    await again.settle("a", today, "2", 100, 0)
+    assert await again.spent("a", today) == 130, "nobody settles a call of another life"
+    await again.close()
+
+
+async def test_a_file_that_cannot_be_written_lets_nobody_in(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be made"):
+        SqliteDays(tmp_path / "none" / "q.db")
+    (tmp_path / "text.db").write_text("this is no database, and it is long enough to be seen as none" * 20)
+    with pytest.raises(ConfigError, match="cannot be used"):
+        SqliteDays(tmp_path / "text.db")
+    days = SqliteDays(tmp_path / "q.db")
+    days._database.close()
+    with pytest.raises(Overloaded):
+        await days.reserve("a", DAY, "1", 1, 1)
+    await days.close()
+
+
+async def test_a_redis_that_is_away_lets_nobody_in() -> None:
+    quotas = quotas_of(QuotaSettings(redis_url="redis://127.0.0.1:1/0"))
+    with pytest.raises(Overloaded, match="cannot be reached"):
+        await quotas.count_request(caller(requests_per_minute=5))
+    await quotas.count_request(caller())
+    await quotas.close()
+
+
+def claim(prompt_tokens: int = 10, sequences: int = 1, worst: int = 100) -> Claim:
+    return Claim(str(time.monotonic_ns()), sequences, prompt_tokens, worst)
+
+
+def used(tokens: int, ticks: int = 0) -> Callable[[], tuple[int, int]]:
+    return lambda: (tokens, ticks)
+
+
+async def test_streams_are_counted_while_they_run_by_candidates() -> None:
+    quotas, one = Quotas(), caller(concurrent_streams=3)
+    async with quotas.holding(one, claim(sequences=2), used(10)):
+        assert dict(await quotas.trailers(one)) == {
+            "x-ratelimit-limit-streams": "3",
+            "x-ratelimit-remaining-streams": "1",
+        }
+        with pytest.raises(QuotaExceeded) as caught:
+            async with quotas.holding(one, claim(sequences=2), used(0)):
+                pass
+        assert caught.value.metadata == {"quota": "concurrent_streams", "limit": "3"}
+        async with quotas.holding(caller("other", concurrent_streams=3), claim(sequences=3), used(0)):
+            pass
+    assert dict(await quotas.trailers(one))["x-ratelimit-remaining-streams"] == "3"
+
+
+async def test_tokens_are_taken_as_they_turn_out_and_given_back_where_nothing_ran() -> None:
+    now = 0.0
+    quotas, one = Quotas(MemoryMinutes(lambda: now)), caller(tokens_per_minute=100)
+
+    async def left() -> int:
+        return int(dict(await quotas.trailers(one))["x-ratelimit-remaining-tokens"])
+
+    async with quotas.holding(one, claim(40), used(65)):
+        assert await left() == 60
+    assert await left() == 35
+    with pytest.raises(RuntimeError):
+        async with quotas.holding(one, claim(20), used(0)):
+            raise RuntimeError
+    assert await left() == 35
+    async with quotas.holding(one, claim(20), used(320)):
+        pass
+    with pytest.raises(QuotaExceeded) as caught:
+        async with quotas.holding(one, claim(20), used(0)):
+            pass
+    assert caught.value.retry_after_seconds == pytest.approx((285 + 20) * 0.6)
+
+
+async def test_a_days_cost_is_reserved_at_its_worst_and_settled_as_it_was(tmp_path: Path) -> None:
+    moment = datetime(2026, 11, 23, 23, 59, 30, tzinfo=UTC)
+    quotas = Quotas(days=SqliteDays(tmp_path / "q.db"), now=lambda: moment)
+    one = caller(usd_ticks_per_day=250)
+
+    async def left() -> int:
+        return int(dict(await quotas.trailers(one))["x-ratelimit-remaining-usd-ticks"])
+
+    async with quotas.holding(one, claim(worst=200), used(10, 30)):
+        assert await left() == 50
+        with pytest.raises(QuotaExceeded) as caught:
+            async with quotas.holding(one, claim(worst=51), used(0)):
+                pass
+        assert caught.value.retry_after_seconds == pytest.approx(30)
+        assert caught.value.metadata["left"] == "50"
+        moment = datetime(2026, 11, 24, tzinfo=UTC)
+        assert await left() == 250
+    moment = datetime(2026, 11, 23, 23, 59, 59, tzinfo=UTC)
+    assert await left() == 220, "it is settled on the day that it began"
+    task = asyncio.create_task(_hold(quotas, one))
+    await asyncio.sleep(0.1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await left() == 205
+    await quotas.close()
+
+
+async def _hold(quotas: Quotas, one: Caller) -> None:
+    async with quotas.holding(one, claim(worst=100), used(10, 15)):
+        await asyncio.sleep(60)
+
+
+def test_each_limit_is_the_callers_own_or_the_default() -> None:
+    default = Quota.model_validate({"tokens_per_minute": 10, "usd_per_day": "0.5", "max_priority": "normal"})
+    own = Quota.model_validate({"tokens_per_minute": 20, "max_priority": "low"})
+    assert limits_of(own, default) == Limits(None, None, 20, 5_000_000_000, Priority.LOW)
+    assert limits_of(None, default).max_priority is Priority.NORMAL
+    assert limits_of(None, Quota()) == Limits()
+
+
+def test_a_class_above_the_highest_is_refused_and_none_asked_for_fits() -> None:
+    low = caller(max_priority=Priority.LOW)
+    assert class_of(None, low) is Priority.LOW
+    assert class_of(None, NOBODY) is Priority.NORMAL
+    assert class_of(Priority.HIGH, NOBODY) is Priority.HIGH
+    with pytest.raises(CallerNotAllowed, match="at most of priority LOW"):
+        class_of(Priority.NORMAL, low)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"quotas": {"tokens_per_minute": 5}}, "nothing says how they are known"),
+        ({"auth": {"callers_file": "c.toml"}}, "nothing says how they are known"),
+        ({"auth": {"keys_file": "k"}, "quotas": {"usd_per_day": 5}}, "needs quotas.daily_file"),
+        ({"auth": {"keys_file": "k"}, "quotas": {"daily_file": "d"}, "engine": {"model": "m"}}, "pricing.tiers"),
+        ({"quotas": {"redis_url": "redis://:secret@h/0"}}, "may not hold a password"),
+        ({"quotas": {"redis_url": "http://h/0"}}, "redis://"),
+        ({"quotas": {"redis_url": "redis://h/0", "daily_file": "d"}}, "exclude each other"),
+        ({"quotas": {"usd_per_day": "0.00000000001"}}, "exact to 1e-10"),
+    ],
+)
+def test_settings_that_could_not_be_kept_are_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Config.model_validate(settings)
