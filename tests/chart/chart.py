@@ -16,6 +16,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm" / "penstock"
 VALUES = sorted((Path(__file__).parent / "values").glob("*.yaml"))
+DEPLOYED = [path for path in VALUES if not path.stem.startswith("nodes-")]
 KUBERNETES = ("1.31.0", "1.37.0")
 HELM = shutil.which("helm", path=str(Path(sys.executable).parent)) or shutil.which("helm")
 needs_helm = pytest.mark.skipif(HELM is None, reason="needs Helm: `make setup` installs helm-binary")
@@ -53,17 +54,32 @@ def of_kind(objects: Iterable[Object], kind: str) -> list[Object]:
     return [found for found in objects if found["kind"] == kind]
 
 
+def workload(objects: Iterable[Object]) -> Object:
+    """The Deployment, or with several nodes the LeaderWorkerSet."""
+    (found,) = [o for o in objects if o["kind"] in ("Deployment", "LeaderWorkerSet")]
+    return found
+
+
 def deployment(objects: Iterable[Object]) -> Object:
     (found,) = of_kind(objects, "Deployment")
     return found
 
 
-def pod(objects: Iterable[Object]) -> Object:
-    return deployment(objects)["spec"]["template"]["spec"]
+def templates(objects: Iterable[Object]) -> dict[str, Object]:
+    """Pod templates by role: service, and with several nodes worker."""
+    spec = workload(objects)["spec"]
+    if "template" in spec:
+        return {"service": spec["template"]}
+    group = spec["leaderWorkerTemplate"]
+    return {"service": group["leaderTemplate"], "worker": group["workerTemplate"]}
 
 
-def container(objects: Iterable[Object]) -> Object:
-    (found,) = pod(objects)["containers"]
+def pod(objects: Iterable[Object], role: str = "service") -> Object:
+    return templates(objects)[role]["spec"]
+
+
+def container(objects: Iterable[Object], role: str = "service") -> Object:
+    (found,) = pod(objects, role)["containers"]
     return found
 
 
@@ -73,6 +89,16 @@ def configuration(objects: Iterable[Object]) -> str:
 
 
 def pods(objects: Iterable[Object]) -> list[Object]:
-    """The specs of all pods, the test's too."""
+    """The specs of all pods, the test's and the download's too."""
     found = [o["spec"] for o in of_kind(objects, "Pod")]
-    return [pod(objects), *found]
+    found += [o["spec"]["template"]["spec"] for o in of_kind(objects, "Job")]
+    return [*(template["spec"] for template in templates(objects).values()), *found]
+
+
+def arguments(box: Object, rank: int = 0) -> list[str]:
+    """What a container's program is given, with the variables that LeaderWorkerSet sets filled in."""
+    told = {"$(LWS_WORKER_INDEX)": str(rank), "$(LWS_LEADER_ADDRESS)": "localhost"}
+    found = list(box["args"])
+    for name, value in told.items():
+        found = [argument.replace(name, value) for argument in found]
+    return found

@@ -15,7 +15,19 @@ from penstock.config_sources import load
 from penstock.config_text import to_toml
 from typer.testing import CliRunner
 
-from tests.chart.chart import CHART, KUBERNETES, VALUES, Object, configuration, helm, needs_helm, render
+from tests.chart.chart import (
+    CHART,
+    KUBERNETES,
+    VALUES,
+    Object,
+    arguments,
+    configuration,
+    container,
+    helm,
+    needs_helm,
+    render,
+    templates,
+)
 
 kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="`make setup` installs it")
 pytestmark = needs_helm
@@ -27,6 +39,11 @@ every_kubernetes = pytest.mark.parametrize("kubernetes", KUBERNETES)
 
 def validate(found: Object, kubernetes: str) -> None:
     """Strict, and no kind goes unchecked: kubernetes-validate alone would let an unknown one pass."""
+    if found["kind"] == "LeaderWorkerSet":
+        # Its pod templates are Kubernetes' own, which the small schema below does not repeat.
+        for role, template in templates([found]).items():
+            of = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": role}, "spec": template["spec"]}
+            kubernetes_validate.validate(of, kubernetes, strict=True)
     try:
         kubernetes_validate.validate(found, kubernetes, strict=True)
     except kubernetes_validate.SchemaNotFoundError:
@@ -55,14 +72,19 @@ def test_should_pass_helms_own_lint(values: Path) -> None:
 
 @every_values_file
 def test_should_configure_the_service_in_its_own_words(values: Path, tmp_path: Path) -> None:
+    """Each pod's own command line, with --check-config: what it passes is accepted, the file above all."""
+    objects = render(values)
     file = tmp_path / "penstock.toml"
-    file.write_text(configuration(render(values)))
+    file.write_text(configuration(objects))
+    for rank, role in enumerate(templates(objects)):
+        box = container(objects, role)
+        assert box["command"] == ["penstock", "serve"]
+        given = [a.replace("/etc/penstock/penstock.toml", str(file)) for a in arguments(box, rank)]
+        done = CliRunner().invoke(app, ["serve", *given, "--check-config"])
+        assert done.exit_code == 0, done.output + str(done.exception)
 
-    done = CliRunner().invoke(app, ["serve", "--config", str(file), "--check-config"])
-    assert done.exit_code == 0, done.output + str(done.exception)
-
-    loaded = load(file, {}, {})
-    printed = tomllib.loads(to_toml(loaded.config))
+    told = {"engine.leader_address": "localhost"} if len(templates(objects)) > 1 else {}
+    printed = tomllib.loads(to_toml(load(file, {}, told).config))
     for section, keys in tomllib.loads(file.read_text()).items():
         for key, value in keys.items():
             if (section, key) == ("pricing", "tiers"):
@@ -85,6 +107,11 @@ def test_should_be_packaged(tmp_path: Path) -> None:
     assert "kind: Deployment" in helm("template", "try", str(package))
 
 
+CONFIG = ("Deployment/try-penstock", "ConfigMap/try-penstock")
+SERVICES = ("Service/try-penstock", "Service/try-penstock-headless")
+TEST = ("Pod/try-penstock-test",)
+
+
 def changed(before: Object, after: Object) -> set[str]:
     """Kind and name of what an upgrade from `before` to `after` touches."""
     old, new = ({f"{o['kind']}/{o['metadata']['name']}": o for o in render(v)} for v in (before, after))
@@ -101,6 +128,14 @@ def changed(before: Object, after: Object) -> set[str]:
         ({"networkPolicy": {"enabled": False}}, {"NetworkPolicy/try-penstock"}),
         ({"tests": {"budget": 3}}, {"Pod/try-penstock-test"}),
         ({"persistence": {"enabled": True}}, {"Deployment/try-penstock", "PersistentVolumeClaim/try-penstock-cache"}),
+        ({"updateStrategy": {"maxSurge": 1}}, {"Deployment/try-penstock"}),
+        ({"podMonitor": {"enabled": True}}, {"PodMonitor/try-penstock"}),
+        ({"prometheusRule": {"enabled": True}}, {"PrometheusRule/try-penstock"}),
+        ({"apiKeys": {"existingSecret": "k"}, "tests": {"apiKey": {"existingSecret": "t"}}}, {*CONFIG, *TEST}),
+        (
+            {"tls": {"existingSecret": "pair"}},
+            {*CONFIG, *TEST, *SERVICES},
+        ),
     ],
     ids=str,
 )

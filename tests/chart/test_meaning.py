@@ -12,7 +12,9 @@ from penstock.config import Config
 from penstock.server import _LAST_EVENT_SECONDS, LIVENESS
 
 from tests.chart.chart import (
+    DEPLOYED,
     VALUES,
+    arguments,
     configuration,
     container,
     deployment,
@@ -21,14 +23,23 @@ from tests.chart.chart import (
     pod,
     pods,
     render,
+    templates,
+    workload,
 )
 
 pytestmark = needs_helm
 every_values_file = pytest.mark.parametrize("values", VALUES, ids=lambda path: path.stem)
+every_deployment = pytest.mark.parametrize("values", DEPLOYED, ids=lambda path: path.stem)
 
 
 def config(objects: list[dict[str, Any]]) -> Config:
-    return Config.model_validate(tomllib.loads(configuration(objects)))
+    """As the first pod reads it: file, and what its command line adds."""
+    said = tomllib.loads(configuration(objects))
+    for argument in arguments(container(objects)):
+        if argument.startswith("--set=engine."):
+            key, _, value = argument.removeprefix("--set=engine.").partition("=")
+            said["engine"][key] = value
+    return Config.model_validate(said)
 
 
 @every_values_file
@@ -42,11 +53,16 @@ def test_should_never_be_killed_while_it_drains(values: Path) -> None:
 @every_values_file
 def test_should_never_probe_what_the_service_does_not_serve(values: Path) -> None:
     objects = render(values)
-    (port,) = [port for port in container(objects)["ports"] if port["name"] == "grpc"]
-    assert config(objects).server.listen.endswith(f":{port['containerPort']}")
+    ports = {port["name"]: port["containerPort"] for port in container(objects)["ports"]}
+    server, tls = config(objects).server, config(objects).tls
+    assert server.listen.endswith(f":{ports['grpc']}")
+    if tls.certificate_file:
+        # Probes speak no TLS.
+        assert server.health_listen.endswith(f":{ports['health']}")
+    asked = ports.get("health", ports["grpc"])
     for name, service in (("startupProbe", ""), ("readinessProbe", ""), ("livenessProbe", LIVENESS)):
         grpc = container(objects)[name]["grpc"]
-        assert (grpc["port"], grpc.get("service", "")) == (port["containerPort"], service)
+        assert (grpc["port"], grpc.get("service", "")) == (asked, service)
 
 
 @every_values_file
@@ -62,7 +78,7 @@ def test_should_give_large_weights_an_hour() -> None:
     assert box["startupProbe"]["periodSeconds"] * box["startupProbe"]["failureThreshold"] >= 3600
 
 
-@every_values_file
+@every_deployment
 def test_should_never_count_a_load_as_a_failed_update(values: Path) -> None:
     objects = render(values)
     startup = container(objects)["startupProbe"]
@@ -73,8 +89,13 @@ def test_should_never_count_a_load_as_a_failed_update(values: Path) -> None:
 
 @every_values_file
 def test_should_never_need_a_spare_node_unless_told(values: Path) -> None:
-    strategy = deployment(render(values))["spec"]["strategy"]
-    if values.stem not in ("surge", "percent-update"):
+    spec = workload(render(values))["spec"]
+    if values.stem in ("surge", "percent-update", "nodes-planned-by-the-service"):
+        return
+    if "rolloutStrategy" in spec:
+        assert spec["rolloutStrategy"]["rollingUpdateConfiguration"] == {"maxSurge": 0, "maxUnavailable": 1}
+    else:
+        strategy = spec["strategy"]
         assert strategy["type"] == "Recreate" or strategy["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
 
 
@@ -92,7 +113,9 @@ def test_should_ask_for_exactly_the_gpus_that_the_engine_shares_out(values: Path
     sizes = [f"{kind}_parallel_size" for kind in ("tensor", "pipeline", "data")]
     shared = math.prod(engine.get(size) or engine["extra_args"].get(size, 1) for size in sizes)
     resources = container(objects)["resources"]
-    gpus = [int(n) for name, n in resources.get("limits", {}).items() if "/" in name]
+    gpus = [int(n) * engine["nodes"] for name, n in resources.get("limits", {}).items() if name.endswith("/gpu")]
+    for role in templates(objects):
+        assert container(objects, role)["resources"] == resources
     if engine["device"] == "cpu":
         assert gpus == []
     elif "claims" in resources:
@@ -116,7 +139,10 @@ def test_should_never_leave_the_restricted_pod_security_standard(values: Path) -
         for box in spec["containers"] + spec.get("initContainers", []):
             context = box["securityContext"]
             assert context["allowPrivilegeEscalation"] is False
-            assert context["capabilities"] == {"drop": ["ALL"]}
+            assert context["capabilities"]["drop"] == ["ALL"]
+            # Pinned memory for RDMA is the one thing beyond it, and only where asked for.
+            beyond = ["IPC_LOCK"] if values.stem == "nodes-pipeline-rdma" and box["name"] == "penstock" else None
+            assert context["capabilities"].get("add") == beyond
             assert not context.get("privileged")
             assert not any(port.get("hostPort") for port in box.get("ports", []))
 
@@ -161,22 +187,30 @@ def test_should_never_put_a_secret_into_a_config_map_or_a_value() -> None:
 @every_values_file
 def test_should_select_its_own_pods_and_never_the_test(values: Path) -> None:
     objects = render(values)
-    labels = deployment(objects)["spec"]["template"]["metadata"]["labels"]
-    selectors = [deployment(objects)["spec"]["selector"]["matchLabels"]]
+    labels = templates(objects)["service"]["metadata"]["labels"]
+    spec = workload(objects)["spec"]
+    selectors = [spec["selector"]["matchLabels"]] if "selector" in spec else []
     selectors += [o["spec"]["selector"] for o in of_kind(objects, "Service")]
-    selectors += [o["spec"]["selector"]["matchLabels"] for o in of_kind(objects, "PodDisruptionBudget")]
-    selectors += [o["spec"]["podSelector"]["matchLabels"] for o in of_kind(objects, "NetworkPolicy")]
-    (test,) = of_kind(objects, "Pod")
+    selectors += [o["spec"]["selector"]["matchLabels"] for o in of_kind(objects, "InferencePool")]
+    # Workers answer nobody: what brings calls must never find them.
+    others = [template["metadata"]["labels"] for role, template in templates(objects).items() if role != "service"]
+    others += [o["metadata"]["labels"] for o in of_kind(objects, "Pod")]
+    others += [o["spec"]["template"]["metadata"]["labels"] for o in of_kind(objects, "Job")]
     for selector in selectors:
         assert selector.items() <= labels.items()
-        assert not selector.items() <= test["metadata"]["labels"].items()
+        assert not any(selector.items() <= other.items() for other in others)
+    for kind, key in (("PodDisruptionBudget", "selector"), ("NetworkPolicy", "podSelector")):
+        for found in of_kind(objects, kind):
+            assert found["spec"][key]["matchLabels"].items() <= labels.items()
 
 
 @every_values_file
-def test_should_speak_h2c_on_every_service(values: Path) -> None:
-    for service in of_kind(render(values), "Service"):
+def test_should_say_on_every_service_what_it_speaks(values: Path) -> None:
+    objects = render(values)
+    spoken = "https" if config(objects).tls.certificate_file else "kubernetes.io/h2c"
+    for service in of_kind(objects, "Service"):
         (port,) = [port for port in service["spec"]["ports"] if port["name"] == "grpc"]
-        assert port["appProtocol"] == "kubernetes.io/h2c"
+        assert port["appProtocol"] == spoken
 
 
 def test_a_headless_service_should_name_every_pod() -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 
 import pytest
 import yaml
 from penstock.config import Config
 from penstock.engine_vllm.args import plan_engine
+from penstock.engine_vllm.checkpoint import card_checkpoint
 from penstock.engine_vllm.features import Devices
 
 from tests.chart.chart import CHART, configuration, container, needs_helm, render
-from tests.engine.test_engine_vllm_profile import official
 
 pytestmark = needs_helm
 GPU_BYTES = 80 * 10**9
@@ -21,20 +22,23 @@ PRESETS = [path.stem for path in sorted((CHART / "presets").glob("qwen*.yaml"))]
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_service_should_plan_what_the_preset_says(preset: str) -> None:
     objects = render({"preset": preset})
-    settings = Config.model_validate(tomllib.loads(configuration(objects))).engine
+    said = tomllib.loads(configuration(objects))["engine"]
+    settings = Config.model_validate({"engine": said | {"leader_address": "leader"}}).engine
     gpus = int(container(objects)["resources"]["limits"]["nvidia.com/gpu"])
 
-    plan = plan_engine(settings, official(settings.model), Devices("gpu", gpus, GPU_BYTES))
+    plan = plan_engine(settings, card_checkpoint(settings.model), Devices("gpu", gpus, GPU_BYTES))
 
     assert plan.arguments["max_model_len"] == settings.max_context_tokens
-    assert plan.arguments["tensor_parallel_size"] == gpus
+    sizes = [plan.arguments.get(f"{kind}_parallel_size", 1) for kind in ("tensor", "pipeline", "data")]
+    assert math.prod(sizes) == gpus * settings.nodes
+    assert plan.arguments.get("nnodes", 1) == settings.nodes
     assert {feature.name for feature in plan.profile if feature.enabled} >= {"fp8_weights", "fp8_kv_cache", "mtp"}
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_startup_budget_should_rest_on_the_weights_real_size(preset: str) -> None:
     values = yaml.safe_load((CHART / "presets" / f"{preset}.yaml").read_text())
-    size = official(values["config"]["engine"]["model"]).weight_bytes(fp8=True)
+    size = card_checkpoint(values["config"]["engine"]["model"]).weight_bytes(fp8=True)
     assert values["model"]["sizeGiB"] * 2**30 == pytest.approx(size, rel=0.15)
     assert values["model"]["sizeGiB"] * 2**30 >= size * 0.98
 

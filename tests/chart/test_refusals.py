@@ -11,6 +11,9 @@ from tests.chart.chart import KUBERNETES, Refused, needs_helm, render
 pytestmark = needs_helm
 NO_METRICS = {"config": {"telemetry": {"prometheus_listen": ""}}}
 GPU = {"preset": "qwen3.5-35b-a3b-fp8"}
+NODES = {"preset": "qwen3.5-397b-a17b-fp8-two-nodes"}
+TLS = {"tls": {"existingSecret": "pair"}}
+CERTIFIED = {"enabled": True, "issuerRef": {"name": "internal"}}
 
 
 def server(**keys: Any) -> dict[str, Any]:
@@ -41,6 +44,38 @@ CONTRADICTIONS: list[tuple[str, dict[str, Any]]] = [
     ("gpu.perNode", GPU | engine(tensor_parallel_size=3) | {"gpu": {"perNode": 8}}),
     ("extra_args.pipeline_parallel_size", GPU | engine(extra_args={"pipeline_parallel_size": 2})),
     ("config.engine.extra_args.nnodes", GPU | engine(extra_args={"nnodes": 2})),
+    ("config.engine.node_rank", NODES | engine(node_rank=1)),
+    ("config.engine.leader_address", NODES | engine(leader_address="a")),
+    ("gpu.perNode", NODES | {"gpu": {"perNode": 4}}),
+    ("gpu.perNode", NODES | engine(nodes=3)),
+    ("podDisruptionBudget.minAvailable", NODES | {"replicaCount": 3, "podDisruptionBudget": {"minAvailable": 2}}),
+    ("persistence.accessMode", NODES | {"persistence": {"enabled": True}}),
+    ("leaderWorkerSet.exclusiveTopology", {"leaderWorkerSet": {"exclusiveTopology": "rack"}}),
+    ("rdma.enabled", {"rdma": {"enabled": True}}),
+    ("rdma.networks", NODES | {"rdma": {"networks": "ib"}}),
+    ("spotNoticeSeconds", {"spotNoticeSeconds": 120}),
+    ("tls.existingSecret, tls.certManager.enabled", TLS | {"tls": {"existingSecret": "a", "certManager": CERTIFIED}}),
+    ("tls.certManager.issuerRef.name", {"tls": {"certManager": {"enabled": True}}}),
+    ("config.tls", TLS | {"config": {"tls": {"certificate_file": "/a", "key_file": "/b"}}}),
+    ("tls.mutual", {"tls": {"mutual": True}}),
+    ("tls.clientCaSecret", {"tls": {"existingSecret": "a", "clientCaSecret": "b"}}),
+    ("tests.clientSecret", {"tls": {"existingSecret": "a", "mutual": True}}),
+    ("tests.apiKey.existingSecret", {"apiKeys": {"existingSecret": "a"}}),
+    ("config.auth.keys_file", {"apiKeys": {"existingSecret": "a"}, "config": {"auth": {"keys_file": "/k"}}}),
+    (
+        "config.auth.callers_file",
+        {"callers": {"existingConfigMap": "a"}, "config": {"auth": {"callers_file": "/k.toml"}}},
+    ),
+    ("config.auth.certificates", {"config": {"auth": {"certificates": True}}}),
+    ("config.server.health_listen", TLS | server(health_listen="0.0.0.0:50051")),
+    ("config.server.health_listen", TLS | server(health_listen="0.0.0.0:9464")),
+    ("inferencePool.endpointPicker.name", {"inferencePool": {"enabled": True}}),
+    ("inferencePool.enabled", TLS | {"inferencePool": {"enabled": True, "endpointPicker": {"name": "a"}}}),
+    ("autoscaling.targetFirstTokenSeconds", {"autoscaling": {"enabled": True, "targetFirstTokenSeconds": 2}}),
+    ("model.download.enabled", {"model": {"download": {"enabled": True}}}),
+    ("model.download.enabled", GPU | {"model": {"offline": True, "download": {"enabled": True}}}),
+    ("model.download.by", GPU | {"model": {"download": {"enabled": True, "by": "job"}}}),
+    ("model.bucket", GPU | {"model": {"bucket": {"existingSecret": "s3"}}}),
     ("gpu.resourceClaimTemplate", {"gpu": {"resourceClaimTemplate": "h100"}}),
     ("config.engine.kv_cache_gib", engine(kv_cache_gib=8)),
     ("resources.limits", GPU | {"resources": {"limits": {"nvidia.com/gpu": 1}}}),
@@ -93,6 +128,10 @@ FORMS: list[tuple[str, dict[str, Any]]] = [
     ("preStopSeconds", {"preStopSeconds": -1}),
     ("minReplicas", {"autoscaling": {"minReplicas": 0}}),
     ("by", {"autoscaling": {"by": "both"}}),
+    ("nodes", engine(nodes=0)),
+    ("by", {"model": {"download": {"by": "magic"}}}),
+    ("failureMode", {"inferencePool": {"endpointPicker": {"failureMode": "Maybe"}}}),
+    ("targetKvCacheUsage", {"autoscaling": {"targetKvCacheUsage": 80}}),
 ]
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from penstock.config import EngineSettings
+from penstock.config import DEMO_MODEL_DIR, EngineSettings
 from penstock.engine_vllm.args import plan_engine
 from penstock.engine_vllm.checkpoint import Checkpoint, read_checkpoint
 from penstock.engine_vllm.features import Devices
@@ -135,3 +138,20 @@ def test_a_bad_checkpoint_is_told_in_words(tmp_path, fault):
 )
 def test_thought_tokens_that_a_prompt_already_holds(prompt, expected):
     assert thought_tokens_in_prompt(prompt, Markers(open_id=3, close_id=4)) == expected
+
+
+def test_an_object_store_is_read_by_vllms_own_streamer(monkeypatch):
+    def pull_files(url, folder, allowed, ignored):
+        assert (url, allowed) == ("s3://bucket/m/", ["config.json", "generation_config.json"])
+        for name in allowed:
+            (Path(folder) / name).write_bytes((DEMO_MODEL_DIR / name).read_bytes())
+
+    monkeypatch.setitem(sys.modules, "runai_model_streamer", SimpleNamespace(pull_files=pull_files))
+    checkpoint = read_checkpoint("s3://bucket/m")
+    assert (checkpoint.model, checkpoint.is_local, checkpoint.experts) == ("s3://bucket/m", False, 8)
+
+
+def test_an_object_store_without_the_streamer_is_refused_by_its_name(monkeypatch):
+    monkeypatch.setitem(sys.modules, "runai_model_streamer", None)
+    with pytest.raises(ConfigError, match="runai-model-streamer"):
+        read_checkpoint("s3://bucket/m")

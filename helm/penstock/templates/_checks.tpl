@@ -4,7 +4,9 @@
 {{- $wrong := concat
   (include "penstock.checks.life" $f | fromYamlArray)
   (include "penstock.checks.shape" $f | fromYamlArray)
+  (include "penstock.checks.nodes" $f | fromYamlArray)
   (include "penstock.checks.model" $f | fromYamlArray)
+  (include "penstock.checks.callers" $f | fromYamlArray)
   (include "penstock.checks.rest" (dict "f" $f "root" .) | fromYamlArray) -}}
 {{- if $wrong -}}
 {{- fail (printf "\n\nThese values cannot work:\n  - %s\n" (join "\n  - " $wrong)) -}}
@@ -56,14 +58,19 @@
 {{- end -}}
 {{- else -}}
 {{- /* What is not said, the service plans by itself over the GPUs that it sees. */ -}}
-{{- $said := mul (max 1 .tensor) (max 1 .data) .stages | int -}}
-{{- $all := and .tensor .data -}}
-{{- if or (eq (int .gpus) 0) (and $all (ne $said (int .gpus))) (and (gt (int .gpus) 0) (ne (mod (int .gpus) $said) 0)) -}}
-{{- $wrong = append $wrong (printf "gpu.perNode: %d GPUs cannot be shared out by config.engine.tensor_parallel_size (%s) x data_parallel_size (%s) x extra_args.pipeline_parallel_size (%d)" (int .gpus) (ternary (toString .tensor) "unset" (gt (int .tensor) 0)) (ternary (toString .data) "unset" (gt (int .data) 0)) (int .stages)) -}}
+{{- $all := mul .gpus .nodes | int -}}
+{{- $said := mul (max 1 .tensor) (max 1 .data) (max 1 .stages) | int -}}
+{{- $whole := and .tensor .data -}}
+{{- if or (eq $all 0) (and $whole (ne $said $all)) (and (gt $all 0) (ne (mod $all $said) 0)) -}}
+{{- $sizes := list -}}
+{{- range $key := list "tensor" "data" "stages" -}}{{- $sizes = append $sizes (get $ $key | int | default "unset" | toString) -}}{{- end -}}
+{{- $wrong = append $wrong (printf "gpu.perNode: %d GPUs on %d node(s) cannot be shared out by config.engine.tensor_parallel_size (%s) x data_parallel_size (%s) x pipeline_parallel_size or extra_args.pipeline_parallel_size (%s)" (int .gpus) (int .nodes) (index $sizes 0) (index $sizes 1) (index $sizes 2)) -}}
 {{- end -}}
 {{- end -}}
-{{- if hasKey $extra "nnodes" -}}
-{{- $wrong = append $wrong "config.engine.extra_args.nnodes: the service runs on one node per replica today" -}}
+{{- range $key := list "nnodes" "node_rank" "master_addr" "master_port" -}}
+{{- if hasKey $extra $key -}}
+{{- $wrong = append $wrong (printf "config.engine.extra_args.%s: say config.engine.nodes, the chart places the pods" $key) -}}
+{{- end -}}
 {{- end -}}
 {{- range $side := list "requests" "limits" -}}
 {{- if hasKey (get ($v.resources | default dict) $side | default dict) $v.gpu.resourceName -}}
@@ -100,6 +107,21 @@
 {{- if and $v.persistence.enabled (ne $v.persistence.accessMode "ReadWriteMany") (not (has $surge (list "0" "0%"))) -}}
 {{- $wrong = append $wrong (printf "updateStrategy.maxSurge: %s: the pod on top would wait for the %s cache of the one it replaces" $surge $v.persistence.accessMode) -}}
 {{- end -}}
+{{- $d := $v.model.download -}}
+{{- if $d.enabled -}}
+{{- if or (not .model) .modelMounted .fromBucket (hasPrefix "/" .model) -}}
+{{- $wrong = append $wrong (printf "model.download.enabled: config.engine.model is %q, and only Hugging Face names are downloaded" .model) -}}
+{{- end -}}
+{{- if $v.model.offline -}}
+{{- $wrong = append $wrong "model.download.enabled: not with model.offline" -}}
+{{- end -}}
+{{- if and (eq $d.by "job") (not $v.persistence.existingClaim) -}}
+{{- $wrong = append $wrong "model.download.by: job: runs before the release's own claim exists, and needs persistence.existingClaim" -}}
+{{- end -}}
+{{- end -}}
+{{- if and (or $v.model.bucket.existingSecret $v.model.bucket.endpoint) (not .fromBucket) -}}
+{{- $wrong = append $wrong (printf "model.bucket: config.engine.model is %q, and not in s3://, gs:// or az://" .model) -}}
+{{- end -}}
 {{- if and $v.persistence.existingClaim (not $v.persistence.enabled) -}}
 {{- $wrong = append $wrong "persistence.existingClaim: has no effect while persistence.enabled is false" -}}
 {{- end -}}
@@ -116,8 +138,8 @@
 {{- if or (lt (int $f.port) 1024) (gt (int $f.port) 65535) -}}
 {{- $wrong = append $wrong (printf "config.server.listen: port %d: must be 1024 to 65535, known beforehand and open to a process without rights" (int $f.port)) -}}
 {{- end -}}
-{{- if not $server.insecure -}}
-{{- $wrong = append $wrong "config.server.insecure: false, and the service has no TLS of its own yet: it would not start" -}}
+{{- if and (not $server.insecure) (not $f.secure) -}}
+{{- $wrong = append $wrong "config.server.insecure: false, and there is no certificate (tls): the service would not start" -}}
 {{- end -}}
 {{- if and $v.resumeKey.existingSecret (dig "resume" "key_file" "" $v.config) -}}
 {{- $wrong = append $wrong "config.resume.key_file: resumeKey.existingSecret sets it" -}}
@@ -146,7 +168,16 @@
 {{- if and $a.enabled (eq $a.by "keda") (not $a.prometheusAddress) -}}
 {{- $wrong = append $wrong "autoscaling.prometheusAddress: KEDA asks Prometheus, and does not know where it is" -}}
 {{- end -}}
-{{- range $wants := list "autoscaling" "serviceMonitor" "prometheusRule" -}}
+{{- if and $a.enabled (eq $a.by "hpa") (hasKey $a "targetFirstTokenSeconds") -}}
+{{- $wrong = append $wrong "autoscaling.targetFirstTokenSeconds: a quantile is asked of Prometheus: autoscaling.by: keda" -}}
+{{- end -}}
+{{- if and $v.inferencePool.enabled (not $v.inferencePool.endpointPicker.name) -}}
+{{- $wrong = append $wrong "inferencePool.endpointPicker.name: a pool needs a picker" -}}
+{{- end -}}
+{{- if and $v.inferencePool.enabled $f.secure -}}
+{{- $wrong = append $wrong "inferencePool.enabled: gateways reach its pods in plaintext, and tls is on" -}}
+{{- end -}}
+{{- range $wants := list "autoscaling" "serviceMonitor" "podMonitor" "prometheusRule" "inferencePool" -}}
 {{- if and (get $v $wants).enabled (not $f.metricsPort) -}}
 {{- $wrong = append $wrong (printf "config.telemetry.prometheus_listen: is empty, and %s.enabled needs the metrics" $wants) -}}
 {{- end -}}

@@ -1,10 +1,13 @@
-{{/* The pod, for whatever workload brings it. */}}
+{{/* The pod, for whatever workload brings it: dict of `root`, and `role`: service, or worker (computes only). */}}
 {{- define "penstock.pod" -}}
+{{- $role := .role -}}
+{{- with .root -}}
 {{- $f := include "penstock.facts" . | fromYaml -}}
 {{- $v := $f.v -}}
+{{- $own := include (ternary "penstock.selector" "penstock.worker" (eq $role "service")) . -}}
 metadata:
   labels:
-    {{- include "penstock.selector" . | nindent 4 }}
+    {{- $own | nindent 4 }}
     {{- include "penstock.labels" . | nindent 4 }}
     {{- with $v.podLabels }}
     {{- toYaml . | nindent 4 }}
@@ -13,6 +16,9 @@ metadata:
     kubectl.kubernetes.io/default-container: penstock
     # The service reads its file once: a new file means new pods.
     checksum/config: {{ include "penstock.toml" . | sha256sum }}
+    {{- if and $v.rdma.enabled $v.rdma.networks }}
+    k8s.v1.cni.cncf.io/networks: {{ $v.rdma.networks | quote }}
+    {{- end }}
     {{- with $v.podAnnotations }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
@@ -44,8 +50,7 @@ spec:
   {{- with $v.topologySpreadConstraints }}
   topologySpreadConstraints:
     {{- range . }}
-    {{- $own := dict "labelSelector" (dict "matchLabels" (include "penstock.selector" $ | fromYaml)) }}
-    - {{ merge (deepCopy .) $own | toYaml | nindent 6 | trim }}
+    - {{ merge (deepCopy .) (dict "labelSelector" (dict "matchLabels" (fromYaml $own))) | toYaml | nindent 6 | trim }}
     {{- end }}
   {{- end }}
   {{- with $v.gpu.resourceClaimTemplate }}
@@ -53,13 +58,20 @@ spec:
     - name: gpus
       resourceClaimTemplateName: {{ . }}
   {{- end }}
+  {{- if and $v.model.download.enabled (eq $v.model.download.by "initContainer") }}
+  initContainers:
+    - {{ include "penstock.download" . | nindent 6 | trim }}
+  {{- end }}
   containers:
-    - {{ include "penstock.container" . | nindent 6 | trim }}
+    - {{ include "penstock.container" (dict "root" . "role" $role) | nindent 6 | trim }}
   volumes:
     {{- include "penstock.volumes" . | nindent 4 }}
 {{- end -}}
+{{- end -}}
 
 {{- define "penstock.container" -}}
+{{- $role := .role -}}
+{{- with .root -}}
 {{- $f := include "penstock.facts" . | fromYaml -}}
 {{- $v := $f.v -}}
 name: penstock
@@ -69,27 +81,59 @@ command: [penstock, serve]
 args:
   - --config
   - /etc/penstock/penstock.toml
+  {{- if gt (int $f.nodes) 1 }}
+  # What LeaderWorkerSet tells each pod of its place, by variables that it sets.
+  - --set=engine.node_rank=$(LWS_WORKER_INDEX)
+  - --set=engine.leader_address=$(LWS_LEADER_ADDRESS)
+  {{- end }}
   {{- with $v.extraArgs }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
 env:
   {{- include "penstock.env" . | nindent 2 }}
+{{- with $v.model.bucket.existingSecret }}
+envFrom:
+  - secretRef: { name: {{ . }} }
+{{- end }}
+{{- if eq $role "service" }}
 ports:
   - name: grpc
     containerPort: {{ int $f.port }}
     protocol: TCP
+  {{- if ne (int $f.probePort) (int $f.port) }}
+  # Health alone, in plaintext: Kubernetes' gRPC probes speak no TLS.
+  - name: health
+    containerPort: {{ int $f.probePort }}
+    protocol: TCP
+  {{- end }}
   {{- if $f.metricsPort }}
   - name: metrics
     containerPort: {{ int $f.metricsPort }}
     protocol: TCP
   {{- end }}
+{{- end }}
 securityContext:
-  {{- toYaml $v.securityContext | nindent 2 }}
+  {{- include "penstock.capabilities" $f | nindent 2 }}
 resources:
   {{- include "penstock.resources" $f | nindent 2 }}
+{{- if eq $role "service" }}
 {{- include "penstock.life" $f | nindent 0 }}
+{{- end }}
+{{- /* A worker has nobody to answer: its process ends when its part of the engine cannot be, and the group with it. */}}
 volumeMounts:
   {{- include "penstock.mounts" $f | nindent 2 }}
+{{- end -}}
+{{- end -}}
+
+{{/* RDMA pins memory, which takes a capability that `restricted` does not allow; nothing else does. */}}
+{{- define "penstock.capabilities" -}}
+{{- $context := deepCopy .v.securityContext -}}
+{{- if and .v.rdma.enabled .v.rdma.ipcLock -}}
+{{- $capabilities := $context.capabilities | default dict -}}
+{{- $_ := set $capabilities "add" (append ($capabilities.add | default list) "IPC_LOCK" | uniq) -}}
+{{- $_ := set $context "capabilities" $capabilities -}}
+{{- end -}}
+{{- toYaml $context -}}
 {{- end -}}
 
 {{/* Probes and the end. Three questions, three answers:
@@ -99,17 +143,17 @@ volumeMounts:
 {{- define "penstock.life" -}}
 {{- $probes := .v.probes -}}
 startupProbe:
-  grpc: { port: {{ int .port }} }
+  grpc: { port: {{ int .probePort }} }
   periodSeconds: {{ int $probes.startup.periodSeconds }}
   timeoutSeconds: 5
   failureThreshold: {{ divf .startupSeconds $probes.startup.periodSeconds | ceil | int }}
 readinessProbe:
-  grpc: { port: {{ int .port }} }
+  grpc: { port: {{ int .probePort }} }
   periodSeconds: {{ int $probes.readiness.periodSeconds }}
   timeoutSeconds: {{ int $probes.readiness.timeoutSeconds }}
   failureThreshold: {{ int $probes.readiness.failureThreshold }}
 livenessProbe:
-  grpc: { port: {{ int .port }}, service: liveness }
+  grpc: { port: {{ int .probePort }}, service: liveness }
   periodSeconds: {{ int $probes.liveness.periodSeconds }}
   timeoutSeconds: {{ int $probes.liveness.timeoutSeconds }}
   failureThreshold: {{ int $probes.liveness.failureThreshold }}
@@ -130,6 +174,11 @@ lifecycle:
 {{- $gpus := dict .v.gpu.resourceName (toString .gpus) -}}
 {{- $_ := set $resources "limits" (merge (deepCopy ($resources.limits | default dict)) $gpus) -}}
 {{- $_ := set $resources "requests" (merge (deepCopy ($resources.requests | default dict)) $gpus) -}}
+{{- end -}}
+{{- if .v.rdma.enabled -}}
+{{- range $side := list "limits" "requests" -}}
+{{- $_ := set $resources $side (merge (deepCopy (get $resources $side | default dict)) (dict $.v.rdma.resourceName (toString $.v.rdma.count))) -}}
+{{- end -}}
 {{- end -}}
 {{- toYaml $resources -}}
 {{- end -}}

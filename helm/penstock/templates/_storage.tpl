@@ -18,6 +18,10 @@
 - name: OTEL_RESOURCE_ATTRIBUTES
   value: >-
     service.instance.id=$(K8S_POD_UID),k8s.namespace.name={{ .Release.Namespace }},k8s.deployment.name={{ include "penstock.fullname" . }},k8s.pod.name=$(K8S_POD_NAME),k8s.pod.uid=$(K8S_POD_UID),k8s.node.name=$(K8S_NODE_NAME),k8s.container.name=penstock
+{{- if gt (int $f.nodes) 1 }}
+# The address on which nodes talk to each other; a host may have several.
+- { name: VLLM_HOST_IP, valueFrom: { fieldRef: { fieldPath: status.podIP } } }
+{{- end }}
 {{- if $v.model.offline }}
 - { name: HF_HUB_OFFLINE, value: "1" }
 {{- end }}
@@ -25,6 +29,9 @@
 - name: HF_TOKEN
   valueFrom:
     secretKeyRef: { name: {{ . }}, key: {{ $v.model.token.key }} }
+{{- end }}
+{{- with $v.model.bucket.endpoint }}
+- { name: AWS_ENDPOINT_URL, value: {{ . | quote }} }
 {{- end }}
 {{- with $v.extraEnv }}
 {{ toYaml . }}
@@ -38,6 +45,19 @@
 - { name: shm, mountPath: /dev/shm }
 {{- if .v.resumeKey.existingSecret }}
 - { name: resume-key, mountPath: /etc/penstock/resume, readOnly: true }
+{{- end }}
+{{- if and .secure (not .v.config.tls) }}
+# Directories, not single files: only those follow when the Secret changes.
+- { name: tls, mountPath: /etc/penstock/tls, readOnly: true }
+{{- if .v.tls.clientCaSecret }}
+- { name: client-ca, mountPath: /etc/penstock/client-ca, readOnly: true }
+{{- end }}
+{{- end }}
+{{- if .v.apiKeys.existingSecret }}
+- { name: keys, mountPath: /etc/penstock/keys, readOnly: true }
+{{- end }}
+{{- if .v.callers.existingConfigMap }}
+- { name: callers, mountPath: /etc/penstock/callers, readOnly: true }
 {{- end }}
 {{- if .modelMounted }}
 - name: model
@@ -75,6 +95,22 @@
     defaultMode: 0440
     items:
       - { key: {{ $v.resumeKey.key }}, path: key }
+{{- end }}
+{{- if and $f.secure (not $v.config.tls) }}
+- name: tls
+  secret: { secretName: {{ $v.tls.existingSecret | default (printf "%s-tls" (include "penstock.fullname" .)) }}, defaultMode: 0440 }
+{{- with $v.tls.clientCaSecret }}
+- name: client-ca
+  secret: { secretName: {{ . }}, defaultMode: 0440, items: [{ key: ca.crt, path: ca.crt }] }
+{{- end }}
+{{- end }}
+{{- with $v.apiKeys.existingSecret }}
+- name: keys
+  secret: { secretName: {{ . }}, defaultMode: 0440, items: [{ key: {{ $v.apiKeys.key }}, path: keys.json }] }
+{{- end }}
+{{- with $v.callers.existingConfigMap }}
+- name: callers
+  configMap: { name: {{ . }}, items: [{ key: {{ $v.callers.key }}, path: callers.toml }] }
 {{- end }}
 {{- if $v.model.existingClaim }}
 - name: model

@@ -25,6 +25,17 @@
 {{- $engine := merge (dict "device" $f.device) ($config.engine | default dict) -}}
 {{- if $f.model -}}{{- $_ := set $engine "model" $f.model -}}{{- end -}}
 {{- $_ := set $config "engine" $engine -}}
+{{- if and $f.secure (not $f.v.config.tls) -}}
+{{- $tls := dict "certificate_file" "/etc/penstock/tls/tls.crt" "key_file" "/etc/penstock/tls/tls.key" -}}
+{{- if $f.v.tls.mutual -}}{{- $_ := set $tls "client_ca_file" (ternary "/etc/penstock/client-ca/ca.crt" "/etc/penstock/tls/ca.crt" (ne $f.v.tls.clientCaSecret "")) -}}{{- end -}}
+{{- $_ := set $config "tls" $tls -}}
+{{- end -}}
+{{- if $f.secure -}}{{- $_ := set $config.server "insecure" false -}}{{- end -}}
+{{- if $f.healthListen -}}{{- $_ := set $config.server "health_listen" $f.healthListen -}}{{- end -}}
+{{- $auth := $config.auth | default dict -}}
+{{- if $f.v.apiKeys.existingSecret -}}{{- $auth = merge (dict "keys_file" "/etc/penstock/keys/keys.json") $auth -}}{{- end -}}
+{{- if $f.v.callers.existingConfigMap -}}{{- $auth = merge (dict "callers_file" "/etc/penstock/callers/callers.toml") $auth -}}{{- end -}}
+{{- if $auth -}}{{- $_ := set $config "auth" $auth -}}{{- end -}}
 {{- if $f.v.resumeKey.existingSecret -}}
 {{- $_ := set $config "resume" (merge (dict "key_file" "/etc/penstock/resume/key") ($config.resume | default dict)) -}}
 {{- end -}}

@@ -39,7 +39,8 @@
 {{- if ne $device "cpu" -}}{{- $gpus = hasKey $v.gpu "perNode" | ternary $v.gpu.perNode 1 | int -}}{{- end -}}
 {{- $tensor := $engine.tensor_parallel_size | default 0 | int -}}
 {{- $data := $engine.data_parallel_size | default $extra.data_parallel_size | default 0 | int -}}
-{{- $stages := $extra.pipeline_parallel_size | default 1 | int -}}
+{{- $stages := $extra.pipeline_parallel_size | default $engine.pipeline_parallel_size | default 0 | int -}}
+{{- $nodes := $engine.nodes | default 1 | int -}}
 {{- $mounted := or $v.model.existingClaim $v.model.image | not | not -}}
 {{- $modelName := $engine.model | default (ternary "/models" "" $mounted) -}}
 {{- $size := $v.model.sizeGiB | default 0 | int -}}
@@ -48,6 +49,9 @@
 {{- $least := add ($v.preStopSeconds | int) $drain 10 -}}
 {{- $grace := $v.terminationGracePeriodSeconds | default (add $least 30) | int -}}
 {{- $scaled := $v.autoscaling.enabled -}}
+{{- $secure := or $v.tls.existingSecret $v.tls.certManager.enabled (dig "tls" "certificate_file" "" $v.config) | not | not -}}
+{{- $health := $server.health_listen | default (ternary "0.0.0.0:50052" "" $secure) -}}
+{{- $port := splitList ":" ($server.listen | default "127.0.0.1:50051") | last | int -}}
 {{- $metrics := dig "telemetry" "prometheus_listen" "" $v.config -}}
 {{- $facts := dict
   "leastReplicas" (ternary $v.autoscaling.minReplicas $v.replicaCount $scaled | int)
@@ -60,7 +64,14 @@
   "tensor" $tensor
   "data" $data
   "stages" $stages
-  "port" (splitList ":" ($server.listen | default "127.0.0.1:50051") | last | int)
+  "nodes" $nodes
+  "port" $port
+  "secure" $secure
+  "healthListen" $health
+  "probePort" (ternary (splitList ":" $health | last | int) $port (ne $health ""))
+  "appProtocol" (ternary "https" "kubernetes.io/h2c" $secure)
+  "bucketPort" ($v.model.bucket.endpoint | regexFind ":[0-9]+(/|$)" | trimAll ":/" | int)
+  "fromBucket" (regexMatch "^(s3|gs|az)://" $modelName)
   "modelMounted" $mounted
   "model" $modelName
   "fromNetwork" (and $modelName (not (hasPrefix "/" $modelName)) (not $v.model.offline) | not | not)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from penstock.cli import bench, chat, config, demo, evaluate, generate, inspect, keys, plan, quantize, serve
+from penstock.cli import bench, chat, config, demo, download, evaluate, generate, inspect, keys, plan, quantize, serve
 from penstock.cli.failures import Commands
 
 app = typer.Typer(
@@ -47,6 +47,7 @@ app.command()(bench.bench)
 app.command()(inspect.count)
 app.command()(plan.plan)
 app.command()(quantize.quantize)
+app.command()(download.download)
 app.command()(inspect.model)
 app.add_typer(config.commands, name="config")
 app.add_typer(keys.commands, name="keys")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ ARCHITECTURES = frozenset(
         "Qwen3_5ForConditionalGeneration",
     }
 )
+
+OBJECT_STORES = ("s3://", "gs://", "az://")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,8 @@ def read_checkpoint(model: str, fp8: bool = True, revision: str = "") -> Checkpo
         _check_folder(folder)
         config, generation = _read(folder / "config.json"), _read(folder / "generation_config.json", optional=True)
         model = str(folder)
+    elif model.startswith(OBJECT_STORES):
+        config, generation = _stream(model)
     else:
         config = _fetch(model, "config.json", revision)
         generation = _fetch(model, "generation_config.json", revision, optional=True)
@@ -159,6 +165,21 @@ def _read(path: Path, optional: bool = False) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"engine.model: {path} is not a JSON object")
     return content
+
+
+def _stream(url: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The two small files by the package that vLLM itself loads such models with."""
+    try:
+        streamer: Any = importlib.import_module("runai_model_streamer")
+    except ImportError as error:
+        raise ConfigError(f"engine.model: {url} needs the package runai-model-streamer, which is not here") from error
+    with tempfile.TemporaryDirectory(prefix="penstock-") as folder:
+        try:
+            streamer.pull_files(url.rstrip("/") + "/", folder, ["config.json", "generation_config.json"], None)
+        except Exception as error:
+            raise ConfigError(f"engine.model: {url} cannot be read: {type(error).__name__}") from error
+        generation = _read(Path(folder) / "generation_config.json", optional=True)
+        return _read(Path(folder) / "config.json"), generation
 
 
 def _fetch(name: str, file: str, revision: str, optional: bool = False) -> dict[str, Any]:

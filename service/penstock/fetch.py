@@ -1,0 +1,115 @@
+"""A model from Hugging Face into its cache, file by file, each large one checked by its SHA-256."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, Protocol
+
+from penstock.errors import ConfigError, PenstockError
+
+WANTED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
+_CHUNK_BYTES = 8 * 1024 * 1024
+
+
+class DownloadFailed(PenstockError):
+    """What came is not what the repository says."""
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """`sha256` is None for small files, which the hub keeps in git."""
+
+    name: str
+    bytes: int
+    sha256: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    commit: str
+    files: int
+    bytes: int
+    verified: int
+
+
+class Hub(Protocol):
+    """The part of Hugging Face that is used."""
+
+    def look(self, model: str, revision: str) -> tuple[str, list[File]]:
+        """The commit that the revision stands for, and its files. Raises `ConfigError`."""
+        ...
+
+    def get(self, model: str, name: str, revision: str) -> Path:
+        """The file in the cache, fetched unless it is there whole."""
+        ...
+
+
+OnFile = Callable[[str, int, int], None]
+
+
+def fetch(hub: Hub, model: str, revision: str, *, verify: bool, stamps: Path, on_file: OnFile) -> Fetched:
+    """`on_file` is told name, bytes so far and bytes in all, after each file. A file that was verified once leaves a
+    stamp in the directory `stamps` and is not read again. Raises `ConfigError` where there is no such model, and
+    `DownloadFailed` for a file that is not what it should be; that one is deleted, so that the next try fetches it."""
+    commit, listed = hub.look(model, revision)
+    files = [file for file in listed if any(fnmatch(file.name, pattern) for pattern in WANTED)]
+    if not any(file.name.endswith(".safetensors") for file in files):
+        raise ConfigError(f"{model} has no weights (*.safetensors)")
+    total, done, verified = sum(file.bytes for file in files), 0, 0
+    # Small ones first: what is wrong with a configuration is told before 400 GB have come.
+    for file in sorted(files, key=lambda file: file.bytes):
+        path = hub.get(model, file.name, revision)
+        if verify and file.sha256 is not None:
+            _verify(path, file, stamps)
+            verified += 1
+        done += file.bytes
+        on_file(file.name, done, total)
+    return Fetched(commit, len(files), total, verified)
+
+
+def _verify(path: Path, file: File, stamps: Path) -> None:
+    assert file.sha256 is not None
+    stamp = stamps / file.sha256
+    blob = path.resolve()
+    if stamp.exists() and blob.stat().st_size == file.bytes:
+        return
+    digest = hashlib.sha256()
+    with blob.open("rb") as content:
+        while chunk := content.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    if digest.hexdigest() != file.sha256:
+        path.unlink()
+        blob.unlink(missing_ok=True)
+        raise DownloadFailed(f"{file.name}: SHA-256 {digest.hexdigest()} instead of {file.sha256}; it was deleted")
+    stamps.mkdir(parents=True, exist_ok=True)
+    stamp.touch()
+
+
+class HuggingFace:
+    """The hub, or what HF_ENDPOINT names; a token comes from HF_TOKEN."""
+
+    def look(self, model: str, revision: str) -> tuple[str, list[File]]:
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+        try:
+            info: Any = HfApi().model_info(model, revision=revision or None, files_metadata=True)
+        except (HfHubHTTPError, HFValidationError) as error:
+            at = f" at {revision}" if revision else ""
+            raise ConfigError(f"{model}{at}: not on Hugging Face, or not for this token") from error
+        except OSError as error:
+            raise DownloadFailed(f"{model}: Hugging Face cannot be reached") from error
+        files = [File(s.rfilename, s.size or 0, s.lfs.sha256 if s.lfs else None) for s in info.siblings or ()]
+        return str(info.sha), files
+
+    def get(self, model: str, name: str, revision: str) -> Path:
+        from huggingface_hub import hf_hub_download
+
+        try:
+            return Path(hf_hub_download(model, name, revision=revision or None))
+        except OSError as error:
+            raise DownloadFailed(f"{model}: {name} did not come: {type(error).__name__}") from error
