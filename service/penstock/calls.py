@@ -21,7 +21,7 @@ from penstock.callers.isolation import class_of, own_prefixes
 from penstock.candidate import Steering
 from penstock.charges import charged
 from penstock.engine import Engine
-from penstock.errors import GenerationNotFound
+from penstock.errors import GenerationNotFound, Overloaded
 from penstock.gather import gathered
 from penstock.generation import generate
 from penstock.house import Arrival, House
@@ -67,15 +67,32 @@ class Calls:
         return stream.read(0)
 
     async def carried_on(self, request: pb.ResumeRequest, arrival: Arrival) -> AsyncGenerator[pb.GenerationEvent, None]:
-        """Goes on with what another server drained."""
-        if self._house.seal_key is None:
+        """Goes on with what another server drained, or reads on where that already goes on here."""
+        house = self._house
+        if house.seal_key is None:
             raise GenerationNotFound("this server has no resume.key_file, so it cannot open another's tokens")
-        carried = unseal(request.resume_token, self._house.seal_key, arrival.caller)
-        if request.generation_id != carried.generation_id or request.last_sequence != carried.sequence:
+        carried = unseal(request.resume_token, house.seal_key, arrival.caller)
+        if request.generation_id != carried.generation_id or request.last_sequence < carried.sequence:
             raise GenerationNotFound("the token belongs to another generation, or to another place in it")
-        spec = pb.GenerationSpec.FromString(carried.spec)
+        if request.last_sequence == carried.sequence:
+            spec = pb.GenerationSpec.FromString(carried.spec)
+            house.admission.look(class_of(wire.priority_of(spec), arrival.caller), arrival.caller.id)
+            try:
+                live = await house.live.adopt(request, arrival.caller)
+            except Overloaded:  # no room to keep it: it goes on all the same, over this connection alone
+                return self._carried(spec, arrival, carried)
+            if live.task is None:
+                live.task = asyncio.create_task(live.feed(self._carried(spec, arrival, carried, live)))
+                return live.read(carried.sequence)
+        live = await house.live.find(carried.generation_id, request.resume_token, arrival.caller)
+        CALL.get().resumes(live.call)
+        return live.read(request.last_sequence)
+
+    async def _carried(
+        self, spec: pb.GenerationSpec, arrival: Arrival, carried: Carried, live: LiveStream | None = None
+    ) -> AsyncGenerator[pb.GenerationEvent, None]:
         async with (
-            self.let_in(spec, arrival, carried=carried) as call,
+            self.let_in(spec, arrival, live=live, carried=carried) as call,
             aclosing(self._said(call, carried.sequence, carried.flush_seconds)) as events,
         ):
             async for event in events:

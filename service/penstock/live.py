@@ -25,10 +25,10 @@ from penstock.observe import CALL
 class LiveStream:
     """One stream's events as they come, kept for readers. A reader is slowed by itself alone, never by another."""
 
-    def __init__(self, generation_id: str, max_bytes: int, owner: str) -> None:
+    def __init__(self, generation_id: str, max_bytes: int, owner: str, token: str = "", sequence: int = 0) -> None:
         self.generation_id = generation_id
         self.owner = owner
-        self.token = secrets.token_urlsafe(32)
+        self.token = token or secrets.token_urlsafe(32)
         self.call = CALL.get()
         self._max_bytes = max_bytes
         self._events: deque[tuple[pb.GenerationEvent, int]] = deque()
@@ -36,7 +36,7 @@ class LiveStream:
         self._over = False
         self._failure: Exception | None = None
         self._changed = asyncio.Condition()
-        self._read_to = 0
+        self._read_to = sequence
         self.readers = 0
         self.idle_since = time.monotonic()
         self.task: asyncio.Task[None] | None = None
@@ -107,6 +107,11 @@ class LiveStream:
         """It is over, and somebody was sent all of it."""
         return self._over and not self.readers and self._read_to >= self._newest()
 
+    @property
+    def came_to_nothing(self) -> bool:
+        """It failed before its first event: another try may fare better."""
+        return self._over and not self._events
+
     async def end(self) -> None:
         if not self._over:
             self._failure = GenerationNotFound("the generation was cancelled, or nobody read it for too long")
@@ -128,6 +133,28 @@ class LiveStreams:
     async def open(self, generation_id: str, caller: Caller = NOBODY) -> LiveStream:
         """Raises Overloaded where as many are kept as may be."""
         await self.sweep()
+        self._make_room()
+        stream = LiveStream(generation_id, self._settings.max_stream_bytes, caller.owner)
+        self._streams[generation_id] = stream
+        return stream
+
+    async def adopt(self, request: pb.ResumeRequest, caller: Caller = NOBODY) -> LiveStream:
+        """The stream that another server drained, under the token that it gave; without a task where it is new here.
+
+        Raises Overloaded as `open` does.
+        """
+        await self.sweep()
+        known = self._streams.get(request.generation_id)
+        if known is not None and not known.came_to_nothing:
+            return known
+        self._streams.pop(request.generation_id, None)
+        self._make_room()
+        limit, place = self._settings.max_stream_bytes, request.last_sequence
+        stream = LiveStream(request.generation_id, limit, caller.owner, request.resume_token, place)
+        self._streams[request.generation_id] = stream
+        return stream
+
+    def _make_room(self) -> None:
         if len(self._streams) >= self._settings.max_streams:
             # Kept only in case its last bytes were lost on the way: the oldest such one gives way.
             read_out = next((s.generation_id for s in self._streams.values() if s.was_read_out), "")
@@ -138,9 +165,6 @@ class LiveStreams:
                 retry_after_seconds=self._settings.grace_seconds,
                 resumable_streams=len(self._streams),
             )
-        stream = LiveStream(generation_id, self._settings.max_stream_bytes, caller.owner)
-        self._streams[generation_id] = stream
-        return stream
 
     async def find(self, generation_id: str, token: str, caller: Caller = NOBODY) -> LiveStream:
         """Raises GenerationNotFound alike for the unknown, the expired, a wrong token and another caller's: none can

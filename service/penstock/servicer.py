@@ -88,7 +88,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
 
     async def Resume(self, request: pb.ResumeRequest, context: Context) -> AsyncGenerator[pb.ResumeResponse, None]:
         if is_sealed(request.resume_token):
-            source = self._calls.carried_on(request, Arrival.of(context))
+            source = await self._calls.carried_on(request, Arrival.of(context))
         else:
             stream = await self._house.live.find(request.generation_id, request.resume_token, CALLER.get())
             CALL.get().resumes(stream.call)

@@ -17,7 +17,7 @@ from typing import Any
 from tests.rpc.proxy import proxied
 
 HERE = Path(__file__).parent
-_CUT_SECONDS = 0.25
+_CUT_BYTES = 600
 _START_SECONDS = 60.0
 
 
@@ -75,7 +75,7 @@ def _flaky(server: str) -> Iterator[str]:
 
     async def forward() -> None:
         nonlocal target
-        async with proxied(server, cut_seconds=_CUT_SECONDS) as proxy:
+        async with proxied(server, cut_bytes=_CUT_BYTES) as proxy:
             target = proxy.target
             bound.set()
             await stop.wait()

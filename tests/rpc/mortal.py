@@ -27,8 +27,10 @@ class MortalEngine(ScriptedEngine):
         super().__init__(replies)
         self._dead = asyncio.Event()
         self.hanging = False
+        self.runs = 0
 
     async def stream(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
+        self.runs += 1
         if POISON.encode() in bytes(i for i in request.prompt_token_ids if i < 256):
             self._dead.set()
         async for chunk in super().stream(request):

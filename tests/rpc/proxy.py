@@ -7,13 +7,16 @@ import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+_LINGER_SECONDS = 0.05
+
 
 class Proxy:
     """`target` is where clients connect; it forwards to `server`."""
 
-    def __init__(self, server: str, cut_seconds: float | None = None) -> None:
+    def __init__(self, server: str, cut_bytes: int | None = None) -> None:
         self.server = server
-        self._cut_seconds = cut_seconds
+        self.cut_bytes = cut_bytes
+        """Connections over which the server has sent so much are reset, soon after; None: none is."""
         self.target = ""
         self.connections = 0
         self.refusing = False
@@ -34,25 +37,26 @@ class Proxy:
             there_reader, there_writer = await asyncio.open_connection(host, int(port))
             ours = {writer, there_writer}
             self._open |= ours
-            if self._cut_seconds is not None:
-                asyncio.get_running_loop().call_later(self._cut_seconds, writer.transport.abort)
-                asyncio.get_running_loop().call_later(self._cut_seconds, there_writer.transport.abort)
-            await asyncio.gather(_pump(reader, there_writer), _pump(there_reader, writer))
+            await asyncio.gather(self._pump(reader, there_writer), self._pump(there_reader, writer, replies=True))
             self._open -= ours
 
-
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError):
-        while data := await reader.read(65536):
-            writer.write(data)
-            await writer.drain()
-    writer.transport.abort()
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, replies: bool = False) -> None:
+        passed = 0
+        with contextlib.suppress(OSError):
+            while data := await reader.read(1024):
+                writer.write(data)
+                await writer.drain()
+                passed += len(data)
+                if replies and self.cut_bytes is not None and passed >= self.cut_bytes:
+                    await asyncio.sleep(_LINGER_SECONDS)  # a reset takes with it what the client has not read yet
+                    break
+        writer.transport.abort()
 
 
 @asynccontextmanager
-async def proxied(server: str, *, cut_seconds: float | None = None) -> AsyncIterator[Proxy]:
-    """With `cut_seconds`, every connection is reset when it is that old."""
-    proxy = Proxy(server, cut_seconds)
+async def proxied(server: str, *, cut_bytes: int | None = None) -> AsyncIterator[Proxy]:
+    """With `cut_bytes`, every connection is reset when the server has sent so much over it."""
+    proxy = Proxy(server, cut_bytes)
     listener = await asyncio.start_server(proxy.accept, "127.0.0.1", 0)
     host, port = listener.sockets[0].getsockname()
     proxy.target = f"{host}:{port}"

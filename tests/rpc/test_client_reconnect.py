@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import grpc
@@ -90,14 +91,16 @@ async def test_blocking_streams_go_on_over_cut_connections() -> None:
 
 
 async def test_twenty_streams_share_a_connection_that_never_lasts() -> None:
-    async with scene() as here, proxied(here.proxy.target, cut_seconds=0.12) as flaky:
-        async with pc.AsyncClient(flaky.target) as client:
+    async with scene() as here, proxied(here.proxy.target) as flaky, pc.AsyncClient(flaky.target) as client:
+        streams = [client.stream("hi", thinking="thinking") for _ in range(20)]
+        firsts = await asyncio.gather(*(anext(stream) for stream in streams))
+        flaky.cut_bytes = 8000
 
-            async def collect() -> list[pc.Event]:
-                return [event async for event in client.stream("hi", thinking="thinking")]
+        async def collect(first: pc.Event, stream: pc.AsyncStream) -> list[pc.Event]:
+            return [first, *[event async for event in stream]]
 
-            for events in await asyncio.gather(*(collect() for _ in range(20))):
-                assert_whole(events)
+        for events in await asyncio.gather(*map(collect, firsts, streams)):
+            assert_whole(events)
         assert flaky.connections > 3
 
 
@@ -224,6 +227,82 @@ async def test_a_drained_stream_goes_on_at_another_replica(tmp_path: Path) -> No
         assert (response.thought, response.answer) == (THOUGHT, ANSWER)
         assert sum(isinstance(event, pc.Finished) for event in events) == 1
         assert response.finish_reason is pc.FinishReason.STOP
+
+
+async def read_by_async(target: str, seen: Callable[[int], None]) -> list[pc.Event]:
+    events: list[pc.Event] = []
+    async with pc.AsyncClient(target) as client:
+        async for event in client.stream("hi", thinking="thinking"):
+            events.append(event)
+            seen(len(events))
+    return events
+
+
+async def read_by_blocking(target: str, seen: Callable[[int], None]) -> list[pc.Event]:
+    loop = asyncio.get_running_loop()
+
+    def collect() -> list[pc.Event]:
+        events: list[pc.Event] = []
+        with pc.Client(target) as client:
+            for event in client.stream("hi", thinking="thinking"):
+                events.append(event)
+                loop.call_soon_threadsafe(seen, len(events))
+        return events
+
+    return await asyncio.to_thread(collect)
+
+
+@pytest.mark.parametrize("read", [read_by_async, read_by_blocking])
+async def test_a_drained_stream_is_resumed_where_it_went_on(
+    read: Callable[..., Awaitable[list[pc.Event]]], tmp_path: Path
+) -> None:
+    """Drained here, cut there, cut again: every event once, in order, and generated once."""
+    key = tmp_path / "key"
+    key.write_bytes(b"k" * 32)
+    async with ward(SLOW, key_file=key) as here, ward(SLOW, key_file=key) as there, proxied(here.address) as proxy:
+        draining: list[asyncio.Task[None]] = []
+
+        before = sum(engine.runs for engine in there.engines)
+
+        def disturb(events: int) -> None:
+            if events == 20:
+                proxy.server = there.address
+                draining.append(asyncio.create_task(here.server.drain(0.01)))
+            elif events in (60, 90):
+                proxy.cut()
+
+        events = await read(proxy.target, disturb)
+        await asyncio.gather(*draining)
+        response = events[-1].response
+        assert (response.thought, response.answer) == (THOUGHT, ANSWER)
+        assert [event.sequence for event in events[:19]] == list(range(1, 20))
+        assert all(a.sequence < b.sequence for a, b in pairwise(events))
+        assert proxy.connections >= 3
+        assert sum(engine.runs for engine in there.engines) == before + 1
+
+
+async def test_leaving_a_stream_that_went_on_elsewhere_ends_it_there(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_bytes(b"k" * 32)
+    async with (
+        ward(ENDLESS, key_file=key) as here,
+        ward(ENDLESS, key_file=key) as there,
+        proxied(here.address) as proxy,
+        pc.AsyncClient(proxy.target) as client,
+    ):
+        stream = client.stream("endless", thinking="thinking")
+        first = await anext(stream)
+        proxy.server = there.address
+        await here.server.drain(0.01)
+        while stream.reconnections == 0 or stream.last_sequence < first.sequence + 20:
+            await anext(stream)
+        assert there.engines[-1].load().running_requests == 1
+        stream.close()
+        for _ in range(300):
+            if not there.engines[-1].load().running_requests:
+                return
+            await asyncio.sleep(0.01)
+        pytest.fail("it still runs")
 
 
 async def test_a_drained_stream_that_nobody_goes_on_with_ends_as_drained(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from penstock.telemetry import names
 from penstock_client import Response, Unavailable, tracing
 from penstock_client.v1 import generation_pb2 as pb
 
@@ -47,7 +48,9 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
 
 
 def test_a_call_has_a_span_and_carries_its_context(spans: InMemorySpanExporter) -> None:
-    call = tracing.CallSpan("penstock.v1.GenerationService/StreamGenerate", [("authorization", "Bearer k")])
+    call = tracing.CallSpan(
+        "penstock.v1.GenerationService/StreamGenerate", [("authorization", "Bearer k")], "dns:///gpu-1:50051"
+    )
     call.reconnected(7)
     response = Response()
     response.generation_id = "g1"
@@ -60,21 +63,28 @@ def test_a_call_has_a_span_and_carries_its_context(spans: InMemorySpanExporter) 
     assert dict(call.metadata)["authorization"] == "Bearer k"
     assert f"{span.context.trace_id:032x}-{span.context.span_id:016x}" in dict(call.metadata)["traceparent"]
     assert span.attributes["gen_ai.usage.output_tokens"] == 5
-    assert span.attributes["rpc.method"] == "StreamGenerate"
+    assert span.attributes[names.RPC_SYSTEM] == "grpc"
+    assert span.attributes[names.RPC_METHOD] == "penstock.v1.GenerationService/StreamGenerate"
+    assert span.attributes[names.RPC_STATUS] == "OK"
+    assert (span.attributes[names.SERVER_ADDRESS], span.attributes[names.SERVER_PORT]) == ("gpu-1", 50051)
+    public = {value for value in vars(names).values() if isinstance(value, str)}
+    assert set(span.attributes) <= public, "another convention than the service's"
     assert [event.name for event in span.events] == ["reconnect"]
 
 
 def test_a_failure_is_the_spans_status(spans: InMemorySpanExporter) -> None:
-    tracing.CallSpan("a/b", ()).end(failure=Unavailable("gone", code=grpc.StatusCode.UNAVAILABLE))
+    tracing.CallSpan("a/b", (), "unix:/run/penstock").end(failure=Unavailable("gone", code=grpc.StatusCode.UNAVAILABLE))
     [span] = spans.get_finished_spans()
     assert span.attributes is not None
-    assert span.attributes["error.type"] == "UNAVAILABLE"
+    assert span.attributes[names.ERROR_TYPE] == span.attributes[names.RPC_STATUS] == "UNAVAILABLE"
+    assert span.attributes[names.SERVER_ADDRESS] == "/run/penstock"
+    assert names.SERVER_PORT not in span.attributes
     assert not span.status.is_ok
 
 
 def test_without_opentelemetry_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracing, "_OTEL", None)
-    call = tracing.CallSpan("a/b", [("x", "y")])
+    call = tracing.CallSpan("a/b", [("x", "y")], "x:1")
     assert call.metadata == (("x", "y"),)
     call.reconnected(1)
     call.end()

@@ -974,10 +974,10 @@ type ResumeRequest struct {
 
 	// From GenerationStarted. Required.
 	GenerationId string `protobuf:"bytes,1,opt,name=generation_id,json=generationId,proto3" json:"generation_id,omitempty"`
-	// From GenerationStarted, or from a drained stream's GenerationFinished; proves that the caller is the one who
-	// started it. Required.
+	// From GenerationStarted, or from a drained stream's GenerationFinished, which is the token of all that comes after
+	// it; proves that the caller is the one who started it. Required.
 	ResumeToken string `protobuf:"bytes,2,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`
-	// Highest sequence number that was seen; 0 replays everything. Default 0.
+	// Highest sequence number that was seen; 0 replays everything, except what came before a drain. Default 0.
 	LastSequence uint64 `protobuf:"varint,3,opt,name=last_sequence,json=lastSequence,proto3" json:"last_sequence,omitempty"`
 }
 
@@ -1091,7 +1091,7 @@ type CancelRequest struct {
 
 	// From GenerationStarted. Required.
 	GenerationId string `protobuf:"bytes,1,opt,name=generation_id,json=generationId,proto3" json:"generation_id,omitempty"`
-	// From GenerationStarted. Required.
+	// As in ResumeRequest. Required.
 	ResumeToken string `protobuf:"bytes,2,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`
 }
 

@@ -165,7 +165,7 @@ class AsyncClient:
 
     def _link(self, method: str, timeout: float | None) -> Link:
         return Link(
-            span=CallSpan(f"{_GENERATION}/{method}", self._metadata),
+            span=CallSpan(f"{_GENERATION}/{method}", self._metadata, self.target),
             timeout=self.timeout if timeout is None else timeout,
             policy=self._reconnect,
             resume=self._generation.Resume,
@@ -191,7 +191,7 @@ class AsyncClient:
         timeout: float | None,
         read: Callable[[Any], ReplyT],
     ) -> ReplyT:
-        span = CallSpan(name, self._metadata)
+        span = CallSpan(name, self._metadata, self.target)
         timeout = self.timeout if timeout is None else timeout
         try:
             reply = read(await method(request, timeout=timeout, metadata=span.metadata))

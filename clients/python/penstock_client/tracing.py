@@ -1,4 +1,7 @@
-"""Spans and trace context, if OpenTelemetry's API is installed; nothing at all otherwise."""
+"""Spans and trace context, if OpenTelemetry's API is installed; nothing at all otherwise.
+
+The names are the service's own, of opentelemetry-semantic-conventions 0.66b2; a test holds the two alike.
+"""
 
 from __future__ import annotations
 
@@ -22,17 +25,24 @@ _OTEL = _installed()
 Metadata = Sequence[tuple[str, str]]
 
 
+def server_attributes(target: str) -> dict[str, str | int]:
+    """Of a gRPC target such as `host:50051`, `[::1]:50051`, `dns:///host:50051` or `unix:/path`."""
+    if target.startswith("unix:"):
+        return {"server.address": target.removeprefix("unix:")}
+    host, _, port = target.rpartition("/")[2].rpartition(":")
+    return {"server.address": host.strip("[]"), "server.port": int(port)} if host and port.isdigit() else {}
+
+
 class CallSpan:
     """The client span of one call, over all its connections. `metadata` carries its context to the server."""
 
-    def __init__(self, method: str, metadata: Metadata) -> None:
+    def __init__(self, method: str, metadata: Metadata, target: str) -> None:
         self.metadata = tuple(metadata)
         self._span: Any = None
         if _OTEL is None:
             return
         propagate, trace = _OTEL
-        service, _, name = method.rpartition("/")
-        attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": name}
+        attributes = {"rpc.system.name": "grpc", "rpc.method": method, **server_attributes(target)}
         self._span = trace.get_tracer("penstock_client").start_span(
             method, kind=trace.SpanKind.CLIENT, attributes=attributes
         )
@@ -54,7 +64,10 @@ class CallSpan:
             span.set_attribute("gen_ai.response.id", response.generation_id)
             span.set_attribute("gen_ai.usage.input_tokens", response.usage.prompt_tokens)
             span.set_attribute("gen_ai.usage.output_tokens", response.usage.output_tokens)
+        code = failure.code.name if failure and failure.code else ""
+        if code or failure is None:
+            span.set_attribute("rpc.response.status_code", code or "OK")
         if failure is not None:
-            span.set_attribute("error.type", failure.reason or (failure.code.name if failure.code else "BROKEN_STREAM"))
+            span.set_attribute("error.type", failure.reason or code or "BROKEN_STREAM")
             span.set_status(_OTEL[1].StatusCode.ERROR)
         span.end()

@@ -47,11 +47,14 @@ const replyOf = (ended, candidates) => ({
   cost_usd_ticks: ended.cost ? ended.cost.total_usd_ticks : null,
 });
 
-async function stream(service, spec) {
+const durationOf = (seconds) => ({ seconds: Math.trunc(seconds), nanos: Math.round((seconds % 1) * 1e9) });
+
+async function stream(service, spec, case_) {
   const events = [];
   const texts = {};
   let ended;
-  for await (const { event } of service.StreamGenerate({ spec })) {
+  const request = { spec, flush_interval: durationOf(case_.flush_interval_seconds ?? 0) };
+  for await (const { event } of service.StreamGenerate(request)) {
     const seen = { kind: event.event, sequence: event.sequence };
     const delta = event.thought ?? event.answer;
     if (delta) {
@@ -76,5 +79,5 @@ async function generate(service, spec) {
 for (const case_ of cases) {
   const service = await serviceAt(targets[case_.server ?? "default"]);
   const run = case_.call === "stream" ? stream : generate;
-  console.log(JSON.stringify({ name: case_.name, ...(await run(service, byProtoName(case_.spec))) }));
+  console.log(JSON.stringify({ name: case_.name, ...(await run(service, byProtoName(case_.spec), case_)) }));
 }

@@ -502,11 +502,11 @@ class ResumeRequest(_message.Message):
     generation_id: _builtins.str
     """From GenerationStarted. Required."""
     resume_token: _builtins.str
-    """From GenerationStarted, or from a drained stream's GenerationFinished; proves that the caller is the one who
-    started it. Required.
+    """From GenerationStarted, or from a drained stream's GenerationFinished, which is the token of all that comes after
+    it; proves that the caller is the one who started it. Required.
     """
     last_sequence: _builtins.int
-    """Highest sequence number that was seen; 0 replays everything. Default 0."""
+    """Highest sequence number that was seen; 0 replays everything, except what came before a drain. Default 0."""
     def __init__(
         self,
         *,
@@ -557,7 +557,7 @@ class CancelRequest(_message.Message):
     generation_id: _builtins.str
     """From GenerationStarted. Required."""
     resume_token: _builtins.str
-    """From GenerationStarted. Required."""
+    """As in ResumeRequest. Required."""
     def __init__(
         self,
         *,

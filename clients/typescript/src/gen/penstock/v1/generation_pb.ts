@@ -306,15 +306,15 @@ export type ResumeRequest = Message$1<"penstock.v1.ResumeRequest"> & {
   generationId: string;
 
   /**
-   * From GenerationStarted, or from a drained stream's GenerationFinished; proves that the caller is the one who
-   * started it. Required.
+   * From GenerationStarted, or from a drained stream's GenerationFinished, which is the token of all that comes after
+   * it; proves that the caller is the one who started it. Required.
    *
    * @generated from field: string resume_token = 2;
    */
   resumeToken: string;
 
   /**
-   * Highest sequence number that was seen; 0 replays everything. Default 0.
+   * Highest sequence number that was seen; 0 replays everything, except what came before a drain. Default 0.
    *
    * @generated from field: uint64 last_sequence = 3;
    */
@@ -363,7 +363,7 @@ export type CancelRequest = Message$1<"penstock.v1.CancelRequest"> & {
   generationId: string;
 
   /**
-   * From GenerationStarted. Required.
+   * As in ResumeRequest. Required.
    *
    * @generated from field: string resume_token = 2;
    */
