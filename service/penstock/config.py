@@ -106,6 +106,15 @@ class ServerSettings(Section):
         16 * 1024, description="Metadata of a call, names included."
     )
     drain_seconds: float = Field(600.0, ge=0, description="Most time that streams in flight get after SIGTERM.")
+    max_streams_per_connection: Annotated[int, Field(ge=1)] = Field(
+        1024, description="Calls at once on one connection; more wait in the client."
+    )
+    max_connections: Annotated[int, Field(ge=1)] = Field(
+        4096, description="Connections at once; more are closed. Mind the limit of open files."
+    )
+    request_seconds: float = Field(
+        20.0, gt=0, description="A connection that does not greet, or a request not here, in so long is cut off."
+    )
     slow_reader_seconds: float = Field(60.0, gt=0, description="A client that takes no message so long is cut off.")
     adaptive_flush_seconds: float = Field(
         0.1, ge=0, le=10, description="Most that deltas are gathered while the event loop lags; 0 is never."

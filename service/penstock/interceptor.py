@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
@@ -16,6 +15,7 @@ from google.protobuf.message import DecodeError
 from penstock.border import Border, Context, Entry
 from penstock.callers.caller import Caller
 from penstock.errors import BadRequest, FieldViolation, PenstockError
+from penstock.slow_clients import SlowReaders, SlowSenders
 from penstock.status import DETAILS_KEY, status_of
 
 log = logging.getLogger(__name__)
@@ -64,36 +64,13 @@ async def _abort(context: Context, method: str, error: Exception, entry: Entry) 
     await context.abort(code, message, trailing_metadata=trailers)
 
 
-class SlowReaders:
-    """Cuts off streams whose client takes no message for too long. gRPC's flow control holds such a stream at its
-    `yield`, which bounds its memory; this bounds its time."""
-
-    def __init__(self, most_seconds: float) -> None:
-        self._most_seconds = most_seconds
-        self._held: dict[asyncio.Task[Any], float] = {}
-
-    def hold(self, task: asyncio.Task[Any]) -> None:
-        self._held[task] = time.monotonic()
-
-    def release(self, task: asyncio.Task[Any]) -> None:
-        self._held.pop(task, None)
-
-    async def watch(self) -> None:
-        """Runs as long as the server does."""
-        while True:
-            await asyncio.sleep(min(1.0, self._most_seconds / 4))
-            too_old = time.monotonic() - self._most_seconds
-            for task in [task for task, since in self._held.items() if since < too_old]:
-                log.warning("a client took no message for %.0f s: its stream is cut off", self._most_seconds)
-                self.release(task)
-                task.cancel()
-
-
 class StatusInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps the handlers of this API; reflection only meets the gate, health is open to all."""
+    """Wraps the handlers of this API; reflection only meets the gate, health is open to all. No request may take
+    its time to arrive."""
 
-    def __init__(self, slow_readers: SlowReaders, border: Border) -> None:
+    def __init__(self, slow_readers: SlowReaders, slow_senders: SlowSenders, border: Border) -> None:
         self._slow_readers = slow_readers
+        self._slow_senders = slow_senders
         self._border = border
 
     async def intercept_service(
@@ -103,7 +80,13 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
     ) -> Handler:
         handler = await continuation(handler_call_details)
         method = str(handler_call_details.method)
-        if handler is None or not method.startswith((_OWN, _REFLECTION)):
+        if handler is None:
+            return None
+        task = asyncio.current_task()
+        assert task is not None
+        self._slow_senders.hold(task)
+        handler = handler._replace(request_deserializer=self._arriving(handler.request_deserializer))
+        if not method.startswith((_OWN, _REFLECTION)):
             return handler
         shown = await self._border.knock(method, handler_call_details.invocation_metadata or ())
         if isinstance(shown, PenstockError):
@@ -121,6 +104,13 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
             return make(wrapped, tolerant, handler.response_serializer)
         unary = _unary(handler, method, self._border, shown)
         return grpc.unary_unary_rpc_method_handler(unary, tolerant, handler.response_serializer)
+
+    def _arriving(self, deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+        def parse(data: bytes) -> Any:
+            self._slow_senders.arrived()
+            return deserialize(data)
+
+        return parse
 
 
 def _turned_away(error: PenstockError, method: str, border: Border) -> Handler:

@@ -11,6 +11,8 @@ from penstock.errors import ConfigError
 from penstock.tls import Certificates
 from penstock.watched import Watched
 
+_IDLE_CONNECTION_MS = 30 * 60 * 1000
+
 
 def options(settings: ServerSettings) -> list[tuple[str, int]]:
     options = [
@@ -19,9 +21,14 @@ def options(settings: ServerSettings) -> list[tuple[str, int]]:
         ("grpc.max_metadata_size", settings.max_metadata_bytes),
         # Above this gRPC refuses, by default, only some of the calls.
         ("grpc.absolute_max_metadata_size", settings.max_metadata_bytes),
-        # A long silent prefill must not be cut for too many pings, nor an idle channel for none.
-        ("grpc.http2.max_ping_strikes", 0),
+        ("grpc.max_concurrent_streams", settings.max_streams_per_connection),
+        ("grpc.max_allowed_incoming_connections", settings.max_connections),
+        # Who connects and says nothing goes; so does who has asked nothing for long.
+        ("grpc.server_handshake_timeout_ms", int(settings.request_seconds * 1000)),
+        ("grpc.max_connection_idle_ms", _IDLE_CONNECTION_MS),
+        # A long silent prefill must not be cut for its pings; more than one in 5 s is no keepalive any more.
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+        ("grpc.http2.max_ping_strikes", 10),
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_permit_without_calls", 1),
         # Two servers on one port would share its calls at random.

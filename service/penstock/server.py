@@ -26,7 +26,7 @@ from penstock.engine import Engine
 from penstock.errors import EngineDown
 from penstock.gather import LoopLag
 from penstock.house import House
-from penstock.interceptor import SlowReaders, StatusInterceptor
+from penstock.interceptor import StatusInterceptor
 from penstock.listener import add_port, bind, options
 from penstock.live import LiveStreams
 from penstock.observe import NOBODY, Observer, ServiceState
@@ -35,6 +35,7 @@ from penstock.routing_sampler import ExpertSampler
 from penstock.routing_servicer import RoutingServicer
 from penstock.sealed import seal_key
 from penstock.servicer import GenerationServicer, ModelServicer
+from penstock.slow_clients import SlowReaders, SlowSenders
 from penstock.supervisor import SupervisedEngine
 from penstock.usage import PriceList
 from penstock.watched import keep_fresh
@@ -65,7 +66,9 @@ class Server:
         self._engine_is_up = False
         self._health = health.aio.HealthServicer()
         self.admission = Admission(config.admission, self._capacity)
-        self._slow_readers = SlowReaders(config.server.slow_reader_seconds)
+        slow_readers = SlowReaders(config.server.slow_reader_seconds)
+        slow_senders = SlowSenders(config.server.request_seconds)
+        self._slow_clients = (slow_readers, slow_senders)
         self._lag = LoopLag(config.server.adaptive_flush_seconds)
         self._watching: list[asyncio.Task[None]] = []
         self._experts = ExpertSampler(config.routing.window_seconds)
@@ -73,7 +76,7 @@ class Server:
         self._files = gate.files
         self._audit = audit_of(config.audit)
         self._quotas = quotas_of(config.quotas)
-        interceptor = StatusInterceptor(self._slow_readers, Border(gate, self._quotas, observer, self._audit))
+        interceptor = StatusInterceptor(slow_readers, slow_senders, Border(gate, self._quotas, observer, self._audit))
         self._grpc = grpc.aio.server(interceptors=[interceptor], options=options(config.server))
         self.probes_address = ""
         self._probes = grpc.aio.server(options=options(config.server)) if config.server.health_listen else None
@@ -141,7 +144,7 @@ class Server:
         host, _, port = address.rpartition(":")
         self._observer.listening(host, int(port))
         await self._grpc.start()
-        self._watching.append(asyncio.create_task(self._slow_readers.watch()))
+        self._watching += [asyncio.create_task(slow.watch()) for slow in self._slow_clients]
         self._watching.append(asyncio.create_task(self._lag.watch()))
         if self._files:
             every_seconds = self._config.server.reload_seconds

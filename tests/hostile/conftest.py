@@ -1,0 +1,141 @@
+"""One service in a process of its own for all of these tests, a normal client beside it, and what both have to say."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TextIO
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+ROOT = Path(__file__).parents[2]
+_QUIET_SECONDS = 5.0
+_SETTLE_SECONDS = 30.0
+REPLIES = [
+    {"match": "NORMAL", "thought": "a b c d e f g", "answer": "h i j k l m n o", "step_seconds": 0.02},
+    {"thought": "short", "answer": "yes", "chunk_tokens": 4},
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.timeout(1200))
+
+
+@pytest.fixture(scope="session")
+def requests(pytestconfig: pytest.Config) -> int:
+    """How many hostile requests in all."""
+    return int(pytestconfig.getoption("--hostile-requests"))
+
+
+@dataclass
+class Victim:
+    """The service under attack. `holdings` are of its process: tasks, fds, threads, rss_kib."""
+
+    address: str
+    process: subprocess.Popen[str]
+    normal: subprocess.Popen[str]
+    samples_file: Path
+    before: dict[str, int] = field(default_factory=dict)
+    attacks: list[tuple[float, float]] = field(default_factory=list)
+    sent: dict[str, int] = field(default_factory=dict)
+
+    def holdings(self) -> dict[str, int]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())  # type: ignore[no-any-return]
+
+    def settled(self) -> dict[str, int]:
+        """Holdings once tasks and files are back where they were, or as they are after a while."""
+        until = time.monotonic() + _SETTLE_SECONDS
+        now = self.holdings()
+        while time.monotonic() < until and (
+            now["tasks"] > self.before["tasks"] + 3 or now["fds"] > self.before["fds"] + 3
+        ):
+            time.sleep(0.5)
+            now = self.holdings()
+        return now
+
+    @contextmanager
+    def under(self, name: str, count: int) -> Iterator[None]:
+        """Notes when an attack was on, and what it counts."""
+        began = time.time()
+        yield
+        self.attacks.append((began, time.time()))
+        self.sent[name] = self.sent.get(name, 0) + count
+
+    def health(self) -> str:
+        with grpc.insecure_channel(self.address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+            reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=20)
+            return health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
+
+    def latencies(self) -> tuple[list[float], list[float], list[str]]:
+        """Seconds of normal requests that ran beside no attack, of those that met one, and failures."""
+        quiet, beside, failed = [], [], []
+        for line in self.samples_file.read_text().splitlines():
+            if line.startswith("FAILED"):
+                failed.append(line)
+                continue
+            end, seconds = (float(word) for word in line.split())
+            meets = any(begin < end and end - seconds < until for begin, until in self.attacks)
+            (beside if meets else quiet).append(seconds)
+        return quiet, beside, failed
+
+
+@contextmanager
+def program(log: TextIO, name: str, *arguments: str, out: TextIO | int) -> Iterator[subprocess.Popen[str]]:
+    """A module of this directory in a process of its own; killed at the end, where it has not ended by itself."""
+    command = [sys.executable, "-m", f"tests.hostile.{name}", *arguments]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=log, text=True, cwd=ROOT) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.fixture(scope="session")
+def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
+    place = tmp_path_factory.mktemp("victim")
+    replies, samples, log = place / "replies.json", place / "normal", place / "log"
+    replies.write_text(json.dumps(REPLIES))
+    config = {
+        "engine": {"kind": "scripted", "model": str(replies)},
+        "server": {"listen": "127.0.0.1:0", "slow_reader_seconds": 3, "request_seconds": 3, "drain_seconds": 5},
+        "resume": {"grace_seconds": 1, "max_streams": 64},
+    }
+    with (
+        log.open("w") as errors,
+        samples.open("w") as out,
+        program(errors, "victim", json.dumps(config), out=subprocess.PIPE) as process,
+    ):
+        assert process.stdout is not None
+        address = process.stdout.readline().strip()
+        assert address, log.read_text()
+        with program(errors, "normal", address, "4", out=out) as normal:
+            yield Victim(address, process, normal, samples)
+        process.terminate()
+        assert process.wait(30) == 0, log.read_text()[-4000:]
+
+
+@pytest.fixture(autouse=True)
+def quiet_before_and_after(victim: Victim) -> Iterator[None]:
+    """Time in which the normal client is alone: what its latency is compared with."""
+    time.sleep(1)
+    yield
+    time.sleep(1)
+    print(f"  {victim.holdings()}")
+
+
+def pause() -> None:
+    time.sleep(_QUIET_SECONDS)

@@ -1,0 +1,41 @@
+"""A well-behaved client in a process of its own: asks, reads to the end, asks again. A program, started by `conftest`.
+
+argv: address, how many at a time. stdout: per request a line "end seconds", `end` by the wall clock; or "FAILED code".
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+
+import grpc
+from penstock_client.v1 import generation_pb2 as pb
+from penstock_client.v1 import generation_pb2_grpc
+
+
+def say(line: str) -> None:
+    """In one write: threads do not mix."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def ask(address: str) -> None:
+    spec = pb.GenerationSpec(messages=pb.Messages(messages=[pb.Message(role=pb.ROLE_USER, content="NORMAL")]))
+    with grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+        stub = generation_pb2_grpc.GenerationServiceStub(channel)
+        while True:
+            began = time.monotonic()
+            try:
+                events = [reply.event for reply in stub.StreamGenerate(pb.StreamGenerateRequest(spec=spec), timeout=60)]
+                assert events[-1].WhichOneof("event") == "finished"
+                say(f"{time.time()} {time.monotonic() - began}")
+            except grpc.RpcError as error:
+                say(f"FAILED {error.code().name}")
+                time.sleep(0.2)
+
+
+if __name__ == "__main__":
+    for _ in range(int(sys.argv[2])):
+        threading.Thread(target=ask, args=(sys.argv[1],), daemon=True).start()
+    sys.stdin.read()

@@ -1,0 +1,43 @@
+"""The real service in a process of its own, which says what it holds when asked: a program, started by `conftest`.
+
+argv: the configuration as JSON. stdout: a line with the address, then one JSON object per line of stdin.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import gc
+import json
+import sys
+
+import psutil
+from penstock.app import serve
+from penstock.config import Config
+
+
+def holdings() -> dict[str, int]:
+    """Tasks, open files, threads, and resident memory after giving back what can be."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    own = psutil.Process()
+    tasks = len(asyncio.all_tasks())
+    return {"tasks": tasks, "fds": own.num_fds(), "threads": own.num_threads(), "rss_kib": own.memory_info().rss >> 10}
+
+
+async def _answer() -> None:
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    while await reader.readline():
+        print(json.dumps(holdings()), flush=True)
+
+
+async def main() -> int:
+    answering = asyncio.create_task(_answer())
+    code = await serve(Config.model_validate_json(sys.argv[1]), on_ready=lambda address: print(address, flush=True))
+    answering.cancel()
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main()))
