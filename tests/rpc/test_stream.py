@@ -122,11 +122,11 @@ async def test_stray_markers_in_the_answer_do_not_eat_the_callers_tokens(serve: 
     assert events[-1].finished.usage.output_tokens == 5
 
 
-async def test_what_is_not_there_yet_says_so(serve: Serve) -> None:
+async def test_what_this_engine_has_not_says_so(serve: Serve) -> None:
     channel = await serve()
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await routing_pb2_grpc.RoutingServiceStub(channel).GetExpertLoad(routing_pb2.GetExpertLoadRequest())
-    assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
 
 
 # Without "<", so that no text spells one of the template's markers.
