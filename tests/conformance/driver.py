@@ -19,11 +19,14 @@ _KINDS = {
 }
 
 
-def run_sync(case: dict[str, Any], target: str) -> dict[str, Any]:
+def run_sync(case: dict[str, Any], targets: dict[str, str]) -> dict[str, Any]:
     seen: dict[str, Any] = {}
-    with pc.Client(target) as client:
+    with pc.Client(**reached(case, targets)) as client:
         try:
-            _SYNC[case["call"]](client, case, seen)
+            if case["call"] == "resume":
+                _resume(client, case, seen, targets)
+            else:
+                _SYNC[case["call"]](client, case, seen)
         except pc.PenstockError as error:
             seen["error"] = error_of(error)
     return seen
@@ -45,13 +48,13 @@ def _interact(client: pc.Client, case: dict[str, Any], seen: dict[str, Any]) -> 
         seen["reply"] = reply_of(interaction.response)
 
 
-def _resume(client: pc.Client, case: dict[str, Any], seen: dict[str, Any]) -> None:
+def _resume(client: pc.Client, case: dict[str, Any], seen: dict[str, Any], targets: dict[str, str]) -> None:
     stream = client.stream(**delivered(case))
     for _ in range(case["read"]):
         next(stream)
     leave(case, stream)
     client.close()  # waits until the server knows
-    with pc.Client(client.target) as another:
+    with pc.Client(**reached_again(case, targets)) as another:
         resumed = another.resume(*place(case, stream))
         seen["events"] = [event_of(event) for event in resumed]
         seen["reply"] = reply_of(resumed.response)
@@ -72,24 +75,34 @@ def _model(client: pc.Client, case: dict[str, Any], seen: dict[str, Any]) -> Non
 _SYNC = {
     "stream": _stream,
     "interact": _interact,
-    "resume": _resume,
     "generate": _generate,
     "count": _count,
     "model": _model,
 }
 
 
-async def run_async(case: dict[str, Any], target: str) -> dict[str, Any]:
+def reached(case: dict[str, Any], targets: dict[str, str]) -> dict[str, Any]:
+    server = case.get("server", "default")
+    return {"target": targets[server], "api_key": case.get("api_key"), "tls": targets.get(f"{server}.ca")}
+
+
+def reached_again(case: dict[str, Any], targets: dict[str, str]) -> dict[str, Any]:
+    return reached({**case, "api_key": case.get("resume_api_key", case.get("api_key"))}, targets)
+
+
+async def run_async(case: dict[str, Any], targets: dict[str, str]) -> dict[str, Any]:
     seen: dict[str, Any] = {}
-    async with pc.AsyncClient(target) as client:
+    async with pc.AsyncClient(**reached(case, targets)) as client:
         try:
-            await _run_async(client, case, seen)
+            await _run_async(client, case, seen, targets)
         except pc.PenstockError as error:
             seen["error"] = error_of(error)
     return seen
 
 
-async def _run_async(client: pc.AsyncClient, case: dict[str, Any], seen: dict[str, Any]) -> None:
+async def _run_async(
+    client: pc.AsyncClient, case: dict[str, Any], seen: dict[str, Any], targets: dict[str, str]
+) -> None:
     match case["call"]:
         case "generate":
             seen["reply"] = reply_of(await client.generate(**options(case)))
@@ -110,7 +123,7 @@ async def _run_async(client: pc.AsyncClient, case: dict[str, Any], seen: dict[st
                 await anext(first)
             leave(case, first)
             await client.close()  # waits until the server knows
-            stream = pc.AsyncClient(client.target).resume(*place(case, first))
+            stream = pc.AsyncClient(**reached_again(case, targets)).resume(*place(case, first))
     seen["events"] = []
     async for event in stream:
         seen["events"].append(event_of(event))

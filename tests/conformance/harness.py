@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from tests.rpc.proxy import proxied
+from tests.rpc.secure import Authority
 
 HERE = Path(__file__).parent
 _CUT_BYTES = 600
 _START_SECONDS = 60.0
+_CALLERS = {"callers": {"watcher": {"permissions": ["diagnostics"]}}}
 
 
 def load_cases() -> list[dict[str, Any]]:
@@ -28,14 +30,20 @@ def load_cases() -> list[dict[str, Any]]:
 
 @contextmanager
 def serving(scratch: Path) -> Iterator[dict[str, str]]:
-    """The address of each server by its name."""
+    """The address of each server by its name; NAME.ca is the path of the certificate that vouches for it."""
     replies = [{"match": f"[{case['name']}]", **case["reply"]} for case in load_cases() if "reply" in case]
     played = scratch / "replies.json"
     played.write_text(json.dumps(replies), encoding="utf-8")
-    servers: dict[str, Any] = json.loads((HERE / "servers.json").read_text(encoding="utf-8"))
+    placed = (HERE / "servers.json").read_text(encoding="utf-8").replace("{scratch}", scratch.as_posix())
+    servers: dict[str, Any] = json.loads(placed)
+    (scratch / "callers.yaml").write_text(json.dumps(_CALLERS), encoding="utf-8")  # JSON is YAML
+    authority = Authority()
+    authority.server("localhost").write(scratch)
+    (scratch / "ca.crt").write_bytes(authority.pem)
     with ExitStack() as stack:
         waiting = {name: stack.enter_context(_serve(scratch, name, cfg, played)) for name, cfg in servers.items()}
         targets = {name: _address(ready, process) for name, (ready, process) in waiting.items()}
+        targets["secure.ca"] = str(scratch / "ca.crt")
         targets["flaky"] = stack.enter_context(_flaky(targets["default"]))
         yield targets
 

@@ -13,6 +13,7 @@ from tests.conformance.judge import judge
 
 CASES = load_cases()
 OPTIONAL = {"read", "last_sequence", "resume_token", "generation_id", "leave", "flush_interval_seconds"}
+OPTIONAL |= {"api_key", "resume_api_key"}
 
 
 def test_the_cases_are_well_formed() -> None:
@@ -27,6 +28,5 @@ def test_the_cases_are_well_formed() -> None:
 @pytest.mark.parametrize("face", ["sync", "async"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
 def test_case(case: dict[str, Any], face: str, targets: dict[str, str]) -> None:
-    target = targets[case.get("server", "default")]
-    seen = driver.run_sync(case, target) if face == "sync" else asyncio.run(driver.run_async(case, target))
+    seen = driver.run_sync(case, targets) if face == "sync" else asyncio.run(driver.run_async(case, targets))
     assert not judge(case, seen)

@@ -34,8 +34,11 @@ const MAX_RECEIVE_BYTES = 256 * 1024 * 1024;
 
 export interface ClientOptions {
   apiKey?: string;
-  /** False or absent: plaintext. True: the default roots. A string: path of a CA certificate in PEM. */
-  tls?: boolean | string;
+  /**
+   * False or absent: plaintext. True: the default roots. A string: path of a CA certificate in PEM. Credentials: as they
+   * are, for example with a client certificate.
+   */
+  tls?: boolean | string | grpc.ChannelCredentials;
   /** Seconds; the deadline of calls that name none. */
   timeout?: number;
   /** What is done about dropped connections; null: nothing. */
@@ -237,8 +240,9 @@ const reader =
     fromBinary(schema, bytes);
 const callOptions = (deadline: number | undefined): grpc.CallOptions => (deadline === undefined ? {} : { deadline });
 
-function credentialsFor(tls: boolean | string | undefined): grpc.ChannelCredentials {
+function credentialsFor(tls: ClientOptions["tls"]): grpc.ChannelCredentials {
   if (!tls) return grpc.credentials.createInsecure();
+  if (tls instanceof grpc.ChannelCredentials) return tls;
   return grpc.credentials.createSsl(tls === true ? null : readFileSync(tls));
 }
 

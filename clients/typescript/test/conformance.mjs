@@ -85,7 +85,7 @@ const CALLS = {
     else first.detach();
     await client.close(); // waits until the server knows
     const { generationId, resumeToken } = first.response;
-    const another = new penstock.Client(client.target);
+    const another = connect(case_, case_.resume_api_key ?? case_.api_key);
     const resumed = another.resume(
       case_.generation_id ?? generationId,
       case_.resume_token ?? resumeToken,
@@ -113,9 +113,17 @@ const CALLS = {
 };
 
 const { targets, cases } = JSON.parse(readFileSync(process.argv[2], "utf8"));
+
+function connect({ server = "default" }, apiKey) {
+  const options = {};
+  if (apiKey !== undefined) options.apiKey = apiKey;
+  if (`${server}.ca` in targets) options.tls = targets[`${server}.ca`];
+  return new penstock.Client(targets[server], options);
+}
+
 for (const case_ of cases) {
   const seen = { name: case_.name };
-  const client = new penstock.Client(targets[case_.server ?? "default"]);
+  const client = connect(case_, case_.api_key);
   try {
     const spec = case_.spec && fromJson(penstock.GenerationSpecSchema, case_.spec);
     await CALLS[case_.call](client, case_, seen, spec);

@@ -3,20 +3,17 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
-	"errors"
-	"fmt"
 	"io"
 	"log"
 	"os"
-	"sort"
-	"strings"
 	"time"
 
 	penstock "github.com/penstock/penstock/clients/go"
 	pb "github.com/penstock/penstock/clients/go/penstockv1"
 	"google.golang.org/protobuf/encoding/protojson"
-	"google.golang.org/protobuf/proto"
 )
 
 type testCase struct {
@@ -29,6 +26,8 @@ type testCase struct {
 	LastSequence                     *uint64 `json:"last_sequence"`
 	ResumeToken                      *string `json:"resume_token"`
 	GenerationID                     *string `json:"generation_id"`
+	APIKey                           string  `json:"api_key"`
+	ResumeAPIKey                     string  `json:"resume_api_key"`
 	Steps                            []struct {
 		After  int
 		Do     string
@@ -60,7 +59,7 @@ func main() {
 			one.Server = "default"
 		}
 		seen := object{"name": one.Name}
-		if err := run(one, plan.Targets[one.Server], seen); err != nil {
+		if err := run(one, plan.Targets, seen); err != nil {
 			seen["error"] = errorOf(err)
 		}
 		if err := printer.Encode(seen); err != nil {
@@ -76,7 +75,7 @@ func deliveryOf(one testCase) []penstock.StreamOption {
 	return []penstock.StreamOption{penstock.FlushEvery(time.Duration(one.FlushIntervalSeconds * float64(time.Second)))}
 }
 
-func run(one testCase, target string, seen object) error {
+func run(one testCase, targets map[string]string, seen object) error {
 	ctx := context.Background()
 	if one.TimeoutSeconds > 0 {
 		var cancel context.CancelFunc
@@ -89,7 +88,7 @@ func run(one testCase, target string, seen object) error {
 			log.Fatal(one.Name, ": ", err)
 		}
 	}
-	client := dial(target)
+	client := dial(one, targets, one.APIKey)
 	defer client.Close()
 	switch one.Call {
 	case "stream":
@@ -101,7 +100,7 @@ func run(one testCase, target string, seen object) error {
 		interaction := client.Interact(ctx, spec, deliveryOf(one)...)
 		return events(interaction.Stream, interaction, one, seen)
 	case "resume":
-		return resume(ctx, client, target, spec, one, seen)
+		return resume(ctx, client, targets, spec, one, seen)
 	case "generate":
 		response, err := client.Generate(ctx, spec)
 		if err == nil {
@@ -122,8 +121,20 @@ func run(one testCase, target string, seen object) error {
 	return err
 }
 
-func dial(target string) *penstock.Client {
-	client, err := penstock.Dial(target)
+func dial(one testCase, targets map[string]string, key string) *penstock.Client {
+	options := []penstock.DialOption{}
+	if key != "" {
+		options = append(options, penstock.WithAPIKey(key))
+	}
+	if file := targets[one.Server+".ca"]; file != "" {
+		pem, err := os.ReadFile(file)
+		roots := x509.NewCertPool()
+		if err != nil || !roots.AppendCertsFromPEM(pem) {
+			log.Fatal("no certificate in ", file, ": ", err)
+		}
+		options = append(options, penstock.WithTLS(&tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}))
+	}
+	client, err := penstock.Dial(targets[one.Server], options...)
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -162,7 +173,8 @@ func events(stream *penstock.Stream, steered *penstock.Interaction, one testCase
 }
 
 func resume(
-	ctx context.Context, client *penstock.Client, target string, spec *pb.GenerationSpec, one testCase, seen object,
+	ctx context.Context, client *penstock.Client, targets map[string]string, spec *pb.GenerationSpec,
+	one testCase, seen object,
 ) error {
 	first := client.Stream(ctx, spec, deliveryOf(one)...)
 	for read := 0; read < one.Read; read++ {
@@ -186,156 +198,11 @@ func resume(
 	if one.LastSequence != nil {
 		last = *one.LastSequence
 	}
-	another := dial(target)
+	key := one.APIKey
+	if one.ResumeAPIKey != "" {
+		key = one.ResumeAPIKey
+	}
+	another := dial(one, targets, key)
 	defer another.Close()
 	return events(another.Resume(ctx, id, token, last), nil, one, seen)
-}
-
-func eventOf(event *pb.GenerationEvent) object {
-	seen := object{"sequence": event.Sequence}
-	delta := event.GetThought()
-	switch event.Event.(type) {
-	case *pb.GenerationEvent_Started:
-		seen["kind"] = "started"
-	case *pb.GenerationEvent_Thought:
-		seen["kind"] = "thought"
-	case *pb.GenerationEvent_Answer:
-		seen["kind"], delta = "answer", event.GetAnswer()
-	case *pb.GenerationEvent_ThinkingFinished:
-		seen["kind"] = "thinking_finished"
-	case *pb.GenerationEvent_Finished:
-		seen["kind"] = "finished"
-	}
-	if delta != nil {
-		seen["candidate"], seen["text"], seen["tokens"] = delta.CandidateIndex, delta.Text, delta.TokenCount
-	}
-	return seen
-}
-
-func replyOf(response *penstock.Response) object {
-	candidates := []object{}
-	for _, candidate := range response.Candidates {
-		candidates = append(candidates, object{
-			"thought":           candidate.Thought(),
-			"answer":            candidate.Answer(),
-			"finish_reason":     short(candidate.Result.GetFinishReason(), "FINISH_REASON_"),
-			"thinking_outcome":  short(candidate.ThinkingOutcome, "THINKING_OUTCOME_"),
-			"matched_stop":      candidate.Result.GetMatchedStop(),
-			"reasoning_tokens":  candidate.ReasoningTokens,
-			"answer_tokens":     candidate.AnswerTokens,
-			"thought_token_ids": candidate.ThoughtTokenIDs,
-			"answer_token_ids":  candidate.AnswerTokenIDs,
-		})
-	}
-	reply := object{"candidates": candidates, "usage": plain(response.Usage), "cost_usd_ticks": nil}
-	reply["effective"] = effectiveOf(response.EffectiveSettings)
-	if response.Cost != nil {
-		reply["cost_usd_ticks"] = response.Cost.TotalUsdTicks
-	}
-	return reply
-}
-
-func effectiveOf(settings *pb.EffectiveSettings) interface{} {
-	if settings == nil {
-		return nil
-	}
-	made := plain(settings)
-	made["thinking_mode"] = short(settings.ThinkingMode, "THINKING_MODE_")
-	made["requested_thinking_mode"] = short(settings.RequestedThinkingMode, "THINKING_MODE_")
-	return made
-}
-
-func countOf(count *pb.CountTokensResponse, seen object) {
-	made := plain(count)
-	made["dropped_tokens"], made["dropped_messages"] = count.Dropped.GetTokens(), count.Dropped.GetMessages()
-	seen["count"], seen["effective"] = made, effectiveOf(count.EffectiveSettings)
-}
-
-func cardOf(card *pb.GetModelResponse) object {
-	modes := []string{}
-	for _, mode := range card.ThinkingModes {
-		modes = append(modes, short(mode, "THINKING_MODE_"))
-	}
-	sort.Strings(modes)
-	made := plain(card)
-	made["thinking_modes"] = modes
-	made["default_thinking_mode"] = short(card.DefaultThinkingMode, "THINKING_MODE_")
-	return made
-}
-
-func short(value fmt.Stringer, prefix string) string {
-	return strings.ToLower(strings.TrimPrefix(value.String(), prefix))
-}
-
-// plain gives a message's fields by proto name.
-func plain(message proto.Message) object {
-	data, err := protojson.MarshalOptions{UseProtoNames: true, EmitUnpopulated: true}.Marshal(message)
-	if err != nil {
-		log.Fatal(err)
-	}
-	made := object{}
-	if err := json.Unmarshal(data, &made); err != nil {
-		log.Fatal(err)
-	}
-	return made
-}
-
-// The most special first: some errors are two of these.
-var kinds = []struct {
-	name string
-	kind error
-}{
-	{"BudgetDoesNotFit", penstock.ErrBudgetDoesNotFit},
-	{"ContextOverflow", penstock.ErrContextOverflow},
-	{"InvalidRequest", penstock.ErrInvalidRequest},
-	{"FeatureOff", penstock.ErrFeatureOff},
-	{"NotImplementedYet", penstock.ErrNotImplementedYet},
-	{"ModelNotFound", penstock.ErrModelNotFound},
-	{"GenerationNotFound", penstock.ErrGenerationNotFound},
-	{"Overloaded", penstock.ErrOverloaded},
-	{"MessageTooLarge", penstock.ErrMessageTooLarge},
-	{"DeadlineExceeded", penstock.ErrDeadlineExceeded},
-	{"Unavailable", penstock.ErrUnavailable},
-	{"CallerRefused", penstock.ErrCallerRefused},
-	{"Cancelled", penstock.ErrCancelled},
-	{"PoisonousRequest", penstock.ErrPoisonousRequest},
-	{"ServerFault", penstock.ErrServerFault},
-	{"BrokenStream", penstock.ErrBrokenStream},
-}
-
-func errorOf(err error) object {
-	var failure *penstock.Error
-	if !errors.As(err, &failure) {
-		log.Fatal(err)
-	}
-	fields := []string{}
-	for _, violation := range failure.Violations {
-		fields = append(fields, violation.Field)
-	}
-	seen := object{
-		"code":                snakeUpper(failure.Code.String()),
-		"reason":              failure.Reason,
-		"fields":              fields,
-		"metadata":            failure.Metadata,
-		"retry_after_seconds": failure.RetryAfter.Seconds(),
-	}
-	for _, one := range kinds {
-		if errors.Is(err, one.kind) {
-			seen["type"] = one.name
-			break
-		}
-	}
-	return seen
-}
-
-// snakeUpper turns Go's names of status codes into everybody else's.
-func snakeUpper(name string) string {
-	var made strings.Builder
-	for at, letter := range name {
-		if at > 0 && letter >= 'A' && letter <= 'Z' {
-			made.WriteByte('_')
-		}
-		made.WriteRune(letter)
-	}
-	return strings.ToUpper(made.String())
 }
