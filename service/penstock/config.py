@@ -152,6 +152,7 @@ class ResumeSettings(Section):
     )
     grace_seconds: float = Field(60.0, gt=0, description="A stream without a client goes on, and is kept, so long.")
     max_streams: Annotated[int, Field(ge=0)] = Field(1024, description="Resumable streams at once; 0 is none.")
+    max_streams_per_caller: Annotated[int, Field(ge=1)] = Field(256, description="The same, of one known caller.")
     max_stream_bytes: Annotated[int, Field(ge=4096)] = Field(
         4 * 1024 * 1024, description="Events kept per stream; beyond it the oldest can no longer be replayed."
     )
@@ -181,6 +182,9 @@ class LimitSettings(Section):
     max_schema_bytes: Annotated[int, Field(ge=1)] = 64 * 1024
     max_logit_biases: Annotated[int, Field(ge=0)] = 300
     max_closing_message_bytes: Annotated[int, Field(ge=0)] = 1024
+    max_steering_messages: Annotated[int, Field(ge=1)] = Field(
+        64, description="Messages of one Interact after the first; a changed budget costs the engine a prefill."
+    )
 
 
 class PriceTier(Section):

@@ -133,7 +133,7 @@ class LiveStreams:
     async def open(self, generation_id: str, caller: Caller = NOBODY) -> LiveStream:
         """Raises Overloaded where as many are kept as may be."""
         await self.sweep()
-        self._make_room()
+        self._make_room(caller.owner)
         stream = LiveStream(generation_id, self._settings.max_stream_bytes, caller.owner)
         self._streams[generation_id] = stream
         return stream
@@ -148,23 +148,29 @@ class LiveStreams:
         if known is not None and not known.came_to_nothing:
             return known
         self._streams.pop(request.generation_id, None)
-        self._make_room()
+        self._make_room(caller.owner)
         limit, place = self._settings.max_stream_bytes, request.last_sequence
         stream = LiveStream(request.generation_id, limit, caller.owner, request.resume_token, place)
         self._streams[request.generation_id] = stream
         return stream
 
-    def _make_room(self) -> None:
-        if len(self._streams) >= self._settings.max_streams:
-            # Kept only in case its last bytes were lost on the way: the oldest such one gives way.
-            read_out = next((s.generation_id for s in self._streams.values() if s.was_read_out), "")
-            self._streams.pop(read_out, None)
-        if len(self._streams) >= self._settings.max_streams:
-            raise Overloaded(
-                "as many resumable streams are kept as this server takes",
-                retry_after_seconds=self._settings.grace_seconds,
-                resumable_streams=len(self._streams),
-            )
+    def _make_room(self, owner: str) -> None:
+        """One more stream of `owner`, a known caller or (empty) nobody. Raises Overloaded where there is no room."""
+        if owner:
+            own = [stream for stream in self._streams.values() if stream.owner == owner]
+            most = self._settings.max_streams_per_caller
+            self._fit(own, most, "as many resumable streams are kept as this server takes of one caller")
+        most = self._settings.max_streams
+        self._fit(list(self._streams.values()), most, "as many resumable streams are kept as this server takes")
+
+    def _fit(self, streams: list[LiveStream], most: int, full: str) -> None:
+        if len(streams) < most:
+            return
+        # Kept only in case its last bytes were lost on the way: the oldest such one gives way.
+        read_out = next((stream.generation_id for stream in streams if stream.was_read_out), None)
+        if read_out is None or len(streams) > most:
+            raise Overloaded(full, retry_after_seconds=self._settings.grace_seconds, resumable_streams=len(streams))
+        del self._streams[read_out]
 
     async def find(self, generation_id: str, token: str, caller: Caller = NOBODY) -> LiveStream:
         """Raises GenerationNotFound alike for the unknown, the expired, a wrong token and another caller's: none can

@@ -76,7 +76,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             raise BadRequest(FieldViolation("action", "the first message must be `start`", "MISSING_FIELD"))
         flush_seconds, steering = wire.flush_seconds(first.flush_interval), self._house.steering()
         source = self._calls.events(first.start, Arrival.of(context), flush_seconds, steering=steering)
-        listening = asyncio.create_task(_steer(steering, request_iterator))
+        most = self._house.config.limits.max_steering_messages
+        listening = asyncio.create_task(_steer(steering, request_iterator, most))
         try:
             async with aclosing(source) as events:
                 async for event in events:
@@ -102,9 +103,13 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         return pb.CancelResponse()
 
 
-async def _steer(steering: Steering, requests: AsyncIterator[pb.InteractRequest]) -> None:
+async def _steer(steering: Steering, requests: AsyncIterator[pb.InteractRequest], most: int) -> None:
     """Turns what the caller says into what the candidates read at their next engine step."""
+    left = most
     async for request in requests:
+        if left == 0:
+            raise BadRequest(FieldViolation("action", f"more than {most} messages after the first", "LIMIT_EXCEEDED"))
+        left -= 1
         match request.WhichOneof("action"):
             case "finish_thinking":
                 steering.finish_thinking = True
