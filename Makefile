@@ -9,7 +9,7 @@ LOCK := requirements/$(ENGINE).lock
 STAMP := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools demo test check protos clients chart lock model quantize clean
+.PHONY: help setup tools demo test check protos clients chart lock model quantize pilot clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -56,6 +56,9 @@ tools: setup ## Node, Go and their packages into .tools/, for the clients' tests
 
 clients: setup tools ## the clients in all languages: conformance cases, examples, the client by reflection
 	@$(BIN)/python -m pytest -q tests/conformance $(ARGS)
+
+pilot: setup ## a pilot report of the small model in docs/pilot, on a machine that does nothing else
+	@$(BIN)/python scripts/pilot $(ARGS)
 
 clean: ## remove everything that set-up and runs made
 	rm -rf .venv .venv-gpu .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build

@@ -137,7 +137,9 @@ def test_ctrl_c_shows_what_was_measured(target: str, tmp_path: Path) -> None:
     assert "time to first token" in out
     made = json.loads(file.read_text())
     assert 1 < made["seconds"] < 60
+    assert made["interrupted"]
     assert made["outcomes"]["ok"] > 3
+    assert "unfinished" not in made["outcomes"]
 
 
 @pytest.mark.parametrize(

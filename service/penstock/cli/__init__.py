@@ -9,7 +9,21 @@ from typing import Annotated
 
 import typer
 
-from penstock.cli import bench, chat, config, demo, download, evaluate, generate, inspect, keys, plan, quantize, serve
+from penstock.cli import (
+    bench,
+    chat,
+    config,
+    demo,
+    download,
+    evaluate,
+    generate,
+    inspect,
+    keys,
+    pilot,
+    plan,
+    quantize,
+    serve,
+)
 from penstock.cli.failures import Commands
 
 app = typer.Typer(
@@ -44,6 +58,7 @@ app.command()(chat.chat)
 app.command()(generate.generate)
 app.command("eval")(evaluate.evaluate)
 app.command()(bench.bench)
+app.command()(pilot.pilot)
 app.command()(inspect.count)
 app.command()(plan.plan)
 app.command()(quantize.quantize)

@@ -82,14 +82,14 @@ def bench(
 
     pattern = _pattern(concurrency, rate, burst, every, trace, speed)
     workload = Workload(
-        prompt=_parsed(Lengths.parse, prompt_tokens, "--prompt-tokens"),
-        output=_parsed(Lengths.parse, output_tokens, "--output-tokens") if output_tokens else None,
-        thinking=_parsed(Thinking.parse, thinking, "--thinking"),
+        prompt=parsed(Lengths.parse, prompt_tokens, "--prompt-tokens"),
+        output=parsed(Lengths.parse, output_tokens, "--output-tokens") if output_tokens else None,
+        thinking=parsed(Thinking.parse, thinking, "--thinking"),
         prefixes=prefixes,
         prefix_tokens=prefix_tokens,
         deadline_seconds=deadline,
     )
-    objectives = _parsed(Objectives.parse, objective or [], "--objective")
+    objectives = parsed(Objectives.parse, objective or [], "--objective")
     options = Options(
         seconds, warm_up, drain, exact=not until_end, temperature=temperature, seed=seed,
         flush_interval_seconds=flush_interval, resumable=resumable,
@@ -123,7 +123,7 @@ def _pattern(
     return Closed(concurrency or 8)
 
 
-def _parsed(parse: Callable[[Any], T], given: Any, option: str) -> T:
+def parsed(parse: Callable[[Any], T], given: Any, option: str) -> T:
     try:
         return parse(given)
     except ValueError as error:

@@ -12,12 +12,14 @@ import psutil
 from penstock_client import AsyncClient
 
 from penstock.load.arrivals import Arrival, bursts, drawn, poisson
-from penstock.load.calls import Record
+from penstock.load.calls import UNFINISHED, Record
 from penstock.load.processes import FRONT_END, Used, Watch
 from penstock.load.prompts import Prompts
 from penstock.load.run import Live, Options, Run
 from penstock.load.statistics import Objectives, Summary, summarize
 from penstock.load.workload import Workload
+
+_STEP_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,8 @@ class Load:
     options: Options
     run: Run
     used: dict[int, Used] = field(default_factory=dict)
+    interrupted: bool = False
+    """Cut short from outside: what was under way then is not held against the service."""
 
     @property
     def live(self) -> Live:
@@ -78,7 +82,12 @@ class Load:
 
     @property
     def records(self) -> Sequence[Record]:
-        return self.run.records
+        """The calls meant for the window."""
+        return [record for record in self._every if record.intended >= 0]
+
+    @property
+    def _every(self) -> Sequence[Record]:
+        return [record for record in self.run.records if not (self.interrupted and record.outcome == UNFINISHED)]
 
     @property
     def seconds(self) -> float:
@@ -98,7 +107,8 @@ class Load:
 
     def summary(self, objectives: Objectives) -> Summary:
         live = self.live
-        return summarize(self.records, self.seconds, live.window_thought_tokens, live.window_answer_tokens, objectives)
+        tokens = (live.window_thought_tokens, live.window_answer_tokens)
+        return summarize(self._every, self.seconds, *tokens, objectives)
 
 
 def prepare(
@@ -111,8 +121,10 @@ def prepare(
 async def carry_out(load: Load, front_end: psutil.Process | None) -> None:
     """Runs it to its end. What the processes used is of the window alone: no warm-up, no waiting for the last ones."""
     watching = asyncio.create_task(_watch(load, Watch(front_end)))
+    load.interrupted = True
     try:
         await _send(load)
+        load.interrupted = False
     finally:
         watching.cancel()
         with suppress(asyncio.CancelledError):
@@ -140,4 +152,6 @@ async def _watch(load: Load, watch: Watch) -> None:
     await load.run.clock.reach(0.0)
     with watch.window() as used:
         load.used = used
-        await load.run.clock.reach(load.run.end_seconds)
+        # A step at a time: the end may not be decided yet.
+        while (now := load.run.clock.now()) < load.run.end_seconds:
+            await load.run.clock.reach(min(load.run.end_seconds, now + _STEP_SECONDS))

@@ -38,6 +38,7 @@ def as_json(load: Load, objectives: Objectives, not_local: str | None, *, rows: 
     summary = load.summary(objectives)
     made: dict[str, Any] = {
         "pattern": load.pattern.name,
+        "interrupted": load.interrupted,
         "latency_from": FROM_FREE if isinstance(load.pattern, Closed) else FROM_INTENDED,
         "objectives_seconds": objectives.stated,
         "warnings": warnings(load, summary),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
+import secrets
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -20,6 +22,7 @@ from penstock.load.workload import Work, Workload, options_of
 
 _RETRY_SECONDS = 1.0
 _WARM_CALLERS = 2
+_MOST_TIMES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,8 @@ class Options:
     flush_interval_seconds: float | None = None
     resumable: bool = False
     seed: int = 0
+    least_calls: int = 0
+    """A closed loop goes on, up to five times as long, until so many calls have ended in the window."""
 
 
 @dataclass(slots=True)
@@ -50,7 +55,10 @@ class Live:
 
 
 class Run:
-    """One load. `records` holds every call meant for the measured window, whenever and however the run ends."""
+    """One load. `records` holds every call, those of the warm-up with negative times, however the run ends.
+
+    `end_seconds` is infinite while it is not decided yet.
+    """
 
     def __init__(self, clients: Sequence[AsyncClient], prompts: Prompts, options: Options) -> None:
         self.records: list[Record] = []
@@ -61,6 +69,10 @@ class Run:
         self._rng = random.Random(options.seed)
         self._running: set[asyncio.Task[Record]] = set()
         self._bug: BaseException | None = None
+        self._counted = 0
+        self._enough = asyncio.Event()
+        # Every run finds the prefix cache cold, whatever ran before it with the same seed.
+        self._cache_salt = secrets.token_hex(8)
 
     async def open_loop(self, arrivals: Iterable[Arrival]) -> None:
         """Each call goes out at its time, whatever became of those before it."""
@@ -86,10 +98,17 @@ class Run:
 
     async def closed_loop(self, callers: int, workload: Workload) -> None:
         """Each caller sends the next call when the last one has ended."""
-        workers = {asyncio.create_task(self._caller(workload, self.end_seconds)) for _ in range(callers)}
+        options = self._options
+        if options.least_calls:
+            self.end_seconds = math.inf
+        workers = {asyncio.create_task(self._caller(workload)) for _ in range(callers)}
         try:
-            left = self._options.warm_up_seconds + self.end_seconds + self._options.drain_seconds
-            await asyncio.wait(workers, timeout=left)
+            await self.clock.reach(options.seconds)
+            if self.end_seconds == math.inf:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._enough.wait(), (_MOST_TIMES - 1) * options.seconds)
+                self.end_seconds = self.clock.now()
+            await asyncio.wait(workers, timeout=options.drain_seconds)
         finally:
             await self._give_up(workers)
 
@@ -102,12 +121,12 @@ class Run:
         finally:
             await self._give_up(warm)
         await self.open_loop(Arrival(one.at_seconds / speed, one.work) for one in trace)
-        ends = [record.ended for record in self.records if record.ended is not None]
+        ends = [record.ended for record in self.records if record.ended is not None and record.intended >= 0]
         # Its window ends with its last call: a trace has no steady state that could be cut out.
         self.end_seconds = max([self.end_seconds, *ends])
 
-    async def _caller(self, workload: Workload, until: float) -> None:
-        while (now := self.clock.now()) < until:
+    async def _caller(self, workload: Workload) -> None:
+        while (now := self.clock.now()) < self.end_seconds:
             work = workload.draw(self._rng)
             messages = self._prompts.messages(work, self._rng)
             record = await self._call(work, now, messages)
@@ -129,9 +148,9 @@ class Run:
             **options_of(work, exact=self._options.exact, temperature=self._options.temperature),
             "flush_interval_seconds": self._options.flush_interval_seconds,
             "resumable": self._options.resumable,
+            "cache_salt": self._cache_salt,
         }
-        if intended >= 0:
-            self.records.append(record)
+        self.records.append(record)
         client = self._clients[self.live.sent % len(self._clients)]
         self.live.sent += 1
         self.live.running += 1
@@ -141,6 +160,10 @@ class Run:
             self.live.running -= 1
             self.live.ended += 1
             self.live.by_outcome[record.outcome] += 1
+            if intended >= 0:
+                self._counted += 1
+                if self._counted >= self._options.least_calls:
+                    self._enough.set()
         return record
 
     def _heard(self, when: float, tokens: int, is_thought: bool) -> None:

@@ -122,7 +122,8 @@ class Summary:
     send_lag: Spread
     """By how much the generator itself was late; part of every latency above."""
     calls_per_second: float
-    """That ended well."""
+    """That ended well in the window, wherever they began. So with the rates below: what was under way when it opened
+    makes up for what is when it closes."""
     output_tokens_per_second: float
     thought_tokens_per_second: float
     prompt_tokens_per_second: float
@@ -147,14 +148,16 @@ class Summary:
 
 
 def summarize(
-    records: Sequence[Record], seconds: float, thought_tokens: int, answer_tokens: int, objectives: Objectives
+    every: Sequence[Record], seconds: float, thought_tokens: int, answer_tokens: int, objectives: Objectives
 ) -> Summary:
-    """`records` are all calls meant for the window of `seconds`; the tokens are those that arrived in it."""
+    """`every` call, those of the warm-up too, which may have worked in the window of `seconds`; the tokens are those
+    that arrived in it."""
+    records = [record for record in every if record.intended >= 0]
     done = [record for record in records if record.outcome == OK]
     let_in = [record for record in records if record.outcome not in (REFUSED, FAILED)]
     seen = [record for record in records if record.prompt_tokens]
-    began = [record for record in seen if record.first_token is not None and 0 <= record.first_token < seconds]
-    ended = [record for record in done if 0 <= (record.ended or -1.0) < seconds]
+    began = [one for one in every if one.first_token is not None and 0 <= one.first_token < seconds]
+    ended = [one for one in every if one.outcome == OK and one.ended is not None and 0 <= one.ended < seconds]
     good = [record for record in records if objectives.kept_by(record)]
     judged = bool(objectives.stated and records)
     prompt = sum(record.prompt_tokens for record in seen)
@@ -171,7 +174,7 @@ def summarize(
         output_tokens_per_second=(thought_tokens + answer_tokens) / seconds,
         thought_tokens_per_second=thought_tokens / seconds,
         prompt_tokens_per_second=sum(record.prompt_tokens - record.cached_tokens for record in began) / seconds,
-        mean_running=sum(_inside(record, seconds) for record in let_in) / seconds,
+        mean_running=sum(_inside(one, seconds) for one in every if one.outcome not in (REFUSED, FAILED)) / seconds,
         mean_prompt_tokens=_mean([record.prompt_tokens for record in seen]),
         mean_output_tokens=_mean([record.output_tokens for record in done]),
         mean_thought_tokens=_mean([record.thought_tokens for record in done]),

@@ -1,0 +1,40 @@
+"""RoutingService.GetExpertLoad, for `penstock pilot`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import grpc
+import grpc.aio
+from penstock_client.channel import credentials_for, metadata_for, options_for
+from penstock_client.errors import from_rpc_error
+from penstock_client.v1 import routing_pb2, routing_pb2_grpc
+
+Ask = Callable[[routing_pb2.GetExpertLoadRequest], Awaitable[routing_pb2.GetExpertLoadResponse]]
+
+
+@asynccontextmanager
+async def asking(target: str, tls: bool | None, timeout_seconds: float) -> AsyncIterator[Ask]:
+    """Gives the call, which raises PenstockError."""
+    metadata = metadata_for(target, os.environ.get("PENSTOCK_API_KEY") or None, tls)
+    credentials, options = credentials_for(tls), options_for(target, ())
+    channel = (
+        grpc.aio.insecure_channel(target, options)
+        if credentials is None
+        else grpc.aio.secure_channel(target, credentials, options)
+    )
+    async with channel:
+        method = routing_pb2_grpc.RoutingServiceStub(channel).GetExpertLoad
+
+        async def ask(request: routing_pb2.GetExpertLoadRequest) -> routing_pb2.GetExpertLoadResponse:
+            try:
+                reply: routing_pb2.GetExpertLoadResponse = await method(
+                    request, timeout=timeout_seconds, metadata=metadata
+                )
+            except grpc.RpcError as error:
+                raise from_rpc_error(error) from None
+            return reply
+
+        yield ask

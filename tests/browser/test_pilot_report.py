@@ -1,0 +1,83 @@
+"""The pilot's report in a real browser: plots and red flags are there to be seen, in light, in dark, and on a phone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from penstock.pilot import html
+from penstock.pilot.report import document
+from penstock.pilot.results import read
+
+from tests.browser.chromium import browser, complaints, measure
+from tests.unit.pilot.made import experts, result
+
+ROOT = Path(__file__).parents[2]
+COMMITTED = ROOT / "docs/pilot/pilot.html"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report with everything in it: every plot, and a red flag."""
+    browser()
+    page = tmp_path_factory.mktemp("report") / "pilot.html"
+    page.write_text(html.render(document(result(experts=experts(((70, 10, 10, 10), 0.7))))), encoding="utf-8")
+    return page
+
+
+def check(seen: dict[str, Any], plots: int) -> None:
+    assert len(seen["plots"]) >= plots
+    for plot in seen["plots"]:
+        assert plot["width"] > 250, plot
+        assert plot["marks"] > 0, plot
+        assert plot["seen"] >= 0.5 * plot["marks"], plot
+        assert plot["outside"] == [], plot
+        assert all("rgb" in colour for colour in plot["colours"]), plot
+    assert len(seen["flags"]) == seen["raised"]
+    for flag in seen["flags"]:
+        assert flag["seen"]
+        assert flag["title"] in flag["text"]
+        assert "What to do:" in flag["text"]
+    assert seen["resources"] == []
+    assert seen["content_width"] <= seen["width"]
+
+
+def test_plots_and_red_flags_are_seen(made: Path, tmp_path: Path) -> None:
+    seen = measure(made, tmp_path)
+    check(seen, plots=14)
+    assert [flag["id"] for flag in seen["flags"]] == ["flag-expert_imbalance"]
+    assert {"Red flags", "Throughput against latency", "Cost per million tokens"} <= set(seen["headings"])
+    assert min(plot["smallest_text"] for plot in seen["plots"]) > 9
+
+
+def test_dark_is_dark_and_has_other_colours(made: Path, tmp_path: Path) -> None:
+    light, dark = measure(made, tmp_path), measure(made, tmp_path, dark=True)
+    check(dark, plots=14)
+    brightness = [sum(map(int, seen["background"][4:-1].split(","))) for seen in (light, dark)]
+    assert brightness[0] > 600
+    assert brightness[1] < 150
+    assert light["plots"][0]["colours"] != dark["plots"][0]["colours"]
+
+
+def test_a_narrow_window_shows_it_all(made: Path, tmp_path: Path) -> None:
+    check(measure(made, tmp_path, width=500), plots=14)
+
+
+def test_the_browser_has_nothing_to_complain_of(made: Path, tmp_path: Path) -> None:
+    assert complaints(made, tmp_path) == []
+
+
+def test_the_committed_report_shows_its_plots_and_flags(tmp_path: Path) -> None:
+    browser()
+    seen = measure(COMMITTED, tmp_path)
+    check(seen, plots=12)
+    assert "Pilot of penstock-demo" in seen["headings"]
+
+
+def test_the_committed_report_is_what_its_result_says() -> None:
+    """So that whoever changes the report makes it again: `penstock pilot --report docs/pilot/pilot.json`."""
+    committed = read(COMMITTED.with_suffix(".json"))
+    assert committed.complete
+    assert committed.client_machine["cores"] >= 1
+    assert html.render(document(committed)) == COMMITTED.read_text(encoding="utf-8")
