@@ -2,6 +2,7 @@
 
     call        one RPC: caller, how it was known, peer, method, status, seconds
     generation  what one generation used, however it ended: caller, id, outcome, tokens, cost
+    left_out    calls that were turned away faster than is worth a line each: how many
 
 Lines are written on a thread of its own, in order. Files older than `keep_days`, and more than `keep_files`, are
 deleted when a new one begins (at the size given, at UTC midnight with the next line) and at the start.
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 # Lines that may wait for a slow disk; beyond it lines are lost, and that is logged.
 _MOST_WAITING = 50_000
 _DAY_SECONDS = 86400.0
+_MOST_TURNED_AWAY_PER_SECOND = 20
 
 
 class Audit:
@@ -38,12 +40,27 @@ class Audit:
         self._listener = logging.handlers.QueueListener(self._lines, handler) if handler else None
         self._handler = handler
         self._lost = 0
+        self._second = self._this_second = self._left_out = 0
         if self._listener is not None:
             self._listener.start()
 
     @property
     def is_on(self) -> bool:
         return self._listener is not None
+
+    def write_turned_away(self, event: str, **fields: object) -> None:
+        """As `write`, so many times a second: who is turned away must not push out what others did."""
+        now = int(time.monotonic())
+        if now != self._second:
+            self._second, self._this_second = now, 0
+            if self._left_out:
+                self.write("left_out", count=self._left_out)
+                self._left_out = 0
+        self._this_second += 1
+        if self._this_second > _MOST_TURNED_AWAY_PER_SECOND:
+            self._left_out += 1
+        else:
+            self.write(event, **fields)
 
     def write(self, event: str, **fields: object) -> None:
         """Never waits. Fields that are None are left out."""
@@ -60,6 +77,8 @@ class Audit:
 
     def close(self) -> None:
         """Returns when everything is written."""
+        if self._left_out:
+            self.write("left_out", count=self._left_out)
         if self._listener is not None and self._handler is not None:
             self._listener.stop()
             self._handler.close()

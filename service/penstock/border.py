@@ -12,7 +12,7 @@ import grpc
 from penstock.audit import NO_AUDIT, Audit
 from penstock.callers.caller import CALLER, NOBODY, Caller
 from penstock.callers.gate import Gate
-from penstock.errors import Overloaded, PenstockError
+from penstock.errors import CallerUnknown, Overloaded, PenstockError, QuotaExceeded
 from penstock.observe import CALL, CallWatch, Observer
 from penstock.observe import NOBODY as NO_OBSERVER
 from penstock.quotas.quotas import Quotas
@@ -87,7 +87,8 @@ class Entry:
         self.watch.ended(code, error)
         audit, caller = self._border.audit, CALLER.get()
         if audit.is_on:
-            audit.write(
+            write = audit.write_turned_away if isinstance(error, (CallerUnknown, QuotaExceeded)) else audit.write
+            write(
                 "call",
                 caller=None if caller is NOBODY else caller.id,
                 how=None if caller is NOBODY else caller.how.value,

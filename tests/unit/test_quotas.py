@@ -147,6 +147,23 @@ async def test_a_redis_that_is_away_lets_nobody_in() -> None:
     await quotas.close()
 
 
+async def test_replicas_share_what_is_counted_in_redis(redis_url: str) -> None:
+    one, two = (quotas_of(QuotaSettings(redis_url=redis_url)) for _ in range(2))
+    who = caller(f"shared-{time.time_ns()}", requests_per_minute=4, usd_ticks_per_day=1000)
+    for quotas in (one, two, one, two):
+        await quotas.count_request(who)
+    for quotas in (one, two):
+        with pytest.raises(QuotaExceeded):
+            await quotas.count_request(who)
+    async with one.holding(who, claim(worst=700), used(1, 5)):
+        with pytest.raises(QuotaExceeded):
+            async with two.holding(who, claim(worst=400), used(1, 5)):
+                pass
+    assert dict(await two.trailers(who))["x-ratelimit-remaining-usd-ticks"] == "995"
+    for quotas in (one, two):
+        await quotas.close()
+
+
 def claim(prompt_tokens: int = 10, sequences: int = 1, worst: int = 100) -> Claim:
     return Claim(str(time.monotonic_ns()), sequences, prompt_tokens, worst)
 
