@@ -213,6 +213,7 @@ class Limits(_message.Message):
     MAX_SCHEMA_BYTES_FIELD_NUMBER: _builtins.int
     MAX_LOGIT_BIASES_FIELD_NUMBER: _builtins.int
     MAX_CLOSING_MESSAGE_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_STEERING_MESSAGES_FIELD_NUMBER: _builtins.int
     max_output_tokens: _builtins.int
     """Most output tokens of a call. Absent: what the window leaves."""
     max_messages: _builtins.int
@@ -233,6 +234,8 @@ class Limits(_message.Message):
     """Most logit biases."""
     max_closing_message_bytes: _builtins.int
     """Most bytes of a closing message."""
+    max_steering_messages: _builtins.int
+    """Most messages of one Interact after the first."""
     def __init__(
         self,
         *,
@@ -246,10 +249,11 @@ class Limits(_message.Message):
         max_schema_bytes: _builtins.int = ...,
         max_logit_biases: _builtins.int = ...,
         max_closing_message_bytes: _builtins.int = ...,
+        max_steering_messages: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens", "max_output_tokens", b"max_output_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens", "max_candidates", b"max_candidates", "max_closing_message_bytes", b"max_closing_message_bytes", "max_logit_biases", b"max_logit_biases", "max_messages", b"max_messages", "max_output_tokens", b"max_output_tokens", "max_prompt_bytes", b"max_prompt_bytes", "max_schema_bytes", b"max_schema_bytes", "max_stop_string_bytes", b"max_stop_string_bytes", "max_stop_strings", b"max_stop_strings", "max_top_logprobs", b"max_top_logprobs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens", "max_candidates", b"max_candidates", "max_closing_message_bytes", b"max_closing_message_bytes", "max_logit_biases", b"max_logit_biases", "max_messages", b"max_messages", "max_output_tokens", b"max_output_tokens", "max_prompt_bytes", b"max_prompt_bytes", "max_schema_bytes", b"max_schema_bytes", "max_steering_messages", b"max_steering_messages", "max_stop_string_bytes", b"max_stop_string_bytes", "max_stop_strings", b"max_stop_strings", "max_top_logprobs", b"max_top_logprobs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_output_tokens: _TypeAlias = _typing.Literal["max_output_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_output_tokens: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens"]  # noqa: Y015
