@@ -33,6 +33,8 @@ from penstock.types import Event, Finished
 from penstock.usage import Meter
 from penstock.validation import validate
 
+_LARGE_BYTES = 64 * 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -141,19 +143,19 @@ class Calls:
             )
             house.admission.look(class_of(wire.priority_of(spec), arrival.caller), arrival.caller.id)
             with watch.step(Step.PLAN):
-                plan = self.plan(spec, engine, arrival, carried)
+                plan = await self.plan(spec, engine, arrival, carried)
                 watch.planned(plan, arrival.seconds_left)
-                if plan.request.output.structured is not None:
-                    await engine.check_constraint(plan.request.output.structured, arrival.caller.id)
             known = live or carried
             generation_id = known.generation_id if known else uuid.uuid4().hex
             meter = Meter()
             with watch.step(Step.QUEUE):
                 await stack.enter_async_context(charged(house, arrival.caller, plan, generation_id, meter))
+                if plan.request.output.structured is not None:
+                    await engine.check_constraint(plan.request.output.structured, arrival.caller.id)
                 permit = await stack.enter_async_context(house.admission.permit(_bid(plan, arrival)))
             if permit.waited_seconds and plan.choice.auto_budget_tokens is not None:
                 # The deadline is nearer than when AUTO was planned.
-                plan = self.plan(spec, engine, arrival)
+                plan = await self.plan(spec, engine, arrival)
                 watch.planned(plan, arrival.seconds_left)
             effective = wire.effective_settings(plan)
             watch.let_in(generation_id, permit.waited_seconds)
@@ -161,7 +163,15 @@ class Calls:
             steering = steering or house.steering()
             yield Call(engine, plan, permit, generation_id, effective, arrival, steering, spec, states, watch, meter)
 
-    def plan(self, spec: pb.GenerationSpec, engine: Engine, arrival: Arrival, carried: Carried | None = None) -> Plan:
+    async def plan(
+        self, spec: pb.GenerationSpec, engine: Engine, arrival: Arrival, carried: Carried | None = None
+    ) -> Plan:
+        """Checks and plans a call; a large one beside the event loop, which it would hold for a second."""
+        if spec.ByteSize() < _LARGE_BYTES:
+            return self._plan(spec, engine, arrival, carried)
+        return await asyncio.to_thread(self._plan, spec, engine, arrival, carried)
+
+    def _plan(self, spec: pb.GenerationSpec, engine: Engine, arrival: Arrival, carried: Carried | None) -> Plan:
         request = replace(wire.request_of(spec), priority=class_of(wire.priority_of(spec), arrival.caller))
         validate(request, engine.card, self._house.config.limits)
         if carried is not None:

@@ -63,7 +63,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     async def CountTokens(self, request: pb.CountTokensRequest, context: Context) -> pb.CountTokensResponse:
         engine = self._house.engine()
         try:
-            plan = self._calls.plan(request.spec, engine, Arrival.of(context))
+            plan = await self._calls.plan(request.spec, engine, Arrival.of(context))
         except ContextOverflow as overflow:
             return count_of_overflow(overflow)
         return count_of(plan, self._house.prices)
