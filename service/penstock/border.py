@@ -56,6 +56,8 @@ class Entry:
         self._border = border
         self._method = method
         self._context = context
+        # Asked for now: of a call that was cancelled, gRPC may crash over the question.
+        self._peer = str(context.peer())
         self._began = time.monotonic()
         self.watch: CallWatch = border.observer.call(method, tuple(context.invocation_metadata() or ()))
         CALL.set(self.watch)
@@ -70,7 +72,7 @@ class Entry:
     async def admit(self, shown: Caller | None) -> None:
         """Makes whoever calls the one that the task works for. Raises why it may not be."""
         border, context = self._border, self._context
-        caller = border.gate.admit(self._method, shown, str(context.peer()), context.auth_context())
+        caller = border.gate.admit(self._method, shown, self._peer, context.auth_context())
         self._is_for(caller)
         if shown is None:
             await border.count(self._method, caller)
@@ -93,7 +95,7 @@ class Entry:
                 caller=None if caller is NOBODY else caller.id,
                 how=None if caller is NOBODY else caller.how.value,
                 key_id=caller.key_id or None,
-                peer=str(self._context.peer()),
+                peer=self._peer,
                 method=self._method,
                 status=code,
                 reason=error.reason if isinstance(error, PenstockError) else None,
