@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import re
 import subprocess
 import sys
@@ -24,9 +26,9 @@ SOURCES = {
 }
 # How a public name is written where it is defined, in each language.
 DEFINED = {
-    "Python": r"(class|def) {0}\b|\b{0}: |\bmodule {0}\b",
-    "TypeScript": r"(class|interface|get|async) {0}\b|^  {0}\(|\b{0}\??: |\"name\": \"{0}\"",
-    "Go": r"func (\(\w+ \*?\w+\) )?{0}\(|type {0} |\t{0} +=|module \S*{0}|\"{0}\"",
+    "Python": r"(class|def) {0}\b|^{0} = |\b{0}: |\bmodule {0}\b",
+    "TypeScript": r"(const|class|interface|get|async) {0}\b|^  {0}\(|\b{0}\??: |\"name\": \"{0}\"",
+    "Go": r"const {0} |func (\(\w+ \*?\w+\) )?{0}\(|type {0} |\t{0} +=|module \S*{0}|\"{0}\"",
 }
 
 
@@ -71,6 +73,26 @@ def test_every_public_method_and_error_is_in_the_table() -> None:
     assert methods | errors - {"PenstockError"} <= told | {"PenstockError"}
     assert {name for row in ROWS for name in names(row[2])} >= errors - {"PenstockError"}
     assert {name for row in ROWS for name in names(row[3])} >= {f"Err{name}" for name in errors - {"PenstockError"}}
+
+
+@pytest.mark.parametrize("source", ["typescript/src/client.ts", "go/transport.go"])
+def test_the_same_calls_are_retried_in_every_language(source: str) -> None:
+    [config] = re.findall(r"`(\{\s+\"methodConfig\".*?)`", (CLIENTS / source).read_text(encoding="utf-8"), re.DOTALL)
+    assert json.loads(config) == json.loads(pc.RETRY_READS_SERVICE_CONFIG)
+
+
+def test_everything_public_in_python_has_its_docstring() -> None:
+    bare = []
+    for name in pc.__all__:
+        kind = getattr(pc, name)
+        if not inspect.isclass(kind):
+            continue
+        members = {m: v for m, v in vars(kind).items() if not m.startswith("_") and (callable(v) or hasattr(v, "fget"))}
+        # A dataclass without one is given its own signature.
+        if not kind.__doc__ or kind.__doc__.startswith(f"{name}("):
+            bare.append(name)
+        bare += [f"{name}.{m}" for m in members if m != "from_proto" and not inspect.getdoc(getattr(kind, m))]
+    assert not bare
 
 
 def test_the_two_python_clients_are_alike() -> None:

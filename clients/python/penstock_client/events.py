@@ -34,6 +34,8 @@ class _Event:
 
 @dataclass(frozen=True, slots=True)
 class Started(_Event):
+    """The first event: the request was let in, and what the server made of it."""
+
     generation_id: str
     model: str
     effective_settings: EffectiveSettings
@@ -42,10 +44,13 @@ class Started(_Event):
 @dataclass(frozen=True, slots=True)
 class _Delta(_Event):
     candidate_index: int
+    """From 0; below the number of candidates that were asked for."""
     text: str
     """The new text only; may be empty."""
     token_count: int
+    """Of this delta; may be 0 where only characters were held back."""
     token_ids: tuple[int, ...]
+    """Only where `return_token_ids` was asked for."""
     logprobs: tuple[TokenLogprobs, ...]
 
 
@@ -61,6 +66,8 @@ class AnswerDelta(_Delta):
 
 @dataclass(frozen=True, slots=True)
 class ThinkingFinished(_Event):
+    """A candidate's thought is over; its answer comes next. `reasoning_tokens` is what the budget was spent on."""
+
     candidate_index: int
     outcome: ThinkingOutcome
     reasoning_tokens: int

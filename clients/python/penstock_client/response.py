@@ -54,13 +54,16 @@ class Candidate:
 
     @property
     def thought(self) -> str:
+        """The text so far."""
         return str(self._thought)
 
     @property
     def answer(self) -> str:
+        """The text so far."""
         return str(self._answer)
 
     def add_delta(self, delta: pb.Delta, *, is_thought: bool) -> None:
+        """Grows by one event of the stream."""
         logprobs = [TokenLogprobs.from_proto(entry) for entry in delta.logprobs]
         if is_thought:
             self._thought.add(delta.text)
@@ -74,6 +77,7 @@ class Candidate:
             self.answer_logprobs += logprobs
 
     def finish(self, result: pb.CandidateResult) -> None:
+        """Takes in how it ended."""
         self.finish_reason = from_proto_enum(FinishReason, pb.FinishReason, result.finish_reason)
         self.thinking_outcome = from_proto_enum(ThinkingOutcome, pb.ThinkingOutcome, result.thinking_outcome)
         self.matched_stop = result.matched_stop
@@ -121,18 +125,22 @@ class Response:
 
     @property
     def thought(self) -> str:
+        """The first candidate's."""
         return self.candidate(0).thought
 
     @property
     def answer(self) -> str:
+        """The first candidate's."""
         return self.candidate(0).answer
 
     @property
     def finish_reason(self) -> FinishReason | None:
+        """Why the first candidate ended; None before."""
         return self.candidate(0).finish_reason
 
     @property
     def thinking_outcome(self) -> ThinkingOutcome | None:
+        """How the first candidate's thought ended; None before."""
         return self.candidate(0).thinking_outcome
 
     @property
@@ -161,6 +169,7 @@ class Response:
         return self
 
     def finish(self, finished: pb.GenerationFinished) -> None:
+        """Takes in how it ended."""
         for result in finished.results:
             self.candidate(result.candidate_index).finish(result)
         self.usage = Usage.from_proto(finished.usage)

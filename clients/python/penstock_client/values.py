@@ -26,6 +26,8 @@ def usd_from_ticks(ticks: int) -> Decimal:
 
 
 class ThinkingMode(enum.StrEnum):
+    """Whether there is a thought before the answer; AUTO leaves that, and its budget, to the server."""
+
     FAST = "fast"
     THINKING = "thinking"
     AUTO = "auto"
@@ -114,6 +116,7 @@ class Cost:
 
     @property
     def usd(self) -> Decimal:
+        """The exact total."""
         return usd_from_ticks(self.total_usd_ticks)
 
     @classmethod
@@ -188,6 +191,8 @@ def sampling_from_proto(sampling: pb.SamplingConfig) -> Mapping[str, object]:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
+    """One token and its natural log probability; `token_bytes` may be a part of a character."""
+
     token_id: int
     logprob: float
     token_bytes: bytes

@@ -32,6 +32,27 @@ const MODEL = "/penstock.v1.ModelService";
 const CANCEL_SECONDS = 5;
 const MAX_RECEIVE_BYTES = 256 * 1024 * 1024;
 
+/**
+ * Retries of the two calls that may be repeated for nothing, which is off by default:
+ * `channelOptions: { "grpc.service_config": RETRY_READS_SERVICE_CONFIG }`. Generating is never retried: it would be done,
+ * and billed, twice.
+ */
+export const RETRY_READS_SERVICE_CONFIG = `{
+  "methodConfig": [{
+    "name": [
+      {"service": "penstock.v1.ModelService", "method": "GetModel"},
+      {"service": "penstock.v1.GenerationService", "method": "CountTokens"}
+    ],
+    "retryPolicy": {
+      "maxAttempts": 4,
+      "initialBackoff": "0.2s",
+      "maxBackoff": "2s",
+      "backoffMultiplier": 2,
+      "retryableStatusCodes": ["UNAVAILABLE"]
+    }
+  }]
+}`;
+
 export interface ClientOptions {
   apiKey?: string;
   /**

@@ -1,5 +1,5 @@
 /** Node client of Penstock. */
-export { Client, type CallOptions, type ClientOptions, type Input, type StreamOptions } from "./client.js";
+export { Client, RETRY_READS_SERVICE_CONFIG, type CallOptions, type ClientOptions, type Input, type StreamOptions } from "./client.js";
 export * from "./errors.js";
 export type { Event, Finished, Started, TextDelta, ThinkingFinished } from "./events.js";
 export { GenerationSpecSchema, type GenerationSpec } from "./gen/penstock/v1/generation_pb.js";

@@ -54,7 +54,9 @@ async function stream(service, spec, case_) {
   const texts = {};
   let ended;
   const request = { spec, flush_interval: durationOf(case_.flush_interval_seconds ?? 0) };
-  for await (const { event } of service.StreamGenerate(request)) {
+  const call = service.StreamGenerate(request);
+  const status = new Promise((resolve) => call.on("status", resolve));
+  for await (const { event } of call) {
     const seen = { kind: event.event, sequence: event.sequence };
     const delta = event.thought ?? event.answer;
     if (delta) {
@@ -66,6 +68,7 @@ async function stream(service, spec, case_) {
     ended = event.finished ?? ended;
     events.push(seen);
   }
+  if (!ended) throw new Error(`${case_.name} has no last event: ${JSON.stringify(await status)}`);
   return { events, reply: replyOf(ended, ended.results.map((result, index) => candidateOf(result, texts[index]))) };
 }
 
