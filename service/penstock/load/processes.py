@@ -1,7 +1,7 @@
 """What the service's processes cost: CPU time and memory, by psutil, where they run on this machine.
 
 The process that listens is the front end; its descendants are the engine's. Memory is the resident set, so that pages
-which processes share count in each.
+which processes share count in each. GPUs count as a whole.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from dataclasses import dataclass, field
 
 import psutil
 
-FRONT_END, ENGINE, GENERATOR = "front end", "engine", "load generator"
+from penstock.load import gpus
+
+FRONT_END, ENGINE, GPU, GENERATOR = "front end", "engine", "GPU", "load generator"
 _SAMPLE_SECONDS = 0.5
+_GPU_SAMPLE_SECONDS = 2.0
 _GIB = 2**30
 
 
@@ -56,24 +59,32 @@ class Used:
     samples: list[tuple[float, float]] = field(default_factory=list)
     """(seconds since the first, GiB)."""
 
+    def note(self, seconds: float, memory_gib: float) -> None:
+        self.memory_gib = max(self.memory_gib, memory_gib)
+        self.samples.append((seconds, memory_gib))
+
 
 class Watch:
-    """Samples the tree below the front end, and this process, while `window()` is open."""
+    """Samples the tree below the front end, its machine's GPUs, and this process, while `window()` is open."""
 
     def __init__(self, front_end: psutil.Process | None) -> None:
         self._front_end = front_end
 
     @contextmanager
     def window(self) -> Iterator[dict[int, Used]]:
-        """What is used from here to the end, by pid; complete once the window is closed."""
+        """What is used from here to the end, by pid (GPUs: below 0); complete once the window is closed."""
         used: dict[int, Used] = {}
         began, before = time.monotonic(), self._cpu()
         self._sample(used, began)
-        task = asyncio.get_running_loop().create_task(self._keep_sampling(used, began))
+        loop = asyncio.get_running_loop()
+        tasks = [loop.create_task(self._keep_sampling(used, began))]
+        if self._front_end is not None:
+            tasks.append(loop.create_task(_keep_sampling_gpus(used, began)))
         try:
             yield used
         finally:
-            task.cancel()
+            for task in tasks:
+                task.cancel()
             self._sample(used, began)
             for pid, seconds in self._cpu().items():
                 if pid in used:
@@ -97,9 +108,7 @@ class Watch:
                 memory = process.memory_info().rss / _GIB
                 if process.pid not in used:
                     used[process.pid] = Used(role, _name(process), memory_at_start_gib=memory)
-                one = used[process.pid]
-                one.memory_gib = max(one.memory_gib, memory)
-                one.samples.append((time.monotonic() - began, memory))
+                used[process.pid].note(time.monotonic() - began, memory)
 
     def _cpu(self) -> dict[int, float]:
         found = {}
@@ -108,6 +117,16 @@ class Watch:
                 times = process.cpu_times()
                 found[process.pid] = times.user + times.system
         return found
+
+
+async def _keep_sampling_gpus(used: dict[int, Used], began: float) -> None:
+    while found := await gpus.read():
+        for gpu in found:
+            one = used.setdefault(
+                -1 - gpu.index, Used(GPU, f"{gpu.index}, {gpu.name}", memory_at_start_gib=gpu.used_gib)
+            )
+            one.note(time.monotonic() - began, gpu.used_gib)
+        await asyncio.sleep(_GPU_SAMPLE_SECONDS)
 
 
 def _name(process: psutil.Process) -> str:

@@ -60,7 +60,7 @@ def processes(load: Load) -> list[dict[str, Any]]:
         {
             "role": one.role,
             "name": one.name,
-            "pid": pid,
+            "pid": pid if pid > 0 else None,
             "cpu": one.cpu_seconds / load.seconds,
             "memory_gib": one.memory_gib,
             "memory_at_start_gib": one.memory_at_start_gib,
@@ -139,7 +139,7 @@ def _processes(load: Load) -> Table:
     table = _table("process", "pid", "cores used", "memory GiB", "at start")
     for one in processes(load):
         numbers = (
-            f"{one['pid']}",
+            f"{one['pid'] or ''}",
             f"{one['cpu']:.2f}",
             f"{one['memory_gib']:.2f}",
             f"{one['memory_at_start_gib']:.2f}",

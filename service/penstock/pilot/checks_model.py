@@ -96,6 +96,20 @@ def no_answer(result: Result, limits: Limits) -> Verdict:
     return verdict(lost, f"{lost} of {sum(one.asked for one in result.answers)} replies are all thought and no answer")
 
 
+def deadline_thought(result: Result, limits: Limits) -> Verdict:
+    free = next((one for one in result.answers if one.mode == "auto" and one.deadline_seconds is None), None)
+    bound = [one for one in result.answers if one.mode == "auto" and one.deadline_seconds is not None]
+    if free is None or not bound:
+        return unseen("AUTO with and without a deadline were not both asked")
+    worst = min(bound, key=lambda one: one.accuracy)
+    left = 1 - worst.latency_p95_seconds / (worst.deadline_seconds or 1.0)
+    evidence = (
+        f"{worst.name}: {worst.accuracy:.2f} right at {worst.mean_thought_tokens:.1f} thought tokens, with"
+        f" {left:.0%} of the time left at p95; without a deadline {free.accuracy:.2f} at {free.mean_thought_tokens:.1f}"
+    )
+    return verdict(worst.accuracy < free.accuracy_interval_95[0] and left > limits.deadline_left, evidence)
+
+
 def deadlines(result: Result, limits: Limits) -> Verdict:
     asked = [one for one in result.answers if one.deadline_seconds is not None]
     if not asked:

@@ -40,6 +40,8 @@ class Limits:
     thoughts_unpaid: float = 1.5
     """Thought tokens without a limit over those of the smallest budget that is as right, within noise."""
     deadline_missed: float = 0.01
+    deadline_left: float = 0.5
+    """Of the time, at p95: so much was not needed, and could have been thought in."""
     calls_lost: float = 0.001
     soak_drift: float = 1.25
     soak_growth: float = 0.05

@@ -56,6 +56,13 @@ _RULES = (
         " side; check that callers send their deadline.",
     ),
     _Rule(
+        "deadline_starves_thought",
+        "Deadlines starve the thought",
+        checks_model.deadline_thought,
+        "AUTO plans by the pace it measures and keeps the answer reserve free: lower answer_reserve where answers"
+        " are short, give more time, or ask for THINKING with a budget.",
+    ),
+    _Rule(
         "burst_p99",
         "Bursts hurt everybody",
         checks_load.burst,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from penstock.pilot.document import Figure, Section, Table
 from penstock.pilot.results import Kind, Result, Stage
 from penstock.pilot.svg import Mark, Series, lines
@@ -9,7 +11,8 @@ from penstock.pilot.words import number, share
 
 
 def memory(result: Result) -> Section | None:
-    text, figures, rows = [], [], []
+    text: list[str] = []
+    figures: list[Figure] = []
     measured = [stage for stage in (*result.of("concurrency"), *result.of("context")) if stage.memory_gib]
     seen = [
         (stage, stage.engine.kv_usage_most) for stage in result.stages if stage.engine and stage.engine.kv_usage_most
@@ -46,20 +49,37 @@ def memory(result: Result) -> Section | None:
     else:
         text.append(f"The engine's KV cache was not observed: {result.metrics_not_seen or 'its size is not told'}.")
     if measured:
-        fullest = max(measured, key=lambda stage: sum(stage.memory_gib.values()))
-        text.append(
-            f"The processes on this machine held at most {sum(fullest.memory_gib.values()):.2f} GiB ({fullest.name})."
-        )
-        rows = [
-            (stage.name, *(number(stage.memory_gib.get(role), 2) for role in ("front end", "engine")),
-             share(stage.engine.kv_usage_most) if stage.engine else "-",
-             number(stage.engine.preemptions) if stage.engine else "-")
-            for stage in measured
-        ]  # fmt: skip
+        text.append(_held(measured))
     else:
         text.append(f"Memory of the service's processes was not observed: {result.processes_not_seen}.")
-    table = [Table("", ("load", "front end GiB", "engine GiB", "KV cache", "preemptions"), rows)] if rows else []
-    return Section("memory", "Memory ceiling", text, figures, table)
+    return Section("memory", "Memory ceiling", text, figures, [_table(measured)] if measured else [])
+
+
+_ROLES = {"front end": "front end GiB", "engine": "engine GiB", "GPU": "GPUs GiB"}
+
+
+def _held(stages: Sequence[Stage]) -> str:
+    def processes(stage: Stage) -> float:
+        return sum(gib for role, gib in stage.memory_gib.items() if role != "GPU")
+
+    fullest = max(stages, key=processes)
+    said = f"The processes on this machine held at most {processes(fullest):.2f} GiB ({fullest.name})"
+    gpus = max(stage.memory_gib.get("GPU", 0.0) for stage in stages)
+    return said + (f"; its GPUs {gpus:.2f} GiB, the KV cache set aside in them included." if gpus else ".")
+
+
+def _table(stages: Sequence[Stage]) -> Table:
+    roles = [role for role in _ROLES if any(role in stage.memory_gib for stage in stages)]
+    rows = [
+        (
+            stage.name,
+            *(number(stage.memory_gib.get(role), 2) for role in roles),
+            share(stage.engine.kv_usage_most) if stage.engine else "-",
+            number(stage.engine.preemptions) if stage.engine else "-",
+        )
+        for stage in stages
+    ]
+    return Table("", ("load", *(_ROLES[role] for role in roles), "KV cache", "preemptions"), rows)
 
 
 def _tokens_alive(stage: Stage) -> float:

@@ -82,8 +82,8 @@ def _memory(used: Iterable[Used]) -> dict[str, float]:
 
 
 def _over_time(used: Sequence[Used]) -> tuple[tuple[float, float], ...]:
-    """All of the service's processes together, where each was sampled equally often."""
-    served = [one.samples for one in used if one.role != GENERATOR]
+    """All of the service's processes together (GPUs apart), where each was sampled equally often."""
+    served = [one.samples for one in used if one.role in (FRONT_END, ENGINE)]
     if not served:
         return ()
     count = min(map(len, served))

@@ -152,7 +152,7 @@ def healthy_answers() -> dict[str, Answers]:
         "24": answers("THINKING 24", "thinking", 24, 0.6, 20.0, outcomes={"budget_reached": 10, "natural_end": 90}),
         "unlimited": answers("THINKING unlimited", "thinking", -1, 0.95, 29.0),
         "auto": answers("AUTO", "auto", None, 0.94, 22.0),
-        "deadline": answers("AUTO 2 s", "auto", None, 0.8, 20.0, deadline_seconds=2.0),
+        "deadline": answers("AUTO 2 s", "auto", None, 0.895, 20.0, deadline_seconds=2.0),
     }
 
 

@@ -39,6 +39,7 @@ RAISED = {
     "calls_lost": (with_stage("16", outcomes={"ok": 190, "failed": 10}, errors={"INTERNAL": 10}), "INTERNAL"),
     "no_answer": (with_answers("unlimited", outcomes={"max_output_tokens": 2, "natural_end": 98}), "2 of 500"),
     "deadline_misses": (with_answers("deadline", deadline_missed=5), "5 of 100"),
+    "deadline_starves_thought": (with_answers("deadline", accuracy=0.5, mean_thought_tokens=2.0), "0.50 right at 2.0"),
     "burst_p99": (with_stage("burst", first_token=seconds(2.0, 6.0)), "6.00 s"),
     "kv_pressure": (with_stage("16", engine=engine(0.97, 3)), "97% full (16 callers); 3 preemptions"),
     "expert_imbalance": (result(experts=experts(((25, 25, 25, 25), 0.25), ((70, 10, 10, 10), 0.7))), "expert 0"),
@@ -103,6 +104,8 @@ def test_what_was_not_looked_at_is_neither(name: str) -> None:
         # A cheaper budget that is less right, beyond noise.
         ("thoughts_unpaid", with_answers("auto", mean_thought_tokens=10.0, accuracy=0.8)),
         ("deadline_misses", with_answers("deadline", deadline_missed=1)),
+        # Less right, but the time was needed.
+        ("deadline_starves_thought", with_answers("deadline", accuracy=0.5, latency_p95_seconds=1.6)),
         ("memory_growth", with_stage("soak", memory_over_time_gib=tuple((float(n), 2 + n / 2000) for n in range(99)))),
     ],
 )  # fmt: skip
