@@ -65,8 +65,10 @@ async def gathered(
             return
         reading = asyncio.create_task(buffer.read(events))
         try:
-            while not buffer.over:
+            over = False
+            while not over:
                 await buffer.ripe.wait()
+                over = buffer.over  # before taking: what is read while these are sent is still to come
                 for event in buffer.take():
                     yield event
             await reading

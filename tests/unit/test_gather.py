@@ -137,3 +137,13 @@ def test_a_single_hiccup_is_no_lag_and_the_flush_is_bounded() -> None:
         never.late(5.0)
     assert never.flush_seconds == 0
     assert never.seconds > 4
+
+
+async def test_what_is_read_to_its_end_while_earlier_events_are_sent_is_not_lost() -> None:
+    events = [*map(thought, "abc"), ENDED, *map(answer, "defg")]
+    seen = []
+    async with aclosing(gathered(stream(events), lambda: 0.001)) as source:
+        async for event in source:
+            seen.append(event)
+            await asyncio.sleep(0.05)
+    assert "".join(shape(seen)) == "abc|defg"
