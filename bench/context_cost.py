@@ -254,7 +254,8 @@ def draw(found: dict[str, Any], file: Path) -> None:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=8, frameon=False)
-    figure.suptitle(f"{found['machine']['cpu']}, {found['machine']['cores']} cores, {found['date'][:10]}", fontsize=8)
+    about = f"{found['machine']['cpu']}, {found['machine']['cores']} cores, {found['date'][:10]}"
+    figure.suptitle(f"{about}; line: least of the turns, band: up to their median", fontsize=8)
     figure.savefig(file)
 
 

@@ -11,6 +11,7 @@ from penstock.cli import app
 from typer.testing import CliRunner, Result
 
 BIG = "Qwen3.5-397B-A17B-FP8"
+PILOT = Path(__file__).parents[2] / "docs" / "pilot" / "pilot.json"
 
 
 def run(*arguments: str) -> Result:
@@ -69,6 +70,9 @@ def test_every_figure_says_where_it_comes_from() -> None:
     assert all(one["from"] for one in told["figures"])
     assert told["device"]["source"].startswith("https://")
     assert "paper" in told["speed_from"]
+    step = told["points"][0]["paper_step"]
+    assert step["operations"] > 0 < step["weight_bytes"]
+    assert 0 < step["expert_share"] < 1
     assert {one["name"] for one in told["profile"]} >= {"fp8_weights", "mtp", "tensor_parallel", "eplb"}
 
 
@@ -79,7 +83,7 @@ def test_the_tables_name_what_is_asked_of_them() -> None:
         "fits",
         "contexts of 262,144",
         "break-even",
-        "$/M output, thought",
+        "$/M out, thought",
         "assumed",
         "on paper",
     ):
@@ -119,6 +123,14 @@ def test_a_measured_machine_bends_the_speed(tmp_path: Path) -> None:
     assert bent["points"][0]["decode_tokens_per_second"] == pytest.approx(points[1]["output_tokens_per_second"])
     assert bent["speed_from"] == "calibrated: pilot.json, 3 points of another"
     assert any("taken with another" in note for note in bent["notes"])
+
+
+def test_the_pilots_own_result_calibrates() -> None:
+    told = plan_json("--device", "cpu", "--calibrate", str(PILOT))
+    assert told["speed_from"].startswith("calibrated: pilot.json")
+    assert not any("was taken with" in note for note in told["notes"])
+    figures = figures_of(told)
+    assert figures["speed", "prompt seconds, measured / paper"] != figures["speed", "step seconds, measured / paper"]
 
 
 def test_a_picture_is_drawn(tmp_path: Path) -> None:

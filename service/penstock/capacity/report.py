@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+_PRICED = (
+    "input_usd_per_million",
+    "output_usd_per_million",
+    "usd_per_1000_requests",
+    "thought_usd_per_1000_requests",
+)
 PAPER, CONFIG, VLLM, ASSUMED = "formula", "config.json", "vLLM 0.32's rule", "assumed"
 
 
@@ -130,6 +136,7 @@ def _row(plan: Plan, point: Point, cost: Cost | None) -> dict[str, Any]:
         "fits": point.fits,
         "step_seconds": point.step_seconds,
         "limited_by": point.step.limit,
+        "paper_step": asdict(point.step),
         "experts_read_share": point.step.expert_share,
         "tokens_per_step": point.tokens_per_step,
         "stream_tokens_per_second": point.stream_tokens_per_second,
@@ -163,6 +170,7 @@ def as_json(plan: Plan, notes: list[str]) -> dict[str, Any]:
         "figures": [{**asdict(one), "from": one.origin} for one in figures(plan)],
         "speed_from": plan.fit.correction.source if plan.fit else "paper: roofline of data-sheet peaks and assumptions",
         "points": rows(plan),
+        "prompt_step": asdict(plan.prefill) | {"seconds": plan.prefill.seconds, "limited_by": plan.prefill.limit},
         "break_even": asdict(plan.break_even) | {"load": plan.break_even.load} if plan.break_even else None,
         "notes": notes,
     }
@@ -195,8 +203,8 @@ def show(console: Console, plan: Plan, notes: list[str]) -> None:
 
 
 def _show_points(console: Console, plan: Plan) -> None:
-    names = ("step ms", "limit", "experts read", "tok/s a stream", "decode tok/s", "prompt tok/s", "req/s")
-    money = ("$/M input", "$/M output, thought", "$/1000 req") if plan.costs else ()
+    names = ("step ms", "limit", "experts read", "tok/s/stream", "decode tok/s", "prompt tok/s", "req/s")
+    money = ("$/M in", "$/M out, thought", "$/1000 req", "of it thought") if plan.costs else ()
     table = _table("requests at once", *((name, True) for name in (*names, *money)))
     for row in rows(plan):
         cells = [
@@ -209,8 +217,7 @@ def _show_points(console: Console, plan: Plan) -> None:
             f"{row['requests_per_second']:.3g}",
         ]
         if plan.costs:
-            priced = ("input_usd_per_million", "output_usd_per_million", "usd_per_1000_requests")
-            cells += [f"{row[name]:.3g}" for name in priced]
+            cells += [f"{row[name]:.3g}" for name in _PRICED]
         table.add_row(f"{row['concurrency']}{'' if row['fits'] else ' (queues)'}", *cells)
     console.print()
     console.print(table)

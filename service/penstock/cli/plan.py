@@ -132,7 +132,7 @@ def _setup(engine: EngineSettings, device: Device, count: int, fixed: int) -> tu
     resolved = _resolved(engine, checkpoint, device, count)
     spread, cpu = resolved.parallel, device.kind == "cpu"
     setup = Setup(
-        model=Path(checkpoint.model).name if checkpoint.is_local else checkpoint.model,
+        model=_name(engine, checkpoint),
         shape=read_shape(checkpoint.text),
         device=device,
         count=count,
@@ -150,6 +150,13 @@ def _setup(engine: EngineSettings, device: Device, count: int, fixed: int) -> tu
     )
     named = tuple(Decision(one.name, one.value if one.enabled else "off", one.reason) for one in resolved.profile)
     return setup, named
+
+
+def _name(engine: EngineSettings, checkpoint: Checkpoint) -> str:
+    """As the service would call it; official models by their whole name."""
+    if engine.served_model_name or not checkpoint.is_local:
+        return engine.served_model_name or checkpoint.model
+    return Path(engine.model).name if engine.model else "penstock-demo"
 
 
 def _resolved(engine: EngineSettings, checkpoint: Checkpoint, device: Device, count: int) -> Resolved:
