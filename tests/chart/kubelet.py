@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
+import shutil
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from tests.chart.chart import Object, of_kind
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tests.chart.chart import Object, arguments, of_kind
+
+# A mount namespace of its own, where nothing but what is below the first argument (and what is mounted apart, such as
+# /dev/shm) can be written.
+_READ_ONLY = 'mount --make-rprivate / && mount --bind "$1" "$1" && mount -o remount,ro,bind / && shift && exec "$@"'
 
 
 @dataclass(frozen=True)
@@ -20,12 +31,15 @@ class Container:
 
     spec: Object
     root: Path
+    rank: int = 0
+    secrets: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict)
 
     @property
     def command(self) -> list[str]:
-        program, *arguments = [*self.spec["command"], *self.spec.get("args", [])]
+        program, *first = self.spec["command"]
+        given = [*first, *arguments(self.spec, self.rank)]
         # The image has these on its PATH; here they are beside this interpreter.
-        return [str(Path(sys.executable).parent / program), *(self._inside(a) for a in arguments)]
+        return [str(Path(sys.executable).parent / program), *(self._inside(a) for a in given)]
 
     @property
     def environment(self) -> dict[str, str]:
@@ -33,15 +47,23 @@ class Container:
         for entry in self.spec.get("env", []):
             # What the downward API would say, and variables in variables, as the kubelet fills them in.
             text = entry.get("value", f"here-{entry['name'].lower()}")
+            if ask := entry.get("valueFrom", {}).get("secretKeyRef"):
+                text = self.secrets.get(ask["name"], {}).get(ask["key"], text.encode()).decode()
             text = re.sub(r"\$\((\w+)\)", lambda match: found.get(match[1], match[0]), text)
             found[entry["name"]] = self._inside(text)
         return found
 
-    def start(self, extra: Mapping[str, str], errors: IO[str] | None = None) -> subprocess.Popen[str]:
-        # Nothing of this machine's environment: a pod has none of it either.
+    def start(
+        self, extra: Mapping[str, str], errors: IO[str] | None = None, read_only: bool = False
+    ) -> subprocess.Popen[str]:
+        """`read_only`: where this machine can do it, the root file system as the pod's is."""
+        command = [*_read_only_root(str(self.root)), *self.command] if read_only else self.command
+        # Nothing of this machine's environment, a pod has none of it either, but where Python and its packages are.
+        here = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+        temporary = {"TMPDIR": self._inside("/tmp")}
         return subprocess.Popen(
-            self.command,
-            env={"PATH": os.environ["PATH"], **self.environment, **extra},
+            command,
+            env={**here, **temporary, **self.environment, **extra},
             cwd=self.root,
             stdout=subprocess.PIPE,
             stderr=errors or subprocess.STDOUT,
@@ -50,9 +72,60 @@ class Container:
 
     def _inside(self, text: str) -> str:
         for mount in sorted((m["mountPath"] for m in self.spec["volumeMounts"]), key=len, reverse=True):
-            if re.match(rf"{re.escape(mount)}(/|$)", text):
-                return str(self.root) + text
+            if found := re.match(rf"(--[a-z-]+=)?({re.escape(mount)}(/.*)?)$", text):
+                return f"{found[1] or ''}{self.root}{found[2]}"
         return text
+
+
+@functools.cache
+def can_be_read_only() -> bool:
+    return bool(_unshare()) and subprocess.run([*_unshare(), "true"], check=False, capture_output=True).returncode == 0
+
+
+def _unshare() -> list[str]:
+    program = shutil.which("unshare")
+    if program is None:
+        return []
+    return [program, "--mount", *(["--map-root-user"] if os.geteuid() else [])]
+
+
+def _read_only_root(writable: str) -> list[str]:
+    return [*_unshare(), "sh", "-c", _READ_ONLY, "sh", writable] if can_be_read_only() else []
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port: int = taken.getsockname()[1]
+        return port
+
+
+def probe(box: Object, name: str) -> bool:
+    """One health check, in plaintext, on the container's port."""
+    ask = box[name]["grpc"]
+    with grpc.insecure_channel(f"127.0.0.1:{ask['port']}") as channel:
+        request = health_pb2.HealthCheckRequest(service=ask.get("service", ""))
+        try:
+            answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=5)
+        except grpc.RpcError:
+            return False
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def until_started(box: Object, running: subprocess.Popen[str], within_seconds: float) -> None:
+    until = time.monotonic() + within_seconds
+    while not probe(box, "startupProbe"):
+        assert running.poll() is None, running.communicate()[0]
+        assert time.monotonic() < until, "it did not start in time"
+        time.sleep(0.2)
+
+
+def helm_test(objects: list[Object], root: Path, secrets: Mapping[str, Mapping[str, bytes]] | None = None) -> Container:
+    (test,) = of_kind(objects, "Pod")
+    box = lay_out(test["spec"], objects, root, secrets or {})
+    # No DNS of a cluster here: the Service's name is this machine.
+    box.spec["args"] = [argument.replace("try-penstock:", "127.0.0.1:") for argument in box.spec["args"]]
+    return box
 
 
 def moved(text: str, box: Object, root: Path) -> str:
@@ -61,8 +134,15 @@ def moved(text: str, box: Object, root: Path) -> str:
     return re.sub(rf'"((?:{mounts})/)', rf'"{root}\1', text)
 
 
-def lay_out(spec: Object, objects: list[Object], root: Path) -> Container:
-    """Makes the mounts of a pod's only container: its ConfigMaps as they were rendered, empty directories empty."""
+def lay_out(
+    spec: Object,
+    objects: list[Object],
+    root: Path,
+    secrets: Mapping[str, Mapping[str, bytes]] | None = None,
+    rank: int = 0,
+) -> Container:
+    """Makes the mounts of a pod's only container: its ConfigMaps as they were rendered, empty directories empty, and
+    Secrets (by name, of keys) as they are given."""
     (box,) = spec["containers"]
     volumes: dict[str, Any] = {volume["name"]: volume for volume in spec["volumes"]}
     for mount in box["volumeMounts"]:
@@ -81,9 +161,11 @@ def lay_out(spec: Object, objects: list[Object], root: Path) -> Container:
                     (place / name).write_text(moved(text, box, root))
         elif "secret" in volume:
             place.mkdir(parents=True)
-            for item in volume["secret"]["items"]:
-                (place / item["path"]).write_text("a secret of more than thirty-two bytes")
+            content = (secrets or {}).get(volume["secret"]["secretName"], {})
+            every = [{"key": key, "path": key} for key in content]
+            for item in volume["secret"].get("items", every):
+                (place / item["path"]).write_bytes(content.get(item["key"], b"a secret of more than thirty-two bytes"))
         else:
             assert "emptyDir" in volume
             place.mkdir(parents=True)
-    return Container(box, root)
+    return Container(box, root, rank, secrets or {})

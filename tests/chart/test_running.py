@@ -8,30 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-import grpc
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.chart.chart import ROOT, Object, container, needs_helm, of_kind, pod, render
-from tests.chart.kubelet import Container, lay_out
+from tests.chart.kubelet import free_port, helm_test, lay_out, probe, until_started
 
 pytestmark = needs_helm
-SERVING = health_pb2.HealthCheckResponse.SERVING
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port: int = taken.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="module")
@@ -62,27 +50,11 @@ def service(objects: list[Object], tmp_path_factory: pytest.TempPathFactory) -> 
         running.communicate()
 
 
-def probe(objects: list[Object], name: str) -> bool:
-    """As the kubelet does it: one health check, in plaintext, on the container's port."""
-    ask = container(objects)[name]["grpc"]
-    with grpc.insecure_channel(f"127.0.0.1:{ask['port']}") as channel:
-        request = health_pb2.HealthCheckRequest(service=ask.get("service", ""))
-        try:
-            answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=5)
-        except grpc.RpcError:
-            return False
-        return bool(answer.status == SERVING)
-
-
 def test_should_pass_its_own_probes(objects: list[Object], service: subprocess.Popen[str]) -> None:
-    until = time.monotonic() + 60
-    while not probe(objects, "startupProbe"):
-        if service.poll() is not None:
-            pytest.fail(service.communicate()[0])
-        assert time.monotonic() < until
-        time.sleep(0.2)
-    assert probe(objects, "readinessProbe")
-    assert probe(objects, "livenessProbe")
+    box = container(objects)
+    until_started(box, service, 60)
+    assert probe(box, "readinessProbe")
+    assert probe(box, "livenessProbe")
 
 
 def test_should_be_scraped_where_the_monitor_looks(objects: list[Object], service: subprocess.Popen[str]) -> None:
@@ -103,14 +75,6 @@ def test_the_images_health_check_should_agree_with_the_probe(
     for target, expected in ((f"127.0.0.1:{port}", 0), ("127.0.0.1:1", 1)):
         done = subprocess.run([sys.executable, ROOT / "docker" / "health.py", target], check=False, timeout=30)
         assert done.returncode == expected
-
-
-def helm_test(objects: list[Object], root: Path) -> Container:
-    (test,) = of_kind(objects, "Pod")
-    box = lay_out(test["spec"], objects, root)
-    # No DNS of a cluster here: the Service's name is this machine.
-    box.spec["args"] = [argument.replace("try-penstock:", "127.0.0.1:") for argument in box.spec["args"]]
-    return box
 
 
 def test_should_pass_helm_test(objects: list[Object], service: subprocess.Popen[str], tmp_path: Path) -> None:
