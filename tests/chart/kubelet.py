@@ -47,6 +47,8 @@ class Container:
         for entry in self.spec.get("env", []):
             # What the downward API would say, and variables in variables, as the kubelet fills them in.
             text = entry.get("value", f"here-{entry['name'].lower()}")
+            if entry.get("valueFrom", {}).get("fieldRef", {}).get("fieldPath") == "status.podIP":
+                text = "127.0.0.1"
             if ask := entry.get("valueFrom", {}).get("secretKeyRef"):
                 text = self.secrets.get(ask["name"], {}).get(ask["key"], text.encode()).decode()
             text = re.sub(r"\$\((\w+)\)", lambda match: found.get(match[1], match[0]), text)

@@ -30,6 +30,14 @@
 {{/* Values in force, and what the chart works out from them, as YAML. Every template starts here, so that a number has
      one origin. */}}
 {{- define "penstock.facts" -}}
+{{- /* Worked out once per rendering, and kept as text: whoever asks gets a copy of its own. */ -}}
+{{- if not (hasKey .Values "workedOut") -}}
+{{- $_ := set .Values "workedOut" (include "penstock.workOut" .) -}}
+{{- end -}}
+{{- .Values.workedOut -}}
+{{- end -}}
+
+{{- define "penstock.workOut" -}}
 {{- $v := include "penstock.values" . | fromYaml -}}
 {{- $engine := $v.config.engine | default dict -}}
 {{- $extra := $engine.extra_args | default dict -}}
