@@ -9,7 +9,7 @@ LOCK := requirements/$(ENGINE).lock
 STAMP := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools demo test check protos clients chart lock model quantize pilot clean
+.PHONY: help setup tools demo test check protos clients chart lock sbom model quantize pilot clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -33,6 +33,7 @@ check: setup ## style, types, import law, and that the stubs are what the protos
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python scripts/protos --check
+	@$(BIN)/python scripts/supply-chain audit
 
 protos: setup ## generate the one stub tree from protos/
 	@$(BIN)/python scripts/protos
@@ -42,6 +43,11 @@ chart: setup ## what the Helm chart takes from the service and from its own valu
 
 lock: setup ## resolve both lock files again (UPGRADE=1 takes newer versions)
 	@UPGRADE=$(UPGRADE) scripts/lock
+
+sbom: setup ## a CycloneDX bill of what each lock file brings, in build/
+	@mkdir -p build
+	@for lock in cpu gpu; do $(BIN)/python scripts/supply-chain sbom requirements/$$lock.lock > build/penstock-$$lock.cdx.json; done
+	@ls build/*.cdx.json
 
 model: setup ## train the small model that ships with the project
 	@$(BIN)/python -m models.demo
