@@ -12,5 +12,9 @@ LABEL org.opencontainers.image.title="Penstock client" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.revision="${REVISION}"
 COPY --from=build /client /usr/local
+COPY docker/sbom.py /usr/local/share/penstock/sbom.py
+RUN python3 /usr/local/share/penstock/sbom.py penstock-client > /usr/local/share/penstock/sbom.cdx.json
+# Runs to an end; nothing serves here.
+HEALTHCHECK NONE
 USER 65532:65532
 ENTRYPOINT ["python3"]

@@ -1,5 +1,6 @@
 # The service on a CPU, with the small model inside: `docker build -f docker/cpu.Dockerfile -t penstock:0.1.0-cpu .`
-# With a bill of materials beside it: `docker buildx build --sbom=true --provenance=true ...`
+# A bill of its Python packages is inside (/usr/local/share/penstock/sbom.cdx.json); with Debian's too, and provenance:
+# `docker buildx build --sbom=true --provenance=true ...`
 FROM python:3.11-slim AS build
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 WORKDIR /src
@@ -27,9 +28,10 @@ RUN apt-get update \
 # Into the interpreter's own prefix, not a virtual environment: vLLM's caches then go where VLLM_CACHE_ROOT says, which a
 # read-only root file system needs.
 COPY --from=build /usr/local /usr/local
-COPY docker/health.py /usr/local/share/penstock/health.py
+COPY docker/health.py docker/sbom.py /usr/local/share/penstock/
 ENV HOME=/cache VLLM_CACHE_ROOT=/cache/vllm HF_HOME=/cache/huggingface PYTHONUNBUFFERED=1
-RUN mkdir -m 0770 /cache && chown 65532:65532 /cache
+RUN python3 /usr/local/share/penstock/sbom.py penstock-cpu > /usr/local/share/penstock/sbom.cdx.json \
+    && mkdir -m 0770 /cache && chown 65532:65532 /cache
 USER 65532:65532
 VOLUME ["/cache"]
 EXPOSE 50051 9464

