@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-_SECONDS = 100
+_SECONDS = 300
 
 
 def run_driver(

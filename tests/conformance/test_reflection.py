@@ -31,6 +31,7 @@ def seen(targets: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> d
 
 
 @needs_node
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
 def test_a_generic_node_client(case: dict[str, Any], seen: dict[str, Any]) -> None:
     assert not judge(case, seen[case["name"]])
