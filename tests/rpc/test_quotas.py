@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -229,3 +230,23 @@ async def test_the_audit_log_says_who_what_and_how_much_and_no_content(tmp_path:
     assert (bad["status"], bad["reason"], "caller" in bad) == ("UNAUTHENTICATED", "CALLER_REFUSED", False)
     assert bad["peer"].startswith("ipv4:127.0.0.1:")
     assert (tmp_path / "audit.jsonl").stat().st_mode & 0o777 == 0o600
+
+
+async def test_a_server_that_is_stopped_at_once_settles_what_it_cuts(tmp_path: Path) -> None:
+    slow, path = Reply(answer="x" * 500, step_seconds=0.02), tmp_path / "quotas.db"
+    settings = config(tmp_path, usd_per_day="1", daily_file=str(path))
+    async with listening(settings, slow) as (_, address), channel(address) as at:
+        request = pb.StreamGenerateRequest(spec=fast(max_tokens=400))
+        calls = [stub(at).StreamGenerate(request, metadata=bearer(KEY)) for _ in range(5)]
+        for call in calls:
+            await anext(aiter(call))
+    database = sqlite3.connect(path)
+    try:
+        assert database.execute("SELECT count(*) FROM flight").fetchone() == (0,)
+        (ticks,) = database.execute("SELECT sum(ticks) FROM spent").fetchone()
+    finally:
+        database.close()
+    lines = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    cut = [line["cost_usd_ticks"] for line in lines if line["event"] == "generation"]
+    assert len(cut) == 5
+    assert 0 < ticks == sum(cut) < 5 * 100 * OUTPUT_TICKS

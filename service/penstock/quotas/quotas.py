@@ -12,7 +12,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
 from typing import Any
@@ -25,6 +25,7 @@ from penstock.quotas.minutes import MemoryMinutes, Minutes
 log = logging.getLogger(__name__)
 # A stream may end at any moment; who asks more often than this asks for nothing.
 _STREAM_RETRY_SECONDS = 1.0
+_SETTLING_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,9 @@ class Quotas:
         self._days = days
         self._now = now
         self._streams: Counter[str] = Counter()
+        self._held = 0
+        self._none_held = asyncio.Event()
+        self._none_held.set()
 
     async def count_request(self, caller: Caller) -> None:
         """Raises QuotaExceeded where a minute's requests are used up."""
@@ -83,11 +87,23 @@ class Quotas:
         Raises QuotaExceeded.
         """
         async with AsyncExitStack() as held:
+            held.enter_context(self._counted())
             held.enter_context(self._stream(caller, claim.sequences))
             await held.enter_async_context(self._cost(caller, claim, used))
             await self._take(caller, "tokens", caller.limits.tokens_per_minute, claim.prompt_tokens)
             held.push_async_callback(self._owe, caller, claim, used)
             yield
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        self._held += 1
+        self._none_held.clear()
+        try:
+            yield
+        finally:
+            self._held -= 1
+            if not self._held:
+                self._none_held.set()
 
     @contextmanager
     def _stream(self, caller: Caller, sequences: int) -> Iterator[None]:
@@ -157,6 +173,10 @@ class Quotas:
         ]
 
     async def close(self) -> None:
+        """Waits a moment for calls that are being cut, so that they are settled and not left in doubt."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_SETTLING_SECONDS):
+                await self._none_held.wait()
         await self._minutes.close()
         if self._days is not None:
             await self._days.close()
