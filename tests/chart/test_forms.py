@@ -143,12 +143,32 @@ def test_an_upgrade_should_touch_only_what_it_means(after: Object, touched: set[
     assert changed({}, after) == touched
 
 
-def test_should_tell_how_to_send_the_first_request(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({}, ["rollout status deployment/try-penstock", "exec deploy/try-penstock", "--target try-penstock:50051"]),
+        (
+            {"preset": "qwen3.5-397b-a17b-fp8-two-nodes"},
+            ["8 GPU(s) on each of 2 nodes", "leaderworkerset/try-penstock-nodes", "exec try-penstock-nodes-0"],
+        ),
+        (
+            {
+                "tls": {"existingSecret": "pair"},
+                "apiKeys": {"existingSecret": "keys"},
+                "tests": {"apiKey": {"existingSecret": "k"}},
+            },
+            ["--target try-penstock:50051 --tls", "PENSTOCK_API_KEY"],
+        ),
+        ({"preset": "qwen3.5-35b-a3b-fp8", "replicaCount": 2}, ["NOTE: resumeKey.existingSecret is not set"]),
+    ],
+    ids=["cpu", "nodes", "tls", "replicas"],
+)
+def test_should_tell_how_to_send_the_first_request(values: Object, said: list[str], tmp_path: Path) -> None:
     # Without a cluster Helm prints no notes: here they are a template like the others.
     chart = shutil.copytree(CHART, tmp_path / "chart")
     (chart / "templates" / "NOTES.txt").rename(chart / "notes.txt")
     (chart / "templates" / "notes.yaml").write_text('notes: |\n  {{- tpl (.Files.Get "notes.txt") . | nindent 2 }}\n')
-    notes = yaml.safe_load(helm("template", "try", str(chart), "--namespace=llm", "--show-only=templates/notes.yaml"))
-    assert "penstock generate" in notes["notes"]
-    assert "--target try-penstock:50051" in notes["notes"]
-    assert "helm -n llm test try" in notes["notes"]
+    only = ("--namespace=llm", "--show-only=templates/notes.yaml", "--values=-")
+    notes = yaml.safe_load(helm("template", "try", str(chart), *only, values=yaml.safe_dump(values)))["notes"]
+    for text in ("penstock generate", "helm -n llm test try", *said):
+        assert text in notes

@@ -214,3 +214,15 @@ def test_rdma_should_bring_cards_and_the_right_to_pin_memory_and_nothing_else() 
         assert box["securityContext"]["capabilities"] == {"drop": ["ALL"], "add": ["IPC_LOCK"]}
         assert template["metadata"]["annotations"]["k8s.v1.cni.cncf.io/networks"] == "ib"
     assert "IPC_LOCK" not in str(render(values))
+
+
+def test_a_group_should_tell_telemetry_what_it_belongs_to() -> None:
+    """The leaders of a LeaderWorkerSet are pods of a StatefulSet of its name."""
+    objects = render({"preset": "qwen3.5-397b-a17b-fp8-two-nodes"})
+    said = next(e["value"] for e in container(objects)["env"] if e["name"] == "OTEL_RESOURCE_ATTRIBUTES")
+    assert f"k8s.statefulset.name={workload(objects)['metadata']['name']}," in said
+    assert "k8s.deployment.name" not in said
+
+
+def test_should_be_put_to_sleep_by_hand() -> None:
+    assert workload(render({"replicaCount": 0}))["spec"]["replicas"] == 0

@@ -40,5 +40,33 @@
 {{- if and .metricsPort (ne (int .probePort) (int .port)) (eq (int .probePort) (int .metricsPort)) -}}
 {{- $wrong = append $wrong (printf "config.server.health_listen: port %d is config.telemetry.prometheus_listen's" (int .probePort)) -}}
 {{- end -}}
+{{- $quotas := $v.config.quotas | default dict -}}
+{{- $known := or $v.apiKeys.existingSecret $auth.keys_file $auth.keys $auth.certificates (dig "jwt" "issuer" "" $v.config) -}}
+{{- if and (not $known) (or $v.callers.existingConfigMap $auth.callers_file) -}}
+{{- $wrong = append $wrong "callers.existingConfigMap: nothing says who calls: apiKeys, config.auth or config.jwt" -}}
+{{- end -}}
+{{- if and (not $known) $quotas -}}
+{{- $wrong = append $wrong "config.quotas: nothing says who calls: apiKeys, config.auth or config.jwt" -}}
+{{- end -}}
+{{- if and $v.redisPassword.existingSecret $quotas.redis_password_file -}}
+{{- $wrong = append $wrong "config.quotas.redis_password_file: redisPassword.existingSecret sets it" -}}
+{{- end -}}
+{{- if and $v.redisPassword.existingSecret (not $quotas.redis_url) -}}
+{{- $wrong = append $wrong "redisPassword.existingSecret: has no effect without config.quotas.redis_url" -}}
+{{- end -}}
+{{- if and $quotas.daily_file (gt (int .mostReplicas) 1) -}}
+{{- $wrong = append $wrong (printf "config.quotas.daily_file: one service alone may hold it, and there may be %d replicas: use redis_url" (int .mostReplicas)) -}}
+{{- end -}}
+{{- $writable := list "/cache/" "/tmp/" -}}
+{{- range $v.extraVolumeMounts -}}{{- if not .readOnly -}}{{- $writable = append $writable (printf "%s/" (trimSuffix "/" .mountPath)) -}}{{- end -}}{{- end -}}
+{{- range $key, $file := dict "quotas.daily_file" $quotas.daily_file "audit.file" (dig "audit" "file" "-" $v.config) -}}
+{{- if and $file (ne $file "-") -}}
+{{- $fits := false -}}
+{{- range $writable -}}{{- if hasPrefix . $file -}}{{- $fits = true -}}{{- end -}}{{- end -}}
+{{- if not $fits -}}
+{{- $wrong = append $wrong (printf "config.%s: %s is on the read-only root: below /cache, or on a volume of extraVolumeMounts" $key $file) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- toYaml $wrong -}}
 {{- end -}}

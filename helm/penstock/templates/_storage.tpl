@@ -17,7 +17,7 @@
 - { name: OTEL_SERVICE_NAME, value: {{ include "penstock.fullname" . }} }
 - name: OTEL_RESOURCE_ATTRIBUTES
   value: >-
-    service.instance.id=$(K8S_POD_UID),k8s.namespace.name={{ .Release.Namespace }},k8s.deployment.name={{ include "penstock.fullname" . }},k8s.pod.name=$(K8S_POD_NAME),k8s.pod.uid=$(K8S_POD_UID),k8s.node.name=$(K8S_NODE_NAME),k8s.container.name=penstock
+    service.instance.id=$(K8S_POD_UID),k8s.namespace.name={{ .Release.Namespace }},{{ if gt (int $f.nodes) 1 }}k8s.statefulset.name={{ include "penstock.groupName" . }}{{ else }}k8s.deployment.name={{ include "penstock.fullname" . }}{{ end }},k8s.pod.name=$(K8S_POD_NAME),k8s.pod.uid=$(K8S_POD_UID),k8s.node.name=$(K8S_NODE_NAME),k8s.container.name=penstock
 {{- if gt (int $f.nodes) 1 }}
 # The address on which nodes talk to each other; a host may have several.
 - { name: VLLM_HOST_IP, valueFrom: { fieldRef: { fieldPath: status.podIP } } }
@@ -55,6 +55,9 @@
 {{- end }}
 {{- if .v.apiKeys.existingSecret }}
 - { name: keys, mountPath: /etc/penstock/keys, readOnly: true }
+{{- end }}
+{{- if .v.redisPassword.existingSecret }}
+- { name: redis-password, mountPath: /etc/penstock/redis, readOnly: true }
 {{- end }}
 {{- if .v.callers.existingConfigMap }}
 - { name: callers, mountPath: /etc/penstock/callers, readOnly: true }
@@ -107,6 +110,10 @@
 {{- with $v.apiKeys.existingSecret }}
 - name: keys
   secret: { secretName: {{ . }}, defaultMode: 0440, items: [{ key: {{ $v.apiKeys.key }}, path: keys.json }] }
+{{- end }}
+{{- with $v.redisPassword.existingSecret }}
+- name: redis-password
+  secret: { secretName: {{ . }}, defaultMode: 0440, items: [{ key: {{ $v.redisPassword.key }}, path: password }] }
 {{- end }}
 {{- with $v.callers.existingConfigMap }}
 - name: callers

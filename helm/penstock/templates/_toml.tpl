@@ -35,6 +35,9 @@
 {{- $auth := $config.auth | default dict -}}
 {{- if $f.v.apiKeys.existingSecret -}}{{- $auth = merge (dict "keys_file" "/etc/penstock/keys/keys.json") $auth -}}{{- end -}}
 {{- if $f.v.callers.existingConfigMap -}}{{- $auth = merge (dict "callers_file" "/etc/penstock/callers/callers.toml") $auth -}}{{- end -}}
+{{- if $f.v.redisPassword.existingSecret -}}
+{{- $_ := set $config "quotas" (merge (dict "redis_password_file" "/etc/penstock/redis/password") ($config.quotas | default dict)) -}}
+{{- end -}}
 {{- if $auth -}}{{- $_ := set $config "auth" $auth -}}{{- end -}}
 {{- if $f.v.resumeKey.existingSecret -}}
 {{- $_ := set $config "resume" (merge (dict "key_file" "/etc/penstock/resume/key") ($config.resume | default dict)) -}}

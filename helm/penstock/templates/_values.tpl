@@ -78,6 +78,7 @@
   "healthListen" $health
   "probePort" (ternary (splitList ":" $health | last | int) $port (ne $health ""))
   "appProtocol" (ternary "https" "kubernetes.io/h2c" $secure)
+  "redisPort" (dig "quotas" "redis_url" "" $v.config | regexFind "^rediss?://.+" | empty | ternary 0 (dig "quotas" "redis_url" "" $v.config | regexFind ":[0-9]+(/|$)" | trimAll ":/" | default "6379" | int))
   "bucketPort" ($v.model.bucket.endpoint | regexFind ":[0-9]+(/|$)" | trimAll ":/" | int)
   "fromBucket" (regexMatch "^(s3|gs|az)://" $modelName)
   "modelMounted" $mounted
