@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from penstock_client import AsyncClient
+from penstock_client import AsyncClient, ThinkingMode
 
 from penstock.evaluation.measure import Options, measure
 from penstock.evaluation.questions import SHIPPED, load, pick
@@ -13,8 +13,6 @@ from penstock.evaluation.results import DEADLINE_EXCEEDED, Row, summarize
 from penstock.evaluation.settings import Setting, settings_of
 from penstock.pilot.grades import Grades
 from penstock.pilot.results import Answers
-
-_MODES = ("fast", "thinking", "auto")
 
 
 @dataclass(slots=True)
@@ -38,10 +36,12 @@ class Asked:
         return tuple(one for one in found if one is not None)
 
 
-async def ask(client: AsyncClient, grades: Grades, asked: Asked, show: Callable[[str], None]) -> None:
-    """Fills `asked`. Greedy. Raises PenstockError where the service refuses or fails."""
+async def ask(
+    client: AsyncClient, grades: Grades, modes: Iterable[ThinkingMode], asked: Asked, show: Callable[[str], None]
+) -> None:
+    """Fills `asked`, in the modes that the model has. Greedy. Raises PenstockError where it is refused or fails."""
     picked = pick(load(SHIPPED), grades.questions, seed=0)
-    asked.settings = settings_of(grades.budgets, _MODES, grades.deadlines_seconds)
+    asked.settings = settings_of(grades.budgets, [mode.value for mode in modes], grades.deadlines_seconds)
     asked.planned = len(picked) * len(asked.settings)
     asked.about = (
         f"{len(picked)} of the questions of `penstock eval` ({SHIPPED.name}), half of which need thought; greedy"

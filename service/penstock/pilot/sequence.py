@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import psutil
-from penstock_client import AsyncClient, ModelCard
+from penstock_client import AsyncClient, FeatureOff, InvalidRequest, ModelCard
 
 from penstock.load import measure
 from penstock.load.measure import Closed, Load, Open, Pattern
@@ -65,7 +65,7 @@ class Pilot:
         self._service, self._grades, self._objectives, self._show = service, grades, objectives, show
 
     async def run(self) -> None:
-        """All of it, in rising order of what it may break. Raises PenstockError where the questions are refused."""
+        """All of it, in rising order of what it may break. Raises PenstockError where the service fails."""
         grades = self._grades
         for callers in grades.concurrencies:
             await self._closed(
@@ -76,11 +76,21 @@ class Pilot:
         peak = max((stage.calls_per_second for stage in self.stages if stage.kind == "concurrency"), default=0.0)
         for share in grades.rate_shares:
             await self._open("rate", f"{share:.0%} of the peak rate", peak * share, grades.rate_seconds)
-        self._show("questions", None)
-        await questions.ask(self._service.clients[0], grades, self.asked, lambda name: self._show(name, None))
+        await self._questions()
         await self._burst(peak)
         soak = grades.soak_share
         await self._open("soak", f"soak at {soak:.0%} of the peak rate", peak * soak, grades.soak_seconds)
+
+    async def _questions(self) -> None:
+        self._show("questions", None)
+        service, modes = self._service, self._service.card.thinking_modes
+        try:
+            await questions.ask(
+                service.clients[0], self._grades, modes, self.asked, lambda name: self._show(name, None)
+            )
+        except (InvalidRequest, FeatureOff) as refused:
+            # The rest of the pilot does not hang on it.
+            self.asked.about += f". The service refuses to answer them so: {refused.message}"
 
     async def _contexts(self) -> None:
         grades = self._grades
