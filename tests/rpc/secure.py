@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 from penstock.config import Config
 from penstock.engine_scripted import Reply, ScriptedEngine
+from penstock.observe import NOBODY, Observer
 from penstock.server import Server
 from penstock_client.v1 import generation_pb2 as pb
 from penstock_client.v1 import generation_pb2_grpc
@@ -79,10 +80,12 @@ def _sign(
 
 
 @asynccontextmanager
-async def listening(config: dict[str, Any], *replies: Reply) -> AsyncIterator[tuple[Server, str]]:
+async def listening(
+    config: dict[str, Any], *replies: Reply, observer: Observer = NOBODY
+) -> AsyncIterator[tuple[Server, str]]:
     """A server on the scripted engine, and its address. Looks at its files ten times a second."""
     config["server"] = {"listen": "127.0.0.1:0", "reload_seconds": 0.1} | config.get("server", {})
-    server = Server(Config.model_validate(config))
+    server = Server(Config.model_validate(config), observer)
     address = await server.listen()
     await server.serve_with(ScriptedEngine(replies))
     try:

@@ -14,14 +14,17 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from penstock.callers.key_file import change
 from penstock.callers.keys import make
-from penstock.config import Config
+from penstock.config import Config, TelemetrySettings
 from penstock.engine_scripted import Reply, ScriptedEngine
+from penstock.telemetry.plan import plan_telemetry
+from penstock.telemetry.start import Telemetry
 from penstock.types import EngineChunk, EngineRequest
 from penstock_client import AsyncClient, CallerRefused
 from penstock_client.v1 import generation_pb2 as pb
 from penstock_client.v1 import model_pb2, model_pb2_grpc, routing_pb2, routing_pb2_grpc
 
 from tests.rpc.conftest import serving
+from tests.rpc.otlp import attributes, collecting
 from tests.rpc.secure import Authority, bearer, channel, count, listening, spec, stub, until
 
 OK, UNKNOWN, DENIED = grpc.StatusCode.OK, grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED
@@ -192,3 +195,29 @@ async def test_callers_do_not_share_cached_prefixes_unless_that_is_said(key_path
     assert salts[0] == salts[2] != salts[1]
     assert salts[:3] != [None] * 3
     assert salts[3:] == [None] * 3
+
+
+async def test_telemetry_names_callers_by_bounded_ids_and_never_by_credentials(key_path: Path) -> None:
+    key, wrong = new_key(key_path, "team-a"), make("team-a")[0]
+    with collecting() as collector:
+        wanted = TelemetrySettings(otlp="grpc", otlp_endpoint=collector.endpoint)
+        telemetry = Telemetry(plan_telemetry(wanted, {}), wanted)
+        auth = {"keys_file": str(key_path)}
+        async with listening({"auth": auth}, observer=telemetry.observer) as (_, address), channel(address) as at:
+            assert await count(at, key) is OK
+            assert await count(at, wrong) is UNKNOWN
+            bad = pb.CountTokensRequest(spec=pb.GenerationSpec(priority=9))  # type: ignore[arg-type]
+            with pytest.raises(grpc.aio.AioRpcError):
+                await stub(at).CountTokens(bad, metadata=bearer(key))
+        await telemetry.close()
+    callers = [
+        attributes(span).get("penstock.caller") for span in collector.named("penstock.v1.GenerationService/CountTokens")
+    ]
+    assert callers == ["team-a", None, "team-a"]
+    points = collector.metrics["penstock.refusals"].sum.data_points
+    labels = sorted((attributes(point)["reason"], attributes(point).get("caller", "")) for point in points)
+    assert labels == [("CALLER_REFUSED", ""), ("INVALID_FIELD", "team-a")]
+    everything = f"{collector.spans}{collector.metrics}{collector.logs}"
+    assert "team-a" in everything
+    for secret in (key, wrong):
+        assert secret.rsplit("_", 1)[1] not in everything

@@ -210,6 +210,19 @@ async def test_tokens_are_taken_as_they_turn_out_and_given_back_where_nothing_ra
     assert caught.value.retry_after_seconds == pytest.approx((285 + 20) * 0.6)
 
 
+async def test_what_a_running_call_makes_counts_before_it_ends_and_once() -> None:
+    now = 0.0
+    quotas, one = Quotas(MemoryMinutes(lambda: now)), caller(tokens_per_minute=1000)
+    made = 0
+    async with quotas.holding(one, claim(100), lambda: (made, 0)):
+        made = 950
+        with pytest.raises(QuotaExceeded):
+            async with quotas.holding(one, claim(100), used(0)):
+                pass
+        made = 960
+    assert dict(await quotas.trailers(one))["x-ratelimit-remaining-tokens"] == "40"
+
+
 async def test_a_days_cost_is_reserved_at_its_worst_and_settled_as_it_was(tmp_path: Path) -> None:
     moment = datetime(2026, 11, 23, 23, 59, 30, tzinfo=UTC)
     quotas = Quotas(days=SqliteDays(tmp_path / "q.db"), now=lambda: moment)

@@ -42,6 +42,14 @@ Used = Callable[[], tuple[int, int]]
 """What a call has used so far, whenever asked: tokens, prompt included, and cost in ticks."""
 
 
+@dataclass(eq=False, slots=True)
+class _Running:
+    """A call that holds its claim, and how many of its tokens its caller's bucket was charged for."""
+
+    used: Used
+    charged_tokens: int = 0
+
+
 def utc_now() -> datetime:
     return datetime.now(UTC)
 
@@ -59,7 +67,7 @@ class Quotas:
         self._days = days
         self._now = now
         self._streams: Counter[str] = Counter()
-        self._held = 0
+        self._running: dict[str, set[_Running]] = {}
         self._none_held = asyncio.Event()
         self._none_held.set()
 
@@ -87,22 +95,27 @@ class Quotas:
         Raises QuotaExceeded.
         """
         async with AsyncExitStack() as held:
-            held.enter_context(self._counted())
+            running = held.enter_context(self._runs(caller, used))
             held.enter_context(self._stream(caller, claim.sequences))
             await held.enter_async_context(self._cost(caller, claim, used))
-            await self._take(caller, "tokens", caller.limits.tokens_per_minute, claim.prompt_tokens)
-            held.push_async_callback(self._owe, caller, claim, used)
+            await self._charge_tokens(caller, claim.prompt_tokens)
+            running.charged_tokens = claim.prompt_tokens
+            held.push_async_callback(self._settle_tokens, caller, running)
             yield
 
     @contextmanager
-    def _counted(self) -> Iterator[None]:
-        self._held += 1
+    def _runs(self, caller: Caller, used: Used) -> Iterator[_Running]:
+        running = _Running(used)
+        self._running.setdefault(caller.id, set()).add(running)
         self._none_held.clear()
         try:
-            yield
+            yield running
         finally:
-            self._held -= 1
-            if not self._held:
+            own = self._running[caller.id]
+            own.discard(running)
+            if not own:
+                del self._running[caller.id]
+            if not self._running:
                 self._none_held.set()
 
     @contextmanager
@@ -149,10 +162,25 @@ class Quotas:
         finally:
             await _whatever_happens(self._days.settle(caller.id, day, claim.call, reserved, used()[1]))
 
-    async def _owe(self, caller: Caller, claim: Claim, used: Used) -> None:
-        per_minute, output = caller.limits.tokens_per_minute, used()[0] - claim.prompt_tokens
-        if per_minute is not None and output:
-            await _whatever_happens(self._minutes.take(caller.id, "tokens", per_minute, output, owing=True))
+    async def _charge_tokens(self, caller: Caller, prompt_tokens: int) -> None:
+        """Lets a prompt in, after what the caller's other calls have made since anybody looked."""
+        if caller.limits.tokens_per_minute is None:
+            return
+        made = 0
+        for running in self._running.get(caller.id, ()):
+            since = running.used()[0] - running.charged_tokens
+            if running.charged_tokens and since > 0:
+                running.charged_tokens += since
+                made += since
+        if made:
+            await self._minutes.take(caller.id, "tokens", caller.limits.tokens_per_minute, made, owing=True)
+        await self._take(caller, "tokens", caller.limits.tokens_per_minute, prompt_tokens)
+
+    async def _settle_tokens(self, caller: Caller, running: _Running) -> None:
+        """What was not charged yet; gives back the prompt of a call that never ran."""
+        per_minute, left = caller.limits.tokens_per_minute, running.used()[0] - running.charged_tokens
+        if per_minute is not None and left:
+            await _whatever_happens(self._minutes.take(caller.id, "tokens", per_minute, left, owing=True))
 
     async def trailers(self, caller: Caller) -> Sequence[tuple[str, str]]:
         """Limits, and what is left of them, as metadata; nothing of what is not limited."""
