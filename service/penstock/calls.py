@@ -29,7 +29,7 @@ from penstock.live import LiveStream
 from penstock.observe import CALL, GenerationWatch, Step
 from penstock.planning import Plan, carried_plan, plan_generation, with_budget, with_carried
 from penstock.sealed import Carried, seal, unseal
-from penstock.types import Event, Finished
+from penstock.types import Event, Finished, FinishReason
 from penstock.usage import Meter
 from penstock.validation import validate
 
@@ -162,6 +162,9 @@ class Calls:
             states = carried.candidates if carried else ()
             steering = steering or house.steering()
             yield Call(engine, plan, permit, generation_id, effective, arrival, steering, spec, states, watch, meter)
+            for end in meter.finished.ends if meter.finished else ():
+                if end.finish_reason is FinishReason.STOP:
+                    house.answers.saw(end.usage.answer_tokens)
 
     async def plan(
         self, spec: pb.GenerationSpec, engine: Engine, arrival: Arrival, carried: Carried | None = None
@@ -180,7 +183,8 @@ class Calls:
             request = with_carried(request, carried.plan)
         if not self._house.config.auth.shared_prefix_cache:
             request = own_prefixes(request, arrival.caller)
-        plan = plan_generation(request, engine, self._house.config, arrival.seconds_left)
+        likely_tokens = self._house.answers.likely_tokens()
+        plan = plan_generation(request, engine, self._house.config, arrival.seconds_left, likely_tokens)
         return plan if carried is None else with_budget(plan, carried.plan)
 
     def generation(self, call: Call) -> AsyncGenerator[Event, None]:

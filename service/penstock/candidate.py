@@ -325,7 +325,7 @@ class Candidate:
         now = time.monotonic()
         own = (now - self.first_token_at) / max(1, self._splitter.output_tokens - 1)
         pace = max(own, plan.seconds_per_token or 0.0)
-        return plan.deadline_monotonic - now < plan.budget.answer_reserve_tokens * pace * _DEADLINE_PACE_MARGIN
+        return plan.deadline_monotonic - now < plan.timed_answer_tokens * pace * _DEADLINE_PACE_MARGIN
 
     def _thought_ended(self, outcome: ThinkingOutcome) -> ThoughtEnded:
         self._outcome = outcome

@@ -19,6 +19,7 @@ from penstock.engine import Engine
 from penstock.gather import LoopLag
 from penstock.live import LiveStreams
 from penstock.quotas.quotas import Quotas
+from penstock.thinking import AnswerLengths
 from penstock.usage import PriceList
 
 # grpc's own type is generic for type checkers only.
@@ -41,6 +42,7 @@ class House:
     steerings: WeakSet[Steering] = field(default_factory=WeakSet)
     """Of all generations under way, so that draining can end them."""
 
+    answers: AnswerLengths = field(default_factory=AnswerLengths)
     lag: LoopLag = field(default_factory=lambda: LoopLag(0))
 
     def steering(self) -> Steering:

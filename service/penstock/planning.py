@@ -11,7 +11,15 @@ from penstock.config import Config
 from penstock.context import fit_messages, fit_tokens, window_tokens
 from penstock.engine import Engine, Tokenizer
 from penstock.errors import BadRequest, FieldViolation
-from penstock.thinking import Budget, ModeChoice, Situation, choose_mode, plan_budget, question_of
+from penstock.thinking import (
+    Budget,
+    ModeChoice,
+    Situation,
+    choose_mode,
+    plan_budget,
+    question_of,
+    timed_answer_tokens,
+)
 from penstock.types import (
     ContextPlan,
     Markers,
@@ -39,6 +47,8 @@ class Plan:
     in_thought: bool
     may_open: bool
     closes_before_deadline: bool
+    timed_answer_tokens: int
+    """Answer tokens for which a thought that closes before the deadline leaves time."""
     most_deaths: int
     """Engine deaths in a row, without a token between them, after which the request is refused as poisonous."""
     deadline_monotonic: float | None
@@ -47,11 +57,17 @@ class Plan:
     """Most output tokens that the window leaves beside the prompt and the markers."""
 
 
-def plan_generation(request: Request, engine: Engine, config: Config, seconds_to_deadline: float | None) -> Plan:
+def plan_generation(
+    request: Request,
+    engine: Engine,
+    config: Config,
+    seconds_to_deadline: float | None,
+    likely_answer_tokens: int | None = None,
+) -> Plan:
     """Plans one call. Raises BadRequest, ContextOverflow or FeatureOff; never touches the engine's work."""
     card, tokenizer = engine.card, engine.tokenizer
     load = engine.load()
-    now = Situation(seconds_to_deadline, load.seconds_per_token, load.first_token_seconds)
+    now = Situation(seconds_to_deadline, load.seconds_per_token, load.first_token_seconds, likely_answer_tokens)
     thinking = request.thinking
     if thinking.mode is None:
         thinking = replace(thinking, mode=ThinkingMode(config.thinking.default_mode))
@@ -93,6 +109,7 @@ def plan_generation(request: Request, engine: Engine, config: Config, seconds_to
         in_thought=in_thought,
         may_open=may_open,
         closes_before_deadline=thinks and thinking.mode is ThinkingMode.AUTO,
+        timed_answer_tokens=timed_answer_tokens(thinking, budget.answer_reserve_tokens, now),
         most_deaths=config.supervision.max_deaths_per_request,
         deadline_monotonic=None if seconds_to_deadline is None else time.monotonic() + seconds_to_deadline,
         seconds_per_token=load.seconds_per_token,

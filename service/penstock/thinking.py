@@ -5,7 +5,9 @@ Whatever is asked, the budget that comes out is finite, leaves the reserve for t
 
 from __future__ import annotations
 
+import math
 import re
+from collections import deque
 from dataclasses import dataclass
 
 from penstock.config import ThinkingSettings
@@ -16,6 +18,31 @@ from penstock.types import Message, ModelCard, Output, Role, ThinkingConfig, Thi
 _SMALLEST_AUTO_BUDGET_TOKENS = 4
 # Share of the measured pace that a plan counts on: under load the next tokens may come slower than the last ones.
 _PACE_MARGIN = 1.25
+# How many of the last answers tell how long the next one may be, and how many must be known before they do.
+_ANSWERS_KEPT, _FEWEST_ANSWERS = 256, 16
+# Share of what nearly all of them needed that time is kept for.
+_LENGTH_MARGIN = 1.5
+
+
+class AnswerLengths:
+    """How many tokens answers have had lately: what AUTO keeps time for, where the caller does not say.
+
+    The reserve is a bound on tokens, most of which an answer seldom needs; time kept for all of it would leave none
+    to think in.
+    """
+
+    def __init__(self) -> None:
+        self._tokens: deque[int] = deque(maxlen=_ANSWERS_KEPT)
+
+    def saw(self, answer_tokens: int) -> None:
+        """An answer that came to its own end."""
+        self._tokens.append(answer_tokens)
+
+    def likely_tokens(self) -> int | None:
+        """More than 95 of 100 recent answers needed; None while too few are known."""
+        if len(self._tokens) < _FEWEST_ANSWERS:
+            return None
+        return math.ceil(sorted(self._tokens)[math.ceil(0.95 * len(self._tokens)) - 1] * _LENGTH_MARGIN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +52,7 @@ class Situation:
     seconds_to_deadline: float | None = None
     seconds_per_token: float | None = None
     first_token_seconds: float | None = None
+    likely_answer_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +102,7 @@ def _choose_auto(config: ThinkingConfig, defaults: ThinkingSettings, question: s
         return ModeChoice(ThinkingMode.FAST, 0, "auto: a short question with nothing to work out")
     affordable = affordable_tokens(now, defaults)
     if affordable is not None:
-        affordable -= config.answer_reserve_tokens or defaults.answer_reserve_tokens
+        affordable -= timed_answer_tokens(config, defaults.answer_reserve_tokens, now)
         if affordable < budget:
             assert now.seconds_to_deadline is not None
             assert now.seconds_per_token is not None
@@ -88,6 +116,13 @@ def _choose_auto(config: ThinkingConfig, defaults: ThinkingSettings, question: s
     if budget < _SMALLEST_AUTO_BUDGET_TOKENS:
         return ModeChoice(ThinkingMode.FAST, 0, f"auto: no room for a thought: {reason}")
     return ModeChoice(ThinkingMode.THINKING, budget, f"auto: {reason}")
+
+
+def timed_answer_tokens(config: ThinkingConfig, reserve_tokens: int, now: Situation) -> int:
+    """Answer tokens that time before the deadline is kept for: as the caller said, else as answers have been lately."""
+    if config.answer_reserve_tokens is not None or now.likely_answer_tokens is None:
+        return config.answer_reserve_tokens or reserve_tokens
+    return min(reserve_tokens, now.likely_answer_tokens)
 
 
 def affordable_tokens(now: Situation, defaults: ThinkingSettings) -> int | None:

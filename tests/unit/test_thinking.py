@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 from penstock.config import ThinkingSettings
 from penstock.engine_scripted import ScriptedEngine
 from penstock.errors import BadRequest, FeatureOff
-from penstock.thinking import Budget, ModeChoice, Situation, choose_mode, needs_thought, plan_budget
+from penstock.thinking import (
+    AnswerLengths,
+    Budget,
+    ModeChoice,
+    Situation,
+    choose_mode,
+    needs_thought,
+    plan_budget,
+)
 from penstock.types import Output, ThinkingConfig, ThinkingMode
 
 CARD = ScriptedEngine(()).card
@@ -129,6 +137,20 @@ def test_auto_plans_inside_the_deadline() -> None:
     late = Situation(seconds_to_deadline=0.5, seconds_per_token=0.01)
     assert auto(now=late).mode is ThinkingMode.FAST
     assert auto(now=Situation(seconds_to_deadline=4.0)).auto_budget_tokens == DEFAULTS.auto_budget_tokens
+
+
+def test_auto_keeps_time_for_answers_as_they_have_been_lately() -> None:
+    lengths = AnswerLengths()
+    for tokens in [8] * 15:
+        lengths.saw(tokens)
+    assert lengths.likely_tokens() is None
+    for tokens in [12] * 4 + [100]:
+        lengths.saw(tokens)
+    assert lengths.likely_tokens() == 18, "12 covers 95 of 100; half as much again"
+    slow = Situation(4.0, 0.01, 0.1, lengths.likely_tokens())
+    assert auto(now=slow).auto_budget_tokens == 300 - 18
+    assert auto(now=slow, answer_reserve_tokens=50).auto_budget_tokens == 300 - 50, "what the caller said goes first"
+    assert auto(now=Situation(4.0, 0.01, 0.1, 999)).auto_budget_tokens == 300 - DEFAULTS.answer_reserve_tokens
 
 
 def test_autos_upper_bound_is_the_callers_budget() -> None:
