@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from penstock.config import Config, EngineSettings
-from penstock.engine_vllm import nodes
+from penstock.engine_vllm import nodes, start
 from penstock.engine_vllm.nodes import compute, find_leader
 from penstock.errors import EngineDown
 
@@ -146,3 +149,23 @@ async def test_should_leave_a_single_node_alone() -> None:
 def test_should_refuse_nodes_without_a_place(engine: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Config.model_validate({"engine": engine})
+
+
+async def test_a_start_that_is_no_longer_wanted_should_end_with_its_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading waits in a thread for other processes, of other nodes too; SIGTERM must not wait with it."""
+    begun = threading.Event()
+    codes: list[int] = []
+
+    def load(*_: object) -> None:
+        process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        begun.set()
+        codes.append(process.wait())
+
+    monkeypatch.setattr(start, "_load", load)
+    nothing: Any = None
+    task = asyncio.create_task(start._loaded(EngineSettings(), nothing, nothing, ""))
+    await asyncio.to_thread(begun.wait, 30)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, 30)
+    await eventually(lambda: bool(codes))
