@@ -61,7 +61,7 @@ def window_stall(address: str, count: int) -> int:
     calls = min(count, 64)
     for _ in range(calls):
         wire.call(question("NORMAL"))
-    ended = {stream for kind, _, stream, _ in frames(wire.drain(8)) if kind == RST}
+    ended = {stream for kind, _, stream, _ in frames(wire.drain(12, calls)) if kind == RST}
     wire.close()
     assert len(ended) == calls, f"{len(ended)} of {calls} stalled streams were cut off"
     return calls
@@ -79,7 +79,7 @@ def slow_loris(address: str, count: int) -> int:
         wire.send(frame(HEADERS, END_HEADERS, stream, call_headers()))
         if number % 2:
             wire.send(frame(DATA, 0, stream, message(b"\x0a", claimed_bytes=1000)))
-    ended = {stream for kind, _, stream, _ in frames(wire.drain(8)) if kind in (RST, HEADERS)}
+    ended = {stream for kind, _, stream, _ in frames(wire.drain(12, calls)) if kind == RST}
     assert len(ended) == calls, f"{len(ended)} of {calls} requests without an end were cut off"
     for other in mute:
         other.drain(4)

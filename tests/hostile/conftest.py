@@ -37,6 +37,10 @@ def requests(pytestconfig: pytest.Config) -> int:
     return int(pytestconfig.getoption("--hostile-requests"))
 
 
+Sample = tuple[float, float]
+"""When a normal request ended, by the wall clock, and the seconds that it took."""
+
+
 @dataclass
 class Victim:
     """The service under attack. `holdings` are of its process: tasks, fds, threads, rss_kib."""
@@ -80,16 +84,18 @@ class Victim:
             reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=20)
             return health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
 
-    def latencies(self) -> tuple[list[float], list[float], list[str]]:
-        """Seconds of normal requests that ran beside no attack, of those that met one, and failures."""
-        quiet, beside, failed = [], [], []
+    def latencies(self) -> tuple[list[Sample], list[Sample], list[str]]:
+        """Normal requests that ran beside no attack, those that met one, and failures."""
+        quiet: list[Sample] = []
+        beside: list[Sample] = []
+        failed = []
         for line in self.samples_file.read_text().splitlines():
             if line.startswith("FAILED"):
                 failed.append(line)
                 continue
             end, seconds = (float(word) for word in line.split())
             meets = any(begin < end and end - seconds < until for begin, until in self.attacks)
-            (beside if meets else quiet).append(seconds)
+            (beside if meets else quiet).append((end, seconds))
         return quiet, beside, failed
 
 
@@ -131,7 +137,7 @@ def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
 @pytest.fixture(autouse=True)
 def quiet_before_and_after(victim: Victim) -> Iterator[None]:
     """Time in which the normal client is alone: what its latency is compared with."""
-    time.sleep(1)
+    time.sleep(1.5)
     yield
     time.sleep(1)
     print(f"  {victim.holdings()}")

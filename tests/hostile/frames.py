@@ -83,8 +83,8 @@ class Wire:
         self.send(head, frame(DATA, END_STREAM, stream, message(body)))
         return stream
 
-    def drain(self, seconds: float) -> bytes:
-        """What came, until it ends or time is up; notes whether the peer hung up."""
+    def drain(self, seconds: float, ended: int | None = None) -> bytes:
+        """What came, until it ends, time is up, or so many streams were reset; notes whether the peer hung up."""
         got, until = bytearray(), time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             self.socket.settimeout(left)
@@ -98,6 +98,8 @@ class Wire:
                 self.is_cut = True
                 break
             got += piece
+            if ended is not None and len({stream for kind, _, stream, _ in frames(got) if kind == RST}) >= ended:
+                break
         return bytes(got)
 
     def vanish(self) -> None:
@@ -109,12 +111,12 @@ class Wire:
         self.socket.close()
 
 
-def frames(data: bytes) -> list[tuple[int, int, int, bytes]]:
+def frames(data: bytes | bytearray) -> list[tuple[int, int, int, bytes]]:
     """Kind, flags, stream and payload of each whole frame."""
     found, at = [], 0
     while at + 9 <= len(data):
         length = int.from_bytes(data[at : at + 3], "big")
         stream = int.from_bytes(data[at + 5 : at + 9], "big") & 0x7FFFFFFF
-        found.append((data[at + 3], data[at + 4], stream, data[at + 9 : at + 9 + length]))
+        found.append((data[at + 3], data[at + 4], stream, bytes(data[at + 9 : at + 9 + length])))
         at += 9 + length
     return found
