@@ -51,6 +51,14 @@ class Ticking:
                     if len(self.at) >= 20:
                         self.is_steady.set()
 
+    async def steady(self) -> None:
+        """Returns once it runs; raises what ended it."""
+        waiting = asyncio.create_task(self.is_steady.wait())
+        await asyncio.wait({waiting, self._task}, return_when=asyncio.FIRST_COMPLETED)
+        if self._task.done():
+            waiting.cancel()
+            self._task.result()
+
     def gaps(self, begin: float, end: float) -> list[float]:
         return [b - a for a, b in itertools.pairwise(self.at) if begin <= a and b <= end]
 
@@ -76,7 +84,7 @@ async def test_bombs_are_refused_in_bounded_time_beside_a_stream_that_goes_on(
 ) -> None:
     await engine.check_constraint(HARMLESS[0], "warm-up")  # starts the process that tries them
     stream = Ticking(channel)
-    await stream.is_steady.wait()
+    await stream.steady()
     began = time.monotonic()
     await asyncio.sleep(3)
     alone_until = time.monotonic()

@@ -35,7 +35,7 @@ def test_installing_demands_the_hashes() -> None:
         for command in re.findall(r"pip install(?:[^\n]*\\\n)*[^\n]*", dockerfile.read_text()):
             # What is built here has no hash; it may bring nothing along, or (on vLLM's own image, whose Python is
             # another than the lock's) only the lock's versions.
-            held = ("--require-hashes", "--no-deps", "--constraint /tmp/constraints.txt")
+            held = ("--require-hashes", "--no-deps", "/constraints.txt")
             assert any(option in command for option in held), f"{dockerfile.name}: {command}"
 
 
