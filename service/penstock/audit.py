@@ -76,11 +76,12 @@ class Audit:
                 log.error("%d audit lines are lost: the disk does not keep up", self._lost)
 
     def close(self) -> None:
-        """Returns when everything is written."""
+        """Returns when everything is written. May be called again."""
         if self._left_out:
             self.write("left_out", count=self._left_out)
-        if self._listener is not None and self._handler is not None:
-            self._listener.stop()
+        listener, self._listener = self._listener, None
+        if listener is not None and self._handler is not None:
+            listener.stop()
             self._handler.close()
 
 

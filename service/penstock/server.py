@@ -52,6 +52,7 @@ SERVICES = tuple(
 LIVENESS = "liveness"
 # A stream that is told to end says so at its next engine step.
 _LAST_EVENT_SECONDS = 10.0
+_LAST_STATUS_SECONDS = 0.5
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -179,7 +180,8 @@ class Server:
         await self._live.close()
         for watching in self._watching:
             watching.cancel()
-        await self._grpc.stop(grace=0)
+        # Room is given back before a call has counted what it used and said its status: that takes a moment more.
+        await self._grpc.stop(grace=_LAST_STATUS_SECONDS)
         if self._probes is not None:
             await self._probes.stop(grace=0)
         await self._quotas.close()

@@ -250,3 +250,53 @@ async def test_a_server_that_is_stopped_at_once_settles_what_it_cuts(tmp_path: P
     cut = [line["cost_usd_ticks"] for line in lines if line["event"] == "generation"]
     assert len(cut) == 5
     assert 0 < ticks == sum(cut) < 5 * 100 * OUTPUT_TICKS
+
+
+async def test_a_drained_stream_is_paid_for_on_each_server_for_what_that_one_made(tmp_path: Path) -> None:
+    slow, seal = Reply(answer="x" * 100, step_seconds=0.02), tmp_path / "seal"
+    seal.write_bytes(b"k" * 32)
+
+    def server(name: str) -> dict[str, Any]:
+        made = config(tmp_path, usd_per_day="1", tokens_per_minute=10_000, daily_file=str(tmp_path / name))
+        return made | {"audit": {"file": str(tmp_path / f"{name}.jsonl")}, "resume": {"key_file": str(seal)}}
+
+    async with listening(server("a.db"), slow) as (here, first), listening(server("b.db"), slow) as (_, second):
+        async with channel(first) as at:
+            call = stub(at).StreamGenerate(pb.StreamGenerateRequest(spec=fast(max_tokens=90)), metadata=bearer(KEY))
+            reading = asyncio.create_task(_read(call))
+            await asyncio.sleep(0.5)
+            await here.drain(0.01)
+            events = await reading
+        last = events[-1]
+        assert last.finished.results[0].finish_reason == pb.FINISH_REASON_DRAINED
+        resume = pb.ResumeRequest(
+            generation_id=events[0].started.generation_id,
+            resume_token=last.finished.resume_token,
+            last_sequence=last.sequence,
+        )
+        async with channel(second) as at:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await _read(stub(at).Resume(resume, metadata=bearer(OTHER)))
+            assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+            end = (await _read(stub(at).Resume(resume, metadata=bearer(KEY))))[-1].finished
+    assert end.usage.answer_tokens == 90
+    generations = [
+        json.loads(line)
+        for name in ("a.db.jsonl", "b.db.jsonl")
+        for line in (tmp_path / name).read_text().splitlines()
+        if '"generation"' in line
+    ]
+    costs = [line["cost_usd_ticks"] for line in generations]
+    assert len(costs) == 2
+    assert min(costs) > 0
+    assert sum(costs) == end.cost.total_usd_ticks
+    spent = []
+    for name in ("a.db", "b.db"):
+        database = sqlite3.connect(tmp_path / name)
+        spent.append(database.execute("SELECT sum(ticks) FROM spent").fetchone()[0])
+        database.close()
+    assert spent == costs
+
+
+async def _read(call: Any) -> list[pb.GenerationEvent]:
+    return [response.event async for response in call]

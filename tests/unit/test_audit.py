@@ -24,6 +24,8 @@ def test_lines_are_whole_in_order_and_without_what_is_unknown(tmp_path: Path) ->
     for number in range(100):
         audit.write("call", number=number, reason=None)
     audit.close()
+    audit.close()  # a second signal drains anew
+    audit.write("call", number=-1)
     said = lines(path)
     assert [line["number"] for line in said] == list(range(100))
     assert set(said[0]) == {"time", "event", "number"}

@@ -68,6 +68,7 @@ class Quotas:
         self._now = now
         self._streams: Counter[str] = Counter()
         self._running: dict[str, set[_Running]] = {}
+        self._closed = False
         self._none_held = asyncio.Event()
         self._none_held.set()
 
@@ -201,10 +202,14 @@ class Quotas:
         ]
 
     async def close(self) -> None:
-        """Waits a moment for calls that are being cut, so that they are settled and not left in doubt."""
+        """Waits a moment for calls that are being cut, so that they are settled and not left in doubt. May be called
+        again: a second signal drains anew."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_SETTLING_SECONDS):
                 await self._none_held.wait()
+        if self._closed:
+            return
+        self._closed = True
         await self._minutes.close()
         if self._days is not None:
             await self._days.close()
