@@ -160,8 +160,11 @@ async def test_files_that_are_no_certificate_are_named(tmp_path: Path) -> None:
         server = Server(Config.model_validate({"server": {"listen": "127.0.0.1:0"}, "tls": tls}))
         with pytest.raises(ConfigError, match=said):
             await server.listen()
+        await server.drain(0)
 
 
 async def test_plaintext_stays_on_loopback_unless_said() -> None:
+    server = Server(Config.model_validate({"server": {"listen": "0.0.0.0:0"}}))
     with pytest.raises(ConfigError, match="plaintext"):
-        await Server(Config.model_validate({"server": {"listen": "0.0.0.0:0"}})).listen()
+        await server.listen()
+    await server.drain(0)
