@@ -94,6 +94,18 @@ async def test_a_failure_comes_after_what_was_held() -> None:
     assert shape(seen) == ["a", "bc"]
 
 
+@pytest.mark.parametrize("interval", [1e-6, 0.02, 60.0])
+@pytest.mark.parametrize("pause", [0.0, 0.05])
+async def test_a_slow_reader_loses_nothing(interval: float, pause: float) -> None:
+    """The source ends while the reader is busy with any of the events."""
+    events = [*map(thought, "abc"), ENDED, *map(answer, "defg"), ENDED]
+    seen = []
+    async for event in gathered(stream(events), lambda: interval):
+        seen.append(event)
+        await asyncio.sleep(pause)
+    assert "".join(shape(seen)) == "abc|defg|"
+
+
 async def test_leaving_closes_the_source() -> None:
     closed: list[bool] = []
     async with aclosing(gathered(stream([*map(thought, "abc"), 60.0], closed), lambda: 60.0)) as events:
