@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -73,6 +74,9 @@ async def _serve(
         raise
     try:
         await server.serve_with(engine)
+        # What is there now stays: vLLM's modules alone are a million objects, which no collection need look at again.
+        gc.collect()
+        gc.freeze()
         if on_ready is not None:
             on_ready(address)
         return await _until_the_end(server, engine, stop, config, progress)
