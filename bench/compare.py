@@ -1,0 +1,137 @@
+"""AsyncLLM alone, `vllm serve` over HTTP and gRPC, and Penstock: the same model, engine arguments and questions.
+
+    python -m bench.compare [--quick] [--json results.json] [--png results.png]
+
+Each runs its own engine on this machine; they take turns, round by round, so that what else the machine does hits all.
+What a front end costs is the CPU time of its process; the engine core is another process. The load comes from a third
+one that costs the same for each (`bench.drain`). Penstock does all it does by default, and traces to a collector;
+vLLM's servers keep their default statistics. Without smg-grpc-servicer the comparison runs without
+`vllm serve --grpc`, and says so.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from penstock.config import EngineSettings
+from penstock.engine_vllm.args import plan_engine
+from penstock.engine_vllm.checkpoint import read_checkpoint
+from penstock.engine_vllm.devices import find_devices
+from penstock.hf_tokenizer import load
+
+from bench.contenders import MAKERS, Contender, Penstock, Setting
+from bench.machine import machine
+from bench.report import Round, judged, plot, summary, table
+from bench.work import job
+
+_STREAMS = (1, 8, 32, 64)
+_QUICK_STREAMS = (8, 64)
+_ROUNDS, _QUICK_ROUNDS = 6, 2
+# Enough tokens at few streams, and no more than it takes at many.
+_REQUESTS_PER_STREAM = {1: 6, 8: 2}
+_KV_CACHE_GIB = 0.25  # each of four engines
+
+
+def main(
+    quick: Annotated[bool, typer.Option("--quick", help="Two rounds, at 8 and 64 streams.")] = False,
+    rounds: Annotated[int, typer.Option(help="0: six, or two with --quick.")] = 0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Everything measured.", dir_okay=False)] = None,
+    png: Annotated[Path | None, typer.Option(help="The same as a plot.", dir_okay=False)] = None,
+    trace: Annotated[bool, typer.Option("--trace/--no-trace", help="Penstock sends its traces and metrics.")] = True,
+) -> None:
+    """Compare what is in front of the engine."""
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
+        setting = _setting(Path(scratch), stack.enter_context(_collector()) if trace else "")
+        contenders = [maker(setting) for maker in MAKERS]
+        notes: list[str] = []
+        contenders = _started(contenders, stack, notes)
+        contenders += [one.gathering() for one in contenders if isinstance(one, Penstock)]
+        streams = _QUICK_STREAMS if quick else _STREAMS
+        measured = _measure(contenders, streams, rounds or (_QUICK_ROUNDS if quick else _ROUNDS))
+    results = summary(measured)
+    ratios, targets = judged(measured)
+    print(table(results, {one.name: one.label for one in contenders}))
+    for line in (*notes, *targets):
+        print(line)
+    whole = {"about": _about(notes), "results": results, "ratios": ratios, "targets": targets}
+    if json_file is not None:
+        json_file.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    if png is not None:
+        plot(results, {one.name: one.label for one in contenders}, png)
+
+
+def _started(makings: Sequence[Contender], stack: ExitStack, notes: list[str]) -> list[Contender]:
+    """Those that are up; why the others are not goes into `notes`."""
+    for one in makings:
+        if not one.missing:
+            stack.callback(one.stop)
+            one.start()
+    up = []
+    for one in makings:
+        try:
+            if not one.missing:
+                one.wait()
+                one.serve(job(8, 1, seed=0))
+                up.append(one)
+                print(f"{one.label} is up", file=sys.stderr)
+        except (RuntimeError, OSError, ValueError, IndexError, subprocess.CalledProcessError) as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            one.missing = "it did not start, or not answer"
+        if one.missing:
+            notes.append(f"{one.label}: left out; {one.missing}")
+    return up
+
+
+def _measure(contenders: Sequence[Contender], streams: Sequence[int], rounds: int) -> list[Round]:
+    measured = []
+    for turn in range(rounds):
+        for count in streams:
+            work = job(count, _REQUESTS_PER_STREAM.get(count, 1), seed=1000 * turn + count)
+            # Who goes first changes from round to round.
+            for one in [*contenders[turn % len(contenders) :], *contenders[: turn % len(contenders)]]:
+                measured.append(Round(turn, count, one.name, one.serve(work)))
+        print(f"round {turn + 1} of {rounds} is over", file=sys.stderr)
+    return measured
+
+
+def _setting(folder: Path, collector: str) -> Setting:
+    settings = EngineSettings(kv_cache_gib=_KV_CACHE_GIB)
+    checkpoint = read_checkpoint(settings.model)
+    plan = plan_engine(settings, checkpoint, find_devices("cpu"))
+    os.environ.update(plan.environment)
+    return Setting(folder, checkpoint.model, plan, load(checkpoint.model, checkpoint.vocab_size), collector)
+
+
+@contextmanager
+def _collector() -> Iterator[str]:
+    """Where traces go: a process that takes them and keeps them."""
+    command = [sys.executable, "-m", "tests.rpc.otlp"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+        process.terminate()
+
+
+def _about(notes: Sequence[str]) -> dict[str, object]:
+    return {
+        "command": "python -m bench.compare " + " ".join(sys.argv[1:]),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": machine(),
+        "notes": list(notes),
+    }
+
+
+if __name__ == "__main__":
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(main)
+    app()

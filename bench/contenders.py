@@ -1,0 +1,353 @@
+"""The servers that are compared: how each is started, asked, and read. One engine each, with the same arguments."""
+
+from __future__ import annotations
+
+import dataclasses
+import http.client
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+from penstock.engine_vllm.args import EnginePlan
+from penstock.hf_tokenizer import HfTokenizer
+from penstock.types import Message, Role
+from penstock_client.v1 import generation_pb2 as pb
+
+from bench import grpc_frames, openai_http
+from bench.drain import Connection, Protocol, Reply, Work, drained
+from bench.served import Answered, Served, answered
+from bench.work import MAX_TOKENS, Job
+
+_ROOT = Path(__file__).parents[1]
+_START_SECONDS = 300.0
+_PENSTOCK = "/penstock.v1.GenerationService/StreamGenerate"
+_SMG = "/vllm.grpc.engine.VllmEngine/Generate"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Setting:
+    """The machine's part: where to write, what the engine runs with, and the tokenizer for those who want ids."""
+
+    folder: Path
+    model: str
+    plan: EnginePlan
+    tokenizer: HfTokenizer
+    collector: str
+    """OTLP endpoint that Penstock traces to; empty is none."""
+
+    def prompt(self, question: str) -> list[int]:
+        return self.tokenizer.render([Message(Role.USER, question)], thinking=True)
+
+
+class Contender:
+    """A front end in a process of its own; its engine core is another one, which does not count as front end."""
+
+    name = ""
+    label = ""
+    missing = ""
+    """Why it cannot run here; empty where it can."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        self.port = _free_port()
+        self.process: subprocess.Popen[str] | None = None
+
+    def command(self) -> list[str]:
+        raise NotImplementedError
+
+    def is_ready(self) -> bool:
+        raise NotImplementedError
+
+    def serve(self, job: Job) -> Served:
+        raise NotImplementedError
+
+    def start(self) -> None:
+        log = (self.setting.folder / f"{self.name}.log").open("wb")
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("PENSTOCK_")}
+        self.process = subprocess.Popen(
+            self.command(),
+            cwd=_ROOT,
+            env=environment | dict(self.setting.plan.environment),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE if isinstance(self, InProcess) else log,
+            stderr=log,
+            text=True,
+        )
+
+    def wait(self) -> None:
+        """Until it takes work. Raises RuntimeError with its last words where it does not."""
+        end = time.monotonic() + _START_SECONDS
+        while not self.is_ready():
+            if self._started.poll() is not None or time.monotonic() > end:
+                words = (self.setting.folder / f"{self.name}.log").read_text(errors="replace")[-2000:]
+                raise RuntimeError(f"{self.name} did not start:\n{words}")
+            time.sleep(0.25)
+
+    def stop(self) -> None:
+        if self.process is None:
+            return
+        try:
+            front = psutil.Process(self.process.pid)
+            family = [front, *front.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return
+        self.process.terminate()
+        _, alive = psutil.wait_procs(family, timeout=20)
+        for process in alive:
+            process.kill()
+
+    @property
+    def _started(self) -> subprocess.Popen[str]:
+        assert self.process is not None
+        return self.process
+
+    def cpu_seconds(self) -> float:
+        """Of the front end's process and all its threads, so far."""
+        times = psutil.Process(self._started.pid).cpu_times()
+        return float(times.user + times.system)
+
+
+class InProcess(Contender):
+    name, label = "in_process", "AsyncLLM in process"
+
+    def command(self) -> list[str]:
+        plan = {"arguments": dict(self.setting.plan.arguments), "max_tokens": MAX_TOKENS}
+        plan["arguments"].pop("disable_log_stats")
+        file = self.setting.folder / "in_process.json"
+        file.write_text(json.dumps(plan), encoding="utf-8")
+        return [sys.executable, "-m", "bench.in_process", str(file)]
+
+    def is_ready(self) -> bool:
+        return self._line() == "ready"
+
+    def _line(self) -> Any:
+        assert self._started.stdout is not None
+        line = self._started.stdout.readline()
+        return json.loads(line) if line else None
+
+    def serve(self, job: Job) -> Served:
+        assert self._started.stdin is not None
+        prompts = [[self.setting.prompt(question) for question in own] for own in job.questions]
+        before = self.cpu_seconds()
+        self._started.stdin.write(json.dumps(prompts) + "\n")
+        self._started.stdin.flush()
+        result = self._line()
+        spent = self.cpu_seconds() - before
+        answers = [answered(reply["sent"], reply["times"], reply["tokens"]) for reply in result["replies"]]
+        return Served(answers, result["seconds"], spent, 0.0)
+
+
+class OverSockets(Contender):
+    """Asked by `bench.drain`."""
+
+    protocol: Protocol = "grpc"
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def connection(self, questions: tuple[str, ...]) -> Connection:
+        raise NotImplementedError
+
+    def read(self, reply: Reply) -> Answered:
+        raise NotImplementedError
+
+    def serve(self, job: Job) -> Served:
+        work = Work(("127.0.0.1", self.port), self.protocol, tuple(map(self.connection, job.questions)))
+        before = self.cpu_seconds()
+        done = drained(work)
+        spent = self.cpu_seconds() - before
+        answers = [self.read(reply) for own in done.replies for reply in own]
+        return Served(answers, done.ended - done.began, spent, done.cpu_seconds)
+
+
+class OpenAi(OverSockets):
+    name, label, protocol = "openai", "vllm serve (OpenAI HTTP)", "http"
+
+    def command(self) -> list[str]:
+        return _vllm(self.setting, self.port, ["--uvicorn-log-level", "warning"])
+
+    def is_ready(self) -> bool:
+        link = http.client.HTTPConnection("127.0.0.1", self.port, timeout=2)
+        try:
+            link.request("GET", "/health")
+            return link.getresponse().status == 200
+        except OSError:
+            return False
+        finally:
+            link.close()
+
+    def connection(self, questions: tuple[str, ...]) -> Connection:
+        bodies = [
+            {
+                "model": self.setting.model,
+                "messages": [{"role": "user", "content": question}],
+                "temperature": 0.0,
+                "max_tokens": MAX_TOKENS,
+                "stream": True,
+                "stream_options": {"include_usage": True},
+                "chat_template_kwargs": {"enable_thinking": True},
+            }
+            for question in questions
+        ]
+        return openai_http.connection(self.address, "/v1/chat/completions", bodies)
+
+    def read(self, reply: Reply) -> Answered:
+        times, tokens = [], 0
+        for when, event in openai_http.events(reply):
+            if event.get("usage"):
+                tokens = event["usage"]["completion_tokens"]
+            delta = event["choices"][0]["delta"] if event.get("choices") else {}
+            if any(delta.get(name) for name in ("content", "reasoning", "reasoning_content")):
+                times.append(when)
+        return answered(reply.sent_at, times, tokens)
+
+
+class Smg(OverSockets):
+    name, label = "vllm_grpc", "vllm serve --grpc (token ids only)"
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        if importlib.util.find_spec("smg_grpc_servicer") is None:
+            self.missing = "needs smg-grpc-servicer: pip install --no-deps smg-grpc-servicer smg-grpc-proto"
+
+    def command(self) -> list[str]:
+        return _vllm(self.setting, self.port, ["--grpc"])
+
+    def is_ready(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def connection(self, questions: tuple[str, ...]) -> Connection:
+        from smg_grpc_proto import vllm_engine_pb2 as smg
+
+        requests = [
+            smg.GenerateRequest(
+                request_id=f"{time.monotonic_ns()}-{place}",
+                tokenized=smg.TokenizedInput(input_ids=self.setting.prompt(question), original_text=question),
+                sampling_params=smg.SamplingParams(
+                    temperature=0.0, top_p=1.0, repetition_penalty=1.0, max_tokens=MAX_TOKENS, n=1
+                ),
+                stream=True,
+            ).SerializeToString()
+            for place, question in enumerate(questions)
+        ]
+        return grpc_frames.connection(self.address, _SMG, requests)
+
+    def read(self, reply: Reply) -> Answered:
+        from smg_grpc_proto import vllm_engine_pb2 as smg
+
+        times, tokens = [], 0
+        for when, data in grpc_frames.messages(reply):
+            message = smg.GenerateResponse.FromString(data)
+            if message.chunk.token_ids:
+                times.append(when)
+            if message.HasField("complete"):
+                tokens = message.complete.completion_tokens
+        return answered(reply.sent_at, times, tokens)
+
+
+class Penstock(OverSockets):
+    name, label = "penstock", "Penstock"
+    flush_seconds = 0.0
+
+    def command(self) -> list[str]:
+        # The embedded model is the default, with its price list.
+        settings: dict[str, object] = {"engine.kv_cache_gib": _kv_cache_gib(self.setting)}
+        # A message per step, as the others send it, however late the event loop is.
+        settings["server.adaptive_flush_seconds"] = 0
+        if self.setting.collector:
+            settings |= {"telemetry.otlp": "grpc", "telemetry.otlp_endpoint": self.setting.collector}
+            settings |= {"telemetry.engine_traces": "false", "telemetry.logs": "false"}
+        flags = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+        return [sys.executable, "-m", "penstock", "serve", "--listen", self.address, *flags, *self._ready_flags]
+
+    @property
+    def _ready_flags(self) -> list[str]:
+        return ["--ready-file", str(self._ready_file)]
+
+    @property
+    def _ready_file(self) -> Path:
+        return self.setting.folder / "penstock.ready"
+
+    def is_ready(self) -> bool:
+        return self._ready_file.exists()
+
+    def gathering(self) -> Penstock:
+        """The same server, asked to gather deltas."""
+        other = Gathering(self.setting)
+        other.port, other.process = self.port, self.process
+        return other
+
+    def connection(self, questions: tuple[str, ...]) -> Connection:
+        requests = [self._request(question).SerializeToString() for question in questions]
+        return grpc_frames.connection(self.address, _PENSTOCK, requests)
+
+    def _request(self, question: str) -> pb.StreamGenerateRequest:
+        spec = pb.GenerationSpec(
+            messages=pb.Messages(messages=[pb.Message(role=pb.ROLE_USER, content=question)]),
+            thinking=pb.ThinkingConfig(mode=pb.THINKING_MODE_THINKING, answer_reserve=1),
+            sampling=pb.SamplingConfig(temperature=0.0),
+            output=pb.OutputConfig(max_output_tokens=MAX_TOKENS),
+        )
+        request = pb.StreamGenerateRequest(spec=spec)
+        request.flush_interval.FromNanoseconds(round(self.flush_seconds * 1e9))
+        return request
+
+    def read(self, reply: Reply) -> Answered:
+        times, tokens = [], 0
+        for when, data in grpc_frames.messages(reply):
+            event = pb.StreamGenerateResponse.FromString(data).event
+            kind = event.WhichOneof("event")
+            if kind in ("thought", "answer"):
+                times.append(when)
+            elif kind == "finished":
+                usage = event.finished.usage
+                tokens = usage.output_tokens + usage.marker_tokens
+        return answered(reply.sent_at, times, tokens)
+
+
+class Gathering(Penstock):
+    name, label = "penstock_gathering", "Penstock, flush_interval 100 ms"
+    flush_seconds = 0.1
+
+
+def _kv_cache_gib(setting: Setting) -> float:
+    return float(setting.plan.arguments["kv_cache_memory_bytes"] / 2**30)
+
+
+def _vllm(setting: Setting, port: int, more: list[str]) -> list[str]:
+    arguments: Mapping[str, Any] = {k: v for k, v in setting.plan.arguments.items() if k not in _NOT_FLAGS}
+    flags = [part for name, value in arguments.items() for part in _flag(name, value)]
+    where = ["--host", "127.0.0.1", "--port", str(port)]
+    return [sys.executable, "-m", "bench.vllm_command", "serve", setting.model, *flags, *where, *more]
+
+
+# The model is a place of its own; statistics are on, as they are by default; the last is for loading in tests alone.
+_NOT_FLAGS = ("model", "disable_log_stats", "use_tqdm_on_load")
+
+
+def _flag(name: str, value: Any) -> Iterator[str]:
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        yield f"--{flag}" if value else f"--no-{flag}"
+        return
+    yield f"--{flag}"
+    yield json.dumps(value) if isinstance(value, dict) else str(value)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+MAKERS: tuple[Callable[[Setting], Contender], ...] = (InProcess, OpenAi, Smg, Penstock)

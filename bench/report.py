@@ -1,0 +1,147 @@
+"""What was measured as numbers, as text, and as a picture."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.served import Served
+
+_CEILING, _OURS, _GATHERING = "in_process", "penstock", "penstock_gathering"
+_PEERS = ("openai", "vllm_grpc")
+_MOST = 64
+Results = dict[str, dict[int, dict[str, float]]]
+_COLUMNS = {
+    "tokens_per_second": "tok/s",
+    "first_token_ms_p50": "TTFT p50 ms",
+    "first_token_ms_p99": "p99",
+    "per_token_ms_p50": "per token p50 ms",
+    "per_token_ms_p99": "p99",
+    "front_cpu_us_per_token": "front-end us/token",
+    "messages_per_token": "messages/token",
+    "client_cpu_us_per_token": "client us/token",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    turn: int
+    streams: int
+    contender: str
+    served: Served
+
+
+def summary(measured: Sequence[Round]) -> Results:
+    """By contender and streams. Throughput is the rounds' median; CPU and latencies are over all requests."""
+    results: Results = {}
+    for name in dict.fromkeys(one.contender for one in measured):
+        own = [one for one in measured if one.contender == name]
+        counts = dict.fromkeys(one.streams for one in own)
+        results[name] = {count: _figures([one.served for one in own if one.streams == count]) for count in counts}
+    return results
+
+
+def _figures(runs: Sequence[Served]) -> dict[str, float]:
+    answers = [answer for run in runs for answer in run.answers]
+    tokens = sum(run.tokens for run in runs)
+    firsts = sorted(answer.first_token_seconds * 1e3 for answer in answers)
+    paces = sorted(answer.seconds_per_token * 1e3 for answer in answers)
+    return {
+        "tokens": tokens,
+        "tokens_per_second": statistics.median(run.tokens_per_second for run in runs),
+        "first_token_ms_p50": _quantile(firsts, 0.5),
+        "first_token_ms_p99": _quantile(firsts, 0.99),
+        "per_token_ms_p50": _quantile(paces, 0.5),
+        "per_token_ms_p99": _quantile(paces, 0.99),
+        "front_cpu_us_per_token": sum(run.front_cpu_seconds for run in runs) / tokens * 1e6,
+        "messages_per_token": sum(answer.messages for answer in answers) / tokens,
+        "client_cpu_us_per_token": sum(run.client_cpu_seconds for run in runs) / tokens * 1e6,
+    }
+
+
+def _quantile(ordered: Sequence[float], share: float) -> float:
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def judged(measured: Sequence[Round]) -> tuple[dict[str, dict[int, float]], list[str]]:
+    """Ratios by streams, each the median over rounds of pairs in one round; and the same as lines, beside the goals."""
+    runs = {(one.turn, one.streams, one.contender): one.served for one in measured}
+    counts = list(dict.fromkeys(one.streams for one in measured))
+    turns = list(dict.fromkeys(one.turn for one in measured))
+    here = {one.contender for one in measured}
+    peers = [name for name in _PEERS if name in here]
+
+    def ratio(name: str, others: Sequence[str], what: Callable[[Served], float]) -> dict[int, float]:
+        """To the lowest of the others."""
+        found: dict[int, float] = {}
+        for count in counts if others else ():
+            pairs = [
+                what(runs[turn, count, name]) / min(what(runs[turn, count, other]) for other in others)
+                for turn in turns
+            ]
+            found[count] = statistics.median(pairs)
+        return found
+
+    ratios: dict[str, dict[int, float]] = {
+        "throughput to in_process": ratio(_OURS, [_CEILING], lambda run: run.tokens_per_second),
+        "front-end CPU per token to the better peer": ratio(_OURS, peers, _cpu),
+        "front-end CPU per token to the better peer, gathering": ratio(_GATHERING, peers, _cpu),
+        "median time to first token to the best peer": ratio(_OURS, peers, _first_token),
+    }
+    goals = (">= 0.97 at 64 streams", "<= 0.8", "<= 0.45", "<= 1.05")
+    lines = []
+    for (name, found), goal in zip(ratios.items(), goals, strict=True):
+        values = ", ".join(f"{value:.2f} at {count}" for count, value in found.items()) or "no peer was there"
+        lines.append(f"{name}: {values}; wanted {goal}")
+    return ratios, lines
+
+
+def _cpu(run: Served) -> float:
+    return run.front_cpu_seconds / run.tokens
+
+
+def _first_token(run: Served) -> float:
+    return statistics.median(answer.first_token_seconds for answer in run.answers)
+
+
+def table(results: Results, labels: Mapping[str, str]) -> str:
+    heads = ["", *_COLUMNS.values()]
+    rows = [heads]
+    for count in next(iter(results.values())):
+        rows.append([f"{count} stream{'s' if count > 1 else ''}", *[""] * len(_COLUMNS)])
+        for name, by_count in results.items():
+            rows.append([f"  {labels[name]}", *(f"{by_count[count][column]:.4g}" for column in _COLUMNS)])
+    widths = [max(len(row[place]) for row in rows) for place in range(len(heads))]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    )
+
+
+def plot(results: Results, labels: Mapping[str, str], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    panels = {
+        "tokens_per_second": "tokens per second",
+        "first_token_ms_p50": "time to first token, median ms",
+        "per_token_ms_p50": "time per token, median ms",
+        "front_cpu_us_per_token": "front-end CPU per token, us",
+    }
+    figure, axes = pyplot.subplots(2, 2, figsize=(11, 8), layout="constrained")
+    for axis, (column, title) in zip(axes.flat, panels.items(), strict=True):
+        for name, by_count in results.items():
+            axis.plot(list(by_count), [figures[column] for figures in by_count.values()], "o-", label=labels[name])
+        axis.set_title(title)
+        axis.set_xlabel("streams")
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(list(next(iter(results.values()))), [str(count) for count in next(iter(results.values()))])
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+    axes.flat[0].legend()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
