@@ -6,10 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from penstock.engine_scripted import ByteTokenizer
 from penstock.split import SplitSettings, Splitter, StopStrings, Utf8Text, Verdict
-from penstock.types import Markers
+from penstock.types import Markers, TokenLogprob, TokenLogprobs
 
 EOS, OPEN, CLOSE = 258, 259, 260
 TOKENIZER = ByteTokenizer()
+SURE = TokenLogprobs(TokenLogprob(0, 0.0, 1), ())
 
 
 def splitter(*, budget: int = 100, most: int = 100, stops: tuple[str, ...] = (), **start: bool) -> Splitter:
@@ -83,6 +84,28 @@ def test_text_cut_at_any_byte_comes_out_whole(text: str, data: st.DataObject) ->
     for start, end in zip([0, *cuts], [*cuts, len(encoded)], strict=True):
         pieces.append(stream.push(encoded[start:end]))
     assert "".join(pieces) + stream.flush() == text
+
+
+TOKENS = st.one_of(st.integers(0, 255), st.just(10), st.sampled_from([EOS, OPEN, CLOSE]))
+
+
+@given(st.lists(st.lists(TOKENS, max_size=5), max_size=12), st.integers(0, 20), st.integers(1, 30), st.booleans())
+def test_a_step_at_once_is_the_same_as_token_by_token(
+    steps: list[list[int]], budget: int, most: int, in_thought: bool
+) -> None:
+    quick, slow = (splitter(budget=budget, most=most, in_thought=in_thought) for _ in range(2))
+    for step in steps:
+        # With log probabilities a splitter takes every token by itself.
+        verdicts = quick.push(step), slow.push(step, [SURE] * len(step))
+        assert verdicts[0] is verdicts[1]
+        assert quick.state() == slow.state()
+        assert texts_and_counts(quick) == texts_and_counts(slow)
+        if verdicts[0] is not Verdict.GO_ON:
+            return
+
+
+def texts_and_counts(split: Splitter) -> list[tuple[bool, str, int, tuple[int, ...]]]:
+    return [(delta.is_thought, delta.text, delta.token_count, delta.token_ids) for delta in split.take()]
 
 
 @given(st.binary())
