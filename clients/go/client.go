@@ -30,6 +30,7 @@ type Client struct {
 	conn       *grpc.ClientConn
 	generation pb.GenerationServiceClient
 	model      pb.ModelServiceClient
+	routing    pb.RoutingServiceClient
 	reconnect  *Reconnect
 	apiKey     string
 	cancelling sync.WaitGroup
@@ -99,6 +100,7 @@ func Dial(target string, options ...DialOption) (*Client, error) {
 	}
 	made := &Client{conn: conn, reconnect: s.reconnect, apiKey: s.apiKey}
 	made.generation, made.model = pb.NewGenerationServiceClient(conn), pb.NewModelServiceClient(conn)
+	made.routing = pb.NewRoutingServiceClient(conn)
 	return made, nil
 }
 
@@ -234,6 +236,37 @@ func (c *Client) Model(ctx context.Context, name string) (*pb.GetModelResponse, 
 		return nil, errorOf(err)
 	}
 	return reply, nil
+}
+
+// ExpertLoad tells the tokens per expert and layer over the window that ends now; nil asks for the server's defaults.
+// It fails with ErrFeatureOff where nothing is counted.
+func (c *Client) ExpertLoad(ctx context.Context, request *pb.GetExpertLoadRequest) (*pb.ExpertLoad, error) {
+	reply, err := c.routing.GetExpertLoad(c.outgoing(ctx), request)
+	if err != nil {
+		return nil, errorOf(err)
+	}
+	return reply.GetLoad(), nil
+}
+
+// WatchExpertLoad tells the same again and again, until see says false or ctx ends.
+func (c *Client) WatchExpertLoad(
+	ctx context.Context, request *pb.WatchExpertLoadRequest, see func(*pb.ExpertLoad) bool,
+) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	call, err := c.routing.WatchExpertLoad(c.outgoing(ctx), request)
+	if err != nil {
+		return errorOf(err)
+	}
+	for {
+		reply, err := call.Recv()
+		if err != nil {
+			return errorOf(err)
+		}
+		if !see(reply.GetLoad()) {
+			return nil
+		}
+	}
 }
 
 func (c *Client) outgoing(ctx context.Context) context.Context {

@@ -72,12 +72,22 @@ def _model(client: pc.Client, case: dict[str, Any], seen: dict[str, Any]) -> Non
     seen["model"] = model_of(client.model(case.get("model", "")))
 
 
+def _experts(client: pc.Client, case: dict[str, Any], seen: dict[str, Any]) -> None:
+    seen["tokens"] = client.expert_load(**case.get("experts", {})).token_count
+
+
+def _watch_experts(client: pc.Client, case: dict[str, Any], seen: dict[str, Any]) -> None:
+    seen["tokens"] = next(client.watch_expert_load(**case.get("experts", {}))).token_count
+
+
 _SYNC = {
     "stream": _stream,
     "interact": _interact,
     "generate": _generate,
     "count": _count,
     "model": _model,
+    "experts": _experts,
+    "watch_experts": _watch_experts,
 }
 
 
@@ -112,6 +122,12 @@ async def _run_async(
             return
         case "model":
             seen["model"] = model_of(await client.model(case.get("model", "")))
+            return
+        case "experts":
+            seen["tokens"] = (await client.expert_load(**case.get("experts", {}))).token_count
+            return
+        case "watch_experts":
+            seen["tokens"] = (await anext(client.watch_expert_load(**case.get("experts", {})))).token_count
             return
         case "stream":
             stream = client.stream(resumable=case.get("resumable"), **delivered(case))

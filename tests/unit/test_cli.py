@@ -35,7 +35,21 @@ def test_help_waits_for_nothing_heavy() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["serve", "demo", "chat", "generate", "eval", "bench", "pilot", "count", "plan", "model", "config", "version"],
+    [
+        "serve",
+        "demo",
+        "chat",
+        "generate",
+        "eval",
+        "bench",
+        "pilot",
+        "count",
+        "plan",
+        "model",
+        "experts",
+        "config",
+        "version",
+    ],
 )
 def test_every_command_has_help(command: str) -> None:
     result = run(command, "--help")

@@ -25,6 +25,7 @@ from penstock_client.errors import (
     Unavailable,
 )
 from penstock_client.events import AnswerDelta, Event, Finished, Started, ThinkingFinished, ThoughtDelta
+from penstock_client.experts import ExpertLoad, LayerLoad
 from penstock_client.reconnect import Reconnect
 from penstock_client.response import Candidate, Response
 from penstock_client.spec import GenerationOptions, Message, build_spec
@@ -79,6 +80,8 @@ __all__ = [
     "TokenCount",
     "ModelCard",
     "ProfileFeature",
+    "ExpertLoad",
+    "LayerLoad",
     "PriceTier",
     "usd_from_ticks",
     # exceptions

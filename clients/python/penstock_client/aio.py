@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
@@ -16,19 +16,22 @@ from penstock_client.aio_stream import AsyncInteraction, AsyncStream
 from penstock_client.card import ModelCard, TokenCount
 from penstock_client.channel import ChannelOptions, Tls, credentials_for, metadata_for, options_for
 from penstock_client.errors import from_rpc_error
+from penstock_client.experts import ExpertLoad, load_request, watch_request
 from penstock_client.reconnect import Link, Reconnect
 from penstock_client.response import Response
 from penstock_client.spec import GenerationOptions, Prompt, build_spec, interact_request, stream_request
 from penstock_client.tracing import CallSpan
 from penstock_client.v1 import generation_pb2 as pb
-from penstock_client.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc
+from penstock_client.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc, routing_pb2_grpc
 
 if TYPE_CHECKING:
     from penstock_client.v1.generation_pb2_grpc import GenerationServiceAsyncStub
     from penstock_client.v1.model_pb2_grpc import ModelServiceAsyncStub
+    from penstock_client.v1.routing_pb2_grpc import RoutingServiceAsyncStub
 
 ReplyT = TypeVar("ReplyT")
 _GENERATION, _MODEL = "penstock.v1.GenerationService", "penstock.v1.ModelService"
+_ROUTING = "penstock.v1.RoutingService"
 # What cancelling may take, and what closing waits for it.
 _CANCEL_SECONDS, _CLOSE_SECONDS = 5.0, 1.0
 
@@ -148,6 +151,43 @@ class AsyncClient:
         request = model_pb2.GetModelRequest(model=name)
         return await self._reply(f"{_MODEL}/GetModel", self._model.GetModel, request, timeout, ModelCard.from_proto)
 
+    async def expert_load(
+        self, *, window_seconds: float | None = None, ranks: int | None = None, timeout: float | None = None
+    ) -> ExpertLoad:
+        """Tokens per expert over the window that ends now: up to an hour, the server's own where absent.
+
+        `ranks`: how many parallel ranks the shares are about, absent as served. Raises `FeatureOff` where the server
+        does not count.
+        """
+        request, method = load_request(window_seconds, ranks), self._routing.GetExpertLoad
+        return await self._reply(
+            f"{_ROUTING}/GetExpertLoad", method, request, timeout, lambda reply: ExpertLoad.from_proto(reply.load)
+        )
+
+    async def watch_expert_load(
+        self,
+        *,
+        window_seconds: float | None = None,
+        interval_seconds: float | None = None,
+        ranks: int | None = None,
+        timeout: float | None = None,
+    ) -> AsyncGenerator[ExpertLoad, None]:
+        """The same every `interval_seconds` (0.1 to an hour, absent: 1), until the generator is closed."""
+        span = CallSpan(f"{_ROUTING}/WatchExpertLoad", self._metadata, self.target)
+        timeout = self.timeout if timeout is None else timeout
+        request = watch_request(window_seconds, interval_seconds, ranks)
+        call = self._routing.WatchExpertLoad(request, timeout=timeout, metadata=span.metadata)
+        try:
+            async for reply in call:
+                yield ExpertLoad.from_proto(reply.load)
+        except grpc.RpcError as error:
+            failure = from_rpc_error(error)
+            span.end(failure=failure)
+            raise failure from None
+        finally:
+            call.cancel()
+            span.end()
+
     async def close(self) -> None:
         """Cancels what runs and closes the connection."""
         if self._cancelling:
@@ -219,3 +259,7 @@ class AsyncClient:
     @property
     def _model(self) -> ModelServiceAsyncStub:
         return model_pb2_grpc.ModelServiceStub(self._connect())
+
+    @property
+    def _routing(self) -> RoutingServiceAsyncStub:
+        return routing_pb2_grpc.RoutingServiceStub(self._connect())

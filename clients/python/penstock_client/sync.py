@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
@@ -12,16 +12,18 @@ import grpc
 from penstock_client.card import ModelCard, TokenCount
 from penstock_client.channel import ChannelOptions, Tls, credentials_for, metadata_for, options_for
 from penstock_client.errors import from_rpc_error
+from penstock_client.experts import ExpertLoad, load_request, watch_request
 from penstock_client.reconnect import Link, Reconnect
 from penstock_client.response import Response
 from penstock_client.spec import GenerationOptions, Prompt, build_spec, interact_request, stream_request
 from penstock_client.sync_stream import Interaction, Stream
 from penstock_client.tracing import CallSpan
 from penstock_client.v1 import generation_pb2 as pb
-from penstock_client.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc
+from penstock_client.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc, routing_pb2_grpc
 
 ReplyT = TypeVar("ReplyT")
 _GENERATION, _MODEL = "penstock.v1.GenerationService", "penstock.v1.ModelService"
+_ROUTING = "penstock.v1.RoutingService"
 # What cancelling may take, and what closing waits for it.
 _CANCEL_SECONDS, _CLOSE_SECONDS = 5.0, 1.0
 
@@ -58,6 +60,7 @@ class Client:
         )
         self._generation = generation_pb2_grpc.GenerationServiceStub(self._channel)
         self._model = model_pb2_grpc.ModelServiceStub(self._channel)
+        self._routing = routing_pb2_grpc.RoutingServiceStub(self._channel)
         self._cancelling: set[Any] = set()
 
     def stream(
@@ -127,6 +130,39 @@ class Client:
         """What is served: the model's card, profile, prices and limits."""
         request = model_pb2.GetModelRequest(model=name)
         return self._reply(f"{_MODEL}/GetModel", self._model.GetModel, request, timeout, ModelCard.from_proto)
+
+    def expert_load(
+        self, *, window_seconds: float | None = None, ranks: int | None = None, timeout: float | None = None
+    ) -> ExpertLoad:
+        """Tokens per expert over the window that ends now. See `AsyncClient.expert_load`."""
+        request, method = load_request(window_seconds, ranks), self._routing.GetExpertLoad
+        return self._reply(
+            f"{_ROUTING}/GetExpertLoad", method, request, timeout, lambda reply: ExpertLoad.from_proto(reply.load)
+        )
+
+    def watch_expert_load(
+        self,
+        *,
+        window_seconds: float | None = None,
+        interval_seconds: float | None = None,
+        ranks: int | None = None,
+        timeout: float | None = None,
+    ) -> Generator[ExpertLoad, None, None]:
+        """The same, again and again. See `AsyncClient.watch_expert_load`."""
+        span = CallSpan(f"{_ROUTING}/WatchExpertLoad", self._metadata, self.target)
+        timeout = self.timeout if timeout is None else timeout
+        request = watch_request(window_seconds, interval_seconds, ranks)
+        call = self._routing.WatchExpertLoad(request, timeout=timeout, metadata=span.metadata)
+        try:
+            for reply in call:
+                yield ExpertLoad.from_proto(reply.load)
+        except grpc.RpcError as error:
+            failure = from_rpc_error(error)
+            span.end(failure=failure)
+            raise failure from None
+        finally:
+            call.cancel()
+            span.end()
 
     def close(self) -> None:
         """Cancels what runs and closes the connection."""

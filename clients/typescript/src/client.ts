@@ -22,6 +22,14 @@ import {
   type GenerationSpec,
 } from "./gen/penstock/v1/generation_pb.js";
 import { GetModelRequestSchema, GetModelResponseSchema, type GetModelResponse } from "./gen/penstock/v1/model_pb.js";
+import {
+  GetExpertLoadRequestSchema,
+  GetExpertLoadResponseSchema,
+  WatchExpertLoadRequestSchema,
+  WatchExpertLoadResponseSchema,
+  type ExpertLoad,
+  type WatchExpertLoadResponse,
+} from "./gen/penstock/v1/routing_pb.js";
 import { RECONNECT, type Reconnect } from "./reconnect.js";
 import { Response } from "./response.js";
 import { buildSpec, type GenerationOptions, type Prompt } from "./spec.js";
@@ -29,6 +37,7 @@ import { Interaction, Stream, type Call, type Link, type SteeredCall } from "./s
 
 const GENERATION = "/penstock.v1.GenerationService";
 const MODEL = "/penstock.v1.ModelService";
+const ROUTING = "/penstock.v1.RoutingService";
 const CANCEL_SECONDS = 5;
 const MAX_RECEIVE_BYTES = 256 * 1024 * 1024;
 
@@ -73,6 +82,16 @@ export interface CallOptions {
 export interface FlushOptions {
   /** Seconds. Gathers deltas for at most that long: fewer, larger events; the first ones and the last are not held. */
   flushIntervalSeconds?: number;
+}
+export interface ExpertLoadOptions extends CallOptions {
+  /** Up to an hour; absent: the server's own. */
+  windowSeconds?: number;
+  /** Parallel ranks that the shares are about; absent: as served. */
+  ranks?: number;
+}
+export interface WatchOptions extends ExpertLoadOptions {
+  /** 0.1 to an hour; absent: 1. */
+  intervalSeconds?: number;
 }
 export interface StreamOptions extends CallOptions, FlushOptions {
   /** Go on over a dropped connection. Default: unless the client has `reconnect: null`. */
@@ -180,6 +199,42 @@ export class Client {
     return this.unary(`${MODEL}/GetModel`, GetModelRequestSchema, GetModelResponseSchema, request, options);
   }
 
+  /** Tokens per expert and layer, over the window that ends now. Fails with `FeatureOff` where nothing is counted. */
+  async expertLoad(options: ExpertLoadOptions = {}): Promise<ExpertLoad> {
+    const request = create(GetExpertLoadRequestSchema, {
+      window: seconds(options.windowSeconds),
+      rankCount: options.ranks,
+    });
+    const path = `${ROUTING}/GetExpertLoad`;
+    const reply = await this.unary(path, GetExpertLoadRequestSchema, GetExpertLoadResponseSchema, request, options);
+    return reply.load!;
+  }
+
+  /** The same, again and again, until the loop over it is left. */
+  async *watchExpertLoad(options: WatchOptions = {}): AsyncGenerator<ExpertLoad> {
+    const request = create(WatchExpertLoadRequestSchema, {
+      window: seconds(options.windowSeconds),
+      interval: seconds(options.intervalSeconds),
+      rankCount: options.ranks,
+    });
+    const call = this.grpc.makeServerStreamRequest(
+      `${ROUTING}/WatchExpertLoad`,
+      writer(WatchExpertLoadRequestSchema),
+      reader(WatchExpertLoadResponseSchema),
+      request,
+      this.metadata,
+      callOptions(this.deadline(options)),
+    );
+    call.on("error", () => {}); // what the loop does not see any more: its own cancelling
+    try {
+      for await (const reply of call) yield (reply as WatchExpertLoadResponse).load!;
+    } catch (error) {
+      throw fromServiceError(error as grpc.ServiceError);
+    } finally {
+      call.cancel();
+    }
+  }
+
   /** Closes the connection, when the server knows which streams were left. */
   async close(): Promise<void> {
     await Promise.all(this.cancelling);
@@ -247,9 +302,11 @@ function specOf(input: Input, options: GenerationOptions): GenerationSpec {
   return buildSpec(input as Prompt, options);
 }
 
-function flushOf({ flushIntervalSeconds: seconds }: FlushOptions) {
-  return { flushInterval: seconds === undefined ? undefined : durationFromMs(seconds * 1000) };
+function flushOf({ flushIntervalSeconds }: FlushOptions) {
+  return { flushInterval: seconds(flushIntervalSeconds) };
 }
+
+const seconds = (value?: number) => (value === undefined ? undefined : durationFromMs(value * 1000));
 
 const writer =
   <T extends DescMessage>(schema: T) =>

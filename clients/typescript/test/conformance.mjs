@@ -21,6 +21,10 @@ function optionsOf(case_) {
   return options;
 }
 
+function expertsOf({ experts = {} }) {
+  return { windowSeconds: experts.window_seconds, intervalSeconds: experts.interval_seconds, ranks: experts.ranks };
+}
+
 function eventOf(event) {
   const seen = { kind: event.kind, sequence: event.sequence };
   if ("text" in event) Object.assign(seen, { candidate: event.candidateIndex, text: event.text, tokens: event.tokenCount });
@@ -100,6 +104,15 @@ const CALLS = {
     const { dropped, effectiveSettings, ...counted } = await client.count(spec, optionsOf(case_));
     seen.count = { ...plain(counted), dropped_tokens: dropped?.tokens ?? 0, dropped_messages: dropped?.messages ?? 0 };
     seen.effective = effectiveOf(effectiveSettings) ?? null;
+  },
+  async experts(client, case_, seen) {
+    seen.tokens = Number((await client.expertLoad(expertsOf(case_))).tokenCount);
+  },
+  async watch_experts(client, case_, seen) {
+    for await (const load of client.watchExpertLoad(expertsOf(case_))) {
+      seen.tokens = Number(load.tokenCount);
+      break;
+    }
   },
   async model(client, case_, seen) {
     const card = await client.model(case_.model);

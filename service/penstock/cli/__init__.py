@@ -16,6 +16,7 @@ from penstock.cli import (
     demo,
     download,
     evaluate,
+    experts,
     generate,
     inspect,
     keys,
@@ -64,6 +65,7 @@ app.command()(plan.plan)
 app.command()(quantize.quantize)
 app.command()(download.download)
 app.command()(inspect.model)
+app.command()(experts.experts)
 app.add_typer(config.commands, name="config")
 app.add_typer(keys.commands, name="keys")
 app.command()(inspect.version)

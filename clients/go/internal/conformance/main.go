@@ -14,6 +14,7 @@ import (
 	penstock "github.com/penstock/penstock/clients/go"
 	pb "github.com/penstock/penstock/clients/go/penstockv1"
 	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/types/known/durationpb"
 )
 
 type testCase struct {
@@ -28,7 +29,12 @@ type testCase struct {
 	GenerationID                     *string `json:"generation_id"`
 	APIKey                           string  `json:"api_key"`
 	ResumeAPIKey                     string  `json:"resume_api_key"`
-	Steps                            []struct {
+	Experts                          struct {
+		WindowSeconds   *float64 `json:"window_seconds"`
+		IntervalSeconds *float64 `json:"interval_seconds"`
+		Ranks           *int32
+	}
+	Steps []struct {
 		After  int
 		Do     string
 		Budget int32
@@ -114,11 +120,41 @@ func run(one testCase, targets map[string]string, seen object) error {
 		}
 		return err
 	}
+	if one.Call == "experts" || one.Call == "watch_experts" {
+		return experts(ctx, client, one, seen)
+	}
 	card, err := client.Model(ctx, one.Model)
 	if err == nil {
 		seen["model"] = cardOf(card)
 	}
 	return err
+}
+
+func experts(ctx context.Context, client *penstock.Client, one testCase, seen object) error {
+	see := func(load *pb.ExpertLoad) bool {
+		seen["tokens"] = load.GetTokenCount()
+		return false
+	}
+	asked := one.Experts
+	if one.Call == "watch_experts" {
+		request := &pb.WatchExpertLoadRequest{RankCount: asked.Ranks}
+		request.Window, request.Interval = durationOf(asked.WindowSeconds), durationOf(asked.IntervalSeconds)
+		return client.WatchExpertLoad(ctx, request, see)
+	}
+	load, err := client.ExpertLoad(ctx, &pb.GetExpertLoadRequest{
+		Window: durationOf(asked.WindowSeconds), RankCount: asked.Ranks,
+	})
+	if err == nil {
+		see(load)
+	}
+	return err
+}
+
+func durationOf(seconds *float64) *durationpb.Duration {
+	if seconds == nil {
+		return nil
+	}
+	return durationpb.New(time.Duration(*seconds * float64(time.Second)))
 }
 
 func dial(one testCase, targets map[string]string, key string) *penstock.Client {

@@ -1,0 +1,97 @@
+"""`penstock experts`: which experts the tokens go to, as a heat map that lives, as a picture, or as JSON."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from penstock.cli import options as o
+
+if TYPE_CHECKING:
+    from penstock_client import ExpertLoad
+
+_PICTURES = (".png", ".svg", ".pdf")
+
+
+def experts(
+    window: Annotated[float | None, typer.Option(min=0.001, max=3600, help="Seconds. Default: the server's.")] = None,
+    interval: Annotated[
+        float | None, typer.Option(min=0.1, max=3600, help="Seconds between two looks. Default: 1.")
+    ] = None,
+    ranks: Annotated[
+        int | None, typer.Option(min=1, help="Judge balance over so many ranks. Default: as served.")
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="One look; also where the output is no terminal.")] = False,
+    png: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="Write one look as a picture (.png, .svg, .pdf).")
+    ] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="For machines: one look as JSON; with --interval one per line, until Ctrl-C.")
+    ] = False,
+    target: o.Target = o.DEFAULT_TARGET,
+    tls: o.Tls = None,
+) -> None:
+    """Show which experts the tokens go to: a heat map per layer, until Ctrl-C."""
+    if png is not None:
+        _refuse_unwritable(png)
+    goes_on = interval is not None if json else sys.stdout.isatty()
+    with o.connected(target, tls) as client:
+        if once or png is not None or not goes_on:
+            load = client.expert_load(window_seconds=window, ranks=ranks)
+            _tell(load, png, json)
+        else:
+            looks = client.watch_expert_load(window_seconds=window, interval_seconds=interval, ranks=ranks)
+            with closing(looks):
+                _follow(looks, json)
+
+
+def _tell(load: ExpertLoad, png: Path | None, json: bool) -> None:
+    from penstock.cli.show import print_json
+
+    if png is not None:
+        from penstock.cli.experts_plot import draw
+
+        draw(load, png)
+        typer.echo(f"wrote {png}", err=True)
+    if json:
+        print_json(load.raw)
+    elif png is None:
+        from rich.console import Console
+
+        from penstock.cli.experts_map import heat_map
+
+        console = Console()
+        console.print(heat_map(load, console))
+
+
+def _follow(loads: Iterator[ExpertLoad], json: bool) -> None:
+    from rich.console import Console
+    from rich.live import Live
+
+    from penstock.cli.experts_map import heat_map
+    from penstock.cli.show import print_json
+
+    if json:
+        for load in loads:
+            print_json(load.raw)
+        return
+    console = Console()
+    with Live(console=console, auto_refresh=False) as live:
+        for load in loads:
+            live.update(heat_map(load, console), refresh=True)
+
+
+def _refuse_unwritable(png: Path) -> None:
+    """Before the server is asked."""
+    if find_spec("matplotlib") is None:
+        raise typer.BadParameter("needs matplotlib: pip install 'penstock[eval]'", param_hint="--png")
+    if png.suffix not in _PICTURES:
+        raise typer.BadParameter(f"{png}: ends in none of {', '.join(_PICTURES)}", param_hint="--png")
+    if not png.parent.is_dir():
+        raise typer.BadParameter(f"{png}: there is no directory {png.parent}", param_hint="--png")
