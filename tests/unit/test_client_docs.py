@@ -27,7 +27,7 @@ SOURCES = {
 # How a public name is written where it is defined, in each language.
 DEFINED = {
     "Python": r"(class|def) {0}\b|^{0} = |\b{0}: |\bmodule {0}\b",
-    "TypeScript": r"(const|class|interface|get|async) {0}\b|^  {0}\(|\b{0}\??: |\"name\": \"{0}\"",
+    "TypeScript": r"(const|class|interface|get|async) \*?{0}\b|^  {0}\(|\b{0}\??: |\"name\": \"{0}\"",
     "Go": r"const {0} |func (\(\w+ \*?\w+\) )?{0}\(|type {0} |\t{0} +=|module \S*{0}|\"{0}\"",
 }
 
