@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import signal
 import statistics
 import time
 from dataclasses import replace
@@ -139,14 +140,15 @@ async def test_what_the_trial_did_not_find_the_engine_ends_and_remembers(engine:
 class SlowTrials(constraints.Constraints):
     """Trials that take a moment, without a process."""
 
-    def __init__(self) -> None:
-        super().__init__(lambda: "", lambda structured: ("regex", structured.spec), 5.0)
+    def __init__(self, doubted_seconds: float = 60.0) -> None:
+        super().__init__(lambda: "", lambda structured: ("regex", structured.spec), 5.0, doubted_seconds)
         self.order: list[str] = []
+        self.verdict: int = Verdict.GOOD
 
     async def _try(self, kind: str, spec: str) -> int:
         await asyncio.sleep(0.02)
         self.order.append(spec)
-        return Verdict.GOOD
+        return self.verdict
 
 
 async def test_a_caller_of_many_waits_for_itself() -> None:
@@ -157,6 +159,20 @@ async def test_a_caller_of_many_waits_for_itself() -> None:
     await door.check(replace(base, spec="modest"), "modest")
     assert door.order.index("modest") <= 2
     await asyncio.gather(*greedy)
+
+
+async def test_what_only_ran_out_of_time_is_tried_again_later() -> None:
+    door = SlowTrials(doubted_seconds=1.0)
+    door.verdict = -signal.SIGALRM
+    constraint = StructuredOutput(StructuredKind.REGEX, "a")
+    for _ in range(2):
+        with pytest.raises(BadRequest):
+            await door.check(constraint, "a")
+    assert len(door.order) == 1
+    await asyncio.sleep(1.1)
+    door.verdict = Verdict.GOOD
+    await door.check(constraint, "a")
+    assert len(door.order) == 2
 
 
 async def test_a_queue_for_trials_ends() -> None:

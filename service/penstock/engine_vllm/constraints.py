@@ -11,9 +11,11 @@ import contextlib
 import hashlib
 import itertools
 import json
+import math
 import os
 import signal
 import sys
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -35,13 +37,21 @@ GrammarOf = Callable[[StructuredOutput], tuple[str, str]]
 
 class Constraints:
     """Belongs to one event loop. `tokenizer_json` gives the compiler's own view of the tokenizer, asked for at the
-    first constraint; a trial takes at most `seconds`."""
+    first constraint; a trial takes at most `seconds`. One that ran out of them may have been slowed by the machine: it
+    may be tried again after `doubted_seconds`."""
 
-    def __init__(self, tokenizer_json: Callable[[], str], grammar_of: GrammarOf, seconds: float) -> None:
+    def __init__(
+        self,
+        tokenizer_json: Callable[[], str],
+        grammar_of: GrammarOf,
+        seconds: float,
+        doubted_seconds: float = 60.0,
+    ) -> None:
         self._tokenizer_json = tokenizer_json
         self._grammar_of = grammar_of
         self._seconds = seconds
-        self._verdicts: OrderedDict[bytes, int] = OrderedDict()
+        self._doubted_seconds = doubted_seconds
+        self._verdicts: OrderedDict[bytes, tuple[int, float]] = OrderedDict()
         self._process: asyncio.subprocess.Process | None = None
         self._starting = asyncio.Lock()
         self._slots = asyncio.Semaphore(_TRIALS_AT_ONCE)
@@ -73,12 +83,15 @@ class Constraints:
             await self._process.wait()
 
     def _remembered(self, key: bytes) -> int | None:
-        if key in self._verdicts:
-            self._verdicts.move_to_end(key)
-        return self._verdicts.get(key)
+        verdict, until = self._verdicts.get(key, (None, 0.0))
+        if verdict is None or time.monotonic() > until:
+            return None
+        self._verdicts.move_to_end(key)
+        return verdict
 
     def _remember(self, key: bytes, verdict: int) -> None:
-        self._verdicts[key] = verdict
+        seconds = self._doubted_seconds if verdict == -signal.SIGALRM else math.inf
+        self._verdicts[key] = (verdict, time.monotonic() + seconds)
         self._verdicts.move_to_end(key)
         while len(self._verdicts) > _MOST_REMEMBERED:
             self._verdicts.popitem(last=False)
