@@ -92,8 +92,8 @@ class SupervisedEngine:
         on_probation = request.suspect
         engine = self._engine
         try:
-            if not self._alive:
-                raise EngineDown("the engine is restarting")
+            # A request that no engine has seen is waited with: a death here would be counted against it.
+            await self.revived()
             engine = self._engine
             async with aclosing(engine.stream(request)) as chunks:
                 while True:

@@ -101,7 +101,7 @@ async def test_twenty_streams_share_a_connection_that_never_lasts() -> None:
 
         for events in await asyncio.gather(*map(collect, firsts, streams)):
             assert_whole(events)
-        assert flaky.connections > 3
+        assert flaky.connections >= 3, "cut twice at least; how often depends on how much is gathered into a message"
 
 
 async def test_an_outage_of_seconds_is_waited_for() -> None:

@@ -257,7 +257,8 @@ async def test_an_unreachable_collector_never_blocks_and_is_told_once(caplog: py
         async with grpc.aio.insecure_channel(address) as channel:
             slowest, calls = 0.0, 0
             ends = time.monotonic() + 3.5
-            while time.monotonic() < ends:
+            # Long enough for a second failure to be told, and for more spans than may be kept: six a call.
+            while time.monotonic() < ends or calls <= 60:
                 began = time.monotonic()
                 await stream(channel, spec())
                 slowest = max(slowest, time.monotonic() - began)
@@ -275,8 +276,7 @@ async def test_an_unreachable_collector_never_blocks_and_is_told_once(caplog: py
         f"\nunreachable collector: {calls} calls, slowest {slowest * 1000:.0f} ms, {kept} spans kept; "
         f"closing {closing:.2f} s"
     )
-    # Each call makes six; kept are the queue's 64, a batch under way, and what a span that ended still points at.
-    assert calls * 6 > 300
+    # Kept are the queue's 64, a batch under way, and what a span that ended still points at.
     assert kept < 200
     assert slowest < 2
     assert closing < 8

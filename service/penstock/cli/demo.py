@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import signal
@@ -43,6 +44,7 @@ DRAIN_SECONDS = 3.0
 STOP_SECONDS = 20.0
 HEARTBEAT_SECONDS = 15.0
 _PICTURE_COLUMNS = 110
+_PR_SET_PDEATHSIG = 1
 
 
 class ServiceDied(Exception):
@@ -97,11 +99,17 @@ def _service(directory: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=_end_with_parent,
         )
     try:
         yield process
     finally:
         _stop(process)
+
+
+def _end_with_parent() -> None:
+    """In the new process: the kernel sends it SIGTERM when this one is gone, even by SIGKILL. See prctl(2)."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _exit_by_signal(number: int, _frame: object) -> None:
