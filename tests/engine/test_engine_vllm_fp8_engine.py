@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from collections import Counter
 
 import pytest
 from penstock.config import DEMO_MODEL_DIR, EngineSettings
 from penstock.engine_vllm.fp8.write import write
 from penstock.engine_vllm.start import start
+from penstock.sizes.shape import read_shape
+from penstock.sizes.weights import inventory, weight_bytes
 from penstock.types import Message, Role
 
 from .conftest import run
@@ -52,6 +56,16 @@ def test_weights_take_about_half_the_memory(found):
     assert sum(sizes["fp8"]) <= 0.56 * sum(sizes["bfloat16"])
     assert len(sizes["fp8 on two"]) == 2
     assert max(sizes["fp8 on two"]) < 0.6 * sizes["fp8"][0]
+
+
+def test_weights_are_those_on_paper_on_one_worker_and_on_two(found):
+    """Over two, FP8 layers have more scales than the checkpoint: blocks are cut with the layer."""
+    shape = read_shape(json.loads((DEMO_MODEL_DIR / "config.json").read_text(encoding="utf-8")))
+    held = {name: [Counter(worker) for worker in weights] for name, (_, weights, _) in found.items()}
+    assert sum(held["bfloat16"][0].values()) == weight_bytes(shape, fp8=False)
+    assert sum(held["fp8"][0].values()) == weight_bytes(shape, fp8=True)
+    halves = sum(matrix.elements for matrix in inventory(shape) if matrix.fp8) / 2
+    assert [worker["float8_e4m3fn"] for worker in held["fp8 on two"]] == [halves, halves]
 
 
 def test_greedy_answers_agree(found):
