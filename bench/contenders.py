@@ -249,9 +249,9 @@ class Smg(OverSockets):
         for when, data in grpc_frames.messages(reply):
             message = smg.GenerateResponse.FromString(data)
             if message.chunk.token_ids:
+                # Its own counts are of the last chunk alone.
                 times.append(when)
-            if message.HasField("complete"):
-                tokens = message.complete.completion_tokens
+                tokens += len(message.chunk.token_ids)
         return answered(reply.sent_at, times, tokens)
 
 
