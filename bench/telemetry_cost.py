@@ -1,0 +1,146 @@
+"""What looking inside costs: tokens per second with telemetry on against off, and with expert routing on against off.
+
+python -m bench.telemetry_cost [--rounds 12] [--calls 16] [--tokens 96] [--json]
+
+One real engine on the embedded default, one server per measurement, the same streams. A round is off, on, on, off, so
+that a machine that slows down or is busy with other things hits both alike; its ratio is on over off. Told are the
+median over rounds, the quartiles, and how much off differs from itself, below which no cost can be seen. Telemetry is
+all of it: traces, metrics and logs to a collector in a process of its own, and a Prometheus endpoint.
+Aims: 0.97 for telemetry, 0.98 for routing. Ends with 1 where a median misses its aim.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+from penstock.config import Config, EngineSettings, TelemetrySettings
+from penstock.engine import Engine
+from penstock.observe import NOBODY, Observer
+from penstock.server import Server
+from penstock.telemetry.plan import plan_telemetry
+from penstock.telemetry.start import Telemetry
+from penstock_client.v1 import generation_pb2 as pb
+from penstock_client.v1 import generation_pb2_grpc
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).parents[1]
+AIMS = {"telemetry": 0.97, "routing": 0.98}
+Measure = Callable[[bool], Awaitable[float]]
+
+
+async def tokens_per_second(engine: Engine, observer: Observer, calls: int, tokens: int) -> float:
+    """Of `calls` streams side by side, each of exactly `tokens`, after one that does not count."""
+    server = Server(Config.model_validate({"server": {"listen": "127.0.0.1:0"}}), observer)
+    address = await server.listen()
+    await server.serve_with(engine)
+    spec = pb.GenerationSpec(
+        messages=pb.Messages(messages=[pb.Message(role=pb.ROLE_USER, content="What is 1 + 2?")]),
+        thinking=pb.ThinkingConfig(mode=pb.THINKING_MODE_FAST),
+        sampling=pb.SamplingConfig(temperature=0.0),
+        output=pb.OutputConfig(max_output_tokens=tokens, min_output_tokens=tokens),
+    )
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = generation_pb2_grpc.GenerationServiceStub(channel)
+
+        async def one() -> None:
+            async for _ in stub.StreamGenerate(pb.StreamGenerateRequest(spec=spec)):
+                pass
+
+        await one()
+        began = time.perf_counter()
+        await asyncio.gather(*(one() for _ in range(calls)))
+        seconds = time.perf_counter() - began
+    await server.drain(0)
+    return calls * tokens / seconds
+
+
+async def compare(measure: Measure, rounds: int) -> dict[str, Any]:
+    """`measure(on)` in rounds of off, on, on, off."""
+    ratios, noise, rates = [], [], []
+    for _ in range(rounds):
+        first, second, third, fourth = [await measure(on) for on in (False, True, True, False)]
+        ratios.append((second + third) / (first + fourth))
+        noise.append(abs(first - fourth) / (first + fourth) * 2)
+        rates.append((first + fourth) / 2)
+    low, middle, high = statistics.quantiles(ratios, n=4) if rounds > 1 else ratios * 3
+    return {
+        "on_over_off": round(middle, 4),
+        "quartiles": [round(low, 4), round(high, 4)],
+        "rounds": rounds,
+        "off_tokens_per_second": round(statistics.median(rates), 1),
+        "off_against_itself": round(statistics.median(noise), 4),
+    }
+
+
+@asynccontextmanager
+async def telling() -> AsyncIterator[Observer]:
+    """Everything told, to a collector that takes it."""
+    pipe = asyncio.subprocess.PIPE
+    command = (sys.executable, "-m", "tests.rpc.otlp")
+    collector = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, cwd=ROOT)
+    assert collector.stdin
+    assert collector.stdout
+    endpoint = (await collector.stdout.readline()).decode().strip()
+    settings = TelemetrySettings(otlp="grpc", otlp_endpoint=endpoint, prometheus_listen=":0", engine_traces=False)
+    telemetry = Telemetry(plan_telemetry(settings, {}), settings)
+    yield telemetry.observer
+    await telemetry.close()
+    collector.stdin.close()
+    await collector.wait()
+
+
+async def costs(rounds: int, calls: int, tokens: int) -> dict[str, dict[str, Any]]:
+    from penstock.engine_vllm.start import plan, start
+
+    settings = EngineSettings(routing="required")
+    layout = plan(settings)[1].layout
+    engine = await start(settings)
+    try:
+        async with telling() as observer:
+
+            async def telemetry(on: bool) -> float:
+                return await tokens_per_second(engine, observer if on else NOBODY, calls, tokens)
+
+            async def routing(on: bool) -> float:
+                await engine.count_experts(layout if on else None)
+                return await tokens_per_second(engine, NOBODY, calls, tokens)
+
+            found = {"telemetry": await compare(telemetry, rounds), "routing": await compare(routing, rounds)}
+    finally:
+        await engine.close()
+    return {name: {**cost, "aim": AIMS[name]} for name, cost in found.items()}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--calls", type=int, default=16, help="streams side by side")
+    parser.add_argument("--tokens", type=int, default=96, help="of each")
+    parser.add_argument("--json", action="store_true")
+    asked = parser.parse_args()
+    found = asyncio.run(costs(asked.rounds, asked.calls, asked.tokens))
+    if asked.json:
+        print(json.dumps(found))
+    else:
+        table = Table("", "on / off", "quartiles", "aim", "off / off differs by", "tokens/s off")
+        for name, cost in found.items():
+            spread = " to ".join(map(str, cost["quartiles"]))
+            noise, rate = cost["off_against_itself"], cost["off_tokens_per_second"]
+            table.add_row(name, str(cost["on_over_off"]), spread, str(cost["aim"]), str(noise), str(rate))
+        Console().print(table)
+    return int(any(cost["on_over_off"] < cost["aim"] for cost in found.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
