@@ -168,3 +168,24 @@ async def test_an_engine_that_does_not_count_says_why() -> None:
     engine._card = SimpleNamespace(profile=(Feature("routing", False, "", "switched off"),))  # type: ignore[assignment]
     with pytest.raises(FeatureOff, match="not counted: switched off"):
         await engine.expert_counts()
+
+
+async def test_counting_is_switched_on_and_off_while_the_engine_runs() -> None:
+    from penstock.engine_vllm.engine import VllmEngine
+
+    asked: list[object] = []
+
+    async def collective_rpc(method: str, args: tuple[object, ...] = ()) -> list[object]:
+        asked.append((method, *args))
+        return [4 if args == (True,) else 0] if method == "count_experts" else [[[0, 3, 1]]]
+
+    engine = VllmEngine.__new__(VllmEngine)
+    engine._llm = SimpleNamespace(collective_rpc=collective_rpc)
+    engine._card = SimpleNamespace(profile=())  # type: ignore[assignment]
+    layout = Layout(4, 2, 1, 1)
+    assert await engine.count_experts(layout) == 4
+    assert list((await engine.expert_counts()).layers[0]) == [3, 1]
+    assert await engine.count_experts(None) == 0
+    with pytest.raises(FeatureOff):
+        await engine.expert_counts()
+    assert asked == [("count_experts", True), ("expert_counts",), ("count_experts", False)]
