@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from penstock.engine_vllm.compat import draft_history, general_plugin
+from penstock.engine_vllm.compat.speculation import _View
 from penstock_client.v1 import generation_pb2 as pb
 from penstock_client.v1 import generation_pb2_grpc
 
@@ -38,6 +39,9 @@ def steps_with(forward: Any, monkeypatch: pytest.MonkeyPatch, steps: list[tuple[
     from vllm.model_executor.layers.mamba.ops.cpu import gdn_attention
 
     one = layer()
+    # The kernels take bfloat16 in their own layout; the path in plain torch is the one that is compared exactly.
+    plain = _View(torch, cpu=_View(torch.cpu, _is_amx_tile_supported=lambda: False))
+    monkeypatch.setattr(gdn_attention, "torch", plain)
     monkeypatch.setattr(gdn_attention, "_unpacked_conv_weight", lambda owner: owner.conv1d.weight[:, 0])
     inputs = torch.randn(20, DIM, generator=torch.Generator().manual_seed(4))
     history, kept, at = torch.zeros(1, DIM, COLUMNS), [], 0
@@ -90,3 +94,45 @@ async def test_constrained_answers_side_by_side_leave_the_engine_alive(channel: 
 
     answers = await asyncio.gather(*(one(number) for number in range(16)))
     assert all(answer[: 2 + n % 5].isdigit() for n, answer in enumerate(answers))
+
+
+def test_the_native_convolution_leaves_the_same_history() -> None:
+    """Full steps run on the kernel where the CPU has bfloat16 products, short ones here: one history for both."""
+    from vllm import _custom_ops as ops
+    from vllm.model_executor.layers.mamba.ops.cpu import gdn_attention
+
+    general_plugin()
+    if not torch.cpu._is_avx512_bf16_supported():
+        pytest.skip("needs a CPU with AVX-512 BF16")
+    dim = 768
+    torch.manual_seed(3)
+    weight = torch.randn(dim, WIDTH).mul(0.3).bfloat16()
+    packed = ops.causal_conv1d_weight_pack(weight.clone())
+    owner = SimpleNamespace(
+        conv1d=SimpleNamespace(weight=packed, bias=None, _cpu_unpacked_conv_weight=weight), activation="silu"
+    )
+    inputs = torch.randn(40, dim).bfloat16()
+    history = torch.zeros(2, COLUMNS, dim, dtype=torch.bfloat16).transpose(1, 2)  # as the engine lays it out
+    kept, at = [], 0
+    for number, (tokens, accepted) in enumerate(STEPS):
+        count = STEPS[number + 1][1] if number + 1 < len(STEPS) else tokens
+        x = inputs[at : at + tokens].clone()
+        x[count:] = 9.0
+        if tokens == DRAFTS + 1:
+            out = gdn_attention._causal_conv1d_update_cpu(
+                x=x.unsqueeze(0),
+                conv_states=history,
+                weight=packed,
+                bias=None,
+                silu_activation=True,
+                conv_state_indices=torch.tensor([1], dtype=torch.int32),
+                is_weight_packed=True,
+                num_accepted_tokens=torch.tensor([accepted], dtype=torch.int32),
+            )[0]
+        else:
+            out = draft_history.convolve(owner, x, history, [1], [accepted], [tokens], WIDTH)
+        kept.append(out[:count])
+        at += count
+    whole = F.pad(inputs[:at].T.float(), (WIDTH - 1, 0)).unsqueeze(0)
+    expected = F.silu(F.conv1d(whole, weight.float().unsqueeze(1), groups=dim))[0].T
+    assert (torch.cat(kept).float() - expected).abs().max() < 0.05
