@@ -104,8 +104,8 @@ async def finished_per_second(patient: Patient, workers: int, seconds: float, sp
     return done / (time.monotonic() - began)
 
 
-# Refusals share two cores, and one event loop, with engine and client. Alone on such a machine: goodput 0.84 of capacity,
-# p99 to refuse 309 ms, at 657 calls a second. Until both lines are met, a miss is told and does not fail the run.
+# Refusals share two cores, and one event loop, with engine and client. Alone on such a machine: goodput 0.84 of
+# capacity, p99 to refuse 309 ms, at 657 calls a second. Until both lines are met, a miss is told and fails no run.
 @pytest.mark.xfail(strict=False, reason="0.9 of the goodput and 50 ms to refuse are not reached on two cores")
 async def test_ten_times_too_much_keeps_nine_tenths_of_the_goodput(patient: Patient) -> None:
     spec = hello(QUESTIONS[0], thinking=THINKING, output=pb.OutputConfig(max_output_tokens=100))
