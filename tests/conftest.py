@@ -1,6 +1,11 @@
 """The quick tests first: what runs on the real engine comes after, and what hurts it comes last."""
 
+import signal
+
 import pytest
+
+# A shell that starts the tests in the background has interrupts ignored, and what the tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -80,9 +80,9 @@ def test_an_overloaded_open_loop_tells_the_wait_that_a_closed_one_hides(target: 
 def test_bursts_wait_in_the_queue(target: str) -> None:
     made = measured(target, "--burst", "8", "--every", "1", "--seconds", "1.5", "--warm-up", "0")
     assert made["calls"] == 16
-    # Four rounds of two, each of 0.1 s at least: the last ones wait for three, and the service says so itself.
-    assert made["first_token"]["p99"] > 0.3
-    assert made["queue"]["most"] > 0.3
+    # Four rounds of two, each of some 0.1 s: the last ones wait for three, and the service says so itself.
+    assert made["first_token"]["p99"] > 0.25
+    assert made["queue"]["most"] > 0.25
 
 
 def test_modes_budgets_and_their_tokens(target: str) -> None:

@@ -237,3 +237,18 @@ def test_reads_are_retried_where_asked(target: str, fake: FakeService) -> None:
         with pytest.raises(pc.Unavailable):
             client.model()
         assert len(fake.requests) == 5
+
+
+async def test_a_status_that_grpc_forgot_is_asked_for_again(target: str) -> None:
+    """Where a write meets a call that the server has ended, grpc.aio makes up INTERNAL; see `AsyncInteraction`."""
+    lost = pc.ServerFault("Internal error from Core", code=grpc.StatusCode.INTERNAL)
+    async with pc.AsyncClient(target) as client:
+        interaction = client.interact("hi", thinking="thinking")
+        interaction.finish_thinking()
+        first = interaction._call
+        assert await interaction._go_on(lost) is None
+        assert interaction._call is not first
+        assert interaction._actions.qsize() >= 2, "the start, and what was asked since"
+        first.cancel()
+        with pytest.raises(pc.ServerFault):
+            await interaction._go_on(lost)

@@ -140,6 +140,9 @@ async def _error_of(call: Any) -> grpc.aio.AioRpcError:
     )
 
 
+_WRITE_FAILED = "Internal error from Core"  # grpc/_cython/_cygrpc/aio/call.pyx.pxi, set_internal_error
+
+
 class AsyncInteraction(AsyncStream):
     """A stream that is steered while it runs; its methods do not wait.
 
@@ -152,8 +155,25 @@ class AsyncInteraction(AsyncStream):
     def __init__(self, link: Link, start: pb.InteractRequest, call: Callable[[AsyncIterator[Any]], Any]) -> None:
         self._actions: asyncio.Queue[pb.InteractRequest | None] = asyncio.Queue()
         self._actions.put_nowait(start)
+        self._again: Callable[[], Any] | None = lambda: call(_until_none(self._restarted(start)))
         # Not resumable, and what another server goes on with could not be steered: no policy.
         super().__init__(link.without_policy(), lambda: call(_until_none(self._actions)))
+
+    def _restarted(self, start: pb.InteractRequest) -> asyncio.Queue[pb.InteractRequest | None]:
+        old, self._actions = self._actions, asyncio.Queue()
+        self._actions.put_nowait(start)
+        while not old.empty():
+            self._actions.put_nowait(old.get_nowait())
+        return self._actions
+
+    async def _go_on(self, failure: PenstockError) -> Event | None:
+        # gRPC says this where the server had ended the call before the start was written, and forgets the server's
+        # status: nothing ran, so asking once more tells it.
+        again, self._again = self._again, None
+        if again is not None and failure.message == _WRITE_FAILED and not self.last_sequence and not self._left:
+            self._call = again()
+            return None
+        return await super()._go_on(failure)
 
     def finish_thinking(self) -> None:
         """Ends the thought now and starts the answer. Without effect once the answer has begun."""
