@@ -12,9 +12,7 @@ import argparse
 import asyncio
 import json
 import multiprocessing
-import os
 import statistics
-import sys
 import time
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -25,16 +23,14 @@ from rich.console import Console
 from rich.table import Table
 
 QUESTIONS = Path(__file__).parents[1] / "service/penstock/evaluation/questions.jsonl"
-IOMP = Path(sys.prefix) / "lib" / "libiomp5.so"
 
 
 @dataclass
 class Contender:
-    """`drafts` per step (0 is MTP off); `environment` for its engine."""
+    """`drafts` per step; 0 is MTP off."""
 
     name: str
     drafts: int
-    environment: dict[str, str] = field(default_factory=dict)
     rates: list[float] = field(default_factory=list)
     said: list[list[int]] = field(default_factory=list)
     drafted: int = 0
@@ -47,9 +43,8 @@ def questions(count: int) -> list[str]:
     return [row["question"] for row in rows[:: max(1, len(rows) // count)]][:count]
 
 
-def serve_turns(drafts: int, environment: dict[str, str], asked: list[str], turns: Connection) -> None:
+def serve_turns(drafts: int, asked: list[str], turns: Connection) -> None:
     """In a process of its own: starts the engine, then plays all questions at each message until None."""
-    os.environ |= environment
     asyncio.run(_serve_turns(drafts, asked, turns))
 
 
@@ -91,9 +86,7 @@ def measure(contenders: list[Contender], asked: list[str], rounds: int, console:
     for contender in contenders:
         console.print(f"starting {contender.name}", style="dim")
         ours, theirs = context.Pipe()
-        process = context.Process(
-            target=serve_turns, args=(contender.drafts, contender.environment, asked, theirs), name=contender.name
-        )
+        process = context.Process(target=serve_turns, args=(contender.drafts, asked, theirs), name=contender.name)
         process.start()
         theirs.close()
         ours.recv()
@@ -141,8 +134,6 @@ def main() -> None:
     arguments = parser.parse_args()
     console = Console(stderr=arguments.json)
     contenders = [Contender(f"{n} drafts" if n else "plain", n) for n in range(arguments.most_drafts + 1)]
-    if IOMP.exists():
-        contenders.append(Contender("2 drafts, libiomp5", 2, {"LD_PRELOAD": str(IOMP)}))
     measure(contenders, questions(arguments.questions), arguments.rounds, console)
     rows = report(contenders)
     if arguments.json:
