@@ -5,20 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
-
-import grpc
 
 from penstock.audit import NO_AUDIT, Audit
 from penstock.callers.caller import CALLER, NOBODY, Caller
 from penstock.callers.gate import Gate
 from penstock.errors import CallerUnknown, Overloaded, PenstockError, QuotaExceeded
+from penstock.house import Context
 from penstock.observe import CALL, CallWatch, Observer
 from penstock.observe import NOBODY as NO_OBSERVER
 from penstock.quotas.quotas import Quotas
 
-# grpc's own type is generic for type checkers only.
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 _GENERATION = "/penstock.v1.GenerationService/"
 # Coming back to a stream is no new request, and giving one up must always be possible.
 _UNCOUNTED = frozenset({f"{_GENERATION}Resume", f"{_GENERATION}Cancel"})

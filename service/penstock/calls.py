@@ -63,7 +63,7 @@ class Calls:
         self, spec: pb.GenerationSpec, arrival: Arrival, flush_seconds: float
     ) -> AsyncGenerator[pb.GenerationEvent, None]:
         """Starts a generation that goes on without its client, and reads it."""
-        self._house.admission.look(class_of(wire.priority_of(spec), arrival.caller), arrival.caller.id)
+        self._look(spec, arrival)
         stream = await self._house.live.open(uuid.uuid4().hex, arrival.caller)
         stream.task = asyncio.create_task(stream.feed(self.events(spec, arrival, flush_seconds, live=stream)))
         return stream.read(0)
@@ -78,7 +78,7 @@ class Calls:
             raise GenerationNotFound("the token belongs to another generation, or to another place in it")
         if request.last_sequence == carried.sequence:
             spec = pb.GenerationSpec.FromString(carried.spec)
-            house.admission.look(class_of(wire.priority_of(spec), arrival.caller), arrival.caller.id)
+            self._look(spec, arrival)
             try:
                 live = await house.live.adopt(request, arrival.caller)
             except Overloaded:  # no room to keep it: it goes on all the same, over this connection alone
@@ -121,6 +121,10 @@ class Calls:
                 async for event in events:
                     yield event
 
+    def _look(self, spec: pb.GenerationSpec, arrival: Arrival) -> None:
+        """Refuses what would be refused anyway, before work is done for it."""
+        self._house.admission.look(class_of(wire.priority_of(spec), arrival.caller), arrival.caller.id)
+
     @asynccontextmanager
     async def let_in(
         self,
@@ -141,7 +145,7 @@ class Calls:
             watch = stack.enter_context(
                 CALL.get().generation(model=engine.card.name, chat=chat, streams=streams, carried=headers)
             )
-            house.admission.look(class_of(wire.priority_of(spec), arrival.caller), arrival.caller.id)
+            self._look(spec, arrival)
             with watch.step(Step.PLAN):
                 plan = await self.plan(spec, engine, arrival, carried)
                 watch.planned(plan, arrival.seconds_left)
@@ -183,8 +187,10 @@ class Calls:
             request = with_carried(request, carried.plan)
         if not self._house.config.auth.shared_prefix_cache:
             request = own_prefixes(request, arrival.caller)
-        likely_tokens = self._house.answers.likely_tokens()
-        plan = plan_generation(request, engine, self._house.config, arrival.seconds_left, likely_tokens)
+        seconds_left = arrival.seconds_left
+        # Only a deadline makes it matter how long answers are.
+        likely_tokens = None if seconds_left is None else self._house.answers.likely_tokens()
+        plan = plan_generation(request, engine, self._house.config, seconds_left, likely_tokens)
         return plan if carried is None else with_budget(plan, carried.plan)
 
     def generation(self, call: Call) -> AsyncGenerator[Event, None]:

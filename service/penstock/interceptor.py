@@ -12,9 +12,10 @@ from typing import Any, TypeAlias
 import grpc
 from google.protobuf.message import DecodeError
 
-from penstock.border import Border, Context, Entry
+from penstock.border import Border, Entry
 from penstock.callers.caller import Caller
 from penstock.errors import BadRequest, FieldViolation, PenstockError
+from penstock.house import Context
 from penstock.slow_clients import SlowReaders, SlowSenders
 from penstock.status import DETAILS_KEY, status_of
 

@@ -104,9 +104,14 @@ def request_of(spec: pb.GenerationSpec) -> Request:
     )
 
 
+def seconds_of(length: Duration) -> float:
+    seconds: float = length.seconds + length.nanos / 1e9
+    return seconds
+
+
 def flush_seconds(interval: Duration) -> float:
     """How long deltas may be held. Raises BadRequest outside [0, 10] seconds."""
-    seconds: float = interval.seconds + interval.nanos / 1e9
+    seconds = seconds_of(interval)
     if not 0 <= seconds <= _MOST_FLUSH_SECONDS:
         raise BadRequest(
             FieldViolation("flush_interval", f"must be 0 to {_MOST_FLUSH_SECONDS} seconds", "INVALID_FIELD")

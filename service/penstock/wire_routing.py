@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from google.protobuf.duration_pb2 import Duration
 from penstock_client.v1 import routing_pb2 as pb
 
 from penstock.errors import BadRequest, FieldViolation
 from penstock.routing import LONGEST_WINDOW_SECONDS, ExpertLoad, busiest_rank_share
-from penstock.wire import duration
+from penstock.wire import duration, seconds_of
 
 _LEAST_INTERVAL_SECONDS, _LONGEST_INTERVAL_SECONDS = 0.1, 3600.0
 _DEFAULT_INTERVAL_SECONDS = 1.0
@@ -29,11 +28,11 @@ def wish_of(request: pb.GetExpertLoadRequest | pb.WatchExpertLoadRequest) -> Wis
     wrong: list[FieldViolation] = []
     window = interval = None
     if request.HasField("window"):
-        window = _seconds(request.window)
+        window = seconds_of(request.window)
         if not 0 < window <= LONGEST_WINDOW_SECONDS:
             wrong.append(FieldViolation("window", "must be in (0, 1 hour]", "INVALID_FIELD"))
     if isinstance(request, pb.WatchExpertLoadRequest) and request.HasField("interval"):
-        interval = _seconds(request.interval)
+        interval = seconds_of(request.interval)
         if not _LEAST_INTERVAL_SECONDS <= interval <= _LONGEST_INTERVAL_SECONDS:
             wrong.append(FieldViolation("interval", "must be in [0.1 s, 1 hour]", "INVALID_FIELD"))
     ranks = request.rank_count if request.HasField("rank_count") else None
@@ -66,7 +65,3 @@ def load_out(load: ExpertLoad, ranks: int | None) -> pb.ExpertLoad:
             for layer in load.layers
         ],
     )
-
-
-def _seconds(length: Duration) -> float:
-    return length.seconds + length.nanos / 1e9

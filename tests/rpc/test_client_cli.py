@@ -240,12 +240,7 @@ def test_the_demo_shows_the_log_of_a_service_that_dies(start: Any, tmp_path: Pat
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_the_demo_leaves_no_orphan(start: Any, tmp_path: Path, number: int, code: int) -> None:
-    replies = tmp_path / "replies.json"
-    replies.write_text('[{"thought": "slow thought", "step_seconds": 30}]')
-    demo = start("demo", PENSTOCK_ENGINE_KIND="scripted", PENSTOCK_ENGINE_MODEL=str(replies))
-    while not demo.stdout.readline().startswith(">"):
-        pass
-    [service] = [int(child) for child in _children(demo.pid)]
+    demo, service = _demo_that_thinks(start, tmp_path)
     demo.send_signal(number)
     demo.communicate(timeout=60)
     assert demo.returncode == code
@@ -254,12 +249,7 @@ def test_the_demo_leaves_no_orphan(start: Any, tmp_path: Path, number: int, code
 
 
 def test_a_demo_that_is_killed_takes_its_service_along(start: Any, tmp_path: Path) -> None:
-    replies = tmp_path / "replies.json"
-    replies.write_text('[{"thought": "slow thought", "step_seconds": 30}]')
-    demo = start("demo", PENSTOCK_ENGINE_KIND="scripted", PENSTOCK_ENGINE_MODEL=str(replies))
-    while not demo.stdout.readline().startswith(">"):
-        pass
-    [service] = [int(child) for child in _children(demo.pid)]
+    demo, service = _demo_that_thinks(start, tmp_path)
     demo.kill()
     assert until(lambda: not _runs(service), 60)
 
@@ -270,6 +260,17 @@ def _runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def _demo_that_thinks(start: Any, tmp_path: Path) -> tuple[Any, int]:
+    """The demo in the middle of its first answer, and its service's pid."""
+    replies = tmp_path / "replies.json"
+    replies.write_text('[{"thought": "slow thought", "step_seconds": 30}]')
+    demo = start("demo", PENSTOCK_ENGINE_KIND="scripted", PENSTOCK_ENGINE_MODEL=str(replies))
+    while not demo.stdout.readline().startswith(">"):
+        pass
+    [service] = [int(child) for child in _children(demo.pid)]
+    return demo, service
 
 
 def _children(pid: int) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json as json_module
 import os
 import shlex
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from penstock.cli import options as o
-from penstock.cli.failures import EXIT_INTERRUPTED, EXIT_REFUSED, fail, in_words
+from penstock.cli.failures import ended
 from penstock.cli.progress import watched
 
 if TYPE_CHECKING:
@@ -167,16 +166,7 @@ class _Bench:
 
     def measure(self, target: str, tls: bool | None, connections: int, pid: int | None) -> int:
         """The exit code: not 0 where Ctrl-C or a failure ended it early."""
-        from penstock_client import PenstockError
-
-        try:
-            asyncio.run(self._measure(target, tls, connections, pid))
-        except KeyboardInterrupt:
-            return EXIT_INTERRUPTED
-        except PenstockError as error:
-            fail(*in_words(error, target))
-            return EXIT_REFUSED
-        return 0
+        return ended(self._measure(target, tls, connections, pid), target)
 
     async def _measure(self, target: str, tls: bool | None, connections: int, pid: int | None) -> None:
         from penstock.load import measure, processes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json as json_module
 import os
 import shlex
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from penstock.cli import options as o
-from penstock.cli.failures import EXIT_INTERRUPTED, EXIT_REFUSED, fail, in_words
+from penstock.cli.failures import EXIT_REFUSED, ended
 
 if TYPE_CHECKING:
     from penstock.evaluation.measure import Options
@@ -122,16 +121,7 @@ class _Run:
 
     def measure(self, target: str, tls: bool | None) -> int:
         """Fills the rows. The exit code: not 0 where Ctrl-C or a failure ended it early."""
-        from penstock_client import PenstockError
-
-        try:
-            asyncio.run(self._measure(target, tls))
-        except KeyboardInterrupt:
-            return EXIT_INTERRUPTED
-        except PenstockError as error:
-            fail(*in_words(error, target))
-            return EXIT_REFUSED
-        return 0
+        return ended(self._measure(target, tls), target)
 
     async def _measure(self, target: str, tls: bool | None) -> None:
         from penstock_client import AsyncClient

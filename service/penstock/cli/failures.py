@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -51,6 +53,20 @@ class Commands(TyperGroup):
 def fail(*lines: str) -> None:
     for number, line in enumerate(lines):
         typer.echo(line if number else f"penstock: {line}", err=True)
+
+
+def ended(measuring: Coroutine[Any, Any, None], target: str) -> int:
+    """Runs to its end what measures `target`. The exit code: not 0 where Ctrl-C or a failure ended it early."""
+    from penstock_client import PenstockError
+
+    try:
+        asyncio.run(measuring)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except PenstockError as error:
+        fail(*in_words(error, target))
+        return EXIT_REFUSED
+    return 0
 
 
 def in_words(error: PenstockError, target: str) -> list[str]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from penstock.cli.bench import client_for
-from penstock.cli.failures import EXIT_INTERRUPTED, EXIT_REFUSED, fail, in_words
+from penstock.cli.failures import ended
 from penstock.cli.progress import line
 
 if TYPE_CHECKING:
@@ -49,16 +49,7 @@ class PilotRun:
 
     def measure(self, target: str, tls: bool | None, metrics: str | None, pid: int | None) -> int:
         """The exit code: not 0 where Ctrl-C or a failure ended it early."""
-        from penstock_client import PenstockError
-
-        try:
-            asyncio.run(self._measure(target, tls, metrics, pid))
-        except KeyboardInterrupt:
-            return EXIT_INTERRUPTED
-        except PenstockError as error:
-            fail(*in_words(error, target))
-            return EXIT_REFUSED
-        return 0
+        return ended(self._measure(target, tls, metrics, pid), target)
 
     async def _measure(self, target: str, tls: bool | None, metrics: str | None, pid: int | None) -> None:
         from penstock.cli.expert_load import asking

@@ -15,7 +15,7 @@ from penstock_client import ModelCard
 def client_machine() -> dict[str, Any]:
     """The machine that this runs on; the service's own, where the target is loopback."""
     return {
-        "cpu": _cpu(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "system": platform.system(),
@@ -39,7 +39,8 @@ def model_facts(card: ModelCard) -> dict[str, Any]:
     }
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
+    """As the CPU calls itself, or its architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
