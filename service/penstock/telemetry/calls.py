@@ -5,27 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from opentelemetry import propagate
-from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanKind, Status, StatusCode, Tracer
-from opentelemetry.trace.propagation import get_current_span, set_span_in_context
-from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry.trace import Link
 
 from penstock.errors import PenstockError
 from penstock.observe import CallWatch, GenerationWatch, Headers, Observer, ServiceState
 from penstock.telemetry import names
 from penstock.telemetry.generations import Generation
 from penstock.telemetry.instruments import Instruments
-from penstock.telemetry.recorder import Recorder, error_type
-
-_W3C = TraceContextTextMapPropagator()
+from penstock.telemetry.recorder import Recorder
+from penstock.telemetry.span import Span, Tracing, carried_context, error_type
 
 
 class TelemetryObserver(Observer):
     def __init__(
-        self, tracer: Tracer, instruments: Instruments, *, engine_joins: bool = False, records_content: bool = False
+        self, tracing: Tracing, instruments: Instruments, *, engine_joins: bool = False, records_content: bool = False
     ) -> None:
-        self._recorder = Recorder(tracer, instruments, engine_joins, records_content)
-        self._tracer = tracer
+        self._recorder = Recorder(instruments, engine_joins, records_content)
+        self._tracing = tracing
         self._instruments = instruments
         self._server: dict[str, str | int] = {names.RPC_SYSTEM: "grpc"}
 
@@ -34,13 +30,7 @@ class TelemetryObserver(Observer):
 
     def call(self, method: str, metadata: Sequence[tuple[str, str | bytes]]) -> CallWatch:
         name = method.removeprefix("/")
-        carrier = {key: value for key, value in metadata if isinstance(value, str)}
-        span = self._tracer.start_span(
-            name,
-            context=propagate.extract(carrier),
-            kind=SpanKind.SERVER,
-            attributes=self._server | {names.RPC_METHOD: name},
-        )
+        span = self._tracing.start(name, metadata, {**self._server, names.RPC_METHOD: name})
         return _Call(self._recorder, span, name)
 
     def watch_state(self, state: Callable[[], ServiceState]) -> None:
@@ -59,7 +49,7 @@ class _Call(CallWatch):
 
     @property
     def log_fields(self) -> Mapping[str, str]:
-        context = self._span.get_span_context()
+        context = self._span.context
         fields = {"rpc": self._method}
         if context.is_valid:
             fields |= {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
@@ -71,42 +61,38 @@ class _Call(CallWatch):
 
     @property
     def headers(self) -> Headers:
-        carrier: dict[str, str] = {}
-        _W3C.inject(carrier, context=set_span_in_context(self._span))
-        return carrier
+        return self._span.headers
 
     def generation(self, *, model: str, chat: bool, streams: bool, carried: Headers | None = None) -> GenerationWatch:
         links = []
-        before = get_current_span(_W3C.extract(dict(carried or {}))).get_span_context()
-        if before.is_valid:
-            links.append(Link(before, {names.LINK_KIND: "drained_elsewhere"}))
+        if carried:
+            before = carried_context(carried)
+            if before.is_valid:
+                links.append(Link(before, {names.LINK_KIND: "drained_elsewhere"}))
         self._generation = Generation(self._recorder, self._span, model, chat=chat, streams=streams, links=links)
         return self._generation
 
     def caller_is(self, caller_id: str, label: str) -> None:
         self._caller, self._label = caller_id, label
-        self._span.set_attribute(names.CALLER, caller_id)
+        self._span.set({names.CALLER: caller_id})
 
     def resumes(self, other: CallWatch) -> None:
         if isinstance(other, _Call):
             started = other._generation.span if other._generation else other._span
-            self._span.add_link(started.get_span_context(), {names.LINK_KIND: "resumed"})
+            self._span.link(started.context, {names.LINK_KIND: "resumed"})
 
     def ended(self, code: str, error: BaseException | None = None) -> None:
         span, instruments = self._span, self._recorder.instruments
-        span.set_attribute(names.RPC_STATUS, code)
+        span.set({names.RPC_STATUS: code})
         labels = {names.RPC_SYSTEM: "grpc", names.RPC_METHOD: self._method, names.RPC_STATUS: code}
         if error is not None or code != "OK":
             # A cut has no reason of its own: the status says which one it was.
             kind = error_type(error) if isinstance(error, Exception) else code
-            span.set_attribute(names.ERROR_TYPE, kind)
-            # A description only where it is ours: an unforeseen exception's text may hold prompt or output.
-            span.set_status(Status(StatusCode.ERROR, error.message if isinstance(error, PenstockError) else None))
+            span.fail(kind, error.message if isinstance(error, PenstockError) else None)
             labels[names.ERROR_TYPE] = kind
             if isinstance(error, Exception):
-                caller = {names.CALLER_LABEL: self._label} if self._label else {}
-                instruments.refusals.add(1, {names.REASON: kind, **caller})
-        if not isinstance(span, NonRecordingSpan) or instruments.on:
-            context = set_span_in_context(span)
+                instruments.refusals.add(1, kind, self._label)
+        if instruments.on:
+            context = span.for_exemplars()
             instruments.rpc_duration.record(time.monotonic() - self._began, labels, context=context)
         span.end()

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 from opentelemetry.context import Context
-from opentelemetry.trace import Span, Status, StatusCode
-from opentelemetry.trace.propagation import set_span_in_context
-from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from penstock.observe import CandidateWatch, Cause, Headers
 from penstock.telemetry import names
-from penstock.telemetry.recorder import Recorder, fail
+from penstock.telemetry.recorder import Recorder
+from penstock.telemetry.span import Span, error_type
 from penstock.types import CandidateEnd, EngineChunk, EngineRequest, ThinkingOutcome
-
-_W3C = TraceContextTextMapPropagator()
-Attributes: TypeAlias = Mapping[str, str | bool | int | float | Sequence[str]]
 
 
 class Parent(Protocol):
@@ -34,8 +28,6 @@ class Parent(Protocol):
 
     def first_answer_token(self) -> None: ...
 
-    def timed(self, name: str) -> AbstractContextManager[object]: ...
-
 
 class Candidate(CandidateWatch):
     def __init__(self, generation: Parent, index: int) -> None:
@@ -46,19 +38,15 @@ class Candidate(CandidateWatch):
         self._phases: dict[str, Span] = {}
         self._first_at: float | None = None
 
-    def _start(self, name: str, attributes: Attributes) -> Span:
-        return self._generation.recorder.tracer.start_span(
-            name, context=self._generation.context, attributes={names.CANDIDATE: self._index, **attributes}
-        )
-
     def run_began(self, cause: Cause, request: EngineRequest) -> Headers | None:
         recorder = self._generation.recorder
         self._runs += 1
         if cause is not Cause.START:
-            recorder.instruments.continuations.add(1, {names.CAUSE: cause.value}, context=self._generation.context)
-        self._run = self._start(
+            recorder.instruments.continuations.add(1, cause.value)
+        self._run = self._generation.span.child(
             names.ENGINE_RUN,
             {
+                names.CANDIDATE: self._index,
                 names.RUN_NUMBER: self._runs,
                 names.RUN_CAUSE: cause.value,
                 names.RUN_CONTINUES: cause is not Cause.START,
@@ -66,69 +54,67 @@ class Candidate(CandidateWatch):
                 names.MAX_TOKENS: request.max_tokens,
             },
         )
-        if not recorder.engine_joins:
-            return None
-        carrier: dict[str, str] = {}
-        _W3C.inject(carrier, context=set_span_in_context(self._run))
-        return carrier
+        return self._run.headers if recorder.engine_joins else None
 
     def run_answered(self, chunk: EngineChunk) -> None:
         if self._run is not None:
-            self._run.set_attribute(names.CACHED_TOKENS, chunk.cached_tokens)
+            self._run.set({names.CACHED_TOKENS: chunk.cached_tokens})
             if chunk.queue_seconds is not None:
-                self._run.set_attribute(names.QUEUE_SECONDS, chunk.queue_seconds)
+                self._run.set({names.QUEUE_SECONDS: chunk.queue_seconds})
 
     def run_ended(self, how: str, chunk: EngineChunk | None) -> None:
         span, self._run = self._run, None
         if span is None:
             return
-        span.set_attribute(names.RUN_END, how)
+        span.set({names.RUN_END: how})
         if how in ("engine_died", "cancelled"):
-            span.set_attribute(names.ERROR_TYPE, how)
-            span.set_status(Status(StatusCode.ERROR))
+            span.fail(how)
         span.end()
 
     def waiting_for_engine(self) -> AbstractContextManager[object]:
-        return self._generation.timed(names.ENGINE_WAIT)
+        return self._generation.span.child(names.ENGINE_WAIT)
 
     def first_token(self, *, is_thought: bool) -> None:
         self._first_at = time.monotonic()
         self._generation.first_token()
         if is_thought:
-            self._generation.span.add_event(names.FIRST_THOUGHT_TOKEN, {names.CANDIDATE: self._index})
-            self._phases[names.THINKING] = self._start(names.THINKING, {})
+            self._phase(names.FIRST_THOUGHT_TOKEN, names.THINKING)
+
+    def _phase(self, event: str, name: str) -> None:
+        index, span = {names.CANDIDATE: self._index}, self._generation.span
+        span.event(event, index)
+        self._phases[name] = span.child(name, index)
 
     def thought_ended(self, outcome: ThinkingOutcome, thought_tokens: int) -> None:
         facts = {names.CANDIDATE: self._index, names.THINKING_TOKENS: thought_tokens}
         if outcome is ThinkingOutcome.BUDGET_REACHED:
-            self._generation.span.add_event(names.BUDGET_REACHED, facts)
+            self._generation.span.event(names.BUDGET_REACHED, facts)
         span = self._phases.pop(names.THINKING, None)
         if span is not None:
-            span.set_attributes({names.THINKING_OUTCOME: outcome.value, **facts})
+            span.set({names.THINKING_OUTCOME: outcome.value, **facts})
             span.end()
 
     def first_answer_token(self) -> None:
         self._generation.first_answer_token()
-        self._generation.span.add_event(names.FIRST_ANSWER_TOKEN, {names.CANDIDATE: self._index})
-        self._phases[names.ANSWER] = self._start(names.ANSWER, {})
+        self._phase(names.FIRST_ANSWER_TOKEN, names.ANSWER)
 
     def ended(self, end: CandidateEnd) -> None:
         generation, usage = self._generation, end.usage
         instruments, context = generation.recorder.instruments, generation.context
-        instruments.thoughts.add(1, {names.OUTCOME: end.outcome.value, names.MODE: generation.mode}, context=context)
+        instruments.thoughts.add(1, end.outcome.value, generation.mode)
         if usage.thought_tokens:
             instruments.budget_spent.record(usage.thought_tokens, {names.MODE: generation.mode}, context=context)
         if self._first_at is not None and usage.output_tokens > 1:
             seconds = (time.monotonic() - self._first_at) / (usage.output_tokens - 1)
             instruments.time_per_output_token.record(seconds, generation.labels, context=context)
         if names.ANSWER in self._phases:
-            self._phases[names.ANSWER].set_attribute(names.ANSWER_TOKENS, usage.answer_tokens)
+            self._phases[names.ANSWER].set({names.ANSWER_TOKENS: usage.answer_tokens})
         self.close(None)
 
     def close(self, error: BaseException | None) -> None:
         """Ends what is still open; an error cut it short."""
         for span in self._phases.values():
             if error is not None:
-                fail(span, error)
+                span.fail(error_type(error))
             span.end()
         self._phases.clear()

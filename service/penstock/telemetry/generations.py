@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from types import TracebackType
 
 from opentelemetry.context import Context
-from opentelemetry.trace import Link, Span, SpanKind
-from opentelemetry.trace.propagation import set_span_in_context
+from opentelemetry.trace import Link
 
 from penstock.observe import CandidateWatch, GenerationWatch, Step
 from penstock.planning import Plan
 from penstock.telemetry import names
 from penstock.telemetry.candidates import Candidate
 from penstock.telemetry.content import Content
-from penstock.telemetry.recorder import Recorder, error_type, fail
+from penstock.telemetry.recorder import Recorder
+from penstock.telemetry.span import Span, Value, error_type
 from penstock.types import Event, Finished
 
 _STEPS = {Step.PLAN: names.PLAN, Step.QUEUE: names.QUEUE}
@@ -32,17 +32,12 @@ class Generation(GenerationWatch):
         self.mode = "none"
         operation = names.CHAT if chat else names.TEXT_COMPLETION
         self.labels = {names.OPERATION: operation, names.PROVIDER_NAME: names.PROVIDER, names.REQUEST_MODEL: model}
-        # Samplers see only what is set at the creation.
-        self.span = recorder.tracer.start_span(
-            f"{operation} {model}",
-            context=set_span_in_context(parent),
-            kind=SpanKind.INTERNAL,
-            attributes=self.labels | {names.RESPONSE_MODEL: model, names.STREAM: streams},
-            links=links,
+        self.span = parent.child(
+            f"{operation} {model}", {**self.labels, names.RESPONSE_MODEL: model, names.STREAM: streams}, links
         )
-        self.context: Context = set_span_in_context(self.span)
+        self.context: Context = self.span.for_exemplars()
         self._candidates: list[Candidate] = []
-        self._content = Content() if recorder.records_content and self.span.is_recording() else None
+        self._content = Content() if recorder.records_content and self.span.is_recording else None
         self.wants_content = self._content is not None
         self._saw_token = self._saw_answer = False
 
@@ -53,54 +48,43 @@ class Generation(GenerationWatch):
             candidate.close(error)
         labels = dict(self.labels)
         if error is not None:
-            fail(self.span, error)
-            labels[names.ERROR_TYPE] = error_type(error) if isinstance(error, Exception) else "cancelled"
+            kind_of_error = labels[names.ERROR_TYPE] = error_type(error)
+            self.span.fail(kind_of_error)
         if self._content is not None:
-            self.span.set_attributes(self._content.attributes())
+            self.span.set(self._content.attributes())
         self.recorder.instruments.request_duration.record(time.monotonic() - self.began, labels, context=self.context)
         self.span.end()
 
     def step(self, step: Step) -> AbstractContextManager[object]:
-        return self.timed(_STEPS[step])
-
-    @contextmanager
-    def timed(self, name: str) -> Iterator[None]:
-        span = self.recorder.tracer.start_span(name, context=self.context)
-        try:
-            yield
-        except BaseException as error:
-            fail(span, error)
-            raise
-        finally:
-            span.end()
+        return self.span.child(_STEPS[step])
 
     def planned(self, plan: Plan, seconds_to_deadline: float | None) -> None:
         self.mode = plan.choice.mode.value
         budget = plan.budget.thought_tokens
         if plan.in_thought or plan.may_open:
             self.recorder.instruments.budget_planned.record(budget, {names.MODE: self.mode}, context=self.context)
-        if not self.span.is_recording():
+        if not self.span.is_recording:
             return
-        self.span.set_attributes(_plan_attributes(plan))
+        self.span.set(_plan_attributes(plan))
         if self._content is not None:
             self._content.asked(plan.request)
         if seconds_to_deadline is None:
             return
-        self.span.set_attribute(names.DEADLINE_SECONDS, seconds_to_deadline)
+        self.span.set({names.DEADLINE_SECONDS: seconds_to_deadline})
         if plan.closes_before_deadline or plan.choice.auto_budget_tokens is not None:
-            facts: dict[str, str | int | float] = {
+            facts: dict[str, Value] = {
                 names.DEADLINE_SECONDS: seconds_to_deadline,
                 names.THINKING_BUDGET: budget,
                 names.THINKING_REASON: plan.choice.reason,
             }
             if plan.seconds_per_token is not None:
                 facts[names.SECONDS_PER_TOKEN] = plan.seconds_per_token
-            self.span.add_event(names.DEADLINE_PLAN, facts)
+            self.span.event(names.DEADLINE_PLAN, facts)
 
     def let_in(self, generation_id: str, waited_seconds: float) -> None:
         self.generation_id = generation_id
         self.recorder.instruments.queue_wait.record(waited_seconds, {}, context=self.context)
-        self.span.set_attributes({names.RESPONSE_ID: generation_id, names.QUEUE_SECONDS: waited_seconds})
+        self.span.set({names.RESPONSE_ID: generation_id, names.QUEUE_SECONDS: waited_seconds})
 
     def candidate(self, index: int) -> CandidateWatch:
         candidate = Candidate(self, index)
@@ -112,7 +96,7 @@ class Generation(GenerationWatch):
         if not self._saw_token:
             self._saw_token = True
             seconds = time.monotonic() - self.began
-            self.span.set_attribute(names.TIME_TO_FIRST_CHUNK, seconds)
+            self.span.set({names.TIME_TO_FIRST_CHUNK: seconds})
             self.recorder.instruments.time_to_first_token.record(seconds, self.labels, context=self.context)
 
     def first_answer_token(self) -> None:
@@ -130,9 +114,9 @@ class Generation(GenerationWatch):
     def finished(self, finished: Finished) -> None:
         usage, cost = finished.usage, finished.cost
         self.recorder.instruments.count(usage, cost, self.labels, self.context)
-        if not self.span.is_recording():
+        if not self.span.is_recording:
             return
-        attributes: dict[str, str | int | Sequence[str]] = {
+        attributes: dict[str, Value] = {
             names.FINISH_REASONS: [end.finish_reason.value for end in finished.ends],
             names.THINKING_OUTCOME: [end.outcome.value for end in finished.ends],
             names.INPUT_TOKENS: usage.prompt_tokens,
@@ -146,10 +130,10 @@ class Generation(GenerationWatch):
             attributes |= {names.DRAFTED_TOKENS: usage.drafted_tokens, names.ACCEPTED_TOKENS: usage.accepted_tokens}
         if cost is not None:
             attributes[names.COST] = cost.total_usd_ticks
-        self.span.set_attributes(attributes)
+        self.span.set(attributes)
 
 
-def _plan_attributes(plan: Plan) -> dict[str, str | bool | int | float]:
+def _plan_attributes(plan: Plan) -> dict[str, Value]:
     request, sampling, budget = plan.request, plan.sampling, plan.budget
     known = {
         names.MAX_TOKENS: budget.max_output_tokens,

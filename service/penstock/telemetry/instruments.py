@@ -11,6 +11,7 @@ from penstock.engine import EngineLoad
 from penstock.observe import ServiceState
 from penstock.routing import ExpertLoad, LayerLoad, busiest_rank_share
 from penstock.telemetry import names
+from penstock.telemetry.sums import Sums
 from penstock.types import Cost, Usage
 
 # A long thought runs for an hour; the conventions' own buckets end at 82 s (GenAI) and 10 s (RPC).
@@ -43,13 +44,28 @@ class Instruments:
         self.token_usage = self._tokens(names.TOKEN_USAGE, "Tokens of one generation: input, output", _TOKENS)
         self.budget_planned = self._tokens(names.BUDGET_PLANNED, "Budgets of those that may think", _THOUGHT_TOKENS)
         self.budget_spent = self._tokens(names.BUDGET_SPENT, "Thought tokens of a candidate that did", _THOUGHT_TOKENS)
-        counter = meter.create_counter
-        self.tokens = counter(names.TOKENS, "{token}", "By type; cached is a part of input")
-        self.speculated = counter(names.SPECULATED, "{token}", "Drafted and accepted, of runs that ended by themselves")
-        self.thoughts = counter(names.THOUGHTS, "{thought}", "Candidates, by how their thought ended")
-        self.refusals = counter(names.REFUSALS, "{call}", "Calls that ended with an error, by reason")
-        self.continuations = counter(names.CONTINUATIONS, "{run}", "Engine runs after a candidate's first, by cause")
-        self.cost = counter(names.COST_TOTAL, "{tick}", "By the price list, in ticks of 1e-10 USD")
+        self.tokens = Sums(meter, names.TOKENS, "{token}", "By type; cached is a part of input", (names.KIND,))
+        self.speculated = Sums(
+            meter,
+            names.SPECULATED,
+            "{token}",
+            "Drafted and accepted, of runs that ended by themselves",
+            (names.RESULT,),
+        )
+        self.thoughts = Sums(
+            meter, names.THOUGHTS, "{thought}", "Candidates, by how their thought ended", (names.OUTCOME, names.MODE)
+        )
+        self.refusals = Sums(
+            meter,
+            names.REFUSALS,
+            "{call}",
+            "Calls that ended with an error, by reason",
+            (names.REASON, names.CALLER_LABEL),
+        )
+        self.continuations = Sums(
+            meter, names.CONTINUATIONS, "{run}", "Engine runs after a candidate's first, by cause", (names.CAUSE,)
+        )
+        self.cost = Sums(meter, names.COST_TOTAL, "{tick}", "By the price list, in ticks of 1e-10 USD")
 
     def _seconds(self, name: str, description: str, buckets: tuple[float, ...]) -> Histogram:
         return self._meter.create_histogram(name, "s", description, explicit_bucket_boundaries_advisory=buckets)
@@ -61,21 +77,18 @@ class Instruments:
         """The bill of one generation."""
         for kind, tokens in (("input", usage.prompt_tokens), ("output", usage.output_tokens)):
             self.token_usage.record(tokens, {**labels, names.TOKEN_TYPE: kind}, context=context)
-        counts = {
-            "input": usage.prompt_tokens,
-            "cached": usage.cached_tokens,
-            "thought": usage.thought_tokens,
-            "answer": usage.answer_tokens,
-            "marker": usage.marker_tokens,
-            "recomputed": usage.recomputed_tokens,
-        }
-        for kind, tokens in counts.items():
-            self.tokens.add(tokens, {names.KIND: kind}, context=context)
+        add = self.tokens.add
+        add(usage.prompt_tokens, "input")
+        add(usage.cached_tokens, "cached")
+        add(usage.thought_tokens, "thought")
+        add(usage.answer_tokens, "answer")
+        add(usage.marker_tokens, "marker")
+        add(usage.recomputed_tokens, "recomputed")
         if usage.drafted_tokens is not None and usage.accepted_tokens is not None:
-            self.speculated.add(usage.drafted_tokens, {names.RESULT: "drafted"}, context=context)
-            self.speculated.add(usage.accepted_tokens, {names.RESULT: "accepted"}, context=context)
+            self.speculated.add(usage.drafted_tokens, "drafted")
+            self.speculated.add(usage.accepted_tokens, "accepted")
         if cost is not None:
-            self.cost.add(cost.total_usd_ticks, context=context)
+            self.cost.add(cost.total_usd_ticks)
 
     def watch(self, state: State) -> None:
         """Gauges of the moment, asked when somebody collects."""

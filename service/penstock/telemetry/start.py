@@ -27,6 +27,7 @@ from penstock.telemetry.logs import OtlpHandler
 from penstock.telemetry.outbox import Logs, Metrics, Reach, Spans, quieten
 from penstock.telemetry.plan import Route, Signal, TelemetryPlan
 from penstock.telemetry.prometheus import Endpoint, ScrapeReader
+from penstock.telemetry.span import Tracing
 
 _SCOPE = "penstock"
 _CLOSE_SECONDS = 5.0
@@ -42,28 +43,29 @@ class Telemetry:
         self._handler: OtlpHandler | None = None
         self.endpoint: Endpoint | None = None
         self.resource = _resource()
-        tracer = self._tracer(plan.routes.get("traces"), settings)
+        tracing = self._tracing(plan.routes.get("traces"), settings)
         meter = self._meter(plan)
         self._logs(plan.routes.get("logs"))
         quieten()
         self.observer: Observer = TelemetryObserver(
-            tracer,
+            tracing,
             Instruments(meter, on=not isinstance(meter, NoOpMeter)),
             engine_joins="traces" in plan.routes and settings.engine_traces,
             records_content=settings.record_content,
         )
 
-    def _tracer(self, route: Route | None, settings: TelemetrySettings) -> trace.Tracer:
+    def _tracing(self, route: Route | None, settings: TelemetrySettings) -> Tracing:
         if route is None:
-            return trace.NoOpTracerProvider().get_tracer(_SCOPE)
+            return Tracing(None, None, _SCOPE)
         provider = TracerProvider(resource=self.resource, shutdown_on_exit=False)
         exporter = Spans(route, self._reach)
-        provider.add_span_processor(BatchSpanProcessor(exporter))
+        processor = BatchSpanProcessor(exporter)
+        provider.add_span_processor(processor)
         self._closes(provider.shutdown, exporter.shutdown)
         if settings.engine_traces:
             # vLLM in this process writes to the global provider. It would set its own; the first one stays.
             trace.set_tracer_provider(provider)
-        return provider.get_tracer(_SCOPE)
+        return Tracing(provider, processor, _SCOPE)
 
     def _meter(self, plan: TelemetryPlan) -> Meter:
         readers: list[MetricReader] = []
