@@ -99,6 +99,10 @@ class Span:
         self.end()
 
 
+class Ended(ReadableSpan):
+    """One of ours, as exporters get it."""
+
+
 class _Told(Span):
     __slots__ = ("_attributes", "_began", "_events", "_kind", "_links", "_name", "_parent", "_status", "_tracing")
     is_recording = True
@@ -148,7 +152,7 @@ class _Told(Span):
         tracing, self._tracing = self._tracing, None
         if tracing is None:
             return
-        ended = ReadableSpan(
+        ended = Ended(
             self._name,
             self.context,
             self._parent,
@@ -206,6 +210,10 @@ class Tracing:
     def clipped(self, attributes: dict[str, Value]) -> dict[str, Value]:
         """By OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT; prompts and outputs are long."""
         most = self._longest
-        if most is None:
-            return attributes
-        return {key: value[:most] if isinstance(value, str) else value for key, value in attributes.items()}
+        return attributes if most is None else {key: _cut(value, most) for key, value in attributes.items()}
+
+
+def _cut(value: Value, most: int) -> Value:
+    if isinstance(value, str):
+        return value[:most]
+    return tuple(item[:most] for item in value) if isinstance(value, Sequence) else value
