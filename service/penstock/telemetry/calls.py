@@ -84,15 +84,12 @@ class _Call(CallWatch):
     def ended(self, code: str, error: BaseException | None = None) -> None:
         span, instruments = self._span, self._recorder.instruments
         span.set({names.RPC_STATUS: code})
-        labels = {names.RPC_SYSTEM: "grpc", names.RPC_METHOD: self._method, names.RPC_STATUS: code}
+        kind = ""
         if error is not None or code != "OK":
             # A cut has no reason of its own: the status says which one it was.
             kind = error_type(error) if isinstance(error, Exception) else code
             span.fail(kind, error.message if isinstance(error, PenstockError) else None)
-            labels[names.ERROR_TYPE] = kind
             if isinstance(error, Exception):
                 instruments.refusals.add(1, kind, self._label)
-        if instruments.on:
-            context = span.for_exemplars()
-            instruments.rpc_duration.record(time.monotonic() - self._began, labels, context=context)
+        instruments.rpc_duration.record(time.monotonic() - self._began, span, "grpc", self._method, code, kind)
         span.end()

@@ -6,8 +6,6 @@ import time
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from opentelemetry.context import Context
-
 from penstock.observe import CandidateWatch, Cause, Headers
 from penstock.telemetry import names
 from penstock.telemetry.recorder import Recorder
@@ -20,8 +18,7 @@ class Parent(Protocol):
 
     recorder: Recorder
     span: Span
-    context: Context
-    labels: dict[str, str]
+    of_model: tuple[str, ...]
     mode: str
 
     def first_token(self) -> None: ...
@@ -100,13 +97,13 @@ class Candidate(CandidateWatch):
 
     def ended(self, end: CandidateEnd) -> None:
         generation, usage = self._generation, end.usage
-        instruments, context = generation.recorder.instruments, generation.context
+        instruments, span = generation.recorder.instruments, generation.span
         instruments.thoughts.add(1, end.outcome.value, generation.mode)
         if usage.thought_tokens:
-            instruments.budget_spent.record(usage.thought_tokens, {names.MODE: generation.mode}, context=context)
+            instruments.budget_spent.record(usage.thought_tokens, span, generation.mode)
         if self._first_at is not None and usage.output_tokens > 1:
             seconds = (time.monotonic() - self._first_at) / (usage.output_tokens - 1)
-            instruments.time_per_output_token.record(seconds, generation.labels, context=context)
+            instruments.time_per_output_token.record(seconds, span, *generation.of_model)
         if names.ANSWER in self._phases:
             self._phases[names.ANSWER].set({names.ANSWER_TOKENS: usage.answer_tokens})
         self.close(None)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
 
-from opentelemetry.context import Context
 from opentelemetry.trace import Link
 
 from penstock.observe import CandidateWatch, GenerationWatch, Step
@@ -31,11 +30,18 @@ class Generation(GenerationWatch):
         self.began = time.monotonic()
         self.mode = "none"
         operation = names.CHAT if chat else names.TEXT_COMPLETION
-        self.labels = {names.OPERATION: operation, names.PROVIDER_NAME: names.PROVIDER, names.REQUEST_MODEL: model}
+        self.of_model: tuple[str, ...] = (operation, names.PROVIDER, model)
         self.span = parent.child(
-            f"{operation} {model}", {**self.labels, names.RESPONSE_MODEL: model, names.STREAM: streams}, links
+            f"{operation} {model}",
+            {
+                names.OPERATION: operation,
+                names.PROVIDER_NAME: names.PROVIDER,
+                names.REQUEST_MODEL: model,
+                names.RESPONSE_MODEL: model,
+                names.STREAM: streams,
+            },
+            links,
         )
-        self.context: Context = self.span.for_exemplars()
         self._candidates: list[Candidate] = []
         self._content = Content() if recorder.records_content and self.span.is_recording else None
         self.wants_content = self._content is not None
@@ -46,13 +52,15 @@ class Generation(GenerationWatch):
     ) -> None:
         for candidate in self._candidates:
             candidate.close(error)
-        labels = dict(self.labels)
+        failed = ""
         if error is not None:
-            kind_of_error = labels[names.ERROR_TYPE] = error_type(error)
-            self.span.fail(kind_of_error)
+            failed = error_type(error)
+            self.span.fail(failed)
         if self._content is not None:
             self.span.set(self._content.attributes())
-        self.recorder.instruments.request_duration.record(time.monotonic() - self.began, labels, context=self.context)
+        self.recorder.instruments.request_duration.record(
+            time.monotonic() - self.began, self.span, *self.of_model, failed
+        )
         self.span.end()
 
     def step(self, step: Step) -> AbstractContextManager[object]:
@@ -62,7 +70,7 @@ class Generation(GenerationWatch):
         self.mode = plan.choice.mode.value
         budget = plan.budget.thought_tokens
         if plan.in_thought or plan.may_open:
-            self.recorder.instruments.budget_planned.record(budget, {names.MODE: self.mode}, context=self.context)
+            self.recorder.instruments.budget_planned.record(budget, self.span, self.mode)
         if not self.span.is_recording:
             return
         self.span.set(_plan_attributes(plan))
@@ -83,7 +91,7 @@ class Generation(GenerationWatch):
 
     def let_in(self, generation_id: str, waited_seconds: float) -> None:
         self.generation_id = generation_id
-        self.recorder.instruments.queue_wait.record(waited_seconds, {}, context=self.context)
+        self.recorder.instruments.queue_wait.record(waited_seconds, self.span)
         self.span.set({names.RESPONSE_ID: generation_id, names.QUEUE_SECONDS: waited_seconds})
 
     def candidate(self, index: int) -> CandidateWatch:
@@ -97,15 +105,13 @@ class Generation(GenerationWatch):
             self._saw_token = True
             seconds = time.monotonic() - self.began
             self.span.set({names.TIME_TO_FIRST_CHUNK: seconds})
-            self.recorder.instruments.time_to_first_token.record(seconds, self.labels, context=self.context)
+            self.recorder.instruments.time_to_first_token.record(seconds, self.span, *self.of_model)
 
     def first_answer_token(self) -> None:
         if not self._saw_answer:
             self._saw_answer = True
             seconds = time.monotonic() - self.began
-            self.recorder.instruments.time_to_first_answer_token.record(
-                seconds, {names.MODE: self.mode}, context=self.context
-            )
+            self.recorder.instruments.time_to_first_answer_token.record(seconds, self.span, self.mode)
 
     def said(self, event: Event) -> None:
         if self._content is not None:
@@ -113,7 +119,7 @@ class Generation(GenerationWatch):
 
     def finished(self, finished: Finished) -> None:
         usage, cost = finished.usage, finished.cost
-        self.recorder.instruments.count(usage, cost, self.labels, self.context)
+        self.recorder.instruments.count(usage, cost, self.span, *self.of_model)
         if not self.span.is_recording:
             return
         attributes: dict[str, Value] = {

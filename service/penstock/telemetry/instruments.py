@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from opentelemetry.context import Context
-from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation
+from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
 from penstock.engine import EngineLoad
 from penstock.observe import ServiceState
 from penstock.routing import ExpertLoad, LayerLoad, busiest_rank_share
 from penstock.telemetry import names
+from penstock.telemetry.span import Span
+from penstock.telemetry.spreads import Spreads
 from penstock.telemetry.sums import Sums
 from penstock.types import Cost, Usage
 
@@ -26,24 +27,52 @@ Labelled = tuple[float, Mapping[str, str]]
 
 
 class Instruments:
-    """Made once; a no-op meter makes no-op instruments."""
+    """Made once. Durations and sizes carry the trace that they are of."""
 
-    def __init__(self, meter: Meter, *, on: bool = True) -> None:
-        self.on = on
+    def __init__(self, meter: Meter, spreads: Spreads) -> None:
         self._meter = meter
-        self.rpc_duration = self._seconds(names.RPC_DURATION, "RPCs, by method and status", _CALL_SECONDS)
-        self.request_duration = self._seconds(names.REQUEST_DURATION, "Generations, queue included", _CALL_SECONDS)
-        self.time_to_first_token = self._seconds(names.TIME_TO_FIRST_TOKEN, "Arrival to first token", _FIRST_SECONDS)
-        self.time_to_first_answer_token = self._seconds(
-            names.TIME_TO_FIRST_ANSWER_TOKEN, "Arrival to first token of the answer", _CALL_SECONDS
+        make = spreads.make
+        of_model = (names.OPERATION, names.PROVIDER_NAME, names.REQUEST_MODEL)
+        self.rpc_duration = make(
+            names.RPC_DURATION,
+            "s",
+            "RPCs, by method and status",
+            _CALL_SECONDS,
+            names.RPC_SYSTEM,
+            names.RPC_METHOD,
+            names.RPC_STATUS,
+            names.ERROR_TYPE,
         )
-        self.time_per_output_token = self._seconds(
-            names.TIME_PER_OUTPUT_TOKEN, "Mean between two tokens of one candidate", _TOKEN_SECONDS
+        self.request_duration = make(
+            names.REQUEST_DURATION, "s", "Generations, queue included", _CALL_SECONDS, *of_model, names.ERROR_TYPE
         )
-        self.queue_wait = self._seconds(names.QUEUE_WAIT, "Wait for admission", _FIRST_SECONDS)
-        self.token_usage = self._tokens(names.TOKEN_USAGE, "Tokens of one generation: input, output", _TOKENS)
-        self.budget_planned = self._tokens(names.BUDGET_PLANNED, "Budgets of those that may think", _THOUGHT_TOKENS)
-        self.budget_spent = self._tokens(names.BUDGET_SPENT, "Thought tokens of a candidate that did", _THOUGHT_TOKENS)
+        self.time_to_first_token = make(
+            names.TIME_TO_FIRST_TOKEN, "s", "Arrival to first token", _FIRST_SECONDS, *of_model
+        )
+        self.time_to_first_answer_token = make(
+            names.TIME_TO_FIRST_ANSWER_TOKEN, "s", "Arrival to first token of the answer", _CALL_SECONDS, names.MODE
+        )
+        self.time_per_output_token = make(
+            names.TIME_PER_OUTPUT_TOKEN, "s", "Mean between two tokens of one candidate", _TOKEN_SECONDS, *of_model
+        )
+        self.queue_wait = make(names.QUEUE_WAIT, "s", "Wait for admission", _FIRST_SECONDS)
+        self.token_usage = make(
+            names.TOKEN_USAGE,
+            "{token}",
+            "Tokens of one generation: input, output",
+            _TOKENS,
+            *of_model,
+            names.TOKEN_TYPE,
+        )
+        self.budget_planned = make(
+            names.BUDGET_PLANNED, "{token}", "Budgets of those that may think", _THOUGHT_TOKENS, names.MODE
+        )
+        self.budget_spent = make(
+            names.BUDGET_SPENT, "{token}", "Thought tokens of a candidate that did", _THOUGHT_TOKENS, names.MODE
+        )
+        self._counters(meter)
+
+    def _counters(self, meter: Meter) -> None:
         self.tokens = Sums(meter, names.TOKENS, "{token}", "By type; cached is a part of input", (names.KIND,))
         self.speculated = Sums(
             meter,
@@ -67,16 +96,10 @@ class Instruments:
         )
         self.cost = Sums(meter, names.COST_TOTAL, "{tick}", "By the price list, in ticks of 1e-10 USD")
 
-    def _seconds(self, name: str, description: str, buckets: tuple[float, ...]) -> Histogram:
-        return self._meter.create_histogram(name, "s", description, explicit_bucket_boundaries_advisory=buckets)
-
-    def _tokens(self, name: str, description: str, buckets: tuple[float, ...]) -> Histogram:
-        return self._meter.create_histogram(name, "{token}", description, explicit_bucket_boundaries_advisory=buckets)
-
-    def count(self, usage: Usage, cost: Cost | None, labels: Mapping[str, str], context: Context) -> None:
+    def count(self, usage: Usage, cost: Cost | None, span: Span, *of_model: str) -> None:
         """The bill of one generation."""
-        for kind, tokens in (("input", usage.prompt_tokens), ("output", usage.output_tokens)):
-            self.token_usage.record(tokens, {**labels, names.TOKEN_TYPE: kind}, context=context)
+        self.token_usage.record(usage.prompt_tokens, span, *of_model, "input")
+        self.token_usage.record(usage.output_tokens, span, *of_model, "output")
         add = self.tokens.add
         add(usage.prompt_tokens, "input")
         add(usage.cached_tokens, "cached")

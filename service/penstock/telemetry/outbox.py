@@ -14,12 +14,14 @@ from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExp
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as HttpSpans
 from opentelemetry.sdk._logs import ReadableLogRecord
 from opentelemetry.sdk._logs.export import LogRecordExporter
-from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, MetricsData
+from opentelemetry.sdk.metrics import Histogram
+from opentelemetry.sdk.metrics.export import AggregationTemporality, MetricExporter, MetricExportResult, MetricsData
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from penstock.telemetry.encoding import GrpcSpans
 from penstock.telemetry.plan import Route
+from penstock.telemetry.spreads import Spreads
 
 log = logging.getLogger(__name__)
 # The SDK's own words on every lost batch; ours say it once.
@@ -74,14 +76,16 @@ class Spans(SpanExporter):
 
 
 class Metrics(MetricExporter):
-    def __init__(self, route: Route, reach: Reach) -> None:
+    def __init__(self, route: Route, reach: Reach, spreads: Spreads) -> None:
         make: Any = GrpcMetrics if route.protocol == "grpc" else HttpMetrics
         self._inner: MetricExporter = make(endpoint=route.endpoint)
-        super().__init__(self._inner._preferred_temporality, self._inner._preferred_aggregation)
+        temporality = self._inner._preferred_temporality or {}
+        super().__init__(temporality, self._inner._preferred_aggregation)
         self._route, self._reach = route, reach
+        self._complete = spreads.reader(temporality.get(Histogram, AggregationTemporality.CUMULATIVE))
 
     def export(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any) -> MetricExportResult:
-        result = self._inner.export(metrics_data, timeout_millis, **kwargs)
+        result = self._inner.export(self._complete(metrics_data), timeout_millis, **kwargs)
         self._reach.note(result is MetricExportResult.SUCCESS, self._route.endpoint)
         return result
 

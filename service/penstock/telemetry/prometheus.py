@@ -8,7 +8,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from wsgiref.simple_server import WSGIServer
 
-from opentelemetry.sdk.metrics.export import Gauge, HistogramDataPoint, Metric, MetricReader, MetricsData, Sum
+from opentelemetry.sdk.metrics.export import (
+    AggregationTemporality,
+    Gauge,
+    HistogramDataPoint,
+    Metric,
+    MetricReader,
+    MetricsData,
+    Sum,
+)
 from opentelemetry.sdk.resources import Resource
 from prometheus_client import REGISTRY, CollectorRegistry, start_http_server
 from prometheus_client.metrics_core import (
@@ -24,6 +32,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar
 
 from penstock.errors import ConfigError
+from penstock.telemetry.spreads import Spreads
 
 # By the OpenTelemetry-to-Prometheus rules; units in braces are remarks and leave no suffix.
 _UNITS = {"s": "seconds", "1": "ratio"}
@@ -32,8 +41,9 @@ _UNITS = {"s": "seconds", "1": "ratio"}
 class ScrapeReader(MetricReader):
     """Collects when it is asked."""
 
-    def __init__(self) -> None:
+    def __init__(self, spreads: Spreads) -> None:
         super().__init__()
+        self._complete = spreads.reader(AggregationTemporality.CUMULATIVE)
         self._newest: MetricsData | None = None
 
     def read(self) -> MetricsData | None:
@@ -42,7 +52,7 @@ class ScrapeReader(MetricReader):
         return self._newest
 
     def _receive_metrics(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any) -> None:
-        self._newest = metrics_data
+        self._newest = self._complete(metrics_data)
 
     def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:
         """Nothing is open."""

@@ -21,14 +21,13 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import (
     INVALID_SPAN_CONTEXT,
     Link,
-    NonRecordingSpan,
     SpanContext,
     SpanKind,
     Status,
     StatusCode,
     TraceFlags,
 )
-from opentelemetry.trace.propagation import get_current_span, set_span_in_context
+from opentelemetry.trace.propagation import get_current_span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from penstock.errors import PenstockError
@@ -70,9 +69,6 @@ class Span:
         if context.trace_state:
             told["tracestate"] = context.trace_state.to_header()
         return told
-
-    def for_exemplars(self) -> Context:
-        return set_span_in_context(NonRecordingSpan(self.context), Context())
 
     def child(self, name: str, attributes: Mapping[str, Value] = _NOTHING, links: Sequence[Link] = ()) -> Span:
         return self

@@ -28,6 +28,7 @@ from penstock.telemetry.outbox import Logs, Metrics, Reach, Spans, quieten
 from penstock.telemetry.plan import Route, Signal, TelemetryPlan
 from penstock.telemetry.prometheus import Endpoint, ScrapeReader
 from penstock.telemetry.span import Tracing
+from penstock.telemetry.spreads import Spreads
 
 _SCOPE = "penstock"
 _CLOSE_SECONDS = 5.0
@@ -44,12 +45,13 @@ class Telemetry:
         self.endpoint: Endpoint | None = None
         self.resource = _resource()
         tracing = self._tracing(plan.routes.get("traces"), settings)
-        meter = self._meter(plan)
+        spreads = Spreads()
+        meter = self._meter(plan, spreads)
         self._logs(plan.routes.get("logs"))
         quieten()
         self.observer: Observer = TelemetryObserver(
             tracing,
-            Instruments(meter, on=not isinstance(meter, NoOpMeter)),
+            Instruments(meter, spreads),
             engine_joins="traces" in plan.routes and settings.engine_traces,
             records_content=settings.record_content,
         )
@@ -67,15 +69,15 @@ class Telemetry:
             trace.set_tracer_provider(provider)
         return Tracing(provider, processor, _SCOPE)
 
-    def _meter(self, plan: TelemetryPlan) -> Meter:
+    def _meter(self, plan: TelemetryPlan, spreads: Spreads) -> Meter:
         readers: list[MetricReader] = []
         route = plan.routes.get("metrics")
         if route is not None:
-            exporter = Metrics(route, self._reach)
+            exporter = Metrics(route, self._reach, spreads)
             readers.append(PeriodicExportingMetricReader(exporter))
             self._exporters.append(exporter.shutdown)
-        scrape = ScrapeReader()
         if plan.prometheus is not None:
+            scrape = ScrapeReader(spreads)
             readers.append(scrape)
         if not readers:
             return NoOpMeter(_SCOPE)
