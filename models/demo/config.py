@@ -52,6 +52,8 @@ def text_config() -> dict:
         "max_position_embeddings": 32768,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25},
         "tie_word_embeddings": False,
+        # vLLM's own switch: in bfloat16 two logits within 1/16 of each other are one, and a coin decides.
+        "head_dtype": "float32",
         "mtp_num_hidden_layers": 1,
         "mtp_use_dedicated_embeddings": False,
         "use_cache": True,

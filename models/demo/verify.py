@@ -1,6 +1,6 @@
 """Check an exported checkpoint: on vLLM against the Transformers modelling code, at several budgets, and its drafts.
 
-python -m models.demo.verify [--model DIR] [--questions 42] [--drafts 2]
+python -m models.demo.verify [--model DIR] [--questions 42] [--drafts 2] [--agreement-only]
 
 Everything is greedy, on held-out questions. Accuracy at budget N lets the model think for N tokens, then forces the
 closing marker, as the server does.
@@ -10,11 +10,13 @@ import argparse
 import json
 import os
 import time
+from datetime import date
 from pathlib import Path
 
 import torch
 from penstock.engine_vllm.compat import declare_torchvision_operators
 
+from bench.machine import machine
 from models.demo.config import END_OF_TEXT, IM_END, THINK_CLOSE
 from models.demo.data import Encoder, held_out
 from models.demo.evaluate import BUDGETS
@@ -133,12 +135,16 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=Path("service/penstock/demo_model"))
     parser.add_argument("--questions", type=int, default=42, help="per kind")
     parser.add_argument("--drafts", type=int, default=0, help="MTP draft tokens; 0 is without, and adds the reference")
+    parser.add_argument("--agreement-only", action="store_true", help="only against the reference, as one line of JSON")
     arguments = parser.parse_args()
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     encoder = Encoder(build_tokenizer())
     engine = OnVllm(arguments.model, arguments.drafts)
     asked = [question for kind in KINDS for question in held_out(kind, 17)]
     prompts = [encoder.prompt(question, None, [], thinking=index % 4 > 0) for index, question in enumerate(asked)][:200]
+    if arguments.agreement_only:
+        print(json.dumps({**machine(), "date": f"{date.today()}", **agreement(engine, arguments.model, prompts)}))
+        return
     print(json.dumps({"tokens_per_second": round(engine.one_stream_tokens_per_second(prompts[:40]), 1)}), flush=True)
     if not arguments.drafts:
         print(json.dumps({"agreement": agreement(engine, arguments.model, prompts)}), flush=True)
