@@ -32,7 +32,7 @@ from penstock.planning import plan_generation
 from penstock.sealed import NOBODY
 from penstock.types import EngineRequest, Sampling
 from penstock.usage import PriceList
-from penstock.wire import request_of
+from penstock.wire import request_of, streamed
 from penstock_client.v1 import generation_pb2 as pb
 
 from bench import grpc_frames
@@ -93,9 +93,9 @@ def _stages(reply: Reply) -> dict[str, Stream]:
 
     async def events(number: int) -> AsyncGenerator[Any, None]:
         arrival = Arrival(NOBODY, time.monotonic(), None)
-        async with aclosing(calls.events(request.spec, arrival)) as said:
-            async for event in said:
-                yield pb.StreamGenerateResponse(event=event).SerializeToString()
+        async with aclosing(calls.events(request.spec, arrival, 0.0, streamed)) as replies:
+            async for reply in replies:
+                yield reply.SerializeToString()
 
     return {"engine border": engine_alone, "candidate and splitter": generation, "events and protos": events}
 

@@ -24,6 +24,8 @@ from penstock.types import Priority
 # Completions that the pace is measured over: enough to be steady, few enough to follow a change of load.
 _PACE_COMPLETIONS = 32
 _LEAST_RETRY_SECONDS = 0.1
+# Each turn is a millisecond's work or more, and streams often end together: what else comes must not wait for them all.
+_MOST_TURNS_AT_ONCE = 4
 _MOST_RETRY_SECONDS = 60.0
 
 
@@ -150,7 +152,11 @@ class Admission:
         return None
 
     def _let_in(self) -> None:
-        """Gives turns while there is room: highest class first, callers of a class one after the other."""
+        """Gives turns while there is room: highest class first, callers of a class one after the other.
+
+        A few at once, and the next ones when the event loop comes round.
+        """
+        turns = 0
         for priority in sorted(self._queues, key=lambda p: -p.value):
             queues = self._queues[priority]
             while queues:
@@ -159,6 +165,10 @@ class Admission:
                 sequences = min(first.bid.sequences, self._capacity())
                 if self.running_sequences + sequences > self._capacity():
                     return
+                if turns == _MOST_TURNS_AT_ONCE:
+                    asyncio.get_running_loop().call_soon(self._let_in)
+                    return
+                turns += 1
                 self._remove(first)
                 if caller in queues:
                     queues.move_to_end(caller)

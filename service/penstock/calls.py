@@ -11,7 +11,7 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from penstock_client.v1 import generation_pb2 as pb
 
@@ -32,8 +32,10 @@ from penstock.sealed import Carried, seal, unseal
 from penstock.types import Event, Finished, FinishReason
 from penstock.usage import Meter
 from penstock.validation import validate
+from penstock.wire import Envelope
 
 _LARGE_BYTES = 64 * 1024
+M = TypeVar("M")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,8 @@ class Calls:
         """Starts a generation that goes on without its client, and reads it."""
         self._look(spec, arrival)
         stream = await self._house.live.open(uuid.uuid4().hex, arrival.caller)
-        stream.task = asyncio.create_task(stream.feed(self.events(spec, arrival, flush_seconds, live=stream)))
+        source = self.events(spec, arrival, flush_seconds, wire.bare, live=stream)
+        stream.task = asyncio.create_task(stream.feed(source))
         return stream.read(0)
 
     async def carried_on(self, request: pb.ResumeRequest, arrival: Arrival) -> AsyncGenerator[pb.GenerationEvent, None]:
@@ -82,44 +85,52 @@ class Calls:
             try:
                 live = await house.live.adopt(request, arrival.caller)
             except Overloaded:  # no room to keep it: it goes on all the same, over this connection alone
-                return self._carried(spec, arrival, carried)
+                return self.events(spec, arrival, carried.flush_seconds, wire.bare, carried=carried)
             if live.task is None:
-                live.task = asyncio.create_task(live.feed(self._carried(spec, arrival, carried, live)))
+                source = self.events(spec, arrival, carried.flush_seconds, wire.bare, live=live, carried=carried)
+                live.task = asyncio.create_task(live.feed(source))
                 return live.read(carried.sequence)
         live = await house.live.find(carried.generation_id, request.resume_token, arrival.caller)
         CALL.get().resumes(live.call)
         return live.read(request.last_sequence)
 
-    async def _carried(
-        self, spec: pb.GenerationSpec, arrival: Arrival, carried: Carried, live: LiveStream | None = None
-    ) -> AsyncGenerator[pb.GenerationEvent, None]:
-        async with (
-            self.let_in(spec, arrival, live=live, carried=carried) as call,
-            aclosing(self._said(call, carried.sequence, carried.flush_seconds)) as events,
-        ):
-            async for event in events:
-                yield event
-
     async def events(
         self,
         spec: pb.GenerationSpec,
         arrival: Arrival,
-        flush_seconds: float = 0.0,
+        flush_seconds: float,
+        envelope: Envelope[M],
         *,
         live: LiveStream | None = None,
         steering: Steering | None = None,
-    ) -> AsyncGenerator[pb.GenerationEvent, None]:
-        async with self.let_in(spec, arrival, live=live, steering=steering) as call:
-            started = pb.GenerationStarted(
-                generation_id=call.generation_id,
-                model=call.engine.card.name,
-                effective_settings=call.effective,
-                resume_token=live.token if live else "",
-            )
-            yield pb.GenerationEvent(sequence=1, started=started)
-            async with aclosing(self._said(call, 1, flush_seconds)) as events:
+        carried: Carried | None = None,
+    ) -> AsyncGenerator[M, None]:
+        """What the generation says, each event numbered and in an envelope of its own."""
+        async with self.let_in(spec, arrival, live=live, steering=steering, carried=carried) as call:
+            sequence = carried.sequence if carried else 1
+            if carried is None:
+                reply, said = envelope()
+                said.MergeFrom(_started(call, live))
+                yield reply
+            lag = self._house.lag
+            generation = gathered(self.generation(call), lambda: max(flush_seconds, lag.flush_seconds))
+            async with aclosing(generation) as events:
                 async for event in events:
-                    yield event
+                    sequence += 1
+                    reply, said = envelope()
+                    self._say(said, event, call, sequence, flush_seconds)
+                    yield reply
+
+    def _say(self, said: pb.GenerationEvent, event: Event, call: Call, sequence: int, flush_seconds: float) -> None:
+        if call.watch.wants_content:
+            call.watch.said(event)
+        said.sequence = sequence
+        if isinstance(event, Finished):
+            token = self._sealed(call, event, sequence, flush_seconds)
+            said.finished.MergeFrom(wire.finished_out(event, call.effective, token))
+        else:
+            output = call.plan.request.output
+            wire.write_event(said, event, call.engine.tokenizer.token_bytes, with_ids=output.return_token_ids)
 
     def _look(self, spec: pb.GenerationSpec, arrival: Arrival) -> None:
         """Refuses what would be refused anyway, before work is done for it."""
@@ -206,22 +217,6 @@ class Calls:
             call.meter,
         )
 
-    async def _said(self, call: Call, sequence: int, flush_seconds: float) -> AsyncGenerator[pb.GenerationEvent, None]:
-        """What the generation says, numbered on from `sequence`."""
-        lag = self._house.lag
-        token_bytes = call.engine.tokenizer.token_bytes
-        with_ids = call.plan.request.output.return_token_ids
-        async with aclosing(gathered(self.generation(call), lambda: max(flush_seconds, lag.flush_seconds))) as events:
-            async for event in events:
-                sequence += 1
-                if call.watch.wants_content:
-                    call.watch.said(event)
-                if isinstance(event, Finished):
-                    token = self._sealed(call, event, sequence, flush_seconds)
-                    yield wire.finished_event(event, call.effective, sequence, token)
-                else:
-                    yield wire.event_out(event, sequence, token_bytes, with_ids=with_ids)
-
     def _sealed(self, call: Call, finished: Finished, sequence: int, flush_seconds: float) -> str:
         key = self._house.seal_key
         if key is None or not finished.states:
@@ -231,6 +226,16 @@ class Calls:
         states, headers = finished.states, CALL.get().headers
         carried = Carried(call.generation_id, model, spec, sequence, plan, states, headers, flush_seconds)
         return seal(carried, key, call.arrival.caller)
+
+
+def _started(call: Call, live: LiveStream | None) -> pb.GenerationEvent:
+    started = pb.GenerationStarted(
+        generation_id=call.generation_id,
+        model=call.engine.card.name,
+        effective_settings=call.effective,
+        resume_token=live.token if live else "",
+    )
+    return pb.GenerationEvent(sequence=1, started=started)
 
 
 def _bid(plan: Plan, arrival: Arrival) -> Bid:

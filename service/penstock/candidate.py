@@ -256,17 +256,18 @@ class Candidate:
             verdict = self._verdict_of_stop(chunk.stop)
         if verdict is Verdict.GO_ON:
             verdict = self._steered()
-        outcome = _OUTCOME_OF.get(verdict)
+        goes_on = verdict is Verdict.GO_ON  # as nearly every step does: nothing to look up then
+        outcome = None if goes_on else _OUTCOME_OF.get(verdict)
+        ends = not goes_on and verdict in _FINISH_OF
         if outcome is not None:
             splitter.close_thought(self._plan.closing_ids)
-        elif splitter.in_thought and verdict in _FINISH_OF:
+        elif ends and splitter.in_thought:
             outcome = ThinkingOutcome.MAX_OUTPUT_TOKENS if verdict is Verdict.MAX_OUTPUT_TOKENS else None
         elif self._outcome is None and not splitter.in_thought and (was_thinking or splitter.marker_tokens):
             spent = splitter.thought_tokens >= splitter.thought_budget_tokens
             outcome = ThinkingOutcome.BUDGET_REACHED if spent else ThinkingOutcome.NATURAL_END
         # A drained candidate goes on elsewhere: a character or stop string under way must not be cut short here.
-        final = verdict in _FINISH_OF and verdict is not Verdict.DRAINED
-        events: list[CandidateEvent] = list(splitter.take(final=final))
+        events: list[CandidateEvent] = list(splitter.take(final=ends and verdict is not Verdict.DRAINED))
         if outcome is not None:
             thoughts = sum(isinstance(event, Delta) and event.is_thought for event in events)
             events.insert(thoughts, self._thought_ended(outcome))

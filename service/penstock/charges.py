@@ -18,6 +18,9 @@ from penstock.usage import Meter, PriceList
 @asynccontextmanager
 async def charged(house: House, caller: Caller, plan: Plan, generation_id: str, meter: Meter) -> AsyncIterator[None]:
     """Holds the claim while the generation waits and runs. Raises QuotaExceeded."""
+    if not caller.limits.holds_use and not house.audit.is_on:
+        yield
+        return
     claim = claim_of(plan, house.prices)
     failure: BaseException | None = None
     async with house.quotas.holding(caller, claim, lambda: (meter.tokens(), meter.usd_ticks(house.prices))):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,9 +82,13 @@ class Reply:
 
 async def _next_step(step_seconds: float) -> None:
     """Until the next step's time. All streams of one pace step at once, as a real engine's do."""
-    loop = asyncio.get_running_loop()
-    now = loop.time()
-    await asyncio.sleep(step_seconds - now % step_seconds if step_seconds else 0)
+    if not step_seconds:
+        await asyncio.sleep(0)
+        return
+    due = (time.monotonic() // step_seconds + 1) * step_seconds
+    # Event loops sleep in whole milliseconds, and may wake up early.
+    while (left := due - time.monotonic()) > 0:  # noqa: ASYNC110 # a time, not an event
+        await asyncio.sleep(max(left, 0.001))
 
 
 class ScriptedEngine:

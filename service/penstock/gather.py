@@ -8,6 +8,7 @@ and answer, the end of a thought and the end of the call are never held.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from itertools import chain
@@ -40,11 +41,10 @@ class LoopLag:
 
     async def watch(self) -> None:
         """Runs as long as the server does."""
-        loop = asyncio.get_running_loop()
         while True:
-            due = loop.time() + _LOOK_SECONDS
+            due = time.monotonic() + _LOOK_SECONDS
             await asyncio.sleep(_LOOK_SECONDS)
-            self.late(loop.time() - due)
+            self.late(time.monotonic() - due)
 
 
 async def gathered(

@@ -28,16 +28,18 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         self._house = house
         self._calls = Calls(house)
 
-    async def StreamGenerate(
+    def StreamGenerate(
         self, request: pb.StreamGenerateRequest, context: Context
     ) -> AsyncGenerator[pb.StreamGenerateResponse, None]:
         arrival, flush_seconds = Arrival.of(context), wire.flush_seconds(request.flush_interval)
-        source = (
-            await self._calls.live(request.spec, arrival, flush_seconds)
-            if request.resumable
-            else self._calls.events(request.spec, arrival, flush_seconds)
-        )
-        async with aclosing(source) as events:
+        if request.resumable:
+            return self._live(request.spec, arrival, flush_seconds)
+        return self._calls.events(request.spec, arrival, flush_seconds, wire.streamed)
+
+    async def _live(
+        self, spec: pb.GenerationSpec, arrival: Arrival, flush_seconds: float
+    ) -> AsyncGenerator[pb.StreamGenerateResponse, None]:
+        async with aclosing(await self._calls.live(spec, arrival, flush_seconds)) as events:
             async for event in events:
                 yield pb.StreamGenerateResponse(event=event)
 
@@ -75,15 +77,16 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         if first is None or first.WhichOneof("action") != "start":
             raise BadRequest(FieldViolation("action", "the first message must be `start`", "MISSING_FIELD"))
         flush_seconds, steering = wire.flush_seconds(first.flush_interval), self._house.steering()
-        source = self._calls.events(first.start, Arrival.of(context), flush_seconds, steering=steering)
+        arrival = Arrival.of(context)
+        source = self._calls.events(first.start, arrival, flush_seconds, wire.interacted, steering=steering)
         most = self._house.config.limits.max_steering_messages
         listening = asyncio.create_task(_steer(steering, request_iterator, most))
         try:
-            async with aclosing(source) as events:
-                async for event in events:
+            async with aclosing(source) as replies:
+                async for reply in replies:
                     if listening.done():
                         listening.result()  # A message that says nothing sensible ends the call.
-                    yield pb.InteractResponse(event=event)
+                    yield reply
         finally:
             listening.cancel()
 

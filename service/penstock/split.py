@@ -110,6 +110,19 @@ class _Pending:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
 
+    def is_due(self, over: bool) -> bool:
+        return bool(self.text) or (over and self.tokens > 0)
+
+    def taken(self, candidate_index: int, *, is_thought: bool) -> Delta:
+        return Delta(
+            candidate_index=candidate_index,
+            is_thought=is_thought,
+            text=self.text,
+            token_count=self.tokens,
+            token_ids=tuple(self.token_ids),
+            logprobs=tuple(self.logprobs),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class SplitSettings:
@@ -317,11 +330,11 @@ class Splitter:
             if self.in_thought:
                 self._thought.text += self._thought_text.flush()
         deltas = []
-        if self._due(self._thought, final or not self.in_thought):
-            deltas.append(self._delta(self._thought, is_thought=True))
+        if self._thought.is_due(final or not self.in_thought):
+            deltas.append(self._thought.taken(self._index, is_thought=True))
             self._thought = _Pending()
-        if self._due(self._answer, final):
-            deltas.append(self._delta(self._answer, is_thought=False))
+        if self._answer.is_due(final):
+            deltas.append(self._answer.taken(self._index, is_thought=False))
             self._answer = _Pending()
         return deltas
 
@@ -329,17 +342,3 @@ class Splitter:
         if self._stops.matched:
             return ""
         return self._stops.push(self._answer_text.flush()) + self._stops.flush()
-
-    @staticmethod
-    def _due(pending: _Pending, over: bool) -> bool:
-        return bool(pending.text) or (over and pending.tokens > 0)
-
-    def _delta(self, pending: _Pending, *, is_thought: bool) -> Delta:
-        return Delta(
-            candidate_index=self._index,
-            is_thought=is_thought,
-            text=pending.text,
-            token_count=pending.tokens,
-            token_ids=tuple(pending.token_ids),
-            logprobs=tuple(pending.logprobs),
-        )

@@ -39,6 +39,51 @@ StartEngine = Callable[[], Awaitable[Mortal]]
 OnChange = Callable[[bool], Awaitable[None]]
 
 
+class _Pulse:
+    """When the engine was last seen at work, while anybody really waits for it: readers that are slow say nothing."""
+
+    def __init__(self) -> None:
+        self.waiting_streams = 0
+        self._at = time.monotonic()
+
+    @property
+    def still_seconds(self) -> float:
+        return time.monotonic() - self._at
+
+    def beats(self) -> None:
+        self._at = time.monotonic()
+
+    def waiting(self) -> _Wait:
+        return _Wait(self)
+
+
+class _Wait:
+    """One stream's waiting for its next chunk, from its beginning to its end."""
+
+    def __init__(self, pulse: _Pulse) -> None:
+        self._pulse = pulse
+        self._waits = False
+
+    def __enter__(self) -> _Wait:
+        self.begins()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._waits:
+            self.ends()
+
+    def begins(self) -> None:
+        self._waits = True
+        if self._pulse.waiting_streams == 0:
+            self._pulse.beats()
+        self._pulse.waiting_streams += 1
+
+    def ends(self) -> None:
+        self._waits = False
+        self._pulse.waiting_streams -= 1
+        self._pulse.beats()
+
+
 class SupervisedEngine:
     """`on_change` is told True when the engine takes work again, False when it went down."""
 
@@ -51,8 +96,7 @@ class SupervisedEngine:
         self._changed = asyncio.Condition()
         self._restarts: deque[float] = deque()
         self._probation = asyncio.Lock()
-        self._waiting_streams = 0
-        self._progress_at = time.monotonic()
+        self._pulse = _Pulse()
         self._steps_seen = -1
         self._experts = Continued()
         self.restarts = 0
@@ -96,14 +140,14 @@ class SupervisedEngine:
             await self.revived()
             engine = self._engine
             async with aclosing(engine.stream(request)) as chunks:
-                while True:
-                    chunk = await self._next(chunks)
-                    if chunk is None:
-                        return
-                    if on_probation:
-                        on_probation = False
-                        self._probation.release()
-                    yield chunk
+                with self._pulse.waiting() as wait:
+                    async for chunk in chunks:
+                        wait.ends()
+                        if on_probation:
+                            on_probation = False
+                            self._probation.release()
+                        yield chunk
+                        wait.begins()
         except EngineDown:
             # Told at once, not at the watcher's next look: who waits in `revived` must not find the dead one alive.
             if self._alive and self._engine is engine:
@@ -114,18 +158,9 @@ class SupervisedEngine:
             if on_probation:
                 self._probation.release()
 
-    async def _next(self, chunks: AsyncGenerator[EngineChunk, None]) -> EngineChunk | None:
-        """The next chunk, with the engine's clock running only while somebody really waits for it."""
-        if self._waiting_streams == 0:
-            self._progress_at = time.monotonic()
-        self._waiting_streams += 1
-        try:
-            return await anext(chunks, None)
-        finally:
-            self._waiting_streams -= 1
-            self._progress_at = time.monotonic()
-
     async def revived(self) -> None:
+        if self._alive:
+            return
         async with self._changed:
             await self._changed.wait_for(lambda: self._alive or self.given_up.is_set())
         if self.given_up.is_set():
@@ -162,10 +197,11 @@ class SupervisedEngine:
             return "died"
         steps = self._engine.load().steps
         if steps != self._steps_seen:
-            self._steps_seen, self._progress_at = steps, time.monotonic()
-        stuck_seconds = time.monotonic() - self._progress_at
-        if self._waiting_streams and stuck_seconds > self._settings.hang_seconds:
-            return f"hangs: no step for {stuck_seconds:.0f} s with {self._waiting_streams} streams waiting"
+            self._steps_seen = steps
+            self._pulse.beats()
+        stuck_seconds, streams = self._pulse.still_seconds, self._pulse.waiting_streams
+        if streams and stuck_seconds > self._settings.hang_seconds:
+            return f"hangs: no step for {stuck_seconds:.0f} s with {streams} streams waiting"
         return ""
 
     async def _replace(self, reason: str) -> None:
@@ -185,7 +221,8 @@ class SupervisedEngine:
                 continue
             self.restarts += 1
             log.warning("the engine is back after %.1f s", time.monotonic() - began)
-            self._steps_seen, self._progress_at = -1, time.monotonic()
+            self._steps_seen = -1
+            self._pulse.beats()
             await self._set_alive(True)
             return
         await self._give_up()

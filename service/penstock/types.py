@@ -13,6 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+# What is made at every engine step of every stream is a Struct: as frozen as the others, made in a tenth of the time.
+from msgspec import Struct
+
 # ---------------------------------------------------------------------------------------------------------- requests
 
 
@@ -224,8 +227,7 @@ class EngineStop(enum.Enum):
     ABORTED = "aborted"
 
 
-@dataclass(frozen=True, slots=True)
-class EngineChunk:
+class EngineChunk(Struct, frozen=True):
     """What one engine step added. `token_ids` includes the EOS or stop token that ended it.
 
     `logprobs` is as long as `token_ids` where asked for, else empty. `stop` is set on the last chunk only, and with
@@ -323,8 +325,7 @@ class Cost:
         return self.input_usd_ticks + self.cached_usd_ticks + self.output_usd_ticks
 
 
-@dataclass(frozen=True, slots=True)
-class Delta:
+class Delta(Struct, frozen=True):
     """New text of a candidate: a thought or an answer, never both, never half a character."""
 
     candidate_index: int

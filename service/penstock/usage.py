@@ -93,6 +93,8 @@ class Meter:
 
 def total(usages: Sequence[Usage]) -> Usage:
     """Counts of all candidates together. They share one prompt: it is counted, and billed, once."""
+    if len(usages) == 1:
+        return usages[0]
     summed: dict[str, Any] = {}
     for f in fields(Usage):
         counts = [count for usage in usages if (count := getattr(usage, f.name)) is not None]

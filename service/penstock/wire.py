@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import Literal, TypeAlias, TypeVar, get_args
 
 from google.protobuf.duration_pb2 import Duration
 from penstock_client.v1 import generation_pb2 as pb
@@ -192,27 +192,42 @@ def _structured(config: pb.OutputConfig) -> StructuredOutput | None:
 # --------------------------------------------------------------------------------------------------------- outwards
 
 
-def event_out(
-    event: Delta | ThoughtEnded, sequence: int, token_bytes: Callable[[int], bytes], *, with_ids: bool
-) -> pb.GenerationEvent:
-    """One event of a running generation. Deltas come first: they are the hot path."""
-    if isinstance(event, Delta):
-        return delta_event(event, sequence, token_bytes, with_ids=with_ids)
-    return thought_ended_event(event, sequence)
+M = TypeVar("M")
+Envelope: TypeAlias = Callable[[], tuple[M, pb.GenerationEvent]]
+"""A new reply, and the event in it to be written: events are filled in where they travel, never copied there."""
 
 
-def delta_event(
-    delta: Delta, sequence: int, token_bytes: Callable[[int], bytes], *, with_ids: bool
-) -> pb.GenerationEvent:
-    """The hot path: one per engine step and stream."""
-    message = pb.Delta(candidate_index=delta.candidate_index, text=delta.text, token_count=delta.token_count)
+def bare() -> tuple[pb.GenerationEvent, pb.GenerationEvent]:
+    event = pb.GenerationEvent()
+    return event, event
+
+
+def streamed() -> tuple[pb.StreamGenerateResponse, pb.GenerationEvent]:
+    reply = pb.StreamGenerateResponse()
+    return reply, reply.event
+
+
+def interacted() -> tuple[pb.InteractResponse, pb.GenerationEvent]:
+    reply = pb.InteractResponse()
+    return reply, reply.event
+
+
+def write_event(
+    said: pb.GenerationEvent, event: Delta | ThoughtEnded, token_bytes: Callable[[int], bytes], *, with_ids: bool
+) -> None:
+    """One event of a running generation into an empty message. The hot path: one per engine step and stream."""
+    if isinstance(event, ThoughtEnded):
+        said.thinking_finished.MergeFrom(thought_ended_out(event))
+        return
+    delta = said.thought if event.is_thought else said.answer
+    delta.text = event.text
+    delta.token_count = event.token_count
+    if event.candidate_index:
+        delta.candidate_index = event.candidate_index
     if with_ids:
-        message.token_ids.extend(delta.token_ids)
-    if delta.logprobs:
-        message.logprobs.extend(logprobs_out(delta.logprobs, token_bytes))
-    if delta.is_thought:
-        return pb.GenerationEvent(sequence=sequence, thought=message)
-    return pb.GenerationEvent(sequence=sequence, answer=message)
+        delta.token_ids.extend(event.token_ids)
+    if event.logprobs:
+        delta.logprobs.extend(logprobs_out(event.logprobs, token_bytes))
 
 
 def logprobs_out(logprobs: Sequence[TokenLogprobs], token_bytes: Callable[[int], bytes]) -> list[pb.TokenLogprobs]:
@@ -223,30 +238,22 @@ def logprobs_out(logprobs: Sequence[TokenLogprobs], token_bytes: Callable[[int],
     return [pb.TokenLogprobs(sampled=one(entry.sampled), top=[one(top) for top in entry.top]) for entry in logprobs]
 
 
-def thought_ended_event(ended: ThoughtEnded, sequence: int) -> pb.GenerationEvent:
-    return pb.GenerationEvent(
-        sequence=sequence,
-        thinking_finished=pb.ThinkingFinished(
-            candidate_index=ended.candidate_index,
-            outcome=_OUTCOMES[ended.outcome],
-            reasoning_tokens=ended.thought_tokens,
-        ),
+def thought_ended_out(ended: ThoughtEnded) -> pb.ThinkingFinished:
+    return pb.ThinkingFinished(
+        candidate_index=ended.candidate_index,
+        outcome=_OUTCOMES[ended.outcome],
+        reasoning_tokens=ended.thought_tokens,
     )
 
 
-def finished_event(
-    finished: Finished, effective: pb.EffectiveSettings, sequence: int, resume_token: str = ""
-) -> pb.GenerationEvent:
-    return pb.GenerationEvent(
-        sequence=sequence,
-        finished=pb.GenerationFinished(
-            results=[result_out(end) for end in finished.ends],
-            usage=usage_out(finished.usage),
-            cost=cost_out(finished.cost),
-            effective_settings=effective,
-            timing=timing_out(finished.timing),
-            resume_token=resume_token,
-        ),
+def finished_out(finished: Finished, effective: pb.EffectiveSettings, resume_token: str = "") -> pb.GenerationFinished:
+    return pb.GenerationFinished(
+        results=[result_out(end) for end in finished.ends],
+        usage=usage_out(finished.usage),
+        cost=cost_out(finished.cost),
+        effective_settings=effective,
+        timing=timing_out(finished.timing),
+        resume_token=resume_token,
     )
 
 

@@ -9,12 +9,10 @@ import time
 
 import grpc
 import psutil
-import pytest
-from google.rpc import error_details_pb2, status_pb2
 from penstock_client.v1 import generation_pb2 as pb
 
 from tests.bad_requests import hello
-from tests.chaos.conftest import QUESTIONS, THINKING, Patient
+from tests.chaos.conftest import QUESTIONS, Patient
 
 SOAK_CALLS = 2000
 FAST = pb.ThinkingConfig(mode=pb.THINKING_MODE_FAST)
@@ -86,74 +84,6 @@ async def test_two_thousand_calls_leave_nothing_behind(patient: Patient) -> None
     assert after[0] <= before[0] + 4
     assert after[1] <= before[1] + 2
     assert after[2] <= before[2] * 1.05 + 16 * 2**20
-
-
-async def finished_per_second(patient: Patient, workers: int, seconds: float, spec: pb.GenerationSpec) -> float:
-    """Closed loop: what the service does when it is always full and never asked too much."""
-    done = 0
-    end = time.monotonic() + seconds
-
-    async def worker() -> None:
-        nonlocal done
-        while time.monotonic() < end:
-            await patient.stub.Generate(pb.GenerateRequest(spec=spec))
-            done += 1
-
-    began = time.monotonic()
-    await asyncio.gather(*(worker() for _ in range(workers)))
-    return done / (time.monotonic() - began)
-
-
-# Refusals share two cores, and one event loop, with engine and client. Alone on such a machine: goodput 0.84 of
-# capacity, p99 to refuse 309 ms, at 657 calls a second. Until both lines are met, a miss is told and fails no run.
-@pytest.mark.xfail(strict=False, reason="0.9 of the goodput and 50 ms to refuse are not reached on two cores")
-async def test_ten_times_too_much_keeps_nine_tenths_of_the_goodput(patient: Patient) -> None:
-    spec = hello(QUESTIONS[0], thinking=THINKING, output=pb.OutputConfig(max_output_tokens=100))
-    full = patient.engine.card.max_num_seqs
-    await finished_per_second(patient, full, 3, spec)
-    capacity = await finished_per_second(patient, full, 10, spec)
-    done, refused_seconds, wrong = 0, list[float](), list[str]()
-
-    async def one() -> None:
-        nonlocal done
-        began = time.monotonic()
-        try:
-            await patient.stub.Generate(pb.GenerateRequest(spec=spec), timeout=30)
-            done += 1
-        except grpc.aio.AioRpcError as error:
-            if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and retry_delay_seconds(error) > 0:
-                refused_seconds.append(time.monotonic() - began)
-            else:
-                wrong.append(str(error.code()))
-
-    calls = []
-    began = time.monotonic()
-    seconds, rate = 15.0, capacity * 10
-    while (now := time.monotonic() - began) < seconds:
-        calls += [asyncio.create_task(one()) for _ in range(int(now * rate) - len(calls))]
-        await asyncio.sleep(0.005)
-    done_in_time = done
-    await asyncio.gather(*calls)
-    refused_seconds.sort()
-    p99 = refused_seconds[int(len(refused_seconds) * 0.99)]
-    goodput = done_in_time / seconds
-    print(
-        f"\ncapacity {capacity:.1f} calls/s; at {len(calls) / seconds:.0f} calls/s goodput {goodput:.1f} "
-        f"({goodput / capacity:.2f}), {len(refused_seconds)} refused, p99 to refuse {p99 * 1000:.1f} ms"
-    )
-    assert wrong == []
-    assert len(refused_seconds) > len(calls) / 2
-    assert goodput >= 0.9 * capacity
-    assert p99 < 0.05
-
-
-def retry_delay_seconds(error: grpc.aio.AioRpcError) -> float:
-    status, retry = status_pb2.Status(), error_details_pb2.RetryInfo()
-    status.ParseFromString(dict(error.trailing_metadata())["grpc-status-details-bin"])
-    for detail in status.details:
-        if detail.Unpack(retry):
-            return retry.retry_delay.ToTimedelta().total_seconds()
-    return 0.0
 
 
 async def test_auto_answers_before_deadlines_that_thinking_misses(patient: Patient) -> None:

@@ -303,3 +303,28 @@ def test_a_pause_still_makes_the_runner_forget_accepted_drafts(patched):
         assert step("b", "a") == [1, 1, 1]
     finally:
         cell.cell_contents = original
+
+
+def test_who_waits_still_spins(patched):
+    import time
+
+    import zmq
+    from vllm.distributed.device_communicators import shm_broadcast
+
+    def share_of_a_core(wait):
+        napping = shm_broadcast.sched_yield
+        shm_broadcast.sched_yield = wait
+        with zmq.Context() as context:
+            condition = shm_broadcast.SpinCondition(True, context, "inproc://nobody")
+            condition.record_read()
+            until, began = time.monotonic() + 0.3, time.thread_time()
+            while time.monotonic() < until:
+                condition.wait(timeout_ms=0)
+            spent = time.thread_time() - began
+            for socket in (condition.local_notify_socket, condition.read_cancel_socket, condition.write_cancel_socket):
+                socket.close()
+        shm_broadcast.sched_yield = napping
+        return spent / 0.3
+
+    assert share_of_a_core(shm_broadcast.sched_yield.__wrapped__) > 0.5
+    assert share_of_a_core(shm_broadcast.sched_yield) < 0.4

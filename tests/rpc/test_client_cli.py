@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -269,6 +270,7 @@ def _demo_that_thinks(start: Any, tmp_path: Path) -> tuple[Any, int]:
     demo = start("demo", PENSTOCK_ENGINE_KIND="scripted", PENSTOCK_ENGINE_MODEL=str(replies))
     while not demo.stdout.readline().startswith(">"):
         pass
+    time.sleep(0.5)  # The question is shown before it is asked.
     [service] = [int(child) for child in _children(demo.pid)]
     return demo, service
 

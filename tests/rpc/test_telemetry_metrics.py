@@ -21,6 +21,7 @@ from typing import Any
 import grpc
 import pytest
 import yaml
+from msgspec import structs
 from penstock.config import Config, TelemetrySettings
 from penstock.engine import EngineLoad
 from penstock.engine_scripted import Reply, ScriptedEngine
@@ -62,7 +63,7 @@ class Drafting(ScriptedEngine):
 
     async def stream(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
         async for chunk in super().stream(request):
-            yield replace(chunk, drafted_tokens=4, accepted_tokens=2) if chunk.stop else chunk
+            yield structs.replace(chunk, drafted_tokens=4, accepted_tokens=2) if chunk.stop else chunk
 
 
 @asynccontextmanager

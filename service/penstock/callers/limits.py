@@ -19,6 +19,13 @@ class Limits:
     usd_ticks_per_day: int | None = None
     max_priority: Priority = Priority.HIGH
 
+    @property
+    def holds_use(self) -> bool:
+        """There is something to hold and to settle when a generation of this caller's runs."""
+        return any(
+            limit is not None for limit in (self.concurrent_streams, self.tokens_per_minute, self.usd_ticks_per_day)
+        )
+
 
 NO_LIMITS = Limits()
 

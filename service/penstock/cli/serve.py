@@ -55,8 +55,8 @@ def serve(
     if check_config:
         say("the configuration is valid")
         return
-    import asyncio
+    import uvloop
 
     from penstock import app
 
-    raise typer.Exit(asyncio.run(app.serve(loaded.config, on_progress=say, on_ready=ready)))
+    raise typer.Exit(uvloop.run(app.serve(loaded.config, on_progress=say, on_ready=ready)))

@@ -67,6 +67,7 @@ async def start(settings: EngineSettings, progress: Progress = lambda phase: Non
         await _without_engine_budget(engine, settings, fault, progress)
     if planned.layout is not None:
         await _count_experts(engine, settings, planned, progress)
+    _settle_environment()
     progress("ready")
     return engine
 
@@ -132,10 +133,20 @@ def _build(settings: EngineSettings) -> tuple[Device, str]:
 
 
 def _import() -> None:
+    from vllm import envs
+
     from penstock.engine_vllm import compat, engine
 
     compat.general_plugin()
+    envs.disable_envs_cache()  # an engine before this one may have been started with other values
     assert engine
+
+
+def _settle_environment() -> None:
+    """Nothing changes it from here on: vLLM looks into it for every output of every step, and may remember."""
+    from vllm import envs
+
+    envs.enable_envs_cache()
 
 
 async def _loaded(settings: EngineSettings, checkpoint: Checkpoint, planned: EnginePlan, version: str) -> VllmEngine:

@@ -8,7 +8,7 @@ entry points in every one of them, so no process needs its own preparation:
 
 `strides`: arguments that the CPU kernels refuse. `speculation`: what MTP gets wrong.
 `draft_history`: steps with fewer drafts than usual. `recurrent_states`: MTP beside prefix caching.
-`slow_grammars`: constraints that hold up everybody. `engine_vllm.fp8`: FP8 weights.
+`slow_grammars`: constraints that hold up everybody. `waiting`: cores burnt by who waits. `engine_vllm.fp8`: FP8.
 
 tests/engine/test_engine_vllm_compat.py fails when a patch is no longer needed.
 """
@@ -36,7 +36,7 @@ def general_plugin() -> None:
     slow_grammars.stop_them()
     if not current_platform.is_cpu():
         return
-    from penstock.engine_vllm.compat import draft_history, recurrent_states, speculation, strides
+    from penstock.engine_vllm.compat import draft_history, recurrent_states, speculation, strides, waiting
     from penstock.engine_vllm.fp8 import config
 
     strides.restride_single_token_prefill()
@@ -48,6 +48,7 @@ def general_plugin() -> None:
     speculation.remember_accepted_drafts()
     speculation.convolve_natively()
     recurrent_states.register()
+    waiting.nap_instead_of_spinning()
     config.register()
 
 
