@@ -308,23 +308,19 @@ def test_a_pause_still_makes_the_runner_forget_accepted_drafts(patched):
 def test_who_waits_still_spins(patched):
     import time
 
-    import zmq
     from vllm.distributed.device_communicators import shm_broadcast
 
-    def share_of_a_core(wait):
-        napping = shm_broadcast.sched_yield
-        shm_broadcast.sched_yield = wait
-        with zmq.Context() as context:
-            condition = shm_broadcast.SpinCondition(True, context, "inproc://nobody")
-            condition.record_read()
+    def share_of_a_core(pause):
+        napping, shm_broadcast.sched_yield = shm_broadcast.sched_yield, pause
+        condition = object.__new__(shm_broadcast.SpinCondition)  # without its sockets, which it does not wait on yet
+        condition.is_reader, condition.last_read, condition.busy_loop_s = True, time.monotonic(), 10
+        try:
             until, began = time.monotonic() + 0.3, time.thread_time()
             while time.monotonic() < until:
                 condition.wait(timeout_ms=0)
-            spent = time.thread_time() - began
-            for socket in (condition.local_notify_socket, condition.read_cancel_socket, condition.write_cancel_socket):
-                socket.close()
-        shm_broadcast.sched_yield = napping
-        return spent / 0.3
+            return (time.thread_time() - began) / 0.3
+        finally:
+            shm_broadcast.sched_yield = napping
 
     assert share_of_a_core(shm_broadcast.sched_yield.__wrapped__) > 0.5
     assert share_of_a_core(shm_broadcast.sched_yield) < 0.4
