@@ -87,7 +87,9 @@ def demo(
 @contextmanager
 def _service(directory: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Runs `penstock serve` with no configuration; it is gone at the end, whatever happened."""
-    command = [sys.executable, "-m", "penstock", "serve", "--listen", "127.0.0.1:0", "--ready-file"]
+    command = [sys.executable, "-m", "penstock", "serve", "--listen", "127.0.0.1:0"]
+    # Where this process is killed nobody will come back to its stream, which a service waits for by default.
+    command += ["--set", f"server.drain_seconds={DRAIN_SECONDS}", "--ready-file"]
     # An end by a signal must take the service along: make it an exception.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _exit_by_signal)
