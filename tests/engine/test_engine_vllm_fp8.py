@@ -201,6 +201,6 @@ def test_vllm_still_keeps_its_kernels_to_cpus_with_amx(cpu):
     from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUExpertsFp8
 
     if torch.cpu._is_amx_tile_supported():
-        pytest.skip("this CPU has AMX: vLLM's own path is used")
+        pytest.skip("this CPU has AMX: vLLM's kernels are open to it")
     assert not CPUFp8BlockScaledMMKernel.is_supported()[0]
     assert not CPUExpertsFp8._supports_current_device()

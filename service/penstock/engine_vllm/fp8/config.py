@@ -1,7 +1,7 @@
-"""Where vLLM meets an FP8 checkpoint on a CPU without AMX: registered, and chosen, through its public extension points.
+"""Where vLLM meets an FP8 checkpoint on a CPU: registered, and chosen, through its public extension points.
 
 For vLLM 0.32.0. Upstream: vllm/model_executor/layers/quantization/fp8.py, whose linear method stops there at
-`_C::static_scaled_fp8_quant` and whose experts find no backend. Where there is AMX, vLLM's own path is left alone.
+`_C::static_scaled_fp8_quant` without AMX and whose experts find no backend; with AMX it refuses shards that cut a block.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ NAME = "penstock_fp8"
 
 def register() -> None:
     """Idempotent. Imports little: this runs in every process, whatever the checkpoint is."""
-    if not torch.cpu._is_amx_tile_supported():
-        register_quantization_config(NAME)(CpuFp8Config)
+    register_quantization_config(NAME)(CpuFp8Config)
 
 
 class CpuFp8Config(QuantizationConfig):  # type: ignore[misc] # vLLM's types are not followed

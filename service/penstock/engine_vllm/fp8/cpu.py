@@ -1,4 +1,4 @@
-"""FP8 layers on CPUs without AMX. The weights stay FP8 in memory; activations stay bfloat16. For vLLM 0.32.0.
+"""FP8 layers on CPUs, with AMX and without. The weights stay FP8 in memory; activations stay bfloat16. For vLLM 0.32.0.
 
 vLLM lets its W8A16 kernels run only where there are AMX tiles, yet they hold a path for AVX-512 BF16 as well. They are
 used where a trial on this machine agrees with plain arithmetic; elsewhere, and for blocks that they do not take,
