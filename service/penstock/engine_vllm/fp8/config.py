@@ -1,7 +1,7 @@
 """Where vLLM meets an FP8 checkpoint on a CPU: registered, and chosen, through its public extension points.
 
 For vLLM 0.32.0. Upstream: vllm/model_executor/layers/quantization/fp8.py, whose linear method stops there at
-`_C::static_scaled_fp8_quant` without AMX and whose experts find no backend; with AMX it refuses shards that cut a block.
+`_C::static_scaled_fp8_quant` without AMX and whose experts find no backend; with AMX it refuses shards that cut blocks.
 """
 
 from __future__ import annotations
