@@ -1,4 +1,4 @@
-"""Two thousand short calls that misbehave, ten times more calls than there is room for, and deadlines under load."""
+"""Two thousand short calls that misbehave, and deadlines under load."""
 
 from __future__ import annotations
 
