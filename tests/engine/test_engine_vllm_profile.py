@@ -182,8 +182,10 @@ def test_a_window_beyond_the_native_one_is_yarn():
 def test_vllm_reads_the_stretched_window_as_it_is_meant(monkeypatch):
     """vLLM's own configuration objects, from the demo checkpoint; no engine."""
     from penstock.engine_vllm import compat
+    from vllm import envs
     from vllm.engine.arg_utils import AsyncEngineArgs
 
+    envs.disable_envs_cache()  # as `start` does: an engine that runs beside this test has had it remembered
     settings = EngineSettings(max_context_tokens=65_536, yarn="on")
     planned = plan_engine(settings, read_checkpoint(str(DEMO_MODEL_DIR)), Devices("cpu"))
     for name, value in planned.environment.items():

@@ -50,7 +50,8 @@ def test_a_closed_loop_is_measured(target: str) -> None:
     assert made["mean_output_tokens"] == 20
     assert made["mean_prompt_tokens"] == pytest.approx(200, rel=0.05)
     assert made["first_token"]["p50"] <= made["first_answer"]["p50"] <= made["end_to_end"]["p50"]
-    assert made["per_token"]["p50"] >= 0.005
+    # A step each 5 ms by the clock: a first token that is told late shortens the time to the last by as much.
+    assert made["per_token"]["p50"] >= 0.9 * 0.005
     assert 1.0 < made["mean_running"] <= 2.0
     assert "callers wait" in made["latency_from"]
     assert made["model"]["name"] == "scripted"
