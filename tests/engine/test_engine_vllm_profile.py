@@ -22,6 +22,12 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 H100, H200 = 80 * 10**9, 141 * 10**9
 
 
+@pytest.fixture(autouse=True)
+def online(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that started in this process before runs without the hub; the models planned here only have names."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+
+
 def plan(name: str, count: int, memory: int, **settings: object):
     return plan_engine(EngineSettings(**settings), card_checkpoint(name), Devices("gpu", count, memory))
 
