@@ -32,7 +32,7 @@ from penstock.hf_tokenizer import load
 from bench.contenders import MAKERS, Contender, Penstock, Setting
 from bench.machine import machine
 from bench.report import Round, judged, plot, summary, table
-from bench.work import job
+from bench.work import MAX_TOKENS, job
 
 _STREAMS = (1, 8, 32, 64)
 _QUICK_STREAMS = (8, 64)
@@ -47,11 +47,14 @@ def main(
     rounds: Annotated[int, typer.Option(help="0: six, or two with --quick.")] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Everything measured.", dir_okay=False)] = None,
     png: Annotated[Path | None, typer.Option(help="The same as a plot.", dir_okay=False)] = None,
+    max_tokens: Annotated[
+        int, typer.Option(help="Cuts each answer short: what is left of the cost is the calls' own.", min=2)
+    ] = MAX_TOKENS,
     trace: Annotated[bool, typer.Option("--trace/--no-trace", help="Penstock sends its traces and metrics.")] = True,
 ) -> None:
     """Compare what is in front of the engine."""
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
-        setting = _setting(Path(scratch), stack.enter_context(_collector()) if trace else "")
+        setting = _setting(Path(scratch), stack.enter_context(_collector()) if trace else "", max_tokens)
         contenders = [maker(setting) for maker in MAKERS]
         notes: list[str] = []
         contenders = _started(contenders, stack, notes)
@@ -104,12 +107,13 @@ def _measure(contenders: Sequence[Contender], streams: Sequence[int], rounds: in
     return measured
 
 
-def _setting(folder: Path, collector: str) -> Setting:
+def _setting(folder: Path, collector: str, max_tokens: int) -> Setting:
     settings = EngineSettings(kv_cache_gib=_KV_CACHE_GIB)
     checkpoint = read_checkpoint(settings.model)
     plan = plan_engine(settings, checkpoint, find_devices("cpu"))
     os.environ.update(plan.environment)
-    return Setting(folder, checkpoint.model, plan, load(checkpoint.model, checkpoint.vocab_size), collector)
+    tokenizer = load(checkpoint.model, checkpoint.vocab_size)
+    return Setting(folder, checkpoint.model, plan, tokenizer, collector, max_tokens)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from penstock_client.v1 import generation_pb2 as pb
 from bench import grpc_frames, openai_http
 from bench.drain import Connection, Protocol, Reply, Work, drained
 from bench.served import Answered, Served, answered
-from bench.work import MAX_TOKENS, Job
+from bench.work import Job
 
 _ROOT = Path(__file__).parents[1]
 _START_SECONDS = 300.0
@@ -42,6 +42,8 @@ class Setting:
     tokenizer: HfTokenizer
     collector: str
     """OTLP endpoint that Penstock traces to; empty is none."""
+    max_tokens: int
+    """Of each answer."""
 
     def prompt(self, question: str) -> list[int]:
         return self.tokenizer.render([Message(Role.USER, question)], thinking=True)
@@ -119,7 +121,7 @@ class InProcess(Contender):
     name, label = "in_process", "AsyncLLM in process"
 
     def command(self) -> list[str]:
-        plan = {"arguments": dict(self.setting.plan.arguments), "max_tokens": MAX_TOKENS}
+        plan = {"arguments": dict(self.setting.plan.arguments), "max_tokens": self.setting.max_tokens}
         plan["arguments"].pop("disable_log_stats")
         file = self.setting.folder / "in_process.json"
         file.write_text(json.dumps(plan), encoding="utf-8")
@@ -191,7 +193,7 @@ class OpenAi(OverSockets):
                 "model": self.setting.model,
                 "messages": [{"role": "user", "content": question}],
                 "temperature": 0.0,
-                "max_tokens": MAX_TOKENS,
+                "max_tokens": self.setting.max_tokens,
                 "stream": True,
                 "stream_options": {"include_usage": True},
                 "chat_template_kwargs": {"enable_thinking": True},
@@ -234,7 +236,7 @@ class Smg(OverSockets):
                 request_id=f"{time.monotonic_ns()}-{place}",
                 tokenized=smg.TokenizedInput(input_ids=self.setting.prompt(question), original_text=question),
                 sampling_params=smg.SamplingParams(
-                    temperature=0.0, top_p=1.0, repetition_penalty=1.0, max_tokens=MAX_TOKENS, n=1
+                    temperature=0.0, top_p=1.0, repetition_penalty=1.0, max_tokens=self.setting.max_tokens, n=1
                 ),
                 stream=True,
             ).SerializeToString()
@@ -296,7 +298,7 @@ class Penstock(OverSockets):
             messages=pb.Messages(messages=[pb.Message(role=pb.ROLE_USER, content=question)]),
             thinking=pb.ThinkingConfig(mode=pb.THINKING_MODE_THINKING, answer_reserve=1),
             sampling=pb.SamplingConfig(temperature=0.0),
-            output=pb.OutputConfig(max_output_tokens=MAX_TOKENS),
+            output=pb.OutputConfig(max_output_tokens=self.setting.max_tokens),
         )
         request = pb.StreamGenerateRequest(spec=spec)
         request.flush_interval.FromNanoseconds(round(self.flush_seconds * 1e9))

@@ -74,14 +74,13 @@ def judged(measured: Sequence[Round]) -> tuple[dict[str, dict[int, float]], list
     peers = [name for name in _PEERS if name in here]
 
     def ratio(name: str, others: Sequence[str], what: Callable[[Served], float]) -> dict[int, float]:
-        """To the lowest of the others."""
+        """To the best of the others: the one whose median over all rounds is the lowest. The lowest of each round
+        would be whoever was lucky in it, which no server is always."""
         found: dict[int, float] = {}
         for count in counts if others else ():
-            pairs = [
-                what(runs[turn, count, name]) / min(what(runs[turn, count, other]) for other in others)
-                for turn in turns
-            ]
-            found[count] = statistics.median(pairs)
+            own, *theirs = ([what(runs[turn, count, who]) for turn in turns] for who in (name, *others))
+            best = min(theirs, key=statistics.median)
+            found[count] = statistics.median(mine / other for mine, other in zip(own, best, strict=True))
         return found
 
     ratios: dict[str, dict[int, float]] = {

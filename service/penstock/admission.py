@@ -42,7 +42,7 @@ class Bid:
 
 @dataclass(frozen=True, slots=True)
 class Permit:
-    """Proof that a call was let in; held for as long as it runs."""
+    """Proof that a call was let in; held for as long as it runs. 0 seconds where there was room at once."""
 
     waited_seconds: float
 
@@ -50,7 +50,8 @@ class Permit:
 @dataclass(eq=False, slots=True)
 class _Waiting:
     bid: Bid
-    turn: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    turn: asyncio.Future[int] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    """The sequences it was let in with: capacity may be another one by the time it ends."""
 
 
 class Admission:
@@ -82,18 +83,19 @@ class Admission:
     async def permit(self, bid: Bid) -> AsyncIterator[Permit]:
         """Waits for room. Raises Draining, Overloaded, or DeadlinePassed where the deadline came first."""
         began = time.monotonic()
-        sequences = min(bid.sequences, self._capacity())
+        sequences, waited_seconds = min(bid.sequences, self._capacity()), 0.0
         if self.draining:
             raise Draining("this server is going away")
         self._idle.clear()
         try:
             if self.queued_calls or self.running_sequences + sequences > self._capacity():
-                await self._wait(bid)
+                sequences = await self._wait(bid)
+                waited_seconds = time.monotonic() - began
             else:
                 self.running_sequences += sequences
             self.running_calls += 1
             try:
-                yield Permit(time.monotonic() - began)
+                yield Permit(waited_seconds)
             finally:
                 self.running_calls -= 1
                 self.running_sequences -= sequences
@@ -103,7 +105,7 @@ class Admission:
             if not self.running_calls and not self.queued_calls:
                 self._idle.set()
 
-    async def _wait(self, bid: Bid) -> None:
+    async def _wait(self, bid: Bid) -> int:
         if self._full(1, bid.tokens):
             victim = self._victim(bid.priority, bid.caller)
             if victim is None:
@@ -117,14 +119,14 @@ class Admission:
         left = None if bid.deadline_monotonic is None else max(0.0, bid.deadline_monotonic - time.monotonic())
         try:
             self._let_in()
-            await asyncio.wait_for(asyncio.shield(waiting.turn), left)
+            return await asyncio.wait_for(asyncio.shield(waiting.turn), left)
         except TimeoutError:
             if waiting.turn.done() and not waiting.turn.cancelled() and waiting.turn.exception() is None:
-                return  # Let in and timed out at the same moment: the work's own deadline decides.
+                return waiting.turn.result()  # Let in and timed out at the same moment: the work's deadline decides.
             raise DeadlinePassed("the deadline passed in the queue", queued_calls=self.queued_calls) from None
         except asyncio.CancelledError:
             if waiting.turn.done() and waiting.turn.exception() is None:
-                self.running_sequences -= min(bid.sequences, self._capacity())
+                self.running_sequences -= waiting.turn.result()
                 self._let_in()
             raise
         finally:
@@ -173,7 +175,7 @@ class Admission:
                 if caller in queues:
                     queues.move_to_end(caller)
                 self.running_sequences += sequences
-                first.turn.set_result(None)
+                first.turn.set_result(sequences)
 
     def _remove(self, waiting: _Waiting) -> None:
         queues = self._queues[waiting.bid.priority]

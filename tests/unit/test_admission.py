@@ -180,3 +180,20 @@ def test_nothing_leaks_whatever_comes_and_goes(calls: list[tuple[str, Priority, 
         assert (door.running_calls, door.running_sequences, door.queued_calls, door.queued_tokens) == (0, 0, 0, 0)
 
     asyncio.run(scenario())
+
+
+async def test_room_is_given_back_as_it_was_taken_whatever_capacity_is_by_then() -> None:
+    capacity = 4
+    door = Admission(AdmissionSettings(), lambda: capacity)
+    first, second = door.permit(bid(sequences=4)), door.permit(bid(sequences=3))
+    permit = await first.__aenter__()
+    assert permit.waited_seconds == 0.0
+    waits = asyncio.create_task(second.__aenter__())
+    await asyncio.sleep(0.01)
+    capacity = 2
+    await first.__aexit__(None, None, None)
+    assert (await waits).waited_seconds > 0.0
+    assert door.running_sequences == 2
+    capacity = 4
+    await second.__aexit__(None, None, None)
+    assert door.running_sequences == 0
