@@ -1,0 +1,163 @@
+"""Ten times more calls than there is room for, beside as many as there is: `penstock serve` in one process, those who
+call in another.
+
+    python -m bench.overload [--turns 12] [--seconds 8] [--json FILE]
+
+A crowd that fits (64 callers, each asks again once it was answered) and one that comes on a clock, ten times as fast as
+the first was served, take turns: what capacity is wanders on a machine that others use. Goodput is the calls that the
+flood got answered over those of the two quiet turns around it. Aims: 0.9 of the goodput, a refusal in 50 ms at p99.
+Ends with 1 where one is missed, or where a call ended otherwise than answered or refused with a time to come back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import datetime
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import penstock
+from penstock_client.v1 import generation_pb2 as pb
+
+from bench.machine import machine
+from bench.serving import served
+
+GOODPUT, P99_SECONDS = 0.9, 0.05
+CALLERS = 64  # engine.max_concurrent_requests
+_ROOT = Path(__file__).parents[1]
+_WINDOW_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Overload:
+    """What crowds saw (tests/chaos/crowd.py): one that fits before and after each flood."""
+
+    full: Sequence[dict[str, Any]]
+    flood: Sequence[dict[str, Any]]
+
+    @property
+    def shares(self) -> list[float]:
+        """Goodput of each flood."""
+        return [
+            _per_second(one) / statistics.mean(map(_per_second, self.full[turn : turn + 2]))
+            for turn, one in enumerate(self.flood)
+        ]
+
+    @property
+    def goodput(self) -> float:
+        """Over all turns: a flood beside a capacity that happened to be measured high weighs what it weighs."""
+        capacities = [statistics.mean(map(_per_second, self.full[turn : turn + 2])) for turn in range(len(self.flood))]
+        return sum(map(_per_second, self.flood)) / sum(capacities)
+
+    @property
+    def p99_seconds(self) -> float:
+        """To refuse: the median of windows of two seconds. What stalls the whole machine is not the service's."""
+        windows: dict[tuple[int, int], list[float]] = {}
+        for turn, one in enumerate(self.flood):
+            for told_at, seconds in one["refused"]:
+                windows.setdefault((turn, int(told_at // _WINDOW_SECONDS)), []).append(seconds)
+        return statistics.median(_p99(window) for window in windows.values())
+
+    @property
+    def sent(self) -> int:
+        return sum(one["sent"] for one in self.flood)
+
+    @property
+    def refused(self) -> int:
+        return sum(len(one["refused"]) for one in self.flood)
+
+    @property
+    def wrong(self) -> list[str]:
+        """Ends that are neither an answer nor RESOURCE_EXHAUSTED with RetryInfo."""
+        return [end for one in (*self.full, *self.flood) for end in one["wrong"]]
+
+    @property
+    def holds(self) -> bool:
+        return self.goodput >= GOODPUT and self.p99_seconds < P99_SECONDS
+
+    def told(self) -> dict[str, Any]:
+        everyone = [seconds for one in self.flood for _, seconds in one["refused"]]
+        return {
+            "goodput": round(self.goodput, 3),
+            "goodput_by_turn": [round(share, 3) for share in self.shares],
+            "refused_p99_ms": round(self.p99_seconds * 1e3, 1),
+            "refused_p99_ms_of_all": round(_p99(everyone) * 1e3, 1),
+            "refused_p50_ms": round(statistics.median(everyone) * 1e3, 1),
+            "capacity_calls_per_second": round(statistics.mean(map(_per_second, self.full)), 1),
+            "asked_calls_per_second": round(self.sent / sum(one["seconds"] for one in self.flood), 1),
+            "sent": self.sent,
+            "refused": self.refused,
+            "wrong": self.wrong,
+            "wanted": {"goodput": GOODPUT, "refused_p99_ms": P99_SECONDS * 1e3},
+        }
+
+
+def measure(requests: Sequence[pb.GenerateRequest], turns: int, seconds: float, most_turns: int = 0) -> Overload:
+    """More turns than `turns`, up to `most_turns`, only for as long as the aims are missed."""
+    asked = "".join(base64.b64encode(request.SerializeToString()).decode() + "\n" for request in requests)
+    full: list[dict[str, Any]] = []
+    flood: list[dict[str, Any]] = []
+    with served(Path(penstock.__file__).parent / "demo_model_fp8") as address:
+        full.append(_crowd(address, asked, 0, seconds))
+        while len(flood) < turns or (len(flood) < most_turns and not Overload(full, flood).holds):
+            flood.append(_crowd(address, asked, 10 * _per_second(full[-1]), seconds))
+            full.append(_crowd(address, asked, 0, seconds))
+            print(f"turn {len(flood)}: {Overload(full, flood).shares[-1]:.2f} of the goodput", file=sys.stderr)
+    return Overload(full, flood)
+
+
+def _crowd(address: str, asked: str, per_second: float, seconds: float) -> dict[str, Any]:
+    command = [sys.executable, "-m", "tests.chaos.crowd", address, str(CALLERS), str(per_second), str(seconds)]
+    said = subprocess.run(command, input=asked, stdout=subprocess.PIPE, check=True, timeout=120, cwd=_ROOT, text=True)
+    seen: dict[str, Any] = json.loads(said.stdout)
+    return seen
+
+
+def _per_second(seen: dict[str, Any]) -> float:
+    return float(seen["done"] / seen["seconds"])
+
+
+def _p99(seconds: Sequence[float]) -> float:
+    return sorted(seconds)[int(len(seconds) * 0.99)]
+
+
+def questions() -> list[pb.GenerateRequest]:
+    """Sums that the embedded model thinks about."""
+    from bench.work import job
+
+    return [
+        pb.GenerateRequest(
+            spec=pb.GenerationSpec(
+                messages=pb.Messages(messages=[pb.Message(role=pb.ROLE_USER, content=question)]),
+                thinking=pb.ThinkingConfig(mode=pb.THINKING_MODE_THINKING),
+                output=pb.OutputConfig(max_output_tokens=100),
+            )
+        )
+        for (question,) in job(16, 1, seed=0).questions
+    ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", maxsplit=1)[0])
+    parser.add_argument("--turns", type=int, default=12)
+    parser.add_argument("--seconds", type=float, default=8.0, help="of each turn, after four that do not count")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    asked = parser.parse_args()
+    about = {"date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "machine": machine()}
+    seen = measure(questions(), asked.turns, asked.seconds)
+    told = {"about": about | {"command": "python -m bench.overload " + " ".join(sys.argv[1:])}, **seen.told()}
+    print(json.dumps(told, indent=1))
+    if asked.json is not None:
+        asked.json.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    return int(bool(seen.wrong) or not seen.holds)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
