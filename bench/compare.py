@@ -11,7 +11,6 @@ vLLM's servers keep their default statistics. Without smg-grpc-servicer the comp
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
 import subprocess
@@ -30,7 +29,7 @@ from penstock.engine_vllm.devices import find_devices
 from penstock.hf_tokenizer import load
 
 from bench.contenders import MAKERS, Contender, Penstock, Setting
-from bench.machine import machine
+from bench.machine import about
 from bench.report import Round, judged, plot, summary, table
 from bench.work import MAX_TOKENS, job
 
@@ -66,7 +65,12 @@ def main(
     print(table(results, {one.name: one.label for one in contenders}))
     for line in (*notes, *targets):
         print(line)
-    whole = {"about": _about(notes), "results": results, "ratios": ratios, "targets": targets}
+    whole = {
+        "about": {**about("bench.compare"), "notes": notes},
+        "results": results,
+        "ratios": ratios,
+        "targets": targets,
+    }
     if json_file is not None:
         json_file.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
     if png is not None:
@@ -124,15 +128,6 @@ def _collector() -> Iterator[str]:
         assert process.stdout is not None
         yield process.stdout.readline().strip()
         process.terminate()
-
-
-def _about(notes: Sequence[str]) -> dict[str, object]:
-    return {
-        "command": "python -m bench.compare " + " ".join(sys.argv[1:]),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": machine(),
-        "notes": list(notes),
-    }
 
 
 if __name__ == "__main__":

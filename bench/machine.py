@@ -1,9 +1,11 @@
-"""Which machine a result was taken on."""
+"""Which machine a result was taken on, when, and by which command."""
 
 from __future__ import annotations
 
 import os
 import platform
+import sys
+from datetime import UTC, datetime
 from typing import Any
 
 from penstock.load.machine import cpu_name
@@ -17,3 +19,9 @@ def machine() -> dict[str, Any]:
         "system": platform.system(),
         "load_1min": os.getloadavg()[0],
     }
+
+
+def about(module: str) -> dict[str, Any]:
+    """What a result that is kept must say of itself."""
+    command = " ".join(["python -m", module, *sys.argv[1:]])
+    return {"command": command, "date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine()}

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import base64
-import datetime
+import itertools
 import json
 import statistics
 import subprocess
@@ -23,14 +23,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import penstock
+from penstock.config import DEMO_MODEL_FP8_DIR, EngineSettings
+from penstock.evaluation.results import percentile
 from penstock_client.v1 import generation_pb2 as pb
 
-from bench.machine import machine
+from bench.machine import about
 from bench.serving import served
+from bench.work import job
 
 GOODPUT, P99_SECONDS = 0.9, 0.05
-CALLERS = 64  # engine.max_concurrent_requests
+CALLERS = EngineSettings().max_concurrent_requests
 _ROOT = Path(__file__).parents[1]
 _WINDOW_SECONDS = 2.0
 
@@ -43,18 +45,19 @@ class Overload:
     flood: Sequence[dict[str, Any]]
 
     @property
+    def capacities(self) -> list[float]:
+        """Calls per second around each flood."""
+        return [statistics.mean(map(_per_second, pair)) for pair in itertools.pairwise(self.full)]
+
+    @property
     def shares(self) -> list[float]:
         """Goodput of each flood."""
-        return [
-            _per_second(one) / statistics.mean(map(_per_second, self.full[turn : turn + 2]))
-            for turn, one in enumerate(self.flood)
-        ]
+        return [_per_second(one) / capacity for one, capacity in zip(self.flood, self.capacities, strict=True)]
 
     @property
     def goodput(self) -> float:
         """Over all turns: a flood beside a capacity that happened to be measured high weighs what it weighs."""
-        capacities = [statistics.mean(map(_per_second, self.full[turn : turn + 2])) for turn in range(len(self.flood))]
-        return sum(map(_per_second, self.flood)) / sum(capacities)
+        return sum(map(_per_second, self.flood)) / sum(self.capacities)
 
     @property
     def p99_seconds(self) -> float:
@@ -63,7 +66,7 @@ class Overload:
         for turn, one in enumerate(self.flood):
             for told_at, seconds in one["refused"]:
                 windows.setdefault((turn, int(told_at // _WINDOW_SECONDS)), []).append(seconds)
-        return statistics.median(_p99(window) for window in windows.values())
+        return statistics.median(percentile(window, 99) for window in windows.values())
 
     @property
     def sent(self) -> int:
@@ -88,7 +91,7 @@ class Overload:
             "goodput": round(self.goodput, 3),
             "goodput_by_turn": [round(share, 3) for share in self.shares],
             "refused_p99_ms": round(self.p99_seconds * 1e3, 1),
-            "refused_p99_ms_of_all": round(_p99(everyone) * 1e3, 1),
+            "refused_p99_ms_of_all": round(percentile(everyone, 99) * 1e3, 1),
             "refused_p50_ms": round(statistics.median(everyone) * 1e3, 1),
             "capacity_calls_per_second": round(statistics.mean(map(_per_second, self.full)), 1),
             "asked_calls_per_second": round(self.sent / sum(one["seconds"] for one in self.flood), 1),
@@ -99,17 +102,17 @@ class Overload:
         }
 
 
-def measure(requests: Sequence[pb.GenerateRequest], turns: int, seconds: float, most_turns: int = 0) -> Overload:
-    """More turns than `turns`, up to `most_turns`, only for as long as the aims are missed."""
+def measure(requests: Sequence[pb.GenerateRequest], turns: int, seconds: float) -> Overload:
+    """What is asked, one after the other, by crowds that take turns of `seconds` each."""
     asked = "".join(base64.b64encode(request.SerializeToString()).decode() + "\n" for request in requests)
     full: list[dict[str, Any]] = []
     flood: list[dict[str, Any]] = []
-    with served(Path(penstock.__file__).parent / "demo_model_fp8") as address:
+    with served(DEMO_MODEL_FP8_DIR) as address:
         full.append(_crowd(address, asked, 0, seconds))
-        while len(flood) < turns or (len(flood) < most_turns and not Overload(full, flood).holds):
+        for turn in range(turns):
             flood.append(_crowd(address, asked, 10 * _per_second(full[-1]), seconds))
             full.append(_crowd(address, asked, 0, seconds))
-            print(f"turn {len(flood)}: {Overload(full, flood).shares[-1]:.2f} of the goodput", file=sys.stderr)
+            print(f"turn {turn + 1}: {Overload(full, flood).shares[-1]:.2f} of the goodput", file=sys.stderr)
     return Overload(full, flood)
 
 
@@ -124,14 +127,8 @@ def _per_second(seen: dict[str, Any]) -> float:
     return float(seen["done"] / seen["seconds"])
 
 
-def _p99(seconds: Sequence[float]) -> float:
-    return sorted(seconds)[int(len(seconds) * 0.99)]
-
-
 def questions() -> list[pb.GenerateRequest]:
     """Sums that the embedded model thinks about."""
-    from bench.work import job
-
     return [
         pb.GenerateRequest(
             spec=pb.GenerationSpec(
@@ -150,9 +147,9 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=8.0, help="of each turn, after four that do not count")
     parser.add_argument("--json", type=Path, metavar="FILE")
     asked = parser.parse_args()
-    about = {"date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "machine": machine()}
+    made = about("bench.overload")
     seen = measure(questions(), asked.turns, asked.seconds)
-    told = {"about": about | {"command": "python -m bench.overload " + " ".join(sys.argv[1:])}, **seen.told()}
+    told = {"about": made, **seen.told()}
     print(json.dumps(told, indent=1))
     if asked.json is not None:
         asked.json.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
