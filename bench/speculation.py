@@ -35,6 +35,8 @@ class Contender:
     said: list[list[int]] = field(default_factory=list)
     drafted: int = 0
     accepted: int = 0
+    accepted_at: list[int] = field(default_factory=list)
+    """By place in a step's drafts."""
 
 
 def questions(count: int) -> list[str]:
@@ -61,6 +63,7 @@ async def _serve_turns(drafts: int, asked: list[str], turns: Connection) -> None
     while await asyncio.to_thread(turns.recv):
         turn += 1
         seconds, tokens, said, drafted, accepted = 0.0, 0, [], 0, 0
+        before = engine.load().accepted_by_position or (0,) * drafts
         for number, prompt in enumerate(prompts):
             request = EngineRequest(f"{turn}-{number}", prompt, 256, 0, Sampling(temperature=0.0))
             ids: list[int] = []
@@ -75,7 +78,9 @@ async def _serve_turns(drafts: int, asked: list[str], turns: Connection) -> None
             drafted += last.drafted_tokens or 0
             accepted += last.accepted_tokens or 0
             said.append(ids)
-        turns.send({"rate": tokens / seconds, "said": said, "drafted": drafted, "accepted": accepted})
+        places = [now - then for now, then in zip(engine.load().accepted_by_position, before, strict=True)]
+        counts = {"drafted": drafted, "accepted": accepted, "accepted_at": places}
+        turns.send({"rate": tokens / seconds, "said": said} | counts)
     await engine.close()
 
 
@@ -100,6 +105,8 @@ def measure(contenders: list[Contender], asked: list[str], rounds: int, console:
                 contender.rates.append(result["rate"])
                 contender.drafted += result["drafted"]
                 contender.accepted += result["accepted"]
+                known = contender.accepted_at or [0] * contender.drafts
+                contender.accepted_at = [sum(pair) for pair in zip(known, result["accepted_at"], strict=True)]
         console.print(f"round {number} of {rounds}{'' if number else ' (warm-up)'}", style="dim")
     for _, turns, process in started:
         turns.send(None)
@@ -118,6 +125,9 @@ def report(contenders: list[Contender]) -> list[dict[str, Any]]:
                 statistics.median(rate / base for rate, base in zip(contender.rates, plain.rates, strict=True)), 3
             ),
             "accepted_share": round(contender.accepted / contender.drafted, 3) if contender.drafted else None,
+            "accepted_by_position": [
+                round(count / (contender.drafted / contender.drafts), 3) for count in contender.accepted_at
+            ],
             "same_tokens": sum(a == b for a, b in zip(contender.said, plain.said, strict=True)),
             "questions": len(contender.said),
         }
@@ -140,12 +150,15 @@ def main() -> None:
         print(json.dumps(rows, indent=2))
         return
     table = Table(title="One stream, greedy, embedded default")
-    for heading in ("", "tokens/s", "x plain", "drafts accepted", "same tokens as plain"):
+    for heading in ("", "tokens/s", "x plain", "drafts accepted", "by position", "same tokens as plain"):
         table.add_column(heading, justify="right" if heading else "left")
     for row in rows:
         accepted = "" if row["accepted_share"] is None else f"{row['accepted_share']:.3f}"
         same = f"{row['same_tokens']} of {row['questions']}"
-        table.add_row(row["name"], str(row["tokens_per_second"]), f"{row['ratio_to_plain']:.2f}", accepted, same)
+        places = ", ".join(f"{share:.3f}" for share in row["accepted_by_position"])
+        table.add_row(
+            row["name"], str(row["tokens_per_second"]), f"{row['ratio_to_plain']:.2f}", accepted, places, same
+        )
     console.print(table)
 
 
