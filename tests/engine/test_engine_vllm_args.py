@@ -11,6 +11,7 @@ import pytest
 from penstock.config import DEMO_MODEL_DIR, EngineSettings
 from penstock.engine_vllm.args import plan_engine
 from penstock.engine_vllm.checkpoint import Checkpoint, read_checkpoint
+from penstock.engine_vllm.devices import _has_avx512
 from penstock.engine_vllm.features import Devices
 from penstock.engine_vllm.sampling import thought_tokens_in_prompt
 from penstock.engine_vllm.start import default_sampling
@@ -61,6 +62,20 @@ def test_defaults_on_a_cpu():
     described = {"chunked_prefill", "model_runner", "attention_backend"}
     assert on - described == {"mtp", "fp8_kv_cache", "prefix_caching", "engine_budget", "routing"}
     assert set(plan.unsupported_fields) == {"spec.sampling.min_p", "spec.sampling.logit_bias"}
+
+
+def test_a_cpu_that_cannot_read_an_fp8_cache_keeps_bfloat16(tmp_path):
+    plan = plan_engine(EngineSettings(), CHECKPOINT, Devices("cpu", reads_fp8_cache=False))
+    assert plan.arguments["kv_cache_dtype"] == "auto"
+    cache = features(plan)["fp8_kv_cache"]
+    assert (cache.enabled, cache.reason) == (False, "this CPU has no AVX-512")
+    with pytest.raises(ConfigError, match="fp8_kv_cache is required, but this CPU"):
+        plan_engine(EngineSettings(fp8_kv_cache="required"), CHECKPOINT, Devices("cpu", reads_fp8_cache=False))
+    cpuinfo = tmp_path / "cpuinfo"
+    for flags, expected in (("fpu avx2", False), ("fpu avx2 avx512f avx512bw", True)):
+        cpuinfo.write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
+        assert _has_avx512(cpuinfo) is expected
+    assert _has_avx512(tmp_path / "none")
 
 
 def test_without_mtp_nothing_is_refused():

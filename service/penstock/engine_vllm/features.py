@@ -22,11 +22,13 @@ LARGEST_YARN_TOKENS = 1_010_000
 
 @dataclass(frozen=True, slots=True)
 class Devices:
-    """What there is to run on. `bytes_each` is None where it could not be found out."""
+    """What there is to run on. `bytes_each` is None where it could not be found out; `reads_fp8_cache` is whether
+    attention can there."""
 
     kind: Device
     count: int = 1
     bytes_each: int | None = None
+    reads_fp8_cache: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,7 @@ def resolve(settings: EngineSettings, checkpoint: Checkpoint, devices: Devices) 
     parallel = plan_parallel(settings, checkpoint, devices.kind, devices.count, devices.bytes_each)
     return Resolved(
         fp8_weights=_fp8_weights(settings, checkpoint, devices.kind),
-        fp8_kv_cache=switch("fp8_kv_cache", settings.fp8_kv_cache, on="e4m3"),
+        fp8_kv_cache=_fp8_kv_cache(settings, devices),
         mtp=_mtp(settings, checkpoint),
         prefix_caching=prefix_caching,
         yarn=yarn,
@@ -83,6 +85,12 @@ def _fp8_weights(settings: EngineSettings, checkpoint: Checkpoint, device: Devic
         why = "the checkpoint is bfloat16, and only a GPU makes it FP8 while loading (`penstock quantize` writes one)"
         return impossible(name, wanted, why, "bfloat16")
     return Feature(name, True, "e4m3, made while loading", switch(name, wanted).reason)
+
+
+def _fp8_kv_cache(settings: EngineSettings, devices: Devices) -> Feature:
+    if not devices.reads_fp8_cache and settings.fp8_kv_cache != "off":
+        return impossible("fp8_kv_cache", settings.fp8_kv_cache, "this CPU has no AVX-512", "bfloat16")
+    return switch("fp8_kv_cache", settings.fp8_kv_cache, on="e4m3")
 
 
 def _mtp(settings: EngineSettings, checkpoint: Checkpoint) -> Feature:
