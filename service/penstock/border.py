@@ -10,7 +10,7 @@ from penstock.audit import NO_AUDIT, Audit
 from penstock.callers.caller import CALLER, NOBODY, Caller
 from penstock.callers.gate import Gate
 from penstock.errors import CallerUnknown, Overloaded, PenstockError, QuotaExceeded
-from penstock.house import Context
+from penstock.http2.call import Call
 from penstock.observe import CALL, CallWatch, Observer
 from penstock.observe import NOBODY as NO_OBSERVER
 from penstock.quotas.quotas import Quotas
@@ -48,14 +48,13 @@ class Border:
 class Entry:
     """One call at the border. `watch` is the onlooker's, and in force for the running task."""
 
-    def __init__(self, border: Border, method: str, context: Context) -> None:
+    def __init__(self, border: Border, method: str, context: Call) -> None:
         self._border = border
         self._method = method
         self._context = context
-        # Asked for now: of a call that was cancelled, gRPC may crash over the question.
-        self._peer = str(context.peer())
+        self._peer = context.peer()
         self._began = time.monotonic()
-        self.watch: CallWatch = border.observer.call(method, tuple(context.invocation_metadata() or ()))
+        self.watch: CallWatch = border.observer.call(method, tuple(context.invocation_metadata()))
         CALL.set(self.watch)
 
         self._is_for(CALLER.get())

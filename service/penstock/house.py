@@ -22,7 +22,7 @@ from penstock.quotas.quotas import Quotas
 from penstock.thinking import AnswerLengths
 from penstock.usage import PriceList
 
-# grpc's own type is generic for type checkers only.
+# What generated code calls it; here it is a penstock.http2.call.Call, which has what our servicers use of it.
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 

@@ -2,196 +2,143 @@
 
 from __future__ import annotations
 
-import asyncio
+import inspect
 import logging
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import grpc
 from google.protobuf.message import DecodeError
 
 from penstock.border import Border, Entry
-from penstock.callers.caller import Caller
 from penstock.errors import BadRequest, FieldViolation, PenstockError
-from penstock.house import Context
-from penstock.slow_clients import SlowReaders, SlowSenders
+from penstock.http2.call import Call
+from penstock.http2.headers import Refused
 from penstock.status import DETAILS_KEY, status_of
 
 log = logging.getLogger(__name__)
+# gRPC's Python client says INTERNAL where it hears of the end while it is about to send its first message.
+_PATIENCE_SECONDS = 0.1
 _OWN = "/penstock.v1."
 _REFLECTION = "/grpc.reflection."
-# A grpc.RpcMethodHandler; its published types are those of the synchronous server.
+# grpc.RpcMethodHandler and GenericRpcHandler, whose published types are those of another server.
 Handler: TypeAlias = Any
+GenericHandler: TypeAlias = Any
 
 
-class _Malformed:
-    """Stands for a request that could not be parsed, until it can be answered."""
+class _Asked(NamedTuple):
+    """What generated code wants to know to find a handler."""
+
+    method: str
 
 
-def _tolerant(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    # gRPC answers INTERNAL where a deserializer raises; a caller's bad bytes are the caller's mistake.
-    def parse(data: bytes) -> Any:
+class Interceptor:
+    """Answers the calls of the services that were added to it, as generated code adds them to a `grpc.Server`.
+
+    This API and reflection stand behind the border; health is open to all.
+    """
+
+    def __init__(self, border: Border | None) -> None:
+        self._border = border
+        self._generic: list[GenericHandler] = []
+        self._handlers: dict[str, Handler] = {}
+
+    def add_generic_rpc_handlers(self, handlers: Iterable[GenericHandler]) -> None:
+        self._generic += handlers
+
+    def add_registered_method_handlers(self, service: str, handlers: Any) -> None:
+        """The same handlers again, as generated code adds them for servers that look no further."""
+
+    def _handler(self, method: str) -> Handler:
+        handler = self._handlers.get(method)
+        if handler is None:
+            for generic in self._generic:
+                handler = generic.service(_Asked(method))
+                if handler is not None:
+                    self._handlers[method] = handler
+                    break
+        return handler
+
+    async def serve(self, call: Call) -> None:
+        """Answers one call."""
+        handler = self._handler(call.method)
+        if handler is None:
+            await call.heard(_PATIENCE_SECONDS)
+            call.end(grpc.StatusCode.UNIMPLEMENTED, "there is no such method here")
+        elif self._border is None or not call.method.startswith((_OWN, _REFLECTION)):
+            await _answer(call, handler)
+            call.end()
+        else:
+            await self._serve_behind(self._border, call, handler)
+
+    async def _serve_behind(self, border: Border, call: Call, handler: Handler) -> None:
+        # Before the message is read: who may not ask is not listened to.
+        shown = await border.knock(call.method, call.invocation_metadata())
+        entry = Entry(border, call.method, call)
         try:
-            return deserialize(data)
-        except DecodeError:
-            return _Malformed()
+            if isinstance(shown, PenstockError):
+                raise shown
+            await entry.admit(shown)
+            await _answer(call, handler)
+            trailers = tuple(await entry.trailers())
+            entry.ended("OK")
+            call.end(metadata=trailers)
+        except Refused:
+            raise
+        except Exception as error:
+            await _end(call, error, entry)
+        except BaseException as cut:
+            # The handler is cancelled for a passed deadline and for a client that left alike.
+            code = grpc.StatusCode.DEADLINE_EXCEEDED if call.has_expired else grpc.StatusCode.CANCELLED
+            entry.ended(code.name, cut)
+            raise
 
-    return parse
+
+async def _answer(call: Call, handler: Handler) -> None:
+    """Everything but the status."""
+    parse, pack = handler.request_deserializer, handler.response_serializer
+    if handler.request_streaming:
+        request = _parsed_stream(call, parse)
+        behaviour = handler.stream_stream if handler.response_streaming else handler.stream_unary
+    else:
+        request = _parsed(await call.message(), parse)
+        behaviour = handler.unary_stream if handler.response_streaming else handler.unary_unary
+    if not handler.response_streaming:
+        await call.send(pack(await behaviour(request, call)))
+        return
+    replies = behaviour(request, call)
+    if inspect.isawaitable(replies):  # It writes by itself.
+        await replies
+        return
+    async with aclosing(replies):
+        async for reply in replies:
+            await call.send(pack(reply))
 
 
-def _parsed(request: Any) -> Any:
-    if isinstance(request, _Malformed):
+def _parsed(message: bytes | None, parse: Any) -> Any:
+    if message is None:
+        raise BadRequest(FieldViolation("", "the call ends before its message", "MISSING_FIELD"))
+    try:
+        return parse(message)
+    except DecodeError:
         raise BadRequest(
             FieldViolation("", "the bytes are not a valid message; strings must be UTF-8", "INVALID_FIELD")
-        )
-    return request
+        ) from None
 
 
-async def _parsed_stream(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    async for request in requests:
-        yield _parsed(request)
+async def _parsed_stream(call: Call, parse: Any) -> AsyncIterator[Any]:
+    async for message in call.messages():
+        yield _parsed(message, parse)
 
 
-async def _abort(context: Context, method: str, error: Exception, entry: Entry) -> None:
+async def _end(call: Call, error: Exception, entry: Entry) -> None:
     code, message, status = status_of(error)
     entry.ended(code.name, error)
     if code is grpc.StatusCode.INTERNAL:
         # Never the exception's own text: it may hold prompt or output.
         frames = "".join(traceback.format_tb(error.__traceback__))
-        log.error("%s failed with %s\n%s", method, type(error).__name__, frames)
-    trailers: tuple[tuple[str, str | bytes], ...] = (*await entry.trailers(), (DETAILS_KEY, status))
-    await context.abort(code, message, trailing_metadata=trailers)
-
-
-class StatusInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps the handlers of this API; reflection only meets the gate, health is open to all. No request may take
-    its time to arrive."""
-
-    def __init__(self, slow_readers: SlowReaders, slow_senders: SlowSenders, border: Border) -> None:
-        self._slow_readers = slow_readers
-        self._slow_senders = slow_senders
-        self._border = border
-
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Handler:
-        handler = await continuation(handler_call_details)
-        method = str(handler_call_details.method)
-        if handler is None:
-            return None
-        task = asyncio.current_task()
-        assert task is not None
-        self._slow_senders.hold(task)
-        handler = handler._replace(request_deserializer=self._arriving(handler.request_deserializer))
-        if not method.startswith((_OWN, _REFLECTION)):
-            return handler
-        shown = await self._border.knock(method, handler_call_details.invocation_metadata or ())
-        if isinstance(shown, PenstockError):
-            return _turned_away(shown, method, self._border)
-        if method.startswith(_REFLECTION):
-            return _behind(handler, shown, method, self._border)
-        tolerant = _tolerant(handler.request_deserializer)
-        if handler.response_streaming:
-            wrapped = _streaming(handler, method, self._slow_readers, self._border, shown)
-            make = (
-                grpc.stream_stream_rpc_method_handler
-                if handler.request_streaming
-                else grpc.unary_stream_rpc_method_handler
-            )
-            return make(wrapped, tolerant, handler.response_serializer)
-        unary = _unary(handler, method, self._border, shown)
-        return grpc.unary_unary_rpc_method_handler(unary, tolerant, handler.response_serializer)
-
-    def _arriving(self, deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-        def parse(data: bytes) -> Any:
-            self._slow_senders.arrived()
-            return deserialize(data)
-
-        return parse
-
-
-def _turned_away(error: PenstockError, method: str, border: Border) -> Handler:
-    """Ends the call before a byte of its message is read: a stream is not read unless somebody asks."""
-
-    async def refuse(requests: Any, context: Context) -> AsyncIterator[Any]:
-        await _abort(context, method, error, Entry(border, method, context))
-        yield  # Makes this a stream; never reached.
-
-    return grpc.stream_stream_rpc_method_handler(refuse)
-
-
-def _behind(handler: Handler, shown: Caller | None, method: str, border: Border) -> Handler:
-    """A streaming handler that is not ours, for known callers."""
-
-    async def call(requests: Any, context: Context) -> AsyncIterator[Any]:
-        entry = Entry(border, method, context)
-        try:
-            await entry.admit(shown)
-        except PenstockError as error:
-            await _abort(context, method, error, entry)
-        async with aclosing(handler.stream_stream(requests, context)) as replies:
-            async for reply in replies:
-                yield reply
-        entry.ended("OK")
-
-    return grpc.stream_stream_rpc_method_handler(call, handler.request_deserializer, handler.response_serializer)
-
-
-def _code_of_cut(context: Context) -> str:
-    """gRPC cancels the handler for a passed deadline and for a client that left alike."""
-    left = context.time_remaining()
-    cut = grpc.StatusCode.CANCELLED if left is None or left > 0 else grpc.StatusCode.DEADLINE_EXCEEDED
-    return cut.name
-
-
-def _unary(handler: Handler, method: str, border: Border, shown: Caller | None) -> Callable[..., Any]:
-    async def call(request: Any, context: Context) -> Any:
-        entry = Entry(border, method, context)
-        try:
-            await entry.admit(shown)
-            reply = await handler.unary_unary(_parsed(request), context)
-            context.set_trailing_metadata(tuple(await entry.trailers()))
-        except Exception as error:
-            await _abort(context, method, error, entry)
-        except BaseException as cut:
-            entry.ended(_code_of_cut(context), cut)
-            raise
-        else:
-            entry.ended("OK")
-            return reply
-
-    return call
-
-
-def _streaming(
-    handler: Handler, method: str, slow_readers: SlowReaders, border: Border, shown: Caller | None
-) -> Callable[..., Any]:
-    behaviour = handler.stream_stream if handler.request_streaming else handler.unary_stream
-
-    async def call(request: Any, context: Context) -> AsyncIterator[Any]:
-        task = asyncio.current_task()
-        assert task is not None
-        entry = Entry(border, method, context)
-        try:
-            await entry.admit(shown)
-            argument = _parsed_stream(request) if handler.request_streaming else _parsed(request)
-            async with aclosing(behaviour(argument, context)) as replies:
-                async for reply in replies:
-                    slow_readers.hold(task)
-                    yield reply
-                    slow_readers.release(task)
-            context.set_trailing_metadata(tuple(await entry.trailers()))
-            entry.ended("OK")
-        except Exception as error:
-            await _abort(context, method, error, entry)
-        except BaseException as cut:
-            entry.ended(_code_of_cut(context), cut)
-            raise
-        finally:
-            slow_readers.release(task)
-
-    return call
+        log.error("%s failed with %s\n%s", call.method, type(error).__name__, frames)
+    await call.heard(_PATIENCE_SECONDS)
+    call.end(code, message, (*await entry.trailers(), (DETAILS_KEY, status)))

@@ -1,13 +1,14 @@
-"""The listener: gRPC options, health, reflection, and a life that starts NOT_SERVING and ends by draining."""
+"""The server: health, reflection, and a life that starts NOT_SERVING and ends by draining."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from typing import cast
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from penstock_client.v1 import (
     generation_pb2,
     generation_pb2_grpc,
@@ -26,8 +27,9 @@ from penstock.engine import Engine
 from penstock.errors import EngineDown
 from penstock.gather import LoopLag
 from penstock.house import House
-from penstock.interceptor import StatusInterceptor
-from penstock.listener import add_port, bind, options
+from penstock.http2.endpoint import Endpoint
+from penstock.interceptor import Interceptor
+from penstock.listener import listener, probes
 from penstock.live import LiveStreams
 from penstock.observe import NOBODY, Observer, ServiceState
 from penstock.quotas.store import quotas_of
@@ -35,7 +37,6 @@ from penstock.routing_sampler import ExpertSampler
 from penstock.routing_servicer import RoutingServicer
 from penstock.sealed import seal_key
 from penstock.servicer import GenerationServicer, ModelServicer
-from penstock.slow_clients import SlowReaders, SlowSenders
 from penstock.supervisor import SupervisedEngine
 from penstock.usage import PriceList
 from penstock.watched import keep_fresh
@@ -67,9 +68,6 @@ class Server:
         self._engine_is_up = False
         self._health = health.aio.HealthServicer()
         self.admission = Admission(config.admission, self._capacity)
-        slow_readers = SlowReaders(config.server.slow_reader_seconds)
-        slow_senders = SlowSenders(config.server.request_seconds)
-        self._slow_clients = (slow_readers, slow_senders)
         self._lag = LoopLag(config.server.adaptive_flush_seconds)
         self._watching: list[asyncio.Task[None]] = []
         self._experts = ExpertSampler(config.routing.window_seconds)
@@ -77,10 +75,10 @@ class Server:
         self._files = gate.files
         self._audit = audit_of(config.audit)
         self._quotas = quotas_of(config.quotas)
-        interceptor = StatusInterceptor(slow_readers, slow_senders, Border(gate, self._quotas, observer, self._audit))
-        self._grpc = grpc.aio.server(interceptors=[interceptor], options=options(config.server))
+        self._services = Interceptor(Border(gate, self._quotas, observer, self._audit))
+        self._health_alone = Interceptor(None)
         self.probes_address = ""
-        self._probes = grpc.aio.server(options=options(config.server)) if config.server.health_listen else None
+        self._endpoints: list[Endpoint] = []
         self._live = LiveStreams(config.resume)
         prices = PriceList(config.price_tiers)
         self._house = house = House(
@@ -94,15 +92,17 @@ class Server:
             self._audit,
             lag=self._lag,
         )
-        generation_pb2_grpc.add_GenerationServiceServicer_to_server(GenerationServicer(house), self._grpc)
-        model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(house), self._grpc)
-        routing_pb2_grpc.add_RoutingServiceServicer_to_server(RoutingServicer(house, self._experts), self._grpc)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
-        if self._probes is not None:
-            health_pb2_grpc.add_HealthServicer_to_server(self._health, self._probes)
+        # All that generated code does with a server is to add handlers to it.
+        services = cast("grpc.aio.Server", self._services)
+        generation_pb2_grpc.add_GenerationServiceServicer_to_server(GenerationServicer(house), services)
+        model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(house), services)
+        routing_pb2_grpc.add_RoutingServiceServicer_to_server(RoutingServicer(house, self._experts), services)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._services)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._health_alone)
         if config.server.reflection:
             names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(names, self._grpc)
+            reflecting = reflection.aio.ReflectionServicer(names)
+            reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflecting, services)
         observer.watch_state(self.state)
 
     def _capacity(self) -> int:
@@ -136,16 +136,17 @@ class Server:
 
     async def listen(self) -> str:
         """Binds and answers health NOT_SERVING; the bound host:port. Raises ConfigError where it cannot."""
-        address = bind(self._grpc, self._config, self._files)
-        if self._probes is not None:
-            self.probes_address = add_port(self._probes, "server.health_listen", self._config.server.health_listen)
-            await self._probes.start()
+        endpoint, address = listener(self._config, self._services.serve, self._files)
+        self._endpoints.append(endpoint)
+        if self._config.server.health_listen:
+            endpoint, self.probes_address = probes(self._config, self._health_alone.serve)
+            self._endpoints.append(endpoint)
         await self.set_ready(False)
         await self._health.set(LIVENESS, _SERVING)
         host, _, port = address.rpartition(":")
         self._observer.listening(host, int(port))
-        await self._grpc.start()
-        self._watching += [asyncio.create_task(slow.watch()) for slow in self._slow_clients]
+        for endpoint in self._endpoints:
+            await endpoint.start()
         self._watching.append(asyncio.create_task(self._lag.watch()))
         if self._files:
             every_seconds = self._config.server.reload_seconds
@@ -181,8 +182,7 @@ class Server:
         for watching in self._watching:
             watching.cancel()
         # Room is given back before a call has counted what it used and said its status: that takes a moment more.
-        await self._grpc.stop(grace=_LAST_STATUS_SECONDS)
-        if self._probes is not None:
-            await self._probes.stop(grace=0)
+        for endpoint in self._endpoints:
+            await endpoint.stop(_LAST_STATUS_SECONDS)
         await self._quotas.close()
         self._audit.close()

@@ -9,7 +9,6 @@ from typing import Any
 
 from penstock.engine_vllm.features import Device, Devices
 
-
 _CPUINFO = Path("/proc/cpuinfo")
 
 
