@@ -49,11 +49,15 @@ def main(
     max_tokens: Annotated[
         int, typer.Option(help="Cuts each answer short: what is left of the cost is the calls' own.", min=2)
     ] = MAX_TOKENS,
+    min_tokens: Annotated[
+        int, typer.Option(help="Holds each answer that long: what is left of the cost is its messages'.", min=0)
+    ] = 0,
     trace: Annotated[bool, typer.Option("--trace/--no-trace", help="Penstock sends its traces and metrics.")] = True,
 ) -> None:
     """Compare what is in front of the engine."""
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
-        setting = _setting(Path(scratch), stack.enter_context(_collector()) if trace else "", max_tokens)
+        collector = stack.enter_context(_collector()) if trace else ""
+        setting = _setting(Path(scratch), collector, max(max_tokens, min_tokens), min_tokens)
         contenders = [maker(setting) for maker in MAKERS]
         notes: list[str] = []
         contenders = _started(contenders, stack, notes)
@@ -111,13 +115,13 @@ def _measure(contenders: Sequence[Contender], streams: Sequence[int], rounds: in
     return measured
 
 
-def _setting(folder: Path, collector: str, max_tokens: int) -> Setting:
+def _setting(folder: Path, collector: str, max_tokens: int, min_tokens: int) -> Setting:
     settings = EngineSettings(kv_cache_gib=_KV_CACHE_GIB)
     checkpoint = read_checkpoint(settings.model)
     plan = plan_engine(settings, checkpoint, find_devices("cpu"))
     os.environ.update(plan.environment)
     tokenizer = load(checkpoint.model, checkpoint.vocab_size)
-    return Setting(folder, checkpoint.model, plan, tokenizer, collector, max_tokens)
+    return Setting(folder, checkpoint.model, plan, tokenizer, collector, max_tokens, min_tokens)
 
 
 @contextmanager

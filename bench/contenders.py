@@ -43,7 +43,8 @@ class Setting:
     collector: str
     """OTLP endpoint that Penstock traces to; empty is none."""
     max_tokens: int
-    """Of each answer."""
+    """Of each answer, thought and all."""
+    min_tokens: int = 0
 
     def prompt(self, question: str) -> list[int]:
         return self.tokenizer.render([Message(Role.USER, question)], thinking=True)
@@ -121,7 +122,12 @@ class InProcess(Contender):
     name, label = "in_process", "AsyncLLM in process"
 
     def command(self) -> list[str]:
-        plan = {"arguments": dict(self.setting.plan.arguments), "max_tokens": self.setting.max_tokens}
+        setting = self.setting
+        plan = {
+            "arguments": dict(setting.plan.arguments),
+            "max_tokens": setting.max_tokens,
+            "min_tokens": setting.min_tokens,
+        }
         plan["arguments"].pop("disable_log_stats")
         file = self.setting.folder / "in_process.json"
         file.write_text(json.dumps(plan), encoding="utf-8")
@@ -194,6 +200,7 @@ class OpenAi(OverSockets):
                 "messages": [{"role": "user", "content": question}],
                 "temperature": 0.0,
                 "max_tokens": self.setting.max_tokens,
+                "min_tokens": self.setting.min_tokens,
                 "stream": True,
                 "stream_options": {"include_usage": True},
                 "chat_template_kwargs": {"enable_thinking": True},
@@ -236,7 +243,12 @@ class Smg(OverSockets):
                 request_id=f"{time.monotonic_ns()}-{place}",
                 tokenized=smg.TokenizedInput(input_ids=self.setting.prompt(question), original_text=question),
                 sampling_params=smg.SamplingParams(
-                    temperature=0.0, top_p=1.0, repetition_penalty=1.0, max_tokens=self.setting.max_tokens, n=1
+                    temperature=0.0,
+                    top_p=1.0,
+                    repetition_penalty=1.0,
+                    max_tokens=self.setting.max_tokens,
+                    min_tokens=self.setting.min_tokens,
+                    n=1,
                 ),
                 stream=True,
             ).SerializeToString()
@@ -298,7 +310,9 @@ class Penstock(OverSockets):
             messages=pb.Messages(messages=[pb.Message(role=pb.ROLE_USER, content=question)]),
             thinking=pb.ThinkingConfig(mode=pb.THINKING_MODE_THINKING, answer_reserve=1),
             sampling=pb.SamplingConfig(temperature=0.0),
-            output=pb.OutputConfig(max_output_tokens=self.setting.max_tokens),
+            output=pb.OutputConfig(
+                max_output_tokens=self.setting.max_tokens, min_output_tokens=self.setting.min_tokens or None
+            ),
         )
         request = pb.StreamGenerateRequest(spec=spec)
         request.flush_interval.FromNanoseconds(round(self.flush_seconds * 1e9))

@@ -29,7 +29,11 @@ async def main(plan: dict[str, Any]) -> None:
 
     async def one(prompt: list[int], name: str) -> dict[str, Any]:
         params = SamplingParams(
-            temperature=0.0, max_tokens=plan["max_tokens"], output_kind=RequestOutputKind.DELTA, detokenize=True
+            temperature=0.0,
+            max_tokens=plan["max_tokens"],
+            min_tokens=plan["min_tokens"],
+            output_kind=RequestOutputKind.DELTA,
+            detokenize=True,
         )
         sent, times, tokens = time.monotonic(), [], 0
         async for output in llm.generate(tokens_input(prompt), params, name):
