@@ -37,6 +37,10 @@ _ROOT = Path(__file__).parents[1]
 _WINDOW_SECONDS = 2.0
 
 
+class TooSlow(Exception):
+    """A crowd that fits is not even answered once in a turn: ten times as much would be no flood."""
+
+
 @dataclass(frozen=True, slots=True)
 class Overload:
     """What crowds saw (tests/chaos/crowd.py): one that fits before and after each flood."""
@@ -103,12 +107,14 @@ class Overload:
 
 
 def measure(requests: Sequence[pb.GenerateRequest], turns: int, seconds: float) -> Overload:
-    """What is asked, one after the other, by crowds that take turns of `seconds` each."""
+    """What is asked, one after the other, by crowds that take turns of `seconds` each. Raises TooSlow."""
     asked = "".join(base64.b64encode(request.SerializeToString()).decode() + "\n" for request in requests)
     full: list[dict[str, Any]] = []
     flood: list[dict[str, Any]] = []
     with served(DEMO_MODEL_FP8_DIR) as address:
         full.append(_crowd(address, asked, 0, seconds))
+        if full[0]["done"] < CALLERS:
+            raise TooSlow(f"{full[0]['done']} calls answered in {seconds:.0f} s, of {CALLERS} at a time")
         for turn in range(turns):
             flood.append(_crowd(address, asked, 10 * _per_second(full[-1]), seconds))
             full.append(_crowd(address, asked, 0, seconds))

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from penstock_client.v1 import generation_pb2 as pb
 
-from bench.overload import measure
+from bench.overload import TooSlow, measure
 from tests.bad_requests import hello
 from tests.chaos.conftest import QUESTIONS, THINKING
 
@@ -17,7 +17,10 @@ _TURNS, _SECONDS = 3, 8.0
 async def test_ten_times_too_much_keeps_nine_tenths_of_the_goodput() -> None:
     output = pb.OutputConfig(max_output_tokens=100)
     requests = [pb.GenerateRequest(spec=hello(one, thinking=THINKING, output=output)) for one in QUESTIONS]
-    seen = await asyncio.to_thread(measure, requests, _TURNS, _SECONDS)
+    try:
+        seen = await asyncio.to_thread(measure, requests, _TURNS, _SECONDS)
+    except TooSlow as slow:  # vLLM on a CPU without AVX-512: some sixty tokens a second, of all callers together
+        pytest.skip(f"this machine is too slow to be flooded: {slow}")
     told = seen.told()
     print(f"\n{told}")
     assert seen.wrong == []
