@@ -1,12 +1,15 @@
 """Ten times more calls than there is room for, beside as many as there is: `penstock serve` in one process, those who
 call in another.
 
-    python -m bench.overload [--turns 12] [--seconds 8] [--json FILE]
+    python -m bench.overload [--turns 12] [--seconds 8] [--canned] [--json FILE]
 
 A crowd that fits (64 callers, each asks again once it was answered) and one that comes on a clock, ten times as fast as
 the first was served, take turns: what capacity is wanders on a machine that others use. Goodput is the calls that the
 flood got answered over those of the two quiet turns around it. Aims: 0.9 of the goodput, a refusal in 50 ms at p99.
 Ends with 1 where one is missed, or where a call ended otherwise than answered or refused with a time to come back.
+
+What a refusal costs is the CPU of the front end's process under the flood beyond what it takes for the answered calls.
+`--canned` has the scripted engine answer: that cost alone, on a machine whose engine is slow.
 """
 
 from __future__ import annotations
@@ -18,11 +21,13 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 from penstock.config import DEMO_MODEL_FP8_DIR, EngineSettings
 from penstock.evaluation.results import percentile
 from penstock_client.v1 import generation_pb2 as pb
@@ -30,6 +35,7 @@ from penstock_client.v1 import generation_pb2 as pb
 from bench.machine import about
 from bench.serving import served
 from bench.work import job
+from tests.chaos.crowd import LEAD_IN_SECONDS
 
 GOODPUT, P99_SECONDS = 0.9, 0.05
 CALLERS = EngineSettings().max_concurrent_requests
@@ -73,6 +79,13 @@ class Overload:
         return statistics.median(percentile(window, 99) for window in windows.values())
 
     @property
+    def cpu_seconds_per_refusal(self) -> float:
+        """Of the front end's process."""
+        quiet = sum(one["cpu"] for one in self.full) / sum(one["done"] for one in self.full)
+        answers = quiet * sum(one["done"] for one in self.flood)
+        return float((sum(one["cpu"] for one in self.flood) - answers) / max(1, self.refused))
+
+    @property
     def sent(self) -> int:
         return sum(one["sent"] for one in self.flood)
 
@@ -101,31 +114,61 @@ class Overload:
             "asked_calls_per_second": round(self.sent / sum(one["seconds"] for one in self.flood), 1),
             "sent": self.sent,
             "refused": self.refused,
+            "cpu_us_per_refusal": round(self.cpu_seconds_per_refusal * 1e6),
+            "front_end_cores": {
+                "full": round(statistics.mean(one["cpu"] / one["seconds"] for one in self.full), 2),
+                "flood": round(statistics.mean(one["cpu"] / one["seconds"] for one in self.flood), 2),
+            },
             "wrong": self.wrong,
             "wanted": {"goodput": GOODPUT, "refused_p99_ms": P99_SECONDS * 1e3},
         }
 
 
-def measure(requests: Sequence[pb.GenerateRequest], turns: int, seconds: float) -> Overload:
+def measure(requests: Sequence[pb.GenerateRequest], turns: int, seconds: float, *, canned: bool = False) -> Overload:
     """What is asked, one after the other, by crowds that take turns of `seconds` each. Raises TooSlow."""
     asked = "".join(base64.b64encode(request.SerializeToString()).decode() + "\n" for request in requests)
     full: list[dict[str, Any]] = []
     flood: list[dict[str, Any]] = []
-    with served(DEMO_MODEL_FP8_DIR) as address:
-        full.append(_crowd(address, asked, 0, seconds))
-        if full[0]["done"] < CALLERS:
-            raise TooSlow(f"{full[0]['done']} calls answered in {seconds:.0f} s, of {CALLERS} at a time")
-        for turn in range(turns):
-            flood.append(_crowd(address, asked, 10 * _per_second(full[-1]), seconds))
-            full.append(_crowd(address, asked, 0, seconds))
-            print(f"turn {turn + 1}: {Overload(full, flood).shares[-1]:.2f} of the goodput", file=sys.stderr)
+    with tempfile.TemporaryDirectory() as scratch:
+        model, settings = _canned(Path(scratch)) if canned else (DEMO_MODEL_FP8_DIR, ())
+        with served(model, settings) as address:
+            front_end = _listening(address)
+            full.append(_crowd(address, front_end, asked, 0, seconds))
+            if full[0]["done"] < CALLERS:
+                raise TooSlow(f"{full[0]['done']} calls answered in {seconds:.0f} s, of {CALLERS} at a time")
+            for turn in range(turns):
+                flood.append(_crowd(address, front_end, asked, 10 * _per_second(full[-1]), seconds))
+                full.append(_crowd(address, front_end, asked, 0, seconds))
+                print(f"turn {turn + 1}: {Overload(full, flood).shares[-1]:.2f} of the goodput", file=sys.stderr)
     return Overload(full, flood)
 
 
-def _crowd(address: str, asked: str, per_second: float, seconds: float) -> dict[str, Any]:
+def _canned(folder: Path) -> tuple[Path, Sequence[str]]:
+    """Twenty steps of 50 ms for each call: as many calls a second as there is room for."""
+    script = folder / "replies.json"
+    reply = {"thought": "a" * 20, "answer": "b" * 20, "chunk_tokens": 2, "step_seconds": 0.05}
+    script.write_text(json.dumps([reply]), encoding="utf-8")
+    return script, ("engine.kind=scripted", f"admission.max_running_sequences={CALLERS}")
+
+
+def _listening(address: str) -> psutil.Process:
+    port = int(address.rpartition(":")[2])
+    (found,) = (
+        one.pid for one in psutil.net_connections("tcp") if one.laddr.port == port and one.status == psutil.CONN_LISTEN
+    )
+    return psutil.Process(found)
+
+
+def _crowd(address: str, front_end: psutil.Process, asked: str, per_second: float, seconds: float) -> dict[str, Any]:
+    """What the crowd saw, and the CPU seconds of the front end in as much time as counts."""
     command = [sys.executable, "-m", "tests.chaos.crowd", address, str(CALLERS), str(per_second), str(seconds)]
+    before = front_end.cpu_times()
     said = subprocess.run(command, input=asked, stdout=subprocess.PIPE, check=True, timeout=120, cwd=_ROOT, text=True)
+    after = front_end.cpu_times()
     seen: dict[str, Any] = json.loads(said.stdout)
+    # The lead-in's load is the same, but for its first second.
+    share = seen["seconds"] / (LEAD_IN_SECONDS + seen["seconds"])
+    seen["cpu"] = (after.user + after.system - before.user - before.system) * share
     return seen
 
 
@@ -151,10 +194,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", maxsplit=1)[0])
     parser.add_argument("--turns", type=int, default=12)
     parser.add_argument("--seconds", type=float, default=8.0, help="of each turn, after four that do not count")
+    parser.add_argument("--canned", action="store_true", help="the scripted engine answers")
     parser.add_argument("--json", type=Path, metavar="FILE")
     asked = parser.parse_args()
     made = about("bench.overload")
-    seen = measure(questions(), asked.turns, asked.seconds)
+    seen = measure(questions(), asked.turns, asked.seconds, canned=asked.canned)
     told = {"about": made, **seen.told()}
     print(json.dumps(told, indent=1))
     if asked.json is not None:

@@ -24,7 +24,7 @@ def class_of(asked: Priority | None, caller: Caller) -> Priority:
     """The class of a call that asks for one, or (None) for none. Raises CallerNotAllowed above the caller's highest."""
     highest = caller.limits.max_priority
     if asked is None:
-        return min(Priority.NORMAL, highest, key=lambda priority: priority.value)
+        return Priority.NORMAL if highest.value >= Priority.NORMAL.value else highest
     if asked.value > highest.value:
         raise CallerNotAllowed(
             f"this caller's calls are at most of priority {highest.name}", field="spec.priority", highest=highest.name

@@ -121,6 +121,8 @@ class Call:
 
     async def heard(self, most_seconds: float) -> None:
         """Returns when the first message is here, or after so long."""
+        if self.has_arrived:
+            return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(most_seconds):
                 while not self.has_arrived:

@@ -185,7 +185,8 @@ class Quotas:
 
     async def trailers(self, caller: Caller) -> Sequence[tuple[str, str]]:
         """Limits, and what is left of them, as metadata; nothing of what is not limited."""
-        limits, told = caller.limits, list[tuple[str, int, int]]()
+        limits = caller.limits
+        told: list[tuple[str, int, int]] = []
         if limits.concurrent_streams is not None:
             left = limits.concurrent_streams - self._streams[caller.id]
             told.append(("streams", limits.concurrent_streams, max(0, left)))
