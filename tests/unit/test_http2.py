@@ -18,10 +18,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from penstock.http2 import endpoint as endpoints
-from penstock.http2.call import RECEIVE_WINDOW, Call
+from penstock.http2.call import Call
 from penstock.http2.connection import Connection, Limits
 from penstock.http2.endpoint import Endpoint
 from penstock.http2.frames import MOST_WINDOW, PREFACE, ErrorCode
+from penstock.http2.incoming import RECEIVE_WINDOW
 
 from tests.hostile.frames import (
     ACK,

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
-import zlib
-from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -17,7 +14,6 @@ from penstock.http2.frames import (
     MAX_FRAME_BYTES,
     MESSAGE_HEAD_BYTES,
     ErrorCode,
-    StreamFault,
     header_frames,
     message_frame,
     pieces_of,
@@ -25,14 +21,12 @@ from penstock.http2.frames import (
     window_update,
 )
 from penstock.http2.headers import OK, RESPONSE, Head, Metadata, Refused, trailers
+from penstock.http2.incoming import Incoming
 
 if TYPE_CHECKING:
     from penstock.http2.connection import Connection
 
 log = logging.getLogger(__name__)
-RECEIVE_WINDOW = 256 * 1024
-"""Bytes that a client may send of one call before somebody takes them."""
-_WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 Code = grpc.StatusCode
 
 
@@ -53,27 +47,18 @@ class Call:
         """Bytes that the client would still take."""
         self.blocked_since: float | None = None
         """time.monotonic() since when the client takes nothing that waits for it."""
-        self.has_arrived = False
-        """Whether the first message, or an end without one, is here."""
         self.unsent_bytes = 0
-        """Of that, what is here already."""
+        """What is here of a first message that is on its way."""
         self.has_expired = False
         self.has_ended = False
         """Whether there is nothing more to say."""
         self.has_answered = False
         self._connection = connection
         self._head = head
-        self._most_bytes = most_bytes
         self._deadline: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
-        self._input = bytearray()
-        self._messages: deque[bytes] = deque()
-        self._input_is_over = False
-        self._input_is_bad: Refused | None = None
-        self._receive_window = RECEIVE_WINDOW
-        self._uncredited = 0
-        self._arrival: asyncio.Future[None] | None = None
+        self._incoming = Incoming(stream, head.encoding, most_bytes, self._opens)
         self._room: asyncio.Future[None] | None = None
 
     def start(self, task: asyncio.Task[None]) -> None:
@@ -103,98 +88,33 @@ class Call:
 
     # What comes.
 
+    @property
+    def has_arrived(self) -> bool:
+        """Whether the first message, or an end without one, is here."""
+        return self._incoming.has_begun
+
     async def message(self) -> bytes | None:
         """The next message; None where no more comes. Raises Refused for one that cannot be read."""
-        while not self._messages:
-            if self._input_is_bad is not None:
-                raise self._input_is_bad
-            if self._input_is_over:
-                return None
-            self._arrival = asyncio.get_running_loop().create_future()
-            try:
-                await self._arrival
-            finally:
-                self._arrival = None
-        message = self._messages.popleft()
-        self._credit()
-        return message
+        return await self._incoming.message()
+
+    async def messages(self) -> AsyncIterator[bytes]:
+        while (message := await self._incoming.message()) is not None:
+            yield message
 
     async def heard(self, most_seconds: float) -> None:
         """Returns when the first message is here, or after so long."""
-        if self.has_arrived:
-            return
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(most_seconds):
-                while not self.has_arrived:
-                    self._arrival = asyncio.get_running_loop().create_future()
-                    await self._arrival
-
-    async def messages(self) -> AsyncIterator[bytes]:
-        while (message := await self.message()) is not None:
-            yield message
+        await self._incoming.begun(most_seconds)
 
     def take(self, data: bytes, flow_bytes: int, *, ends: bool) -> None:
         """A DATA frame of this call, and what it weighs. Raises StreamFault."""
-        if self._input_is_over:
-            raise StreamFault(self.stream, ErrorCode.STREAM_CLOSED)
-        self._receive_window -= flow_bytes
-        if self._receive_window < 0:
-            raise StreamFault(self.stream, ErrorCode.FLOW_CONTROL_ERROR)
-        self._uncredited += flow_bytes
-        self._input_is_over = ends
-        if self._input_is_bad is None:
-            self._input += data
-            try:
-                self._split()
-                if ends and self._input:
-                    raise Refused(Code.INVALID_ARGUMENT, "the request ends inside a message")
-            except Refused as refused:
-                self._input_is_bad = refused
-                self._input.clear()
-        self._credit()
-        if self._messages or self._input_is_over or self._input_is_bad is not None:
-            self.has_arrived = True
-            if self._arrival is not None and not self._arrival.done():
-                self._arrival.set_result(None)
+        self._incoming.take(data, flow_bytes, ends=ends)
 
     def end_of_input(self) -> None:
         """The client will say no more."""
-        self.take(b"", 0, ends=True)
+        self._incoming.take(b"", 0, ends=True)
 
-    def _split(self) -> None:
-        held = self._input
-        while len(held) >= MESSAGE_HEAD_BYTES:
-            size = int.from_bytes(held[1:MESSAGE_HEAD_BYTES], "big")
-            if size > self._most_bytes:
-                raise _too_large(size, self._most_bytes)
-            end = MESSAGE_HEAD_BYTES + size
-            if len(held) < end:
-                return
-            body = bytes(held[MESSAGE_HEAD_BYTES:end])
-            self._messages.append(self._unpacked(body) if held[0] else body)
-            del held[:end]
-
-    def _unpacked(self, body: bytes) -> bytes:
-        bits = _WINDOW_BITS.get(self._head.encoding)
-        if bits is None or self._input[0] != 1:
-            raise Refused(Code.INTERNAL, "a message says it is compressed, and the call does not say how")
-        unpacking = zlib.decompressobj(bits)
-        try:
-            message = unpacking.decompress(body, self._most_bytes + 1)
-        except zlib.error:
-            raise Refused(Code.INVALID_ARGUMENT, f"a message is not {self._head.encoding}") from None
-        if len(message) > self._most_bytes:
-            raise _too_large(len(message), self._most_bytes)
-        if not unpacking.eof:
-            raise Refused(Code.INVALID_ARGUMENT, f"a message is half of a {self._head.encoding}")
-        return message
-
-    def _credit(self) -> None:
-        """Lets the client send more once nothing waits to be read: then all that is held is half a message."""
-        if self._uncredited >= RECEIVE_WINDOW // 2 and not self._messages and not self._input_is_over:
-            self._receive_window += self._uncredited
-            self._connection.write(window_update(self.stream, self._uncredited))
-            self._uncredited = 0
+    def _opens(self, size: int) -> None:
+        self._connection.write(window_update(self.stream, size))
 
     # What goes back.
 
@@ -259,7 +179,7 @@ class Call:
         self.has_ended = True
         block = OK if code is Code.OK and not metadata else trailers(code, said, metadata)
         self._connection.write(header_frames(self.stream, block if self.has_answered else RESPONSE + block, ends=True))
-        if not self._input_is_over:
+        if not self._incoming.is_over:
             self._connection.write(reset(self.stream, ErrorCode.NO_ERROR))
 
     async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()) -> NoReturn:
@@ -299,7 +219,3 @@ class Call:
             log.error("%s failed with %s", self.method, type(error).__name__)
         self.end(Code.INTERNAL, "the service failed; its log has the cause")
         self._connection.is_over(self)
-
-
-def _too_large(size: int, most: int) -> Refused:
-    return Refused(Code.RESOURCE_EXHAUSTED, f"a message of {size} bytes; at most {most} may be")

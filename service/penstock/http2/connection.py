@@ -3,39 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, cast
 from urllib.parse import quote
 
-import hpack
-
 from penstock.http2 import frames as h2
-from penstock.http2.call import RECEIVE_WINDOW, Call
+from penstock.http2.blocks import Blocks
+from penstock.http2.call import Call
 from penstock.http2.frames import ConnectionFault, ErrorCode, Setting, StreamFault
 from penstock.http2.headers import RESPONSE, Head, Malformed, Refused, head_of, no_grpc, trailers
+from penstock.http2.incoming import RECEIVE_WINDOW
+from penstock.http2.patience import RESET_WEIGHT, Patience
 from penstock.http2.peers import names_of
 
 if TYPE_CHECKING:
     from penstock.http2.endpoint import Endpoint
 
-# It writes header fields, credentials among them, at DEBUG.
-logging.getLogger("hpack").setLevel(logging.WARNING)
 Serve = Callable[[Call], Awaitable[None]]
 _RECEIVE_WINDOW = 4 * 1024 * 1024
-# Decoded headers beyond the limit are refused by call; beyond this multiple the connection ends while decoding.
-_MOST_TIMES_METADATA = 4
-_MOST_BLOCK_FRAMES = 64
-# Frames that cost work and carry none: a burst, and what is forgiven in a second, beside four for each message sent.
-_MOST_IDLE_FRAMES = 20_000
-_FORGIVEN_PER_SECOND = 2_000
-_RESET_WEIGHT = 10  # of a call that had no answer yet (CVE-2023-44487)
-_MOST_UNSENT_BYTES = 1024 * 1024  # answers to such frames, for a peer that does not read them
-_MOST_PING_STRIKES = 10
-_LEAST_PING_SECONDS = 5.0
+_MOST_UNSENT_BYTES = 1024 * 1024  # of receipts, for a peer that does not read them
 _CLOSING_SECONDS = 5.0
 
 
@@ -67,14 +55,14 @@ class Connection(asyncio.Protocol):
         self._limits = limits
         self._transport: asyncio.Transport | None = None
         self._loop = asyncio.get_running_loop()
+        self.peer = "unknown"
+        """As gRPC writes it: `ipv4:127.0.0.1:50051`, `ipv6:%5B::1%5D:50051`."""
+        self.tls_peer: Mapping[str, Sequence[bytes]] = {}
         self._rest = b""
-        self._decoder = hpack.Decoder(_MOST_TIMES_METADATA * limits.metadata_bytes)
+        self._blocks = Blocks(limits.metadata_bytes)
         self._calls: dict[int, Call] = {}
         self._last_stream = self._last_taken = 0
         """The last one that began, and the last one that is answered: another one after a farewell."""
-        self._block: list[bytes] = []
-        self._block_of = (0, 0)
-        """Stream and flags of the headers that are not whole yet; stream 0 where there are none."""
         self.window = h2.DEFAULT_WINDOW
         """Bytes that the client would still take, of all calls together."""
         self._stream_window = h2.DEFAULT_WINDOW
@@ -87,17 +75,16 @@ class Connection(asyncio.Protocol):
         self._asked_at: float | None = None
         self._closing_since: float | None = None
         self._is_leaving = False
-        self._looked_at = self._began
         self.sent_messages = 0
-        self._sent_at_last_look = self._sent_at_last_ping = 0
-        self._idle_frames = 0
-        self._ping_strikes = 0
-        self._pinged_at = 0.0
+        self._patience = Patience(self._began)
 
     # The socket's side.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        self.peer = _address(transport.get_extra_info("peername"))
+        tls = transport.get_extra_info("ssl_object")
+        self.tls_peer = {} if tls is None else names_of(tls.getpeercert())
         if not self._endpoint.joined(self):
             self._transport.abort()
             return
@@ -140,20 +127,6 @@ class Connection(asyncio.Protocol):
         for call in list(self.blocked):
             call.look_again()
 
-    @cached_property
-    def peer(self) -> str:
-        """As gRPC writes it: `ipv4:127.0.0.1:50051`, `ipv6:%5B::1%5D:50051`."""
-        name = self._transport.get_extra_info("peername") if self._transport is not None else None
-        if not isinstance(name, tuple):
-            return "unknown"
-        host, port = name[:2]
-        return f"ipv6:{quote(f'[{host}]', safe=':')}:{port}" if ":" in host else f"ipv4:{host}:{port}"
-
-    @cached_property
-    def tls_peer(self) -> Mapping[str, Sequence[bytes]]:
-        tls = self._transport.get_extra_info("ssl_object") if self._transport is not None else None
-        return {} if tls is None else names_of(tls.getpeercert())
-
     # Frames.
 
     def data_received(self, data: bytes) -> None:
@@ -193,7 +166,7 @@ class Connection(asyncio.Protocol):
         return data[at:]
 
     def _take(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
-        if self._block_of[0] and (kind != h2.CONTINUATION or stream != self._block_of[0]):
+        if self._blocks.stream and (kind != h2.CONTINUATION or stream != self._blocks.stream):
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "something else inside of headers")
         if kind == h2.DATA:
             self._on_data(flags, stream, payload)
@@ -214,12 +187,7 @@ class Connection(asyncio.Protocol):
         elif kind == h2.GOAWAY:
             _must(stream == 0 and len(payload) >= 8, "a farewell that is none")
         else:  # Priorities mean nothing here, and what is unknown is passed over, as the RFC wants it.
-            self._idle_frame()
-
-    def _idle_frame(self, weight: int = 1) -> None:
-        self._idle_frames += weight
-        if self._idle_frames > _MOST_IDLE_FRAMES:
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many frames that carry nothing")
+            self._patience.idle_frame()
 
     def _on_data(self, flags: int, stream: int, payload: bytes) -> None:
         weight = len(payload)
@@ -233,7 +201,7 @@ class Connection(asyncio.Protocol):
             self._reply(h2.window_update(0, _RECEIVE_WINDOW - self._receive_window))
             self._receive_window = _RECEIVE_WINDOW
         if not weight and not flags & h2.END_STREAM:
-            self._idle_frame()
+            self._patience.idle_frame()
         if flags & h2.PADDED:
             payload = h2.unpadded(payload)
         if call is not None:  # else it has ended here while this was on its way
@@ -245,34 +213,18 @@ class Connection(asyncio.Protocol):
 
     def _on_headers(self, flags: int, stream: int, payload: bytes) -> None:
         _must(stream % 2 == 1, "headers of no client's stream")
-        if flags & h2.PADDED:
-            payload = h2.unpadded(payload)
-        if flags & h2.WITH_PRIORITY:
-            _must(len(payload) >= 5, "half a priority")
-            payload = payload[5:]
-        self._block_of = (stream, flags)
-        self._block = [payload]
+        self._blocks.begin(stream, flags, payload)
         if flags & h2.END_HEADERS:
             self._headers_are_whole()
 
     def _on_continuation(self, flags: int, payload: bytes) -> None:
-        _must(self._block_of[0] != 0, "a continuation of nothing")
-        self._block.append(payload)
-        most = _MOST_TIMES_METADATA * self._limits.metadata_bytes
-        if len(self._block) > _MOST_BLOCK_FRAMES or sum(map(len, self._block)) > most:
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "headers without an end")
+        self._blocks.go_on(payload)
         if flags & h2.END_HEADERS:
             self._headers_are_whole()
 
     def _headers_are_whole(self) -> None:
-        (stream, flags), block = self._block_of, b"".join(self._block)
-        self._block_of, self._block = (0, 0), []
-        try:  # Always, so that both tables stay in step.
-            pairs = self._decoder.decode(block, raw=True)
-        except hpack.OversizedHeaderListError:
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "headers beyond all limits") from None
-        except hpack.HPACKError:
-            raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, "headers that cannot be read") from None
+        stream, flags = self._blocks.stream, self._blocks.flags
+        pairs = self._blocks.whole()
         ends = bool(flags & h2.END_STREAM)
         if (call := self._calls.get(stream)) is not None:
             if not ends:
@@ -284,7 +236,7 @@ class Connection(asyncio.Protocol):
             if self._is_leaving:
                 return  # The farewell said that it would not be looked at: the client may ask elsewhere.
             self._last_taken = stream
-            self._begin(stream, cast("list[tuple[bytes, bytes]]", pairs), ends=ends)
+            self._begin(stream, pairs, ends=ends)
 
     def _begin(self, stream: int, pairs: list[tuple[bytes, bytes]], *, ends: bool) -> None:
         if len(self._calls) >= self._limits.streams:
@@ -315,7 +267,7 @@ class Connection(asyncio.Protocol):
 
     def _on_window_update(self, stream: int, payload: bytes) -> None:
         _must(len(payload) == 4, "half a window", ErrorCode.FRAME_SIZE_ERROR)
-        self._idle_frame()
+        self._patience.idle_frame()
         size = int.from_bytes(payload, "big") & 0x7FFFFFFF
         if stream == 0:
             _must(size > 0, "a window that does not open")
@@ -336,7 +288,7 @@ class Connection(asyncio.Protocol):
         _must(len(payload) == 4, "half a reset", ErrorCode.FRAME_SIZE_ERROR)
         _must(0 < stream <= self._last_stream, "a reset of a call that did not begin")
         call = self._calls.get(stream)
-        self._idle_frame(_RESET_WEIGHT if call is not None and not call.has_answered else 1)
+        self._patience.idle_frame(RESET_WEIGHT if call is not None and not call.has_answered else 1)
         if call is not None:
             call.gone()
 
@@ -345,7 +297,7 @@ class Connection(asyncio.Protocol):
         if flags & h2.ACK:
             _must(not payload, "settings in a receipt", ErrorCode.FRAME_SIZE_ERROR)
             return
-        self._idle_frame()
+        self._patience.idle_frame()
         for key, value in h2.settings_in(payload):
             if key == Setting.INITIAL_WINDOW_SIZE:
                 for call in self._calls.values():
@@ -360,15 +312,7 @@ class Connection(asyncio.Protocol):
         _must(len(payload) == 8, "half a ping", ErrorCode.FRAME_SIZE_ERROR)
         if flags & h2.ACK:
             return
-        self._idle_frame()
-        now = time.monotonic()
-        if self.sent_messages > self._sent_at_last_ping:  # something was going on that it may measure
-            self._ping_strikes = 0
-        elif now - self._pinged_at < _LEAST_PING_SECONDS:
-            self._ping_strikes += 1
-            if self._ping_strikes > _MOST_PING_STRIKES:
-                raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too_many_pings")
-        self._pinged_at, self._sent_at_last_ping = now, self.sent_messages
+        self._patience.pinged(time.monotonic(), self.sent_messages)
         self._reply(h2.frame(h2.PING, h2.ACK, 0, payload))
 
     # Its life.
@@ -417,9 +361,7 @@ class Connection(asyncio.Protocol):
     def look(self, now: float) -> None:
         """Every second: who is late, who has been silent, what is forgiven."""
         limits = self._limits
-        sent, seconds = self.sent_messages - self._sent_at_last_look, now - self._looked_at
-        self._sent_at_last_look, self._looked_at = self.sent_messages, now
-        self._idle_frames = max(0, self._idle_frames - int(_FORGIVEN_PER_SECOND * seconds) - 4 * sent)
+        self._patience.forgive(now, self.sent_messages)
         for call in [call for call in self.blocked if now - (call.blocked_since or now) > limits.slow_reader_seconds]:
             self._endpoint.is_late("took no message", limits.slow_reader_seconds)
             call.cut(ErrorCode.CANCEL)
@@ -454,6 +396,13 @@ class Connection(asyncio.Protocol):
         elif now - self._heard_at > silent:
             self._asked_at = now
             self._reply(h2.frame(h2.PING, 0, 0, b"penstock"))
+
+
+def _address(peername: object) -> str:
+    if not isinstance(peername, tuple):
+        return "unknown"
+    host, port = peername[:2]
+    return f"ipv6:{quote(f'[{host}]', safe=':')}:{port}" if ":" in host else f"ipv4:{host}:{port}"
 
 
 def _must(holds: bool, said: str, code: ErrorCode = ErrorCode.PROTOCOL_ERROR) -> None:
