@@ -53,6 +53,7 @@ def test_a_column_of_one_token_still_needs_its_stride(patched):
 
     if not hasattr(torch.ops._C, "causal_conv1d_fwd_cpu"):
         pytest.skip("needs a CPU with AVX-512: vLLM has no such kernel for others")
+
     def convolve(function):
         dim, width = 768, 4
         arguments = {

@@ -231,6 +231,31 @@ async def test_the_connections_window_holds_all_calls() -> None:
     assert peer.body(1) == peer.body(3) == message(b"x" * 40_000)
 
 
+async def test_what_calls_say_at_the_same_time_is_one_write() -> None:
+    peer = Peer(echo)
+    writes: list[int] = []
+    whole = peer.pipe.write
+
+    def write(data: bytes) -> None:
+        writes.append(len(data))
+        whole(data)
+
+    await settle()
+    peer.pipe.write = write  # type: ignore[method-assign]
+    for stream in (1, 3, 5):
+        peer.ask(stream=stream)
+    await settle()
+    assert [peer.status(stream) for stream in (1, 3, 5)] == ["0"] * 3
+    assert len(writes) == 1
+    many = Peer(echo, message_bytes=1 << 20)
+    many.say(frame(SETTINGS, payload=struct.pack(">HI", 4, 1 << 20)), frame(WINDOW_UPDATE, 0, 0, b"\0\x10\0\0"))
+    writes.clear()
+    many.pipe.write = write  # type: ignore[method-assign]
+    many.ask(b"x" * 300_000)
+    await settle()
+    assert max(writes) < 100_000, "more than that is not kept back"
+
+
 async def test_a_full_socket_holds_the_answer() -> None:
     peer = Peer(echo)
     peer.connection.pause_writing()
@@ -552,6 +577,7 @@ async def test_pings_beside_answers_are_no_fault() -> None:
         peer.ask(stream=stream)
         await settle()
         peer.say(frame(PING, 0, 0, b"8bytes.."))
+    await settle()
     assert len([one for one in peer.heard(PING) if one[1] & ACK]) == 100
     assert peer.farewell is None
 
@@ -600,6 +626,7 @@ async def test_silence_is_asked_about_and_then_ends_the_connection() -> None:
     peer.connection.look(now + 50)
     assert not peer.heard(PING)
     peer.connection.look(now + 61)
+    await settle()
     assert len(peer.heard(PING)) == 1
     peer.say(frame(PING, ACK, 0, b"penstock"))
     peer.connection.look(now + 85)
@@ -630,6 +657,7 @@ async def test_an_old_connection_takes_no_more_calls_and_ends_with_its_last() ->
     peer.connection.look(now + 89)
     assert peer.farewell is None
     peer.connection.look(now + 112)
+    await settle()
     assert peer.farewell is ErrorCode.NO_ERROR
     assert not peer.pipe.is_closed
     peer.ask(stream=3)

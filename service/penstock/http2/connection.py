@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 Serve = Callable[[Call], Awaitable[None]]
 _RECEIVE_WINDOW = 4 * 1024 * 1024
 _MOST_UNSENT_BYTES = 1024 * 1024  # of receipts, for a peer that does not read them
+_MOST_GATHERED_BYTES = 64 * 1024  # before it is sent, and may be held
 _CLOSING_SECONDS = 5.0
 
 
@@ -59,6 +60,8 @@ class Connection(asyncio.Protocol):
         """As gRPC writes it: `ipv4:127.0.0.1:50051`, `ipv6:%5B::1%5D:50051`."""
         self.tls_peer: Mapping[str, Sequence[bytes]] = {}
         self._rest = b""
+        self._unsent: list[bytes] = []
+        self._unsent_bytes = 0
         self._blocks = Blocks(limits.metadata_bytes)
         self._calls: dict[int, Call] = {}
         self._last_stream = self._last_taken = 0
@@ -110,8 +113,20 @@ class Connection(asyncio.Protocol):
         self._wake()
 
     def write(self, data: bytes) -> None:
-        if self._transport is not None and self._closing_since is None:
-            self._transport.write(data)
+        """Sends it when the event loop comes round: what the calls of one engine step say is one system call then,
+        and so are a call's last message and its status."""
+        if self._closing_since is None:
+            if not self._unsent:
+                self._loop.call_soon(self._flush)
+            self._unsent.append(data)
+            self._unsent_bytes += len(data)
+            if self._unsent_bytes > _MOST_GATHERED_BYTES:
+                self._flush()
+
+    def _flush(self) -> None:
+        unsent, self._unsent, self._unsent_bytes = self._unsent, [], 0
+        if self._transport is not None and unsent:
+            self._transport.write(unsent[0] if len(unsent) == 1 else b"".join(unsent))
 
     def write_data(self, stream: int, piece: bytes) -> None:
         self.write(h2.frame(h2.DATA, 0, stream, piece))
@@ -120,8 +135,8 @@ class Connection(asyncio.Protocol):
         """To a frame that asks for one. Who asks and does not read is not worth the memory."""
         if self._transport is not None and self._transport.get_write_buffer_size() > _MOST_UNSENT_BYTES:
             self._transport.abort()
-        elif self._transport is not None and self._closing_since is None:
-            self._transport.write(data)
+        else:
+            self.write(data)
 
     def _wake(self) -> None:
         for call in list(self.blocked):
@@ -350,6 +365,7 @@ class Connection(asyncio.Protocol):
 
     def _close(self) -> None:
         if self._closing_since is None:
+            self._flush()
             self._closing_since = time.monotonic()
             if self._transport is not None:
                 self._transport.close()
