@@ -147,7 +147,7 @@ class Server:
         self._observer.listening(host, int(port))
         for endpoint in self._endpoints:
             await endpoint.start()
-        self._watching.append(asyncio.create_task(self._lag.watch()))
+        self._watching.append(asyncio.create_task(self._lag.watch(lambda: self.admission.running_calls > 0)))
         if self._files:
             every_seconds = self._config.server.reload_seconds
             self._watching.append(asyncio.create_task(keep_fresh(self._files, every_seconds)))
