@@ -582,6 +582,22 @@ async def test_pings_beside_answers_are_no_fault() -> None:
     assert peer.farewell is None
 
 
+async def test_windows_that_open_for_what_was_sent_are_no_fault() -> None:
+    """A client of large replies opens its windows frame by frame, as some do."""
+    peer = Peer(echo, message_bytes=1 << 20)
+    peer.say(frame(SETTINGS, payload=struct.pack(">HI", 4, 1 << 30)), frame(WINDOW_UPDATE, 0, 0, b"\x3f\0\0\0"))
+    for stream in range(1, 1601, 2):
+        peer.pipe.sent.clear()
+        peer.ask(b"x" * 600_000, stream)
+        await settle()
+        sent = len(peer.heard(DATA))
+        assert sent > 36
+        peer.say(frame(WINDOW_UPDATE, 0, 0, b"\0\0\0\1") * sent)
+        if stream % 100 == 1:
+            peer.connection.look(time.monotonic())
+    assert peer.farewell is None
+
+
 async def test_who_asks_and_does_not_read_is_left() -> None:
     peer = Peer(echo)
     peer.pipe.unsent_bytes = 2 << 20

@@ -126,7 +126,7 @@ class Call:
             return
         self.window -= size
         connection.window -= size
-        connection.sent_messages += 1
+        connection.sent_frames += 1
         if self.has_answered:
             connection.write(message_frame(self.stream, message))
         else:
@@ -138,7 +138,6 @@ class Call:
         if not self.has_answered:
             self.has_answered = True
             connection.write(header_frames(self.stream, RESPONSE, ends=False))
-        connection.sent_messages += 1
         for piece in pieces_of(message):
             at = 0
             while at < len(piece):

@@ -78,7 +78,8 @@ class Connection(asyncio.Protocol):
         self._asked_at: float | None = None
         self._closing_since: float | None = None
         self._is_leaving = False
-        self.sent_messages = 0
+        self.sent_frames = 0
+        """DATA frames that went out."""
         self._patience = Patience(self._began)
 
     # The socket's side.
@@ -129,6 +130,7 @@ class Connection(asyncio.Protocol):
             self._transport.write(unsent[0] if len(unsent) == 1 else b"".join(unsent))
 
     def write_data(self, stream: int, piece: bytes) -> None:
+        self.sent_frames += 1
         self.write(h2.frame(h2.DATA, 0, stream, piece))
 
     def _reply(self, data: bytes) -> None:
@@ -327,7 +329,7 @@ class Connection(asyncio.Protocol):
         _must(len(payload) == 8, "half a ping", ErrorCode.FRAME_SIZE_ERROR)
         if flags & h2.ACK:
             return
-        self._patience.pinged(time.monotonic(), self.sent_messages)
+        self._patience.pinged(time.monotonic(), self.sent_frames)
         self._reply(h2.frame(h2.PING, h2.ACK, 0, payload))
 
     # Its life.
@@ -377,7 +379,7 @@ class Connection(asyncio.Protocol):
     def look(self, now: float) -> None:
         """Every second: who is late, who has been silent, what is forgiven."""
         limits = self._limits
-        self._patience.forgive(now, self.sent_messages)
+        self._patience.forgive(now, self.sent_frames)
         for call in [call for call in self.blocked if now - (call.blocked_since or now) > limits.slow_reader_seconds]:
             self._endpoint.is_late("took no message", limits.slow_reader_seconds)
             call.cut(ErrorCode.CANCEL)

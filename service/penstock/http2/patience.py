@@ -6,16 +6,16 @@ from penstock.http2.frames import ConnectionFault, ErrorCode
 
 RESET_WEIGHT = 10
 """Of a call that had no answer yet (CVE-2023-44487)."""
-# Frames that cost work and carry none: a burst, and what is forgiven in a second, beside four for each message sent.
+# Frames that cost work and carry none: a burst, and what is forgiven in a second, beside four for each DATA frame sent.
 _MOST_IDLE_FRAMES = 20_000
 _FORGIVEN_PER_SECOND = 2_000
-_FORGIVEN_PER_MESSAGE = 4
+_FORGIVEN_PER_FRAME = 4
 _MOST_PING_STRIKES = 10
 _LEAST_PING_SECONDS = 5.0
 
 
 class Patience:
-    """Times are time.monotonic()'s; `sent` is how many messages went out so far."""
+    """Times are time.monotonic()'s; `sent` is how many DATA frames went out so far."""
 
     def __init__(self, now: float) -> None:
         self._idle_frames = 0
@@ -42,6 +42,6 @@ class Patience:
 
     def forgive(self, now: float, sent: int) -> None:
         """What time and honest work excuse."""
-        forgiven = _FORGIVEN_PER_SECOND * (now - self._looked_at) + _FORGIVEN_PER_MESSAGE * (sent - self._sent_then)
+        forgiven = _FORGIVEN_PER_SECOND * (now - self._looked_at) + _FORGIVEN_PER_FRAME * (sent - self._sent_then)
         self._idle_frames = max(0, self._idle_frames - int(forgiven))
         self._looked_at, self._sent_then = now, sent
