@@ -17,9 +17,8 @@ from penstock_client.v1 import generation_pb2 as pb
 
 from tests.chaos.conftest import QUESTIONS, THINKING, Patient, ask, said
 from tests.chaos.poison import POISON_IDS
-from tests.slow_cpu import IS_SLOW
 
-ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "6" if IS_SLOW else "20"))
+ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "20"))
 STREAMS = 16
 
 

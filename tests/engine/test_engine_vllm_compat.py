@@ -323,6 +323,5 @@ def test_who_waits_still_spins(patched):
         finally:
             shm_broadcast.sched_yield = napping
 
-    # What else runs here takes its share of the core, too: the clearest of three looks.
-    assert max(share_of_a_core(shm_broadcast.sched_yield.__wrapped__) for _ in range(3)) > 0.5
-    assert min(share_of_a_core(shm_broadcast.sched_yield) for _ in range(3)) < 0.4
+    assert share_of_a_core(shm_broadcast.sched_yield.__wrapped__) > 0.5
+    assert share_of_a_core(shm_broadcast.sched_yield) < 0.4

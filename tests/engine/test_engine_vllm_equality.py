@@ -16,16 +16,12 @@ from penstock.config import EngineSettings
 from penstock.engine_vllm.start import start
 from penstock.types import Message, Role
 
-from tests.slow_cpu import IS_SLOW
-
 from .conftest import run
 from .reference import reference, router_margins
 
 PLAIN = ("off", "off")
 COMBINATIONS = [("required", "required"), ("required", "off"), ("off", "required"), PLAIN]
 CHUNK = 512
-EVERY = 3 if IS_SLOW else 1
-"""Of two hundred prompts of all kinds."""
 NEAR_TIE_NATS = 0.5
 """Logits of 32 to 64 are 0.25 apart in bfloat16, and two of them are compared."""
 ROUTER_TIE_NATS = 0.016
@@ -98,27 +94,25 @@ async def differences(engine, request_for, asked, plain, other) -> list[tuple[fl
     return sorted(found)
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)  # four engines; some thirteen minutes on a CPU without AVX-512
 async def test_the_same_greedy_tokens_in_all_combinations(request_for):
     asked, found = [], {}
     for combination in COMBINATIONS:
         engine = await start(settings(*combination))
-        asked = asked or prompts(engine.tokenizer)[::EVERY]
+        asked = asked or prompts(engine.tokenizer)
         found[combination] = await answers(engine, request_for, asked)
         if combination != PLAIN:
             await engine.close()
-    assert len(asked) == -(-200 // EVERY)
+    assert len(asked) == 200
     try:
         for combination, tokens in found.items():
             apart = await differences(engine, request_for, asked, found[PLAIN], tokens)
             print(
-                f"\nmtp {combination[0]}, prefix caching {combination[1]}: "
-                f"{len(asked) - len(apart)} of {len(asked)} the same",
-                end="",
+                f"\nmtp {combination[0]}, prefix caching {combination[1]}: {200 - len(apart)} of 200 the same", end=""
             )
             print(f"; (token gap, router gap) in nats where not: {apart}" if apart else "")
             for token_gap, router_gap in apart:
                 assert token_gap < NEAR_TIE_NATS or router_gap < ROUTER_TIE_NATS
-            assert len(apart) <= len(asked) / 10
+            assert len(apart) <= 20
     finally:
         await engine.close()
