@@ -283,6 +283,22 @@ async def test_who_takes_nothing_is_cut_off_alone() -> None:
     assert peer.status(3) == "0"
 
 
+async def test_a_byte_now_and_then_or_room_for_others_is_no_reading() -> None:
+    peer = Peer(echo, slow_reader_seconds=5.0)
+    peer.say(frame(SETTINGS, payload=struct.pack(">HI", 4, 0)))
+    peer.ask()
+    await settle()
+    (call,) = peer.connection.blocked
+    assert call.blocked_since is not None
+    call.blocked_since -= 6
+    peer.say(frame(WINDOW_UPDATE, 0, 0, b"\0\0\0\1"), frame(WINDOW_UPDATE, 0, 1, b"\0\0\0\1"))
+    await settle()
+    assert len(peer.body()) == 1
+    peer.connection.look(time.monotonic())
+    await settle()
+    assert peer.resets() == [(1, ErrorCode.CANCEL)]
+
+
 async def test_a_client_may_send_much_but_not_more_than_there_is_room_for() -> None:
     seen: list[bytes] = []
 

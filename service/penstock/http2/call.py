@@ -46,7 +46,7 @@ class Call:
         self.window = window
         """Bytes that the client would still take."""
         self.blocked_since: float | None = None
-        """time.monotonic() since when the client takes nothing that waits for it."""
+        """time.monotonic() since when a message waits for its client to take it."""
         self.unsent_bytes = 0
         """What is here of a first message that is on its way."""
         self.has_expired = False
@@ -149,6 +149,7 @@ class Call:
                 connection.window -= room
                 connection.write_data(self.stream, piece[at : at + room])
                 at += room
+        self.blocked_since = None  # by the whole message: a byte now and then, or room for other calls, is no reading
 
     async def _until_there_is_room(self) -> None:
         self._room = asyncio.get_running_loop().create_future()
@@ -160,7 +161,6 @@ class Call:
         finally:
             self._room = None
             self._connection.blocked.pop(self, None)
-        self.blocked_since = None
 
     def look_again(self) -> None:
         """There may be room."""
