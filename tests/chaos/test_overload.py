@@ -26,7 +26,8 @@ async def test_ten_times_too_much_keeps_nine_tenths_of_the_goodput() -> None:
     assert seen.wrong == []
     assert seen.refused > seen.sent / 2
     # docs/results/overload-2026-11-26.json: twelve turns on two cores, which engine, front end and crowd share there:
-    # 0.88 of the goodput, 39 ms. A refusal costs the front end 0.75 ms of CPU, most of it in gRPC, and the engine wants
+    # 0.88 of the goodput, 39 ms, with gRPC's core. A refusal cost the front end 0.75 ms of CPU, most of it there (half
+    # since, docs/performance.md; not measured again where the engine is fast), and the engine wants
     # a core of its own; a nicer front end gives goodput, and takes as much from p99. Single turns wander by a tenth,
     # with what else the machine does. A miss is told and fails no run.
     if not seen.holds:
