@@ -35,16 +35,20 @@ from penstock_client.v1 import generation_pb2 as pb
 from bench.machine import about
 from bench.serving import served
 from bench.work import job
-from tests.chaos.crowd import LEAD_IN_SECONDS
 
 GOODPUT, P99_SECONDS = 0.9, 0.05
 CALLERS = EngineSettings().max_concurrent_requests
 _ROOT = Path(__file__).parents[1]
 _WINDOW_SECONDS = 2.0
+_LEAD_IN_SECONDS = 4.0
+_LEAD_IN_CALLS, _TURN_CALLS = 2.5, 5.0
+"""Those who start together end together: a turn that is no longer than a call counts waves. So where calls take long, a
+turn waits and lasts as many times a call as on a machine where one takes 1.6 s."""
+_LONGEST_CALL_SECONDS = 10.0
 
 
 class TooSlow(Exception):
-    """A crowd that fits is not even answered once in a turn: ten times as much would be no flood."""
+    """Calls take so long that turns of several would take minutes, and that ten times as many would be no flood."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,14 +137,27 @@ def measure(requests: Sequence[pb.GenerateRequest], turns: int, seconds: float, 
         model, settings = _canned(Path(scratch)) if canned else (DEMO_MODEL_FP8_DIR, ())
         with served(model, settings) as address:
             front_end = _listening(address)
-            full.append(_crowd(address, front_end, asked, 0, seconds))
-            if full[0]["done"] < CALLERS:
-                raise TooSlow(f"{full[0]['done']} calls answered in {seconds:.0f} s, of {CALLERS} at a time")
-            for turn in range(turns):
-                flood.append(_crowd(address, front_end, asked, 10 * _per_second(full[-1]), seconds))
-                full.append(_crowd(address, front_end, asked, 0, seconds))
-                print(f"turn {turn + 1}: {Overload(full, flood).shares[-1]:.2f} of the goodput", file=sys.stderr)
+            turn = _turn(_crowd(address, front_end, asked, 0, Turn(_LEAD_IN_SECONDS, seconds)), seconds)
+            full.append(_crowd(address, front_end, asked, 0, turn))
+            for number in range(turns):
+                flood.append(_crowd(address, front_end, asked, 10 * _per_second(full[-1]), turn))
+                full.append(_crowd(address, front_end, asked, 0, turn))
+                print(f"turn {number + 1}: {Overload(full, flood).shares[-1]:.2f} of the goodput", file=sys.stderr)
     return Overload(full, flood)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    lead_in_seconds: float
+    seconds: float
+
+
+def _turn(first: dict[str, Any], seconds: float) -> Turn:
+    """Long enough for calls as long as those of the first crowd, which are not counted. Raises TooSlow."""
+    call_seconds = CALLERS / max(_per_second(first), 1e-9)
+    if call_seconds > _LONGEST_CALL_SECONDS:
+        raise TooSlow(f"{first['done']} calls answered in {first['seconds']:.0f} s, of {CALLERS} at a time")
+    return Turn(max(_LEAD_IN_SECONDS, _LEAD_IN_CALLS * call_seconds), max(seconds, _TURN_CALLS * call_seconds))
 
 
 def _canned(folder: Path) -> tuple[Path, Sequence[str]]:
@@ -159,15 +176,16 @@ def _listening(address: str) -> psutil.Process:
     return psutil.Process(found)
 
 
-def _crowd(address: str, front_end: psutil.Process, asked: str, per_second: float, seconds: float) -> dict[str, Any]:
+def _crowd(address: str, front_end: psutil.Process, asked: str, per_second: float, turn: Turn) -> dict[str, Any]:
     """What the crowd saw, and the CPU seconds of the front end in as much time as counts."""
-    command = [sys.executable, "-m", "tests.chaos.crowd", address, str(CALLERS), str(per_second), str(seconds)]
+    numbers = (CALLERS, per_second, turn.lead_in_seconds, turn.seconds)
+    command = [sys.executable, "-m", "tests.chaos.crowd", address, *map(str, numbers)]
     before = front_end.cpu_times()
-    said = subprocess.run(command, input=asked, stdout=subprocess.PIPE, check=True, timeout=120, cwd=_ROOT, text=True)
+    said = subprocess.run(command, input=asked, stdout=subprocess.PIPE, check=True, timeout=240, cwd=_ROOT, text=True)
     after = front_end.cpu_times()
     seen: dict[str, Any] = json.loads(said.stdout)
     # The lead-in's load is the same, but for its first second.
-    share = seen["seconds"] / (LEAD_IN_SECONDS + seen["seconds"])
+    share = seen["seconds"] / (turn.lead_in_seconds + seen["seconds"])
     seen["cpu"] = (after.user + after.system - before.user - before.system) * share
     return seen
 
@@ -193,7 +211,7 @@ def questions() -> list[pb.GenerateRequest]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", maxsplit=1)[0])
     parser.add_argument("--turns", type=int, default=12)
-    parser.add_argument("--seconds", type=float, default=8.0, help="of each turn, after four that do not count")
+    parser.add_argument("--seconds", type=float, default=8.0, help="of each turn at least")
     parser.add_argument("--canned", action="store_true", help="the scripted engine answers")
     parser.add_argument("--json", type=Path, metavar="FILE")
     asked = parser.parse_args()

@@ -1,8 +1,8 @@
-"""Callers in a process of their own: `crowd.py ADDRESS CALLERS CALLS_PER_SECOND SECONDS`, what they ask on stdin.
+"""Callers in a process of their own: `crowd.py ADDRESS CALLERS CALLS_PER_SECOND LEAD_IN SECONDS`, what they ask on stdin.
 
 At 0 calls per second each caller asks again once it was answered: what the service does when it is always full, and
-never asked too much. Else calls go out on a clock, however many are unanswered. SECONDS count after a lead-in, in
-which a full service comes to end calls as steadily as it lets them in. Prints what it saw as JSON.
+never asked too much. Else calls go out on a clock, however many are unanswered. SECONDS count after those of LEAD_IN,
+in which a full service comes to end calls as steadily as it lets them in. Prints what it saw as JSON.
 
 In life callers have machines of their own; here they share the service's cores. So HTTP/2 is spoken by hand, at a
 fraction of what a gRPC client costs. stdin: a line per serialised GenerateRequest, in base64.
@@ -37,7 +37,6 @@ from tests.hostile.frames import (
     message,
 )
 
-LEAD_IN_SECONDS = 4.0
 _CONNECTIONS = 8
 _METHOD = "GenerationService/Generate"
 _TICK_SECONDS = 0.002
@@ -168,7 +167,7 @@ class Line(Wire):
         return ended
 
 
-def main(address: str, callers: int, per_second: float, seconds: float) -> None:
+def main(address: str, callers: int, per_second: float, lead_in: float, seconds: float) -> None:
     bodies = [message(base64.b64decode(line)) for line in sys.stdin]
     head, seen, selector = call_headers(_METHOD), Seen(), selectors.DefaultSelector()
     lines = [Line(address, seen) for _ in range(_CONNECTIONS)]
@@ -176,8 +175,8 @@ def main(address: str, callers: int, per_second: float, seconds: float) -> None:
         selector.register(line.socket, selectors.EVENT_READ, line)
     began, asked, starts = time.monotonic(), 0, False
     owed = callers if not per_second else 0
-    while (now := time.monotonic() - began) < LEAD_IN_SECONDS + seconds:
-        if not starts and now >= LEAD_IN_SECONDS:
+    while (now := time.monotonic() - began) < lead_in + seconds:
+        if not starts and now >= lead_in:
             starts = True
             seen.starts()
         if per_second:
@@ -192,4 +191,4 @@ def main(address: str, callers: int, per_second: float, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4]))
+    main(sys.argv[1], int(sys.argv[2]), *map(float, sys.argv[3:6]))

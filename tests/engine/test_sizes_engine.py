@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 
 from penstock.config import DEMO_MODEL_DIR, EngineSettings
+from penstock.engine_vllm.devices import find_devices
 from penstock.sizes.cache import CPU_BLOCK_TOKENS, plan_cache
 from penstock.sizes.shape import read_shape
 from penstock.sizes.weights import Layout, inventory, weight_bytes
 
 from tests.unit.test_plan_cli import figures_of, plan_json
 
+HERE = find_devices("cpu")
 DEMO = read_shape(json.loads((DEMO_MODEL_DIR / "config.json").read_text()))
 
 
@@ -26,7 +28,7 @@ async def test_the_cache_is_laid_out_as_on_paper(engine, engine_settings: Engine
     cache = plan_cache(
         DEMO,
         Layout(),
-        kv_fp8=True,
+        kv_fp8=HERE.reads_fp8_cache,
         drafted=engine_settings.mtp_draft_tokens,
         least_block_tokens=CPU_BLOCK_TOKENS,
     )
@@ -43,7 +45,7 @@ async def test_the_cache_is_laid_out_as_on_paper(engine, engine_settings: Engine
 
 async def test_the_command_says_the_cache_size_that_vllm_logs(engine):
     """The limit asked for is 1 %."""
-    told = figures_of(plan_json("--device", "cpu"))
+    told = figures_of(plan_json("--device", "cpu" if HERE.reads_fp8_cache else "cpu-avx2"))
     assert told["per device", "cache size, as vLLM logs it"] == engine.cache_tokens
     (worker,) = await engine.weight_bytes()
     assert told["per device", "weights"] == sum(worker.values())

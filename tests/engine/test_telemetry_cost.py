@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import grpc
+import pytest
 from penstock.config import Config, TelemetrySettings
 from penstock.engine import Engine
 from penstock.observe import NOBODY, Observer
@@ -46,6 +47,7 @@ async def tokens_per_second(engine: Engine, observer: Observer) -> float:
     return 2 * CALLS * TOKENS / seconds
 
 
+@pytest.mark.timeout(1200)  # 13,000 tokens; a CPU without AVX-512 gives some forty a second
 async def test_telling_costs_little_of_the_throughput(engine: Engine) -> None:
     """Prints the ratio: pairs in alternating order, so that a machine that is busy with other things hits both."""
     pipe = asyncio.subprocess.PIPE

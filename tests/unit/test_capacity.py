@@ -197,7 +197,7 @@ def test_a_calibration_that_says_nothing_is_refused(tmp_path: Path, content: str
 
 def test_every_shipped_device_says_who_says_so() -> None:
     for device in load_devices().values():
-        assert device.read == "2026-11-23"
+        assert device.read == ("2026-11-27" if device.key == "cpu-avx2" else "2026-11-23")
         assert device.source.startswith(("https://", "assumed"))
         assert (device.usd_per_hour is None) == (not device.price_source)
 
@@ -215,6 +215,33 @@ def test_every_shipped_device_says_who_says_so() -> None:
 def test_own_devices_are_checked(tmp_path: Path, text: str, said: str) -> None:
     file = tmp_path / "devices.toml"
     file.write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        load_devices(file)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('memory_gb = "24"', "memory_gb is not a number"),
+        ("memory_gb = 0", "memory_gb must be above 0"),
+        ("name = 3", "name is not a text"),
+        ("reads_fp8_cache = 1", "reads_fp8_cache is neither true nor false"),
+        ('kind = "tpu"', "kind is neither gpu nor cpu"),
+    ],
+)
+def test_values_of_own_devices_are_checked(tmp_path: Path, line: str, said: str) -> None:
+    entry = {
+        "name": '"Mine"',
+        "memory_gb": 24,
+        "bandwidth_gb_per_second": 900,
+        "bf16_tflops": 100,
+        "link_gb_per_second": 64,
+        "source": '"measured"',
+        "read": '"2026-01-01"',
+    }
+    key, _, value = line.partition(" = ")
+    file = tmp_path / "devices.toml"
+    file.write_text("[mine]\n" + "".join(f"{name} = {said}\n" for name, said in {**entry, key: value}.items()))
     with pytest.raises(ConfigError, match=said):
         load_devices(file)
 

@@ -133,6 +133,12 @@ def test_the_pilots_own_result_calibrates() -> None:
     assert figures["speed", "prompt seconds, measured / paper"] != figures["speed", "step seconds, measured / paper"]
 
 
+def test_a_cpu_without_avx512_keeps_its_cache_in_bfloat16() -> None:
+    per_token = ("per device", "keys and values per token")
+    fp8, wide = (figures_of(plan_json("--device", device))[per_token] for device in ("cpu", "cpu-avx2"))
+    assert wide == 2 * fp8
+
+
 def test_a_picture_is_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     file = tmp_path / "plan.png"

@@ -14,7 +14,8 @@ SHIPPED = Path(__file__).parent / "devices.toml"
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Of one device, at its peak. `fp8_tflops` None: no FP8 units, FP8 weights are widened."""
+    """Of one device, at its peak. `fp8_tflops` None: no FP8 units, FP8 weights are widened.
+    `reads_fp8_cache`: attention can, else keys and values are bfloat16."""
 
     key: str
     name: str
@@ -27,6 +28,7 @@ class Device:
     kind: Literal["gpu", "cpu"] = "gpu"
     fp8_tflops: float | None = None
     usd_per_hour: float | None = None
+    reads_fp8_cache: bool = True
     price_source: str = ""
 
     @property
@@ -70,9 +72,16 @@ def _device(path: Path, key: str, entry: Any) -> Device:
     if entry.get("kind", "gpu") not in ("gpu", "cpu"):
         raise ConfigError(f"{path}: [{key}] kind is neither gpu nor cpu")
     for name, value in entry.items():
-        text = name in ("name", "source", "read", "kind", "price_source")
-        if isinstance(value, bool) or not isinstance(value, str if text else int | float):
-            raise ConfigError(f"{path}: [{key}] {name} is not a {'text' if text else 'number'}")
-        if not isinstance(value, str) and value <= 0:
-            raise ConfigError(f"{path}: [{key}] {name} must be above 0")
+        if wrong := _wrong(name, value):
+            raise ConfigError(f"{path}: [{key}] {name} {wrong}")
     return Device(key, **entry)
+
+
+def _wrong(name: str, value: Any) -> str:
+    """What is the matter with a value, or nothing."""
+    if name == "reads_fp8_cache":
+        return "" if isinstance(value, bool) else "is neither true nor false"
+    text = name in ("name", "source", "read", "kind", "price_source")
+    if isinstance(value, bool) or not isinstance(value, str if text else int | float):
+        return f"is not a {'text' if text else 'number'}"
+    return "must be above 0" if not isinstance(value, str) and value <= 0 else ""

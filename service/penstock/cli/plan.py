@@ -164,7 +164,7 @@ def _resolved(engine: EngineSettings, checkpoint: Checkpoint, device: Device, co
     from penstock.engine_vllm.features import Devices, resolve
     from penstock.errors import ConfigError
 
-    there = Devices(device.kind, count, device.memory_bytes)
+    there = Devices(device.kind, count, device.memory_bytes, device.reads_fp8_cache)
     try:
         return resolve(engine, checkpoint, there)
     except ConfigError as error:
