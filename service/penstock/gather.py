@@ -2,7 +2,8 @@
 
 A client may ask for it (`flush_interval`); a server whose event loop lags does it by itself (`LoopLag`). It sits before
 events get their sequence numbers: those stay gapless, and Resume replays what was sent. The first delta of each thought
-and answer, the end of a thought and the end of the call are never held.
+and answer, the end of a thought and the end of the call are never held; nor is anything while the engine's steps take
+longer than the interval, for there is nothing to gather then.
 """
 
 from __future__ import annotations
@@ -54,15 +55,16 @@ async def gathered(
 ) -> AsyncGenerator[Event, None]:
     """`events` with deltas held for at most the interval, which is asked again for each that would be held.
 
-    As long as it is 0 they go straight through; from then on they are read ahead, by a task of their own.
+    They go straight through as long as it is 0, or shorter than the engine's steps; from then on they are read ahead,
+    by a task of their own.
     """
     async with aclosing(events):
         buffer = _Buffer(interval_seconds)
         async for event in events:
-            buffer.let_through(event)
-            yield event
-            if interval_seconds() > 0:
+            if isinstance(event, Delta) and (seconds := buffer.hold_seconds(event)):
+                buffer.hold(event, seconds)
                 break
+            yield event
         else:
             return
         reading = asyncio.create_task(buffer.read(events))
@@ -86,7 +88,7 @@ class _Buffer:
         self._interval_seconds = interval_seconds
         self._held: list[list[Delta] | Event] = []
         self._open: dict[tuple[int, bool], list[Delta]] = {}
-        self._begun: set[tuple[int, bool]] = set()
+        self._last_at: dict[tuple[int, bool], float] = {}
         self._timer: asyncio.TimerHandle | None = None
         self.ripe = asyncio.Event()
         self.over = False
@@ -99,28 +101,33 @@ class _Buffer:
             self.over = True
             self.ripe.set()
 
-    def let_through(self, event: Event) -> None:
-        """It was sent without being held."""
-        if isinstance(event, Delta):
-            self._begun.add((event.candidate_index, event.is_thought))
+    def hold_seconds(self, delta: Delta) -> float:
+        """Not at all as the first of its kind; nor where the next one, coming as slowly, would come too late."""
+        interval = self._interval_seconds()
+        if interval <= 0:
+            return 0.0
+        kind, now = (delta.candidate_index, delta.is_thought), time.monotonic()
+        before, self._last_at[kind] = self._last_at.get(kind), now
+        return interval if before is not None and now - before < interval else 0.0
 
     def _put(self, event: Event) -> None:
-        if not isinstance(event, Delta):
-            self._held.append(event)
-            self._open.clear()
-            self.ripe.set()
+        if isinstance(event, Delta):
+            self.hold(event, self.hold_seconds(event))
             return
-        kind = event.candidate_index, event.is_thought
+        self._held.append(event)
+        self._open.clear()
+        self.ripe.set()
+
+    def hold(self, delta: Delta, seconds: float) -> None:
+        kind = delta.candidate_index, delta.is_thought
         if kind not in self._open:
             self._open[kind] = []
             self._held.append(self._open[kind])
-        self._open[kind].append(event)
-        interval = self._interval_seconds() if kind in self._begun else 0.0
-        self._begun.add(kind)
-        if interval <= 0:
+        self._open[kind].append(delta)
+        if seconds <= 0:
             self.ripe.set()
         elif self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(interval, self.ripe.set)
+            self._timer = asyncio.get_running_loop().call_later(seconds, self.ripe.set)
 
     def take(self) -> list[Event]:
         """All that was held, in order."""

@@ -1,4 +1,4 @@
-"""Callers in a process of their own: `crowd.py ADDRESS CALLERS CALLS_PER_SECOND LEAD_IN SECONDS`, what they ask on stdin.
+"""Callers in a process of their own: `crowd.py ADDRESS CALLERS PER_SECOND LEAD_IN SECONDS`, what they ask on stdin.
 
 At 0 calls per second each caller asks again once it was answered: what the service does when it is always full, and
 never asked too much. Else calls go out on a clock, however many are unanswered. SECONDS count after those of LEAD_IN,

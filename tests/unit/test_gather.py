@@ -73,6 +73,16 @@ async def test_nothing_is_held_longer_than_the_interval() -> None:
     assert 0.1 <= arrived[1][1] < 0.9  # the engine's own pause ends later
 
 
+async def test_steps_slower_than_the_interval_are_sent_as_they_come() -> None:
+    arrived, began = [], time.monotonic()
+    async for event in gathered(stream([answer("a"), 0.2, answer("b"), 0.2, answer("c"), answer("d")]), lambda: 0.15):
+        assert isinstance(event, Delta)
+        arrived.append((event.text, time.monotonic() - began))
+    assert [text for text, _ in arrived] == ["a", "b", "c", "d"]
+    assert arrived[1][1] < 0.3
+    assert arrived[2][1] < 0.5
+
+
 async def test_candidates_are_gathered_apart() -> None:
     events = [thought("a"), thought("A", 1), thought("b"), thought("B", 1), thought("c"), thought("C", 1)]
     seen = await taken(events, 60.0)
