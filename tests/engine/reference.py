@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,47 +28,19 @@ def reference() -> Any:
     return model
 
 
-@dataclass(frozen=True, slots=True)
-class Trade:
-    """The last token's last expert chosen and the first one that is not, in one layer."""
-
-    steps: float
-    """How far their logits lie apart, in bfloat16's steps at their size."""
-    logits: torch.Tensor
-    """The next token's, if these two experts trade places."""
-
-
-def next_logits(model: Any, token_ids: Sequence[int]) -> torch.Tensor:
+def apart(model: Any, token_ids: Sequence[int], one: int, other: int) -> float:
+    """How far two tokens' logits lie apart after these, in nats."""
     with torch.inference_mode():
-        return model(torch.tensor([token_ids])).logits[0, -1]
+        logits = model(torch.tensor([token_ids])).logits[0, -1]
+    return abs(float(logits[one] - logits[other]))
 
 
-def trades(model: Any, token_ids: Sequence[int]) -> list[Trade]:
-    """One per layer."""
-    return [_trade(model, token_ids, layer.mlp.gate) for layer in model.model.layers]
-
-
-def _trade(model: Any, token_ids: Sequence[int], gate: Any) -> Trade:
-    steps = 0.0
-
-    def trade(_module: Any, _inputs: Any, output: Any) -> Any:
-        nonlocal steps
-        logits, scores, chosen = output
-        best = logits[-1].topk(EXPERTS_PER_TOKEN + 1)
-        stays, goes, comes = best.indices[:-2], *best.indices[-2:]
-        size = best.values[-2:].abs().max()
-        steps = float((logits[-1, goes] - logits[-1, comes]) / torch.exp2(size.log2().floor() - 7))
-        chosen[-1] = torch.cat([stays, comes[None]])
-        scores[-1] = logits[-1].softmax(-1)[chosen[-1]]
-        scores[-1] /= scores[-1].sum()
-        return logits, scores, chosen
-
-    hook = gate.register_forward_hook(trade)
-    try:
-        logits = next_logits(model, token_ids)
-    finally:
-        hook.remove()
-    return Trade(steps, logits)
+def router_margins(model: Any, token_ids: Sequence[int]) -> list[float]:
+    """Of the last token, per layer: how far the last expert chosen lies above the first one that is not, in logits."""
+    with torch.inference_mode():
+        logits = model(torch.tensor([token_ids]), output_router_logits=True).router_logits
+    best = [layer[-1].log_softmax(-1).topk(EXPERTS_PER_TOKEN + 1).values for layer in logits]
+    return [float(values[-2] - values[-1]) for values in best]
 
 
 def _weights() -> dict[str, torch.Tensor]:

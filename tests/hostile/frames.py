@@ -58,6 +58,7 @@ class Wire:
     def __init__(self, address: str, settings: bytes = b"", *, greet: bool = True) -> None:
         host, _, port = address.rpartition(":")
         self.socket = socket.create_connection((host, int(port)), timeout=20)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as gRPC's clients do
         self.is_cut = False
         self._next_stream = 1
         if greet:
