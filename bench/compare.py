@@ -119,8 +119,7 @@ def _setting(folder: Path, collector: str, max_tokens: int, min_tokens: int) -> 
     settings = EngineSettings(kv_cache_gib=_KV_CACHE_GIB)
     checkpoint = read_checkpoint(settings.model)
     plan = plan_engine(settings, checkpoint, find_devices("cpu"))
-    # How Penstock takes vLLM's outputs is its own matter: it sets that itself.
-    os.environ.update({k: v for k, v in plan.environment.items() if k != "VLLM_V1_OUTPUT_PROC_CHUNK_SIZE"})
+    os.environ.update(plan.environment)
     tokenizer = load(checkpoint.model, checkpoint.vocab_size)
     return Setting(folder, checkpoint.model, plan, tokenizer, collector, max_tokens, min_tokens)
 

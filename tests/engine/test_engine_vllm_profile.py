@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from penstock.config import DEMO_MODEL_DIR, EngineSettings
-from penstock.engine_vllm.args import OUTPUTS_AT_ONCE, plan_engine
+from penstock.engine_vllm.args import plan_engine
 from penstock.engine_vllm.checkpoint import card_checkpoint, read_checkpoint
 from penstock.engine_vllm.features import Devices
 from penstock.engine_vllm.probe import budget_fault
@@ -166,16 +166,6 @@ def test_an_operators_own_cache_place_wins(monkeypatch):
     assert "VLLM_CACHE_ROOT" in plan("Qwen/Qwen3.5-35B-A3B-FP8", 1, H100).environment
     monkeypatch.setenv("VLLM_CACHE_ROOT", "/cache/vllm")
     assert "VLLM_CACHE_ROOT" not in plan("Qwen/Qwen3.5-35B-A3B-FP8", 1, H100).environment
-
-
-def test_streams_that_end_together_are_told_in_small_parts_unless_the_operator_says(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    name = "VLLM_V1_OUTPUT_PROC_CHUNK_SIZE"
-    monkeypatch.delenv(name, raising=False)
-    assert plan("Qwen/Qwen3.5-35B-A3B-FP8", 1, H100).environment[name] == str(OUTPUTS_AT_ONCE)
-    monkeypatch.setenv(name, "128")
-    assert name not in plan("Qwen/Qwen3.5-35B-A3B-FP8", 1, H100).environment
 
 
 def test_a_window_beyond_the_native_one_is_yarn():

@@ -21,9 +21,6 @@ SPECULATION_REFUSES = {
     "spec.sampling.logit_bias": "vLLM does not apply logit_bias while MTP speculates (engine.mtp = off allows it)",
 }
 
-OUTPUTS_AT_ONCE = 8
-"""Requests of an engine step that are told before the event loop does something else."""
-
 
 @dataclass(frozen=True, slots=True)
 class EnginePlan:
@@ -147,10 +144,6 @@ def _environment(
         # What vLLM remembers of a model class saves a subprocess at the next start; kept with its environment, unless
         # the operator says where: under a read-only root there is one place.
         environment["VLLM_CACHE_ROOT"] = str(Path(sys.prefix) / "cache" / "vllm")
-    if "VLLM_V1_OUTPUT_PROC_CHUNK_SIZE" not in os.environ:
-        # Streams that began together end together, and each end is a millisecond's work. Who comes meanwhile, be it to
-        # be refused, waits for this many of them and not for all.
-        environment["VLLM_V1_OUTPUT_PROC_CHUNK_SIZE"] = str(OUTPUTS_AT_ONCE)
     if checkpoint.is_local:
         environment["HF_HUB_OFFLINE"] = "1"
     if device == "cpu":
