@@ -19,8 +19,9 @@ from penstock.http2.headers import Refused
 from penstock.status import DETAILS_KEY, status_of
 
 log = logging.getLogger(__name__)
-# gRPC's Python client says INTERNAL where it hears of the end while it is about to send its first message.
+# gRPC's Python client says INTERNAL where it hears of the end while it sends a message.
 _PATIENCE_SECONDS = 0.1
+_QUIET_SECONDS = 0.01
 _OWN = "/penstock.v1."
 _REFLECTION = "/grpc.reflection."
 # grpc.RpcMethodHandler and GenericRpcHandler, whose published types are those of another server.
@@ -88,7 +89,7 @@ class Interceptor:
         except Refused:
             raise
         except Exception as error:
-            await _end(call, error, entry)
+            await _end(call, error, entry, streams=handler.request_streaming)
         except BaseException as cut:
             # The handler is cancelled for a passed deadline and for a client that left alike.
             code = grpc.StatusCode.DEADLINE_EXCEEDED if call.has_expired else grpc.StatusCode.CANCELLED
@@ -133,7 +134,7 @@ async def _parsed_stream(call: Call, parse: Any) -> AsyncIterator[Any]:
         yield _parsed(message, parse)
 
 
-async def _end(call: Call, error: Exception, entry: Entry) -> None:
+async def _end(call: Call, error: Exception, entry: Entry, *, streams: bool) -> None:
     code, message, status = status_of(error)
     entry.ended(code.name, error)
     if code is grpc.StatusCode.INTERNAL:
@@ -141,4 +142,6 @@ async def _end(call: Call, error: Exception, entry: Entry) -> None:
         frames = "".join(traceback.format_tb(error.__traceback__))
         log.error("%s failed with %s\n%s", call.method, type(error).__name__, frames)
     await call.heard(_PATIENCE_SECONDS)
+    if streams:
+        await call.quiet(_QUIET_SECONDS, _PATIENCE_SECONDS)
     call.end(code, message, (*await entry.trailers(), (DETAILS_KEY, status)))

@@ -39,6 +39,7 @@ async def test_a_caller_who_leaves_streams_lying_about_takes_no_room_from_anothe
 
 
 async def test_steering_has_an_end() -> None:
+    """gRPC's Python client says INTERNAL where the end comes while it still sends: told to all the same, every time."""
     slow = Reply(thought="t" * 2000, answer="a", step_seconds=0.01)
     async with listening({"limits": {"max_steering_messages": 3}}, slow) as (_, address), channel(address) as at:
 
@@ -49,11 +50,12 @@ async def test_steering_has_an_end() -> None:
             for budget in range(1500, 1510):
                 yield pb.InteractRequest(change_budget=pb.ChangeBudget(thinking_budget=budget))
 
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            async for _ in stub(at).Interact(messages()):
-                pass
-        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-        assert "more than 3 messages" in str(caught.value.details())
+        for _ in range(30):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                async for _ in stub(at).Interact(messages()):
+                    pass
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert "more than 3 messages" in str(caught.value.details())
 
 
 async def test_metadata_has_an_end() -> None:

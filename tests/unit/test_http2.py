@@ -22,7 +22,7 @@ from penstock.http2.call import Call
 from penstock.http2.connection import Connection, Limits
 from penstock.http2.endpoint import Endpoint
 from penstock.http2.frames import MOST_WINDOW, PREFACE, ErrorCode
-from penstock.http2.incoming import RECEIVE_WINDOW
+from penstock.http2.incoming import RECEIVE_WINDOW, Incoming
 
 from tests.hostile.frames import (
     ACK,
@@ -746,3 +746,26 @@ def test_no_bytes_make_it_fail(seed: int, count: int) -> None:
         assert not peer.endpoint._connections
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize(("says", "least", "most"), [(0, 0.19, 0.6), (5, 0.25, 0.7), (1000, 0.75, 1.5)])
+async def test_a_client_is_waited_for_until_it_is_quiet_and_not_for_ever(says: int, least: float, most: float) -> None:
+    incoming = Incoming(1, "", 1 << 20, lambda _: None)
+
+    async def say() -> None:
+        for _ in range(says):
+            incoming.take(b"\0\0\0\0\1x", 6, ends=False)
+            await asyncio.sleep(0.015)
+
+    saying, began = asyncio.create_task(say()), time.monotonic()
+    await incoming.quiet(0.2, 0.8)
+    took = time.monotonic() - began
+    saying.cancel()
+    assert least <= took < most
+
+
+async def test_who_has_said_all_is_not_waited_for() -> None:
+    incoming = Incoming(1, "", 1 << 20, lambda _: None)
+    incoming.take(b"\0\0\0\0\1x", 6, ends=True)
+    async with asyncio.timeout(1):
+        await incoming.quiet(60, 60)

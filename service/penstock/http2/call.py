@@ -105,6 +105,10 @@ class Call:
         """Returns when the first message is here, or after so long."""
         await self._incoming.begun(most_seconds)
 
+    async def quiet(self, moment_seconds: float, most_seconds: float) -> None:
+        """Returns when the client says nothing for a moment, or after so long."""
+        await self._incoming.quiet(moment_seconds, most_seconds)
+
     def take(self, data: bytes, flow_bytes: int, *, ends: bool) -> None:
         """A DATA frame of this call, and what it weighs. Raises StreamFault."""
         self._incoming.take(data, flow_bytes, ends=ends)

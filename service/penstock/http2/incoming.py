@@ -59,12 +59,24 @@ class Incoming:
                 while not self.has_begun:
                     await self._next_frame()
 
+    async def quiet(self, moment_seconds: float, most_seconds: float) -> None:
+        """Returns when the client has said nothing for a moment, or no more will come, or after so long."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(most_seconds):
+                while not self.is_over:
+                    try:
+                        async with asyncio.timeout(moment_seconds):
+                            await self._next_frame()
+                    except TimeoutError:
+                        return
+
     async def _next_frame(self) -> None:
-        self._arrival = asyncio.get_running_loop().create_future()
+        arrival = self._arrival = asyncio.get_running_loop().create_future()
         try:
-            await self._arrival
+            await arrival
         finally:
-            self._arrival = None
+            if self._arrival is arrival:  # else somebody else waits since
+                self._arrival = None
 
     def take(self, data: bytes, flow_bytes: int, *, ends: bool) -> None:
         """A DATA frame, and what it weighs with its padding. Raises StreamFault."""
