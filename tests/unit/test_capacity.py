@@ -241,7 +241,7 @@ def test_values_of_own_devices_are_checked(tmp_path: Path, line: str, said: str)
     }
     key, _, value = line.partition(" = ")
     file = tmp_path / "devices.toml"
-    file.write_text("[mine]\n" + "".join(f"{name} = {said}\n" for name, said in {**entry, key: value}.items()))
+    file.write_text("[mine]\n" + "".join(f"{name} = {text}\n" for name, text in {**entry, key: value}.items()))
     with pytest.raises(ConfigError, match=said):
         load_devices(file)
 
