@@ -9,10 +9,10 @@ LOCK := requirements/$(ENGINE).lock
 STAMP := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools demo test check protos clients chart lock sbom model quantize pilot clean
+.PHONY: help setup tools demo test test-fast test-full check protos clients chart lock sbom model quantize pilot clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP) ## the virtual environment, from the lock file (a few minutes once, then nothing)
 
@@ -24,8 +24,19 @@ $(STAMP): $(LOCK) pyproject.toml clients/python/pyproject.toml scripts/setup
 demo: setup ## ask the small model a question on the real engine (ENGINE=gpu for a GPU)
 	@$(BIN)/penstock demo
 
-test: setup tools ## all tests; the quick ones first, those on the real engine last
-	@$(BIN)/python -m pytest -q $(ARGS)
+# Workers of pytest-xdist, one module each at a time. Those that wait leave the cores to the others.
+PARALLEL := -n 3 --dist loadscope
+NO_ENGINE := --ignore=tests/engine --ignore=tests/chaos
+
+test-fast: setup ## tests without an engine: under two minutes on two cores
+	@$(BIN)/python -m pytest -q $(PARALLEL) $(NO_ENGINE) -m "not engine and not slow and not full" $(ARGS)
+
+test: setup tools ## the tests before a commit lands: those without an engine, then those on the real engine; 35 minutes
+	@$(BIN)/python -m pytest -q $(PARALLEL) $(NO_ENGINE) -m "not engine and not full" $(ARGS)
+	@$(BIN)/python -m pytest -q -m "engine and not full" $(ARGS)
+
+test-full: setup tools ## all tests, no tool may be missing; writes docs/results/test-full-DATE.json; hours
+	@$(BIN)/python scripts/test-full $(ARGS)
 
 check: setup ## style, types, import law, and that the stubs are what the protos say
 	@$(BIN)/ruff check .

@@ -1,17 +1,48 @@
-"""The quick tests first: what runs on the real engine comes after, and what hurts it comes last."""
+"""Tiers of tests, and the tools that some of them need.
+
+`make test-fast` runs what starts no engine and is quick. `make test` adds the tests marked `engine` and `slow`.
+`make test-full` adds those marked `full`, and fails where a tool is missing that a test needs.
+"""
 
 import signal
+from pathlib import Path
 
 import pytest
+
+from tests import tooling
 
 # A shell that starts the tests in the background has interrupts ignored, and what the tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    slow = {"engine": 1, "chaos": 2}
-    items.sort(key=lambda item: max((slow.get(part, 0) for part in item.path.parent.parts), default=0))
+_FOLDERS = {"engine": ["engine"], "chaos": ["engine"], "hostile": ["slow"], "browser": ["slow"]}
+"""Markers that all tests of a folder have."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--hostile-requests", type=int, default=10_000, help="how many tests/hostile/ sends in all")
+    parser.addoption("--hostile-requests", type=int, default=2_000, help="how many tests/hostile/ sends in all")
+    parser.addoption("--require-tools", action="store_true", help="fail where a tool is missing that a test needs")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of a folder; run those on the real engine after the others, and those that harm it last."""
+    here = Path(__file__).parent
+    order = {"engine": 1, "chaos": 2}
+    for item in items:
+        for marker in _FOLDERS.get(_folder(item, here), []):
+            item.add_marker(marker)
+    items.sort(key=lambda item: order.get(_folder(item, here), 1 if item.get_closest_marker("engine") else 0))
+
+
+def _folder(item: pytest.Item, here: Path) -> str:
+    return item.path.relative_to(here).parts[0]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test whose tools are missing, by their names; with --require-tools, fail it."""
+    wanted = [name for marker in item.iter_markers("needs") for name in marker.args]
+    reasons = [reason for name in wanted if (reason := tooling.missing(name))]
+    if reasons and item.config.getoption("--require-tools"):
+        pytest.fail(f"{item.nodeid} needs a tool: {'; '.join(reasons)}", pytrace=False)
+    if reasons:
+        pytest.skip("; ".join(reasons))

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from html import unescape
 from pathlib import Path
 from typing import Any
 
-import pytest
+from tests.tooling import program
 
-_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "chrome-headless-shell")
 _SECONDS = 100
 
 # What a reader's eyes would do: is it there, is it large enough, does it stay inside, has it colours.
@@ -49,14 +47,6 @@ pre.id = 'measured'; pre.textContent = JSON.stringify(made); document.body.appen
 """
 
 
-def browser() -> str:
-    """Skips the test where there is none."""
-    found = next((path for name in _NAMES if (path := shutil.which(name))), None)
-    if found is None:
-        pytest.skip("needs Chromium (apt-get install chromium)")
-    return found
-
-
 def measure(page: Path, folder: Path, *, width: int = 1200, dark: bool = False) -> dict[str, Any]:
     """What a browser window of that width shows of the page. `folder` takes the copy with the script in it."""
     # The page lets no script run: the copy lets this one.
@@ -85,5 +75,5 @@ def _dark(dark: bool) -> list[str]:
 def _run(page: Path, folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     # A profile of its own. No sandbox: as root in a container there is none to be had, and the page is ours.
     fixed = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
-    command = [browser(), *fixed, f"--user-data-dir={folder / 'profile'}", *flags, page.absolute().as_uri()]
+    command = [program("chromium"), *fixed, f"--user-data-dir={folder / 'profile'}", *flags, page.absolute().as_uri()]
     return subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=True)

@@ -10,17 +10,17 @@ from penstock.pilot import html
 from penstock.pilot.report import document
 from penstock.pilot.results import read
 
-from tests.browser.chromium import browser, complaints, measure
+from tests.browser.chromium import complaints, measure
 from tests.unit.pilot.made import experts, result
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.needs("chromium")
 COMMITTED = ROOT / "docs/pilot/pilot.html"
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report with everything in it: every plot, and a red flag."""
-    browser()
     page = tmp_path_factory.mktemp("report") / "pilot.html"
     page.write_text(html.render(document(result(experts=experts(((70, 10, 10, 10), 0.7))))), encoding="utf-8")
     return page
@@ -69,7 +69,6 @@ def test_the_browser_has_nothing_to_complain_of(made: Path, tmp_path: Path) -> N
 
 
 def test_the_committed_report_shows_its_plots_and_flags(tmp_path: Path) -> None:
-    browser()
     seen = measure(COMMITTED, tmp_path)
     check(seen, plots=12)
     assert "Pilot of penstock-demo" in seen["headings"]

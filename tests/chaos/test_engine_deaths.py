@@ -45,6 +45,7 @@ async def all_running(patient: Patient, streams: Sequence[asyncio.Task[Any]]) ->
         await asyncio.sleep(0.005)
 
 
+@pytest.mark.full
 async def test_sixteen_streams_survive_twenty_deaths(patient: Patient) -> None:
     rng = random.Random(4)
     asked = QUESTIONS[:STREAMS]
@@ -92,6 +93,7 @@ async def test_poison_is_refused_after_the_third_death_and_the_others_complete(p
     assert patient.engine.restarts - restarts_before == 3
 
 
+@pytest.mark.full
 async def test_a_hundred_cuts_over_twenty_streams_are_byte_equal(patient: Patient) -> None:
     rng = random.Random(5)
     undisturbed = {question: said(await ask(patient, question)) for question in QUESTIONS}

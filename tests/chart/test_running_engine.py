@@ -13,7 +13,7 @@ from penstock.config import Config
 from tests.chart.chart import Object, container, needs_helm, pod, render
 from tests.chart.kubelet import free_port, helm_test, lay_out, probe, until_started
 
-pytestmark = [needs_helm, pytest.mark.timeout(1500)]
+pytestmark = [needs_helm, pytest.mark.engine, pytest.mark.timeout(1500)]
 
 
 @pytest.fixture(scope="module")

@@ -36,6 +36,7 @@ def test_python(example: Path, targets: dict[str, str]) -> None:
 
 
 @needs_node
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("example", sorted((EXAMPLES / "typescript").glob("*.mjs")), ids=lambda path: path.stem)
 def test_typescript(example: Path, targets: dict[str, str]) -> None:
@@ -44,6 +45,7 @@ def test_typescript(example: Path, targets: dict[str, str]) -> None:
 
 
 @needs_go
+@pytest.mark.slow
 @pytest.mark.timeout(700)
 @pytest.mark.parametrize("name", ["stream", "steer"])
 def test_go(name: str, targets: dict[str, str]) -> None:

@@ -20,7 +20,7 @@ from tests.conformance.tools import CLIENTS, build_go, needs_go
 
 CASES = load_cases()
 STUBS = CLIENTS / "go/penstockv1"
-pytestmark = needs_go
+pytestmark = [needs_go, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

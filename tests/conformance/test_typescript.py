@@ -12,7 +12,7 @@ from tests.conformance.judge import judge
 from tests.conformance.tools import NODE, build_typescript, check, needs_node
 
 CASES = load_cases()
-pytestmark = needs_node
+pytestmark = [needs_node, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -16,17 +16,8 @@ GO_DRIVER = TOOLS / "bin/conformance"
 _COMPILE_SECONDS = 600
 
 
-def missing(*names: str) -> str:
-    """Why the first that is not there is not; empty where all are."""
-    for name in names:
-        if not (TOOLS / f"{name}.ready").exists():
-            why = TOOLS / f"{name}.why"
-            return f"no {name} here: {why.read_text() if why.exists() else 'run `make clients`'}"
-    return ""
-
-
-needs_node = pytest.mark.skipif(bool(missing("node", "npm")), reason=missing("node", "npm") or "-")
-needs_go = pytest.mark.skipif(bool(missing("go", "grpc-go")), reason=missing("go", "grpc-go") or "-")
+needs_node = pytest.mark.needs("node", "npm")
+needs_go = pytest.mark.needs("go", "grpc-go")
 
 
 def build_typescript() -> Path:

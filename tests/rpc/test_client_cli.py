@@ -249,6 +249,7 @@ def test_the_demo_leaves_no_orphan(start: Any, tmp_path: Path, number: int, code
     assert [path.name for path in tmp_path.iterdir()] == ["replies.json"]
 
 
+@pytest.mark.slow
 def test_a_demo_that_is_killed_takes_its_service_along(start: Any, tmp_path: Path) -> None:
     demo, service = _demo_that_thinks(start, tmp_path)
     demo.kill()

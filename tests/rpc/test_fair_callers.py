@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from penstock.callers.keys import make
 from penstock_client.v1 import generation_pb2 as pb
 
@@ -63,6 +64,7 @@ def p99(seconds: list[float]) -> float:
     return sorted(seconds)[int(0.99 * (len(seconds) - 1))]
 
 
+@pytest.mark.slow
 async def test_a_caller_at_50_times_its_quota_takes_nothing_from_another(tmp_path: Path) -> None:
     (key, entry), (hostile, hostile_entry) = make("good"), make("hostile")
     (tmp_path / "callers.toml").write_text(

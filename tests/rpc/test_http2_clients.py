@@ -68,6 +68,7 @@ async def test_methods_that_are_not_there_are_unimplemented() -> None:
         assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
+@pytest.mark.slow
 async def test_keepalive_pings_of_a_client_are_answered() -> None:
     """At gRPC's least interval, over a stream that says nothing for longer than that."""
     options = [

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from tests.rpc.scripted_service import scripted_service
 
+pytestmark = pytest.mark.slow
 REPLIES = [{"thought": "t" * 12, "answer": "a" * 400, "chunk_tokens": 4, "step_seconds": 0.004}]
 SHORT = ("--quick", "--seconds", "0.5", "--soak-seconds", "1", "--concurrency", "1,3", "--context", "300,900")
 ASKED = ("--budgets", "0,4,-1", "--questions", "6")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import shutil
 import statistics
 import subprocess
 import sys
@@ -38,6 +37,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from tests.rpc.otlp import collecting
 from tests.rpc.test_stream import spec, stream
+from tests.tooling import program
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "deploy" / "prometheus" / "rules.yml"
@@ -130,12 +130,10 @@ async def test_every_metric_that_dashboard_and_rules_name_is_in_a_live_scrape() 
     assert named - found.keys() == set()
 
 
+@pytest.mark.needs("promtool")
 def test_promtool_accepts_the_rules() -> None:
-    fetched = Path(".tools/promtool")  # by `make tools`
-    promtool = str(fetched) if fetched.exists() else shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("needs promtool (Debian: prometheus), which `make tools` could not have either")
-    result = subprocess.run([promtool, "check", "rules", str(RULES)], capture_output=True, text=True, check=False)
+    command = [program("promtool"), "check", "rules", str(RULES)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
@@ -244,6 +242,7 @@ async def cpu_seconds_per_call(observer: Observer, calls: int) -> float:
         return (time.process_time() - began) / calls
 
 
+@pytest.mark.slow
 async def test_telling_costs_little() -> None:
     """Prints the ratio. CPU time, because a busy machine must not decide; the engine computes nothing, so all shows."""
     command = (sys.executable, "-m", "tests.rpc.otlp")

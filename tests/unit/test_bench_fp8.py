@@ -101,7 +101,6 @@ def test_the_context_table_and_picture(tmp_path: Path) -> None:
     assert "2.00" in said
     assert "hybrid  +0.50" in said
     assert "twin    +5.00" in said
-    pytest.importorskip("matplotlib")
     context_cost.draw(found, tmp_path / "context.png")
     assert (tmp_path / "context.png").read_bytes().startswith(b"\x89PNG")
 

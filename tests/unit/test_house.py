@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,8 @@ from pathlib import Path
 import pytest
 from penstock.status import _CODES
 from penstock_client.v1 import error_reason_pb2
+
+from tests.tooling import program
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,10 +30,10 @@ def test_the_stubs_are_what_the_protos_say() -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-@pytest.mark.skipif(shutil.which("buf") is None, reason="needs the Buf CLI (npm install -g @bufbuild/buf)")
+@pytest.mark.needs("buf")
 def test_buf_finds_nothing_in_the_protos() -> None:
-    for command in (("buf", "lint"), ("buf", "format", "--diff", "--exit-code")):
-        result = run(*command, cwd=ROOT / "protos")
+    for command in (("lint",), ("format", "--diff", "--exit-code")):
+        result = run(program("buf"), *command, cwd=ROOT / "protos")
         assert result.returncode == 0, result.stdout
 
 

