@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -42,6 +43,20 @@ async def serve(config: Config, *, on_progress: OnText | None = None, on_ready: 
         return await _serve(config, observer, stop, progress, on_ready)
 
 
+def leave(code: int) -> None:
+    """End the process with `code`, now, where a start that was given up still imports or loads in its thread.
+
+    Python would take down the modules under that thread. Return where there is none.
+    """
+    from penstock.engine_vllm.background import is_busy
+
+    if is_busy():
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
 async def _compute(config: Config, stop: asyncio.Event, progress: OnText) -> int:
     """One of several nodes, and not the one that serves: no listener, no metrics of its own."""
     from penstock.engine_vllm.nodes import compute
@@ -66,6 +81,7 @@ async def _serve(
         starting.cancel()
         await asyncio.gather(starting, return_exceptions=True)
         await server.drain(0)
+        progress("stopped while starting; nothing was served")
         return 0
     try:
         engine = await starting

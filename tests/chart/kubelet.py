@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -70,6 +72,7 @@ class Container:
             stdout=subprocess.PIPE,
             stderr=errors or subprocess.STDOUT,
             text=True,
+            preexec_fn=_end_with_this_process,
         )
 
     def _inside(self, text: str) -> str:
@@ -77,6 +80,11 @@ class Container:
             if found := re.match(rf"(--[a-z-]+=)?({re.escape(mount)}(/.*)?)$", text):
                 return f"{found[1] or ''}{self.root}{found[2]}"
         return text
+
+
+def _end_with_this_process() -> None:
+    """In the new process: the kernel kills it when this one ends, even by SIGKILL; its engine then ends with it."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 @functools.cache

@@ -59,4 +59,6 @@ def serve(
 
     from penstock import app
 
-    raise typer.Exit(uvloop.run(app.serve(loaded.config, on_progress=say, on_ready=ready)))
+    code = uvloop.run(app.serve(loaded.config, on_progress=say, on_ready=ready))
+    app.leave(code)
+    raise typer.Exit(code)

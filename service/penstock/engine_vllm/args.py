@@ -139,6 +139,8 @@ def _environment(
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_ENGINE_READY_TIMEOUT_S": str(int(max(1.0, settings.load_seconds))),
         "TOKENIZERS_PARALLELISM": "false",
+        # A forked engine would share the service's sockets and locks; on a CPU vLLM spawns anyway.
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     }
     if sys.prefix != sys.base_prefix and "VLLM_CACHE_ROOT" not in os.environ:
         # What vLLM remembers of a model class saves a subprocess at the next start; kept with its environment, unless

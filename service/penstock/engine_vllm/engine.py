@@ -17,6 +17,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from penstock.engine import EngineLoad
 from penstock.engine_vllm.constraints import Constraints, grammar_of, refusal
 from penstock.engine_vllm.experts import OutputTally, merged
+from penstock.engine_vllm.lifetime import ServicePipe
 from penstock.engine_vllm.load import LoadMeter
 from penstock.engine_vllm.parallel import Layout
 from penstock.engine_vllm.processes import kill, processes_of
@@ -35,16 +36,22 @@ from penstock.types import (
 )
 
 _KILL_SECONDS = 10.0
-_SHUTDOWN_SECONDS = 3.0  # no request is left by then; what has not ended is killed with all its children
 
 
 class VllmEngine:
     """Runs requests on an AsyncLLM. All methods belong to one event loop."""
 
     def __init__(
-        self, llm: AsyncLLM, card: ModelCard, tokenizer: HfTokenizer, meter: LoadMeter, constraint_seconds: float
+        self,
+        llm: AsyncLLM,
+        pipe: ServicePipe,
+        card: ModelCard,
+        tokenizer: HfTokenizer,
+        meter: LoadMeter,
+        constraint_seconds: float,
     ) -> None:
         self._llm = llm
+        self._pipe = pipe
         self._card = card
         self._tokenizer = tokenizer
         self._meter = meter
@@ -148,20 +155,27 @@ class VllmEngine:
 
     async def kill(self) -> None:
         """Ends the engine's processes without their help. vLLM then fails every stream; that is waited for."""
-        await asyncio.to_thread(kill, self._processes, _KILL_SECONDS)
+        await asyncio.to_thread(self._end_processes)
         if self._llm.output_handler is not None:
             await asyncio.wait({self._llm.output_handler}, timeout=_KILL_SECONDS)
         with contextlib.suppress(Exception):
             await self.close()
 
     async def close(self) -> None:
+        """End the engine, when no request is left. Its processes hold nothing that an orderly end would save, and need
+        seconds for one: the worker alone, when Python takes down what it imported."""
         await self._constraints.close()
         # vLLM's own order ends the processes first, and its output handler then logs a death that was wanted.
         if self._llm.output_handler is not None:
             self._llm.output_handler.cancel()
-        await asyncio.to_thread(self._llm.shutdown, _SHUTDOWN_SECONDS)
-        # vLLM kills what is slow to end and does not wait for it: nothing of the engine may be left after this.
-        await asyncio.to_thread(kill, self._processes, _KILL_SECONDS)
+        self._llm.engine_core.resources.engine_dead = True  # likewise its monitor
+        await asyncio.to_thread(self._end_processes)
+        await asyncio.to_thread(self._llm.shutdown, 0)
+
+    def _end_processes(self) -> None:
+        self._pipe.close()
+        # They are dead or dying now; nothing of the engine may be left after this.
+        kill(self._processes, _KILL_SECONDS)
 
     def _compilers_tokenizer(self) -> str:
         """As vLLM's backend makes it (v1/structured_output/backend_xgrammar.py)."""

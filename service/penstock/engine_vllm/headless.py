@@ -8,11 +8,13 @@ import os
 import sys
 
 from penstock.config import EngineSettings
+from penstock.engine_vllm.lifetime import end_with_service
 
 
 def main() -> int:
     from penstock.errors import PenstockError
 
+    end_with_service()
     try:
         run(EngineSettings.model_validate_json(sys.stdin.read()))
     except PenstockError as error:

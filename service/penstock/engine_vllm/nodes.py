@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import sys
 import time
@@ -19,6 +20,7 @@ from typing import Any
 import psutil
 
 from penstock.config import EngineSettings
+from penstock.engine_vllm.lifetime import ServicePipe
 from penstock.engine_vllm.processes import kill
 from penstock.errors import EngineDown
 
@@ -92,17 +94,25 @@ class _Part:
 
     settings: EngineSettings
     process: asyncio.subprocess.Process
+    pipe: ServicePipe
 
     @classmethod
     async def start(cls, settings: EngineSettings, command: Sequence[str]) -> _Part:
+        pipe = ServicePipe()
         # By stdin: arguments may hold what others on the machine should not read.
-        process = await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.PIPE, start_new_session=True)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *command, stdin=asyncio.subprocess.PIPE, start_new_session=True, env=os.environ | pipe.environment
+            )
+        except BaseException:
+            pipe.close()
+            raise
         assert process.stdin is not None
         with contextlib.suppress(ConnectionError):
             process.stdin.write(settings.model_dump_json().encode())
             process.stdin.write_eof()
             await process.stdin.drain()
-        return cls(settings, process)
+        return cls(settings, process, pipe)
 
     async def until_it_ends_or_is_alone(self, stop: asyncio.Event, hold_seconds: float) -> bool:
         """Whether node 0's engine was seen. A part that ended by itself is not replaced before node 0's engine has
@@ -139,5 +149,6 @@ class _Part:
             below = psutil.Process(self.process.pid).children(recursive=True)
         with contextlib.suppress(ProcessLookupError):
             self.process.kill()
+        self.pipe.close()
         await asyncio.to_thread(kill, below, _KILL_SECONDS)
         await self.process.wait()

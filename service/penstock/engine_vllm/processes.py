@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import psutil
+
+_LOOK_SECONDS = 0.05
 
 
 def processes_of(llm: Any) -> tuple[psutil.Process, ...]:
@@ -27,10 +31,22 @@ def children() -> tuple[psutil.Process, ...]:
 
 
 def kill(processes: Sequence[psutil.Process], wait_seconds: float) -> None:
-    """SIGKILL, which also ends what is stopped or hangs; psutil refuses pids that were given to others since."""
+    """Send SIGKILL, which also ends what is stopped or hangs, and wait for the ends, at most so long.
+
+    psutil refuses pids that were given to others since. A zombie has ended: one whose parent is gone belongs to PID 1,
+    which in a container may never reap it.
+    """
     for process in processes:
-        try:
+        with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-        except psutil.NoSuchProcess:
-            continue
-    psutil.wait_procs(list(processes), timeout=wait_seconds)
+    left, until = list(processes), time.monotonic() + wait_seconds
+    while left and time.monotonic() < until:
+        _, running = psutil.wait_procs(left, timeout=_LOOK_SECONDS)
+        left = [process for process in running if not _is_zombie(process)]
+
+
+def _is_zombie(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True

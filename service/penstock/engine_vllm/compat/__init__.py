@@ -1,7 +1,8 @@
 """Everything that is patched in other people's packages, each with its reason. For vLLM 0.32.0.
 
 vLLM runs in several processes: this one, the engine core, its workers, and a subprocess of the model registry. It calls
-entry points in every one of them, so no process needs its own preparation:
+entry points in every one of them, so no process needs its own preparation; there each begins to watch for the end of
+the service (`lifetime`):
 
 - `vllm.platform_plugins`: called while vLLM finds out its platform, before any model code is imported.
 - `vllm.general_plugins`: called before a model is loaded; vLLM's own modules may be imported and patched there.
@@ -19,16 +20,20 @@ import importlib.util
 import sys
 from typing import Any
 
+from penstock.engine_vllm.lifetime import end_with_service
+
 _kept: list[Any] = []  # a torch.library.Library takes its definitions back when it is collected
 
 
 def platform_plugin() -> None:
     """Entry point in `vllm.platform_plugins`. Returns None: it brings no platform, it only comes early enough."""
+    end_with_service()
     declare_torchvision_operators()
 
 
 def general_plugin() -> None:
     """Entry point in `vllm.general_plugins`."""
+    end_with_service()
     from vllm.platforms import current_platform
 
     from penstock.engine_vllm.compat import slow_grammars
