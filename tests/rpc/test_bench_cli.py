@@ -169,8 +169,29 @@ def test_nobody_there() -> None:
     assert result.stderr == "penstock: nothing answers at 127.0.0.1:1: start it with `penstock serve`\n"
 
 
+def test_a_load_without_a_call_in_its_window_fails_and_says_why(tmp_path: Path) -> None:
+    """A call lasts longer than warm-up and window together, so that the only one begins before the window."""
+    slow = [{"answer": "a" * 30, "step_seconds": 0.1}]
+    with scripted_service(tmp_path, slow) as address:
+        made = run(address, "--concurrency", "1", "--seconds", "0.1", "--json", "-")
+    assert made.exit_code == 1
+    assert made.stdout == ""
+    assert "no call began within the measured 0.1 s (1 began during the warm-up); raise --seconds" in made.stderr
+
+
+def test_ctrl_c_before_anything_was_measured_is_told(target: str) -> None:
+    command = [sys.executable, "-m", "penstock", "bench", "--target", target, "--warm-up", "600"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert process.stderr.readline() == "closed loop, 8 callers ...\n"
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "")
+    assert err.endswith("penstock: interrupted before anything was measured\n")
+
+
 def test_processes_elsewhere_are_left_out_and_said_so(target: str) -> None:
-    made = measured(target, "--seconds", "0.3", "--pid", "999999999")
+    made = measured(target, "--concurrency", "2", "--seconds", "1", "--pid", "999999999")
     assert "no process 999999999" in made["processes_not_seen"]
     assert made["front_end_cpu_seconds_per_token"] is None
     assert {process["role"] for process in made["processes"]} == {"load generator"}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from penstock.cli import options as o
-from penstock.cli.failures import ended
+from penstock.cli.failures import ended, nothing_measured
 from penstock.cli.progress import watched
 
 if TYPE_CHECKING:
@@ -98,7 +98,8 @@ def bench(
     refuse_unwritable(("--json", None if json in (None, "-") else Path(str(json))), ("--save-trace", save_trace))
     run = _Bench(pattern, workload, options, objectives)
     exit_code = run.measure(target, tls, connections, pid)
-    run.tell(json, rows, save_trace)
+    if not run.tell(json, rows, save_trace):
+        exit_code = nothing_measured(exit_code, run.why_nothing)
     if exit_code:
         raise typer.Exit(exit_code)
 
@@ -186,8 +187,17 @@ class _Bench:
             async with watched(self._load, self._notes, self._load.pattern.name):
                 await measure.carry_out(self._load, front_end)
 
-    def tell(self, json: str | None, rows: bool, save_trace: Path | None) -> None:
-        """Shows and writes what there is."""
+    @property
+    def why_nothing(self) -> str:
+        """Why there is no call to show, and what to change."""
+        sent = self._load.live.sent if self._load is not None else 0
+        return (
+            f"no call began within the measured {self._options.seconds:g} s ({sent} began during the warm-up); "
+            "raise --seconds above the duration of a call, or lower --concurrency"
+        )
+
+    def tell(self, json: str | None, rows: bool, save_trace: Path | None) -> bool:
+        """Show and write what was measured. Return False, without output, where no call was measured."""
         from rich.console import Console
 
         from penstock.load import report, trace
@@ -195,7 +205,7 @@ class _Bench:
         from penstock.load.machine import client_machine, model_facts
 
         if self._load is None or self._card is None or not self._load.records:
-            return
+            return False
         console = self._notes if json == "-" else Console()
         console.width = max(console.width, _WIDTH)
         report.show(console, self._load, self._objectives, self._not_local)
@@ -212,3 +222,4 @@ class _Bench:
             }
             text = json_module.dumps(made, indent=1) + "\n"
             typer.echo(text, nl=False) if json == "-" else Path(json).write_text(text, encoding="utf-8")
+        return True

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from penstock.cli import options as o
-from penstock.cli.failures import EXIT_REFUSED, ended
+from penstock.cli.failures import EXIT_REFUSED, ended, nothing_measured
 
 if TYPE_CHECKING:
     from penstock.evaluation.measure import Options
@@ -65,6 +65,8 @@ def evaluate(
     run = _Run(picked, file, settings, Options(concurrency, max_output_tokens, answer_reserve))
     exit_code = run.measure(target, tls)
     checks_hold = run.tell(json, rows, plot, check)
+    if checks_hold is None:
+        exit_code = nothing_measured(exit_code, "no question was answered; nothing to show")
     if exit_code or not checks_hold:
         raise typer.Exit(exit_code or EXIT_REFUSED)
 
@@ -156,8 +158,8 @@ class _Run:
 
                 await measure(client, self._questions, self._settings, self._options, keep)
 
-    def tell(self, json: str | None, rows: bool, plot: Path | None, check: bool) -> bool:
-        """Shows and writes what there is. False where checks were asked for and one does not hold."""
+    def tell(self, json: str | None, rows: bool, plot: Path | None, check: bool) -> bool | None:
+        """Show and write what there is. Return whether all checks that were asked for hold; None without any answer."""
         from rich.console import Console
 
         from penstock.evaluation import report
@@ -166,7 +168,7 @@ class _Run:
 
         summaries = [found for setting in self._settings if (found := summarize(setting, self._rows)) is not None]
         if self._facts is None or not summaries:
-            return not check
+            return None
         lines = run_checks(summaries, self._rows, len(self._questions)) if check else []
         console = self._notes if json == "-" else Console()
         # In a narrower terminal lines wrap, but every figure is whole.

@@ -69,6 +69,16 @@ def ended(measuring: Coroutine[Any, Any, None], target: str) -> int:
     return 0
 
 
+def nothing_measured(exit_code: int, why: str) -> int:
+    """Say why there is no result and return the exit code, never 0. A failure that `ended` has told is not told again."""
+    if exit_code == 0:
+        fail(why)
+        return EXIT_REFUSED
+    if exit_code == EXIT_INTERRUPTED:
+        fail("interrupted before anything was measured")
+    return exit_code
+
+
 def in_words(error: PenstockError, target: str) -> list[str]:
     """What went wrong with a call to `target`, where, and what to do about it."""
     import penstock_client as pc

@@ -11,6 +11,7 @@ import typer
 
 from penstock.cli import options as o
 from penstock.cli.bench import parsed
+from penstock.cli.failures import nothing_measured
 from penstock.cli.pilot_run import PilotRun
 
 if TYPE_CHECKING:
@@ -79,6 +80,8 @@ def pilot(
     result = run.result(target)
     if result is not None:
         _write(_priced(result, given, gpus), out, json, notes)
+    else:
+        exit_code = nothing_measured(exit_code, "the pilot ended without a measurement; no report was written")
     if exit_code:
         raise typer.Exit(exit_code)
 
