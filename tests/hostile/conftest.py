@@ -37,10 +37,6 @@ def requests(pytestconfig: pytest.Config) -> int:
     return int(pytestconfig.getoption("--hostile-requests"))
 
 
-Sample = tuple[float, float]
-"""When a normal request ended, by the wall clock, and the seconds that it took."""
-
-
 @dataclass
 class Victim:
     """The service under attack. `holdings` are of its process: tasks, fds, threads, rss_kib."""
@@ -84,18 +80,24 @@ class Victim:
             reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=20)
             return health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
 
-    def latencies(self) -> tuple[list[Sample], list[Sample], list[str]]:
-        """Normal requests that ran beside no attack, those that met one, and failures."""
-        quiet: list[Sample] = []
-        beside: list[Sample] = []
-        failed = []
+    def await_normal(self, more: int) -> None:
+        """Wait until the normal client has ended so many more requests; it fails the test where it does not."""
+        wanted = len(self.samples_file.read_text().splitlines()) + more
+        until = time.monotonic() + 120
+        while len(self.samples_file.read_text().splitlines()) < wanted:
+            assert time.monotonic() < until, "the normal client is not served any more"
+            time.sleep(0.1)
+
+    def normal_requests(self) -> tuple[int, int, list[str]]:
+        """Count normal requests that were answered beside no attack, and those that met one; the failures by line."""
+        quiet, beside, failed = 0, 0, []
         for line in self.samples_file.read_text().splitlines():
             if line.startswith("FAILED"):
                 failed.append(line)
                 continue
             end, seconds = (float(word) for word in line.split())
             meets = any(begin < end and end - seconds < until for begin, until in self.attacks)
-            (beside if meets else quiet).append((end, seconds))
+            quiet, beside = quiet + (not meets), beside + meets
         return quiet, beside, failed
 
 
@@ -136,10 +138,10 @@ def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
 
 @pytest.fixture(autouse=True)
 def quiet_before_and_after(victim: Victim) -> Iterator[None]:
-    """Time in which the normal client is alone: what its latency is compared with."""
-    time.sleep(1.5)
+    """The normal client is served before an attack and after it."""
+    victim.await_normal(4)
     yield
-    time.sleep(1)
+    victim.await_normal(4)
     print(f"  {victim.holdings()}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
+import threading
 from collections.abc import Sequence
 
 import pytest
@@ -15,30 +15,34 @@ from penstock_client.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc
 from tests.bad_requests import hello
 from tests.rpc.conftest import serving
 
-_SECONDS = 1.5
+_SECONDS = 60.0
+"""Before a test gives up on an event."""
 
 
-class SlowTokenizer(ByteTokenizer):
-    """As slow with anything large as a real one is with a megabyte."""
+class WaitingTokenizer(ByteTokenizer):
+    """Waits with anything large until it is let on; a real one takes long with a megabyte."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entered, self.let_on = threading.Event(), threading.Event()
 
     def render(self, messages: Sequence[Message], *, thinking: bool) -> list[int]:
         if sum(len(message.content) for message in messages) > 50_000:
-            time.sleep(_SECONDS)
+            self.entered.set()
+            assert self.let_on.wait(_SECONDS)
         return super().render(messages, thinking=thinking)
 
 
 @pytest.mark.parametrize("method", ["Generate", "CountTokens"])
 async def test_others_are_served_while_a_large_request_is_planned(method: str) -> None:
     engine = ScriptedEngine([], context_window_tokens=200_000)
-    engine.tokenizer = SlowTokenizer()
+    engine.tokenizer = tokenizer = WaitingTokenizer()
     async with serving(engine) as (_, channel):
         call = getattr(generation_pb2_grpc.GenerationServiceStub(channel), method)
         request = {"Generate": pb.GenerateRequest, "CountTokens": pb.CountTokensRequest}[method]
         large = asyncio.ensure_future(call(request(spec=hello("x" * 100_000))))
-        await asyncio.sleep(0.2)
-        began = time.monotonic()
-        await model_pb2_grpc.ModelServiceStub(channel).GetModel(model_pb2.GetModelRequest())
-        seconds = time.monotonic() - began
+        assert await asyncio.to_thread(tokenizer.entered.wait, _SECONDS)
+        await model_pb2_grpc.ModelServiceStub(channel).GetModel(model_pb2.GetModelRequest(), timeout=_SECONDS)
         assert not large.done()
-        assert seconds < _SECONDS / 2
+        tokenizer.let_on.set()
         await large

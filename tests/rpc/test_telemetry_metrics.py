@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import statistics
 import subprocess
 import sys
-import time
 import urllib.request
 from array import array
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -24,7 +22,7 @@ from msgspec import structs
 from penstock.config import Config, TelemetrySettings
 from penstock.engine import EngineLoad
 from penstock.engine_scripted import Reply, ScriptedEngine
-from penstock.observe import NOBODY, Observer
+from penstock.observe import Observer
 from penstock.routing import ExpertCounts
 from penstock.server import Server
 from penstock.telemetry.plan import plan_telemetry
@@ -226,42 +224,3 @@ async def test_callers_cannot_make_series() -> None:
             if round_ == 0:
                 before = await series(telemetry)
         assert await series(telemetry) == before
-
-
-async def cpu_seconds_per_call(observer: Observer, calls: int) -> float:
-    """Of this process, client included; eight calls at a time."""
-    async with serving(observer, LONG) as channel:
-        await stream(channel, spec(thinking=THINKING))
-        began, left = time.process_time(), iter(range(calls))
-
-        async def some() -> None:
-            for _ in left:
-                await stream(channel, spec(thinking=THINKING))
-
-        await asyncio.gather(*(some() for _ in range(8)))
-        return (time.process_time() - began) / calls
-
-
-@pytest.mark.slow
-async def test_telling_costs_little() -> None:
-    """Prints the ratio. CPU time, because a busy machine must not decide; the engine computes nothing, so all shows."""
-    command = (sys.executable, "-m", "tests.rpc.otlp")
-    pipe = asyncio.subprocess.PIPE
-    collector = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, cwd=ROOT)
-    assert collector.stdin
-    assert collector.stdout
-    endpoint = (await collector.stdout.readline()).decode().strip()
-    costs: dict[bool, list[float]] = {True: [], False: []}
-    async with telling(prometheus_listen=":0", otlp="grpc", otlp_endpoint=endpoint) as telemetry:
-        for turn in range(6):
-            for on in (True, False) if turn % 2 else (False, True):
-                costs[on].append(await cpu_seconds_per_call(telemetry.observer if on else NOBODY, 24))
-    collector.stdin.close()
-    await collector.wait()
-    on, off = statistics.median(costs[True]), statistics.median(costs[False])
-    tokens = len(LONG.thought) + len(LONG.answer)
-    print(
-        f"\ntelemetry on / off: {on / off:.3f} of CPU per call ({on * 1e3:.2f} / {off * 1e3:.2f} ms, {tokens} tokens); "
-        f"{(on - off) * 1e3:.2f} ms per call"
-    )
-    assert on / off < 1.15

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 import tomllib
 from decimal import Decimal
 from pathlib import Path
@@ -27,10 +26,8 @@ def test_help_waits_for_nothing_heavy() -> None:
         "import sys, penstock.cli; "
         "print([m for m in ('grpc', 'vllm', 'torch', 'pydantic', 'penstock.server') if m in sys.modules])"
     )
-    started = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-    assert time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,9 @@ from penstock_client.v1 import generation_pb2 as pb
 
 ROOT = Path(__file__).parents[2]
 _PROBE = """
-import sys, time
-started = time.process_time()  # of this process: how busy the machine is says nothing about the package
+import sys
 import penstock_client
-print(time.process_time() - started)
+print(len(sys.modules))
 print(*(name for name in sys.modules if name.partition(".")[0] in ("penstock", "vllm", "torch", "transformers")))
 """
 
@@ -29,13 +28,10 @@ print(*(name for name in sys.modules if name.partition(".")[0] in ("penstock", "
 def test_it_needs_no_engine_and_few_packages() -> None:
     project = tomllib.loads((ROOT / "clients/python/pyproject.toml").read_text())["project"]
     assert len(project["dependencies"]) <= 5
-    seconds, loaded = [], ""
-    for _ in range(3):
-        probe = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, check=True, timeout=60)
-        first, _, loaded = probe.stdout.partition("\n")
-        seconds.append(float(first))
+    probe = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, check=True, timeout=60)
+    count, _, loaded = probe.stdout.partition("\n")
     assert not loaded.strip()
-    assert min(seconds) < 0.5
+    assert int(count) < 500, "an import that pulls in so many modules is slow"
 
 
 @pytest.fixture

@@ -70,7 +70,7 @@ def ended(measuring: Coroutine[Any, Any, None], target: str) -> int:
 
 
 def nothing_measured(exit_code: int, why: str) -> int:
-    """Say why there is no result and return the exit code, never 0. A failure that `ended` has told is not told again."""
+    """Say why there is no result and return the exit code, never 0. What `ended` has told is not told again."""
     if exit_code == 0:
         fail(why)
         return EXIT_REFUSED

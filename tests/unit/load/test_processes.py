@@ -41,7 +41,7 @@ async def test_a_window_counts_what_was_used_in_it() -> None:
             pass
     own = used[os.getpid()]
     assert own.role == GENERATOR
-    assert 0.15 < own.cpu_seconds < 30
+    assert own.cpu_seconds > 0.15  # of the 0.2 that the loop above has used
     assert own.memory_gib >= own.memory_at_start_gib > 0.001
 
 

@@ -1,11 +1,10 @@
-"""Two thousand short calls that misbehave, and deadlines under load."""
+"""Two thousand short calls that misbehave."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
 import random
-import time
 
 import grpc
 import psutil
@@ -73,54 +72,14 @@ async def test_two_thousand_calls_leave_nothing_behind(patient: Patient) -> None
     await asyncio.gather(*(one() for _ in range(SOAK_CALLS // 4)))  # warms caches and pools before counting
     await until_idle(patient)
     before = used()
-    began = time.monotonic()
     await asyncio.gather(*(one() for _ in range(SOAK_CALLS)))
-    seconds = time.monotonic() - began
     await until_idle(patient)
     after = used()
     print(
-        f"\n{SOAK_CALLS} calls in {seconds:.0f} s; open files {before[0]} -> {after[0]}, "
+        f"\n{SOAK_CALLS} calls; open files {before[0]} -> {after[0]}, "
         f"tasks {before[1]} -> {after[1]}, "
         f"resident {before[2] / 2**20:.0f} -> {after[2] / 2**20:.0f} MiB"
     )
     assert after[0] <= before[0] + 4
     assert after[1] <= before[1] + 2
     assert after[2] <= before[2] * 1.05 + 16 * 2**20
-
-
-async def test_auto_answers_before_deadlines_that_thinking_misses(patient: Patient) -> None:
-    """Sixteen streams at a time. The deadline is set to what a full thought cannot meet here, an answer can."""
-
-    async def one(mode: pb.ThinkingMode, most_seconds: float | None) -> tuple[float, bool]:
-        thinking = pb.ThinkingConfig(mode=mode, answer_reserve=16)
-        request = pb.GenerateRequest(spec=hello(QUESTIONS[1], thinking=thinking))
-        began = time.monotonic()
-        try:
-            await patient.stub.Generate(request, timeout=most_seconds)
-        except grpc.aio.AioRpcError as late:
-            if late.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
-                raise
-            return time.monotonic() - began, False
-        return time.monotonic() - began, True
-
-    async def many(mode: pb.ThinkingMode, most_seconds: float | None, count: int) -> list[tuple[float, bool]]:
-        gate = asyncio.Semaphore(16)
-
-        async def gated() -> tuple[float, bool]:
-            async with gate:
-                return await one(mode, most_seconds)
-
-        return await asyncio.gather(*(gated() for _ in range(count)))
-
-    full = sorted(seconds for seconds, _ in await many(pb.THINKING_MODE_THINKING, None, 48))
-    fast = sorted(seconds for seconds, _ in await many(pb.THINKING_MODE_FAST, None, 48))
-    deadline = (full[0] + fast[-1]) / 2 if full[0] > fast[-1] else full[len(full) // 2] * 0.8
-    thinking = await many(pb.THINKING_MODE_THINKING, deadline, 64)
-    auto = await many(pb.THINKING_MODE_AUTO, deadline, 200)
-    met = sum(ok for _, ok in auto) / len(auto)
-    print(
-        f"\ndeadline {deadline:.2f} s (full thoughts take {full[0]:.2f} to {full[-1]:.2f} s): THINKING met "
-        f"{sum(ok for _, ok in thinking) / len(thinking):.2f}, AUTO {met:.3f}"
-    )
-    assert sum(ok for _, ok in thinking) / len(thinking) < 0.5
-    assert met >= 0.99
