@@ -208,7 +208,9 @@ class Candidate:
             thought_budget_tokens=(
                 splitter.thought_budget_tokens - splitter.thought_tokens if splitter.in_thought and forces else None
             ),
-            stop_token_ids=output.stop_token_ids,
+            # A run that begins in a thought knows nothing of the caller's stops: they end the answer only, and the
+            # splitter finds them there.
+            stop_token_ids=() if splitter.may_think else output.stop_token_ids,
             top_logprobs=output.top_logprobs,
             structured=output.structured,
             banned_token_ids=self._banned,

@@ -1,6 +1,6 @@
 """Splits what the engine samples into thought and answer: a state machine by token id, with the budget as its gate.
 
-    THOUGHT --close marker--> ANSWER --EOS | stop token | stop string | max tokens--> done
+    THOUGHT --close marker--> ANSWER --EOS | stop token | stop string | max tokens--> done  (stops only there)
        |--- budget spent, or EOS inside the thought ---> the caller must close the thought (Verdict.CLOSE_THOUGHT)
                                 ANSWER --open marker--> the caller must go on without it (Verdict.REOPENED)
 
@@ -179,6 +179,11 @@ class Splitter:
     def output_tokens(self) -> int:
         return self.thought_tokens + self.answer_tokens
 
+    @property
+    def may_think(self) -> bool:
+        """Whether the next token may belong to a thought, where the caller's stops do not apply."""
+        return self.in_thought or (self._may_open and not self.answer_tokens)
+
     def push(self, ids: Sequence[int], logprobs: Sequence[TokenLogprobs] = ()) -> Verdict:
         """Takes one engine step. Tokens after the first one that gives a verdict are dropped."""
         if not logprobs and self._is_plain(ids):
@@ -224,7 +229,7 @@ class Splitter:
             self.context_ids.append(token_id)
             self._leave_thought()
             return Verdict.GO_ON
-        if token_id in settings.eos_ids or token_id in settings.stop_token_ids:
+        if token_id in settings.eos_ids:
             # The end of turn inside a thought: dropped, so that an answer can still follow.
             self.marker_tokens += 1
             return Verdict.CLOSE_THOUGHT_AFTER_EOS
@@ -239,13 +244,8 @@ class Splitter:
 
     def _answer_token(self, token_id: int, logprob: TokenLogprobs | None) -> Verdict:
         settings = self._settings
-        if settings.markers is not None:
-            if token_id == settings.markers.open_id:
-                return self._open_marker(token_id)
-            if token_id == settings.markers.close_id:
-                self.marker_tokens += 1
-                self.context_ids.append(token_id)
-                return Verdict.GO_ON
+        if settings.markers is not None and token_id in (settings.markers.open_id, settings.markers.close_id):
+            return self._answer_marker(token_id, settings.markers)
         if self.output_tokens >= settings.max_output_tokens:
             return Verdict.MAX_OUTPUT_TOKENS
         self.answer_tokens += 1
@@ -259,14 +259,18 @@ class Splitter:
             return Verdict.STOP_STRING
         return Verdict.MAX_OUTPUT_TOKENS if self.output_tokens >= settings.max_output_tokens else Verdict.GO_ON
 
-    def _open_marker(self, token_id: int) -> Verdict:
-        if not self._may_open or self.answer_tokens:
+    def _answer_marker(self, token_id: int, markers: Markers) -> Verdict:
+        opens = token_id == markers.open_id
+        if opens and self.may_think:
+            # A raw prompt that leaves the opening to the model: its first token may open the one and only thought.
+            self._may_open = False
+            self.in_thought = self._trim_answer_start = True
+        elif opens and token_id not in self._settings.stop_token_ids:
             return Verdict.REOPENED
-        # A raw prompt that leaves the opening to the model: its first token may open the one and only thought.
-        self._may_open = False
-        self.in_thought = self._trim_answer_start = True
         self.marker_tokens += 1
         self.context_ids.append(token_id)
+        if not self.in_thought and token_id in self._settings.stop_token_ids:
+            return Verdict.STOP_TOKEN
         return Verdict.GO_ON
 
     def _answer_piece(self, piece: bytes) -> str:

@@ -1091,7 +1091,9 @@ class OutputConfig(_message.Message):
 
     @_builtins.property
     def stop_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The answer ends at the first of these. Ids in [0, vocabulary size)."""
+        """The answer ends at the first of these. Not searched in thoughts; a think marker counts once the answer has begun.
+        Ids in [0, vocabulary size).
+        """
 
     @_builtins.property
     def choices(self) -> Global___Choices:
