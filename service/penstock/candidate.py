@@ -2,8 +2,8 @@
 
 A continuation is a new engine run whose prompt is the original prompt plus every token already kept. Closing a thought
 (at the budget, before the deadline, because the caller said so, after a stray end of turn), a changed budget, going on
-without a re-opened think section, and going on after the engine died are all that one thing. The engine's own way to
-close a thought at the budget is used where it has one, and checked here.
+without a re-opened think section or an end that comes before the minimum, and going on after the engine died are all
+that one thing. The engine's own way to close a thought at the budget is used where it has one, and checked here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from penstock.engine import Engine
-from penstock.errors import EngineDown, PoisonousRequest
+from penstock.errors import EngineDown, EngineRefused, PoisonousRequest
 from penstock.observe import NO_CANDIDATE, CandidateWatch, Cause
 from penstock.planning import Plan
 from penstock.split import SplitSettings, Splitter, Verdict
@@ -52,6 +52,7 @@ _CAUSE_OF = {
     Verdict.CLOSE_THOUGHT_BEFORE_DEADLINE: Cause.DEADLINE,
     Verdict.BUDGET_CHANGED: Cause.BUDGET_CHANGED,
     Verdict.REOPENED: Cause.REOPENED,
+    Verdict.TOO_SHORT: Cause.TOO_SHORT,
 }
 # Share of the time that the answer is expected to need which is kept free before the deadline.
 _DEADLINE_PACE_MARGIN = 1.25
@@ -98,6 +99,7 @@ class Candidate:
         self._deaths = 0
         self._replay: list[int] = []
         self._banned: tuple[int, ...] = ()
+        self._markers_are_banned = False
         self._cached_tokens = 0
         self._recomputed_tokens = 0
         # The engine counts drafts per run and tells at its end: a run that was cut short leaves the call uncounted.
@@ -115,6 +117,7 @@ class Candidate:
                 eos_ids=engine.card.eos_ids,
                 thought_budget_tokens=plan.budget.thought_tokens,
                 max_output_tokens=plan.budget.max_output_tokens,
+                min_output_tokens=output.min_tokens,
                 stop_strings=output.stop_strings,
                 stop_token_ids=frozenset(output.stop_token_ids),
             ),
@@ -141,6 +144,7 @@ class Candidate:
         self._splitter.restore(state["split"])
         self._outcome = ThinkingOutcome(state["outcome"]) if state["outcome"] else None
         self._runs, self._banned = state["runs"], tuple(state["banned"])
+        self._markers_are_banned = bool(self._banned)
         self._cached_tokens, self._recomputed_tokens = state["tokens"]
 
     async def events(self) -> AsyncGenerator[CandidateEvent, None]:
@@ -174,10 +178,27 @@ class Candidate:
                 yield self._end(_FINISH_OF[verdict])
                 return
             self._cause = _CAUSE_OF.get(verdict, Cause.START)
-            markers = self._engine.card.markers
-            if markers is not None and verdict in (Verdict.REOPENED, Verdict.ENGINE_RAN_OUT):
-                # Markers have no place in the rest of the answer: neither a second thought nor strays that cost tokens.
-                self._banned = (markers.open_id, markers.close_id)
+            if verdict is Verdict.TOO_SHORT and self._markers_are_banned and not self._run_counted:
+                raise EngineRefused("the engine ends the answer before its minimum")
+            if verdict in (Verdict.REOPENED, Verdict.TOO_SHORT, Verdict.ENGINE_RAN_OUT):
+                self._ban_markers()
+
+    def _ban_markers(self) -> None:
+        """Markers have no place in the rest of the answer: neither a second thought nor strays that cost tokens.
+
+        Those that the caller named as stops may still come, and end it. Then every token of a run counts, so that the
+        engine's own minimum is ours.
+        """
+        markers = self._engine.card.markers
+        if markers is not None:
+            stops = self._plan.request.output.stop_token_ids
+            self._banned = tuple(i for i in (markers.open_id, markers.close_id) if i not in stops)
+            self._markers_are_banned = True
+
+    @property
+    def _run_counted(self) -> bool:
+        """Whether this run gave any token that counts."""
+        return self._splitter.output_tokens > self._run_began_at
 
     def _next_run(self) -> EngineRequest:
         """What is left of the budgets, after everything that the model must see."""
@@ -293,8 +314,9 @@ class Candidate:
             return Verdict.CLOSE_THOUGHT_AFTER_EOS if room else Verdict.MAX_OUTPUT_TOKENS
         if stop is EngineStop.LENGTH:
             # Stray markers in the answer count for the engine and not for the caller: there may be some left to give.
-            # A run that gave nothing that counts is the last one, so that this always ends.
-            room = self._run_began_at < self._splitter.output_tokens < self._plan.budget.max_output_tokens
+            # A run without markers that gave nothing that counts is the last one, so that this always ends.
+            gave = self._run_counted or not self._markers_are_banned
+            room = gave and self._splitter.output_tokens < self._plan.budget.max_output_tokens
             return Verdict.ENGINE_RAN_OUT if room else Verdict.MAX_OUTPUT_TOKENS
         return Verdict.STOP_TOKEN if stop is EngineStop.STOP_TOKEN else Verdict.EOS
 

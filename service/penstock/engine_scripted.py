@@ -34,6 +34,7 @@ from penstock.types import (
 
 _SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")
 _EOS, _OPEN, _CLOSE = 258, 259, 260
+_FILLING = ord(".")
 _VOCAB_SIZE = 256 + len(_SPECIALS)
 _THINKING_OPENING = (257, *b"assistant\n", _OPEN, *b"\n")
 _FAST_OPENING = (*_THINKING_OPENING, *b"\n", _CLOSE, *b"\n\n")
@@ -131,8 +132,11 @@ class ScriptedEngine:
 
     async def stream(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
         reply, whole = self._script(request)
-        script = [token_id for token_id in whole if token_id not in request.banned_token_ids]
         stops = {_EOS: EngineStop.EOS} | dict.fromkeys(request.stop_token_ids, EngineStop.STOP_TOKEN)
+        script = [token_id for token_id in whole if token_id not in request.banned_token_ids] or [_EOS]
+        least = request.min_tokens
+        # Below the minimum nothing ends: full stops stand where an end or nothing was.
+        script[:least] = [_FILLING if i in stops else i for i in script[:least]] + [_FILLING] * (least - len(script))
         self._running += 1
         try:
             sent = 0

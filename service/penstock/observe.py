@@ -33,6 +33,7 @@ class Cause(enum.Enum):
     CLIENT = "client"
     END_OF_TURN = "end_of_turn"
     REOPENED = "reopened"
+    TOO_SHORT = "too_short"
     ENGINE_DEATH = "engine_death"
     RESUME = "resume"
 

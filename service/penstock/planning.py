@@ -96,6 +96,7 @@ def plan_generation(
         window_left_tokens=window_left,
         max_output_limit_tokens=config.limits.max_output_tokens,
     )
+    _refuse_minimum(request, budget)
     if not raw:
         in_thought = thinks
     return Plan(
@@ -181,6 +182,19 @@ def _raw_choice(thinking: ThinkingConfig, in_thought: bool, markers: Markers | N
             raise _conflict("this model has no think section")
         return ModeChoice(ThinkingMode.THINKING, None, "raw prompt; the model may open its own think section")
     return ModeChoice(ThinkingMode.FAST, None, "raw prompt without an open think section")
+
+
+def _refuse_minimum(request: Request, budget: Budget) -> None:
+    """A minimum that cannot be kept is refused, never shortened."""
+    if request.output.min_tokens > budget.max_output_tokens:
+        raise BadRequest(
+            FieldViolation(
+                "spec.output.min_output_tokens",
+                f"must be at most {budget.max_output_tokens}, the most output tokens of this call, "
+                f"got {request.output.min_tokens}",
+                "LIMIT_EXCEEDED",
+            )
+        )
 
 
 def _conflict(description: str) -> BadRequest:

@@ -3,6 +3,7 @@
     THOUGHT --close marker--> ANSWER --EOS | stop token | stop string | max tokens--> done  (stops only there)
        |--- budget spent, or EOS inside the thought ---> the caller must close the thought (Verdict.CLOSE_THOUGHT)
                                 ANSWER --open marker--> the caller must go on without it (Verdict.REOPENED)
+                                ANSWER --end below the minimum--> the caller must go on without it (Verdict.TOO_SHORT)
 
 The splitter only ever keeps tokens that hold with the budget; the rest of a chunk after a verdict is dropped, and
 whoever drives it starts a continuation from `context_ids`. That is what makes the budget exact whatever the engine
@@ -27,6 +28,7 @@ class Verdict(enum.Enum):
     CLOSE_THOUGHT_AT_BUDGET = enum.auto()
     CLOSE_THOUGHT_AFTER_EOS = enum.auto()
     REOPENED = enum.auto()
+    TOO_SHORT = enum.auto()
     CLOSE_THOUGHT_BY_CLIENT = enum.auto()
     CLOSE_THOUGHT_BEFORE_DEADLINE = enum.auto()
     BUDGET_CHANGED = enum.auto()
@@ -134,6 +136,8 @@ class SplitSettings:
     max_output_tokens: int
     stop_strings: tuple[str, ...] = ()
     stop_token_ids: frozenset[int] = frozenset()
+    min_output_tokens: int = 0
+    """Before so many output tokens neither the end of turn nor a stop ends the answer."""
 
 
 class Splitter:
@@ -183,6 +187,10 @@ class Splitter:
     def may_think(self) -> bool:
         """Whether the next token may belong to a thought, where the caller's stops do not apply."""
         return self.in_thought or (self._may_open and not self.answer_tokens)
+
+    @property
+    def _is_too_short(self) -> bool:
+        return self.output_tokens < self._settings.min_output_tokens
 
     def push(self, ids: Sequence[int], logprobs: Sequence[TokenLogprobs] = ()) -> Verdict:
         """Takes one engine step. Tokens after the first one that gives a verdict are dropped."""
@@ -248,9 +256,11 @@ class Splitter:
             return self._answer_marker(token_id, settings.markers)
         if self.output_tokens >= settings.max_output_tokens:
             return Verdict.MAX_OUTPUT_TOKENS
+        ends = token_id in settings.eos_ids or token_id in settings.stop_token_ids
+        if ends and self._is_too_short:
+            return Verdict.TOO_SHORT
         self.answer_tokens += 1
         self.context_ids.append(token_id)
-        ends = token_id in settings.eos_ids or token_id in settings.stop_token_ids
         text = "" if ends else self._answer_piece(self._bytes(token_id))
         self._keep(self._answer, token_id, logprob, text)
         if ends:
@@ -265,6 +275,8 @@ class Splitter:
             # A raw prompt that leaves the opening to the model: its first token may open the one and only thought.
             self._may_open = False
             self.in_thought = self._trim_answer_start = True
+        elif token_id in self._settings.stop_token_ids and self._is_too_short:
+            return Verdict.TOO_SHORT
         elif opens and token_id not in self._settings.stop_token_ids:
             return Verdict.REOPENED
         self.marker_tokens += 1
@@ -278,7 +290,8 @@ class Splitter:
         if self._trim_answer_start:
             text = text.lstrip("\n")
             self._trim_answer_start = not text
-        return self._stops.push(text)
+        # What the minimum holds is never cut: it may be with the reader already when a stop string ends after it.
+        return text if self.output_tokens <= self._settings.min_output_tokens else self._stops.push(text)
 
     @staticmethod
     def _keep(pending: _Pending, token_id: int, logprob: TokenLogprobs | None, text: str) -> None:

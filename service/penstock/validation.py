@@ -136,8 +136,25 @@ def _output(request: Request, card: ModelCard, limits: LimitSettings) -> Iterato
     if limits.max_output_tokens is not None and output.max_tokens is not None:
         yield from _limit("output.max_output_tokens", output.max_tokens, limits.max_output_tokens, "tokens")
     yield from _number("output.min_output_tokens", output.min_tokens, 0, _INT32_MAX)
+    if output.max_tokens is not None and output.max_tokens > card.context_window_tokens:
+        most = card.context_window_tokens
+        yield _invalid(
+            "output.max_output_tokens",
+            f"must be at most the context window of {most} tokens, got {output.max_tokens}; absent is what fits",
+            "LIMIT_EXCEEDED",
+        )
     if output.max_tokens is not None and output.min_tokens > output.max_tokens:
-        yield _invalid("output.min_output_tokens", "must be at most max_output_tokens", "CONFLICTING_FIELDS")
+        yield _invalid(
+            "output.min_output_tokens",
+            f"must be at most max_output_tokens {output.max_tokens}, got {output.min_tokens}",
+            "CONFLICTING_FIELDS",
+        )
+    if output.min_tokens > 0 and output.structured is not None:
+        yield _invalid(
+            "output.min_output_tokens",
+            "does not apply beside structured output: the constraint says where the answer ends",
+            "CONFLICTING_FIELDS",
+        )
     yield from _limit("output.stop_strings", len(output.stop_strings), limits.max_stop_strings, "strings")
     for index, stop in enumerate(output.stop_strings):
         if not stop:

@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from penstock.candidate import Candidate, Steering
 from penstock.config import Config
 from penstock.engine_scripted import Reply, ScriptedEngine
+from penstock.errors import BadRequest
 from penstock.planning import Plan, plan_generation
 from penstock.types import (
     CandidateEnd,
     Delta,
+    EngineChunk,
     EngineRequest,
+    EngineStop,
     FinishReason,
     Message,
     Output,
     Request,
     Role,
+    StructuredKind,
+    StructuredOutput,
     ThinkingConfig,
     ThinkingMode,
     ThoughtEnded,
 )
+from penstock.validation import validate
 
 EOS, OPEN, CLOSE = 258, 259, 260
 
@@ -74,7 +82,7 @@ class Watched(ScriptedEngine):
         super().__init__(replies, **fields)
         self.asked: list[EngineRequest] = []
 
-    async def stream(self, request: EngineRequest) -> AsyncGenerator[object, None]:  # type: ignore[override]
+    async def stream(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
         self.asked.append(request)
         async for chunk in super().stream(request):
             yield chunk
@@ -114,3 +122,85 @@ async def test_a_marker_that_is_a_stop_token_ends_the_answer() -> None:
     said = await say(engine, ask(engine, stop_token_ids=(CLOSE,)))
     assert said.end is not None
     assert (said.thought, said.answer, said.end.finish_reason) == ("a", "one", FinishReason.STOP_TOKEN)
+
+
+class Sampled(Watched):
+    """Keeps the contract of `EngineRequest`, and says what it is dealt within it, whatever the prompt."""
+
+    def __init__(self, deal: Sequence[int], step: int, *, window: int = 4096, forces: bool = True) -> None:
+        super().__init__([], context_window_tokens=window)
+        self.card = replace(self.card, forces_budget=forces)
+        self._deal = list(deal)
+        self._step = step
+
+    async def stream(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:  # type: ignore[override]
+        self.asked.append(request)
+        prompt, most = request.prompt_token_ids, request.max_tokens
+        assert most >= 1
+        assert 0 <= request.min_tokens <= most
+        assert len(prompt) + most <= self.card.context_window_tokens
+        ids, stop = [], None
+        stops = {EOS: EngineStop.EOS} | dict.fromkeys(request.stop_token_ids, EngineStop.STOP_TOKEN)
+        while stop is None:
+            token_id = self._deal.pop(0) if self._deal else ord("z")
+            masked = token_id in stops and len(ids) < request.min_tokens
+            ids.append(ord("m") if masked or token_id in request.banned_token_ids else token_id)
+            stop = stops.get(ids[-1], EngineStop.LENGTH if len(ids) == most else None)
+        for at in range(0, len(ids), self._step):
+            last = at + self._step >= len(ids)
+            yield EngineChunk(tuple(ids[at : at + self._step]), stop=stop if last else None)
+
+
+DEALT = st.lists(st.sampled_from([*b"ab\n", EOS, OPEN, CLOSE, CLOSE, 0xE2, 0x82, 0xAC]), max_size=30)
+
+
+@settings(max_examples=300)
+@given(DEALT, st.integers(1, 6), st.integers(1, 24), st.data())
+async def test_the_minimum_is_kept_whatever_the_model_says(
+    deal: list[int], step: int, most: int, data: st.DataObject
+) -> None:
+    least = data.draw(st.integers(0, most))
+    mode = data.draw(st.sampled_from([ThinkingMode.FAST, ThinkingMode.THINKING]))
+    stop_ids = data.draw(st.sets(st.sampled_from([*b"ab", OPEN, CLOSE])))
+    stop_strings = data.draw(st.lists(st.text("abz", min_size=1, max_size=2), max_size=2))
+    engine = Sampled(deal, step)
+    plan = ask(
+        engine,
+        mode,
+        max_tokens=most,
+        min_tokens=least,
+        stop_token_ids=tuple(stop_ids),
+        stop_strings=tuple(stop_strings),
+    )
+    said = await say(engine, plan)
+    assert said.end is not None
+    usage = said.end.usage
+    # The end of turn is a token of the answer: before it there is the minimum.
+    by_token = said.end.finish_reason in (FinishReason.STOP, FinishReason.STOP_TOKEN)
+    ended = by_token and not stop_ids.union({EOS}).isdisjoint(said.answer_ids[-1:])
+    assert usage.output_tokens - ended >= least
+    assert usage.output_tokens == len(said.thought_ids) + len(said.answer_ids) <= most
+    if said.end.finish_reason is FinishReason.MAX_OUTPUT_TOKENS:
+        assert usage.output_tokens == most
+
+
+@pytest.mark.parametrize(
+    ("field", "output"),
+    [
+        ("max_output_tokens", {"max_tokens": 2**31 - 1}),
+        ("min_output_tokens", {"min_tokens": 2**31 - 1}),
+        ("min_output_tokens", {"min_tokens": 4090}),
+        ("min_output_tokens", {"max_tokens": 4, "min_tokens": 5}),
+        ("min_output_tokens", {"min_tokens": 1, "structured": StructuredOutput(StructuredKind.REGEX, "a")}),
+    ],
+)
+def test_a_minimum_or_maximum_that_cannot_be_kept_is_refused_by_its_field(field: str, output: dict[str, Any]) -> None:
+    engine = ScriptedEngine([])
+
+    def check() -> None:
+        validate(Request(text="hello", output=Output(**output)), engine.card, Config().limits)
+        ask(engine, **output)
+
+    with pytest.raises(BadRequest) as refused:
+        check()
+    assert [violation.field for violation in refused.value.violations] == [f"spec.output.{field}"]

@@ -1068,9 +1068,14 @@ class OutputConfig(_message.Message):
     GRAMMAR_FIELD_NUMBER: _builtins.int
     CHOICES_FIELD_NUMBER: _builtins.int
     max_output_tokens: _builtins.int
-    """Most output tokens: thought plus answer, markers not counted. Range [1, 2^31). Absent: what the window leaves."""
+    """Most output tokens: thought plus answer, markers not counted. Range [1, the model's window]; LIMIT_EXCEEDED above,
+    CONTEXT_OVERFLOW where the prompt leaves less. Absent: what the window leaves.
+    """
     min_output_tokens: _builtins.int
-    """Fewest output tokens before the model may stop. Range [0, max_output_tokens]. Default 0."""
+    """Fewest output tokens, thought plus answer, before the output may stop: until then the end of turn and
+    stop_token_ids are not drawn, and stop_strings are not searched. Range [0, max_output_tokens]; LIMIT_EXCEEDED where
+    that is absent and the window leaves less. Above 0 beside structured output is CONFLICTING_FIELDS. Default 0.
+    """
     candidate_count: _builtins.int
     """Independent candidates. Range [1, GetModel limits]. Absent is 1."""
     top_logprobs: _builtins.int
