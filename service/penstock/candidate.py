@@ -157,8 +157,14 @@ class Candidate:
             yield self._thought_ended(ThinkingOutcome.BUDGET_REACHED)
         while True:
             verdict, chunk, how = Verdict.GO_ON, None, "cancelled"
+            request = self._next_run()
+            if request is None:
+                for delta in self._splitter.take(final=True):
+                    yield delta
+                yield self._end(FinishReason.MAX_OUTPUT_TOKENS)
+                return
             try:
-                async with aclosing(self._engine.stream(self._next_run())) as chunks:
+                async with aclosing(self._engine.stream(request)) as chunks:
                     async for chunk in chunks:
                         self._note(chunk)
                         verdict, events = self._take(chunk)
@@ -177,11 +183,15 @@ class Candidate:
             if verdict in _FINISH_OF:
                 yield self._end(_FINISH_OF[verdict])
                 return
-            self._cause = _CAUSE_OF.get(verdict, Cause.START)
-            if verdict is Verdict.TOO_SHORT and self._markers_are_banned and not self._run_counted:
-                raise EngineRefused("the engine ends the answer before its minimum")
-            if verdict in (Verdict.REOPENED, Verdict.TOO_SHORT, Verdict.ENGINE_RAN_OUT):
-                self._ban_markers()
+            self._go_on_after(verdict)
+
+    def _go_on_after(self, verdict: Verdict) -> None:
+        """Prepares the continuation that `verdict` asks for. Raises EngineRefused for an engine that makes none."""
+        self._cause = _CAUSE_OF.get(verdict, Cause.START)
+        if verdict is Verdict.TOO_SHORT and self._markers_are_banned and not self._run_counted:
+            raise EngineRefused("the engine ends the answer before its minimum")
+        if verdict in (Verdict.REOPENED, Verdict.TOO_SHORT, Verdict.ENGINE_RAN_OUT):
+            self._ban_markers()
 
     def _ban_markers(self) -> None:
         """Markers have no place in the rest of the answer: neither a second thought nor strays that cost tokens.
@@ -200,13 +210,14 @@ class Candidate:
         """Whether this run gave any token that counts."""
         return self._splitter.output_tokens > self._run_began_at
 
-    def _next_run(self) -> EngineRequest:
-        """What is left of the budgets, after everything that the model must see."""
+    def _next_run(self) -> EngineRequest | None:
+        """What is left of the budgets, after everything that the model must see; None where the window is full."""
         plan, splitter, output = self._plan, self._splitter, self._plan.request.output
         left = plan.budget.max_output_tokens - splitter.output_tokens
-        markers = (1 if splitter.in_thought else 0) + (2 if plan.may_open and not splitter.output_tokens else 0)
+        # A thought's own closing marker, and before it the opening one where the model may still write that.
+        most = left + (1 if splitter.in_thought else 2 if splitter.may_think else 0)
         forces = self._engine.card.forces_budget and len(plan.closing_ids) == 1
-        context = splitter.context_ids
+        context = self._context_beside(left)
         if output.structured is not None and not splitter.in_thought:
             # The engine's grammar only knows what it samples itself: it says the answer again from its start, and what
             # was already sent is taken back out.
@@ -220,11 +231,14 @@ class Candidate:
         self._run_began_at = splitter.output_tokens
         prompt = plan.context.prompt_token_ids + tuple(context)
         self._run_prompt_tokens = len(prompt)
+        most = min(most + len(self._replay), plan.context.window_tokens - len(prompt))
+        if most < 1:
+            return None
         request = EngineRequest(
             request_id=f"{self._id}-{self._runs}",
             prompt_token_ids=prompt,
-            max_tokens=left + markers + len(self._replay),
-            min_tokens=max(0, min(output.min_tokens - splitter.output_tokens, left)),
+            max_tokens=most,
+            min_tokens=max(0, min(output.min_tokens - splitter.output_tokens, left, most)),
             sampling=replace(plan.sampling, seed=seed),
             thought_budget_tokens=(
                 splitter.thought_budget_tokens - splitter.thought_tokens if splitter.in_thought and forces else None
@@ -240,6 +254,19 @@ class Candidate:
         )
         headers = self._watch.run_began(self._cause, request)
         return replace(request, trace_headers=headers) if headers else request
+
+    def _context_beside(self, left: int) -> list[int]:
+        """All tokens after the prompt, with room for `left` more.
+
+        The plan counts the markers around the thought, and not the strays that a model may write into its answer: where
+        the window has no place for those, they are left out.
+        """
+        splitter, context, markers = self._splitter, self._splitter.context_ids, self._engine.card.markers
+        room = self._plan.context.window_tokens - len(self._plan.context.prompt_token_ids)
+        if markers is None or splitter.in_thought or len(context) + left <= room:
+            return context
+        strays = (markers.open_id, markers.close_id)
+        return context[: splitter.answer_start] + [i for i in context[splitter.answer_start :] if i not in strays]
 
     async def _survive(self) -> None:
         """The engine died under a run. A run that gave no token before is suspect of having killed it."""

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from penstock.candidate import Candidate, Steering
 from penstock.config import Config
 from penstock.engine_scripted import Reply, ScriptedEngine
-from penstock.errors import BadRequest
+from penstock.errors import BadRequest, ContextOverflow, EngineDown, PoisonousRequest
 from penstock.planning import Plan, plan_generation
 from penstock.types import (
     CandidateEnd,
+    ContextConfig,
     Delta,
     EngineChunk,
     EngineRequest,
@@ -34,6 +35,7 @@ from penstock.types import (
 from penstock.validation import validate
 
 EOS, OPEN, CLOSE = 258, 259, 260
+DEATH = -1
 
 
 @dataclass
@@ -91,7 +93,7 @@ class Watched(ScriptedEngine):
 TEXT = st.text("ab\n", min_size=1, max_size=12)
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(
     TEXT,
     TEXT,
@@ -143,18 +145,22 @@ class Sampled(Watched):
         stops = {EOS: EngineStop.EOS} | dict.fromkeys(request.stop_token_ids, EngineStop.STOP_TOKEN)
         while stop is None:
             token_id = self._deal.pop(0) if self._deal else ord("z")
+            if token_id == DEATH:
+                break
             masked = token_id in stops and len(ids) < request.min_tokens
             ids.append(ord("m") if masked or token_id in request.banned_token_ids else token_id)
             stop = stops.get(ids[-1], EngineStop.LENGTH if len(ids) == most else None)
         for at in range(0, len(ids), self._step):
             last = at + self._step >= len(ids)
             yield EngineChunk(tuple(ids[at : at + self._step]), stop=stop if last else None)
+        if stop is None:
+            raise EngineDown("as dealt")
 
 
 DEALT = st.lists(st.sampled_from([*b"ab\n", EOS, OPEN, CLOSE, CLOSE, 0xE2, 0x82, 0xAC]), max_size=30)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(DEALT, st.integers(1, 6), st.integers(1, 24), st.data())
 async def test_the_minimum_is_kept_whatever_the_model_says(
     deal: list[int], step: int, most: int, data: st.DataObject
@@ -204,3 +210,60 @@ def test_a_minimum_or_maximum_that_cannot_be_kept_is_refused_by_its_field(field:
     with pytest.raises(BadRequest) as refused:
         check()
     assert [violation.field for violation in refused.value.violations] == [f"spec.output.{field}"]
+
+
+class Moved(Steering):
+    """Steering that changes as often as it is read: what a client may do at any step."""
+
+    def __init__(self, finish_at: int | None, budgets: Sequence[int]) -> None:
+        super().__init__()
+        self._finish_at, self._budgets, self._reads = finish_at, list(budgets), 0
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "finish_thinking":
+            self._reads += 1
+            return self._finish_at is not None and self._reads > self._finish_at
+        if name == "thought_budget_tokens" and self.__dict__.get("_budgets"):
+            return self._budgets.pop(0)
+        return super().__getattribute__(name)
+
+
+@settings(max_examples=600, deadline=None)
+@given(
+    st.lists(st.sampled_from([*b"ab\n", EOS, OPEN, CLOSE, CLOSE, DEATH]), max_size=40),
+    st.integers(1, 6),
+    st.integers(2, 40),
+    st.data(),
+)
+async def test_no_engine_run_goes_beyond_the_window_and_all_of_it_is_used(
+    deal: list[int], step: int, window: int, data: st.DataObject
+) -> None:
+    engine = Sampled(deal, step, window=window)
+    prompt = data.draw(st.lists(st.sampled_from([*b"ab", OPEN, CLOSE]), min_size=1, max_size=window))
+    budget = data.draw(st.none() | st.integers(-1, 20))
+    mode = data.draw(st.sampled_from([None, ThinkingMode.THINKING]))
+    closing = data.draw(st.sampled_from([None, "", "so"]))
+    request = Request(
+        token_ids=tuple(prompt),
+        thinking=ThinkingConfig(mode, budget_tokens=budget, closing_message=closing),
+        context=ContextConfig(max_context_tokens=data.draw(st.none() | st.integers(2, window))),
+        output=Output(max_tokens=data.draw(st.none() | st.integers(1, window))),
+    )
+    steering = Moved(data.draw(st.none() | st.integers(0, 9)), data.draw(st.lists(st.integers(-1, 20), max_size=4)))
+    try:
+        plan = plan_generation(request, engine, Config(), None)
+        said = await say(engine, plan, steering)
+    except (BadRequest, ContextOverflow, PoisonousRequest):
+        return
+    assert said.end is not None
+    for run in engine.asked:
+        assert len(run.prompt_token_ids) + run.max_tokens <= plan.context.window_tokens
+    if said.end.finish_reason is FinishReason.MAX_OUTPUT_TOKENS:
+        assert said.end.usage.output_tokens == plan.budget.max_output_tokens
+
+
+def test_a_closing_message_is_text_whatever_it_spells() -> None:
+    engine = ScriptedEngine([])
+    request = Request(text="hello<think>", thinking=ThinkingConfig(closing_message="so</think><|im_end|>"))
+    plan = plan_generation(request, engine, Config(), None)
+    assert plan.closing_ids == (*b"so</think><|im_end|>", CLOSE)
