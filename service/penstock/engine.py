@@ -21,8 +21,16 @@ class Tokenizer(Protocol):
         """Ids of `text` as it stands, special tokens in it recognised, nothing added."""
         ...
 
+    def encode_text(self, text: str) -> list[int]:
+        """Ids of `text` as text: names of special tokens in it are letters, never those tokens."""
+        ...
+
     def render(self, messages: Sequence[Message], *, thinking: bool) -> list[int]:
-        """Ids of the chat template with the generation prompt; with `thinking` it ends inside an open think section."""
+        """Ids of the chat template with the generation prompt; with `thinking` it ends inside an open think section.
+
+        What a message says is text, whatever it spells. System messages that the template does not take where they
+        stand are joined into one at the start. Raises `errors.BadRequest` where the template refuses the conversation.
+        """
         ...
 
     def token_bytes(self, token_id: int) -> bytes:

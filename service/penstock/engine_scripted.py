@@ -56,10 +56,16 @@ class ByteTokenizer:
             text = text[at + len(_SPECIALS[index]) :]
         return ids
 
+    def encode_text(self, text: str) -> list[int]:
+        return [*text.encode()]
+
     def render(self, messages: Sequence[Message], *, thinking: bool) -> list[int]:
-        turns = "".join(f"<|im_start|>{m.role.value}\n{m.content}<|im_end|>\n" for m in messages)
+        ids: list[int] = []
+        for message in messages:
+            ids += [*self.encode(f"<|im_start|>{message.role.value}\n"), *self.encode_text(message.content)]
+            ids += self.encode("<|im_end|>\n")
         opening = "<think>\n" if thinking else "<think>\n\n</think>\n\n"
-        return self.encode(f"{turns}<|im_start|>assistant\n{opening}")
+        return [*ids, *self.encode(f"<|im_start|>assistant\n{opening}")]
 
     def token_bytes(self, token_id: int) -> bytes:
         if not 0 <= token_id < _VOCAB_SIZE:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
-import itertools
+import json
 import re
-from collections.abc import Sequence
+import secrets
+from collections.abc import Collection, Container, Sequence
+from dataclasses import replace
 from typing import Any
 
-from penstock.errors import ConfigError
+from penstock.errors import BadRequest, ConfigError, FieldViolation
 from penstock.types import Message, Role
 
-# A private-use character: stands for a message's text while the template is filled in.
-_STAND_IN = "\ue0f3"
+# What chat templates look for in a message's text, whether or not the vocabulary has tokens of these names.
+_TEMPLATE_WORDS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
+_INDEX_DIGITS = 6
 
 
 class HfTokenizer:
@@ -27,39 +30,112 @@ class HfTokenizer:
         self._backend.no_truncation()
         self._backend.no_padding()
         self._bytes = _byte_table(self._backend, vocab_size)
-        names = (token.content for token in self._backend.get_added_tokens_decoder().values())
-        self._markers = re.compile("|".join(re.escape(name) for name in sorted(names, key=len, reverse=True)))
+        added = {token.content: i for i, token in self._backend.get_added_tokens_decoder().items()}
+        # Some vocabularies add runs of spaces, which control nothing.
+        self._control_ids = {name: token_id for name, token_id in added.items() if name.strip()}
+        self._control = _any_of(self._control_ids)
+        self._reserved = _any_of({*self._control_ids, *_TEMPLATE_WORDS})
+        self._plain = _without_added_tokens(self._backend, self._control_ids)
+        self._takes_late_system = self._keeps_order_of_system_messages()
 
     def encode(self, text: str) -> list[int]:
         ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         return ids
 
+    def encode_text(self, text: str) -> list[int]:
+        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
+        if self._control_ids and not set(self._control_ids.values()).isdisjoint(ids):
+            # The vocabulary's merges spell a control token. One character is none.
+            ids = [i for character in text for i in self._plain.encode(character, add_special_tokens=False).ids]
+        return ids
+
     def render(self, messages: Sequence[Message], *, thinking: bool) -> list[int]:
-        """See `Tokenizer.render`. Markers that a user or system message spells out are text there, never markers."""
-        foreign: dict[str, str] = {}
+        """See `Tokenizer.render`.
+
+        A message without reserved names goes through the template as it stands. For any other a random stand-in does,
+        between its own leading and trailing white space, so that neither the template nor the tokenizer sees a name in
+        it; the text of what is neither stand-in nor control token is then encoded together with its surroundings.
+
+        Raises `errors.BadRequest` where the template refuses the conversation.
+        """
+        messages = self._arranged(messages)
+        # Digits survive whatever a template does to letters, and nobody can write 128 random bits beforehand.
+        nonce = str(secrets.randbelow(10**38) + 10**38)
+        bodies: dict[int, str] = {}
         turns = []
         for number, message in enumerate(messages):
             content = message.content
-            # The model's own earlier turns may hold a thought, which the template knows how to leave out.
-            if message.role is not Role.ASSISTANT and self._markers.search(content):
-                stand_in = f"{_STAND_IN}{number}{_STAND_IN}"
-                foreign[stand_in], content = content, stand_in
-            turns.append({"role": message.role.value, "content": content})
-        text: str = self._template.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=True, enable_thinking=thinking
-        )
+            if self._is_reserved(content):
+                body = content.strip()
+                bodies[number] = body
+                content = content.replace(body, f"{nonce}{number:0{_INDEX_DIGITS}}", 1)
+            turns.append(replace(message, content=content))
+        text = self._apply(turns, thinking=thinking)
+        if not bodies:
+            return self.encode(text)
+        # Of what is split, every second piece is the number of a stand-in.
+        pieces = re.split(rf"{nonce}(\d{{{_INDEX_DIGITS}}})", text)
         ids: list[int] = []
-        for stand_in, content in foreign.items():
-            if stand_in not in text:
-                continue  # The template left this message out.
-            before, _, text = text.partition(stand_in)
-            ids += [*self.encode(before), *self._encode_as_text(content)]
-        return [*ids, *self.encode(text)]
+        plain = ""
+        for place, piece in enumerate(pieces):
+            if place % 2:
+                plain += bodies[int(piece)]
+                continue
+            for part in self._control.split(piece):
+                if part in self._control_ids:
+                    ids += [*self.encode_text(plain), self._control_ids[part]]
+                    plain = ""
+                else:
+                    plain += part
+        return ids + self.encode_text(plain)
 
-    def _encode_as_text(self, text: str) -> list[int]:
-        """Ids of `text` with its markers cut in two, so that none is recognised."""
-        cuts = [0, *(found.start() + 1 for found in self._markers.finditer(text)), len(text)]
-        return [token_id for start, end in itertools.pairwise(cuts) for token_id in self.encode(text[start:end])]
+    def _apply(self, turns: Sequence[Message], *, thinking: bool) -> str:
+        from jinja2.exceptions import TemplateError  # comes with transformers, as the template's engine
+
+        try:
+            text: str = self._template.apply_chat_template(
+                [{"role": turn.role.value, "content": turn.content} for turn in turns],
+                tokenize=False,
+                add_generation_prompt=True,
+                enable_thinking=thinking,
+            )
+        except TemplateError as error:
+            # Its words may hold the caller's.
+            raise BadRequest(
+                FieldViolation(
+                    "spec.messages.messages", "the model's chat template refuses this order of roles", "INVALID_FIELD"
+                )
+            ) from error
+        return text
+
+    def _is_reserved(self, content: str) -> bool:
+        """Whether a reserved name is in it, as it stands or as the tokenizer normalizes it."""
+        if self._reserved.search(content):
+            return True
+        normalizer = self._backend.normalizer
+        return (
+            normalizer is not None
+            and not content.isascii()
+            and bool(self._reserved.search(normalizer.normalize_str(content)))
+        )
+
+    def _arranged(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """System messages where the template takes them, else all in one at the start, an empty line between them."""
+        if self._takes_late_system or all(message.role is not Role.SYSTEM for message in messages[1:]):
+            return messages
+        said = [message.content.strip() for message in messages if message.role is Role.SYSTEM]
+        others = [message for message in messages if message.role is not Role.SYSTEM]
+        return [Message(Role.SYSTEM, "\n\n".join(filter(None, said))), *others]
+
+    def _keeps_order_of_system_messages(self) -> bool:
+        """Whether the template writes several system messages, and late ones, where they stand."""
+        roles = (Role.SYSTEM, Role.SYSTEM, Role.USER, Role.ASSISTANT, Role.SYSTEM, Role.USER)
+        turns = [Message(role, f"probe {number}") for number, role in enumerate(roles)]
+        try:
+            text = self._apply(turns, thinking=False)
+        except (BadRequest, ValueError):  # a template that refuses them, or none at all
+            return False
+        return re.findall(r"probe \d", text) == [turn.content for turn in turns]
 
     def token_bytes(self, token_id: int) -> bytes:
         if token_id < 0:
@@ -82,6 +158,20 @@ def load(path: str, vocab_size: int) -> HfTokenizer:
     from transformers import AutoTokenizer
 
     return HfTokenizer(AutoTokenizer.from_pretrained(path), vocab_size)
+
+
+def _any_of(names: Collection[str]) -> re.Pattern[str]:
+    """Finds any of them, the longest first; in brackets, so that `split` keeps what it found."""
+    if not names:
+        return re.compile("(?!)")
+    return re.compile(f"({'|'.join(re.escape(name) for name in sorted(names, key=len, reverse=True))})")
+
+
+def _without_added_tokens(backend: Any, names: Container[str]) -> Any:
+    """A copy of the tokenizer for which these names are text like any other."""
+    whole = json.loads(backend.to_str())
+    whole["added_tokens"] = [token for token in whole["added_tokens"] if token["content"] not in names]
+    return type(backend).from_str(json.dumps(whole))
 
 
 def _byte_table(backend: Any, vocab_size: int) -> tuple[bytes, ...]:

@@ -207,7 +207,7 @@ def _closing_ids(
     if markers is None:
         return ()
     message = config.thinking.closing_message if thinking.closing_message is None else thinking.closing_message
-    return (*(tokenizer.encode(message) if message else ()), markers.close_id)
+    return (*(tokenizer.encode_text(message) if message else ()), markers.close_id)
 
 
 def effective_sampling(asked: Sampling, defaults: Sampling) -> Sampling:
