@@ -70,7 +70,8 @@ def bad_requests(vocab_size: int, window_tokens: int, an_id: int) -> list[Bad]:
         Bad("role unspecified", _role(pb.ROLE_UNSPECIFIED), field=f"{_MESSAGES}[0].role"),
         Bad("unknown role", _role(17), field=f"{_MESSAGES}[0].role"),
         Bad("ends with the model", _turns(("user", "a"), ("assistant", "b")), field=f"{_MESSAGES}[1].role"),
-        Bad("late system message", _late_system_message(), clash, f"{_MESSAGES}[1].role"),
+        Bad("nobody but the system", _turns(("system", "a"), ("system", "b")), field=f"{_MESSAGES}[0].role"),
+        Bad("empty last turn", _turns(("user", "a"), ("user", ""), ("system", "")), missing, f"{_MESSAGES}[1].content"),
         Bad("another model", hello(model="gpt-2"), "MODEL_NOT_FOUND", code=grpc.StatusCode.NOT_FOUND),
         Bad("unknown priority", hello(priority=9), field="spec.priority"),
         # Thinking.
@@ -159,10 +160,6 @@ def _role(role: int) -> pb.GenerationSpec:
 
 def _turns(*pairs: tuple[str, str]) -> pb.GenerationSpec:
     return pb.GenerationSpec(messages=turns(*pairs))
-
-
-def _late_system_message() -> pb.GenerationSpec:
-    return _turns(("user", "a"), ("system", "b"), ("user", "c"))
 
 
 def _raw_fast_open() -> pb.GenerationSpec:

@@ -30,7 +30,7 @@ def fit_messages(
 ) -> ContextPlan:
     """Renders a conversation, dropping whole oldest turns where the policy says so.
 
-    A turn is a user message and what the model answered to it. The system message and the last user turn stay.
+    A turn is a user message and what the model answered to it. System messages and the last user turn stay.
     Raises ContextOverflow where it cannot fit, BadRequest for a policy that does not suit messages.
     """
     if overflow in (Overflow.TRUNCATE_LEFT, Overflow.TRUNCATE_MIDDLE):
@@ -42,22 +42,26 @@ def fit_messages(
     starts = [i for i, m in enumerate(messages) if m.role is Role.USER]
     if overflow is not Overflow.DROP_OLDEST_TURNS or len(starts) < 2:
         raise _overflow(len(ids), window, output_tokens_needed)
-    head = [m for m in messages if m.role is Role.SYSTEM]
     # Fewer turns never render longer, so the first start that fits can be found by halving.
     low, high = 1, len(starts) - 1
     fitted: tuple[list[int], int] | None = None
     while low <= high:
         middle = (low + high) // 2
-        kept = head + list(messages[starts[middle] :])
+        kept = _from(messages, starts[middle])
         shorter = render(kept)
         if len(shorter) <= room:
             fitted, high = (shorter, len(messages) - len(kept)), middle - 1
         else:
             low = middle + 1
     if fitted is None:
-        raise _overflow(len(render(head + list(messages[starts[-1] :]))), window, output_tokens_needed)
+        raise _overflow(len(render(_from(messages, starts[-1]))), window, output_tokens_needed)
     shorter, dropped_messages = fitted
     return ContextPlan(tuple(shorter), window, len(ids) - len(shorter), dropped_messages)
+
+
+def _from(messages: Sequence[Message], start: int) -> list[Message]:
+    """The messages from `start` on, and the system's of all."""
+    return [m for index, m in enumerate(messages) if index >= start or m.role is Role.SYSTEM]
 
 
 def fit_tokens(ids: Sequence[int], overflow: Overflow, window: int, output_tokens_needed: int) -> ContextPlan:

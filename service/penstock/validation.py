@@ -87,14 +87,12 @@ def _messages(messages: Sequence[Message], limits: LimitSettings) -> Iterator[Fi
         return
     yield from _limit("messages.messages", len(messages), limits.max_messages, "messages")
     yield from _limit("messages", sum(_bytes(m.content) for m in messages), limits.max_prompt_bytes, "bytes")
-    for index, message in enumerate(messages):
-        path = f"messages.messages[{index}]"
-        if message.role is Role.SYSTEM and index > 0:
-            yield _invalid(f"{path}.role", "the system message must be the first", "CONFLICTING_FIELDS")
-        if not message.content and message.role is not Role.SYSTEM:
-            yield _invalid(f"{path}.content", "must not be empty", "MISSING_FIELD")
-    if messages[-1].role is not Role.USER:
-        yield _invalid(f"messages.messages[{len(messages) - 1}].role", "the last message must be the user's")
+    last = max((n for n, message in enumerate(messages) if message.role is not Role.SYSTEM), default=0)
+    path = f"messages.messages[{last}]"
+    if messages[last].role is not Role.USER:
+        yield _invalid(f"{path}.role", "the last message but the system's must be the user's")
+    elif not messages[last].content:
+        yield _invalid(f"{path}.content", "must not be empty", "MISSING_FIELD")
 
 
 def _thinking(request: Request, limits: LimitSettings) -> Iterator[FieldViolation]:

@@ -40,6 +40,19 @@ def test_nothing_but_system_and_last_may_remain() -> None:
     assert over.value.metadata["overflow_tokens"] == "1"
 
 
+def test_late_system_messages_stay_where_they_are_and_come_once() -> None:
+    talk = [*TALK[:3], Message(Role.SYSTEM, "late"), *TALK[3:]]
+    seen: list[list[str]] = []
+
+    def watched(messages: Sequence[Message]) -> list[int]:
+        seen.append([m.content for m in messages if m.role is Role.SYSTEM])
+        return render(messages)
+
+    plan = fit_messages(talk, watched, Overflow.DROP_OLDEST_TURNS, window=66, output_tokens_needed=5)
+    assert plan.dropped_messages == 2
+    assert all(said == ["sys", "late"] for said in seen)
+
+
 def test_error_is_the_default_and_has_the_numbers() -> None:
     with pytest.raises(ContextOverflow) as over:
         fit_messages(TALK, render, Overflow.ERROR, window=60, output_tokens_needed=5)
