@@ -42,7 +42,11 @@ class Verdict(enum.Enum):
 
 
 class Utf8Text:
-    """Bytes of tokens in, whole characters out. Bytes that can never become a character turn into U+FFFD."""
+    """Bytes of tokens in, whole characters out.
+
+    Bytes that can never become a character turn into U+FFFD; those of a character that has not ended by the end of the
+    text are left out.
+    """
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -55,8 +59,9 @@ class Utf8Text:
     def push(self, piece: bytes) -> str:
         return self._decoder.decode(piece)
 
-    def flush(self) -> str:
-        return self._decoder.decode(b"", final=True)
+    def end(self) -> None:
+        """Ends the text: the beginning of a character is dropped."""
+        self._decoder.reset()
 
 
 class StopStrings:
@@ -279,6 +284,8 @@ class Splitter:
             return Verdict.TOO_SHORT
         elif opens and token_id not in self._settings.stop_token_ids:
             return Verdict.REOPENED
+        else:
+            self._may_open = False
         self.marker_tokens += 1
         self.context_ids.append(token_id)
         if not self.in_thought and token_id in self._settings.stop_token_ids:
@@ -336,7 +343,7 @@ class Splitter:
         self._leave_thought()
 
     def _leave_thought(self) -> None:
-        self._thought.text += self._thought_text.flush()
+        self._thought_text.end()
         self.in_thought = False
         self.answer_start = len(self.context_ids)
 
@@ -344,8 +351,7 @@ class Splitter:
         """Deltas that are due, thought before answer. Tokens without text yet wait for it, until `final`."""
         if final:
             self._answer.text += self._flush_answer()
-            if self.in_thought:
-                self._thought.text += self._thought_text.flush()
+            self._thought_text.end()
         deltas = []
         if self._thought.is_due(final or not self.in_thought):
             deltas.append(self._thought.taken(self._index, is_thought=True))
@@ -356,6 +362,5 @@ class Splitter:
         return deltas
 
     def _flush_answer(self) -> str:
-        if self._stops.matched:
-            return ""
-        return self._stops.push(self._answer_text.flush()) + self._stops.flush()
+        self._answer_text.end()
+        return "" if self._stops.matched else self._stops.flush()

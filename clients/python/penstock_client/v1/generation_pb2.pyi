@@ -115,7 +115,7 @@ class _OverflowPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Overfl
     OVERFLOW_POLICY_ERROR: _OverflowPolicy.ValueType  # 1
     """INVALID_ARGUMENT / CONTEXT_OVERFLOW with the numbers."""
     OVERFLOW_POLICY_DROP_OLDEST_TURNS: _OverflowPolicy.ValueType  # 2
-    """Drops the oldest turns of a conversation, whole; never the system message nor the last user turn. Messages only."""
+    """Drops the oldest turns of a conversation, whole; never a system message nor the last user turn. Messages only."""
     OVERFLOW_POLICY_TRUNCATE_LEFT: _OverflowPolicy.ValueType  # 3
     """Drops tokens from the left. For text and token_ids only."""
     OVERFLOW_POLICY_TRUNCATE_MIDDLE: _OverflowPolicy.ValueType  # 4
@@ -129,7 +129,7 @@ OVERFLOW_POLICY_UNSPECIFIED: OverflowPolicy.ValueType  # 0
 OVERFLOW_POLICY_ERROR: OverflowPolicy.ValueType  # 1
 """INVALID_ARGUMENT / CONTEXT_OVERFLOW with the numbers."""
 OVERFLOW_POLICY_DROP_OLDEST_TURNS: OverflowPolicy.ValueType  # 2
-"""Drops the oldest turns of a conversation, whole; never the system message nor the last user turn. Messages only."""
+"""Drops the oldest turns of a conversation, whole; never a system message nor the last user turn. Messages only."""
 OVERFLOW_POLICY_TRUNCATE_LEFT: OverflowPolicy.ValueType  # 3
 """Drops tokens from the left. For text and token_ids only."""
 OVERFLOW_POLICY_TRUNCATE_MIDDLE: OverflowPolicy.ValueType  # 4
@@ -774,7 +774,11 @@ class Messages(_message.Message):
     MESSAGES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]:
-        """Oldest first; at least one; the last is the user's. At most one system message, which is the first."""
+        """Oldest first; at least one. The last one that is not the system's is the user's, and not empty. Otherwise any order
+        of roles that the model's chat template takes; INVALID_FIELD for one that it refuses. System messages that the
+        template does not take where they stand (Qwen's takes one, at the start) are joined in order into one at the start,
+        with an empty line between them.
+        """
 
     def __init__(
         self,
@@ -800,7 +804,10 @@ class Message(_message.Message):
     role: Global___Role.ValueType
     """Who speaks. Required."""
     content: _builtins.str
-    """What is said, UTF-8. May be empty for the system only."""
+    """What is said, UTF-8; may be empty. It is text whatever it spells: names of control tokens in it are letters, and
+    nothing is cut from an earlier answer that spells a think marker. White space around it is what the template makes
+    of it (Qwen's drops it).
+    """
     def __init__(
         self,
         *,
@@ -868,8 +875,8 @@ class ThinkingConfig(_message.Message):
     caller set both budget and max_output_tokens.
     """
     closing_message: _builtins.str
-    """Written into the thought before it is closed at the budget. Not counted, not billed, not sent. Absent: the
-    server's own; empty: none.
+    """Written into the thought before it is closed at the budget, as text whatever it spells. Not counted, not billed, not
+    sent. Absent: the server's own; empty: none.
     """
     def __init__(
         self,
