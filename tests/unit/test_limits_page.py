@@ -11,7 +11,7 @@ from google.protobuf.descriptor import Descriptor
 from penstock.config import Config
 from penstock.engine_scripted import ScriptedEngine
 from penstock.errors import BadRequest
-from penstock.types import Message, Request, Role
+from penstock.types import Request, Sampling
 from penstock.validation import validate
 from penstock_client.v1 import generation_pb2, model_pb2, routing_pb2
 
@@ -62,7 +62,7 @@ def test_every_limit_of_the_configuration_is_on_the_page() -> None:
 
 
 def test_a_thousand_mistakes_are_told_in_part() -> None:
-    request = Request(messages=tuple(Message(Role.USER, "") for _ in range(1000)))
+    request = Request(text="hello", sampling=Sampling(logit_bias=dict.fromkeys(range(1000), 1000.0)))
     with pytest.raises(BadRequest) as refused:
         validate(request, ScriptedEngine([]).card, Config().limits)
     assert len(refused.value.violations) == 16

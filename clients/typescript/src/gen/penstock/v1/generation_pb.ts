@@ -606,7 +606,10 @@ export const GenerationSpecSchema: GenMessage<GenerationSpec> = /*@__PURE__*/
  */
 export type Messages = Message$1<"penstock.v1.Messages"> & {
   /**
-   * Oldest first; at least one; the last is the user's. At most one system message, which is the first.
+   * Oldest first; at least one. The last one that is not the system's is the user's, and not empty. Otherwise any order
+   * of roles that the model's chat template takes; INVALID_FIELD for one that it refuses. System messages that the
+   * template does not take where they stand (Qwen's takes one, at the start) are joined in order into one at the start,
+   * with an empty line between them.
    *
    * @generated from field: repeated penstock.v1.Message messages = 1;
    */
@@ -634,7 +637,9 @@ export type Message = Message$1<"penstock.v1.Message"> & {
   role: Role;
 
   /**
-   * What is said, UTF-8. May be empty for the system only.
+   * What is said, UTF-8; may be empty. It is text whatever it spells: names of control tokens in it are letters, and
+   * nothing is cut from an earlier answer that spells a think marker. White space around it is what the template makes
+   * of it (Qwen's drops it).
    *
    * @generated from field: string content = 2;
    */
@@ -710,8 +715,8 @@ export type ThinkingConfig = Message$1<"penstock.v1.ThinkingConfig"> & {
   answerReserve?: number | undefined;
 
   /**
-   * Written into the thought before it is closed at the budget. Not counted, not billed, not sent. Absent: the
-   * server's own; empty: none.
+   * Written into the thought before it is closed at the budget, as text whatever it spells. Not counted, not billed, not
+   * sent. Absent: the server's own; empty: none.
    *
    * @generated from field: optional string closing_message = 5;
    */
@@ -853,14 +858,17 @@ export const SamplingConfigSchema: GenMessage<SamplingConfig> = /*@__PURE__*/
  */
 export type OutputConfig = Message$1<"penstock.v1.OutputConfig"> & {
   /**
-   * Most output tokens: thought plus answer, markers not counted. Range [1, 2^31). Absent: what the window leaves.
+   * Most output tokens: thought plus answer, markers not counted. Range [1, the model's window]; LIMIT_EXCEEDED above,
+   * CONTEXT_OVERFLOW where the prompt leaves less. Absent: what the window leaves.
    *
    * @generated from field: optional int32 max_output_tokens = 1;
    */
   maxOutputTokens?: number | undefined;
 
   /**
-   * Fewest output tokens before the model may stop. Range [0, max_output_tokens]. Default 0.
+   * Fewest output tokens, thought plus answer, before the output may stop: until then the end of turn and
+   * stop_token_ids are not drawn, and stop_strings are not searched. Range [0, max_output_tokens]; LIMIT_EXCEEDED where
+   * that is absent and the window leaves less. Above 0 beside structured output is CONFLICTING_FIELDS. Default 0.
    *
    * @generated from field: optional int32 min_output_tokens = 2;
    */
@@ -874,7 +882,8 @@ export type OutputConfig = Message$1<"penstock.v1.OutputConfig"> & {
   stopStrings: string[];
 
   /**
-   * The answer ends at the first of these. Ids in [0, vocabulary size).
+   * The answer ends at the first of these. Not searched in thoughts; a think marker counts once the answer has begun.
+   * Ids in [0, vocabulary size).
    *
    * @generated from field: repeated int32 stop_token_ids = 4;
    */
@@ -1814,7 +1823,7 @@ export enum OverflowPolicy {
   ERROR = 1,
 
   /**
-   * Drops the oldest turns of a conversation, whole; never the system message nor the last user turn. Messages only.
+   * Drops the oldest turns of a conversation, whole; never a system message nor the last user turn. Messages only.
    *
    * @generated from enum value: OVERFLOW_POLICY_DROP_OLDEST_TURNS = 2;
    */
