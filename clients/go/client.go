@@ -20,7 +20,8 @@ import (
 
 const (
 	maxReceiveBytes = 256 * 1024 * 1024
-	cancelTime      = 5 * time.Second
+	// cancelTime is the longest that telling the server may take while the client goes on, closeTime what Close waits.
+	cancelTime, closeTime = 5 * time.Second, time.Second
 )
 
 // Client is a client of one Penstock service; goroutines may share it. Deadlines are the context's: the server stops
@@ -33,7 +34,10 @@ type Client struct {
 	routing    pb.RoutingServiceClient
 	reconnect  *Reconnect
 	apiKey     string
-	cancelling sync.WaitGroup
+	mutex      sync.Mutex
+	closed     bool
+	streams    map[*running]bool
+	leaving    sync.WaitGroup
 }
 
 type settings struct {
@@ -98,16 +102,61 @@ func Dial(target string, options ...DialOption) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	made := &Client{conn: conn, reconnect: s.reconnect, apiKey: s.apiKey}
+	made := &Client{conn: conn, reconnect: s.reconnect, apiKey: s.apiKey, streams: map[*running]bool{}}
 	made.generation, made.model = pb.NewGenerationServiceClient(conn), pb.NewModelServiceClient(conn)
 	made.routing = pb.NewRoutingServiceClient(conn)
 	return made, nil
 }
 
-// Close waits until the server knows which streams were left, at most some seconds, and closes the connection.
+// Close ends the generations that still run, waits at most a second for the server to know, and disconnects.
 func (c *Client) Close() error {
-	c.cancelling.Wait()
+	c.mutex.Lock()
+	c.closed = true
+	open := make([]*running, 0, len(c.streams))
+	for run := range c.streams {
+		open = append(open, run)
+	}
+	c.mutex.Unlock()
+	for _, run := range open {
+		run.close()
+	}
+	left := make(chan struct{})
+	go func() {
+		c.leaving.Wait()
+		close(left)
+	}()
+	select {
+	case <-left:
+	case <-time.After(closeTime):
+	}
 	return c.conn.Close()
+}
+
+func (c *Client) isClosed() bool {
+	c.mutex.Lock()
+	defer c.mutex.Unlock()
+	return c.closed
+}
+
+func (c *Client) opened(run *running) {
+	c.mutex.Lock()
+	defer c.mutex.Unlock()
+	c.streams[run] = true
+}
+
+func (c *Client) over(run *running) {
+	c.mutex.Lock()
+	defer c.mutex.Unlock()
+	delete(c.streams, run)
+}
+
+// apart runs what Close waits for.
+func (c *Client) apart(work func()) {
+	c.leaving.Add(1)
+	go func() {
+		defer c.leaving.Done()
+		work()
+	}()
 }
 
 // StreamOption says how events are delivered.
@@ -141,7 +190,7 @@ func (c *Client) StreamOnce(ctx context.Context, spec *pb.GenerationSpec, option
 
 func (c *Client) stream(ctx context.Context, spec *pb.GenerationSpec, resumable bool, options []StreamOption) *Stream {
 	request := &pb.StreamGenerateRequest{Spec: spec, Resumable: resumable, FlushInterval: deliver(options).flushInterval}
-	return newStream(ctx, c, func(ctx context.Context) (receiver, error) {
+	return newStream(ctx, c, resumable, c.reconnect, func(ctx context.Context) (receiver, error) {
 		call, err := c.generation.StreamGenerate(c.outgoing(ctx), request)
 		if err != nil {
 			return nil, err
@@ -160,7 +209,8 @@ func (c *Client) Interact(ctx context.Context, spec *pb.GenerationSpec, options 
 		Action:        &pb.InteractRequest_Start{Start: spec},
 		FlushInterval: deliver(options).flushInterval,
 	}
-	made.Stream = newStream(ctx, c, func(ctx context.Context) (receiver, error) {
+	// Not resumable, and what another server goes on with could not be steered: no policy.
+	made.Stream = newStream(ctx, c, false, nil, func(ctx context.Context) (receiver, error) {
 		call, err := c.generation.Interact(c.outgoing(ctx))
 		if err != nil {
 			return nil, err
@@ -175,17 +225,20 @@ func (c *Client) Interact(ctx context.Context, spec *pb.GenerationSpec, options 
 			return reply.GetEvent(), err
 		}, nil
 	})
-	// Not resumable, and what another server goes on with could not be steered.
-	made.recovery.policy = nil
 	return made
 }
 
 // Resume goes on with a resumable stream, of this process or another, after lastSequence; 0 replays everything.
 func (c *Client) Resume(ctx context.Context, generationID, resumeToken string, lastSequence uint64) *Stream {
 	request := &pb.ResumeRequest{GenerationId: generationID, ResumeToken: resumeToken, LastSequence: lastSequence}
-	made := newStream(ctx, c, func(ctx context.Context) (receiver, error) { return c.resume(ctx, request) })
-	made.reader.lastSequence = lastSequence
-	made.reader.response.GenerationID, made.reader.response.ResumeToken = generationID, resumeToken
+	made := newStream(ctx, c, false, c.reconnect, func(ctx context.Context) (receiver, error) {
+		return c.resume(ctx, request)
+	})
+	reader := made.run.reader
+	made.run.state.Lock()
+	defer made.run.state.Unlock()
+	reader.lastSequence = lastSequence
+	reader.response.GenerationID, reader.response.ResumeToken = generationID, resumeToken
 	return made
 }
 
@@ -202,13 +255,11 @@ func (c *Client) resume(ctx context.Context, request *pb.ResumeRequest) (receive
 
 // abandon tells the server, without waiting, that nobody comes back.
 func (c *Client) abandon(request *pb.CancelRequest) {
-	c.cancelling.Add(1)
-	go func() {
-		defer c.cancelling.Done()
+	c.apart(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), cancelTime)
 		defer cancel()
 		_, _ = c.generation.Cancel(c.outgoing(ctx), request) // else the server's grace ends it
-	}()
+	})
 }
 
 // Generate gives one reply, complete.

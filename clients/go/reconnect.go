@@ -33,7 +33,7 @@ type recovery struct {
 
 // isOrphan: the server goes on with it although nobody will come back.
 func (r *recovery) isOrphan() bool {
-	return r.reader.response.ResumeToken != "" && !r.reader.finished && r.drained == nil
+	return (r.drained != nil || r.reader.response.ResumeToken != "") && !r.reader.finished
 }
 
 // take tells if the event is for the user, who does not hear of repeated ones, nor that another server goes on.
@@ -84,8 +84,10 @@ func (r *recovery) wait(ctx context.Context, failure *Error) error {
 	if r.attempts == 0 && r.drained == nil {
 		wait = 0 // The connection may be cut while the server is well.
 	}
+	if r.attempts == 0 {
+		r.reconnections++ // connections that were lost, not attempts to get another
+	}
 	r.attempts++
-	r.reconnections++
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	select {

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import dataclasses
+import re
+import threading
+import time
+import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
 import penstock_client as pc
 from google.protobuf.json_format import ParseDict
 from penstock_client.v1 import generation_pb2 as pb
+
+LEAVE_SECONDS = 30.0
+"""What is waited for a generation to end after its stream was left; by itself it would run for 150."""
 
 _KINDS = {
     pc.Started: "started",
@@ -23,8 +32,8 @@ def run_sync(case: dict[str, Any], targets: dict[str, str]) -> dict[str, Any]:
     seen: dict[str, Any] = {}
     with pc.Client(**reached(case, targets)) as client:
         try:
-            if case["call"] == "resume":
-                _resume(client, case, seen, targets)
+            if case["call"] in ("resume", "leave"):
+                (_resume if case["call"] == "resume" else _leave)(client, case, seen, targets)
             else:
                 _SYNC[case["call"]](client, case, seen)
         except pc.PenstockError as error:
@@ -80,6 +89,64 @@ def _watch_experts(client: pc.Client, case: dict[str, Any], seen: dict[str, Any]
     seen["tokens"] = next(client.watch_expert_load(**case.get("experts", {}))).token_count
 
 
+def _leave(client: pc.Client, case: dict[str, Any], seen: dict[str, Any], targets: dict[str, str]) -> None:
+    """Leaves a stream in the way that the case says; the client stays, and so does the name of the stream."""
+    stream = client.stream(**delivered(case))
+    seen["running"] = running = Running(targets)
+    match case["how"]:
+        case "break":
+            for event in stream:
+                if event.sequence == 3:
+                    running.is_there()
+                    break
+        case "raise":
+            with contextlib.suppress(ZeroDivisionError):
+                for event in stream:
+                    running.is_there()
+                    _ = event.sequence / 0
+        case "cancel":
+            thread = threading.Timer(0.5, lambda: (running.is_there(), stream.cancel()))
+            thread.start()
+            with contextlib.suppress(pc.Cancelled):
+                list(stream)
+            thread.join()
+        case "unread":
+            running.is_there()
+            stream.close()
+        case how:
+            assert next(stream).sequence == 1
+            running.is_there()
+            if how == "drop":
+                del stream
+            else:
+                (client if how == "close_client" else stream).close()
+    running.is_gone()
+
+
+class Running(dict[str, float]):
+    """How many generations ran on the server before a stream was left, and when it was (soon 0, or what it stays)."""
+
+    def __init__(self, targets: dict[str, str]) -> None:
+        self._url = targets["leaving.metrics"]
+
+    def is_there(self) -> None:
+        self["before"] = self._wait_for(1)
+
+    def is_gone(self) -> None:
+        self["after"] = self._wait_for(0)
+
+    def _wait_for(self, wanted: int) -> float:
+        end = time.monotonic() + LEAVE_SECONDS
+        while (count := self._count()) != wanted and time.monotonic() < end:
+            time.sleep(0.05)
+        return count
+
+    def _count(self) -> float:
+        with urllib.request.urlopen(self._url, timeout=10) as page:
+            found = re.search(r"^penstock_sequences_running(?:{.*})? (\S+)", page.read().decode(), re.MULTILINE)
+        return float(found[1]) if found else 0.0
+
+
 _SYNC = {
     "stream": _stream,
     "interact": _interact,
@@ -110,24 +177,71 @@ async def run_async(case: dict[str, Any], targets: dict[str, str]) -> dict[str, 
     return seen
 
 
+async def _leave_async(
+    client: pc.AsyncClient, case: dict[str, Any], seen: dict[str, Any], targets: dict[str, str]
+) -> None:
+    stream = client.stream(**delivered(case))
+    seen["running"] = running = Running(targets)
+    match case["how"]:
+        case "break":
+            async for event in stream:
+                if event.sequence == 3:
+                    await asyncio.to_thread(running.is_there)
+                    break
+        case "raise":
+            with contextlib.suppress(ZeroDivisionError):
+                async for event in stream:
+                    await asyncio.to_thread(running.is_there)
+                    _ = event.sequence / 0
+        case "cancel":
+            task = asyncio.create_task(_read_all(stream))
+            await asyncio.to_thread(running.is_there)
+            task.cancel()
+            kept = await asyncio.gather(task, return_exceptions=True)
+            assert isinstance(kept[0], asyncio.CancelledError)
+        case "unread":
+            await asyncio.to_thread(running.is_there)
+            stream.close()
+        case how:
+            assert (await anext(stream)).sequence == 1
+            await asyncio.to_thread(running.is_there)
+            if how == "drop":
+                del stream
+            elif how == "close_client":
+                await client.close()
+            else:
+                stream.close()
+    await asyncio.to_thread(running.is_gone)
+
+
+async def _read_all(stream: pc.AsyncStream) -> None:
+    async for _ in stream:
+        pass
+
+
+async def _look_async(client: pc.AsyncClient, case: dict[str, Any], seen: dict[str, Any]) -> None:
+    match case["call"]:
+        case "generate":
+            seen["reply"] = reply_of(await client.generate(**options(case)))
+        case "count":
+            seen.update(count_of(await client.count(**options(case))))
+        case "model":
+            seen["model"] = model_of(await client.model(case.get("model", "")))
+        case "experts":
+            seen["tokens"] = (await client.expert_load(**case.get("experts", {}))).token_count
+        case "watch_experts":
+            seen["tokens"] = (await anext(client.watch_expert_load(**case.get("experts", {})))).token_count
+
+
 async def _run_async(
     client: pc.AsyncClient, case: dict[str, Any], seen: dict[str, Any], targets: dict[str, str]
 ) -> None:
     match case["call"]:
-        case "generate":
-            seen["reply"] = reply_of(await client.generate(**options(case)))
+        case "leave":
+            await _leave_async(client, case, seen, targets)
             return
-        case "count":
-            seen.update(count_of(await client.count(**options(case))))
-            return
-        case "model":
-            seen["model"] = model_of(await client.model(case.get("model", "")))
-            return
-        case "experts":
-            seen["tokens"] = (await client.expert_load(**case.get("experts", {}))).token_count
-            return
-        case "watch_experts":
-            seen["tokens"] = (await anext(client.watch_expert_load(**case.get("experts", {})))).token_count
+        case "generate" | "count" | "model" | "experts" | "watch_experts":
+            await _look_async(client, case, seen)
             return
         case "stream":
             stream = client.stream(resumable=case.get("resumable"), **delivered(case))

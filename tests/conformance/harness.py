@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -34,7 +35,9 @@ def serving(scratch: Path) -> Iterator[dict[str, str]]:
     replies = [{"match": f"[{case['name']}]", **case["reply"]} for case in load_cases() if "reply" in case]
     played = scratch / "replies.json"
     played.write_text(json.dumps(replies), encoding="utf-8")
-    placed = (HERE / "servers.json").read_text(encoding="utf-8").replace("{scratch}", scratch.as_posix())
+    metrics = f"127.0.0.1:{_free_port()}"
+    placed = (HERE / "servers.json").read_text(encoding="utf-8")
+    placed = placed.replace("{scratch}", scratch.as_posix()).replace("{metrics}", metrics)
     servers: dict[str, Any] = json.loads(placed)
     (scratch / "callers.yaml").write_text(json.dumps(_CALLERS), encoding="utf-8")  # JSON is YAML
     authority = Authority()
@@ -43,9 +46,16 @@ def serving(scratch: Path) -> Iterator[dict[str, str]]:
     with ExitStack() as stack:
         waiting = {name: stack.enter_context(_serve(scratch, name, cfg, played)) for name, cfg in servers.items()}
         targets = {name: _address(ready, process) for name, (ready, process) in waiting.items()}
+        targets["leaving.metrics"] = f"http://{metrics}/metrics"
         targets["secure.ca"] = str(scratch / "ca.crt")
         targets["flaky"] = stack.enter_context(_flaky(targets["default"]))
         yield targets
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 @contextmanager

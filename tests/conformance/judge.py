@@ -21,7 +21,7 @@ def judge(case: dict[str, Any], seen: dict[str, Any]) -> list[str]:
         _stream(case, seen["events"], seen["reply"], wrong)
     if "reply" in seen:
         _reply(expected, seen["reply"], wrong)
-    for name in ("count", "model"):
+    for name in ("count", "model", "running"):
         if name in expected:
             wrong.fields(name, expected[name], seen[name])
     if "overflows" in expected:

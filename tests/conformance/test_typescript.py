@@ -17,7 +17,7 @@ pytestmark = [needs_node, pytest.mark.slow]
 
 @pytest.fixture(scope="module")
 def seen(targets: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    command = [str(NODE), "test/conformance.mjs"]
+    command = [str(NODE), "--expose-gc", "test/conformance.mjs"]
     return run_driver(command, build_typescript(), targets, CASES, tmp_path_factory.mktemp("typescript"))
 
 

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable
+import time
+import weakref
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
@@ -17,6 +18,7 @@ from penstock_client.card import ModelCard, TokenCount
 from penstock_client.channel import ChannelOptions, Tls, credentials_for, metadata_for, options_for
 from penstock_client.errors import from_rpc_error
 from penstock_client.experts import ExpertLoad, load_request, watch_request
+from penstock_client.leaving import CANCEL_SECONDS, CLOSE_SECONDS, cancel_apart, closed, end_at_exit
 from penstock_client.reconnect import Link, Reconnect
 from penstock_client.response import Response
 from penstock_client.spec import GenerationOptions, Prompt, build_spec, interact_request, stream_request
@@ -30,10 +32,9 @@ if TYPE_CHECKING:
     from penstock_client.v1.routing_pb2_grpc import RoutingServiceAsyncStub
 
 ReplyT = TypeVar("ReplyT")
+StreamT = TypeVar("StreamT", bound=AsyncStream)
 _GENERATION, _MODEL = "penstock.v1.GenerationService", "penstock.v1.ModelService"
 _ROUTING = "penstock.v1.RoutingService"
-# What cancelling may take, and what closing waits for it.
-_CANCEL_SECONDS, _CLOSE_SECONDS = 5.0, 1.0
 
 
 class AsyncClient:
@@ -66,7 +67,10 @@ class AsyncClient:
         self._credentials = credentials_for(tls)
         self._options = options_for(target, channel_options)
         self._channel: grpc.aio.Channel | None = None
-        self._cancelling: set[asyncio.Task[None]] = set()
+        self._streams: weakref.WeakSet[AsyncStream] = weakref.WeakSet()
+        self._left: set[asyncio.Task[None]] = set()
+        self._closed = False
+        end_at_exit(self)
 
     def stream(
         self,
@@ -88,8 +92,8 @@ class AsyncClient:
         """
         resumable = self._reconnect is not None if resumable is None else resumable
         request = stream_request(build_spec(prompt, spec=spec, **options), resumable, flush_interval_seconds)
-        link = self._link("StreamGenerate", timeout)
-        return AsyncStream(link, lambda: self._generation.StreamGenerate(request, **link.options()))
+        link = self._link("StreamGenerate", timeout, resumable)
+        return self._opened(AsyncStream(link, lambda: self._generation.StreamGenerate(request, **link.options())))
 
     def interact(
         self,
@@ -106,7 +110,9 @@ class AsyncClient:
         """
         start = interact_request(build_spec(prompt, spec=spec, **options), flush_interval_seconds)
         link = self._link("Interact", timeout)
-        return AsyncInteraction(link, start, lambda actions: self._generation.Interact(actions, **link.options()))
+        return self._opened(
+            AsyncInteraction(link, start, lambda actions: self._generation.Interact(actions, **link.options()))
+        )
 
     def resume(
         self, generation_id: str, resume_token: str, last_sequence: int = 0, *, timeout: float | None = None
@@ -118,7 +124,7 @@ class AsyncClient:
         """
         request = pb.ResumeRequest(generation_id=generation_id, resume_token=resume_token, last_sequence=last_sequence)
         link = self._link("Resume", timeout)
-        return AsyncStream(link, lambda: self._generation.Resume(request, **link.options()), request)
+        return self._opened(AsyncStream(link, lambda: self._generation.Resume(request, **link.options()), request))
 
     async def generate(
         self,
@@ -189,11 +195,22 @@ class AsyncClient:
             span.end()
 
     async def close(self) -> None:
-        """Cancels what runs and closes the connection."""
-        if self._cancelling:
-            await asyncio.wait(self._cancelling, timeout=_CLOSE_SECONDS)
+        """End the generations that still run, waiting at most a second for the server to know, and disconnect."""
+        self._closed = True
+        closed(self)
+        for stream in list(self._streams):
+            stream.close()
+        ends = time.monotonic() + CLOSE_SECONDS
+        while self._left and time.monotonic() < ends:  # a stream without its token yet brings a second task
+            await asyncio.wait(self._left, timeout=ends - time.monotonic(), return_when=asyncio.FIRST_COMPLETED)
         if self._channel is not None:
             await self._channel.close()
+
+    def _end_streams(self) -> None:
+        """End the generations that still run, from outside of any event loop, at the end of the process."""
+        requests = [request for stream in list(self._streams) if (request := stream._orphan()) is not None]
+        if requests:
+            cancel_apart(self._channel_apart, requests, self._metadata, wait=True)
 
     async def __aenter__(self) -> Self:
         return self
@@ -203,25 +220,55 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
-    def _link(self, method: str, timeout: float | None) -> Link:
+    def _opened(self, stream: StreamT) -> StreamT:
+        self._streams.add(stream)
+        return stream
+
+    def _link(self, method: str, timeout: float | None, resumable: bool = False) -> Link:
+        self._check_open()
         return Link(
             span=CallSpan(f"{_GENERATION}/{method}", self._metadata, self.target),
             timeout=self.timeout if timeout is None else timeout,
             policy=self._reconnect,
             resume=self._generation.Resume,
             abandon=self._abandon,
+            resumable=resumable,
+            run_apart=self._run_apart,
         )
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("the client is closed")
+
+    def _run_apart(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run `work` as a task that `close` waits for. Raises RuntimeError outside of the event loop."""
+        task = asyncio.get_running_loop().create_task(work())
+        self._left.add(task)
+        task.add_done_callback(self._left.discard)
 
     def _abandon(self, request: pb.CancelRequest) -> None:
         """Tells the server, without waiting, that nobody comes back."""
-        with contextlib.suppress(RuntimeError):  # no loop runs any more
-            task = asyncio.get_running_loop().create_task(self._cancel(request))
-            self._cancelling.add(task)
-            task.add_done_callback(self._cancelling.discard)
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:  # the loop has ended, and the stream with it
+            cancel_apart(self._channel_apart, [request], self._metadata, wait=False)
+        else:
+            self._run_apart(lambda: self._cancel(request))
 
     async def _cancel(self, request: pb.CancelRequest) -> None:
-        with contextlib.suppress(grpc.RpcError, asyncio.CancelledError):
-            await self._generation.Cancel(request, timeout=_CANCEL_SECONDS, metadata=self._metadata)
+        for seconds in (CANCEL_SECONDS, CLOSE_SECONDS):
+            try:
+                await self._generation.Cancel(request, timeout=seconds, metadata=self._metadata)
+            except asyncio.CancelledError:  # the loop ends; it waits for its tasks, so there is time to say it again
+                continue
+            except (grpc.RpcError, grpc.aio.UsageError):  # the server's grace ends it then
+                pass
+            return
+
+    def _channel_apart(self) -> grpc.Channel:
+        if self._credentials is None:
+            return grpc.insecure_channel(self.target, self._options)
+        return grpc.secure_channel(self.target, self._credentials, self._options)
 
     async def _reply(
         self,
@@ -231,6 +278,7 @@ class AsyncClient:
         timeout: float | None,
         read: Callable[[Any], ReplyT],
     ) -> ReplyT:
+        self._check_open()
         span = CallSpan(name, self._metadata, self.target)
         timeout = self.timeout if timeout is None else timeout
         try:

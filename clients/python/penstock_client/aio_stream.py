@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import Any, Self
 
 import grpc
 import grpc.aio
 
-from penstock_client.errors import BrokenStream, PenstockError, from_rpc_error
+from penstock_client.errors import BrokenStream, Cancelled, PenstockError, from_rpc_error
 from penstock_client.events import Event, EventReader
+from penstock_client.leaving import START_SECONDS
 from penstock_client.reconnect import Link, Recovery
 from penstock_client.response import Response
 from penstock_client.v1 import generation_pb2 as pb
@@ -20,6 +21,9 @@ from penstock_client.v1 import generation_pb2 as pb
 
 class AsyncStream:
     """The events of one generation. Leaving the loop or the `async with` ends the generation, if it still runs.
+
+    So does cancelling the task that reads it. A later loop over a stream that was left raises `Cancelled`; to read some
+    events and go on later, call `anext(stream)`. `detach()` leaves without ending.
 
     >>> async with client.stream("What is 17 + 25?", budget=64) as stream:
     ...     async for event in stream:
@@ -36,7 +40,11 @@ class AsyncStream:
             self._reader.resumed(resumed)
         self._recovery = Recovery(self._reader, link.policy, link.timeout)
         self._left = False
+        self._first: asyncio.Future[Any] | None = None
         self._call = start()
+        with contextlib.suppress(RuntimeError):  # no loop runs yet
+            if link.resumable and asyncio.get_running_loop():
+                self._read_first()  # at once, for the token in it, whenever the user reads it
 
     @property
     def response(self) -> Response:
@@ -50,16 +58,56 @@ class AsyncStream:
 
     @property
     def reconnections(self) -> int:
-        """How often the connection was made up for."""
+        """Return how many connections were lost on the way."""
         return self._recovery.reconnections
 
     def cancel(self) -> None:
-        """Ends the generation; the engine stops within one step. Harmless when it is over."""
+        """End the generation; the engine stops within one step. Harmless when it is over."""
         if self._left:
             return
-        self.detach()
+        self._left = True
+        self._take_first()
+        if self._link.resumable and not self._reader.last_sequence:
+            with contextlib.suppress(RuntimeError):  # no loop runs any more
+                self._link.run_apart(self._end_when_started)
+                return
+        self._end()
+
+    def _end(self) -> None:
+        self._call.cancel()
         if self._recovery.is_orphan:
             self._link.abandon(self._recovery.cancel_request())
+        self._link.span.end(self.response)
+
+    def _take_first(self) -> None:
+        """Take in the first event where it came and nobody has read it."""
+        first, self._first = self._first, None
+        if first is None or not first.done():
+            self._first = first
+        elif not first.cancelled() and first.exception() is None and first.result() is not grpc.aio.EOF:
+            with contextlib.suppress(BrokenStream):
+                self._recovery.take(first.result().event)
+
+    def _orphan(self) -> pb.CancelRequest | None:
+        """What ends the generation from outside of the event loop; None where nothing is left to end."""
+        if not self._left:
+            self._take_first()
+        if self._left or not self._recovery.is_orphan:
+            return None
+        self._left = True
+        return self._recovery.cancel_request()
+
+    async def _end_when_started(self) -> None:
+        """Wait, a bounded time, for the token that the first event brings, and end the generation with it."""
+        # Cancelling the call is not enough: where the event is on its way, the server takes it for a lost connection.
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                reply = await (self._first or self._read_first())
+            if reply is not grpc.aio.EOF:
+                self._recovery.take(reply.event)
+        except (TimeoutError, grpc.RpcError, BrokenStream, asyncio.CancelledError):
+            pass
+        self._end()
 
     def detach(self) -> None:
         """Leaves and lets a resumable generation go on, for `client.resume` to read within the server's grace."""
@@ -71,15 +119,32 @@ class AsyncStream:
         """Leaves: ends the generation if it still runs, without waiting for anything."""
         AsyncStream.cancel(self)
 
-    def __aiter__(self) -> Self:
-        return self
+    def __aiter__(self) -> AsyncIterator[Event]:
+        return _Loop(self)
 
     async def __anext__(self) -> Event:
+        try:
+            return await self._next()
+        except asyncio.CancelledError:
+            ours = asyncio.current_task()
+            if self._left and ours is not None and not ours.cancelling():
+                # gRPC says so of a call that was cancelled by `close()` or `cancel()`; the task was not.
+                raise _was_left() from None
+            self.close()
+            raise
+        except Exception:
+            raise
+        except BaseException:  # Ctrl-C, where the loop does not make it a cancellation
+            self.close()
+            raise
+
+    async def _next(self) -> Event:
         while True:
+            if self._left and not self._reader.finished:
+                raise _was_left()
             failure: PenstockError = BrokenStream.cut_short()
             try:
-                # read(), not iteration: gRPC's iterator keeps the call alive after the loop that held it is gone.
-                reply = await self._call.read()
+                reply = await self._read()
                 if reply is not grpc.aio.EOF:
                     event = self._recovery.take(reply.event)
                     if event is not None:
@@ -99,6 +164,20 @@ class AsyncStream:
             if last is not None:
                 return last
 
+    async def _read(self) -> Any:
+        if not self._link.resumable or self._reader.last_sequence:
+            # read(), not iteration: gRPC's iterator keeps the call alive after the loop that held it is gone.
+            return await self._call.read()
+        # A task that is cancelled takes a plain read and its call with it, and the token that ends the generation.
+        reply = await asyncio.shield(self._first or self._read_first())
+        self._first = None
+        return reply
+
+    def _read_first(self) -> asyncio.Future[Any]:
+        self._first = asyncio.ensure_future(self._call.read())
+        self._first.add_done_callback(_retrieve)
+        return self._first
+
     async def _go_on(self, failure: PenstockError) -> Event | None:
         """Resumes over another connection. Raises `failure` where that cannot be; the event ends a drained stream."""
         try:
@@ -112,6 +191,8 @@ class AsyncStream:
                 raise
             return last
         await asyncio.sleep(wait)
+        if self._left:
+            raise _was_left()
         request = self._recovery.request()
         self._link.span.reconnected(request.last_sequence)
         self._call = self._link.resume(request, **self._link.options(self._recovery.seconds_left))
@@ -132,6 +213,32 @@ class AsyncStream:
     def __del__(self) -> None:
         if hasattr(self, "_call"):
             self.close()
+
+
+class _Loop:
+    """One `async for` loop over a stream: when the loop is gone, so is the stream."""
+
+    def __init__(self, stream: AsyncStream) -> None:
+        self._stream = stream
+
+    def __aiter__(self) -> Self:
+        return self
+
+    def __anext__(self) -> Awaitable[Event]:
+        return self._stream.__anext__()
+
+    def __del__(self) -> None:
+        self._stream.close()
+
+
+def _was_left() -> Cancelled:
+    return Cancelled("the stream was left before its end", code=grpc.StatusCode.CANCELLED)
+
+
+def _retrieve(reading: asyncio.Future[Any]) -> None:
+    """Takes the result where nobody else does, so that asyncio has nothing to complain about."""
+    if not reading.cancelled():
+        reading.exception()
 
 
 async def _error_of(call: Any) -> grpc.aio.AioRpcError:

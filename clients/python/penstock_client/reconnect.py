@@ -33,6 +33,10 @@ class Reconnect:
     most_wait_seconds: float = 5.0
 
 
+def _nowhere(work: Callable[[], Any]) -> None:
+    raise RuntimeError("nothing runs apart")
+
+
 @dataclass(frozen=True, slots=True)
 class Link:
     """What a stream needs of its client, now and when its connection is gone."""
@@ -42,12 +46,16 @@ class Link:
     policy: Reconnect | None
     resume: Callable[..., Any]
     abandon: Callable[[pb.CancelRequest], None]
+    resumable: bool = False
+    """The server goes on with the generation when the connection is gone, until `abandon` ends it."""
+    run_apart: Callable[[Callable[[], Any]], None] = _nowhere
+    """Run something beside the user's code: in a thread, or as a task of the event loop."""
 
     def options(self, timeout: float | None = None) -> dict[str, Any]:
         return {"timeout": self.timeout if timeout is None else timeout, "metadata": self.span.metadata}
 
     def without_policy(self) -> Link:
-        return replace(self, policy=None)
+        return replace(self, policy=None, resumable=False)
 
 
 class Recovery:
@@ -70,8 +78,7 @@ class Recovery:
     @property
     def is_orphan(self) -> bool:
         """The server goes on with it although nobody will come back."""
-        response = self._reader.response
-        return bool(response.resume_token) and not self._reader.finished and self._drained is None
+        return self.has_token and not self._reader.finished
 
     def take(self, proto: pb.GenerationEvent) -> Event | None:
         """The event for the user. None: a repeated one, an unknown kind, or the word that another server goes on."""
@@ -109,29 +116,31 @@ class Recovery:
             raise DeadlineExceeded(
                 "the deadline passed while the connection was away", code=grpc.StatusCode.DEADLINE_EXCEEDED
             ) from failure
+        self.reconnections += self._attempts == 0  # connections that were lost, not attempts to get another
         self._attempts += 1
-        self.reconnections += 1
         return wait
 
     def _may_go_on(self, failure: PenstockError) -> bool:
         if isinstance(failure, BrokenStream):
-            return failure.is_cut_short and self._has_token
+            return failure.is_cut_short and self.has_token
         if self._drained is not None:
             # Any server that shares the key will do, and the next attempt may reach one.
             return isinstance(failure, Unavailable | Overloaded) or self._is_cut(failure)
-        return self._has_token and (self._is_cut(failure) or failure.reason == "DRAINING")
+        return self.has_token and (self._is_cut(failure) or failure.reason == "DRAINING")
 
     @staticmethod
     def _is_cut(failure: PenstockError) -> bool:
         return failure.code in _CUT and not failure.reason
 
     @property
-    def _has_token(self) -> bool:
+    def has_token(self) -> bool:
+        """The stream can be resumed, and ended, by its token."""
         return self._drained is not None or bool(self._reader.response.resume_token)
 
     def cancel_request(self) -> pb.CancelRequest:
-        response = self._reader.response
-        return pb.CancelRequest(generation_id=response.generation_id, resume_token=response.resume_token)
+        """Ends the generation where it runs: after a drain, that is where it was resumed."""
+        request = self.request()
+        return pb.CancelRequest(generation_id=request.generation_id, resume_token=request.resume_token)
 
     def request(self) -> pb.ResumeRequest:
         response, drained = self._reader.response, self._drained

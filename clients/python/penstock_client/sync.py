@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import threading
+import time
+import weakref
 from collections.abc import Callable, Generator
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
@@ -13,6 +16,7 @@ from penstock_client.card import ModelCard, TokenCount
 from penstock_client.channel import ChannelOptions, Tls, credentials_for, metadata_for, options_for
 from penstock_client.errors import from_rpc_error
 from penstock_client.experts import ExpertLoad, load_request, watch_request
+from penstock_client.leaving import CANCEL_SECONDS, CLOSE_SECONDS, closed, end_at_exit
 from penstock_client.reconnect import Link, Reconnect
 from penstock_client.response import Response
 from penstock_client.spec import GenerationOptions, Prompt, build_spec, interact_request, stream_request
@@ -22,10 +26,9 @@ from penstock_client.v1 import generation_pb2 as pb
 from penstock_client.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc, routing_pb2_grpc
 
 ReplyT = TypeVar("ReplyT")
+StreamT = TypeVar("StreamT", bound=Stream)
 _GENERATION, _MODEL = "penstock.v1.GenerationService", "penstock.v1.ModelService"
 _ROUTING = "penstock.v1.RoutingService"
-# What cancelling may take, and what closing waits for it.
-_CANCEL_SECONDS, _CLOSE_SECONDS = 5.0, 1.0
 
 
 class Client:
@@ -61,7 +64,11 @@ class Client:
         self._generation = generation_pb2_grpc.GenerationServiceStub(self._channel)
         self._model = model_pb2_grpc.ModelServiceStub(self._channel)
         self._routing = routing_pb2_grpc.RoutingServiceStub(self._channel)
+        self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
         self._cancelling: set[Any] = set()
+        self._apart: set[threading.Thread] = set()
+        self._closed = False
+        end_at_exit(self)
 
     def stream(
         self,
@@ -76,8 +83,8 @@ class Client:
         """Starts a generation and gives its events as they come. See `AsyncClient.stream`."""
         resumable = self._reconnect is not None if resumable is None else resumable
         request = stream_request(build_spec(prompt, spec=spec, **options), resumable, flush_interval_seconds)
-        link = self._link("StreamGenerate", timeout)
-        return Stream(link, lambda: self._generation.StreamGenerate(request, **link.options()))
+        link = self._link("StreamGenerate", timeout, resumable)
+        return self._opened(Stream(link, lambda: self._generation.StreamGenerate(request, **link.options())))
 
     def interact(
         self,
@@ -91,7 +98,9 @@ class Client:
         """Starts a generation that can be steered while its events come. See `AsyncClient.interact`."""
         start = interact_request(build_spec(prompt, spec=spec, **options), flush_interval_seconds)
         link = self._link("Interact", timeout)
-        return Interaction(link, start, lambda actions: self._generation.Interact(actions, **link.options()))
+        return self._opened(
+            Interaction(link, start, lambda actions: self._generation.Interact(actions, **link.options()))
+        )
 
     def resume(
         self, generation_id: str, resume_token: str, last_sequence: int = 0, *, timeout: float | None = None
@@ -99,7 +108,7 @@ class Client:
         """Goes on with a resumable stream, of this process or another. See `AsyncClient.resume`."""
         request = pb.ResumeRequest(generation_id=generation_id, resume_token=resume_token, last_sequence=last_sequence)
         link = self._link("Resume", timeout)
-        return Stream(link, lambda: self._generation.Resume(request, **link.options()), request)
+        return self._opened(Stream(link, lambda: self._generation.Resume(request, **link.options()), request))
 
     def generate(
         self,
@@ -165,11 +174,22 @@ class Client:
             span.end()
 
     def close(self) -> None:
-        """Cancels what runs and closes the connection."""
+        """End the generations that still run, waiting at most a second for the server to know, and disconnect."""
+        self._end_streams()
+        self._closed = True
+        closed(self)
+        self._channel.close()
+
+    def _end_streams(self) -> None:
+        """Leave every open stream, and wait at most a second for the server to know."""
+        for stream in list(self._streams):
+            stream.close()
+        ends = time.monotonic() + CLOSE_SECONDS
+        for thread in list(self._apart):
+            thread.join(max(0.0, ends - time.monotonic()))
         for call in list(self._cancelling):
             with contextlib.suppress(grpc.RpcError, grpc.FutureTimeoutError, grpc.FutureCancelledError):
-                call.result(timeout=_CLOSE_SECONDS)
-        self._channel.close()
+                call.result(timeout=max(0.0, ends - time.monotonic()))
 
     def __enter__(self) -> Self:
         return self
@@ -179,19 +199,43 @@ class Client:
     ) -> None:
         self.close()
 
-    def _link(self, method: str, timeout: float | None) -> Link:
+    def _opened(self, stream: StreamT) -> StreamT:
+        self._streams.add(stream)
+        return stream
+
+    def _link(self, method: str, timeout: float | None, resumable: bool = False) -> Link:
+        self._check_open()
         return Link(
             span=CallSpan(f"{_GENERATION}/{method}", self._metadata, self.target),
             timeout=self.timeout if timeout is None else timeout,
             policy=self._reconnect,
             resume=self._generation.Resume,
             abandon=self._abandon,
+            resumable=resumable,
+            run_apart=self._run_apart,
         )
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("the client is closed")
+
+    def _run_apart(self, work: Callable[[], Any]) -> None:
+        def run() -> None:
+            work()
+            self._apart.discard(thread)
+
+        thread = threading.Thread(target=run, daemon=True, name="penstock-leave")
+        self._apart.add(thread)
+        try:
+            thread.start()
+        except RuntimeError:
+            self._apart.discard(thread)
+            raise
 
     def _abandon(self, request: pb.CancelRequest) -> None:
         """Tells the server, without waiting, that nobody comes back."""
         with contextlib.suppress(ValueError):  # the channel is closed already
-            call = self._generation.Cancel.future(request, timeout=_CANCEL_SECONDS, metadata=self._metadata)
+            call = self._generation.Cancel.future(request, timeout=CANCEL_SECONDS, metadata=self._metadata)
             self._cancelling.add(call)
             call.add_done_callback(self._cancelling.discard)
 
@@ -203,6 +247,7 @@ class Client:
         timeout: float | None,
         read: Callable[[Any], ReplyT],
     ) -> ReplyT:
+        self._check_open()
         span = CallSpan(name, self._metadata, self.target)
         timeout = self.timeout if timeout is None else timeout
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import grpc
 
 from penstock_client.errors import BrokenStream, Cancelled, PenstockError, from_rpc_error
 from penstock_client.events import Event, EventReader
+from penstock_client.leaving import START_SECONDS
 from penstock_client.reconnect import Link, Recovery
 from penstock_client.response import Response
 from penstock_client.v1 import generation_pb2 as pb
@@ -24,6 +26,9 @@ class Stream:
     ...     for event in stream:
     ...         ...
     >>> stream.response.answer
+
+    A `for` loop that is left (by `break`, `return`, an exception or Ctrl-C) ends the stream: a later loop over it
+    raises `Cancelled`. To read a few events and go on later, call `next(stream)`. `detach()` leaves without ending.
     """
 
     def __init__(self, link: Link, start: Callable[[], Any], resumed: pb.ResumeRequest | None = None) -> None:
@@ -33,6 +38,9 @@ class Stream:
             self._reader.resumed(resumed)
         self._recovery = Recovery(self._reader, link.policy, link.timeout)
         self._cancelled = threading.Event()
+        self._interrupted = False
+        self._leaving = threading.Lock()
+        self._turn = threading.Lock()  # of who reads the call: the user's thread, or the one that waits for the token
         self._call = start()
 
     @property
@@ -47,14 +55,17 @@ class Stream:
 
     @property
     def reconnections(self) -> int:
-        """How often the connection was made up for."""
+        """Return how many connections were lost on the way."""
         return self._recovery.reconnections
 
     def cancel(self) -> None:
-        """Ends the generation, from any thread; the engine stops within one step. Harmless when it is over."""
-        if self._cancelled.is_set():
+        """End the generation, from any thread; the engine stops within one step. Harmless when it is over."""
+        if not self._leave():
             return
-        self._cancelled.set()
+        if self._link.resumable and not self._reader.last_sequence and not self._interrupted:
+            with contextlib.suppress(RuntimeError):  # the interpreter is ending and starts no threads
+                self._link.run_apart(self._end_when_started)
+                return
         self._call.cancel()
         if self._recovery.is_orphan:
             self._link.abandon(self._recovery.cancel_request())
@@ -62,18 +73,54 @@ class Stream:
 
     def detach(self) -> None:
         """Leaves and lets a resumable generation go on, for `client.resume` to read within the server's grace."""
-        self._cancelled.set()
+        if self._leave():
+            self._call.cancel()
+            self._link.span.end(self.response)
+
+    def _leave(self) -> bool:
+        """False where it was left before."""
+        with self._leaving:
+            if self._cancelled.is_set():
+                return False
+            self._cancelled.set()
+            return True
+
+    def _end_when_started(self) -> None:
+        """Waits, a bounded time, for the token that the first event brings, and ends the generation with it."""
+        # Cancelling the call is not enough: where the event is on its way, the server takes it for a lost connection.
+        timer = threading.Timer(START_SECONDS, self._call.cancel)
+        timer.daemon = True
+        timer.start()
+        with self._turn, contextlib.suppress(StopIteration, grpc.RpcError, BrokenStream):
+            if not self._reader.last_sequence:
+                self._recovery.take(next(self._call).event)
+        timer.cancel()
         self._call.cancel()
+        if self._recovery.is_orphan:
+            self._link.abandon(self._recovery.cancel_request())
         self._link.span.end(self.response)
 
-    def __iter__(self) -> Self:
-        return self
+    def __iter__(self) -> Iterator[Event]:
+        return _Loop(self)
 
     def __next__(self) -> Event:
+        try:
+            return self._next()
+        except Exception:
+            raise
+        except BaseException:  # Ctrl-C
+            self._interrupted = True  # gRPC does not read on where a read was interrupted
+            self.close()
+            raise
+
+    def _next(self) -> Event:
         while True:
+            if self._cancelled.is_set() and not self._reader.finished:
+                raise Cancelled("the stream was left before its end", code=grpc.StatusCode.CANCELLED)
             failure: PenstockError
             try:
-                event = self._recovery.take(next(self._call).event)
+                with self._turn:
+                    event = self._recovery.take(next(self._call).event)
             except StopIteration:
                 failure = BrokenStream.cut_short()
             except grpc.RpcError as error:
@@ -105,7 +152,7 @@ class Stream:
                 raise
             return last
         if self._cancelled.wait(wait):
-            raise Cancelled("cancelled while the connection was away")
+            raise Cancelled("cancelled while the connection was away", code=grpc.StatusCode.CANCELLED)
         request = self._recovery.request()
         self._link.span.reconnected(request.last_sequence)
         self._call = self._link.resume(request, **self._link.options(self._recovery.seconds_left))
@@ -132,6 +179,22 @@ class Stream:
     def __del__(self) -> None:
         if hasattr(self, "_call"):
             self.close()
+
+
+class _Loop:
+    """One `for` loop over a stream: when the loop is gone, so is the stream."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Event:
+        return next(self._stream)
+
+    def __del__(self) -> None:
+        self._stream.close()
 
 
 class Interaction(Stream):

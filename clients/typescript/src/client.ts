@@ -3,6 +3,7 @@ import { create, fromBinary, toBinary, type DescMessage, type MessageShape } fro
 import { durationFromMs } from "@bufbuild/protobuf/wkt";
 import * as grpc from "@grpc/grpc-js";
 import { readFileSync } from "node:fs";
+import { setTimeout as sleep } from "node:timers/promises";
 import { fromServiceError } from "./errors.js";
 import {
   CancelRequestSchema,
@@ -33,12 +34,15 @@ import {
 import { RECONNECT, type Reconnect } from "./reconnect.js";
 import { Response } from "./response.js";
 import { buildSpec, type GenerationOptions, type Prompt } from "./spec.js";
-import { Interaction, Stream, type Call, type Link, type SteeredCall } from "./stream.js";
+import { closeAtSignals, forgetSignals } from "./signals.js";
+import { Interaction, Stream, type Call, type Link, type Running, type SteeredCall } from "./stream.js";
 
 const GENERATION = "/penstock.v1.GenerationService";
 const MODEL = "/penstock.v1.ModelService";
 const ROUTING = "/penstock.v1.RoutingService";
+/** Longest that saying Cancel may take while the client goes on, and that closing it waits for what is cancelled. */
 const CANCEL_SECONDS = 5;
+const CLOSE_SECONDS = 1;
 const MAX_RECEIVE_BYTES = 256 * 1024 * 1024;
 
 /**
@@ -78,6 +82,8 @@ export interface ClientOptions {
 export interface CallOptions {
   /** Seconds. The server stops working at it, and thinking "auto" plans so that the answer arrives before it. */
   timeout?: number;
+  /** Aborting it ends the call, and the generation at the server. */
+  signal?: AbortSignal;
 }
 export interface FlushOptions {
   /** Seconds. Gathers deltas for at most that long: fewer, larger events; the first ones and the last are not held. */
@@ -112,7 +118,10 @@ export class Client {
   private readonly metadata = new grpc.Metadata();
   private readonly reconnect: Reconnect | undefined;
   private readonly timeout: number | undefined;
-  private readonly cancelling = new Set<Promise<unknown>>();
+  private readonly leaving = new Set<Promise<unknown>>();
+  private readonly running = new Set<Running>();
+  private closed = false;
+  private readonly atSignal = () => this.close();
 
   constructor(
     readonly target = "127.0.0.1:50051",
@@ -147,7 +156,7 @@ export class Client {
       resumable,
       ...flushOf(options),
     });
-    const link = this.link(options);
+    const link = this.link(options, resumable);
     const path = `${GENERATION}/StreamGenerate`;
     return new Stream(
       link,
@@ -226,18 +235,29 @@ export class Client {
       callOptions(this.deadline(options)),
     );
     call.on("error", () => {}); // what the loop does not see any more: its own cancelling
+    const abort = () => call.cancel();
+    options.signal?.addEventListener("abort", abort);
+    if (options.signal?.aborted) abort();
     try {
       for await (const reply of call) yield (reply as WatchExpertLoadResponse).load!;
     } catch (error) {
       throw fromServiceError(error as grpc.ServiceError);
     } finally {
+      options.signal?.removeEventListener("abort", abort);
       call.cancel();
     }
   }
 
-  /** Closes the connection, when the server knows which streams were left. */
+  /** Ends the generations that still run, waits at most a second for the server to know, and disconnects. */
   async close(): Promise<void> {
-    await Promise.all(this.cancelling);
+    this.closed = true;
+    for (const running of [...this.running]) running.close();
+    const late = Date.now() + CLOSE_SECONDS * 1000;
+    while (this.leaving.size > 0 && Date.now() < late) {
+      // Not only once: a stream that waits for its token has its Cancel still to say.
+      await Promise.race([Promise.all(this.leaving), sleep(late - Date.now(), undefined, { ref: false })]);
+    }
+    forgetSignals(this.atSignal);
     this.grpc.close();
   }
 
@@ -245,21 +265,37 @@ export class Client {
     return timeout === undefined ? undefined : Date.now() + timeout * 1000;
   }
 
-  private link(options: CallOptions): Link {
+  private link(options: CallOptions, resumable = false): Link {
+    if (this.closed) throw new Error("the client is closed");
     const deadline = this.deadline(options);
     return {
       policy: this.reconnect,
       deadline,
+      resumable,
+      signal: options.signal,
       resume: (request) =>
         this.serverStream(`${GENERATION}/Resume`, ResumeRequestSchema, ResumeResponseSchema, request, deadline),
-      abandon: (request) => {
-        const said = this.unary(`${GENERATION}/Cancel`, CancelRequestSchema, CancelResponseSchema, request, {
-          timeout: CANCEL_SECONDS,
-        }).catch(() => undefined); // the server's grace ends it then
-        this.cancelling.add(said);
-        void said.finally(() => this.cancelling.delete(said));
+      abandon: (request) =>
+        this.waitFor(
+          this.unary(`${GENERATION}/Cancel`, CancelRequestSchema, CancelResponseSchema, request, {
+            timeout: CANCEL_SECONDS,
+          }).catch(() => undefined), // the server's grace ends it then
+        ),
+      leaving: (work) => this.waitFor(work),
+      opened: (running) => {
+        this.running.add(running);
+        closeAtSignals(this.atSignal);
+      },
+      over: (running) => {
+        this.running.delete(running);
+        if (this.running.size === 0) forgetSignals(this.atSignal);
       },
     };
+  }
+
+  private waitFor(work: Promise<unknown>): void {
+    this.leaving.add(work);
+    void work.finally(() => this.leaving.delete(work));
   }
 
   private serverStream<I extends DescMessage, O extends DescMessage>(
@@ -287,10 +323,24 @@ export class Client {
     options: CallOptions,
   ): Promise<MessageShape<O>> {
     const deadline = callOptions(this.deadline(options));
+    const { signal } = options;
     return new Promise((resolve, reject) => {
-      this.grpc.makeUnaryRequest(path, writer(input), reader(output), request, this.metadata, deadline, (error, reply) =>
-        error ? reject(fromServiceError(error)) : resolve(reply as MessageShape<O>),
+      const call = this.grpc.makeUnaryRequest(
+        path,
+        writer(input),
+        reader(output),
+        request,
+        this.metadata,
+        deadline,
+        (error, reply) => {
+          signal?.removeEventListener("abort", abort);
+          if (error) reject(fromServiceError(error));
+          else resolve(reply as MessageShape<O>);
+        },
       );
+      const abort = () => call.cancel();
+      signal?.addEventListener("abort", abort);
+      if (signal?.aborted) abort();
     });
   }
 }

@@ -4,7 +4,9 @@ import { status as Code } from "@grpc/grpc-js";
 import { BrokenStream, DeadlineExceeded, Overloaded, PenstockError, Unavailable } from "./errors.js";
 import type { Event, EventReader } from "./events.js";
 import {
+  CancelRequestSchema,
   ResumeRequestSchema,
+  type CancelRequest,
   type GenerationEvent,
   type GenerationFinished,
   type ResumeRequest,
@@ -42,7 +44,18 @@ export class Recovery {
 
   /** The server goes on with it although nobody will come back. */
   get isOrphan(): boolean {
-    return this.reader.response.resumeToken !== "" && !this.reader.finished && !this.drained;
+    return this.hasToken && !this.reader.finished;
+  }
+
+  /** The stream can be resumed, and ended, by its token. */
+  get hasToken(): boolean {
+    return this.drained !== undefined || this.reader.response.resumeToken !== "";
+  }
+
+  /** Ends the generation where it runs: after a drain, that is where it was resumed. */
+  cancelRequest(): CancelRequest {
+    const { generationId, resumeToken } = this.request();
+    return create(CancelRequestSchema, { generationId, resumeToken });
   }
 
   /** The event for the user. None for a repeated one, an unknown kind, and the word that another server goes on. */
@@ -82,13 +95,13 @@ export class Recovery {
     if (this.deadline !== undefined && this.deadline - now <= wait * 1000) {
       throw new DeadlineExceeded("the deadline passed while the connection was away", { code: Code.DEADLINE_EXCEEDED });
     }
+    if (this.attempts === 0) this.reconnections += 1; // connections that were lost, not attempts to get another
     this.attempts += 1;
-    this.reconnections += 1;
     return wait;
   }
 
   private mayGoOn(failure: PenstockError): boolean {
-    const hasToken = this.drained !== undefined || this.reader.response.resumeToken !== "";
+    const { hasToken } = this;
     const isCut = CUT.includes(failure.code) && failure.reason === "";
     if (failure instanceof BrokenStream) return failure.isCutShort && hasToken;
     // Any server that shares the key will do, and the next attempt may reach one.

@@ -1,10 +1,10 @@
 /** Streams: async iterators over a generation's events, which outlive their connections. */
 import { create } from "@bufbuild/protobuf";
+import { status as Code } from "@grpc/grpc-js";
 import { setTimeout as sleep } from "node:timers/promises";
-import { BrokenStream, fromServiceError } from "./errors.js";
+import { BrokenStream, Cancelled, fromServiceError } from "./errors.js";
 import { EventReader, type Event } from "./events.js";
 import {
-  CancelRequestSchema,
   InteractRequestSchema,
   type CancelRequest,
   type GenerationEvent,
@@ -23,25 +23,38 @@ export interface Call extends AsyncIterable<{ event?: GenerationEvent }> {
 export interface Link {
   readonly policy: Reconnect | undefined;
   readonly deadline: number | undefined;
+  /** The server goes on with the generation when the connection is gone, until `abandon` ends it. */
+  readonly resumable: boolean;
+  /** Aborting it ends the generation. */
+  readonly signal: AbortSignal | undefined;
   resume(request: ResumeRequest): Call;
   abandon(request: CancelRequest): void;
+  /** Has the client's `close()` wait for it. */
+  leaving(work: Promise<unknown>): void;
+  /** Has the client's `close()` end it. */
+  opened(stream: Running): void;
+  over(stream: Running): void;
 }
 
-/**
- * The events of one generation. Leaving the loop ends the generation, if it still runs.
- *
- *     for await (const event of client.stream("What is 17 + 25?", { budget: 64 })) { ... }
- */
-export class Stream implements AsyncIterableIterator<Event> {
-  protected readonly reader = new EventReader();
-  private readonly recovery: Recovery;
-  private replies: AsyncIterator<{ event?: GenerationEvent }>;
-  private left = false;
-  private readonly leaving = new AbortController();
+/** Seconds that a stream which was left before its first event waits for it: it carries the token that Cancel needs. */
+const START_SECONDS = 1;
 
-  /** @internal */
+/**
+ * What runs behind a `Stream`, which holds it and is not held by it: a stream that nobody refers to any more is found
+ * by the garbage collector, and its generation ended.
+ * @internal
+ */
+export class Running {
+  readonly reader = new EventReader();
+  readonly recovery: Recovery;
+  readonly leaving = new AbortController();
+  replies: AsyncIterator<{ event?: GenerationEvent }>;
+  left = false;
+  private reading: Promise<unknown> | undefined;
+  private readonly onAbort = () => this.close();
+
   constructor(
-    private readonly link: Link,
+    readonly link: Link,
     private call: Call,
     resumed?: ResumeRequest,
   ) {
@@ -52,36 +65,112 @@ export class Stream implements AsyncIterableIterator<Event> {
     }
     this.recovery = new Recovery(this.reader, link.policy, link.deadline);
     this.replies = call[Symbol.asyncIterator]();
+    link.opened(this);
+    link.signal?.addEventListener("abort", this.onAbort);
+    if (link.signal?.aborted) this.close();
+  }
+
+  close(): void {
+    if (this.left) return;
+    const { link, recovery } = this;
+    this.leave();
+    if (link.resumable && this.reader.lastSequence === 0) {
+      link.leaving(this.endWhenStarted());
+      return;
+    }
+    this.call.cancel();
+    if (recovery.isOrphan) link.abandon(recovery.cancelRequest());
+  }
+
+  detach(): void {
+    this.leave();
+    this.call.cancel();
+  }
+
+  async read(): Promise<IteratorResult<{ event?: GenerationEvent }>> {
+    const reading = this.replies.next();
+    this.reading = reading;
+    try {
+      return await reading;
+    } finally {
+      this.reading = undefined;
+    }
+  }
+
+  goOn(call: Call): void {
+    this.call = call;
+    this.replies = call[Symbol.asyncIterator]();
+  }
+
+  private leave(): void {
+    this.left = true;
+    this.leaving.abort();
+    this.link.signal?.removeEventListener("abort", this.onAbort);
+    this.link.over(this);
+  }
+
+  /** Waits, a bounded time, for the token that the first event brings, and ends the generation with it. */
+  private async endWhenStarted(): Promise<void> {
+    // Cancelling the call is not enough: where the event is on its way, the server takes it for a lost connection.
+    const timer = setTimeout(() => this.call.cancel(), START_SECONDS * 1000);
+    try {
+      await this.reading; // by the user's code, which takes in what comes
+      if (this.reader.lastSequence === 0) {
+        const { value } = await this.replies.next();
+        if (value?.event) this.recovery.take(value.event);
+      }
+    } catch {
+      // it failed: nothing runs
+    }
+    clearTimeout(timer);
+    this.call.cancel();
+    if (this.recovery.isOrphan) this.link.abandon(this.recovery.cancelRequest());
+  }
+}
+
+const dropped = new FinalizationRegistry<Running>((running) => running.close());
+
+/**
+ * The events of one generation. Leaving the loop ends the generation, if it still runs; so do `close()`, an aborted
+ * `signal`, closing the client, and forgetting the stream.
+ *
+ *     for await (const event of client.stream("What is 17 + 25?", { budget: 64 })) { ... }
+ */
+export class Stream implements AsyncIterableIterator<Event> {
+  /** @internal */
+  protected readonly running: Running;
+
+  /** @internal */
+  constructor(link: Link, call: Call, resumed?: ResumeRequest) {
+    this.running = new Running(link, call, resumed);
+    dropped.register(this, this.running, this);
   }
 
   /** What has come so far. */
   get response(): Response {
-    return this.reader.response;
+    return this.running.reader.response;
   }
 
   /** Of the newest event; with `response.generationId` and `.resumeToken` what `client.resume` needs. */
   get lastSequence(): number {
-    return this.reader.lastSequence;
+    return this.running.reader.lastSequence;
   }
 
-  /** How often the connection was made up for. */
+  /** How many connections were lost on the way. */
   get reconnections(): number {
-    return this.recovery.reconnections;
+    return this.running.recovery.reconnections;
   }
 
   /** Leaves: ends the generation if it still runs, without waiting for anything. Harmless when it is over. */
   close(): void {
-    if (this.left) return;
-    const { generationId, resumeToken } = this.response;
-    this.detach();
-    if (this.recovery.isOrphan) this.link.abandon(create(CancelRequestSchema, { generationId, resumeToken }));
+    this.running.close();
+    dropped.unregister(this);
   }
 
   /** Leaves and lets a resumable generation go on, for `client.resume` to read within the server's grace. */
   detach(): void {
-    this.left = true;
-    this.leaving.abort();
-    this.call.cancel();
+    this.running.detach();
+    dropped.unregister(this);
   }
 
   [Symbol.asyncIterator](): this {
@@ -89,12 +178,15 @@ export class Stream implements AsyncIterableIterator<Event> {
   }
 
   async next(): Promise<IteratorResult<Event, undefined>> {
+    const { running } = this;
+    const { reader, recovery, link } = running;
     for (;;) {
+      if (running.left && !reader.finished && link.signal?.aborted) throw aborted();
       let failure: unknown = new BrokenStream("the stream ended without its last event", true);
       try {
-        const { done, value } = await this.replies.next();
+        const { done, value } = await running.read();
         if (!done) {
-          const event = value.event && this.recovery.take(value.event);
+          const event = value.event && recovery.take(value.event);
           if (event) return { done: false, value: event };
           continue;
         }
@@ -102,7 +194,11 @@ export class Stream implements AsyncIterableIterator<Event> {
         failure = fromServiceError(error);
       }
       // Whatever happens after the last event, or after leaving, is of no concern.
-      if (this.reader.finished || this.left) return { done: true, value: undefined };
+      if (reader.finished || running.left) {
+        if (!reader.finished && link.signal?.aborted) throw aborted();
+        this.close();
+        return { done: true, value: undefined };
+      }
       const last = await this.goOn(failure);
       if (last) return { done: false, value: last };
     }
@@ -115,22 +211,23 @@ export class Stream implements AsyncIterableIterator<Event> {
 
   /** Resumes over another connection. Throws `failure` where that cannot be; the event ends a drained stream. */
   private async goOn(failure: unknown): Promise<Event | undefined> {
+    const { running } = this;
     let seconds: number;
     try {
-      seconds = this.recovery.waitSeconds(failure);
+      seconds = running.recovery.waitSeconds(failure);
     } catch (final) {
-      const last = this.recovery.lastEvent();
+      const last = running.recovery.lastEvent();
       if (last) return last;
       this.close();
       throw final;
     }
-    await sleep(seconds * 1000, undefined, { signal: this.leaving.signal }).catch(() => undefined);
-    if (this.left) return undefined;
-    this.call = this.link.resume(this.recovery.request());
-    this.replies = this.call[Symbol.asyncIterator]();
+    await sleep(seconds * 1000, undefined, { signal: running.leaving.signal }).catch(() => undefined);
+    if (!running.left) running.goOn(running.link.resume(running.recovery.request()));
     return undefined;
   }
 }
+
+const aborted = () => new Cancelled("the call was aborted by its signal", { code: Code.CANCELLED });
 
 /** @internal */
 export interface SteeredCall extends Call {
@@ -154,7 +251,7 @@ export class Interaction extends Stream {
     start: InteractRequest,
   ) {
     // Not resumable, and what another server goes on with could not be steered: no policy.
-    super({ ...link, policy: undefined }, steered);
+    super({ ...link, policy: undefined, resumable: false }, steered);
     steered.write(start);
   }
 
@@ -174,6 +271,6 @@ export class Interaction extends Stream {
   }
 
   private say(action: object): void {
-    if (!this.reader.finished) this.steered.write(create(InteractRequestSchema, { action } as never));
+    if (!this.running.reader.finished && !this.running.left) this.steered.write(create(InteractRequestSchema, { action } as never));
   }
 }

@@ -1,6 +1,7 @@
 // The TypeScript client's driver: runs all cases and tells, one line of JSON per case, what user code saw.
 import { fromJson } from "@bufbuild/protobuf";
 import { readFileSync } from "node:fs";
+import { setTimeout as sleep } from "node:timers/promises";
 import { status } from "@grpc/grpc-js";
 import * as penstock from "../dist/index.js";
 
@@ -79,7 +80,68 @@ async function events(stream, case_, seen) {
   seen.reconnections = stream.reconnections;
 }
 
+/** What is waited for a generation to end after its stream was left; by itself it would run for 150. */
+const LEAVE_SECONDS = 30;
+
+async function running(wanted) {
+  const late = Date.now() + LEAVE_SECONDS * 1000;
+  for (;;) {
+    const page = await (await fetch(targets["leaving.metrics"])).text();
+    const count = Number(/^penstock_sequences_running(?:{.*})? (\S+)/m.exec(page)?.[1] ?? 0);
+    if (count === wanted || Date.now() > late) return count;
+    globalThis.gc(); // finds what was dropped
+    await sleep(50);
+  }
+}
+
+/** Leaves a stream in the way that the case says; the client stays, and so does the name of the stream. */
+async function leave(client, case_, seen, spec) {
+  const aborting = new AbortController();
+  let stream = client.stream(spec, { ...optionsOf(case_), signal: aborting.signal });
+  const there = async () => (seen.running = { before: await running(1) });
+  switch (case_.how) {
+    case "break":
+      for await (const event of stream) {
+        if (event.sequence < 3) continue;
+        await there();
+        break;
+      }
+      break;
+    case "raise":
+      await (async () => {
+        for await (const event of stream) {
+          await there();
+          throw new RangeError(`${event.sequence}`);
+        }
+      })().catch((error) => {
+        if (!(error instanceof RangeError)) throw error;
+      });
+      break;
+    case "cancel": {
+      const reading = (async () => {
+        for await (const _ of stream);
+      })().catch((error) => error);
+      await there();
+      aborting.abort();
+      if (!((await reading) instanceof penstock.Cancelled)) throw new Error("an aborted stream ended without a word");
+      break;
+    }
+    case "unread":
+      await there();
+      stream.close();
+      break;
+    default:
+      await stream.next();
+      await there();
+      if (case_.how === "close") stream.close();
+      else if (case_.how === "close_client") await client.close();
+      else stream = undefined;
+  }
+  seen.running.after = await running(0);
+}
+
 const CALLS = {
+  leave,
   stream: (client, case_, seen, spec) => events(client.stream(spec, optionsOf(case_)), case_, seen),
   interact: (client, case_, seen, spec) => events(client.interact(spec, optionsOf(case_)), case_, seen),
   async resume(client, case_, seen, spec) {

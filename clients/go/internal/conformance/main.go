@@ -18,7 +18,7 @@ import (
 )
 
 type testCase struct {
-	Name, Server, Call, Model, Leave string
+	Name, Server, Call, Model, Leave, How string
 	Spec                             json.RawMessage
 	Resumable                        *bool
 	TimeoutSeconds                   float64 `json:"timeout_seconds"`
@@ -46,6 +46,10 @@ type object = map[string]interface{}
 func main() {
 	if os.Args[1] == "--stubs" {
 		printStubs()
+		return
+	}
+	if os.Args[1] == "--until-interrupted" {
+		untilInterrupted(os.Args[2])
 		return
 	}
 	var plan struct {
@@ -105,6 +109,9 @@ func run(one testCase, targets map[string]string, seen object) error {
 	case "interact":
 		interaction := client.Interact(ctx, spec, deliveryOf(one)...)
 		return events(interaction.Stream, interaction, one, seen)
+	case "leave":
+		leave(ctx, client, targets["leaving.metrics"], spec, one, seen)
+		return nil
 	case "resume":
 		return resume(ctx, client, targets, spec, one, seen)
 	case "generate":

@@ -1,0 +1,135 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log"
+	"net/http"
+	"os"
+	"os/signal"
+	"regexp"
+	"runtime"
+	"strconv"
+	"time"
+
+	penstock "github.com/penstock/penstock/clients/go"
+	pb "github.com/penstock/penstock/clients/go/penstockv1"
+)
+
+// leaveTime is what is waited for a generation to end after its stream was left; by itself it would run for 150 s.
+const leaveTime = 30 * time.Second
+
+var sequencesRunning = regexp.MustCompile(`(?m)^penstock_sequences_running(?:{.*})? (\S+)`)
+
+// running tells how many generations run on the server, when that is as wanted or stays otherwise.
+func running(metrics string, wanted float64) float64 {
+	late := time.Now().Add(leaveTime)
+	for {
+		reply, err := http.Get(metrics)
+		if err != nil {
+			log.Fatal(err)
+		}
+		page, err := io.ReadAll(reply.Body)
+		reply.Body.Close()
+		if err != nil {
+			log.Fatal(err)
+		}
+		count := 0.0
+		if found := sequencesRunning.FindSubmatch(page); found != nil {
+			count, _ = strconv.ParseFloat(string(found[1]), 64)
+		}
+		if count == wanted || time.Now().After(late) {
+			return count
+		}
+		runtime.GC() // finds what was dropped
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// leave leaves a stream in the way that the case says; the client stays open.
+func leave(
+	ctx context.Context, client *penstock.Client, metrics string, spec *pb.GenerationSpec, one testCase, seen object,
+) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream := client.Stream(ctx, spec)
+	counts := object{}
+	there := func() { counts["before"] = running(metrics, 1) }
+	seen["running"] = counts
+	switch one.How {
+	case "break":
+		func() {
+			defer stream.Close()
+			for read := 0; read < 3; read++ {
+				receive(stream)
+			}
+			there()
+		}()
+	case "raise":
+		func() {
+			defer func() { _ = recover() }()
+			defer stream.Close()
+			receive(stream)
+			there()
+			panic("while a stream is read")
+		}()
+	case "cancel":
+		failed := make(chan error)
+		go func() {
+			for {
+				if _, err := stream.Recv(); err != nil {
+					failed <- err
+					return
+				}
+			}
+		}()
+		there()
+		cancel()
+		if err := <-failed; !errors.Is(err, context.Canceled) {
+			log.Fatal("cancelled, and it failed with ", err)
+		}
+	case "unread":
+		there()
+		stream.Close()
+	case "close":
+		receive(stream)
+		there()
+		stream.Close()
+	case "close_client":
+		receive(stream)
+		there()
+		client.Close()
+	case "drop":
+		receive(stream)
+		there()
+	}
+	if one.How != "drop" {
+		defer runtime.KeepAlive(stream)
+	}
+	counts["after"] = running(metrics, 0)
+}
+
+func receive(stream *penstock.Stream) {
+	if _, err := stream.Recv(); err != nil {
+		log.Fatal(err)
+	}
+}
+
+// untilInterrupted reads a stream until Ctrl-C, as a program does that lets go of what it holds.
+func untilInterrupted(target string) {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	client, err := penstock.Dial(target)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
+	stream := client.Stream(ctx, penstock.Ask("hi"))
+	for err == nil {
+		_, err = stream.Recv()
+	}
+	if !errors.Is(err, penstock.ErrCancelled) {
+		log.Fatal(err)
+	}
+}
