@@ -56,6 +56,7 @@ def test_defaults_on_a_cpu():
         "speculative_config": {"method": "mtp", "num_speculative_tokens": 2},
         "per_request_spec_decode_metrics": "summary",
         "enforce_eager": True,
+        "block_size": 128,
         "kv_cache_memory_bytes": 2**30,
     }
     on = {name for name, feature in features(plan).items() if feature.enabled}

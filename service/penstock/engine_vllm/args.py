@@ -20,6 +20,7 @@ SPECULATION_REFUSES = {
     "spec.sampling.min_p": "vLLM does not apply min_p while MTP speculates (engine.mtp = off allows it)",
     "spec.sampling.logit_bias": "vLLM does not apply logit_bias while MTP speculates (engine.mtp = off allows it)",
 }
+_CPU_BLOCK_TOKENS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,11 @@ def _cpu(settings: EngineSettings) -> dict[str, Any]:
     return {
         # Compiling pays off after minutes of decoding, and needs a C++ compiler at run time.
         "enforce_eager": True,
+        # vLLM's own default, said aloud. Unsaid, the engine core resets the size that the Gated DeltaNet states ask for
+        # (384 tokens for the demo model) to 128 once it is up, ends chunks of prompts off the blocks, keeps no state
+        # there, and a prompt's second call finds nothing in the prefix cache. A GPU's platform code does not.
+        # Upstream: vllm/v1/engine/core.py `__post_init__` after the handshake, vllm/platforms/cpu.py, vLLM 0.32.0.
+        "block_size": _CPU_BLOCK_TOKENS,
         "kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30),
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import importlib.metadata
 import os
 from collections.abc import Callable, Mapping
@@ -225,9 +226,19 @@ def _card(
         forces_budget=markers is not None and settings.engine_budget != "off",
         max_num_seqs=config.scheduler_config.max_num_seqs,
         unsupported_fields=plan.unsupported_fields,
-        profile=plan.profile,
+        profile=tuple(described(feature, config) for feature in plan.profile),
         engine_version=version,
     )
+
+
+def described(feature: Feature, config: Any) -> Feature:
+    """The feature as the loaded engine has it: prefix caching by blocks, whose size vLLM works out while it loads."""
+    if feature.name != "prefix_caching" or not feature.enabled:
+        return feature
+    block = config.cache_config.block_size
+    # With MTP vLLM drops the last block that matches: its draft layer needs the hidden states of the tokens in it.
+    rule = "whole blocks, less one for MTP" if config.speculative_config is not None else "whole blocks"
+    return dataclasses.replace(feature, value=f"{block:,}-token blocks", reason=f"{feature.reason}; {rule} are found")
 
 
 def default_sampling(checkpoint: Checkpoint, unsupported: frozenset[str]) -> Sampling:

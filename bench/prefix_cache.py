@@ -1,0 +1,137 @@
+"""What the prefix cache finds: the second call of a prompt, and a chat that grows, with MTP and without.
+
+python -m bench.prefix_cache [--blocks 1 2 4 10] [--turns 6] [--json]
+
+Counts tokens, no time. Each engine runs on the embedded model with the service's defaults. Prompts are random tokens,
+so that nothing is shared by chance. `wanted_tokens` is what vLLM's rule gives: all whole blocks before the last token,
+one less with MTP.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from penstock.engine import Engine
+    from penstock.engine_vllm.engine import VllmEngine
+
+_OUTPUT_TOKENS = 8
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call: tokens of its prompt, those that came from the cache, and those that vLLM's rule promises."""
+
+    kind: str
+    mtp: bool
+    blocks: float
+    prompt_tokens: int
+    cached_tokens: int
+    wanted_tokens: int
+
+    @property
+    def share(self) -> float:
+        return self.cached_tokens / self.prompt_tokens
+
+
+def promised(prompt_tokens: int, block_tokens: int, mtp: bool) -> int:
+    """Tokens that the second call of a prompt finds: whole blocks, the last token always being computed again."""
+    known = prompt_tokens if mtp else prompt_tokens - 1
+    return max(0, (known // block_tokens - mtp) * block_tokens)
+
+
+async def ask(engine: Engine, prompt: Sequence[int]) -> tuple[int, list[int]]:
+    """(tokens from the cache, tokens generated)."""
+    from penstock.types import EngineRequest, Sampling
+
+    name, sampling = f"prefix-{next(_numbers)}", Sampling(temperature=0.0)
+    request = EngineRequest(name, tuple(prompt), _OUTPUT_TOKENS, min_tokens=_OUTPUT_TOKENS, sampling=sampling)
+    chunks = [chunk async for chunk in engine.stream(request)]
+    return chunks[-1].cached_tokens, [token for chunk in chunks for token in chunk.token_ids]
+
+
+async def second_calls(engine: Engine, block_tokens: int, mtp: bool, lengths: Sequence[int], seed: int) -> list[Call]:
+    """The same prompt twice, for each length in tokens."""
+    draw, calls = random.Random(seed), []
+    for length in lengths:
+        prompt = noise(draw, length)
+        _, first = await ask(engine, prompt)
+        cached, second = await ask(engine, prompt)
+        if first != second:
+            raise AssertionError(f"{length} tokens: what came from the cache changed the answer")
+        wanted = promised(length, block_tokens, mtp)
+        calls.append(Call("second call", mtp, length / block_tokens, length, cached, wanted))
+    return calls
+
+
+async def growing_chat(engine: Engine, block_tokens: int, mtp: bool, turns: int, seed: int) -> list[Call]:
+    """Each turn's prompt is the one before, its answer, and six tenths of a block more; from the second turn on."""
+    draw = random.Random(seed)
+    prompt, calls, before = noise(draw, block_tokens * 8 // 5), list[Call](), 0
+    for turn in range(turns):
+        cached, answer = await ask(engine, prompt)
+        if turn:
+            wanted = promised(before, block_tokens, mtp)
+            calls.append(Call("chat", mtp, len(prompt) / block_tokens, len(prompt), cached, wanted))
+        before = len(prompt)
+        prompt = [*prompt, *answer, *noise(draw, block_tokens * 3 // 5)]
+    return calls
+
+
+def noise(draw: random.Random, length: int) -> list[int]:
+    return [draw.randrange(20, 500) for _ in range(length)]
+
+
+async def block_tokens_of(engine: VllmEngine) -> int:
+    return (await engine.cache_bytes())[0]["block_tokens"]
+
+
+async def measure(blocks: Sequence[int], turns: int) -> list[Call]:
+    from penstock.config import EngineSettings
+    from penstock.engine_vllm.start import start
+
+    calls = []
+    for mtp in (True, False):
+        engine = await start(EngineSettings(mtp="required" if mtp else "off"))
+        try:
+            size = await block_tokens_of(engine)
+            calls += await second_calls(engine, size, mtp, [count * size + 100 for count in blocks], seed=1)
+            calls += await growing_chat(engine, size, mtp, turns, seed=2)
+        finally:
+            await engine.close()
+    return calls
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--blocks", type=int, nargs="+", default=[1, 2, 4, 10], help="whole blocks; 100 tokens more each"
+    )
+    parser.add_argument("--turns", type=int, default=6, help="of the chat")
+    parser.add_argument("--json", action="store_true")
+    wanted = parser.parse_args()
+    calls = asyncio.run(measure(wanted.blocks, wanted.turns))
+    if wanted.json:
+        print(json.dumps([{**asdict(call), "share": round(call.share, 4)} for call in calls], indent=1))
+        return
+    table = Table("call", "MTP", "blocks", "prompt tokens", "from the cache", "by the rule", "share")
+    for call in calls:
+        figures = (call.prompt_tokens, call.cached_tokens, call.wanted_tokens)
+        row = (f"{call.blocks:.1f}", *(f"{figure:,}" for figure in figures), f"{call.share:.0%}")
+        table.add_row(call.kind, "on" if call.mtp else "off", *row)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
