@@ -60,4 +60,4 @@ def _fetched(name: str) -> Callable[[], str]:
     return why_not
 
 
-_PROVIDED = {name: _fetched(name) for name in ("node", "npm", "go", "grpc-go")}
+_PROVIDED = {name: _fetched(name) for name in ("node", "npm", "go", "grpc-go", "triton")}
