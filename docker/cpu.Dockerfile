@@ -6,10 +6,11 @@ SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 WORKDIR /src
 COPY requirements/ requirements/
 # Every package by its hash. torch's CPU build is on PyTorch's own index; the hashes make a second index safe.
-# What only builds and checks the project is taken out again; setuptools stays, torch imports it.
+# What only builds and checks the project is taken out again. setuptools stays, torch imports it, and redis, which
+# `quotas.redis_url` needs.
 RUN python -m pip install --no-cache-dir --no-deps --no-compile --require-hashes \
         --extra-index-url https://download.pytorch.org/whl/cpu -r requirements/cpu.lock \
-    && sed '/^#/d; /^setuptools$/d; /^[[:space:]]*$/d' requirements/dev.in | xargs python -m pip uninstall --yes --quiet
+    && sed '/^#/d; /^setuptools$/d; /^redis$/d; /^[[:space:]]*$/d' requirements/dev.in | xargs python -m pip uninstall --yes --quiet
 COPY pyproject.toml README.md ./
 COPY clients/python/ clients/python/
 COPY service/ service/
@@ -23,7 +24,7 @@ LABEL org.opencontainers.image.title="Penstock (CPU)" \
       org.opencontainers.image.revision="${REVISION}"
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends libnuma1 \
+    && apt-get install --yes --no-install-recommends libnuma1 tini \
     && rm -rf /var/lib/apt/lists/*
 # Into the interpreter's own prefix, not a virtual environment: vLLM's caches then go where VLLM_CACHE_ROOT says, which a
 # read-only root file system needs.
@@ -37,5 +38,6 @@ VOLUME ["/cache"]
 EXPOSE 50051 9464
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=10s --start-period=10m CMD ["python3", "/usr/local/share/penstock/health.py"]
-ENTRYPOINT ["penstock"]
+# tini is process 1: it reaps what an engine that died leaves behind, and passes signals on.
+ENTRYPOINT ["tini", "--", "penstock"]
 CMD ["serve", "--listen", "0.0.0.0:50051", "--insecure", "--device", "cpu"]

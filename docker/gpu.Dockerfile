@@ -16,11 +16,17 @@ LABEL org.opencontainers.image.title="Penstock (GPU)" \
       org.opencontainers.image.description="gRPC service over vLLM with thinking budgets that hold" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.revision="${REVISION}"
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends tini \
+    && rm -rf /var/lib/apt/lists/*
 COPY docker/health.py docker/sbom.py /usr/local/share/penstock/
 # vLLM and its CUDA packages are the image's; what Penstock adds comes in the versions of the lock.
 # The image's Python may be newer than the 3.11 that the tests run on, hence --ignore-requires-python.
 RUN --mount=type=bind,from=build,source=/wheels,target=/wheels \
-    python3 -m pip install --no-cache-dir --ignore-requires-python --constraint /wheels/constraints.txt /wheels/*.whl \
+    python3 -m pip install --no-cache-dir --ignore-requires-python --constraint /wheels/constraints.txt \
+        /wheels/penstock_client-*.whl "$(echo /wheels/penstock-*.whl)[redis]" \
+    && python3 -m pip check \
     && python3 /usr/local/share/penstock/sbom.py penstock-gpu > /usr/local/share/penstock/sbom.cdx.json \
     && mkdir -m 0770 /cache && chown 65532:65532 /cache
 WORKDIR /
@@ -30,5 +36,6 @@ VOLUME ["/cache"]
 EXPOSE 50051 9464
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=10s --start-period=90m CMD ["python3", "/usr/local/share/penstock/health.py"]
-ENTRYPOINT ["penstock"]
+# tini is process 1: it reaps what an engine that died leaves behind, and passes signals on.
+ENTRYPOINT ["tini", "--", "penstock"]
 CMD ["serve", "--listen", "0.0.0.0:50051", "--insecure", "--device", "gpu"]

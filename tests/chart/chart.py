@@ -78,7 +78,8 @@ def pod(objects: Iterable[Object], role: str = "service") -> Object:
 
 
 def container(objects: Iterable[Object], role: str = "service") -> Object:
-    (found,) = pod(objects, role)["containers"]
+    """The service's own container, not one beside it."""
+    (found,) = [box for box in pod(objects, role)["containers"] if box["name"] == "penstock"]
     return found
 
 

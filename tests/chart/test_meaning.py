@@ -54,12 +54,11 @@ def test_should_never_be_killed_while_it_drains(values: Path) -> None:
 def test_should_never_probe_what_the_service_does_not_serve(values: Path) -> None:
     objects = render(values)
     ports = {port["name"]: port["containerPort"] for port in container(objects)["ports"]}
-    server, tls = config(objects).server, config(objects).tls
+    server = config(objects).server
     assert server.listen.endswith(f":{ports['grpc']}")
-    if tls.certificate_file:
-        # Probes speak no TLS.
-        assert server.health_listen.endswith(f":{ports['health']}")
-    asked = ports.get("health", ports["grpc"])
+    # A port of its own, with TLS or without, that IPv4 and IPv6 reach.
+    assert server.health_listen.endswith(f":{ports['health']}")
+    asked = ports["health"]
     for name, service in (("startupProbe", ""), ("readinessProbe", ""), ("livenessProbe", LIVENESS)):
         grpc = container(objects)[name]["grpc"]
         assert (grpc["port"], grpc.get("service", "")) == (asked, service)
@@ -226,16 +225,59 @@ def test_should_restart_pods_for_a_new_configuration_and_for_nothing_else() -> N
     assert checksum({}) == checksum({"service": {"annotations": {"a": "b"}}})
 
 
+DNS = (53, 5353)  # 5353 is OpenShift's
+
+
+def open_ports(values: dict[str, Any]) -> set[int]:
+    (policy,) = of_kind(render(values), "NetworkPolicy")
+    return {port["port"] for rule in policy["spec"]["egress"] for port in rule["ports"]}
+
+
 def test_should_open_https_only_where_a_model_comes_from_the_network() -> None:
-    def open_ports(values: dict[str, Any]) -> set[int]:
-        (policy,) = of_kind(render(values), "NetworkPolicy")
-        return {port["port"] for rule in policy["spec"]["egress"] for port in rule["ports"]}
+    assert open_ports({}) == {*DNS}
+    assert open_ports({"preset": "qwen3.5-35b-a3b-fp8"}) == {*DNS, 443}
+    assert open_ports({"preset": "one-gpu", "model": {"existingClaim": "weights"}}) == {*DNS}
 
-    assert open_ports({"config": {"telemetry": {"otlp_endpoint": "http://collector.otel:4317"}}}) == {53, 4317}
 
-    assert open_ports({}) == {53}
-    assert open_ports({"preset": "qwen3.5-35b-a3b-fp8"}) == {53, 443}
-    assert open_ports({"preset": "one-gpu", "model": {"existingClaim": "weights"}}) == {53}
+def variable(name: str, value: str) -> dict[str, Any]:
+    return {"extraEnv": [{"name": name, "value": value}]}
+
+
+JWT = {"audience": "penstock"}
+
+
+@pytest.mark.parametrize(
+    ("values", "ports"),
+    [
+        ({"config": {"telemetry": {"otlp_endpoint": "http://collector.otel:4317"}}}, {4317}),
+        ({"config": {"telemetry": {"otlp_endpoint": "https://otel.example"}}}, {443}),
+        ({"config": {"telemetry": {"otlp_endpoint": "http://otel.example/"}}}, {80, 443}),
+        (variable("OTEL_EXPORTER_OTLP_ENDPOINT", "https://otel.example:4318/v1"), {4318}),
+        (variable("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "collector:4319"), {4319}),
+        ({"config": {"jwt": JWT | {"issuer": "https://login.example:8443/realms/a"}}}, {8443}),
+        ({"config": {"jwt": JWT | {"issuer": "https://a", "jwks_url": "https://keys.example:9443/k"}}}, {9443}),
+        ({"config": {"jwt": JWT | {"issuer": "https://login.example"}}}, {443}),
+        (variable("HTTPS_PROXY", "http://user:secret@proxy.example:3128"), {3128}),
+        (variable("https_proxy", "http://proxy.example"), {80}),
+        (
+            {"preset": "one-gpu"}
+            | {"config": {"engine": {"model": "s3://b/m"}}}
+            | {"model": {"bucket": {"endpoint": "http://minio.minio"}}},
+            {80, 443},
+        ),
+        (
+            {
+                "apiKeys": {"existingSecret": "k"},
+                "tests": {"apiKey": {"existingSecret": "t"}},
+                "config": {"quotas": {"redis_url": "redis://:p@redis.db:6380/0", "requests_per_minute": 1}},
+            },
+            {6380},
+        ),
+    ],
+    ids=str,
+)
+def test_a_network_policy_should_let_out_what_the_same_values_ask_for(values: dict[str, Any], ports: set[int]) -> None:
+    assert open_ports(values) == {*DNS, *ports}
 
 
 def test_what_the_user_says_should_beat_the_preset_even_false_and_zero() -> None:
@@ -262,7 +304,7 @@ def test_should_never_share_compiled_kernels_between_images_or_kinds_of_gpu() ->
 def test_an_autoscaler_should_never_fight_with_a_count_of_replicas() -> None:
     for by in ("hpa", "keda"):
         scaling = {"enabled": True, "by": by, "prometheusAddress": "http://prometheus:9090"}
-        objects = render({"autoscaling": scaling, "replicaCount": 3})
+        objects = render({"autoscaling": scaling, "serviceMonitor": {"enabled": True}, "replicaCount": 3})
         assert "replicas" not in deployment(objects)["spec"]
         assert len(of_kind(objects, "HorizontalPodAutoscaler") + of_kind(objects, "ScaledObject")) == 1
         # With more than one replica to come, an update never takes all.

@@ -99,7 +99,7 @@ def test_nodes_of_a_group_should_reach_each_other_on_every_port(values: Path) ->
 @pytest.mark.parametrize("preset", ["qwen3.5-35b-a3b-fp8", "qwen3.5-397b-a17b-fp8-two-nodes"])
 def test_an_autoscaler_should_scale_what_is_there(by: str, preset: str) -> None:
     scaling = {"enabled": True, "by": by, "prometheusAddress": "http://prometheus:9090", "targetKvCacheUsage": 0.8}
-    objects = render({"preset": preset, "autoscaling": scaling})
+    objects = render({"preset": preset, "autoscaling": scaling, "podMonitor": {"enabled": True}})
     (scaler,) = of_kind(objects, "HorizontalPodAutoscaler") + of_kind(objects, "ScaledObject")
     there = workload(objects)
     assert scaler["spec"]["scaleTargetRef"] == {

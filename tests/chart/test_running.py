@@ -28,7 +28,7 @@ def objects() -> list[Object]:
     return render(
         {
             "config": {
-                "server": {"listen": f"0.0.0.0:{port}"},
+                "server": {"listen": f"0.0.0.0:{port}", "health_listen": f"[::]:{free_port()}"},
                 "telemetry": {"prometheus_listen": f"0.0.0.0:{metrics}"},
             },
             "serviceMonitor": {"enabled": True},

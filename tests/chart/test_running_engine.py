@@ -19,7 +19,10 @@ pytestmark = [needs_helm, pytest.mark.engine, pytest.mark.timeout(1500)]
 @pytest.fixture(scope="module")
 def objects() -> list[Object]:
     port = free_port()
-    listen = {"server": {"listen": f"0.0.0.0:{port}"}, "telemetry": {"prometheus_listen": f"0.0.0.0:{free_port()}"}}
+    listen = {
+        "server": {"listen": f"0.0.0.0:{port}", "health_listen": f"[::]:{free_port()}"},
+        "telemetry": {"prometheus_listen": f"[::]:{free_port()}"},
+    }
     return render({"config": listen, "service": {"port": port}, "tests": {"timeoutSeconds": 200}})
 
 

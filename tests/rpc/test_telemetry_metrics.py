@@ -39,6 +39,7 @@ from tests.tooling import program
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "deploy" / "prometheus" / "rules.yml"
+RULES_TEST = RULES.with_name("rules_test.yml")
 DASHBOARD = ROOT / "deploy" / "grafana" / "penstock.json"
 THINKING = pb.ThinkingConfig(mode=pb.THINKING_MODE_THINKING)
 LONG = Reply(thought="a thought that goes on " * 20, answer="and its answer " * 4)
@@ -130,9 +131,15 @@ async def test_every_metric_that_dashboard_and_rules_name_is_in_a_live_scrape() 
 
 @pytest.mark.needs("promtool")
 def test_promtool_accepts_the_rules() -> None:
-    command = [program("promtool"), "check", "rules", str(RULES)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
+    for asked in (["check", "rules", RULES], ["test", "rules", RULES_TEST]):
+        result = subprocess.run([program("promtool"), *asked], capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_every_alert_has_a_case_in_which_it_fires() -> None:
+    alerts = {rule["alert"] for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]}
+    cases = [case for test in yaml.safe_load(RULES_TEST.read_text())["tests"] for case in test["alert_rule_test"]]
+    assert {case["alertname"] for case in cases if case["exp_alerts"]} == alerts
 
 
 def test_the_dashboard_is_what_its_script_writes() -> None:

@@ -7,6 +7,7 @@
   (include "penstock.checks.nodes" $f | fromYamlArray)
   (include "penstock.checks.model" $f | fromYamlArray)
   (include "penstock.checks.callers" $f | fromYamlArray)
+  (include "penstock.checks.cluster" $f | fromYamlArray)
   (include "penstock.checks.rest" (dict "f" $f "root" .) | fromYamlArray) -}}
 {{- if $wrong -}}
 {{- fail (printf "\n\nThese values cannot work:\n  - %s\n" (join "\n  - " $wrong)) -}}
@@ -28,6 +29,9 @@
 {{- $p := $v.podDisruptionBudget -}}
 {{- if and $p.enabled (hasKey $p "minAvailable") (regexMatch "^[0-9]+$" (toString $p.minAvailable)) (ge (int $p.minAvailable) (int .leastReplicas)) (gt (int .leastReplicas) 0) -}}
 {{- $wrong = append $wrong (printf "podDisruptionBudget.minAvailable: %d of %d replicas: no node could ever be emptied" (int $p.minAvailable) (int .leastReplicas)) -}}
+{{- end -}}
+{{- if and $p.enabled (eq (toString $p.minAvailable) "100%") -}}
+{{- $wrong = append $wrong "podDisruptionBudget.minAvailable: 100% of the pods must stay: no node could ever be emptied" -}}
 {{- end -}}
 {{- if and $p.enabled (not (hasKey $p "minAvailable")) (has (toString $p.maxUnavailable) (list "0" "0%")) -}}
 {{- $wrong = append $wrong "podDisruptionBudget.maxUnavailable: 0: no node could ever be emptied" -}}
@@ -53,7 +57,7 @@
 {{- $wrong = append $wrong "gpu.resourceClaimTemplate: asks for GPUs with config.engine.device: cpu" -}}
 {{- end -}}
 {{- $memory := dig "limits" "memory" "" ($v.resources | default dict) | toString -}}
-{{- if and (regexMatch "^[0-9]+Gi$" $memory) (ge ($engine.kv_cache_gib | default 1.0 | float64) (trimSuffix "Gi" $memory | float64)) -}}
+{{- if and $memory (ge (mulf ($engine.kv_cache_gib | default 1.0 | float64) 1073741824.0) (include "penstock.bytes" $memory | float64)) -}}
 {{- $wrong = append $wrong (printf "config.engine.kv_cache_gib: %v GiB do not fit into resources.limits.memory: %s" ($engine.kv_cache_gib | default 1.0) $memory) -}}
 {{- end -}}
 {{- else -}}
@@ -65,6 +69,24 @@
 {{- $sizes := list -}}
 {{- range $key := list "tensor" "data" "stages" -}}{{- $sizes = append $sizes (get $ $key | int | default "unset" | toString) -}}{{- end -}}
 {{- $wrong = append $wrong (printf "gpu.perNode: %d GPUs on %d node(s) cannot be shared out by config.engine.tensor_parallel_size (%s) x data_parallel_size (%s) x pipeline_parallel_size or extra_args.pipeline_parallel_size (%s)" (int .gpus) (int .nodes) (index $sizes 0) (index $sizes 1) (index $sizes 2)) -}}
+{{- end -}}
+{{- end -}}
+{{- with dig "limits" "memory" "" ($v.resources | default dict) -}}
+{{- if ge (include "penstock.bytes" $.shmSize | int64) (include "penstock.bytes" . | int64) -}}
+{{- $wrong = append $wrong (printf "shmSize: /dev/shm counts as memory of the container, and %s does not fit into resources.limits.memory: %v" $.shmSize .) -}}
+{{- end -}}
+{{- end -}}
+{{- range $side := list "requests" "limits" -}}
+{{- range $name, $amount := get ($v.resources | default dict) $side | default dict -}}
+{{- if and (has $name (list "memory" "ephemeral-storage")) (hasSuffix "m" (toString $amount)) -}}
+{{- $wrong = append $wrong (printf "resources.%s.%s: %v is a thousandth of bytes: Mi or Gi" $side $name $amount) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- range $name, $limit := dig "limits" dict ($v.resources | default dict) -}}
+{{- $wanted := dig "requests" $name "" $v.resources -}}
+{{- if and $wanted (has $name (list "memory" "ephemeral-storage")) (gt (include "penstock.bytes" $wanted | int64) (include "penstock.bytes" $limit | int64)) -}}
+{{- $wrong = append $wrong (printf "resources.requests.%s: %v is above the limit of %v" $name $wanted $limit) -}}
 {{- end -}}
 {{- end -}}
 {{- range $key := list "nnodes" "node_rank" "master_addr" "master_port" -}}
@@ -99,6 +121,9 @@
 {{- end -}}
 {{- if and .model (not (hasPrefix "/" .model)) $v.model.offline (not $v.persistence.enabled) -}}
 {{- $wrong = append $wrong (printf "model.offline: nothing could bring %q: no cache persists (persistence.enabled) and none is mounted" .model) -}}
+{{- end -}}
+{{- if and .fromNetwork (not .fromBucket) (not .sizeKnown) -}}
+{{- $wrong = append $wrong (printf "model.sizeGiB: say how large the weights of %s are (GiB on disk): the cache and the startup budget follow from it" .model) -}}
 {{- end -}}
 {{- if and $v.persistence.enabled (ne $v.persistence.accessMode "ReadWriteMany") (gt (int .mostReplicas) 1) -}}
 {{- $wrong = append $wrong (printf "persistence.accessMode: %s serves one node, and there may be %d replicas: use ReadWriteMany" $v.persistence.accessMode (int .mostReplicas)) -}}
@@ -161,15 +186,16 @@
 {{- $wrong = append $wrong (printf "extraArgs: %s would beat the file: say it in config" .) -}}
 {{- end -}}
 {{- end -}}
-{{- $a := $v.autoscaling -}}
-{{- if and $a.enabled (lt (int $a.maxReplicas) (int $a.minReplicas)) -}}
-{{- $wrong = append $wrong (printf "autoscaling.maxReplicas: %d is below minReplicas, %d" (int $a.maxReplicas) (int $a.minReplicas)) -}}
+{{- $metricsListen := dig "telemetry" "prometheus_listen" "" $v.config -}}
+{{- if regexMatch "^(127\\.|localhost|\\[::1\\]|:)" $metricsListen -}}
+{{- range $wants := list "autoscaling" "serviceMonitor" "podMonitor" "prometheusRule" "inferencePool" -}}
+{{- if (get $v $wants).enabled -}}
+{{- $wrong = append $wrong (printf "config.telemetry.prometheus_listen: %s is loopback, and %s.enabled needs the metrics from outside" $metricsListen $wants) -}}
 {{- end -}}
-{{- if and $a.enabled (eq $a.by "keda") (not $a.prometheusAddress) -}}
-{{- $wrong = append $wrong "autoscaling.prometheusAddress: KEDA asks Prometheus, and does not know where it is" -}}
 {{- end -}}
-{{- if and $a.enabled (eq $a.by "hpa") (hasKey $a "targetFirstTokenSeconds") -}}
-{{- $wrong = append $wrong "autoscaling.targetFirstTokenSeconds: a quantile is asked of Prometheus: autoscaling.by: keda" -}}
+{{- end -}}
+{{- if regexMatch "^(127\\.|localhost|\\[::1\\])" $f.healthListen -}}
+{{- $wrong = append $wrong (printf "config.server.health_listen: %s is loopback: probes come from the node" $f.healthListen) -}}
 {{- end -}}
 {{- if and $v.inferencePool.enabled (not $v.inferencePool.endpointPicker.name) -}}
 {{- $wrong = append $wrong "inferencePool.endpointPicker.name: a pool needs a picker" -}}
@@ -187,6 +213,9 @@
 {{- end -}}
 {{- if and $f.metricsPort (eq (int $f.metricsPort) (int $f.port)) -}}
 {{- $wrong = append $wrong (printf "config.telemetry.prometheus_listen: port %d is server.listen's" (int $f.port)) -}}
+{{- end -}}
+{{- if and $v.grpcRoute.enabled $f.secure (not $v.grpcRoute.backendTls.caConfigMap) (not $v.grpcRoute.backendTls.systemCertificates) -}}
+{{- $wrong = append $wrong "grpcRoute.backendTls: with TLS on, the gateway needs to know who signed the certificate: caConfigMap (a ConfigMap with ca.crt), or systemCertificates: true" -}}
 {{- end -}}
 {{- if and $v.grpcRoute.enabled (not $v.grpcRoute.parentRefs) -}}
 {{- $wrong = append $wrong "grpcRoute.parentRefs: a route needs a Gateway" -}}

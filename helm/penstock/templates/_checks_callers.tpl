@@ -34,10 +34,10 @@
 {{- if and $auth.certificates (not $v.tls.mutual) (not $tls.client_ca_file) -}}
 {{- $wrong = append $wrong "config.auth.certificates: needs tls.mutual, or nobody shows a certificate" -}}
 {{- end -}}
-{{- if and .secure (eq (int .probePort) (int .port)) -}}
-{{- $wrong = append $wrong (printf "config.server.health_listen: port %d is server.listen's, and probes speak no TLS" (int .port)) -}}
+{{- if eq (int .probePort) (int .port) -}}
+{{- $wrong = append $wrong (printf "config.server.health_listen: port %d is server.listen's: health has a port of its own" (int .port)) -}}
 {{- end -}}
-{{- if and .metricsPort (ne (int .probePort) (int .port)) (eq (int .probePort) (int .metricsPort)) -}}
+{{- if and .metricsPort (eq (int .probePort) (int .metricsPort)) -}}
 {{- $wrong = append $wrong (printf "config.server.health_listen: port %d is config.telemetry.prometheus_listen's" (int .probePort)) -}}
 {{- end -}}
 {{- $quotas := $v.config.quotas | default dict -}}

@@ -13,6 +13,9 @@ metadata:
     {{- toYaml . | nindent 4 }}
     {{- end }}
   annotations:
+    {{- with omit ($v.commonAnnotations | default dict) "kubectl.kubernetes.io/default-container" "checksum/config" "k8s.v1.cni.cncf.io/networks" }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
     kubectl.kubernetes.io/default-container: penstock
     # The service reads its file once: a new file means new pods.
     checksum/config: {{ include "penstock.toml" . | sha256sum }}
@@ -23,30 +26,17 @@ metadata:
     {{- toYaml . | nindent 4 }}
     {{- end }}
 spec:
-  serviceAccountName: {{ include "penstock.serviceAccountName" . }}
+  serviceAccountName: {{ include "penstock.serviceAccountName" . | quote }}
   automountServiceAccountToken: false
   # Kubernetes would add PENSTOCK_* and, beside a Service of that name, VLLM_* variables.
   enableServiceLinks: false
   terminationGracePeriodSeconds: {{ int $f.graceSeconds }}
   securityContext:
     {{- toYaml $v.podSecurityContext | nindent 4 }}
-  {{- with $v.imagePullSecrets }}
-  imagePullSecrets:
-    {{- range . }}
-    - name: {{ . }}
-    {{- end }}
-  {{- end }}
-  {{- range $key := list "runtimeClassName" "priorityClassName" "schedulerName" }}
-  {{- with get $v $key }}
-  {{ $key }}: {{ . }}
-  {{- end }}
-  {{- end }}
-  {{- range $key := list "nodeSelector" "tolerations" "affinity" }}
-  {{- with get $v $key }}
-  {{ $key }}:
-    {{- toYaml . | nindent 4 }}
-  {{- end }}
-  {{- end }}
+  # The pause container is process 1 and reaps what an engine that died leaves behind.
+  shareProcessNamespace: true
+  {{- include "penstock.pullSecrets" . | nindent 2 }}
+  {{- include "penstock.placement" $v | nindent 2 }}
   {{- with $v.topologySpreadConstraints }}
   topologySpreadConstraints:
     {{- range . }}
@@ -56,14 +46,25 @@ spec:
   {{- with $v.gpu.resourceClaimTemplate }}
   resourceClaims:
     - name: gpus
-      resourceClaimTemplateName: {{ . }}
+      resourceClaimTemplateName: {{ . | quote }}
   {{- end }}
-  {{- if and $v.model.download.enabled (eq $v.model.download.by "initContainer") }}
+  {{- $downloads := and $v.model.download.enabled (eq $v.model.download.by "initContainer") }}
+  {{- if or $downloads $v.initContainers }}
   initContainers:
+    {{- if $downloads }}
     - {{ include "penstock.download" . | nindent 6 | trim }}
+    {{- end }}
+    {{- with $v.initContainers }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
   {{- end }}
   containers:
     - {{ include "penstock.container" (dict "root" . "role" $role) | nindent 6 | trim }}
+    {{- if eq $role "service" }}
+    {{- with $v.extraContainers }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+    {{- end }}
   volumes:
     {{- include "penstock.volumes" . | nindent 4 }}
 {{- end -}}
@@ -91,21 +92,23 @@ args:
   {{- end }}
 env:
   {{- include "penstock.env" . | nindent 2 }}
+{{- $from := $v.extraEnvFrom | default list }}
 {{- with $v.model.bucket.existingSecret }}
+{{- $from = prepend $from (dict "secretRef" (dict "name" .)) }}
+{{- end }}
+{{- with $from }}
 envFrom:
-  - secretRef: { name: {{ . }} }
+  {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- if eq $role "service" }}
 ports:
   - name: grpc
     containerPort: {{ int $f.port }}
     protocol: TCP
-  {{- if ne (int $f.probePort) (int $f.port) }}
   # Health alone, in plaintext: Kubernetes' gRPC probes speak no TLS.
   - name: health
     containerPort: {{ int $f.probePort }}
     protocol: TCP
-  {{- end }}
   {{- if $f.metricsPort }}
   - name: metrics
     containerPort: {{ int $f.metricsPort }}
@@ -123,6 +126,22 @@ resources:
 volumeMounts:
   {{- include "penstock.mounts" $f | nindent 2 }}
 {{- end -}}
+{{- end -}}
+
+{{/* Where a pod may be placed, and how it finds names: the service's, the workers', and the download's. */}}
+{{- define "penstock.placement" -}}
+{{- $v := . -}}
+{{- range $key := list "runtimeClassName" "priorityClassName" "schedulerName" "dnsPolicy" }}
+{{- with get $v $key }}
+{{ $key }}: {{ . | quote }}
+{{- end }}
+{{- end }}
+{{- range $key := list "nodeSelector" "tolerations" "affinity" "dnsConfig" "hostAliases" }}
+{{- with get $v $key }}
+{{ $key }}:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
 {{- end -}}
 
 {{/* RDMA pins memory, which takes a capability that `restricted` does not allow; nothing else does. */}}
@@ -168,6 +187,11 @@ lifecycle:
 
 {{- define "penstock.resources" -}}
 {{- $resources := deepCopy (.v.resources | default dict) -}}
+{{- /* A cache that lives on the node's disk is asked for, so that the pod is not placed where it would be evicted. */ -}}
+{{- if not .v.persistence.enabled -}}
+{{- $disk := dict "ephemeral-storage" (printf "%dGi" (add 1 (mul 2 (ternary .sizeGiB 0 .fromNetwork)))) -}}
+{{- $_ := set $resources "requests" (merge (deepCopy ($resources.requests | default dict)) $disk) -}}
+{{- end -}}
 {{- if .v.gpu.resourceClaimTemplate -}}
 {{- $_ := set $resources "claims" (list (dict "name" "gpus")) -}}
 {{- else if gt (int .gpus) 0 -}}

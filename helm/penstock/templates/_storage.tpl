@@ -14,10 +14,10 @@
 {{- range $name, $path := dict "K8S_POD_NAME" "metadata.name" "K8S_POD_UID" "metadata.uid" "K8S_NODE_NAME" "spec.nodeName" }}
 - { name: {{ $name }}, valueFrom: { fieldRef: { fieldPath: {{ $path }} } } }
 {{- end }}
-- { name: OTEL_SERVICE_NAME, value: {{ include "penstock.fullname" . }} }
+- { name: OTEL_SERVICE_NAME, value: {{ include "penstock.fullname" . | quote }} }
 - name: OTEL_RESOURCE_ATTRIBUTES
   value: >-
-    service.instance.id=$(K8S_POD_UID),k8s.namespace.name={{ .Release.Namespace }},{{ if gt (int $f.nodes) 1 }}k8s.statefulset.name={{ include "penstock.groupName" . }}{{ else }}k8s.deployment.name={{ include "penstock.fullname" . }}{{ end }},k8s.pod.name=$(K8S_POD_NAME),k8s.pod.uid=$(K8S_POD_UID),k8s.node.name=$(K8S_NODE_NAME),k8s.container.name=penstock
+    service.instance.id=$(K8S_POD_UID),k8s.namespace.name={{ include "penstock.namespace" . }},{{ if gt (int $f.nodes) 1 }}k8s.statefulset.name={{ include "penstock.groupName" . }}{{ else }}k8s.deployment.name={{ include "penstock.fullname" . }}{{ end }},k8s.pod.name=$(K8S_POD_NAME),k8s.pod.uid=$(K8S_POD_UID),k8s.node.name=$(K8S_NODE_NAME),k8s.container.name=penstock
 {{- if gt (int $f.nodes) 1 }}
 # The address on which nodes talk to each other; a host may have several.
 - { name: VLLM_HOST_IP, valueFrom: { fieldRef: { fieldPath: status.podIP } } }
@@ -28,7 +28,7 @@
 {{- with $v.model.token.existingSecret }}
 - name: HF_TOKEN
   valueFrom:
-    secretKeyRef: { name: {{ . }}, key: {{ $v.model.token.key }} }
+    secretKeyRef: { name: {{ . | quote }}, key: {{ $v.model.token.key | quote }} }
 {{- end }}
 {{- with $v.model.bucket.endpoint }}
 - { name: AWS_ENDPOINT_URL, value: {{ . | quote }} }
@@ -67,7 +67,7 @@
   mountPath: /models
   readOnly: true
   {{- with .v.model.subPath }}
-  subPath: {{ . }}
+  subPath: {{ . | quote }}
   {{- end }}
 {{- end }}
 {{- with .v.extraVolumeMounts }}
@@ -79,10 +79,10 @@
 {{- $f := include "penstock.facts" . | fromYaml -}}
 {{- $v := $f.v -}}
 - name: config
-  configMap: { name: {{ include "penstock.fullname" . }} }
+  configMap: { name: {{ include "penstock.fullname" . | quote }} }
 - name: cache
   {{- if $v.persistence.enabled }}
-  persistentVolumeClaim: { claimName: {{ $v.persistence.existingClaim | default (printf "%s-cache" (include "penstock.fullname" .)) }} }
+  persistentVolumeClaim: { claimName: {{ $v.persistence.existingClaim | default (printf "%s-cache" (include "penstock.fullname" .)) | quote }} }
   {{- else }}
   emptyDir: { sizeLimit: {{ $f.cacheSize }} }
   {{- end }}
@@ -94,34 +94,34 @@
 {{- with $v.resumeKey.existingSecret }}
 - name: resume-key
   secret:
-    secretName: {{ . }}
+    secretName: {{ . | quote }}
     defaultMode: 0440
     items:
-      - { key: {{ $v.resumeKey.key }}, path: key }
+      - { key: {{ $v.resumeKey.key | quote }}, path: key }
 {{- end }}
 {{- if and $f.secure (not $v.config.tls) }}
 - name: tls
-  secret: { secretName: {{ $v.tls.existingSecret | default (printf "%s-tls" (include "penstock.fullname" .)) }}, defaultMode: 0440 }
+  secret: { secretName: {{ $v.tls.existingSecret | default (printf "%s-tls" (include "penstock.fullname" .)) | quote }}, defaultMode: 0440 }
 {{- with $v.tls.clientCaSecret }}
 - name: client-ca
-  secret: { secretName: {{ . }}, defaultMode: 0440, items: [{ key: ca.crt, path: ca.crt }] }
+  secret: { secretName: {{ . | quote }}, defaultMode: 0440, items: [{ key: ca.crt, path: ca.crt }] }
 {{- end }}
 {{- end }}
 {{- with $v.apiKeys.existingSecret }}
 - name: keys
-  secret: { secretName: {{ . }}, defaultMode: 0440, items: [{ key: {{ $v.apiKeys.key }}, path: keys.json }] }
+  secret: { secretName: {{ . | quote }}, defaultMode: 0440, items: [{ key: {{ $v.apiKeys.key | quote }}, path: keys.json }] }
 {{- end }}
 {{- with $v.redisPassword.existingSecret }}
 - name: redis-password
-  secret: { secretName: {{ . }}, defaultMode: 0440, items: [{ key: {{ $v.redisPassword.key }}, path: password }] }
+  secret: { secretName: {{ . | quote }}, defaultMode: 0440, items: [{ key: {{ $v.redisPassword.key | quote }}, path: password }] }
 {{- end }}
 {{- with $v.callers.existingConfigMap }}
 - name: callers
-  configMap: { name: {{ . }}, items: [{ key: {{ $v.callers.key }}, path: callers.toml }] }
+  configMap: { name: {{ . | quote }}, items: [{ key: {{ $v.callers.key | quote }}, path: callers.toml }] }
 {{- end }}
 {{- if $v.model.existingClaim }}
 - name: model
-  persistentVolumeClaim: { claimName: {{ $v.model.existingClaim }}, readOnly: true }
+  persistentVolumeClaim: { claimName: {{ $v.model.existingClaim | quote }}, readOnly: true }
 {{- else if $v.model.image }}
 - name: model
   image: { reference: {{ $v.model.image | quote }}, pullPolicy: {{ $v.model.imagePullPolicy }} }

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
 from penstock.engine import EngineLoad
+from penstock.errors import ConfigError, PenstockError
 from penstock.observe import ServiceState
 from penstock.routing import ExpertLoad, LayerLoad, busiest_rank_share
 from penstock.telemetry import names
@@ -91,6 +92,9 @@ class Instruments:
             "Calls that ended with an error, by reason",
             (names.REASON, names.CALLER_LABEL),
         )
+        # Told from the start: a counter that first appears with a count hides its first event from `increase()`.
+        for reason in sorted({kind.reason for kind in PenstockError.__subclasses__()} - {ConfigError.reason}):
+            self.refusals.add(0, reason, "")
         self.continuations = Sums(
             meter, names.CONTINUATIONS, "{run}", "Engine runs after a candidate's first, by cause", (names.CAUSE,)
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -58,6 +59,16 @@ class ScrapeReader(MetricReader):
         """Nothing is open."""
 
 
+def _listening(host: str, port: int, registry: CollectorRegistry) -> tuple[WSGIServer, threading.Thread]:
+    """Start the server. `::` takes IPv4 as well; on a machine without IPv6 it is every IPv4 address alone."""
+    try:
+        return start_http_server(port, host, registry)
+    except OSError as error:
+        if host != "::" or error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+            raise
+        return start_http_server(port, "0.0.0.0", registry)
+
+
 class Endpoint(Collector):
     """Serves until closed. `port` 0 takes a free one."""
 
@@ -69,7 +80,7 @@ class Endpoint(Collector):
         registry.register(self)
         self._server: WSGIServer
         try:
-            self._server, self._thread = start_http_server(port, host, registry)
+            self._server, self._thread = _listening(host, port, registry)
         except OSError as error:
             raise ConfigError(
                 f"telemetry.prometheus_listen: cannot listen on {host}:{port}: {error.strerror}"
