@@ -6,7 +6,8 @@ import asyncio
 import socket
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -247,6 +248,128 @@ async def test_a_days_cost_is_reserved_at_its_worst_and_settled_as_it_was(tmp_pa
     with pytest.raises(asyncio.CancelledError):
         await task
     assert await left() == 205
+    await quotas.close()
+
+
+class CancelledAt:
+    """Awaits a coroutine in a task that is cancelled `times` times, from the coroutine's `step`-th suspension on."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, None], step: int, times: int) -> None:
+        self._coroutine, self._step, self._times = coroutine, step, times
+        self.was_cancelled = False
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        task, loop, sent, suspensions = asyncio.current_task(), asyncio.get_running_loop(), None, 0
+        assert task is not None
+        step: Callable[[], Any] = lambda: self._coroutine.send(None)  # noqa: E731
+        while True:
+            try:
+                waits_for = step()
+            except StopIteration:
+                return
+            suspensions += 1
+            if self._step <= suspensions < self._step + self._times:
+                self.was_cancelled = True
+                loop.call_soon(task.cancel)
+            try:
+                yield waits_for
+                step = lambda: self._coroutine.send(sent)  # noqa: E731
+            except BaseException as error:
+                thrown = error
+                step = lambda: self._coroutine.throw(thrown)  # noqa: E731, B023
+
+
+@pytest.mark.parametrize("times", [1, 3])
+@pytest.mark.parametrize("has_made", [0, 25])
+async def test_a_call_cancelled_at_any_step_is_charged_what_it_used(
+    counts: tuple[Minutes, Days], times: int, has_made: int
+) -> None:
+    quotas = Quotas(*counts)
+    for step in range(1, 60):
+        one = caller(f"cut-{time.time_ns()}", concurrent_streams=9, tokens_per_minute=60, usd_ticks_per_day=1000)
+        used_tokens_and_ticks = [0, 0]
+        driven = CancelledAt(_both(quotas, one, 1 + has_made, used_tokens_and_ticks), step, times)
+        await asyncio.gather(asyncio.create_task(_awaited(driven)), return_exceptions=True)
+        tokens, ticks = used_tokens_and_ticks
+        left = dict(await quotas.trailers(one))
+        told = f"step {step}: {left}"
+        assert left["x-ratelimit-remaining-streams"] == "9", told
+        assert left["x-ratelimit-remaining-usd-ticks"] == str(1000 - ticks), told
+        tokens_left = 60 - 1 - has_made - tokens
+        assert tokens_left <= int(left["x-ratelimit-remaining-tokens"]) <= tokens_left + 20, f"{told}; it fills again"
+        if not driven.was_cancelled:
+            break
+    else:
+        pytest.fail("the call never ran through")
+    assert tokens
+    assert not quotas._counting
+
+
+async def _both(quotas: Quotas, one: Caller, other_tokens: int, tokens_and_ticks: list[int]) -> None:
+    """A call beside another one of the same caller, whose tokens are charged when the second one comes."""
+    other = replace(one, limits=Limits(tokens_per_minute=60))
+    async with quotas.holding(other, claim(1), used(other_tokens)):  # noqa: SIM117
+        async with quotas.holding(one, claim(10, worst=700), lambda: (tokens_and_ticks[0], tokens_and_ticks[1])):
+            tokens_and_ticks[:] = 22, 20
+            await asyncio.sleep(0)
+
+
+async def _awaited(driven: CancelledAt) -> None:
+    await driven
+
+
+async def test_a_reservation_or_settlement_that_comes_twice_or_late_counts_once(counts: tuple[Minutes, Days]) -> None:
+    _, days = counts
+    name = f"twice-{time.time_ns()}"
+    await days.reserve(name, DAY, "a", 100, 1000)
+    for _ in range(2):
+        await days.settle(name, DAY, "a", 100, 30)
+    await days.settle(name, DAY, "never reserved", 100, 0)
+    assert await days.spent(name, DAY) == 30
+
+
+async def test_a_reservation_whose_answer_was_lost_is_given_back(redis_url: str) -> None:
+    quotas = quotas_of(QuotaSettings(redis_url=redis_url))
+    days = quotas._days
+    assert days is not None
+    reserve, who = days.reserve, caller(f"lost-{time.time_ns()}", usd_ticks_per_day=1000)
+
+    async def loses_the_answer(*arguments: Any) -> bool:
+        await reserve(*arguments)
+        raise Overloaded("no answer", retry_after_seconds=1.0)
+
+    days.reserve = loses_the_answer  # type: ignore[method-assign]
+    with pytest.raises(Overloaded):
+        async with quotas.holding(who, claim(worst=700), used(0)):
+            pass
+    await asyncio.wait(set(quotas._counting))
+    assert await days.spent(who.id, datetime.now(UTC).date().isoformat()) == 0
+    await days.settle(who.id, DAY, "late", 50, 0)
+    assert not await reserve(who.id, DAY, "late", 50, 1000), "it was settled before it came"
+    assert await days.spent(who.id, DAY) == 0
+    await quotas.close()
+
+
+async def test_a_settlement_is_tried_again_where_the_counts_are_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penstock.quotas.quotas._RETRY_SECONDS", (0.0,) * 4)
+    days = SqliteDays(tmp_path / "q.db")
+    settle, failures = days.settle, 3
+
+    async def settle_later(*arguments: Any) -> None:
+        nonlocal failures
+        failures -= 1
+        if failures >= 0:
+            raise Overloaded("away", retry_after_seconds=1.0)
+        await settle(*arguments)
+
+    days.settle = settle_later  # type: ignore[method-assign]
+    quotas, one = Quotas(days=days), caller(usd_ticks_per_day=1000)
+    async with quotas.holding(one, claim(worst=700), used(3, 5)):
+        pass
+    await asyncio.wait(set(quotas._counting))
+    assert dict(await quotas.trailers(one))["x-ratelimit-remaining-usd-ticks"] == "995"
     await quotas.close()
 
 

@@ -15,7 +15,8 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequen
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from penstock.callers.caller import Caller
 from penstock.errors import Overloaded, QuotaExceeded
@@ -23,9 +24,15 @@ from penstock.quotas.days import Days
 from penstock.quotas.minutes import MemoryMinutes, Minutes
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
+_LOST = "a call's usage could not be counted: its worst case stays charged"
 # A stream may end at any moment; who asks more often than this asks for nothing.
 _STREAM_RETRY_SECONDS = 1.0
 _SETTLING_SECONDS = 5.0
+# Seconds before each further try to settle a day's cost where the counts could not be reached.
+_RETRY_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+# Settlements that may wait for another try at once; more are given up, and stay charged at their worst case.
+_MAX_RETRIES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +76,7 @@ class Quotas:
         self._streams: Counter[str] = Counter()
         self._running: dict[str, set[_Running]] = {}
         self._closed = False
+        self._counting: set[asyncio.Task[Any]] = set()
         self._none_held = asyncio.Event()
         self._none_held.set()
 
@@ -99,9 +107,7 @@ class Quotas:
             running = held.enter_context(self._runs(caller, used))
             held.enter_context(self._stream(caller, claim.sequences))
             await held.enter_async_context(self._cost(caller, claim, used))
-            await self._charge_tokens(caller, claim.prompt_tokens)
-            running.charged_tokens = claim.prompt_tokens
-            held.push_async_callback(self._settle_tokens, caller, running)
+            await held.enter_async_context(self._tokens(caller, claim.prompt_tokens, running))
             yield
 
     @contextmanager
@@ -146,7 +152,8 @@ class Quotas:
             return
         now, reserved = self._now(), claim.worst_usd_ticks
         day = now.date().isoformat()
-        if not await self._days.reserve(caller.id, day, claim.call, reserved, most):
+        settle = partial(self._days.settle, caller.id, day, claim.call, reserved)
+        if not await self._reserve(self._days.reserve(caller.id, day, claim.call, reserved, most), settle):
             spent = await self._days.spent(caller.id, day)
             raise QuotaExceeded(
                 f"this call may cost {reserved} ticks of 1e-10 USD, and {max(0, most - spent)} are left of today's "
@@ -161,27 +168,94 @@ class Quotas:
         try:
             yield
         finally:
-            await _whatever_happens(self._days.settle(caller.id, day, claim.call, reserved, used()[1]))
+            await self._settle(lambda: settle(used()[1]))
 
-    async def _charge_tokens(self, caller: Caller, prompt_tokens: int) -> None:
-        """Lets a prompt in, after what the caller's other calls have made since anybody looked."""
-        if caller.limits.tokens_per_minute is None:
+    async def _reserve(
+        self, reserving: Coroutine[Any, Any, bool], settle: Callable[[int], Coroutine[Any, Any, None]]
+    ) -> bool:
+        """Reserve to the end, whatever happens to the call: where it is cancelled, or the answer is lost, what may have
+        been reserved is given back. Settling what was never reserved changes nothing."""
+        try:
+            return await self._to_the_end(reserving)
+        except asyncio.CancelledError:
+            await self._settle(lambda: settle(0))
+            raise
+        except Overloaded:
+            self._keep(self._settle(lambda: settle(0)))
+            raise
+
+    @asynccontextmanager
+    async def _tokens(self, caller: Caller, prompt_tokens: int, running: _Running) -> AsyncIterator[None]:
+        """Charge the prompt, and at the end what else the call turned out to use."""
+        try:
+            await self._charge_tokens(caller, prompt_tokens, running)
+            yield
+        finally:
+            per_minute, left = caller.limits.tokens_per_minute, running.used()[0] - running.charged_tokens
+            if per_minute is not None and left:
+                running.charged_tokens += left
+                with _told_where_lost():
+                    await self._to_the_end(self._minutes.take(caller.id, "tokens", per_minute, left, owing=True))
+
+    async def _charge_tokens(self, caller: Caller, prompt_tokens: int, running: _Running) -> None:
+        """Let a prompt in, after what the caller's other calls have made since anybody looked.
+
+        Raises QuotaExceeded. The charge is noted in `running` even where the call is cancelled meanwhile.
+        """
+        per_minute = caller.limits.tokens_per_minute
+        if per_minute is None:
             return
         made = 0
-        for running in self._running.get(caller.id, ()):
-            since = running.used()[0] - running.charged_tokens
-            if running.charged_tokens and since > 0:
-                running.charged_tokens += since
+        for other in self._running.get(caller.id, ()):
+            since = other.used()[0] - other.charged_tokens
+            if other.charged_tokens and since > 0:
+                other.charged_tokens += since
                 made += since
         if made:
-            await self._minutes.take(caller.id, "tokens", caller.limits.tokens_per_minute, made, owing=True)
-        await self._take(caller, "tokens", caller.limits.tokens_per_minute, prompt_tokens)
+            await self._to_the_end(self._minutes.take(caller.id, "tokens", per_minute, made, owing=True))
 
-    async def _settle_tokens(self, caller: Caller, running: _Running) -> None:
-        """What was not charged yet; gives back the prompt of a call that never ran."""
-        per_minute, left = caller.limits.tokens_per_minute, running.used()[0] - running.charged_tokens
-        if per_minute is not None and left:
-            await _whatever_happens(self._minutes.take(caller.id, "tokens", per_minute, left, owing=True))
+        async def charge() -> None:
+            await self._take(caller, "tokens", per_minute, prompt_tokens)
+            running.charged_tokens = prompt_tokens
+
+        await self._to_the_end(charge())
+
+    async def _settle(self, settle: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Settle to the end, whatever happens to the call; tried again for a minute where the counts are away.
+
+        Where that does not help, what was charged stays charged: the caller pays the worst case, and nobody gets
+        anything for nothing.
+        """
+        try:
+            await self._to_the_end(settle())
+        except Overloaded:
+            if len(self._counting) >= _MAX_RETRIES:
+                log.error(_LOST)
+                return
+            self._keep(_try_again(settle))
+
+    async def _to_the_end(self, counting: Coroutine[Any, Any, T]) -> T:
+        """Await `counting`, which goes on even where the call is cancelled, however often."""
+        task = self._keep(counting)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            # Counted before the call is over. Bounded: the stores answer or fail within seconds.
+            while not task.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait({task})
+            raise
+
+    def _keep(self, counting: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.ensure_future(counting)
+        self._counting.add(task)
+        task.add_done_callback(self._counted)
+        return task
+
+    def _counted(self, task: asyncio.Task[Any]) -> None:
+        self._counting.discard(task)
+        if not task.cancelled():
+            task.exception()  # Whoever waits for it raises it; one whose call was cancelled has nobody to tell.
 
     async def trailers(self, caller: Caller) -> Sequence[tuple[str, str]]:
         """Limits, and what is left of them, as metadata; nothing of what is not limited."""
@@ -208,25 +282,36 @@ class Quotas:
         with suppress(TimeoutError):
             async with asyncio.timeout(_SETTLING_SECONDS):
                 await self._none_held.wait()
+                while self._counting:
+                    await asyncio.wait(set(self._counting))
         if self._closed:
             return
         self._closed = True
+        left = set(self._counting)
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
         await self._minutes.close()
         if self._days is not None:
             await self._days.close()
 
 
-async def _whatever_happens(counting: Coroutine[Any, Any, object]) -> None:
-    """Counts to the end even where the call is being cancelled. Where the counts cannot be reached, what was charged
-    before stays charged: the caller pays the worst case, and nobody gets anything for nothing."""
-    task = asyncio.ensure_future(counting)
+async def _try_again(settle: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    with _told_where_lost():
+        for seconds in _RETRY_SECONDS:
+            await asyncio.sleep(seconds)
+            with suppress(Overloaded):
+                await settle()
+                return
+        await settle()
+
+
+@contextmanager
+def _told_where_lost() -> Iterator[None]:
     try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task})
-        raise
+        yield
     except Overloaded:
-        log.error("a call's usage could not be counted: its worst case stays charged")
+        log.error(_LOST)
 
 
 def _until_tomorrow(now: datetime) -> float:

@@ -39,13 +39,33 @@ redis.call('HSET', KEYS[1], 'level', level, 'at', now)
 redis.call('PEXPIRE', KEYS[1], tonumber(ARGV[4]) + math.ceil(math.max(0, -level) * 60000 / per_minute))
 return {0, math.floor(level)}
 """
-# KEYS: the day's spending. ARGV: ticks, most, seconds to keep. Numbers beyond 2^53 are no amounts of money here.
+# A caller's day is one hash: `ticks` is what is spent or reserved, `call:<id>` what a call in flight has reserved. So
+# each of the two scripts may be sent again, or after the answer to the first one was lost: it counts once.
+# KEYS: the day. ARGV: call, ticks, most, seconds to keep. Numbers beyond 2^53 are no amounts of money here.
 _RESERVE = """
-local spent = tonumber(redis.call('GET', KEYS[1]) or '0')
-if spent + tonumber(ARGV[1]) > tonumber(ARGV[2]) then return 0 end
-redis.call('INCRBY', KEYS[1], ARGV[1])
-redis.call('EXPIRE', KEYS[1], ARGV[3])
+local call = 'call:' .. ARGV[1]
+local known = redis.call('HGET', KEYS[1], call)
+if known then return known == 'settled' and 0 or 1 end
+if tonumber(redis.call('HGET', KEYS[1], 'ticks') or '0') + tonumber(ARGV[2]) > tonumber(ARGV[3]) then return 0 end
+redis.call('HINCRBY', KEYS[1], 'ticks', ARGV[2])
+redis.call('HSET', KEYS[1], call, ARGV[2])
+redis.call('EXPIRE', KEYS[1], ARGV[4])
 return 1
+"""
+# KEYS: the day. ARGV: call, ticks used less ticks reserved, seconds to keep. Where nothing is reserved the call is
+# marked as settled, so that a reservation which is still on its way is refused when it arrives.
+_SETTLE = """
+local call = 'call:' .. ARGV[1]
+local known = redis.call('HGET', KEYS[1], call)
+if known == 'settled' then return 0 end
+if known then
+    redis.call('HDEL', KEYS[1], call)
+    redis.call('HINCRBY', KEYS[1], 'ticks', ARGV[2])
+    return 1
+end
+redis.call('HSET', KEYS[1], call, 'settled')
+redis.call('EXPIRE', KEYS[1], ARGV[3])
+return 0
 """
 
 
@@ -94,21 +114,23 @@ class RedisMinutes:
 class RedisDays:
     def __init__(self, client: redis.Redis) -> None:
         self._client = client
-        self._script: Any = client.register_script(_RESERVE)
+        self._reserve: Any = client.register_script(_RESERVE)
+        self._settle: Any = client.register_script(_SETTLE)
 
     async def reserve(self, caller: str, day: str, call: str, ticks: int, most_ticks: int) -> bool:
-        answer = self._script(keys=[_key(caller, day)], args=[ticks, most_ticks, _DAY_KEPT_SECONDS])
-        return bool(await _asked(answer))
+        arguments = [call, ticks, most_ticks, _DAY_KEPT_SECONDS]
+        return bool(await _asked(self._reserve(keys=[_key(caller, day)], args=arguments)))
 
     async def settle(self, caller: str, day: str, call: str, reserved_ticks: int, used_ticks: int) -> None:
-        await _asked(self._client.decrby(_key(caller, day), reserved_ticks - used_ticks))
+        arguments = [call, used_ticks - reserved_ticks, _DAY_KEPT_SECONDS]
+        await _asked(self._settle(keys=[_key(caller, day)], args=arguments))
 
     async def spent(self, caller: str, day: str) -> int:
-        return int(await _asked(self._client.get(_key(caller, day))) or 0)
+        return int(await _asked(cast("Awaitable[Any]", self._client.hget(_key(caller, day), "ticks"))) or 0)
 
     async def close(self) -> None:
         await self._client.aclose()
 
 
 def _key(caller: str, day: str) -> str:
-    return f"{_PREFIX}day:{day}:{caller}"
+    return f"{_PREFIX}spent:{day}:{caller}"
