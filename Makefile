@@ -9,10 +9,10 @@ LOCK := requirements/$(ENGINE).lock
 STAMP := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools demo test test-fast test-full check protos clients chart lock sbom model quantize pilot clean
+.PHONY: help setup tools demo test test-fast test-full check protos configuration clients chart lock sbom model quantize pilot clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP) ## the virtual environment, from the lock file (a few minutes once, then nothing)
 
@@ -44,10 +44,16 @@ check: setup ## style, types, import law, and that the stubs are what the protos
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python scripts/protos --check
+	@$(BIN)/python scripts/configuration --check
 	@$(BIN)/python scripts/supply-chain audit
 
-protos: setup ## generate the one stub tree from protos/
+protos: setup ## generate the stubs of all clients from protos/
 	@$(BIN)/python scripts/protos
+	@if [ -e .tools/npm.ready ]; then $(BIN)/python scripts/protos-typescript; else echo 'no Node here (make tools): TypeScript is not generated'; fi
+	@if [ -e .tools/grpc-go.ready ]; then $(BIN)/python scripts/protos-go; else echo 'no Go here (make tools): Go is not generated'; fi
+
+configuration: setup ## the configuration reference docs/configuration.md, from the schema
+	@$(BIN)/python scripts/configuration
 
 chart: setup ## what the Helm chart takes from the service and from its own values: schema and table
 	@$(BIN)/python scripts/chart

@@ -20,7 +20,7 @@ type receiver func() (*pb.GenerationEvent, error)
 // Stream is the events of one generation. Close it: that ends the generation, if it still runs. So do cancelling the
 // context, closing the client, and, when the garbage collector finds it, forgetting the stream.
 //
-//	stream := client.Stream(ctx, penstock.Ask("What is 17 + 25?", penstock.Budget(64)))
+//	stream := client.Stream(ctx, penstock.Ask("What is 48 + 27 + 36 + 15?", penstock.Budget(64)))
 //	defer stream.Close()
 //	for {
 //		event, err := stream.Recv()

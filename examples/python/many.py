@@ -18,7 +18,7 @@ async def ask(client: AsyncClient, question: str) -> Response | None:
 
 async def main() -> None:
     async with AsyncClient(os.environ.get("PENSTOCK_TARGET", "127.0.0.1:50051")) as client:
-        questions = [f"What is {n} + {n + 1}?" for n in range(8)]
+        questions = [f"What is {n} + {n + 1}?" for n in range(1, 9)]
         for question, reply in zip(questions, await asyncio.gather(*(ask(client, q) for q in questions)), strict=True):
             print(question, "no answer in time" if reply is None else reply.answer)
 

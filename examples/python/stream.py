@@ -5,7 +5,7 @@ import os
 from penstock_client import AnswerDelta, Client, ThoughtDelta
 
 with Client(os.environ.get("PENSTOCK_TARGET", "127.0.0.1:50051")) as client:
-    stream = client.stream("What is 17 + 25 + 8?", thinking="auto", timeout=60)
+    stream = client.stream("What is 48 + 27 + 36 + 15?", thinking="auto", timeout=60)
     for event in stream:
         if isinstance(event, ThoughtDelta | AnswerDelta):
             print(event.text, end="", flush=True)

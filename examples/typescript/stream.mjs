@@ -2,7 +2,7 @@
 import { Client } from "../../clients/typescript/dist/index.js";
 
 const client = new Client(process.env.PENSTOCK_TARGET ?? "127.0.0.1:50051");
-const stream = client.stream("What is 17 + 25 + 8?", { thinking: "auto", timeout: 60 });
+const stream = client.stream("What is 48 + 27 + 36 + 15?", { thinking: "auto", timeout: 60 });
 for await (const event of stream) {
   if (event.kind === "thought" || event.kind === "answer") process.stdout.write(event.text);
 }

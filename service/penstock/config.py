@@ -30,7 +30,7 @@ class EngineSettings(Section):
     model: str = Field("", description="Checkpoint directory or Hugging Face name; empty is the embedded demo model.")
     revision: str = Field("", description="Of a Hugging Face name: branch, tag or, to pin every file, commit.")
     served_model_name: str = Field("", description="Name that callers see; empty takes it from `model`.")
-    device: Literal["auto", "cpu", "gpu"] = "auto"
+    device: Literal["auto", "cpu", "gpu"] = Field("auto", description="auto: a GPU where there is one.")
     max_context_tokens: Tokens | None = Field(
         None, description="Context window; unset takes the checkpoint's. Beyond it YaRN stretches the positions."
     )
@@ -40,9 +40,9 @@ class EngineSettings(Section):
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="GPU only: share of GPU memory to use.")
     mtp: Switch = Field("auto", description="Speculative decoding by the checkpoint's multi-token prediction layer.")
     mtp_draft_tokens: Annotated[int, Field(ge=1, le=8)] = Field(2, description="Tokens drafted per step.")
-    prefix_caching: Switch = "auto"
+    prefix_caching: Switch = Field("auto", description="Prompts that begin alike share what was computed for them.")
     fp8_weights: Switch = Field("auto", description="An FP8 checkpoint, or (GPU only) FP8 made while loading.")
-    fp8_kv_cache: Switch = "auto"
+    fp8_kv_cache: Switch = Field("auto", description="The cache in 8 bits: half the memory of bfloat16.")
     yarn: Switch = Field("auto", description="auto allows it where the model's makers do.")
     engine_budget: Switch = Field(
         "auto", description="The engine closes a thought at its budget itself; off, the service does, with a prefill."
@@ -101,7 +101,9 @@ class ServerSettings(Section):
     reload_seconds: float = Field(
         5.0, gt=0, description="How often certificates, API keys and callers are looked at for changes."
     )
-    max_message_bytes: Annotated[int, Field(ge=1024, le=256 * 1024 * 1024)] = 4 * 1024 * 1024
+    max_message_bytes: Annotated[int, Field(ge=1024, le=256 * 1024 * 1024)] = Field(
+        4 * 1024 * 1024, description="Most bytes of one message of a caller."
+    )
     max_metadata_bytes: Annotated[int, Field(ge=4096, le=1024 * 1024)] = Field(
         16 * 1024, description="Metadata of a call, names included."
     )
@@ -137,7 +139,7 @@ class SupervisionSettings(Section):
 
     hang_seconds: float = Field(120.0, gt=0, description="No engine step for so long, with work pending: it hangs.")
     max_restarts: Annotated[int, Field(ge=0)] = Field(5, description="More in the window, and the process exits.")
-    restart_window_seconds: float = Field(1800.0, gt=0)
+    restart_window_seconds: float = Field(1800.0, gt=0, description="In which engine starts are counted.")
     backoff_seconds: float = Field(1.0, ge=0, description="Before the second start in a row; doubles, up to a minute.")
     max_deaths_per_request: Annotated[int, Field(ge=1)] = Field(
         3, description="A request that gave no token at so many deaths in a row is refused as poisonous."
@@ -161,7 +163,7 @@ class ResumeSettings(Section):
 class ThinkingSettings(Section):
     """Defaults of thinking, where the caller says nothing."""
 
-    default_mode: Literal["fast", "thinking", "auto"] = "auto"
+    default_mode: Literal["fast", "thinking", "auto"] = Field("auto", description="For requests that name no mode.")
     default_budget_tokens: int = Field(-1, ge=-1, description="For THINKING without a budget; -1 is as far as fits.")
     auto_budget_tokens: int = Field(4096, ge=0, description="Most that AUTO plans where nothing presses.")
     answer_reserve_tokens: Tokens = Field(128, description="Kept back so that an answer always fits.")
@@ -173,15 +175,25 @@ class LimitSettings(Section):
     """What a caller may ask at most."""
 
     max_output_tokens: Tokens | None = Field(None, description="Unset: what the context window leaves.")
-    max_messages: Annotated[int, Field(ge=1)] = 1024
-    max_prompt_bytes: Annotated[int, Field(ge=1)] = 2 * 1024 * 1024
-    max_candidates: Annotated[int, Field(ge=1, le=64)] = 8
-    max_top_logprobs: Annotated[int, Field(ge=0, le=100)] = 20
-    max_stop_strings: Annotated[int, Field(ge=0, le=64)] = 16
-    max_stop_string_bytes: Annotated[int, Field(ge=1, le=4096)] = 256
-    max_schema_bytes: Annotated[int, Field(ge=1)] = 64 * 1024
-    max_logit_biases: Annotated[int, Field(ge=0)] = 300
-    max_closing_message_bytes: Annotated[int, Field(ge=0)] = 1024
+    max_messages: Annotated[int, Field(ge=1)] = Field(1024, description="Messages of one conversation.")
+    max_prompt_bytes: Annotated[int, Field(ge=1)] = Field(
+        2 * 1024 * 1024, description="UTF-8 bytes of a prompt, all messages together."
+    )
+    max_candidates: Annotated[int, Field(ge=1, le=64)] = Field(8, description="Outputs of one call.")
+    max_top_logprobs: Annotated[int, Field(ge=0, le=100)] = Field(
+        20, description="Alternatives told with each token; 0 allows none."
+    )
+    max_stop_strings: Annotated[int, Field(ge=0, le=64)] = Field(16, description="Stop strings of one call.")
+    max_stop_string_bytes: Annotated[int, Field(ge=1, le=4096)] = Field(
+        256, description="UTF-8 bytes of one stop string."
+    )
+    max_schema_bytes: Annotated[int, Field(ge=1)] = Field(
+        64 * 1024, description="UTF-8 bytes of a schema, regular expression, grammar or list of choices."
+    )
+    max_logit_biases: Annotated[int, Field(ge=0)] = Field(300, description="Tokens with a bias in one call.")
+    max_closing_message_bytes: Annotated[int, Field(ge=0)] = Field(
+        1024, description="UTF-8 bytes of a caller's own closing message."
+    )
     max_steering_messages: Annotated[int, Field(ge=1)] = Field(
         64, description="Messages of one Interact after the first; a changed budget costs the engine a prefill."
     )
@@ -191,7 +203,7 @@ class PriceTier(Section):
     """Prices of calls whose prompt has at most `up_to_prompt_tokens`; USD per million tokens, exact decimals."""
 
     up_to_prompt_tokens: Tokens | None = Field(None, description="Inclusive; unset is no limit (last tier only).")
-    input_usd_per_million: Decimal = Field(ge=0)
+    input_usd_per_million: Decimal = Field(ge=0, description="Prompt tokens, but for cached ones.")
     output_usd_per_million: Decimal = Field(ge=0, description="Thought and answer tokens alike.")
     cached_usd_per_million: Decimal | None = Field(None, ge=0, description="Unset: cached tokens cost as input.")
 
@@ -207,7 +219,7 @@ class PriceTier(Section):
 class PricingSettings(Section):
     """The price list. Empty: the service names no cost."""
 
-    tiers: tuple[PriceTier, ...] = ()
+    tiers: tuple[PriceTier, ...] = Field((), description="By length of the prompt, rising; see Price tiers.")
 
     @model_validator(mode="after")
     def _rising(self) -> PricingSettings:

@@ -59,7 +59,7 @@ class ApiKey(Section):
     id: str = Field(pattern=r"^[0-9a-f]{8,32}$", description="Stands in the key too; not secret.")
     caller: str = Field(pattern=CALLER_NAME, description="Who calls with it.")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="Of the whole key, in hex.")
-    created: AwareDatetime | None = None
+    created: AwareDatetime | None = Field(None, description="When it was made; for people.")
     expires: AwareDatetime | None = Field(None, description="Refused from then on; unset is never.")
 
 
@@ -71,7 +71,9 @@ class JwtSettings(Section):
     jwks_file: Path | None = Field(None, description="The issuer's keys as a JWK set; followed while serving.")
     jwks_url: str = Field("", description="Where they are fetched; empty, without a file, asks the issuer's discovery.")
     claim: str = Field("sub", min_length=1, description="The claim that names the caller.")
-    algorithms: tuple[Algorithm, ...] = Field(("RS256", "ES256"), min_length=1)
+    algorithms: tuple[Algorithm, ...] = Field(
+        ("RS256", "ES256"), min_length=1, description="Signatures that are taken; each has a public key."
+    )
     cache_seconds: float = Field(600.0, gt=0, description="How long fetched keys are not asked for again.")
     leeway_seconds: float = Field(30.0, ge=0, le=300, description="How far clocks may differ.")
 

@@ -41,7 +41,7 @@ class AsyncClient:
     """A client of one Penstock service, for asyncio. Use it on one event loop; it connects at the first call.
 
     >>> async with AsyncClient("127.0.0.1:50051") as client:
-    ...     reply = await client.generate("What is 17 + 25?", thinking="thinking", budget=64)
+    ...     reply = await client.generate("What is 48 + 27 + 36 + 15?", thinking="thinking", budget=64)
     ...     reply.thought, reply.answer, reply.usage, reply.cost
 
     `timeout` (seconds, here for all calls or at each) becomes the call's deadline: the server stops working at it, and

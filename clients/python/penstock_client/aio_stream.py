@@ -25,7 +25,7 @@ class AsyncStream:
     So does cancelling the task that reads it. A later loop over a stream that was left raises `Cancelled`; to read some
     events and go on later, call `anext(stream)`. `detach()` leaves without ending.
 
-    >>> async with client.stream("What is 17 + 25?", budget=64) as stream:
+    >>> async with client.stream("What is 48 + 27 + 36 + 15?", budget=64) as stream:
     ...     async for event in stream:
     ...         ...
     >>> stream.response.answer
@@ -253,7 +253,7 @@ _WRITE_FAILED = "Internal error from Core"  # grpc/_cython/_cygrpc/aio/call.pyx.
 class AsyncInteraction(AsyncStream):
     """A stream that is steered while it runs; its methods do not wait.
 
-    >>> async with client.interact("Prove it.", budget=-1) as interaction:
+    >>> async with client.interact("What is 48 + 27 + 36 + 15?", budget=-1) as interaction:
     ...     async for event in interaction:
     ...         if len(interaction.response.thought) > 1000:
     ...             interaction.finish_thinking()

@@ -35,7 +35,7 @@ class Client:
     """A client of one Penstock service. Threads may share it; it connects at the first call.
 
     >>> with Client("127.0.0.1:50051") as client:
-    ...     reply = client.generate("What is 17 + 25?", thinking="thinking", budget=64)
+    ...     reply = client.generate("What is 48 + 27 + 36 + 15?", thinking="thinking", budget=64)
     ...     reply.thought, reply.answer, reply.usage, reply.cost
 
     Parameters, deadlines and exceptions are those of `AsyncClient`.

@@ -22,7 +22,7 @@ from penstock_client.v1 import generation_pb2 as pb
 class Stream:
     """The events of one generation. Leaving the loop or the `with` ends the generation, if it still runs.
 
-    >>> with client.stream("What is 17 + 25?", budget=64) as stream:
+    >>> with client.stream("What is 48 + 27 + 36 + 15?", budget=64) as stream:
     ...     for event in stream:
     ...         ...
     >>> stream.response.answer
@@ -200,7 +200,7 @@ class _Loop:
 class Interaction(Stream):
     """A stream that is steered while it runs; its methods may be called from any thread, and do not wait.
 
-    >>> with client.interact("Prove it.", budget=-1) as interaction:
+    >>> with client.interact("What is 48 + 27 + 36 + 15?", budget=-1) as interaction:
     ...     for event in interaction:
     ...         if len(interaction.response.thought) > 1000:
     ...             interaction.finish_thinking()

@@ -108,7 +108,7 @@ export type Input = Prompt | GenerationSpec;
 
 /**
  *     const client = new Client("127.0.0.1:50051");
- *     const reply = await client.generate("What is 17 + 25?", { thinking: "thinking", budget: 64 });
+ *     const reply = await client.generate("What is 48 + 27 + 36 + 15?", { thinking: "thinking", budget: 64 });
  *
  * Every method fails with the errors of `errors.ts`. A stream whose connection drops goes on over another one; nothing
  * else is retried.

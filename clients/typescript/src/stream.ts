@@ -134,7 +134,7 @@ const dropped = new FinalizationRegistry<Running>((running) => running.close());
  * The events of one generation. Leaving the loop ends the generation, if it still runs; so do `close()`, an aborted
  * `signal`, closing the client, and forgetting the stream.
  *
- *     for await (const event of client.stream("What is 17 + 25?", { budget: 64 })) { ... }
+ *     for await (const event of client.stream("What is 48 + 27 + 36 + 15?", { budget: 64 })) { ... }
  */
 export class Stream implements AsyncIterableIterator<Event> {
   /** @internal */
@@ -238,7 +238,7 @@ export interface SteeredCall extends Call {
 /**
  * A stream that is steered while it runs.
  *
- *     const interaction = client.interact("Prove it.", { budget: -1 });
+ *     const interaction = client.interact("What is 48 + 27 + 36 + 15?", { budget: -1 });
  *     for await (const event of interaction) {
  *       if (interaction.response.thought.length > 1000) interaction.finishThinking();
  *     }

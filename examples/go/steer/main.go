@@ -25,7 +25,7 @@ func main() {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 
-	question := penstock.Ask("What is 17 + 25 + 8?", penstock.Thinking(), penstock.Budget(-1))
+	question := penstock.Ask("What is 48 + 27 + 36 + 15?", penstock.Thinking(), penstock.Budget(-1))
 	interaction := client.Interact(ctx, question)
 	defer interaction.Close()
 	for {

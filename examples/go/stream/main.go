@@ -25,7 +25,7 @@ func main() {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 
-	stream := client.Stream(ctx, penstock.Ask("What is 17 + 25 + 8?", penstock.Auto()))
+	stream := client.Stream(ctx, penstock.Ask("What is 48 + 27 + 36 + 15?", penstock.Auto()))
 	defer stream.Close()
 	for {
 		event, err := stream.Recv()

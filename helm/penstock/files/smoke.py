@@ -10,6 +10,8 @@ from pathlib import Path
 import grpc
 from penstock_client import AnswerDelta, Client, PenstockError
 
+QUESTION = "What is 48 + 27 + 36 + 15?"
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -41,7 +43,7 @@ def check(target: str, budget: int, timeout_seconds: float, tls: Path | None) ->
     deltas = 0
     with (
         Client(target, api_key=os.environ.get("PENSTOCK_API_KEY"), tls=credentials(tls) or False) as client,
-        client.stream("What is 12 + 30 + 7?", thinking="thinking", budget=budget, timeout=timeout_seconds) as stream,
+        client.stream(QUESTION, thinking="thinking", budget=budget, timeout=timeout_seconds) as stream,
     ):
         for event in stream:
             if isinstance(event, AnswerDelta):

@@ -26,7 +26,7 @@ from penstock.errors import ConfigError
 class Listed(Quota):
     """One entry. Unset takes the configuration's default."""
 
-    permissions: tuple[Permission, ...] | None = None
+    permissions: tuple[Permission, ...] | None = Field(None, description="What it may do.")
     certificates: tuple[str, ...] = Field((), description="Subject alternative names, or common names.")
     subjects: tuple[str, ...] = Field((), description="What tokens have in `jwt.claim`.")
 

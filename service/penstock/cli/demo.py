@@ -35,10 +35,10 @@ ASKED = (
 SETTINGS = {"temperature": 0.0, "max_output_tokens": 512}
 NEXT = """\
 What to try next
-  penstock serve                                     the same service, for as long as you like
-  penstock chat                                      talk with it, from a second terminal
-  penstock generate "What is 12 + 30?" --budget 8    one question under a budget
-  penstock model                                     what is served, what is on and why
+  penstock serve                                              the same service, for as long as you like
+  penstock chat                                               talk with it, from a second terminal
+  penstock generate "What is 48 + 27 + 36 + 15?" --budget 64  one question under a budget
+  penstock model                                              what is served, what is on and why
 README.md has the API and what it takes to serve a large model."""
 DRAIN_SECONDS = 3.0
 STOP_SECONDS = 20.0

@@ -24,13 +24,14 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1epenstock/v1/error_reason.proto\x12\x0bpenstock.v1*\x9d\x05\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x45RROR_REASON_INVALID_FIELD\x10\x01\x12\x1e\n\x1a\x45RROR_REASON_MISSING_FIELD\x10\x02\x12#\n\x1f\x45RROR_REASON_CONFLICTING_FIELDS\x10\x03\x12\x1f\n\x1b\x45RROR_REASON_LIMIT_EXCEEDED\x10\x04\x12$\n ERROR_REASON_BUDGET_DOES_NOT_FIT\x10\x05\x12!\n\x1d\x45RROR_REASON_CONTEXT_OVERFLOW\x10\x06\x12\x1c\n\x18\x45RROR_REASON_FEATURE_OFF\x10\x07\x12 \n\x1c\x45RROR_REASON_NOT_IMPLEMENTED\x10\x08\x12 \n\x1c\x45RROR_REASON_MODEL_NOT_FOUND\x10\t\x12\x1b\n\x17\x45RROR_REASON_OVERLOADED\x10\n\x12 \n\x1c\x45RROR_REASON_DEADLINE_PASSED\x10\x0b\x12\x19\n\x15\x45RROR_REASON_DRAINING\x10\x0c\x12\x1c\n\x18\x45RROR_REASON_ENGINE_DOWN\x10\r\x12\x1f\n\x1b\x45RROR_REASON_ENGINE_REFUSED\x10\x0e\x12\x19\n\x15\x45RROR_REASON_INTERNAL\x10\x0f\x12\x1f\n\x1b\x45RROR_REASON_CALLER_REFUSED\x10\x10\x12%\n!ERROR_REASON_GENERATION_NOT_FOUND\x10\x11\x12\"\n\x1e\x45RROR_REASON_POISONOUS_REQUEST\x10\x12\x12\x1f\n\x1b\x45RROR_REASON_QUOTA_EXCEEDED\x10\x13\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1epenstock/v1/error_reason.proto\x12\x0bpenstock.v1*\x9d\x05\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x45RROR_REASON_INVALID_FIELD\x10\x01\x12\x1e\n\x1a\x45RROR_REASON_MISSING_FIELD\x10\x02\x12#\n\x1f\x45RROR_REASON_CONFLICTING_FIELDS\x10\x03\x12\x1f\n\x1b\x45RROR_REASON_LIMIT_EXCEEDED\x10\x04\x12$\n ERROR_REASON_BUDGET_DOES_NOT_FIT\x10\x05\x12!\n\x1d\x45RROR_REASON_CONTEXT_OVERFLOW\x10\x06\x12\x1c\n\x18\x45RROR_REASON_FEATURE_OFF\x10\x07\x12 \n\x1c\x45RROR_REASON_NOT_IMPLEMENTED\x10\x08\x12 \n\x1c\x45RROR_REASON_MODEL_NOT_FOUND\x10\t\x12\x1b\n\x17\x45RROR_REASON_OVERLOADED\x10\n\x12 \n\x1c\x45RROR_REASON_DEADLINE_PASSED\x10\x0b\x12\x19\n\x15\x45RROR_REASON_DRAINING\x10\x0c\x12\x1c\n\x18\x45RROR_REASON_ENGINE_DOWN\x10\r\x12\x1f\n\x1b\x45RROR_REASON_ENGINE_REFUSED\x10\x0e\x12\x19\n\x15\x45RROR_REASON_INTERNAL\x10\x0f\x12\x1f\n\x1b\x45RROR_REASON_CALLER_REFUSED\x10\x10\x12%\n!ERROR_REASON_GENERATION_NOT_FOUND\x10\x11\x12\"\n\x1e\x45RROR_REASON_POISONOUS_REQUEST\x10\x12\x12\x1f\n\x1b\x45RROR_REASON_QUOTA_EXCEEDED\x10\x13\x42`\n\x0f\x64\x65v.penstock.v1P\x01Z=github.com/penstock/penstock/clients/go/penstockv1;penstockv1\xaa\x02\x0bPenstock.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'penstock.v1.error_reason_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\017dev.penstock.v1P\001Z=github.com/penstock/penstock/clients/go/penstockv1;penstockv1\252\002\013Penstock.V1'
   _globals['_ERRORREASON']._serialized_start=48
   _globals['_ERRORREASON']._serialized_end=717
 # @@protoc_insertion_point(module_scope)
