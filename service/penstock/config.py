@@ -152,7 +152,9 @@ class ResumeSettings(Section):
     key_file: Path | None = Field(
         None, description="Secret of at least 32 bytes, shared by replicas: lets one go on with what another drained."
     )
-    grace_seconds: float = Field(60.0, gt=0, description="A stream without a client goes on, and is kept, so long.")
+    grace_seconds: float = Field(
+        60.0, gt=0, description="A stream that no client reads goes on, and is kept, so long; then it ends."
+    )
     max_streams: Annotated[int, Field(ge=0)] = Field(1024, description="Resumable streams at once; 0 is none.")
     max_streams_per_caller: Annotated[int, Field(ge=1)] = Field(256, description="The same, of one known caller.")
     max_stream_bytes: Annotated[int, Field(ge=4096)] = Field(

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import math
 import secrets
 import time
-from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 from penstock_client.v1 import generation_pb2 as pb
@@ -23,45 +23,76 @@ from penstock.observe import CALL
 
 
 class LiveStream:
-    """One stream's events as they come, kept for readers. A reader is slowed by itself alone, never by another."""
+    """One stream's events as they come, kept for readers. A reader is slowed by itself alone, never by another.
 
-    def __init__(self, generation_id: str, max_bytes: int, owner: str, token: str = "", sequence: int = 0) -> None:
+    Each event costs each reader the same, however long the stream is. Where nobody has taken an event or waited for the
+    next one for `grace_seconds`, the stream ends and gives its memory back; `on_end` is called once, then.
+    """
+
+    def __init__(
+        self,
+        generation_id: str,
+        max_bytes: int,
+        owner: str,
+        token: str = "",
+        sequence: int = 0,
+        *,
+        grace_seconds: float = math.inf,
+        on_end: Callable[[LiveStream], None] = lambda _: None,
+    ) -> None:
         self.generation_id = generation_id
         self.owner = owner
         self.token = token or secrets.token_urlsafe(32)
         self.call = CALL.get()
         self._max_bytes = max_bytes
-        self._events: deque[tuple[pb.GenerationEvent, int]] = deque()
+        # By sequence number, which grows by one: the next event is found without looking at any other.
+        self._events: dict[int, tuple[pb.GenerationEvent, int]] = {}
+        self._oldest = self._newest = 0
         self._bytes = 0
         self._over = False
         self._failure: Exception | None = None
-        self._changed = asyncio.Condition()
+        self._news: asyncio.Event | None = None
         self._read_to = sequence
+        self._waiting = 0
+        self._has_ended = False
+        self._on_end = on_end
+        self._grace_seconds = grace_seconds
+        self._idle_since = time.monotonic()
+        self._timer: asyncio.TimerHandle | None = None
         self.readers = 0
-        self.idle_since = time.monotonic()
         self.task: asyncio.Task[None] | None = None
+        self._watch_for_readers()
 
     async def feed(self, events: AsyncGenerator[pb.GenerationEvent, None]) -> None:
         """Keeps everything that `events` says until its end; a failure is kept for the readers too."""
         try:
             async with aclosing(events) as source:
                 async for event in source:
-                    async with self._changed:
-                        self._keep(event)
-                        self._changed.notify_all()
+                    if self._has_ended:
+                        return
+                    self._keep(event)
+                    self._tell()
         except Exception as error:
-            self._failure = error
+            if not self._over:
+                self._failure = error
         finally:
-            async with self._changed:
-                self._over = True
-                self._changed.notify_all()
+            self._over = True
+            self._tell()
 
     def _keep(self, event: pb.GenerationEvent) -> None:
         size = event.ByteSize()
-        self._events.append((event, size))
+        self._newest = event.sequence
+        self._oldest = self._oldest or event.sequence
+        self._events[event.sequence] = event, size
         self._bytes += size
-        while self._bytes > self._max_bytes and len(self._events) > 1:
-            self._bytes -= self._events.popleft()[1]
+        while self._bytes > self._max_bytes and self._oldest < self._newest:
+            self._bytes -= self._events.pop(self._oldest)[1]
+            self._oldest += 1
+
+    def _tell(self) -> None:
+        if self._news is not None:
+            self._news.set()
+            self._news = None
 
     async def read(self, last_sequence: int) -> AsyncGenerator[pb.GenerationEvent, None]:
         """Events after `last_sequence`, kept ones first, then as they come.
@@ -71,52 +102,93 @@ class LiveStream:
         self.readers += 1
         try:
             while True:
-                async with self._changed:
-                    while not self._over and self._newest() <= last_sequence:
-                        await self._changed.wait()
-                    ready = self._after(last_sequence)
-                for event in ready:
-                    last_sequence = event.sequence
-                    self._read_to = max(self._read_to, last_sequence)
-                    yield event
-                if self._over and self._newest() <= last_sequence:
+                while not self._over and self._newest <= last_sequence:
+                    await self._wait()
+                event = self._after(last_sequence)
+                if event is None:
                     if self._failure is not None:
                         raise self._failure
                     return
+                last_sequence = event.sequence
+                self._read_to = max(self._read_to, last_sequence)
+                self._is_read()
+                yield event
         finally:
             self.readers -= 1
-            self.idle_since = time.monotonic()
+            self._is_read()
             if not self._read_to and not self.readers and self.task is not None:
                 # Nobody has its token: a client that left while the call was queued.
-                self.task.cancel()
+                self.stop()
 
-    def _newest(self) -> int:
-        return self._events[-1][0].sequence if self._events else 0
+    async def _wait(self) -> None:
+        """Returns when there is something new. Who waits here has taken all that there is: the stream is read."""
+        self._news = self._news or asyncio.Event()
+        self._waiting += 1
+        try:
+            await self._news.wait()
+        finally:
+            self._waiting -= 1
+            self._is_read()
 
-    def _after(self, last_sequence: int) -> list[pb.GenerationEvent]:
-        if self._events and self._events[0][0].sequence > last_sequence + 1:
+    def _after(self, last_sequence: int) -> pb.GenerationEvent | None:
+        if self._newest <= last_sequence or self._has_ended:
+            return None
+        if last_sequence + 1 < self._oldest:
             raise GenerationNotFound(
                 "events after this sequence are no longer kept",
                 last_sequence=last_sequence,
-                oldest_kept_sequence=self._events[0][0].sequence,
+                oldest_kept_sequence=self._oldest,
             )
-        return [event for event, _ in self._events if event.sequence > last_sequence]
+        return self._events[last_sequence + 1][0]
+
+    def _is_read(self) -> None:
+        self._idle_since = time.monotonic()
+        self._watch_for_readers()
+
+    def _watch_for_readers(self) -> None:
+        """One timer at most, and none while a reader waits for the next event."""
+        if self._timer is None and not self._waiting and not self._has_ended and self._grace_seconds < math.inf:
+            left = self._idle_since + self._grace_seconds - time.monotonic()
+            self._timer = asyncio.get_running_loop().call_later(max(0.0, left), self._look_for_readers)
+
+    def _look_for_readers(self) -> None:
+        self._timer = None
+        if not self._waiting and time.monotonic() >= self._idle_since + self._grace_seconds:
+            self.stop()
+        else:
+            self._watch_for_readers()
 
     @property
     def was_read_out(self) -> bool:
         """It is over, and somebody was sent all of it."""
-        return self._over and not self.readers and self._read_to >= self._newest()
+        return self._over and not self.readers and self._read_to >= self._newest
 
     @property
     def came_to_nothing(self) -> bool:
         """It failed before its first event: another try may fare better."""
         return self._over and not self._events
 
-    async def end(self) -> None:
-        if not self._over:
+    def stop(self) -> None:
+        """Ends the generation and forgets what it said. Readers that are left get GenerationNotFound."""
+        if self._has_ended:
+            return
+        self._has_ended = True
+        if not self._over or self._read_to < self._newest:
             self._failure = GenerationNotFound("the generation was cancelled, or nobody read it for too long")
+        self._over = True
+        self._events.clear()
+        self._bytes = 0
+        if self._timer is not None:
+            self._timer.cancel()
         if self.task is not None:
             self.task.cancel()
+        self._tell()
+        self._on_end(self)
+
+    async def end(self) -> None:
+        """Stops, and returns when the engine's work is over."""
+        self.stop()
+        if self.task is not None:
             await asyncio.gather(self.task, return_exceptions=True)
 
 
@@ -126,33 +198,49 @@ class LiveStreams:
     def __init__(self, settings: ResumeSettings) -> None:
         self._settings = settings
         self._streams: dict[str, LiveStream] = {}
+        self._ending: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
         return len(self._streams)
 
     async def open(self, generation_id: str, caller: Caller = NOBODY) -> LiveStream:
         """Raises Overloaded where as many are kept as may be."""
-        await self.sweep()
         self._make_room(caller.owner)
-        stream = LiveStream(generation_id, self._settings.max_stream_bytes, caller.owner)
-        self._streams[generation_id] = stream
+        return self._new(generation_id, caller)
+
+    def _new(self, generation_id: str, caller: Caller, token: str = "", sequence: int = 0) -> LiveStream:
+        settings = self._settings
+        stream = self._streams[generation_id] = LiveStream(
+            generation_id,
+            settings.max_stream_bytes,
+            caller.owner,
+            token,
+            sequence,
+            grace_seconds=settings.grace_seconds,
+            on_end=self._forget,
+        )
         return stream
+
+    def _forget(self, stream: LiveStream) -> None:
+        if self._streams.get(stream.generation_id) is stream:
+            del self._streams[stream.generation_id]
+        if stream.task is not None and not stream.task.done():
+            # The event loop itself keeps no task alive.
+            self._ending.add(stream.task)
+            stream.task.add_done_callback(self._ending.discard)
 
     async def adopt(self, request: pb.ResumeRequest, caller: Caller = NOBODY) -> LiveStream:
         """The stream that another server drained, under the token that it gave; without a task where it is new here.
 
         Raises Overloaded as `open` does.
         """
-        await self.sweep()
         known = self._streams.get(request.generation_id)
         if known is not None and not known.came_to_nothing:
             return known
-        self._streams.pop(request.generation_id, None)
+        if known is not None:
+            known.stop()
         self._make_room(caller.owner)
-        limit, place = self._settings.max_stream_bytes, request.last_sequence
-        stream = LiveStream(request.generation_id, limit, caller.owner, request.resume_token, place)
-        self._streams[request.generation_id] = stream
-        return stream
+        return self._new(request.generation_id, caller, request.resume_token, request.last_sequence)
 
     def _make_room(self, owner: str) -> None:
         """One more stream of `owner`, a known caller or (empty) nobody. Raises Overloaded where there is no room."""
@@ -167,15 +255,14 @@ class LiveStreams:
         if len(streams) < most:
             return
         # Kept only in case its last bytes were lost on the way: the oldest such one gives way.
-        read_out = next((stream.generation_id for stream in streams if stream.was_read_out), None)
+        read_out = next((stream for stream in streams if stream.was_read_out), None)
         if read_out is None or len(streams) > most:
             raise Overloaded(full, retry_after_seconds=self._settings.grace_seconds, resumable_streams=len(streams))
-        del self._streams[read_out]
+        read_out.stop()
 
     async def find(self, generation_id: str, token: str, caller: Caller = NOBODY) -> LiveStream:
         """Raises GenerationNotFound alike for the unknown, the expired, a wrong token and another caller's: none can
         be told apart."""
-        await self.sweep()
         stream = self._streams.get(generation_id)
         is_right = stream is not None and hmac.compare_digest(stream.token.encode(), token.encode())
         if stream is None or not is_right or stream.owner != caller.owner:
@@ -185,17 +272,8 @@ class LiveStreams:
     async def cancel(self, generation_id: str, token: str, caller: Caller = NOBODY) -> None:
         """Ends and forgets a generation. Raises GenerationNotFound as `find` does."""
         stream = await self.find(generation_id, token, caller)
-        self._streams.pop(generation_id, None)
         await stream.end()
 
-    async def sweep(self) -> None:
-        """Ends and forgets what nobody has read for the grace."""
-        too_old = time.monotonic() - self._settings.grace_seconds
-        idle = [s for s in self._streams.values() if not s.readers and s.idle_since < too_old]
-        for stream in idle:
-            del self._streams[stream.generation_id]
-        await asyncio.gather(*(stream.end() for stream in idle))
-
     async def close(self) -> None:
-        streams, self._streams = list(self._streams.values()), {}
-        await asyncio.gather(*(stream.end() for stream in streams))
+        await asyncio.gather(*(stream.end() for stream in list(self._streams.values())))
+        await asyncio.gather(*self._ending, return_exceptions=True)
