@@ -81,6 +81,31 @@ async def test_a_minutes_worth_may_come_at_once_and_then_evenly() -> None:
     assert await minutes.left("a", "requests", 60) == 60
 
 
+async def test_however_many_callers_come_no_active_one_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("penstock.quotas.minutes._MAX_BUCKETS", 30_000)
+    now = 0.0
+    minutes = MemoryMinutes(lambda: now)
+
+    async def take(name: str, amount: int = 1, *, owing: bool = False) -> float:
+        return await minutes.take(name, "requests", 2, amount, owing=owing)
+
+    callers = [str(number) for number in range(30_000)]
+    await take("debtor", 62, owing=True)
+    for name in callers[1:]:
+        assert await take(name, 2) == 0
+    assert len(minutes._buckets) == 30_000
+    assert all([await take(name) > 0 for name in callers[1:]]), "each has used its own minute"
+    assert [await take("late 1"), await take("late 2"), await take("late 1") > 0] == [0, 0, True], "they share a bucket"
+    assert await minutes.left("late 3", "requests", 2) == 0
+    now = 120.0
+    assert await take("late 4") == 0
+    for number in range(5000):
+        await take(f"new {number}", 2)
+        assert await minutes.left(f"asks {number}", "requests", 2) == 2
+    assert len(minutes._buckets) <= 5002, "idle ones are forgotten, and asking what is left makes none"
+    assert await take("debtor") > 0, "debts are remembered"
+
+
 async def test_what_is_owed_is_paid_before_anything_new(counts: tuple[Minutes, Days]) -> None:
     minutes, _ = counts
     name = f"owes-{time.time_ns()}"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jwt
@@ -153,6 +155,60 @@ async def test_keys_are_fetched_once_kept_and_asked_for_again_when_they_rotate(i
     with pytest.raises(CallerUnknown):
         await tokens.name(token(kid="e3"))
     assert await tokens.name(token(OTHER, "e2")) == "alice", "an issuer that is away takes no key with it"
+
+
+async def test_known_keys_verify_while_a_fetch_hangs_and_strangers_share_one_fetch(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    issuer.pages["/keys"] = jwks(e1=EC)
+    settings = JwtSettings(issuer=ISSUER, audience="penstock", jwks_url=f"{issuer.url}/keys", cache_seconds=1e-9)
+    tokens = Tokens(settings, least_seconds=0)
+    assert await tokens.name(token()) == "alice"
+    hangs, fetch, fetches = threading.Event(), tokens._fetch, 0
+
+    def slow_fetch() -> Any:
+        nonlocal fetches
+        fetches += 1
+        hangs.wait(60)
+        return fetch()
+
+    monkeypatch.setattr(tokens, "_fetch", slow_fetch)
+    try:
+        strangers = [asyncio.create_task(tokens.name(token(OTHER, "e2"))) for _ in range(50)]
+        await asyncio.sleep(0)
+        for _ in range(50):
+            assert await tokens.name(token()) == "alice", "stale keys serve"
+        assert not any(stranger.done() for stranger in strangers)
+        issuer.pages["/keys"] = jwks(e1=EC, e2=OTHER)
+        hangs.set()
+        assert await asyncio.gather(*strangers) == ["alice"] * 50
+        assert fetches == 1
+        hangs.clear()
+        monkeypatch.setattr("penstock.callers.tokens._MAX_WAIT_SECONDS", 0.01)
+        for _ in range(3):
+            with pytest.raises(CallerUnknown):
+                await tokens.name(token(kid="made-up"))
+        assert fetches == 2, "nobody waits for longer, and nobody starts another one"
+    finally:
+        hangs.set()
+    while tokens._fetching is not None:
+        await asyncio.wait({tokens._fetching})
+
+
+async def test_an_issuer_that_fails_is_asked_after_growing_waits(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("penstock.callers.tokens.time", SimpleNamespace(monotonic=lambda: now))
+    settings = JwtSettings(issuer=ISSUER, audience="penstock", jwks_url=f"{issuer.url}/keys")
+    tokens, asked_at = Tokens(settings, least_seconds=10), []
+    for _ in range(200):
+        with pytest.raises(CallerUnknown):
+            await tokens.name(token())
+        if len(issuer.asked) > len(asked_at):
+            asked_at.append(now)
+        now += 1
+    assert [later - at for at, later in itertools.pairwise(asked_at)] == [20, 40, 60, 60]
 
 
 async def test_discovery_finds_the_keys_and_believes_no_other_issuer_and_no_redirect(issuer: Issuer) -> None:

@@ -1,8 +1,9 @@
 """JSON web tokens of an OpenID Connect issuer: signature, issuer, audience and time, and the name that is in them.
 
-The issuer's keys come from a file or a URL. From a URL they are kept a while, and asked for again where a token names a
-key that is not among them (the issuer rotated), at most every `least_seconds`: made-up key ids must not make us ask the
-issuer each time. Where the issuer cannot be reached, the keys that are known stay good.
+The issuer's keys come from a file or a URL. From a URL they are kept a while and then fetched again in the background:
+verification goes on with the keys that are known. Only a token that names an unknown key (the issuer rotated) waits for
+a fetch, one for all such tokens and at most every `least_seconds`: made-up key ids must not make us ask the issuer each
+time. Where the issuer cannot be reached, the keys that are known stay good, and it is asked again after growing waits.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import time
 import urllib.request
 from typing import Any
@@ -22,6 +24,9 @@ from penstock.watched import Watched, read_text
 
 log = logging.getLogger(__name__)
 _FETCH_SECONDS = 5.0
+# The most that a token with an unknown key waits for a fetch, and the longest wait after fetches that failed.
+_MAX_WAIT_SECONDS = 5.0
+_MAX_BACKOFF_SECONDS = 60.0
 _MOST_BYTES = 1024 * 1024
 _MOST_TOKEN_BYTES = 16 * 1024
 _MOST_NAME_CHARS = 1024
@@ -41,8 +46,9 @@ class Tokens:
         self._settings = settings
         self._least_seconds = least_seconds
         self._keys: dict[str, jwt.PyJWK] = {}
-        self._fetched_at = self._tried_at = -1e9
-        self._fetching = asyncio.Lock()
+        self._fetched_at = self._next_fetch_at = -math.inf
+        self._failures = 0
+        self._fetching: asyncio.Task[None] | None = None
         self.files: list[Watched] = []
         if settings.jwks_file is not None:
             self.files.append(Watched((settings.jwks_file,), self._take_file))
@@ -81,9 +87,11 @@ class Tokens:
 
     async def _key(self, key_id: str) -> jwt.PyJWK:
         if self._settings.jwks_file is None:
-            age = time.monotonic() - self._fetched_at
-            if key_id not in self._keys or age > self._settings.cache_seconds:
-                await self._refresh(key_id)
+            is_known = key_id in self._keys
+            if not is_known or time.monotonic() - self._fetched_at > self._settings.cache_seconds:
+                fetching = self._fetch_in_background()
+                if fetching is not None and not is_known:
+                    await asyncio.wait({fetching}, timeout=_MAX_WAIT_SECONDS)
         # An issuer with one key need not name it.
         if not key_id and len(self._keys) == 1:
             return next(iter(self._keys.values()))
@@ -91,18 +99,25 @@ class Tokens:
             raise jwt.InvalidKeyError
         return self._keys[key_id]
 
-    async def _refresh(self, key_id: str) -> None:
-        async with self._fetching:
-            now = time.monotonic()
-            is_fresh = key_id in self._keys and now - self._fetched_at <= self._settings.cache_seconds
-            if is_fresh or now - self._tried_at < self._least_seconds:
-                return
-            self._tried_at = now
-            try:
-                self._keys = await asyncio.to_thread(self._fetch)
-                self._fetched_at = now
-            except (OSError, ValueError) as error:
-                log.error("the keys of %s cannot be had: %s", self._settings.issuer, type(error).__name__)
+    def _fetch_in_background(self) -> asyncio.Task[None] | None:
+        """The fetch that is under way, or a new one; None where the issuer was asked a moment ago."""
+        if self._fetching is None and time.monotonic() >= self._next_fetch_at:
+            self._fetching = asyncio.create_task(self._refresh())
+        return self._fetching
+
+    async def _refresh(self) -> None:
+        began = time.monotonic()
+        try:
+            self._keys = await asyncio.to_thread(self._fetch)
+            self._fetched_at, self._failures = began, 0
+        except Exception as error:
+            self._failures += 1
+            log.error("cannot fetch the keys of %s: %s", self._settings.issuer, type(error).__name__)
+        finally:
+            wait = self._least_seconds * 2 ** min(self._failures, 10)
+            # From its end: a fetch that hangs is not followed by the next one at once.
+            self._next_fetch_at = time.monotonic() + min(wait, max(self._least_seconds, _MAX_BACKOFF_SECONDS))
+            self._fetching = None
 
     def _fetch(self) -> dict[str, jwt.PyJWK]:
         url = self._settings.jwks_url

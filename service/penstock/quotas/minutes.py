@@ -7,11 +7,15 @@ new is let in until the debt is paid. Over time no more than the rate is used.
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Protocol
 
-# Callers whose buckets are remembered; a full bucket says nothing and is forgotten first.
-_MOST_BUCKETS = 10_000
+# Buckets at once, some 350 bytes each. A bucket that is full again says nothing and is forgotten; while this many are
+# not full, callers that have none yet share one for each kind.
+_MAX_BUCKETS = 100_000
+# How many buckets each new one looks at for some to forget: more than one, so that their number falls again.
+_LOOKED_AT = 8
 _MINUTE_SECONDS = 60.0
 
 
@@ -35,41 +39,53 @@ class Minutes(Protocol):
 class Bucket:
     """`level` may be negative: a debt."""
 
-    __slots__ = ("at", "level")
+    __slots__ = ("at", "level", "per_minute")
 
-    def __init__(self, level: float, at: float) -> None:
-        self.level, self.at = level, at
+    def __init__(self, per_minute: int, at: float) -> None:
+        self.level: float = per_minute
+        self.per_minute, self.at = per_minute, at
 
     def fill(self, per_minute: int, now: float) -> None:
+        """Fill it for the time since it was last filled, at the rate that holds now."""
         self.level = min(per_minute, self.level + (now - self.at) * per_minute / _MINUTE_SECONDS)
-        self.at = now
+        self.per_minute, self.at = per_minute, now
 
     def wait_seconds(self, per_minute: int, amount: int) -> float:
         return max(0.0, (min(amount, per_minute) - self.level) * _MINUTE_SECONDS / per_minute)
 
 
 class MemoryMinutes:
-    """Counts of this process alone. `clock` tells seconds."""
+    """Counts of this process alone. `clock` tells seconds.
+
+    No caller that used something within the last minute, or owes something, is forgotten.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._buckets: dict[tuple[str, str], Bucket] = {}
+        self._buckets: OrderedDict[tuple[str, str], Bucket] = OrderedDict()
+        self._shared: dict[str, Bucket] = {}
 
     def _bucket(self, caller: str, kind: str, per_minute: int) -> Bucket:
         now = self._clock()
         bucket = self._buckets.get((caller, kind))
         if bucket is None:
-            if len(self._buckets) >= _MOST_BUCKETS:
-                self._forget()
-            bucket = self._buckets[caller, kind] = Bucket(per_minute, now)
+            self._forget(now)
+            if len(self._buckets) < _MAX_BUCKETS:
+                bucket = self._buckets[caller, kind] = Bucket(per_minute, now)
+            else:
+                bucket = self._shared.setdefault(kind, Bucket(per_minute, now))
         bucket.fill(per_minute, now)
         return bucket
 
-    def _forget(self) -> None:
-        """Those that are left alone longest: after a minute a bucket without debt is full."""
-        by_age = sorted(self._buckets.items(), key=lambda item: (item[1].level < 0, item[1].at))
-        for key, _ in by_age[: _MOST_BUCKETS // 10]:
-            del self._buckets[key]
+    def _forget(self, now: float) -> None:
+        """Forgets those that are full again, of a few. They take turns, so that each is looked at."""
+        for _ in range(min(_LOOKED_AT, len(self._buckets))):
+            key, bucket = next(iter(self._buckets.items()))
+            bucket.fill(bucket.per_minute, now)
+            if bucket.level >= bucket.per_minute:
+                del self._buckets[key]
+            else:
+                self._buckets.move_to_end(key)
 
     async def take(self, caller: str, kind: str, per_minute: int, amount: int, *, owing: bool) -> float:
         bucket = self._bucket(caller, kind, per_minute)
@@ -79,7 +95,13 @@ class MemoryMinutes:
         return wait
 
     async def left(self, caller: str, kind: str, per_minute: int) -> int:
-        return max(0, int(self._bucket(caller, kind, per_minute).level))
+        bucket = self._buckets.get((caller, kind))
+        if bucket is None and len(self._buckets) >= _MAX_BUCKETS:
+            bucket = self._shared.get(kind)
+        if bucket is None:
+            return per_minute
+        bucket.fill(per_minute, self._clock())
+        return max(0, int(bucket.level))
 
     async def close(self) -> None:
         return None
