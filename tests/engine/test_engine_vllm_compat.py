@@ -111,6 +111,21 @@ def test_convolution_under_speculation_still_asks_for_amx_where_bfloat16_is_enou
     assert gdn_attention.torch.nn is torch.nn
 
 
+def test_top_k_still_fails_on_a_step_without_drafts(patched):
+    import torch
+    from vllm.v1.sample.ops import topk_topp_sampler
+
+    def no_rows():
+        return torch.empty(0, 8), torch.empty(0, dtype=torch.int32)
+
+    with pytest.raises(RuntimeError, match="reduction dim"):
+        topk_topp_sampler.apply_top_k_only.__wrapped__(*no_rows())
+    logits, k = no_rows()
+    assert topk_topp_sampler.apply_top_k_top_p(logits, k, None).shape == (0, 8)
+    filtered = topk_topp_sampler.apply_top_k_top_p(torch.arange(8.0)[None], torch.tensor([3], dtype=torch.int32), None)
+    assert filtered.isfinite().sum() == 3
+
+
 def test_sampling_parameters_still_get_lost_on_their_way_to_the_drafts(patched):
     import torch
     from vllm.utils import cpu_triton_utils

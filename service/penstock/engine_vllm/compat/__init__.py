@@ -47,6 +47,7 @@ def general_plugin() -> None:
     strides.restride_single_token_prefill()
     strides.restride_single_state_index()
     speculation.expand_sampling_parameters()
+    speculation.filter_no_rows()
     # In this order: the first looks at every row before the second takes its own way with short ones.
     draft_history.keep_short_drafts()
     speculation.start_padded_prompts_afresh()

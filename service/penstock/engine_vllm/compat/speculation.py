@@ -35,6 +35,27 @@ def _expand_kernel(
     output.copy_(values.repeat_interleave(counts))
 
 
+def filter_no_rows() -> None:
+    """Lets top_k be applied to a step without drafts, which kills the worker otherwise.
+
+    The rejection sampler applies top_k to the rows of the drafts alone. A request whose step has none, alone or beside
+    others like it, makes an empty tensor of them, and `k.max()` raises. With top_p another function is used.
+    Upstream: vllm/v1/sample/ops/topk_topp_sampler.py `apply_top_k_only`, used where the engine may wait for the device
+    (the CPU) and Triton is absent.
+    """
+    from vllm.v1.sample.ops import topk_topp_sampler
+
+    original = topk_topp_sampler.apply_top_k_only
+    if hasattr(original, "__wrapped__"):
+        return
+
+    def apply_top_k_only(logits: Any, k: Any) -> Any:
+        return original(logits, k) if k.numel() else logits
+
+    apply_top_k_only.__wrapped__ = original  # type: ignore[attr-defined]
+    topk_topp_sampler.apply_top_k_only = apply_top_k_only
+
+
 def start_padded_prompts_afresh() -> None:
     """Gives a prompt of one token an empty state under MTP; it starts from another request's state otherwise.
 
