@@ -97,7 +97,6 @@ class Candidate:
         self._run_gave_tokens = True
         self._run_began_at = 0
         self._deaths = 0
-        self._replay: list[int] = []
         self._banned: tuple[int, ...] = ()
         self._markers_are_banned = False
         self._cached_tokens = 0
@@ -217,21 +216,18 @@ class Candidate:
         # A thought's own closing marker, and before it the opening one where the model may still write that.
         most = left + (1 if splitter.in_thought else 2 if splitter.may_think else 0)
         forces = self._engine.card.forces_budget and len(plan.closing_ids) == 1
-        context = self._context_beside(left)
+        context, constrained = self._context_beside(left), 0
         if output.structured is not None and not splitter.in_thought:
-            # The engine's grammar only knows what it samples itself: it says the answer again from its start, and what
-            # was already sent is taken back out.
-            self._replay = context[splitter.answer_start :]
-            context = context[: splitter.answer_start]
+            constrained = len(context) - splitter.answer_start
         seed = plan.sampling.seed
         if seed is not None:
-            seed = (seed + self._index + (0 if self._replay else self._runs * _SEED_STRIDE)) % 2**63
+            seed = (seed + self._index + self._runs * _SEED_STRIDE) % 2**63
         self._runs += 1
         self._run_gave_tokens = False
         self._run_began_at = splitter.output_tokens
         prompt = plan.context.prompt_token_ids + tuple(context)
         self._run_prompt_tokens = len(prompt)
-        most = min(most + len(self._replay), plan.context.window_tokens - len(prompt))
+        most = min(most, plan.context.window_tokens - len(prompt))
         if most < 1:
             return None
         request = EngineRequest(
@@ -248,6 +244,7 @@ class Candidate:
             stop_token_ids=() if splitter.may_think else output.stop_token_ids,
             top_logprobs=output.top_logprobs,
             structured=output.structured,
+            constrained_prompt_tokens=constrained,
             banned_token_ids=self._banned,
             cache_salt=plan.request.context.cache_salt,
             suspect=self._deaths > 0,
@@ -287,7 +284,7 @@ class Candidate:
                 self._cached_tokens = chunk.cached_tokens
                 self.queue_seconds = chunk.queue_seconds or 0.0
             else:
-                self._recomputed_tokens += self._run_prompt_tokens - chunk.cached_tokens + len(self._replay)
+                self._recomputed_tokens += self._run_prompt_tokens - chunk.cached_tokens
         if chunk.drafted_tokens is not None and chunk.accepted_tokens is not None:
             self._drafted_tokens += chunk.drafted_tokens
             self._accepted_tokens += chunk.accepted_tokens
@@ -300,8 +297,7 @@ class Candidate:
         """One engine step: what must happen next, and what there is to say."""
         splitter = self._splitter
         was_thinking = splitter.in_thought
-        skip = self._replayed(chunk) if self._replay else 0
-        verdict = splitter.push(chunk.token_ids[skip:], chunk.logprobs[skip:])
+        verdict = splitter.push(chunk.token_ids, chunk.logprobs)
         if verdict is Verdict.GO_ON and chunk.stop is not None:
             verdict = self._verdict_of_stop(chunk.stop)
         if verdict is Verdict.GO_ON:
@@ -325,14 +321,6 @@ class Candidate:
             self.first_answer_at = time.monotonic()
             self._watch.first_answer_token()
         return verdict, events
-
-    def _replayed(self, chunk: EngineChunk) -> int:
-        """Tokens at the chunk's start that were already sent. Raises EngineDown where they come out differently."""
-        count = min(len(self._replay), len(chunk.token_ids))
-        if self._replay[:count] != list(chunk.token_ids[:count]):
-            raise EngineDown("the engine died, and this constrained answer cannot be continued")
-        del self._replay[:count]
-        return count
 
     def _verdict_of_stop(self, stop: EngineStop) -> Verdict:
         """The engine ended by itself where the splitter saw no reason to."""

@@ -198,6 +198,8 @@ class EngineRequest:
     stop_token_ids: tuple[int, ...] = ()
     top_logprobs: int | None = None
     structured: StructuredOutput | None = None
+    constrained_prompt_tokens: int = 0
+    """In a continuation: how many of the prompt's last tokens `structured` already covers."""
     banned_token_ids: tuple[int, ...] = ()
     cache_salt: str | None = None
     trace_headers: Mapping[str, str] | None = None

@@ -8,6 +8,7 @@ from typing import Any
 from vllm import SamplingParams
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
+from penstock.engine_vllm.compat.constraint_prefix import PREFIX_TOKENS
 from penstock.errors import EngineRefused
 from penstock.types import EngineRequest, Markers, ModelCard, Sampling, StructuredKind, StructuredOutput
 
@@ -24,17 +25,24 @@ def sampling_params(request: EngineRequest, card: ModelCard, name_of: Callable[[
             **_drawing(request.sampling, card.default_sampling),
             max_tokens=request.max_tokens,
             min_tokens=request.min_tokens,
-            stop_token_ids=sorted({*request.stop_token_ids, *card.eos_ids}),
+            stop_token_ids=_stops(request, card),
             logprobs=request.top_logprobs,
             thinking_token_budget=budget if card.forces_budget else None,
             **_without(request.banned_token_ids, card, name_of),
             structured_outputs=_structured(request.structured) if request.structured else None,
+            extra_args={PREFIX_TOKENS: request.constrained_prompt_tokens} if request.constrained_prompt_tokens else None,
             output_kind=RequestOutputKind.DELTA,
             detokenize=False,
             skip_clone=True,
         )
     except ValueError as error:
         raise EngineRefused(f"vLLM refuses the sampling parameters: {error}") from error
+
+
+def _stops(request: EngineRequest, card: ModelCard) -> list[int]:
+    """vLLM's grammar takes every stop token for the end of the text and for nothing else, so a stop token that the
+    constraint needs would leave no way to go on. The service finds such tokens itself (`split`)."""
+    return sorted(card.eos_ids if request.structured else {*request.stop_token_ids, *card.eos_ids})
 
 
 def thought_tokens_in_prompt(prompt: tuple[int, ...], markers: Markers) -> int | None:

@@ -9,7 +9,8 @@ the service (`lifetime`):
 
 `strides`: arguments that the CPU kernels refuse. `speculation`: what MTP gets wrong.
 `draft_history`: steps with fewer drafts than usual. `recurrent_states`: MTP beside prefix caching.
-`slow_grammars`: constraints that hold up everybody. `waiting`: cores burnt by who waits. `engine_vllm.fp8`: FP8.
+`slow_grammars`: constraints that hold up everybody. `constraint_prefix`: continuations of a constrained answer.
+`plain_text`: control tokens under a constraint. `waiting`: cores burnt by who waits. `engine_vllm.fp8`: FP8.
 
 tests/engine/test_engine_vllm_compat.py fails when a patch is no longer needed.
 """
@@ -36,9 +37,11 @@ def general_plugin() -> None:
     end_with_service()
     from vllm.platforms import current_platform
 
-    from penstock.engine_vllm.compat import slow_grammars
+    from penstock.engine_vllm.compat import constraint_prefix, plain_text, slow_grammars
 
     slow_grammars.stop_them()
+    constraint_prefix.advance_over_prefix()
+    plain_text.constrain_to_text()
     if not current_platform.is_cpu():
         return
     from penstock.engine_vllm.compat import draft_history, recurrent_states, speculation, strides, waiting

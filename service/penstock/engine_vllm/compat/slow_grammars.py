@@ -15,11 +15,16 @@ from typing import Any
 from penstock.engine_vllm.patience import Patience
 
 
+TOO_SLOW = "penstock:constraint_too_slow"
+"""`stop_reason` of a request that was ended here."""
+
+
 def stop_them() -> None:
     """A request whose masks cost more than `Patience` allows ends with an error; the scheduler then says
-    FINISHED_ERROR, as for a token that the grammar does not take.
+    FINISHED_ERROR, as for a token that the grammar does not take; `TOO_SLOW` tells the two apart.
     Upstream: vllm/v1/structured_output/backend_xgrammar.py `XgrammarGrammar`.
     """
+    from vllm.v1.structured_output import StructuredOutputManager
     from vllm.v1.structured_output.backend_xgrammar import XgrammarGrammar
 
     if hasattr(XgrammarGrammar.fill_bitmask, "__wrapped__"):
@@ -29,6 +34,7 @@ def stop_them() -> None:
         XgrammarGrammar.validate_tokens,
         XgrammarGrammar.fill_bitmask,
     )
+    accept_all = StructuredOutputManager.accept_tokens
 
     def accept_tokens(self: Any, request_id: str, tokens: list[int]) -> bool:
         accepted = _timed(self, accept, self, request_id, tokens)
@@ -43,10 +49,19 @@ def stop_them() -> None:
         else:
             _timed(self, fill, self, bitmask, idx)
 
+    def accept_of_request(self: Any, request: Any, new_token_ids: list[int]) -> bool:
+        accepted = bool(accept_all(self, request, new_token_ids))
+        if not accepted and _patience(request.structured_output_request.grammar).is_over:
+            request.stop_reason = TOO_SLOW
+        return accepted
+
     fill_bitmask.__wrapped__ = fill  # type: ignore[attr-defined]
+    StructuredOutputManager.accept_tokens = accept_of_request
     XgrammarGrammar.accept_tokens, XgrammarGrammar.fill_bitmask = accept_tokens, fill_bitmask
     XgrammarGrammar.validate_tokens = validate_tokens
-    logging.getLogger("vllm.v1.core.sched.scheduler").addFilter(_without_tokens)
+    for name in ("vllm.v1.core.sched.scheduler", "vllm.v1.structured_output.backend_xgrammar"):
+        logging.getLogger(name).addFilter(_without_tokens)
+    logging.getLogger("vllm.v1.structured_output").addFilter(_without_draft)
 
 
 def _timed(grammar: Any, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -65,6 +80,12 @@ def _patience(grammar: Any) -> Patience:
 
 def _without_tokens(record: logging.LogRecord) -> bool:
     """vLLM logs the tokens that a grammar refused; they are the model's output, which is never logged."""
-    if str(record.msg).startswith("Unexpected: grammar rejected tokens") and isinstance(record.args, tuple):
-        record.args = (f"({len(record.args[0])})" if isinstance(record.args[0], list) else "", *record.args[1:])
+    if "tokens %s" in str(record.msg) and isinstance(record.args, tuple):
+        record.args = tuple("(not logged)" if isinstance(given, int | list) else given for given in record.args)
+    return True
+
+
+def _without_draft(record: logging.LogRecord) -> bool:
+    if "draft token %s" in str(record.msg).replace("\n", " ") and isinstance(record.args, tuple):
+        record.args = ("(not logged)", *record.args[1:])
     return True
