@@ -190,7 +190,8 @@ class Calls:
         return await asyncio.to_thread(self._plan, spec, engine, arrival, carried)
 
     def _plan(self, spec: pb.GenerationSpec, engine: Engine, arrival: Arrival, carried: Carried | None) -> Plan:
-        request = replace(wire.request_of(spec), priority=class_of(wire.priority_of(spec), arrival.caller))
+        priority = class_of(wire.priority_of(spec), arrival.caller)
+        request = replace(wire.request_of(spec), priority=priority, caller_id=arrival.caller.id)
         validate(request, engine.card, self._house.config.limits)
         if carried is not None:
             if carried.model != engine.card.name:

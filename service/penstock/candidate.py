@@ -58,6 +58,8 @@ _CAUSE_OF = {
 _DEADLINE_PACE_MARGIN = 1.25
 # Distinct random streams for the runs of one candidate: a continuation must not draw the same numbers again.
 _SEED_STRIDE = 0x9E3779B1
+# A thought that is closed, a stray marker: a few runs may add nothing. More in a row would go on for ever.
+_MAX_RUNS_WITHOUT_TOKENS = 8
 CandidateEvent = Delta | ThoughtEnded | CandidateEnd
 
 
@@ -96,6 +98,7 @@ class Candidate:
         self._run_prompt_tokens = 0
         self._run_gave_tokens = True
         self._run_began_at = 0
+        self._runs_without_tokens = 0
         self._deaths = 0
         self._banned: tuple[int, ...] = ()
         self._markers_are_banned = False
@@ -119,6 +122,7 @@ class Candidate:
                 min_output_tokens=output.min_tokens,
                 stop_strings=output.stop_strings,
                 stop_token_ids=frozenset(output.stop_token_ids),
+                trims_answer_start=output.structured is None,
             ),
             engine.tokenizer.token_bytes,
             candidate_index=index,
@@ -176,6 +180,8 @@ class Candidate:
                 how = "engine_died"
             finally:
                 self._watch.run_ended(how, chunk)
+            if verdict not in _FINISH_OF:
+                self._check_progress()
             if how == "engine_died":
                 await self._survive()
                 continue
@@ -247,6 +253,7 @@ class Candidate:
             constrained_prompt_tokens=constrained,
             banned_token_ids=self._banned,
             cache_salt=plan.request.context.cache_salt,
+            caller_id=plan.request.caller_id,
             suspect=self._deaths > 0,
         )
         headers = self._watch.run_began(self._cause, request)
@@ -264,6 +271,12 @@ class Candidate:
             return context
         strays = (markers.open_id, markers.close_id)
         return context[: splitter.answer_start] + [i for i in context[splitter.answer_start :] if i not in strays]
+
+    def _check_progress(self) -> None:
+        """Count runs in a row that added no token to the output, so that every generation ends."""
+        self._runs_without_tokens = 0 if self._run_counted else self._runs_without_tokens + 1
+        if self._runs_without_tokens > _MAX_RUNS_WITHOUT_TOKENS:
+            raise EngineRefused(f"{self._runs_without_tokens} engine runs in a row gave no token")
 
     async def _survive(self) -> None:
         """The engine died under a run. A run that gave no token before is suspect of having killed it."""

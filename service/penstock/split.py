@@ -143,6 +143,8 @@ class SplitSettings:
     stop_token_ids: frozenset[int] = frozenset()
     min_output_tokens: int = 0
     """Before so many output tokens neither the end of turn nor a stop ends the answer."""
+    trims_answer_start: bool = True
+    """Whether line breaks between the thought and the answer are left out of the answer's text."""
 
 
 class Splitter:
@@ -176,7 +178,7 @@ class Splitter:
         self._answer_text = Utf8Text()
         self._stops = StopStrings(settings.stop_strings)
         # The separator after the marker is generated and counted, and is not part of the answer's text.
-        self._trim_answer_start = settings.markers is not None and in_thought
+        self._trim_answer_start = settings.trims_answer_start and settings.markers is not None and in_thought
         self._thought = _Pending()
         self._answer = _Pending()
 
@@ -279,7 +281,8 @@ class Splitter:
         if opens and self.may_think:
             # A raw prompt that leaves the opening to the model: its first token may open the one and only thought.
             self._may_open = False
-            self.in_thought = self._trim_answer_start = True
+            self.in_thought = True
+            self._trim_answer_start = self._settings.trims_answer_start
         elif token_id in self._settings.stop_token_ids and self._is_too_short:
             return Verdict.TOO_SHORT
         elif opens and token_id not in self._settings.stop_token_ids:

@@ -133,6 +133,7 @@ class Request:
     sampling: Sampling = Sampling()
     output: Output = Output()
     priority: Priority = Priority.NORMAL
+    caller_id: str = ""
 
 
 # ------------------------------------------------------------------------------------------------------------ engine
@@ -202,6 +203,7 @@ class EngineRequest:
     """In a continuation: how many of the prompt's last tokens `structured` already covers."""
     banned_token_ids: tuple[int, ...] = ()
     cache_salt: str | None = None
+    caller_id: str = ""
     trace_headers: Mapping[str, str] | None = None
     suspect: bool = False
     """Was in flight, without a token, when the engine died: run it beside no other suspect."""

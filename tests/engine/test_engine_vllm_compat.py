@@ -340,3 +340,50 @@ def test_who_waits_still_spins(patched):
 
     assert share_of_a_core(shm_broadcast.sched_yield.__wrapped__) > 0.5
     assert share_of_a_core(shm_broadcast.sched_yield) < 0.4
+
+
+def test_a_grammar_still_knows_only_what_it_sampled(patched):
+    """`constraint_prefix`: the grammar starts after the tokens that the prompt holds, as vLLM cannot be told."""
+    from types import SimpleNamespace
+
+    from penstock.engine_vllm.compat.constraint_prefix import PREFIX_TOKENS, PrefixRejectedError
+    from vllm.v1.structured_output import StructuredOutputManager
+
+    class Grammar:
+        def __init__(self) -> None:
+            self.accepted: list[int] = []
+
+        def accept_tokens(self, request_id: str, tokens: list[int]) -> bool:
+            self.accepted += tokens
+            return tokens != [9]
+
+    def asked(prompt: list[int], count: int) -> SimpleNamespace:
+        return SimpleNamespace(
+            request_id="r",
+            prompt_token_ids=prompt,
+            sampling_params=SimpleNamespace(extra_args={PREFIX_TOKENS: count}, all_stop_token_ids=set()),
+            structured_output_request=SimpleNamespace(structured_output_key=("json", "{}")),
+        )
+
+    backend = SimpleNamespace(compile_grammar=lambda *_, **__: Grammar())
+    manager = SimpleNamespace(backend=backend)
+    create = StructuredOutputManager._create_grammar
+    assert create(manager, asked([5, 6, 7], 2)).accepted == [6, 7]
+    assert create.__wrapped__(manager, asked([5, 6, 7], 2)).accepted == [], "vLLM does it itself: delete the patch"
+    with pytest.raises(PrefixRejectedError):
+        create(manager, asked([5, 9], 1))
+
+
+def test_the_compiler_still_takes_control_tokens_for_text(patched):
+    from penstock.config import DEMO_MODEL_DIR
+    from penstock.engine_vllm.compat.plain_text import text_tokens
+    from transformers import AutoTokenizer
+    from xgrammar import TokenizerInfo
+
+    tokenizer = AutoTokenizer.from_pretrained(str(DEMO_MODEL_DIR))
+    size = len(tokenizer)
+    marker = tokenizer.convert_tokens_to_ids("</think>")
+    assert TokenizerInfo.from_huggingface(tokenizer, vocab_size=size).decoded_vocab[marker] == b"</think>"
+    info = text_tokens(tokenizer, size)
+    assert marker in info.special_token_ids
+    assert info.stop_token_ids == [tokenizer.eos_token_id]

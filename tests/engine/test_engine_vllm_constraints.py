@@ -118,11 +118,11 @@ async def test_what_the_trial_did_not_find_the_engine_ends_and_remembers(engine:
     bomb = StructuredOutput(StructuredKind.REGEX, "(" * 5 + "[a-z]" + "{1,30})" * 5 + "{1,30}")
     beside = asyncio.create_task(run(engine, request_for(fast_prompt, 30, min_tokens=30)))
     with pytest.raises(BadRequest) as raised:
-        await run(engine, request_for(fast_prompt, 500, min_tokens=500, structured=bomb))
+        await run(engine, request_for(fast_prompt, 500, min_tokens=500, structured=bomb, caller_id="a"))
     assert raised.value.violations[0].reason == "LIMIT_EXCEEDED"
     assert len((await beside)[0]) == 30
     with pytest.raises(BadRequest):
-        await engine.check_constraint(bomb, "anyone")
+        await engine.check_constraint(bomb, "a")
     await engine.check()
 
 

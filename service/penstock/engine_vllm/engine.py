@@ -15,6 +15,8 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from penstock.engine import EngineLoad
+from penstock.engine_vllm.compat.plain_text import text_tokens
+from penstock.engine_vllm.compat.slow_grammars import TOO_SLOW
 from penstock.engine_vllm.constraints import Constraints, grammar_of, refusal
 from penstock.engine_vllm.experts import OutputTally, merged
 from penstock.engine_vllm.lifetime import ServicePipe
@@ -22,6 +24,7 @@ from penstock.engine_vllm.load import LoadMeter
 from penstock.engine_vllm.parallel import Layout
 from penstock.engine_vllm.processes import kill, processes_of
 from penstock.engine_vllm.sampling import sampling_params, thought_tokens_in_prompt
+from penstock.engine_vllm.trial import Verdict
 from penstock.errors import BadRequest, EngineDown, EngineRefused, FeatureOff
 from penstock.hf_tokenizer import HfTokenizer
 from penstock.routing import ExpertCounts
@@ -88,13 +91,13 @@ class VllmEngine:
             async with contextlib.aclosing(outputs):
                 async for output in outputs:
                     if request.structured and output.outputs[0].finish_reason == "error":
-                        raise self._too_slow(request.structured)
+                        raise self._failure(request, request.structured, output.outputs[0].stop_reason)
                     if self._outputs is not None and (routed := output.outputs[0].routed_experts) is not None:
                         self._outputs.finished(routed, output.num_cached_tokens or 0)
                     yield _chunk(output, self._card.eos_ids)
         except EngineDeadError as error:
             raise EngineDown("the engine is dead") from error
-        except BadRequest:
+        except (BadRequest, EngineRefused):
             raise
         except VLLMClientError as error:
             raise self._refusal(request, error) from error
@@ -102,6 +105,10 @@ class VllmEngine:
             if self._llm.errored:
                 raise EngineDown("the engine is dead") from error
             raise EngineRefused(f"the engine failed on this request: {type(error).__name__}") from error
+
+    def start_compiler(self) -> None:
+        """Start, in the background, the process that tries constraints."""
+        self._constraints.start_ahead()
 
     async def check_constraint(self, structured: StructuredOutput, caller: str) -> None:
         await self._constraints.check(structured, caller)
@@ -179,22 +186,21 @@ class VllmEngine:
 
     def _compilers_tokenizer(self) -> str:
         """As vLLM's backend makes it (v1/structured_output/backend_xgrammar.py)."""
-        from xgrammar import TokenizerInfo
-
-        tokenizer = self._llm.renderer.get_tokenizer()
         vocab_size = self._llm.vllm_config.model_config.get_vocab_size()
-        return str(TokenizerInfo.from_huggingface(tokenizer, vocab_size=vocab_size).serialize_json())
+        return str(text_tokens(self._llm.renderer.get_tokenizer(), vocab_size).serialize_json())
 
-    def _too_slow(self, structured: StructuredOutput) -> BadRequest:
-        """The engine gave up on a constraint (compat.slow_grammars) whose trial had found nothing."""
-        self._constraints.condemn(structured)
-        return refusal(structured, malformed=False, seconds=self._constraint_seconds)
+    def _failure(self, request: EngineRequest, structured: StructuredOutput, why: object) -> BadRequest | EngineRefused:
+        """The engine ended a constrained request: it was too slow (compat.slow_grammars), or the engine is at fault."""
+        if why != TOO_SLOW:
+            return EngineRefused("the engine found no way to go on with a constrained answer")
+        self._constraints.block(structured, request.caller_id)
+        return refusal(structured, Verdict.SLOW, self._constraint_seconds)
 
     def _refusal(self, request: EngineRequest, error: Exception) -> BadRequest | EngineRefused:
         """What vLLM refuses of a constraint is the caller's mistake; all else was ours to refuse."""
         if request.structured is None:
             return EngineRefused(f"vLLM refuses the request: {type(error).__name__}")
-        return refusal(request.structured, malformed=True, seconds=self._constraint_seconds)
+        return refusal(request.structured, Verdict.MALFORMED, self._constraint_seconds)
 
     def _answers_at_once(self, request: EngineRequest) -> bool:
         markers = self._card.markers

@@ -30,7 +30,9 @@ def sampling_params(request: EngineRequest, card: ModelCard, name_of: Callable[[
             thinking_token_budget=budget if card.forces_budget else None,
             **_without(request.banned_token_ids, card, name_of),
             structured_outputs=_structured(request.structured) if request.structured else None,
-            extra_args={PREFIX_TOKENS: request.constrained_prompt_tokens} if request.constrained_prompt_tokens else None,
+            extra_args={PREFIX_TOKENS: request.constrained_prompt_tokens}
+            if request.constrained_prompt_tokens
+            else None,
             output_kind=RequestOutputKind.DELTA,
             detokenize=False,
             skip_clone=True,

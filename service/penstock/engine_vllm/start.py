@@ -72,6 +72,7 @@ async def start(settings: EngineSettings, progress: Progress = lambda phase: Non
     if planned.layout is not None:
         await _count_experts(engine, settings, planned, progress)
     _settle_environment()
+    engine.start_compiler()
     progress("ready")
     return engine
 

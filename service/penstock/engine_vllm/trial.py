@@ -35,6 +35,7 @@ class Verdict(IntEnum):
     GOOD = 0
     MALFORMED = 1
     SLOW = 2
+    DEAD_END = 3
 
 
 def main() -> int:
@@ -94,8 +95,8 @@ def _try(kind: str, spec: str, tokenizer: Any) -> Verdict:
         return Verdict.MALFORMED
     matcher = xgrammar.GrammarMatcher(grammar)
     mask = xgrammar.allocate_token_bitmask(1, tokenizer.vocab_size)
-    good = all(_walk(matcher, mask, number) for number in range(_WALKS))
-    return Verdict.GOOD if good else Verdict.SLOW
+    verdicts = (_walk(matcher, mask, number) for number in range(_WALKS))
+    return next((verdict for verdict in verdicts if verdict is not Verdict.GOOD), Verdict.GOOD)
 
 
 def _threads() -> int:
@@ -121,8 +122,8 @@ def _compile(kind: str, spec: str, compiler: Any) -> Any:
     return compiler.compile_lark(spec) if kind == "lark" else compiler.compile_grammar(spec)
 
 
-def _walk(matcher: Any, mask: Any, number: int) -> bool:
-    """Writes one text; False where that is too slow. The first walk takes the first token every time, others mix."""
+def _walk(matcher: Any, mask: Any, number: int) -> Verdict:
+    """Writes one text. The first walk takes the first token every time, others mix."""
     matcher.reset()
     draw = random.Random(number)
     patience = Patience()
@@ -130,13 +131,16 @@ def _walk(matcher: Any, mask: Any, number: int) -> bool:
         began = time.thread_time()
         matcher.fill_next_token_bitmask(mask, 0)
         patience.spend(time.thread_time() - began)
-        token_id = _pick(mask[0].numpy().view("uint32"), matcher.stop_token_ids, number, draw)
+        words = mask[0].numpy().view("uint32")
+        if not words.any():
+            return Verdict.DEAD_END
+        token_id = _pick(words, matcher.stop_token_ids, number, draw)
         began = time.thread_time()
         over = token_id is None or not matcher.accept_token(token_id)
         patience.spend(time.thread_time() - began)
         if patience.is_over or over:
             break
-    return not patience.is_over
+    return Verdict.SLOW if patience.is_over else Verdict.GOOD
 
 
 def _pick(words: Any, stops: list[int], number: int, draw: random.Random) -> int | None:

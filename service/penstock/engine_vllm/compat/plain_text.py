@@ -1,8 +1,8 @@
 """Control tokens under a constraint: a constrained answer is written with tokens of text only.
 
-For vLLM 0.32.0 and xgrammar 0.2.8, which take every token of the vocabulary for its text: `</think>` may then be sampled
-as one control token wherever a constraint allows these eight characters. As a control token it is no part of the
-answer's text, so the answer breaks its constraint, and the model reads it as the end of a thought.
+For vLLM 0.32.0 and xgrammar 0.2.8, which take every token of the vocabulary for its text: `</think>` may then be
+sampled as one control token wherever a constraint allows these eight characters. As a control token it is no part of
+the answer's text, so the answer breaks its constraint, and the model reads it as the end of a thought.
 """
 
 from __future__ import annotations

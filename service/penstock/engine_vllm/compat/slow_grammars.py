@@ -14,7 +14,6 @@ from typing import Any
 
 from penstock.engine_vllm.patience import Patience
 
-
 TOO_SLOW = "penstock:constraint_too_slow"
 """`stop_reason` of a request that was ended here."""
 

@@ -1,0 +1,159 @@
+"""Constrained answers that are continued, stopped by a token, or spelled like control tokens, on the real engine."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
+
+import grpc
+import pytest
+from penstock.candidate import Candidate, Steering
+from penstock.config import Config
+from penstock.engine import Engine
+from penstock.errors import EngineDown
+from penstock.planning import plan_generation
+from penstock.types import (
+    CandidateEnd,
+    Delta,
+    EngineChunk,
+    EngineRequest,
+    FinishReason,
+    Message,
+    Output,
+    Request,
+    Role,
+    Sampling,
+    StructuredKind,
+    StructuredOutput,
+    ThinkingConfig,
+    ThinkingMode,
+)
+from penstock_client.v1 import generation_pb2 as pb
+from penstock_client.v1 import generation_pb2_grpc
+
+from tests.bad_requests import hello
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"fine": {"type": "boolean"}, "sum": {"type": "integer", "minimum": 100, "maximum": 9999}},
+    "required": ["fine", "sum"],
+    "additionalProperties": False,
+}
+CHOICES = ("abcdefgh", "abcxyz", "bcdefghi")
+CASES: dict[str, tuple[StructuredOutput, Callable[[str], object]]] = {
+    "json": (StructuredOutput(StructuredKind.JSON_SCHEMA, json.dumps(SCHEMA)), json.loads),
+    "regex": (
+        StructuredOutput(StructuredKind.REGEX, "[a-c]{12}(x|yz){4}"),
+        lambda text: re.fullmatch("[a-c]{12}(x|yz){4}", text),
+    ),
+    "grammar": (
+        StructuredOutput(StructuredKind.GRAMMAR, 'root ::= "(" root ")" | "ab" | "c" root'),
+        lambda text: text.count("(") == text.count(")") and "ab" in text,
+    ),
+    "choices": (StructuredOutput(StructuredKind.CHOICE, choices=CHOICES), lambda text: text in CHOICES),
+}
+DRAWS = {
+    "greedy": Sampling(temperature=0.0),
+    "sampled": Sampling(temperature=1.5),
+    "seeded": Sampling(temperature=1.5, seed=7),
+}
+
+
+class DiesTwice:
+    """The engine, whose first two runs end as by its death once they gave tokens."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.requests: list[EngineRequest] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    async def stream(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
+        self.requests.append(request)
+        async for chunk in self._engine.stream(request):
+            yield chunk
+            if len(self.requests) < 3 and chunk.stop is None:
+                raise EngineDown("the engine is dead")
+
+    async def revived(self) -> None:
+        return
+
+
+async def answer(engine: Any, structured: StructuredOutput, draw: Sampling) -> tuple[str, CandidateEnd]:
+    request = Request(
+        messages=(Message(Role.USER, "What is 17 + 25?"),),
+        thinking=ThinkingConfig(mode=ThinkingMode.FAST),
+        sampling=draw,
+        output=Output(structured=structured, max_tokens=200),
+    )
+    candidate = Candidate(engine, plan_generation(request, engine, Config(), None), "g", 0, Steering())
+    events = [event async for event in candidate.events()]
+    end = events[-1]
+    assert isinstance(end, CandidateEnd)
+    return "".join(event.text for event in events if isinstance(event, Delta)), end
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+@pytest.mark.parametrize("kind", CASES)
+async def test_a_constrained_answer_goes_on_after_engine_deaths(engine: Engine, kind: str, draw: str) -> None:
+    structured, keeps = CASES[kind]
+    dies = DiesTwice(engine)
+    text, end = await answer(dies, structured, DRAWS[draw])
+    assert end.finish_reason in (FinishReason.STOP, FinishReason.MAX_OUTPUT_TOKENS)
+    if end.finish_reason is FinishReason.STOP:
+        assert keeps(text), text
+    assert len(dies.requests) == 3
+    # Each run goes on from the tokens that were sent: none is drawn twice.
+    prefixes = [request.constrained_prompt_tokens for request in dies.requests]
+    assert prefixes[0] == 0 < prefixes[1] < prefixes[2]
+    assert dies.requests[2].prompt_token_ids[: len(dies.requests[1].prompt_token_ids)] == (
+        dies.requests[1].prompt_token_ids
+    )
+
+
+async def test_a_greedy_answer_is_the_same_with_deaths_and_without(engine: Engine) -> None:
+    structured, _ = CASES["json"]
+    alone, _ = await answer(engine, structured, DRAWS["greedy"])
+    assert (await answer(DiesTwice(engine), structured, DRAWS["greedy"]))[0] == alone
+
+
+async def generate(channel: grpc.aio.Channel, *, fast: bool = True, **output: Any) -> pb.GenerateResponse:
+    mode = pb.THINKING_MODE_FAST if fast else pb.THINKING_MODE_THINKING
+    output = {"max_output_tokens": 300, **output}
+    spec = hello(thinking=pb.ThinkingConfig(mode=mode), output=pb.OutputConfig(**output))
+    stub = generation_pb2_grpc.GenerationServiceStub(channel)
+    return await stub.Generate(pb.GenerateRequest(spec=spec))
+
+
+async def test_a_stop_token_that_the_schema_needs_stops_there_and_harms_nobody(
+    engine: Engine, channel: grpc.aio.Channel
+) -> None:
+    schema = json.dumps(SCHEMA)
+    whole = (await generate(channel, json_schema=schema, return_token_ids=True)).candidates[0]
+    brace = whole.answer_token_ids[-2]
+    assert engine.tokenizer.token_bytes(brace).endswith(b"}")
+    stopped = (await generate(channel, json_schema=schema, stop_token_ids=[brace])).candidates[0]
+    assert stopped.result.finish_reason == pb.FINISH_REASON_STOP_TOKEN
+    assert whole.answer.startswith(stopped.answer)
+    assert (await generate(channel, json_schema=schema)).candidates[0].answer == whole.answer
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        ["\nx"],
+        ["\n\n"],
+        ["</think>"],
+        ["<|im_end|>", "<|im_start|>x"],
+        ['say "a\\b"', "tab\there"],
+        ["naïve ☃ 𝄞"],
+        ["ab", "abc", "abcd"],
+    ],
+)
+@pytest.mark.parametrize("fast", [True, False])
+async def test_an_answer_is_exactly_a_choice(channel: grpc.aio.Channel, choices: list[str], fast: bool) -> None:
+    reply = await generate(channel, fast=fast, choices=pb.Choices(choices=choices))
+    assert reply.candidates[0].answer in choices

@@ -1,0 +1,162 @@
+"""The process that tries constraints: it starts once, outlives impatient callers, and is never left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+
+import pytest
+from penstock.engine_vllm.constraints import Constraints
+from penstock.engine_vllm.trial import Verdict
+from penstock.errors import BadRequest, Overloaded
+from penstock.types import StructuredKind, StructuredOutput
+
+xgrammar = pytest.importorskip("xgrammar")
+CONSTRAINT = StructuredOutput(StructuredKind.REGEX, "[ab]{3}")
+
+
+def tokenizer_json() -> str:
+    vocabulary = [bytes([byte]) for byte in range(256)] + [b""]
+    return str(xgrammar.TokenizerInfo(vocabulary, stop_token_ids=[256]).serialize_json())
+
+
+class Counted(Constraints):
+    """Counts the processes and trials."""
+
+    def __init__(self, **fields: float) -> None:
+        super().__init__(tokenizer_json, lambda structured: (structured.kind.value, structured.spec), 20.0, **fields)
+        self.starts = self.trials = 0
+        self.may_start = asyncio.Event()
+        self.may_start.set()
+
+    async def _start(self) -> asyncio.subprocess.Process:
+        self.starts += 1
+        await self.may_start.wait()
+        return await super()._start()
+
+    async def _try(self, kind: str, spec: str) -> int:
+        self.trials += 1
+        return await super()._try(kind, spec)
+
+
+@pytest.fixture
+async def door() -> AsyncIterator[Counted]:
+    door = Counted()
+    yield door
+    await door.close()
+
+
+async def test_callers_that_leave_while_the_compiler_starts_leave_it_for_the_next(door: Counted) -> None:
+    door.may_start.clear()
+    for caller in "abc":
+        asking = asyncio.create_task(door.check(CONSTRAINT, caller))
+        await asyncio.sleep(0.01)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+    door.may_start.set()
+    await door.check(CONSTRAINT, "patient")
+    assert (door.starts, door.trials) == (1, 1)
+    await door.check(CONSTRAINT, "later")
+    assert (door.starts, door.trials) == (1, 1)
+
+
+async def test_a_start_that_is_given_up_leaves_no_process(door: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: asyncio.Queue[asyncio.subprocess.Process] = asyncio.Queue()
+    start = asyncio.create_subprocess_exec
+
+    async def remembered(*arguments: object, **fields: object) -> asyncio.subprocess.Process:
+        process = await start(*arguments, **fields)  # type: ignore[arg-type]
+        begun.put_nowait(process)
+        return process
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", remembered)
+    door.start_ahead()
+    process = await begun.get()
+    await door.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(process.pid, 0)
+
+
+async def test_a_compiler_that_cannot_start_is_told_and_tried_again(
+    door: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.executable", "/bin/false")
+        with pytest.raises(Overloaded):
+            await door.check(CONSTRAINT, "a")
+    await door.check(CONSTRAINT, "a")
+    assert door.starts == 2
+
+
+async def test_a_compiler_that_died_is_started_again(door: Counted) -> None:
+    await door.check(CONSTRAINT, "a")
+    assert door._process is not None
+    door._process.kill()
+    await door._process.wait()
+    await door.check(StructuredOutput(StructuredKind.REGEX, "c"), "a")
+    assert door.starts == 2
+
+
+@pytest.mark.parametrize("spec", [r"a[^\x00-\U0010FFFF]", r"[^\x00-\U0010FFFF]"])
+async def test_a_constraint_without_a_way_to_go_on_is_refused(door: Counted, spec: str) -> None:
+    with pytest.raises(BadRequest) as raised:
+        await door.check(StructuredOutput(StructuredKind.REGEX, spec), "a")
+    assert raised.value.reason == "INVALID_FIELD"
+
+
+async def test_what_the_engine_found_holds_for_its_caller_and_for_a_while() -> None:
+    door = Counted(costly_seconds=0.2)
+    await door.check(CONSTRAINT, "a")
+    door.block(CONSTRAINT, "a")
+    with pytest.raises(BadRequest):
+        await door.check(CONSTRAINT, "a")
+    await door.check(CONSTRAINT, "b")
+    await asyncio.sleep(0.3)
+    await door.check(CONSTRAINT, "a")
+    await door.close()
+
+
+class HeldTrials(Constraints):
+    """Trials that last until they are let go, without a process."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda: "", lambda structured: ("regex", structured.spec), 5.0)
+        self.tried: list[str] = []
+        self.release = asyncio.Event()
+
+    async def _try(self, kind: str, spec: str) -> int:
+        self.tried.append(spec)
+        await self.release.wait()
+        return Verdict.GOOD
+
+
+async def test_a_caller_that_leaves_keeps_its_turn_until_its_trial_ends() -> None:
+    door = HeldTrials()
+    for number in range(3):
+        asking = asyncio.create_task(door.check(StructuredOutput(StructuredKind.REGEX, str(number)), "impatient"))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+    assert door.tried == ["0"]
+    other = asyncio.create_task(door.check(StructuredOutput(StructuredKind.REGEX, "other"), "b"))
+    door.release.set()
+    await other
+    assert door.tried == ["0", "other"]
+    await door.close()
+
+
+async def test_one_caller_cannot_fill_the_queue() -> None:
+    door = HeldTrials()
+    asking = [
+        asyncio.create_task(door.check(StructuredOutput(StructuredKind.REGEX, str(number)), "greedy"))
+        for number in range(80)
+    ]
+    await asyncio.sleep(0)
+    door.release.set()
+    await door.check(StructuredOutput(StructuredKind.REGEX, "modest"), "modest")
+    results = await asyncio.gather(*asking, return_exceptions=True)
+    assert sum(isinstance(result, Overloaded) for result in results) == 48
+    await door.close()
