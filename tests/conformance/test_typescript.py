@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 from typing import Any
 
 import pytest
@@ -25,6 +27,42 @@ def seen(targets: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> d
 @pytest.mark.timeout(400)
 def test_case(case: dict[str, Any], seen: dict[str, Any]) -> None:
     assert not judge(case, seen[case["name"]])
+
+
+MISUSE = {
+    "thinkin": 'unknown option "thinkin"; did you mean "thinking"?',
+    "deep": 'unknown value of thinking "deep"; known: fast, thinking, auto',
+    "fas": 'did you mean "fast"?',
+    "maxTokens": 'did you mean "maxOutputTokens"?',
+    "max_output_tokens": 'did you mean "maxOutputTokens"?',
+    "budget": 'budget must be an integer, got "5"',
+    "fraction": "budget must be an integer, got 1.5",
+    "nothing": "seed must be an integer, got null",
+    "stream": 'did you mean "resumable"?',
+    "interact": 'unknown option "resumable"',
+    "role": 'messages[0].role: unknown role "asistant"; did you mean "assistant"?',
+    "key": 'messages[0]: unknown key "name"',
+    "parts": "content parts",
+    "prompt": "got number",
+    "object": "not txt",
+    "spec": "budget beside it would be ignored",
+    "client": 'unknown option "api_key"; did you mean "apiKey"?',
+    "reconnect": 'unknown option "maxAttempts"; did you mean "mostAttempts"?',
+    "generate": 'did you mean "temperature"?',
+    "count": 'did you mean "temperature"?',
+    "model": 'did you mean "timeout"?',
+    "inherited": 'unknown option "constructor"',
+}
+
+
+def test_plain_javascript_is_told_what_means_nothing() -> None:
+    command = [str(NODE), "test/misuse.mjs"]
+    done = subprocess.run(command, cwd=build_typescript(), capture_output=True, text=True, timeout=60, check=True)
+    said = dict(json.loads(line) for line in done.stdout.splitlines())
+    assert set(said) == set(MISUSE)
+    for name, words in MISUSE.items():
+        assert said[name].startswith("TypeError: "), name
+        assert words in said[name]
 
 
 def test_the_messages_are_what_the_protos_say() -> None:

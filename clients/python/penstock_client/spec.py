@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, cast
 
+from penstock_client import suggest
 from penstock_client.v1 import generation_pb2 as pb
 
 RoleName = Literal["system", "user", "assistant"]
@@ -107,7 +109,7 @@ def build_spec(
     given = {name: value for name, value in options.items() if value is not None}
     unknown = [name for name in options if name not in GenerationOptions.__annotations__]
     if unknown:
-        raise TypeError(f"unknown keyword {unknown[0]!r}; known: {', '.join(GenerationOptions.__annotations__)}")
+        raise TypeError(suggest.unknown("option", unknown[0], GenerationOptions.__annotations__))
     if spec is not None:
         if prompt is not None or given:
             raise ValueError("a spec is the whole request: give it alone, without a prompt and other keywords")
@@ -159,18 +161,33 @@ def _set_input(spec: pb.GenerationSpec, prompt: Prompt | None, given: dict[str, 
             raise ValueError(f"messages[{position}]: {error}") from error
 
 
-def _message(turn: MessageLike) -> pb.Message:
+def _message(turn: object) -> pb.Message:
     if isinstance(turn, pb.Message):
         return turn
-    if isinstance(turn, Message):
-        role, content = cast(str, turn.role), turn.content
-    elif isinstance(turn, Mapping):
-        if set(turn) != {"role", "content"}:
-            raise ValueError(f"a dict has the keys role and content, not {', '.join(map(repr, turn))}")
-        role, content = turn["role"], turn["content"]
-    else:
-        role, content = turn
+    role, content = _role_and_content(turn)
+    if isinstance(content, list | tuple):
+        raise ValueError(
+            'content must be a str: content parts ([{"type": "text", "text": ...}]) are not supported yet; '
+            "join their texts"
+        )
+    if not isinstance(content, str):
+        raise ValueError(f"content must be a str, got {type(content).__name__}")
     return pb.Message(role=_enum_number(pb.Role, "ROLE_", role), content=content)  # type: ignore[arg-type]
+
+
+def _role_and_content(turn: object) -> tuple[object, object]:
+    if isinstance(turn, Message):
+        return turn.role, turn.content
+    if isinstance(turn, Mapping):
+        surplus = next((key for key in turn if key not in ("role", "content")), None)
+        if surplus is not None:
+            raise ValueError(suggest.unknown("key", surplus, ("role", "content")))
+        if len(turn) != 2:
+            raise ValueError(f"a dict has the keys role and content, not {', '.join(map(repr, turn)) or 'none'}")
+        return turn["role"], turn["content"]
+    if isinstance(turn, tuple | list) and len(turn) == 2:
+        return turn[0], turn[1]
+    raise ValueError(f"a message is a Message, (role, content) or a dict of both, got {type(turn).__name__}")
 
 
 def _set_option(spec: pb.GenerationSpec, name: str, value: Any) -> None:
@@ -204,5 +221,8 @@ def _section(spec: pb.GenerationSpec, name: str) -> Any:
 def _enum_number(wrapper: Any, prefix: str, value: object) -> int:
     names = [name.removeprefix(prefix) for name in wrapper.keys() if not name.endswith("_UNSPECIFIED")]  # noqa: SIM118
     if not isinstance(value, str) or value.upper() not in names:
-        raise ValueError(f"{value!r} is none of {', '.join(name.lower() for name in names)}")
+        allowed = [name.lower() for name in names]
+        near = difflib.get_close_matches(str(value).lower(), allowed, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{value!r} is none of {', '.join(allowed)}{hint}")
     return cast(int, wrapper.Value(prefix + value.upper()))

@@ -33,7 +33,8 @@ import {
 } from "./gen/penstock/v1/routing_pb.js";
 import { RECONNECT, type Reconnect } from "./reconnect.js";
 import { Response } from "./response.js";
-import { buildSpec, type GenerationOptions, type Prompt } from "./spec.js";
+import { checkOptions, type Known } from "./options.js";
+import { buildSpec, GENERATION_OPTIONS, type GenerationOptions, type Prompt } from "./spec.js";
 import { closeAtSignals, forgetSignals } from "./signals.js";
 import { Interaction, Stream, type Call, type Link, type Running, type SteeredCall } from "./stream.js";
 
@@ -76,7 +77,7 @@ export interface ClientOptions {
   /** Seconds; the deadline of calls that name none. */
   timeout?: number;
   /** What is done about dropped connections; null: nothing. */
-  reconnect?: Reconnect | null;
+  reconnect?: Partial<Reconnect> | null;
   channelOptions?: grpc.ChannelOptions;
 }
 export interface CallOptions {
@@ -127,6 +128,7 @@ export class Client {
     readonly target = "127.0.0.1:50051",
     options: ClientOptions = {},
   ) {
+    checkOptions(options, CLIENT);
     const local = isLoopback(target);
     if (options.apiKey !== undefined) {
       if (options.tls === undefined && !local) {
@@ -135,7 +137,8 @@ export class Client {
       this.metadata.set("authorization", `Bearer ${options.apiKey}`);
     }
     this.timeout = options.timeout;
-    this.reconnect = options.reconnect === null ? undefined : (options.reconnect ?? RECONNECT);
+    if (options.reconnect) checkOptions(options.reconnect, POLICY);
+    this.reconnect = options.reconnect === null ? undefined : { ...RECONNECT, ...options.reconnect };
     this.grpc = new grpc.Client(target, credentialsFor(options.tls), {
       "grpc.max_receive_message_length": MAX_RECEIVE_BYTES,
       // A connection that died without a word is found out, so that the stream can go on over another.
@@ -152,7 +155,7 @@ export class Client {
   stream(input: Input, options: GenerationOptions & StreamOptions = {}): Stream {
     const resumable = options.resumable ?? this.reconnect !== undefined;
     const request = create(StreamGenerateRequestSchema, {
-      spec: specOf(input, options),
+      spec: specOf(input, options, STREAM),
       resumable,
       ...flushOf(options),
     });
@@ -167,7 +170,7 @@ export class Client {
   /** Starts a generation that can be steered while its events come. A dropped connection ends it. */
   interact(input: Input, options: GenerationOptions & CallOptions & FlushOptions = {}): Interaction {
     const start = create(InteractRequestSchema, {
-      action: { case: "start", value: specOf(input, options) },
+      action: { case: "start", value: specOf(input, options, { ...CALL, ...FLUSH }) },
       ...flushOf(options),
     });
     const link = this.link(options);
@@ -183,6 +186,7 @@ export class Client {
 
   /** Goes on with a resumable stream, of this process or another, after `lastSequence`; 0 replays everything. */
   resume(generationId: string, resumeToken: string, lastSequence = 0, options: CallOptions = {}): Stream {
+    checkOptions(options, CALL);
     const request = create(ResumeRequestSchema, { generationId, resumeToken, lastSequence: BigInt(lastSequence) });
     const link = this.link(options);
     return new Stream(link, link.resume(request), request);
@@ -190,26 +194,28 @@ export class Client {
 
   /** One reply, complete. */
   async generate(input: Input, options: GenerationOptions & CallOptions = {}): Promise<Response> {
-    const request = create(GenerateRequestSchema, { spec: specOf(input, options) });
+    const request = create(GenerateRequestSchema, { spec: specOf(input, options, CALL) });
     const path = `${GENERATION}/Generate`;
     return Response.fromProto(await this.unary(path, GenerateRequestSchema, GenerateResponseSchema, request, options));
   }
 
   /** Counts tokens and cost without generating, and foretells what the overflow policy would drop. */
-  count(input: Input, options: GenerationOptions & CallOptions = {}): Promise<CountTokensResponse> {
-    const request = create(CountTokensRequestSchema, { spec: specOf(input, options) });
+  async count(input: Input, options: GenerationOptions & CallOptions = {}): Promise<CountTokensResponse> {
+    const request = create(CountTokensRequestSchema, { spec: specOf(input, options, CALL) });
     const path = `${GENERATION}/CountTokens`;
     return this.unary(path, CountTokensRequestSchema, CountTokensResponseSchema, request, options);
   }
 
   /** What is served: the model's card, profile, prices and limits. */
-  model(name = "", options: CallOptions = {}): Promise<GetModelResponse> {
+  async model(name = "", options: CallOptions = {}): Promise<GetModelResponse> {
+    checkOptions(options, CALL);
     const request = create(GetModelRequestSchema, { model: name });
     return this.unary(`${MODEL}/GetModel`, GetModelRequestSchema, GetModelResponseSchema, request, options);
   }
 
   /** Tokens per expert and layer, over the window that ends now. Fails with `FeatureOff` where nothing is counted. */
   async expertLoad(options: ExpertLoadOptions = {}): Promise<ExpertLoad> {
+    checkOptions(options, EXPERTS);
     const request = create(GetExpertLoadRequestSchema, {
       window: seconds(options.windowSeconds),
       rankCount: options.ranks,
@@ -221,6 +227,7 @@ export class Client {
 
   /** The same, again and again, until the loop over it is left. */
   async *watchExpertLoad(options: WatchOptions = {}): AsyncGenerator<ExpertLoad> {
+    checkOptions(options, { ...EXPERTS, intervalSeconds: ["number"] });
     const request = create(WatchExpertLoadRequestSchema, {
       window: seconds(options.windowSeconds),
       interval: seconds(options.intervalSeconds),
@@ -345,11 +352,35 @@ export class Client {
   }
 }
 
-function specOf(input: Input, options: GenerationOptions): GenerationSpec {
-  if (typeof input === "object" && "$typeName" in input && input.$typeName === GenerationSpecSchema.typeName) {
+/** Options of single calls, checked by name and value: see options.ts. */
+const CALL = { timeout: ["number"], signal: ["object"] } as const;
+const FLUSH = { flushIntervalSeconds: ["number"] } as const;
+const STREAM = { ...CALL, ...FLUSH, resumable: ["boolean"] } as const;
+const EXPERTS = { ...CALL, windowSeconds: ["number"], ranks: ["integer"] } as const;
+const CLIENT = {
+  apiKey: ["string"],
+  tls: ["boolean", "string", "object"],
+  timeout: ["number"],
+  reconnect: ["any"],
+  channelOptions: ["object"],
+} as const satisfies Record<keyof ClientOptions, Known[string]>;
+const POLICY = {
+  mostAttempts: ["integer"],
+  mostSeconds: ["number"],
+  firstWaitSeconds: ["number"],
+  mostWaitSeconds: ["number"],
+} as const satisfies Record<keyof Reconnect, Known[string]>;
+
+/** The request. Throws TypeError for options that are neither of the call nor of the generation. */
+function specOf(input: Input, options: GenerationOptions & CallOptions, call: Known): GenerationSpec {
+  checkOptions(options, { ...GENERATION_OPTIONS, ...call });
+  const generation = Object.fromEntries(Object.entries(options).filter(([name]) => !(name in call)));
+  if (typeof input === "object" && input && "$typeName" in input && input.$typeName === GenerationSpecSchema.typeName) {
+    const surplus = Object.keys(generation)[0];
+    if (surplus !== undefined) throw new TypeError(`a spec is the whole request: ${surplus} beside it would be ignored`);
     return input as GenerationSpec;
   }
-  return buildSpec(input as Prompt, options);
+  return buildSpec(input as Prompt, generation);
 }
 
 function flushOf({ flushIntervalSeconds }: FlushOptions) {

@@ -1,5 +1,6 @@
 /** From options to `GenerationSpec`: the one place where a request is put together. */
 import { create } from "@bufbuild/protobuf";
+import { checkOptions, unknown, type Known } from "./options.js";
 import {
   GenerationSpecSchema,
   OverflowPolicy,
@@ -66,6 +67,40 @@ export interface GenerationOptions {
   priority?: "low" | "normal" | "high";
 }
 
+export const GENERATION_OPTIONS = {
+  model: ["string"],
+  thinking: [["fast", "thinking", "auto"]],
+  budget: ["integer"],
+  includeThoughts: ["boolean"],
+  answerReserve: ["integer"],
+  closingMessage: ["string"],
+  maxContextTokens: ["integer"],
+  overflow: [["error", "drop_oldest_turns", "truncate_left", "truncate_middle"]],
+  cacheSalt: ["string"],
+  sessionId: ["string"],
+  temperature: ["number"],
+  topP: ["number"],
+  topK: ["integer"],
+  minP: ["number"],
+  presencePenalty: ["number"],
+  frequencyPenalty: ["number"],
+  repetitionPenalty: ["number"],
+  seed: ["integer"],
+  logitBias: ["object"],
+  maxOutputTokens: ["integer"],
+  minOutputTokens: ["integer"],
+  stop: ["string", "array"],
+  stopTokenIds: ["array"],
+  candidates: ["integer"],
+  topLogprobs: ["integer"],
+  returnTokenIds: ["boolean"],
+  jsonSchema: ["string", "object"],
+  regex: ["string"],
+  grammar: ["string"],
+  choices: ["array"],
+  priority: [["low", "normal", "high"]],
+} as const satisfies Record<keyof GenerationOptions, Known[string]>;
+
 const upper = <T extends string>(name: T) => name.toUpperCase() as Uppercase<T>;
 
 /** The fields that are set; undefined if none is. */
@@ -76,6 +111,7 @@ function section<T extends object>(fields: T): { [K in keyof T]-?: Exclude<T[K],
 
 /** The request for a prompt and options. Throws TypeError for what no request can hold. */
 export function buildSpec(prompt: Prompt, o: GenerationOptions = {}): GenerationSpec {
+  checkOptions(o, GENERATION_OPTIONS);
   const thinking = section({
     mode: o.thinking && ThinkingMode[upper(o.thinking)],
     thinkingBudget: o.budget,
@@ -122,13 +158,34 @@ export function buildSpec(prompt: Prompt, o: GenerationOptions = {}): Generation
 }
 
 function inputOf(prompt: Prompt) {
+  if (typeof prompt !== "string" && (typeof prompt !== "object" || prompt === null)) {
+    throw new TypeError(`a prompt is a string, an array of messages, { text } or { tokenIds }, got ${typeof prompt}`);
+  }
   if (typeof prompt === "object" && "text" in prompt) return { case: "text", value: prompt.text };
   if (typeof prompt === "object" && "tokenIds" in prompt) {
     return { case: "tokenIds", value: { ids: [...prompt.tokenIds] } };
   }
   const turns: readonly Message[] = typeof prompt === "string" ? [{ role: "user", content: prompt }] : prompt;
-  const messages = turns.map(({ role, content }) => ({ role: Role[upper(role)], content }));
-  return { case: "messages", value: { messages } };
+  if (!Array.isArray(turns)) {
+    throw new TypeError(`an object as a prompt has the key text or tokenIds, not ${Object.keys(turns).join(", ")}`);
+  }
+  return { case: "messages", value: { messages: turns.map(messageOf) } };
+}
+
+const ROLES = ["system", "user", "assistant"];
+
+function messageOf(turn: Message, at: number) {
+  const place = `messages[${at}]`;
+  if (typeof turn !== "object" || turn === null) throw new TypeError(`${place} must be { role, content }, got ${typeof turn}`);
+  const surplus = Object.keys(turn).find((key) => key !== "role" && key !== "content");
+  if (surplus !== undefined) throw new TypeError(`${place}: ${unknown("key", surplus, ["role", "content"])}`);
+  const { role, content } = turn;
+  if (!ROLES.includes(role)) throw new TypeError(`${place}.role: ${unknown("role", String(role), ROLES)}`);
+  if (Array.isArray(content)) {
+    throw new TypeError(`${place}.content must be a string: content parts ([{ type: "text", text: ... }]) are not supported yet; join their texts`);
+  }
+  if (typeof content !== "string") throw new TypeError(`${place}.content must be a string, got ${content === null ? "null" : typeof content}`);
+  return { role: Role[upper(role)], content };
 }
 
 function structured({ jsonSchema, regex, grammar, choices }: GenerationOptions) {

@@ -1,0 +1,38 @@
+// What plain JavaScript gets told for options that mean nothing. Prints one line of JSON per attempt.
+import * as penstock from "../dist/index.js";
+
+const client = new penstock.Client("127.0.0.1:1", { reconnect: null });
+const attempts = {
+  thinkin: () => penstock.buildSpec("hi", { thinkin: "fast" }),
+  deep: () => penstock.buildSpec("hi", { thinking: "deep" }),
+  fas: () => penstock.buildSpec("hi", { thinking: "fas" }),
+  maxTokens: () => penstock.buildSpec("hi", { maxTokens: 5 }),
+  max_output_tokens: () => client.stream("hi", { max_output_tokens: 5 }),
+  budget: () => penstock.buildSpec("hi", { budget: "5" }),
+  fraction: () => penstock.buildSpec("hi", { budget: 1.5 }),
+  nothing: () => penstock.buildSpec("hi", { seed: null }),
+  stream: () => client.stream("hi", { resumeable: true }),
+  interact: () => client.interact("hi", { resumable: true }),
+  role: () => penstock.buildSpec([{ role: "asistant", content: "x" }]),
+  key: () => penstock.buildSpec([{ role: "user", content: "x", name: "y" }]),
+  parts: () => penstock.buildSpec([{ role: "user", content: [{ type: "text", text: "x" }] }]),
+  prompt: () => penstock.buildSpec(7),
+  object: () => penstock.buildSpec({ txt: "x" }),
+  spec: () => client.stream(penstock.buildSpec("hi"), { budget: 5 }),
+  client: () => new penstock.Client("127.0.0.1:1", { api_key: "k" }),
+  reconnect: () => new penstock.Client("127.0.0.1:1", { reconnect: { maxAttempts: 3 } }),
+  generate: () => client.generate("hi", { temprature: 1 }),
+  count: () => client.count("hi", { temprature: 1 }),
+  model: () => client.model("", { timeOut: 1 }),
+  inherited: () => penstock.buildSpec("hi", { constructor: 1 }),
+};
+for (const [name, attempt] of Object.entries(attempts)) {
+  let said;
+  try {
+    said = (await attempt()) && "taken";
+  } catch (error) {
+    said = `${error.name}: ${error.message}`;
+  }
+  console.log(JSON.stringify([name, said]));
+}
+await client.close();
