@@ -1,10 +1,17 @@
 """`penstock` and `python -m penstock`."""
 
-from penstock.cli import app
+import sys
+
+from penstock.cli.failures import EXIT_INTERRUPTED
 
 
 def main() -> None:
-    app(prog_name="penstock")
+    try:
+        from penstock.cli import app
+
+        app(prog_name="penstock")
+    except KeyboardInterrupt:  # while it is imported
+        sys.exit(EXIT_INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,13 @@ from penstock.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "PENSTOCK_"
 FILE_VARIABLE = "PENSTOCK_CONFIG"
-CLIENT_VARIABLES = ("PENSTOCK_TARGET", "PENSTOCK_API_KEY")
+CLIENT_VARIABLES = (
+    "PENSTOCK_TARGET",
+    "PENSTOCK_API_KEY",
+    "PENSTOCK_API_KEY_FILE",
+    "PENSTOCK_TLS",
+    "PENSTOCK_CA_FILE",
+)
 """Read by the client commands; not part of the service's configuration."""
 FLAGS: Mapping[str, str] = {
     "--listen": "server.listen",

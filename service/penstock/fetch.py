@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -101,8 +104,8 @@ class HuggingFace:
         except (HfHubHTTPError, HFValidationError) as error:
             at = f" at {revision}" if revision else ""
             raise ConfigError(f"{model}{at}: not on Hugging Face, or not for this token") from error
-        except OSError as error:
-            raise DownloadFailed(f"{model}: Hugging Face cannot be reached") from error
+        except _transport_errors() as error:
+            raise DownloadFailed(f"{model}: Hugging Face cannot be reached: {_cause(error)}") from error
         files = [File(s.rfilename, s.size or 0, s.lfs.sha256 if s.lfs else None) for s in info.siblings or ()]
         return str(info.sha), files
 
@@ -111,5 +114,22 @@ class HuggingFace:
 
         try:
             return Path(hf_hub_download(model, name, revision=revision or None))
-        except OSError as error:
-            raise DownloadFailed(f"{model}: {name} did not come: {type(error).__name__}") from error
+        except _transport_errors() as error:
+            raise DownloadFailed(f"{model}: {name} did not come: {_cause(error)}") from error
+
+
+def _transport_errors() -> tuple[type[Exception], ...]:
+    """What huggingface_hub lets through of its HTTP library, whichever that is."""
+    from huggingface_hub.utils import _http
+
+    library = getattr(_http, "httpx2", None) or getattr(_http, "httpx", None)
+    return (OSError, library.HTTPError) if library is not None else (OSError,)
+
+
+def _cause(error: Exception) -> str:
+    """Return one line: of an error that says nothing itself, the one behind it."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return os.strerror(errno.ENOSPC)
+    said = str(error).strip() or str(error.__cause__ or "").strip()
+    said = re.sub(r"^\[Errno -?\d+\] ", "", said)
+    return said.splitlines()[0].rstrip(".") if said else type(error).__name__

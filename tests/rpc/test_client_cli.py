@@ -186,9 +186,10 @@ def test_chat_goes_on_after_a_refusal(run: Any, fake: FakeService) -> None:
 def test_chat_goes_on_after_what_cannot_be_sent(run: Any, fake: FakeService) -> None:
     result = run("chat", stdin=b"/budget 9999999999\none\n/budget 4\n\xff two\n")
     assert result.exit_code == 0
-    assert "budget: Value out of range" in result.stdout
-    [spec] = [request.spec for request in fake.requests[1:]]
-    assert [m.content for m in spec.messages.messages] == ["\ufffd two"]
+    assert "/budget 9999999999: a budget is a whole number of tokens" in result.stdout
+    first, second = (request.spec for request in fake.requests[1:])
+    assert not first.thinking.HasField("thinking_budget")
+    assert [m.content for m in second.messages.messages][-1] == "\ufffd two"
 
 
 def test_ctrl_c_stops_a_reply_of_chat_and_no_more(start: Any, fake: FakeService) -> None:

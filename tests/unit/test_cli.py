@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tomllib
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from penstock.cli import app
 from penstock.cli.chat import Conversation
+from penstock.cli.experts_map import _legend
 from penstock.cli.options import Thinking
-from penstock.cli.show import usd
+from penstock.cli.show import fitted, usd
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 
@@ -134,5 +138,24 @@ def test_chat_commands() -> None:
     assert talk.command("/reset") == "a new conversation"
     assert talk.turns == []
     assert talk.command("/quit") is None
-    with pytest.raises(ValueError, match="many"):
+    with pytest.raises(ValueError, match="a budget is a whole number of tokens"):
         talk.command("/budget many")
+
+
+def test_the_status_line_breaks_between_its_items() -> None:
+    line = "thought 12/16 tokens (budget reached) · answer 5 · prompt 31 (16 cached) · first token 0.21 s · 80 tok/s"
+    for width in (20, 40, 60, 200):
+        lines = fitted(line, Console(width=width, force_terminal=True)).splitlines()
+        assert " · ".join(lines) == line
+        assert all(len(one) <= width or " · " not in one for one in lines)
+    assert fitted(line, Console(width=20, force_terminal=False)) == line, "a log's line is one line"
+
+
+@pytest.mark.parametrize(("colour", "cells"), [(None, 5), ("truecolor", 6)])
+def test_the_legend_of_experts_has_each_glyph_once(colour: Any, cells: int) -> None:
+    legend = _legend(colour is not None).plain
+    glyphs = re.findall(r"\[(.)\]|██", legend)
+    assert len(glyphs) == cells
+    if colour is None:
+        assert glyphs == list(dict.fromkeys(glyphs)) == [" ", "░", "▒", "▓", "█"]
+        assert "[▒] to 1.6x" in legend

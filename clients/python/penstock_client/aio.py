@@ -15,7 +15,7 @@ import grpc.aio
 
 from penstock_client.aio_stream import AsyncInteraction, AsyncStream
 from penstock_client.card import ModelCard, TokenCount
-from penstock_client.channel import ChannelOptions, Tls, credentials_for, metadata_for, options_for
+from penstock_client.channel import ChannelOptions, Tls, credentials_for, metadata_for, options_for, resolve
 from penstock_client.errors import from_rpc_error
 from penstock_client.experts import ExpertLoad, load_request, watch_request
 from penstock_client.leaving import CANCEL_SECONDS, CLOSE_SECONDS, cancel_apart, closed, end_at_exit
@@ -44,6 +44,9 @@ class AsyncClient:
     ...     reply = await client.generate("What is 48 + 27 + 36 + 15?", thinking="thinking", budget=64)
     ...     reply.thought, reply.answer, reply.usage, reply.cost
 
+    What is not given comes from the environment: PENSTOCK_TARGET (else 127.0.0.1:50051), PENSTOCK_API_KEY or
+    PENSTOCK_API_KEY_FILE, PENSTOCK_CA_FILE or PENSTOCK_TLS.
+
     `timeout` (seconds, here for all calls or at each) becomes the call's deadline: the server stops working at it, and
     thinking="auto" plans so that the answer arrives before it. A stream whose connection drops goes on over another
     one, as `reconnect` says (None: not at all). Nothing else is retried; see RETRY_READS_SERVICE_CONFIG.
@@ -52,7 +55,7 @@ class AsyncClient:
 
     def __init__(
         self,
-        target: str = "127.0.0.1:50051",
+        target: str | None = None,
         *,
         api_key: str | None = None,
         tls: Tls = None,
@@ -60,6 +63,7 @@ class AsyncClient:
         reconnect: Reconnect | None = Reconnect(),  # noqa: B008 - frozen
         channel_options: ChannelOptions = (),
     ) -> None:
+        target, api_key, tls = resolve(target, api_key, tls)
         self.target = target
         self.timeout = timeout
         self._reconnect = reconnect

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,36 @@ RETRY_READS_SERVICE_CONFIG = json.dumps(
 )
 """Retries of the two calls that may be repeated for nothing: `Client(..., channel_options=[("grpc.service_config",
 RETRY_READS_SERVICE_CONFIG)])`. Off by default. Generating is never retried: it would be done, and billed, twice."""
+
+DEFAULT_TARGET = "127.0.0.1:50051"
+
+
+def resolve(target: str | None, api_key: str | None, tls: Tls) -> tuple[str, str | None, Tls]:
+    """Return target, key and TLS, with what was not given taken from the environment.
+
+    PENSTOCK_TARGET; PENSTOCK_API_KEY, or PENSTOCK_API_KEY_FILE with a file that holds it; PENSTOCK_CA_FILE, or
+    PENSTOCK_TLS (true or false). An empty `api_key` is none, whatever the environment says. Raises OSError where a
+    file cannot be read, and ValueError for another value of PENSTOCK_TLS.
+    """
+    target = target or os.environ.get("PENSTOCK_TARGET") or DEFAULT_TARGET
+    if api_key is None:
+        api_key = os.environ.get("PENSTOCK_API_KEY")
+        file = os.environ.get("PENSTOCK_API_KEY_FILE")
+        if not api_key and file:
+            api_key = Path(file).read_text(encoding="utf-8").strip()
+    if tls is None:
+        tls = _tls_of_environment()
+    return target, api_key or None, tls
+
+
+def _tls_of_environment() -> bool | str | None:
+    said = os.environ.get("PENSTOCK_TLS", "").lower()
+    if said not in ("", "1", "true", "yes", "on", "0", "false", "no", "off"):
+        raise ValueError(f"PENSTOCK_TLS must be true or false, got {said!r}")
+    if said in ("0", "false", "no", "off"):
+        return False
+    return os.environ.get("PENSTOCK_CA_FILE") or (True if said else None)
+
 
 _MAX_RECEIVE_BYTES = 256 * 1024 * 1024
 
@@ -81,6 +112,8 @@ def metadata_for(target: str, api_key: str | None, tls: Tls) -> tuple[tuple[str,
     """Raises ValueError rather than send a key in the clear over a network; tls=False says that this is meant."""
     if api_key is None:
         return ()
+    if not api_key.isascii() or not api_key.isprintable():
+        raise ValueError("the API key must be printable ASCII; is a line break or a quotation mark in it?")
     if tls is None and not is_loopback(target):
         raise ValueError(f"the API key would go to {target} in the clear: pass tls=True, or tls=False if that is meant")
     return (("authorization", f"Bearer {api_key}"),)

@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar, Unpack
 import grpc
 
 from penstock_client.card import ModelCard, TokenCount
-from penstock_client.channel import ChannelOptions, Tls, credentials_for, metadata_for, options_for
+from penstock_client.channel import ChannelOptions, Tls, credentials_for, metadata_for, options_for, resolve
 from penstock_client.errors import from_rpc_error
 from penstock_client.experts import ExpertLoad, load_request, watch_request
 from penstock_client.leaving import CANCEL_SECONDS, CLOSE_SECONDS, closed, end_at_exit
@@ -43,7 +43,7 @@ class Client:
 
     def __init__(
         self,
-        target: str = "127.0.0.1:50051",
+        target: str | None = None,
         *,
         api_key: str | None = None,
         tls: Tls = None,
@@ -51,6 +51,7 @@ class Client:
         reconnect: Reconnect | None = Reconnect(),  # noqa: B008 - frozen
         channel_options: ChannelOptions = (),
     ) -> None:
+        target, api_key, tls = resolve(target, api_key, tls)
         self.target = target
         self.timeout = timeout
         self._reconnect = reconnect

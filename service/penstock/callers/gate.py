@@ -151,4 +151,5 @@ def needs(method: str) -> frozenset[Permission]:
 def _check(caller: Caller, method: str) -> None:
     wanted = needs(method)
     if not wanted & caller.permissions:
-        raise CallerNotAllowed("this caller may not do that", needs=" or ".join(sorted(wanted)))
+        needed = " or ".join(sorted(wanted))
+        raise CallerNotAllowed(f"permission denied: this call needs the permission {needed}", needs=needed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as json_module
-import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -69,6 +68,7 @@ def bench(
     ] = None,
     target: o.Target = o.DEFAULT_TARGET,
     tls: o.Tls = None,
+    ca: o.Ca = None,
 ) -> None:
     """Put load on a running service: percentiles, goodput, tokens per second, CPU and memory.
 
@@ -97,7 +97,7 @@ def bench(
         raise typer.BadParameter("goes with --json", param_hint="--rows")
     refuse_unwritable(("--json", None if json in (None, "-") else Path(str(json))), ("--save-trace", save_trace))
     run = _Bench(pattern, workload, options, objectives)
-    exit_code = run.measure(target, tls, connections, pid)
+    exit_code = run.measure(target, o.encryption(tls, ca), connections, pid)
     if not run.tell(json, rows, save_trace):
         exit_code = nothing_measured(exit_code, run.why_nothing)
     if exit_code:
@@ -137,14 +137,13 @@ def refuse_unwritable(*files: tuple[str, Path | None]) -> None:
             raise typer.BadParameter(f"{file.parent} is no directory", param_hint=option)
 
 
-def client_for(target: str, tls: bool | None, number: int = 0) -> AsyncClient:
+def client_for(target: str, tls: bool | Path | None, number: int = 0) -> AsyncClient:
     """A client whose connection is its own, and that does not hide a lost one."""
     from penstock_client import AsyncClient
 
     try:
         return AsyncClient(
             target,
-            api_key=os.environ.get("PENSTOCK_API_KEY") or None,
             tls=tls,
             reconnect=None,
             channel_options=[("grpc.use_local_subchannel_pool", 1), ("grpc.channel_id", number)],
@@ -165,11 +164,11 @@ class _Bench:
         self._not_local: str | None = None
         self._notes = Console(stderr=True)
 
-    def measure(self, target: str, tls: bool | None, connections: int, pid: int | None) -> int:
+    def measure(self, target: str, tls: bool | Path | None, connections: int, pid: int | None) -> int:
         """The exit code: not 0 where Ctrl-C or a failure ended it early."""
-        return ended(self._measure(target, tls, connections, pid), target)
+        return ended(self._measure(target, tls, connections, pid), target, tls)
 
-    async def _measure(self, target: str, tls: bool | None, connections: int, pid: int | None) -> None:
+    async def _measure(self, target: str, tls: bool | Path | None, connections: int, pid: int | None) -> None:
         from penstock.load import measure, processes
         from penstock.load.prompts import Prompts
 

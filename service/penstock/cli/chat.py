@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import io
 import sys
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ HELP = """\
 /reset           forget the conversation
 /quit            leave; so does Ctrl-D. Ctrl-C stops a reply."""
 
+COMMANDS = ("/fast", "/thinking", "/auto", "/budget", "/thoughts", "/reset", "/help", "/quit", "/exit")
+
 
 @dataclass
 class Conversation:
@@ -45,7 +48,7 @@ class Conversation:
                 self.budget = None if name == "/fast" else self.budget
                 return f"thinking: {self.thinking}"
             case "/budget":
-                self.budget = int(argument) if argument.strip() else None
+                self.budget = _budget(argument.strip())
                 if self.thinking is o.Thinking.fast:
                     self.thinking = None
                 return f"budget: {'the server decides' if self.budget is None else f'{self.budget} tokens'}"
@@ -59,7 +62,20 @@ class Conversation:
                 return HELP
             case "/quit" | "/exit":
                 return None
-        raise ValueError(name)
+        near = difflib.get_close_matches(name, COMMANDS, 1)
+        raise ValueError(f"not a command; {f'did you mean {near[0]}?' if near else '/help lists them'}")
+
+
+def _budget(argument: str) -> int | None:
+    if not argument:
+        return None
+    try:
+        budget = int(argument)
+    except ValueError:
+        budget = -2
+    if not -1 <= budget < 2**31:
+        raise ValueError("a budget is a whole number of tokens, -1 is no limit, none leaves it to the server")
+    return budget
 
 
 def chat(
@@ -73,6 +89,7 @@ def chat(
     json: o.Json = False,
     target: o.Target = o.DEFAULT_TARGET,
     tls: o.Tls = None,
+    ca: o.Ca = None,
 ) -> None:
     """Talk with the model. /help lists the commands; Ctrl-C stops a reply, Ctrl-D leaves."""
     from penstock_client import PenstockError
@@ -86,7 +103,7 @@ def chat(
     console = Console(stderr=json)
     talk = Conversation(system, thinking, budget, show_thoughts)
     settings = {"max_output_tokens": max_output_tokens, "temperature": temperature}
-    with o.connected(target, tls) as client:
+    with o.connected(target, tls, ca) as client:
         card = client.model(timeout=10)
         if sys.stdin.isatty():
             console.out(f"{card.model} at {target}; /help lists the commands", style="dim", highlight=False)
@@ -100,7 +117,7 @@ def chat(
             try:
                 _reply(client, talk, line, settings, timeout, console, json)
             except PenstockError as error:
-                console.out("\n".join(in_words(error, target)), style="red", highlight=False)
+                console.out("\n".join(in_words(error, target, tls, ca)), style="red", highlight=False)
             except typer.BadParameter as error:
                 console.out(error.message, style="red", highlight=False)
 
@@ -126,8 +143,8 @@ def _command(talk: Conversation, line: str, console: Console) -> bool:
     """False where the user wants to leave."""
     try:
         said = talk.command(line)
-    except ValueError:
-        said = f"{line}: not a command; /help lists them"
+    except ValueError as error:
+        said = f"{line}: {error}"
     if said is not None:
         console.out(said, style="dim", highlight=False)
     return said is not None

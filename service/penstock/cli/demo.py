@@ -186,4 +186,4 @@ def _ask_all(client: Client, question: str, console: Console) -> None:
                     printer.show(event)
             finally:
                 printer.end_line()
-        console.out(show.usage_line(events.response), style="cyan", highlight=False)
+        console.out(show.fitted(show.usage_line(events.response), console), style="cyan", highlight=False)

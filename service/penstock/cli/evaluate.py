@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as json_module
-import os
 import shlex
 import sys
 from importlib.util import find_spec
@@ -46,6 +45,7 @@ def evaluate(
     check: Annotated[bool, typer.Option("--check", help="Exit code 1 unless thought earns what it costs.")] = False,
     target: o.Target = o.DEFAULT_TARGET,
     tls: o.Tls = None,
+    ca: o.Ca = None,
 ) -> None:
     """Ask a running service questions with known answers: accuracy against thought tokens, latency and cost.
 
@@ -63,7 +63,7 @@ def evaluate(
         raise typer.BadParameter("goes with --json", param_hint="--rows")
     _refuse_unwritable(json, plot)
     run = _Run(picked, file, settings, Options(concurrency, max_output_tokens, answer_reserve))
-    exit_code = run.measure(target, tls)
+    exit_code = run.measure(target, o.encryption(tls, ca))
     checks_hold = run.tell(json, rows, plot, check)
     if checks_hold is None:
         exit_code = nothing_measured(exit_code, "no question was answered; nothing to show")
@@ -121,11 +121,11 @@ class _Run:
         self._facts: Facts | None = None
         self._notes = Console(stderr=True)
 
-    def measure(self, target: str, tls: bool | None) -> int:
+    def measure(self, target: str, tls: bool | Path | None) -> int:
         """Fills the rows. The exit code: not 0 where Ctrl-C or a failure ended it early."""
-        return ended(self._measure(target, tls), target)
+        return ended(self._measure(target, tls), target, tls)
 
-    async def _measure(self, target: str, tls: bool | None) -> None:
+    async def _measure(self, target: str, tls: bool | Path | None) -> None:
         from penstock_client import AsyncClient
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -133,7 +133,7 @@ class _Run:
         from penstock.evaluation.report import facts
 
         try:
-            client = AsyncClient(target, api_key=os.environ.get("PENSTOCK_API_KEY") or None, tls=tls)
+            client = AsyncClient(target, tls=tls)
         except ValueError as error:
             raise typer.BadParameter(str(error)) from None
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

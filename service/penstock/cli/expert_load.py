@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import grpc
 import grpc.aio
-from penstock_client.channel import credentials_for, metadata_for, options_for
+from penstock_client.channel import credentials_for, metadata_for, options_for, resolve
 from penstock_client.errors import from_rpc_error
 from penstock_client.v1 import routing_pb2, routing_pb2_grpc
 
@@ -16,10 +16,11 @@ Ask = Callable[[routing_pb2.GetExpertLoadRequest], Awaitable[routing_pb2.GetExpe
 
 
 @asynccontextmanager
-async def asking(target: str, tls: bool | None, timeout_seconds: float) -> AsyncIterator[Ask]:
+async def asking(target: str, tls: bool | Path | None, timeout_seconds: float) -> AsyncIterator[Ask]:
     """Gives the call, which raises PenstockError."""
-    metadata = metadata_for(target, os.environ.get("PENSTOCK_API_KEY") or None, tls)
-    credentials, options = credentials_for(tls), options_for(target, ())
+    target, key, encryption = resolve(target, None, tls)
+    metadata = metadata_for(target, key, encryption)
+    credentials, options = credentials_for(encryption), options_for(target, ())
     channel = (
         grpc.aio.insecure_channel(target, options)
         if credentials is None

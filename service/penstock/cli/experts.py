@@ -36,12 +36,13 @@ def experts(
     ] = False,
     target: o.Target = o.DEFAULT_TARGET,
     tls: o.Tls = None,
+    ca: o.Ca = None,
 ) -> None:
     """Show which experts the tokens go to: a heat map per layer, until Ctrl-C."""
     if png is not None:
         _refuse_unwritable(png)
     goes_on = interval is not None if json else sys.stdout.isatty()
-    with o.connected(target, tls) as client:
+    with o.connected(target, tls, ca) as client:
         if once or png is not None or not goes_on:
             load = client.expert_load(window_seconds=window, ranks=ranks)
             _tell(load, png, json)

@@ -64,7 +64,8 @@ def _row(layer: LayerLoad, ranks: int, merged: int, wide: int, colour: bool) -> 
 
 def _legend(colour: bool) -> Text:
     legend = Text("      ", style="dim")
-    for most, style, shade in _LEVELS:
+    levels = _LEVELS if colour else tuple({shade: (most, style, shade) for most, style, shade in _LEVELS}.values())
+    for most, style, shade in levels:
         legend.append("██" if colour else f"[{shade}]", style if colour else "")
         legend.append(f" to {most:g}x  " if most != float("inf") else " more")
     return legend

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
+import json
+import os
+import sys
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -31,31 +37,109 @@ _OPTION_OF_FIELD = {
 }
 
 
+# typer carries a click of its own, whose module has no public name.
+UsageError: Any = typer.BadParameter.__mro__[1]
+
+
 class Commands(TyperGroup):
     """Turns the exceptions that a user can meet into a few lines on stderr and an exit code."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        _said.as_json, _said.stdout_is_gone = "--json" in args, False
+        if args and args[0] not in _SERVES:
+            os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # before its import: what goes wrong is told in our words
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         from penstock.errors import ConfigError
         from penstock.errors import PenstockError as ServiceError
 
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            sys.stdout.flush()  # here, where a full disk can be told, rather than when the process ends
+            return result
         except KeyboardInterrupt:
             raise typer.Exit(EXIT_INTERRUPTED) from None
+        except UsageError as error:
+            if not _said.as_json:
+                raise
+            fail(error.format_message(), exit_code=EXIT_USAGE)
+            raise typer.Exit(EXIT_USAGE) from None
         except ConfigError as error:
-            fail("the configuration is wrong:", *(f"  {line}" for line in error.message.splitlines()))
+            lines = (f"  {line}" for line in error.message.splitlines())
+            fail("the configuration is wrong:", *lines, exit_code=EXIT_USAGE)
             raise typer.Exit(EXIT_USAGE) from None
         except ServiceError as error:
             fail(error.message)
             raise typer.Exit(EXIT_REFUSED) from None
+        except BrokenPipeError:  # who read the output has enough
+            _let_go_of_stdout()
+            raise typer.Exit(EXIT_REFUSED) from None
+        except OSError as error:
+            fail(_os_error_in_words(error))
+            raise typer.Exit(EXIT_REFUSED) from None
 
 
-def fail(*lines: str) -> None:
+_SERVES = ("serve", "demo")
+
+
+class _Said:
+    """How failures are told: in words on stderr, or with --json as one JSON object on stdout."""
+
+    as_json = False
+    stdout_is_gone = False
+
+
+_said = _Said()
+
+
+def fail(*lines: str, exit_code: int = EXIT_REFUSED, **facts: object) -> None:
+    """Tell a failure: the first line is the cause. `facts` go into the JSON that --json asks for."""
+    if _said.as_json and not _said.stdout_is_gone:
+        told = {"message": " ".join(line.strip() for line in lines), "exit_code": exit_code, **facts}
+        try:
+            sys.stdout.write(json.dumps({"error": told}, ensure_ascii=False) + "\n")
+            sys.stdout.flush()
+            return
+        except OSError:
+            _let_go_of_stdout()
     for number, line in enumerate(lines):
         typer.echo(line if number else f"penstock: {line}", err=True)
 
 
-def ended(measuring: Coroutine[Any, Any, None], target: str) -> int:
+def fail_call(error: PenstockError, target: str, tls: bool | None = None, ca: Path | None = None) -> None:
+    """Tell what went wrong with a call to `target`."""
+    fail(
+        *in_words(error, target, tls, ca),
+        type=type(error).__name__,
+        code=error.code.name if error.code else None,
+        reason=error.reason,
+        metadata=dict(error.metadata),
+        violations=[{"field": v.field, "description": v.description} for v in error.violations],
+        retry_after_seconds=error.retry_after_seconds,
+    )
+
+
+def _os_error_in_words(error: OSError) -> str:
+    why = error.strerror or str(error)
+    if error.filename is not None:
+        return f"{error.filename}: {why}"
+    if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO):
+        _let_go_of_stdout()
+        return f"cannot write the output: {why}"
+    return why
+
+
+def _let_go_of_stdout() -> None:
+    """What could not be written would be tried again, and complained about, when the process ends."""
+    _said.stdout_is_gone = True
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+def ended(measuring: Coroutine[Any, Any, None], target: str, tls: bool | Path | None) -> int:
     """Runs to its end what measures `target`. The exit code: not 0 where Ctrl-C or a failure ended it early."""
     from penstock_client import PenstockError
 
@@ -64,7 +148,8 @@ def ended(measuring: Coroutine[Any, Any, None], target: str) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except PenstockError as error:
-        fail(*in_words(error, target))
+        ca = tls if isinstance(tls, Path) else None
+        fail_call(error, target, None if ca else bool(tls), ca)
         return EXIT_REFUSED
     return 0
 
@@ -79,7 +164,7 @@ def nothing_measured(exit_code: int, why: str) -> int:
     return exit_code
 
 
-def in_words(error: PenstockError, target: str) -> list[str]:
+def in_words(error: PenstockError, target: str, tls: bool | None = None, ca: Path | None = None) -> list[str]:
     """What went wrong with a call to `target`, where, and what to do about it."""
     import penstock_client as pc
 
@@ -97,10 +182,15 @@ def in_words(error: PenstockError, target: str) -> list[str]:
             return [f"the service has no room now{f'; try again in {wait:g} s' if wait is not None else ''}"]
         case pc.DeadlineExceeded():
             return ["the time given was not enough", *_numbers(error), "give more (--timeout) or a smaller --budget"]
-        case pc.Unavailable() if not error.reason and "connect" in error.message.lower():
-            return [f"nothing answers at {target}: start it with `penstock serve`"]
+        case pc.Unavailable() if not error.reason:
+            from penstock.cli.reach import why_unreachable
+
+            return [why_unreachable(target, tls, ca) or f"{target}: {error.message}"]
         case pc.Unavailable():
             return [f"{target}: {error.message}"]
+        case pc.CallerRefused() if error.code and error.code.name == "PERMISSION_DENIED":
+            needs = error.metadata.get("needs")
+            return [f"{target} does not let this caller do that{f': it needs the permission {needs}' if needs else ''}"]
         case pc.CallerRefused():
             return [f"{target} refused the caller: {error.message}", "is the API key right? (PENSTOCK_API_KEY)"]
         case pc.ServerFault():

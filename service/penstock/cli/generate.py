@@ -28,6 +28,7 @@ def generate(
     json: o.Json = False,
     target: o.Target = o.DEFAULT_TARGET,
     tls: o.Tls = None,
+    ca: o.Ca = None,
 ) -> None:
     """Ask one question. The answer goes to stdout; the thought and the numbers go to stderr."""
     turns = [("system", system)] if system is not None else []
@@ -50,7 +51,7 @@ def generate(
     from penstock.cli import show
 
     notes = Console(stderr=True)
-    with o.connected(target, tls) as client:
+    with o.connected(target, tls, ca) as client:
         if not stream:
             reply = client.generate(spec=spec, timeout=timeout)
             if json and reply.raw is not None:

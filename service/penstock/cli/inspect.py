@@ -25,6 +25,7 @@ def count(
     json: o.Json = False,
     target: o.Target = o.DEFAULT_TARGET,
     tls: o.Tls = None,
+    ca: o.Ca = None,
 ) -> None:
     """Count a prompt's tokens, the window left and the bounds of the cost, without generating."""
     from penstock.cli import show
@@ -36,7 +37,7 @@ def count(
         budget=budget,
         max_output_tokens=max_output_tokens,
     )
-    with o.connected(target, tls) as client:
+    with o.connected(target, tls, ca) as client:
         counted = client.count(spec=spec)
     if json:
         return show.print_json(counted.raw)
@@ -54,11 +55,11 @@ def count(
     return None
 
 
-def model(json: o.Json = False, target: o.Target = o.DEFAULT_TARGET, tls: o.Tls = None) -> None:
+def model(json: o.Json = False, target: o.Target = o.DEFAULT_TARGET, tls: o.Tls = None, ca: o.Ca = None) -> None:
     """Show what is served: the model, its profile with reasons, prices and limits."""
     from penstock.cli import show
 
-    with o.connected(target, tls) as client:
+    with o.connected(target, tls, ca) as client:
         card = client.model()
     if json:
         return show.print_json(card.raw)

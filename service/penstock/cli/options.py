@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from penstock.cli.failures import EXIT_REFUSED, fail, in_words
+from penstock.cli.failures import EXIT_REFUSED, fail_call
 
 if TYPE_CHECKING:
     from penstock_client import Client
@@ -29,7 +29,13 @@ class Thinking(enum.StrEnum):
 
 
 Target = Annotated[str, typer.Option(envvar="PENSTOCK_TARGET", help="host:port of the service.")]
-Tls = Annotated[bool | None, typer.Option("--tls/--plaintext", help="Encrypt, with the system's roots.")]
+Tls = Annotated[
+    bool | None, typer.Option("--tls/--plaintext", envvar="PENSTOCK_TLS", help="Encrypt, with the system's roots.")
+]
+Ca = Annotated[
+    Path | None,
+    typer.Option("--ca", envvar="PENSTOCK_CA_FILE", dir_okay=False, help="Encrypt; a certificate in PEM that vouches."),
+]
 Json = Annotated[bool, typer.Option("--json", help="For machines: JSON, named as in the API.")]
 ThinkingOption = Annotated[
     Thinking | None, typer.Option(help="fast: no thought. auto: the server picks a budget. Default: the server's.")
@@ -50,20 +56,25 @@ Settings = Annotated[
 ]
 
 
+def encryption(tls: bool | None, ca: Path | None) -> bool | Path | None:
+    """What the client takes: --plaintext wins over a CA from the environment, which says which TLS is meant."""
+    return ca if ca is not None and tls is not False else tls
+
+
 @contextmanager
-def connected(target: str, tls: bool | None) -> Iterator[Client]:
+def connected(target: str, tls: bool | None, ca: Path | None = None) -> Iterator[Client]:
     """A client of the service at `target`. What the service refuses is told in words, and ends the command."""
     from penstock_client import Client, PenstockError
 
     try:
-        client = Client(target, api_key=os.environ.get("PENSTOCK_API_KEY") or None, tls=tls)
+        client = Client(target, tls=encryption(tls, ca))
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     try:
         with client:
             yield client
     except PenstockError as error:
-        fail(*in_words(error, target))
+        fail_call(error, target, tls, ca)
         raise typer.Exit(EXIT_REFUSED) from None
 
 

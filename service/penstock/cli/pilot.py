@@ -57,6 +57,7 @@ def pilot(
     json: Annotated[bool, typer.Option("--json", help="The result as JSON on stdout, too.")] = False,
     target: o.Target = o.DEFAULT_TARGET,
     tls: o.Tls = None,
+    ca: o.Ca = None,
 ) -> None:
     """Measure a running service from one caller to its limits, and write a report with costs and red flags.
 
@@ -76,7 +77,7 @@ def pilot(
     grades = _grades(quick, concurrency, context, budgets, questions, seconds, soak_seconds)
     objectives = parsed(Objectives.parse, objective or list(_OBJECTIVES), "--objective")
     run = PilotRun(grades, objectives, quick, notes)
-    exit_code = run.measure(target, tls, metrics, pid)
+    exit_code = run.measure(target, o.encryption(tls, ca), metrics, pid)
     result = run.result(target)
     if result is not None:
         _write(_priced(result, given, gpus), out, json, notes)

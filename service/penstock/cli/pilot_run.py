@@ -17,6 +17,8 @@ from penstock.cli.failures import ended
 from penstock.cli.progress import line
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from penstock_client import ModelCard
     from rich.console import Console
 
@@ -47,11 +49,11 @@ class PilotRun:
         self._experts: Experts | None = None
         self._no_experts: str | None = "the pilot ended before it was asked for"
 
-    def measure(self, target: str, tls: bool | None, metrics: str | None, pid: int | None) -> int:
+    def measure(self, target: str, tls: bool | Path | None, metrics: str | None, pid: int | None) -> int:
         """The exit code: not 0 where Ctrl-C or a failure ended it early."""
-        return ended(self._measure(target, tls, metrics, pid), target)
+        return ended(self._measure(target, tls, metrics, pid), target, tls)
 
-    async def _measure(self, target: str, tls: bool | None, metrics: str | None, pid: int | None) -> None:
+    async def _measure(self, target: str, tls: bool | Path | None, metrics: str | None, pid: int | None) -> None:
         from penstock.cli.expert_load import asking
         from penstock.load.machine import client_machine
         from penstock.load.prompts import Prompts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -17,17 +18,33 @@ def quantize(
     json: o.Json = False,
 ) -> None:
     """Write an FP8 checkpoint: e4m3 weights in 128 x 128 blocks, as the official FP8 checkpoints are."""
+    from penstock.cli.preflight import why_not_load
+    from penstock.errors import ConfigError, PenstockError
+
+    if wrong := list(why_not_load(str(source))):
+        raise ConfigError("\n".join(wrong))
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+    from safetensors import SafetensorError
 
     from penstock.engine_vllm.fp8.write import write
 
     columns = (BarColumn(), DownloadColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=None)
-        written = write(
-            source, target, lambda done, total, name: bar.update(task, completed=done, total=total, description=name)
-        )
+        was_there = target.exists()
+        try:
+            written = write(
+                source,
+                target,
+                lambda done, total, name: bar.update(task, completed=done, total=total, description=name),
+            )
+        except (OSError, SafetensorError, KeyboardInterrupt) as error:
+            if not was_there:
+                shutil.rmtree(target, ignore_errors=True)  # half a checkpoint is none
+            if isinstance(error, SafetensorError):
+                raise PenstockError(f"{target} was not written: {error}") from error
+            raise
     if json:
         facts = {
             "source_bytes": written.source_bytes,

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from penstock.cli import options as o
+from penstock.cli.preflight import preflight
 
 PROGRESS_PREFIX = "penstock: "
 
@@ -52,6 +53,7 @@ def serve(
 
     for note in loaded.notes:
         say(note)
+    preflight(loaded.config)
     if check_config:
         say("the configuration is valid")
         return

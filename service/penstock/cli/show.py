@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
     from rich.console import Console
 
+_BETWEEN = " · "
 _OUTCOMES = {
     ThinkingOutcome.NATURAL_END: "natural end",
     ThinkingOutcome.BUDGET_REACHED: "budget reached",
@@ -87,12 +88,26 @@ def usage_line(response: Response) -> str:
         parts.append(usd(response.cost.usd))
     if response.finish_reason not in (FinishReason.STOP, None):
         parts.append(f"ended by {response.finish_reason.replace('_', ' ')}")
-    return " · ".join(parts)
+    return _BETWEEN.join(parts)
+
+
+def fitted(line: str, console: Console) -> str:
+    """Break a line of items between them, where the terminal is too narrow for all."""
+    if not console.is_terminal:
+        return line
+    lines = [""]
+    for item in line.split(_BETWEEN):
+        longer = f"{lines[-1]}{_BETWEEN}{item}" if lines[-1] else item
+        if len(longer) > console.width and lines[-1]:
+            lines.append(item)
+        else:
+            lines[-1] = longer
+    return "\n".join(lines)
 
 
 def print_numbers(console: Console, response: Response) -> None:
     """The usage line, and where the server chose the budget, why."""
-    console.out(usage_line(response), style="dim", highlight=False)
+    console.out(fitted(usage_line(response), console), style="dim", highlight=False)
     settings = response.effective_settings
     if settings is not None and settings.requested_thinking_mode is ThinkingMode.AUTO:
         console.out(settings.thinking_reason, style="dim", highlight=False)

@@ -1,0 +1,193 @@
+"""One clear line with the cause, as a newcomer meets them: full disks, wrong addresses, TLS on one side, no hub."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.rpc.scripted_service import scripted_service
+from tests.rpc.secure import Authority
+
+ROOT = Path(__file__).parents[2]
+DEMO = ROOT / "service/penstock/demo_model"
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with scripted_service(tmp_path_factory.mktemp("plain"), [{"answer": "hi"}]) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """(address, certificate of the authority) of a service with TLS"""
+    folder, authority = tmp_path_factory.mktemp("secure"), Authority()
+    authority.server("localhost").write(folder)
+    (folder / "ca.crt").write_bytes(authority.pem)
+    settings = {"tls.certificate_file": str(folder / "server.crt"), "tls.key_file": str(folder / "server.key")}
+    with scripted_service(folder, [{"answer": "hi"}], settings) as address:
+        yield address, folder / "ca.crt"
+
+
+def penstock(*arguments: str, stdout: int = subprocess.PIPE, **environ: str) -> subprocess.CompletedProcess[str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_")}
+    command = [sys.executable, "-m", "penstock", *arguments]
+    return subprocess.run(
+        command, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=100, env={**kept, **environ}, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("generate", "hi"),
+        ("generate", "hi", "--json"),
+        ("generate", "hi", "--no-stream"),
+        ("count", "hi"),
+        ("model",),
+        ("model", "--json"),
+        ("config", "show"),
+        ("version",),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_told(arguments: tuple[str, ...], service: str) -> None:
+    with open("/dev/full", "w") as full:
+        done = penstock(*arguments, stdout=full.fileno(), PENSTOCK_TARGET=service)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "penstock: cannot write the output: No space left on device"
+    assert "Traceback" not in done.stderr
+
+
+def test_tls_on_one_side_only_is_told(service: str, secure: tuple[str, Path]) -> None:
+    address, ca = secure
+    for arguments in (("generate", "hi"), ("count", "hi"), ("model",)):
+        done = penstock(*arguments, "--target", service, "--tls")
+        assert (done.returncode, done.stderr) == (1, f"penstock: {service} does not speak TLS: pass --plaintext\n")
+        done = penstock(*arguments, "--target", address)
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"penstock: {address} speaks TLS: pass --tls, or --ca FILE")
+    done = penstock("model", "--target", address, "--tls")
+    assert done.stderr.startswith(f"penstock: the certificate of {address} is not trusted: ")
+    assert penstock("model", "--target", address, "--ca", str(ca)).returncode == 0
+    assert penstock("model", PENSTOCK_TARGET=address, PENSTOCK_CA_FILE=str(ca)).returncode == 0
+    done = penstock("model", "--target", address, "--ca", "/nowhere.pem")
+    assert (done.returncode, done.stderr) == (1, "penstock: /nowhere.pem: No such file or directory\n")
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("127.0.0.1:1", "nothing answers at 127.0.0.1:1: start it with `penstock serve`"),
+        ("nowhere.invalid:50051", "nowhere.invalid:50051: there is no host nowhere.invalid"),
+        ("nowhere", "nowhere is not host:port"),
+        ("127.0.0.1:99999", "127.0.0.1:99999 is not host:port"),
+    ],
+)
+def test_an_address_where_nothing_is(target: str, words: str) -> None:
+    done = penstock("model", "--target", target)
+    assert (done.returncode, done.stderr) == (1, f"penstock: {words}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("generate", "hi", "--json", "--budget", "-5"), 1, "--budget"),
+        (("generate", "hi", "--json", "--bugdet", "5"), 2, "--bugdet"),
+        (("generate", "--json"), 2, "prompt"),
+        (("generat", "--json"), 2, "Did you mean 'generate'?"),
+        (("model", "--json", "--target", "127.0.0.1:1"), 1, "nothing answers"),
+        (("config", "show", "--json", "--config", "/nowhere.toml"), 2, "/nowhere.toml"),
+        (("serve", "--check-config", "--json", "--listen", "nowhere"), 2, "not host:port"),
+    ],
+)
+def test_failures_under_json_are_json(arguments: tuple[str, ...], code: int, words: str, service: str) -> None:
+    done = penstock(*arguments, PENSTOCK_TARGET=service)
+    [line] = done.stdout.splitlines()
+    error = json.loads(line)["error"]
+    assert (done.returncode, error["exit_code"], done.stderr) == (code, code, "")
+    assert words in error["message"]
+
+
+def test_a_refused_call_under_json_has_its_details(service: str) -> None:
+    error = json.loads(penstock("count", "hi", "--json", "--budget", "-5", "--target", service).stdout)["error"]
+    assert (error["type"], error["code"], error["reason"]) == ("InvalidRequest", "INVALID_ARGUMENT", "INVALID_FIELD")
+    assert [violation["field"] for violation in error["violations"]] == ["spec.thinking.thinking_budget"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--listen", "127.0.0.1:99999"), "server.listen: '127.0.0.1:99999': a port is at most 65535"),
+        (("--listen", "nowhere"), "server.listen: 'nowhere' is not host:port"),
+        (("--listen", "nowhere.invalid:1"), "server.listen: there is no host nowhere.invalid"),
+        (("--listen", "192.0.2.1:50051", "--insecure"), "cannot assign requested address"),
+        (("--model", "/nowhere"), "engine.model: there is no directory /nowhere"),
+        (("--model", "README.md"), "README.md is a file; it must be the directory"),
+        (("--set", "telemetry.prometheus_listen=x"), "telemetry.prometheus_listen: 'x' is not host:port"),
+    ],
+)
+def test_a_configuration_that_cannot_be_served(arguments: tuple[str, ...], words: str) -> None:
+    done = penstock("serve", "--check-config", *arguments)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "configuration is valid" not in done.stderr
+
+
+def test_an_address_that_is_taken(service: str) -> None:
+    done = penstock("serve", "--check-config", "--listen", service)
+    assert done.returncode == 2
+    assert f"cannot bind {service}: address already in use" in done.stderr
+
+
+@pytest.mark.parametrize("damage", ["cut short", "noise", "empty", "longer"])
+@pytest.mark.parametrize("command", [("serve", "--check-config", "--model"), ("serve", "--model"), ("quantize",)])
+def test_corrupt_weights_are_named(command: tuple[str, ...], damage: str, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(DEMO, model)
+    weights = next(model.glob("*.safetensors"))
+    whole = weights.read_bytes()
+    weights.chmod(0o644)
+    noise = b"\x10" + b"\0" * 7 + b"no json, noise!!" * 9
+    damaged = {"cut short": whole[: len(whole) // 2], "noise": noise, "empty": b"", "longer": whole + b"x"}
+    weights.write_bytes(damaged[damage])
+    done = penstock(*command, str(model), *([str(tmp_path / "out")] if command == ("quantize",) else []))
+    assert done.returncode == 2
+    assert f"{weights}: corrupt" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_hub_that_cannot_be_reached_is_tried_once() -> None:
+    for environ, cause in (
+        ({"HF_ENDPOINT": "http://127.0.0.1:1"}, "Connection refused"),
+        ({"HF_ENDPOINT": "http://nowhere.invalid"}, "Name or service not known"),
+        ({"HF_HUB_OFFLINE": "1"}, "offline mode is enabled"),
+    ):
+        done = penstock("download", "--model", "Qwen/Qwen3.5-0.8B", **environ)
+        assert done.returncode == 1
+        assert done.stderr.startswith("penstock: Qwen/Qwen3.5-0.8B: Hugging Face cannot be reached: ")
+        assert cause in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_chat_says_what_a_command_needs(service: str) -> None:
+    command = [sys.executable, "-m", "penstock", "chat", "--target", service]
+    done = subprocess.run(
+        command,
+        input="/budget abc\n/budget -7\n/budgt\n/quit\n",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    said = done.stdout.splitlines()
+    assert said[0] == "/budget abc: a budget is a whole number of tokens, -1 is no limit, none leaves it to the server"
+    assert said[1].startswith("/budget -7: a budget is")
+    assert said[2] == "/budgt: not a command; did you mean /budget?"
