@@ -53,6 +53,7 @@ _CAUSE_OF = {
     Verdict.BUDGET_CHANGED: Cause.BUDGET_CHANGED,
     Verdict.REOPENED: Cause.REOPENED,
     Verdict.TOO_SHORT: Cause.TOO_SHORT,
+    Verdict.ENGINE_RAN_OUT: Cause.STRAY_MARKERS,
 }
 # Share of the time that the answer is expected to need which is kept free before the deadline.
 _DEADLINE_PACE_MARGIN = 1.25

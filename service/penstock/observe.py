@@ -34,6 +34,7 @@ class Cause(enum.Enum):
     END_OF_TURN = "end_of_turn"
     REOPENED = "reopened"
     TOO_SHORT = "too_short"
+    STRAY_MARKERS = "stray_markers"
     ENGINE_DEATH = "engine_death"
     RESUME = "resume"
 

@@ -79,3 +79,22 @@ async def test_the_window_is_used_to_its_last_token(
     for run in await asyncio.gather(generate(stub, fast), generate(stub, thought)):
         finish, tokens = run.result.finish_reason, run.result.usage.output_tokens
         assert finish == pb.FINISH_REASON_STOP or (finish, tokens) == (pb.FINISH_REASON_MAX_OUTPUT_TOKENS, 8)
+
+
+async def test_a_seed_alone_repeats_and_its_absence_draws_from_entropy(
+    engine: Engine, stub: generation_pb2_grpc.GenerationServiceStub
+) -> None:
+    async def drawn(**sampling: object) -> list[int]:
+        spec = thinking(0)
+        spec.sampling.CopyFrom(pb.SamplingConfig(temperature=1.8, **sampling))
+        return list((await generate(stub, spec)).answer_token_ids)
+
+    assert await drawn(seed=5) == await drawn(seed=5) != await drawn(seed=6)
+    seeds = await engine.drawn_from()  # type: ignore[attr-defined]
+    assert seeds != [0], "vLLM's default: every start would draw the same"
+    await engine.draw_from(3)  # type: ignore[attr-defined]
+    first = await drawn()
+    assert first != await drawn()
+    await engine.draw_from(3)  # type: ignore[attr-defined]
+    assert first == await drawn(), "the generator is what decides"
+    await engine.draw_from(seeds[0] % 2**32)  # type: ignore[attr-defined]

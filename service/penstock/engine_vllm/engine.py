@@ -137,6 +137,14 @@ class VllmEngine:
         except Exception as error:
             raise EngineRefused(f"the engine did not tell its expert counts: {type(error).__name__}") from error
 
+    async def draw_from(self, seed: int) -> None:
+        """Seed what requests without a seed draw from, in all workers of all nodes. Range [0, 2^32)."""
+        await self._llm.collective_rpc("draw_from", args=(seed,))
+
+    async def drawn_from(self) -> list[int]:
+        """Return the seed of each worker's generator."""
+        return await self._llm.collective_rpc("drawn_from")  # type: ignore[no-any-return]
+
     async def weight_bytes(self) -> list[dict[str, int]]:
         """Bytes of weights by element type, per worker."""
         return await self._llm.collective_rpc("weight_bytes")  # type: ignore[no-any-return]

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import importlib.metadata
 import os
+import secrets
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +72,9 @@ async def start(settings: EngineSettings, progress: Progress = lambda phase: Non
         await _without_engine_budget(engine, settings, fault, progress)
     if planned.layout is not None:
         await _count_experts(engine, settings, planned, progress)
+    if "seed" not in settings.extra_args:
+        # vLLM's own default is 0: every start of the engine would draw the same.
+        await engine.draw_from(secrets.randbits(32))
     _settle_environment()
     engine.start_compiler()
     progress("ready")

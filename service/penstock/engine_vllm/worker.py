@@ -9,7 +9,20 @@ class WorkerReport:
     """Given to vLLM by name (`worker_extension_cls`); `model_runner` is its worker's."""
 
     model_runner: Any
+    parallel_config: Any
     expert_tally: Any = None
+
+    def draw_from(self, seed: int) -> None:
+        """Seed the generator that requests without a seed draw from; data-parallel ranks differ, all others agree."""
+        from vllm.utils.torch_utils import set_random_seed
+
+        set_random_seed(seed, self.parallel_config.data_parallel_index)
+
+    def drawn_from(self) -> int:
+        """Return the seed that the generator began with."""
+        import torch
+
+        return int(torch.initial_seed())
 
     def count_experts(self, on: bool) -> int:
         """How many layers are counted from now on. Ranks that share layers see the same tokens: the first counts."""
