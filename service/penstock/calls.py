@@ -35,6 +35,8 @@ from penstock.validation import validate
 from penstock.wire import Envelope
 
 _LARGE_BYTES = 64 * 1024
+_TOKEN_FRAME_BYTES = 1024
+"""Of a ResumeRequest beside its token."""
 M = TypeVar("M")
 
 
@@ -192,7 +194,7 @@ class Calls:
     def _plan(self, spec: pb.GenerationSpec, engine: Engine, arrival: Arrival, carried: Carried | None) -> Plan:
         priority = class_of(wire.priority_of(spec), arrival.caller)
         request = replace(wire.request_of(spec), priority=priority, caller_id=arrival.caller.id)
-        validate(request, engine.card, self._house.config.limits)
+        validate(request, engine.card, self._house.config.resolved_limits)
         if carried is not None:
             if carried.model != engine.card.name:
                 raise GenerationNotFound("the token is of another model", served_model=engine.card.name)
@@ -226,7 +228,9 @@ class Calls:
         plan, model = carried_plan(call.plan), call.engine.card.name
         states, headers = finished.states, CALL.get().headers
         carried = Carried(call.generation_id, model, spec, sequence, plan, states, headers, flush_seconds)
-        return seal(carried, key, call.arrival.caller)
+        token = seal(carried, key, call.arrival.caller)
+        # What no message holds cannot move: an empty token says so.
+        return token if len(token) + _TOKEN_FRAME_BYTES <= self._house.config.max_message_bytes else ""
 
 
 def _started(call: Call, live: LiveStream | None) -> pb.GenerationEvent:

@@ -7,6 +7,7 @@ came from, so that `penstock config show` can say it.
 from __future__ import annotations
 
 from decimal import Decimal
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,6 +22,12 @@ DEMO_MODEL_FP8_DIR = Path(__file__).parent / "demo_model_fp8"
 Switch = Literal["auto", "on", "off", "required"]
 """auto: on where it works. on: on, or off with a stated reason. required: on, or the start stops. off: off."""
 Tokens = Annotated[int, Field(ge=1)]
+_NATIVE_WINDOW_TOKENS = 262_144
+"""Of the models that this service is for: the window that bounds on bytes count with where none is configured."""
+# English has 3.6 bytes a token, code and other scripts up to 6; what has more is no text that a window was meant for.
+_BYTES_PER_TOKEN = 8
+_LEAST_PROMPT_BYTES, _MOST_PROMPT_BYTES = 2 * 1024 * 1024, 16 * 1024 * 1024
+_LEAST_MESSAGE_BYTES, _MESSAGE_FRAME_BYTES = 4 * 1024 * 1024, 256 * 1024
 
 
 class EngineSettings(Section):
@@ -34,7 +41,11 @@ class EngineSettings(Section):
     max_context_tokens: Tokens | None = Field(
         None, description="Context window; unset takes the checkpoint's. Beyond it YaRN stretches the positions."
     )
-    max_concurrent_requests: Tokens = Field(64, description="Most requests in one engine step.")
+    max_concurrent_requests: Tokens | None = Field(
+        None,
+        description="Most requests in one engine step, of each replica; unset: as many of 8,192 tokens as the GPUs' "
+        "memory holds beside the weights, 64 to 1,024; 64 on a CPU.",
+    )
     max_batch_tokens: Tokens | None = Field(None, description="Most tokens in one engine step; unset is vLLM's own.")
     kv_cache_gib: float = Field(1.0, gt=0, description="CPU only: memory for the KV cache, GiB.")
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="GPU only: share of GPU memory to use.")
@@ -101,8 +112,10 @@ class ServerSettings(Section):
     reload_seconds: float = Field(
         5.0, gt=0, description="How often certificates, API keys and callers are looked at for changes."
     )
-    max_message_bytes: Annotated[int, Field(ge=1024, le=256 * 1024 * 1024)] = Field(
-        4 * 1024 * 1024, description="Most bytes of one message of a caller."
+    max_message_bytes: Annotated[int, Field(ge=1024, le=256 * 1024 * 1024)] | None = Field(
+        None,
+        description="Most bytes of one message of a caller; unset: what a drained conversation of the window and of "
+        "limits.max_prompt_bytes takes, at least 4 MiB.",
     )
     max_metadata_bytes: Annotated[int, Field(ge=4096, le=1024 * 1024)] = Field(
         16 * 1024, description="Metadata of a call, names included."
@@ -167,8 +180,13 @@ class ThinkingSettings(Section):
 
     default_mode: Literal["fast", "thinking", "auto"] = Field("auto", description="For requests that name no mode.")
     default_budget_tokens: int = Field(-1, ge=-1, description="For THINKING without a budget; -1 is as far as fits.")
-    auto_budget_tokens: int = Field(4096, ge=0, description="Most that AUTO plans where nothing presses.")
-    answer_reserve_tokens: Tokens = Field(128, description="Kept back so that an answer always fits.")
+    auto_budget_tokens: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Most that AUTO plans where nothing presses; unset: an eighth of the window, 4,096 to 81,920."
+    )
+    answer_reserve_tokens: Tokens | None = Field(
+        None,
+        description="Kept back so that an answer always fits; unset: a 256th part of the window, 128 to 4,096 tokens.",
+    )
     closing_message: str = Field("", description="Written into the thought before it is closed at the budget.")
     deadline_margin_seconds: float = Field(0.15, ge=0, description="Kept free before a caller's deadline.")
 
@@ -178,8 +196,10 @@ class LimitSettings(Section):
 
     max_output_tokens: Tokens | None = Field(None, description="Unset: what the context window leaves.")
     max_messages: Annotated[int, Field(ge=1)] = Field(1024, description="Messages of one conversation.")
-    max_prompt_bytes: Annotated[int, Field(ge=1)] = Field(
-        2 * 1024 * 1024, description="UTF-8 bytes of a prompt, all messages together."
+    max_prompt_bytes: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="UTF-8 bytes of a prompt, all messages together; unset: 8 for each token of "
+        "engine.max_context_tokens (262,144 where that is unset), 2 MiB to 16 MiB.",
     )
     max_candidates: Annotated[int, Field(ge=1, le=64)] = Field(8, description="Outputs of one call.")
     max_top_logprobs: Annotated[int, Field(ge=0, le=100)] = Field(
@@ -291,6 +311,30 @@ class Config(Section):
         if self.quotas.keeps_days and not self.price_tiers:
             raise ValueError("quotas.daily_file and quotas.redis_url count costs: pricing.tiers must name them")
         return self
+
+    @cached_property
+    def resolved_limits(self) -> LimitSettings:
+        """The limits, with `max_prompt_bytes` by the window where it is unset."""
+        if self.limits.max_prompt_bytes is not None:
+            return self.limits
+        most = min(max(_BYTES_PER_TOKEN * self._window_tokens, _LEAST_PROMPT_BYTES), _MOST_PROMPT_BYTES)
+        return self.limits.model_copy(update={"max_prompt_bytes": most})
+
+    @cached_property
+    def max_message_bytes(self) -> int:
+        """Bytes of a message: `server.max_message_bytes`, else what a drained conversation takes.
+
+        Its token holds the request, which grows by 40 % at most on its way through base64, deflate and base64 again,
+        and the ids of the output, up to six bytes each.
+        """
+        if self.server.max_message_bytes is not None:
+            return self.server.max_message_bytes
+        prompt = self.resolved_limits.max_prompt_bytes or 0
+        return max(_LEAST_MESSAGE_BYTES, prompt * 7 // 5 + 6 * self._window_tokens + _MESSAGE_FRAME_BYTES)
+
+    @property
+    def _window_tokens(self) -> int:
+        return self.engine.max_context_tokens or _NATIVE_WINDOW_TOKENS
 
     @property
     def price_tiers(self) -> tuple[PriceTier, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 
-from penstock.config import Config, ServerSettings
+from penstock.config import Config
 from penstock.errors import ConfigError
 from penstock.http2.connection import Limits, Serve
 from penstock.http2.endpoint import Endpoint
@@ -12,9 +12,10 @@ from penstock.tls import Certificates
 from penstock.watched import Watched
 
 
-def limits(settings: ServerSettings) -> Limits:
+def limits(config: Config) -> Limits:
+    settings = config.server
     return Limits(
-        message_bytes=settings.max_message_bytes,
+        message_bytes=config.max_message_bytes,
         metadata_bytes=settings.max_metadata_bytes,
         streams=settings.max_streams_per_connection,
         connections=settings.max_connections,
@@ -32,7 +33,7 @@ def listener(config: Config, serve: Serve, files: list[Watched]) -> tuple[Endpoi
     if config.tls.certificate_file is not None:
         certificates = Certificates(config.tls)
         files.append(certificates.files)
-        endpoint = Endpoint(serve, limits(settings), certificates.context)
+        endpoint = Endpoint(serve, limits(config), certificates.context)
     else:
         host, _ = _host_and_port("server.listen", settings.listen)
         if not settings.insecure and not _is_loopback(host):
@@ -40,13 +41,13 @@ def listener(config: Config, serve: Serve, files: list[Watched]) -> tuple[Endpoi
                 f"server.listen: {host} is not loopback and this is plaintext: set tls.certificate_file and "
                 "tls.key_file, or say --insecure (server.insecure = true) to allow it, behind something that encrypts"
             )
-        endpoint = Endpoint(serve, limits(settings))
+        endpoint = Endpoint(serve, limits(config))
     return endpoint, _bound(endpoint, "server.listen", settings.listen)
 
 
 def probes(config: Config, serve: Serve) -> tuple[Endpoint, str]:
     """The same for health alone, in plaintext. Raises ConfigError."""
-    endpoint = Endpoint(serve, limits(config.server))
+    endpoint = Endpoint(serve, limits(config))
     return endpoint, _bound(endpoint, "server.health_listen", config.server.health_listen)
 
 

@@ -15,7 +15,9 @@ from penstock.thinking import (
     Budget,
     ModeChoice,
     Situation,
+    ThinkingDefaults,
     choose_mode,
+    defaults_for,
     plan_budget,
     question_of,
     timed_answer_tokens,
@@ -68,9 +70,9 @@ def plan_generation(
     card, tokenizer = engine.card, engine.tokenizer
     load = engine.load()
     now = Situation(seconds_to_deadline, load.seconds_per_token, load.first_token_seconds, likely_answer_tokens)
-    thinking = request.thinking
+    thinking, defaults = request.thinking, defaults_for(config.thinking, card)
     if thinking.mode is None:
-        thinking = replace(thinking, mode=ThinkingMode(config.thinking.default_mode))
+        thinking = replace(thinking, mode=ThinkingMode(defaults.default_mode))
     question = question_of(request.messages, request.text)
     raw = request.messages is None
     ids: Sequence[int] = ()
@@ -81,17 +83,17 @@ def plan_generation(
         choice = _raw_choice(request.thinking, in_thought, card.markers)
         may_open = card.markers is not None and not in_thought and choice.mode is ThinkingMode.THINKING
     else:
-        choice = choose_mode(thinking, config.thinking, card, question, now)
+        choice = choose_mode(thinking, defaults, card, question, now)
     thinks = choice.mode is ThinkingMode.THINKING
     closing_ids = _closing_ids(thinking, config, card.markers, tokenizer) if thinks or in_thought else ()
     # The markers need room in the window too, beside what counts as output.
     overhead = len(closing_ids) + (1 if may_open else 0)
-    context = _fit(request, config, card, tokenizer, choice, ids, overhead)
+    context = _fit(request, defaults, card, tokenizer, choice, ids, overhead)
     window_left = context.window_tokens - len(context.prompt_token_ids) - overhead
     budget = plan_budget(
         thinking,
         request.output,
-        config.thinking,
+        defaults,
         choice,
         window_left_tokens=window_left,
         max_output_limit_tokens=config.limits.max_output_tokens,
@@ -134,7 +136,7 @@ def with_budget(plan: Plan, carried: Mapping[str, Any]) -> Plan:
 
 def _fit(
     request: Request,
-    config: Config,
+    defaults: ThinkingDefaults,
     card: ModelCard,
     tokenizer: Tokenizer,
     choice: ModeChoice,
@@ -147,7 +149,7 @@ def _fit(
     if wanted is None:
         # Where the policy makes room, it makes enough for a real answer; an error is only raised where not even one
         # token fits.
-        wanted = 1 if overflow is Overflow.ERROR else min(config.thinking.answer_reserve_tokens, max(1, window // 4))
+        wanted = 1 if overflow is Overflow.ERROR else min(defaults.answer_reserve_tokens, max(1, window // 4))
     needed = wanted + overhead_tokens
     if request.messages is None:
         return fit_tokens(ids, overflow, window, needed)

@@ -59,6 +59,7 @@ def is_sealed(token: str) -> bool:
 
 
 def seal(carried: Carried, key: bytes, caller: Caller = NOBODY) -> str:
+    """The token; empty where it would be larger than `unseal` takes."""
     content = {
         "id": carried.generation_id,
         "model": carried.model,
@@ -69,7 +70,10 @@ def seal(carried: Carried, key: bytes, caller: Caller = NOBODY) -> str:
         "trace": carried.trace_headers,
         "flush": carried.flush_seconds,
     }
-    packed = zlib.compress(json.dumps(content, separators=(",", ":")).encode())
+    whole = json.dumps(content, separators=(",", ":")).encode()
+    if len(whole) > _MOST_INFLATED_BYTES:
+        return ""
+    packed = zlib.compress(whole)
     return _PREFIX + base64.urlsafe_b64encode(_signature(packed, key, caller) + packed).decode()
 
 

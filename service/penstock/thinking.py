@@ -45,6 +45,33 @@ class AnswerLengths:
         return math.ceil(sorted(self._tokens)[math.ceil(0.95 * len(self._tokens)) - 1] * _LENGTH_MARGIN)
 
 
+class ThinkingDefaults(ThinkingSettings):
+    """The settings of one served model: what is unset in the configuration follows its window and checkpoint."""
+
+    auto_budget_tokens: int
+    answer_reserve_tokens: int
+
+
+def defaults_for(settings: ThinkingSettings, card: ModelCard) -> ThinkingDefaults:
+    """What holds where the caller says nothing.
+
+    The reserve is a 256th part of the window, 128 to 4,096 tokens: a page of answer for a window of 262,144, what a
+    small model's answers need for a small one. AUTO's most is an eighth of the window, 4,096 to 81,920 tokens: 32,768
+    for 262,144, and the longest thought that Qwen advises for hard problems. A checkpoint that advises fewer new tokens
+    itself (`max_new_tokens`) bounds it.
+    """
+    reserve, auto = settings.answer_reserve_tokens, settings.auto_budget_tokens
+    if reserve is None:
+        reserve = min(max(card.context_window_tokens // 256, 128), 4096)
+    if auto is None:
+        auto = min(max(card.context_window_tokens // 8, 4096), 81_920)
+        if card.advised_output_tokens is not None:
+            auto = max(0, min(auto, card.advised_output_tokens - reserve))
+    return ThinkingDefaults.model_validate(
+        settings.model_dump() | {"auto_budget_tokens": auto, "answer_reserve_tokens": reserve}
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Situation:
     """What is known when the call is planned. Seconds; None where there is no deadline, or no measurement yet."""
@@ -75,7 +102,7 @@ class Budget:
 
 
 def choose_mode(
-    config: ThinkingConfig, defaults: ThinkingSettings, card: ModelCard, question: str, now: Situation
+    config: ThinkingConfig, defaults: ThinkingDefaults, card: ModelCard, question: str, now: Situation
 ) -> ModeChoice:
     """FAST or THINKING, before the prompt is rendered (the two render differently).
 
@@ -96,7 +123,7 @@ def choose_mode(
     return _choose_auto(config, defaults, question, now)
 
 
-def _choose_auto(config: ThinkingConfig, defaults: ThinkingSettings, question: str, now: Situation) -> ModeChoice:
+def _choose_auto(config: ThinkingConfig, defaults: ThinkingDefaults, question: str, now: Situation) -> ModeChoice:
     budget, reason = defaults.auto_budget_tokens, f"at most {defaults.auto_budget_tokens} tokens by default"
     if not needs_thought(question):
         return ModeChoice(ThinkingMode.FAST, 0, "auto: a short question with nothing to work out")
@@ -125,7 +152,7 @@ def timed_answer_tokens(config: ThinkingConfig, reserve_tokens: int, now: Situat
     return min(reserve_tokens, now.likely_answer_tokens)
 
 
-def affordable_tokens(now: Situation, defaults: ThinkingSettings) -> int | None:
+def affordable_tokens(now: Situation, defaults: ThinkingDefaults) -> int | None:
     """Output tokens that fit before the deadline at the measured pace; None without a deadline or a measurement."""
     if now.seconds_to_deadline is None or now.seconds_per_token is None:
         return None
@@ -173,7 +200,7 @@ def question_of(messages: tuple[Message, ...] | None, text: str | None) -> str:
 def plan_budget(
     config: ThinkingConfig,
     output: Output,
-    defaults: ThinkingSettings,
+    defaults: ThinkingDefaults,
     choice: ModeChoice,
     *,
     window_left_tokens: int,

@@ -175,6 +175,8 @@ class ModelCard:
     default_sampling: Sampling
     forces_budget: bool
     max_num_seqs: int
+    advised_output_tokens: int | None = None
+    """The checkpoint's own `max_new_tokens`, where it names one."""
     unsupported_fields: Mapping[str, str] = field(default_factory=dict)
     """Request fields that this engine refuses, by proto path, each with the reason (e.g. min_p beside MTP)."""
     profile: tuple[Feature, ...] = ()

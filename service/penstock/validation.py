@@ -20,7 +20,10 @@ _MOST_TOLD = 16  # They travel in trailers, which clients take 8 KiB of.
 
 
 def validate(request: Request, card: ModelCard, limits: LimitSettings) -> None:
-    """Raises BadRequest with the violations (the first 16), ModelNotFound, or FeatureOff; returns where all is well."""
+    """Raises BadRequest with the violations (the first 16), ModelNotFound, or FeatureOff; returns where all is well.
+
+    `limits` are `Config.resolved_limits`.
+    """
     if request.model not in ("", card.name):
         raise ModelNotFound("this model is not served here", served_model=card.name)
     found = itertools.chain(
@@ -40,8 +43,8 @@ def _invalid(field: str, description: str, reason: str = "INVALID_FIELD") -> Fie
     return FieldViolation(f"spec.{field}", description, reason)
 
 
-def _limit(field: str, got: int, most: int, unit: str) -> Iterator[FieldViolation]:
-    if got > most:
+def _limit(field: str, got: int, most: int | None, unit: str) -> Iterator[FieldViolation]:
+    if most is not None and got > most:
         yield _invalid(field, f"has {got} {unit}, at most {most} are allowed", "LIMIT_EXCEEDED")
 
 

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from penstock_client.v1 import model_pb2 as pb
 
 from penstock.config import Config
+from penstock.thinking import defaults_for
 from penstock.types import ModelCard, ThinkingMode
 from penstock.usage import PriceList
 from penstock.wire import MODES_OUT, sampling_out
@@ -14,6 +15,7 @@ from penstock.wire import MODES_OUT, sampling_out
 
 def model_out(card: ModelCard, config: Config, prices: PriceList) -> pb.GetModelResponse:
     default_mode = ThinkingMode(config.thinking.default_mode) if card.markers else ThinkingMode.FAST
+    defaults = defaults_for(config.thinking, card)
     return pb.GetModelResponse(
         model=card.name,
         architecture=card.architecture,
@@ -35,8 +37,13 @@ def model_out(card: ModelCard, config: Config, prices: PriceList) -> pb.GetModel
             )
             for tier in prices.tiers
         ],
-        limits=pb.Limits(**config.limits.model_dump(exclude_none=True)),
+        limits=pb.Limits(
+            **config.resolved_limits.model_dump(exclude_none=True), max_message_bytes=config.max_message_bytes
+        ),
         refused_fields=[pb.RefusedField(field=field, reason=why) for field, why in card.unsupported_fields.items()],
         service_version=version("penstock"),
         engine_version=card.engine_version,
+        auto_thinking_budget=defaults.auto_budget_tokens,
+        answer_reserve=defaults.answer_reserve_tokens,
+        max_concurrent_requests=card.max_num_seqs,
     )

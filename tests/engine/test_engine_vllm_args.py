@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from penstock.config import DEMO_MODEL_DIR, EngineSettings
 from penstock.engine_vllm.args import plan_engine
-from penstock.engine_vllm.checkpoint import Checkpoint, read_checkpoint
+from penstock.engine_vllm.checkpoint import Checkpoint, card_checkpoint, read_checkpoint
 from penstock.engine_vllm.devices import _has_avx512
 from penstock.engine_vllm.features import Devices
 from penstock.engine_vllm.sampling import thought_tokens_in_prompt
@@ -171,3 +171,19 @@ def test_an_object_store_without_the_streamer_is_refused_by_its_name(monkeypatch
     monkeypatch.setitem(sys.modules, "runai_model_streamer", None)
     with pytest.raises(ConfigError, match="runai-model-streamer"):
         read_checkpoint("s3://bucket/m")
+
+
+@pytest.mark.parametrize(
+    ("model", "gpus", "gigabytes", "most"),
+    [
+        ("Qwen/Qwen3.5-397B-A17B-FP8", 8, 141, 352),
+        ("Qwen/Qwen3.5-397B-A17B-FP8", 8, 80, 72),
+        ("Qwen/Qwen3.5-35B-A3B-FP8", 1, 141, 192),
+    ],
+)
+def test_concurrent_requests_follow_the_memory(model: str, gpus: int, gigabytes: int, most: int) -> None:
+    devices = Devices("gpu", gpus, gigabytes * 10**9)
+    assert plan_engine(EngineSettings(), card_checkpoint(model), devices).arguments["max_num_seqs"] == most
+    asked = EngineSettings(max_concurrent_requests=7)
+    assert plan_engine(asked, card_checkpoint(model), devices).arguments["max_num_seqs"] == 7
+    assert plan_engine(EngineSettings(), card_checkpoint(model), CPU).arguments["max_num_seqs"] == 64

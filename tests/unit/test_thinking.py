@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,13 +16,14 @@ from penstock.thinking import (
     ModeChoice,
     Situation,
     choose_mode,
+    defaults_for,
     needs_thought,
     plan_budget,
 )
 from penstock.types import Output, ThinkingConfig, ThinkingMode
 
 CARD = ScriptedEngine(()).card
-DEFAULTS = ThinkingSettings()
+DEFAULTS = defaults_for(ThinkingSettings(), CARD)
 WORK = "What is 17 + 25 + 8 + 31?"
 
 
@@ -156,3 +159,27 @@ def test_auto_keeps_time_for_answers_as_they_have_been_lately() -> None:
 def test_autos_upper_bound_is_the_callers_budget() -> None:
     assert auto(budget_tokens=9).auto_budget_tokens == 9
     assert auto(budget_tokens=2).mode is ThinkingMode.FAST
+
+
+@pytest.mark.parametrize(
+    ("window", "advised", "auto_budget", "reserve"),
+    [
+        (4096, None, 4096, 128),
+        (32_768, None, 4096, 128),
+        (262_144, None, 32_768, 1024),
+        (1_010_000, None, 81_920, 3945),
+        (262_144, 2048, 1024, 1024),
+        (262_144, 100, 0, 1024),
+    ],
+)
+def test_defaults_follow_window_and_checkpoint(
+    window: int, advised: int | None, auto_budget: int, reserve: int
+) -> None:
+    card = replace(CARD, context_window_tokens=window, advised_output_tokens=advised)
+    found = defaults_for(ThinkingSettings(), card)
+    assert (found.auto_budget_tokens, found.answer_reserve_tokens) == (auto_budget, reserve)
+
+
+def test_what_is_configured_holds() -> None:
+    found = defaults_for(ThinkingSettings(auto_budget_tokens=0, answer_reserve_tokens=7), CARD)
+    assert (found.auto_budget_tokens, found.answer_reserve_tokens) == (0, 7)

@@ -1840,7 +1840,7 @@ func (x *ContextConfig) GetSessionId() string {
 // How tokens are drawn. Each absent field takes the checkpoint's own default (GetModel tells them).
 type SamplingConfig struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Range [0, 2]; 0 is greedy.
+	// Range [0, 2]; 0 is greedy, which repeats as far as `seed` does.
 	Temperature *float64 `protobuf:"fixed64,1,opt,name=temperature,proto3,oneof" json:"temperature,omitempty"`
 	// Range (0, 1]; 1 is off.
 	TopP *float64 `protobuf:"fixed64,2,opt,name=top_p,json=topP,proto3,oneof" json:"top_p,omitempty"`
@@ -1854,7 +1854,10 @@ type SamplingConfig struct {
 	FrequencyPenalty *float64 `protobuf:"fixed64,6,opt,name=frequency_penalty,json=frequencyPenalty,proto3,oneof" json:"frequency_penalty,omitempty"`
 	// Range (0, 2]; 1 is off.
 	RepetitionPenalty *float64 `protobuf:"fixed64,7,opt,name=repetition_penalty,json=repetitionPenalty,proto3,oneof" json:"repetition_penalty,omitempty"`
-	// Range [0, 2^63). Candidate i draws with seed + i. Absent: random.
+	// Range [0, 2^63). Candidate i draws with seed + i. A call that runs alone repeats with the same seed on the same
+	// engine. Beside others it may not: kernels add up in another order in another batch, and where two tokens are nearly
+	// as likely the other one may come; so too after the prefix cache, a continuation or an engine's restart. Absent:
+	// random, after a restart too.
 	Seed *int64 `protobuf:"varint,8,opt,name=seed,proto3,oneof" json:"seed,omitempty"`
 	// Added to the logits of token ids. Ids in [0, vocabulary size), values in [-100, 100]. FEATURE_OFF beside
 	// speculative decoding.
@@ -2690,7 +2693,8 @@ type GenerationFinished struct {
 	// How long it took.
 	Timing *Timing `protobuf:"bytes,5,opt,name=timing,proto3" json:"timing,omitempty"`
 	// With DRAINED: resumes the generation on any server that shares this one's key, from this event's sequence on.
-	// Empty where the server has no key to share (resume.key_file).
+	// Empty where it cannot move: the server has no key to share (resume.key_file), or no message holds so long a
+	// conversation.
 	ResumeToken   string `protobuf:"bytes,6,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -100,8 +100,16 @@ type GetModelResponse struct {
 	ServiceVersion string `protobuf:"bytes,13,opt,name=service_version,json=serviceVersion,proto3" json:"service_version,omitempty"`
 	// The engine and its version, e.g. "vllm 0.32.0+cpu".
 	EngineVersion string `protobuf:"bytes,14,opt,name=engine_version,json=engineVersion,proto3" json:"engine_version,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// Most thought tokens that AUTO plans where neither deadline nor caller presses: the configured number, else an eighth
+	// of the window, 4,096 to 81,920, less where the checkpoint advises fewer new tokens.
+	AutoThinkingBudget int32 `protobuf:"varint,20,opt,name=auto_thinking_budget,json=autoThinkingBudget,proto3" json:"auto_thinking_budget,omitempty"`
+	// Output tokens kept back for the answer of a request that says nothing: the configured number, else a 256th part of
+	// the window, 128 to 4,096.
+	AnswerReserve int32 `protobuf:"varint,21,opt,name=answer_reserve,json=answerReserve,proto3" json:"answer_reserve,omitempty"`
+	// Most candidates that one replica of the engine works on at once: the configured number, else by its memory.
+	MaxConcurrentRequests int32 `protobuf:"varint,22,opt,name=max_concurrent_requests,json=maxConcurrentRequests,proto3" json:"max_concurrent_requests,omitempty"`
+	unknownFields         protoimpl.UnknownFields
+	sizeCache             protoimpl.SizeCache
 }
 
 func (x *GetModelResponse) Reset() {
@@ -230,6 +238,27 @@ func (x *GetModelResponse) GetEngineVersion() string {
 		return x.EngineVersion
 	}
 	return ""
+}
+
+func (x *GetModelResponse) GetAutoThinkingBudget() int32 {
+	if x != nil {
+		return x.AutoThinkingBudget
+	}
+	return 0
+}
+
+func (x *GetModelResponse) GetAnswerReserve() int32 {
+	if x != nil {
+		return x.AnswerReserve
+	}
+	return 0
+}
+
+func (x *GetModelResponse) GetMaxConcurrentRequests() int32 {
+	if x != nil {
+		return x.MaxConcurrentRequests
+	}
+	return 0
 }
 
 // One engine feature.
@@ -385,7 +414,7 @@ type Limits struct {
 	MaxOutputTokens *int32 `protobuf:"varint,1,opt,name=max_output_tokens,json=maxOutputTokens,proto3,oneof" json:"max_output_tokens,omitempty"`
 	// Most messages of a conversation.
 	MaxMessages int32 `protobuf:"varint,2,opt,name=max_messages,json=maxMessages,proto3" json:"max_messages,omitempty"`
-	// Most bytes of a prompt's text.
+	// Most bytes of a prompt's text. Where it is not configured: 8 for each token of the window, 2 MiB to 16 MiB.
 	MaxPromptBytes int32 `protobuf:"varint,3,opt,name=max_prompt_bytes,json=maxPromptBytes,proto3" json:"max_prompt_bytes,omitempty"`
 	// Most candidates of a call.
 	MaxCandidates int32 `protobuf:"varint,4,opt,name=max_candidates,json=maxCandidates,proto3" json:"max_candidates,omitempty"`
@@ -403,8 +432,10 @@ type Limits struct {
 	MaxClosingMessageBytes int32 `protobuf:"varint,10,opt,name=max_closing_message_bytes,json=maxClosingMessageBytes,proto3" json:"max_closing_message_bytes,omitempty"`
 	// Most messages of one Interact after the first.
 	MaxSteeringMessages int32 `protobuf:"varint,11,opt,name=max_steering_messages,json=maxSteeringMessages,proto3" json:"max_steering_messages,omitempty"`
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
+	// Most bytes of a message. Where it is not configured: what a drained conversation of the window takes, at least 4 MiB.
+	MaxMessageBytes int32 `protobuf:"varint,12,opt,name=max_message_bytes,json=maxMessageBytes,proto3" json:"max_message_bytes,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Limits) Reset() {
@@ -514,6 +545,13 @@ func (x *Limits) GetMaxSteeringMessages() int32 {
 	return 0
 }
 
+func (x *Limits) GetMaxMessageBytes() int32 {
+	if x != nil {
+		return x.MaxMessageBytes
+	}
+	return 0
+}
+
 // A request field that is refused here.
 type RefusedField struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -575,7 +613,7 @@ const file_penstock_v1_model_proto_rawDesc = "" +
 	"\n" +
 	"\x17penstock/v1/model.proto\x12\vpenstock.v1\x1a\x1cpenstock/v1/generation.proto\"'\n" +
 	"\x0fGetModelRequest\x12\x14\n" +
-	"\x05model\x18\x01 \x01(\tR\x05model\"\xe8\x05\n" +
+	"\x05model\x18\x01 \x01(\tR\x05model\"\xf9\x06\n" +
 	"\x10GetModelResponse\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\"\n" +
 	"\farchitecture\x18\x02 \x01(\tR\farchitecture\x12\x1d\n" +
@@ -593,7 +631,10 @@ const file_penstock_v1_model_proto_rawDesc = "" +
 	"\x06limits\x18\v \x01(\v2\x13.penstock.v1.LimitsR\x06limits\x12@\n" +
 	"\x0erefused_fields\x18\f \x03(\v2\x19.penstock.v1.RefusedFieldR\rrefusedFields\x12'\n" +
 	"\x0fservice_version\x18\r \x01(\tR\x0eserviceVersion\x12%\n" +
-	"\x0eengine_version\x18\x0e \x01(\tR\rengineVersion\"l\n" +
+	"\x0eengine_version\x18\x0e \x01(\tR\rengineVersion\x120\n" +
+	"\x14auto_thinking_budget\x18\x14 \x01(\x05R\x12autoThinkingBudget\x12%\n" +
+	"\x0eanswer_reserve\x18\x15 \x01(\x05R\ranswerReserve\x126\n" +
+	"\x17max_concurrent_requests\x18\x16 \x01(\x05R\x15maxConcurrentRequests\"l\n" +
 	"\x0eProfileFeature\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aenabled\x18\x02 \x01(\bR\aenabled\x12\x14\n" +
@@ -604,7 +645,7 @@ const file_penstock_v1_model_proto_rawDesc = "" +
 	"\x19input_usd_ticks_per_token\x18\x02 \x01(\x03R\x15inputUsdTicksPerToken\x12:\n" +
 	"\x1acached_usd_ticks_per_token\x18\x03 \x01(\x03R\x16cachedUsdTicksPerToken\x12:\n" +
 	"\x1aoutput_usd_ticks_per_token\x18\x04 \x01(\x03R\x16outputUsdTicksPerTokenB\x16\n" +
-	"\x14_up_to_prompt_tokens\"\x8d\x04\n" +
+	"\x14_up_to_prompt_tokens\"\xb9\x04\n" +
 	"\x06Limits\x12/\n" +
 	"\x11max_output_tokens\x18\x01 \x01(\x05H\x00R\x0fmaxOutputTokens\x88\x01\x01\x12!\n" +
 	"\fmax_messages\x18\x02 \x01(\x05R\vmaxMessages\x12(\n" +
@@ -617,7 +658,8 @@ const file_penstock_v1_model_proto_rawDesc = "" +
 	"\x10max_logit_biases\x18\t \x01(\x05R\x0emaxLogitBiases\x129\n" +
 	"\x19max_closing_message_bytes\x18\n" +
 	" \x01(\x05R\x16maxClosingMessageBytes\x122\n" +
-	"\x15max_steering_messages\x18\v \x01(\x05R\x13maxSteeringMessagesB\x14\n" +
+	"\x15max_steering_messages\x18\v \x01(\x05R\x13maxSteeringMessages\x12*\n" +
+	"\x11max_message_bytes\x18\f \x01(\x05R\x0fmaxMessageBytesB\x14\n" +
 	"\x12_max_output_tokens\"<\n" +
 	"\fRefusedField\x12\x14\n" +
 	"\x05field\x18\x01 \x01(\tR\x05field\x12\x16\n" +

@@ -142,7 +142,7 @@ def _setup(engine: EngineSettings, device: Device, count: int, fixed: int) -> tu
         drafted=engine.mtp_draft_tokens if resolved.mtp.enabled else 0,
         prefix_caching=resolved.prefix_caching.enabled,
         window_tokens=resolved.window_tokens,
-        max_sequences=engine.max_concurrent_requests,
+        max_sequences=resolved.max_sequences,
         batch_tokens=engine.max_batch_tokens or DEFAULT_BATCH_TOKENS,
         utilization=engine.gpu_memory_utilization,
         fixed_bytes=fixed,

@@ -44,7 +44,7 @@ def plan_engine(settings: EngineSettings, checkpoint: Checkpoint, devices: Devic
         "served_model_name": settings.served_model_name or None,
         "dtype": "bfloat16",
         "max_model_len": resolved.window_tokens,
-        "max_num_seqs": settings.max_concurrent_requests,
+        "max_num_seqs": resolved.max_sequences,
         "max_num_batched_tokens": settings.max_batch_tokens,
         "enable_prefix_caching": resolved.prefix_caching.enabled,
         "kv_cache_dtype": "fp8" if resolved.fp8_kv_cache.enabled else "auto",

@@ -10,6 +10,7 @@ from typing import Literal
 
 from penstock.config import EngineSettings
 from penstock.engine_vllm.checkpoint import Checkpoint
+from penstock.engine_vllm.concurrency import plan_concurrency
 from penstock.engine_vllm.parallel import Parallel, plan_parallel
 from penstock.engine_vllm.switches import impossible, switch
 from penstock.errors import ConfigError
@@ -44,6 +45,8 @@ class Resolved:
     routing: Feature
     parallel: Parallel
     window_tokens: int
+    max_sequences: int
+    """Most requests in a step of one replica."""
     described: tuple[Feature, ...]
 
     @property
@@ -57,16 +60,30 @@ def resolve(settings: EngineSettings, checkpoint: Checkpoint, devices: Devices) 
     window, yarn = _window(settings, checkpoint)
     prefix_caching = switch("prefix_caching", settings.prefix_caching)
     parallel = plan_parallel(settings, checkpoint, devices.kind, devices.count, devices.bytes_each)
+    fp8_weights, fp8_kv_cache = _fp8_weights(settings, checkpoint, devices.kind), _fp8_kv_cache(settings, devices)
+    mtp = _mtp(settings, checkpoint)
+    sequences = plan_concurrency(
+        settings,
+        checkpoint,
+        devices.kind,
+        devices.bytes_each,
+        parallel,
+        fp8_weights=fp8_weights.enabled,
+        fp8_kv_cache=fp8_kv_cache.enabled,
+        mtp=mtp.enabled,
+        prefix_caching=prefix_caching.enabled,
+    )
     return Resolved(
-        fp8_weights=_fp8_weights(settings, checkpoint, devices.kind),
-        fp8_kv_cache=_fp8_kv_cache(settings, devices),
-        mtp=_mtp(settings, checkpoint),
+        fp8_weights=fp8_weights,
+        fp8_kv_cache=fp8_kv_cache,
+        mtp=mtp,
         prefix_caching=prefix_caching,
         yarn=yarn,
         engine_budget=switch("engine_budget", settings.engine_budget),
         routing=_routing(settings, checkpoint, devices.kind, prefix_caching, parallel),
         parallel=parallel,
         window_tokens=window,
+        max_sequences=sequences,
         described=_described(settings, devices.kind),
     )
 

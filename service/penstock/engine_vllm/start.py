@@ -230,6 +230,7 @@ def _card(
         default_sampling=default_sampling(checkpoint, frozenset(plan.unsupported_fields)),
         forces_budget=markers is not None and settings.engine_budget != "off",
         max_num_seqs=config.scheduler_config.max_num_seqs,
+        advised_output_tokens=_whole(checkpoint.generation_defaults.get("max_new_tokens")),
         unsupported_fields=plan.unsupported_fields,
         profile=tuple(described(feature, config) for feature in plan.profile),
         engine_version=version,
@@ -244,6 +245,10 @@ def described(feature: Feature, config: Any) -> Feature:
     # With MTP vLLM drops the last block that matches: its draft layer needs the hidden states of the tokens in it.
     rule = "whole blocks, less one for MTP" if config.speculative_config is not None else "whole blocks"
     return dataclasses.replace(feature, value=f"{block:,}-token blocks", reason=f"{feature.reason}; {rule} are found")
+
+
+def _whole(advised: object) -> int | None:
+    return advised if isinstance(advised, int) and advised > 0 else None
 
 
 def default_sampling(checkpoint: Checkpoint, unsupported: frozenset[str]) -> Sampling:

@@ -984,7 +984,7 @@ class SamplingConfig(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     LOGIT_BIAS_FIELD_NUMBER: _builtins.int
     temperature: _builtins.float
-    """Range [0, 2]; 0 is greedy."""
+    """Range [0, 2]; 0 is greedy, which repeats as far as `seed` does."""
     top_p: _builtins.float
     """Range (0, 1]; 1 is off."""
     top_k: _builtins.int
@@ -998,7 +998,11 @@ class SamplingConfig(_message.Message):
     repetition_penalty: _builtins.float
     """Range (0, 2]; 1 is off."""
     seed: _builtins.int
-    """Range [0, 2^63). Candidate i draws with seed + i. Absent: random."""
+    """Range [0, 2^63). Candidate i draws with seed + i. A call that runs alone repeats with the same seed on the same
+    engine. Beside others it may not: kernels add up in another order in another batch, and where two tokens are nearly
+    as likely the other one may come; so too after the prefix cache, a continuation or an engine's restart. Absent:
+    random, after a restart too.
+    """
     @_builtins.property
     def logit_bias(self) -> _containers.ScalarMap[_builtins.int, _builtins.float]:
         """Added to the logits of token ids. Ids in [0, vocabulary size), values in [-100, 100]. FEATURE_OFF beside
@@ -1413,7 +1417,8 @@ class GenerationFinished(_message.Message):
     RESUME_TOKEN_FIELD_NUMBER: _builtins.int
     resume_token: _builtins.str
     """With DRAINED: resumes the generation on any server that shares this one's key, from this event's sequence on.
-    Empty where the server has no key to share (resume.key_file).
+    Empty where it cannot move: the server has no key to share (resume.key_file), or no message holds so long a
+    conversation.
     """
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___CandidateResult]:

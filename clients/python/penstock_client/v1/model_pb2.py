@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from penstock_client.v1 import generation_pb2 as penstock_dot_v1_dot_generation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17penstock/v1/model.proto\x12\x0bpenstock.v1\x1a\x1cpenstock/v1/generation.proto\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\x98\x04\n\x10GetModelResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x12\n\nvocab_size\x18\x03 \x01(\x05\x12\x1d\n\x15\x63ontext_window_tokens\x18\x04 \x01(\x05\x12$\n\x1cnative_context_window_tokens\x18\x05 \x01(\x05\x12\x31\n\x0ethinking_modes\x18\x06 \x03(\x0e\x32\x19.penstock.v1.ThinkingMode\x12\x38\n\x15\x64\x65\x66\x61ult_thinking_mode\x18\x07 \x01(\x0e\x32\x19.penstock.v1.ThinkingMode\x12\x35\n\x10\x64\x65\x66\x61ult_sampling\x18\x08 \x01(\x0b\x32\x1b.penstock.v1.SamplingConfig\x12,\n\x07profile\x18\t \x03(\x0b\x32\x1b.penstock.v1.ProfileFeature\x12+\n\x0bprice_tiers\x18\n \x03(\x0b\x32\x16.penstock.v1.PriceTier\x12#\n\x06limits\x18\x0b \x01(\x0b\x32\x13.penstock.v1.Limits\x12\x31\n\x0erefused_fields\x18\x0c \x03(\x0b\x32\x19.penstock.v1.RefusedField\x12\x17\n\x0fservice_version\x18\r \x01(\t\x12\x16\n\x0e\x65ngine_version\x18\x0e \x01(\t\"N\n\x0eProfileFeature\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x65nabled\x18\x02 \x01(\x08\x12\r\n\x05value\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\"\xb0\x01\n\tPriceTier\x12 \n\x13up_to_prompt_tokens\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12!\n\x19input_usd_ticks_per_token\x18\x02 \x01(\x03\x12\"\n\x1a\x63\x61\x63hed_usd_ticks_per_token\x18\x03 \x01(\x03\x12\"\n\x1aoutput_usd_ticks_per_token\x18\x04 \x01(\x03\x42\x16\n\x14_up_to_prompt_tokens\"\xcf\x02\n\x06Limits\x12\x1e\n\x11max_output_tokens\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x14\n\x0cmax_messages\x18\x02 \x01(\x05\x12\x18\n\x10max_prompt_bytes\x18\x03 \x01(\x05\x12\x16\n\x0emax_candidates\x18\x04 \x01(\x05\x12\x18\n\x10max_top_logprobs\x18\x05 \x01(\x05\x12\x18\n\x10max_stop_strings\x18\x06 \x01(\x05\x12\x1d\n\x15max_stop_string_bytes\x18\x07 \x01(\x05\x12\x18\n\x10max_schema_bytes\x18\x08 \x01(\x05\x12\x18\n\x10max_logit_biases\x18\t \x01(\x05\x12!\n\x19max_closing_message_bytes\x18\n \x01(\x05\x12\x1d\n\x15max_steering_messages\x18\x0b \x01(\x05\x42\x14\n\x12_max_output_tokens\"-\n\x0cRefusedField\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t2W\n\x0cModelService\x12G\n\x08GetModel\x12\x1c.penstock.v1.GetModelRequest\x1a\x1d.penstock.v1.GetModelResponseB`\n\x0f\x64\x65v.penstock.v1P\x01Z=github.com/penstock/penstock/clients/go/penstockv1;penstockv1\xaa\x02\x0bPenstock.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17penstock/v1/model.proto\x12\x0bpenstock.v1\x1a\x1cpenstock/v1/generation.proto\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\xef\x04\n\x10GetModelResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x12\n\nvocab_size\x18\x03 \x01(\x05\x12\x1d\n\x15\x63ontext_window_tokens\x18\x04 \x01(\x05\x12$\n\x1cnative_context_window_tokens\x18\x05 \x01(\x05\x12\x31\n\x0ethinking_modes\x18\x06 \x03(\x0e\x32\x19.penstock.v1.ThinkingMode\x12\x38\n\x15\x64\x65\x66\x61ult_thinking_mode\x18\x07 \x01(\x0e\x32\x19.penstock.v1.ThinkingMode\x12\x35\n\x10\x64\x65\x66\x61ult_sampling\x18\x08 \x01(\x0b\x32\x1b.penstock.v1.SamplingConfig\x12,\n\x07profile\x18\t \x03(\x0b\x32\x1b.penstock.v1.ProfileFeature\x12+\n\x0bprice_tiers\x18\n \x03(\x0b\x32\x16.penstock.v1.PriceTier\x12#\n\x06limits\x18\x0b \x01(\x0b\x32\x13.penstock.v1.Limits\x12\x31\n\x0erefused_fields\x18\x0c \x03(\x0b\x32\x19.penstock.v1.RefusedField\x12\x17\n\x0fservice_version\x18\r \x01(\t\x12\x16\n\x0e\x65ngine_version\x18\x0e \x01(\t\x12\x1c\n\x14\x61uto_thinking_budget\x18\x14 \x01(\x05\x12\x16\n\x0e\x61nswer_reserve\x18\x15 \x01(\x05\x12\x1f\n\x17max_concurrent_requests\x18\x16 \x01(\x05\"N\n\x0eProfileFeature\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x65nabled\x18\x02 \x01(\x08\x12\r\n\x05value\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\"\xb0\x01\n\tPriceTier\x12 \n\x13up_to_prompt_tokens\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12!\n\x19input_usd_ticks_per_token\x18\x02 \x01(\x03\x12\"\n\x1a\x63\x61\x63hed_usd_ticks_per_token\x18\x03 \x01(\x03\x12\"\n\x1aoutput_usd_ticks_per_token\x18\x04 \x01(\x03\x42\x16\n\x14_up_to_prompt_tokens\"\xea\x02\n\x06Limits\x12\x1e\n\x11max_output_tokens\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x14\n\x0cmax_messages\x18\x02 \x01(\x05\x12\x18\n\x10max_prompt_bytes\x18\x03 \x01(\x05\x12\x16\n\x0emax_candidates\x18\x04 \x01(\x05\x12\x18\n\x10max_top_logprobs\x18\x05 \x01(\x05\x12\x18\n\x10max_stop_strings\x18\x06 \x01(\x05\x12\x1d\n\x15max_stop_string_bytes\x18\x07 \x01(\x05\x12\x18\n\x10max_schema_bytes\x18\x08 \x01(\x05\x12\x18\n\x10max_logit_biases\x18\t \x01(\x05\x12!\n\x19max_closing_message_bytes\x18\n \x01(\x05\x12\x1d\n\x15max_steering_messages\x18\x0b \x01(\x05\x12\x19\n\x11max_message_bytes\x18\x0c \x01(\x05\x42\x14\n\x12_max_output_tokens\"-\n\x0cRefusedField\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t2W\n\x0cModelService\x12G\n\x08GetModel\x12\x1c.penstock.v1.GetModelRequest\x1a\x1d.penstock.v1.GetModelResponseB`\n\x0f\x64\x65v.penstock.v1P\x01Z=github.com/penstock/penstock/clients/go/penstockv1;penstockv1\xaa\x02\x0bPenstock.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,15 +36,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETMODELREQUEST']._serialized_start=70
   _globals['_GETMODELREQUEST']._serialized_end=102
   _globals['_GETMODELRESPONSE']._serialized_start=105
-  _globals['_GETMODELRESPONSE']._serialized_end=641
-  _globals['_PROFILEFEATURE']._serialized_start=643
-  _globals['_PROFILEFEATURE']._serialized_end=721
-  _globals['_PRICETIER']._serialized_start=724
-  _globals['_PRICETIER']._serialized_end=900
-  _globals['_LIMITS']._serialized_start=903
-  _globals['_LIMITS']._serialized_end=1238
-  _globals['_REFUSEDFIELD']._serialized_start=1240
-  _globals['_REFUSEDFIELD']._serialized_end=1285
-  _globals['_MODELSERVICE']._serialized_start=1287
-  _globals['_MODELSERVICE']._serialized_end=1374
+  _globals['_GETMODELRESPONSE']._serialized_end=728
+  _globals['_PROFILEFEATURE']._serialized_start=730
+  _globals['_PROFILEFEATURE']._serialized_end=808
+  _globals['_PRICETIER']._serialized_start=811
+  _globals['_PRICETIER']._serialized_end=987
+  _globals['_LIMITS']._serialized_start=990
+  _globals['_LIMITS']._serialized_end=1352
+  _globals['_REFUSEDFIELD']._serialized_start=1354
+  _globals['_REFUSEDFIELD']._serialized_end=1399
+  _globals['_MODELSERVICE']._serialized_start=1401
+  _globals['_MODELSERVICE']._serialized_end=1488
 # @@protoc_insertion_point(module_scope)

@@ -61,6 +61,9 @@ class GetModelResponse(_message.Message):
     REFUSED_FIELDS_FIELD_NUMBER: _builtins.int
     SERVICE_VERSION_FIELD_NUMBER: _builtins.int
     ENGINE_VERSION_FIELD_NUMBER: _builtins.int
+    AUTO_THINKING_BUDGET_FIELD_NUMBER: _builtins.int
+    ANSWER_RESERVE_FIELD_NUMBER: _builtins.int
+    MAX_CONCURRENT_REQUESTS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The name to use in requests."""
     architecture: _builtins.str
@@ -77,6 +80,16 @@ class GetModelResponse(_message.Message):
     """Version of the service."""
     engine_version: _builtins.str
     """The engine and its version, e.g. "vllm 0.32.0+cpu"."""
+    auto_thinking_budget: _builtins.int
+    """Most thought tokens that AUTO plans where neither deadline nor caller presses: the configured number, else an eighth
+    of the window, 4,096 to 81,920, less where the checkpoint advises fewer new tokens.
+    """
+    answer_reserve: _builtins.int
+    """Output tokens kept back for the answer of a request that says nothing: the configured number, else a 256th part of
+    the window, 128 to 4,096.
+    """
+    max_concurrent_requests: _builtins.int
+    """Most candidates that one replica of the engine works on at once: the configured number, else by its memory."""
     @_builtins.property
     def thinking_modes(self) -> _containers.RepeatedScalarFieldContainer[_generation_pb2.ThinkingMode.ValueType]:
         """Modes that requests may ask for. FAST alone where the model does not think."""
@@ -118,10 +131,13 @@ class GetModelResponse(_message.Message):
         refused_fields: _abc.Iterable[Global___RefusedField] | None = ...,
         service_version: _builtins.str = ...,
         engine_version: _builtins.str = ...,
+        auto_thinking_budget: _builtins.int = ...,
+        answer_reserve: _builtins.int = ...,
+        max_concurrent_requests: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["default_sampling", b"default_sampling", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "context_window_tokens", b"context_window_tokens", "default_sampling", b"default_sampling", "default_thinking_mode", b"default_thinking_mode", "engine_version", b"engine_version", "limits", b"limits", "model", b"model", "native_context_window_tokens", b"native_context_window_tokens", "price_tiers", b"price_tiers", "profile", b"profile", "refused_fields", b"refused_fields", "service_version", b"service_version", "thinking_modes", b"thinking_modes", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_reserve", b"answer_reserve", "architecture", b"architecture", "auto_thinking_budget", b"auto_thinking_budget", "context_window_tokens", b"context_window_tokens", "default_sampling", b"default_sampling", "default_thinking_mode", b"default_thinking_mode", "engine_version", b"engine_version", "limits", b"limits", "max_concurrent_requests", b"max_concurrent_requests", "model", b"model", "native_context_window_tokens", b"native_context_window_tokens", "price_tiers", b"price_tiers", "profile", b"profile", "refused_fields", b"refused_fields", "service_version", b"service_version", "thinking_modes", b"thinking_modes", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -214,12 +230,13 @@ class Limits(_message.Message):
     MAX_LOGIT_BIASES_FIELD_NUMBER: _builtins.int
     MAX_CLOSING_MESSAGE_BYTES_FIELD_NUMBER: _builtins.int
     MAX_STEERING_MESSAGES_FIELD_NUMBER: _builtins.int
+    MAX_MESSAGE_BYTES_FIELD_NUMBER: _builtins.int
     max_output_tokens: _builtins.int
     """Most output tokens of a call. Absent: what the window leaves."""
     max_messages: _builtins.int
     """Most messages of a conversation."""
     max_prompt_bytes: _builtins.int
-    """Most bytes of a prompt's text."""
+    """Most bytes of a prompt's text. Where it is not configured: 8 for each token of the window, 2 MiB to 16 MiB."""
     max_candidates: _builtins.int
     """Most candidates of a call."""
     max_top_logprobs: _builtins.int
@@ -236,6 +253,8 @@ class Limits(_message.Message):
     """Most bytes of a closing message."""
     max_steering_messages: _builtins.int
     """Most messages of one Interact after the first."""
+    max_message_bytes: _builtins.int
+    """Most bytes of a message. Where it is not configured: what a drained conversation of the window takes, at least 4 MiB."""
     def __init__(
         self,
         *,
@@ -250,10 +269,11 @@ class Limits(_message.Message):
         max_logit_biases: _builtins.int = ...,
         max_closing_message_bytes: _builtins.int = ...,
         max_steering_messages: _builtins.int = ...,
+        max_message_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens", "max_output_tokens", b"max_output_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens", "max_candidates", b"max_candidates", "max_closing_message_bytes", b"max_closing_message_bytes", "max_logit_biases", b"max_logit_biases", "max_messages", b"max_messages", "max_output_tokens", b"max_output_tokens", "max_prompt_bytes", b"max_prompt_bytes", "max_schema_bytes", b"max_schema_bytes", "max_steering_messages", b"max_steering_messages", "max_stop_string_bytes", b"max_stop_string_bytes", "max_stop_strings", b"max_stop_strings", "max_top_logprobs", b"max_top_logprobs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens", "max_candidates", b"max_candidates", "max_closing_message_bytes", b"max_closing_message_bytes", "max_logit_biases", b"max_logit_biases", "max_message_bytes", b"max_message_bytes", "max_messages", b"max_messages", "max_output_tokens", b"max_output_tokens", "max_prompt_bytes", b"max_prompt_bytes", "max_schema_bytes", b"max_schema_bytes", "max_steering_messages", b"max_steering_messages", "max_stop_string_bytes", b"max_stop_string_bytes", "max_stop_strings", b"max_stop_strings", "max_top_logprobs", b"max_top_logprobs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_output_tokens: _TypeAlias = _typing.Literal["max_output_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_output_tokens: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens"]  # noqa: Y015

@@ -780,7 +780,7 @@ export const ContextConfigSchema: GenMessage<ContextConfig> = /*@__PURE__*/
  */
 export type SamplingConfig = Message$1<"penstock.v1.SamplingConfig"> & {
   /**
-   * Range [0, 2]; 0 is greedy.
+   * Range [0, 2]; 0 is greedy, which repeats as far as `seed` does.
    *
    * @generated from field: optional double temperature = 1;
    */
@@ -829,7 +829,10 @@ export type SamplingConfig = Message$1<"penstock.v1.SamplingConfig"> & {
   repetitionPenalty?: number | undefined;
 
   /**
-   * Range [0, 2^63). Candidate i draws with seed + i. Absent: random.
+   * Range [0, 2^63). Candidate i draws with seed + i. A call that runs alone repeats with the same seed on the same
+   * engine. Beside others it may not: kernels add up in another order in another batch, and where two tokens are nearly
+   * as likely the other one may come; so too after the prefix cache, a continuation or an engine's restart. Absent:
+   * random, after a restart too.
    *
    * @generated from field: optional int64 seed = 8;
    */
@@ -1279,7 +1282,8 @@ export type GenerationFinished = Message$1<"penstock.v1.GenerationFinished"> & {
 
   /**
    * With DRAINED: resumes the generation on any server that shares this one's key, from this event's sequence on.
-   * Empty where the server has no key to share (resume.key_file).
+   * Empty where it cannot move: the server has no key to share (resume.key_file), or no message holds so long a
+   * conversation.
    *
    * @generated from field: string resume_token = 6;
    */

@@ -14,7 +14,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file penstock/v1/model.proto.
  */
 export const file_penstock_v1_model: GenFile = /*@__PURE__*/
-  fileDesc("ChdwZW5zdG9jay92MS9tb2RlbC5wcm90bxILcGVuc3RvY2sudjEiIAoPR2V0TW9kZWxSZXF1ZXN0Eg0KBW1vZGVsGAEgASgJIpgEChBHZXRNb2RlbFJlc3BvbnNlEg0KBW1vZGVsGAEgASgJEhQKDGFyY2hpdGVjdHVyZRgCIAEoCRISCgp2b2NhYl9zaXplGAMgASgFEh0KFWNvbnRleHRfd2luZG93X3Rva2VucxgEIAEoBRIkChxuYXRpdmVfY29udGV4dF93aW5kb3dfdG9rZW5zGAUgASgFEjEKDnRoaW5raW5nX21vZGVzGAYgAygOMhkucGVuc3RvY2sudjEuVGhpbmtpbmdNb2RlEjgKFWRlZmF1bHRfdGhpbmtpbmdfbW9kZRgHIAEoDjIZLnBlbnN0b2NrLnYxLlRoaW5raW5nTW9kZRI1ChBkZWZhdWx0X3NhbXBsaW5nGAggASgLMhsucGVuc3RvY2sudjEuU2FtcGxpbmdDb25maWcSLAoHcHJvZmlsZRgJIAMoCzIbLnBlbnN0b2NrLnYxLlByb2ZpbGVGZWF0dXJlEisKC3ByaWNlX3RpZXJzGAogAygLMhYucGVuc3RvY2sudjEuUHJpY2VUaWVyEiMKBmxpbWl0cxgLIAEoCzITLnBlbnN0b2NrLnYxLkxpbWl0cxIxCg5yZWZ1c2VkX2ZpZWxkcxgMIAMoCzIZLnBlbnN0b2NrLnYxLlJlZnVzZWRGaWVsZBIXCg9zZXJ2aWNlX3ZlcnNpb24YDSABKAkSFgoOZW5naW5lX3ZlcnNpb24YDiABKAkiTgoOUHJvZmlsZUZlYXR1cmUSDAoEbmFtZRgBIAEoCRIPCgdlbmFibGVkGAIgASgIEg0KBXZhbHVlGAMgASgJEg4KBnJlYXNvbhgEIAEoCSKwAQoJUHJpY2VUaWVyEiAKE3VwX3RvX3Byb21wdF90b2tlbnMYASABKAVIAIgBARIhChlpbnB1dF91c2RfdGlja3NfcGVyX3Rva2VuGAIgASgDEiIKGmNhY2hlZF91c2RfdGlja3NfcGVyX3Rva2VuGAMgASgDEiIKGm91dHB1dF91c2RfdGlja3NfcGVyX3Rva2VuGAQgASgDQhYKFF91cF90b19wcm9tcHRfdG9rZW5zIs8CCgZMaW1pdHMSHgoRbWF4X291dHB1dF90b2tlbnMYASABKAVIAIgBARIUCgxtYXhfbWVzc2FnZXMYAiABKAUSGAoQbWF4X3Byb21wdF9ieXRlcxgDIAEoBRIWCg5tYXhfY2FuZGlkYXRlcxgEIAEoBRIYChBtYXhfdG9wX2xvZ3Byb2JzGAUgASgFEhgKEG1heF9zdG9wX3N0cmluZ3MYBiABKAUSHQoVbWF4X3N0b3Bfc3RyaW5nX2J5dGVzGAcgASgFEhgKEG1heF9zY2hlbWFfYnl0ZXMYCCABKAUSGAoQbWF4X2xvZ2l0X2JpYXNlcxgJIAEoBRIhChltYXhfY2xvc2luZ19tZXNzYWdlX2J5dGVzGAogASgFEh0KFW1heF9zdGVlcmluZ19tZXNzYWdlcxgLIAEoBUIUChJfbWF4X291dHB1dF90b2tlbnMiLQoMUmVmdXNlZEZpZWxkEg0KBWZpZWxkGAEgASgJEg4KBnJlYXNvbhgCIAEoCTJXCgxNb2RlbFNlcnZpY2USRwoIR2V0TW9kZWwSHC5wZW5zdG9jay52MS5HZXRNb2RlbFJlcXVlc3QaHS5wZW5zdG9jay52MS5HZXRNb2RlbFJlc3BvbnNlQmAKD2Rldi5wZW5zdG9jay52MVABWj1naXRodWIuY29tL3BlbnN0b2NrL3BlbnN0b2NrL2NsaWVudHMvZ28vcGVuc3RvY2t2MTtwZW5zdG9ja3YxqgILUGVuc3RvY2suVjFiBnByb3RvMw", [file_penstock_v1_generation]);
+  fileDesc("ChdwZW5zdG9jay92MS9tb2RlbC5wcm90bxILcGVuc3RvY2sudjEiIAoPR2V0TW9kZWxSZXF1ZXN0Eg0KBW1vZGVsGAEgASgJIu8EChBHZXRNb2RlbFJlc3BvbnNlEg0KBW1vZGVsGAEgASgJEhQKDGFyY2hpdGVjdHVyZRgCIAEoCRISCgp2b2NhYl9zaXplGAMgASgFEh0KFWNvbnRleHRfd2luZG93X3Rva2VucxgEIAEoBRIkChxuYXRpdmVfY29udGV4dF93aW5kb3dfdG9rZW5zGAUgASgFEjEKDnRoaW5raW5nX21vZGVzGAYgAygOMhkucGVuc3RvY2sudjEuVGhpbmtpbmdNb2RlEjgKFWRlZmF1bHRfdGhpbmtpbmdfbW9kZRgHIAEoDjIZLnBlbnN0b2NrLnYxLlRoaW5raW5nTW9kZRI1ChBkZWZhdWx0X3NhbXBsaW5nGAggASgLMhsucGVuc3RvY2sudjEuU2FtcGxpbmdDb25maWcSLAoHcHJvZmlsZRgJIAMoCzIbLnBlbnN0b2NrLnYxLlByb2ZpbGVGZWF0dXJlEisKC3ByaWNlX3RpZXJzGAogAygLMhYucGVuc3RvY2sudjEuUHJpY2VUaWVyEiMKBmxpbWl0cxgLIAEoCzITLnBlbnN0b2NrLnYxLkxpbWl0cxIxCg5yZWZ1c2VkX2ZpZWxkcxgMIAMoCzIZLnBlbnN0b2NrLnYxLlJlZnVzZWRGaWVsZBIXCg9zZXJ2aWNlX3ZlcnNpb24YDSABKAkSFgoOZW5naW5lX3ZlcnNpb24YDiABKAkSHAoUYXV0b190aGlua2luZ19idWRnZXQYFCABKAUSFgoOYW5zd2VyX3Jlc2VydmUYFSABKAUSHwoXbWF4X2NvbmN1cnJlbnRfcmVxdWVzdHMYFiABKAUiTgoOUHJvZmlsZUZlYXR1cmUSDAoEbmFtZRgBIAEoCRIPCgdlbmFibGVkGAIgASgIEg0KBXZhbHVlGAMgASgJEg4KBnJlYXNvbhgEIAEoCSKwAQoJUHJpY2VUaWVyEiAKE3VwX3RvX3Byb21wdF90b2tlbnMYASABKAVIAIgBARIhChlpbnB1dF91c2RfdGlja3NfcGVyX3Rva2VuGAIgASgDEiIKGmNhY2hlZF91c2RfdGlja3NfcGVyX3Rva2VuGAMgASgDEiIKGm91dHB1dF91c2RfdGlja3NfcGVyX3Rva2VuGAQgASgDQhYKFF91cF90b19wcm9tcHRfdG9rZW5zIuoCCgZMaW1pdHMSHgoRbWF4X291dHB1dF90b2tlbnMYASABKAVIAIgBARIUCgxtYXhfbWVzc2FnZXMYAiABKAUSGAoQbWF4X3Byb21wdF9ieXRlcxgDIAEoBRIWCg5tYXhfY2FuZGlkYXRlcxgEIAEoBRIYChBtYXhfdG9wX2xvZ3Byb2JzGAUgASgFEhgKEG1heF9zdG9wX3N0cmluZ3MYBiABKAUSHQoVbWF4X3N0b3Bfc3RyaW5nX2J5dGVzGAcgASgFEhgKEG1heF9zY2hlbWFfYnl0ZXMYCCABKAUSGAoQbWF4X2xvZ2l0X2JpYXNlcxgJIAEoBRIhChltYXhfY2xvc2luZ19tZXNzYWdlX2J5dGVzGAogASgFEh0KFW1heF9zdGVlcmluZ19tZXNzYWdlcxgLIAEoBRIZChFtYXhfbWVzc2FnZV9ieXRlcxgMIAEoBUIUChJfbWF4X291dHB1dF90b2tlbnMiLQoMUmVmdXNlZEZpZWxkEg0KBWZpZWxkGAEgASgJEg4KBnJlYXNvbhgCIAEoCTJXCgxNb2RlbFNlcnZpY2USRwoIR2V0TW9kZWwSHC5wZW5zdG9jay52MS5HZXRNb2RlbFJlcXVlc3QaHS5wZW5zdG9jay52MS5HZXRNb2RlbFJlc3BvbnNlQmAKD2Rldi5wZW5zdG9jay52MVABWj1naXRodWIuY29tL3BlbnN0b2NrL3BlbnN0b2NrL2NsaWVudHMvZ28vcGVuc3RvY2t2MTtwZW5zdG9ja3YxqgILUGVuc3RvY2suVjFiBnByb3RvMw", [file_penstock_v1_generation]);
 
 /**
  * Request of GetModel.
@@ -140,6 +140,29 @@ export type GetModelResponse = Message<"penstock.v1.GetModelResponse"> & {
    * @generated from field: string engine_version = 14;
    */
   engineVersion: string;
+
+  /**
+   * Most thought tokens that AUTO plans where neither deadline nor caller presses: the configured number, else an eighth
+   * of the window, 4,096 to 81,920, less where the checkpoint advises fewer new tokens.
+   *
+   * @generated from field: int32 auto_thinking_budget = 20;
+   */
+  autoThinkingBudget: number;
+
+  /**
+   * Output tokens kept back for the answer of a request that says nothing: the configured number, else a 256th part of
+   * the window, 128 to 4,096.
+   *
+   * @generated from field: int32 answer_reserve = 21;
+   */
+  answerReserve: number;
+
+  /**
+   * Most candidates that one replica of the engine works on at once: the configured number, else by its memory.
+   *
+   * @generated from field: int32 max_concurrent_requests = 22;
+   */
+  maxConcurrentRequests: number;
 };
 
 /**
@@ -254,7 +277,7 @@ export type Limits = Message<"penstock.v1.Limits"> & {
   maxMessages: number;
 
   /**
-   * Most bytes of a prompt's text.
+   * Most bytes of a prompt's text. Where it is not configured: 8 for each token of the window, 2 MiB to 16 MiB.
    *
    * @generated from field: int32 max_prompt_bytes = 3;
    */
@@ -315,6 +338,13 @@ export type Limits = Message<"penstock.v1.Limits"> & {
    * @generated from field: int32 max_steering_messages = 11;
    */
   maxSteeringMessages: number;
+
+  /**
+   * Most bytes of a message. Where it is not configured: what a drained conversation of the window takes, at least 4 MiB.
+   *
+   * @generated from field: int32 max_message_bytes = 12;
+   */
+  maxMessageBytes: number;
 };
 
 /**
