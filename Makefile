@@ -2,14 +2,17 @@
 # ENGINE=cpu (default) runs vLLM's CPU build, ENGINE=gpu its CUDA build; each has its own lock file and environment.
 
 ENGINE ?= cpu
-PYTHON ?= python3.11
+# The first of these that is there and new enough; set-up says so where none is.
+PYTHON ?= $(shell for one in python3.11 python3.12 python3.13 python3; do \
+	$$one -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$one && break; \
+	done || echo python3)
 VENV := $(if $(filter gpu,$(ENGINE)),.venv-gpu,.venv)
 BIN := $(VENV)/bin
 LOCK := requirements/$(ENGINE).lock
 STAMP := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools demo test test-fast test-full check protos configuration clients chart lock sbom model quantize pilot clean
+.PHONY: help setup tools demo test test-fast test-full check versions protos configuration clients chart lock sbom model quantize pilot clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -46,6 +49,9 @@ check: setup ## style, types, import law, and that the stubs are what the protos
 	@$(BIN)/python scripts/protos --check
 	@$(BIN)/python scripts/configuration --check
 	@$(BIN)/python scripts/supply-chain audit
+
+versions: setup ## what can be checked of Python 3.11 to 3.13 without them: locks, wheels, ruff, mypy
+	@$(BIN)/python scripts/python-versions
 
 protos: setup ## generate the stubs of all clients from protos/
 	@$(BIN)/python scripts/protos
