@@ -204,7 +204,11 @@ class Calls:
         seconds_left = arrival.seconds_left
         # Only a deadline makes it matter how long answers are.
         likely_tokens = None if seconds_left is None else self._house.answers.likely_tokens()
-        plan = plan_generation(request, engine, self._house.config, seconds_left, likely_tokens)
+        limits, default = arrival.caller.limits, None
+        if limits.usd_ticks_per_day is not None:
+            # Its worst case is reserved: the whole window's would leave the caller two or three calls at once.
+            default = self._house.config.limits.default_max_output_tokens
+        plan = plan_generation(request, engine, self._house.config, seconds_left, likely_tokens, default)
         return plan if carried is None else with_budget(plan, carried.plan)
 
     def generation(self, call: Call) -> AsyncGenerator[Event, None]:

@@ -45,6 +45,11 @@ _OUTCOME_OF = {
     Verdict.CLOSE_THOUGHT_BY_CLIENT: ThinkingOutcome.FINISHED_BY_CLIENT,
     Verdict.CLOSE_THOUGHT_BEFORE_DEADLINE: ThinkingOutcome.DEADLINE,
 }
+# Of a thought that the end of the output cuts. One that is drained goes on elsewhere: no event says that it is over.
+_CUT_OF = {
+    Verdict.MAX_OUTPUT_TOKENS: ThinkingOutcome.MAX_OUTPUT_TOKENS,
+    Verdict.CANCELLED: ThinkingOutcome.CANCELLED,
+}
 _CAUSE_OF = {
     Verdict.CLOSE_THOUGHT_AT_BUDGET: Cause.BUDGET,
     Verdict.CLOSE_THOUGHT_AFTER_EOS: Cause.END_OF_TURN,
@@ -322,7 +327,7 @@ class Candidate:
         if outcome is not None:
             splitter.close_thought(self._plan.closing_ids)
         elif ends and splitter.in_thought:
-            outcome = ThinkingOutcome.MAX_OUTPUT_TOKENS if verdict is Verdict.MAX_OUTPUT_TOKENS else None
+            outcome = _CUT_OF.get(verdict)
         elif self._outcome is None and not splitter.in_thought and (was_thinking or splitter.marker_tokens):
             spent = splitter.thought_tokens >= splitter.thought_budget_tokens
             outcome = ThinkingOutcome.BUDGET_REACHED if spent else ThinkingOutcome.NATURAL_END
@@ -400,11 +405,17 @@ class Candidate:
             recomputed_tokens=self._recomputed_tokens,
         )
 
+    def _cut_outcome(self, reason: FinishReason) -> ThinkingOutcome:
+        if not self._splitter.in_thought:
+            return ThinkingOutcome.DISABLED
+        is_full = reason is FinishReason.MAX_OUTPUT_TOKENS
+        return ThinkingOutcome.MAX_OUTPUT_TOKENS if is_full else ThinkingOutcome.CANCELLED
+
     def _end(self, reason: FinishReason) -> CandidateEnd:
         end = CandidateEnd(
             candidate_index=self._index,
             finish_reason=reason,
-            outcome=self._outcome or ThinkingOutcome.DISABLED,
+            outcome=self._outcome or self._cut_outcome(reason),
             usage=self.usage(),
             matched_stop=self._splitter.matched_stop,
         )

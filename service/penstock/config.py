@@ -195,6 +195,9 @@ class LimitSettings(Section):
     """What a caller may ask at most."""
 
     max_output_tokens: Tokens | None = Field(None, description="Unset: what the context window leaves.")
+    default_max_output_tokens: Tokens = Field(
+        16_384, description="Of a call that names none, where its caller has a daily cost limit: so much is reserved."
+    )
     max_messages: Annotated[int, Field(ge=1)] = Field(1024, description="Messages of one conversation.")
     max_prompt_bytes: Annotated[int, Field(ge=1)] | None = Field(
         None,

@@ -65,8 +65,12 @@ def plan_generation(
     config: Config,
     seconds_to_deadline: float | None,
     likely_answer_tokens: int | None = None,
+    default_max_output_tokens: int | None = None,
 ) -> Plan:
-    """Plans one call. Raises BadRequest, ContextOverflow or FeatureOff; never touches the engine's work."""
+    """Plans one call; `default_max_output_tokens` holds where it names no maximum.
+
+    Raises BadRequest, ContextOverflow or FeatureOff. Never touches the engine's work.
+    """
     card, tokenizer = engine.card, engine.tokenizer
     load = engine.load()
     now = Situation(seconds_to_deadline, load.seconds_per_token, load.first_token_seconds, likely_answer_tokens)
@@ -96,7 +100,7 @@ def plan_generation(
         defaults,
         choice,
         window_left_tokens=window_left,
-        max_output_limit_tokens=config.limits.max_output_tokens,
+        max_output_limit_tokens=_most_output(request, config, default_max_output_tokens),
     )
     _refuse_minimum(request, budget)
     if not raw:
@@ -118,6 +122,13 @@ def plan_generation(
         seconds_per_token=load.seconds_per_token,
         window_left_tokens=window_left,
     )
+
+
+def _most_output(request: Request, config: Config, default: int | None) -> int | None:
+    most = config.limits.max_output_tokens
+    if request.output.max_tokens is not None or default is None:
+        return most
+    return default if most is None else min(most, default)
 
 
 def carried_plan(plan: Plan) -> dict[str, Any]:

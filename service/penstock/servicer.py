@@ -5,8 +5,10 @@ statuses in `interceptor`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import aclosing
+from typing import Any, TypeVar
 
 from penstock_client.v1 import generation_pb2 as pb
 from penstock_client.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc
@@ -21,6 +23,8 @@ from penstock.observe import CALL
 from penstock.replies import count_of, count_of_overflow, reply_of
 from penstock.sealed import is_sealed
 from penstock.wire_model import model_out
+
+M = TypeVar("M")
 
 
 class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
@@ -80,15 +84,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         arrival = Arrival.of(context)
         source = self._calls.events(first.start, arrival, flush_seconds, wire.interacted, steering=steering)
         most = self._house.config.limits.max_steering_messages
-        listening = asyncio.create_task(_steer(steering, request_iterator, most))
-        try:
-            async with aclosing(source) as replies:
-                async for reply in replies:
-                    if listening.done():
-                        listening.result()  # A message that says nothing sensible ends the call.
-                    yield reply
-        finally:
-            listening.cancel()
+        async with aclosing(_until_either_fails(source, _steer(steering, request_iterator, most))) as replies:
+            async for reply in replies:
+                yield reply
 
     async def Resume(self, request: pb.ResumeRequest, context: Context) -> AsyncGenerator[pb.ResumeResponse, None]:
         if is_sealed(request.resume_token):
@@ -104,6 +102,45 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     async def Cancel(self, request: pb.CancelRequest, context: Context) -> pb.CancelResponse:
         await self._house.live.cancel(request.generation_id, request.resume_token, CALLER.get())
         return pb.CancelResponse()
+
+
+async def _until_either_fails(
+    source: AsyncGenerator[M, None], listening: Coroutine[Any, Any, None]
+) -> AsyncGenerator[M, None]:
+    """What `source` gives, until `listening` fails: then at once its error, whatever `source` waits for."""
+    # Of one: a caller that reads slowly slows the generation, as it does elsewhere.
+    ready: deque[M] = deque()
+    news, room = asyncio.Event(), asyncio.Event()
+
+    async def feed() -> None:
+        async with aclosing(source) as replies:
+            async for reply in replies:
+                ready.append(reply)
+                news.set()
+                room.clear()
+                await room.wait()
+
+    tasks = feeding, hearing = asyncio.create_task(feed()), asyncio.create_task(listening)
+    for task in tasks:
+        task.add_done_callback(lambda _: news.set())
+    try:
+        while True:
+            await news.wait()
+            news.clear()
+            if hearing.done():
+                hearing.result()  # A message that says nothing sensible ends the call.
+            if ready:
+                yield ready.popleft()
+                room.set()
+            elif feeding.done():
+                feeding.result()
+                return
+            if feeding.done():
+                news.set()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _steer(steering: Steering, requests: AsyncIterator[pb.InteractRequest], most: int) -> None:

@@ -262,6 +262,7 @@ class ThinkingOutcome(enum.Enum):
     FINISHED_BY_CLIENT = "finished_by_client"
     DEADLINE = "deadline"
     MAX_OUTPUT_TOKENS = "max_output_tokens"
+    CANCELLED = "cancelled"
 
 
 class FinishReason(enum.Enum):

@@ -6,6 +6,8 @@ import asyncio
 import json
 import sqlite3
 from collections.abc import Mapping
+from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from google.rpc import error_details_pb2, status_pb2
 from penstock.callers.keys import make
 from penstock.engine_scripted import Reply
 from penstock_client.v1 import generation_pb2 as pb
+from penstock_client.v1 import model_pb2, model_pb2_grpc
 
 from tests.rpc.secure import bearer, channel, listening, spec, stub, until
 
@@ -163,6 +166,36 @@ async def test_the_days_cost_is_exact_for_calls_that_end_that_are_cut_and_that_n
         reply, left = await generate(at, max_tokens=1)
         assert left == {"usd-ticks": 5_000_000 - cost - spent - reply.cost.total_usd_ticks}
         assert (await generate(at, OTHER, max_tokens=1))[1]["usd-ticks"] > 4_000_000
+
+
+async def test_a_call_without_a_maximum_reserves_the_default_one_which_holds(tmp_path: Path) -> None:
+    talkative = Reply(answer="x" * 100)
+    settings = config(tmp_path, usd_per_day="0.00025", daily_file=str(tmp_path / "quotas.db"))
+    settings["limits"] = {"default_max_output_tokens": 40}
+    async with listening(settings, talkative) as (_, address), channel(address) as at:
+        model = await model_pb2_grpc.ModelServiceStub(at).GetModel(model_pb2.GetModelRequest(), metadata=bearer(KEY))
+        assert model.limits.default_max_output_tokens == 40
+        named_none = fast()
+        named_none.output.ClearField("max_output_tokens")
+        reply = await stub(at).Generate(pb.GenerateRequest(spec=named_none), metadata=bearer(KEY))
+        assert reply.effective_settings.max_output_tokens == 40
+        assert reply.usage.output_tokens == 40
+        assert reply.candidates[0].result.finish_reason == pb.FINISH_REASON_MAX_OUTPUT_TOKENS
+        spent = reply.cost.total_usd_ticks
+        named_none.thinking.mode = pb.THINKING_MODE_THINKING
+        named_none.thinking.thinking_budget = 500
+        count = await stub(at).CountTokens(pb.CountTokensRequest(spec=named_none), metadata=bearer(KEY))
+        assert count.effective_settings.thinking_budget < count.effective_settings.max_output_tokens == 40
+        error = await refused(at, max_tokens=100)
+        numbers, _, _ = refusal(error)
+        needed = reply.usage.prompt_tokens * INPUT_TICKS + 100 * OUTPUT_TICKS
+        assert (numbers["needed"], numbers["left"]) == (str(needed), str(2_500_000 - spent))
+        assert Decimal(numbers["needed_usd"]) * 10**10 == needed
+        assert Decimal(numbers["left_usd"]) * 10**10 == 2_500_000 - spent
+        assert numbers["limit_usd"] == "0.00025"
+        assert datetime.fromisoformat(numbers["resets_at"]) > datetime.now(UTC)
+        for told in (numbers["needed_usd"], numbers["left_usd"], "0.00025 USD", numbers["resets_at"]):
+            assert told in (error.details() or "")
 
 
 async def test_a_resumable_stream_is_paid_for_once_however_often_it_is_read(tmp_path: Path) -> None:

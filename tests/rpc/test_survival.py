@@ -18,6 +18,8 @@ from penstock_client.v1 import generation_pb2_grpc
 
 from tests.rpc.conftest import Serve, serving
 from tests.rpc.mortal import POISON, Ward, ward
+from tests.rpc.secure import channel as channel_to
+from tests.rpc.secure import listening
 from tests.rpc.test_stream import spec, stream, texts
 
 THINKING = pb.ThinkingConfig(mode=pb.THINKING_MODE_THINKING)
@@ -250,6 +252,9 @@ async def test_cancel_still_brings_the_bill(serve: Serve) -> None:
     events = await interact(channel, pb.InteractRequest(cancel=pb.Cancel()))
     finished = events[-1].finished
     assert finished.results[0].finish_reason == pb.FINISH_REASON_CANCELLED
+    assert outcome(events) == pb.THINKING_OUTCOME_CANCELLED
+    assert events[-2].thinking_finished.outcome == pb.THINKING_OUTCOME_CANCELLED
+    assert events[-2].thinking_finished.reasoning_tokens == finished.usage.reasoning_tokens
     assert 0 < finished.usage.reasoning_tokens < len(THOUGHT.encode())
     assert sum(event.thought.token_count for event in events) == finished.usage.reasoning_tokens
 
@@ -272,6 +277,36 @@ async def test_steering_that_makes_no_sense_is_refused(serve: Serve, messages: l
         async for _ in call:
             pass
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize("where", ["running", "queued"])
+@pytest.mark.parametrize(
+    "message", [pb.InteractRequest(), pb.InteractRequest(change_budget=pb.ChangeBudget(thinking_budget=-2))]
+)
+async def test_bad_steering_is_noticed_at_once_whatever_the_call_waits_for(
+    where: str, message: pb.InteractRequest
+) -> None:
+    settings = {"admission": {"max_running_sequences": 1}}
+    never = Reply(answer="never", step_seconds=86_400)
+    async with listening(settings, never) as (server, address), channel_to(address) as channel:
+        stub = generation_pb2_grpc.GenerationServiceStub(channel)
+        first = stub.StreamGenerate(pb.StreamGenerateRequest(spec=spec()))
+        if where == "queued":
+            await first.read()
+        else:
+            first.cancel()
+        call = stub.Interact()
+        await call.write(pb.InteractRequest(start=spec(thinking=THINKING)))
+        if where == "queued":
+            while not server.admission.queued_calls:  # noqa: ASYNC110 - the server's own count
+                await asyncio.sleep(0.01)
+        else:
+            assert (await call.read()).event.WhichOneof("event") == "started"
+        await call.write(message)
+        assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
+        first.cancel()
+        while server.admission.running_calls or server.admission.queued_calls:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
 # ------------------------------------------------------------------------------------------------------------- drain

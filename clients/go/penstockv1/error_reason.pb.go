@@ -89,6 +89,8 @@ const (
 	// Example: {reason: "POISONOUS_REQUEST", metadata: {engine_deaths: "3"}}.
 	ErrorReason_ERROR_REASON_POISONOUS_REQUEST ErrorReason = 18
 	// RESOURCE_EXHAUSTED, with google.rpc.RetryInfo and google.rpc.QuotaFailure: this caller has used what it may.
+	// With usd_per_day also what is left and needed, in ticks of 1e-10 USD and in USD, and when the day's limit resets
+	// (`left`, `needed`, `limit_usd`, `left_usd`, `needed_usd`, `resets_at`).
 	// Example: {reason: "QUOTA_EXCEEDED", metadata: {quota: "tokens_per_minute", limit: "10000"}}.
 	ErrorReason_ERROR_REASON_QUOTA_EXCEEDED ErrorReason = 19
 )

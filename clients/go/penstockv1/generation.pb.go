@@ -274,6 +274,8 @@ const (
 	ThinkingOutcome_THINKING_OUTCOME_DEADLINE ThinkingOutcome = 5
 	// max_output_tokens cut it: there is no answer. Only where no answer reserve fits.
 	ThinkingOutcome_THINKING_OUTCOME_MAX_OUTPUT_TOKENS ThinkingOutcome = 6
+	// Interact's cancel ended the output inside it. Also in the result of a DRAINED stream whose thought goes on elsewhere.
+	ThinkingOutcome_THINKING_OUTCOME_CANCELLED ThinkingOutcome = 7
 )
 
 // Enum value maps for ThinkingOutcome.
@@ -286,6 +288,7 @@ var (
 		4: "THINKING_OUTCOME_FINISHED_BY_CLIENT",
 		5: "THINKING_OUTCOME_DEADLINE",
 		6: "THINKING_OUTCOME_MAX_OUTPUT_TOKENS",
+		7: "THINKING_OUTCOME_CANCELLED",
 	}
 	ThinkingOutcome_value = map[string]int32{
 		"THINKING_OUTCOME_UNSPECIFIED":        0,
@@ -295,6 +298,7 @@ var (
 		"THINKING_OUTCOME_FINISHED_BY_CLIENT": 4,
 		"THINKING_OUTCOME_DEADLINE":           5,
 		"THINKING_OUTCOME_MAX_OUTPUT_TOKENS":  6,
+		"THINKING_OUTCOME_CANCELLED":          7,
 	}
 )
 
@@ -1963,7 +1967,8 @@ func (x *SamplingConfig) GetLogitBias() map[int32]float64 {
 type OutputConfig struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Most output tokens: thought plus answer, markers not counted. Range [1, the model's window]; LIMIT_EXCEEDED above,
-	// CONTEXT_OVERFLOW where the prompt leaves less. Absent: what the window leaves.
+	// CONTEXT_OVERFLOW where the prompt leaves less. Absent: what the window leaves; for callers with a daily cost limit at
+	// most GetModel's `default_max_output_tokens`, which is what is reserved of it.
 	MaxOutputTokens *int32 `protobuf:"varint,1,opt,name=max_output_tokens,json=maxOutputTokens,proto3,oneof" json:"max_output_tokens,omitempty"`
 	// Fewest output tokens, thought plus answer, before the output may stop: until then the end of turn and
 	// stop_token_ids are not drawn, and stop_strings are not searched. Range [0, max_output_tokens]; LIMIT_EXCEEDED where
@@ -3651,7 +3656,7 @@ const file_penstock_v1_generation_proto_rawDesc = "" +
 	"\x15OVERFLOW_POLICY_ERROR\x10\x01\x12%\n" +
 	"!OVERFLOW_POLICY_DROP_OLDEST_TURNS\x10\x02\x12!\n" +
 	"\x1dOVERFLOW_POLICY_TRUNCATE_LEFT\x10\x03\x12#\n" +
-	"\x1fOVERFLOW_POLICY_TRUNCATE_MIDDLE\x10\x04*\x89\x02\n" +
+	"\x1fOVERFLOW_POLICY_TRUNCATE_MIDDLE\x10\x04*\xa9\x02\n" +
 	"\x0fThinkingOutcome\x12 \n" +
 	"\x1cTHINKING_OUTCOME_UNSPECIFIED\x10\x00\x12\x1d\n" +
 	"\x19THINKING_OUTCOME_DISABLED\x10\x01\x12 \n" +
@@ -3659,7 +3664,8 @@ const file_penstock_v1_generation_proto_rawDesc = "" +
 	"\x1fTHINKING_OUTCOME_BUDGET_REACHED\x10\x03\x12'\n" +
 	"#THINKING_OUTCOME_FINISHED_BY_CLIENT\x10\x04\x12\x1d\n" +
 	"\x19THINKING_OUTCOME_DEADLINE\x10\x05\x12&\n" +
-	"\"THINKING_OUTCOME_MAX_OUTPUT_TOKENS\x10\x06*\xdf\x01\n" +
+	"\"THINKING_OUTCOME_MAX_OUTPUT_TOKENS\x10\x06\x12\x1e\n" +
+	"\x1aTHINKING_OUTCOME_CANCELLED\x10\a*\xdf\x01\n" +
 	"\fFinishReason\x12\x1d\n" +
 	"\x19FINISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12FINISH_REASON_STOP\x10\x01\x12\x1d\n" +

@@ -434,8 +434,11 @@ type Limits struct {
 	MaxSteeringMessages int32 `protobuf:"varint,11,opt,name=max_steering_messages,json=maxSteeringMessages,proto3" json:"max_steering_messages,omitempty"`
 	// Most bytes of a message. Where it is not configured: what a drained conversation of the window takes, at least 4 MiB.
 	MaxMessageBytes int32 `protobuf:"varint,12,opt,name=max_message_bytes,json=maxMessageBytes,proto3" json:"max_message_bytes,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Most output tokens of a call that names no maximum, where its caller has a daily cost limit: so much is reserved. It
+	// is in the call's effective settings. Other callers' calls may have what the window leaves.
+	DefaultMaxOutputTokens int32 `protobuf:"varint,13,opt,name=default_max_output_tokens,json=defaultMaxOutputTokens,proto3" json:"default_max_output_tokens,omitempty"`
+	unknownFields          protoimpl.UnknownFields
+	sizeCache              protoimpl.SizeCache
 }
 
 func (x *Limits) Reset() {
@@ -552,6 +555,13 @@ func (x *Limits) GetMaxMessageBytes() int32 {
 	return 0
 }
 
+func (x *Limits) GetDefaultMaxOutputTokens() int32 {
+	if x != nil {
+		return x.DefaultMaxOutputTokens
+	}
+	return 0
+}
+
 // A request field that is refused here.
 type RefusedField struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -645,7 +655,7 @@ const file_penstock_v1_model_proto_rawDesc = "" +
 	"\x19input_usd_ticks_per_token\x18\x02 \x01(\x03R\x15inputUsdTicksPerToken\x12:\n" +
 	"\x1acached_usd_ticks_per_token\x18\x03 \x01(\x03R\x16cachedUsdTicksPerToken\x12:\n" +
 	"\x1aoutput_usd_ticks_per_token\x18\x04 \x01(\x03R\x16outputUsdTicksPerTokenB\x16\n" +
-	"\x14_up_to_prompt_tokens\"\xb9\x04\n" +
+	"\x14_up_to_prompt_tokens\"\xf4\x04\n" +
 	"\x06Limits\x12/\n" +
 	"\x11max_output_tokens\x18\x01 \x01(\x05H\x00R\x0fmaxOutputTokens\x88\x01\x01\x12!\n" +
 	"\fmax_messages\x18\x02 \x01(\x05R\vmaxMessages\x12(\n" +
@@ -659,7 +669,8 @@ const file_penstock_v1_model_proto_rawDesc = "" +
 	"\x19max_closing_message_bytes\x18\n" +
 	" \x01(\x05R\x16maxClosingMessageBytes\x122\n" +
 	"\x15max_steering_messages\x18\v \x01(\x05R\x13maxSteeringMessages\x12*\n" +
-	"\x11max_message_bytes\x18\f \x01(\x05R\x0fmaxMessageBytesB\x14\n" +
+	"\x11max_message_bytes\x18\f \x01(\x05R\x0fmaxMessageBytes\x129\n" +
+	"\x19default_max_output_tokens\x18\r \x01(\x05R\x16defaultMaxOutputTokensB\x14\n" +
 	"\x12_max_output_tokens\"<\n" +
 	"\fRefusedField\x12\x14\n" +
 	"\x05field\x18\x01 \x01(\tR\x05field\x12\x16\n" +

@@ -44,6 +44,7 @@ class ThinkingOutcome(enum.StrEnum):
     FINISHED_BY_CLIENT = "finished_by_client"
     DEADLINE = "deadline"
     MAX_OUTPUT_TOKENS = "max_output_tokens"
+    CANCELLED = "cancelled"
     UNKNOWN = "unknown"
 
 

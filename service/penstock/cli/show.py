@@ -21,6 +21,7 @@ _OUTCOMES = {
     ThinkingOutcome.FINISHED_BY_CLIENT: "finished by you",
     ThinkingOutcome.DEADLINE: "closed for the deadline",
     ThinkingOutcome.MAX_OUTPUT_TOKENS: "cut at the output limit",
+    ThinkingOutcome.CANCELLED: "cancelled",
 }
 # A model's output must not steer the terminal: every control character but tab and newline goes.
 _NO_CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}

@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from penstock.callers.caller import Caller
+from penstock.config_security import TICKS_PER_USD
 from penstock.errors import Overloaded, QuotaExceeded
 from penstock.quotas.days import Days
 from penstock.quotas.minutes import MemoryMinutes, Minutes
@@ -155,15 +156,20 @@ class Quotas:
         settle = partial(self._days.settle, caller.id, day, claim.call, reserved)
         if not await self._reserve(self._days.reserve(caller.id, day, claim.call, reserved, most), settle):
             spent = await self._days.spent(caller.id, day)
+            left, resets_at = max(0, most - spent), _tomorrow(now).strftime("%Y-%m-%dT%H:%M:%SZ")
             raise QuotaExceeded(
-                f"this call may cost {reserved} ticks of 1e-10 USD, and {max(0, most - spent)} are left of today's "
-                f"{most}: a smaller max_output_tokens may fit",
+                f"daily cost limit exceeded: this call may cost up to {_usd(reserved)} USD, and {_usd(left)} USD of "
+                f"{_usd(most)} USD are left until {resets_at}; ask for fewer max_output_tokens, or wait",
                 caller=caller.id,
                 quota="usd_per_day",
                 retry_after_seconds=_until_tomorrow(now),
                 limit=most,
-                left=max(0, most - spent),
+                left=left,
                 needed=reserved,
+                limit_usd=_usd(most),
+                left_usd=_usd(left),
+                needed_usd=_usd(reserved),
+                resets_at=resets_at,
             )
         try:
             yield
@@ -314,6 +320,15 @@ def _told_where_lost() -> Iterator[None]:
         log.error(_LOST)
 
 
+def _tomorrow(now: datetime) -> datetime:
+    return datetime.combine(now.date() + timedelta(days=1), time.min, UTC)
+
+
 def _until_tomorrow(now: datetime) -> float:
-    tomorrow = datetime.combine(now.date() + timedelta(days=1), time.min, UTC)
-    return (tomorrow - now).total_seconds()
+    return (_tomorrow(now) - now).total_seconds()
+
+
+def _usd(ticks: int) -> str:
+    """Exact, without zeros at its end."""
+    whole, part = divmod(ticks, TICKS_PER_USD)
+    return f"{whole}.{part:010d}".rstrip("0").rstrip(".")

@@ -101,6 +101,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_QUOTA_EXCEEDED: _ErrorReason.ValueType  # 19
     """RESOURCE_EXHAUSTED, with google.rpc.RetryInfo and google.rpc.QuotaFailure: this caller has used what it may.
+    With usd_per_day also what is left and needed, in ticks of 1e-10 USD and in USD, and when the day's limit resets
+    (`left`, `needed`, `limit_usd`, `left_usd`, `needed_usd`, `resets_at`).
     Example: {reason: "QUOTA_EXCEEDED", metadata: {quota: "tokens_per_minute", limit: "10000"}}.
     """
 
@@ -189,6 +191,8 @@ Example: {reason: "POISONOUS_REQUEST", metadata: {engine_deaths: "3"}}.
 """
 ERROR_REASON_QUOTA_EXCEEDED: ErrorReason.ValueType  # 19
 """RESOURCE_EXHAUSTED, with google.rpc.RetryInfo and google.rpc.QuotaFailure: this caller has used what it may.
+With usd_per_day also what is left and needed, in ticks of 1e-10 USD and in USD, and when the day's limit resets
+(`left`, `needed`, `limit_usd`, `left_usd`, `needed_usd`, `resets_at`).
 Example: {reason: "QUOTA_EXCEEDED", metadata: {quota: "tokens_per_minute", limit: "10000"}}.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -156,6 +156,8 @@ class _ThinkingOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Think
     """The server closed it so that the answer arrives before the deadline."""
     THINKING_OUTCOME_MAX_OUTPUT_TOKENS: _ThinkingOutcome.ValueType  # 6
     """max_output_tokens cut it: there is no answer. Only where no answer reserve fits."""
+    THINKING_OUTCOME_CANCELLED: _ThinkingOutcome.ValueType  # 7
+    """Interact's cancel ended the output inside it. Also in the result of a DRAINED stream whose thought goes on elsewhere."""
 
 class ThinkingOutcome(_ThinkingOutcome, metaclass=_ThinkingOutcomeEnumTypeWrapper):
     """How a thought ended."""
@@ -174,6 +176,8 @@ THINKING_OUTCOME_DEADLINE: ThinkingOutcome.ValueType  # 5
 """The server closed it so that the answer arrives before the deadline."""
 THINKING_OUTCOME_MAX_OUTPUT_TOKENS: ThinkingOutcome.ValueType  # 6
 """max_output_tokens cut it: there is no answer. Only where no answer reserve fits."""
+THINKING_OUTCOME_CANCELLED: ThinkingOutcome.ValueType  # 7
+"""Interact's cancel ended the output inside it. Also in the result of a DRAINED stream whose thought goes on elsewhere."""
 Global___ThinkingOutcome: _TypeAlias = ThinkingOutcome  # noqa: Y015
 
 class _FinishReason:
@@ -1080,7 +1084,8 @@ class OutputConfig(_message.Message):
     CHOICES_FIELD_NUMBER: _builtins.int
     max_output_tokens: _builtins.int
     """Most output tokens: thought plus answer, markers not counted. Range [1, the model's window]; LIMIT_EXCEEDED above,
-    CONTEXT_OVERFLOW where the prompt leaves less. Absent: what the window leaves.
+    CONTEXT_OVERFLOW where the prompt leaves less. Absent: what the window leaves; for callers with a daily cost limit at
+    most GetModel's `default_max_output_tokens`, which is what is reserved of it.
     """
     min_output_tokens: _builtins.int
     """Fewest output tokens, thought plus answer, before the output may stop: until then the end of turn and

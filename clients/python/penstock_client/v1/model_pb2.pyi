@@ -231,6 +231,7 @@ class Limits(_message.Message):
     MAX_CLOSING_MESSAGE_BYTES_FIELD_NUMBER: _builtins.int
     MAX_STEERING_MESSAGES_FIELD_NUMBER: _builtins.int
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _builtins.int
+    DEFAULT_MAX_OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     max_output_tokens: _builtins.int
     """Most output tokens of a call. Absent: what the window leaves."""
     max_messages: _builtins.int
@@ -255,6 +256,10 @@ class Limits(_message.Message):
     """Most messages of one Interact after the first."""
     max_message_bytes: _builtins.int
     """Most bytes of a message. Where it is not configured: what a drained conversation of the window takes, at least 4 MiB."""
+    default_max_output_tokens: _builtins.int
+    """Most output tokens of a call that names no maximum, where its caller has a daily cost limit: so much is reserved. It
+    is in the call's effective settings. Other callers' calls may have what the window leaves.
+    """
     def __init__(
         self,
         *,
@@ -270,10 +275,11 @@ class Limits(_message.Message):
         max_closing_message_bytes: _builtins.int = ...,
         max_steering_messages: _builtins.int = ...,
         max_message_bytes: _builtins.int = ...,
+        default_max_output_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens", "max_output_tokens", b"max_output_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens", "max_candidates", b"max_candidates", "max_closing_message_bytes", b"max_closing_message_bytes", "max_logit_biases", b"max_logit_biases", "max_message_bytes", b"max_message_bytes", "max_messages", b"max_messages", "max_output_tokens", b"max_output_tokens", "max_prompt_bytes", b"max_prompt_bytes", "max_schema_bytes", b"max_schema_bytes", "max_steering_messages", b"max_steering_messages", "max_stop_string_bytes", b"max_stop_string_bytes", "max_stop_strings", b"max_stop_strings", "max_top_logprobs", b"max_top_logprobs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens", "default_max_output_tokens", b"default_max_output_tokens", "max_candidates", b"max_candidates", "max_closing_message_bytes", b"max_closing_message_bytes", "max_logit_biases", b"max_logit_biases", "max_message_bytes", b"max_message_bytes", "max_messages", b"max_messages", "max_output_tokens", b"max_output_tokens", "max_prompt_bytes", b"max_prompt_bytes", "max_schema_bytes", b"max_schema_bytes", "max_steering_messages", b"max_steering_messages", "max_stop_string_bytes", b"max_stop_string_bytes", "max_stop_strings", b"max_stop_strings", "max_top_logprobs", b"max_top_logprobs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_output_tokens: _TypeAlias = _typing.Literal["max_output_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_output_tokens: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens"]  # noqa: Y015

@@ -177,6 +177,8 @@ export enum ErrorReason {
 
   /**
    * RESOURCE_EXHAUSTED, with google.rpc.RetryInfo and google.rpc.QuotaFailure: this caller has used what it may.
+   * With usd_per_day also what is left and needed, in ticks of 1e-10 USD and in USD, and when the day's limit resets
+   * (`left`, `needed`, `limit_usd`, `left_usd`, `needed_usd`, `resets_at`).
    * Example: {reason: "QUOTA_EXCEEDED", metadata: {quota: "tokens_per_minute", limit: "10000"}}.
    *
    * @generated from enum value: ERROR_REASON_QUOTA_EXCEEDED = 19;
