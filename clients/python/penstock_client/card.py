@@ -36,7 +36,11 @@ class PriceTier:
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """What is served. `limits` and `default_sampling` go by proto field name, `refused_fields` by path, to why."""
+    """What is served. `limits` and `default_sampling` go by proto field name, `refused_fields` by path, to why.
+
+    `auto_thinking_budget` and `answer_reserve` are tokens, and hold where a request says nothing.
+    `max_concurrent_requests` is of one replica of the engine. The three are 0 with an older server.
+    """
 
     model: str
     architecture: str
@@ -52,6 +56,9 @@ class ModelCard:
     refused_fields: Mapping[str, str]
     service_version: str
     engine_version: str
+    auto_thinking_budget: int
+    answer_reserve: int
+    max_concurrent_requests: int
     raw: model_pb2.GetModelResponse = field(repr=False)
 
     @classmethod
@@ -75,6 +82,9 @@ class ModelCard:
             refused_fields={refused.field: refused.reason for refused in reply.refused_fields},
             service_version=reply.service_version,
             engine_version=reply.engine_version,
+            auto_thinking_budget=reply.auto_thinking_budget,
+            answer_reserve=reply.answer_reserve,
+            max_concurrent_requests=reply.max_concurrent_requests,
             raw=reply,
         )
 

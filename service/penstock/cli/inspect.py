@@ -82,6 +82,8 @@ def _facts(console: Console, card: ModelCard) -> None:
         "context": window + (f" (YaRN; native {card.native_context_window_tokens:,})" if stretched else ""),
         "vocabulary": f"{card.vocab_size:,} tokens",
         "thinking": f"{', '.join(card.thinking_modes)}; default {card.default_thinking_mode}",
+        "AUTO": f"up to {card.auto_thinking_budget:,} tokens of thought; {card.answer_reserve:,} kept for the answer",
+        "at once": f"{card.max_concurrent_requests:,} requests a replica",
         "sampling": ", ".join(f"{name} {value}" for name, value in card.default_sampling.items()),
     }
     for name, fact in facts.items():
