@@ -29,6 +29,7 @@ from typing import Any
 
 import psutil
 from penstock.config import DEMO_MODEL_FP8_DIR
+from penstock.engine_vllm.concurrency import LEAST
 from penstock.evaluation.results import percentile
 from penstock_client.v1 import generation_pb2 as pb
 
@@ -37,7 +38,7 @@ from bench.serving import served
 from bench.work import job
 
 GOODPUT, P99_SECONDS = 0.9, 0.05
-CALLERS = 64  # what a CPU takes by default: engine.max_concurrent_requests
+CALLERS = LEAST  # at once, by default on a CPU
 _ROOT = Path(__file__).parents[1]
 _WINDOW_SECONDS = 2.0
 _LEAD_IN_SECONDS = 4.0
