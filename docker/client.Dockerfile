@@ -4,14 +4,15 @@ WORKDIR /src
 COPY requirements/cpu.lock requirements/cpu.lock
 COPY clients/python/ clients/python/
 RUN sed -n 's/^\([A-Za-z0-9._-]*==[^ ;]*\).*/\1/p' requirements/cpu.lock > /tmp/constraints.txt \
-    && python -m pip install --no-cache-dir --prefix /client --constraint /tmp/constraints.txt ./clients/python
+    && python -m pip install --no-cache-dir --target /client --constraint /tmp/constraints.txt ./clients/python
 
 FROM python:3.11-slim
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="Penstock client" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.revision="${REVISION}"
-COPY --from=build /client /usr/local
+COPY --from=build /client /opt/penstock-client
+ENV PYTHONPATH=/opt/penstock-client
 COPY docker/sbom.py /usr/local/share/penstock/sbom.py
 RUN python3 /usr/local/share/penstock/sbom.py penstock-client > /usr/local/share/penstock/sbom.cdx.json
 # Runs to an end; nothing serves here.
