@@ -2,10 +2,14 @@
 package penstock
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"fmt"
 	"io"
+	"maps"
+	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -22,6 +26,8 @@ const (
 	maxReceiveBytes = 256 * 1024 * 1024
 	// cancelTime is the longest that telling the server may take while the client goes on, closeTime what Close waits.
 	cancelTime, closeTime = 5 * time.Second, time.Second
+	// readTime is the default of calls that generate nothing.
+	readTime = 30 * time.Second
 )
 
 // Client is a client of one Penstock service; goroutines may share it. Deadlines are the context's: the server stops
@@ -34,14 +40,36 @@ type Client struct {
 	routing    pb.RoutingServiceClient
 	reconnect  *Reconnect
 	apiKey     string
-	mutex      sync.Mutex
-	closed     bool
-	streams    map[*running]bool
-	leaving    sync.WaitGroup
+	retries    int
+	more       map[string]string
+	*open
+}
+
+// open is what clients over the same connection share.
+type open struct {
+	mutex   sync.Mutex
+	closed  bool
+	streams map[*running]bool
+	leaving sync.WaitGroup
+}
+
+// With is a client with other defaults over the same connection, by WithRetries and WithMetadata; closing one closes
+// both. Deadlines are the context's.
+func (c *Client) With(options ...DialOption) *Client {
+	s := &settings{retries: c.retries, more: maps.Clone(c.more)}
+	for _, option := range options {
+		option(s)
+	}
+	other := *c
+	other.retries, other.more = s.retries, s.more
+	return &other
 }
 
 type settings struct {
 	apiKey    string
+	keyGiven  bool
+	retries   int
+	more      map[string]string
 	tls       *tls.Config
 	inClear   bool
 	reconnect *Reconnect
@@ -52,7 +80,24 @@ type settings struct {
 type DialOption func(*settings)
 
 // WithAPIKey names the caller. Dial refuses to send a key in the clear over a network, unless WithPlaintext says so.
-func WithAPIKey(key string) DialOption { return func(s *settings) { s.apiKey = key } }
+// An empty key is none, whatever the environment says.
+func WithAPIKey(key string) DialOption {
+	return func(s *settings) { s.apiKey, s.keyGiven = key, true }
+}
+
+// WithRetries is how often a call that the server refused for now, with the time to wait, is tried again inside the
+// context's deadline. Default: never.
+func WithRetries(most int) DialOption { return func(s *settings) { s.retries = most } }
+
+// WithMetadata sends more gRPC metadata with each call, such as x-request-id.
+func WithMetadata(name, value string) DialOption {
+	return func(s *settings) {
+		if s.more == nil {
+			s.more = map[string]string{}
+		}
+		s.more[strings.ToLower(name)] = value
+	}
+}
 
 // WithTLS encrypts; nil takes the system's roots.
 func WithTLS(config *tls.Config) DialOption {
@@ -75,12 +120,19 @@ func WithGRPC(options ...grpc.DialOption) DialOption {
 	return func(s *settings) { s.dial = append(s.dial, options...) }
 }
 
-// Dial makes a client; it connects at the first call.
+// Dial makes a client; it connects at the first call. What is not given comes from the environment: PENSTOCK_TARGET
+// for an empty target (else DefaultTarget), PENSTOCK_API_KEY or PENSTOCK_API_KEY_FILE, PENSTOCK_CA_FILE or PENSTOCK_TLS.
 func Dial(target string, options ...DialOption) (*Client, error) {
 	policy := DefaultReconnect
 	s := &settings{reconnect: &policy}
 	for _, option := range options {
 		option(s)
+	}
+	if err := s.fromEnvironment(); err != nil {
+		return nil, err
+	}
+	if target == "" {
+		target = cmp.Or(os.Getenv("PENSTOCK_TARGET"), DefaultTarget)
 	}
 	if s.apiKey != "" && s.tls == nil && !s.inClear && !isLoopback(target) {
 		return nil, fmt.Errorf("the API key would go to %s in the clear: WithTLS, or WithPlaintext if that is meant", target)
@@ -102,7 +154,8 @@ func Dial(target string, options ...DialOption) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	made := &Client{conn: conn, reconnect: s.reconnect, apiKey: s.apiKey, streams: map[*running]bool{}}
+	made := &Client{conn: conn, reconnect: s.reconnect, apiKey: s.apiKey, retries: s.retries, more: s.more}
+	made.open = &open{streams: map[*running]bool{}}
 	made.generation, made.model = pb.NewGenerationServiceClient(conn), pb.NewModelServiceClient(conn)
 	made.routing = pb.NewRoutingServiceClient(conn)
 	return made, nil
@@ -112,21 +165,21 @@ func Dial(target string, options ...DialOption) (*Client, error) {
 func (c *Client) Close() error {
 	c.mutex.Lock()
 	c.closed = true
-	open := make([]*running, 0, len(c.streams))
+	left := make([]*running, 0, len(c.streams))
 	for run := range c.streams {
-		open = append(open, run)
+		left = append(left, run)
 	}
 	c.mutex.Unlock()
-	for _, run := range open {
+	for _, run := range left {
 		run.close()
 	}
-	left := make(chan struct{})
+	known := make(chan struct{})
 	go func() {
 		c.leaving.Wait()
-		close(left)
+		close(known)
 	}()
 	select {
-	case <-left:
+	case <-known:
 	case <-time.After(closeTime):
 	}
 	return c.conn.Close()
@@ -195,10 +248,7 @@ func (c *Client) stream(ctx context.Context, spec *pb.GenerationSpec, resumable 
 		if err != nil {
 			return nil, err
 		}
-		return func() (*pb.GenerationEvent, error) {
-			reply, err := call.Recv()
-			return reply.GetEvent(), err
-		}, nil
+		return incoming[*pb.StreamGenerateResponse]{call, call}, nil
 	})
 }
 
@@ -220,10 +270,7 @@ func (c *Client) Interact(ctx context.Context, spec *pb.GenerationSpec, options 
 			return nil, err
 		}
 		made.send = call.Send
-		return func() (*pb.GenerationEvent, error) {
-			reply, err := call.Recv()
-			return reply.GetEvent(), err
-		}, nil
+		return incoming[*pb.InteractResponse]{call, call}, nil
 	})
 	return made
 }
@@ -247,11 +294,21 @@ func (c *Client) resume(ctx context.Context, request *pb.ResumeRequest) (receive
 	if err != nil {
 		return nil, err
 	}
-	return func() (*pb.GenerationEvent, error) {
-		reply, err := call.Recv()
-		return reply.GetEvent(), err
-	}, nil
+	return incoming[*pb.ResumeResponse]{call, call}, nil
 }
+
+// incoming is the reading side of one call.
+type incoming[Reply interface{ GetEvent() *pb.GenerationEvent }] struct {
+	call interface{ Recv() (Reply, error) }
+	grpc.ClientStream
+}
+
+func (i incoming[Reply]) receive() (*pb.GenerationEvent, error) {
+	reply, err := i.call.Recv()
+	return reply.GetEvent(), err
+}
+
+func (i incoming[Reply]) trailers() metadata.MD { return i.Trailer() }
 
 // abandon tells the server, without waiting, that nobody comes back.
 func (c *Client) abandon(request *pb.CancelRequest) {
@@ -264,39 +321,49 @@ func (c *Client) abandon(request *pb.CancelRequest) {
 
 // Generate gives one reply, complete.
 func (c *Client) Generate(ctx context.Context, spec *pb.GenerationSpec) (*Response, error) {
-	reply, err := c.generation.Generate(c.outgoing(ctx), &pb.GenerateRequest{Spec: spec})
+	request := &pb.GenerateRequest{Spec: spec}
+	reply, limits, err := unary(ctx, c, func(ctx context.Context, o ...grpc.CallOption) (*pb.GenerateResponse, error) {
+		return c.generation.Generate(ctx, request, o...)
+	})
 	if err != nil {
-		return nil, errorOf(err)
+		return nil, err
 	}
-	return responseOf(reply), nil
+	response := responseOf(reply)
+	response.RateLimits = limits
+	return response, nil
 }
 
 // Count counts tokens and cost without generating, and foretells what the overflow policy would drop.
 func (c *Client) Count(ctx context.Context, spec *pb.GenerationSpec) (*pb.CountTokensResponse, error) {
-	reply, err := c.generation.CountTokens(c.outgoing(ctx), &pb.CountTokensRequest{Spec: spec})
-	if err != nil {
-		return nil, errorOf(err)
-	}
-	return reply, nil
+	ctx, cancel := reading(ctx)
+	defer cancel()
+	request := &pb.CountTokensRequest{Spec: spec}
+	reply, _, err := unary(ctx, c, func(ctx context.Context, o ...grpc.CallOption) (*pb.CountTokensResponse, error) {
+		return c.generation.CountTokens(ctx, request, o...)
+	})
+	return reply, err
 }
 
 // Model tells what is served: the model's card, profile, prices and limits. An empty name is the served model.
 func (c *Client) Model(ctx context.Context, name string) (*pb.GetModelResponse, error) {
-	reply, err := c.model.GetModel(c.outgoing(ctx), &pb.GetModelRequest{Model: name})
-	if err != nil {
-		return nil, errorOf(err)
-	}
-	return reply, nil
+	ctx, cancel := reading(ctx)
+	defer cancel()
+	request := &pb.GetModelRequest{Model: name}
+	reply, _, err := unary(ctx, c, func(ctx context.Context, o ...grpc.CallOption) (*pb.GetModelResponse, error) {
+		return c.model.GetModel(ctx, request, o...)
+	})
+	return reply, err
 }
 
 // ExpertLoad tells the tokens per expert and layer over the window that ends now; nil asks for the server's defaults.
 // It fails with ErrFeatureOff where nothing is counted.
 func (c *Client) ExpertLoad(ctx context.Context, request *pb.GetExpertLoadRequest) (*pb.ExpertLoad, error) {
-	reply, err := c.routing.GetExpertLoad(c.outgoing(ctx), request)
-	if err != nil {
-		return nil, errorOf(err)
-	}
-	return reply.GetLoad(), nil
+	ctx, cancel := reading(ctx)
+	defer cancel()
+	reply, _, err := unary(ctx, c, func(ctx context.Context, o ...grpc.CallOption) (*pb.GetExpertLoadResponse, error) {
+		return c.routing.GetExpertLoad(ctx, request, o...)
+	})
+	return reply.GetLoad(), err
 }
 
 // WatchExpertLoad tells the same again and again, until see says false or ctx ends.
@@ -321,6 +388,9 @@ func (c *Client) WatchExpertLoad(
 }
 
 func (c *Client) outgoing(ctx context.Context) context.Context {
+	for name, value := range c.more {
+		ctx = metadata.AppendToOutgoingContext(ctx, name, value)
+	}
 	if c.apiKey == "" {
 		return ctx
 	}

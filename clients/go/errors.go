@@ -87,6 +87,8 @@ type Error struct {
 	Violations []FieldViolation
 	// RetryAfter is the server's honest estimate with ErrOverloaded, else 0.
 	RetryAfter time.Duration
+	// RateLimits holds the caller's limits and what is left of them, such as remaining-requests, where the server tells.
+	RateLimits map[string]string
 
 	isCutShort bool
 }

@@ -54,6 +54,8 @@ type Response struct {
 	Cost                             *pb.Cost
 	Timing                           *pb.Timing
 	EffectiveSettings                *pb.EffectiveSettings
+	// RateLimits holds the caller's limits and what is left of them, such as remaining-requests, at the end.
+	RateLimits map[string]string
 }
 
 // Thought is the first candidate's, as is Answer.

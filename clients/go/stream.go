@@ -3,11 +3,13 @@ package penstock
 import (
 	"context"
 	"io"
+	"iter"
 	"runtime"
 	"sync"
 	"time"
 
 	pb "github.com/penstock/penstock/clients/go/penstockv1"
+	"google.golang.org/grpc/metadata"
 )
 
 // startTime is how long a stream that was left before its first event waits for it: it carries the token that ending
@@ -15,7 +17,10 @@ import (
 const startTime = time.Second
 
 // receiver is the reading side of any of the streaming calls.
-type receiver func() (*pb.GenerationEvent, error)
+type receiver interface {
+	receive() (*pb.GenerationEvent, error)
+	trailers() metadata.MD
+}
 
 // Stream is the events of one generation. Close it: that ends the generation, if it still runs. So do cancelling the
 // context, closing the client, and, when the garbage collector finds it, forgetting the stream.
@@ -42,6 +47,9 @@ type running struct {
 	recovery  *recovery
 	receive   receiver
 	failure   error
+	// start makes the call again after a refusal for now, so often.
+	start     func(context.Context) (receiver, error)
+	retries   int
 	resumable bool
 	leaving   sync.Once
 	unwatch   func() bool
@@ -62,6 +70,7 @@ func newStream(
 	}
 	reader := &eventReader{}
 	run := &running{client: client, user: ctx, ctx: own, cancel: cancel, reader: reader, resumable: resumable}
+	run.start, run.retries = start, client.retries
 	run.recovery = &recovery{reader: reader, policy: policy}
 	if client.isClosed() {
 		run.failure = &Error{Kind: ErrCancelled, Message: "the client is closed"}
@@ -99,6 +108,28 @@ func (s *Stream) Recv() (*pb.GenerationEvent, error) {
 	return event, err
 }
 
+// Text iterates over the first candidate's answer as it comes: for text, err := range stream.Text(). Leaving the loop
+// ends the generation.
+func (s *Stream) Text() iter.Seq2[string, error] {
+	return func(yield func(string, error) bool) {
+		defer s.Close()
+		for {
+			event, err := s.Recv()
+			if err == io.EOF {
+				return
+			}
+			if err != nil {
+				yield("", err)
+				return
+			}
+			answer := event.GetAnswer()
+			if answer.GetText() != "" && answer.GetCandidateIndex() == 0 && !yield(answer.GetText(), nil) {
+				return
+			}
+		}
+	}
+}
+
 // Close leaves: it ends the generation if it still runs, without waiting for anything.
 func (s *Stream) Close() { s.run.close() }
 
@@ -119,6 +150,7 @@ func (r *running) next() (*pb.GenerationEvent, error) {
 		}
 		if r.reader.finished { // whatever happens after the last event is of no concern
 			r.failure = io.EOF
+			r.reader.response.RateLimits = rateLimitsOf(r.receive.trailers())
 			r.close()
 			break
 		}
@@ -127,6 +159,10 @@ func (r *running) next() (*pb.GenerationEvent, error) {
 			failure = contextError(r.user)
 		} else if err != io.EOF {
 			failure = errorOf(err)
+			failure.RateLimits = rateLimitsOf(r.receive.trailers())
+		}
+		if r.again(failure) {
+			continue
 		}
 		if last := r.goOn(failure); last != nil {
 			return last, nil
@@ -139,7 +175,7 @@ func (r *running) next() (*pb.GenerationEvent, error) {
 func (r *running) read() (event *pb.GenerationEvent, news bool, failed error, broken error) {
 	r.turn.Lock()
 	defer r.turn.Unlock()
-	event, failed = r.receive()
+	event, failed = r.receive.receive()
 	if failed == nil {
 		r.state.Lock()
 		defer r.state.Unlock()
@@ -154,7 +190,7 @@ func (r *running) goOn(failure *Error) *pb.GenerationEvent {
 	if err == nil {
 		r.receive, err = r.client.resume(r.ctx, r.recovery.request())
 		if err != nil { // nothing was sent: the next Recv tries again
-			r.receive = func() (*pb.GenerationEvent, error) { return nil, err }
+			r.receive = failed{err}
 		}
 		return nil
 	}
@@ -167,6 +203,26 @@ func (r *running) goOn(failure *Error) *pb.GenerationEvent {
 	_ = r.giveUp(err)
 	return nil
 }
+
+// again starts anew what was refused for now, where the client has retries.
+func (r *running) again(failure *Error) bool {
+	if r.retries <= 0 || r.reader.lastSequence > 0 || !waitAgain(r.user, failure) {
+		return false
+	}
+	r.retries--
+	receive, err := r.start(r.ctx)
+	if err != nil {
+		receive = failed{err}
+	}
+	r.receive = receive
+	return true
+}
+
+// failed is a call that could not be made.
+type failed struct{ err error }
+
+func (f failed) receive() (*pb.GenerationEvent, error) { return nil, f.err }
+func (f failed) trailers() metadata.MD                 { return nil }
 
 func (r *running) giveUp(failure error) error {
 	r.failure = failure
@@ -224,7 +280,7 @@ func (r *running) endWhenStarted() {
 	r.state.Unlock()
 	var started *pb.GenerationStarted
 	if !hasStarted {
-		event, _ := r.receive()
+		event, _ := r.receive.receive()
 		started = event.GetStarted()
 	}
 	r.end(started.GetGenerationId(), started.GetResumeToken())

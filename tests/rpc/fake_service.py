@@ -63,6 +63,9 @@ def events() -> list[pb.GenerationEvent]:
     return made
 
 
+RATE_LIMITS = (("x-ratelimit-limit-requests", "60"), ("x-ratelimit-remaining-requests", "59"))
+
+
 class FakeService(generation_pb2_grpc.GenerationServiceServicer, model_pb2_grpc.ModelServiceServicer):
     """`script` is what the next streams send; a status in it ends the stream; `hang_after` waits after that many."""
 
@@ -144,7 +147,11 @@ class FakeService(generation_pb2_grpc.GenerationServiceServicer, model_pb2_grpc.
         self.requests.append(request)
         self.metadata = dict(context.invocation_metadata())
         if self.error is not None:
-            await context.abort_with_status(rpc_status.to_status(self.error))
+            refused = rpc_status.to_status(self.error)
+            await context.abort_with_status(
+                refused._replace(trailing_metadata=(*refused.trailing_metadata, *RATE_LIMITS))
+            )
+        context.set_trailing_metadata(RATE_LIMITS)
 
 
 def status(code: grpc.StatusCode, message: str, details: Iterable[Any] = ()) -> status_pb2.Status:

@@ -1,9 +1,12 @@
 """Python client of Penstock: `Client`, `AsyncClient`, the events of a stream, and the exceptions of `errors`."""
 
+from importlib import metadata as _metadata
+
 from penstock_client.aio import AsyncClient
 from penstock_client.aio_stream import AsyncInteraction, AsyncStream
 from penstock_client.card import ModelCard, PriceTier, ProfileFeature, TokenCount
 from penstock_client.channel import RETRY_READS_SERVICE_CONFIG
+from penstock_client.conversation import Conversation
 from penstock_client.errors import (
     BrokenStream,
     BudgetDoesNotFit,
@@ -44,7 +47,13 @@ from penstock_client.values import (
     usd_from_ticks,
 )
 
+try:
+    __version__ = _metadata.version("penstock-client")
+except _metadata.PackageNotFoundError:  # not installed, only on the path
+    __version__ = "0+unknown"
+
 __all__ = [
+    "__version__",
     # clients
     "Client",
     "AsyncClient",
@@ -57,6 +66,7 @@ __all__ = [
     # requests
     "Message",
     "GenerationOptions",
+    "Conversation",
     "build_spec",
     # events
     "Event",

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import time
 import weakref
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
@@ -15,12 +16,22 @@ import grpc.aio
 
 from penstock_client.aio_stream import AsyncInteraction, AsyncStream
 from penstock_client.card import ModelCard, TokenCount
-from penstock_client.channel import ChannelOptions, Tls, credentials_for, metadata_for, options_for, resolve
-from penstock_client.errors import from_rpc_error
+from penstock_client.channel import (
+    ChannelOptions,
+    Metadata,
+    Tls,
+    credentials_for,
+    metadata_for,
+    more_metadata,
+    options_for,
+    resolve,
+)
+from penstock_client.errors import from_rpc_error, rate_limits_of
 from penstock_client.experts import ExpertLoad, load_request, watch_request
-from penstock_client.leaving import CANCEL_SECONDS, CLOSE_SECONDS, cancel_apart, closed, end_at_exit
+from penstock_client.leaving import CANCEL_SECONDS, CLOSE_SECONDS, READ_SECONDS, cancel_apart, closed, end_at_exit
 from penstock_client.reconnect import Link, Reconnect
 from penstock_client.response import Response
+from penstock_client.retries import Retries
 from penstock_client.spec import GenerationOptions, Prompt, build_spec, interact_request, stream_request
 from penstock_client.tracing import CallSpan
 from penstock_client.v1 import generation_pb2 as pb
@@ -49,7 +60,9 @@ class AsyncClient:
 
     `timeout` (seconds, here for all calls or at each) becomes the call's deadline: the server stops working at it, and
     thinking="auto" plans so that the answer arrives before it. A stream whose connection drops goes on over another
-    one, as `reconnect` says (None: not at all). Nothing else is retried; see RETRY_READS_SERVICE_CONFIG.
+    one, as `reconnect` says (None: not at all). Generating has no timeout unless you give one; calls that generate
+    nothing have 30 seconds. `retries` is how often a call that the server refused for now, with the time to wait, is
+    tried again, inside its timeout (default: never). `metadata` goes with every call.
     Every method raises the exceptions of `penstock_client.errors`, and TypeError or ValueError for wrong use.
     """
 
@@ -60,20 +73,24 @@ class AsyncClient:
         api_key: str | None = None,
         tls: Tls = None,
         timeout: float | None = None,
+        retries: int = 0,
+        metadata: Metadata = (),
         reconnect: Reconnect | None = Reconnect(),  # noqa: B008 - frozen
         channel_options: ChannelOptions = (),
     ) -> None:
         target, api_key, tls = resolve(target, api_key, tls)
         self.target = target
         self.timeout = timeout
+        self.retries = retries
         self._reconnect = reconnect
-        self._metadata = metadata_for(target, api_key, tls)
+        self._metadata = metadata_for(target, api_key, tls) + more_metadata(metadata)
         self._credentials = credentials_for(tls)
         self._options = options_for(target, channel_options)
         self._channel: grpc.aio.Channel | None = None
         self._streams: weakref.WeakSet[AsyncStream] = weakref.WeakSet()
         self._left: set[asyncio.Task[None]] = set()
         self._closed = False
+        self._root: Self | None = None
         end_at_exit(self)
 
     def stream(
@@ -97,7 +114,9 @@ class AsyncClient:
         resumable = self._reconnect is not None if resumable is None else resumable
         request = stream_request(build_spec(prompt, spec=spec, **options), resumable, flush_interval_seconds)
         link = self._link("StreamGenerate", timeout, resumable)
-        return self._opened(AsyncStream(link, lambda: self._generation.StreamGenerate(request, **link.options())))
+        return self._opened(
+            AsyncStream(link, lambda left: self._generation.StreamGenerate(request, **link.options(left)))
+        )
 
     def interact(
         self,
@@ -128,7 +147,9 @@ class AsyncClient:
         """
         request = pb.ResumeRequest(generation_id=generation_id, resume_token=resume_token, last_sequence=last_sequence)
         link = self._link("Resume", timeout)
-        return self._opened(AsyncStream(link, lambda: self._generation.Resume(request, **link.options()), request))
+        return self._opened(
+            AsyncStream(link, lambda left: self._generation.Resume(request, **link.options(left)), request)
+        )
 
     async def generate(
         self,
@@ -153,12 +174,12 @@ class AsyncClient:
     ) -> TokenCount:
         """Counts tokens and cost without generating, and foretells what the overflow policy would drop."""
         request = pb.CountTokensRequest(spec=build_spec(prompt, spec=spec, **options))
-        method = self._generation.CountTokens
+        method, timeout = self._generation.CountTokens, self._read_timeout(timeout)
         return await self._reply(f"{_GENERATION}/CountTokens", method, request, timeout, TokenCount.from_proto)
 
     async def model(self, name: str = "", *, timeout: float | None = None) -> ModelCard:
         """What is served: the model's card, profile, prices and limits."""
-        request = model_pb2.GetModelRequest(model=name)
+        request, timeout = model_pb2.GetModelRequest(model=name), self._read_timeout(timeout)
         return await self._reply(f"{_MODEL}/GetModel", self._model.GetModel, request, timeout, ModelCard.from_proto)
 
     async def expert_load(
@@ -170,6 +191,7 @@ class AsyncClient:
         does not count.
         """
         request, method = load_request(window_seconds, ranks), self._routing.GetExpertLoad
+        timeout = self._read_timeout(timeout)
         return await self._reply(
             f"{_ROUTING}/GetExpertLoad", method, request, timeout, lambda reply: ExpertLoad.from_proto(reply.load)
         )
@@ -198,8 +220,29 @@ class AsyncClient:
             call.cancel()
             span.end()
 
+    def with_options(
+        self,
+        *,
+        timeout: float | None = None,
+        retries: int | None = None,
+        metadata: Metadata = (),
+    ) -> Self:
+        """Return a client with other defaults over the same connection; closing one closes both.
+
+        `metadata` is added to what the client has.
+        """
+        other = copy.copy(self)
+        other._root = self._root or self
+        other.timeout = self.timeout if timeout is None else timeout
+        other.retries = self.retries if retries is None else retries
+        other._metadata = (*self._metadata, *more_metadata(metadata))
+        return other
+
     async def close(self) -> None:
         """End the generations that still run, waiting at most a second for the server to know, and disconnect."""
+        if self._root is not None:
+            await self._root.close()
+            return
         self._closed = True
         closed(self)
         for stream in list(self._streams):
@@ -237,11 +280,15 @@ class AsyncClient:
             resume=self._generation.Resume,
             abandon=self._abandon,
             resumable=resumable,
+            retries=self.retries,
             run_apart=self._run_apart,
         )
 
+    def _read_timeout(self, timeout: float | None) -> float | None:
+        return READ_SECONDS if timeout is None and self.timeout is None else timeout
+
     def _check_open(self) -> None:
-        if self._closed:
+        if (self._root or self)._closed:
             raise RuntimeError("the client is closed")
 
     def _run_apart(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -277,24 +324,34 @@ class AsyncClient:
     async def _reply(
         self,
         name: str,
-        method: Callable[..., Awaitable[Any]],
+        method: Callable[..., Any],
         request: object,
         timeout: float | None,
         read: Callable[[Any], ReplyT],
     ) -> ReplyT:
         self._check_open()
         span = CallSpan(name, self._metadata, self.target)
-        timeout = self.timeout if timeout is None else timeout
-        try:
-            reply = read(await method(request, timeout=timeout, metadata=span.metadata))
-        except grpc.RpcError as error:
-            failure = from_rpc_error(error)
-            span.end(failure=failure)
-            raise failure from None
+        attempts = Retries(self.retries, self.timeout if timeout is None else timeout, name)
+        while True:
+            try:
+                call = method(request, timeout=attempts.seconds_left, metadata=span.metadata)
+                reply = read(await call)
+                if isinstance(reply, Response):
+                    reply.rate_limits = rate_limits_of(await call.trailing_metadata())
+                break
+            except grpc.RpcError as error:
+                failure = from_rpc_error(error)
+                wait = attempts.wait_seconds(failure)
+                if wait is None:
+                    span.end(failure=failure)
+                    raise failure from None
+            await asyncio.sleep(wait)
         span.end(reply if isinstance(reply, Response) else None)
         return reply
 
     def _connect(self) -> grpc.aio.Channel:
+        if self._root is not None:
+            return self._root._connect()
         # Not in __init__: an asyncio channel belongs to the loop that runs when it is made.
         if self._channel is None:
             self._channel = (

@@ -11,11 +11,12 @@ from typing import Any, Self
 import grpc
 import grpc.aio
 
-from penstock_client.errors import BrokenStream, Cancelled, PenstockError, from_rpc_error
-from penstock_client.events import Event, EventReader
+from penstock_client.errors import BrokenStream, Cancelled, PenstockError, from_rpc_error, rate_limits_of
+from penstock_client.events import AnswerDelta, Event, EventReader
 from penstock_client.leaving import START_SECONDS
 from penstock_client.reconnect import Link, Recovery
 from penstock_client.response import Response
+from penstock_client.retries import Retries
 from penstock_client.v1 import generation_pb2 as pb
 
 
@@ -33,7 +34,9 @@ class AsyncStream:
     `async for event in client.stream(...)` does the same where the stream is needed by nobody else.
     """
 
-    def __init__(self, link: Link, start: Callable[[], Any], resumed: pb.ResumeRequest | None = None) -> None:
+    def __init__(
+        self, link: Link, start: Callable[[float | None], Any], resumed: pb.ResumeRequest | None = None
+    ) -> None:
         self._link = link
         self._reader = EventReader()
         if resumed is not None:
@@ -41,7 +44,9 @@ class AsyncStream:
         self._recovery = Recovery(self._reader, link.policy, link.timeout)
         self._left = False
         self._first: asyncio.Future[Any] | None = None
-        self._call = start()
+        self._start = start
+        self._retries = Retries(link.retries, link.timeout, "StreamGenerate")
+        self._call = start(None)
         with contextlib.suppress(RuntimeError):  # no loop runs yet
             if link.resumable and asyncio.get_running_loop():
                 self._read_first()  # at once, for the token in it, whenever the user reads it
@@ -119,6 +124,10 @@ class AsyncStream:
         """Leaves: ends the generation if it still runs, without waiting for anything."""
         AsyncStream.cancel(self)
 
+    def text(self) -> AsyncIterator[str]:
+        """Iterate over the first candidate's answer as it comes; leaving the loop ends the generation."""
+        return _Texts(_Loop(self))
+
     def __aiter__(self) -> AsyncIterator[Event]:
         return _Loop(self)
 
@@ -158,8 +167,14 @@ class AsyncStream:
                 self._give_up(broken)
                 raise
             if self._reader.finished:  # whatever happens after the last event is of no concern
+                self.response.rate_limits = rate_limits_of(await self._call.trailing_metadata())
                 self.close()
                 raise StopAsyncIteration
+            if not self._reader.last_sequence and (pause := self._retries.wait_seconds(failure)) is not None:
+                await asyncio.sleep(pause)
+                if not self._left:
+                    self._call, self._first = self._start(self._recovery.seconds_left), None
+                continue
             last = await self._go_on(failure)
             if last is not None:
                 return last
@@ -231,6 +246,20 @@ class _Loop:
         self._stream.close()
 
 
+class _Texts:
+    def __init__(self, events: _Loop) -> None:
+        self._events = events
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> str:
+        while True:
+            event = await self._events.__anext__()
+            if isinstance(event, AnswerDelta) and event.candidate_index == 0 and event.text:
+                return event.text
+
+
 def _was_left() -> Cancelled:
     return Cancelled("the stream was left before its end", code=grpc.StatusCode.CANCELLED)
 
@@ -264,7 +293,7 @@ class AsyncInteraction(AsyncStream):
         self._actions.put_nowait(start)
         self._again: Callable[[], Any] | None = lambda: call(_until_none(self._restarted(start)))
         # Not resumable, and what another server goes on with could not be steered: no policy.
-        super().__init__(link.without_policy(), lambda: call(_until_none(self._actions)))
+        super().__init__(link.without_policy(), lambda _: call(_until_none(self._actions)))
 
     def _restarted(self, start: pb.InteractRequest) -> asyncio.Queue[pb.InteractRequest | None]:
         old, self._actions = self._actions, asyncio.Queue()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,19 @@ def credentials_for(tls: Tls) -> grpc.ChannelCredentials | None:
         return tls
     roots = None if tls is True else Path(tls).read_bytes()
     return grpc.ssl_channel_credentials(root_certificates=roots)
+
+
+Metadata = Mapping[str, str] | Sequence[tuple[str, str]]
+"""More gRPC metadata for each call, such as `x-request-id`."""
+
+
+def more_metadata(given: Metadata) -> tuple[tuple[str, str], ...]:
+    """Return `given` as gRPC takes it. Raises ValueError for names that are not the caller's to set."""
+    pairs = [(key.lower(), value) for key, value in (given.items() if isinstance(given, Mapping) else given)]
+    for key, _ in pairs:
+        if key == "authorization" or key.startswith(("grpc-", ":")):
+            raise ValueError(f"metadata {key!r} is set by the client: give api_key=, timeout= and the like")
+    return tuple(pairs)
 
 
 def metadata_for(target: str, api_key: str | None, tls: Tls) -> tuple[tuple[str, str], ...]:

@@ -34,6 +34,7 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 ERROR_DOMAIN = "penstock.v1"
+_RATE_LIMIT = "x-ratelimit-"
 _DETAILS_KEY = "grpc-status-details-bin"
 
 
@@ -49,7 +50,8 @@ class FieldViolation:
 class PenstockError(Exception):
     """A call that did not succeed. `code` is None where no status came, `reason` is empty where the server named none.
 
-    `metadata` holds the numbers of the reason, as documented at `penstock.v1.ErrorReason`.
+    `metadata` holds the numbers of the reason, as documented at `penstock.v1.ErrorReason`. `rate_limits` holds the
+    caller's limits and what is left of them, such as `limit-requests` and `remaining-requests`, where the server tells.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class PenstockError(Exception):
         metadata: Mapping[str, str] | None = None,
         violations: tuple[FieldViolation, ...] = (),
         retry_after_seconds: float | None = None,
+        rate_limits: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -69,6 +72,7 @@ class PenstockError(Exception):
         self.metadata: Mapping[str, str] = dict(metadata or {})
         self.violations = violations
         self.retry_after_seconds = retry_after_seconds
+        self.rate_limits: Mapping[str, str] = dict(rate_limits or {})
 
 
 class InvalidRequest(PenstockError):
@@ -197,7 +201,14 @@ def from_rpc_error(error: Any) -> PenstockError:
         metadata=info.metadata,
         violations=violations,
         retry_after_seconds=retry.retry_delay.ToNanoseconds() / 1e9 if retry.HasField("retry_delay") else None,
+        rate_limits=rate_limits_of(error.trailing_metadata()),
     )
+
+
+def rate_limits_of(trailers: Any) -> dict[str, str]:
+    """Return the `x-ratelimit-*` trailers by the rest of their names."""
+    found = {key: value for key, value in trailers or () if key.startswith(_RATE_LIMIT)}
+    return {key.removeprefix(_RATE_LIMIT): value for key, value in found.items() if isinstance(value, str)}
 
 
 def _details(

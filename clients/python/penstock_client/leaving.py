@@ -22,6 +22,8 @@ CANCEL_SECONDS = 5.0
 """Longest that saying Cancel may take while the client goes on."""
 CLOSE_SECONDS = 1.0
 """Longest that closing a client, or the end of the process, waits for what is being cancelled."""
+READ_SECONDS = 30.0
+"""Default timeout of calls that generate nothing. Generating has none: it takes as long as it takes."""
 START_SECONDS = 1.0
 """Longest wait for the first event of a stream that was left before it: it carries the token that Cancel needs."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from penstock_client.events import Event, EventReader
 from penstock_client.tracing import CallSpan
 from penstock_client.v1 import generation_pb2 as pb
 
+_log = logging.getLogger("penstock_client")
 # What a cut connection looks like, from gRPC itself and from proxies; the service's own errors have a reason.
 _CUT = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL)
 
@@ -48,6 +50,7 @@ class Link:
     abandon: Callable[[pb.CancelRequest], None]
     resumable: bool = False
     """The server goes on with the generation when the connection is gone, until `abandon` ends it."""
+    retries: int = 0
     run_apart: Callable[[Callable[[], Any]], None] = _nowhere
     """Run something beside the user's code: in a thread, or as a task of the event loop."""
 
@@ -55,7 +58,7 @@ class Link:
         return {"timeout": self.timeout if timeout is None else timeout, "metadata": self.span.metadata}
 
     def without_policy(self) -> Link:
-        return replace(self, policy=None, resumable=False)
+        return replace(self, policy=None, resumable=False, retries=0)
 
 
 class Recovery:
@@ -116,6 +119,7 @@ class Recovery:
             raise DeadlineExceeded(
                 "the deadline passed while the connection was away", code=grpc.StatusCode.DEADLINE_EXCEEDED
             ) from failure
+        _log.info("connection lost (%s); going on in %.2f s", failure.message.partition("\n")[0][:100], wait)
         self.reconnections += self._attempts == 0  # connections that were lost, not attempts to get another
         self._attempts += 1
         return wait

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Self
 
 from penstock_client.v1 import generation_pb2 as pb
@@ -114,6 +115,8 @@ class Response:
         self.cost: Cost | None = None
         self.timing: Timing | None = None
         self.effective_settings: EffectiveSettings | None = None
+        self.rate_limits: Mapping[str, str] = {}
+        """The caller's limits and what is left of them, such as `remaining-requests`; at the end, if told."""
         self.raw: pb.GenerateResponse | None = None
         """The proto, from `generate` only."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import threading
 import time
 import weakref
@@ -13,12 +14,22 @@ from typing import Any, Self, TypeVar, Unpack
 import grpc
 
 from penstock_client.card import ModelCard, TokenCount
-from penstock_client.channel import ChannelOptions, Tls, credentials_for, metadata_for, options_for, resolve
-from penstock_client.errors import from_rpc_error
+from penstock_client.channel import (
+    ChannelOptions,
+    Metadata,
+    Tls,
+    credentials_for,
+    metadata_for,
+    more_metadata,
+    options_for,
+    resolve,
+)
+from penstock_client.errors import from_rpc_error, rate_limits_of
 from penstock_client.experts import ExpertLoad, load_request, watch_request
-from penstock_client.leaving import CANCEL_SECONDS, CLOSE_SECONDS, closed, end_at_exit
+from penstock_client.leaving import CANCEL_SECONDS, CLOSE_SECONDS, READ_SECONDS, closed, end_at_exit
 from penstock_client.reconnect import Link, Reconnect
 from penstock_client.response import Response
+from penstock_client.retries import Retries
 from penstock_client.spec import GenerationOptions, Prompt, build_spec, interact_request, stream_request
 from penstock_client.sync_stream import Interaction, Stream
 from penstock_client.tracing import CallSpan
@@ -48,14 +59,17 @@ class Client:
         api_key: str | None = None,
         tls: Tls = None,
         timeout: float | None = None,
+        retries: int = 0,
+        metadata: Metadata = (),
         reconnect: Reconnect | None = Reconnect(),  # noqa: B008 - frozen
         channel_options: ChannelOptions = (),
     ) -> None:
         target, api_key, tls = resolve(target, api_key, tls)
         self.target = target
         self.timeout = timeout
+        self.retries = retries
         self._reconnect = reconnect
-        self._metadata = metadata_for(target, api_key, tls)
+        self._metadata = metadata_for(target, api_key, tls) + more_metadata(metadata)
         credentials, options = credentials_for(tls), options_for(target, channel_options)
         self._channel = (
             grpc.insecure_channel(target, options)
@@ -69,6 +83,7 @@ class Client:
         self._cancelling: set[Any] = set()
         self._apart: set[threading.Thread] = set()
         self._closed = False
+        self._root: Self | None = None
         end_at_exit(self)
 
     def stream(
@@ -85,7 +100,7 @@ class Client:
         resumable = self._reconnect is not None if resumable is None else resumable
         request = stream_request(build_spec(prompt, spec=spec, **options), resumable, flush_interval_seconds)
         link = self._link("StreamGenerate", timeout, resumable)
-        return self._opened(Stream(link, lambda: self._generation.StreamGenerate(request, **link.options())))
+        return self._opened(Stream(link, lambda left: self._generation.StreamGenerate(request, **link.options(left))))
 
     def interact(
         self,
@@ -109,7 +124,7 @@ class Client:
         """Goes on with a resumable stream, of this process or another. See `AsyncClient.resume`."""
         request = pb.ResumeRequest(generation_id=generation_id, resume_token=resume_token, last_sequence=last_sequence)
         link = self._link("Resume", timeout)
-        return self._opened(Stream(link, lambda: self._generation.Resume(request, **link.options()), request))
+        return self._opened(Stream(link, lambda left: self._generation.Resume(request, **link.options(left)), request))
 
     def generate(
         self,
@@ -133,12 +148,12 @@ class Client:
     ) -> TokenCount:
         """Counts tokens and cost without generating, and foretells what the overflow policy would drop."""
         request = pb.CountTokensRequest(spec=build_spec(prompt, spec=spec, **options))
-        method = self._generation.CountTokens
+        method, timeout = self._generation.CountTokens, self._read_timeout(timeout)
         return self._reply(f"{_GENERATION}/CountTokens", method, request, timeout, TokenCount.from_proto)
 
     def model(self, name: str = "", *, timeout: float | None = None) -> ModelCard:
         """What is served: the model's card, profile, prices and limits."""
-        request = model_pb2.GetModelRequest(model=name)
+        request, timeout = model_pb2.GetModelRequest(model=name), self._read_timeout(timeout)
         return self._reply(f"{_MODEL}/GetModel", self._model.GetModel, request, timeout, ModelCard.from_proto)
 
     def expert_load(
@@ -146,6 +161,7 @@ class Client:
     ) -> ExpertLoad:
         """Tokens per expert over the window that ends now. See `AsyncClient.expert_load`."""
         request, method = load_request(window_seconds, ranks), self._routing.GetExpertLoad
+        timeout = self._read_timeout(timeout)
         return self._reply(
             f"{_ROUTING}/GetExpertLoad", method, request, timeout, lambda reply: ExpertLoad.from_proto(reply.load)
         )
@@ -174,8 +190,29 @@ class Client:
             call.cancel()
             span.end()
 
+    def with_options(
+        self,
+        *,
+        timeout: float | None = None,
+        retries: int | None = None,
+        metadata: Metadata = (),
+    ) -> Self:
+        """Return a client with other defaults over the same connection; closing one closes both.
+
+        `metadata` is added to what the client has.
+        """
+        other = copy.copy(self)
+        other._root = self._root or self
+        other.timeout = self.timeout if timeout is None else timeout
+        other.retries = self.retries if retries is None else retries
+        other._metadata = (*self._metadata, *more_metadata(metadata))
+        return other
+
     def close(self) -> None:
         """End the generations that still run, waiting at most a second for the server to know, and disconnect."""
+        if self._root is not None:
+            self._root.close()
+            return
         self._end_streams()
         self._closed = True
         closed(self)
@@ -213,11 +250,15 @@ class Client:
             resume=self._generation.Resume,
             abandon=self._abandon,
             resumable=resumable,
+            retries=self.retries,
             run_apart=self._run_apart,
         )
 
+    def _read_timeout(self, timeout: float | None) -> float | None:
+        return READ_SECONDS if timeout is None and self.timeout is None else timeout
+
     def _check_open(self) -> None:
-        if self._closed:
+        if (self._root or self)._closed:
             raise RuntimeError("the client is closed")
 
     def _run_apart(self, work: Callable[[], Any]) -> None:
@@ -243,19 +284,27 @@ class Client:
     def _reply(
         self,
         name: str,
-        method: Callable[..., Any],
+        method: Any,
         request: object,
         timeout: float | None,
         read: Callable[[Any], ReplyT],
     ) -> ReplyT:
         self._check_open()
         span = CallSpan(name, self._metadata, self.target)
-        timeout = self.timeout if timeout is None else timeout
-        try:
-            reply = read(method(request, timeout=timeout, metadata=span.metadata))
-        except grpc.RpcError as error:
-            failure = from_rpc_error(error)
-            span.end(failure=failure)
-            raise failure from None
+        attempts = Retries(self.retries, self.timeout if timeout is None else timeout, name)
+        while True:
+            try:
+                raw, call = method.with_call(request, timeout=attempts.seconds_left, metadata=span.metadata)
+                reply = read(raw)
+                if isinstance(reply, Response):
+                    reply.rate_limits = rate_limits_of(call.trailing_metadata())
+                break
+            except grpc.RpcError as error:
+                failure = from_rpc_error(error)
+                wait = attempts.wait_seconds(failure)
+                if wait is None:
+                    span.end(failure=failure)
+                    raise failure from None
+            time.sleep(wait)
         span.end(reply if isinstance(reply, Response) else None)
         return reply

@@ -11,11 +11,12 @@ from typing import Any, Self
 
 import grpc
 
-from penstock_client.errors import BrokenStream, Cancelled, PenstockError, from_rpc_error
-from penstock_client.events import Event, EventReader
+from penstock_client.errors import BrokenStream, Cancelled, PenstockError, from_rpc_error, rate_limits_of
+from penstock_client.events import AnswerDelta, Event, EventReader
 from penstock_client.leaving import START_SECONDS
 from penstock_client.reconnect import Link, Recovery
 from penstock_client.response import Response
+from penstock_client.retries import Retries
 from penstock_client.v1 import generation_pb2 as pb
 
 
@@ -31,7 +32,9 @@ class Stream:
     raises `Cancelled`. To read a few events and go on later, call `next(stream)`. `detach()` leaves without ending.
     """
 
-    def __init__(self, link: Link, start: Callable[[], Any], resumed: pb.ResumeRequest | None = None) -> None:
+    def __init__(
+        self, link: Link, start: Callable[[float | None], Any], resumed: pb.ResumeRequest | None = None
+    ) -> None:
         self._link = link
         self._reader = EventReader()
         if resumed is not None:
@@ -41,7 +44,9 @@ class Stream:
         self._interrupted = False
         self._leaving = threading.Lock()
         self._turn = threading.Lock()  # of who reads the call: the user's thread, or the one that waits for the token
-        self._call = start()
+        self._start = start
+        self._retries = Retries(link.retries, link.timeout, "StreamGenerate")
+        self._call = start(None)
 
     @property
     def response(self) -> Response:
@@ -100,6 +105,10 @@ class Stream:
             self._link.abandon(self._recovery.cancel_request())
         self._link.span.end(self.response)
 
+    def text(self) -> Iterator[str]:
+        """Iterate over the first candidate's answer as it comes; leaving the loop ends the generation."""
+        return _Texts(_Loop(self))
+
     def __iter__(self) -> Iterator[Event]:
         return _Loop(self)
 
@@ -133,8 +142,13 @@ class Stream:
                     return event
                 continue
             if self._reader.finished:  # whatever happens after the last event is of no concern
+                self.response.rate_limits = rate_limits_of(self._call.trailing_metadata())
                 self.close()
                 raise StopIteration
+            if not self._reader.last_sequence and (pause := self._retries.wait_seconds(failure)) is not None:
+                if not self._cancelled.wait(pause):
+                    self._call = self._start(self._recovery.seconds_left)
+                continue
             last = self._go_on(failure)
             if last is not None:
                 return last
@@ -197,6 +211,20 @@ class _Loop:
         self._stream.close()
 
 
+class _Texts:
+    def __init__(self, events: Iterator[Event]) -> None:
+        self._events = events
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        while True:
+            event = next(self._events)
+            if isinstance(event, AnswerDelta) and event.candidate_index == 0 and event.text:
+                return event.text
+
+
 class Interaction(Stream):
     """A stream that is steered while it runs; its methods may be called from any thread, and do not wait.
 
@@ -211,7 +239,7 @@ class Interaction(Stream):
         actions.put(start)
         self._actions = actions
         # Not resumable, and what another server goes on with could not be steered: no policy.
-        super().__init__(link.without_policy(), lambda: call(iter(actions.get, None)))
+        super().__init__(link.without_policy(), lambda _: call(iter(actions.get, None)))
 
     def finish_thinking(self) -> None:
         """Ends the thought now and starts the answer. Without effect once the answer has begun."""

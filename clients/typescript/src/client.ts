@@ -4,7 +4,8 @@ import { durationFromMs } from "@bufbuild/protobuf/wkt";
 import * as grpc from "@grpc/grpc-js";
 import { readFileSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
-import { fromServiceError } from "./errors.js";
+import { apiKeyOf, targetOf, tlsOf } from "./environment.js";
+import { fromServiceError, PenstockError, rateLimitsOf } from "./errors.js";
 import {
   CancelRequestSchema,
   CancelResponseSchema,
@@ -44,6 +45,7 @@ const ROUTING = "/penstock.v1.RoutingService";
 /** Longest that saying Cancel may take while the client goes on, and that closing it waits for what is cancelled. */
 const CANCEL_SECONDS = 5;
 const CLOSE_SECONDS = 1;
+const READ_SECONDS = 30;
 const MAX_RECEIVE_BYTES = 256 * 1024 * 1024;
 
 /**
@@ -74,8 +76,12 @@ export interface ClientOptions {
    * are, for example with a client certificate.
    */
   tls?: boolean | string | grpc.ChannelCredentials;
-  /** Seconds; the deadline of calls that name none. */
+  /** Seconds; the deadline of calls that name none. Default: none to generate, 30 for calls that generate nothing. */
   timeout?: number;
+  /** How often a call that the server refused for now, with the time to wait, is tried again. Default: never. */
+  retries?: number;
+  /** More gRPC metadata for each call, such as `x-request-id`. */
+  metadata?: Readonly<Record<string, string>>;
   /** What is done about dropped connections; null: nothing. */
   reconnect?: Partial<Reconnect> | null;
   channelOptions?: grpc.ChannelOptions;
@@ -116,30 +122,40 @@ export type Input = Prompt | GenerationSpec;
  */
 export class Client {
   private readonly grpc: grpc.Client;
-  private readonly metadata = new grpc.Metadata();
+  private metadata = new grpc.Metadata();
+  private retries: number;
   private readonly reconnect: Reconnect | undefined;
-  private readonly timeout: number | undefined;
+  private timeout: number | undefined;
   private readonly leaving = new Set<Promise<unknown>>();
   private readonly running = new Set<Running>();
+  private root: Client = this;
   private closed = false;
   private readonly atSignal = () => this.close();
 
-  constructor(
-    readonly target = "127.0.0.1:50051",
-    options: ClientOptions = {},
-  ) {
+  readonly target: string;
+
+  /**
+   * What is not given comes from the environment: PENSTOCK_TARGET (else 127.0.0.1:50051), PENSTOCK_API_KEY or
+   * PENSTOCK_API_KEY_FILE, PENSTOCK_CA_FILE or PENSTOCK_TLS.
+   */
+  constructor(given?: string, options: ClientOptions = {}) {
     checkOptions(options, CLIENT);
+    const target = targetOf(given);
+    const [apiKey, tls] = [apiKeyOf(options.apiKey), tlsOf(options.tls)];
+    this.target = target;
+    this.retries = options.retries ?? 0;
+    addMetadata(this.metadata, options.metadata);
     const local = isLoopback(target);
-    if (options.apiKey !== undefined) {
-      if (options.tls === undefined && !local) {
+    if (apiKey !== undefined) {
+      if (tls === undefined && !local) {
         throw new TypeError(`the API key would go to ${target} in the clear: tls: true, or tls: false if that is meant`);
       }
-      this.metadata.set("authorization", `Bearer ${options.apiKey}`);
+      this.metadata.set("authorization", `Bearer ${apiKey}`);
     }
     this.timeout = options.timeout;
     if (options.reconnect) checkOptions(options.reconnect, POLICY);
     this.reconnect = options.reconnect === null ? undefined : { ...RECONNECT, ...options.reconnect };
-    this.grpc = new grpc.Client(target, credentialsFor(options.tls), {
+    this.grpc = new grpc.Client(target, credentialsFor(tls), {
       "grpc.max_receive_message_length": MAX_RECEIVE_BYTES,
       // A connection that died without a word is found out, so that the stream can go on over another.
       "grpc.keepalive_time_ms": 30_000,
@@ -151,6 +167,17 @@ export class Client {
     });
   }
 
+  /** A client with other defaults over the same connection; `metadata` is added. Closing one closes both. */
+  withOptions(options: Pick<ClientOptions, "timeout" | "retries" | "metadata">): Client {
+    checkOptions(options, { timeout: CLIENT.timeout, retries: CLIENT.retries, metadata: CLIENT.metadata });
+    const other: Client = Object.assign(Object.create(Client.prototype) as Client, this);
+    other.timeout = options.timeout ?? this.timeout;
+    other.retries = options.retries ?? this.retries;
+    other.metadata = this.metadata.clone();
+    addMetadata(other.metadata, options.metadata);
+    return other;
+  }
+
   /** Starts a generation and gives its events as they come. Leaving the loop ends the generation. */
   stream(input: Input, options: GenerationOptions & StreamOptions = {}): Stream {
     const resumable = options.resumable ?? this.reconnect !== undefined;
@@ -159,12 +186,12 @@ export class Client {
       resumable,
       ...flushOf(options),
     });
-    const link = this.link(options, resumable);
     const path = `${GENERATION}/StreamGenerate`;
-    return new Stream(
-      link,
-      this.serverStream(path, StreamGenerateRequestSchema, StreamGenerateResponseSchema, request, link.deadline),
-    );
+    const deadline = this.deadline(options);
+    const start = () =>
+      this.serverStream(path, StreamGenerateRequestSchema, StreamGenerateResponseSchema, request, deadline);
+    const link = this.link(options, resumable, start);
+    return new Stream(link, start());
   }
 
   /** Starts a generation that can be steered while its events come. A dropped connection ends it. */
@@ -196,21 +223,24 @@ export class Client {
   async generate(input: Input, options: GenerationOptions & CallOptions = {}): Promise<Response> {
     const request = create(GenerateRequestSchema, { spec: specOf(input, options, CALL) });
     const path = `${GENERATION}/Generate`;
-    return Response.fromProto(await this.unary(path, GenerateRequestSchema, GenerateResponseSchema, request, options));
+    let rateLimits = {};
+    const seen = (trailers: grpc.Metadata) => (rateLimits = rateLimitsOf(trailers));
+    const reply = await this.unary(path, GenerateRequestSchema, GenerateResponseSchema, request, options, seen);
+    return Object.assign(Response.fromProto(reply), { rateLimits });
   }
 
   /** Counts tokens and cost without generating, and foretells what the overflow policy would drop. */
   async count(input: Input, options: GenerationOptions & CallOptions = {}): Promise<CountTokensResponse> {
     const request = create(CountTokensRequestSchema, { spec: specOf(input, options, CALL) });
     const path = `${GENERATION}/CountTokens`;
-    return this.unary(path, CountTokensRequestSchema, CountTokensResponseSchema, request, options);
+    return this.unary(path, CountTokensRequestSchema, CountTokensResponseSchema, request, this.reading(options));
   }
 
   /** What is served: the model's card, profile, prices and limits. */
   async model(name = "", options: CallOptions = {}): Promise<GetModelResponse> {
     checkOptions(options, CALL);
     const request = create(GetModelRequestSchema, { model: name });
-    return this.unary(`${MODEL}/GetModel`, GetModelRequestSchema, GetModelResponseSchema, request, options);
+    return this.unary(`${MODEL}/GetModel`, GetModelRequestSchema, GetModelResponseSchema, request, this.reading(options));
   }
 
   /** Tokens per expert and layer, over the window that ends now. Fails with `FeatureOff` where nothing is counted. */
@@ -221,7 +251,7 @@ export class Client {
       rankCount: options.ranks,
     });
     const path = `${ROUTING}/GetExpertLoad`;
-    const reply = await this.unary(path, GetExpertLoadRequestSchema, GetExpertLoadResponseSchema, request, options);
+    const reply = await this.unary(path, GetExpertLoadRequestSchema, GetExpertLoadResponseSchema, request, this.reading(options));
     return reply.load!;
   }
 
@@ -257,7 +287,7 @@ export class Client {
 
   /** Ends the generations that still run, waits at most a second for the server to know, and disconnects. */
   async close(): Promise<void> {
-    this.closed = true;
+    this.root.closed = true;
     for (const running of [...this.running]) running.close();
     const late = Date.now() + CLOSE_SECONDS * 1000;
     while (this.leaving.size > 0 && Date.now() < late) {
@@ -268,12 +298,18 @@ export class Client {
     this.grpc.close();
   }
 
+  /** Calls that generate nothing have a timeout by default. */
+  private reading(options: CallOptions): CallOptions {
+    return { ...options, timeout: options.timeout ?? this.timeout ?? READ_SECONDS };
+  }
+
   private deadline({ timeout = this.timeout }: CallOptions): number | undefined {
     return timeout === undefined ? undefined : Date.now() + timeout * 1000;
   }
 
-  private link(options: CallOptions, resumable = false): Link {
-    if (this.closed) throw new Error("the client is closed");
+  private link(options: CallOptions, resumable = false, start?: () => Call): Link {
+    if (this.root.closed) throw new Error("the client is closed");
+    let attempts = this.retries;
     const deadline = this.deadline(options);
     return {
       policy: this.reconnect,
@@ -288,6 +324,13 @@ export class Client {
             timeout: CANCEL_SECONDS,
           }).catch(() => undefined), // the server's grace ends it then
         ),
+      again: async (failure, left) => {
+        const wait = start && attempts > 0 ? waitFor(failure, deadline) : undefined;
+        if (wait === undefined) return undefined;
+        attempts -= 1;
+        await sleep(wait, undefined, { signal: left }).catch(() => undefined);
+        return start!();
+      },
       leaving: (work) => this.waitFor(work),
       opened: (running) => {
         this.running.add(running);
@@ -322,15 +365,35 @@ export class Client {
     ) as unknown as Call;
   }
 
-  private unary<I extends DescMessage, O extends DescMessage>(
+  private async unary<I extends DescMessage, O extends DescMessage>(
     path: string,
     input: I,
     output: O,
     request: MessageShape<I>,
     options: CallOptions,
+    seen: (trailers: grpc.Metadata) => void = () => undefined,
   ): Promise<MessageShape<O>> {
-    const deadline = callOptions(this.deadline(options));
-    const { signal } = options;
+    const deadline = this.deadline(options);
+    for (let left = this.retries; ; left -= 1) {
+      try {
+        return await this.attempt(path, input, output, request, deadline, options.signal, seen);
+      } catch (error) {
+        const wait = left > 0 ? waitFor(error, deadline) : undefined;
+        if (wait === undefined) throw error;
+        await sleep(wait, undefined, options.signal && { signal: options.signal }).catch(() => undefined);
+      }
+    }
+  }
+
+  private attempt<I extends DescMessage, O extends DescMessage>(
+    path: string,
+    input: I,
+    output: O,
+    request: MessageShape<I>,
+    deadline: number | undefined,
+    signal: AbortSignal | undefined,
+    seen: (trailers: grpc.Metadata) => void,
+  ): Promise<MessageShape<O>> {
     return new Promise((resolve, reject) => {
       const call = this.grpc.makeUnaryRequest(
         path,
@@ -338,7 +401,7 @@ export class Client {
         reader(output),
         request,
         this.metadata,
-        deadline,
+        callOptions(deadline),
         (error, reply) => {
           signal?.removeEventListener("abort", abort);
           if (error) reject(fromServiceError(error));
@@ -346,9 +409,27 @@ export class Client {
         },
       );
       const abort = () => call.cancel();
+      call.on("status", ({ metadata }: grpc.StatusObject) => seen(metadata));
       signal?.addEventListener("abort", abort);
       if (signal?.aborted) abort();
     });
+  }
+}
+
+/** Milliseconds until what was refused for now may be tried again; undefined where it may not, or not in time. */
+function waitFor(error: unknown, deadline: number | undefined): number | undefined {
+  const after = error instanceof PenstockError ? error.retryAfterSeconds : undefined;
+  if (after === undefined) return undefined;
+  const wait = after * 1000 * (1 + Math.random() / 5); // not all callers at once
+  return deadline !== undefined && Date.now() + wait >= deadline ? undefined : wait;
+}
+
+function addMetadata(metadata: grpc.Metadata, more: Readonly<Record<string, string>> = {}): void {
+  for (const [name, value] of Object.entries(more)) {
+    if (/^(authorization$|grpc-|:)/i.test(name)) {
+      throw new TypeError(`metadata ${name} is set by the client: give apiKey, timeout and the like`);
+    }
+    metadata.set(name, value);
   }
 }
 
@@ -361,6 +442,8 @@ const CLIENT = {
   apiKey: ["string"],
   tls: ["boolean", "string", "object"],
   timeout: ["number"],
+  retries: ["integer"],
+  metadata: ["object"],
   reconnect: ["any"],
   channelOptions: ["object"],
 } as const satisfies Record<keyof ClientOptions, Known[string]>;

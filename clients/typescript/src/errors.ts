@@ -21,7 +21,7 @@
  */
 import { fromBinary, type DescMessage, type MessageShape } from "@bufbuild/protobuf";
 import { anyUnpack } from "@bufbuild/protobuf/wkt";
-import { status as Code, type ServiceError } from "@grpc/grpc-js";
+import { status as Code, type Metadata, type ServiceError } from "@grpc/grpc-js";
 import { BadRequestSchema, ErrorInfoSchema, RetryInfoSchema } from "./gen/google/rpc/error_details_pb.js";
 import { StatusSchema, type Status } from "./gen/google/rpc/status_pb.js";
 
@@ -43,6 +43,8 @@ export interface Failure {
   readonly metadata?: Readonly<Record<string, string>>;
   readonly violations?: readonly FieldViolation[];
   readonly retryAfterSeconds?: number | undefined;
+  /** The caller's limits and what is left of them, such as `remaining-requests`, where the server tells. */
+  readonly rateLimits?: Readonly<Record<string, string>>;
 }
 
 /** A call that did not succeed. */
@@ -52,6 +54,7 @@ export class PenstockError extends Error {
   readonly metadata: Readonly<Record<string, string>>;
   readonly violations: readonly FieldViolation[];
   readonly retryAfterSeconds: number | undefined;
+  readonly rateLimits: Readonly<Record<string, string>>;
 
   constructor(message: string, failure: Failure = {}) {
     super(message);
@@ -61,6 +64,7 @@ export class PenstockError extends Error {
     this.metadata = failure.metadata ?? {};
     this.violations = failure.violations ?? [];
     this.retryAfterSeconds = failure.retryAfterSeconds;
+    this.rateLimits = failure.rateLimits ?? {};
   }
 }
 
@@ -163,7 +167,16 @@ export function fromServiceError(error: unknown): unknown {
       reason: v.reason,
     })),
     retryAfterSeconds: delay && Number(delay.seconds) + delay.nanos / 1e9,
+    rateLimits: rateLimitsOf(error.metadata),
   });
+}
+
+const RATE_LIMIT = "x-ratelimit-";
+
+/** The `x-ratelimit-*` trailers by the rest of their names. */
+export function rateLimitsOf(trailers: Metadata | undefined): Record<string, string> {
+  const found = Object.entries(trailers?.getMap() ?? {}).filter(([name]) => name.startsWith(RATE_LIMIT));
+  return Object.fromEntries(found.map(([name, value]) => [name.slice(RATE_LIMIT.length), String(value)]));
 }
 
 function isServiceError(error: unknown): error is ServiceError {

@@ -1,6 +1,11 @@
 /** Node client of Penstock. */
 export { Client, RETRY_READS_SERVICE_CONFIG, type CallOptions, type ClientOptions, type Input, type StreamOptions } from "./client.js";
-export * from "./errors.js";
+export { Conversation } from "./conversation.js";
+export {
+  BrokenStream, BudgetDoesNotFit, CallerRefused, Cancelled, ContextOverflow, DeadlineExceeded, FeatureOff,
+  GenerationNotFound, InvalidRequest, MessageTooLarge, ModelNotFound, NotImplementedYet, Overloaded, PenstockError,
+  PoisonousRequest, ServerFault, Unavailable, fromServiceError, type Failure, type FieldViolation,
+} from "./errors.js";
 export type { Event, Finished, Started, TextDelta, ThinkingFinished } from "./events.js";
 export { GenerationSpecSchema, type GenerationSpec } from "./gen/penstock/v1/generation_pb.js";
 export type { CountTokensResponse, Cost, EffectiveSettings, Timing, Usage } from "./gen/penstock/v1/generation_pb.js";

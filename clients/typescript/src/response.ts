@@ -111,6 +111,8 @@ export class Response {
   cost: Cost | undefined;
   timing: Timing | undefined;
   effectiveSettings: EffectiveSettings | undefined;
+  /** The caller's limits and what is left of them, such as `remaining-requests`, at the end, where they are told. */
+  rateLimits: Readonly<Record<string, string>> = {};
 
   /** The candidate with this index, made (with those before it) if the stream has not spoken of it yet. */
   candidate(index: number): Candidate {

@@ -1,8 +1,8 @@
 /** Streams: async iterators over a generation's events, which outlive their connections. */
 import { create } from "@bufbuild/protobuf";
-import { status as Code } from "@grpc/grpc-js";
+import { status as Code, type StatusObject } from "@grpc/grpc-js";
 import { setTimeout as sleep } from "node:timers/promises";
-import { BrokenStream, Cancelled, fromServiceError } from "./errors.js";
+import { BrokenStream, Cancelled, fromServiceError, rateLimitsOf } from "./errors.js";
 import { EventReader, type Event } from "./events.js";
 import {
   InteractRequestSchema,
@@ -17,6 +17,7 @@ import type { Response } from "./response.js";
 /** A call under way, of any of the streaming methods. */
 export interface Call extends AsyncIterable<{ event?: GenerationEvent }> {
   cancel(): void;
+  on(event: "status", seen: (status: StatusObject) => void): unknown;
 }
 
 /** What a stream needs of its client, now and when its connection is gone. */
@@ -34,6 +35,8 @@ export interface Link {
   /** Has the client's `close()` end it. */
   opened(stream: Running): void;
   over(stream: Running): void;
+  /** Starts again what was refused for now; undefined where there is to be no other attempt. */
+  again(failure: unknown, left: AbortSignal): Promise<Call | undefined>;
 }
 
 /** Seconds that a stream which was left before its first event waits for it: it carries the token that Cancel needs. */
@@ -64,7 +67,7 @@ export class Running {
       this.reader.lastSequence = Number(resumed.lastSequence);
     }
     this.recovery = new Recovery(this.reader, link.policy, link.deadline);
-    this.replies = call[Symbol.asyncIterator]();
+    this.replies = this.watched(call);
     link.opened(this);
     link.signal?.addEventListener("abort", this.onAbort);
     if (link.signal?.aborted) this.close();
@@ -99,7 +102,12 @@ export class Running {
 
   goOn(call: Call): void {
     this.call = call;
-    this.replies = call[Symbol.asyncIterator]();
+    this.replies = this.watched(call);
+  }
+
+  private watched(call: Call) {
+    call.on("status", ({ metadata }) => (this.reader.response.rateLimits = rateLimitsOf(metadata)));
+    return call[Symbol.asyncIterator]();
   }
 
   private leave(): void {
@@ -173,6 +181,13 @@ export class Stream implements AsyncIterableIterator<Event> {
     dropped.unregister(this);
   }
 
+  /** The first candidate's answer as it comes. Leaving the loop ends the generation. */
+  async *text(): AsyncGenerator<string, void, void> {
+    for await (const event of this) {
+      if (event.kind === "answer" && event.candidateIndex === 0 && event.text) yield event.text;
+    }
+  }
+
   [Symbol.asyncIterator](): this {
     return this;
   }
@@ -212,6 +227,12 @@ export class Stream implements AsyncIterableIterator<Event> {
   /** Resumes over another connection. Throws `failure` where that cannot be; the event ends a drained stream. */
   private async goOn(failure: unknown): Promise<Event | undefined> {
     const { running } = this;
+    const again = running.reader.lastSequence === 0 ? await running.link.again(failure, running.leaving.signal) : undefined;
+    if (again) {
+      if (running.left) again.cancel();
+      else running.goOn(again);
+      return undefined;
+    }
     let seconds: number;
     try {
       seconds = running.recovery.waitSeconds(failure);
@@ -251,7 +272,7 @@ export class Interaction extends Stream {
     start: InteractRequest,
   ) {
     // Not resumable, and what another server goes on with could not be steered: no policy.
-    super({ ...link, policy: undefined, resumable: false }, steered);
+    super({ ...link, policy: undefined, resumable: false, again: async () => undefined }, steered);
     steered.write(start);
   }
 

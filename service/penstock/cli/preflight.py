@@ -63,7 +63,7 @@ def why_not_load(model: str) -> Iterator[str]:
     if not path.is_dir():
         if path.exists():
             yield f"{model} is a file; it must be the directory that holds config.json and the weights"
-        elif path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
+        elif path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
             yield f"there is no directory {model}"
         return
     if not (path / "config.json").is_file():

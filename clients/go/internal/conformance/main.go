@@ -19,17 +19,17 @@ import (
 
 type testCase struct {
 	Name, Server, Call, Model, Leave, How string
-	Spec                             json.RawMessage
-	Resumable                        *bool
-	TimeoutSeconds                   float64 `json:"timeout_seconds"`
-	FlushIntervalSeconds             float64 `json:"flush_interval_seconds"`
-	Read                             int
-	LastSequence                     *uint64 `json:"last_sequence"`
-	ResumeToken                      *string `json:"resume_token"`
-	GenerationID                     *string `json:"generation_id"`
-	APIKey                           string  `json:"api_key"`
-	ResumeAPIKey                     string  `json:"resume_api_key"`
-	Experts                          struct {
+	Spec                                  json.RawMessage
+	Resumable                             *bool
+	TimeoutSeconds                        float64 `json:"timeout_seconds"`
+	FlushIntervalSeconds                  float64 `json:"flush_interval_seconds"`
+	Read                                  int
+	LastSequence                          *uint64 `json:"last_sequence"`
+	ResumeToken                           *string `json:"resume_token"`
+	GenerationID                          *string `json:"generation_id"`
+	APIKey                                string  `json:"api_key"`
+	ResumeAPIKey                          string  `json:"resume_api_key"`
+	Experts                               struct {
 		WindowSeconds   *float64 `json:"window_seconds"`
 		IntervalSeconds *float64 `json:"interval_seconds"`
 		Ranks           *int32
@@ -46,6 +46,10 @@ type object = map[string]interface{}
 func main() {
 	if os.Args[1] == "--stubs" {
 		printStubs()
+		return
+	}
+	if os.Args[1] == "--options" {
+		showOptions(os.Args[2])
 		return
 	}
 	if os.Args[1] == "--until-interrupted" {

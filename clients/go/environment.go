@@ -1,0 +1,67 @@
+package penstock
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"os"
+	"strings"
+)
+
+// DefaultTarget is where Dial connects where neither it nor PENSTOCK_TARGET says.
+const DefaultTarget = "127.0.0.1:50051"
+
+// Version is this package's.
+const Version = "0.1.0"
+
+// fromEnvironment fills in what the options left open, by the names that all clients and the command line read:
+// PENSTOCK_API_KEY or PENSTOCK_API_KEY_FILE, PENSTOCK_CA_FILE or PENSTOCK_TLS.
+func (s *settings) fromEnvironment() error {
+	if !s.keyGiven {
+		s.apiKey = os.Getenv("PENSTOCK_API_KEY")
+		if file := os.Getenv("PENSTOCK_API_KEY_FILE"); s.apiKey == "" && file != "" {
+			key, err := os.ReadFile(file)
+			if err != nil {
+				return err
+			}
+			s.apiKey = strings.TrimSpace(string(key))
+		}
+	}
+	for _, letter := range s.apiKey {
+		if letter < ' ' || letter > '~' {
+			return fmt.Errorf("the API key must be printable ASCII; is a line break or a quotation mark in it?")
+		}
+	}
+	if s.tls != nil || s.inClear {
+		return nil
+	}
+	switch said := strings.ToLower(os.Getenv("PENSTOCK_TLS")); said {
+	case "0", "false", "no", "off":
+		s.inClear = true
+		return nil
+	case "", "1", "true", "yes", "on":
+		file := os.Getenv("PENSTOCK_CA_FILE")
+		if file == "" {
+			if said != "" {
+				WithTLS(nil)(s)
+			}
+			return nil
+		}
+		return s.trust(file)
+	default:
+		return fmt.Errorf("PENSTOCK_TLS must be true or false, got %s", said)
+	}
+}
+
+func (s *settings) trust(file string) error {
+	pem, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(pem) {
+		return fmt.Errorf("%s holds no certificate in PEM", file)
+	}
+	WithTLS(&tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12})(s)
+	return nil
+}

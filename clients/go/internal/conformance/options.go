@@ -1,0 +1,56 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log"
+	"os"
+
+	penstock "github.com/penstock/penstock/clients/go"
+)
+
+// showOptions tells what user code sees of a client from the environment; "refused" asks a server that refuses.
+func showOptions(how string) {
+	ctx := context.Background()
+	base, err := penstock.Dial("")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer base.Close()
+	client := base.With(penstock.WithRetries(2), penstock.WithMetadata("X-Team", "a"))
+	seen := object{}
+	talk := penstock.NewConversation("s")
+	if how == "refused" {
+		_, err := client.Generate(ctx, talk.Ask("one"))
+		seen["generate"] = refusal(err)
+		for _, err := range client.Stream(ctx, talk.Ask("two")).Text() {
+			seen["stream"] = refusal(err)
+		}
+	} else {
+		reply, err := client.Generate(ctx, talk.Ask("one"))
+		if err != nil {
+			log.Fatal(err)
+		}
+		talk.Add(reply)
+		stream, text := client.Stream(ctx, talk.Ask("two")), ""
+		for part, err := range stream.Text() {
+			if err != nil {
+				log.Fatal(err)
+			}
+			text += part
+		}
+		seen["text"], seen["limits"], seen["stream_limits"] = text, reply.RateLimits, stream.Response().RateLimits
+	}
+	if err := json.NewEncoder(os.Stdout).Encode(seen); err != nil {
+		log.Fatal(err)
+	}
+}
+
+func refusal(err error) object {
+	var failure *penstock.Error
+	if !errors.As(err, &failure) {
+		log.Fatal(err)
+	}
+	return object{"reason": failure.Reason, "limits": failure.RateLimits}
+}

@@ -1,0 +1,54 @@
+"""A conversation that grows by questions and replies, and is itself a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Self, overload
+
+from penstock_client.response import Response
+from penstock_client.spec import Message, RoleName
+
+
+class Conversation(Sequence[Message]):
+    """The turns so far, oldest first. Give it to `generate`, `stream` or `count` as the prompt.
+
+    >>> talk = Conversation(system="Answer in one line.")
+    >>> reply = client.generate(talk.ask("What is 17 + 25?"))
+    >>> talk.add(reply)
+    >>> reply = client.generate(talk.ask("And 3 more?"))
+
+    Only answers are kept: a thought is no part of the history.
+    """
+
+    def __init__(self, system: str | None = None, messages: Iterable[Message] = ()) -> None:
+        self._messages = [Message("system", system)] if system is not None else []
+        self._messages += messages
+
+    def ask(self, text: str) -> Self:
+        """Add a user's turn and return the conversation, to be sent."""
+        return self._grow("user", text)
+
+    def add(self, reply: Response | str) -> Self:
+        """Add the answer of a reply's first candidate, or a text, as the assistant's turn."""
+        return self._grow("assistant", reply if isinstance(reply, str) else reply.answer)
+
+    def undo(self) -> Message:
+        """Take the last turn back, as after a call that failed. Raises IndexError where there is none."""
+        return self._messages.pop()
+
+    def _grow(self, role: RoleName, content: str) -> Self:
+        self._messages.append(Message(role, content))
+        return self
+
+    @overload
+    def __getitem__(self, index: int) -> Message: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Message]: ...
+    def __getitem__(self, index: int | slice) -> Message | Sequence[Message]:
+        return self._messages[index]
+
+    def __len__(self) -> int:
+        return len(self._messages)
+
+    def __iter__(self) -> Iterator[Message]:
+        return iter(self._messages)

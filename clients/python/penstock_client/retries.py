@@ -1,0 +1,38 @@
+"""Trying again what the server refused for now: only where it said when, and only as often as was asked for."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+
+from penstock_client.errors import PenstockError
+
+log = logging.getLogger("penstock_client")
+log.addHandler(logging.NullHandler())
+
+
+class Retries:
+    """One call's attempts. A refusal with RetryInfo has generated nothing, so nothing is billed twice."""
+
+    def __init__(self, most: int, timeout: float | None, method: str) -> None:
+        self._left = most
+        self._ends_at = None if timeout is None else time.monotonic() + timeout
+        self._method = method
+
+    def wait_seconds(self, failure: PenstockError) -> float | None:
+        """Return how long to wait before the next attempt; None where there is to be none."""
+        wait = failure.retry_after_seconds
+        if wait is None or self._left <= 0:
+            return None
+        wait *= random.uniform(1.0, 1.2)  # not all callers at once
+        if self._ends_at is not None and time.monotonic() + wait >= self._ends_at:
+            return None
+        self._left -= 1
+        log.info("%s: %s; trying again in %.2f s", self._method, failure.reason or failure.code, wait)
+        return wait
+
+    @property
+    def seconds_left(self) -> float | None:
+        """To the deadline, which holds over all attempts."""
+        return None if self._ends_at is None else max(0.001, self._ends_at - time.monotonic())

@@ -1,0 +1,25 @@
+// What user code sees of a client from the environment; "refused" asks a server that refuses. Prints JSON.
+import * as penstock from "../dist/index.js";
+
+const base = new penstock.Client();
+const client = base.withOptions({ retries: 2, metadata: { "X-Team": "a" } });
+const talk = new penstock.Conversation("s");
+const seen = {};
+const refusal = (error) => ({ reason: error.reason, limits: error.rateLimits });
+if (process.argv[2] === "refused") {
+  seen.generate = await client.generate(talk.ask("one")).catch(refusal);
+  try {
+    for await (const _ of client.stream(talk.ask("two")).text());
+  } catch (error) {
+    seen.stream = refusal(error);
+  }
+} else {
+  const reply = await client.generate(talk.ask("one"));
+  talk.add(reply);
+  const stream = client.stream(talk.ask("two"));
+  seen.text = "";
+  for await (const part of stream.text()) seen.text += part;
+  Object.assign(seen, { limits: reply.rateLimits, stream_limits: stream.response.rateLimits });
+}
+console.log(JSON.stringify(seen));
+await base.close();

@@ -1,0 +1,209 @@
+"""What applications expect of a client: environment, retries, limits that are told, texts, conversations, logging."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import penstock_client as pc
+import pytest
+from google.protobuf import duration_pb2
+from google.rpc import error_details_pb2 as details
+
+from tests.conformance.tools import NODE, build_go, build_typescript, needs_go, needs_node
+from tests.rpc.fake_service import ANSWER, FakeService, running, status
+
+FULL = status(
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "full",
+    [
+        details.ErrorInfo(domain="penstock.v1", reason="OVERLOADED"),
+        details.RetryInfo(retry_delay=duration_pb2.Duration(nanos=10_000_000)),
+    ],
+)
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[tuple[FakeService, str]]:
+    service = FakeService()
+    with running(service) as target:
+        yield service, target
+
+
+@pytest.fixture
+def fake(served: tuple[FakeService, str]) -> FakeService:
+    served[0].reset()
+    return served[0]
+
+
+@pytest.fixture
+def target(served: tuple[FakeService, str], fake: FakeService) -> str:
+    return served[1]
+
+
+def test_what_is_not_given_comes_from_the_environment(
+    target: str, fake: FakeService, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PENSTOCK_TARGET", target)
+    (tmp_path / "key").write_text("k-from-a-file\n")
+    monkeypatch.setenv("PENSTOCK_API_KEY_FILE", str(tmp_path / "key"))
+    with pc.Client() as client:
+        client.model()
+    assert fake.metadata["authorization"] == "Bearer k-from-a-file"
+    monkeypatch.setenv("PENSTOCK_API_KEY", "k-itself")
+    with pc.Client() as client:
+        client.model()
+    assert fake.metadata["authorization"] == "Bearer k-itself"
+    with pc.Client(api_key="") as client:
+        client.model()
+    assert "authorization" not in fake.metadata
+    monkeypatch.setenv("PENSTOCK_CA_FILE", "/nowhere.pem")
+    with pytest.raises(OSError, match=r"/nowhere\.pem"):
+        pc.Client()
+    pc.Client(tls=False).close()
+    monkeypatch.setenv("PENSTOCK_TLS", "perhaps")
+    with pytest.raises(ValueError, match="PENSTOCK_TLS must be true or false"):
+        pc.Client()
+
+
+def test_a_key_with_a_line_break_is_refused_before_it_is_sent() -> None:
+    with pytest.raises(ValueError, match="printable"):
+        pc.Client(api_key="k\nx")
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_what_was_refused_for_now_is_tried_again_on_request(streamed: bool, target: str, fake: FakeService) -> None:
+    def call(client: pc.Client) -> None:
+        if streamed:
+            list(client.stream("hi"))
+        else:
+            client.generate("hi")
+
+    fake.error = FULL
+    with pc.Client(target) as client:
+        with pytest.raises(pc.Overloaded):
+            call(client)
+        assert len(fake.requests) == 1
+        with pytest.raises(pc.Overloaded):
+            call(client.with_options(retries=2))
+        assert len(fake.requests) == 1 + 3
+        with pytest.raises(pc.Overloaded):
+            call(client.with_options(retries=2, timeout=0.005))
+        assert len(fake.requests) == 1 + 3 + 1, "no attempt beyond the deadline"
+
+
+async def test_the_async_client_tries_again_too(target: str, fake: FakeService, caplog: Any) -> None:
+    fake.error = FULL
+    caplog.set_level(logging.INFO, "penstock_client")
+    async with pc.AsyncClient(target, retries=1) as client:
+        with pytest.raises(pc.Overloaded):
+            await client.generate("a secret prompt")
+        with pytest.raises(pc.Overloaded):
+            async for _ in client.stream("a secret prompt"):
+                pass
+    assert len(fake.requests) == 4
+    assert "OVERLOADED; trying again in 0.01 s" in caplog.text
+    assert "secret" not in caplog.text
+
+
+def test_options_of_a_copy_share_the_connection(target: str, fake: FakeService) -> None:
+    with pc.Client(target, metadata={"X-Team": "a"}) as client:
+        other = client.with_options(timeout=7, metadata=[("x-request-id", "r1")])
+        other.model()
+        assert (fake.metadata["x-team"], fake.metadata["x-request-id"]) == ("a", "r1")
+        client.model()
+        assert "x-request-id" not in fake.metadata
+        assert (other.timeout, client.timeout) == (7, None)
+        with pytest.raises(ValueError, match="authorization"):
+            client.with_options(metadata={"Authorization": "x"})
+    with pytest.raises(RuntimeError, match="closed"):
+        other.model()
+
+
+async def test_answers_as_text(target: str) -> None:
+    with pc.Client(target) as client:
+        assert "".join(client.stream("hi").text()) == "".join(ANSWER)
+    async with pc.AsyncClient(target) as aclient:
+        assert "".join([text async for text in aclient.stream("hi").text()]) == "".join(ANSWER)
+
+
+def test_a_conversation_takes_replies(target: str, fake: FakeService) -> None:
+    talk = pc.Conversation(system="s")
+    with pc.Client(target) as client:
+        talk.add(client.generate(talk.ask("one")))
+        stream = client.stream(talk.ask("two"))
+        for _ in stream.text():
+            pass
+        talk.add(stream.response)
+    assert [(turn.role, turn.content) for turn in talk] == [
+        ("system", "s"),
+        ("user", "one"),
+        ("assistant", "".join(ANSWER)),
+        ("user", "two"),
+        ("assistant", "".join(ANSWER)),
+    ]
+    assert [turn.content for turn in fake.requests[-1].spec.messages.messages] == ["s", "one", "".join(ANSWER), "two"]
+    assert talk.undo().role == "assistant"
+    assert len(talk) == 4
+
+
+async def test_rate_limits_are_told_on_replies_and_errors(target: str, fake: FakeService) -> None:
+    told = {"limit-requests": "60", "remaining-requests": "59"}
+    with pc.Client(target) as client:
+        assert client.generate("hi").rate_limits == told
+        stream = client.stream("hi")
+        list(stream)
+        assert stream.response.rate_limits == told
+    async with pc.AsyncClient(target) as aclient:
+        assert (await aclient.generate("hi")).rate_limits == told
+        astream = aclient.stream("hi")
+        async for _ in astream:
+            pass
+        assert astream.response.rate_limits == told
+        fake.error = FULL
+        with pytest.raises(pc.Overloaded) as full:
+            await aclient.generate("hi")
+        assert full.value.rate_limits == told
+
+
+COMMANDS = {
+    "Go": lambda: [str(build_go() / "conformance"), "--options"],
+    "TypeScript": lambda: [str(NODE), str(build_typescript() / "test/options.mjs")],
+}
+
+
+@pytest.mark.timeout(700)
+@pytest.mark.parametrize("language", [pytest.param("Go", marks=needs_go), pytest.param("TypeScript", marks=needs_node)])
+def test_the_other_clients_do_the_same(language: str, target: str, fake: FakeService) -> None:
+    def ask(how: str) -> Any:
+        environment = os.environ | {"PENSTOCK_TARGET": target, "PENSTOCK_API_KEY": "k"}
+        command = [*COMMANDS[language](), how]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        return json.loads(done.stdout)
+
+    told = {"limit-requests": "60", "remaining-requests": "59"}
+    assert ask("served") == {"text": "".join(ANSWER), "limits": told, "stream_limits": told}
+    assert (fake.metadata["authorization"], fake.metadata["x-team"]) == ("Bearer k", "a")
+    assert [turn.content for turn in fake.requests[-1].spec.messages.messages] == ["s", "one", "".join(ANSWER), "two"]
+    fake.reset()
+    fake.error = FULL
+    refused = {"reason": "OVERLOADED", "limits": told}
+    assert ask("refused") == {"generate": refused, "stream": refused}
+    assert len(fake.requests) == 2 * (1 + 2)
+
+
+def test_the_version_is_the_packages() -> None:
+    assert pc.__version__[0].isdigit()
+
+
+def test_exported_names() -> None:
+    public = {name for name in vars(pc) if not name.startswith("_")}
+    modules = {name for name in public if type(getattr(pc, name)).__name__ == "module"}
+    assert public - modules == set(pc.__all__) - {"__version__"}
