@@ -189,6 +189,7 @@ class Admission:
     def _overloaded(self) -> PenstockError:
         return Overloaded(
             f"{self.running_calls} calls are running and {self.queued_calls} are waiting",
+            resource="queue",
             retry_after_seconds=self.retry_after_seconds(),
             running_calls=self.running_calls,
             queued_calls=self.queued_calls,

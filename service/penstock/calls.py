@@ -7,9 +7,10 @@ iterator, which aborts the engine's work.
 from __future__ import annotations
 
 import asyncio
+import logging
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -21,7 +22,14 @@ from penstock.callers.isolation import class_of, own_prefixes
 from penstock.candidate import Steering
 from penstock.charges import charged
 from penstock.engine import Engine
-from penstock.errors import GenerationNotFound, Overloaded
+from penstock.errors import (
+    DeadlinePassed,
+    EngineRefused,
+    GenerationNotFound,
+    Overloaded,
+    PenstockError,
+    ServiceFault,
+)
 from penstock.gather import gathered
 from penstock.generation import generate
 from penstock.house import Arrival, House
@@ -34,6 +42,7 @@ from penstock.usage import Meter
 from penstock.validation import validate
 from penstock.wire import Envelope
 
+log = logging.getLogger(__name__)
 _LARGE_BYTES = 64 * 1024
 _TOKEN_FRAME_BYTES = 1024
 """Of a ResumeRequest beside its token."""
@@ -66,12 +75,14 @@ class Calls:
     async def live(
         self, spec: pb.GenerationSpec, arrival: Arrival, flush_seconds: float
     ) -> AsyncGenerator[pb.GenerationEvent, None]:
-        """Starts a generation that goes on without its client, and reads it."""
-        self._look(spec, arrival)
-        stream = await self._house.live.open(uuid.uuid4().hex, arrival.caller)
+        """Starts a generation that goes on without its client, and reads it until the deadline."""
+        generation_id = uuid.uuid4().hex
+        with self._numbered(generation_id):
+            self._look(spec, arrival)
+            stream = await self._house.live.open(generation_id, arrival.caller)
         source = self.events(spec, arrival, flush_seconds, wire.bare, live=stream)
         stream.task = asyncio.create_task(stream.feed(source))
-        return stream.read(0)
+        return self.in_time(stream.read(0), arrival, stream.meter)
 
     async def carried_on(self, request: pb.ResumeRequest, arrival: Arrival) -> AsyncGenerator[pb.GenerationEvent, None]:
         """Goes on with what another server drained, or reads on where that already goes on here."""
@@ -91,12 +102,38 @@ class Calls:
             if live.task is None:
                 source = self.events(spec, arrival, carried.flush_seconds, wire.bare, live=live, carried=carried)
                 live.task = asyncio.create_task(live.feed(source))
-                return live.read(carried.sequence)
+                return self.in_time(live.read(carried.sequence), arrival, live.meter)
         live = await house.live.find(carried.generation_id, request.resume_token, arrival.caller)
         CALL.get().resumes(live.call)
-        return live.read(request.last_sequence)
+        return self.in_time(live.read(request.last_sequence), arrival, live.meter)
 
-    async def events(
+    async def in_time(self, events: AsyncGenerator[M, None], arrival: Arrival, meter: Meter) -> AsyncGenerator[M, None]:
+        """`events` until shortly before the deadline. Raises DeadlinePassed then, with what was made until then."""
+        async with aclosing(events):
+            while True:
+                try:
+                    async with asyncio.timeout(self._seconds_left(arrival)):
+                        event = await anext(events)
+                except StopAsyncIteration:
+                    return
+                except TimeoutError:
+                    raise deadline_passed(meter) from None
+                yield event
+
+    def _seconds_left(self, arrival: Arrival) -> float | None:
+        left = arrival.seconds_left
+        return None if left is None else left - arrival.status_margin_seconds(self._house.lag.seconds)
+
+    @asynccontextmanager
+    async def ends_in_time(self, arrival: Arrival, meter: Meter) -> AsyncIterator[None]:
+        """As `in_time`, for a call that gives one reply."""
+        try:
+            async with asyncio.timeout(self._seconds_left(arrival)):
+                yield
+        except TimeoutError:
+            raise deadline_passed(meter) from None
+
+    def events(
         self,
         spec: pb.GenerationSpec,
         arrival: Arrival,
@@ -107,8 +144,29 @@ class Calls:
         steering: Steering | None = None,
         carried: Carried | None = None,
     ) -> AsyncGenerator[M, None]:
-        """What the generation says, each event numbered and in an envelope of its own."""
-        async with self.let_in(spec, arrival, live=live, steering=steering, carried=carried) as call:
+        """What the generation says, each event numbered and in an envelope of its own.
+
+        Until shortly before the deadline, but for a resumable one, which goes on for who comes back.
+        """
+        meter = live.meter if live else Meter()
+        events = self._events(
+            spec, arrival, flush_seconds, envelope, live=live, steering=steering, carried=carried, meter=meter
+        )
+        return events if live else self.in_time(events, arrival, meter)
+
+    async def _events(
+        self,
+        spec: pb.GenerationSpec,
+        arrival: Arrival,
+        flush_seconds: float,
+        envelope: Envelope[M],
+        *,
+        live: LiveStream | None = None,
+        steering: Steering | None = None,
+        carried: Carried | None = None,
+        meter: Meter,
+    ) -> AsyncGenerator[M, None]:
+        async with self.let_in(spec, arrival, live=live, steering=steering, carried=carried, meter=meter) as call:
             sequence = carried.sequence if carried else 1
             if carried is None:
                 reply, said = envelope()
@@ -148,13 +206,17 @@ class Calls:
         steering: Steering | None = None,
         carried: Carried | None = None,
         streams: bool = True,
+        meter: Meter | None = None,
     ) -> AsyncIterator[Call]:
         """Reads, checks and plans the call, then waits for room. Nothing reaches the engine without a permit."""
         house = self._house
         engine = house.engine()
         chat = spec.WhichOneof("input") == "messages"
         headers = carried.trace_headers if carried else None
+        known, meter = live or carried, meter or Meter()
+        generation_id = known.generation_id if known else uuid.uuid4().hex
         async with AsyncExitStack() as stack:
+            stack.enter_context(self._numbered(generation_id))
             watch = stack.enter_context(
                 CALL.get().generation(model=engine.card.name, chat=chat, streams=streams, carried=headers)
             )
@@ -162,9 +224,6 @@ class Calls:
             with watch.step(Step.PLAN):
                 plan = await self.plan(spec, engine, arrival, carried)
                 watch.planned(plan, arrival.seconds_left)
-            known = live or carried
-            generation_id = known.generation_id if known else uuid.uuid4().hex
-            meter = Meter()
             with watch.step(Step.QUEUE):
                 await stack.enter_async_context(charged(house, arrival.caller, plan, generation_id, meter))
                 if plan.request.output.structured is not None:
@@ -175,6 +234,9 @@ class Calls:
                 plan = await self.plan(spec, engine, arrival)
                 watch.planned(plan, arrival.seconds_left)
             effective = wire.effective_settings(plan)
+            if arrival.deadline_monotonic is not None:
+                margin_seconds = arrival.status_margin_seconds(house.lag.seconds)
+                effective.status_margin.FromNanoseconds(round(margin_seconds * 1e9))
             watch.let_in(generation_id, permit.waited_seconds)
             states = carried.candidates if carried else ()
             steering = steering or house.steering()
@@ -182,6 +244,24 @@ class Calls:
             for end in meter.finished.ends if meter.finished else ():
                 if end.finish_reason is FinishReason.STOP:
                     house.answers.saw(end.usage.answer_tokens)
+
+    @contextmanager
+    def _numbered(self, generation_id: str) -> Iterator[None]:
+        """Adds to errors what only this layer knows of them."""
+        try:
+            yield
+        except Overloaded as error:
+            admission = self._house.admission
+            error.add(concurrent_calls=admission.running_calls + admission.queued_calls)
+            raise
+        except EngineRefused as error:
+            error.add(generation_id=generation_id)
+            raise
+        except PenstockError:
+            raise
+        except Exception as error:
+            log.error("generation %s failed with %s", generation_id, type(error).__name__)
+            raise ServiceFault("the generation failed", generation_id=generation_id) from error
 
     async def plan(
         self, spec: pb.GenerationSpec, engine: Engine, arrival: Arrival, carried: Carried | None = None
@@ -235,6 +315,15 @@ class Calls:
         token = seal(carried, key, call.arrival.caller)
         # What no message holds cannot move: an empty token says so.
         return token if len(token) + _TOKEN_FRAME_BYTES <= self._house.config.max_message_bytes else ""
+
+
+def deadline_passed(meter: Meter) -> DeadlinePassed:
+    usage = meter.usage
+    return DeadlinePassed(
+        "the deadline passed before the answer was complete",
+        thought_tokens=usage.thought_tokens,
+        answer_tokens=usage.answer_tokens,
+    )
 
 
 def _started(call: Call, live: LiveStream | None) -> pb.GenerationEvent:

@@ -120,6 +120,7 @@ class ScriptedEngine:
             unsupported_fields={
                 "spec.output.structured_output": "the scripted engine plays canned tokens and cannot constrain them"
             },
+            unsupported_beside="scripted",
             profile=(Feature("scripted", True, "", "canned tokens, no model: engine.kind = scripted"),),
             engine_version="scripted",
         )

@@ -12,6 +12,7 @@
     |-- QuotaExceeded       this caller has used what it may     RESOURCE_EXHAUSTED + RetryInfo + QuotaFailure
     |-- DeadlinePassed      the time given was not enough                               DEADLINE_EXCEEDED
     |-- Draining            the server is going away                                    UNAVAILABLE
+    |-- ServiceFault        anything unforeseen, with the generation that it ended      INTERNAL, no text
     |-- EngineRefused       the engine turned down what the door let in (our bug)       INTERNAL, no text
     |-- EngineDown          the engine is dead or restarting                            UNAVAILABLE
     |-- PoisonousRequest    in flight at several engine deaths, not tried again         ABORTED
@@ -35,6 +36,10 @@ class PenstockError(Exception):
         self.message = message
         self.metadata: Mapping[str, str] = {key: str(value) for key, value in metadata.items()}
 
+    def add(self, **metadata: object) -> None:
+        """Add numbers of the reason that only a caller of the raising code knows; those that are there stay."""
+        self.metadata = {key: str(value) for key, value in metadata.items()} | dict(self.metadata)
+
 
 @dataclass(frozen=True, slots=True)
 class FieldViolation:
@@ -48,8 +53,8 @@ class FieldViolation:
 class BadRequest(PenstockError):
     reason = "INVALID_FIELD"
 
-    def __init__(self, *violations: FieldViolation) -> None:
-        super().__init__("; ".join(f"{v.field}: {v.description}" for v in violations))
+    def __init__(self, *violations: FieldViolation, **metadata: object) -> None:
+        super().__init__("; ".join(f"{v.field}: {v.description}" for v in violations), **metadata)
         self.violations = violations
         self.reason = violations[0].reason
 
@@ -79,10 +84,12 @@ class CallerNotAllowed(PenstockError):
 
 
 class Overloaded(PenstockError):
+    """`resource` is what there is no room in."""
+
     reason = "OVERLOADED"
 
-    def __init__(self, message: str, *, retry_after_seconds: float, **metadata: object) -> None:
-        super().__init__(message, **metadata)
+    def __init__(self, message: str, *, resource: str, retry_after_seconds: float, **metadata: object) -> None:
+        super().__init__(message, resource=resource, **metadata)
         self.retry_after_seconds = retry_after_seconds
 
 
@@ -102,9 +109,18 @@ class QuotaExceeded(PenstockError):
 class DeadlinePassed(PenstockError):
     reason = "DEADLINE_PASSED"
 
+    def __init__(self, message: str, *, thought_tokens: int = 0, answer_tokens: int = 0, **metadata: object) -> None:
+        super().__init__(message, thought_tokens=thought_tokens, answer_tokens=answer_tokens, **metadata)
+
 
 class Draining(PenstockError):
     reason = "DRAINING"
+
+
+class ServiceFault(PenstockError):
+    """Raised from the unforeseen error, so that the log can tell it."""
+
+    reason = "INTERNAL"
 
 
 class EngineRefused(PenstockError):

@@ -22,6 +22,8 @@ from penstock.quotas.quotas import Quotas
 from penstock.thinking import AnswerLengths
 from penstock.usage import PriceList
 
+# What a status needs to reach its client, and the most that is kept for it.
+_STATUS_SECONDS, _MAX_STATUS_SECONDS = 0.02, 0.25
 # What generated code calls it; here it is a penstock.http2.call.Call, which has what our servicers use of it.
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -63,6 +65,16 @@ class Arrival:
     def of(cls, context: Context) -> Arrival:
         now, left = time.monotonic(), context.time_remaining()
         return cls(CALLER.get(), now, None if left is None else now + left)
+
+    def status_margin_seconds(self, lag_seconds: float) -> float:
+        """How long before the deadline the server ends the call, so that its status arrives.
+
+        20 ms, more while the event loop is late, and never more than a tenth of the time that the call was given.
+        """
+        if self.deadline_monotonic is None:
+            return 0.0
+        margin = min(_STATUS_SECONDS + 2 * lag_seconds, _MAX_STATUS_SECONDS)
+        return max(0.0, min(margin, (self.deadline_monotonic - self.at_monotonic) / 10))
 
     @property
     def seconds_left(self) -> float | None:

@@ -13,7 +13,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from penstock.border import Border, Entry
-from penstock.errors import BadRequest, FieldViolation, PenstockError
+from penstock.errors import BadRequest, FieldViolation, PenstockError, ServiceFault
 from penstock.http2.call import Call
 from penstock.http2.headers import Refused
 from penstock.status import DETAILS_KEY, status_of
@@ -139,8 +139,9 @@ async def _end(call: Call, error: Exception, entry: Entry, *, streams: bool) -> 
     entry.ended(code.name, error)
     if code is grpc.StatusCode.INTERNAL:
         # Never the exception's own text: it may hold prompt or output.
-        frames = "".join(traceback.format_tb(error.__traceback__))
-        log.error("%s failed with %s\n%s", call.method, type(error).__name__, frames)
+        cause = error.__cause__ if isinstance(error, ServiceFault) and error.__cause__ else error
+        frames = "".join(traceback.format_tb(cause.__traceback__))
+        log.error("%s failed with %s\n%s", call.method, type(cause).__name__, frames)
     await call.heard(_PATIENCE_SECONDS)
     if streams:
         await call.quiet(_QUIET_SECONDS, _PATIENCE_SECONDS)

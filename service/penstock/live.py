@@ -20,6 +20,7 @@ from penstock.callers.caller import NOBODY, Caller
 from penstock.config import ResumeSettings
 from penstock.errors import GenerationNotFound, Overloaded
 from penstock.observe import CALL
+from penstock.usage import Meter
 
 
 class LiveStream:
@@ -61,6 +62,7 @@ class LiveStream:
         self._timer: asyncio.TimerHandle | None = None
         self.readers = 0
         self.task: asyncio.Task[None] | None = None
+        self.meter = Meter()
         self._watch_for_readers()
 
     async def feed(self, events: AsyncGenerator[pb.GenerationEvent, None]) -> None:
@@ -257,7 +259,12 @@ class LiveStreams:
         # Kept only in case its last bytes were lost on the way: the oldest such one gives way.
         read_out = next((stream for stream in streams if stream.was_read_out), None)
         if read_out is None or len(streams) > most:
-            raise Overloaded(full, retry_after_seconds=self._settings.grace_seconds, resumable_streams=len(streams))
+            raise Overloaded(
+                full,
+                resource="resumable_streams",
+                retry_after_seconds=self._settings.grace_seconds,
+                resumable_streams=len(streams),
+            )
         read_out.stop()
 
     async def find(self, generation_id: str, token: str, caller: Caller = NOBODY) -> LiveStream:

@@ -36,7 +36,7 @@ class RoutingServicer(routing_pb2_grpc.RoutingServiceServicer):
         wish, engine = wish_of(request), self._house.engine()
         if self._watchers >= _MOST_WATCHERS:
             many = f"{_MOST_WATCHERS} callers watch the experts already"
-            raise Overloaded(many, retry_after_seconds=_RETRY_SECONDS, watchers=self._watchers)
+            raise Overloaded(many, resource="watchers", retry_after_seconds=_RETRY_SECONDS, watchers=self._watchers)
         self._watchers += 1
         try:
             due = asyncio.get_running_loop().time()

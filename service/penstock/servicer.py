@@ -22,6 +22,7 @@ from penstock.house import Arrival, Context, House
 from penstock.observe import CALL
 from penstock.replies import count_of, count_of_overflow, reply_of
 from penstock.sealed import is_sealed
+from penstock.usage import Meter
 from penstock.wire_model import model_out
 
 M = TypeVar("M")
@@ -48,9 +49,10 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                 yield pb.StreamGenerateResponse(event=event)
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResponse:
-        arrival = Arrival.of(context)
+        arrival, meter = Arrival.of(context), Meter()
         async with (
-            self._calls.let_in(request.spec, arrival, streams=False) as call,
+            self._calls.ends_in_time(arrival, meter),
+            self._calls.let_in(request.spec, arrival, streams=False, meter=meter) as call,
             aclosing(self._calls.generation(call)) as events,
         ):
             gathered = [event async for event in events]
@@ -94,7 +96,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         else:
             stream = await self._house.live.find(request.generation_id, request.resume_token, CALLER.get())
             CALL.get().resumes(stream.call)
-            source = stream.read(request.last_sequence)
+            source = self._calls.in_time(stream.read(request.last_sequence), Arrival.of(context), stream.meter)
         async with aclosing(source) as events:
             async for event in events:
                 yield pb.ResumeResponse(event=event)

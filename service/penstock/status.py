@@ -29,6 +29,7 @@ _CODES: dict[type[errors.PenstockError], grpc.StatusCode] = {
     errors.PoisonousRequest: grpc.StatusCode.ABORTED,
     errors.GenerationNotFound: grpc.StatusCode.NOT_FOUND,
     errors.EngineRefused: grpc.StatusCode.INTERNAL,
+    errors.ServiceFault: grpc.StatusCode.INTERNAL,
 }
 # What callers read where the cause is ours: no exception text ever leaves the process.
 _INTERNAL = "the service failed; its log has the cause"

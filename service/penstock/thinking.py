@@ -246,12 +246,25 @@ def _refuse_contradictions(config: ThinkingConfig, output: Output) -> None:
             f"{config.budget_tokens} plus an answer reserve of {reserve} does not fit max_output_tokens "
             f"{output.max_tokens}",
             "BUDGET_DOES_NOT_FIT",
+            **_numbers(config, output),
         )
     if config.answer_reserve_tokens is not None and config.answer_reserve_tokens > output.max_tokens:
         raise _violation(
-            "answer_reserve", f"must be at most max_output_tokens {output.max_tokens}", "BUDGET_DOES_NOT_FIT"
+            "answer_reserve",
+            f"must be at most max_output_tokens {output.max_tokens}, got {config.answer_reserve_tokens}",
+            "BUDGET_DOES_NOT_FIT",
+            **_numbers(config, output),
         )
 
 
-def _violation(name: str, description: str, reason: str) -> BadRequest:
-    return BadRequest(FieldViolation(f"spec.thinking.{name}", description, reason))
+def _numbers(config: ThinkingConfig, output: Output) -> dict[str, object]:
+    """As they were asked; what was not is 0, but for the reserve, of which there is always one."""
+    return {
+        "thinking_budget": config.budget_tokens or 0,
+        "max_output_tokens": output.max_tokens,
+        "answer_reserve": config.answer_reserve_tokens or 1,
+    }
+
+
+def _violation(name: str, description: str, reason: str, **metadata: object) -> BadRequest:
+    return BadRequest(FieldViolation(f"spec.thinking.{name}", description, reason), **metadata)

@@ -179,6 +179,8 @@ class ModelCard:
     """The checkpoint's own `max_new_tokens`, where it names one."""
     unsupported_fields: Mapping[str, str] = field(default_factory=dict)
     """Request fields that this engine refuses, by proto path, each with the reason (e.g. min_p beside MTP)."""
+    unsupported_beside: str = ""
+    """The profile's feature for which it refuses them."""
     profile: tuple[Feature, ...] = ()
     engine_version: str = ""
 

@@ -204,4 +204,4 @@ def _refuse_unsupported(request: Request, card: ModelCard) -> None:
     }
     for field, reason in card.unsupported_fields.items():
         if asked.get(field, False):
-            raise FeatureOff(reason, field=field)
+            raise FeatureOff(reason, field=field, feature=card.unsupported_beside)

@@ -361,7 +361,7 @@ async def test_a_reservation_whose_answer_was_lost_is_given_back(redis_url: str)
 
     async def loses_the_answer(*arguments: Any) -> bool:
         await reserve(*arguments)
-        raise Overloaded("no answer", retry_after_seconds=1.0)
+        raise Overloaded("no answer", resource="quota_counts", retry_after_seconds=1.0)
 
     days.reserve = loses_the_answer  # type: ignore[method-assign]
     with pytest.raises(Overloaded):
@@ -386,7 +386,7 @@ async def test_a_settlement_is_tried_again_where_the_counts_are_away(
         nonlocal failures
         failures -= 1
         if failures >= 0:
-            raise Overloaded("away", retry_after_seconds=1.0)
+            raise Overloaded("away", resource="quota_counts", retry_after_seconds=1.0)
         await settle(*arguments)
 
     days.settle = settle_later  # type: ignore[method-assign]

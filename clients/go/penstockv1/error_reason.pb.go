@@ -44,7 +44,8 @@ const (
 	// INVALID_ARGUMENT: a value is larger than this server's limits, which GetModel tells.
 	// Example: {reason: "LIMIT_EXCEEDED"} with violation {field: "spec.output.candidate_count"}.
 	ErrorReason_ERROR_REASON_LIMIT_EXCEEDED ErrorReason = 4
-	// INVALID_ARGUMENT: the thinking budget cannot hold beside max_output_tokens and the answer reserve.
+	// INVALID_ARGUMENT: the thinking budget cannot hold beside max_output_tokens and the answer reserve. The numbers as
+	// asked: a budget that was not is 0, a reserve that was not is 1.
 	// Example: {reason: "BUDGET_DOES_NOT_FIT", metadata: {thinking_budget: "900", max_output_tokens: "1000",
 	// answer_reserve: "128"}}.
 	ErrorReason_ERROR_REASON_BUDGET_DOES_NOT_FIT ErrorReason = 5
@@ -52,7 +53,8 @@ const (
 	// Example: {reason: "CONTEXT_OVERFLOW", metadata: {prompt_tokens: "5000", window_tokens: "4096",
 	// output_tokens_needed: "129", overflow_tokens: "1033"}}.
 	ErrorReason_ERROR_REASON_CONTEXT_OVERFLOW ErrorReason = 6
-	// FAILED_PRECONDITION: the request asks for something that this server's profile has off; it is refused, not ignored.
+	// FAILED_PRECONDITION: the request asks for something that this server's profile has off, or that does not work beside
+	// what it has on; it is refused, not ignored. `field` where a field of the request asks for it.
 	// Example: {reason: "FEATURE_OFF", metadata: {field: "spec.sampling.min_p", feature: "mtp"}}.
 	ErrorReason_ERROR_REASON_FEATURE_OFF ErrorReason = 7
 	// UNIMPLEMENTED: an RPC or field that this version of the service does not do yet.
@@ -61,10 +63,15 @@ const (
 	// NOT_FOUND: the request names a model that is not served here.
 	// Example: {reason: "MODEL_NOT_FOUND", metadata: {served_model: "penstock-demo"}}.
 	ErrorReason_ERROR_REASON_MODEL_NOT_FOUND ErrorReason = 9
-	// RESOURCE_EXHAUSTED, with google.rpc.RetryInfo: no room now.
-	// Example: {reason: "OVERLOADED", metadata: {concurrent_calls: "256"}} and RetryInfo {retry_delay: 1.5s}.
+	// RESOURCE_EXHAUSTED, with google.rpc.RetryInfo: no room now, in `resource`: queue, resumable_streams, watchers,
+	// constraints (their compiler) or quota_counts (which cannot be reached). `concurrent_calls` are those that run and
+	// wait at this server; only where the call was a generation that was read already.
+	// Example: {reason: "OVERLOADED", metadata: {resource: "queue", concurrent_calls: "256"}} and RetryInfo {retry_delay:
+	// 1.5s}.
 	ErrorReason_ERROR_REASON_OVERLOADED ErrorReason = 10
-	// DEADLINE_EXCEEDED: the call's deadline passed before the answer was complete.
+	// DEADLINE_EXCEEDED: the call's deadline passed before the answer was complete. The server ends the call shortly
+	// before the deadline (`status_margin` in the effective settings) so that this arrives; where a client's own clock is
+	// first, the clients of this project make the same error from what they have counted.
 	// Example: {reason: "DEADLINE_PASSED", metadata: {thought_tokens: "812", answer_tokens: "3"}}.
 	ErrorReason_ERROR_REASON_DEADLINE_PASSED ErrorReason = 11
 	// UNAVAILABLE: the server is going away; another replica will serve.
@@ -76,7 +83,8 @@ const (
 	// INTERNAL: the engine refused what the service had accepted: a bug of the service.
 	// Example: {reason: "ENGINE_REFUSED", metadata: {generation_id: "..."}}.
 	ErrorReason_ERROR_REASON_ENGINE_REFUSED ErrorReason = 14
-	// INTERNAL: anything unforeseen; the server's log has it under the generation id.
+	// INTERNAL: anything unforeseen; the server's log has it under the generation id. Without one where the call was no
+	// generation.
 	// Example: {reason: "INTERNAL", metadata: {generation_id: "..."}}.
 	ErrorReason_ERROR_REASON_INTERNAL ErrorReason = 15
 	// UNAUTHENTICATED or PERMISSION_DENIED: who the caller is, is not known or not allowed.

@@ -3309,8 +3309,11 @@ type EffectiveSettings struct {
 	// The mode before AUTO was decided: what the request asked for, or the server's default. Unspecified for raw input
 	// that named none.
 	RequestedThinkingMode ThinkingMode `protobuf:"varint,9,opt,name=requested_thinking_mode,json=requestedThinkingMode,proto3,enum=penstock.v1.ThinkingMode" json:"requested_thinking_mode,omitempty"`
-	unknownFields         protoimpl.UnknownFields
-	sizeCache             protoimpl.SizeCache
+	// How long before its deadline the server ends the call, so that the status arrives: about 20 ms, more under load.
+	// Absent without a deadline.
+	StatusMargin  *durationpb.Duration `protobuf:"bytes,10,opt,name=status_margin,json=statusMargin,proto3" json:"status_margin,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *EffectiveSettings) Reset() {
@@ -3404,6 +3407,13 @@ func (x *EffectiveSettings) GetRequestedThinkingMode() ThinkingMode {
 		return x.RequestedThinkingMode
 	}
 	return ThinkingMode_THINKING_MODE_UNSPECIFIED
+}
+
+func (x *EffectiveSettings) GetStatusMargin() *durationpb.Duration {
+	if x != nil {
+		return x.StatusMargin
+	}
+	return nil
 }
 
 var File_penstock_v1_generation_proto protoreflect.FileDescriptor
@@ -3625,7 +3635,7 @@ const file_penstock_v1_generation_proto_rawDesc = "" +
 	"\x05total\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x05total\"D\n" +
 	"\x0eDroppedContext\x12\x16\n" +
 	"\x06tokens\x18\x01 \x01(\x05R\x06tokens\x12\x1a\n" +
-	"\bmessages\x18\x02 \x01(\x05R\bmessages\"\xe0\x03\n" +
+	"\bmessages\x18\x02 \x01(\x05R\bmessages\"\xa0\x04\n" +
 	"\x11EffectiveSettings\x12>\n" +
 	"\rthinking_mode\x18\x01 \x01(\x0e2\x19.penstock.v1.ThinkingModeR\fthinkingMode\x12'\n" +
 	"\x0fthinking_budget\x18\x02 \x01(\x05R\x0ethinkingBudget\x12%\n" +
@@ -3635,7 +3645,9 @@ const file_penstock_v1_generation_proto_rawDesc = "" +
 	"\bsampling\x18\x06 \x01(\v2\x1b.penstock.v1.SamplingConfigR\bsampling\x12#\n" +
 	"\rwindow_tokens\x18\a \x01(\x05R\fwindowTokens\x125\n" +
 	"\adropped\x18\b \x01(\v2\x1b.penstock.v1.DroppedContextR\adropped\x12Q\n" +
-	"\x17requested_thinking_mode\x18\t \x01(\x0e2\x19.penstock.v1.ThinkingModeR\x15requestedThinkingMode*P\n" +
+	"\x17requested_thinking_mode\x18\t \x01(\x0e2\x19.penstock.v1.ThinkingModeR\x15requestedThinkingMode\x12>\n" +
+	"\rstatus_margin\x18\n" +
+	" \x01(\v2\x19.google.protobuf.DurationR\fstatusMargin*P\n" +
 	"\x04Role\x12\x14\n" +
 	"\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vROLE_SYSTEM\x10\x01\x12\r\n" +
@@ -3809,23 +3821,24 @@ var file_penstock_v1_generation_proto_depIdxs = []int32{
 	28, // 59: penstock.v1.EffectiveSettings.sampling:type_name -> penstock.v1.SamplingConfig
 	43, // 60: penstock.v1.EffectiveSettings.dropped:type_name -> penstock.v1.DroppedContext
 	2,  // 61: penstock.v1.EffectiveSettings.requested_thinking_mode:type_name -> penstock.v1.ThinkingMode
-	6,  // 62: penstock.v1.GenerationService.Generate:input_type -> penstock.v1.GenerateRequest
-	8,  // 63: penstock.v1.GenerationService.StreamGenerate:input_type -> penstock.v1.StreamGenerateRequest
-	10, // 64: penstock.v1.GenerationService.Interact:input_type -> penstock.v1.InteractRequest
-	15, // 65: penstock.v1.GenerationService.Resume:input_type -> penstock.v1.ResumeRequest
-	17, // 66: penstock.v1.GenerationService.Cancel:input_type -> penstock.v1.CancelRequest
-	19, // 67: penstock.v1.GenerationService.CountTokens:input_type -> penstock.v1.CountTokensRequest
-	7,  // 68: penstock.v1.GenerationService.Generate:output_type -> penstock.v1.GenerateResponse
-	9,  // 69: penstock.v1.GenerationService.StreamGenerate:output_type -> penstock.v1.StreamGenerateResponse
-	14, // 70: penstock.v1.GenerationService.Interact:output_type -> penstock.v1.InteractResponse
-	16, // 71: penstock.v1.GenerationService.Resume:output_type -> penstock.v1.ResumeResponse
-	18, // 72: penstock.v1.GenerationService.Cancel:output_type -> penstock.v1.CancelResponse
-	20, // 73: penstock.v1.GenerationService.CountTokens:output_type -> penstock.v1.CountTokensResponse
-	68, // [68:74] is the sub-list for method output_type
-	62, // [62:68] is the sub-list for method input_type
-	62, // [62:62] is the sub-list for extension type_name
-	62, // [62:62] is the sub-list for extension extendee
-	0,  // [0:62] is the sub-list for field type_name
+	46, // 62: penstock.v1.EffectiveSettings.status_margin:type_name -> google.protobuf.Duration
+	6,  // 63: penstock.v1.GenerationService.Generate:input_type -> penstock.v1.GenerateRequest
+	8,  // 64: penstock.v1.GenerationService.StreamGenerate:input_type -> penstock.v1.StreamGenerateRequest
+	10, // 65: penstock.v1.GenerationService.Interact:input_type -> penstock.v1.InteractRequest
+	15, // 66: penstock.v1.GenerationService.Resume:input_type -> penstock.v1.ResumeRequest
+	17, // 67: penstock.v1.GenerationService.Cancel:input_type -> penstock.v1.CancelRequest
+	19, // 68: penstock.v1.GenerationService.CountTokens:input_type -> penstock.v1.CountTokensRequest
+	7,  // 69: penstock.v1.GenerationService.Generate:output_type -> penstock.v1.GenerateResponse
+	9,  // 70: penstock.v1.GenerationService.StreamGenerate:output_type -> penstock.v1.StreamGenerateResponse
+	14, // 71: penstock.v1.GenerationService.Interact:output_type -> penstock.v1.InteractResponse
+	16, // 72: penstock.v1.GenerationService.Resume:output_type -> penstock.v1.ResumeResponse
+	18, // 73: penstock.v1.GenerationService.Cancel:output_type -> penstock.v1.CancelResponse
+	20, // 74: penstock.v1.GenerationService.CountTokens:output_type -> penstock.v1.CountTokensResponse
+	69, // [69:75] is the sub-list for method output_type
+	63, // [63:69] is the sub-list for method input_type
+	63, // [63:63] is the sub-list for extension type_name
+	63, // [63:63] is the sub-list for extension extendee
+	0,  // [0:63] is the sub-list for field type_name
 }
 
 func init() { file_penstock_v1_generation_proto_init() }

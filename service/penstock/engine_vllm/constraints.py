@@ -138,7 +138,11 @@ class Constraints:
     async def _turn_of(self, caller: str) -> AsyncIterator[None]:
         own, users = self._callers.get(caller, (asyncio.Lock(), 0))
         if self._waiting >= _MAX_WAITING or users >= _MAX_WAITING_OF_CALLER:
-            raise Overloaded("too many constraints wait to be tried", retry_after_seconds=self._seconds)
+            raise Overloaded(
+                "too many constraints wait to be tried",
+                resource="constraints",
+                retry_after_seconds=self._seconds,
+            )
         self._callers[caller] = (own, users + 1)
         self._waiting += 1
         try:
@@ -170,7 +174,11 @@ class Constraints:
             async with asyncio.timeout(self._seconds + _GRACE_SECONDS):
                 return await self._pending[number]
         except TimeoutError:
-            raise Overloaded("the constraint was not tried in time", retry_after_seconds=self._seconds) from None
+            raise Overloaded(
+                "the constraint was not tried in time",
+                resource="constraints",
+                retry_after_seconds=self._seconds,
+            ) from None
         finally:
             self._pending.pop(number, None)
 
@@ -183,7 +191,9 @@ class Constraints:
         except (OSError, TimeoutError) as error:
             _LOG.warning("the process that tries constraints did not start: %s", type(error).__name__)
             raise Overloaded(
-                "constraints cannot be compiled now: the compiler did not start", retry_after_seconds=self._seconds
+                "constraints cannot be compiled now: the compiler did not start",
+                resource="constraints",
+                retry_after_seconds=self._seconds,
             ) from error
 
     def _start_once(self) -> asyncio.Task[asyncio.subprocess.Process]:

@@ -232,6 +232,7 @@ def _card(
         max_num_seqs=config.scheduler_config.max_num_seqs,
         advised_output_tokens=_whole(checkpoint.generation_defaults.get("max_new_tokens")),
         unsupported_fields=plan.unsupported_fields,
+        unsupported_beside="mtp",
         profile=tuple(described(feature, config) for feature in plan.profile),
         engine_version=version,
     )

@@ -87,7 +87,9 @@ class SqliteDays:
             return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, work))
         except sqlite3.Error as error:
             log.error("quotas.daily_file: %s", error)
-            raise Overloaded("the counts of quotas cannot be written", retry_after_seconds=1.0) from error
+            raise Overloaded(
+                "the counts of quotas cannot be written", resource="quota_counts", retry_after_seconds=1.0
+            ) from error
 
     async def reserve(self, caller: str, day: str, call: str, ticks: int, most_ticks: int) -> bool:
         def work() -> bool:

@@ -88,7 +88,9 @@ async def _asked(answer: Awaitable[T]) -> T:
     try:
         return await answer
     except (redis.RedisError, OSError) as error:
-        raise Overloaded("the counts of quotas cannot be reached", retry_after_seconds=1.0) from error
+        raise Overloaded(
+            "the counts of quotas cannot be reached", resource="quota_counts", retry_after_seconds=1.0
+        ) from error
 
 
 class RedisMinutes:

@@ -42,7 +42,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Example: {reason: "LIMIT_EXCEEDED"} with violation {field: "spec.output.candidate_count"}.
     """
     ERROR_REASON_BUDGET_DOES_NOT_FIT: _ErrorReason.ValueType  # 5
-    """INVALID_ARGUMENT: the thinking budget cannot hold beside max_output_tokens and the answer reserve.
+    """INVALID_ARGUMENT: the thinking budget cannot hold beside max_output_tokens and the answer reserve. The numbers as
+    asked: a budget that was not is 0, a reserve that was not is 1.
     Example: {reason: "BUDGET_DOES_NOT_FIT", metadata: {thinking_budget: "900", max_output_tokens: "1000",
     answer_reserve: "128"}}.
     """
@@ -52,7 +53,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     output_tokens_needed: "129", overflow_tokens: "1033"}}.
     """
     ERROR_REASON_FEATURE_OFF: _ErrorReason.ValueType  # 7
-    """FAILED_PRECONDITION: the request asks for something that this server's profile has off; it is refused, not ignored.
+    """FAILED_PRECONDITION: the request asks for something that this server's profile has off, or that does not work beside
+    what it has on; it is refused, not ignored. `field` where a field of the request asks for it.
     Example: {reason: "FEATURE_OFF", metadata: {field: "spec.sampling.min_p", feature: "mtp"}}.
     """
     ERROR_REASON_NOT_IMPLEMENTED: _ErrorReason.ValueType  # 8
@@ -64,11 +66,16 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Example: {reason: "MODEL_NOT_FOUND", metadata: {served_model: "penstock-demo"}}.
     """
     ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 10
-    """RESOURCE_EXHAUSTED, with google.rpc.RetryInfo: no room now.
-    Example: {reason: "OVERLOADED", metadata: {concurrent_calls: "256"}} and RetryInfo {retry_delay: 1.5s}.
+    """RESOURCE_EXHAUSTED, with google.rpc.RetryInfo: no room now, in `resource`: queue, resumable_streams, watchers,
+    constraints (their compiler) or quota_counts (which cannot be reached). `concurrent_calls` are those that run and
+    wait at this server; only where the call was a generation that was read already.
+    Example: {reason: "OVERLOADED", metadata: {resource: "queue", concurrent_calls: "256"}} and RetryInfo {retry_delay:
+    1.5s}.
     """
     ERROR_REASON_DEADLINE_PASSED: _ErrorReason.ValueType  # 11
-    """DEADLINE_EXCEEDED: the call's deadline passed before the answer was complete.
+    """DEADLINE_EXCEEDED: the call's deadline passed before the answer was complete. The server ends the call shortly
+    before the deadline (`status_margin` in the effective settings) so that this arrives; where a client's own clock is
+    first, the clients of this project make the same error from what they have counted.
     Example: {reason: "DEADLINE_PASSED", metadata: {thought_tokens: "812", answer_tokens: "3"}}.
     """
     ERROR_REASON_DRAINING: _ErrorReason.ValueType  # 12
@@ -84,7 +91,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Example: {reason: "ENGINE_REFUSED", metadata: {generation_id: "..."}}.
     """
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 15
-    """INTERNAL: anything unforeseen; the server's log has it under the generation id.
+    """INTERNAL: anything unforeseen; the server's log has it under the generation id. Without one where the call was no
+    generation.
     Example: {reason: "INTERNAL", metadata: {generation_id: "..."}}.
     """
     ERROR_REASON_CALLER_REFUSED: _ErrorReason.ValueType  # 16
@@ -132,7 +140,8 @@ ERROR_REASON_LIMIT_EXCEEDED: ErrorReason.ValueType  # 4
 Example: {reason: "LIMIT_EXCEEDED"} with violation {field: "spec.output.candidate_count"}.
 """
 ERROR_REASON_BUDGET_DOES_NOT_FIT: ErrorReason.ValueType  # 5
-"""INVALID_ARGUMENT: the thinking budget cannot hold beside max_output_tokens and the answer reserve.
+"""INVALID_ARGUMENT: the thinking budget cannot hold beside max_output_tokens and the answer reserve. The numbers as
+asked: a budget that was not is 0, a reserve that was not is 1.
 Example: {reason: "BUDGET_DOES_NOT_FIT", metadata: {thinking_budget: "900", max_output_tokens: "1000",
 answer_reserve: "128"}}.
 """
@@ -142,7 +151,8 @@ Example: {reason: "CONTEXT_OVERFLOW", metadata: {prompt_tokens: "5000", window_t
 output_tokens_needed: "129", overflow_tokens: "1033"}}.
 """
 ERROR_REASON_FEATURE_OFF: ErrorReason.ValueType  # 7
-"""FAILED_PRECONDITION: the request asks for something that this server's profile has off; it is refused, not ignored.
+"""FAILED_PRECONDITION: the request asks for something that this server's profile has off, or that does not work beside
+what it has on; it is refused, not ignored. `field` where a field of the request asks for it.
 Example: {reason: "FEATURE_OFF", metadata: {field: "spec.sampling.min_p", feature: "mtp"}}.
 """
 ERROR_REASON_NOT_IMPLEMENTED: ErrorReason.ValueType  # 8
@@ -154,11 +164,16 @@ ERROR_REASON_MODEL_NOT_FOUND: ErrorReason.ValueType  # 9
 Example: {reason: "MODEL_NOT_FOUND", metadata: {served_model: "penstock-demo"}}.
 """
 ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 10
-"""RESOURCE_EXHAUSTED, with google.rpc.RetryInfo: no room now.
-Example: {reason: "OVERLOADED", metadata: {concurrent_calls: "256"}} and RetryInfo {retry_delay: 1.5s}.
+"""RESOURCE_EXHAUSTED, with google.rpc.RetryInfo: no room now, in `resource`: queue, resumable_streams, watchers,
+constraints (their compiler) or quota_counts (which cannot be reached). `concurrent_calls` are those that run and
+wait at this server; only where the call was a generation that was read already.
+Example: {reason: "OVERLOADED", metadata: {resource: "queue", concurrent_calls: "256"}} and RetryInfo {retry_delay:
+1.5s}.
 """
 ERROR_REASON_DEADLINE_PASSED: ErrorReason.ValueType  # 11
-"""DEADLINE_EXCEEDED: the call's deadline passed before the answer was complete.
+"""DEADLINE_EXCEEDED: the call's deadline passed before the answer was complete. The server ends the call shortly
+before the deadline (`status_margin` in the effective settings) so that this arrives; where a client's own clock is
+first, the clients of this project make the same error from what they have counted.
 Example: {reason: "DEADLINE_PASSED", metadata: {thought_tokens: "812", answer_tokens: "3"}}.
 """
 ERROR_REASON_DRAINING: ErrorReason.ValueType  # 12
@@ -174,7 +189,8 @@ ERROR_REASON_ENGINE_REFUSED: ErrorReason.ValueType  # 14
 Example: {reason: "ENGINE_REFUSED", metadata: {generation_id: "..."}}.
 """
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 15
-"""INTERNAL: anything unforeseen; the server's log has it under the generation id.
+"""INTERNAL: anything unforeseen; the server's log has it under the generation id. Without one where the call was no
+generation.
 Example: {reason: "INTERNAL", metadata: {generation_id: "..."}}.
 """
 ERROR_REASON_CALLER_REFUSED: ErrorReason.ValueType  # 16

@@ -1741,6 +1741,7 @@ class EffectiveSettings(_message.Message):
     WINDOW_TOKENS_FIELD_NUMBER: _builtins.int
     DROPPED_FIELD_NUMBER: _builtins.int
     REQUESTED_THINKING_MODE_FIELD_NUMBER: _builtins.int
+    STATUS_MARGIN_FIELD_NUMBER: _builtins.int
     thinking_mode: Global___ThinkingMode.ValueType
     """FAST or THINKING: AUTO is decided by now."""
     thinking_budget: _builtins.int
@@ -1765,6 +1766,12 @@ class EffectiveSettings(_message.Message):
     def dropped(self) -> Global___DroppedContext:
         """What the overflow policy dropped."""
 
+    @_builtins.property
+    def status_margin(self) -> _duration_pb2.Duration:
+        """How long before its deadline the server ends the call, so that the status arrives: about 20 ms, more under load.
+        Absent without a deadline.
+        """
+
     def __init__(
         self,
         *,
@@ -1777,10 +1784,11 @@ class EffectiveSettings(_message.Message):
         window_tokens: _builtins.int = ...,
         dropped: Global___DroppedContext | None = ...,
         requested_thinking_mode: Global___ThinkingMode.ValueType = ...,
+        status_margin: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["dropped", b"dropped", "sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["dropped", b"dropped", "sampling", b"sampling", "status_margin", b"status_margin"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_reserve", b"answer_reserve", "dropped", b"dropped", "max_output_tokens", b"max_output_tokens", "requested_thinking_mode", b"requested_thinking_mode", "sampling", b"sampling", "thinking_budget", b"thinking_budget", "thinking_mode", b"thinking_mode", "thinking_reason", b"thinking_reason", "window_tokens", b"window_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_reserve", b"answer_reserve", "dropped", b"dropped", "max_output_tokens", b"max_output_tokens", "requested_thinking_mode", b"requested_thinking_mode", "sampling", b"sampling", "status_margin", b"status_margin", "thinking_budget", b"thinking_budget", "thinking_mode", b"thinking_mode", "thinking_reason", b"thinking_reason", "window_tokens", b"window_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -62,7 +62,8 @@ export enum ErrorReason {
   LIMIT_EXCEEDED = 4,
 
   /**
-   * INVALID_ARGUMENT: the thinking budget cannot hold beside max_output_tokens and the answer reserve.
+   * INVALID_ARGUMENT: the thinking budget cannot hold beside max_output_tokens and the answer reserve. The numbers as
+   * asked: a budget that was not is 0, a reserve that was not is 1.
    * Example: {reason: "BUDGET_DOES_NOT_FIT", metadata: {thinking_budget: "900", max_output_tokens: "1000",
    * answer_reserve: "128"}}.
    *
@@ -80,7 +81,8 @@ export enum ErrorReason {
   CONTEXT_OVERFLOW = 6,
 
   /**
-   * FAILED_PRECONDITION: the request asks for something that this server's profile has off; it is refused, not ignored.
+   * FAILED_PRECONDITION: the request asks for something that this server's profile has off, or that does not work beside
+   * what it has on; it is refused, not ignored. `field` where a field of the request asks for it.
    * Example: {reason: "FEATURE_OFF", metadata: {field: "spec.sampling.min_p", feature: "mtp"}}.
    *
    * @generated from enum value: ERROR_REASON_FEATURE_OFF = 7;
@@ -104,15 +106,20 @@ export enum ErrorReason {
   MODEL_NOT_FOUND = 9,
 
   /**
-   * RESOURCE_EXHAUSTED, with google.rpc.RetryInfo: no room now.
-   * Example: {reason: "OVERLOADED", metadata: {concurrent_calls: "256"}} and RetryInfo {retry_delay: 1.5s}.
+   * RESOURCE_EXHAUSTED, with google.rpc.RetryInfo: no room now, in `resource`: queue, resumable_streams, watchers,
+   * constraints (their compiler) or quota_counts (which cannot be reached). `concurrent_calls` are those that run and
+   * wait at this server; only where the call was a generation that was read already.
+   * Example: {reason: "OVERLOADED", metadata: {resource: "queue", concurrent_calls: "256"}} and RetryInfo {retry_delay:
+   * 1.5s}.
    *
    * @generated from enum value: ERROR_REASON_OVERLOADED = 10;
    */
   OVERLOADED = 10,
 
   /**
-   * DEADLINE_EXCEEDED: the call's deadline passed before the answer was complete.
+   * DEADLINE_EXCEEDED: the call's deadline passed before the answer was complete. The server ends the call shortly
+   * before the deadline (`status_margin` in the effective settings) so that this arrives; where a client's own clock is
+   * first, the clients of this project make the same error from what they have counted.
    * Example: {reason: "DEADLINE_PASSED", metadata: {thought_tokens: "812", answer_tokens: "3"}}.
    *
    * @generated from enum value: ERROR_REASON_DEADLINE_PASSED = 11;
@@ -144,7 +151,8 @@ export enum ErrorReason {
   ENGINE_REFUSED = 14,
 
   /**
-   * INTERNAL: anything unforeseen; the server's log has it under the generation id.
+   * INTERNAL: anything unforeseen; the server's log has it under the generation id. Without one where the call was no
+   * generation.
    * Example: {reason: "INTERNAL", metadata: {generation_id: "..."}}.
    *
    * @generated from enum value: ERROR_REASON_INTERNAL = 15;

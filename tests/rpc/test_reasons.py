@@ -1,0 +1,211 @@
+"""Every reason that the server can send carries the metadata that error_reason.proto promises, read from there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2, status_pb2
+from penstock.callers.caller import NOBODY
+from penstock.callers.keys import make
+from penstock.config import Config
+from penstock.engine_scripted import Reply, ScriptedEngine
+from penstock.errors import EngineDown, EngineRefused
+from penstock.house import Arrival
+from penstock.server import Server
+from penstock.types import EngineChunk, EngineRequest
+from penstock_client.v1 import generation_pb2 as pb
+
+from tests.rpc.conftest import serving
+from tests.rpc.secure import bearer, spec, stub
+
+PROTO = Path(__file__).parents[2] / "protos/penstock/v1/error_reason.proto"
+KEY, ENTRY = make("team-a")
+
+
+def promised() -> dict[str, set[str]]:
+    """The metadata's keys in the example of each reason."""
+    found: dict[str, set[str]] = {}
+    text = re.sub(r"\n  // ", " ", PROTO.read_text())
+    for reason, metadata in re.findall(r'Example: \{reason: "(\w+)"(?:, metadata: \{(.*?)\})?\}', text):
+        found[reason] = set(re.findall(r"(\w+): \"", metadata))
+    return found
+
+
+PROMISED = promised()
+
+
+class Failing(ScriptedEngine):
+    """Raises after some tokens."""
+
+    def __init__(self, error: Callable[[], Exception]) -> None:
+        super().__init__((Reply(answer="abcdefgh"),))
+        self._error = error
+
+    async def stream(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
+        raise self._error()
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _a_margin_for_one_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Client and server share a busy event loop here: a tenth of the time given, instead of 20 ms."""
+    monkeypatch.setattr("penstock.house._STATUS_SECONDS", 10)
+    monkeypatch.setattr("penstock.house._MAX_STATUS_SECONDS", 10)
+
+
+def test_the_margin_is_20_ms_more_under_load_and_little_of_short_calls() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("penstock.house._STATUS_SECONDS", 0.02)
+        patch.setattr("penstock.house._MAX_STATUS_SECONDS", 0.25)
+        for seconds, lag, margin in ((60, 0, 0.02), (60, 0.05, 0.12), (60, 9, 0.25), (0.1, 9, 0.01)):
+            arrival = Arrival(NOBODY, 100.0, 100.0 + seconds)
+            assert arrival.status_margin_seconds(lag) == pytest.approx(margin)
+    assert Arrival(NOBODY, 100.0, None).status_margin_seconds(9) == 0
+
+
+def a_spec(**fields: Any) -> pb.GenerationSpec:
+    made = spec()
+    made.MergeFrom(pb.GenerationSpec(**fields))
+    return made
+
+
+def thinking(**fields: Any) -> pb.ThinkingConfig:
+    return pb.ThinkingConfig(**fields)
+
+
+async def drained(server: Server) -> None:
+    server.admission.drain()
+
+
+async def down(server: Server) -> None:
+    await server.set_ready(False)
+
+
+async def nothing(server: Server) -> None: ...
+
+
+LONG = Reply(answer="x" * 500, thought="y" * 500, step_seconds=0.02)
+OFF = pb.OutputConfig(json_schema="{}")
+CASES: dict[str, dict[str, Any]] = {
+    "INVALID_FIELD": {"spec": a_spec(sampling=pb.SamplingConfig(top_p=7))},
+    "MISSING_FIELD": {"spec": pb.GenerationSpec()},
+    "CONFLICTING_FIELDS": {"spec": a_spec(thinking=thinking(mode=pb.THINKING_MODE_FAST, thinking_budget=5))},
+    "LIMIT_EXCEEDED": {"spec": a_spec(output=pb.OutputConfig(candidate_count=500))},
+    "BUDGET_DOES_NOT_FIT": {
+        "spec": a_spec(thinking=thinking(thinking_budget=900), output=pb.OutputConfig(max_output_tokens=100))
+    },
+    "CONTEXT_OVERFLOW": {"spec": a_spec(messages=spec("x" * 9000).messages)},
+    "FEATURE_OFF": {"spec": a_spec(output=OFF)},
+    "MODEL_NOT_FOUND": {"spec": a_spec(model="another")},
+    "OVERLOADED": {"settings": {"admission": {"max_queued_calls": 0, "max_running_sequences": 1}}, "beside": True},
+    "DEADLINE_PASSED": {"reply": LONG, "timeout": 2.0},
+    "DRAINING": {"before": drained},
+    "ENGINE_DOWN": {"before": down},
+    "ENGINE_REFUSED": {"engine": lambda: Failing(lambda: EngineRefused("no"))},
+    "INTERNAL": {"engine": lambda: Failing(lambda: RuntimeError("a secret"))},
+    "CALLER_REFUSED": {"settings": {"auth": {"keys": [ENTRY.model_dump(mode="json")]}}, "key": None},
+    "GENERATION_NOT_FOUND": {"resume": True},
+    "POISONOUS_REQUEST": {"engine": lambda: Failing(lambda: EngineDown("died"))},
+    "QUOTA_EXCEEDED": {
+        "settings": {"auth": {"keys": [ENTRY.model_dump(mode="json")]}, "quotas": {"requests_per_minute": 1}},
+        "key": KEY,
+        "twice": True,
+    },
+}
+# The values of the enum that no code of this version sends.
+NEVER_SENT = {"NOT_IMPLEMENTED"}
+
+
+def test_every_reason_is_provoked_here() -> None:
+    assert set(PROMISED) == set(CASES) | NEVER_SENT
+    assert {"thinking_budget", "max_output_tokens", "answer_reserve"} == PROMISED["BUDGET_DOES_NOT_FIT"]
+    assert {"thought_tokens", "answer_tokens"} == PROMISED["DEADLINE_PASSED"]
+
+
+async def provoked(case: dict[str, Any], method: str) -> grpc.aio.AioRpcError:
+    settings: dict[str, Any] = {"server": {"listen": "127.0.0.1:0"}} | case.get("settings", {})
+    make_engine = case.get("engine", lambda: ScriptedEngine((case.get("reply", Reply(answer="ok")),)))
+    async with serving(make_engine(), Config.model_validate(settings)) as (server, at):
+        await case.get("before", nothing)(server)
+        metadata = bearer(case["key"]) if case.get("key") else None
+        what, timeout = case.get("spec", spec()), case.get("timeout")
+
+        async def call() -> None:
+            if case.get("resume"):
+                async for _ in stub(at).Resume(pb.ResumeRequest(generation_id="g", resume_token="t")):
+                    pass
+            elif method == "Generate":
+                await stub(at).Generate(pb.GenerateRequest(spec=what), metadata=metadata, timeout=timeout)
+            else:
+                request = pb.StreamGenerateRequest(spec=what, resumable=method == "resumable")
+                async for _ in stub(at).StreamGenerate(request, metadata=metadata, timeout=timeout):
+                    pass
+
+        if case.get("beside"):
+            async with server.admission.permit(_bid()):
+                return await failure(call())
+        if case.get("twice"):
+            await call()
+        return await failure(call())
+
+
+def _bid() -> Any:
+    from penstock.admission import Bid
+    from penstock.types import Priority
+
+    return Bid("other", Priority.NORMAL, 1, 1)
+
+
+async def failure(call: Awaitable[None]) -> grpc.aio.AioRpcError:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value
+
+
+def info_of(error: grpc.aio.AioRpcError) -> error_details_pb2.ErrorInfo:
+    status = status_pb2.Status.FromString(dict(error.trailing_metadata() or ())["grpc-status-details-bin"])
+    for detail in status.details:
+        info = error_details_pb2.ErrorInfo()
+        if detail.Unpack(info):
+            return info
+    raise AssertionError("no ErrorInfo")
+
+
+@pytest.mark.parametrize("method", ["Generate", "StreamGenerate", "resumable"])
+@pytest.mark.parametrize("reason", CASES)
+async def test_a_reason_carries_what_the_proto_promises(reason: str, method: str) -> None:
+    error = await provoked(CASES[reason], method)
+    info = info_of(error)
+    assert info.reason == reason
+    assert set(info.metadata) >= PROMISED[reason]
+    assert all(info.metadata.values())
+    assert "secret" not in str(error)
+    if reason == "BUDGET_DOES_NOT_FIT":
+        assert dict(info.metadata) == {"thinking_budget": "900", "max_output_tokens": "100", "answer_reserve": "1"}
+    if reason == "DEADLINE_PASSED":
+        assert sum(int(count) for count in info.metadata.values()) > 3
+
+
+async def test_what_a_deadline_cut_is_counted_and_the_margin_is_told() -> None:
+    settings = Config.model_validate({"server": {"listen": "127.0.0.1:0"}})
+    async with serving(ScriptedEngine((LONG,)), settings) as (_, at):
+        request = pb.StreamGenerateRequest(spec=a_spec(thinking=thinking(mode=pb.THINKING_MODE_THINKING)))
+        call, counts = stub(at).StreamGenerate(request, timeout=2.0), [0, 0]
+
+        async def read() -> None:
+            async for reply in call:
+                event = reply.event
+                if event.HasField("started"):
+                    margin = event.started.effective_settings.status_margin.ToTimedelta().total_seconds()
+                    assert margin == pytest.approx(0.2, rel=0.05)
+                counts[0] += event.thought.token_count
+                counts[1] += event.answer.token_count
+
+        metadata = info_of(await failure(read())).metadata
+        assert int(metadata["thought_tokens"]) >= counts[0] > 0
+        assert int(metadata["answer_tokens"]) >= counts[1]
