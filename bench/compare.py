@@ -23,9 +23,7 @@ from typing import Annotated
 
 import typer
 from penstock.config import EngineSettings
-from penstock.engine_vllm.args import plan_engine
-from penstock.engine_vllm.checkpoint import read_checkpoint
-from penstock.engine_vllm.devices import find_devices
+from penstock.engine_vllm.start import plan as plan_engine
 from penstock.hf_tokenizer import load
 
 from bench.contenders import MAKERS, Contender, Penstock, Setting
@@ -39,6 +37,7 @@ _ROUNDS, _QUICK_ROUNDS = 6, 2
 # Enough tokens at few streams, and no more than it takes at many.
 _REQUESTS_PER_STREAM = {1: 6, 8: 2}
 _KV_CACHE_GIB = 0.25  # each of four engines
+_GPU_SHARE = 0.2  # likewise
 
 
 def main(
@@ -116,9 +115,8 @@ def _measure(contenders: Sequence[Contender], streams: Sequence[int], rounds: in
 
 
 def _setting(folder: Path, collector: str, max_tokens: int, min_tokens: int) -> Setting:
-    settings = EngineSettings(kv_cache_gib=_KV_CACHE_GIB)
-    checkpoint = read_checkpoint(settings.model)
-    plan = plan_engine(settings, checkpoint, find_devices("cpu"))
+    settings = EngineSettings(kv_cache_gib=_KV_CACHE_GIB, gpu_memory_utilization=_GPU_SHARE)
+    checkpoint, plan, _ = plan_engine(settings)  # for the build of vLLM that is installed, as the service does
     os.environ.update(plan.environment)
     tokenizer = load(checkpoint.model, checkpoint.vocab_size)
     return Setting(folder, checkpoint.model, plan, tokenizer, collector, max_tokens, min_tokens)

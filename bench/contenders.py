@@ -275,7 +275,7 @@ class Penstock(OverSockets):
 
     def command(self) -> list[str]:
         # The embedded model is the default, with its price list.
-        settings: dict[str, object] = {"engine.kv_cache_gib": _kv_cache_gib(self.setting)}
+        settings = _memory(self.setting)
         # A message per step, as the others send it, however late the event loop is.
         settings["server.adaptive_flush_seconds"] = 0
         if self.setting.collector:
@@ -336,8 +336,12 @@ class Gathering(Penstock):
     flush_seconds = 0.1
 
 
-def _kv_cache_gib(setting: Setting) -> float:
-    return float(setting.plan.arguments["kv_cache_memory_bytes"] / 2**30)
+def _memory(setting: Setting) -> dict[str, object]:
+    """The service's settings for the memory that the plan gives each engine."""
+    arguments = setting.plan.arguments
+    if "kv_cache_memory_bytes" in arguments:
+        return {"engine.kv_cache_gib": float(arguments["kv_cache_memory_bytes"] / 2**30)}
+    return {"engine.gpu_memory_utilization": arguments["gpu_memory_utilization"]}
 
 
 def _vllm(setting: Setting, port: int, more: list[str]) -> list[str]:

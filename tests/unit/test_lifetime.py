@@ -117,22 +117,28 @@ def test_a_forked_child_should_neither_hold_the_pipe_nor_outlive_the_service() -
     """It is forked from a process that watches: the kernel's signal goes to that one alone."""
     done = run(
         f"""
-        import os, subprocess, sys
+        import os, subprocess, sys, time
         from penstock.engine_vllm.lifetime import ServicePipe
         pipe = ServicePipe()
         holder = os.fork()
         if holder == 0:
-            import time; time.sleep(600)
-        forks = {_WATCHES!r} + "import os, time; print(os.fork(), flush=True); time.sleep(600)"
+            time.sleep(20)  # longer than it takes to see that it does not hold the pipe
+            os._exit(0)
+        forks = {_WATCHES!r} + (
+            "import os, time; child = os.fork(); os.write(1, b'%d.' % child) if child else None; time.sleep(600)"
+        )
         process = subprocess.Popen([sys.executable, "-c", forks], stdout=subprocess.PIPE,
                                    env=os.environ | pipe.environment)
         import psutil
-        child = psutil.Process(max(int(process.stdout.readline()) for _ in range(2)))
+        child = psutil.Process(int(b"".join(iter(lambda: process.stdout.read(1), b"."))))
         pipe.close()
         print(process.wait(60))
-        while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
-            pass
         os.kill(holder, 9)
+        try:
+            while child.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(0.01)
+        except psutil.NoSuchProcess:
+            pass
         """
     )
     assert done.stdout.split() == ["-9"], done.stderr
@@ -153,10 +159,12 @@ def test_a_trial_of_a_constraint_should_end_with_the_sandbox_that_forked_it() ->
         """
     program = [sys.executable, "-c", textwrap.dedent(code)]
     with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as sandbox:
-        assert sandbox.stdout is not None
-        forks = [psutil.Process(int(pid)) for pid in sandbox.stdout.readline().split()]
-        assert len(forks) == 2
-        sandbox.kill()
+        try:
+            assert sandbox.stdout is not None
+            forks = [psutil.Process(int(pid)) for pid in sandbox.stdout.readline().split()]
+            assert len(forks) == 2
+        finally:
+            sandbox.kill()
         assert all(ends(process) for process in forks)
 
 
@@ -194,12 +202,15 @@ def test_nothing_should_happen_where_no_service_is_named_or_in_the_service_itsel
 
 def test_a_zombie_should_not_be_waited_for() -> None:
     """PID 1 of a container may never reap what its parent left behind."""
-    code = "import subprocess, time; print(subprocess.Popen(['true']).pid, flush=True); time.sleep(600)"
+    code = "import os, time; child = os.fork(); child or os._exit(0); print(child, flush=True); time.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdout is not None
-        zombie = psutil.Process(int(parent.stdout.readline()))
-        with pytest.raises(psutil.TimeoutExpired):
-            zombie.wait(0.1)
-        kill([zombie], 1e9)  # where it were waited for, the test's own timeout would end this
-        assert zombie.status() == psutil.STATUS_ZOMBIE
-        parent.kill()
+        try:
+            assert parent.stdout is not None
+            zombie = psutil.Process(int(parent.stdout.readline()))
+            assert ends(zombie)
+            with pytest.raises(psutil.TimeoutExpired):
+                zombie.wait(0.1)
+            kill([zombie], 1e9)  # where it were waited for, the test's own timeout would end this
+            assert zombie.status() == psutil.STATUS_ZOMBIE
+        finally:
+            parent.kill()

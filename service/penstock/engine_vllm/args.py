@@ -11,7 +11,7 @@ from typing import Any
 
 from penstock.config import EngineSettings
 from penstock.engine_vllm.checkpoint import Checkpoint
-from penstock.engine_vllm.features import Device, Devices, Resolved, resolve, yarn_factor
+from penstock.engine_vllm.features import Devices, Resolved, resolve, yarn_factor
 from penstock.engine_vllm.parallel import Layout
 from penstock.errors import ConfigError
 from penstock.types import Feature
@@ -65,7 +65,7 @@ def plan_engine(settings: EngineSettings, checkpoint: Checkpoint, devices: Devic
         arguments["per_request_spec_decode_metrics"] = "summary"
     if resolved.yarn.enabled and checkpoint.rope.get("rope_type") != "yarn":
         arguments["hf_overrides"] = _yarn(checkpoint, resolved.window_tokens)
-    arguments |= _cpu(settings) if devices.kind == "cpu" else _gpu(settings, checkpoint, resolved)
+    arguments |= _cpu(settings) if devices.kind == "cpu" else _gpu(settings, checkpoint, resolved, devices)
     if settings.nodes > 1:
         arguments |= _several_nodes(settings)
     if devices.kind == "cpu" and settings.extra_args.get("enable_expert_parallel"):
@@ -73,7 +73,7 @@ def plan_engine(settings: EngineSettings, checkpoint: Checkpoint, devices: Devic
     arguments |= settings.extra_args
     return EnginePlan(
         arguments={name: value for name, value in arguments.items() if value is not None},
-        environment=_environment(settings, checkpoint, devices.kind, resolved),
+        environment=_environment(settings, checkpoint, devices, resolved),
         profile=resolved.profile,
         unsupported_fields=SPECULATION_REFUSES if resolved.mtp.enabled else {},
         layout=_layout(checkpoint, resolved) if resolved.routing.enabled else None,
@@ -100,7 +100,7 @@ def _cpu(settings: EngineSettings) -> dict[str, Any]:
     }
 
 
-def _gpu(settings: EngineSettings, checkpoint: Checkpoint, resolved: Resolved) -> dict[str, Any]:
+def _gpu(settings: EngineSettings, checkpoint: Checkpoint, resolved: Resolved, devices: Devices) -> dict[str, Any]:
     made_fp8 = resolved.fp8_weights.enabled and checkpoint.quantization is None
     spread = resolved.parallel
     return {
@@ -109,6 +109,7 @@ def _gpu(settings: EngineSettings, checkpoint: Checkpoint, resolved: Resolved) -
         "data_parallel_size": spread.data if spread.data > 1 else None,
         "enable_expert_parallel": spread.experts,
         "enable_eplb": spread.eplb,
+        "gdn_prefill_backend": None if devices.compiles_cuda else "triton",
         "enable_return_routed_experts": True if resolved.routing.enabled else None,
     }
 
@@ -137,7 +138,7 @@ def _yarn(checkpoint: Checkpoint, window: int) -> dict[str, Any]:
 
 
 def _environment(
-    settings: EngineSettings, checkpoint: Checkpoint, device: Device, resolved: Resolved
+    settings: EngineSettings, checkpoint: Checkpoint, devices: Devices, resolved: Resolved
 ) -> dict[str, str]:
     """Variables for this process and its children."""
     environment = {
@@ -154,7 +155,9 @@ def _environment(
         environment["VLLM_CACHE_ROOT"] = str(Path(sys.prefix) / "cache" / "vllm")
     if checkpoint.is_local:
         environment["HF_HUB_OFFLINE"] = "1"
-    if device == "cpu":
+    if not devices.compiles_cuda:
+        environment["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
+    if devices.kind == "cpu":
         # vLLM marks a few helpers for torch.compile even where eager is enforced: the first request with logprobs
         # then waits 20 s for a C++ compiler.
         environment["TORCH_COMPILE_DISABLE"] = "1"

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from penstock.engine_vllm.features import Device, Devices
 
 _CPUINFO = Path("/proc/cpuinfo")
+_READS_FP8_CACHE = (8, 9)
+"""From this compute capability on: Triton has no e4m3 below, and FlashAttention 3 is Hopper's."""
+_CUDA_HOME = "/usr/local/cuda"
+_NEARLY = 0.97
+_LOOK_SECONDS = 0.1
 
 
 def find_devices(kind: Device) -> Devices:
@@ -25,15 +33,53 @@ def find_devices(kind: Device) -> Devices:
     except pynvml.NVMLError:
         return Devices("gpu")
     try:
-        memory = [
-            pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(index)).total
-            for index in range(pynvml.nvmlDeviceGetCount())
-        ]
+        handles = _handles(pynvml)
+        memory = [pynvml.nvmlDeviceGetMemoryInfo(handle).total for handle in handles]
+        capability = min((tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle)) for handle in handles), default=None)
     finally:
         pynvml.nvmlShutdown()
-    visible = _visible(len(memory))
-    memory = [memory[index] for index in visible] or memory
-    return Devices("gpu", max(1, len(memory)), min(memory, default=None))
+    reads = capability is None or capability >= _READS_FP8_CACHE
+    return Devices("gpu", max(1, len(memory)), min(memory, default=None), reads, capability, _compiles_cuda())
+
+
+def free_bytes() -> tuple[int, ...]:
+    """Memory that is free on each visible GPU; empty where there is none, or where nobody says."""
+    try:
+        pynvml: Any = importlib.import_module("pynvml")
+        pynvml.nvmlInit()
+    except Exception:  # no such module, or no driver: there is nothing to say
+        return ()
+    try:
+        return tuple(pynvml.nvmlDeviceGetMemoryInfo(handle).free for handle in _handles(pynvml))
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def wait_until_free(before: Sequence[int], wait_seconds: float) -> bool:
+    """Wait until each GPU has about as much free memory as `before`; False where it has not after so long.
+
+    The driver takes memory back when a process has ended, not at once: an engine that is started sooner finds too
+    little and does not start.
+    """
+    until = time.monotonic() + wait_seconds
+    while any(now < then * _NEARLY for now, then in zip(free_bytes(), before, strict=False)):
+        if time.monotonic() > until:
+            return False
+        time.sleep(_LOOK_SECONDS)
+    return True
+
+
+def _handles(pynvml: Any) -> list[Any]:
+    handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+    return [handles[index] for index in _visible(len(handles))]
+
+
+def _compiles_cuda() -> bool:
+    """Where FlashInfer looks for its compiler (flashinfer.jit.cpp_ext), as vLLM reads it too."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    on_path = None if home else shutil.which("nvcc")
+    nvcc = on_path or shutil.which("nvcc", path=str(Path(home or _CUDA_HOME) / "bin"))
+    return nvcc is not None and shutil.which("ninja") is not None
 
 
 def _has_avx512(cpuinfo: Path) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import logging
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -18,6 +19,7 @@ from penstock.engine import EngineLoad
 from penstock.engine_vllm.compat.plain_text import text_tokens
 from penstock.engine_vllm.compat.slow_grammars import TOO_SLOW
 from penstock.engine_vllm.constraints import Constraints, grammar_of, refusal
+from penstock.engine_vllm.devices import wait_until_free
 from penstock.engine_vllm.experts import OutputTally, merged
 from penstock.engine_vllm.lifetime import ServicePipe
 from penstock.engine_vllm.load import LoadMeter
@@ -38,7 +40,9 @@ from penstock.types import (
     TokenLogprobs,
 )
 
+log = logging.getLogger(__name__)
 _KILL_SECONDS = 10.0
+_FREE_SECONDS = 30.0
 
 
 class VllmEngine:
@@ -48,6 +52,7 @@ class VllmEngine:
         self,
         llm: AsyncLLM,
         pipe: ServicePipe,
+        free_before: tuple[int, ...],
         card: ModelCard,
         tokenizer: HfTokenizer,
         meter: LoadMeter,
@@ -55,6 +60,7 @@ class VllmEngine:
     ) -> None:
         self._llm = llm
         self._pipe = pipe
+        self._free_before = free_before
         self._card = card
         self._tokenizer = tokenizer
         self._meter = meter
@@ -191,6 +197,8 @@ class VllmEngine:
         self._pipe.close()
         # They are dead or dying now; nothing of the engine may be left after this.
         kill(self._processes, _KILL_SECONDS)
+        if not wait_until_free(self._free_before, _FREE_SECONDS):
+            log.warning("the ended engine's GPU memory is not free after %g s", _FREE_SECONDS)
 
     def _compilers_tokenizer(self) -> str:
         """As vLLM's backend makes it (v1/structured_output/backend_xgrammar.py)."""

@@ -23,13 +23,15 @@ LARGEST_YARN_TOKENS = 1_010_000
 
 @dataclass(frozen=True, slots=True)
 class Devices:
-    """What there is to run on. `bytes_each` is None where it could not be found out; `reads_fp8_cache` is whether
-    attention can there."""
+    """What there is to run on. `bytes_each` and `capability` (CUDA's compute capability) are None where they could not
+    be found out; `reads_fp8_cache` is whether attention can there, `compiles_cuda` whether nvcc and ninja are there."""
 
     kind: Device
     count: int = 1
     bytes_each: int | None = None
     reads_fp8_cache: bool = True
+    capability: tuple[int, int] | None = None
+    compiles_cuda: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,7 @@ def resolve(settings: EngineSettings, checkpoint: Checkpoint, devices: Devices) 
         parallel=parallel,
         window_tokens=window,
         max_sequences=sequences,
-        described=_described(settings, devices.kind),
+        described=_described(settings, devices),
     )
 
 
@@ -106,7 +108,10 @@ def _fp8_weights(settings: EngineSettings, checkpoint: Checkpoint, device: Devic
 
 def _fp8_kv_cache(settings: EngineSettings, devices: Devices) -> Feature:
     if not devices.reads_fp8_cache and settings.fp8_kv_cache != "off":
-        return impossible("fp8_kv_cache", settings.fp8_kv_cache, "this CPU has no AVX-512", "bfloat16")
+        lacks = "this CPU has no AVX-512"
+        if devices.capability is not None:
+            lacks = "attention reads it from compute capability 8.9 on, this GPU has {}.{}".format(*devices.capability)
+        return impossible("fp8_kv_cache", settings.fp8_kv_cache, lacks, "bfloat16")
     return switch("fp8_kv_cache", settings.fp8_kv_cache, on="e4m3")
 
 
@@ -160,14 +165,25 @@ def yarn_factor(wanted: int, native: int) -> float:
     return float(max(2, -(-wanted // native)))
 
 
-def _described(settings: EngineSettings, device: Device) -> tuple[Feature, ...]:
+def _described(settings: EngineSettings, devices: Devices) -> tuple[Feature, ...]:
     """What is not switched here, but worth knowing."""
     chunk = f"{settings.max_batch_tokens} tokens" if settings.max_batch_tokens else ""
-    if device == "cpu":
+    more: tuple[Feature, ...] = ()
+    if devices.kind == "cpu":
         runner = Feature("model_runner", True, "V1", "V2 needs Triton, which has no CPU backend here")
         backend = Feature("attention_backend", True, "CPU_ATTN", "the only one on a CPU")
     else:
         runner = Feature("model_runner", True, "", "vLLM's choice")
         chosen = settings.extra_args.get("attention_backend")
         backend = Feature("attention_backend", True, str(chosen or ""), "asked for" if chosen else "vLLM's choice")
-    return Feature("chunked_prefill", True, chunk, "prefix caching of Gated DeltaNet states needs it"), runner, backend
+        more = (flashinfer(devices),)
+    chunked = Feature("chunked_prefill", True, chunk, "prefix caching of Gated DeltaNet states needs it")
+    return chunked, runner, backend, *more
+
+
+def flashinfer(devices: Devices) -> Feature:
+    """Whether vLLM may take FlashInfer's kernels. Some are compiled when they are first used: on Hopper vLLM chooses
+    one for the prefill of Gated DeltaNet without a look at whether that can be done, and no first token would come."""
+    if devices.compiles_cuda:
+        return Feature("flashinfer", True, "", "vLLM's choice; kernels that are not built yet compile at the start")
+    return Feature("flashinfer", False, "", "its kernels compile at first use, and nvcc or ninja is not here")

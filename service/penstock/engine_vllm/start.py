@@ -14,7 +14,7 @@ from penstock.config import EngineSettings
 from penstock.engine_vllm.args import EnginePlan, plan_engine
 from penstock.engine_vllm.background import run_in_background
 from penstock.engine_vllm.checkpoint import Checkpoint, read_checkpoint
-from penstock.engine_vllm.devices import find_devices
+from penstock.engine_vllm.devices import find_devices, free_bytes
 from penstock.engine_vllm.features import Device
 from penstock.engine_vllm.lifetime import ServicePipe
 from penstock.engine_vllm.nodes import find_leader
@@ -50,7 +50,7 @@ async def start(settings: EngineSettings, progress: Progress = lambda phase: Non
     engine = await _loaded(settings, checkpoint, planned, version)
     progress("warming")
     try:
-        await _warm_up(engine)
+        await _warm_up(engine, min(settings.load_seconds, _first_token_seconds(version)))
         fault = await budget_fault(engine)
     except EngineDown as error:
         await engine.close()
@@ -161,9 +161,10 @@ def _settle_environment() -> None:
 async def _loaded(settings: EngineSettings, checkpoint: Checkpoint, planned: EnginePlan, version: str) -> VllmEngine:
     """Load in a thread. Where that fails or is cancelled, end the processes that it has started so far."""
     before, pipe = set(children()), ServicePipe()
+    free_before = free_bytes()
     os.environ.update(pipe.environment)
     try:
-        return await run_in_background(_load, settings, checkpoint, planned, version, pipe)
+        return await run_in_background(_load, settings, checkpoint, planned, version, pipe, free_before)
     except BaseException as error:
         started = [process for process in children() if process not in before]
         pipe.close()
@@ -176,9 +177,15 @@ async def _loaded(settings: EngineSettings, checkpoint: Checkpoint, planned: Eng
 
 
 def _load(
-    settings: EngineSettings, checkpoint: Checkpoint, plan: EnginePlan, version: str, pipe: ServicePipe
+    settings: EngineSettings,
+    checkpoint: Checkpoint,
+    plan: EnginePlan,
+    version: str,
+    pipe: ServicePipe,
+    free_before: tuple[int, ...],
 ) -> VllmEngine:
-    """Blocks while vLLM starts its processes and reads the weights. The engine closes `pipe` at its end."""
+    """Blocks while vLLM starts its processes and reads the weights. The engine closes `pipe` at its end, and waits
+    until as much memory is free on each GPU as there was before it."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -198,7 +205,7 @@ def _load(
         raise EngineDown(f"vLLM did not start: {error}") from error
     tokenizer = HfTokenizer(llm.renderer.get_tokenizer(), checkpoint.vocab_size)
     card = _card(settings, checkpoint, plan, tokenizer, config, version)
-    return VllmEngine(llm, pipe, card, tokenizer, meter, settings.constraint_seconds)
+    return VllmEngine(llm, pipe, free_before, card, tokenizer, meter, settings.constraint_seconds)
 
 
 def in_vllms_types(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -240,6 +247,8 @@ def _card(
 
 def described(feature: Feature, config: Any) -> Feature:
     """The feature as the loaded engine has it: prefix caching by blocks, whose size vLLM works out while it loads."""
+    if feature.name == "model_runner" and not feature.value:
+        return dataclasses.replace(feature, value="V2" if config.use_v2_model_runner else "V1")
     if feature.name != "prefix_caching" or not feature.enabled:
         return feature
     block = config.cache_config.block_size
@@ -252,6 +261,11 @@ def _whole(advised: object) -> int | None:
     return advised if isinstance(advised, int) and advised > 0 else None
 
 
+def _first_token_seconds(version: str) -> float:
+    """On a GPU kernels that are not built yet compile at their first use, which takes minutes: no reason to give up."""
+    return 120.0 if version.startswith(_DISTRIBUTIONS["cpu"]) else 1800.0
+
+
 def default_sampling(checkpoint: Checkpoint, unsupported: frozenset[str]) -> Sampling:
     """The checkpoint's generation_config. Without do_sample it means greedy, whatever temperature it names."""
     given = checkpoint.generation_defaults
@@ -262,14 +276,14 @@ def default_sampling(checkpoint: Checkpoint, unsupported: frozenset[str]) -> Sam
     return Sampling(**{name: value for name, value in values.items() if f"spec.sampling.{name}" not in unsupported})
 
 
-async def _warm_up(engine: VllmEngine) -> None:
+async def _warm_up(engine: VllmEngine, most_seconds: float) -> None:
     """A few real tokens, so that serving starts when the engine has answered and not before."""
     prompt = tuple(engine.tokenizer.encode("1 + 1 ="))
     request = EngineRequest("start-up", prompt, max_tokens=4, min_tokens=1, sampling=Sampling(temperature=0.0))
     try:
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(most_seconds):
             tokens = [token async for chunk in engine.stream(request) for token in chunk.token_ids]
     except TimeoutError as error:
-        raise EngineDown("the engine came up, but gave no token within 120 seconds") from error
+        raise EngineDown(f"the engine came up, but gave no token within {most_seconds:g} seconds") from error
     if not tokens:
         raise EngineDown("the engine came up, but gave no token")

@@ -45,7 +45,8 @@ class WorkerReport:
 
     def weight_bytes(self) -> dict[str, int]:
         """Bytes of weights by element type, the draft layer's included, what both share counted once."""
-        drafter = getattr(self.model_runner, "drafter", None)
+        # Model Runner V2, which GPUs get, calls it `speculator`.
+        drafter = getattr(self.model_runner, "drafter", None) or getattr(self.model_runner, "speculator", None)
         models = [self.model_runner.model, getattr(drafter, "model", None)]
         sizes: dict[str, int] = {}
         seen: set[int] = set()
