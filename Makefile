@@ -12,7 +12,7 @@ LOCK := requirements/$(ENGINE).lock
 STAMP := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools demo test test-fast test-full check versions protos configuration clients chart lock sbom model quantize pilot clean
+.PHONY: help setup tools demo test test-fast test-full check versions protos configuration clients chart lock sbom model quantize pictures pilot clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -88,6 +88,9 @@ clients: setup tools ## the clients in all languages: conformance cases, example
 
 pilot: setup ## a pilot report of the small model in docs/pilot, on a machine that does nothing else
 	@$(BIN)/python scripts/pilot $(ARGS)
+
+pictures: setup ## the pictures of the README again; to be looked at before they are committed
+	@$(BIN)/python scripts/pictures $(ARGS)
 
 clean: ## remove everything that set-up and runs made
 	rm -rf .venv .venv-gpu .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build

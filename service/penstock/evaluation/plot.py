@@ -42,16 +42,21 @@ class Label:
 
 
 def draw(summaries: Sequence[Summary], title: str, file: Path) -> None:
-    """Writes the picture; the suffix of `file` says which format."""
+    """Write the picture; the suffix of `file` says which format. Costs are drawn where the service tells them."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=_SIZE, dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplot_mosaic([["accuracy", "latency"], ["accuracy", "cost"]], width_ratios=[1.7, 1.0])
-    _accuracy(axes["accuracy"], summaries)
-    _latency(axes["latency"], summaries)
-    _cost(axes["cost"], summaries)
+    priced = any(summary.usd_per_1000_questions is not None for summary in summaries)
+    # Accuracy on the left; latency on the right, above costs where there are some.
+    axes = figure.subplot_mosaic("al;ac" if priced else "al", width_ratios=[1.7, 1.0])
+    _accuracy(axes["a"], summaries)
+    _latency(axes["l"], summaries)
+    if priced:
+        _cost(axes["c"], summaries)
+    else:
+        axes["l"].set_xlabel("mean thought tokens spent")
     for one in axes.values():
         one.grid(alpha=0.25)
         one.spines[["top", "right"]].set_visible(False)
@@ -105,9 +110,6 @@ def _cost(axes: Axes, summaries: Sequence[Summary]) -> None:
     axes.set_title("cost of 1,000 questions", fontsize=9)
     axes.set_xlabel("mean thought tokens spent")
     priced = [(s, cost) for s in summaries if (cost := s.usd_per_1000_questions) is not None]
-    if not priced:
-        axes.text(0.5, 0.5, "the service has no price list", ha="center", transform=axes.transAxes, fontsize=8)
-        return
     thinking = [(s.mean_thought_tokens, cost) for s, cost in priced if s.setting.mode is ThinkingMode.THINKING]
     axes.plot([x for x, _ in thinking], [y for _, y in thinking], color=_BLUE, linewidth=1.2)
     _points(axes, [s for s, _ in priced], [cost for _, cost in priced])
