@@ -3,6 +3,7 @@ package penstock
 import (
 	"context"
 	"errors"
+	"strconv"
 	"strings"
 	"time"
 
@@ -91,6 +92,8 @@ type Error struct {
 	RateLimits map[string]string
 
 	isCutShort bool
+	// isOwn: a deadline that this client's clock, or a proxy's, was first to see. No word of the service has come.
+	isOwn bool
 }
 
 func (e *Error) Error() string { return e.Message }
@@ -106,6 +109,16 @@ func (e *Error) Is(target error) bool {
 		return e.Kind == ErrDeadlineExceeded
 	}
 	return e.Kind == target
+}
+
+// count fills in what the service would have told of a deadline that passed: what has arrived of thought and answer.
+func (e *Error) count(candidates []*Candidate) {
+	var thought, answer int
+	for _, one := range candidates {
+		thought, answer = thought+one.ReasoningTokens, answer+one.AnswerTokens
+	}
+	e.isOwn, e.Reason = true, "DEADLINE_PASSED"
+	e.Metadata = map[string]string{"thought_tokens": strconv.Itoa(thought), "answer_tokens": strconv.Itoa(answer)}
 }
 
 func cutShort() *Error {
@@ -129,6 +142,9 @@ func errorOf(err error) *Error {
 	}
 	if made.Message == "" {
 		made.Message = made.Code.String()
+	}
+	if made.Kind == ErrDeadlineExceeded && made.Reason == "" {
+		made.count(nil)
 	}
 	return made
 }

@@ -65,6 +65,9 @@ func (r *recovery) lastEvent() *pb.GenerationEvent {
 
 // wait sleeps until request may be sent. It returns failure where nothing can be resumed, or not any more.
 func (r *recovery) wait(ctx context.Context, failure *Error) error {
+	if failure.isOwn {
+		failure.count(r.reader.response.Candidates)
+	}
 	if r.policy == nil || !r.mayGoOn(failure) {
 		return failure
 	}
@@ -94,7 +97,11 @@ func (r *recovery) wait(ctx context.Context, failure *Error) error {
 	case <-timer.C:
 		return nil
 	case <-ctx.Done():
-		return contextError(ctx)
+		ended := contextError(ctx)
+		if ended.isOwn {
+			ended.count(r.reader.response.Candidates)
+		}
+		return ended
 	}
 }
 
@@ -129,7 +136,9 @@ func (r *recovery) request() *pb.ResumeRequest {
 
 func contextError(ctx context.Context) *Error {
 	if ctx.Err() == context.DeadlineExceeded {
-		return &Error{Kind: ErrDeadlineExceeded, Code: codes.DeadlineExceeded, Message: "the deadline passed"}
+		passed := &Error{Kind: ErrDeadlineExceeded, Code: codes.DeadlineExceeded, Message: "the deadline passed"}
+		passed.count(nil)
+		return passed
 	}
 	return &Error{Kind: ErrCancelled, Code: codes.Canceled, Message: "cancelled"}
 }

@@ -56,7 +56,10 @@ def _error(expected: dict[str, Any], seen: dict[str, Any] | None, wrong: _Wrong)
     if not seen:
         wrong.found.append(f"no error, not {expected}")
         return
-    wrong.fields("error", {name: value for name, value in expected.items() if name != "fields"}, seen)
+    own = ("fields", "metadata_keys")
+    wrong.fields("error", {name: value for name, value in expected.items() if name not in own}, seen)
+    if "metadata_keys" in expected:
+        wrong.unless("error.metadata", sorted(seen["metadata"]), expected["metadata_keys"])
     if "fields" in expected:
         wrong.unless("error.fields", sorted(seen["fields"]), expected["fields"])
 

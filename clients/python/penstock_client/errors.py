@@ -112,7 +112,19 @@ class MessageTooLarge(PenstockError):
 
 
 class DeadlineExceeded(PenstockError):
-    """The time given was not enough."""
+    """The time given was not enough.
+
+    `metadata` has thought_tokens and answer_tokens, which is what was made until then: as the server counted it or,
+    where this client's own clock was first, as much of it as has arrived.
+    """
+
+    is_own = False
+    """This client's clock was first, or a proxy's: no word of the service has come."""
+
+    def count(self, thought_tokens: int = 0, answer_tokens: int = 0) -> None:
+        """Fills in what the service would have told."""
+        self.is_own, self.reason = True, "DEADLINE_PASSED"
+        self.metadata = {"thought_tokens": str(thought_tokens), "answer_tokens": str(answer_tokens)}
 
 
 class Unavailable(PenstockError):
@@ -194,7 +206,7 @@ def from_rpc_error(error: Any) -> PenstockError:
     # gRPC's own limit on message size uses the code of overload, where trying again would be wrong.
     if kind is Overloaded and not info.reason and "message larger than max" in message:
         kind = MessageTooLarge
-    return kind(
+    made = kind(
         message,
         code=code,
         reason=info.reason,
@@ -203,6 +215,9 @@ def from_rpc_error(error: Any) -> PenstockError:
         retry_after_seconds=retry.retry_delay.ToNanoseconds() / 1e9 if retry.HasField("retry_delay") else None,
         rate_limits=rate_limits_of(error.trailing_metadata()),
     )
+    if isinstance(made, DeadlineExceeded) and not made.reason:
+        made.count()
+    return made
 
 
 def rate_limits_of(trailers: Any) -> dict[str, str]:

@@ -103,6 +103,8 @@ class Recovery:
     def wait_seconds(self, failure: PenstockError) -> float:
         """How long to wait before `request` is sent. Raises `failure` where nothing can be resumed, or not any more."""
         policy = self._policy
+        if isinstance(failure, DeadlineExceeded) and failure.is_own:
+            self._count(failure)
         if policy is None or not self._may_go_on(failure):
             raise failure
         now = time.monotonic()
@@ -116,13 +118,19 @@ class Recovery:
             wait = 0.0  # The connection may be cut while the server is well.
         left = self.seconds_left
         if left is not None and left <= wait:
-            raise DeadlineExceeded(
+            passed = DeadlineExceeded(
                 "the deadline passed while the connection was away", code=grpc.StatusCode.DEADLINE_EXCEEDED
-            ) from failure
+            )
+            self._count(passed)
+            raise passed from failure
         _log.info("connection lost (%s); going on in %.2f s", failure.message.partition("\n")[0][:100], wait)
         self.reconnections += self._attempts == 0  # connections that were lost, not attempts to get another
         self._attempts += 1
         return wait
+
+    def _count(self, passed: DeadlineExceeded) -> None:
+        candidates = self._reader.response.candidates
+        passed.count(sum(one.reasoning_tokens for one in candidates), sum(one.answer_tokens for one in candidates))
 
     def _may_go_on(self, failure: PenstockError) -> bool:
         if isinstance(failure, BrokenStream):

@@ -86,8 +86,31 @@ export class GenerationNotFound extends PenstockError {}
 export class Overloaded extends PenstockError {}
 /** A message is larger than the sender or the receiver allows. */
 export class MessageTooLarge extends PenstockError {}
-/** The time given was not enough. */
-export class DeadlineExceeded extends PenstockError {}
+/**
+ * The time given was not enough. `metadata` has thought_tokens and answer_tokens, which is what was made until then: as the
+ * server counted it or, where this client's own clock was first, as much of it as has arrived.
+ */
+export class DeadlineExceeded extends PenstockError {
+  /** This client's clock was first, or a proxy's: no word of the service has come. */
+  readonly isOwn: boolean;
+
+  constructor(message: string, failure: Failure = {}) {
+    const own = !failure.reason;
+    const metadata = { thought_tokens: "0", answer_tokens: "0", ...failure.metadata };
+    super(message, own ? { ...failure, reason: "DEADLINE_PASSED", metadata } : failure);
+    this.isOwn = own;
+  }
+
+  /** The same where it is the client's own, with what has arrived. */
+  counted(candidates: readonly { reasoningTokens: number; answerTokens: number }[]): DeadlineExceeded {
+    if (!this.isOwn) return this;
+    const sum = (of: "reasoningTokens" | "answerTokens") => String(candidates.reduce((all, one) => all + one[of], 0));
+    return new DeadlineExceeded(this.message, {
+      ...(this.code !== undefined && { code: this.code }),
+      metadata: { thought_tokens: sum("reasoningTokens"), answer_tokens: sum("answerTokens") },
+    });
+  }
+}
 /** Nothing answers (no reason), the server is going away (DRAINING), or its engine is down (ENGINE_DOWN). */
 export class Unavailable extends PenstockError {}
 /** Who the caller is, is not known or not allowed. */

@@ -85,6 +85,8 @@ export class Recovery {
   /** How long to wait before `request` is sent. Throws `failure` where nothing can be resumed, or not any more. */
   waitSeconds(failure: unknown): number {
     const { policy } = this;
+    const { candidates } = this.reader.response;
+    if (failure instanceof DeadlineExceeded) throw failure.counted(candidates);
     if (!policy || !(failure instanceof PenstockError) || !this.mayGoOn(failure)) throw failure;
     const now = Date.now();
     if (this.attempts === 0) this.cutAt = now;
@@ -93,7 +95,8 @@ export class Recovery {
     wait = Math.max(wait * (0.5 + Math.random() / 2), failure.retryAfterSeconds ?? 0);
     if (this.attempts === 0 && !this.drained) wait = 0; // The connection may be cut while the server is well.
     if (this.deadline !== undefined && this.deadline - now <= wait * 1000) {
-      throw new DeadlineExceeded("the deadline passed while the connection was away", { code: Code.DEADLINE_EXCEEDED });
+      const passed = "the deadline passed while the connection was away";
+      throw new DeadlineExceeded(passed, { code: Code.DEADLINE_EXCEEDED }).counted(candidates);
     }
     if (this.attempts === 0) this.reconnections += 1; // connections that were lost, not attempts to get another
     this.attempts += 1;
