@@ -2,7 +2,7 @@
 
 import sys
 
-from penstock.cli.failures import EXIT_INTERRUPTED
+_EXIT_INTERRUPTED = 130
 
 
 def main() -> None:
@@ -10,8 +10,9 @@ def main() -> None:
         from penstock.cli import app
 
         app(prog_name="penstock")
-    except KeyboardInterrupt:  # while it is imported
-        sys.exit(EXIT_INTERRUPTED)
+    except KeyboardInterrupt:  # while it is imported; a running command says what it leaves
+        print("penstock: interrupted", file=sys.stderr)
+        sys.exit(_EXIT_INTERRUPTED)
 
 
 if __name__ == "__main__":

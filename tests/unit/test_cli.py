@@ -86,7 +86,7 @@ def test_wrong_configuration_is_exit_code_2_in_words(tmp_path: Path) -> None:
 
 
 def test_serve_checks_its_configuration() -> None:
-    assert run("serve", "--check-config", "--listen", "0.0.0.0:1", "--insecure", "--device", "cpu").exit_code == 0
+    assert run("serve", "--check-config", "--listen", "0.0.0.0:0", "--insecure", "--device", "cpu").exit_code == 0
     result = run("serve", "--check-config", "--device", "tpu", "--set", "engine.mtp=of")
     assert result.exit_code == 2
     assert "flag --device: engine.device: must be 'auto', 'cpu' or 'gpu', not 'tpu'" in result.stderr
