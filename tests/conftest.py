@@ -19,6 +19,7 @@ _FOLDERS = {"engine": ["engine"], "chaos": ["engine"], "hostile": ["slow"], "bro
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--generated-requests", type=int, default=5000, help="how many tests/engine/ sends, marked full")
     parser.addoption("--hostile-requests", type=int, default=2_000, help="how many tests/hostile/ sends in all")
     parser.addoption("--require-tools", action="store_true", help="fail where a tool is missing that a test needs")
 

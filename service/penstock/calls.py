@@ -36,7 +36,9 @@ from penstock.house import Arrival, House
 from penstock.live import LiveStream
 from penstock.observe import CALL, GenerationWatch, Step
 from penstock.planning import Plan, carried_plan, plan_generation, with_budget, with_carried
+from penstock.poison import accountable, network_of
 from penstock.sealed import Carried, seal, unseal
+from penstock.supervisor import SupervisedEngine
 from penstock.types import Event, Finished, FinishReason
 from penstock.usage import Meter
 from penstock.validation import validate
@@ -224,6 +226,8 @@ class Calls:
             with watch.step(Step.PLAN):
                 plan = await self.plan(spec, engine, arrival, carried)
                 watch.planned(plan, arrival.seconds_left)
+            if isinstance(engine, SupervisedEngine) and plan.accountable is not None:
+                engine.poison.refuse_convicted(plan.accountable)
             with watch.step(Step.QUEUE):
                 await stack.enter_async_context(charged(house, arrival.caller, plan, generation_id, meter))
                 if plan.request.output.structured is not None:
@@ -289,6 +293,8 @@ class Calls:
             # Its worst case is reserved: the whole window's would leave the caller two or three calls at once.
             default = self._house.config.limits.default_max_output_tokens
         plan = plan_generation(request, engine, self._house.config, seconds_left, likely_tokens, default)
+        caller = arrival.caller.id if arrival.caller.is_known else network_of(arrival.caller.id)
+        plan = replace(plan, accountable=accountable(caller, plan.sampling, request.output.structured))
         return plan if carried is None else with_budget(plan, carried.plan)
 
     def generation(self, call: Call) -> AsyncGenerator[Event, None]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from penstock.engine import Engine
-from penstock.errors import EngineDown, EngineRefused, PoisonousRequest
+from penstock.errors import EngineDied, EngineDown, EngineRefused
 from penstock.observe import NO_CANDIDATE, CandidateWatch, Cause
 from penstock.planning import Plan
 from penstock.split import SplitSettings, Splitter, Verdict
@@ -165,7 +165,7 @@ class Candidate:
             self._splitter.close_thought(self._plan.closing_ids)
             yield self._thought_ended(ThinkingOutcome.BUDGET_REACHED)
         while True:
-            verdict, chunk, how = Verdict.GO_ON, None, "cancelled"
+            verdict, chunk, how, suspected = Verdict.GO_ON, None, "cancelled", False
             request = self._next_run()
             if request is None:
                 for delta in self._splitter.take(final=True):
@@ -182,14 +182,14 @@ class Candidate:
                         if verdict is not Verdict.GO_ON:
                             break
                 how = verdict.name.lower()
-            except EngineDown:
-                how = "engine_died"
+            except EngineDown as error:
+                how, suspected = "engine_died", isinstance(error, EngineDied) and error.suspected
             finally:
                 self._watch.run_ended(how, chunk)
             if verdict not in _FINISH_OF:
                 self._check_progress()
             if how == "engine_died":
-                await self._survive()
+                await self._survive(suspected=suspected)
                 continue
             if verdict in _FINISH_OF:
                 yield self._end(_FINISH_OF[verdict])
@@ -260,7 +260,9 @@ class Candidate:
             banned_token_ids=self._banned,
             cache_salt=plan.request.context.cache_salt,
             caller_id=plan.request.caller_id,
-            suspect=self._deaths > 0,
+            deaths=self._deaths,
+            accountable=plan.accountable,
+            continues=splitter.output_tokens > 0,
         )
         headers = self._watch.run_began(self._cause, request)
         return replace(request, trace_headers=headers) if headers else request
@@ -284,13 +286,9 @@ class Candidate:
         if self._runs_without_tokens > _MAX_RUNS_WITHOUT_TOKENS:
             raise EngineRefused(f"{self._runs_without_tokens} engine runs in a row gave no token")
 
-    async def _survive(self) -> None:
-        """The engine died under a run. A run that gave no token before is suspect of having killed it."""
-        self._deaths = 0 if self._run_gave_tokens else self._deaths + 1
-        if self._deaths >= self._plan.most_deaths:
-            raise PoisonousRequest(
-                f"the engine died {self._deaths} times in a row on this request", engine_deaths=self._deaths
-            )
+    async def _survive(self, *, suspected: bool) -> None:
+        """The engine died under a run; whether that run is suspected of it is the supervisor's to say."""
+        self._deaths = self._deaths + 1 if suspected else 0
         self._cause = Cause.ENGINE_DEATH
         with self._watch.waiting_for_engine():
             await self._engine.revived()

@@ -151,11 +151,21 @@ class SupervisionSettings(Section):
     """What happens when the engine dies or hangs."""
 
     hang_seconds: float = Field(120.0, gt=0, description="No engine step for so long, with work pending: it hangs.")
-    max_restarts: Annotated[int, Field(ge=0)] = Field(5, description="More in the window, and the process exits.")
+    max_restarts: Annotated[int, Field(ge=0)] = Field(
+        5, description="More in the window that no request is suspected of, and the process exits."
+    )
     restart_window_seconds: float = Field(1800.0, gt=0, description="In which engine starts are counted.")
     backoff_seconds: float = Field(1.0, ge=0, description="Before the second start in a row; doubles, up to a minute.")
     max_deaths_per_request: Annotated[int, Field(ge=1)] = Field(
-        3, description="A request that gave no token at so many deaths in a row is refused as poisonous."
+        2,
+        description="A request that was in flight at so many engine deaths, at the last one alone, is refused as "
+        "poisonous. Deaths that somebody is suspected of do not count to max_restarts.",
+    )
+    poison_seconds: float = Field(
+        600.0,
+        gt=0,
+        description="After a poisonous request, its caller's requests with the same sampling parameters and kind of "
+        "constraint are refused for so long; after three such, all of its requests.",
     )
 
 

@@ -131,6 +131,14 @@ class EngineDown(PenstockError):
     reason = "ENGINE_DOWN"
 
 
+class EngineDied(EngineDown):
+    """The engine died under a run. `suspected`: the run may have killed it, and is to be tried alone."""
+
+    def __init__(self, *, suspected: bool) -> None:
+        super().__init__("the engine died")
+        self.suspected = suspected
+
+
 class PoisonousRequest(PenstockError):
     reason = "POISONOUS_REQUEST"
 

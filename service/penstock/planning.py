@@ -23,6 +23,7 @@ from penstock.thinking import (
     timed_answer_tokens,
 )
 from penstock.types import (
+    Accountable,
     ContextPlan,
     Markers,
     Message,
@@ -51,12 +52,12 @@ class Plan:
     closes_before_deadline: bool
     timed_answer_tokens: int
     """Answer tokens for which a thought that closes before the deadline leaves time."""
-    most_deaths: int
-    """Engine deaths in a row, without a token between them, after which the request is refused as poisonous."""
     deadline_monotonic: float | None
     seconds_per_token: float | None
     window_left_tokens: int
     """Most output tokens that the window leaves beside the prompt and the markers."""
+    accountable: Accountable | None = None
+    """Who answers for it where the engine dies."""
 
 
 def plan_generation(
@@ -117,7 +118,6 @@ def plan_generation(
         may_open=may_open,
         closes_before_deadline=thinks and thinking.mode is ThinkingMode.AUTO,
         timed_answer_tokens=timed_answer_tokens(thinking, budget.answer_reserve_tokens, now),
-        most_deaths=config.supervision.max_deaths_per_request,
         deadline_monotonic=None if seconds_to_deadline is None else time.monotonic() + seconds_to_deadline,
         seconds_per_token=load.seconds_per_token,
         window_left_tokens=window_left,

@@ -1,8 +1,9 @@
 """Keeps an engine alive: sees it die or hang, ends what is left of it, starts another, and lets streams go on.
 
 An `Engine` itself, so that nobody above knows: a stream whose engine died raises EngineDown, its candidate waits in
-`revived` and goes on with a continuation. Suspects (see EngineRequest.suspect) run one at a time until their first
-token, so that a request that kills engines is found out without blaming those beside it.
+`revived` and goes on with a continuation. What had given no more than a few tokens when the engine died is suspected of
+it, and is tried again alone (see `probation`): a request that kills engines is found out at the second death, and
+without blaming those beside it. Its caller's requests of the same kind are then refused for a while (see `poison`).
 """
 
 from __future__ import annotations
@@ -11,20 +12,24 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Protocol
 
 from penstock.config import SupervisionSettings
 from penstock.engine import Engine, EngineLoad, Tokenizer
-from penstock.errors import EngineDown
+from penstock.errors import EngineDied, EngineDown, PoisonousRequest
+from penstock.poison import PoisonMemory
+from penstock.probation import SETTLING_SECONDS, SETTLING_STEPS, Probation, Run
 from penstock.routing import Continued, ExpertCounts
 from penstock.types import EngineChunk, EngineRequest, ModelCard, StructuredOutput
 
 log = logging.getLogger(__name__)
 _LOOK_SECONDS = 0.25
 _MOST_BACKOFF_SECONDS = 60.0
+_MOST_REMEMBERED = 4096
 
 
 class Mortal(Engine, Protocol):
@@ -33,6 +38,13 @@ class Mortal(Engine, Protocol):
     async def kill(self) -> None:
         """Ends all processes of the engine at once; its streams raise EngineDown."""
         ...
+
+
+@dataclass(eq=False, slots=True)
+class _Death:
+    """One death of the engine: how many of those that were suspected of it have not shown that they did not do it."""
+
+    suspects: int
 
 
 StartEngine = Callable[[], Awaitable[Mortal]]
@@ -95,7 +107,12 @@ class SupervisedEngine:
         self._alive = True
         self._changed = asyncio.Condition()
         self._restarts: deque[float] = deque()
-        self._probation = asyncio.Lock()
+        self.poison = PoisonMemory(settings.poison_seconds)
+        self._probation = Probation()
+        self._runs: set[Run] = set()
+        self._deaths: OrderedDict[str, _Death] = OrderedDict()
+        self._buried: Mortal | None = None
+        self._death_counts = True
         self._pulse = _Pulse()
         self._steps_seen = -1
         self._experts = Continued()
@@ -131,32 +148,119 @@ class SupervisedEngine:
         await self._engine.check()
 
     async def stream(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
-        if request.suspect:
-            await self._probation.acquire()
-        on_probation = request.suspect
-        engine = self._engine
+        """See `Engine.stream`. Raises EngineDied where the engine died, PoisonousRequest where that is its doing."""
+        self.refuse_convicted(request)
+        run = Run(request, alone=request.deaths > 0 or self._suspicions(request) > 0)
+        await self._probation.enter(run)
         try:
             # A request that no engine has seen is waited with: a death here would be counted against it.
             await self.revived()
-            engine = self._engine
-            async with aclosing(engine.stream(request)) as chunks:
-                with self._pulse.waiting() as wait:
-                    async for chunk in chunks:
-                        wait.ends()
-                        if on_probation:
-                            on_probation = False
-                            self._probation.release()
-                        yield chunk
-                        wait.begins()
-        except EngineDown:
+            self.refuse_convicted(request)
+            run.engine = self._engine
+            self._runs.add(run)
+            async with aclosing(self._chunks(run)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+        except EngineDown as error:
+            if run.engine is None:
+                raise
             # Told at once, not at the watcher's next look: who waits in `revived` must not find the dead one alive.
-            if self._alive and self._engine is engine:
+            if self._alive and self._engine is run.engine:
                 self._alive = False
                 self._lost.set()
-            raise
+                self._find_suspects()
+            if run.convicted:
+                raise PoisonousRequest(
+                    f"the engine died {request.deaths + 1} times on this request", engine_deaths=request.deaths + 1
+                ) from error
+            raise EngineDied(suspected=run.blamed) from error
         finally:
-            if on_probation:
-                self._probation.release()
+            self._runs.discard(run)
+            self._probation.leave(run)
+
+    async def _chunks(self, run: Run) -> AsyncGenerator[EngineChunk, None]:
+        """What the engine gives. Of a run that is alone nothing is given before it has settled: others wait for that,
+        and must not have to wait for its client."""
+        held: list[EngineChunk] = []
+        async with aclosing(run.engine.stream(run.request)) as chunks:
+            with self._pulse.waiting() as wait:
+                async for chunk in chunks:
+                    if not run.settled:
+                        self._look_at(run)
+                        if run.alone and not run.settled:
+                            held.append(chunk)
+                            self._pulse.beats()
+                            continue
+                    wait.ends()
+                    for earlier in held:
+                        yield earlier
+                    held.clear()
+                    yield chunk
+                    wait.begins()
+            self._settle(run)
+            for earlier in held:
+                yield earlier
+
+    def _look_at(self, run: Run) -> None:
+        """Count a chunk of a run that has not settled."""
+        run.chunks += 1
+        if run.chunks >= SETTLING_STEPS:
+            self._settle(run)
+        elif run.chunks == 1 and not run.alone:
+            asyncio.get_running_loop().call_later(SETTLING_SECONDS, self._settle, run)
+
+    def _settle(self, run: Run) -> None:
+        """This run does no harm."""
+        if run.settled or run.blamed:
+            return
+        run.settled = True
+        self._probation.leave(run)
+        if run.request.deaths == 0:
+            return
+        if run.request.accountable is not None:
+            self.poison.acquit(run.request.accountable)
+        death = self._deaths.pop(run.candidate, None)
+        if death is not None:
+            death.suspects -= 1
+            if death.suspects == 0:
+                # None of them did it: the engine did, and that death counts after all.
+                self._restarts.append(time.monotonic())
+
+    def refuse_convicted(self, request: EngineRequest) -> None:
+        """Raise PoisonousRequest for a request that is refused for what others of its caller have done."""
+        if request.accountable is not None and not request.continues:
+            self.poison.refuse_convicted(request.accountable)
+
+    def _suspicions(self, request: EngineRequest) -> int:
+        return self.poison.suspicions(request.accountable) if request.accountable is not None else 0
+
+    def _find_suspects(self) -> None:
+        """The engine died, and this is the first that is heard of it. Whatever had not settled on it is suspected; what
+        had been suspected before, and was alone, did it."""
+        if self._buried is self._engine:
+            return
+        self._buried = self._engine
+        suspects = [run for run in self._runs if run.engine is self._engine and not run.settled]
+        self._death_counts = not suspects
+        death = _Death(len(suspects))
+        for run in suspects:
+            run.blamed = True
+            deaths = max(run.request.deaths, self._suspicions(run.request)) + 1
+            if len(suspects) == 1 and deaths >= self._settings.max_deaths_per_request:
+                self._convict(run)
+            else:
+                if run.request.accountable is not None:
+                    self.poison.suspect(run.request.accountable)
+                self._deaths[run.candidate] = death
+        while len(self._deaths) > _MOST_REMEMBERED:
+            self._deaths.popitem(last=False)
+
+    def _convict(self, run: Run) -> None:
+        run.convicted = True
+        self._deaths.pop(run.candidate, None)
+        if run.request.accountable is not None:
+            self.poison.convict(run.request.accountable)
+        log.error("request %s killed the engine and is refused as poisonous", run.request.request_id)
 
     async def revived(self) -> None:
         if self._alive:
@@ -205,11 +309,13 @@ class SupervisedEngine:
         return ""
 
     async def _replace(self, reason: str) -> None:
+        self._find_suspects()
+        counts = self._death_counts
         log.error("the engine %s; ending it and starting another", reason)
         await self._set_alive(False)
         await self._engine.kill()
         failures = 0
-        while self._may_restart():
+        while self._may_restart(counts=counts):
             if failures:
                 await asyncio.sleep(min(_MOST_BACKOFF_SECONDS, self._settings.backoff_seconds * 2 ** (failures - 1)))
             began = time.monotonic()
@@ -217,6 +323,7 @@ class SupervisedEngine:
                 self._engine = await self._start()
             except Exception as error:
                 failures += 1
+                counts = True
                 log.error("the engine did not start again: %s", type(error).__name__)
                 continue
             self.restarts += 1
@@ -227,10 +334,14 @@ class SupervisedEngine:
             return
         await self._give_up()
 
-    def _may_restart(self) -> bool:
+    def _may_restart(self, *, counts: bool) -> bool:
+        """A death that somebody is suspected of does not count, until all suspects have shown that they did not do it:
+        only deaths that count by then, and are too many, end the engine here."""
         now = time.monotonic()
         while self._restarts and now - self._restarts[0] > self._settings.restart_window_seconds:
             self._restarts.popleft()
+        if not counts:
+            return len(self._restarts) <= self._settings.max_restarts
         if len(self._restarts) >= self._settings.max_restarts:
             return False
         self._restarts.append(now)

@@ -186,6 +186,14 @@ class ModelCard:
 
 
 @dataclass(frozen=True, slots=True)
+class Accountable:
+    """Who answers for what a request does to the engine: its caller, and a hash of how it asks (see `poison`)."""
+
+    caller: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
 class EngineRequest:
     """One run of the engine. A continuation is a new one, whose prompt ends with the tokens already emitted.
 
@@ -209,8 +217,11 @@ class EngineRequest:
     cache_salt: str | None = None
     caller_id: str = ""
     trace_headers: Mapping[str, str] | None = None
-    suspect: bool = False
-    """Was in flight, without a token, when the engine died: run it beside no other suspect."""
+    deaths: int = 0
+    """Engine deaths that this request is suspected of: above 0 it begins alone."""
+    accountable: Accountable | None = None
+    continues: bool = False
+    """Tokens of it were given before: it is not refused for what others of its caller have done."""
 
 
 @dataclass(frozen=True, slots=True)

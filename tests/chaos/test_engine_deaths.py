@@ -78,22 +78,28 @@ async def _recovered(patient: Patient, count: int) -> None:
             await asyncio.sleep(0.05)
 
 
-async def test_poison_is_refused_after_the_third_death_and_the_others_complete(patient: Patient) -> None:
+async def test_one_caller_sends_poison_twenty_times_and_the_others_complete(patient: Patient) -> None:
     undisturbed = {question: said(await ask(patient, question)) for question in QUESTIONS}
     restarts_before = patient.engine.restarts
-    asked = [QUESTIONS[n % len(QUESTIONS)] for n in range(15)]
+    asked = QUESTIONS[:8]
     streams = [asyncio.create_task(ask(patient, question)) for question in asked]
     await all_running(patient, streams)
-    poison = pb.GenerationSpec(token_ids=pb.TokenIds(ids=POISON_IDS))
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await patient.stub.Generate(pb.GenerateRequest(spec=poison))
-    assert refused.value.code() is grpc.StatusCode.ABORTED
+    # Nobody is known here by more than an address: what the others ask must be told from this by how it is asked.
+    sampling = pb.SamplingConfig(temperature=0.7, top_k=5)
+    poison = pb.GenerationSpec(token_ids=pb.TokenIds(ids=POISON_IDS), sampling=sampling)
+    for attempt in range(20):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await patient.stub.Generate(pb.GenerateRequest(spec=poison), wait_for_ready=True)
+        assert refused.value.code() is grpc.StatusCode.ABORTED, attempt
+        async with asyncio.timeout(120):
+            await patient.engine.revived()
     for question, events in zip(asked, await asyncio.gather(*streams), strict=True):
         assert said(events) == undisturbed[question]
-    assert patient.engine.restarts - restarts_before == 3
+    assert patient.engine.restarts - restarts_before == 2
+    assert not patient.engine.given_up.is_set()
+    assert said(await ask(patient, QUESTIONS[0])) == undisturbed[QUESTIONS[0]]
 
 
-@pytest.mark.full
 async def test_a_hundred_cuts_over_twenty_streams_are_byte_equal(patient: Patient) -> None:
     rng = random.Random(5)
     undisturbed = {question: said(await ask(patient, question)) for question in QUESTIONS}

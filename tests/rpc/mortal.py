@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,19 +21,25 @@ POISON = "POISON"
 
 
 class MortalEngine(ScriptedEngine):
-    """Prompts that hold POISON kill it before their first token."""
+    """Prompts that hold POISON kill it after `poison_after` chunks, by default before their first token."""
 
-    def __init__(self, replies: tuple[Reply, ...]) -> None:
+    def __init__(self, replies: tuple[Reply, ...], poison_after: int = 0) -> None:
         super().__init__(replies)
+        self._poison_after = poison_after
         self._dead = asyncio.Event()
         self.hanging = False
         self.runs = 0
+        self.chunks = 0
 
     async def stream(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
         self.runs += 1
-        if POISON.encode() in bytes(i for i in request.prompt_token_ids if i < 256):
-            self._dead.set()
+        poison = POISON.encode() in bytes(i for i in request.prompt_token_ids if i < 256)
+        chunks = 0
         async for chunk in super().stream(request):
+            if poison and chunks == self._poison_after:
+                self._dead.set()
+            chunks += 1
+            self.chunks += 1
             if self.hanging:
                 await self._dead.wait()
             if self._dead.is_set():
@@ -70,6 +76,8 @@ async def ward(
     start_seconds: float = 0.05,
     key_file: Path | None = None,
     observer: Observer = NOBODY,
+    auth: Mapping[str, object] | None = None,
+    poison_after: int = 0,
     **supervision: object,
 ) -> AsyncIterator[Ward]:
     sections = {"listen": "127.0.0.1:0", "drain_seconds": 0.2}
@@ -78,6 +86,7 @@ async def ward(
             "server": sections,
             "supervision": {"backoff_seconds": 0.01, **supervision},
             "resume": {"key_file": key_file},
+            "auth": auth or {},
         }
     )
     server = Server(config, observer)
@@ -86,7 +95,7 @@ async def ward(
 
     async def start() -> MortalEngine:
         await asyncio.sleep(start_seconds)
-        engines.append(MortalEngine(replies))
+        engines.append(MortalEngine(replies, poison_after))
         return engines[-1]
 
     async def on_change(alive: bool) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import grpc
 import pytest
 from penstock.config import Config
 from penstock.engine_scripted import Reply, ScriptedEngine
+from penstock.probation import SETTLING_STEPS
 from penstock_client.v1 import generation_pb2 as pb
 from penstock_client.v1 import generation_pb2_grpc
 
@@ -37,10 +39,13 @@ def assert_whole(events: list[pb.GenerationEvent]) -> None:
     assert events[-1].finished.usage.reasoning_tokens == len(THOUGHT.encode())
 
 
-async def disturbed(here: Ward, disturb: str, times: int) -> None:
+async def disturbed(here: Ward, disturb: str, times: int, streams: int = 16) -> None:
+    """Ends the engine under streams that have settled on it: what is in flight alone is rightly refused."""
     for _ in range(times):
-        await asyncio.sleep(0.05)
         engine = here.engine
+        async with asyncio.timeout(60):
+            while engine.load().running_requests < streams or engine.chunks < 2 * SETTLING_STEPS * streams:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
         if disturb == "kill":
             await engine.kill()
         else:
@@ -51,10 +56,9 @@ async def disturbed(here: Ward, disturb: str, times: int) -> None:
 
 @pytest.mark.parametrize("disturb", ["kill", "hang"])
 async def test_sixteen_streams_go_on_over_dead_engines(disturb: str) -> None:
-    async with ward(SLOW, hang_seconds=0.3, max_restarts=10) as here:
+    slower = replace(SLOW, step_seconds=0.01)
+    async with ward(slower, hang_seconds=1, max_restarts=10) as here:
         streams = [asyncio.create_task(stream(here.channel, spec(thinking=THINKING))) for _ in range(16)]
-        while here.engine.load().running_requests < 16:  # noqa: ASYNC110 - the engine's own count
-            await asyncio.sleep(0.005)
         await disturbed(here, disturb, times=2)
         for events in await asyncio.gather(*streams):
             assert_whole(events)
@@ -64,23 +68,28 @@ async def test_sixteen_streams_go_on_over_dead_engines(disturb: str) -> None:
 
 
 async def test_poison_is_refused_and_those_beside_it_complete() -> None:
-    async with ward(SLOW, max_restarts=20) as here:
+    async with ward(replace(SLOW, step_seconds=0.01), max_restarts=20) as here:
         streams = [asyncio.create_task(stream(here.channel, spec(thinking=THINKING))) for _ in range(15)]
-        await asyncio.sleep(0.02)
+        while here.engine.chunks < 2 * SETTLING_STEPS * 15:  # noqa: ASYNC110 - the engine's own count
+            await asyncio.sleep(0.005)
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await stream(here.channel, spec(POISON))
         assert refused.value.code() is grpc.StatusCode.ABORTED
         for events in await asyncio.gather(*streams):
             assert_whole(events)
-        assert here.supervised.restarts == 3
+        assert here.supervised.restarts == 2
 
 
 async def test_an_engine_that_dies_too_often_is_given_up() -> None:
-    async with ward(SLOW, max_restarts=1) as here:
+    async with ward(Reply(thought=THOUGHT * 90, answer=ANSWER, step_seconds=0.002), max_restarts=1) as here:
         running = asyncio.create_task(stream(here.channel, spec(thinking=THINKING)))
-        await disturbed(here, "kill", times=1)
-        await here.engine.kill()
-        await asyncio.wait_for(here.supervised.given_up.wait(), 5)
+        for deaths in (1, 2):
+            async with asyncio.timeout(20):
+                # Nobody is suspected of this death: the one stream has settled.
+                while len(here.engines) < deaths or here.engine.chunks < 2 * SETTLING_STEPS:  # noqa: ASYNC110
+                    await asyncio.sleep(0.005)
+            await here.engine.kill()
+        await asyncio.wait_for(here.supervised.given_up.wait(), 20)
         with pytest.raises(grpc.aio.AioRpcError) as down:
             await running
         assert down.value.code() is grpc.StatusCode.UNAVAILABLE

@@ -93,8 +93,10 @@ const (
 	// NOT_FOUND: the generation to resume is unknown, expired, or another caller's.
 	// Example: {reason: "GENERATION_NOT_FOUND"}.
 	ErrorReason_ERROR_REASON_GENERATION_NOT_FOUND ErrorReason = 17
-	// ABORTED: the request was in flight at several engine deaths and is not tried again.
-	// Example: {reason: "POISONOUS_REQUEST", metadata: {engine_deaths: "3"}}.
+	// ABORTED: the request was in flight at several engine deaths, at the last one alone, and is not tried again; or it is
+	// refused because another request of its caller, with the same sampling parameters and kind of constraint, was.
+	// `engine_deaths` is there in the first case, `refused_for_seconds` (how long that lasts) in the second.
+	// Example: {reason: "POISONOUS_REQUEST", metadata: {engine_deaths: "2"}}.
 	ErrorReason_ERROR_REASON_POISONOUS_REQUEST ErrorReason = 18
 	// RESOURCE_EXHAUSTED, with google.rpc.RetryInfo and google.rpc.QuotaFailure: this caller has used what it may.
 	// With usd_per_day also what is left and needed, in ticks of 1e-10 USD and in USD, and when the day's limit resets

@@ -104,8 +104,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Example: {reason: "GENERATION_NOT_FOUND"}.
     """
     ERROR_REASON_POISONOUS_REQUEST: _ErrorReason.ValueType  # 18
-    """ABORTED: the request was in flight at several engine deaths and is not tried again.
-    Example: {reason: "POISONOUS_REQUEST", metadata: {engine_deaths: "3"}}.
+    """ABORTED: the request was in flight at several engine deaths, at the last one alone, and is not tried again; or it is
+    refused because another request of its caller, with the same sampling parameters and kind of constraint, was.
+    `engine_deaths` is there in the first case, `refused_for_seconds` (how long that lasts) in the second.
+    Example: {reason: "POISONOUS_REQUEST", metadata: {engine_deaths: "2"}}.
     """
     ERROR_REASON_QUOTA_EXCEEDED: _ErrorReason.ValueType  # 19
     """RESOURCE_EXHAUSTED, with google.rpc.RetryInfo and google.rpc.QuotaFailure: this caller has used what it may.
@@ -202,8 +204,10 @@ ERROR_REASON_GENERATION_NOT_FOUND: ErrorReason.ValueType  # 17
 Example: {reason: "GENERATION_NOT_FOUND"}.
 """
 ERROR_REASON_POISONOUS_REQUEST: ErrorReason.ValueType  # 18
-"""ABORTED: the request was in flight at several engine deaths and is not tried again.
-Example: {reason: "POISONOUS_REQUEST", metadata: {engine_deaths: "3"}}.
+"""ABORTED: the request was in flight at several engine deaths, at the last one alone, and is not tried again; or it is
+refused because another request of its caller, with the same sampling parameters and kind of constraint, was.
+`engine_deaths` is there in the first case, `refused_for_seconds` (how long that lasts) in the second.
+Example: {reason: "POISONOUS_REQUEST", metadata: {engine_deaths: "2"}}.
 """
 ERROR_REASON_QUOTA_EXCEEDED: ErrorReason.ValueType  # 19
 """RESOURCE_EXHAUSTED, with google.rpc.RetryInfo and google.rpc.QuotaFailure: this caller has used what it may.

@@ -176,8 +176,10 @@ export enum ErrorReason {
   GENERATION_NOT_FOUND = 17,
 
   /**
-   * ABORTED: the request was in flight at several engine deaths and is not tried again.
-   * Example: {reason: "POISONOUS_REQUEST", metadata: {engine_deaths: "3"}}.
+   * ABORTED: the request was in flight at several engine deaths, at the last one alone, and is not tried again; or it is
+   * refused because another request of its caller, with the same sampling parameters and kind of constraint, was.
+   * `engine_deaths` is there in the first case, `refused_for_seconds` (how long that lasts) in the second.
+   * Example: {reason: "POISONOUS_REQUEST", metadata: {engine_deaths: "2"}}.
    *
    * @generated from enum value: ERROR_REASON_POISONOUS_REQUEST = 18;
    */
