@@ -116,6 +116,7 @@ def bad_requests(vocab_size: int, window_tokens: int, an_id: int) -> list[Bad]:
         Bad("presence penalty", _sampling(presence_penalty=2.5), field="spec.sampling.presence_penalty"),
         Bad("frequency penalty", _sampling(frequency_penalty=-2.5), field="spec.sampling.frequency_penalty"),
         Bad("repetition penalty 0", _sampling(repetition_penalty=0.0), field="spec.sampling.repetition_penalty"),
+        Bad("tiny repetition penalty", _sampling(repetition_penalty=1e-45), field="spec.sampling.repetition_penalty"),
         Bad("negative seed", _sampling(seed=-1), field="spec.sampling.seed"),
         # Output.
         Bad("no output", _output(max_output_tokens=0), field="spec.output.max_output_tokens"),

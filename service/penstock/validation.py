@@ -15,6 +15,7 @@ from penstock.errors import BadRequest, FeatureOff, FieldViolation, ModelNotFoun
 from penstock.types import Message, ModelCard, Request, Role, Sampling, StructuredOutput
 
 _INT32_MAX = 2**31 - 1
+MIN_REPETITION_PENALTY = 0.001
 _MAX_LABEL_BYTES = 256
 _MOST_TOLD = 16  # They travel in trailers, which clients take 8 KiB of.
 
@@ -120,7 +121,8 @@ def _sampling(sampling: Sampling, card: ModelCard, limits: LimitSettings) -> Ite
     yield from _number("sampling.min_p", sampling.min_p, 0, 1)
     yield from _number("sampling.presence_penalty", sampling.presence_penalty, -2, 2)
     yield from _number("sampling.frequency_penalty", sampling.frequency_penalty, -2, 2)
-    yield from _number("sampling.repetition_penalty", sampling.repetition_penalty, 0, 2, low_open=True)
+    # Logits are divided by it: a much smaller one makes them infinite in float32, and its tokens noise.
+    yield from _number("sampling.repetition_penalty", sampling.repetition_penalty, MIN_REPETITION_PENALTY, 2)
     if sampling.seed is not None and sampling.seed < 0:
         yield _invalid("sampling.seed", "must be in [0, 2^63)")
     yield from _limit("sampling.logit_bias", len(sampling.logit_bias), limits.max_logit_biases, "entries")

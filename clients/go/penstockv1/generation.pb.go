@@ -1856,7 +1856,7 @@ type SamplingConfig struct {
 	PresencePenalty *float64 `protobuf:"fixed64,5,opt,name=presence_penalty,json=presencePenalty,proto3,oneof" json:"presence_penalty,omitempty"`
 	// Range [-2, 2].
 	FrequencyPenalty *float64 `protobuf:"fixed64,6,opt,name=frequency_penalty,json=frequencyPenalty,proto3,oneof" json:"frequency_penalty,omitempty"`
-	// Range (0, 2]; 1 is off.
+	// Range [0.001, 2]; 1 is off.
 	RepetitionPenalty *float64 `protobuf:"fixed64,7,opt,name=repetition_penalty,json=repetitionPenalty,proto3,oneof" json:"repetition_penalty,omitempty"`
 	// Range [0, 2^63). Candidate i draws with seed + i. A call that runs alone repeats with the same seed on the same
 	// engine. Beside others it may not: kernels add up in another order in another batch, and where two tokens are nearly

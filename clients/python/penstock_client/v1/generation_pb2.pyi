@@ -1000,7 +1000,7 @@ class SamplingConfig(_message.Message):
     frequency_penalty: _builtins.float
     """Range [-2, 2]."""
     repetition_penalty: _builtins.float
-    """Range (0, 2]; 1 is off."""
+    """Range [0.001, 2]; 1 is off."""
     seed: _builtins.int
     """Range [0, 2^63). Candidate i draws with seed + i. A call that runs alone repeats with the same seed on the same
     engine. Beside others it may not: kernels add up in another order in another batch, and where two tokens are nearly

@@ -822,7 +822,7 @@ export type SamplingConfig = Message$1<"penstock.v1.SamplingConfig"> & {
   frequencyPenalty?: number | undefined;
 
   /**
-   * Range (0, 2]; 1 is off.
+   * Range [0.001, 2]; 1 is off.
    *
    * @generated from field: optional double repetition_penalty = 7;
    */
