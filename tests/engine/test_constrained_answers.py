@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import grpc
+import jsonschema
 import pytest
 from penstock.candidate import Candidate, Steering
 from penstock.config import Config
@@ -34,6 +36,8 @@ from penstock_client.v1 import generation_pb2 as pb
 from penstock_client.v1 import generation_pb2_grpc
 
 from tests.bad_requests import hello
+from tests.engine.test_bad_requests import details, refusal
+from tests.unit.test_json_schema import written_by_tools
 
 SCHEMA = {
     "type": "object",
@@ -126,6 +130,54 @@ async def generate(channel: grpc.aio.Channel, *, fast: bool = True, **output: An
     spec = hello(thinking=pb.ThinkingConfig(mode=mode), output=pb.OutputConfig(**output))
     stub = generation_pb2_grpc.GenerationServiceStub(channel)
     return await stub.Generate(pb.GenerateRequest(spec=spec))
+
+
+async def test_answers_keep_forty_schemas_as_tools_write_them(channel: grpc.aio.Channel) -> None:
+    schemas = list(written_by_tools())[:40]
+    stub = generation_pb2_grpc.GenerationServiceStub(channel)
+    room = asyncio.Semaphore(8)
+
+    async def ended(name: str, schema: Any) -> bool:
+        output = pb.OutputConfig(json_schema=json.dumps(schema), max_output_tokens=250)
+        sampling = pb.SamplingConfig(temperature=1.3, seed=1)
+        thinking = pb.ThinkingConfig(mode=pb.THINKING_MODE_FAST)
+        async with room:
+            spec = hello(thinking=thinking, output=output, sampling=sampling)
+            candidate = (await stub.Generate(pb.GenerateRequest(spec=spec))).candidates[0]
+        if candidate.result.finish_reason != pb.FINISH_REASON_STOP:
+            return False
+        jsonschema.validate(json.loads(candidate.answer), schema)
+        return True
+
+    results = await asyncio.gather(*(ended(*case) for case in schemas))
+    print(f"{sum(results)} of {len(results)} answers ended")
+    assert sum(results) >= 10
+
+
+@pytest.mark.parametrize(
+    ("output", "part"),
+    [
+        ({"json_schema": '{"type": "object", "not": {}}'}, "not at /not"),
+        ({"json_schema": '{"$ref": "https://example.com/s.json"}'}, "$ref at /$ref"),
+        ({"json_schema": '{"type": "string", "pattern": "a(?=b)"}'}, "'(?=b' at offset 1"),
+        ({"regex": "a$b"}, "'$' at offset 1"),
+        ({"regex": "(?i)a"}, "'(?i)' at offset 0"),
+    ],
+)
+async def test_what_cannot_be_kept_is_refused_by_its_part(
+    channel: grpc.aio.Channel, output: dict[str, str], part: str
+) -> None:
+    error = await refusal(channel, hello(output=pb.OutputConfig(**output)))
+    violation = details(error)[1].field_violations[0]
+    assert (violation.field, violation.reason) == (f"spec.output.{next(iter(output))}", "INVALID_FIELD")
+    assert part in violation.description
+
+
+@pytest.mark.parametrize("regex", [r"\Aab\Z", r"\n[ab]", r"(?:x|\"\\\\){3}"])
+@pytest.mark.parametrize("fast", [True, False])
+async def test_the_whole_answer_matches_the_regex(channel: grpc.aio.Channel, regex: str, fast: bool) -> None:
+    answer = (await generate(channel, fast=fast, regex=regex)).candidates[0].answer
+    assert re.fullmatch(regex, answer), answer
 
 
 async def test_a_stop_token_that_the_schema_needs_stops_there_and_harms_nobody(

@@ -21,6 +21,8 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+from penstock.engine_vllm.json_schema import RefusedSchemaError, rewritten
+from penstock.engine_vllm.regex import RefusedRegexError, translate
 from penstock.engine_vllm.trial import Verdict
 from penstock.errors import BadRequest, FieldViolation, Overloaded
 from penstock.types import StructuredKind, StructuredOutput
@@ -284,15 +286,34 @@ def refusal(structured: StructuredOutput, verdict: int, seconds: float) -> BadRe
     return BadRequest(FieldViolation(field_of(structured), why, reason))
 
 
+def compiled_text(structured: StructuredOutput) -> str:
+    """Return a JSON schema, regular expression or grammar as the compiler is given it.
+
+    Raises BadRequest, which names the keyword or the part, where the compiler would read it otherwise than written.
+    """
+    try:
+        match structured.kind:
+            case StructuredKind.JSON_SCHEMA:
+                return rewritten(structured.spec)
+            case StructuredKind.REGEX:
+                return translate(structured.spec)
+            case _:
+                return structured.spec
+    except (RefusedSchemaError, RefusedRegexError) as error:
+        raise BadRequest(FieldViolation(field_of(structured), str(error), "INVALID_FIELD")) from error
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise refusal(structured, Verdict.MALFORMED, 0.0) from error
+
+
 def grammar_of(structured: StructuredOutput) -> tuple[str, str]:
     """See `GrammarOf`; for the xgrammar backend."""
     from vllm.v1.structured_output.utils import choice_as_grammar, grammar_is_likely_lark
 
     match structured.kind:
         case StructuredKind.JSON_SCHEMA:
-            return "json", structured.spec
+            return "json", compiled_text(structured)
         case StructuredKind.REGEX:
-            return "regex", structured.spec
+            return "regex", compiled_text(structured)
         case StructuredKind.GRAMMAR:
             return "lark" if grammar_is_likely_lark(structured.spec) else "ebnf", structured.spec
         case StructuredKind.CHOICE:

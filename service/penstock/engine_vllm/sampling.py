@@ -9,6 +9,7 @@ from vllm import SamplingParams
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
 from penstock.engine_vllm.compat.constraint_prefix import PREFIX_TOKENS
+from penstock.engine_vllm.constraints import compiled_text
 from penstock.errors import EngineRefused
 from penstock.types import EngineRequest, Markers, ModelCard, Sampling, StructuredKind, StructuredOutput
 
@@ -91,9 +92,9 @@ def _without(banned: tuple[int, ...], card: ModelCard, name_of: Callable[[int], 
 def _structured(structured: StructuredOutput) -> StructuredOutputsParams:
     match structured.kind:
         case StructuredKind.JSON_SCHEMA:
-            return StructuredOutputsParams(json=structured.spec)
+            return StructuredOutputsParams(json=compiled_text(structured))
         case StructuredKind.REGEX:
-            return StructuredOutputsParams(regex=structured.spec)
+            return StructuredOutputsParams(regex=compiled_text(structured))
         case StructuredKind.GRAMMAR:
             return StructuredOutputsParams(grammar=structured.spec)
         case StructuredKind.CHOICE:
