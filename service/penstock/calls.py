@@ -7,7 +7,6 @@ iterator, which aborts the engine's work.
 from __future__ import annotations
 
 import asyncio
-import logging
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
@@ -44,7 +43,6 @@ from penstock.usage import Meter
 from penstock.validation import validate
 from penstock.wire import Envelope
 
-log = logging.getLogger(__name__)
 _LARGE_BYTES = 64 * 1024
 _TOKEN_FRAME_BYTES = 1024
 """Of a ResumeRequest beside its token."""
@@ -264,7 +262,6 @@ class Calls:
         except PenstockError:
             raise
         except Exception as error:
-            log.error("generation %s failed with %s", generation_id, type(error).__name__)
             raise ServiceFault("the generation failed", generation_id=generation_id) from error
 
     async def plan(

@@ -179,11 +179,9 @@ async def test_errors_and_cancelled_streams_are_not_ok() -> None:
     for span in collector.named(METHOD):
         assert span.status.code == Status.STATUS_CODE_ERROR
         ends[attributes(span)["rpc.response.status_code"]] = attributes(span)["error.type"]
-    assert ends == {
-        "INVALID_ARGUMENT": "INVALID_FIELD",
-        "CANCELLED": "CANCELLED",
-        "DEADLINE_EXCEEDED": "DEADLINE_EXCEEDED",
-    }
+    # The server's own end comes first, unless its event loop is late.
+    assert ends.pop("DEADLINE_EXCEEDED") in {"DEADLINE_PASSED", "DEADLINE_EXCEEDED"}
+    assert ends == {"INVALID_ARGUMENT": "INVALID_FIELD", "CANCELLED": "CANCELLED"}
     assert all(span.status.code == Status.STATUS_CODE_ERROR for span in collector.named(CHAT))
     assert all(span.end_time_unix_nano for span in collector.spans)
 
