@@ -38,6 +38,8 @@ class Bid:
     sequences: int
     tokens: int
     deadline_monotonic: float | None = None
+    limit_key: str = ""
+    """Whose starts are counted; empty is `caller`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,39 @@ class _Waiting:
     """The sequences it was let in with: capacity may be another one by the time it ends."""
 
 
+class StartRate:
+    """Engine starts per caller and second: a client that starts and cancels costs the engine all the same.
+
+    A second's worth may come at once. Callers who have not started anything for a second are forgotten.
+    """
+
+    def __init__(self, most_per_second: float) -> None:
+        self._most = max(1.0, most_per_second)
+        self._per_second = most_per_second
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        """What is left, and when that was; the caller who started last is last."""
+
+    def take(self, key: str, starts: int) -> None:
+        """Raises Overloaded with the seconds until there is room. More than fit at once are owed."""
+        now = time.monotonic()
+        while self._buckets and self._left(next(iter(self._buckets)), now) >= self._most:
+            self._buckets.popitem(last=False)
+        left = self._left(key, now)
+        self._buckets.pop(key, None)
+        if left < min(starts, self._most):
+            self._buckets[key] = left, now
+            raise Overloaded(
+                f"start rate limit exceeded: a caller may start {self._per_second:g} candidates per second",
+                resource="starts",
+                retry_after_seconds=max(_LEAST_RETRY_SECONDS, (min(starts, self._most) - left) / self._per_second),
+            )
+        self._buckets[key] = left - starts, now
+
+    def _left(self, key: str, now: float) -> float:
+        left, at = self._buckets.get(key, (self._most, now))
+        return min(self._most, left + (now - at) * self._per_second)
+
+
 class Admission:
     """Not thread-safe: lives on the server's event loop. `capacity` tells the sequences that may run side by side."""
 
@@ -62,6 +97,7 @@ class Admission:
         self._capacity = capacity
         self._queues: dict[Priority, OrderedDict[str, deque[_Waiting]]] = {p: OrderedDict() for p in Priority}
         self._completions: deque[float] = deque(maxlen=_PACE_COMPLETIONS)
+        self._starts = StartRate(settings.max_starts_per_second)
         self._idle = asyncio.Event()
         self._idle.set()
         self.running_calls = 0
@@ -84,8 +120,8 @@ class Admission:
         """Waits for room. Raises Draining, Overloaded, or DeadlinePassed where the deadline came first."""
         began = time.monotonic()
         sequences, waited_seconds = min(bid.sequences, self._capacity()), 0.0
-        if self.draining:
-            raise Draining("this server is going away")
+        self.look(bid.priority, bid.caller)
+        self._starts.take(bid.limit_key or bid.caller, sequences)
         self._idle.clear()
         try:
             if self.queued_calls or self.running_sequences + sequences > self._capacity():

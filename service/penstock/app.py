@@ -137,6 +137,7 @@ async def observed(config: Config, progress: OnText) -> AsyncIterator[tuple[Conf
             vllm = logs.vllm_environment(settings.log_format, config.engine.log_level, Path(scratch))
             os.environ.update(vllm)
         stderr = logs.to_stderr(settings.log_format)
+        logs.quieten_grpc()
         try:
             if plan.is_off:
                 yield config, NOBODY

@@ -10,7 +10,7 @@ from penstock.audit import NO_AUDIT, Audit
 from penstock.callers.caller import CALLER, NOBODY, Caller
 from penstock.callers.gate import Gate
 from penstock.errors import CallerUnknown, Overloaded, PenstockError, QuotaExceeded
-from penstock.http2.call import Call
+from penstock.house import Context
 from penstock.observe import CALL, CallWatch, Observer
 from penstock.observe import NOBODY as NO_OBSERVER
 from penstock.quotas.quotas import Quotas
@@ -48,13 +48,15 @@ class Border:
 class Entry:
     """One call at the border. `watch` is the onlooker's, and in force for the running task."""
 
-    def __init__(self, border: Border, method: str, context: Call) -> None:
+    def __init__(self, border: Border, method: str, context: Context) -> None:
         self._border = border
         self._method = method
         self._context = context
-        self._peer = context.peer()
+        # Asked for now: of a call that was cancelled, gRPC may crash over the question.
+        self._peer = str(context.peer())
+        self._has_ended = False
         self._began = time.monotonic()
-        self.watch: CallWatch = border.observer.call(method, tuple(context.invocation_metadata()))
+        self.watch: CallWatch = border.observer.call(method, tuple(context.invocation_metadata() or ()))
         CALL.set(self.watch)
 
         self._is_for(CALLER.get())
@@ -80,11 +82,15 @@ class Entry:
             return ()
 
     def ended(self, code: str, error: BaseException | None = None) -> None:
-        """`code` is the gRPC status by name."""
+        """Tell the onlooker and the audit log, once. `code` is the gRPC status by name."""
+        if self._has_ended:
+            return
+        self._has_ended = True
         self.watch.ended(code, error)
         audit, caller = self._border.audit, CALLER.get()
         if audit.is_on:
-            write = audit.write_turned_away if isinstance(error, (CallerUnknown, QuotaExceeded)) else audit.write
+            is_turned_away = caller is NOBODY or isinstance(error, (CallerUnknown, QuotaExceeded))
+            write = audit.write_turned_away if is_turned_away else audit.write
             write(
                 "call",
                 caller=None if caller is NOBODY else caller.id,

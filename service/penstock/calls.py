@@ -342,4 +342,11 @@ def _started(call: Call, live: LiveStream | None) -> pb.GenerationEvent:
 def _bid(plan: Plan, arrival: Arrival) -> Bid:
     output = plan.request.output
     tokens = len(plan.context.prompt_token_ids) + plan.budget.max_output_tokens * output.candidate_count
-    return Bid(arrival.caller.id, plan.request.priority, output.candidate_count, tokens, arrival.deadline_monotonic)
+    return Bid(
+        arrival.caller.id,
+        plan.request.priority,
+        output.candidate_count,
+        tokens,
+        arrival.deadline_monotonic,
+        arrival.caller.limit_key,
+    )

@@ -122,19 +122,38 @@ class ServerSettings(Section):
     )
     drain_seconds: float = Field(600.0, ge=0, description="Most time that streams in flight get after SIGTERM.")
     max_streams_per_connection: Annotated[int, Field(ge=1)] = Field(
-        1024, description="Calls at once on one connection; more wait in the client."
+        1024, description="Concurrent calls on one connection; of more, some are refused and may be sent again."
     )
     max_connections: Annotated[int, Field(ge=1)] = Field(
-        4096, description="Connections at once; more are closed. Mind the limit of open files."
+        1024, description="Concurrent connections; more are closed. `health_listen` has a limit of its own."
+    )
+    max_calls: Annotated[int, Field(ge=1)] = Field(
+        4096, description="Concurrent calls over all connections; more are refused."
+    )
+    max_unread_streams_per_caller: Annotated[int, Field(ge=1)] = Field(
+        64, description="Streams that a caller was cut off from and has not ended; with so many, new calls are refused."
+    )
+    max_request_memory_bytes: Annotated[int, Field(ge=1024 * 1024)] = Field(
+        256 * 1024 * 1024,
+        description="Bytes of requests in memory at once; more requests wait, then are refused.",
     )
     request_seconds: float = Field(
-        20.0, gt=0, description="A connection that does not greet, or a request not here, in so long is cut off."
+        20.0, gt=0, description="A connection that sends no settings, or a request not whole, in so long is cut off."
     )
-    slow_reader_seconds: float = Field(60.0, gt=0, description="A client that takes no message so long is cut off.")
+    slow_reader_seconds: float = Field(60.0, gt=0, description="A client that takes no message for so long is cut off.")
     adaptive_flush_seconds: float = Field(
         0.1, ge=0, le=10, description="Most that deltas are gathered while the event loop lags; 0 is never."
     )
     max_connection_age_seconds: float | None = Field(None, gt=0, description="Rebalances long-lived channels.")
+
+    @model_validator(mode="after")
+    def _holds_a_message(self) -> ServerSettings:
+        if self.max_message_bytes is not None and self.max_request_memory_bytes < self.max_message_bytes:
+            raise ValueError(
+                f"max_request_memory_bytes must be at least max_message_bytes, {self.max_message_bytes}, "
+                f"got {self.max_request_memory_bytes}"
+            )
+        return self
 
 
 class AdmissionSettings(Section):
@@ -145,6 +164,9 @@ class AdmissionSettings(Section):
     )
     max_queued_calls: Annotated[int, Field(ge=0)] = Field(256, description="Calls that wait for room; more are shed.")
     max_queued_tokens: Tokens = Field(4_000_000, description="Prompt and output tokens that wait for room.")
+    max_starts_per_second: float = Field(
+        256.0, gt=0, description="Candidates that one caller may start in a second, also where it cancels them."
+    )
 
 
 class SupervisionSettings(Section):

@@ -10,6 +10,9 @@
     |-- CallerNotAllowed    known, but this is not for it                               PERMISSION_DENIED
     |-- Overloaded          no room now; carries an honest delay                        RESOURCE_EXHAUSTED + RetryInfo
     |-- QuotaExceeded       this caller has used what it may     RESOURCE_EXHAUSTED + RetryInfo + QuotaFailure
+    |-- MessageTooLarge     a message over its limit                                    RESOURCE_EXHAUSTED
+    |-- ClientTooSlow       sent no whole request, or took no message, for too long     CANCELLED
+    |-- RequestLost         the request did not arrive; gRPC has told the client why    CANCELLED
     |-- DeadlinePassed      the time given was not enough                               DEADLINE_EXCEEDED
     |-- Draining            the server is going away                                    UNAVAILABLE
     |-- ServiceFault        anything unforeseen, with the generation that it ended      INTERNAL, no text
@@ -104,6 +107,20 @@ class QuotaExceeded(PenstockError):
         super().__init__(message, quota=quota, **metadata)
         self.caller = caller
         self.retry_after_seconds = retry_after_seconds
+
+
+class MessageTooLarge(PenstockError):
+    reason = "MESSAGE_TOO_LARGE"
+
+
+class ClientTooSlow(PenstockError):
+    reason = "CLIENT_TOO_SLOW"
+
+
+class RequestLost(PenstockError):
+    """Never sent: the client left, or its message was refused by gRPC's core. For logs, metrics and traces."""
+
+    reason = "REQUEST_LOST"
 
 
 class DeadlinePassed(PenstockError):

@@ -24,7 +24,6 @@ from penstock.usage import PriceList
 
 # What a status needs to reach its client, and the most that is kept for it.
 _STATUS_SECONDS, _MAX_STATUS_SECONDS = 0.02, 0.25
-# What generated code calls it; here it is a penstock.http2.call.Call, which has what our servicers use of it.
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 

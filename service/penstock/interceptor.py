@@ -1,148 +1,250 @@
-"""Every call passes here: who it is from, bytes that are no message (INVALID_ARGUMENT), errors (statuses)."""
+"""Every call passes here: who it is from, limits, bytes that are no message, errors (statuses), clients that are slow.
+
+Handlers are given to gRPC as stream to stream whatever they are: a stream is not read until somebody asks, so a caller
+is known before its message is read, and a reply is written where a client that does not read it can be given up.
+"""
 
 from __future__ import annotations
 
-import inspect
+import asyncio
 import logging
 import traceback
-from collections.abc import AsyncIterator, Iterable
-from contextlib import aclosing
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, aclosing
+from typing import Any, TypeAlias
 
 import grpc
 from google.protobuf.message import DecodeError
 
 from penstock.border import Border, Entry
-from penstock.errors import BadRequest, FieldViolation, PenstockError, ServiceFault
-from penstock.http2.call import Call
-from penstock.http2.headers import Refused
+from penstock.call_limits import HEALTH_MESSAGE_BYTES, CallLimits
+from penstock.callers.caller import CALLER
+from penstock.config import ServerSettings
+from penstock.errors import (
+    BadRequest,
+    FieldViolation,
+    MessageTooLarge,
+    NotImplementedYet,
+    PenstockError,
+    RequestLost,
+    ServiceFault,
+)
+from penstock.house import Context
+from penstock.message_io import Incoming, Outgoing
+from penstock.request_memory import RequestMemory
 from penstock.status import DETAILS_KEY, status_of
 
 log = logging.getLogger(__name__)
 # gRPC's Python client says INTERNAL where it hears of the end while it sends a message.
 _PATIENCE_SECONDS = 0.1
 _QUIET_SECONDS = 0.01
+# gRPC ends a read, and tells the handler why a moment later.
+_LOST_SECONDS = 0.1
 _OWN = "/penstock.v1."
+_GENERATION = "/penstock.v1.GenerationService/"
 _REFLECTION = "/grpc.reflection."
-# grpc.RpcMethodHandler and GenericRpcHandler, whose published types are those of another server.
+_UNKNOWN_METHOD = "unknown"  # what a client calls it is not bounded, and no label
+_SMALL_MESSAGE_BYTES = 64 * 1024
+# A grpc.RpcMethodHandler; its published types are those of the synchronous server.
 Handler: TypeAlias = Any
-GenericHandler: TypeAlias = Any
+Behaviour: TypeAlias = Callable[[Any, Context], Any]
 
 
-class _Asked(NamedTuple):
-    """What generated code wants to know to find a handler."""
+class Call:
+    """One call under way."""
 
-    method: str
+    def __init__(
+        self, method: str, handler: Handler, context: Context, settings: ServerSettings, message_bytes: int
+    ) -> None:
+        self.method = method
+        self.handler = handler
+        self.context = context
+        # Asked for now: of a call that was cancelled, gRPC may crash over the question.
+        self.peer = str(context.peer())
+        self.incoming = Incoming(context)
+        self.outgoing = Outgoing(context, settings.slow_reader_seconds)
+        self.message_bytes = (
+            message_bytes
+            if method.startswith(_GENERATION)
+            else _SMALL_MESSAGE_BYTES
+            if method.startswith((_OWN, _REFLECTION))
+            else HEALTH_MESSAGE_BYTES
+        )
+
+    @property
+    def behaviour(self) -> Behaviour:
+        handler = self.handler
+        found: Behaviour = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+        return found
+
+    def check_size(self, size: int) -> None:
+        """Raises MessageTooLarge."""
+        if size > self.message_bytes:
+            raise MessageTooLarge(
+                f"the message must be at most {self.message_bytes} bytes, got {size}",
+                bytes=size,
+                max_bytes=self.message_bytes,
+            )
+
+    @property
+    def has_expired(self) -> bool:
+        left = self.context.time_remaining()
+        return left is not None and left <= 0
+
+    def parse(self, message: bytes) -> Any:
+        """Raises BadRequest."""
+        try:
+            return self.handler.request_deserializer(message)
+        except DecodeError:
+            raise BadRequest(
+                FieldViolation("", "the bytes are not a valid message; strings must be UTF-8", "INVALID_FIELD")
+            ) from None
 
 
-class Interceptor:
-    """Answers the calls of the services that were added to it, as generated code adds them to a `grpc.Server`.
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """This API and reflection stand behind the border; health is open to all. Without a border, all is open."""
 
-    This API and reflection stand behind the border; health is open to all.
-    """
-
-    def __init__(self, border: Border | None) -> None:
+    def __init__(self, settings: ServerSettings, border: Border | None, message_bytes: int) -> None:
+        self._settings = settings
         self._border = border
-        self._generic: list[GenericHandler] = []
-        self._handlers: dict[str, Handler] = {}
+        self._message_bytes = message_bytes
+        self._limits = CallLimits(settings, message_bytes)
 
-    def add_generic_rpc_handlers(self, handlers: Iterable[GenericHandler]) -> None:
-        self._generic += handlers
-
-    def add_registered_method_handlers(self, service: str, handlers: Any) -> None:
-        """The same handlers again, as generated code adds them for servers that look no further."""
-
-    def _handler(self, method: str) -> Handler:
-        handler = self._handlers.get(method)
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler:
+        handler, method = await continuation(handler_call_details), str(handler_call_details.method)
         if handler is None:
-            for generic in self._generic:
-                handler = generic.service(_Asked(method))
-                if handler is not None:
-                    self._handlers[method] = handler
-                    break
-        return handler
+            handler, method = grpc.unary_unary_rpc_method_handler(_unimplemented, bytes), _UNKNOWN_METHOD
+        border = self._border if method.startswith((_OWN, _REFLECTION)) else None
 
-    async def serve(self, call: Call) -> None:
-        """Answers one call."""
-        handler = self._handler(call.method)
-        if handler is None:
-            await call.heard(_PATIENCE_SECONDS)
-            call.end(grpc.StatusCode.UNIMPLEMENTED, "there is no such method here")
-        elif self._border is None or not call.method.startswith((_OWN, _REFLECTION)):
-            await _answer(call, handler)
-            call.end()
-        else:
-            await self._serve_behind(self._border, call, handler)
+        async def answer(_: Any, context: Context) -> None:
+            call = Call(method, handler, context, self._settings, self._message_bytes)
+            try:
+                await (self._serve_open(call) if border is None else self._serve_behind(border, call))
+            finally:
+                call.incoming.close()
 
-    async def _serve_behind(self, border: Border, call: Call, handler: Handler) -> None:
-        # Before the message is read: who may not ask is not listened to.
-        shown = await border.knock(call.method, call.invocation_metadata())
-        entry = Entry(border, call.method, call)
+        return grpc.stream_stream_rpc_method_handler(answer, None, handler.response_serializer)
+
+    async def _serve_open(self, call: Call) -> None:
+        """Answer whoever asks. Only what is refused is told to the border."""
+        try:
+            with self._limits.open_call(call.peer):
+                if call.method == _UNKNOWN_METHOD:
+                    raise NotImplementedYet("this server has no such method")
+                await self._answer(call, self._limits.strangers, call.peer)
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:
+            entry = None if self._border is None else Entry(self._border, call.method, call.context)
+            await self._refuse(call, error, entry, call.peer)
+
+    async def _serve_behind(self, border: Border, call: Call) -> None:
+        shown = await border.knock(call.method, _metadata(call.context))
+        entry = Entry(border, call.method, call.context)
         try:
             if isinstance(shown, PenstockError):
                 raise shown
             await entry.admit(shown)
-            await _answer(call, handler)
-            trailers = tuple(await entry.trailers())
+            caller = CALLER.get()
+            key = caller.limit_key
+            with self._limits.call(key):
+                try:
+                    await self._answer(call, self._limits.requests, caller.id)
+                except Exception as error:
+                    await self._refuse(call, error, entry, key)
+            call.context.set_trailing_metadata(tuple(await entry.trailers()))
             entry.ended("OK")
-            call.end(metadata=trailers)
-        except Refused:
+        except grpc.aio.AbortError:
             raise
         except Exception as error:
-            await _end(call, error, entry, streams=handler.request_streaming)
+            await self._refuse(call, error, entry, call.peer)
         except BaseException as cut:
-            # The handler is cancelled for a passed deadline and for a client that left alike.
-            code = grpc.StatusCode.DEADLINE_EXCEEDED if call.has_expired else grpc.StatusCode.CANCELLED
-            entry.ended(code.name, cut)
+            self._cut(call, entry, cut)
             raise
 
+    async def _answer(self, call: Call, memory: RequestMemory, key: str) -> None:
+        """Everything but the status."""
+        handler = call.handler
+        async with AsyncExitStack() as stack:
+            request = await self._request(call, memory, key, stack)
+            outcome = call.behaviour(request, call.context)
+            if not handler.response_streaming:
+                await call.outgoing.write(await outcome)
+                return
+            replies = await stack.enter_async_context(aclosing(outcome))
+            async for reply in replies:
+                await call.outgoing.write(reply)
 
-async def _answer(call: Call, handler: Handler) -> None:
-    """Everything but the status."""
-    parse, pack = handler.request_deserializer, handler.response_serializer
-    if handler.request_streaming:
-        request = _parsed_stream(call, parse)
-        behaviour = handler.stream_stream if handler.response_streaming else handler.stream_unary
-    else:
-        request = _parsed(await call.message(), parse)
-        behaviour = handler.unary_stream if handler.response_streaming else handler.unary_unary
-    if not handler.response_streaming:
-        await call.send(pack(await behaviour(request, call)))
-        return
-    replies = behaviour(request, call)
-    if inspect.isawaitable(replies):  # It writes by itself.
-        await replies
-        return
-    async with aclosing(replies):
-        async for reply in replies:
-            await call.send(pack(reply))
+    async def _request(self, call: Call, memory: RequestMemory, key: str, stack: AsyncExitStack) -> Any:
+        """The message, or all of them; room for the first one is held until `stack` ends."""
+        seconds = self._settings.request_seconds
+        reservation = await stack.enter_async_context(memory.reserve(key, seconds))
+        message = await call.incoming.next(seconds, reservation.lost)
+        size = 0 if message is None else len(message)
+        memory.arrived(reservation, size)
+        if size > call.message_bytes:
+            message = b""  # The error keeps this frame.
+        call.check_size(size)
+        if message is None:
+            await asyncio.sleep(_LOST_SECONDS)  # Cancelled here where the client left, or gRPC refused the message.
+            raise BadRequest(FieldViolation("", "the call ends before its message", "MISSING_FIELD"))
+        first = call.parse(message)
+        return _stream(first, call) if call.handler.request_streaming else first
+
+    async def _refuse(self, call: Call, error: Exception, entry: Entry | None, key: str) -> None:
+        """End the call with the status of `error`."""
+        code, message, status = status_of(error)
+        if entry is not None:
+            entry.ended(code.name, error)
+        if code is grpc.StatusCode.INTERNAL:
+            # Never the exception's own text: it may hold prompt or output.
+            cause = error.__cause__ if isinstance(error, ServiceFault) and error.__cause__ else error
+            frames = "".join(traceback.format_tb(cause.__traceback__))
+            log.error("%s failed with %s\n%s", call.method, type(cause).__name__, frames)
+        if call.outgoing.is_stuck:
+            with self._limits.unread_stream(key):
+                await call.outgoing.until_taken()
+        elif call.handler.request_streaming:
+            await self._let_finish_sending(call, key)
+        call.incoming.close()
+        trailers = () if entry is None else tuple(await entry.trailers())
+        try:
+            await call.context.abort(code, message, trailing_metadata=(*trailers, (DETAILS_KEY, status)))
+        except grpc.aio.AbortError:
+            raise
+        except grpc.aio.BaseError:  # The client has left.
+            raise asyncio.CancelledError from None
+
+    async def _let_finish_sending(self, call: Call, key: str) -> None:
+        memory = self._limits.strangers
+        if memory.has_room:
+            async with memory.reserve(key, _PATIENCE_SECONDS):
+                await call.incoming.until_quiet(
+                    _QUIET_SECONDS if call.incoming.count else _PATIENCE_SECONDS, _PATIENCE_SECONDS
+                )
+
+    def _cut(self, call: Call, entry: Entry, cut: BaseException) -> None:
+        """gRPC cancels the handler for a passed deadline and for a client that left alike."""
+        code = grpc.StatusCode.DEADLINE_EXCEEDED if call.has_expired else grpc.StatusCode.CANCELLED
+        if not call.incoming.count:
+            cut = RequestLost("the client left before its request was whole, or gRPC refused the request")
+        entry.ended(code.name, cut)
 
 
-def _parsed(message: bytes | None, parse: Any) -> Any:
-    if message is None:
-        raise BadRequest(FieldViolation("", "the call ends before its message", "MISSING_FIELD"))
-    try:
-        return parse(message)
-    except DecodeError:
-        raise BadRequest(
-            FieldViolation("", "the bytes are not a valid message; strings must be UTF-8", "INVALID_FIELD")
-        ) from None
+async def _unimplemented(request: bytes, context: Context) -> None:
+    """Stands for methods that are not there; never runs."""
 
 
-async def _parsed_stream(call: Call, parse: Any) -> AsyncIterator[Any]:
-    async for message in call.messages():
-        yield _parsed(message, parse)
+async def _stream(first: Any, call: Call) -> AsyncIterator[Any]:
+    yield first
+    async for message in call.incoming.all():
+        call.check_size(len(message))
+        yield call.parse(message)
 
 
-async def _end(call: Call, error: Exception, entry: Entry, *, streams: bool) -> None:
-    code, message, status = status_of(error)
-    entry.ended(code.name, error)
-    if code is grpc.StatusCode.INTERNAL:
-        # Never the exception's own text: it may hold prompt or output.
-        cause = error.__cause__ if isinstance(error, ServiceFault) and error.__cause__ else error
-        frames = "".join(traceback.format_tb(cause.__traceback__))
-        log.error("%s failed with %s\n%s", call.method, type(cause).__name__, frames)
-    await call.heard(_PATIENCE_SECONDS)
-    if streams:
-        await call.quiet(_QUIET_SECONDS, _PATIENCE_SECONDS)
-    call.end(code, message, (*await entry.trailers(), (DETAILS_KEY, status)))
+def _metadata(context: Context) -> tuple[tuple[str, str | bytes], ...]:
+    return tuple(context.invocation_metadata() or ())

@@ -1,62 +1,120 @@
-"""Where the server listens, and how: limits, TLS, and plaintext only where that is safe or said."""
+"""Where the server listens, and gRPC's options: limits of connections, TLS, plaintext only where that is safe or asked.
+
+gRPC's core ignores an option that it does not know, in silence: `tests/rpc/test_listener_options.py` shows of each that
+it acts.
+"""
 
 from __future__ import annotations
 
 import ipaddress
 
-from penstock.config import Config
+import grpc
+
+from penstock.call_limits import HEALTH_MESSAGE_BYTES
+from penstock.config import Config, ServerSettings
 from penstock.errors import ConfigError
-from penstock.http2.connection import Limits, Serve
-from penstock.http2.endpoint import Endpoint
 from penstock.tls import Certificates
 from penstock.watched import Watched
 
-
-def limits(config: Config) -> Limits:
-    settings = config.server
-    return Limits(
-        message_bytes=config.max_message_bytes,
-        metadata_bytes=settings.max_metadata_bytes,
-        streams=settings.max_streams_per_connection,
-        connections=settings.max_connections,
-        request_seconds=settings.request_seconds,
-        slow_reader_seconds=settings.slow_reader_seconds,
-        age_seconds=settings.max_connection_age_seconds,
-        age_grace_seconds=settings.drain_seconds,
-    )
+HEALTH_CONNECTIONS = 128
+"""Of the health port: probes come from a few places, one call at a time."""
+_HEALTH_STREAMS = 16
+_IDENTITY_ONLY = 1  # of grpc's algorithms by bit: identity, deflate, gzip
+_IDLE_CONNECTION_MS = 30 * 60 * 1000
+# A long silent prefill must not be cut for its client's pings; more than one in 5 s is no keepalive any more.
+_PING_INTERVAL_MS = 5_000
+_PING_STRIKES = 10
+# How many requests of one connection are taken before another connection's turn.
+_REQUESTS_PER_READ = 16
+Options = list[tuple[str, int]]
 
 
-def listener(config: Config, serve: Serve, files: list[Watched]) -> tuple[Endpoint, str]:
-    """A bound endpoint and its host:port; certificates that may change are added to `files`. Raises ConfigError where
-    it cannot be."""
+def options(settings: ServerSettings, message_bytes: int) -> Options:
+    """Return the options of the port that serves the API, whose messages have at most so many bytes."""
+    return [
+        *_common(settings),
+        ("grpc.max_receive_message_length", message_bytes),
+        ("grpc.max_send_message_length", message_bytes),
+        ("grpc.max_concurrent_streams", settings.max_streams_per_connection),
+        ("grpc.max_allowed_incoming_connections", settings.max_connections),
+        # Calls that the event loop has not come to yet wait. By default the core drops some of them from 1,000 on.
+        ("grpc.server.max_pending_requests", settings.max_calls),
+        ("grpc.server.max_pending_requests_hard_limit", settings.max_calls),
+        *_age(settings),
+    ]
+
+
+def health_options(settings: ServerSettings) -> Options:
+    """Return the options of the port that answers health checks alone."""
+    return [
+        *_common(settings),
+        ("grpc.max_receive_message_length", HEALTH_MESSAGE_BYTES),
+        ("grpc.max_send_message_length", HEALTH_MESSAGE_BYTES),
+        ("grpc.max_concurrent_streams", _HEALTH_STREAMS),
+        ("grpc.max_allowed_incoming_connections", HEALTH_CONNECTIONS),
+        ("grpc.server.max_pending_requests", HEALTH_CONNECTIONS),
+        ("grpc.server.max_pending_requests_hard_limit", HEALTH_CONNECTIONS),
+        ("grpc.compression_enabled_algorithms_bitset", _IDENTITY_ONLY),
+    ]
+
+
+def _common(settings: ServerSettings) -> Options:
+    return [
+        ("grpc.max_metadata_size", settings.max_metadata_bytes),
+        # Between the two the core would refuse only some of the calls.
+        ("grpc.absolute_max_metadata_size", settings.max_metadata_bytes),
+        ("grpc.server_handshake_timeout_ms", int(settings.request_seconds * 1000)),
+        ("grpc.max_connection_idle_ms", _IDLE_CONNECTION_MS),
+        ("grpc.http2.min_ping_interval_without_data_ms", _PING_INTERVAL_MS),
+        ("grpc.http2.max_ping_strikes", _PING_STRIKES),
+        ("grpc.http2.max_requests_per_read", _REQUESTS_PER_READ),
+        # Windows stay at 64 KiB: a core that measures the network lets a stream send 4 MiB that nobody asked for.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        # Two servers on one port would share its calls at random.
+        ("grpc.so_reuseport", 0),
+    ]
+
+
+def _age(settings: ServerSettings) -> Options:
+    if settings.max_connection_age_seconds is None:
+        return []
+    return [
+        ("grpc.max_connection_age_ms", int(settings.max_connection_age_seconds * 1000)),
+        ("grpc.max_connection_age_grace_ms", int(settings.drain_seconds * 1000)),
+    ]
+
+
+def bind(server: grpc.aio.Server, config: Config, files: list[Watched]) -> str:
+    """Bind the API's port and return its host:port.
+
+    Certificates that may change are added to `files`. Raises ConfigError where the address cannot be served.
+    """
     settings = config.server
     if config.tls.certificate_file is not None:
         certificates = Certificates(config.tls)
         files.append(certificates.files)
-        endpoint = Endpoint(serve, limits(config), certificates.context)
-    else:
-        host, _ = _host_and_port("server.listen", settings.listen)
-        if not settings.insecure and not _is_loopback(host):
-            raise ConfigError(
-                f"server.listen: {host} is not loopback and this is plaintext: set tls.certificate_file and "
-                "tls.key_file, or say --insecure (server.insecure = true) to allow it, behind something that encrypts"
-            )
-        endpoint = Endpoint(serve, limits(config))
-    return endpoint, _bound(endpoint, "server.listen", settings.listen)
+        return add_port(server, "server.listen", settings.listen, certificates.credentials())
+    host, _ = _host_and_port("server.listen", settings.listen)
+    if not settings.insecure and not _is_loopback(host):
+        raise ConfigError(
+            f"server.listen: {host} is not loopback and this is plaintext: set tls.certificate_file and "
+            "tls.key_file, or say --insecure (server.insecure = true) to allow it, behind something that encrypts"
+        )
+    return add_port(server, "server.listen", settings.listen)
 
 
-def probes(config: Config, serve: Serve) -> tuple[Endpoint, str]:
-    """The same for health alone, in plaintext. Raises ConfigError."""
-    endpoint = Endpoint(serve, limits(config))
-    return endpoint, _bound(endpoint, "server.health_listen", config.server.health_listen)
-
-
-def _bound(endpoint: Endpoint, key: str, listen: str) -> str:
+def add_port(server: grpc.aio.Server, key: str, listen: str, tls: grpc.ServerCredentials | None = None) -> str:
+    """Bind `listen`, the value of the setting `key`, and return host:port. Raises ConfigError where it is taken."""
     host, port = _host_and_port(key, listen)
+    address = f"{host}:{port}"
     try:
-        return f"{host}:{endpoint.bind(host, port)}"
-    except OSError as error:
-        raise ConfigError(f"{key}: cannot listen on {listen}: is it taken, or not ours? ({error.strerror})") from error
+        bound = server.add_insecure_port(address) if tls is None else server.add_secure_port(address, tls)
+    except RuntimeError as error:
+        raise ConfigError(f"{key}: cannot bind {listen}: address already in use, or not of this machine") from error
+    return f"{host}:{bound}"
 
 
 def _host_and_port(key: str, listen: str) -> tuple[str, int]:

@@ -62,6 +62,32 @@ class InChildren(logging.Filter):
         return multiprocessing.parent_process() is not None
 
 
+class OncePerSecond(logging.Filter):
+    """Passes at most one line per second, so that strangers cannot fill the log; it tells how many it left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._next_at = 0.0
+        self._left_out = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        now = time.monotonic()
+        if now < self._next_at:
+            self._left_out += 1
+            return False
+        if self._left_out:
+            record.msg, record.args = f"{record.getMessage()} ({self._left_out} more lines were left out)", ()
+        self._next_at, self._left_out = now + 1, 0
+        return True
+
+
+def quieten_grpc() -> None:
+    """Bound what gRPC's Python layer says of clients that misbehave; for its core's lines see `penstock.__init__`."""
+    logger = logging.getLogger("grpc._cython.cygrpc")
+    if not any(isinstance(one, OncePerSecond) for one in logger.filters):
+        logger.addFilter(OncePerSecond())
+
+
 def _time(record: logging.LogRecord) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import cast
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
 from penstock_client.v1 import (
     generation_pb2,
     generation_pb2_grpc,
@@ -21,15 +20,16 @@ from penstock_client.v1 import (
 from penstock.admission import Admission
 from penstock.audit import audit_of
 from penstock.border import Border
+from penstock.call_limits import HEALTH_MESSAGE_BYTES
 from penstock.callers.gate import Gate
-from penstock.config import Config
+from penstock.config import Config, ServerSettings
 from penstock.engine import Engine
 from penstock.errors import EngineDown
 from penstock.gather import LoopLag
+from penstock.health import NOT_SERVING, SERVING, HealthServicer
 from penstock.house import House
-from penstock.http2.endpoint import Endpoint
-from penstock.interceptor import Interceptor
-from penstock.listener import listener, probes
+from penstock.interceptor import CallInterceptor
+from penstock.listener import add_port, bind, health_options, options
 from penstock.live import LiveStreams
 from penstock.observe import NOBODY, Observer, ServiceState
 from penstock.quotas.store import quotas_of
@@ -51,11 +51,10 @@ SERVICES = tuple(
 )
 # Health of the process, as against readiness: SERVING from the first moment to the last, for liveness probes.
 LIVENESS = "liveness"
+_READINESS = ("", *SERVICES)
 # A stream that is told to end says so at its next engine step.
 _LAST_EVENT_SECONDS = 10.0
 _LAST_STATUS_SECONDS = 0.5
-_SERVING = health_pb2.HealthCheckResponse.SERVING
-_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 class Server:
@@ -66,7 +65,7 @@ class Server:
         self._observer = observer
         self._engine: Engine | None = None
         self._engine_is_up = False
-        self._health = health.aio.HealthServicer()
+        self._health = HealthServicer({LIVENESS: NOT_SERVING, **dict.fromkeys(_READINESS, NOT_SERVING)})
         self.admission = Admission(config.admission, self._capacity)
         self._lag = LoopLag(config.server.adaptive_flush_seconds)
         self._watching: list[asyncio.Task[None]] = []
@@ -75,10 +74,13 @@ class Server:
         self._files = gate.files
         self._audit = audit_of(config.audit)
         self._quotas = quotas_of(config.quotas)
-        self._services = Interceptor(Border(gate, self._quotas, observer, self._audit))
-        self._health_alone = Interceptor(None)
+        settings = config.server
+        border = Border(gate, self._quotas, observer, self._audit)
+        interceptor = CallInterceptor(settings, border, config.max_message_bytes)
+        api = grpc.aio.server(interceptors=[interceptor], options=options(settings, config.max_message_bytes))
         self.probes_address = ""
-        self._endpoints: list[Endpoint] = []
+        self._grpc = [api, _probes(settings)] if settings.health_listen else [api]
+        """The API's server, then that of health alone, where there is one."""
         self._live = LiveStreams(config.resume)
         prices = PriceList(config.price_tiers)
         self._house = house = House(
@@ -92,17 +94,14 @@ class Server:
             self._audit,
             lag=self._lag,
         )
-        # All that generated code does with a server is to add handlers to it.
-        services = cast("grpc.aio.Server", self._services)
-        generation_pb2_grpc.add_GenerationServiceServicer_to_server(GenerationServicer(house), services)
-        model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(house), services)
-        routing_pb2_grpc.add_RoutingServiceServicer_to_server(RoutingServicer(house, self._experts), services)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._services)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._health_alone)
-        if config.server.reflection:
+        generation_pb2_grpc.add_GenerationServiceServicer_to_server(GenerationServicer(house), api)
+        model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(house), api)
+        routing_pb2_grpc.add_RoutingServiceServicer_to_server(RoutingServicer(house, self._experts), api)
+        for server in self._grpc:
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        if settings.reflection:
             names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
-            reflecting = reflection.aio.ReflectionServicer(names)
-            reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflecting, services)
+            reflection.enable_server_reflection(names, api)
         observer.watch_state(self.state)
 
     def _capacity(self) -> int:
@@ -136,17 +135,16 @@ class Server:
 
     async def listen(self) -> str:
         """Binds and answers health NOT_SERVING; the bound host:port. Raises ConfigError where it cannot."""
-        endpoint, address = listener(self._config, self._services.serve, self._files)
-        self._endpoints.append(endpoint)
-        if self._config.server.health_listen:
-            endpoint, self.probes_address = probes(self._config, self._health_alone.serve)
-            self._endpoints.append(endpoint)
+        api, *probes = self._grpc
+        address = bind(api, self._config, self._files)
+        for server in probes:
+            self.probes_address = add_port(server, "server.health_listen", self._config.server.health_listen)
         await self.set_ready(False)
-        await self._health.set(LIVENESS, _SERVING)
+        self._health.set(SERVING, LIVENESS)
         host, _, port = address.rpartition(":")
         self._observer.listening(host, int(port))
-        for endpoint in self._endpoints:
-            await endpoint.start()
+        for server in self._grpc:
+            await server.start()
         self._watching.append(asyncio.create_task(self._lag.watch(lambda: self.admission.running_calls > 0)))
         if self._files:
             every_seconds = self._config.server.reload_seconds
@@ -162,8 +160,7 @@ class Server:
     async def set_ready(self, ready: bool) -> None:
         """Health of all services: SERVING while the engine takes work and the server is not going away."""
         self._engine_is_up = ready
-        state = _SERVING if ready and not self.admission.draining else _NOT_SERVING
-        await asyncio.gather(*(self._health.set(name, state) for name in ("", *SERVICES)))
+        self._health.set(SERVING if ready and not self.admission.draining else NOT_SERVING, *_READINESS)
 
     async def drain(self, seconds: float) -> None:
         """Refuses new calls and lets those under way end; after `seconds` each gets a last event, and all is closed."""
@@ -178,11 +175,18 @@ class Server:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LAST_EVENT_SECONDS):
                     await self.admission.idle()
-        await self._live.close()
         for watching in self._watching:
             watching.cancel()
         # Room is given back before a call has counted what it used and said its status: that takes a moment more.
-        for endpoint in self._endpoints:
-            await endpoint.stop(_LAST_STATUS_SECONDS)
+        # Whoever reads a resumable stream takes its last event in that time.
+        await asyncio.gather(*(server.stop(_LAST_STATUS_SECONDS) for server in self._grpc))
+        self._grpc.clear()  # gRPC's server cleans up on this event loop, when nothing refers to it any more.
+        await self._live.close()
         await self._quotas.close()
         self._audit.close()
+
+
+def _probes(settings: ServerSettings) -> grpc.aio.Server:
+    """A server of its own: connections to the API's port cannot take its place."""
+    alone = CallInterceptor(settings, None, HEALTH_MESSAGE_BYTES)
+    return grpc.aio.server(interceptors=[alone], options=health_options(settings))

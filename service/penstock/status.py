@@ -23,6 +23,8 @@ _CODES: dict[type[errors.PenstockError], grpc.StatusCode] = {
     errors.CallerNotAllowed: grpc.StatusCode.PERMISSION_DENIED,
     errors.Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.QuotaExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.MessageTooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.ClientTooSlow: grpc.StatusCode.CANCELLED,
     errors.DeadlinePassed: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.Draining: grpc.StatusCode.UNAVAILABLE,
     errors.EngineDown: grpc.StatusCode.UNAVAILABLE,

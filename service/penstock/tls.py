@@ -1,14 +1,16 @@
 """The listener's certificate, read again when its files change: new connections see the new one, none is dropped.
 
-Each handshake takes the context that is in force then. TLS 1.2 and 1.3, and no cipher without forward secrecy and
-authentication; a test scans for that.
+gRPC asks for the certificate before each handshake, on a thread of its own. It speaks TLS 1.2 and 1.3, and no cipher
+without forward secrecy and authentication; a test scans for that.
 """
 
 from __future__ import annotations
 
-import ssl
+from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
+import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
@@ -22,18 +24,30 @@ class Certificates:
 
     def __init__(self, settings: TlsSettings) -> None:
         self._settings = settings
+        self._changed = False
         self.files = Watched((settings.certificate_file, settings.key_file, settings.client_ca_file), self._take)
 
     def _take(self) -> None:
-        self._context = _read(self._settings)
+        self._configuration = _read(self._settings)
+        self._changed = True
 
-    def context(self) -> ssl.SSLContext:
-        """For the next handshake."""
-        return self._context
+    def credentials(self) -> grpc.ServerCredentials:
+        """For `add_secure_port`, once: what a change does reaches one listener."""
+        self._changed = False
+        mutual = self._settings.client_ca_file is not None
+        # None is "as before", which the published types do not know.
+        fetch = cast("Callable[[], grpc.ServerCertificateConfiguration]", self._fetch)
+        return grpc.dynamic_ssl_server_credentials(self._configuration, fetch, mutual)
+
+    def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
+        if not self._changed:
+            return None
+        self._changed = False
+        return self._configuration
 
 
-def _read(settings: TlsSettings) -> ssl.SSLContext:
-    """Raises ConfigError for what OpenSSL would only refuse at a client's handshake, or not say clearly."""
+def _read(settings: TlsSettings) -> grpc.ServerCertificateConfiguration:
+    """Raises ConfigError for what gRPC would only refuse at a client's handshake, or not at all."""
     chain = _bytes("certificate_file", settings.certificate_file)
     key = _bytes("key_file", settings.key_file)
     leaf = _certificates("certificate_file", settings.certificate_file, chain)[0]
@@ -44,26 +58,11 @@ def _read(settings: TlsSettings) -> ssl.SSLContext:
     form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     if private.public_key().public_bytes(*form) != leaf.public_key().public_bytes(*form):
         raise ConfigError(f"tls.key_file: {settings.key_file} is not the key of {settings.certificate_file}")
-    context = _context()
-    try:
-        context.load_cert_chain(str(settings.certificate_file), str(settings.key_file), password="")
-    except (OSError, ValueError) as error:  # An SSLError is an OSError.
-        raise ConfigError(f"tls.certificate_file: {settings.certificate_file} changed while it was read") from error
+    roots = None
     if settings.client_ca_file is not None:
         roots = _bytes("client_ca_file", settings.client_ca_file)
         _certificates("client_ca_file", settings.client_ca_file, roots)
-        context.load_verify_locations(cadata=roots.decode("ascii", errors="replace"))
-        context.verify_mode = ssl.CERT_REQUIRED
-    return context
-
-
-def _context() -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")
-    context.set_alpn_protocols(["h2"])
-    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION | ssl.OP_CIPHER_SERVER_PREFERENCE
-    return context
+    return grpc.ssl_server_certificate_configuration([(key, chain)], roots)
 
 
 def _bytes(key: str, path: Path | None) -> bytes:

@@ -63,7 +63,11 @@ def _serve(
     scratch: Path, name: str, config: dict[str, Any], played: Path
 ) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
     engine = {**config.get("engine", {}), "kind": "scripted", "model": str(played)}
-    whole = {**config, "engine": engine, "server": {"listen": "127.0.0.1:0", "drain_seconds": 0}}
+    whole = {
+        **config,
+        "engine": engine,
+        "server": {**config.get("server", {}), "listen": "127.0.0.1:0", "drain_seconds": 0},
+    }
     file, ready = scratch / f"{name}.yaml", scratch / f"{name}.ready"
     file.write_text(json.dumps(whole), encoding="utf-8")  # JSON is YAML
     command = [sys.executable, "-m", "penstock", "serve", "--config", str(file), "--ready-file", str(ready)]

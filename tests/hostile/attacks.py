@@ -56,14 +56,17 @@ def rapid_reset(address: str, count: int) -> int:
 
 
 def window_stall(address: str, count: int) -> int:
-    """Streams whose reader opens no window: the service cuts them, and keeps the connection."""
+    """Streams whose reader opens no window until it was given up: then it reads one message, and that it was slow."""
     wire = Wire(address, struct.pack(">HI", 4, 0))
-    calls = min(count, 64)
-    for _ in range(calls):
-        wire.call(question("NORMAL"))
-    ended = {stream for kind, _, stream, _ in frames(wire.drain(12, calls)) if kind == RST}
+    calls = min(count, 60)
+    streams = [wire.call(question("NORMAL")) for _ in range(calls)]
+    wire.drain(5)
+    wire.send(*(frame(WINDOW_UPDATE, 0, stream, struct.pack(">I", 1 << 16)) for stream in streams))
+    got = frames(wire.drain(2))
     wire.close()
-    assert len(ended) == calls, f"{len(ended)} of {calls} stalled streams were cut off"
+    slow = {stream for kind, _, stream, payload in got if kind == HEADERS and b"took no message" in payload}
+    assert slow == set(streams), f"{len(slow)} of {calls} stalled streams were given up"
+    assert sum(kind == DATA for kind, *_ in got) == calls
     return calls
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -10,11 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import grpc
+import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from penstock.callers.keys import make
 
 ROOT = Path(__file__).parents[2]
 _QUIET_SECONDS = 5.0
@@ -45,6 +48,9 @@ class Victim:
     process: subprocess.Popen[str]
     normal: subprocess.Popen[str]
     samples_file: Path
+    log: Path
+    key: str = ""
+    health_address: str = ""
     before: dict[str, int] = field(default_factory=dict)
     attacks: list[tuple[float, float]] = field(default_factory=list)
     sent: dict[str, int] = field(default_factory=dict)
@@ -75,8 +81,12 @@ class Victim:
         self.attacks.append((began, time.time()))
         self.sent[name] = self.sent.get(name, 0) + count
 
-    def health(self) -> str:
-        with grpc.insecure_channel(self.address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+    def rss_kib(self) -> int:
+        """Resident memory as it is, nothing given back before."""
+        return psutil.Process(self.process.pid).memory_info().rss >> 10
+
+    def health(self, address: str = "") -> str:
+        with grpc.insecure_channel(address or self.address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
             reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=20)
             return health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
 
@@ -115,13 +125,54 @@ def program(log: TextIO, name: str, *arguments: str, out: TextIO | int) -> Itera
 @pytest.fixture(scope="session")
 def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
     place = tmp_path_factory.mktemp("victim")
-    replies, samples, log = place / "replies.json", place / "normal", place / "log"
-    replies.write_text(json.dumps(REPLIES))
     config = {
-        "engine": {"kind": "scripted", "model": str(replies)},
         "server": {"listen": "127.0.0.1:0", "slow_reader_seconds": 3, "request_seconds": 3, "drain_seconds": 5},
         "resume": {"grace_seconds": 1, "max_streams": 64},
+        # The attacker and the normal client are one caller here: nobody has to say who it is.
+        "admission": {"max_starts_per_second": 1e6},
     }
+    with serving(place, config) as victim:
+        yield victim
+
+
+@pytest.fixture(scope="session")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
+    with guarded_service(tmp_path_factory.mktemp("guarded")) as victim:
+        yield victim
+
+
+@contextmanager
+def guarded_service(place: Path) -> Iterator[Victim]:
+    """A service that must know its callers; the normal client and the attacker (`key`) are two of them."""
+    keys = {caller: make(caller) for caller in ("normal", "attacker")}
+    config = {
+        "server": {
+            "listen": "127.0.0.1:0",
+            "health_listen": f"127.0.0.1:{_free_port()}",
+            "slow_reader_seconds": 2,
+            "request_seconds": 3,
+            "drain_seconds": 5,
+            "max_connections": 256,
+        },
+        "auth": {"keys": [json.loads(entry.model_dump_json()) for _, entry in keys.values()]},
+        "admission": {"max_starts_per_second": 50, "max_running_sequences": 64},
+    }
+    with serving(place, config, keys["normal"][0]) as victim:
+        victim.key = keys["attacker"][0]
+        victim.health_address = str(config["server"]["health_listen"])  # type: ignore[index]
+        yield victim
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return int(taken.getsockname()[1])
+
+
+@contextmanager
+def serving(place: Path, config: dict[str, Any], normal_key: str = "") -> Iterator[Victim]:
+    replies, samples, log = place / "replies.json", place / "normal", place / "log"
+    replies.write_text(json.dumps(REPLIES))
+    config = {"engine": {"kind": "scripted", "model": str(replies)}, **config}
     with (
         log.open("w") as errors,
         samples.open("w") as out,
@@ -130,13 +181,13 @@ def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
         assert process.stdout is not None
         address = process.stdout.readline().strip()
         assert address, log.read_text()
-        with program(errors, "normal", address, "4", out=out) as normal:
-            yield Victim(address, process, normal, samples)
+        with program(errors, "normal", address, "4", normal_key, out=out) as normal:
+            yield Victim(address, process, normal, samples, log)
         process.terminate()
         assert process.wait(30) == 0, log.read_text()[-4000:]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def quiet_before_and_after(victim: Victim) -> Iterator[None]:
     """The normal client is served before an attack and after it."""
     victim.await_normal(4)

@@ -34,11 +34,14 @@ def literal(name: bytes, value: bytes, *, indexed: bool = False) -> bytes:
     return head + _integer(len(name), 7, 0) + name + _integer(len(value), 7, 0) + value
 
 
-def call_headers(method: str = "GenerationService/StreamGenerate", more: Pairs = ()) -> bytes:
+def call_headers(
+    method: str = "GenerationService/StreamGenerate", more: Pairs = (), *, path: str | None = None
+) -> bytes:
+    """The header block of a call of one of our methods, or of the method at `path`."""
     pairs = [
         (b":method", b"POST"),
         (b":scheme", b"http"),
-        (b":path", f"/penstock.v1.{method}".encode()),
+        (b":path", (path or f"/penstock.v1.{method}").encode()),
         (b":authority", b"localhost"),
         (b"te", b"trailers"),
         (b"content-type", b"application/grpc"),
@@ -77,10 +80,17 @@ class Wire:
         self._next_stream += 2
         return self._next_stream - 2
 
-    def call(self, body: bytes, method: str = "GenerationService/StreamGenerate", more: Pairs = ()) -> int:
+    def call(
+        self,
+        body: bytes,
+        method: str = "GenerationService/StreamGenerate",
+        more: Pairs = (),
+        *,
+        path: str | None = None,
+    ) -> int:
         """One whole call; its stream's number."""
         stream = self.stream()
-        head = frame(HEADERS, END_HEADERS, stream, call_headers(method, more))
+        head = frame(HEADERS, END_HEADERS, stream, call_headers(method, more, path=path))
         self.send(head, frame(DATA, END_STREAM, stream, message(body)))
         return stream
 

@@ -1,6 +1,7 @@
 """A well-behaved client in a process of its own: asks, reads to the end, asks again. A program, started by `conftest`.
 
-argv: address, how many at a time. stdout: per request a line "end seconds", `end` by the wall clock; or "FAILED code".
+argv: address, how many at a time, an API key or nothing.
+stdout: per request a line "end seconds", `end` by the wall clock; or "FAILED code".
 """
 
 from __future__ import annotations
@@ -20,14 +21,16 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
-def ask(address: str) -> None:
+def ask(address: str, key: str) -> None:
     spec = pb.GenerationSpec(messages=pb.Messages(messages=[pb.Message(role=pb.ROLE_USER, content="NORMAL")]))
+    request = pb.StreamGenerateRequest(spec=spec)
+    metadata = (("authorization", f"Bearer {key}"),) if key else ()
     with grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
         stub = generation_pb2_grpc.GenerationServiceStub(channel)
         while True:
             began = time.monotonic()
             try:
-                events = [reply.event for reply in stub.StreamGenerate(pb.StreamGenerateRequest(spec=spec), timeout=60)]
+                events = [reply.event for reply in stub.StreamGenerate(request, timeout=60, metadata=metadata)]
                 assert events[-1].WhichOneof("event") == "finished"
                 say(f"{time.time()} {time.monotonic() - began}")
             except grpc.RpcError as error:
@@ -37,5 +40,5 @@ def ask(address: str) -> None:
 
 if __name__ == "__main__":
     for _ in range(int(sys.argv[2])):
-        threading.Thread(target=ask, args=(sys.argv[1],), daemon=True).start()
+        threading.Thread(target=ask, args=(sys.argv[1], "".join(sys.argv[3:])), daemon=True).start()
     sys.stdin.read()

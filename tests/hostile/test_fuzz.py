@@ -22,6 +22,7 @@ from tests.hostile.attacks import ATTACKS, Attack, half_open, question, rapid_re
 from tests.hostile.conftest import Victim, pause
 from tests.hostile.strategies import messages, mutated
 
+pytestmark = pytest.mark.usefixtures("quiet_before_and_after")
 _MOST_RSS_GROWTH_KIB = 48 * 1024
 _IN_FLIGHT = 16
 _METHODS: dict[str, type[Message]] = {

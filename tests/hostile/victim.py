@@ -10,19 +10,37 @@ import ctypes
 import gc
 import json
 import sys
+from collections.abc import AsyncGenerator
 
 import psutil
 from penstock.app import serve
 from penstock.config import Config
+from penstock.engine_scripted import ScriptedEngine
+from penstock.types import EngineChunk, EngineRequest
+
+STARTS = 0
+"""Engine runs so far."""
+
+
+def _count_starts() -> None:
+    stream = ScriptedEngine.stream
+
+    def counted(self: ScriptedEngine, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
+        global STARTS
+        STARTS += 1
+        return stream(self, request)
+
+    ScriptedEngine.stream = counted  # type: ignore[method-assign]
 
 
 def holdings() -> dict[str, int]:
-    """Tasks, open files, threads, and resident memory after giving back what can be."""
+    """Tasks, open files, threads, engine starts, and resident memory after giving back what can be."""
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     own = psutil.Process()
     tasks = len(asyncio.all_tasks())
-    return {"tasks": tasks, "fds": own.num_fds(), "threads": own.num_threads(), "rss_kib": own.memory_info().rss >> 10}
+    rss_kib = own.memory_info().rss >> 10
+    return {"tasks": tasks, "fds": own.num_fds(), "threads": own.num_threads(), "rss_kib": rss_kib, "starts": STARTS}
 
 
 async def _answer() -> None:
@@ -33,6 +51,7 @@ async def _answer() -> None:
 
 
 async def main() -> int:
+    _count_starts()
     answering = asyncio.create_task(_answer())
     code = await serve(Config.model_validate_json(sys.argv[1]), on_ready=lambda address: print(address, flush=True))
     answering.cancel()

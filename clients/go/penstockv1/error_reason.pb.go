@@ -64,8 +64,10 @@ const (
 	// Example: {reason: "MODEL_NOT_FOUND", metadata: {served_model: "penstock-demo"}}.
 	ErrorReason_ERROR_REASON_MODEL_NOT_FOUND ErrorReason = 9
 	// RESOURCE_EXHAUSTED, with google.rpc.RetryInfo: no room now, in `resource`: queue, resumable_streams, watchers,
-	// constraints (their compiler) or quota_counts (which cannot be reached). `concurrent_calls` are those that run and
-	// wait at this server; only where the call was a generation that was read already.
+	// constraints (their compiler), quota_counts (which cannot be reached), calls, health_calls, request_memory,
+	// unread_streams (that this caller was cut off from and has not ended) or starts (of this caller, by the second).
+	// `concurrent_calls` are those that run and wait at this server; only where the call was a generation that was read
+	// already.
 	// Example: {reason: "OVERLOADED", metadata: {resource: "queue", concurrent_calls: "256"}} and RetryInfo {retry_delay:
 	// 1.5s}.
 	ErrorReason_ERROR_REASON_OVERLOADED ErrorReason = 10
@@ -103,6 +105,13 @@ const (
 	// (`left`, `needed`, `limit_usd`, `left_usd`, `needed_usd`, `resets_at`).
 	// Example: {reason: "QUOTA_EXCEEDED", metadata: {quota: "tokens_per_minute", limit: "10000"}}.
 	ErrorReason_ERROR_REASON_QUOTA_EXCEEDED ErrorReason = 19
+	// CANCELLED: the request was not whole, or no message of the stream was taken, within the server's time for it.
+	// Example: {reason: "CLIENT_TOO_SLOW", metadata: {seconds: "60"}}.
+	ErrorReason_ERROR_REASON_CLIENT_TOO_SLOW ErrorReason = 20
+	// RESOURCE_EXHAUSTED: a message of a method that needs only small ones. Of the generation service's messages, gRPC
+	// itself refuses those over `server.max_message_bytes`, with the same status and without a reason.
+	// Example: {reason: "MESSAGE_TOO_LARGE", metadata: {bytes: "100000", max_bytes: "65536"}}.
+	ErrorReason_ERROR_REASON_MESSAGE_TOO_LARGE ErrorReason = 21
 )
 
 // Enum value maps for ErrorReason.
@@ -128,6 +137,8 @@ var (
 		17: "ERROR_REASON_GENERATION_NOT_FOUND",
 		18: "ERROR_REASON_POISONOUS_REQUEST",
 		19: "ERROR_REASON_QUOTA_EXCEEDED",
+		20: "ERROR_REASON_CLIENT_TOO_SLOW",
+		21: "ERROR_REASON_MESSAGE_TOO_LARGE",
 	}
 	ErrorReason_value = map[string]int32{
 		"ERROR_REASON_UNSPECIFIED":          0,
@@ -150,6 +161,8 @@ var (
 		"ERROR_REASON_GENERATION_NOT_FOUND": 17,
 		"ERROR_REASON_POISONOUS_REQUEST":    18,
 		"ERROR_REASON_QUOTA_EXCEEDED":       19,
+		"ERROR_REASON_CLIENT_TOO_SLOW":      20,
+		"ERROR_REASON_MESSAGE_TOO_LARGE":    21,
 	}
 )
 
@@ -184,7 +197,7 @@ var File_penstock_v1_error_reason_proto protoreflect.FileDescriptor
 
 const file_penstock_v1_error_reason_proto_rawDesc = "" +
 	"\n" +
-	"\x1epenstock/v1/error_reason.proto\x12\vpenstock.v1*\x9d\x05\n" +
+	"\x1epenstock/v1/error_reason.proto\x12\vpenstock.v1*\xe3\x05\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aERROR_REASON_INVALID_FIELD\x10\x01\x12\x1e\n" +
@@ -206,7 +219,9 @@ const file_penstock_v1_error_reason_proto_rawDesc = "" +
 	"\x1bERROR_REASON_CALLER_REFUSED\x10\x10\x12%\n" +
 	"!ERROR_REASON_GENERATION_NOT_FOUND\x10\x11\x12\"\n" +
 	"\x1eERROR_REASON_POISONOUS_REQUEST\x10\x12\x12\x1f\n" +
-	"\x1bERROR_REASON_QUOTA_EXCEEDED\x10\x13B`\n" +
+	"\x1bERROR_REASON_QUOTA_EXCEEDED\x10\x13\x12 \n" +
+	"\x1cERROR_REASON_CLIENT_TOO_SLOW\x10\x14\x12\"\n" +
+	"\x1eERROR_REASON_MESSAGE_TOO_LARGE\x10\x15B`\n" +
 	"\x0fdev.penstock.v1P\x01Z=github.com/penstock/penstock/clients/go/penstockv1;penstockv1\xaa\x02\vPenstock.V1b\x06proto3"
 
 var (

@@ -10,11 +10,11 @@
     |-- ModelNotFound                          NOT_FOUND            MODEL_NOT_FOUND
     |-- GenerationNotFound                     NOT_FOUND            GENERATION_NOT_FOUND
     |-- Overloaded    .retry_after_seconds     RESOURCE_EXHAUSTED   OVERLOADED, QUOTA_EXCEEDED
-    |-- MessageTooLarge                        RESOURCE_EXHAUSTED   (from gRPC itself)
+    |-- MessageTooLarge                        RESOURCE_EXHAUSTED   MESSAGE_TOO_LARGE, or none from gRPC itself
     |-- DeadlineExceeded                       DEADLINE_EXCEEDED    DEADLINE_PASSED
     |-- Unavailable                            UNAVAILABLE          DRAINING, ENGINE_DOWN, or none: nothing answers
     |-- CallerRefused                          UNAUTHENTICATED, PERMISSION_DENIED     CALLER_REFUSED
-    |-- Cancelled                              CANCELLED
+    |-- Cancelled                              CANCELLED            CLIENT_TOO_SLOW, or none
     |-- PoisonousRequest                       ABORTED              POISONOUS_REQUEST
     |-- ServerFault                            INTERNAL, UNKNOWN, DATA_LOSS           ENGINE_REFUSED, INTERNAL
     `-- BrokenStream                           (none)               events are missing
@@ -172,7 +172,9 @@ BY_REASON: Mapping[str, type[PenstockError]] = {
     "MODEL_NOT_FOUND": ModelNotFound,
     "GENERATION_NOT_FOUND": GenerationNotFound,
     "OVERLOADED": Overloaded,
+    "MESSAGE_TOO_LARGE": MessageTooLarge,
     "QUOTA_EXCEEDED": Overloaded,
+    "CLIENT_TOO_SLOW": Cancelled,
     "DEADLINE_PASSED": DeadlineExceeded,
     "DRAINING": Unavailable,
     "ENGINE_DOWN": Unavailable,

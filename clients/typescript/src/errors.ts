@@ -10,7 +10,7 @@
  *     ├ ModelNotFound                  NOT_FOUND                          MODEL_NOT_FOUND
  *     ├ GenerationNotFound             NOT_FOUND                          GENERATION_NOT_FOUND
  *     ├ Overloaded .retryAfterSeconds  RESOURCE_EXHAUSTED                 OVERLOADED, QUOTA_EXCEEDED
- *     ├ MessageTooLarge                RESOURCE_EXHAUSTED                 (from gRPC itself)
+ *     ├ MessageTooLarge                RESOURCE_EXHAUSTED                 MESSAGE_TOO_LARGE, or none from gRPC itself
  *     ├ DeadlineExceeded               DEADLINE_EXCEEDED                  DEADLINE_PASSED
  *     ├ Unavailable                    UNAVAILABLE                        DRAINING, ENGINE_DOWN, or none
  *     ├ CallerRefused                  UNAUTHENTICATED, PERMISSION_DENIED CALLER_REFUSED
@@ -146,7 +146,9 @@ const BY_REASON: Readonly<Record<string, Kind>> = {
   MODEL_NOT_FOUND: ModelNotFound,
   GENERATION_NOT_FOUND: GenerationNotFound,
   OVERLOADED: Overloaded,
+  MESSAGE_TOO_LARGE: MessageTooLarge,
   QUOTA_EXCEEDED: Overloaded,
+  CLIENT_TOO_SLOW: Cancelled,
   DEADLINE_PASSED: DeadlineExceeded,
   DRAINING: Unavailable,
   ENGINE_DOWN: Unavailable,

@@ -52,6 +52,11 @@ class Caller:
         return self.id if self.is_known else ""
 
     @property
+    def limit_key(self) -> str:
+        """What limits per caller count by: its id, or the host of an address, which opens connections as it likes."""
+        return self.id if self.is_known else self.id.rpartition(":")[0] or self.id
+
+    @property
     def label(self) -> str:
         """For metrics: bounded however many callers there are."""
         return self.id if self.is_listed else self.how.value

@@ -67,8 +67,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 10
     """RESOURCE_EXHAUSTED, with google.rpc.RetryInfo: no room now, in `resource`: queue, resumable_streams, watchers,
-    constraints (their compiler) or quota_counts (which cannot be reached). `concurrent_calls` are those that run and
-    wait at this server; only where the call was a generation that was read already.
+    constraints (their compiler), quota_counts (which cannot be reached), calls, health_calls, request_memory,
+    unread_streams (that this caller was cut off from and has not ended) or starts (of this caller, by the second).
+    `concurrent_calls` are those that run and wait at this server; only where the call was a generation that was read
+    already.
     Example: {reason: "OVERLOADED", metadata: {resource: "queue", concurrent_calls: "256"}} and RetryInfo {retry_delay:
     1.5s}.
     """
@@ -114,6 +116,15 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     With usd_per_day also what is left and needed, in ticks of 1e-10 USD and in USD, and when the day's limit resets
     (`left`, `needed`, `limit_usd`, `left_usd`, `needed_usd`, `resets_at`).
     Example: {reason: "QUOTA_EXCEEDED", metadata: {quota: "tokens_per_minute", limit: "10000"}}.
+    """
+    ERROR_REASON_CLIENT_TOO_SLOW: _ErrorReason.ValueType  # 20
+    """CANCELLED: the request was not whole, or no message of the stream was taken, within the server's time for it.
+    Example: {reason: "CLIENT_TOO_SLOW", metadata: {seconds: "60"}}.
+    """
+    ERROR_REASON_MESSAGE_TOO_LARGE: _ErrorReason.ValueType  # 21
+    """RESOURCE_EXHAUSTED: a message of a method that needs only small ones. Of the generation service's messages, gRPC
+    itself refuses those over `server.max_message_bytes`, with the same status and without a reason.
+    Example: {reason: "MESSAGE_TOO_LARGE", metadata: {bytes: "100000", max_bytes: "65536"}}.
     """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
@@ -167,8 +178,10 @@ Example: {reason: "MODEL_NOT_FOUND", metadata: {served_model: "penstock-demo"}}.
 """
 ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 10
 """RESOURCE_EXHAUSTED, with google.rpc.RetryInfo: no room now, in `resource`: queue, resumable_streams, watchers,
-constraints (their compiler) or quota_counts (which cannot be reached). `concurrent_calls` are those that run and
-wait at this server; only where the call was a generation that was read already.
+constraints (their compiler), quota_counts (which cannot be reached), calls, health_calls, request_memory,
+unread_streams (that this caller was cut off from and has not ended) or starts (of this caller, by the second).
+`concurrent_calls` are those that run and wait at this server; only where the call was a generation that was read
+already.
 Example: {reason: "OVERLOADED", metadata: {resource: "queue", concurrent_calls: "256"}} and RetryInfo {retry_delay:
 1.5s}.
 """
@@ -214,5 +227,14 @@ ERROR_REASON_QUOTA_EXCEEDED: ErrorReason.ValueType  # 19
 With usd_per_day also what is left and needed, in ticks of 1e-10 USD and in USD, and when the day's limit resets
 (`left`, `needed`, `limit_usd`, `left_usd`, `needed_usd`, `resets_at`).
 Example: {reason: "QUOTA_EXCEEDED", metadata: {quota: "tokens_per_minute", limit: "10000"}}.
+"""
+ERROR_REASON_CLIENT_TOO_SLOW: ErrorReason.ValueType  # 20
+"""CANCELLED: the request was not whole, or no message of the stream was taken, within the server's time for it.
+Example: {reason: "CLIENT_TOO_SLOW", metadata: {seconds: "60"}}.
+"""
+ERROR_REASON_MESSAGE_TOO_LARGE: ErrorReason.ValueType  # 21
+"""RESOURCE_EXHAUSTED: a message of a method that needs only small ones. Of the generation service's messages, gRPC
+itself refuses those over `server.max_message_bytes`, with the same status and without a reason.
+Example: {reason: "MESSAGE_TOO_LARGE", metadata: {bytes: "100000", max_bytes: "65536"}}.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -11,7 +11,7 @@ import { enumDesc, fileDesc } from "@bufbuild/protobuf/codegenv2";
  * Describes the file penstock/v1/error_reason.proto.
  */
 export const file_penstock_v1_error_reason: GenFile = /*@__PURE__*/
-  fileDesc("Ch5wZW5zdG9jay92MS9lcnJvcl9yZWFzb24ucHJvdG8SC3BlbnN0b2NrLnYxKp0FCgtFcnJvclJlYXNvbhIcChhFUlJPUl9SRUFTT05fVU5TUEVDSUZJRUQQABIeChpFUlJPUl9SRUFTT05fSU5WQUxJRF9GSUVMRBABEh4KGkVSUk9SX1JFQVNPTl9NSVNTSU5HX0ZJRUxEEAISIwofRVJST1JfUkVBU09OX0NPTkZMSUNUSU5HX0ZJRUxEUxADEh8KG0VSUk9SX1JFQVNPTl9MSU1JVF9FWENFRURFRBAEEiQKIEVSUk9SX1JFQVNPTl9CVURHRVRfRE9FU19OT1RfRklUEAUSIQodRVJST1JfUkVBU09OX0NPTlRFWFRfT1ZFUkZMT1cQBhIcChhFUlJPUl9SRUFTT05fRkVBVFVSRV9PRkYQBxIgChxFUlJPUl9SRUFTT05fTk9UX0lNUExFTUVOVEVEEAgSIAocRVJST1JfUkVBU09OX01PREVMX05PVF9GT1VORBAJEhsKF0VSUk9SX1JFQVNPTl9PVkVSTE9BREVEEAoSIAocRVJST1JfUkVBU09OX0RFQURMSU5FX1BBU1NFRBALEhkKFUVSUk9SX1JFQVNPTl9EUkFJTklORxAMEhwKGEVSUk9SX1JFQVNPTl9FTkdJTkVfRE9XThANEh8KG0VSUk9SX1JFQVNPTl9FTkdJTkVfUkVGVVNFRBAOEhkKFUVSUk9SX1JFQVNPTl9JTlRFUk5BTBAPEh8KG0VSUk9SX1JFQVNPTl9DQUxMRVJfUkVGVVNFRBAQEiUKIUVSUk9SX1JFQVNPTl9HRU5FUkFUSU9OX05PVF9GT1VORBAREiIKHkVSUk9SX1JFQVNPTl9QT0lTT05PVVNfUkVRVUVTVBASEh8KG0VSUk9SX1JFQVNPTl9RVU9UQV9FWENFRURFRBATQmAKD2Rldi5wZW5zdG9jay52MVABWj1naXRodWIuY29tL3BlbnN0b2NrL3BlbnN0b2NrL2NsaWVudHMvZ28vcGVuc3RvY2t2MTtwZW5zdG9ja3YxqgILUGVuc3RvY2suVjFiBnByb3RvMw");
+  fileDesc("Ch5wZW5zdG9jay92MS9lcnJvcl9yZWFzb24ucHJvdG8SC3BlbnN0b2NrLnYxKuMFCgtFcnJvclJlYXNvbhIcChhFUlJPUl9SRUFTT05fVU5TUEVDSUZJRUQQABIeChpFUlJPUl9SRUFTT05fSU5WQUxJRF9GSUVMRBABEh4KGkVSUk9SX1JFQVNPTl9NSVNTSU5HX0ZJRUxEEAISIwofRVJST1JfUkVBU09OX0NPTkZMSUNUSU5HX0ZJRUxEUxADEh8KG0VSUk9SX1JFQVNPTl9MSU1JVF9FWENFRURFRBAEEiQKIEVSUk9SX1JFQVNPTl9CVURHRVRfRE9FU19OT1RfRklUEAUSIQodRVJST1JfUkVBU09OX0NPTlRFWFRfT1ZFUkZMT1cQBhIcChhFUlJPUl9SRUFTT05fRkVBVFVSRV9PRkYQBxIgChxFUlJPUl9SRUFTT05fTk9UX0lNUExFTUVOVEVEEAgSIAocRVJST1JfUkVBU09OX01PREVMX05PVF9GT1VORBAJEhsKF0VSUk9SX1JFQVNPTl9PVkVSTE9BREVEEAoSIAocRVJST1JfUkVBU09OX0RFQURMSU5FX1BBU1NFRBALEhkKFUVSUk9SX1JFQVNPTl9EUkFJTklORxAMEhwKGEVSUk9SX1JFQVNPTl9FTkdJTkVfRE9XThANEh8KG0VSUk9SX1JFQVNPTl9FTkdJTkVfUkVGVVNFRBAOEhkKFUVSUk9SX1JFQVNPTl9JTlRFUk5BTBAPEh8KG0VSUk9SX1JFQVNPTl9DQUxMRVJfUkVGVVNFRBAQEiUKIUVSUk9SX1JFQVNPTl9HRU5FUkFUSU9OX05PVF9GT1VORBAREiIKHkVSUk9SX1JFQVNPTl9QT0lTT05PVVNfUkVRVUVTVBASEh8KG0VSUk9SX1JFQVNPTl9RVU9UQV9FWENFRURFRBATEiAKHEVSUk9SX1JFQVNPTl9DTElFTlRfVE9PX1NMT1cQFBIiCh5FUlJPUl9SRUFTT05fTUVTU0FHRV9UT09fTEFSR0UQFUJgCg9kZXYucGVuc3RvY2sudjFQAVo9Z2l0aHViLmNvbS9wZW5zdG9jay9wZW5zdG9jay9jbGllbnRzL2dvL3BlbnN0b2NrdjE7cGVuc3RvY2t2MaoCC1BlbnN0b2NrLlYxYgZwcm90bzM");
 
 /**
  * Why a call was refused or failed: the `reason` of the `google.rpc.ErrorInfo` in the status details, written without
@@ -107,8 +107,10 @@ export enum ErrorReason {
 
   /**
    * RESOURCE_EXHAUSTED, with google.rpc.RetryInfo: no room now, in `resource`: queue, resumable_streams, watchers,
-   * constraints (their compiler) or quota_counts (which cannot be reached). `concurrent_calls` are those that run and
-   * wait at this server; only where the call was a generation that was read already.
+   * constraints (their compiler), quota_counts (which cannot be reached), calls, health_calls, request_memory,
+   * unread_streams (that this caller was cut off from and has not ended) or starts (of this caller, by the second).
+   * `concurrent_calls` are those that run and wait at this server; only where the call was a generation that was read
+   * already.
    * Example: {reason: "OVERLOADED", metadata: {resource: "queue", concurrent_calls: "256"}} and RetryInfo {retry_delay:
    * 1.5s}.
    *
@@ -194,6 +196,23 @@ export enum ErrorReason {
    * @generated from enum value: ERROR_REASON_QUOTA_EXCEEDED = 19;
    */
   QUOTA_EXCEEDED = 19,
+
+  /**
+   * CANCELLED: the request was not whole, or no message of the stream was taken, within the server's time for it.
+   * Example: {reason: "CLIENT_TOO_SLOW", metadata: {seconds: "60"}}.
+   *
+   * @generated from enum value: ERROR_REASON_CLIENT_TOO_SLOW = 20;
+   */
+  CLIENT_TOO_SLOW = 20,
+
+  /**
+   * RESOURCE_EXHAUSTED: a message of a method that needs only small ones. Of the generation service's messages, gRPC
+   * itself refuses those over `server.max_message_bytes`, with the same status and without a reason.
+   * Example: {reason: "MESSAGE_TOO_LARGE", metadata: {bytes: "100000", max_bytes: "65536"}}.
+   *
+   * @generated from enum value: ERROR_REASON_MESSAGE_TOO_LARGE = 21;
+   */
+  MESSAGE_TOO_LARGE = 21,
 }
 
 /**

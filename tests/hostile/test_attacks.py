@@ -1,0 +1,106 @@
+"""Attacks on what the service holds: memory stays bounded during each and comes back, and a normal client is served.
+
+Short runs in `make test`; long ones, marked `full`, in `make test-full`. Latencies are measured by `bench.attacks`.
+"""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tests.hostile.conftest import Victim
+from tests.hostile.held import (
+    ATTACKS,
+    Beside,
+    Held,
+    idle_connections,
+    no_messages,
+    provoked_resets,
+    started_and_reset,
+)
+
+_MOST_DURING_KIB = 256 * 1024
+_MOST_AFTER_KIB = 20 * 1024
+_SETTLE_SECONDS = 60
+_STARTS_PER_SECOND = 50
+_LOOK_SECONDS = 0.02
+SHORT, LONG = 0, 1
+
+
+@pytest.fixture(scope="module", autouse=True)
+def warm(guarded: Victim) -> None:
+    """The first of everything loads code and fills pools: what is held is counted from here."""
+    for attack, counts in ATTACKS.items():
+        attack(guarded.address, counts[SHORT] // 10 + 1, guarded.key)
+    guarded.await_normal(4)
+
+
+def most_rss_kib(guarded: Victim, attack: Held, count: int) -> int:
+    """The highest resident memory while the attack runs."""
+    beside, most = Beside(attack, guarded.address, count, guarded.key), guarded.rss_kib()
+    beside.start()
+    while beside.is_on:
+        most = max(most, guarded.rss_kib())
+        time.sleep(_LOOK_SECONDS)
+    assert beside.result() > 0
+    return most
+
+
+def is_held_off(guarded: Victim, attack: Held, count: int) -> None:
+    before, lines = guarded.holdings(), guarded.log.read_text().count("\n")
+    began = time.monotonic()
+    most = most_rss_kib(guarded, attack, count)
+    seconds = time.monotonic() - began
+    assert guarded.health() == guarded.health(guarded.health_address) == "SERVING"
+    guarded.await_normal(4)
+    until = time.monotonic() + _SETTLE_SECONDS
+    while (after := guarded.holdings())["rss_kib"] - before["rss_kib"] > _MOST_AFTER_KIB and time.monotonic() < until:
+        time.sleep(0.5)
+    lines = guarded.log.read_text().count("\n") - lines
+    print(f"{attack.__name__}: {before}, at most {most} KiB in {seconds:.1f} s, after {after}, {lines} lines of log")
+    assert most - before["rss_kib"] <= _MOST_DURING_KIB
+    assert after["rss_kib"] - before["rss_kib"] <= _MOST_AFTER_KIB
+    assert guarded.normal_requests()[2] == []
+    assert lines <= seconds + 2, guarded.log.read_text()[-2000:]
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
+def test_memory_stays_bounded_and_the_normal_client_is_served(guarded: Victim, attack: Held) -> None:
+    is_held_off(guarded, attack, ATTACKS[attack][SHORT])
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
+def test_the_same_for_long(guarded: Victim, attack: Held) -> None:
+    is_held_off(guarded, attack, ATTACKS[attack][LONG])
+
+
+@pytest.mark.parametrize("attack", [started_and_reset, provoked_resets], ids=lambda attack: attack.__name__)
+def test_a_callers_engine_starts_are_bounded(guarded: Victim, attack: Held) -> None:
+    guarded.await_normal(4)
+    lines, before = len(guarded.samples_file.read_text().splitlines()), guarded.holdings()["starts"]
+    began = time.monotonic()
+    attack(guarded.address, 3000, guarded.key)
+    seconds, starts = time.monotonic() - began, guarded.holdings()["starts"] - before
+    normal = len(guarded.samples_file.read_text().splitlines()) - lines
+    print(f"{starts} engine starts in {seconds:.1f} s, {normal} of them the normal client's, for 3,000 calls")
+    assert starts - normal >= _STARTS_PER_SECOND, "the attack starts nothing"
+    assert starts <= _STARTS_PER_SECOND * (seconds + 1) + normal + 8
+    assert guarded.normal_requests()[2] == []
+
+
+def test_strangers_write_at_most_one_line_a_second(guarded: Victim) -> None:
+    lines, began = guarded.log.read_text().count("\n"), time.monotonic()
+    no_messages(guarded.address, 2000, "")
+    assert guarded.log.read_text().count("\n") - lines <= time.monotonic() - began + 1
+
+
+def test_idle_connections_do_not_shut_out_health_checks(guarded: Victim) -> None:
+    beside = Beside(idle_connections, guarded.address, 400, "")
+    beside.start()
+    seen = set()
+    while beside.is_on:
+        seen.add(guarded.health(guarded.health_address))
+    beside.result()
+    assert seen == {"SERVING"}
