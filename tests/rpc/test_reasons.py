@@ -14,13 +14,14 @@ from penstock.callers.caller import NOBODY
 from penstock.callers.keys import make
 from penstock.config import Config
 from penstock.engine_scripted import Reply, ScriptedEngine
-from penstock.errors import EngineDown, EngineRefused
+from penstock.errors import EngineRefused
 from penstock.house import Arrival
 from penstock.server import Server
 from penstock.types import EngineChunk, EngineRequest
 from penstock_client.v1 import generation_pb2 as pb
 
 from tests.rpc.conftest import serving
+from tests.rpc.mortal import POISON, ward
 from tests.rpc.secure import bearer, spec, stub
 
 PROTO = Path(__file__).parents[2] / "protos/penstock/v1/error_reason.proto"
@@ -110,19 +111,19 @@ CASES: dict[str, dict[str, Any]] = {
     "INTERNAL": {"engine": lambda: Failing(lambda: RuntimeError("a secret"))},
     "CALLER_REFUSED": {"settings": {"auth": {"keys": [ENTRY.model_dump(mode="json")]}}, "key": None},
     "GENERATION_NOT_FOUND": {"resume": True},
-    "POISONOUS_REQUEST": {"engine": lambda: Failing(lambda: EngineDown("died"))},
     "QUOTA_EXCEEDED": {
         "settings": {"auth": {"keys": [ENTRY.model_dump(mode="json")]}, "quotas": {"requests_per_minute": 1}},
         "key": KEY,
         "twice": True,
     },
 }
-# The values of the enum that no code of this version sends.
-NEVER_SENT = {"NOT_IMPLEMENTED"}
+# What no code of this version sends, and what needs more than a call: an engine that dies (below), a client that does
+# not read, a message beyond the limit.
+NEVER_SENT, ELSEWHERE = {"NOT_IMPLEMENTED"}, {"POISONOUS_REQUEST", "CLIENT_TOO_SLOW", "MESSAGE_TOO_LARGE"}
 
 
 def test_every_reason_is_provoked_here() -> None:
-    assert set(PROMISED) == set(CASES) | NEVER_SENT
+    assert set(PROMISED) == set(CASES) | NEVER_SENT | ELSEWHERE
     assert {"thinking_budget", "max_output_tokens", "answer_reserve"} == PROMISED["BUDGET_DOES_NOT_FIT"]
     assert {"thought_tokens", "answer_tokens"} == PROMISED["DEADLINE_PASSED"]
 
@@ -189,6 +190,13 @@ async def test_a_reason_carries_what_the_proto_promises(reason: str, method: str
         assert dict(info.metadata) == {"thinking_budget": "900", "max_output_tokens": "100", "answer_reserve": "1"}
     if reason == "DEADLINE_PASSED":
         assert sum(int(count) for count in info.metadata.values()) > 3
+
+
+async def test_a_request_that_engines_die_on_is_told_with_their_deaths() -> None:
+    async with ward(LONG, max_restarts=20) as here:
+        info = info_of(await failure(stub(here.channel).Generate(pb.GenerateRequest(spec=spec(POISON)))))
+    assert info.reason == "POISONOUS_REQUEST"
+    assert set(info.metadata) >= PROMISED["POISONOUS_REQUEST"]
 
 
 async def test_what_a_deadline_cut_is_counted_and_the_margin_is_told() -> None:
