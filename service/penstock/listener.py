@@ -24,6 +24,7 @@ _IDLE_CONNECTION_MS = 30 * 60 * 1000
 # A long silent prefill must not be cut for its client's pings; more than one in 5 s is no keepalive any more.
 _PING_INTERVAL_MS = 5_000
 _PING_STRIKES = 10
+_SENT_MESSAGE_BYTES = 4 * 1024 * 1024
 # How many requests of one connection are taken before another connection's turn.
 _REQUESTS_PER_READ = 16
 Options = list[tuple[str, int]]
@@ -34,7 +35,8 @@ def options(settings: ServerSettings, message_bytes: int) -> Options:
     return [
         *_common(settings),
         ("grpc.max_receive_message_length", message_bytes),
-        ("grpc.max_send_message_length", message_bytes),
+        # What the service itself says is never cut by a small limit on what it takes: a reflection reply has 8 KB.
+        ("grpc.max_send_message_length", max(message_bytes, _SENT_MESSAGE_BYTES)),
         ("grpc.max_concurrent_streams", settings.max_streams_per_connection),
         ("grpc.max_allowed_incoming_connections", settings.max_connections),
         # Calls that the event loop has not come to yet wait. By default the core drops some of them from 1,000 on.
