@@ -6,6 +6,7 @@ names what it needs with `@pytest.mark.needs("buf")`: `make test` skips it by th
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -64,4 +65,24 @@ def _fetched(name: str) -> Callable[[], str]:
     return why_not
 
 
+def json_schema_suite() -> Path | None:
+    """Return the draft 2020-12 cases of the JSON Schema Test Suite, which the project does not copy.
+
+    They are looked for in $JSON_SCHEMA_SUITE, and as a folder `json-schema-suite` in a folder beside the clone.
+    """
+    named = os.environ.get("JSON_SCHEMA_SUITE")
+    places = [Path(named)] if named else sorted(ROOT.parent.glob("*/json-schema-suite"))
+    return next((place for place in places if (place / "anyOf.json").exists()), None)
+
+
+def _no_suite() -> str:
+    if json_schema_suite() is not None:
+        return ""
+    return (
+        "no JSON Schema Test Suite here: set JSON_SCHEMA_SUITE to tests/draft2020-12 of a clone of "
+        "https://github.com/json-schema-org/JSON-Schema-Test-Suite (at 44401e0)"
+    )
+
+
 _PROVIDED = {name: _fetched(name) for name in ("node", "npm", "go", "grpc-go", "triton")}
+_PROVIDED["json-schema-suite"] = _no_suite

@@ -13,6 +13,7 @@ import jsonschema
 import pytest
 from penstock.engine_vllm.json_schema import RefusedSchemaError, rewritten
 
+from tests.tooling import json_schema_suite
 from tests.unit import pydantic_models
 from tests.unit.grammar_walks import compiled_schema, walks
 
@@ -21,7 +22,9 @@ BOOL = {"type": "boolean"}
 
 
 def suite() -> Iterator[tuple[str, Any]]:
-    for path in sorted((DATA / "json-schema-suite").glob("*.json")):
+    place = json_schema_suite()
+    assert place is not None
+    for path in sorted(place.glob("*.json")):
         for case in json.loads(path.read_text()):
             yield f"{path.stem}: {case['description']}", case["schema"]
 
@@ -57,6 +60,7 @@ def walk_all(count: int) -> tuple[Counter[str], int, list[str]]:
     return refused, accepted, wrong
 
 
+@pytest.mark.needs("json-schema-suite")
 def test_what_is_accepted_of_the_public_suite_is_kept() -> None:
     refused, accepted, wrong = walk_all(6)
     assert wrong == []
@@ -66,6 +70,7 @@ def test_what_is_accepted_of_the_public_suite_is_kept() -> None:
     assert {keyword: int(count) for keyword, count in documented} == dict(refused)
 
 
+@pytest.mark.needs("json-schema-suite")
 @pytest.mark.full
 def test_what_is_accepted_of_the_public_suite_is_kept_in_long_walks() -> None:
     assert walk_all(200)[2] == []
