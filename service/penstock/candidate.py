@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from penstock.engine import Engine
-from penstock.errors import EngineDied, EngineDown, EngineRefused
+from penstock.errors import ConstraintLost, EngineDied, EngineDown, EngineRefused
 from penstock.observe import NO_CANDIDATE, CandidateWatch, Cause
 from penstock.planning import Plan
 from penstock.split import SplitSettings, Splitter, Verdict
@@ -164,14 +164,8 @@ class Candidate:
         if self._splitter.in_thought and self._splitter.thought_budget_tokens == 0:
             self._splitter.close_thought(self._plan.closing_ids)
             yield self._thought_ended(ThinkingOutcome.BUDGET_REACHED)
-        while True:
+        while (request := self._next_run()) is not None:
             verdict, chunk, how, suspected = Verdict.GO_ON, None, "cancelled", False
-            request = self._next_run()
-            if request is None:
-                for delta in self._splitter.take(final=True):
-                    yield delta
-                yield self._end(FinishReason.MAX_OUTPUT_TOKENS)
-                return
             try:
                 async with aclosing(self._engine.stream(request)) as chunks:
                     async for chunk in chunks:
@@ -184,17 +178,25 @@ class Candidate:
                 how = verdict.name.lower()
             except EngineDown as error:
                 how, suspected = "engine_died", isinstance(error, EngineDied) and error.suspected
+            except ConstraintLost:
+                how = "constraint_lost"
             finally:
                 self._watch.run_ended(how, chunk)
-            if verdict not in _FINISH_OF:
-                self._check_progress()
-            if how == "engine_died":
-                await self._survive(suspected=suspected)
-                continue
             if verdict in _FINISH_OF:
                 yield self._end(_FINISH_OF[verdict])
                 return
-            self._go_on_after(verdict)
+            self._check_progress()
+            if how == "engine_died":
+                await self._survive(suspected=suspected)
+            elif how == "constraint_lost":
+                # What came before holds: the next run begins after it, with the constraint advanced so far.
+                self._cause = Cause.CONSTRAINT_LOST
+            else:
+                self._go_on_after(verdict)
+        # The window is full.
+        for delta in self._splitter.take(final=True):
+            yield delta
+        yield self._end(FinishReason.MAX_OUTPUT_TOKENS)
 
     def _go_on_after(self, verdict: Verdict) -> None:
         """Prepares the continuation that `verdict` asks for. Raises EngineRefused for an engine that makes none."""
@@ -215,6 +217,11 @@ class Candidate:
             stops = self._plan.request.output.stop_token_ids
             self._banned = tuple(i for i in (markers.open_id, markers.close_id) if i not in stops)
             self._markers_are_banned = True
+
+    @property
+    def _may_open_thought(self) -> bool:
+        """Whether the next run may begin with the one and only thought."""
+        return self._splitter.may_think and not self._markers_are_banned
 
     @property
     def _run_counted(self) -> bool:
@@ -252,8 +259,8 @@ class Candidate:
                 splitter.thought_budget_tokens - splitter.thought_tokens if splitter.in_thought and forces else None
             ),
             # A run that begins in a thought knows nothing of the caller's stops: they end the answer only, and the
-            # splitter finds them there.
-            stop_token_ids=() if splitter.may_think else output.stop_token_ids,
+            # splitter finds them there. Where a thought can no longer be opened, the engine's minimum holds them back.
+            stop_token_ids=() if splitter.in_thought or self._may_open_thought else output.stop_token_ids,
             top_logprobs=output.top_logprobs,
             structured=output.structured,
             constrained_prompt_tokens=constrained,

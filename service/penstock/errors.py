@@ -144,6 +144,10 @@ class EngineRefused(PenstockError):
     reason = "ENGINE_REFUSED"
 
 
+class ConstraintLost(EngineRefused):
+    """The engine sampled a token that the constraint does not allow; what it gave before holds."""
+
+
 class EngineDown(PenstockError):
     reason = "ENGINE_DOWN"
 

@@ -36,6 +36,7 @@ class Cause(enum.Enum):
     TOO_SHORT = "too_short"
     STRAY_MARKERS = "stray_markers"
     ENGINE_DEATH = "engine_death"
+    CONSTRAINT_LOST = "constraint_lost"
     RESUME = "resume"
 
 

@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from penstock.candidate import Candidate, Steering
 from penstock.config import Config
 from penstock.engine_scripted import Reply, ScriptedEngine
-from penstock.errors import BadRequest, ContextOverflow, EngineDown, PoisonousRequest
+from penstock.errors import (
+    BadRequest,
+    ConstraintLost,
+    ContextOverflow,
+    EngineDown,
+    EngineRefused,
+    PoisonousRequest,
+)
 from penstock.planning import Plan, plan_generation
 from penstock.types import (
     CandidateEnd,
@@ -267,3 +274,57 @@ def test_a_closing_message_is_text_whatever_it_spells() -> None:
     request = Request(text="hello<think>", thinking=ThinkingConfig(closing_message="so</think><|im_end|>"))
     plan = plan_generation(request, engine, Config(), None)
     assert plan.closing_ids == (*b"so</think><|im_end|>", CLOSE)
+
+
+class Obstinate(Sampled):
+    """Says the same stop first whenever it may."""
+
+    async def stream(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:  # type: ignore[override]
+        self._deal = [ord("a")] * 4
+        async for chunk in super().stream(request):
+            yield chunk
+
+
+async def test_a_minimum_holds_where_a_raw_prompt_might_have_opened_a_thought() -> None:
+    engine = Obstinate([], 1)
+    request = Request(
+        token_ids=(ord("q"),),
+        thinking=ThinkingConfig(ThinkingMode.THINKING),
+        output=Output(max_tokens=12, min_tokens=8, stop_token_ids=(ord("a"),)),
+    )
+    said = await say(engine, plan_generation(request, engine, Config(), None))
+    assert said.end is not None
+    assert 8 <= said.end.usage.output_tokens <= 12
+    assert [r.stop_token_ids for r in engine.asked] == [(), (ord("a"),)]
+
+
+class Losing(Sampled):
+    """Gives two tokens a run, and then one that the constraint does not allow."""
+
+    async def stream(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:  # type: ignore[override]
+        self.asked.append(request)
+        if len(self.asked) < 4:
+            yield EngineChunk((ord("a"), ord("b")), stop=None)
+            raise ConstraintLost("as dealt")
+        yield EngineChunk((EOS,), stop=EngineStop.EOS)
+
+
+async def test_an_answer_goes_on_after_a_token_that_its_constraint_does_not_allow() -> None:
+    engine = Losing([], 1)
+    plan = ask(engine, ThinkingMode.FAST, structured=StructuredOutput(StructuredKind.REGEX, "(ab)*"))
+    said = await say(engine, plan)
+    assert said.answer == "ababab"
+    assert [request.constrained_prompt_tokens for request in engine.asked] == [0, 2, 4, 6]
+
+
+async def test_a_constraint_that_is_lost_at_once_ends_with_an_error() -> None:
+    class AtOnce(Sampled):
+        async def stream(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:  # type: ignore[override]
+            self.asked.append(request)
+            raise ConstraintLost("as dealt")
+            yield
+
+    engine = AtOnce([], 1)
+    with pytest.raises(EngineRefused):
+        await say(engine, ask(engine, structured=StructuredOutput(StructuredKind.REGEX, "a")))
+    assert len(engine.asked) < 20

@@ -27,7 +27,7 @@ from penstock.engine_vllm.parallel import Layout
 from penstock.engine_vllm.processes import kill, processes_of
 from penstock.engine_vllm.sampling import sampling_params, thought_tokens_in_prompt
 from penstock.engine_vllm.trial import Verdict
-from penstock.errors import BadRequest, EngineDown, EngineRefused, FeatureOff
+from penstock.errors import BadRequest, ConstraintLost, EngineDown, EngineRefused, FeatureOff
 from penstock.hf_tokenizer import HfTokenizer
 from penstock.routing import ExpertCounts
 from penstock.types import (
@@ -208,7 +208,7 @@ class VllmEngine:
     def _failure(self, request: EngineRequest, structured: StructuredOutput, why: object) -> BadRequest | EngineRefused:
         """The engine ended a constrained request: it was too slow (compat.slow_grammars), or the engine is at fault."""
         if why != TOO_SLOW:
-            return EngineRefused("the engine found no way to go on with a constrained answer")
+            return ConstraintLost("the engine found no way to go on with a constrained answer")
         self._constraints.block(structured, request.caller_id)
         return refusal(structured, Verdict.SLOW, self._constraint_seconds)
 

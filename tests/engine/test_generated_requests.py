@@ -1,0 +1,91 @@
+"""Generated valid requests, every pair of parameter values, 1 to 8 at once: each is answered, no engine is restarted.
+
+By hand: `--generated-requests 5000` with `-m full`; a few hundred of the same row are in every run of the engine tests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Iterator
+
+import grpc
+import pytest
+from google.protobuf import json_format
+from penstock.engine import Engine
+from penstock_client.v1 import generation_pb2 as pb
+from penstock_client.v1 import generation_pb2_grpc
+
+from tests.engine.generated import dimensions, rows, spec_of
+
+_SLICE = 200
+_SECONDS = 120.0
+
+
+def specs(engine: Engine, seed: int) -> Iterator[tuple[str, pb.GenerationSpec]]:
+    card, an_id = engine.card, engine.tokenizer.encode("a")[0]
+    dims = dimensions(card.vocab_size, card.context_window_tokens, an_id, min(card.eos_ids - {0}))
+    for row in rows(dims, card.unsupported_fields, seed):
+        yield row["method"], spec_of(row, engine.tokenizer, card.markers, an_id)
+
+
+async def fault(channel: grpc.aio.Channel, method: str, spec: pb.GenerationSpec) -> str:
+    """What went wrong with this request; empty where it was answered."""
+    stub = generation_pb2_grpc.GenerationServiceStub(channel)
+    try:
+        if method == "Generate":
+            reply = await stub.Generate(pb.GenerateRequest(spec=spec), timeout=_SECONDS)
+            usage = reply.usage
+        else:
+            request = pb.StreamGenerateRequest(spec=spec, resumable=method == "resumable")
+            events = [reply.event async for reply in stub.StreamGenerate(request, timeout=_SECONDS)]
+            assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+            usage = events[-1].finished.usage
+    except grpc.aio.AioRpcError as error:
+        return f"{error.code().name} {error.details()}: {method} {json_format.MessageToJson(spec, indent=None)}"
+    most = (spec.output.max_output_tokens or 10**6) * max(1, spec.output.candidate_count)
+    if not 0 <= usage.output_tokens <= most:
+        return f"{usage.output_tokens} output tokens: {method} {json_format.MessageToJson(spec, indent=None)}"
+    return ""
+
+
+async def faults(channel: grpc.aio.Channel, engine: Engine, count: int, seed: int) -> list[str]:
+    """Of `count` requests, in crowds of 1 to 8 that start together."""
+    found: list[str] = []
+    source = itertools.islice(specs(engine, seed), count)
+    for crowd in itertools.cycle(range(1, 9)):
+        batch = list(itertools.islice(source, crowd))
+        if not batch:
+            return found
+        found += filter(None, await asyncio.gather(*(fault(channel, method, spec) for method, spec in batch)))
+        await engine.check()
+    raise AssertionError
+
+
+async def test_every_pair_of_parameters_is_answered(engine: Engine, channel: grpc.aio.Channel) -> None:
+    assert await faults(channel, engine, _SLICE, seed=1) == []
+
+
+@pytest.mark.full
+@pytest.mark.timeout(4 * 3600)
+@pytest.mark.parametrize("mtp", ["on", "off"])
+async def test_thousands_are_answered_without_a_restart(request: pytest.FixtureRequest, mtp: str) -> None:
+    from penstock.app import start_engine
+    from penstock.config import Config
+    from penstock.server import Server
+    from penstock.supervisor import SupervisedEngine
+
+    config = Config.model_validate({"server": {"listen": "127.0.0.1:0"}, "engine": {"mtp": mtp}})
+    server = Server(config)
+    address = await server.listen()
+    engine = await start_engine(config, print, server.set_ready)
+    assert isinstance(engine, SupervisedEngine)
+    try:
+        await server.serve_with(engine)
+        async with grpc.aio.insecure_channel(address) as channel:
+            count = request.config.getoption("--generated-requests") // 2
+            found = await faults(channel, engine, count, seed=2 if mtp == "on" else 3)
+        assert (found, engine.restarts) == ([], 0)
+    finally:
+        await server.drain(0)
+        await engine.close()
