@@ -1,7 +1,7 @@
 """What a GPU runs in place of the CPU build's code, without a GPU: Model Runner V2's kernels, interpreted and compiled.
 
 Run by Triton's interpreter they do what our rules say; for Hopper, Blackwell and Ampere they compile. No kernel has run
-on a card: decision 19 says what is proven how.
+on a card: decision 21 says what is proven how.
 """
 
 from __future__ import annotations
