@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from penstock.config import Config, EngineSettings
-from penstock.engine_vllm import nodes, start
+from penstock.engine_vllm import lifetime, nodes, start
 from penstock.engine_vllm.nodes import compute, find_leader
 from penstock.errors import EngineDown
 
@@ -162,6 +162,8 @@ async def test_a_start_that_is_no_longer_wanted_should_end_with_its_processes(mo
         codes.append(process.wait())
 
     monkeypatch.setattr(start, "_load", load)
+    # A start that was cancelled leaves the name of its pipe to what its thread still starts; other tests start others.
+    monkeypatch.setenv(lifetime.VARIABLE, "")
     nothing: Any = None
     task = asyncio.create_task(start._loaded(EngineSettings(), nothing, nothing, ""))
     await asyncio.to_thread(begun.wait, 30)
