@@ -57,14 +57,19 @@ SPREAD = {"enable_expert_parallel": True, "enable_eplb": True}
 @pytest.mark.parametrize(
     ("name", "count", "memory", "changes"),
     [
-        ("Qwen/Qwen3.5-35B-A3B-FP8", 1, H100, {}),
-        ("Qwen/Qwen3.5-35B-A3B-FP8", 4, H100, {"data_parallel_size": 4, **SPREAD}),
-        ("Qwen/Qwen3.5-35B-A3B", 1, H100, {"quantization": "fp8_per_block"}),
+        ("Qwen/Qwen3.5-35B-A3B-FP8", 1, H100, {"max_num_seqs": 72}),
+        ("Qwen/Qwen3.5-35B-A3B-FP8", 4, H100, {"data_parallel_size": 4, "max_num_seqs": 136, **SPREAD}),
+        ("Qwen/Qwen3.5-35B-A3B", 1, H100, {"quantization": "fp8_per_block", "max_num_seqs": 72}),
         ("Qwen/Qwen3.5-27B-FP8", 2, H100, {"data_parallel_size": 2}),
-        ("Qwen/Qwen3.5-122B-A10B-FP8", 4, H100, {"tensor_parallel_size": 4, **SPREAD}),
-        ("Qwen/Qwen3.5-122B-A10B-FP8", 4, H200, {"tensor_parallel_size": 2, "data_parallel_size": 2, **SPREAD}),
-        ("Qwen/Qwen3.5-397B-A17B-FP8", 8, H100, {"tensor_parallel_size": 8, **SPREAD}),
-        ("Qwen/Qwen3.5-397B-A17B-FP8", 8, H200, {"tensor_parallel_size": 8, **SPREAD}),
+        ("Qwen/Qwen3.5-122B-A10B-FP8", 4, H100, {"tensor_parallel_size": 4, "max_num_seqs": 136, **SPREAD}),
+        (
+            "Qwen/Qwen3.5-122B-A10B-FP8",
+            4,
+            H200,
+            {"tensor_parallel_size": 2, "data_parallel_size": 2, "max_num_seqs": 200, **SPREAD},
+        ),
+        ("Qwen/Qwen3.5-397B-A17B-FP8", 8, H100, {"tensor_parallel_size": 8, "max_num_seqs": 72, **SPREAD}),
+        ("Qwen/Qwen3.5-397B-A17B-FP8", 8, H200, {"tensor_parallel_size": 8, "max_num_seqs": 352, **SPREAD}),
     ],
 )
 def test_defaults_on_gpus(name, count, memory, changes):

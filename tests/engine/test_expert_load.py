@@ -9,6 +9,7 @@ import pytest
 import torch
 from google.protobuf.duration_pb2 import Duration
 from penstock.engine import Engine
+from penstock.types import Markers
 from penstock_client.v1 import generation_pb2 as pb
 from penstock_client.v1 import generation_pb2_grpc, routing_pb2, routing_pb2_grpc
 
@@ -27,15 +28,16 @@ NEAR_TIE = 0.02
 may change places: the engine's activations are bfloat16 and its KV cache is e4m3, the reference is float32."""
 
 
-async def prefill(channel: grpc.aio.Channel, prompts: list[list[int]]) -> int:
-    """Each prompt computed whole, and one greedy token; the number of prompt tokens."""
+async def prefill(channel: grpc.aio.Channel, prompts: list[list[int]], markers: Markers) -> int:
+    """Each prompt computed whole and once, and one greedy token; the number of prompt tokens."""
     stub = generation_pb2_grpc.GenerationServiceStub(channel)
 
     async def one(number: int, ids: list[int]) -> pb.Usage:
         spec = pb.GenerationSpec(
             token_ids=pb.TokenIds(ids=ids),
             sampling=pb.SamplingConfig(temperature=0.0),
-            output=pb.OutputConfig(max_output_tokens=1),
+            # A stray marker ends it here; otherwise the answer would go on after it, in a run that computes all again.
+            output=pb.OutputConfig(max_output_tokens=1, stop_token_ids=[markers.open_id, markers.close_id]),
             # Nothing may come from the prefix cache: what is not computed is not routed.
             context=pb.ContextConfig(cache_salt=f"expert-load-{number}"),
         )
@@ -55,7 +57,8 @@ async def test_expert_load_is_what_the_reference_router_chooses(engine: Engine) 
         hour = routing_pb2.GetExpertLoadRequest(window=Duration(seconds=3600))
         before = (await stub.GetExpertLoad(hour)).load
         assert not before.token_count
-        tokens = await prefill(channel, prompts)
+        assert engine.card.markers is not None
+        tokens = await prefill(channel, prompts, engine.card.markers)
         load = (await stub.GetExpertLoad(hour)).load
     assert load.token_count == tokens == sum(map(len, prompts))
     reference = await asyncio.to_thread(router_logits, prompts)

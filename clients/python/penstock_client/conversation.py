@@ -13,9 +13,9 @@ class Conversation(Sequence[Message]):
     """The turns so far, oldest first. Give it to `generate`, `stream` or `count` as the prompt.
 
     >>> talk = Conversation(system="Answer in one line.")
-    >>> reply = client.generate(talk.ask("What is 17 + 25?"))
+    >>> reply = client.generate(talk.ask("What is 48 + 27 + 36 + 15?"))
     >>> talk.add(reply)
-    >>> reply = client.generate(talk.ask("And 3 more?"))
+    >>> reply = client.generate(talk.ask("Which is larger, 53 or 52?"))
 
     Only answers are kept: a thought is no part of the history.
     """

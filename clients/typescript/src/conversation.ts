@@ -6,8 +6,8 @@ import type { Message } from "./spec.js";
  * part of the history.
  *
  *     const talk = new Conversation("Answer in one line.");
- *     talk.add(await client.generate(talk.ask("What is 17 + 25?")));
- *     talk.add(await client.generate(talk.ask("And 3 more?")));
+ *     talk.add(await client.generate(talk.ask("What is 48 + 27 + 36 + 15?")));
+ *     talk.add(await client.generate(talk.ask("Which is larger, 53 or 52?")));
  */
 export class Conversation extends Array<Message> {
   constructor(system?: string) {
