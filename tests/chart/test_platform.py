@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import tomllib
-from pathlib import Path
 
 import pytest
 
@@ -192,7 +191,7 @@ def test_links_of_the_packaged_chart_should_lead_somewhere() -> None:
         assert target.startswith(("https://", "#")) or (CHART / target).exists(), target
 
 
-def test_images_should_hold_every_extra_that_the_chart_offers(tmp_path: Path) -> None:
+def test_images_should_hold_every_extra_that_the_chart_offers() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     offered = {"redis"}  # config.quotas.redis_url
     assert offered <= project["optional-dependencies"].keys()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import grpc
@@ -11,6 +11,8 @@ from penstock.config import Config
 from penstock.engine import Engine
 from penstock.engine_scripted import Reply, ScriptedEngine
 from penstock.server import Server
+
+from tests.rpc.fake_service import FakeService, running
 
 Serve = Callable[..., Awaitable[grpc.aio.Channel]]
 
@@ -37,3 +39,18 @@ async def serve() -> AsyncIterator[Serve]:
             return channel
 
         yield start
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[tuple[FakeService, str]]:
+    """A fake service for the module's clients, and its host:port."""
+    service = FakeService()
+    with running(service) as target:
+        yield service, target
+
+
+@pytest.fixture
+def fake(served: tuple[FakeService, str]) -> FakeService:
+    """The same, with nothing planned and nothing seen."""
+    served[0].reset()
+    return served[0]

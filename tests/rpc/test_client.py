@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
@@ -16,22 +15,9 @@ from google.rpc import error_details_pb2 as details
 from opentelemetry.sdk.trace import TracerProvider
 from penstock_client.v1 import generation_pb2 as pb
 
-from tests.rpc.fake_service import ANSWER, THOUGHT, FakeService, events, running, status, until
+from tests.rpc.fake_service import ANSWER, THOUGHT, FakeService, events, status, until
 
 KINDS = [pc.Started, *[pc.ThoughtDelta] * 3, pc.ThinkingFinished, *[pc.AnswerDelta] * 3, pc.Finished]
-
-
-@pytest.fixture(scope="module")
-def served() -> Iterator[tuple[FakeService, str]]:
-    service = FakeService()
-    with running(service) as target:
-        yield service, target
-
-
-@pytest.fixture
-def fake(served: tuple[FakeService, str]) -> FakeService:
-    served[0].reset()
-    return served[0]
 
 
 @pytest.fixture

@@ -20,25 +20,12 @@ from penstock.cli import app
 from penstock_client.v1 import generation_pb2 as pb
 from typer.testing import CliRunner, Result
 
-from tests.rpc.fake_service import ANSWER, THOUGHT, FakeService, running, status, until
+from tests.rpc.fake_service import ANSWER, THOUGHT, FakeService, status, until
 
 USAGE = (
     "thought 12/16 tokens (budget reached) · answer 5 · prompt 31 (16 cached) · dropped 1 messages, 3 tokens · "
     "first token 0.21 s · 80 tok/s · $0.0000231\n"
 )
-
-
-@pytest.fixture(scope="module")
-def served() -> Iterator[tuple[FakeService, str]]:
-    service = FakeService()
-    with running(service) as target:
-        yield service, target
-
-
-@pytest.fixture
-def fake(served: tuple[FakeService, str]) -> FakeService:
-    served[0].reset()
-    return served[0]
 
 
 @pytest.fixture

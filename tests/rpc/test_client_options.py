@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2 as details
 
 from tests.conformance.tools import NODE, build_go, build_typescript, needs_go, needs_node
-from tests.rpc.fake_service import ANSWER, FakeService, running, status
+from tests.rpc.fake_service import ANSWER, FakeService, status
 
 FULL = status(
     grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -27,19 +26,6 @@ FULL = status(
         details.RetryInfo(retry_delay=duration_pb2.Duration(nanos=10_000_000)),
     ],
 )
-
-
-@pytest.fixture(scope="module")
-def served() -> Iterator[tuple[FakeService, str]]:
-    service = FakeService()
-    with running(service) as target:
-        yield service, target
-
-
-@pytest.fixture
-def fake(served: tuple[FakeService, str]) -> FakeService:
-    served[0].reset()
-    return served[0]
 
 
 @pytest.fixture
