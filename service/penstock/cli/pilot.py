@@ -163,16 +163,16 @@ def _float(text: str | None) -> float | None:
 
 def _write(result: Result, out: Path, json: bool, notes: Console) -> None:
     """The three files; on stdout what matters most."""
-    from penstock.pilot import html, markdown
     from penstock.pilot.flag import State
+    from penstock.pilot.render import to_html, to_markdown
     from penstock.pilot.report import document
 
     out.mkdir(exist_ok=True)
     made = document(result)
     text = json_module.dumps(result.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
     (out / "pilot.json").write_text(text, encoding="utf-8")
-    (out / "pilot.html").write_text(html.render(made), encoding="utf-8")
-    (out / "pilot.md").write_text(markdown.render(made, "pilot.html"), encoding="utf-8")
+    (out / "pilot.html").write_text(to_html(made), encoding="utf-8")
+    (out / "pilot.md").write_text(to_markdown(made, "pilot.html"), encoding="utf-8")
     if json:
         typer.echo(text, nl=False)
         return

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from penstock.pilot.flag import Flag
+from penstock.pilot.flag import Flag, State
+
+_LONG_CELL = 48
+"""Characters; with a longer cell a table is one of words, not of numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,10 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
 
+    @property
+    def has_long_cells(self) -> bool:
+        return any(len(cell) > _LONG_CELL for row in self.rows for cell in row)
+
 
 @dataclass(frozen=True, slots=True)
 class Section:
@@ -52,3 +59,11 @@ class Document:
     summary: Sequence[str]
     flags: Sequence[Flag]
     sections: Sequence[Section] = field(default=())
+
+    @property
+    def raised(self) -> Sequence[Flag]:
+        return [flag for flag in self.flags if flag.state is State.RAISED]
+
+    @property
+    def not_observed(self) -> Sequence[Flag]:
+        return [flag for flag in self.flags if flag.state is State.UNSEEN]

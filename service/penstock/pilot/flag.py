@@ -22,6 +22,11 @@ class Flag:
     evidence: str
     advice: str
 
+    @property
+    def sentence(self) -> str:
+        """Return the evidence as a sentence."""
+        return f"{self.evidence[:1].upper()}{self.evidence[1:]}."
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import pytest
-from penstock.pilot import html, markdown
 from penstock.pilot.axis import Axis, short
+from penstock.pilot.render import to_html, to_markdown
 from penstock.pilot.report import document
-from penstock.pilot.results import Prices, Result
+from penstock.pilot.results import Prices, Result, read
 from penstock.pilot.svg import Bar, Mark, Series, bars, heat, lines
 from penstock.pilot.words import seconds, usd
 
@@ -79,7 +80,7 @@ def test_plots_are_well_formed_and_escape_what_they_are_told() -> None:
 
 def test_every_section_is_in_both_files() -> None:
     made = document(result())
-    page, text = html.render(made), markdown.render(made, "pilot.html")
+    page, text = to_html(made), to_markdown(made, "pilot.html")
     for words in (
         *("Throughput against latency", "Memory ceiling", "Cost per million tokens", "What thought buys", "Bursts"),
         *("Expert balance", "Speculative decoding", "Prefix cache", "Soak", "All checks", "How it was measured"),
@@ -94,14 +95,14 @@ def test_every_section_is_in_both_files() -> None:
 
 
 def test_nothing_comes_from_elsewhere() -> None:
-    page = html.render(document(result()))
+    page = to_html(document(result()))
     assert "default-src 'none'" in page
     assert not re.search(r"<script|<link|<img|@import|url\(|https?://", page)
 
 
 def test_flags_have_evidence_and_advice_in_both_files() -> None:
     made = document(with_answers("24", over_budget=2))
-    page, text = html.render(made), markdown.render(made, "pilot.html")
+    page, text = to_html(made), to_markdown(made, "pilot.html")
     for words in ("Thoughts overshoot their budget", "2 in THINKING 24", "report it as a bug"):
         assert words in page
         assert words in text
@@ -132,5 +133,41 @@ def test_the_summary_says_what_it_costs_and_where_it_ends() -> None:
 )
 def test_whatever_is_missing_there_is_a_report(poor: Result) -> None:
     made = document(poor)
-    assert "</html>" in html.render(made)
-    assert markdown.render(made, "x.html").startswith("# Pilot of")
+    assert "</html>" in to_html(made)
+    assert to_markdown(made, "x.html").startswith("# Pilot of")
+
+
+HOSTILE = "<script>alert('x')</script> ![seen](http://example.invalid/a.png) a|b"
+
+
+def hostile() -> Result:
+    """Return a result in which every text that comes from the service or the machine is hostile."""
+    made = result()
+    served = {**made.served, "name": HOSTILE, "engine_version": HOSTILE, "architecture": HOSTILE}
+    served["profile"] = [{"name": HOSTILE, "enabled": True, "value": HOSTILE, "reason": HOSTILE}]
+    machine = {**made.client_machine, "cpu": HOSTILE}
+    return made.model_copy(
+        update={"model": HOSTILE, "served": served, "client_machine": machine, "questions": HOSTILE, "command": HOSTILE}
+    )
+
+
+def test_should_escape_what_comes_from_outside_in_both_files() -> None:
+    made = document(hostile())
+    page, text = to_html(made), to_markdown(made, "pilot.html")
+    assert page.count("&lt;script&gt;alert(") >= 6
+    assert "<script" not in page
+    assert text.count("&lt;script>alert(") >= 6
+    assert "<script" not in text
+    assert "![seen](" not in text
+    assert not re.search(r"(?<!\\)\[(?!pilot\.html\])", text)
+    cells = [line for line in text.splitlines() if line.startswith("|") and "alert(" in line]
+    assert len(cells) >= 3
+    assert not any("a|b" in line for line in cells)
+
+
+def test_should_make_the_committed_report_from_its_result() -> None:
+    """Keep docs/pilot current: `penstock pilot --report docs/pilot/pilot.json` makes it again."""
+    folder = Path(__file__).parents[3] / "docs/pilot"
+    made = document(read(folder / "pilot.json"))
+    assert to_html(made) == (folder / "pilot.html").read_text(encoding="utf-8")
+    assert to_markdown(made, "pilot.html") == (folder / "pilot.md").read_text(encoding="utf-8")
