@@ -31,7 +31,7 @@ class Dimension:
 def dimensions(vocab_size: int, window_tokens: int, an_id: int, eos_id: int) -> tuple[Dimension, ...]:
     biases = {an_id: 100.0}, {an_id: -100.0, eos_id: -100.0}, {vocab_size - 1: 3.0}
     return (
-        Dimension("input", ("short", "turns", "text", "one id", "two ids", "open thought", "long")),
+        Dimension("input", ("short", "turns", "text", "one id", "two ids", "open thought", "long", "longer")),
         Dimension("thinking.mode", (None, 1, 2, 3)),
         Dimension("thinking.thinking_budget", (None, -1, 0, 1, 7)),
         Dimension("thinking.include_thoughts", (None, False)),
@@ -142,6 +142,8 @@ def _input(spec: pb.GenerationSpec, kind: str, tokenizer: Any, markers: Any, an_
             turns = [(system, "Be brief."), (user, "Hello"), (assistant, "Hi."), (user, "Sort 41, 7 and 93.")]
         case "long":
             turns = [(user, "What is 1 + 2 + 3 + 4 + 5? " * 24)]
+        case "longer":  # several steps, several blocks of the cache
+            turns = [(user, "What is 1 + 2 + 3 + 4 + 5? " * 96)]
         case "text":
             spec.text = "<|im_start|>user\nWhat is 12 + 30?<|im_end|>\n<|im_start|>assistant\n"
             return

@@ -387,3 +387,30 @@ def test_the_compiler_still_takes_control_tokens_for_text(patched):
     info = text_tokens(tokenizer, size)
     assert marker in info.special_token_ids
     assert info.stop_token_ids == [tokenizer.eos_token_id]
+
+
+def test_a_seed_still_cannot_be_rewound_on_a_cpu(patched):
+    """`seeds`: a row whose token is discarded draws nothing; vLLM's own way to take it back ends the worker."""
+    from types import SimpleNamespace
+
+    import numpy
+    import torch
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    with pytest.raises(RuntimeError, match="offset"):
+        torch.Generator("cpu").get_offset()
+    assert "get_offset" in inspect.getsource(GPUModelRunner._bookkeeping_sync.__wrapped__), "vLLM has another way"
+
+    generators = {row: torch.Generator("cpu").manual_seed(row) for row in (0, 1)}
+    before = {row: generator.get_state() for row, generator in generators.items()}
+    batch = SimpleNamespace(
+        generators=generators, sampling_metadata=None, update_async_output_token_ids=lambda: None, num_reqs=2
+    )
+    runner = SimpleNamespace(
+        input_batch=batch,
+        discard_request_mask=SimpleNamespace(np=numpy.array([True, False, True])),
+        sampler=lambda **_: [torch.rand(9, generator=generator) for generator in generators.values()],
+    )
+    GPUModelRunner._sample(runner, logits=None, spec_decode_metadata=None)
+    assert torch.equal(generators[0].get_state(), before[0])
+    assert not torch.equal(generators[1].get_state(), before[1])

@@ -22,6 +22,9 @@ from penstock.callers.keys import make
 ROOT = Path(__file__).parents[2]
 _QUIET_SECONDS = 5.0
 _SETTLE_SECONDS = 30.0
+NORMAL_STREAMS = 4
+# gRPC has two tasks for each call: between none and all of the normal client's run when tasks are counted.
+TASKS_MORE = 2 * NORMAL_STREAMS + 3
 REPLIES = [
     {"match": "NORMAL", "thought": "a b c d e f g", "answer": "h i j k l m n o", "step_seconds": 0.02},
     {"thought": "short", "answer": "yes", "chunk_tokens": 4},
@@ -67,7 +70,7 @@ class Victim:
         until = time.monotonic() + _SETTLE_SECONDS
         now = self.holdings()
         while time.monotonic() < until and (
-            now["tasks"] > self.before["tasks"] + 3 or now["fds"] > self.before["fds"] + 3
+            now["tasks"] > self.before["tasks"] + TASKS_MORE or now["fds"] > self.before["fds"] + 3
         ):
             time.sleep(0.5)
             now = self.holdings()
@@ -181,7 +184,7 @@ def serving(place: Path, config: dict[str, Any], normal_key: str = "") -> Iterat
         assert process.stdout is not None
         address = process.stdout.readline().strip()
         assert address, log.read_text()
-        with program(errors, "normal", address, "4", normal_key, out=out) as normal:
+        with program(errors, "normal", address, str(NORMAL_STREAMS), normal_key, out=out) as normal:
             yield Victim(address, process, normal, samples, log)
         process.terminate()
         assert process.wait(30) == 0, log.read_text()[-4000:]

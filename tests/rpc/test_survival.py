@@ -428,7 +428,7 @@ async def test_a_client_that_stops_reading_is_cut_off_and_slows_nobody() -> None
         stalled = stub.StreamGenerate(pb.StreamGenerateRequest(spec=spec("long", thinking=THINKING, output=output)))
         await stalled.read()
         assert_whole(await stream(channel, spec(thinking=THINKING)))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while engine.load().running_requests:  # noqa: ASYNC110 - the engine's own count
                 await asyncio.sleep(0.05)
         stalled.cancel()

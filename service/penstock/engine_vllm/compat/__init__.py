@@ -10,7 +10,8 @@ the service (`lifetime`):
 `strides`: arguments that the CPU kernels refuse. `speculation`: what MTP gets wrong.
 `draft_history`: steps with fewer drafts than usual. `recurrent_states`: MTP beside prefix caching.
 `slow_grammars`: constraints that hold up everybody. `constraint_prefix`: continuations of a constrained answer.
-`plain_text`: control tokens under a constraint. `waiting`: cores burnt by who waits. `engine_vllm.fp8`: FP8.
+`plain_text`: control tokens under a constraint. `seeds`: seeded prompts that take several steps.
+`waiting`: cores burnt by who waits. `engine_vllm.fp8`: FP8.
 
 tests/engine/test_engine_vllm_compat.py fails when a patch is no longer needed.
 """
@@ -44,7 +45,7 @@ def general_plugin() -> None:
     plain_text.constrain_to_text()
     if not current_platform.is_cpu():
         return
-    from penstock.engine_vllm.compat import draft_history, recurrent_states, speculation, strides, waiting
+    from penstock.engine_vllm.compat import draft_history, recurrent_states, seeds, speculation, strides, waiting
     from penstock.engine_vllm.fp8 import config
 
     strides.restride_single_token_prefill()
@@ -57,6 +58,7 @@ def general_plugin() -> None:
     speculation.remember_accepted_drafts()
     speculation.convolve_natively()
     recurrent_states.register()
+    seeds.rewind_discarded_draws()
     waiting.nap_instead_of_spinning()
     config.register()
 
