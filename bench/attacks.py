@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from penstock.evaluation.results import percentile
+from penstock.percentiles import percentile
 
 from bench.machine import about
 from tests.hostile.conftest import Victim, guarded_service

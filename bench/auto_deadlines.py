@@ -18,6 +18,7 @@ import time
 
 import grpc
 from penstock.config import DEMO_MODEL_FP8_DIR
+from penstock.percentiles import percentile
 from penstock_client.v1 import generation_pb2 as pb
 from penstock_client.v1 import generation_pb2_grpc
 
@@ -63,12 +64,12 @@ async def measured(address: str, calls: int) -> dict[str, float]:
         stub = Stub(channel)
         full = sorted(seconds for seconds, _ in await many(stub, pb.THINKING_MODE_THINKING, None, 3 * _STREAMS))
         fast = sorted(seconds for seconds, _ in await many(stub, pb.THINKING_MODE_FAST, None, 3 * _STREAMS))
-        deadline = (full[0] + fast[-1]) / 2 if full[0] > fast[-1] else full[len(full) // 2] * 0.8
+        deadline = (full[0] + fast[-1]) / 2 if full[0] > fast[-1] else percentile(full, 50) * 0.8
         thinking = await many(stub, pb.THINKING_MODE_THINKING, deadline, 4 * _STREAMS)
         auto = await many(stub, pb.THINKING_MODE_AUTO, deadline, calls)
     return {
         "deadline_seconds": round(deadline, 2),
-        "full_thought_seconds": round(full[len(full) // 2], 2),
+        "full_thought_seconds": round(percentile(full, 50), 2),
         "thinking_met": round(sum(met for _, met in thinking) / len(thinking), 3),
         "auto_met": round(sum(met for _, met in auto) / len(auto), 3),
         "aim": AIM,

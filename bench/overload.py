@@ -30,7 +30,7 @@ from typing import Any
 import psutil
 from penstock.config import DEMO_MODEL_FP8_DIR
 from penstock.engine_vllm.concurrency import LEAST
-from penstock.evaluation.results import percentile
+from penstock.percentiles import percentile
 from penstock_client.v1 import generation_pb2 as pb
 
 from bench.machine import about
@@ -114,7 +114,7 @@ class Overload:
             "goodput_by_turn": [round(share, 3) for share in self.shares],
             "refused_p99_ms": round(self.p99_seconds * 1e3, 1),
             "refused_p99_ms_of_all": round(percentile(everyone, 99) * 1e3, 1),
-            "refused_p50_ms": round(statistics.median(everyone) * 1e3, 1),
+            "refused_p50_ms": round(percentile(everyone, 50) * 1e3, 1),
             "capacity_calls_per_second": round(statistics.mean(map(_per_second, self.full)), 1),
             "asked_calls_per_second": round(self.sent / sum(one["seconds"] for one in self.flood), 1),
             "sent": self.sent,

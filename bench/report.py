@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from penstock.percentiles import percentile
+
 from bench.served import Served
 
 _CEILING, _OURS, _GATHERING = "in_process", "penstock", "penstock_gathering"
@@ -46,23 +48,19 @@ def summary(measured: Sequence[Round]) -> Results:
 def _figures(runs: Sequence[Served]) -> dict[str, float]:
     answers = [answer for run in runs for answer in run.answers]
     tokens = sum(run.tokens for run in runs)
-    firsts = sorted(answer.first_token_seconds * 1e3 for answer in answers)
-    paces = sorted(answer.seconds_per_token * 1e3 for answer in answers)
+    firsts = [answer.first_token_seconds * 1e3 for answer in answers]
+    paces = [answer.seconds_per_token * 1e3 for answer in answers]
     return {
         "tokens": tokens,
         "tokens_per_second": statistics.median(run.tokens_per_second for run in runs),
-        "first_token_ms_p50": _quantile(firsts, 0.5),
-        "first_token_ms_p99": _quantile(firsts, 0.99),
-        "per_token_ms_p50": _quantile(paces, 0.5),
-        "per_token_ms_p99": _quantile(paces, 0.99),
+        "first_token_ms_p50": percentile(firsts, 50),
+        "first_token_ms_p99": percentile(firsts, 99),
+        "per_token_ms_p50": percentile(paces, 50),
+        "per_token_ms_p99": percentile(paces, 99),
         "front_cpu_us_per_token": sum(run.front_cpu_seconds for run in runs) / tokens * 1e6,
         "messages_per_token": sum(answer.messages for answer in answers) / tokens,
         "client_cpu_us_per_token": sum(run.client_cpu_seconds for run in runs) / tokens * 1e6,
     }
-
-
-def _quantile(ordered: Sequence[float], share: float) -> float:
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 def judged(measured: Sequence[Round]) -> tuple[dict[str, dict[int, float]], list[str]]:
@@ -102,7 +100,7 @@ def _cpu(run: Served) -> float:
 
 
 def _first_token(run: Served) -> float:
-    return statistics.median(answer.first_token_seconds for answer in run.answers)
+    return percentile([answer.first_token_seconds for answer in run.answers], 50)
 
 
 def table(results: Results, labels: Mapping[str, str]) -> str:

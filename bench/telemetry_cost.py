@@ -26,6 +26,7 @@ import grpc
 from penstock.config import Config, EngineSettings, TelemetrySettings
 from penstock.engine import Engine
 from penstock.observe import NOBODY, Observer
+from penstock.percentiles import percentile
 from penstock.server import Server
 from penstock.telemetry.plan import plan_telemetry
 from penstock.telemetry.start import Telemetry
@@ -73,10 +74,9 @@ async def compare(measure: Measure, rounds: int) -> dict[str, Any]:
         ratios.append((second + third) / (first + fourth))
         noise.append(abs(first - fourth) / (first + fourth) * 2)
         rates.append((first + fourth) / 2)
-    low, middle, high = statistics.quantiles(ratios, n=4) if rounds > 1 else ratios * 3
     return {
-        "on_over_off": round(middle, 4),
-        "quartiles": [round(low, 4), round(high, 4)],
+        "on_over_off": round(statistics.median(ratios), 4),
+        "quartiles": [round(percentile(ratios, percent), 4) for percent in (25, 75)],
         "rounds": rounds,
         "off_tokens_per_second": round(statistics.median(rates), 1),
         "off_against_itself": round(statistics.median(noise), 4),

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from penstock.config import ThinkingSettings
 from penstock.errors import BadRequest, FeatureOff, FieldViolation
+from penstock.percentiles import percentile
 from penstock.types import Message, ModelCard, Output, Role, ThinkingConfig, ThinkingMode
 
 # A budget below this is not worth a thought: it would be cut before its first step is written.
@@ -42,7 +43,7 @@ class AnswerLengths:
         """More than 95 of 100 recent answers needed; None while too few are known."""
         if len(self._tokens) < _FEWEST_ANSWERS:
             return None
-        return math.ceil(sorted(self._tokens)[math.ceil(0.95 * len(self._tokens)) - 1] * _LENGTH_MARGIN)
+        return math.ceil(percentile(list(self._tokens), 95) * _LENGTH_MARGIN)
 
 
 class ThinkingDefaults(ThinkingSettings):

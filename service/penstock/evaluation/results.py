@@ -10,6 +10,7 @@ from typing import Self
 
 from penstock.evaluation.questions import Question
 from penstock.evaluation.settings import Setting
+from penstock.percentiles import percentile
 
 DEADLINE_EXCEEDED = "deadline_exceeded"
 _USD_PER_TICK = 1e-10
@@ -133,11 +134,6 @@ def share(rows: Iterable[Row]) -> Share:
     """How many of the rows are right."""
     verdicts = [row.right for row in rows]
     return Share(sum(verdicts), len(verdicts))
-
-
-def percentile(values: Sequence[float], percent: float) -> float:
-    """The smallest value that is not below `percent` % of them (nearest rank)."""
-    return sorted(values)[max(0, math.ceil(len(values) * percent / 100) - 1)]
 
 
 def paired_difference(before: Iterable[Row], after: Iterable[Row]) -> tuple[float, float]:

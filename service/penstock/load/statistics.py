@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from penstock.load.calls import DEADLINE, FAILED, OK, REFUSED, UNFINISHED, Record
+from penstock.percentiles import percentile
 
 PERCENTS = (50, 90, 95, 99)
 _USD_PER_TICK = 1e-10
@@ -39,18 +40,13 @@ class Spread:
             count=len(given),
             lost=len(given) - len(finite),
             mean=sum(finite) / len(finite) if finite and len(finite) == len(given) else None,
-            **{f"p{percent}": _finite(percentile(given, percent)) for percent in PERCENTS},
+            **{f"p{percent}": _finite(percentile(given, percent)) if given else None for percent in PERCENTS},
             most=_finite(given[-1]) if given else None,
         )
 
 
-def percentile(rising: Sequence[float], percent: float) -> float | None:
-    """The smallest of the sorted values that is not below `percent` % of them. None where there are none."""
-    return rising[max(0, math.ceil(len(rising) * percent / 100) - 1)] if rising else None
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,8 @@ from penstock.load.calls import OK, Record
 from penstock.load.measure import Closed, Load, Open
 from penstock.load.processes import ENGINE, FRONT_END, GENERATOR, Used
 from penstock.load.report import without_nan
-from penstock.load.statistics import Objectives, Spread, percentile
+from penstock.load.statistics import Objectives, Spread
+from penstock.percentiles import percentile
 from penstock.pilot.results import EngineSeen, Kind, Seconds, Stage
 
 _MOST_POINTS = 240
@@ -107,4 +108,5 @@ def _halves(records: Iterable[Record], seconds: float) -> tuple[float | None, fl
     for record in records:
         if record.outcome == OK and record.ended is not None:
             halves[record.intended >= seconds / 2].append(record.ended - record.intended)
-    return percentile(sorted(halves[0]), 50), percentile(sorted(halves[1]), 50)
+    first, second = (percentile(half, 50) if half else None for half in halves)
+    return first, second

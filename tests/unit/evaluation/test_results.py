@@ -18,7 +18,6 @@ from penstock.evaluation.results import (
     Share,
     Summary,
     paired_difference,
-    percentile,
     summarize,
 )
 from penstock.evaluation.settings import AUTO, FAST, THINKING, Setting, settings_of
@@ -100,9 +99,6 @@ def test_what_missed_its_deadline_is_wrong_and_its_spending_is_unknown() -> None
 
 
 def test_statistics() -> None:
-    assert percentile([3.0, 1.0, 2.0], 50) == 2.0
-    assert percentile(list(map(float, range(1, 101))), 95) == 95.0
-    assert percentile([7.0], 95) == 7.0
     low, high = Share(95, 100).interval
     assert (round(low, 3), round(high, 3)) == (0.888, 0.978)
     assert math.isnan(Share(0, 0).value)

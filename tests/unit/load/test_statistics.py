@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from penstock.load.calls import DEADLINE, FAILED, OK, REFUSED, UNFINISHED, Record
-from penstock.load.statistics import Objectives, Spread, percentile, summarize
+from penstock.load.statistics import Objectives, Spread, summarize
 from penstock.load.workload import Work
 
 
@@ -19,13 +19,6 @@ def record(intended: float, seconds: float, **change: Any) -> Record:
     for name, value in change.items():
         setattr(made, name, value)
     return made
-
-
-def test_percentiles_are_by_nearest_rank() -> None:
-    values = [float(n) for n in range(1, 101)]
-    assert [percentile(values, p) for p in (1, 50, 90, 99, 100)] == [1, 50, 90, 99, 100]
-    assert percentile([3.0], 50) == percentile([3.0], 99) == 3.0
-    assert percentile([], 50) is None
 
 
 def test_lost_calls_are_slower_than_all_others() -> None:
