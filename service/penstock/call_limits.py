@@ -25,6 +25,9 @@ class CallLimits:
     def __init__(self, settings: ServerSettings, message_bytes: int) -> None:
         self._settings = settings
         self._calls = 0
+        self._request_streams = 0
+        # gRPC's core takes a message whole before anybody can look at its size.
+        self._most_request_streams = max(1, settings.max_request_memory_bytes // message_bytes)
         self._open: Counter[str] = Counter()
         self._unread: Counter[str] = Counter()
         self.requests = RequestMemory(settings.max_request_memory_bytes, message_bytes)
@@ -66,6 +69,22 @@ class CallLimits:
             )
         with _counted(self._open, peer):
             yield
+
+    @contextmanager
+    def request_stream(self) -> Iterator[None]:
+        """Count one call whose client may still send messages: each may be of the largest size. Raises Overloaded."""
+        if self._request_streams >= self._most_request_streams:
+            raise Overloaded(
+                f"{self._request_streams} of {self._most_request_streams} calls may still send messages (Interact): "
+                "end the sending side of those that steer no more",
+                resource="request_memory",
+                retry_after_seconds=_RETRY_SECONDS,
+            )
+        self._request_streams += 1
+        try:
+            yield
+        finally:
+            self._request_streams -= 1
 
     @contextmanager
     def unread_stream(self, key: str) -> Iterator[None]:

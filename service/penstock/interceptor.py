@@ -10,7 +10,7 @@ import asyncio
 import logging
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack, ExitStack, aclosing
 from typing import Any, TypeAlias
 
 import grpc
@@ -79,12 +79,11 @@ class Call:
 
     def check_size(self, size: int) -> None:
         """Raises MessageTooLarge."""
-        if size > self.message_bytes:
-            raise MessageTooLarge(
-                f"the message must be at most {self.message_bytes} bytes, got {size}",
-                bytes=size,
-                max_bytes=self.message_bytes,
-            )
+        _check_size(size, self.message_bytes)
+
+    def check_later_size(self, size: int) -> None:
+        """The first message may hold a prompt, those that follow on a stream steer. Raises MessageTooLarge."""
+        _check_size(size, min(self.message_bytes, _SMALL_MESSAGE_BYTES))
 
     @property
     def has_expired(self) -> bool:
@@ -193,7 +192,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             await asyncio.sleep(_LOST_SECONDS)  # Cancelled here where the client left, or gRPC refused the message.
             raise BadRequest(FieldViolation("", "the call ends before its message", "MISSING_FIELD"))
         first = call.parse(message)
-        return _stream(first, call) if call.handler.request_streaming else first
+        if not call.handler.request_streaming:
+            return first
+        sending = stack.enter_context(ExitStack())
+        sending.enter_context(self._limits.request_stream())
+        return _stream(first, call, sending)
 
     async def _refuse(self, call: Call, error: Exception, entry: Entry | None, key: str) -> None:
         """End the call with the status of `error`."""
@@ -235,15 +238,22 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         entry.ended(code.name, cut)
 
 
+def _check_size(size: int, most: int) -> None:
+    if size > most:
+        raise MessageTooLarge(f"the message must be at most {most} bytes, got {size}", bytes=size, max_bytes=most)
+
+
 async def _unimplemented(request: bytes, context: Context) -> None:
     """Stands for methods that are not there; never runs."""
 
 
-async def _stream(first: Any, call: Call) -> AsyncIterator[Any]:
+async def _stream(first: Any, call: Call, sending: ExitStack) -> AsyncIterator[Any]:
+    """The first message and those that follow; closes `sending` where no more can."""
     yield first
     async for message in call.incoming.all():
-        call.check_size(len(message))
+        call.check_later_size(len(message))
         yield call.parse(message)
+    sending.close()
 
 
 def _metadata(context: Context) -> tuple[tuple[str, str | bytes], ...]:
