@@ -13,8 +13,7 @@ from typing import Any
 import yaml
 
 from penstock.errors import ConfigError
-
-KeyPath = tuple[str | int, ...]
+from penstock.toml_lines import KeyPath, toml_lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,34 +49,9 @@ def read(path: Path) -> FileValues:
 
 def _read_toml(name: str, text: str) -> FileValues:
     try:
-        return FileValues(name, tomllib.loads(text), dict(_toml_lines(text)))
+        return FileValues(name, tomllib.loads(text), toml_lines(text))
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{name}: not valid TOML: {error}") from error
-
-
-_HEADER = re.compile(r"^\s*(\[\[?)\s*([^\]]+?)\s*\]")
-_KEY = re.compile(r"""^\s*((?:[\w-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[\w-]+|"[^"]*"|'[^']*'))*)\s*=""")
-
-
-def _toml_lines(text: str) -> Iterator[tuple[KeyPath, int]]:
-    # tomllib keeps no positions. This finds keys at the start of a line, which is where people write them; inside
-    # a multi-line string it may find too many, which costs nothing: lines are only looked up for keys that exist.
-    table: KeyPath = ()
-    tables_seen: dict[KeyPath, int] = {}
-    for number, line in enumerate(text.splitlines(), 1):
-        if header := _HEADER.match(line):
-            table = _toml_key(header[2])
-            if header[1] == "[[":
-                position = tables_seen.get(table, 0)
-                tables_seen[table] = position + 1
-                table = (*table, position)
-            yield table, number
-        elif key := _KEY.match(line):
-            yield (*table, *_toml_key(key[1])), number
-
-
-def _toml_key(text: str) -> KeyPath:
-    return tuple(part.strip().strip("\"'") for part in text.split("."))
 
 
 class _Loader(yaml.SafeLoader):

@@ -22,8 +22,9 @@ from pydantic import BaseModel, ValidationError
 
 from penstock import config_file
 from penstock.config import Config
-from penstock.config_file import FileValues, KeyPath
+from penstock.config_file import FileValues
 from penstock.errors import ConfigError
+from penstock.toml_lines import KeyPath
 
 ENVIRONMENT_PREFIX = "PENSTOCK_"
 FILE_VARIABLE = "PENSTOCK_CONFIG"
