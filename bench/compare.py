@@ -2,11 +2,11 @@
 
     python -m bench.compare [--quick] [--json results.json] [--png results.png]
 
+Throughput and latencies on the real engine; what a front end costs is measured on a canned one (`bench.front_end`).
 Each runs its own engine on this machine; they take turns, round by round, so that what else the machine does hits all.
-What a front end costs is the CPU time of its process; the engine core is another process. The load comes from a third
-one that costs the same for each (`bench.drain`). Penstock does all it does by default, and traces to a collector;
-vLLM's servers keep their default statistics. Without smg-grpc-servicer the comparison runs without
-`vllm serve --grpc`, and says so.
+The load comes from a process that costs the same for each (`bench.drain`). Penstock does all it does by default, and
+traces to a collector; vLLM's servers keep their default statistics. Without smg-grpc-servicer the comparison runs
+without `vllm serve --grpc`, and says so.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from penstock.config import EngineSettings
 from penstock.engine_vllm.start import plan as plan_engine
 from penstock.hf_tokenizer import load
 
-from bench.contenders import MAKERS, Contender, Penstock, Setting
+from bench.contenders import MAKERS, Contender, Setting
 from bench.machine import about
 from bench.report import Round, judged, plot, summary, table
 from bench.work import MAX_TOKENS, job
@@ -45,22 +45,15 @@ def main(
     rounds: Annotated[int, typer.Option(help="0: six, or two with --quick.")] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Everything measured.", dir_okay=False)] = None,
     png: Annotated[Path | None, typer.Option(help="The same as a plot.", dir_okay=False)] = None,
-    max_tokens: Annotated[
-        int, typer.Option(help="Cuts each answer short: what is left of the cost is the calls' own.", min=2)
-    ] = MAX_TOKENS,
-    min_tokens: Annotated[
-        int, typer.Option(help="Holds each answer that long: what is left of the cost is its messages'.", min=0)
-    ] = 0,
     trace: Annotated[bool, typer.Option("--trace/--no-trace", help="Penstock sends its traces and metrics.")] = True,
 ) -> None:
     """Compare what is in front of the engine."""
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
-        collector = stack.enter_context(_collector()) if trace else ""
-        setting = _setting(Path(scratch), collector, max(max_tokens, min_tokens), min_tokens)
+        at = stack.enter_context(collector()) if trace else ""
+        setting = _setting(Path(scratch), at)
         contenders = [maker(setting) for maker in MAKERS]
         notes: list[str] = []
-        contenders = _started(contenders, stack, notes)
-        contenders += [one.gathering() for one in contenders if isinstance(one, Penstock)]
+        contenders = started(contenders, stack, notes)
         streams = _QUICK_STREAMS if quick else _STREAMS
         measured = _measure(contenders, streams, rounds or (_QUICK_ROUNDS if quick else _ROUNDS))
     results = summary(measured)
@@ -80,8 +73,8 @@ def main(
         plot(results, {one.name: one.label for one in contenders}, png)
 
 
-def _started(makings: Sequence[Contender], stack: ExitStack, notes: list[str]) -> list[Contender]:
-    """Those that are up; why the others are not goes into `notes`."""
+def started(makings: Sequence[Contender], stack: ExitStack, notes: list[str]) -> list[Contender]:
+    """Start them all and return those that are up; why the others are not goes into `notes`."""
     for one in makings:
         if not one.missing:
             stack.callback(one.stop)
@@ -114,17 +107,17 @@ def _measure(contenders: Sequence[Contender], streams: Sequence[int], rounds: in
     return measured
 
 
-def _setting(folder: Path, collector: str, max_tokens: int, min_tokens: int) -> Setting:
+def _setting(folder: Path, at: str) -> Setting:
     settings = EngineSettings(kv_cache_gib=_KV_CACHE_GIB, gpu_memory_utilization=_GPU_SHARE)
     checkpoint, plan, _ = plan_engine(settings)  # for the build of vLLM that is installed, as the service does
     os.environ.update(plan.environment)
     tokenizer = load(checkpoint.model, checkpoint.vocab_size)
-    return Setting(folder, checkpoint.model, plan, tokenizer, collector, max_tokens, min_tokens)
+    return Setting(folder, checkpoint.model, plan, tokenizer, at, MAX_TOKENS)
 
 
 @contextmanager
-def _collector() -> Iterator[str]:
-    """Where traces go: a process that takes them and keeps them."""
+def collector() -> Iterator[str]:
+    """Run a process that takes traces and keeps them; give its address."""
     command = [sys.executable, "-m", "tests.rpc.otlp"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

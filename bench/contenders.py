@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import ctypes
 import http.client
 import importlib.util
 import json
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ _PENSTOCK = "/penstock.v1.GenerationService/StreamGenerate"
 _SMG = "/vllm.grpc.engine.VllmEngine/Generate"
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Setting:
     """The machine's part: where to write, what the engine runs with, and the tokenizer for those who want ids."""
 
@@ -44,7 +45,10 @@ class Setting:
     """OTLP endpoint that Penstock traces to; empty is none."""
     max_tokens: int
     """Of each answer, thought and all."""
-    min_tokens: int = 0
+    extra_args: Mapping[str, str] = field(default_factory=dict)
+    """vLLM's arguments beyond the service's own; they are in `plan`, too."""
+    settings: Mapping[str, object] = field(default_factory=dict)
+    """The service's settings that `plan` was made with, by name."""
 
     def prompt(self, question: str) -> list[int]:
         return self.tokenizer.render([Message(Role.USER, question)], thinking=True)
@@ -113,9 +117,8 @@ class Contender:
         return self.process
 
     def cpu_seconds(self) -> float:
-        """Of the front end's process and all its threads, so far."""
-        times = psutil.Process(self._started.pid).cpu_times()
-        return float(times.user + times.system)
+        """Of the front end's process and all its threads, so far; by the kernel's nanoseconds and not its ticks."""
+        return time.clock_gettime(_cpu_clock(self._started.pid))
 
 
 class InProcess(Contender):
@@ -126,7 +129,6 @@ class InProcess(Contender):
         plan = {
             "arguments": dict(setting.plan.arguments),
             "max_tokens": setting.max_tokens,
-            "min_tokens": setting.min_tokens,
         }
         plan["arguments"].pop("disable_log_stats")
         file = self.setting.folder / "in_process.json"
@@ -200,7 +202,6 @@ class OpenAi(OverSockets):
                 "messages": [{"role": "user", "content": question}],
                 "temperature": 0.0,
                 "max_tokens": self.setting.max_tokens,
-                "min_tokens": self.setting.min_tokens,
                 "stream": True,
                 "stream_options": {"include_usage": True},
                 "chat_template_kwargs": {"enable_thinking": True},
@@ -226,7 +227,7 @@ class Smg(OverSockets):
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         if importlib.util.find_spec("smg_grpc_servicer") is None:
-            self.missing = "needs smg-grpc-servicer: pip install --no-deps smg-grpc-servicer smg-grpc-proto"
+            self.missing = "needs smg-grpc-servicer: pip install --no-deps smg-grpc-servicer==0.14.1 smg-grpc-proto"
 
     def command(self) -> list[str]:
         return _vllm(self.setting, self.port, ["--grpc"])
@@ -247,7 +248,6 @@ class Smg(OverSockets):
                     top_p=1.0,
                     repetition_penalty=1.0,
                     max_tokens=self.setting.max_tokens,
-                    min_tokens=self.setting.min_tokens,
                     n=1,
                 ),
                 stream=True,
@@ -271,13 +271,19 @@ class Smg(OverSockets):
 
 class Penstock(OverSockets):
     name, label = "penstock", "Penstock"
-    flush_seconds = 0.0
+    flush_ms = 0
+    adaptive_seconds: float | None = 0.0
+    """Most that deltas are coalesced while the event loop lags. 0 is a message per step, as the others send it, however
+    late the loop is; None is the service's default."""
 
     def command(self) -> list[str]:
         # The embedded model is the default, with its price list.
         settings = _memory(self.setting)
-        # A message per step, as the others send it, however late the event loop is.
-        settings["server.adaptive_flush_seconds"] = 0
+        if self.setting.extra_args:
+            settings["engine.extra_args"] = json.dumps(dict(self.setting.extra_args))
+        settings |= self.setting.settings
+        if self.adaptive_seconds is not None:
+            settings["server.adaptive_flush_seconds"] = self.adaptive_seconds
         if self.setting.collector:
             settings |= {"telemetry.otlp": "grpc", "telemetry.otlp_endpoint": self.setting.collector}
             settings |= {"telemetry.engine_traces": "false", "telemetry.logs": "false"}
@@ -295,10 +301,12 @@ class Penstock(OverSockets):
     def is_ready(self) -> bool:
         return self._ready_file.exists()
 
-    def gathering(self) -> Penstock:
-        """The same server, asked to gather deltas."""
-        other = Gathering(self.setting)
+    def coalescing(self, flush_ms: int) -> Penstock:
+        """Return the same server, asked to coalesce deltas."""
+        other = Coalescing(self.setting)
         other.port, other.process = self.port, self.process
+        other.label = f"Penstock, flush_interval {flush_ms} ms"
+        other.flush_ms = flush_ms
         return other
 
     def connection(self, questions: tuple[str, ...]) -> Connection:
@@ -310,12 +318,10 @@ class Penstock(OverSockets):
             messages=pb.Messages(messages=[pb.Message(role=pb.ROLE_USER, content=question)]),
             thinking=pb.ThinkingConfig(mode=pb.THINKING_MODE_THINKING, answer_reserve=1),
             sampling=pb.SamplingConfig(temperature=0.0),
-            output=pb.OutputConfig(
-                max_output_tokens=self.setting.max_tokens, min_output_tokens=self.setting.min_tokens or None
-            ),
+            output=pb.OutputConfig(max_output_tokens=self.setting.max_tokens),
         )
         request = pb.StreamGenerateRequest(spec=spec)
-        request.flush_interval.FromNanoseconds(round(self.flush_seconds * 1e9))
+        request.flush_interval.FromMilliseconds(self.flush_ms)
         return request
 
     def read(self, reply: Reply) -> Answered:
@@ -331,9 +337,8 @@ class Penstock(OverSockets):
         return answered(reply.sent_at, times, tokens)
 
 
-class Gathering(Penstock):
-    name, label = "penstock_gathering", "Penstock, flush_interval 100 ms"
-    flush_seconds = 0.1
+class Coalescing(Penstock):
+    name = "penstock_coalescing"
 
 
 def _memory(setting: Setting) -> dict[str, object]:
@@ -362,6 +367,14 @@ def _flag(name: str, value: Any) -> Iterator[str]:
         return
     yield f"--{flag}"
     yield json.dumps(value) if isinstance(value, dict) else str(value)
+
+
+def _cpu_clock(pid: int) -> int:
+    """Return the clock that counts a process' CPU time. Raises ProcessLookupError where there is none."""
+    clock = ctypes.c_int()
+    if error := ctypes.CDLL(None).clock_getcpuclockid(pid, ctypes.byref(clock)):
+        raise OSError(error, os.strerror(error))
+    return clock.value
 
 
 def _free_port() -> int:

@@ -31,7 +31,6 @@ async def main(plan: dict[str, Any]) -> None:
         params = SamplingParams(
             temperature=0.0,
             max_tokens=plan["max_tokens"],
-            min_tokens=plan["min_tokens"],
             output_kind=RequestOutputKind.DELTA,
             detokenize=True,
         )

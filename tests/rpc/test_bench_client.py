@@ -53,8 +53,8 @@ def test_ratios_are_of_pairs_in_one_round() -> None:
     def served(seconds: float, cpu: float) -> Served:
         return Served([Answered(0.1, seconds, 100, 50)], seconds, cpu, 0.0)
 
-    speeds = {"in_process": 1.0, "openai": 1.1, "vllm_grpc": 1.2, "penstock": 2.0, "penstock_gathering": 2.0}
-    cpus = {"in_process": 1.0, "openai": 4.0, "vllm_grpc": 5.0, "penstock": 3.0, "penstock_gathering": 2.0}
+    speeds = {"in_process": 1.0, "openai": 1.1, "vllm_grpc": 1.2, "penstock": 2.0}
+    cpus = {"in_process": 1.0, "openai": 4.0, "vllm_grpc": 5.0, "penstock": 3.0}
     # The second round is slower for all alike.
     measured = [
         Round(turn, 64, name, served(speeds[name] * slower, cpus[name] * slower))
@@ -62,6 +62,6 @@ def test_ratios_are_of_pairs_in_one_round() -> None:
         for name in speeds
     ]
     ratios, lines = judged(measured)
-    assert [round(found[64], 3) for found in ratios.values()] == [0.5, 0.75, 0.5, 1.0]
+    assert [round(found[64], 3) for found in ratios.values()] == [0.5, 1.0]
     assert "wanted >= 0.97 at 64 streams" in lines[0]
     assert "64 streams" in table(summary(measured), {name: name for name in speeds})

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from bench import front_end
 from bench.overload import Overload
 from bench.report import Round, judged
 from bench.served import Served, answered
+from bench.work import long_job
 
 
 def served(cpu_seconds: float, first_token_seconds: float = 1.0) -> Served:
@@ -14,18 +16,52 @@ def served(cpu_seconds: float, first_token_seconds: float = 1.0) -> Served:
 
 
 def test_the_best_peer_is_one_server_and_not_whoever_was_lucky() -> None:
-    costs = {
+    firsts = {
         "in_process": [1.0, 1.0, 1.0],
         "openai": [9.0, 9.0, 1.0],
         "vllm_grpc": [4.0, 4.0, 4.0],
         "penstock": [2.0, 3.0, 6.0],
-        "penstock_gathering": [1.0, 1.0, 1.0],
     }
-    rounds = [Round(turn, 64, name, served(cpu)) for name, own in costs.items() for turn, cpu in enumerate(own)]
+    rounds = [Round(turn, 64, name, served(1.0, at)) for name, own in firsts.items() for turn, at in enumerate(own)]
     ratios, lines = judged(rounds)
-    assert ratios["front-end CPU per token to the better peer"] == {64: pytest.approx(0.75)}
-    assert ratios["front-end CPU per token to the better peer, gathering"] == {64: pytest.approx(0.25)}
-    assert "0.75 at 64" in lines[1]
+    assert ratios["throughput to in_process"] == {64: pytest.approx(1.0)}
+    assert ratios["median time to first token to the best peer"] == {64: pytest.approx(3 / 4)}
+    assert "1.00 at 64" in lines[0]
+
+
+def test_front_end_costs_are_compared_in_pairs_of_one_round() -> None:
+    costs = {
+        "in_process": [1.0, 2.0, 3.0],
+        "openai": [8.0, 16.0, 24.0],
+        "vllm_grpc": [3.0, 6.0, 9.0],
+        "penstock": [4.0, 8.0, 12.0],
+        "penstock_coalescing": [2.0, 4.0, 9.0],
+    }
+    rounds = [
+        front_end.Round(turn, 5, 64, name, served(cpu)) for name, own in costs.items() for turn, cpu in enumerate(own)
+    ]
+    found = {row["ratio"].removeprefix("front-end CPU per token, "): row for row in front_end.ratios_of(rounds)}
+    assert found["penstock to vllm_grpc"]["median"] == pytest.approx(4 / 3, abs=1e-3)
+    assert found["penstock to vllm_grpc"]["median_without_async_llm"] == pytest.approx(6 / 4)
+    assert found["penstock to openai"]["median"] == 0.5
+    coalescing = found["penstock_coalescing to vllm_grpc"]
+    assert [coalescing[name] for name in ("min", "median", "max")] == [0.6667, 0.6667, 1.0]
+    lines = front_end.judged(front_end.ratios_of(rounds))
+    assert [line.rpartition(" ")[2] for line in lines] == ["missed", "held", "held"]
+
+
+def test_a_front_end_that_was_not_there_is_not_compared() -> None:
+    rounds = [front_end.Round(0, 5, 1, name, served(1.0)) for name in ("penstock", "openai")]
+    assert [row["ratio"] for row in front_end.ratios_of(rounds)] == ["front-end CPU per token, penstock to openai"]
+
+
+def test_prompts_have_the_tokens_that_are_asked_for() -> None:
+    job = long_job(2, 2, seed=1, tokens=40, count=lambda text: 11 + len(text))
+    questions = [question for own in job.questions for question in own]
+    assert [len(question) for question in questions] == [29] * 4
+    assert len(set(questions)) == 4
+    with pytest.raises(ValueError, match="too short"):
+        long_job(1, 1, seed=1, tokens=10, count=lambda text: 11 + len(text))
 
 
 def seen(done: int, *refused_seconds: float, wrong: tuple[str, ...] = ()) -> dict[str, object]:
