@@ -47,6 +47,46 @@ _OPEN_WINDOW = frame(WINDOW_UPDATE, payload=(2**31 - 1 - 65535).to_bytes(4, "big
 _RESOURCE_EXHAUSTED, _OK = b"8", b"0"
 
 
+# HPACK's Huffman code (RFC 7541, appendix B) is canonical: its symbols by the bits of their codes, in order. Those of
+# base64, in which gRPC writes binary trailers, have at most eleven.
+_BY_BITS = {
+    5: "012aceiost",
+    6: " %-./3456789=A_bdfghlmnpru",
+    7: ":BCDEFGHIJKLMNOPQRSTUVWYjkqvwxyz",
+    8: "&*,;XZ",
+    10: '!"()?',
+    11: "'+|",
+}
+
+
+def _codes() -> dict[tuple[int, int], int]:
+    """Symbols by the length and the value of their codes."""
+    found, code, before = {}, 0, 5
+    for bits, symbols in _BY_BITS.items():
+        code <<= bits - before
+        before = bits
+        for symbol in symbols:
+            found[bits, code] = ord(symbol)
+            code += 1
+    return found
+
+
+_CODES = _codes()
+
+
+def huffman(packed: bytes) -> bytes:
+    """Return the text. What is left at the end is padding, of ones."""
+    text, code, bits = bytearray(), 0, 0
+    for byte in packed:
+        for place in range(7, -1, -1):
+            code, bits = code << 1 | byte >> place & 1, bits + 1
+            if (symbol := _CODES.get((bits, code))) is not None:
+                text.append(symbol)
+                code = bits = 0
+    assert bits < 8, "this client reads of the Huffman code what base64 needs"
+    return bytes(text)
+
+
 class Seen:
     """What became of calls, from `starts` on; wrong ends always count."""
 
@@ -114,10 +154,10 @@ def fields(block: bytes) -> Iterator[tuple[bytes, bytes]]:
 
     def text() -> bytes:
         nonlocal at
-        assert block[at] < 128, "this client reads no Huffman code"
+        packed = block[at] >= 128
         size = number(7)
         at += size
-        return block[at - size : at]
+        return huffman(block[at - size : at]) if packed else block[at - size : at]
 
     while at < len(block):
         first = block[at]
