@@ -7,20 +7,32 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from penstock.capacity.acceptance import load_acceptance, read_acceptance
 from penstock.capacity.calibrate import fit
 from penstock.capacity.cost import Hosted, break_even, cost
 from penstock.capacity.devices import find_device, load_devices
+from penstock.capacity.knee import bounds, knee
 from penstock.capacity.memory import Setup, plan_memory
+from penstock.capacity.pareto import Choice, at_interactivity, best
 from penstock.capacity.roofline import Assumptions, Roofline
 from penstock.capacity.speed import Correction, Mix, Point, ceiling, concurrencies, point, tokens_per_step
 from penstock.engine_vllm.cards import CARDS
 from penstock.errors import ConfigError
 from penstock.sizes.shape import read_shape
-from penstock.sizes.weights import Layout
+from penstock.sizes.weights import Layout, Part, inventory, weight_bytes
 
 PAPER = Assumptions()
 MIX = Mix(input_tokens=2000, thought_tokens=1000, answer_tokens=500)
-IDEAL = Assumptions(bandwidth_share=1, compute_share=1, step_seconds=0, exchange_seconds=0)
+IDEAL = Assumptions(
+    bandwidth_share=1,
+    narrow_share=1,
+    compute_share=1,
+    compute_width=0,
+    step_seconds=0,
+    exchange_seconds=0,
+    draft_seconds=0,
+    draft_width_seconds=0,
+)
 
 
 def setup(name: str = "35B-A3B", device: str = "h100", **changes: object) -> Setup:
@@ -96,8 +108,9 @@ def test_devices_that_share_a_replica_talk_and_lone_ones_do_not() -> None:
 
 
 def test_drafts_give_their_expected_tokens_and_take_their_passes() -> None:
-    assert tokens_per_step(0, 0.7) == 1
-    assert tokens_per_step(2, 0.5) == 1.75
+    assert tokens_per_step(0, (0.7,)) == 1
+    assert tokens_per_step(2, (0.5,)) == 1.75
+    assert tokens_per_step(3, (0.9, 0.5)) == pytest.approx(1 + 0.9 + 0.45 + 0.225)
     assert roofline(setup(drafted=2)).decode(1, 0).weight_bytes > roofline(setup()).decode(1, 0).weight_bytes
     with_drafts, without = a_point(setup(drafted=2), 1), a_point(setup(), 1)
     assert with_drafts.decode_tokens_per_second > 1.3 * without.decode_tokens_per_second
@@ -197,8 +210,10 @@ def test_a_calibration_that_says_nothing_is_refused(tmp_path: Path, content: str
 
 def test_every_shipped_device_says_who_says_so() -> None:
     for device in load_devices().values():
-        assert device.read == ("2026-11-27" if device.key == "cpu-avx2" else "2026-11-23")
-        assert device.source.startswith(("https://", "assumed"))
+        assert device.read.startswith("2026-11-")
+        makers = ("https://www.nvidia.com/", "https://www.amd.com/")
+        assert device.source.startswith(makers if device.kind == "gpu" else "assumed")
+        assert bool(device.memory_source) == bool(device.watts) == (device.kind == "gpu")
         assert (device.usd_per_hour is None) == (not device.price_source)
 
 
@@ -244,6 +259,79 @@ def test_values_of_own_devices_are_checked(tmp_path: Path, line: str, said: str)
     file.write_text("[mine]\n" + "".join(f"{name} = {text}\n" for name, text in {**entry, key: value}.items()))
     with pytest.raises(ConfigError, match=said):
         load_devices(file)
+
+
+def test_an_h100_has_the_memory_that_a_framework_sees() -> None:
+    """79.1 GiB, which is more than the 80e9 bytes of its name."""
+    assert find_device(load_devices(), "h100").memory_bytes / 2**30 == pytest.approx(79.1, abs=0.01)
+
+
+def test_a_draft_pass_takes_longer_on_more_devices() -> None:
+    assumed = Assumptions(draft_seconds=0.001, draft_width_seconds=0.0005)
+    assert [assumed.draft_pass_seconds(width) for width in (1, 2, 8)] == pytest.approx([0.001, 0.0015, 0.0025])
+    steps = [
+        roofline(setup(drafted=drafted), assumed).decode(1, 0).fixed_seconds - assumed.step_seconds
+        for drafted in (0, 1, 3)
+    ]
+    assert steps == pytest.approx([0, 0.001, 0.003])
+
+
+def test_prompts_reach_less_of_the_peak_on_more_devices() -> None:
+    assumed = Assumptions(compute_share=0.4, compute_width=0.5)
+    assert [assumed.compute_reached(width) for width in (1, 2, 4)] == pytest.approx([0.4, 0.4 / 1.5, 0.2])
+
+
+def test_nvfp4_experts_take_nine_sixteenths_of_a_byte() -> None:
+    shape = setup("397B-A17B").shape
+    experts = sum(m.elements for m in inventory(shape, draft=False) if m.part is Part.EXPERTS)
+    rest = sum(m.elements * m.bytes_each for m in inventory(shape, draft=False) if m.part is not Part.EXPERTS)
+    told = weight_bytes(shape, False, draft=False, nvfp4=True)
+    assert told == pytest.approx(experts * 9 / 16 + rest, rel=1e-5)
+
+
+def test_the_busiest_rank_holds_more_than_an_even_share_of_the_experts() -> None:
+    even = roofline(setup("397B-A17B", layout=Layout(8), count=8)).decode(16, 0).expert_share
+    busiest = roofline(setup("397B-A17B", layout=Layout(8, 1, True), count=8)).decode(16, 0).expert_share
+    assert 1.2 * even < busiest < 1.6 * even
+
+
+@pytest.mark.parametrize("service", [1.0, 7.5])
+def test_the_knee_is_where_throughput_over_response_time_is_greatest(service: float) -> None:
+    """A machine that serves n requests in service x (1 + n / 32) seconds has it at 32."""
+    assert knee((n, n / (service * (1 + n / 32))) for n in range(1, 400)) == 32
+    assert knee([]) is None
+
+
+def test_the_range_past_the_knee_spans_a_factor_of_two_and_less_below_it() -> None:
+    low, high = bounds(100, past=True)
+    assert high / low == pytest.approx(2)
+    assert bounds(100, past=False)[1] / bounds(100, past=False)[0] < 2
+
+
+def choice(user: float, device: float) -> Choice:
+    return Choice(1, 1, 0, 1, user, device, None)
+
+
+def test_only_what_nothing_beats_is_on_the_frontier() -> None:
+    fast, good, beaten, full = choice(100, 10), choice(50, 40), choice(40, 30), choice(10, 80)
+    assert best([beaten, full, good, fast, choice(100, 9)]) == (fast, good, full)
+    assert at_interactivity((fast, good, full), 45) is good
+    assert at_interactivity((fast, good, full), 101) is None
+
+
+def test_acceptance_is_a_list_by_kind_of_text_or_given() -> None:
+    assert read_acceptance("0.9, 0.5").shares == (0.9, 0.5)
+    # The accepted lengths that the source gives, for 1 to 8 drafts.
+    lengths = (1.93, 2.73, 3.39, 3.97, 4.41, 4.80, 5.04, 5.21)
+    told = [tokens_per_step(number, read_acceptance("coding").shares) for number in range(1, 9)]
+    assert told == pytest.approx(lengths, abs=0.03)
+    assert Assumptions().acceptance == read_acceptance("coding").shares
+    for one in load_acceptance().values():
+        assert one.source
+        assert all(0 <= share <= 1 for share in one.shares)
+    for wrong in ("poetry", "1.1", "", "0.9;0.8"):
+        with pytest.raises(ConfigError, match="allowed are shares from 0 to 1, such as"):
+            read_acceptance(wrong)
 
 
 def test_own_devices_join_the_shipped_ones(tmp_path: Path) -> None:

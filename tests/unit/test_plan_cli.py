@@ -39,15 +39,16 @@ def test_the_largest_model_in_fp8_fits_eight_devices_of_80_gb() -> None:
 
 GOLDEN = {
     # model, device, count, tensor, data -> (tensor, data, experts), GB of weights a device, contexts of 262,144
-    (BIG, "h100", 8, 8, 1): ((8, 1, True), 50.91, 8),
-    (BIG, "h100", 8, 4, 2): ((4, 2, True), 52.39, 14),
-    (BIG, "h100", 8, 2, 4): ((2, 4, True), 55.35, 21),
-    (BIG, "h100", 8, 1, 8): ((1, 8, True), 61.31, 11),
-    (BIG, "h200", 8, None, None): ((8, 1, True), 50.91, 31),
-    ("Qwen3.5-122B-A10B-FP8", "h100", 4, None, None): ((4, 1, True), 31.64, 19),
-    ("Qwen3.5-35B-A3B-FP8", "h100", 1, None, None): ((1, 1, False), 36.57, 10),
-    ("Qwen3.5-35B-A3B-FP8", "h100", 4, None, None): ((1, 4, True), 11.80, 70),
-    ("Qwen3.5-27B-FP8", "h100", 2, None, None): ((1, 2, False), 29.95, 7),
+    (BIG, "h100", 8, 8, 1): ((8, 1, True), 50.91, 9),
+    (BIG, "h100", 8, 4, 2): ((4, 2, True), 52.39, 17),
+    (BIG, "h100", 8, 2, 4): ((2, 4, True), 55.35, 28),
+    (BIG, "h100", 8, None, None): ((2, 4, True), 55.35, 28),
+    (BIG, "h100", 8, 1, 8): ((1, 8, True), 61.31, 18),
+    (BIG, "h200", 8, None, None): ((1, 8, True), 61.31, 109),
+    ("Qwen3.5-122B-A10B-FP8", "h100", 4, None, None): ((1, 4, True), 37.46, 34),
+    ("Qwen3.5-35B-A3B-FP8", "h100", 1, None, None): ((1, 1, False), 36.57, 11),
+    ("Qwen3.5-35B-A3B-FP8", "h100", 4, None, None): ((1, 4, True), 11.80, 75),
+    ("Qwen3.5-27B-FP8", "h100", 2, None, None): ((1, 2, False), 29.95, 8),
     ("Qwen3.5-27B-FP8", "l40s", 2, 2, 1): ((2, 1, False), 14.98, 5),
 }
 
@@ -83,18 +84,79 @@ def test_the_tables_name_what_is_asked_of_them() -> None:
         "fits",
         "contexts of 262,144",
         "break-even",
-        "$/M out, thought",
+        "knee, requests at once",
+        "tok/s per user",
+        "J/token",
         "assumed",
+        "fitted to published runs",
         "on paper",
     ):
         assert word in shown
+
+
+def test_a_row_is_a_range_and_rows_past_the_knee_say_so() -> None:
+    told = plan_json("--model", BIG, "--device", "h200", "--count", "8", "--input", "8192", "--thought", "0")
+    for point in told["points"]:
+        low, high = point["output_tokens_per_second_range"]
+        assert low < point["output_tokens_per_second"] < high <= 2.0001 * low
+        assert point["past_knee"] == (point["concurrency"] > told["knee"])
+        assert point["joules_per_output_token"] == pytest.approx(8 * 700 / point["output_tokens_per_second"])
+    assert any("past the knee" in note for note in told["notes"])
+
+
+def test_a_model_without_a_hosted_price_has_no_break_even() -> None:
+    """One list price does not serve every model."""
+    priced = {
+        model: plan_json("--model", model, "--count", "8")
+        for model in (BIG, "Qwen3.5-35B-A3B-FP8", "Qwen3.5-122B-A10B-FP8")
+    }
+    costs = {
+        model: figures_of(told).get(("cost", "hosted, per million output and thought"))
+        for model, told in priced.items()
+    }
+    assert list(costs.values()) == [3.6, 1.0, None]
+    assert priced["Qwen3.5-122B-A10B-FP8"]["break_even"] is None
+    assert any("no hosted price" in note for note in priced["Qwen3.5-122B-A10B-FP8"]["notes"])
+    assert plan_json("--model", BIG, "--count", "8", "--hosted-input", "1", "--hosted-output", "2")["break_even"]
+
+
+def test_the_price_at_a_wanted_interactivity_is_the_cheapest_that_gives_it() -> None:
+    told = plan_json("--model", BIG, "--device", "h200", "--count", "8", "--interactivity", "60")
+    chosen = told["at_interactivity"]
+    assert chosen["user_tokens_per_second"] >= 60
+    enough = [one["usd_per_million"] for one in told["pareto"] if one["user_tokens_per_second"] >= 60]
+    assert chosen["usd_per_million"] == min(enough)
+    users = [one["user_tokens_per_second"] for one in told["pareto"]]
+    devices = [one["device_tokens_per_second"] for one in told["pareto"]]
+    assert users == sorted(users, reverse=True)
+    assert devices == sorted(devices)
+    assert plan_json("--model", BIG, "--count", "8", "--interactivity", "9000")["at_interactivity"] is None
+
+
+def test_more_requests_than_64_are_planned_where_they_fit() -> None:
+    told = plan_json("--model", BIG, "--device", "h200", "--count", "8")
+    assert max(point["concurrency"] for point in told["points"]) > 500
+
+
+@pytest.mark.parametrize("device", ["b300", "mi355x"])
+def test_nvfp4_takes_less_than_fp8(device: str) -> None:
+    fp8, nvfp4 = (
+        figures_of(plan_json("--model", BIG, "--device", device, "--count", "4", *flags))["per device", "weights"]
+        for flags in ((), ("--nvfp4",))
+    )
+    assert 0.5 * fp8 < nvfp4 < 0.7 * fp8
 
 
 def test_what_does_not_fit_is_shown_with_its_sizes() -> None:
     result = run("--model", BIG, "--count", "4")
     assert result.exit_code == 1
     assert "DOES NOT FIT" in result.stdout
-    assert "a device needs 104.5 GB and has 72.0" in result.stdout
+    assert "a device needs 104.5 GB and has 76.4; 8 x NVIDIA H100 SXM would hold it" in result.stdout
+    assert "-" not in [
+        word[0] for word in result.stdout.split() if word[1:].replace(",", "").replace(".", "").isdigit()
+    ]
+    told = plan_json("--model", BIG, "--count", "4", exit_code=1)
+    assert told["devices_that_would_fit"] == 8
 
 
 def test_mixes_and_prices_are_the_callers() -> None:
@@ -104,7 +166,9 @@ def test_mixes_and_prices_are_the_callers() -> None:
     cheap = plan_json("--model", BIG, "--count", "8", "--concurrency", "32", "--usd-per-device-hour", "1.5")
     assert cheap["points"][0]["usd_per_1000_requests"] == pytest.approx(plain["points"][0]["usd_per_1000_requests"] / 2)
     dear = plan_json("--model", BIG, "--count", "8", "--hosted-input", "4", "--hosted-output", "24")
-    assert dear["break_even"]["requests_per_hour"] < plain["break_even"]["requests_per_hour"] / 9
+    assert dear["break_even"]["requests_per_hour"] == pytest.approx(
+        plain["break_even"]["requests_per_hour"] * 0.0066 / 0.044, rel=1e-6
+    )
 
 
 def test_a_measured_machine_bends_the_speed(tmp_path: Path) -> None:
@@ -163,6 +227,8 @@ def test_config_json_alone_will_do(tmp_path: Path) -> None:
         (("--concurrency", "a"), "no list of whole numbers"),
         (("--concurrency", "0"), "from 1 to"),
         (("--png", "x.gif"), "ends in none of"),
+        (("--acceptance", "poetry"), "allowed are shares from 0 to 1"),
+        (("--hosted-input", "1"), "give both"),
         (("--set", "engine.mpt=off"), "mpt"),
     ],
 )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import dataclass
+from pathlib import Path
 
 from penstock.capacity.speed import Mix, Point
 
 _MILLION = 1e6
+_HOSTED = Path(__file__).parent / "hosted.toml"
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +22,15 @@ class Hosted:
 
     def request_usd(self, mix: Mix) -> float:
         return (mix.input_tokens * self.input_usd + mix.output_tokens * self.output_usd) / _MILLION
+
+
+def hosted_price(model: str) -> Hosted | None:
+    """Return the shipped list price of that model, whatever its precision here; None where none is known."""
+    name = model.rsplit("/")[-1].removesuffix("-FP8").removesuffix("-NVFP4")
+    found = tomllib.loads(_HOSTED.read_text(encoding="utf-8")).get(name)
+    if found is None:
+        return None
+    return Hosted(found["input_usd"], found["output_usd"], f"{found['source']}, {found['read']}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ SHIPPED = Path(__file__).parent / "devices.toml"
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Of one device, at its peak. `fp8_tflops` None: no FP8 units, FP8 weights are widened.
+    """Of one device, at its peak. `fp8_tflops` None: no FP8 units, FP8 weights are widened; `fp4_tflops` the same.
+    `memory_gb` is what a framework sees, in 1e9 bytes, where that is less than what is sold; `watts` the most it draws.
     `reads_fp8_cache`: attention can, else keys and values are bfloat16."""
 
     key: str
@@ -27,17 +28,22 @@ class Device:
     link_gb_per_second: float
     kind: Literal["gpu", "cpu"] = "gpu"
     fp8_tflops: float | None = None
+    fp4_tflops: float | None = None
+    watts: float | None = None
     usd_per_hour: float | None = None
     reads_fp8_cache: bool = True
     price_source: str = ""
+    memory_source: str = ""
 
     @property
     def memory_bytes(self) -> int:
         return int(self.memory_gb * 1e9)
 
-    def flops(self, fp8: bool) -> float:
+    def flops(self, fp8: bool, fp4: bool = False) -> float:
         """Operations per second."""
-        return 1e12 * (self.fp8_tflops if fp8 and self.fp8_tflops else self.bf16_tflops)
+        if fp4 and self.fp4_tflops:
+            return 1e12 * self.fp4_tflops
+        return 1e12 * (self.fp8_tflops if (fp8 or fp4) and self.fp8_tflops else self.bf16_tflops)
 
 
 def load_devices(own: Path | None = None) -> dict[str, Device]:
@@ -81,7 +87,7 @@ def _wrong(name: str, value: Any) -> str:
     """What is the matter with a value, or nothing."""
     if name == "reads_fp8_cache":
         return "" if isinstance(value, bool) else "is neither true nor false"
-    text = name in ("name", "source", "read", "kind", "price_source")
+    text = name in ("name", "source", "read", "kind", "price_source", "memory_source")
     if isinstance(value, bool) or not isinstance(value, str if text else int | float):
         return f"is not a {'text' if text else 'number'}"
     return "must be above 0" if not isinstance(value, str) and value <= 0 else ""

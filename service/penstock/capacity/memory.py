@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from penstock.capacity.devices import Device
+from penstock.errors import ConfigError
 from penstock.sizes.cache import CPU_BLOCK_TOKENS, GPU_BLOCK_TOKENS, Cache, plan_cache
 from penstock.sizes.shape import Shape
 from penstock.sizes.weights import Layout, weight_bytes
@@ -33,6 +35,7 @@ class Setup:
     utilization: float
     fixed_bytes: int
     cache_bytes: int | None = None
+    nvfp4_weights: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,9 @@ def plan_memory(setup: Setup) -> Memory:
         least_block_tokens=CPU_BLOCK_TOKENS if cpu else GPU_BLOCK_TOKENS,
     )
     usable = int(setup.device.memory_bytes * setup.utilization)
-    weights = weight_bytes(setup.shape, setup.fp8_weights, draft=setup.drafted > 0, layout=setup.layout)
+    weights = weight_bytes(
+        setup.shape, setup.fp8_weights, draft=setup.drafted > 0, layout=setup.layout, nvfp4=setup.nvfp4_weights
+    )
     activations = activation_bytes(setup)
     left = usable - weights - activations - setup.fixed_bytes
     return Memory(
@@ -78,6 +83,43 @@ def plan_memory(setup: Setup) -> Memory:
         cache_bytes=left if setup.cache_bytes is None else setup.cache_bytes,
         cache=cache,
     )
+
+
+MOST_DEVICES = 1024
+
+
+def devices_needed(setup: Setup) -> tuple[int, Layout] | None:
+    """Return the fewest devices, a power of two, that hold the model and one window per replica, and their layout.
+
+    None where `MOST_DEVICES` do not. The layout is the one with most contexts of the whole window.
+    """
+    count = 1
+    while count <= MOST_DEVICES:
+        layouts = [
+            (contexts, layout) for layout in _spreads(setup, count) if (contexts := _windows(setup, layout)) >= 1
+        ]
+        if layouts:
+            return count, max(layouts, key=lambda one: one[0])[1]
+        count *= 2
+    return None
+
+
+def _spreads(setup: Setup, count: int) -> Iterator[Layout]:
+    experts = setup.shape.experts
+    whole = bool(experts) and setup.device.kind == "gpu" and count > 1 and experts % count == 0
+    for power in range(count.bit_length()):
+        if setup.shape.heads % 2**power == 0:
+            yield Layout(2**power, count // 2**power, whole)
+
+
+def _windows(setup: Setup, layout: Layout) -> float:
+    """Contexts of the whole window that all replicas hold; 0 where the layout cannot be or a replica holds none."""
+    try:
+        memory = plan_memory(replace(setup, layout=layout, count=layout.ranks))
+    except ConfigError:
+        return 0.0
+    found = memory.sequences(setup.window_tokens, layout.data) if memory.fits else 0.0
+    return found if found >= layout.data else 0.0
 
 
 def activation_bytes(setup: Setup) -> int:

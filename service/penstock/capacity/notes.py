@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from penstock.capacity.memory import MOST_DEVICES, devices_needed
 from penstock.capacity.plan import Plan
+
+_MANY_STREAMS, _LONG_TOKENS = 64, 32_768
 
 
 def notes(plan: Plan) -> list[str]:
@@ -17,7 +20,7 @@ def _fit(plan: Plan) -> Iterator[str]:
         needed = memory.weight_bytes + memory.activation_bytes + memory.fixed_bytes + memory.cache.block_bytes
         yield (
             f"does not fit: a device needs {needed / 1e9:.1f} GB and has {memory.usable_bytes / 1e9:.1f}; "
-            "more devices, larger ones, or FP8 weights"
+            f"{enough(plan)}"
         )
         return
     window = memory.sequences(setup.window_tokens, setup.layout.data)
@@ -30,6 +33,15 @@ def _fit(plan: Plan) -> Iterator[str]:
         if not one.fits:
             yield f"{one.concurrency} requests do not all fit at once: some wait or are preempted, the row is too good"
             break
+
+
+def enough(plan: Plan) -> str:
+    """How many devices would hold it."""
+    found = devices_needed(plan.setup)
+    if found is None:
+        return f"{MOST_DEVICES} of these devices would not hold it either"
+    count, layout = found
+    return f"{count} x {plan.setup.device.name} would hold it (tensor {layout.tensor} x data {layout.data})"
 
 
 def _layout(plan: Plan) -> Iterator[str]:
@@ -51,6 +63,18 @@ def _layout(plan: Plan) -> Iterator[str]:
 
 
 def _speed(plan: Plan) -> Iterator[str]:
+    past = [one.concurrency for one in plan.points if plan.knee is not None and one.concurrency > plan.knee]
+    if past:
+        yield (
+            f"rows from {past[0]} requests on are past the knee at {plan.knee}: response times grow faster than "
+            "throughput there, and published runs are up to a third off the figure either way"
+        )
+    if plan.drafts_lose_from is not None:
+        yield (
+            f"drafts lose from {plan.drafts_lose_from} requests at once on: without them the machine is faster there "
+            "(engine.mtp = off, or fewer engine.mtp_draft_tokens)"
+        )
+    yield from _drafts(plan)
     if plan.memory.fits and plan.prefill.limit == "memory":
         yield (
             f"prompts are read in steps of {plan.setup.batch_tokens:,} tokens, which wait for weights rather than "
@@ -62,9 +86,26 @@ def _speed(plan: Plan) -> Iterator[str]:
         yield f"the calibration was taken with {plan.fit.model}, not with this model"
 
 
+def _drafts(plan: Plan) -> Iterator[str]:
+    if not plan.setup.drafted:
+        return
+    if any(one.concurrency >= _MANY_STREAMS for one in plan.points):
+        yield (
+            f"drafts can lose at {_MANY_STREAMS} streams and more, which the figures here do not show: -32 % on H100 "
+            "(vllm-project/recipes PR 923); measure with engine.mtp on and off"
+        )
+    if plan.wanted.mix.total_tokens >= _LONG_TOKENS:
+        yield (
+            "fewer drafts are accepted in long contexts: 93.5 % fell to 72.1 % at the first position (vLLM 47602); "
+            "plan with --acceptance long-context too"
+        )
+
+
 def _money(plan: Plan) -> Iterator[str]:
     if plan.wanted.usd_per_device_hour is None:
         yield "no price per hour is known: --usd-per-device-hour gives one, and costs are told"
+    elif plan.wanted.hosted is None:
+        yield "no hosted price of this model is known, so there is no break-even: --hosted-input, --hosted-output"
     even = plan.break_even
     if even is None:
         return

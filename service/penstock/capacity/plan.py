@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from penstock.capacity.calibrate import Fit
 from penstock.capacity.cost import BreakEven, Cost, Hosted, break_even, cost
+from penstock.capacity.knee import knee
 from penstock.capacity.memory import Memory, Setup, plan_memory
+from penstock.capacity.pareto import Choice, frontier
 from penstock.capacity.roofline import Assumptions, Roofline, Step
 from penstock.capacity.speed import Correction, Mix, Point, ceiling, concurrencies, point
 
@@ -31,6 +33,9 @@ class Wanted:
     usd_per_device_hour: float | None = None
     price_source: str = ""
     hosted: Hosted | None = None
+    acceptance_source: str = "assumed; --acceptance"
+    interactivity: float | None = None
+    """Output tokens per second that each user is to get; None: not asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,10 @@ class Plan:
     points: tuple[Point, ...]
     costs: tuple[Cost, ...]
     break_even: BreakEven | None
+    knee: int | None
+    """Requests at once from which on response times grow faster than throughput; None where nothing fits."""
+    drafts_lose_from: int | None
+    frontier: tuple[Choice, ...]
 
     @property
     def contexts(self) -> tuple[int, ...]:
@@ -81,4 +90,34 @@ def make_plan(
     if best is not None and hourly is not None and wanted.hosted is not None:
         even = break_even(best, mix, hourly, wanted.hosted)
     prefill = Roofline(setup, memory.cache, assumed).prefill(mix.input_tokens)
-    return Plan(setup, decisions, wanted, assumed, memory, fit, prefill, points, costs, even)
+    curve = [point(setup, memory, assumed, mix, number, correction) for number in concurrencies(most)] if most else []
+    return Plan(
+        setup=setup,
+        decisions=decisions,
+        wanted=wanted,
+        assumed=assumed,
+        memory=memory,
+        fit=fit,
+        prefill=prefill,
+        points=points,
+        costs=costs,
+        break_even=even,
+        knee=knee((one.concurrency, one.requests_per_second) for one in curve),
+        drafts_lose_from=_drafts_lose_from(setup, assumed, mix, correction, curve),
+        frontier=frontier(setup, assumed, mix, hourly, correction),
+    )
+
+
+def _drafts_lose_from(
+    setup: Setup, assumed: Assumptions, mix: Mix, correction: Correction, curve: list[Point]
+) -> int | None:
+    """Return the first concurrency of the curve at which the machine is faster without drafts, or None."""
+    if not setup.drafted:
+        return None
+    plain = replace(setup, drafted=0)
+    memory = plan_memory(plain)
+    for one in curve:
+        without = point(plain, memory, assumed, mix, one.concurrency, correction)
+        if without.requests_per_second > one.requests_per_second:
+            return one.concurrency
+    return None

@@ -68,9 +68,13 @@ class Point:
         return self.tokens_per_step / self.step_seconds
 
 
-def tokens_per_step(drafted: int, acceptance: float) -> float:
-    """One, and each draft whose forerunners were accepted too."""
-    return sum(acceptance**number for number in range(drafted + 1))
+def tokens_per_step(drafted: int, acceptance: tuple[float, ...]) -> float:
+    """One, and each draft whose forerunners were accepted too; positions beyond the list accept as its last."""
+    total = reached = 1.0
+    for number in range(drafted):
+        reached *= acceptance[min(number, len(acceptance) - 1)]
+        total += reached
+    return total
 
 
 def point(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json as json_module
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -30,12 +30,14 @@ PICTURES = (".png", ".svg", ".pdf")
 LEAST_WIDTH = 150
 DEFAULT_BATCH_TOKENS = 2048
 """vLLM's, where the configuration says nothing."""
-_HOSTED = "pricing.tiers, else the list price the demo model's costs are told in"
+_HOSTED = "pricing.tiers"
 
 
 def plan(
     model: Annotated[str | None, typer.Option(help="Known name, directory, or config.json. Default: the demo.")] = None,
-    device: Annotated[str, typer.Option(help="h100, h200, b200, a100, l40s, mi300x, cpu, or your own.")] = "h100",
+    device: Annotated[
+        str, typer.Option(help="h100, h200, b200, b300, a100, l40s, mi300x, mi355x, cpu, or your own.")
+    ] = "h100",
     count: Annotated[int, typer.Option(min=1, help="How many devices.")] = 1,
     tensor: Annotated[int | None, typer.Option(min=1, help="Devices per replica; default: as the service.")] = None,
     data: Annotated[int | None, typer.Option(min=1, help="Replicas; default: as the service decides.")] = None,
@@ -48,10 +50,21 @@ def plan(
     usd_per_device_hour: Annotated[float | None, typer.Option(min=0, help="Default: the table's.")] = None,
     hosted_input: Annotated[float | None, typer.Option(min=0, help="Hosted USD per million input tokens.")] = None,
     hosted_output: Annotated[float | None, typer.Option(min=0, help="Hosted USD per million output tokens.")] = None,
-    acceptance: Annotated[float, typer.Option(min=0, max=1, help="Share of MTP's drafts accepted, each.")] = 0.7,
-    bandwidth_share: Annotated[float, typer.Option(min=0.01, max=1, help="Of the peak, reached.")] = 0.7,
-    compute_share: Annotated[float, typer.Option(min=0.01, max=1, help="Of the peak, reached.")] = 0.45,
-    step_ms: Annotated[float, typer.Option(min=0, help="Fixed time per engine step.")] = 3.0,
+    acceptance: Annotated[
+        str,
+        typer.Option(help="Shares of MTP's drafts accepted by position, 0.9,0.8; or a kind of text: code, prose, ..."),
+    ] = "coding",
+    interactivity: Annotated[
+        float | None, typer.Option(min=0.1, help="Tell the price at so many tokens per second for each user.")
+    ] = None,
+    nvfp4: Annotated[bool, typer.Option("--nvfp4", help="The experts' weights are NVFP4 (planned only).")] = False,
+    bandwidth_share: Annotated[
+        float | None, typer.Option(min=0.01, max=1, help="Of the peak, reached. Default: fitted.")
+    ] = None,
+    compute_share: Annotated[
+        float | None, typer.Option(min=0.01, max=1, help="Of the peak, reached on one device. Default: fitted.")
+    ] = None,
+    step_ms: Annotated[float | None, typer.Option(min=0, help="Fixed time per engine step. Default: fitted.")] = None,
     fixed_gib: Annotated[float, typer.Option(min=0, help="Memory per GPU for runtime, links and graphs.")] = 2.0,
     calibrate: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="A pilot's result: bends the speed to it.")
@@ -68,22 +81,34 @@ def plan(
 
     Decides layout and features as the service would, from the same configuration. Exit code 1 where it does not fit.
     """
+    from penstock.capacity.acceptance import read_acceptance
     from penstock.capacity.devices import find_device, load_devices
     from penstock.capacity.roofline import Assumptions
     from penstock.capacity.speed import Mix
 
     _refuse_unwritable(png)
+    if (hosted_input is None) != (hosted_output is None):
+        raise typer.BadParameter("give both or none", param_hint="--hosted-input, --hosted-output")
     flags = {} if model is None else {"engine.model": model}
     flags |= {} if tensor is None else {"engine.tensor_parallel_size": str(tensor)}
     flags |= {} if data is None else {"engine.data_parallel_size": str(data)}
     loaded = o.configuration(config, settings, flags).config
     chosen = find_device(load_devices(devices), device)
     mix = Mix(input_tokens, thought_tokens, answer_tokens, cached_share)
-    numbers = _Numbers(context, _whole(concurrency), usd_per_device_hour, hosted_input, hosted_output)
-    assumed = Assumptions(bandwidth_share, compute_share, step_ms / 1e3, acceptance=acceptance)
-    setup, decisions = _setup(loaded.engine, chosen, count, int(fixed_gib * 2**30))
+    accepted = read_acceptance(acceptance)
+    hosted = (hosted_input, hosted_output)
+    numbers = _Numbers(context, _whole(concurrency), usd_per_device_hour, hosted, interactivity, accepted.source)
+    given: dict[str, Any] = {
+        "bandwidth_share": bandwidth_share,
+        "compute_share": compute_share,
+        "step_seconds": None if step_ms is None else step_ms / 1e3,
+    }
+    assumed = replace(
+        Assumptions(acceptance=accepted.shares), **{name: value for name, value in given.items() if value is not None}
+    )
+    setup, decisions = _setup(loaded.engine, chosen, count, int(fixed_gib * 2**30), nvfp4)
     fitted = _calibration(calibrate, setup, assumed)
-    _tell(setup, decisions, numbers.wanted(loaded, chosen, mix), assumed, fitted, json, png)
+    _tell(setup, decisions, numbers.wanted(loaded, chosen, mix, setup.model), assumed, fitted, json, png)
 
 
 @dataclass(frozen=True)
@@ -93,34 +118,47 @@ class _Numbers:
     context: int | None
     concurrency: tuple[int, ...]
     usd_per_device_hour: float | None
-    hosted_input: float | None
-    hosted_output: float | None
+    hosted: tuple[float | None, float | None]
+    interactivity: float | None
+    acceptance_source: str
 
-    def wanted(self, config: Config, device: Device, mix: Mix) -> Wanted:
+    def wanted(self, config: Config, device: Device, mix: Mix, model: str) -> Wanted:
         from penstock.capacity.plan import Wanted
 
         price, said = device.usd_per_hour, device.price_source
         if self.usd_per_device_hour is not None:
             price, said = self.usd_per_device_hour, "--usd-per-device-hour"
         context = self.context or mix.total_tokens
-        return Wanted(mix, context, self.concurrency, price, said, self._hosted(config, mix))
-
-    def _hosted(self, config: Config, mix: Mix) -> Hosted:
-        from penstock.capacity.cost import Hosted
-        from penstock.config import Config as Defaults
-
-        tiers = config.price_tiers or Defaults().price_tiers
-        up_to = [tier for tier in tiers if (tier.up_to_prompt_tokens or mix.input_tokens) >= mix.input_tokens]
-        tier = (up_to or tiers)[0]
-        both = self.hosted_input is not None and self.hosted_output is not None
-        return Hosted(
-            float(tier.input_usd_per_million) if self.hosted_input is None else self.hosted_input,
-            float(tier.output_usd_per_million) if self.hosted_output is None else self.hosted_output,
-            "--hosted-input, --hosted-output" if both else _HOSTED,
+        hosted = self._hosted(config, mix, model)
+        return Wanted(
+            mix,
+            context,
+            self.concurrency,
+            price,
+            said,
+            hosted,
+            self.acceptance_source,
+            interactivity=self.interactivity,
         )
 
+    def _hosted(self, config: Config, mix: Mix, model: str) -> Hosted | None:
+        """Given, else configured, else the shipped list price of this very model."""
+        from penstock.capacity.cost import Hosted, hosted_price
 
-def _setup(engine: EngineSettings, device: Device, count: int, fixed: int) -> tuple[Setup, tuple[Decision, ...]]:
+        given_input, given_output = self.hosted
+        if given_input is not None and given_output is not None:
+            return Hosted(given_input, given_output, "--hosted-input, --hosted-output")
+        tiers = config.price_tiers
+        if not tiers:
+            return hosted_price(model)
+        up_to = [tier for tier in tiers if (tier.up_to_prompt_tokens or mix.input_tokens) >= mix.input_tokens]
+        tier = (up_to or tiers)[0]
+        return Hosted(float(tier.input_usd_per_million), float(tier.output_usd_per_million), _HOSTED)
+
+
+def _setup(
+    engine: EngineSettings, device: Device, count: int, fixed: int, nvfp4: bool
+) -> tuple[Setup, tuple[Decision, ...]]:
     """As the service would decide it. Raises ConfigError."""
     from penstock.capacity.memory import Setup
     from penstock.capacity.plan import Decision
@@ -147,6 +185,7 @@ def _setup(engine: EngineSettings, device: Device, count: int, fixed: int) -> tu
         utilization=engine.gpu_memory_utilization,
         fixed_bytes=fixed,
         cache_bytes=int(engine.kv_cache_gib * 2**30) if cpu else None,
+        nvfp4_weights=nvfp4,
     )
     named = tuple(Decision(one.name, one.value if one.enabled else "off", one.reason) for one in resolved.profile)
     return setup, named

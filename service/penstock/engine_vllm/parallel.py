@@ -9,10 +9,16 @@ from penstock.config import EngineSettings, Switch
 from penstock.engine_vllm.checkpoint import Checkpoint
 from penstock.engine_vllm.switches import impossible, switch
 from penstock.errors import ConfigError
+from penstock.sizes import weights as sizes
+from penstock.sizes.cache import plan_cache
+from penstock.sizes.shape import read_shape
 from penstock.types import Feature
 
 _WEIGHTS_SHARE = 0.75
 """Of the memory vLLM may use: the rest is KV cache, states and activations."""
+
+_NEARLY = 0.9
+"""Of the most contexts: a width that holds so many is as good."""
 
 _ELSEWHERE = frozenset({"distributed_executor_backend", "nnodes", "data_parallel_size", "data_parallel_size_local"})
 
@@ -61,8 +67,9 @@ def plan_parallel(
     count: int = 1,
     bytes_each: int | None = None,
 ) -> Parallel:
-    """As few devices per replica as hold the weights, the rest as replicas. `count` and `bytes_each` are this node's
-    devices, and each node has as many. Raises `ConfigError`."""
+    """As few devices per replica as hold the weights, the rest as replicas; with experts spread over one node's GPUs,
+    the width that holds most contexts. `count` and `bytes_each` are this node's devices, and each node has as many.
+    Raises `ConfigError`."""
     room = _Room(count, bytes_each, settings.gpu_memory_utilization * _WEIGHTS_SHARE, settings.nodes)
     tensor, stages, why = _layout(settings, checkpoint, device, room)
     # Machines that `extra_args` names are vLLM's own business; then its counts hold, not the GPUs seen here.
@@ -100,7 +107,53 @@ def _layout(settings: EngineSettings, checkpoint: Checkpoint, device: str, room:
         return tensor or (room.nodes if stages is None else 1), stages or 1, why
     if tensor is not None:
         return tensor, stages or 1, "asked for"
+    if stages is None and (spread := _most_contexts(settings, checkpoint, room)):
+        return spread
     return _fit(settings, checkpoint, room, stages)
+
+
+def _most_contexts(settings: EngineSettings, checkpoint: Checkpoint, room: _Room) -> tuple[int, int, str] | None:
+    """The width with which the node's GPUs hold most contexts of the whole window, its experts spread over all.
+
+    More devices per replica than key-value heads keep each head several times; more replicas keep more copies of all
+    but the experts. None where that is not the question: a dense model, several nodes, sizes not known, or replicas
+    asked for.
+    """
+    ranks, experts = room.each, checkpoint.experts
+    told = (
+        settings.data_parallel_size
+        or settings.expert_parallel == "off"
+        or not _ELSEWHERE.isdisjoint(settings.extra_args)
+    )
+    if told or not experts or room.nodes > 1 or not room.bytes_each or ranks == 1 or experts % ranks:
+        return None
+    try:
+        shape = read_shape(checkpoint.text)
+    except ConfigError:
+        return None
+    window = settings.max_context_tokens or checkpoint.native_context_tokens
+    fp8 = checkpoint.quantization == "fp8" or (checkpoint.quantization is None and settings.fp8_weights != "off")
+    drafted = settings.mtp_draft_tokens if settings.mtp != "off" and checkpoint.mtp_layers else 0
+    found: list[tuple[float, int]] = []
+    for tensor in (2**power for power in range(ranks.bit_length())):
+        if ranks % tensor or (checkpoint.heads and checkpoint.heads % tensor):
+            continue
+        layout = sizes.Layout(tensor, ranks // tensor, experts=True)
+        weights = sizes.weight_bytes(shape, fp8, draft=drafted > 0, layout=layout)
+        if not room.holds(weights, 1):
+            continue
+        try:
+            cache = plan_cache(shape, layout, kv_fp8=settings.fp8_kv_cache != "off", drafted=drafted)
+        except ConfigError:
+            continue
+        free = int(room.bytes_each * settings.gpu_memory_utilization) - weights
+        found.append((layout.data * cache.sequences(free, window), tensor))
+    if not found:
+        return None
+    # Fewer devices per replica exchange less: a wider one has to hold noticeably more.
+    most = max(contexts for contexts, _ in found)
+    contexts, tensor = next(one for one in found if one[0] >= most * _NEARLY)
+    return tensor, 1, f"of {ranks} GPUs, {tensor} per replica hold most contexts: {contexts:.0f} of {window:,} tokens"
 
 
 def _check_ranks(device: str, tensor: int, data: int, stages: int, room: _Room) -> None:

@@ -11,6 +11,8 @@ from penstock.sizes.shape import Shape
 
 BLOCK = 128
 """FP8 checkpoints have one float32 scale per 128 x 128 weights."""
+NVFP4_GROUP = 16
+"""NVFP4 checkpoints have one FP8 scale per 16 weights, and one float32 per matrix. Only experts are converted."""
 _VOCABULARY_STEP = 64
 """vLLM rounds the rows of embedding and head up to this."""
 
@@ -74,7 +76,12 @@ class Matrix:
     def scales(self) -> int:
         return self.count * -(-self.rows // BLOCK) * -(-self.columns // BLOCK) if self.fp8 else 0
 
-    def bytes(self, fp8: bool) -> int:
+    def bytes(self, fp8: bool, nvfp4: bool = False) -> int:
+        """`nvfp4` wins over `fp8`: the experts take half a byte each and their scales, all else is as stored."""
+        if nvfp4:
+            if self.part is not Part.EXPERTS:
+                return self.elements * self.bytes_each
+            return -(-self.elements // 2) + -(-self.elements // NVFP4_GROUP) + 4 * self.count
         return self.elements + 4 * self.scales if fp8 and self.fp8 else self.elements * self.bytes_each
 
     def share(self, shape: Shape, layout: Layout) -> Fraction:
@@ -110,16 +117,18 @@ def bytes_of(
     shape: Shape,
     layout: Layout | None = None,
     which: Callable[[Matrix], bool] = lambda _: True,
+    nvfp4: bool = False,
 ) -> int:
     """All of them; with a layout, those of one device, rounded up."""
     alone = layout or Layout()
-    total = sum((matrix.bytes(fp8) * matrix.share(shape, alone) for matrix in matrices if which(matrix)), Fraction(0))
+    wanted = (matrix for matrix in matrices if which(matrix))
+    total = sum((matrix.bytes(fp8, nvfp4) * matrix.share(shape, alone) for matrix in wanted), Fraction(0))
     return -(-total.numerator // total.denominator)
 
 
-def weight_bytes(shape: Shape, fp8: bool, draft: bool = True, layout: Layout | None = None) -> int:
-    """Of the whole model, or of one device of a layout."""
-    return bytes_of(inventory(shape, draft), fp8, shape, layout)
+def weight_bytes(shape: Shape, fp8: bool, draft: bool = True, layout: Layout | None = None, nvfp4: bool = False) -> int:
+    """Return the bytes of the whole model, or of one device of a layout."""
+    return bytes_of(inventory(shape, draft), fp8, shape, layout, nvfp4=nvfp4)
 
 
 def parameters(shape: Shape, draft: bool = False) -> int:
