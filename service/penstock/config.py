@@ -59,7 +59,8 @@ class EngineSettings(Section):
         "auto", description="The engine closes a thought at its budget itself; off, the service does, with a prefill."
     )
     tensor_parallel_size: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Devices per replica; unset: on GPUs those that hold most contexts (a dense model: as few as hold it), on a CPU one process."
+        None,
+        description="Devices per replica; unset: on GPUs by memory (docs/capacity.md), on a CPU one.",
     )
     data_parallel_size: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Replicas; unset: as many as the GPUs hold."

@@ -176,8 +176,8 @@ def test_an_object_store_without_the_streamer_is_refused_by_its_name(monkeypatch
 @pytest.mark.parametrize(
     ("model", "gpus", "gigabytes", "most"),
     [
-        ("Qwen/Qwen3.5-397B-A17B-FP8", 8, 141, 352),
-        ("Qwen/Qwen3.5-397B-A17B-FP8", 8, 80, 72),
+        ("Qwen/Qwen3.5-397B-A17B-FP8", 8, 141, 64),
+        ("Qwen/Qwen3.5-397B-A17B-FP8", 8, 80, 64),
         ("Qwen/Qwen3.5-35B-A3B-FP8", 1, 141, 192),
     ],
 )

@@ -18,6 +18,8 @@ from penstock.types import Markers
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 H100, H200 = 80 * 10**9, 141 * 10**9
+H100_SEEN = int(79.1 * 2**30)
+"""What a framework sees of an H100."""
 
 
 @pytest.fixture(autouse=True)
@@ -61,15 +63,26 @@ SPREAD = {"enable_expert_parallel": True, "enable_eplb": True}
         ("Qwen/Qwen3.5-35B-A3B-FP8", 4, H100, {"data_parallel_size": 4, "max_num_seqs": 136, **SPREAD}),
         ("Qwen/Qwen3.5-35B-A3B", 1, H100, {"quantization": "fp8_per_block", "max_num_seqs": 72}),
         ("Qwen/Qwen3.5-27B-FP8", 2, H100, {"data_parallel_size": 2}),
-        ("Qwen/Qwen3.5-122B-A10B-FP8", 4, H100, {"tensor_parallel_size": 4, "max_num_seqs": 136, **SPREAD}),
         (
             "Qwen/Qwen3.5-122B-A10B-FP8",
             4,
-            H200,
-            {"tensor_parallel_size": 2, "data_parallel_size": 2, "max_num_seqs": 200, **SPREAD},
+            H100,
+            {"tensor_parallel_size": 2, "data_parallel_size": 2, "max_num_seqs": 72, **SPREAD},
         ),
-        ("Qwen/Qwen3.5-397B-A17B-FP8", 8, H100, {"tensor_parallel_size": 8, "max_num_seqs": 72, **SPREAD}),
-        ("Qwen/Qwen3.5-397B-A17B-FP8", 8, H200, {"tensor_parallel_size": 8, "max_num_seqs": 352, **SPREAD}),
+        ("Qwen/Qwen3.5-122B-A10B-FP8", 4, H200, {"data_parallel_size": 4, "max_num_seqs": 96, **SPREAD}),
+        (
+            "Qwen/Qwen3.5-397B-A17B-FP8",
+            8,
+            H100,
+            {"tensor_parallel_size": 4, "data_parallel_size": 2, **SPREAD},
+        ),
+        (
+            "Qwen/Qwen3.5-397B-A17B-FP8",
+            8,
+            H100_SEEN,
+            {"tensor_parallel_size": 2, "data_parallel_size": 4, **SPREAD},
+        ),
+        ("Qwen/Qwen3.5-397B-A17B-FP8", 8, H200, {"data_parallel_size": 8, **SPREAD}),
     ],
 )
 def test_defaults_on_gpus(name, count, memory, changes):
@@ -78,6 +91,19 @@ def test_defaults_on_gpus(name, count, memory, changes):
     planned = plan(name, count, memory)
     assert planned.arguments == GOLDEN | {"model": name} | changes
     assert AsyncEngineArgs(**planned.arguments).model == name
+
+
+@pytest.mark.parametrize(
+    ("settings", "sizes"),
+    [
+        ({"tensor_parallel_size": 8}, (8, None)),
+        ({"data_parallel_size": 1}, (8, None)),
+        ({"expert_parallel": "off"}, (8, None)),
+    ],
+)
+def test_a_layout_that_is_asked_for_or_holds_no_spread_experts_is_left_alone(settings, sizes):
+    arguments = plan("Qwen/Qwen3.5-397B-A17B-FP8", 8, H100_SEEN, **settings).arguments
+    assert (arguments["tensor_parallel_size"], arguments.get("data_parallel_size")) == sizes
 
 
 def test_every_feature_says_why():

@@ -153,7 +153,11 @@ def _most_contexts(settings: EngineSettings, checkpoint: Checkpoint, room: _Room
     # Fewer devices per replica exchange less: a wider one has to hold noticeably more.
     most = max(contexts for contexts, _ in found)
     contexts, tensor = next(one for one in found if one[0] >= most * _NEARLY)
-    return tensor, 1, f"of {ranks} GPUs, {tensor} per replica hold most contexts: {contexts:.0f} of {window:,} tokens"
+    return (
+        tensor,
+        1,
+        f"{tensor} of {ranks} GPUs per replica: about the most contexts, {contexts:.0f} of {window:,} tokens",
+    )
 
 
 def _check_ranks(device: str, tensor: int, data: int, stages: int, room: _Room) -> None:
