@@ -15,6 +15,7 @@ _HARMLESS = {
     "configuration": "--check",
     "go-clients": "env",
     "protos": "--check",
+    "published-runs": "--help",
     "two-nodes": "--help",
 }
 """What shows that a script starts, and changes nothing."""
