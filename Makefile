@@ -12,7 +12,7 @@ LOCK := requirements/$(ENGINE).lock
 STAMP := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools demo test test-fast test-full check versions protos configuration clients chart lock sbom model quantize pictures pilot clean
+.PHONY: help setup tools demo test test-fast test-full check versions protos configuration clients chart lock audit sbom model quantize pictures pilot clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -48,7 +48,10 @@ check: setup ## style, types, import law, and that the stubs are what the protos
 	@$(BIN)/lint-imports
 	@$(BIN)/python scripts/protos --check
 	@$(BIN)/python scripts/configuration --check
-	@$(BIN)/python scripts/supply-chain audit
+	@$(BIN)/python scripts/supply-chain audit $(if $(filter required,$(AUDIT)),--required)
+
+audit: setup tools ## known advisories of every pinned package; exit status 2 where they could not be looked up
+	@$(BIN)/python scripts/supply-chain audit --required
 
 versions: setup ## what can be checked of Python 3.11 to 3.13 without them: locks, wheels, ruff, mypy
 	@$(BIN)/python scripts/python-versions
@@ -67,7 +70,7 @@ chart: setup ## what the Helm chart takes from the service and from its own valu
 lock: setup ## resolve both lock files again (UPGRADE=1 takes newer versions)
 	@UPGRADE=$(UPGRADE) scripts/lock
 
-sbom: setup ## a CycloneDX bill of what each lock file brings, in build/
+sbom: setup tools ## a CycloneDX bill of what each lock file brings, in build/
 	@mkdir -p build
 	@for lock in cpu gpu; do $(BIN)/python scripts/supply-chain sbom requirements/$$lock.lock > build/penstock-$$lock.cdx.json; done
 	@ls build/*.cdx.json

@@ -84,5 +84,5 @@ def _no_suite() -> str:
     )
 
 
-_PROVIDED = {name: _fetched(name) for name in ("node", "npm", "go", "grpc-go", "triton")}
+_PROVIDED = {name: _fetched(name) for name in ("node", "npm", "go", "grpc-go", "triton", "audit")}
 _PROVIDED["json-schema-suite"] = _no_suite

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import subprocess
 import sys
-import zipfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,6 +44,7 @@ def test_installing_demands_the_hashes() -> None:
             assert any(option in command for option in held), f"{dockerfile.name}: {command}"
 
 
+@pytest.mark.needs("audit")
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.stem)
 def test_the_bill_of_materials_has_every_package_and_is_reproducible(lock: Path) -> None:
     first, second = supply_chain("sbom", lock), supply_chain("sbom", lock)
@@ -46,43 +52,82 @@ def test_the_bill_of_materials_has_every_package_and_is_reproducible(lock: Path)
     assert first.stdout == second.stdout
     bill = json.loads(first.stdout)
     assert (bill["bomFormat"], bill["specVersion"]) == ("CycloneDX", "1.6")
-    assert re.fullmatch(r"urn:uuid:[0-9a-f-]{36}", bill["serialNumber"])
-    listed = {(component["name"], component["version"]) for component in bill["components"]}
-    assert len(listed) == len(re.findall(r"^\S+==", lock.read_text(), re.MULTILINE))
-    assert all(component["hashes"] for component in bill["components"])
-    references = {component["bom-ref"] for component in bill["components"]}
-    assert set(bill["dependencies"][0]["dependsOn"]) == references
+    assert bill["metadata"]["component"]["name"] == "penstock"
+    pins = re.findall(r"^([^\s=\[]+)(?:\[[^]]*\])?==(\S+)", lock.read_text(), re.MULTILINE)
+    assert {(component["name"], component["version"]) for component in bill["components"]} == set(pins)
+    for component in bill["components"]:
+        assert any(reference["hashes"] for reference in component["externalReferences"]), component["name"]
 
 
-def test_without_data_the_audit_says_so_and_passes(tmp_path: Path) -> None:
-    done = supply_chain("audit", "--database", tmp_path / "none.zip")
-    assert done.returncode == 0
-    assert done.stdout.count("\n") == 1
-    assert "not looked up" in done.stdout
+@contextmanager
+def osv(advisories: dict[tuple[str, str], dict[str, Any]]) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """Serve OSV's query on loopback; yield its address and what it is asked."""
+    asked: list[tuple[str, str]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            query = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            question = (query["package"]["name"], query["version"])
+            asked.append(question)
+            found = advisories.get(question)
+            body = json.dumps({"vulns": [found]} if found else {}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1/query", asked
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
-@pytest.mark.parametrize(
-    ("events", "found"),
-    [
-        ([{"introduced": "0"}, {"fixed": "1.2"}], False),
-        ([{"introduced": "0"}, {"fixed": "1.2.1"}], True),
-        ([{"introduced": "1.2"}, {"last_affected": "1.2"}], True),
-        ([{"introduced": "1.3"}], False),
-        ([{"introduced": "0"}, {"fixed": "1.0"}, {"introduced": "1.1"}, {"fixed": "2"}], True),
-    ],
-)
-def test_a_known_hole_is_told(tmp_path: Path, events: list[dict[str, str]], found: bool) -> None:
-    lock, database = tmp_path / "a.lock", tmp_path / "advisories.zip"
-    lock.write_text(f"Some.Package==1.2+cpu \\\n    --hash=sha256:{'0' * 64}\n")
+@pytest.fixture
+def lock(tmp_path: Path) -> Path:
+    made = tmp_path / "a.lock"
+    made.write_text(
+        f"some-package[extra]==1.2+cpu \\\n    --hash=sha256:{'0' * 64}\nother==3.0 ; python_version < '4'\n"
+    )
+    return made
+
+
+@pytest.mark.needs("audit")
+def test_a_known_hole_is_told(lock: Path) -> None:
     package = {"name": "some-package", "ecosystem": "PyPI"}
     advisory = {
         "id": "PYSEC-1",
-        "summary": "bad",
-        "affected": [{"package": package, "ranges": [{"type": "ECOSYSTEM", "events": events}]}],
+        "aliases": ["CVE-2026-1"],
+        "summary": "reads too much",
+        "affected": [{"package": package, "ranges": [{"type": "ECOSYSTEM", "events": [{"fixed": "1.3"}]}]}],
     }
-    with zipfile.ZipFile(database, "w") as archive:
-        archive.writestr("PYSEC-1.json", json.dumps(advisory))
-    done = supply_chain("audit", "--database", database, "--lock", lock, "--json")
-    rows = [{"package": "some-package", "version": "1.2+cpu", "id": "PYSEC-1"}] if found else []
-    assert json.loads(done.stdout) == {"looked_up": True, "holes": rows}
-    assert done.returncode == int(found)
+    with osv({("some-package", "1.2"): advisory}) as (url, asked):
+        done = supply_chain("audit", "--lock", lock, "--osv-url", url)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "some-package 1.2: PYSEC-1, CVE-2026-1: reads too much; fixed in ['1.3']" in done.stdout
+    assert {("some-package", "1.2"), ("other", "3.0")} <= set(asked)
+
+
+@pytest.mark.needs("audit")
+def test_no_known_hole_passes(lock: Path) -> None:
+    with osv({}) as (url, _):
+        done = supply_chain("audit", "--required", "--lock", lock, "--osv-url", url)
+    assert (done.returncode, done.stdout) == (0, "2 pinned packages looked up, 0 advisories that nobody accepted\n")
+
+
+@pytest.mark.parametrize(("options", "status"), [((), 0), (("--required",), 3)])
+def test_without_the_data_base_the_audit_says_so_and_fails_where_it_is_required(
+    options: tuple[str, ...], status: int
+) -> None:
+    with socket.socket() as nobody_listens:
+        nobody_listens.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{nobody_listens.getsockname()[1]}/v1/query"
+        done = supply_chain("audit", "--osv-url", url, *options)
+    assert done.returncode == status
+    assert done.stdout.count("\n") == 1
+    assert re.match(r"WARNING: advisories NOT looked up for \d+ pinned packages: ", done.stdout)
