@@ -12,7 +12,7 @@ LOCK := requirements/$(ENGINE).lock
 STAMP := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools demo test test-fast test-full check versions protos configuration clients chart lock audit sbom model quantize pictures pilot clean
+.PHONY: help setup tools demo test test-fast test-full check versions protos configuration clients chart lock audit digests sbom model quantize pictures pilot clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -69,6 +69,9 @@ chart: setup ## what the Helm chart takes from the service and from its own valu
 
 lock: setup ## resolve both lock files again (UPGRADE=1 takes newer versions)
 	@UPGRADE=$(UPGRADE) scripts/lock
+
+digests: setup ## base images of docker/ by digest, as their registries have them now (ARGS=--check only compares)
+	@$(BIN)/python scripts/image-digests $(ARGS)
 
 sbom: setup tools ## a CycloneDX bill of what each lock file brings, in build/
 	@mkdir -p build

@@ -1,4 +1,5 @@
 # The Python client alone, for `helm test` and for trying: `docker build -f docker/client.Dockerfile -t penstock-client:0.1.0 .`
+# Where a FROM line has no digest, no registry could be reached when it was written. `make digests` sets it, or renews it.
 FROM python:3.11-slim AS build
 WORKDIR /src
 COPY requirements/cpu.lock requirements/cpu.lock

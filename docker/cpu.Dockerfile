@@ -1,6 +1,7 @@
 # The service on a CPU, with the small model inside: `docker build -f docker/cpu.Dockerfile -t penstock:0.1.0-cpu .`
 # A bill of its Python packages is inside (/usr/local/share/penstock/sbom.cdx.json); with Debian's too, and provenance:
 # `docker buildx build --sbom=true --provenance=true ...`
+# Where a FROM line has no digest, no registry could be reached when it was written. `make digests` sets it, or renews it.
 FROM python:3.11-slim AS build
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 WORKDIR /src

@@ -1,6 +1,7 @@
 # The service on GPUs, on the official vLLM image of the pinned version:
 # `docker build -f docker/gpu.Dockerfile -t penstock:0.1.0-gpu .`
 # Not built by anybody yet: there was no container engine and no GPU where this was written.
+# Where a FROM line has no digest, no registry could be reached when it was written. `make digests` sets it, or renews it.
 FROM vllm/vllm-openai:v0.32.0 AS build
 WORKDIR /src
 COPY pyproject.toml README.md ./
@@ -22,9 +23,10 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 COPY docker/health.py docker/sbom.py /usr/local/share/penstock/
 # vLLM and its CUDA packages are the image's; what Penstock adds comes in the versions of the lock.
-# The image's Python may be newer than the 3.11 that the tests run on, hence --ignore-requires-python.
+# The lock is made for Python 3.12, which vLLM's image has: another would need another lock.
 RUN --mount=type=bind,from=build,source=/wheels,target=/wheels \
-    python3 -m pip install --no-cache-dir --ignore-requires-python --constraint /wheels/constraints.txt \
+    python3 -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12) and f"gpu.lock is for Python 3.12, the base image has {sys.version}")' \
+    && python3 -m pip install --no-cache-dir --constraint /wheels/constraints.txt \
         /wheels/penstock_client-*.whl "$(echo /wheels/penstock-*.whl)[redis]" \
     && python3 -m pip check \
     && python3 /usr/local/share/penstock/sbom.py penstock-gpu > /usr/local/share/penstock/sbom.cdx.json \

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -123,3 +124,38 @@ def test_compose_should_configure_the_service_in_its_own_words_and_let_it_drain(
             assert not source.startswith(".") or (folder / source).exists(), source
     scraped = yaml.safe_load((folder / "prometheus.yaml").read_text())["scrape_configs"][0]["static_configs"]
     assert scraped == [{"targets": [f"penstock:{config.telemetry.prometheus_listen.rpartition(':')[2]}"]}]
+
+
+def test_should_lock_each_image_for_its_own_python() -> None:
+    locked = dict(re.findall(r"^compile (\w+)\.lock (3\.\d+) ", (ROOT / "scripts/lock").read_text(), re.MULTILINE))
+    cpu, gpu = ((ROOT / "docker" / f"{name}.Dockerfile").read_text() for name in ("cpu", "gpu"))
+    assert set(re.findall(r"^FROM python:(3\.\d+)-slim", cpu, re.MULTILINE)) == {locked["cpu"]}
+    (program,) = re.findall(r"python3 -c '(import sys; sys\.exit\([^']*\))'", gpu)
+    for version, status in ((locked["gpu"], 0), ("3.11", 1), ("3.13", 1)):
+        major, minor = map(int, version.split("."))
+        pretended = f"import sys; sys.version_info = ({major}, {minor}, 0); sys.version = {version!r}; {program}"
+        done = subprocess.run(
+            [sys.executable, "-c", pretended], capture_output=True, text=True, check=False, timeout=30
+        )
+        assert done.returncode == status, version
+        assert ("gpu.lock is for" in done.stderr) == bool(status)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("lock", "version"), [("gpu", "3.12"), ("cpu", "3.11")])
+def test_should_lock_a_wheel_for_the_python_of_the_image(lock: str, version: str) -> None:
+    """Ask the package index for wheels with the tags of that Python; their hashes are in the lock."""
+    program = "import runpy, sys; print(runpy.run_path('scripts/python-versions')['has_wheels'](*sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", program, lock, version],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": "scripts"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=100,
+    )
+    problem = done.stdout.strip()
+    if re.search(r"dns error|error sending request|Failed to fetch|tcp connect", problem):
+        pytest.skip(f"the package index cannot be reached: {problem[-200:]}")
+    assert problem == ""
