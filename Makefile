@@ -12,7 +12,7 @@ LOCK := requirements/$(ENGINE).lock
 STAMP := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools demo test test-fast test-full check versions protos configuration clients chart lock audit digests sbom model quantize pictures pilot clean
+.PHONY: help setup tools demo test test-fast test-full test-cluster check versions protos configuration clients chart lock audit digests sbom model quantize pictures pilot clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -40,6 +40,13 @@ test: setup tools ## the tests before a commit lands: those without an engine, t
 
 test-full: setup tools ## all tests, no tool may be missing; writes docs/results/test-full-DATE.json; hours
 	@$(BIN)/python scripts/test-full $(ARGS)
+
+# A cluster is named on the command line, never by the environment: the tests make and remove objects there.
+NAMED = $(and $(filter command,$(firstword $(origin KUBECONFIG))),$(filter command,$(firstword $(origin CONTEXT))))
+test-cluster: setup ## the chart on a real Kubernetes API: KUBECONFIG=FILE CONTEXT=NAME; in a namespace of its own, which goes
+	$(if $(NAMED),,$(error name both on the command line: make test-cluster KUBECONFIG=FILE CONTEXT=NAME))
+	@PATH="$(CURDIR)/$(BIN):$$PATH" PENSTOCK_CLUSTER_KUBECONFIG='$(KUBECONFIG)' PENSTOCK_CLUSTER_CONTEXT='$(CONTEXT)' \
+		$(BIN)/python -m pytest -q tests/cluster $(ARGS)
 
 check: setup ## style, types, import law, and that the stubs are what the protos say
 	@$(BIN)/ruff check .
