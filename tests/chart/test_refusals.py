@@ -25,6 +25,11 @@ def engine(**keys: Any) -> dict[str, Any]:
 
 
 CONTRADICTIONS: list[tuple[str, dict[str, Any]]] = [
+    ("config.telemetry.prometheus_listen", {"config": {"telemetry": {"prometheus_listen": "[::]:99999"}}}),
+    ("config.server.health_listen", server(health_listen="[::]:70000")),
+    ("port 99999 in an address", {"config": {"telemetry": {"otlp": "grpc", "otlp_endpoint": "http://c:99999"}}}),
+    ("port 0 in an address", {"config": {"telemetry": {"otlp": "grpc", "otlp_endpoint": "http://c:0"}}}),
+    ("port 65536 in an address", {"extraEnv": [{"name": "HTTPS_PROXY", "value": "http://proxy:65536"}]}),
     ("terminationGracePeriodSeconds", {"terminationGracePeriodSeconds": 600}),
     ("terminationGracePeriodSeconds", {"terminationGracePeriodSeconds": 625}),
     ("terminationGracePeriodSeconds", {"terminationGracePeriodSeconds": 600, **server(drain_seconds=None)}),

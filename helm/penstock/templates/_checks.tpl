@@ -163,6 +163,16 @@
 {{- if or (lt (int $f.port) 1024) (gt (int $f.port) 65535) -}}
 {{- $wrong = append $wrong (printf "config.server.listen: port %d: must be 1024 to 65535, known beforehand and open to a process without rights" (int $f.port)) -}}
 {{- end -}}
+{{- range $key, $port := dict "config.telemetry.prometheus_listen" $f.metricsPort "config.server.health_listen" $f.probePort -}}
+{{- if and $port (or (lt (int $port) 1024) (gt (int $port) 65535)) -}}
+{{- $wrong = append $wrong (printf "%s: port %d: must be 1024 to 65535" $key (int $port)) -}}
+{{- end -}}
+{{- end -}}
+{{- range include "penstock.egressPorts" $f | fromYamlArray -}}
+{{- if or (lt (int .) 1) (gt (int .) 65535) -}}
+{{- $wrong = append $wrong (printf "port %s in an address of config, model.bucket or extraEnv: must be 1 to 65535" (toString .)) -}}
+{{- end -}}
+{{- end -}}
 {{- if and (not $server.insecure) (not $f.secure) -}}
 {{- $wrong = append $wrong "config.server.insecure: false, and there is no certificate (tls): the service would not start" -}}
 {{- end -}}
