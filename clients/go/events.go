@@ -37,6 +37,8 @@ func (r *eventReader) read(event *pb.GenerationEvent) (bool, error) {
 		candidate := response.candidate(kind.ThinkingFinished.CandidateIndex)
 		candidate.ThinkingOutcome = kind.ThinkingFinished.Outcome
 		candidate.ReasoningTokens = int(kind.ThinkingFinished.ReasoningTokens)
+	case *pb.GenerationEvent_Interrupted, *pb.GenerationEvent_Continued:
+		// For the user to see; the response does not change.
 	case *pb.GenerationEvent_Finished:
 		for _, result := range kind.Finished.Results {
 			response.candidate(result.CandidateIndex).finish(result)

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -181,4 +182,6 @@ async def start_engine(config: Config, progress: OnText, on_change: OnChange) ->
     async def start_again() -> Mortal:
         return await start(config.engine, progress)
 
-    return SupervisedEngine(await start_again(), start_again, config.supervision, on_change)
+    began = time.monotonic()
+    engine = await start_again()
+    return SupervisedEngine(engine, start_again, config.supervision, on_change, time.monotonic() - began)

@@ -21,11 +21,13 @@ from penstock.planning import Plan
 from penstock.split import SplitSettings, Splitter, Verdict
 from penstock.types import (
     CandidateEnd,
+    Continued,
     Delta,
     EngineChunk,
     EngineRequest,
     EngineStop,
     FinishReason,
+    Interrupted,
     ThinkingOutcome,
     ThoughtEnded,
     Usage,
@@ -66,7 +68,7 @@ _DEADLINE_PACE_MARGIN = 1.25
 _SEED_STRIDE = 0x9E3779B1
 # A thought that is closed, a stray marker: a few runs may add nothing. More in a row would go on for ever.
 _MAX_RUNS_WITHOUT_TOKENS = 8
-CandidateEvent = Delta | ThoughtEnded | CandidateEnd
+CandidateEvent = Delta | ThoughtEnded | Interrupted | Continued | CandidateEnd
 
 
 @dataclass(eq=False)
@@ -157,14 +159,19 @@ class Candidate:
         self._cached_tokens, self._recomputed_tokens = state["tokens"]
 
     async def events(self) -> AsyncGenerator[CandidateEvent, None]:
-        """Deltas, the end of the thought, and last the end. Closing it aborts the engine's work.
+        """Deltas, the end of the thought, interruptions, and last the end. Closing it aborts the engine's work.
 
         Raises PoisonousRequest for a request that engines die on, EngineDown where there will be no engine again.
         """
         if self._splitter.in_thought and self._splitter.thought_budget_tokens == 0:
             self._splitter.close_thought(self._plan.closing_ids)
             yield self._thought_ended(ThinkingOutcome.BUDGET_REACHED)
-        while (request := self._next_run()) is not None:
+        while True:
+            async for event in self._await_engine():
+                yield event
+            request = self._next_run()
+            if request is None:
+                break
             verdict, chunk, how, suspected = Verdict.GO_ON, None, "cancelled", False
             try:
                 async with aclosing(self._engine.stream(request)) as chunks:
@@ -186,20 +193,23 @@ class Candidate:
                 yield self._end(_FINISH_OF[verdict])
                 return
             self._check_progress()
-            if how == "engine_died":
-                await self._survive(suspected=suspected)
-            elif how == "constraint_lost":
-                # What came before holds: the next run begins after it, with the constraint advanced so far.
-                self._cause = Cause.CONSTRAINT_LOST
-            else:
-                self._go_on_after(verdict)
+            self._go_on_after(how, verdict, suspected=suspected)
         # The window is full.
         for delta in self._splitter.take(final=True):
             yield delta
         yield self._end(FinishReason.MAX_OUTPUT_TOKENS)
 
-    def _go_on_after(self, verdict: Verdict) -> None:
-        """Prepares the continuation that `verdict` asks for. Raises EngineRefused for an engine that makes none."""
+    def _go_on_after(self, how: str, verdict: Verdict, *, suspected: bool) -> None:
+        """Prepare the continuation of a run that ended so. Raises EngineRefused for an engine that makes none."""
+        if how == "engine_died":
+            # Whether this run is suspected of the death is the supervisor's to say.
+            self._deaths = self._deaths + 1 if suspected else 0
+            self._cause = Cause.ENGINE_DEATH
+            return
+        if how == "constraint_lost":
+            # What came before holds: the next run begins after it, with the constraint advanced so far.
+            self._cause = Cause.CONSTRAINT_LOST
+            return
         self._cause = _CAUSE_OF.get(verdict, Cause.START)
         if verdict is Verdict.TOO_SHORT and self._markers_are_banned and not self._run_counted:
             raise EngineRefused("the engine ends the answer before its minimum")
@@ -293,12 +303,17 @@ class Candidate:
         if self._runs_without_tokens > _MAX_RUNS_WITHOUT_TOKENS:
             raise EngineRefused(f"{self._runs_without_tokens} engine runs in a row gave no token")
 
-    async def _survive(self, *, suspected: bool) -> None:
-        """The engine died under a run; whether that run is suspected of it is the supervisor's to say."""
-        self._deaths = self._deaths + 1 if suspected else 0
-        self._cause = Cause.ENGINE_DEATH
+    async def _await_engine(self) -> AsyncGenerator[CandidateEvent, None]:
+        """Wait until the engine takes work, and say so before and after where it does not at once."""
+        interruption = self._engine.interruption()
+        if interruption is None:
+            await self._engine.revived()
+            return
+        began = time.monotonic()
+        yield Interrupted(self._index, interruption.reason, interruption.expected_seconds)
         with self._watch.waiting_for_engine():
             await self._engine.revived()
+        yield Continued(self._index, time.monotonic() - began)
 
     def _note(self, chunk: EngineChunk) -> None:
         if not self._run_gave_tokens:

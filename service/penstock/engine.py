@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from penstock.routing import ExpertCounts
-from penstock.types import EngineChunk, EngineRequest, Message, ModelCard, StructuredOutput
+from penstock.types import EngineChunk, EngineRequest, InterruptionReason, Message, ModelCard, StructuredOutput
 
 
 class Tokenizer(Protocol):
@@ -56,6 +56,14 @@ class EngineLoad:
     """Drafts that speculation got right, by their place in the draft. This and the counts above: since its start."""
 
 
+@dataclass(frozen=True, slots=True)
+class Interruption:
+    """Why the engine takes no work, and the seconds from now until it is expected to; None where that is unknown."""
+
+    reason: InterruptionReason
+    expected_seconds: float | None
+
+
 class Engine(Protocol):
     @property
     def card(self) -> ModelCard: ...
@@ -89,6 +97,10 @@ class Engine(Protocol):
 
     async def check(self) -> None:
         """Raises `errors.EngineDown` where the engine cannot take work."""
+        ...
+
+    def interruption(self) -> Interruption | None:
+        """Return why the engine takes no work; None where it does, or never will again."""
         ...
 
     async def revived(self) -> None:

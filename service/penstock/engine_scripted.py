@@ -15,14 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from penstock.config import EngineSettings
-from penstock.engine import EngineLoad
-from penstock.errors import ConfigError, FeatureOff
+from penstock.engine import EngineLoad, Interruption
+from penstock.errors import ConfigError, EngineDied, FeatureOff
 from penstock.routing import ExpertCounts
 from penstock.types import (
     EngineChunk,
     EngineRequest,
     EngineStop,
     Feature,
+    InterruptionReason,
     Markers,
     Message,
     ModelCard,
@@ -78,6 +79,7 @@ class Reply:
     """What is played to prompts that contain `match`; the first reply whose match is found wins, "" matches all.
 
     `chunk_tokens` tokens come per step, `step_seconds` apart. Thought and answer may hold the special markers.
+    An engine that dies takes no new run for `restart_seconds`; the runs of others go on.
     """
 
     match: str = ""
@@ -85,6 +87,9 @@ class Reply:
     answer: str = "This is the scripted engine: canned text, no model."
     chunk_tokens: int = 1
     step_seconds: float = 0.0
+    dies_after_tokens: int = 0
+    """Tokens of the whole reply after which the engine dies under this stream, once; 0 is never."""
+    restart_seconds: float = 0.0
 
 
 async def _next_step(step_seconds: float) -> None:
@@ -106,6 +111,7 @@ class ScriptedEngine:
         self._replies = (*replies, Reply())
         self._raw_prompts: dict[str, int] = {}
         self._running = 0
+        self._down_until = 0.0
         self.card = ModelCard(
             name="scripted",
             architecture="scripted",
@@ -138,7 +144,7 @@ class ScriptedEngine:
         return cls(replies, context_window_tokens=window)
 
     async def stream(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
-        reply, whole = self._script(request)
+        reply, played, whole = self._script(request)
         stops = {_EOS: EngineStop.EOS} | dict.fromkeys(request.stop_token_ids, EngineStop.STOP_TOKEN)
         script = [token_id for token_id in whole if token_id not in request.banned_token_ids] or [_EOS]
         least = request.min_tokens
@@ -148,6 +154,9 @@ class ScriptedEngine:
         try:
             sent = 0
             while True:
+                if played < reply.dies_after_tokens <= played + sent:
+                    self._down_until = time.monotonic() + reply.restart_seconds
+                    raise EngineDied(suspected=False)
                 chunk = script[sent : sent + reply.chunk_tokens]
                 sent += reply.chunk_tokens
                 chunk = chunk[: request.max_tokens - (sent - reply.chunk_tokens)]
@@ -162,8 +171,8 @@ class ScriptedEngine:
         finally:
             self._running -= 1
 
-    def _script(self, request: EngineRequest) -> tuple[Reply, list[int]]:
-        """The tokens that this run plays: the whole reply, less what its prompt's tail has played already."""
+    def _script(self, request: EngineRequest) -> tuple[Reply, int, list[int]]:
+        """The tokens that this run plays: the whole reply, less those, counted, that its prompt's tail has played."""
         prompt = request.prompt_token_ids
         base = self._base_tokens(request)
         text = bytes(i for i in prompt[:base] if i < 256).decode(errors="replace")
@@ -173,10 +182,10 @@ class ScriptedEngine:
         answer = [*self.tokenizer.encode(reply.answer), _EOS]
         marker = next((i for i in reversed(prompt[:base]) if i in (_OPEN, _CLOSE)), _CLOSE)
         if marker == _CLOSE:
-            return reply, answer[len(played) :]
+            return reply, len(played), answer[len(played) :]
         if _CLOSE in played:
-            return reply, answer[len(played) - 1 - played.index(_CLOSE) :]
-        return reply, [*thought, _CLOSE, *answer][len(played) :]
+            return reply, len(played), answer[len(played) - 1 - played.index(_CLOSE) :]
+        return reply, len(played), [*thought, _CLOSE, *answer][len(played) :]
 
     def _base_tokens(self, request: EngineRequest) -> int:
         """Where the caller's prompt ends and what was played begins, in the prompt of any run.
@@ -212,8 +221,13 @@ class ScriptedEngine:
     async def check(self) -> None:
         return None
 
+    def interruption(self) -> Interruption | None:
+        left = self._down_until - time.monotonic()
+        return Interruption(InterruptionReason.ENGINE_DIED, left) if left > 0 else None
+
     async def revived(self) -> None:
-        return None
+        while (left := self._down_until - time.monotonic()) > 0:  # noqa: ASYNC110 # a time, not an event
+            await asyncio.sleep(max(left, 0.001))
 
     async def close(self) -> None:
         return None

@@ -19,17 +19,18 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from penstock.config import SupervisionSettings
-from penstock.engine import Engine, EngineLoad, Tokenizer
+from penstock.engine import Engine, EngineLoad, Interruption, Tokenizer
 from penstock.errors import EngineDied, EngineDown, PoisonousRequest
 from penstock.poison import PoisonMemory
 from penstock.probation import SETTLING_SECONDS, SETTLING_STEPS, Probation, Run
 from penstock.routing import Continued, ExpertCounts
-from penstock.types import EngineChunk, EngineRequest, ModelCard, StructuredOutput
+from penstock.types import EngineChunk, EngineRequest, InterruptionReason, ModelCard, StructuredOutput
 
 log = logging.getLogger(__name__)
 _LOOK_SECONDS = 0.25
 _MOST_BACKOFF_SECONDS = 60.0
 _MOST_REMEMBERED = 4096
+_DIED = "died"
 
 
 class Mortal(Engine, Protocol):
@@ -97,14 +98,27 @@ class _Wait:
 
 
 class SupervisedEngine:
-    """`on_change` is told True when the engine takes work again, False when it went down."""
+    """`on_change` is told True when the engine takes work again, False when it went down.
 
-    def __init__(self, engine: Mortal, start: StartEngine, settings: SupervisionSettings, on_change: OnChange) -> None:
+    `start_seconds` is how long the engine's start took, where that was measured.
+    """
+
+    def __init__(
+        self,
+        engine: Mortal,
+        start: StartEngine,
+        settings: SupervisionSettings,
+        on_change: OnChange,
+        start_seconds: float | None = None,
+    ) -> None:
         self._engine = engine
         self._start = start
         self._settings = settings
         self._on_change = on_change
         self._alive = True
+        self._start_seconds = start_seconds
+        self._down_since = 0.0
+        self._down_because = InterruptionReason.ENGINE_DIED
         self._changed = asyncio.Condition()
         self._restarts: deque[float] = deque()
         self.poison = PoisonMemory(settings.poison_seconds)
@@ -166,7 +180,7 @@ class SupervisedEngine:
                 raise
             # Told at once, not at the watcher's next look: who waits in `revived` must not find the dead one alive.
             if self._alive and self._engine is run.engine:
-                self._alive = False
+                self._goes_down(InterruptionReason.ENGINE_DIED)
                 self._lost.set()
                 self._find_suspects()
             if run.convicted:
@@ -262,6 +276,18 @@ class SupervisedEngine:
             self.poison.convict(run.request.accountable)
         log.error("request %s killed the engine and is refused as poisonous", run.request.request_id)
 
+    def _goes_down(self, reason: InterruptionReason) -> None:
+        if self._alive:
+            self._alive, self._down_since, self._down_because = False, time.monotonic(), reason
+
+    def interruption(self) -> Interruption | None:
+        if self._alive or self.given_up.is_set():
+            return None
+        expected = self._start_seconds
+        if expected is not None:
+            expected = max(0.0, self._down_since + expected - time.monotonic())
+        return Interruption(self._down_because, expected)
+
     async def revived(self) -> None:
         if self._alive:
             return
@@ -298,7 +324,7 @@ class SupervisedEngine:
             self._lost.set()
         if self._lost.is_set():
             self._lost.clear()
-            return "died"
+            return _DIED
         steps = self._engine.load().steps
         if steps != self._steps_seen:
             self._steps_seen = steps
@@ -309,6 +335,7 @@ class SupervisedEngine:
         return ""
 
     async def _replace(self, reason: str) -> None:
+        self._goes_down(InterruptionReason.ENGINE_DIED if reason == _DIED else InterruptionReason.ENGINE_HUNG)
         self._find_suspects()
         counts = self._death_counts
         log.error("the engine %s; ending it and starting another", reason)
@@ -327,7 +354,8 @@ class SupervisedEngine:
                 log.error("the engine did not start again: %s", type(error).__name__)
                 continue
             self.restarts += 1
-            log.warning("the engine is back after %.1f s", time.monotonic() - began)
+            self._start_seconds = time.monotonic() - began
+            log.warning("the engine is back after %.1f s", self._start_seconds)
             self._steps_seen = -1
             self._pulse.beats()
             await self._set_alive(True)

@@ -246,6 +246,13 @@ class EngineStop(enum.Enum):
     ABORTED = "aborted"
 
 
+class InterruptionReason(enum.Enum):
+    """Why the engine takes no work."""
+
+    ENGINE_DIED = "engine_died"
+    ENGINE_HUNG = "engine_hung"
+
+
 class EngineChunk(Struct, frozen=True):
     """What one engine step added. `token_ids` includes the EOS or stop token that ended it.
 
@@ -364,6 +371,24 @@ class ThoughtEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class Interrupted:
+    """A candidate stands still until the engine takes work again; `Continued` or an error follows."""
+
+    candidate_index: int
+    reason: InterruptionReason
+    expected_seconds: float | None
+    """From now, at least 0; None where no start of the engine was measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Continued:
+    """A candidate goes on after `Interrupted`, which came so many seconds ago."""
+
+    candidate_index: int
+    interrupted_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class CandidateEnd:
     """The last word on one candidate."""
 
@@ -386,5 +411,5 @@ class Finished:
     """With DRAINED: where each candidate stood, for another process to go on with."""
 
 
-Event = Delta | ThoughtEnded | Finished
+Event = Delta | ThoughtEnded | Interrupted | Continued | Finished
 """What a running generation says; `wire` turns each into a GenerationEvent."""

@@ -13,10 +13,13 @@ from penstock.planning import Plan
 from penstock.types import (
     CandidateEnd,
     ContextConfig,
+    Continued,
     Cost,
     Delta,
     Finished,
     FinishReason,
+    Interrupted,
+    InterruptionReason,
     Message,
     Output,
     Overflow,
@@ -55,6 +58,10 @@ _PRIORITIES: dict[int, Priority | None] = {
     pb.PRIORITY_LOW: Priority.LOW,
     pb.PRIORITY_NORMAL: Priority.NORMAL,
     pb.PRIORITY_HIGH: Priority.HIGH,
+}
+_INTERRUPTION_REASONS = {
+    InterruptionReason.ENGINE_DIED: pb.INTERRUPTION_REASON_ENGINE_DIED,
+    InterruptionReason.ENGINE_HUNG: pb.INTERRUPTION_REASON_ENGINE_HUNG,
 }
 _OUTCOMES = {
     ThinkingOutcome.DISABLED: pb.THINKING_OUTCOME_DISABLED,
@@ -214,11 +221,15 @@ def interacted() -> tuple[pb.InteractResponse, pb.GenerationEvent]:
 
 
 def write_event(
-    said: pb.GenerationEvent, event: Delta | ThoughtEnded, token_bytes: Callable[[int], bytes], *, with_ids: bool
+    said: pb.GenerationEvent,
+    event: Delta | ThoughtEnded | Interrupted | Continued,
+    token_bytes: Callable[[int], bytes],
+    *,
+    with_ids: bool,
 ) -> None:
     """One event of a running generation into an empty message. The hot path: one per engine step and stream."""
-    if isinstance(event, ThoughtEnded):
-        said.thinking_finished.MergeFrom(thought_ended_out(event))
+    if not isinstance(event, Delta):
+        _write_change(said, event)
         return
     delta = said.thought if event.is_thought else said.answer
     delta.text = event.text
@@ -229,6 +240,20 @@ def write_event(
         delta.token_ids.extend(event.token_ids)
     if event.logprobs:
         delta.logprobs.extend(logprobs_out(event.logprobs, token_bytes))
+
+
+def _write_change(said: pb.GenerationEvent, event: ThoughtEnded | Interrupted | Continued) -> None:
+    match event:
+        case ThoughtEnded():
+            said.thinking_finished.MergeFrom(thought_ended_out(event))
+        case Interrupted():
+            said.interrupted.candidate_index = event.candidate_index
+            said.interrupted.reason = _INTERRUPTION_REASONS[event.reason]
+            if event.expected_seconds is not None:
+                said.interrupted.expected_seconds = event.expected_seconds
+        case Continued():
+            said.continued.candidate_index = event.candidate_index
+            said.continued.interrupted_seconds = event.interrupted_seconds
 
 
 def logprobs_out(logprobs: Sequence[TokenLogprobs], token_bytes: Callable[[int], bytes]) -> list[pb.TokenLogprobs]:

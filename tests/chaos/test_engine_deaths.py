@@ -63,6 +63,8 @@ async def test_sixteen_streams_survive_twenty_deaths(patient: Patient) -> None:
         events = await asyncio.gather(*streams)
         assert [said(e) for e in events] == undisturbed, how
         hurt += sum(e[-1].finished.usage.recomputed_tokens > 0 for e in events)
+        for e in events:
+            assert_told(e, how)
         await _recovered(patient, recoveries_before + round_number + 1)
     seconds = sorted(patient.recoveries_seconds[recoveries_before:])
     print(
@@ -70,6 +72,18 @@ async def test_sixteen_streams_survive_twenty_deaths(patient: Patient) -> None:
         f"median {statistics.median(seconds):.1f}, most {seconds[-1]:.1f}"
     )
     assert hurt >= ROUNDS
+
+
+def assert_told(events: list[pb.GenerationEvent], how: str) -> None:
+    """A stream that was continued said so when its engine went down, with the reason, and when it went on."""
+    told = [event for event in events if event.WhichOneof("event") in ("interrupted", "continued")]
+    assert [event.WhichOneof("event") for event in told] in ([], ["interrupted", "continued"])
+    if events[-1].finished.usage.recomputed_tokens > 0:
+        interrupted, continued = told[0].interrupted, told[1].continued
+        hung = interrupted.reason == pb.INTERRUPTION_REASON_ENGINE_HUNG
+        assert hung == (how == "stop worker")
+        assert interrupted.expected_seconds > 0, "the engine's start was measured"
+        assert continued.interrupted_seconds > 0
 
 
 async def _recovered(patient: Patient, count: int) -> None:

@@ -24,6 +24,8 @@ _KINDS = {
     pc.ThoughtDelta: "thought",
     pc.ThinkingFinished: "thinking_finished",
     pc.AnswerDelta: "answer",
+    pc.Interrupted: "interrupted",
+    pc.Continued: "continued",
     pc.Finished: "finished",
 }
 
@@ -290,7 +292,9 @@ def place(case: dict[str, Any], stream: pc.Stream | pc.AsyncStream) -> tuple[str
 
 
 def event_of(event: pc.Event) -> dict[str, Any]:
-    seen = {"kind": _KINDS[type(event)], "sequence": event.sequence}
+    seen: dict[str, Any] = {"kind": _KINDS[type(event)], "sequence": event.sequence}
+    if isinstance(event, pc.Interrupted):
+        seen["reason"] = event.reason
     if isinstance(event, pc.ThoughtDelta | pc.AnswerDelta):
         seen.update(candidate=event.candidate_index, text=event.text, tokens=event.token_count)
     return seen

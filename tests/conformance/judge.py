@@ -74,6 +74,9 @@ def _stream(case: dict[str, Any], events: list[dict[str, Any]], reply: dict[str,
         wrong.unless("first event", events[0]["kind"], "started")
     if "kinds" in expected:
         wrong.unless("kinds", [kind for kind, _ in groupby(event["kind"] for event in events)], expected["kinds"])
+    if "interruptions" in expected:
+        told = [event["reason"] for event in events if event["kind"] == "interrupted"]
+        wrong.unless("interruptions", told, expected["interruptions"])
     if "deltas" in expected:
         wrong.unless("deltas", sum("text" in event for event in events), expected["deltas"])
     for index, candidate in enumerate(reply["candidates"]):

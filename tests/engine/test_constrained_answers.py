@@ -82,6 +82,9 @@ class DiesTwice:
             if len(self.requests) < 3 and chunk.stop is None:
                 raise EngineDown("the engine is dead")
 
+    def interruption(self) -> None:
+        return
+
     async def revived(self) -> None:
         return
 

@@ -76,6 +76,35 @@ def test_a_budget_that_the_server_chose_is_explained(run: Any, fake: FakeService
     assert result.stderr.endswith("$0.0000231\nauto: 2.1 s to the deadline at 8 ms per token\n")
 
 
+def interrupted(script: list[pb.GenerationEvent], at: int, expected_seconds: float | None) -> list[pb.GenerationEvent]:
+    """The script with an interruption before its event `at`."""
+    told = pb.GenerationInterrupted(reason=pb.INTERRUPTION_REASON_ENGINE_DIED, expected_seconds=expected_seconds)
+    continued = pb.GenerationContinued(interrupted_seconds=21.4)
+    script[at:at] = [pb.GenerationEvent(interrupted=told), pb.GenerationEvent(continued=continued)]
+    for sequence, event in enumerate(script, 1):
+        event.sequence = sequence
+    return script
+
+
+@pytest.mark.parametrize(("expected_seconds", "when"), [(12.3, " in about 12 s"), (0.0, ", at any moment"), (None, "")])
+def test_an_interruption_is_shown_beside_the_answer(
+    run: Any, fake: FakeService, expected_seconds: float | None, when: str
+) -> None:
+    notices = [
+        f"(the engine died and is started again; the reply goes on by itself{when})",
+        "(the reply goes on after 21 s)",
+    ]
+    interrupted(fake.script, 6, expected_seconds)
+    result = run("generate", "hi")
+    assert result.stdout == "".join(ANSWER) + "\n", "nothing else may stand in what is piped on"
+    assert "\n".join(notices) in result.stderr
+    in_chat = run("chat", stdin="one\n")
+    assert "\n".join(notices) in in_chat.stdout
+    lines = [json.loads(line) for line in run("generate", "hi", "--json").stdout.splitlines()]
+    assert lines[6]["interrupted"]["reason"] == "INTERRUPTION_REASON_ENGINE_DIED"
+    assert lines[7]["continued"]["interrupted_seconds"] == 21.4
+
+
 def test_generate_for_machines(run: Any, fake: FakeService) -> None:
     lines = [json.loads(line) for line in run("generate", "hi", "--json").stdout.splitlines()]
     assert [line["sequence"] for line in lines] == [str(n) for n in range(1, 10)]

@@ -54,6 +54,19 @@ async def disturbed(here: Ward, disturb: str, times: int, streams: int = 16) -> 
             await asyncio.sleep(0.01)
 
 
+def assert_told(events: list[pb.GenerationEvent], disturb: str, times: int) -> None:
+    """Each death is told at once and each return, between the tokens that came before and after."""
+    reason = {"kill": pb.INTERRUPTION_REASON_ENGINE_DIED, "hang": pb.INTERRUPTION_REASON_ENGINE_HUNG}[disturb]
+    told = [event for event in events if event.WhichOneof("event") in ("interrupted", "continued")]
+    assert [event.WhichOneof("event") for event in told] == ["interrupted", "continued"] * times
+    assert [event.interrupted.reason for event in told[::2]] == [reason] * times
+    # No start was measured before the first death; the start after it took 0.05 s.
+    expected = [event.interrupted.HasField("expected_seconds") for event in told[::2]]
+    assert expected == [False] + [True] * (times - 1)
+    assert all(event.continued.interrupted_seconds >= 0.05 for event in told[1::2])
+    assert all(later.sequence == earlier.sequence + 1 for earlier, later in zip(told[::2], told[1::2], strict=True))
+
+
 @pytest.mark.parametrize("disturb", ["kill", "hang"])
 async def test_sixteen_streams_go_on_over_dead_engines(disturb: str) -> None:
     slower = replace(SLOW, step_seconds=0.01)
@@ -63,6 +76,7 @@ async def test_sixteen_streams_go_on_over_dead_engines(disturb: str) -> None:
         for events in await asyncio.gather(*streams):
             assert_whole(events)
             assert events[-1].finished.usage.recomputed_tokens > 0
+            assert_told(events, disturb, times=2)
         assert here.health == [False, True] * 2
         assert here.supervised.restarts == 2
 

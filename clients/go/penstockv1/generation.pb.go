@@ -256,6 +256,59 @@ func (OverflowPolicy) EnumDescriptor() ([]byte, []int) {
 	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{3}
 }
 
+// Why a stream stands still.
+type InterruptionReason int32
+
+const (
+	// Never sent.
+	InterruptionReason_INTERRUPTION_REASON_UNSPECIFIED InterruptionReason = 0
+	// The engine died, and another one is being started.
+	InterruptionReason_INTERRUPTION_REASON_ENGINE_DIED InterruptionReason = 1
+	// The engine made no step for too long; it is ended, and another one is being started.
+	InterruptionReason_INTERRUPTION_REASON_ENGINE_HUNG InterruptionReason = 2
+)
+
+// Enum value maps for InterruptionReason.
+var (
+	InterruptionReason_name = map[int32]string{
+		0: "INTERRUPTION_REASON_UNSPECIFIED",
+		1: "INTERRUPTION_REASON_ENGINE_DIED",
+		2: "INTERRUPTION_REASON_ENGINE_HUNG",
+	}
+	InterruptionReason_value = map[string]int32{
+		"INTERRUPTION_REASON_UNSPECIFIED": 0,
+		"INTERRUPTION_REASON_ENGINE_DIED": 1,
+		"INTERRUPTION_REASON_ENGINE_HUNG": 2,
+	}
+)
+
+func (x InterruptionReason) Enum() *InterruptionReason {
+	p := new(InterruptionReason)
+	*p = x
+	return p
+}
+
+func (x InterruptionReason) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (InterruptionReason) Descriptor() protoreflect.EnumDescriptor {
+	return file_penstock_v1_generation_proto_enumTypes[4].Descriptor()
+}
+
+func (InterruptionReason) Type() protoreflect.EnumType {
+	return &file_penstock_v1_generation_proto_enumTypes[4]
+}
+
+func (x InterruptionReason) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use InterruptionReason.Descriptor instead.
+func (InterruptionReason) EnumDescriptor() ([]byte, []int) {
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{4}
+}
+
 // How a thought ended.
 type ThinkingOutcome int32
 
@@ -313,11 +366,11 @@ func (x ThinkingOutcome) String() string {
 }
 
 func (ThinkingOutcome) Descriptor() protoreflect.EnumDescriptor {
-	return file_penstock_v1_generation_proto_enumTypes[4].Descriptor()
+	return file_penstock_v1_generation_proto_enumTypes[5].Descriptor()
 }
 
 func (ThinkingOutcome) Type() protoreflect.EnumType {
-	return &file_penstock_v1_generation_proto_enumTypes[4]
+	return &file_penstock_v1_generation_proto_enumTypes[5]
 }
 
 func (x ThinkingOutcome) Number() protoreflect.EnumNumber {
@@ -326,7 +379,7 @@ func (x ThinkingOutcome) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ThinkingOutcome.Descriptor instead.
 func (ThinkingOutcome) EnumDescriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{4}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{5}
 }
 
 // Why the output ended.
@@ -382,11 +435,11 @@ func (x FinishReason) String() string {
 }
 
 func (FinishReason) Descriptor() protoreflect.EnumDescriptor {
-	return file_penstock_v1_generation_proto_enumTypes[5].Descriptor()
+	return file_penstock_v1_generation_proto_enumTypes[6].Descriptor()
 }
 
 func (FinishReason) Type() protoreflect.EnumType {
-	return &file_penstock_v1_generation_proto_enumTypes[5]
+	return &file_penstock_v1_generation_proto_enumTypes[6]
 }
 
 func (x FinishReason) Number() protoreflect.EnumNumber {
@@ -395,7 +448,7 @@ func (x FinishReason) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use FinishReason.Descriptor instead.
 func (FinishReason) EnumDescriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{5}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{6}
 }
 
 // Request of Generate.
@@ -2126,12 +2179,14 @@ type isOutputConfig_StructuredOutput interface {
 }
 
 type OutputConfig_JsonSchema struct {
-	// A JSON schema (draft 2020-12), as JSON text.
+	// A JSON schema (draft 2020-12), as JSON text. What is accepted is enforced: a keyword that cannot be, alone or in its
+	// combination, is INVALID_FIELD with its name and JSON pointer (docs/json-schema.md). Annotations are accepted.
 	JsonSchema string `protobuf:"bytes,8,opt,name=json_schema,json=jsonSchema,proto3,oneof"`
 }
 
 type OutputConfig_Regex struct {
-	// A regular expression that the whole answer matches.
+	// A regular expression that the whole answer matches, as Python's re.fullmatch reads it. What cannot be enforced so is
+	// INVALID_FIELD with the part and its offset (docs/json-schema.md).
 	Regex string `protobuf:"bytes,9,opt,name=regex,proto3,oneof"`
 }
 
@@ -2213,6 +2268,8 @@ type GenerationEvent struct {
 	//	*GenerationEvent_Answer
 	//	*GenerationEvent_ThinkingFinished
 	//	*GenerationEvent_Finished
+	//	*GenerationEvent_Interrupted
+	//	*GenerationEvent_Continued
 	Event         isGenerationEvent_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2307,6 +2364,24 @@ func (x *GenerationEvent) GetFinished() *GenerationFinished {
 	return nil
 }
 
+func (x *GenerationEvent) GetInterrupted() *GenerationInterrupted {
+	if x != nil {
+		if x, ok := x.Event.(*GenerationEvent_Interrupted); ok {
+			return x.Interrupted
+		}
+	}
+	return nil
+}
+
+func (x *GenerationEvent) GetContinued() *GenerationContinued {
+	if x != nil {
+		if x, ok := x.Event.(*GenerationEvent_Continued); ok {
+			return x.Continued
+		}
+	}
+	return nil
+}
+
 type isGenerationEvent_Event interface {
 	isGenerationEvent_Event()
 }
@@ -2336,6 +2411,16 @@ type GenerationEvent_Finished struct {
 	Finished *GenerationFinished `protobuf:"bytes,6,opt,name=finished,proto3,oneof"`
 }
 
+type GenerationEvent_Interrupted struct {
+	// The engine takes no work: the stream stands still, and goes on by itself.
+	Interrupted *GenerationInterrupted `protobuf:"bytes,7,opt,name=interrupted,proto3,oneof"`
+}
+
+type GenerationEvent_Continued struct {
+	// The stream goes on after an interruption.
+	Continued *GenerationContinued `protobuf:"bytes,8,opt,name=continued,proto3,oneof"`
+}
+
 func (*GenerationEvent_Started) isGenerationEvent_Event() {}
 
 func (*GenerationEvent_Thought) isGenerationEvent_Event() {}
@@ -2345,6 +2430,131 @@ func (*GenerationEvent_Answer) isGenerationEvent_Event() {}
 func (*GenerationEvent_ThinkingFinished) isGenerationEvent_Event() {}
 
 func (*GenerationEvent_Finished) isGenerationEvent_Event() {}
+
+func (*GenerationEvent_Interrupted) isGenerationEvent_Event() {}
+
+func (*GenerationEvent_Continued) isGenerationEvent_Event() {}
+
+// A candidate stands still until the engine takes work again. No token is lost or sent twice, and nothing is to be done:
+// either `continued` follows, or the call ends with the error ENGINE_DOWN where the engine cannot be started again.
+type GenerationInterrupted struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which candidate, from 0. Each candidate that was running is told.
+	CandidateIndex int32 `protobuf:"varint,1,opt,name=candidate_index,json=candidateIndex,proto3" json:"candidate_index,omitempty"`
+	// What happened.
+	Reason InterruptionReason `protobuf:"varint,2,opt,name=reason,proto3,enum=penstock.v1.InterruptionReason" json:"reason,omitempty"`
+	// Seconds from this event until the engine is expected to take work, at least 0: as long as its last start took, less
+	// what has passed since. 0 says that it is overdue. Absent where no start was measured.
+	ExpectedSeconds *float64 `protobuf:"fixed64,3,opt,name=expected_seconds,json=expectedSeconds,proto3,oneof" json:"expected_seconds,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *GenerationInterrupted) Reset() {
+	*x = GenerationInterrupted{}
+	mi := &file_penstock_v1_generation_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GenerationInterrupted) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GenerationInterrupted) ProtoMessage() {}
+
+func (x *GenerationInterrupted) ProtoReflect() protoreflect.Message {
+	mi := &file_penstock_v1_generation_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GenerationInterrupted.ProtoReflect.Descriptor instead.
+func (*GenerationInterrupted) Descriptor() ([]byte, []int) {
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *GenerationInterrupted) GetCandidateIndex() int32 {
+	if x != nil {
+		return x.CandidateIndex
+	}
+	return 0
+}
+
+func (x *GenerationInterrupted) GetReason() InterruptionReason {
+	if x != nil {
+		return x.Reason
+	}
+	return InterruptionReason_INTERRUPTION_REASON_UNSPECIFIED
+}
+
+func (x *GenerationInterrupted) GetExpectedSeconds() float64 {
+	if x != nil && x.ExpectedSeconds != nil {
+		return *x.ExpectedSeconds
+	}
+	return 0
+}
+
+// A candidate goes on where it was interrupted.
+type GenerationContinued struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which candidate, from 0.
+	CandidateIndex int32 `protobuf:"varint,1,opt,name=candidate_index,json=candidateIndex,proto3" json:"candidate_index,omitempty"`
+	// Seconds since its `interrupted` event, at least 0.
+	InterruptedSeconds float64 `protobuf:"fixed64,2,opt,name=interrupted_seconds,json=interruptedSeconds,proto3" json:"interrupted_seconds,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *GenerationContinued) Reset() {
+	*x = GenerationContinued{}
+	mi := &file_penstock_v1_generation_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GenerationContinued) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GenerationContinued) ProtoMessage() {}
+
+func (x *GenerationContinued) ProtoReflect() protoreflect.Message {
+	mi := &file_penstock_v1_generation_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GenerationContinued.ProtoReflect.Descriptor instead.
+func (*GenerationContinued) Descriptor() ([]byte, []int) {
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *GenerationContinued) GetCandidateIndex() int32 {
+	if x != nil {
+		return x.CandidateIndex
+	}
+	return 0
+}
+
+func (x *GenerationContinued) GetInterruptedSeconds() float64 {
+	if x != nil {
+		return x.InterruptedSeconds
+	}
+	return 0
+}
 
 // First event: what the server is about to do.
 type GenerationStarted struct {
@@ -2363,7 +2573,7 @@ type GenerationStarted struct {
 
 func (x *GenerationStarted) Reset() {
 	*x = GenerationStarted{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[26]
+	mi := &file_penstock_v1_generation_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2375,7 +2585,7 @@ func (x *GenerationStarted) String() string {
 func (*GenerationStarted) ProtoMessage() {}
 
 func (x *GenerationStarted) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[26]
+	mi := &file_penstock_v1_generation_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2388,7 +2598,7 @@ func (x *GenerationStarted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerationStarted.ProtoReflect.Descriptor instead.
 func (*GenerationStarted) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{26}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *GenerationStarted) GetGenerationId() string {
@@ -2438,7 +2648,7 @@ type Delta struct {
 
 func (x *Delta) Reset() {
 	*x = Delta{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[27]
+	mi := &file_penstock_v1_generation_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2450,7 +2660,7 @@ func (x *Delta) String() string {
 func (*Delta) ProtoMessage() {}
 
 func (x *Delta) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[27]
+	mi := &file_penstock_v1_generation_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2463,7 +2673,7 @@ func (x *Delta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Delta.ProtoReflect.Descriptor instead.
 func (*Delta) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{27}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Delta) GetCandidateIndex() int32 {
@@ -2514,7 +2724,7 @@ type TokenLogprobs struct {
 
 func (x *TokenLogprobs) Reset() {
 	*x = TokenLogprobs{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[28]
+	mi := &file_penstock_v1_generation_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2526,7 +2736,7 @@ func (x *TokenLogprobs) String() string {
 func (*TokenLogprobs) ProtoMessage() {}
 
 func (x *TokenLogprobs) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[28]
+	mi := &file_penstock_v1_generation_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2539,7 +2749,7 @@ func (x *TokenLogprobs) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenLogprobs.ProtoReflect.Descriptor instead.
 func (*TokenLogprobs) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{28}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *TokenLogprobs) GetSampled() *TokenLogprob {
@@ -2571,7 +2781,7 @@ type TokenLogprob struct {
 
 func (x *TokenLogprob) Reset() {
 	*x = TokenLogprob{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[29]
+	mi := &file_penstock_v1_generation_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2583,7 +2793,7 @@ func (x *TokenLogprob) String() string {
 func (*TokenLogprob) ProtoMessage() {}
 
 func (x *TokenLogprob) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[29]
+	mi := &file_penstock_v1_generation_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2596,7 +2806,7 @@ func (x *TokenLogprob) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenLogprob.ProtoReflect.Descriptor instead.
 func (*TokenLogprob) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{29}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *TokenLogprob) GetTokenId() int32 {
@@ -2635,7 +2845,7 @@ type ThinkingFinished struct {
 
 func (x *ThinkingFinished) Reset() {
 	*x = ThinkingFinished{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[30]
+	mi := &file_penstock_v1_generation_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2647,7 +2857,7 @@ func (x *ThinkingFinished) String() string {
 func (*ThinkingFinished) ProtoMessage() {}
 
 func (x *ThinkingFinished) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[30]
+	mi := &file_penstock_v1_generation_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2660,7 +2870,7 @@ func (x *ThinkingFinished) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ThinkingFinished.ProtoReflect.Descriptor instead.
 func (*ThinkingFinished) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{30}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ThinkingFinished) GetCandidateIndex() int32 {
@@ -2707,7 +2917,7 @@ type GenerationFinished struct {
 
 func (x *GenerationFinished) Reset() {
 	*x = GenerationFinished{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[31]
+	mi := &file_penstock_v1_generation_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2719,7 +2929,7 @@ func (x *GenerationFinished) String() string {
 func (*GenerationFinished) ProtoMessage() {}
 
 func (x *GenerationFinished) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[31]
+	mi := &file_penstock_v1_generation_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2732,7 +2942,7 @@ func (x *GenerationFinished) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerationFinished.ProtoReflect.Descriptor instead.
 func (*GenerationFinished) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{31}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *GenerationFinished) GetResults() []*CandidateResult {
@@ -2796,7 +3006,7 @@ type CandidateResult struct {
 
 func (x *CandidateResult) Reset() {
 	*x = CandidateResult{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[32]
+	mi := &file_penstock_v1_generation_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2808,7 +3018,7 @@ func (x *CandidateResult) String() string {
 func (*CandidateResult) ProtoMessage() {}
 
 func (x *CandidateResult) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[32]
+	mi := &file_penstock_v1_generation_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2821,7 +3031,7 @@ func (x *CandidateResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CandidateResult.ProtoReflect.Descriptor instead.
 func (*CandidateResult) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{32}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *CandidateResult) GetCandidateIndex() int32 {
@@ -2882,7 +3092,7 @@ type Candidate struct {
 
 func (x *Candidate) Reset() {
 	*x = Candidate{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[33]
+	mi := &file_penstock_v1_generation_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2894,7 +3104,7 @@ func (x *Candidate) String() string {
 func (*Candidate) ProtoMessage() {}
 
 func (x *Candidate) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[33]
+	mi := &file_penstock_v1_generation_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2907,7 +3117,7 @@ func (x *Candidate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Candidate.ProtoReflect.Descriptor instead.
 func (*Candidate) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{33}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Candidate) GetResult() *CandidateResult {
@@ -2988,7 +3198,7 @@ type Usage struct {
 
 func (x *Usage) Reset() {
 	*x = Usage{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[34]
+	mi := &file_penstock_v1_generation_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3000,7 +3210,7 @@ func (x *Usage) String() string {
 func (*Usage) ProtoMessage() {}
 
 func (x *Usage) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[34]
+	mi := &file_penstock_v1_generation_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3013,7 +3223,7 @@ func (x *Usage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Usage.ProtoReflect.Descriptor instead.
 func (*Usage) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{34}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Usage) GetPromptTokens() int32 {
@@ -3103,7 +3313,7 @@ type Cost struct {
 
 func (x *Cost) Reset() {
 	*x = Cost{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[35]
+	mi := &file_penstock_v1_generation_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3115,7 +3325,7 @@ func (x *Cost) String() string {
 func (*Cost) ProtoMessage() {}
 
 func (x *Cost) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[35]
+	mi := &file_penstock_v1_generation_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3128,7 +3338,7 @@ func (x *Cost) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cost.ProtoReflect.Descriptor instead.
 func (*Cost) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{35}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Cost) GetInputUsdTicks() int64 {
@@ -3176,7 +3386,7 @@ type Timing struct {
 
 func (x *Timing) Reset() {
 	*x = Timing{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[36]
+	mi := &file_penstock_v1_generation_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3188,7 +3398,7 @@ func (x *Timing) String() string {
 func (*Timing) ProtoMessage() {}
 
 func (x *Timing) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[36]
+	mi := &file_penstock_v1_generation_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3201,7 +3411,7 @@ func (x *Timing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Timing.ProtoReflect.Descriptor instead.
 func (*Timing) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{36}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Timing) GetQueue() *durationpb.Duration {
@@ -3245,7 +3455,7 @@ type DroppedContext struct {
 
 func (x *DroppedContext) Reset() {
 	*x = DroppedContext{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[37]
+	mi := &file_penstock_v1_generation_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3257,7 +3467,7 @@ func (x *DroppedContext) String() string {
 func (*DroppedContext) ProtoMessage() {}
 
 func (x *DroppedContext) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[37]
+	mi := &file_penstock_v1_generation_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3270,7 +3480,7 @@ func (x *DroppedContext) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DroppedContext.ProtoReflect.Descriptor instead.
 func (*DroppedContext) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{37}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *DroppedContext) GetTokens() int32 {
@@ -3318,7 +3528,7 @@ type EffectiveSettings struct {
 
 func (x *EffectiveSettings) Reset() {
 	*x = EffectiveSettings{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[38]
+	mi := &file_penstock_v1_generation_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3330,7 +3540,7 @@ func (x *EffectiveSettings) String() string {
 func (*EffectiveSettings) ProtoMessage() {}
 
 func (x *EffectiveSettings) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[38]
+	mi := &file_penstock_v1_generation_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3343,7 +3553,7 @@ func (x *EffectiveSettings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EffectiveSettings.ProtoReflect.Descriptor instead.
 func (*EffectiveSettings) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{38}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *EffectiveSettings) GetThinkingMode() ThinkingMode {
@@ -3554,15 +3764,25 @@ const file_penstock_v1_generation_proto_rawDesc = "" +
 	"\x10_candidate_countB\x0f\n" +
 	"\r_top_logprobs\"#\n" +
 	"\aChoices\x12\x18\n" +
-	"\achoices\x18\x01 \x03(\tR\achoices\"\xdd\x02\n" +
+	"\achoices\x18\x01 \x03(\tR\achoices\"\xe7\x03\n" +
 	"\x0fGenerationEvent\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12:\n" +
 	"\astarted\x18\x02 \x01(\v2\x1e.penstock.v1.GenerationStartedH\x00R\astarted\x12.\n" +
 	"\athought\x18\x03 \x01(\v2\x12.penstock.v1.DeltaH\x00R\athought\x12,\n" +
 	"\x06answer\x18\x04 \x01(\v2\x12.penstock.v1.DeltaH\x00R\x06answer\x12L\n" +
 	"\x11thinking_finished\x18\x05 \x01(\v2\x1d.penstock.v1.ThinkingFinishedH\x00R\x10thinkingFinished\x12=\n" +
-	"\bfinished\x18\x06 \x01(\v2\x1f.penstock.v1.GenerationFinishedH\x00R\bfinishedB\a\n" +
-	"\x05event\"\xc0\x01\n" +
+	"\bfinished\x18\x06 \x01(\v2\x1f.penstock.v1.GenerationFinishedH\x00R\bfinished\x12F\n" +
+	"\vinterrupted\x18\a \x01(\v2\".penstock.v1.GenerationInterruptedH\x00R\vinterrupted\x12@\n" +
+	"\tcontinued\x18\b \x01(\v2 .penstock.v1.GenerationContinuedH\x00R\tcontinuedB\a\n" +
+	"\x05event\"\xbe\x01\n" +
+	"\x15GenerationInterrupted\x12'\n" +
+	"\x0fcandidate_index\x18\x01 \x01(\x05R\x0ecandidateIndex\x127\n" +
+	"\x06reason\x18\x02 \x01(\x0e2\x1f.penstock.v1.InterruptionReasonR\x06reason\x12.\n" +
+	"\x10expected_seconds\x18\x03 \x01(\x01H\x00R\x0fexpectedSeconds\x88\x01\x01B\x13\n" +
+	"\x11_expected_seconds\"o\n" +
+	"\x13GenerationContinued\x12'\n" +
+	"\x0fcandidate_index\x18\x01 \x01(\x05R\x0ecandidateIndex\x12/\n" +
+	"\x13interrupted_seconds\x18\x02 \x01(\x01R\x12interruptedSeconds\"\xc0\x01\n" +
 	"\x11GenerationStarted\x12#\n" +
 	"\rgeneration_id\x18\x01 \x01(\tR\fgenerationId\x12\x14\n" +
 	"\x05model\x18\x02 \x01(\tR\x05model\x12M\n" +
@@ -3668,7 +3888,11 @@ const file_penstock_v1_generation_proto_rawDesc = "" +
 	"\x15OVERFLOW_POLICY_ERROR\x10\x01\x12%\n" +
 	"!OVERFLOW_POLICY_DROP_OLDEST_TURNS\x10\x02\x12!\n" +
 	"\x1dOVERFLOW_POLICY_TRUNCATE_LEFT\x10\x03\x12#\n" +
-	"\x1fOVERFLOW_POLICY_TRUNCATE_MIDDLE\x10\x04*\xa9\x02\n" +
+	"\x1fOVERFLOW_POLICY_TRUNCATE_MIDDLE\x10\x04*\x83\x01\n" +
+	"\x12InterruptionReason\x12#\n" +
+	"\x1fINTERRUPTION_REASON_UNSPECIFIED\x10\x00\x12#\n" +
+	"\x1fINTERRUPTION_REASON_ENGINE_DIED\x10\x01\x12#\n" +
+	"\x1fINTERRUPTION_REASON_ENGINE_HUNG\x10\x02*\xa9\x02\n" +
 	"\x0fThinkingOutcome\x12 \n" +
 	"\x1cTHINKING_OUTCOME_UNSPECIFIED\x10\x00\x12\x1d\n" +
 	"\x19THINKING_OUTCOME_DISABLED\x10\x01\x12 \n" +
@@ -3707,138 +3931,144 @@ func file_penstock_v1_generation_proto_rawDescGZIP() []byte {
 	return file_penstock_v1_generation_proto_rawDescData
 }
 
-var file_penstock_v1_generation_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_penstock_v1_generation_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
+var file_penstock_v1_generation_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
+var file_penstock_v1_generation_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
 var file_penstock_v1_generation_proto_goTypes = []any{
 	(Role)(0),                      // 0: penstock.v1.Role
 	(Priority)(0),                  // 1: penstock.v1.Priority
 	(ThinkingMode)(0),              // 2: penstock.v1.ThinkingMode
 	(OverflowPolicy)(0),            // 3: penstock.v1.OverflowPolicy
-	(ThinkingOutcome)(0),           // 4: penstock.v1.ThinkingOutcome
-	(FinishReason)(0),              // 5: penstock.v1.FinishReason
-	(*GenerateRequest)(nil),        // 6: penstock.v1.GenerateRequest
-	(*GenerateResponse)(nil),       // 7: penstock.v1.GenerateResponse
-	(*StreamGenerateRequest)(nil),  // 8: penstock.v1.StreamGenerateRequest
-	(*StreamGenerateResponse)(nil), // 9: penstock.v1.StreamGenerateResponse
-	(*InteractRequest)(nil),        // 10: penstock.v1.InteractRequest
-	(*FinishThinking)(nil),         // 11: penstock.v1.FinishThinking
-	(*ChangeBudget)(nil),           // 12: penstock.v1.ChangeBudget
-	(*Cancel)(nil),                 // 13: penstock.v1.Cancel
-	(*InteractResponse)(nil),       // 14: penstock.v1.InteractResponse
-	(*ResumeRequest)(nil),          // 15: penstock.v1.ResumeRequest
-	(*ResumeResponse)(nil),         // 16: penstock.v1.ResumeResponse
-	(*CancelRequest)(nil),          // 17: penstock.v1.CancelRequest
-	(*CancelResponse)(nil),         // 18: penstock.v1.CancelResponse
-	(*CountTokensRequest)(nil),     // 19: penstock.v1.CountTokensRequest
-	(*CountTokensResponse)(nil),    // 20: penstock.v1.CountTokensResponse
-	(*CostEstimate)(nil),           // 21: penstock.v1.CostEstimate
-	(*GenerationSpec)(nil),         // 22: penstock.v1.GenerationSpec
-	(*Messages)(nil),               // 23: penstock.v1.Messages
-	(*Message)(nil),                // 24: penstock.v1.Message
-	(*TokenIds)(nil),               // 25: penstock.v1.TokenIds
-	(*ThinkingConfig)(nil),         // 26: penstock.v1.ThinkingConfig
-	(*ContextConfig)(nil),          // 27: penstock.v1.ContextConfig
-	(*SamplingConfig)(nil),         // 28: penstock.v1.SamplingConfig
-	(*OutputConfig)(nil),           // 29: penstock.v1.OutputConfig
-	(*Choices)(nil),                // 30: penstock.v1.Choices
-	(*GenerationEvent)(nil),        // 31: penstock.v1.GenerationEvent
-	(*GenerationStarted)(nil),      // 32: penstock.v1.GenerationStarted
-	(*Delta)(nil),                  // 33: penstock.v1.Delta
-	(*TokenLogprobs)(nil),          // 34: penstock.v1.TokenLogprobs
-	(*TokenLogprob)(nil),           // 35: penstock.v1.TokenLogprob
-	(*ThinkingFinished)(nil),       // 36: penstock.v1.ThinkingFinished
-	(*GenerationFinished)(nil),     // 37: penstock.v1.GenerationFinished
-	(*CandidateResult)(nil),        // 38: penstock.v1.CandidateResult
-	(*Candidate)(nil),              // 39: penstock.v1.Candidate
-	(*Usage)(nil),                  // 40: penstock.v1.Usage
-	(*Cost)(nil),                   // 41: penstock.v1.Cost
-	(*Timing)(nil),                 // 42: penstock.v1.Timing
-	(*DroppedContext)(nil),         // 43: penstock.v1.DroppedContext
-	(*EffectiveSettings)(nil),      // 44: penstock.v1.EffectiveSettings
-	nil,                            // 45: penstock.v1.SamplingConfig.LogitBiasEntry
-	(*durationpb.Duration)(nil),    // 46: google.protobuf.Duration
+	(InterruptionReason)(0),        // 4: penstock.v1.InterruptionReason
+	(ThinkingOutcome)(0),           // 5: penstock.v1.ThinkingOutcome
+	(FinishReason)(0),              // 6: penstock.v1.FinishReason
+	(*GenerateRequest)(nil),        // 7: penstock.v1.GenerateRequest
+	(*GenerateResponse)(nil),       // 8: penstock.v1.GenerateResponse
+	(*StreamGenerateRequest)(nil),  // 9: penstock.v1.StreamGenerateRequest
+	(*StreamGenerateResponse)(nil), // 10: penstock.v1.StreamGenerateResponse
+	(*InteractRequest)(nil),        // 11: penstock.v1.InteractRequest
+	(*FinishThinking)(nil),         // 12: penstock.v1.FinishThinking
+	(*ChangeBudget)(nil),           // 13: penstock.v1.ChangeBudget
+	(*Cancel)(nil),                 // 14: penstock.v1.Cancel
+	(*InteractResponse)(nil),       // 15: penstock.v1.InteractResponse
+	(*ResumeRequest)(nil),          // 16: penstock.v1.ResumeRequest
+	(*ResumeResponse)(nil),         // 17: penstock.v1.ResumeResponse
+	(*CancelRequest)(nil),          // 18: penstock.v1.CancelRequest
+	(*CancelResponse)(nil),         // 19: penstock.v1.CancelResponse
+	(*CountTokensRequest)(nil),     // 20: penstock.v1.CountTokensRequest
+	(*CountTokensResponse)(nil),    // 21: penstock.v1.CountTokensResponse
+	(*CostEstimate)(nil),           // 22: penstock.v1.CostEstimate
+	(*GenerationSpec)(nil),         // 23: penstock.v1.GenerationSpec
+	(*Messages)(nil),               // 24: penstock.v1.Messages
+	(*Message)(nil),                // 25: penstock.v1.Message
+	(*TokenIds)(nil),               // 26: penstock.v1.TokenIds
+	(*ThinkingConfig)(nil),         // 27: penstock.v1.ThinkingConfig
+	(*ContextConfig)(nil),          // 28: penstock.v1.ContextConfig
+	(*SamplingConfig)(nil),         // 29: penstock.v1.SamplingConfig
+	(*OutputConfig)(nil),           // 30: penstock.v1.OutputConfig
+	(*Choices)(nil),                // 31: penstock.v1.Choices
+	(*GenerationEvent)(nil),        // 32: penstock.v1.GenerationEvent
+	(*GenerationInterrupted)(nil),  // 33: penstock.v1.GenerationInterrupted
+	(*GenerationContinued)(nil),    // 34: penstock.v1.GenerationContinued
+	(*GenerationStarted)(nil),      // 35: penstock.v1.GenerationStarted
+	(*Delta)(nil),                  // 36: penstock.v1.Delta
+	(*TokenLogprobs)(nil),          // 37: penstock.v1.TokenLogprobs
+	(*TokenLogprob)(nil),           // 38: penstock.v1.TokenLogprob
+	(*ThinkingFinished)(nil),       // 39: penstock.v1.ThinkingFinished
+	(*GenerationFinished)(nil),     // 40: penstock.v1.GenerationFinished
+	(*CandidateResult)(nil),        // 41: penstock.v1.CandidateResult
+	(*Candidate)(nil),              // 42: penstock.v1.Candidate
+	(*Usage)(nil),                  // 43: penstock.v1.Usage
+	(*Cost)(nil),                   // 44: penstock.v1.Cost
+	(*Timing)(nil),                 // 45: penstock.v1.Timing
+	(*DroppedContext)(nil),         // 46: penstock.v1.DroppedContext
+	(*EffectiveSettings)(nil),      // 47: penstock.v1.EffectiveSettings
+	nil,                            // 48: penstock.v1.SamplingConfig.LogitBiasEntry
+	(*durationpb.Duration)(nil),    // 49: google.protobuf.Duration
 }
 var file_penstock_v1_generation_proto_depIdxs = []int32{
-	22, // 0: penstock.v1.GenerateRequest.spec:type_name -> penstock.v1.GenerationSpec
-	39, // 1: penstock.v1.GenerateResponse.candidates:type_name -> penstock.v1.Candidate
-	40, // 2: penstock.v1.GenerateResponse.usage:type_name -> penstock.v1.Usage
-	41, // 3: penstock.v1.GenerateResponse.cost:type_name -> penstock.v1.Cost
-	44, // 4: penstock.v1.GenerateResponse.effective_settings:type_name -> penstock.v1.EffectiveSettings
-	42, // 5: penstock.v1.GenerateResponse.timing:type_name -> penstock.v1.Timing
-	22, // 6: penstock.v1.StreamGenerateRequest.spec:type_name -> penstock.v1.GenerationSpec
-	46, // 7: penstock.v1.StreamGenerateRequest.flush_interval:type_name -> google.protobuf.Duration
-	31, // 8: penstock.v1.StreamGenerateResponse.event:type_name -> penstock.v1.GenerationEvent
-	22, // 9: penstock.v1.InteractRequest.start:type_name -> penstock.v1.GenerationSpec
-	11, // 10: penstock.v1.InteractRequest.finish_thinking:type_name -> penstock.v1.FinishThinking
-	12, // 11: penstock.v1.InteractRequest.change_budget:type_name -> penstock.v1.ChangeBudget
-	13, // 12: penstock.v1.InteractRequest.cancel:type_name -> penstock.v1.Cancel
-	46, // 13: penstock.v1.InteractRequest.flush_interval:type_name -> google.protobuf.Duration
-	31, // 14: penstock.v1.InteractResponse.event:type_name -> penstock.v1.GenerationEvent
-	31, // 15: penstock.v1.ResumeResponse.event:type_name -> penstock.v1.GenerationEvent
-	22, // 16: penstock.v1.CountTokensRequest.spec:type_name -> penstock.v1.GenerationSpec
-	43, // 17: penstock.v1.CountTokensResponse.dropped:type_name -> penstock.v1.DroppedContext
-	21, // 18: penstock.v1.CountTokensResponse.cost_estimate:type_name -> penstock.v1.CostEstimate
-	44, // 19: penstock.v1.CountTokensResponse.effective_settings:type_name -> penstock.v1.EffectiveSettings
-	23, // 20: penstock.v1.GenerationSpec.messages:type_name -> penstock.v1.Messages
-	25, // 21: penstock.v1.GenerationSpec.token_ids:type_name -> penstock.v1.TokenIds
-	26, // 22: penstock.v1.GenerationSpec.thinking:type_name -> penstock.v1.ThinkingConfig
-	27, // 23: penstock.v1.GenerationSpec.context:type_name -> penstock.v1.ContextConfig
-	28, // 24: penstock.v1.GenerationSpec.sampling:type_name -> penstock.v1.SamplingConfig
-	29, // 25: penstock.v1.GenerationSpec.output:type_name -> penstock.v1.OutputConfig
+	23, // 0: penstock.v1.GenerateRequest.spec:type_name -> penstock.v1.GenerationSpec
+	42, // 1: penstock.v1.GenerateResponse.candidates:type_name -> penstock.v1.Candidate
+	43, // 2: penstock.v1.GenerateResponse.usage:type_name -> penstock.v1.Usage
+	44, // 3: penstock.v1.GenerateResponse.cost:type_name -> penstock.v1.Cost
+	47, // 4: penstock.v1.GenerateResponse.effective_settings:type_name -> penstock.v1.EffectiveSettings
+	45, // 5: penstock.v1.GenerateResponse.timing:type_name -> penstock.v1.Timing
+	23, // 6: penstock.v1.StreamGenerateRequest.spec:type_name -> penstock.v1.GenerationSpec
+	49, // 7: penstock.v1.StreamGenerateRequest.flush_interval:type_name -> google.protobuf.Duration
+	32, // 8: penstock.v1.StreamGenerateResponse.event:type_name -> penstock.v1.GenerationEvent
+	23, // 9: penstock.v1.InteractRequest.start:type_name -> penstock.v1.GenerationSpec
+	12, // 10: penstock.v1.InteractRequest.finish_thinking:type_name -> penstock.v1.FinishThinking
+	13, // 11: penstock.v1.InteractRequest.change_budget:type_name -> penstock.v1.ChangeBudget
+	14, // 12: penstock.v1.InteractRequest.cancel:type_name -> penstock.v1.Cancel
+	49, // 13: penstock.v1.InteractRequest.flush_interval:type_name -> google.protobuf.Duration
+	32, // 14: penstock.v1.InteractResponse.event:type_name -> penstock.v1.GenerationEvent
+	32, // 15: penstock.v1.ResumeResponse.event:type_name -> penstock.v1.GenerationEvent
+	23, // 16: penstock.v1.CountTokensRequest.spec:type_name -> penstock.v1.GenerationSpec
+	46, // 17: penstock.v1.CountTokensResponse.dropped:type_name -> penstock.v1.DroppedContext
+	22, // 18: penstock.v1.CountTokensResponse.cost_estimate:type_name -> penstock.v1.CostEstimate
+	47, // 19: penstock.v1.CountTokensResponse.effective_settings:type_name -> penstock.v1.EffectiveSettings
+	24, // 20: penstock.v1.GenerationSpec.messages:type_name -> penstock.v1.Messages
+	26, // 21: penstock.v1.GenerationSpec.token_ids:type_name -> penstock.v1.TokenIds
+	27, // 22: penstock.v1.GenerationSpec.thinking:type_name -> penstock.v1.ThinkingConfig
+	28, // 23: penstock.v1.GenerationSpec.context:type_name -> penstock.v1.ContextConfig
+	29, // 24: penstock.v1.GenerationSpec.sampling:type_name -> penstock.v1.SamplingConfig
+	30, // 25: penstock.v1.GenerationSpec.output:type_name -> penstock.v1.OutputConfig
 	1,  // 26: penstock.v1.GenerationSpec.priority:type_name -> penstock.v1.Priority
-	24, // 27: penstock.v1.Messages.messages:type_name -> penstock.v1.Message
+	25, // 27: penstock.v1.Messages.messages:type_name -> penstock.v1.Message
 	0,  // 28: penstock.v1.Message.role:type_name -> penstock.v1.Role
 	2,  // 29: penstock.v1.ThinkingConfig.mode:type_name -> penstock.v1.ThinkingMode
 	3,  // 30: penstock.v1.ContextConfig.overflow:type_name -> penstock.v1.OverflowPolicy
-	45, // 31: penstock.v1.SamplingConfig.logit_bias:type_name -> penstock.v1.SamplingConfig.LogitBiasEntry
-	30, // 32: penstock.v1.OutputConfig.choices:type_name -> penstock.v1.Choices
-	32, // 33: penstock.v1.GenerationEvent.started:type_name -> penstock.v1.GenerationStarted
-	33, // 34: penstock.v1.GenerationEvent.thought:type_name -> penstock.v1.Delta
-	33, // 35: penstock.v1.GenerationEvent.answer:type_name -> penstock.v1.Delta
-	36, // 36: penstock.v1.GenerationEvent.thinking_finished:type_name -> penstock.v1.ThinkingFinished
-	37, // 37: penstock.v1.GenerationEvent.finished:type_name -> penstock.v1.GenerationFinished
-	44, // 38: penstock.v1.GenerationStarted.effective_settings:type_name -> penstock.v1.EffectiveSettings
-	34, // 39: penstock.v1.Delta.logprobs:type_name -> penstock.v1.TokenLogprobs
-	35, // 40: penstock.v1.TokenLogprobs.sampled:type_name -> penstock.v1.TokenLogprob
-	35, // 41: penstock.v1.TokenLogprobs.top:type_name -> penstock.v1.TokenLogprob
-	4,  // 42: penstock.v1.ThinkingFinished.outcome:type_name -> penstock.v1.ThinkingOutcome
-	38, // 43: penstock.v1.GenerationFinished.results:type_name -> penstock.v1.CandidateResult
-	40, // 44: penstock.v1.GenerationFinished.usage:type_name -> penstock.v1.Usage
-	41, // 45: penstock.v1.GenerationFinished.cost:type_name -> penstock.v1.Cost
-	44, // 46: penstock.v1.GenerationFinished.effective_settings:type_name -> penstock.v1.EffectiveSettings
-	42, // 47: penstock.v1.GenerationFinished.timing:type_name -> penstock.v1.Timing
-	5,  // 48: penstock.v1.CandidateResult.finish_reason:type_name -> penstock.v1.FinishReason
-	4,  // 49: penstock.v1.CandidateResult.thinking_outcome:type_name -> penstock.v1.ThinkingOutcome
-	40, // 50: penstock.v1.CandidateResult.usage:type_name -> penstock.v1.Usage
-	38, // 51: penstock.v1.Candidate.result:type_name -> penstock.v1.CandidateResult
-	34, // 52: penstock.v1.Candidate.thought_logprobs:type_name -> penstock.v1.TokenLogprobs
-	34, // 53: penstock.v1.Candidate.answer_logprobs:type_name -> penstock.v1.TokenLogprobs
-	46, // 54: penstock.v1.Timing.queue:type_name -> google.protobuf.Duration
-	46, // 55: penstock.v1.Timing.first_token:type_name -> google.protobuf.Duration
-	46, // 56: penstock.v1.Timing.first_answer_token:type_name -> google.protobuf.Duration
-	46, // 57: penstock.v1.Timing.total:type_name -> google.protobuf.Duration
-	2,  // 58: penstock.v1.EffectiveSettings.thinking_mode:type_name -> penstock.v1.ThinkingMode
-	28, // 59: penstock.v1.EffectiveSettings.sampling:type_name -> penstock.v1.SamplingConfig
-	43, // 60: penstock.v1.EffectiveSettings.dropped:type_name -> penstock.v1.DroppedContext
-	2,  // 61: penstock.v1.EffectiveSettings.requested_thinking_mode:type_name -> penstock.v1.ThinkingMode
-	46, // 62: penstock.v1.EffectiveSettings.status_margin:type_name -> google.protobuf.Duration
-	6,  // 63: penstock.v1.GenerationService.Generate:input_type -> penstock.v1.GenerateRequest
-	8,  // 64: penstock.v1.GenerationService.StreamGenerate:input_type -> penstock.v1.StreamGenerateRequest
-	10, // 65: penstock.v1.GenerationService.Interact:input_type -> penstock.v1.InteractRequest
-	15, // 66: penstock.v1.GenerationService.Resume:input_type -> penstock.v1.ResumeRequest
-	17, // 67: penstock.v1.GenerationService.Cancel:input_type -> penstock.v1.CancelRequest
-	19, // 68: penstock.v1.GenerationService.CountTokens:input_type -> penstock.v1.CountTokensRequest
-	7,  // 69: penstock.v1.GenerationService.Generate:output_type -> penstock.v1.GenerateResponse
-	9,  // 70: penstock.v1.GenerationService.StreamGenerate:output_type -> penstock.v1.StreamGenerateResponse
-	14, // 71: penstock.v1.GenerationService.Interact:output_type -> penstock.v1.InteractResponse
-	16, // 72: penstock.v1.GenerationService.Resume:output_type -> penstock.v1.ResumeResponse
-	18, // 73: penstock.v1.GenerationService.Cancel:output_type -> penstock.v1.CancelResponse
-	20, // 74: penstock.v1.GenerationService.CountTokens:output_type -> penstock.v1.CountTokensResponse
-	69, // [69:75] is the sub-list for method output_type
-	63, // [63:69] is the sub-list for method input_type
-	63, // [63:63] is the sub-list for extension type_name
-	63, // [63:63] is the sub-list for extension extendee
-	0,  // [0:63] is the sub-list for field type_name
+	48, // 31: penstock.v1.SamplingConfig.logit_bias:type_name -> penstock.v1.SamplingConfig.LogitBiasEntry
+	31, // 32: penstock.v1.OutputConfig.choices:type_name -> penstock.v1.Choices
+	35, // 33: penstock.v1.GenerationEvent.started:type_name -> penstock.v1.GenerationStarted
+	36, // 34: penstock.v1.GenerationEvent.thought:type_name -> penstock.v1.Delta
+	36, // 35: penstock.v1.GenerationEvent.answer:type_name -> penstock.v1.Delta
+	39, // 36: penstock.v1.GenerationEvent.thinking_finished:type_name -> penstock.v1.ThinkingFinished
+	40, // 37: penstock.v1.GenerationEvent.finished:type_name -> penstock.v1.GenerationFinished
+	33, // 38: penstock.v1.GenerationEvent.interrupted:type_name -> penstock.v1.GenerationInterrupted
+	34, // 39: penstock.v1.GenerationEvent.continued:type_name -> penstock.v1.GenerationContinued
+	4,  // 40: penstock.v1.GenerationInterrupted.reason:type_name -> penstock.v1.InterruptionReason
+	47, // 41: penstock.v1.GenerationStarted.effective_settings:type_name -> penstock.v1.EffectiveSettings
+	37, // 42: penstock.v1.Delta.logprobs:type_name -> penstock.v1.TokenLogprobs
+	38, // 43: penstock.v1.TokenLogprobs.sampled:type_name -> penstock.v1.TokenLogprob
+	38, // 44: penstock.v1.TokenLogprobs.top:type_name -> penstock.v1.TokenLogprob
+	5,  // 45: penstock.v1.ThinkingFinished.outcome:type_name -> penstock.v1.ThinkingOutcome
+	41, // 46: penstock.v1.GenerationFinished.results:type_name -> penstock.v1.CandidateResult
+	43, // 47: penstock.v1.GenerationFinished.usage:type_name -> penstock.v1.Usage
+	44, // 48: penstock.v1.GenerationFinished.cost:type_name -> penstock.v1.Cost
+	47, // 49: penstock.v1.GenerationFinished.effective_settings:type_name -> penstock.v1.EffectiveSettings
+	45, // 50: penstock.v1.GenerationFinished.timing:type_name -> penstock.v1.Timing
+	6,  // 51: penstock.v1.CandidateResult.finish_reason:type_name -> penstock.v1.FinishReason
+	5,  // 52: penstock.v1.CandidateResult.thinking_outcome:type_name -> penstock.v1.ThinkingOutcome
+	43, // 53: penstock.v1.CandidateResult.usage:type_name -> penstock.v1.Usage
+	41, // 54: penstock.v1.Candidate.result:type_name -> penstock.v1.CandidateResult
+	37, // 55: penstock.v1.Candidate.thought_logprobs:type_name -> penstock.v1.TokenLogprobs
+	37, // 56: penstock.v1.Candidate.answer_logprobs:type_name -> penstock.v1.TokenLogprobs
+	49, // 57: penstock.v1.Timing.queue:type_name -> google.protobuf.Duration
+	49, // 58: penstock.v1.Timing.first_token:type_name -> google.protobuf.Duration
+	49, // 59: penstock.v1.Timing.first_answer_token:type_name -> google.protobuf.Duration
+	49, // 60: penstock.v1.Timing.total:type_name -> google.protobuf.Duration
+	2,  // 61: penstock.v1.EffectiveSettings.thinking_mode:type_name -> penstock.v1.ThinkingMode
+	29, // 62: penstock.v1.EffectiveSettings.sampling:type_name -> penstock.v1.SamplingConfig
+	46, // 63: penstock.v1.EffectiveSettings.dropped:type_name -> penstock.v1.DroppedContext
+	2,  // 64: penstock.v1.EffectiveSettings.requested_thinking_mode:type_name -> penstock.v1.ThinkingMode
+	49, // 65: penstock.v1.EffectiveSettings.status_margin:type_name -> google.protobuf.Duration
+	7,  // 66: penstock.v1.GenerationService.Generate:input_type -> penstock.v1.GenerateRequest
+	9,  // 67: penstock.v1.GenerationService.StreamGenerate:input_type -> penstock.v1.StreamGenerateRequest
+	11, // 68: penstock.v1.GenerationService.Interact:input_type -> penstock.v1.InteractRequest
+	16, // 69: penstock.v1.GenerationService.Resume:input_type -> penstock.v1.ResumeRequest
+	18, // 70: penstock.v1.GenerationService.Cancel:input_type -> penstock.v1.CancelRequest
+	20, // 71: penstock.v1.GenerationService.CountTokens:input_type -> penstock.v1.CountTokensRequest
+	8,  // 72: penstock.v1.GenerationService.Generate:output_type -> penstock.v1.GenerateResponse
+	10, // 73: penstock.v1.GenerationService.StreamGenerate:output_type -> penstock.v1.StreamGenerateResponse
+	15, // 74: penstock.v1.GenerationService.Interact:output_type -> penstock.v1.InteractResponse
+	17, // 75: penstock.v1.GenerationService.Resume:output_type -> penstock.v1.ResumeResponse
+	19, // 76: penstock.v1.GenerationService.Cancel:output_type -> penstock.v1.CancelResponse
+	21, // 77: penstock.v1.GenerationService.CountTokens:output_type -> penstock.v1.CountTokensResponse
+	72, // [72:78] is the sub-list for method output_type
+	66, // [66:72] is the sub-list for method input_type
+	66, // [66:66] is the sub-list for extension type_name
+	66, // [66:66] is the sub-list for extension extendee
+	0,  // [0:66] is the sub-list for field type_name
 }
 
 func init() { file_penstock_v1_generation_proto_init() }
@@ -3872,15 +4102,18 @@ func file_penstock_v1_generation_proto_init() {
 		(*GenerationEvent_Answer)(nil),
 		(*GenerationEvent_ThinkingFinished)(nil),
 		(*GenerationEvent_Finished)(nil),
+		(*GenerationEvent_Interrupted)(nil),
+		(*GenerationEvent_Continued)(nil),
 	}
-	file_penstock_v1_generation_proto_msgTypes[34].OneofWrappers = []any{}
+	file_penstock_v1_generation_proto_msgTypes[26].OneofWrappers = []any{}
+	file_penstock_v1_generation_proto_msgTypes[36].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_penstock_v1_generation_proto_rawDesc), len(file_penstock_v1_generation_proto_rawDesc)),
-			NumEnums:      6,
-			NumMessages:   40,
+			NumEnums:      7,
+			NumMessages:   42,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

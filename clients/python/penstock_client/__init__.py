@@ -27,7 +27,16 @@ from penstock_client.errors import (
     ServerFault,
     Unavailable,
 )
-from penstock_client.events import AnswerDelta, Event, Finished, Started, ThinkingFinished, ThoughtDelta
+from penstock_client.events import (
+    AnswerDelta,
+    Continued,
+    Event,
+    Finished,
+    Interrupted,
+    Started,
+    ThinkingFinished,
+    ThoughtDelta,
+)
 from penstock_client.experts import ExpertLoad, LayerLoad
 from penstock_client.reconnect import Reconnect
 from penstock_client.response import Candidate, Response
@@ -38,6 +47,7 @@ from penstock_client.values import (
     Cost,
     EffectiveSettings,
     FinishReason,
+    InterruptionReason,
     ThinkingMode,
     ThinkingOutcome,
     Timing,
@@ -74,6 +84,8 @@ __all__ = [
     "ThoughtDelta",
     "ThinkingFinished",
     "AnswerDelta",
+    "Interrupted",
+    "Continued",
     "Finished",
     # replies
     "Response",
@@ -84,6 +96,7 @@ __all__ = [
     "EffectiveSettings",
     "ThinkingMode",
     "ThinkingOutcome",
+    "InterruptionReason",
     "FinishReason",
     "TokenLogprob",
     "TokenLogprobs",

@@ -2,6 +2,8 @@
 
     Started -> ThoughtDelta* -> ThinkingFinished -> AnswerDelta* -> Finished     (per candidate; candidates interleave)
 
+Where the server's engine is restarted, Interrupted and then Continued stand between them.
+
 Every event has its `sequence` and, beside it, the `response` so far: one object, which grows with the stream.
 """
 
@@ -16,6 +18,7 @@ from penstock_client.v1 import generation_pb2 as pb
 from penstock_client.values import (
     Cost,
     EffectiveSettings,
+    InterruptionReason,
     ThinkingOutcome,
     Timing,
     TokenLogprobs,
@@ -74,6 +77,24 @@ class ThinkingFinished(_Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Interrupted(_Event):
+    """A candidate stands still while the server's engine is restarted. It goes on by itself: no text is lost."""
+
+    candidate_index: int
+    reason: InterruptionReason
+    expected_seconds: float | None
+    """From this event until it is expected to go on; None where the server does not know."""
+
+
+@dataclass(frozen=True, slots=True)
+class Continued(_Event):
+    """A candidate goes on, so many seconds after it was interrupted."""
+
+    candidate_index: int
+    interrupted_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Finished(_Event):
     """The last event; everything in `response` is final."""
 
@@ -83,7 +104,7 @@ class Finished(_Event):
 
 
 DeltaT = TypeVar("DeltaT", ThoughtDelta, AnswerDelta)
-Event = Started | ThoughtDelta | AnswerDelta | ThinkingFinished | Finished
+Event = Started | ThoughtDelta | AnswerDelta | ThinkingFinished | Interrupted | Continued | Finished
 
 
 class EventReader:
@@ -121,6 +142,12 @@ class EventReader:
                 return self._delta(AnswerDelta, proto, proto.answer)
             case "thinking_finished":
                 return self._thinking_finished(proto)
+            case "interrupted":
+                return self._interrupted(proto)
+            case "continued":
+                continued = proto.continued
+                index, seconds = continued.candidate_index, continued.interrupted_seconds
+                return Continued(proto.sequence, self.response, proto, index, seconds)
             case "finished":
                 return self._finished(proto)
             case _:
@@ -152,6 +179,12 @@ class EventReader:
         return ThinkingFinished(
             proto.sequence, self.response, proto, ended.candidate_index, outcome, ended.reasoning_tokens
         )
+
+    def _interrupted(self, proto: pb.GenerationEvent) -> Interrupted:
+        interrupted = proto.interrupted
+        reason = from_proto_enum(InterruptionReason, pb.InterruptionReason, interrupted.reason)
+        expected = interrupted.expected_seconds if interrupted.HasField("expected_seconds") else None
+        return Interrupted(proto.sequence, self.response, proto, interrupted.candidate_index, reason, expected)
 
     def _finished(self, proto: pb.GenerationEvent) -> Finished:
         response = self.response

@@ -48,6 +48,14 @@ class ThinkingOutcome(enum.StrEnum):
     UNKNOWN = "unknown"
 
 
+class InterruptionReason(enum.StrEnum):
+    """Why a stream stands still."""
+
+    ENGINE_DIED = "engine_died"
+    ENGINE_HUNG = "engine_hung"
+    UNKNOWN = "unknown"
+
+
 class FinishReason(enum.StrEnum):
     """Why the output ended."""
 
@@ -60,7 +68,7 @@ class FinishReason(enum.StrEnum):
     UNKNOWN = "unknown"
 
 
-EnumT = TypeVar("EnumT", ThinkingMode, ThinkingOutcome, FinishReason)
+EnumT = TypeVar("EnumT", ThinkingMode, ThinkingOutcome, FinishReason, InterruptionReason)
 
 
 def from_proto_enum(kind: type[EnumT], wrapper: Any, number: int) -> EnumT:

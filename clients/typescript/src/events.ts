@@ -2,6 +2,8 @@
  * The events of a stream, and the reader that makes them.
  *
  *     started → thought* → thinking_finished → answer* → finished     (per candidate; candidates interleave)
+ *
+ * Where the server's engine is restarted, interrupted and then continued stand between them.
  */
 import { BrokenStream } from "./errors.js";
 import type {
@@ -13,7 +15,13 @@ import type {
   TokenLogprobs,
   Usage,
 } from "./gen/penstock/v1/generation_pb.js";
-import { Response, thinkingOutcomeName, type ThinkingOutcomeName } from "./response.js";
+import {
+  interruptionReasonName,
+  Response,
+  thinkingOutcomeName,
+  type InterruptionReasonName,
+  type ThinkingOutcomeName,
+} from "./response.js";
 
 interface Common {
   /** Grows by one with each event. */
@@ -44,6 +52,20 @@ export interface ThinkingFinished extends Common {
   readonly outcome: ThinkingOutcomeName;
   readonly reasoningTokens: number;
 }
+/** A candidate stands still while the server's engine is restarted. It goes on by itself: no text is lost. */
+export interface Interrupted extends Common {
+  readonly kind: "interrupted";
+  readonly candidateIndex: number;
+  readonly reason: InterruptionReasonName;
+  /** From this event until it is expected to go on; undefined where the server does not know. */
+  readonly expectedSeconds: number | undefined;
+}
+/** A candidate goes on, so many seconds after it was interrupted. */
+export interface Continued extends Common {
+  readonly kind: "continued";
+  readonly candidateIndex: number;
+  readonly interruptedSeconds: number;
+}
 /** The last event; everything in `response` is final. */
 export interface Finished extends Common {
   readonly kind: "finished";
@@ -51,7 +73,7 @@ export interface Finished extends Common {
   readonly cost: Cost | undefined;
   readonly timing: Timing | undefined;
 }
-export type Event = Started | TextDelta | ThinkingFinished | Finished;
+export type Event = Started | TextDelta | ThinkingFinished | Interrupted | Continued | Finished;
 
 /** Turns the protos of one stream into events, each exactly once and in order, growing `response`. */
 export class EventReader {
@@ -83,6 +105,15 @@ export class EventReader {
         const outcome = thinkingOutcomeName(event.value.outcome);
         Object.assign(this.response.candidate(candidateIndex), { thinkingOutcome: outcome, reasoningTokens });
         return { ...common, kind: "thinking_finished", candidateIndex, outcome, reasoningTokens };
+      }
+      case "interrupted": {
+        const { candidateIndex, expectedSeconds } = event.value;
+        const reason = interruptionReasonName(event.value.reason);
+        return { ...common, kind: "interrupted", candidateIndex, reason, expectedSeconds };
+      }
+      case "continued": {
+        const { candidateIndex, interruptedSeconds } = event.value;
+        return { ...common, kind: "continued", candidateIndex, interruptedSeconds };
       }
       case "finished": {
         for (const result of event.value.results) this.response.candidate(result.candidateIndex).finish(result);

@@ -6,7 +6,7 @@ export {
   GenerationNotFound, InvalidRequest, MessageTooLarge, ModelNotFound, NotImplementedYet, Overloaded, PenstockError,
   PoisonousRequest, ServerFault, Unavailable, fromServiceError, type Failure, type FieldViolation,
 } from "./errors.js";
-export type { Event, Finished, Started, TextDelta, ThinkingFinished } from "./events.js";
+export type { Continued, Event, Finished, Interrupted, Started, TextDelta, ThinkingFinished } from "./events.js";
 export { GenerationSpecSchema, type GenerationSpec } from "./gen/penstock/v1/generation_pb.js";
 export type { CountTokensResponse, Cost, EffectiveSettings, Timing, Usage } from "./gen/penstock/v1/generation_pb.js";
 export type { GetModelResponse } from "./gen/penstock/v1/model_pb.js";
@@ -14,10 +14,12 @@ export { RECONNECT, type Reconnect } from "./reconnect.js";
 export {
   Candidate,
   finishReasonName,
+  interruptionReasonName,
   Response,
   thinkingModeName,
   thinkingOutcomeName,
   type FinishReasonName,
+  type InterruptionReasonName,
   type ThinkingModeName,
   type ThinkingOutcomeName,
 } from "./response.js";

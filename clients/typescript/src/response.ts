@@ -1,6 +1,7 @@
 /** A reply, complete or still growing. */
 import {
   FinishReason,
+  InterruptionReason,
   ThinkingMode,
   ThinkingOutcome,
   type Candidate as CandidateProto,
@@ -30,7 +31,9 @@ export type ThinkingOutcomeName =
   | "finished_by_client"
   | "deadline"
   | "max_output_tokens"
+  | "cancelled"
   | "unknown";
+export type InterruptionReasonName = "engine_died" | "engine_hung" | "unknown";
 export type ThinkingModeName = "fast" | "thinking" | "auto" | "unknown";
 
 /** The short name of an enum's value. Unset, or one of a newer server: "unknown", never an error. */
@@ -39,6 +42,8 @@ function nameOf(names: Record<number, string>, value: number): string {
 }
 export const finishReasonName = (value: FinishReason) => nameOf(FinishReason, value) as FinishReasonName;
 export const thinkingOutcomeName = (value: ThinkingOutcome) => nameOf(ThinkingOutcome, value) as ThinkingOutcomeName;
+export const interruptionReasonName = (value: InterruptionReason) =>
+  nameOf(InterruptionReason, value) as InterruptionReasonName;
 export const thinkingModeName = (value: ThinkingMode) => nameOf(ThinkingMode, value) as ThinkingModeName;
 
 /** One output. In a stream it grows; `finishReason` and `usage` come with the last event. */

@@ -28,6 +28,7 @@ function expertsOf({ experts = {} }) {
 
 function eventOf(event) {
   const seen = { kind: event.kind, sequence: event.sequence };
+  if ("reason" in event) seen.reason = event.reason;
   if ("text" in event) Object.assign(seen, { candidate: event.candidateIndex, text: event.text, tokens: event.tokenCount });
   return seen;
 }

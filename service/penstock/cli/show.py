@@ -7,7 +7,18 @@ import sys
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from penstock_client import AnswerDelta, Event, Finished, Response, ThinkingFinished, ThinkingOutcome, ThoughtDelta
+from penstock_client import (
+    AnswerDelta,
+    Continued,
+    Event,
+    Finished,
+    Interrupted,
+    InterruptionReason,
+    Response,
+    ThinkingFinished,
+    ThinkingOutcome,
+    ThoughtDelta,
+)
 from penstock_client.values import FinishReason, ThinkingMode
 
 if TYPE_CHECKING:
@@ -45,6 +56,19 @@ class StreamPrinter:
                 self._text(type(event), event.text)
             case ThinkingFinished() | Finished():
                 self.end_line()
+            case Interrupted():
+                self._notice(interruption_line(event))
+            case Continued():
+                self._notice(f"(the reply goes on after {event.interrupted_seconds:.0f} s)")
+
+    def _notice(self, line: str) -> None:
+        """Print a line beside the text; where the answer has a console of its own, none of it gets there."""
+        notices, answers = self._consoles[ThoughtDelta], self._consoles[AnswerDelta]
+        if self._kind is ThoughtDelta or notices is answers:
+            self.end_line()
+        elif notices.is_terminal and not self._at_line_start:
+            notices.out()  # the answer's line is on the same screen
+        notices.out(line, style="dim", highlight=False)
 
     def end_line(self) -> None:
         """Ends the line of text under way, if there is one."""
@@ -66,6 +90,19 @@ class StreamPrinter:
             style = "dim" if kind is ThoughtDelta else None
             self._consoles[kind].out(text, end="", style=style, highlight=False)
             self._at_line_start = text.endswith("\n")
+
+
+def interruption_line(event: Interrupted) -> str:
+    """Say why nothing comes, and for how long."""
+    happened = "hangs" if event.reason is InterruptionReason.ENGINE_HUNG else "died"
+    match event.expected_seconds:
+        case None:
+            expected = ""
+        case seconds if seconds < 1:
+            expected = ", at any moment"
+        case seconds:
+            expected = f" in about {seconds:.0f} s"
+    return f"(the engine {happened} and is started again; the reply goes on by itself{expected})"
 
 
 def usage_line(response: Response) -> str:

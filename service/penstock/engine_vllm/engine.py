@@ -170,6 +170,9 @@ class VllmEngine:
         except EngineDeadError as error:
             raise EngineDown("the engine is dead") from error
 
+    def interruption(self) -> None:
+        """One AsyncLLM lives once: it does not come back."""
+
     async def revived(self) -> None:
         """One AsyncLLM lives once: whoever supervises starts another."""
         await self.check()

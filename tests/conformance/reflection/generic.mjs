@@ -58,6 +58,7 @@ async function stream(service, spec, case_) {
   const status = new Promise((resolve) => call.on("status", resolve));
   for await (const { event } of call) {
     const seen = { kind: event.event, sequence: event.sequence };
+    if (event.interrupted) seen.reason = event.interrupted.reason.replace("INTERRUPTION_REASON_", "").toLowerCase();
     const delta = event.thought ?? event.answer;
     if (delta) {
       Object.assign(seen, { candidate: delta.candidate_index, text: delta.text, tokens: delta.token_count });

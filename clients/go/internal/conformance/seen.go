@@ -25,6 +25,11 @@ func eventOf(event *pb.GenerationEvent) object {
 		seen["kind"], delta = "answer", event.GetAnswer()
 	case *pb.GenerationEvent_ThinkingFinished:
 		seen["kind"] = "thinking_finished"
+	case *pb.GenerationEvent_Interrupted:
+		seen["kind"] = "interrupted"
+		seen["reason"] = short(event.GetInterrupted().Reason, "INTERRUPTION_REASON_")
+	case *pb.GenerationEvent_Continued:
+		seen["kind"] = "continued"
 	case *pb.GenerationEvent_Finished:
 		seen["kind"] = "finished"
 	}

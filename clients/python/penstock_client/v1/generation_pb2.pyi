@@ -136,6 +136,30 @@ OVERFLOW_POLICY_TRUNCATE_MIDDLE: OverflowPolicy.ValueType  # 4
 """Drops tokens from the middle, keeping as much of the start as of the end. For text and token_ids only."""
 Global___OverflowPolicy: _TypeAlias = OverflowPolicy  # noqa: Y015
 
+class _InterruptionReason:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _InterruptionReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_InterruptionReason.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    INTERRUPTION_REASON_UNSPECIFIED: _InterruptionReason.ValueType  # 0
+    """Never sent."""
+    INTERRUPTION_REASON_ENGINE_DIED: _InterruptionReason.ValueType  # 1
+    """The engine died, and another one is being started."""
+    INTERRUPTION_REASON_ENGINE_HUNG: _InterruptionReason.ValueType  # 2
+    """The engine made no step for too long; it is ended, and another one is being started."""
+
+class InterruptionReason(_InterruptionReason, metaclass=_InterruptionReasonEnumTypeWrapper):
+    """Why a stream stands still."""
+
+INTERRUPTION_REASON_UNSPECIFIED: InterruptionReason.ValueType  # 0
+"""Never sent."""
+INTERRUPTION_REASON_ENGINE_DIED: InterruptionReason.ValueType  # 1
+"""The engine died, and another one is being started."""
+INTERRUPTION_REASON_ENGINE_HUNG: InterruptionReason.ValueType  # 2
+"""The engine made no step for too long; it is ended, and another one is being started."""
+Global___InterruptionReason: _TypeAlias = InterruptionReason  # noqa: Y015
+
 class _ThinkingOutcome:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -1101,9 +1125,13 @@ class OutputConfig(_message.Message):
     return_token_ids: _builtins.bool
     """Send token ids beside text. Default false."""
     json_schema: _builtins.str
-    """A JSON schema (draft 2020-12), as JSON text."""
+    """A JSON schema (draft 2020-12), as JSON text. What is accepted is enforced: a keyword that cannot be, alone or in its
+    combination, is INVALID_FIELD with its name and JSON pointer (docs/json-schema.md). Annotations are accepted.
+    """
     regex: _builtins.str
-    """A regular expression that the whole answer matches."""
+    """A regular expression that the whole answer matches, as Python's re.fullmatch reads it. What cannot be enforced so is
+    INVALID_FIELD with the part and its offset (docs/json-schema.md).
+    """
     grammar: _builtins.str
     """A context-free grammar in EBNF."""
     @_builtins.property
@@ -1198,6 +1226,8 @@ class GenerationEvent(_message.Message):
     ANSWER_FIELD_NUMBER: _builtins.int
     THINKING_FINISHED_FIELD_NUMBER: _builtins.int
     FINISHED_FIELD_NUMBER: _builtins.int
+    INTERRUPTED_FIELD_NUMBER: _builtins.int
+    CONTINUED_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Grows by one with each event of a generation, from 1; never repeats or skips."""
     @_builtins.property
@@ -1220,6 +1250,14 @@ class GenerationEvent(_message.Message):
     def finished(self) -> Global___GenerationFinished:
         """Last event."""
 
+    @_builtins.property
+    def interrupted(self) -> Global___GenerationInterrupted:
+        """The engine takes no work: the stream stands still, and goes on by itself."""
+
+    @_builtins.property
+    def continued(self) -> Global___GenerationContinued:
+        """The stream goes on after an interruption."""
+
     def __init__(
         self,
         *,
@@ -1229,16 +1267,80 @@ class GenerationEvent(_message.Message):
         answer: Global___Delta | None = ...,
         thinking_finished: Global___ThinkingFinished | None = ...,
         finished: Global___GenerationFinished | None = ...,
+        interrupted: Global___GenerationInterrupted | None = ...,
+        continued: Global___GenerationContinued | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "event", b"event", "finished", b"finished", "started", b"started", "thinking_finished", b"thinking_finished", "thought", b"thought"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "continued", b"continued", "event", b"event", "finished", b"finished", "interrupted", b"interrupted", "started", b"started", "thinking_finished", b"thinking_finished", "thought", b"thought"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "event", b"event", "finished", b"finished", "sequence", b"sequence", "started", b"started", "thinking_finished", b"thinking_finished", "thought", b"thought"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "continued", b"continued", "event", b"event", "finished", b"finished", "interrupted", b"interrupted", "sequence", b"sequence", "started", b"started", "thinking_finished", b"thinking_finished", "thought", b"thought"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "thought", "answer", "thinking_finished", "finished"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "thought", "answer", "thinking_finished", "finished", "interrupted", "continued"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___GenerationEvent: _TypeAlias = GenerationEvent  # noqa: Y015
+
+@_typing.final
+class GenerationInterrupted(_message.Message):
+    """A candidate stands still until the engine takes work again. No token is lost or sent twice, and nothing is to be done:
+    either `continued` follows, or the call ends with the error ENGINE_DOWN where the engine cannot be started again.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CANDIDATE_INDEX_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    EXPECTED_SECONDS_FIELD_NUMBER: _builtins.int
+    candidate_index: _builtins.int
+    """Which candidate, from 0. Each candidate that was running is told."""
+    reason: Global___InterruptionReason.ValueType
+    """What happened."""
+    expected_seconds: _builtins.float
+    """Seconds from this event until the engine is expected to take work, at least 0: as long as its last start took, less
+    what has passed since. 0 says that it is overdue. Absent where no start was measured.
+    """
+    def __init__(
+        self,
+        *,
+        candidate_index: _builtins.int = ...,
+        reason: Global___InterruptionReason.ValueType = ...,
+        expected_seconds: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_seconds", b"_expected_seconds", "expected_seconds", b"expected_seconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_seconds", b"_expected_seconds", "candidate_index", b"candidate_index", "expected_seconds", b"expected_seconds", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__expected_seconds: _TypeAlias = _typing.Literal["expected_seconds"]  # noqa: Y015
+    _WhichOneofArgType__expected_seconds: _TypeAlias = _typing.Literal["_expected_seconds", b"_expected_seconds"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_seconds) -> _WhichOneofReturnType__expected_seconds | None: ...
+
+Global___GenerationInterrupted: _TypeAlias = GenerationInterrupted  # noqa: Y015
+
+@_typing.final
+class GenerationContinued(_message.Message):
+    """A candidate goes on where it was interrupted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CANDIDATE_INDEX_FIELD_NUMBER: _builtins.int
+    INTERRUPTED_SECONDS_FIELD_NUMBER: _builtins.int
+    candidate_index: _builtins.int
+    """Which candidate, from 0."""
+    interrupted_seconds: _builtins.float
+    """Seconds since its `interrupted` event, at least 0."""
+    def __init__(
+        self,
+        *,
+        candidate_index: _builtins.int = ...,
+        interrupted_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidate_index", b"candidate_index", "interrupted_seconds", b"interrupted_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GenerationContinued: _TypeAlias = GenerationContinued  # noqa: Y015
 
 @_typing.final
 class GenerationStarted(_message.Message):

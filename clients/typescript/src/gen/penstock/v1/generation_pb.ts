@@ -14,7 +14,7 @@ import type { Message as Message$1 } from "@bufbuild/protobuf";
  * Describes the file penstock/v1/generation.proto.
  */
 export const file_penstock_v1_generation: GenFile = /*@__PURE__*/
-  fileDesc("ChxwZW5zdG9jay92MS9nZW5lcmF0aW9uLnByb3RvEgtwZW5zdG9jay52MSI8Cg9HZW5lcmF0ZVJlcXVlc3QSKQoEc3BlYxgBIAEoCzIbLnBlbnN0b2NrLnYxLkdlbmVyYXRpb25TcGVjIokCChBHZW5lcmF0ZVJlc3BvbnNlEhUKDWdlbmVyYXRpb25faWQYASABKAkSDQoFbW9kZWwYAiABKAkSKgoKY2FuZGlkYXRlcxgDIAMoCzIWLnBlbnN0b2NrLnYxLkNhbmRpZGF0ZRIhCgV1c2FnZRgEIAEoCzISLnBlbnN0b2NrLnYxLlVzYWdlEh8KBGNvc3QYBSABKAsyES5wZW5zdG9jay52MS5Db3N0EjoKEmVmZmVjdGl2ZV9zZXR0aW5ncxgGIAEoCzIeLnBlbnN0b2NrLnYxLkVmZmVjdGl2ZVNldHRpbmdzEiMKBnRpbWluZxgHIAEoCzITLnBlbnN0b2NrLnYxLlRpbWluZyKIAQoVU3RyZWFtR2VuZXJhdGVSZXF1ZXN0EikKBHNwZWMYASABKAsyGy5wZW5zdG9jay52MS5HZW5lcmF0aW9uU3BlYxIRCglyZXN1bWFibGUYAiABKAgSMQoOZmx1c2hfaW50ZXJ2YWwYAyABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24iRQoWU3RyZWFtR2VuZXJhdGVSZXNwb25zZRIrCgVldmVudBgBIAEoCzIcLnBlbnN0b2NrLnYxLkdlbmVyYXRpb25FdmVudCKPAgoPSW50ZXJhY3RSZXF1ZXN0EiwKBXN0YXJ0GAEgASgLMhsucGVuc3RvY2sudjEuR2VuZXJhdGlvblNwZWNIABI2Cg9maW5pc2hfdGhpbmtpbmcYAiABKAsyGy5wZW5zdG9jay52MS5GaW5pc2hUaGlua2luZ0gAEjIKDWNoYW5nZV9idWRnZXQYAyABKAsyGS5wZW5zdG9jay52MS5DaGFuZ2VCdWRnZXRIABIlCgZjYW5jZWwYBCABKAsyEy5wZW5zdG9jay52MS5DYW5jZWxIABIxCg5mbHVzaF9pbnRlcnZhbBgFIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbkIICgZhY3Rpb24iEAoORmluaXNoVGhpbmtpbmciJwoMQ2hhbmdlQnVkZ2V0EhcKD3RoaW5raW5nX2J1ZGdldBgBIAEoBSIICgZDYW5jZWwiPwoQSW50ZXJhY3RSZXNwb25zZRIrCgVldmVudBgBIAEoCzIcLnBlbnN0b2NrLnYxLkdlbmVyYXRpb25FdmVudCJTCg1SZXN1bWVSZXF1ZXN0EhUKDWdlbmVyYXRpb25faWQYASABKAkSFAoMcmVzdW1lX3Rva2VuGAIgASgJEhUKDWxhc3Rfc2VxdWVuY2UYAyABKAQiPQoOUmVzdW1lUmVzcG9uc2USKwoFZXZlbnQYASABKAsyHC5wZW5zdG9jay52MS5HZW5lcmF0aW9uRXZlbnQiPAoNQ2FuY2VsUmVxdWVzdBIVCg1nZW5lcmF0aW9uX2lkGAEgASgJEhQKDHJlc3VtZV90b2tlbhgCIAEoCSIQCg5DYW5jZWxSZXNwb25zZSI/ChJDb3VudFRva2Vuc1JlcXVlc3QSKQoEc3BlYxgBIAEoCzIbLnBlbnN0b2NrLnYxLkdlbmVyYXRpb25TcGVjIrUCChNDb3VudFRva2Vuc1Jlc3BvbnNlEhUKDXByb21wdF90b2tlbnMYASABKAUSHwoXZWZmZWN0aXZlX3Byb21wdF90b2tlbnMYAiABKAUSFQoNd2luZG93X3Rva2VucxgDIAEoBRIaChJ3aW5kb3dfbGVmdF90b2tlbnMYBCABKAUSLAoHZHJvcHBlZBgFIAEoCzIbLnBlbnN0b2NrLnYxLkRyb3BwZWRDb250ZXh0EjAKDWNvc3RfZXN0aW1hdGUYBiABKAsyGS5wZW5zdG9jay52MS5Db3N0RXN0aW1hdGUSOgoSZWZmZWN0aXZlX3NldHRpbmdzGAcgASgLMh4ucGVuc3RvY2sudjEuRWZmZWN0aXZlU2V0dGluZ3MSFwoPb3ZlcmZsb3dfdG9rZW5zGAggASgFIjwKDENvc3RFc3RpbWF0ZRIVCg1taW5fdXNkX3RpY2tzGAEgASgDEhUKDW1heF91c2RfdGlja3MYAiABKAMi7gIKDkdlbmVyYXRpb25TcGVjEg0KBW1vZGVsGAEgASgJEikKCG1lc3NhZ2VzGAIgASgLMhUucGVuc3RvY2sudjEuTWVzc2FnZXNIABIOCgR0ZXh0GAMgASgJSAASKgoJdG9rZW5faWRzGAQgASgLMhUucGVuc3RvY2sudjEuVG9rZW5JZHNIABItCgh0aGlua2luZxgFIAEoCzIbLnBlbnN0b2NrLnYxLlRoaW5raW5nQ29uZmlnEisKB2NvbnRleHQYBiABKAsyGi5wZW5zdG9jay52MS5Db250ZXh0Q29uZmlnEi0KCHNhbXBsaW5nGAcgASgLMhsucGVuc3RvY2sudjEuU2FtcGxpbmdDb25maWcSKQoGb3V0cHV0GAggASgLMhkucGVuc3RvY2sudjEuT3V0cHV0Q29uZmlnEicKCHByaW9yaXR5GAkgASgOMhUucGVuc3RvY2sudjEuUHJpb3JpdHlCBwoFaW5wdXQiMgoITWVzc2FnZXMSJgoIbWVzc2FnZXMYASADKAsyFC5wZW5zdG9jay52MS5NZXNzYWdlIjsKB01lc3NhZ2USHwoEcm9sZRgBIAEoDjIRLnBlbnN0b2NrLnYxLlJvbGUSDwoHY29udGVudBgCIAEoCSIXCghUb2tlbklkcxILCgNpZHMYASADKAUigQIKDlRoaW5raW5nQ29uZmlnEicKBG1vZGUYASABKA4yGS5wZW5zdG9jay52MS5UaGlua2luZ01vZGUSHAoPdGhpbmtpbmdfYnVkZ2V0GAIgASgFSACIAQESHQoQaW5jbHVkZV90aG91Z2h0cxgDIAEoCEgBiAEBEhsKDmFuc3dlcl9yZXNlcnZlGAQgASgFSAKIAQESHAoPY2xvc2luZ19tZXNzYWdlGAUgASgJSAOIAQFCEgoQX3RoaW5raW5nX2J1ZGdldEITChFfaW5jbHVkZV90aG91Z2h0c0IRCg9fYW5zd2VyX3Jlc2VydmVCEgoQX2Nsb3NpbmdfbWVzc2FnZSKeAQoNQ29udGV4dENvbmZpZxIfChJtYXhfY29udGV4dF90b2tlbnMYASABKAVIAIgBARItCghvdmVyZmxvdxgCIAEoDjIbLnBlbnN0b2NrLnYxLk92ZXJmbG93UG9saWN5EhIKCmNhY2hlX3NhbHQYAyABKAkSEgoKc2Vzc2lvbl9pZBgEIAEoCUIVChNfbWF4X2NvbnRleHRfdG9rZW5zIsQDCg5TYW1wbGluZ0NvbmZpZxIYCgt0ZW1wZXJhdHVyZRgBIAEoAUgAiAEBEhIKBXRvcF9wGAIgASgBSAGIAQESEgoFdG9wX2sYAyABKAVIAogBARISCgVtaW5fcBgEIAEoAUgDiAEBEh0KEHByZXNlbmNlX3BlbmFsdHkYBSABKAFIBIgBARIeChFmcmVxdWVuY3lfcGVuYWx0eRgGIAEoAUgFiAEBEh8KEnJlcGV0aXRpb25fcGVuYWx0eRgHIAEoAUgGiAEBEhEKBHNlZWQYCCABKANIB4gBARI+Cgpsb2dpdF9iaWFzGAkgAygLMioucGVuc3RvY2sudjEuU2FtcGxpbmdDb25maWcuTG9naXRCaWFzRW50cnkaMAoOTG9naXRCaWFzRW50cnkSCwoDa2V5GAEgASgFEg0KBXZhbHVlGAIgASgBOgI4AUIOCgxfdGVtcGVyYXR1cmVCCAoGX3RvcF9wQggKBl90b3Bfa0IICgZfbWluX3BCEwoRX3ByZXNlbmNlX3BlbmFsdHlCFAoSX2ZyZXF1ZW5jeV9wZW5hbHR5QhUKE19yZXBldGl0aW9uX3BlbmFsdHlCBwoFX3NlZWQimQMKDE91dHB1dENvbmZpZxIeChFtYXhfb3V0cHV0X3Rva2VucxgBIAEoBUgBiAEBEh4KEW1pbl9vdXRwdXRfdG9rZW5zGAIgASgFSAKIAQESFAoMc3RvcF9zdHJpbmdzGAMgAygJEhYKDnN0b3BfdG9rZW5faWRzGAQgAygFEhwKD2NhbmRpZGF0ZV9jb3VudBgFIAEoBUgDiAEBEhkKDHRvcF9sb2dwcm9icxgGIAEoBUgEiAEBEhgKEHJldHVybl90b2tlbl9pZHMYByABKAgSFQoLanNvbl9zY2hlbWEYCCABKAlIABIPCgVyZWdleBgJIAEoCUgAEhEKB2dyYW1tYXIYCiABKAlIABInCgdjaG9pY2VzGAsgASgLMhQucGVuc3RvY2sudjEuQ2hvaWNlc0gAQhMKEXN0cnVjdHVyZWRfb3V0cHV0QhQKEl9tYXhfb3V0cHV0X3Rva2Vuc0IUChJfbWluX291dHB1dF90b2tlbnNCEgoQX2NhbmRpZGF0ZV9jb3VudEIPCg1fdG9wX2xvZ3Byb2JzIhoKB0Nob2ljZXMSDwoHY2hvaWNlcxgBIAMoCSKdAgoPR2VuZXJhdGlvbkV2ZW50EhAKCHNlcXVlbmNlGAEgASgEEjEKB3N0YXJ0ZWQYAiABKAsyHi5wZW5zdG9jay52MS5HZW5lcmF0aW9uU3RhcnRlZEgAEiUKB3Rob3VnaHQYAyABKAsyEi5wZW5zdG9jay52MS5EZWx0YUgAEiQKBmFuc3dlchgEIAEoCzISLnBlbnN0b2NrLnYxLkRlbHRhSAASOgoRdGhpbmtpbmdfZmluaXNoZWQYBSABKAsyHS5wZW5zdG9jay52MS5UaGlua2luZ0ZpbmlzaGVkSAASMwoIZmluaXNoZWQYBiABKAsyHy5wZW5zdG9jay52MS5HZW5lcmF0aW9uRmluaXNoZWRIAEIHCgVldmVudCKLAQoRR2VuZXJhdGlvblN0YXJ0ZWQSFQoNZ2VuZXJhdGlvbl9pZBgBIAEoCRINCgVtb2RlbBgCIAEoCRI6ChJlZmZlY3RpdmVfc2V0dGluZ3MYAyABKAsyHi5wZW5zdG9jay52MS5FZmZlY3RpdmVTZXR0aW5ncxIUCgxyZXN1bWVfdG9rZW4YBCABKAkihAEKBURlbHRhEhcKD2NhbmRpZGF0ZV9pbmRleBgBIAEoBRIMCgR0ZXh0GAIgASgJEhMKC3Rva2VuX2NvdW50GAMgASgFEhEKCXRva2VuX2lkcxgEIAMoBRIsCghsb2dwcm9icxgFIAMoCzIaLnBlbnN0b2NrLnYxLlRva2VuTG9ncHJvYnMiYwoNVG9rZW5Mb2dwcm9icxIqCgdzYW1wbGVkGAEgASgLMhkucGVuc3RvY2sudjEuVG9rZW5Mb2dwcm9iEiYKA3RvcBgCIAMoCzIZLnBlbnN0b2NrLnYxLlRva2VuTG9ncHJvYiJGCgxUb2tlbkxvZ3Byb2ISEAoIdG9rZW5faWQYASABKAUSDwoHbG9ncHJvYhgCIAEoAhITCgt0b2tlbl9ieXRlcxgDIAEoDCJ0ChBUaGlua2luZ0ZpbmlzaGVkEhcKD2NhbmRpZGF0ZV9pbmRleBgBIAEoBRItCgdvdXRjb21lGAIgASgOMhwucGVuc3RvY2sudjEuVGhpbmtpbmdPdXRjb21lEhgKEHJlYXNvbmluZ190b2tlbnMYAyABKAUi/gEKEkdlbmVyYXRpb25GaW5pc2hlZBItCgdyZXN1bHRzGAEgAygLMhwucGVuc3RvY2sudjEuQ2FuZGlkYXRlUmVzdWx0EiEKBXVzYWdlGAIgASgLMhIucGVuc3RvY2sudjEuVXNhZ2USHwoEY29zdBgDIAEoCzIRLnBlbnN0b2NrLnYxLkNvc3QSOgoSZWZmZWN0aXZlX3NldHRpbmdzGAQgASgLMh4ucGVuc3RvY2sudjEuRWZmZWN0aXZlU2V0dGluZ3MSIwoGdGltaW5nGAUgASgLMhMucGVuc3RvY2sudjEuVGltaW5nEhQKDHJlc3VtZV90b2tlbhgGIAEoCSLNAQoPQ2FuZGlkYXRlUmVzdWx0EhcKD2NhbmRpZGF0ZV9pbmRleBgBIAEoBRIwCg1maW5pc2hfcmVhc29uGAIgASgOMhkucGVuc3RvY2sudjEuRmluaXNoUmVhc29uEhQKDG1hdGNoZWRfc3RvcBgDIAEoCRI2ChB0aGlua2luZ19vdXRjb21lGAQgASgOMhwucGVuc3RvY2sudjEuVGhpbmtpbmdPdXRjb21lEiEKBXVzYWdlGAUgASgLMhIucGVuc3RvY2sudjEuVXNhZ2Ui+gEKCUNhbmRpZGF0ZRIsCgZyZXN1bHQYASABKAsyHC5wZW5zdG9jay52MS5DYW5kaWRhdGVSZXN1bHQSDwoHdGhvdWdodBgCIAEoCRIOCgZhbnN3ZXIYAyABKAkSGQoRdGhvdWdodF90b2tlbl9pZHMYBCADKAUSGAoQYW5zd2VyX3Rva2VuX2lkcxgFIAMoBRI0ChB0aG91Z2h0X2xvZ3Byb2JzGAYgAygLMhoucGVuc3RvY2sudjEuVG9rZW5Mb2dwcm9icxIzCg9hbnN3ZXJfbG9ncHJvYnMYByADKAsyGi5wZW5zdG9jay52MS5Ub2tlbkxvZ3Byb2JzIqcCCgVVc2FnZRIVCg1wcm9tcHRfdG9rZW5zGAEgASgFEhUKDWNhY2hlZF90b2tlbnMYAiABKAUSGAoQcmVhc29uaW5nX3Rva2VucxgDIAEoBRIVCg1hbnN3ZXJfdG9rZW5zGAQgASgFEhUKDW91dHB1dF90b2tlbnMYBSABKAUSFAoMdG90YWxfdG9rZW5zGAYgASgFEhUKDW1hcmtlcl90b2tlbnMYByABKAUSGwoOZHJhZnRlZF90b2tlbnMYCCABKAVIAIgBARIcCg9hY2NlcHRlZF90b2tlbnMYCSABKAVIAYgBARIZChFyZWNvbXB1dGVkX3Rva2VucxgKIAEoBUIRCg9fZHJhZnRlZF90b2tlbnNCEgoQX2FjY2VwdGVkX3Rva2VucyJsCgRDb3N0EhcKD2lucHV0X3VzZF90aWNrcxgBIAEoAxIYChBjYWNoZWRfdXNkX3RpY2tzGAIgASgDEhgKEG91dHB1dF91c2RfdGlja3MYAyABKAMSFwoPdG90YWxfdXNkX3RpY2tzGAQgASgDIsMBCgZUaW1pbmcSKAoFcXVldWUYASABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SLgoLZmlyc3RfdG9rZW4YAiABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SNQoSZmlyc3RfYW5zd2VyX3Rva2VuGAMgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEigKBXRvdGFsGAQgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uIjIKDkRyb3BwZWRDb250ZXh0Eg4KBnRva2VucxgBIAEoBRIQCghtZXNzYWdlcxgCIAEoBSKMAwoRRWZmZWN0aXZlU2V0dGluZ3MSMAoNdGhpbmtpbmdfbW9kZRgBIAEoDjIZLnBlbnN0b2NrLnYxLlRoaW5raW5nTW9kZRIXCg90aGlua2luZ19idWRnZXQYAiABKAUSFgoOYW5zd2VyX3Jlc2VydmUYAyABKAUSGQoRbWF4X291dHB1dF90b2tlbnMYBCABKAUSFwoPdGhpbmtpbmdfcmVhc29uGAUgASgJEi0KCHNhbXBsaW5nGAYgASgLMhsucGVuc3RvY2sudjEuU2FtcGxpbmdDb25maWcSFQoNd2luZG93X3Rva2VucxgHIAEoBRIsCgdkcm9wcGVkGAggASgLMhsucGVuc3RvY2sudjEuRHJvcHBlZENvbnRleHQSOgoXcmVxdWVzdGVkX3RoaW5raW5nX21vZGUYCSABKA4yGS5wZW5zdG9jay52MS5UaGlua2luZ01vZGUSMAoNc3RhdHVzX21hcmdpbhgKIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbipQCgRSb2xlEhQKEFJPTEVfVU5TUEVDSUZJRUQQABIPCgtST0xFX1NZU1RFTRABEg0KCVJPTEVfVVNFUhACEhIKDlJPTEVfQVNTSVNUQU5UEAMqXgoIUHJpb3JpdHkSGAoUUFJJT1JJVFlfVU5TUEVDSUZJRUQQABIQCgxQUklPUklUWV9MT1cQARITCg9QUklPUklUWV9OT1JNQUwQAhIRCg1QUklPUklUWV9ISUdIEAMqeQoMVGhpbmtpbmdNb2RlEh0KGVRISU5LSU5HX01PREVfVU5TUEVDSUZJRUQQABIWChJUSElOS0lOR19NT0RFX0ZBU1QQARIaChZUSElOS0lOR19NT0RFX1RISU5LSU5HEAISFgoSVEhJTktJTkdfTU9ERV9BVVRPEAMquwEKDk92ZXJmbG93UG9saWN5Eh8KG09WRVJGTE9XX1BPTElDWV9VTlNQRUNJRklFRBAAEhkKFU9WRVJGTE9XX1BPTElDWV9FUlJPUhABEiUKIU9WRVJGTE9XX1BPTElDWV9EUk9QX09MREVTVF9UVVJOUxACEiEKHU9WRVJGTE9XX1BPTElDWV9UUlVOQ0FURV9MRUZUEAMSIwofT1ZFUkZMT1dfUE9MSUNZX1RSVU5DQVRFX01JRERMRRAEKqkCCg9UaGlua2luZ091dGNvbWUSIAocVEhJTktJTkdfT1VUQ09NRV9VTlNQRUNJRklFRBAAEh0KGVRISU5LSU5HX09VVENPTUVfRElTQUJMRUQQARIgChxUSElOS0lOR19PVVRDT01FX05BVFVSQUxfRU5EEAISIwofVEhJTktJTkdfT1VUQ09NRV9CVURHRVRfUkVBQ0hFRBADEicKI1RISU5LSU5HX09VVENPTUVfRklOSVNIRURfQllfQ0xJRU5UEAQSHQoZVEhJTktJTkdfT1VUQ09NRV9ERUFETElORRAFEiYKIlRISU5LSU5HX09VVENPTUVfTUFYX09VVFBVVF9UT0tFTlMQBhIeChpUSElOS0lOR19PVVRDT01FX0NBTkNFTExFRBAHKt8BCgxGaW5pc2hSZWFzb24SHQoZRklOSVNIX1JFQVNPTl9VTlNQRUNJRklFRBAAEhYKEkZJTklTSF9SRUFTT05fU1RPUBABEh0KGUZJTklTSF9SRUFTT05fU1RPUF9TVFJJTkcQAhIcChhGSU5JU0hfUkVBU09OX1NUT1BfVE9LRU4QAxIjCh9GSU5JU0hfUkVBU09OX01BWF9PVVRQVVRfVE9LRU5TEAQSGwoXRklOSVNIX1JFQVNPTl9DQU5DRUxMRUQQBRIZChVGSU5JU0hfUkVBU09OX0RSQUlORUQQBjLgAwoRR2VuZXJhdGlvblNlcnZpY2USRwoIR2VuZXJhdGUSHC5wZW5zdG9jay52MS5HZW5lcmF0ZVJlcXVlc3QaHS5wZW5zdG9jay52MS5HZW5lcmF0ZVJlc3BvbnNlElsKDlN0cmVhbUdlbmVyYXRlEiIucGVuc3RvY2sudjEuU3RyZWFtR2VuZXJhdGVSZXF1ZXN0GiMucGVuc3RvY2sudjEuU3RyZWFtR2VuZXJhdGVSZXNwb25zZTABEksKCEludGVyYWN0EhwucGVuc3RvY2sudjEuSW50ZXJhY3RSZXF1ZXN0Gh0ucGVuc3RvY2sudjEuSW50ZXJhY3RSZXNwb25zZSgBMAESQwoGUmVzdW1lEhoucGVuc3RvY2sudjEuUmVzdW1lUmVxdWVzdBobLnBlbnN0b2NrLnYxLlJlc3VtZVJlc3BvbnNlMAESQQoGQ2FuY2VsEhoucGVuc3RvY2sudjEuQ2FuY2VsUmVxdWVzdBobLnBlbnN0b2NrLnYxLkNhbmNlbFJlc3BvbnNlElAKC0NvdW50VG9rZW5zEh8ucGVuc3RvY2sudjEuQ291bnRUb2tlbnNSZXF1ZXN0GiAucGVuc3RvY2sudjEuQ291bnRUb2tlbnNSZXNwb25zZUJgCg9kZXYucGVuc3RvY2sudjFQAVo9Z2l0aHViLmNvbS9wZW5zdG9jay9wZW5zdG9jay9jbGllbnRzL2dvL3BlbnN0b2NrdjE7cGVuc3RvY2t2MaoCC1BlbnN0b2NrLlYxYgZwcm90bzM", [file_google_protobuf_duration]);
+  fileDesc("ChxwZW5zdG9jay92MS9nZW5lcmF0aW9uLnByb3RvEgtwZW5zdG9jay52MSI8Cg9HZW5lcmF0ZVJlcXVlc3QSKQoEc3BlYxgBIAEoCzIbLnBlbnN0b2NrLnYxLkdlbmVyYXRpb25TcGVjIokCChBHZW5lcmF0ZVJlc3BvbnNlEhUKDWdlbmVyYXRpb25faWQYASABKAkSDQoFbW9kZWwYAiABKAkSKgoKY2FuZGlkYXRlcxgDIAMoCzIWLnBlbnN0b2NrLnYxLkNhbmRpZGF0ZRIhCgV1c2FnZRgEIAEoCzISLnBlbnN0b2NrLnYxLlVzYWdlEh8KBGNvc3QYBSABKAsyES5wZW5zdG9jay52MS5Db3N0EjoKEmVmZmVjdGl2ZV9zZXR0aW5ncxgGIAEoCzIeLnBlbnN0b2NrLnYxLkVmZmVjdGl2ZVNldHRpbmdzEiMKBnRpbWluZxgHIAEoCzITLnBlbnN0b2NrLnYxLlRpbWluZyKIAQoVU3RyZWFtR2VuZXJhdGVSZXF1ZXN0EikKBHNwZWMYASABKAsyGy5wZW5zdG9jay52MS5HZW5lcmF0aW9uU3BlYxIRCglyZXN1bWFibGUYAiABKAgSMQoOZmx1c2hfaW50ZXJ2YWwYAyABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24iRQoWU3RyZWFtR2VuZXJhdGVSZXNwb25zZRIrCgVldmVudBgBIAEoCzIcLnBlbnN0b2NrLnYxLkdlbmVyYXRpb25FdmVudCKPAgoPSW50ZXJhY3RSZXF1ZXN0EiwKBXN0YXJ0GAEgASgLMhsucGVuc3RvY2sudjEuR2VuZXJhdGlvblNwZWNIABI2Cg9maW5pc2hfdGhpbmtpbmcYAiABKAsyGy5wZW5zdG9jay52MS5GaW5pc2hUaGlua2luZ0gAEjIKDWNoYW5nZV9idWRnZXQYAyABKAsyGS5wZW5zdG9jay52MS5DaGFuZ2VCdWRnZXRIABIlCgZjYW5jZWwYBCABKAsyEy5wZW5zdG9jay52MS5DYW5jZWxIABIxCg5mbHVzaF9pbnRlcnZhbBgFIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbkIICgZhY3Rpb24iEAoORmluaXNoVGhpbmtpbmciJwoMQ2hhbmdlQnVkZ2V0EhcKD3RoaW5raW5nX2J1ZGdldBgBIAEoBSIICgZDYW5jZWwiPwoQSW50ZXJhY3RSZXNwb25zZRIrCgVldmVudBgBIAEoCzIcLnBlbnN0b2NrLnYxLkdlbmVyYXRpb25FdmVudCJTCg1SZXN1bWVSZXF1ZXN0EhUKDWdlbmVyYXRpb25faWQYASABKAkSFAoMcmVzdW1lX3Rva2VuGAIgASgJEhUKDWxhc3Rfc2VxdWVuY2UYAyABKAQiPQoOUmVzdW1lUmVzcG9uc2USKwoFZXZlbnQYASABKAsyHC5wZW5zdG9jay52MS5HZW5lcmF0aW9uRXZlbnQiPAoNQ2FuY2VsUmVxdWVzdBIVCg1nZW5lcmF0aW9uX2lkGAEgASgJEhQKDHJlc3VtZV90b2tlbhgCIAEoCSIQCg5DYW5jZWxSZXNwb25zZSI/ChJDb3VudFRva2Vuc1JlcXVlc3QSKQoEc3BlYxgBIAEoCzIbLnBlbnN0b2NrLnYxLkdlbmVyYXRpb25TcGVjIrUCChNDb3VudFRva2Vuc1Jlc3BvbnNlEhUKDXByb21wdF90b2tlbnMYASABKAUSHwoXZWZmZWN0aXZlX3Byb21wdF90b2tlbnMYAiABKAUSFQoNd2luZG93X3Rva2VucxgDIAEoBRIaChJ3aW5kb3dfbGVmdF90b2tlbnMYBCABKAUSLAoHZHJvcHBlZBgFIAEoCzIbLnBlbnN0b2NrLnYxLkRyb3BwZWRDb250ZXh0EjAKDWNvc3RfZXN0aW1hdGUYBiABKAsyGS5wZW5zdG9jay52MS5Db3N0RXN0aW1hdGUSOgoSZWZmZWN0aXZlX3NldHRpbmdzGAcgASgLMh4ucGVuc3RvY2sudjEuRWZmZWN0aXZlU2V0dGluZ3MSFwoPb3ZlcmZsb3dfdG9rZW5zGAggASgFIjwKDENvc3RFc3RpbWF0ZRIVCg1taW5fdXNkX3RpY2tzGAEgASgDEhUKDW1heF91c2RfdGlja3MYAiABKAMi7gIKDkdlbmVyYXRpb25TcGVjEg0KBW1vZGVsGAEgASgJEikKCG1lc3NhZ2VzGAIgASgLMhUucGVuc3RvY2sudjEuTWVzc2FnZXNIABIOCgR0ZXh0GAMgASgJSAASKgoJdG9rZW5faWRzGAQgASgLMhUucGVuc3RvY2sudjEuVG9rZW5JZHNIABItCgh0aGlua2luZxgFIAEoCzIbLnBlbnN0b2NrLnYxLlRoaW5raW5nQ29uZmlnEisKB2NvbnRleHQYBiABKAsyGi5wZW5zdG9jay52MS5Db250ZXh0Q29uZmlnEi0KCHNhbXBsaW5nGAcgASgLMhsucGVuc3RvY2sudjEuU2FtcGxpbmdDb25maWcSKQoGb3V0cHV0GAggASgLMhkucGVuc3RvY2sudjEuT3V0cHV0Q29uZmlnEicKCHByaW9yaXR5GAkgASgOMhUucGVuc3RvY2sudjEuUHJpb3JpdHlCBwoFaW5wdXQiMgoITWVzc2FnZXMSJgoIbWVzc2FnZXMYASADKAsyFC5wZW5zdG9jay52MS5NZXNzYWdlIjsKB01lc3NhZ2USHwoEcm9sZRgBIAEoDjIRLnBlbnN0b2NrLnYxLlJvbGUSDwoHY29udGVudBgCIAEoCSIXCghUb2tlbklkcxILCgNpZHMYASADKAUigQIKDlRoaW5raW5nQ29uZmlnEicKBG1vZGUYASABKA4yGS5wZW5zdG9jay52MS5UaGlua2luZ01vZGUSHAoPdGhpbmtpbmdfYnVkZ2V0GAIgASgFSACIAQESHQoQaW5jbHVkZV90aG91Z2h0cxgDIAEoCEgBiAEBEhsKDmFuc3dlcl9yZXNlcnZlGAQgASgFSAKIAQESHAoPY2xvc2luZ19tZXNzYWdlGAUgASgJSAOIAQFCEgoQX3RoaW5raW5nX2J1ZGdldEITChFfaW5jbHVkZV90aG91Z2h0c0IRCg9fYW5zd2VyX3Jlc2VydmVCEgoQX2Nsb3NpbmdfbWVzc2FnZSKeAQoNQ29udGV4dENvbmZpZxIfChJtYXhfY29udGV4dF90b2tlbnMYASABKAVIAIgBARItCghvdmVyZmxvdxgCIAEoDjIbLnBlbnN0b2NrLnYxLk92ZXJmbG93UG9saWN5EhIKCmNhY2hlX3NhbHQYAyABKAkSEgoKc2Vzc2lvbl9pZBgEIAEoCUIVChNfbWF4X2NvbnRleHRfdG9rZW5zIsQDCg5TYW1wbGluZ0NvbmZpZxIYCgt0ZW1wZXJhdHVyZRgBIAEoAUgAiAEBEhIKBXRvcF9wGAIgASgBSAGIAQESEgoFdG9wX2sYAyABKAVIAogBARISCgVtaW5fcBgEIAEoAUgDiAEBEh0KEHByZXNlbmNlX3BlbmFsdHkYBSABKAFIBIgBARIeChFmcmVxdWVuY3lfcGVuYWx0eRgGIAEoAUgFiAEBEh8KEnJlcGV0aXRpb25fcGVuYWx0eRgHIAEoAUgGiAEBEhEKBHNlZWQYCCABKANIB4gBARI+Cgpsb2dpdF9iaWFzGAkgAygLMioucGVuc3RvY2sudjEuU2FtcGxpbmdDb25maWcuTG9naXRCaWFzRW50cnkaMAoOTG9naXRCaWFzRW50cnkSCwoDa2V5GAEgASgFEg0KBXZhbHVlGAIgASgBOgI4AUIOCgxfdGVtcGVyYXR1cmVCCAoGX3RvcF9wQggKBl90b3Bfa0IICgZfbWluX3BCEwoRX3ByZXNlbmNlX3BlbmFsdHlCFAoSX2ZyZXF1ZW5jeV9wZW5hbHR5QhUKE19yZXBldGl0aW9uX3BlbmFsdHlCBwoFX3NlZWQimQMKDE91dHB1dENvbmZpZxIeChFtYXhfb3V0cHV0X3Rva2VucxgBIAEoBUgBiAEBEh4KEW1pbl9vdXRwdXRfdG9rZW5zGAIgASgFSAKIAQESFAoMc3RvcF9zdHJpbmdzGAMgAygJEhYKDnN0b3BfdG9rZW5faWRzGAQgAygFEhwKD2NhbmRpZGF0ZV9jb3VudBgFIAEoBUgDiAEBEhkKDHRvcF9sb2dwcm9icxgGIAEoBUgEiAEBEhgKEHJldHVybl90b2tlbl9pZHMYByABKAgSFQoLanNvbl9zY2hlbWEYCCABKAlIABIPCgVyZWdleBgJIAEoCUgAEhEKB2dyYW1tYXIYCiABKAlIABInCgdjaG9pY2VzGAsgASgLMhQucGVuc3RvY2sudjEuQ2hvaWNlc0gAQhMKEXN0cnVjdHVyZWRfb3V0cHV0QhQKEl9tYXhfb3V0cHV0X3Rva2Vuc0IUChJfbWluX291dHB1dF90b2tlbnNCEgoQX2NhbmRpZGF0ZV9jb3VudEIPCg1fdG9wX2xvZ3Byb2JzIhoKB0Nob2ljZXMSDwoHY2hvaWNlcxgBIAMoCSKPAwoPR2VuZXJhdGlvbkV2ZW50EhAKCHNlcXVlbmNlGAEgASgEEjEKB3N0YXJ0ZWQYAiABKAsyHi5wZW5zdG9jay52MS5HZW5lcmF0aW9uU3RhcnRlZEgAEiUKB3Rob3VnaHQYAyABKAsyEi5wZW5zdG9jay52MS5EZWx0YUgAEiQKBmFuc3dlchgEIAEoCzISLnBlbnN0b2NrLnYxLkRlbHRhSAASOgoRdGhpbmtpbmdfZmluaXNoZWQYBSABKAsyHS5wZW5zdG9jay52MS5UaGlua2luZ0ZpbmlzaGVkSAASMwoIZmluaXNoZWQYBiABKAsyHy5wZW5zdG9jay52MS5HZW5lcmF0aW9uRmluaXNoZWRIABI5CgtpbnRlcnJ1cHRlZBgHIAEoCzIiLnBlbnN0b2NrLnYxLkdlbmVyYXRpb25JbnRlcnJ1cHRlZEgAEjUKCWNvbnRpbnVlZBgIIAEoCzIgLnBlbnN0b2NrLnYxLkdlbmVyYXRpb25Db250aW51ZWRIAEIHCgVldmVudCKVAQoVR2VuZXJhdGlvbkludGVycnVwdGVkEhcKD2NhbmRpZGF0ZV9pbmRleBgBIAEoBRIvCgZyZWFzb24YAiABKA4yHy5wZW5zdG9jay52MS5JbnRlcnJ1cHRpb25SZWFzb24SHQoQZXhwZWN0ZWRfc2Vjb25kcxgDIAEoAUgAiAEBQhMKEV9leHBlY3RlZF9zZWNvbmRzIksKE0dlbmVyYXRpb25Db250aW51ZWQSFwoPY2FuZGlkYXRlX2luZGV4GAEgASgFEhsKE2ludGVycnVwdGVkX3NlY29uZHMYAiABKAEiiwEKEUdlbmVyYXRpb25TdGFydGVkEhUKDWdlbmVyYXRpb25faWQYASABKAkSDQoFbW9kZWwYAiABKAkSOgoSZWZmZWN0aXZlX3NldHRpbmdzGAMgASgLMh4ucGVuc3RvY2sudjEuRWZmZWN0aXZlU2V0dGluZ3MSFAoMcmVzdW1lX3Rva2VuGAQgASgJIoQBCgVEZWx0YRIXCg9jYW5kaWRhdGVfaW5kZXgYASABKAUSDAoEdGV4dBgCIAEoCRITCgt0b2tlbl9jb3VudBgDIAEoBRIRCgl0b2tlbl9pZHMYBCADKAUSLAoIbG9ncHJvYnMYBSADKAsyGi5wZW5zdG9jay52MS5Ub2tlbkxvZ3Byb2JzImMKDVRva2VuTG9ncHJvYnMSKgoHc2FtcGxlZBgBIAEoCzIZLnBlbnN0b2NrLnYxLlRva2VuTG9ncHJvYhImCgN0b3AYAiADKAsyGS5wZW5zdG9jay52MS5Ub2tlbkxvZ3Byb2IiRgoMVG9rZW5Mb2dwcm9iEhAKCHRva2VuX2lkGAEgASgFEg8KB2xvZ3Byb2IYAiABKAISEwoLdG9rZW5fYnl0ZXMYAyABKAwidAoQVGhpbmtpbmdGaW5pc2hlZBIXCg9jYW5kaWRhdGVfaW5kZXgYASABKAUSLQoHb3V0Y29tZRgCIAEoDjIcLnBlbnN0b2NrLnYxLlRoaW5raW5nT3V0Y29tZRIYChByZWFzb25pbmdfdG9rZW5zGAMgASgFIv4BChJHZW5lcmF0aW9uRmluaXNoZWQSLQoHcmVzdWx0cxgBIAMoCzIcLnBlbnN0b2NrLnYxLkNhbmRpZGF0ZVJlc3VsdBIhCgV1c2FnZRgCIAEoCzISLnBlbnN0b2NrLnYxLlVzYWdlEh8KBGNvc3QYAyABKAsyES5wZW5zdG9jay52MS5Db3N0EjoKEmVmZmVjdGl2ZV9zZXR0aW5ncxgEIAEoCzIeLnBlbnN0b2NrLnYxLkVmZmVjdGl2ZVNldHRpbmdzEiMKBnRpbWluZxgFIAEoCzITLnBlbnN0b2NrLnYxLlRpbWluZxIUCgxyZXN1bWVfdG9rZW4YBiABKAkizQEKD0NhbmRpZGF0ZVJlc3VsdBIXCg9jYW5kaWRhdGVfaW5kZXgYASABKAUSMAoNZmluaXNoX3JlYXNvbhgCIAEoDjIZLnBlbnN0b2NrLnYxLkZpbmlzaFJlYXNvbhIUCgxtYXRjaGVkX3N0b3AYAyABKAkSNgoQdGhpbmtpbmdfb3V0Y29tZRgEIAEoDjIcLnBlbnN0b2NrLnYxLlRoaW5raW5nT3V0Y29tZRIhCgV1c2FnZRgFIAEoCzISLnBlbnN0b2NrLnYxLlVzYWdlIvoBCglDYW5kaWRhdGUSLAoGcmVzdWx0GAEgASgLMhwucGVuc3RvY2sudjEuQ2FuZGlkYXRlUmVzdWx0Eg8KB3Rob3VnaHQYAiABKAkSDgoGYW5zd2VyGAMgASgJEhkKEXRob3VnaHRfdG9rZW5faWRzGAQgAygFEhgKEGFuc3dlcl90b2tlbl9pZHMYBSADKAUSNAoQdGhvdWdodF9sb2dwcm9icxgGIAMoCzIaLnBlbnN0b2NrLnYxLlRva2VuTG9ncHJvYnMSMwoPYW5zd2VyX2xvZ3Byb2JzGAcgAygLMhoucGVuc3RvY2sudjEuVG9rZW5Mb2dwcm9icyKnAgoFVXNhZ2USFQoNcHJvbXB0X3Rva2VucxgBIAEoBRIVCg1jYWNoZWRfdG9rZW5zGAIgASgFEhgKEHJlYXNvbmluZ190b2tlbnMYAyABKAUSFQoNYW5zd2VyX3Rva2VucxgEIAEoBRIVCg1vdXRwdXRfdG9rZW5zGAUgASgFEhQKDHRvdGFsX3Rva2VucxgGIAEoBRIVCg1tYXJrZXJfdG9rZW5zGAcgASgFEhsKDmRyYWZ0ZWRfdG9rZW5zGAggASgFSACIAQESHAoPYWNjZXB0ZWRfdG9rZW5zGAkgASgFSAGIAQESGQoRcmVjb21wdXRlZF90b2tlbnMYCiABKAVCEQoPX2RyYWZ0ZWRfdG9rZW5zQhIKEF9hY2NlcHRlZF90b2tlbnMibAoEQ29zdBIXCg9pbnB1dF91c2RfdGlja3MYASABKAMSGAoQY2FjaGVkX3VzZF90aWNrcxgCIAEoAxIYChBvdXRwdXRfdXNkX3RpY2tzGAMgASgDEhcKD3RvdGFsX3VzZF90aWNrcxgEIAEoAyLDAQoGVGltaW5nEigKBXF1ZXVlGAEgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEi4KC2ZpcnN0X3Rva2VuGAIgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEjUKEmZpcnN0X2Fuc3dlcl90b2tlbhgDIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIoCgV0b3RhbBgEIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbiIyCg5Ecm9wcGVkQ29udGV4dBIOCgZ0b2tlbnMYASABKAUSEAoIbWVzc2FnZXMYAiABKAUijAMKEUVmZmVjdGl2ZVNldHRpbmdzEjAKDXRoaW5raW5nX21vZGUYASABKA4yGS5wZW5zdG9jay52MS5UaGlua2luZ01vZGUSFwoPdGhpbmtpbmdfYnVkZ2V0GAIgASgFEhYKDmFuc3dlcl9yZXNlcnZlGAMgASgFEhkKEW1heF9vdXRwdXRfdG9rZW5zGAQgASgFEhcKD3RoaW5raW5nX3JlYXNvbhgFIAEoCRItCghzYW1wbGluZxgGIAEoCzIbLnBlbnN0b2NrLnYxLlNhbXBsaW5nQ29uZmlnEhUKDXdpbmRvd190b2tlbnMYByABKAUSLAoHZHJvcHBlZBgIIAEoCzIbLnBlbnN0b2NrLnYxLkRyb3BwZWRDb250ZXh0EjoKF3JlcXVlc3RlZF90aGlua2luZ19tb2RlGAkgASgOMhkucGVuc3RvY2sudjEuVGhpbmtpbmdNb2RlEjAKDXN0YXR1c19tYXJnaW4YCiABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24qUAoEUm9sZRIUChBST0xFX1VOU1BFQ0lGSUVEEAASDwoLUk9MRV9TWVNURU0QARINCglST0xFX1VTRVIQAhISCg5ST0xFX0FTU0lTVEFOVBADKl4KCFByaW9yaXR5EhgKFFBSSU9SSVRZX1VOU1BFQ0lGSUVEEAASEAoMUFJJT1JJVFlfTE9XEAESEwoPUFJJT1JJVFlfTk9STUFMEAISEQoNUFJJT1JJVFlfSElHSBADKnkKDFRoaW5raW5nTW9kZRIdChlUSElOS0lOR19NT0RFX1VOU1BFQ0lGSUVEEAASFgoSVEhJTktJTkdfTU9ERV9GQVNUEAESGgoWVEhJTktJTkdfTU9ERV9USElOS0lORxACEhYKElRISU5LSU5HX01PREVfQVVUTxADKrsBCg5PdmVyZmxvd1BvbGljeRIfChtPVkVSRkxPV19QT0xJQ1lfVU5TUEVDSUZJRUQQABIZChVPVkVSRkxPV19QT0xJQ1lfRVJST1IQARIlCiFPVkVSRkxPV19QT0xJQ1lfRFJPUF9PTERFU1RfVFVSTlMQAhIhCh1PVkVSRkxPV19QT0xJQ1lfVFJVTkNBVEVfTEVGVBADEiMKH09WRVJGTE9XX1BPTElDWV9UUlVOQ0FURV9NSURETEUQBCqDAQoSSW50ZXJydXB0aW9uUmVhc29uEiMKH0lOVEVSUlVQVElPTl9SRUFTT05fVU5TUEVDSUZJRUQQABIjCh9JTlRFUlJVUFRJT05fUkVBU09OX0VOR0lORV9ESUVEEAESIwofSU5URVJSVVBUSU9OX1JFQVNPTl9FTkdJTkVfSFVORxACKqkCCg9UaGlua2luZ091dGNvbWUSIAocVEhJTktJTkdfT1VUQ09NRV9VTlNQRUNJRklFRBAAEh0KGVRISU5LSU5HX09VVENPTUVfRElTQUJMRUQQARIgChxUSElOS0lOR19PVVRDT01FX05BVFVSQUxfRU5EEAISIwofVEhJTktJTkdfT1VUQ09NRV9CVURHRVRfUkVBQ0hFRBADEicKI1RISU5LSU5HX09VVENPTUVfRklOSVNIRURfQllfQ0xJRU5UEAQSHQoZVEhJTktJTkdfT1VUQ09NRV9ERUFETElORRAFEiYKIlRISU5LSU5HX09VVENPTUVfTUFYX09VVFBVVF9UT0tFTlMQBhIeChpUSElOS0lOR19PVVRDT01FX0NBTkNFTExFRBAHKt8BCgxGaW5pc2hSZWFzb24SHQoZRklOSVNIX1JFQVNPTl9VTlNQRUNJRklFRBAAEhYKEkZJTklTSF9SRUFTT05fU1RPUBABEh0KGUZJTklTSF9SRUFTT05fU1RPUF9TVFJJTkcQAhIcChhGSU5JU0hfUkVBU09OX1NUT1BfVE9LRU4QAxIjCh9GSU5JU0hfUkVBU09OX01BWF9PVVRQVVRfVE9LRU5TEAQSGwoXRklOSVNIX1JFQVNPTl9DQU5DRUxMRUQQBRIZChVGSU5JU0hfUkVBU09OX0RSQUlORUQQBjLgAwoRR2VuZXJhdGlvblNlcnZpY2USRwoIR2VuZXJhdGUSHC5wZW5zdG9jay52MS5HZW5lcmF0ZVJlcXVlc3QaHS5wZW5zdG9jay52MS5HZW5lcmF0ZVJlc3BvbnNlElsKDlN0cmVhbUdlbmVyYXRlEiIucGVuc3RvY2sudjEuU3RyZWFtR2VuZXJhdGVSZXF1ZXN0GiMucGVuc3RvY2sudjEuU3RyZWFtR2VuZXJhdGVSZXNwb25zZTABEksKCEludGVyYWN0EhwucGVuc3RvY2sudjEuSW50ZXJhY3RSZXF1ZXN0Gh0ucGVuc3RvY2sudjEuSW50ZXJhY3RSZXNwb25zZSgBMAESQwoGUmVzdW1lEhoucGVuc3RvY2sudjEuUmVzdW1lUmVxdWVzdBobLnBlbnN0b2NrLnYxLlJlc3VtZVJlc3BvbnNlMAESQQoGQ2FuY2VsEhoucGVuc3RvY2sudjEuQ2FuY2VsUmVxdWVzdBobLnBlbnN0b2NrLnYxLkNhbmNlbFJlc3BvbnNlElAKC0NvdW50VG9rZW5zEh8ucGVuc3RvY2sudjEuQ291bnRUb2tlbnNSZXF1ZXN0GiAucGVuc3RvY2sudjEuQ291bnRUb2tlbnNSZXNwb25zZUJgCg9kZXYucGVuc3RvY2sudjFQAVo9Z2l0aHViLmNvbS9wZW5zdG9jay9wZW5zdG9jay9jbGllbnRzL2dvL3BlbnN0b2NrdjE7cGVuc3RvY2t2MaoCC1BlbnN0b2NrLlYxYgZwcm90bzM", [file_google_protobuf_duration]);
 
 /**
  * Request of Generate.
@@ -922,7 +922,8 @@ export type OutputConfig = Message$1<"penstock.v1.OutputConfig"> & {
    */
   structuredOutput: {
     /**
-     * A JSON schema (draft 2020-12), as JSON text.
+     * A JSON schema (draft 2020-12), as JSON text. What is accepted is enforced: a keyword that cannot be, alone or in its
+     * combination, is INVALID_FIELD with its name and JSON pointer (docs/json-schema.md). Annotations are accepted.
      *
      * @generated from field: string json_schema = 8;
      */
@@ -930,7 +931,8 @@ export type OutputConfig = Message$1<"penstock.v1.OutputConfig"> & {
     case: "jsonSchema";
   } | {
     /**
-     * A regular expression that the whole answer matches.
+     * A regular expression that the whole answer matches, as Python's re.fullmatch reads it. What cannot be enforced so is
+     * INVALID_FIELD with the part and its offset (docs/json-schema.md).
      *
      * @generated from field: string regex = 9;
      */
@@ -1041,6 +1043,22 @@ export type GenerationEvent = Message$1<"penstock.v1.GenerationEvent"> & {
      */
     value: GenerationFinished;
     case: "finished";
+  } | {
+    /**
+     * The engine takes no work: the stream stands still, and goes on by itself.
+     *
+     * @generated from field: penstock.v1.GenerationInterrupted interrupted = 7;
+     */
+    value: GenerationInterrupted;
+    case: "interrupted";
+  } | {
+    /**
+     * The stream goes on after an interruption.
+     *
+     * @generated from field: penstock.v1.GenerationContinued continued = 8;
+     */
+    value: GenerationContinued;
+    case: "continued";
   } | { case: undefined; value?: undefined };
 };
 
@@ -1050,6 +1068,71 @@ export type GenerationEvent = Message$1<"penstock.v1.GenerationEvent"> & {
  */
 export const GenerationEventSchema: GenMessage<GenerationEvent> = /*@__PURE__*/
   messageDesc(file_penstock_v1_generation, 25);
+
+/**
+ * A candidate stands still until the engine takes work again. No token is lost or sent twice, and nothing is to be done:
+ * either `continued` follows, or the call ends with the error ENGINE_DOWN where the engine cannot be started again.
+ *
+ * @generated from message penstock.v1.GenerationInterrupted
+ */
+export type GenerationInterrupted = Message$1<"penstock.v1.GenerationInterrupted"> & {
+  /**
+   * Which candidate, from 0. Each candidate that was running is told.
+   *
+   * @generated from field: int32 candidate_index = 1;
+   */
+  candidateIndex: number;
+
+  /**
+   * What happened.
+   *
+   * @generated from field: penstock.v1.InterruptionReason reason = 2;
+   */
+  reason: InterruptionReason;
+
+  /**
+   * Seconds from this event until the engine is expected to take work, at least 0: as long as its last start took, less
+   * what has passed since. 0 says that it is overdue. Absent where no start was measured.
+   *
+   * @generated from field: optional double expected_seconds = 3;
+   */
+  expectedSeconds?: number | undefined;
+};
+
+/**
+ * Describes the message penstock.v1.GenerationInterrupted.
+ * Use `create(GenerationInterruptedSchema)` to create a new message.
+ */
+export const GenerationInterruptedSchema: GenMessage<GenerationInterrupted> = /*@__PURE__*/
+  messageDesc(file_penstock_v1_generation, 26);
+
+/**
+ * A candidate goes on where it was interrupted.
+ *
+ * @generated from message penstock.v1.GenerationContinued
+ */
+export type GenerationContinued = Message$1<"penstock.v1.GenerationContinued"> & {
+  /**
+   * Which candidate, from 0.
+   *
+   * @generated from field: int32 candidate_index = 1;
+   */
+  candidateIndex: number;
+
+  /**
+   * Seconds since its `interrupted` event, at least 0.
+   *
+   * @generated from field: double interrupted_seconds = 2;
+   */
+  interruptedSeconds: number;
+};
+
+/**
+ * Describes the message penstock.v1.GenerationContinued.
+ * Use `create(GenerationContinuedSchema)` to create a new message.
+ */
+export const GenerationContinuedSchema: GenMessage<GenerationContinued> = /*@__PURE__*/
+  messageDesc(file_penstock_v1_generation, 27);
 
 /**
  * First event: what the server is about to do.
@@ -1091,7 +1174,7 @@ export type GenerationStarted = Message$1<"penstock.v1.GenerationStarted"> & {
  * Use `create(GenerationStartedSchema)` to create a new message.
  */
 export const GenerationStartedSchema: GenMessage<GenerationStarted> = /*@__PURE__*/
-  messageDesc(file_penstock_v1_generation, 26);
+  messageDesc(file_penstock_v1_generation, 28);
 
 /**
  * New text. Never cumulative, never half a UTF-8 character.
@@ -1140,7 +1223,7 @@ export type Delta = Message$1<"penstock.v1.Delta"> & {
  * Use `create(DeltaSchema)` to create a new message.
  */
 export const DeltaSchema: GenMessage<Delta> = /*@__PURE__*/
-  messageDesc(file_penstock_v1_generation, 27);
+  messageDesc(file_penstock_v1_generation, 29);
 
 /**
  * Log probabilities at one position.
@@ -1168,7 +1251,7 @@ export type TokenLogprobs = Message$1<"penstock.v1.TokenLogprobs"> & {
  * Use `create(TokenLogprobsSchema)` to create a new message.
  */
 export const TokenLogprobsSchema: GenMessage<TokenLogprobs> = /*@__PURE__*/
-  messageDesc(file_penstock_v1_generation, 28);
+  messageDesc(file_penstock_v1_generation, 30);
 
 /**
  * One token's log probability.
@@ -1203,7 +1286,7 @@ export type TokenLogprob = Message$1<"penstock.v1.TokenLogprob"> & {
  * Use `create(TokenLogprobSchema)` to create a new message.
  */
 export const TokenLogprobSchema: GenMessage<TokenLogprob> = /*@__PURE__*/
-  messageDesc(file_penstock_v1_generation, 29);
+  messageDesc(file_penstock_v1_generation, 31);
 
 /**
  * A candidate's thought is over.
@@ -1238,7 +1321,7 @@ export type ThinkingFinished = Message$1<"penstock.v1.ThinkingFinished"> & {
  * Use `create(ThinkingFinishedSchema)` to create a new message.
  */
 export const ThinkingFinishedSchema: GenMessage<ThinkingFinished> = /*@__PURE__*/
-  messageDesc(file_penstock_v1_generation, 30);
+  messageDesc(file_penstock_v1_generation, 32);
 
 /**
  * Last event of a stream.
@@ -1296,7 +1379,7 @@ export type GenerationFinished = Message$1<"penstock.v1.GenerationFinished"> & {
  * Use `create(GenerationFinishedSchema)` to create a new message.
  */
 export const GenerationFinishedSchema: GenMessage<GenerationFinished> = /*@__PURE__*/
-  messageDesc(file_penstock_v1_generation, 31);
+  messageDesc(file_penstock_v1_generation, 33);
 
 /**
  * How one candidate ended.
@@ -1345,7 +1428,7 @@ export type CandidateResult = Message$1<"penstock.v1.CandidateResult"> & {
  * Use `create(CandidateResultSchema)` to create a new message.
  */
 export const CandidateResultSchema: GenMessage<CandidateResult> = /*@__PURE__*/
-  messageDesc(file_penstock_v1_generation, 32);
+  messageDesc(file_penstock_v1_generation, 34);
 
 /**
  * One complete output.
@@ -1408,7 +1491,7 @@ export type Candidate = Message$1<"penstock.v1.Candidate"> & {
  * Use `create(CandidateSchema)` to create a new message.
  */
 export const CandidateSchema: GenMessage<Candidate> = /*@__PURE__*/
-  messageDesc(file_penstock_v1_generation, 33);
+  messageDesc(file_penstock_v1_generation, 35);
 
 /**
  * Exact counts, in tokens.
@@ -1492,7 +1575,7 @@ export type Usage = Message$1<"penstock.v1.Usage"> & {
  * Use `create(UsageSchema)` to create a new message.
  */
 export const UsageSchema: GenMessage<Usage> = /*@__PURE__*/
-  messageDesc(file_penstock_v1_generation, 34);
+  messageDesc(file_penstock_v1_generation, 36);
 
 /**
  * Money, in integer ticks of 1e-10 USD: exact, never rounded.
@@ -1534,7 +1617,7 @@ export type Cost = Message$1<"penstock.v1.Cost"> & {
  * Use `create(CostSchema)` to create a new message.
  */
 export const CostSchema: GenMessage<Cost> = /*@__PURE__*/
-  messageDesc(file_penstock_v1_generation, 35);
+  messageDesc(file_penstock_v1_generation, 37);
 
 /**
  * Durations of one call, measured at the server.
@@ -1576,7 +1659,7 @@ export type Timing = Message$1<"penstock.v1.Timing"> & {
  * Use `create(TimingSchema)` to create a new message.
  */
 export const TimingSchema: GenMessage<Timing> = /*@__PURE__*/
-  messageDesc(file_penstock_v1_generation, 36);
+  messageDesc(file_penstock_v1_generation, 38);
 
 /**
  * What the overflow policy dropped.
@@ -1604,7 +1687,7 @@ export type DroppedContext = Message$1<"penstock.v1.DroppedContext"> & {
  * Use `create(DroppedContextSchema)` to create a new message.
  */
 export const DroppedContextSchema: GenMessage<DroppedContext> = /*@__PURE__*/
-  messageDesc(file_penstock_v1_generation, 37);
+  messageDesc(file_penstock_v1_generation, 39);
 
 /**
  * What the server made of the request.
@@ -1690,7 +1773,7 @@ export type EffectiveSettings = Message$1<"penstock.v1.EffectiveSettings"> & {
  * Use `create(EffectiveSettingsSchema)` to create a new message.
  */
 export const EffectiveSettingsSchema: GenMessage<EffectiveSettings> = /*@__PURE__*/
-  messageDesc(file_penstock_v1_generation, 38);
+  messageDesc(file_penstock_v1_generation, 40);
 
 /**
  * Who speaks.
@@ -1864,6 +1947,40 @@ export const OverflowPolicySchema: GenEnum<OverflowPolicy> = /*@__PURE__*/
   enumDesc(file_penstock_v1_generation, 3);
 
 /**
+ * Why a stream stands still.
+ *
+ * @generated from enum penstock.v1.InterruptionReason
+ */
+export enum InterruptionReason {
+  /**
+   * Never sent.
+   *
+   * @generated from enum value: INTERRUPTION_REASON_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED = 0,
+
+  /**
+   * The engine died, and another one is being started.
+   *
+   * @generated from enum value: INTERRUPTION_REASON_ENGINE_DIED = 1;
+   */
+  ENGINE_DIED = 1,
+
+  /**
+   * The engine made no step for too long; it is ended, and another one is being started.
+   *
+   * @generated from enum value: INTERRUPTION_REASON_ENGINE_HUNG = 2;
+   */
+  ENGINE_HUNG = 2,
+}
+
+/**
+ * Describes the enum penstock.v1.InterruptionReason.
+ */
+export const InterruptionReasonSchema: GenEnum<InterruptionReason> = /*@__PURE__*/
+  enumDesc(file_penstock_v1_generation, 4);
+
+/**
  * How a thought ended.
  *
  * @generated from enum penstock.v1.ThinkingOutcome
@@ -1930,7 +2047,7 @@ export enum ThinkingOutcome {
  * Describes the enum penstock.v1.ThinkingOutcome.
  */
 export const ThinkingOutcomeSchema: GenEnum<ThinkingOutcome> = /*@__PURE__*/
-  enumDesc(file_penstock_v1_generation, 4);
+  enumDesc(file_penstock_v1_generation, 5);
 
 /**
  * Why the output ended.
@@ -1992,7 +2109,7 @@ export enum FinishReason {
  * Describes the enum penstock.v1.FinishReason.
  */
 export const FinishReasonSchema: GenEnum<FinishReason> = /*@__PURE__*/
-  enumDesc(file_penstock_v1_generation, 5);
+  enumDesc(file_penstock_v1_generation, 6);
 
 /**
  * Generates text with a thinking model, as one reply, as a stream, or as a stream that the caller steers.
