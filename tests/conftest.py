@@ -8,8 +8,13 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests import tooling
+
+# On a machine that does other work an example may take any time: that is no fault of what is tested.
+settings.register_profile("penstock", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+settings.load_profile("penstock")
 
 # A shell that starts the tests in the background has interrupts ignored, and what the tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -248,7 +248,8 @@ class LimitSettings(Section):
     max_schema_bytes: Annotated[int, Field(ge=1)] = Field(
         64 * 1024, description="UTF-8 bytes of a schema, regular expression, grammar or list of choices."
     )
-    max_logit_biases: Annotated[int, Field(ge=0)] = Field(300, description="Tokens with a bias in one call.")
+    # vLLM's Model Runner V2, which runs on GPUs, holds 1,024 a request: one more would end the engine.
+    max_logit_biases: Annotated[int, Field(ge=0, le=1024)] = Field(300, description="Tokens with a bias in one call.")
     max_closing_message_bytes: Annotated[int, Field(ge=0)] = Field(
         1024, description="UTF-8 bytes of a caller's own closing message."
     )

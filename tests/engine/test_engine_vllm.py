@@ -7,8 +7,9 @@ import json
 import re
 
 import pytest
-from penstock.errors import BadRequest
-from penstock.types import EngineStop, Sampling, StructuredKind, StructuredOutput
+from penstock.engine import Engine
+from penstock.errors import BadRequest, EngineRefused
+from penstock.types import EngineRequest, EngineStop, Sampling, StructuredKind, StructuredOutput
 
 from .conftest import run
 
@@ -160,3 +161,22 @@ async def test_speculation_is_counted(engine, thinking_prompt, request_for):
     assert on == (last.drafted_tokens is not None)
     if on:
         assert 0 <= last.accepted_tokens <= last.drafted_tokens
+
+
+def test_a_ban_that_model_runner_v2_cannot_hold_is_refused(engine: Engine) -> None:
+    """V2 dies of more than 1,024 allowed tokens: a request that needs the list is refused there, and served on V1."""
+    from dataclasses import replace
+
+    from penstock.engine_vllm.sampling import MOST_ALLOWED_TOKEN_IDS, sampling_params
+    from vllm.v1.worker.gpu.sample import logit_bias
+
+    assert logit_bias.MAX_NUM_ALLOWED_TOKEN_IDS == MOST_ALLOWED_TOKEN_IDS
+    assert logit_bias.MAX_NUM_LOGIT_BIAS_TOKENS >= 1024
+    assert 64 + len(engine.card.eos_ids) <= logit_bias.MAX_NUM_STOP_TOKEN_IDS
+    request = EngineRequest("banned", (20,), 4, 0, Sampling(temperature=0.0), banned_token_ids=(21,))
+    v1 = replace(engine.card, vocab_size=150_000)
+    v2 = replace(v1, profile=tuple(replace(f, value="V2") if f.name == "model_runner" else f for f in v1.profile))
+    assert len(sampling_params(request, v1, lambda _: None).allowed_token_ids or ()) == v1.vocab_size - 1
+    with pytest.raises(EngineRefused, match=r"at most 1024 allowed tokens, got 149999"):
+        sampling_params(request, v2, lambda _: None)
+    assert sampling_params(request, v2, lambda _: "word").bad_words == ["word"]
