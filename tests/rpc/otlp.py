@@ -16,6 +16,7 @@ from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metric
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
+from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 
@@ -24,6 +25,8 @@ class Collector:
     endpoint: str = ""
     spans: list[Span] = field(default_factory=list)
     services: dict[bytes, str] = field(default_factory=dict)
+    resource: Resource = field(default_factory=Resource)
+    scopes: set[tuple[str, str, str]] = field(default_factory=set)
     metrics: dict[str, Metric] = field(default_factory=dict)
     logs: list[LogRecord] = field(default_factory=list)
     changed: threading.Condition = field(default_factory=threading.Condition)
@@ -64,7 +67,9 @@ class _Traces(trace_service_pb2_grpc.TraceServiceServicer):
         with self._collector.changed:
             for resource in request.resource_spans:
                 service = attributes(resource.resource)["service.name"]
+                self._collector.resource = resource.resource
                 for scope in resource.scope_spans:
+                    self._collector.scopes.add(("traces", scope.scope.name, scope.scope.version))
                     self._collector.spans.extend(scope.spans)
                     self._collector.services |= {span.span_id: service for span in scope.spans}
             self._collector.changed.notify_all()
@@ -79,6 +84,7 @@ class _Metrics(metrics_service_pb2_grpc.MetricsServiceServicer):
         with self._collector.changed:
             for resource in request.resource_metrics:
                 for scope in resource.scope_metrics:
+                    self._collector.scopes.add(("metrics", scope.scope.name, scope.scope.version))
                     self._collector.metrics |= {metric.name: metric for metric in scope.metrics}
             self._collector.changed.notify_all()
         return metrics_service_pb2.ExportMetricsServiceResponse()
