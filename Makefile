@@ -38,7 +38,8 @@ test: setup tools ## the tests before a commit lands: those without an engine, t
 	@$(BIN)/python -m pytest -q $(PARALLEL) $(NO_ENGINE) -m "not engine and not full" $(ARGS)
 	@$(BIN)/python -m pytest -q -m "engine and not full" $(ARGS)
 
-test-full: setup tools ## all tests, no tool may be missing; writes docs/results/test-full-DATE.json; hours
+test-full: setup ## all tests, no tool may be missing; writes docs/results/test-full-DATE.json; hours
+	@$(BIN)/python scripts/tools --full
 	@$(BIN)/python scripts/test-full $(ARGS)
 
 # A cluster is named on the command line, never by the environment: the tests make and remove objects there.

