@@ -25,8 +25,6 @@ _IDLE_CONNECTION_MS = 30 * 60 * 1000
 _PING_INTERVAL_MS = 5_000
 _PING_STRIKES = 10
 _SENT_MESSAGE_BYTES = 4 * 1024 * 1024
-# How many requests of one connection are taken before another connection's turn.
-_REQUESTS_PER_READ = 16
 Options = list[tuple[str, int]]
 
 
@@ -69,7 +67,6 @@ def _common(settings: ServerSettings) -> Options:
         ("grpc.max_connection_idle_ms", _IDLE_CONNECTION_MS),
         ("grpc.http2.min_ping_interval_without_data_ms", _PING_INTERVAL_MS),
         ("grpc.http2.max_ping_strikes", _PING_STRIKES),
-        ("grpc.http2.max_requests_per_read", _REQUESTS_PER_READ),
         # Windows stay at 64 KiB: a core that measures the network lets a stream send 4 MiB that nobody asked for.
         ("grpc.http2.bdp_probe", 0),
         ("grpc.keepalive_time_ms", 60_000),
