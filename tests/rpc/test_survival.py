@@ -60,17 +60,18 @@ def assert_told(events: list[pb.GenerationEvent], disturb: str, times: int) -> N
     told = [event for event in events if event.WhichOneof("event") in ("interrupted", "continued")]
     assert [event.WhichOneof("event") for event in told] == ["interrupted", "continued"] * times
     assert [event.interrupted.reason for event in told[::2]] == [reason] * times
-    # No start was measured before the first death; the start after it took 0.05 s.
+    # No start was measured before the first death.
     expected = [event.interrupted.HasField("expected_seconds") for event in told[::2]]
     assert expected == [False] + [True] * (times - 1)
-    assert all(event.continued.interrupted_seconds >= 0.05 for event in told[1::2])
+    assert all(event.continued.interrupted_seconds > 0 for event in told[1::2])
     assert all(later.sequence == earlier.sequence + 1 for earlier, later in zip(told[::2], told[1::2], strict=True))
 
 
 @pytest.mark.parametrize("disturb", ["kill", "hang"])
 async def test_sixteen_streams_go_on_over_dead_engines(disturb: str) -> None:
     slower = replace(SLOW, step_seconds=0.01)
-    async with ward(slower, hang_seconds=1, max_restarts=10) as here:
+    # A start that takes long enough for every stream to hear that the engine is down: one that is back is not told.
+    async with ward(slower, hang_seconds=1, max_restarts=10, start_seconds=1.0) as here:
         streams = [asyncio.create_task(stream(here.channel, spec(thinking=THINKING))) for _ in range(16)]
         await disturbed(here, disturb, times=2)
         for events in await asyncio.gather(*streams):
