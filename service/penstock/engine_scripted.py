@@ -97,8 +97,11 @@ async def _next_step(step_seconds: float) -> None:
     if not step_seconds:
         await asyncio.sleep(0)
         return
-    due = (time.monotonic() // step_seconds + 1) * step_seconds
-    # Event loops sleep in whole milliseconds, and may wake up early.
+    await _sleep_until((time.monotonic() // step_seconds + 1) * step_seconds)
+
+
+async def _sleep_until(due: float) -> None:
+    """Return at that time of the monotonic clock: event loops sleep in whole milliseconds, and may wake up early."""
     while (left := due - time.monotonic()) > 0:  # noqa: ASYNC110 # a time, not an event
         await asyncio.sleep(max(left, 0.001))
 
@@ -226,8 +229,7 @@ class ScriptedEngine:
         return Interruption(InterruptionReason.ENGINE_DIED, left) if left > 0 else None
 
     async def revived(self) -> None:
-        while (left := self._down_until - time.monotonic()) > 0:  # noqa: ASYNC110 # a time, not an event
-            await asyncio.sleep(max(left, 0.001))
+        await _sleep_until(self._down_until)
 
     async def close(self) -> None:
         return None

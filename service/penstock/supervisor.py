@@ -30,7 +30,6 @@ log = logging.getLogger(__name__)
 _LOOK_SECONDS = 0.25
 _MOST_BACKOFF_SECONDS = 60.0
 _MOST_REMEMBERED = 4096
-_DIED = "died"
 
 
 class Mortal(Engine, Protocol):
@@ -308,37 +307,38 @@ class SupervisedEngine:
         while not self.given_up.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._lost.wait(), _LOOK_SECONDS)
-            reason = await self._trouble()
-            if reason:
+            trouble = await self._trouble()
+            if trouble is not None:
                 try:
-                    await self._replace(reason)
+                    await self._replace(*trouble)
                 except Exception:
                     log.exception("the supervisor failed")
                     await self._give_up()
 
-    async def _trouble(self) -> str:
-        """Why the engine must be replaced; empty while all is well."""
+    async def _trouble(self) -> tuple[InterruptionReason, str] | None:
+        """Return why the engine must be replaced, for streams and in words for the log; None while all is well."""
         try:
             await self._engine.check()
         except EngineDown:
             self._lost.set()
         if self._lost.is_set():
             self._lost.clear()
-            return _DIED
+            return InterruptionReason.ENGINE_DIED, "died"
         steps = self._engine.load().steps
         if steps != self._steps_seen:
             self._steps_seen = steps
             self._pulse.beats()
         stuck_seconds, streams = self._pulse.still_seconds, self._pulse.waiting_streams
         if streams and stuck_seconds > self._settings.hang_seconds:
-            return f"hangs: no step for {stuck_seconds:.0f} s with {streams} streams waiting"
-        return ""
+            happened = f"hangs: no step for {stuck_seconds:.0f} s with {streams} streams waiting"
+            return InterruptionReason.ENGINE_HUNG, happened
+        return None
 
-    async def _replace(self, reason: str) -> None:
-        self._goes_down(InterruptionReason.ENGINE_DIED if reason == _DIED else InterruptionReason.ENGINE_HUNG)
+    async def _replace(self, reason: InterruptionReason, happened: str) -> None:
+        self._goes_down(reason)
         self._find_suspects()
         counts = self._death_counts
-        log.error("the engine %s; ending it and starting another", reason)
+        log.error("the engine %s; ending it and starting another", happened)
         await self._set_alive(False)
         await self._engine.kill()
         failures = 0

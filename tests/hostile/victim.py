@@ -49,10 +49,8 @@ def holdings() -> dict[str, int]:
     own = psutil.Process()
     tasks = len(asyncio.all_tasks())
     rss_kib = own.memory_info().rss >> 10
-    return {"tasks": tasks, "fds": own.num_fds(), "threads": own.num_threads(), "rss_kib": rss_kib} | {
-        "starts": STARTS,
-        "open": OPEN,
-    }
+    process = {"tasks": tasks, "fds": own.num_fds(), "threads": own.num_threads(), "rss_kib": rss_kib}
+    return {**process, "starts": STARTS, "open": OPEN}
 
 
 async def _answer() -> None:

@@ -95,20 +95,26 @@ def devices_needed(setup: Setup) -> tuple[int, Layout] | None:
     """
     count = 1
     while count <= MOST_DEVICES:
-        layouts = [
-            (contexts, layout) for layout in _spreads(setup, count) if (contexts := _windows(setup, layout)) >= 1
+        found = [
+            (contexts, layout)
+            for layout in layouts_of(setup, count, setup.device.kind == "gpu")
+            if (contexts := _windows(setup, layout)) >= 1
         ]
-        if layouts:
-            return count, max(layouts, key=lambda one: one[0])[1]
+        if found:
+            return count, max(found, key=lambda one: one[0])[1]
         count *= 2
     return None
 
 
-def _spreads(setup: Setup, count: int) -> Iterator[Layout]:
+def layouts_of(setup: Setup, count: int, spreads_experts: bool) -> Iterator[Layout]:
+    """Return the layouts of so many devices, by devices per replica, a power of two that divides them and the heads.
+
+    With `spreads_experts` the experts lie on all devices where their number allows it.
+    """
     experts = setup.shape.experts
-    whole = bool(experts) and setup.device.kind == "gpu" and count > 1 and experts % count == 0
+    whole = spreads_experts and bool(experts) and count > 1 and experts % count == 0
     for power in range(count.bit_length()):
-        if setup.shape.heads % 2**power == 0:
+        if count % 2**power == 0 and setup.shape.heads % 2**power == 0:
             yield Layout(2**power, count // 2**power, whole)
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from penstock.capacity.memory import Memory, Setup, plan_memory
+from penstock.capacity.memory import Memory, Setup, layouts_of, plan_memory
 from penstock.capacity.roofline import Assumptions
 from penstock.capacity.speed import Correction, Mix, ceiling, concurrencies, point
 from penstock.errors import ConfigError
-from penstock.sizes.weights import Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +56,11 @@ def at_interactivity(choices: Iterable[Choice], wanted: float) -> Choice | None:
 
 
 def _layouts(setup: Setup) -> Iterator[Setup]:
-    tensor = 1
-    while tensor <= setup.count:
-        if setup.count % tensor == 0 and setup.shape.heads % tensor == 0:
-            whole = setup.shape.experts and setup.count > 1 and setup.shape.experts % setup.count == 0
-            layout = Layout(tensor, setup.count // tensor, bool(whole))
-            for drafted in sorted({0, setup.drafted}):
-                made = replace(setup, layout=layout, drafted=drafted)
-                if _possible(made):
-                    yield made
-        tensor *= 2
+    for layout in layouts_of(setup, setup.count, spreads_experts=True):
+        for drafted in sorted({0, setup.drafted}):
+            made = replace(setup, layout=layout, drafted=drafted)
+            if _possible(made):
+                yield made
 
 
 def _possible(setup: Setup) -> bool:

@@ -93,9 +93,9 @@ class Instruments:
             (names.REASON, names.CALLER_LABEL),
         )
         # Told from the start: a counter that first appears with a count hides its first event from `increase()`.
-        # Those of `errors` alone: what others derive from PenstockError ends commands, and is never sent.
-        kinds = [kind for kind in PenstockError.__subclasses__() if kind.__module__ == PenstockError.__module__]
-        for reason in sorted({kind.reason for kind in kinds} - {ConfigError.reason}):
+        # An error without a reason of its own ends a command, and is never sent.
+        never_sent = {PenstockError.reason, ConfigError.reason}
+        for reason in sorted({kind.reason for kind in PenstockError.__subclasses__()} - never_sent):
             self.refusals.add(0, reason, "")
         self.continuations = Sums(
             meter, names.CONTINUATIONS, "{run}", "Engine runs after a candidate's first, by cause", (names.CAUSE,)
