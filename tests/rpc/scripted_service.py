@@ -19,7 +19,13 @@ def scripted_service(
 ) -> Iterator[str]:
     """Gives its host:port."""
     (folder / "replies.json").write_text(json.dumps(replies))
-    settings = {"engine.kind": "scripted", "engine.model": str(folder / "replies.json"), **(settings or {})}
+    settings = {
+        "engine.kind": "scripted",
+        "engine.model": str(folder / "replies.json"),
+        # On a fast machine one caller would start more short answers a second than the default allows.
+        "admission.max_starts_per_second": "1e6",
+        **(settings or {}),
+    }
     flags = [flag for key, value in settings.items() for flag in ("--set", f"{key}={value}")]
     ready = folder / "address"
     command = [sys.executable, "-m", "penstock", "serve", "--listen", "127.0.0.1:0", "--ready-file", str(ready)]
