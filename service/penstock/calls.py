@@ -7,6 +7,7 @@ iterator, which aborts the engine's work.
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
@@ -230,7 +231,11 @@ class Calls:
                 await stack.enter_async_context(charged(house, arrival.caller, plan, generation_id, meter))
                 if plan.request.output.structured is not None:
                     await engine.check_constraint(plan.request.output.structured, arrival.caller.id)
-                permit = await stack.enter_async_context(house.admission.permit(_bid(plan, arrival)))
+                began, room = time.monotonic(), house.admission.permit(_bid(plan, arrival))
+                steering = steering or house.steering()
+                permit = await steering.unless_it_ends(lambda: stack.enter_async_context(room))
+                # Cancelled in the queue: it ends without the engine, and needs no room.
+                permit = permit or Permit(time.monotonic() - began)
             if permit.waited_seconds and plan.choice.auto_budget_tokens is not None:
                 # The deadline is nearer than when AUTO was planned.
                 plan = await self.plan(spec, engine, arrival)
@@ -241,7 +246,6 @@ class Calls:
                 effective.status_margin.FromNanoseconds(round(margin_seconds * 1e9))
             watch.let_in(generation_id, permit.waited_seconds)
             states = carried.candidates if carried else ()
-            steering = steering or house.steering()
             yield Call(engine, plan, permit, generation_id, effective, arrival, steering, spec, states, watch, meter)
             for end in meter.finished.ends if meter.finished else ():
                 if end.finish_reason is FinishReason.STOP:

@@ -8,11 +8,13 @@ that one thing. The engine's own way to close a thought at the budget is used wh
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, TypeVar
 
 from penstock.engine import Engine
 from penstock.errors import ConstraintLost, EngineDied, EngineDown, EngineRefused
@@ -69,6 +71,7 @@ _SEED_STRIDE = 0x9E3779B1
 # A thought that is closed, a stray marker: a few runs may add nothing. More in a row would go on for ever.
 _MAX_RUNS_WITHOUT_TOKENS = 8
 CandidateEvent = Delta | ThoughtEnded | Interrupted | Continued | CandidateEnd
+T = TypeVar("T")
 
 
 @dataclass(eq=False)
@@ -80,6 +83,46 @@ class Steering:
     """A new budget, counted from the start of the thought; -1 is as much as leaves the reserve."""
     cancelled: bool = False
     drained: bool = False
+    _waits: set[asyncio.Timeout] = field(default_factory=set)
+
+    def cancel(self) -> None:
+        """End the generation; it is not wanted any more."""
+        self.cancelled = True
+        self._end_waits()
+
+    def drain(self) -> None:
+        """End the generation here; it goes on elsewhere."""
+        self.drained = True
+        self._end_waits()
+
+    @property
+    def ends(self) -> bool:
+        """Whether the generation is to end before its time."""
+        return self.cancelled or self.drained
+
+    async def unless_it_ends(self, begin: Callable[[], Awaitable[T]]) -> T | None:
+        """Return what is waited for, or None as soon as the generation is to end.
+
+        For what may take long without an engine step: the queue, a long prompt, an engine that restarts.
+        """
+        if self.ends:
+            return None
+        wait = asyncio.timeout(None)
+        try:
+            async with wait:
+                self._waits.add(wait)
+                try:
+                    return await begin()
+                finally:
+                    self._waits.discard(wait)
+        except TimeoutError:
+            if not wait.expired():
+                raise
+            return None
+
+    def _end_waits(self) -> None:
+        for wait in self._waits:
+            wait.reschedule(0.0)
 
 
 class Candidate:
@@ -169,20 +212,23 @@ class Candidate:
         while True:
             async for event in self._await_engine():
                 yield event
-            request = self._next_run()
+            request = None if self._steering.ends else self._next_run()
             if request is None:
                 break
             verdict, chunk, how, suspected = Verdict.GO_ON, None, "cancelled", False
             try:
                 async with aclosing(self._engine.stream(request)) as chunks:
-                    async for chunk in chunks:
+                    given = await self._steering.unless_it_ends(partial(anext, chunks, None))
+                    while given is not None:
+                        chunk = given
                         self._note(chunk)
                         verdict, events = self._take(chunk)
                         for event in events:
                             yield event
                         if verdict is not Verdict.GO_ON:
                             break
-                how = verdict.name.lower()
+                        given = await anext(chunks, None)
+                how = self._how_ended(verdict, chunk)
             except EngineDown as error:
                 how, suspected = "engine_died", isinstance(error, EngineDied) and error.suspected
             except ConstraintLost:
@@ -192,15 +238,25 @@ class Candidate:
             if verdict in _FINISH_OF:
                 yield self._end(_FINISH_OF[verdict])
                 return
-            self._check_progress()
             self._go_on_after(how, verdict, suspected=suspected)
-        # The window is full.
-        for delta in self._splitter.take(final=True):
-            yield delta
-        yield self._end(FinishReason.MAX_OUTPUT_TOKENS)
+        for event in self._end_between_runs():
+            yield event
+
+    def _end_between_runs(self) -> list[CandidateEvent]:
+        """Tell what is left where no run goes on: it is cancelled or drained, or the window is full."""
+        early = self._early_end()
+        verdict = Verdict.MAX_OUTPUT_TOKENS if early is Verdict.GO_ON else early
+        return [*self._say(verdict, was_thinking=self._splitter.in_thought), self._end(_FINISH_OF[verdict])]
+
+    def _how_ended(self, verdict: Verdict, chunk: EngineChunk | None) -> str:
+        """Name how a run ended for the trace; without a chunk, it was given up while it was waited for."""
+        return (verdict if chunk is not None else self._early_end()).name.lower()
 
     def _go_on_after(self, how: str, verdict: Verdict, *, suspected: bool) -> None:
         """Prepare the continuation of a run that ended so. Raises EngineRefused for an engine that makes none."""
+        if self._steering.ends:
+            return
+        self._check_progress()
         if how == "engine_died":
             # Whether this run is suspected of the death is the supervisor's to say.
             self._deaths = self._deaths + 1 if suspected else 0
@@ -306,14 +362,15 @@ class Candidate:
     async def _await_engine(self) -> AsyncGenerator[CandidateEvent, None]:
         """Wait until the engine takes work, and say so before and after where it does not at once."""
         interruption = self._engine.interruption()
-        if interruption is None:
-            await self._engine.revived()
+        if interruption is None or self._steering.ends:
+            await self._steering.unless_it_ends(self._engine.revived)
             return
         began = time.monotonic()
         yield Interrupted(self._index, interruption.reason, interruption.expected_seconds)
         with self._watch.waiting_for_engine():
-            await self._engine.revived()
-        yield Continued(self._index, time.monotonic() - began)
+            await self._steering.unless_it_ends(self._engine.revived)
+        if not self._steering.ends:
+            yield Continued(self._index, time.monotonic() - began)
 
     def _note(self, chunk: EngineChunk) -> None:
         if not self._run_gave_tokens:
@@ -341,6 +398,11 @@ class Candidate:
             verdict = self._verdict_of_stop(chunk.stop)
         if verdict is Verdict.GO_ON:
             verdict = self._steered()
+        return verdict, self._say(verdict, was_thinking=was_thinking)
+
+    def _say(self, verdict: Verdict, *, was_thinking: bool) -> list[CandidateEvent]:
+        """Tell what there is to say once this verdict is known, and close the thought where it must be."""
+        splitter = self._splitter
         goes_on = verdict is Verdict.GO_ON  # as nearly every step does: nothing to look up then
         outcome = None if goes_on else _OUTCOME_OF.get(verdict)
         ends = not goes_on and verdict in _FINISH_OF
@@ -359,7 +421,7 @@ class Candidate:
         if self.first_answer_at is None and splitter.answer_tokens:
             self.first_answer_at = time.monotonic()
             self._watch.first_answer_token()
-        return verdict, events
+        return events
 
     def _verdict_of_stop(self, stop: EngineStop) -> Verdict:
         """The engine ended by itself where the splitter saw no reason to."""
@@ -377,12 +439,8 @@ class Candidate:
     def _steered(self) -> Verdict:
         """What the caller, the clock or a draining server want before the next token."""
         steering, splitter, plan = self._steering, self._splitter, self._plan
-        if steering.cancelled:
-            return Verdict.CANCELLED
-        if steering.drained:
-            return Verdict.DRAINED
-        if not splitter.in_thought:
-            return Verdict.GO_ON
+        if steering.ends or not splitter.in_thought:
+            return self._early_end()
         if steering.finish_thinking:
             return Verdict.CLOSE_THOUGHT_BY_CLIENT
         if self._must_answer_now():
@@ -396,6 +454,11 @@ class Candidate:
             return Verdict.GO_ON
         splitter.thought_budget_tokens = budget
         return Verdict.CLOSE_THOUGHT_AT_BUDGET if splitter.thought_tokens >= budget else Verdict.BUDGET_CHANGED
+
+    def _early_end(self) -> Verdict:
+        if self._steering.cancelled:
+            return Verdict.CANCELLED
+        return Verdict.DRAINED if self._steering.drained else Verdict.GO_ON
 
     def _must_answer_now(self) -> bool:
         plan = self._plan
@@ -415,7 +478,8 @@ class Candidate:
         """What was used so far."""
         splitter, counted = self._splitter, self._runs_counted == self._runs
         return Usage(
-            prompt_tokens=len(self._plan.context.prompt_token_ids),
+            # A generation that ended before it reached an engine has computed nothing.
+            prompt_tokens=len(self._plan.context.prompt_token_ids) if self._runs else 0,
             cached_tokens=self._cached_tokens,
             thought_tokens=splitter.thought_tokens,
             answer_tokens=splitter.answer_tokens,

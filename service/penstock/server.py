@@ -171,7 +171,7 @@ class Server:
                 await self.admission.idle()
         except TimeoutError:
             for steering in list(self._house.steerings):
-                steering.drained = True
+                steering.drain()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LAST_EVENT_SECONDS):
                     await self.admission.idle()

@@ -163,7 +163,7 @@ async def _steer(steering: Steering, requests: AsyncIterator[pb.InteractRequest]
                     )
                 steering.thought_budget_tokens = budget
             case "cancel":
-                steering.cancelled = True
+                steering.cancel()
             case _:
                 raise BadRequest(FieldViolation("action", "must be one of the steering messages", "INVALID_FIELD"))
 

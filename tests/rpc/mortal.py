@@ -62,6 +62,7 @@ class Ward:
     channel: grpc.aio.Channel
     supervised: SupervisedEngine
     address: str
+    start_seconds: float
     engines: list[MortalEngine] = field(default_factory=list)
     health: list[bool] = field(default_factory=list)
 
@@ -93,8 +94,10 @@ async def ward(
     engines: list[MortalEngine] = []
     health: list[bool] = []
 
+    here: Ward | None = None
+
     async def start() -> MortalEngine:
-        await asyncio.sleep(start_seconds)
+        await asyncio.sleep(here.start_seconds if here else start_seconds)
         engines.append(MortalEngine(replies, poison_after))
         return engines[-1]
 
@@ -106,6 +109,7 @@ async def ward(
     supervised = SupervisedEngine(await start(), start, config.supervision, on_change)
     await server.serve_with(supervised)
     async with grpc.aio.insecure_channel(address) as channel:
-        yield Ward(server, channel, supervised, address, engines, health)
+        here = Ward(server, channel, supervised, address, start_seconds, engines, health)
+        yield here
     await server.drain(0)
     await supervised.close()

@@ -447,3 +447,78 @@ async def test_a_client_that_stops_reading_is_cut_off_and_slows_nobody() -> None
             while engine.load().running_requests:  # noqa: ASYNC110 - the engine's own count
                 await asyncio.sleep(0.05)
         stalled.cancel()
+
+
+@pytest.mark.parametrize("where", ["before its first token", "queued"])
+async def test_cancel_is_noticed_at_once_whatever_the_call_waits_for(where: str) -> None:
+    never = Reply(thought=THOUGHT, answer="never", step_seconds=86_400)
+    async with (
+        listening({"admission": {"max_running_sequences": 1}}, never) as (server, address),
+        channel_to(address) as channel,
+    ):
+        stub = generation_pb2_grpc.GenerationServiceStub(channel)
+        first = stub.StreamGenerate(pb.StreamGenerateRequest(spec=spec()))
+        await first.read()
+        if where != "queued":
+            first.cancel()
+        call = stub.Interact()
+        await call.write(pb.InteractRequest(start=spec(thinking=THINKING)))
+        events = []
+        if where == "queued":
+            while not server.admission.queued_calls:  # noqa: ASYNC110 - the server's own count
+                await asyncio.sleep(0.01)
+        else:
+            events.append((await call.read()).event)
+        await call.write(pb.InteractRequest(cancel=pb.Cancel()))
+        while (reply := await call.read()) is not grpc.aio.EOF:
+            events.append(reply.event)
+        assert_cancelled(events, prompt_tokens=0 if where == "queued" else None)
+        assert server.admission.queued_calls == 0
+
+
+def assert_cancelled(events: list[pb.GenerationEvent], prompt_tokens: int | None) -> None:
+    """Whole, numbered and billed: of a call that no engine saw, nothing."""
+    assert [event.WhichOneof("event") for event in events if event.WhichOneof("event") != "interrupted"] == [
+        "started",
+        "thinking_finished",
+        "finished",
+    ]
+    assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+    finished = events[-1].finished
+    assert finished.results[0].finish_reason == pb.FINISH_REASON_CANCELLED
+    assert outcome(events) == pb.THINKING_OUTCOME_CANCELLED
+    assert finished.usage.reasoning_tokens == finished.usage.answer_tokens == 0
+    if prompt_tokens is not None:
+        assert finished.usage.prompt_tokens == prompt_tokens
+
+
+@pytest.mark.parametrize("message", ["cancel", "drain"])
+async def test_the_end_of_a_call_does_not_wait_for_an_engine_that_restarts(message: str, tmp_path: Path) -> None:
+    key_file = tmp_path / "key"
+    key_file.write_text("k" * 64)
+    key_file.chmod(0o600)
+    slower = replace(SLOW, step_seconds=0.02)
+    async with ward(slower, start_seconds=0.05, key_file=key_file) as here:
+        call = generation_pb2_grpc.GenerationServiceStub(here.channel).Interact()
+        await call.write(pb.InteractRequest(start=spec(thinking=THINKING)))
+        events = [(await call.read()).event]
+        while here.engine.chunks < 2 * SETTLING_STEPS:  # noqa: ASYNC110 - the engine's own count
+            await asyncio.sleep(0.005)
+        here.start_seconds = 86_400.0
+        await here.engine.kill()
+        while events[-1].WhichOneof("event") != "interrupted":
+            events.append((await call.read()).event)
+        draining = None
+        if message == "cancel":
+            await call.write(pb.InteractRequest(cancel=pb.Cancel()))
+        else:
+            draining = asyncio.create_task(here.server.drain(0.0))
+        while (reply := await call.read()) is not grpc.aio.EOF:
+            events.append(reply.event)
+        expected = pb.FINISH_REASON_CANCELLED if message == "cancel" else pb.FINISH_REASON_DRAINED
+        assert events[-1].finished.results[0].finish_reason == expected
+        assert bool(events[-1].finished.resume_token) == (message == "drain")
+        assert not any(event.WhichOneof("event") == "continued" for event in events)
+        assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+        if draining is not None:
+            await draining
