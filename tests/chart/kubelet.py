@@ -116,7 +116,7 @@ def probe(box: Object, name: str) -> bool:
     with grpc.insecure_channel(f"127.0.0.1:{ask['port']}") as channel:
         request = health_pb2.HealthCheckRequest(service=ask.get("service", ""))
         try:
-            answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=5)
+            answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=60)
         except grpc.RpcError:
             return False
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)

@@ -45,4 +45,4 @@ def test_should_serve_and_pass_helm_test_with_the_real_engine(objects: list[Obje
         with contextlib.suppress(ProcessLookupError):
             service.kill()
         with contextlib.suppress(subprocess.TimeoutExpired, ValueError):
-            service.communicate(timeout=10)
+            service.communicate(timeout=60)

@@ -14,7 +14,7 @@ from penstock.types import EngineRequest, EngineStop, Sampling, StructuredKind, 
 from .conftest import run
 
 
-async def until(condition, seconds=5.0):
+async def until(condition, seconds=60.0):
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 # the engine's counts have no event
             await asyncio.sleep(0.01)

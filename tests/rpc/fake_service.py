@@ -188,7 +188,7 @@ def running(service: FakeService) -> Iterator[str]:
         loop.close()
 
 
-def until(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
+def until(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
     """Waits, from a thread that is not the service's, for something that the service will do."""
     end = time.monotonic() + seconds
     while not condition() and time.monotonic() < end:

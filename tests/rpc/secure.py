@@ -124,7 +124,7 @@ async def count(at: grpc.aio.Channel, key: str | None = None) -> grpc.StatusCode
     return grpc.StatusCode.OK
 
 
-async def until(condition: Any, seconds: float = 20.0) -> None:
+async def until(condition: Any, seconds: float = 60.0) -> None:
     """Waits for an async condition; fails where it never comes true."""
     async with asyncio.timeout(seconds):
         while not await condition():  # noqa: ASYNC110 - it asks a server

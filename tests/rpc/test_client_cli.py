@@ -219,7 +219,7 @@ def test_ctrl_c_stops_a_reply_of_chat_and_no_more(start: Any, fake: FakeService)
     chat.send_signal(signal.SIGINT)
     assert until(lambda: fake.cancelled == 1)
     fake.hang_after = None
-    output, errors = chat.communicate("two\n", timeout=10)
+    output, errors = chat.communicate("two\n", timeout=60)
     assert (chat.returncode, errors) == (0, "")
     assert "(stopped)" in output
     turns = fake.requests[-1].spec.messages.messages
@@ -231,7 +231,7 @@ def test_ctrl_c_ends_generate_with_130(start: Any, fake: FakeService) -> None:
     generate = start("generate", "hi")
     assert generate.stdout.read(3) == ANSWER[0][:3]
     generate.send_signal(signal.SIGINT)
-    _, errors = generate.communicate(timeout=10)
+    _, errors = generate.communicate(timeout=60)
     assert generate.returncode == 130
     assert "Traceback" not in errors
     assert until(lambda: fake.cancelled == 1)

@@ -132,7 +132,7 @@ async def test_watchers_beyond_the_limit_are_told_to_come_back() -> None:
         code, reason, _ = await refused(stub.WatchExpertLoad(pb.WatchExpertLoadRequest()).read())
         assert (code, reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
         calls[0].cancel()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while True:
                 with contextlib.suppress(grpc.aio.AioRpcError):
                     await stub.WatchExpertLoad(pb.WatchExpertLoadRequest()).read()
@@ -166,7 +166,7 @@ async def test_a_watcher_stays_while_the_engine_is_replaced_and_counts_go_on() -
         code, _, _ = await refused(stub.GetExpertLoad(pb.GetExpertLoadRequest()))
         assert code is grpc.StatusCode.UNAVAILABLE
         may_start.set()
-        await asyncio.wait_for(supervised.revived(), 10)
+        await asyncio.wait_for(supervised.revived(), 60)
         after = [load.token_count for load in await read(call, 5)]
         assert len(engines) == 2
         assert before <= after[0] < after[-1]

@@ -92,7 +92,7 @@ async def test_requests_run_out_for_one_caller_and_not_for_another(tmp_path: Pat
         error = await refused(at)
         numbers, seconds, subject = refusal(error)
         assert numbers == {"quota": "requests_per_minute", "limit": "3"}
-        assert 15 < seconds <= 20
+        assert 0 < seconds <= 20
         assert subject == "caller:team-a"
         assert left_of(error.trailing_metadata()) == {"requests": 0}
         assert (await generate(at, OTHER))[1] == {"requests": 2}
@@ -296,10 +296,11 @@ async def test_a_drained_stream_is_paid_for_on_each_server_for_what_that_one_mad
     async with listening(server("a.db"), slow) as (here, first), listening(server("b.db"), slow) as (_, second):
         async with channel(first) as at:
             call = stub(at).StreamGenerate(pb.StreamGenerateRequest(spec=fast(max_tokens=90)), metadata=bearer(KEY))
-            reading = asyncio.create_task(_read(call))
-            await asyncio.sleep(0.5)
-            await here.drain(0.01)
-            events = await reading
+            events = [(await call.read()).event for _ in range(10)]
+            draining = asyncio.create_task(here.drain(0.01))
+            while (response := await call.read()) is not grpc.aio.EOF:
+                events.append(response.event)
+            await draining
         last = events[-1]
         assert last.finished.results[0].finish_reason == pb.FINISH_REASON_DRAINED
         resume = pb.ResumeRequest(

@@ -183,5 +183,8 @@ async def test_an_idle_server_is_not_woken_to_look() -> None:
         looks.clear()
         watching = asyncio.create_task(lag.watch(lambda busy=busy: busy))  # type: ignore[misc]
         await asyncio.sleep(0.4)
+        async with asyncio.timeout(60):
+            while len(looks) < expected.start:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
         watching.cancel()
         assert len(looks) in expected

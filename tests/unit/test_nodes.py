@@ -49,8 +49,12 @@ async def eventually(is_so: Callable[[], bool]) -> None:
         await asyncio.sleep(0.02)
 
 
-async def leader(port: int = 0) -> asyncio.Server:
+async def leader(port: int = 0, met: list[None] | None = None) -> asyncio.Server:
+    """`met` grows by one with each connection."""
+
     async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if met is not None:
+            met.append(None)
         writer.close()
 
     return await asyncio.start_server(greet, "127.0.0.1", port)
@@ -84,8 +88,9 @@ async def test_should_join_the_next_engine_when_node_0_replaces_its_own(tmp_path
         server.close()
         await eventually(lambda: there.parts_started == 2)
         assert "node 0's engine is gone; waiting for the next" in there.said
-        again = await leader(port)
-        await asyncio.sleep(0.3)
+        met: list[None] = []
+        again = await leader(port, met)
+        await eventually(lambda: len(met) > 1)
         there.stop.set()
         await asyncio.sleep(0.3)
         assert not there.task.done(), "streams drain through it"

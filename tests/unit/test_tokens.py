@@ -17,6 +17,7 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
+from penstock.callers import tokens as tokens_module
 from penstock.callers.gate import Gate
 from penstock.callers.keys import make
 from penstock.callers.tokens import Tokens
@@ -134,10 +135,14 @@ def issuer() -> Iterator[Issuer]:
     made.server.server_close()
 
 
-async def test_keys_are_fetched_once_kept_and_asked_for_again_when_they_rotate(issuer: Issuer) -> None:
+async def test_keys_are_fetched_once_kept_and_asked_for_again_when_they_rotate(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(tokens_module, "time", SimpleNamespace(monotonic=lambda: clock.now, time=time.time))
     issuer.pages["/keys"] = jwks(e1=EC)
     settings = JwtSettings(issuer=ISSUER, audience="penstock", jwks_url=f"{issuer.url}/keys")
-    tokens = Tokens(settings, least_seconds=0.3)
+    tokens = Tokens(settings, least_seconds=10.0)
     for _ in range(5):
         await tokens.name(token())
     assert len(issuer.asked) == 1
@@ -146,12 +151,12 @@ async def test_keys_are_fetched_once_kept_and_asked_for_again_when_they_rotate(i
         with pytest.raises(CallerUnknown):
             await tokens.name(token(kid="made-up"))
     assert len(issuer.asked) == 1
-    await asyncio.sleep(0.35)
+    clock.now += 11
     assert await tokens.name(token(OTHER, "e2")) == "alice"
     with pytest.raises(CallerUnknown):
         await tokens.name(token())
     issuer.pages.clear()
-    await asyncio.sleep(0.35)
+    clock.now += 11
     with pytest.raises(CallerUnknown):
         await tokens.name(token(kid="e3"))
     assert await tokens.name(token(OTHER, "e2")) == "alice", "an issuer that is away takes no key with it"
