@@ -10,6 +10,8 @@ deleted when a new one begins (at the size given, at UTC midnight with the next 
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import logging
 import logging.handlers
@@ -24,6 +26,7 @@ from typing import Any
 
 from penstock.config_security import AuditSettings
 from penstock.errors import ConfigError
+from penstock.files import why_not_written
 
 log = logging.getLogger(__name__)
 # Lines that may wait for a slow disk; beyond it lines are lost, and that is logged.
@@ -109,10 +112,35 @@ class RotatingFile(logging.handlers.RotatingFileHandler):
             path, maxBytes=settings.max_file_bytes, backupCount=settings.keep_files, encoding="utf-8", delay=False
         )
         self._day = _day(path.stat().st_mtime) if path.stat().st_size else _day(time.time())
+        self._lost = 0
+        self._whole_bytes = path.stat().st_size
         self._purge()
 
     def _open(self) -> TextIOWrapper:
-        return open(self.baseFilename, "a", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600))
+        opener = functools.partial(os.open, mode=0o600)
+        stream = open(self.baseFilename, "a", encoding="utf-8", opener=opener)  # noqa: SIM115 - the handler closes it
+        if _ends_inside_a_line(self.baseFilename):
+            stream.write("\n")  # half a line of a service that was killed: the next one is whole
+        return stream
+
+    def emit(self, record: logging.LogRecord) -> None:
+        super().emit(record)
+        if self.stream is not None:
+            self._whole_bytes = os.fstat(self.stream.fileno()).st_size
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the library's name
+        """Count a line that could not be written and take back the part that was. Raises nothing."""
+        error = sys.exc_info()[1]
+        stream, self.stream = self.stream, None
+        if stream is not None:
+            with contextlib.suppress(OSError, ValueError):
+                stream.close()  # emit opens the file again
+        with contextlib.suppress(OSError):
+            os.truncate(self.baseFilename, self._whole_bytes)
+        self._lost += 1
+        if self._lost & (self._lost - 1) == 0 and isinstance(error, Exception):
+            why = why_not_written(Path(self.baseFilename), error)
+            log.error("audit.file: %s; %d audit lines are lost so far", why, self._lost)
 
     def shouldRollover(self, record: logging.LogRecord) -> bool:  # noqa: N802 - the library's name
         return self._day != _day(time.time()) or bool(super().shouldRollover(record))
@@ -128,6 +156,14 @@ class RotatingFile(logging.handlers.RotatingFileHandler):
             path = Path(f"{self.baseFilename}.{number}")
             if path.exists() and path.stat().st_mtime < too_old:
                 path.unlink()
+
+
+def _ends_inside_a_line(path: str) -> bool:
+    with open(path, "rb") as content:
+        if not content.seek(0, os.SEEK_END):
+            return False
+        content.seek(-1, os.SEEK_END)
+        return content.read(1) != b"\n"
 
 
 def _day(seconds: float) -> str:

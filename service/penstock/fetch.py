@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import os
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from penstock.errors import ConfigError, PenstockError
+from penstock.files import free_bytes, size, why_not_written
 
 WANTED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 _CHUNK_BYTES = 8 * 1024 * 1024
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 class DownloadFailed(PenstockError):
@@ -50,6 +52,15 @@ class Hub(Protocol):
         """The file in the cache, fetched unless it is there whole."""
         ...
 
+    @property
+    def cache(self) -> Path:
+        """The directory that files come to."""
+        ...
+
+    def has(self, model: str, name: str, commit: str) -> bool:
+        """Return whether the file is in the cache, whole."""
+        ...
+
 
 OnFile = Callable[[str, int, int], None]
 
@@ -63,6 +74,7 @@ def fetch(hub: Hub, model: str, revision: str, *, verify: bool, stamps: Path, on
     if not any(file.name.endswith(".safetensors") for file in files):
         raise ConfigError(f"{model} has no weights (*.safetensors)")
     total, done, verified = sum(file.bytes for file in files), 0, 0
+    _check_space(hub, model, files, commit)
     # Small ones first: what is wrong with a configuration is told before 400 GB have come.
     for file in sorted(files, key=lambda file: file.bytes):
         path = hub.get(model, file.name, revision)
@@ -72,6 +84,16 @@ def fetch(hub: Hub, model: str, revision: str, *, verify: bool, stamps: Path, on
         done += file.bytes
         on_file(file.name, done, total)
     return Fetched(commit, len(files), total, verified)
+
+
+def _check_space(hub: Hub, model: str, files: list[File], commit: str) -> None:
+    """Raises DownloadFailed: hours before the disk is full rather than then."""
+    needed, free = sum(file.bytes for file in files if not hub.has(model, file.name, commit)), free_bytes(hub.cache)
+    if free is not None and free < needed:
+        raise DownloadFailed(
+            f"{hub.cache} has no room for {model}: {size(needed)} needed, {size(free)} free; make room, or set HF_HOME"
+            " to a directory on a larger disk"
+        )
 
 
 def _verify(path: Path, file: File, stamps: Path) -> None:
@@ -88,8 +110,11 @@ def _verify(path: Path, file: File, stamps: Path) -> None:
         path.unlink()
         blob.unlink(missing_ok=True)
         raise DownloadFailed(f"{file.name}: SHA-256 {digest.hexdigest()} instead of {file.sha256}; it was deleted")
-    stamps.mkdir(parents=True, exist_ok=True)
-    stamp.touch()
+    try:
+        stamps.mkdir(parents=True, exist_ok=True)
+        stamp.touch()
+    except OSError as error:
+        raise DownloadFailed(why_not_written(stamp, error)) from error
 
 
 class HuggingFace:
@@ -113,9 +138,23 @@ class HuggingFace:
         from huggingface_hub import hf_hub_download
 
         try:
-            return Path(hf_hub_download(model, name, revision=revision or None))
+            with warnings.catch_warnings(action="ignore"):  # of a disk that will not hold the file: told below
+                return Path(hf_hub_download(model, name, revision=revision or None))
         except _transport_errors() as error:
+            if _is_of_the_disk(error):
+                raise DownloadFailed(f"{model}: {name}: {why_not_written(self.cache, error)}") from error
             raise DownloadFailed(f"{model}: {name} did not come: {_cause(error)}") from error
+
+    @property
+    def cache(self) -> Path:
+        from huggingface_hub import constants
+
+        return Path(constants.HF_HUB_CACHE)
+
+    def has(self, model: str, name: str, commit: str) -> bool:
+        from huggingface_hub import try_to_load_from_cache
+
+        return isinstance(try_to_load_from_cache(model, name, revision=commit), str)
 
 
 def _transport_errors() -> tuple[type[Exception], ...]:
@@ -123,13 +162,17 @@ def _transport_errors() -> tuple[type[Exception], ...]:
     from huggingface_hub.utils import _http
 
     library = getattr(_http, "httpx2", None) or getattr(_http, "httpx", None)
-    return (OSError, library.HTTPError) if library is not None else (OSError,)
+    # RuntimeError is what hf_xet raises, whatever happened.
+    return (OSError, RuntimeError, library.HTTPError) if library is not None else (OSError, RuntimeError)
+
+
+def _is_of_the_disk(error: Exception) -> bool:
+    number = error.errno if isinstance(error, OSError) else None
+    return number in _DISK_ERRORS or any(f"os error {one}" in str(error) for one in _DISK_ERRORS)
 
 
 def _cause(error: Exception) -> str:
     """Return one line: of an error that says nothing itself, the one behind it."""
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return os.strerror(errno.ENOSPC)
     said = str(error).strip() or str(error.__cause__ or "").strip()
     said = re.sub(r"^\[Errno -?\d+\] ", "", said)
     return said.splitlines()[0].rstrip(".") if said else type(error).__name__

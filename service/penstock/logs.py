@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
+from penstock.files import write_text
 from penstock.observe import CALL
 
 Format = Literal["text", "json"]
@@ -113,5 +114,5 @@ def vllm_environment(form: Format, level: str, directory: Path) -> Mapping[str, 
         "loggers": {"vllm": {"handlers": ["ours"], "level": level, "propagate": True}},
     }
     path = directory / "vllm-logging.json"
-    path.write_text(json.dumps(settings))
+    write_text(path, json.dumps(settings))
     return {"VLLM_LOGGING_CONFIG_PATH": str(path)}

@@ -28,6 +28,9 @@ class Shelf:
         digest = hashlib.sha256(WEIGHTS).hexdigest()
         return "c0ffee", [File(name, len(data), digest if "safe" in name else None) for name, data in self.sent.items()]
 
+    def has(self, model: str, name: str, commit: str) -> bool:
+        return (self.cache / name).exists()
+
     def get(self, model: str, name: str, revision: str) -> Path:
         self.got.append(name)
         path, blob = self.cache / name, self.cache / f"blob-{name}"

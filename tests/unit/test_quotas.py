@@ -151,10 +151,10 @@ async def test_calls_in_flight_stay_charged_and_are_told_when_the_file_is_opened
 
 
 async def test_a_file_that_cannot_be_written_lets_nobody_in(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot be made"):
+    with pytest.raises(ConfigError, match="cannot be written"):
         SqliteDays(tmp_path / "none" / "q.db")
     (tmp_path / "text.db").write_text("this is no database, and it is long enough to be seen as none" * 20)
-    with pytest.raises(ConfigError, match="cannot be used"):
+    with pytest.raises(ConfigError, match="cannot be written"):
         SqliteDays(tmp_path / "text.db")
     days = SqliteDays(tmp_path / "q.db")
     days._database.close()

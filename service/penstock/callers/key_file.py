@@ -11,6 +11,7 @@ from pathlib import Path
 from penstock.callers import keys
 from penstock.config_security import ApiKey
 from penstock.errors import ConfigError
+from penstock.files import why_not_written
 
 Entries = tuple[ApiKey, ...]
 
@@ -34,7 +35,7 @@ def change(path: Path, make: Callable[[Entries], Entries]) -> None:
             fcntl.flock(lock, fcntl.LOCK_EX)
             _replace(path, keys.to_text(make(entries(path) if path.exists() else ())))
     except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
+        raise ConfigError(why_not_written(path, error)) from error
 
 
 def _replace(path: Path, text: str) -> None:

@@ -95,7 +95,7 @@ def bench(
     )  # fmt: skip
     if rows and json is None:
         raise typer.BadParameter("goes with --json", param_hint="--rows")
-    refuse_unwritable(("--json", None if json in (None, "-") else Path(str(json))), ("--save-trace", save_trace))
+    o.refuse_unwritable(("--json", None if json in (None, "-") else Path(str(json))), ("--save-trace", save_trace))
     run = _Bench(pattern, workload, options, objectives)
     exit_code = run.measure(target, o.encryption(tls, ca), connections, pid)
     if not run.tell(json, rows, save_trace):
@@ -128,13 +128,6 @@ def parsed(parse: Callable[[Any], T], given: Any, option: str) -> T:
         return parse(given)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint=option) from None
-
-
-def refuse_unwritable(*files: tuple[str, Path | None]) -> None:
-    """Before the work rather than after it."""
-    for option, file in files:
-        if file is not None and not file.absolute().parent.is_dir():
-            raise typer.BadParameter(f"{file.parent} is no directory", param_hint=option)
 
 
 def client_for(target: str, tls: bool | Path | None, number: int = 0) -> AsyncClient:
@@ -199,6 +192,7 @@ class _Bench:
         """Show and write what was measured. Return False, without output, where no call was measured."""
         from rich.console import Console
 
+        from penstock.files import replacing, write_text
         from penstock.load import report, trace
         from penstock.load.arrivals import Arrival
         from penstock.load.machine import client_machine, model_facts
@@ -210,7 +204,8 @@ class _Bench:
         report.show(console, self._load, self._objectives, self._not_local)
         if save_trace is not None:
             sent = sorted(self._load.records, key=lambda record: record.intended)
-            trace.write(save_trace, (Arrival(record.intended, record.work) for record in sent))
+            with replacing(save_trace) as partial:
+                trace.write(partial, (Arrival(record.intended, record.work) for record in sent))
         if json is not None:
             made = {
                 "command": shlex.join(["penstock", *sys.argv[1:]]),
@@ -220,5 +215,5 @@ class _Bench:
                 **report.as_json(self._load, self._objectives, self._not_local, rows=rows),
             }
             text = json_module.dumps(made, indent=1) + "\n"
-            typer.echo(text, nl=False) if json == "-" else Path(json).write_text(text, encoding="utf-8")
+            typer.echo(text, nl=False) if json == "-" else write_text(Path(json), text)
         return True

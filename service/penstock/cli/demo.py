@@ -60,6 +60,9 @@ def demo(
     from penstock_client import Client, PenstockError
     from rich.console import Console
 
+    from penstock.files import replacing
+
+    o.refuse_unwritable(("--picture", picture))
     # A picture shows what a terminal shows, whatever this output is.
     console = Console(record=True, width=_PICTURE_COLUMNS, force_terminal=True) if picture else Console()
     directory = Path(tempfile.mkdtemp(prefix="penstock-demo-"))
@@ -72,7 +75,8 @@ def demo(
                     console.export_text()  # forgets the start, which is not part of the picture
                 _ask_all(client, question, console)
                 if picture:
-                    console.save_svg(str(picture), title="penstock demo")
+                    with replacing(picture) as partial:
+                        console.save_svg(str(partial), title="penstock demo")
     except (ServiceDied, PenstockError) as error:
         # The log stays: whoever reads this will want more of it.
         fail(f"{error}; the last lines of its log, {log}:", *_tail(log))

@@ -105,9 +105,7 @@ def _refuse_unwritable(json: str | None, plot: Path | None) -> None:
             raise typer.BadParameter("needs matplotlib: pip install 'penstock[eval]'", param_hint="--plot")
         if plot.suffix not in PICTURES:
             raise typer.BadParameter(f"{plot}: ends in none of {', '.join(PICTURES)}", param_hint="--plot")
-    for option, file in (("--json", None if json in (None, "-") else Path(str(json))), ("--plot", plot)):
-        if file is not None and not file.absolute().parent.is_dir():
-            raise typer.BadParameter(f"{file.parent} is no directory", param_hint=option)
+    o.refuse_unwritable(("--json", None if json in (None, "-") else Path(str(json))), ("--plot", plot))
 
 
 class _Run:
@@ -146,7 +144,9 @@ class _Run:
                 calls=self._options.calls,
                 max_output_tokens=self._options.max_output_tokens,
             )
-            with Progress(*columns, console=self._notes, transient=True) as progress:
+            with Progress(
+                *columns, console=self._notes, transient=True, disable=not self._notes.is_terminal
+            ) as progress:
                 task = progress.add_task("warming up", total=len(self._questions) * len(self._settings))
 
                 def keep(row: Row) -> None:
@@ -165,6 +165,7 @@ class _Run:
         from penstock.evaluation import report
         from penstock.evaluation.checks import check as run_checks
         from penstock.evaluation.results import summarize
+        from penstock.files import replacing, write_text
 
         summaries = [found for setting in self._settings if (found := summarize(setting, self._rows)) is not None]
         if self._facts is None or not summaries:
@@ -180,10 +181,12 @@ class _Run:
         if json is not None:
             made = report.as_json(self._facts, summaries, lines, self._rows if rows else ())
             text = json_module.dumps(made, indent=1, ensure_ascii=False) + "\n"
-            typer.echo(text, nl=False) if json == "-" else Path(json).write_text(text, encoding="utf-8")
+            typer.echo(text, nl=False) if json == "-" else write_text(Path(json), text)
         if plot is not None:
             from penstock.evaluation.plot import draw
 
             model, machine = self._facts.model, self._facts.client_machine
-            draw(summaries, f"{model['name']}, {len(self._questions)} questions, client on {machine['cpu']}", plot)
+            title = f"{model['name']}, {len(self._questions)} questions, client on {machine['cpu']}"
+            with replacing(plot) as partial:
+                draw(summaries, title, partial)
         return all(line.ok for line in lines)

@@ -57,8 +57,10 @@ def _tell(load: ExpertLoad, png: Path | None, json: bool) -> None:
 
     if png is not None:
         from penstock.cli.experts_plot import draw
+        from penstock.files import replacing
 
-        draw(load, png)
+        with replacing(png) as partial:
+            draw(load, partial)
         typer.echo(f"wrote {png}", err=True)
     if json:
         print_json(load.raw)
@@ -94,5 +96,4 @@ def _refuse_unwritable(png: Path) -> None:
         raise typer.BadParameter("needs matplotlib: pip install 'penstock[eval]'", param_hint="--png")
     if png.suffix not in _PICTURES:
         raise typer.BadParameter(f"{png}: ends in none of {', '.join(_PICTURES)}", param_hint="--png")
-    if not png.parent.is_dir():
-        raise typer.BadParameter(f"{png}: there is no directory {png.parent}", param_hint="--png")
+    o.refuse_unwritable(("--png", png))

@@ -124,6 +124,7 @@ def _os_error_in_words(error: OSError) -> str:
     why = error.strerror or str(error)
     if error.filename is not None:
         return f"{error.filename}: {why}"
+    # Files are written through penstock.files, which names them: this is stdout.
     if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO):
         _let_go_of_stdout()
         return f"cannot write the output: {why}"

@@ -101,6 +101,15 @@ def configuration(file: Path | None, settings: list[str] | None, flags: dict[str
     return load(file, os.environ, given)
 
 
+def refuse_unwritable(*files: tuple[str, Path | None]) -> None:
+    """Raise BadParameter for a file that could not be written: before the work rather than after it."""
+    from penstock.files import why_not_writable
+
+    for option, file in files:
+        if file is not None and (why := why_not_writable(file)):
+            raise typer.BadParameter(why, param_hint=option)
+
+
 def text_of(argument: str) -> str:
     """The argument, or all of stdin for `-`."""
     if argument != "-":

@@ -89,8 +89,7 @@ def pilot(
 
 def _refuse_file(out: Path) -> None:
     """Before the work rather than after it."""
-    if not out.absolute().parent.is_dir():
-        raise typer.BadParameter(f"{out.parent} is no directory", param_hint="--out")
+    o.refuse_unwritable(("--out", out / "pilot.json" if out.is_dir() else out))
 
 
 def _read(file: Path) -> Result:
@@ -163,24 +162,27 @@ def _float(text: str | None) -> float | None:
 
 def _write(result: Result, out: Path, json: bool, notes: Console) -> None:
     """The three files; on stdout what matters most."""
+    from penstock.files import write_text
     from penstock.pilot.flag import State
     from penstock.pilot.render import to_html, to_markdown
     from penstock.pilot.report import document
 
-    out.mkdir(exist_ok=True)
     made = document(result)
     text = json_module.dumps(result.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
-    (out / "pilot.json").write_text(text, encoding="utf-8")
-    (out / "pilot.html").write_text(to_html(made), encoding="utf-8")
-    (out / "pilot.md").write_text(to_markdown(made, "pilot.html"), encoding="utf-8")
     if json:
         typer.echo(text, nl=False)
-        return
-    for tile in made.tiles:
-        typer.echo(f"{tile.label:<24}{tile.value:<18}{tile.note}")
-    for sentence in made.summary:
-        typer.echo(sentence)
-    for flag in made.flags:
-        if flag.state is State.RAISED:
-            typer.echo(f"RED FLAG  {flag.title}: {flag.evidence}")
-    notes.out(f"written: {out / 'pilot.html'}, pilot.md, pilot.json", highlight=False)
+    else:
+        for tile in made.tiles:
+            typer.echo(f"{tile.label:<24}{tile.value:<18}{tile.note}")
+        for sentence in made.summary:
+            typer.echo(sentence)
+        for flag in made.flags:
+            if flag.state is State.RAISED:
+                typer.echo(f"RED FLAG  {flag.title}: {flag.evidence}")
+    # Last: where the disk is full, an hour's figures have been shown.
+    out.mkdir(exist_ok=True)
+    write_text(out / "pilot.json", text)
+    write_text(out / "pilot.html", to_html(made))
+    write_text(out / "pilot.md", to_markdown(made, "pilot.html"))
+    if not json:
+        notes.out(f"written: {out / 'pilot.html'}, pilot.md, pilot.json", highlight=False)

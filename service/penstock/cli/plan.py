@@ -244,8 +244,10 @@ def _tell(
         report.show(console, made, minded)
     if png is not None:
         from penstock.capacity.plot import draw
+        from penstock.files import replacing
 
-        draw(made, png)
+        with replacing(png) as partial:
+            draw(made, partial)
     if not made.memory.fits:
         raise typer.Exit(EXIT_REFUSED)
 
@@ -268,5 +270,4 @@ def _refuse_unwritable(png: Path | None) -> None:
         raise typer.BadParameter("needs matplotlib: pip install 'penstock[eval]'", param_hint="--png")
     if png.suffix not in PICTURES:
         raise typer.BadParameter(f"{png}: ends in none of {', '.join(PICTURES)}", param_hint="--png")
-    if not png.absolute().parent.is_dir():
-        raise typer.BadParameter(f"{png.parent} is no directory", param_hint="--png")
+    o.refuse_unwritable(("--png", png))

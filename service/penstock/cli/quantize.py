@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as json_module
-import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -19,32 +18,24 @@ def quantize(
 ) -> None:
     """Write an FP8 checkpoint: e4m3 weights in 128 x 128 blocks, as the official FP8 checkpoints are."""
     from penstock.cli.preflight import why_not_load
-    from penstock.errors import ConfigError, PenstockError
+    from penstock.errors import ConfigError
 
     if wrong := list(why_not_load(str(source))):
         raise ConfigError("\n".join(wrong))
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-    from safetensors import SafetensorError
 
     from penstock.engine_vllm.fp8.write import write
 
     columns = (BarColumn(), DownloadColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None)
-        was_there = target.exists()
-        try:
-            written = write(
-                source,
-                target,
-                lambda done, total, name: bar.update(task, completed=done, total=total, description=name),
-            )
-        except (OSError, SafetensorError, KeyboardInterrupt) as error:
-            if not was_there:
-                shutil.rmtree(target, ignore_errors=True)  # half a checkpoint is none
-            if isinstance(error, SafetensorError):
-                raise PenstockError(f"{target} was not written: {error}") from error
-            raise
+        written = write(
+            source,
+            target,
+            lambda done, total, name: bar.update(task, completed=done, total=total, description=name),
+        )
     if json:
         facts = {
             "source_bytes": written.source_bytes,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as json_module
-import os
 import time
 from pathlib import Path
 from typing import Annotated
@@ -35,6 +34,7 @@ def serve(
     flags = {name: value for name, value in named.items() if value is not None}
     loaded = o.configuration(config, settings, flags | ({"--insecure": "true"} if insecure else {}))
     started = time.monotonic()
+    from penstock.files import write_text
 
     def say(phase: str, **facts: str) -> None:
         seconds = time.monotonic() - started
@@ -46,10 +46,7 @@ def serve(
     def ready(address: str) -> None:
         say(f"ready on {address}; try `penstock chat --target {address}`", address=address)
         if ready_file is not None:
-            # Whole or not at all: somebody waits for this file to appear.
-            partial = ready_file.with_name(f"{ready_file.name}.{os.getpid()}")
-            partial.write_text(f"{address}\n")
-            partial.replace(ready_file)
+            write_text(ready_file, f"{address}\n")  # whole: somebody waits for this file to appear
 
     for note in loaded.notes:
         say(note)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Protocol, TextIO, TypeVar
 
 from penstock.errors import ConfigError, Overloaded
+from penstock.files import why_not_written
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -53,6 +54,7 @@ class SqliteDays:
 
     def __init__(self, path: Path) -> None:
         """Raises ConfigError where the file cannot be had, or another service has it."""
+        self._path = path
         self._lock = _lock(path)
         self._thread = ThreadPoolExecutor(1, "quotas")
         try:
@@ -64,7 +66,7 @@ class SqliteDays:
             self._doubt()
         except sqlite3.Error as error:
             self._lock.close()
-            raise ConfigError(f"quotas.daily_file: {path} cannot be used: {error}") from error
+            raise ConfigError(f"quotas.daily_file: {why_not_written(path, error)}") from error
 
     def _doubt(self) -> None:
         """What was in flight when the last service was killed stays charged; that it is doubtful is kept beside it."""
@@ -86,7 +88,7 @@ class SqliteDays:
         try:
             return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, work))
         except sqlite3.Error as error:
-            log.error("quotas.daily_file: %s", error)
+            log.error("quotas.daily_file: %s", why_not_written(self._path, error))
             raise Overloaded(
                 "the counts of quotas cannot be written", resource="quota_counts", retry_after_seconds=1.0
             ) from error
@@ -137,7 +139,7 @@ def _lock(path: Path) -> TextIO:
     try:
         lock = open(path.with_name(f"{path.name}.lock"), "a")  # noqa: SIM115 - it is the lock
     except OSError as error:
-        raise ConfigError(f"quotas.daily_file: {path} cannot be made: {error.strerror}") from error
+        raise ConfigError(f"quotas.daily_file: {why_not_written(path, error)}") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

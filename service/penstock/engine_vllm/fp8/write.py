@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from penstock.engine_vllm.fp8.blocks import BLOCK, quantize
-from penstock.errors import ConfigError
+from penstock.errors import ConfigError, PenstockError
+from penstock.files import free_bytes, is_of_space, size, why_not_written
 
 _CONVERTED = re.compile(
     r"(^|\.)layers\.\d+\."
@@ -50,7 +51,7 @@ class Written:
 
 
 def write(source: Path, target: Path, progress: Progress = lambda done, total, name: None) -> Written:
-    """Raises `ConfigError` in plain words. `target` appears whole or not at all."""
+    """Write `target`, whole or not at all. Raises ConfigError, and PenstockError where there is no room."""
     config = _config(source)
     shards = sorted(source.glob("*.safetensors"))
     if not shards:
@@ -66,10 +67,17 @@ def write(source: Path, target: Path, progress: Progress = lambda done, total, n
         _write_weights(shards, partial, written, progress)
         _write_rest(source, partial, config, written)
         partial.rename(target)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, SafetensorError) or (isinstance(error, OSError) and is_of_space(error)):
+            why = why_not_written(target, error, _space_needed(written.source_bytes))
+            raise PenstockError(f"{why}; nothing was left behind") from error
         raise
     return written
+
+
+def _space_needed(source_bytes: int) -> int:
+    return int(source_bytes * _SPACE)
 
 
 def _write_weights(shards: list[Path], folder: Path, written: Written, progress: Progress) -> None:
@@ -152,7 +160,6 @@ def _write_rest(source: Path, folder: Path, config: dict[str, object], written: 
 
 
 def _check_space(target: Path, source_bytes: int) -> None:
-    there = next(path for path in (target, *target.absolute().parents) if path.exists())
-    needed, free = int(source_bytes * _SPACE), shutil.disk_usage(there).free
-    if free < needed:
-        raise ConfigError(f"{there} has {free / 1e9:.1f} GB free, and about {needed / 1e9:.1f} GB are needed")
+    needed, free = _space_needed(source_bytes), free_bytes(target)
+    if free is not None and free < needed:
+        raise PenstockError(f"{target} cannot be written: about {size(needed)} needed, {size(free)} free")
