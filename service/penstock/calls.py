@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from penstock_client.v1 import generation_pb2 as pb
 
 from penstock import wire
-from penstock.admission import Bid, Permit
+from penstock.admission import Bid
 from penstock.callers.isolation import class_of, own_prefixes
 from penstock.candidate import Steering
 from penstock.charges import charged
@@ -56,7 +56,6 @@ class Call:
 
     engine: Engine
     plan: Plan
-    permit: Permit
     generation_id: str
     effective: pb.EffectiveSettings
     arrival: Arrival
@@ -231,12 +230,12 @@ class Calls:
                 await stack.enter_async_context(charged(house, arrival.caller, plan, generation_id, meter))
                 if plan.request.output.structured is not None:
                     await engine.check_constraint(plan.request.output.structured, arrival.caller.id)
-                began, room = time.monotonic(), house.admission.permit(_bid(plan, arrival))
                 steering = steering or house.steering()
+                began, room = time.monotonic(), house.admission.permit(_bid(plan, arrival))
                 permit = await steering.unless_it_ends(lambda: stack.enter_async_context(room))
-                # Cancelled in the queue: it ends without the engine, and needs no room.
-                permit = permit or Permit(time.monotonic() - began)
-            if permit.waited_seconds and plan.choice.auto_budget_tokens is not None:
+                # Without a permit it was cancelled in the queue: it ends before it asks for an engine.
+                waited_seconds = permit.waited_seconds if permit else time.monotonic() - began
+            if waited_seconds and plan.choice.auto_budget_tokens is not None:
                 # The deadline is nearer than when AUTO was planned.
                 plan = await self.plan(spec, engine, arrival)
                 watch.planned(plan, arrival.seconds_left)
@@ -244,9 +243,9 @@ class Calls:
             if arrival.deadline_monotonic is not None:
                 margin_seconds = arrival.status_margin_seconds(house.lag.seconds)
                 effective.status_margin.FromNanoseconds(round(margin_seconds * 1e9))
-            watch.let_in(generation_id, permit.waited_seconds)
+            watch.let_in(generation_id, waited_seconds)
             states = carried.candidates if carried else ()
-            yield Call(engine, plan, permit, generation_id, effective, arrival, steering, spec, states, watch, meter)
+            yield Call(engine, plan, generation_id, effective, arrival, steering, spec, states, watch, meter)
             for end in meter.finished.ends if meter.finished else ():
                 if end.finish_reason is FinishReason.STOP:
                     house.answers.saw(end.usage.answer_tokens)
