@@ -2436,7 +2436,8 @@ func (*GenerationEvent_Interrupted) isGenerationEvent_Event() {}
 func (*GenerationEvent_Continued) isGenerationEvent_Event() {}
 
 // A candidate stands still until the engine takes work again. No token is lost or sent twice, and nothing is to be done:
-// either `continued` follows, or the call ends with the error ENGINE_DOWN where the engine cannot be started again.
+// `continued` follows; or the candidate ends, where it is cancelled or drained meanwhile; or the call ends with the error
+// ENGINE_DOWN, where the engine cannot be started again.
 type GenerationInterrupted struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Which candidate, from 0. Each candidate that was running is told.

@@ -48,7 +48,8 @@ type GenerationServiceClient interface {
 	// The same as a stream of events: the first is `started`, the last is `finished`.
 	StreamGenerate(ctx context.Context, in *StreamGenerateRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[StreamGenerateResponse], error)
 	// A stream that the caller steers: the first message is `start`, later ones finish the thought now, change the
-	// budget, or cancel. Closing the sending side does not end the generation.
+	// budget, or cancel. Cancel ends the generation at once with `finished` and its cost, also in the queue or while the
+	// engine restarts; the others act at the next engine step. Closing the sending side does not end the generation.
 	Interact(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[InteractRequest, InteractResponse], error)
 	// Goes on with a resumable stream after a dropped connection, from the last sequence number that was seen.
 	// NOT_FOUND / GENERATION_NOT_FOUND when it is unknown, expired or another caller's.
@@ -168,7 +169,8 @@ type GenerationServiceServer interface {
 	// The same as a stream of events: the first is `started`, the last is `finished`.
 	StreamGenerate(*StreamGenerateRequest, grpc.ServerStreamingServer[StreamGenerateResponse]) error
 	// A stream that the caller steers: the first message is `start`, later ones finish the thought now, change the
-	// budget, or cancel. Closing the sending side does not end the generation.
+	// budget, or cancel. Cancel ends the generation at once with `finished` and its cost, also in the queue or while the
+	// engine restarts; the others act at the next engine step. Closing the sending side does not end the generation.
 	Interact(grpc.BidiStreamingServer[InteractRequest, InteractResponse]) error
 	// Goes on with a resumable stream after a dropped connection, from the last sequence number that was seen.
 	// NOT_FOUND / GENERATION_NOT_FOUND when it is unknown, expired or another caller's.

@@ -1283,7 +1283,8 @@ Global___GenerationEvent: _TypeAlias = GenerationEvent  # noqa: Y015
 @_typing.final
 class GenerationInterrupted(_message.Message):
     """A candidate stands still until the engine takes work again. No token is lost or sent twice, and nothing is to be done:
-    either `continued` follows, or the call ends with the error ENGINE_DOWN where the engine cannot be started again.
+    `continued` follows; or the candidate ends, where it is cancelled or drained meanwhile; or the call ends with the error
+    ENGINE_DOWN, where the engine cannot be started again.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -103,7 +103,8 @@ class GenerationServiceServicer:
 
     def Interact(self, request_iterator, context):
         """A stream that the caller steers: the first message is `start`, later ones finish the thought now, change the
-        budget, or cancel. Closing the sending side does not end the generation.
+        budget, or cancel. Cancel ends the generation at once with `finished` and its cost, also in the queue or while the
+        engine restarts; the others act at the next engine step. Closing the sending side does not end the generation.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -48,7 +48,8 @@ class GenerationServiceStub:
     """The same as a stream of events: the first is `started`, the last is `finished`."""
     Interact: _grpc.StreamStreamMultiCallable[_generation_pb2.InteractRequest, _generation_pb2.InteractResponse]
     """A stream that the caller steers: the first message is `start`, later ones finish the thought now, change the
-    budget, or cancel. Closing the sending side does not end the generation.
+    budget, or cancel. Cancel ends the generation at once with `finished` and its cost, also in the queue or while the
+    engine restarts; the others act at the next engine step. Closing the sending side does not end the generation.
     """
     Resume: _grpc.UnaryStreamMultiCallable[_generation_pb2.ResumeRequest, _generation_pb2.ResumeResponse]
     """Goes on with a resumable stream after a dropped connection, from the last sequence number that was seen.
@@ -81,7 +82,8 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     """The same as a stream of events: the first is `started`, the last is `finished`."""
     Interact: _aio.StreamStreamMultiCallable[_generation_pb2.InteractRequest, _generation_pb2.InteractResponse]  # type: ignore[assignment]
     """A stream that the caller steers: the first message is `start`, later ones finish the thought now, change the
-    budget, or cancel. Closing the sending side does not end the generation.
+    budget, or cancel. Cancel ends the generation at once with `finished` and its cost, also in the queue or while the
+    engine restarts; the others act at the next engine step. Closing the sending side does not end the generation.
     """
     Resume: _aio.UnaryStreamMultiCallable[_generation_pb2.ResumeRequest, _generation_pb2.ResumeResponse]  # type: ignore[assignment]
     """Goes on with a resumable stream after a dropped connection, from the last sequence number that was seen.
@@ -129,7 +131,8 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_generation_pb2.InteractResponse], _abc.AsyncIterator[_generation_pb2.InteractResponse]]:
         """A stream that the caller steers: the first message is `start`, later ones finish the thought now, change the
-        budget, or cancel. Closing the sending side does not end the generation.
+        budget, or cancel. Cancel ends the generation at once with `finished` and its cost, also in the queue or while the
+        engine restarts; the others act at the next engine step. Closing the sending side does not end the generation.
         """
 
     @_abc_1.abstractmethod

@@ -1071,7 +1071,8 @@ export const GenerationEventSchema: GenMessage<GenerationEvent> = /*@__PURE__*/
 
 /**
  * A candidate stands still until the engine takes work again. No token is lost or sent twice, and nothing is to be done:
- * either `continued` follows, or the call ends with the error ENGINE_DOWN where the engine cannot be started again.
+ * `continued` follows; or the candidate ends, where it is cancelled or drained meanwhile; or the call ends with the error
+ * ENGINE_DOWN, where the engine cannot be started again.
  *
  * @generated from message penstock.v1.GenerationInterrupted
  */
@@ -2147,7 +2148,8 @@ export const GenerationService: GenService<{
   },
   /**
    * A stream that the caller steers: the first message is `start`, later ones finish the thought now, change the
-   * budget, or cancel. Closing the sending side does not end the generation.
+   * budget, or cancel. Cancel ends the generation at once with `finished` and its cost, also in the queue or while the
+   * engine restarts; the others act at the next engine step. Closing the sending side does not end the generation.
    *
    * @generated from rpc penstock.v1.GenerationService.Interact
    */
