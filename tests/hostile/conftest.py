@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,8 @@ import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from penstock.callers.keys import make
+
+from tests.rpc.secure import Authority
 
 ROOT = Path(__file__).parents[2]
 _QUIET_SECONDS = 5.0
@@ -45,7 +47,7 @@ def requests(pytestconfig: pytest.Config) -> int:
 
 @dataclass
 class Victim:
-    """The service under attack. `holdings` are of its process: tasks, fds, threads, rss_kib."""
+    """The service under attack. `holdings` are of its process: tasks, fds, threads, engine runs."""
 
     address: str
     process: subprocess.Popen[str]
@@ -54,7 +56,10 @@ class Victim:
     log: Path
     key: str = ""
     health_address: str = ""
+    authority: str = ""
+    """File of the authority whose certificate the service shows; empty is plaintext."""
     before: dict[str, int] = field(default_factory=dict)
+    rss_kib_before: int = 0
     attacks: list[tuple[float, float]] = field(default_factory=list)
     sent: dict[str, int] = field(default_factory=dict)
 
@@ -85,11 +90,11 @@ class Victim:
         self.sent[name] = self.sent.get(name, 0) + count
 
     def rss_kib(self) -> int:
-        """Resident memory as it is, nothing given back before."""
+        """Resident memory as the system counts it: nothing is collected or given back for it."""
         return psutil.Process(self.process.pid).memory_info().rss >> 10
 
     def health(self, address: str = "") -> str:
-        with grpc.insecure_channel(address or self.address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+        with connection(address or self.address, "" if address else self.authority) as channel:
             reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=20)
             return health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
 
@@ -112,6 +117,14 @@ class Victim:
             meets = any(begin < end and end - seconds < until for begin, until in self.attacks)
             quiet, beside = quiet + (not meets), beside + meets
         return quiet, beside, failed
+
+
+def connection(address: str, authority: str) -> grpc.Channel:
+    """A channel of its own, whatever others there are; by TLS where a file of an authority is named."""
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    if not authority:
+        return grpc.insecure_channel(address, options=options)
+    return grpc.secure_channel(address, grpc.ssl_channel_credentials(Path(authority).read_bytes()), options=options)
 
 
 @contextmanager
@@ -144,11 +157,22 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
         yield victim
 
 
+@pytest.fixture(scope="session")
+def guarded_by_tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
+    with guarded_service(tmp_path_factory.mktemp("guarded_by_tls"), tls=True) as victim:
+        yield victim
+
+
 @contextmanager
-def guarded_service(place: Path) -> Iterator[Victim]:
-    """A service that must know its callers; the normal client and the attacker (`key`) are two of them."""
+def guarded_service(
+    place: Path, more: Mapping[str, Mapping[str, Any]] | None = None, *, tls: bool = False
+) -> Iterator[Victim]:
+    """A service that must know its callers; the normal client and the attacker (`key`) are two of them.
+
+    `more` are settings by section, over those here.
+    """
     keys = {caller: make(caller) for caller in ("normal", "attacker")}
-    config = {
+    config: dict[str, Any] = {
         "server": {
             "listen": "127.0.0.1:0",
             "health_listen": f"127.0.0.1:{_free_port()}",
@@ -160,9 +184,16 @@ def guarded_service(place: Path) -> Iterator[Victim]:
         "auth": {"keys": [json.loads(entry.model_dump_json()) for _, entry in keys.values()]},
         "admission": {"max_starts_per_second": 50, "max_running_sequences": 64},
     }
-    with serving(place, config, keys["normal"][0]) as victim:
+    for section, settings in (more or {}).items():
+        config[section] = {**config.get(section, {}), **settings}
+    authority = place / "authority.pem"
+    if tls:
+        signing = Authority()
+        authority.write_bytes(signing.pem)
+        config["tls"] = signing.server("localhost").write(place)
+    with serving(place, config, keys["normal"][0], str(authority) if tls else "") as victim:
         victim.key = keys["attacker"][0]
-        victim.health_address = str(config["server"]["health_listen"])  # type: ignore[index]
+        victim.health_address = str(config["server"]["health_listen"])
         yield victim
 
 
@@ -172,7 +203,7 @@ def _free_port() -> int:
 
 
 @contextmanager
-def serving(place: Path, config: dict[str, Any], normal_key: str = "") -> Iterator[Victim]:
+def serving(place: Path, config: dict[str, Any], normal_key: str = "", authority: str = "") -> Iterator[Victim]:
     replies, samples, log = place / "replies.json", place / "normal", place / "log"
     replies.write_text(json.dumps(REPLIES))
     config = {"engine": {"kind": "scripted", "model": str(replies)}, **config}
@@ -184,8 +215,8 @@ def serving(place: Path, config: dict[str, Any], normal_key: str = "") -> Iterat
         assert process.stdout is not None
         address = process.stdout.readline().strip()
         assert address, log.read_text()
-        with program(errors, "normal", address, str(NORMAL_STREAMS), normal_key, out=out) as normal:
-            yield Victim(address, process, normal, samples, log)
+        with program(errors, "normal", address, str(NORMAL_STREAMS), normal_key, authority, out=out) as normal:
+            yield Victim(address, process, normal, samples, log, authority=authority)
         process.terminate()
         assert process.wait(30) == 0, log.read_text()[-4000:]
 

@@ -4,20 +4,26 @@ count, and returns how many things it did. `key` is an API key of the attacker w
 
 from __future__ import annotations
 
+import ssl
 import struct
 import threading
 import time
 import zlib
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
+
+from penstock.config import ServerSettings
 
 from tests.hostile.attacks import question
 from tests.hostile.frames import (
     ACK,
+    CONTINUATION,
     DATA,
     END_HEADERS,
     END_STREAM,
     HEADERS,
+    PING,
+    PREFACE,
     RST,
     SETTINGS,
     WINDOW_UPDATE,
@@ -36,6 +42,7 @@ COUNT_TOKENS = "/penstock.v1.GenerationService/CountTokens"
 STREAM = "/penstock.v1.GenerationService/StreamGenerate"
 _CANCEL = struct.pack(">I", 8)
 _MIB = 1 << 20
+_CONNECTIONS_AT_ONCE = 150
 
 
 def greeted(address: str, settings: bytes = b"") -> Wire:
@@ -264,6 +271,141 @@ def watchers_that_do_not_read(address: str, count: int, _key: str) -> int:
     return count
 
 
+def more_calls_than_streams(address: str, count: int, key: str) -> int:
+    """Calls on one connection beyond what it may have at once, none of which ends by itself."""
+    refused = 0
+    with closing(greeted(address)) as wire:
+        for number in range(count):
+            stream = wire.stream()
+            wire.send(frame(HEADERS, END_HEADERS, stream, call_headers(path=COUNT_TOKENS, more=bearer(key))))
+            if number % 100 == 99:
+                refused += _resets(wire.drain(0.005))
+        refused += _resets(wire.drain(2))
+    assert refused >= count - ServerSettings().max_streams_per_connection, "more calls than streams were taken"
+    return count
+
+
+def _resets(got: bytes) -> int:
+    return sum(kind == RST for kind, *_ in frames(got))
+
+
+def ping_flood(address: str, count: int, _key: str) -> int:
+    """Pings whose answers nobody reads, on connections one after the other: each is closed for it."""
+    return _flood(address, count, frame(PING, 0, 0, b"pingping"), 100, is_put_up_with=False)
+
+
+def settings_flood(address: str, count: int, _key: str) -> int:
+    """SETTINGS of one entry each, whose answers nobody reads."""
+    return _flood(address, count, frame(SETTINGS, 0, 0, struct.pack(">HI", 3, 100)), 100)
+
+
+def window_update_flood(address: str, count: int, _key: str) -> int:
+    """WINDOW_UPDATEs of one byte for the connection, and of streams that are not there."""
+    return _flood(address, count, frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", 1)) + frame(RST, 0, 1, _CANCEL), 100)
+
+
+def continuation_flood(address: str, count: int, _key: str) -> int:
+    """Header blocks that never end: large fields, empty frames (CVE-2024-27316)."""
+    fields = frame(CONTINUATION, 0, 1, literal(b"x-flood", b"y" * 16_000))
+    start = frame(HEADERS, END_STREAM, 1, call_headers())
+    return _flood(address, count // 2, fields, 10, start) + _flood(
+        address, count - count // 2, frame(CONTINUATION, 0, 1), 100, start
+    )
+
+
+def _flood(
+    address: str, count: int, piece: bytes, at_once: int, start: bytes = b"", *, is_put_up_with: bool = True
+) -> int:
+    """Send a frame as often as asked, and read nothing; again from `start` on a new connection where one was closed.
+
+    A connection is given up as well once the server takes nothing from it for a second.
+    """
+    sent = cut = 0
+    while sent < count:
+        with closing(greeted(address)) as wire:
+            wire.socket.settimeout(1)
+            wire.send(start)
+            while sent < count and not wire.is_cut:
+                wire.send(piece * at_once)
+                sent += at_once
+            wire.drain(0.2)
+            cut += wire.is_cut
+    assert cut or is_put_up_with, "every connection was kept"
+    return sent
+
+
+def one_byte_a_second(address: str, count: int, key: str) -> int:
+    """Connections that send a byte each second: of their greeting, of a call's headers, of its message."""
+    head = frame(HEADERS, END_HEADERS, 1, call_headers(path=COUNT_TOKENS, more=bearer(key)))
+    body = frame(DATA, END_STREAM, 1, message(question()))
+    greeting = PREFACE + frame(SETTINGS)
+    wires = [Wire(address, greet=False) for _ in range(count)]
+    done = (b"", greeting + head[:10], greeting + head + body[:10])
+    rest = [(greeting, head, body)[place % 3][10 * bool(place % 3) :] for place in range(count)]
+    for place, wire in enumerate(wires):
+        wire.send(done[place % 3])
+    for second in range(8):
+        time.sleep(1)
+        for wire, left in zip(wires, rest, strict=True):
+            wire.send(left[second : second + 1])
+    # What the server has cut off is told by its connection, or by its stream.
+    greeted_late = [wire for wire in wires[::3] if not _is_over(wire)]
+    bodies_late = [wire for wire in wires[2::3] if not _is_over(wire)]
+    for wire in wires:
+        wire.close()
+    assert not greeted_late, f"{len(greeted_late)} connections without a greeting were kept"
+    assert not bodies_late, f"{len(bodies_late)} calls without a whole message were kept"
+    return count
+
+
+def _is_over(wire: Wire) -> bool:
+    got = frames(wire.drain(0.05))
+    return wire.is_cut or any(kind == RST or (kind == HEADERS and flags & END_STREAM) for kind, flags, *_ in got)
+
+
+def client_hello() -> bytes:
+    """The first message of a handshake."""
+    context, out = ssl.create_default_context(), ssl.MemoryBIO()
+    context.set_alpn_protocols(["h2"])
+    shaking = context.wrap_bio(ssl.MemoryBIO(), out, server_hostname="localhost")
+    with suppress(ssl.SSLWantReadError):
+        shaking.do_handshake()
+    return out.read()
+
+
+def half_handshakes(address: str, count: int, _key: str) -> int:
+    """TLS handshakes that stop: before the first byte, within the first message, before the client's last one."""
+    hello = client_hello()
+    for start in range(0, count, _CONNECTIONS_AT_ONCE):
+        wires = [Wire(address, greet=False) for _ in range(min(_CONNECTIONS_AT_ONCE, count - start))]
+        for place, wire in enumerate(wires):
+            wire.send((b"", hello[: len(hello) // 2], hello)[place % 3])
+        _until_cut(wires)
+    return count
+
+
+def slow_handshakes(address: str, count: int, _key: str) -> int:
+    """TLS handshakes whose first message comes byte by byte."""
+    hello = client_hello()
+    for start in range(0, count, _CONNECTIONS_AT_ONCE):
+        wires = [Wire(address, greet=False) for _ in range(min(_CONNECTIONS_AT_ONCE, count - start))]
+        for place in range(60):
+            for wire in wires:
+                wire.send(hello[place : place + 1])
+            time.sleep(0.1)
+        _until_cut(wires)
+    return count
+
+
+def _until_cut(wires: Sequence[Wire]) -> None:
+    """The server hangs up on each of them."""
+    for wire in wires:
+        while not wire.is_cut and wire.drain(20):
+            pass
+        wire.close()
+        assert wire.is_cut, "a connection without a whole handshake was kept"
+
+
 # Each with the count of a short run, and that of a long one.
 ATTACKS: dict[Held, tuple[int, int]] = {
     gzipped_names: (150, 3000),
@@ -281,7 +423,18 @@ ATTACKS: dict[Held, tuple[int, int]] = {
     stalled_readers: (96, 2000),
     idle_connections: (300, 300),
     watchers_that_do_not_read: (40, 400),
+    more_calls_than_streams: (3000, 30_000),
+    ping_flood: (20_000, 1_000_000),
+    settings_flood: (20_000, 1_000_000),
+    window_update_flood: (20_000, 1_000_000),
+    continuation_flood: (2000, 100_000),
+    one_byte_a_second: (60, 240),
 }
+TLS_ATTACKS: dict[Held, tuple[int, int]] = {
+    half_handshakes: (150, 3000),
+    slow_handshakes: (150, 1000),
+}
+"""Those of a listener with TLS."""
 
 
 class Beside:

@@ -1,6 +1,6 @@
 """A well-behaved client in a process of its own: asks, reads to the end, asks again. A program, started by `conftest`.
 
-argv: address, how many at a time, an API key or nothing.
+argv: address, how many at a time, an API key or "", the file of the service's authority or "" where it is plaintext.
 stdout: per request a line "end seconds", `end` by the wall clock; or "FAILED code".
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from pathlib import Path
 
 import grpc
 from penstock_client.v1 import generation_pb2 as pb
@@ -21,11 +22,18 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
-def ask(address: str, key: str) -> None:
+def _channel(address: str, authority: str) -> grpc.Channel:
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    if not authority:
+        return grpc.insecure_channel(address, options=options)
+    return grpc.secure_channel(address, grpc.ssl_channel_credentials(Path(authority).read_bytes()), options=options)
+
+
+def ask(address: str, key: str, authority: str) -> None:
     spec = pb.GenerationSpec(messages=pb.Messages(messages=[pb.Message(role=pb.ROLE_USER, content="NORMAL")]))
     request = pb.StreamGenerateRequest(spec=spec)
     metadata = (("authorization", f"Bearer {key}"),) if key else ()
-    with grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+    with _channel(address, authority) as channel:
         stub = generation_pb2_grpc.GenerationServiceStub(channel)
         while True:
             began = time.monotonic()
@@ -40,5 +48,5 @@ def ask(address: str, key: str) -> None:
 
 if __name__ == "__main__":
     for _ in range(int(sys.argv[2])):
-        threading.Thread(target=ask, args=(sys.argv[1], "".join(sys.argv[3:])), daemon=True).start()
+        threading.Thread(target=ask, args=(sys.argv[1], *sys.argv[3:]), daemon=True).start()
     sys.stdin.read()

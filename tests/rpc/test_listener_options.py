@@ -10,8 +10,9 @@ import socket
 import struct
 import time
 import zlib
-from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,7 +23,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from penstock import listener
 from penstock.call_limits import HEALTH_MESSAGE_BYTES
 from penstock.config import ServerSettings
-from penstock.engine_scripted import Reply
+from penstock.engine_scripted import Reply, ScriptedEngine
+from penstock.types import EngineChunk, EngineRequest
 from penstock_client.v1 import generation_pb2 as pb
 
 from tests.hostile.frames import (
@@ -122,6 +124,49 @@ async def test_concurrent_streams_are_told_and_more_are_refused() -> None:
         assert refused
         assert refused <= set(streams[3:])
         wire.close()
+
+
+async def codes_of(at: grpc.aio.Channel, calls: int, at_once: int) -> Counter[grpc.StatusCode]:
+    """How so many streams end on one channel, so many of them at once."""
+    room = asyncio.Semaphore(at_once)
+
+    async def one() -> grpc.StatusCode:
+        async with room:
+            call = stub(at).StreamGenerate(pb.StreamGenerateRequest(spec=spec()))
+            with suppress(grpc.aio.AioRpcError):
+                async for _ in call:
+                    pass
+            return await call.code()  # type: ignore[no-any-return]
+
+    return Counter(await asyncio.gather(*(one() for _ in range(calls))))
+
+
+BUSY = {"max_starts_per_second": 1e6, "max_running_sequences": 1024, "max_queued_calls": 4096}
+
+
+async def test_calls_beyond_the_streams_of_a_connection_are_answered_or_refused_before_they_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So each that is refused may be repeated, whatever it asks for."""
+    starts, stream = [], ScriptedEngine.stream
+
+    def counted(self: ScriptedEngine, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
+        starts.append(request)
+        return stream(self, request)
+
+    monkeypatch.setattr(ScriptedEngine, "stream", counted)
+    config = {"server": {"max_streams_per_connection": 32}, "admission": BUSY}
+    async with listening(config, Reply(answer="abcd", step_seconds=0.01)) as (_, address), channel(address) as at:
+        ends = await codes_of(at, 400, at_once=400)
+    assert set(ends) <= {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
+    assert len(starts) == ends[grpc.StatusCode.OK] >= 32
+
+
+async def test_a_client_that_keeps_below_the_streams_of_a_connection_is_refused_none() -> None:
+    config = {"admission": BUSY}
+    async with listening(config, Reply(answer="abcd", step_seconds=0.01)) as (_, address), channel(address) as at:
+        ends = await codes_of(at, 2000, at_once=ServerSettings().max_streams_per_connection * 9 // 10)
+    assert ends == {grpc.StatusCode.OK: 2000}
 
 
 async def test_connections_are_limited_on_each_port_by_itself() -> None:
