@@ -5,11 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socketserver
+import ssl
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+import grpc
 import pytest
 
 from tests.rpc.scripted_service import scripted_service
@@ -94,6 +100,99 @@ def test_tls_on_one_side_only_is_told(service: str, secure: tuple[str, Path]) ->
 def test_an_address_where_nothing_is(target: str, words: str) -> None:
     done = penstock("model", "--target", target)
     assert (done.returncode, done.stderr) == (1, f"penstock: {words}\n")
+
+
+OTHERS: dict[str, bytes | None] = {
+    "silent": None,
+    "closes": b"",
+    "http1": b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+    "ssh": b"SSH-2.0-OpenSSH_9.2\r\n",
+}
+"""What a server of something else answers to the first bytes; None is nothing."""
+PLAIN = {
+    "silent": "accepts connections and says nothing",
+    "closes": "accepts connections and closes them",
+    "http1": "speaks HTTP/1, and gRPC needs HTTP/2",
+    "ssh": "does not speak gRPC",
+}
+
+
+@contextmanager
+def something_else(answer: bytes | None, context: ssl.SSLContext | None = None) -> Iterator[str]:
+    """Give the address of a server that speaks no gRPC, within TLS where `context` is given."""
+
+    class Other(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with suppress(OSError), ExitStack() as stack:
+                own = stack.enter_context(context.wrap_socket(self.request, server_side=True)) if context else None
+                connection = own or self.request
+                if answer is None:
+                    while connection.recv(65536):
+                        pass
+                elif answer:
+                    connection.recv(65536)
+                    connection.sendall(answer)
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+        request_queue_size = 50
+
+    with Server(("127.0.0.1", 0), Other) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_a_server_of_something_else_is_told(kind: str) -> None:
+    with something_else(OTHERS[kind]) as address:
+        commands = [("generate", "hi"), ("bench", "--seconds", "1"), ("pilot", "--quick"), ("chat",), ("eval",)]
+        for arguments in commands if kind == "http1" else commands[:1]:
+            done = penstock(*arguments, "--target", address)
+            assert done.returncode == 1
+            assert done.stderr.startswith(f"penstock: {address} {PLAIN[kind]}")
+            assert len(done.stderr.splitlines()) == 1
+        done = penstock("model", "--target", address, "--tls")
+        assert done.stderr.startswith(f"penstock: {address} {PLAIN[kind]}")
+        assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("kind", ["silent", "http1", "closes"])
+def test_a_server_of_something_else_within_tls_is_told(kind: str, tmp_path: Path) -> None:
+    authority, context = Authority(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    pair = authority.server("localhost").write(tmp_path)
+    (tmp_path / "ca.crt").write_bytes(authority.pem)
+    context.load_cert_chain(pair["certificate_file"], pair["key_file"])
+    with something_else(OTHERS[kind], context) as address:
+        done = penstock("model", "--target", address, "--ca", str(tmp_path / "ca.crt"))
+        assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+        words = (
+            PLAIN[kind] if kind != "closes" else "closes the encrypted connection: does it want a client certificate?"
+        )
+        assert done.stderr.startswith(f"penstock: {address} {words}")
+
+
+def test_mutual_tls_is_told(tmp_path: Path) -> None:
+    authority = Authority()
+    pair = authority.server("localhost").write(tmp_path)
+    (tmp_path / "ca.crt").write_bytes(authority.pem)
+    settings = {f"tls.{name}": path for name, path in pair.items()} | {"tls.client_ca_file": str(tmp_path / "ca.crt")}
+    with scripted_service(tmp_path, [{"answer": "hi"}], settings) as address:
+        done = penstock("model", "--target", address, "--ca", str(tmp_path / "ca.crt"))
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert done.stderr.startswith(f"penstock: {address} closes the encrypted connection: does it want a client cert")
+
+
+def test_a_grpc_service_of_something_else_is_told() -> None:
+    server = grpc.server(ThreadPoolExecutor(1))
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    try:
+        done = penstock("model", "--target", address)
+    finally:
+        server.stop(None).wait()
+    assert done.returncode == 1
+    assert done.stderr == f"penstock: {address} speaks gRPC and has no such method: is it a Penstock service?\n"
 
 
 @pytest.mark.parametrize(

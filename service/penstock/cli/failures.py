@@ -183,12 +183,10 @@ def in_words(error: PenstockError, target: str, tls: bool | None = None, ca: Pat
             return [f"the service has no room now{f'; try again in {wait:g} s' if wait is not None else ''}"]
         case pc.DeadlineExceeded():
             return ["the time given was not enough", *_numbers(error), "give more (--timeout) or a smaller --budget"]
-        case pc.Unavailable() if not error.reason:
-            from penstock.cli.reach import why_unreachable
-
-            return [why_unreachable(target, tls, ca) or f"{target}: {error.message}"]
         case pc.Unavailable():
-            return [f"{target}: {error.message}"]
+            return [_why_unavailable(error, target, tls, ca)]
+        case pc.NotImplementedYet() if not error.reason:  # no word of Penstock's own
+            return [f"{target} speaks gRPC and has no such method: is it a Penstock service?"]
         case pc.CallerRefused() if error.code and error.code.name == "PERMISSION_DENIED":
             needs = error.metadata.get("needs")
             return [f"{target} does not let this caller do that{f': it needs the permission {needs}' if needs else ''}"]
@@ -198,6 +196,14 @@ def in_words(error: PenstockError, target: str, tls: bool | None = None, ca: Pat
             identity = error.metadata.get("generation_id", "")
             return [f"the service failed: {error.message}", *([f"its log has it as {identity}"] if identity else [])]
     return [error.message]
+
+
+def _why_unavailable(error: PenstockError, target: str, tls: bool | None, ca: Path | None) -> str:
+    from penstock.cli.reach import why_unreachable
+
+    # A reason is the service's own word; without it nobody has answered as the service does.
+    why = "" if error.reason else why_unreachable(target, tls, ca)
+    return why or f"{target}: {error.message}"
 
 
 def _place(field: str) -> str:

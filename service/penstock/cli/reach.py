@@ -1,6 +1,7 @@
-"""Why a service cannot be reached: name, connection, TLS that one side speaks and the other does not, certificate.
+"""Why a service cannot be reached: name, connection, TLS that one side speaks and the other does not, certificate, and
+servers that speak something else.
 
-gRPC says UNAVAILABLE to all of them, so the address is tried once more without gRPC, for at most two seconds.
+gRPC says UNAVAILABLE to all of them, so the address is tried once more without gRPC. Each wait is bounded by a second.
 """
 
 from __future__ import annotations
@@ -10,6 +11,10 @@ import ssl
 from pathlib import Path
 
 _SECONDS = 1.0
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+"""What an HTTP/2 client says first, with an empty SETTINGS frame. A server says SETTINGS, too."""
+_FRAME_HEADER_BYTES, _SETTINGS = 9, 4
+_OTHER_PORT = "is it the port of another service?"
 
 
 def why_unreachable(target: str, tls: bool | None, ca: Path | None) -> str:
@@ -19,10 +24,10 @@ def why_unreachable(target: str, tls: bool | None, ca: Path | None) -> str:
     host, colon, port = target.rpartition(":")
     if not colon or not port.isdigit() or not 0 < int(port) < 65536:
         return f"{target} is not host:port"
+    address = (host.strip("[]"), int(port))
     encrypted = bool(tls) or (tls is None and ca is not None)
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), _SECONDS) as connection:
-            return _why_not_understood(connection, host.strip("[]"), target, encrypted, ca)
+        return _why_not_tls(address, target, ca) if encrypted else _why_not_plaintext(address, target)
     except socket.gaierror:
         return f"{target}: there is no host {host}"
     except TimeoutError:
@@ -33,15 +38,74 @@ def why_unreachable(target: str, tls: bool | None, ca: Path | None) -> str:
         return f"{target} cannot be reached: {error.strerror or error}"
 
 
-def _why_not_understood(connection: socket.socket, host: str, target: str, encrypted: bool, ca: Path | None) -> str:
+def _why_not_tls(address: tuple[str, int], target: str, ca: Path | None) -> str:
     context = ssl.create_default_context(cafile=str(ca) if ca else None)
-    if not encrypted:
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
+    with socket.create_connection(address, _SECONDS) as connection:
+        try:
+            with context.wrap_socket(connection, server_hostname=address[0]) as encrypted:
+                return _why_not_http2(encrypted, target)
+        except ssl.SSLCertVerificationError as error:
+            return f"the certificate of {target} is not trusted: {error.verify_message}; pass --ca FILE for your own"
+        except TimeoutError:
+            return _silent(target)
+        except (ssl.SSLError, OSError):
+            return _why_no_handshake(address, target)
+
+
+def _why_no_handshake(address: tuple[str, int], target: str) -> str:
+    """Where TLS was refused: by a server of plaintext, by one that speaks neither, or by something that hangs up."""
+    with socket.create_connection(address, _SECONDS) as connection:
+        return _why_not_http2(connection, target) or f"{target} does not speak TLS: pass --plaintext"
+
+
+def _why_not_plaintext(address: tuple[str, int], target: str) -> str:
+    with socket.create_connection(address, _SECONDS) as connection:
+        why = _why_not_http2(connection, target)
+    return (
+        f"{target} speaks TLS: pass --tls, or --ca FILE for a certificate of your own"
+        if why and _is_tls(address)
+        else why
+    )
+
+
+def _is_tls(address: tuple[str, int]) -> bool:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     try:
-        with context.wrap_socket(connection, server_hostname=host):
-            return "" if encrypted else f"{target} speaks TLS: pass --tls, or --ca FILE for a certificate of your own"
-    except ssl.SSLCertVerificationError as error:
-        return f"the certificate of {target} is not trusted: {error.verify_message}; pass --ca FILE for your own"
-    except (ssl.SSLError, OSError):
-        return f"{target} does not speak TLS: pass --plaintext" if encrypted else ""
+        with socket.create_connection(address, _SECONDS) as connection, context.wrap_socket(connection):
+            return True
+    except OSError:
+        return False
+
+
+def _why_not_http2(connection: socket.socket, target: str) -> str:
+    """Say what a client of HTTP/2 says first, and judge what comes back."""
+    try:
+        connection.sendall(_PREFACE)
+        said = _first(connection)
+    except TimeoutError:
+        return _silent(target)
+    except OSError:
+        said = b""
+    if not said and isinstance(connection, ssl.SSLSocket):  # a server of TLS 1.3 judges after the handshake
+        return f"{target} closes the encrypted connection: does it want a client certificate? None is sent from here"
+    if not said:
+        return f"{target} accepts connections and closes them: {_OTHER_PORT}"
+    if said.startswith(b"HTTP/"):
+        return f"{target} speaks HTTP/1, and gRPC needs HTTP/2: {_OTHER_PORT}"
+    if len(said) < _FRAME_HEADER_BYTES or said[3] != _SETTINGS:
+        return f"{target} does not speak gRPC: {_OTHER_PORT}"
+    return ""
+
+
+def _first(connection: socket.socket) -> bytes:
+    """Return the first bytes that come, enough for the header of a frame; fewer where the connection ends."""
+    said = b""
+    while len(said) < _FRAME_HEADER_BYTES and (more := connection.recv(64)):
+        said += more
+    return said
+
+
+def _silent(target: str) -> str:
+    return f"{target} accepts connections and says nothing: {_OTHER_PORT} Or does the service hang?"
