@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"os"
 	"strings"
@@ -42,6 +43,7 @@ type Client struct {
 	apiKey     string
 	retries    int
 	more       map[string]string
+	logger     *slog.Logger
 	*open
 }
 
@@ -53,15 +55,15 @@ type open struct {
 	leaving sync.WaitGroup
 }
 
-// With is a client with other defaults over the same connection, by WithRetries and WithMetadata; closing one closes
-// both. Deadlines are the context's.
+// With is a client with other defaults over the same connection, by WithRetries, WithMetadata and WithLogger;
+// closing one closes both. Deadlines are the context's.
 func (c *Client) With(options ...DialOption) *Client {
-	s := &settings{retries: c.retries, more: maps.Clone(c.more)}
+	s := &settings{retries: c.retries, more: maps.Clone(c.more), logger: c.logger}
 	for _, option := range options {
 		option(s)
 	}
 	other := *c
-	other.retries, other.more = s.retries, s.more
+	other.retries, other.more, other.logger = s.retries, s.more, s.logger
 	return &other
 }
 
@@ -73,6 +75,7 @@ type settings struct {
 	tls       *tls.Config
 	inClear   bool
 	reconnect *Reconnect
+	logger    *slog.Logger
 	dial      []grpc.DialOption
 }
 
@@ -115,6 +118,15 @@ func WithPlaintext() DialOption { return func(s *settings) { s.inClear = true } 
 // WithReconnect bounds what is done about dropped connections; nil: nothing, and streams are not resumable.
 func WithReconnect(policy *Reconnect) DialOption { return func(s *settings) { s.reconnect = policy } }
 
+// WithLogger tells, at level Info, of lost connections and of calls that are tried again; never of prompt or output.
+// Default, and nil: nobody.
+func WithLogger(logger *slog.Logger) DialOption {
+	if logger == nil {
+		logger = slog.New(slog.DiscardHandler)
+	}
+	return func(s *settings) { s.logger = logger }
+}
+
 // WithGRPC passes options on to gRPC.
 func WithGRPC(options ...grpc.DialOption) DialOption {
 	return func(s *settings) { s.dial = append(s.dial, options...) }
@@ -124,7 +136,7 @@ func WithGRPC(options ...grpc.DialOption) DialOption {
 // for an empty target (else DefaultTarget), PENSTOCK_API_KEY or PENSTOCK_API_KEY_FILE, PENSTOCK_CA_FILE or PENSTOCK_TLS.
 func Dial(target string, options ...DialOption) (*Client, error) {
 	policy := DefaultReconnect
-	s := &settings{reconnect: &policy}
+	s := &settings{reconnect: &policy, logger: slog.New(slog.DiscardHandler)}
 	for _, option := range options {
 		option(s)
 	}
@@ -155,6 +167,7 @@ func Dial(target string, options ...DialOption) (*Client, error) {
 		return nil, err
 	}
 	made := &Client{conn: conn, reconnect: s.reconnect, apiKey: s.apiKey, retries: s.retries, more: s.more}
+	made.logger = s.logger
 	made.open = &open{streams: map[*running]bool{}}
 	made.generation, made.model = pb.NewGenerationServiceClient(conn), pb.NewModelServiceClient(conn)
 	made.routing = pb.NewRoutingServiceClient(conn)

@@ -2,7 +2,9 @@ package penstock
 
 import (
 	"context"
+	"log/slog"
 	"math/rand"
+	"strings"
 	"time"
 
 	pb "github.com/penstock/penstock/clients/go/penstockv1"
@@ -25,6 +27,7 @@ var DefaultReconnect = Reconnect{20, 50 * time.Second, 100 * time.Millisecond, 5
 type recovery struct {
 	reader        *eventReader
 	policy        *Reconnect
+	logger        *slog.Logger
 	attempts      int
 	reconnections int
 	cutAt         time.Time
@@ -91,6 +94,8 @@ func (r *recovery) wait(ctx context.Context, failure *Error) error {
 		r.reconnections++ // connections that were lost, not attempts to get another
 	}
 	r.attempts++
+	why, _, _ := strings.Cut(failure.Message, "\n")
+	r.logger.Info("connection lost", "why", why[:min(len(why), 100)], "going_on_in", wait)
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	select {

@@ -1,7 +1,9 @@
 package penstock
 
 import (
+	"cmp"
 	"context"
+	"log/slog"
 	"math/rand"
 	"strings"
 	"time"
@@ -24,7 +26,7 @@ func rateLimitsOf(trailers metadata.MD) map[string]string {
 }
 
 // waitAgain sleeps until what was refused for now may be tried again; false where it may not, or not in time.
-func waitAgain(ctx context.Context, failure *Error) bool {
+func waitAgain(ctx context.Context, failure *Error, logger *slog.Logger) bool {
 	if failure.RetryAfter <= 0 {
 		return false
 	}
@@ -32,6 +34,8 @@ func waitAgain(ctx context.Context, failure *Error) bool {
 	if deadline, there := ctx.Deadline(); there && time.Until(deadline) <= wait {
 		return false
 	}
+	why := cmp.Or(failure.Reason, failure.Code.String())
+	logger.Info("refused for now", "why", why, "trying_again_in", wait)
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	select {
@@ -56,7 +60,7 @@ func unary[Reply any](
 		}
 		failure := errorOf(err)
 		failure.RateLimits = limits
-		if left <= 0 || !waitAgain(ctx, failure) {
+		if left <= 0 || !waitAgain(ctx, failure, c.logger) {
 			return reply, limits, failure
 		}
 	}

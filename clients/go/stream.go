@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"iter"
+	"log/slog"
 	"runtime"
 	"sync"
 	"time"
@@ -50,6 +51,7 @@ type running struct {
 	// start makes the call again after a refusal for now, so often.
 	start     func(context.Context) (receiver, error)
 	retries   int
+	logger    *slog.Logger
 	resumable bool
 	leaving   sync.Once
 	unwatch   func() bool
@@ -70,8 +72,8 @@ func newStream(
 	}
 	reader := &eventReader{}
 	run := &running{client: client, user: ctx, ctx: own, cancel: cancel, reader: reader, resumable: resumable}
-	run.start, run.retries = start, client.retries
-	run.recovery = &recovery{reader: reader, policy: policy}
+	run.start, run.retries, run.logger = start, client.retries, client.logger
+	run.recovery = &recovery{reader: reader, policy: policy, logger: client.logger}
 	if client.isClosed() {
 		run.failure = &Error{Kind: ErrCancelled, Message: "the client is closed"}
 	} else if receive, err := start(own); err != nil {
@@ -206,7 +208,7 @@ func (r *running) goOn(failure *Error) *pb.GenerationEvent {
 
 // again starts anew what was refused for now, where the client has retries.
 func (r *running) again(failure *Error) bool {
-	if r.retries <= 0 || r.reader.lastSequence > 0 || !waitAgain(r.user, failure) {
+	if r.retries <= 0 || r.reader.lastSequence > 0 || !waitAgain(r.user, failure, r.logger) {
 		return false
 	}
 	r.retries--

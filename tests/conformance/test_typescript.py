@@ -47,6 +47,7 @@ MISUSE = {
     "object": "not txt",
     "spec": "budget beside it would be ignored",
     "client": 'unknown option "api_key"; did you mean "apiKey"?',
+    "logger": "logger must have a method info",
     "reconnect": 'unknown option "maxAttempts"; did you mean "mostAttempts"?',
     "generate": 'did you mean "temperature"?',
     "count": 'did you mean "temperature"?',

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
+import re
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,10 @@ import pytest
 from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2 as details
 
-from tests.conformance.tools import NODE, build_go, build_typescript, needs_go, needs_node
+from tests.conformance.tools import CLIENTS, NODE, build_go, build_typescript, needs_go, needs_node
 from tests.rpc.fake_service import ANSWER, FakeService, status
+from tests.rpc.proxy import proxied
+from tests.rpc.scripted_service import scripted_service
 
 FULL = status(
     grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -164,8 +169,27 @@ COMMANDS = {
 }
 
 
+OTHERS = [pytest.param("Go", marks=needs_go), pytest.param("TypeScript", marks=needs_node)]
+
+
 @pytest.mark.timeout(700)
-@pytest.mark.parametrize("language", [pytest.param("Go", marks=needs_go), pytest.param("TypeScript", marks=needs_node)])
+@pytest.mark.parametrize("language", OTHERS)
+async def test_the_other_clients_tell_of_a_lost_connection(language: str, tmp_path: Path) -> None:
+    with scripted_service(tmp_path, [{"answer": "a long answer " * 20, "step_seconds": 0.002}]) as address:
+        async with proxied(address, cut_bytes=1200) as proxy:
+            environment = os.environ | {"PENSTOCK_TARGET": proxy.target}
+            command = await asyncio.to_thread(COMMANDS[language])
+            done = await asyncio.create_subprocess_exec(
+                *command, "lost", env=environment, stdout=asyncio.subprocess.PIPE
+            )
+            said = json.loads((await done.communicate())[0])["said"]
+    assert proxy.connections > 1
+    assert len(said) >= proxy.connections - 1
+    assert all("connection lost" in line and "answer" not in line for line in said)
+
+
+@pytest.mark.timeout(700)
+@pytest.mark.parametrize("language", OTHERS)
 def test_the_other_clients_do_the_same(language: str, target: str, fake: FakeService) -> None:
     def ask(how: str) -> Any:
         environment = os.environ | {"PENSTOCK_TARGET": target, "PENSTOCK_API_KEY": "k"}
@@ -175,18 +199,31 @@ def test_the_other_clients_do_the_same(language: str, target: str, fake: FakeSer
         return json.loads(done.stdout)
 
     told = {"limit-requests": "60", "remaining-requests": "59"}
-    assert ask("served") == {"text": "".join(ANSWER), "limits": told, "stream_limits": told}
+    served = ask("served")
+    assert not any(served.pop("said")), "nothing is said where nothing is done"
+    assert served == {"text": "".join(ANSWER), "limits": told, "stream_limits": told}
     assert (fake.metadata["authorization"], fake.metadata["x-team"]) == ("Bearer k", "a")
     assert [turn.content for turn in fake.requests[-1].spec.messages.messages] == ["s", "one", "".join(ANSWER), "two"]
     fake.reset()
     fake.error = FULL
     refused = {"reason": "OVERLOADED", "limits": told}
-    assert ask("refused") == {"generate": refused, "stream": refused}
+    seen = ask("refused")
+    said = seen.pop("said")
+    assert seen == {"generate": refused, "stream": refused}
+    assert len(said) == 2 * 2
+    assert all("OVERLOADED" in line and "again" in line and "two" not in line for line in said)
     assert len(fake.requests) == 2 * (1 + 2)
 
 
 def test_the_version_is_the_packages() -> None:
-    assert pc.__version__[0].isdigit()
+    python = tomllib.loads((CLIENTS / "python/pyproject.toml").read_text())["project"]["version"]
+    assert pc.__version__ == python
+    node = json.loads((CLIENTS / "typescript/package.json").read_text())["version"]
+    lock = json.loads((CLIENTS / "typescript/package-lock.json").read_text())
+    assert {lock["version"], lock["packages"][""]["version"]} == {node}
+    source = (CLIENTS / "typescript/src/version.ts").read_text()
+    assert re.findall(r'export const VERSION = "(.*)";', source) == [node]
+    assert re.findall(r'const Version = "(.*)"', (CLIENTS / "go/environment.go").read_text()) == [python]
 
 
 def test_exported_names() -> None:

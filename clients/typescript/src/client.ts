@@ -69,6 +69,11 @@ export const RETRY_READS_SERVICE_CONFIG = `{
   }]
 }`;
 
+/** What the client says of what it does by itself; `console`, pino and winston fit. Never prompt or output. */
+export interface Logger {
+  info(message: string): void;
+}
+
 export interface ClientOptions {
   apiKey?: string;
   /**
@@ -84,6 +89,8 @@ export interface ClientOptions {
   metadata?: Readonly<Record<string, string>>;
   /** What is done about dropped connections; null: nothing. */
   reconnect?: Partial<Reconnect> | null;
+  /** Is told of lost connections and of calls that are tried again. Default: nobody. */
+  logger?: Logger;
   channelOptions?: grpc.ChannelOptions;
 }
 export interface CallOptions {
@@ -131,6 +138,7 @@ export class Client {
   private root: Client = this;
   private closed = false;
   private readonly atSignal = () => this.close();
+  private readonly log: (message: string) => void;
 
   readonly target: string;
 
@@ -143,6 +151,9 @@ export class Client {
     const target = targetOf(given);
     const [apiKey, tls] = [apiKeyOf(options.apiKey), tlsOf(options.tls)];
     this.target = target;
+    const { logger } = options;
+    if (logger && typeof logger.info !== "function") throw new TypeError("logger must have a method info");
+    this.log = (message) => logger?.info(message);
     this.retries = options.retries ?? 0;
     addMetadata(this.metadata, options.metadata);
     const local = isLoopback(target);
@@ -315,6 +326,7 @@ export class Client {
       policy: this.reconnect,
       deadline,
       resumable,
+      log: this.log,
       signal: options.signal,
       resume: (request) =>
         this.serverStream(`${GENERATION}/Resume`, ResumeRequestSchema, ResumeResponseSchema, request, deadline),
@@ -328,6 +340,7 @@ export class Client {
         const wait = start && attempts > 0 ? waitFor(failure, deadline) : undefined;
         if (wait === undefined) return undefined;
         attempts -= 1;
+        this.log(again("StreamGenerate", failure, wait));
         await sleep(wait, undefined, { signal: left }).catch(() => undefined);
         return start!();
       },
@@ -380,6 +393,7 @@ export class Client {
       } catch (error) {
         const wait = left > 0 ? waitFor(error, deadline) : undefined;
         if (wait === undefined) throw error;
+        this.log(again(path.slice(path.lastIndexOf("/") + 1), error, wait));
         await sleep(wait, undefined, options.signal && { signal: options.signal }).catch(() => undefined);
       }
     }
@@ -424,6 +438,11 @@ function waitFor(error: unknown, deadline: number | undefined): number | undefin
   return deadline !== undefined && Date.now() + wait >= deadline ? undefined : wait;
 }
 
+function again(method: string, failure: unknown, wait: number): string {
+  const why = failure instanceof PenstockError ? failure.reason || grpc.status[failure.code ?? grpc.status.UNKNOWN] : "";
+  return `${method}: ${why}; trying again in ${(wait / 1000).toFixed(2)} s`;
+}
+
 function addMetadata(metadata: grpc.Metadata, more: Readonly<Record<string, string>> = {}): void {
   for (const [name, value] of Object.entries(more)) {
     if (/^(authorization$|grpc-|:)/i.test(name)) {
@@ -445,6 +464,7 @@ const CLIENT = {
   retries: ["integer"],
   metadata: ["object"],
   reconnect: ["any"],
+  logger: ["object"],
   channelOptions: ["object"],
 } as const satisfies Record<keyof ClientOptions, Known[string]>;
 const POLICY = {

@@ -1,5 +1,5 @@
 /** Node client of Penstock. */
-export { Client, RETRY_READS_SERVICE_CONFIG, type CallOptions, type ClientOptions, type Input, type StreamOptions } from "./client.js";
+export { Client, RETRY_READS_SERVICE_CONFIG, type CallOptions, type ClientOptions, type Input, type Logger, type StreamOptions } from "./client.js";
 export { Conversation } from "./conversation.js";
 export {
   BrokenStream, BudgetDoesNotFit, CallerRefused, Cancelled, ContextOverflow, DeadlineExceeded, FeatureOff,
@@ -25,3 +25,4 @@ export {
 } from "./response.js";
 export { buildSpec, type GenerationOptions, type Message, type Prompt } from "./spec.js";
 export { Interaction, Stream } from "./stream.js";
+export { VERSION } from "./version.js";

@@ -28,6 +28,8 @@ export interface Link {
   readonly resumable: boolean;
   /** Aborting it ends the generation. */
   readonly signal: AbortSignal | undefined;
+  /** Tells whoever listens what is done by itself. */
+  log(message: string): void;
   resume(request: ResumeRequest): Call;
   abandon(request: CancelRequest): void;
   /** Has the client's `close()` wait for it. */
@@ -242,6 +244,8 @@ export class Stream implements AsyncIterableIterator<Event> {
       this.close();
       throw final;
     }
+    const [why = ""] = (failure as Error).message.split("\n");
+    running.link.log(`connection lost (${why.slice(0, 100)}); going on in ${seconds.toFixed(2)} s`);
     await sleep(seconds * 1000, undefined, { signal: running.leaving.signal }).catch(() => undefined);
     if (!running.left) running.goOn(running.link.resume(running.recovery.request()));
     return undefined;

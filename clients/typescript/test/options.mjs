@@ -1,7 +1,9 @@
-// What user code sees of a client from the environment; "refused" asks a server that refuses. Prints JSON.
+// What user code sees of a client from the environment; "refused" asks a server that refuses, "lost" reads a
+// stream whose connection is lost. Prints JSON.
 import * as penstock from "../dist/index.js";
 
-const base = new penstock.Client();
+const said = [];
+const base = new penstock.Client(undefined, { logger: { info: (message) => said.push(message) } });
 const client = base.withOptions({ retries: 2, metadata: { "X-Team": "a" } });
 const talk = new penstock.Conversation("s");
 const seen = {};
@@ -13,6 +15,8 @@ if (process.argv[2] === "refused") {
   } catch (error) {
     seen.stream = refusal(error);
   }
+} else if (process.argv[2] === "lost") {
+  for await (const _ of client.stream(talk.ask("two")).text());
 } else {
   const reply = await client.generate(talk.ask("one"));
   talk.add(reply);
@@ -21,5 +25,5 @@ if (process.argv[2] === "refused") {
   for await (const part of stream.text()) seen.text += part;
   Object.assign(seen, { limits: reply.rateLimits, stream_limits: stream.response.rateLimits });
 }
-console.log(JSON.stringify(seen));
+console.log(JSON.stringify({ ...seen, said }));
 await base.close();

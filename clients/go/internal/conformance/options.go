@@ -5,15 +5,19 @@ import (
 	"encoding/json"
 	"errors"
 	"log"
+	"log/slog"
 	"os"
+	"strings"
 
 	penstock "github.com/penstock/penstock/clients/go"
 )
 
-// showOptions tells what user code sees of a client from the environment; "refused" asks a server that refuses.
+// showOptions tells what user code sees of a client from the environment; "refused" asks a server that refuses, "lost" reads
+// a stream whose connection is lost.
 func showOptions(how string) {
 	ctx := context.Background()
-	base, err := penstock.Dial("")
+	said := &strings.Builder{}
+	base, err := penstock.Dial("", penstock.WithLogger(slog.New(slog.NewTextHandler(said, nil))))
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -26,6 +30,12 @@ func showOptions(how string) {
 		seen["generate"] = refusal(err)
 		for _, err := range client.Stream(ctx, talk.Ask("two")).Text() {
 			seen["stream"] = refusal(err)
+		}
+	} else if how == "lost" {
+		for _, err := range client.Stream(ctx, talk.Ask("two")).Text() {
+			if err != nil {
+				log.Fatal(err)
+			}
 		}
 	} else {
 		reply, err := client.Generate(ctx, talk.Ask("one"))
@@ -42,6 +52,7 @@ func showOptions(how string) {
 		}
 		seen["text"], seen["limits"], seen["stream_limits"] = text, reply.RateLimits, stream.Response().RateLimits
 	}
+	seen["said"] = strings.Split(strings.TrimSuffix(said.String(), "\n"), "\n")
 	if err := json.NewEncoder(os.Stdout).Encode(seen); err != nil {
 		log.Fatal(err)
 	}
