@@ -11,7 +11,7 @@ import pytest
 from tests.conformance.drivers import run_driver
 from tests.conformance.harness import load_cases
 from tests.conformance.judge import judge
-from tests.conformance.tools import NODE, build_typescript, check, needs_node
+from tests.conformance.tools import CLIENTS, NODE, build_typescript, check, needs_node
 
 CASES = load_cases()
 pytestmark = [needs_node, pytest.mark.slow]
@@ -64,6 +64,15 @@ def test_plain_javascript_is_told_what_means_nothing() -> None:
     for name, words in MISUSE.items():
         assert said[name].startswith("TypeError: "), name
         assert words in said[name]
+
+
+@pytest.mark.timeout(300)
+def test_the_compiler_refuses_each_misuse_and_nothing_else() -> None:
+    """An @ts-expect-error above a line that compiles is an error, too."""
+    assert (CLIENTS / "typescript/test/misuse.ts").read_text().count("// @ts-expect-error\n") > 20
+    command = [str(NODE), "node_modules/typescript/bin/tsc", "-p", "tsconfig.misuse.json"]
+    done = subprocess.run(command, cwd=CLIENTS / "typescript", capture_output=True, text=True, timeout=280, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
 
 
 def test_the_messages_are_what_the_protos_say() -> None:

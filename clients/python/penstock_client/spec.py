@@ -6,7 +6,7 @@ import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict, cast
+from typing import Any, Literal, TypedDict, Unpack, cast
 
 from penstock_client import suggest
 from penstock_client.v1 import generation_pb2 as pb
@@ -100,7 +100,7 @@ _STRUCTURED = ("json_schema", "regex", "grammar", "choices")
 
 
 def build_spec(
-    prompt: Prompt | None = None, *, spec: pb.GenerationSpec | None = None, **options: Any
+    prompt: Prompt | None = None, *, spec: pb.GenerationSpec | None = None, **options: Unpack[GenerationOptions]
 ) -> pb.GenerationSpec:
     """The request for `prompt` and `GenerationOptions`, or a ready `spec` alone.
 
@@ -152,6 +152,8 @@ def _set_input(spec: pb.GenerationSpec, prompt: Prompt | None, given: dict[str, 
         raise ValueError("exactly one of a prompt, text= and token_ids= is needed")
     if prompt is None:
         return
+    if not isinstance(prompt, str | Sequence):
+        raise TypeError(f"a prompt is a str or a sequence of messages, got {type(prompt).__name__}; see also text=")
     turns: Sequence[MessageLike] = [Message("user", prompt)] if isinstance(prompt, str) else prompt
     spec.messages.SetInParent()
     for position, turn in enumerate(turns):

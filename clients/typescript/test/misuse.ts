@@ -1,0 +1,71 @@
+// What the compiler must refuse: each line after an @ts-expect-error, and no other. Compiled by a test, never run.
+import * as penstock from "../src/index.js";
+
+const client = new penstock.Client();
+const reply = await client.generate("hi");
+
+// @ts-expect-error
+await client.generate("hi", { thinkin: "fast" });
+// @ts-expect-error
+await client.generate("hi", { thinking: "deep" });
+// @ts-expect-error
+await client.generate("hi", { budget: "64" });
+// @ts-expect-error
+await client.generate("hi", { maxTokens: 5 });
+// @ts-expect-error
+await client.generate("hi", { max_output_tokens: 5 });
+// @ts-expect-error
+await client.generate("hi", { stop: 7 });
+// @ts-expect-error
+await client.generate("hi", { seed: null });
+// @ts-expect-error
+await client.generate(7);
+// @ts-expect-error
+await client.generate({ txt: "hi" });
+// @ts-expect-error
+await client.generate([{ role: "asistant", content: "x" }]);
+// @ts-expect-error
+await client.generate([{ role: "user", content: [{ type: "text", text: "x" }] }]);
+// @ts-expect-error
+client.stream("hi", { resumeable: true });
+// @ts-expect-error
+client.interact("hi", { resumable: true });
+// @ts-expect-error
+await client.count("hi", { temprature: 1 });
+// @ts-expect-error
+await client.model("", { timeOut: 1 });
+// @ts-expect-error
+await client.expertLoad({ window: 1 });
+// @ts-expect-error
+client.resume("id");
+// @ts-expect-error
+client.withOptions({ apiKey: "k" });
+// @ts-expect-error
+new penstock.Client("a:1", { api_key: "k" });
+// @ts-expect-error
+new penstock.Client("a:1", { reconnect: { maxAttempts: 3 } });
+// @ts-expect-error
+new penstock.Client("a:1", { logger: { log: () => undefined } });
+// @ts-expect-error
+penstock.buildSpec("hi", { thinkin: "fast" });
+// @ts-expect-error
+new penstock.Conversation().add(7);
+// @ts-expect-error
+reply.anwser;
+// @ts-expect-error
+reply.finishReason === "stopped";
+// @ts-expect-error
+reply.usage.promptTokens;
+// @ts-expect-error
+client.generate("hi").answer;
+
+// What is right is not refused.
+const talk = new penstock.Conversation("be short");
+talk.add(await client.generate(talk.ask("hi"), { thinking: "thinking", budget: -1, stop: ["a"], timeout: 1 }));
+for await (const event of client.stream({ text: "hi" }, { jsonSchema: { type: "object" }, resumable: false })) {
+  if (event.kind === "answer") event.text.toUpperCase();
+}
+for await (const text of client.withOptions({ timeout: 3, metadata: { "x-team": "a" } }).stream("hi").text()) text.trim();
+new penstock.Client("a:1", { logger: console, reconnect: null });
+const version: string = penstock.VERSION;
+export default version;

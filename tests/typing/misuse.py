@@ -1,0 +1,58 @@
+"""What a type checker must refuse of the Python client: each marked line, with that code, and no other line."""
+
+from __future__ import annotations
+
+import penstock_client as pc
+
+client = pc.Client()
+aclient = pc.AsyncClient()
+
+client.generate("hi", thinkin="fast")  # E: call-arg
+client.generate("hi", thinking="deep")  # E: arg-type
+client.generate("hi", budget="64")  # E: arg-type
+client.generate("hi", max_tokens=5)  # E: call-arg
+client.generate("hi", stop=7)  # E: arg-type
+client.generate("hi", temperature="hot")  # E: arg-type
+client.generate(7)  # E: arg-type
+client.generate({"text": "hi"})  # E: arg-type
+client.generate([{"role": "user", "content": "hi"}], overflow="drop")  # E: arg-type
+client.stream("hi", resumeable=True)  # E: call-arg
+client.stream("hi", timeout="10")  # E: arg-type
+client.interact("hi", resumable=True)  # E: call-arg
+client.count("hi", topp=0.5)  # E: call-arg
+client.model(timeOut=1)  # E: call-arg
+client.expert_load(window="1")  # E: call-arg
+client.resume("id")  # E: call-arg
+client.with_options(retries="2")  # E: arg-type
+pc.Client(apikey="k")  # E: call-arg
+pc.Client(timeout="1")  # E: arg-type
+pc.Client(reconnect=3)  # E: arg-type
+pc.Message("asistant", "x")  # E: arg-type
+pc.Conversation().add(7)  # E: arg-type
+pc.Conversation().ask(["a"])  # E: arg-type
+pc.build_spec("hi", thinkin="fast")  # E: call-arg
+pc.Reconnect(max_attempts=3)  # E: call-arg
+client.generate("hi").anwser  # E: attr-defined
+client.generate("hi").finish_reason == 3  # E: comparison-overlap
+client.generate("hi").usage.prompt_tokens  # E: union-attr
+
+
+async def misused() -> None:
+    await aclient.generate("hi", thinkin="fast")  # E: call-arg
+    aclient.generate("hi").answer  # E: attr-defined
+    for _ in aclient.stream("hi"):  # E: attr-defined
+        pass
+    await aclient.stream("hi")  # E: misc
+
+
+def used(reply: pc.Response) -> int:
+    """What is right is not refused."""
+    talk = pc.Conversation("be short")
+    talk.add(client.generate(talk.ask("hi"), thinking="thinking", budget=-1, stop=["a"], timeout=1))
+    client.generate([pc.Message("user", "hi"), {"role": "assistant", "content": "x"}, ("user", "more")])
+    for event in client.stream("hi", json_schema={"type": "object"}, resumable=False):
+        if isinstance(event, pc.AnswerDelta):
+            event.text.upper()
+    with client.with_options(timeout=3, metadata={"x-team": "a"}) as other:
+        other.stream("hi").text()
+    return reply.usage.prompt_tokens if reply.usage else 0
