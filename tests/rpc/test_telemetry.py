@@ -16,27 +16,32 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from opentelemetry import trace
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
-from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.trace import SpanContext, TraceFlags
 from penstock.config import Config, TelemetrySettings
 from penstock.engine_scripted import Reply, ScriptedEngine
 from penstock.server import Server
-from penstock.telemetry import outbox
+from penstock.telemetry import exporters, start
 from penstock.telemetry.plan import plan_telemetry
 from penstock.telemetry.start import Telemetry
 from penstock.types import EngineChunk, EngineRequest
 from penstock_client.v1 import generation_pb2 as pb
 from penstock_client.v1 import generation_pb2_grpc
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.rpc.mortal import ward
 from tests.rpc.otlp import Collector, attributes, collecting
 from tests.rpc.test_stream import spec, stream
+from tests.rpc.test_telemetry_metrics import scrape
 
 THINKING = pb.ThinkingConfig(mode=pb.THINKING_MODE_THINKING)
 SLOW = Reply(thought="a thought of some length", answer="an answer that goes on", step_seconds=0.002)
 METHOD = "penstock.v1.GenerationService/StreamGenerate"
 CHAT = "chat scripted"
+LLM_REQUEST = "llm_request"
 # Reads a call with a span of its own around it, as a client's process does.
 CLIENT = Path(__file__).with_name("traced_client.py")
 
@@ -236,25 +241,27 @@ async def test_log_lines_arrive_with_the_ids_of_their_call() -> None:
     assert "secret" not in str(line)
 
 
-async def test_an_unreachable_collector_never_blocks_and_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
-    settings = TelemetrySettings(otlp="grpc", otlp_endpoint="http://127.0.0.1:9")
+async def test_an_unreachable_collector_never_blocks_is_logged_once_and_drops_are_counted(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = TelemetrySettings(otlp="grpc", otlp_endpoint="http://127.0.0.1:9", prometheus_listen=":0")
     environ = {
         "OTEL_BSP_SCHEDULE_DELAY": "50",
         "OTEL_BSP_MAX_QUEUE_SIZE": "64",
         "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "32",
         "OTEL_EXPORTER_OTLP_TIMEOUT": "1",
     }
-    with caplog.at_level(logging.WARNING), pytest.MonkeyPatch.context() as patch:
-        for name, value in environ.items():
-            patch.setenv(name, value)
-        exports: list[bool] = []
-        note = outbox.Reach.note
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    exports: list[bool] = []
+    report = exporters.ExporterHealth.report
 
-        def counted(reach: outbox.Reach, ok: bool, endpoint: str) -> None:
-            exports.append(ok)
-            note(reach, ok, endpoint)
+    def counted(health: exporters.ExporterHealth, ok: bool, endpoint: str) -> None:
+        exports.append(ok)
+        report(health, ok, endpoint)
 
-        patch.setattr(outbox.Reach, "note", counted)
+    monkeypatch.setattr(exporters.ExporterHealth, "report", counted)
+    with caplog.at_level(logging.WARNING):
         telemetry = Telemetry(plan_telemetry(settings, {}), settings)
         config = Config.model_validate({"server": {"listen": "127.0.0.1:0"}})
         server = Server(config, telemetry.observer)
@@ -269,15 +276,90 @@ async def test_an_unreachable_collector_never_blocks_and_is_told_once(caplog: py
                     calls += 1
             gc.collect()
             kept = sum(issubclass(type(thing), ReadableSpan) for thing in gc.get_objects())
+        lost = {
+            sample.name: sample.value
+            for family in text_string_to_metric_families(await scrape(telemetry))
+            for sample in family.samples
+            if sample.labels.get("error_type") and sample.name.startswith("otel_sdk")
+        }
         await server.drain(0)
         async with asyncio.timeout(60):
             await telemetry.close()
-    told = [record for record in caplog.records if "collector" in record.getMessage()]
+    told = [record for record in caplog.records if "OTLP export" in record.getMessage()]
     assert not any(exports)
-    assert len(told) == 1
+    assert [record.getMessage() for record in told] == [
+        "OTLP export to http://127.0.0.1:9 is failing; telemetry will be dropped"
+    ]
     assert not [record for record in caplog.records if record.name.startswith("opentelemetry")]
     # Kept are the queue's 64, a batch under way, and what a span that ended still points at.
     assert kept < 200
+    # What did not fit into the queue, and what the exporter could not send.
+    assert lost["otel_sdk_processor_span_processed_total"] > 0
+    assert lost["otel_sdk_exporter_span_exported_total"] >= 32
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+async def test_a_collector_that_never_answers_holds_up_neither_calls_nor_the_end(
+    protocol: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "3600")
+    monkeypatch.setattr(start, "_CLOSE_SECONDS", 0.5)
+    connected = asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connected.set()
+        await reader.read()
+        writer.close()
+
+    collector = await asyncio.start_server(silent, "127.0.0.1", 0)
+    endpoint = f"http://127.0.0.1:{collector.sockets[0].getsockname()[1]}"
+    settings = TelemetrySettings.model_validate({"otlp": protocol, "otlp_endpoint": endpoint, "logs": False})
+    telemetry = Telemetry(plan_telemetry(settings, {}), settings)
+    server = Server(Config.model_validate({"server": {"listen": "127.0.0.1:0"}}), telemetry.observer)
+    address = await server.listen()
+    await server.serve_with(ScriptedEngine(()))
+    async with asyncio.timeout(90), grpc.aio.insecure_channel(address) as channel:
+        while not connected.is_set():
+            await stream(channel, spec())
+        for _ in range(20):
+            await stream(channel, spec())
+        await server.drain(0)
+        await telemetry.close()
+    collector.close()
+
+
+def test_the_log_says_that_the_collector_is_back(caplog: pytest.LogCaptureFixture) -> None:
+    health = exporters.ExporterHealth()
+    with caplog.at_level(logging.WARNING):
+        for ok in (True, False, False, True, True):
+            health.report(ok, "http://there")
+    assert [record.getMessage() for record in caplog.records] == [
+        "OTLP export to http://there is failing; telemetry will be dropped",
+        "OTLP export to http://there works again",
+    ]
+
+
+async def test_the_engines_spans_follow_their_calls_whatever_the_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
+    providers: list[TracerProvider] = []
+    monkeypatch.setattr(trace, "set_tracer_provider", providers.append)
+    async with telling(sampling_ratio=0.5) as (_, collector):
+        (engines,) = providers
+        for number in range(1, 41):
+            flags = TraceFlags(number % 2)
+            parent = trace.NonRecordingSpan(SpanContext(number, number, is_remote=True, trace_flags=flags))
+            engines.get_tracer("vllm").start_span(LLM_REQUEST, trace.set_span_in_context(parent)).end()
+    assert {span.parent_span_id[-1] for span in collector.named(LLM_REQUEST)} == set(range(1, 41, 2))
+
+
+@pytest.mark.parametrize(("ratio", "trusts", "traced"), [(0.0, False, False), (0.0, True, True), (1.0, False, True)])
+async def test_the_settings_decide_whether_a_callers_flag_is_followed(ratio: float, trusts: bool, traced: bool) -> None:
+    async with told(SLOW, sampling_ratio=ratio, trust_caller_sampling=trusts) as (channel, _, collector):
+        stub = generation_pb2_grpc.GenerationServiceStub(channel)
+        metadata = (("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),)
+        request = pb.StreamGenerateRequest(spec=spec())
+        assert [reply async for reply in stub.StreamGenerate(request, metadata=metadata)]
+    assert bool(collector.spans) is traced
 
 
 async def test_otlp_over_http() -> None:

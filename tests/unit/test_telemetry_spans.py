@@ -1,112 +1,143 @@
-"""Spans of ours against the SDK's: what is sent is the same, and so is who is sampled."""
+"""Spans, sampling, and what must not reach the SDK, on the SDK's own in-memory exporter."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import pytest
-from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
-from opentelemetry.trace import SpanContext, TraceFlags
-from penstock.telemetry.encoding import encode
-from penstock.telemetry.span import Tracing
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import NoOpTracer, SpanContext, StatusCode, TraceFlags
+from penstock.telemetry.sampling import sampler_of_calls
+from penstock.telemetry.span import Tracing, error_type
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+# The SDK's ratio sampler reads the lower half of a trace id: this one is always, that one never below a ratio.
+LOWEST, HIGHEST = "f" * 16 + "0" * 15 + "1", "f" * 32
+CALLS = 400
 
 
-class Kept(SpanProcessor):
-    def __init__(self) -> None:
-        self.spans: list[ReadableSpan] = []
-
-    def on_end(self, span: ReadableSpan) -> None:
-        self.spans.append(span)
-
-
-def tracing() -> tuple[Tracing, TracerProvider, Kept]:
-    kept = Kept()
-    provider = TracerProvider(resource=Resource({"service.name": "us"}), shutdown_on_exit=False)
-    provider.add_span_processor(kept)
-    return Tracing(provider, kept, "ours"), provider, kept
+def tracing(ratio: float | None = None, *, trusts_callers: bool = False) -> tuple[Tracing, InMemorySpanExporter]:
+    kept = InMemorySpanExporter()
+    provider = TracerProvider(sampler_of_calls(ratio, trusts_callers=trusts_callers), shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(kept))
+    return Tracing(provider.get_tracer("ours")), kept
 
 
-def caller(flags: str) -> Sequence[tuple[str, str | bytes]]:
-    return (("traceparent", f"00-{TRACE}-{PARENT}-{flags}"), ("tracestate", "vendor=1"), ("x-bin", b"\0"))
+def caller(flags: str, trace: str = TRACE) -> Sequence[tuple[str, str | bytes]]:
+    return (("traceparent", f"00-{trace}-{PARENT}-{flags}"), ("tracestate", "vendor=1"), ("x-bin", b"\0"))
 
 
-def test_what_is_sent_is_what_the_sdk_would_send() -> None:
-    ours, provider, kept = tracing()
-    server = ours.start("call", caller("01"), {"port": 1, "one": True, "float": 1.0, "number": 1})
-    child = server.child("part", {"reasons": ["stop", "length"], "long": "x" * 100})
-    child.event("first", {"index": 0})
-    child.fail("CANCELLED")
-    child.end()
-    server.fail("BAD", "a description")
-    server.link(SpanContext(1, 2, True, TraceFlags(1)), {"kind": "resumed"})
-    server.child("linkless").end()
-    provider.get_tracer("theirs").start_span("foreign", attributes={"a": 1}).end()
-    server.end()
-    sent, sdk = encode(kept.spans), encode_spans(kept.spans)
-    scopes = {scope.scope.name: scope.spans for scope in sent.resource_spans[0].scope_spans}
-    expected = {scope.scope.name: scope.spans for scope in sdk.resource_spans[0].scope_spans}
-    assert len(sent.resource_spans) == 1
-    assert sent.resource_spans[0].resource == sdk.resource_spans[0].resource
-    assert scopes.keys() == expected.keys() == {"ours", "theirs"}
-    for scope, spans in expected.items():
-        assert sorted(map(str, scopes[scope])) == sorted(map(str, spans))
+def sampled(ratio: float | None, metadata: Sequence[tuple[str, str | bytes]] = (), *, trusts_callers: bool) -> int:
+    """Return how many of CALLS calls are traced; each says so further down."""
+    ours, kept = tracing(ratio, trusts_callers=trusts_callers)
+    for _ in range(CALLS):
+        with ours.start("call", metadata, {}) as server:
+            assert int(server.headers["traceparent"][-2:], 16) & 1 == server.is_recording
+            assert server.child("part").is_recording == server.is_recording
+    return len(kept.get_finished_spans())
 
 
 def test_a_call_carries_its_callers_trace_on() -> None:
-    ours, _, kept = tracing()
+    ours, kept = tracing()
     server = ours.start("call", caller("01"), {})
     version, trace, span, flags = server.headers["traceparent"].split("-")
     assert (version, trace, flags) == ("00", TRACE, "01")
     assert span == f"{server.context.span_id:016x}" != PARENT
     assert server.headers["tracestate"] == server.child("part").headers["tracestate"] == "vendor=1"
     server.end()
-    assert kept.spans[0].parent is not None
-    assert f"{kept.spans[0].parent.span_id:016x}" == PARENT
+    (told,) = kept.get_finished_spans()
+    assert told.parent is not None
+    assert f"{told.parent.span_id:016x}" == PARENT
 
 
 def test_who_is_not_sampled_is_not_told_and_says_so_further_down() -> None:
-    ours, _, kept = tracing()
+    ours, kept = tracing()
     with ours.start("call", caller("00"), {}) as server, server.child("part") as part:
         part.set({"a": 1})
         assert not part.is_recording
         assert part.headers["traceparent"].split("-")[1::2] == [TRACE, "00"]
         assert part.headers["tracestate"] == "vendor=1"
-    assert kept.spans == []
+    assert kept.get_finished_spans() == ()
 
 
-def test_the_standard_sampler_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("flags", ["00", "01"])
+@pytest.mark.parametrize("trace", [TRACE, LOWEST, HIGHEST])
+def test_a_stranger_cannot_have_its_calls_traced(flags: str, trace: str) -> None:
+    assert sampled(0.0, caller(flags, trace), trusts_callers=False) == 0
+    share = sampled(0.5, caller(flags, trace), trusts_callers=False)
+    # 400 draws at one half: ten standard deviations to either side.
+    assert share == 0 if flags == "00" else 100 < share < 300
+
+
+def test_calls_without_a_parent_are_traced_by_the_ratio() -> None:
+    for trusts_callers in (False, True):
+        assert sampled(None, trusts_callers=trusts_callers) == CALLS
+        assert sampled(1.0, trusts_callers=trusts_callers) == CALLS
+        assert 100 < sampled(0.5, trusts_callers=trusts_callers) < 300
+        assert sampled(0.0, trusts_callers=trusts_callers) == 0
+
+
+def test_a_trusted_callers_flag_decides() -> None:
+    assert sampled(0.0, caller("01"), trusts_callers=True) == CALLS
+    assert sampled(1.0, caller("00"), trusts_callers=True) == 0
+
+
+def test_the_standard_sampler_holds_where_no_ratio_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_TRACES_SAMPLER", "parentbased_traceidratio")
-    monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", "0.25")
-    ours, _, kept = tracing()
-    for _ in range(400):
-        with ours.start("call", (), {}) as server:
-            assert int(server.headers["traceparent"][-2:], 16) & 1 == server.is_recording
-    assert 50 < len(kept.spans) < 150
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", "0.5")
+    assert 100 < sampled(None, trusts_callers=False) < 300
+    assert sampled(None, caller("01"), trusts_callers=False) == CALLS
+    assert sampled(0.0, trusts_callers=False) == 0
 
 
 def test_without_a_provider_only_the_callers_trace_goes_on() -> None:
-    off = Tracing(None, None, "ours")
+    off = Tracing(NoOpTracer())
     assert off.start("call", caller("01"), {}).child("part").headers["traceparent"] == f"00-{TRACE}-{PARENT}-01"
     assert off.start("call", (), {}).headers == {}
 
 
 def test_long_values_are_cut_where_the_operator_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT", "5")
-    ours, _, kept = tracing()
+    ours, kept = tracing()
     with ours.start("call", (), {"text": "a long one", "number": 123456, "list": ("a long one",)}):
         pass
-    assert dict(kept.spans[0].attributes or {}) == {"text": "a lon", "number": 123456, "list": ("a lon",)}
+    attributes = dict(kept.get_finished_spans()[0].attributes or {})
+    assert attributes == {"text": "a lon", "number": 123456, "list": ("a lon",)}
 
 
-def test_what_comes_after_the_end_is_lost() -> None:
-    ours, _, kept = tracing()
+def test_the_text_of_an_exception_is_not_recorded() -> None:
+    ours, kept = tracing()
+    with (
+        pytest.raises(ValueError, match="a prompt"),
+        ours.start("call", (), {}) as server,
+        server.child("part", {"a": 1}),
+    ):
+        raise ValueError("a prompt")
+    told = kept.get_finished_spans()
+    assert [span.name for span in told] == ["part", "call"]
+    for span in told:
+        assert (span.status.status_code, span.status.description) == (StatusCode.ERROR, None)
+        assert (span.attributes or {})["error.type"] == error_type(ValueError()) == "ValueError"
+        assert not span.events
+        assert "a prompt" not in span.to_json()
+
+
+def test_what_comes_after_the_end_is_lost_in_silence(caplog: pytest.LogCaptureFixture) -> None:
+    ours, kept = tracing()
     server = ours.start("call", (), {})
     server.end()
-    server.set({"late": 1})
-    server.end()
-    server.child("late").end()
-    assert [dict(span.attributes or {}) for span in kept.spans] == [{}]
+    with caplog.at_level(logging.DEBUG):
+        server.set({"late": 1})
+        server.event("late", {})
+        server.link(SpanContext(1, 2, True, TraceFlags(1)), {})
+        server.fail("LATE")
+        server.end()
+        with server.child("late"):
+            pass
+    (told,) = kept.get_finished_spans()
+    assert (dict(told.attributes or {}), told.events, told.links) == ({}, (), ())
+    assert told.status.status_code is StatusCode.UNSET
+    assert caplog.records == []

@@ -13,7 +13,7 @@ from penstock.telemetry import names
 from penstock.telemetry.generations import Generation
 from penstock.telemetry.instruments import Instruments
 from penstock.telemetry.recorder import Recorder
-from penstock.telemetry.span import Span, Tracing, carried_context, error_type
+from penstock.telemetry.span import Span, Tracing, context_of, error_type
 
 
 class TelemetryObserver(Observer):
@@ -66,7 +66,7 @@ class _Call(CallWatch):
     def generation(self, *, model: str, chat: bool, streams: bool, carried: Headers | None = None) -> GenerationWatch:
         links = []
         if carried:
-            before = carried_context(carried)
+            before = context_of(carried)
             if before.is_valid:
                 links.append(Link(before, {names.LINK_KIND: "drained_elsewhere"}))
         self._generation = Generation(self._recorder, self._span, model, chat=chat, streams=streams, links=links)
@@ -84,12 +84,14 @@ class _Call(CallWatch):
     def ended(self, code: str, error: BaseException | None = None) -> None:
         span, instruments = self._span, self._recorder.instruments
         span.set({names.RPC_STATUS: code})
-        kind = ""
+        labels = {names.RPC_SYSTEM: "grpc", names.RPC_METHOD: self._method, names.RPC_STATUS: code}
         if error is not None or code != "OK":
             # A cut has no reason of its own: the status says which one it was.
             kind = error_type(error) if isinstance(error, Exception) else code
+            labels[names.ERROR_TYPE] = kind
             span.fail(kind, error.message if isinstance(error, PenstockError) else None)
             if isinstance(error, Exception):
-                instruments.refusals.add(1, kind, self._label)
-        instruments.rpc_duration.record(time.monotonic() - self._began, span, "grpc", self._method, code, kind)
+                caller = {names.CALLER_LABEL: self._label} if self._label else {}
+                instruments.refusals.add(1, {names.REASON: kind, **caller})
+        instruments.rpc_duration.record(time.monotonic() - self._began, labels, span.in_context)
         span.end()

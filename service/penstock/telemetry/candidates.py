@@ -8,6 +8,7 @@ from typing import Protocol
 
 from penstock.observe import CandidateWatch, Cause, Headers
 from penstock.telemetry import names
+from penstock.telemetry.instruments import Labels
 from penstock.telemetry.recorder import Recorder
 from penstock.telemetry.span import Span, error_type
 from penstock.types import CandidateEnd, EngineChunk, EngineRequest, ThinkingOutcome
@@ -18,7 +19,7 @@ class Parent(Protocol):
 
     recorder: Recorder
     span: Span
-    of_model: tuple[str, ...]
+    of_model: Labels
     mode: str
 
     def first_token(self) -> None: ...
@@ -39,7 +40,7 @@ class Candidate(CandidateWatch):
         recorder = self._generation.recorder
         self._runs += 1
         if cause is not Cause.START:
-            recorder.instruments.continuations.add(1, cause.value)
+            recorder.instruments.continuations.add(1, {names.CAUSE: cause.value})
         self._run = self._generation.span.child(
             names.ENGINE_RUN,
             {
@@ -97,13 +98,13 @@ class Candidate(CandidateWatch):
 
     def ended(self, end: CandidateEnd) -> None:
         generation, usage = self._generation, end.usage
-        instruments, span = generation.recorder.instruments, generation.span
-        instruments.thoughts.add(1, end.outcome.value, generation.mode)
+        instruments, context = generation.recorder.instruments, generation.span.in_context
+        instruments.thoughts.add(1, {names.OUTCOME: end.outcome.value, names.MODE: generation.mode})
         if usage.thought_tokens:
-            instruments.budget_spent.record(usage.thought_tokens, span, generation.mode)
+            instruments.budget_spent.record(usage.thought_tokens, {names.MODE: generation.mode}, context)
         if self._first_at is not None and usage.output_tokens > 1:
             seconds = (time.monotonic() - self._first_at) / (usage.output_tokens - 1)
-            instruments.time_per_output_token.record(seconds, span, *generation.of_model)
+            instruments.time_per_output_token.record(seconds, generation.of_model, context)
         if names.ANSWER in self._phases:
             self._phases[names.ANSWER].set({names.ANSWER_TOKENS: usage.answer_tokens})
         self.close(None)

@@ -14,6 +14,7 @@ from penstock.planning import Plan
 from penstock.telemetry import names
 from penstock.telemetry.candidates import Candidate
 from penstock.telemetry.content import Content
+from penstock.telemetry.instruments import Labels
 from penstock.telemetry.recorder import Recorder
 from penstock.telemetry.span import Span, Value, error_type
 from penstock.types import Event, Finished
@@ -30,13 +31,15 @@ class Generation(GenerationWatch):
         self.began = time.monotonic()
         self.mode = "none"
         operation = names.CHAT if chat else names.TEXT_COMPLETION
-        self.of_model: tuple[str, ...] = (operation, names.PROVIDER, model)
+        self.of_model: Labels = {
+            names.OPERATION: operation,
+            names.PROVIDER_NAME: names.PROVIDER,
+            names.REQUEST_MODEL: model,
+        }
         self.span = parent.child(
             f"{operation} {model}",
             {
-                names.OPERATION: operation,
-                names.PROVIDER_NAME: names.PROVIDER,
-                names.REQUEST_MODEL: model,
+                **self.of_model,
                 names.RESPONSE_MODEL: model,
                 names.STREAM: streams,
             },
@@ -52,15 +55,14 @@ class Generation(GenerationWatch):
     ) -> None:
         for candidate in self._candidates:
             candidate.close(error)
-        failed = ""
+        labels = dict(self.of_model)
         if error is not None:
-            failed = error_type(error)
-            self.span.fail(failed)
+            labels[names.ERROR_TYPE] = error_type(error)
+            self.span.fail(labels[names.ERROR_TYPE])
         if self._content is not None:
             self.span.set(self._content.attributes())
-        self.recorder.instruments.request_duration.record(
-            time.monotonic() - self.began, self.span, *self.of_model, failed
-        )
+        seconds = time.monotonic() - self.began
+        self.recorder.instruments.request_duration.record(seconds, labels, self.span.in_context)
         self.span.end()
 
     def step(self, step: Step) -> AbstractContextManager[object]:
@@ -70,7 +72,7 @@ class Generation(GenerationWatch):
         self.mode = plan.choice.mode.value
         budget = plan.budget.thought_tokens
         if plan.in_thought or plan.may_open:
-            self.recorder.instruments.budget_planned.record(budget, self.span, self.mode)
+            self.recorder.instruments.budget_planned.record(budget, {names.MODE: self.mode}, self.span.in_context)
         if not self.span.is_recording:
             return
         self.span.set(_plan_attributes(plan))
@@ -91,7 +93,7 @@ class Generation(GenerationWatch):
 
     def let_in(self, generation_id: str, waited_seconds: float) -> None:
         self.generation_id = generation_id
-        self.recorder.instruments.queue_wait.record(waited_seconds, self.span)
+        self.recorder.instruments.queue_wait.record(waited_seconds, None, self.span.in_context)
         self.span.set({names.RESPONSE_ID: generation_id, names.QUEUE_SECONDS: waited_seconds})
 
     def candidate(self, index: int) -> CandidateWatch:
@@ -105,13 +107,15 @@ class Generation(GenerationWatch):
             self._saw_token = True
             seconds = time.monotonic() - self.began
             self.span.set({names.TIME_TO_FIRST_CHUNK: seconds})
-            self.recorder.instruments.time_to_first_token.record(seconds, self.span, *self.of_model)
+            self.recorder.instruments.time_to_first_token.record(seconds, self.of_model, self.span.in_context)
 
     def first_answer_token(self) -> None:
         if not self._saw_answer:
             self._saw_answer = True
             seconds = time.monotonic() - self.began
-            self.recorder.instruments.time_to_first_answer_token.record(seconds, self.span, self.mode)
+            self.recorder.instruments.time_to_first_answer_token.record(
+                seconds, {names.MODE: self.mode}, self.span.in_context
+            )
 
     def said(self, event: Event) -> None:
         if self._content is not None:
@@ -119,7 +123,7 @@ class Generation(GenerationWatch):
 
     def finished(self, finished: Finished) -> None:
         usage, cost = finished.usage, finished.cost
-        self.recorder.instruments.count(usage, cost, self.span, *self.of_model)
+        self.recorder.instruments.count(usage, cost, self.span, self.of_model)
         if not self.span.is_recording:
             return
         attributes: dict[str, Value] = {

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from opentelemetry.metrics import CallbackOptions, Meter, Observation
+from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation
 
 from penstock.engine import EngineLoad
 from penstock.errors import ConfigError, PenstockError
@@ -12,8 +12,6 @@ from penstock.observe import ServiceState
 from penstock.routing import ExpertLoad, LayerLoad, busiest_rank_share
 from penstock.telemetry import names
 from penstock.telemetry.span import Span
-from penstock.telemetry.spreads import Spreads
-from penstock.telemetry.sums import Sums
 from penstock.types import Cost, Usage
 
 # A long thought runs for an hour; the conventions' own buckets end at 82 s (GenAI) and 10 s (RPC).
@@ -24,103 +22,76 @@ _TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576)
 _THOUGHT_TOKENS = (0, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 
 State = Callable[[], ServiceState]
-Labelled = tuple[float, Mapping[str, str]]
+Labels = Mapping[str, str]
+Labelled = tuple[float, Labels]
 
 
 class Instruments:
-    """Made once. Durations and sizes carry the trace that they are of."""
+    """Made once. Durations and sizes are recorded with the span that they are of, for exemplars."""
 
-    def __init__(self, meter: Meter, spreads: Spreads) -> None:
+    def __init__(self, meter: Meter) -> None:
         self._meter = meter
-        make = spreads.make
-        of_model = (names.OPERATION, names.PROVIDER_NAME, names.REQUEST_MODEL)
-        self.rpc_duration = make(
-            names.RPC_DURATION,
-            "s",
-            "RPCs, by method and status",
-            _CALL_SECONDS,
-            names.RPC_SYSTEM,
-            names.RPC_METHOD,
-            names.RPC_STATUS,
-            names.ERROR_TYPE,
-        )
-        self.request_duration = make(
-            names.REQUEST_DURATION, "s", "Generations, queue included", _CALL_SECONDS, *of_model, names.ERROR_TYPE
-        )
-        self.time_to_first_token = make(
-            names.TIME_TO_FIRST_TOKEN, "s", "Arrival to first token", _FIRST_SECONDS, *of_model
-        )
-        self.time_to_first_answer_token = make(
-            names.TIME_TO_FIRST_ANSWER_TOKEN, "s", "Arrival to first token of the answer", _CALL_SECONDS, names.MODE
-        )
-        self.time_per_output_token = make(
-            names.TIME_PER_OUTPUT_TOKEN, "s", "Mean between two tokens of one candidate", _TOKEN_SECONDS, *of_model
-        )
-        self.queue_wait = make(names.QUEUE_WAIT, "s", "Wait for admission", _FIRST_SECONDS)
-        self.token_usage = make(
-            names.TOKEN_USAGE,
-            "{token}",
-            "Tokens of one generation: input, output",
-            _TOKENS,
-            *of_model,
-            names.TOKEN_TYPE,
-        )
-        self.budget_planned = make(
-            names.BUDGET_PLANNED, "{token}", "Budgets of those that may think", _THOUGHT_TOKENS, names.MODE
-        )
-        self.budget_spent = make(
-            names.BUDGET_SPENT, "{token}", "Thought tokens of a candidate that did", _THOUGHT_TOKENS, names.MODE
-        )
+        self._histograms(meter)
         self._counters(meter)
 
+    def _histograms(self, meter: Meter) -> None:
+        def histogram(name: str, unit: str, description: str, bounds: Sequence[float]) -> Histogram:
+            return meter.create_histogram(name, unit, description, explicit_bucket_boundaries_advisory=bounds)
+
+        self.rpc_duration = histogram(names.RPC_DURATION, "s", "RPCs, by method and status", _CALL_SECONDS)
+        self.request_duration = histogram(names.REQUEST_DURATION, "s", "Generations, queue included", _CALL_SECONDS)
+        self.time_to_first_token = histogram(names.TIME_TO_FIRST_TOKEN, "s", "Arrival to first token", _FIRST_SECONDS)
+        self.time_to_first_answer_token = histogram(
+            names.TIME_TO_FIRST_ANSWER_TOKEN, "s", "Arrival to first token of the answer", _CALL_SECONDS
+        )
+        self.time_per_output_token = histogram(
+            names.TIME_PER_OUTPUT_TOKEN, "s", "Mean between two tokens of one candidate", _TOKEN_SECONDS
+        )
+        self.queue_wait = histogram(names.QUEUE_WAIT, "s", "Wait for admission", _FIRST_SECONDS)
+        self.token_usage = histogram(names.TOKEN_USAGE, "{token}", "Tokens of one generation: input, output", _TOKENS)
+        self.budget_planned = histogram(
+            names.BUDGET_PLANNED, "{token}", "Budgets of those that may think", _THOUGHT_TOKENS
+        )
+        self.budget_spent = histogram(
+            names.BUDGET_SPENT, "{token}", "Thought tokens of a candidate that did", _THOUGHT_TOKENS
+        )
+
     def _counters(self, meter: Meter) -> None:
-        self.tokens = Sums(meter, names.TOKENS, "{token}", "By type; cached is a part of input", (names.KIND,))
-        self.speculated = Sums(
-            meter,
-            names.SPECULATED,
-            "{token}",
-            "Drafted and accepted, of runs that ended by themselves",
-            (names.RESULT,),
-        )
-        self.thoughts = Sums(
-            meter, names.THOUGHTS, "{thought}", "Candidates, by how their thought ended", (names.OUTCOME, names.MODE)
-        )
-        self.refusals = Sums(
-            meter,
-            names.REFUSALS,
-            "{call}",
-            "Calls that ended with an error, by reason",
-            (names.REASON, names.CALLER_LABEL),
-        )
+        counter = meter.create_counter
+        self.tokens = counter(names.TOKENS, "{token}", "By type; cached is a part of input")
+        self.speculated = counter(names.SPECULATED, "{token}", "Drafted and accepted, of runs that ended by themselves")
+        self.thoughts = counter(names.THOUGHTS, "{thought}", "Candidates, by how their thought ended")
+        self.refusals = counter(names.REFUSALS, "{call}", "Calls that ended with an error, by reason")
         # Told from the start: a counter that first appears with a count hides its first event from `increase()`.
         # An error without a reason of its own ends a command, and is never sent.
         never_sent = {PenstockError.reason, ConfigError.reason}
         for reason in sorted({kind.reason for kind in PenstockError.__subclasses__()} - never_sent):
-            self.refusals.add(0, reason, "")
-        self.continuations = Sums(
-            meter, names.CONTINUATIONS, "{run}", "Engine runs after a candidate's first, by cause", (names.CAUSE,)
-        )
-        self.cost = Sums(meter, names.COST_TOTAL, "{tick}", "By the price list, in ticks of 1e-10 USD")
+            self.refusals.add(0, {names.REASON: reason})
+        self.continuations = counter(names.CONTINUATIONS, "{run}", "Engine runs after a candidate's first, by cause")
+        self.cost = counter(names.COST_TOTAL, "{tick}", "By the price list, in ticks of 1e-10 USD")
 
-    def count(self, usage: Usage, cost: Cost | None, span: Span, *of_model: str) -> None:
-        """The bill of one generation."""
-        self.token_usage.record(usage.prompt_tokens, span, *of_model, "input")
-        self.token_usage.record(usage.output_tokens, span, *of_model, "output")
-        add = self.tokens.add
-        add(usage.prompt_tokens, "input")
-        add(usage.cached_tokens, "cached")
-        add(usage.thought_tokens, "thought")
-        add(usage.answer_tokens, "answer")
-        add(usage.marker_tokens, "marker")
-        add(usage.recomputed_tokens, "recomputed")
+    def count(self, usage: Usage, cost: Cost | None, span: Span, of_model: Labels) -> None:
+        """Count the bill of one generation."""
+        for kind, tokens in (("input", usage.prompt_tokens), ("output", usage.output_tokens)):
+            self.token_usage.record(tokens, {**of_model, names.TOKEN_TYPE: kind}, span.in_context)
+        counts = {
+            "input": usage.prompt_tokens,
+            "cached": usage.cached_tokens,
+            "thought": usage.thought_tokens,
+            "answer": usage.answer_tokens,
+            "marker": usage.marker_tokens,
+            "recomputed": usage.recomputed_tokens,
+        }
+        for kind, tokens in counts.items():
+            self.tokens.add(tokens, {names.KIND: kind})
         if usage.drafted_tokens is not None and usage.accepted_tokens is not None:
-            self.speculated.add(usage.drafted_tokens, "drafted")
-            self.speculated.add(usage.accepted_tokens, "accepted")
+            self.speculated.add(usage.drafted_tokens, {names.RESULT: "drafted"})
+            self.speculated.add(usage.accepted_tokens, {names.RESULT: "accepted"})
         if cost is not None:
             self.cost.add(cost.total_usd_ticks)
 
     def watch(self, state: State) -> None:
-        """Gauges of the moment, asked when somebody collects."""
+        """Make gauges of the moment, which are read when somebody collects."""
         for name, unit, description, read in _GAUGES:
             self._meter.create_observable_gauge(name, [_callback(state, read)], unit, description)
         for name, unit, description, read in _COUNTERS:

@@ -1,4 +1,7 @@
-"""The Prometheus endpoint: what OTLP would send, as families of prometheus_client, beside vLLM's own metrics."""
+"""The Prometheus endpoint: the SDK's metrics as families of prometheus_client, beside vLLM's own metrics.
+
+The SDK's own PrometheusMetricReader (opentelemetry-exporter-prometheus 0.66b2) writes no exemplars.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,10 @@ from typing import Any
 from wsgiref.simple_server import WSGIServer
 
 from opentelemetry.sdk.metrics.export import (
-    AggregationTemporality,
     Gauge,
     HistogramDataPoint,
+    InMemoryMetricReader,
     Metric,
-    MetricReader,
     MetricsData,
     Sum,
 )
@@ -33,30 +35,9 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar
 
 from penstock.errors import ConfigError
-from penstock.telemetry.spreads import Spreads
 
 # By the OpenTelemetry-to-Prometheus rules; units in braces are remarks and leave no suffix.
 _UNITS = {"s": "seconds", "1": "ratio"}
-
-
-class ScrapeReader(MetricReader):
-    """Collects when it is asked."""
-
-    def __init__(self, spreads: Spreads) -> None:
-        super().__init__()
-        self._complete = spreads.reader(AggregationTemporality.CUMULATIVE)
-        self._newest: MetricsData | None = None
-
-    def read(self) -> MetricsData | None:
-        self._newest = None
-        self.collect()
-        return self._newest
-
-    def _receive_metrics(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any) -> None:
-        self._newest = self._complete(metrics_data)
-
-    def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:
-        """Nothing is open."""
 
 
 def _listening(host: str, port: int, registry: CollectorRegistry) -> tuple[WSGIServer, threading.Thread]:
@@ -72,10 +53,9 @@ def _listening(host: str, port: int, registry: CollectorRegistry) -> tuple[WSGIS
 class Endpoint(Collector):
     """Serves until closed. `port` 0 takes a free one."""
 
-    def __init__(self, reader: ScrapeReader, resource: Resource, host: str, port: int) -> None:
+    def __init__(self, reader: InMemoryMetricReader, resource: Resource, host: str, port: int) -> None:
         self._reader = reader
         self._info = {_name(key): str(value) for key, value in resource.attributes.items()}
-        self._lock = threading.Lock()
         registry = CollectorRegistry(auto_describe=False)
         registry.register(self)
         self._server: WSGIServer
@@ -88,10 +68,8 @@ class Endpoint(Collector):
         self.address = f"{host}:{self._server.server_port}"
 
     def collect(self) -> Iterator[Family]:
-        with self._lock:
-            data = self._reader.read()
         yield InfoMetricFamily("target", "The service's resource", self._info)
-        for metric in _metrics(data):
+        for metric in _metrics(self._reader.get_metrics_data()):
             yield _family(metric)
         # vLLM registers here whatever we do; so does Python's client with the process' memory and open files.
         yield from REGISTRY.collect()
