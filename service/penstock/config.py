@@ -309,12 +309,12 @@ class TelemetrySettings(Section):
     logs: bool = Field(True, description="With OTLP: log lines.")
     engine_traces: bool = Field(True, description="With traces: vLLM's own spans join them.")
     sampling_ratio: float | None = Field(
-        None, ge=0, le=1, description="Share of calls that are traced; none takes OTEL_TRACES_SAMPLER, or 1 without it."
+        None, ge=0, le=1, description="Share of calls that are traced; unset takes OTEL_TRACES_SAMPLER, or 1 without it."
     )
     trust_caller_sampling: bool = Field(
         False,
-        description="The sampled flag in a caller's traceparent decides instead of sampling_ratio. Set it where all "
-        "callers are services of yours. Otherwise the flag can take a call out of the traces, but not put it in.",
+        description="A call whose traceparent has the sampled flag is traced, whatever sampling_ratio is. Set it where "
+        "all callers are services of yours. A call whose traceparent lacks the flag is never traced.",
     )
     record_content: bool = Field(False, description="Prompts and outputs go into traces. Mind who may read those.")
     prometheus_listen: str = Field("", description="host:port of the Prometheus endpoint; empty is none.")

@@ -33,6 +33,7 @@ from penstock_client.v1 import routing_pb2, routing_pb2_grpc
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from bench.telemetry_calls import one_real_call, tell
 from tests.rpc.otlp import collecting
 from tests.rpc.test_stream import spec, stream
 from tests.tooling import program
@@ -231,3 +232,17 @@ async def test_callers_cannot_make_series() -> None:
             if round_ == 0:
                 before = await series(telemetry)
         assert await series(telemetry) == before
+
+
+async def test_the_call_that_the_bench_repeats_is_told_whole() -> None:
+    """`bench.telemetry_calls` says 7 spans, 10 histogram values and 8 additions."""
+    kept = await one_real_call()
+    with collecting() as collector:
+        async with telling(otlp="grpc", otlp_endpoint=collector.endpoint) as telemetry:
+            tell(telemetry.observer, kept)
+    histograms = [metric.histogram for metric in collector.metrics.values() if metric.HasField("histogram")]
+    assert len(collector.spans) == 7
+    assert len({span.trace_id for span in collector.spans}) == 1
+    assert sum(point.count for histogram in histograms for point in histogram.data_points) == 10
+    assert len(collector.metrics["penstock.tokens"].sum.data_points) == 6
+    assert {"penstock.thoughts", "penstock.cost.usd_ticks"} <= collector.metrics.keys()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench import front_end
+from bench import front_end, telemetry_calls
 from bench.overload import Overload
 from bench.report import Round, judged
 from bench.served import Served, answered
@@ -86,3 +86,21 @@ def test_goodput_is_beside_the_capacity_around_it(answered_calls: int, refused_s
 def test_an_end_that_is_neither_answer_nor_refusal_is_told_whoever_saw_it() -> None:
     overload = Overload([seen(1, wrong=("14",)), seen(1)], [seen(1, 0.01, wrong=("13",))])
     assert overload.told()["wrong"] == ["14", "13"]
+
+
+def test_what_telemetry_costs_is_compared_round_by_round() -> None:
+    rounds = {("against", 1.0): [100.0, 900.0, 200.0], ("this", 1.0): [300.0, 1800.0, 400.0]}
+    left = {key: iter(costs) for key, costs in rounds.items()}
+
+    def measure(side: str, ratio: float) -> telemetry_calls.Cost:
+        cost = next(left[side, ratio]) if ratio == 1.0 else 10.0
+        return {telemetry_calls.LOOP: cost, telemetry_calls.EXPORT: 0.0}
+
+    rows = telemetry_calls.compare(3, measure, ["against", "this"])
+    told = [(row["side"], row["sampling_ratio"], row[telemetry_calls.LOOP], row["to_first"]) for row in rows]
+    assert told == [
+        ("against", 1.0, 200, 1.0),
+        ("against", 0.05, 10, 1.0),
+        ("this", 1.0, 400, 2.0),
+        ("this", 0.05, 10, 1.0),
+    ]

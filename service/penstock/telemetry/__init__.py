@@ -1,1 +1,1 @@
-"""Traces, metrics and logs: the only room that imports opentelemetry, entered by `app` alone and only where wanted."""
+"""Traces, metrics and logs: the only package that imports opentelemetry; `app` imports it, and only where it is wanted."""
