@@ -309,7 +309,7 @@ class TelemetrySettings(Section):
     logs: bool = Field(True, description="With OTLP: log lines.")
     engine_traces: bool = Field(True, description="With traces: vLLM's own spans join them.")
     sampling_ratio: float | None = Field(
-        None, ge=0, le=1, description="Share of calls that are traced; unset takes OTEL_TRACES_SAMPLER, or 1 without it."
+        None, ge=0, le=1, description="Share of calls that are traced. Unset takes OTEL_TRACES_SAMPLER, or 1."
     )
     trust_caller_sampling: bool = Field(
         False,
