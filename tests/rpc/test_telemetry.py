@@ -136,6 +136,22 @@ async def test_attributes_follow_the_conventions_and_hold_no_content() -> None:
     assert not any(word in everything for word in ("secret", "hidden"))
 
 
+async def test_headers_of_strangers_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    headers = {
+        "baggage": "a-secret",
+        "tracestate": "a-secret",
+        "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    }
+    with caplog.at_level(logging.DEBUG):
+        async with told(SLOW) as (channel, _, collector):
+            stub = generation_pb2_grpc.GenerationServiceStub(channel)
+            call = stub.StreamGenerate(pb.StreamGenerateRequest(spec=spec()), metadata=tuple(headers.items()))
+            assert [reply async for reply in call]
+    assert collector.one(METHOD).trace_id.hex() == headers["traceparent"].split("-")[1]
+    assert "a-secret" not in caplog.text
+    assert "a-secret" not in "".join(map(str, [*collector.spans, *collector.logs]))
+
+
 async def test_content_is_recorded_where_it_is_switched_on() -> None:
     async with told(Reply(thought="t", answer="hidden answer"), record_content=True) as (channel, _, collector):
         await stream(channel, spec("my secret", thinking=THINKING))

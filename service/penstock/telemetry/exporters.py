@@ -29,11 +29,14 @@ _EXPORTERS: dict[tuple[Signal, str], Any] = {
     ("logs", "http"): HttpLogs,
 }
 # The SDK logs every lost batch and every dropped item; ExporterHealth says it once, and metrics count them.
+# The last three log what a caller wrote into its headers, once per mistake in them.
 _NOISY_LOGGERS = (
     "opentelemetry.exporter",
     "opentelemetry.sdk._shared_internal",
     "opentelemetry.sdk.metrics._internal.export",
     "opentelemetry.sdk._logs",
+    "opentelemetry.baggage",
+    "opentelemetry.propagators",
     "opentelemetry.trace",
 )
 
