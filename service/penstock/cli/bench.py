@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
-import json as json_module
-import shlex
-import sys
-from collections.abc import Callable
-from contextlib import AsyncExitStack
-from datetime import UTC, datetime
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from penstock.cli import bench_options as b
 from penstock.cli import options as o
+from penstock.cli.bench_compare import compare
+from penstock.cli.bench_knee import knee
+from penstock.cli.bench_service import Service, connected, write_json
 from penstock.cli.failures import ended, nothing_measured
 from penstock.cli.progress import watched
 
 if TYPE_CHECKING:
-    from penstock_client import AsyncClient, ModelCard
+    from penstock_client import ModelCard
+    from rich.console import Console
 
+    from penstock.load.intervals import Estimate
     from penstock.load.measure import Load, Pattern
+    from penstock.load.repeat import Repeat
     from penstock.load.run import Options
     from penstock.load.statistics import Objectives
     from penstock.load.workload import Workload
 
 _WIDTH = 120
-T = TypeVar("T")
+_SEED_STEP = 1000
+"""Between runs: a run uses its seed and the two after it."""
+
+commands = typer.Typer(invoke_without_command=True)
+commands.command()(knee)
+commands.command()(compare)
 
 
+@commands.callback()
 def bench(
+    ctx: typer.Context,
     concurrency: Annotated[int | None, typer.Option(min=1, help="Closed loop: so many callers. Default: 8.")] = None,
     rate: Annotated[float | None, typer.Option(min=0.001, help="Open loop: Poisson, so many calls per second.")] = None,
     burst: Annotated[int | None, typer.Option(min=1, help="Open loop: so many calls at one moment.")] = None,
@@ -38,30 +47,32 @@ def bench(
     speed: Annotated[float, typer.Option(min=0.001, help="The trace's pace, times this.")] = 1.0,
     seconds: Annotated[float, typer.Option(min=0.1, help="Measured, after the warm-up. A trace has its own.")] = 30.0,
     warm_up: Annotated[float, typer.Option(min=0, help="Seconds of load before anything counts.")] = 5.0,
-    drain: Annotated[float, typer.Option(min=0, help="Most seconds that calls under way get at the end.")] = 60.0,
-    prompt_tokens: Annotated[str, typer.Option(help="Mix of lengths, such as 128@3,1024-2048@1.")] = "128",
-    output_tokens: Annotated[str, typer.Option(help="Mix of lengths; empty: as long as the service lets.")] = "64",
-    until_end: Annotated[bool, typer.Option("--until-end", help="Outputs may end before their length.")] = False,
-    thinking: Annotated[str, typer.Option(help="Mix of modes, such as fast@3,thinking:64@1,auto.")] = "fast",
-    prefixes: Annotated[int, typer.Option(min=0, help="Prompts begin with one of so many shared ones.")] = 0,
-    prefix_tokens: Annotated[int, typer.Option(min=1, help="Length of a shared prefix, part of the prompt.")] = 64,
-    deadline: Annotated[float | None, typer.Option(min=0.001, help="Seconds that each call is given.")] = None,
-    objective: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=SECONDS", help="first-token, first-answer, per-token, end-to-end.")
+    drain: b.Drain = 60.0,
+    runs: Annotated[int, typer.Option(min=1, max=1000, help="Repeat the load, with a new seed each time.")] = 1,
+    narrow: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FIGURE=PERCENT", help="Repeat until its 95 % interval is at most so wide to each side."),
     ] = None,
+    max_runs: Annotated[int, typer.Option(min=1, max=1000, help="Most runs with --narrow.")] = 20,
+    prompt_tokens: b.PromptTokens = "128",
+    output_tokens: b.OutputTokens = "64",
+    until_end: b.UntilEnd = False,
+    thinking: b.Thinking = "fast",
+    prefixes: b.Prefixes = 0,
+    prefix_tokens: b.PrefixTokens = 64,
+    deadline: b.Deadline = None,
+    objective: b.Objective = None,
     temperature: o.Temperature = None,
-    seed: Annotated[int, typer.Option(help="Of arrivals and lengths.")] = 0,
-    connections: Annotated[int, typer.Option(min=1, max=64, help="Calls go round over so many.")] = 1,
+    seed: b.Seed = 0,
+    connections: b.Connections = 1,
     flush_interval: Annotated[
         float | None, typer.Option(min=0, help="Seconds to gather deltas, at the server.")
     ] = None,
     resumable: Annotated[
         bool, typer.Option("--resumable", help="Streams that the server keeps, as clients do.")
     ] = False,
-    pid: Annotated[
-        int | None, typer.Option(help="The service's process here; default: who listens at loopback.")
-    ] = None,
-    json: Annotated[str | None, typer.Option(metavar="FILE", help="Write everything as JSON; `-` is stdout.")] = None,
+    pid: b.Pid = None,
+    json: b.JsonFile = None,
     rows: Annotated[bool, typer.Option("--rows", help="With --json: every call too.")] = False,
     save_trace: Annotated[
         Path | None, typer.Option(dir_okay=False, help="Write what was sent, to be replayed.")
@@ -74,34 +85,53 @@ def bench(
 
     Open loops (--rate, --burst, --trace) send by the clock, and latency counts from the intended moment, so that a slow
     service cannot slow down its own measurement. Ctrl-C shows what was measured so far.
+
+    `penstock bench knee` finds the largest rate that the service holds, `penstock bench compare` compares two results.
     """
+    if ctx.invoked_subcommand is not None:
+        _refuse_options_before(ctx)
+        return
+    from penstock.load.repeat import Repeat, parse_narrow
     from penstock.load.run import Options
     from penstock.load.statistics import Objectives
-    from penstock.load.workload import Lengths, Thinking, Workload
 
     pattern = _pattern(concurrency, rate, burst, every, trace, speed)
-    workload = Workload(
-        prompt=parsed(Lengths.parse, prompt_tokens, "--prompt-tokens"),
-        output=parsed(Lengths.parse, output_tokens, "--output-tokens") if output_tokens else None,
-        thinking=parsed(Thinking.parse, thinking, "--thinking"),
-        prefixes=prefixes,
-        prefix_tokens=prefix_tokens,
-        deadline_seconds=deadline,
-    )
-    objectives = parsed(Objectives.parse, objective or [], "--objective")
+    workload = b.workload_of(prompt_tokens, output_tokens, thinking, prefixes, prefix_tokens, deadline)
+    objectives = b.parsed(Objectives.parse, objective or [], "--objective")
     options = Options(
         seconds, warm_up, drain, exact=not until_end, temperature=temperature, seed=seed,
         flush_interval_seconds=flush_interval, resumable=resumable,
     )  # fmt: skip
+    repeat = Repeat(runs, max_runs, b.parsed(parse_narrow, narrow or [], "--narrow"))
+    _refuse_repeating(repeat, save_trace)
     if rows and json is None:
         raise typer.BadParameter("goes with --json", param_hint="--rows")
     o.refuse_unwritable(("--json", None if json in (None, "-") else Path(str(json))), ("--save-trace", save_trace))
-    run = _Bench(pattern, workload, options, objectives)
+    run = _Bench(pattern, workload, options, objectives, repeat)
     exit_code = run.measure(target, o.encryption(tls, ca), connections, pid)
     if not run.tell(json, rows, save_trace):
         exit_code = nothing_measured(exit_code, run.why_nothing)
     if exit_code:
         raise typer.Exit(exit_code)
+
+
+def _refuse_options_before(ctx: typer.Context) -> None:
+    """`penstock bench --rate 4 knee` would read the rate and not use it."""
+    for name in ctx.params:
+        source = ctx.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = f"--{name.replace('_', '-')}"
+            command = ctx.invoked_subcommand
+            raise typer.BadParameter(f"give it behind `{command}`, if `{command}` has it", param_hint=option)
+
+
+def _refuse_repeating(repeat: Repeat, save_trace: Path | None) -> None:
+    from penstock.load import intervals
+
+    if save_trace is not None and (repeat.runs > 1 or repeat.narrow):
+        raise typer.BadParameter("writes one run; leave out --runs and --narrow", param_hint="--save-trace")
+    if repeat.narrow and not intervals.available():
+        raise typer.BadParameter(intervals.MISSING, param_hint="--narrow")
 
 
 def _pattern(
@@ -123,66 +153,63 @@ def _pattern(
     return Closed(concurrency or 8)
 
 
-def parsed(parse: Callable[[Any], T], given: Any, option: str) -> T:
-    try:
-        return parse(given)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint=option) from None
-
-
-def client_for(target: str, tls: bool | Path | None, number: int = 0) -> AsyncClient:
-    """A client whose connection is its own, and that does not hide a lost one."""
-    from penstock_client import AsyncClient
-
-    try:
-        return AsyncClient(
-            target,
-            tls=tls,
-            reconnect=None,
-            channel_options=[("grpc.use_local_subchannel_pool", 1), ("grpc.channel_id", number)],
-        )
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-
-
 class _Bench:
-    """One load; there is something to show whenever it ends."""
+    """One load, once or repeatedly; there is something to show whenever it ends."""
 
-    def __init__(self, pattern: Pattern, workload: Workload, options: Options, objectives: Objectives) -> None:
+    def __init__(
+        self, pattern: Pattern, workload: Workload, options: Options, objectives: Objectives, repeat: Repeat
+    ) -> None:
         from rich.console import Console
 
         self._pattern, self._workload, self._options, self._objectives = pattern, workload, options, objectives
-        self._load: Load | None = None
+        self._repeat = repeat
+        self._loads: list[Load] = []
         self._card: ModelCard | None = None
         self._not_local: str | None = None
         self._notes = Console(stderr=True)
 
     def measure(self, target: str, tls: bool | Path | None, connections: int, pid: int | None) -> int:
-        """The exit code: not 0 where Ctrl-C or a failure ended it early."""
+        """Return the exit code: not 0 where Ctrl-C or a failure ended it early."""
         return ended(self._measure(target, tls, connections, pid), target, tls)
 
     async def _measure(self, target: str, tls: bool | Path | None, connections: int, pid: int | None) -> None:
-        from penstock.load import measure, processes
-        from penstock.load.prompts import Prompts
+        async with connected(target, tls, connections, pid) as service:
+            self._card, self._not_local = service.card, service.not_local
+            while not self._repeat.enough(len(self._loads), self._intervals()):
+                await self._run_once(service)
 
-        async with AsyncExitStack() as stack:
-            clients = [client_for(target, tls, number) for number in range(connections)]
-            for client in clients:
-                await stack.enter_async_context(client)
-            self._card = await clients[0].model()
-            prompts = await Prompts.learn(clients[0])
-            try:
-                front_end = processes.find(target, pid)
-            except processes.NotLocal as error:
-                front_end, self._not_local = None, str(error)
-            self._load = measure.prepare(clients, prompts, self._pattern, self._workload, self._options)
-            async with watched(self._load, self._notes, self._load.pattern.name):
-                await measure.carry_out(self._load, front_end)
+    async def _run_once(self, service: Service) -> None:
+        from penstock.load import measure
+
+        number = len(self._loads)
+        options = replace(self._options, seed=self._options.seed + _SEED_STEP * number)
+        load = measure.prepare(service.clients, service.prompts, self._pattern, self._workload, options)
+        self._loads.append(load)
+        title = load.pattern.name + (f", run {number + 1}" if number or self._repeats else "")
+        async with watched(load, self._notes, title):
+            await measure.carry_out(load, service.front_end)
+
+    @property
+    def _repeats(self) -> bool:
+        return self._repeat.runs > 1 or bool(self._repeat.narrow)
+
+    def _intervals(self) -> dict[str, Estimate]:
+        """Over complete runs or, of a single one, over its parts."""
+        from penstock.load import intervals
+
+        whole = [load for load in self._loads if not load.interrupted]
+        if not whole or not intervals.available():
+            return {}
+        if self._repeats:
+            return intervals.of_runs([load.summary(self._objectives) for load in whole])
+        load = whole[0]
+        by_second = [sum(load.live.tokens[n]) if n in load.live.tokens else 0 for n in range(int(load.seconds))]
+        return intervals.of_one_run(load.records, load.seconds, by_second, self._objectives)
 
     @property
     def why_nothing(self) -> str:
         """Why there is no call to show, and what to change."""
-        sent = self._load.live.sent if self._load is not None else 0
+        sent = self._loads[-1].live.sent if self._loads else 0
         return (
             f"no call began within the measured {self._options.seconds:g} s ({sent} began during the warm-up); "
             "raise --seconds above the duration of a call, or lower --concurrency"
@@ -192,28 +219,54 @@ class _Bench:
         """Show and write what was measured. Return False, without output, where no call was measured."""
         from rich.console import Console
 
-        from penstock.files import replacing, write_text
-        from penstock.load import report, trace
+        from penstock.files import replacing
+        from penstock.load import trace
         from penstock.load.arrivals import Arrival
-        from penstock.load.machine import client_machine, model_facts
 
-        if self._load is None or self._card is None or not self._load.records:
+        measured = [load for load in self._loads if load.records]
+        if self._card is None or not measured:
             return False
         console = self._notes if json == "-" else Console()
         console.width = max(console.width, _WIDTH)
-        report.show(console, self._load, self._objectives, self._not_local)
+        self._show(console, measured)
         if save_trace is not None:
-            sent = sorted(self._load.records, key=lambda record: record.intended)
+            sent = sorted(measured[0].records, key=lambda record: record.intended)
             with replacing(save_trace) as partial:
                 trace.write(partial, (Arrival(record.intended, record.work) for record in sent))
         if json is not None:
-            made = {
-                "command": shlex.join(["penstock", *sys.argv[1:]]),
-                "date": datetime.now(UTC).isoformat(timespec="seconds"),
-                "client_machine": client_machine(),
-                "model": model_facts(self._card),
-                **report.as_json(self._load, self._objectives, self._not_local, rows=rows),
-            }
-            text = json_module.dumps(made, indent=1) + "\n"
-            typer.echo(text, nl=False) if json == "-" else write_text(Path(json), text)
+            write_json(json, self._card, self._as_json(measured, rows))
         return True
+
+    def _show(self, console: Console, measured: list[Load]) -> None:
+        from penstock.load import intervals, report
+
+        found = self._intervals()
+        if self._repeats:
+            report.show_runs(console, measured, self._objectives)
+        else:
+            report.show(console, measured[0], self._objectives, self._not_local)
+        if found:
+            report.show_intervals(console, found)
+        elif not intervals.available():
+            console.out(f"note: {intervals.MISSING}", style="yellow", highlight=False)
+        for name in self._repeat.missed(found):
+            figure = name.replace("_", " ")
+            console.out(
+                f"note: the interval of {figure} is still wider than wanted after {len(measured)} runs; raise "
+                "--max-runs or --seconds",
+                style="yellow",
+                highlight=False,
+            )
+
+    def _as_json(self, measured: list[Load], rows: bool) -> dict[str, Any]:
+        from penstock.load import report
+
+        each = [report.as_json(load, self._objectives, self._not_local, rows=rows) for load in measured]
+        made: dict[str, Any] = {
+            "load": report.load_facts(measured[0], self._objectives),
+            "intervals": report.intervals_as_json(self._intervals()),
+        }
+        if not self._repeats:
+            return {**made, **each[0]}
+        warned = list(dict.fromkeys(line for one in each for line in one["warnings"]))
+        return {**made, "interrupted": any(load.interrupted for load in measured), "warnings": warned, "runs": each}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from penstock.cli import options as o
-from penstock.cli.bench import parsed
+from penstock.cli.bench_options import parsed
 from penstock.cli.failures import nothing_measured
 from penstock.cli.pilot_run import PilotRun
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from penstock.cli.bench import client_for
+from penstock.cli.bench_options import client_for
 from penstock.cli.failures import ended
 from penstock.cli.progress import line
 

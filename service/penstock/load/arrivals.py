@@ -27,6 +27,11 @@ def poisson(calls_per_second: float, begin_seconds: float, rng: random.Random) -
         yield at
 
 
+def poisson_of_count(calls: int, begin_seconds: float, end_seconds: float, rng: random.Random) -> Iterator[float]:
+    """A Poisson process given that it has so many arrivals between two moments: each is uniform over them."""
+    return iter(sorted(rng.uniform(begin_seconds, end_seconds) for _ in range(calls)))
+
+
 def bursts(calls: int, every_seconds: float, begin_seconds: float) -> Iterator[float]:
     """`calls` at the same moment, again and again; the first at the first multiple of `every_seconds` that is due."""
     first = -int(-begin_seconds // every_seconds) if begin_seconds < 0 else 0

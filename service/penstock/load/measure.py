@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 import psutil
 from penstock_client import AsyncClient
 
-from penstock.load.arrivals import Arrival, bursts, drawn, poisson
+from penstock.load.arrivals import Arrival, bursts, drawn, poisson, poisson_of_count
 from penstock.load.calls import UNFINISHED, Record
 from penstock.load.processes import FRONT_END, Used, Watch
 from penstock.load.prompts import Prompts
@@ -35,11 +35,27 @@ class Closed:
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """Poisson arrivals, bursts, or both. Calls per second; seconds between bursts."""
+    """Poisson arrivals, bursts, or both. Calls per second; seconds between bursts.
+
+    `fixed_count`: the warm-up and the window have exactly as many Poisson arrivals as their lengths and the rate say.
+    """
 
     calls_per_second: float = 0.0
     burst_calls: int = 0
     burst_every_seconds: float = 10.0
+    fixed_count: bool = False
+
+    def times(self, warm_up_seconds: float, seconds: float, seed: int) -> list[Iterator[float]]:
+        """Return when calls are meant to be sent, one iterator for each kind of arrival."""
+        rng, rate, found = random.Random(seed), self.calls_per_second, list[Iterator[float]]()
+        if rate and self.fixed_count:
+            for begin, end in ((-warm_up_seconds, 0.0), (0.0, seconds)):
+                found.append(poisson_of_count(round(rate * (end - begin)), begin, end, rng))
+        elif rate:
+            found.append(poisson(rate, -warm_up_seconds, rng))
+        if self.burst_calls:
+            found.append(bursts(self.burst_calls, self.burst_every_seconds, -warm_up_seconds))
+        return found
 
     @property
     def name(self) -> str:
@@ -83,10 +99,11 @@ class Load:
     @property
     def records(self) -> Sequence[Record]:
         """The calls meant for the window."""
-        return [record for record in self._every if record.intended >= 0]
+        return [record for record in self.every if record.intended >= 0]
 
     @property
-    def _every(self) -> Sequence[Record]:
+    def every(self) -> Sequence[Record]:
+        """The calls of the warm-up, too."""
         return [record for record in self.run.records if not (self.interrupted and record.outcome == UNFINISHED)]
 
     @property
@@ -108,7 +125,7 @@ class Load:
     def summary(self, objectives: Objectives) -> Summary:
         live = self.live
         tokens = (live.window_thought_tokens, live.window_answer_tokens)
-        return summarize(self._every, self.seconds, *tokens, objectives)
+        return summarize(self.every, self.seconds, *tokens, objectives)
 
 
 def prepare(
@@ -133,17 +150,13 @@ async def carry_out(load: Load, front_end: psutil.Process | None) -> None:
 
 async def _send(load: Load) -> None:
     pattern, run, workload = load.pattern, load.run, load.workload
-    begin = -load.options.warm_up_seconds
     if isinstance(pattern, Closed):
         await run.closed_loop(pattern.callers, workload)
     elif isinstance(pattern, Replay):
         await run.replay(pattern.trace, pattern.speed)
     else:
         # Generators of their own: the times do not change with what is drawn for the calls.
-        rng = random.Random(load.options.seed + 1)
-        times = [poisson(pattern.calls_per_second, begin, rng)] if pattern.calls_per_second else []
-        if pattern.burst_calls:
-            times.append(bursts(pattern.burst_calls, pattern.burst_every_seconds, begin))
+        times = pattern.times(load.options.warm_up_seconds, load.options.seconds, load.options.seed + 1)
         works = random.Random(load.options.seed + 2)
         await run.open_loop(drawn(times, load.options.seconds, lambda: workload.draw(works)))
 

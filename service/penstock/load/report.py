@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
-from penstock.load.calls import Record
-from penstock.load.measure import Closed, Load
+from penstock.load.calls import OK, Record
+from penstock.load.intervals import Estimate
+from penstock.load.measure import Closed, Load, Replay
 from penstock.load.processes import FRONT_END, GENERATOR
 from penstock.load.statistics import Objectives, Spread, Summary
 
@@ -54,6 +56,57 @@ def as_json(load: Load, objectives: Objectives, not_local: str | None, *, rows: 
     return plain
 
 
+def load_facts(load: Load, objectives: Objectives) -> dict[str, Any]:
+    """What was asked of the service, so that two results can be told to be of the same load."""
+    options, workload = load.options, load.workload
+    return {
+        "pattern": load.pattern.name,
+        **({} if isinstance(load.pattern, Replay) else asdict(workload)),
+        "exact": options.exact,
+        "temperature": options.temperature,
+        "flush_interval_seconds": options.flush_interval_seconds,
+        "resumable": options.resumable,
+        "objectives_seconds": objectives.stated,
+    }
+
+
+def intervals_as_json(found: Mapping[str, Estimate]) -> dict[str, Any]:
+    """What `penstock bench compare` reads."""
+    return {name: asdict(one) for name, one in found.items()}
+
+
+def show_runs(console: Console, loads: Sequence[Load], objectives: Objectives) -> None:
+    """One line for each of repeated runs."""
+    shown = table("run", "calls", "not ok", "calls/s", "output tok/s", "first token p95", "end to end p95", "goodput")
+    for number, load in enumerate(loads, 1):
+        summary = load.summary(objectives)
+        shown.add_row(
+            f"{number}{' (cut short)' if load.interrupted else ''}",
+            f"{summary.calls}",
+            f"{summary.calls - summary.outcomes.get(OK, 0)}",
+            f"{summary.calls_per_second:.2f}",
+            f"{summary.output_tokens_per_second:.1f}",
+            *("lost" if one.p95 is None else f"{one.p95:.4f}" for one in (summary.first_token, summary.end_to_end)),
+            "-" if summary.goodput_share is None else f"{summary.goodput_share:.1%}",
+        )
+    console.out(f"{loads[0].pattern.name}; {len(loads)} runs", highlight=False)
+    console.print(shown)
+    warned = dict.fromkeys(line for load in loads for line in warnings(load, load.summary(objectives)))
+    for line in warned:
+        console.out(f"note: {line}", style="yellow", highlight=False)
+
+
+def show_intervals(console: Console, found: Mapping[str, Estimate]) -> None:
+    """The figures with their 95 % intervals."""
+    shown = table("figure", "mean", "95 % interval", "to each side", "from")
+    for name, one in found.items():
+        width = f"{one.relative_half_width:.1%}" if math.isfinite(one.relative_half_width) else "-"
+        interval = f"{one.low:.4g} to {one.high:.4g}"
+        shown.add_row(name.replace("_", " "), f"{one.value:.4g}", interval, width, f"{len(one.samples)} {one.method}")
+    console.print()
+    console.print(shown)
+
+
 def processes(load: Load) -> list[dict[str, Any]]:
     """Each process with its CPU seconds per second and its memory over the window."""
     return [
@@ -71,14 +124,20 @@ def processes(load: Load) -> list[dict[str, Any]]:
 
 def warnings(load: Load, summary: Summary) -> list[str]:
     """Why the figures should be read with care."""
+    found = generator_warnings(load, summary)
+    if summary.end_to_end.count < 100:
+        found.append(f"{summary.end_to_end.count} calls: with fewer than 100, p99 is the slowest one")
+    return found
+
+
+def generator_warnings(load: Load, summary: Summary) -> list[str]:
+    """Why the load generator, rather than the service, may be what was measured."""
     found = []
     if (lag := summary.send_lag.p99) is not None and lag > _MOST_LAG_SECONDS:
         found.append(f"the generator was late by {lag:.3f} s at p99: it, not the service, may be what is slow")
     own = [one["cpu"] for one in processes(load) if one["role"] == GENERATOR]
     if own and own[0] > _MOST_GENERATOR_CPU:
         found.append(f"the generator used {own[0]:.2f} of a core: run it on another machine, or with fewer streams")
-    if summary.end_to_end.count < 100:
-        found.append(f"{summary.end_to_end.count} calls: with fewer than 100, p99 is the slowest one")
     return found
 
 
@@ -125,18 +184,18 @@ def show(console: Console, load: Load, objectives: Objectives, not_local: str | 
 
 
 def _percentiles(summary: Summary) -> Table:
-    table = _table("seconds", "calls", "mean", "p50", "p90", "p95", "p99", "most")
+    shown = table("seconds", "calls", "mean", "p50", "p90", "p95", "p99", "most")
     for name, title in _SPREADS.items():
         spread: Spread = getattr(summary, name)
         if spread.count:
             figures = (spread.mean, spread.p50, spread.p90, spread.p95, spread.p99, spread.most)
             lost = f"{spread.count}" + (f" ({spread.lost} lost)" if spread.lost else "")
-            table.add_row(title, lost, *("lost" if figure is None else f"{figure:.4f}" for figure in figures))
-    return table
+            shown.add_row(title, lost, *("lost" if figure is None else f"{figure:.4f}" for figure in figures))
+    return shown
 
 
 def _processes(load: Load) -> Table:
-    table = _table("process", "pid", "cores used", "memory GiB", "at start")
+    shown = table("process", "pid", "cores used", "memory GiB", "at start")
     for one in processes(load):
         numbers = (
             f"{one['pid'] or ''}",
@@ -144,12 +203,12 @@ def _processes(load: Load) -> Table:
             f"{one['memory_gib']:.2f}",
             f"{one['memory_at_start_gib']:.2f}",
         )
-        table.add_row(f"{one['role']}: {one['name']}", *numbers)
+        shown.add_row(f"{one['role']}: {one['name']}", *numbers)
     per_token = load.front_end_cpu_seconds_per_token
     if per_token is not None:
-        table.caption = f"{FRONT_END}: {per_token * 1e6:.0f} µs of CPU per output token"
-        table.caption_justify = "left"
-    return table
+        shown.caption = f"{FRONT_END}: {per_token * 1e6:.0f} µs of CPU per output token"
+        shown.caption_justify = "left"
+    return shown
 
 
 def _row(record: Record) -> dict[str, Any]:
@@ -172,7 +231,8 @@ def _tokens(mean: float | None) -> str:
     return "-" if mean is None else f"{mean:.1f}"
 
 
-def _table(first: str, *columns: str) -> Table:
+def table(first: str, *columns: str) -> Table:
+    """Return an empty table without lines; all columns but the first are aligned right."""
     from rich.table import Table
 
     made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
