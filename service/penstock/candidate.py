@@ -163,6 +163,8 @@ class Candidate:
         self.first_token_at: float | None = None
         self.first_answer_at: float | None = None
         self._outcome: ThinkingOutcome | None = None if plan.in_thought or plan.may_open else ThinkingOutcome.DISABLED
+        # Set once it is over. Of several candidates some may be when the others are drained.
+        self._ended: tuple[FinishReason, str] | None = None
         output = plan.request.output
         self._splitter = Splitter(
             SplitSettings(
@@ -191,6 +193,7 @@ class Candidate:
             "runs": self._runs,
             "banned": self._banned,
             "tokens": [self._cached_tokens, self._recomputed_tokens],
+            "ended": [self._ended[0].value, self._ended[1]] if self._ended else None,
         }
 
     def _restore(self, state: Mapping[str, Any]) -> None:
@@ -200,6 +203,9 @@ class Candidate:
         self._runs, self._banned = state["runs"], tuple(state["banned"])
         self._markers_are_banned = bool(self._banned)
         self._cached_tokens, self._recomputed_tokens = state["tokens"]
+        if state.get("ended"):  # Servers of an earlier version did not say.
+            reason, matched_stop = state["ended"]
+            self._ended = FinishReason(reason), matched_stop
 
     async def events(self) -> AsyncGenerator[CandidateEvent, None]:
         """Deltas, the end of the thought, interruptions, and last the end. Closing it aborts the engine's work.
@@ -209,7 +215,7 @@ class Candidate:
         if self._splitter.in_thought and self._splitter.thought_budget_tokens == 0:
             self._splitter.close_thought(self._plan.closing_ids)
             yield self._thought_ended(ThinkingOutcome.BUDGET_REACHED)
-        while True:
+        while self._ended is None:
             async for event in self._await_engine():
                 yield event
             request = None if self._steering.ends else self._next_run()
@@ -243,7 +249,10 @@ class Candidate:
             yield event
 
     def _end_between_runs(self) -> list[CandidateEvent]:
-        """Tell what is left where no run goes on: it is cancelled or drained, or the window is full."""
+        """Tell what is left where no run goes on: it is cancelled or drained, the window is full, or it was over."""
+        if self._ended is not None:
+            # Another server ended and counted it.
+            return [self._end_of(*self._ended)]
         early = self._early_end()
         verdict = Verdict.MAX_OUTPUT_TOKENS if early is Verdict.GO_ON else early
         return [*self._say(verdict, was_thinking=self._splitter.in_thought), self._end(_FINISH_OF[verdict])]
@@ -496,12 +505,17 @@ class Candidate:
         return ThinkingOutcome.MAX_OUTPUT_TOKENS if is_full else ThinkingOutcome.CANCELLED
 
     def _end(self, reason: FinishReason) -> CandidateEnd:
-        end = CandidateEnd(
+        if reason is not FinishReason.DRAINED:
+            self._ended = reason, self._splitter.matched_stop
+        end = self._end_of(reason, self._splitter.matched_stop)
+        self._watch.ended(end)
+        return end
+
+    def _end_of(self, reason: FinishReason, matched_stop: str) -> CandidateEnd:
+        return CandidateEnd(
             candidate_index=self._index,
             finish_reason=reason,
             outcome=self._outcome or self._cut_outcome(reason),
             usage=self.usage(),
-            matched_stop=self._splitter.matched_stop,
+            matched_stop=matched_stop,
         )
-        self._watch.ended(end)
-        return end

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,6 +22,7 @@ from penstock.errors import (
     EngineRefused,
     PoisonousRequest,
 )
+from penstock.generation import generate
 from penstock.planning import Plan, plan_generation
 from penstock.types import (
     CandidateEnd,
@@ -28,6 +31,7 @@ from penstock.types import (
     EngineChunk,
     EngineRequest,
     EngineStop,
+    Finished,
     FinishReason,
     Message,
     Output,
@@ -37,8 +41,10 @@ from penstock.types import (
     StructuredOutput,
     ThinkingConfig,
     ThinkingMode,
+    ThinkingOutcome,
     ThoughtEnded,
 )
+from penstock.usage import PriceList
 from penstock.validation import validate
 
 EOS, OPEN, CLOSE = 258, 259, 260
@@ -328,3 +334,90 @@ async def test_a_constraint_that_is_lost_at_once_ends_with_an_error() -> None:
     with pytest.raises(EngineRefused):
         await say(engine, ask(engine, structured=StructuredOutput(StructuredKind.REGEX, "a")))
     assert len(engine.asked) < 20
+
+
+class Dealt(ScriptedEngine):
+    """Deals each candidate its own tokens by their place after the prompt, so that a continuation goes on in them."""
+
+    def __init__(self, deals: Sequence[Sequence[int]], step: int) -> None:
+        super().__init__([])
+        self.prompt_tokens = 0
+        self._deals, self._step = deals, step
+
+    async def stream(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
+        deal = self._deals[int(request.request_id.split("-")[1])]
+        at = len(request.prompt_token_ids) - self.prompt_tokens
+        last = at + request.max_tokens
+        while True:
+            ids = [*deal[at : min(at + self._step, last)]]
+            if EOS in ids:
+                ids = ids[: ids.index(EOS) + 1]
+            at += len(ids)
+            stop = EngineStop.EOS if ids[-1] == EOS else EngineStop.LENGTH if at == last else None
+            await asyncio.sleep(0)
+            yield EngineChunk(tuple(ids), stop=stop)
+            if stop is not None:
+                return
+
+
+async def drained_after(engine: Dealt, plan: Plan, drains: Sequence[int]) -> tuple[list[dict[str, Any]], list[Any]]:
+    """What candidates say over several servers, each but the last drained after so many events; and how they end."""
+    said = [{"thought": "", "answer": "", "ids": [], "ended": []} for _ in range(plan.request.output.candidate_count)]
+    states: Sequence[Any] = ()
+    for count in (*drains, 10**9):
+        steering, finished = Steering(), None
+        if not count:
+            steering.drain()
+        async for event in generate(engine, plan, PriceList(()), "g", 0.0, steering, states):
+            count -= 1
+            if count <= 0:
+                steering.drain()
+            if isinstance(event, Finished):
+                finished = event
+                continue
+            own = said[event.candidate_index]
+            if isinstance(event, Delta):
+                own["thought" if event.is_thought else "answer"] += event.text
+                own["ids"] += event.token_ids
+            elif isinstance(event, ThoughtEnded):
+                own["ended"].append(event)
+        assert finished is not None
+        states = json.loads(json.dumps(finished.states))
+        if not states:
+            break
+    ends = [(e.finish_reason, e.outcome, e.matched_stop, e.usage.output_tokens) for e in finished.ends]
+    return said, ends
+
+
+TEXT_IDS = st.lists(st.sampled_from([*b"ab\n", 0xE2, 0x82, 0xAC, 0xF0, 0x9F]), max_size=9)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(TEXT_IDS, TEXT_IDS), min_size=1, max_size=3), st.integers(1, 4), st.data())
+async def test_candidates_that_are_drained_say_what_they_would_have_said(
+    deals: list[tuple[list[int], list[int]]], step: int, data: st.DataObject
+) -> None:
+    engine = Dealt([[*thought, CLOSE, *answer, EOS] for thought, answer in deals], step)
+    plan = ask(
+        engine,
+        budget=data.draw(st.none() | st.integers(1, 9)),
+        max_tokens=data.draw(st.integers(10, 30)),
+        candidate_count=len(deals),
+        stop_strings=data.draw(st.sampled_from([(), ("ab",), ("ba", "a\n"), ("€",)])),
+    )
+    plan = replace(plan, closing_ids=(CLOSE,))
+    engine.prompt_tokens = len(plan.context.prompt_token_ids)
+    drains = data.draw(st.lists(st.integers(0, 6), min_size=1, max_size=4))
+    assert await drained_after(engine, plan, drains) == await drained_after(engine, plan, [])
+
+
+async def test_a_candidate_that_ended_before_the_others_were_drained_stays_ended() -> None:
+    engine = Dealt([[CLOSE, *b"one", EOS, *b"more", EOS], [CLOSE, *b"a longer one", EOS]], 1)
+    plan = ask(engine, candidate_count=2)
+    engine.prompt_tokens = len(plan.context.prompt_token_ids)
+    said, ends = await drained_after(engine, plan, [9])
+    assert [own["answer"] for own in said] == ["one", "a longer one"]
+    assert ends == [
+        (FinishReason.STOP, ThinkingOutcome.NATURAL_END, "", 4),
+        (FinishReason.STOP, ThinkingOutcome.NATURAL_END, "", 13),
+    ]
