@@ -23,6 +23,12 @@ def compiled_schema(text: str) -> Any:
     return compiler().compile_json_schema(text, any_whitespace=False, separators=(",", ":"))
 
 
+def accepts(grammar: Any, text: bytes) -> bool:
+    """Whether the grammar allows exactly these bytes."""
+    matcher = xgrammar.GrammarMatcher(grammar)
+    return all(matcher.accept_token(byte) for byte in text) and bool(matcher.accept_token(END))
+
+
 def walks(grammar: Any, count: int, *, seed: int = 0, most: int = 300) -> list[str]:
     """Texts that ended within `most` bytes; fewer than `count` where walks did not end."""
     matcher = xgrammar.GrammarMatcher(grammar)

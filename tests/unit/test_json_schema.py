@@ -15,7 +15,7 @@ from penstock.engine_vllm.json_schema import RefusedSchemaError, rewritten
 
 from tests.tooling import json_schema_suite
 from tests.unit import pydantic_models
-from tests.unit.grammar_walks import compiled_schema, walks
+from tests.unit.grammar_walks import accepts, compiled_schema, walks
 
 DATA = Path(__file__).parents[1] / "data"
 BOOL = {"type": "boolean"}
@@ -105,6 +105,22 @@ REFUSED = [
     ({"oneOf": [{"type": "integer"}, {"minimum": 2}]}, "oneOf", "/oneOf/1"),
     ({"type": "nothing"}, "type", "/type"),
     ({"type": "object", "patternProperties": {"^a": BOOL, "b$": BOOL}}, "patternProperties", "/patternProperties"),
+    # What a part of another schema asserts is read twice, and means the same both times.
+    ({"type": "object", "allOf": [{"if": {"required": ["a"]}, "then": {"required": ["b"]}}]}, "if", "/if"),
+    ({"oneOf": [{"type": "null", "if": {}, "else": False}, {"type": "string"}]}, "if", "/oneOf/0/if"),
+    ({"$defs": {"a": {"if": {"type": "null"}, "then": False}}, "$ref": "#/$defs/a", "minimum": 1}, "if", "/if"),
+    ({"anyOf": [{"if": {"const": 1}, "then": False}], "type": "integer"}, "if", "/anyOf/0/if"),
+    # References in it would be to its own definitions.
+    ({"allOf": [{"$id": "http://a/", "items": {"$ref": "#/$defs/n"}}], "$defs": {"n": BOOL}}, "$id", "/allOf/0/$id"),
+    (
+        {"$defs": {"a": {"$id": "http://a/", "$defs": {"b": BOOL}}}, "items": {"$ref": "#/$defs/a/$defs/b"}},
+        "$ref",
+        "/items/$ref",
+    ),
+    # The compiler's own counts begin again at 2^32.
+    ({"type": "string", "minLength": 2**32 + 1}, "minLength", "/minLength"),
+    ({"type": "array", "minItems": 2**32 + 1}, "minItems", "/minItems"),
+    ({"type": "object", "minProperties": 2**32 + 1}, "minProperties", "/minProperties"),
 ]
 
 
@@ -139,12 +155,46 @@ KEPT = [
     {"type": "object", "propertyNames": {"maxLength": 2}},
     {"oneOf": [{"type": "string", "maxLength": 1}, {"type": "integer"}]},
     {"type": "array", "items": {"$ref": "#"}},
+    {"type": "array", "items": BOOL, "minItems": 2, "maxItems": 2**63},
+    {"type": "object", "properties": {"a": BOOL}, "additionalProperties": BOOL, "maxProperties": 2**64},
 ]
 
 
 @pytest.mark.parametrize("schema", KEPT)
 def test_combinations_that_the_compiler_ignores_are_kept(schema: Any) -> None:
     assert broken(schema, 20) == []
+
+
+def test_a_bound_beyond_all_answers_is_none() -> None:
+    assert rewritten('{"type": "string", "maxLength": 4294967297}') == rewritten('{"type": "string"}')
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "string", "maxLength": 1},
+        {"type": "string", "pattern": "^.{1}$"},
+        {"type": "string", "pattern": r"^[\u0020-\uffff]$"},
+        {"type": "string", "pattern": r"^[^a]$"},
+        {"type": "object", "propertyNames": {"maxLength": 1}},
+    ],
+)
+def test_a_character_that_is_counted_is_spelled_in_one_way(schema: Any) -> None:
+    """Tokens may be single bytes: what is no UTF-8 would be several replacement characters to its reader."""
+    grammar = compiled_schema(rewritten(json.dumps(schema)))
+    before, after = ('{"', '":1}') if schema["type"] == "object" else ('"', '"')
+    for spelling in (b"\xc3\xa9", b"\xe2\x82\xac", b"\xef\xbf\xbf", "é".encode()):
+        assert accepts(grammar, before.encode() + spelling + after.encode())
+    for spelling in (
+        b"\x80",
+        b"\xc1\xbf",
+        b"\xe0\x80\x80",
+        b"\xe0\x9f\xbf",
+        b"\xed\xa0\x80",
+        b"\xf0\x8f\xbf\xbf",
+        b"\xc3",
+    ):
+        assert not accepts(grammar, before.encode() + spelling + after.encode()), spelling
 
 
 def test_an_object_is_never_answered_with_a_number() -> None:

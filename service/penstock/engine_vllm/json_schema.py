@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
-from penstock.engine_vllm.regex import RefusedRegexError, json_string_of_length, translate_json_pattern
+from penstock.engine_vllm.regex import MAX_COUNT, RefusedRegexError, json_string_of_length, translate_json_pattern
 
 Schema = dict[str, Any]
 
@@ -56,7 +56,11 @@ class RefusedSchemaError(ValueError):
 def rewritten(text: str) -> str:
     """Return the schema for xgrammar, as JSON text. Raises RefusedSchemaError, and ValueError for what is no JSON."""
     root = json.loads(text)
-    return _Rewriter(root).whole()
+    try:
+        return _Rewriter(root).whole()
+    except RecursionError:
+        why = "references beside other keywords lead to themselves; name what they share without the keywords"
+        raise RefusedSchemaError("$ref", "", why) from None
 
 
 class _Rewriter:
@@ -138,6 +142,8 @@ class _Rewriter:
             if not isinstance(part, dict):
                 raise RefusedSchemaError("false", at, "this schema allows no value")
             asserted = _asserted(part, at)
+            if "$id" in asserted:
+                self._refused(asserted, at)
             if asserted.keys() != {"$ref"}:
                 if asserted.keys() & {"allOf", "$ref"}:
                     raise RefusedSchemaError("allOf", at, "allOf and $ref beside others are not merged; merge them")
@@ -200,6 +206,8 @@ class _Rewriter:
         found = self._root
         for step in pointer[2:].split("/") if pointer != "#" else ():
             step = _unquoted(step)
+            if found is not self._root and isinstance(found, dict) and isinstance(found.get("$id"), str):
+                raise RefusedSchemaError("$ref", where, "leads through a schema with an $id; leave that out")
             if isinstance(found, dict) and step in found:
                 found = found[step]
             elif isinstance(found, list) and step.isascii() and step.isdigit() and int(step) < len(found):
@@ -382,10 +390,10 @@ def _asserted(schema: Schema, at: str) -> Schema:
         asserted.pop("$id", None)
     if asserted.get("not") is False:
         del asserted["not"]
+    # What was read once may be read again as part of another schema: what is kept of it must say the same then.
     if "if" not in asserted or not asserted.keys() & {"then", "else"}:
-        asserted.pop("if", None)
-    for key in ("then", "else"):
-        asserted.pop(key, None)
+        for key in ("if", "then", "else"):
+            asserted.pop(key, None)
     for key, idle in _IDLE.items():
         if key in asserted and asserted[key] == idle and type(asserted[key]) is type(idle):
             del asserted[key]
@@ -516,7 +524,10 @@ def _bounds(own: Schema, low: str, high: str, at: str) -> tuple[int, int | None]
     least, most = found[0] or 0, found[1]
     if most is not None and most < least:
         raise RefusedSchemaError(high, _join(at, high), f"is less than {low}")
-    return least, most
+    if least > MAX_COUNT:
+        raise RefusedSchemaError(low, _join(at, low), f"must be at most {MAX_COUNT}, got {least}")
+    # The compiler counts in 32 bits, and no answer is so long.
+    return least, None if most is None or most > MAX_COUNT else most
 
 
 def _number(name: str, own: Schema, at: str) -> Schema:

@@ -20,7 +20,8 @@ Ranges = tuple[tuple[int, int], ...]
 
 _MAX_DEPTH = 64
 _MAX_SIZE = 1 << 20
-_MAX_COUNT = 1_000_000_000
+MAX_COUNT = 1_000_000_000
+"""Most repetitions: xgrammar counts in 32 bits, and above them from 0 again."""
 _TEXT: Ranges = ((0, 0xD7FF), (0xE000, sys.maxunicode))  # surrogates are no characters
 _CONTROLS = {"n": 10, "r": 13, "t": 9, "f": 12, "v": 11}
 _COUNT = re.compile(r"\{(?:(\d+)(,?)(\d*)|,(\d+))\}")
@@ -30,6 +31,12 @@ _HEX = {
     "u": re.compile(r"[0-9A-Fa-f]{4}|\{[0-9A-Fa-f]{1,6}\}"),
     "U": re.compile(r"[0-9A-Fa-f]{8}"),
 }
+_OTHER_LENGTHS: tuple[Ranges, ...] = (
+    ((0x800, sys.maxunicode),),
+    ((0, 0x7FF), (0x10000, sys.maxunicode)),
+    ((0, 0xFFFF),),
+)
+"""What is not written in one or two bytes of UTF-8, in three, and in four."""
 _LONG_ESCAPES = 27  # control characters that JSON writes as \u00XX only
 _JSON_ESCAPES = {0x22: '"', 0x5C: "\\", 8: "b", 12: "f", 10: "n", 13: "r", 9: "t"}
 
@@ -160,8 +167,8 @@ class _Parser:
             return None
         least = int(count[1] or 0)
         most = int(count[4]) if count[4] else int(count[3]) if count[3] else None if count[2] else least
-        if max(least, most or 0) > _MAX_COUNT or (most is not None and most < least):
-            raise self._refused(f"a count must be in [0, {_MAX_COUNT}] and rise", self._at, len(count[0]))
+        if max(least, most or 0) > MAX_COUNT or (most is not None and most < least):
+            raise self._refused(f"a count must be in [0, {MAX_COUNT}] and rise", self._at, len(count[0]))
         self._at = count.end()
         return least, most
 
@@ -334,9 +341,12 @@ def _set(ranges: Ranges) -> str:
 def _json_set(ranges: Ranges) -> str:
     """One character of a JSON string as it is written: itself, or its shortest escape."""
     raw = _minus(ranges, ((0, 0x1F), (0x22, 0x22), (0x5C, 0x5C)))
+    # One set for each length in UTF-8: of a set over several lengths, xgrammar also takes spellings that are too long,
+    # which no decoder takes for a character.
+    by_length = [part for less in _OTHER_LENGTHS if (part := _minus(raw, less))]
     escaped = [code for code in (*range(0x20), 0x22, 0x5C) if any(a <= code <= b for a, b in ranges)]
     short = [ord(_JSON_ESCAPES[code]) for code in escaped if code in _JSON_ESCAPES]
-    written = [_set(raw)] if raw or not escaped else []
+    written = [_set(part) for part in by_length] or ([] if escaped else [_set(())])
     if short:
         written.append(_character(0x5C) + _set(_sorted((code, code) for code in short)))
     long = [code for code in escaped if code not in _JSON_ESCAPES]
