@@ -16,7 +16,7 @@ from pathlib import Path
 
 from penstock.config import EngineSettings
 from penstock.engine import EngineLoad, Interruption
-from penstock.errors import ConfigError, EngineDied, FeatureOff
+from penstock.errors import ConfigError, EngineDied, FeatureOff, PoisonousRequest
 from penstock.routing import ExpertCounts
 from penstock.types import (
     EngineChunk,
@@ -41,6 +41,7 @@ _THINKING_OPENING = (257, *b"assistant\n", _OPEN, *b"\n")
 _FAST_OPENING = (*_THINKING_OPENING, *b"\n", _CLOSE, *b"\n\n")
 # Raw prompts whose length is remembered for a continuation; far more than run at once.
 _MOST_REMEMBERED = 10_000
+_FAULTS = ("", "poison", "internal")
 
 
 class ByteTokenizer:
@@ -90,6 +91,12 @@ class Reply:
     dies_after_tokens: int = 0
     """Tokens of the whole reply after which the engine dies under this stream, once; 0 is never."""
     restart_seconds: float = 0.0
+    fault: str = ""
+    """poison: it ends as what kills engines does, without a death. internal: it fails as a bug would."""
+
+    def __post_init__(self) -> None:
+        if self.fault not in _FAULTS:
+            raise ValueError(f"fault must be one of {', '.join(filter(None, _FAULTS))}, got {self.fault!r}")
 
 
 async def _next_step(step_seconds: float) -> None:
@@ -148,6 +155,10 @@ class ScriptedEngine:
 
     async def stream(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
         reply, played, whole = self._script(request)
+        if reply.fault == "poison":
+            raise PoisonousRequest("the engine died 2 times on this request", engine_deaths=2)
+        if reply.fault:
+            raise RuntimeError("the scripted engine fails, as it was told to")
         stops = {_EOS: EngineStop.EOS} | dict.fromkeys(request.stop_token_ids, EngineStop.STOP_TOKEN)
         script = [token_id for token_id in whole if token_id not in request.banned_token_ids] or [_EOS]
         least = request.min_tokens

@@ -211,7 +211,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if call.outgoing.is_stuck:
             with self._limits.unread_stream(key):
                 await call.outgoing.until_taken()
-        elif call.handler.request_streaming:
+        elif call.handler.request_streaming or call.method == _UNKNOWN_METHOD:  # which may stream requests
             await self._let_finish_sending(call, key)
         call.incoming.close()
         trailers = () if entry is None else tuple(await entry.trailers())

@@ -109,8 +109,10 @@ def _leave(client: pc.Client, case: dict[str, Any], seen: dict[str, Any], target
         case "cancel":
             thread = threading.Timer(0.5, lambda: (running.is_there(), stream.cancel()))
             thread.start()
-            with contextlib.suppress(pc.Cancelled):
+            try:
                 list(stream)
+            except pc.Cancelled as error:
+                seen["error"] = error_of(error)
             thread.join()
         case "unread":
             running.is_there()
@@ -201,6 +203,10 @@ async def _leave_async(
             task.cancel()
             kept = await asyncio.gather(task, return_exceptions=True)
             assert isinstance(kept[0], asyncio.CancelledError)
+            try:  # the task has got asyncio's own; who reads on gets the client's
+                await _read_all(stream)
+            except pc.Cancelled as error:
+                seen["error"] = error_of(error)
         case "unread":
             await asyncio.to_thread(running.is_there)
             stream.close()

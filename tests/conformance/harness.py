@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.conformance.middle import middle
 from tests.rpc.proxy import proxied
 from tests.rpc.secure import Authority
 
@@ -26,7 +27,12 @@ _CALLERS = {"callers": {"watcher": {"permissions": ["diagnostics"]}}}
 
 def load_cases() -> list[dict[str, Any]]:
     files = sorted(path for path in HERE.glob("*.json") if path.name != "servers.json")
-    return [case for path in files for case in json.loads(path.read_text(encoding="utf-8"))]
+    return [case for path in files for case in json.loads(path.read_text(encoding="utf-8"), object_hook=_long)]
+
+
+def _long(found: dict[str, Any]) -> Any:
+    """{"times": 3, "text": "x"} stands for "xxx"."""
+    return found["text"] * found["times"] if set(found) == {"times", "text"} else found
 
 
 @contextmanager
@@ -48,6 +54,8 @@ def serving(scratch: Path) -> Iterator[dict[str, str]]:
         targets = {name: _address(ready, process) for name, (ready, process) in waiting.items()}
         targets["leaving.metrics"] = f"http://{metrics}/metrics"
         targets["secure.ca"] = str(scratch / "ca.crt")
+        targets["older"] = stack.enter_context(middle(targets["default"], renames=True))
+        targets["lossy"] = stack.enter_context(middle(targets["default"], lost_reply=3))
         targets["flaky"] = stack.enter_context(_flaky(targets["default"]))
         yield targets
 

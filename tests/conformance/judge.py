@@ -14,6 +14,7 @@ def judge(case: dict[str, Any], seen: dict[str, Any]) -> list[str]:
     wrong = _Wrong()
     if "error" in expected:
         _error(expected["error"], seen.get("error"), wrong)
+        wrong.fields("running", expected.get("running"), seen.get("running"))
         return wrong.found
     if seen.get("error"):
         return [f"failed with {seen['error']}"]

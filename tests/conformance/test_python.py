@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import penstock_client as pc
 import pytest
 
 from tests.conformance import driver
@@ -23,6 +24,13 @@ def test_the_cases_are_well_formed() -> None:
         known = {"name", "server", "call", "reply", "spec", "model", "resumable", "timeout_seconds", "steps", "expect"}
         assert set(case) <= known | OPTIONAL, case["name"]
         assert "reply" not in case or f"[{case['name']}]" in str(case["spec"]), f"{case['name']}: never played"
+
+
+def test_each_class_of_errors_is_met_by_some_case() -> None:
+    """A class that no server raises has no place in the clients."""
+    known = {name for name in pc.__all__ if isinstance(kind := getattr(pc, name), type) and issubclass(kind, Exception)}
+    met = {case["expect"]["error"]["type"] for case in CASES if "error" in case["expect"]}
+    assert met == known - {"PenstockError"}
 
 
 @pytest.mark.parametrize("face", ["sync", "async"])

@@ -194,7 +194,12 @@ def in_words(error: PenstockError, target: str, tls: bool | None = None, ca: Pat
             return [f"{target} refused the caller: {error.message}", "is the API key right? (PENSTOCK_API_KEY)"]
         case pc.ServerFault():
             identity = error.metadata.get("generation_id", "")
-            return [f"the service failed: {error.message}", *([f"its log has it as {identity}"] if identity else [])]
+            said = (
+                error.message
+                if error.message.startswith("the service failed")
+                else f"the service failed: {error.message}"
+            )
+            return [f"{said} as {identity}" if identity else said]
     return [error.message]
 
 

@@ -41,7 +41,7 @@ func errorOf(err error) object {
 		fields = append(fields, violation.Field)
 	}
 	seen := object{
-		"code":                snakeUpper(failure.Code.String()),
+		"code":                strings.Replace(snakeUpper(failure.Code.String()), "CANCELED", "CANCELLED", 1),
 		"reason":              failure.Reason,
 		"fields":              fields,
 		"metadata":            failure.Metadata,

@@ -86,9 +86,11 @@ func leave(
 		}()
 		there()
 		cancel()
-		if err := <-failed; !errors.Is(err, context.Canceled) {
+		err := <-failed
+		if !errors.Is(err, context.Canceled) {
 			log.Fatal("cancelled, and it failed with ", err)
 		}
+		seen["error"] = errorOf(err)
 	case "unread":
 		there()
 		stream.Close()
