@@ -193,3 +193,40 @@ def test_processes_elsewhere_are_left_out_and_said_so(target: str) -> None:
     assert "no process 999999999" in made["processes_not_seen"]
     assert made["front_end_cpu_seconds_per_token"] is None
     assert {process["role"] for process in made["processes"]} == {"load generator"}
+
+
+def test_conversations_send_what_was_said_with_or_without_the_thought(target: str) -> None:
+    prompts = {}
+    for choice in ("--keep-thought", "--drop-thought"):
+        load = ("--concurrency", "2", "--seconds", "1.5", "--thinking", "thinking", "--output-tokens", "")
+        made = measured(target, *load, "--turns", "3", "--turn-tokens", "40", choice, "--rows")
+        assert made["outcomes"] == {"ok": made["calls"]}
+        turns = made["by_turn"]
+        assert {"1", "2"} <= set(turns)
+        assert turns["2"]["mean_prompt_tokens"] > turns["1"]["mean_prompt_tokens"]
+        assert {row["turn"] for row in made["rows"]} >= {0, 1}
+        prompts[choice] = turns["2"]["mean_prompt_tokens"]
+    # 20 letters of thought, a token each for the scripted engine.
+    assert prompts["--keep-thought"] > prompts["--drop-thought"] + 10
+
+
+def test_questions_of_several_kinds_and_the_other_formats(target: str, tmp_path: Path) -> None:
+    questions, other = tmp_path / "questions.jsonl", tmp_path / "aiperf.json"
+    questions.write_text('{"kind": "code", "prompt": "Sort."}\n{"kind": "prose", "prompt": "Tell."}\n')
+    load = ("--concurrency", "4", "--seconds", "1.5", "--questions", str(questions), "--aiperf", str(other), "--rows")
+    made = measured(target, *load)
+    assert set(made["by_kind"]) == {"code", "prose"}
+    assert "Sort." not in json.dumps(made)
+    assert made["load"]["questions"] == 2
+    assert made["round_trip"]["count"] == 20
+    assert "NVML" in made["energy"]["missing"] or made["energy"]["joules"]
+    assert json.loads(other.read_text())["request_count"]["avg"] == made["outcomes"]["ok"]
+
+
+def test_a_public_trace_is_replayed(target: str, tmp_path: Path) -> None:
+    file = tmp_path / "mooncake.jsonl"
+    rows = [{"timestamp": 100 * n, "input_length": 600, "output_length": 4, "hash_ids": [1, n]} for n in range(6)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = measured(target, "--trace", str(file), "--trace-calls", "4")
+    assert made["outcomes"] == {"ok": 4}
+    assert made["mean_prompt_tokens"] == pytest.approx(600, rel=0.05)

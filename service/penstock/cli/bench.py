@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json as json_module
+import shlex
+import sys
+from dataclasses import asdict, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,8 +28,8 @@ if TYPE_CHECKING:
     from penstock.load.measure import Load, Pattern
     from penstock.load.repeat import Repeat
     from penstock.load.run import Options
-    from penstock.load.statistics import Objectives
-    from penstock.load.workload import Workload
+    from penstock.load.statistics import Objectives, Spread
+    from penstock.load.workload import Conversation, Workload
 
 _WIDTH = 120
 _SEED_STEP = 1000
@@ -44,6 +48,7 @@ def bench(
     burst: Annotated[int | None, typer.Option(min=1, help="Open loop: so many calls at one moment.")] = None,
     every: Annotated[float, typer.Option(min=0.01, help="Seconds between bursts.")] = 10.0,
     trace: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Replay of a trace file.")] = None,
+    trace_calls: Annotated[int | None, typer.Option(min=1, help="Only the first so many calls of the trace.")] = None,
     speed: Annotated[float, typer.Option(min=0.001, help="The trace's pace, times this.")] = 1.0,
     seconds: Annotated[float, typer.Option(min=0.1, help="Measured, after the warm-up. A trace has its own.")] = 30.0,
     warm_up: Annotated[float, typer.Option(min=0, help="Seconds of load before anything counts.")] = 5.0,
@@ -61,6 +66,13 @@ def bench(
     prefixes: b.Prefixes = 0,
     prefix_tokens: b.PrefixTokens = 64,
     deadline: b.Deadline = None,
+    questions: b.Questions = None,
+    turns: Annotated[str, typer.Option(help="Calls per conversation: a mix, such as 1@3,2-8@1.")] = "1",
+    turn_tokens: Annotated[str, typer.Option(help="Mix of lengths of each later user message.")] = "32",
+    keep_thought: Annotated[
+        bool, typer.Option("--keep-thought/--drop-thought", help="Send earlier thoughts back with their answers.")
+    ] = False,
+    turn_pause: Annotated[float, typer.Option(min=0, help="Seconds between a reply and the next turn.")] = 0.0,
     objective: b.Objective = None,
     temperature: o.Temperature = None,
     seed: b.Seed = 0,
@@ -76,6 +88,9 @@ def bench(
     rows: Annotated[bool, typer.Option("--rows", help="With --json: every call too.")] = False,
     save_trace: Annotated[
         Path | None, typer.Option(dir_okay=False, help="Write what was sent, to be replayed.")
+    ] = None,
+    aiperf: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="Write the figures as aiperf's profile_export_aiperf.json, too.")
     ] = None,
     target: o.Target = o.DEFAULT_TARGET,
     tls: o.Tls = None,
@@ -95,21 +110,24 @@ def bench(
     from penstock.load.run import Options
     from penstock.load.statistics import Objectives
 
-    pattern = _pattern(concurrency, rate, burst, every, trace, speed)
-    workload = b.workload_of(prompt_tokens, output_tokens, thinking, prefixes, prefix_tokens, deadline)
+    pattern = _pattern(concurrency, rate, burst, every, trace, speed, trace_calls)
+    workload = b.workload_of(prompt_tokens, output_tokens, thinking, prefixes, prefix_tokens, deadline, questions)
+    workload = replace(workload, conversation=_conversation(turns, turn_tokens, keep_thought, turn_pause))
     objectives = b.parsed(Objectives.parse, objective or [], "--objective")
     options = Options(
         seconds, warm_up, drain, exact=not until_end, temperature=temperature, seed=seed,
         flush_interval_seconds=flush_interval, resumable=resumable,
     )  # fmt: skip
     repeat = Repeat(runs, max_runs, b.parsed(parse_narrow, narrow or [], "--narrow"))
-    _refuse_repeating(repeat, save_trace)
+    _refuse_repeating(repeat, ("--save-trace", save_trace), ("--aiperf", aiperf))
     if rows and json is None:
         raise typer.BadParameter("goes with --json", param_hint="--rows")
-    o.refuse_unwritable(("--json", None if json in (None, "-") else Path(str(json))), ("--save-trace", save_trace))
+    o.refuse_unwritable(
+        ("--json", None if json in (None, "-") else Path(str(json))), ("--save-trace", save_trace), ("--aiperf", aiperf)
+    )
     run = _Bench(pattern, workload, options, objectives, repeat)
     exit_code = run.measure(target, o.encryption(tls, ca), connections, pid)
-    if not run.tell(json, rows, save_trace):
+    if not run.tell(json, rows, save_trace, aiperf):
         exit_code = nothing_measured(exit_code, run.why_nothing)
     if exit_code:
         raise typer.Exit(exit_code)
@@ -125,19 +143,26 @@ def _refuse_options_before(ctx: typer.Context) -> None:
             raise typer.BadParameter(f"give it behind `{command}`, if `{command}` has it", param_hint=option)
 
 
-def _refuse_repeating(repeat: Repeat, save_trace: Path | None) -> None:
+def _refuse_repeating(repeat: Repeat, *files: tuple[str, Path | None]) -> None:
     from penstock.load import intervals
 
-    if save_trace is not None and (repeat.runs > 1 or repeat.narrow):
-        raise typer.BadParameter("writes one run; leave out --runs and --narrow", param_hint="--save-trace")
+    for option, file in files:
+        if file is not None and (repeat.runs > 1 or repeat.narrow):
+            raise typer.BadParameter("writes one run; leave out --runs and --narrow", param_hint=option)
     if repeat.narrow and not intervals.available():
         raise typer.BadParameter(intervals.MISSING, param_hint="--narrow")
 
 
 def _pattern(
-    concurrency: int | None, rate: float | None, burst: int | None, every: float, trace: Path | None, speed: float
+    concurrency: int | None,
+    rate: float | None,
+    burst: int | None,
+    every: float,
+    trace: Path | None,
+    speed: float,
+    trace_calls: int | None,
 ) -> Pattern:
-    from penstock.load import trace as traces
+    from penstock.load import public_traces
     from penstock.load.measure import Closed, Open, Replay
 
     chosen = [concurrency is not None, rate is not None or burst is not None, trace is not None]
@@ -145,12 +170,21 @@ def _pattern(
         raise typer.BadParameter("one of --concurrency, --rate with or without --burst, and --trace")
     if trace is not None:
         try:
-            return Replay(tuple(traces.read(trace)), speed)
+            return Replay(tuple(public_traces.read(trace, trace_calls)), speed)
         except (ValueError, OSError) as error:
             raise typer.BadParameter(str(error), param_hint="--trace") from None
     if rate is not None or burst is not None:
         return Open(rate or 0.0, burst or 0, every)
     return Closed(concurrency or 8)
+
+
+def _conversation(turns: str, turn_tokens: str, keep_thought: bool, pause: float) -> Conversation | None:
+    from penstock.load.workload import Conversation, Lengths
+
+    lengths = b.parsed(Lengths.parse, turns, "--turns")
+    if lengths.longest == 1:
+        return None
+    return Conversation(lengths, b.parsed(Lengths.parse, turn_tokens, "--turn-tokens"), keep_thought, pause)
 
 
 class _Bench:
@@ -166,6 +200,7 @@ class _Bench:
         self._loads: list[Load] = []
         self._card: ModelCard | None = None
         self._not_local: str | None = None
+        self._round_trip: Spread | None = None
         self._notes = Console(stderr=True)
 
     def measure(self, target: str, tls: bool | Path | None, connections: int, pid: int | None) -> int:
@@ -173,8 +208,11 @@ class _Bench:
         return ended(self._measure(target, tls, connections, pid), target, tls)
 
     async def _measure(self, target: str, tls: bool | Path | None, connections: int, pid: int | None) -> None:
+        from penstock.load import round_trip
+
         async with connected(target, tls, connections, pid) as service:
             self._card, self._not_local = service.card, service.not_local
+            self._round_trip = await round_trip.measure(service.clients[0])
             while not self._repeat.enough(len(self._loads), self._intervals()):
                 await self._run_once(service)
 
@@ -201,7 +239,8 @@ class _Bench:
         if not whole or not intervals.available():
             return {}
         if self._repeats:
-            return intervals.of_runs([load.summary(self._objectives) for load in whole])
+            summaries = [load.summary(self._objectives) for load in whole]
+            return intervals.of_runs(summaries, [load.joules_per_output_token for load in whole])
         load = whole[0]
         by_second = [sum(load.live.tokens[n]) if n in load.live.tokens else 0 for n in range(int(load.seconds))]
         return intervals.of_one_run(load.records, load.seconds, by_second, self._objectives)
@@ -215,7 +254,7 @@ class _Bench:
             "raise --seconds above the duration of a call, or lower --concurrency"
         )
 
-    def tell(self, json: str | None, rows: bool, save_trace: Path | None) -> bool:
+    def tell(self, json: str | None, rows: bool, save_trace: Path | None, aiperf: Path | None) -> bool:
         """Show and write what was measured. Return False, without output, where no call was measured."""
         from rich.console import Console
 
@@ -230,12 +269,24 @@ class _Bench:
         console.width = max(console.width, _WIDTH)
         self._show(console, measured)
         if save_trace is not None:
-            sent = sorted(measured[0].records, key=lambda record: record.intended)
+            # Later turns follow from the first one.
+            first_turns = [record for record in measured[0].records if record.turn == 0]
+            sent = sorted(first_turns, key=lambda record: record.intended)
             with replacing(save_trace) as partial:
                 trace.write(partial, (Arrival(record.intended, record.work) for record in sent))
+        if aiperf is not None:
+            self._write_aiperf(aiperf, measured[0])
         if json is not None:
             write_json(json, self._card, self._as_json(measured, rows))
         return True
+
+    def _write_aiperf(self, file: Path, load: Load) -> None:
+        from penstock.files import write_text
+        from penstock.load.aiperf import export
+
+        began = datetime.now(UTC) - timedelta(seconds=load.run.clock.now())
+        made = export(load, self._objectives, began, shlex.join(["penstock", *sys.argv[1:]]))
+        write_text(file, json_module.dumps(made, indent=1) + "\n")
 
     def _show(self, console: Console, measured: list[Load]) -> None:
         from penstock.load import intervals, report
@@ -245,6 +296,12 @@ class _Bench:
             report.show_runs(console, measured, self._objectives)
         else:
             report.show(console, measured[0], self._objectives, self._not_local)
+        if self._round_trip is not None and self._round_trip.p50 is not None:
+            console.out(
+                f"round trip before the load: {self._round_trip.p50 * 1e3:.2f} ms at p50 (a call that does nothing: "
+                "network and front end; part of every latency above)",
+                highlight=False,
+            )
         if found:
             report.show_intervals(console, found)
         elif not intervals.available():
@@ -264,6 +321,7 @@ class _Bench:
         each = [report.as_json(load, self._objectives, self._not_local, rows=rows) for load in measured]
         made: dict[str, Any] = {
             "load": report.load_facts(measured[0], self._objectives),
+            "round_trip": None if self._round_trip is None else asdict(self._round_trip),
             "intervals": report.intervals_as_json(self._intervals()),
         }
         if not self._repeats:

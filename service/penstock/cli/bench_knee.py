@@ -54,6 +54,7 @@ def knee(
     prefixes: b.Prefixes = 0,
     prefix_tokens: b.PrefixTokens = 64,
     deadline: b.Deadline = None,
+    questions: b.Questions = None,
     objective: b.Objective = None,
     temperature: o.Temperature = None,
     seed: b.Seed = 0,
@@ -81,7 +82,7 @@ def knee(
     objectives = b.parsed(Objectives.parse, objective or [], "--objective")
     o.refuse_unwritable(("--json", None if json in (None, "-") else Path(str(json))))
     run = _Knee(
-        b.workload_of(prompt_tokens, output_tokens, thinking, prefixes, prefix_tokens, deadline),
+        b.workload_of(prompt_tokens, output_tokens, thinking, prefixes, prefix_tokens, deadline, questions),
         Options(1.0, 0.0, drain, exact=not until_end, temperature=temperature, seed=seed),
         Criteria(objectives, share, tolerance=tolerance, max_points=max_points),
         Repeat(runs, max_runs, {} if narrow is None else {KNEE_RATE: narrow / 100}),

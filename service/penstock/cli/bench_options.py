@@ -22,6 +22,10 @@ Thinking = Annotated[str, typer.Option(help="Mix of modes, such as fast@3,thinki
 Prefixes = Annotated[int, typer.Option(min=0, help="Prompts begin with one of so many shared ones.")]
 PrefixTokens = Annotated[int, typer.Option(min=1, help="Length of a shared prefix, part of the prompt.")]
 Deadline = Annotated[float | None, typer.Option(min=0.001, help="Seconds that each call is given.")]
+Questions = Annotated[
+    Path | None,
+    typer.Option(exists=True, dir_okay=False, help="JSON lines with prompt and kind, sent in place of made-up text."),
+]
 Objective = Annotated[
     list[str] | None, typer.Option(metavar="NAME=SECONDS", help="first-token, first-answer, per-token, end-to-end.")
 ]
@@ -33,9 +37,16 @@ Pid = Annotated[int | None, typer.Option(help="The service's process here; defau
 
 
 def workload_of(
-    prompt_tokens: str, output_tokens: str, thinking: str, prefixes: int, prefix_tokens: int, deadline: float | None
+    prompt_tokens: str,
+    output_tokens: str,
+    thinking: str,
+    prefixes: int,
+    prefix_tokens: int,
+    deadline: float | None,
+    questions: Path | None = None,
 ) -> Workload:
     """Return the workload of the options. Raises typer.BadParameter."""
+    from penstock.load import question_files
     from penstock.load import workload as w
 
     return w.Workload(
@@ -45,6 +56,7 @@ def workload_of(
         prefixes=prefixes,
         prefix_tokens=prefix_tokens,
         deadline_seconds=deadline,
+        questions=() if questions is None else parsed(question_files.read, questions, "--questions"),
     )
 
 

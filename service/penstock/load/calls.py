@@ -53,6 +53,8 @@ class Record:
     accepted_tokens: int | None = None
     queue_seconds: float = 0.0
     usd_ticks: int | None = None
+    turn: int = 0
+    """Place in its conversation, from 0."""
 
     @property
     def output_tokens(self) -> int:
@@ -91,8 +93,8 @@ async def call(
     options: Mapping[str, Any],
     clock: Clock,
     heard: Heard,
-) -> None:
-    """Makes the call and fills in the record. Raises nothing but cancellation, which leaves it unfinished."""
+) -> Response:
+    """Make the call and fill in the record. Raises nothing but cancellation, which leaves it unfinished."""
     stream = client.stream(list(messages), **options)
     try:
         async with stream:
@@ -111,6 +113,7 @@ async def call(
     finally:
         record.ended = clock.now()
         _bill(record, stream.response)
+    return stream.response
 
 
 def _note(record: Record, now: float, is_thought: bool) -> None:

@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 import psutil
 from penstock_client import AsyncClient
 
+from penstock.load import energy
 from penstock.load.arrivals import Arrival, bursts, drawn, poisson, poisson_of_count
 from penstock.load.calls import UNFINISHED, Record
+from penstock.load.energy import Meter
 from penstock.load.processes import FRONT_END, Used, Watch
 from penstock.load.prompts import Prompts
 from penstock.load.run import Live, Options, Run
@@ -20,6 +22,7 @@ from penstock.load.statistics import Objectives, Summary, summarize
 from penstock.load.workload import Workload
 
 _STEP_SECONDS = 0.2
+_ENERGY_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,8 @@ class Load:
     options: Options
     run: Run
     used: dict[int, Used] = field(default_factory=dict)
+    energy: Meter | None = None
+    """What the window used; None where the service is not on this machine."""
     interrupted: bool = False
     """Cut short from outside: what was under way then is not held against the service."""
 
@@ -122,6 +127,12 @@ class Load:
         seconds = [one.cpu_seconds for one in self.used.values() if one.role == FRONT_END]
         return sum(seconds) / self.output_tokens if seconds and self.output_tokens else None
 
+    @property
+    def joules_per_output_token(self) -> float | None:
+        """Of this whole machine; None where nothing tells it, or nothing came."""
+        joules = self.energy.total_joules if self.energy is not None else None
+        return joules / self.output_tokens if joules is not None and self.output_tokens else None
+
     def summary(self, objectives: Objectives) -> Summary:
         live = self.live
         tokens = (live.window_thought_tokens, live.window_answer_tokens)
@@ -137,6 +148,8 @@ def prepare(
 
 async def carry_out(load: Load, front_end: psutil.Process | None) -> None:
     """Runs it to its end. What the processes used is of the window alone: no warm-up, no waiting for the last ones."""
+    # What this machine uses says nothing of a service elsewhere.
+    load.energy = energy.find() if front_end is not None else None
     watching = asyncio.create_task(_watch(load, Watch(front_end)))
     load.interrupted = True
     try:
@@ -165,6 +178,14 @@ async def _watch(load: Load, watch: Watch) -> None:
     await load.run.clock.reach(0.0)
     with watch.window() as used:
         load.used = used
+        if load.energy is not None:
+            load.energy.begin()
+        sampled = 0.0
         # A step at a time: the end may not be decided yet.
         while (now := load.run.clock.now()) < load.run.end_seconds:
             await load.run.clock.reach(min(load.run.end_seconds, now + _STEP_SECONDS))
+            if load.energy is not None and now >= sampled + _ENERGY_SECONDS:
+                load.energy.sample()
+                sampled = now
+        if load.energy is not None:
+            load.energy.sample()

@@ -57,6 +57,8 @@ class Prompts:
         """The conversation, as (role, content). A shared prefix is the system message; the rest is new every time."""
         if work.prompt is not None:
             return [("user", work.prompt)]
+        if work.blocks:
+            return [("user", self._of_blocks(work))]
         room = work.prompt_tokens - self._template_tokens
         if not work.prefix:
             return [("user", self._text(room, rng))]
@@ -64,6 +66,20 @@ class Prompts:
         if key not in self._prefixes:
             self._prefixes[key] = self._text(work.prefix_tokens - self._system_tokens, random.Random(repr(key)))
         return [("system", self._prefixes[key]), ("user", self._text(room - work.prefix_tokens, rng))]
+
+    def next_message(self, work: Work, rng: random.Random) -> str:
+        """Return what the user says in a later turn."""
+        return self._text(max(1, work.turn_tokens), rng)
+
+    def _of_blocks(self, work: Work) -> str:
+        """Return text by the ids of its blocks; the last one is cut to the length of the prompt."""
+        room, parts = work.prompt_tokens - self._template_tokens, []
+        for block in work.blocks:
+            if room <= 0:
+                break
+            parts.append(self._text(min(room, work.block_tokens), random.Random(f"block {block}")))
+            room -= work.block_tokens
+        return " ".join(parts) or _WORDS[0]
 
     def _text(self, tokens: float, rng: random.Random) -> str:
         words = [rng.choice(_WORDS)]

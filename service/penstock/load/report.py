@@ -11,7 +11,8 @@ from penstock.load.calls import OK, Record
 from penstock.load.intervals import Estimate
 from penstock.load.measure import Closed, Load, Replay
 from penstock.load.processes import FRONT_END, GENERATOR
-from penstock.load.statistics import Objectives, Spread, Summary
+from penstock.load.statistics import Group, Objectives, Spread, Summary, acceptance_length
+from penstock.load.workload import Workload
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,6 +49,8 @@ def as_json(load: Load, objectives: Objectives, not_local: str | None, *, rows: 
         "processes": processes(load),
         "processes_not_seen": not_local,
         "front_end_cpu_seconds_per_token": load.front_end_cpu_seconds_per_token,
+        "joules_per_output_token": load.joules_per_output_token,
+        "energy": None if load.energy is None else {"joules": load.energy.joules, "missing": load.energy.missing},
         "tokens_by_second": {second: sum(two) for second, two in sorted(load.live.tokens.items())},
     }
     if rows:
@@ -61,12 +64,20 @@ def load_facts(load: Load, objectives: Objectives) -> dict[str, Any]:
     options, workload = load.options, load.workload
     return {
         "pattern": load.pattern.name,
-        **({} if isinstance(load.pattern, Replay) else asdict(workload)),
+        **({} if isinstance(load.pattern, Replay) else workload_facts(workload)),
         "exact": options.exact,
         "temperature": options.temperature,
         "flush_interval_seconds": options.flush_interval_seconds,
         "resumable": options.resumable,
         "objectives_seconds": objectives.stated,
+    }
+
+
+def workload_facts(workload: Workload) -> dict[str, Any]:
+    """The workload without the texts of its questions."""
+    return {
+        **{name: value for name, value in asdict(workload).items() if name != "questions"},
+        "questions": len(workload.questions),
     }
 
 
@@ -164,7 +175,9 @@ def show(console: Console, load: Load, objectives: Objectives, not_local: str | 
         "means": f"prompt {_tokens(summary.mean_prompt_tokens)}, output {_tokens(summary.mean_output_tokens)},"
         f" thought {_tokens(summary.mean_thought_tokens)} tokens",
         "caching": _share(summary.cached_share, "of prompt tokens came from the prefix cache"),
-        "drafts": _share(_acceptance(summary), f"of {summary.drafted_tokens} drafted tokens accepted"),
+        "drafts": _share(_acceptance(summary), f"of {summary.drafted_tokens} drafted tokens accepted")
+        + _length(_length_of(load, summary)),
+        "energy": _energy(load),
         "goodput": "no objectives stated (--objective)"
         if summary.goodput_share is None
         else f"{summary.goodput_share:.1%} of calls, {summary.goodput_calls_per_second:.2f} calls/s kept to "
@@ -173,6 +186,10 @@ def show(console: Console, load: Load, objectives: Objectives, not_local: str | 
         console.out(f"{name:<10}{line}", highlight=False)
     console.print()
     console.print(_percentiles(summary))
+    for title, groups in (("kind of question", summary.by_kind), ("turn", summary.by_turn)):
+        if groups:
+            console.print()
+            console.print(_groups(title, groups))
     console.out(FROM_FREE if isinstance(load.pattern, Closed) else FROM_INTENDED, style="dim", highlight=False)
     console.print()
     if not_local is None:
@@ -194,6 +211,47 @@ def _percentiles(summary: Summary) -> Table:
     return shown
 
 
+def _groups(title: str, groups: Mapping[str, Group]) -> Table:
+    columns = ("calls", "prompt tok", "cached", "thought tok", "answer tok", "drafts accepted", "tokens/step")
+    shown = table(title, *columns, "first token p50", "first answer p50")
+    for name, group in groups.items():
+        shown.add_row(
+            name or "(none)",
+            f"{group.calls}"
+            + (f" ({group.calls - group.ended_well} not ok)" if group.calls > group.ended_well else ""),
+            _tokens(group.mean_prompt_tokens),
+            *(["-" if group.cached_share is None else f"{group.cached_share:.1%}"]),
+            _tokens(group.mean_thought_tokens),
+            _tokens(group.mean_answer_tokens),
+            "-" if group.accepted_share is None else f"{group.accepted_share:.1%}",
+            "-" if group.acceptance_length is None else f"{group.acceptance_length:.2f}",
+            *("-" if one is None else f"{one:.4f}" for one in (group.first_token_p50, group.first_answer_p50)),
+        )
+    return shown
+
+
+def _energy(load: Load) -> str:
+    if load.energy is None:
+        return "not told: the service is not seen on this machine"
+    why = "; ".join(f"{name}: {reason}" for name, reason in load.energy.missing.items())
+    joules = load.energy.total_joules
+    if joules is None:
+        return f"not told ({why})"
+    each = load.joules_per_output_token
+    told = f"{joules / load.seconds:.0f} W of " + ", ".join(load.energy.joules)
+    told += f", {each:.3f} J per output token" if each is not None else ""
+    return told + (f"; without {why}" if why else "")
+
+
+def _length_of(load: Load, summary: Summary) -> float | None:
+    done = sum(record.output_tokens for record in load.records if record.outcome == OK)
+    return acceptance_length(done, summary.drafted_tokens, summary.accepted_tokens)
+
+
+def _length(length: float | None) -> str:
+    return "" if length is None else f"; {length:.2f} output tokens per step"
+
+
 def _processes(load: Load) -> Table:
     shown = table("process", "pid", "cores used", "memory GiB", "at start")
     for one in processes(load):
@@ -213,7 +271,7 @@ def _processes(load: Load) -> Table:
 
 def _row(record: Record) -> dict[str, Any]:
     plain = {field.name: getattr(record, field.name) for field in fields(record) if field.name != "work"}
-    work = {name: value for name, value in asdict(record.work).items() if name != "prompt"}
+    work = {name: value for name, value in asdict(record.work).items() if name not in ("prompt", "blocks")}
     return {**plain, "work": work}
 
 

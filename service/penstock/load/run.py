@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from penstock_client import AsyncClient
+from penstock_client import AsyncClient, Response
 
 from penstock.load import calls
 from penstock.load.arrivals import Arrival
@@ -80,7 +80,7 @@ class Run:
             for arrival in arrivals:
                 messages = self._prompts.messages(arrival.work, self._rng)
                 await self.clock.reach(arrival.at_seconds)
-                task = asyncio.create_task(self._call(arrival.work, arrival.at_seconds, messages))
+                task = asyncio.create_task(self._conversation(arrival.work, arrival.at_seconds, messages))
                 self._running.add(task)
                 task.add_done_callback(self._forget)
             await self.clock.reach(self.end_seconds)
@@ -129,7 +129,7 @@ class Run:
         while (now := self.clock.now()) < self.end_seconds:
             work = workload.draw(self._rng)
             messages = self._prompts.messages(work, self._rng)
-            record = await self._call(work, now, messages)
+            record = await self._conversation(work, now, messages)
             if record.outcome == calls.REFUSED:
                 await asyncio.sleep(record.retry_after or _RETRY_SECONDS)
             elif record.outcome == calls.FAILED:
@@ -142,8 +142,30 @@ class Run:
             place += _WARM_CALLERS
             await self._call(work, self.clock.now(), self._prompts.messages(work, self._rng))
 
+    async def _conversation(self, work: Work, intended: float, messages: Sequence[tuple[str, str]]) -> Record:
+        """Make a call and those that follow it, until one does not end well or the window is over; return the last."""
+        said = list(messages)
+        record, response = await self._answered(work, intended, said, 0)
+        for turn in range(1, work.turns):
+            if record.outcome != calls.OK:
+                break
+            await asyncio.sleep(work.pause_seconds)
+            now = self.clock.now()
+            if now >= self.end_seconds:
+                break
+            answer = f"{response.thought}\n\n{response.answer}" if work.keep_thought else response.answer
+            # A model that said nothing has an empty turn, which not every template takes.
+            said += [("assistant", answer or "."), ("user", self._prompts.next_message(work, self._rng))]
+            record, response = await self._answered(work, now, said, turn)
+        return record
+
     async def _call(self, work: Work, intended: float, messages: Sequence[tuple[str, str]]) -> Record:
-        record = Record(work, intended, self.clock.now())
+        return (await self._answered(work, intended, messages, 0))[0]
+
+    async def _answered(
+        self, work: Work, intended: float, messages: Sequence[tuple[str, str]], turn: int
+    ) -> tuple[Record, Response]:
+        record = Record(work, intended, self.clock.now(), turn=turn)
         options = {
             **options_of(work, exact=self._options.exact, temperature=self._options.temperature),
             "flush_interval_seconds": self._options.flush_interval_seconds,
@@ -155,7 +177,7 @@ class Run:
         self.live.sent += 1
         self.live.running += 1
         try:
-            await calls.call(client, record, messages, options, self.clock, self._heard)
+            response = await calls.call(client, record, messages, options, self.clock, self._heard)
         finally:
             self.live.running -= 1
             self.live.ended += 1
@@ -164,7 +186,7 @@ class Run:
                 self._counted += 1
                 if self._counted >= self._options.least_calls:
                     self._enough.set()
-        return record
+        return record, response
 
     def _heard(self, when: float, tokens: int, is_thought: bool) -> None:
         self.live.tokens[int(when // 1)][0 if is_thought else 1] += tokens

@@ -143,7 +143,7 @@ class KneeSearch:
         ]
         made: dict[str, Any] = {
             "load": {
-                **asdict(self.loads.workload),
+                **report.workload_facts(self.loads.workload),
                 "exact": self.loads.options.exact,
                 "temperature": self.loads.options.temperature,
                 "objectives_seconds": criteria.objectives.stated,

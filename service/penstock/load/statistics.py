@@ -101,6 +101,51 @@ MEASURES: Mapping[str, Callable[[Record], float | None]] = {
 
 
 @dataclass(frozen=True, slots=True)
+class Group:
+    """Calls of one kind of question, or of one turn. Tokens, seconds; None: nothing that could tell."""
+
+    calls: int
+    ended_well: int
+    mean_prompt_tokens: float | None
+    mean_thought_tokens: float | None
+    mean_answer_tokens: float | None
+    cached_share: float | None
+    accepted_share: float | None
+    """Of the drafted tokens."""
+    acceptance_length: float | None
+    """Output tokens per step of the model: 1 without an accepted draft."""
+    first_token_p50: float | None
+    first_answer_p50: float | None
+
+    @classmethod
+    def of(cls, records: Sequence[Record]) -> Group:
+        """The figures of some calls."""
+        done = [record for record in records if record.outcome == OK]
+        prompt = sum(record.prompt_tokens for record in done)
+        drafted = _total(done, lambda record: record.drafted_tokens)
+        accepted = _total(done, lambda record: record.accepted_tokens)
+        return cls(
+            calls=len(records),
+            ended_well=len(done),
+            mean_prompt_tokens=_mean([record.prompt_tokens for record in done]),
+            mean_thought_tokens=_mean([record.thought_tokens for record in done]),
+            mean_answer_tokens=_mean([record.answer_tokens for record in done]),
+            cached_share=sum(record.cached_tokens for record in done) / prompt if prompt else None,
+            accepted_share=accepted / drafted if drafted and accepted is not None else None,
+            acceptance_length=acceptance_length(sum(one.output_tokens for one in done), drafted, accepted),
+            first_token_p50=_spread(records, MEASURES["first_token"]).p50,
+            first_answer_p50=_spread(records, MEASURES["first_answer"]).p50,
+        )
+
+
+def acceptance_length(output_tokens: int, drafted: int | None, accepted: int | None) -> float | None:
+    """Return output tokens per step: each step gives one token of the model's own and the drafts that it accepts."""
+    if not drafted or accepted is None or accepted >= output_tokens:
+        return None
+    return output_tokens / (output_tokens - accepted)
+
+
+@dataclass(frozen=True, slots=True)
 class Summary:
     """One load. Rates are per second of the measured window; shares are of 1. None: nothing that could tell."""
 
@@ -141,6 +186,10 @@ class Summary:
     goodput_calls_per_second: float | None
     usd: float | None
     """By the service's own price list."""
+    by_kind: Mapping[str, Group]
+    """By kind of question; empty where no call has a kind."""
+    by_turn: Mapping[str, Group]
+    """By place in the conversation, from 1; empty where every conversation is one call."""
 
 
 def summarize(
@@ -184,7 +233,18 @@ def summarize(
         goodput_share=len(good) / len(records) if judged else None,
         goodput_calls_per_second=sum(map(objectives.kept_by, ended)) / seconds if judged else None,
         usd=None if (ticks := _total(done, lambda record: record.usd_ticks)) is None else ticks * _USD_PER_TICK,
+        by_kind=_grouped(records, lambda record: record.work.kind),
+        by_turn=_grouped(records, lambda record: f"{record.turn + 1}")
+        if any(record.work.turns > 1 for record in records)
+        else {},
     )
+
+
+def _grouped(records: Sequence[Record], name: Callable[[Record], str]) -> dict[str, Group]:
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(name(record), []).append(record)
+    return {} if set(groups) <= {""} else {key: Group.of(group) for key, group in sorted(groups.items())}
 
 
 def _spread(let_in: Sequence[Record], read: Callable[[Record], float | None]) -> Spread:

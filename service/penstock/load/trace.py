@@ -20,7 +20,11 @@ from penstock.load.arrivals import Arrival
 from penstock.load.workload import MODES, Work
 
 _NAMES = {field.name for field in fields(Work)}
-_WHOLE = {"prompt_tokens": 1, "output_tokens": 1, "budget_tokens": -1, "prefix_tokens": 0}
+_WHOLE = {
+    "prompt_tokens": 1, "output_tokens": 1, "budget_tokens": -1, "prefix_tokens": 0, "block_tokens": 0,
+    "turns": 1, "turn_tokens": 0,
+}  # fmt: skip
+_PLAIN = {field.name: field.default for field in fields(Work) if field.name != "prompt_tokens"}
 
 
 def read(path: Path) -> list[Arrival]:
@@ -44,7 +48,7 @@ def write(path: Path, arrivals: Iterable[Arrival]) -> None:
     """What `read` reads."""
     lines = []
     for arrival in arrivals:
-        work = {name: value for name, value in asdict(arrival.work).items() if value not in (None, "")}
+        work = {name: value for name, value in asdict(arrival.work).items() if value != _PLAIN.get(name)}
         lines.append(json.dumps({"at_seconds": round(arrival.at_seconds, 6), **work}))
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
@@ -63,12 +67,29 @@ def _arrival(entry: object) -> Arrival:
             raise ValueError(f"{name} must be a whole number, {least} or more")
     if not isinstance(entry.get("prompt", ""), str) or not entry.keys() & {"prompt", "prompt_tokens"}:
         raise ValueError("needs prompt_tokens, or prompt as text")
+    _check_texts_and_blocks(entry)
     if entry.get("mode", "fast") not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}")
     deadline = entry.get("deadline_seconds")
     if deadline is not None and (not _is_number(deadline) or deadline <= 0):
         raise ValueError("deadline_seconds must be above 0")
     return Arrival(float(at), Work(**{"prompt_tokens": 1, **entry}))
+
+
+def _check_texts_and_blocks(entry: dict[str, object]) -> None:
+    blocks = entry.get("blocks", [])
+    if not isinstance(blocks, list) or any(not isinstance(one, int) for one in blocks):
+        raise ValueError("blocks must be a list of whole numbers")
+    if blocks and not entry.get("block_tokens"):
+        raise ValueError("blocks needs block_tokens")
+    entry["blocks"] = tuple(blocks)
+    if not isinstance(entry.get("kind", ""), str) or not isinstance(entry.get("prefix", ""), str):
+        raise ValueError("kind and prefix must be text")
+    if not isinstance(entry.get("keep_thought", False), bool):
+        raise ValueError("keep_thought must be true or false")
+    pause = entry.get("pause_seconds", 0.0)
+    if not _is_number(pause) or pause < 0:  # type: ignore[operator]
+        raise ValueError("pause_seconds must be a number of seconds, 0 or more")
 
 
 def _is_number(value: object) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 MODES = ("fast", "thinking", "auto")
@@ -25,6 +25,37 @@ class Work:
     prefix_tokens: int = 0
     deadline_seconds: float | None = None
     prompt: str | None = None
+    kind: str = ""
+    """Name of the kind of question; results are also told by kind."""
+    blocks: tuple[int, ...] = ()
+    """Ids of the prompt's blocks of `block_tokens`: equal ids are equal text."""
+    block_tokens: int = 0
+    turns: int = 1
+    """Calls of one conversation; each has what was said before it in its prompt."""
+    turn_tokens: int = 0
+    """Of each user message after the first."""
+    keep_thought: bool = False
+    """Earlier thoughts are sent back with their answers."""
+    pause_seconds: float = 0.0
+    """Between the end of a turn and the next one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A prompt to be sent as it stands, and its kind."""
+
+    kind: str
+    prompt: str
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """How long conversations are; the defaults are single calls."""
+
+    turns: Lengths
+    turn_tokens: Lengths
+    keep_thought: bool = False
+    pause_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +129,14 @@ class Workload:
     prefixes: int = 0
     prefix_tokens: int = 0
     deadline_seconds: float | None = None
+    questions: tuple[Question, ...] = ()
+    """Sent in place of made-up text, each as often as the others."""
+    conversation: Conversation | None = None
 
     def draw(self, rng: random.Random) -> Work:
+        """Return the next call, or the first of a conversation."""
         mode, budget = self.thinking.draw(rng)
-        return Work(
+        work = Work(
             prompt_tokens=self.prompt.draw(rng),
             output_tokens=None if self.output is None else self.output.draw(rng),
             mode=mode,
@@ -110,6 +145,19 @@ class Workload:
             prefix_tokens=self.prefix_tokens if self.prefixes else 0,
             deadline_seconds=self.deadline_seconds,
         )
+        if self.questions:
+            question = rng.choice(self.questions)
+            work = replace(work, prompt=question.prompt, kind=question.kind)
+        if self.conversation is not None:
+            spoken = self.conversation
+            work = replace(
+                work,
+                turns=spoken.turns.draw(rng),
+                turn_tokens=spoken.turn_tokens.draw(rng),
+                keep_thought=spoken.keep_thought,
+                pause_seconds=spoken.pause_seconds,
+            )
+        return work
 
 
 def options_of(work: Work, *, exact: bool, temperature: float | None) -> Mapping[str, Any]:
