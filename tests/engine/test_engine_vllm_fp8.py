@@ -12,7 +12,7 @@ from penstock.config import DEMO_MODEL_DIR, DEMO_MODEL_FP8_DIR
 from penstock.engine_vllm.fp8 import write as writing
 from penstock.engine_vllm.fp8.blocks import dequantize, quantize, refine
 from penstock.engine_vllm.fp8.write import write
-from penstock.errors import ConfigError
+from penstock.errors import ConfigError, PenstockError
 from safetensors.torch import load_file, save_file
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -136,7 +136,7 @@ def test_nothing_is_overwritten_and_nothing_half_done_is_left(source, tmp_path, 
         write(source, tmp_path / "there")
     with monkeypatch.context() as patched:
         patched.setattr(writing.shutil, "disk_usage", lambda path: SimpleNamespace(free=10))
-        with pytest.raises(ConfigError, match="free"):
+        with pytest.raises(PenstockError, match="10 bytes free"):
             write(source, tmp_path / "fp8")
 
     def broken(done: int, total: int, name: str) -> None:

@@ -66,17 +66,24 @@ def parents(collector: Collector) -> list[str]:
     return [by_id[span.parent_span_id] for span in collector.named(LLM_REQUEST) if span.parent_span_id]
 
 
-@pytest.mark.timeout(400)
+def names_of_call(collector: Collector) -> set[str]:
+    """Names of the spans in the trace of the client's own."""
+    traces = {span.trace_id for span in collector.named("ask")}
+    return {span.name for span in collector.spans if span.trace_id in traces}
+
+
+@pytest.mark.timeout(900)
 async def test_vllms_spans_and_metrics_join_ours_and_go_on_after_a_killed_engine(tmp_path: Path) -> None:
     log = tmp_path / "stderr"
     with collecting() as collector:
         async with served(collector, log) as (address, metrics, pid):
             client = await asyncio.create_subprocess_exec(sys.executable, str(CLIENT), address, collector.endpoint)
             assert await client.wait() == 0
-            await asyncio.to_thread(collector.wait_for, lambda: len(parents(collector)) >= 1)
-            (asking,) = collector.named("ask")
-            of_the_call = [span for span in collector.spans if span.trace_id == asking.trace_id]
-            assert {span.name for span in of_the_call} >= {"ask", "chat penstock-demo", LLM_REQUEST}
+            # Each process sends its spans in its own time.
+            whole = {"ask", "chat penstock-demo", LLM_REQUEST}
+            await asyncio.to_thread(
+                collector.wait_for, lambda: names_of_call(collector) >= whole and parents(collector)
+            )
             assert set(parents(collector)) == {"penstock.engine_run"}
             await _killed_under_a_stream(address, pid, collector)
             found = {

@@ -31,7 +31,7 @@ class Collector:
     logs: list[LogRecord] = field(default_factory=list)
     changed: threading.Condition = field(default_factory=threading.Condition)
 
-    def wait_for(self, ready: Callable[[], bool], seconds: float = 15.0) -> None:
+    def wait_for(self, ready: Callable[[], bool], seconds: float = 60.0) -> None:
         with self.changed:
             assert self.changed.wait_for(ready, seconds), [span.name for span in self.spans]
 
