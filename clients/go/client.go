@@ -62,6 +62,9 @@ func (c *Client) With(options ...DialOption) *Client {
 	for _, option := range options {
 		option(s)
 	}
+	if s.misuse != nil {
+		panic(s.misuse)
+	}
 	other := *c
 	other.retries, other.more, other.logger = s.retries, s.more, s.logger
 	return &other
@@ -76,6 +79,7 @@ type settings struct {
 	inClear   bool
 	reconnect *Reconnect
 	logger    *slog.Logger
+	misuse    error
 	dial      []grpc.DialOption
 }
 
@@ -92,13 +96,19 @@ func WithAPIKey(key string) DialOption {
 // context's deadline. Default: never.
 func WithRetries(most int) DialOption { return func(s *settings) { s.retries = most } }
 
-// WithMetadata sends more gRPC metadata with each call, such as x-request-id.
+// WithMetadata sends more gRPC metadata with each call, such as x-request-id. Dial refuses names that are the client's
+// own (authorization, grpc-...); With panics of them.
 func WithMetadata(name, value string) DialOption {
 	return func(s *settings) {
+		lower := strings.ToLower(name)
+		if lower == "authorization" || strings.HasPrefix(lower, "grpc-") || strings.HasPrefix(lower, ":") {
+			s.misuse = fmt.Errorf("metadata %s is set by the client: WithAPIKey, the context's deadline and the like", name)
+			return
+		}
 		if s.more == nil {
 			s.more = map[string]string{}
 		}
-		s.more[strings.ToLower(name)] = value
+		s.more[lower] = value
 	}
 }
 
@@ -139,6 +149,9 @@ func Dial(target string, options ...DialOption) (*Client, error) {
 	s := &settings{reconnect: &policy, logger: slog.New(slog.DiscardHandler)}
 	for _, option := range options {
 		option(s)
+	}
+	if s.misuse != nil {
+		return nil, s.misuse
 	}
 	if err := s.fromEnvironment(); err != nil {
 		return nil, err

@@ -276,6 +276,34 @@ def test_a_hub_that_cannot_be_reached_is_tried_once() -> None:
         assert len(done.stderr.splitlines()) == 1
 
 
+def test_a_missing_permission_is_named(tmp_path: Path) -> None:
+    keys, callers = tmp_path / "keys.yaml", tmp_path / "callers.yaml"
+    key = penstock("keys", "new", "watcher", "--file", str(keys)).stdout.strip()
+    callers.write_text(json.dumps({"callers": {"watcher": {"permissions": ["diagnostics"]}}}))
+    settings = {"auth.keys_file": str(keys), "auth.callers_file": str(callers)}
+    with scripted_service(tmp_path, [{"answer": "hi"}], settings) as address:
+        done = penstock("generate", "hi", "--target", address, PENSTOCK_API_KEY=key)
+    words = f"penstock: {address} does not let this caller do that: it needs the permission generate\n"
+    assert (done.returncode, done.stderr) == (1, words)
+
+
+def test_an_interrupt_among_the_imports_is_one_line() -> None:
+    hook = """
+import os, signal, sys
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == "penstock.cli.bench":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupt())
+from penstock.__main__ import main
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", hook, "model"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (130, "penstock: interrupted\n")
+
+
 def test_chat_says_what_a_command_needs(service: str) -> None:
     command = [sys.executable, "-m", "penstock", "chat", "--target", service]
     done = subprocess.run(

@@ -196,7 +196,9 @@ def test_the_other_clients_do_the_same(language: str, target: str, fake: FakeSer
         command = [*COMMANDS[language](), how]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
         assert (done.returncode, done.stderr) == (0, "")
-        return json.loads(done.stdout)
+        seen = json.loads(done.stdout)
+        assert seen.pop("reserved").startswith("metadata Authorization is set by the client: ")
+        return seen
 
     told = {"limit-requests": "60", "remaining-requests": "59"}
     served = ask("served")

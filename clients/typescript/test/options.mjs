@@ -7,6 +7,11 @@ const base = new penstock.Client(undefined, { logger: { info: (message) => said.
 const client = base.withOptions({ retries: 2, metadata: { "X-Team": "a" } });
 const talk = new penstock.Conversation("s");
 const seen = {};
+try {
+  new penstock.Client(undefined, { metadata: { Authorization: "x" } });
+} catch (error) {
+  seen.reserved = error.message;
+}
 const refusal = (error) => ({ reason: error.reason, limits: error.rateLimits });
 if (process.argv[2] === "refused") {
   seen.generate = await client.generate(talk.ask("one")).catch(refusal);

@@ -16,6 +16,10 @@ import (
 // a stream whose connection is lost.
 func showOptions(how string) {
 	ctx := context.Background()
+	seen := object{}
+	if _, err := penstock.Dial("", penstock.WithMetadata("Authorization", "x")); err != nil {
+		seen["reserved"] = err.Error()
+	}
 	said := &strings.Builder{}
 	base, err := penstock.Dial("", penstock.WithLogger(slog.New(slog.NewTextHandler(said, nil))))
 	if err != nil {
@@ -23,7 +27,6 @@ func showOptions(how string) {
 	}
 	defer base.Close()
 	client := base.With(penstock.WithRetries(2), penstock.WithMetadata("X-Team", "a"))
-	seen := object{}
 	talk := penstock.NewConversation("s")
 	if how == "refused" {
 		_, err := client.Generate(ctx, talk.Ask("one"))
