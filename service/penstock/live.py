@@ -18,7 +18,7 @@ from penstock_client.v1 import generation_pb2 as pb
 
 from penstock.callers.caller import NOBODY, Caller
 from penstock.config import ResumeSettings
-from penstock.errors import GenerationNotFound, Overloaded
+from penstock.errors import BadRequest, FieldViolation, GenerationNotFound, Overloaded
 from penstock.observe import CALL
 from penstock.usage import Meter
 
@@ -53,7 +53,7 @@ class LiveStream:
         self._over = False
         self._failure: Exception | None = None
         self._news: asyncio.Event | None = None
-        self._read_to = sequence
+        self._read_to = self._began_after = sequence
         self._waiting = 0
         self._has_ended = False
         self._on_end = on_end
@@ -99,8 +99,13 @@ class LiveStream:
     async def read(self, last_sequence: int) -> AsyncGenerator[pb.GenerationEvent, None]:
         """Events after `last_sequence`, kept ones first, then as they come.
 
-        Raises GenerationNotFound where the next one is no longer kept, and the generation's own failure at its end.
+        Raises BadRequest where there is no such event yet, GenerationNotFound where the next one is no longer kept, and
+        the generation's own failure at its end.
         """
+        newest = max(self._newest, self._began_after)
+        if last_sequence > newest:
+            why = f"must be at most {newest}, the newest event of this generation, got {last_sequence}"
+            raise BadRequest(FieldViolation("last_sequence", why, "INVALID_FIELD"))
         self.readers += 1
         try:
             while True:

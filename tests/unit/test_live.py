@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from penstock.config import ResumeSettings
-from penstock.errors import GenerationNotFound
+from penstock.errors import BadRequest, GenerationNotFound
 from penstock.live import LiveStream, LiveStreams
 from penstock_client.v1 import generation_pb2 as pb
 
@@ -57,6 +57,23 @@ async def endless() -> AsyncGenerator[pb.GenerationEvent, None]:
 
 async def read(stream: LiveStream, last_sequence: int = 0) -> list[int]:
     return [event.sequence async for event in stream.read(last_sequence)]
+
+
+async def test_an_event_that_was_not_yet_is_refused_by_its_field() -> None:
+    stream = LiveStream("g", 10_000, "", sequence=7)
+    assert await read_nothing(stream, 8) == "must be at most 7, the newest event of this generation, got 8"
+    await stream.feed(events(9))
+    assert await read(stream, 9) == []
+    for ahead in (10, 2**64 - 1):
+        assert f"at most 9, the newest event of this generation, got {ahead}" in await read_nothing(stream, ahead)
+    assert stream.readers == 0
+
+
+async def read_nothing(stream: LiveStream, last_sequence: int) -> str:
+    with pytest.raises(BadRequest) as refused:
+        await read(stream, last_sequence)
+    assert refused.value.violations[0].field == "last_sequence"
+    return refused.value.violations[0].description
 
 
 @pytest.mark.parametrize("keeps_all", [True, False])

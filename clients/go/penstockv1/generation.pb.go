@@ -1015,7 +1015,8 @@ type ResumeRequest struct {
 	// From GenerationStarted, or from a drained stream's GenerationFinished, which is the token of all that comes after
 	// it; proves that the caller is the one who started it. Required.
 	ResumeToken string `protobuf:"bytes,2,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`
-	// Highest sequence number that was seen; 0 replays everything, except what came before a drain. Default 0.
+	// Highest sequence number that was seen; 0 replays everything, except what came before a drain. Default 0. A number that
+	// no event of this generation has had yet is INVALID_ARGUMENT.
 	LastSequence  uint64 `protobuf:"varint,3,opt,name=last_sequence,json=lastSequence,proto3" json:"last_sequence,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

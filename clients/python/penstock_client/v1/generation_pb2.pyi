@@ -534,7 +534,9 @@ class ResumeRequest(_message.Message):
     it; proves that the caller is the one who started it. Required.
     """
     last_sequence: _builtins.int
-    """Highest sequence number that was seen; 0 replays everything, except what came before a drain. Default 0."""
+    """Highest sequence number that was seen; 0 replays everything, except what came before a drain. Default 0. A number that
+    no event of this generation has had yet is INVALID_ARGUMENT.
+    """
     def __init__(
         self,
         *,

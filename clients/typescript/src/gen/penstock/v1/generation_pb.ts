@@ -314,7 +314,8 @@ export type ResumeRequest = Message$1<"penstock.v1.ResumeRequest"> & {
   resumeToken: string;
 
   /**
-   * Highest sequence number that was seen; 0 replays everything, except what came before a drain. Default 0.
+   * Highest sequence number that was seen; 0 replays everything, except what came before a drain. Default 0. A number that
+   * no event of this generation has had yet is INVALID_ARGUMENT.
    *
    * @generated from field: uint64 last_sequence = 3;
    */
