@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import re
 import warnings
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from penstock.engine_vllm.json_schema import rewritten
 from penstock.engine_vllm.regex import RefusedRegexError, translate
 
-from tests.unit.grammar_walks import accepts, compiler, walks
+from tests.unit.grammar_walks import accepts, compiled_schema, compiler, walks
 
 EXACT = [
     r"ab",
@@ -106,6 +109,31 @@ def test_what_cannot_be_kept_is_refused_by_part_and_offset(pattern: str, part: s
         translate(pattern)
     assert (raised.value.part, raised.value.offset) == (part, offset)
     assert f"offset {offset}" in str(raised.value)
+
+
+SIGNS = "^-]\\[!_a~\n"
+SETS = [
+    *("".join(signs) for count in (1, 2, 3) for signs in itertools.combinations(SIGNS, count)),
+    *(f"{first}\0{last}" for first, last in ("^`", "^~", "!^", "[^", "]^", "-^", ",-", "-.", "\\]")),  # ranges
+]
+
+
+@pytest.mark.parametrize("excludes", [False, True])
+def test_a_set_is_its_characters_whatever_signs_they_are(excludes: bool) -> None:
+    characters = {chr(code) for code in range(0x20, 0x7F)} | {"\n"}
+    wrong = []
+    for members in SETS:
+        pattern = "".join("-" if one == "\0" else re.escape(one) for one in members)
+        pattern = f"[{'^' if excludes else ''}{pattern}]"
+        expected = {one for one in characters if re.fullmatch(pattern, one)}
+        plain = compiler().compile_regex(translate(pattern))
+        in_json = compiled_schema(rewritten(json.dumps({"type": "string", "pattern": f"^{pattern}$"})))
+        allowed = {one for one in characters if accepts(plain, one.encode())}
+        # A JSON string may be held to less: what has to be escaped is left out where anything else fits.
+        strings = {one for one in characters if accepts(in_json, json.dumps(one).encode())}
+        if allowed != expected or not expected - {'"', "\\", "\n"} <= strings <= expected:
+            wrong.append(pattern)
+    assert wrong == []
 
 
 def test_sets_that_unfold_are_bounded() -> None:

@@ -37,6 +37,7 @@ _OTHER_LENGTHS: tuple[Ranges, ...] = (
     ((0, 0xFFFF),),
 )
 """What is not written in one or two bytes of UTF-8, in three, and in four."""
+_CARET = ord("^")
 _LONG_ESCAPES = 27  # control characters that JSON writes as \u00XX only
 _JSON_ESCAPES = {0x22: '"', 0x5C: "\\", 8: "b", 12: "f", 10: "n", 13: "r", 9: "t"}
 
@@ -334,6 +335,9 @@ def _set(ranges: Ranges) -> str:
         return r"[^\u{0}-\u{10ffff}]"
     if _is_one(ranges):
         return _character(ranges[0][0])
+    if ranges[0][0] == _CARET:
+        # At the start xgrammar reads it as a sign that turns the set around, even where it is written as a number.
+        ranges = (*_minus(ranges, ((_CARET, _CARET),)), (_CARET, _CARET))
     parts = (_character(a) if a == b else f"{_character(a)}-{_character(b)}" for a, b in ranges)
     return f"[{''.join(parts)}]"
 
