@@ -1,10 +1,12 @@
 """What a normal client notices of attacks: p50 and p99 of its calls before, during and after each, as a table.
 
-    python -m bench.attacks [--times 3] [--only NAME,NAME] [--json FILE]
+    python -m bench.attacks [--times 3] [--only NAME,NAME] [--preset PRESET] [--json FILE]
 
 The attacks are those of tests/hostile/held.py, on a service of its own with the scripted engine, on loopback. Run it
 on a machine that does nothing else: the client, the attacker and the service share its cores. A normal call takes 0.3 s
-of the scripted engine. `--times` repeats each attack, so that it lasts long enough for percentiles.
+of the scripted engine. `--preset` takes the window and the limits of a preset of the chart, of which
+qwen3.5-397b-a17b-fp8-1m takes the largest messages. `--times` repeats each attack, so that it lasts long enough for
+percentiles.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from pathlib import Path
 from penstock.percentiles import percentile
 
 from bench.machine import about
-from tests.hostile.conftest import Victim, guarded_service
+from tests.hostile.conftest import Victim, guarded_service, limits_of_preset
 from tests.hostile.held import ATTACKS, Beside
 
 _QUIET_CALLS = 60
@@ -56,11 +58,11 @@ def _p50_p99(samples: Sequence[float]) -> tuple[float, float]:
 def measure(victim: Victim, name: str, times: int) -> Felt:
     """Run one attack while the normal client asks on."""
     attack, (count, _) = next((attack, counts) for attack, counts in ATTACKS.items() if attack.__name__ == name)
-    quiet_at, rest = time.time(), victim.holdings()["rss_kib"]
+    quiet_at, rest = time.time(), victim.rss_kib()
     victim.await_normal(_QUIET_CALLS)
     began, most = time.time(), rest
     for _ in range(times):
-        beside = Beside(attack, victim.address, count, victim.key)
+        beside = Beside(attack, victim.target, count)
         beside.start()
         while beside.is_on:
             most = max(most, victim.rss_kib())
@@ -99,13 +101,20 @@ def main() -> int:
     parser.add_argument("--times", type=int, default=3, help="how often each attack runs")
     parser.add_argument("--only", default=",".join(names), help="attacks by name, with commas between")
     parser.add_argument("--json", type=Path, help="write all figures there")
+    parser.add_argument("--preset", help="the limits of this preset of the chart; none: the service's defaults")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="penstock-attacks-") as place, guarded_service(Path(place)) as victim:
+    limits = limits_of_preset(options.preset) if options.preset else None
+    with (
+        tempfile.TemporaryDirectory(prefix="penstock-attacks-") as place,
+        guarded_service(Path(place), limits) as victim,
+    ):
+        message_bytes = victim.message_bytes
         victim.await_normal(_QUIET_CALLS)
         felt = [measure(victim, name, options.times) for name in options.only.split(",")]
+    print(f"messages of at most {message_bytes:,} bytes")
     print(table(felt))
     if options.json is not None:
-        result = {**about("bench.attacks"), "attacks": [asdict(one) for one in felt]}
+        result = {**about("bench.attacks"), "message_bytes": message_bytes, "attacks": [asdict(one) for one in felt]}
         options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return int(any(one.failed for one in felt))
 

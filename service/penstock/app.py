@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import logging
 import os
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 OnText = Callable[[str], None]
 # Beyond the drain: what node 0 sleeps before it, and its last events.
 _LEADER_SECONDS = 60.0
+_M_MMAP_THRESHOLD = -3  # of malloc.h
+_LARGE_BLOCK_BYTES = 128 * 1024
 
 
 async def serve(config: Config, *, on_progress: OnText | None = None, on_ready: OnText | None = None) -> int:
@@ -69,9 +72,21 @@ async def _compute(config: Config, stop: asyncio.Event, progress: OnText) -> int
         logging.getLogger().removeHandler(stderr)
 
 
+def _give_back_freed_memory() -> None:
+    """Have glibc give large blocks back to the system when they are freed; elsewhere, do nothing.
+
+    By default it keeps blocks of the size that was freed last, up to 32 MiB each: a service that took a few hundred
+    large requests kept 150 MiB for good.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK_BYTES)
+
+
 async def _serve(
     config: Config, observer: Observer, stop: asyncio.Event, progress: OnText, on_ready: OnText | None
 ) -> int:
+    _give_back_freed_memory()
     server = Server(config, observer)
     address = await server.listen()
     progress(f"listening on {address}, not serving yet")

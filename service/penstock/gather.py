@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from itertools import chain
 
+from penstock import tasks
 from penstock.types import Delta, Event
 
 _LOOK_SECONDS = 0.05
@@ -77,8 +78,7 @@ async def gathered(
                     yield event
             await reading
         finally:
-            reading.cancel()
-            await asyncio.gather(reading, return_exceptions=True)
+            await tasks.end(reading)
 
 
 class _Buffer:

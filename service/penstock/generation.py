@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
+from penstock import tasks
 from penstock.candidate import Candidate, CandidateEvent, Steering
 from penstock.engine import Engine
 from penstock.observe import NO_GENERATION, GenerationWatch
@@ -90,9 +91,7 @@ async def _merged(candidates: list[Candidate]) -> AsyncGenerator[CandidateEvent,
             running -= isinstance(event, CandidateEnd)
             yield event
     finally:
-        for feeder in feeders:
-            feeder.cancel()
-        await asyncio.gather(*feeders, return_exceptions=True)
+        await tasks.end(*feeders)
 
 
 def _timing(candidates: list[Candidate], arrived: float, began: float) -> Timing:

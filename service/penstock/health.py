@@ -32,10 +32,15 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def Check(self, request: health_pb2.HealthCheckRequest, context: Context) -> health_pb2.HealthCheckResponse:  # noqa: N802 - the protocol's name
+    async def Check(  # noqa: N802 - the protocol's name
+        self, request: health_pb2.HealthCheckRequest, context: Context
+    ) -> health_pb2.HealthCheckResponse | None:
+        """Return the status of a name; None, with NOT_FOUND set, where it is not served."""
         status = self._status.get(request.service)
         if status is None:
-            await context.abort(grpc.StatusCode.NOT_FOUND, "no such service: the empty name is the whole server")
+            context.set_details("no such service: the empty name is the whole server")
+            context.set_code(grpc.StatusCode.NOT_FOUND)
+            return None
         return _Response(status=status)
 
     async def Watch(  # noqa: N802 - the protocol's name

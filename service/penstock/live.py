@@ -16,6 +16,7 @@ from contextlib import aclosing
 
 from penstock_client.v1 import generation_pb2 as pb
 
+from penstock import tasks
 from penstock.callers.caller import NOBODY, Caller
 from penstock.config import ResumeSettings
 from penstock.errors import BadRequest, FieldViolation, GenerationNotFound, Overloaded
@@ -196,7 +197,7 @@ class LiveStream:
         """Stops, and returns when the engine's work is over."""
         self.stop()
         if self.task is not None:
-            await asyncio.gather(self.task, return_exceptions=True)
+            await tasks.end(self.task)
 
 
 class LiveStreams:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from penstock_client.v1 import generation_pb2 as pb
 from penstock_client.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc
 
-from penstock import wire
+from penstock import tasks, wire
 from penstock.callers.caller import CALLER
 from penstock.calls import Calls
 from penstock.candidate import Steering
@@ -122,8 +122,8 @@ async def _until_either_fails(
                 room.clear()
                 await room.wait()
 
-    tasks = feeding, hearing = asyncio.create_task(feed()), asyncio.create_task(listening)
-    for task in tasks:
+    feeding, hearing = asyncio.create_task(feed()), asyncio.create_task(listening)
+    for task in (feeding, hearing):
         task.add_done_callback(lambda _: news.set())
     try:
         while True:
@@ -140,9 +140,7 @@ async def _until_either_fails(
             if feeding.done():
                 news.set()
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await tasks.end(feeding, hearing)
 
 
 async def _steer(steering: Steering, requests: AsyncIterator[pb.InteractRequest], most: int) -> None:

@@ -16,9 +16,12 @@ from typing import Any, TextIO
 import grpc
 import psutil
 import pytest
+import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from penstock.callers.keys import make
+from penstock.config import Config
 
+from tests.hostile.held import Target
 from tests.rpc.secure import Authority
 
 ROOT = Path(__file__).parents[2]
@@ -55,6 +58,7 @@ class Victim:
     samples_file: Path
     log: Path
     key: str = ""
+    message_bytes: int = 0
     health_address: str = ""
     authority: str = ""
     """File of the authority whose certificate the service shows; empty is plaintext."""
@@ -62,6 +66,10 @@ class Victim:
     rss_kib_before: int = 0
     attacks: list[tuple[float, float]] = field(default_factory=list)
     sent: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def target(self) -> Target:
+        return Target(self.address, self.key, self.message_bytes)
 
     def holdings(self) -> dict[str, int]:
         assert self.process.stdin is not None
@@ -158,6 +166,22 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
 
 
 @pytest.fixture(scope="session")
+def guarded_1m(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
+    """With the largest messages that a preset of the chart takes."""
+    limits = limits_of_preset("qwen3.5-397b-a17b-fp8-1m")
+    with guarded_service(tmp_path_factory.mktemp("guarded_1m"), limits) as victim:
+        assert victim.message_bytes > 16_000_000
+        yield victim
+
+
+def limits_of_preset(name: str) -> dict[str, dict[str, Any]]:
+    """The settings of a preset of the chart that say how large messages may be."""
+    values = yaml.safe_load((ROOT / f"helm/penstock/presets/{name}.yaml").read_text(encoding="utf-8"))["config"]
+    window = {"max_context_tokens": values["engine"]["max_context_tokens"]}
+    return {"engine": window, "limits": values.get("limits", {}), "server": values.get("server", {})}
+
+
+@pytest.fixture(scope="session")
 def guarded_by_tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
     with guarded_service(tmp_path_factory.mktemp("guarded_by_tls"), tls=True) as victim:
         yield victim
@@ -193,6 +217,7 @@ def guarded_service(
         config["tls"] = signing.server("localhost").write(place)
     with serving(place, config, keys["normal"][0], str(authority) if tls else "") as victim:
         victim.key = keys["attacker"][0]
+        victim.message_bytes = Config.model_validate(config).max_message_bytes
         victim.health_address = str(config["server"]["health_listen"])
         yield victim
 
@@ -206,7 +231,7 @@ def _free_port() -> int:
 def serving(place: Path, config: dict[str, Any], normal_key: str = "", authority: str = "") -> Iterator[Victim]:
     replies, samples, log = place / "replies.json", place / "normal", place / "log"
     replies.write_text(json.dumps(REPLIES))
-    config = {"engine": {"kind": "scripted", "model": str(replies)}, **config}
+    config = {**config, "engine": {"kind": "scripted", "model": str(replies), **config.get("engine", {})}}
     with (
         log.open("w") as errors,
         samples.open("w") as out,

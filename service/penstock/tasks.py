@@ -1,0 +1,22 @@
+"""Ends tasks without leaving anything of theirs for Python's collector."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import Any
+
+
+async def end(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel tasks and return once they have ended, however they end.
+
+    A task keeps the CancelledError that it ended with until its result is taken, and by that error's frames all that it
+    worked with; where one of them holds the task (asyncio.timeout does), that is a cycle.
+    """
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)
+    for task in tasks:
+        with suppress(BaseException):
+            task.result()
