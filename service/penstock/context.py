@@ -18,7 +18,7 @@ def window_tokens(config: ContextConfig, card: ModelCard) -> int:
         raise BadRequest(
             FieldViolation(
                 "spec.context.max_context_tokens",
-                f"must be at most the model's window of {card.context_window_tokens}",
+                f"must be at most the model's window of {card.context_window_tokens}, got {config.max_context_tokens}",
                 "LIMIT_EXCEEDED",
             )
         )

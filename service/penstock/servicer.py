@@ -157,7 +157,9 @@ async def _steer(steering: Steering, requests: AsyncIterator[pb.InteractRequest]
                 budget = request.change_budget.thinking_budget
                 if budget < -1:
                     raise BadRequest(
-                        FieldViolation("change_budget.thinking_budget", "must be at least -1", "INVALID_FIELD")
+                        FieldViolation(
+                            "change_budget.thinking_budget", f"must be at least -1, got {budget}", "INVALID_FIELD"
+                        )
                     )
                 steering.thought_budget_tokens = budget
             case "cancel":

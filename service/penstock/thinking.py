@@ -111,7 +111,8 @@ def choose_mode(
     """
     if config.mode is ThinkingMode.FAST:
         if config.budget_tokens not in (None, 0):
-            raise _violation("thinking_budget", "must be absent or 0 with THINKING_MODE_FAST", "CONFLICTING_FIELDS")
+            why = f"must be absent or 0 with THINKING_MODE_FAST, got {config.budget_tokens}"
+            raise _violation("thinking_budget", why, "CONFLICTING_FIELDS")
         return ModeChoice(ThinkingMode.FAST, None, "fast: asked for")
     if card.markers is None:
         if config.mode is ThinkingMode.THINKING:

@@ -56,7 +56,7 @@ def _number(
         return
     above = value > low if low_open else value >= low
     if not (math.isfinite(value) and above and value <= high):
-        yield _invalid(field, f"must be in {'(' if low_open else '['}{low}, {high}]")
+        yield _invalid(field, f"must be in {'(' if low_open else '['}{low}, {high}], got {value}")
 
 
 def _bytes(text: str) -> int:
@@ -81,7 +81,7 @@ def _input(request: Request, card: ModelCard, limits: LimitSettings) -> Iterator
 def _ids(field: str, ids: Sequence[int], card: ModelCard) -> Iterator[FieldViolation]:
     for index, token_id in enumerate(ids):
         if not 0 <= token_id < card.vocab_size:
-            yield _invalid(f"{field}[{index}]", f"must be in [0, {card.vocab_size})")
+            yield _invalid(f"{field}[{index}]", f"must be in [0, {card.vocab_size}), got {token_id}")
             return  # One is enough: a wrong vocabulary would make thousands.
 
 
@@ -124,12 +124,12 @@ def _sampling(sampling: Sampling, card: ModelCard, limits: LimitSettings) -> Ite
     # Logits are divided by it: a much smaller one makes them infinite in float32, and its tokens noise.
     yield from _number("sampling.repetition_penalty", sampling.repetition_penalty, MIN_REPETITION_PENALTY, 2)
     if sampling.seed is not None and sampling.seed < 0:
-        yield _invalid("sampling.seed", "must be in [0, 2^63)")
+        yield _invalid("sampling.seed", f"must be in [0, 2^63), got {sampling.seed}")
     yield from _limit("sampling.logit_bias", len(sampling.logit_bias), limits.max_logit_biases, "entries")
     for token_id, bias in sampling.logit_bias.items():
         path = f"sampling.logit_bias[{token_id}]"
         if not 0 <= token_id < card.vocab_size:
-            yield _invalid(path, f"token id must be in [0, {card.vocab_size})")
+            yield _invalid(path, f"token id must be in [0, {card.vocab_size}), got {token_id}")
         yield from _number(path, bias, -100, 100)
 
 

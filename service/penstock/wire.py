@@ -122,7 +122,9 @@ def flush_seconds(interval: Duration) -> float:
     seconds = seconds_of(interval)
     if not 0 <= seconds <= _MOST_FLUSH_SECONDS:
         raise BadRequest(
-            FieldViolation("flush_interval", f"must be 0 to {_MOST_FLUSH_SECONDS} seconds", "INVALID_FIELD")
+            FieldViolation(
+                "flush_interval", f"must be 0 to {_MOST_FLUSH_SECONDS} seconds, got {seconds:g}", "INVALID_FIELD"
+            )
         )
     return seconds
 
