@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import socket
 import socketserver
 import ssl
 import subprocess
@@ -302,6 +304,18 @@ main()
         [sys.executable, "-c", hook, "model"], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stderr) == (130, "penstock: interrupted\n")
+
+
+def test_an_interrupted_download_says_so(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as hub:  # that never answers
+        environ = {"HF_ENDPOINT": f"http://127.0.0.1:{hub.getsockname()[1]}", "HF_HOME": str(tmp_path)}
+        command = [sys.executable, "-m", "penstock", "download", "--model", "org/m"]
+        download = subprocess.Popen(command, env=os.environ | environ, stderr=subprocess.PIPE, text=True)
+        connection, _ = hub.accept()
+        with connection:
+            download.send_signal(signal.SIGINT)
+            assert download.communicate(timeout=60)[1] == "penstock: interrupted\n"
+    assert download.returncode == 130
 
 
 def test_chat_says_what_a_command_needs(service: str) -> None:

@@ -233,6 +233,7 @@ def test_ctrl_c_ends_generate_with_130(start: Any, fake: FakeService) -> None:
     generate.send_signal(signal.SIGINT)
     _, errors = generate.communicate(timeout=60)
     assert generate.returncode == 130
+    assert errors.splitlines()[-1] == "penstock: interrupted"
     assert "Traceback" not in errors
     assert until(lambda: fake.cancelled == 1)
 

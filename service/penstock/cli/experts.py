@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from penstock.cli import options as o
+from penstock.cli.failures import EXIT_INTERRUPTED
 
 if TYPE_CHECKING:
     from penstock_client import ExpertLoad
@@ -49,7 +50,10 @@ def experts(
         else:
             looks = client.watch_expert_load(window_seconds=window, interval_seconds=interval, ranks=ranks)
             with closing(looks):
-                _follow(looks, json)
+                try:
+                    _follow(looks, json)
+                except KeyboardInterrupt:  # the way to leave: nothing is cut short
+                    raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
 def _tell(load: ExpertLoad, png: Path | None, json: bool) -> None:

@@ -59,6 +59,7 @@ class Commands(TyperGroup):
             sys.stdout.flush()  # here, where a full disk can be told, rather than when the process ends
             return result
         except KeyboardInterrupt:
+            typer.echo("penstock: interrupted", err=True)
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except UsageError as error:
             if not _said.as_json:
