@@ -24,10 +24,18 @@ const plots = [...document.querySelectorAll('svg.plot')].map((svg) => {
     if (own.left < box.left - 1 || own.right > box.right + 1 || own.top < box.top - 1 || own.bottom > box.bottom + 1)
       outside.push(text.textContent);
   }
+  const texts = [...svg.querySelectorAll('text')].map((one) => [one.textContent, one.getBoundingClientRect()]);
+  const overprinted = [];
+  texts.forEach(([words, a], number) => texts.slice(number + 1).forEach(([others, b]) => {
+    const wide = Math.min(a.right, b.right) - Math.max(a.left, b.left);
+    const high = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
+    // Line boxes are higher than letters: a few pixels of them may meet.
+    if (wide > 1 && high > 0.35 * Math.min(a.height, b.height)) overprinted.push(`${words} / ${others}`);
+  }));
   const marks = [...svg.querySelectorAll('circle, rect, polyline')];
   return {
     name: svg.getAttribute('aria-label'), title: svg.closest('figure').querySelector('figcaption').textContent,
-    width: box.width, height: box.height, marks: marks.length, seen: marks.filter(seen).length, outside,
+    width: box.width, height: box.height, marks: marks.length, seen: marks.filter(seen).length, outside, overprinted,
     smallest_text: Math.min(...[...svg.querySelectorAll('text')].map((one) => one.getBoundingClientRect().height)),
     colours: [...new Set(marks.map((one) => colour(one, 'fill') + '/' + colour(one, 'stroke')))],
   };

@@ -32,6 +32,7 @@ def check(seen: dict[str, Any], plots: int) -> None:
         assert plot["marks"] > 0, plot
         assert plot["seen"] >= 0.5 * plot["marks"], plot
         assert plot["outside"] == [], plot
+        assert plot["overprinted"] == [], plot
         assert all("rgb" in colour for colour in plot["colours"]), plot
     assert len(seen["flags"]) == seen["raised"]
     for flag in seen["flags"]:

@@ -22,7 +22,8 @@ from tests.rpc.scripted_service import scripted_service
 
 pytestmark = pytest.mark.slow
 REPLIES = [{"thought": "t" * 12, "answer": "a" * 400, "chunk_tokens": 4, "step_seconds": 0.004}]
-SHORT = ("--quick", "--seconds", "0.5", "--soak-seconds", "1", "--concurrency", "1,3", "--context", "300,900")
+SHORT = ("--quick", "--seconds", "0.5", "--soak-seconds", "1", "--concurrency", "1,3", "--context", "300,900",
+         "--knee-points", "3")  # fmt: skip
 ASKED = ("--budgets", "0,4,-1", "--questions", "6")
 
 
@@ -68,6 +69,17 @@ def folder(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def made(folder: Path) -> Result:
     return read(folder / "pilot.json")
+
+
+def test_the_knee_is_searched(made: Result) -> None:
+    assert made.knee is not None
+    assert 1 <= len(made.knee.points) <= 3
+    for point in made.knee.points:
+        assert point.calls >= 50
+        assert point.calls_per_second > 0
+    # The whole machine is seen beside the service's own processes.
+    if made.processes_not_seen is None:
+        assert all(stage.other_cores is not None and stage.other_cores >= 0 for stage in made.stages)
 
 
 def test_the_whole_sequence_is_run(made: Result) -> None:

@@ -34,6 +34,9 @@ def pilot(
     questions: Annotated[int | None, typer.Option(min=1, help="How many to ask at each budget.")] = None,
     seconds: Annotated[float | None, typer.Option(min=0.2, help="Measured per stage of each sweep.")] = None,
     soak_seconds: Annotated[float | None, typer.Option(min=0.2, help="Of the soak.")] = None,
+    knee_points: Annotated[
+        int | None, typer.Option(min=0, max=1000, help="Most rates to search the knee with; 0: no search.")
+    ] = None,
     objective: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=SECONDS", help=f"As in `penstock bench`. Default: {', '.join(_OBJECTIVES)}."),
@@ -75,6 +78,8 @@ def pilot(
         _write(_priced(_read(report), given, gpus), out, json, notes)
         return
     grades = _grades(quick, concurrency, context, budgets, questions, seconds, soak_seconds)
+    if knee_points is not None:
+        grades = replace(grades, knee_points=knee_points)
     objectives = parsed(Objectives.parse, objective or list(_OBJECTIVES), "--objective")
     run = PilotRun(grades, objectives, quick, notes)
     exit_code = run.measure(target, o.encryption(tls, ca), metrics, pid)

@@ -139,6 +139,7 @@ class PilotRun:
             objectives_seconds=self._objectives.stated,
             **self._cache,
             stages=stages,
+            knee=self._pilot.knee,
             questions=asked.about,
             answers=asked.answers(),
             answers_complete=asked.complete,

@@ -30,6 +30,7 @@ def model_facts(card: ModelCard) -> dict[str, Any]:
         "architecture": card.architecture,
         "service_version": card.service_version,
         "engine_version": card.engine_version,
+        "vocab_size": card.vocab_size,
         "context_window_tokens": card.context_window_tokens,
         "profile": [asdict(feature) for feature in card.profile],
         "prices_usd_per_million": [

@@ -15,7 +15,7 @@ from penstock.load import energy
 from penstock.load.arrivals import Arrival, bursts, drawn, poisson, poisson_of_count
 from penstock.load.calls import UNFINISHED, Record
 from penstock.load.energy import Meter
-from penstock.load.processes import FRONT_END, Used, Watch
+from penstock.load.processes import FRONT_END, Used, Watch, machine_busy_seconds
 from penstock.load.prompts import Prompts
 from penstock.load.run import Live, Options, Run
 from penstock.load.statistics import Objectives, Summary, summarize
@@ -94,6 +94,8 @@ class Load:
     used: dict[int, Used] = field(default_factory=dict)
     energy: Meter | None = None
     """What the window used; None where the service is not on this machine."""
+    machine_busy_seconds: float | None = None
+    """CPU seconds of this machine over the window, of whatever process; None where the service is elsewhere."""
     interrupted: bool = False
     """Cut short from outside: what was under way then is not held against the service."""
 
@@ -126,6 +128,14 @@ class Load:
         """None where the front end was not watched, or nothing came."""
         seconds = [one.cpu_seconds for one in self.used.values() if one.role == FRONT_END]
         return sum(seconds) / self.output_tokens if seconds and self.output_tokens else None
+
+    @property
+    def other_cores(self) -> float | None:
+        """Cores that other processes of this machine used; None where the service is not seen on it."""
+        if self.machine_busy_seconds is None or not self.used:
+            return None
+        ours = sum(one.cpu_seconds for one in self.used.values())
+        return max(0.0, self.machine_busy_seconds - ours) / self.seconds
 
     @property
     def joules_per_output_token(self) -> float | None:
@@ -176,6 +186,15 @@ async def _send(load: Load) -> None:
 
 async def _watch(load: Load, watch: Watch) -> None:
     await load.run.clock.reach(0.0)
+    busy = machine_busy_seconds()
+    try:
+        await _watch_window(load, watch)
+    finally:
+        if load.energy is not None:  # so only where the service was found here
+            load.machine_busy_seconds = machine_busy_seconds() - busy
+
+
+async def _watch_window(load: Load, watch: Watch) -> None:
     with watch.window() as used:
         load.used = used
         if load.energy is not None:

@@ -119,6 +119,13 @@ class Watch:
         return found
 
 
+def machine_busy_seconds() -> float:
+    """CPU seconds that this machine has worked since it started, for whatever process."""
+    times = psutil.cpu_times()._asdict()
+    # Linux counts guests' time as user time, too.
+    return float(sum(spent for name, spent in times.items() if name not in ("idle", "iowait", "guest", "guest_nice")))
+
+
 async def _keep_sampling_gpus(used: dict[int, Used], began: float) -> None:
     while found := await gpus.read():
         for gpu in found:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from penstock.pilot.flag import Limits, State, Verdict, unseen, verdict
-from penstock.pilot.results import Result
+from penstock.pilot.results import Result, Stage
 
 
 def burst(result: Result, limits: Limits) -> Verdict:
@@ -72,14 +72,29 @@ def growth(result: Result, limits: Limits) -> Verdict:
     return verdict(last > first * (1 + limits.soak_growth), evidence)
 
 
-def prefixes(result: Result, limits: Limits) -> Verdict:
+def prefix_hits(result: Result) -> tuple[float, int] | None:
+    """Share of a shared prefix that came from the cache, and its tokens; None where it was not measured."""
+    _, shared = _prefix_stages(result)
+    if not shared:
+        return None
+    offered = shared[0].shared_prefix_tokens
+    return (shared[0].cached_share or 0.0) * (shared[0].mean_prompt_tokens or 0.0) / offered, offered
+
+
+def _prefix_stages(result: Result) -> tuple[list[Stage], list[Stage]]:
+    """Without and with a shared prefix; both empty unless both were measured."""
     stages = [stage for stage in result.of("prefix") if stage.cached_share is not None]
     alone = [stage for stage in stages if not stage.shared_prefix_tokens]
     shared = [stage for stage in stages if stage.shared_prefix_tokens]
-    if not alone or not shared:
+    return (alone, shared) if alone and shared else ([], [])
+
+
+def prefixes(result: Result, limits: Limits) -> Verdict:
+    alone, shared = _prefix_stages(result)
+    found = prefix_hits(result)
+    if found is None:
         return unseen("prompts with and without a shared prefix were not both measured")
-    offered = shared[0].shared_prefix_tokens
-    hit = (shared[0].cached_share or 0.0) * (shared[0].mean_prompt_tokens or 0.0) / offered
+    hit, offered = found
     blocks = (
         f"; the cache keeps whole blocks of {result.cache_block_tokens} tokens" if result.cache_block_tokens else ""
     )

@@ -54,6 +54,21 @@ class Limits:
     soak_least_seconds: float = 300.0
     prefix_hits: float = 0.5
     """Of the tokens that shared prefixes offer."""
+    knee_gain: float = 0.05
+    """Of the output rate, from the last but one number of callers to the last: with less, the rest only waits."""
+    drafts_callers: int = 32
+    """From where on published runs show drafts that lose."""
+    drafts_useful: float = 0.6
+    """Of the positions that the model computes."""
+    drafts_counted: int = 100
+    """Fewest drafted tokens of a prompt length: with fewer, chance decides."""
+    drafts_kept: float = 0.75
+    """Acceptance at the longest prompt over that at the shortest."""
+    prefix_never: float = 0.05
+    other_work: float = 0.1
+    """Of the machine's cores, used by other processes."""
+    load_before: float = 0.25
+    """Load average over cores, where other processes are not seen."""
     front_end_cores: float = 0.8
     generator_lag_seconds: float = 0.05
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from penstock.pilot import checks_load, checks_model
+from penstock.pilot import checks_load, checks_model, checks_published
 from penstock.pilot.flag import Flag, Limits, State, Verdict
 from penstock.pilot.results import Result
 
@@ -90,6 +90,20 @@ _RULES = (
         "Fewer engine.mtp_draft_tokens, or engine.mtp = off: rejected drafts cost compute that full batches need.",
     ),
     _Rule(
+        "drafts_lose_at_load",
+        "Drafts lose with many callers",
+        checks_published.drafts_at_load,
+        "Measure again with engine.mtp = off at this load, and use `penstock bench compare`: a published run lost"
+        " a third with drafts at 64 streams. Fewer engine.mtp_draft_tokens lose less.",
+    ),
+    _Rule(
+        "drafts_lose_at_length",
+        "Drafts fail after long prompts",
+        checks_published.drafts_long_context,
+        "Measure drafts at the lengths you will serve; published acceptance falls by half towards 86,000 tokens."
+        " Serve long prompts from replicas with engine.mtp = off.",
+    ),
+    _Rule(
         "thoughts_cut",
         "Thoughts eat the budget",
         checks_model.thoughts_cut,
@@ -109,6 +123,26 @@ _RULES = (
         checks_load.prefixes,
         "Check prefix_caching in the profile; make the shared part longer than a cache block and put it"
         " first; send callers with the same prefix to the same replica.",
+    ),
+    _Rule(
+        "prefix_never_hits",
+        "Prefixes hardly ever hit",
+        checks_published.prefixes_never_hit,
+        "On hybrid models a prefix is found only up to the end of a whole block with its states: check prefix_caching"
+        " in the profile, and plan as if every prompt were read in full.",
+    ),
+    _Rule(
+        "knee_reached",
+        "The knee is reached",
+        checks_published.knee,
+        "More callers only wait: plan with rates below the knee, cap engine.max_concurrent_requests where the output"
+        " rate stops growing, and add replicas for more.",
+    ),
+    _Rule(
+        "machine_busy",
+        "The machine did other work",
+        checks_published.machine,
+        "Measure again on a machine that does nothing else: other work takes time from the service, and runs differ.",
     ),
     _Rule(
         "latency_drift",

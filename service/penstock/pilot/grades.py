@@ -13,6 +13,13 @@ class Grades:
     output_tokens: int
     concurrencies: tuple[int, ...]
     concurrency_seconds: float
+    knee_points: int
+    """Most rates that one search for the knee measures; 0: no search."""
+    knee_calls: int
+    """Fewest at each rate."""
+    knee_tolerance: float
+    knee_runs: int
+    """Searches; three or more give an interval of use."""
     rate_shares: tuple[float, ...]
     """Of the most calls per second that the concurrency sweep found."""
     rate_seconds: float
@@ -41,6 +48,10 @@ QUICK = Grades(
     output_tokens=48,
     concurrencies=(1, 4, 16, 48),
     concurrency_seconds=8.0,
+    knee_points=7,
+    knee_calls=60,
+    knee_tolerance=0.15,
+    knee_runs=1,
     rate_shares=(0.5, 0.8),
     rate_seconds=12.0,
     contexts=(512, 2048, 8192),
@@ -66,6 +77,10 @@ FULL = replace(
     output_tokens=256,
     concurrencies=(1, 2, 4, 8, 16, 32, 64, 128),
     concurrency_seconds=45.0,
+    knee_points=14,
+    knee_calls=200,
+    knee_tolerance=0.05,
+    knee_runs=3,
     rate_shares=(0.25, 0.5, 0.7, 0.85, 1.0),
     rate_seconds=60.0,
     contexts=(1024, 4096, 16_384, 65_536, 131_072, 250_000),

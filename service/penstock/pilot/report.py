@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from penstock.pilot import sections_cost, sections_load, sections_memory, sections_model
+from penstock.pilot import sections_cost, sections_limits, sections_load, sections_memory, sections_model
 from penstock.pilot.cost import Costs, answer_costs, costs_of, fastest, operating_point
 from penstock.pilot.document import Document, Section, Table, Tile
 from penstock.pilot.flag import Flag, State
@@ -19,6 +19,7 @@ def document(result: Result) -> Document:
     machine = result.client_machine
     sections = [
         sections_load.throughput(result),
+        sections_load.knee(result),
         sections_memory.memory(result),
         *sections_cost.cost(result, costs),
         sections_model.thinking(result, costs),
@@ -27,6 +28,7 @@ def document(result: Result) -> Document:
         sections_model.speculation(result),
         sections_load.prefixes(result),
         sections_load.soak(result),
+        sections_limits.cannot_tell(result),
         _checks(flags),
         _method(result),
         _circumstances(result),
@@ -93,8 +95,27 @@ def _summary(result: Result, costs: Costs | None) -> list[str]:
             f"More callers give up to {top.output_tokens_per_second:,.0f} tokens a second ({top.name}), but keep the"
             f" objectives for {share(top.goodput_share)} of calls only."
         )
+    said += _about_knee(result)
+    said += [sentence for sentence in sections_limits.limits_of(result)[:1] if _weighs_most(result)]
     said += _about_cost(result, costs)
     return said
+
+
+def _weighs_most(result: Result) -> bool:
+    """Whether the first limit is one that changes what every figure means."""
+    return any(
+        told(result) for told in (sections_limits.is_scripted, sections_limits.is_on_cpu, sections_limits.is_small)
+    )
+
+
+def _about_knee(result: Result) -> list[str]:
+    knee = result.knee
+    if knee is None or knee.calls_per_second is None:
+        return []
+    said = f"Calls pile up above {knee.calls_per_second:.3g} calls a second (the knee)"
+    if knee.objective_holds is not None and result.objectives_seconds:
+        return [f"{said}; {share(knee.objective_share)} of calls keep the objectives up to {knee.objective_holds:.3g}."]
+    return [f"{said}."]
 
 
 def _about_cost(result: Result, costs: Costs | None) -> list[str]:

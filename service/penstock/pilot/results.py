@@ -92,6 +92,41 @@ class Stage(Plain):
     tokens_by_second: tuple[int, ...] = ()
     end_to_end_p50_by_half: tuple[float | None, float | None] = (None, None)
     engine: EngineSeen | None = None
+    intervals_95: dict[str, tuple[float, float]] = {}
+    """By figure, over five parts of the stage; empty without SciPy, or where there were too few calls."""
+    other_cores: float | None = None
+    """Used by other processes of this machine."""
+
+
+class KneePoint(Plain):
+    """One arrival rate of the search for the knee. Calls per second, seconds; shares of the calls that arrived."""
+
+    calls_per_second: float
+    served_calls_per_second: float
+    output_tokens_per_second: float
+    calls: int
+    growth_share: float
+    unserved_share: float
+    kept_share: float | None
+    first_token_p95: float | None
+    end_to_end_p95: float | None
+    keeps_up: bool
+    keeps_objectives: bool | None
+
+
+class Knee(Plain):
+    """What the search found, in calls per second; None: not found."""
+
+    calls_per_second: float | None
+    interval_95: tuple[float, float] | None = None
+    """Over repeated searches."""
+    holds: float | None
+    fails: float | None
+    objective_holds: float | None
+    objective_fails: float | None
+    objective_share: float
+    """Of the calls must keep every objective."""
+    points: tuple[KneePoint, ...]
 
 
 class Answers(Plain):
@@ -181,6 +216,7 @@ class Result(Plain):
     cache_block_tokens: int | None = None
     capacity_sequences: int | None = None
     stages: tuple[Stage, ...]
+    knee: Knee | None = None
     questions: str = ""
     answers: tuple[Answers, ...]
     answers_complete: bool = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from penstock.pilot.document import Figure, Section, Table
-from penstock.pilot.results import Result, Stage
+from penstock.pilot.results import Knee, Result, Stage
 from penstock.pilot.svg import Bar, Mark, Series, bars, lines
 from penstock.pilot.words import seconds, share
 
@@ -29,7 +29,7 @@ def throughput(result: Result) -> Section | None:
     rows = [
         (
             f"{stage.name}",
-            f"{stage.output_tokens_per_second:,.0f}",
+            _with_interval(stage, "output_tokens_per_second"),
             f"{stage.calls_per_second:.2f}",
             seconds(stage.first_token.p50),
             seconds(stage.first_token.p99),
@@ -51,7 +51,73 @@ def throughput(result: Result) -> Section | None:
         "in objectives",
         "front end CPU per token",
     )
-    return Section("throughput", "Throughput against latency", (), figures, [Table("", columns, rows)])
+    told = "± is the 95 % interval by parts of the stage; it does not hold what differs from run to run."
+    text = (told,) if any(stage.intervals_95 for stage in (*closed, *opened)) else ()
+    return Section("throughput", "Throughput against latency", text, figures, [Table("", columns, rows)])
+
+
+def _with_interval(stage: Stage, figure: str) -> str:
+    value = getattr(stage, figure)
+    interval = stage.intervals_95.get(figure)
+    return f"{value:,.0f}" + (f" ± {(interval[1] - interval[0]) / 2:,.0f}" if interval else "")
+
+
+def knee(result: Result) -> Section | None:
+    """The rate above which calls pile up, and the largest that keeps the objectives."""
+    found = result.knee
+    if found is None:
+        return None
+    points = sorted(found.points, key=lambda point: point.calls_per_second)
+    ended = [(point.calls_per_second, point.served_calls_per_second) for point in points]
+    most = max(point.calls_per_second for point in points)
+    series = [Series("ended", ended, 1), Series("as many as arrive", [(0.0, 0.0), (most, most)], 5, "dash")]
+    marks = (
+        [] if found.calls_per_second is None else [Mark(found.calls_per_second, f"knee {found.calls_per_second:.3g}")]
+    )
+    figure = Figure(
+        "Calls that end by calls that arrive",
+        lines("knee", series, "calls per second that arrive", "calls per second that end", marks=marks),
+        "Each point is an open loop of its own, until the bracket around the knee is narrow.",
+    )
+    rows = [
+        (
+            f"{point.calls_per_second:.3g}",
+            f"{point.served_calls_per_second:.3g}",
+            f"{point.output_tokens_per_second:,.0f}",
+            f"{point.calls}",
+            f"{point.growth_share:+.1%}",
+            seconds(point.first_token_p95),
+            seconds(point.end_to_end_p95),
+            share(point.kept_share),
+            "yes" if point.keeps_up else "no",
+        )
+        for point in points
+    ]
+    columns = ("calls/s", "ended/s", "output tok/s", "calls", "growth", "first token p95", "end to end p95")
+    table = Table("", (*columns, "in objectives", "holds"), rows)
+    return Section("knee", "The knee", _knee_text(found), [figure], [table])
+
+
+def _knee_text(found: Knee) -> tuple[str, ...]:
+    def rate(value: float | None) -> str:
+        return "none" if value is None else f"{value:.3g} calls/s"
+
+    if found.calls_per_second is None:
+        said = f"Not found: held {rate(found.holds)}, did not hold {rate(found.fails)}."
+    else:
+        said = (
+            f"Above {found.calls_per_second:.3g} calls a second calls pile up for as long as the load lasts"
+            f" (held {rate(found.holds)}, did not hold {rate(found.fails)})."
+        )
+    if found.interval_95 is not None:
+        low, high = found.interval_95
+        said += f" Repeated searches put it between {low:.3g} and {high:.3g} (95 % interval)."
+    if found.objective_holds is not None or found.objective_fails is not None:
+        said += (
+            f" {share(found.objective_share)} of calls keep the objectives up to {rate(found.objective_holds)}"
+            f" (did not hold {rate(found.objective_fails)})."
+        )
+    return (said,)
 
 
 def _against_throughput(

@@ -99,7 +99,8 @@ def _ceilings(result: Result) -> list[str]:
             stage = max(stages, key=lambda one: one.engine.kv_usage_most or 0.0 if one.engine else 0.0)
             usage = stage.engine.kv_usage_most if stage.engine and stage.engine.kv_usage_most else 1.0
             said.append(
-                f"{stage.concurrency} callers with {number(stage.mean_prompt_tokens)} prompt tokens take {usage:.1%} of"
-                f" it: about {(stage.concurrency or 0) / usage:,.0f} of them would fill it."
+                f"{stage.concurrency} caller{'s' if stage.concurrency != 1 else ''} with"
+                f" {number(stage.mean_prompt_tokens)} prompt tokens: {usage:.1%} of it; about"
+                f" {(stage.concurrency or 0) / usage:,.0f} of them would fill it."
             )
     return said

@@ -11,15 +11,19 @@ import psutil
 from penstock_client import AsyncClient, FeatureOff, InvalidRequest, ModelCard
 
 from penstock.load import measure
+from penstock.load.knee import Criteria
 from penstock.load.measure import Closed, Load, Open, Pattern
 from penstock.load.prompts import Prompts
+from penstock.load.repeat import Repeat
 from penstock.load.run import Options
+from penstock.load.search import KneeSearch, Loads, NoCallEnded
 from penstock.load.statistics import Objectives
 from penstock.load.workload import Lengths, Thinking, Workload
 from penstock.pilot import questions
 from penstock.pilot.grades import Grades
+from penstock.pilot.knee import knee_of
 from penstock.pilot.questions import Asked
-from penstock.pilot.results import Kind, Stage
+from penstock.pilot.results import Kind, Knee, Stage
 from penstock.pilot.scrape import Watch
 from penstock.pilot.stage import stage_of
 
@@ -62,6 +66,7 @@ class Pilot:
     def __init__(self, service: Service, grades: Grades, objectives: Objectives, show: Show) -> None:
         self.stages: list[Stage] = []
         self.asked = Asked()
+        self._search: KneeSearch | None = None
         self._service, self._grades, self._objectives, self._show = service, grades, objectives, show
 
     async def run(self) -> None:
@@ -74,12 +79,46 @@ class Pilot:
         await self._contexts()
         await self._prefixes()
         peak = max((stage.calls_per_second for stage in self.stages if stage.kind == "concurrency"), default=0.0)
+        await self._knee(peak)
         for share in grades.rate_shares:
             await self._open("rate", f"{share:.0%} of the peak rate", peak * share, grades.rate_seconds)
         await self._questions()
         await self._burst(peak)
         soak = grades.soak_share
         await self._open("soak", f"soak at {soak:.0%} of the peak rate", peak * soak, grades.soak_seconds)
+
+    @property
+    def knee(self) -> Knee | None:
+        """What is known of it now; None where it was not looked for."""
+        return None if self._search is None else knee_of(self._search)
+
+    async def _knee(self, peak: float) -> None:
+        grades, service = self._grades, self._service
+        if not grades.knee_points or not peak:
+            return
+
+        async def carry_out(load: Load, title: str) -> None:
+            self._show(f"knee: {title}", load)
+            await measure.carry_out(load, service.front_end)
+
+        workload = self._workload(grades.prompt_tokens, grades.output_tokens)
+        options = Options(1.0, 0.0, _DRAIN_SECONDS, seed=1)
+        loads = Loads(service.clients, service.prompts, service.front_end, workload, options, grades.knee_calls)
+        criteria = Criteria(self._objectives, tolerance=grades.knee_tolerance, max_points=grades.knee_points)
+        self._search = KneeSearch(loads, criteria, carry_out)
+        # Where no call of the idle service ends well, every other stage says so too.
+        with suppress(NoCallEnded):
+            await self._search.run(peak / 2, Repeat(grades.knee_runs))
+
+    def _workload(self, prompt_tokens: int, output_tokens: int, prefix_tokens: int = 0) -> Workload:
+        prompt = max(prompt_tokens, self._service.prompts.least_tokens)
+        return Workload(
+            Lengths(((prompt, prompt, 1.0),)),
+            Lengths(((output_tokens, output_tokens, 1.0),)),
+            Thinking((("fast", None, 1.0),)),
+            prefixes=1 if prefix_tokens else 0,
+            prefix_tokens=prefix_tokens,
+        )
 
     async def _questions(self) -> None:
         self._show("questions", None)
@@ -135,14 +174,7 @@ class Pilot:
     async def _measure(self, ask: _Ask) -> None:
         """One stage; a part of it, where it is interrupted."""
         service = self._service
-        prompt = max(ask.prompt_tokens, service.prompts.least_tokens)
-        workload = Workload(
-            Lengths(((prompt, prompt, 1.0),)),
-            Lengths(((ask.output_tokens, ask.output_tokens, 1.0),)),
-            Thinking((("fast", None, 1.0),)),
-            prefixes=1 if ask.prefix_tokens else 0,
-            prefix_tokens=ask.prefix_tokens,
-        )
+        workload = self._workload(ask.prompt_tokens, ask.output_tokens, ask.prefix_tokens)
         # A seed of its own for each: no stage is served from what another left in the prefix cache.
         least = 2 * ask.pattern.callers if isinstance(ask.pattern, Closed) else 0
         options = Options(

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
+from penstock.load import intervals
 from penstock.load.calls import OK, Record
 from penstock.load.measure import Closed, Load, Open
 from penstock.load.processes import ENGINE, FRONT_END, GENERATOR, Used
@@ -44,7 +45,16 @@ def stage_of(kind: Kind, name: str, load: Load, objectives: Objectives, engine: 
         tokens_by_second=_by_second(load),
         end_to_end_p50_by_half=_halves(load.records, load.seconds),
         engine=engine,
+        intervals_95=_intervals(load, objectives),
+        other_cores=load.other_cores,
     )
+
+
+def _intervals(load: Load, objectives: Objectives) -> dict[str, tuple[float, float]]:
+    if not intervals.available() or load.interrupted:
+        return {}
+    found = intervals.of_one_run(load.records, load.seconds, _by_second(load), objectives)
+    return {name: (one.low, one.high) for name, one in found.items()}
 
 
 _SPREADS = ("first_token", "first_answer", "per_token", "end_to_end", "queue", "send_lag")

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from html import escape
 
 from penstock.pilot.axis import Axis, short
+from penstock.pilot.labels import Box, Labels, Place, box_of, width_of
 
 _WIDTH, _HEIGHT = 540.0, 290.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62.0, 18.0, 34.0, 44.0
 _ROW, _LABELS = 26.0, 178.0
-_LETTER = 6.4
-"""Width of a letter at the plots' font size, roughly."""
+_TICK_GAP = 38.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,32 +67,49 @@ def lines(
     x = Axis.around([at for at, _ in points], _LEFT, _WIDTH - _RIGHT, log=x_log)
     y = Axis.around(heights, _HEIGHT - _BOTTOM, _TOP, log=y_log)
     parts = [_grid(x, y), _axis_titles(x_label, y_label), _legend(series)]
-    for mark in marks:
-        at = y.at(mark.at)
-        parts.append(f'<line class="mark" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
-        parts.append(_text(_WIDTH - _RIGHT - 4, at - 5, mark.text, "note", "end"))
+    labels = Labels(Box(_LEFT, _TOP - 14, _WIDTH - 2, _HEIGHT - _BOTTOM))
+    # The title of the axis; the legend is above where labels may stand.
+    labels.taken.append(box_of(y_label, Place(8, 14, "start")))
+    for one in series:
+        labels.cover_points((x.at(px), y.at(py)) for px, py in one.points)
+    parts += [_mark(mark, y.at(mark.at), labels) for mark in marks]
     parts += [_series(one, x, y, x_label, y_label) for one in series]
+    parts += [_point_labels(one, x, y, labels) for one in series]
     return _svg(name, _HEIGHT, parts)
+
+
+def _mark(mark: Mark, at: float, labels: Labels) -> str:
+    """The line, and its words at whichever end of it is free; there is always room for them."""
+    line = f'<line class="mark" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>'
+    right, left = _WIDTH - _RIGHT - 4, _LEFT + 4
+    places = [Place(x, at + dy, anchor) for dy in (-5, 14) for x, anchor in ((right, "end"), (left, "start"))]
+    boxes = [(one, box_of(mark.text, one)) for one in places]
+    free = [one for one, box in boxes if not any(box.overlaps(taken) for taken in labels.taken)]
+    place = (free or places)[0]
+    labels.taken.append(box_of(mark.text, place))
+    return line + _text(place.x, place.y, mark.text, "note", place.anchor)
 
 
 def bars(name: str, groups: Sequence[Sequence[Bar]], *, log: bool = False) -> str:
     """Horizontal bars, groups apart."""
-    count = sum(map(len, groups))
+    every = [bar for group in groups for bar in group]
+    count = len(every)
+    begin = max(_LABELS, max((width_of(bar.label) for bar in every), default=0.0) + 16)
+    end = _WIDTH - max(96.0, max((width_of(bar.text) for bar in every), default=0.0) + 12)
     height = count * _ROW + (len(groups) - 1) * 10 + 16
-    values = [bar.value for group in groups for bar in group]
-    x = Axis.around(values, _LABELS, _WIDTH - 96, log=log)
+    x = Axis.around([bar.value for bar in every], begin, end, log=log)
     parts, top = [], 8.0
     for number, group in enumerate(groups):
         top += 10 if number else 0
         for bar in group:
-            width = max(1.5, x.at(bar.value) - _LABELS) if bar.value > 0 else 0.0
-            parts.append(_text(_LABELS - 8, top + 16, bar.label, "label", "end"))
+            width = max(1.5, x.at(bar.value) - begin) if bar.value > 0 else 0.0
+            parts.append(_text(begin - 8, top + 16, bar.label, "label", "end"))
             parts.append(
-                f'<rect class="c{bar.colour}" x="{_LABELS}" y="{top + 4:.1f}" width="{width:.1f}"'
+                f'<rect class="c{bar.colour}" x="{begin:.1f}" y="{top + 4:.1f}" width="{width:.1f}"'
                 f' height="{_ROW - 8}" rx="2">'
                 f"<title>{escape(bar.label)}: {escape(bar.text)}</title></rect>"
             )
-            parts.append(_text(_LABELS + width + 6, top + 16, bar.text, "label"))
+            parts.append(_text(begin + width + 6, top + 16, bar.text, "label"))
             top += _ROW
     return _svg(name, height, parts)
 
@@ -139,7 +156,7 @@ def _grid(x: Axis, y: Axis) -> str:
     for tick in x.ticks():
         at = x.at(tick)
         parts.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{y.end}" y2="{y.begin}"/>')
-        if at - last > _LETTER * 6:
+        if at - last > _TICK_GAP:
             parts.append(_text(at, y.begin + 16, short(tick), "tick", "middle"))
             last = at
     return "".join(parts)
@@ -157,7 +174,7 @@ def _legend(series: Sequence[Series]) -> str:
         return ""
     parts, right = [], _WIDTH - _RIGHT
     for one in reversed(named):
-        right -= len(one.name) * _LETTER
+        right -= width_of(one.name)
         parts.append(_text(right, 14, one.name, "label"))
         dash = ' stroke-dasharray="4 3"' if one.style == "dash" else ""
         if one.style == "dots":
@@ -190,17 +207,16 @@ def _series(one: Series, x: Axis, y: Axis, x_label: str, y_label: str) -> str:
                 f'<circle class="c{one.colour}" cx="{px:.1f}" cy="{py:.1f}" r="{radius}">'
                 f"<title>{escape(told)}</title></circle>"
             )
-        if label:
-            near_end = px > _WIDTH - _RIGHT - len(label) * _LETTER - 8
-            parts.append(
-                _text(
-                    px + (-7 if near_end else 7),
-                    py + (15 if one.below else -7),
-                    label,
-                    "label",
-                    "end" if near_end else "start",
-                )
-            )
+    return "".join(parts)
+
+
+def _point_labels(one: Series, x: Axis, y: Axis, labels: Labels) -> str:
+    """Beside each point, where it covers nothing else; a label without room is left to what the point says."""
+    parts = []
+    for (px, py), label in zip(one.points, one.labels, strict=False):
+        place = labels.place(label, x.at(px), y.at(py), one.below) if label else None
+        if place is not None:
+            parts.append(_text(place.x, place.y, label, "label", place.anchor))
     return "".join(parts)
 
 

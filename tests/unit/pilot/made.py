@@ -9,6 +9,8 @@ from penstock.pilot.results import (
     EngineSeen,
     Experts,
     Kind,
+    Knee,
+    KneePoint,
     Layer,
     Prices,
     Result,
@@ -56,6 +58,8 @@ def stage(kind: Kind, name: str, **change: Any) -> Stage:
         "front_end_cores": 0.1,
         "front_end_cpu_seconds_per_token": 200e-6,
         "engine_cores": 1.0,
+        "other_cores": 0.05,
+        "intervals_95": {"output_tokens_per_second": (290.0, 310.0)},
         "generator_cores": 0.1,
         "memory_gib": {"front end": 0.5, "engine": 2.0},
         "tokens_by_second": (290, 310, 305, 300, 295),
@@ -107,6 +111,37 @@ def experts(*layers: tuple[tuple[int, ...], float], ranks: int = 4) -> Experts:
         for number, (tokens, busiest) in enumerate(layers)
     )
     return Experts(window_seconds=60.0, tokens=1000, ranks=ranks, as_served=True, layers=made)
+
+
+def knee(**change: Any) -> Knee:
+    """A service that ends 12 calls a second; 95 % of calls keep the objectives up to 9."""
+    points = tuple(
+        KneePoint(
+            calls_per_second=rate,
+            served_calls_per_second=min(rate, 12.0),
+            output_tokens_per_second=48 * min(rate, 12.0),
+            calls=200,
+            growth_share=max(0.0, 1 - 12.0 / rate),
+            unserved_share=0.0,
+            kept_share=1.0 if rate <= 9.0 else 0.4,
+            first_token_p95=0.1 if rate <= 12.0 else 9.0,
+            end_to_end_p95=1.0 if rate <= 12.0 else 10.0,
+            keeps_up=rate <= 12.0,
+            keeps_objectives=rate <= 9.0,
+        )
+        for rate in (3.0, 6.0, 12.0, 24.0, 17.0, 14.3, 13.1, 9.0, 10.4)
+    )
+    made: dict[str, Any] = {
+        "calls_per_second": 12.0,
+        "interval_95": (11.6, 12.4),
+        "holds": 12.0,
+        "fails": 13.1,
+        "objective_holds": 9.0,
+        "objective_fails": 10.4,
+        "objective_share": 0.95,
+        "points": points,
+    }
+    return Knee(**{**made, **change})
 
 
 def healthy_stages() -> dict[str, Stage]:
@@ -186,6 +221,7 @@ def result(stages: dict[str, Stage] | None = None, asked: dict[str, Answers] | N
             "prices_usd_per_million": [],
         },
         "objectives_seconds": {"first_token": 1.0, "per_token": 0.1},
+        "knee": knee(),
         "kv_cache_tokens": 900_000,
         "cache_block_tokens": 384,
         "stages": chosen,

@@ -1,0 +1,90 @@
+"""Where the labels of a plot stand so that none is printed over another. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+LINE = 13.0
+"""Height of a line at the plots' font size."""
+_SMALL, _CAPITAL = 6.4, 8.4
+"""Widths of letters, roughly."""
+_GAP = 7.0
+_RADIUS = 4.0
+_FARTHEST = 4
+"""Lines above or below its point that a label may move."""
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A rectangle; y grows downwards."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def overlaps(self, other: Box) -> bool:
+        """Touching edges do not overlap."""
+        return (
+            self.left < other.right and other.left < self.right and self.top < other.bottom and other.top < self.bottom
+        )
+
+    def inside(self, other: Box) -> bool:
+        """Whether no part of it is outside the other."""
+        return (
+            self.left >= other.left
+            and self.right <= other.right
+            and self.top >= other.top
+            and self.bottom <= other.bottom
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a text is anchored: its baseline, and `start` or `end`."""
+
+    x: float
+    y: float
+    anchor: str
+
+
+def width_of(text: str) -> float:
+    """Return about how wide a text is."""
+    return sum(_CAPITAL if letter.isupper() else _SMALL for letter in text)
+
+
+def box_of(text: str, place: Place) -> Box:
+    """Return the rectangle that a text covers."""
+    width = width_of(text)
+    left = place.x if place.anchor == "start" else place.x - width
+    return Box(left, place.y - LINE + 3, left + width, place.y + 3)
+
+
+@dataclass(slots=True)
+class Labels:
+    """Finds places inside `plot`. `taken` is covered: labels so far, points, and what else is written there."""
+
+    plot: Box
+    taken: list[Box] = field(default_factory=list)
+
+    def cover_points(self, points: Iterable[tuple[float, float]]) -> None:
+        """Keep labels off the points."""
+        self.taken += [Box(x - _RADIUS, y - _RADIUS, x + _RADIUS, y + _RADIUS) for x, y in points]
+
+    def place(self, text: str, x: float, y: float, below: bool) -> Place | None:
+        """Return a free place near a point, on the wanted side if there is one. None: there is no room."""
+        for place in _candidates(x, y, below):
+            box = box_of(text, place)
+            if box.inside(self.plot) and not any(box.overlaps(other) for other in self.taken):
+                self.taken.append(box)
+                return place
+        return None
+
+
+def _candidates(x: float, y: float, below: bool) -> Iterable[Place]:
+    for lines in range(_FARTHEST):
+        above, under = y - _GAP - lines * LINE, y + _GAP + 8 + lines * LINE
+        for at in (under, above) if below else (above, under):
+            yield Place(x + _GAP, at, "start")
+            yield Place(x - _GAP, at, "end")
