@@ -56,6 +56,7 @@ check: setup ## style, types, import law, and that the stubs are what the protos
 	@$(BIN)/lint-imports
 	@$(BIN)/python scripts/protos --check
 	@$(BIN)/python scripts/configuration --check
+	@$(BIN)/python scripts/api-docs --check
 	@$(BIN)/python scripts/supply-chain audit $(if $(filter required,$(AUDIT)),--required)
 
 audit: setup tools ## known advisories of every pinned package; exit status 2 where they could not be looked up
@@ -66,6 +67,7 @@ versions: setup ## what can be checked of Python 3.11 to 3.13 without them: lock
 
 protos: setup ## generate the stubs of all clients from protos/
 	@$(BIN)/python scripts/protos
+	@$(BIN)/python scripts/api-docs
 	@if [ -e .tools/npm.ready ]; then $(BIN)/python scripts/protos-typescript; else echo 'no Node here (make tools): TypeScript is not generated'; fi
 	@if [ -e .tools/grpc-go.ready ]; then $(BIN)/python scripts/protos-go; else echo 'no Go here (make tools): Go is not generated'; fi
 
