@@ -1,10 +1,14 @@
 """What the front end can carry, without an engine: tokens per second and core, and what limits it.
 
     python -m bench.capacity [--streams 64] [--tokens-per-step 2] [--json capacity.json]
+    python -m bench.capacity --offered 32000 --streams 384    what several replicas of a small model make together
 
 Canned tokens go the whole way: engine border, candidate and splitter, events and protos, gRPC, socket, to a client in
 another process. The stages are also run in this process, each up to its own end: the difference is what the next one
 costs. CPU time, not wall time: what else the machine does slows it, but is not counted.
+
+With `--offered` tokens come at that pace, as from engines, and not as fast as it goes: how many arrive, and what share
+of a core that takes, without coalescing and with what comes on by itself (at most `--coalesced-ms`).
 """
 
 from __future__ import annotations
@@ -43,18 +47,27 @@ _METHOD = "/penstock.v1.GenerationService/StreamGenerate"
 _SENTENCE = "The quick brown fox jumps over the lazy dog, again and again. "
 _WINDOW_TOKENS = 100_000
 _START_SECONDS = 60.0
+_DEFAULT_ADAPTIVE_MS = round(Config().server.adaptive_flush_seconds * 1000)
+_MOST_STREAMS = 1000
 Stream = Callable[[int], AsyncGenerator[Any, None]]
 
 
 def main(
-    streams: Annotated[int, typer.Option(help="Side by side.", min=1)] = 64,
+    streams: Annotated[int, typer.Option(help="Side by side.", min=1, max=_MOST_STREAMS)] = 64,
     tokens_per_step: Annotated[int, typer.Option(help="Of each stream; MTP gives two to three.", min=1)] = 2,
     steps: Annotated[int, typer.Option(help="Per thought and per answer.", min=1)] = 64,
     repeats: Annotated[int, typer.Option(help="The median counts.", min=1)] = 5,
+    offered: Annotated[int, typer.Option(help="Tokens a second, over all streams; 0: as fast as it goes.", min=0)] = 0,
+    coalesced_ms: Annotated[
+        int, typer.Option(help="With --offered: most that deltas are held while the event loop lags.", min=1)
+    ] = _DEFAULT_ADAPTIVE_MS,
     json_file: Annotated[Path | None, typer.Option("--json", help="The figures.", dir_okay=False)] = None,
 ) -> None:
     """Measure the front end on canned tokens."""
     text = (_SENTENCE * (steps * tokens_per_step // len(_SENTENCE) + 1))[: steps * tokens_per_step]
+    if offered:
+        _report_offered(text, streams, tokens_per_step, repeats, offered, coalesced_ms, json_file)
+        return
     reply = Reply(thought=text, answer=text, chunk_tokens=tokens_per_step)
     tokens = 2 * len(text) * streams
     stages = {name: _median(repeats, stream, streams) / tokens for name, stream in _stages(reply).items()}
@@ -68,6 +81,36 @@ def main(
     print(_text(figures, streams, tokens_per_step))
     if json_file is not None:
         json_file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+
+def _report_offered(
+    text: str, streams: int, tokens_per_step: int, repeats: int, offered: int, coalesced_ms: int, json_file: Path | None
+) -> None:
+    step_seconds = streams * tokens_per_step / offered
+    reply = Reply(thought=text, answer=text, chunk_tokens=tokens_per_step, step_seconds=step_seconds)
+    with tempfile.TemporaryDirectory() as scratch:
+        runs = {
+            name: _over_the_wire(Path(scratch), reply, streams, repeats, most_adaptive_ms=most_ms)
+            for name, most_ms in (
+                ("one message per step", 0),
+                (f"coalesced for at most {coalesced_ms} ms", coalesced_ms),
+            )
+        }
+    print(
+        f"{streams} streams, {tokens_per_step} tokens per step of {step_seconds * 1e3:.1f} ms: "
+        f"{offered:,} tokens a second offered"
+    )
+    for name, run in runs.items():
+        print(
+            f"{name}: {run['tokens_per_second_reached']:,.0f} tokens per second arrive "
+            f"({run['tokens_per_second_reached'] / offered:.0%}), {run['messages_per_token']:.2f} messages per token, "
+            f"{run['cpu_us_per_token']:.1f} us per token, {run['cores_used']:.2f} cores"
+        )
+    if json_file is not None:
+        figures = {"offered_tokens_per_second": offered, "streams": streams, "tokens_per_step": tokens_per_step}
+        json_file.write_text(
+            json.dumps(figures | {"runs": runs, "machine": machine()}, indent=1) + "\n", encoding="utf-8"
+        )
 
 
 def _stages(reply: Reply) -> dict[str, Stream]:
@@ -129,13 +172,18 @@ def _median(repeats: int, stream: Stream, streams: int) -> float:
 @contextmanager
 def _serving(scratch: Path, reply: Reply, most_adaptive_ms: int) -> Iterator[tuple[psutil.Process, str]]:
     script, ready = scratch / "replies.json", scratch / "ready"
-    played = {"thought": reply.thought, "answer": reply.answer, "chunk_tokens": reply.chunk_tokens}
+    played = {"thought": reply.thought, "answer": reply.answer}
+    played |= {"chunk_tokens": reply.chunk_tokens, "step_seconds": reply.step_seconds}
     script.write_text(json.dumps([played]), encoding="utf-8")
     ready.unlink(missing_ok=True)
     settings = [
         f"engine.model={script}",
         f"engine.max_context_tokens={_WINDOW_TOKENS}",
         f"server.adaptive_flush_seconds={most_adaptive_ms / 1000}",
+        # All streams are one caller here, and run at once.
+        "admission.max_starts_per_second=1e6",
+        f"admission.max_running_sequences={_MOST_STREAMS}",
+        f"admission.max_queued_calls={_MOST_STREAMS}",
     ]
     flags = [part for setting in settings for part in ("--set", setting)]
     listening = ["--engine-kind", "scripted", "--listen", "127.0.0.1:0", "--ready-file", str(ready)]
