@@ -43,7 +43,7 @@ def line(load: Load) -> str:
     """E.g. `12.0 of 30 s, 57 calls ended, 8 running, 412 tokens/s`."""
     now, live = load.run.clock.now(), load.live
     last = [sum(live.tokens[second]) for second in range(int(now // 1) - 3, int(now // 1)) if second in live.tokens]
-    when = f"warming up, {-now:.0f} s left" if now < 0 else f"{now:.0f} of {load.options.seconds:g} s"
+    when = f"warming up, {-now:.0f} s left" if now < 0 else f"{now:.0f} of {load.options.seconds:.4g} s"
     troubles = "".join(f", {count} {name}" for name, count in live.by_outcome.items() if name != "ok")
     pace = f", {sum(last) / len(last):.0f} tokens/s" if last else ""
     return f"{when}, {live.ended} calls ended{troubles}, {live.running} running{pace}"

@@ -212,7 +212,7 @@ def _percentiles(summary: Summary) -> Table:
 
 
 def _groups(title: str, groups: Mapping[str, Group]) -> Table:
-    columns = ("calls", "prompt tok", "cached", "thought tok", "answer tok", "drafts accepted", "tokens/step")
+    columns = ("calls", "prompt tok", "cached", "thought tok", "answer tok", "accepted", "tok/step")
     shown = table(title, *columns, "first token p50", "first answer p50")
     for name, group in groups.items():
         shown.add_row(
