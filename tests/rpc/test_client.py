@@ -238,3 +238,18 @@ async def test_a_status_that_grpc_forgot_is_asked_for_again(target: str) -> None
         first.cancel()
         with pytest.raises(pc.ServerFault):
             await interaction._go_on(lost)
+
+
+async def test_a_status_that_grpc_forgot_after_the_deadline_is_the_deadline(target: str) -> None:
+    lost = pc.ServerFault("Internal error from Core", code=grpc.StatusCode.INTERNAL)
+    async with pc.AsyncClient(target) as client:
+        interaction = client.interact("hi", thinking="thinking", timeout=60)
+        first = interaction._call
+        assert await interaction._go_on(lost) is None, "asked again while there is time"
+        assert 0 < interaction._call.time_remaining() <= first.time_remaining() + 1, "and not for longer"
+        first.cancel()
+        interaction._recovery._ends_at = 0.0
+        with pytest.raises(pc.DeadlineExceeded) as caught:
+            await interaction._go_on(lost)
+    assert caught.value.reason == "DEADLINE_PASSED"
+    assert caught.value.metadata == {"thought_tokens": "0", "answer_tokens": "0"}

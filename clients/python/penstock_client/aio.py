@@ -134,7 +134,9 @@ class AsyncClient:
         start = interact_request(build_spec(prompt, spec=spec, **options), flush_interval_seconds)
         link = self._link("Interact", timeout)
         return self._opened(
-            AsyncInteraction(link, start, lambda actions: self._generation.Interact(actions, **link.options()))
+            AsyncInteraction(
+                link, start, lambda actions, left: self._generation.Interact(actions, **link.options(left))
+            )
         )
 
     def resume(

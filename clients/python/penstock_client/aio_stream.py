@@ -11,7 +11,14 @@ from typing import Any, Self
 import grpc
 import grpc.aio
 
-from penstock_client.errors import BrokenStream, Cancelled, PenstockError, from_rpc_error, rate_limits_of
+from penstock_client.errors import (
+    BrokenStream,
+    Cancelled,
+    DeadlineExceeded,
+    PenstockError,
+    from_rpc_error,
+    rate_limits_of,
+)
 from penstock_client.events import AnswerDelta, Event, EventReader
 from penstock_client.leaving import START_SECONDS
 from penstock_client.reconnect import Link, Recovery
@@ -288,12 +295,14 @@ class AsyncInteraction(AsyncStream):
     ...             interaction.finish_thinking()
     """
 
-    def __init__(self, link: Link, start: pb.InteractRequest, call: Callable[[AsyncIterator[Any]], Any]) -> None:
+    def __init__(self, link: Link, start: pb.InteractRequest, call: Callable[[AsyncIterator[Any], Any], Any]) -> None:
         self._actions: asyncio.Queue[pb.InteractRequest | None] = asyncio.Queue()
         self._actions.put_nowait(start)
-        self._again: Callable[[], Any] | None = lambda: call(_until_none(self._restarted(start)))
+        self._again: Callable[[], Any] | None = lambda: call(
+            _until_none(self._restarted(start)), self._recovery.seconds_left
+        )
         # Not resumable, and what another server goes on with could not be steered: no policy.
-        super().__init__(link.without_policy(), lambda _: call(_until_none(self._actions)))
+        super().__init__(link.without_policy(), lambda left: call(_until_none(self._actions), left))
 
     def _restarted(self, start: pb.InteractRequest) -> asyncio.Queue[pb.InteractRequest | None]:
         old, self._actions = self._actions, asyncio.Queue()
@@ -305,10 +314,18 @@ class AsyncInteraction(AsyncStream):
     async def _go_on(self, failure: PenstockError) -> Event | None:
         # gRPC says this where the server had ended the call before the start was written, and forgets the server's
         # status: nothing ran, so asking once more tells it.
+        # It also says this where the deadline passed before.
         again, self._again = self._again, None
-        if again is not None and failure.message == _WRITE_FAILED and not self.last_sequence and not self._left:
-            self._call = again()
-            return None
+        if failure.message == _WRITE_FAILED and not self.last_sequence and not self._left:
+            left = self._recovery.seconds_left
+            if left is not None and left <= 0:
+                failure = DeadlineExceeded(
+                    "the deadline passed before the call was sent", code=grpc.StatusCode.DEADLINE_EXCEEDED
+                )
+                failure.count()
+            elif again is not None:
+                self._call = again()
+                return None
         return await super()._go_on(failure)
 
     def finish_thinking(self) -> None:
