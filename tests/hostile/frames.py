@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, PRIORITY, RST, SETTINGS, PUSH, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
@@ -94,8 +94,8 @@ class Wire:
         self.send(head, frame(DATA, END_STREAM, stream, message(body)))
         return stream
 
-    def drain(self, seconds: float, ended: int | None = None) -> bytes:
-        """What came, until it ends, time is up, or so many streams were reset; notes whether the peer hung up."""
+    def drain(self, seconds: float, enough: Callable[[bytes], bool] = lambda _: False) -> bytes:
+        """Return what came, until it ends, time is up, or it is enough; note whether the peer hung up."""
         got, until = bytearray(), time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             self.socket.settimeout(left)
@@ -109,7 +109,7 @@ class Wire:
                 self.is_cut = True
                 break
             got += piece
-            if ended is not None and len({stream for kind, _, stream, _ in frames(got) if kind == RST}) >= ended:
+            if enough(got):
                 break
         return bytes(got)
 
@@ -120,6 +120,16 @@ class Wire:
 
     def close(self) -> None:
         self.socket.close()
+
+
+def resets(data: bytes | bytearray) -> int:
+    """Streams that were reset."""
+    return len({stream for kind, _, stream, _ in frames(data) if kind == RST})
+
+
+def ends(data: bytes | bytearray) -> int:
+    """Streams that the peer has ended with a status."""
+    return len({stream for kind, flags, stream, _ in frames(data) if kind == HEADERS and flags & END_STREAM})
 
 
 def frames(data: bytes | bytearray) -> list[tuple[int, int, int, bytes]]:
