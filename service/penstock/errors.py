@@ -29,10 +29,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+FieldReason: TypeAlias = Literal[
+    "INVALID_FIELD", "MISSING_FIELD", "CONFLICTING_FIELDS", "LIMIT_EXCEEDED", "BUDGET_DOES_NOT_FIT"
+]
+"""Why a field is refused; also the reason of the call's error, which is that of its first violation."""
 
 
 class PenstockError(Exception):
-    reason = "UNSPECIFIED"
+    reason: str = "UNSPECIFIED"
 
     def __init__(self, message: str, **metadata: object) -> None:
         super().__init__(message)
@@ -50,7 +56,7 @@ class FieldViolation:
 
     field: str
     description: str
-    reason: str
+    reason: FieldReason
 
 
 class BadRequest(PenstockError):

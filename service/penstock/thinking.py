@@ -11,7 +11,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from penstock.config import ThinkingSettings
-from penstock.errors import BadRequest, FeatureOff, FieldViolation
+from penstock.errors import BadRequest, FeatureOff, FieldReason, FieldViolation
 from penstock.percentiles import percentile
 from penstock.types import Message, ModelCard, Output, Role, ThinkingConfig, ThinkingMode
 
@@ -268,5 +268,5 @@ def _numbers(config: ThinkingConfig, output: Output) -> dict[str, object]:
     }
 
 
-def _violation(name: str, description: str, reason: str, **metadata: object) -> BadRequest:
+def _violation(name: str, description: str, reason: FieldReason, **metadata: object) -> BadRequest:
     return BadRequest(FieldViolation(f"spec.thinking.{name}", description, reason), **metadata)

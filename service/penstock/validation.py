@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from penstock.complexity import too_complex
 from penstock.config import LimitSettings
-from penstock.errors import BadRequest, FeatureOff, FieldViolation, ModelNotFound
+from penstock.errors import BadRequest, FeatureOff, FieldReason, FieldViolation, ModelNotFound
 from penstock.types import Message, ModelCard, Request, Role, Sampling, StructuredOutput
 
 _INT32_MAX = 2**31 - 1
@@ -40,7 +40,7 @@ def validate(request: Request, card: ModelCard, limits: LimitSettings) -> None:
     _refuse_unsupported(request, card)
 
 
-def _invalid(field: str, description: str, reason: str = "INVALID_FIELD") -> FieldViolation:
+def _invalid(field: str, description: str, reason: FieldReason = "INVALID_FIELD") -> FieldViolation:
     return FieldViolation(f"spec.{field}", description, reason)
 
 

@@ -24,7 +24,7 @@ from typing import Any
 from penstock.engine_vllm.json_schema import RefusedSchemaError, rewritten
 from penstock.engine_vllm.regex import RefusedRegexError, translate
 from penstock.engine_vllm.trial import Verdict
-from penstock.errors import BadRequest, FieldViolation, Overloaded
+from penstock.errors import BadRequest, FieldReason, FieldViolation, Overloaded
 from penstock.types import StructuredKind, StructuredOutput
 
 _LOG = logging.getLogger(__name__)
@@ -271,6 +271,7 @@ def field_of(structured: StructuredOutput) -> str:
 
 def refusal(structured: StructuredOutput, verdict: int, seconds: float) -> BadRequest:
     """What to tell the caller; `seconds` is the time that a trial may take."""
+    reason: FieldReason
     match verdict:
         case Verdict.MALFORMED:
             reason, why = "INVALID_FIELD", "the constraint cannot be compiled"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import get_args
 
 from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation
 
 from penstock.engine import EngineLoad
-from penstock.errors import ConfigError, PenstockError
+from penstock.errors import ConfigError, FieldReason, PenstockError
 from penstock.observe import ServiceState
 from penstock.routing import ExpertLoad, LayerLoad, busiest_rank_share
 from penstock.telemetry import names
@@ -65,7 +66,8 @@ class Instruments:
         # Told from the start: a counter that first appears with a count hides its first event from `increase()`.
         # An error without a reason of its own ends a command, and is never sent.
         never_sent = {PenstockError.reason, ConfigError.reason}
-        for reason in sorted({kind.reason for kind in PenstockError.__subclasses__()} - never_sent):
+        reasons = {kind.reason for kind in PenstockError.__subclasses__()} - never_sent
+        for reason in sorted(reasons.union(get_args(FieldReason))):
             self.refusals.add(0, {names.REASON: reason})
         self.continuations = counter(names.CONTINUATIONS, "{run}", "Engine runs after a candidate's first, by cause")
         self.cost = counter(names.COST_TOTAL, "{tick}", "By the price list, in ticks of 1e-10 USD")
