@@ -414,7 +414,8 @@ async def test_what_another_server_drained_is_linked(tmp_path: Path) -> None:
     async with telling() as (telemetry, collector):
         async with ward(slow, key_file=key, observer=telemetry.observer) as first:
             running = asyncio.create_task(stream(first.channel, spec(thinking=THINKING)))
-            await asyncio.sleep(0.3)
+            while first.engine.chunks < 20:  # noqa: ASYNC110 - the engine's own count
+                await asyncio.sleep(0.005)
             await first.server.drain(0)
             last = (await running)[-1]
         async with ward(slow, key_file=key, observer=telemetry.observer) as second:
