@@ -146,10 +146,20 @@ def test_should_start_within_its_budget_and_pass_helm_test(service: str, objects
     assert "thought tokens of at most 8" in said
 
 
+def engine_core(name: str) -> int:
+    """Return the host's pid of the engine core, once it is listed."""
+    until = time.monotonic() + 60
+    while True:
+        listed = podman("top", name, "hpid", "args")
+        found = [line.split()[0] for line in listed.splitlines() if "EngineCore" in line]
+        if found:
+            return int(found[0])
+        assert time.monotonic() < until, listed
+        time.sleep(1)
+
+
 def test_a_dead_engine_should_be_replaced_and_leave_no_zombie(service: str, objects: list[Object]) -> None:
-    listed = podman("top", service, "hpid", "args")
-    (core,) = [line.split()[0] for line in listed.splitlines() if "EngineCore" in line][:1]
-    os.kill(int(core), 9)
+    os.kill(engine_core(service), 9)
     box = container(objects)
     until = time.monotonic() + 300
     while probe(box, "readinessProbe") and time.monotonic() < until:
