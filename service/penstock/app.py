@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from penstock import logs
+from penstock import logs, tasks
 from penstock.config import Config, EngineSettings
 from penstock.engine import Engine
 from penstock.observe import NOBODY, Observer
@@ -94,8 +94,7 @@ async def _serve(
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
     if stop.is_set() and not starting.done():
-        starting.cancel()
-        await asyncio.gather(starting, return_exceptions=True)
+        await tasks.end(starting)
         await server.drain(0)
         progress("stopped while starting; nothing was served")
         return 0

@@ -197,7 +197,7 @@ class LiveStream:
         """Stops, and returns when the engine's work is over."""
         self.stop()
         if self.task is not None:
-            await tasks.end(self.task)
+            await tasks.ended(self.task)
 
 
 class LiveStreams:
@@ -289,4 +289,4 @@ class LiveStreams:
 
     async def close(self) -> None:
         await asyncio.gather(*(stream.end() for stream in list(self._streams.values())))
-        await asyncio.gather(*self._ending, return_exceptions=True)
+        await tasks.ended(*self._ending)

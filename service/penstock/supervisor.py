@@ -18,6 +18,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol
 
+from penstock import tasks
 from penstock.config import SupervisionSettings
 from penstock.engine import Engine, EngineLoad, Interruption, Tokenizer
 from penstock.errors import EngineDied, EngineDown, PoisonousRequest
@@ -296,8 +297,7 @@ class SupervisedEngine:
             raise EngineDown("the engine died too often and is not started again")
 
     async def close(self) -> None:
-        self._watcher.cancel()
-        await asyncio.gather(self._watcher, return_exceptions=True)
+        await tasks.end(self._watcher)
         if self._alive:
             await self._engine.close()
         else:

@@ -15,6 +15,11 @@ async def end(*tasks: asyncio.Task[Any]) -> None:
     """
     for task in tasks:
         task.cancel()
+    await ended(*tasks)
+
+
+async def ended(*tasks: asyncio.Task[Any]) -> None:
+    """Return once tasks have ended, however they end, and take their results."""
     if tasks:
         await asyncio.wait(tasks)
     for task in tasks:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import signal
 from dataclasses import replace
-from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -18,6 +17,7 @@ from penstock_client.v1 import generation_pb2 as pb
 from penstock_client.v1 import generation_pb2_grpc
 
 from tests.bad_requests import hello
+from tests.clock import stopped
 from tests.engine.conftest import run
 from tests.engine.test_bad_requests import details, refusal
 from tests.hostile.bombs import HARMLESS, REFUSED_BY_TEXT, REFUSED_BY_TRIAL, Bomb
@@ -152,8 +152,7 @@ async def test_a_caller_of_many_waits_for_itself() -> None:
 
 
 async def test_what_only_ran_out_of_time_is_tried_again_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = SimpleNamespace(now=1000.0)
-    monkeypatch.setattr(constraints, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    clock = stopped(monkeypatch, constraints)
     door = SlowTrials(doubted_seconds=60.0)
     door.verdict = -signal.SIGALRM
     constraint = StructuredOutput(StructuredKind.REGEX, "a")

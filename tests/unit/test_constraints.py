@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator
-from types import SimpleNamespace
 
 import pytest
 from penstock.engine_vllm import constraints
@@ -13,6 +12,8 @@ from penstock.engine_vllm.constraints import Constraints
 from penstock.engine_vllm.trial import Verdict
 from penstock.errors import BadRequest, Overloaded
 from penstock.types import StructuredKind, StructuredOutput
+
+from tests.clock import stopped
 
 xgrammar = pytest.importorskip("xgrammar")
 CONSTRAINT = StructuredOutput(StructuredKind.REGEX, "[ab]{3}")
@@ -108,15 +109,8 @@ async def test_a_constraint_without_a_way_to_go_on_is_refused(door: Counted, spe
     assert raised.value.reason == "INVALID_FIELD"
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """What the module takes for the time; it stands still until a test moves it."""
-    hands = SimpleNamespace(now=1000.0)
-    monkeypatch.setattr(constraints, "time", SimpleNamespace(monotonic=lambda: hands.now))
-    return hands
-
-
-async def test_what_the_engine_found_holds_for_its_caller_and_for_a_while(clock: SimpleNamespace) -> None:
+async def test_what_the_engine_found_holds_for_its_caller_and_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = stopped(monkeypatch, constraints)
     door = Counted(costly_seconds=60.0)
     await door.check(CONSTRAINT, "a")
     door.block(CONSTRAINT, "a")

@@ -24,6 +24,8 @@ from penstock.callers.tokens import Tokens
 from penstock.config_security import AuthSettings, JwtSettings
 from penstock.errors import CallerUnknown, ConfigError
 
+from tests.clock import stopped
+
 RSA = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 EC = ec.generate_private_key(ec.SECP256R1())
 OTHER = ec.generate_private_key(ec.SECP256R1())
@@ -138,8 +140,7 @@ def issuer() -> Iterator[Issuer]:
 async def test_keys_are_fetched_once_kept_and_asked_for_again_when_they_rotate(
     issuer: Issuer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = SimpleNamespace(now=1000.0)
-    monkeypatch.setattr(tokens_module, "time", SimpleNamespace(monotonic=lambda: clock.now, time=time.time))
+    clock = stopped(monkeypatch, tokens_module)
     issuer.pages["/keys"] = jwks(e1=EC)
     settings = JwtSettings(issuer=ISSUER, audience="penstock", jwks_url=f"{issuer.url}/keys")
     tokens = Tokens(settings, least_seconds=10.0)

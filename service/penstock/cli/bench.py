@@ -122,9 +122,7 @@ def bench(
     _refuse_repeating(repeat, ("--save-trace", save_trace), ("--aiperf", aiperf))
     if rows and json is None:
         raise typer.BadParameter("goes with --json", param_hint="--rows")
-    o.refuse_unwritable(
-        ("--json", None if json in (None, "-") else Path(str(json))), ("--save-trace", save_trace), ("--aiperf", aiperf)
-    )
+    o.refuse_unwritable(("--json", json), ("--save-trace", save_trace), ("--aiperf", aiperf))
     run = _Bench(pattern, workload, options, objectives, repeat)
     exit_code = run.measure(target, o.encryption(tls, ca), connections, pid)
     if not run.tell(json, rows, save_trace, aiperf):
@@ -256,7 +254,6 @@ class _Bench:
 
     def tell(self, json: str | None, rows: bool, save_trace: Path | None, aiperf: Path | None) -> bool:
         """Show and write what was measured. Return False, without output, where no call was measured."""
-        from rich.console import Console
 
         from penstock.files import replacing
         from penstock.load import trace
@@ -265,8 +262,7 @@ class _Bench:
         measured = [load for load in self._loads if load.records]
         if self._card is None or not measured:
             return False
-        console = self._notes if json == "-" else Console()
-        console.width = max(console.width, _WIDTH)
+        console = o.tables_beside(json, self._notes, _WIDTH)
         self._show(console, measured)
         if save_trace is not None:
             # Later turns follow from the first one.
@@ -302,18 +298,18 @@ class _Bench:
                 "network and front end; part of every latency above)",
                 highlight=False,
             )
+        notes = []
         if found:
             report.show_intervals(console, found)
         elif not intervals.available():
-            console.out(f"note: {intervals.MISSING}", style="yellow", highlight=False)
+            notes.append(intervals.MISSING)
         for name in self._repeat.missed(found):
             figure = name.replace("_", " ")
-            console.out(
-                f"note: the interval of {figure} is still wider than wanted after {len(measured)} runs; raise "
-                "--max-runs or --seconds",
-                style="yellow",
-                highlight=False,
+            notes.append(
+                f"the interval of {figure} is still wider than wanted after {len(measured)} runs; raise --max-runs or "
+                "--seconds"
             )
+        report.show_notes(console, notes)
 
     def _as_json(self, measured: list[Load], rows: bool) -> dict[str, Any]:
         from penstock.load import report

@@ -69,7 +69,7 @@ def _print_table(made: Comparison) -> None:
     from rich.console import Console
 
     from penstock.load.compare import verdict
-    from penstock.load.report import table
+    from penstock.load.report import show_notes, table
 
     shown = table("figure", "A", "B", "B - A", "95 % interval of B - A", "of A", "B is")
     for name, one in made.differences.items():
@@ -83,5 +83,4 @@ def _print_table(made: Comparison) -> None:
     console.width = max(console.width, 120)
     console.print(shown)
     console.out("All intervals hold together with 95 % confidence.", style="dim", highlight=False)
-    for note in made.notes:
-        console.out(f"note: {note}", style="yellow", highlight=False)
+    show_notes(console, made.notes)

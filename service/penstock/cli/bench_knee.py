@@ -80,7 +80,7 @@ def knee(
     if narrow is not None and not intervals.available():
         raise typer.BadParameter(intervals.MISSING, param_hint="--narrow")
     objectives = b.parsed(Objectives.parse, objective or [], "--objective")
-    o.refuse_unwritable(("--json", None if json in (None, "-") else Path(str(json))))
+    o.refuse_unwritable(("--json", json))
     run = _Knee(
         b.workload_of(prompt_tokens, output_tokens, thinking, prefixes, prefix_tokens, deadline, questions),
         Options(1.0, 0.0, drain, exact=not until_end, temperature=temperature, seed=seed),
@@ -137,12 +137,10 @@ class _Knee:
 
     def tell(self, json: str | None) -> bool:
         """Show and write what was found. Return False, without output, where no rate was measured."""
-        from rich.console import Console
 
         if self._search is None or self._card is None or not self._search.points:
             return False
-        console = self._notes if json == "-" else Console()
-        console.width = max(console.width, _WIDTH)
+        console = o.tables_beside(json, self._notes, _WIDTH)
         show(console, self._search, self._repeat)
         if json is not None:
             write_json(json, self._card, self._search.as_json())
@@ -169,8 +167,7 @@ def show(console: Console, search: KneeSearch, repeat: Repeat) -> None:
         notes.append(intervals.MISSING)
     if repeat.missed(found):
         notes.append("the knee's interval is still wider than wanted; raise --max-runs or --calls")
-    for note in notes:
-        console.out(f"note: {note}", style="yellow", highlight=False)
+    report.show_notes(console, notes)
 
 
 def _cells(point: Point, criteria: Criteria) -> tuple[str, ...]:

@@ -105,7 +105,7 @@ def _refuse_unwritable(json: str | None, plot: Path | None) -> None:
             raise typer.BadParameter("needs matplotlib: pip install 'penstock[eval]'", param_hint="--plot")
         if plot.suffix not in PICTURES:
             raise typer.BadParameter(f"{plot}: ends in none of {', '.join(PICTURES)}", param_hint="--plot")
-    o.refuse_unwritable(("--json", None if json in (None, "-") else Path(str(json))), ("--plot", plot))
+    o.refuse_unwritable(("--json", json), ("--plot", plot))
 
 
 class _Run:
@@ -160,7 +160,6 @@ class _Run:
 
     def tell(self, json: str | None, rows: bool, plot: Path | None, check: bool) -> bool | None:
         """Show and write what there is. Return whether all checks that were asked for hold; None without any answer."""
-        from rich.console import Console
 
         from penstock.evaluation import report
         from penstock.evaluation.checks import check as run_checks
@@ -171,9 +170,7 @@ class _Run:
         if self._facts is None or not summaries:
             return None
         lines = run_checks(summaries, self._rows, len(self._questions)) if check else []
-        console = self._notes if json == "-" else Console()
-        # In a narrower terminal lines wrap, but every figure is whole.
-        console.width = max(console.width, LEAST_WIDTH)
+        console = o.tables_beside(json, self._notes, LEAST_WIDTH)
         report.show_facts(console, self._facts)
         report.show_results(console, summaries, len(self._questions))
         if lines:

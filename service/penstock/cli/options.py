@@ -16,6 +16,7 @@ from penstock.cli.failures import EXIT_REFUSED, fail_call
 if TYPE_CHECKING:
     from penstock_client import Client
     from penstock_client.v1.generation_pb2 import GenerationSpec
+    from rich.console import Console
 
     from penstock.config_sources import Loaded
 
@@ -101,13 +102,25 @@ def configuration(file: Path | None, settings: list[str] | None, flags: dict[str
     return load(file, os.environ, given)
 
 
-def refuse_unwritable(*files: tuple[str, Path | None]) -> None:
-    """Raise BadParameter for a file that could not be written: before the work rather than after it."""
+def refuse_unwritable(*files: tuple[str, Path | str | None]) -> None:
+    """Raise BadParameter for a file that could not be written: before the work rather than after it; `-` is stdout."""
     from penstock.files import why_not_writable
 
     for option, file in files:
-        if file is not None and (why := why_not_writable(file)):
+        if file not in (None, "-") and (why := why_not_writable(Path(file))):
             raise typer.BadParameter(why, param_hint=option)
+
+
+def tables_beside(json: str | None, notes: Console, least_width: int) -> Console:
+    """Return where figures are shown: stdout, or `notes` where the JSON takes that (`-`).
+
+    In a terminal narrower than `least_width` lines wrap, but every figure is whole.
+    """
+    from rich.console import Console
+
+    console = notes if json == "-" else Console()
+    console.width = max(console.width, least_width)
+    return console
 
 
 def text_of(argument: str) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from penstock.cli.bench_options import client_for
+from penstock.cli.bench_service import connected
 from penstock.cli.failures import ended
 from penstock.cli.progress import line
 
@@ -56,15 +56,14 @@ class PilotRun:
     async def _measure(self, target: str, tls: bool | Path | None, metrics: str | None, pid: int | None) -> None:
         from penstock.cli.expert_load import asking
         from penstock.load.machine import client_machine
-        from penstock.load.prompts import Prompts
         from penstock.pilot import experts
         from penstock.pilot.sequence import Pilot, Service
 
         self._machine = client_machine()
         async with AsyncExitStack() as stack:
-            client = await stack.enter_async_context(client_for(target, tls))
-            self._card = await client.model()
-            service = Service([client], self._card, await Prompts.learn(client), self._find(target, pid), metrics)
+            there = await stack.enter_async_context(connected(target, tls, 1, pid))
+            self._card, self._not_local = there.card, there.not_local
+            service = Service(there.clients, there.card, there.prompts, there.front_end, metrics)
             await self._scrape(metrics)
             self._pilot = Pilot(service, self._grades, self._objectives, self._show)
             showing = asyncio.create_task(self._keep_showing())
@@ -74,15 +73,6 @@ class PilotRun:
             seconds = time.monotonic() - self._began
             self._experts, self._no_experts = await experts.observe(ask, seconds)
             self._complete = True
-
-    def _find(self, target: str, pid: int | None) -> Any:
-        from penstock.load import processes
-
-        try:
-            return processes.find(target, pid)
-        except processes.NotLocal as error:
-            self._not_local = str(error)
-            return None
 
     async def _scrape(self, url: str | None) -> None:
         from penstock.pilot.scrape import NotSeen, scrape

@@ -21,6 +21,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+from penstock import tasks
 from penstock.engine_vllm.json_schema import RefusedSchemaError, rewritten
 from penstock.engine_vllm.regex import RefusedRegexError, translate
 from penstock.engine_vllm.trial import Verdict
@@ -97,10 +98,8 @@ class Constraints:
 
     async def close(self) -> None:
         """End the process and all that waits for it."""
-        tasks = [*self._running.values(), *(task for task in (self._starting, self._reading) if task is not None)]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        waiting = [*self._running.values(), *(task for task in (self._starting, self._reading) if task is not None)]
+        await tasks.end(*waiting)
         if self._process is not None:
             await _end(self._process)
 

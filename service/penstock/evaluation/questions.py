@@ -5,13 +5,14 @@ A question file has one JSON object per line: id, kind, question, system (or nul
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+
+from penstock.load import json_lines
 
 SHIPPED = Path(__file__).parent / "questions.jsonl"
 """Twelve kinds in equal parts, half of which need no thought. `python -m models.demo.question_file` writes it."""
@@ -53,15 +54,7 @@ def is_right(expected: str, reply: str) -> bool:
 
 def load(path: Path) -> list[Question]:
     """All questions of a file. Raises ValueError with the line that is wrong, OSError where it cannot be read."""
-    found: list[Question] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-        if line.strip():
-            try:
-                found.append(_question(json.loads(line)))
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}: {error}") from error
-    if not found:
-        raise ValueError(f"{path}: no questions")
+    found = json_lines.read(path, _question, "questions")
     if len({one.id for one in found}) < len(found):
         raise ValueError(f"{path}: two questions have the same id")
     return found

@@ -71,6 +71,14 @@ class Point:
         """Whether it also kept the objectives for the wanted share of calls."""
         return self.keeps_up(criteria) and self.kept_share is not None and self.kept_share >= criteria.share
 
+    def judged(self, criteria: Criteria) -> dict[str, bool | None]:
+        """Return both by name; None for objectives that nobody stated."""
+        stated = bool(criteria.objectives.stated)
+        return {
+            "keeps_up": self.keeps_up(criteria),
+            "keeps_objectives": self.keeps_objectives(criteria) if stated else None,
+        }
+
 
 def point_of(calls_per_second: float, every: Sequence[Record], summary: Summary) -> Point:
     """Return the point of a load: `every` call of it, those of the warm-up too."""

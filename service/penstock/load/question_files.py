@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from penstock.load import json_lines
 from penstock.load.workload import Question
 
 _MAX_KINDS = 100
@@ -13,16 +13,7 @@ _MAX_KINDS = 100
 
 def read(path: Path) -> tuple[Question, ...]:
     """Return all questions. Raises ValueError with the line that is wrong, OSError."""
-    found = []
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                try:
-                    found.append(_question(json.loads(line)))
-                except ValueError as error:
-                    raise ValueError(f"{path}, line {number}: {error}") from error
-    if not found:
-        raise ValueError(f"{path}: no questions")
+    found = json_lines.read(path, _question, "questions", encoding="utf-8-sig")
     kinds = len({question.kind for question in found})
     if kinds > _MAX_KINDS:
         raise ValueError(f"{path}: {kinds} kinds of question, at most {_MAX_KINDS} are allowed")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
@@ -103,8 +103,13 @@ def show_runs(console: Console, loads: Sequence[Load], objectives: Objectives) -
     console.out(f"{loads[0].pattern.name}; {len(loads)} runs", highlight=False)
     console.print(shown)
     warned = dict.fromkeys(line for load in loads for line in warnings(load, load.summary(objectives)))
-    for line in warned:
-        console.out(f"note: {line}", style="yellow", highlight=False)
+    show_notes(console, warned)
+
+
+def show_notes(console: Console, notes: Iterable[str]) -> None:
+    """What a reader of the figures must know, a line each."""
+    for note in notes:
+        console.out(f"note: {note}", style="yellow", highlight=False)
 
 
 def show_intervals(console: Console, found: Mapping[str, Estimate]) -> None:
@@ -196,8 +201,7 @@ def show(console: Console, load: Load, objectives: Objectives, not_local: str | 
         console.print(_processes(load))
     else:
         console.out(f"CPU and memory of the service are left out: {not_local}", style="dim", highlight=False)
-    for line in warnings(load, summary):
-        console.out(f"note: {line}", style="yellow", highlight=False)
+    show_notes(console, warnings(load, summary))
 
 
 def _percentiles(summary: Summary) -> Table:

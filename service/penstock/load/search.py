@@ -130,14 +130,7 @@ class KneeSearch:
                 "knee_calls_per_second": search.knee,
                 "knee_bracket": asdict(search.bracket(KNEE)),
                 "objective_bracket": asdict(search.bracket(OBJECTIVE)) if criteria.objectives.stated else None,
-                "points": [
-                    {
-                        **asdict(point),
-                        "keeps_up": point.keeps_up(criteria),
-                        "keeps_objectives": point.keeps_objectives(criteria) if criteria.objectives.stated else None,
-                    }
-                    for point in search.points
-                ],
+                "points": [{**asdict(point), **point.judged(criteria)} for point in search.points],
             }
             for search in self.searches
         ]

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, fields
 from pathlib import Path
 
+from penstock.load import json_lines
 from penstock.load.arrivals import Arrival
 from penstock.load.workload import MODES, Work
 
@@ -29,19 +30,17 @@ _PLAIN = {field.name: field.default for field in fields(Work) if field.name != "
 
 def read(path: Path) -> list[Arrival]:
     """All calls of a file. Raises ValueError with the line that is wrong, OSError where it cannot be read."""
-    found: list[Arrival] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-        if line.strip():
-            try:
-                arrival = _arrival(json.loads(line))
-                if found and arrival.at_seconds < found[-1].at_seconds:
-                    raise ValueError("at_seconds must not fall")
-                found.append(arrival)
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}: {error}") from error
-    if not found:
-        raise ValueError(f"{path}: no calls")
-    return found
+    last_at = 0.0
+
+    def arrival(entry: object) -> Arrival:
+        nonlocal last_at
+        made = _arrival(entry)
+        if made.at_seconds < last_at:
+            raise ValueError("at_seconds must not fall")
+        last_at = made.at_seconds
+        return made
+
+    return json_lines.read(path, arrival, "calls")
 
 
 def write(path: Path, arrivals: Iterable[Arrival]) -> None:

@@ -30,8 +30,4 @@ def knee_of(search: KneeSearch) -> Knee | None:
 
 def _point(point: Point, criteria: Criteria) -> KneePoint:
     same = {name: getattr(point, name) for name in KneePoint.model_fields if hasattr(point, name)}
-    judged = {
-        "keeps_up": point.keeps_up(criteria),
-        "keeps_objectives": point.keeps_objectives(criteria) if criteria.objectives.stated else None,
-    }
-    return KneePoint(**{**same, **judged})
+    return KneePoint(**{**same, **point.judged(criteria)})

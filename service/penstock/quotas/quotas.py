@@ -18,6 +18,7 @@ from datetime import UTC, datetime, time, timedelta
 from functools import partial
 from typing import Any, TypeVar
 
+from penstock import tasks
 from penstock.callers.caller import Caller
 from penstock.config_security import TICKS_PER_USD
 from penstock.errors import Overloaded, QuotaExceeded
@@ -293,10 +294,7 @@ class Quotas:
         if self._closed:
             return
         self._closed = True
-        left = set(self._counting)
-        for task in left:
-            task.cancel()
-        await asyncio.gather(*left, return_exceptions=True)
+        await tasks.end(*self._counting)
         await self._minutes.close()
         if self._days is not None:
             await self._days.close()
