@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from penstock.config import DEMO_MODEL_DIR, DEMO_MODEL_FP8_DIR
-from penstock.evaluation.measure import Options, measure
-from penstock.evaluation.questions import SHIPPED, Question, load, pick
-from penstock.evaluation.results import Row, Share, paired_difference, share
-from penstock.evaluation.settings import AUTO, FAST, THINKING, Setting
 from penstock.sizes.shape import read_shape
 from penstock.sizes.weights import weight_bytes
+from penstock_bench.evaluation.measure import Options, measure
+from penstock_bench.evaluation.questions import SHIPPED, Question, load, pick
+from penstock_bench.evaluation.results import Row, Share, paired_difference, share
+from penstock_bench.evaluation.settings import AUTO, FAST, THINKING, Setting
 from penstock_client import AsyncClient
 
 from bench.machine import machine

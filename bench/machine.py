@@ -8,7 +8,7 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
-from penstock.load.machine import cpu_name
+from penstock_bench.load.machine import cpu_name
 
 
 def machine() -> dict[str, Any]:

@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-QUESTIONS = Path(__file__).parents[1] / "service/penstock/evaluation/questions.jsonl"
+QUESTIONS = Path(__file__).parents[1] / "bench/penstock_bench/evaluation/questions.jsonl"
 
 
 @dataclass

@@ -16,7 +16,7 @@ from pathlib import Path
 from models.demo.questions import HELD_OUT_SEED, KINDS, MULTI_STEP, question
 from models.demo.tokenizer import SYSTEM_PROMPTS
 
-SHIPPED = Path("service/penstock/evaluation/questions.jsonl")
+SHIPPED = Path("bench/penstock_bench/evaluation/questions.jsonl")
 FIRST_SEED = HELD_OUT_SEED + 1_000_000
 QUESTIONS_PER_KIND = 50
 SYSTEM_SHARE = 0.4

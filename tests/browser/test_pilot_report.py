@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from penstock.pilot.render import to_html
-from penstock.pilot.report import document
+from penstock_bench.pilot.render import to_html
+from penstock_bench.pilot.report import document
 
 from tests.browser.chromium import complaints, measure
 from tests.unit.pilot.made import experts, result

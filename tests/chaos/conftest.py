@@ -20,7 +20,7 @@ from penstock_client.v1 import generation_pb2_grpc
 
 from tests.bad_requests import hello
 
-_SHIPPED = Path(__file__).parents[2] / "service/penstock/evaluation/questions.jsonl"
+_SHIPPED = Path(__file__).parents[2] / "bench/penstock_bench/evaluation/questions.jsonl"
 
 
 def questions(*kinds: str, count: int) -> tuple[str, ...]:

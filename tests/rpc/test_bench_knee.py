@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from penstock.cli import app
-from penstock.load import intervals
+from penstock_bench.load import intervals
 from typer.testing import CliRunner, Result
 
 from tests.rpc.scripted_service import scripted_service

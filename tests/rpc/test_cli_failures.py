@@ -294,7 +294,7 @@ def test_an_interrupt_among_the_imports_is_one_line() -> None:
 import os, signal, sys
 class Interrupt:
     def find_spec(self, name, *_):
-        if name == "penstock.cli.bench":
+        if name == "penstock_bench.commands.bench":
             os.kill(os.getpid(), signal.SIGINT)
 sys.meta_path.insert(0, Interrupt())
 from penstock.__main__ import main

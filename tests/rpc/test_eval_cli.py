@@ -18,7 +18,7 @@ from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2 as details
 from grpc_status import rpc_status
 from penstock.cli import app
-from penstock.evaluation.questions import SHIPPED, load
+from penstock_bench.evaluation.questions import SHIPPED, load
 from penstock_client.v1 import generation_pb2 as pb
 from typer.testing import CliRunner, Result
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 from penstock.cli import app
-from penstock.pilot.cost import operating_point
-from penstock.pilot.results import Result, read
+from penstock_bench.pilot.cost import operating_point
+from penstock_bench.pilot.results import Result, read
 from typer.testing import CliRunner
 
 from tests.rpc.scripted_service import scripted_service

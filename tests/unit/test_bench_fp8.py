@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from penstock.config import DEMO_MODEL_DIR, DEMO_MODEL_FP8_DIR
-from penstock.evaluation.results import Row
-from penstock.evaluation.settings import FAST, THINKING
 from penstock.sizes.shape import read_shape
+from penstock_bench.evaluation.results import Row
+from penstock_bench.evaluation.settings import FAST, THINKING
 
 from bench import context_cost, fp8_accuracy
 from bench.serving import NotServing, served

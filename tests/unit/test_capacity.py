@@ -7,19 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from penstock.capacity.acceptance import load_acceptance, read_acceptance
-from penstock.capacity.calibrate import fit
-from penstock.capacity.cost import Hosted, break_even, cost
-from penstock.capacity.devices import find_device, load_devices
-from penstock.capacity.knee import bounds, knee
-from penstock.capacity.memory import Setup, plan_memory
-from penstock.capacity.pareto import Choice, at_interactivity, best
-from penstock.capacity.roofline import Assumptions, Roofline
-from penstock.capacity.speed import Correction, Mix, Point, ceiling, concurrencies, point, tokens_per_step
 from penstock.engine_vllm.cards import CARDS
 from penstock.errors import ConfigError
 from penstock.sizes.shape import read_shape
 from penstock.sizes.weights import Layout, Part, inventory, weight_bytes
+from penstock_bench.capacity.acceptance import load_acceptance, read_acceptance
+from penstock_bench.capacity.calibrate import fit
+from penstock_bench.capacity.cost import Hosted, break_even, cost
+from penstock_bench.capacity.devices import find_device, load_devices
+from penstock_bench.capacity.knee import bounds, knee
+from penstock_bench.capacity.memory import Setup, plan_memory
+from penstock_bench.capacity.pareto import Choice, at_interactivity, best
+from penstock_bench.capacity.roofline import Assumptions, Roofline
+from penstock_bench.capacity.speed import Correction, Mix, Point, ceiling, concurrencies, point, tokens_per_step
 
 PAPER = Assumptions()
 MIX = Mix(input_tokens=2000, thought_tokens=1000, answer_tokens=500)

@@ -9,22 +9,7 @@ from typing import Annotated
 
 import typer
 
-from penstock.cli import (
-    bench,
-    chat,
-    config,
-    demo,
-    download,
-    evaluate,
-    experts,
-    generate,
-    inspect,
-    keys,
-    pilot,
-    plan,
-    quantize,
-    serve,
-)
+from penstock.cli import chat, config, demo, download, experts, generate, inspect, keys, plugins, quantize, serve
 from penstock.cli.failures import Commands
 
 app = typer.Typer(
@@ -57,11 +42,7 @@ app.command()(serve.serve)
 app.command()(demo.demo)
 app.command()(chat.chat)
 app.command()(generate.generate)
-app.command("eval")(evaluate.evaluate)
-app.add_typer(bench.commands, name="bench")
-app.command()(pilot.pilot)
 app.command()(inspect.count)
-app.command()(plan.plan)
 app.command()(quantize.quantize)
 app.command()(download.download)
 app.command()(inspect.model)
@@ -69,3 +50,4 @@ app.command()(experts.experts)
 app.add_typer(config.commands, name="config")
 app.add_typer(keys.commands, name="keys")
 app.command()(inspect.version)
+plugins.add_commands(app)

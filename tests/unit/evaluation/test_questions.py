@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from penstock.evaluation.questions import SHIPPED, Question, is_right, load, pick
+from penstock_bench.evaluation.questions import SHIPPED, Question, is_right, load, pick
 
 from models.demo import question_file
 from models.demo.questions import HELD_OUT_SEED, KINDS, MULTI_STEP, is_reserved, question

@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from penstock.evaluation.checks import Thresholds, check
-from penstock.evaluation.plot import Label, draw, merged
-from penstock.evaluation.questions import Question
-from penstock.evaluation.report import Facts, as_json
-from penstock.evaluation.results import (
+from penstock_bench.evaluation.checks import Thresholds, check
+from penstock_bench.evaluation.plot import Label, draw, merged
+from penstock_bench.evaluation.questions import Question
+from penstock_bench.evaluation.report import Facts, as_json
+from penstock_bench.evaluation.results import (
     DEADLINE_EXCEEDED,
     Row,
     Share,
@@ -20,7 +20,7 @@ from penstock.evaluation.results import (
     paired_difference,
     summarize,
 )
-from penstock.evaluation.settings import AUTO, FAST, THINKING, Setting, settings_of
+from penstock_bench.evaluation.settings import AUTO, FAST, THINKING, Setting, settings_of
 from penstock_client import ThinkingMode
 
 QUESTIONS = [Question(f"q{n}", "hard" if n % 2 else "easy", "?", None, "1", bool(n % 2)) for n in range(100)]

@@ -12,11 +12,11 @@ import random
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from penstock.load.calls import OK, Record
-from penstock.load.knee import Point, lengths, point_of
-from penstock.load.measure import Open
-from penstock.load.statistics import Objectives, Summary, summarize
-from penstock.load.workload import Work
+from penstock_bench.load.calls import OK, Record
+from penstock_bench.load.knee import Point, lengths, point_of
+from penstock_bench.load.measure import Open
+from penstock_bench.load.statistics import Objectives, Summary, summarize
+from penstock_bench.load.workload import Work
 
 
 @dataclass(frozen=True)

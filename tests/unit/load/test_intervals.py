@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from penstock.load.calls import OK, REFUSED, Record
-from penstock.load.intervals import (
+from penstock_bench.load.calls import OK, REFUSED, Record
+from penstock_bench.load.intervals import (
     BATCH_MEANS,
     REPETITIONS,
     batched,
@@ -16,8 +16,8 @@ from penstock.load.intervals import (
     of_one_run,
     of_runs,
 )
-from penstock.load.statistics import Objectives, summarize
-from penstock.load.workload import Work
+from penstock_bench.load.statistics import Objectives, summarize
+from penstock_bench.load.workload import Work
 from scipy import stats
 
 from tests.unit.load.simulated import Loads, Scripted

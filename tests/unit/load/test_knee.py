@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from penstock.load.calls import REFUSED
-from penstock.load.knee import KNEE, OBJECTIVE, Criteria, Point, Search, point_of
-from penstock.load.statistics import Objectives
+from penstock_bench.load.calls import REFUSED
+from penstock_bench.load.knee import KNEE, OBJECTIVE, Criteria, Point, Search, point_of
+from penstock_bench.load.statistics import Objectives
 
 from tests.unit.load.simulated import Loads, Scripted
 

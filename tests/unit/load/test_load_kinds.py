@@ -11,12 +11,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from penstock.load import aiperf, energy, public_traces, question_files, trace
-from penstock.load.calls import FAILED, OK, REFUSED, Record
-from penstock.load.energy import Counter, Meter
-from penstock.load.prompts import Prompts
-from penstock.load.statistics import Objectives, acceptance_length, summarize
-from penstock.load.workload import Conversation, Lengths, Thinking, Work, Workload
+from penstock_bench.load import aiperf, energy, public_traces, question_files, trace
+from penstock_bench.load.calls import FAILED, OK, REFUSED, Record
+from penstock_bench.load.energy import Counter, Meter
+from penstock_bench.load.prompts import Prompts
+from penstock_bench.load.statistics import Objectives, acceptance_length, summarize
+from penstock_bench.load.workload import Conversation, Lengths, Thinking, Work, Workload
 
 # Ours, in the shape of the public ones.
 MOONCAKE = """\

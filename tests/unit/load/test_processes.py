@@ -10,8 +10,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from penstock.load import gpus
-from penstock.load.processes import FRONT_END, GENERATOR, GPU, NotLocal, Watch, find
+from penstock_bench.load import gpus
+from penstock_bench.load.processes import FRONT_END, GENERATOR, GPU, NotLocal, Watch, find
 
 
 def test_who_listens_at_loopback_is_found() -> None:

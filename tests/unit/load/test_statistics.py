@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from penstock.load.calls import DEADLINE, FAILED, OK, REFUSED, UNFINISHED, Record
-from penstock.load.statistics import Objectives, Spread, summarize
-from penstock.load.workload import Work
+from penstock_bench.load.calls import DEADLINE, FAILED, OK, REFUSED, UNFINISHED, Record
+from penstock_bench.load.statistics import Objectives, Spread, summarize
+from penstock_bench.load.workload import Work
 
 
 def record(intended: float, seconds: float, **change: Any) -> Record:

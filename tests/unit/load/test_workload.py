@@ -10,10 +10,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from penstock.load import trace
-from penstock.load.arrivals import Arrival, bursts, drawn, poisson
-from penstock.load.prompts import Prompts
-from penstock.load.workload import Lengths, Thinking, Work, Workload
+from penstock_bench.load import trace
+from penstock_bench.load.arrivals import Arrival, bursts, drawn, poisson
+from penstock_bench.load.prompts import Prompts
+from penstock_bench.load.workload import Lengths, Thinking, Work, Workload
 
 
 def test_lengths_are_drawn_by_weight_from_ranges_with_both_ends() -> None:
@@ -120,7 +120,7 @@ def test_a_trace_does_not_go_back_in_time(tmp_path: Path) -> None:
 
 def test_prompts_of_a_prefix_begin_alike_and_no_two_are_the_same() -> None:
     # As long as their letters, for a tokenizer of bytes.
-    from penstock.load import prompts as module
+    from penstock_bench.load import prompts as module
 
     prompts = Prompts({word: len(word) + 1.0 for word in module._WORDS}, 30.0, 10.0)
     rng = random.Random(0)

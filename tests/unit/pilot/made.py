@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from penstock.pilot.results import (
+from penstock_bench.pilot.results import (
     Answers,
     EngineSeen,
     Experts,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from penstock.pilot.cost import answer_costs, costs_of, operating_point, share_of
-from penstock.pilot.results import Prices
+from penstock_bench.pilot.cost import answer_costs, costs_of, operating_point, share_of
+from penstock_bench.pilot.results import Prices
 
 from tests.unit.pilot.made import healthy_stages, result, with_stage
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from penstock.pilot.flag import Flag, State
-from penstock.pilot.flags import check_all
-from penstock.pilot.results import EngineSeen, Result
+from penstock_bench.pilot.flag import Flag, State
+from penstock_bench.pilot.flags import check_all
+from penstock_bench.pilot.results import EngineSeen, Result
 
 from tests.unit.pilot.made import (
     experts,

@@ -8,8 +8,8 @@ import re
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-from penstock.pilot.labels import Box, Labels, Place, box_of
-from penstock.pilot.svg import Mark, Series, lines
+from penstock_bench.pilot.labels import Box, Labels, Place, box_of
+from penstock_bench.pilot.svg import Mark, Series, lines
 
 PLOT = Box(0, 0, 500, 250)
 

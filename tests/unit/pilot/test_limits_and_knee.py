@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from penstock.pilot.render import to_markdown
-from penstock.pilot.report import document
-from penstock.pilot.results import Result
-from penstock.pilot.sections_limits import limits_of
+from penstock_bench.pilot.render import to_markdown
+from penstock_bench.pilot.report import document
+from penstock_bench.pilot.results import Result
+from penstock_bench.pilot.sections_limits import limits_of
 
 from tests.unit.pilot.made import healthy_stages, knee, result
 
@@ -61,7 +61,7 @@ def test_the_knee_is_in_the_report() -> None:
 
 
 def test_a_steady_rate_above_the_knee_is_flagged() -> None:
-    from penstock.pilot.flags import check_all
+    from penstock_bench.pilot.flags import check_all
 
     stages = {**healthy_stages(), "rate": healthy_stages()["rate"].model_copy(update={"rate": 13.0})}
     found = next(flag for flag in check_all(result(stages)) if flag.id == "knee_reached")

@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from penstock.capacity.calibrate import read_points
-from penstock.pilot import experts
-from penstock.pilot.results import Result, read
-from penstock.pilot.scrape import NotSeen, Watch, parse, scrape
+from penstock_bench.capacity.calibrate import read_points
+from penstock_bench.pilot import experts
+from penstock_bench.pilot.results import Result, read
+from penstock_bench.pilot.scrape import NotSeen, Watch, parse, scrape
 from penstock_client import FeatureOff, NotImplementedYet, Unavailable
 from penstock_client.v1 import routing_pb2
 
@@ -85,7 +85,7 @@ async def test_a_stage_is_what_grew_while_it_ran(monkeypatch: pytest.MonkeyPatch
         usage, preemptions, hits = next(pages)
         return parse(METRICS.format(usage=usage, preemptions=preemptions, hits=hits))
 
-    monkeypatch.setattr("penstock.pilot.scrape.scrape", page)
+    monkeypatch.setattr("penstock_bench.pilot.scrape.scrape", page)
     watch = Watch("http://here/metrics")
     for _ in range(3):
         await watch.sample()

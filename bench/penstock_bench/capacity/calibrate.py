@@ -1,0 +1,107 @@
+"""Bends the paper's speed to what was measured: a pilot's result, or any file with its points."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from penstock.errors import ConfigError
+from penstock_bench.capacity.memory import Memory, Setup
+from penstock_bench.capacity.roofline import Assumptions, Roofline
+from penstock_bench.capacity.speed import Correction, tokens_per_step
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """`output_tokens_per_second` while decoding, `prompt_tokens_per_second` while reading prompts; either may lack."""
+
+    concurrency: int
+    context_tokens: int
+    output_tokens_per_second: float | None
+    prompt_tokens_per_second: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """`error` is the mean distance between measured and corrected seconds of a step, as a share of the measured."""
+
+    correction: Correction
+    points: int
+    error: float
+    model: str
+
+
+def read_points(path: Path) -> tuple[tuple[Measured, ...], str]:
+    """The points, and the measured model's name ("" where the file does not say). Raises `ConfigError`."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from None
+    points = content.get("points") if isinstance(content, dict) else None
+    if not isinstance(points, list) or not points:
+        raise ConfigError(f'{path} has no "points"; docs/capacity.md says what a calibration file is')
+    return tuple(_point(path, number, entry) for number, entry in enumerate(points)), str(content.get("model") or "")
+
+
+def fit(setup: Setup, memory: Memory, assumed: Assumptions, path: Path) -> Fit:
+    """Least squares over the points' relative errors; the fixed part is never below 0. Raises `ConfigError`."""
+    points, model = read_points(path)
+    roofline = Roofline(setup, memory.cache, assumed)
+    each = tokens_per_step(setup.drafted, assumed.acceptance)
+    pairs, reading = [], []
+    for one in points:
+        if one.output_tokens_per_second:
+            sequences = -(-one.concurrency // setup.layout.data)
+            paper = roofline.decode(sequences, one.context_tokens).seconds
+            pairs.append((paper, one.concurrency * each / one.output_tokens_per_second))
+        if one.prompt_tokens_per_second:
+            step = roofline.prefill(one.context_tokens)
+            reading.append(step.tokens * setup.layout.data / step.seconds / one.prompt_tokens_per_second)
+    if not pairs:
+        raise ConfigError(f"{path}: no point says output_tokens_per_second, so there is nothing to calibrate with")
+    factor, extra = _line(pairs)
+    error = sum(abs(factor * paper + extra - seen) / seen for paper, seen in pairs) / len(pairs)
+    # Where prompts were not measured apart, reading them is as far from paper as decoding is.
+    prefill = sum(reading) / len(reading) if reading else factor
+    said = f"calibrated: {path.name}, {len(points)} points" + (f" of {model}" if model else "")
+    return Fit(Correction(factor, extra, prefill, said), len(points), error, model)
+
+
+def _line(pairs: list[tuple[float, float]]) -> tuple[float, float]:
+    """seen = factor x paper + extra, both at least 0, each pair weighted by 1 / seen squared."""
+    weights = [1 / seen**2 for _, seen in pairs]
+    total = sum(weights)
+    mean_paper = sum(w * paper for w, (paper, _) in zip(weights, pairs, strict=True)) / total
+    mean_seen = sum(w * seen for w, (_, seen) in zip(weights, pairs, strict=True)) / total
+    spread = sum(w * (paper - mean_paper) ** 2 for w, (paper, _) in zip(weights, pairs, strict=True))
+    if spread > 1e-12 * total * mean_paper**2:
+        both = zip(weights, pairs, strict=True)
+        slope = sum(w * (paper - mean_paper) * (seen - mean_seen) for w, (paper, seen) in both) / spread
+        extra = mean_seen - slope * mean_paper
+        if slope >= 0 and extra >= 0:
+            return slope, extra
+        if slope < 0:
+            return 0.0, mean_seen
+    squares = sum(w * paper**2 for w, (paper, _) in zip(weights, pairs, strict=True))
+    return sum(w * paper * seen for w, (paper, seen) in zip(weights, pairs, strict=True)) / squares, 0.0
+
+
+def _point(path: Path, number: int, entry: Any) -> Measured:
+    if not isinstance(entry, dict):
+        raise ConfigError(f"{path}: points[{number}] is no object")
+    where = f"{path}: points[{number}]"
+    return Measured(
+        int(_above_zero(where, entry, "concurrency")),
+        int(_above_zero(where, entry, "context_tokens")),
+        _above_zero(where, entry, "output_tokens_per_second") if entry.get("output_tokens_per_second") else None,
+        _above_zero(where, entry, "prompt_tokens_per_second") if entry.get("prompt_tokens_per_second") else None,
+    )
+
+
+def _above_zero(where: str, entry: dict[str, Any], name: str) -> float:
+    found = entry.get(name)
+    if isinstance(found, bool) or not isinstance(found, int | float) or not found > 0:
+        raise ConfigError(f"{where}.{name} is {found!r}; it must be a number above 0")
+    return float(found)

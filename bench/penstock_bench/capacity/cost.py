@@ -1,0 +1,85 @@
+"""What a token costs on these devices, and from which load on it is less than a hosted price. Pure."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from penstock_bench.capacity.speed import Mix, Point
+
+_MILLION = 1e6
+_HOSTED = Path(__file__).parent / "hosted.toml"
+
+
+@dataclass(frozen=True, slots=True)
+class Hosted:
+    """List price, USD per million tokens; thought is billed as output."""
+
+    input_usd: float
+    output_usd: float
+    source: str
+
+    def request_usd(self, mix: Mix) -> float:
+        return (mix.input_tokens * self.input_usd + mix.output_tokens * self.output_usd) / _MILLION
+
+
+def hosted_price(model: str) -> Hosted | None:
+    """Return the shipped list price of that model, whatever its precision here; None where none is known."""
+    name = model.rsplit("/")[-1].removesuffix("-FP8").removesuffix("-NVFP4")
+    found = tomllib.loads(_HOSTED.read_text(encoding="utf-8")).get(name)
+    if found is None:
+        return None
+    return Hosted(found["input_usd"], found["output_usd"], f"{found['source']}, {found['read']}")
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """At one concurrency, the machine being busy all the time. USD per million tokens, and of one request."""
+
+    concurrency: int
+    input_usd: float
+    output_usd: float
+    request_usd: float
+    thought_usd_per_request: float
+
+
+@dataclass(frozen=True, slots=True)
+class BreakEven:
+    """`requests_per_hour` at which the hosted bill equals the machine's; `load` is their share of what it can do."""
+
+    hosted_usd_per_request: float
+    machine_usd_per_hour: float
+    requests_per_hour: float
+    capacity_requests_per_hour: float
+
+    @property
+    def load(self) -> float:
+        return self.requests_per_hour / self.capacity_requests_per_hour
+
+    @property
+    def reached(self) -> bool:
+        return self.load <= 1
+
+
+def cost(point: Point, mix: Mix, usd_per_hour: float) -> Cost:
+    """A thought token costs what an answer token costs: both are one place in a decode step."""
+    per_second = usd_per_hour / 3600
+    output = per_second / point.decode_tokens_per_second
+    return Cost(
+        concurrency=point.concurrency,
+        input_usd=per_second / point.prompt_tokens_per_second * _MILLION,
+        output_usd=output * _MILLION,
+        request_usd=per_second / point.requests_per_second,
+        thought_usd_per_request=output * mix.thought_tokens,
+    )
+
+
+def break_even(best: Point, mix: Mix, usd_per_hour: float, hosted: Hosted) -> BreakEven:
+    each = hosted.request_usd(mix)
+    return BreakEven(
+        hosted_usd_per_request=each,
+        machine_usd_per_hour=usd_per_hour,
+        requests_per_hour=usd_per_hour / each if each else float("inf"),
+        capacity_requests_per_hour=best.requests_per_second * 3600,
+    )

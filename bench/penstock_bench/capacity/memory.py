@@ -1,0 +1,140 @@
+"""What one device holds: weights, working space, and in what is left, the cache. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from penstock.errors import ConfigError
+from penstock.sizes.cache import CPU_BLOCK_TOKENS, GPU_BLOCK_TOKENS, Cache, plan_cache
+from penstock.sizes.shape import Shape
+from penstock.sizes.weights import Layout, weight_bytes
+from penstock_bench.capacity.devices import Device
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What is served on what, and how: the answer of the service's own planning, or given.
+
+    `drafted` is the draft length, 0 where MTP is off. `fixed_bytes` per device are for what is no tensor of the model.
+    `cache_bytes` is given where the cache's size is configured rather than what is left (a CPU).
+    """
+
+    model: str
+    shape: Shape
+    device: Device
+    count: int
+    layout: Layout
+    fp8_weights: bool
+    kv_fp8: bool
+    drafted: int
+    prefix_caching: bool
+    window_tokens: int
+    max_sequences: int
+    batch_tokens: int
+    utilization: float
+    fixed_bytes: int
+    cache_bytes: int | None = None
+    nvfp4_weights: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes on one device."""
+
+    usable_bytes: int
+    weight_bytes: int
+    activation_bytes: int
+    fixed_bytes: int
+    cache_bytes: int
+    cache: Cache
+
+    @property
+    def fits(self) -> bool:
+        """Weights and working space, and one block of cache."""
+        return self.cache_bytes >= self.cache.block_bytes
+
+    def sequences(self, tokens: int, replicas: int) -> float:
+        """That fit at once over all replicas, each of so many tokens."""
+        return replicas * self.cache.sequences(self.cache_bytes, tokens)
+
+
+def plan_memory(setup: Setup) -> Memory:
+    cpu = setup.device.kind == "cpu"
+    cache = plan_cache(
+        setup.shape,
+        setup.layout,
+        kv_fp8=setup.kv_fp8,
+        drafted=setup.drafted,
+        prefix_caching=setup.prefix_caching,
+        least_block_tokens=CPU_BLOCK_TOKENS if cpu else GPU_BLOCK_TOKENS,
+    )
+    usable = int(setup.device.memory_bytes * setup.utilization)
+    weights = weight_bytes(
+        setup.shape, setup.fp8_weights, draft=setup.drafted > 0, layout=setup.layout, nvfp4=setup.nvfp4_weights
+    )
+    activations = activation_bytes(setup)
+    left = usable - weights - activations - setup.fixed_bytes
+    return Memory(
+        usable_bytes=usable,
+        weight_bytes=weights,
+        activation_bytes=activations,
+        fixed_bytes=setup.fixed_bytes,
+        cache_bytes=left if setup.cache_bytes is None else setup.cache_bytes,
+        cache=cache,
+    )
+
+
+MOST_DEVICES = 1024
+
+
+def devices_needed(setup: Setup) -> tuple[int, Layout] | None:
+    """Return the fewest devices, a power of two, that hold the model and one window per replica, and their layout.
+
+    None where `MOST_DEVICES` do not. The layout is the one with most contexts of the whole window.
+    """
+    count = 1
+    while count <= MOST_DEVICES:
+        found = [
+            (contexts, layout)
+            for layout in layouts_of(setup, count, setup.device.kind == "gpu")
+            if (contexts := _windows(setup, layout)) >= 1
+        ]
+        if found:
+            return count, max(found, key=lambda one: one[0])[1]
+        count *= 2
+    return None
+
+
+def layouts_of(setup: Setup, count: int, spreads_experts: bool) -> Iterator[Layout]:
+    """Return the layouts of so many devices, by devices per replica, a power of two that divides them and the heads.
+
+    With `spreads_experts` the experts lie on all devices where their number allows it.
+    """
+    experts = setup.shape.experts
+    whole = spreads_experts and bool(experts) and count > 1 and experts % count == 0
+    for power in range(count.bit_length()):
+        if count % 2**power == 0 and setup.shape.heads % 2**power == 0:
+            yield Layout(2**power, count // 2**power, whole)
+
+
+def _windows(setup: Setup, layout: Layout) -> float:
+    """Contexts of the whole window that all replicas hold; 0 where the layout cannot be or a replica holds none."""
+    try:
+        memory = plan_memory(replace(setup, layout=layout, count=layout.ranks))
+    except ConfigError:
+        return 0.0
+    found = memory.sequences(setup.window_tokens, layout.data) if memory.fits else 0.0
+    return found if found >= layout.data else 0.0
+
+
+def activation_bytes(setup: Setup) -> int:
+    """The largest step: its tokens' inputs and inner rows in the experts, eight more rows of the hidden width, and
+    logits twice in float32."""
+    shape, layout = setup.shape, setup.layout
+    whole_experts = layout.experts or layout.tensor == 1
+    inner = shape.expert_inner if whole_experts else -(-shape.expert_inner // layout.tensor)
+    rows = shape.experts_per_token * (shape.hidden + 2 * inner) or 2 * -(-shape.inner // layout.tensor)
+    step = setup.batch_tokens * 2 * (rows + 8 * shape.hidden)
+    logits = setup.max_sequences * (1 + setup.drafted) * shape.vocab * 4 * 2
+    return step + logits

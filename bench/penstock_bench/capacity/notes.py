@@ -1,0 +1,115 @@
+"""What an architect should mind in a plan, each with what to do. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from penstock_bench.capacity.memory import MOST_DEVICES, devices_needed
+from penstock_bench.capacity.plan import Plan
+
+_MANY_STREAMS, _LONG_TOKENS = 64, 32_768
+
+
+def notes(plan: Plan) -> list[str]:
+    return [*_fit(plan), *_layout(plan), *_speed(plan), *_money(plan)]
+
+
+def _fit(plan: Plan) -> Iterator[str]:
+    setup, memory = plan.setup, plan.memory
+    if not memory.fits:
+        needed = memory.weight_bytes + memory.activation_bytes + memory.fixed_bytes + memory.cache.block_bytes
+        yield (
+            f"does not fit: a device needs {needed / 1e9:.1f} GB and has {memory.usable_bytes / 1e9:.1f}; "
+            f"{enough(plan)}"
+        )
+        return
+    window = memory.sequences(setup.window_tokens, setup.layout.data)
+    if window < setup.layout.data:
+        yield (
+            f"the window of {setup.window_tokens:,} tokens does not fit once per replica: vLLM refuses to start; "
+            "set engine.max_context_tokens lower, or spread a replica over more devices"
+        )
+    for one in plan.points:
+        if not one.fits:
+            yield f"{one.concurrency} requests do not all fit at once: some wait or are preempted, the row is too good"
+            break
+
+
+def enough(plan: Plan) -> str:
+    """How many devices would hold it."""
+    found = devices_needed(plan.setup)
+    if found is None:
+        return f"{MOST_DEVICES} of these devices would not hold it either"
+    count, layout = found
+    return f"{count} x {plan.setup.device.name} would hold it (tensor {layout.tensor} x data {layout.data})"
+
+
+def _layout(plan: Plan) -> Iterator[str]:
+    setup, cache = plan.setup, plan.memory.cache
+    copies = setup.layout.tensor // setup.shape.kv_heads
+    if copies > 1:
+        yield (
+            f"each key-value head is kept {copies} times: {setup.shape.kv_heads} heads over {setup.layout.tensor} "
+            "devices; smaller tensor and more data parallelism keeps it once and holds more contexts"
+        )
+    spare = setup.count - setup.layout.ranks
+    if spare:
+        yield f"{spare} of {setup.count} devices are idle in this layout"
+    if setup.prefix_caching and setup.shape.linear_layers:
+        yield (
+            f"prefixes are found again in steps of {cache.block_tokens:,} tokens, and a sequence holds "
+            f"{cache.state_blocks} blocks for its states however short it is"
+        )
+
+
+def _speed(plan: Plan) -> Iterator[str]:
+    past = [one.concurrency for one in plan.points if plan.knee is not None and one.concurrency > plan.knee]
+    if past:
+        yield (
+            f"rows from {past[0]} requests on are past the knee at {plan.knee}: response times grow faster than "
+            "throughput there, and published runs are up to a third off the figure either way"
+        )
+    if plan.drafts_lose_from is not None:
+        yield (
+            f"drafts lose from {plan.drafts_lose_from} requests at once on: without them the machine is faster there "
+            "(engine.mtp = off, or fewer engine.mtp_draft_tokens)"
+        )
+    yield from _drafts(plan)
+    if plan.memory.fits and plan.prefill.limit == "memory":
+        yield (
+            f"prompts are read in steps of {plan.setup.batch_tokens:,} tokens, which wait for weights rather than "
+            "arithmetic: a larger engine.max_batch_tokens reads them faster"
+        )
+    if plan.setup.fp8_weights and plan.setup.device.kind == "gpu" and plan.setup.device.fp8_tflops is None:
+        yield f"{plan.setup.device.name} has no FP8 units: weights are widened, arithmetic runs at its bfloat16 peak"
+    if plan.fit and plan.fit.model and plan.fit.model.rsplit("/")[-1] != plan.setup.model.rsplit("/")[-1]:
+        yield f"the calibration was taken with {plan.fit.model}, not with this model"
+
+
+def _drafts(plan: Plan) -> Iterator[str]:
+    if not plan.setup.drafted:
+        return
+    if any(one.concurrency >= _MANY_STREAMS for one in plan.points):
+        yield (
+            f"drafts can lose at {_MANY_STREAMS} streams and more, which the figures here do not show: -32 % on H100 "
+            "(vllm-project/recipes PR 923); measure with engine.mtp on and off"
+        )
+    if plan.wanted.mix.total_tokens >= _LONG_TOKENS:
+        yield (
+            "fewer drafts are accepted in long contexts: 93.5 % fell to 72.1 % at the first position (vLLM 47602); "
+            "plan with --acceptance long-context too"
+        )
+
+
+def _money(plan: Plan) -> Iterator[str]:
+    if plan.wanted.usd_per_device_hour is None:
+        yield "no price per hour is known: --usd-per-device-hour gives one, and costs are told"
+    elif plan.wanted.hosted is None:
+        yield "no hosted price of this model is known, so there is no break-even: --hosted-input, --hosted-output"
+    even = plan.break_even
+    if even is None:
+        return
+    if even.reached:
+        yield f"cheaper than hosted from {even.requests_per_hour:,.0f} requests per hour on, {even.load:.0%} load"
+    else:
+        yield f"hosted stays cheaper: fully busy, this serves 1/{even.load:.1f} of the requests that would pay for it"

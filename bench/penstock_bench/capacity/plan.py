@@ -1,0 +1,123 @@
+"""Puts the parts together: one setup, one mix of requests, a range of concurrencies. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from penstock_bench.capacity.calibrate import Fit
+from penstock_bench.capacity.cost import BreakEven, Cost, Hosted, break_even, cost
+from penstock_bench.capacity.knee import knee
+from penstock_bench.capacity.memory import Memory, Setup, plan_memory
+from penstock_bench.capacity.pareto import Choice, frontier
+from penstock_bench.capacity.roofline import Assumptions, Roofline, Step
+from penstock_bench.capacity.speed import Correction, Mix, Point, ceiling, concurrencies, point
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What the service would switch on or off here, and why; a line of its profile."""
+
+    name: str
+    value: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What to plan for. `usd_per_device_hour` None: no cost is told."""
+
+    mix: Mix
+    context_tokens: int
+    concurrency: tuple[int, ...] = ()
+    usd_per_device_hour: float | None = None
+    price_source: str = ""
+    hosted: Hosted | None = None
+    acceptance_source: str = "assumed; --acceptance"
+    interactivity: float | None = None
+    """Output tokens per second that each user is to get; None: not asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    setup: Setup
+    decisions: tuple[Decision, ...]
+    wanted: Wanted
+    assumed: Assumptions
+    memory: Memory
+    fit: Fit | None
+    prefill: Step
+    points: tuple[Point, ...]
+    costs: tuple[Cost, ...]
+    break_even: BreakEven | None
+    knee: int | None
+    """Requests at once from which on response times grow faster than throughput; None where nothing fits."""
+    drafts_lose_from: int | None
+    frontier: tuple[Choice, ...]
+
+    @property
+    def contexts(self) -> tuple[int, ...]:
+        """Lengths for which it is told how many fit."""
+        steps = {self.wanted.mix.total_tokens, self.wanted.context_tokens, 32_768, 131_072, self.setup.window_tokens}
+        return tuple(sorted(tokens for tokens in steps if tokens <= self.setup.window_tokens))
+
+    @property
+    def usd_per_hour(self) -> float | None:
+        price = self.wanted.usd_per_device_hour
+        return None if price is None else price * self.setup.count
+
+
+def make_plan(
+    setup: Setup,
+    decisions: tuple[Decision, ...],
+    wanted: Wanted,
+    assumed: Assumptions,
+    fitted: Callable[[Memory], Fit] | None = None,
+) -> Plan:
+    """`fitted` calibrates, once memory is known. Raises `ConfigError` where the layout cannot be."""
+    memory = plan_memory(setup)
+    fit = fitted(memory) if fitted else None
+    correction = fit.correction if fit else Correction()
+    mix = wanted.mix
+    most = ceiling(setup, memory, mix.total_tokens)
+    asked = concurrencies(most, wanted.concurrency) if memory.fits else ()
+    points = tuple(point(setup, memory, assumed, mix, number, correction) for number in asked)
+    hourly = None if wanted.usd_per_device_hour is None else wanted.usd_per_device_hour * setup.count
+    costs = () if hourly is None else tuple(cost(one, mix, hourly) for one in points)
+    possible = [one for one in points if one.fits]
+    best = max(possible, key=lambda one: one.requests_per_second, default=None)
+    even = None
+    if best is not None and hourly is not None and wanted.hosted is not None:
+        even = break_even(best, mix, hourly, wanted.hosted)
+    prefill = Roofline(setup, memory.cache, assumed).prefill(mix.input_tokens)
+    curve = [point(setup, memory, assumed, mix, number, correction) for number in concurrencies(most)] if most else []
+    return Plan(
+        setup=setup,
+        decisions=decisions,
+        wanted=wanted,
+        assumed=assumed,
+        memory=memory,
+        fit=fit,
+        prefill=prefill,
+        points=points,
+        costs=costs,
+        break_even=even,
+        knee=knee((one.concurrency, one.requests_per_second) for one in curve),
+        drafts_lose_from=_drafts_lose_from(setup, assumed, mix, correction, curve),
+        frontier=frontier(setup, assumed, mix, hourly, correction),
+    )
+
+
+def _drafts_lose_from(
+    setup: Setup, assumed: Assumptions, mix: Mix, correction: Correction, curve: list[Point]
+) -> int | None:
+    """Return the first concurrency of the curve at which the machine is faster without drafts, or None."""
+    if not setup.drafted:
+        return None
+    plain = replace(setup, drafted=0)
+    memory = plan_memory(plain)
+    for one in curve:
+        without = point(plain, memory, assumed, mix, one.concurrency, correction)
+        if without.requests_per_second > one.requests_per_second:
+            return one.concurrency
+    return None

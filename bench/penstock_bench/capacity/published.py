@@ -1,0 +1,287 @@
+"""Fit the speed model to one half of the published runs, and lay it beside the other.
+
+The runs are data (published-runs.toml), which also states the split. `scripts/published-runs` is the command.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from penstock.sizes.shape import Shape
+from penstock.sizes.weights import Layout
+from penstock_bench.capacity.acceptance import DEFAULT, load_acceptance
+from penstock_bench.capacity.devices import load_devices
+from penstock_bench.capacity.knee import bounds, knee
+from penstock_bench.capacity.memory import Memory, Setup, plan_memory
+from penstock_bench.capacity.roofline import Assumptions
+from penstock_bench.capacity.speed import Correction, Mix, Point, ceiling, concurrencies, point
+
+RUNS = Path(__file__).parent / "published-runs.toml"
+MOST_TOKENS_OF_A_STEP = 8192
+"""What the engines of these runs read at most of prompts in a step."""
+FITTED = (
+    "bandwidth_share",
+    "narrow_share",
+    "draft_overlap",
+    "compute_share",
+    "compute_width",
+    "step_seconds",
+    "exchange_seconds",
+    "draft_seconds",
+    "draft_width_seconds",
+)
+# Where the fit starts, and how far (as a factor e^x) it may easily go: rows that say nothing of a term leave it there.
+_START = (0.75, 0.85, 0.4, 0.25, 0.3, 0.003, 8e-6, 0.0004, 0.0003)
+_LOOSE = (0.15, 0.15, 0.4, 0.5, 0.7, 0.7, 0.7, 0.7, 0.7)
+_PRIOR_WEIGHT, _FIRST_TOKEN_WEIGHT, _HUBER = 0.1, 0.5, 0.1
+
+Fitted = tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One published row. `first_token_seconds` None: the source does not say it, nor does it follow."""
+
+    group: int
+    machine: str
+    engine: str
+    source: str
+    setup: Setup
+    memory: Memory
+    mix: Mix
+    concurrency: int
+    published: float
+    first_token_seconds: float | None
+    marks: tuple[str, ...]
+
+    @property
+    def fitted(self) -> bool:
+        """Of the half that is fitted: every other group, by the rule in the file."""
+        return self.group % 2 == 0
+
+    @property
+    def name(self) -> str:
+        setup = self.setup
+        weights = "NVFP4" if setup.nvfp4_weights else "FP8" if setup.fp8_weights else "BF16"
+        drafts = f"{setup.drafted} drafts" if setup.drafted else "no drafts"
+        spread = f"tensor {setup.layout.tensor}" + (", experts" if setup.layout.experts else "")
+        return (
+            f"{setup.model} {weights}, {setup.count} x {self.machine.upper()} ({spread}), {self.engine}, {drafts}, "
+            f"{self.mix.input_tokens:,} in, {self.mix.output_tokens:,} out"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A run, and what the model says of it: output tokens per second of the machine, with its range."""
+
+    run: Run
+    planned: float
+    past_knee: bool
+
+    @property
+    def error(self) -> float:
+        return self.planned / self.run.published - 1
+
+    @property
+    def in_range(self) -> bool:
+        low, high = bounds(self.planned, self.past_knee)
+        return low <= self.run.published <= high
+
+
+def read_runs(shapes: Callable[[str], Shape], path: Path = RUNS) -> list[Run]:
+    """Return all runs, groups sorted as the file's rule says. `shapes` gives a model's shape by its short name."""
+    devices = load_devices()
+    groups = tomllib.loads(path.read_text(encoding="utf-8"))["group"]
+    groups.sort(key=lambda one: (one["machine"], one["engine"], one["source"]))
+    return [
+        _run(number, group, row, _setup(row, shapes(row["model"]), devices[group["machine"]]))
+        for number, group in enumerate(groups)
+        for row in group["rows"]
+    ]
+
+
+def _setup(row: dict[str, Any], shape: Shape, device: Any) -> Setup:
+    return Setup(
+        model=row["model"],
+        shape=shape,
+        device=device,
+        count=row["devices"],
+        layout=Layout(row["tensor"], 1, row.get("experts", False)),
+        fp8_weights=row["weights"] == "fp8",
+        kv_fp8=row.get("fp8_cache", False),
+        drafted=row["drafts"],
+        prefix_caching=False,
+        window_tokens=shape.window_tokens,
+        max_sequences=1024,
+        batch_tokens=MOST_TOKENS_OF_A_STEP,
+        utilization=0.85,
+        fixed_bytes=2**31,
+        nvfp4_weights=row["weights"] == "nvfp4",
+    )
+
+
+def _run(number: int, group: dict[str, Any], row: dict[str, Any], setup: Setup) -> Run:
+    return Run(
+        group=number,
+        machine=group["machine"],
+        engine=group["engine"],
+        source=group["source"],
+        setup=setup,
+        memory=plan_memory(setup),
+        mix=Mix(row["input"], 0, row["output"]),
+        concurrency=row["concurrency"],
+        published=row["output_tokens_per_second"],
+        first_token_seconds=_first_token(row),
+        marks=tuple(row["marks"]),
+    )
+
+
+def _first_token(row: dict[str, Any]) -> float | None:
+    """Of one request alone with a long prompt: as published, else what its whole time leaves beside its tokens."""
+    if row["concurrency"] != 1 or row["input"] < MOST_TOKENS_OF_A_STEP or "token_ms" not in row:
+        return None
+    if "first_token_ms" in row:
+        return float(row["first_token_ms"]) / 1e3
+    return float(row["output"] / row["output_tokens_per_second"] - (row["output"] - 1) * row["token_ms"] / 1e3)
+
+
+def planned(run: Run, assumed: Assumptions, concurrency: int | None = None) -> Point:
+    """Return what the model says of a run; requests beyond those that fit wait, and do not count."""
+    most = max(1, ceiling(run.setup, run.memory, run.mix.total_tokens))
+    return point(run.setup, run.memory, assumed, run.mix, min(concurrency or run.concurrency, most), Correction())
+
+
+def look(run: Run, assumed: Assumptions) -> Seen:
+    """Return the model's figure, and whether the run is past the model's own knee."""
+    most = max(1, ceiling(run.setup, run.memory, run.mix.total_tokens))
+    curve = [(one, planned(run, assumed, one).requests_per_second) for one in concurrencies(most)]
+    found = knee(curve) or 1
+    return Seen(run, planned(run, assumed).output_tokens_per_second(run.mix), run.concurrency > found)
+
+
+def assumptions(values: Fitted) -> Assumptions:
+    given: dict[str, Any] = dict(zip(FITTED, values, strict=True))
+    return Assumptions(acceptance=load_acceptance()[DEFAULT].shares, **given)
+
+
+def fit(runs: Sequence[Run]) -> Fitted:
+    """Return the constants, by robust least squares over the logarithms of ratios (Levenberg and Marquardt)."""
+    import numpy as np
+
+    def residuals(logs: Any) -> Any:
+        assumed = assumptions(tuple(map(float, np.exp(logs))))
+        found = []
+        for run in runs:
+            made = planned(run, assumed)
+            found.append(_huber(math.log(made.output_tokens_per_second(run.mix) / run.published)))
+            if run.first_token_seconds:
+                seconds = run.mix.input_tokens / made.prompt_tokens_per_second
+                found.append(_huber(_FIRST_TOKEN_WEIGHT * math.log(seconds / run.first_token_seconds)))
+        return np.array([*found, *(_PRIOR_WEIGHT * (logs - np.log(_START)) / np.array(_LOOSE))])
+
+    logs, damping = np.log(np.array(_START)), 1e-2
+    here = residuals(logs)
+    for _ in range(60):
+        slopes = np.column_stack([(residuals(logs + 1e-4 * unit) - here) / 1e-4 for unit in np.eye(len(logs))])
+        normal = slopes.T @ slopes
+        step = np.linalg.solve(normal + damping * np.diag(np.diag(normal)), -slopes.T @ here)
+        there = residuals(logs + step)
+        better = here @ here - there @ there
+        if better > 0:
+            logs, here, damping = logs + step, there, damping / 3
+        else:
+            damping *= 4
+        if damping > 1e6 or 0 < better < 1e-9:
+            break
+    return tuple(float(f"{value:.4g}") for value in np.exp(logs))
+
+
+def _huber(residual: float) -> float:
+    """Damp a large residual, so that one odd row does not bend all constants."""
+    size = abs(residual)
+    return residual if size <= _HUBER else math.copysign(math.sqrt(2 * _HUBER * size - _HUBER**2), residual)
+
+
+def shipped() -> Fitted:
+    """Return the constants in force."""
+    defaults = {one.name: one.default for one in fields(Assumptions)}
+    return tuple(float(str(defaults[name])) for name in FITTED)
+
+
+def leave_one_out(runs: Sequence[Run]) -> list[Seen]:
+    """Return every run as a model sees it that was fitted to all other groups, of both halves."""
+    found = []
+    for group in sorted({run.group for run in runs}):
+        assumed = assumptions(fit([run for run in runs if run.group != group]))
+        found += [look(run, assumed) for run in runs if run.group == group]
+    return found
+
+
+def summary(seen: Sequence[Seen]) -> dict[str, float]:
+    """Return the median error, the worst below the knee, and the share past it that the range contains."""
+    past, below = [one for one in seen if one.past_knee], [one for one in seen if not one.past_knee]
+    return {
+        "rows": len(seen),
+        "median": statistics.median(abs(one.error) for one in seen),
+        "worst_below_knee": max((abs(one.error) for one in below), default=0.0),
+        "below_knee_in_range": sum(one.in_range for one in below),
+        "past_knee": len(past),
+        "past_knee_in_range": sum(one.in_range for one in past),
+    }
+
+
+def table(runs: Sequence[Run], left_out: Sequence[Seen]) -> str:
+    """Return the page's generated part, in Markdown."""
+    assumed = assumptions(shipped())
+    seen = [look(run, assumed) for run in runs]
+    lines = [
+        "| rows | count | median error | worst below the knee | below it, in the range | past it, in the range |",
+        "|---|---|---|---|---|---|",
+    ]
+    halves = {
+        "fitted": [one for one in seen if one.run.fitted],
+        "held out": [one for one in seen if not one.run.fitted],
+        "each group left out in turn": list(left_out),
+    }
+    for name, part in halves.items():
+        told = summary(part)
+        lines.append(
+            f"| {name} | {told['rows']:.0f} | {told['median']:.1%} | {told['worst_below_knee']:.1%} | "
+            f"{told['below_knee_in_range']:.0f} of {told['rows'] - told['past_knee']:.0f} | "
+            f"{told['past_knee_in_range']:.0f} of {told['past_knee']:.0f} |"
+        )
+    lines += ["", "| constant | fitted value |", "|---|---|"]
+    lines += [f"| `{name}` | {value:.4g} |" for name, value in zip(FITTED, shipped(), strict=True)]
+    for half in ("held out", "fitted"):
+        lines += ["", f"## Runs {half}", "", *_rows(halves[half])]
+    return "\n".join(lines) + "\n"
+
+
+def _rows(seen: Sequence[Seen]) -> Iterator[str]:
+    yield "| run | at once | published, tok/s | plan, tok/s | error | range | past knee | not stated |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for one in seen:
+        run = one.run
+        low, high = bounds(one.planned, one.past_knee)
+        inside = "" if one.in_range else " (outside)"
+        yield (
+            f"| [{run.name}]({run.source}) | {run.concurrency:,} | {run.published:,.0f} | {one.planned:,.0f} | "
+            f"{one.error:+.0%} | {low:,.0f} to {high:,.0f}{inside} | {'yes' if one.past_knee else 'no'} | "
+            f"{', '.join(run.marks) or 'nothing'} |"
+        )
+
+
+BEGIN, END = "<!-- generated: scripts/published-runs -->", "<!-- end of the generated part -->"
+
+
+def with_table(page: str, made: str) -> str:
+    """Return the page with its generated part replaced."""
+    before, rest = page.split(BEGIN)
+    return f"{before}{BEGIN}\n\n{made}\n{END}{rest.split(END)[1]}"

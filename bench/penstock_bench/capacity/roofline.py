@@ -1,0 +1,232 @@
+"""How long a step takes at best: bytes moved, operations done, devices talked to. Pure; docs/capacity.md."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache
+
+from penstock.sizes.cache import Cache
+from penstock.sizes.shape import Shape
+from penstock.sizes.weights import Layout, Matrix, Part, bytes_of, inventory
+from penstock_bench.capacity.memory import Setup
+
+_DELTA_NET_OPERATIONS = 8
+"""Per element of the recurrent state and token: decay, read, difference, outer product and query, roughly."""
+_FP8_DISPATCH_BYTES, _COMBINE_BYTES = 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Assumptions:
+    """What no data sheet says. Shares are of the device's peak; the defaults are fitted to one half of the published
+    runs (`python scripts/published-runs --fit`).
+
+    Weights of one byte or less reach `narrow_share` of `bandwidth_share`. Of a sequence's drafts, `draft_overlap` pick
+    the experts of the token before them. Prompts reach `compute_share` on one device, and the less on the more
+    devices (`compute_width`). `step_seconds` is the fixed time of every step, `exchange_seconds` the time to start one
+    exchange within a replica, `draft_seconds` the fixed time of a draft pass on one device; `draft_width_seconds` is
+    added to that each time the devices of a replica double. `acceptance` is the share of drafts accepted at each
+    position, given that the one before was; the last holds for all positions that follow.
+    """
+
+    bandwidth_share: float = 0.7294
+    narrow_share: float = 0.8563
+    draft_overlap: float = 0.6301
+    compute_share: float = 0.2275
+    compute_width: float = 0.3336
+    step_seconds: float = 0.003257
+    exchange_seconds: float = 1.248e-05
+    draft_seconds: float = 0.000271
+    draft_width_seconds: float = 0.0002057
+    acceptance: tuple[float, ...] = (0.93, 0.86, 0.825, 0.88, 0.76, 0.89, 0.62, 0.71)
+
+    def compute_reached(self, tensor: int) -> float:
+        """Share of the peak that arithmetic reaches: narrower matrices, of more devices, reach less."""
+        return self.compute_share / (1 + self.compute_width * math.log2(tensor))
+
+    def draft_pass_seconds(self, tensor: int) -> float:
+        """Fixed time of one draft pass of a replica of so many devices."""
+        return self.draft_seconds + self.draft_width_seconds * math.log2(tensor)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """Through the model or its draft layer: tokens that pass, and those whose logits are wanted."""
+
+    draft: bool
+    tokens: int
+    logits: int
+    routed: float = 0.0
+    """Tokens that pick experts of their own, where those are fewer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One engine step on one device of the layout; all devices do alike."""
+
+    tokens: int
+    weight_bytes: float
+    expert_share: float
+    cache_bytes: float
+    operations: float
+    memory_seconds: float
+    compute_seconds: float
+    exchange_seconds: float
+    fixed_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        """Memory and arithmetic overlap; the rest does not."""
+        return max(self.memory_seconds, self.compute_seconds) + self.exchange_seconds + self.fixed_seconds
+
+    @property
+    def limit(self) -> str:
+        """What takes the most of it."""
+        parts = {
+            "memory": self.memory_seconds,
+            "compute": self.compute_seconds,
+            "exchange": self.exchange_seconds,
+            "fixed": self.fixed_seconds,
+        }
+        return max(parts, key=lambda name: parts[name])
+
+
+_inventory = cache(inventory)
+
+
+@cache
+def _bytes_where(
+    shape: Shape, layout: Layout, weights: tuple[bool, bool], draft: bool, which: tuple[Part, bool]
+) -> int:
+    """Bytes on one device of the matrices of a part, of the draft layer or not; `weights` are (FP8, NVFP4)."""
+
+    def wanted(matrix: Matrix) -> bool:
+        return (matrix.part, matrix.draft) == which
+
+    return bytes_of(_inventory(shape, draft), weights[0], shape, layout, wanted, nvfp4=weights[1])
+
+
+class Roofline:
+    """Steps of one setup."""
+
+    def __init__(self, setup: Setup, cache: Cache, assumed: Assumptions) -> None:
+        self._setup, self._cache, self._assumed = setup, cache, assumed
+        self._matrices = _inventory(setup.shape, setup.drafted > 0)
+
+    def decode(self, sequences: int, context_tokens: float) -> Step:
+        """One step of a replica with so many sequences, each with its drafts to verify and new ones to draft."""
+        setup, drafted = self._setup, self._setup.drafted
+        verified = sequences * (1 + drafted)
+        # The first draft pass takes in what was verified, the later ones a token each.
+        routed = sequences * (1 + drafted * (1 - self._assumed.draft_overlap))
+        passes = [_Pass(False, verified, verified, routed)]
+        passes += [
+            _Pass(True, sequences, sequences) if number else _Pass(True, verified, sequences, routed)
+            for number in range(drafted)
+        ]
+        cache_bytes = sequences * (
+            context_tokens * (self._cache.kv_bytes_per_token + drafted * self._cache.draft_kv_bytes_per_token)
+            # The state is read once and written for the step's token and each of its drafts.
+            + self._cache.state_bytes * (2 + drafted)
+        )
+        attended = verified * context_tokens * (setup.shape.full_layers + setup.shape.draft_layers * (drafted > 0))
+        fixed = self._assumed.step_seconds + drafted * self._assumed.draft_pass_seconds(setup.layout.tensor)
+        return self._step(verified, passes, cache_bytes, attended, fixed)
+
+    def prefill(self, prompt_tokens: int) -> Step:
+        """One full step of a prompt's tokens, in the middle of the prompt; a short prompt shares it with others."""
+        setup = self._setup
+        tokens = setup.batch_tokens
+        before = prompt_tokens / 2
+        cache_bytes = before * self._cache.kv_bytes_per_token + 2 * self._cache.state_bytes
+        cache_bytes *= max(1.0, tokens / max(1, prompt_tokens))
+        attended = tokens * before * setup.shape.full_layers
+        passes = [_Pass(False, tokens, 1), *([_Pass(True, tokens, 1)] if setup.drafted else [])]
+        return self._step(tokens, passes, cache_bytes, attended, self._assumed.step_seconds)
+
+    def _step(self, tokens: int, passes: list[_Pass], cache_bytes: float, attended: float, fixed: float) -> Step:
+        setup, assumed = self._setup, self._assumed
+        device, shape = setup.device, setup.shape
+        weights = sum(map(self._read, passes))
+        in_experts, elsewhere = (sum(parts) for parts in zip(*map(self._multiply, passes), strict=True))
+        operations = in_experts + elsewhere
+        attention = attended * 4 * shape.heads * shape.head_dim / setup.layout.tensor
+        attention += tokens * self._recurrent_operations() / setup.layout.tensor
+        narrow = setup.fp8_weights or setup.nvfp4_weights
+        share = assumed.compute_reached(setup.layout.tensor)
+        return Step(
+            tokens=tokens,
+            weight_bytes=weights,
+            expert_share=self._experts_read(passes[0].routed or tokens),
+            cache_bytes=cache_bytes,
+            operations=operations + attention,
+            memory_seconds=(weights / (assumed.narrow_share if narrow else 1) + cache_bytes)
+            / (device.bandwidth_gb_per_second * 1e9 * assumed.bandwidth_share),
+            compute_seconds=in_experts / (device.flops(setup.fp8_weights, setup.nvfp4_weights) * share)
+            + elsewhere / (device.flops(setup.fp8_weights) * share)
+            + attention / (device.flops(False) * share),
+            exchange_seconds=self._exchange(tokens),
+            fixed_seconds=fixed,
+        )
+
+    def _experts_read(self, tokens: float) -> float:
+        """Share of the experts that at least one token picked, picks being even and independent."""
+        shape, layout = self._setup.shape, self._setup.layout
+        if not shape.experts:
+            return 1.0
+        everyone = tokens * (layout.data if layout.experts else 1)
+        picked = 1 - float((1 - shape.experts_per_token / shape.experts) ** everyone)
+        if not layout.experts or layout.ranks == 1:
+            return picked
+        # All ranks wait for the one that holds the most picked experts: the expected largest of so many counts.
+        held = shape.experts / layout.ranks
+        spread = math.sqrt(2 * math.log(layout.ranks) * picked * (1 - picked) / held)
+        return min(1.0, picked + spread)
+
+    def _read(self, one: _Pass) -> float:
+        """Bytes of weights on one device; the draft passes use the model's own head."""
+        setup = self._setup
+
+        def bytes_where(part: Part, of_draft: bool) -> int:
+            weights = (setup.fp8_weights, setup.nvfp4_weights)
+            return _bytes_where(setup.shape, setup.layout, weights, setup.drafted > 0, (part, of_draft))
+
+        head = bytes_where(Part.HEAD, False) or bytes_where(Part.EMBEDDING, False)
+        dense = bytes_where(Part.MIXER, one.draft) + bytes_where(Part.DENSE, one.draft)
+        return head + dense + bytes_where(Part.EXPERTS, one.draft) * self._experts_read(one.routed or one.tokens)
+
+    def _multiply(self, one: _Pass) -> tuple[float, float]:
+        """(in the experts, elsewhere): two operations per weight and token, and of the experts only a token's own."""
+        shape, layout = self._setup.shape, self._setup.layout
+        in_experts = total = 0.0
+        for matrix in self._matrices:
+            share = float(matrix.share(shape, layout))
+            if matrix.part is Part.EMBEDDING and not shape.tied:
+                continue
+            if matrix.part in (Part.HEAD, Part.EMBEDDING):
+                total += 2 * matrix.elements * share * one.logits
+            elif matrix.draft is one.draft and matrix.part is Part.EXPERTS:
+                everyone = one.tokens * (layout.data if layout.experts else 1)
+                in_experts += 2 * matrix.elements * share * everyone * shape.experts_per_token / shape.experts
+            elif matrix.draft is one.draft:
+                total += 2 * matrix.elements * share * one.tokens
+        return in_experts, total
+
+    def _recurrent_operations(self) -> float:
+        shape = self._setup.shape
+        state = shape.linear_values * shape.linear_key_dim * shape.linear_value_dim
+        return shape.linear_layers * state * _DELTA_NET_OPERATIONS
+
+    def _exchange(self, tokens: int) -> float:
+        """Two sums per layer within a replica; with experts over replicas, each token's rows there and back."""
+        setup, layout = self._setup, self._setup.layout
+        one_way = setup.device.link_gb_per_second * 1e9 / 2
+        seconds = 0.0
+        if layout.tensor > 1:
+            moved = 2 * (layout.tensor - 1) / layout.tensor * tokens * setup.shape.hidden * 2
+            seconds += 2 * setup.shape.layers * (moved / one_way + self._assumed.exchange_seconds)
+        if layout.experts and layout.data > 1:
+            rows = tokens / layout.tensor * setup.shape.experts_per_token * (layout.ranks - 1) / layout.ranks
+            moved = rows * setup.shape.hidden * (_FP8_DISPATCH_BYTES + _COMBINE_BYTES)
+            seconds += setup.shape.layers * (moved / one_way + 2 * self._assumed.exchange_seconds)
+        return seconds

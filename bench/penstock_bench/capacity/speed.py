@@ -1,0 +1,117 @@
+"""From steps to tokens per second at a concurrency, with prompts to read beside. Pure."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from penstock_bench.capacity.memory import Memory, Setup
+from penstock_bench.capacity.roofline import Assumptions, Roofline, Step
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """One request, in tokens. `cached_share` of the input is found in the prefix cache."""
+
+    input_tokens: int
+    thought_tokens: int
+    answer_tokens: int
+    cached_share: float = 0.0
+
+    @property
+    def output_tokens(self) -> int:
+        return self.thought_tokens + self.answer_tokens
+
+    @property
+    def total_tokens(self) -> int:
+        return self.input_tokens + self.output_tokens
+
+    @property
+    def mean_context_tokens(self) -> float:
+        """While it is answered."""
+        return self.input_tokens + self.output_tokens / 2
+
+    @property
+    def read_tokens(self) -> float:
+        return self.input_tokens * (1 - self.cached_share)
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """Measured seconds = `factor` x paper seconds + `extra_seconds`, for a decode step; prompts by their own factor."""
+
+    decode_factor: float = 1.0
+    decode_extra_seconds: float = 0.0
+    prefill_factor: float = 1.0
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """All replicas together. Decoding alone, prompts alone, and both in the mix's proportion."""
+
+    concurrency: int
+    fits: bool
+    step: Step = field(repr=False)
+    step_seconds: float
+    tokens_per_step: float
+    decode_tokens_per_second: float
+    prompt_tokens_per_second: float
+    requests_per_second: float
+
+    def output_tokens_per_second(self, mix: Mix) -> float:
+        return self.requests_per_second * mix.output_tokens
+
+    @property
+    def stream_tokens_per_second(self) -> float:
+        """Of one stream, while no prompt is read beside it."""
+        return self.tokens_per_step / self.step_seconds
+
+
+def tokens_per_step(drafted: int, acceptance: tuple[float, ...]) -> float:
+    """One, and each draft whose forerunners were accepted too; positions beyond the list accept as its last."""
+    total = reached = 1.0
+    for number in range(drafted):
+        reached *= acceptance[min(number, len(acceptance) - 1)]
+        total += reached
+    return total
+
+
+def point(
+    setup: Setup, memory: Memory, assumed: Assumptions, mix: Mix, concurrency: int, correction: Correction
+) -> Point:
+    """Requests arrive as fast as they leave, so that always `concurrency` are there."""
+    roofline = Roofline(setup, memory.cache, assumed)
+    sequences = math.ceil(concurrency / setup.layout.data)
+    step = roofline.decode(sequences, mix.mean_context_tokens)
+    seconds = step.seconds * correction.decode_factor + correction.decode_extra_seconds
+    each = tokens_per_step(setup.drafted, assumed.acceptance)
+    decode = concurrency * each / seconds
+    reading = roofline.prefill(mix.input_tokens)
+    prompt = reading.tokens * setup.layout.data / (reading.seconds * correction.prefill_factor)
+    return Point(
+        concurrency=concurrency,
+        fits=concurrency <= ceiling(setup, memory, mix.total_tokens),
+        step=step,
+        step_seconds=seconds,
+        tokens_per_step=each,
+        decode_tokens_per_second=decode,
+        prompt_tokens_per_second=prompt,
+        requests_per_second=1 / (mix.read_tokens / prompt + mix.output_tokens / decode),
+    )
+
+
+def ceiling(setup: Setup, memory: Memory, tokens: int) -> int:
+    """Most requests at once: by memory, and by what the scheduler is told to take."""
+    if not memory.fits:
+        return 0
+    by_memory = int(memory.cache.sequences(memory.cache_bytes, tokens)) * setup.layout.data
+    return min(by_memory, setup.max_sequences * setup.layout.data)
+
+
+def concurrencies(most: int, asked: tuple[int, ...] = ()) -> tuple[int, ...]:
+    """Doubling up to the ceiling, or those asked for."""
+    if asked:
+        return tuple(sorted(set(asked)))
+    doubling = [2**power for power in range(max(1, most).bit_length()) if 2**power < most]
+    return (*doubling, max(1, most))

@@ -1,0 +1,187 @@
+"""`penstock eval`: questions with known answers, asked of a running service at budgets and modes."""
+
+from __future__ import annotations
+
+import json as json_module
+import shlex
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+from penstock.cli import options as o
+from penstock.cli.failures import EXIT_REFUSED, ended, nothing_measured
+
+if TYPE_CHECKING:
+    from penstock_bench.evaluation.measure import Options
+    from penstock_bench.evaluation.questions import Question
+    from penstock_bench.evaluation.report import Facts
+    from penstock_bench.evaluation.results import Row
+    from penstock_bench.evaluation.settings import Setting
+
+MODES = ("fast", "thinking", "auto")
+PICTURES = (".png", ".svg", ".pdf")
+LEAST_WIDTH = 140
+NumberT = TypeVar("NumberT", int, float)
+
+
+def evaluate(
+    questions: Annotated[int, typer.Option(min=1, help="How many to ask, each kind in proportion.")] = 500,
+    budgets: Annotated[str, typer.Option(help="Thought tokens for THINKING; -1 is no limit.")] = "0,4,8,16,32,64,-1",
+    modes: Annotated[str, typer.Option(help="Which of fast, thinking, auto.")] = ",".join(MODES),
+    deadlines: Annotated[str, typer.Option(help="Seconds; AUTO once more inside each. Empty: none.")] = "2",
+    concurrency: Annotated[int, typer.Option(min=1, help="Calls at a time.")] = 16,
+    seed: Annotated[int, typer.Option(help="Which of the file's questions, where not all are asked.")] = 0,
+    questions_file: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Your own, one JSON object per line.")
+    ] = None,
+    max_output_tokens: Annotated[int, typer.Option(min=1, help="Most output tokens, thought plus answer.")] = 512,
+    answer_reserve: Annotated[int | None, typer.Option(min=1, help="Output tokens kept back for the answer.")] = None,
+    json: Annotated[str | None, typer.Option(metavar="FILE", help="Write everything as JSON; `-` is stdout.")] = None,
+    rows: Annotated[bool, typer.Option("--rows", help="With --json: every reply too.")] = False,
+    plot: Annotated[Path | None, typer.Option(dir_okay=False, help="Write the picture (.png, .svg, .pdf).")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Exit code 1 unless thought earns what it costs.")] = False,
+    target: o.Target = o.DEFAULT_TARGET,
+    tls: o.Tls = None,
+    ca: o.Ca = None,
+) -> None:
+    """Ask a running service questions with known answers: accuracy against thought tokens, latency and cost.
+
+    The shipped questions are held out from the demo model's training: 600 of twelve kinds, half of which need thought.
+    Everything is greedy. Ctrl-C shows what was measured so far.
+    """
+    from penstock_bench.evaluation.measure import Options
+    from penstock_bench.evaluation.settings import settings_of
+
+    picked, file = _questions(questions_file, questions, seed)
+    settings = settings_of(_numbers(budgets, int, -1, "--budgets"), _modes(modes), _numbers(deadlines, float, 0.001))
+    if not settings:
+        raise typer.BadParameter("nothing to measure: no mode, or thinking without a budget")
+    if rows and json is None:
+        raise typer.BadParameter("goes with --json", param_hint="--rows")
+    _refuse_unwritable(json, plot)
+    run = _Run(picked, file, settings, Options(concurrency, max_output_tokens, answer_reserve))
+    exit_code = run.measure(target, o.encryption(tls, ca))
+    checks_hold = run.tell(json, rows, plot, check)
+    if checks_hold is None:
+        exit_code = nothing_measured(exit_code, "no question was answered; nothing to show")
+    if exit_code or not checks_hold:
+        raise typer.Exit(exit_code or EXIT_REFUSED)
+
+
+def _questions(file: Path | None, count: int, seed: int) -> tuple[list[Question], Path]:
+    from penstock_bench.evaluation.questions import SHIPPED, load, pick
+
+    file = file or SHIPPED
+    try:
+        return pick(load(file), count, seed), file
+    except (ValueError, OSError) as error:
+        raise typer.BadParameter(str(error), param_hint="--questions-file") from None
+
+
+def _numbers(text: str, kind: type[NumberT], least: float, option: str = "--deadlines") -> list[NumberT]:
+    try:
+        numbers = [kind(one) for one in text.split(",") if one.strip()]
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no list of numbers with commas between", param_hint=option) from None
+    if wrong := [one for one in numbers if not least <= one < 2**31]:
+        raise typer.BadParameter(f"{wrong[0]} is not in range", param_hint=option)
+    return numbers
+
+
+def _modes(text: str) -> list[str]:
+    chosen = [mode.strip() for mode in text.split(",") if mode.strip()]
+    if unknown := set(chosen) - set(MODES):
+        raise typer.BadParameter(f"{sorted(unknown)[0]!r} is none of {', '.join(MODES)}", param_hint="--modes")
+    return chosen
+
+
+def _refuse_unwritable(json: str | None, plot: Path | None) -> None:
+    """Before the work rather than after it."""
+    if plot is not None:
+        if find_spec("matplotlib") is None:
+            raise typer.BadParameter("needs matplotlib: pip install 'penstock[eval]'", param_hint="--plot")
+        if plot.suffix not in PICTURES:
+            raise typer.BadParameter(f"{plot}: ends in none of {', '.join(PICTURES)}", param_hint="--plot")
+    o.refuse_unwritable(("--json", json), ("--plot", plot))
+
+
+class _Run:
+    """One evaluation. Rows gather as they come, so that there is something to show whenever it ends."""
+
+    def __init__(self, questions: list[Question], file: Path, settings: list[Setting], options: Options) -> None:
+        from rich.console import Console
+
+        self._questions, self._file, self._settings, self._options = questions, file, settings, options
+        self._rows: list[Row] = []
+        self._facts: Facts | None = None
+        self._notes = Console(stderr=True)
+
+    def measure(self, target: str, tls: bool | Path | None) -> int:
+        """Fills the rows. The exit code: not 0 where Ctrl-C or a failure ended it early."""
+        return ended(self._measure(target, tls), target, tls)
+
+    async def _measure(self, target: str, tls: bool | Path | None) -> None:
+        from penstock_bench.evaluation.measure import measure
+        from penstock_bench.evaluation.report import facts
+        from penstock_client import AsyncClient
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        try:
+            client = AsyncClient(target, tls=tls)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        async with client:
+            self._facts = facts(
+                shlex.join(["penstock", *sys.argv[1:]]),
+                await client.model(),
+                self._file,
+                self._questions,
+                calls=self._options.calls,
+                max_output_tokens=self._options.max_output_tokens,
+            )
+            with Progress(
+                *columns, console=self._notes, transient=True, disable=not self._notes.is_terminal
+            ) as progress:
+                task = progress.add_task("warming up", total=len(self._questions) * len(self._settings))
+
+                def keep(row: Row) -> None:
+                    # A log has no bar: there, a line per setting says that it goes on.
+                    if not self._notes.is_terminal and (not self._rows or self._rows[-1].setting != row.setting):
+                        self._notes.out(f"{row.setting} ...", highlight=False)
+                    self._rows.append(row)
+                    progress.update(task, advance=1, description=row.setting)
+
+                await measure(client, self._questions, self._settings, self._options, keep)
+
+    def tell(self, json: str | None, rows: bool, plot: Path | None, check: bool) -> bool | None:
+        """Show and write what there is. Return whether all checks that were asked for hold; None without any answer."""
+
+        from penstock.files import replacing, write_text
+        from penstock_bench.evaluation import report
+        from penstock_bench.evaluation.checks import check as run_checks
+        from penstock_bench.evaluation.results import summarize
+
+        summaries = [found for setting in self._settings if (found := summarize(setting, self._rows)) is not None]
+        if self._facts is None or not summaries:
+            return None
+        lines = run_checks(summaries, self._rows, len(self._questions)) if check else []
+        console = o.tables_beside(json, self._notes, LEAST_WIDTH)
+        report.show_facts(console, self._facts)
+        report.show_results(console, summaries, len(self._questions))
+        if lines:
+            report.show_checks(console, lines)
+        if json is not None:
+            made = report.as_json(self._facts, summaries, lines, self._rows if rows else ())
+            text = json_module.dumps(made, indent=1, ensure_ascii=False) + "\n"
+            typer.echo(text, nl=False) if json == "-" else write_text(Path(json), text)
+        if plot is not None:
+            from penstock_bench.evaluation.plot import draw
+
+            model, machine = self._facts.model, self._facts.client_machine
+            title = f"{model['name']}, {len(self._questions)} questions, client on {machine['cpu']}"
+            with replacing(plot) as partial:
+                draw(summaries, title, partial)
+        return all(line.ok for line in lines)

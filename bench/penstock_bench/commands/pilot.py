@@ -1,0 +1,190 @@
+"""`penstock pilot`: a graded sequence of loads on a running service, and a report about it."""
+
+from __future__ import annotations
+
+import json as json_module
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from penstock.cli import options as o
+from penstock.cli.failures import nothing_measured
+from penstock_bench.commands.bench_options import parsed
+from penstock_bench.commands.pilot_run import PilotRun
+
+if TYPE_CHECKING:
+    from penstock_bench.pilot.grades import Grades
+    from penstock_bench.pilot.results import Result
+    from rich.console import Console
+
+_OBJECTIVES = ("first-token=1", "per-token=0.1")
+
+
+def pilot(
+    out: Annotated[Path, typer.Option(file_okay=False, help="Directory for pilot.html, .md and .json.")] = Path(
+        "pilot"
+    ),
+    quick: Annotated[bool, typer.Option("--quick", help="A few minutes on two cores, in place of an hour.")] = False,
+    concurrency: Annotated[str | None, typer.Option(help="Callers to sweep over, such as 1,8,64.")] = None,
+    context: Annotated[str | None, typer.Option(help="Prompt lengths to sweep over, in tokens.")] = None,
+    budgets: Annotated[str | None, typer.Option(help="Thought tokens to sweep over; -1 is no limit.")] = None,
+    questions: Annotated[int | None, typer.Option(min=1, help="How many to ask at each budget.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=0.2, help="Measured per stage of each sweep.")] = None,
+    soak_seconds: Annotated[float | None, typer.Option(min=0.2, help="Of the soak.")] = None,
+    knee_points: Annotated[
+        int | None, typer.Option(min=0, max=1000, help="Most rates to search the knee with; 0: no search.")
+    ] = None,
+    objective: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=SECONDS", help=f"As in `penstock bench`. Default: {', '.join(_OBJECTIVES)}."),
+    ] = None,
+    gpu_hour_usd: Annotated[float | None, typer.Option(min=0, help="Price of one GPU (or machine) per hour.")] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="How many the service runs on.")] = 1,
+    hosted_input_usd: Annotated[
+        float | None, typer.Option(min=0, help="Hosted list price per million input tokens. Default: the price list's.")
+    ] = None,
+    hosted_output_usd: Annotated[float | None, typer.Option(min=0, help="The same for output tokens.")] = None,
+    metrics: Annotated[
+        str | None, typer.Option(metavar="URL", help="The service's Prometheus endpoint, http://host:port/metrics.")
+    ] = None,
+    pid: Annotated[
+        int | None, typer.Option(help="The service's process here; default: who listens at loopback.")
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", exists=True, dir_okay=False, help="No measuring: write this result again."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="The result as JSON on stdout, too.")] = False,
+    target: o.Target = o.DEFAULT_TARGET,
+    tls: o.Tls = None,
+    ca: o.Ca = None,
+) -> None:
+    """Measure a running service from one caller to its limits, and write a report with costs and red flags.
+
+    It sweeps callers, prompt lengths and thinking budgets (with accuracy), then rates, bursts and a soak. Ctrl-C writes
+    what there is. `penstock plan --calibrate pilot.json` reads the result.
+    """
+    from penstock_bench.load.statistics import Objectives
+    from rich.console import Console
+
+    _refuse_file(out)
+    given = {"hour": gpu_hour_usd, "hosted_input": hosted_input_usd, "hosted_output": hosted_output_usd}
+    notes = Console(stderr=True)
+    if report is not None:
+        _write(_priced(_read(report), given, gpus), out, json, notes)
+        return
+    grades = _grades(quick, concurrency, context, budgets, questions, seconds, soak_seconds)
+    if knee_points is not None:
+        grades = replace(grades, knee_points=knee_points)
+    objectives = parsed(Objectives.parse, objective or list(_OBJECTIVES), "--objective")
+    run = PilotRun(grades, objectives, quick, notes)
+    exit_code = run.measure(target, o.encryption(tls, ca), metrics, pid)
+    result = run.result(target)
+    if result is not None:
+        _write(_priced(result, given, gpus), out, json, notes)
+    else:
+        exit_code = nothing_measured(exit_code, "the pilot ended without a measurement; no report was written")
+    if exit_code:
+        raise typer.Exit(exit_code)
+
+
+def _refuse_file(out: Path) -> None:
+    """Before the work rather than after it."""
+    o.refuse_unwritable(("--out", out / "pilot.json" if out.is_dir() else out))
+
+
+def _read(file: Path) -> Result:
+    from penstock_bench.pilot.results import read
+
+    try:
+        return read(file)
+    except (ValueError, OSError) as error:
+        raise typer.BadParameter(str(error), param_hint="--report") from None
+
+
+def _grades(
+    quick: bool,
+    concurrency: str | None,
+    context: str | None,
+    budgets: str | None,
+    questions: int | None,
+    seconds: float | None,
+    soak_seconds: float | None,
+) -> Grades:
+    from penstock_bench.pilot.grades import FULL, QUICK
+
+    grades = QUICK if quick else FULL
+    changed: dict[str, Any] = {}
+    for name, text, least in (("concurrencies", concurrency, 1), ("contexts", context, 1), ("budgets", budgets, -1)):
+        if text is not None:
+            changed[name] = _whole(text, least, name)
+    if seconds is not None:
+        changed |= dict.fromkeys(("concurrency_seconds", "rate_seconds", "context_seconds"), seconds)
+        changed |= {"burst_every_seconds": seconds, "warm_up_seconds": min(grades.warm_up_seconds, seconds / 2)}
+    changed |= {"questions": questions} if questions is not None else {}
+    changed |= {"soak_seconds": soak_seconds} if soak_seconds is not None else {}
+    return replace(grades, **changed)
+
+
+def _whole(text: str, least: int, name: str) -> tuple[int, ...]:
+    option = {"concurrencies": "--concurrency", "contexts": "--context"}.get(name, f"--{name}")
+    try:
+        numbers = tuple(int(one) for one in text.split(",") if one.strip())
+    except ValueError:
+        numbers = ()
+    if not numbers or any(not least <= number < 2**31 for number in numbers):
+        raise typer.BadParameter(f"{text!r} is no list of numbers from {least} on, with commas", param_hint=option)
+    return numbers
+
+
+def _priced(result: Result, given: dict[str, float | None], gpus: int) -> Result:
+    """With the prices given or, for the hosted ones, those of the service's own list for the shortest prompts."""
+    from penstock_bench.pilot.results import Prices
+
+    known = {name: value for name, value in given.items() if value is not None}
+    if not known and result.prices != Prices():
+        return result
+    before = result.prices
+    tiers = result.served["prices_usd_per_million"]
+    listed = tiers[0] if tiers else {}
+    prices = Prices(
+        hour=known.get("hour", before.hour),
+        gpus=gpus,
+        hosted_input=known.get("hosted_input", _float(listed.get("input_usd_per_million"))),
+        hosted_output=known.get("hosted_output", _float(listed.get("output_usd_per_million"))),
+        hosted_source="given" if "hosted_output" in known else "the service's own price list" if listed else "",
+    )
+    return result.model_copy(update={"prices": prices})
+
+
+def _float(text: str | None) -> float | None:
+    return None if text is None else float(text)
+
+
+def _write(result: Result, out: Path, json: bool, notes: Console) -> None:
+    """The three files; on stdout what matters most."""
+    from penstock.files import write_text
+    from penstock_bench.pilot.flag import State
+    from penstock_bench.pilot.render import to_html, to_markdown
+    from penstock_bench.pilot.report import document
+
+    made = document(result)
+    text = json_module.dumps(result.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
+    if json:
+        typer.echo(text, nl=False)
+    else:
+        for tile in made.tiles:
+            typer.echo(f"{tile.label:<24}{tile.value:<18}{tile.note}")
+        for sentence in made.summary:
+            typer.echo(sentence)
+        for flag in made.flags:
+            if flag.state is State.RAISED:
+                typer.echo(f"RED FLAG  {flag.title}: {flag.evidence}")
+    # Last: where the disk is full, an hour's figures have been shown.
+    out.mkdir(exist_ok=True)
+    write_text(out / "pilot.json", text)
+    write_text(out / "pilot.html", to_html(made))
+    write_text(out / "pilot.md", to_markdown(made, "pilot.html"))
+    if not json:
+        notes.out(f"written: {out / 'pilot.html'}, pilot.md, pilot.json", highlight=False)

@@ -1,0 +1,271 @@
+"""`penstock plan`: capacity on paper for a model on devices, before any are bought."""
+
+from __future__ import annotations
+
+import json as json_module
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from penstock.cli import options as o
+from penstock.cli.failures import EXIT_REFUSED
+
+if TYPE_CHECKING:
+    from penstock.config import Config, EngineSettings
+    from penstock.engine_vllm.checkpoint import Checkpoint
+    from penstock.engine_vllm.features import Resolved
+    from penstock_bench.capacity.calibrate import Fit
+    from penstock_bench.capacity.cost import Hosted
+    from penstock_bench.capacity.devices import Device
+    from penstock_bench.capacity.memory import Memory, Setup
+    from penstock_bench.capacity.plan import Decision, Wanted
+    from penstock_bench.capacity.roofline import Assumptions
+    from penstock_bench.capacity.speed import Mix
+
+PICTURES = (".png", ".svg", ".pdf")
+LEAST_WIDTH = 150
+DEFAULT_BATCH_TOKENS = 2048
+"""vLLM's, where the configuration says nothing."""
+_HOSTED = "pricing.tiers"
+
+
+def plan(
+    model: Annotated[str | None, typer.Option(help="Known name, directory, or config.json. Default: the demo.")] = None,
+    device: Annotated[
+        str, typer.Option(help="h100, h200, b200, b300, a100, l40s, mi300x, mi355x, cpu, or your own.")
+    ] = "h100",
+    count: Annotated[int, typer.Option(min=1, help="How many devices.")] = 1,
+    tensor: Annotated[int | None, typer.Option(min=1, help="Devices per replica; default: as the service.")] = None,
+    data: Annotated[int | None, typer.Option(min=1, help="Replicas; default: as the service decides.")] = None,
+    input_tokens: Annotated[int, typer.Option("--input", min=1, help="Prompt tokens of a request.")] = 2000,
+    thought_tokens: Annotated[int, typer.Option("--thought", min=0, help="Thought tokens of a request.")] = 1000,
+    answer_tokens: Annotated[int, typer.Option("--answer", min=1, help="Answer tokens of a request.")] = 500,
+    cached_share: Annotated[float, typer.Option(min=0, max=1, help="Of the prompt, found in the prefix cache.")] = 0.0,
+    context: Annotated[int | None, typer.Option(min=1, help="Tell how many contexts of this many tokens fit.")] = None,
+    concurrency: Annotated[str, typer.Option(help="Requests at once, such as 1,8,64. Default: up to the most.")] = "",
+    usd_per_device_hour: Annotated[float | None, typer.Option(min=0, help="Default: the table's.")] = None,
+    hosted_input: Annotated[float | None, typer.Option(min=0, help="Hosted USD per million input tokens.")] = None,
+    hosted_output: Annotated[float | None, typer.Option(min=0, help="Hosted USD per million output tokens.")] = None,
+    acceptance: Annotated[
+        str,
+        typer.Option(help="Shares of MTP's drafts accepted by position, 0.9,0.8; or a kind of text: code, prose, ..."),
+    ] = "coding",
+    interactivity: Annotated[
+        float | None, typer.Option(min=0.1, help="Tell the price at so many tokens per second for each user.")
+    ] = None,
+    nvfp4: Annotated[bool, typer.Option("--nvfp4", help="The experts' weights are NVFP4 (planned only).")] = False,
+    bandwidth_share: Annotated[
+        float | None, typer.Option(min=0.01, max=1, help="Of the peak, reached. Default: fitted.")
+    ] = None,
+    compute_share: Annotated[
+        float | None, typer.Option(min=0.01, max=1, help="Of the peak, reached on one device. Default: fitted.")
+    ] = None,
+    step_ms: Annotated[float | None, typer.Option(min=0, help="Fixed time per engine step. Default: fitted.")] = None,
+    fixed_gib: Annotated[float, typer.Option(min=0, help="Memory per GPU for runtime, links and graphs.")] = 2.0,
+    calibrate: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="A pilot's result: bends the speed to it.")
+    ] = None,
+    devices: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="TOML with your own devices.")
+    ] = None,
+    png: Annotated[Path | None, typer.Option(dir_okay=False, help="Draw speed and cost (.png, .svg, .pdf).")] = None,
+    config: o.ConfigFile = None,
+    settings: o.Settings = None,
+    json: o.Json = False,
+) -> None:
+    """Capacity on paper: what fits, how many contexts, how fast at best, what a million tokens cost.
+
+    Decides layout and features as the service would, from the same configuration. Exit code 1 where it does not fit.
+    """
+    from penstock_bench.capacity.acceptance import read_acceptance
+    from penstock_bench.capacity.devices import find_device, load_devices
+    from penstock_bench.capacity.roofline import Assumptions
+    from penstock_bench.capacity.speed import Mix
+
+    _refuse_unwritable(png)
+    if (hosted_input is None) != (hosted_output is None):
+        raise typer.BadParameter("give both or none", param_hint="--hosted-input, --hosted-output")
+    flags = {} if model is None else {"engine.model": model}
+    flags |= {} if tensor is None else {"engine.tensor_parallel_size": str(tensor)}
+    flags |= {} if data is None else {"engine.data_parallel_size": str(data)}
+    loaded = o.configuration(config, settings, flags).config
+    chosen = find_device(load_devices(devices), device)
+    mix = Mix(input_tokens, thought_tokens, answer_tokens, cached_share)
+    accepted = read_acceptance(acceptance)
+    hosted = (hosted_input, hosted_output)
+    numbers = _Numbers(context, _whole(concurrency), usd_per_device_hour, hosted, interactivity, accepted.source)
+    given: dict[str, Any] = {
+        "bandwidth_share": bandwidth_share,
+        "compute_share": compute_share,
+        "step_seconds": None if step_ms is None else step_ms / 1e3,
+    }
+    assumed = replace(
+        Assumptions(acceptance=accepted.shares), **{name: value for name, value in given.items() if value is not None}
+    )
+    setup, decisions = _setup(loaded.engine, chosen, count, int(fixed_gib * 2**30), nvfp4)
+    fitted = _calibration(calibrate, setup, assumed)
+    _tell(setup, decisions, numbers.wanted(loaded, chosen, mix, setup.model), assumed, fitted, json, png)
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """Given or not."""
+
+    context: int | None
+    concurrency: tuple[int, ...]
+    usd_per_device_hour: float | None
+    hosted: tuple[float | None, float | None]
+    interactivity: float | None
+    acceptance_source: str
+
+    def wanted(self, config: Config, device: Device, mix: Mix, model: str) -> Wanted:
+        from penstock_bench.capacity.plan import Wanted
+
+        price, said = device.usd_per_hour, device.price_source
+        if self.usd_per_device_hour is not None:
+            price, said = self.usd_per_device_hour, "--usd-per-device-hour"
+        context = self.context or mix.total_tokens
+        hosted = self._hosted(config, mix, model)
+        return Wanted(
+            mix,
+            context,
+            self.concurrency,
+            price,
+            said,
+            hosted,
+            self.acceptance_source,
+            interactivity=self.interactivity,
+        )
+
+    def _hosted(self, config: Config, mix: Mix, model: str) -> Hosted | None:
+        """Given, else configured, else the shipped list price of this very model."""
+        from penstock_bench.capacity.cost import Hosted, hosted_price
+
+        given_input, given_output = self.hosted
+        if given_input is not None and given_output is not None:
+            return Hosted(given_input, given_output, "--hosted-input, --hosted-output")
+        tiers = config.price_tiers
+        if not tiers:
+            return hosted_price(model)
+        up_to = [tier for tier in tiers if (tier.up_to_prompt_tokens or mix.input_tokens) >= mix.input_tokens]
+        tier = (up_to or tiers)[0]
+        return Hosted(float(tier.input_usd_per_million), float(tier.output_usd_per_million), _HOSTED)
+
+
+def _setup(
+    engine: EngineSettings, device: Device, count: int, fixed: int, nvfp4: bool
+) -> tuple[Setup, tuple[Decision, ...]]:
+    """As the service would decide it. Raises ConfigError."""
+    from penstock.engine_vllm.checkpoint import read_facts
+    from penstock.sizes.shape import read_shape
+    from penstock.sizes.weights import Layout
+    from penstock_bench.capacity.memory import Setup
+    from penstock_bench.capacity.plan import Decision
+
+    checkpoint = read_facts(engine.model, engine.fp8_weights != "off")
+    resolved = _resolved(engine, checkpoint, device, count)
+    spread, cpu = resolved.parallel, device.kind == "cpu"
+    setup = Setup(
+        model=_name(engine, checkpoint),
+        shape=read_shape(checkpoint.text),
+        device=device,
+        count=count,
+        layout=Layout(spread.tensor, spread.data, spread.experts),
+        fp8_weights=resolved.fp8_weights.enabled,
+        kv_fp8=resolved.fp8_kv_cache.enabled,
+        drafted=engine.mtp_draft_tokens if resolved.mtp.enabled else 0,
+        prefix_caching=resolved.prefix_caching.enabled,
+        window_tokens=resolved.window_tokens,
+        max_sequences=resolved.max_sequences,
+        batch_tokens=engine.max_batch_tokens or DEFAULT_BATCH_TOKENS,
+        utilization=engine.gpu_memory_utilization,
+        fixed_bytes=fixed,
+        cache_bytes=int(engine.kv_cache_gib * 2**30) if cpu else None,
+        nvfp4_weights=nvfp4,
+    )
+    named = tuple(Decision(one.name, one.value if one.enabled else "off", one.reason) for one in resolved.profile)
+    return setup, named
+
+
+def _name(engine: EngineSettings, checkpoint: Checkpoint) -> str:
+    """As the service would call it; official models by their whole name."""
+    if engine.served_model_name or not checkpoint.is_local:
+        return engine.served_model_name or checkpoint.model
+    return Path(engine.model).name if engine.model else "penstock-demo"
+
+
+def _resolved(engine: EngineSettings, checkpoint: Checkpoint, device: Device, count: int) -> Resolved:
+    """Where the service would refuse for want of memory, all devices together, so that the plan shows by how much."""
+    from penstock.engine_vllm.features import Devices, resolve
+    from penstock.errors import ConfigError
+
+    there = Devices(device.kind, count, device.memory_bytes, device.reads_fp8_cache)
+    try:
+        return resolve(engine, checkpoint, there)
+    except ConfigError as error:
+        if engine.tensor_parallel_size is not None or "does not fit" not in error.message:
+            raise
+        return resolve(engine.model_copy(update={"tensor_parallel_size": count}), checkpoint, there)
+
+
+def _calibration(file: Path | None, setup: Setup, assumed: Assumptions) -> Callable[[Memory], Fit] | None:
+    from penstock_bench.capacity.calibrate import fit
+
+    return None if file is None else lambda memory: fit(setup, memory, assumed, file)
+
+
+def _tell(
+    setup: Setup,
+    decisions: tuple[Decision, ...],
+    wanted: Wanted,
+    assumed: Assumptions,
+    fitted: Callable[[Memory], Fit] | None,
+    json: bool,
+    png: Path | None,
+) -> None:
+    from penstock_bench.capacity import report
+    from penstock_bench.capacity.notes import notes
+    from penstock_bench.capacity.plan import make_plan
+    from rich.console import Console
+
+    made = make_plan(setup, decisions, wanted, assumed, fitted)
+    minded = notes(made)
+    if json:
+        typer.echo(json_module.dumps(report.as_json(made, minded)))
+    else:
+        console = Console()
+        # In a narrower terminal lines wrap, but every figure is whole.
+        console.width = max(console.width, LEAST_WIDTH)
+        report.show(console, made, minded)
+    if png is not None:
+        from penstock.files import replacing
+        from penstock_bench.capacity.plot import draw
+
+        with replacing(png) as partial:
+            draw(made, partial)
+    if not made.memory.fits:
+        raise typer.Exit(EXIT_REFUSED)
+
+
+def _whole(text: str) -> tuple[int, ...]:
+    try:
+        numbers = tuple(int(one) for one in text.split(",") if one.strip())
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no list of whole numbers", param_hint="--concurrency") from None
+    if any(not 1 <= one <= 1_000_000 for one in numbers):
+        raise typer.BadParameter("numbers from 1 to 1,000,000", param_hint="--concurrency")
+    return numbers
+
+
+def _refuse_unwritable(png: Path | None) -> None:
+    """Before the work rather than after it."""
+    if png is None:
+        return
+    if find_spec("matplotlib") is None:
+        raise typer.BadParameter("needs matplotlib: pip install 'penstock[eval]'", param_hint="--png")
+    if png.suffix not in PICTURES:
+        raise typer.BadParameter(f"{png}: ends in none of {', '.join(PICTURES)}", param_hint="--png")
+    o.refuse_unwritable(("--png", png))

@@ -1,0 +1,122 @@
+"""Whether a model's thought earns what it costs: `penstock eval --check`. Every line tells its figure and its limit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from penstock_bench.evaluation.results import Row, Share, Summary, paired_difference, share
+from penstock_bench.evaluation.settings import AUTO, FAST, THINKING
+from penstock_client import ThinkingMode
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """What `--check` asks for. Shares are of 1."""
+
+    least_questions: int = 500
+    least_share_without_thought: float = 1 / 3
+    unlimited_accuracy: float = 0.95
+    fast_to_unlimited: float = 0.6
+    """Most that FAST may reach of the unlimited accuracy, where thought is needed: else thought would not matter."""
+    drop_standard_errors: float = 2.0
+    """Noise: a larger budget may lose this many standard errors of the paired difference, not more."""
+    auto_thought_tokens: float = 0.7
+    """Most thought tokens of AUTO, as a share of unlimited THINKING's, over all questions."""
+    auto_accuracy: float = 0.97
+    """Least accuracy of AUTO, as a share of unlimited THINKING's, over all questions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One check. `figure` and `limit` are for people."""
+
+    what: str
+    ok: bool
+    figure: str
+    limit: str
+
+
+def check(
+    summaries: Sequence[Summary],
+    rows: Sequence[Row],
+    planned: int,
+    limits: Thresholds = Thresholds(),
+) -> list[Line]:
+    """All lines. What was not measured, or not with all `planned` questions, does not hold."""
+    by_name = {summary.setting.name: summary for summary in summaries}
+    missing = [setting.name for setting in (FAST, THINKING, AUTO) if setting.name not in by_name]
+    if missing:
+        return [Line("measured", False, f"not {', '.join(missing)}", "FAST, THINKING unlimited and AUTO")]
+    fast, unlimited, auto = (by_name[setting.name] for setting in (FAST, THINKING, AUTO))
+    return [
+        *_questions(unlimited, min(summary.accuracy.asked for summary in summaries), planned, limits),
+        *_thinking(fast, unlimited, limits),
+        *_rising(summaries, rows, limits),
+        *_auto(auto, unlimited, limits),
+        _budgets_hold(summaries),
+    ]
+
+
+def _questions(unlimited: Summary, fewest: int, planned: int, limits: Thresholds) -> Iterator[Line]:
+    enough = max(limits.least_questions, planned)
+    yield Line("questions in every setting", fewest >= enough, f"{fewest}", f"at least {enough}")
+    total = unlimited.accuracy.asked
+    without = unlimited.accuracy_without_thought_needed.asked / total
+    least = limits.least_share_without_thought
+    yield Line("share that needs no thought", without >= least, f"{without:.3f}", f"at least {least:.3f}")
+
+
+def _thinking(fast: Summary, unlimited: Summary, limits: Thresholds) -> Iterator[Line]:
+    least = limits.unlimited_accuracy
+    for name, measured in (
+        ("all questions", unlimited.accuracy),
+        ("where thought is needed", unlimited.accuracy_with_thought_needed),
+    ):
+        yield Line(f"unlimited, {name}", measured.value >= least, _with_interval(measured), f"at least {least}")
+    most = limits.fast_to_unlimited * unlimited.accuracy_with_thought_needed.value
+    found = fast.accuracy_with_thought_needed
+    yield Line("FAST, where thought is needed", found.value <= most, _with_interval(found), f"at most {most:.3f}")
+
+
+def _rising(summaries: Sequence[Summary], rows: Sequence[Row], limits: Thresholds) -> Iterator[Line]:
+    """On the questions that need thought: the others are right at any budget."""
+    by_setting: Mapping[str, list[Row]] = {
+        summary.setting.name: [row for row in rows if row.setting == summary.setting.name and row.needs_thought]
+        for summary in summaries
+        if summary.setting.mode is ThinkingMode.THINKING
+    }
+    for (name, before), (next_name, after) in pairwise(by_setting.items()):
+        growth, error = paired_difference(before, after)
+        least = -limits.drop_standard_errors * error
+        figure = f"{share(before).value:.3f} to {share(after).value:.3f} ({growth:+.3f})"
+        yield Line(f"{name} to {next_name}", growth >= least, figure, f"at least {least:+.3f}")
+    first, last = next(iter(by_setting.values())), list(by_setting.values())[-1]
+    growth, error = paired_difference(first, last)
+    least = limits.drop_standard_errors * error
+    yield Line("smallest budget to largest", growth > least, f"{growth:+.3f}", f"above {least:+.3f}")
+
+
+def _auto(auto: Summary, unlimited: Summary, limits: Thresholds) -> Iterator[Line]:
+    most = limits.auto_thought_tokens * unlimited.mean_thought_tokens
+    spent = auto.mean_thought_tokens
+    figure = f"{spent:.1f} ({_ratio(spent, unlimited.mean_thought_tokens)} of THINKING's)"
+    yield Line("AUTO, mean thought tokens", spent <= most, figure, f"at most {most:.1f}")
+    least, found = limits.auto_accuracy * unlimited.accuracy.value, auto.accuracy.value
+    figure = f"{found:.3f} ({_ratio(found, unlimited.accuracy.value)} of THINKING's)"
+    yield Line("AUTO, all questions", found >= least, figure, f"at least {least:.3f}")
+
+
+def _budgets_hold(summaries: Sequence[Summary]) -> Line:
+    over = sum(summary.over_budget for summary in summaries)
+    return Line("thoughts longer than their budget", over == 0, f"{over}", "0")
+
+
+def _with_interval(measured: Share) -> str:
+    low, high = measured.interval
+    return f"{measured.value:.3f} ({low:.3f} to {high:.3f})"
+
+
+def _ratio(part: float, whole: float) -> str:
+    return f"{part / whole:.2f}" if whole else "all"

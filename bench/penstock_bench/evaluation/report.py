@@ -1,0 +1,158 @@
+"""What came out, for people (tables) and for machines (plain JSON values), with all that is needed to take it again."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from penstock_bench.evaluation.checks import Line
+from penstock_bench.evaluation.questions import Question
+from penstock_bench.evaluation.results import Row, Summary
+from penstock_bench.load.machine import client_machine, model_facts
+from penstock_client import ModelCard
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Under which circumstances a result was taken."""
+
+    command: str
+    date: str
+    client_machine: dict[str, Any]
+    model: dict[str, Any]
+    questions: dict[str, Any]
+    calls: int
+    max_output_tokens: int
+
+
+def facts(
+    command: str, card: ModelCard, file: Path, asked: Sequence[Question], *, calls: int, max_output_tokens: int
+) -> Facts:
+    """`asked` are the questions that were taken from `file`."""
+    needless = sum(not question.needs_thought for question in asked)
+    return Facts(
+        command=command,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        client_machine=client_machine(),
+        model=model_facts(card),
+        questions={
+            "file": file.name,
+            "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+            "asked": len(asked),
+            "need_no_thought": needless,
+            "kinds": dict(Counter(question.kind for question in asked)),
+        },
+        calls=calls,
+        max_output_tokens=max_output_tokens,
+    )
+
+
+def as_json(about: Facts, summaries: Sequence[Summary], checks: Sequence[Line], rows: Sequence[Row]) -> dict[str, Any]:
+    """Everything in plain values; `rows` may be left empty."""
+    settings = []
+    for summary in summaries:
+        plain = asdict(summary)
+        for name in ("accuracy", "accuracy_with_thought_needed", "accuracy_without_thought_needed"):
+            plain[name] |= {"value": getattr(summary, name).value, "interval_95": getattr(summary, name).interval}
+        settings.append({"name": summary.setting.name, **plain})
+    made: dict[str, Any] = {**asdict(about), "settings": settings}
+    if checks:
+        made["checks"] = [asdict(line) for line in checks]
+    if rows:
+        made["rows"] = [asdict(row) for row in rows]
+    return {name: _without_nan(value) for name, value in made.items()}
+
+
+def _without_nan(value: Any) -> Any:
+    """The same with None for NaN, which JSON has no word for."""
+    if isinstance(value, dict):
+        return {name: _without_nan(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(one) for one in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def show_facts(console: Console, about: Facts) -> None:
+    """Model, profile, machine and questions, a line each."""
+    model, asked, machine = about.model, about.questions, about.client_machine
+    on = [f"{one['name']} {one['value']}".strip() for one in model["profile"] if one["enabled"]]
+    lines = {
+        "model": f"{model['name']}, service {model['service_version']}, engine {model['engine_version']}",
+        "profile": ", ".join(on) or "nothing on",
+        "questions": f"{asked['asked']} of {asked['file']}, {asked['need_no_thought']} need no thought; greedy",
+        "client": f"{machine['cpu']}, {machine['cores']} cores; {about.calls} calls at a time",
+        "taken": f"{about.date} by {about.command}",
+    }
+    for name, line in lines.items():
+        console.out(f"{name:<11}{line}", highlight=False)
+
+
+def show_results(console: Console, summaries: Sequence[Summary], planned: int) -> None:
+    """The two tables: what each setting reached and took, and its accuracy by kind."""
+    drafted = any(summary.drafted_tokens for summary in summaries)
+    columns = ["accuracy", "hard", "easy", "thought", "answer", "p50 s", "p95 s", "tok/s", "$/1000"]
+    table = _table("setting", *columns, *(["drafts"] if drafted else []), "thoughts ended by")
+    for summary in summaries:
+        unfinished = f" ({summary.accuracy.asked} of {planned})" if summary.accuracy.asked < planned else ""
+        cost = summary.usd_per_1000_questions
+        cells = [
+            *(f"{one.value:.3f}" if one.asked else "-" for one in _accuracies(summary)),
+            f"{summary.mean_thought_tokens:.1f}",
+            f"{summary.mean_answer_tokens:.1f}",
+            f"{summary.latency_p50_seconds:.2f}",
+            f"{summary.latency_p95_seconds:.2f}",
+            f"{summary.output_tokens_per_second:.0f}",
+            "-" if cost is None else f"{cost:.4f}",
+            *([_drafts(summary)] if drafted else []),
+            ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in summary.outcomes.items()),
+        ]
+        table.add_row(summary.setting.name + unfinished, *cells)
+    console.print()
+    console.print(table)
+    console.out("hard: needs thought; easy: needs none; thought, answer: mean tokens", style="dim", highlight=False)
+    kinds = list(dict.fromkeys(kind for summary in summaries for kind in summary.by_kind))
+    by_kind = _table("accuracy by kind", *kinds)
+    for summary in summaries:
+        shares = [summary.by_kind.get(kind) for kind in kinds]
+        by_kind.add_row(summary.setting.name, *("-" if one is None else f"{one.value:.2f}" for one in shares))
+    console.print()
+    console.print(by_kind)
+
+
+def show_checks(console: Console, lines: Sequence[Line]) -> None:
+    """One line per check, with its figure."""
+    table = _table("check", "", "found", "asked for")
+    for line in lines:
+        table.add_row(line.what, "ok" if line.ok else "FAILED", line.figure, line.limit)
+    console.print()
+    console.print(table)
+
+
+def _accuracies(summary: Summary) -> tuple[Any, ...]:
+    return summary.accuracy, summary.accuracy_with_thought_needed, summary.accuracy_without_thought_needed
+
+
+def _drafts(summary: Summary) -> str:
+    if not summary.drafted_tokens or summary.accepted_tokens is None:
+        return "-"
+    return f"{summary.accepted_tokens / summary.drafted_tokens:.0%} of {summary.drafted_tokens}"
+
+
+def _table(first: str, *columns: str) -> Table:
+    from rich.table import Table
+
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    made.add_column(first, no_wrap=True)
+    for column in columns:
+        made.add_column(column, justify="left" if column in ("thoughts ended by", "found", "asked for") else "right")
+    return made

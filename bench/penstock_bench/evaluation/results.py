@@ -1,0 +1,157 @@
+"""What was measured: a row per reply, a summary per setting, and the statistics between them. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from penstock.percentiles import percentile
+from penstock_bench.evaluation.questions import Question
+from penstock_bench.evaluation.settings import Setting
+
+DEADLINE_EXCEEDED = "deadline_exceeded"
+_USD_PER_TICK = 1e-10
+_Z_95 = 1.96
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One reply. Seconds: `started` counts from the evaluation's start, `latency` is the caller's, the rest is the
+    server's. None: the service does not tell."""
+
+    setting: str
+    id: str
+    kind: str
+    needs_thought: bool
+    right: bool
+    answer: str
+    outcome: str
+    finish_reason: str
+    thought_tokens: int
+    answer_tokens: int
+    prompt_tokens: int
+    cached_tokens: int
+    budget_tokens: int
+    reason: str
+    drafted_tokens: int | None
+    accepted_tokens: int | None
+    usd_ticks: int | None
+    started_seconds: float
+    latency_seconds: float
+    first_token_seconds: float | None
+    queue_seconds: float
+
+    @classmethod
+    def lost(cls, question: Question, setting: Setting, outcome: str, started: float, latency: float) -> Self:
+        """A question that got no reply: wrong, and what it spent is not known."""
+        asked = (setting.name, question.id, question.kind, question.needs_thought)
+        return cls(
+            *asked, False, "", outcome, outcome, 0, 0, 0, 0, 0, "", None, None, None, started, latency, None, 0.0
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """`right` of `asked`."""
+
+    right: int
+    asked: int
+
+    @property
+    def value(self) -> float:
+        return self.right / self.asked if self.asked else math.nan
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval."""
+        if not self.asked:
+            return math.nan, math.nan
+        n, p, z = self.asked, self.value, _Z_95
+        middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+        half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        return middle - half, middle + half
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """One setting. Means and costs are over the replies that came; None: the service told nothing of it."""
+
+    setting: Setting
+    accuracy: Share
+    accuracy_with_thought_needed: Share
+    accuracy_without_thought_needed: Share
+    by_kind: Mapping[str, Share]
+    mean_thought_tokens: float
+    mean_answer_tokens: float
+    mean_thought_tokens_where_needed: float
+    outcomes: Mapping[str, int]
+    latency_p50_seconds: float
+    latency_p95_seconds: float
+    output_tokens_per_second: float
+    usd_per_1000_questions: float | None
+    drafted_tokens: int | None
+    accepted_tokens: int | None
+    over_budget: int
+    """Replies whose thought was longer than the budget; always 0 where budgets hold."""
+
+
+def summarize(setting: Setting, rows: Iterable[Row]) -> Summary | None:
+    """None where nothing was measured."""
+    mine = [row for row in rows if row.setting == setting.name]
+    if not mine:
+        return None
+    came = [row for row in mine if row.outcome != DEADLINE_EXCEEDED]
+    needed = [row for row in mine if row.needs_thought]
+    kinds = dict.fromkeys(row.kind for row in mine)
+    latencies = [row.latency_seconds for row in mine]
+    wall = max(row.started_seconds + row.latency_seconds for row in mine) - min(row.started_seconds for row in mine)
+    output_tokens = sum(row.thought_tokens + row.answer_tokens for row in came)
+    ticks = _total(came, lambda row: row.usd_ticks)
+    return Summary(
+        setting=setting,
+        accuracy=share(mine),
+        accuracy_with_thought_needed=share(needed),
+        accuracy_without_thought_needed=share(row for row in mine if not row.needs_thought),
+        by_kind={kind: share(row for row in mine if row.kind == kind) for kind in kinds},
+        mean_thought_tokens=_mean([row.thought_tokens for row in came]),
+        mean_answer_tokens=_mean([row.answer_tokens for row in came]),
+        mean_thought_tokens_where_needed=_mean([row.thought_tokens for row in came if row.needs_thought]),
+        outcomes=dict(Counter(row.outcome for row in mine).most_common()),
+        latency_p50_seconds=percentile(latencies, 50),
+        latency_p95_seconds=percentile(latencies, 95),
+        output_tokens_per_second=output_tokens / wall if wall else math.nan,
+        usd_per_1000_questions=None if ticks is None else ticks * _USD_PER_TICK * 1000 / len(came),
+        drafted_tokens=_total(came, lambda row: row.drafted_tokens),
+        accepted_tokens=_total(came, lambda row: row.accepted_tokens),
+        over_budget=sum(row.thought_tokens > row.budget_tokens for row in came),
+    )
+
+
+def share(rows: Iterable[Row]) -> Share:
+    """How many of the rows are right."""
+    verdicts = [row.right for row in rows]
+    return Share(sum(verdicts), len(verdicts))
+
+
+def paired_difference(before: Iterable[Row], after: Iterable[Row]) -> tuple[float, float]:
+    """By how much accuracy grew on the questions that both have, and the standard error of that."""
+    known = {row.id: row.right for row in before}
+    changes = [row.right - known[row.id] for row in after if row.id in known]
+    if not changes:
+        return math.nan, math.nan
+    mean = _mean(changes)
+    return mean, math.sqrt(_mean([(change - mean) ** 2 for change in changes]) / len(changes))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
+
+
+def _total(rows: Sequence[Row], count: Callable[[Row], int | None]) -> int | None:
+    """The sum, or None where any row does not know."""
+    counts = [count(row) for row in rows]
+    known = [one for one in counts if one is not None]
+    return sum(known) if known and len(known) == len(counts) else None

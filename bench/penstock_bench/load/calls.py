@@ -1,0 +1,140 @@
+"""One call, timed by the caller's clock."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from penstock_bench.load.workload import Work
+from penstock_client import (
+    AnswerDelta,
+    AsyncClient,
+    DeadlineExceeded,
+    Overloaded,
+    PenstockError,
+    Response,
+    ThoughtDelta,
+)
+
+OK, REFUSED, DEADLINE, FAILED, UNFINISHED = "ok", "refused", "deadline", "failed", "unfinished"
+
+
+@dataclass(slots=True)
+class Record:
+    """What became of one call. Times: seconds from the start of what is measured. None: it never came.
+
+    Outcomes: ok; refused (the service had no room and said so); deadline (the call's own); failed (any other error);
+    unfinished (given up when the run was over).
+    """
+
+    work: Work
+    intended: float
+    sent: float
+    outcome: str = UNFINISHED
+    error: str = ""
+    retry_after: float | None = None
+    first_token: float | None = None
+    first_answer: float | None = None
+    last_token: float | None = None
+    ended: float | None = None
+    longest_gap: float = 0.0
+    """Longest wait between two events with tokens."""
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    thought_tokens: int = 0
+    answer_tokens: int = 0
+    budget_tokens: int | None = None
+    thinking_outcome: str = ""
+    drafted_tokens: int | None = None
+    accepted_tokens: int | None = None
+    queue_seconds: float = 0.0
+    usd_ticks: int | None = None
+    turn: int = 0
+    """Place in its conversation, from 0."""
+
+    @property
+    def output_tokens(self) -> int:
+        return self.thought_tokens + self.answer_tokens
+
+    @property
+    def seconds_per_token(self) -> float | None:
+        """Between the first token and the last, per token after the first."""
+        if self.first_token is None or self.last_token is None or self.output_tokens < 2:
+            return None
+        return (self.last_token - self.first_token) / (self.output_tokens - 1)
+
+
+class Clock:
+    """Seconds from the start of what is measured; negative while it warms up."""
+
+    def __init__(self, warm_up_seconds: float) -> None:
+        self._zero = time.perf_counter() + warm_up_seconds
+
+    def now(self) -> float:
+        return time.perf_counter() - self._zero
+
+    async def reach(self, seconds: float) -> None:
+        """Returns at that moment or, where it has passed, at once."""
+        await asyncio.sleep(max(0.0, seconds - self.now()))
+
+
+Heard = Callable[[float, int, bool], None]
+"""Told of tokens as they come: when, how many, and whether they are thought."""
+
+
+async def call(
+    client: AsyncClient,
+    record: Record,
+    messages: Sequence[tuple[str, str]],
+    options: Mapping[str, Any],
+    clock: Clock,
+    heard: Heard,
+) -> Response:
+    """Make the call and fill in the record. Raises nothing but cancellation, which leaves it unfinished."""
+    stream = client.stream(list(messages), **options)
+    try:
+        async with stream:
+            async for event in stream:
+                if isinstance(event, AnswerDelta | ThoughtDelta) and event.token_count:
+                    _note(record, clock.now(), isinstance(event, ThoughtDelta))
+                    heard(record.last_token or 0.0, event.token_count, isinstance(event, ThoughtDelta))
+        record.outcome = OK
+    except Overloaded as error:
+        record.outcome, record.retry_after = REFUSED, error.retry_after_seconds
+    except DeadlineExceeded:
+        record.outcome = DEADLINE
+    except PenstockError as error:
+        record.outcome = FAILED
+        record.error = error.reason or (error.code.name if error.code is not None else type(error).__name__)
+    finally:
+        record.ended = clock.now()
+        _bill(record, stream.response)
+    return stream.response
+
+
+def _note(record: Record, now: float, is_thought: bool) -> None:
+    if record.first_token is None:
+        record.first_token = now
+    elif record.last_token is not None:
+        record.longest_gap = max(record.longest_gap, now - record.last_token)
+    if record.first_answer is None and not is_thought:
+        record.first_answer = now
+    record.last_token = now
+
+
+def _bill(record: Record, response: Response) -> None:
+    candidate = response.candidate(0)
+    record.thought_tokens, record.answer_tokens = candidate.reasoning_tokens, candidate.answer_tokens
+    record.thinking_outcome = response.thinking_outcome.value if response.thinking_outcome is not None else ""
+    if response.effective_settings is not None:
+        record.budget_tokens = response.effective_settings.thinking_budget
+    if response.usage is not None:
+        usage = response.usage
+        record.prompt_tokens, record.cached_tokens = usage.prompt_tokens, usage.cached_tokens
+        record.drafted_tokens, record.accepted_tokens = usage.drafted_tokens, usage.accepted_tokens
+    if response.timing is not None:
+        record.queue_seconds = response.timing.queue_seconds
+    record.usd_ticks = None if response.cost is None else response.cost.total_usd_ticks

@@ -1,0 +1,59 @@
+"""How often a load is repeated: a fixed number of times, or until the intervals of chosen figures are narrow enough."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from penstock_bench.load.intervals import HIGHER_IS_BETTER, Estimate
+
+FEWEST_TO_STOP = 5
+"""Runs before an interval may end the repetitions: with fewer, one that is narrow by chance would often end them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """`runs` of the same load; with `narrow` more of them, up to `most`, until each interval is narrow enough.
+
+    `narrow`: largest half width of a figure's 95 % interval, as a share of the figure.
+    """
+
+    runs: int = 1
+    most: int = 20
+    narrow: Mapping[str, float] = field(default_factory=dict)
+
+    def enough(self, done: int, found: Mapping[str, Estimate]) -> bool:
+        """Tell whether so many runs, with these intervals, are enough."""
+        if not self.narrow:
+            return done >= self.runs
+        if done >= max(self.most, self.runs):
+            return True
+        widths = [found[name].relative_half_width if name in found else math.inf for name in self.narrow]
+        return done >= max(self.runs, FEWEST_TO_STOP) and all(
+            width <= limit for width, limit in zip(widths, self.narrow.values(), strict=True)
+        )
+
+    def missed(self, found: Mapping[str, Estimate]) -> list[str]:
+        """Return the figures whose intervals are still wider than wanted."""
+        return [
+            name for name, limit in self.narrow.items() if name not in found or found[name].relative_half_width > limit
+        ]
+
+
+def parse_narrow(texts: Iterable[str]) -> dict[str, float]:
+    """Return shares from `end-to-end-p95=5` (percent) and its like. Raises ValueError."""
+    given = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        known = {figure.replace("_", "-"): figure for figure in HIGHER_IS_BETTER}
+        try:
+            percent = float(value)
+        except ValueError:
+            percent = math.nan
+        if name not in known or not 0 < percent <= 100:
+            raise ValueError(
+                f"{text!r} is not FIGURE=PERCENT with a percentage in (0, 100] and one of {', '.join(known)}"
+            )
+        given[known[name]] = percent / 100
+    return given

@@ -1,0 +1,206 @@
+"""Sends the calls: open loops by the clock, closed loops by so many patient callers."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import secrets
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from penstock_bench.load import calls
+from penstock_bench.load.arrivals import Arrival
+from penstock_bench.load.calls import Clock, Record
+from penstock_bench.load.prompts import Prompts
+from penstock_bench.load.workload import Work, Workload, options_of
+from penstock_client import AsyncClient, Response
+
+_RETRY_SECONDS = 1.0
+_WARM_CALLERS = 2
+_MOST_TIMES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How long, and how calls are made. `drain_seconds`: most time that calls under way get after the end."""
+
+    seconds: float
+    warm_up_seconds: float = 5.0
+    drain_seconds: float = 60.0
+    exact: bool = True
+    temperature: float | None = None
+    flush_interval_seconds: float | None = None
+    resumable: bool = False
+    seed: int = 0
+    least_calls: int = 0
+    """A closed loop goes on, up to five times as long, until so many calls have ended in the window."""
+
+
+@dataclass(slots=True)
+class Live:
+    """What has happened so far, for whoever watches. Tokens by whole second: [thought, answer]."""
+
+    sent: int = 0
+    running: int = 0
+    ended: int = 0
+    by_outcome: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    tokens: dict[int, list[int]] = field(default_factory=lambda: defaultdict(lambda: [0, 0]))
+    window_thought_tokens: int = 0
+    window_answer_tokens: int = 0
+
+
+class Run:
+    """One load. `records` holds every call, those of the warm-up with negative times, however the run ends.
+
+    `end_seconds` is infinite while it is not decided yet.
+    """
+
+    def __init__(self, clients: Sequence[AsyncClient], prompts: Prompts, options: Options) -> None:
+        self.records: list[Record] = []
+        self.live = Live()
+        self.clock = Clock(options.warm_up_seconds)
+        self.end_seconds = options.seconds
+        self._clients, self._prompts, self._options = clients, prompts, options
+        self._rng = random.Random(options.seed)
+        self._running: set[asyncio.Task[Record]] = set()
+        self._bug: BaseException | None = None
+        self._counted = 0
+        self._enough = asyncio.Event()
+        # Every run finds the prefix cache cold, whatever ran before it with the same seed.
+        self._cache_salt = secrets.token_hex(8)
+
+    async def open_loop(self, arrivals: Iterable[Arrival]) -> None:
+        """Each call goes out at its time, whatever became of those before it."""
+        try:
+            for arrival in arrivals:
+                messages = self._prompts.messages(arrival.work, self._rng)
+                await self.clock.reach(arrival.at_seconds)
+                task = asyncio.create_task(self._conversation(arrival.work, arrival.at_seconds, messages))
+                self._running.add(task)
+                task.add_done_callback(self._forget)
+            await self.clock.reach(self.end_seconds)
+            if self._running:
+                await asyncio.wait(self._running, timeout=self._options.drain_seconds)
+        finally:
+            await self._give_up(self._running)
+        if self._bug is not None:
+            raise self._bug
+
+    def _forget(self, task: asyncio.Task[Record]) -> None:
+        self._running.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self._bug = task.exception()
+
+    async def closed_loop(self, callers: int, workload: Workload) -> None:
+        """Each caller sends the next call when the last one has ended."""
+        options = self._options
+        if options.least_calls:
+            self.end_seconds = math.inf
+        workers = {asyncio.create_task(self._caller(workload)) for _ in range(callers)}
+        try:
+            await self.clock.reach(options.seconds)
+            if self.end_seconds == math.inf:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._enough.wait(), (_MOST_TIMES - 1) * options.seconds)
+                self.end_seconds = self.clock.now()
+            await asyncio.wait(workers, timeout=options.drain_seconds)
+        finally:
+            await self._give_up(workers)
+
+    async def replay(self, trace: Sequence[Arrival], speed: float) -> None:
+        """The trace's calls at `speed` times its pace, after a warm-up with its first ones."""
+        self.end_seconds = trace[-1].at_seconds / speed
+        warm = {asyncio.create_task(self._warm(trace, number)) for number in range(_WARM_CALLERS)}
+        try:
+            await asyncio.wait(warm)
+        finally:
+            await self._give_up(warm)
+        await self.open_loop(Arrival(one.at_seconds / speed, one.work) for one in trace)
+        ends = [record.ended for record in self.records if record.ended is not None and record.intended >= 0]
+        # Its window ends with its last call: a trace has no steady state that could be cut out.
+        self.end_seconds = max([self.end_seconds, *ends])
+
+    async def _caller(self, workload: Workload) -> None:
+        while (now := self.clock.now()) < self.end_seconds:
+            work = workload.draw(self._rng)
+            messages = self._prompts.messages(work, self._rng)
+            record = await self._conversation(work, now, messages)
+            if record.outcome == calls.REFUSED:
+                await asyncio.sleep(record.retry_after or _RETRY_SECONDS)
+            elif record.outcome == calls.FAILED:
+                await asyncio.sleep(_RETRY_SECONDS)  # a service that is gone is not asked a thousand times a second
+
+    async def _warm(self, trace: Sequence[Arrival], first: int) -> None:
+        place = first
+        while self.clock.now() < -_WARM_CALLERS / 10:
+            work = trace[place % len(trace)].work
+            place += _WARM_CALLERS
+            await self._call(work, self.clock.now(), self._prompts.messages(work, self._rng))
+
+    async def _conversation(self, work: Work, intended: float, messages: Sequence[tuple[str, str]]) -> Record:
+        """Make a call and those that follow it, until one does not end well or the window is over; return the last."""
+        said = list(messages)
+        record, response = await self._answered(work, intended, said, 0)
+        for turn in range(1, work.turns):
+            if record.outcome != calls.OK:
+                break
+            await asyncio.sleep(work.pause_seconds)
+            now = self.clock.now()
+            if now >= self.end_seconds:
+                break
+            answer = f"{response.thought}\n\n{response.answer}" if work.keep_thought else response.answer
+            # A model that said nothing has an empty turn, which not every template takes.
+            said += [("assistant", answer or "."), ("user", self._prompts.next_message(work, self._rng))]
+            record, response = await self._answered(work, now, said, turn)
+        return record
+
+    async def _call(self, work: Work, intended: float, messages: Sequence[tuple[str, str]]) -> Record:
+        return (await self._answered(work, intended, messages, 0))[0]
+
+    async def _answered(
+        self, work: Work, intended: float, messages: Sequence[tuple[str, str]], turn: int
+    ) -> tuple[Record, Response]:
+        record = Record(work, intended, self.clock.now(), turn=turn)
+        options = {
+            **options_of(work, exact=self._options.exact, temperature=self._options.temperature),
+            "flush_interval_seconds": self._options.flush_interval_seconds,
+            "resumable": self._options.resumable,
+            "cache_salt": self._cache_salt,
+        }
+        self.records.append(record)
+        client = self._clients[self.live.sent % len(self._clients)]
+        self.live.sent += 1
+        self.live.running += 1
+        try:
+            response = await calls.call(client, record, messages, options, self.clock, self._heard)
+        finally:
+            self.live.running -= 1
+            self.live.ended += 1
+            self.live.by_outcome[record.outcome] += 1
+            if intended >= 0:
+                self._counted += 1
+                if self._counted >= self._options.least_calls:
+                    self._enough.set()
+        return record, response
+
+    def _heard(self, when: float, tokens: int, is_thought: bool) -> None:
+        self.live.tokens[int(when // 1)][0 if is_thought else 1] += tokens
+        if 0 <= when < self.end_seconds:
+            if is_thought:
+                self.live.window_thought_tokens += tokens
+            else:
+                self.live.window_answer_tokens += tokens
+
+    @staticmethod
+    async def _give_up(tasks: Iterable[asyncio.Task[Any]]) -> None:
+        """Cancels what still runs; its records stay unfinished."""
+        ended = list(tasks)
+        for task in ended:
+            task.cancel()
+        for task in ended:
+            with suppress(asyncio.CancelledError):
+                await task

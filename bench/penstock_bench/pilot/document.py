@@ -1,0 +1,69 @@
+"""A report before it is HTML or Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from penstock_bench.pilot.flag import Flag, State
+
+_LONG_CELL = 48
+"""Characters; with a longer cell a table is one of words, not of numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One figure of the summary."""
+
+    label: str
+    value: str
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    title: str
+    svg: str
+    caption: str
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The first column is text; `columns` and each row are of the same length."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    @property
+    def has_long_cells(self) -> bool:
+        return any(len(cell) > _LONG_CELL for row in self.rows for cell in row)
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """`text`: paragraphs."""
+
+    id: str
+    title: str
+    text: Sequence[str] = ()
+    figures: Sequence[Figure] = ()
+    tables: Sequence[Table] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    title: str
+    subtitle: str
+    tiles: Sequence[Tile]
+    summary: Sequence[str]
+    flags: Sequence[Flag]
+    sections: Sequence[Section] = field(default=())
+
+    @property
+    def raised(self) -> Sequence[Flag]:
+        return [flag for flag in self.flags if flag.state is State.RAISED]
+
+    @property
+    def not_observed(self) -> Sequence[Flag]:
+        return [flag for flag in self.flags if flag.state is State.UNSEEN]

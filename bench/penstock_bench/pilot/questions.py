@@ -1,0 +1,85 @@
+"""Thinking budgets against accuracy: the questions of `penstock eval`, which ship with their answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from penstock_bench.evaluation.measure import Options, measure
+from penstock_bench.evaluation.questions import SHIPPED, load, pick
+from penstock_bench.evaluation.results import DEADLINE_EXCEEDED, Row, summarize
+from penstock_bench.evaluation.settings import Setting, settings_of
+from penstock_bench.pilot.grades import Grades
+from penstock_bench.pilot.results import Answers
+from penstock_client import AsyncClient, ThinkingMode
+
+
+@dataclass(slots=True)
+class Asked:
+    """What came back so far."""
+
+    about: str = ""
+    planned: int = 0
+    settings: list[Setting] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        return len(self.rows) == self.planned
+
+    def answers(self) -> tuple[Answers, ...]:
+        """One per setting that has been asked at all."""
+        found = (
+            _answers(setting, [row for row in self.rows if row.setting == setting.name]) for setting in self.settings
+        )
+        return tuple(one for one in found if one is not None)
+
+
+async def ask(
+    client: AsyncClient, grades: Grades, modes: Iterable[ThinkingMode], asked: Asked, show: Callable[[str], None]
+) -> None:
+    """Fills `asked`, in the modes that the model has. Greedy. Raises PenstockError where it is refused or fails."""
+    picked = pick(load(SHIPPED), grades.questions, seed=0)
+    asked.settings = settings_of(grades.budgets, [mode.value for mode in modes], grades.deadlines_seconds)
+    asked.planned = len(picked) * len(asked.settings)
+    asked.about = (
+        f"{len(picked)} of the questions of `penstock eval` ({SHIPPED.name}), half of which need thought; greedy"
+    )
+
+    def keep(row: Row) -> None:
+        asked.rows.append(row)
+        show(f"questions, {row.setting}: {len(asked.rows)} of {asked.planned}")
+
+    options = Options(grades.question_callers, grades.max_question_output_tokens)
+    await measure(client, picked, asked.settings, options, keep)
+
+
+def _answers(setting: Setting, rows: list[Row]) -> Answers | None:
+    summary = summarize(setting, rows)
+    if summary is None:
+        return None
+    came = [row for row in rows if row.outcome != DEADLINE_EXCEEDED]
+    return Answers(
+        name=setting.name,
+        mode=setting.mode.value,
+        budget_tokens=setting.budget_tokens,
+        deadline_seconds=setting.deadline_seconds,
+        asked=summary.accuracy.asked,
+        right=summary.accuracy.right,
+        accuracy=summary.accuracy.value,
+        accuracy_interval_95=summary.accuracy.interval,
+        mean_prompt_tokens=_mean([row.prompt_tokens for row in came]),
+        mean_thought_tokens=_mean([row.thought_tokens for row in came]),
+        mean_answer_tokens=_mean([row.answer_tokens for row in came]),
+        outcomes=dict(summary.outcomes),
+        deadline_missed=len(rows) - len(came),
+        over_budget=summary.over_budget,
+        latency_p50_seconds=summary.latency_p50_seconds,
+        latency_p95_seconds=summary.latency_p95_seconds,
+        drafted_tokens=summary.drafted_tokens,
+        accepted_tokens=summary.accepted_tokens,
+    )
+
+
+def _mean(values: list[int]) -> float:
+    return sum(values) / len(values) if values else 0.0

@@ -1,0 +1,106 @@
+"""The section about memory: what a load takes, and where it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from penstock_bench.pilot.document import Figure, Section, Table
+from penstock_bench.pilot.results import Kind, Result, Stage
+from penstock_bench.pilot.svg import Mark, Series, lines
+from penstock_bench.pilot.words import number, share
+
+
+def memory(result: Result) -> Section | None:
+    text: list[str] = []
+    figures: list[Figure] = []
+    measured = [stage for stage in (*result.of("concurrency"), *result.of("context")) if stage.memory_gib]
+    seen = [
+        (stage, stage.engine.kv_usage_most) for stage in result.stages if stage.engine and stage.engine.kv_usage_most
+    ]
+    if seen:
+        points = [(_tokens_alive(stage), usage) for stage, usage in seen]
+        series = [Series("", points, 4, "dots")]
+        if result.kv_cache_tokens:
+            most = max(result.kv_cache_tokens, *(at for at, _ in points))
+            series.insert(
+                0, Series("", [(most / 1000, most / 1000 / result.kv_cache_tokens), (float(most), 1.0)], 5, "dash")
+            )
+        svg = lines(
+            "KV cache",
+            series,
+            "tokens held at a time (calls under way times their length)",
+            "share of the KV cache in use",
+            x_log=True,
+            y_log=True,
+            marks=[Mark(1.0, "full")],
+        )
+        caption = (
+            "At its most in each stage. The dashed line is what tokens alone would take; what lies above it is what"
+            " every sequence takes whatever its length, and prompts that are being computed."
+        )
+        figures.append(Figure("How much of the KV cache a load takes", svg, caption))
+    if result.kv_cache_tokens:
+        window = result.served["context_window_tokens"]
+        text.append(
+            f"The KV cache holds {result.kv_cache_tokens:,} tokens by the engine's own count, that is"
+            f" {result.kv_cache_tokens / window:.1f} contexts of the whole window of {window:,}."
+        )
+        text += _ceilings(result)
+    else:
+        text.append(f"The engine's KV cache was not observed: {result.metrics_not_seen or 'its size is not told'}.")
+    if measured:
+        text.append(_held(measured))
+    else:
+        text.append(f"Memory of the service's processes was not observed: {result.processes_not_seen}.")
+    return Section("memory", "Memory ceiling", text, figures, [_table(measured)] if measured else [])
+
+
+_ROLES = {"front end": "front end GiB", "engine": "engine GiB", "GPU": "GPUs GiB"}
+
+
+def _held(stages: Sequence[Stage]) -> str:
+    def processes(stage: Stage) -> float:
+        return sum(gib for role, gib in stage.memory_gib.items() if role != "GPU")
+
+    fullest = max(stages, key=processes)
+    said = f"The processes on this machine held at most {processes(fullest):.2f} GiB ({fullest.name})"
+    gpus = max(stage.memory_gib.get("GPU", 0.0) for stage in stages)
+    return said + (f"; its GPUs {gpus:.2f} GiB, the KV cache set aside in them included." if gpus else ".")
+
+
+def _table(stages: Sequence[Stage]) -> Table:
+    roles = [role for role in _ROLES if any(role in stage.memory_gib for stage in stages)]
+    rows = [
+        (
+            stage.name,
+            *(number(stage.memory_gib.get(role), 2) for role in roles),
+            share(stage.engine.kv_usage_most) if stage.engine else "-",
+            number(stage.engine.preemptions) if stage.engine else "-",
+        )
+        for stage in stages
+    ]
+    return Table("", ("load", *(_ROLES[role] for role in roles), "KV cache", "preemptions"), rows)
+
+
+def _tokens_alive(stage: Stage) -> float:
+    at_once = float(stage.concurrency or stage.mean_running)
+    return max(1.0, at_once * ((stage.mean_prompt_tokens or 0.0) + (stage.mean_output_tokens or 0.0)))
+
+
+def _ceilings(result: Result) -> list[str]:
+    """By what the largest loads of either sweep took: how many such calls fill the cache."""
+    said = []
+    kinds: tuple[Kind, ...] = ("concurrency", "context")
+    for kind in kinds:
+        stages = [
+            stage for stage in result.of(kind) if stage.engine and stage.engine.kv_usage_most and stage.concurrency
+        ]
+        if stages:
+            stage = max(stages, key=lambda one: one.engine.kv_usage_most or 0.0 if one.engine else 0.0)
+            usage = stage.engine.kv_usage_most if stage.engine and stage.engine.kv_usage_most else 1.0
+            said.append(
+                f"{stage.concurrency} caller{'s' if stage.concurrency != 1 else ''} with"
+                f" {number(stage.mean_prompt_tokens)} prompt tokens: {usage:.1%} of it; about"
+                f" {(stage.concurrency or 0) / usage:,.0f} of them would fill it."
+            )
+    return said

@@ -1,0 +1,47 @@
+"""Add the commands of other distributions, such as penstock-bench, to `penstock`."""
+
+from __future__ import annotations
+
+from importlib import metadata
+
+import typer
+
+GROUP = "penstock.commands"
+"""Entry points of this group are Typer applications (commands with subcommands) or functions (one command)."""
+
+_OF_BENCH = {
+    "bench": "Measure a service under load.",
+    "eval": "Measure how accurate answers are against thinking.",
+    "pilot": "Write a report of a service, from measurements.",
+    "plan": "Plan hardware for a model.",
+}
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add each installed command to `app`; those of penstock-bench say how to get them where it is not installed."""
+    found = {entry.name: entry for entry in metadata.entry_points(group=GROUP)}
+    for name in sorted(found):
+        try:
+            command = found[name].load()
+        except Exception as error:  # another distribution's fault must not keep `penstock serve` from starting
+            typer.echo(f"penstock: cannot load the command {name} ({found[name].value}): {error}", err=True)
+            continue
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name)
+        else:
+            app.command(name)(command)
+    for name in sorted(_OF_BENCH.keys() - found.keys()):
+        _add_missing(app, name)
+
+
+def _add_missing(app: typer.Typer, name: str) -> None:
+    @app.command(
+        name,
+        help=f"{_OF_BENCH[name]} Needs penstock-bench.",
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+        hidden=True,
+    )
+    def missing(context: typer.Context) -> None:
+        raise typer.BadParameter(
+            f"`penstock {name}` is in penstock-bench, which is not installed: pip install penstock-bench"
+        )
