@@ -17,7 +17,7 @@ import sys
 import time
 
 import grpc
-from penstock.config import DEMO_MODEL_FP8_DIR
+from penstock.config.schema import DEMO_MODEL_FP8_DIR
 from penstock.percentiles import percentile
 from penstock_client.v1 import generation_pb2 as pb
 from penstock_client.v1 import generation_pb2_grpc

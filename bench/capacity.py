@@ -29,7 +29,7 @@ import psutil
 import typer
 from penstock.admission import Admission
 from penstock.calls import Arrival, Calls, House
-from penstock.config import Config
+from penstock.config.schema import Config
 from penstock.engine_scripted import Reply, ScriptedEngine
 from penstock.live import LiveStreams
 from penstock.planning import plan_generation

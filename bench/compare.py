@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from penstock.config import EngineSettings
+from penstock.config.schema import EngineSettings
 from penstock.engine_vllm.start import plan as plan_engine
 from penstock.hf_tokenizer import load
 

@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from penstock.config import DEMO_MODEL_DIR, EngineSettings
+from penstock.config.schema import DEMO_MODEL_DIR, EngineSettings
 from penstock.engine_vllm.start import start
 from penstock.sizes.cache import CPU_BLOCK_TOKENS, Cache, plan_cache
 from penstock.sizes.shape import Shape, read_shape

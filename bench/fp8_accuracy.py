@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from penstock.config import DEMO_MODEL_DIR, DEMO_MODEL_FP8_DIR
+from penstock.config.schema import DEMO_MODEL_DIR, DEMO_MODEL_FP8_DIR
 from penstock.sizes.shape import read_shape
 from penstock.sizes.weights import weight_bytes
 from penstock_bench.evaluation.measure import Options, measure

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from penstock.config import DEMO_MODEL_FP8_DIR
+from penstock.config.schema import DEMO_MODEL_FP8_DIR
 from penstock.engine_vllm.concurrency import LEAST
 from penstock.percentiles import percentile
 from penstock_client.v1 import generation_pb2 as pb

@@ -98,7 +98,7 @@ async def block_tokens_of(engine: VllmEngine) -> int:
 
 
 async def measure(blocks: Sequence[int], turns: int) -> list[Call]:
-    from penstock.config import EngineSettings
+    from penstock.config.schema import EngineSettings
     from penstock.engine_vllm.start import start
 
     calls = []

@@ -51,7 +51,7 @@ def serve_turns(drafts: int, asked: list[str], turns: Connection) -> None:
 
 
 async def _serve_turns(drafts: int, asked: list[str], turns: Connection) -> None:
-    from penstock.config import EngineSettings
+    from penstock.config.schema import EngineSettings
     from penstock.engine_vllm.start import start
     from penstock.types import EngineRequest, Message, Role, Sampling
 

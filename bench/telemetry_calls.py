@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from penstock.config import Config, TelemetrySettings
+from penstock.config.schema import Config, TelemetrySettings
 from penstock.engine_scripted import Reply, ScriptedEngine
 from penstock.observe import CallWatch, CandidateWatch, Cause, GenerationWatch, Headers, Observer, Step
 from penstock.planning import Plan

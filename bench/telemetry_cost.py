@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from penstock.config import Config, EngineSettings, TelemetrySettings
+from penstock.config.schema import Config, EngineSettings, TelemetrySettings
 from penstock.engine import Engine
 from penstock.observe import NOBODY, Observer
 from penstock.percentiles import percentile

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from penstock.config import AdmissionSettings
+from penstock.config.schema import AdmissionSettings
 from penstock.errors import DeadlinePassed, Draining, Overloaded, PenstockError
 from penstock.types import Priority
 

@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from penstock import logs, tasks
-from penstock.config import Config, EngineSettings
+from penstock.config.schema import Config, EngineSettings
 from penstock.engine import Engine
 from penstock.observe import NOBODY, Observer
 from penstock.server import Server

@@ -24,7 +24,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from penstock.config_security import AuditSettings
+from penstock.config.security import AuditSettings
 from penstock.errors import ConfigError
 from penstock.files import why_not_written
 

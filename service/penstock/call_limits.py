@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from penstock.config import ServerSettings
+from penstock.config.schema import ServerSettings
 from penstock.errors import Overloaded
 from penstock.request_memory import RequestMemory
 

@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from penstock.config import EngineSettings
+from penstock.config.schema import EngineSettings
 from penstock.engine import EngineLoad, Interruption
 from penstock.errors import ConfigError, EngineDied, FeatureOff, PoisonousRequest
 from penstock.routing import ExpertCounts

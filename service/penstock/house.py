@@ -14,7 +14,7 @@ from penstock.admission import Admission
 from penstock.audit import NO_AUDIT, Audit
 from penstock.callers.caller import CALLER, Caller
 from penstock.candidate import Steering
-from penstock.config import Config
+from penstock.config.schema import Config
 from penstock.engine import Engine
 from penstock.gather import LoopLag
 from penstock.live import LiveStreams

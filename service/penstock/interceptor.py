@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 from penstock.border import Border, Entry
 from penstock.call_limits import HEALTH_MESSAGE_BYTES, CallLimits
 from penstock.callers.caller import CALLER
-from penstock.config import ServerSettings
+from penstock.config.schema import ServerSettings
 from penstock.errors import (
     BadRequest,
     FieldViolation,

@@ -18,7 +18,7 @@ from penstock_client.v1 import generation_pb2 as pb
 
 from penstock import tasks
 from penstock.callers.caller import NOBODY, Caller
-from penstock.config import ResumeSettings
+from penstock.config.schema import ResumeSettings
 from penstock.errors import BadRequest, FieldViolation, GenerationNotFound, Overloaded
 from penstock.observe import CALL
 from penstock.usage import Meter

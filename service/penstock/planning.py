@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from penstock.config import Config
+from penstock.config.schema import Config
 from penstock.context import fit_messages, fit_tokens, window_tokens
 from penstock.engine import Engine, Tokenizer
 from penstock.errors import BadRequest, FieldViolation

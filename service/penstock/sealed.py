@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from penstock.callers.caller import NOBODY, Caller
-from penstock.config import ResumeSettings
+from penstock.config.schema import ResumeSettings
 from penstock.errors import ConfigError, GenerationNotFound
 
 _PREFIX = "c1."

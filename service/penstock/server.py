@@ -22,7 +22,8 @@ from penstock.audit import audit_of
 from penstock.border import Border
 from penstock.call_limits import HEALTH_MESSAGE_BYTES
 from penstock.callers.gate import Gate
-from penstock.config import Config, ServerSettings
+from penstock.config.reload import keep_fresh
+from penstock.config.schema import Config, ServerSettings
 from penstock.engine import Engine
 from penstock.errors import EngineDown
 from penstock.gather import LoopLag
@@ -39,7 +40,6 @@ from penstock.sealed import seal_key
 from penstock.servicer import GenerationServicer, ModelServicer
 from penstock.supervisor import SupervisedEngine
 from penstock.usage import PriceList
-from penstock.watched import keep_fresh
 
 SERVICES = tuple(
     module.DESCRIPTOR.services_by_name[name].full_name

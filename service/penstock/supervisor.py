@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from penstock import tasks
-from penstock.config import SupervisionSettings
+from penstock.config.schema import SupervisionSettings
 from penstock.engine import Engine, EngineLoad, Interruption, Tokenizer
 from penstock.errors import EngineDied, EngineDown, PoisonousRequest
 from penstock.poison import PoisonMemory

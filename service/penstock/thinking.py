@@ -10,7 +10,7 @@ import re
 from collections import deque
 from dataclasses import dataclass
 
-from penstock.config import ThinkingSettings
+from penstock.config.schema import ThinkingSettings
 from penstock.errors import BadRequest, FeatureOff, FieldReason, FieldViolation
 from penstock.percentiles import percentile
 from penstock.types import Message, ModelCard, Output, Role, ThinkingConfig, ThinkingMode

@@ -14,9 +14,9 @@ import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
-from penstock.config_security import TlsSettings
+from penstock.config.reload import Watched
+from penstock.config.security import TlsSettings
 from penstock.errors import ConfigError
-from penstock.watched import Watched
 
 
 class Certificates:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from penstock.config import PriceTier
+from penstock.config.schema import PriceTier
 from penstock.types import Cost, Finished, Usage
 
 # 1 USD per million tokens = 1e-6 USD per token = 10,000 ticks of 1e-10 USD per token.

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from penstock.complexity import too_complex
-from penstock.config import LimitSettings
+from penstock.config.schema import LimitSettings
 from penstock.errors import BadRequest, FeatureOff, FieldReason, FieldViolation, ModelNotFound
 from penstock.types import Message, ModelCard, Request, Role, Sampling, StructuredOutput
 

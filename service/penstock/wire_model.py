@@ -6,7 +6,7 @@ from importlib.metadata import version
 
 from penstock_client.v1 import model_pb2 as pb
 
-from penstock.config import Config
+from penstock.config.schema import Config
 from penstock.thinking import defaults_for
 from penstock.types import ModelCard, ThinkingMode
 from penstock.usage import PriceList

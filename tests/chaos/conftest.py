@@ -12,7 +12,7 @@ from pathlib import Path
 import grpc
 import pytest
 from penstock.app import start_engine
-from penstock.config import Config
+from penstock.config.schema import Config
 from penstock.server import Server
 from penstock.supervisor import SupervisedEngine
 from penstock_client.v1 import generation_pb2 as pb

@@ -12,8 +12,8 @@ import kubernetes_validate
 import pytest
 import yaml
 from penstock.cli import app
-from penstock.config_sources import load
-from penstock.config_text import to_toml
+from penstock.config.rendering import to_toml
+from penstock.config.sources import load
 from typer.testing import CliRunner
 
 from tests.chart.chart import (

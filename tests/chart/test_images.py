@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from penstock.cli import app
-from penstock.config_sources import load
+from penstock.config.sources import load
 from typer.testing import CliRunner
 
 from tests.chart.chart import CHART, ROOT

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from penstock.config import Config
+from penstock.config.schema import Config
 from penstock.server import _LAST_EVENT_SECONDS, LIVENESS
 
 from tests.chart.chart import (

@@ -7,7 +7,7 @@ import tomllib
 
 import pytest
 import yaml
-from penstock.config import Config
+from penstock.config.schema import Config
 from penstock.engine_vllm.args import plan_engine
 from penstock.engine_vllm.checkpoint import card_checkpoint
 from penstock.engine_vllm.features import Devices

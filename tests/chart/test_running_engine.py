@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from penstock.config import Config
+from penstock.config.schema import Config
 
 from tests.chart.chart import Object, container, needs_helm, pod, render
 from tests.chart.kubelet import free_port, helm_test, lay_out, probe, until_started

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from penstock.config import EngineSettings
+from penstock.config.schema import EngineSettings
 from penstock.engine import Engine
 from penstock.engine_vllm.start import start
 from penstock.types import EngineChunk, EngineRequest, Message, Role, Sampling

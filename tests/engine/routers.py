@@ -6,7 +6,7 @@ import re
 from collections import defaultdict
 
 import torch
-from penstock.config import DEMO_MODEL_DIR, DEMO_MODEL_FP8_DIR
+from penstock.config.schema import DEMO_MODEL_DIR, DEMO_MODEL_FP8_DIR
 from penstock.engine_vllm.compat import declare_torchvision_operators
 from penstock.engine_vllm.fp8.blocks import dequantize
 from safetensors.torch import load_file

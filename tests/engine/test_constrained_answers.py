@@ -12,7 +12,7 @@ import grpc
 import jsonschema
 import pytest
 from penstock.candidate import Candidate, Steering
-from penstock.config import Config
+from penstock.config.schema import Config
 from penstock.engine import Engine
 from penstock.errors import EngineDown
 from penstock.planning import plan_generation

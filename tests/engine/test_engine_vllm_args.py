@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from penstock.config import DEMO_MODEL_DIR, EngineSettings
+from penstock.config.schema import DEMO_MODEL_DIR, EngineSettings
 from penstock.engine_vllm.args import plan_engine
 from penstock.engine_vllm.checkpoint import Checkpoint, card_checkpoint, read_checkpoint
 from penstock.engine_vllm.devices import _has_avx512

@@ -377,7 +377,7 @@ def test_a_grammar_still_knows_only_what_it_sampled(patched):
 
 
 def test_the_compiler_still_takes_control_tokens_for_text(patched):
-    from penstock.config import DEMO_MODEL_DIR
+    from penstock.config.schema import DEMO_MODEL_DIR
     from penstock.engine_vllm.compat.plain_text import text_tokens
     from transformers import AutoTokenizer
     from xgrammar import TokenizerInfo

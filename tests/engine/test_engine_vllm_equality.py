@@ -13,7 +13,7 @@ import asyncio
 import random
 
 import pytest
-from penstock.config import EngineSettings
+from penstock.config.schema import EngineSettings
 from penstock.engine_vllm.start import start
 from penstock.types import Message, Role
 

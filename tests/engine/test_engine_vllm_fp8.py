@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from penstock.config import DEMO_MODEL_DIR, DEMO_MODEL_FP8_DIR
+from penstock.config.schema import DEMO_MODEL_DIR, DEMO_MODEL_FP8_DIR
 from penstock.engine_vllm.fp8 import write as writing
 from penstock.engine_vllm.fp8.blocks import dequantize, quantize, refine
 from penstock.engine_vllm.fp8.write import write

@@ -7,7 +7,7 @@ import json
 from collections import Counter
 
 import pytest
-from penstock.config import DEMO_MODEL_DIR, EngineSettings
+from penstock.config.schema import DEMO_MODEL_DIR, EngineSettings
 from penstock.engine_vllm.fp8.write import write
 from penstock.engine_vllm.start import start
 from penstock.sizes.shape import read_shape

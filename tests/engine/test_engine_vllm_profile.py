@@ -7,7 +7,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from penstock.config import DEMO_MODEL_DIR, EngineSettings
+from penstock.config.schema import DEMO_MODEL_DIR, EngineSettings
 from penstock.engine_vllm.args import plan_engine
 from penstock.engine_vllm.checkpoint import card_checkpoint, read_checkpoint
 from penstock.engine_vllm.features import Devices

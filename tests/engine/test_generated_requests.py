@@ -71,7 +71,7 @@ async def test_every_pair_of_parameters_is_answered(engine: Engine, channel: grp
 @pytest.mark.parametrize("mtp", ["on", "off"])
 async def test_thousands_are_answered_without_a_restart(request: pytest.FixtureRequest, mtp: str) -> None:
     from penstock.app import start_engine
-    from penstock.config import Config
+    from penstock.config.schema import Config
     from penstock.server import Server
     from penstock.supervisor import SupervisedEngine
 

@@ -7,7 +7,7 @@ import copy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from penstock.config import DEMO_MODEL_DIR
+from penstock.config.schema import DEMO_MODEL_DIR
 from penstock.errors import BadRequest
 from penstock.hf_tokenizer import HfTokenizer, load
 from penstock.types import Message, Role

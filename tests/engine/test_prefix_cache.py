@@ -11,7 +11,7 @@ from penstock.engine_vllm.engine import VllmEngine
 from bench.prefix_cache import block_tokens_of, growing_chat, second_calls
 
 RESET = """
-from penstock.config import DEMO_MODEL_DIR, EngineSettings
+from penstock.config.schema import DEMO_MODEL_DIR, EngineSettings
 from penstock.engine_vllm import start
 import os
 _, planned, _ = start.plan(EngineSettings(device="cpu"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from penstock.config import EngineSettings
+from penstock.config.schema import EngineSettings
 from penstock.engine import Engine
 from penstock.engine_vllm.start import start
 from penstock.types import EngineRequest, Sampling

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from penstock.config import DEMO_MODEL_DIR, EngineSettings
+from penstock.config.schema import DEMO_MODEL_DIR, EngineSettings
 from penstock.engine_vllm.devices import find_devices
 from penstock.sizes.cache import CPU_BLOCK_TOKENS, plan_cache
 from penstock.sizes.shape import read_shape

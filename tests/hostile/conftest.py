@@ -19,7 +19,7 @@ import pytest
 import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from penstock.callers.keys import make
-from penstock.config import Config
+from penstock.config.schema import Config
 
 from tests.hostile.held import Target
 from tests.rpc.secure import Authority

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 
-from penstock.config import ServerSettings
+from penstock.config.schema import ServerSettings
 from penstock_client.v1 import generation_pb2 as pb
 
 from tests.hostile.attacks import question

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 
 import pytest
-from penstock.config import ServerSettings
+from penstock.config.schema import ServerSettings
 
 from tests.hostile.conftest import Victim
 from tests.hostile.held import (

@@ -13,7 +13,7 @@ from contextlib import aclosing
 
 import psutil
 from penstock.app import serve
-from penstock.config import Config
+from penstock.config.schema import Config
 from penstock.engine_scripted import ScriptedEngine
 from penstock.types import EngineChunk, EngineRequest
 

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import grpc
 import pytest
-from penstock.config import Config
+from penstock.config.schema import Config
 from penstock.engine import Engine
 from penstock.engine_scripted import Reply, ScriptedEngine
 from penstock.server import Server

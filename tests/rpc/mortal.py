@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
-from penstock.config import Config
+from penstock.config.schema import Config
 from penstock.engine_scripted import Reply, ScriptedEngine
 from penstock.errors import EngineDown
 from penstock.observe import NOBODY, Observer

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
-from penstock.config import Config
+from penstock.config.schema import Config
 from penstock.engine_scripted import Reply, ScriptedEngine
 from penstock.observe import NOBODY, Observer
 from penstock.server import Server

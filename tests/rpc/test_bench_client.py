@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from penstock.config import Config
+from penstock.config.schema import Config
 from penstock.engine_scripted import Reply as Script
 from penstock.engine_scripted import ScriptedEngine
 from penstock.server import Server

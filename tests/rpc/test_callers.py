@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from penstock.callers.key_file import change
 from penstock.callers.keys import make
-from penstock.config import Config, TelemetrySettings
+from penstock.config.schema import Config, TelemetrySettings
 from penstock.engine_scripted import Reply, ScriptedEngine
 from penstock.telemetry.plan import plan_telemetry
 from penstock.telemetry.start import Telemetry

@@ -11,7 +11,7 @@ from pathlib import Path
 import grpc
 import penstock_client as pc
 import pytest
-from penstock.config import Config
+from penstock.config.schema import Config
 from penstock.engine_scripted import Reply, ScriptedEngine
 from penstock.server import Server
 

@@ -13,7 +13,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from penstock.config import Config, SupervisionSettings
+from penstock.config.schema import Config, SupervisionSettings
 from penstock.engine_scripted import Reply
 from penstock.routing import ExpertCounts
 from penstock.server import Server

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 from penstock.cli import app
 from penstock.cli.experts_map import heat_map
-from penstock.config import Config
+from penstock.config.schema import Config
 from penstock.engine_scripted import ScriptedEngine
 from penstock.server import Server
 from penstock_client import Client, ExpertLoad, FeatureOff, InvalidRequest

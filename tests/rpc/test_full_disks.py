@@ -158,7 +158,7 @@ def test_a_service_that_cannot_say_that_it_is_ready_ends(folder: Path) -> None:
 AUDIT = """
 import logging, os, pathlib, time
 from penstock.audit import audit_of
-from penstock.config_security import AuditSettings
+from penstock.config.security import AuditSettings
 logging.basicConfig(format="%(message)s")
 pathlib.Path("fill").write_bytes(bytes(150_000))
 audit = audit_of(AuditSettings(file=pathlib.Path("audit.jsonl")))

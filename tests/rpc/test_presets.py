@@ -10,7 +10,7 @@ from pathlib import Path
 import grpc
 import pytest
 import yaml
-from penstock.config import Config
+from penstock.config.schema import Config
 from penstock.engine_scripted import ByteTokenizer, Reply, ScriptedEngine
 from penstock.engine_vllm.checkpoint import read_facts
 from penstock.engine_vllm.features import Devices, resolve

@@ -12,7 +12,7 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 from penstock.callers.caller import NOBODY
 from penstock.callers.keys import make
-from penstock.config import Config
+from penstock.config.schema import Config
 from penstock.engine_scripted import Reply, ScriptedEngine
 from penstock.errors import EngineRefused
 from penstock.house import Arrival

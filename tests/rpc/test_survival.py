@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc
 import pytest
-from penstock.config import Config
+from penstock.config.schema import Config
 from penstock.engine_scripted import Reply, ScriptedEngine
 from penstock.probation import SETTLING_STEPS
 from penstock_client.v1 import generation_pb2 as pb

@@ -19,7 +19,7 @@ import grpc
 import pytest
 import yaml
 from msgspec import structs
-from penstock.config import Config, TelemetrySettings
+from penstock.config.schema import Config, TelemetrySettings
 from penstock.engine import EngineLoad
 from penstock.engine_scripted import Reply, ScriptedEngine
 from penstock.observe import Observer

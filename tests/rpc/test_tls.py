@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from penstock.config import Config
+from penstock.config.schema import Config
 from penstock.engine_scripted import Reply
 from penstock.errors import ConfigError
 from penstock.server import Server

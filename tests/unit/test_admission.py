@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from penstock.admission import Admission, Bid
-from penstock.config import AdmissionSettings
+from penstock.config.schema import AdmissionSettings
 from penstock.errors import DeadlinePassed, Draining, Overloaded
 from penstock.types import Priority
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from penstock.audit import NO_AUDIT, audit_of
-from penstock.config_security import AuditSettings
+from penstock.config.security import AuditSettings
 from penstock.errors import ConfigError
 
 

@@ -14,11 +14,11 @@ from penstock.callers.caller import ALL_PERMISSIONS, NOBODY, How, derived_id, is
 from penstock.callers.gate import NEEDS, Gate, needs
 from penstock.callers.keys import KeyRing, digest, make, parse, to_text
 from penstock.cli import app
-from penstock.config_security import AuthSettings
+from penstock.config.reload import Watched
+from penstock.config.security import AuthSettings
 from penstock.errors import CallerNotAllowed, CallerUnknown, ConfigError
 from penstock.live import LiveStreams
 from penstock.sealed import Carried, seal, unseal
-from penstock.watched import Watched
 from penstock_client.v1 import generation_pb2, model_pb2, routing_pb2
 from typer.testing import CliRunner
 
@@ -171,7 +171,7 @@ def test_a_file_that_turns_bad_leaves_what_was_in_force(tmp_path: Path, caplog: 
 
 
 async def test_a_resumable_stream_and_a_sealed_one_are_their_callers_own() -> None:
-    from penstock.config import ResumeSettings
+    from penstock.config.schema import ResumeSettings
     from penstock.errors import GenerationNotFound
 
     one, entry = make("a")

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from penstock.candidate import Candidate, Steering
-from penstock.config import Config
+from penstock.config.schema import Config
 from penstock.engine_scripted import Reply, ScriptedEngine
 from penstock.errors import (
     BadRequest,

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from penstock.config import Config
-from penstock.config_sources import keys, load
-from penstock.config_text import to_toml
+from penstock.config.rendering import to_toml
+from penstock.config.schema import Config
+from penstock.config.sources import keys, load
 from penstock.errors import ConfigError
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from decimal import Decimal
 
 import pytest
-from penstock.config import Config, PriceTier, PricingSettings
+from penstock.config.schema import Config, PriceTier, PricingSettings
 from penstock.context import fit_messages, fit_tokens
 from penstock.errors import BadRequest, ContextOverflow
 from penstock.types import Message, Overflow, Role, Usage

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from penstock.config import EngineSettings
+from penstock.config.schema import EngineSettings
 from penstock.engine_vllm import devices
 from penstock.engine_vllm.args import plan_engine
 from penstock.engine_vllm.checkpoint import card_checkpoint

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import pytest
-from penstock.config import ResumeSettings
+from penstock.config.schema import ResumeSettings
 from penstock.errors import BadRequest, GenerationNotFound
 from penstock.live import LiveStream, LiveStreams
 from penstock_client.v1 import generation_pb2 as pb

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from penstock.config import Config, EngineSettings
+from penstock.config.schema import Config, EngineSettings
 from penstock.engine_vllm import lifetime, nodes, start
 from penstock.engine_vllm.nodes import compute, find_leader
 from penstock.errors import EngineDown

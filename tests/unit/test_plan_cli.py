@@ -210,7 +210,7 @@ def test_a_picture_is_drawn(tmp_path: Path) -> None:
 
 
 def test_config_json_alone_will_do(tmp_path: Path) -> None:
-    from penstock.config import DEMO_MODEL_DIR
+    from penstock.config.schema import DEMO_MODEL_DIR
 
     (tmp_path / "config.json").write_bytes((DEMO_MODEL_DIR / "config.json").read_bytes())
     for path in (tmp_path, tmp_path / "config.json"):

@@ -16,8 +16,8 @@ import pytest
 from penstock.callers.caller import NOBODY, Caller, How
 from penstock.callers.isolation import class_of
 from penstock.callers.limits import Limits, limits_of
-from penstock.config import Config
-from penstock.config_security import Quota, QuotaSettings
+from penstock.config.schema import Config
+from penstock.config.security import Quota, QuotaSettings
 from penstock.errors import CallerNotAllowed, ConfigError, Overloaded, QuotaExceeded
 from penstock.quotas.days import Days, SqliteDays
 from penstock.quotas.minutes import MemoryMinutes, Minutes

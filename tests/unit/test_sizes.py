@@ -7,7 +7,7 @@ import struct
 from collections import Counter
 
 import pytest
-from penstock.config import DEMO_MODEL_DIR, DEMO_MODEL_FP8_DIR
+from penstock.config.schema import DEMO_MODEL_DIR, DEMO_MODEL_FP8_DIR
 from penstock.engine_vllm.cards import CARDS
 from penstock.errors import ConfigError
 from penstock.sizes.cache import CPU_BLOCK_TOKENS, plan_cache

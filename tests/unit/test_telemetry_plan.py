@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 
 import pytest
-from penstock.config import TelemetrySettings
+from penstock.config.schema import TelemetrySettings
 from penstock.errors import ConfigError
 from penstock.telemetry.plan import SIGNALS, plan_telemetry
 

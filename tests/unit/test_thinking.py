@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from penstock.config import ThinkingSettings
+from penstock.config.schema import ThinkingSettings
 from penstock.engine_scripted import ScriptedEngine
 from penstock.errors import BadRequest, FeatureOff
 from penstock.thinking import (

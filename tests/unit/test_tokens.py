@@ -21,7 +21,7 @@ from penstock.callers import tokens as tokens_module
 from penstock.callers.gate import Gate
 from penstock.callers.keys import make
 from penstock.callers.tokens import Tokens
-from penstock.config_security import AuthSettings, JwtSettings
+from penstock.config.security import AuthSettings, JwtSettings
 from penstock.errors import CallerUnknown, ConfigError
 
 from tests.clock import stopped

@@ -10,8 +10,8 @@ import pytest
 import tomlkit
 from hypothesis import given
 from hypothesis import strategies as st
-from penstock.config_file import read
-from penstock.toml_lines import KeyPath, toml_lines
+from penstock.config.file import read
+from penstock.config.toml_lines import KeyPath, toml_lines
 
 TEXT = '''\
 # a comment

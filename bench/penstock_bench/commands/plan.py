@@ -14,7 +14,7 @@ from penstock.cli import options as o
 from penstock.cli.failures import EXIT_REFUSED
 
 if TYPE_CHECKING:
-    from penstock.config import Config, EngineSettings
+    from penstock.config.schema import Config, EngineSettings
     from penstock.engine_vllm.checkpoint import Checkpoint
     from penstock.engine_vllm.features import Resolved
     from penstock_bench.capacity.calibrate import Fit

@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 
 from penstock.callers.limits import NO_LIMITS, Limits
-from penstock.config_security import CALLER_NAME, Permission
+from penstock.config.security import CALLER_NAME, Permission
 
 ALL_PERMISSIONS: frozenset[Permission] = frozenset(("generate", "diagnostics", "admin"))
 _PLAIN = r"[A-Za-z0-9][A-Za-z0-9._@:/+-]{0,95}"

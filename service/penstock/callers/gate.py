@@ -11,9 +11,9 @@ from penstock.callers.keys import KeyRing, looks_like_key
 from penstock.callers.limits import limits_of
 from penstock.callers.listed import Listing
 from penstock.callers.tokens import Tokens
-from penstock.config_security import ApiKey, AuthSettings, JwtSettings, Permission, QuotaSettings
+from penstock.config.reload import Watched, read_text
+from penstock.config.security import ApiKey, AuthSettings, JwtSettings, Permission, QuotaSettings
 from penstock.errors import CallerNotAllowed, CallerUnknown, ConfigError
-from penstock.watched import Watched, read_text
 
 Metadata = Iterable[tuple[str, str | bytes]]
 NO_TOKENS = JwtSettings()

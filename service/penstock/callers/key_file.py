@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from penstock.callers import keys
-from penstock.config_security import ApiKey
+from penstock.config.security import ApiKey
 from penstock.errors import ConfigError
 from penstock.files import why_not_written
 

@@ -16,8 +16,8 @@ from datetime import UTC, datetime, timedelta
 
 from pydantic import ValidationError
 
-from penstock.config_base import Section
-from penstock.config_security import ApiKey
+from penstock.config.base import Section
+from penstock.config.security import ApiKey
 from penstock.errors import ConfigError
 
 PREFIX = "penstock_"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from penstock.config_security import TICKS_PER_USD, Quota
+from penstock.config.security import TICKS_PER_USD, Quota
 from penstock.types import Priority
 
 

@@ -16,10 +16,10 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from penstock import config_file
 from penstock.callers.caller import is_caller_id
-from penstock.config_base import Section
-from penstock.config_security import Permission, Quota
+from penstock.config import file as config_file
+from penstock.config.base import Section
+from penstock.config.security import Permission, Quota
 from penstock.errors import ConfigError
 
 

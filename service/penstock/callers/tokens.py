@@ -18,9 +18,9 @@ from typing import Any
 
 import jwt
 
-from penstock.config_security import JwtSettings, is_safe_url
+from penstock.config.reload import Watched, read_text
+from penstock.config.security import JwtSettings, is_safe_url
 from penstock.errors import CallerUnknown, ConfigError
-from penstock.watched import Watched, read_text
 
 log = logging.getLogger(__name__)
 _FETCH_SECONDS = 5.0

@@ -26,7 +26,7 @@ def show(
         values = loaded.config.model_dump(mode="json")
         typer.echo(json_module.dumps({"config": values, "origins": dict(loaded.origins), "notes": loaded.notes}))
         return
-    from penstock.config_text import to_toml
+    from penstock.config.rendering import to_toml
 
     if toml:
         typer.echo(to_toml(loaded.config, loaded.origins), nl=False)
@@ -53,7 +53,7 @@ def show(
 @commands.command()
 def check(file: Annotated[Path, typer.Argument(help="TOML or YAML.")], json: o.Json = False) -> None:
     """Check one file, by itself."""
-    from penstock.config_sources import load
+    from penstock.config.sources import load
     from penstock.errors import ConfigError
 
     try:

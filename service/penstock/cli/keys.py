@@ -14,7 +14,7 @@ from penstock.cli import options as o
 from penstock.cli.failures import EXIT_REFUSED, fail
 
 if TYPE_CHECKING:
-    from penstock.config_security import ApiKey
+    from penstock.config.security import ApiKey
 
 commands = typer.Typer(help="API keys of the service.", no_args_is_help=True)
 KeysFile = Annotated[
@@ -33,7 +33,7 @@ def new(
     """Make a key and show it, once: the file only gets its hash."""
     from penstock.callers import key_file
     from penstock.callers.keys import make
-    from penstock.config_security import CALLER_NAME
+    from penstock.config.security import CALLER_NAME
 
     if not re.fullmatch(CALLER_NAME, caller):
         raise typer.BadParameter(f"{caller!r} does not match {CALLER_NAME}", param_hint="CALLER")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from penstock_client.v1.generation_pb2 import GenerationSpec
     from rich.console import Console
 
-    from penstock.config_sources import Loaded
+    from penstock.config.sources import Loaded
 
 DEFAULT_TARGET = "127.0.0.1:50051"
 
@@ -91,7 +91,7 @@ def spec(prompt: str | list[tuple[str, str]], **options: Any) -> GenerationSpec:
 
 def configuration(file: Path | None, settings: list[str] | None, flags: dict[str, str] | None = None) -> Loaded:
     """The service's configuration from all sources. Raises ConfigError."""
-    from penstock.config_sources import load
+    from penstock.config.sources import load
 
     given = dict(flags or {})
     for setting in settings or ():

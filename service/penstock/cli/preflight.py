@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from penstock.errors import ConfigError
 
 if TYPE_CHECKING:
-    from penstock.config import Config
+    from penstock.config.schema import Config
 
 _MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 _ELSEWHERE = ("s3://", "gs://", "az://")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from penstock.config import EngineSettings
+from penstock.config.schema import EngineSettings
 from penstock.engine_vllm.checkpoint import Checkpoint
 from penstock.engine_vllm.features import Devices, Resolved, resolve, yarn_factor
 from penstock.engine_vllm.parallel import Layout

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from penstock.config import DEMO_MODEL_DIR, DEMO_MODEL_FP8_DIR
+from penstock.config.schema import DEMO_MODEL_DIR, DEMO_MODEL_FP8_DIR
 from penstock.engine_vllm.cards import CARDS
 from penstock.errors import ConfigError
 from penstock.sizes.shape import read_shape

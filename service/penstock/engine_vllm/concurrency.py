@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from penstock.config import EngineSettings
+from penstock.config.schema import EngineSettings
 from penstock.engine_vllm.checkpoint import Checkpoint
 from penstock.engine_vllm.parallel import Parallel
 from penstock.errors import ConfigError

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from penstock.config import EngineSettings
+from penstock.config.schema import EngineSettings
 from penstock.engine_vllm.checkpoint import Checkpoint
 from penstock.engine_vllm.concurrency import plan_concurrency
 from penstock.engine_vllm.parallel import Parallel, plan_parallel

@@ -7,7 +7,7 @@ import dataclasses
 import os
 import sys
 
-from penstock.config import EngineSettings
+from penstock.config.schema import EngineSettings
 from penstock.engine_vllm.lifetime import end_with_service
 
 

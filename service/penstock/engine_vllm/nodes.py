@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 
-from penstock.config import EngineSettings
+from penstock.config.schema import EngineSettings
 from penstock.engine_vllm.lifetime import ServicePipe
 from penstock.engine_vllm.processes import kill
 from penstock.errors import EngineDown

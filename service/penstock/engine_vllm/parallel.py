@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from penstock.config import EngineSettings, Switch
+from penstock.config.schema import EngineSettings, Switch
 from penstock.engine_vllm.checkpoint import Checkpoint
 from penstock.engine_vllm.switches import impossible, switch
 from penstock.errors import ConfigError

@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from penstock.config import EngineSettings
+from penstock.config.schema import EngineSettings
 from penstock.engine_vllm.args import EnginePlan, plan_engine
 from penstock.engine_vllm.background import run_in_background
 from penstock.engine_vllm.checkpoint import Checkpoint, read_checkpoint

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from penstock.config import Switch
+from penstock.config.schema import Switch
 from penstock.errors import ConfigError
 from penstock.types import Feature
 

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from penstock import tasks
 from penstock.callers.caller import Caller
-from penstock.config_security import TICKS_PER_USD
+from penstock.config.security import TICKS_PER_USD
 from penstock.errors import Overloaded, QuotaExceeded
 from penstock.quotas.days import Days
 from penstock.quotas.minutes import MemoryMinutes, Minutes

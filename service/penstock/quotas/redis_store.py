@@ -11,9 +11,9 @@ from typing import Any, TypeVar, cast
 
 import redis.asyncio as redis
 
-from penstock.config_security import QuotaSettings
+from penstock.config.reload import read_text
+from penstock.config.security import QuotaSettings
 from penstock.errors import ConfigError, Overloaded
-from penstock.watched import read_text
 
 T = TypeVar("T")
 _TIMEOUT_SECONDS = 2.0

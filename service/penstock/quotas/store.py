@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from penstock.config_security import QuotaSettings
+from penstock.config.security import QuotaSettings
 from penstock.errors import ConfigError
 from penstock.quotas.days import SqliteDays
 from penstock.quotas.quotas import Quotas

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from penstock.config import TelemetrySettings
+from penstock.config.schema import TelemetrySettings
 from penstock.errors import ConfigError
 
 Protocol = Literal["grpc", "http"]

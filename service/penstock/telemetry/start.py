@@ -24,7 +24,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import Sampler
 
-from penstock.config import TelemetrySettings
+from penstock.config.schema import TelemetrySettings
 from penstock.observe import Observer
 from penstock.telemetry.calls import TelemetryObserver
 from penstock.telemetry.exporters import ExporterHealth, exporter, silence_sdk_loggers

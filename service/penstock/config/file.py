@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
+from penstock.config.toml_lines import KeyPath, toml_lines
 from penstock.errors import ConfigError
-from penstock.toml_lines import KeyPath, toml_lines
 
 
 @dataclass(frozen=True, slots=True)

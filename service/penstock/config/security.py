@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AwareDatetime, Field, field_validator, model_validator
 
-from penstock.config_base import Section
+from penstock.config.base import Section
 
 CALLER_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 """Names that an operator gives to callers: they go into logs, traces and metrics as they are."""

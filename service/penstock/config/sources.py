@@ -20,11 +20,11 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from penstock import config_file
-from penstock.config import Config
-from penstock.config_file import FileValues
+from penstock.config import file as config_file
+from penstock.config.file import FileValues
+from penstock.config.schema import Config
+from penstock.config.toml_lines import KeyPath
 from penstock.errors import ConfigError
-from penstock.toml_lines import KeyPath
 
 ENVIRONMENT_PREFIX = "PENSTOCK_"
 FILE_VARIABLE = "PENSTOCK_CONFIG"

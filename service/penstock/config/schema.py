@@ -13,11 +13,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from penstock.config_base import Section
-from penstock.config_security import AuditSettings, AuthSettings, JwtSettings, QuotaSettings, TlsSettings
+from penstock.config.base import Section
+from penstock.config.security import AuditSettings, AuthSettings, JwtSettings, QuotaSettings, TlsSettings
 
-DEMO_MODEL_DIR = Path(__file__).parent / "demo_model"
-DEMO_MODEL_FP8_DIR = Path(__file__).parent / "demo_model_fp8"
+DEMO_MODEL_DIR = Path(__file__).parents[1] / "demo_model"
+DEMO_MODEL_FP8_DIR = Path(__file__).parents[1] / "demo_model_fp8"
 """The same, by `penstock quantize`; what runs where no model is named, unless `engine.fp8_weights` is off."""
 Switch = Literal["auto", "on", "off", "required"]
 """auto: on where it works. on: on, or off with a stated reason. required: on, or the start stops. off: off."""

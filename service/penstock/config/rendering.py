@@ -9,7 +9,7 @@ import tomlkit
 from pydantic import BaseModel
 from tomlkit.items import Item
 
-from penstock.config import Config
+from penstock.config.schema import Config
 
 
 def to_toml(config: Config, origins: Mapping[str, str] | None = None) -> str:
