@@ -30,7 +30,7 @@ import typer
 from penstock.admission import Admission
 from penstock.calls import Arrival, Calls, House
 from penstock.config.schema import Config
-from penstock.engine_scripted import Reply, ScriptedEngine
+from penstock.engine.scripted import Reply, ScriptedEngine
 from penstock.live import LiveStreams
 from penstock.planning import plan_generation
 from penstock.sealed import NOBODY

@@ -23,8 +23,8 @@ from typing import Annotated
 
 import typer
 from penstock.config.schema import EngineSettings
-from penstock.engine_vllm.start import plan as plan_engine
-from penstock.hf_tokenizer import load
+from penstock.engine.tokenizer import load
+from penstock.engine.vllm.start import plan as plan_engine
 
 from bench.contenders import MAKERS, Contender, Setting
 from bench.machine import about

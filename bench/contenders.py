@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from penstock.engine_vllm.args import EnginePlan
-from penstock.hf_tokenizer import HfTokenizer
+from penstock.engine.tokenizer import HfTokenizer
+from penstock.engine.vllm.args import EnginePlan
 from penstock.types import Message, Role
 from penstock_client.v1 import generation_pb2 as pb
 

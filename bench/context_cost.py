@@ -26,16 +26,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from penstock.config.schema import DEMO_MODEL_DIR, EngineSettings
-from penstock.engine_vllm.start import start
-from penstock.sizes.cache import CPU_BLOCK_TOKENS, Cache, plan_cache
-from penstock.sizes.shape import Shape, read_shape
-from penstock.sizes.weights import Layout, parameters
+from penstock.engine.sizing.cache import CPU_BLOCK_TOKENS, Cache, plan_cache
+from penstock.engine.sizing.shape import Shape, read_shape
+from penstock.engine.sizing.weights import Layout, parameters
+from penstock.engine.vllm.start import start
 from penstock.types import EngineRequest, Sampling
 
 from bench.machine import machine
 
 if TYPE_CHECKING:
-    from penstock.engine_vllm.engine import VllmEngine
+    from penstock.engine.vllm.engine import VllmEngine
 
 LENGTHS = (1024, 4096, 16_384, 32_768)
 """The last is the demo model's window. More fits in memory; reading it with full attention takes minutes on a CPU."""

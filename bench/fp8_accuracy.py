@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from penstock.config.schema import DEMO_MODEL_DIR, DEMO_MODEL_FP8_DIR
-from penstock.sizes.shape import read_shape
-from penstock.sizes.weights import weight_bytes
+from penstock.engine.sizing.shape import read_shape
+from penstock.engine.sizing.weights import weight_bytes
 from penstock_bench.evaluation.measure import Options, measure
 from penstock_bench.evaluation.questions import SHIPPED, Question, load, pick
 from penstock_bench.evaluation.results import Row, Share, paired_difference, share

@@ -27,8 +27,8 @@ from typing import Annotated, Any
 
 import typer
 from penstock.config.schema import EngineSettings
-from penstock.engine_vllm.start import plan as plan_engine
-from penstock.hf_tokenizer import load
+from penstock.engine.tokenizer import load
+from penstock.engine.vllm.start import plan as plan_engine
 from penstock.types import Message, Role
 
 from bench.compare import collector, started

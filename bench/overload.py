@@ -29,7 +29,7 @@ from typing import Any
 
 import psutil
 from penstock.config.schema import DEMO_MODEL_FP8_DIR
-from penstock.engine_vllm.concurrency import LEAST
+from penstock.engine.vllm.concurrency import LEAST
 from penstock.percentiles import percentile
 from penstock_client.v1 import generation_pb2 as pb
 

@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from penstock.engine import Engine
-    from penstock.engine_vllm.engine import VllmEngine
+    from penstock.engine.base import Engine
+    from penstock.engine.vllm.engine import VllmEngine
 
 _OUTPUT_TOKENS = 8
 _numbers = itertools.count()
@@ -99,7 +99,7 @@ async def block_tokens_of(engine: VllmEngine) -> int:
 
 async def measure(blocks: Sequence[int], turns: int) -> list[Call]:
     from penstock.config.schema import EngineSettings
-    from penstock.engine_vllm.start import start
+    from penstock.engine.vllm.start import start
 
     calls = []
     for mtp in (True, False):

@@ -52,7 +52,7 @@ def serve_turns(drafts: int, asked: list[str], turns: Connection) -> None:
 
 async def _serve_turns(drafts: int, asked: list[str], turns: Connection) -> None:
     from penstock.config.schema import EngineSettings
-    from penstock.engine_vllm.start import start
+    from penstock.engine.vllm.start import start
     from penstock.types import EngineRequest, Message, Role, Sampling
 
     speculation = {"mtp": "required", "mtp_draft_tokens": drafts} if drafts else {"mtp": "off"}

@@ -25,7 +25,7 @@ from typing import Any
 
 import grpc
 from penstock.config.schema import Config, TelemetrySettings
-from penstock.engine_scripted import Reply, ScriptedEngine
+from penstock.engine.scripted import Reply, ScriptedEngine
 from penstock.observe import CallWatch, CandidateWatch, Cause, GenerationWatch, Headers, Observer, Step
 from penstock.planning import Plan
 from penstock.server import Server

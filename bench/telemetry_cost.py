@@ -24,7 +24,7 @@ from typing import Any
 
 import grpc
 from penstock.config.schema import Config, EngineSettings, TelemetrySettings
-from penstock.engine import Engine
+from penstock.engine.base import Engine
 from penstock.observe import NOBODY, Observer
 from penstock.percentiles import percentile
 from penstock.server import Server
@@ -101,7 +101,7 @@ async def telling() -> AsyncIterator[Observer]:
 
 
 async def costs(rounds: int, calls: int, tokens: int) -> dict[str, dict[str, Any]]:
-    from penstock.engine_vllm.start import plan, start
+    from penstock.engine.vllm.start import plan, start
 
     settings = EngineSettings(routing="required")
     layout = plan(settings)[1].layout

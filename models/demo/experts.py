@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import torch
-from penstock.engine_vllm.compat import declare_torchvision_operators
+from penstock.engine.vllm.compat import declare_torchvision_operators
 from torch import Tensor
 
 from models.demo.config import END_OF_TEXT, EXPERTS_PER_TOKEN, IM_END, THINK_CLOSE

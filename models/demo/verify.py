@@ -14,7 +14,7 @@ from datetime import date
 from pathlib import Path
 
 import torch
-from penstock.engine_vllm.compat import declare_torchvision_operators
+from penstock.engine.vllm.compat import declare_torchvision_operators
 
 from bench.machine import machine
 from models.demo.config import END_OF_TEXT, IM_END, THINK_CLOSE

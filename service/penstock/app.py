@@ -17,10 +17,10 @@ from pathlib import Path
 
 from penstock import logs, tasks
 from penstock.config.schema import Config, EngineSettings
-from penstock.engine import Engine
+from penstock.engine.base import Engine
+from penstock.engine.supervisor import Mortal, OnChange, SupervisedEngine
 from penstock.observe import NOBODY, Observer
 from penstock.server import Server
-from penstock.supervisor import Mortal, OnChange, SupervisedEngine
 from penstock.telemetry.plan import plan_telemetry
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def leave(code: int) -> None:
 
     Python would take down the modules under that thread. Return where there is none.
     """
-    from penstock.engine_vllm.background import is_busy
+    from penstock.engine.vllm.background import is_busy
 
     if is_busy():
         logging.shutdown()
@@ -63,7 +63,7 @@ def leave(code: int) -> None:
 
 async def _compute(config: Config, stop: asyncio.Event, progress: OnText) -> int:
     """One of several nodes, and not the one that serves: no listener, no metrics of its own."""
-    from penstock.engine_vllm.nodes import compute
+    from penstock.engine.vllm.nodes import compute
 
     stderr = logs.to_stderr(config.telemetry.log_format)
     try:
@@ -187,11 +187,11 @@ def _on_signals(stop: asyncio.Event) -> None:
 async def start_engine(config: Config, progress: OnText, on_change: OnChange) -> Engine:
     """The engine that the configuration names, supervised. vLLM is imported only where it is wanted."""
     if config.engine.kind == "scripted":
-        from penstock.engine_scripted import ScriptedEngine
+        from penstock.engine.scripted import ScriptedEngine
 
         progress("the SCRIPTED engine answers with canned tokens: for client tests only")
         return ScriptedEngine.from_settings(config.engine)
-    from penstock.engine_vllm.start import start
+    from penstock.engine.vllm.start import start
 
     async def start_again() -> Mortal:
         return await start(config.engine, progress)

@@ -21,7 +21,9 @@ from penstock.admission import Bid
 from penstock.callers.isolation import class_of, own_prefixes
 from penstock.candidate import Steering
 from penstock.charges import charged
-from penstock.engine import Engine
+from penstock.engine.base import Engine
+from penstock.engine.poison import accountable, network_of
+from penstock.engine.supervisor import SupervisedEngine
 from penstock.errors import (
     DeadlinePassed,
     EngineRefused,
@@ -36,9 +38,7 @@ from penstock.house import Arrival, House
 from penstock.live import LiveStream
 from penstock.observe import CALL, GenerationWatch, Step
 from penstock.planning import Plan, carried_plan, plan_generation, with_budget, with_carried
-from penstock.poison import accountable, network_of
 from penstock.sealed import Carried, seal, unseal
-from penstock.supervisor import SupervisedEngine
 from penstock.types import Event, Finished, FinishReason
 from penstock.usage import Meter
 from penstock.validation import validate

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
-from penstock.engine import Engine
+from penstock.engine.base import Engine
 from penstock.errors import ConstraintLost, EngineDied, EngineDown, EngineRefused
 from penstock.observe import NO_CANDIDATE, CandidateWatch, Cause
 from penstock.planning import Plan

@@ -10,7 +10,7 @@ from typing import Any
 
 from penstock import tasks
 from penstock.candidate import Candidate, CandidateEvent, Steering
-from penstock.engine import Engine
+from penstock.engine.base import Engine
 from penstock.observe import NO_GENERATION, GenerationWatch
 from penstock.planning import Plan
 from penstock.types import CandidateEnd, Delta, Event, Finished, FinishReason, Timing

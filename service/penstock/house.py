@@ -15,7 +15,7 @@ from penstock.audit import NO_AUDIT, Audit
 from penstock.callers.caller import CALLER, Caller
 from penstock.candidate import Steering
 from penstock.config.schema import Config
-from penstock.engine import Engine
+from penstock.engine.base import Engine
 from penstock.gather import LoopLag
 from penstock.live import LiveStreams
 from penstock.quotas.quotas import Quotas

@@ -15,9 +15,9 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from types import TracebackType
 
-from penstock.engine import EngineLoad
+from penstock.engine.base import EngineLoad
+from penstock.engine.expert_load.statistics import ExpertLoad
 from penstock.planning import Plan
-from penstock.routing import ExpertLoad
 from penstock.types import CandidateEnd, EngineChunk, EngineRequest, Event, Finished, ThinkingOutcome
 
 Headers = Mapping[str, str]

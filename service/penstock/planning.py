@@ -9,7 +9,7 @@ from typing import Any
 
 from penstock.config.schema import Config
 from penstock.context import fit_messages, fit_tokens, window_tokens
-from penstock.engine import Engine, Tokenizer
+from penstock.engine.base import Engine, Tokenizer
 from penstock.errors import BadRequest, FieldViolation
 from penstock.thinking import (
     Budget,

@@ -8,10 +8,10 @@ from collections.abc import AsyncGenerator
 from penstock_client.v1 import routing_pb2 as pb
 from penstock_client.v1 import routing_pb2_grpc
 
+from penstock.engine.expert_load.sampler import ExpertSampler
+from penstock.engine.expert_load.statistics import ExpertLoad
 from penstock.errors import Overloaded
 from penstock.house import Context, House
-from penstock.routing import ExpertLoad
-from penstock.routing_sampler import ExpertSampler
 from penstock.wire_routing import load_out, wish_of
 
 _MOST_WATCHERS = 64

@@ -24,7 +24,9 @@ from penstock.call_limits import HEALTH_MESSAGE_BYTES
 from penstock.callers.gate import Gate
 from penstock.config.reload import keep_fresh
 from penstock.config.schema import Config, ServerSettings
-from penstock.engine import Engine
+from penstock.engine.base import Engine
+from penstock.engine.expert_load.sampler import ExpertSampler
+from penstock.engine.supervisor import SupervisedEngine
 from penstock.errors import EngineDown
 from penstock.gather import LoopLag
 from penstock.health import NOT_SERVING, SERVING, HealthServicer
@@ -34,11 +36,9 @@ from penstock.listener import add_port, bind, health_options, options
 from penstock.live import LiveStreams
 from penstock.observe import NOBODY, Observer, ServiceState
 from penstock.quotas.store import quotas_of
-from penstock.routing_sampler import ExpertSampler
 from penstock.routing_servicer import RoutingServicer
 from penstock.sealed import seal_key
 from penstock.servicer import GenerationServicer, ModelServicer
-from penstock.supervisor import SupervisedEngine
 from penstock.usage import PriceList
 
 SERVICES = tuple(

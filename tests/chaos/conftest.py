@@ -13,8 +13,8 @@ import grpc
 import pytest
 from penstock.app import start_engine
 from penstock.config.schema import Config
+from penstock.engine.supervisor import SupervisedEngine
 from penstock.server import Server
-from penstock.supervisor import SupervisedEngine
 from penstock_client.v1 import generation_pb2 as pb
 from penstock_client.v1 import generation_pb2_grpc
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from penstock import fetch
 from penstock.cli import app
-from penstock.fetch import Fetched
+from penstock.engine import download as fetch
+from penstock.engine.download import Fetched
 from typer.testing import CliRunner
 
 from tests.chart.chart import (

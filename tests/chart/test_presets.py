@@ -8,9 +8,9 @@ import tomllib
 import pytest
 import yaml
 from penstock.config.schema import Config
-from penstock.engine_vllm.args import plan_engine
-from penstock.engine_vllm.checkpoint import card_checkpoint
-from penstock.engine_vllm.features import Devices
+from penstock.engine.vllm.args import plan_engine
+from penstock.engine.vllm.checkpoint import card_checkpoint
+from penstock.engine.vllm.features import Devices
 
 from tests.chart.chart import CHART, configuration, container, needs_helm, render
 

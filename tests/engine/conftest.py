@@ -9,8 +9,8 @@ from pathlib import Path
 import grpc
 import pytest
 from penstock.config.schema import EngineSettings
-from penstock.engine import Engine
-from penstock.engine_vllm.start import start
+from penstock.engine.base import Engine
+from penstock.engine.vllm.start import start
 from penstock.types import EngineChunk, EngineRequest, Message, Role, Sampling
 
 from tests.rpc.conftest import serving

@@ -9,8 +9,8 @@ from typing import Any
 
 import penstock
 import torch
-from penstock.engine_vllm.compat import declare_torchvision_operators
-from penstock.engine_vllm.fp8.blocks import dequantize
+from penstock.engine.vllm.compat import declare_torchvision_operators
+from penstock.engine.vllm.fp8.blocks import dequantize
 from safetensors.torch import load_file
 
 _PACKAGE = Path(penstock.__file__).parent

@@ -7,8 +7,8 @@ from collections import defaultdict
 
 import torch
 from penstock.config.schema import DEMO_MODEL_DIR, DEMO_MODEL_FP8_DIR
-from penstock.engine_vllm.compat import declare_torchvision_operators
-from penstock.engine_vllm.fp8.blocks import dequantize
+from penstock.engine.vllm.compat import declare_torchvision_operators
+from penstock.engine.vllm.fp8.blocks import dequantize
 from safetensors.torch import load_file
 from torch import Tensor
 

@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 from penstock.candidate import Candidate, Steering
 from penstock.config.schema import Config
-from penstock.engine import Engine
+from penstock.engine.base import Engine
 from penstock.errors import EngineDown
 from penstock.planning import plan_generation
 from penstock.types import (

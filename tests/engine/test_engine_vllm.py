@@ -7,7 +7,7 @@ import json
 import re
 
 import pytest
-from penstock.engine import Engine
+from penstock.engine.base import Engine
 from penstock.errors import BadRequest, EngineRefused
 from penstock.types import EngineRequest, EngineStop, Sampling, StructuredKind, StructuredOutput
 
@@ -167,7 +167,7 @@ def test_a_ban_that_model_runner_v2_cannot_hold_is_refused(engine: Engine) -> No
     """V2 dies of more than 1,024 allowed tokens: a request that needs the list is refused there, and served on V1."""
     from dataclasses import replace
 
-    from penstock.engine_vllm.sampling import MOST_ALLOWED_TOKEN_IDS, sampling_params
+    from penstock.engine.vllm.sampling import MOST_ALLOWED_TOKEN_IDS, sampling_params
     from vllm.v1.worker.gpu.sample import logit_bias
 
     assert logit_bias.MAX_NUM_ALLOWED_TOKEN_IDS == MOST_ALLOWED_TOKEN_IDS

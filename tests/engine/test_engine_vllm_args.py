@@ -9,12 +9,12 @@ from types import SimpleNamespace
 
 import pytest
 from penstock.config.schema import DEMO_MODEL_DIR, EngineSettings
-from penstock.engine_vllm.args import plan_engine
-from penstock.engine_vllm.checkpoint import Checkpoint, card_checkpoint, read_checkpoint
-from penstock.engine_vllm.devices import _has_avx512
-from penstock.engine_vllm.features import Devices
-from penstock.engine_vllm.sampling import thought_tokens_in_prompt
-from penstock.engine_vllm.start import default_sampling
+from penstock.engine.vllm.args import plan_engine
+from penstock.engine.vllm.checkpoint import Checkpoint, card_checkpoint, read_checkpoint
+from penstock.engine.vllm.devices import _has_avx512
+from penstock.engine.vllm.features import Devices
+from penstock.engine.vllm.sampling import thought_tokens_in_prompt
+from penstock.engine.vllm.start import default_sampling
 from penstock.errors import ConfigError
 from penstock.types import Markers, Sampling
 
@@ -52,7 +52,7 @@ def test_defaults_on_a_cpu():
         "enable_log_requests": False,
         "use_tqdm_on_load": False,
         "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
-        "worker_extension_cls": "penstock.engine_vllm.worker.WorkerReport",
+        "worker_extension_cls": "penstock.engine.vllm.worker.WorkerReport",
         "speculative_config": {"method": "mtp", "num_speculative_tokens": 2},
         "per_request_spec_decode_metrics": "summary",
         "enforce_eager": True,

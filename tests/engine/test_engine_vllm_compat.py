@@ -27,7 +27,7 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 def patched() -> None:
     """This process as the engine's start leaves it."""
     import vllm.platforms
-    from penstock.engine_vllm import compat
+    from penstock.engine.vllm import compat
 
     assert vllm.platforms.current_platform.is_cpu()
     vllm.platforms.current_platform.import_kernels()  # those of this CPU: two sets in one process abort it
@@ -43,7 +43,7 @@ def test_a_fresh_process_and_its_registry_subprocess_import_the_model(tmp_path):
 
 def test_torchvision_still_needs_its_operators_declared():
     assert "torchvision::nms" in python("import torchvision").stderr
-    declared = "from penstock.engine_vllm import compat; compat.platform_plugin(); import torchvision"
+    declared = "from penstock.engine.vllm import compat; compat.platform_plugin(); import torchvision"
     assert python(declared).returncode == 0
 
 
@@ -184,7 +184,7 @@ class States:
 @pytest.mark.parametrize("dim_first", [False, True])
 def test_states_follow_a_request_into_a_new_block(dim_first):
     import torch
-    from penstock.engine_vllm.compat.recurrent_states import before_step
+    from penstock.engine.vllm.compat.recurrent_states import before_step
 
     states = States(dim_first)
     window = states.window(1, 2).clone()
@@ -202,7 +202,7 @@ def test_states_follow_a_request_into_a_new_block(dim_first):
 @pytest.mark.parametrize("dim_first", [False, True])
 def test_states_stay_behind_at_a_boundary_that_drafts_passed(dim_first):
     import torch
-    from penstock.engine_vllm.compat.recurrent_states import after_step
+    from penstock.engine.vllm.compat.recurrent_states import after_step
 
     states = States(dim_first)
     windows = [states.window(0, 1).clone(), states.window(1, 2).clone()]
@@ -250,7 +250,7 @@ def test_one_token_prompts_still_get_padded_and_their_state_is_not_cleared(patch
     import inspect
 
     import torch
-    from penstock.engine_vllm.compat import draft_history
+    from penstock.engine.vllm.compat import draft_history
     from vllm.model_executor.layers.mamba.ops.cpu import gdn_attention
     from vllm.v1.core.sched.scheduler import Scheduler
 
@@ -348,7 +348,7 @@ def test_a_grammar_still_knows_only_what_it_sampled(patched):
     """`constraint_prefix`: the grammar starts after the tokens that the prompt holds, as vLLM cannot be told."""
     from types import SimpleNamespace
 
-    from penstock.engine_vllm.compat.constraint_prefix import PREFIX_TOKENS, PrefixRejectedError
+    from penstock.engine.vllm.compat.constraint_prefix import PREFIX_TOKENS, PrefixRejectedError
     from vllm.v1.structured_output import StructuredOutputManager
 
     class Grammar:
@@ -378,7 +378,7 @@ def test_a_grammar_still_knows_only_what_it_sampled(patched):
 
 def test_the_compiler_still_takes_control_tokens_for_text(patched):
     from penstock.config.schema import DEMO_MODEL_DIR
-    from penstock.engine_vllm.compat.plain_text import text_tokens
+    from penstock.engine.vllm.compat.plain_text import text_tokens
     from transformers import AutoTokenizer
     from xgrammar import TokenizerInfo
 

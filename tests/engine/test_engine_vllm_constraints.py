@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import grpc
 import pytest
-from penstock.engine import Engine
-from penstock.engine_vllm import constraints
-from penstock.engine_vllm.trial import Verdict
+from penstock.engine.base import Engine
+from penstock.engine.vllm import constraints
+from penstock.engine.vllm.trial import Verdict
 from penstock.errors import BadRequest, Overloaded
 from penstock.types import StructuredKind, StructuredOutput
 from penstock_client.v1 import generation_pb2 as pb

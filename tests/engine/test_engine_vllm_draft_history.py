@@ -10,8 +10,8 @@ import grpc
 import pytest
 import torch
 import torch.nn.functional as F
-from penstock.engine_vllm.compat import draft_history, general_plugin
-from penstock.engine_vllm.compat.speculation import _View
+from penstock.engine.vllm.compat import draft_history, general_plugin
+from penstock.engine.vllm.compat.speculation import _View
 from penstock_client.v1 import generation_pb2 as pb
 from penstock_client.v1 import generation_pb2_grpc
 

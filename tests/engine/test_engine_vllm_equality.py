@@ -14,7 +14,7 @@ import random
 
 import pytest
 from penstock.config.schema import EngineSettings
-from penstock.engine_vllm.start import start
+from penstock.engine.vllm.start import start
 from penstock.types import Message, Role
 
 from .conftest import run

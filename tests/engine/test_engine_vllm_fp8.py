@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from penstock.config.schema import DEMO_MODEL_DIR, DEMO_MODEL_FP8_DIR
-from penstock.engine_vllm.fp8 import write as writing
-from penstock.engine_vllm.fp8.blocks import dequantize, quantize, refine
-from penstock.engine_vllm.fp8.write import write
+from penstock.engine.vllm.fp8 import write as writing
+from penstock.engine.vllm.fp8.blocks import dequantize, quantize, refine
+from penstock.engine.vllm.fp8.write import write
 from penstock.errors import ConfigError, PenstockError
 from safetensors.torch import load_file, save_file
 
@@ -169,7 +169,7 @@ def cpu():
     import vllm.platforms
 
     vllm.platforms.current_platform.import_kernels()  # those of this CPU: two sets in one process abort it
-    from penstock.engine_vllm.fp8 import cpu
+    from penstock.engine.vllm.fp8 import cpu
 
     return cpu
 

@@ -8,10 +8,10 @@ from collections import Counter
 
 import pytest
 from penstock.config.schema import DEMO_MODEL_DIR, EngineSettings
-from penstock.engine_vllm.fp8.write import write
-from penstock.engine_vllm.start import start
-from penstock.sizes.shape import read_shape
-from penstock.sizes.weights import inventory, weight_bytes
+from penstock.engine.sizing.shape import read_shape
+from penstock.engine.sizing.weights import inventory, weight_bytes
+from penstock.engine.vllm.fp8.write import write
+from penstock.engine.vllm.start import start
 from penstock.types import Message, Role
 
 from .conftest import run

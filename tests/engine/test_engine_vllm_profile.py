@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 from penstock.config.schema import DEMO_MODEL_DIR, EngineSettings
-from penstock.engine_vllm.args import plan_engine
-from penstock.engine_vllm.checkpoint import card_checkpoint, read_checkpoint
-from penstock.engine_vllm.features import Devices
-from penstock.engine_vllm.probe import budget_fault
-from penstock.engine_vllm.start import in_vllms_types, line
+from penstock.engine.vllm.args import plan_engine
+from penstock.engine.vllm.checkpoint import card_checkpoint, read_checkpoint
+from penstock.engine.vllm.features import Devices
+from penstock.engine.vllm.probe import budget_fault
+from penstock.engine.vllm.start import in_vllms_types, line
 from penstock.errors import ConfigError
 from penstock.types import Markers
 
@@ -46,7 +46,7 @@ GOLDEN = {
     "enable_log_requests": False,
     "use_tqdm_on_load": False,
     "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
-    "worker_extension_cls": "penstock.engine_vllm.worker.WorkerReport",
+    "worker_extension_cls": "penstock.engine.vllm.worker.WorkerReport",
     "speculative_config": {"method": "mtp", "num_speculative_tokens": 2},
     "per_request_spec_decode_metrics": "summary",
     "gpu_memory_utilization": 0.9,
@@ -216,7 +216,7 @@ def test_a_window_beyond_the_native_one_is_yarn():
 
 def test_vllm_reads_the_stretched_window_as_it_is_meant(monkeypatch):
     """vLLM's own configuration objects, from the demo checkpoint; no engine."""
-    from penstock.engine_vllm import compat
+    from penstock.engine.vllm import compat
     from vllm import envs
     from vllm.engine.arg_utils import AsyncEngineArgs
 

@@ -8,7 +8,7 @@ import grpc
 import pytest
 import torch
 from google.protobuf.duration_pb2 import Duration
-from penstock.engine import Engine
+from penstock.engine.base import Engine
 from penstock.types import Markers
 from penstock_client.v1 import generation_pb2 as pb
 from penstock_client.v1 import generation_pb2_grpc, routing_pb2, routing_pb2_grpc

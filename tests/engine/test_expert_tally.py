@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from penstock.config.schema import EngineSettings
-from penstock.engine_vllm import experts
-from penstock.engine_vllm.args import plan_engine
-from penstock.engine_vllm.checkpoint import card_checkpoint, read_checkpoint
-from penstock.engine_vllm.features import Devices
-from penstock.engine_vllm.parallel import Layout
+from penstock.engine.vllm import experts
+from penstock.engine.vllm.args import plan_engine
+from penstock.engine.vllm.checkpoint import card_checkpoint, read_checkpoint
+from penstock.engine.vllm.features import Devices
+from penstock.engine.vllm.parallel import Layout
 from penstock.errors import ConfigError, FeatureOff
 
 from .test_engine_vllm_profile import H100, plan
@@ -160,7 +160,7 @@ def test_a_model_without_experts_has_none_to_count() -> None:
 
 
 async def test_an_engine_that_does_not_count_says_why() -> None:
-    from penstock.engine_vllm.engine import VllmEngine
+    from penstock.engine.vllm.engine import VllmEngine
     from penstock.types import Feature
 
     engine = VllmEngine.__new__(VllmEngine)
@@ -171,7 +171,7 @@ async def test_an_engine_that_does_not_count_says_why() -> None:
 
 
 async def test_counting_is_switched_on_and_off_while_the_engine_runs() -> None:
-    from penstock.engine_vllm.engine import VllmEngine
+    from penstock.engine.vllm.engine import VllmEngine
 
     asked: list[object] = []
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import grpc
 import pytest
 from google.protobuf import json_format
-from penstock.engine import Engine
+from penstock.engine.base import Engine
 from penstock_client.v1 import generation_pb2 as pb
 from penstock_client.v1 import generation_pb2_grpc
 
@@ -72,8 +72,8 @@ async def test_every_pair_of_parameters_is_answered(engine: Engine, channel: grp
 async def test_thousands_are_answered_without_a_restart(request: pytest.FixtureRequest, mtp: str) -> None:
     from penstock.app import start_engine
     from penstock.config.schema import Config
+    from penstock.engine.supervisor import SupervisedEngine
     from penstock.server import Server
-    from penstock.supervisor import SupervisedEngine
 
     config = Config.model_validate({"server": {"listen": "127.0.0.1:0"}, "engine": {"mtp": mtp}})
     server = Server(config)

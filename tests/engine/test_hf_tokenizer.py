@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from penstock.config.schema import DEMO_MODEL_DIR
+from penstock.engine.tokenizer import HfTokenizer, load
 from penstock.errors import BadRequest
-from penstock.hf_tokenizer import HfTokenizer, load
 from penstock.types import Message, Role
 from transformers import AutoTokenizer
 

@@ -6,13 +6,13 @@ import subprocess
 import sys
 
 import pytest
-from penstock.engine_vllm.engine import VllmEngine
+from penstock.engine.vllm.engine import VllmEngine
 
 from bench.prefix_cache import block_tokens_of, growing_chat, second_calls
 
 RESET = """
 from penstock.config.schema import DEMO_MODEL_DIR, EngineSettings
-from penstock.engine_vllm import start
+from penstock.engine.vllm import start
 import os
 _, planned, _ = start.plan(EngineSettings(device="cpu"))
 os.environ.update(planned.environment)

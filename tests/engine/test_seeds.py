@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from penstock.config.schema import EngineSettings
-from penstock.engine import Engine
-from penstock.engine_vllm.start import start
+from penstock.engine.base import Engine
+from penstock.engine.vllm.start import start
 from penstock.types import EngineRequest, Sampling
 
 from tests.engine.conftest import run

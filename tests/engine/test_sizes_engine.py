@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 from penstock.config.schema import DEMO_MODEL_DIR, EngineSettings
-from penstock.engine_vllm.devices import find_devices
-from penstock.sizes.cache import CPU_BLOCK_TOKENS, plan_cache
-from penstock.sizes.shape import read_shape
-from penstock.sizes.weights import Layout, inventory, weight_bytes
+from penstock.engine.sizing.cache import CPU_BLOCK_TOKENS, plan_cache
+from penstock.engine.sizing.shape import read_shape
+from penstock.engine.sizing.weights import Layout, inventory, weight_bytes
+from penstock.engine.vllm.devices import find_devices
 
 from tests.unit.test_plan_cli import figures_of, plan_json
 

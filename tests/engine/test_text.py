@@ -6,7 +6,7 @@ import asyncio
 
 import grpc
 import pytest
-from penstock.engine import Engine
+from penstock.engine.base import Engine
 from penstock_client.v1 import generation_pb2 as pb
 from penstock_client.v1 import generation_pb2_grpc
 

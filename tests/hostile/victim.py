@@ -14,7 +14,7 @@ from contextlib import aclosing
 import psutil
 from penstock.app import serve
 from penstock.config.schema import Config
-from penstock.engine_scripted import ScriptedEngine
+from penstock.engine.scripted import ScriptedEngine
 from penstock.types import EngineChunk, EngineRequest
 
 STARTS = 0

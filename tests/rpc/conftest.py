@@ -8,8 +8,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import grpc
 import pytest
 from penstock.config.schema import Config
-from penstock.engine import Engine
-from penstock.engine_scripted import Reply, ScriptedEngine
+from penstock.engine.base import Engine
+from penstock.engine.scripted import Reply, ScriptedEngine
 from penstock.server import Server
 
 from tests.rpc.fake_service import FakeService, running

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import grpc
 from penstock.config.schema import Config
-from penstock.engine_scripted import Reply, ScriptedEngine
+from penstock.engine.scripted import Reply, ScriptedEngine
+from penstock.engine.supervisor import SupervisedEngine
 from penstock.errors import EngineDown
 from penstock.observe import NOBODY, Observer
 from penstock.server import Server
-from penstock.supervisor import SupervisedEngine
 from penstock.types import EngineChunk, EngineRequest
 
 POISON = "POISON"

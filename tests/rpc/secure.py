@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 from penstock.config.schema import Config
-from penstock.engine_scripted import Reply, ScriptedEngine
+from penstock.engine.scripted import Reply, ScriptedEngine
 from penstock.observe import NOBODY, Observer
 from penstock.server import Server
 from penstock_client.v1 import generation_pb2 as pb

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from penstock.config.schema import Config
-from penstock.engine_scripted import Reply as Script
-from penstock.engine_scripted import ScriptedEngine
+from penstock.engine.scripted import Reply as Script
+from penstock.engine.scripted import ScriptedEngine
 from penstock.server import Server
 from penstock_client.v1 import generation_pb2 as pb
 

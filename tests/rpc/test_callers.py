@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from penstock.callers.key_file import change
 from penstock.callers.keys import make
 from penstock.config.schema import Config, TelemetrySettings
-from penstock.engine_scripted import Reply, ScriptedEngine
+from penstock.engine.scripted import Reply, ScriptedEngine
 from penstock.telemetry.plan import plan_telemetry
 from penstock.telemetry.start import Telemetry
 from penstock.types import EngineChunk, EngineRequest

@@ -12,7 +12,7 @@ import grpc
 import penstock_client as pc
 import pytest
 from penstock.config.schema import Config
-from penstock.engine_scripted import Reply, ScriptedEngine
+from penstock.engine.scripted import Reply, ScriptedEngine
 from penstock.server import Server
 
 from tests.rpc.mortal import ward

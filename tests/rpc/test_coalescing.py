@@ -6,7 +6,7 @@ import asyncio
 import time
 
 import grpc
-from penstock.engine_scripted import Reply
+from penstock.engine.scripted import Reply
 from penstock_client.v1 import generation_pb2 as pb
 
 from tests.rpc.secure import channel, listening, spec, stub, until

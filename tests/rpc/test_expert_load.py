@@ -14,10 +14,10 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from penstock.config.schema import Config, SupervisionSettings
-from penstock.engine_scripted import Reply
-from penstock.routing import ExpertCounts
+from penstock.engine.expert_load.statistics import ExpertCounts
+from penstock.engine.scripted import Reply
+from penstock.engine.supervisor import SupervisedEngine
 from penstock.server import Server
-from penstock.supervisor import SupervisedEngine
 from penstock_client.v1 import routing_pb2 as pb
 from penstock_client.v1 import routing_pb2_grpc
 

@@ -90,7 +90,7 @@ FILLED = [
 @pytest.mark.parametrize(("place", "size", "cause"), FILLED)
 def test_a_checkpoint_that_fills_the_disk_leaves_nothing(place: Place, cause: str, size: int, folder: Path) -> None:
     """As where others fill it while this is written: the room that is needed is there at first."""
-    unknown = "import penstock.engine_vllm.fp8.write as w; w._check_space = lambda *_: None"
+    unknown = "import penstock.engine.vllm.fp8.write as w; w._check_space = lambda *_: None"
     command = [sys.executable, "-c", f"{unknown}; from penstock.__main__ import main; main()"]
     done = place(folder, size, [*command, "quantize", str(DEMO), "out"])
     one_line(done, "out cannot be written: ", cause, "8.0 MB needed", " free)", "nothing was left behind")

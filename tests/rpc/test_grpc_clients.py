@@ -15,7 +15,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from penstock.call_limits import MAX_OPEN_CALLS_PER_CONNECTION
-from penstock.engine_scripted import Reply
+from penstock.engine.scripted import Reply
 from penstock.errors import ConfigError, PenstockError
 from penstock.observe import CallWatch, Observer
 from penstock_client import MessageTooLarge, Overloaded

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import grpc
 import pytest
 from penstock.callers.keys import make
-from penstock.engine_scripted import Reply
+from penstock.engine.scripted import Reply
 from penstock_client.v1 import generation_pb2 as pb
 
 from tests.rpc.secure import bearer, channel, listening, spec, stub

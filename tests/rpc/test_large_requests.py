@@ -7,7 +7,7 @@ import threading
 from collections.abc import Sequence
 
 import pytest
-from penstock.engine_scripted import ByteTokenizer, ScriptedEngine
+from penstock.engine.scripted import ByteTokenizer, ScriptedEngine
 from penstock.types import Message
 from penstock_client.v1 import generation_pb2 as pb
 from penstock_client.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc

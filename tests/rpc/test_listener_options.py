@@ -23,7 +23,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from penstock import listener
 from penstock.call_limits import HEALTH_MESSAGE_BYTES
 from penstock.config.schema import ServerSettings
-from penstock.engine_scripted import Reply, ScriptedEngine
+from penstock.engine.scripted import Reply, ScriptedEngine
 from penstock.types import EngineChunk, EngineRequest
 from penstock_client.v1 import generation_pb2 as pb
 

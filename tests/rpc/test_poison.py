@@ -9,7 +9,7 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 from penstock.callers import keys
-from penstock.engine_scripted import Reply
+from penstock.engine.scripted import Reply
 from penstock_client.v1 import generation_pb2 as pb
 from penstock_client.v1 import generation_pb2_grpc
 

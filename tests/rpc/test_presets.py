@@ -11,9 +11,9 @@ import grpc
 import pytest
 import yaml
 from penstock.config.schema import Config
-from penstock.engine_scripted import ByteTokenizer, Reply, ScriptedEngine
-from penstock.engine_vllm.checkpoint import read_facts
-from penstock.engine_vllm.features import Devices, resolve
+from penstock.engine.scripted import ByteTokenizer, Reply, ScriptedEngine
+from penstock.engine.vllm.checkpoint import read_facts
+from penstock.engine.vllm.features import Devices, resolve
 from penstock.sealed import Carried, seal
 from penstock.types import EngineChunk, EngineRequest, Message
 from penstock_client.v1 import generation_pb2 as pb

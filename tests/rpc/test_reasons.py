@@ -13,7 +13,7 @@ from google.rpc import error_details_pb2, status_pb2
 from penstock.callers.caller import NOBODY
 from penstock.callers.keys import make
 from penstock.config.schema import Config
-from penstock.engine_scripted import Reply, ScriptedEngine
+from penstock.engine.scripted import Reply, ScriptedEngine
 from penstock.errors import EngineRefused
 from penstock.house import Arrival
 from penstock.server import Server

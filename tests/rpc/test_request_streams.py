@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import grpc
-from penstock.engine_scripted import Reply
+from penstock.engine.scripted import Reply
 from penstock_client.v1 import generation_pb2 as pb
 
 from tests.rpc.secure import channel, listening, spec, stub, until

@@ -13,8 +13,8 @@ from typing import Any
 import grpc
 import pytest
 from penstock.config.schema import Config
-from penstock.engine_scripted import Reply, ScriptedEngine
-from penstock.probation import SETTLING_STEPS
+from penstock.engine.probation import SETTLING_STEPS
+from penstock.engine.scripted import Reply, ScriptedEngine
 from penstock_client.v1 import generation_pb2 as pb
 from penstock_client.v1 import generation_pb2_grpc
 

@@ -16,7 +16,7 @@ import grpc
 import pytest
 from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
-from penstock.engine_scripted import Reply
+from penstock.engine.scripted import Reply
 from penstock_client.v1 import generation_pb2 as pb
 from penstock_client.v1 import generation_pb2_grpc, routing_pb2, routing_pb2_grpc
 from prometheus_client.openmetrics.parser import text_string_to_metric_families

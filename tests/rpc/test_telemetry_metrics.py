@@ -20,10 +20,10 @@ import pytest
 import yaml
 from msgspec import structs
 from penstock.config.schema import Config, TelemetrySettings
-from penstock.engine import EngineLoad
-from penstock.engine_scripted import Reply, ScriptedEngine
+from penstock.engine.base import EngineLoad
+from penstock.engine.expert_load.statistics import ExpertCounts
+from penstock.engine.scripted import Reply, ScriptedEngine
 from penstock.observe import Observer
-from penstock.routing import ExpertCounts
 from penstock.server import Server
 from penstock.telemetry.plan import plan_telemetry
 from penstock.telemetry.start import Telemetry

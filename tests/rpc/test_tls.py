@@ -13,7 +13,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from penstock.config.schema import Config
-from penstock.engine_scripted import Reply
+from penstock.engine.scripted import Reply
 from penstock.errors import ConfigError
 from penstock.server import Server
 from penstock_client.v1 import generation_pb2 as pb

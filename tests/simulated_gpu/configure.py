@@ -101,7 +101,7 @@ def _declare_what_kernels_can(capability: tuple[int, int]) -> None:
 def checkpoint(folder: Path, name: str) -> Path:
     """An official model's small files, in the layout that they have: the text model within a multimodal one."""
     from penstock.config.schema import DEMO_MODEL_DIR
-    from penstock.engine_vllm.cards import CARDS as MODELS
+    from penstock.engine.vllm.cards import CARDS as MODELS
     from transformers import Qwen3_5MoeConfig
 
     made = folder / name.replace("/", "--")
@@ -126,7 +126,7 @@ def checkpoint(folder: Path, name: str) -> Path:
 def asked(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """What became of one configuration: our profile, and vLLM's choices or its refusal."""
     from penstock.config.schema import EngineSettings
-    from penstock.engine_vllm import start
+    from penstock.engine.vllm import start
     from penstock.errors import PenstockError
 
     given = dict(settings)

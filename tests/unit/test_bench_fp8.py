@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from penstock.config.schema import DEMO_MODEL_DIR, DEMO_MODEL_FP8_DIR
-from penstock.sizes.shape import read_shape
+from penstock.engine.sizing.shape import read_shape
 from penstock_bench.evaluation.results import Row
 from penstock_bench.evaluation.settings import FAST, THINKING
 

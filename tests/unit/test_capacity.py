@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from penstock.engine_vllm.cards import CARDS
+from penstock.engine.sizing.shape import read_shape
+from penstock.engine.sizing.weights import Layout, Part, inventory, weight_bytes
+from penstock.engine.vllm.cards import CARDS
 from penstock.errors import ConfigError
-from penstock.sizes.shape import read_shape
-from penstock.sizes.weights import Layout, Part, inventory, weight_bytes
 from penstock_bench.capacity.acceptance import load_acceptance, read_acceptance
 from penstock_bench.capacity.calibrate import fit
 from penstock_bench.capacity.cost import Hosted, break_even, cost

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 from penstock.config.schema import EngineSettings
-from penstock.engine_vllm import devices
-from penstock.engine_vllm.args import plan_engine
-from penstock.engine_vllm.checkpoint import card_checkpoint
-from penstock.engine_vllm.features import Devices
-from penstock.engine_vllm.worker import WorkerReport
+from penstock.engine.vllm import devices
+from penstock.engine.vllm.args import plan_engine
+from penstock.engine.vllm.checkpoint import card_checkpoint
+from penstock.engine.vllm.features import Devices
+from penstock.engine.vllm.worker import WorkerReport
 from penstock.errors import ConfigError
 
 GIB = 2**30

@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 
 import pytest
-from penstock import fetch as module
 from penstock.cli import app
+from penstock.engine import download as module
+from penstock.engine.download import DownloadFailed, Fetched, File, fetch
 from penstock.errors import ConfigError
-from penstock.fetch import DownloadFailed, Fetched, File, fetch
 from typer.testing import CliRunner
 
 WEIGHTS = b"weights" * 1000

@@ -14,16 +14,16 @@ from contextlib import contextmanager
 
 import psutil
 import pytest
-from penstock.engine_vllm.lifetime import VARIABLE, ServicePipe
-from penstock.engine_vllm.processes import kill
+from penstock.engine.vllm.lifetime import VARIABLE, ServicePipe
+from penstock.engine.vllm.processes import kill
 
-_WATCHES = "from penstock.engine_vllm.lifetime import end_with_service; end_with_service();"
+_WATCHES = "from penstock.engine.vllm.lifetime import end_with_service; end_with_service();"
 _MOST_SECONDS = 60
 
 # Prints the pids of a child and of what that child started; both watch. Then it waits for ever.
 SERVICE = f"""
 import os, subprocess, sys, time
-from penstock.engine_vllm.lifetime import ServicePipe
+from penstock.engine.vllm.lifetime import ServicePipe
 grandchild = {_WATCHES + " import os, time; print(os.getpid(), flush=True); time.sleep(600)"!r}
 child = {_WATCHES!r} + (
     "import os, subprocess, sys, time; print(os.getpid(), flush=True);"
@@ -95,7 +95,7 @@ def test_closing_the_pipe_should_end_one_engines_processes_and_not_anothers() ->
     done = run(
         f"""
         import os, subprocess, sys
-        from penstock.engine_vllm.lifetime import VARIABLE, ServicePipe
+        from penstock.engine.vllm.lifetime import VARIABLE, ServicePipe
         def start(pipe):
             code = {_WATCHES + " import time; print(flush=True); time.sleep(600)"!r}
             process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE,
@@ -118,7 +118,7 @@ def test_a_forked_child_should_neither_hold_the_pipe_nor_outlive_the_service() -
     done = run(
         f"""
         import os, subprocess, sys, time
-        from penstock.engine_vllm.lifetime import ServicePipe
+        from penstock.engine.vllm.lifetime import ServicePipe
         pipe = ServicePipe()
         holder = os.fork()
         if holder == 0:
@@ -148,7 +148,7 @@ def test_a_trial_of_a_constraint_should_end_with_the_sandbox_that_forked_it() ->
     """Both generations: the one that tries, here for ever, and the one that waits for it."""
     code = """
         import os, signal, time
-        from penstock.engine_vllm import trial
+        from penstock.engine.vllm import trial
         def never_ends(*_):
             print(os.getppid(), os.getpid(), flush=True)
             time.sleep(600)
@@ -189,7 +189,7 @@ def test_a_process_that_comes_after_the_service_has_gone_should_end_at_once(gone
 def test_nothing_should_happen_where_no_service_is_named_or_in_the_service_itself(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from penstock.engine_vllm import lifetime
+    from penstock.engine.vllm import lifetime
 
     monkeypatch.delenv(VARIABLE, raising=False)
     lifetime.end_with_service()

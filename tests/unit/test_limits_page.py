@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from google.protobuf.descriptor import Descriptor
 from penstock.config.schema import Config
-from penstock.engine_scripted import ScriptedEngine
+from penstock.engine.scripted import ScriptedEngine
 from penstock.errors import BadRequest
 from penstock.types import Request, Sampling
 from penstock.validation import validate

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 from penstock.config.schema import Config, EngineSettings
-from penstock.engine_vllm import lifetime, nodes, start
-from penstock.engine_vllm.nodes import compute, find_leader
+from penstock.engine.vllm import lifetime, nodes, start
+from penstock.engine.vllm.nodes import compute, find_leader
 from penstock.errors import EngineDown
 
 WAITS = "import sys, time; sys.stdin.read(); open(sys.argv[1], 'a').write('x'); time.sleep(600)"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from penstock.config.schema import Config
-from penstock.engine_scripted import ScriptedEngine
+from penstock.engine.scripted import ScriptedEngine
 from penstock.errors import BadRequest, ContextOverflow
 from penstock.planning import plan_generation
 from penstock.validation import validate

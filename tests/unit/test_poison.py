@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from penstock.engine.poison import MAX_CALLERS, PoisonMemory, accountable, network_of
+from penstock.engine.probation import Probation, Run
 from penstock.errors import PoisonousRequest
-from penstock.poison import MAX_CALLERS, PoisonMemory, accountable, network_of
-from penstock.probation import Probation, Run
 from penstock.types import Accountable, EngineRequest, Sampling, StructuredKind, StructuredOutput
 
 

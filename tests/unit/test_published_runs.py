@@ -7,8 +7,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from penstock.engine_vllm.cards import CARDS
-from penstock.sizes.shape import read_shape
+from penstock.engine.sizing.shape import read_shape
+from penstock.engine.vllm.cards import CARDS
 from penstock_bench.capacity import published
 
 PAGE = Path(__file__).parents[2] / "docs" / "published-runs.md"

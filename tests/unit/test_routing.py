@@ -6,7 +6,7 @@ import math
 from array import array
 
 import pytest
-from penstock.routing import Continued, ExpertCounts, History, busiest_rank_share, measure
+from penstock.engine.expert_load.statistics import Continued, ExpertCounts, History, busiest_rank_share, measure
 
 
 def counts(*layers: list[int], ranks: int = 1) -> ExpertCounts:

@@ -8,11 +8,11 @@ from collections import Counter
 
 import pytest
 from penstock.config.schema import DEMO_MODEL_DIR, DEMO_MODEL_FP8_DIR
-from penstock.engine_vllm.cards import CARDS
+from penstock.engine.sizing.cache import CPU_BLOCK_TOKENS, plan_cache
+from penstock.engine.sizing.shape import Shape, read_shape
+from penstock.engine.sizing.weights import Layout, active_parameters, inventory, parameters, weight_bytes
+from penstock.engine.vllm.cards import CARDS
 from penstock.errors import ConfigError
-from penstock.sizes.cache import CPU_BLOCK_TOKENS, plan_cache
-from penstock.sizes.shape import Shape, read_shape
-from penstock.sizes.weights import Layout, active_parameters, inventory, parameters, weight_bytes
 
 GIB = 2**30
 

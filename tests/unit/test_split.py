@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
-from penstock.engine_scripted import ByteTokenizer
+from penstock.engine.scripted import ByteTokenizer
 from penstock.split import SplitSettings, Splitter, StopStrings, Utf8Text, Verdict
 from penstock.types import Markers, TokenLogprob, TokenLogprobs
 

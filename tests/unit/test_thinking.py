@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from penstock.config.schema import ThinkingSettings
-from penstock.engine_scripted import ScriptedEngine
+from penstock.engine.scripted import ScriptedEngine
 from penstock.errors import BadRequest, FeatureOff
 from penstock.thinking import (
     AnswerLengths,

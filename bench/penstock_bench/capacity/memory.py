@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from penstock.engine.sizing.cache import CPU_BLOCK_TOKENS, GPU_BLOCK_TOKENS, Cache, plan_cache
+from penstock.engine.sizing.shape import Shape
+from penstock.engine.sizing.weights import Layout, weight_bytes
 from penstock.errors import ConfigError
-from penstock.sizes.cache import CPU_BLOCK_TOKENS, GPU_BLOCK_TOKENS, Cache, plan_cache
-from penstock.sizes.shape import Shape
-from penstock.sizes.weights import Layout, weight_bytes
 from penstock_bench.capacity.devices import Device
 
 

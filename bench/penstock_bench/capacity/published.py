@@ -13,8 +13,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from penstock.sizes.shape import Shape
-from penstock.sizes.weights import Layout
+from penstock.engine.sizing.shape import Shape
+from penstock.engine.sizing.weights import Layout
 from penstock_bench.capacity.acceptance import DEFAULT, load_acceptance
 from penstock_bench.capacity.devices import load_devices
 from penstock_bench.capacity.knee import bounds, knee

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from penstock.sizes.weights import active_parameters, parameters, weight_bytes
+from penstock.engine.sizing.weights import active_parameters, parameters, weight_bytes
 from penstock_bench.capacity.cost import Cost
 from penstock_bench.capacity.knee import bounds
 from penstock_bench.capacity.memory import devices_needed

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from functools import cache
 
-from penstock.sizes.cache import Cache
-from penstock.sizes.shape import Shape
-from penstock.sizes.weights import Layout, Matrix, Part, bytes_of, inventory
+from penstock.engine.sizing.cache import Cache
+from penstock.engine.sizing.shape import Shape
+from penstock.engine.sizing.weights import Layout, Matrix, Part, bytes_of, inventory
 from penstock_bench.capacity.memory import Setup
 
 _DELTA_NET_OPERATIONS = 8

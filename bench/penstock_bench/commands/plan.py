@@ -15,8 +15,8 @@ from penstock.cli.failures import EXIT_REFUSED
 
 if TYPE_CHECKING:
     from penstock.config.schema import Config, EngineSettings
-    from penstock.engine_vllm.checkpoint import Checkpoint
-    from penstock.engine_vllm.features import Resolved
+    from penstock.engine.vllm.checkpoint import Checkpoint
+    from penstock.engine.vllm.features import Resolved
     from penstock_bench.capacity.calibrate import Fit
     from penstock_bench.capacity.cost import Hosted
     from penstock_bench.capacity.devices import Device
@@ -159,9 +159,9 @@ def _setup(
     engine: EngineSettings, device: Device, count: int, fixed: int, nvfp4: bool
 ) -> tuple[Setup, tuple[Decision, ...]]:
     """As the service would decide it. Raises ConfigError."""
-    from penstock.engine_vllm.checkpoint import read_facts
-    from penstock.sizes.shape import read_shape
-    from penstock.sizes.weights import Layout
+    from penstock.engine.sizing.shape import read_shape
+    from penstock.engine.sizing.weights import Layout
+    from penstock.engine.vllm.checkpoint import read_facts
     from penstock_bench.capacity.memory import Setup
     from penstock_bench.capacity.plan import Decision
 
@@ -199,7 +199,7 @@ def _name(engine: EngineSettings, checkpoint: Checkpoint) -> str:
 
 def _resolved(engine: EngineSettings, checkpoint: Checkpoint, device: Device, count: int) -> Resolved:
     """Where the service would refuse for want of memory, all devices together, so that the plan shows by how much."""
-    from penstock.engine_vllm.features import Devices, resolve
+    from penstock.engine.vllm.features import Devices, resolve
     from penstock.errors import ConfigError
 
     there = Devices(device.kind, count, device.memory_bytes, device.reads_fp8_cache)

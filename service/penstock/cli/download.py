@@ -24,8 +24,8 @@ def download(
     from huggingface_hub import constants
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
+    from penstock.engine.download import HuggingFace, fetch
     from penstock.errors import ConfigError
-    from penstock.fetch import HuggingFace, fetch
 
     named = {"engine.model": model, "engine.revision": revision}
     said = [f"{key}={value}" for key, value in named.items() if value]

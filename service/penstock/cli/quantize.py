@@ -25,7 +25,7 @@ def quantize(
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from penstock.engine_vllm.fp8.write import write
+    from penstock.engine.vllm.fp8.write import write
 
     columns = (BarColumn(), DownloadColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
     console = Console(stderr=True)

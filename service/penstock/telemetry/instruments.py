@@ -7,10 +7,10 @@ from typing import get_args
 
 from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation
 
-from penstock.engine import EngineLoad
+from penstock.engine.base import EngineLoad
+from penstock.engine.expert_load.statistics import ExpertLoad, LayerLoad, busiest_rank_share
 from penstock.errors import ConfigError, FieldReason, PenstockError
 from penstock.observe import ServiceState
-from penstock.routing import ExpertLoad, LayerLoad, busiest_rank_share
 from penstock.telemetry import names
 from penstock.telemetry.span import Span
 from penstock.types import Cost, Usage

@@ -1,0 +1,246 @@
+"""An engine that plays canned tokens: for client tests, conformance and demos without a model.
+
+It must be asked for by name (`engine.kind = "scripted"`), announces itself at start and in its model card, and speaks
+bytes: each byte of UTF-8 is a token, so text is cut at every byte boundary. It honours everything that the layer above
+relies on: budgets are left to that layer, limits, bans, stops and aborts hold, continuations go on where they must.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from penstock.config.schema import EngineSettings
+from penstock.engine.base import EngineLoad, Interruption
+from penstock.engine.expert_load.statistics import ExpertCounts
+from penstock.errors import ConfigError, EngineDied, FeatureOff, PoisonousRequest
+from penstock.types import (
+    EngineChunk,
+    EngineRequest,
+    EngineStop,
+    Feature,
+    InterruptionReason,
+    Markers,
+    Message,
+    ModelCard,
+    Sampling,
+    StructuredOutput,
+    TokenLogprob,
+    TokenLogprobs,
+)
+
+_SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")
+_EOS, _OPEN, _CLOSE = 258, 259, 260
+_FILLING = ord(".")
+_VOCAB_SIZE = 256 + len(_SPECIALS)
+_THINKING_OPENING = (257, *b"assistant\n", _OPEN, *b"\n")
+_FAST_OPENING = (*_THINKING_OPENING, *b"\n", _CLOSE, *b"\n\n")
+# Raw prompts whose length is remembered for a continuation; far more than run at once.
+_MOST_REMEMBERED = 10_000
+_FAULTS = ("", "poison", "internal")
+
+
+class ByteTokenizer:
+    """Ids 0 to 255 are bytes; the template's specials follow."""
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = []
+        while text:
+            hits = [(at, i) for i, special in enumerate(_SPECIALS) if (at := text.find(special)) >= 0]
+            if not hits:
+                return [*ids, *text.encode()]
+            at, index = min(hits)
+            ids += [*text[:at].encode(), 256 + index]
+            text = text[at + len(_SPECIALS[index]) :]
+        return ids
+
+    def encode_text(self, text: str) -> list[int]:
+        return [*text.encode()]
+
+    def render(self, messages: Sequence[Message], *, thinking: bool) -> list[int]:
+        ids: list[int] = []
+        for message in messages:
+            ids += [*self.encode(f"<|im_start|>{message.role.value}\n"), *self.encode_text(message.content)]
+            ids += self.encode("<|im_end|>\n")
+        opening = "<think>\n" if thinking else "<think>\n\n</think>\n\n"
+        return [*ids, *self.encode(f"<|im_start|>assistant\n{opening}")]
+
+    def token_bytes(self, token_id: int) -> bytes:
+        if not 0 <= token_id < _VOCAB_SIZE:
+            raise IndexError(token_id)
+        return bytes([token_id]) if token_id < 256 else b""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What is played to prompts that contain `match`; the first reply whose match is found wins, "" matches all.
+
+    `chunk_tokens` tokens come per step, `step_seconds` apart. Thought and answer may hold the special markers.
+    An engine that dies takes no new run for `restart_seconds`; the runs of others go on.
+    """
+
+    match: str = ""
+    thought: str = "I was told to think of nothing."
+    answer: str = "This is the scripted engine: canned text, no model."
+    chunk_tokens: int = 1
+    step_seconds: float = 0.0
+    dies_after_tokens: int = 0
+    """Tokens of the whole reply after which the engine dies under this stream, once; 0 is never."""
+    restart_seconds: float = 0.0
+    fault: str = ""
+    """poison: it ends as what kills engines does, without a death. internal: it fails as a bug would."""
+
+    def __post_init__(self) -> None:
+        if self.fault not in _FAULTS:
+            raise ValueError(f"fault must be one of {', '.join(filter(None, _FAULTS))}, got {self.fault!r}")
+
+
+async def _next_step(step_seconds: float) -> None:
+    """Until the next step's time. All streams of one pace step at once, as a real engine's do."""
+    if not step_seconds:
+        await asyncio.sleep(0)
+        return
+    await _sleep_until((time.monotonic() // step_seconds + 1) * step_seconds)
+
+
+async def _sleep_until(due: float) -> None:
+    """Return at that time of the monotonic clock: event loops sleep in whole milliseconds, and may wake up early."""
+    while (left := due - time.monotonic()) > 0:  # noqa: ASYNC110 # a time, not an event
+        await asyncio.sleep(max(left, 0.001))
+
+
+class ScriptedEngine:
+    """Plays replies: the prompt picks one, and a continuation goes on from its prompt's tail."""
+
+    def __init__(self, replies: Sequence[Reply], *, context_window_tokens: int = 4096) -> None:
+        self.tokenizer = ByteTokenizer()
+        self._replies = (*replies, Reply())
+        self._raw_prompts: dict[str, int] = {}
+        self._running = 0
+        self._down_until = 0.0
+        self.card = ModelCard(
+            name="scripted",
+            architecture="scripted",
+            vocab_size=_VOCAB_SIZE,
+            context_window_tokens=context_window_tokens,
+            native_context_window_tokens=context_window_tokens,
+            eos_ids=frozenset({_EOS}),
+            markers=Markers(_OPEN, _CLOSE),
+            default_sampling=Sampling(temperature=1.0),
+            forces_budget=False,
+            max_num_seqs=1024,
+            unsupported_fields={
+                "spec.output.structured_output": "the scripted engine plays canned tokens and cannot constrain them"
+            },
+            unsupported_beside="scripted",
+            profile=(Feature("scripted", True, "", "canned tokens, no model: engine.kind = scripted"),),
+            engine_version="scripted",
+        )
+
+    @classmethod
+    def from_settings(cls, settings: EngineSettings) -> ScriptedEngine:
+        """`settings.model` names a JSON file with a list of replies; empty plays the default one."""
+        window = settings.max_context_tokens or 4096
+        if not settings.model:
+            return cls((), context_window_tokens=window)
+        try:
+            replies = [Reply(**entry) for entry in json.loads(Path(settings.model).read_text(encoding="utf-8"))]
+        except (OSError, ValueError, TypeError) as error:
+            raise ConfigError(f"engine.model: {settings.model} is no list of scripted replies: {error}") from error
+        return cls(replies, context_window_tokens=window)
+
+    async def stream(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
+        reply, played, whole = self._script(request)
+        if reply.fault == "poison":
+            raise PoisonousRequest("the engine died 2 times on this request", engine_deaths=2)
+        if reply.fault:
+            raise RuntimeError("the scripted engine fails, as it was told to")
+        stops = {_EOS: EngineStop.EOS} | dict.fromkeys(request.stop_token_ids, EngineStop.STOP_TOKEN)
+        script = [token_id for token_id in whole if token_id not in request.banned_token_ids] or [_EOS]
+        least = request.min_tokens
+        # Below the minimum nothing ends: full stops stand where an end or nothing was.
+        script[:least] = [_FILLING if i in stops else i for i in script[:least]] + [_FILLING] * (least - len(script))
+        self._running += 1
+        try:
+            sent = 0
+            while True:
+                if played < reply.dies_after_tokens <= played + sent:
+                    self._down_until = time.monotonic() + reply.restart_seconds
+                    raise EngineDied(suspected=False)
+                chunk = script[sent : sent + reply.chunk_tokens]
+                sent += reply.chunk_tokens
+                chunk = chunk[: request.max_tokens - (sent - reply.chunk_tokens)]
+                ended = next((n for n, i in enumerate(chunk) if i in stops), None)
+                stop = EngineStop.LENGTH if sent >= min(request.max_tokens, len(script)) else None
+                if ended is not None:
+                    chunk, stop = chunk[: ended + 1], stops[chunk[ended]]
+                await _next_step(reply.step_seconds)
+                yield EngineChunk(tuple(chunk), self._logprobs(chunk, request), stop=stop, queue_seconds=0.0)
+                if stop is not None:
+                    return
+        finally:
+            self._running -= 1
+
+    def _script(self, request: EngineRequest) -> tuple[Reply, int, list[int]]:
+        """The tokens that this run plays: the whole reply, less those, counted, that its prompt's tail has played."""
+        prompt = request.prompt_token_ids
+        base = self._base_tokens(request)
+        text = bytes(i for i in prompt[:base] if i < 256).decode(errors="replace")
+        reply = next(r for r in self._replies if r.match in text)
+        played = list(prompt[base:])
+        thought = self.tokenizer.encode(reply.thought)
+        answer = [*self.tokenizer.encode(reply.answer), _EOS]
+        marker = next((i for i in reversed(prompt[:base]) if i in (_OPEN, _CLOSE)), _CLOSE)
+        if marker == _CLOSE:
+            return reply, len(played), answer[len(played) :]
+        if _CLOSE in played:
+            return reply, len(played), answer[len(played) - 1 - played.index(_CLOSE) :]
+        return reply, len(played), [*thought, _CLOSE, *answer][len(played) :]
+
+    def _base_tokens(self, request: EngineRequest) -> int:
+        """Where the caller's prompt ends and what was played begins, in the prompt of any run.
+
+        Chat prompts tell by the template's own opening, so that another engine can go on; raw ones are remembered.
+        """
+        prompt = request.prompt_token_ids
+        for opening in (_FAST_OPENING, _THINKING_OPENING):
+            for at in range(len(prompt) - len(opening), -1, -1):
+                if prompt[at : at + len(opening)] == opening:
+                    return at + len(opening)
+        candidate = request.request_id.rsplit("-", 1)[0]
+        if len(self._raw_prompts) >= _MOST_REMEMBERED:
+            self._raw_prompts.clear()
+        return self._raw_prompts.setdefault(candidate, len(prompt))
+
+    @staticmethod
+    def _logprobs(chunk: Sequence[int], request: EngineRequest) -> tuple[TokenLogprobs, ...]:
+        if request.top_logprobs is None:
+            return ()
+        sure = [TokenLogprob(token_id, 0.0, 1) for token_id in chunk]
+        return tuple(TokenLogprobs(one, (one,) * min(1, request.top_logprobs)) for one in sure)
+
+    async def check_constraint(self, structured: StructuredOutput, caller: str) -> None:
+        raise AssertionError("constraints are refused before: they are in the card's unsupported fields")
+
+    def load(self) -> EngineLoad:
+        return EngineLoad(self._running, 0, 0.0, None, None)
+
+    async def expert_counts(self) -> ExpertCounts:
+        raise FeatureOff("expert load is not counted: the scripted engine has no experts", feature="routing")
+
+    async def check(self) -> None:
+        return None
+
+    def interruption(self) -> Interruption | None:
+        left = self._down_until - time.monotonic()
+        return Interruption(InterruptionReason.ENGINE_DIED, left) if left > 0 else None
+
+    async def revived(self) -> None:
+        await _sleep_until(self._down_until)
+
+    async def close(self) -> None:
+        return None

@@ -1,0 +1,218 @@
+"""Every matrix of a Qwen3.5-class model with its shape, its precision in an FP8 checkpoint, and how vLLM spreads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum, auto
+from fractions import Fraction
+
+from penstock.engine.sizing.shape import Shape
+
+BLOCK = 128
+"""FP8 checkpoints have one float32 scale per 128 x 128 weights."""
+NVFP4_GROUP = 16
+"""NVFP4 checkpoints have one FP8 scale per 16 weights, and one float32 per matrix. Only experts are converted."""
+_VOCABULARY_STEP = 64
+"""vLLM rounds the rows of embedding and head up to this."""
+
+
+class Part(Enum):
+    """What a matrix is for; decides when it is read."""
+
+    EMBEDDING = auto()  # looked up row by row
+    HEAD = auto()  # read once per step, and once per draft
+    MIXER = auto()  # attention and Gated DeltaNet
+    DENSE = auto()  # router, shared expert, or a dense model's feed-forward; norms
+    EXPERTS = auto()  # as many as the step's tokens pick
+
+
+class Spread(Enum):
+    """Over which devices a matrix is divided; a data-parallel replica has all but the experts again."""
+
+    EVERYWHERE = auto()  # each has it whole
+    TENSOR = auto()
+    KV_HEADS = auto()  # by tensor, down to one head each
+    EXPERTS = auto()  # by expert over all devices with expert parallelism, else by tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """`tensor` devices hold one replica, `data` replicas run side by side, their experts spread over all or not."""
+
+    tensor: int = 1
+    data: int = 1
+    experts: bool = False
+
+    @property
+    def ranks(self) -> int:
+        return self.tensor * self.data
+
+    @property
+    def expert_ranks(self) -> int:
+        """Devices over which one set of experts is divided."""
+        return self.ranks if self.experts else self.tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """`count` alike. `fp8`: converted in an FP8 checkpoint, with scales; otherwise `bytes_each` per element."""
+
+    name: str
+    part: Part
+    rows: int
+    columns: int
+    spread: Spread
+    count: int = 1
+    fp8: bool = False
+    bytes_each: int = 2
+    draft: bool = False
+
+    @property
+    def elements(self) -> int:
+        return self.count * self.rows * self.columns
+
+    @property
+    def scales(self) -> int:
+        return self.count * -(-self.rows // BLOCK) * -(-self.columns // BLOCK) if self.fp8 else 0
+
+    def bytes(self, fp8: bool, nvfp4: bool = False) -> int:
+        """`nvfp4` wins over `fp8`: the experts take half a byte each and their scales, all else is as stored."""
+        if nvfp4:
+            if self.part is not Part.EXPERTS:
+                return self.elements * self.bytes_each
+            return -(-self.elements // 2) + -(-self.elements // NVFP4_GROUP) + 4 * self.count
+        return self.elements + 4 * self.scales if fp8 and self.fp8 else self.elements * self.bytes_each
+
+    def share(self, shape: Shape, layout: Layout) -> Fraction:
+        """Of its bytes, on one device."""
+        match self.spread:
+            case Spread.EVERYWHERE:
+                return Fraction(1)
+            case Spread.TENSOR:
+                return Fraction(1, layout.tensor)
+            case Spread.KV_HEADS:
+                return Fraction(1, min(layout.tensor, shape.kv_heads))
+            case Spread.EXPERTS:
+                return Fraction(1, layout.expert_ranks)
+
+
+def inventory(shape: Shape, draft: bool = True) -> list[Matrix]:
+    """All weights of the text model; without `draft`, those that vLLM loads where MTP is off."""
+    found = [*_ends(shape)]
+    found += [_times(matrix, shape.linear_layers) for matrix in _delta_net(shape)]
+    found += [_times(matrix, shape.full_layers) for matrix in _attention(shape)]
+    found += [_times(matrix, shape.layers) for matrix in _feed_forward(shape)]
+    if draft and shape.draft_layers:
+        layer = [*_attention(shape), *_feed_forward(shape)]
+        ends = [_plain("mtp.fc", Part.DENSE, shape.hidden, 2 * shape.hidden, Spread.TENSOR), _norms(shape, 3)]
+        found += [_times(matrix, shape.draft_layers, draft=True) for matrix in layer]
+        found += [_times(matrix, 1, draft=True) for matrix in ends]
+    return [matrix for matrix in found if matrix.elements]
+
+
+def bytes_of(
+    matrices: list[Matrix],
+    fp8: bool,
+    shape: Shape,
+    layout: Layout | None = None,
+    which: Callable[[Matrix], bool] = lambda _: True,
+    nvfp4: bool = False,
+) -> int:
+    """All of them; with a layout, those of one device, rounded up."""
+    alone = layout or Layout()
+    wanted = (matrix for matrix in matrices if which(matrix))
+    total = sum((matrix.bytes(fp8, nvfp4) * matrix.share(shape, alone) for matrix in wanted), Fraction(0))
+    return -(-total.numerator // total.denominator)
+
+
+def weight_bytes(shape: Shape, fp8: bool, draft: bool = True, layout: Layout | None = None, nvfp4: bool = False) -> int:
+    """Return the bytes of the whole model, or of one device of a layout."""
+    return bytes_of(inventory(shape, draft), fp8, shape, layout, nvfp4=nvfp4)
+
+
+def parameters(shape: Shape, draft: bool = False) -> int:
+    """As model names count them: without the draft layer."""
+    return sum(matrix.elements for matrix in inventory(shape, draft))
+
+
+def active_parameters(shape: Shape) -> int:
+    """That one token passes through: its experts only, and of the embedding one row, which is nothing."""
+    share = Fraction(shape.experts_per_token, shape.experts) if shape.experts else Fraction(1)
+    counted = (
+        matrix.elements * (share if matrix.part is Part.EXPERTS else 1)
+        for matrix in inventory(shape, draft=False)
+        if matrix.part is not Part.EMBEDDING
+    )
+    return int(sum(counted, Fraction(0)))
+
+
+def _times(matrix: Matrix, count: int, draft: bool = False) -> Matrix:
+    return Matrix(
+        matrix.name,
+        matrix.part,
+        matrix.rows,
+        matrix.columns,
+        matrix.spread,
+        matrix.count * count,
+        matrix.fp8,
+        matrix.bytes_each,
+        draft,
+    )
+
+
+def _plain(name: str, part: Part, rows: int, columns: int, spread: Spread, bytes_each: int = 2) -> Matrix:
+    return Matrix(name, part, rows, columns, spread, bytes_each=bytes_each)
+
+
+def _converted(name: str, part: Part, rows: int, columns: int, spread: Spread, count: int = 1) -> Matrix:
+    return Matrix(name, part, rows, columns, spread, count, fp8=True)
+
+
+def _norms(shape: Shape, count: int) -> Matrix:
+    return Matrix("norms", Part.DENSE, 1, shape.hidden, Spread.EVERYWHERE, count)
+
+
+def _ends(shape: Shape) -> Iterator[Matrix]:
+    rows = -(-shape.vocab // _VOCABULARY_STEP) * _VOCABULARY_STEP
+    yield _plain("embed_tokens", Part.EMBEDDING, rows, shape.hidden, Spread.TENSOR)
+    if not shape.tied:
+        yield _plain("lm_head", Part.HEAD, rows, shape.hidden, Spread.TENSOR)
+    yield _norms(shape, 1)
+
+
+def _delta_net(shape: Shape) -> Iterator[Matrix]:
+    heads, values = shape.linear_values, shape.linear_values * shape.linear_value_dim
+    mixer = Part.MIXER
+    yield _converted("in_proj_qkv", mixer, shape.convolved, shape.hidden, Spread.TENSOR)
+    yield _converted("in_proj_z", mixer, values, shape.hidden, Spread.TENSOR)
+    yield _converted("out_proj", mixer, shape.hidden, values, Spread.TENSOR)
+    yield _plain("in_proj_ba", mixer, 2 * heads, shape.hidden, Spread.TENSOR)
+    yield _plain("conv1d", mixer, shape.convolved, shape.kernel, Spread.TENSOR)
+    yield _plain("dt_bias", mixer, heads, 1, Spread.TENSOR)
+    yield _plain("A_log", mixer, heads, 1, Spread.TENSOR, bytes_each=4)
+    yield _plain("linear_attn.norm", mixer, shape.linear_value_dim, 1, Spread.EVERYWHERE)
+
+
+def _attention(shape: Shape) -> Iterator[Matrix]:
+    width, pair = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    mixer = Part.MIXER
+    yield _converted("q_proj", mixer, width * (2 if shape.gated else 1), shape.hidden, Spread.TENSOR)
+    yield _converted("kv_proj", mixer, pair, shape.hidden, Spread.KV_HEADS, count=2)
+    yield _converted("o_proj", mixer, shape.hidden, width, Spread.TENSOR)
+    yield _plain("qk_norm", mixer, 2 * shape.head_dim, 1, Spread.EVERYWHERE)
+
+
+def _feed_forward(shape: Shape) -> Iterator[Matrix]:
+    yield _norms(shape, 2)
+    yield from _gated("mlp", Part.DENSE, shape, shape.inner, Spread.TENSOR)
+    if shape.experts:
+        yield _plain("router", Part.DENSE, shape.experts, shape.hidden, Spread.EVERYWHERE)
+        yield _plain("shared_expert_gate", Part.DENSE, 1, shape.hidden, Spread.EVERYWHERE)
+        yield from _gated("shared_expert", Part.DENSE, shape, shape.shared_inner, Spread.TENSOR)
+        yield from _gated("experts", Part.EXPERTS, shape, shape.expert_inner, Spread.EXPERTS, shape.experts)
+
+
+def _gated(name: str, part: Part, shape: Shape, inner: int, spread: Spread, count: int = 1) -> Iterator[Matrix]:
+    yield _converted(f"{name}.gate_up", part, inner, shape.hidden, spread, 2 * count)
+    yield _converted(f"{name}.down", part, shape.hidden, inner, spread, count)

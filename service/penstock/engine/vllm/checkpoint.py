@@ -1,0 +1,198 @@
+"""What a checkpoint's own files say, read before vLLM is: a wrong path is told in a second, not after twenty."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from penstock.config.schema import DEMO_MODEL_DIR, DEMO_MODEL_FP8_DIR
+from penstock.engine.sizing.shape import read_shape
+from penstock.engine.sizing.weights import weight_bytes
+from penstock.engine.vllm.cards import CARDS
+from penstock.errors import ConfigError
+
+ARCHITECTURES = frozenset(
+    {
+        "Qwen3_5MoeForCausalLM",
+        "Qwen3_5MoeForConditionalGeneration",
+        "Qwen3_5ForCausalLM",
+        "Qwen3_5ForConditionalGeneration",
+    }
+)
+
+OBJECT_STORES = ("s3://", "gs://", "az://")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """`model` is what vLLM is given. Generation defaults are the keys of generation_config.json as they stand."""
+
+    model: str
+    is_local: bool
+    architecture: str
+    vocab_size: int
+    native_context_tokens: int
+    mtp_layers: int
+    experts: int
+    quantization: str | None
+    eos_ids: frozenset[int]
+    generation_defaults: dict[str, Any] = field(default_factory=dict)
+    text: dict[str, Any] = field(default_factory=dict)
+    """The text model's part of config.json, as it stands."""
+
+    @property
+    def rope(self) -> dict[str, Any]:
+        return self.text.get("rope_parameters") or self.text.get("rope_scaling") or {}
+
+    @property
+    def heads(self) -> int | None:
+        return self.text.get("num_attention_heads")
+
+    def weight_bytes(self, fp8: bool) -> int | None:
+        """None where config.json does not say enough."""
+        try:
+            return weight_bytes(read_shape(self.text), fp8 or self.quantization == "fp8")
+        except ConfigError:
+            return None
+
+
+def read_checkpoint(model: str, fp8: bool = True, revision: str = "") -> Checkpoint:
+    """Reads a directory, or a Hugging Face name's two small files. Raises `ConfigError` in plain words.
+
+    Empty is the embedded demo model, in FP8 where that is wanted and has been made.
+    """
+    if not model:
+        model = str(DEMO_MODEL_FP8_DIR if fp8 and DEMO_MODEL_FP8_DIR.is_dir() else DEMO_MODEL_DIR)
+    folder = Path(model).expanduser()
+    is_local = folder.exists() or model.startswith(("/", "./", "../", "~"))
+    if is_local:
+        _check_folder(folder)
+        config, generation = _read(folder / "config.json"), _read(folder / "generation_config.json", optional=True)
+        model = str(folder)
+    elif model.startswith(OBJECT_STORES):
+        config, generation = _stream(model)
+    else:
+        config = _fetch(model, "config.json", revision)
+        generation = _fetch(model, "generation_config.json", revision, optional=True)
+    return _describe(model, is_local, config, generation)
+
+
+def read_facts(model: str, fp8: bool = True) -> Checkpoint:
+    """Enough to plan with, no weights needed: a directory or file with config.json alone will do, or a name in `CARDS`.
+
+    Raises `ConfigError` in plain words.
+    """
+    folder = Path(model).expanduser()
+    if model and (folder.is_file() or (folder / "config.json").is_file()):
+        config = _read(folder if folder.is_file() else folder / "config.json")
+        return _describe(model, True, config, {})
+    known = {name.lower(): name for name in CARDS} | {name.lower().partition("/")[2]: name for name in CARDS}
+    if name := known.get(model.lower()):
+        return card_checkpoint(name)
+    try:
+        return read_checkpoint(model, fp8)
+    except ConfigError as error:
+        raise ConfigError(f"{error.message}\nknown without a checkpoint: {', '.join(CARDS)}") from None
+
+
+def card_checkpoint(name: str) -> Checkpoint:
+    """An official model as if its small files had been read."""
+    text = dict(CARDS[name])
+    return Checkpoint(
+        model=name,
+        is_local=False,
+        architecture="Qwen3_5MoeForConditionalGeneration"
+        if "num_experts" in text
+        else "Qwen3_5ForConditionalGeneration",
+        vocab_size=text["vocab_size"],
+        native_context_tokens=text["max_position_embeddings"],
+        mtp_layers=text["mtp_num_hidden_layers"],
+        experts=text.get("num_experts", 0),
+        quantization="fp8" if name.endswith("-FP8") else None,
+        eos_ids=frozenset({248046}),
+        text=text,
+    )
+
+
+def _describe(model: str, is_local: bool, config: dict[str, Any], generation: dict[str, Any]) -> Checkpoint:
+    architecture = next(iter(config.get("architectures") or []), "")
+    if architecture not in ARCHITECTURES:
+        known = ", ".join(sorted(ARCHITECTURES))
+        raise ConfigError(f"{model} is a {architecture or 'model without an architecture'}; this service runs {known}")
+    text = config.get("text_config") or config
+    try:
+        vocab_size, positions = int(text["vocab_size"]), int(text["max_position_embeddings"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{model}: config.json lacks a usable {error}") from error
+    eos = generation.get("eos_token_id", text.get("eos_token_id", config.get("eos_token_id")))
+    quantization = config.get("quantization_config") or text.get("quantization_config") or {}
+    return Checkpoint(
+        model=model,
+        is_local=is_local,
+        architecture=architecture,
+        vocab_size=vocab_size,
+        native_context_tokens=positions,
+        mtp_layers=int(text.get("mtp_num_hidden_layers") or 0),
+        experts=int(text.get("num_experts") or 0),
+        quantization=quantization.get("quant_method"),
+        eos_ids=frozenset([eos] if isinstance(eos, int) else eos or []),
+        generation_defaults=generation,
+        text=text,
+    )
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise ConfigError(f"engine.model: there is no directory {folder}")
+    for needed in ("config.json", "tokenizer.json"):
+        if not (folder / needed).is_file():
+            raise ConfigError(f"engine.model: {folder} is not a checkpoint, it has no {needed}")
+    if not any(folder.glob("*.safetensors")):
+        raise ConfigError(f"engine.model: {folder} has no weights (*.safetensors)")
+
+
+def _read(path: Path, optional: bool = False) -> dict[str, Any]:
+    if optional and not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"engine.model: cannot read {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"engine.model: {path} is not a JSON object")
+    return content
+
+
+def _stream(url: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The two small files by the package that vLLM itself loads such models with."""
+    try:
+        streamer: Any = importlib.import_module("runai_model_streamer")
+    except ImportError as error:
+        raise ConfigError(f"engine.model: {url} needs the package runai-model-streamer, which is not here") from error
+    with tempfile.TemporaryDirectory(prefix="penstock-") as folder:
+        try:
+            streamer.pull_files(url.rstrip("/") + "/", folder, ["config.json", "generation_config.json"], None)
+        except Exception as error:
+            raise ConfigError(f"engine.model: {url} cannot be read: {type(error).__name__}") from error
+        generation = _read(Path(folder) / "generation_config.json", optional=True)
+        return _read(Path(folder) / "config.json"), generation
+
+
+def _fetch(name: str, file: str, revision: str, optional: bool = False) -> dict[str, Any]:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return _read(Path(hf_hub_download(name, file, revision=revision or None)))
+    except LocalEntryNotFoundError as error:
+        raise ConfigError(f"engine.model: {name} is not in the cache and cannot be downloaded from here") from error
+    except EntryNotFoundError as error:
+        if optional:
+            return {}
+        raise ConfigError(f"engine.model: {name} has no {file}") from error
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise ConfigError(f"engine.model: there is no directory {name}, and no such model on Hugging Face") from error

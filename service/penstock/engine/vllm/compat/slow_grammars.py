@@ -1,0 +1,90 @@
+"""Constraints that hold up everybody: the engine computes each one's mask within the step that all requests share.
+
+For vLLM 0.32.0, which bounds how long a regular expression compiles, and nothing else: `root ::= root root | "a"`
+compiles at once and costs 60 ms per token after 300 tokens. The trial before (`engine_vllm.constraints`) finds what
+shows within some hundred tokens; what does not is ended here.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from penstock.engine.vllm.patience import Patience
+
+TOO_SLOW = "penstock:constraint_too_slow"
+"""`stop_reason` of a request that was ended here."""
+
+
+def stop_them() -> None:
+    """A request whose masks cost more than `Patience` allows ends with an error; the scheduler then says
+    FINISHED_ERROR, as for a token that the grammar does not take; `TOO_SLOW` tells the two apart.
+    Upstream: vllm/v1/structured_output/backend_xgrammar.py `XgrammarGrammar`.
+    """
+    from vllm.v1.structured_output import StructuredOutputManager
+    from vllm.v1.structured_output.backend_xgrammar import XgrammarGrammar
+
+    if hasattr(XgrammarGrammar.fill_bitmask, "__wrapped__"):
+        return
+    accept, validate, fill = (
+        XgrammarGrammar.accept_tokens,
+        XgrammarGrammar.validate_tokens,
+        XgrammarGrammar.fill_bitmask,
+    )
+    accept_all = StructuredOutputManager.accept_tokens
+
+    def accept_tokens(self: Any, request_id: str, tokens: list[int]) -> bool:
+        accepted = _timed(self, accept, self, request_id, tokens)
+        return bool(accepted) and not _patience(self).is_over
+
+    def validate_tokens(self: Any, tokens: list[int]) -> list[int]:
+        return [] if _patience(self).is_over else _timed(self, validate, self, tokens)
+
+    def fill_bitmask(self: Any, bitmask: Any, idx: int) -> None:
+        if _patience(self).is_over:
+            bitmask[idx].fill_(-1)  # Its request ends with its next token, whichever that is.
+        else:
+            _timed(self, fill, self, bitmask, idx)
+
+    def accept_of_request(self: Any, request: Any, new_token_ids: list[int]) -> bool:
+        accepted = bool(accept_all(self, request, new_token_ids))
+        if not accepted and _patience(request.structured_output_request.grammar).is_over:
+            request.stop_reason = TOO_SLOW
+        return accepted
+
+    fill_bitmask.__wrapped__ = fill  # type: ignore[attr-defined]
+    StructuredOutputManager.accept_tokens = accept_of_request
+    XgrammarGrammar.accept_tokens, XgrammarGrammar.fill_bitmask = accept_tokens, fill_bitmask
+    XgrammarGrammar.validate_tokens = validate_tokens
+    for name in ("vllm.v1.core.sched.scheduler", "vllm.v1.structured_output.backend_xgrammar"):
+        logging.getLogger(name).addFilter(_without_tokens)
+    logging.getLogger("vllm.v1.structured_output").addFilter(_without_draft)
+
+
+def _timed(grammar: Any, function: Callable[..., Any], *arguments: Any) -> Any:
+    began = time.thread_time()
+    result = function(*arguments)
+    _patience(grammar).spend(time.thread_time() - began)
+    return result
+
+
+def _patience(grammar: Any) -> Patience:
+    patience: Patience | None = grammar.__dict__.get("penstock_patience")
+    if patience is None:
+        patience = grammar.penstock_patience = Patience()
+    return patience
+
+
+def _without_tokens(record: logging.LogRecord) -> bool:
+    """vLLM logs the tokens that a grammar refused; they are the model's output, which is never logged."""
+    if "tokens %s" in str(record.msg) and isinstance(record.args, tuple):
+        record.args = tuple("(not logged)" if isinstance(given, int | list) else given for given in record.args)
+    return True
+
+
+def _without_draft(record: logging.LogRecord) -> bool:
+    if "draft token %s" in str(record.msg).replace("\n", " ") and isinstance(record.args, tuple):
+        record.args = ("(not logged)", *record.args[1:])
+    return True

@@ -1,0 +1,320 @@
+"""Checks constraints before the engine sees them: each is tried once by a process of its own (`trial`).
+
+A verdict is about the constraint alone and is kept for a while. What the engine found of a constraint in one caller's
+call is kept for that caller only. A caller has one trial at a time and all callers together two, so a caller with
+costly constraints waits for its own trials.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import itertools
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from penstock import tasks
+from penstock.engine.vllm.json_schema import RefusedSchemaError, rewritten
+from penstock.engine.vllm.regex import RefusedRegexError, translate
+from penstock.engine.vllm.trial import Verdict
+from penstock.errors import BadRequest, FieldReason, FieldViolation, Overloaded
+from penstock.types import StructuredKind, StructuredOutput
+
+_LOG = logging.getLogger(__name__)
+_TRIALS_AT_ONCE = 2
+_MAX_WAITING = 64
+_MAX_WAITING_OF_CALLER = 32
+_MAX_REMEMBERED = 4096
+_KEPT_SECONDS = 3600.0
+_COSTLY_SECONDS = 600.0
+_GRACE_SECONDS = 30.0  # for the process itself, beside the trial's own time: it runs at a low priority
+_START_SECONDS = 120.0
+_LINE_BYTES = 1 << 20
+
+
+GrammarOf = Callable[[StructuredOutput], tuple[str, str]]
+"""Kind (as in `trial`) and text of a constraint, as vLLM's backend compiles it. Raises BadRequest where it cannot."""
+
+
+class Constraints:
+    """Belongs to one event loop. `tokenizer_json` gives the compiler's own view of the tokenizer, asked for when the
+    process starts; a trial takes at most `seconds`. One that ran out of them may have been slowed by the machine: it
+    may be tried again after `doubted_seconds`."""
+
+    def __init__(
+        self,
+        tokenizer_json: Callable[[], str],
+        grammar_of: GrammarOf,
+        seconds: float,
+        doubted_seconds: float = 60.0,
+        costly_seconds: float = _COSTLY_SECONDS,
+    ) -> None:
+        self._tokenizer_json = tokenizer_json
+        self._grammar_of = grammar_of
+        self._seconds = seconds
+        self._doubted_seconds = doubted_seconds
+        self._costly_seconds = costly_seconds
+        self._verdicts: OrderedDict[bytes, tuple[int, float]] = OrderedDict()
+        self._process: asyncio.subprocess.Process | None = None
+        self._starting: asyncio.Task[asyncio.subprocess.Process] | None = None
+        self._slots = asyncio.Semaphore(_TRIALS_AT_ONCE)
+        self._callers: dict[str, tuple[asyncio.Lock, int]] = {}
+        self._waiting = 0
+        self._running: dict[bytes, asyncio.Task[int]] = {}
+        self._pending: dict[int, asyncio.Future[int]] = {}
+        self._numbers = itertools.count()
+        self._reading: asyncio.Task[None] | None = None
+
+    def start_ahead(self) -> None:
+        """Start the process in the background, so that the first constraint does not wait for it."""
+        self._start_once()
+
+    async def check(self, structured: StructuredOutput, caller: str) -> None:
+        """Return where the engine may see the constraint.
+
+        Raises BadRequest where it may not, Overloaded where too many wait or the process does not start. A caller that
+        is cancelled leaves its trial running: the verdict is there when it asks again.
+        """
+        kind, spec = self._grammar_of(structured)
+        key = _key(kind, spec)
+        verdict = self._remembered(_key_of_caller(key, caller)) or self._remembered(key)
+        if verdict is None:
+            verdict = await self._tried(key, kind, spec, caller)
+        if verdict != Verdict.GOOD:
+            raise refusal(structured, verdict, self._seconds)
+
+    def block(self, structured: StructuredOutput, caller: str) -> None:
+        """Refuse a constraint to one caller for a while: the engine found it too slow in a call of that caller."""
+        key = _key_of_caller(_key(*self._grammar_of(structured)), caller)
+        self._remember(key, Verdict.SLOW)
+
+    async def close(self) -> None:
+        """End the process and all that waits for it."""
+        waiting = [*self._running.values(), *(task for task in (self._starting, self._reading) if task is not None)]
+        await tasks.end(*waiting)
+        if self._process is not None:
+            await _end(self._process)
+
+    def _remembered(self, key: bytes) -> int | None:
+        verdict, until = self._verdicts.get(key, (None, 0.0))
+        if verdict is None or time.monotonic() > until:
+            return None
+        self._verdicts.move_to_end(key)
+        return verdict
+
+    def _remember(self, key: bytes, verdict: int) -> None:
+        if verdict == -signal.SIGKILL:
+            return  # Somebody else's doing, such as the kernel's.
+        seconds = _KEPT_SECONDS if verdict in (Verdict.GOOD, Verdict.MALFORMED) else self._costly_seconds
+        seconds = self._doubted_seconds if verdict == -signal.SIGALRM else seconds
+        self._verdicts[key] = (verdict, time.monotonic() + seconds)
+        self._verdicts.move_to_end(key)
+        while len(self._verdicts) > _MAX_REMEMBERED:
+            self._verdicts.popitem(last=False)
+
+    async def _tried(self, key: bytes, kind: str, spec: str, caller: str) -> int:
+        task = self._running.get(key)
+        if task is None:
+            async with contextlib.AsyncExitStack() as turn:
+                await turn.enter_async_context(self._turn_of(caller))
+                verdict = self._remembered(key)  # another call may have asked meanwhile
+                if verdict is not None:
+                    return verdict
+                task = self._running.get(key)
+                if task is None:
+                    task = asyncio.create_task(self._trial(key, kind, spec, turn.pop_all()))
+                    task.add_done_callback(_retrieve)
+                    self._running[key] = task
+        return await asyncio.shield(task)
+
+    @contextlib.asynccontextmanager
+    async def _turn_of(self, caller: str) -> AsyncIterator[None]:
+        own, users = self._callers.get(caller, (asyncio.Lock(), 0))
+        if self._waiting >= _MAX_WAITING or users >= _MAX_WAITING_OF_CALLER:
+            raise Overloaded(
+                "too many constraints wait to be tried",
+                resource="constraints",
+                retry_after_seconds=self._seconds,
+            )
+        self._callers[caller] = (own, users + 1)
+        self._waiting += 1
+        try:
+            async with own, self._slots:
+                yield
+        finally:
+            self._waiting -= 1
+            own, users = self._callers.pop(caller)
+            if users > 1:
+                self._callers[caller] = (own, users - 1)
+
+    async def _trial(self, key: bytes, kind: str, spec: str, turn: contextlib.AsyncExitStack) -> int:
+        async with turn:
+            try:
+                verdict = await self._try(kind, spec)
+            finally:
+                del self._running[key]
+            self._remember(key, verdict)
+            return verdict
+
+    async def _try(self, kind: str, spec: str) -> int:
+        process = await self._started()
+        assert process.stdin is not None
+        number = next(self._numbers)
+        trial = {"id": number, "kind": kind, "spec": spec, "seconds": self._seconds}
+        self._pending[number] = asyncio.get_running_loop().create_future()
+        try:
+            process.stdin.write(json.dumps(trial).encode() + b"\n")
+            async with asyncio.timeout(self._seconds + _GRACE_SECONDS):
+                return await self._pending[number]
+        except TimeoutError:
+            raise Overloaded(
+                "the constraint was not tried in time",
+                resource="constraints",
+                retry_after_seconds=self._seconds,
+            ) from None
+        finally:
+            self._pending.pop(number, None)
+
+    async def _started(self) -> asyncio.subprocess.Process:
+        """Return the process once it answers. Whoever is cancelled while it starts leaves it starting."""
+        if self._process is not None and self._process.returncode is None:
+            return self._process
+        try:
+            return await asyncio.shield(self._start_once())
+        except (OSError, TimeoutError) as error:
+            _LOG.warning("the process that tries constraints did not start: %s", type(error).__name__)
+            raise Overloaded(
+                "constraints cannot be compiled now: the compiler did not start",
+                resource="constraints",
+                retry_after_seconds=self._seconds,
+            ) from error
+
+    def _start_once(self) -> asyncio.Task[asyncio.subprocess.Process]:
+        if self._starting is None or self._starting.done():
+            self._starting = asyncio.create_task(self._start())
+            self._starting.add_done_callback(_retrieve)
+        return self._starting
+
+    async def _start(self) -> asyncio.subprocess.Process:
+        """Imports the compiler, which takes seconds. Raises OSError or TimeoutError; no process is left then."""
+        # One arena and no helper threads: the memory limit counts address space, and threads do not survive a fork.
+        quiet = {"MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-W", "ignore", "-m", "penstock.engine.vllm.trial"),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+            limit=_LINE_BYTES,
+            env=os.environ | quiet,
+        )
+        try:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            tokenizer = await asyncio.to_thread(self._tokenizer_json)
+            async with asyncio.timeout(_START_SECONDS):
+                process.stdin.write(tokenizer.encode() + b"\n")
+                await process.stdin.drain()
+                if not await process.stdout.readline():
+                    raise ConnectionError("it ended")
+        except BaseException:
+            await _end(process)
+            raise
+        self._process = process
+        self._reading = asyncio.create_task(self._read(process.stdout))
+        return process
+
+    async def _read(self, lines: asyncio.StreamReader) -> None:
+        async for line in lines:
+            number, verdict = line.split()
+            waiting = self._pending.get(int(number))
+            if waiting is not None and not waiting.done():
+                waiting.set_result(int(verdict))
+        self._process = None  # It ended; the next trial starts another.
+        for waiting in self._pending.values():
+            if not waiting.done():
+                waiting.set_result(-signal.SIGKILL)
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+def _retrieve(task: asyncio.Task[Any]) -> None:
+    """Nobody may be left who waits for it: asyncio then reports an exception that was never retrieved."""
+    if not task.cancelled():
+        task.exception()
+
+
+def _key(kind: str, spec: str) -> bytes:
+    return hashlib.sha256(f"{kind}\n{spec}".encode()).digest()
+
+
+def _key_of_caller(key: bytes, caller: str) -> bytes:
+    return key + caller.encode()
+
+
+def field_of(structured: StructuredOutput) -> str:
+    return f"spec.output.{'choices' if structured.choices else structured.kind.value}"
+
+
+def refusal(structured: StructuredOutput, verdict: int, seconds: float) -> BadRequest:
+    """What to tell the caller; `seconds` is the time that a trial may take."""
+    reason: FieldReason
+    match verdict:
+        case Verdict.MALFORMED:
+            reason, why = "INVALID_FIELD", "the constraint cannot be compiled"
+        case Verdict.DEAD_END:
+            reason = "INVALID_FIELD"
+            why = "some text that the constraint allows cannot be completed, or it allows no text at all"
+        case _:
+            reason = "LIMIT_EXCEEDED"
+            why = (
+                f"the constraint is too costly: compiling it takes more than {seconds:g} s or far too much memory, or "
+                "it holds up every token; make it smaller or less ambiguous"
+            )
+    return BadRequest(FieldViolation(field_of(structured), why, reason))
+
+
+def compiled_text(structured: StructuredOutput) -> str:
+    """Return a JSON schema, regular expression or grammar as the compiler is given it.
+
+    Raises BadRequest, which names the keyword or the part, where the compiler would read it otherwise than written.
+    """
+    try:
+        match structured.kind:
+            case StructuredKind.JSON_SCHEMA:
+                return rewritten(structured.spec)
+            case StructuredKind.REGEX:
+                return translate(structured.spec)
+            case _:
+                return structured.spec
+    except (RefusedSchemaError, RefusedRegexError) as error:
+        raise BadRequest(FieldViolation(field_of(structured), str(error), "INVALID_FIELD")) from error
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise refusal(structured, Verdict.MALFORMED, 0.0) from error
+
+
+def grammar_of(structured: StructuredOutput) -> tuple[str, str]:
+    """See `GrammarOf`; for the xgrammar backend."""
+    from vllm.v1.structured_output.utils import choice_as_grammar, grammar_is_likely_lark
+
+    match structured.kind:
+        case StructuredKind.JSON_SCHEMA:
+            return "json", compiled_text(structured)
+        case StructuredKind.REGEX:
+            return "regex", compiled_text(structured)
+        case StructuredKind.GRAMMAR:
+            return "lark" if grammar_is_likely_lark(structured.spec) else "ebnf", structured.spec
+        case StructuredKind.CHOICE:
+            return "ebnf", choice_as_grammar(list(structured.choices))

@@ -1,0 +1,99 @@
+"""Which devices there are, found out without starting any of them."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from penstock.engine.vllm.features import Device, Devices
+
+_CPUINFO = Path("/proc/cpuinfo")
+_READS_FP8_CACHE = (8, 9)
+"""From this compute capability on: Triton has no e4m3 below, and FlashAttention 3 is Hopper's."""
+_CUDA_HOME = "/usr/local/cuda"
+_NEARLY = 0.97
+_LOOK_SECONDS = 0.1
+
+
+def find_devices(kind: Device) -> Devices:
+    """GPUs by NVIDIA's management library, which vLLM's CUDA build brings; it starts no CUDA context."""
+    if kind == "cpu":
+        return Devices("cpu", reads_fp8_cache=_has_avx512(_CPUINFO))
+    try:
+        pynvml: Any = importlib.import_module("pynvml")
+    except ImportError:
+        return Devices("gpu")
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return Devices("gpu")
+    try:
+        handles = _handles(pynvml)
+        memory = [pynvml.nvmlDeviceGetMemoryInfo(handle).total for handle in handles]
+        capability = min((tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle)) for handle in handles), default=None)
+    finally:
+        pynvml.nvmlShutdown()
+    reads = capability is None or capability >= _READS_FP8_CACHE
+    return Devices("gpu", max(1, len(memory)), min(memory, default=None), reads, capability, _compiles_cuda())
+
+
+def free_bytes() -> tuple[int, ...]:
+    """Memory that is free on each visible GPU; empty where there is none, or where nobody says."""
+    try:
+        pynvml: Any = importlib.import_module("pynvml")
+        pynvml.nvmlInit()
+    except Exception:  # no such module, or no driver: there is nothing to say
+        return ()
+    try:
+        return tuple(pynvml.nvmlDeviceGetMemoryInfo(handle).free for handle in _handles(pynvml))
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def wait_until_free(before: Sequence[int], wait_seconds: float) -> bool:
+    """Wait until each GPU has about as much free memory as `before`; False where it has not after so long.
+
+    The driver takes memory back when a process has ended, not at once: an engine that is started sooner finds too
+    little and does not start.
+    """
+    until = time.monotonic() + wait_seconds
+    while any(now < then * _NEARLY for now, then in zip(free_bytes(), before, strict=False)):
+        if time.monotonic() > until:
+            return False
+        time.sleep(_LOOK_SECONDS)
+    return True
+
+
+def _handles(pynvml: Any) -> list[Any]:
+    handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+    return [handles[index] for index in _visible(len(handles))]
+
+
+def _compiles_cuda() -> bool:
+    """Where FlashInfer looks for its compiler (flashinfer.jit.cpp_ext), as vLLM reads it too."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    on_path = None if home else shutil.which("nvcc")
+    nvcc = on_path or shutil.which("nvcc", path=str(Path(home or _CUDA_HOME) / "bin"))
+    return nvcc is not None and shutil.which("ninja") is not None
+
+
+def _has_avx512(cpuinfo: Path) -> bool:
+    """What vLLM's attention asks for before it reads an FP8 cache. Where nobody says, vLLM will."""
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return True
+    flags = [line for line in lines if line.startswith("flags")]
+    return not flags or "avx512f" in flags[0].split()
+
+
+def _visible(count: int) -> list[int]:
+    """The indices that CUDA_VISIBLE_DEVICES leaves; all of them where it is unset or names devices otherwise."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    indices = [int(part) for part in named.split(",") if part.strip().isdigit()]
+    return [index for index in indices if index < count] or list(range(count))

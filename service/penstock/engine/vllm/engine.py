@@ -1,0 +1,276 @@
+"""vLLM's AsyncLLM, in this process, as the `Engine` protocol. Imported by `start` only, once the environment is set."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from vllm.exceptions import VLLMClientError
+from vllm.inputs import tokens_input
+from vllm.outputs import RequestOutput
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from penstock.engine.base import EngineLoad
+from penstock.engine.expert_load.statistics import ExpertCounts
+from penstock.engine.tokenizer import HfTokenizer
+from penstock.engine.vllm.compat.plain_text import text_tokens
+from penstock.engine.vllm.compat.slow_grammars import TOO_SLOW
+from penstock.engine.vllm.constraints import Constraints, grammar_of, refusal
+from penstock.engine.vllm.devices import wait_until_free
+from penstock.engine.vllm.experts import OutputTally, merged
+from penstock.engine.vllm.lifetime import ServicePipe
+from penstock.engine.vllm.load import LoadMeter
+from penstock.engine.vllm.parallel import Layout
+from penstock.engine.vllm.processes import kill, processes_of
+from penstock.engine.vllm.sampling import sampling_params, thought_tokens_in_prompt
+from penstock.engine.vllm.trial import Verdict
+from penstock.errors import BadRequest, ConstraintLost, EngineDown, EngineRefused, FeatureOff
+from penstock.types import (
+    EngineChunk,
+    EngineRequest,
+    EngineStop,
+    ModelCard,
+    StructuredOutput,
+    TokenLogprob,
+    TokenLogprobs,
+)
+
+log = logging.getLogger(__name__)
+_KILL_SECONDS = 10.0
+_FREE_SECONDS = 30.0
+
+
+class VllmEngine:
+    """Runs requests on an AsyncLLM. All methods belong to one event loop."""
+
+    def __init__(
+        self,
+        llm: AsyncLLM,
+        pipe: ServicePipe,
+        free_before: tuple[int, ...],
+        card: ModelCard,
+        tokenizer: HfTokenizer,
+        meter: LoadMeter,
+        constraint_seconds: float,
+    ) -> None:
+        self._llm = llm
+        self._pipe = pipe
+        self._free_before = free_before
+        self._card = card
+        self._tokenizer = tokenizer
+        self._meter = meter
+        self._processes = processes_of(llm)
+        self._constraint_seconds = constraint_seconds
+        self._constraints = Constraints(self._compilers_tokenizer, grammar_of, constraint_seconds)
+        self._layout: Layout | None = None
+        self._outputs: OutputTally | None = None
+
+    @property
+    def card(self) -> ModelCard:
+        return self._card
+
+    def change_card(self, **fields: Any) -> None:
+        """Before serving: what the start-up probe found out."""
+        self._card = dataclasses.replace(self._card, **fields)
+
+    @property
+    def tokenizer(self) -> HfTokenizer:
+        return self._tokenizer
+
+    async def stream(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
+        """See `Engine.stream`. Also raises `errors.BadRequest` for a constraint that cannot be compiled."""
+        params = sampling_params(request, self._card, self._tokenizer.name_of)
+        outputs = self._llm.generate(
+            tokens_input(list(request.prompt_token_ids), cache_salt=request.cache_salt),
+            params,
+            request.request_id,
+            trace_headers=request.trace_headers,
+            # The constraint is on the answer; vLLM's own look at the prompt does not know continuations.
+            reasoning_ended=self._answers_at_once(request) if request.structured else None,
+        )
+        try:
+            async with contextlib.aclosing(outputs):
+                async for output in outputs:
+                    if request.structured and output.outputs[0].finish_reason == "error":
+                        raise self._failure(request, request.structured, output.outputs[0].stop_reason)
+                    if self._outputs is not None and (routed := output.outputs[0].routed_experts) is not None:
+                        self._outputs.finished(routed, output.num_cached_tokens or 0)
+                    yield _chunk(output, self._card.eos_ids)
+        except EngineDeadError as error:
+            raise EngineDown("the engine is dead") from error
+        except (BadRequest, EngineRefused):
+            raise
+        except VLLMClientError as error:
+            raise self._refusal(request, error) from error
+        except Exception as error:
+            if self._llm.errored:
+                raise EngineDown("the engine is dead") from error
+            raise EngineRefused(f"the engine failed on this request: {type(error).__name__}") from error
+
+    def start_compiler(self) -> None:
+        """Start, in the background, the process that tries constraints."""
+        self._constraints.start_ahead()
+
+    async def check_constraint(self, structured: StructuredOutput, caller: str) -> None:
+        await self._constraints.check(structured, caller)
+
+    def load(self) -> EngineLoad:
+        return self._meter.load()
+
+    async def count_experts(self, layout: Layout | None, *, by_output: bool = False) -> int:
+        """From now on, in the workers or by what vLLM returns; None ends it. The number of layers that are counted."""
+        self._layout = layout
+        self._outputs = OutputTally(layout) if layout is not None and by_output else None
+        if by_output:
+            return layout.layers if layout is not None else 0
+        return sum(await self._llm.collective_rpc("count_experts", args=(layout is not None,)))
+
+    async def expert_counts(self) -> ExpertCounts:
+        if self._layout is None:
+            why = next((f.reason for f in self._card.profile if f.name == "routing"), "")
+            raise FeatureOff(f"expert load is not counted: {why}", feature="routing")
+        if self._outputs is not None:
+            return self._outputs.counts()
+        try:
+            return merged(self._layout, await self._llm.collective_rpc("expert_counts"))
+        except EngineDeadError as error:
+            raise EngineDown("the engine is dead") from error
+        except Exception as error:
+            raise EngineRefused(f"the engine did not tell its expert counts: {type(error).__name__}") from error
+
+    async def draw_from(self, seed: int) -> None:
+        """Seed what requests without a seed draw from, in all workers of all nodes. Range [0, 2^32)."""
+        await self._llm.collective_rpc("draw_from", args=(seed,))
+
+    async def drawn_from(self) -> list[int]:
+        """Return the seed of each worker's generator."""
+        return await self._llm.collective_rpc("drawn_from")  # type: ignore[no-any-return]
+
+    async def weight_bytes(self) -> list[dict[str, int]]:
+        """Bytes of weights by element type, per worker."""
+        return await self._llm.collective_rpc("weight_bytes")  # type: ignore[no-any-return]
+
+    async def cache_bytes(self) -> list[dict[str, int]]:
+        """How vLLM laid out the cache, per worker: see `worker.WorkerReport.cache_bytes`."""
+        return await self._llm.collective_rpc("cache_bytes")  # type: ignore[no-any-return]
+
+    @property
+    def cache_tokens(self) -> int:
+        """vLLM's "KV cache size": tokens that fit in sequences which fill the window."""
+        return int(self._llm.vllm_config.cache_config.kv_cache_size_tokens)
+
+    async def check(self) -> None:
+        try:
+            await self._llm.check_health()
+        except EngineDeadError as error:
+            raise EngineDown("the engine is dead") from error
+
+    def interruption(self) -> None:
+        """One AsyncLLM lives once: it does not come back."""
+
+    async def revived(self) -> None:
+        """One AsyncLLM lives once: whoever supervises starts another."""
+        await self.check()
+
+    async def kill(self) -> None:
+        """Ends the engine's processes without their help. vLLM then fails every stream; that is waited for."""
+        await asyncio.to_thread(self._end_processes)
+        if self._llm.output_handler is not None:
+            await asyncio.wait({self._llm.output_handler}, timeout=_KILL_SECONDS)
+        with contextlib.suppress(Exception):
+            await self.close()
+
+    async def close(self) -> None:
+        """End the engine, when no request is left. Its processes hold nothing that an orderly end would save, and need
+        seconds for one: the worker alone, when Python takes down what it imported."""
+        await self._constraints.close()
+        # vLLM's own order ends the processes first, and its output handler then logs a death that was wanted.
+        if self._llm.output_handler is not None:
+            self._llm.output_handler.cancel()
+        self._llm.engine_core.resources.engine_dead = True  # likewise its monitor
+        await asyncio.to_thread(self._end_processes)
+        await asyncio.to_thread(self._llm.shutdown, 0)
+
+    def _end_processes(self) -> None:
+        self._pipe.close()
+        # They are dead or dying now; nothing of the engine may be left after this.
+        kill(self._processes, _KILL_SECONDS)
+        if not wait_until_free(self._free_before, _FREE_SECONDS):
+            log.warning("the ended engine's GPU memory is not free after %g s", _FREE_SECONDS)
+
+    def _compilers_tokenizer(self) -> str:
+        """As vLLM's backend makes it (v1/structured_output/backend_xgrammar.py)."""
+        vocab_size = self._llm.vllm_config.model_config.get_vocab_size()
+        return str(text_tokens(self._llm.renderer.get_tokenizer(), vocab_size).serialize_json())
+
+    def _failure(self, request: EngineRequest, structured: StructuredOutput, why: object) -> BadRequest | EngineRefused:
+        """The engine ended a constrained request: it was too slow (compat.slow_grammars), or the engine is at fault."""
+        if why != TOO_SLOW:
+            return ConstraintLost("the engine found no way to go on with a constrained answer")
+        self._constraints.block(structured, request.caller_id)
+        return refusal(structured, Verdict.SLOW, self._constraint_seconds)
+
+    def _refusal(self, request: EngineRequest, error: Exception) -> BadRequest | EngineRefused:
+        """What vLLM refuses of a constraint is the caller's mistake; all else was ours to refuse."""
+        if request.structured is None:
+            return EngineRefused(f"vLLM refuses the request: {type(error).__name__}")
+        return refusal(request.structured, Verdict.MALFORMED, self._constraint_seconds)
+
+    def _answers_at_once(self, request: EngineRequest) -> bool:
+        markers = self._card.markers
+        return markers is None or thought_tokens_in_prompt(request.prompt_token_ids, markers) is None
+
+
+def _chunk(output: RequestOutput, eos_ids: frozenset[int]) -> EngineChunk:
+    completion = output.outputs[0]
+    speculation = completion.spec_decode_metrics
+    token_ids = tuple(completion.token_ids)
+    return EngineChunk(
+        token_ids=token_ids,
+        logprobs=_logprobs(token_ids, completion.logprobs) if completion.logprobs else (),
+        cached_tokens=output.num_cached_tokens or 0,
+        stop=_stop(completion, eos_ids),
+        queue_seconds=_queue_seconds(output.metrics),
+        drafted_tokens=speculation.num_draft_tokens if speculation else None,
+        accepted_tokens=sum(place * count for place, count in enumerate(speculation.histogram))
+        if speculation
+        else None,
+    )
+
+
+def _stop(completion: Any, eos_ids: frozenset[int]) -> EngineStop | None:
+    """vLLM's stop_reason is the stop token's id, and None for the tokenizer's own end-of-sequence token."""
+    match completion.finish_reason:
+        case None:
+            return None
+        case "length":
+            return EngineStop.LENGTH
+        case "abort":
+            return EngineStop.ABORTED
+        case "stop":
+            at_end = completion.stop_reason is None or completion.stop_reason in eos_ids
+            return EngineStop.EOS if at_end else EngineStop.STOP_TOKEN
+        case other:
+            raise EngineRefused(f"the engine ended a request with {other}")
+
+
+def _queue_seconds(metrics: Any) -> float | None:
+    if metrics is None or not metrics.scheduled_ts:
+        return None
+    return max(0.0, float(metrics.scheduled_ts - metrics.queued_ts))
+
+
+def _logprobs(token_ids: tuple[int, ...], positions: Any) -> tuple[TokenLogprobs, ...]:
+    """vLLM gives one mapping per position: the most likely tokens, and the sampled one wherever it ranks."""
+    result = []
+    for sampled_id, position in zip(token_ids, positions, strict=True):
+        entries = {token_id: TokenLogprob(token_id, entry.logprob, entry.rank) for token_id, entry in position.items()}
+        ranked = sorted(entries.values(), key=lambda entry: entry.rank)
+        wanted = len(position) - (1 if entries[sampled_id].rank >= len(position) else 0)
+        result.append(TokenLogprobs(sampled=entries[sampled_id], top=tuple(ranked[:wanted])))
+    return tuple(result)

@@ -1,0 +1,165 @@
+"""Writes an FP8 checkpoint from a bfloat16 one, in the layout of the official ones. Torch and safetensors alone.
+
+Each weight `w` becomes e4m3 under its own name, with `w_scale_inv` beside it. Experts that are stored together in the
+source (`experts.gate_up_proj`) are stored one by one (`experts.3.gate_proj.weight`), as the official ones are. Routers,
+norms, convolutions, embeddings, the head, the small projections of Gated DeltaNet (a, b), the draft layer's
+`mtp.fc` and everything visual stay as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from penstock.engine.vllm.fp8.blocks import BLOCK, quantize
+from penstock.errors import ConfigError, PenstockError
+from penstock.files import free_bytes, is_of_space, size, why_not_written
+
+_CONVERTED = re.compile(
+    r"(^|\.)layers\.\d+\."
+    r"(self_attn\.[qkvo]_proj|linear_attn\.(in_proj_qkv|in_proj_z|out_proj)"
+    r"|mlp\.(shared_expert\.|experts\.\d+\.)?(gate|up|down)_proj)\.weight$"
+)
+_TOGETHER = re.compile(r"^(.*\.experts)\.(gate_up_proj|down_proj)$")
+_SPACE = 0.62
+"""Of the source's size: half, and what stays; scales are 1/4096."""
+
+Progress = Callable[[int, int, str], None]
+"""Called with bytes read so far, bytes in all, and the tensor's name."""
+
+
+@dataclass
+class Written:
+    """What `write` did. Sizes are bytes of the weight files."""
+
+    source_bytes: int
+    bytes: int = 0
+    converted_tensors: int = 0
+    kept_modules: list[str] = field(default_factory=list)
+
+    @property
+    def ratio(self) -> float:
+        return self.bytes / self.source_bytes
+
+
+def write(source: Path, target: Path, progress: Progress = lambda done, total, name: None) -> Written:
+    """Write `target`, whole or not at all. Raises ConfigError, and PenstockError where there is no room."""
+    config = _config(source)
+    shards = sorted(source.glob("*.safetensors"))
+    if not shards:
+        raise ConfigError(f"{source} has no weights (*.safetensors)")
+    if target.exists():
+        raise ConfigError(f"{target} exists already; nothing is overwritten")
+    written = Written(sum(shard.stat().st_size for shard in shards))
+    _check_space(target, written.source_bytes)
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        _write_weights(shards, partial, written, progress)
+        _write_rest(source, partial, config, written)
+        partial.rename(target)
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, SafetensorError) or (isinstance(error, OSError) and is_of_space(error)):
+            why = why_not_written(target, error, _space_needed(written.source_bytes))
+            raise PenstockError(f"{why}; nothing was left behind") from error
+        raise
+    return written
+
+
+def _space_needed(source_bytes: int) -> int:
+    return int(source_bytes * _SPACE)
+
+
+def _write_weights(shards: list[Path], folder: Path, written: Written, progress: Progress) -> None:
+    """Shard by shard, so that memory holds one at a time."""
+    places: dict[str, str] = {}
+    read = 0
+    for shard in shards:
+        tensors: dict[str, torch.Tensor] = {}
+        with safe_open(shard, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 # not a mapping
+                tensor = file.get_tensor(name)
+                for part, weight in _apart(name, tensor):
+                    tensors |= _convert(part, weight, written)
+                read += tensor.nbytes
+                progress(read, written.source_bytes, name)
+        path = folder / shard.name
+        save_file(tensors, path, metadata={"format": "pt"})
+        path.chmod(0o644)  # save_file writes it for its owner alone
+        written.bytes += path.stat().st_size
+        places |= dict.fromkeys(tensors, shard.name)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": written.bytes}, "weight_map": dict(sorted(places.items()))}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _apart(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """The experts of a stack one by one, with gate and up apart; anything else as it is."""
+    together = _TOGETHER.match(name)
+    if together is None:
+        yield name, tensor
+        return
+    stem, kind = together.groups()
+    for number, expert in enumerate(tensor):
+        if kind == "down_proj":
+            yield f"{stem}.{number}.down_proj.weight", expert
+        else:
+            gate, up = expert.chunk(2)
+            yield f"{stem}.{number}.gate_proj.weight", gate
+            yield f"{stem}.{number}.up_proj.weight", up
+
+
+def _convert(name: str, weight: torch.Tensor, written: Written) -> dict[str, torch.Tensor]:
+    whole_blocks = weight.dim() == 2 and weight.shape[0] % BLOCK == 0 and weight.shape[1] % BLOCK == 0
+    if _CONVERTED.search(name) and whole_blocks:
+        quantised, scale = quantize(weight)
+        written.converted_tensors += 1
+        return {name: quantised, f"{name}_scale_inv": scale}
+    if name.endswith(".weight") and weight.dim() > 1:
+        written.kept_modules.append(name.removesuffix(".weight"))
+    return {name: weight.contiguous()}
+
+
+def _config(source: Path) -> dict[str, object]:
+    try:
+        config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{source} is not a checkpoint: {error}") from error
+    if not isinstance(config, dict):
+        raise ConfigError(f"{source}: config.json is not a JSON object")
+    if "quantization_config" in config:
+        raise ConfigError(f"{source} is quantised already")
+    return config
+
+
+def _write_rest(source: Path, folder: Path, config: dict[str, object], written: Written) -> None:
+    """Configuration, tokenizer and template; not the model card, whose figures are of other weights."""
+    for path in source.iterdir():
+        written_here = path.suffix == ".safetensors" or path.name.endswith(".index.json") or path.name == "README.md"
+        if path.is_file() and not written_here:
+            shutil.copyfile(path, folder / path.name)
+    quantization = {
+        "quant_method": "fp8",
+        "fmt": "e4m3",
+        "activation_scheme": "dynamic",
+        "weight_block_size": [BLOCK, BLOCK],
+        "modules_to_not_convert": sorted(written.kept_modules),
+    }
+    text = json.dumps(config | {"quantization_config": quantization}, indent=2)
+    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _check_space(target: Path, source_bytes: int) -> None:
+    needed, free = _space_needed(source_bytes), free_bytes(target)
+    if free is not None and free < needed:
+        raise PenstockError(f"{target} cannot be written: about {size(needed)} needed, {size(free)} free")

@@ -1,0 +1,591 @@
+"""Rewrites a JSON schema (draft 2020-12) into what xgrammar enforces, and refuses the rest by keyword and JSON pointer.
+
+xgrammar 0.2.8 ignores keywords that it does not know, and known ones in many combinations: beside `$ref`, `anyOf`,
+`allOf` and `enum`, and wherever `type` is absent. So each schema is written anew, one `type` at a time, out of the
+combinations that it enforces (tests/unit/test_json_schema.py walks through the compiled grammars). What an answer may
+say can be less than the schema allows, as objects without `additionalProperties` are closed, and never more.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
+
+from penstock.engine.vllm.regex import MAX_COUNT, RefusedRegexError, json_string_of_length, translate_json_pattern
+
+Schema = dict[str, Any]
+
+_OF_TYPE: dict[str, tuple[str, ...]] = {
+    "null": (),
+    "boolean": (),
+    "number": ("multipleOf", "minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum"),
+    "string": ("minLength", "maxLength", "pattern", "format"),
+    "array": (
+        *("items", "prefixItems", "minItems", "maxItems", "uniqueItems", "contains", "minContains", "maxContains"),
+        "unevaluatedItems",
+    ),
+    "object": (
+        *("properties", "required", "additionalProperties", "patternProperties", "propertyNames", "minProperties"),
+        *("maxProperties", "dependentRequired", "dependentSchemas", "dependencies", "unevaluatedProperties"),
+    ),
+}
+_OF_TYPE["integer"] = _OF_TYPE["number"]
+_ANY_TYPE = ("null", "boolean", "number", "string", "array", "object")
+_IN_PLACE = ("$ref", "$dynamicRef", "$recursiveRef", "allOf", "anyOf", "oneOf", "not", "if", "then", "else")
+ASSERTIONS = frozenset({"type", "enum", "const", "$id", *_IN_PLACE}).union(*_OF_TYPE.values())
+"""Every other key is an annotation: it is accepted and asserts nothing."""
+ENFORCED_FORMATS = frozenset({"date", "time", "date-time", "duration", "ipv4", "ipv6", "uuid"})
+"""Kept in their form (a day 31 may be in any month) where `format` stands alone; other formats are annotations."""
+_MAX_NUMBER = 2**53
+_SMALLEST_STEP = 1e-6
+
+
+class RefusedSchemaError(ValueError):
+    """A keyword that cannot be enforced: `keyword` at the JSON pointer `pointer`."""
+
+    def __init__(self, keyword: str, pointer: str, why: str) -> None:
+        super().__init__(f"{keyword} at {pointer or 'the root'}: {why}")
+        self.keyword = keyword
+        self.pointer = pointer
+
+
+@lru_cache(maxsize=16)
+def rewritten(text: str) -> str:
+    """Return the schema for xgrammar, as JSON text. Raises RefusedSchemaError, and ValueError for what is no JSON."""
+    root = json.loads(text)
+    try:
+        return _Rewriter(root).whole()
+    except RecursionError:
+        why = "references beside other keywords lead to themselves; name what they share without the keywords"
+        raise RefusedSchemaError("$ref", "", why) from None
+
+
+class _Rewriter:
+    def __init__(self, root: Any) -> None:
+        self._root = root
+        self._names: dict[str, str] = {}
+        self._merges = 0
+        self._definitions: dict[str, Schema] = {}
+
+    def whole(self) -> str:
+        schema = self._schema(self._root, "")
+        done = 0
+        while done < len(self._names):
+            pointer, name = list(self._names.items())[done]
+            self._definitions[name] = self._schema(self._target(pointer, pointer), pointer)
+            done += 1
+        return json.dumps(schema | {"$defs": self._definitions} if self._definitions else schema)
+
+    def _schema(self, schema: Any, at: str) -> Schema:
+        if schema is True:
+            return {}
+        if schema is False:
+            raise RefusedSchemaError("false", at, "this schema allows no value")
+        if not isinstance(schema, dict):
+            raise RefusedSchemaError("schema", at, "a schema must be an object, true or false")
+        asserted = _asserted(schema, at)
+        for keyword, rewrite in self._in_place.items():
+            if keyword in asserted:
+                others = sorted(asserted.keys() - {keyword} - ({"type"} if keyword in ("enum", "const") else set()))
+                if others and keyword in ("enum", "const"):
+                    why = f"is not enforced beside {keyword}; leave out the values that it excludes"
+                    raise RefusedSchemaError(others[0], _join(at, others[0]), why)
+                if others and keyword in ("$ref", "anyOf", "oneOf"):
+                    return self._beside(keyword, asserted, at)
+                return rewrite(self, asserted, at)
+        return self._by_type(asserted, at)
+
+    def _beside(self, keyword: str, asserted: Schema, at: str) -> Schema:
+        """Move what stands beside `keyword` into its parts, as far as parts of allOf can be merged."""
+        self._merges += 1
+        if self._merges > _MAX_MERGES:
+            raise RefusedSchemaError(
+                keyword, _join(at, keyword), f"stands beside other keywords over {_MAX_MERGES} times"
+            )
+        others = {key: value for key, value in asserted.items() if key != keyword}
+        if keyword == "$ref":
+            return self._all_of(others | {"allOf": [*others.get("allOf", []), {"$ref": asserted["$ref"]}]}, at)
+        parts = [others | {"allOf": [*others.get("allOf", []), part]} for part in _list(asserted, keyword, at)]
+        if keyword == "oneOf":
+            self._check_disjoint(asserted["oneOf"], at)
+        return {"anyOf": [self._schema(part, f"{at}/{keyword}/{number}") for number, part in enumerate(parts)]}
+
+    def _all_of(self, asserted: Schema, at: str) -> Schema:
+        parts = [{key: value for key, value in asserted.items() if key != "allOf"}]
+        parts += [
+            self._resolved(part, f"{at}/allOf/{number}") for number, part in enumerate(_list(asserted, "allOf", at))
+        ]
+        merged: Schema = {}
+        for part in parts:
+            for key, value in part.items():
+                if key == "required" and isinstance(value, list):
+                    merged[key] = [*merged.get(key, []), *value]
+                elif key not in merged:
+                    merged[key] = value
+                elif merged[key] != value:
+                    raise RefusedSchemaError("allOf", _join(at, "allOf"), f"its parts differ in {key}; merge them")
+        for keys in _TOGETHER:
+            split = [part for part in parts if keys & part.keys()]
+            if len(split) > 1 and any(keys & part.keys() != keys & merged.keys() for part in split):
+                names = " and ".join(sorted(keys & merged.keys()))
+                raise RefusedSchemaError("allOf", _join(at, "allOf"), f"{names} are in different parts; merge them")
+        return self._schema(merged, at)
+
+    def _resolved(self, part: Any, at: str) -> Schema:
+        """What a part of allOf asserts, through its references."""
+        for _ in range(_MAX_CHAIN):
+            if part is True:
+                return {}
+            if not isinstance(part, dict):
+                raise RefusedSchemaError("false", at, "this schema allows no value")
+            asserted = _asserted(part, at)
+            if "$id" in asserted:
+                self._refused(asserted, at)
+            if asserted.keys() != {"$ref"}:
+                if asserted.keys() & {"allOf", "$ref"}:
+                    raise RefusedSchemaError("allOf", at, "allOf and $ref beside others are not merged; merge them")
+                return asserted
+            part = self._target(asserted["$ref"], at)
+        raise RefusedSchemaError("$ref", _join(at, "$ref"), "these references lead to themselves")
+
+    def _any_of(self, asserted: Schema, at: str) -> Schema:
+        return {"anyOf": [self._schema(part, f"{at}/anyOf/{n}") for n, part in enumerate(_list(asserted, "anyOf", at))]}
+
+    def _one_of(self, asserted: Schema, at: str) -> Schema:
+        parts = _list(asserted, "oneOf", at)
+        self._check_disjoint(parts, at)
+        return {"anyOf": [self._schema(part, f"{at}/oneOf/{n}") for n, part in enumerate(parts)]}
+
+    def _check_disjoint(self, parts: list[Any], at: str) -> None:
+        known = [self._resolved(part, f"{at}/oneOf/{n}") for n, part in enumerate(parts)]
+        for number, part in enumerate(known):
+            if not all(self._are_disjoint(part, other) for other in known[:number]):
+                raise RefusedSchemaError(
+                    "oneOf",
+                    f"{at}/oneOf/{number}",
+                    "a value may match several parts: give each its own type or a required property with its own "
+                    "const, or use anyOf",
+                )
+
+    def _are_disjoint(self, one: Schema, other: Schema) -> bool:
+        values, others = _values(one), _values(other)
+        if values is not None and others is not None:
+            return not any(_equal(a, b) for a in values for b in others)
+        if not _types(one) & _types(other):
+            return True
+        if not (_types(one) == _types(other) == {"object"}):
+            return False
+        tags = set(one.get("required", ())) & set(other.get("required", ()))
+        return any(self._tags_differ(one, other, tag) for tag in tags)
+
+    def _tags_differ(self, one: Schema, other: Schema, tag: str) -> bool:
+        found = []
+        for part in (one, other):
+            properties = part.get("properties")
+            if not isinstance(properties, dict) or tag not in properties:
+                return False
+            values = _values(self._resolved(properties[tag], "/oneOf"))
+            if values is None:
+                return False
+            found.append(values)
+        return not any(_equal(a, b) for a in found[0] for b in found[1])
+
+    def _ref(self, asserted: Schema, at: str) -> Schema:
+        self._resolved(asserted, at)  # a chain that ends
+        pointer = asserted["$ref"]
+        name = self._names.setdefault(pointer, f"d{len(self._names)}")
+        return {"$ref": f"#/$defs/{name}"}
+
+    def _target(self, pointer: Any, at: str) -> Any:
+        where = _join(at, "$ref")
+        if not isinstance(pointer, str) or not (pointer == "#" or pointer.startswith("#/")):
+            raise RefusedSchemaError("$ref", where, "only references within the schema by JSON pointer are supported")
+        found = self._root
+        for step in pointer[2:].split("/") if pointer != "#" else ():
+            step = _unquoted(step)
+            if found is not self._root and isinstance(found, dict) and isinstance(found.get("$id"), str):
+                raise RefusedSchemaError("$ref", where, "leads through a schema with an $id; leave that out")
+            if isinstance(found, dict) and step in found:
+                found = found[step]
+            elif isinstance(found, list) and step.isascii() and step.isdigit() and int(step) < len(found):
+                found = found[int(step)]
+            else:
+                raise RefusedSchemaError("$ref", where, f"nothing is at {pointer}")
+        return found
+
+    def _enum(self, asserted: Schema, at: str) -> Schema:
+        keyword = "enum" if "enum" in asserted else "const"
+        values = _list(asserted, "enum", at) if keyword == "enum" else [asserted["const"]]
+        types = _types(asserted) if "type" in asserted else None
+        values = [value for value in values if types is None or _is_of(value, asserted["type"])]
+        if not values:
+            raise RefusedSchemaError(keyword, _join(at, keyword), "none of the values is of the type")
+        _check_values(values, keyword, _join(at, keyword))
+        return {"enum": values}
+
+    def _refused(self, asserted: Schema, at: str) -> Schema:
+        keyword = next(key for key in _UNSUPPORTED if key in asserted)
+        raise RefusedSchemaError(keyword, _join(at, keyword), "is not enforced; leave it out and check the answer")
+
+    def _by_type(self, asserted: Schema, at: str) -> Schema:
+        types = asserted.get("type", _ANY_TYPE if len(asserted) else ())
+        types = (types,) if isinstance(types, str) else tuple(dict.fromkeys(types))
+        if "number" in types:
+            types = tuple(name for name in types if name != "integer")
+        if not asserted:
+            return {}
+        written = []
+        for name in types:
+            if name not in _OF_TYPE:
+                raise RefusedSchemaError("type", _join(at, "type"), f"must name JSON types, got {name!r}")
+            own = {key: asserted[key] for key in _OF_TYPE[name] if key in asserted}
+            written.append(self._typed(name, own, at))
+        if not written:
+            raise RefusedSchemaError("type", _join(at, "type"), "names no type")
+        return written[0] if len(written) == 1 else {"anyOf": written}
+
+    def _typed(self, name: str, own: Schema, at: str) -> Schema:
+        match name:
+            case "null" | "boolean":
+                return {"type": name}
+            case "integer" | "number":
+                return _number(name, own, at)
+            case "string":
+                return _string(own, at)
+            case "array":
+                return self._array(own, at)
+            case _:
+                return self._object(own, at)
+
+    def _array(self, own: Schema, at: str) -> Schema:
+        least, most = _bounds(own, "minItems", "maxItems", at)
+        if own.get("uniqueItems", False) is not False and (most is None or most > 1):
+            raise RefusedSchemaError("uniqueItems", _join(at, "uniqueItems"), "is not enforced")
+        if "contains" in own and not (own.get("minContains") == 0 and "maxContains" not in own):
+            raise RefusedSchemaError("contains", _join(at, "contains"), "is not enforced; use items or prefixItems")
+        prefix = _list(own, "prefixItems", at) if "prefixItems" in own else []
+        key = "items" if "items" in own else "unevaluatedItems"
+        rest = own.get(key, True)
+        if isinstance(rest, list):
+            raise RefusedSchemaError("items", _join(at, "items"), "must be a schema; a list of schemas is prefixItems")
+        written: Schema = {"type": "array"}
+        if prefix:
+            prefix = prefix if most is None else prefix[:most]
+            written["prefixItems"] = [self._schema(item, f"{at}/prefixItems/{n}") for n, item in enumerate(prefix)]
+        if rest is False or (most is not None and most <= len(prefix)):
+            if least > len(prefix):
+                raise RefusedSchemaError("minItems", _join(at, "minItems"), "asks for more items than are allowed")
+            written |= {"items": False} if prefix else {"maxItems": 0}
+        else:
+            written["items"] = self._schema(rest, _join(at, key))
+            if most is not None:
+                written["maxItems"] = most
+        if least:
+            written["minItems"] = least
+        return written
+
+    def _object(self, own: Schema, at: str) -> Schema:
+        own = _without_names(own)
+        for keyword in ("dependentRequired", "dependentSchemas", "dependencies"):
+            if own.get(keyword):
+                raise RefusedSchemaError(keyword, _join(at, keyword), "is not enforced; use anyOf of closed objects")
+        properties = own.get("properties", {})
+        required = own.get("required", [])
+        if not isinstance(properties, dict) or not isinstance(required, list):
+            raise RefusedSchemaError("properties", at, "properties must be an object, and required a list")
+        key = "additionalProperties" if "additionalProperties" in own else "unevaluatedProperties"
+        rest = own.get(key, True)
+        if own.get("patternProperties") or own.get("propertyNames", True) not in (True, {}):
+            return self._by_name(own, at)
+        missing = [name for name in dict.fromkeys(required) if name not in properties]
+        if missing and rest is False:
+            raise RefusedSchemaError("required", _join(at, "required"), "names a property that is not allowed")
+        inner = {name: self._schema(part, _join(at, "properties", name)) for name, part in properties.items()}
+        open_schema = {} if rest is False else self._schema(rest, _join(at, key))
+        inner |= dict.fromkeys(missing, open_schema)
+        written: Schema = {"type": "object"}
+        if inner:
+            written |= {"properties": inner, "required": list(dict.fromkeys(required))}
+        # Without the keyword, an object that names properties is closed: models fill open ones without end.
+        closed = rest is False or (key not in own and bool(inner))
+        if closed:
+            written["additionalProperties"] = False
+        elif key in own:
+            written["additionalProperties"] = open_schema
+        return self._counted(written, own, at, closed=closed)
+
+    def _counted(self, written: Schema, own: Schema, at: str, *, closed: bool) -> Schema:
+        least, most = _bounds(own, "minProperties", "maxProperties", at)
+        least = 0 if least <= len(written.get("required", ())) else least
+        names = len(written.get("properties", ()))
+        if closed and least > names:
+            raise RefusedSchemaError("minProperties", _join(at, "minProperties"), "asks for more than are allowed")
+        if closed and most is not None and most >= names:
+            most = None
+        if least and not closed:
+            # An open object may name a property twice, which counts once.
+            raise RefusedSchemaError("minProperties", _join(at, "minProperties"), "is not enforced for open objects")
+        if least:
+            written["minProperties"] = least
+        if most is not None:
+            if most < len(written.get("required", ())):
+                raise RefusedSchemaError("maxProperties", _join(at, "maxProperties"), "is less than is required")
+            written["maxProperties"] = most
+        return written
+
+    def _by_name(self, own: Schema, at: str) -> Schema:
+        """Objects whose property names match: one pattern or one schema of names, and nothing else."""
+        keyword = "patternProperties" if own.get("patternProperties") else "propertyNames"
+        others = sorted(key for key in own if key != keyword and own[key] not in ({}, []))
+        if own.get("additionalProperties") is True or keyword == "patternProperties":
+            # All names match the pattern, so that none is an additional one.
+            others = [key for key in others if key not in ("additionalProperties", "unevaluatedProperties")]
+        if others:
+            raise RefusedSchemaError(others[0], _join(at, others[0]), f"is not enforced beside {keyword}")
+        if keyword == "propertyNames":
+            names = self._schema({"type": "string", **_dict(own[keyword], keyword, at)}, _join(at, keyword))
+            if not names.keys() & {"pattern", "enum"}:
+                raise RefusedSchemaError(keyword, _join(at, keyword), "supports pattern, lengths, enum and const")
+            return {"type": "object", "propertyNames": names}
+        patterns = _dict(own[keyword], keyword, at)
+        if len(patterns) > 1:
+            raise RefusedSchemaError(keyword, _join(at, keyword), "supports one pattern")
+        pattern, part = next(iter(patterns.items()))
+        where = _join(at, keyword, pattern)
+        return {
+            "type": "object",
+            keyword: {_pattern(pattern, where, keyword): self._schema(part, where)},
+            "additionalProperties": False,
+        }
+
+    _in_place: Mapping[str, Callable[[_Rewriter, Schema, str], Schema]] = {}
+
+
+_MAX_CHAIN = 64
+_MAX_MERGES = 100
+_UNSUPPORTED = ("$dynamicRef", "$recursiveRef", "not", "if", "$id")
+_TOGETHER = (
+    {"properties", "patternProperties", "additionalProperties", "unevaluatedProperties", "propertyNames"},
+    {"prefixItems", "items", "unevaluatedItems"},
+    {"contains", "minContains", "maxContains"},
+)
+_Rewriter._in_place = {
+    **dict.fromkeys(_UNSUPPORTED, _Rewriter._refused),
+    "$ref": _Rewriter._ref,
+    "enum": _Rewriter._enum,
+    "const": _Rewriter._enum,
+    "allOf": _Rewriter._all_of,
+    "anyOf": _Rewriter._any_of,
+    "oneOf": _Rewriter._one_of,
+}
+
+
+def _asserted(schema: Schema, at: str) -> Schema:
+    """The keywords that assert something, those left out that cannot fail."""
+    asserted = {key: value for key, value in schema.items() if key in ASSERTIONS}
+    if not at or asserted.get("$id") in ("", None):
+        asserted.pop("$id", None)
+    if asserted.get("not") is False:
+        del asserted["not"]
+    # What was read once may be read again as part of another schema: what is kept of it must say the same then.
+    if "if" not in asserted or not asserted.keys() & {"then", "else"}:
+        for key in ("if", "then", "else"):
+            asserted.pop(key, None)
+    for key, idle in _IDLE.items():
+        if key in asserted and asserted[key] == idle and type(asserted[key]) is type(idle):
+            del asserted[key]
+    for key in ("minContains", "maxContains"):
+        if "contains" not in asserted:
+            asserted.pop(key, None)
+    return asserted
+
+
+_IDLE: Mapping[str, Any] = {
+    "uniqueItems": False,
+    "dependentRequired": {},
+    "dependentSchemas": {},
+    "patternProperties": {},
+    "required": [],
+    "propertyNames": True,
+    "unevaluatedItems": True,
+    "unevaluatedProperties": True,
+    "minLength": 0,
+    "minItems": 0,
+    "minProperties": 0,
+}
+
+
+def _without_names(own: Schema) -> Schema:
+    """The same without `propertyNames`, where that asserts nothing or lists the names."""
+    names = own.get("propertyNames")
+    if not isinstance(names, dict):
+        return own
+    asserted = _asserted(names, "/propertyNames")
+    rest = {key: value for key, value in own.items() if key != "propertyNames"}
+    if not asserted or asserted == {"type": "string"}:
+        return rest
+    values = _values(asserted)
+    others = asserted.keys() - {"type", "enum", "const"}
+    if values is None or others or rest.keys() & {"properties", "patternProperties"}:
+        return own
+    allowed = rest.pop("additionalProperties", rest.pop("unevaluatedProperties", True))
+    listed = [] if allowed is False else [value for value in values if isinstance(value, str)]
+    return rest | {"properties": dict.fromkeys(listed, allowed), "additionalProperties": False}
+
+
+def _join(at: str, *steps: str) -> str:
+    return at + "".join("/" + step.replace("~", "~0").replace("/", "~1") for step in steps)
+
+
+def _unquoted(step: str) -> str:
+    from urllib.parse import unquote
+
+    return unquote(step).replace("~1", "/").replace("~0", "~")
+
+
+def _list(schema: Schema, key: str, at: str) -> list[Any]:
+    value = schema[key]
+    if not isinstance(value, list) or not value:
+        raise RefusedSchemaError(key, _join(at, key), "must be a list that is not empty")
+    return value
+
+
+def _dict(value: Any, key: str, at: str) -> Schema:
+    if not isinstance(value, dict):
+        raise RefusedSchemaError(key, _join(at, key), "must be an object")
+    return value
+
+
+def _types(schema: Schema) -> set[str]:
+    values = _values(schema)
+    if values is not None:
+        return {_type_of(value) for value in values}
+    types = schema.get("type", _ANY_TYPE)
+    types = {types} if isinstance(types, str) else set(types)
+    return {"number" if name == "integer" else name for name in types}
+
+
+def _values(schema: Schema) -> list[Any] | None:
+    if "const" in schema:
+        return [schema["const"]]
+    return schema["enum"] if isinstance(schema.get("enum"), list) else None
+
+
+def _type_of(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "boolean"
+    if isinstance(value, int | float):
+        return "number"
+    return "string" if isinstance(value, str) else "array" if isinstance(value, list) else "object"
+
+
+def _is_of(value: Any, types: Any) -> bool:
+    names = [types] if isinstance(types, str) else types
+    whole = isinstance(value, int | float) and not isinstance(value, bool) and float(value).is_integer()
+    return _type_of(value) in names or ("integer" in names and whole)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Equal as JSON values: 1 is 1.0 and is not true."""
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
+    return _type_of(one) == _type_of(other) and bool(one == other)
+
+
+def _check_values(values: Any, keyword: str, at: str) -> None:
+    """Refuses what does not survive the compiler: numbers beyond a double's whole ones, lone surrogates."""
+    if isinstance(values, list):
+        for value in values:
+            _check_values(value, keyword, at)
+    elif isinstance(values, dict):
+        for key, value in values.items():
+            _check_values([key, value], keyword, at)
+    elif isinstance(values, str):
+        if any(0xD800 <= ord(character) <= 0xDFFF for character in values):
+            raise RefusedSchemaError(keyword, at, "surrogates are no characters")
+    elif isinstance(values, int | float) and not (math.isfinite(values) and abs(values) <= _MAX_NUMBER):
+        raise RefusedSchemaError(keyword, at, "numbers must be in [-2^53, 2^53]")
+
+
+def _bounds(own: Schema, low: str, high: str, at: str) -> tuple[int, int | None]:
+    found: list[int | None] = []
+    for key in (low, high):
+        value = own.get(key)
+        if value is not None and (_type_of(value) != "number" or value < 0 or value != int(value)):
+            raise RefusedSchemaError(key, _join(at, key), "must be a whole number from 0")
+        found.append(None if value is None else int(value))
+    least, most = found[0] or 0, found[1]
+    if most is not None and most < least:
+        raise RefusedSchemaError(high, _join(at, high), f"is less than {low}")
+    if least > MAX_COUNT:
+        raise RefusedSchemaError(low, _join(at, low), f"must be at most {MAX_COUNT}, got {least}")
+    # The compiler counts in 32 bits, and no answer is so long.
+    return least, None if most is None or most > MAX_COUNT else most
+
+
+def _number(name: str, own: Schema, at: str) -> Schema:
+    for key, value in own.items():
+        if _type_of(value) != "number" or not math.isfinite(value) or abs(value) > _MAX_NUMBER:
+            raise RefusedSchemaError(key, _join(at, key), "must be a number in [-2^53, 2^53]")
+    if "multipleOf" in own:
+        if own["multipleOf"] != 1:
+            raise RefusedSchemaError("multipleOf", _join(at, "multipleOf"), "is not enforced, other than 1")
+        name = "integer"
+    # (bound, is it excluded): of two lower bounds the larger one, and the excluded one where they are the same.
+    lows = [(own[key], key != "minimum") for key in ("minimum", "exclusiveMinimum") if key in own]
+    highs = [(own[key], key == "maximum") for key in ("maximum", "exclusiveMaximum") if key in own]
+    low, high = max(lows, default=None), min(highs, default=None)
+    written: Schema = {"type": name}
+    if name == "integer":
+        least = None if low is None else math.floor(low[0]) + 1 if low[1] else math.ceil(low[0])
+        most = None if high is None else math.floor(high[0]) if high[1] else math.ceil(high[0]) - 1
+        written |= {key: value for key, value in (("minimum", least), ("maximum", most)) if value is not None}
+        if least is not None and most is not None and least > most:
+            raise RefusedSchemaError("minimum", at, "no integer is between the bounds")
+        return written
+    if low is not None:
+        written["exclusiveMinimum" if low[1] else "minimum"] = low[0]
+    if high is not None:
+        written["maximum" if high[1] else "exclusiveMaximum"] = high[0]
+    for key in own:
+        if round(own[key] / _SMALLEST_STEP) * _SMALLEST_STEP != own[key] and round(own[key], 6) != own[key]:
+            raise RefusedSchemaError(key, _join(at, key), "is enforced to six decimals; round it")
+    if low is not None and high is not None and (low[0] > high[0] or (low[0] == high[0] and (low[1] or not high[1]))):
+        raise RefusedSchemaError("minimum", at, "no number is between the bounds")
+    return written
+
+
+def _string(own: Schema, at: str) -> Schema:
+    least, most = _bounds(own, "minLength", "maxLength", at)
+    if "pattern" in own:
+        if least or most is not None:
+            keyword = "minLength" if least else "maxLength"
+            raise RefusedSchemaError(
+                keyword, _join(at, keyword), "is not enforced beside pattern; count in the pattern"
+            )
+        return {"type": "string", "pattern": _pattern(own["pattern"], _join(at, "pattern"), "pattern")}
+    if least or most is not None:
+        return {"type": "string", "pattern": _anchored(json_string_of_length(least, most))}
+    if isinstance(own.get("format"), str) and own["format"] in ENFORCED_FORMATS:
+        return {"type": "string", "format": own["format"]}
+    return {"type": "string"}
+
+
+def _pattern(pattern: Any, at: str, keyword: str) -> str:
+    if not isinstance(pattern, str):
+        raise RefusedSchemaError(keyword, at, "must be a string")
+    try:
+        return _anchored(translate_json_pattern(pattern))
+    except RefusedRegexError as error:
+        raise RefusedSchemaError(keyword, at, str(error)) from error
+
+
+def _anchored(pattern: str) -> str:
+    return f"^(?:{pattern})$"

@@ -1,0 +1,92 @@
+"""The engine's own counts, taken where vLLM reports them after every step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.v1.metrics.loggers import StatLoggerBase
+
+from penstock.engine.base import EngineLoad
+
+_SMOOTHING = 0.1  # weight of the newest step: the mean follows a change of load within some twenty steps
+
+
+class LoadMeter:
+    """Keeps the newest counts and two running means. Written and read on the event loop alone."""
+
+    def __init__(self) -> None:
+        self.drafted_tokens = 0
+        self.accepted_tokens = 0
+        self._steps = 0
+        self._preemptions = 0
+        self._prefix_queried_tokens = self._prefix_hit_tokens = 0
+        self._accepted_by_position: tuple[int, ...] = ()
+        self._running: dict[int, int] = {}
+        self._waiting: dict[int, int] = {}
+        self._kv_usage: dict[int, float] = {}
+        self._seconds_per_token: float | None = None
+        self._first_token_seconds: float | None = None
+
+    def load(self) -> EngineLoad:
+        """Sums over data-parallel ranks; the KV cache of the fullest."""
+        return EngineLoad(
+            running_requests=sum(self._running.values()),
+            waiting_requests=sum(self._waiting.values()),
+            kv_cache_usage=max(self._kv_usage.values(), default=0.0),
+            seconds_per_token=self._seconds_per_token,
+            first_token_seconds=self._first_token_seconds,
+            steps=self._steps,
+            preemptions=self._preemptions,
+            prefix_queried_tokens=self._prefix_queried_tokens,
+            prefix_hit_tokens=self._prefix_hit_tokens,
+            accepted_by_position=self._accepted_by_position,
+        )
+
+    def scheduled(self, stats: Any, rank: int) -> None:
+        self._steps += 1
+        self._running[rank] = stats.num_running_reqs
+        self._waiting[rank] = stats.num_waiting_reqs + stats.num_skipped_waiting_reqs
+        self._kv_usage[rank] = stats.kv_cache_usage
+        self._prefix_queried_tokens += stats.prefix_cache_stats.queries
+        self._prefix_hit_tokens += stats.prefix_cache_stats.hits
+        if (speculation := stats.spec_decoding_stats) is not None:
+            self.drafted_tokens += speculation.num_draft_tokens
+            self.accepted_tokens += speculation.num_accepted_tokens
+            here = speculation.num_accepted_tokens_per_pos
+            before = self._accepted_by_position or (0,) * len(here)
+            self._accepted_by_position = tuple(map(sum, zip(before, here, strict=True)))
+
+    def stepped(self, stats: Any) -> None:
+        """One step may give a stream several tokens (MTP), so the intervals are divided by tokens, not by streams."""
+        self._preemptions += stats.num_preempted_reqs
+        firsts = stats.time_to_first_tokens_iter
+        if firsts:
+            self._first_token_seconds = _mean(self._first_token_seconds, sum(firsts) / len(firsts))
+        intervals, tokens = stats.inter_token_latencies_iter, stats.num_generation_tokens - len(firsts)
+        if intervals and tokens > 0:
+            self._seconds_per_token = _mean(self._seconds_per_token, sum(intervals) / tokens)
+
+    def logger(self, vllm_config: Any, engine_index: int = 0) -> StatLoggerBase:
+        """A `StatLoggerFactory` for `AsyncLLM`."""
+        return _Logger(self, engine_index)
+
+
+class _Logger(StatLoggerBase):  # type: ignore[misc] # vLLM's types are not followed
+    def __init__(self, meter: LoadMeter, rank: int) -> None:
+        self._meter = meter
+        self._rank = rank
+
+    def record(
+        self, scheduler_stats: Any, iteration_stats: Any, mm_cache_stats: Any = None, engine_idx: int = 0
+    ) -> None:
+        if scheduler_stats is not None:
+            self._meter.scheduled(scheduler_stats, self._rank)
+        if iteration_stats is not None:
+            self._meter.stepped(iteration_stats)
+
+    def log_engine_initialized(self) -> None:
+        """Nothing: start-up is reported by `start`."""
+
+
+def _mean(before: float | None, new: float) -> float:
+    return new if before is None else before + _SMOOTHING * (new - before)

@@ -1,0 +1,113 @@
+"""From an `EngineRequest` to vLLM's `SamplingParams`: names, defaults and the two places where their counts differ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from vllm import SamplingParams
+from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+from penstock.engine.vllm.compat.constraint_prefix import PREFIX_TOKENS
+from penstock.engine.vllm.constraints import compiled_text
+from penstock.errors import EngineRefused
+from penstock.types import EngineRequest, Markers, ModelCard, Sampling, StructuredKind, StructuredOutput
+
+_MOST_BAD_WORDS = 32  # each is looked up in Python at every step
+MOST_ALLOWED_TOKEN_IDS = 1024
+"""As many as vLLM's Model Runner V2 holds a request (v1/worker/gpu/sample/logit_bias.py); with more its worker dies.
+Biases (1,024) and stop tokens (128) are bounded there too, and lower by our configuration."""
+
+
+def sampling_params(request: EngineRequest, card: ModelCard, name_of: Callable[[int], str | None]) -> SamplingParams:
+    """`name_of` gives the text that encodes to exactly one token. Raises `EngineRefused` where vLLM refuses."""
+    budget = request.thought_budget_tokens
+    if budget is not None and card.markers is not None:
+        budget += thought_tokens_in_prompt(request.prompt_token_ids, card.markers) or 0
+    try:
+        return SamplingParams(
+            **_drawing(request.sampling, card.default_sampling),
+            max_tokens=request.max_tokens,
+            min_tokens=request.min_tokens,
+            stop_token_ids=_stops(request, card),
+            logprobs=request.top_logprobs,
+            thinking_token_budget=budget if card.forces_budget else None,
+            **_without(request.banned_token_ids, card, name_of),
+            structured_outputs=_structured(request.structured) if request.structured else None,
+            extra_args={PREFIX_TOKENS: request.constrained_prompt_tokens}
+            if request.constrained_prompt_tokens
+            else None,
+            output_kind=RequestOutputKind.DELTA,
+            detokenize=False,
+            skip_clone=True,
+        )
+    except ValueError as error:
+        raise EngineRefused(f"vLLM refuses the sampling parameters: {error}") from error
+
+
+def _stops(request: EngineRequest, card: ModelCard) -> list[int]:
+    """vLLM's grammar takes every stop token for the end of the text and for nothing else, so a stop token that the
+    constraint needs would leave no way to go on. The service finds such tokens itself (`split`)."""
+    return sorted(card.eos_ids if request.structured else {*request.stop_token_ids, *card.eos_ids})
+
+
+def thought_tokens_in_prompt(prompt: tuple[int, ...], markers: Markers) -> int | None:
+    """Tokens after the opening marker of a thought that the prompt leaves open; None where it leaves none open.
+
+    vLLM counts them against its budget (v1/sample/thinking_budget_state.py, `_init_state_entry`): the newline that the
+    template pre-fills, and in a continuation the thought so far. Ours counts what this run generates: they are added.
+    """
+    backwards = prompt[::-1]
+    try:
+        opened = backwards.index(markers.open_id)
+    except ValueError:
+        return None
+    return None if markers.close_id in backwards[:opened] else opened
+
+
+def _drawing(asked: Sampling, default: Sampling) -> dict[str, Any]:
+    """vLLM's neutral value applies where neither the caller nor the checkpoint says anything."""
+    names = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
+    drawing: dict[str, Any] = {}
+    for name in (*names, "seed"):
+        value = getattr(asked, name)
+        value = getattr(default, name) if value is None else value
+        if value is not None:
+            drawing[name] = value
+    if asked.logit_bias:
+        drawing["logit_bias"] = dict(asked.logit_bias)
+    return drawing
+
+
+def _without(banned: tuple[int, ...], card: ModelCard, name_of: Callable[[int], str | None]) -> dict[str, Any]:
+    """Bans that hold under speculation, where logit_bias does not: as words where that is exact, else by the rest.
+
+    vLLM strips a word and encodes it again, so it is exact for markers and other words that begin with no space. Naming
+    all other tokens is always exact, but costs a list of the vocabulary per request.
+    """
+    names = [name_of(token_id) for token_id in banned]
+    if len(names) <= _MOST_BAD_WORDS and all(name and name == name.lstrip() for name in names):
+        return {"bad_words": names}
+    allowed = set(range(card.vocab_size)).difference(banned)
+    if len(allowed) > MOST_ALLOWED_TOKEN_IDS and not _runs_v1(card):
+        raise EngineRefused(
+            f"Model Runner V2 bans at most {_MOST_BAD_WORDS} tokens, each a word that encodes to it alone: "
+            f"it takes lists of at most {MOST_ALLOWED_TOKEN_IDS} allowed tokens, got {len(allowed)}"
+        )
+    return {"allowed_token_ids": sorted(allowed)}
+
+
+def _runs_v1(card: ModelCard) -> bool:
+    return any(feature.name == "model_runner" and feature.value == "V1" for feature in card.profile)
+
+
+def _structured(structured: StructuredOutput) -> StructuredOutputsParams:
+    match structured.kind:
+        case StructuredKind.JSON_SCHEMA:
+            return StructuredOutputsParams(json=compiled_text(structured))
+        case StructuredKind.REGEX:
+            return StructuredOutputsParams(regex=compiled_text(structured))
+        case StructuredKind.GRAMMAR:
+            return StructuredOutputsParams(grammar=structured.spec)
+        case StructuredKind.CHOICE:
+            return StructuredOutputsParams(choice=list(structured.choices))

@@ -1,0 +1,161 @@
+"""Tries constraints, each in a child that can be killed; a program of its own: `python -m penstock.engine.vllm.trial`.
+
+Compiling cannot be interrupted, and a grammar that compiles at once can still take seconds per token. So a child
+compiles it, then writes a few texts under it as the engine would, within time, memory and stack; what dies there would
+have hurt everybody in the engine. Children are forked from here because importing the compiler takes seconds.
+
+stdin: one line with the tokenizer, then a JSON object per line {id, kind, spec, seconds}; kinds as in `_compile`.
+stdout: "ready", then per trial a line "id verdict" (`Verdict`, or -N where signal N ended it). Ends with its stdin.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import signal
+import sys
+import time
+from enum import IntEnum
+from typing import Any
+
+from penstock.engine.vllm.lifetime import end_with_parent
+from penstock.engine.vllm.patience import Patience
+
+_MEMORY_BYTES = 1 << 30  # beside what this process has itself
+_STACK_BYTES = 4 << 20  # half of what the engine's threads have
+_CONVERT_SECONDS = 0.1  # vLLM does this much on the service's own event loop
+_NICE = 10
+_WALKS = 4
+_WALK_TOKENS = 400
+
+
+class Verdict(IntEnum):
+    GOOD = 0
+    MALFORMED = 1
+    SLOW = 2
+    DEAD_END = 3
+
+
+def main() -> int:
+    os.nice(_NICE)
+    import xgrammar
+
+    tokenizer = xgrammar.TokenizerInfo.deserialize_json(sys.stdin.readline())
+    print("ready", flush=True)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the children: they speak for themselves
+    for line in sys.stdin:
+        if os.fork() == 0:
+            _watch(json.loads(line), tokenizer)
+    return 0
+
+
+def _watch(trial: dict[str, Any], tokenizer: Any) -> None:
+    """In the first child: sees how the second one ends. Neither outlives this program (the service may be killed)."""
+    end_with_parent()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    child = os.fork()
+    if child == 0:
+        end_with_parent()
+        _bound(trial["seconds"])
+        verdict = Verdict.MALFORMED
+        try:
+            verdict = _try(trial["kind"], trial["spec"], tokenizer)
+        finally:
+            os._exit(verdict)
+    _, status = os.waitpid(child, 0)
+    # One write: lines of several children do not mix.
+    os.write(sys.stdout.fileno(), f"{trial['id']} {os.waitstatus_to_exitcode(status)}\n".encode())
+    os._exit(0)
+
+
+def _bound(seconds: float) -> None:
+    with open("/proc/self/statm") as statm:
+        mapped = int(statm.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + _MEMORY_BYTES, mapped + _MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_STACK, (_STACK_BYTES, _STACK_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.setitimer(signal.ITIMER_REAL, seconds)  # SIGALRM, which nobody catches
+
+
+def _try(kind: str, spec: str, tokenizer: Any) -> Verdict:
+    import xgrammar
+
+    began = time.thread_time()
+    try:
+        _convert(kind, spec, xgrammar)
+        if time.thread_time() - began > _CONVERT_SECONDS:
+            return Verdict.SLOW
+        compiler = xgrammar.GrammarCompiler(tokenizer, max_threads=_threads(), cache_enabled=False)
+        grammar = _compile(kind, spec, compiler)
+    except (MemoryError, OSError):
+        return Verdict.SLOW
+    except Exception:
+        return Verdict.MALFORMED
+    matcher = xgrammar.GrammarMatcher(grammar)
+    mask = xgrammar.allocate_token_bitmask(1, tokenizer.vocab_size)
+    verdicts = (_walk(matcher, mask, number) for number in range(_WALKS))
+    return next((verdict for verdict in verdicts if verdict is not Verdict.GOOD), Verdict.GOOD)
+
+
+def _threads() -> int:
+    """Half of the machine, and no more than vLLM itself takes."""
+    return max(1, min(8, len(os.sched_getaffinity(0)) // 2))
+
+
+def _convert(kind: str, spec: str, xgrammar: Any) -> None:
+    if kind == "json":
+        xgrammar.Grammar.from_json_schema(spec)
+    elif kind == "regex":
+        xgrammar.Grammar.from_regex(spec)
+    elif kind == "ebnf":
+        xgrammar.Grammar.from_ebnf(spec)
+
+
+def _compile(kind: str, spec: str, compiler: Any) -> Any:
+    """As vLLM does it, with `disable_any_whitespace` (engine_vllm.args)."""
+    if kind == "json":
+        return compiler.compile_json_schema(spec, any_whitespace=False, separators=(",", ":"))
+    if kind == "regex":
+        return compiler.compile_regex(spec)
+    return compiler.compile_lark(spec) if kind == "lark" else compiler.compile_grammar(spec)
+
+
+def _walk(matcher: Any, mask: Any, number: int) -> Verdict:
+    """Writes one text. The first walk takes the first token every time, others mix."""
+    matcher.reset()
+    draw = random.Random(number)
+    patience = Patience()
+    for _ in range(_WALK_TOKENS):
+        began = time.thread_time()
+        matcher.fill_next_token_bitmask(mask, 0)
+        patience.spend(time.thread_time() - began)
+        words = mask[0].numpy().view("uint32")
+        if not words.any():
+            return Verdict.DEAD_END
+        token_id = _pick(words, matcher.stop_token_ids, number, draw)
+        began = time.thread_time()
+        over = token_id is None or not matcher.accept_token(token_id)
+        patience.spend(time.thread_time() - began)
+        if patience.is_over or over:
+            break
+    return Verdict.SLOW if patience.is_over else Verdict.GOOD
+
+
+def _pick(words: Any, stops: list[int], number: int, draw: random.Random) -> int | None:
+    """A token that the mask (words of 32 bits) allows and that goes on. Not fair: a random word with any, then a
+    random bit of it."""
+    for stop in stops:
+        words[stop // 32] &= 0xFFFFFFFF ^ (1 << stop % 32)
+    allowed = words.nonzero()[0]
+    if not len(allowed):
+        return None
+    place = int(allowed[0] if number == 0 else draw.choice(allowed))
+    word = int(words[place])
+    bits = [bit for bit in range(32) if word >> bit & 1]
+    return place * 32 + (bits[0] if number == 0 else draw.choice(bits))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

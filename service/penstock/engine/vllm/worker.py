@@ -1,0 +1,84 @@
+"""What the engine's workers are asked over `collective_rpc`. vLLM mixes this class into its own worker."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class WorkerReport:
+    """Given to vLLM by name (`worker_extension_cls`); `model_runner` is its worker's."""
+
+    model_runner: Any
+    parallel_config: Any
+    expert_tally: Any = None
+
+    def draw_from(self, seed: int) -> None:
+        """Seed the generator that requests without a seed draw from; data-parallel ranks differ, all others agree."""
+        from vllm.utils.torch_utils import set_random_seed
+
+        set_random_seed(seed, self.parallel_config.data_parallel_index)
+
+    def drawn_from(self) -> int:
+        """Return the seed that the generator began with."""
+        import torch
+
+        return int(torch.initial_seed())
+
+    def count_experts(self, on: bool) -> int:
+        """How many layers are counted from now on. Ranks that share layers see the same tokens: the first counts."""
+        from vllm.distributed import get_tensor_model_parallel_rank
+
+        from penstock.engine.vllm.experts import RouterTally
+
+        if get_tensor_model_parallel_rank():
+            return 0
+        if self.expert_tally is None:
+            self.expert_tally = RouterTally(self.model_runner.model)
+        if on:
+            return int(self.expert_tally.start())
+        self.expert_tally.stop()
+        return 0
+
+    def expert_counts(self) -> list[list[int]]:
+        """Per layer counted here: its index, then the tokens of each expert, since the counting began."""
+        return [] if self.expert_tally is None else self.expert_tally.rows()
+
+    def weight_bytes(self) -> dict[str, int]:
+        """Bytes of weights by element type, the draft layer's included, what both share counted once."""
+        # Model Runner V2, which GPUs get, calls it `speculator`.
+        drafter = getattr(self.model_runner, "drafter", None) or getattr(self.model_runner, "speculator", None)
+        models = [self.model_runner.model, getattr(drafter, "model", None)]
+        sizes: dict[str, int] = {}
+        seen: set[int] = set()
+        for module in (module for model in models if model is not None for module in model.modules()):
+            for name, tensor in module.named_parameters(recurse=False):
+                key, kind, size = tensor.data_ptr(), str(tensor.dtype).removeprefix("torch."), tensor.nbytes
+                if name == "weight" and not size:
+                    # vLLM's CPU build hands a bfloat16 linear layer's weight to oneDNN and empties its own.
+                    key, size = id(module), _linear_elements(module) * tensor.element_size()
+                if key not in seen:
+                    seen.add(key)
+                    sizes[kind] = sizes.get(kind, 0) + size
+        return sizes
+
+    def cache_bytes(self) -> dict[str, int]:
+        """How vLLM laid out the cache: blocks, what a token and a sequence's states take of it, without padding."""
+        config = self.model_runner.kv_cache_config
+        specs = [(group.kv_cache_spec, len(group.layer_names)) for group in config.kv_cache_groups]
+        attention = [(spec, layers) for spec, layers in specs if hasattr(spec, "head_size")]
+        states = [(spec, layers) for spec, layers in specs if not hasattr(spec, "head_size")]
+        return {
+            "blocks": config.num_blocks,
+            "block_tokens": attention[0][0].block_size,
+            "block_bytes": config.kv_cache_tensors[0].size // config.num_blocks,
+            "kv_bytes_per_token": sum(
+                layers * spec.real_page_size_bytes // spec.block_size for spec, layers in attention
+            ),
+            "state_bytes": sum(layers * spec.real_page_size_bytes for spec, layers in states),
+        }
+
+
+def _linear_elements(layer: Any) -> int:
+    rows = getattr(layer, "output_size_per_partition", None) or layer.output_size
+    columns = getattr(layer, "input_size_per_partition", None) or layer.input_size
+    return int(rows * columns)
