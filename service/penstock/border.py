@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from penstock.audit import NO_AUDIT, Audit
-from penstock.callers.caller import CALLER, NOBODY, Caller
-from penstock.callers.gate import Gate
+from penstock.auth.authenticator import Gate
+from penstock.auth.identity import CALLER, NOBODY, Caller
 from penstock.errors import CallerUnknown, Overloaded, PenstockError, QuotaExceeded
 from penstock.house import Context
 from penstock.observe import CALL, CallWatch, Observer

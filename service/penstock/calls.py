@@ -18,7 +18,7 @@ from penstock_client.v1 import generation_pb2 as pb
 
 from penstock import wire
 from penstock.admission import Bid
-from penstock.callers.isolation import class_of, own_prefixes
+from penstock.auth.isolation import class_of, own_prefixes
 from penstock.candidate import Steering
 from penstock.charges import charged
 from penstock.engine.base import Engine

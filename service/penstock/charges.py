@@ -6,7 +6,7 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from penstock.callers.caller import Caller
+from penstock.auth.identity import Caller
 from penstock.errors import PenstockError
 from penstock.house import House
 from penstock.planning import Plan

@@ -12,7 +12,7 @@ import grpc
 
 from penstock.admission import Admission
 from penstock.audit import NO_AUDIT, Audit
-from penstock.callers.caller import CALLER, Caller
+from penstock.auth.identity import CALLER, Caller
 from penstock.candidate import Steering
 from penstock.config.schema import Config
 from penstock.engine.base import Engine

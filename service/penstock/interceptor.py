@@ -16,9 +16,9 @@ from typing import Any, TypeAlias
 import grpc
 from google.protobuf.message import DecodeError
 
+from penstock.auth.identity import CALLER
 from penstock.border import Border, Entry
 from penstock.call_limits import HEALTH_MESSAGE_BYTES, CallLimits
-from penstock.callers.caller import CALLER
 from penstock.config.schema import ServerSettings
 from penstock.errors import (
     BadRequest,

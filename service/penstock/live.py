@@ -17,7 +17,7 @@ from contextlib import aclosing
 from penstock_client.v1 import generation_pb2 as pb
 
 from penstock import tasks
-from penstock.callers.caller import NOBODY, Caller
+from penstock.auth.identity import NOBODY, Caller
 from penstock.config.schema import ResumeSettings
 from penstock.errors import BadRequest, FieldViolation, GenerationNotFound, Overloaded
 from penstock.observe import CALL

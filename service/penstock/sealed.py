@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from penstock.callers.caller import NOBODY, Caller
+from penstock.auth.identity import NOBODY, Caller
 from penstock.config.schema import ResumeSettings
 from penstock.errors import ConfigError, GenerationNotFound
 

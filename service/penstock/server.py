@@ -19,9 +19,9 @@ from penstock_client.v1 import (
 
 from penstock.admission import Admission
 from penstock.audit import audit_of
+from penstock.auth.authenticator import Gate
 from penstock.border import Border
 from penstock.call_limits import HEALTH_MESSAGE_BYTES
-from penstock.callers.gate import Gate
 from penstock.config.reload import keep_fresh
 from penstock.config.schema import Config, ServerSettings
 from penstock.engine.base import Engine

@@ -14,7 +14,7 @@ from penstock_client.v1 import generation_pb2 as pb
 from penstock_client.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc
 
 from penstock import tasks, wire
-from penstock.callers.caller import CALLER
+from penstock.auth.identity import CALLER
 from penstock.calls import Calls
 from penstock.candidate import Steering
 from penstock.errors import BadRequest, ContextOverflow, FieldViolation, ModelNotFound

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from penstock.callers.keys import make
+from penstock.auth.api_keys import make
 
 from tests.chart.chart import Object, container, needs_helm, pod, render
 from tests.chart.kubelet import free_port, helm_test, lay_out, probe, until_started

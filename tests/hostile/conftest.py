@@ -18,7 +18,7 @@ import psutil
 import pytest
 import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from penstock.callers.keys import make
+from penstock.auth.api_keys import make
 from penstock.config.schema import Config
 
 from tests.hostile.held import Target

@@ -12,8 +12,8 @@ import pytest
 from cryptography import x509
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from penstock.callers.key_file import change
-from penstock.callers.keys import make
+from penstock.auth.api_keys import make
+from penstock.auth.key_file import change
 from penstock.config.schema import Config, TelemetrySettings
 from penstock.engine.scripted import Reply, ScriptedEngine
 from penstock.telemetry.plan import plan_telemetry

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from penstock.callers.keys import make
+from penstock.auth.api_keys import make
 from penstock_client.v1 import generation_pb2 as pb
 
 from tests.rpc.secure import bearer, channel, stub

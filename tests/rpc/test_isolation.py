@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import grpc
 import pytest
-from penstock.callers.keys import make
+from penstock.auth.api_keys import make
 from penstock.engine.scripted import Reply
 from penstock_client.v1 import generation_pb2 as pb
 

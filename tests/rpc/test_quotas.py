@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
-from penstock.callers.keys import make
+from penstock.auth.api_keys import make
 from penstock.engine.scripted import Reply
 from penstock_client.v1 import generation_pb2 as pb
 from penstock_client.v1 import model_pb2, model_pb2_grpc

@@ -10,8 +10,8 @@ from typing import Any
 import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
-from penstock.callers.caller import NOBODY
-from penstock.callers.keys import make
+from penstock.auth.api_keys import make
+from penstock.auth.identity import NOBODY
 from penstock.config.schema import Config
 from penstock.engine.scripted import Reply, ScriptedEngine
 from penstock.errors import EngineRefused

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from penstock.callers import key_file, listed
-from penstock.callers.caller import ALL_PERMISSIONS, NOBODY, How, derived_id, is_caller_id
-from penstock.callers.gate import NEEDS, Gate, needs
-from penstock.callers.keys import KeyRing, digest, make, parse, to_text
+from penstock.auth import caller_policy as listed
+from penstock.auth import key_file
+from penstock.auth.api_keys import KeyRing, digest, make, parse, to_text
+from penstock.auth.authenticator import NEEDS, Gate, needs
+from penstock.auth.identity import ALL_PERMISSIONS, NOBODY, How, derived_id, is_caller_id
 from penstock.cli import app
 from penstock.config.reload import Watched
 from penstock.config.security import AuthSettings

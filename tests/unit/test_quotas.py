@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from penstock.callers.caller import NOBODY, Caller, How
-from penstock.callers.isolation import class_of
-from penstock.callers.limits import Limits, limits_of
+from penstock.auth.identity import NOBODY, Caller, How
+from penstock.auth.isolation import class_of
+from penstock.auth.limits import Limits, limits_of
 from penstock.config.schema import Config
 from penstock.config.security import Quota, QuotaSettings
 from penstock.errors import CallerNotAllowed, ConfigError, Overloaded, QuotaExceeded

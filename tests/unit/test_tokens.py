@@ -17,10 +17,10 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
-from penstock.callers import tokens as tokens_module
-from penstock.callers.gate import Gate
-from penstock.callers.keys import make
-from penstock.callers.tokens import Tokens
+from penstock.auth import jwt as tokens_module
+from penstock.auth.api_keys import make
+from penstock.auth.authenticator import Gate
+from penstock.auth.jwt import Tokens
 from penstock.config.security import AuthSettings, JwtSettings
 from penstock.errors import CallerUnknown, ConfigError
 
@@ -190,7 +190,7 @@ async def test_known_keys_verify_while_a_fetch_hangs_and_strangers_share_one_fet
         assert await asyncio.gather(*strangers) == ["alice"] * 50
         assert fetches == 1
         hangs.clear()
-        monkeypatch.setattr("penstock.callers.tokens._MAX_WAIT_SECONDS", 0.01)
+        monkeypatch.setattr("penstock.auth.jwt._MAX_WAIT_SECONDS", 0.01)
         for _ in range(3):
             with pytest.raises(CallerUnknown):
                 await tokens.name(token(kid="made-up"))
@@ -205,7 +205,7 @@ async def test_an_issuer_that_fails_is_asked_after_growing_waits(
     issuer: Issuer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr("penstock.callers.tokens.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr("penstock.auth.jwt.time", SimpleNamespace(monotonic=lambda: now))
     settings = JwtSettings(issuer=ISSUER, audience="penstock", jwks_url=f"{issuer.url}/keys")
     tokens, asked_at = Tokens(settings, least_seconds=10), []
     for _ in range(200):

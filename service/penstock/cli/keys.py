@@ -31,8 +31,8 @@ def new(
     json: o.Json = False,
 ) -> None:
     """Make a key and show it, once: the file only gets its hash."""
-    from penstock.callers import key_file
-    from penstock.callers.keys import make
+    from penstock.auth import key_file
+    from penstock.auth.api_keys import make
     from penstock.config.security import CALLER_NAME
 
     if not re.fullmatch(CALLER_NAME, caller):
@@ -50,7 +50,7 @@ def new(
 @commands.command("list")
 def show(file: KeysFile = None, config: o.ConfigFile = None, json: o.Json = False) -> None:
     """Show whose keys there are, without anything that would let somebody in."""
-    from penstock.callers import key_file
+    from penstock.auth import key_file
 
     entries = key_file.entries(_path(file, config))
     if json:
@@ -69,7 +69,7 @@ def revoke(
     json: o.Json = False,
 ) -> None:
     """Take a key back: calls under way end as they would, new ones are refused."""
-    from penstock.callers import key_file
+    from penstock.auth import key_file
 
     path = _path(file, config)
     if key_id not in {entry.id for entry in key_file.entries(path)}:

@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from penstock import tasks
-from penstock.callers.caller import Caller
+from penstock.auth.identity import Caller
 from penstock.config.security import TICKS_PER_USD
 from penstock.errors import Overloaded, QuotaExceeded
 from penstock.quotas.days import Days

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 
-from penstock.callers import keys, listed
-from penstock.callers.caller import ALL_PERMISSIONS, Caller, How, by_address, derived_id
-from penstock.callers.keys import KeyRing, looks_like_key
-from penstock.callers.limits import limits_of
-from penstock.callers.listed import Listing
-from penstock.callers.tokens import Tokens
+from penstock.auth import api_keys as keys
+from penstock.auth import caller_policy as listed
+from penstock.auth.api_keys import KeyRing, looks_like_key
+from penstock.auth.caller_policy import Listing
+from penstock.auth.identity import ALL_PERMISSIONS, Caller, How, by_address, derived_id
+from penstock.auth.jwt import Tokens
+from penstock.auth.limits import limits_of
 from penstock.config.reload import Watched, read_text
 from penstock.config.security import ApiKey, AuthSettings, JwtSettings, Permission, QuotaSettings
 from penstock.errors import CallerNotAllowed, CallerUnknown, ConfigError

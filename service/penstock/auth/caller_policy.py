@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from penstock.callers.caller import is_caller_id
+from penstock.auth.identity import is_caller_id
 from penstock.config import file as config_file
 from penstock.config.base import Section
 from penstock.config.security import Permission, Quota

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from penstock.callers import keys
+from penstock.auth import api_keys as keys
 from penstock.config.security import ApiKey
 from penstock.errors import ConfigError
 from penstock.files import why_not_written

@@ -12,7 +12,7 @@ import re
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-from penstock.callers.limits import NO_LIMITS, Limits
+from penstock.auth.limits import NO_LIMITS, Limits
 from penstock.config.security import CALLER_NAME, Permission
 
 ALL_PERMISSIONS: frozenset[Permission] = frozenset(("generate", "diagnostics", "admin"))

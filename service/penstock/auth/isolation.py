@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import replace
 
-from penstock.callers.caller import Caller
+from penstock.auth.identity import Caller
 from penstock.errors import CallerNotAllowed
 from penstock.types import Priority, Request
 

@@ -1,1 +1,0 @@
-"""Who calls, and what they may do. Plain Python: the border (`interceptor`) hands in what the call carries."""
