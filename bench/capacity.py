@@ -27,7 +27,7 @@ from typing import Annotated, Any
 
 import psutil
 import typer
-from penstock.admission import Admission
+from penstock.admission.queue import Admission
 from penstock.calls import Arrival, Calls, House
 from penstock.config.schema import Config
 from penstock.engine.scripted import Reply, ScriptedEngine

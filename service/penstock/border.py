@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from penstock.admission.quotas.quotas import Quotas
 from penstock.audit import NO_AUDIT, Audit
 from penstock.auth.authenticator import Gate
 from penstock.auth.identity import CALLER, NOBODY, Caller
@@ -13,7 +14,6 @@ from penstock.errors import CallerUnknown, Overloaded, PenstockError, QuotaExcee
 from penstock.house import Context
 from penstock.observe import CALL, CallWatch, Observer
 from penstock.observe import NOBODY as NO_OBSERVER
-from penstock.quotas.quotas import Quotas
 
 _GENERATION = "/penstock.v1.GenerationService/"
 # Coming back to a stream is no new request, and giving one up must always be possible.

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from penstock.admission.request_memory import RequestMemory
 from penstock.config.schema import ServerSettings
 from penstock.errors import Overloaded
-from penstock.request_memory import RequestMemory
 
 HEALTH_MESSAGE_BYTES = 4 * 1024
 """A service's name is a few dozen bytes."""

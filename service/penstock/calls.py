@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from penstock_client.v1 import generation_pb2 as pb
 
 from penstock import wire
-from penstock.admission import Bid
+from penstock.admission.queue import Bid
 from penstock.auth.isolation import class_of, own_prefixes
 from penstock.candidate import Steering
 from penstock.charges import charged

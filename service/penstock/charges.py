@@ -6,11 +6,11 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from penstock.admission.quotas.quotas import Claim
 from penstock.auth.identity import Caller
 from penstock.errors import PenstockError
 from penstock.house import House
 from penstock.planning import Plan
-from penstock.quotas.quotas import Claim
 from penstock.types import Usage
 from penstock.usage import Meter, PriceList
 

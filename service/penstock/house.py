@@ -10,7 +10,8 @@ from weakref import WeakSet
 
 import grpc
 
-from penstock.admission import Admission
+from penstock.admission.queue import Admission
+from penstock.admission.quotas.quotas import Quotas
 from penstock.audit import NO_AUDIT, Audit
 from penstock.auth.identity import CALLER, Caller
 from penstock.candidate import Steering
@@ -18,7 +19,6 @@ from penstock.config.schema import Config
 from penstock.engine.base import Engine
 from penstock.gather import LoopLag
 from penstock.live import LiveStreams
-from penstock.quotas.quotas import Quotas
 from penstock.thinking import AnswerLengths
 from penstock.usage import PriceList
 

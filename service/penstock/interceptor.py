@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import grpc
 from google.protobuf.message import DecodeError
 
+from penstock.admission.request_memory import RequestMemory
 from penstock.auth.identity import CALLER
 from penstock.border import Border, Entry
 from penstock.call_limits import HEALTH_MESSAGE_BYTES, CallLimits
@@ -31,7 +32,6 @@ from penstock.errors import (
 )
 from penstock.house import Context
 from penstock.message_io import Incoming, Outgoing
-from penstock.request_memory import RequestMemory
 from penstock.status import DETAILS_KEY, status_of
 
 log = logging.getLogger(__name__)

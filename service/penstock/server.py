@@ -17,7 +17,8 @@ from penstock_client.v1 import (
     routing_pb2_grpc,
 )
 
-from penstock.admission import Admission
+from penstock.admission.queue import Admission
+from penstock.admission.quotas.store import quotas_of
 from penstock.audit import audit_of
 from penstock.auth.authenticator import Gate
 from penstock.border import Border
@@ -35,7 +36,6 @@ from penstock.interceptor import CallInterceptor
 from penstock.listener import add_port, bind, health_options, options
 from penstock.live import LiveStreams
 from penstock.observe import NOBODY, Observer, ServiceState
-from penstock.quotas.store import quotas_of
 from penstock.routing_servicer import RoutingServicer
 from penstock.sealed import seal_key
 from penstock.servicer import GenerationServicer, ModelServicer

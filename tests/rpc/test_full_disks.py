@@ -190,7 +190,7 @@ def test_the_audit_log_goes_on_with_whole_lines_when_there_is_room_again(folder:
 QUOTAS = """
 import asyncio, logging, os, pathlib
 from penstock.errors import ConfigError, Overloaded
-from penstock.quotas.days import SqliteDays
+from penstock.admission.quotas.days import SqliteDays
 logging.basicConfig(format="%(message)s")
 async def main():
     days = SqliteDays(pathlib.Path("q.db"))

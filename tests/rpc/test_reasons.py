@@ -156,7 +156,7 @@ async def provoked(case: dict[str, Any], method: str) -> grpc.aio.AioRpcError:
 
 
 def _bid() -> Any:
-    from penstock.admission import Bid
+    from penstock.admission.queue import Bid
     from penstock.types import Priority
 
     return Bid("other", Priority.NORMAL, 1, 1)

@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from penstock.admission import Admission, Bid
+from penstock.admission.queue import Admission, Bid
 from penstock.config.schema import AdmissionSettings
 from penstock.errors import DeadlinePassed, Draining, Overloaded
 from penstock.types import Priority

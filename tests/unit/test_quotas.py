@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from penstock.admission.quotas.days import Days, SqliteDays
+from penstock.admission.quotas.minutes import MemoryMinutes, Minutes
+from penstock.admission.quotas.quotas import Claim, Quotas
+from penstock.admission.quotas.store import quotas_of
 from penstock.auth.identity import NOBODY, Caller, How
 from penstock.auth.isolation import class_of
 from penstock.auth.limits import Limits, limits_of
 from penstock.config.schema import Config
 from penstock.config.security import Quota, QuotaSettings
 from penstock.errors import CallerNotAllowed, ConfigError, Overloaded, QuotaExceeded
-from penstock.quotas.days import Days, SqliteDays
-from penstock.quotas.minutes import MemoryMinutes, Minutes
-from penstock.quotas.quotas import Claim, Quotas
-from penstock.quotas.store import quotas_of
 from penstock.types import Priority
 
 from tests.tooling import program
@@ -82,7 +82,7 @@ async def test_a_minutes_worth_may_come_at_once_and_then_evenly() -> None:
 
 
 async def test_however_many_callers_come_no_active_one_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("penstock.quotas.minutes._MAX_BUCKETS", 30_000)
+    monkeypatch.setattr("penstock.admission.quotas.minutes._MAX_BUCKETS", 30_000)
     now = 0.0
     minutes = MemoryMinutes(lambda: now)
 
@@ -380,7 +380,7 @@ async def test_a_reservation_whose_answer_was_lost_is_given_back(redis_url: str)
 async def test_a_settlement_is_tried_again_where_the_counts_are_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("penstock.quotas.quotas._RETRY_SECONDS", (0.0,) * 4)
+    monkeypatch.setattr("penstock.admission.quotas.quotas._RETRY_SECONDS", (0.0,) * 4)
     days = SqliteDays(tmp_path / "q.db")
     settle, failures = days.settle, 3
 

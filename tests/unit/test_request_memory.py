@@ -6,9 +6,9 @@ import asyncio
 from contextlib import AsyncExitStack
 
 import pytest
-from penstock import request_memory
+from penstock.admission import request_memory
+from penstock.admission.request_memory import RequestMemory
 from penstock.errors import Overloaded
-from penstock.request_memory import RequestMemory
 
 
 async def test_room_is_held_for_the_largest_message_and_then_for_what_came() -> None:

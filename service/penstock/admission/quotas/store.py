@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from penstock.admission.quotas.days import SqliteDays
+from penstock.admission.quotas.quotas import Quotas
 from penstock.config.security import QuotaSettings
 from penstock.errors import ConfigError
-from penstock.quotas.days import SqliteDays
-from penstock.quotas.quotas import Quotas
 
 
 def quotas_of(settings: QuotaSettings) -> Quotas:
     """Raises ConfigError where the counts cannot be kept where they should be."""
     if settings.redis_url:
         try:
-            from penstock.quotas.redis_store import RedisDays, RedisMinutes, connect
+            from penstock.admission.quotas.redis_store import RedisDays, RedisMinutes, connect
         except ModuleNotFoundError as error:
             raise ConfigError("quotas.redis_url needs the package redis: pip install 'penstock[redis]'") from error
         client = connect(settings)

@@ -19,11 +19,11 @@ from functools import partial
 from typing import Any, TypeVar
 
 from penstock import tasks
+from penstock.admission.quotas.days import Days
+from penstock.admission.quotas.minutes import MemoryMinutes, Minutes
 from penstock.auth.identity import Caller
 from penstock.config.security import TICKS_PER_USD
 from penstock.errors import Overloaded, QuotaExceeded
-from penstock.quotas.days import Days
-from penstock.quotas.minutes import MemoryMinutes, Minutes
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
