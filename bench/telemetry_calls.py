@@ -26,9 +26,9 @@ from typing import Any
 import grpc
 from penstock.config.schema import Config, TelemetrySettings
 from penstock.engine.scripted import Reply, ScriptedEngine
-from penstock.observe import CallWatch, CandidateWatch, Cause, GenerationWatch, Headers, Observer, Step
 from penstock.planning import Plan
 from penstock.server import Server
+from penstock.telemetry.hooks import CallWatch, CandidateWatch, Cause, GenerationWatch, Headers, Observer, Step
 from penstock.types import CandidateEnd, EngineChunk, EngineRequest, Finished, ThinkingOutcome
 from penstock_client.v1 import generation_pb2 as pb
 from penstock_client.v1 import generation_pb2_grpc
@@ -133,8 +133,8 @@ def tell(observer: Observer, kept: Kept) -> None:
 async def measured(endpoint: str, calls: int) -> Cost:
     """Return the cost of a call in this process, with the sampler that the environment names."""
     # Only here: these are another checkout's own where its service/ comes first on the path.
-    from penstock.telemetry.plan import plan_telemetry
-    from penstock.telemetry.start import Telemetry
+    from penstock.telemetry.otel.plan import plan_telemetry
+    from penstock.telemetry.otel.start import Telemetry
 
     kept = await one_real_call()
     settings = TelemetrySettings(otlp="grpc", otlp_endpoint=endpoint, prometheus_listen=":0", engine_traces=False)

@@ -25,11 +25,11 @@ from typing import Any
 import grpc
 from penstock.config.schema import Config, EngineSettings, TelemetrySettings
 from penstock.engine.base import Engine
-from penstock.observe import NOBODY, Observer
 from penstock.percentiles import percentile
 from penstock.server import Server
-from penstock.telemetry.plan import plan_telemetry
-from penstock.telemetry.start import Telemetry
+from penstock.telemetry.hooks import NOBODY, Observer
+from penstock.telemetry.otel.plan import plan_telemetry
+from penstock.telemetry.otel.start import Telemetry
 from penstock_client.v1 import generation_pb2 as pb
 from penstock_client.v1 import generation_pb2_grpc
 from rich.console import Console

@@ -15,13 +15,14 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from penstock import logs, tasks
+from penstock import tasks
 from penstock.config.schema import Config, EngineSettings
 from penstock.engine.base import Engine
 from penstock.engine.supervisor import Mortal, OnChange, SupervisedEngine
-from penstock.observe import NOBODY, Observer
 from penstock.server import Server
-from penstock.telemetry.plan import plan_telemetry
+from penstock.telemetry import logging as logs
+from penstock.telemetry.hooks import NOBODY, Observer
+from penstock.telemetry.otel.plan import plan_telemetry
 
 log = logging.getLogger(__name__)
 OnText = Callable[[str], None]
@@ -158,7 +159,7 @@ async def observed(config: Config, progress: OnText) -> AsyncIterator[tuple[Conf
                 yield config, NOBODY
                 return
             # OpenTelemetry is imported only where it is wanted.
-            from penstock.telemetry.start import Telemetry, engine_environment
+            from penstock.telemetry.otel.start import Telemetry, engine_environment
 
             telemetry = Telemetry(plan, settings)
             if telemetry.endpoint is not None:

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from penstock.admission.quotas.quotas import Quotas
-from penstock.audit import NO_AUDIT, Audit
 from penstock.auth.authenticator import Gate
 from penstock.auth.identity import CALLER, NOBODY, Caller
 from penstock.errors import CallerUnknown, Overloaded, PenstockError, QuotaExceeded
 from penstock.house import Context
-from penstock.observe import CALL, CallWatch, Observer
-from penstock.observe import NOBODY as NO_OBSERVER
+from penstock.telemetry.audit import NO_AUDIT, Audit
+from penstock.telemetry.hooks import CALL, CallWatch, Observer
+from penstock.telemetry.hooks import NOBODY as NO_OBSERVER
 
 _GENERATION = "/penstock.v1.GenerationService/"
 # Coming back to a stream is no new request, and giving one up must always be possible.

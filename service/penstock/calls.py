@@ -36,9 +36,9 @@ from penstock.gather import gathered
 from penstock.generation import generate
 from penstock.house import Arrival, House
 from penstock.live import LiveStream
-from penstock.observe import CALL, GenerationWatch, Step
 from penstock.planning import Plan, carried_plan, plan_generation, with_budget, with_carried
 from penstock.sealed import Carried, seal, unseal
+from penstock.telemetry.hooks import CALL, GenerationWatch, Step
 from penstock.types import Event, Finished, FinishReason
 from penstock.usage import Meter
 from penstock.validation import validate

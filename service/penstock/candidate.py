@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 
 from penstock.engine.base import Engine
 from penstock.errors import ConstraintLost, EngineDied, EngineDown, EngineRefused
-from penstock.observe import NO_CANDIDATE, CandidateWatch, Cause
 from penstock.planning import Plan
 from penstock.split import SplitSettings, Splitter, Verdict
+from penstock.telemetry.hooks import NO_CANDIDATE, CandidateWatch, Cause
 from penstock.types import (
     CandidateEnd,
     Continued,

@@ -11,8 +11,8 @@ from typing import Any
 from penstock import tasks
 from penstock.candidate import Candidate, CandidateEvent, Steering
 from penstock.engine.base import Engine
-from penstock.observe import NO_GENERATION, GenerationWatch
 from penstock.planning import Plan
+from penstock.telemetry.hooks import NO_GENERATION, GenerationWatch
 from penstock.types import CandidateEnd, Delta, Event, Finished, FinishReason, Timing
 from penstock.usage import Meter, PriceList, total
 

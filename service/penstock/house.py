@@ -12,13 +12,13 @@ import grpc
 
 from penstock.admission.queue import Admission
 from penstock.admission.quotas.quotas import Quotas
-from penstock.audit import NO_AUDIT, Audit
 from penstock.auth.identity import CALLER, Caller
 from penstock.candidate import Steering
 from penstock.config.schema import Config
 from penstock.engine.base import Engine
 from penstock.gather import LoopLag
 from penstock.live import LiveStreams
+from penstock.telemetry.audit import NO_AUDIT, Audit
 from penstock.thinking import AnswerLengths
 from penstock.usage import PriceList
 

@@ -20,7 +20,7 @@ from penstock import tasks
 from penstock.auth.identity import NOBODY, Caller
 from penstock.config.schema import ResumeSettings
 from penstock.errors import BadRequest, FieldViolation, GenerationNotFound, Overloaded
-from penstock.observe import CALL
+from penstock.telemetry.hooks import CALL
 from penstock.usage import Meter
 
 

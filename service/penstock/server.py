@@ -19,7 +19,6 @@ from penstock_client.v1 import (
 
 from penstock.admission.queue import Admission
 from penstock.admission.quotas.store import quotas_of
-from penstock.audit import audit_of
 from penstock.auth.authenticator import Gate
 from penstock.border import Border
 from penstock.call_limits import HEALTH_MESSAGE_BYTES
@@ -35,10 +34,11 @@ from penstock.house import House
 from penstock.interceptor import CallInterceptor
 from penstock.listener import add_port, bind, health_options, options
 from penstock.live import LiveStreams
-from penstock.observe import NOBODY, Observer, ServiceState
 from penstock.routing_servicer import RoutingServicer
 from penstock.sealed import seal_key
 from penstock.servicer import GenerationServicer, ModelServicer
+from penstock.telemetry.audit import audit_of
+from penstock.telemetry.hooks import NOBODY, Observer, ServiceState
 from penstock.usage import PriceList
 
 SERVICES = tuple(

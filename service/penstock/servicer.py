@@ -19,9 +19,9 @@ from penstock.calls import Calls
 from penstock.candidate import Steering
 from penstock.errors import BadRequest, ContextOverflow, FieldViolation, ModelNotFound
 from penstock.house import Arrival, Context, House
-from penstock.observe import CALL
 from penstock.replies import count_of, count_of_overflow, reply_of
 from penstock.sealed import is_sealed
+from penstock.telemetry.hooks import CALL
 from penstock.usage import Meter
 from penstock.wire_model import model_out
 

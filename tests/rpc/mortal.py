@@ -13,8 +13,8 @@ from penstock.config.schema import Config
 from penstock.engine.scripted import Reply, ScriptedEngine
 from penstock.engine.supervisor import SupervisedEngine
 from penstock.errors import EngineDown
-from penstock.observe import NOBODY, Observer
 from penstock.server import Server
+from penstock.telemetry.hooks import NOBODY, Observer
 from penstock.types import EngineChunk, EngineRequest
 
 POISON = "POISON"

@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 from penstock.config.schema import Config
 from penstock.engine.scripted import Reply, ScriptedEngine
-from penstock.observe import NOBODY, Observer
 from penstock.server import Server
+from penstock.telemetry.hooks import NOBODY, Observer
 from penstock_client.v1 import generation_pb2 as pb
 from penstock_client.v1 import generation_pb2_grpc
 

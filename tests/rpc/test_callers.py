@@ -16,8 +16,8 @@ from penstock.auth.api_keys import make
 from penstock.auth.key_file import change
 from penstock.config.schema import Config, TelemetrySettings
 from penstock.engine.scripted import Reply, ScriptedEngine
-from penstock.telemetry.plan import plan_telemetry
-from penstock.telemetry.start import Telemetry
+from penstock.telemetry.otel.plan import plan_telemetry
+from penstock.telemetry.otel.start import Telemetry
 from penstock.types import EngineChunk, EngineRequest
 from penstock_client import AsyncClient, CallerRefused
 from penstock_client.v1 import generation_pb2 as pb

@@ -157,7 +157,7 @@ def test_a_service_that_cannot_say_that_it_is_ready_ends(folder: Path) -> None:
 
 AUDIT = """
 import logging, os, pathlib, time
-from penstock.audit import audit_of
+from penstock.telemetry.audit import audit_of
 from penstock.config.security import AuditSettings
 logging.basicConfig(format="%(message)s")
 pathlib.Path("fill").write_bytes(bytes(150_000))

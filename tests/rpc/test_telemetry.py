@@ -24,9 +24,9 @@ from opentelemetry.trace import SpanContext, TraceFlags
 from penstock.config.schema import Config, TelemetrySettings
 from penstock.engine.scripted import Reply, ScriptedEngine
 from penstock.server import Server
-from penstock.telemetry import exporters, start
-from penstock.telemetry.plan import plan_telemetry
-from penstock.telemetry.start import Telemetry
+from penstock.telemetry.otel import exporters, start
+from penstock.telemetry.otel.plan import plan_telemetry
+from penstock.telemetry.otel.start import Telemetry
 from penstock.types import EngineChunk, EngineRequest
 from penstock_client.v1 import generation_pb2 as pb
 from penstock_client.v1 import generation_pb2_grpc

@@ -23,10 +23,10 @@ from penstock.config.schema import Config, TelemetrySettings
 from penstock.engine.base import EngineLoad
 from penstock.engine.expert_load.statistics import ExpertCounts
 from penstock.engine.scripted import Reply, ScriptedEngine
-from penstock.observe import Observer
 from penstock.server import Server
-from penstock.telemetry.plan import plan_telemetry
-from penstock.telemetry.start import Telemetry
+from penstock.telemetry.hooks import Observer
+from penstock.telemetry.otel.plan import plan_telemetry
+from penstock.telemetry.otel.start import Telemetry
 from penstock.types import EngineChunk, EngineRequest
 from penstock_client.v1 import generation_pb2 as pb
 from penstock_client.v1 import routing_pb2, routing_pb2_grpc

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from penstock.audit import NO_AUDIT, audit_of
 from penstock.config.security import AuditSettings
 from penstock.errors import ConfigError
+from penstock.telemetry.audit import NO_AUDIT, audit_of
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

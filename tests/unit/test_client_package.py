@@ -12,7 +12,7 @@ import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from penstock.telemetry import names
+from penstock.telemetry.otel import names
 from penstock_client import Response, Unavailable, tracing
 from penstock_client.v1 import generation_pb2 as pb
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import pytest
 from penstock.config.schema import TelemetrySettings
 from penstock.errors import ConfigError
-from penstock.telemetry.plan import SIGNALS, plan_telemetry
+from penstock.telemetry.otel.plan import SIGNALS, plan_telemetry
 
 ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4317"}
 

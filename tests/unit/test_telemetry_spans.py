@@ -10,8 +10,8 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import NoOpTracer, SpanContext, StatusCode, TraceFlags
-from penstock.telemetry.sampling import sampler_of_calls
-from penstock.telemetry.span import Tracing, error_type
+from penstock.telemetry.otel.sampling import sampler_of_calls
+from penstock.telemetry.otel.span import Tracing, error_type
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 # The SDK's ratio sampler reads the lower half of a trace id: this one is always, that one never below a ratio.

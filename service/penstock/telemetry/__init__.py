@@ -1,1 +1,0 @@
-"""Traces, metrics and logs: the only package that imports opentelemetry; `app` imports it where it is wanted."""

@@ -9,14 +9,14 @@ from types import TracebackType
 
 from opentelemetry.trace import Link
 
-from penstock.observe import CandidateWatch, GenerationWatch, Step
 from penstock.planning import Plan
-from penstock.telemetry import names
-from penstock.telemetry.candidates import Candidate
-from penstock.telemetry.content import Content
-from penstock.telemetry.instruments import Labels
-from penstock.telemetry.recorder import Recorder
-from penstock.telemetry.span import Span, Value, error_type
+from penstock.telemetry.hooks import CandidateWatch, GenerationWatch, Step
+from penstock.telemetry.otel import names
+from penstock.telemetry.otel.candidates import Candidate
+from penstock.telemetry.otel.content import Content
+from penstock.telemetry.otel.instruments import Labels
+from penstock.telemetry.otel.recorder import Recorder
+from penstock.telemetry.otel.span import Span, Value, error_type
 from penstock.types import Event, Finished
 
 _STEPS = {Step.PLAN: names.PLAN, Step.QUEUE: names.QUEUE}

@@ -19,7 +19,7 @@ from opentelemetry.trace.propagation import get_current_span, set_span_in_contex
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from penstock.errors import PenstockError
-from penstock.telemetry import names
+from penstock.telemetry.otel import names
 
 Value: TypeAlias = str | bool | int | float | Sequence[str]
 _W3C = TraceContextTextMapPropagator()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from penstock.files import write_text
-from penstock.observe import CALL
+from penstock.telemetry.hooks import CALL
 
 Format = Literal["text", "json"]
 
@@ -103,13 +103,15 @@ def to_stderr(form: Format) -> logging.Handler:
 
 def vllm_environment(form: Format, level: str, directory: Path) -> Mapping[str, str]:
     """Variables that make vLLM log as we do, in this process through the root logger and in its own ones directly."""
-    formatter = "penstock.logs.JsonFormatter" if form == "json" else "penstock.logs.TextFormatter"
+    formatter = (
+        "penstock.telemetry.logging.JsonFormatter" if form == "json" else "penstock.telemetry.logging.TextFormatter"
+    )
     handler = {"class": "logging.StreamHandler", "formatter": "ours", "filters": ["in_children"]}
     settings = {
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"ours": {"class": formatter}},
-        "filters": {"in_children": {"()": "penstock.logs.InChildren"}},
+        "filters": {"in_children": {"()": "penstock.telemetry.logging.InChildren"}},
         "handlers": {"ours": handler},
         "loggers": {"vllm": {"handlers": ["ours"], "level": level, "propagate": True}},
     }

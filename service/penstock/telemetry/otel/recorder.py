@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from penstock.telemetry.instruments import Instruments
+from penstock.telemetry.otel.instruments import Instruments
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,9 @@ from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation
 from penstock.engine.base import EngineLoad
 from penstock.engine.expert_load.statistics import ExpertLoad, LayerLoad, busiest_rank_share
 from penstock.errors import ConfigError, FieldReason, PenstockError
-from penstock.observe import ServiceState
-from penstock.telemetry import names
-from penstock.telemetry.span import Span
+from penstock.telemetry.hooks import ServiceState
+from penstock.telemetry.otel import names
+from penstock.telemetry.otel.span import Span
 from penstock.types import Cost, Usage
 
 # A long thought runs for an hour; the conventions' own buckets end at 82 s (GenAI) and 10 s (RPC).

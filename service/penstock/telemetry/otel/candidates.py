@@ -6,11 +6,11 @@ import time
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from penstock.observe import CandidateWatch, Cause, Headers
-from penstock.telemetry import names
-from penstock.telemetry.instruments import Labels
-from penstock.telemetry.recorder import Recorder
-from penstock.telemetry.span import Span, error_type
+from penstock.telemetry.hooks import CandidateWatch, Cause, Headers
+from penstock.telemetry.otel import names
+from penstock.telemetry.otel.instruments import Labels
+from penstock.telemetry.otel.recorder import Recorder
+from penstock.telemetry.otel.span import Span, error_type
 from penstock.types import CandidateEnd, EngineChunk, EngineRequest, ThinkingOutcome
 
 

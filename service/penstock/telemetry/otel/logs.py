@@ -9,7 +9,7 @@ from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 from opentelemetry.trace.propagation import set_span_in_context
 
-from penstock.logs import call_fields, frames_of
+from penstock.telemetry.logging import call_fields, frames_of
 
 _SEVERITY = (
     (logging.CRITICAL, SeverityNumber.FATAL),

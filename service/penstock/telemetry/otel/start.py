@@ -25,15 +25,15 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import Sampler
 
 from penstock.config.schema import TelemetrySettings
-from penstock.observe import Observer
-from penstock.telemetry.calls import TelemetryObserver
-from penstock.telemetry.exporters import ExporterHealth, exporter, silence_sdk_loggers
-from penstock.telemetry.instruments import Instruments
-from penstock.telemetry.logs import OtlpHandler
-from penstock.telemetry.plan import Route, Signal, TelemetryPlan
-from penstock.telemetry.prometheus import Endpoint
-from penstock.telemetry.sampling import sampler_of_calls
-from penstock.telemetry.span import Tracing
+from penstock.telemetry.hooks import Observer
+from penstock.telemetry.otel.calls import TelemetryObserver
+from penstock.telemetry.otel.exporters import ExporterHealth, exporter, silence_sdk_loggers
+from penstock.telemetry.otel.instruments import Instruments
+from penstock.telemetry.otel.logs import OtlpHandler
+from penstock.telemetry.otel.plan import Route, Signal, TelemetryPlan
+from penstock.telemetry.otel.prometheus import Endpoint
+from penstock.telemetry.otel.sampling import sampler_of_calls
+from penstock.telemetry.otel.span import Tracing
 
 log = logging.getLogger(__name__)
 _SCOPE = "penstock"

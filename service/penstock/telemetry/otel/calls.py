@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from opentelemetry.trace import Link
 
 from penstock.errors import PenstockError
-from penstock.observe import CallWatch, GenerationWatch, Headers, Observer, ServiceState
-from penstock.telemetry import names
-from penstock.telemetry.generations import Generation
-from penstock.telemetry.instruments import Instruments
-from penstock.telemetry.recorder import Recorder
-from penstock.telemetry.span import Span, Tracing, context_of, error_type
+from penstock.telemetry.hooks import CallWatch, GenerationWatch, Headers, Observer, ServiceState
+from penstock.telemetry.otel import names
+from penstock.telemetry.otel.generations import Generation
+from penstock.telemetry.otel.instruments import Instruments
+from penstock.telemetry.otel.recorder import Recorder
+from penstock.telemetry.otel.span import Span, Tracing, context_of, error_type
 
 
 class TelemetryObserver(Observer):

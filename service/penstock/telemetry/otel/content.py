@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 
-from penstock.telemetry import names
+from penstock.telemetry.otel import names
 from penstock.types import Delta, Event, Request
 
 # Of a span's attribute: collectors refuse what is much larger.

@@ -17,7 +17,7 @@ from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExp
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as HttpSpans
 from opentelemetry.metrics import MeterProvider
 
-from penstock.telemetry.plan import Route, Signal
+from penstock.telemetry.otel.plan import Route, Signal
 
 log = logging.getLogger(__name__)
 _EXPORTERS: dict[tuple[Signal, str], Any] = {
