@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from penstock.percentiles import percentile
+from penstock.generation.percentiles import percentile
 
 from bench.machine import about
 from tests.hostile.conftest import Victim, guarded_service, limits_of_preset

@@ -18,7 +18,7 @@ import time
 
 import grpc
 from penstock.config.schema import DEMO_MODEL_FP8_DIR
-from penstock.percentiles import percentile
+from penstock.generation.percentiles import percentile
 from penstock_client.v1 import generation_pb2 as pb
 from penstock_client.v1 import generation_pb2_grpc
 

@@ -31,11 +31,11 @@ from penstock.admission.queue import Admission
 from penstock.calls import Arrival, Calls, House
 from penstock.config.schema import Config
 from penstock.engine.scripted import Reply, ScriptedEngine
+from penstock.generation.planner import plan_generation
+from penstock.generation.usage import PriceList
 from penstock.live import LiveStreams
-from penstock.planning import plan_generation
 from penstock.sealed import NOBODY
 from penstock.types import EngineRequest, Sampling
-from penstock.usage import PriceList
 from penstock.wire import request_of, streamed
 from penstock_client.v1 import generation_pb2 as pb
 
@@ -128,7 +128,7 @@ def _stages(reply: Reply) -> dict[str, Stream]:
         return engine.stream(EngineRequest(f"{number}", prompt, 1 << 20, 0, Sampling()))
 
     async def generation(number: int) -> AsyncGenerator[Any, None]:
-        from penstock.generation import generate
+        from penstock.generation.generation import generate
 
         async with aclosing(generate(engine, plan, house.prices, f"{number}", time.monotonic())) as events:
             async for event in events:

@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from penstock.percentiles import percentile
+from penstock.generation.percentiles import percentile
 from penstock_client.v1 import generation_pb2 as pb
 
 from tests.rpc.secure import bearer, channel, stub

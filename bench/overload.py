@@ -30,7 +30,7 @@ from typing import Any
 import psutil
 from penstock.config.schema import DEMO_MODEL_FP8_DIR
 from penstock.engine.vllm.concurrency import LEAST
-from penstock.percentiles import percentile
+from penstock.generation.percentiles import percentile
 from penstock_client.v1 import generation_pb2 as pb
 
 from bench.machine import about

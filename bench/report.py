@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from penstock.percentiles import percentile
+from penstock.generation.percentiles import percentile
 
 from bench.served import Served
 

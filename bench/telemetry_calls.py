@@ -26,7 +26,7 @@ from typing import Any
 import grpc
 from penstock.config.schema import Config, TelemetrySettings
 from penstock.engine.scripted import Reply, ScriptedEngine
-from penstock.planning import Plan
+from penstock.generation.planner import Plan
 from penstock.server import Server
 from penstock.telemetry.hooks import CallWatch, CandidateWatch, Cause, GenerationWatch, Headers, Observer, Step
 from penstock.types import CandidateEnd, EngineChunk, EngineRequest, Finished, ThinkingOutcome

@@ -25,7 +25,7 @@ from typing import Any
 import grpc
 from penstock.config.schema import Config, EngineSettings, TelemetrySettings
 from penstock.engine.base import Engine
-from penstock.percentiles import percentile
+from penstock.generation.percentiles import percentile
 from penstock.server import Server
 from penstock.telemetry.hooks import NOBODY, Observer
 from penstock.telemetry.otel.plan import plan_telemetry

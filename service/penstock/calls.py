@@ -19,7 +19,6 @@ from penstock_client.v1 import generation_pb2 as pb
 from penstock import wire
 from penstock.admission.queue import Bid
 from penstock.auth.isolation import class_of, own_prefixes
-from penstock.candidate import Steering
 from penstock.charges import charged
 from penstock.engine.base import Engine
 from penstock.engine.poison import accountable, network_of
@@ -32,16 +31,17 @@ from penstock.errors import (
     PenstockError,
     ServiceFault,
 )
-from penstock.gather import gathered
-from penstock.generation import generate
+from penstock.generation.candidate import Steering
+from penstock.generation.coalescing import gathered
+from penstock.generation.generation import generate
+from penstock.generation.planner import Plan, carried_plan, plan_generation, with_budget, with_carried
+from penstock.generation.usage import Meter
+from penstock.generation.validation import validate
 from penstock.house import Arrival, House
 from penstock.live import LiveStream
-from penstock.planning import Plan, carried_plan, plan_generation, with_budget, with_carried
 from penstock.sealed import Carried, seal, unseal
 from penstock.telemetry.hooks import CALL, GenerationWatch, Step
 from penstock.types import Event, Finished, FinishReason
-from penstock.usage import Meter
-from penstock.validation import validate
 from penstock.wire import Envelope
 
 _LARGE_BYTES = 64 * 1024

@@ -9,10 +9,10 @@ from contextlib import asynccontextmanager
 from penstock.admission.quotas.quotas import Claim
 from penstock.auth.identity import Caller
 from penstock.errors import PenstockError
+from penstock.generation.planner import Plan
+from penstock.generation.usage import Meter, PriceList
 from penstock.house import House
-from penstock.planning import Plan
 from penstock.types import Usage
-from penstock.usage import Meter, PriceList
 
 
 @asynccontextmanager

@@ -13,14 +13,14 @@ import grpc
 from penstock.admission.queue import Admission
 from penstock.admission.quotas.quotas import Quotas
 from penstock.auth.identity import CALLER, Caller
-from penstock.candidate import Steering
 from penstock.config.schema import Config
 from penstock.engine.base import Engine
-from penstock.gather import LoopLag
+from penstock.generation.candidate import Steering
+from penstock.generation.coalescing import LoopLag
+from penstock.generation.thinking import AnswerLengths
+from penstock.generation.usage import PriceList
 from penstock.live import LiveStreams
 from penstock.telemetry.audit import NO_AUDIT, Audit
-from penstock.thinking import AnswerLengths
-from penstock.usage import PriceList
 
 # What a status needs to reach its client, and the most that is kept for it.
 _STATUS_SECONDS, _MAX_STATUS_SECONDS = 0.02, 0.25

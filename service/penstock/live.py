@@ -20,8 +20,8 @@ from penstock import tasks
 from penstock.auth.identity import NOBODY, Caller
 from penstock.config.schema import ResumeSettings
 from penstock.errors import BadRequest, FieldViolation, GenerationNotFound, Overloaded
+from penstock.generation.usage import Meter
 from penstock.telemetry.hooks import CALL
-from penstock.usage import Meter
 
 
 class LiveStream:

@@ -8,9 +8,9 @@ from penstock_client.v1 import generation_pb2 as pb
 
 from penstock import wire
 from penstock.errors import ContextOverflow
-from penstock.planning import Plan
+from penstock.generation.planner import Plan
+from penstock.generation.usage import PriceList
 from penstock.types import CandidateEnd, Cost, Delta, Event, Finished, Usage
-from penstock.usage import PriceList
 
 
 def reply_of(

@@ -28,7 +28,8 @@ from penstock.engine.base import Engine
 from penstock.engine.expert_load.sampler import ExpertSampler
 from penstock.engine.supervisor import SupervisedEngine
 from penstock.errors import EngineDown
-from penstock.gather import LoopLag
+from penstock.generation.coalescing import LoopLag
+from penstock.generation.usage import PriceList
 from penstock.health import NOT_SERVING, SERVING, HealthServicer
 from penstock.house import House
 from penstock.interceptor import CallInterceptor
@@ -39,7 +40,6 @@ from penstock.sealed import seal_key
 from penstock.servicer import GenerationServicer, ModelServicer
 from penstock.telemetry.audit import audit_of
 from penstock.telemetry.hooks import NOBODY, Observer, ServiceState
-from penstock.usage import PriceList
 
 SERVICES = tuple(
     module.DESCRIPTOR.services_by_name[name].full_name

@@ -16,13 +16,13 @@ from penstock_client.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc
 from penstock import tasks, wire
 from penstock.auth.identity import CALLER
 from penstock.calls import Calls
-from penstock.candidate import Steering
 from penstock.errors import BadRequest, ContextOverflow, FieldViolation, ModelNotFound
+from penstock.generation.candidate import Steering
+from penstock.generation.usage import Meter
 from penstock.house import Arrival, Context, House
 from penstock.replies import count_of, count_of_overflow, reply_of
 from penstock.sealed import is_sealed
 from penstock.telemetry.hooks import CALL
-from penstock.usage import Meter
 from penstock.wire_model import model_out
 
 M = TypeVar("M")

@@ -9,7 +9,7 @@ from google.protobuf.duration_pb2 import Duration
 from penstock_client.v1 import generation_pb2 as pb
 
 from penstock.errors import BadRequest, FieldViolation
-from penstock.planning import Plan
+from penstock.generation.planner import Plan
 from penstock.types import (
     CandidateEnd,
     ContextConfig,

@@ -7,9 +7,9 @@ from importlib.metadata import version
 from penstock_client.v1 import model_pb2 as pb
 
 from penstock.config.schema import Config
-from penstock.thinking import defaults_for
+from penstock.generation.thinking import defaults_for
+from penstock.generation.usage import PriceList
 from penstock.types import ModelCard, ThinkingMode
-from penstock.usage import PriceList
 from penstock.wire import MODES_OUT, sampling_out
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import grpc
 import jsonschema
 import pytest
-from penstock.candidate import Candidate, Steering
 from penstock.config.schema import Config
 from penstock.engine.base import Engine
 from penstock.errors import EngineDown
-from penstock.planning import plan_generation
+from penstock.generation.candidate import Candidate, Steering
+from penstock.generation.planner import plan_generation
 from penstock.types import (
     CandidateEnd,
     Delta,

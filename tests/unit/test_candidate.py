@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from penstock.candidate import Candidate, Steering
 from penstock.config.schema import Config
 from penstock.engine.scripted import Reply, ScriptedEngine
 from penstock.errors import (
@@ -22,8 +21,11 @@ from penstock.errors import (
     EngineRefused,
     PoisonousRequest,
 )
-from penstock.generation import generate
-from penstock.planning import Plan, plan_generation
+from penstock.generation.candidate import Candidate, Steering
+from penstock.generation.generation import generate
+from penstock.generation.planner import Plan, plan_generation
+from penstock.generation.usage import PriceList
+from penstock.generation.validation import validate
 from penstock.types import (
     CandidateEnd,
     ContextConfig,
@@ -44,8 +46,6 @@ from penstock.types import (
     ThinkingOutcome,
     ThoughtEnded,
 )
-from penstock.usage import PriceList
-from penstock.validation import validate
 
 EOS, OPEN, CLOSE = 258, 259, 260
 DEATH = -1

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from penstock.complexity import depth_of, nested_repetitions, too_complex
 from penstock.engine.vllm.patience import ALLOWANCE_SECONDS, SECONDS_PER_LOOK, Patience
+from penstock.generation.complexity import depth_of, nested_repetitions, too_complex
 from penstock.types import StructuredKind, StructuredOutput
 
 from tests.hostile.bombs import HARMLESS, REFUSED_BY_TEXT

@@ -7,10 +7,10 @@ from decimal import Decimal
 
 import pytest
 from penstock.config.schema import Config, PriceTier, PricingSettings
-from penstock.context import fit_messages, fit_tokens
 from penstock.errors import BadRequest, ContextOverflow
+from penstock.generation.context_window import fit_messages, fit_tokens
+from penstock.generation.usage import PriceList, total
 from penstock.types import Message, Overflow, Role, Usage
-from penstock.usage import PriceList, total
 from pydantic import ValidationError
 
 

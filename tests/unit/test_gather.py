@@ -8,7 +8,7 @@ from contextlib import aclosing
 
 import pytest
 from penstock.errors import EngineDown
-from penstock.gather import LoopLag, gathered
+from penstock.generation.coalescing import LoopLag, gathered
 from penstock.types import Delta, Event, ThinkingOutcome, ThoughtEnded
 
 ENDED = ThoughtEnded(0, ThinkingOutcome.NATURAL_END, 3)

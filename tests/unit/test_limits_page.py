@@ -11,8 +11,8 @@ from google.protobuf.descriptor import Descriptor
 from penstock.config.schema import Config
 from penstock.engine.scripted import ScriptedEngine
 from penstock.errors import BadRequest
+from penstock.generation.validation import validate
 from penstock.types import Request, Sampling
-from penstock.validation import validate
 from penstock_client.v1 import generation_pb2, model_pb2, routing_pb2
 
 PAGE = Path(__file__).parents[2] / "docs/limits.md"

@@ -11,8 +11,8 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from penstock.config.schema import Config
 from penstock.engine.scripted import ScriptedEngine
 from penstock.errors import BadRequest, ContextOverflow
-from penstock.planning import plan_generation
-from penstock.validation import validate
+from penstock.generation.planner import plan_generation
+from penstock.generation.validation import validate
 from penstock.wire import request_of
 from penstock_client.v1 import generation_pb2 as pb
 

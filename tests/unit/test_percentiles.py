@@ -8,7 +8,7 @@ from fractions import Fraction
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from penstock.percentiles import percentile
+from penstock.generation.percentiles import percentile
 
 VALUES = st.lists(st.floats(min_value=0, allow_nan=False), min_size=1, max_size=300)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 from penstock.engine.scripted import ByteTokenizer
-from penstock.split import SplitSettings, Splitter, StopStrings, Utf8Text, Verdict
+from penstock.generation.output_parser import SplitSettings, Splitter, StopStrings, Utf8Text, Verdict
 from penstock.types import Markers, TokenLogprob, TokenLogprobs
 
 EOS, OPEN, CLOSE = 258, 259, 260

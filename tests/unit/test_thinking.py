@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from penstock.config.schema import ThinkingSettings
 from penstock.engine.scripted import ScriptedEngine
 from penstock.errors import BadRequest, FeatureOff
-from penstock.thinking import (
+from penstock.generation.thinking import (
     AnswerLengths,
     Budget,
     ModeChoice,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from penstock.percentiles import percentile
+from penstock.generation.percentiles import percentile
 from penstock_bench.evaluation.questions import Question
 from penstock_bench.evaluation.settings import Setting
 

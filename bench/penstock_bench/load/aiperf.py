@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from penstock.percentiles import percentile
+from penstock.generation.percentiles import percentile
 from penstock_bench.load.calls import OK, REFUSED, Record
 from penstock_bench.load.measure import Load
 from penstock_bench.load.statistics import MEASURES, Objectives

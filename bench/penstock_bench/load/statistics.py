@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
-from penstock.percentiles import percentile
+from penstock.generation.percentiles import percentile
 from penstock_bench.load.calls import DEADLINE, FAILED, OK, REFUSED, UNFINISHED, Record
 
 PERCENTS = (50, 90, 95, 99)

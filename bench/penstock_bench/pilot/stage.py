@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
-from penstock.percentiles import percentile
+from penstock.generation.percentiles import percentile
 from penstock_bench.load import intervals
 from penstock_bench.load.calls import OK, Record
 from penstock_bench.load.measure import Closed, Load, Open

@@ -9,7 +9,7 @@ from types import TracebackType
 
 from opentelemetry.trace import Link
 
-from penstock.planning import Plan
+from penstock.generation.planner import Plan
 from penstock.telemetry.hooks import CandidateWatch, GenerationWatch, Step
 from penstock.telemetry.otel import names
 from penstock.telemetry.otel.candidates import Candidate

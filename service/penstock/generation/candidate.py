@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 
 from penstock.engine.base import Engine
 from penstock.errors import ConstraintLost, EngineDied, EngineDown, EngineRefused
-from penstock.planning import Plan
-from penstock.split import SplitSettings, Splitter, Verdict
+from penstock.generation.output_parser import SplitSettings, Splitter, Verdict
+from penstock.generation.planner import Plan
 from penstock.telemetry.hooks import NO_CANDIDATE, CandidateWatch, Cause
 from penstock.types import (
     CandidateEnd,

@@ -9,12 +9,12 @@ from contextlib import aclosing
 from typing import Any
 
 from penstock import tasks
-from penstock.candidate import Candidate, CandidateEvent, Steering
 from penstock.engine.base import Engine
-from penstock.planning import Plan
+from penstock.generation.candidate import Candidate, CandidateEvent, Steering
+from penstock.generation.planner import Plan
+from penstock.generation.usage import Meter, PriceList, total
 from penstock.telemetry.hooks import NO_GENERATION, GenerationWatch
 from penstock.types import CandidateEnd, Delta, Event, Finished, FinishReason, Timing
-from penstock.usage import Meter, PriceList, total
 
 
 async def generate(

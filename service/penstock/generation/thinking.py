@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from penstock.config.schema import ThinkingSettings
 from penstock.errors import BadRequest, FeatureOff, FieldReason, FieldViolation
-from penstock.percentiles import percentile
+from penstock.generation.percentiles import percentile
 from penstock.types import Message, ModelCard, Output, Role, ThinkingConfig, ThinkingMode
 
 # A budget below this is not worth a thought: it would be cut before its first step is written.

@@ -9,9 +9,9 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 
-from penstock.complexity import too_complex
 from penstock.config.schema import LimitSettings
 from penstock.errors import BadRequest, FeatureOff, FieldReason, FieldViolation, ModelNotFound
+from penstock.generation.complexity import too_complex
 from penstock.types import Message, ModelCard, Request, Role, Sampling, StructuredOutput
 
 _INT32_MAX = 2**31 - 1

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from penstock.config.schema import Config
-from penstock.context import fit_messages, fit_tokens, window_tokens
 from penstock.engine.base import Engine, Tokenizer
 from penstock.errors import BadRequest, FieldViolation
-from penstock.thinking import (
+from penstock.generation.context_window import fit_messages, fit_tokens, window_tokens
+from penstock.generation.thinking import (
     Budget,
     ModeChoice,
     Situation,
