@@ -33,8 +33,8 @@ from penstock.config.schema import Config
 from penstock.engine.scripted import Reply, ScriptedEngine
 from penstock.generation.planner import plan_generation
 from penstock.generation.usage import PriceList
-from penstock.live import LiveStreams
-from penstock.sealed import NOBODY
+from penstock.sessions.checkpoints import NOBODY
+from penstock.sessions.streams import LiveStreams
 from penstock.types import EngineRequest, Sampling
 from penstock.wire import request_of, streamed
 from penstock_client.v1 import generation_pb2 as pb

@@ -38,8 +38,8 @@ from penstock.generation.planner import Plan, carried_plan, plan_generation, wit
 from penstock.generation.usage import Meter
 from penstock.generation.validation import validate
 from penstock.house import Arrival, House
-from penstock.live import LiveStream
-from penstock.sealed import Carried, seal, unseal
+from penstock.sessions.checkpoints import Carried, seal, unseal
+from penstock.sessions.streams import LiveStream
 from penstock.telemetry.hooks import CALL, GenerationWatch, Step
 from penstock.types import Event, Finished, FinishReason
 from penstock.wire import Envelope

@@ -19,7 +19,7 @@ from penstock.generation.candidate import Steering
 from penstock.generation.coalescing import LoopLag
 from penstock.generation.thinking import AnswerLengths
 from penstock.generation.usage import PriceList
-from penstock.live import LiveStreams
+from penstock.sessions.streams import LiveStreams
 from penstock.telemetry.audit import NO_AUDIT, Audit
 
 # What a status needs to reach its client, and the most that is kept for it.

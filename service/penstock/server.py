@@ -34,10 +34,10 @@ from penstock.health import NOT_SERVING, SERVING, HealthServicer
 from penstock.house import House
 from penstock.interceptor import CallInterceptor
 from penstock.listener import add_port, bind, health_options, options
-from penstock.live import LiveStreams
 from penstock.routing_servicer import RoutingServicer
-from penstock.sealed import seal_key
 from penstock.servicer import GenerationServicer, ModelServicer
+from penstock.sessions.checkpoints import seal_key
+from penstock.sessions.streams import LiveStreams
 from penstock.telemetry.audit import audit_of
 from penstock.telemetry.hooks import NOBODY, Observer, ServiceState
 

@@ -21,7 +21,7 @@ from penstock.generation.candidate import Steering
 from penstock.generation.usage import Meter
 from penstock.house import Arrival, Context, House
 from penstock.replies import count_of, count_of_overflow, reply_of
-from penstock.sealed import is_sealed
+from penstock.sessions.checkpoints import is_sealed
 from penstock.telemetry.hooks import CALL
 from penstock.wire_model import model_out
 

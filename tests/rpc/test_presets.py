@@ -14,7 +14,7 @@ from penstock.config.schema import Config
 from penstock.engine.scripted import ByteTokenizer, Reply, ScriptedEngine
 from penstock.engine.vllm.checkpoint import read_facts
 from penstock.engine.vllm.features import Devices, resolve
-from penstock.sealed import Carried, seal
+from penstock.sessions.checkpoints import Carried, seal
 from penstock.types import EngineChunk, EngineRequest, Message
 from penstock_client.v1 import generation_pb2 as pb
 from penstock_client.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc

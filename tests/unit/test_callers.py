@@ -18,8 +18,8 @@ from penstock.cli import app
 from penstock.config.reload import Watched
 from penstock.config.security import AuthSettings
 from penstock.errors import CallerNotAllowed, CallerUnknown, ConfigError
-from penstock.live import LiveStreams
-from penstock.sealed import Carried, seal, unseal
+from penstock.sessions.checkpoints import Carried, seal, unseal
+from penstock.sessions.streams import LiveStreams
 from penstock_client.v1 import generation_pb2, model_pb2, routing_pb2
 from typer.testing import CliRunner
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from penstock.config.schema import ResumeSettings
 from penstock.errors import BadRequest, GenerationNotFound
-from penstock.live import LiveStream, LiveStreams
+from penstock.sessions.streams import LiveStream, LiveStreams
 from penstock_client.v1 import generation_pb2 as pb
 
 
