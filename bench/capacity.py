@@ -28,15 +28,15 @@ from typing import Annotated, Any
 import psutil
 import typer
 from penstock.admission.queue import Admission
-from penstock.calls import Arrival, Calls, House
 from penstock.config.schema import Config
 from penstock.engine.scripted import Reply, ScriptedEngine
 from penstock.generation.planner import plan_generation
 from penstock.generation.usage import PriceList
+from penstock.server.convert.generation import request_of, streamed
+from penstock.server.rpc.call_runner import Arrival, Calls, House
 from penstock.sessions.checkpoints import NOBODY
 from penstock.sessions.streams import LiveStreams
 from penstock.types import EngineRequest, Sampling
-from penstock.wire import request_of, streamed
 from penstock_client.v1 import generation_pb2 as pb
 
 from bench import grpc_frames

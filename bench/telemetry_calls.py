@@ -27,7 +27,7 @@ import grpc
 from penstock.config.schema import Config, TelemetrySettings
 from penstock.engine.scripted import Reply, ScriptedEngine
 from penstock.generation.planner import Plan
-from penstock.server import Server
+from penstock.server.server import Server
 from penstock.telemetry.hooks import CallWatch, CandidateWatch, Cause, GenerationWatch, Headers, Observer, Step
 from penstock.types import CandidateEnd, EngineChunk, EngineRequest, Finished, ThinkingOutcome
 from penstock_client.v1 import generation_pb2 as pb

@@ -26,7 +26,7 @@ import grpc
 from penstock.config.schema import Config, EngineSettings, TelemetrySettings
 from penstock.engine.base import Engine
 from penstock.generation.percentiles import percentile
-from penstock.server import Server
+from penstock.server.server import Server
 from penstock.telemetry.hooks import NOBODY, Observer
 from penstock.telemetry.otel.plan import plan_telemetry
 from penstock.telemetry.otel.start import Telemetry

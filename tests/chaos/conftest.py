@@ -11,10 +11,10 @@ from pathlib import Path
 
 import grpc
 import pytest
-from penstock.app import start_engine
 from penstock.config.schema import Config
 from penstock.engine.supervisor import SupervisedEngine
-from penstock.server import Server
+from penstock.server.app import start_engine
+from penstock.server.server import Server
 from penstock_client.v1 import generation_pb2 as pb
 from penstock_client.v1 import generation_pb2_grpc
 

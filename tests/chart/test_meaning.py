@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from penstock.config.schema import Config
-from penstock.server import _LAST_EVENT_SECONDS, LIVENESS
+from penstock.server.server import _LAST_EVENT_SECONDS, LIVENESS
 
 from tests.chart.chart import (
     DEPLOYED,

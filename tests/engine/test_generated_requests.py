@@ -70,10 +70,10 @@ async def test_every_pair_of_parameters_is_answered(engine: Engine, channel: grp
 @pytest.mark.timeout(4 * 3600)
 @pytest.mark.parametrize("mtp", ["on", "off"])
 async def test_thousands_are_answered_without_a_restart(request: pytest.FixtureRequest, mtp: str) -> None:
-    from penstock.app import start_engine
     from penstock.config.schema import Config
     from penstock.engine.supervisor import SupervisedEngine
-    from penstock.server import Server
+    from penstock.server.app import start_engine
+    from penstock.server.server import Server
 
     config = Config.model_validate({"server": {"listen": "127.0.0.1:0"}, "engine": {"mtp": mtp}})
     server = Server(config)

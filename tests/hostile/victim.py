@@ -12,9 +12,9 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import psutil
-from penstock.app import serve
 from penstock.config.schema import Config
 from penstock.engine.scripted import ScriptedEngine
+from penstock.server.app import serve
 from penstock.types import EngineChunk, EngineRequest
 
 STARTS = 0

@@ -10,7 +10,7 @@ import pytest
 from penstock.config.schema import Config
 from penstock.engine.base import Engine
 from penstock.engine.scripted import Reply, ScriptedEngine
-from penstock.server import Server
+from penstock.server.server import Server
 
 from tests.rpc.fake_service import FakeService, running
 

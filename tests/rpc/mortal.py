@@ -13,7 +13,7 @@ from penstock.config.schema import Config
 from penstock.engine.scripted import Reply, ScriptedEngine
 from penstock.engine.supervisor import SupervisedEngine
 from penstock.errors import EngineDown
-from penstock.server import Server
+from penstock.server.server import Server
 from penstock.telemetry.hooks import NOBODY, Observer
 from penstock.types import EngineChunk, EngineRequest
 

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 from penstock.config.schema import Config
 from penstock.engine.scripted import Reply, ScriptedEngine
-from penstock.server import Server
+from penstock.server.server import Server
 from penstock.telemetry.hooks import NOBODY, Observer
 from penstock_client.v1 import generation_pb2 as pb
 from penstock_client.v1 import generation_pb2_grpc

@@ -7,7 +7,7 @@ import asyncio
 from penstock.config.schema import Config
 from penstock.engine.scripted import Reply as Script
 from penstock.engine.scripted import ScriptedEngine
-from penstock.server import Server
+from penstock.server.server import Server
 from penstock_client.v1 import generation_pb2 as pb
 
 from bench import grpc_frames, openai_http

@@ -13,7 +13,7 @@ import penstock_client as pc
 import pytest
 from penstock.config.schema import Config
 from penstock.engine.scripted import Reply, ScriptedEngine
-from penstock.server import Server
+from penstock.server.server import Server
 
 from tests.rpc.mortal import ward
 from tests.rpc.proxy import Proxy, proxied

@@ -17,7 +17,7 @@ from penstock.config.schema import Config, SupervisionSettings
 from penstock.engine.expert_load.statistics import ExpertCounts
 from penstock.engine.scripted import Reply
 from penstock.engine.supervisor import SupervisedEngine
-from penstock.server import Server
+from penstock.server.server import Server
 from penstock_client.v1 import routing_pb2 as pb
 from penstock_client.v1 import routing_pb2_grpc
 

@@ -22,7 +22,7 @@ from penstock.cli import app
 from penstock.cli.experts_map import heat_map
 from penstock.config.schema import Config
 from penstock.engine.scripted import ScriptedEngine
-from penstock.server import Server
+from penstock.server.server import Server
 from penstock_client import Client, ExpertLoad, FeatureOff, InvalidRequest
 from penstock_client.v1 import routing_pb2 as pb
 from rich.console import Console

@@ -14,9 +14,9 @@ from pathlib import Path
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from penstock.call_limits import MAX_OPEN_CALLS_PER_CONNECTION
 from penstock.engine.scripted import Reply
 from penstock.errors import ConfigError, PenstockError
+from penstock.server.rpc.call_limits import MAX_OPEN_CALLS_PER_CONNECTION
 from penstock.telemetry.hooks import CallWatch, Observer
 from penstock_client import MessageTooLarge, Overloaded
 from penstock_client.errors import from_rpc_error

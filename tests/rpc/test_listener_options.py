@@ -20,10 +20,10 @@ import grpc
 import pytest
 from grpc._cython import cygrpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from penstock import listener
-from penstock.call_limits import HEALTH_MESSAGE_BYTES
 from penstock.config.schema import ServerSettings
 from penstock.engine.scripted import Reply, ScriptedEngine
+from penstock.server import listener
+from penstock.server.rpc.call_limits import HEALTH_MESSAGE_BYTES
 from penstock.types import EngineChunk, EngineRequest
 from penstock_client.v1 import generation_pb2 as pb
 

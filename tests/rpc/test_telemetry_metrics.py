@@ -23,7 +23,7 @@ from penstock.config.schema import Config, TelemetrySettings
 from penstock.engine.base import EngineLoad
 from penstock.engine.expert_load.statistics import ExpertCounts
 from penstock.engine.scripted import Reply, ScriptedEngine
-from penstock.server import Server
+from penstock.server.server import Server
 from penstock.telemetry.hooks import Observer
 from penstock.telemetry.otel.plan import plan_telemetry
 from penstock.telemetry.otel.start import Telemetry

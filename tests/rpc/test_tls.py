@@ -15,7 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from penstock.config.schema import Config
 from penstock.engine.scripted import Reply
 from penstock.errors import ConfigError
-from penstock.server import Server
+from penstock.server.server import Server
 from penstock_client.v1 import generation_pb2 as pb
 
 from tests.rpc.secure import Authority, channel, count, listening, spec, stub, until

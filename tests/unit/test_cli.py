@@ -28,7 +28,7 @@ def run(*arguments: str, environ: dict[str, str] | None = None) -> Result:
 def test_help_waits_for_nothing_heavy() -> None:
     code = (
         "import sys, penstock.cli; "
-        "print([m for m in ('grpc', 'vllm', 'torch', 'pydantic', 'penstock.server') if m in sys.modules])"
+        "print([m for m in ('grpc', 'vllm', 'torch', 'pydantic', 'penstock.server.server') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

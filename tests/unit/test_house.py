@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from penstock.status import _CODES
+from penstock.server.rpc.status import _CODES
 from penstock_client.v1 import error_reason_pb2
 
 from tests.tooling import program

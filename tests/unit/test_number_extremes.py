@@ -13,7 +13,7 @@ from penstock.engine.scripted import ScriptedEngine
 from penstock.errors import BadRequest, ContextOverflow
 from penstock.generation.planner import plan_generation
 from penstock.generation.validation import validate
-from penstock.wire import request_of
+from penstock.server.convert.generation import request_of
 from penstock_client.v1 import generation_pb2 as pb
 
 from tests.bad_requests import hello

@@ -56,7 +56,7 @@ def serve(
         return
     import uvloop
 
-    from penstock import app
+    from penstock.server import app
 
     code = uvloop.run(app.serve(loaded.config, on_progress=say, on_ready=ready))
     app.leave(code)

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 
 from penstock_client.v1 import generation_pb2 as pb
 
-from penstock import wire
 from penstock.errors import ContextOverflow
 from penstock.generation.planner import Plan
 from penstock.generation.usage import PriceList
+from penstock.server.convert import generation as wire
 from penstock.types import CandidateEnd, Cost, Delta, Event, Finished, Usage
 
 

@@ -11,8 +11,8 @@ from penstock_client.v1 import routing_pb2_grpc
 from penstock.engine.expert_load.sampler import ExpertSampler
 from penstock.engine.expert_load.statistics import ExpertLoad
 from penstock.errors import Overloaded
-from penstock.house import Context, House
-from penstock.wire_routing import load_out, wish_of
+from penstock.server.convert.routing import load_out, wish_of
+from penstock.server.service_context import Context, House
 
 _MOST_WATCHERS = 64
 _RETRY_SECONDS = 5.0

@@ -8,7 +8,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from penstock import errors
-from penstock.wire import duration
+from penstock.server.convert.generation import duration
 
 DOMAIN = "penstock.v1"
 DETAILS_KEY = "grpc-status-details-bin"

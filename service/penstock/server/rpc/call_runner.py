@@ -16,10 +16,8 @@ from typing import Any, TypeVar
 
 from penstock_client.v1 import generation_pb2 as pb
 
-from penstock import wire
 from penstock.admission.queue import Bid
 from penstock.auth.isolation import class_of, own_prefixes
-from penstock.charges import charged
 from penstock.engine.base import Engine
 from penstock.engine.poison import accountable, network_of
 from penstock.engine.supervisor import SupervisedEngine
@@ -37,12 +35,14 @@ from penstock.generation.generation import generate
 from penstock.generation.planner import Plan, carried_plan, plan_generation, with_budget, with_carried
 from penstock.generation.usage import Meter
 from penstock.generation.validation import validate
-from penstock.house import Arrival, House
+from penstock.server.convert import generation as wire
+from penstock.server.convert.generation import Envelope
+from penstock.server.rpc.charges import charged
+from penstock.server.service_context import Arrival, House
 from penstock.sessions.checkpoints import Carried, seal, unseal
 from penstock.sessions.streams import LiveStream
 from penstock.telemetry.hooks import CALL, GenerationWatch, Step
 from penstock.types import Event, Finished, FinishReason
-from penstock.wire import Envelope
 
 _LARGE_BYTES = 64 * 1024
 _TOKEN_FRAME_BYTES = 1024

@@ -10,11 +10,11 @@ import ipaddress
 
 import grpc
 
-from penstock.call_limits import HEALTH_MESSAGE_BYTES
 from penstock.config.reload import Watched
 from penstock.config.schema import Config, ServerSettings
 from penstock.errors import ConfigError
-from penstock.tls import Certificates
+from penstock.server.rpc.call_limits import HEALTH_MESSAGE_BYTES
+from penstock.server.tls import Certificates
 
 HEALTH_CONNECTIONS = 128
 """Of the health port: probes come from a few places, one call at a time."""

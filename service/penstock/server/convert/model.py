@@ -9,8 +9,8 @@ from penstock_client.v1 import model_pb2 as pb
 from penstock.config.schema import Config
 from penstock.generation.thinking import defaults_for
 from penstock.generation.usage import PriceList
+from penstock.server.convert.generation import MODES_OUT, sampling_out
 from penstock.types import ModelCard, ThinkingMode
-from penstock.wire import MODES_OUT, sampling_out
 
 
 def model_out(card: ModelCard, config: Config, prices: PriceList) -> pb.GetModelResponse:

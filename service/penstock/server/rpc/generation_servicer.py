@@ -13,17 +13,18 @@ from typing import Any, TypeVar
 from penstock_client.v1 import generation_pb2 as pb
 from penstock_client.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc
 
-from penstock import tasks, wire
+from penstock import tasks
 from penstock.auth.identity import CALLER
-from penstock.calls import Calls
 from penstock.errors import BadRequest, ContextOverflow, FieldViolation, ModelNotFound
 from penstock.generation.candidate import Steering
 from penstock.generation.usage import Meter
-from penstock.house import Arrival, Context, House
-from penstock.replies import count_of, count_of_overflow, reply_of
+from penstock.server.convert import generation as wire
+from penstock.server.convert.model import model_out
+from penstock.server.rpc.call_runner import Calls
+from penstock.server.rpc.replies import count_of, count_of_overflow, reply_of
+from penstock.server.service_context import Arrival, Context, House
 from penstock.sessions.checkpoints import is_sealed
 from penstock.telemetry.hooks import CALL
-from penstock.wire_model import model_out
 
 M = TypeVar("M")
 

@@ -20,8 +20,6 @@ from penstock_client.v1 import (
 from penstock.admission.queue import Admission
 from penstock.admission.quotas.store import quotas_of
 from penstock.auth.authenticator import Gate
-from penstock.border import Border
-from penstock.call_limits import HEALTH_MESSAGE_BYTES
 from penstock.config.reload import keep_fresh
 from penstock.config.schema import Config, ServerSettings
 from penstock.engine.base import Engine
@@ -30,12 +28,14 @@ from penstock.engine.supervisor import SupervisedEngine
 from penstock.errors import EngineDown
 from penstock.generation.coalescing import LoopLag
 from penstock.generation.usage import PriceList
-from penstock.health import NOT_SERVING, SERVING, HealthServicer
-from penstock.house import House
-from penstock.interceptor import CallInterceptor
-from penstock.listener import add_port, bind, health_options, options
-from penstock.routing_servicer import RoutingServicer
-from penstock.servicer import GenerationServicer, ModelServicer
+from penstock.server.listener import add_port, bind, health_options, options
+from penstock.server.rpc.call_limits import HEALTH_MESSAGE_BYTES
+from penstock.server.rpc.call_record import Border
+from penstock.server.rpc.generation_servicer import GenerationServicer, ModelServicer
+from penstock.server.rpc.health import NOT_SERVING, SERVING, HealthServicer
+from penstock.server.rpc.interceptor import CallInterceptor
+from penstock.server.rpc.routing_servicer import RoutingServicer
+from penstock.server.service_context import House
 from penstock.sessions.checkpoints import seal_key
 from penstock.sessions.streams import LiveStreams
 from penstock.telemetry.audit import audit_of

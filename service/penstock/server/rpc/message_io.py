@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 
 from penstock.errors import ClientTooSlow
-from penstock.house import Context
+from penstock.server.service_context import Context
 
 
 class Incoming:

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Mapping
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from penstock.house import Context
+from penstock.server.service_context import Context
 
 _Response = health_pb2.HealthCheckResponse
 SERVING = _Response.SERVING

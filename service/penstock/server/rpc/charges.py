@@ -11,7 +11,7 @@ from penstock.auth.identity import Caller
 from penstock.errors import PenstockError
 from penstock.generation.planner import Plan
 from penstock.generation.usage import Meter, PriceList
-from penstock.house import House
+from penstock.server.service_context import House
 from penstock.types import Usage
 
 

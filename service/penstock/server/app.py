@@ -19,7 +19,7 @@ from penstock import tasks
 from penstock.config.schema import Config, EngineSettings
 from penstock.engine.base import Engine
 from penstock.engine.supervisor import Mortal, OnChange, SupervisedEngine
-from penstock.server import Server
+from penstock.server.server import Server
 from penstock.telemetry import logging as logs
 from penstock.telemetry.hooks import NOBODY, Observer
 from penstock.telemetry.otel.plan import plan_telemetry

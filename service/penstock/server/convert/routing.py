@@ -8,7 +8,7 @@ from penstock_client.v1 import routing_pb2 as pb
 
 from penstock.engine.expert_load.statistics import LONGEST_WINDOW_SECONDS, ExpertLoad, busiest_rank_share
 from penstock.errors import BadRequest, FieldViolation
-from penstock.wire import duration, seconds_of
+from penstock.server.convert.generation import duration, seconds_of
 
 _LEAST_INTERVAL_SECONDS, _LONGEST_INTERVAL_SECONDS = 0.1, 3600.0
 _DEFAULT_INTERVAL_SECONDS = 1.0

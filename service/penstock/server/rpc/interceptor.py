@@ -18,8 +18,6 @@ from google.protobuf.message import DecodeError
 
 from penstock.admission.request_memory import RequestMemory
 from penstock.auth.identity import CALLER
-from penstock.border import Border, Entry
-from penstock.call_limits import HEALTH_MESSAGE_BYTES, CallLimits
 from penstock.config.schema import ServerSettings
 from penstock.errors import (
     BadRequest,
@@ -30,9 +28,11 @@ from penstock.errors import (
     RequestLost,
     ServiceFault,
 )
-from penstock.house import Context
-from penstock.message_io import Incoming, Outgoing
-from penstock.status import DETAILS_KEY, status_of
+from penstock.server.rpc.call_limits import HEALTH_MESSAGE_BYTES, CallLimits
+from penstock.server.rpc.call_record import Border, Entry
+from penstock.server.rpc.message_io import Incoming, Outgoing
+from penstock.server.rpc.status import DETAILS_KEY, status_of
+from penstock.server.service_context import Context
 
 log = logging.getLogger(__name__)
 # gRPC's Python client says INTERNAL where it hears of the end while it sends a message.

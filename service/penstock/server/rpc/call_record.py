@@ -10,7 +10,7 @@ from penstock.admission.quotas.quotas import Quotas
 from penstock.auth.authenticator import Gate
 from penstock.auth.identity import CALLER, NOBODY, Caller
 from penstock.errors import CallerUnknown, Overloaded, PenstockError, QuotaExceeded
-from penstock.house import Context
+from penstock.server.service_context import Context
 from penstock.telemetry.audit import NO_AUDIT, Audit
 from penstock.telemetry.hooks import CALL, CallWatch, Observer
 from penstock.telemetry.hooks import NOBODY as NO_OBSERVER
