@@ -37,7 +37,7 @@ from penstock.server.rpc.call_runner import Arrival, Calls, House
 from penstock.sessions.checkpoints import NOBODY
 from penstock.sessions.streams import LiveStreams
 from penstock.types import EngineRequest, Sampling
-from penstock_client.v1 import generation_pb2 as pb
+from penstock_proto.v1 import generation_pb2 as pb
 
 from bench import grpc_frames
 from bench.drain import Work, drained

@@ -20,7 +20,7 @@ import psutil
 from penstock.engine.tokenizer import HfTokenizer
 from penstock.engine.vllm.args import EnginePlan
 from penstock.types import Message, Role
-from penstock_client.v1 import generation_pb2 as pb
+from penstock_proto.v1 import generation_pb2 as pb
 
 from bench import grpc_frames, openai_http
 from bench.drain import Connection, Protocol, Reply, Work, drained

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from penstock.generation.percentiles import percentile
-from penstock_client.v1 import generation_pb2 as pb
+from penstock_proto.v1 import generation_pb2 as pb
 
 from tests.rpc.secure import bearer, channel, stub
 from tests.rpc.test_fair_callers import QUOTA_PER_MINUTE, STREAMS, two_callers

@@ -31,7 +31,7 @@ import psutil
 from penstock.config.schema import DEMO_MODEL_FP8_DIR
 from penstock.engine.vllm.concurrency import LEAST
 from penstock.generation.percentiles import percentile
-from penstock_client.v1 import generation_pb2 as pb
+from penstock_proto.v1 import generation_pb2 as pb
 
 from bench.machine import about
 from bench.serving import served

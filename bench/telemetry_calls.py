@@ -30,8 +30,8 @@ from penstock.generation.planner import Plan
 from penstock.server.server import Server
 from penstock.telemetry.hooks import CallWatch, CandidateWatch, Cause, GenerationWatch, Headers, Observer, Step
 from penstock.types import CandidateEnd, EngineChunk, EngineRequest, Finished, ThinkingOutcome
-from penstock_client.v1 import generation_pb2 as pb
-from penstock_client.v1 import generation_pb2_grpc
+from penstock_proto.v1 import generation_pb2 as pb
+from penstock_proto.v1 import generation_pb2_grpc
 from rich.console import Console
 from rich.table import Table
 

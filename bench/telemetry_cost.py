@@ -30,8 +30,8 @@ from penstock.server.server import Server
 from penstock.telemetry.hooks import NOBODY, Observer
 from penstock.telemetry.otel.plan import plan_telemetry
 from penstock.telemetry.otel.start import Telemetry
-from penstock_client.v1 import generation_pb2 as pb
-from penstock_client.v1 import generation_pb2_grpc
+from penstock_proto.v1 import generation_pb2 as pb
+from penstock_proto.v1 import generation_pb2_grpc
 from rich.console import Console
 from rich.table import Table
 

@@ -15,8 +15,8 @@ from penstock.config.schema import Config
 from penstock.engine.supervisor import SupervisedEngine
 from penstock.server.app import start_engine
 from penstock.server.server import Server
-from penstock_client.v1 import generation_pb2 as pb
-from penstock_client.v1 import generation_pb2_grpc
+from penstock_proto.v1 import generation_pb2 as pb
+from penstock_proto.v1 import generation_pb2_grpc
 
 from tests.bad_requests import hello
 

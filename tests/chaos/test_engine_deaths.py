@@ -13,7 +13,7 @@ from typing import Any
 
 import grpc
 import pytest
-from penstock_client.v1 import generation_pb2 as pb
+from penstock_proto.v1 import generation_pb2 as pb
 
 from tests.chaos.conftest import QUESTIONS, THINKING, Patient, ask, said
 from tests.chaos.poison import POISON_IDS

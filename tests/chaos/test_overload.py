@@ -12,7 +12,7 @@ import grpc
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from penstock.engine.vllm.concurrency import LEAST
-from penstock_client.v1 import generation_pb2 as pb
+from penstock_proto.v1 import generation_pb2 as pb
 
 from tests.bad_requests import hello
 from tests.chaos.conftest import QUESTIONS, Patient, ask

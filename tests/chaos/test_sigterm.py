@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import grpc
-from penstock_client.v1 import generation_pb2 as pb
-from penstock_client.v1 import generation_pb2_grpc
+from penstock_proto.v1 import generation_pb2 as pb
+from penstock_proto.v1 import generation_pb2_grpc
 
 from tests.bad_requests import hello
 from tests.chaos.conftest import QUESTIONS, THINKING

@@ -9,7 +9,7 @@ import random
 import grpc
 import psutil
 import pytest
-from penstock_client.v1 import generation_pb2 as pb
+from penstock_proto.v1 import generation_pb2 as pb
 
 from tests.bad_requests import hello
 from tests.chaos.conftest import QUESTIONS, Patient

@@ -14,7 +14,7 @@ from typing import Any
 
 import penstock_client as pc
 from google.protobuf.json_format import ParseDict
-from penstock_client.v1 import generation_pb2 as pb
+from penstock_proto.v1 import generation_pb2 as pb
 
 LEAVE_SECONDS = 30.0
 """What is waited for a generation to end after its stream was left; by itself it would run for 150."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from google.protobuf.descriptor_pb2 import DescriptorProto, FieldDescriptorProto, FileDescriptorProto
-from penstock_client.v1 import error_reason_pb2, generation_pb2, model_pb2, routing_pb2
+from penstock_proto.v1 import error_reason_pb2, generation_pb2, model_pb2, routing_pb2
 
 from tests.conformance.drivers import run_driver
 from tests.conformance.harness import load_cases

@@ -6,8 +6,8 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 from penstock.engine.base import Engine
-from penstock_client.v1 import generation_pb2 as pb
-from penstock_client.v1 import generation_pb2_grpc
+from penstock_proto.v1 import generation_pb2 as pb
+from penstock_proto.v1 import generation_pb2_grpc
 
 from tests.bad_requests import Bad, bad_requests, hello
 

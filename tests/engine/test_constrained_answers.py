@@ -32,8 +32,8 @@ from penstock.types import (
     ThinkingConfig,
     ThinkingMode,
 )
-from penstock_client.v1 import generation_pb2 as pb
-from penstock_client.v1 import generation_pb2_grpc
+from penstock_proto.v1 import generation_pb2 as pb
+from penstock_proto.v1 import generation_pb2_grpc
 
 from tests.bad_requests import hello
 from tests.engine.test_bad_requests import details, refusal

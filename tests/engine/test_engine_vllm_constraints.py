@@ -13,8 +13,8 @@ from penstock.engine.vllm import constraints
 from penstock.engine.vllm.trial import Verdict
 from penstock.errors import BadRequest, Overloaded
 from penstock.types import StructuredKind, StructuredOutput
-from penstock_client.v1 import generation_pb2 as pb
-from penstock_client.v1 import generation_pb2_grpc
+from penstock_proto.v1 import generation_pb2 as pb
+from penstock_proto.v1 import generation_pb2_grpc
 
 from tests.bad_requests import hello
 from tests.clock import stopped

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from penstock.engine.vllm.compat import draft_history, general_plugin
 from penstock.engine.vllm.compat.speculation import _View
-from penstock_client.v1 import generation_pb2 as pb
-from penstock_client.v1 import generation_pb2_grpc
+from penstock_proto.v1 import generation_pb2 as pb
+from penstock_proto.v1 import generation_pb2_grpc
 
 from tests.bad_requests import hello
 

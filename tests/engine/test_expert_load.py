@@ -10,8 +10,8 @@ import torch
 from google.protobuf.duration_pb2 import Duration
 from penstock.engine.base import Engine
 from penstock.types import Markers
-from penstock_client.v1 import generation_pb2 as pb
-from penstock_client.v1 import generation_pb2_grpc, routing_pb2, routing_pb2_grpc
+from penstock_proto.v1 import generation_pb2 as pb
+from penstock_proto.v1 import generation_pb2_grpc, routing_pb2, routing_pb2_grpc
 
 from models.demo.config import EXPERTS_PER_TOKEN
 from models.demo.data import Encoder

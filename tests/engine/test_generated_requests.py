@@ -13,8 +13,8 @@ import grpc
 import pytest
 from google.protobuf import json_format
 from penstock.engine.base import Engine
-from penstock_client.v1 import generation_pb2 as pb
-from penstock_client.v1 import generation_pb2_grpc
+from penstock_proto.v1 import generation_pb2 as pb
+from penstock_proto.v1 import generation_pb2_grpc
 
 from tests.engine.generated import dimensions, rows, spec_of
 

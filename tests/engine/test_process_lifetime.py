@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import grpc
 import psutil
 import pytest
-from penstock_client.v1 import generation_pb2 as pb
-from penstock_client.v1 import generation_pb2_grpc
+from penstock_proto.v1 import generation_pb2 as pb
+from penstock_proto.v1 import generation_pb2_grpc
 
 from tests.bad_requests import hello
 

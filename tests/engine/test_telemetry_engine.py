@@ -14,8 +14,8 @@ from pathlib import Path
 import grpc
 import psutil
 import pytest
-from penstock_client.v1 import generation_pb2 as pb
-from penstock_client.v1 import generation_pb2_grpc
+from penstock_proto.v1 import generation_pb2 as pb
+from penstock_proto.v1 import generation_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.bad_requests import hello

@@ -7,8 +7,8 @@ import asyncio
 import grpc
 import pytest
 from penstock.engine.base import Engine
-from penstock_client.v1 import generation_pb2 as pb
-from penstock_client.v1 import generation_pb2_grpc
+from penstock_proto.v1 import generation_pb2 as pb
+from penstock_proto.v1 import generation_pb2_grpc
 
 from tests.bad_requests import hello
 

@@ -8,7 +8,7 @@ import random
 import struct
 from collections.abc import Callable
 
-from penstock_client.v1 import generation_pb2 as pb
+from penstock_proto.v1 import generation_pb2 as pb
 
 from tests.hostile.frames import (
     ACK,

@@ -14,7 +14,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 
 from penstock.config.schema import ServerSettings
-from penstock_client.v1 import generation_pb2 as pb
+from penstock_proto.v1 import generation_pb2 as pb
 
 from tests.hostile.attacks import question
 from tests.hostile.frames import (

@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 import grpc
-from penstock_client.v1 import generation_pb2 as pb
-from penstock_client.v1 import generation_pb2_grpc
+from penstock_proto.v1 import generation_pb2 as pb
+from penstock_proto.v1 import generation_pb2_grpc
 
 
 def say(line: str) -> None:

@@ -15,8 +15,8 @@ import pytest
 from google.protobuf.message import Message
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from penstock_client.v1 import generation_pb2 as pb
-from penstock_client.v1 import model_pb2, routing_pb2
+from penstock_proto.v1 import generation_pb2 as pb
+from penstock_proto.v1 import model_pb2, routing_pb2
 
 from tests.hostile.attacks import ATTACKS, Attack, half_open, question, rapid_reset
 from tests.hostile.conftest import TASKS_MORE, Victim, pause

@@ -10,8 +10,8 @@ import sys
 from collections.abc import AsyncIterator
 
 import grpc
-from penstock_client.v1 import generation_pb2 as pb
-from penstock_client.v1 import generation_pb2_grpc
+from penstock_proto.v1 import generation_pb2 as pb
+from penstock_proto.v1 import generation_pb2_grpc
 
 _GRACE_MS = 60_000
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import grpc
 import pytest
-from penstock_client.v1 import generation_pb2 as pb
-from penstock_client.v1 import generation_pb2_grpc
+from penstock_proto.v1 import generation_pb2 as pb
+from penstock_proto.v1 import generation_pb2_grpc
 
 from tests.interop.conftest import ROOT, serving
 from tests.interop.proxies import NAMES, proxy

@@ -14,8 +14,8 @@ import grpc.aio
 from google.protobuf import any_pb2
 from google.rpc import status_pb2
 from grpc_status import rpc_status
-from penstock_client.v1 import generation_pb2 as pb
-from penstock_client.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc
+from penstock_proto.v1 import generation_pb2 as pb
+from penstock_proto.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc
 
 THOUGHT = ("17+25", "=42\n", "42+8=50")
 ANSWER = ("The answer", " is é", "50.")

@@ -12,8 +12,8 @@ import sys
 import time
 
 import grpc
-from penstock_client.v1 import generation_pb2 as pb
-from penstock_client.v1 import generation_pb2_grpc
+from penstock_proto.v1 import generation_pb2 as pb
+from penstock_proto.v1 import generation_pb2_grpc
 
 
 async def main(address: str, key: str, per_second: float, seconds: float) -> None:

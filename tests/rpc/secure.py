@@ -21,8 +21,8 @@ from penstock.config.schema import Config
 from penstock.engine.scripted import Reply, ScriptedEngine
 from penstock.server.server import Server
 from penstock.telemetry.hooks import NOBODY, Observer
-from penstock_client.v1 import generation_pb2 as pb
-from penstock_client.v1 import generation_pb2_grpc
+from penstock_proto.v1 import generation_pb2 as pb
+from penstock_proto.v1 import generation_pb2_grpc
 
 
 @dataclass(frozen=True)

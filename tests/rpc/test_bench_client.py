@@ -8,7 +8,7 @@ from penstock.config.schema import Config
 from penstock.engine.scripted import Reply as Script
 from penstock.engine.scripted import ScriptedEngine
 from penstock.server.server import Server
-from penstock_client.v1 import generation_pb2 as pb
+from penstock_proto.v1 import generation_pb2 as pb
 
 from bench import grpc_frames, openai_http
 from bench.drain import Reply, Work, drained

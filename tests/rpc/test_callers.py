@@ -20,8 +20,8 @@ from penstock.telemetry.otel.plan import plan_telemetry
 from penstock.telemetry.otel.start import Telemetry
 from penstock.types import EngineChunk, EngineRequest
 from penstock_client import AsyncClient, CallerRefused
-from penstock_client.v1 import generation_pb2 as pb
-from penstock_client.v1 import model_pb2, model_pb2_grpc, routing_pb2, routing_pb2_grpc
+from penstock_proto.v1 import generation_pb2 as pb
+from penstock_proto.v1 import model_pb2, model_pb2_grpc, routing_pb2, routing_pb2_grpc
 
 from tests.rpc.conftest import serving
 from tests.rpc.otlp import attributes, collecting

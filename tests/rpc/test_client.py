@@ -13,7 +13,7 @@ import pytest
 from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2 as details
 from opentelemetry.sdk.trace import TracerProvider
-from penstock_client.v1 import generation_pb2 as pb
+from penstock_proto.v1 import generation_pb2 as pb
 
 from tests.rpc.fake_service import ANSWER, THOUGHT, FakeService, events, status, until
 

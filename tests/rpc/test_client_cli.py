@@ -17,7 +17,7 @@ import pytest
 from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2 as details
 from penstock.cli import app
-from penstock_client.v1 import generation_pb2 as pb
+from penstock_proto.v1 import generation_pb2 as pb
 from typer.testing import CliRunner, Result
 
 from tests.rpc.fake_service import ANSWER, THOUGHT, FakeService, status, until

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 import grpc
 import pytest
 from penstock_client import AnswerDelta, AsyncClient, DeadlineExceeded, Started, ThoughtDelta
-from penstock_client.v1 import generation_pb2 as pb
-from penstock_client.v1 import generation_pb2_grpc
+from penstock_proto.v1 import generation_pb2 as pb
+from penstock_proto.v1 import generation_pb2_grpc
 
 
 class Silent(generation_pb2_grpc.GenerationServiceServicer):

@@ -19,7 +19,7 @@ from google.rpc import error_details_pb2 as details
 from grpc_status import rpc_status
 from penstock.cli import app
 from penstock_bench.evaluation.questions import SHIPPED, load
-from penstock_client.v1 import generation_pb2 as pb
+from penstock_proto.v1 import generation_pb2 as pb
 from typer.testing import CliRunner, Result
 
 from tests.rpc.fake_service import FakeService, running, status

@@ -18,8 +18,8 @@ from penstock.engine.expert_load.statistics import ExpertCounts
 from penstock.engine.scripted import Reply
 from penstock.engine.supervisor import SupervisedEngine
 from penstock.server.server import Server
-from penstock_client.v1 import routing_pb2 as pb
-from penstock_client.v1 import routing_pb2_grpc
+from penstock_proto.v1 import routing_pb2 as pb
+from penstock_proto.v1 import routing_pb2_grpc
 
 from tests.rpc.conftest import Serve, serving
 from tests.rpc.mortal import MortalEngine

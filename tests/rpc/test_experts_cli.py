@@ -24,7 +24,7 @@ from penstock.config.schema import Config
 from penstock.engine.scripted import ScriptedEngine
 from penstock.server.server import Server
 from penstock_client import Client, ExpertLoad, FeatureOff, InvalidRequest
-from penstock_client.v1 import routing_pb2 as pb
+from penstock_proto.v1 import routing_pb2 as pb
 from rich.console import Console
 from typer.testing import CliRunner, Result
 

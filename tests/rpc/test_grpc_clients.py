@@ -20,8 +20,8 @@ from penstock.server.rpc.call_limits import MAX_OPEN_CALLS_PER_CONNECTION
 from penstock.telemetry.hooks import CallWatch, Observer
 from penstock_client import MessageTooLarge, Overloaded
 from penstock_client.errors import from_rpc_error
-from penstock_client.v1 import generation_pb2 as pb
-from penstock_client.v1 import model_pb2, model_pb2_grpc
+from penstock_proto.v1 import generation_pb2 as pb
+from penstock_proto.v1 import model_pb2, model_pb2_grpc
 
 from tests.hostile.frames import DATA, END_HEADERS, HEADERS, Wire, call_headers, ends, frame, frames, message, resets
 from tests.rpc.secure import Authority, channel, count, listening, spec, stub, until

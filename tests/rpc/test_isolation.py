@@ -8,7 +8,7 @@ import grpc
 import pytest
 from penstock.auth.api_keys import make
 from penstock.engine.scripted import Reply
-from penstock_client.v1 import generation_pb2 as pb
+from penstock_proto.v1 import generation_pb2 as pb
 
 from tests.rpc.secure import bearer, channel, listening, spec, stub
 from tests.rpc.test_quotas import fast

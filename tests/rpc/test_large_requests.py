@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import pytest
 from penstock.engine.scripted import ByteTokenizer, ScriptedEngine
 from penstock.types import Message
-from penstock_client.v1 import generation_pb2 as pb
-from penstock_client.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc
+from penstock_proto.v1 import generation_pb2 as pb
+from penstock_proto.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc
 
 from tests.bad_requests import hello
 from tests.rpc.conftest import serving

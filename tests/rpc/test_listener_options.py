@@ -25,7 +25,7 @@ from penstock.engine.scripted import Reply, ScriptedEngine
 from penstock.server import listener
 from penstock.server.rpc.call_limits import HEALTH_MESSAGE_BYTES
 from penstock.types import EngineChunk, EngineRequest
-from penstock_client.v1 import generation_pb2 as pb
+from penstock_proto.v1 import generation_pb2 as pb
 
 from tests.hostile.frames import (
     ACK,

@@ -10,8 +10,8 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 from penstock.auth import api_keys as keys
 from penstock.engine.scripted import Reply
-from penstock_client.v1 import generation_pb2 as pb
-from penstock_client.v1 import generation_pb2_grpc
+from penstock_proto.v1 import generation_pb2 as pb
+from penstock_proto.v1 import generation_pb2_grpc
 
 from tests.rpc.mortal import POISON, Ward, ward
 from tests.rpc.test_stream import spec, texts

@@ -16,8 +16,8 @@ from penstock.engine.vllm.checkpoint import read_facts
 from penstock.engine.vllm.features import Devices, resolve
 from penstock.sessions.checkpoints import Carried, seal
 from penstock.types import EngineChunk, EngineRequest, Message
-from penstock_client.v1 import generation_pb2 as pb
-from penstock_client.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc
+from penstock_proto.v1 import generation_pb2 as pb
+from penstock_proto.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc
 
 from tests.bad_requests import hello
 from tests.rpc.conftest import serving

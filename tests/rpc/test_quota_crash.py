@@ -9,7 +9,7 @@ from pathlib import Path
 
 import grpc
 from penstock.auth.api_keys import make
-from penstock_client.v1 import generation_pb2 as pb
+from penstock_proto.v1 import generation_pb2 as pb
 
 from tests.rpc.secure import bearer, channel, stub
 from tests.rpc.service_process import service

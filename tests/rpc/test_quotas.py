@@ -16,8 +16,8 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 from penstock.auth.api_keys import make
 from penstock.engine.scripted import Reply
-from penstock_client.v1 import generation_pb2 as pb
-from penstock_client.v1 import model_pb2, model_pb2_grpc
+from penstock_proto.v1 import generation_pb2 as pb
+from penstock_proto.v1 import model_pb2, model_pb2_grpc
 
 from tests.rpc.secure import bearer, channel, listening, spec, stub, until
 

@@ -18,7 +18,7 @@ from penstock.errors import EngineRefused
 from penstock.server.server import Server
 from penstock.server.service_context import Arrival
 from penstock.types import EngineChunk, EngineRequest
-from penstock_client.v1 import generation_pb2 as pb
+from penstock_proto.v1 import generation_pb2 as pb
 
 from tests.rpc.conftest import serving
 from tests.rpc.mortal import POISON, ward

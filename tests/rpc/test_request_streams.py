@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import grpc
 from penstock.engine.scripted import Reply
-from penstock_client.v1 import generation_pb2 as pb
+from penstock_proto.v1 import generation_pb2 as pb
 
 from tests.rpc.secure import channel, listening, spec, stub, until
 

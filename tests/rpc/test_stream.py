@@ -7,8 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from penstock.engine.scripted import Reply, ScriptedEngine
-from penstock_client.v1 import generation_pb2 as pb
-from penstock_client.v1 import generation_pb2_grpc, routing_pb2, routing_pb2_grpc
+from penstock_proto.v1 import generation_pb2 as pb
+from penstock_proto.v1 import generation_pb2_grpc, routing_pb2, routing_pb2_grpc
 
 from tests.rpc.conftest import Serve, serving
 

@@ -15,8 +15,8 @@ import pytest
 from penstock.config.schema import Config
 from penstock.engine.probation import SETTLING_STEPS
 from penstock.engine.scripted import Reply, ScriptedEngine
-from penstock_client.v1 import generation_pb2 as pb
-from penstock_client.v1 import generation_pb2_grpc
+from penstock_proto.v1 import generation_pb2 as pb
+from penstock_proto.v1 import generation_pb2_grpc
 
 from tests.rpc.conftest import Serve, serving
 from tests.rpc.mortal import POISON, Ward, ward

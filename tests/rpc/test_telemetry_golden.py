@@ -17,8 +17,8 @@ import pytest
 from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from penstock.engine.scripted import Reply
-from penstock_client.v1 import generation_pb2 as pb
-from penstock_client.v1 import generation_pb2_grpc, routing_pb2, routing_pb2_grpc
+from penstock_proto.v1 import generation_pb2 as pb
+from penstock_proto.v1 import generation_pb2_grpc, routing_pb2, routing_pb2_grpc
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from tests.rpc.otlp import Collector, attributes, collecting

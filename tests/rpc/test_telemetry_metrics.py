@@ -28,8 +28,8 @@ from penstock.telemetry.hooks import Observer
 from penstock.telemetry.otel.plan import plan_telemetry
 from penstock.telemetry.otel.start import Telemetry
 from penstock.types import EngineChunk, EngineRequest
-from penstock_client.v1 import generation_pb2 as pb
-from penstock_client.v1 import routing_pb2, routing_pb2_grpc
+from penstock_proto.v1 import generation_pb2 as pb
+from penstock_proto.v1 import routing_pb2, routing_pb2_grpc
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 

@@ -16,7 +16,7 @@ from penstock.config.schema import Config
 from penstock.engine.scripted import Reply
 from penstock.errors import ConfigError
 from penstock.server.server import Server
-from penstock_client.v1 import generation_pb2 as pb
+from penstock_proto.v1 import generation_pb2 as pb
 
 from tests.rpc.secure import Authority, channel, count, listening, spec, stub, until
 

@@ -20,7 +20,7 @@ from penstock.config.security import AuthSettings
 from penstock.errors import CallerNotAllowed, CallerUnknown, ConfigError
 from penstock.sessions.checkpoints import Carried, seal, unseal
 from penstock.sessions.streams import LiveStreams
-from penstock_client.v1 import generation_pb2, model_pb2, routing_pb2
+from penstock_proto.v1 import generation_pb2, model_pb2, routing_pb2
 from typer.testing import CliRunner
 
 NOW = datetime.now(UTC)

@@ -12,7 +12,7 @@ import pytest
 from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 from penstock_client import channel, errors
-from penstock_client.v1 import error_reason_pb2
+from penstock_proto.v1 import error_reason_pb2
 
 
 class Failed(grpc.RpcError):
@@ -69,8 +69,8 @@ def test_the_reason_decides_then_the_code(code: Any, message: str, details: Any,
 
 
 def test_values_of_a_newer_server_are_unknown() -> None:
-    from penstock_client.v1 import generation_pb2 as pb
     from penstock_client.values import from_proto_enum
+    from penstock_proto.v1 import generation_pb2 as pb
 
     assert from_proto_enum(pc.FinishReason, pb.FinishReason, 999) is pc.FinishReason.UNKNOWN
     assert from_proto_enum(pc.FinishReason, pb.FinishReason, 0) is pc.FinishReason.UNKNOWN

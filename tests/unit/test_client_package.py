@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from penstock.telemetry.otel import names
 from penstock_client import Response, Unavailable, tracing
-from penstock_client.v1 import generation_pb2 as pb
+from penstock_proto.v1 import generation_pb2 as pb
 
 ROOT = Path(__file__).parents[2]
 _PROBE = """

@@ -8,7 +8,7 @@ import penstock_client as pc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from penstock_client.v1 import generation_pb2 as pb
+from penstock_proto.v1 import generation_pb2 as pb
 
 
 def test_nothing_given_is_nothing_sent() -> None:

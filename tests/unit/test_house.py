@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from penstock.server.rpc.status import _CODES
-from penstock_client.v1 import error_reason_pb2
+from penstock_proto.v1 import error_reason_pb2
 
 from tests.tooling import program
 

@@ -13,7 +13,7 @@ from penstock.engine.scripted import ScriptedEngine
 from penstock.errors import BadRequest
 from penstock.generation.validation import validate
 from penstock.types import Request, Sampling
-from penstock_client.v1 import generation_pb2, model_pb2, routing_pb2
+from penstock_proto.v1 import generation_pb2, model_pb2, routing_pb2
 
 PAGE = Path(__file__).parents[2] / "docs/limits.md"
 

@@ -12,7 +12,7 @@ import pytest
 from penstock.config.schema import ResumeSettings
 from penstock.errors import BadRequest, GenerationNotFound
 from penstock.sessions.streams import LiveStream, LiveStreams
-from penstock_client.v1 import generation_pb2 as pb
+from penstock_proto.v1 import generation_pb2 as pb
 
 
 class Counted(dict[int, Any]):

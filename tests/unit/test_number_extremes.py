@@ -14,7 +14,7 @@ from penstock.errors import BadRequest, ContextOverflow
 from penstock.generation.planner import plan_generation
 from penstock.generation.validation import validate
 from penstock.server.convert.generation import request_of
-from penstock_client.v1 import generation_pb2 as pb
+from penstock_proto.v1 import generation_pb2 as pb
 
 from tests.bad_requests import hello
 

@@ -10,7 +10,7 @@ import grpc
 import grpc.aio
 from penstock_client.channel import credentials_for, metadata_for, options_for, resolve
 from penstock_client.errors import from_rpc_error
-from penstock_client.v1 import routing_pb2, routing_pb2_grpc
+from penstock_proto.v1 import routing_pb2, routing_pb2_grpc
 
 Ask = Callable[[routing_pb2.GetExpertLoadRequest], Awaitable[routing_pb2.GetExpertLoadResponse]]
 

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 from penstock_bench.pilot.results import Experts, Layer
 from penstock_client import FeatureOff, NotImplementedYet, PenstockError
-from penstock_client.v1 import routing_pb2
+from penstock_proto.v1 import routing_pb2
 
 WOULD_BE_RANKS = 8
 """Where one device holds all experts: on so many it would be a node."""

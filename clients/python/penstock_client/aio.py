@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 import grpc
 import grpc.aio
+from penstock_proto.v1 import generation_pb2 as pb
+from penstock_proto.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc, routing_pb2_grpc
 
 from penstock_client.aio_stream import AsyncInteraction, AsyncStream
 from penstock_client.card import ModelCard, TokenCount
@@ -34,13 +36,11 @@ from penstock_client.response import Response
 from penstock_client.retries import Retries
 from penstock_client.spec import GenerationOptions, Prompt, build_spec, interact_request, stream_request
 from penstock_client.tracing import CallSpan
-from penstock_client.v1 import generation_pb2 as pb
-from penstock_client.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc, routing_pb2_grpc
 
 if TYPE_CHECKING:
-    from penstock_client.v1.generation_pb2_grpc import GenerationServiceAsyncStub
-    from penstock_client.v1.model_pb2_grpc import ModelServiceAsyncStub
-    from penstock_client.v1.routing_pb2_grpc import RoutingServiceAsyncStub
+    from penstock_proto.v1.generation_pb2_grpc import GenerationServiceAsyncStub
+    from penstock_proto.v1.model_pb2_grpc import ModelServiceAsyncStub
+    from penstock_proto.v1.routing_pb2_grpc import RoutingServiceAsyncStub
 
 ReplyT = TypeVar("ReplyT")
 StreamT = TypeVar("StreamT", bound=AsyncStream)

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import grpc
 import grpc.aio
+from penstock_proto.v1 import generation_pb2 as pb
 
 from penstock_client.errors import (
     BrokenStream,
@@ -24,7 +25,6 @@ from penstock_client.leaving import START_SECONDS
 from penstock_client.reconnect import Link, Recovery
 from penstock_client.response import Response
 from penstock_client.retries import Retries
-from penstock_client.v1 import generation_pb2 as pb
 
 
 class AsyncStream:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Self
 
-from penstock_client.v1 import generation_pb2 as pb
-from penstock_client.v1 import model_pb2
+from penstock_proto.v1 import generation_pb2 as pb
+from penstock_proto.v1 import model_pb2
+
 from penstock_client.values import EffectiveSettings, ThinkingMode, sampling_from_proto, thinking_mode, usd_from_ticks
 
 _TOKENS_PER_MILLION = 1_000_000

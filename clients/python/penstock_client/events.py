@@ -12,9 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from penstock_proto.v1 import generation_pb2 as pb
+
 from penstock_client.errors import BrokenStream
 from penstock_client.response import Response
-from penstock_client.v1 import generation_pb2 as pb
 from penstock_client.values import (
     Cost,
     EffectiveSettings,

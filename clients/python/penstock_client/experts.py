@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from google.protobuf.duration_pb2 import Duration
-
-from penstock_client.v1 import routing_pb2 as pb
+from penstock_proto.v1 import routing_pb2 as pb
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,8 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import grpc
-
-from penstock_client.v1 import generation_pb2 as pb
-from penstock_client.v1 import generation_pb2_grpc
+from penstock_proto.v1 import generation_pb2 as pb
+from penstock_proto.v1 import generation_pb2_grpc
 
 CANCEL_SECONDS = 5.0
 """Longest that saying Cancel may take while the client goes on."""

@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc
+from penstock_proto.v1 import generation_pb2 as pb
 
 from penstock_client.errors import BrokenStream, DeadlineExceeded, Overloaded, PenstockError, Unavailable
 from penstock_client.events import Event, EventReader
 from penstock_client.tracing import CallSpan
-from penstock_client.v1 import generation_pb2 as pb
 
 _log = logging.getLogger("penstock_client")
 # What a cut connection looks like, from gRPC itself and from proxies; the service's own errors have a reason.

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Self
 
-from penstock_client.v1 import generation_pb2 as pb
+from penstock_proto.v1 import generation_pb2 as pb
+
 from penstock_client.values import (
     Cost,
     EffectiveSettings,

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, Unpack, cast
 
+from penstock_proto.v1 import generation_pb2 as pb
+
 from penstock_client import suggest
-from penstock_client.v1 import generation_pb2 as pb
 
 RoleName = Literal["system", "user", "assistant"]
 

@@ -12,6 +12,8 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 import grpc
+from penstock_proto.v1 import generation_pb2 as pb
+from penstock_proto.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc, routing_pb2_grpc
 
 from penstock_client.card import ModelCard, TokenCount
 from penstock_client.channel import (
@@ -33,8 +35,6 @@ from penstock_client.retries import Retries
 from penstock_client.spec import GenerationOptions, Prompt, build_spec, interact_request, stream_request
 from penstock_client.sync_stream import Interaction, Stream
 from penstock_client.tracing import CallSpan
-from penstock_client.v1 import generation_pb2 as pb
-from penstock_client.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc, routing_pb2_grpc
 
 ReplyT = TypeVar("ReplyT")
 StreamT = TypeVar("StreamT", bound=Stream)

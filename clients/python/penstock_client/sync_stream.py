@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import grpc
+from penstock_proto.v1 import generation_pb2 as pb
 
 from penstock_client.errors import BrokenStream, Cancelled, PenstockError, from_rpc_error, rate_limits_of
 from penstock_client.events import AnswerDelta, Event, EventReader
@@ -17,7 +18,6 @@ from penstock_client.leaving import START_SECONDS
 from penstock_client.reconnect import Link, Recovery
 from penstock_client.response import Response
 from penstock_client.retries import Retries
-from penstock_client.v1 import generation_pb2 as pb
 
 
 class Stream:

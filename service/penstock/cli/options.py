@@ -15,7 +15,7 @@ from penstock.cli.failures import EXIT_REFUSED, fail_call
 
 if TYPE_CHECKING:
     from penstock_client import Client
-    from penstock_client.v1.generation_pb2 import GenerationSpec
+    from penstock_proto.v1.generation_pb2 import GenerationSpec
     from rich.console import Console
 
     from penstock.config.sources import Loaded

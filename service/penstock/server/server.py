@@ -8,7 +8,7 @@ import contextlib
 import grpc
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from penstock_client.v1 import (
+from penstock_proto.v1 import (
     generation_pb2,
     generation_pb2_grpc,
     model_pb2,

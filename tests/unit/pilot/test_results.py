@@ -12,7 +12,7 @@ from penstock_bench.pilot import experts
 from penstock_bench.pilot.results import Result, read
 from penstock_bench.pilot.scrape import NotSeen, Watch, parse, scrape
 from penstock_client import FeatureOff, NotImplementedYet, Unavailable
-from penstock_client.v1 import routing_pb2
+from penstock_proto.v1 import routing_pb2
 
 from tests.unit.pilot.made import result
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal, TypeAlias, TypeVar, get_args
 
 from google.protobuf.duration_pb2 import Duration
-from penstock_client.v1 import generation_pb2 as pb
+from penstock_proto.v1 import generation_pb2 as pb
 
 from penstock.errors import BadRequest, FieldViolation
 from penstock.generation.planner import Plan

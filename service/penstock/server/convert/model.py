@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
-from penstock_client.v1 import model_pb2 as pb
+from penstock_proto.v1 import model_pb2 as pb
 
 from penstock.config.schema import Config
 from penstock.generation.thinking import defaults_for

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from penstock_client.v1 import routing_pb2 as pb
+from penstock_proto.v1 import routing_pb2 as pb
 
 from penstock.engine.expert_load.statistics import LONGEST_WINDOW_SECONDS, ExpertLoad, busiest_rank_share
 from penstock.errors import BadRequest, FieldViolation

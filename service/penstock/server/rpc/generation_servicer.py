@@ -10,8 +10,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import aclosing
 from typing import Any, TypeVar
 
-from penstock_client.v1 import generation_pb2 as pb
-from penstock_client.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc
+from penstock_proto.v1 import generation_pb2 as pb
+from penstock_proto.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc
 
 from penstock import tasks
 from penstock.auth.identity import CALLER

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 
-from penstock_client.v1 import routing_pb2 as pb
-from penstock_client.v1 import routing_pb2_grpc
+from penstock_proto.v1 import routing_pb2 as pb
+from penstock_proto.v1 import routing_pb2_grpc
 
 from penstock.engine.expert_load.sampler import ExpertSampler
 from penstock.engine.expert_load.statistics import ExpertLoad

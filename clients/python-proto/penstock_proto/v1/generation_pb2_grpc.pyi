@@ -5,7 +5,7 @@ Generation: chat or text in, a stream of thought and answer out, under a thinkin
 
 from collections import abc as _abc
 from grpc import aio as _aio
-from penstock_client.v1 import generation_pb2 as _generation_pb2
+from penstock_proto.v1 import generation_pb2 as _generation_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys

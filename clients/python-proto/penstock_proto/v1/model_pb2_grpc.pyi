@@ -5,7 +5,7 @@ What is served: the model's card, the engine's profile, prices and limits."""
 
 from collections import abc as _abc
 from grpc import aio as _aio
-from penstock_client.v1 import model_pb2 as _model_pb2
+from penstock_proto.v1 import model_pb2 as _model_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys

@@ -5,7 +5,7 @@ Routing: which experts the tokens went to."""
 
 from collections import abc as _abc
 from grpc import aio as _aio
-from penstock_client.v1 import routing_pb2 as _routing_pb2
+from penstock_proto.v1 import routing_pb2 as _routing_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys

@@ -1,0 +1,1 @@
+"""Generated stubs of Penstock's gRPC API, by version."""
