@@ -26,10 +26,9 @@ from typing import Any
 import grpc
 from penstock.config.schema import Config, TelemetrySettings
 from penstock.engine.scripted import Reply, ScriptedEngine
-from penstock.generation.planner import Plan
 from penstock.server.server import Server
 from penstock.telemetry.hooks import CallWatch, CandidateWatch, Cause, GenerationWatch, Headers, Observer, Step
-from penstock.types import CandidateEnd, EngineChunk, EngineRequest, Finished, ThinkingOutcome
+from penstock.types import CandidateEnd, EngineChunk, EngineRequest, Finished, Plan, ThinkingOutcome
 from penstock_proto.v1 import generation_pb2 as pb
 from penstock_proto.v1 import generation_pb2_grpc
 from rich.console import Console

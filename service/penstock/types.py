@@ -304,6 +304,49 @@ class ContextPlan:
     dropped_messages: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class ModeChoice:
+    """The mode that the prompt is rendered in, and for AUTO the most it may think. Never AUTO."""
+
+    mode: ThinkingMode
+    auto_budget_tokens: int | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Tokens. `thought + reserve <= max_output` always holds where there is a thought."""
+
+    thought_tokens: int
+    answer_reserve_tokens: int
+    max_output_tokens: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that is decided before the engine is asked. `deadline_monotonic` is in time.monotonic() seconds."""
+
+    request: Request
+    context: ContextPlan
+    budget: Budget
+    requested_mode: ThinkingMode | None
+    choice: ModeChoice
+    sampling: Sampling
+    closing_ids: tuple[int, ...]
+    in_thought: bool
+    may_open: bool
+    closes_before_deadline: bool
+    timed_answer_tokens: int
+    """Answer tokens for which a thought that closes before the deadline leaves time."""
+    deadline_monotonic: float | None
+    seconds_per_token: float | None
+    window_left_tokens: int
+    """Most output tokens that the window leaves beside the prompt and the markers."""
+    accountable: Accountable | None = None
+    """Who answers for it where the engine dies."""
+
+
 # ------------------------------------------------------------------------------------------------------------ events
 
 

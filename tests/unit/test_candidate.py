@@ -23,7 +23,7 @@ from penstock.errors import (
 )
 from penstock.generation.candidate import Candidate, Steering
 from penstock.generation.generation import generate
-from penstock.generation.planner import Plan, plan_generation
+from penstock.generation.planner import plan_generation
 from penstock.generation.usage import PriceList
 from penstock.generation.validation import validate
 from penstock.types import (
@@ -37,6 +37,7 @@ from penstock.types import (
     FinishReason,
     Message,
     Output,
+    Plan,
     Request,
     Role,
     StructuredKind,

@@ -61,7 +61,7 @@ def test_the_prometheus_endpoint_is_loopback_where_no_host_is_named() -> None:
 def test_where_nothing_is_told_the_sdk_is_not_imported() -> None:
     """Nor exporters: what is off costs no memory and no start-up time."""
     script = (
-        "import sys; import penstock.app, penstock.server, penstock.logs;"
+        "import sys; import penstock.server.app, penstock.server.server, penstock.telemetry.logging;"
         "print([m for m in sys.modules if m.startswith(('opentelemetry.sdk', 'opentelemetry.exporter'))])"
     )
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -10,17 +10,8 @@ from hypothesis import strategies as st
 from penstock.config.schema import ThinkingSettings
 from penstock.engine.scripted import ScriptedEngine
 from penstock.errors import BadRequest, FeatureOff
-from penstock.generation.thinking import (
-    AnswerLengths,
-    Budget,
-    ModeChoice,
-    Situation,
-    choose_mode,
-    defaults_for,
-    needs_thought,
-    plan_budget,
-)
-from penstock.types import Output, ThinkingConfig, ThinkingMode
+from penstock.generation.thinking import AnswerLengths, Situation, choose_mode, defaults_for, needs_thought, plan_budget
+from penstock.types import Budget, ModeChoice, Output, ThinkingConfig, ThinkingMode
 
 CARD = ScriptedEngine(()).card
 DEFAULTS = defaults_for(ThinkingSettings(), CARD)

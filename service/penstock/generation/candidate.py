@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 from penstock.engine.base import Engine
 from penstock.errors import ConstraintLost, EngineDied, EngineDown, EngineRefused
 from penstock.generation.output_parser import SplitSettings, Splitter, Verdict
-from penstock.generation.planner import Plan
 from penstock.telemetry.hooks import NO_CANDIDATE, CandidateWatch, Cause
 from penstock.types import (
     CandidateEnd,
@@ -30,6 +29,7 @@ from penstock.types import (
     EngineStop,
     FinishReason,
     Interrupted,
+    Plan,
     ThinkingOutcome,
     ThoughtEnded,
     Usage,

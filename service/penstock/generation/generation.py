@@ -11,10 +11,9 @@ from typing import Any
 from penstock import tasks
 from penstock.engine.base import Engine
 from penstock.generation.candidate import Candidate, CandidateEvent, Steering
-from penstock.generation.planner import Plan
 from penstock.generation.usage import Meter, PriceList, total
 from penstock.telemetry.hooks import NO_GENERATION, GenerationWatch
-from penstock.types import CandidateEnd, Delta, Event, Finished, FinishReason, Timing
+from penstock.types import CandidateEnd, Delta, Event, Finished, FinishReason, Plan, Timing
 
 
 async def generate(

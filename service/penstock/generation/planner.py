@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from penstock.config.schema import Config
@@ -12,8 +12,6 @@ from penstock.engine.base import Engine, Tokenizer
 from penstock.errors import BadRequest, FieldViolation
 from penstock.generation.context_window import fit_messages, fit_tokens, window_tokens
 from penstock.generation.thinking import (
-    Budget,
-    ModeChoice,
     Situation,
     ThinkingDefaults,
     choose_mode,
@@ -23,41 +21,19 @@ from penstock.generation.thinking import (
     timed_answer_tokens,
 )
 from penstock.types import (
-    Accountable,
+    Budget,
     ContextPlan,
     Markers,
     Message,
+    ModeChoice,
     ModelCard,
     Overflow,
+    Plan,
     Request,
     Sampling,
     ThinkingConfig,
     ThinkingMode,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """Everything that is decided before the engine is asked. `deadline_monotonic` is in time.monotonic() seconds."""
-
-    request: Request
-    context: ContextPlan
-    budget: Budget
-    requested_mode: ThinkingMode | None
-    choice: ModeChoice
-    sampling: Sampling
-    closing_ids: tuple[int, ...]
-    in_thought: bool
-    may_open: bool
-    closes_before_deadline: bool
-    timed_answer_tokens: int
-    """Answer tokens for which a thought that closes before the deadline leaves time."""
-    deadline_monotonic: float | None
-    seconds_per_token: float | None
-    window_left_tokens: int
-    """Most output tokens that the window leaves beside the prompt and the markers."""
-    accountable: Accountable | None = None
-    """Who answers for it where the engine dies."""
 
 
 def plan_generation(

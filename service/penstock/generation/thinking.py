@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from penstock.config.schema import ThinkingSettings
 from penstock.errors import BadRequest, FeatureOff, FieldReason, FieldViolation
 from penstock.generation.percentiles import percentile
-from penstock.types import Message, ModelCard, Output, Role, ThinkingConfig, ThinkingMode
+from penstock.types import Budget, Message, ModeChoice, ModelCard, Output, Role, ThinkingConfig, ThinkingMode
 
 # A budget below this is not worth a thought: it would be cut before its first step is written.
 _SMALLEST_AUTO_BUDGET_TOKENS = 4
@@ -81,25 +81,6 @@ class Situation:
     seconds_per_token: float | None = None
     first_token_seconds: float | None = None
     likely_answer_tokens: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ModeChoice:
-    """The mode that the prompt is rendered in, and for AUTO the most it may think. Never AUTO."""
-
-    mode: ThinkingMode
-    auto_budget_tokens: int | None
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """Tokens. `thought + reserve <= max_output` always holds where there is a thought."""
-
-    thought_tokens: int
-    answer_reserve_tokens: int
-    max_output_tokens: int
-    reason: str
 
 
 def choose_mode(

@@ -17,8 +17,7 @@ from types import TracebackType
 
 from penstock.engine.base import EngineLoad
 from penstock.engine.expert_load.statistics import ExpertLoad
-from penstock.generation.planner import Plan
-from penstock.types import CandidateEnd, EngineChunk, EngineRequest, Event, Finished, ThinkingOutcome
+from penstock.types import CandidateEnd, EngineChunk, EngineRequest, Event, Finished, Plan, ThinkingOutcome
 
 Headers = Mapping[str, str]
 

@@ -9,7 +9,6 @@ from google.protobuf.duration_pb2 import Duration
 from penstock_proto.v1 import generation_pb2 as pb
 
 from penstock.errors import BadRequest, FieldViolation
-from penstock.generation.planner import Plan
 from penstock.types import (
     CandidateEnd,
     ContextConfig,
@@ -23,6 +22,7 @@ from penstock.types import (
     Message,
     Output,
     Overflow,
+    Plan,
     Priority,
     Request,
     Role,

@@ -9,10 +9,9 @@ from contextlib import asynccontextmanager
 from penstock.admission.quotas.quotas import Claim
 from penstock.auth.identity import Caller
 from penstock.errors import PenstockError
-from penstock.generation.planner import Plan
 from penstock.generation.usage import Meter, PriceList
 from penstock.server.service_context import House
-from penstock.types import Usage
+from penstock.types import Plan, Usage
 
 
 @asynccontextmanager

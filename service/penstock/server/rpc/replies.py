@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 from penstock_proto.v1 import generation_pb2 as pb
 
 from penstock.errors import ContextOverflow
-from penstock.generation.planner import Plan
 from penstock.generation.usage import PriceList
 from penstock.server.convert import generation as wire
-from penstock.types import CandidateEnd, Cost, Delta, Event, Finished, Usage
+from penstock.types import CandidateEnd, Cost, Delta, Event, Finished, Plan, Usage
 
 
 def reply_of(

@@ -9,7 +9,6 @@ from types import TracebackType
 
 from opentelemetry.trace import Link
 
-from penstock.generation.planner import Plan
 from penstock.telemetry.hooks import CandidateWatch, GenerationWatch, Step
 from penstock.telemetry.otel import names
 from penstock.telemetry.otel.candidates import Candidate
@@ -17,7 +16,7 @@ from penstock.telemetry.otel.content import Content
 from penstock.telemetry.otel.instruments import Labels
 from penstock.telemetry.otel.recorder import Recorder
 from penstock.telemetry.otel.span import Span, Value, error_type
-from penstock.types import Event, Finished
+from penstock.types import Event, Finished, Plan
 
 _STEPS = {Step.PLAN: names.PLAN, Step.QUEUE: names.QUEUE}
 
