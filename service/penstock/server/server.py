@@ -81,7 +81,7 @@ class Server:
         self.probes_address = ""
         self._grpc = [api, _probes(settings)] if settings.health_listen else [api]
         """The API's server, then that of health alone, where there is one."""
-        self._live = LiveStreams(config.resume)
+        self._live: LiveStreams[generation_pb2.GenerationEvent] = LiveStreams(config.resume)
         prices = PriceList(config.price_tiers)
         self._house = house = House(
             config,

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 from weakref import WeakSet
 
 import grpc
+from penstock_proto.v1 import generation_pb2 as pb
 
 from penstock.admission.queue import Admission
 from penstock.admission.quotas.quotas import Quotas
@@ -34,7 +35,7 @@ class House:
     config: Config
     prices: PriceList
     admission: Admission
-    live: LiveStreams
+    live: LiveStreams[pb.GenerationEvent]
     engine: Callable[[], Engine]
     seal_key: bytes | None = None
     """Seals drained generations for other servers; None where there is no key to share."""

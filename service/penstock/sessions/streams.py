@@ -13,8 +13,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-
-from penstock_proto.v1 import generation_pb2 as pb
+from typing import Generic, Protocol, TypeVar
 
 from penstock import tasks
 from penstock.auth.identity import NOBODY, Caller
@@ -24,7 +23,19 @@ from penstock.generation.usage import Meter
 from penstock.telemetry.hooks import CALL
 
 
-class LiveStream:
+class SequencedEvent(Protocol):
+    """What is kept: messages that know their place in the stream and their size."""
+
+    sequence: int
+
+    def ByteSize(self) -> int:  # noqa: N802  (protobuf's name)
+        """Return the bytes of the event on the wire."""
+
+
+EventT = TypeVar("EventT", bound=SequencedEvent)
+
+
+class LiveStream(Generic[EventT]):
     """One stream's events as they come, kept for readers. A reader is slowed by itself alone, never by another.
 
     Each event costs each reader the same, however long the stream is. Where nobody has taken an event or waited for the
@@ -40,7 +51,7 @@ class LiveStream:
         sequence: int = 0,
         *,
         grace_seconds: float = math.inf,
-        on_end: Callable[[LiveStream], None] = lambda _: None,
+        on_end: Callable[[LiveStream[EventT]], None] = lambda _: None,
     ) -> None:
         self.generation_id = generation_id
         self.owner = owner
@@ -48,7 +59,7 @@ class LiveStream:
         self.call = CALL.get()
         self._max_bytes = max_bytes
         # By sequence number, which grows by one: the next event is found without looking at any other.
-        self._events: dict[int, tuple[pb.GenerationEvent, int]] = {}
+        self._events: dict[int, tuple[EventT, int]] = {}
         self._oldest = self._newest = 0
         self._bytes = 0
         self._over = False
@@ -66,7 +77,7 @@ class LiveStream:
         self.meter = Meter()
         self._watch_for_readers()
 
-    async def feed(self, events: AsyncGenerator[pb.GenerationEvent, None]) -> None:
+    async def feed(self, events: AsyncGenerator[EventT, None]) -> None:
         """Keeps everything that `events` says until its end; a failure is kept for the readers too."""
         try:
             async with aclosing(events) as source:
@@ -82,7 +93,7 @@ class LiveStream:
             self._over = True
             self._tell()
 
-    def _keep(self, event: pb.GenerationEvent) -> None:
+    def _keep(self, event: EventT) -> None:
         size = event.ByteSize()
         self._newest = event.sequence
         self._oldest = self._oldest or event.sequence
@@ -97,7 +108,7 @@ class LiveStream:
             self._news.set()
             self._news = None
 
-    async def read(self, last_sequence: int) -> AsyncGenerator[pb.GenerationEvent, None]:
+    async def read(self, last_sequence: int) -> AsyncGenerator[EventT, None]:
         """Events after `last_sequence`, kept ones first, then as they come.
 
         Raises BadRequest where there is no such event yet, GenerationNotFound where the next one is no longer kept, and
@@ -138,7 +149,7 @@ class LiveStream:
             self._waiting -= 1
             self._is_read()
 
-    def _after(self, last_sequence: int) -> pb.GenerationEvent | None:
+    def _after(self, last_sequence: int) -> EventT | None:
         if self._newest <= last_sequence or self._has_ended:
             return None
         if last_sequence + 1 < self._oldest:
@@ -200,23 +211,23 @@ class LiveStream:
             await tasks.ended(self.task)
 
 
-class LiveStreams:
+class LiveStreams(Generic[EventT]):
     """All resumable streams of this process."""
 
     def __init__(self, settings: ResumeSettings) -> None:
         self._settings = settings
-        self._streams: dict[str, LiveStream] = {}
+        self._streams: dict[str, LiveStream[EventT]] = {}
         self._ending: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
         return len(self._streams)
 
-    async def open(self, generation_id: str, caller: Caller = NOBODY) -> LiveStream:
+    async def open(self, generation_id: str, caller: Caller = NOBODY) -> LiveStream[EventT]:
         """Raises Overloaded where as many are kept as may be."""
         self._make_room(caller.owner)
         return self._new(generation_id, caller)
 
-    def _new(self, generation_id: str, caller: Caller, token: str = "", sequence: int = 0) -> LiveStream:
+    def _new(self, generation_id: str, caller: Caller, token: str = "", sequence: int = 0) -> LiveStream[EventT]:
         settings = self._settings
         stream = self._streams[generation_id] = LiveStream(
             generation_id,
@@ -229,7 +240,7 @@ class LiveStreams:
         )
         return stream
 
-    def _forget(self, stream: LiveStream) -> None:
+    def _forget(self, stream: LiveStream[EventT]) -> None:
         if self._streams.get(stream.generation_id) is stream:
             del self._streams[stream.generation_id]
         if stream.task is not None and not stream.task.done():
@@ -237,18 +248,20 @@ class LiveStreams:
             self._ending.add(stream.task)
             stream.task.add_done_callback(self._ending.discard)
 
-    async def adopt(self, request: pb.ResumeRequest, caller: Caller = NOBODY) -> LiveStream:
+    async def adopt(
+        self, generation_id: str, token: str, last_sequence: int, caller: Caller = NOBODY
+    ) -> LiveStream[EventT]:
         """The stream that another server drained, under the token that it gave; without a task where it is new here.
 
         Raises Overloaded as `open` does.
         """
-        known = self._streams.get(request.generation_id)
+        known = self._streams.get(generation_id)
         if known is not None and not known.came_to_nothing:
             return known
         if known is not None:
             known.stop()
         self._make_room(caller.owner)
-        return self._new(request.generation_id, caller, request.resume_token, request.last_sequence)
+        return self._new(generation_id, caller, token, last_sequence)
 
     def _make_room(self, owner: str) -> None:
         """One more stream of `owner`, a known caller or (empty) nobody. Raises Overloaded where there is no room."""
@@ -259,7 +272,7 @@ class LiveStreams:
         most = self._settings.max_streams
         self._fit(list(self._streams.values()), most, "as many resumable streams are kept as this server takes")
 
-    def _fit(self, streams: list[LiveStream], most: int, full: str) -> None:
+    def _fit(self, streams: list[LiveStream[EventT]], most: int, full: str) -> None:
         if len(streams) < most:
             return
         # Kept only in case its last bytes were lost on the way: the oldest such one gives way.
@@ -273,7 +286,7 @@ class LiveStreams:
             )
         read_out.stop()
 
-    async def find(self, generation_id: str, token: str, caller: Caller = NOBODY) -> LiveStream:
+    async def find(self, generation_id: str, token: str, caller: Caller = NOBODY) -> LiveStream[EventT]:
         """Raises GenerationNotFound alike for the unknown, the expired, a wrong token and another caller's: none can
         be told apart."""
         stream = self._streams.get(generation_id)

@@ -32,7 +32,7 @@ from penstock.errors import (
 from penstock.generation.candidate import Steering
 from penstock.generation.coalescing import gathered
 from penstock.generation.generation import generate
-from penstock.generation.planner import Plan, carried_plan, plan_generation, with_budget, with_carried
+from penstock.generation.planner import carried_plan, plan_generation, with_budget, with_carried
 from penstock.generation.usage import Meter
 from penstock.generation.validation import validate
 from penstock.server.convert import generation as wire
@@ -42,7 +42,7 @@ from penstock.server.service_context import Arrival, House
 from penstock.sessions.checkpoints import Carried, seal, unseal
 from penstock.sessions.streams import LiveStream
 from penstock.telemetry.hooks import CALL, GenerationWatch, Step
-from penstock.types import Event, Finished, FinishReason
+from penstock.types import Event, Finished, FinishReason, Plan
 
 _LARGE_BYTES = 64 * 1024
 _TOKEN_FRAME_BYTES = 1024
@@ -96,7 +96,9 @@ class Calls:
             spec = pb.GenerationSpec.FromString(carried.spec)
             self._look(spec, arrival)
             try:
-                live = await house.live.adopt(request, arrival.caller)
+                live = await house.live.adopt(
+                    request.generation_id, request.resume_token, request.last_sequence, arrival.caller
+                )
             except Overloaded:  # no room to keep it: it goes on all the same, over this connection alone
                 return self.events(spec, arrival, carried.flush_seconds, wire.bare, carried=carried)
             if live.task is None:
@@ -140,7 +142,7 @@ class Calls:
         flush_seconds: float,
         envelope: Envelope[M],
         *,
-        live: LiveStream | None = None,
+        live: LiveStream[pb.GenerationEvent] | None = None,
         steering: Steering | None = None,
         carried: Carried | None = None,
     ) -> AsyncGenerator[M, None]:
@@ -161,7 +163,7 @@ class Calls:
         flush_seconds: float,
         envelope: Envelope[M],
         *,
-        live: LiveStream | None = None,
+        live: LiveStream[pb.GenerationEvent] | None = None,
         steering: Steering | None = None,
         carried: Carried | None = None,
         meter: Meter,
@@ -202,7 +204,7 @@ class Calls:
         spec: pb.GenerationSpec,
         arrival: Arrival,
         *,
-        live: LiveStream | None = None,
+        live: LiveStream[pb.GenerationEvent] | None = None,
         steering: Steering | None = None,
         carried: Carried | None = None,
         streams: bool = True,
@@ -332,7 +334,7 @@ def deadline_passed(meter: Meter) -> DeadlinePassed:
     )
 
 
-def _started(call: Call, live: LiveStream | None) -> pb.GenerationEvent:
+def _started(call: Call, live: LiveStream[pb.GenerationEvent] | None) -> pb.GenerationEvent:
     started = pb.GenerationStarted(
         generation_id=call.generation_id,
         model=call.engine.card.name,
