@@ -19,7 +19,9 @@ help: ## this list
 
 setup: $(STAMP) ## the virtual environment, from the lock file (a few minutes once, then nothing)
 
-$(STAMP): $(LOCK) pyproject.toml clients/python/pyproject.toml scripts/setup
+PROJECTS := pyproject.toml clients/python-proto/pyproject.toml clients/python/pyproject.toml bench/pyproject.toml
+
+$(STAMP): $(LOCK) $(PROJECTS) scripts/setup
 	@echo "setting up $(VENV) from $(LOCK)"
 	@$(PYTHON) scripts/setup $(VENV) $(LOCK)
 	@touch $@

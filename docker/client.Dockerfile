@@ -3,9 +3,11 @@
 FROM python:3.11-slim AS build
 WORKDIR /src
 COPY requirements/cpu.lock requirements/cpu.lock
+COPY clients/python-proto/ clients/python-proto/
 COPY clients/python/ clients/python/
 RUN sed -n 's/^\([A-Za-z0-9._-]*==[^ ;]*\).*/\1/p' requirements/cpu.lock > /tmp/constraints.txt \
-    && python -m pip install --no-cache-dir --target /client --constraint /tmp/constraints.txt ./clients/python
+    && python -m pip install --no-cache-dir --target /client --constraint /tmp/constraints.txt \
+        ./clients/python-proto ./clients/python
 
 FROM python:3.11-slim
 ARG REVISION=unknown

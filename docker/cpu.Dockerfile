@@ -17,9 +17,10 @@ RUN sed -n '/^torch==/,/^[a-z]/{/^torch==/p;/^ /p}' requirements/cpu.lock > /tmp
     && sed '/^#/d; /^setuptools$/d; /^redis$/d; /^[[:space:]]*$/d' requirements/dev.in \
         | xargs python -m pip uninstall --yes --quiet
 COPY pyproject.toml README.md ./
+COPY clients/python-proto/ clients/python-proto/
 COPY clients/python/ clients/python/
 COPY service/ service/
-RUN python -m pip install --no-cache-dir --no-deps --no-build-isolation ./clients/python .
+RUN python -m pip install --no-cache-dir --no-deps --no-build-isolation ./clients/python-proto ./clients/python .
 
 FROM python:3.11-slim
 ARG REVISION=unknown

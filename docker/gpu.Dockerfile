@@ -5,9 +5,10 @@
 FROM vllm/vllm-openai:v0.32.0 AS build
 WORKDIR /src
 COPY pyproject.toml README.md ./
+COPY clients/python-proto/ clients/python-proto/
 COPY clients/python/ clients/python/
 COPY service/ service/
-RUN python3 -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels ./clients/python .
+RUN python3 -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels ./clients/python-proto ./clients/python .
 COPY requirements/gpu.lock requirements/gpu.lock
 RUN sed -n 's/^\([A-Za-z0-9._-]*==[^ ;]*\).*/\1/p' requirements/gpu.lock > /wheels/constraints.txt
 
@@ -27,7 +28,7 @@ COPY docker/health.py docker/sbom.py /usr/local/share/penstock/
 RUN --mount=type=bind,from=build,source=/wheels,target=/wheels \
     python3 -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12) and f"gpu.lock is for Python 3.12, the base image has {sys.version}")' \
     && python3 -m pip install --no-cache-dir --constraint /wheels/constraints.txt \
-        /wheels/penstock_client-*.whl "$(echo /wheels/penstock-*.whl)[redis]" \
+        /wheels/penstock_proto-*.whl /wheels/penstock_client-*.whl "$(echo /wheels/penstock-*.whl)[redis]" \
     && python3 -m pip check \
     && python3 /usr/local/share/penstock/sbom.py penstock-gpu > /usr/local/share/penstock/sbom.cdx.json \
     && mkdir -m 0770 /cache && chown 65532:65532 /cache

@@ -17,6 +17,7 @@ import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 ROOT = Path(__file__).parents[2]
+_OTHERS = ("clients/python-proto", "clients/python", "bench")
 _IGNORED = shutil.ignore_patterns("__pycache__", "*.egg-info", "build", "dist")
 
 
@@ -35,22 +36,23 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> str:
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Both wheels, built from copies: what earlier builds left in the checkout must not get into them."""
+    """All wheels, built from copies: what earlier builds left in the checkout must not get into them."""
     place = tmp_path_factory.mktemp("wheels")
-    service, client = place / "service-source", place / "client-source"
+    service = place / "service-source"
     service.mkdir()
     shutil.copytree(ROOT / "service", service / "service", ignore=_IGNORED)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, service)
-    shutil.copytree(ROOT / "clients/python", client, ignore=_IGNORED)
+    for name in _OTHERS:
+        shutil.copytree(ROOT / name, place / name, ignore=_IGNORED)
     build = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index")
-    run(*build, "--wheel-dir", place, service, client, cwd=place)
+    run(*build, "--wheel-dir", place, service, *(place / name for name in _OTHERS), cwd=place)
     return {path.name.split("-")[0]: path for path in place.glob("*.whl")}
 
 
 @pytest.fixture(scope="module")
 def python(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of an environment that has the two wheels and nothing else."""
+    """The interpreter of an environment that has these wheels and nothing else."""
     place = tmp_path_factory.mktemp("empty")
     venv.create(place / "venv", with_pip=False)
     made = place / "venv/bin/python"
@@ -66,9 +68,10 @@ def outside(python: Path, *arguments: str) -> str:
 
 def test_service_and_client_are_imported_from_the_wheels(python: Path) -> None:
     code = (
-        "import penstock.server, penstock.app, penstock.cli, penstock_client\n"
-        "from penstock_client.v1 import generation_pb2_grpc, model_pb2_grpc, routing_pb2_grpc\n"
-        "for module in (penstock, penstock_client): print(module.__file__)\n"
+        "import penstock.server.server, penstock.server.app, penstock.cli\n"
+        "import penstock_bench.commands.pilot, penstock_client, penstock_proto\n"
+        "from penstock_proto.v1 import generation_pb2_grpc, model_pb2_grpc, routing_pb2_grpc\n"
+        "for module in (penstock, penstock_client, penstock_proto, penstock_bench): print(module.__file__)\n"
     )
     for place in outside(python, "-c", code).splitlines():
         assert Path(place).is_relative_to(python.parents[1]), place
@@ -77,10 +80,11 @@ def test_service_and_client_are_imported_from_the_wheels(python: Path) -> None:
 def test_the_command_runs(python: Path) -> None:
     assert "penstock" in outside(python, "-m", "penstock", "version")
     assert "listen" in outside(python, "-m", "penstock", "config", "show")
+    assert "--concurrency" in outside(python, "-m", "penstock", "pilot", "--help")
 
 
 def test_each_says_what_it_needs(wheels: dict[str, Path]) -> None:
-    """The service imports the client's stubs; everything else that either needs is in the lock."""
+    """Each names those of us that it imports; everything else that it needs is in the lock."""
     lock = (ROOT / "requirements/cpu.lock").read_text()
     locked = {re.sub(r"[-_.]+", "-", name).lower() for name in re.findall(r"^([\w.-]+)==", lock, re.MULTILINE)}
     needed: dict[str, set[str]] = {}
@@ -93,15 +97,41 @@ def test_each_says_what_it_needs(wheels: dict[str, Path]) -> None:
             for line in lines
             if line.startswith("Requires-Dist: ") and "extra ==" not in line
         }
-    assert "penstock-client" in needed["penstock"]
-    assert needed["penstock"] - {"penstock-client"} <= locked
-    assert needed["penstock_client"] <= locked
+    ours = {
+        "penstock_proto": set(),
+        "penstock_client": {"penstock-proto"},
+        "penstock": {"penstock-client", "penstock-proto"},
+        "penstock_bench": {"penstock", "penstock-client"},
+    }
+    assert needed.keys() == ours.keys()
+    for name, requirements in needed.items():
+        assert requirements - locked == ours[name], name
 
 
-def test_both_have_one_version_and_the_same_pythons() -> None:
-    service, client = (
-        tomllib.loads((ROOT / name / "pyproject.toml").read_text())["project"] for name in (".", "clients/python")
+def test_all_have_one_version_and_the_same_pythons() -> None:
+    projects = [tomllib.loads((ROOT / name / "pyproject.toml").read_text())["project"] for name in (".", *_OTHERS)]
+    assert len({(project["version"], project["requires-python"]) for project in projects}) == 1
+    wanted = f"=={projects[0]['version']}"
+    for project in projects:
+        ours = [need for need in project["dependencies"] if need.startswith("penstock")]
+        assert all(need.endswith(wanted) for need in ours), ours
+
+
+def test_without_penstock_bench_its_commands_say_what_is_missing(wheels: dict[str, Path], tmp_path: Path) -> None:
+    """The serving image does not hold it."""
+    venv.create(tmp_path / "venv", with_pip=False)
+    python = tmp_path / "venv/bin/python"
+    install = (sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index")
+    run(*install, *(path for name, path in wheels.items() if name != "penstock_bench"), cwd=tmp_path)
+    environment = os.environ | {"PYTHONPATH": sysconfig.get_path("purelib"), "PYTHONSAFEPATH": "1"}
+    # The packages of this environment, but not the editable install's entry points.
+    code = (
+        "import sys; from importlib import metadata; found = metadata.entry_points\n"
+        "metadata.entry_points = lambda **asked: [] if asked == {'group': 'penstock.commands'} else found(**asked)\n"
+        "from penstock.__main__ import main; sys.argv = ['penstock', 'plan', '--model', 'x']; main()"
     )
-    assert service["version"] == client["version"]
-    assert f"penstock-client=={client['version']}" in service["dependencies"]
-    assert service["requires-python"] == client["requires-python"]
+    done = subprocess.run(
+        [python, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "pip install penstock-bench" in done.stderr.replace("\n", " ")

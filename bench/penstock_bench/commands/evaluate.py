@@ -101,7 +101,7 @@ def _refuse_unwritable(json: str | None, plot: Path | None) -> None:
     """Before the work rather than after it."""
     if plot is not None:
         if find_spec("matplotlib") is None:
-            raise typer.BadParameter("needs matplotlib: pip install 'penstock[eval]'", param_hint="--plot")
+            raise typer.BadParameter("needs matplotlib: pip install 'penstock-bench[plots]'", param_hint="--plot")
         if plot.suffix not in PICTURES:
             raise typer.BadParameter(f"{plot}: ends in none of {', '.join(PICTURES)}", param_hint="--plot")
     o.refuse_unwritable(("--json", json), ("--plot", plot))

@@ -265,7 +265,7 @@ def _refuse_unwritable(png: Path | None) -> None:
     if png is None:
         return
     if find_spec("matplotlib") is None:
-        raise typer.BadParameter("needs matplotlib: pip install 'penstock[eval]'", param_hint="--png")
+        raise typer.BadParameter("needs matplotlib: pip install 'penstock-bench[plots]'", param_hint="--png")
     if png.suffix not in PICTURES:
         raise typer.BadParameter(f"{png}: ends in none of {', '.join(PICTURES)}", param_hint="--png")
     o.refuse_unwritable(("--png", png))

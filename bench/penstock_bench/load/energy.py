@@ -80,7 +80,7 @@ def find(powercap: Path = _POWERCAP) -> Meter:
 
 def _why(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
-        return "nvidia-ml-py is not installed; run `pip install 'penstock[energy]'`"
+        return "nvidia-ml-py is not installed; run `pip install 'penstock-bench[energy]'`"
     if isinstance(error, PermissionError):
         return f"{error.filename} may be read by root only"
     return str(error) or type(error).__name__

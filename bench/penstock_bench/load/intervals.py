@@ -26,7 +26,7 @@ BATCH_MEANS, REPETITIONS = "batch means", "repetitions"
 _MIN_CALLS_PER_BATCH = 10
 _MIN_CALLS_PER_TAIL_BATCH = 20
 """For p95: one call of a batch lies above it."""
-MISSING = "no intervals: SciPy is not installed; run `pip install 'penstock[bench]'`"
+MISSING = "no intervals: SciPy is not installed; run `pip install 'penstock-bench[intervals]'`"
 HIGHER_IS_BETTER: Mapping[str, bool] = {
     "calls_per_second": True,
     "output_tokens_per_second": True,

@@ -97,7 +97,7 @@ def _follow(loads: Iterator[ExpertLoad], json: bool) -> None:
 def _refuse_unwritable(png: Path) -> None:
     """Before the server is asked."""
     if find_spec("matplotlib") is None:
-        raise typer.BadParameter("needs matplotlib: pip install 'penstock[eval]'", param_hint="--png")
+        raise typer.BadParameter("needs matplotlib: pip install 'penstock[plots]'", param_hint="--png")
     if png.suffix not in _PICTURES:
         raise typer.BadParameter(f"{png}: ends in none of {', '.join(_PICTURES)}", param_hint="--png")
     o.refuse_unwritable(("--png", png))

