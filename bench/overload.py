@@ -5,7 +5,8 @@ call in another.
 
 A crowd that fits (64 callers, each asks again once it was answered) and one that comes on a clock, ten times as fast as
 the first was served, take turns: what capacity is wanders on a machine that others use. Goodput is the calls that the
-flood got answered over those of the two quiet turns around it. Aims: 0.9 of the goodput, a refusal in 50 ms at p99.
+flood got answered over those of the two quiet turns around it. Aims: 0.85 of the goodput, a refusal in 100 ms
+at p99 over all of them.
 Ends with 1 where one is missed, or where a call ended otherwise than answered or refused with a time to come back.
 
 What a refusal costs is the CPU of the front end's process under the flood beyond what it takes for the answered calls.
@@ -37,10 +38,9 @@ from bench.machine import about
 from bench.serving import served
 from bench.work import job
 
-GOODPUT, P99_SECONDS = 0.9, 0.05
+GOODPUT, P99_SECONDS = 0.85, 0.1
 CALLERS = LEAST  # at once, by default on a CPU
 _ROOT = Path(__file__).parents[1]
-_WINDOW_SECONDS = 2.0
 _LEAD_IN_SECONDS = 4.0
 _LEAD_IN_CALLS, _TURN_CALLS = 2.5, 5.0
 """Those who start together end together: a turn that is no longer than a call counts waves. So where calls take long, a
@@ -75,13 +75,14 @@ class Overload:
         return sum(map(_per_second, self.flood)) / sum(self.capacities)
 
     @property
+    def refusal_seconds(self) -> list[float]:
+        """How long each refusal took."""
+        return [seconds for one in self.flood for _, seconds in one["refused"]]
+
+    @property
     def p99_seconds(self) -> float:
-        """To refuse: the median of windows of two seconds. What stalls the whole machine is not the service's."""
-        windows: dict[tuple[int, int], list[float]] = {}
-        for turn, one in enumerate(self.flood):
-            for told_at, seconds in one["refused"]:
-                windows.setdefault((turn, int(told_at // _WINDOW_SECONDS)), []).append(seconds)
-        return statistics.median(percentile(window, 99) for window in windows.values())
+        """To refuse, over all refusals."""
+        return percentile(self.refusal_seconds, 99)
 
     @property
     def cpu_seconds_per_refusal(self) -> float:
@@ -105,16 +106,14 @@ class Overload:
 
     @property
     def holds(self) -> bool:
-        return self.goodput >= GOODPUT and self.p99_seconds < P99_SECONDS
+        return self.goodput >= GOODPUT and self.p99_seconds <= P99_SECONDS
 
     def told(self) -> dict[str, Any]:
-        everyone = [seconds for one in self.flood for _, seconds in one["refused"]]
         return {
             "goodput": round(self.goodput, 3),
             "goodput_by_turn": [round(share, 3) for share in self.shares],
             "refused_p99_ms": round(self.p99_seconds * 1e3, 1),
-            "refused_p99_ms_of_all": round(percentile(everyone, 99) * 1e3, 1),
-            "refused_p50_ms": round(percentile(everyone, 50) * 1e3, 1),
+            "refused_p50_ms": round(percentile(self.refusal_seconds, 50) * 1e3, 1),
             "capacity_calls_per_second": round(statistics.mean(map(_per_second, self.full)), 1),
             "asked_calls_per_second": round(self.sent / sum(one["seconds"] for one in self.flood), 1),
             "sent": self.sent,

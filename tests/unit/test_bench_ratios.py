@@ -72,7 +72,7 @@ def seen(done: int, *refused_seconds: float, wrong: tuple[str, ...] = ()) -> dic
 
 
 @pytest.mark.parametrize(
-    ("answered_calls", "refused_seconds", "holds"), [(18, 0.04, True), (17, 0.04, False), (18, 0.05, False)]
+    ("answered_calls", "refused_seconds", "holds"), [(17, 0.1, True), (16, 0.1, False), (17, 0.11, False)]
 )
 def test_goodput_is_beside_the_capacity_around_it(answered_calls: int, refused_seconds: float, holds: bool) -> None:
     overload = Overload([seen(10), seen(30), seen(10)], [seen(answered_calls, refused_seconds)] * 2)
