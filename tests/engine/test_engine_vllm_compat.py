@@ -1,4 +1,4 @@
-"""Each patch in `engine_vllm.compat` works, and fails here when vLLM no longer needs it: delete it then."""
+"""Each patch in `engine.vllm.compat` works, and fails here when vLLM no longer needs it: delete it then."""
 
 from __future__ import annotations
 

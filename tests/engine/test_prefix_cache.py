@@ -53,6 +53,6 @@ async def test_the_profile_names_block_and_rule(engine: VllmEngine) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_vllms_cpu_build_still_forgets_a_block_size_that_was_not_asked_for() -> None:
-    """Where it does not, `block_size` can go from the arguments (engine_vllm.args)."""
+    """Where it does not, `block_size` can go from the arguments (engine.vllm.args)."""
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", RESET], capture_output=True, text=True, check=False)
     assert done.stdout.split()[-2:] == ["384", "128"], done.stderr[-2000:]

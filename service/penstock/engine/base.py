@@ -1,4 +1,4 @@
-"""The border to whatever runs the model. Two implementations: `engine_vllm` (the product), `engine_scripted` (tests).
+"""The border to whatever runs the model. Two implementations: `engine.vllm` (the product), `engine.scripted` (tests).
 
 An engine runs one `EngineRequest` and streams what it samples. It knows nothing of thoughts and answers, deadlines,
 prices or callers, and continuation lives above it, once, in `generation`.

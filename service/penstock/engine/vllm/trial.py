@@ -114,7 +114,7 @@ def _convert(kind: str, spec: str, xgrammar: Any) -> None:
 
 
 def _compile(kind: str, spec: str, compiler: Any) -> Any:
-    """As vLLM does it, with `disable_any_whitespace` (engine_vllm.args)."""
+    """As vLLM does it, with `disable_any_whitespace` (engine.vllm.args)."""
     if kind == "json":
         return compiler.compile_json_schema(spec, any_whitespace=False, separators=(",", ":"))
     if kind == "regex":

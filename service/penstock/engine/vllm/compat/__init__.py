@@ -11,7 +11,7 @@ the service (`lifetime`):
 `draft_history`: steps with fewer drafts than usual. `recurrent_states`: MTP beside prefix caching.
 `slow_grammars`: constraints that hold up everybody. `constraint_prefix`: continuations of a constrained answer.
 `plain_text`: control tokens under a constraint. `seeds`: seeded prompts that take several steps.
-`waiting`: cores burnt by who waits. `engine_vllm.fp8`: FP8.
+`waiting`: cores burnt by who waits. `engine.vllm.fp8`: FP8.
 
 tests/engine/test_engine_vllm_compat.py fails when a patch is no longer needed.
 """

@@ -1,7 +1,7 @@
 """Constraints that hold up everybody: the engine computes each one's mask within the step that all requests share.
 
 For vLLM 0.32.0, which bounds how long a regular expression compiles, and nothing else: `root ::= root root | "a"`
-compiles at once and costs 60 ms per token after 300 tokens. The trial before (`engine_vllm.constraints`) finds what
+compiles at once and costs 60 ms per token after 300 tokens. The trial before (`engine.vllm.constraints`) finds what
 shows within some hundred tokens; what does not is ended here.
 """
 
