@@ -73,7 +73,7 @@ protos: setup ## generate the stubs of all clients from protos/
 	@if [ -e .tools/npm.ready ]; then $(BIN)/python scripts/protos-typescript; else echo 'no Node here (make tools): TypeScript is not generated'; fi
 	@if [ -e .tools/grpc-go.ready ]; then $(BIN)/python scripts/protos-go; else echo 'no Go here (make tools): Go is not generated'; fi
 
-configuration: setup ## the configuration reference docs/configuration.md, from the schema
+configuration: setup ## the configuration reference docs/reference/configuration.md, from the schema
 	@$(BIN)/python scripts/configuration
 
 chart: setup ## what the Helm chart takes from the service and from its own values: schema and table

@@ -83,7 +83,7 @@ def measure(victim: Victim, name: str, times: int) -> Felt:
 
 
 def table(felt: Sequence[Felt]) -> str:
-    """Return the table of docs/threat-model.md."""
+    """Return the table of docs/reference/threat-model.md."""
     lines = [
         "| attack | things | p50 / p99 before, ms | during | after | failed calls | memory above rest, MiB |",
         "|---|---|---|---|---|---|---|",

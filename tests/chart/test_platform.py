@@ -176,13 +176,13 @@ def test_rules_should_be_this_releases_own() -> None:
         for selector in named:
             assert 'namespace="llm"' in selector, one["expr"]
             assert 'job=~"try-penstock-headless|llm/try-penstock"' in selector
-        assert one["annotations"]["runbook_url"].endswith(f"docs/runbook.md#{one['alert'].lower()}")
+        assert one["annotations"]["runbook_url"].endswith(f"docs/how-to/runbook.md#{one['alert'].lower()}")
 
 
 def test_every_alert_should_have_a_section_in_the_runbook() -> None:
     rules = (ROOT / "deploy" / "prometheus" / "rules.yml").read_text()
     alerts = re.findall(r"alert: (\w+)", rules)
-    assert re.findall(r"^## (\w+)$", (ROOT / "docs" / "runbook.md").read_text(), re.MULTILINE) == alerts
+    assert re.findall(r"^## (\w+)$", (ROOT / "docs/how-to/runbook.md").read_text(), re.MULTILINE) == alerts
 
 
 def test_links_of_the_packaged_chart_should_lead_somewhere() -> None:

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 CLIENTS = ROOT / "clients"
 ROWS = [
     [cell.strip() for cell in line.strip("|").split("|")]
-    for line in (ROOT / "docs/clients.md").read_text(encoding="utf-8").splitlines()
+    for line in (ROOT / "docs/how-to/clients.md").read_text(encoding="utf-8").splitlines()
     if line.startswith("| ") and "`" in line
 ]
 SOURCES = {

@@ -1,4 +1,4 @@
-"""Every field that a caller controls has its bound on docs/limits.md; the page's defaults are the configuration's."""
+"""docs/reference/limits.md bounds every field that a caller controls, and names the configuration's defaults."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from penstock.generation.validation import validate
 from penstock.types import Request, Sampling
 from penstock_proto.v1 import generation_pb2, model_pb2, routing_pb2
 
-PAGE = Path(__file__).parents[2] / "docs/limits.md"
+PAGE = Path(__file__).parents[2] / "docs/reference/limits.md"
 
 
 def fields_of(message: Descriptor, seen: set[str]) -> Iterator[str]:

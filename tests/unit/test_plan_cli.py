@@ -29,7 +29,7 @@ def figures_of(told: dict[str, Any]) -> dict[tuple[str, str], float]:
 
 
 def test_the_largest_model_in_fp8_fits_eight_devices_of_80_gb() -> None:
-    """Public: Qwen names eight GPUs for it (docs/capacity.md). Four do not hold it, nor do eight in bfloat16."""
+    """Public: Qwen names eight GPUs for it (docs/how-to/plan.md). Four do not hold it, nor do eight in bfloat16."""
     assert plan_json("--model", BIG, "--count", "8")["fits"]
     assert not plan_json("--model", BIG, "--count", "4", exit_code=1)["fits"]
     bfloat16 = ("--model", "Qwen3.5-397B-A17B", "--set", "engine.fp8_weights=off", "--count", "8")

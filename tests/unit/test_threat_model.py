@@ -1,4 +1,4 @@
-"""Each line of docs/threat-model.md names tests, and they exist."""
+"""Each line of docs/reference/threat-model.md names tests, and they exist."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-ROWS = re.findall(r"^\| (\d+) \| ([ACNS]) \| (.+?) \| (.+) \|$", (ROOT / "docs/threat-model.md").read_text(), re.M)
+PAGE = ROOT / "docs/reference/threat-model.md"
+ROWS = re.findall(r"^\| (\d+) \| ([ACNS]) \| (.+?) \| (.+) \|$", PAGE.read_text(encoding="utf-8"), re.M)
 
 
 def test_lines_are_numbered_and_each_has_a_test() -> None:

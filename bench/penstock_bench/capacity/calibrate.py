@@ -41,7 +41,7 @@ def read_points(path: Path) -> tuple[tuple[Measured, ...], str]:
         raise ConfigError(f"cannot read {path}: {error}") from None
     points = content.get("points") if isinstance(content, dict) else None
     if not isinstance(points, list) or not points:
-        raise ConfigError(f'{path} has no "points"; docs/capacity.md says what a calibration file is')
+        raise ConfigError(f'{path} has no "points"; docs/how-to/plan.md says what a calibration file is')
     return tuple(_point(path, number, entry) for number, entry in enumerate(points)), str(content.get("model") or "")
 
 

@@ -26,7 +26,7 @@ _PRICED = (
     "thought_usd_per_1000_requests",
 )
 PAPER, CONFIG, VLLM, ASSUMED = "formula", "config.json", "vLLM 0.32's rule", "assumed"
-FITTED = "fitted to published runs (docs/published-runs.md)"
+FITTED = "fitted to published runs (docs/maintainers/published-runs.md)"
 
 
 @dataclass(frozen=True, slots=True)

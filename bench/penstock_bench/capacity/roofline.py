@@ -1,4 +1,4 @@
-"""How long a step takes at best: bytes moved, operations done, devices talked to. Pure; docs/capacity.md."""
+"""How long a step takes at best: bytes moved, operations done, devices talked to. Pure; docs/how-to/plan.md."""
 
 from __future__ import annotations
 

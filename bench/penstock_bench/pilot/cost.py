@@ -1,4 +1,4 @@
-"""What a million tokens cost here, and against a hosted list price. Pure; docs/pilot.md has the formulas."""
+"""What a million tokens cost here, and against a hosted list price. Pure; docs/how-to/pilot.md has the formulas."""
 
 from __future__ import annotations
 

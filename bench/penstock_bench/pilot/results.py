@@ -1,4 +1,4 @@
-"""What a pilot measured: the JSON file, and what `penstock plan --calibrate` reads. docs/pilot.md documents the shape.
+"""Hold what a pilot measured, in the JSON file that `penstock plan --calibrate` reads (docs/how-to/pilot.md).
 
 Plain values with names that tell their units; None: not observed. A file of another format is refused.
 """

@@ -1,4 +1,4 @@
-"""The service's Prometheus endpoint: what only the engine knows, by the names of docs/operations.md."""
+"""The service's Prometheus endpoint: what only the engine knows, by the names of docs/how-to/observe.md."""
 
 from __future__ import annotations
 

@@ -2181,13 +2181,13 @@ type isOutputConfig_StructuredOutput interface {
 
 type OutputConfig_JsonSchema struct {
 	// A JSON schema (draft 2020-12), as JSON text. What is accepted is enforced: a keyword that cannot be, alone or in its
-	// combination, is INVALID_FIELD with its name and JSON pointer (docs/json-schema.md). Annotations are accepted.
+	// combination, is INVALID_FIELD with its name and JSON pointer (docs/how-to/structured-output.md). Annotations are accepted.
 	JsonSchema string `protobuf:"bytes,8,opt,name=json_schema,json=jsonSchema,proto3,oneof"`
 }
 
 type OutputConfig_Regex struct {
 	// A regular expression that the whole answer matches, as Python's re.fullmatch reads it. What cannot be enforced so is
-	// INVALID_FIELD with the part and its offset (docs/json-schema.md).
+	// INVALID_FIELD with the part and its offset (docs/how-to/structured-output.md).
 	Regex string `protobuf:"bytes,9,opt,name=regex,proto3,oneof"`
 }
 

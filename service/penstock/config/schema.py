@@ -60,7 +60,7 @@ class EngineSettings(Section):
     )
     tensor_parallel_size: Annotated[int, Field(ge=1)] | None = Field(
         None,
-        description="Devices per replica; unset: on GPUs by memory (docs/capacity.md), on a CPU one.",
+        description="Devices per replica; unset: on GPUs by memory (docs/how-to/plan.md), on a CPU one.",
     )
     data_parallel_size: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Replicas; unset: as many as the GPUs hold."

@@ -1128,11 +1128,11 @@ class OutputConfig(_message.Message):
     """Send token ids beside text. Default false."""
     json_schema: _builtins.str
     """A JSON schema (draft 2020-12), as JSON text. What is accepted is enforced: a keyword that cannot be, alone or in its
-    combination, is INVALID_FIELD with its name and JSON pointer (docs/json-schema.md). Annotations are accepted.
+    combination, is INVALID_FIELD with its name and JSON pointer (docs/how-to/structured-output.md). Annotations are accepted.
     """
     regex: _builtins.str
     """A regular expression that the whole answer matches, as Python's re.fullmatch reads it. What cannot be enforced so is
-    INVALID_FIELD with the part and its offset (docs/json-schema.md).
+    INVALID_FIELD with the part and its offset (docs/how-to/structured-output.md).
     """
     grammar: _builtins.str
     """A context-free grammar in EBNF."""

@@ -2,7 +2,7 @@
 
 From the model cards and public reports of their tensors. `sizes.weights.parameters` over each comes out at the
 billions in its name, which checks layers, widths and expert counts; `sizes.cache` comes out at the cache sizes that
-vLLM logged for the 27B and 35B on GPUs (docs/capacity.md), which checks the heads. `UNVERIFIED` are the fields that
+vLLM logged for the 27B and 35B on GPUs (docs/how-to/plan.md), which checks the heads. `UNVERIFIED` are the fields that
 nothing here checks. For planning before a checkpoint is at hand, and for tests; a checkpoint's own config.json wins.
 """
 

@@ -924,7 +924,7 @@ export type OutputConfig = Message$1<"penstock.v1.OutputConfig"> & {
   structuredOutput: {
     /**
      * A JSON schema (draft 2020-12), as JSON text. What is accepted is enforced: a keyword that cannot be, alone or in its
-     * combination, is INVALID_FIELD with its name and JSON pointer (docs/json-schema.md). Annotations are accepted.
+     * combination, is INVALID_FIELD with its name and JSON pointer (docs/how-to/structured-output.md). Annotations are accepted.
      *
      * @generated from field: string json_schema = 8;
      */
@@ -933,7 +933,7 @@ export type OutputConfig = Message$1<"penstock.v1.OutputConfig"> & {
   } | {
     /**
      * A regular expression that the whole answer matches, as Python's re.fullmatch reads it. What cannot be enforced so is
-     * INVALID_FIELD with the part and its offset (docs/json-schema.md).
+     * INVALID_FIELD with the part and its offset (docs/how-to/structured-output.md).
      *
      * @generated from field: string regex = 9;
      */
