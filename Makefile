@@ -12,7 +12,8 @@ LOCK := requirements/$(ENGINE).lock
 STAMP := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools demo test test-fast test-full test-cluster check versions protos configuration clients chart lock audit digests sbom model quantize pictures pilot clean
+.PHONY: help setup tools demo test test-fast test-engine test-chart test-full test-cluster coverage check versions \
+	set-version breaking dist protos configuration clients chart lock audit digests sbom model quantize pictures pilot clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -40,6 +41,18 @@ test: setup tools ## the tests before a commit lands: those without an engine, t
 	@$(BIN)/python -m pytest -q $(PARALLEL) $(NO_ENGINE) -m "not engine and not full" $(ARGS)
 	@$(BIN)/python -m pytest -q -m "engine and not full" $(ARGS)
 
+test-engine: setup ## the second half of `make test`: the tests on the real engine
+	@$(BIN)/python -m pytest -q -m "engine and not full" $(ARGS)
+
+test-chart: setup tools ## the Helm chart's tests, without the engine
+	@$(BIN)/python -m pytest -q $(PARALLEL) tests/chart -m "not engine and not full" $(ARGS)
+
+coverage: setup tools ## what the tests without an engine run of the Python code; fails below the floor of pyproject.toml
+	@rm -rf build/coverage && mkdir -p build/coverage
+	@$(BIN)/python -m coverage run -m pytest -q $(PARALLEL) $(NO_ENGINE) -m "not engine and not full" $(ARGS)
+	@$(BIN)/python -m coverage combine --quiet
+	@$(BIN)/python -m coverage report
+
 test-full: setup ## all tests, no tool may be missing; writes docs/results/test-full-DATE.json; hours
 	@$(BIN)/python scripts/tools --full
 	@$(BIN)/python scripts/test-full $(ARGS)
@@ -59,6 +72,8 @@ check: setup ## style, types, import law, and that the stubs are what the protos
 	@$(BIN)/python scripts/protos --check
 	@$(BIN)/python scripts/configuration --check
 	@$(BIN)/python scripts/api-docs --check
+	@$(BIN)/python scripts/decisions --check
+	@$(BIN)/python scripts/version --check
 	@$(BIN)/python scripts/supply-chain audit $(if $(filter required,$(AUDIT)),--required)
 
 audit: setup tools ## known advisories of every pinned package; exit status 2 where they could not be looked up
@@ -66,6 +81,15 @@ audit: setup tools ## known advisories of every pinned package; exit status 2 wh
 
 versions: setup ## what can be checked of Python 3.11 to 3.13 without them: locks, wheels, ruff, mypy
 	@$(BIN)/python scripts/python-versions
+
+set-version: ## the version of everything: make set-version VERSION=0.2.0
+	@scripts/version $(or $(VERSION),$(error say which: make set-version VERSION=0.2.0))
+
+breaking: setup tools ## `buf breaking`: what of protos/ would break a client since the last release
+	@$(BIN)/python scripts/breaking $(ARGS)
+
+dist: setup tools ## what a release consists of, from what is committed, in build/dist: wheels, npm package, chart
+	@$(BIN)/python scripts/dist
 
 protos: setup ## generate the stubs of all clients from protos/
 	@$(BIN)/python scripts/protos
