@@ -89,7 +89,7 @@ def test_a_merge_that_brings_the_old_text_back_is_found(copy: tuple[Path, Module
     text = (folder / "CHANGELOG.md").read_text()
     (folder / "CHANGELOG.md").write_text(f"{text}\n### Added\n- again\n")
     assert script.check_change_log(script.source()) == [
-        f"CHANGELOG.md: '## {script.source()} - unreleased' has several headings 'Added'"
+        f"CHANGELOG.md: '## {script.source()} - unreleased' has several headings 'Added'; {script.MERGED}"
     ]
 
 
