@@ -13,7 +13,7 @@ STAMP := $(VENV)/ready
 
 .DEFAULT_GOAL := help
 .PHONY: help setup tools demo test test-fast test-engine test-chart test-full test-cluster coverage check versions \
-	set-version breaking dist protos configuration clients chart lock audit digests sbom model quantize pictures pilot clean
+	set-version breaking dist protos configuration clients chart reference docs docs-links lock audit digests sbom model quantize pictures pilot clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -64,7 +64,7 @@ test-cluster: setup ## the chart on a real Kubernetes API: KUBECONFIG=FILE CONTE
 	@PATH="$(CURDIR)/$(BIN):$$PATH" PENSTOCK_CLUSTER_KUBECONFIG='$(KUBECONFIG)' PENSTOCK_CLUSTER_CONTEXT='$(CONTEXT)' \
 		$(BIN)/python -m pytest -q tests/cluster $(ARGS)
 
-check: setup ## style, types, import law, and that the stubs are what the protos say
+check: setup ## style, types, import law, documentation, and that what is generated is current
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
@@ -74,6 +74,8 @@ check: setup ## style, types, import law, and that the stubs are what the protos
 	@$(BIN)/python scripts/api-docs --check
 	@$(BIN)/python scripts/decisions --check
 	@$(BIN)/python scripts/version --check
+	@$(BIN)/python scripts/reference --check
+	@$(BIN)/python scripts/docs
 	@$(BIN)/python scripts/supply-chain audit $(if $(filter required,$(AUDIT)),--required)
 
 audit: setup tools ## known advisories of every pinned package; exit status 2 where they could not be looked up
@@ -94,11 +96,21 @@ dist: setup tools ## what a release consists of, from what is committed, in buil
 protos: setup ## generate the stubs of all clients from protos/
 	@$(BIN)/python scripts/protos
 	@$(BIN)/python scripts/api-docs
+	@$(BIN)/python scripts/reference
 	@if [ -e .tools/npm.ready ]; then $(BIN)/python scripts/protos-typescript; else echo 'no Node here (make tools): TypeScript is not generated'; fi
 	@if [ -e .tools/grpc-go.ready ]; then $(BIN)/python scripts/protos-go; else echo 'no Go here (make tools): Go is not generated'; fi
 
 configuration: setup ## the configuration reference docs/reference/configuration.md, from the schema
 	@$(BIN)/python scripts/configuration
+
+reference: setup ## the reference pages of errors, metrics and commands, from the code
+	@$(BIN)/python scripts/reference
+
+docs: setup ## the documentation's site in build/docs, with every link inside the repository checked
+	@$(BIN)/python scripts/docs
+
+docs-links: setup ## ask the addresses of other sites in the documentation; exit status 2 where there is no network
+	@$(BIN)/python scripts/docs --external
 
 chart: setup ## what the Helm chart takes from the service and from its own values: schema and table
 	@$(BIN)/python scripts/chart

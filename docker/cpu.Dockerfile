@@ -14,7 +14,7 @@ RUN sed -n '/^torch==/,/^[a-z]/{/^torch==/p;/^ /p}' requirements/cpu.lock > /tmp
     && { $install -r /tmp/torch.lock \
         || $install --extra-index-url https://download.pytorch.org/whl/cpu -r /tmp/torch.lock; } \
     && $install -r requirements/cpu.lock \
-    && sed '/^#/d; /^setuptools$/d; /^redis$/d; /^[[:space:]]*$/d' requirements/dev.in \
+    && sed '/^#/d; /^setuptools$/d; /^redis$/d; /^[[:space:]]*$/d' requirements/dev.in requirements/docs.in \
         | xargs python -m pip uninstall --yes --quiet
 COPY pyproject.toml README.md ./
 COPY clients/python-proto/ clients/python-proto/

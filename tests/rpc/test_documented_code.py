@@ -13,7 +13,7 @@ import pytest
 from tests.rpc.scripted_service import scripted_service
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "clients/python/README.md")
+PAGES = ("README.md", "docs/quick-start.md", "clients/python/README.md")
 CODE = [
     pytest.param(block, id=f"{page} {number}")
     for page in PAGES

@@ -42,6 +42,7 @@ ROOT = Path(__file__).parents[2]
 RULES = ROOT / "deploy" / "prometheus" / "rules.yml"
 RULES_TEST = RULES.with_name("rules_test.yml")
 DASHBOARD = ROOT / "deploy" / "grafana" / "penstock.json"
+METRICS_PAGE = ROOT / "docs/reference/metrics.md"
 THINKING = pb.ThinkingConfig(mode=pb.THINKING_MODE_THINKING)
 LONG = Reply(thought="a thought that goes on " * 20, answer="and its answer " * 4)
 REPLY = Reply(thought="a thought of some length", answer="an answer that goes on")
@@ -128,6 +129,20 @@ async def test_every_metric_that_dashboard_and_rules_name_is_in_a_live_scrape() 
     named = named_metrics()
     assert len(named) > 25
     assert named - found.keys() == set()
+
+
+async def test_the_metrics_page_names_every_label_of_a_live_scrape() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \|", METRICS_PAGE.read_text(encoding="utf-8"), re.M)
+    documented = {name.removesuffix("_total"): set(re.findall(r"`(\w+)`", labels)) for name, labels in rows}
+    async with telling(prometheus_listen=":0") as telemetry, serving(telemetry.observer, REPLY) as channel:
+        await some_of_everything(channel)
+        families = [
+            one for one in parse_text(await scrape(telemetry)) if one.name.startswith(("penstock", "gen_ai", "rpc"))
+        ]
+    assert len(families) > 20
+    for family in families:
+        labels = {label for sample in family.samples for label in sample.labels} - {"le"}
+        assert labels <= documented[family.name], family.name
 
 
 @pytest.mark.needs("promtool")

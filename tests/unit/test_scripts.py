@@ -16,6 +16,7 @@ _HARMLESS = {
     "go-clients": "env",
     "protos": "--check",
     "published-runs": "--help",
+    "reference": "--check",
     "two-nodes": "--help",
 }
 """What shows that a script starts, and changes nothing."""

@@ -86,9 +86,14 @@ def _metrics(data: MetricsData | None) -> Iterator[Metric]:
             yield from scope.metrics
 
 
+def exported_name(name: str, unit: str) -> str:
+    """Return the Prometheus name of a metric, without the suffixes of its samples such as `_total`."""
+    suffix = _UNITS.get(unit, "")
+    return _name(name) + (f"_{suffix}" if suffix and not name.endswith(suffix) else "")
+
+
 def _family(metric: Metric) -> Family:
-    unit = _UNITS.get(metric.unit or "", "")
-    name = _name(metric.name) + (f"_{unit}" if unit and not metric.name.endswith(unit) else "")
+    name = exported_name(metric.name, metric.unit or "")
     data = metric.data
     labels = sorted({_name(key) for point in data.data_points for key in point.attributes or {}})
     text = metric.description or metric.name
