@@ -75,6 +75,7 @@ check: setup ## style, types, import law, documentation, and that what is genera
 	@$(BIN)/python scripts/decisions --check
 	@$(BIN)/python scripts/version --check
 	@$(BIN)/python scripts/reference --check
+	@$(BIN)/python scripts/architecture --check
 	@$(BIN)/python scripts/docs
 	@$(BIN)/python scripts/supply-chain audit $(if $(filter required,$(AUDIT)),--required)
 
@@ -103,8 +104,9 @@ protos: setup ## generate the stubs of all clients from protos/
 configuration: setup ## the configuration reference docs/reference/configuration.md, from the schema
 	@$(BIN)/python scripts/configuration
 
-reference: setup ## the reference pages of errors, metrics and commands, from the code
+reference: setup ## the reference pages of errors, metrics and commands, and the picture of the packages, from the code
 	@$(BIN)/python scripts/reference
+	@$(BIN)/python scripts/architecture
 
 docs: setup ## the documentation's site in build/docs, with every link inside the repository checked
 	@$(BIN)/python scripts/docs
