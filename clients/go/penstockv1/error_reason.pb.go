@@ -41,7 +41,7 @@ const (
 	// Example: {reason: "CONFLICTING_FIELDS"} with violation {field: "spec.thinking.thinking_budget"} for FAST with a
 	// budget of 5.
 	ErrorReason_ERROR_REASON_CONFLICTING_FIELDS ErrorReason = 3
-	// INVALID_ARGUMENT: a value is larger than this server's limits, which GetModel tells.
+	// INVALID_ARGUMENT: a value is larger than this server's limits, which GetModel reports.
 	// Example: {reason: "LIMIT_EXCEEDED"} with violation {field: "spec.output.candidate_count"}.
 	ErrorReason_ERROR_REASON_LIMIT_EXCEEDED ErrorReason = 4
 	// INVALID_ARGUMENT: the thinking budget cannot hold beside max_output_tokens and the answer reserve. The numbers as
@@ -63,7 +63,7 @@ const (
 	// NOT_FOUND: the request names a model that is not served here.
 	// Example: {reason: "MODEL_NOT_FOUND", metadata: {served_model: "penstock-demo"}}.
 	ErrorReason_ERROR_REASON_MODEL_NOT_FOUND ErrorReason = 9
-	// RESOURCE_EXHAUSTED, with google.rpc.RetryInfo: no room now, in `resource`: queue, resumable_streams, watchers,
+	// RESOURCE_EXHAUSTED, with google.rpc.RetryInfo: no capacity now, in `resource`: queue, resumable_streams, watchers,
 	// constraints (their compiler), quota_counts (which cannot be reached), calls, health_calls, request_memory,
 	// unread_streams (that this caller was cut off from and has not ended) or starts (of this caller, by the second).
 	// `concurrent_calls` are those that run and wait at this server; only where the call was a generation that was read

@@ -142,7 +142,7 @@ func (Priority) EnumDescriptor() ([]byte, []int) {
 type ThinkingMode int32
 
 const (
-	// The server's default mode, which GetModel tells.
+	// The server's default mode, which GetModel reports.
 	ThinkingMode_THINKING_MODE_UNSPECIFIED ThinkingMode = 0
 	// No thought: the answer starts at once.
 	ThinkingMode_THINKING_MODE_FAST ThinkingMode = 1
@@ -1425,7 +1425,7 @@ func (x *CostEstimate) GetMaxUsdTicks() int64 {
 // Everything that says what to generate; shared by all methods.
 type GenerationSpec struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Name of the model as GetModel tells it; empty takes the served one. Another name is NOT_FOUND.
+	// Name of the model as GetModel reports it; empty takes the served one. Another name is NOT_FOUND.
 	Model string `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
 	// The prompt. Required: exactly one.
 	//
@@ -1435,7 +1435,7 @@ type GenerationSpec struct {
 	//	*GenerationSpec_Text
 	//	*GenerationSpec_TokenIds
 	Input isGenerationSpec_Input `protobuf_oneof:"input"`
-	// How much to think. Absent: the server's defaults, which GetModel tells.
+	// How much to think. Absent: the server's defaults, which GetModel reports.
 	Thinking *ThinkingConfig `protobuf:"bytes,5,opt,name=thinking,proto3" json:"thinking,omitempty"`
 	// How the prompt fits the window. Absent: the model's window, overflow is an error.
 	Context *ContextConfig `protobuf:"bytes,6,opt,name=context,proto3" json:"context,omitempty"`
@@ -1743,7 +1743,7 @@ type ThinkingConfig struct {
 	// CONFLICTING_FIELDS.
 	ThinkingBudget *int32 `protobuf:"varint,2,opt,name=thinking_budget,json=thinkingBudget,proto3,oneof" json:"thinking_budget,omitempty"`
 	// Send thoughts. Absent is true. With false no `thought` event is sent; thought tokens are generated, counted and
-	// billed all the same, and `thinking_finished` tells how many there were.
+	// billed all the same, and `thinking_finished` reports how many there were.
 	IncludeThoughts *bool `protobuf:"varint,3,opt,name=include_thoughts,json=includeThoughts,proto3,oneof" json:"include_thoughts,omitempty"`
 	// Output tokens kept back for the answer. Range [1, 2^31). Absent: the server's default, less where
 	// max_output_tokens is small. BUDGET_DOES_NOT_FIT when thinking_budget + answer_reserve > max_output_tokens and the
@@ -1895,7 +1895,7 @@ func (x *ContextConfig) GetSessionId() string {
 	return ""
 }
 
-// How tokens are drawn. Each absent field takes the checkpoint's own default (GetModel tells them).
+// How tokens are drawn. Each absent field takes the checkpoint's own default (GetModel reports them).
 type SamplingConfig struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Range [0, 2]; 0 is greedy, which repeats as far as `seed` does.
@@ -2441,7 +2441,7 @@ func (*GenerationEvent_Continued) isGenerationEvent_Event() {}
 // ENGINE_DOWN, where the engine cannot be started again.
 type GenerationInterrupted struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Which candidate, from 0. Each candidate that was running is told.
+	// Which candidate, from 0. Each candidate that was running gets this event.
 	CandidateIndex int32 `protobuf:"varint,1,opt,name=candidate_index,json=candidateIndex,proto3" json:"candidate_index,omitempty"`
 	// What happened.
 	Reason InterruptionReason `protobuf:"varint,2,opt,name=reason,proto3,enum=penstock.v1.InterruptionReason" json:"reason,omitempty"`

@@ -51,13 +51,13 @@ type GenerationServiceClient interface {
 	// budget, or cancel. Cancel ends the generation at once with `finished` and its cost, also in the queue or while the
 	// engine restarts; the others act at the next engine step. Closing the sending side does not end the generation.
 	Interact(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[InteractRequest, InteractResponse], error)
-	// Goes on with a resumable stream after a dropped connection, from the last sequence number that was seen.
+	// Continues a resumable stream after a dropped connection, from the last sequence number that was seen.
 	// NOT_FOUND / GENERATION_NOT_FOUND when it is unknown, expired or another caller's.
 	Resume(ctx context.Context, in *ResumeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ResumeResponse], error)
-	// Ends a resumable generation that nobody wants any more: dropping its connection does not. What it said is forgotten.
+	// Ends a resumable generation: dropping its connection does not. Its events are forgotten.
 	// NOT_FOUND / GENERATION_NOT_FOUND when it is unknown, expired or another caller's.
 	Cancel(ctx context.Context, in *CancelRequest, opts ...grpc.CallOption) (*CancelResponse, error)
-	// Counts the tokens of an input without generating, and foretells what the overflow policy would drop.
+	// Counts the tokens of an input without generating, and reports what the overflow policy would drop.
 	CountTokens(ctx context.Context, in *CountTokensRequest, opts ...grpc.CallOption) (*CountTokensResponse, error)
 }
 
@@ -172,13 +172,13 @@ type GenerationServiceServer interface {
 	// budget, or cancel. Cancel ends the generation at once with `finished` and its cost, also in the queue or while the
 	// engine restarts; the others act at the next engine step. Closing the sending side does not end the generation.
 	Interact(grpc.BidiStreamingServer[InteractRequest, InteractResponse]) error
-	// Goes on with a resumable stream after a dropped connection, from the last sequence number that was seen.
+	// Continues a resumable stream after a dropped connection, from the last sequence number that was seen.
 	// NOT_FOUND / GENERATION_NOT_FOUND when it is unknown, expired or another caller's.
 	Resume(*ResumeRequest, grpc.ServerStreamingServer[ResumeResponse]) error
-	// Ends a resumable generation that nobody wants any more: dropping its connection does not. What it said is forgotten.
+	// Ends a resumable generation: dropping its connection does not. Its events are forgotten.
 	// NOT_FOUND / GENERATION_NOT_FOUND when it is unknown, expired or another caller's.
 	Cancel(context.Context, *CancelRequest) (*CancelResponse, error)
-	// Counts the tokens of an input without generating, and foretells what the overflow policy would drop.
+	// Counts the tokens of an input without generating, and reports what the overflow policy would drop.
 	CountTokens(context.Context, *CountTokensRequest) (*CountTokensResponse, error)
 	mustEmbedUnimplementedGenerationServiceServer()
 }

@@ -40,7 +40,7 @@ type RoutingServiceClient interface {
 	// Expert load over the window that ends now. FAILED_PRECONDITION / FEATURE_OFF where routing is not observed,
 	// UNAVAILABLE while there is no engine.
 	GetExpertLoad(ctx context.Context, in *GetExpertLoadRequest, opts ...grpc.CallOption) (*GetExpertLoadResponse, error)
-	// The same, again and again, until the caller ends it. While an engine is replaced, the load last known. Many may
+	// Expert load at each interval, until the caller ends the call. While an engine is replaced, the load last known. Many may
 	// watch: the engine is asked once for all of them. RESOURCE_EXHAUSTED / OVERLOADED where 64 watch already.
 	WatchExpertLoad(ctx context.Context, in *WatchExpertLoadRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchExpertLoadResponse], error)
 }
@@ -97,7 +97,7 @@ type RoutingServiceServer interface {
 	// Expert load over the window that ends now. FAILED_PRECONDITION / FEATURE_OFF where routing is not observed,
 	// UNAVAILABLE while there is no engine.
 	GetExpertLoad(context.Context, *GetExpertLoadRequest) (*GetExpertLoadResponse, error)
-	// The same, again and again, until the caller ends it. While an engine is replaced, the load last known. Many may
+	// Expert load at each interval, until the caller ends the call. While an engine is replaced, the load last known. Many may
 	// watch: the engine is asked once for all of them. RESOURCE_EXHAUSTED / OVERLOADED where 64 watch already.
 	WatchExpertLoad(*WatchExpertLoadRequest, grpc.ServerStreamingServer[WatchExpertLoadResponse]) error
 	mustEmbedUnimplementedRoutingServiceServer()

@@ -39,7 +39,7 @@ What to try next
   penstock chat                                               talk with it, from a second terminal
   penstock generate "What is 48 + 27 + 36 + 15?" --budget 64  one question under a budget
   penstock model                                              what is served, what is on and why
-README.md has the API and what it takes to serve a large model."""
+docs/quick-start.md shows the next steps; docs/index.md lists all pages."""
 DRAIN_SECONDS = 3.0
 STOP_SECONDS = 20.0
 HEARTBEAT_SECONDS = 15.0

@@ -38,7 +38,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     budget of 5.
     """
     ERROR_REASON_LIMIT_EXCEEDED: _ErrorReason.ValueType  # 4
-    """INVALID_ARGUMENT: a value is larger than this server's limits, which GetModel tells.
+    """INVALID_ARGUMENT: a value is larger than this server's limits, which GetModel reports.
     Example: {reason: "LIMIT_EXCEEDED"} with violation {field: "spec.output.candidate_count"}.
     """
     ERROR_REASON_BUDGET_DOES_NOT_FIT: _ErrorReason.ValueType  # 5
@@ -66,7 +66,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Example: {reason: "MODEL_NOT_FOUND", metadata: {served_model: "penstock-demo"}}.
     """
     ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 10
-    """RESOURCE_EXHAUSTED, with google.rpc.RetryInfo: no room now, in `resource`: queue, resumable_streams, watchers,
+    """RESOURCE_EXHAUSTED, with google.rpc.RetryInfo: no capacity now, in `resource`: queue, resumable_streams, watchers,
     constraints (their compiler), quota_counts (which cannot be reached), calls, health_calls, request_memory,
     unread_streams (that this caller was cut off from and has not ended) or starts (of this caller, by the second).
     `concurrent_calls` are those that run and wait at this server; only where the call was a generation that was read
@@ -149,7 +149,7 @@ Example: {reason: "CONFLICTING_FIELDS"} with violation {field: "spec.thinking.th
 budget of 5.
 """
 ERROR_REASON_LIMIT_EXCEEDED: ErrorReason.ValueType  # 4
-"""INVALID_ARGUMENT: a value is larger than this server's limits, which GetModel tells.
+"""INVALID_ARGUMENT: a value is larger than this server's limits, which GetModel reports.
 Example: {reason: "LIMIT_EXCEEDED"} with violation {field: "spec.output.candidate_count"}.
 """
 ERROR_REASON_BUDGET_DOES_NOT_FIT: ErrorReason.ValueType  # 5
@@ -177,7 +177,7 @@ ERROR_REASON_MODEL_NOT_FOUND: ErrorReason.ValueType  # 9
 Example: {reason: "MODEL_NOT_FOUND", metadata: {served_model: "penstock-demo"}}.
 """
 ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 10
-"""RESOURCE_EXHAUSTED, with google.rpc.RetryInfo: no room now, in `resource`: queue, resumable_streams, watchers,
+"""RESOURCE_EXHAUSTED, with google.rpc.RetryInfo: no capacity now, in `resource`: queue, resumable_streams, watchers,
 constraints (their compiler), quota_counts (which cannot be reached), calls, health_calls, request_memory,
 unread_streams (that this caller was cut off from and has not ended) or starts (of this caller, by the second).
 `concurrent_calls` are those that run and wait at this server; only where the call was a generation that was read

@@ -83,7 +83,7 @@ class _ThinkingMode:
 class _ThinkingModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ThinkingMode.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     THINKING_MODE_UNSPECIFIED: _ThinkingMode.ValueType  # 0
-    """The server's default mode, which GetModel tells."""
+    """The server's default mode, which GetModel reports."""
     THINKING_MODE_FAST: _ThinkingMode.ValueType  # 1
     """No thought: the answer starts at once."""
     THINKING_MODE_THINKING: _ThinkingMode.ValueType  # 2
@@ -95,7 +95,7 @@ class ThinkingMode(_ThinkingMode, metaclass=_ThinkingModeEnumTypeWrapper):
     """How much to think."""
 
 THINKING_MODE_UNSPECIFIED: ThinkingMode.ValueType  # 0
-"""The server's default mode, which GetModel tells."""
+"""The server's default mode, which GetModel reports."""
 THINKING_MODE_FAST: ThinkingMode.ValueType  # 1
 """No thought: the answer starts at once."""
 THINKING_MODE_THINKING: ThinkingMode.ValueType  # 2
@@ -743,7 +743,7 @@ class GenerationSpec(_message.Message):
     OUTPUT_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """Name of the model as GetModel tells it; empty takes the served one. Another name is NOT_FOUND."""
+    """Name of the model as GetModel reports it; empty takes the served one. Another name is NOT_FOUND."""
     text: _builtins.str
     """Text as it stands: no template. Not empty. Markers of the model's template are recognised in it."""
     priority: Global___Priority.ValueType
@@ -758,7 +758,7 @@ class GenerationSpec(_message.Message):
 
     @_builtins.property
     def thinking(self) -> Global___ThinkingConfig:
-        """How much to think. Absent: the server's defaults, which GetModel tells."""
+        """How much to think. Absent: the server's defaults, which GetModel reports."""
 
     @_builtins.property
     def context(self) -> Global___ContextConfig:
@@ -897,7 +897,7 @@ class ThinkingConfig(_message.Message):
     """
     include_thoughts: _builtins.bool
     """Send thoughts. Absent is true. With false no `thought` event is sent; thought tokens are generated, counted and
-    billed all the same, and `thinking_finished` tells how many there were.
+    billed all the same, and `thinking_finished` reports how many there were.
     """
     answer_reserve: _builtins.int
     """Output tokens kept back for the answer. Range [1, 2^31). Absent: the server's default, less where
@@ -980,7 +980,7 @@ Global___ContextConfig: _TypeAlias = ContextConfig  # noqa: Y015
 
 @_typing.final
 class SamplingConfig(_message.Message):
-    """How tokens are drawn. Each absent field takes the checkpoint's own default (GetModel tells them)."""
+    """How tokens are drawn. Each absent field takes the checkpoint's own default (GetModel reports them)."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1295,7 +1295,7 @@ class GenerationInterrupted(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     EXPECTED_SECONDS_FIELD_NUMBER: _builtins.int
     candidate_index: _builtins.int
-    """Which candidate, from 0. Each candidate that was running is told."""
+    """Which candidate, from 0. Each candidate that was running gets this event."""
     reason: Global___InterruptionReason.ValueType
     """What happened."""
     expected_seconds: _builtins.float

@@ -111,7 +111,7 @@ class GenerationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Resume(self, request, context):
-        """Goes on with a resumable stream after a dropped connection, from the last sequence number that was seen.
+        """Continues a resumable stream after a dropped connection, from the last sequence number that was seen.
         NOT_FOUND / GENERATION_NOT_FOUND when it is unknown, expired or another caller's.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -119,7 +119,7 @@ class GenerationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Cancel(self, request, context):
-        """Ends a resumable generation that nobody wants any more: dropping its connection does not. What it said is forgotten.
+        """Ends a resumable generation: dropping its connection does not. Its events are forgotten.
         NOT_FOUND / GENERATION_NOT_FOUND when it is unknown, expired or another caller's.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -127,7 +127,7 @@ class GenerationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CountTokens(self, request, context):
-        """Counts the tokens of an input without generating, and foretells what the overflow policy would drop.
+        """Counts the tokens of an input without generating, and reports what the overflow policy would drop.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -52,15 +52,15 @@ class GenerationServiceStub:
     engine restarts; the others act at the next engine step. Closing the sending side does not end the generation.
     """
     Resume: _grpc.UnaryStreamMultiCallable[_generation_pb2.ResumeRequest, _generation_pb2.ResumeResponse]
-    """Goes on with a resumable stream after a dropped connection, from the last sequence number that was seen.
+    """Continues a resumable stream after a dropped connection, from the last sequence number that was seen.
     NOT_FOUND / GENERATION_NOT_FOUND when it is unknown, expired or another caller's.
     """
     Cancel: _grpc.UnaryUnaryMultiCallable[_generation_pb2.CancelRequest, _generation_pb2.CancelResponse]
-    """Ends a resumable generation that nobody wants any more: dropping its connection does not. What it said is forgotten.
+    """Ends a resumable generation: dropping its connection does not. Its events are forgotten.
     NOT_FOUND / GENERATION_NOT_FOUND when it is unknown, expired or another caller's.
     """
     CountTokens: _grpc.UnaryUnaryMultiCallable[_generation_pb2.CountTokensRequest, _generation_pb2.CountTokensResponse]
-    """Counts the tokens of an input without generating, and foretells what the overflow policy would drop."""
+    """Counts the tokens of an input without generating, and reports what the overflow policy would drop."""
 
 @_typing.type_check_only
 class GenerationServiceAsyncStub(GenerationServiceStub):
@@ -86,15 +86,15 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     engine restarts; the others act at the next engine step. Closing the sending side does not end the generation.
     """
     Resume: _aio.UnaryStreamMultiCallable[_generation_pb2.ResumeRequest, _generation_pb2.ResumeResponse]  # type: ignore[assignment]
-    """Goes on with a resumable stream after a dropped connection, from the last sequence number that was seen.
+    """Continues a resumable stream after a dropped connection, from the last sequence number that was seen.
     NOT_FOUND / GENERATION_NOT_FOUND when it is unknown, expired or another caller's.
     """
     Cancel: _aio.UnaryUnaryMultiCallable[_generation_pb2.CancelRequest, _generation_pb2.CancelResponse]  # type: ignore[assignment]
-    """Ends a resumable generation that nobody wants any more: dropping its connection does not. What it said is forgotten.
+    """Ends a resumable generation: dropping its connection does not. Its events are forgotten.
     NOT_FOUND / GENERATION_NOT_FOUND when it is unknown, expired or another caller's.
     """
     CountTokens: _aio.UnaryUnaryMultiCallable[_generation_pb2.CountTokensRequest, _generation_pb2.CountTokensResponse]  # type: ignore[assignment]
-    """Counts the tokens of an input without generating, and foretells what the overflow policy would drop."""
+    """Counts the tokens of an input without generating, and reports what the overflow policy would drop."""
 
 class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
     """Generates text with a thinking model, as one reply, as a stream, or as a stream that the caller steers.
@@ -141,7 +141,7 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _generation_pb2.ResumeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_generation_pb2.ResumeResponse], _abc.AsyncIterator[_generation_pb2.ResumeResponse]]:
-        """Goes on with a resumable stream after a dropped connection, from the last sequence number that was seen.
+        """Continues a resumable stream after a dropped connection, from the last sequence number that was seen.
         NOT_FOUND / GENERATION_NOT_FOUND when it is unknown, expired or another caller's.
         """
 
@@ -151,7 +151,7 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _generation_pb2.CancelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_generation_pb2.CancelResponse, _abc.Awaitable[_generation_pb2.CancelResponse]]:
-        """Ends a resumable generation that nobody wants any more: dropping its connection does not. What it said is forgotten.
+        """Ends a resumable generation: dropping its connection does not. Its events are forgotten.
         NOT_FOUND / GENERATION_NOT_FOUND when it is unknown, expired or another caller's.
         """
 
@@ -161,6 +161,6 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _generation_pb2.CountTokensRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_generation_pb2.CountTokensResponse, _abc.Awaitable[_generation_pb2.CountTokensResponse]]:
-        """Counts the tokens of an input without generating, and foretells what the overflow policy would drop."""
+        """Counts the tokens of an input without generating, and reports what the overflow policy would drop."""
 
 def add_GenerationServiceServicer_to_server(servicer: GenerationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -72,7 +72,7 @@ class RoutingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchExpertLoad(self, request, context):
-        """The same, again and again, until the caller ends it. While an engine is replaced, the load last known. Many may
+        """Expert load at each interval, until the caller ends the call. While an engine is replaced, the load last known. Many may
         watch: the engine is asked once for all of them. RESOURCE_EXHAUSTED / OVERLOADED where 64 watch already.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

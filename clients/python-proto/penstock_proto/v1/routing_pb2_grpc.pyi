@@ -45,7 +45,7 @@ class RoutingServiceStub:
     UNAVAILABLE while there is no engine.
     """
     WatchExpertLoad: _grpc.UnaryStreamMultiCallable[_routing_pb2.WatchExpertLoadRequest, _routing_pb2.WatchExpertLoadResponse]
-    """The same, again and again, until the caller ends it. While an engine is replaced, the load last known. Many may
+    """Expert load at each interval, until the caller ends the call. While an engine is replaced, the load last known. Many may
     watch: the engine is asked once for all of them. RESOURCE_EXHAUSTED / OVERLOADED where 64 watch already.
     """
 
@@ -66,7 +66,7 @@ class RoutingServiceAsyncStub(RoutingServiceStub):
     UNAVAILABLE while there is no engine.
     """
     WatchExpertLoad: _aio.UnaryStreamMultiCallable[_routing_pb2.WatchExpertLoadRequest, _routing_pb2.WatchExpertLoadResponse]  # type: ignore[assignment]
-    """The same, again and again, until the caller ends it. While an engine is replaced, the load last known. Many may
+    """Expert load at each interval, until the caller ends the call. While an engine is replaced, the load last known. Many may
     watch: the engine is asked once for all of them. RESOURCE_EXHAUSTED / OVERLOADED where 64 watch already.
     """
 
@@ -96,7 +96,7 @@ class RoutingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _routing_pb2.WatchExpertLoadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_routing_pb2.WatchExpertLoadResponse], _abc.AsyncIterator[_routing_pb2.WatchExpertLoadResponse]]:
-        """The same, again and again, until the caller ends it. While an engine is replaced, the load last known. Many may
+        """Expert load at each interval, until the caller ends the call. While an engine is replaced, the load last known. Many may
         watch: the engine is asked once for all of them. RESOURCE_EXHAUSTED / OVERLOADED where 64 watch already.
         """
 

@@ -54,7 +54,7 @@ export enum ErrorReason {
   CONFLICTING_FIELDS = 3,
 
   /**
-   * INVALID_ARGUMENT: a value is larger than this server's limits, which GetModel tells.
+   * INVALID_ARGUMENT: a value is larger than this server's limits, which GetModel reports.
    * Example: {reason: "LIMIT_EXCEEDED"} with violation {field: "spec.output.candidate_count"}.
    *
    * @generated from enum value: ERROR_REASON_LIMIT_EXCEEDED = 4;
@@ -106,7 +106,7 @@ export enum ErrorReason {
   MODEL_NOT_FOUND = 9,
 
   /**
-   * RESOURCE_EXHAUSTED, with google.rpc.RetryInfo: no room now, in `resource`: queue, resumable_streams, watchers,
+   * RESOURCE_EXHAUSTED, with google.rpc.RetryInfo: no capacity now, in `resource`: queue, resumable_streams, watchers,
    * constraints (their compiler), quota_counts (which cannot be reached), calls, health_calls, request_memory,
    * unread_streams (that this caller was cut off from and has not ended) or starts (of this caller, by the second).
    * `concurrent_calls` are those that run and wait at this server; only where the call was a generation that was read

@@ -520,7 +520,7 @@ export const CostEstimateSchema: GenMessage<CostEstimate> = /*@__PURE__*/
  */
 export type GenerationSpec = Message$1<"penstock.v1.GenerationSpec"> & {
   /**
-   * Name of the model as GetModel tells it; empty takes the served one. Another name is NOT_FOUND.
+   * Name of the model as GetModel reports it; empty takes the served one. Another name is NOT_FOUND.
    *
    * @generated from field: string model = 1;
    */
@@ -558,7 +558,7 @@ export type GenerationSpec = Message$1<"penstock.v1.GenerationSpec"> & {
   } | { case: undefined; value?: undefined };
 
   /**
-   * How much to think. Absent: the server's defaults, which GetModel tells.
+   * How much to think. Absent: the server's defaults, which GetModel reports.
    *
    * @generated from field: penstock.v1.ThinkingConfig thinking = 5;
    */
@@ -700,7 +700,7 @@ export type ThinkingConfig = Message$1<"penstock.v1.ThinkingConfig"> & {
 
   /**
    * Send thoughts. Absent is true. With false no `thought` event is sent; thought tokens are generated, counted and
-   * billed all the same, and `thinking_finished` tells how many there were.
+   * billed all the same, and `thinking_finished` reports how many there were.
    *
    * @generated from field: optional bool include_thoughts = 3;
    */
@@ -775,7 +775,7 @@ export const ContextConfigSchema: GenMessage<ContextConfig> = /*@__PURE__*/
   messageDesc(file_penstock_v1_generation, 21);
 
 /**
- * How tokens are drawn. Each absent field takes the checkpoint's own default (GetModel tells them).
+ * How tokens are drawn. Each absent field takes the checkpoint's own default (GetModel reports them).
  *
  * @generated from message penstock.v1.SamplingConfig
  */
@@ -1079,7 +1079,7 @@ export const GenerationEventSchema: GenMessage<GenerationEvent> = /*@__PURE__*/
  */
 export type GenerationInterrupted = Message$1<"penstock.v1.GenerationInterrupted"> & {
   /**
-   * Which candidate, from 0. Each candidate that was running is told.
+   * Which candidate, from 0. Each candidate that was running gets this event.
    *
    * @generated from field: int32 candidate_index = 1;
    */
@@ -1866,7 +1866,7 @@ export const PrioritySchema: GenEnum<Priority> = /*@__PURE__*/
  */
 export enum ThinkingMode {
   /**
-   * The server's default mode, which GetModel tells.
+   * The server's default mode, which GetModel reports.
    *
    * @generated from enum value: THINKING_MODE_UNSPECIFIED = 0;
    */
@@ -2160,7 +2160,7 @@ export const GenerationService: GenService<{
     output: typeof InteractResponseSchema;
   },
   /**
-   * Goes on with a resumable stream after a dropped connection, from the last sequence number that was seen.
+   * Continues a resumable stream after a dropped connection, from the last sequence number that was seen.
    * NOT_FOUND / GENERATION_NOT_FOUND when it is unknown, expired or another caller's.
    *
    * @generated from rpc penstock.v1.GenerationService.Resume
@@ -2171,7 +2171,7 @@ export const GenerationService: GenService<{
     output: typeof ResumeResponseSchema;
   },
   /**
-   * Ends a resumable generation that nobody wants any more: dropping its connection does not. What it said is forgotten.
+   * Ends a resumable generation: dropping its connection does not. Its events are forgotten.
    * NOT_FOUND / GENERATION_NOT_FOUND when it is unknown, expired or another caller's.
    *
    * @generated from rpc penstock.v1.GenerationService.Cancel
@@ -2182,7 +2182,7 @@ export const GenerationService: GenService<{
     output: typeof CancelResponseSchema;
   },
   /**
-   * Counts the tokens of an input without generating, and foretells what the overflow policy would drop.
+   * Counts the tokens of an input without generating, and reports what the overflow policy would drop.
    *
    * @generated from rpc penstock.v1.GenerationService.CountTokens
    */
