@@ -47,9 +47,11 @@ test-engine: setup ## the second half of `make test`: the tests on the real engi
 test-chart: setup tools ## the Helm chart's tests, without the engine
 	@$(BIN)/python -m pytest -q $(PARALLEL) tests/chart -m "not engine and not full" $(ARGS)
 
-coverage: setup tools ## what the tests without an engine run of the Python code; fails below the floor of pyproject.toml
+# Tests that let a disk be full would cut short what coverage.py writes. Whether the tests pass is for `make test` to say.
+coverage: setup tools ## lines and branches that the tests without an engine run; fails below the floor of pyproject.toml
 	@rm -rf build/coverage && mkdir -p build/coverage
-	@$(BIN)/python -m coverage run -m pytest -q $(PARALLEL) $(NO_ENGINE) -m "not engine and not full" $(ARGS)
+	-@$(BIN)/python -m coverage run -m pytest -q $(PARALLEL) $(NO_ENGINE) -m "not engine and not full" \
+		--ignore=tests/rpc/test_full_disks.py $(ARGS)
 	@$(BIN)/python -m coverage combine --quiet
 	@$(BIN)/python -m coverage report
 

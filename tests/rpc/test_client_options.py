@@ -219,9 +219,3 @@ def test_the_other_clients_do_the_same(language: str, target: str, fake: FakeSer
 def test_the_version_is_the_packages() -> None:
     """`scripts/version --check` compares the other clients' with it."""
     assert pc.__version__ == tomllib.loads((CLIENTS / "python/pyproject.toml").read_text())["project"]["version"]
-
-
-def test_exported_names() -> None:
-    public = {name for name in vars(pc) if not name.startswith("_")}
-    modules = {name for name in public if type(getattr(pc, name)).__name__ == "module"}
-    assert public - modules == set(pc.__all__) - {"__version__"}

@@ -139,6 +139,7 @@ def asked(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     profile = {feature.name: [feature.enabled, feature.value, feature.reason] for feature in planned.profile}
     os.environ.update(planned.environment)
     start._import()
+    import vllm
     from vllm.engine.arg_utils import AsyncEngineArgs
 
     try:
@@ -149,6 +150,7 @@ def asked(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return {
         "profile": {feature.name: [feature.enabled, feature.value, feature.reason] for feature in described},
         "version": version,
+        "vllm": vllm.__file__,
         "runner": "V2" if config.use_v2_model_runner else "V1",
         "window": config.model_config.max_model_len,
         "cache_dtype": config.cache_config.cache_dtype,

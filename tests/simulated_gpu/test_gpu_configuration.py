@@ -44,7 +44,9 @@ _ALWAYS = ("H100", "A100")
 )
 def test_vllm_accepts_every_preset(card: str, tmp_path: Path) -> None:
     """Each as it is planned for this card. FP8 caches are off where attention cannot read them; the runner is V2."""
-    paths = {"PYTHONPATH": str(TOOLS / "triton"), "PYTHONWARNINGS": "ignore", "CUDA_VISIBLE_DEVICES": "0"}
+    other = os.environ.get("PENSTOCK_TEST_VLLM", "")  # a folder with another version (DEVELOPMENT.md)
+    folders = os.pathsep.join(filter(None, [str(TOOLS / "triton"), other]))
+    paths = {"PYTHONPATH": folders, "PYTHONWARNINGS": "ignore", "CUDA_VISIBLE_DEVICES": "0"}
     done = subprocess.run(
         [sys.executable, "-m", "tests.simulated_gpu.configure", card, str(tmp_path)],
         cwd=ROOT,
@@ -57,6 +59,8 @@ def test_vllm_accepts_every_preset(card: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
     assert set(found) == {"routing", "bfloat16"} | {path.stem for path in PRESETS}
+    places = {case["vllm"] for case in found.values() if "vllm" in case}
+    assert {Path(place).parent == (Path(other) / "vllm").resolve() for place in places} == {bool(other)}
     reads_fp8 = CARDS[card][1] >= (8, 9)
     for name, case in found.items():
         if "does not fit" in case.get("refused_by_us", ""):

@@ -16,6 +16,16 @@ client.generate("hi", temperature="hot")  # E: arg-type
 client.generate(7)  # E: arg-type
 client.generate({"text": "hi"})  # E: arg-type
 client.generate([{"role": "user", "content": "hi"}], overflow="drop")  # E: arg-type
+client.generate("hi", top_k=0.5)  # E: arg-type
+client.generate("hi", seed="1")  # E: arg-type
+client.generate("hi", max_output_tokens=1.5)  # E: arg-type
+client.generate("hi", stop_token_ids=["a"])  # E: list-item
+client.generate("hi", logit_bias={"a": 1})  # E: dict-item
+client.generate("hi", json_schema=7)  # E: arg-type
+client.generate("hi", priority="urgent")  # E: arg-type
+client.generate("hi", include_thoughts="yes")  # E: arg-type
+client.generate(b"hi")  # E: arg-type
+client.generate(pc.Message("user", "hi"))  # E: arg-type
 client.stream("hi", resumeable=True)  # E: call-arg
 client.stream("hi", timeout="10")  # E: arg-type
 client.interact("hi", resumable=True)  # E: call-arg
@@ -32,9 +42,22 @@ pc.Conversation().add(7)  # E: arg-type
 pc.Conversation().ask(["a"])  # E: arg-type
 pc.build_spec("hi", thinkin="fast")  # E: call-arg
 pc.Reconnect(max_attempts=3)  # E: call-arg
+pc.Message(role="tool", content="x")  # E: arg-type
+pc.Reconnect(attempts=3)  # E: call-arg
+pc.ThinkingMode.DEEP  # E: attr-defined
+pc.NoSuchError  # E: attr-defined
+client.generate("hi").answer = "x"  # E: misc
 client.generate("hi").anwser  # E: attr-defined
 client.generate("hi").finish_reason == 3  # E: comparison-overlap
 client.generate("hi").usage.prompt_tokens  # E: union-attr
+for _ in client.generate("hi"):  # E: attr-defined
+    pass
+for event in client.stream("hi"):
+    event.text  # E: union-attr
+
+
+def cost_is_no_number(reply: pc.Response) -> float:
+    return reply.cost  # E: return-value
 
 
 async def misused() -> None:
@@ -43,6 +66,21 @@ async def misused() -> None:
     for _ in aclient.stream("hi"):  # E: attr-defined
         pass
     await aclient.stream("hi")  # E: misc
+    await client.generate("hi")  # E: misc
+    aclient.generate("hi")  # E: unused-coroutine
+    aclient.count("hi").prompt_tokens  # E: attr-defined
+    aclient.model().name  # E: attr-defined
+    aclient.stream("hi").text() + "x"  # E: operator
+    aclient.stream("hi").finish_thinking()  # E: attr-defined
+    aclient.interact("hi").change_budget("3")  # E: arg-type
+    async for _ in aclient.generate("hi"):  # E: attr-defined
+        pass
+    async for _ in client.stream("hi"):  # E: attr-defined
+        pass
+    async with client:  # E: attr-defined
+        pass
+    with aclient:  # E: attr-defined
+        pass
 
 
 def used(reply: pc.Response) -> int:

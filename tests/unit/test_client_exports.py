@@ -1,0 +1,121 @@
+"""The Python client's public names are the ones promised; taking one away is a breaking change."""
+
+from __future__ import annotations
+
+import inspect
+
+import penstock_client as pc
+
+NAMES = [
+    "AnswerDelta",
+    "AsyncClient",
+    "AsyncInteraction",
+    "AsyncStream",
+    "BrokenStream",
+    "BudgetDoesNotFit",
+    "CallerRefused",
+    "Cancelled",
+    "Candidate",
+    "Client",
+    "ContextOverflow",
+    "Continued",
+    "Conversation",
+    "Cost",
+    "DeadlineExceeded",
+    "EffectiveSettings",
+    "Event",
+    "ExpertLoad",
+    "FeatureOff",
+    "FieldViolation",
+    "FinishReason",
+    "Finished",
+    "GenerationNotFound",
+    "GenerationOptions",
+    "Interaction",
+    "Interrupted",
+    "InterruptionReason",
+    "InvalidRequest",
+    "LayerLoad",
+    "Message",
+    "MessageTooLarge",
+    "ModelCard",
+    "ModelNotFound",
+    "NotImplementedYet",
+    "Overloaded",
+    "PenstockError",
+    "PoisonousRequest",
+    "PriceTier",
+    "ProfileFeature",
+    "RETRY_READS_SERVICE_CONFIG",
+    "Reconnect",
+    "Response",
+    "ServerFault",
+    "Started",
+    "Stream",
+    "ThinkingFinished",
+    "ThinkingMode",
+    "ThinkingOutcome",
+    "ThoughtDelta",
+    "Timing",
+    "TokenCount",
+    "TokenLogprob",
+    "TokenLogprobs",
+    "Unavailable",
+    "Usage",
+    "__version__",
+    "build_spec",
+    "usd_from_ticks",
+]
+OPTIONS = [
+    "answer_reserve",
+    "budget",
+    "cache_salt",
+    "candidates",
+    "choices",
+    "closing_message",
+    "frequency_penalty",
+    "grammar",
+    "include_thoughts",
+    "json_schema",
+    "logit_bias",
+    "max_context_tokens",
+    "max_output_tokens",
+    "min_output_tokens",
+    "min_p",
+    "model",
+    "overflow",
+    "presence_penalty",
+    "priority",
+    "regex",
+    "repetition_penalty",
+    "return_token_ids",
+    "seed",
+    "session_id",
+    "stop",
+    "stop_token_ids",
+    "temperature",
+    "text",
+    "thinking",
+    "token_ids",
+    "top_k",
+    "top_logprobs",
+    "top_p",
+]
+
+
+def test_exported_names() -> None:
+    assert sorted(pc.__all__) == NAMES
+    public = {name for name, value in vars(pc).items() if not name.startswith("_") and not inspect.ismodule(value)}
+    assert public | {"__version__"} == set(NAMES)
+
+
+def test_keywords_of_generation() -> None:
+    assert sorted(pc.GenerationOptions.__annotations__) == OPTIONS
+
+
+def test_both_clients_have_the_same_methods() -> None:
+    def methods(client: type) -> dict[str, list[str]]:
+        found = inspect.getmembers(client, inspect.isfunction)
+        return {name: [*inspect.signature(one).parameters] for name, one in found if not name.startswith("_")}
+
+    assert methods(pc.Client) == methods(pc.AsyncClient)
