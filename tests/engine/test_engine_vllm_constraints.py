@@ -10,7 +10,7 @@ import grpc
 import pytest
 from penstock.engine.base import Engine
 from penstock.engine.vllm import constraints
-from penstock.engine.vllm.trial import Verdict
+from penstock.engine.vllm.sandbox import Verdict
 from penstock.errors import BadRequest, Overloaded
 from penstock.types import StructuredKind, StructuredOutput
 from penstock_proto.v1 import generation_pb2 as pb

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 from penstock.engine.vllm import constraints
 from penstock.engine.vllm.constraints import Constraints
-from penstock.engine.vllm.trial import Verdict
+from penstock.engine.vllm.sandbox import Verdict
 from penstock.errors import BadRequest, Overloaded
 from penstock.types import StructuredKind, StructuredOutput
 

@@ -14,8 +14,8 @@ from penstock_bench.commands.bench_options import parsed
 from penstock_bench.commands.pilot_run import PilotRun
 
 if TYPE_CHECKING:
-    from penstock_bench.pilot.grades import Grades
     from penstock_bench.pilot.results import Result
+    from penstock_bench.pilot.scenario import Grades
     from rich.console import Console
 
 _OBJECTIVES = ("first-token=1", "per-token=0.1")
@@ -112,7 +112,7 @@ def _grades(
     seconds: float | None,
     soak_seconds: float | None,
 ) -> Grades:
-    from penstock_bench.pilot.grades import FULL, QUICK
+    from penstock_bench.pilot.scenario import FULL, QUICK
 
     grades = QUICK if quick else FULL
     changed: dict[str, Any] = {}

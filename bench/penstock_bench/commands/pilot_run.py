@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from penstock_bench.load.measure import Load
     from penstock_bench.load.statistics import Objectives
-    from penstock_bench.pilot.grades import Grades
     from penstock_bench.pilot.results import Experts, Result
+    from penstock_bench.pilot.scenario import Grades
     from penstock_bench.pilot.sequence import Pilot
     from penstock_client import ModelCard
     from rich.console import Console

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from penstock_bench.pilot.checks_load import prefix_hits
 from penstock_bench.pilot.flag import Limits, State, Verdict, unseen, verdict
+from penstock_bench.pilot.formatting import seconds
 from penstock_bench.pilot.results import Result, Stage
-from penstock_bench.pilot.words import seconds
 
 _HYBRIDS = ("Qwen3_5", "Qwen3Next")
 

@@ -9,8 +9,8 @@ from penstock_bench.evaluation.measure import Options, measure
 from penstock_bench.evaluation.questions import SHIPPED, load, pick
 from penstock_bench.evaluation.results import DEADLINE_EXCEEDED, Row, summarize
 from penstock_bench.evaluation.settings import Setting, settings_of
-from penstock_bench.pilot.grades import Grades
 from penstock_bench.pilot.results import Answers
+from penstock_bench.pilot.scenario import Grades
 from penstock_client import AsyncClient, ThinkingMode
 
 

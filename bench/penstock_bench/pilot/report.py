@@ -9,8 +9,8 @@ from penstock_bench.pilot.cost import Costs, answer_costs, costs_of, fastest, op
 from penstock_bench.pilot.document import Document, Section, Table, Tile
 from penstock_bench.pilot.flag import Flag, State
 from penstock_bench.pilot.flags import check_all
+from penstock_bench.pilot.formatting import number, seconds, share, usd
 from penstock_bench.pilot.results import Result, Stage
-from penstock_bench.pilot.words import number, seconds, share, usd
 
 
 def document(result: Result) -> Document:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from penstock_bench.pilot.cost import Costs, operating_point
 from penstock_bench.pilot.document import Figure, Section, Table
+from penstock_bench.pilot.formatting import number, usd
 from penstock_bench.pilot.results import Result
 from penstock_bench.pilot.svg import Bar, Mark, Series, bars, lines
-from penstock_bench.pilot.words import number, usd
 
 
 def cost(result: Result, costs: Costs | None) -> list[Section]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from penstock_bench.pilot.document import Figure, Section, Table
+from penstock_bench.pilot.formatting import seconds, share
 from penstock_bench.pilot.results import Knee, Result, Stage
 from penstock_bench.pilot.svg import Bar, Mark, Series, bars, lines
-from penstock_bench.pilot.words import seconds, share
 
 
 def throughput(result: Result) -> Section | None:

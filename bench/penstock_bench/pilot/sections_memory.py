@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from penstock_bench.pilot.document import Figure, Section, Table
+from penstock_bench.pilot.formatting import number, share
 from penstock_bench.pilot.results import Kind, Result, Stage
 from penstock_bench.pilot.svg import Mark, Series, lines
-from penstock_bench.pilot.words import number, share
 
 
 def memory(result: Result) -> Section | None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from penstock_bench.pilot.cost import Costs, answer_costs
 from penstock_bench.pilot.document import Figure, Section, Table
+from penstock_bench.pilot.formatting import seconds, share, usd
 from penstock_bench.pilot.results import Answers, Experts, Result
 from penstock_bench.pilot.svg import Bar, Series, bars, heat, lines
-from penstock_bench.pilot.words import seconds, share, usd
 
 _MOST_CELLS = 64
 _FULL_HEAT = 2.5

@@ -18,10 +18,10 @@ from penstock_bench.load.search import KneeSearch, Loads, NoCallEnded
 from penstock_bench.load.statistics import Objectives
 from penstock_bench.load.workload import Lengths, Thinking, Workload
 from penstock_bench.pilot import questions
-from penstock_bench.pilot.grades import Grades
 from penstock_bench.pilot.knee import knee_of
 from penstock_bench.pilot.questions import Asked
 from penstock_bench.pilot.results import Kind, Knee, Stage
+from penstock_bench.pilot.scenario import Grades
 from penstock_bench.pilot.scrape import Watch
 from penstock_bench.pilot.stage import stage_of
 from penstock_client import AsyncClient, FeatureOff, InvalidRequest, ModelCard

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 from penstock_bench.pilot.axis import Axis, short
+from penstock_bench.pilot.formatting import seconds, usd
 from penstock_bench.pilot.render import to_html, to_markdown
 from penstock_bench.pilot.report import document
 from penstock_bench.pilot.results import Prices, Result, read
 from penstock_bench.pilot.svg import Bar, Mark, Series, bars, heat, lines
-from penstock_bench.pilot.words import seconds, usd
 
 from tests.unit.pilot.made import experts, result, with_answers, with_stage
 

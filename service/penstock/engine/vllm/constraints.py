@@ -24,7 +24,7 @@ from typing import Any
 from penstock import tasks
 from penstock.engine.vllm.json_schema import RefusedSchemaError, rewritten
 from penstock.engine.vllm.regex import RefusedRegexError, translate
-from penstock.engine.vllm.trial import Verdict
+from penstock.engine.vllm.sandbox import Verdict
 from penstock.errors import BadRequest, FieldReason, FieldViolation, Overloaded
 from penstock.types import StructuredKind, StructuredOutput
 
@@ -208,7 +208,7 @@ class Constraints:
         # One arena and no helper threads: the memory limit counts address space, and threads do not survive a fork.
         quiet = {"MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-W", "ignore", "-m", "penstock.engine.vllm.trial"),
+            *(sys.executable, "-W", "ignore", "-m", "penstock.engine.vllm.sandbox"),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,

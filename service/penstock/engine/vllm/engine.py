@@ -28,7 +28,7 @@ from penstock.engine.vllm.load import LoadMeter
 from penstock.engine.vllm.parallel import Layout
 from penstock.engine.vllm.processes import kill, processes_of
 from penstock.engine.vllm.sampling import sampling_params, thought_tokens_in_prompt
-from penstock.engine.vllm.trial import Verdict
+from penstock.engine.vllm.sandbox import Verdict
 from penstock.errors import BadRequest, ConstraintLost, EngineDown, EngineRefused, FeatureOff
 from penstock.types import (
     EngineChunk,

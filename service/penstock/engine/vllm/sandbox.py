@@ -1,4 +1,4 @@
-"""Tries constraints, each in a child that can be killed; a program of its own: `python -m penstock.engine.vllm.trial`.
+"""Tries constraints, each in a child that can be killed; a program of its own: `python -m penstock.engine.vllm.sandbox`.
 
 Compiling cannot be interrupted, and a grammar that compiles at once can still take seconds per token. So a child
 compiles it, then writes a few texts under it as the engine would, within time, memory and stack; what dies there would
@@ -21,7 +21,7 @@ from enum import IntEnum
 from typing import Any
 
 from penstock.engine.vllm.lifetime import end_with_parent
-from penstock.engine.vllm.patience import Patience
+from penstock.engine.vllm.mask_budget import Patience
 
 _MEMORY_BYTES = 1 << 30  # beside what this process has itself
 _STACK_BYTES = 4 << 20  # half of what the engine's threads have
