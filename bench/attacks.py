@@ -26,7 +26,7 @@ from tests.hostile.conftest import Victim, guarded_service, limits_of_preset
 from tests.hostile.held import ATTACKS, Beside
 
 _QUIET_CALLS = 60
-_LOOK_SECONDS = 0.02
+_CHECK_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ def measure(victim: Victim, name: str, times: int) -> Felt:
         beside.start()
         while beside.is_on:
             most = max(most, victim.rss_kib())
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(_CHECK_SECONDS)
         beside.result()
     ended = time.time()
     victim.await_normal(_QUIET_CALLS)

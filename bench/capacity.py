@@ -32,10 +32,10 @@ from penstock.config.schema import Config
 from penstock.engine.scripted import Reply, ScriptedEngine
 from penstock.generation.planner import plan_generation
 from penstock.generation.usage import PriceList
-from penstock.server.convert.generation import request_of, streamed
-from penstock.server.rpc.call_runner import Arrival, Calls, House
-from penstock.sessions.checkpoints import NOBODY
-from penstock.sessions.streams import LiveStreams
+from penstock.server.convert.generation import request_from_proto, streamed
+from penstock.server.rpc.call_runner import CallRunner, RequestContext, ServiceContext
+from penstock.sessions.checkpoints import ANONYMOUS
+from penstock.sessions.streams import StreamStore
 from penstock.types import EngineRequest, Sampling
 from penstock_proto.v1 import generation_pb2 as pb
 
@@ -48,12 +48,12 @@ _SENTENCE = "The quick brown fox jumps over the lazy dog, again and again. "
 _WINDOW_TOKENS = 100_000
 _START_SECONDS = 60.0
 _DEFAULT_ADAPTIVE_MS = round(Config().server.adaptive_flush_seconds * 1000)
-_MOST_STREAMS = 1000
+_MAX_STREAMS = 1000
 Stream = Callable[[int], AsyncGenerator[Any, None]]
 
 
 def main(
-    streams: Annotated[int, typer.Option(help="Side by side.", min=1, max=_MOST_STREAMS)] = 64,
+    streams: Annotated[int, typer.Option(help="Side by side.", min=1, max=_MAX_STREAMS)] = 64,
     tokens_per_step: Annotated[int, typer.Option(help="Of each stream; MTP gives two to three.", min=1)] = 2,
     steps: Annotated[int, typer.Option(help="Per thought and per answer.", min=1)] = 64,
     repeats: Annotated[int, typer.Option(help="The median counts.", min=1)] = 5,
@@ -118,10 +118,12 @@ def _stages(reply: Reply) -> dict[str, Stream]:
     config = Config()
     engine = ScriptedEngine([reply], context_window_tokens=_WINDOW_TOKENS)
     admission = Admission(config.admission, lambda: 1 << 20)
-    house = House(config, PriceList(config.price_tiers), admission, LiveStreams(config.resume), lambda: engine)
-    calls = Calls(house)
+    service = ServiceContext(
+        config, PriceList(config.price_tiers), admission, StreamStore(config.resume), lambda: engine
+    )
+    calls = CallRunner(service)
     request = _request()
-    plan = plan_generation(request_of(request.spec), engine, config, None)
+    plan = plan_generation(request_from_proto(request.spec), engine, config, None)
     prompt = plan.context.prompt_token_ids
 
     def engine_alone(number: int) -> AsyncGenerator[Any, None]:
@@ -130,13 +132,13 @@ def _stages(reply: Reply) -> dict[str, Stream]:
     async def generation(number: int) -> AsyncGenerator[Any, None]:
         from penstock.generation.generation import generate
 
-        async with aclosing(generate(engine, plan, house.prices, f"{number}", time.monotonic())) as events:
+        async with aclosing(generate(engine, plan, service.prices, f"{number}", time.monotonic())) as events:
             async for event in events:
                 yield event
 
     async def events(number: int) -> AsyncGenerator[Any, None]:
-        arrival = Arrival(NOBODY, time.monotonic(), None)
-        async with aclosing(calls.events(request.spec, arrival, 0.0, streamed)) as replies:
+        request_context = RequestContext(ANONYMOUS, time.monotonic(), None)
+        async with aclosing(calls.events(request.spec, request_context, 0.0, streamed)) as replies:
             async for reply in replies:
                 yield reply.SerializeToString()
 
@@ -182,8 +184,8 @@ def _serving(scratch: Path, reply: Reply, most_adaptive_ms: int) -> Iterator[tup
         f"server.adaptive_flush_seconds={most_adaptive_ms / 1000}",
         # All streams are one caller here, and run at once.
         "admission.max_starts_per_second=1e6",
-        f"admission.max_running_sequences={_MOST_STREAMS}",
-        f"admission.max_queued_calls={_MOST_STREAMS}",
+        f"admission.max_running_sequences={_MAX_STREAMS}",
+        f"admission.max_queued_calls={_MAX_STREAMS}",
     ]
     flags = [part for setting in settings for part in ("--set", setting)]
     listening = ["--engine-kind", "scripted", "--listen", "127.0.0.1:0", "--ready-file", str(ready)]

@@ -23,7 +23,7 @@ from typing import Any
 from penstock.config.schema import DEMO_MODEL_DIR, DEMO_MODEL_FP8_DIR
 from penstock.engine.sizing.shape import read_shape
 from penstock.engine.sizing.weights import weight_bytes
-from penstock_bench.evaluation.measure import Options, measure
+from penstock_bench.evaluation.measure import EvaluationOptions, measure
 from penstock_bench.evaluation.questions import SHIPPED, Question, load, pick
 from penstock_bench.evaluation.results import Row, Share, paired_difference, share
 from penstock_bench.evaluation.settings import AUTO, FAST, THINKING, Setting
@@ -56,7 +56,7 @@ async def ask(address: str, questions: Sequence[Question], settings: Sequence[Se
     """Every question in every setting, of a running service."""
     rows: list[Row] = []
     async with AsyncClient(address) as client:
-        await measure(client, questions, settings, Options(CALLS, MAX_OUTPUT_TOKENS), rows.append)
+        await measure(client, questions, settings, EvaluationOptions(CALLS, MAX_OUTPUT_TOKENS), rows.append)
     return rows
 
 

@@ -11,14 +11,14 @@ _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _SETTINGS, _WINDOW_UPDATE = 0, 1, 4, 8
 _ACK, _END_STREAM, _END_HEADERS = 1, 1, 4
 _INITIAL_WINDOW_SIZE, _MAX_FRAME_SIZE = 4, 5
-_MOST_WINDOW = 2**31 - 1  # so that nothing need be acknowledged on the way
+_MAX_WINDOW = 2**31 - 1  # so that nothing need be acknowledged on the way
 _MESSAGE_HEADER = 5  # a byte for compression, four for the length
 
 
 def connection(address: str, method: str, messages: list[bytes]) -> Connection:
     """One connection that makes unary-stream calls of `method` (`/package.Service/Method`) one after the other."""
-    settings = struct.pack(">HIHI", _INITIAL_WINDOW_SIZE, _MOST_WINDOW, _MAX_FRAME_SIZE, 2**20)
-    window = struct.pack(">I", _MOST_WINDOW - 65535)
+    settings = struct.pack(">HIHI", _INITIAL_WINDOW_SIZE, _MAX_WINDOW, _MAX_FRAME_SIZE, 2**20)
+    window = struct.pack(">I", _MAX_WINDOW - 65535)
     opening = _PREFACE + _frame(_SETTINGS, 0, 0, settings) + _frame(_WINDOW_UPDATE, 0, 0, window)
     requests = tuple(_request(address, method, message, 2 * number + 1) for number, message in enumerate(messages))
     return Connection(opening, requests, on_first_bytes=_frame(_SETTINGS, _ACK, 0, b""))

@@ -218,7 +218,7 @@ def main() -> int:
     asked = parser.parse_args()
     made = about("bench.overload")
     seen = measure(questions(), asked.turns, asked.seconds, canned=asked.canned)
-    told = {"about": made, **seen.told()}
+    told = {"about": made, **seen.to_dict()}
     print(json.dumps(told, indent=1))
     if asked.json is not None:
         asked.json.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")

@@ -30,7 +30,7 @@ _numbers = itertools.count()
 
 
 @dataclass(frozen=True)
-class Call:
+class MeasuredCall:
     """One call: tokens of its prompt, those that came from the cache, and those that vLLM's rule promises."""
 
     kind: str
@@ -61,7 +61,9 @@ async def ask(engine: Engine, prompt: Sequence[int]) -> tuple[int, list[int]]:
     return chunks[-1].cached_tokens, [token for chunk in chunks for token in chunk.token_ids]
 
 
-async def second_calls(engine: Engine, block_tokens: int, mtp: bool, lengths: Sequence[int], seed: int) -> list[Call]:
+async def second_calls(
+    engine: Engine, block_tokens: int, mtp: bool, lengths: Sequence[int], seed: int
+) -> list[MeasuredCall]:
     """The same prompt twice, for each length in tokens."""
     draw, calls = random.Random(seed), []
     for length in lengths:
@@ -71,19 +73,19 @@ async def second_calls(engine: Engine, block_tokens: int, mtp: bool, lengths: Se
         if first != second:
             raise AssertionError(f"{length} tokens: what came from the cache changed the answer")
         wanted = promised(length, block_tokens, mtp)
-        calls.append(Call("second call", mtp, length / block_tokens, length, cached, wanted))
+        calls.append(MeasuredCall("second call", mtp, length / block_tokens, length, cached, wanted))
     return calls
 
 
-async def growing_chat(engine: Engine, block_tokens: int, mtp: bool, turns: int, seed: int) -> list[Call]:
+async def growing_chat(engine: Engine, block_tokens: int, mtp: bool, turns: int, seed: int) -> list[MeasuredCall]:
     """Each turn's prompt is the one before, its answer, and six tenths of a block more; from the second turn on."""
     draw = random.Random(seed)
-    prompt, calls, before = noise(draw, block_tokens * 8 // 5), list[Call](), 0
+    prompt, calls, before = noise(draw, block_tokens * 8 // 5), list[MeasuredCall](), 0
     for turn in range(turns):
         cached, answer = await ask(engine, prompt)
         if turn:
             wanted = promised(before, block_tokens, mtp)
-            calls.append(Call("chat", mtp, len(prompt) / block_tokens, len(prompt), cached, wanted))
+            calls.append(MeasuredCall("chat", mtp, len(prompt) / block_tokens, len(prompt), cached, wanted))
         before = len(prompt)
         prompt = [*prompt, *answer, *noise(draw, block_tokens * 3 // 5)]
     return calls
@@ -97,7 +99,7 @@ async def block_tokens_of(engine: VllmEngine) -> int:
     return (await engine.cache_bytes())[0]["block_tokens"]
 
 
-async def measure(blocks: Sequence[int], turns: int) -> list[Call]:
+async def measure(blocks: Sequence[int], turns: int) -> list[MeasuredCall]:
     from penstock.config.schema import EngineSettings
     from penstock.engine.vllm.start import start
 

@@ -27,8 +27,8 @@ import grpc
 from penstock.config.schema import Config, TelemetrySettings
 from penstock.engine.scripted import Reply, ScriptedEngine
 from penstock.server.server import Server
-from penstock.telemetry.hooks import CallWatch, CandidateWatch, Cause, GenerationWatch, Headers, Observer, Step
-from penstock.types import CandidateEnd, EngineChunk, EngineRequest, Finished, Plan, ThinkingOutcome
+from penstock.telemetry.hooks import CallHooks, CandidateHooks, Cause, GenerationHooks, Headers, Step, TelemetryHooks
+from penstock.types import CandidateEnd, EngineChunk, EngineRequest, Finished, GenerationPlan, ThinkingOutcome
 from penstock_proto.v1 import generation_pb2 as pb
 from penstock_proto.v1 import generation_pb2_grpc
 from rich.console import Console
@@ -41,40 +41,42 @@ METHOD = "/penstock.v1.GenerationService/StreamGenerate"
 RATIOS = (1.0, 0.05)
 PAUSE_EVERY, PAUSE_SECONDS = 50, 0.02
 LOOP, EXPORT = "event_loop_us", "export_us"
-Cost = dict[str, float]
+CallCost = dict[str, float]
 
 
-class Kept(Observer, CallWatch):
+class Kept(TelemetryHooks, CallHooks):
     """Keeps what one call told."""
 
-    plan: Plan
+    plan: GenerationPlan
     finished: Finished
     request: EngineRequest
     chunk: EngineChunk
     end: CandidateEnd
 
-    def call(self, method: str, metadata: Any) -> CallWatch:
+    def call(self, method: str, metadata: Any) -> CallHooks:
         return self
 
-    def generation(self, *, model: str, chat: bool, streams: bool, carried: Headers | None = None) -> GenerationWatch:
+    def generation(
+        self, *, model: str, chat: bool, streams: bool, parent_headers: Headers | None = None
+    ) -> GenerationHooks:
         return _KeptGeneration(self)
 
 
-class _KeptGeneration(GenerationWatch):
+class _KeptGeneration(GenerationHooks):
     def __init__(self, kept: Kept) -> None:
         self._kept = kept
 
-    def planned(self, plan: Plan, seconds_to_deadline: float | None) -> None:
+    def planned(self, plan: GenerationPlan, seconds_to_deadline: float | None) -> None:
         self._kept.plan = plan
 
-    def candidate(self, index: int) -> CandidateWatch:
+    def candidate(self, index: int) -> CandidateHooks:
         return _KeptCandidate(self._kept)
 
     def finished(self, finished: Finished) -> None:
         self._kept.finished = finished
 
 
-class _KeptCandidate(CandidateWatch):
+class _KeptCandidate(CandidateHooks):
     def __init__(self, kept: Kept) -> None:
         self._kept = kept
 
@@ -106,9 +108,9 @@ async def one_real_call() -> Kept:
     return kept
 
 
-def tell(observer: Observer, kept: Kept) -> None:
+def report_to(hooks: TelemetryHooks, kept: Kept) -> None:
     """Tell the call again, in the service's order."""
-    call = observer.call(METHOD, (("user-agent", "bench"),))
+    call = hooks.call(METHOD, (("user-agent", "bench"),))
     call.caller_is("caller", "label")
     with call.generation(model="scripted", chat=True, streams=True) as generation:
         with generation.step(Step.PLAN):
@@ -116,7 +118,7 @@ def tell(observer: Observer, kept: Kept) -> None:
         generation.planned(kept.plan, None)
         with generation.step(Step.QUEUE):
             pass
-        generation.let_in("0" * 32, 0.001)
+        generation.admitted("0" * 32, 0.001)
         candidate = generation.candidate(0)
         candidate.run_began(Cause.START, kept.request)
         candidate.run_answered(kept.chunk)
@@ -129,7 +131,7 @@ def tell(observer: Observer, kept: Kept) -> None:
     call.ended("OK")
 
 
-async def measured(endpoint: str, calls: int) -> Cost:
+async def measured(endpoint: str, calls: int) -> CallCost:
     """Return the cost of a call in this process, with the sampler that the environment names."""
     # Only here: these are another checkout's own where its service/ comes first on the path.
     from penstock.telemetry.otel.plan import plan_telemetry
@@ -139,11 +141,11 @@ async def measured(endpoint: str, calls: int) -> Cost:
     settings = TelemetrySettings(otlp="grpc", otlp_endpoint=endpoint, prometheus_listen=":0", engine_traces=False)
     telemetry = Telemetry(plan_telemetry(settings, {}), settings)
     for _ in range(100):
-        tell(telemetry.observer, kept)
+        report_to(telemetry.hooks, kept)
     before, thread = time.process_time(), 0.0
     for number in range(calls):
         began = time.thread_time()
-        tell(telemetry.observer, kept)
+        report_to(telemetry.hooks, kept)
         thread += time.thread_time() - began
         if number % PAUSE_EVERY == 0:
             await asyncio.sleep(PAUSE_SECONDS)
@@ -163,7 +165,7 @@ def collecting() -> Iterator[str]:
         collector.stdin.close()
 
 
-def in_a_process(checkout: Path, ratio: float, calls: int) -> Cost:
+def in_a_process(checkout: Path, ratio: float, calls: int) -> CallCost:
     environ = os.environ | {
         "PYTHONPATH": str(checkout / "service"),
         "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
@@ -174,13 +176,13 @@ def in_a_process(checkout: Path, ratio: float, calls: int) -> Cost:
     with collecting() as endpoint:
         command = (sys.executable, "-m", "bench.telemetry_calls", "--endpoint", endpoint, "--calls", str(calls))
         done = subprocess.run(command, cwd=ROOT, env=environ, check=True, capture_output=True, text=True)
-    found: Cost = json.loads(done.stdout)
+    found: CallCost = json.loads(done.stdout)
     return found
 
 
-def compare(rounds: int, measure: Callable[[str, float], Cost], sides: list[str]) -> list[dict[str, Any]]:
+def compare(rounds: int, measure: Callable[[str, float], CallCost], sides: list[str]) -> list[dict[str, Any]]:
     """Return a row per side and ratio, medians over rounds, and each side's ratio to the first in the same round."""
-    found: dict[tuple[str, float], list[Cost]] = {(side, ratio): [] for side in sides for ratio in RATIOS}
+    found: dict[tuple[str, float], list[CallCost]] = {(side, ratio): [] for side in sides for ratio in RATIOS}
     for _ in range(rounds):
         for key, costs in found.items():
             costs.append(measure(*key))

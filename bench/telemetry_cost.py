@@ -27,7 +27,7 @@ from penstock.config.schema import Config, EngineSettings, TelemetrySettings
 from penstock.engine.base import Engine
 from penstock.generation.percentiles import percentile
 from penstock.server.server import Server
-from penstock.telemetry.hooks import NOBODY, Observer
+from penstock.telemetry.hooks import NO_HOOKS, TelemetryHooks
 from penstock.telemetry.otel.plan import plan_telemetry
 from penstock.telemetry.otel.start import Telemetry
 from penstock_proto.v1 import generation_pb2 as pb
@@ -40,9 +40,9 @@ AIMS = {"telemetry": 0.97, "routing": 0.98}
 Measure = Callable[[bool], Awaitable[float]]
 
 
-async def tokens_per_second(engine: Engine, observer: Observer, calls: int, tokens: int) -> float:
+async def tokens_per_second(engine: Engine, hooks: TelemetryHooks, calls: int, tokens: int) -> float:
     """Of `calls` streams side by side, each of exactly `tokens`, after one that does not count."""
-    server = Server(Config.model_validate({"server": {"listen": "127.0.0.1:0"}}), observer)
+    server = Server(Config.model_validate({"server": {"listen": "127.0.0.1:0"}}), hooks)
     address = await server.listen()
     await server.serve_with(engine)
     spec = pb.GenerationSpec(
@@ -84,7 +84,7 @@ async def compare(measure: Measure, rounds: int) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def telling() -> AsyncIterator[Observer]:
+async def telling() -> AsyncIterator[TelemetryHooks]:
     """Everything told, to a collector that takes it."""
     pipe = asyncio.subprocess.PIPE
     command = (sys.executable, "-m", "tests.rpc.otlp")
@@ -94,7 +94,7 @@ async def telling() -> AsyncIterator[Observer]:
     endpoint = (await collector.stdout.readline()).decode().strip()
     settings = TelemetrySettings(otlp="grpc", otlp_endpoint=endpoint, prometheus_listen=":0", engine_traces=False)
     telemetry = Telemetry(plan_telemetry(settings, {}), settings)
-    yield telemetry.observer
+    yield telemetry.hooks
     await telemetry.close()
     collector.stdin.close()
     await collector.wait()
@@ -107,14 +107,14 @@ async def costs(rounds: int, calls: int, tokens: int) -> dict[str, dict[str, Any
     layout = plan(settings)[1].layout
     engine = await start(settings)
     try:
-        async with telling() as observer:
+        async with telling() as hooks:
 
             async def telemetry(on: bool) -> float:
-                return await tokens_per_second(engine, observer if on else NOBODY, calls, tokens)
+                return await tokens_per_second(engine, hooks if on else NO_HOOKS, calls, tokens)
 
             async def routing(on: bool) -> float:
                 await engine.count_experts(layout if on else None)
-                return await tokens_per_second(engine, NOBODY, calls, tokens)
+                return await tokens_per_second(engine, NO_HOOKS, calls, tokens)
 
             found = {"telemetry": await compare(telemetry, rounds), "routing": await compare(routing, rounds)}
     finally:

@@ -6,13 +6,13 @@ from models.demo.question import Question, Working
 
 NAMES = ("Ann", "Tom", "Mia", "Ben", "Eva", "Max", "Lea", "Sam", "Ida", "Leo")
 THINGS = ("apples", "pens", "books", "coins", "cards", "eggs", "shells", "stamps", "cups", "nuts")
-MOST_RUNNING_VALUE = 399
+MAX_RUNNING_VALUE = 399
 
 
 def _sign_for(rng: random.Random, value: int, operand: int) -> str:
     if value < operand:
         return "+"
-    return "-" if value + operand > MOST_RUNNING_VALUE else rng.choice("+-")
+    return "-" if value + operand > MAX_RUNNING_VALUE else rng.choice("+-")
 
 
 CHAIN_ASKS = ["What is {}?", "Calculate {}.", "Work out {}.", "{} = ?", "Please compute {}.", "How much is {}?"]

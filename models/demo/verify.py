@@ -24,7 +24,7 @@ from models.demo.question import Question
 from models.demo.questions import KINDS, MULTI_STEP
 from models.demo.tokenizer import build_tokenizer
 
-MOST_TOKENS = 160
+MAX_TOKENS = 160
 Prompts = list[list[int]]
 
 
@@ -46,7 +46,7 @@ class OnVllm:
         )
         self._sampling = SamplingParams
 
-    def generate(self, prompts: Prompts, most_tokens: int = MOST_TOKENS) -> Prompts:
+    def generate(self, prompts: Prompts, most_tokens: int = MAX_TOKENS) -> Prompts:
         """New token ids per prompt, the end-of-turn token included."""
         sampling = self._sampling(temperature=0.0, max_tokens=most_tokens, detokenize=False)
         outputs = self._engine.generate([{"prompt_token_ids": p} for p in prompts], sampling, use_tqdm=False)
@@ -79,7 +79,7 @@ def on_transformers(model: Path, prompts: Prompts) -> tuple[Prompts, list[list[f
         ids,
         attention_mask=mask,
         do_sample=False,
-        max_new_tokens=MOST_TOKENS,
+        max_new_tokens=MAX_TOKENS,
         output_logits=True,
         return_dict_in_generate=True,
     )

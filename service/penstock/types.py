@@ -324,7 +324,7 @@ class Budget:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class GenerationPlan:
     """Everything that is decided before the engine is asked. `deadline_monotonic` is in time.monotonic() seconds."""
 
     request: Request

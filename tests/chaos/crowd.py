@@ -102,7 +102,7 @@ class Seen:
         self.refused.clear()
         self._starts_at = time.monotonic()
 
-    def told(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, object]:
         seconds = time.monotonic() - self._starts_at
         return {
             "sent": self.sent,
@@ -225,7 +225,7 @@ def main(address: str, callers: int, per_second: float, lead_in: float, seconds:
             lines[asked % len(lines)].ask(head, bodies[asked % len(bodies)])
             asked += 1
         owed = sum(key.data.read() for key, _ in selector.select(_TICK_SECONDS))
-    print(json.dumps(seen.told()))
+    print(json.dumps(seen.to_dict()))
     for line in lines:
         line.close()
 

@@ -106,7 +106,7 @@ async def test_one_caller_sends_poison_twenty_times_and_the_others_complete(pati
             await patient.stub.Generate(pb.GenerateRequest(spec=poison), wait_for_ready=True)
         assert refused.value.code() is grpc.StatusCode.ABORTED, attempt
         async with asyncio.timeout(120):
-            await patient.engine.revived()
+            await patient.engine.wait_until_available()
     for question, events in zip(asked, await asyncio.gather(*streams), strict=True):
         assert said(events) == undisturbed[question]
     assert patient.engine.restarts - restarts_before == 2

@@ -46,7 +46,7 @@ def run_sync(case: dict[str, Any], targets: dict[str, str]) -> dict[str, Any]:
 def _stream(client: pc.Client, case: dict[str, Any], seen: dict[str, Any]) -> None:
     with client.stream(resumable=case.get("resumable"), **delivered(case)) as stream:
         seen["events"] = [event_of(event) for event in stream]
-        seen.update(reply=reply_of(stream.response), reconnections=stream.reconnections)
+        seen.update(reply=response_to_proto(stream.response), reconnections=stream.reconnections)
 
 
 def _interact(client: pc.Client, case: dict[str, Any], seen: dict[str, Any]) -> None:
@@ -56,7 +56,7 @@ def _interact(client: pc.Client, case: dict[str, Any], seen: dict[str, Any]) -> 
             seen["events"].append(event_of(event))
             for step in due(case, len(seen["events"])):
                 step(interaction)
-        seen["reply"] = reply_of(interaction.response)
+        seen["reply"] = response_to_proto(interaction.response)
 
 
 def _resume(client: pc.Client, case: dict[str, Any], seen: dict[str, Any], targets: dict[str, str]) -> None:
@@ -68,15 +68,15 @@ def _resume(client: pc.Client, case: dict[str, Any], seen: dict[str, Any], targe
     with pc.Client(**reached_again(case, targets)) as another:
         resumed = another.resume(*place(case, stream))
         seen["events"] = [event_of(event) for event in resumed]
-        seen["reply"] = reply_of(resumed.response)
+        seen["reply"] = response_to_proto(resumed.response)
 
 
 def _generate(client: pc.Client, case: dict[str, Any], seen: dict[str, Any]) -> None:
-    seen["reply"] = reply_of(client.generate(**options(case)))
+    seen["reply"] = response_to_proto(client.generate(**options(case)))
 
 
 def _count(client: pc.Client, case: dict[str, Any], seen: dict[str, Any]) -> None:
-    seen.update(count_of(client.count(**options(case))))
+    seen.update(count_to_proto(client.count(**options(case))))
 
 
 def _model(client: pc.Client, case: dict[str, Any], seen: dict[str, Any]) -> None:
@@ -227,12 +227,12 @@ async def _read_all(stream: pc.AsyncStream) -> None:
         pass
 
 
-async def _look_async(client: pc.AsyncClient, case: dict[str, Any], seen: dict[str, Any]) -> None:
+async def _read_async(client: pc.AsyncClient, case: dict[str, Any], seen: dict[str, Any]) -> None:
     match case["call"]:
         case "generate":
-            seen["reply"] = reply_of(await client.generate(**options(case)))
+            seen["reply"] = response_to_proto(await client.generate(**options(case)))
         case "count":
-            seen.update(count_of(await client.count(**options(case))))
+            seen.update(count_to_proto(await client.count(**options(case))))
         case "model":
             seen["model"] = model_of(await client.model(case.get("model", "")))
         case "experts":
@@ -249,7 +249,7 @@ async def _run_async(
             await _leave_async(client, case, seen, targets)
             return
         case "generate" | "count" | "model" | "experts" | "watch_experts":
-            await _look_async(client, case, seen)
+            await _read_async(client, case, seen)
             return
         case "stream":
             stream = client.stream(resumable=case.get("resumable"), **delivered(case))
@@ -267,7 +267,7 @@ async def _run_async(
         seen["events"].append(event_of(event))
         for step in due(case, len(seen["events"])):
             step(stream)
-    seen.update(reply=reply_of(stream.response), reconnections=stream.reconnections)
+    seen.update(reply=response_to_proto(stream.response), reconnections=stream.reconnections)
 
 
 def options(case: dict[str, Any]) -> dict[str, Any]:
@@ -306,7 +306,7 @@ def event_of(event: pc.Event) -> dict[str, Any]:
     return seen
 
 
-def reply_of(response: pc.Response) -> dict[str, Any]:
+def response_to_proto(response: pc.Response) -> dict[str, Any]:
     names = ("thought", "answer", "finish_reason", "thinking_outcome", "matched_stop", "reasoning_tokens")
     names += ("answer_tokens", "thought_token_ids", "answer_token_ids")
     return {
@@ -317,7 +317,7 @@ def reply_of(response: pc.Response) -> dict[str, Any]:
     }
 
 
-def count_of(count: pc.TokenCount) -> dict[str, Any]:
+def count_to_proto(count: pc.TokenCount) -> dict[str, Any]:
     names = ("prompt_tokens", "effective_prompt_tokens", "window_tokens", "window_left_tokens", "dropped_tokens")
     effective = count.effective_settings
     return {

@@ -97,7 +97,7 @@ def mounted(spec: Object, box: Object, objects: list[Object], folder: Path) -> l
     return options
 
 
-def told(box: Object) -> list[str]:
+def output_of(box: Object) -> list[str]:
     return [f"--env={entry['name']}={entry.get('value', 'here')}" for entry in box.get("env", [])]
 
 
@@ -106,7 +106,7 @@ def service(images: None, objects: list[Object], tmp_path_factory: pytest.TempPa
     spec, box = pod(objects), container(objects)
     folder = tmp_path_factory.mktemp("pod")
     folder.chmod(0o755)
-    options = [*secured(spec, box), *limited(box), *mounted(spec, box, objects, folder), *told(box)]
+    options = [*secured(spec, box), *limited(box), *mounted(spec, box, objects, folder), *output_of(box)]
     entry = json.dumps(["tini", "--", *box["command"]])
     name = podman("run", "--detach", "--network=host", f"--entrypoint={entry}", *options, box["image"], *box["args"])
     try:

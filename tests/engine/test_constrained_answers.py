@@ -14,7 +14,7 @@ import pytest
 from penstock.config.schema import Config
 from penstock.engine.base import Engine
 from penstock.errors import EngineDown
-from penstock.generation.candidate import Candidate, Steering
+from penstock.generation.candidate import Candidate, GenerationControl
 from penstock.generation.planner import plan_generation
 from penstock.types import (
     CandidateEnd,
@@ -85,7 +85,7 @@ class DiesTwice:
     def interruption(self) -> None:
         return
 
-    async def revived(self) -> None:
+    async def wait_until_available(self) -> None:
         return
 
 
@@ -96,7 +96,7 @@ async def answer(engine: Any, structured: StructuredOutput, draw: Sampling) -> t
         sampling=draw,
         output=Output(structured=structured, max_tokens=200),
     )
-    candidate = Candidate(engine, plan_generation(request, engine, Config(), None), "g", 0, Steering())
+    candidate = Candidate(engine, plan_generation(request, engine, Config(), None), "g", 0, GenerationControl())
     events = [event async for event in candidate.events()]
     end = events[-1]
     assert isinstance(end, CandidateEnd)

@@ -167,10 +167,10 @@ def test_a_ban_that_model_runner_v2_cannot_hold_is_refused(engine: Engine) -> No
     """V2 dies of more than 1,024 allowed tokens: a request that needs the list is refused there, and served on V1."""
     from dataclasses import replace
 
-    from penstock.engine.vllm.sampling import MOST_ALLOWED_TOKEN_IDS, sampling_params
+    from penstock.engine.vllm.sampling import MAX_ALLOWED_TOKEN_IDS, sampling_params
     from vllm.v1.worker.gpu.sample import logit_bias
 
-    assert logit_bias.MAX_NUM_ALLOWED_TOKEN_IDS == MOST_ALLOWED_TOKEN_IDS
+    assert logit_bias.MAX_NUM_ALLOWED_TOKEN_IDS == MAX_ALLOWED_TOKEN_IDS
     assert logit_bias.MAX_NUM_LOGIT_BIAS_TOKENS >= 1024
     assert 64 + len(engine.card.eos_ids) <= logit_bias.MAX_NUM_STOP_TOKEN_IDS
     request = EngineRequest("banned", (20,), 4, 0, Sampling(temperature=0.0), banned_token_ids=(21,))

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from penstock.config.schema import DEMO_MODEL_DIR, EngineSettings
 from penstock.engine.vllm.args import plan_engine
-from penstock.engine.vllm.checkpoint import Checkpoint, card_checkpoint, read_checkpoint
+from penstock.engine.vllm.checkpoint import ModelCheckpoint, card_checkpoint, read_checkpoint
 from penstock.engine.vllm.devices import _has_avx512
 from penstock.engine.vllm.features import Devices
 from penstock.engine.vllm.sampling import thought_tokens_in_prompt
@@ -18,7 +18,7 @@ from penstock.engine.vllm.start import default_sampling
 from penstock.errors import ConfigError
 from penstock.types import Markers, Sampling
 
-CHECKPOINT = Checkpoint(
+CHECKPOINT = ModelCheckpoint(
     model="/models/m",
     is_local=True,
     architecture="Qwen3_5MoeForCausalLM",
@@ -101,7 +101,7 @@ def test_without_mtp_nothing_is_refused():
     ],
 )
 def test_the_impossible_is_told_before_anything_starts(settings, checkpoint):
-    changed = Checkpoint(**{name: getattr(CHECKPOINT, name) for name in Checkpoint.__slots__} | checkpoint)
+    changed = ModelCheckpoint(**{name: getattr(CHECKPOINT, name) for name in ModelCheckpoint.__slots__} | checkpoint)
     with pytest.raises(ConfigError):
         plan_engine(EngineSettings(**settings), changed, CPU)
 
@@ -114,8 +114,8 @@ def test_extra_arguments_have_the_last_word():
 
 def test_greedy_checkpoints_stay_greedy_and_refused_fields_have_no_default():
     given = {"do_sample": False, "temperature": 0.7, "top_k": 20, "min_p": 0.1, "eos_token_id": 2}
-    changed = Checkpoint(
-        **{name: getattr(CHECKPOINT, name) for name in Checkpoint.__slots__} | {"generation_defaults": given}
+    changed = ModelCheckpoint(
+        **{name: getattr(CHECKPOINT, name) for name in ModelCheckpoint.__slots__} | {"generation_defaults": given}
     )
     assert default_sampling(changed, frozenset({"spec.sampling.min_p"})) == Sampling(temperature=0.0, top_k=20)
 

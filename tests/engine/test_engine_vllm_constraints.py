@@ -10,7 +10,7 @@ import grpc
 import pytest
 from penstock.engine.base import Engine
 from penstock.engine.vllm import constraints
-from penstock.engine.vllm.sandbox import Verdict
+from penstock.engine.vllm.sandbox import SandboxResult
 from penstock.errors import BadRequest, Overloaded
 from penstock.types import StructuredKind, StructuredOutput
 from penstock_proto.v1 import generation_pb2 as pb
@@ -109,7 +109,7 @@ async def test_a_verdict_is_remembered(engine: Engine, monkeypatch: pytest.Monke
     async def no_trial(*_: object) -> int:
         raise AssertionError("tried again")
 
-    monkeypatch.setattr(constraints.Constraints, "_tried", no_trial)
+    monkeypatch.setattr(constraints.ConstraintSandbox, "_tried", no_trial)
     with pytest.raises(BadRequest):
         await engine.check_constraint(bomb, "b")
 
@@ -127,13 +127,13 @@ async def test_what_the_trial_did_not_find_the_engine_ends_and_remembers(engine:
     await engine.check()
 
 
-class SlowTrials(constraints.Constraints):
+class SlowTrials(constraints.ConstraintSandbox):
     """Trials that take a moment, without a process."""
 
     def __init__(self, doubted_seconds: float = 60.0) -> None:
         super().__init__(lambda: "", lambda structured: ("regex", structured.spec), 5.0, doubted_seconds)
         self.order: list[str] = []
-        self.verdict: int = Verdict.GOOD
+        self.verdict: int = SandboxResult.GOOD
 
     async def _try(self, kind: str, spec: str) -> int:
         await asyncio.sleep(0.02)
@@ -142,33 +142,33 @@ class SlowTrials(constraints.Constraints):
 
 
 async def test_a_caller_of_many_waits_for_itself() -> None:
-    door = SlowTrials()
+    sandbox = SlowTrials()
     base = StructuredOutput(StructuredKind.REGEX)
-    greedy = [asyncio.create_task(door.check(replace(base, spec=f"greedy {n}"), "greedy")) for n in range(20)]
+    greedy = [asyncio.create_task(sandbox.check(replace(base, spec=f"greedy {n}"), "greedy")) for n in range(20)]
     await asyncio.sleep(0)
-    await door.check(replace(base, spec="modest"), "modest")
-    assert door.order.index("modest") <= 2
+    await sandbox.check(replace(base, spec="modest"), "modest")
+    assert sandbox.order.index("modest") <= 2
     await asyncio.gather(*greedy)
 
 
 async def test_what_only_ran_out_of_time_is_tried_again_later(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = stopped(monkeypatch, constraints)
-    door = SlowTrials(doubted_seconds=60.0)
-    door.verdict = -signal.SIGALRM
+    sandbox = SlowTrials(doubted_seconds=60.0)
+    sandbox.verdict = -signal.SIGALRM
     constraint = StructuredOutput(StructuredKind.REGEX, "a")
     for _ in range(2):
         with pytest.raises(BadRequest):
-            await door.check(constraint, "a")
-    assert len(door.order) == 1
+            await sandbox.check(constraint, "a")
+    assert len(sandbox.order) == 1
     clock.now += 61
-    door.verdict = Verdict.GOOD
-    await door.check(constraint, "a")
-    assert len(door.order) == 2
+    sandbox.verdict = SandboxResult.GOOD
+    await sandbox.check(constraint, "a")
+    assert len(sandbox.order) == 2
 
 
 async def test_a_queue_for_trials_ends() -> None:
-    door = SlowTrials()
+    sandbox = SlowTrials()
     base = StructuredOutput(StructuredKind.REGEX)
-    tasks = [asyncio.create_task(door.check(replace(base, spec=str(n)), str(n))) for n in range(80)]
+    tasks = [asyncio.create_task(sandbox.check(replace(base, spec=str(n)), str(n))) for n in range(80)]
     results = await asyncio.gather(*tasks, return_exceptions=True)
     assert sum(isinstance(result, Overloaded) for result in results) == 16

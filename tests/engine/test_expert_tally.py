@@ -13,7 +13,7 @@ from penstock.engine.vllm import experts
 from penstock.engine.vllm.args import plan_engine
 from penstock.engine.vllm.checkpoint import card_checkpoint, read_checkpoint
 from penstock.engine.vllm.features import Devices
-from penstock.engine.vllm.parallel import Layout
+from penstock.engine.vllm.parallel import ExpertLayout
 from penstock.errors import ConfigError, FeatureOff
 
 from .test_engine_vllm_profile import H100, plan
@@ -111,7 +111,7 @@ def test_kernels_that_choose_by_themselves_cannot_be_counted() -> None:
 
 
 def test_what_finished_runs_bring_is_counted_without_what_was_cached() -> None:
-    tally = experts.OutputTally(Layout(2, EXPERTS, PER_TOKEN, 4))
+    tally = experts.OutputTally(ExpertLayout(2, EXPERTS, PER_TOKEN, 4))
     draw = np.random.default_rng(0)
     routed = draw.integers(0, EXPERTS, (10_000, 2, PER_TOKEN)).astype(np.uint8)
     tally.finished(routed, 3)
@@ -123,7 +123,7 @@ def test_what_finished_runs_bring_is_counted_without_what_was_cached() -> None:
 
 
 def test_workers_of_pipeline_stages_are_put_together() -> None:
-    layout = Layout(2, 2, 1, 1)
+    layout = ExpertLayout(2, 2, 1, 1)
     counts = experts.merged(layout, [[[0, 4, 5]], [], [[1, 6, 7]]])
     assert {layer: list(row) for layer, row in counts.layers.items()} == {0: [4, 5], 1: [6, 7]}
 
@@ -139,7 +139,7 @@ def test_on_a_cpu_it_is_on(settings: dict, enabled: bool, why: str) -> None:
     planned = plan_engine(EngineSettings(**settings), read_checkpoint(""), Devices("cpu"))
     [feature] = [feature for feature in planned.profile if feature.name == "routing"]
     assert (feature.enabled, feature.reason) == (enabled, why)
-    assert planned.layout == (Layout(4, EXPERTS, PER_TOKEN, 1) if enabled else None)
+    assert planned.layout == (ExpertLayout(4, EXPERTS, PER_TOKEN, 1) if enabled else None)
     assert "enable_return_routed_experts" not in planned.arguments
 
 
@@ -148,7 +148,7 @@ def test_on_a_gpu_it_must_be_asked_for() -> None:
     assert plan(name, 8, H100).layout is None
     asked = plan(name, 8, H100, routing="on")
     assert asked.arguments["enable_return_routed_experts"] is True
-    assert asked.layout == Layout(60, 512, 10, 8)
+    assert asked.layout == ExpertLayout(60, 512, 10, 8)
 
 
 def test_a_model_without_experts_has_none_to_count() -> None:
@@ -182,7 +182,7 @@ async def test_counting_is_switched_on_and_off_while_the_engine_runs() -> None:
     engine = VllmEngine.__new__(VllmEngine)
     engine._llm = SimpleNamespace(collective_rpc=collective_rpc)
     engine._card = SimpleNamespace(profile=())  # type: ignore[assignment]
-    layout = Layout(4, 2, 1, 1)
+    layout = ExpertLayout(4, 2, 1, 1)
     assert await engine.count_experts(layout) == 4
     assert list((await engine.expert_counts()).layers[0]) == [3, 1]
     assert await engine.count_experts(None) == 0

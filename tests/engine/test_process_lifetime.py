@@ -18,7 +18,7 @@ from penstock_proto.v1 import generation_pb2_grpc
 
 from tests.bad_requests import hello
 
-_MOST_SECONDS = 600.0  # the engine's start takes minutes beside other work
+_MAX_SECONDS = 600.0  # the engine's start takes minutes beside other work
 _patient = pytest.mark.timeout(1800)
 
 
@@ -38,7 +38,7 @@ class Service:
                 self.said.append(json.loads(line)["phase"])
 
     async def until(self, phase: str) -> None:
-        async with asyncio.timeout(_MOST_SECONDS):
+        async with asyncio.timeout(_MAX_SECONDS):
             while not any(said.startswith(phase) for said in self.said):
                 assert self.process.returncode is None, self.said
                 await asyncio.sleep(0.02)
@@ -50,7 +50,7 @@ class Service:
 
     async def until_engine(self, name: str) -> psutil.Process:
         """The engine's process of that title, which each of them takes after vLLM was imported."""
-        async with asyncio.timeout(_MOST_SECONDS):
+        async with asyncio.timeout(_MAX_SECONDS):
             while True:
                 for process in self.descendants():
                     try:
@@ -61,7 +61,7 @@ class Service:
                 await asyncio.sleep(0.02)
 
     async def until_all_ended(self) -> None:
-        async with asyncio.timeout(_MOST_SECONDS):
+        async with asyncio.timeout(_MAX_SECONDS):
             while running := [process for process in self.seen.values() if _runs(process)]:
                 assert running
                 await asyncio.sleep(0.02)

@@ -7,7 +7,7 @@ import json
 from penstock.config.schema import DEMO_MODEL_DIR, EngineSettings
 from penstock.engine.sizing.cache import CPU_BLOCK_TOKENS, plan_cache
 from penstock.engine.sizing.shape import read_shape
-from penstock.engine.sizing.weights import Layout, inventory, weight_bytes
+from penstock.engine.sizing.weights import ParallelLayout, inventory, weight_bytes
 from penstock.engine.vllm.devices import find_devices
 
 from tests.unit.test_plan_cli import figures_of, plan_json
@@ -27,7 +27,7 @@ async def test_the_cache_is_laid_out_as_on_paper(engine, engine_settings: Engine
     (worker,) = await engine.cache_bytes()
     cache = plan_cache(
         DEMO,
-        Layout(),
+        ParallelLayout(),
         kv_fp8=HERE.reads_fp8_cache,
         drafted=engine_settings.mtp_draft_tokens,
         least_block_tokens=CPU_BLOCK_TOKENS,

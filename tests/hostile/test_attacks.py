@@ -25,11 +25,11 @@ from tests.hostile.held import (
     started_and_reset,
 )
 
-_MOST_DURING_KIB = 256 * 1024
-_MOST_AFTER_KIB = 20 * 1024
+_MAX_DURING_KIB = 256 * 1024
+_MAX_AFTER_KIB = 20 * 1024
 _SETTLE_SECONDS = 60
 _STARTS_PER_SECOND = 50
-_LOOK_SECONDS = 0.02
+_CHECK_SECONDS = 0.02
 SHORT, LONG = 0, 1
 
 
@@ -62,14 +62,14 @@ def most_rss_kib(guarded: Victim, attack: Held, count: int) -> int:
     beside.start()
     while beside.is_on:
         most = max(most, guarded.rss_kib())
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(_CHECK_SECONDS)
     assert beside.result() > 0
     return most
 
 
 def _most_during_kib(attack: Held) -> int:
     """Of large requests from a caller who may send them: as bytes, as a message and as text."""
-    return 3 * ServerSettings().max_request_memory_bytes >> 10 if attack is large_messages else _MOST_DURING_KIB
+    return 3 * ServerSettings().max_request_memory_bytes >> 10 if attack is large_messages else _MAX_DURING_KIB
 
 
 def is_held_off(guarded: Victim, attack: Held, count: int) -> None:
@@ -80,7 +80,7 @@ def is_held_off(guarded: Victim, attack: Held, count: int) -> None:
     assert guarded.health() == guarded.health(guarded.health_address) == "SERVING"
     guarded.await_normal(4)
     until = time.monotonic() + _SETTLE_SECONDS
-    while (after := guarded.rss_kib()) - before > _MOST_AFTER_KIB and time.monotonic() < until:
+    while (after := guarded.rss_kib()) - before > _MAX_AFTER_KIB and time.monotonic() < until:
         time.sleep(0.5)
     lines = guarded.log.read_text().count("\n") - lines
     print(
@@ -88,7 +88,7 @@ def is_held_off(guarded: Victim, attack: Held, count: int) -> None:
         f"{after - before:+} after; {lines} lines of log"
     )
     assert most - before <= _most_during_kib(attack)
-    assert after - before <= _MOST_AFTER_KIB
+    assert after - before <= _MAX_AFTER_KIB
     assert guarded.normal_requests()[2] == []
     assert lines <= seconds + 2, guarded.log.read_text()[-2000:]
 

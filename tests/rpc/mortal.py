@@ -14,7 +14,7 @@ from penstock.engine.scripted import Reply, ScriptedEngine
 from penstock.engine.supervisor import SupervisedEngine
 from penstock.errors import EngineDown
 from penstock.server.server import Server
-from penstock.telemetry.hooks import NOBODY, Observer
+from penstock.telemetry.hooks import NO_HOOKS, TelemetryHooks
 from penstock.types import EngineChunk, EngineRequest
 
 POISON = "POISON"
@@ -76,7 +76,7 @@ async def ward(
     *replies: Reply,
     start_seconds: float = 0.05,
     key_file: Path | None = None,
-    observer: Observer = NOBODY,
+    observer: TelemetryHooks = NO_HOOKS,
     auth: Mapping[str, object] | None = None,
     poison_after: int = 0,
     **supervision: object,

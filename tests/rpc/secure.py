@@ -20,7 +20,7 @@ from cryptography.x509.oid import NameOID
 from penstock.config.schema import Config
 from penstock.engine.scripted import Reply, ScriptedEngine
 from penstock.server.server import Server
-from penstock.telemetry.hooks import NOBODY, Observer
+from penstock.telemetry.hooks import NO_HOOKS, TelemetryHooks
 from penstock_proto.v1 import generation_pb2 as pb
 from penstock_proto.v1 import generation_pb2_grpc
 
@@ -81,7 +81,7 @@ def _sign(
 
 @asynccontextmanager
 async def listening(
-    config: dict[str, Any], *replies: Reply, observer: Observer = NOBODY
+    config: dict[str, Any], *replies: Reply, observer: TelemetryHooks = NO_HOOKS
 ) -> AsyncIterator[tuple[Server, str]]:
     """A server on the scripted engine, and its address. Looks at its files ten times a second."""
     config["server"] = {"listen": "127.0.0.1:0", "reload_seconds": 0.1} | config.get("server", {})

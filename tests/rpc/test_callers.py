@@ -203,7 +203,7 @@ async def test_telemetry_names_callers_by_bounded_ids_and_never_by_credentials(k
         wanted = TelemetrySettings(otlp="grpc", otlp_endpoint=collector.endpoint)
         telemetry = Telemetry(plan_telemetry(wanted, {}), wanted)
         auth = {"keys_file": str(key_path)}
-        async with listening({"auth": auth}, observer=telemetry.observer) as (_, address), channel(address) as at:
+        async with listening({"auth": auth}, hooks=telemetry.hooks) as (_, address), channel(address) as at:
             assert await count(at, key) is OK
             assert await count(at, wrong) is UNKNOWN
             bad = pb.CountTokensRequest(spec=pb.GenerationSpec(priority=9))  # type: ignore[arg-type]

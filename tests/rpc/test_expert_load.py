@@ -166,7 +166,7 @@ async def test_a_watcher_stays_while_the_engine_is_replaced_and_counts_go_on() -
         code, _, _ = await refused(stub.GetExpertLoad(pb.GetExpertLoadRequest()))
         assert code is grpc.StatusCode.UNAVAILABLE
         may_start.set()
-        await asyncio.wait_for(supervised.revived(), 60)
+        await asyncio.wait_for(supervised.wait_until_available(), 60)
         after = [load.token_count for load in await read(call, 5)]
         assert len(engines) == 2
         assert before <= after[0] < after[-1]

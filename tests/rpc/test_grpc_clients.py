@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from penstock.engine.scripted import Reply
 from penstock.errors import ConfigError, PenstockError
 from penstock.server.rpc.call_limits import MAX_OPEN_CALLS_PER_CONNECTION
-from penstock.telemetry.hooks import CallWatch, Observer
+from penstock.telemetry.hooks import CallHooks, TelemetryHooks
 from penstock_client import MessageTooLarge, Overloaded
 from penstock_client.errors import from_rpc_error
 from penstock_proto.v1 import generation_pb2 as pb
@@ -247,9 +247,9 @@ async def test_small_methods_take_small_messages() -> None:
 
 
 async def test_every_refusal_is_counted_and_written_down(tmp_path: Path) -> None:
-    audit, observer = tmp_path / "audit.jsonl", Ends()
+    audit, hooks = tmp_path / "audit.jsonl", Ends()
     config = {"server": {"max_message_bytes": 10_000, "request_seconds": 0.5}, "audit": {"file": str(audit)}}
-    async with listening(config, observer=observer) as (_, address), channel(address) as at:
+    async with listening(config, hooks=hooks) as (_, address), channel(address) as at:
         for call in (
             stub(at).CountTokens(pb.CountTokensRequest(spec=spec("y" * 20_000))),
             at.unary_unary("/penstock.v1.GenerationService/Guess")(b""),
@@ -261,27 +261,27 @@ async def test_every_refusal_is_counted_and_written_down(tmp_path: Path) -> None
                 await call
 
         async def are_told() -> bool:
-            return len(observer.ends) == 5
+            return len(hooks.ends) == 5
 
         await until(are_told)
     told = {("CANCELLED", "REQUEST_LOST"), ("UNIMPLEMENTED", "NOT_IMPLEMENTED"), ("INVALID_ARGUMENT", "INVALID_FIELD")}
-    assert set(observer.ends) == told
+    assert set(hooks.ends) == told
     lines = [json.loads(line) for line in audit.read_text().splitlines()]
     assert {(line["status"], line["reason"]) for line in lines if line["event"] == "call"} == told
     assert len(lines) == 5
 
 
-class Ends(Observer):
+class Ends(TelemetryHooks):
     """Keeps how calls ended: status and reason."""
 
     def __init__(self) -> None:
         self.ends: list[tuple[str, str]] = []
 
-    def call(self, method: str, metadata: Sequence[tuple[str, str | bytes]]) -> CallWatch:
+    def call(self, method: str, metadata: Sequence[tuple[str, str | bytes]]) -> CallHooks:
         return OneEnd(self.ends)
 
 
-class OneEnd(CallWatch):
+class OneEnd(CallHooks):
     def __init__(self, ends: list[tuple[str, str]]) -> None:
         self._ends = ends
 

@@ -14,7 +14,7 @@ from penstock.config.schema import Config
 from penstock.engine.scripted import ByteTokenizer, Reply, ScriptedEngine
 from penstock.engine.vllm.checkpoint import read_facts
 from penstock.engine.vllm.features import Devices, resolve
-from penstock.sessions.checkpoints import Carried, seal
+from penstock.sessions.checkpoints import Checkpoint, sign_checkpoint
 from penstock.types import EngineChunk, EngineRequest, Message
 from penstock_proto.v1 import generation_pb2 as pb
 from penstock_proto.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc
@@ -87,13 +87,13 @@ def test_a_drained_conversation_of_the_whole_window_fits_a_message(path: Path) -
     printable = bytes(32 + byte % 95 for byte in range(256))
     spec = hello(draw.randbytes(most).translate(printable).decode()).SerializeToString()
     split = {"context_ids": [draw.randrange(248_320) for _ in range(window // 2)], "held": ""}
-    token = seal(Carried("id", "model", spec, 7, {}, ({"split": split},)), _KEY)
+    token = sign_checkpoint(Checkpoint("id", "model", spec, 7, {}, ({"split": split},)), _KEY)
     assert token
     assert len(pb.ResumeRequest(resume_token=token).SerializeToString()) < config.max_message_bytes
 
 
 def test_a_conversation_that_no_message_holds_has_no_token() -> None:
-    assert seal(Carried("id", "model", b"x" * (64 * 1024 * 1024), 7, {}, ()), _KEY) == ""
+    assert sign_checkpoint(Checkpoint("id", "model", b"x" * (64 * 1024 * 1024), 7, {}, ()), _KEY) == ""
 
 
 def test_every_preset_is_walked() -> None:

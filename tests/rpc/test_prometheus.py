@@ -40,7 +40,7 @@ async def until_scraped(port: int) -> None:
 
 
 async def test_prometheus_should_take_every_rule_and_query(tmp_path: Path) -> None:
-    async with telling(prometheus_listen=":0") as telemetry, serving(telemetry.observer, LONG) as channel:
+    async with telling(prometheus_listen=":0") as telemetry, serving(telemetry.hooks, LONG) as channel:
         assert telemetry.endpoint is not None
         await some_of_everything(channel)
         port = free_port()

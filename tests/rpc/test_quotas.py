@@ -286,12 +286,12 @@ async def test_a_server_that_is_stopped_at_once_settles_what_it_cuts(tmp_path: P
 
 
 async def test_a_drained_stream_is_paid_for_on_each_server_for_what_that_one_made(tmp_path: Path) -> None:
-    slow, seal = Reply(answer="x" * 100, step_seconds=0.02), tmp_path / "seal"
-    seal.write_bytes(b"k" * 32)
+    slow, sign_checkpoint = Reply(answer="x" * 100, step_seconds=0.02), tmp_path / "seal"
+    sign_checkpoint.write_bytes(b"k" * 32)
 
     def server(name: str) -> dict[str, Any]:
         made = config(tmp_path, usd_per_day="1", tokens_per_minute=10_000, daily_file=str(tmp_path / name))
-        return made | {"audit": {"file": str(tmp_path / f"{name}.jsonl")}, "resume": {"key_file": str(seal)}}
+        return made | {"audit": {"file": str(tmp_path / f"{name}.jsonl")}, "resume": {"key_file": str(sign_checkpoint)}}
 
     async with listening(server("a.db"), slow) as (here, first), listening(server("b.db"), slow) as (_, second):
         async with channel(first) as at:

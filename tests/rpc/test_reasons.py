@@ -11,12 +11,12 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 from penstock.auth.api_keys import make
-from penstock.auth.identity import NOBODY
+from penstock.auth.identity import ANONYMOUS
 from penstock.config.schema import Config
 from penstock.engine.scripted import Reply, ScriptedEngine
 from penstock.errors import EngineRefused
 from penstock.server.server import Server
-from penstock.server.service_context import Arrival
+from penstock.server.service_context import RequestContext
 from penstock.types import EngineChunk, EngineRequest
 from penstock_proto.v1 import generation_pb2 as pb
 
@@ -64,9 +64,9 @@ def test_the_margin_is_20_ms_more_under_load_and_little_of_short_calls() -> None
         patch.setattr("penstock.server.service_context._STATUS_SECONDS", 0.02)
         patch.setattr("penstock.server.service_context._MAX_STATUS_SECONDS", 0.25)
         for seconds, lag, margin in ((60, 0, 0.02), (60, 0.05, 0.12), (60, 9, 0.25), (0.1, 9, 0.01)):
-            arrival = Arrival(NOBODY, 100.0, 100.0 + seconds)
-            assert arrival.status_margin_seconds(lag) == pytest.approx(margin)
-    assert Arrival(NOBODY, 100.0, None).status_margin_seconds(9) == 0
+            request_context = RequestContext(ANONYMOUS, 100.0, 100.0 + seconds)
+            assert request_context.status_margin_seconds(lag) == pytest.approx(margin)
+    assert RequestContext(ANONYMOUS, 100.0, None).status_margin_seconds(9) == 0
 
 
 def a_spec(**fields: Any) -> pb.GenerationSpec:
@@ -148,18 +148,18 @@ async def provoked(case: dict[str, Any], method: str) -> grpc.aio.AioRpcError:
                     pass
 
         if case.get("beside"):
-            async with server.admission.permit(_bid()):
+            async with server.admission.permit(_admission_request()):
                 return await failure(call())
         if case.get("twice"):
             await call()
         return await failure(call())
 
 
-def _bid() -> Any:
-    from penstock.admission.queue import Bid
+def _admission_request() -> Any:
+    from penstock.admission.queue import AdmissionRequest
     from penstock.types import Priority
 
-    return Bid("other", Priority.NORMAL, 1, 1)
+    return AdmissionRequest("other", Priority.NORMAL, 1, 1)
 
 
 async def failure(call: Awaitable[None]) -> grpc.aio.AioRpcError:

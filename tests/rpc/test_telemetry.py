@@ -56,11 +56,11 @@ async def telling(**settings: Any) -> AsyncIterator[tuple[Telemetry, Collector]]
 
 
 @asynccontextmanager
-async def told(*replies: Reply, engine: ScriptedEngine | None = None, **settings: Any) -> AsyncIterator[Any]:
+async def recorded(*replies: Reply, engine: ScriptedEngine | None = None, **settings: Any) -> AsyncIterator[Any]:
     """(channel, address, collector) of a service whose telemetry arrives once the block's end closed it."""
     async with telling(**settings) as (telemetry, collector):
         config = Config.model_validate({"server": {"listen": "127.0.0.1:0"}})
-        server = Server(config, telemetry.observer)
+        server = Server(config, telemetry.hooks)
         address = await server.listen()
         await server.serve_with(engine or ScriptedEngine(replies))
         async with grpc.aio.insecure_channel(address) as channel:
@@ -86,7 +86,7 @@ def events(span: Span) -> list[str]:
 
 async def test_the_whole_tree_of_a_call_hangs_on_the_span_of_a_client_in_another_process() -> None:
     engine = Listening((SLOW,))
-    async with told(engine=engine) as (_, address, collector):
+    async with recorded(engine=engine) as (_, address, collector):
         command = (sys.executable, str(CLIENT), address, collector.endpoint)
         client = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
         assert await client.wait() == 0, client.stderr and (await client.stderr.read()).decode()
@@ -113,7 +113,11 @@ async def test_the_whole_tree_of_a_call_hangs_on_the_span_of_a_client_in_another
 
 
 async def test_attributes_follow_the_conventions_and_hold_no_content() -> None:
-    async with told(Reply(match="secret", thought="hidden thought", answer="hidden answer")) as (channel, _, collector):
+    async with recorded(Reply(match="secret", thought="hidden thought", answer="hidden answer")) as (
+        channel,
+        _,
+        collector,
+    ):
         await stream(channel, spec("my secret", thinking=THINKING, sampling=pb.SamplingConfig(temperature=0.5, seed=7)))
     chat, server = attributes(collector.one(CHAT)), attributes(collector.one(METHOD))
     assert chat["gen_ai.operation.name"] == "chat"
@@ -143,7 +147,7 @@ async def test_headers_of_strangers_are_not_logged(caplog: pytest.LogCaptureFixt
         "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
     }
     with caplog.at_level(logging.DEBUG):
-        async with told(SLOW) as (channel, _, collector):
+        async with recorded(SLOW) as (channel, _, collector):
             stub = generation_pb2_grpc.GenerationServiceStub(channel)
             call = stub.StreamGenerate(pb.StreamGenerateRequest(spec=spec()), metadata=tuple(headers.items()))
             assert [reply async for reply in call]
@@ -153,7 +157,7 @@ async def test_headers_of_strangers_are_not_logged(caplog: pytest.LogCaptureFixt
 
 
 async def test_content_is_recorded_where_it_is_switched_on() -> None:
-    async with told(Reply(thought="t", answer="hidden answer"), record_content=True) as (channel, _, collector):
+    async with recorded(Reply(thought="t", answer="hidden answer"), record_content=True) as (channel, _, collector):
         await stream(channel, spec("my secret", thinking=THINKING))
     chat = attributes(collector.one(CHAT))
     assert "my secret" in chat["gen_ai.input.messages"]
@@ -162,7 +166,7 @@ async def test_content_is_recorded_where_it_is_switched_on() -> None:
 
 
 async def test_after_a_killed_engine_the_continuation_is_in_the_same_trace() -> None:
-    async with telling() as (telemetry, collector), ward(SLOW, observer=telemetry.observer) as here:
+    async with telling() as (telemetry, collector), ward(SLOW, hooks=telemetry.hooks) as here:
         running = asyncio.create_task(stream(here.channel, spec(thinking=THINKING)))
         await asyncio.sleep(0.05)
         await here.engine.kill()
@@ -185,7 +189,7 @@ async def test_after_a_killed_engine_the_continuation_is_in_the_same_trace() -> 
 
 async def test_errors_and_cancelled_streams_are_not_ok() -> None:
     long = Reply(match="long", thought="x" * 3000, answer="a", step_seconds=0.002)
-    async with told(long) as (channel, _, collector):
+    async with recorded(long) as (channel, _, collector):
         with pytest.raises(grpc.aio.AioRpcError):
             await stream(channel, spec("a", output=pb.OutputConfig(max_output_tokens=-1)))
         stub = generation_pb2_grpc.GenerationServiceStub(channel)
@@ -208,7 +212,7 @@ async def test_errors_and_cancelled_streams_are_not_ok() -> None:
 
 
 async def test_a_resume_is_linked_to_what_it_resumes() -> None:
-    async with told(SLOW) as (channel, _, collector):
+    async with recorded(SLOW) as (channel, _, collector):
         stub = generation_pb2_grpc.GenerationServiceStub(channel)
         call = stub.StreamGenerate(pb.StreamGenerateRequest(spec=spec(thinking=THINKING), resumable=True))
         started = (await call.read()).event.started
@@ -225,14 +229,14 @@ async def test_a_resume_is_linked_to_what_it_resumes() -> None:
 
 
 async def test_health_and_reflection_are_not_traced() -> None:
-    async with told(SLOW) as (channel, _, collector):
+    async with recorded(SLOW) as (channel, _, collector):
         await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
         await stream(channel, spec())
     assert not [span.name for span in collector.spans if "Health" in span.name]
 
 
 async def test_a_deadline_plan_is_told() -> None:
-    async with told(SLOW) as (channel, _, collector):
+    async with recorded(SLOW) as (channel, _, collector):
         stub = generation_pb2_grpc.GenerationServiceStub(channel)
         question = spec("2 and 3 and 4 and 5", thinking=pb.ThinkingConfig(mode=pb.THINKING_MODE_AUTO))
         request = pb.StreamGenerateRequest(spec=question)
@@ -247,7 +251,7 @@ async def test_log_lines_arrive_with_the_ids_of_their_call() -> None:
             raise ValueError(bytes(i for i in request.prompt_token_ids if i < 256).decode())
             yield
 
-    async with told(engine=Broken(())) as (channel, _, collector):
+    async with recorded(engine=Broken(())) as (channel, _, collector):
         with pytest.raises(grpc.aio.AioRpcError):
             await stream(channel, spec("secret"))
     (line,) = [log for log in collector.logs if "failed" in log.body.string_value]
@@ -280,7 +284,7 @@ async def test_an_unreachable_collector_never_blocks_is_logged_once_and_drops_ar
     with caplog.at_level(logging.WARNING):
         telemetry = Telemetry(plan_telemetry(settings, {}), settings)
         config = Config.model_validate({"server": {"listen": "127.0.0.1:0"}})
-        server = Server(config, telemetry.observer)
+        server = Server(config, telemetry.hooks)
         address = await server.listen()
         await server.serve_with(ScriptedEngine(()))
         async with grpc.aio.insecure_channel(address) as channel:
@@ -332,7 +336,7 @@ async def test_a_collector_that_never_answers_holds_up_neither_calls_nor_the_end
     endpoint = f"http://127.0.0.1:{collector.sockets[0].getsockname()[1]}"
     settings = TelemetrySettings.model_validate({"otlp": protocol, "otlp_endpoint": endpoint, "logs": False})
     telemetry = Telemetry(plan_telemetry(settings, {}), settings)
-    server = Server(Config.model_validate({"server": {"listen": "127.0.0.1:0"}}), telemetry.observer)
+    server = Server(Config.model_validate({"server": {"listen": "127.0.0.1:0"}}), telemetry.hooks)
     address = await server.listen()
     await server.serve_with(ScriptedEngine(()))
     async with asyncio.timeout(90), grpc.aio.insecure_channel(address) as channel:
@@ -370,7 +374,7 @@ async def test_the_engines_spans_follow_their_calls_whatever_the_ratio(monkeypat
 
 @pytest.mark.parametrize(("ratio", "trusts", "traced"), [(0.0, False, False), (0.0, True, True), (1.0, False, True)])
 async def test_the_settings_decide_whether_a_callers_flag_is_followed(ratio: float, trusts: bool, traced: bool) -> None:
-    async with told(SLOW, sampling_ratio=ratio, trust_caller_sampling=trusts) as (channel, _, collector):
+    async with recorded(SLOW, sampling_ratio=ratio, trust_caller_sampling=trusts) as (channel, _, collector):
         stub = generation_pb2_grpc.GenerationServiceStub(channel)
         metadata = (("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),)
         request = pb.StreamGenerateRequest(spec=spec())
@@ -393,7 +397,7 @@ async def test_otlp_over_http() -> None:
     threading.Thread(target=receiver.serve_forever, daemon=True).start()
     settings = TelemetrySettings(otlp="http", otlp_endpoint=f"http://127.0.0.1:{receiver.server_port}")
     telemetry = Telemetry(plan_telemetry(settings, {}), settings)
-    server = Server(Config.model_validate({"server": {"listen": "127.0.0.1:0"}}), telemetry.observer)
+    server = Server(Config.model_validate({"server": {"listen": "127.0.0.1:0"}}), telemetry.hooks)
     address = await server.listen()
     await server.serve_with(ScriptedEngine(()))
     async with grpc.aio.insecure_channel(address) as channel:
@@ -412,13 +416,13 @@ async def test_what_another_server_drained_is_linked(tmp_path: Path) -> None:
     key.write_bytes(b"k" * 32)
     slow = Reply(thought="x" * 300, answer="a", step_seconds=0.005)
     async with telling() as (telemetry, collector):
-        async with ward(slow, key_file=key, observer=telemetry.observer) as first:
+        async with ward(slow, key_file=key, hooks=telemetry.hooks) as first:
             running = asyncio.create_task(stream(first.channel, spec(thinking=THINKING)))
             while first.engine.chunks < 20:  # noqa: ASYNC110 - the engine's own count
                 await asyncio.sleep(0.005)
             await first.server.drain(0)
             last = (await running)[-1]
-        async with ward(slow, key_file=key, observer=telemetry.observer) as second:
+        async with ward(slow, key_file=key, hooks=telemetry.hooks) as second:
             request = pb.ResumeRequest(
                 generation_id=(await running)[0].started.generation_id,
                 resume_token=last.finished.resume_token,

@@ -34,7 +34,10 @@ SDK_SCOPE = "opentelemetry-sdk"
 VARYING = {"server.port", "service.instance.id", "service.version", "process.pid", "telemetry.sdk.version"}
 MEASURED = {"penstock_event_loop_lag_seconds", "penstock.event_loop.lag"}
 REPLY = Reply(thought="a thought of some length", answer="an answer that goes on", step_seconds=0.001)
-CALLER = ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"), ("tracestate", "vendor=1")
+CURRENT_PRINCIPAL = (
+    ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+    ("tracestate", "vendor=1"),
+)
 UNSAMPLED = (("traceparent", "00-1af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"),)
 
 
@@ -48,7 +51,7 @@ async def fixed_calls(channel: grpc.aio.Channel) -> None:
         request = pb.StreamGenerateRequest(spec=asked)
         assert [reply async for reply in stub.StreamGenerate(request, metadata=metadata)]
 
-    await call(spec(thinking=thinking, sampling=sampling), *CALLER)
+    await call(spec(thinking=thinking, sampling=sampling), *CURRENT_PRINCIPAL)
     await call(spec(thinking=thinking), *UNSAMPLED)
     await stream(channel, spec(thinking=pb.ThinkingConfig(mode=pb.THINKING_MODE_THINKING, thinking_budget=5)))
     await stream(channel, spec(thinking=pb.ThinkingConfig(mode=pb.THINKING_MODE_FAST)))
@@ -175,7 +178,7 @@ async def fixed_run() -> dict[str, Any]:
         patch.setenv("OTEL_METRIC_EXPORT_INTERVAL", "3600000")
         async with (
             telling(prometheus_listen=":0", otlp="grpc", otlp_endpoint=collector.endpoint) as telemetry,
-            serving(telemetry.observer, REPLY) as channel,
+            serving(telemetry.hooks, REPLY) as channel,
         ):
             await fixed_calls(channel)
             text = await scrape(telemetry, OPENMETRICS)

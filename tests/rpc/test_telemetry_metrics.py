@@ -24,7 +24,7 @@ from penstock.engine.base import EngineLoad
 from penstock.engine.expert_load.statistics import ExpertCounts
 from penstock.engine.scripted import Reply, ScriptedEngine
 from penstock.server.server import Server
-from penstock.telemetry.hooks import Observer
+from penstock.telemetry.hooks import TelemetryHooks
 from penstock.telemetry.otel.plan import plan_telemetry
 from penstock.telemetry.otel.start import Telemetry
 from penstock.types import EngineChunk, EngineRequest
@@ -68,9 +68,9 @@ class Drafting(ScriptedEngine):
 
 
 @asynccontextmanager
-async def serving(observer: Observer, *replies: Reply) -> AsyncIterator[grpc.aio.Channel]:
+async def serving(hooks: TelemetryHooks, *replies: Reply) -> AsyncIterator[grpc.aio.Channel]:
     config = Config.model_validate({"server": {"listen": "127.0.0.1:0"}, "pricing": PRICES})
-    server = Server(config, observer)
+    server = Server(config, hooks)
     address = await server.listen()
     await server.serve_with(Drafting(replies))
     async with grpc.aio.insecure_channel(address) as channel:
@@ -123,7 +123,7 @@ def named_metrics() -> set[str]:
 
 
 async def test_every_metric_that_dashboard_and_rules_name_is_in_a_live_scrape() -> None:
-    async with telling(prometheus_listen=":0") as telemetry, serving(telemetry.observer, REPLY) as channel:
+    async with telling(prometheus_listen=":0") as telemetry, serving(telemetry.hooks, REPLY) as channel:
         await some_of_everything(channel)
         found = samples(await scrape(telemetry))
     named = named_metrics()
@@ -163,7 +163,7 @@ def test_the_dashboard_is_what_its_script_writes() -> None:
 
 
 async def test_counts_are_those_of_the_calls() -> None:
-    async with telling(prometheus_listen=":0") as telemetry, serving(telemetry.observer, REPLY) as channel:
+    async with telling(prometheus_listen=":0") as telemetry, serving(telemetry.hooks, REPLY) as channel:
         await some_of_everything(channel)
         text = await scrape(telemetry)
         sums = samples(text)
@@ -185,7 +185,7 @@ async def test_counts_are_those_of_the_calls() -> None:
 
 
 async def test_experts_are_told_by_layer_and_never_one_by_one() -> None:
-    async with telling(prometheus_listen=":0") as telemetry, serving(telemetry.observer, REPLY) as channel:
+    async with telling(prometheus_listen=":0") as telemetry, serving(telemetry.hooks, REPLY) as channel:
         routing = routing_pb2_grpc.RoutingServiceStub(channel)
         for _ in range(2):
             load = (await routing.GetExpertLoad(routing_pb2.GetExpertLoadRequest())).load
@@ -211,7 +211,7 @@ async def test_openmetrics_has_exemplars_of_traces() -> None:
     with collecting() as collector:
         async with (
             telling(prometheus_listen=":0", otlp="grpc", otlp_endpoint=collector.endpoint) as telemetry,
-            serving(telemetry.observer, REPLY) as channel,
+            serving(telemetry.hooks, REPLY) as channel,
         ):
             await some_of_everything(channel)
             text = await scrape(telemetry, "application/openmetrics-text; version=1.0.0")
@@ -235,7 +235,7 @@ async def test_callers_cannot_make_series() -> None:
     async def series(telemetry: Telemetry) -> int:
         return sum(len(family.samples) for family in parse_text(await scrape(telemetry)))
 
-    async with telling(prometheus_listen=":0") as telemetry, serving(telemetry.observer, REPLY) as channel:
+    async with telling(prometheus_listen=":0") as telemetry, serving(telemetry.hooks, REPLY) as channel:
         await some_of_everything(channel)
         for round_ in range(2):
             for number in range(40):
@@ -254,7 +254,7 @@ async def test_the_call_that_the_bench_repeats_is_told_whole() -> None:
     kept = await one_real_call()
     with collecting() as collector:
         async with telling(otlp="grpc", otlp_endpoint=collector.endpoint) as telemetry:
-            tell(telemetry.observer, kept)
+            tell(telemetry.hooks, kept)
     histograms = [metric.histogram for metric in collector.metrics.values() if metric.HasField("histogram")]
     assert len(collector.spans) == 7
     assert len({span.trace_id for span in collector.spans}) == 1

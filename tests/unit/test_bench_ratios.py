@@ -85,14 +85,14 @@ def test_goodput_is_beside_the_capacity_around_it(answered_calls: int, refused_s
 
 def test_an_end_that_is_neither_answer_nor_refusal_is_told_whoever_saw_it() -> None:
     overload = Overload([seen(1, wrong=("14",)), seen(1)], [seen(1, 0.01, wrong=("13",))])
-    assert overload.told()["wrong"] == ["14", "13"]
+    assert overload.to_dict()["wrong"] == ["14", "13"]
 
 
 def test_what_telemetry_costs_is_compared_round_by_round() -> None:
     rounds = {("against", 1.0): [100.0, 900.0, 200.0], ("this", 1.0): [300.0, 1800.0, 400.0]}
     left = {key: iter(costs) for key, costs in rounds.items()}
 
-    def measure(side: str, ratio: float) -> telemetry_calls.Cost:
+    def measure(side: str, ratio: float) -> telemetry_calls.CallCost:
         cost = next(left[side, ratio]) if ratio == 1.0 else 10.0
         return {telemetry_calls.LOOP: cost, telemetry_calls.EXPORT: 0.0}
 

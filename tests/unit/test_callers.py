@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 from penstock.auth import caller_policy as listed
 from penstock.auth import key_file
-from penstock.auth.api_keys import KeyRing, digest, make, parse, to_text
-from penstock.auth.authenticator import NEEDS, Gate, needs
-from penstock.auth.identity import ALL_PERMISSIONS, NOBODY, How, derived_id, is_caller_id
+from penstock.auth.api_keys import ApiKeyStore, digest, make, parse, to_text
+from penstock.auth.authenticator import REQUIRED_PERMISSIONS, Authenticator, required_permissions
+from penstock.auth.identity import ALL_PERMISSIONS, ANONYMOUS, AuthMethod, derived_id, is_caller_id
 from penstock.cli import app
-from penstock.config.reload import Watched
+from penstock.config.reload import ReloadableFiles
 from penstock.config.security import AuthSettings
 from penstock.errors import CallerNotAllowed, CallerUnknown, ConfigError
-from penstock.sessions.checkpoints import Carried, seal, unseal
-from penstock.sessions.streams import LiveStreams
+from penstock.sessions.checkpoints import Checkpoint, sign_checkpoint, verify_checkpoint
+from penstock.sessions.streams import StreamStore
 from penstock_proto.v1 import generation_pb2, model_pb2, routing_pb2
 from typer.testing import CliRunner
 
@@ -31,12 +31,12 @@ LOAD = "/penstock.v1.RoutingService/GetExpertLoad"
 def test_a_key_opens_for_its_caller_alone_until_it_expires() -> None:
     (one, entry), (other, _) = make("team-a"), make("team-b")
     short, brief = make("team-a", timedelta(hours=1))
-    ring = KeyRing((entry, brief))
-    assert ring.find(one, NOW) == entry
-    assert ring.find(other, NOW) is None
-    assert ring.find(one[:-1] + ("A" if one[-1] != "A" else "B"), NOW) is None
-    assert ring.find(short, NOW) == brief
-    assert ring.find(short, NOW + timedelta(hours=2)) is None
+    store = ApiKeyStore((entry, brief))
+    assert store.find(one, NOW) == entry
+    assert store.find(other, NOW) is None
+    assert store.find(one[:-1] + ("A" if one[-1] != "A" else "B"), NOW) is None
+    assert store.find(short, NOW) == brief
+    assert store.find(short, NOW + timedelta(hours=2)) is None
     assert one not in to_text((entry,))
     assert parse("f", to_text((entry, brief))) == (entry, brief)
 
@@ -62,8 +62,8 @@ def test_an_id_twice_is_refused() -> None:
 
 
 def test_ids_are_bounded_printable_and_never_those_of_another_kind() -> None:
-    assert derived_id(How.CERTIFICATE, "spiffe://prod/a") == "certificate:spiffe://prod/a"
-    hashed = derived_id(How.CERTIFICATE, "a\nb" * 1000)
+    assert derived_id(AuthMethod.CERTIFICATE, "spiffe://prod/a") == "certificate:spiffe://prod/a"
+    hashed = derived_id(AuthMethod.CERTIFICATE, "a\nb" * 1000)
     assert hashed.isprintable()
     assert len(hashed) < 64
     assert is_caller_id(hashed)
@@ -78,30 +78,32 @@ def test_every_method_says_what_it_needs() -> None:
         for module in (generation_pb2, model_pb2, routing_pb2)
         for name in module.DESCRIPTOR.services_by_name
     ]
-    assert set(services) <= set(NEEDS), "a new service needs a line in NEEDS; until then it is for admins"
-    assert needs("/penstock.v1.Another/Method") == {"admin"}
+    assert set(services) <= set(REQUIRED_PERMISSIONS), (
+        "a new service needs a line in NEEDS; until then it is for admins"
+    )
+    assert required_permissions("/penstock.v1.Another/Method") == {"admin"}
 
 
-def gate(tmp_path: Path, callers: str = "", **settings: Any) -> tuple[Gate, str]:
+def gate(tmp_path: Path, callers: str = "", **settings: Any) -> tuple[Authenticator, str]:
     key, entry = make("team-a")
     (tmp_path / "keys.json").write_text(to_text((entry,)))
     if callers:
         (tmp_path / "callers.toml").write_text(callers)
         settings["callers_file"] = tmp_path / "callers.toml"
-    return Gate(AuthSettings(keys_file=tmp_path / "keys.json", **settings)), key
+    return Authenticator(AuthSettings(keys_file=tmp_path / "keys.json", **settings)), key
 
 
 async def test_permissions_are_the_callers_own_or_the_default(tmp_path: Path) -> None:
     closed, key = gate(tmp_path)
     shown = (("authorization", f"bearer {key}"),)
-    caller = await closed.enter(GENERATE, shown)
+    caller = await closed.authenticate(GENERATE, shown)
     assert caller is not None
     assert (caller.id, caller.permissions, caller.label) == ("team-a", {"generate"}, "team-a")
     with pytest.raises(CallerNotAllowed) as caught:
-        await closed.enter(LOAD, shown)
+        await closed.authenticate(LOAD, shown)
     assert caught.value.metadata == {"needs": "diagnostics"}
     wide, key = gate(tmp_path, '[callers.team-a]\npermissions = ["diagnostics"]\n')
-    assert await wide.enter(LOAD, (("authorization", f"Bearer {key}"),))
+    assert await wide.authenticate(LOAD, (("authorization", f"Bearer {key}"),))
 
 
 async def test_credentials_that_are_not_good_are_all_told_the_same(tmp_path: Path) -> None:
@@ -109,30 +111,30 @@ async def test_credentials_that_are_not_good_are_all_told_the_same(tmp_path: Pat
     told = set()
     for shown in (make("team-a")[0], key[:-2], "", "eyJ.e.s", "x" * 10_000):
         with pytest.raises(CallerUnknown) as caught:
-            await closed.enter(GENERATE, (("authorization", f"Bearer {shown}"),))
+            await closed.authenticate(GENERATE, (("authorization", f"Bearer {shown}"),))
         told.add(caught.value.message)
     assert len(told) == 1
     for metadata in ([("authorization", "Basic eHg=")], [("authorization", f"Bearer {key}")] * 2):
         with pytest.raises(CallerUnknown):
-            await closed.enter(GENERATE, metadata)
+            await closed.authenticate(GENERATE, metadata)
     with pytest.raises(CallerUnknown):
-        closed.admit(GENERATE, await closed.enter(GENERATE, ()), "ipv4:1.2.3.4:5", {})
+        closed.authorize(GENERATE, await closed.authenticate(GENERATE, ()), "ipv4:1.2.3.4:5", {})
 
 
 async def test_certificates_name_listed_callers_and_unlisted_ones(tmp_path: Path) -> None:
     text = '[callers.team-b]\ncertificates = ["spiffe://prod/b", "b.example"]\n'
     closed, _ = gate(tmp_path, text, certificates=True)
-    listed_one = closed.admit(GENERATE, None, "peer", {"peer_dns": [b"b.example"], "x509_common_name": [b"x"]})
+    listed_one = closed.authorize(GENERATE, None, "peer", {"peer_dns": [b"b.example"], "x509_common_name": [b"x"]})
     assert (listed_one.id, listed_one.label) == ("team-b", "team-b")
-    unlisted = closed.admit(GENERATE, None, "peer", {"peer_uri": [b"spiffe://prod/c"], "x509_common_name": [b"x"]})
+    unlisted = closed.authorize(GENERATE, None, "peer", {"peer_uri": [b"spiffe://prod/c"], "x509_common_name": [b"x"]})
     assert (unlisted.id, unlisted.label) == ("certificate:spiffe://prod/c", "certificate")
     # A name chosen by whoever has a certificate is never that of a caller with a key.
-    assert closed.admit(GENERATE, None, "peer", {"x509_common_name": [b"team-a"]}).id == "certificate:team-a"
+    assert closed.authorize(GENERATE, None, "peer", {"x509_common_name": [b"team-a"]}).id == "certificate:team-a"
 
 
 async def test_without_any_way_to_know_callers_the_gate_is_open() -> None:
-    open_gate = Gate(AuthSettings())
-    caller = open_gate.admit(LOAD, await open_gate.enter(LOAD, ()), "ipv4:127.0.0.1:9", {})
+    anyone = Authenticator(AuthSettings())
+    caller = anyone.authorize(LOAD, await anyone.authenticate(LOAD, ()), "ipv4:127.0.0.1:9", {})
     assert (caller.id, caller.permissions, caller.owner) == ("ipv4:127.0.0.1:9", ALL_PERMISSIONS, "")
 
 
@@ -151,14 +153,14 @@ def test_mistakes_in_the_callers_file_have_their_line(tmp_path: Path) -> None:
 def test_a_file_that_turns_bad_leaves_what_was_in_force(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path, seen = tmp_path / "f", []
 
-    def take() -> None:
+    def load() -> None:
         text = path.read_text()
         if text == "bad":
             raise ConfigError("f: is bad")
         seen.append(text)
 
     path.write_text("one")
-    watched = Watched((path, None), take)
+    watched = ReloadableFiles((path, None), load)
     assert not watched.refresh()
     path.write_text("bad")
     assert not watched.refresh()
@@ -177,27 +179,27 @@ async def test_a_resumable_stream_and_a_sealed_one_are_their_callers_own() -> No
 
     one, entry = make("a")
     mine, other = [
-        await Gate(AuthSettings(keys=(e,))).enter(GENERATE, [("authorization", f"Bearer {k}")])
+        await Authenticator(AuthSettings(keys=(e,))).authenticate(GENERATE, [("authorization", f"Bearer {k}")])
         for k, e in ((one, entry), make("b"))
     ]
     assert mine is not None
     assert other is not None
-    streams = LiveStreams(ResumeSettings())
-    stream = await streams.open("g", mine)
-    assert await streams.find("g", stream.token, mine) is stream
+    streams = StreamStore(ResumeSettings())
+    stream = await streams.create("g", mine)
+    assert await streams.get("g", stream.token, mine) is stream
     key = os.urandom(32)
-    token = seal(Carried("g", "m", b"", 3, {}, ()), key, mine)
-    assert unseal(token, key, mine).sequence == 3
+    token = sign_checkpoint(Checkpoint("g", "m", b"", 3, {}, ()), key, mine)
+    assert verify_checkpoint(token, key, mine).sequence == 3
     told = []
-    for stranger in (other, NOBODY):
+    for stranger in (other, ANONYMOUS):
         for refused in (stream.token, "no such token"):
             with pytest.raises(GenerationNotFound) as caught:
-                await streams.find("g", refused, stranger)
+                await streams.get("g", refused, stranger)
             told.append(caught.value.message)
     assert len(set(told)) == 1
-    for caller, sealing in ((other, key), (NOBODY, key), (mine, os.urandom(32))):
+    for caller, sealing in ((other, key), (ANONYMOUS, key), (mine, os.urandom(32))):
         with pytest.raises(GenerationNotFound) as caught:
-            unseal(token, sealing, caller)
+            verify_checkpoint(token, sealing, caller)
         told.append(caught.value.message)
     assert len(set(told)) == 2
 

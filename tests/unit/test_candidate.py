@@ -21,7 +21,7 @@ from penstock.errors import (
     EngineRefused,
     PoisonousRequest,
 )
-from penstock.generation.candidate import Candidate, Steering
+from penstock.generation.candidate import Candidate, GenerationControl
 from penstock.generation.generation import generate
 from penstock.generation.planner import plan_generation
 from penstock.generation.usage import PriceList
@@ -35,9 +35,9 @@ from penstock.types import (
     EngineStop,
     Finished,
     FinishReason,
+    GenerationPlan,
     Message,
     Output,
-    Plan,
     Request,
     Role,
     StructuredKind,
@@ -64,9 +64,9 @@ class Said:
     end: CandidateEnd | None = None
 
 
-async def say(engine: ScriptedEngine, plan: Plan, steering: Steering | None = None) -> Said:
+async def say(engine: ScriptedEngine, plan: GenerationPlan, control: GenerationControl | None = None) -> Said:
     said = Said()
-    async for event in Candidate(engine, plan, "test", 0, steering or Steering()).events():
+    async for event in Candidate(engine, plan, "test", 0, control or GenerationControl()).events():
         if isinstance(event, Delta) and event.is_thought:
             said.thought += event.text
             said.thought_ids += event.token_ids
@@ -82,7 +82,7 @@ async def say(engine: ScriptedEngine, plan: Plan, steering: Steering | None = No
 
 def ask(
     engine: ScriptedEngine, mode: ThinkingMode = ThinkingMode.THINKING, budget: int | None = None, **output: object
-) -> Plan:
+) -> GenerationPlan:
     request = Request(
         messages=(Message(Role.USER, "hello"),),
         thinking=ThinkingConfig(mode, budget_tokens=budget),
@@ -91,7 +91,7 @@ def ask(
     return plan_generation(request, engine, Config(), None)
 
 
-class Watched(ScriptedEngine):
+class ReloadableFiles(ScriptedEngine):
     """Notes what was asked of it."""
 
     def __init__(self, replies: Sequence[Reply], **fields: int) -> None:
@@ -118,7 +118,7 @@ TEXT = st.text("ab\n", min_size=1, max_size=12)
 async def test_stop_token_ids_end_the_answer_and_leave_the_thought_as_it_is(
     thought: str, answer: str, stops: set[int], step: int, budget: int | None
 ) -> None:
-    engine = Watched([Reply(thought=thought, answer=answer, chunk_tokens=step)])
+    engine = ReloadableFiles([Reply(thought=thought, answer=answer, chunk_tokens=step)])
     plain = await say(engine, ask(engine, budget=budget))
     stopped = await say(engine, ask(engine, budget=budget, stop_token_ids=tuple(stops)))
     assert plain.end is not None
@@ -140,7 +140,7 @@ async def test_a_marker_that_is_a_stop_token_ends_the_answer() -> None:
     assert (said.thought, said.answer, said.end.finish_reason) == ("a", "one", FinishReason.STOP_TOKEN)
 
 
-class Sampled(Watched):
+class Sampled(ReloadableFiles):
     """Keeps the contract of `EngineRequest`, and says what it is dealt within it, whatever the prompt."""
 
     def __init__(self, deal: Sequence[int], step: int, *, window: int = 4096, forces: bool = True) -> None:
@@ -226,7 +226,7 @@ def test_a_minimum_or_maximum_that_cannot_be_kept_is_refused_by_its_field(field:
     assert [violation.field for violation in refused.value.violations] == [f"spec.output.{field}"]
 
 
-class Moved(Steering):
+class Moved(GenerationControl):
     """Steering that changes as often as it is read: what a client may do at any step."""
 
     def __init__(self, finish_at: int | None, budgets: Sequence[int]) -> None:
@@ -263,10 +263,10 @@ async def test_no_engine_run_goes_beyond_the_window_and_all_of_it_is_used(
         context=ContextConfig(max_context_tokens=data.draw(st.none() | st.integers(2, window))),
         output=Output(max_tokens=data.draw(st.none() | st.integers(1, window))),
     )
-    steering = Moved(data.draw(st.none() | st.integers(0, 9)), data.draw(st.lists(st.integers(-1, 20), max_size=4)))
+    control = Moved(data.draw(st.none() | st.integers(0, 9)), data.draw(st.lists(st.integers(-1, 20), max_size=4)))
     try:
         plan = plan_generation(request, engine, Config(), None)
-        said = await say(engine, plan, steering)
+        said = await say(engine, plan, control)
     except (BadRequest, ContextOverflow, PoisonousRequest):
         return
     assert said.end is not None
@@ -361,18 +361,20 @@ class Dealt(ScriptedEngine):
                 return
 
 
-async def drained_after(engine: Dealt, plan: Plan, drains: Sequence[int]) -> tuple[list[dict[str, Any]], list[Any]]:
+async def drained_after(
+    engine: Dealt, plan: GenerationPlan, drains: Sequence[int]
+) -> tuple[list[dict[str, Any]], list[Any]]:
     """What candidates say over several servers, each but the last drained after so many events; and how they end."""
     said = [{"thought": "", "answer": "", "ids": [], "ended": []} for _ in range(plan.request.output.candidate_count)]
     states: Sequence[Any] = ()
     for count in (*drains, 10**9):
-        steering, finished = Steering(), None
+        control, finished = GenerationControl(), None
         if not count:
-            steering.drain()
-        async for event in generate(engine, plan, PriceList(()), "g", 0.0, steering, states):
+            control.drain()
+        async for event in generate(engine, plan, PriceList(()), "g", 0.0, control, states):
             count -= 1
             if count <= 0:
-                steering.drain()
+                control.drain()
             if isinstance(event, Finished):
                 finished = event
                 continue

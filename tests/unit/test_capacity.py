@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from penstock.engine.sizing.shape import read_shape
-from penstock.engine.sizing.weights import Layout, Part, inventory, weight_bytes
+from penstock.engine.sizing.weights import ParallelLayout, Part, inventory, weight_bytes
 from penstock.engine.vllm.cards import CARDS
 from penstock.errors import ConfigError
 from penstock_bench.capacity.acceptance import load_acceptance, read_acceptance
@@ -42,7 +42,7 @@ def setup(name: str = "35B-A3B", device: str = "h100", **changes: object) -> Set
         shape=read_shape(text),
         device=find_device(load_devices(), device),
         count=1,
-        layout=Layout(),
+        layout=ParallelLayout(),
         fp8_weights=True,
         kv_fp8=True,
         drafted=0,
@@ -102,9 +102,9 @@ def test_operations_of_a_step_are_two_per_active_weight() -> None:
 
 def test_devices_that_share_a_replica_talk_and_lone_ones_do_not() -> None:
     assert roofline(setup()).decode(64, 0).exchange_seconds == 0
-    assert roofline(setup(layout=Layout(4, 1, True), count=4)).decode(64, 0).exchange_seconds > 0
-    assert roofline(setup(layout=Layout(1, 4, True), count=4)).decode(64, 0).exchange_seconds > 0
-    assert roofline(setup(layout=Layout(1, 4, False), count=4)).decode(64, 0).exchange_seconds == 0
+    assert roofline(setup(layout=ParallelLayout(4, 1, True), count=4)).decode(64, 0).exchange_seconds > 0
+    assert roofline(setup(layout=ParallelLayout(1, 4, True), count=4)).decode(64, 0).exchange_seconds > 0
+    assert roofline(setup(layout=ParallelLayout(1, 4, False), count=4)).decode(64, 0).exchange_seconds == 0
 
 
 def test_drafts_give_their_expected_tokens_and_take_their_passes() -> None:
@@ -290,8 +290,8 @@ def test_nvfp4_experts_take_nine_sixteenths_of_a_byte() -> None:
 
 
 def test_the_busiest_rank_holds_more_than_an_even_share_of_the_experts() -> None:
-    even = roofline(setup("397B-A17B", layout=Layout(8), count=8)).decode(16, 0).expert_share
-    busiest = roofline(setup("397B-A17B", layout=Layout(8, 1, True), count=8)).decode(16, 0).expert_share
+    even = roofline(setup("397B-A17B", layout=ParallelLayout(8), count=8)).decode(16, 0).expert_share
+    busiest = roofline(setup("397B-A17B", layout=ParallelLayout(8, 1, True), count=8)).decode(16, 0).expert_share
     assert 1.2 * even < busiest < 1.6 * even
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from penstock.engine.vllm.mask_budget import ALLOWANCE_SECONDS, SECONDS_PER_LOOK, Patience
+from penstock.engine.vllm.mask_budget import ALLOWANCE_SECONDS, SECONDS_PER_CHECK, MaskTimeBudget
 from penstock.generation.complexity import depth_of, nested_repetitions, too_complex
 from penstock.types import StructuredKind, StructuredOutput
 
@@ -58,9 +58,9 @@ def test_a_look_at_the_text_is_linear(piece):
 
 
 def test_patience_is_over_for_good_once_it_is_spent_and_never_saved_up():
-    patience = Patience()
+    patience = MaskTimeBudget()
     for _ in range(10_000):
-        patience.spend(SECONDS_PER_LOOK)
+        patience.spend(SECONDS_PER_CHECK)
     assert not patience.is_over
     for _ in range(1000):
         patience.spend(0.0)

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 from penstock.engine.vllm import constraints
-from penstock.engine.vllm.constraints import Constraints
-from penstock.engine.vllm.sandbox import Verdict
+from penstock.engine.vllm.constraints import ConstraintSandbox
+from penstock.engine.vllm.sandbox import SandboxResult
 from penstock.errors import BadRequest, Overloaded
 from penstock.types import StructuredKind, StructuredOutput
 
@@ -24,7 +24,7 @@ def tokenizer_json() -> str:
     return str(xgrammar.TokenizerInfo(vocabulary, stop_token_ids=[256]).serialize_json())
 
 
-class Counted(Constraints):
+class Counted(ConstraintSandbox):
     """Counts the processes and trials."""
 
     def __init__(self, **fields: float) -> None:
@@ -44,28 +44,28 @@ class Counted(Constraints):
 
 
 @pytest.fixture
-async def door() -> AsyncIterator[Counted]:
-    door = Counted()
-    yield door
-    await door.close()
+async def sandbox() -> AsyncIterator[Counted]:
+    sandbox = Counted()
+    yield sandbox
+    await sandbox.close()
 
 
-async def test_callers_that_leave_while_the_compiler_starts_leave_it_for_the_next(door: Counted) -> None:
-    door.may_start.clear()
+async def test_callers_that_leave_while_the_compiler_starts_leave_it_for_the_next(sandbox: Counted) -> None:
+    sandbox.may_start.clear()
     for caller in "abc":
-        asking = asyncio.create_task(door.check(CONSTRAINT, caller))
+        asking = asyncio.create_task(sandbox.check(CONSTRAINT, caller))
         await asyncio.sleep(0.01)
         asking.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asking
-    door.may_start.set()
-    await door.check(CONSTRAINT, "patient")
-    assert (door.starts, door.trials) == (1, 1)
-    await door.check(CONSTRAINT, "later")
-    assert (door.starts, door.trials) == (1, 1)
+    sandbox.may_start.set()
+    await sandbox.check(CONSTRAINT, "patient")
+    assert (sandbox.starts, sandbox.trials) == (1, 1)
+    await sandbox.check(CONSTRAINT, "later")
+    assert (sandbox.starts, sandbox.trials) == (1, 1)
 
 
-async def test_a_start_that_is_given_up_leaves_no_process(door: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_start_that_is_given_up_leaves_no_process(sandbox: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
     begun: asyncio.Queue[asyncio.subprocess.Process] = asyncio.Queue()
     start = asyncio.create_subprocess_exec
 
@@ -75,54 +75,54 @@ async def test_a_start_that_is_given_up_leaves_no_process(door: Counted, monkeyp
         return process
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", remembered)
-    door.start_ahead()
+    sandbox.start_ahead()
     process = await begun.get()
-    await door.close()
+    await sandbox.close()
     with pytest.raises(ProcessLookupError):
         os.kill(process.pid, 0)
 
 
 async def test_a_compiler_that_cannot_start_is_told_and_tried_again(
-    door: Counted, monkeypatch: pytest.MonkeyPatch
+    sandbox: Counted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("sys.executable", "/bin/false")
         with pytest.raises(Overloaded):
-            await door.check(CONSTRAINT, "a")
-    await door.check(CONSTRAINT, "a")
-    assert door.starts == 2
+            await sandbox.check(CONSTRAINT, "a")
+    await sandbox.check(CONSTRAINT, "a")
+    assert sandbox.starts == 2
 
 
-async def test_a_compiler_that_died_is_started_again(door: Counted) -> None:
-    await door.check(CONSTRAINT, "a")
-    assert door._process is not None
-    door._process.kill()
-    await door._process.wait()
-    await door.check(StructuredOutput(StructuredKind.REGEX, "c"), "a")
-    assert door.starts == 2
+async def test_a_compiler_that_died_is_started_again(sandbox: Counted) -> None:
+    await sandbox.check(CONSTRAINT, "a")
+    assert sandbox._process is not None
+    sandbox._process.kill()
+    await sandbox._process.wait()
+    await sandbox.check(StructuredOutput(StructuredKind.REGEX, "c"), "a")
+    assert sandbox.starts == 2
 
 
 @pytest.mark.parametrize("spec", [r"a[^\x00-\U0010FFFF]", r"[^\x00-\U0010FFFF]"])
-async def test_a_constraint_without_a_way_to_go_on_is_refused(door: Counted, spec: str) -> None:
+async def test_a_constraint_without_a_way_to_go_on_is_refused(sandbox: Counted, spec: str) -> None:
     with pytest.raises(BadRequest) as raised:
-        await door.check(StructuredOutput(StructuredKind.REGEX, spec), "a")
+        await sandbox.check(StructuredOutput(StructuredKind.REGEX, spec), "a")
     assert raised.value.reason == "INVALID_FIELD"
 
 
 async def test_what_the_engine_found_holds_for_its_caller_and_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = stopped(monkeypatch, constraints)
-    door = Counted(costly_seconds=60.0)
-    await door.check(CONSTRAINT, "a")
-    door.block(CONSTRAINT, "a")
+    sandbox = Counted(costly_seconds=60.0)
+    await sandbox.check(CONSTRAINT, "a")
+    sandbox.block(CONSTRAINT, "a")
     with pytest.raises(BadRequest):
-        await door.check(CONSTRAINT, "a")
-    await door.check(CONSTRAINT, "b")
+        await sandbox.check(CONSTRAINT, "a")
+    await sandbox.check(CONSTRAINT, "b")
     clock.now += 61
-    await door.check(CONSTRAINT, "a")
-    await door.close()
+    await sandbox.check(CONSTRAINT, "a")
+    await sandbox.close()
 
 
-class HeldTrials(Constraints):
+class HeldTrials(ConstraintSandbox):
     """Trials that last until they are let go, without a process."""
 
     def __init__(self) -> None:
@@ -133,34 +133,34 @@ class HeldTrials(Constraints):
     async def _try(self, kind: str, spec: str) -> int:
         self.tried.append(spec)
         await self.release.wait()
-        return Verdict.GOOD
+        return SandboxResult.GOOD
 
 
 async def test_a_caller_that_leaves_keeps_its_turn_until_its_trial_ends() -> None:
-    door = HeldTrials()
+    sandbox = HeldTrials()
     for number in range(3):
-        asking = asyncio.create_task(door.check(StructuredOutput(StructuredKind.REGEX, str(number)), "impatient"))
+        asking = asyncio.create_task(sandbox.check(StructuredOutput(StructuredKind.REGEX, str(number)), "impatient"))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
-    assert door.tried == ["0"]
-    other = asyncio.create_task(door.check(StructuredOutput(StructuredKind.REGEX, "other"), "b"))
-    door.release.set()
+    assert sandbox.tried == ["0"]
+    other = asyncio.create_task(sandbox.check(StructuredOutput(StructuredKind.REGEX, "other"), "b"))
+    sandbox.release.set()
     await other
-    assert door.tried == ["0", "other"]
-    await door.close()
+    assert sandbox.tried == ["0", "other"]
+    await sandbox.close()
 
 
 async def test_one_caller_cannot_fill_the_queue() -> None:
-    door = HeldTrials()
+    sandbox = HeldTrials()
     asking = [
-        asyncio.create_task(door.check(StructuredOutput(StructuredKind.REGEX, str(number)), "greedy"))
+        asyncio.create_task(sandbox.check(StructuredOutput(StructuredKind.REGEX, str(number)), "greedy"))
         for number in range(80)
     ]
     await asyncio.sleep(0)
-    door.release.set()
-    await door.check(StructuredOutput(StructuredKind.REGEX, "modest"), "modest")
+    sandbox.release.set()
+    await sandbox.check(StructuredOutput(StructuredKind.REGEX, "modest"), "modest")
     results = await asyncio.gather(*asking, return_exceptions=True)
     assert sum(isinstance(result, Overloaded) for result in results) == 48
-    await door.close()
+    await sandbox.close()

@@ -99,7 +99,7 @@ def test_what_the_operator_asks_for_should_win_over_the_fallback() -> None:
 
 
 def test_a_dead_engines_memory_should_be_waited_for(gpus: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(devices, "_CHECK_SECONDS", 0.0)
     freed = iter([2 * GIB, 2 * GIB, 40 * GIB, 78 * GIB])
     gpus((9, 0), free=freed)
     assert devices.wait_until_free((79 * GIB,), 1e9)

@@ -8,7 +8,7 @@ from contextlib import aclosing
 
 import pytest
 from penstock.errors import EngineDown
-from penstock.generation.coalescing import LoopLag, gathered
+from penstock.generation.coalescing import EventLoopLagMonitor, coalesce_deltas
 from penstock.types import Delta, Event, ThinkingOutcome, ThoughtEnded
 
 ENDED = ThoughtEnded(0, ThinkingOutcome.NATURAL_END, 3)
@@ -41,7 +41,7 @@ async def stream(
 
 
 async def taken(events: Iterable[Event | float | Exception], interval: float) -> list[Event]:
-    return [event async for event in gathered(stream(events), lambda: interval)]
+    return [event async for event in coalesce_deltas(stream(events), lambda: interval)]
 
 
 def shape(events: Iterable[Event]) -> list[str]:
@@ -73,7 +73,7 @@ async def test_nothing_is_held_longer_than_the_interval() -> None:
             await both.wait()
         yield thought("d")
 
-    async for event in gathered(source(), lambda: 0.1):
+    async for event in coalesce_deltas(source(), lambda: 0.1):
         assert isinstance(event, Delta)
         arrived.append(event.text)
         if event.text == "bc":
@@ -100,7 +100,7 @@ async def test_a_failure_comes_after_what_was_held() -> None:
     seen: list[Event] = []
 
     async def read() -> None:
-        async for event in gathered(stream([*map(thought, "abc"), EngineDown("gone")]), lambda: 60.0):
+        async for event in coalesce_deltas(stream([*map(thought, "abc"), EngineDown("gone")]), lambda: 60.0):
             seen.append(event)
 
     with pytest.raises(EngineDown):
@@ -114,7 +114,7 @@ async def test_a_slow_reader_loses_nothing(interval: float, pause: float) -> Non
     """The source ends while the reader is busy with any of the events."""
     events = [*map(thought, "abc"), ENDED, *map(answer, "defg"), ENDED]
     seen = []
-    async for event in gathered(stream(events), lambda: interval):
+    async for event in coalesce_deltas(stream(events), lambda: interval):
         seen.append(event)
         await asyncio.sleep(pause)
     assert "".join(shape(seen)) == "abc|defg|"
@@ -122,7 +122,7 @@ async def test_a_slow_reader_loses_nothing(interval: float, pause: float) -> Non
 
 async def test_leaving_closes_the_source() -> None:
     closed: list[bool] = []
-    async with aclosing(gathered(stream([*map(thought, "abc"), 60.0], closed), lambda: 60.0)) as events:
+    async with aclosing(coalesce_deltas(stream([*map(thought, "abc"), 60.0], closed), lambda: 60.0)) as events:
         await anext(events)
         waiting = asyncio.create_task(anext(events))
         await asyncio.sleep(0.05)
@@ -132,35 +132,35 @@ async def test_leaving_closes_the_source() -> None:
 
 
 async def test_gathering_begins_when_the_loop_lags_and_ends_with_it() -> None:
-    lag = LoopLag(most_flush_seconds=0.3)
+    lag = EventLoopLagMonitor(most_flush_seconds=0.3)
 
     async def source() -> AsyncGenerator[Event, None]:
         yield thought("a")
         yield thought("b")
         for _ in range(50):
-            lag.late(1.0)
+            lag.record(1.0)
         for text in "cde":
             yield thought(text)
         for _ in range(100):
-            lag.late(0.0)
+            lag.record(0.0)
         for text in "fg":
             await asyncio.sleep(0.02)
             yield thought(text)
 
-    seen = [event async for event in gathered(source(), lambda: lag.flush_seconds)]
+    seen = [event async for event in coalesce_deltas(source(), lambda: lag.flush_seconds)]
     assert shape(seen) == ["a", "b", "c", "def", "g"]
 
 
 def test_a_single_hiccup_is_no_lag_and_the_flush_is_bounded() -> None:
-    lag = LoopLag(most_flush_seconds=0.1)
-    lag.late(0.2)
+    lag = EventLoopLagMonitor(most_flush_seconds=0.1)
+    lag.record(0.2)
     assert lag.flush_seconds == 0
     for _ in range(20):
-        lag.late(5.0)
+        lag.record(5.0)
     assert lag.flush_seconds == 0.1
-    never = LoopLag(most_flush_seconds=0)
+    never = EventLoopLagMonitor(most_flush_seconds=0)
     for _ in range(20):
-        never.late(5.0)
+        never.record(5.0)
     assert never.flush_seconds == 0
     assert never.seconds > 4
 
@@ -168,7 +168,7 @@ def test_a_single_hiccup_is_no_lag_and_the_flush_is_bounded() -> None:
 async def test_what_is_read_to_its_end_while_earlier_events_are_sent_is_not_lost() -> None:
     events = [*map(thought, "abc"), ENDED, *map(answer, "defg")]
     seen = []
-    async with aclosing(gathered(stream(events), lambda: 0.001)) as source:
+    async with aclosing(coalesce_deltas(stream(events), lambda: 0.001)) as source:
         async for event in source:
             seen.append(event)
             await asyncio.sleep(0.05)
@@ -177,8 +177,8 @@ async def test_what_is_read_to_its_end_while_earlier_events_are_sent_is_not_lost
 
 async def test_an_idle_server_is_not_woken_to_look() -> None:
     looks: list[float] = []
-    lag = LoopLag(1.0)
-    lag.late = looks.append  # type: ignore[method-assign]
+    lag = EventLoopLagMonitor(1.0)
+    lag.record = looks.append  # type: ignore[method-assign]
     for busy, expected in ((False, range(1)), (True, range(2, 9))):
         looks.clear()
         watching = asyncio.create_task(lag.watch(lambda busy=busy: busy))  # type: ignore[misc]

@@ -18,7 +18,7 @@ from penstock.engine.vllm.lifetime import VARIABLE, ServicePipe
 from penstock.engine.vllm.processes import kill
 
 _WATCHES = "from penstock.engine.vllm.lifetime import end_with_service; end_with_service();"
-_MOST_SECONDS = 60
+_MAX_SECONDS = 60
 
 # Prints the pids of a child and of what that child started; both watch. Then it waits for ever.
 SERVICE = f"""
@@ -56,7 +56,7 @@ def running(*command: str) -> Iterator[tuple[subprocess.Popen[str], list[psutil.
 
 def ends(process: psutil.Process) -> bool:
     """A zombie has ended: whether PID 1 reaps it is not ours."""
-    until = time.monotonic() + _MOST_SECONDS
+    until = time.monotonic() + _MAX_SECONDS
     while time.monotonic() < until:
         try:
             if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
@@ -87,7 +87,7 @@ def test_they_should_end_in_a_container_whose_pid_1_is_not_the_service() -> None
 def run(code: str) -> subprocess.CompletedProcess[str]:
     program = textwrap.dedent(code)
     return subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=_MOST_SECONDS, check=False
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=_MAX_SECONDS, check=False
     )
 
 
@@ -180,7 +180,7 @@ def test_a_process_that_comes_after_the_service_has_gone_should_end_at_once(gone
             [sys.executable, "-c", _WATCHES + "print('lives')"],
             env=os.environ | {VARIABLE: name[gone]},
             capture_output=True,
-            timeout=_MOST_SECONDS,
+            timeout=_MAX_SECONDS,
             check=False,
         )
     assert (done.returncode, done.stdout) == (-signal.SIGKILL, b"")

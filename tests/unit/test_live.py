@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from penstock.config.schema import ResumeSettings
 from penstock.errors import BadRequest, GenerationNotFound
-from penstock.sessions.streams import LiveStream, LiveStreams
+from penstock.sessions.streams import ResumableStream, StreamStore
 from penstock_proto.v1 import generation_pb2 as pb
 
 
@@ -55,12 +55,12 @@ async def endless() -> AsyncGenerator[pb.GenerationEvent, None]:
         await asyncio.sleep(0.01)
 
 
-async def read(stream: LiveStream, last_sequence: int = 0) -> list[int]:
+async def read(stream: ResumableStream, last_sequence: int = 0) -> list[int]:
     return [event.sequence async for event in stream.read(last_sequence)]
 
 
 async def test_an_event_that_was_not_yet_is_refused_by_its_field() -> None:
-    stream = LiveStream("g", 10_000, "", sequence=7)
+    stream = ResumableStream("g", 10_000, "", sequence=7)
     assert await read_nothing(stream, 8) == "must be at most 7, the newest event of this generation, got 8"
     await stream.feed(events(9))
     assert await read(stream, 9) == []
@@ -69,7 +69,7 @@ async def test_an_event_that_was_not_yet_is_refused_by_its_field() -> None:
     assert stream.readers == 0
 
 
-async def read_nothing(stream: LiveStream, last_sequence: int) -> str:
+async def read_nothing(stream: ResumableStream, last_sequence: int) -> str:
     with pytest.raises(BadRequest) as refused:
         await read(stream, last_sequence)
     assert refused.value.violations[0].field == "last_sequence"
@@ -80,7 +80,7 @@ async def read_nothing(stream: LiveStream, last_sequence: int) -> str:
 async def test_each_event_is_looked_at_once_by_each_reader(keeps_all: bool) -> None:
     count = 100_000
     size = event(count).ByteSize()
-    stream = LiveStream("g", size * (count if keeps_all else 1000), "")
+    stream = ResumableStream("g", size * (count if keeps_all else 1000), "")
     stream._events = counted = Counted()
     feeding = asyncio.create_task(stream.feed(events(count)))
     stream.task = feeding
@@ -100,7 +100,7 @@ async def test_each_event_is_looked_at_once_by_each_reader(keeps_all: bool) -> N
 
 
 async def test_a_slow_reader_holds_up_nobody_and_is_told_when_it_is_too_late() -> None:
-    stream = LiveStream("g", 10 * event(1).ByteSize(), "")
+    stream = ResumableStream("g", 10 * event(1).ByteSize(), "")
     slow = stream.read(0)
     stream.task = asyncio.create_task(stream.feed(events(100, yield_every=1)))
     assert (await anext(slow)).sequence == 1
@@ -109,10 +109,10 @@ async def test_a_slow_reader_holds_up_nobody_and_is_told_when_it_is_too_late() -
         await anext(slow)
 
 
-async def _never_read(streams: LiveStreams, stream: LiveStream) -> None: ...
+async def _never_read(streams: StreamStore, stream: ResumableStream) -> None: ...
 
 
-async def _left(streams: LiveStreams, stream: LiveStream) -> None:
+async def _left(streams: StreamStore, stream: ResumableStream) -> None:
     reader = stream.read(0)
     await anext(reader)
     await reader.aclose()
@@ -121,7 +121,7 @@ async def _left(streams: LiveStreams, stream: LiveStream) -> None:
 _STUCK: list[AsyncGenerator[pb.GenerationEvent, None]] = []
 
 
-async def _stuck(streams: LiveStreams, stream: LiveStream) -> None:
+async def _stuck(streams: StreamStore, stream: ResumableStream) -> None:
     _STUCK.append(stream.read(0))
     await anext(_STUCK[-1])
 
@@ -139,10 +139,10 @@ async def silent() -> AsyncGenerator[pb.GenerationEvent, None]:
 @pytest.mark.parametrize("source", [endless, broken, silent, lambda: events(3)])
 @pytest.mark.parametrize("how", [_never_read, _left, _stuck])
 async def test_a_stream_that_nobody_reads_ends_by_itself_and_gives_its_memory_back(
-    source: Callable[[], AsyncGenerator[pb.GenerationEvent, None]], how: Callable[[LiveStreams, LiveStream], Any]
+    source: Callable[[], AsyncGenerator[pb.GenerationEvent, None]], how: Callable[[StreamStore, ResumableStream], Any]
 ) -> None:
-    streams = LiveStreams(ResumeSettings(grace_seconds=0.05))
-    stream = await streams.open("g")
+    streams = StreamStore(ResumeSettings(grace_seconds=0.05))
+    stream = await streams.create("g")
     generating = source()
     stream.task = task = asyncio.create_task(stream.feed(generating))
     await how(streams, stream)
@@ -166,8 +166,8 @@ async def test_a_stream_that_nobody_reads_ends_by_itself_and_gives_its_memory_ba
 
 
 async def test_a_reader_that_waits_keeps_its_stream_without_a_timer() -> None:
-    streams = LiveStreams(ResumeSettings(grace_seconds=0.02))
-    stream = await streams.open("g")
+    streams = StreamStore(ResumeSettings(grace_seconds=0.02))
+    stream = await streams.create("g")
     stream.task = asyncio.create_task(stream.feed(silent()))
     reader = stream.read(0)
     await anext(reader)
@@ -184,14 +184,14 @@ async def test_a_reader_that_waits_keeps_its_stream_without_a_timer() -> None:
 
 
 async def test_a_finished_stream_makes_room_only_once_it_was_read() -> None:
-    streams = LiveStreams(ResumeSettings(max_streams=1))
-    first = await streams.open("a")
+    streams = StreamStore(ResumeSettings(max_streams=1))
+    first = await streams.create("a")
     first.task = asyncio.create_task(first.feed(events(3)))
     assert await read(first) == [1, 2, 3]
-    second = await streams.open("b")
+    second = await streams.create("b")
     assert len(streams) == 1
     with pytest.raises(GenerationNotFound):
-        await streams.find("a", first.token)
+        await streams.get("a", first.token)
     await streams.cancel("b", second.token)
     assert not len(streams)
     await streams.close()

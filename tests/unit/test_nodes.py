@@ -25,7 +25,7 @@ FAILS = "import sys; sys.stdin.read(); sys.exit(3)"
 
 @pytest.fixture(autouse=True)
 def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nodes, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(nodes, "_CHECK_SECONDS", 0.05)
 
 
 @dataclass

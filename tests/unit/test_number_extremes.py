@@ -13,7 +13,7 @@ from penstock.engine.scripted import ScriptedEngine
 from penstock.errors import BadRequest, ContextOverflow
 from penstock.generation.planner import plan_generation
 from penstock.generation.validation import validate
-from penstock.server.convert.generation import request_of
+from penstock.server.convert.generation import request_from_proto
 from penstock_proto.v1 import generation_pb2 as pb
 
 from tests.bad_requests import hello
@@ -63,7 +63,7 @@ def refused(spec: pb.GenerationSpec) -> list[tuple[str, str]]:
     """Fields and descriptions of what is wrong; empty where it is planned."""
     engine, config = ScriptedEngine([]), Config()
     try:
-        request = request_of(spec)
+        request = request_from_proto(spec)
         validate(request, engine.card, config.resolved_limits)
         plan_generation(request, engine, config, None)
     except ContextOverflow as error:

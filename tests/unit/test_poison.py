@@ -95,19 +95,19 @@ def run(alone: bool) -> Run:
 async def test_suspects_begin_alone_and_take_turns_with_the_others() -> None:
     probation, began = Probation(), []
 
-    async def enter(name: str, one: Run) -> None:
-        await probation.enter(one)
+    async def start(name: str, one: Run) -> None:
+        await probation.start_run(one)
         began.append(name)
 
     runs = {name: run(name.startswith("suspect")) for name in ("first", "suspect 1", "suspect 2", "late 1", "late 2")}
-    tasks = [asyncio.create_task(enter(name, one)) for name, one in runs.items()]
+    tasks = [asyncio.create_task(start(name, one)) for name, one in runs.items()]
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     expected = [["first"], ["suspect 1"], ["late 1", "late 2"], ["suspect 2"]]
     for place in range(len(expected)):
         assert began == [name for names in expected[: place + 1] for name in names]
         for name in expected[place]:
-            probation.leave(runs[name])
+            probation.end_run(runs[name])
         await asyncio.sleep(0)
         await asyncio.sleep(0)
     await asyncio.gather(*tasks)
@@ -115,12 +115,12 @@ async def test_suspects_begin_alone_and_take_turns_with_the_others() -> None:
 
 async def test_who_goes_away_while_waiting_holds_up_nobody() -> None:
     probation, first, suspect, late = Probation(), run(False), run(True), run(False)
-    await probation.enter(first)
-    waiting = asyncio.create_task(probation.enter(suspect))
+    await probation.start_run(first)
+    waiting = asyncio.create_task(probation.start_run(suspect))
     await asyncio.sleep(0)
-    behind = asyncio.create_task(probation.enter(late))
+    behind = asyncio.create_task(probation.start_run(late))
     await asyncio.sleep(0)
-    probation.leave(first)
+    probation.end_run(first)
     waiting.cancel()  # at the moment in which it is let in
     await asyncio.gather(waiting, return_exceptions=True)
     async with asyncio.timeout(60):

@@ -24,7 +24,7 @@ def runs() -> tuple[published.Run, ...]:
 
 def held_out() -> list[published.Seen]:
     assumed = published.assumptions(published.shipped())
-    return [published.look(run, assumed) for run in runs() if not run.fitted]
+    return [published.compare_run(run, assumed) for run in runs() if not run.fitted]
 
 
 def test_groups_are_split_whole_and_both_halves_are_large() -> None:

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from penstock.admission.quotas.days import Days, SqliteDays
-from penstock.admission.quotas.minutes import MemoryMinutes, Minutes
-from penstock.admission.quotas.quotas import Claim, Quotas
+from penstock.admission.quotas.days import DailyBudget, SqliteDailyBudget
+from penstock.admission.quotas.minutes import MemoryTokenBucketLimiter, TokenBucketLimiter
+from penstock.admission.quotas.quotas import Quotas, Reservation
 from penstock.admission.quotas.store import quotas_of
-from penstock.auth.identity import NOBODY, Caller, How
+from penstock.auth.identity import ANONYMOUS, AuthMethod, Principal
 from penstock.auth.isolation import class_of
-from penstock.auth.limits import Limits, limits_of
+from penstock.auth.limits import CallerLimits, resolve_limits
 from penstock.config.schema import Config
 from penstock.config.security import Quota, QuotaSettings
 from penstock.errors import CallerNotAllowed, ConfigError, Overloaded, QuotaExceeded
@@ -30,8 +30,8 @@ from tests.tooling import program
 DAY = "2026-11-23"
 
 
-def caller(name: str = "team-a", **limits: Any) -> Caller:
-    return Caller(name, How.KEY, frozenset({"generate"}), limits=Limits(**limits))
+def caller(name: str = "team-a", **limits: Any) -> Principal:
+    return Principal(name, AuthMethod.KEY, frozenset({"generate"}), limits=CallerLimits(**limits))
 
 
 @pytest.fixture(scope="module")
@@ -55,28 +55,30 @@ def redis_url() -> Iterator[str]:
 
 
 @pytest.fixture(params=["memory and SQLite", pytest.param("Redis", marks=pytest.mark.needs("redis-server"))])
-async def counts(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[tuple[Minutes, Days]]:
+async def counts(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> AsyncIterator[tuple[TokenBucketLimiter, DailyBudget]]:
     settings = QuotaSettings(daily_file=tmp_path / "quotas.db")
     if request.param == "Redis":
         settings = QuotaSettings(redis_url=request.getfixturevalue("redis_url"))
     quotas = quotas_of(settings)
-    assert quotas._days is not None
-    yield quotas._minutes, quotas._days
+    assert quotas._daily_budget is not None
+    yield quotas._limiter, quotas._daily_budget
     await quotas.close()
 
 
 async def test_a_minutes_worth_may_come_at_once_and_then_evenly() -> None:
     now = 0.0
-    minutes = MemoryMinutes(lambda: now)
+    minutes = MemoryTokenBucketLimiter(lambda: now)
 
-    async def take(amount: int = 1) -> float:
-        return await minutes.take("a", "requests", 60, amount, owing=False)
+    async def acquire(amount: int = 1) -> float:
+        return await minutes.acquire("a", "requests", 60, amount, owing=False)
 
-    assert [await take() for _ in range(60)] == [0.0] * 60
-    assert await take() == pytest.approx(1.0)
+    assert [await acquire() for _ in range(60)] == [0.0] * 60
+    assert await acquire() == pytest.approx(1.0)
     now = 1.0
-    assert await take() == 0.0
-    assert await take() == pytest.approx(1.0)
+    assert await acquire() == 0.0
+    assert await acquire() == pytest.approx(1.0)
     now = 3600.0
     assert await minutes.left("a", "requests", 60) == 60
 
@@ -84,41 +86,47 @@ async def test_a_minutes_worth_may_come_at_once_and_then_evenly() -> None:
 async def test_however_many_callers_come_no_active_one_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("penstock.admission.quotas.minutes._MAX_BUCKETS", 30_000)
     now = 0.0
-    minutes = MemoryMinutes(lambda: now)
+    minutes = MemoryTokenBucketLimiter(lambda: now)
 
-    async def take(name: str, amount: int = 1, *, owing: bool = False) -> float:
-        return await minutes.take(name, "requests", 2, amount, owing=owing)
+    async def acquire(name: str, amount: int = 1, *, owing: bool = False) -> float:
+        return await minutes.acquire(name, "requests", 2, amount, owing=owing)
 
     callers = [str(number) for number in range(30_000)]
-    await take("debtor", 62, owing=True)
+    await acquire("debtor", 62, owing=True)
     for name in callers[1:]:
-        assert await take(name, 2) == 0
+        assert await acquire(name, 2) == 0
     assert len(minutes._buckets) == 30_000
-    assert all([await take(name) > 0 for name in callers[1:]]), "each has used its own minute"
-    assert [await take("late 1"), await take("late 2"), await take("late 1") > 0] == [0, 0, True], "they share a bucket"
+    assert all([await acquire(name) > 0 for name in callers[1:]]), "each has used its own minute"
+    assert [await acquire("late 1"), await acquire("late 2"), await acquire("late 1") > 0] == [0, 0, True], (
+        "they share a bucket"
+    )
     assert await minutes.left("late 3", "requests", 2) == 0
     now = 120.0
-    assert await take("late 4") == 0
+    assert await acquire("late 4") == 0
     for number in range(5000):
-        await take(f"new {number}", 2)
+        await acquire(f"new {number}", 2)
         assert await minutes.left(f"asks {number}", "requests", 2) == 2
     assert len(minutes._buckets) <= 5002, "idle ones are forgotten, and asking what is left makes none"
-    assert await take("debtor") > 0, "debts are remembered"
+    assert await acquire("debtor") > 0, "debts are remembered"
 
 
-async def test_what_is_owed_is_paid_before_anything_new(counts: tuple[Minutes, Days]) -> None:
+async def test_what_is_owed_is_paid_before_anything_new(counts: tuple[TokenBucketLimiter, DailyBudget]) -> None:
     minutes, _ = counts
     name = f"owes-{time.time_ns()}"
-    assert await minutes.take(name, "tokens", 6000, 500_000, owing=False) == 0.0, "more than a minute's worth may come"
+    assert await minutes.acquire(name, "tokens", 6000, 500_000, owing=False) == 0.0, (
+        "more than a minute's worth may come"
+    )
     assert await minutes.left(name, "tokens", 6000) == 0
-    assert await minutes.take(name, "tokens", 6000, 1, owing=False) == pytest.approx(4940, rel=0.01)
-    await minutes.take(name, "tokens", 6000, -494_500, owing=True)
+    assert await minutes.acquire(name, "tokens", 6000, 1, owing=False) == pytest.approx(4940, rel=0.01)
+    await minutes.acquire(name, "tokens", 6000, -494_500, owing=True)
     assert 400 <= await minutes.left(name, "tokens", 6000) <= 700
-    assert await minutes.take(name, "tokens", 6000, 100, owing=False) == 0.0
-    assert await minutes.take(name, "requests", 6000, 6000, owing=False) == 0.0
+    assert await minutes.acquire(name, "tokens", 6000, 100, owing=False) == 0.0
+    assert await minutes.acquire(name, "requests", 6000, 6000, owing=False) == 0.0
 
 
-async def test_a_days_spending_never_passes_its_limit_however_many_ask_at_once(counts: tuple[Minutes, Days]) -> None:
+async def test_a_days_spending_never_passes_its_limit_however_many_ask_at_once(
+    counts: tuple[TokenBucketLimiter, DailyBudget],
+) -> None:
     _, days = counts
     name = f"spends-{time.time_ns()}"
     got = await asyncio.gather(*(days.reserve(name, DAY, f"{name}{n}", 100, 1000) for n in range(40)))
@@ -134,15 +142,15 @@ async def test_calls_in_flight_stay_charged_and_are_told_when_the_file_is_opened
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "q.db"
-    days = SqliteDays(path)
+    days = SqliteDailyBudget(path)
     with pytest.raises(ConfigError, match="another service has"):
-        SqliteDays(path)
+        SqliteDailyBudget(path)
     today = datetime.now(UTC).date().isoformat()
     await days.reserve("a", today, "1", 100, 1000)
     await days.reserve("a", today, "2", 100, 1000)
     await days.settle("a", today, "1", 100, 30)
     await days.close()  # as a kill would: what is in flight is not settled
-    again = SqliteDays(path)
+    again = SqliteDailyBudget(path)
     assert "1 calls were in flight" in caplog.text
     assert await again.spent("a", today) == 130
     await again.settle("a", today, "2", 100, 0)
@@ -152,11 +160,11 @@ async def test_calls_in_flight_stay_charged_and_are_told_when_the_file_is_opened
 
 async def test_a_file_that_cannot_be_written_lets_nobody_in(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be written"):
-        SqliteDays(tmp_path / "none" / "q.db")
+        SqliteDailyBudget(tmp_path / "none" / "q.db")
     (tmp_path / "text.db").write_text("this is no database, and it is long enough to be seen as none" * 20)
     with pytest.raises(ConfigError, match="cannot be written"):
-        SqliteDays(tmp_path / "text.db")
-    days = SqliteDays(tmp_path / "q.db")
+        SqliteDailyBudget(tmp_path / "text.db")
+    days = SqliteDailyBudget(tmp_path / "q.db")
     days._database.close()
     with pytest.raises(Overloaded):
         await days.reserve("a", DAY, "1", 1, 1)
@@ -189,8 +197,8 @@ async def test_replicas_share_what_is_counted_in_redis(redis_url: str) -> None:
         await quotas.close()
 
 
-def claim(prompt_tokens: int = 10, sequences: int = 1, worst: int = 100) -> Claim:
-    return Claim(str(time.monotonic_ns()), sequences, prompt_tokens, worst)
+def claim(prompt_tokens: int = 10, sequences: int = 1, worst: int = 100) -> Reservation:
+    return Reservation(str(time.monotonic_ns()), sequences, prompt_tokens, worst)
 
 
 def used(tokens: int, ticks: int = 0) -> Callable[[], tuple[int, int]]:
@@ -215,7 +223,7 @@ async def test_streams_are_counted_while_they_run_by_candidates() -> None:
 
 async def test_tokens_are_taken_as_they_turn_out_and_given_back_where_nothing_ran() -> None:
     now = 0.0
-    quotas, one = Quotas(MemoryMinutes(lambda: now)), caller(tokens_per_minute=100)
+    quotas, one = Quotas(MemoryTokenBucketLimiter(lambda: now)), caller(tokens_per_minute=100)
 
     async def left() -> int:
         return int(dict(await quotas.trailers(one))["x-ratelimit-remaining-tokens"])
@@ -237,7 +245,7 @@ async def test_tokens_are_taken_as_they_turn_out_and_given_back_where_nothing_ra
 
 async def test_what_a_running_call_makes_counts_before_it_ends_and_once() -> None:
     now = 0.0
-    quotas, one = Quotas(MemoryMinutes(lambda: now)), caller(tokens_per_minute=1000)
+    quotas, one = Quotas(MemoryTokenBucketLimiter(lambda: now)), caller(tokens_per_minute=1000)
     made = 0
     async with quotas.holding(one, claim(100), lambda: (made, 0)):
         made = 950
@@ -250,7 +258,7 @@ async def test_what_a_running_call_makes_counts_before_it_ends_and_once() -> Non
 
 async def test_a_days_cost_is_reserved_at_its_worst_and_settled_as_it_was(tmp_path: Path) -> None:
     moment = datetime(2026, 11, 23, 23, 59, 30, tzinfo=UTC)
-    quotas = Quotas(days=SqliteDays(tmp_path / "q.db"), now=lambda: moment)
+    quotas = Quotas(daily_budget=SqliteDailyBudget(tmp_path / "q.db"), now=lambda: moment)
     one = caller(usd_ticks_per_day=250)
 
     async def left() -> int:
@@ -309,7 +317,7 @@ class CancelledAt:
 @pytest.mark.parametrize("times", [1, 3])
 @pytest.mark.parametrize("has_made", [0, 25])
 async def test_a_call_cancelled_at_any_step_is_charged_what_it_used(
-    counts: tuple[Minutes, Days], times: int, has_made: int
+    counts: tuple[TokenBucketLimiter, DailyBudget], times: int, has_made: int
 ) -> None:
     quotas = Quotas(*counts)
     for step in range(1, 60):
@@ -332,9 +340,9 @@ async def test_a_call_cancelled_at_any_step_is_charged_what_it_used(
     assert not quotas._counting
 
 
-async def _both(quotas: Quotas, one: Caller, other_tokens: int, tokens_and_ticks: list[int]) -> None:
+async def _both(quotas: Quotas, one: Principal, other_tokens: int, tokens_and_ticks: list[int]) -> None:
     """A call beside another one of the same caller, whose tokens are charged when the second one comes."""
-    other = replace(one, limits=Limits(tokens_per_minute=60))
+    other = replace(one, limits=CallerLimits(tokens_per_minute=60))
     async with quotas.holding(other, claim(1), used(other_tokens)):  # noqa: SIM117
         async with quotas.holding(one, claim(10, worst=700), lambda: (tokens_and_ticks[0], tokens_and_ticks[1])):
             tokens_and_ticks[:] = 22, 20
@@ -345,7 +353,9 @@ async def _awaited(driven: CancelledAt) -> None:
     await driven
 
 
-async def test_a_reservation_or_settlement_that_comes_twice_or_late_counts_once(counts: tuple[Minutes, Days]) -> None:
+async def test_a_reservation_or_settlement_that_comes_twice_or_late_counts_once(
+    counts: tuple[TokenBucketLimiter, DailyBudget],
+) -> None:
     _, days = counts
     name = f"twice-{time.time_ns()}"
     await days.reserve(name, DAY, "a", 100, 1000)
@@ -357,7 +367,7 @@ async def test_a_reservation_or_settlement_that_comes_twice_or_late_counts_once(
 
 async def test_a_reservation_whose_answer_was_lost_is_given_back(redis_url: str) -> None:
     quotas = quotas_of(QuotaSettings(redis_url=redis_url))
-    days = quotas._days
+    days = quotas._daily_budget
     assert days is not None
     reserve, who = days.reserve, caller(f"lost-{time.time_ns()}", usd_ticks_per_day=1000)
 
@@ -381,7 +391,7 @@ async def test_a_settlement_is_tried_again_where_the_counts_are_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("penstock.admission.quotas.quotas._RETRY_SECONDS", (0.0,) * 4)
-    days = SqliteDays(tmp_path / "q.db")
+    days = SqliteDailyBudget(tmp_path / "q.db")
     settle, failures = days.settle, 3
 
     async def settle_later(*arguments: Any) -> None:
@@ -392,7 +402,7 @@ async def test_a_settlement_is_tried_again_where_the_counts_are_away(
         await settle(*arguments)
 
     days.settle = settle_later  # type: ignore[method-assign]
-    quotas, one = Quotas(days=days), caller(usd_ticks_per_day=1000)
+    quotas, one = Quotas(daily_budget=days), caller(usd_ticks_per_day=1000)
     async with quotas.holding(one, claim(worst=700), used(3, 5)):
         pass
     await asyncio.wait(set(quotas._counting))
@@ -400,7 +410,7 @@ async def test_a_settlement_is_tried_again_where_the_counts_are_away(
     await quotas.close()
 
 
-async def _hold(quotas: Quotas, one: Caller) -> None:
+async def _hold(quotas: Quotas, one: Principal) -> None:
     async with quotas.holding(one, claim(worst=100), used(10, 15)):
         await asyncio.sleep(60)
 
@@ -408,16 +418,16 @@ async def _hold(quotas: Quotas, one: Caller) -> None:
 def test_each_limit_is_the_callers_own_or_the_default() -> None:
     default = Quota.model_validate({"tokens_per_minute": 10, "usd_per_day": "0.5", "max_priority": "normal"})
     own = Quota.model_validate({"tokens_per_minute": 20, "max_priority": "low"})
-    assert limits_of(own, default) == Limits(None, None, 20, 5_000_000_000, Priority.LOW)
-    assert limits_of(None, default).max_priority is Priority.NORMAL
-    assert limits_of(None, Quota()) == Limits()
+    assert resolve_limits(own, default) == CallerLimits(None, None, 20, 5_000_000_000, Priority.LOW)
+    assert resolve_limits(None, default).max_priority is Priority.NORMAL
+    assert resolve_limits(None, Quota()) == CallerLimits()
 
 
 def test_a_class_above_the_highest_is_refused_and_none_asked_for_fits() -> None:
     low = caller(max_priority=Priority.LOW)
     assert class_of(None, low) is Priority.LOW
-    assert class_of(None, NOBODY) is Priority.NORMAL
-    assert class_of(Priority.HIGH, NOBODY) is Priority.HIGH
+    assert class_of(None, ANONYMOUS) is Priority.NORMAL
+    assert class_of(Priority.HIGH, ANONYMOUS) is Priority.HIGH
     with pytest.raises(CallerNotAllowed, match="at most of priority LOW"):
         class_of(Priority.NORMAL, low)
 

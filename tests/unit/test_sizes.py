@@ -10,7 +10,7 @@ import pytest
 from penstock.config.schema import DEMO_MODEL_DIR, DEMO_MODEL_FP8_DIR
 from penstock.engine.sizing.cache import CPU_BLOCK_TOKENS, plan_cache
 from penstock.engine.sizing.shape import Shape, read_shape
-from penstock.engine.sizing.weights import Layout, active_parameters, inventory, parameters, weight_bytes
+from penstock.engine.sizing.weights import ParallelLayout, active_parameters, inventory, parameters, weight_bytes
 from penstock.engine.vllm.cards import CARDS
 from penstock.errors import ConfigError
 
@@ -50,11 +50,11 @@ def test_the_demo_models_bytes_are_those_of_its_file(folder, fp8) -> None:
 
 PUBLIC_LOGS = {
     # Two RTX 3090, Qwen3.8-27B-FP8 (the 27B's shape): github.com/mitchross/talos-argocd-proxmox/pull/1995
-    "27B on two, no MTP": ("27B", Layout(2), 0, 4.99, 131_072, 302_921),
+    "27B on two, no MTP": ("27B", ParallelLayout(2), 0, 4.99, 131_072, 302_921),
     # The same model with three drafts: github.com/noonghunna/club-3090/pull/594
-    "27B on two, MTP": ("27B", Layout(2), 3, 5.33, 262_144, 300_220),
+    "27B on two, MTP": ("27B", ParallelLayout(2), 3, 5.33, 262_144, 300_220),
     # One RTX 5090, Qwen3.6-35B-A3B: github.com/noonghunna/club-3090/issues/612
-    "35B on one, no MTP": ("35B-A3B", Layout(), 0, 5.98, 131_072, 567_978),
+    "35B on one, no MTP": ("35B-A3B", ParallelLayout(), 0, 5.98, 131_072, 567_978),
 }
 
 
@@ -66,36 +66,39 @@ def test_cache_sizes_are_those_that_vllm_logged_on_gpus(case: str) -> None:
 
 
 def test_block_sizes_are_those_that_vllm_logged() -> None:
-    assert plan_cache(card("27B"), Layout(2), kv_fp8=True).block_tokens == 1568
-    assert plan_cache(demo(), Layout(), kv_fp8=True, drafted=2, least_block_tokens=CPU_BLOCK_TOKENS).block_tokens == 384
+    assert plan_cache(card("27B"), ParallelLayout(2), kv_fp8=True).block_tokens == 1568
+    assert (
+        plan_cache(demo(), ParallelLayout(), kv_fp8=True, drafted=2, least_block_tokens=CPU_BLOCK_TOKENS).block_tokens
+        == 384
+    )
 
 
 def test_beyond_its_heads_tensor_parallel_keeps_copies_of_the_cache() -> None:
-    per_token = [plan_cache(card("397B-A17B"), Layout(n), kv_fp8=True).kv_bytes_per_token for n in (1, 2, 4, 8)]
+    per_token = [plan_cache(card("397B-A17B"), ParallelLayout(n), kv_fp8=True).kv_bytes_per_token for n in (1, 2, 4, 8)]
     assert per_token == [15_360, 7_680, 7_680, 7_680]
 
 
 def test_a_device_has_its_share_and_what_is_not_divided() -> None:
     shape = card("397B-A17B")
     whole = weight_bytes(shape, fp8=True)
-    eight = weight_bytes(shape, fp8=True, layout=Layout(8, 1, experts=True))
+    eight = weight_bytes(shape, fp8=True, layout=ParallelLayout(8, 1, experts=True))
     assert whole / 8 < eight < whole / 8 * 1.01
-    replicas = weight_bytes(shape, fp8=True, layout=Layout(1, 8, experts=True))
+    replicas = weight_bytes(shape, fp8=True, layout=ParallelLayout(1, 8, experts=True))
     experts = sum(m.bytes(True) for m in inventory(shape) if m.name.startswith("experts."))
     assert replicas == whole - experts * 7 // 8
-    alone = weight_bytes(shape, fp8=True, layout=Layout(1, 8, experts=False))
+    alone = weight_bytes(shape, fp8=True, layout=ParallelLayout(1, 8, experts=False))
     assert alone == whole
 
 
 def test_no_draft_layer_without_mtp() -> None:
     shape = card("35B-A3B")
     assert weight_bytes(shape, True) - weight_bytes(shape, True, draft=False) > 0.8e9
-    assert plan_cache(shape, Layout(), kv_fp8=True).draft_kv_bytes_per_token == 0
+    assert plan_cache(shape, ParallelLayout(), kv_fp8=True).draft_kv_bytes_per_token == 0
 
 
 def test_a_model_without_recurrent_layers_has_keys_and_values_alone() -> None:
     text = dict(CARDS["Qwen/Qwen3.5-35B-A3B"], layer_types=["full_attention"] * 40)
-    cache = plan_cache(read_shape(text), Layout(), kv_fp8=False)
+    cache = plan_cache(read_shape(text), ParallelLayout(), kv_fp8=False)
     assert (cache.state_bytes, cache.state_blocks, cache.block_tokens) == (0, 0, 16)
     assert cache.kv_bytes_per_token == 40 * 2 * 2 * 256 * 2
 
@@ -112,4 +115,4 @@ def test_what_a_config_lacks_is_named() -> None:
 )
 def test_heads_that_do_not_divide_are_told(tensor: int, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        plan_cache(card("397B-A17B"), Layout(tensor), kv_fp8=True)
+        plan_cache(card("397B-A17B"), ParallelLayout(tensor), kv_fp8=True)

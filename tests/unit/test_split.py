@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 from penstock.engine.scripted import ByteTokenizer
-from penstock.generation.output_parser import SplitSettings, Splitter, StopStrings, Utf8Text, Verdict
+from penstock.generation.output_parser import OutputParser, ParserSettings, StepAction, StopStrings, Utf8Text
 from penstock.types import Markers, TokenLogprob, TokenLogprobs
 
 EOS, OPEN, CLOSE = 258, 259, 260
@@ -13,25 +13,25 @@ TOKENIZER = ByteTokenizer()
 SURE = TokenLogprobs(TokenLogprob(0, 0.0, 1), ())
 
 
-def splitter(*, budget: int = 100, most: int = 100, stops: tuple[str, ...] = (), **start: bool) -> Splitter:
-    settings = SplitSettings(Markers(OPEN, CLOSE), frozenset({EOS}), budget, most, stops)
-    return Splitter(settings, TOKENIZER.token_bytes, **{"in_thought": True, **start})
+def splitter(*, budget: int = 100, most: int = 100, stops: tuple[str, ...] = (), **start: bool) -> OutputParser:
+    settings = ParserSettings(Markers(OPEN, CLOSE), frozenset({EOS}), budget, most, stops)
+    return OutputParser(settings, TOKENIZER.token_bytes, **{"in_thought": True, **start})
 
 
-def texts(split: Splitter) -> tuple[str, str]:
-    deltas = split.take(final=True)
+def texts(split: OutputParser) -> tuple[str, str]:
+    deltas = split.pop_deltas(final=True)
     return tuple("".join(d.text for d in deltas if d.is_thought is kind) for kind in (True, False))  # type: ignore[return-value]
 
 
 def test_tokens_past_the_gate_are_dropped_whatever_came_with_them() -> None:
     split = splitter(budget=2)
-    assert split.push([*b"abcd", CLOSE, *b"x"]) is Verdict.CLOSE_THOUGHT_AT_BUDGET
+    assert split.push([*b"abcd", CLOSE, *b"x"]) is StepAction.CLOSE_THOUGHT_AT_BUDGET
     assert (split.thought_tokens, split.context_ids) == (2, list(b"ab"))
 
 
 def test_a_thought_of_exactly_the_budget_may_still_close_itself() -> None:
     split = splitter(budget=2)
-    assert split.push([*b"ab", CLOSE, *b"\n\nyes", EOS]) is Verdict.EOS
+    assert split.push([*b"ab", CLOSE, *b"\n\nyes", EOS]) is StepAction.EOS
     assert texts(split) == ("ab", "yes")
     assert (split.thought_tokens, split.answer_tokens, split.marker_tokens) == (2, 6, 1)
 
@@ -40,7 +40,7 @@ def test_forced_tokens_are_seen_by_the_model_and_counted_as_markers() -> None:
     split = splitter(budget=1)
     split.push(b"ab")
     split.close_thought([*b"enough", CLOSE])
-    assert split.push([*b"ok", EOS]) is Verdict.EOS
+    assert split.push([*b"ok", EOS]) is StepAction.EOS
     assert texts(split) == ("a", "ok")
     assert (split.thought_tokens, split.answer_tokens, split.marker_tokens) == (1, 3, 7)
     assert split.context_ids == [*b"a", *b"enough", CLOSE, *b"ok", EOS]
@@ -48,21 +48,21 @@ def test_forced_tokens_are_seen_by_the_model_and_counted_as_markers() -> None:
 
 def test_only_the_first_token_of_a_raw_prompt_may_open_a_thought() -> None:
     opened = splitter(in_thought=False, may_open=True)
-    assert opened.push([OPEN, *b"hm", CLOSE, *b"ok", EOS]) is Verdict.EOS
+    assert opened.push([OPEN, *b"hm", CLOSE, *b"ok", EOS]) is StepAction.EOS
     assert texts(opened) == ("hm", "ok")
     late = splitter(in_thought=False, may_open=True)
-    assert late.push([*b"ok", OPEN]) is Verdict.REOPENED
+    assert late.push([*b"ok", OPEN]) is StepAction.REOPENED
 
 
 def test_the_end_of_turn_inside_a_thought_asks_to_close_it() -> None:
     split = splitter()
-    assert split.push([*b"ab", EOS, *b"c"]) is Verdict.CLOSE_THOUGHT_AFTER_EOS
+    assert split.push([*b"ab", EOS, *b"c"]) is StepAction.CLOSE_THOUGHT_AFTER_EOS
     assert split.context_ids == list(b"ab")
 
 
 def test_the_last_allowed_token_ends_the_answer_at_once() -> None:
     split = splitter(in_thought=False, most=3)
-    assert split.push(b"abcd") is Verdict.MAX_OUTPUT_TOKENS
+    assert split.push(b"abcd") is StepAction.MAX_OUTPUT_TOKENS
     assert split.answer_tokens == 3
 
 
@@ -70,9 +70,9 @@ def test_a_delta_waits_for_the_whole_character() -> None:
     split = splitter(in_thought=False)
     first, second = "é".encode()
     split.push([first])
-    assert split.take() == []
+    assert split.pop_deltas() == []
     split.push([second])
-    (delta,) = split.take()
+    (delta,) = split.pop_deltas()
     assert (delta.text, delta.token_count) == ("é", 2)
 
 
@@ -100,12 +100,12 @@ def test_a_step_at_once_is_the_same_as_token_by_token(
         assert verdicts[0] is verdicts[1]
         assert quick.state() == slow.state()
         assert texts_and_counts(quick) == texts_and_counts(slow)
-        if verdicts[0] is not Verdict.GO_ON:
+        if verdicts[0] is not StepAction.GO_ON:
             return
 
 
-def texts_and_counts(split: Splitter) -> list[tuple[bool, str, int, tuple[int, ...]]]:
-    return [(delta.is_thought, delta.text, delta.token_count, delta.token_ids) for delta in split.take()]
+def texts_and_counts(split: OutputParser) -> list[tuple[bool, str, int, tuple[int, ...]]]:
+    return [(delta.is_thought, delta.text, delta.token_count, delta.token_ids) for delta in split.pop_deltas()]
 
 
 @given(st.binary())

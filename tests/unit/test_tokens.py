@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 from penstock.auth import jwt as tokens_module
 from penstock.auth.api_keys import make
-from penstock.auth.authenticator import Gate
-from penstock.auth.jwt import Tokens
+from penstock.auth.authenticator import Authenticator
+from penstock.auth.jwt import JwtVerifier
 from penstock.config.security import AuthSettings, JwtSettings
 from penstock.errors import CallerUnknown, ConfigError
 
@@ -49,15 +49,15 @@ def token(key: Any = EC, kid: str | None = "e1", algorithm: str = "ES256", **cla
 
 
 @pytest.fixture
-def from_file(tmp_path: Path) -> Tokens:
+def from_file(tmp_path: Path) -> JwtVerifier:
     (tmp_path / "jwks.json").write_text(json.dumps(jwks(e1=EC, r1=RSA)))
-    return Tokens(JwtSettings(issuer=ISSUER, audience="penstock", jwks_file=tmp_path / "jwks.json"))
+    return JwtVerifier(JwtSettings(issuer=ISSUER, audience="penstock", jwks_file=tmp_path / "jwks.json"))
 
 
-async def test_good_tokens_name_their_caller(from_file: Tokens) -> None:
-    assert await from_file.name(token()) == "alice"
-    assert await from_file.name(token(RSA, "r1", "RS256", sub="bob", aud=["x", "penstock"])) == "bob"
-    assert await from_file.name(token(exp=time.time() - 10)) == "alice", "clocks may differ by the leeway"
+async def test_good_tokens_name_their_caller(from_file: JwtVerifier) -> None:
+    assert await from_file.verify(token()) == "alice"
+    assert await from_file.verify(token(RSA, "r1", "RS256", sub="bob", aud=["x", "penstock"])) == "bob"
+    assert await from_file.verify(token(exp=time.time() - 10)) == "alice", "clocks may differ by the leeway"
 
 
 HMAC = "0" * 64
@@ -88,18 +88,18 @@ HMAC = "0" * 64
         "x" * 100_000,
     ],
 )
-async def test_bad_tokens_are_refused(from_file: Tokens, bad: str) -> None:
+async def test_bad_tokens_are_refused(from_file: JwtVerifier, bad: str) -> None:
     with pytest.raises(CallerUnknown):
-        await from_file.name(bad)
+        await from_file.verify(bad)
 
 
 async def test_a_key_of_an_algorithm_that_is_not_allowed_is_not_used(tmp_path: Path) -> None:
     (tmp_path / "jwks.json").write_text(json.dumps(jwks(r1=RSA)))
-    strict = Tokens(
+    strict = JwtVerifier(
         JwtSettings(issuer=ISSUER, audience="penstock", jwks_file=tmp_path / "jwks.json", algorithms=("ES256",))
     )
     with pytest.raises(CallerUnknown):
-        await strict.name(token(RSA, "r1", "RS256"))
+        await strict.verify(token(RSA, "r1", "RS256"))
 
 
 class Issuer:
@@ -143,24 +143,24 @@ async def test_keys_are_fetched_once_kept_and_asked_for_again_when_they_rotate(
     clock = stopped(monkeypatch, tokens_module)
     issuer.pages["/keys"] = jwks(e1=EC)
     settings = JwtSettings(issuer=ISSUER, audience="penstock", jwks_url=f"{issuer.url}/keys")
-    tokens = Tokens(settings, least_seconds=10.0)
+    tokens = JwtVerifier(settings, least_seconds=10.0)
     for _ in range(5):
-        await tokens.name(token())
+        await tokens.verify(token())
     assert len(issuer.asked) == 1
     issuer.pages["/keys"] = jwks(e2=OTHER)
     for _ in range(20):  # made-up key ids do not make us ask each time
         with pytest.raises(CallerUnknown):
-            await tokens.name(token(kid="made-up"))
+            await tokens.verify(token(kid="made-up"))
     assert len(issuer.asked) == 1
     clock.now += 11
-    assert await tokens.name(token(OTHER, "e2")) == "alice"
+    assert await tokens.verify(token(OTHER, "e2")) == "alice"
     with pytest.raises(CallerUnknown):
-        await tokens.name(token())
+        await tokens.verify(token())
     issuer.pages.clear()
     clock.now += 11
     with pytest.raises(CallerUnknown):
-        await tokens.name(token(kid="e3"))
-    assert await tokens.name(token(OTHER, "e2")) == "alice", "an issuer that is away takes no key with it"
+        await tokens.verify(token(kid="e3"))
+    assert await tokens.verify(token(OTHER, "e2")) == "alice", "an issuer that is away takes no key with it"
 
 
 async def test_known_keys_verify_while_a_fetch_hangs_and_strangers_share_one_fetch(
@@ -168,8 +168,8 @@ async def test_known_keys_verify_while_a_fetch_hangs_and_strangers_share_one_fet
 ) -> None:
     issuer.pages["/keys"] = jwks(e1=EC)
     settings = JwtSettings(issuer=ISSUER, audience="penstock", jwks_url=f"{issuer.url}/keys", cache_seconds=1e-9)
-    tokens = Tokens(settings, least_seconds=0)
-    assert await tokens.name(token()) == "alice"
+    tokens = JwtVerifier(settings, least_seconds=0)
+    assert await tokens.verify(token()) == "alice"
     hangs, fetch, fetches = threading.Event(), tokens._fetch, 0
 
     def slow_fetch() -> Any:
@@ -180,10 +180,10 @@ async def test_known_keys_verify_while_a_fetch_hangs_and_strangers_share_one_fet
 
     monkeypatch.setattr(tokens, "_fetch", slow_fetch)
     try:
-        strangers = [asyncio.create_task(tokens.name(token(OTHER, "e2"))) for _ in range(50)]
+        strangers = [asyncio.create_task(tokens.verify(token(OTHER, "e2"))) for _ in range(50)]
         await asyncio.sleep(0)
         for _ in range(50):
-            assert await tokens.name(token()) == "alice", "stale keys serve"
+            assert await tokens.verify(token()) == "alice", "stale keys serve"
         assert not any(stranger.done() for stranger in strangers)
         issuer.pages["/keys"] = jwks(e1=EC, e2=OTHER)
         hangs.set()
@@ -193,7 +193,7 @@ async def test_known_keys_verify_while_a_fetch_hangs_and_strangers_share_one_fet
         monkeypatch.setattr("penstock.auth.jwt._MAX_WAIT_SECONDS", 0.01)
         for _ in range(3):
             with pytest.raises(CallerUnknown):
-                await tokens.name(token(kid="made-up"))
+                await tokens.verify(token(kid="made-up"))
         assert fetches == 2, "nobody waits for longer, and nobody starts another one"
     finally:
         hangs.set()
@@ -207,10 +207,10 @@ async def test_an_issuer_that_fails_is_asked_after_growing_waits(
     now = 1000.0
     monkeypatch.setattr("penstock.auth.jwt.time", SimpleNamespace(monotonic=lambda: now))
     settings = JwtSettings(issuer=ISSUER, audience="penstock", jwks_url=f"{issuer.url}/keys")
-    tokens, asked_at = Tokens(settings, least_seconds=10), []
+    tokens, asked_at = JwtVerifier(settings, least_seconds=10), []
     for _ in range(200):
         with pytest.raises(CallerUnknown):
-            await tokens.name(token())
+            await tokens.verify(token())
         if len(issuer.asked) > len(asked_at):
             asked_at.append(now)
         now += 1
@@ -218,21 +218,21 @@ async def test_an_issuer_that_fails_is_asked_after_growing_waits(
 
 
 async def test_discovery_finds_the_keys_and_believes_no_other_issuer_and_no_redirect(issuer: Issuer) -> None:
-    tokens = Tokens(JwtSettings(issuer=issuer.url, audience="penstock"), least_seconds=0)
+    tokens = JwtVerifier(JwtSettings(issuer=issuer.url, audience="penstock"), least_seconds=0)
     good = token(iss=issuer.url)
     page = {"issuer": ISSUER, "jwks_uri": f"{issuer.url}/keys"}
     issuer.pages |= {"/.well-known/openid-configuration": page, "/keys": jwks(e1=EC)}
     with pytest.raises(CallerUnknown):
-        await tokens.name(good)
+        await tokens.verify(good)
     page |= {"issuer": issuer.url, "jwks_uri": "http://keys.example.com/"}
     with pytest.raises(CallerUnknown):
-        await tokens.name(good)
+        await tokens.verify(good)
     page["jwks_uri"] = f"{issuer.url}/moved"
     issuer.pages["/moved"] = f"{issuer.url}/keys"
     with pytest.raises(CallerUnknown):
-        await tokens.name(good)
+        await tokens.verify(good)
     page["jwks_uri"] = f"{issuer.url}/keys"
-    assert await tokens.name(good) == "alice"
+    assert await tokens.verify(good) == "alice"
 
 
 @pytest.mark.parametrize(
@@ -253,13 +253,13 @@ async def test_subjects_are_listed_callers_or_their_own_and_keys_still_work(tmp_
     (tmp_path / "jwks.json").write_text(json.dumps(jwks(e1=EC)))
     (tmp_path / "callers.toml").write_text('[callers.team-a]\nsubjects = ["alice"]\npermissions = ["generate"]\n')
     key, entry = make("team-b")
-    gate = Gate(
+    authenticator = Authenticator(
         AuthSettings(callers_file=tmp_path / "callers.toml", keys=(entry,)),
         JwtSettings(issuer=ISSUER, audience="penstock", jwks_file=tmp_path / "jwks.json"),
     )
     ids = []
     for shown in (token(), token(sub="auth0|7"), token(sub="team-b"), key):
-        caller = await gate.enter(GENERATE, [("authorization", f"Bearer {shown}")])
+        caller = await authenticator.authenticate(GENERATE, [("authorization", f"Bearer {shown}")])
         assert caller is not None
         ids.append((caller.id, caller.label))
     assert ids[0] == ("team-a", "team-a")
@@ -272,4 +272,4 @@ def test_a_file_that_is_no_key_set_is_named(tmp_path: Path) -> None:
     for text in ("{}", "[]", "hello", '{"keys": []}', '{"keys": [{"kty": "x"}]}'):
         (tmp_path / "jwks.json").write_text(text)
         with pytest.raises(ConfigError, match="no JWK set"):
-            Tokens(JwtSettings(issuer=ISSUER, audience="p", jwks_file=tmp_path / "jwks.json"))
+            JwtVerifier(JwtSettings(issuer=ISSUER, audience="p", jwks_file=tmp_path / "jwks.json"))

@@ -34,7 +34,7 @@ def hosted_price(model: str) -> Hosted | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
+class ServingCost:
     """At one concurrency, the machine being busy all the time. USD per million tokens, and of one request."""
 
     concurrency: int
@@ -62,11 +62,11 @@ class BreakEven:
         return self.load <= 1
 
 
-def cost(point: Point, mix: Mix, usd_per_hour: float) -> Cost:
+def cost(point: Point, mix: Mix, usd_per_hour: float) -> ServingCost:
     """A thought token costs what an answer token costs: both are one place in a decode step."""
     per_second = usd_per_hour / 3600
     output = per_second / point.decode_tokens_per_second
-    return Cost(
+    return ServingCost(
         concurrency=point.concurrency,
         input_usd=per_second / point.prompt_tokens_per_second * _MILLION,
         output_usd=output * _MILLION,

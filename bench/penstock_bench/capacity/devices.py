@@ -13,7 +13,7 @@ SHIPPED = Path(__file__).parent / "devices.toml"
 
 
 @dataclass(frozen=True, slots=True)
-class Device:
+class DeviceSpec:
     """Of one device, at its peak. `fp8_tflops` None: no FP8 units, FP8 weights are widened; `fp4_tflops` the same.
     `memory_gb` is what a framework sees, in 1e9 bytes, where that is less than what is sold; `watts` the most it draws.
     `reads_fp8_cache`: attention can, else keys and values are bfloat16."""
@@ -46,20 +46,20 @@ class Device:
         return 1e12 * (self.fp8_tflops if (fp8 or fp4) and self.fp8_tflops else self.bf16_tflops)
 
 
-def load_devices(own: Path | None = None) -> dict[str, Device]:
+def load_devices(own: Path | None = None) -> dict[str, DeviceSpec]:
     """By key; those of `own` replace or join the shipped ones. Raises `ConfigError` that names file and entry."""
     found = _read(SHIPPED)
     return found | _read(own) if own else found
 
 
-def find_device(devices: dict[str, Device], key: str) -> Device:
+def find_device(devices: dict[str, DeviceSpec], key: str) -> DeviceSpec:
     """Raises `ConfigError` with what there is."""
     if device := devices.get(key.lower()):
         return device
     raise ConfigError(f"no device {key!r}; there are {', '.join(devices)} (--devices FILE adds your own)")
 
 
-def _read(path: Path) -> dict[str, Device]:
+def _read(path: Path) -> dict[str, DeviceSpec]:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -67,8 +67,8 @@ def _read(path: Path) -> dict[str, Device]:
     return {key.lower(): _device(path, key.lower(), entry) for key, entry in content.items()}
 
 
-def _device(path: Path, key: str, entry: Any) -> Device:
-    known = {one.name: one for one in fields(Device) if one.name != "key"}
+def _device(path: Path, key: str, entry: Any) -> DeviceSpec:
+    known = {one.name: one for one in fields(DeviceSpec) if one.name != "key"}
     if not isinstance(entry, dict):
         raise ConfigError(f"{path}: [{key}] is no table")
     if unknown := sorted(set(entry) - set(known)):
@@ -80,7 +80,7 @@ def _device(path: Path, key: str, entry: Any) -> Device:
     for name, value in entry.items():
         if wrong := _wrong(name, value):
             raise ConfigError(f"{path}: [{key}] {name} {wrong}")
-    return Device(key, **entry)
+    return DeviceSpec(key, **entry)
 
 
 def _wrong(name: str, value: Any) -> str:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 from penstock.engine.sizing.cache import CPU_BLOCK_TOKENS, GPU_BLOCK_TOKENS, Cache, plan_cache
 from penstock.engine.sizing.shape import Shape
-from penstock.engine.sizing.weights import Layout, weight_bytes
+from penstock.engine.sizing.weights import ParallelLayout, weight_bytes
 from penstock.errors import ConfigError
-from penstock_bench.capacity.devices import Device
+from penstock_bench.capacity.devices import DeviceSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +22,9 @@ class Setup:
 
     model: str
     shape: Shape
-    device: Device
+    device: DeviceSpec
     count: int
-    layout: Layout
+    layout: ParallelLayout
     fp8_weights: bool
     kv_fp8: bool
     drafted: int
@@ -85,16 +85,16 @@ def plan_memory(setup: Setup) -> Memory:
     )
 
 
-MOST_DEVICES = 1024
+MAX_DEVICES = 1024
 
 
-def devices_needed(setup: Setup) -> tuple[int, Layout] | None:
+def devices_needed(setup: Setup) -> tuple[int, ParallelLayout] | None:
     """Return the fewest devices, a power of two, that hold the model and one window per replica, and their layout.
 
-    None where `MOST_DEVICES` do not. The layout is the one with most contexts of the whole window.
+    None where `MAX_DEVICES` do not. The layout is the one with most contexts of the whole window.
     """
     count = 1
-    while count <= MOST_DEVICES:
+    while count <= MAX_DEVICES:
         found = [
             (contexts, layout)
             for layout in layouts_of(setup, count, setup.device.kind == "gpu")
@@ -106,7 +106,7 @@ def devices_needed(setup: Setup) -> tuple[int, Layout] | None:
     return None
 
 
-def layouts_of(setup: Setup, count: int, spreads_experts: bool) -> Iterator[Layout]:
+def layouts_of(setup: Setup, count: int, spreads_experts: bool) -> Iterator[ParallelLayout]:
     """Return the layouts of so many devices, by devices per replica, a power of two that divides them and the heads.
 
     With `spreads_experts` the experts lie on all devices where their number allows it.
@@ -115,10 +115,10 @@ def layouts_of(setup: Setup, count: int, spreads_experts: bool) -> Iterator[Layo
     whole = spreads_experts and bool(experts) and count > 1 and experts % count == 0
     for power in range(count.bit_length()):
         if count % 2**power == 0 and setup.shape.heads % 2**power == 0:
-            yield Layout(2**power, count // 2**power, whole)
+            yield ParallelLayout(2**power, count // 2**power, whole)
 
 
-def _windows(setup: Setup, layout: Layout) -> float:
+def _windows(setup: Setup, layout: ParallelLayout) -> float:
     """Contexts of the whole window that all replicas hold; 0 where the layout cannot be or a replica holds none."""
     try:
         memory = plan_memory(replace(setup, layout=layout, count=layout.ranks))

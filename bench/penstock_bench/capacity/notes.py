@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from penstock_bench.capacity.memory import MOST_DEVICES, devices_needed
-from penstock_bench.capacity.plan import Plan
+from penstock_bench.capacity.memory import MAX_DEVICES, devices_needed
+from penstock_bench.capacity.plan import CapacityPlan
 
 _MANY_STREAMS, _LONG_TOKENS = 64, 32_768
 
 
-def notes(plan: Plan) -> list[str]:
+def notes(plan: CapacityPlan) -> list[str]:
     return [*_fit(plan), *_layout(plan), *_speed(plan), *_money(plan)]
 
 
-def _fit(plan: Plan) -> Iterator[str]:
+def _fit(plan: CapacityPlan) -> Iterator[str]:
     setup, memory = plan.setup, plan.memory
     if not memory.fits:
         needed = memory.weight_bytes + memory.activation_bytes + memory.fixed_bytes + memory.cache.block_bytes
@@ -35,16 +35,16 @@ def _fit(plan: Plan) -> Iterator[str]:
             break
 
 
-def enough(plan: Plan) -> str:
+def enough(plan: CapacityPlan) -> str:
     """How many devices would hold it."""
     found = devices_needed(plan.setup)
     if found is None:
-        return f"{MOST_DEVICES} of these devices would not hold it either"
+        return f"{MAX_DEVICES} of these devices would not hold it either"
     count, layout = found
     return f"{count} x {plan.setup.device.name} would hold it (tensor {layout.tensor} x data {layout.data})"
 
 
-def _layout(plan: Plan) -> Iterator[str]:
+def _layout(plan: CapacityPlan) -> Iterator[str]:
     setup, cache = plan.setup, plan.memory.cache
     copies = setup.layout.tensor // setup.shape.kv_heads
     if copies > 1:
@@ -62,7 +62,7 @@ def _layout(plan: Plan) -> Iterator[str]:
         )
 
 
-def _speed(plan: Plan) -> Iterator[str]:
+def _speed(plan: CapacityPlan) -> Iterator[str]:
     past = [one.concurrency for one in plan.points if plan.knee is not None and one.concurrency > plan.knee]
     if past:
         yield (
@@ -86,7 +86,7 @@ def _speed(plan: Plan) -> Iterator[str]:
         yield f"the calibration was taken with {plan.fit.model}, not with this model"
 
 
-def _drafts(plan: Plan) -> Iterator[str]:
+def _drafts(plan: CapacityPlan) -> Iterator[str]:
     if not plan.setup.drafted:
         return
     if any(one.concurrency >= _MANY_STREAMS for one in plan.points):
@@ -101,7 +101,7 @@ def _drafts(plan: Plan) -> Iterator[str]:
         )
 
 
-def _money(plan: Plan) -> Iterator[str]:
+def _money(plan: CapacityPlan) -> Iterator[str]:
     if plan.wanted.usd_per_device_hour is None:
         yield "no price per hour is known: --usd-per-device-hour gives one, and costs are told"
     elif plan.wanted.hosted is None:

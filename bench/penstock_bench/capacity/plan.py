@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from penstock_bench.capacity.calibrate import Fit
-from penstock_bench.capacity.cost import BreakEven, Cost, Hosted, break_even, cost
+from penstock_bench.capacity.cost import BreakEven, Hosted, ServingCost, break_even, cost
 from penstock_bench.capacity.knee import knee
 from penstock_bench.capacity.memory import Memory, Setup, plan_memory
 from penstock_bench.capacity.pareto import Choice, frontier
@@ -39,7 +39,7 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class CapacityPlan:
     setup: Setup
     decisions: tuple[Decision, ...]
     wanted: Wanted
@@ -48,7 +48,7 @@ class Plan:
     fit: Fit | None
     prefill: Step
     points: tuple[Point, ...]
-    costs: tuple[Cost, ...]
+    costs: tuple[ServingCost, ...]
     break_even: BreakEven | None
     knee: int | None
     """Requests at once from which on response times grow faster than throughput; None where nothing fits."""
@@ -73,7 +73,7 @@ def make_plan(
     wanted: Wanted,
     assumed: Assumptions,
     fitted: Callable[[Memory], Fit] | None = None,
-) -> Plan:
+) -> CapacityPlan:
     """`fitted` calibrates, once memory is known. Raises `ConfigError` where the layout cannot be."""
     memory = plan_memory(setup)
     fit = fitted(memory) if fitted else None
@@ -91,7 +91,7 @@ def make_plan(
         even = break_even(best, mix, hourly, wanted.hosted)
     prefill = Roofline(setup, memory.cache, assumed).prefill(mix.input_tokens)
     curve = [point(setup, memory, assumed, mix, number, correction) for number in concurrencies(most)] if most else []
-    return Plan(
+    return CapacityPlan(
         setup=setup,
         decisions=decisions,
         wanted=wanted,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from penstock_bench.capacity.plan import Plan
+from penstock_bench.capacity.plan import CapacityPlan
 from penstock_bench.capacity.report import rows
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ _BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
 _SIZE, _DPI = (9.0, 4.0), 200
 
 
-def draw(plan: Plan, file: Path) -> None:
+def draw(plan: CapacityPlan, file: Path) -> None:
     """Writes the picture; the suffix of `file` says which format."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -39,7 +39,7 @@ def draw(plan: Plan, file: Path) -> None:
     figure.savefig(file)
 
 
-def _speed(axes: Axes, plan: Plan) -> None:
+def _speed(axes: Axes, plan: CapacityPlan) -> None:
     made = rows(plan)
     x = [row["concurrency"] for row in made]
     for name, colour, marker, label in (
@@ -56,7 +56,7 @@ def _speed(axes: Axes, plan: Plan) -> None:
     axes.legend(fontsize=8, frameon=False, loc="lower right")
 
 
-def _cost(axes: Axes, plan: Plan) -> None:
+def _cost(axes: Axes, plan: CapacityPlan) -> None:
     made = rows(plan)
     if not plan.costs:
         axes.text(0.5, 0.5, "no price per hour", ha="center", transform=axes.transAxes, fontsize=8)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from penstock.engine.sizing.shape import Shape
-from penstock.engine.sizing.weights import Layout
+from penstock.engine.sizing.weights import ParallelLayout
 from penstock_bench.capacity.acceptance import DEFAULT, load_acceptance
 from penstock_bench.capacity.devices import load_devices
 from penstock_bench.capacity.knee import bounds, knee
@@ -23,7 +23,7 @@ from penstock_bench.capacity.roofline import Assumptions
 from penstock_bench.capacity.speed import Correction, Mix, Point, ceiling, concurrencies, point
 
 RUNS = Path(__file__).parent / "published-runs.toml"
-MOST_TOKENS_OF_A_STEP = 8192
+MAX_TOKENS_OF_A_STEP = 8192
 """What the engines of these runs read at most of prompts in a step."""
 FITTED = (
     "bandwidth_share",
@@ -113,14 +113,14 @@ def _setup(row: dict[str, Any], shape: Shape, device: Any) -> Setup:
         shape=shape,
         device=device,
         count=row["devices"],
-        layout=Layout(row["tensor"], 1, row.get("experts", False)),
+        layout=ParallelLayout(row["tensor"], 1, row.get("experts", False)),
         fp8_weights=row["weights"] == "fp8",
         kv_fp8=row.get("fp8_cache", False),
         drafted=row["drafts"],
         prefix_caching=False,
         window_tokens=shape.window_tokens,
         max_sequences=1024,
-        batch_tokens=MOST_TOKENS_OF_A_STEP,
+        batch_tokens=MAX_TOKENS_OF_A_STEP,
         utilization=0.85,
         fixed_bytes=2**31,
         nvfp4_weights=row["weights"] == "nvfp4",
@@ -145,7 +145,7 @@ def _run(number: int, group: dict[str, Any], row: dict[str, Any], setup: Setup) 
 
 def _first_token(row: dict[str, Any]) -> float | None:
     """Of one request alone with a long prompt: as published, else what its whole time leaves beside its tokens."""
-    if row["concurrency"] != 1 or row["input"] < MOST_TOKENS_OF_A_STEP or "token_ms" not in row:
+    if row["concurrency"] != 1 or row["input"] < MAX_TOKENS_OF_A_STEP or "token_ms" not in row:
         return None
     if "first_token_ms" in row:
         return float(row["first_token_ms"]) / 1e3
@@ -158,7 +158,7 @@ def planned(run: Run, assumed: Assumptions, concurrency: int | None = None) -> P
     return point(run.setup, run.memory, assumed, run.mix, min(concurrency or run.concurrency, most), Correction())
 
 
-def look(run: Run, assumed: Assumptions) -> Seen:
+def compare_run(run: Run, assumed: Assumptions) -> Seen:
     """Return the model's figure, and whether the run is past the model's own knee."""
     most = max(1, ceiling(run.setup, run.memory, run.mix.total_tokens))
     curve = [(one, planned(run, assumed, one).requests_per_second) for one in concurrencies(most)]
@@ -220,7 +220,7 @@ def leave_one_out(runs: Sequence[Run]) -> list[Seen]:
     found = []
     for group in sorted({run.group for run in runs}):
         assumed = assumptions(fit([run for run in runs if run.group != group]))
-        found += [look(run, assumed) for run in runs if run.group == group]
+        found += [compare_run(run, assumed) for run in runs if run.group == group]
     return found
 
 
@@ -240,7 +240,7 @@ def summary(seen: Sequence[Seen]) -> dict[str, float]:
 def table(runs: Sequence[Run], left_out: Sequence[Seen]) -> str:
     """Return the page's generated part, in Markdown."""
     assumed = assumptions(shipped())
-    seen = [look(run, assumed) for run in runs]
+    seen = [compare_run(run, assumed) for run in runs]
     lines = [
         "| rows | count | median error | worst below the knee | below it, in the range | past it, in the range |",
         "|---|---|---|---|---|---|",
@@ -251,11 +251,11 @@ def table(runs: Sequence[Run], left_out: Sequence[Seen]) -> str:
         "each group left out in turn": list(left_out),
     }
     for name, part in halves.items():
-        told = summary(part)
+        figures = summary(part)
         lines.append(
-            f"| {name} | {told['rows']:.0f} | {told['median']:.1%} | {told['worst_below_knee']:.1%} | "
-            f"{told['below_knee_in_range']:.0f} of {told['rows'] - told['past_knee']:.0f} | "
-            f"{told['past_knee_in_range']:.0f} of {told['past_knee']:.0f} |"
+            f"| {name} | {figures['rows']:.0f} | {figures['median']:.1%} | {figures['worst_below_knee']:.1%} | "
+            f"{figures['below_knee_in_range']:.0f} of {figures['rows'] - figures['past_knee']:.0f} | "
+            f"{figures['past_knee_in_range']:.0f} of {figures['past_knee']:.0f} |"
         )
     lines += ["", "| constant | fitted value |", "|---|---|"]
     lines += [f"| `{name}` | {value:.4g} |" for name, value in zip(FITTED, shipped(), strict=True)]

@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from penstock.engine.sizing.weights import active_parameters, parameters, weight_bytes
-from penstock_bench.capacity.cost import Cost
+from penstock_bench.capacity.cost import ServingCost
 from penstock_bench.capacity.knee import bounds
 from penstock_bench.capacity.memory import devices_needed
 from penstock_bench.capacity.notes import enough
 from penstock_bench.capacity.pareto import Choice, at_interactivity
-from penstock_bench.capacity.plan import Plan
+from penstock_bench.capacity.plan import CapacityPlan
 from penstock_bench.capacity.speed import Point, tokens_per_step
 
 if TYPE_CHECKING:
@@ -40,12 +40,12 @@ class Figure:
     origin: str
 
 
-def figures(plan: Plan) -> list[Figure]:
+def figures(plan: CapacityPlan) -> list[Figure]:
     """All but the table by concurrency."""
     return [*_model(plan), *_memory(plan), *_ceilings(plan), *_assumptions(plan), *_money(plan)]
 
 
-def _model(plan: Plan) -> Iterator[Figure]:
+def _model(plan: CapacityPlan) -> Iterator[Figure]:
     setup, shape = plan.setup, plan.setup.shape
     precision = "NVFP4 experts" if setup.nvfp4_weights else "FP8" if setup.fp8_weights else "bfloat16"
     yield Figure("model", "parameters", parameters(shape), "", CONFIG)
@@ -61,7 +61,7 @@ def _model(plan: Plan) -> Iterator[Figure]:
     yield Figure("model", "weights, bfloat16", weight_bytes(shape, False, draft), "bytes", f"{CONFIG}, {PAPER}")
 
 
-def _memory(plan: Plan) -> Iterator[Figure]:
+def _memory(plan: CapacityPlan) -> Iterator[Figure]:
     setup, memory, cache = plan.setup, plan.memory, plan.memory.cache
     device, where = setup.device, "per device"
     if setup.cache_bytes is None:
@@ -89,7 +89,7 @@ def _memory(plan: Plan) -> Iterator[Figure]:
     yield Figure(where, "cache size, as vLLM logs it", tokens, "tokens", VLLM)
 
 
-def _ceilings(plan: Plan) -> Iterator[Figure]:
+def _ceilings(plan: CapacityPlan) -> Iterator[Figure]:
     if not plan.memory.fits:
         return
     data = plan.setup.layout.data
@@ -100,7 +100,7 @@ def _ceilings(plan: Plan) -> Iterator[Figure]:
     yield Figure("at once", "requests that the scheduler takes", limit, "requests", "engine.max_concurrent_requests")
 
 
-def _assumptions(plan: Plan) -> Iterator[Figure]:
+def _assumptions(plan: CapacityPlan) -> Iterator[Figure]:
     assumed, device, where = plan.assumed, plan.setup.device, "speed"
     yield Figure(where, "bandwidth", device.bandwidth_gb_per_second, "GB/s", device.source)
     peak = device.flops(plan.setup.fp8_weights, plan.setup.nvfp4_weights) / 1e12
@@ -130,7 +130,7 @@ def _assumptions(plan: Plan) -> Iterator[Figure]:
         yield Figure(where, "mean error after calibration", plan.fit.error, "share", said.source)
 
 
-def _money(plan: Plan) -> Iterator[Figure]:
+def _money(plan: CapacityPlan) -> Iterator[Figure]:
     wanted = plan.wanted
     if wanted.usd_per_device_hour is None or plan.usd_per_hour is None:
         return
@@ -148,13 +148,13 @@ def _money(plan: Plan) -> Iterator[Figure]:
         yield Figure("cost", "break-even load", even.load, "share", PAPER)
 
 
-def rows(plan: Plan) -> list[dict[str, Any]]:
+def rows(plan: CapacityPlan) -> list[dict[str, Any]]:
     """The table by concurrency, in plain values."""
-    costs: list[Cost | None] = [*plan.costs] if plan.costs else [None] * len(plan.points)
+    costs: list[ServingCost | None] = [*plan.costs] if plan.costs else [None] * len(plan.points)
     return [_row(plan, point, cost) for point, cost in zip(plan.points, costs, strict=True)]
 
 
-def _row(plan: Plan, point: Point, cost: Cost | None) -> dict[str, Any]:
+def _row(plan: CapacityPlan, point: Point, cost: ServingCost | None) -> dict[str, Any]:
     mix = plan.wanted.mix
     prompts = point.prompt_tokens_per_second / plan.setup.layout.data
     past = plan.knee is not None and point.concurrency > plan.knee
@@ -189,7 +189,7 @@ def _row(plan: Plan, point: Point, cost: Cost | None) -> dict[str, Any]:
     return row
 
 
-def as_json(plan: Plan, notes: list[str]) -> dict[str, Any]:
+def as_json(plan: CapacityPlan, notes: list[str]) -> dict[str, Any]:
     setup = plan.setup
     return {
         "model": setup.model,
@@ -213,7 +213,7 @@ def as_json(plan: Plan, notes: list[str]) -> dict[str, Any]:
     }
 
 
-def show(console: Console, plan: Plan, notes: list[str]) -> None:
+def show(console: Console, plan: CapacityPlan, notes: list[str]) -> None:
     """The tables, and what to mind."""
     setup, layout = plan.setup, plan.setup.layout
     spread = f"tensor {layout.tensor} x data {layout.data}" + (", experts over all" if layout.experts else "")
@@ -241,7 +241,7 @@ def show(console: Console, plan: Plan, notes: list[str]) -> None:
         console.out(f"! {note}", highlight=False)
 
 
-def _show_points(console: Console, plan: Plan) -> None:
+def _show_points(console: Console, plan: CapacityPlan) -> None:
     names = ("step ms", "limit", "tok/s/stream", "decode tok/s", "prompt tok/s", "output tok/s: range", "J/token")
     money = ("$/M in", "$/M out, thought", "$/1000 req", "of it thought") if plan.costs else ()
     table = _table("requests at once", *((name, True) for name in (*names, *money)))
@@ -270,13 +270,13 @@ def _show_points(console: Console, plan: Plan) -> None:
     console.out("output tok/s: with the prompts read beside. J/token: at the most that the devices draw", style="dim")
 
 
-def wanted_choice(plan: Plan) -> Choice | None:
+def wanted_choice(plan: CapacityPlan) -> Choice | None:
     """Return the cheapest choice at the wanted interactivity, or None."""
     wanted = plan.wanted.interactivity
     return None if wanted is None else at_interactivity(plan.frontier, wanted)
 
 
-def _show_frontier(console: Console, plan: Plan) -> None:
+def _show_frontier(console: Console, plan: CapacityPlan) -> None:
     """The Pareto table: what a user gets against what a device gives."""
     money = (("$/M in + out", True),) if plan.usd_per_hour is not None else ()
     table = _table(

@@ -8,7 +8,7 @@ from functools import cache
 
 from penstock.engine.sizing.cache import Cache
 from penstock.engine.sizing.shape import Shape
-from penstock.engine.sizing.weights import Layout, Matrix, Part, bytes_of, inventory
+from penstock.engine.sizing.weights import Matrix, ParallelLayout, Part, bytes_of, inventory
 from penstock_bench.capacity.memory import Setup
 
 _DELTA_NET_OPERATIONS = 8
@@ -96,7 +96,7 @@ _inventory = cache(inventory)
 
 @cache
 def _bytes_where(
-    shape: Shape, layout: Layout, weights: tuple[bool, bool], draft: bool, which: tuple[Part, bool]
+    shape: Shape, layout: ParallelLayout, weights: tuple[bool, bool], draft: bool, which: tuple[Part, bool]
 ) -> int:
     """Bytes on one device of the matrices of a part, of the draft layer or not; `weights` are (FP8, NVFP4)."""
 

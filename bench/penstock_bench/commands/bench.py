@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from penstock_bench.load.intervals import Estimate
     from penstock_bench.load.measure import Load, Pattern
     from penstock_bench.load.repeat import Repeat
-    from penstock_bench.load.run import Options
+    from penstock_bench.load.run import LoadOptions
     from penstock_bench.load.statistics import Objectives, Spread
     from penstock_bench.load.workload import Conversation, Workload
     from penstock_client import ModelCard
@@ -105,14 +105,14 @@ def bench(
         _refuse_options_before(ctx)
         return
     from penstock_bench.load.repeat import Repeat, parse_narrow
-    from penstock_bench.load.run import Options
+    from penstock_bench.load.run import LoadOptions
     from penstock_bench.load.statistics import Objectives
 
     pattern = _pattern(concurrency, rate, burst, every, trace, speed, trace_calls)
     workload = b.workload_of(prompt_tokens, output_tokens, thinking, prefixes, prefix_tokens, deadline, questions)
     workload = replace(workload, conversation=_conversation(turns, turn_tokens, keep_thought, turn_pause))
     objectives = b.parsed(Objectives.parse, objective or [], "--objective")
-    options = Options(
+    options = LoadOptions(
         seconds, warm_up, drain, exact=not until_end, temperature=temperature, seed=seed,
         flush_interval_seconds=flush_interval, resumable=resumable,
     )  # fmt: skip
@@ -123,7 +123,7 @@ def bench(
     o.refuse_unwritable(("--json", json), ("--save-trace", save_trace), ("--aiperf", aiperf))
     run = _Bench(pattern, workload, options, objectives, repeat)
     exit_code = run.measure(target, o.encryption(tls, ca), connections, pid)
-    if not run.tell(json, rows, save_trace, aiperf):
+    if not run.report(json, rows, save_trace, aiperf):
         exit_code = nothing_measured(exit_code, run.why_nothing)
     if exit_code:
         raise typer.Exit(exit_code)
@@ -187,7 +187,7 @@ class _Bench:
     """One load, once or repeatedly; there is something to show whenever it ends."""
 
     def __init__(
-        self, pattern: Pattern, workload: Workload, options: Options, objectives: Objectives, repeat: Repeat
+        self, pattern: Pattern, workload: Workload, options: LoadOptions, objectives: Objectives, repeat: Repeat
     ) -> None:
         from rich.console import Console
 
@@ -250,12 +250,12 @@ class _Bench:
             "raise --seconds above the duration of a call, or lower --concurrency"
         )
 
-    def tell(self, json: str | None, rows: bool, save_trace: Path | None, aiperf: Path | None) -> bool:
+    def report(self, json: str | None, rows: bool, save_trace: Path | None, aiperf: Path | None) -> bool:
         """Show and write what was measured. Return False, without output, where no call was measured."""
 
         from penstock.files import replacing
         from penstock_bench.load import trace
-        from penstock_bench.load.arrivals import Arrival
+        from penstock_bench.load.arrivals import ScheduledCall
 
         measured = [load for load in self._loads if load.records]
         if self._card is None or not measured:
@@ -267,7 +267,7 @@ class _Bench:
             first_turns = [record for record in measured[0].records if record.turn == 0]
             sent = sorted(first_turns, key=lambda record: record.intended)
             with replacing(save_trace) as partial:
-                trace.write(partial, (Arrival(record.intended, record.work) for record in sent))
+                trace.write(partial, (ScheduledCall(record.intended, record.work) for record in sent))
         if aiperf is not None:
             self._write_aiperf(aiperf, measured[0])
         if json is not None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from penstock_bench.load.knee import Criteria, Point
     from penstock_bench.load.measure import Load
     from penstock_bench.load.repeat import Repeat
-    from penstock_bench.load.run import Options
+    from penstock_bench.load.run import LoadOptions
     from penstock_bench.load.search import KneeSearch
     from penstock_bench.load.workload import Workload
     from penstock_client import ModelCard
@@ -71,7 +71,7 @@ def knee(
     from penstock_bench.load import intervals
     from penstock_bench.load.knee import Criteria
     from penstock_bench.load.repeat import Repeat
-    from penstock_bench.load.run import Options
+    from penstock_bench.load.run import LoadOptions
     from penstock_bench.load.search import KNEE_RATE
     from penstock_bench.load.statistics import Objectives
 
@@ -81,12 +81,12 @@ def knee(
     o.refuse_unwritable(("--json", json))
     run = _Knee(
         b.workload_of(prompt_tokens, output_tokens, thinking, prefixes, prefix_tokens, deadline, questions),
-        Options(1.0, 0.0, drain, exact=not until_end, temperature=temperature, seed=seed),
+        LoadOptions(1.0, 0.0, drain, exact=not until_end, temperature=temperature, seed=seed),
         Criteria(objectives, share, tolerance=tolerance, max_points=max_points),
         Repeat(runs, max_runs, {} if narrow is None else {KNEE_RATE: narrow / 100}),
     )
     exit_code = run.measure(target, o.encryption(tls, ca), connections, (start, calls, seconds))
-    if not run.tell(json):
+    if not run.report(json):
         exit_code = nothing_measured(exit_code, run.why_nothing)
     if exit_code:
         raise typer.Exit(exit_code)
@@ -95,7 +95,7 @@ def knee(
 class _Knee:
     """One or more searches; there is something to show whenever they end."""
 
-    def __init__(self, workload: Workload, options: Options, criteria: Criteria, repeat: Repeat) -> None:
+    def __init__(self, workload: Workload, options: LoadOptions, criteria: Criteria, repeat: Repeat) -> None:
         from rich.console import Console
 
         self._workload, self._options, self._criteria, self._repeat = workload, options, criteria, repeat
@@ -133,7 +133,7 @@ class _Knee:
             except NoCallEnded as none:
                 self.why_nothing = str(none)
 
-    def tell(self, json: str | None) -> bool:
+    def report(self, json: str | None) -> bool:
         """Show and write what was found. Return False, without output, where no rate was measured."""
 
         if self._search is None or self._card is None or not self._search.points:

@@ -14,7 +14,7 @@ from penstock.cli import options as o
 from penstock.cli.failures import EXIT_REFUSED, ended, nothing_measured
 
 if TYPE_CHECKING:
-    from penstock_bench.evaluation.measure import Options
+    from penstock_bench.evaluation.measure import EvaluationOptions
     from penstock_bench.evaluation.questions import Question
     from penstock_bench.evaluation.report import Facts
     from penstock_bench.evaluation.results import Row
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 MODES = ("fast", "thinking", "auto")
 PICTURES = (".png", ".svg", ".pdf")
-LEAST_WIDTH = 140
+MIN_WIDTH = 140
 NumberT = TypeVar("NumberT", int, float)
 
 
@@ -51,7 +51,7 @@ def evaluate(
     The shipped questions are held out from the demo model's training: 600 of twelve kinds, half of which need thought.
     Everything is greedy. Ctrl-C shows what was measured so far.
     """
-    from penstock_bench.evaluation.measure import Options
+    from penstock_bench.evaluation.measure import EvaluationOptions
     from penstock_bench.evaluation.settings import settings_of
 
     picked, file = _questions(questions_file, questions, seed)
@@ -61,9 +61,9 @@ def evaluate(
     if rows and json is None:
         raise typer.BadParameter("goes with --json", param_hint="--rows")
     _refuse_unwritable(json, plot)
-    run = _Run(picked, file, settings, Options(concurrency, max_output_tokens, answer_reserve))
+    run = _Run(picked, file, settings, EvaluationOptions(concurrency, max_output_tokens, answer_reserve))
     exit_code = run.measure(target, o.encryption(tls, ca))
-    checks_hold = run.tell(json, rows, plot, check)
+    checks_hold = run.report(json, rows, plot, check)
     if checks_hold is None:
         exit_code = nothing_measured(exit_code, "no question was answered; nothing to show")
     if exit_code or not checks_hold:
@@ -110,7 +110,9 @@ def _refuse_unwritable(json: str | None, plot: Path | None) -> None:
 class _Run:
     """One evaluation. Rows gather as they come, so that there is something to show whenever it ends."""
 
-    def __init__(self, questions: list[Question], file: Path, settings: list[Setting], options: Options) -> None:
+    def __init__(
+        self, questions: list[Question], file: Path, settings: list[Setting], options: EvaluationOptions
+    ) -> None:
         from rich.console import Console
 
         self._questions, self._file, self._settings, self._options = questions, file, settings, options
@@ -156,7 +158,7 @@ class _Run:
 
                 await measure(client, self._questions, self._settings, self._options, keep)
 
-    def tell(self, json: str | None, rows: bool, plot: Path | None, check: bool) -> bool | None:
+    def report(self, json: str | None, rows: bool, plot: Path | None, check: bool) -> bool | None:
         """Show and write what there is. Return whether all checks that were asked for hold; None without any answer."""
 
         from penstock.files import replacing, write_text
@@ -168,7 +170,7 @@ class _Run:
         if self._facts is None or not summaries:
             return None
         lines = run_checks(summaries, self._rows, len(self._questions)) if check else []
-        console = o.tables_beside(json, self._notes, LEAST_WIDTH)
+        console = o.tables_beside(json, self._notes, MIN_WIDTH)
         report.show_facts(console, self._facts)
         report.show_results(console, summaries, len(self._questions))
         if lines:

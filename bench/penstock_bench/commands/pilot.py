@@ -15,7 +15,7 @@ from penstock_bench.commands.pilot_run import PilotRun
 
 if TYPE_CHECKING:
     from penstock_bench.pilot.results import Result
-    from penstock_bench.pilot.scenario import Grades
+    from penstock_bench.pilot.scenario import Scenario
     from rich.console import Console
 
 _OBJECTIVES = ("first-token=1", "per-token=0.1")
@@ -74,11 +74,11 @@ def pilot(
     if report is not None:
         _write(_priced(_read(report), given, gpus), out, json, notes)
         return
-    grades = _grades(quick, concurrency, context, budgets, questions, seconds, soak_seconds)
+    scenario = _scenario(quick, concurrency, context, budgets, questions, seconds, soak_seconds)
     if knee_points is not None:
-        grades = replace(grades, knee_points=knee_points)
+        scenario = replace(scenario, knee_points=knee_points)
     objectives = parsed(Objectives.parse, objective or list(_OBJECTIVES), "--objective")
-    run = PilotRun(grades, objectives, quick, notes)
+    run = PilotRun(scenario, objectives, quick, notes)
     exit_code = run.measure(target, o.encryption(tls, ca), metrics, pid)
     result = run.result(target)
     if result is not None:
@@ -103,7 +103,7 @@ def _read(file: Path) -> Result:
         raise typer.BadParameter(str(error), param_hint="--report") from None
 
 
-def _grades(
+def _scenario(
     quick: bool,
     concurrency: str | None,
     context: str | None,
@@ -111,20 +111,20 @@ def _grades(
     questions: int | None,
     seconds: float | None,
     soak_seconds: float | None,
-) -> Grades:
+) -> Scenario:
     from penstock_bench.pilot.scenario import FULL, QUICK
 
-    grades = QUICK if quick else FULL
+    scenario = QUICK if quick else FULL
     changed: dict[str, Any] = {}
     for name, text, least in (("concurrencies", concurrency, 1), ("contexts", context, 1), ("budgets", budgets, -1)):
         if text is not None:
             changed[name] = _whole(text, least, name)
     if seconds is not None:
         changed |= dict.fromkeys(("concurrency_seconds", "rate_seconds", "context_seconds"), seconds)
-        changed |= {"burst_every_seconds": seconds, "warm_up_seconds": min(grades.warm_up_seconds, seconds / 2)}
+        changed |= {"burst_every_seconds": seconds, "warm_up_seconds": min(scenario.warm_up_seconds, seconds / 2)}
     changed |= {"questions": questions} if questions is not None else {}
     changed |= {"soak_seconds": soak_seconds} if soak_seconds is not None else {}
-    return replace(grades, **changed)
+    return replace(scenario, **changed)
 
 
 def _whole(text: str, least: int, name: str) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from penstock_bench.load.measure import Load
     from penstock_bench.load.statistics import Objectives
     from penstock_bench.pilot.results import Experts, Result
-    from penstock_bench.pilot.scenario import Grades
+    from penstock_bench.pilot.scenario import Scenario
     from penstock_bench.pilot.sequence import Pilot
     from penstock_client import ModelCard
     from rich.console import Console
@@ -33,8 +33,8 @@ _ASK_SECONDS = 10.0
 class PilotRun:
     """One pilot; there is something to write whenever it ends."""
 
-    def __init__(self, grades: Grades, objectives: Objectives, quick: bool, notes: Console) -> None:
-        self._grades, self._objectives, self._quick, self._notes = grades, objectives, quick, notes
+    def __init__(self, scenario: Scenario, objectives: Objectives, quick: bool, notes: Console) -> None:
+        self._scenario, self._objectives, self._quick, self._notes = scenario, objectives, quick, notes
         self._began = time.monotonic()
         self._now: tuple[str, Load | None] = ("starting", None)
         self._card: ModelCard | None = None
@@ -63,7 +63,7 @@ class PilotRun:
             self._card, self._not_local = there.card, there.not_local
             service = Service(there.clients, there.card, there.prompts, there.front_end, metrics)
             await self._scrape(metrics)
-            self._pilot = Pilot(service, self._grades, self._objectives, self._show)
+            self._pilot = Pilot(service, self._scenario, self._objectives, self._show)
             showing = asyncio.create_task(self._keep_showing())
             stack.callback(showing.cancel)
             await self._pilot.run()

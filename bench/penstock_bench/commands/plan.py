@@ -15,18 +15,18 @@ from penstock.cli.failures import EXIT_REFUSED
 
 if TYPE_CHECKING:
     from penstock.config.schema import Config, EngineSettings
-    from penstock.engine.vllm.checkpoint import Checkpoint
+    from penstock.engine.vllm.checkpoint import ModelCheckpoint
     from penstock.engine.vllm.features import Resolved
     from penstock_bench.capacity.calibrate import Fit
     from penstock_bench.capacity.cost import Hosted
-    from penstock_bench.capacity.devices import Device
+    from penstock_bench.capacity.devices import DeviceSpec
     from penstock_bench.capacity.memory import Memory, Setup
     from penstock_bench.capacity.plan import Decision, Wanted
     from penstock_bench.capacity.roofline import Assumptions
     from penstock_bench.capacity.speed import Mix
 
 PICTURES = (".png", ".svg", ".pdf")
-LEAST_WIDTH = 150
+MIN_WIDTH = 150
 DEFAULT_BATCH_TOKENS = 2048
 """vLLM's, where the configuration says nothing."""
 _HOSTED = "pricing.tiers"
@@ -107,7 +107,7 @@ def plan(
     )
     setup, decisions = _setup(loaded.engine, chosen, count, int(fixed_gib * 2**30), nvfp4)
     fitted = _calibration(calibrate, setup, assumed)
-    _tell(setup, decisions, numbers.wanted(loaded, chosen, mix, setup.model), assumed, fitted, json, png)
+    _report(setup, decisions, numbers.wanted(loaded, chosen, mix, setup.model), assumed, fitted, json, png)
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class _Numbers:
     interactivity: float | None
     acceptance_source: str
 
-    def wanted(self, config: Config, device: Device, mix: Mix, model: str) -> Wanted:
+    def wanted(self, config: Config, device: DeviceSpec, mix: Mix, model: str) -> Wanted:
         from penstock_bench.capacity.plan import Wanted
 
         price, said = device.usd_per_hour, device.price_source
@@ -156,11 +156,11 @@ class _Numbers:
 
 
 def _setup(
-    engine: EngineSettings, device: Device, count: int, fixed: int, nvfp4: bool
+    engine: EngineSettings, device: DeviceSpec, count: int, fixed: int, nvfp4: bool
 ) -> tuple[Setup, tuple[Decision, ...]]:
     """As the service would decide it. Raises ConfigError."""
     from penstock.engine.sizing.shape import read_shape
-    from penstock.engine.sizing.weights import Layout
+    from penstock.engine.sizing.weights import ParallelLayout
     from penstock.engine.vllm.checkpoint import read_facts
     from penstock_bench.capacity.memory import Setup
     from penstock_bench.capacity.plan import Decision
@@ -173,7 +173,7 @@ def _setup(
         shape=read_shape(checkpoint.text),
         device=device,
         count=count,
-        layout=Layout(spread.tensor, spread.data, spread.experts),
+        layout=ParallelLayout(spread.tensor, spread.data, spread.experts),
         fp8_weights=resolved.fp8_weights.enabled,
         kv_fp8=resolved.fp8_kv_cache.enabled,
         drafted=engine.mtp_draft_tokens if resolved.mtp.enabled else 0,
@@ -190,14 +190,14 @@ def _setup(
     return setup, named
 
 
-def _name(engine: EngineSettings, checkpoint: Checkpoint) -> str:
+def _name(engine: EngineSettings, checkpoint: ModelCheckpoint) -> str:
     """As the service would call it; official models by their whole name."""
     if engine.served_model_name or not checkpoint.is_local:
         return engine.served_model_name or checkpoint.model
     return Path(engine.model).name if engine.model else "penstock-demo"
 
 
-def _resolved(engine: EngineSettings, checkpoint: Checkpoint, device: Device, count: int) -> Resolved:
+def _resolved(engine: EngineSettings, checkpoint: ModelCheckpoint, device: DeviceSpec, count: int) -> Resolved:
     """Where the service would refuse for want of memory, all devices together, so that the plan shows by how much."""
     from penstock.engine.vllm.features import Devices, resolve
     from penstock.errors import ConfigError
@@ -217,7 +217,7 @@ def _calibration(file: Path | None, setup: Setup, assumed: Assumptions) -> Calla
     return None if file is None else lambda memory: fit(setup, memory, assumed, file)
 
 
-def _tell(
+def _report(
     setup: Setup,
     decisions: tuple[Decision, ...],
     wanted: Wanted,
@@ -238,7 +238,7 @@ def _tell(
     else:
         console = Console()
         # In a narrower terminal lines wrap, but every figure is whole.
-        console.width = max(console.width, LEAST_WIDTH)
+        console.width = max(console.width, MIN_WIDTH)
         report.show(console, made, minded)
     if png is not None:
         from penstock.files import replacing

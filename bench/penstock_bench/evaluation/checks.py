@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from penstock_bench.evaluation.results import Row, Share, Summary, paired_difference, share
+from penstock_bench.evaluation.results import EvaluationSummary, Row, Share, paired_difference, share
 from penstock_bench.evaluation.settings import AUTO, FAST, THINKING
 from penstock_client import ThinkingMode
 
@@ -39,7 +39,7 @@ class Line:
 
 
 def check(
-    summaries: Sequence[Summary],
+    summaries: Sequence[EvaluationSummary],
     rows: Sequence[Row],
     planned: int,
     limits: Thresholds = Thresholds(),
@@ -59,7 +59,7 @@ def check(
     ]
 
 
-def _questions(unlimited: Summary, fewest: int, planned: int, limits: Thresholds) -> Iterator[Line]:
+def _questions(unlimited: EvaluationSummary, fewest: int, planned: int, limits: Thresholds) -> Iterator[Line]:
     enough = max(limits.least_questions, planned)
     yield Line("questions in every setting", fewest >= enough, f"{fewest}", f"at least {enough}")
     total = unlimited.accuracy.asked
@@ -68,7 +68,7 @@ def _questions(unlimited: Summary, fewest: int, planned: int, limits: Thresholds
     yield Line("share that needs no thought", without >= least, f"{without:.3f}", f"at least {least:.3f}")
 
 
-def _thinking(fast: Summary, unlimited: Summary, limits: Thresholds) -> Iterator[Line]:
+def _thinking(fast: EvaluationSummary, unlimited: EvaluationSummary, limits: Thresholds) -> Iterator[Line]:
     least = limits.unlimited_accuracy
     for name, measured in (
         ("all questions", unlimited.accuracy),
@@ -80,7 +80,7 @@ def _thinking(fast: Summary, unlimited: Summary, limits: Thresholds) -> Iterator
     yield Line("FAST, where thought is needed", found.value <= most, _with_interval(found), f"at most {most:.3f}")
 
 
-def _rising(summaries: Sequence[Summary], rows: Sequence[Row], limits: Thresholds) -> Iterator[Line]:
+def _rising(summaries: Sequence[EvaluationSummary], rows: Sequence[Row], limits: Thresholds) -> Iterator[Line]:
     """On the questions that need thought: the others are right at any budget."""
     by_setting: Mapping[str, list[Row]] = {
         summary.setting.name: [row for row in rows if row.setting == summary.setting.name and row.needs_thought]
@@ -98,7 +98,7 @@ def _rising(summaries: Sequence[Summary], rows: Sequence[Row], limits: Threshold
     yield Line("smallest budget to largest", growth > least, f"{growth:+.3f}", f"above {least:+.3f}")
 
 
-def _auto(auto: Summary, unlimited: Summary, limits: Thresholds) -> Iterator[Line]:
+def _auto(auto: EvaluationSummary, unlimited: EvaluationSummary, limits: Thresholds) -> Iterator[Line]:
     most = limits.auto_thought_tokens * unlimited.mean_thought_tokens
     spent = auto.mean_thought_tokens
     figure = f"{spent:.1f} ({_ratio(spent, unlimited.mean_thought_tokens)} of THINKING's)"
@@ -108,7 +108,7 @@ def _auto(auto: Summary, unlimited: Summary, limits: Thresholds) -> Iterator[Lin
     yield Line("AUTO, all questions", found >= least, figure, f"at least {least:.3f}")
 
 
-def _budgets_hold(summaries: Sequence[Summary]) -> Line:
+def _budgets_hold(summaries: Sequence[EvaluationSummary]) -> Line:
     over = sum(summary.over_budget for summary in summaries)
     return Line("thoughts longer than their budget", over == 0, f"{over}", "0")
 

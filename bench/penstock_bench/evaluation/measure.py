@@ -12,12 +12,12 @@ from penstock_bench.evaluation.results import DEADLINE_EXCEEDED, Row
 from penstock_bench.evaluation.settings import FAST, Setting
 from penstock_client import AsyncClient, DeadlineExceeded, Overloaded, Response
 
-_MOST_WAITS = 20
+_MAX_WAITS = 20
 _WAIT_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class EvaluationOptions:
     """What all settings have in common. `calls` run at the same time; tokens as in the API, None is the server's."""
 
     calls: int
@@ -29,7 +29,7 @@ async def measure(
     client: AsyncClient,
     questions: Sequence[Question],
     settings: Sequence[Setting],
-    options: Options,
+    options: EvaluationOptions,
     keep: Callable[[Row], None],
 ) -> None:
     """Hands each row to `keep` as it comes, so that what is interrupted leaves what it has measured.
@@ -66,7 +66,9 @@ async def _each(questions: Sequence[Question], calls: int, ask: Callable[[Questi
         raise failures.exceptions[0] from None
 
 
-async def _ask(client: AsyncClient, question: Question, setting: Setting, options: Options, began: float) -> Row:
+async def _ask(
+    client: AsyncClient, question: Question, setting: Setting, options: EvaluationOptions, began: float
+) -> Row:
     waits = 0
     while True:
         started = time.monotonic()
@@ -83,7 +85,7 @@ async def _ask(client: AsyncClient, question: Question, setting: Setting, option
         except Overloaded as refused:
             # No row: a call that was never let in says nothing about the model.
             waits += 1
-            if waits > _MOST_WAITS:
+            if waits > _MAX_WAITS:
                 raise
             await asyncio.sleep(refused.retry_after_seconds or _WAIT_SECONDS)
         except DeadlineExceeded:

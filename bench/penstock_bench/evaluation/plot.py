@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from penstock_bench.evaluation.results import Summary
+from penstock_bench.evaluation.results import EvaluationSummary
 from penstock_bench.evaluation.settings import UNLIMITED
 from penstock_client import ThinkingMode
 
@@ -40,7 +40,7 @@ class Label:
     text: str
 
 
-def draw(summaries: Sequence[Summary], title: str, file: Path) -> None:
+def draw(summaries: Sequence[EvaluationSummary], title: str, file: Path) -> None:
     """Write the picture; the suffix of `file` says which format. Costs are drawn where the service tells them."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -65,7 +65,7 @@ def draw(summaries: Sequence[Summary], title: str, file: Path) -> None:
     figure.savefig(file)
 
 
-def _accuracy(axes: Axes, summaries: Sequence[Summary]) -> None:
+def _accuracy(axes: Axes, summaries: Sequence[EvaluationSummary]) -> None:
     thinking = _thinking(summaries)
     axes.plot(
         [s.mean_thought_tokens_where_needed for s in thinking],
@@ -94,7 +94,7 @@ def _accuracy(axes: Axes, summaries: Sequence[Summary]) -> None:
     axes.legend(fontsize=8, loc="lower right", frameon=False)
 
 
-def _latency(axes: Axes, summaries: Sequence[Summary]) -> None:
+def _latency(axes: Axes, summaries: Sequence[EvaluationSummary]) -> None:
     for key, style in (("latency_p95_seconds", ":"), ("latency_p50_seconds", "-")):
         x = [s.mean_thought_tokens for s in _thinking(summaries)]
         y = [getattr(s, key) for s in _thinking(summaries)]
@@ -105,7 +105,7 @@ def _latency(axes: Axes, summaries: Sequence[Summary]) -> None:
     axes.set_title("latency", fontsize=9)
 
 
-def _cost(axes: Axes, summaries: Sequence[Summary]) -> None:
+def _cost(axes: Axes, summaries: Sequence[EvaluationSummary]) -> None:
     axes.set_title("cost of 1,000 questions", fontsize=9)
     axes.set_xlabel("mean thought tokens spent")
     priced = [(s, cost) for s in summaries if (cost := s.usd_per_1000_questions) is not None]
@@ -115,17 +115,17 @@ def _cost(axes: Axes, summaries: Sequence[Summary]) -> None:
     axes.set(ylabel="USD", ylim=(0, None))
 
 
-def _thinking(summaries: Sequence[Summary]) -> list[Summary]:
+def _thinking(summaries: Sequence[EvaluationSummary]) -> list[EvaluationSummary]:
     return [summary for summary in summaries if summary.setting.mode is ThinkingMode.THINKING]
 
 
-def _points(axes: Axes, summaries: Sequence[Summary], values: Sequence[float]) -> None:
+def _points(axes: Axes, summaries: Sequence[EvaluationSummary], values: Sequence[float]) -> None:
     for summary, value in zip(summaries, values, strict=True):
         mode = summary.setting.mode
         axes.scatter([summary.mean_thought_tokens], [value], s=18, color=_COLOURS[mode], marker=_MARKERS[mode])
 
 
-def short_name(summary: Summary) -> str:
+def short_name(summary: EvaluationSummary) -> str:
     """What stands beside a point: the budget for THINKING, else the setting's name."""
     setting = summary.setting
     if setting.mode is not ThinkingMode.THINKING:

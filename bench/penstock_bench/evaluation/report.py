@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from penstock_bench.evaluation.checks import Line
 from penstock_bench.evaluation.questions import Question
-from penstock_bench.evaluation.results import Row, Summary
+from penstock_bench.evaluation.results import EvaluationSummary, Row
 from penstock_bench.load.machine import client_machine, model_facts
 from penstock_client import ModelCard
 
@@ -57,7 +57,9 @@ def facts(
     )
 
 
-def as_json(about: Facts, summaries: Sequence[Summary], checks: Sequence[Line], rows: Sequence[Row]) -> dict[str, Any]:
+def as_json(
+    about: Facts, summaries: Sequence[EvaluationSummary], checks: Sequence[Line], rows: Sequence[Row]
+) -> dict[str, Any]:
     """Everything in plain values; `rows` may be left empty."""
     settings = []
     for summary in summaries:
@@ -97,7 +99,7 @@ def show_facts(console: Console, about: Facts) -> None:
         console.out(f"{name:<11}{line}", highlight=False)
 
 
-def show_results(console: Console, summaries: Sequence[Summary], planned: int) -> None:
+def show_results(console: Console, summaries: Sequence[EvaluationSummary], planned: int) -> None:
     """The two tables: what each setting reached and took, and its accuracy by kind."""
     drafted = any(summary.drafted_tokens for summary in summaries)
     columns = ["accuracy", "hard", "easy", "thought", "answer", "p50 s", "p95 s", "tok/s", "$/1000"]
@@ -138,11 +140,11 @@ def show_checks(console: Console, lines: Sequence[Line]) -> None:
     console.print(table)
 
 
-def _accuracies(summary: Summary) -> tuple[Any, ...]:
+def _accuracies(summary: EvaluationSummary) -> tuple[Any, ...]:
     return summary.accuracy, summary.accuracy_with_thought_needed, summary.accuracy_without_thought_needed
 
 
-def _drafts(summary: Summary) -> str:
+def _drafts(summary: EvaluationSummary) -> str:
     if not summary.drafted_tokens or summary.accepted_tokens is None:
         return "-"
     return f"{summary.accepted_tokens / summary.drafted_tokens:.0%} of {summary.drafted_tokens}"

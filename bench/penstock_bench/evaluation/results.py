@@ -76,7 +76,7 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
+class EvaluationSummary:
     """One setting. Means and costs are over the replies that came; None: the service told nothing of it."""
 
     setting: Setting
@@ -98,7 +98,7 @@ class Summary:
     """Replies whose thought was longer than the budget; always 0 where budgets hold."""
 
 
-def summarize(setting: Setting, rows: Iterable[Row]) -> Summary | None:
+def summarize(setting: Setting, rows: Iterable[Row]) -> EvaluationSummary | None:
     """None where nothing was measured."""
     mine = [row for row in rows if row.setting == setting.name]
     if not mine:
@@ -110,7 +110,7 @@ def summarize(setting: Setting, rows: Iterable[Row]) -> Summary | None:
     wall = max(row.started_seconds + row.latency_seconds for row in mine) - min(row.started_seconds for row in mine)
     output_tokens = sum(row.thought_tokens + row.answer_tokens for row in came)
     ticks = _total(came, lambda row: row.usd_ticks)
-    return Summary(
+    return EvaluationSummary(
         setting=setting,
         accuracy=share(mine),
         accuracy_with_thought_needed=share(needed),

@@ -12,7 +12,7 @@ from penstock_bench.load.workload import Work
 
 
 @dataclass(frozen=True, slots=True)
-class Arrival:
+class ScheduledCall:
     """One call and its time."""
 
     at_seconds: float
@@ -39,9 +39,9 @@ def bursts(calls: int, every_seconds: float, begin_seconds: float) -> Iterator[f
         yield from itertools.repeat(number * every_seconds, calls)
 
 
-def drawn(times: list[Iterator[float]], end_seconds: float, draw: Callable[[], Work]) -> Iterator[Arrival]:
+def drawn(times: list[Iterator[float]], end_seconds: float, draw: Callable[[], Work]) -> Iterator[ScheduledCall]:
     """All times together, in order, up to the end, each with its work."""
     for at in heapq.merge(*times):
         if at >= end_seconds:
             return
-        yield Arrival(at, draw())
+        yield ScheduledCall(at, draw())

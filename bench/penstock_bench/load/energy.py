@@ -26,7 +26,7 @@ class Counter:
 
 
 @dataclass(slots=True)
-class Meter:
+class EnergyMeter:
     """Sums what counters advance by. `missing`: by source, why it is not there."""
 
     counters: list[Counter]
@@ -63,7 +63,7 @@ class Meter:
         return sum(counted) if counted else None
 
 
-def find(powercap: Path = _POWERCAP) -> Meter:
+def find(powercap: Path = _POWERCAP) -> EnergyMeter:
     """Look for every counter that this process may read."""
     counters, missing = list[Counter](), dict[str, str]()
     for source, look in (("NVML", _gpus), ("RAPL", lambda: _rapl(powercap))):
@@ -75,7 +75,7 @@ def find(powercap: Path = _POWERCAP) -> Meter:
         counters += found
         if not found:
             missing[source] = "it shows no device with an energy counter"
-    return Meter(counters, missing)
+    return EnergyMeter(counters, missing)
 
 
 def _why(error: Exception) -> str:

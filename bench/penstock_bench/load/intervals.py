@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 from penstock_bench.load.calls import OK, Record
-from penstock_bench.load.statistics import MEASURES, Objectives, Spread, Summary
+from penstock_bench.load.statistics import MEASURES, LoadSummary, Objectives, Spread
 
 CONFIDENCE = 0.95
 BATCHES = 5
@@ -131,18 +131,18 @@ def of_one_run(
 
     """
     samples: dict[str, Sequence[float]] = {}
-    let_in = sorted((one for one in records if one.outcome == OK), key=lambda record: record.intended)
+    admitted = sorted((one for one in records if one.outcome == OK), key=lambda record: record.intended)
     for name, read in MEASURES.items():
-        values = [value for record in let_in if (value := read(record)) is not None]
+        values = [value for record in admitted if (value := read(record)) is not None]
         samples[f"{name}_mean"] = batched(values, _mean, _MIN_CALLS_PER_BATCH)
         samples[f"{name}_p95"] = batched(values, lambda batch: Spread.of(batch).p95 or 0.0, _MIN_CALLS_PER_TAIL_BATCH)
-    ends = [one.ended for one in let_in if one.ended is not None and 0 <= one.ended < seconds]
+    ends = [one.ended for one in admitted if one.ended is not None and 0 <= one.ended < seconds]
     samples["calls_per_second"] = _counted(ends, seconds)
     samples["output_tokens_per_second"] = batched(list(map(float, tokens_by_second)), _mean, 1)
     if objectives.stated:
         kept = [float(objectives.kept_by(one)) for one in sorted(records, key=lambda record: record.intended)]
         samples["goodput_share"] = batched(kept, _mean, _MIN_CALLS_PER_BATCH)
-    lost = len(let_in) < len(records)
+    lost = len(admitted) < len(records)
     return {
         name: one
         for name in HIGHER_IS_BETTER
@@ -152,7 +152,9 @@ def of_one_run(
     }
 
 
-def of_runs(summaries: Sequence[Summary], joules_per_output_token: Sequence[float | None] = ()) -> dict[str, Estimate]:
+def of_runs(
+    summaries: Sequence[LoadSummary], joules_per_output_token: Sequence[float | None] = ()
+) -> dict[str, Estimate]:
     """Return the intervals over independent runs of the same load: one sample from each."""
     samples: dict[str, list[float | None]] = {"joules_per_output_token": list(joules_per_output_token)}
     for name in ("calls_per_second", "output_tokens_per_second", "goodput_share"):

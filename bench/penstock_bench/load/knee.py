@@ -22,7 +22,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from penstock_bench.load.calls import OK, REFUSED, Record
-from penstock_bench.load.statistics import Objectives, Summary
+from penstock_bench.load.statistics import LoadSummary, Objectives
 
 _MIN_RATE = 0.001
 _WINDOW_CALLS, _WARM_UP_CALLS = 20, 3
@@ -80,11 +80,11 @@ class Point:
         }
 
 
-def point_of(calls_per_second: float, every: Sequence[Record], summary: Summary) -> Point:
+def point_of(calls_per_second: float, every: Sequence[Record], summary: LoadSummary) -> Point:
     """Return the point of a load: `every` call of it, those of the warm-up too."""
     seconds = summary.seconds
-    let_in = [record for record in every if record.outcome != REFUSED]
-    before, after = _under_way(let_in, 0.0), _under_way(let_in, seconds)
+    admitted = [record for record in every if record.outcome != REFUSED]
+    before, after = _under_way(admitted, 0.0), _under_way(admitted, seconds)
     unserved = summary.calls - summary.outcomes.get(OK, 0)
     calls = max(1, summary.calls)
     return Point(

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 
 import psutil
 from penstock_bench.load import energy
-from penstock_bench.load.arrivals import Arrival, bursts, drawn, poisson, poisson_of_count
+from penstock_bench.load.arrivals import ScheduledCall, bursts, drawn, poisson, poisson_of_count
 from penstock_bench.load.calls import UNFINISHED, Record
-from penstock_bench.load.energy import Meter
+from penstock_bench.load.energy import EnergyMeter
 from penstock_bench.load.processes import FRONT_END, Used, Watch, machine_busy_seconds
 from penstock_bench.load.prompts import Prompts
-from penstock_bench.load.run import Live, Options, Run
-from penstock_bench.load.statistics import Objectives, Summary, summarize
+from penstock_bench.load.run import Live, LoadOptions, Run
+from penstock_bench.load.statistics import LoadSummary, Objectives, summarize
 from penstock_bench.load.workload import Workload
 from penstock_client import AsyncClient
 
@@ -71,7 +71,7 @@ class Open:
 class Replay:
     """Recorded arrivals at `speed` times their pace."""
 
-    trace: tuple[Arrival, ...]
+    trace: tuple[ScheduledCall, ...]
     speed: float = 1.0
 
     @property
@@ -88,10 +88,10 @@ class Load:
 
     pattern: Pattern
     workload: Workload
-    options: Options
+    options: LoadOptions
     run: Run
     used: dict[int, Used] = field(default_factory=dict)
-    energy: Meter | None = None
+    energy: EnergyMeter | None = None
     """What the window used; None where the service is not on this machine."""
     machine_busy_seconds: float | None = None
     """CPU seconds of this machine over the window, of whatever process; None where the service is elsewhere."""
@@ -142,14 +142,14 @@ class Load:
         joules = self.energy.total_joules if self.energy is not None else None
         return joules / self.output_tokens if joules is not None and self.output_tokens else None
 
-    def summary(self, objectives: Objectives) -> Summary:
+    def summary(self, objectives: Objectives) -> LoadSummary:
         live = self.live
         tokens = (live.window_thought_tokens, live.window_answer_tokens)
         return summarize(self.every, self.seconds, *tokens, objectives)
 
 
 def prepare(
-    clients: Sequence[AsyncClient], prompts: Prompts, pattern: Pattern, workload: Workload, options: Options
+    clients: Sequence[AsyncClient], prompts: Prompts, pattern: Pattern, workload: Workload, options: LoadOptions
 ) -> Load:
     """A load that has not begun but for its clock."""
     return Load(pattern, workload, options, Run(clients, prompts, options))

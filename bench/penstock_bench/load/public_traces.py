@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from penstock_bench.load import trace
-from penstock_bench.load.arrivals import Arrival
+from penstock_bench.load.arrivals import ScheduledCall
 from penstock_bench.load.workload import Work
 
 BLOCK_TOKENS = 512
@@ -30,7 +30,7 @@ _MILLISECONDS = 1e-3
 _MAX_TOKENS = 2**31 - 1
 
 
-def read(path: Path, most: int | None = None) -> list[Arrival]:
+def read(path: Path, most: int | None = None) -> list[ScheduledCall]:
     """Return the calls of a file of any known format, told by its first line; at most the first `most` of them.
 
     Times are from the first call of a public trace. Raises ValueError with the line that is wrong, OSError.
@@ -52,12 +52,12 @@ def _is_mooncake(line: str) -> bool:
     return isinstance(entry, dict) and entry.keys() >= _MOONCAKE
 
 
-def _of_rows(path: Path, rows: Iterable[tuple[float, Work]], most: int | None) -> list[Arrival]:
+def _of_rows(path: Path, rows: Iterable[tuple[float, Work]], most: int | None) -> list[ScheduledCall]:
     found = sorted(islice(rows, most), key=lambda row: row[0])
     if not found:
         raise ValueError(f"{path}: no calls")
     begin = found[0][0]
-    return [Arrival(at - begin, work) for at, work in found]
+    return [ScheduledCall(at - begin, work) for at, work in found]
 
 
 def _mooncake(path: Path) -> Iterator[tuple[float, Work]]:

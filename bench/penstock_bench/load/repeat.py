@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from penstock_bench.load.intervals import HIGHER_IS_BETTER, Estimate
 
-FEWEST_TO_STOP = 5
+MIN_TO_STOP = 5
 """Runs before an interval may end the repetitions: with fewer, one that is narrow by chance would often end them."""
 
 
@@ -30,7 +30,7 @@ class Repeat:
         if done >= max(self.most, self.runs):
             return True
         widths = [found[name].relative_half_width if name in found else math.inf for name in self.narrow]
-        return done >= max(self.runs, FEWEST_TO_STOP) and all(
+        return done >= max(self.runs, MIN_TO_STOP) and all(
             width <= limit for width, limit in zip(widths, self.narrow.values(), strict=True)
         )
 

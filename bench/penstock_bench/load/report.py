@@ -11,7 +11,7 @@ from penstock_bench.load.calls import OK, Record
 from penstock_bench.load.intervals import Estimate
 from penstock_bench.load.measure import Closed, Load, Replay
 from penstock_bench.load.processes import FRONT_END, GENERATOR
-from penstock_bench.load.statistics import Group, Objectives, Spread, Summary, acceptance_length
+from penstock_bench.load.statistics import Group, LoadSummary, Objectives, Spread, acceptance_length
 from penstock_bench.load.workload import Workload
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ _SPREADS = {
     "queue": "wait at the server",
     "send_lag": "generator late by",
 }
-_MOST_LAG_SECONDS = 0.05
-_MOST_GENERATOR_CPU = 0.8
+_MAX_LAG_SECONDS = 0.05
+_MAX_GENERATOR_CPU = 0.8
 
 
 def as_json(load: Load, objectives: Objectives, not_local: str | None, *, rows: bool = False) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def processes(load: Load) -> list[dict[str, Any]]:
     ]
 
 
-def warnings(load: Load, summary: Summary) -> list[str]:
+def warnings(load: Load, summary: LoadSummary) -> list[str]:
     """Why the figures should be read with care."""
     found = generator_warnings(load, summary)
     if summary.end_to_end.count < 100:
@@ -146,13 +146,13 @@ def warnings(load: Load, summary: Summary) -> list[str]:
     return found
 
 
-def generator_warnings(load: Load, summary: Summary) -> list[str]:
+def generator_warnings(load: Load, summary: LoadSummary) -> list[str]:
     """Why the load generator, rather than the service, may be what was measured."""
     found = []
-    if (lag := summary.send_lag.p99) is not None and lag > _MOST_LAG_SECONDS:
+    if (lag := summary.send_lag.p99) is not None and lag > _MAX_LAG_SECONDS:
         found.append(f"the generator was late by {lag:.3f} s at p99: it, not the service, may be what is slow")
     own = [one["cpu"] for one in processes(load) if one["role"] == GENERATOR]
-    if own and own[0] > _MOST_GENERATOR_CPU:
+    if own and own[0] > _MAX_GENERATOR_CPU:
         found.append(f"the generator used {own[0]:.2f} of a core: run it on another machine, or with fewer streams")
     return found
 
@@ -204,7 +204,7 @@ def show(console: Console, load: Load, objectives: Objectives, not_local: str | 
     show_notes(console, warnings(load, summary))
 
 
-def _percentiles(summary: Summary) -> Table:
+def _percentiles(summary: LoadSummary) -> Table:
     shown = table("seconds", "calls", "mean", "p50", "p90", "p95", "p99", "most")
     for name, title in _SPREADS.items():
         spread: Spread = getattr(summary, name)
@@ -247,7 +247,7 @@ def _energy(load: Load) -> str:
     return told + (f"; without {why}" if why else "")
 
 
-def _length_of(load: Load, summary: Summary) -> float | None:
+def _length_of(load: Load, summary: LoadSummary) -> float | None:
     done = sum(record.output_tokens for record in load.records if record.outcome == OK)
     return acceptance_length(done, summary.drafted_tokens, summary.accepted_tokens)
 
@@ -279,7 +279,7 @@ def _row(record: Record) -> dict[str, Any]:
     return {**plain, "work": work}
 
 
-def _acceptance(summary: Summary) -> float | None:
+def _acceptance(summary: LoadSummary) -> float | None:
     if not summary.drafted_tokens or summary.accepted_tokens is None:
         return None
     return summary.accepted_tokens / summary.drafted_tokens

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from penstock_bench.load import calls
-from penstock_bench.load.arrivals import Arrival
+from penstock_bench.load.arrivals import ScheduledCall
 from penstock_bench.load.calls import Clock, Record
 from penstock_bench.load.prompts import Prompts
 from penstock_bench.load.workload import Work, Workload, options_of
@@ -21,11 +21,11 @@ from penstock_client import AsyncClient, Response
 
 _RETRY_SECONDS = 1.0
 _WARM_CALLERS = 2
-_MOST_TIMES = 5
+_MAX_TIMES = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class LoadOptions:
     """How long, and how calls are made. `drain_seconds`: most time that calls under way get after the end."""
 
     seconds: float
@@ -59,7 +59,7 @@ class Run:
     `end_seconds` is infinite while it is not decided yet.
     """
 
-    def __init__(self, clients: Sequence[AsyncClient], prompts: Prompts, options: Options) -> None:
+    def __init__(self, clients: Sequence[AsyncClient], prompts: Prompts, options: LoadOptions) -> None:
         self.records: list[Record] = []
         self.live = Live()
         self.clock = Clock(options.warm_up_seconds)
@@ -73,7 +73,7 @@ class Run:
         # Every run finds the prefix cache cold, whatever ran before it with the same seed.
         self._cache_salt = secrets.token_hex(8)
 
-    async def open_loop(self, arrivals: Iterable[Arrival]) -> None:
+    async def open_loop(self, arrivals: Iterable[ScheduledCall]) -> None:
         """Each call goes out at its time, whatever became of those before it."""
         try:
             for arrival in arrivals:
@@ -105,13 +105,13 @@ class Run:
             await self.clock.reach(options.seconds)
             if self.end_seconds == math.inf:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._enough.wait(), (_MOST_TIMES - 1) * options.seconds)
+                    await asyncio.wait_for(self._enough.wait(), (_MAX_TIMES - 1) * options.seconds)
                 self.end_seconds = self.clock.now()
             await asyncio.wait(workers, timeout=options.drain_seconds)
         finally:
             await self._give_up(workers)
 
-    async def replay(self, trace: Sequence[Arrival], speed: float) -> None:
+    async def replay(self, trace: Sequence[ScheduledCall], speed: float) -> None:
         """The trace's calls at `speed` times its pace, after a warm-up with its first ones."""
         self.end_seconds = trace[-1].at_seconds / speed
         warm = {asyncio.create_task(self._warm(trace, number)) for number in range(_WARM_CALLERS)}
@@ -119,7 +119,7 @@ class Run:
             await asyncio.wait(warm)
         finally:
             await self._give_up(warm)
-        await self.open_loop(Arrival(one.at_seconds / speed, one.work) for one in trace)
+        await self.open_loop(ScheduledCall(one.at_seconds / speed, one.work) for one in trace)
         ends = [record.ended for record in self.records if record.ended is not None and record.intended >= 0]
         # Its window ends with its last call: a trace has no steady state that could be cut out.
         self.end_seconds = max([self.end_seconds, *ends])
@@ -134,7 +134,7 @@ class Run:
             elif record.outcome == calls.FAILED:
                 await asyncio.sleep(_RETRY_SECONDS)  # a service that is gone is not asked a thousand times a second
 
-    async def _warm(self, trace: Sequence[Arrival], first: int) -> None:
+    async def _warm(self, trace: Sequence[ScheduledCall], first: int) -> None:
         place = first
         while self.clock.now() < -_WARM_CALLERS / 10:
             work = trace[place % len(trace)].work

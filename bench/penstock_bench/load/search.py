@@ -15,7 +15,7 @@ from penstock_bench.load.knee import KNEE, OBJECTIVE, Criteria, Point, Search, l
 from penstock_bench.load.measure import Closed, Load, Open
 from penstock_bench.load.prompts import Prompts
 from penstock_bench.load.repeat import Repeat
-from penstock_bench.load.run import Options
+from penstock_bench.load.run import LoadOptions
 from penstock_bench.load.workload import Workload
 from penstock_client import AsyncClient
 
@@ -39,7 +39,7 @@ class Loads:
     prompts: Prompts
     front_end: psutil.Process | None
     workload: Workload
-    options: Options
+    options: LoadOptions
     calls: int
     min_seconds: float = 0.0
 
@@ -117,7 +117,7 @@ class KneeSearch:
         self.warnings.update(dict.fromkeys(report.generator_warnings(load, summary)))
         return point_of(rate, load.every, summary)
 
-    def _prepare(self, pattern: Closed | Open, options: Options) -> Load:
+    def _prepare(self, pattern: Closed | Open, options: LoadOptions) -> Load:
         loads = self.loads
         return measure.prepare(loads.clients, loads.prompts, pattern, loads.workload, options)
 

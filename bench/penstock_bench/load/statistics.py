@@ -149,7 +149,7 @@ def acceptance_length(output_tokens: int, drafted: int | None, accepted: int | N
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
+class LoadSummary:
     """One load. Rates are per second of the measured window; shares are of 1. None: nothing that could tell."""
 
     seconds: float
@@ -197,24 +197,24 @@ class Summary:
 
 def summarize(
     every: Sequence[Record], seconds: float, thought_tokens: int, answer_tokens: int, objectives: Objectives
-) -> Summary:
+) -> LoadSummary:
     """`every` call, those of the warm-up too, which may have worked in the window of `seconds`; the tokens are those
     that arrived in it."""
     records = [record for record in every if record.intended >= 0]
     done = [record for record in records if record.outcome == OK]
-    let_in = [record for record in records if record.outcome not in (REFUSED, FAILED)]
+    admitted = [record for record in records if record.outcome not in (REFUSED, FAILED)]
     seen = [record for record in records if record.prompt_tokens]
     began = [one for one in every if one.first_token is not None and 0 <= one.first_token < seconds]
     ended = [one for one in every if one.outcome == OK and one.ended is not None and 0 <= one.ended < seconds]
     good = [record for record in records if objectives.kept_by(record)]
     judged = bool(objectives.stated and records)
     prompt = sum(record.prompt_tokens for record in seen)
-    return Summary(
+    return LoadSummary(
         seconds=seconds,
         calls=len(records),
         outcomes=dict(Counter(record.outcome for record in records)),
         errors=dict(Counter(record.error for record in records if record.error)),
-        **{name: _spread(let_in, read) for name, read in MEASURES.items()},
+        **{name: _spread(admitted, read) for name, read in MEASURES.items()},
         longest_gap=Spread.of(record.longest_gap for record in done if record.output_tokens > 1),
         queue=Spread.of(record.queue_seconds for record in done),
         send_lag=Spread.of(record.sent - record.intended for record in records),
@@ -250,10 +250,10 @@ def _grouped(records: Sequence[Record], name: Callable[[Record], str]) -> dict[s
     return {} if set(groups) <= {""} else {key: Group.of(group) for key, group in sorted(groups.items())}
 
 
-def _spread(let_in: Sequence[Record], read: Callable[[Record], float | None]) -> Spread:
+def _spread(admitted: Sequence[Record], read: Callable[[Record], float | None]) -> Spread:
     """Lost calls are infinite; a call that ended well without such a token has none."""
-    lost = sum(record.outcome in (DEADLINE, UNFINISHED) for record in let_in)
-    values = [value for record in let_in if record.outcome == OK and (value := read(record)) is not None]
+    lost = sum(record.outcome in (DEADLINE, UNFINISHED) for record in admitted)
+    values = [value for record in admitted if record.outcome == OK and (value := read(record)) is not None]
     return Spread.of([*values, *[math.inf] * lost])
 
 

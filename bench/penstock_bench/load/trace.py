@@ -17,7 +17,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from penstock_bench.load import json_lines
-from penstock_bench.load.arrivals import Arrival
+from penstock_bench.load.arrivals import ScheduledCall
 from penstock_bench.load.workload import MODES, Work
 
 _NAMES = {field.name for field in fields(Work)}
@@ -28,11 +28,11 @@ _WHOLE = {
 _PLAIN = {field.name: field.default for field in fields(Work) if field.name != "prompt_tokens"}
 
 
-def read(path: Path) -> list[Arrival]:
+def read(path: Path) -> list[ScheduledCall]:
     """All calls of a file. Raises ValueError with the line that is wrong, OSError where it cannot be read."""
     last_at = 0.0
 
-    def arrival(entry: object) -> Arrival:
+    def arrival(entry: object) -> ScheduledCall:
         nonlocal last_at
         made = _arrival(entry)
         if made.at_seconds < last_at:
@@ -43,7 +43,7 @@ def read(path: Path) -> list[Arrival]:
     return json_lines.read(path, arrival, "calls")
 
 
-def write(path: Path, arrivals: Iterable[Arrival]) -> None:
+def write(path: Path, arrivals: Iterable[ScheduledCall]) -> None:
     """What `read` reads."""
     lines = []
     for arrival in arrivals:
@@ -52,7 +52,7 @@ def write(path: Path, arrivals: Iterable[Arrival]) -> None:
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
-def _arrival(entry: object) -> Arrival:
+def _arrival(entry: object) -> ScheduledCall:
     if not isinstance(entry, dict):
         raise ValueError("must be an object")
     if unknown := set(entry) - _NAMES - {"at_seconds"}:
@@ -72,7 +72,7 @@ def _arrival(entry: object) -> Arrival:
     deadline = entry.get("deadline_seconds")
     if deadline is not None and (not _is_number(deadline) or deadline <= 0):
         raise ValueError("deadline_seconds must be above 0")
-    return Arrival(float(at), Work(**{"prompt_tokens": 1, **entry}))
+    return ScheduledCall(float(at), Work(**{"prompt_tokens": 1, **entry}))
 
 
 def _check_texts_and_blocks(entry: dict[str, object]) -> None:

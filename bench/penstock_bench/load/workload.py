@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 MODES = ("fast", "thinking", "auto")
-_MOST_TOKENS = 2**31 - 1
+_MAX_TOKENS = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class Lengths:
         for part, weight in _weighted(text):
             found = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
             low, high = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
-            if not 1 <= low <= high <= _MOST_TOKENS:
+            if not 1 <= low <= high <= _MAX_TOKENS:
                 raise ValueError(f"{part!r} is no token count or range, such as 128 or 64-256")
             parts.append((low, high, weight))
         return cls(tuple(parts))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from penstock_bench.pilot.flag import Limits, State, Verdict, unseen, verdict
+from penstock_bench.pilot.flag import CheckResult, FlagThresholds, State, unseen, verdict
 from penstock_bench.pilot.results import Result, Stage
 
 
-def burst(result: Result, limits: Limits) -> Verdict:
+def burst(result: Result, limits: FlagThresholds) -> CheckResult:
     bursts = result.of("burst")
     steady = [stage for stage in result.of("rate") if stage.first_token.p99 is not None]
     if not bursts or not steady:
@@ -24,7 +24,7 @@ def burst(result: Result, limits: Limits) -> Verdict:
     return verdict(burst.p99 > wanted and ratio > limits.burst_over_steady, evidence)
 
 
-def kv(result: Result, limits: Limits) -> Verdict:
+def kv(result: Result, limits: FlagThresholds) -> CheckResult:
     seen = [(stage, stage.engine) for stage in result.stages if stage.engine is not None]
     if not seen:
         return unseen(result.metrics_not_seen or "no metrics")
@@ -35,7 +35,7 @@ def kv(result: Result, limits: Limits) -> Verdict:
     return verdict(usage > limits.kv_usage or preempted, evidence)
 
 
-def lost(result: Result, limits: Limits) -> Verdict:
+def lost(result: Result, limits: FlagThresholds) -> CheckResult:
     calls = sum(stage.calls for stage in result.stages)
     if not calls:
         return unseen("no load was measured")
@@ -48,7 +48,7 @@ def lost(result: Result, limits: Limits) -> Verdict:
     return verdict(sum(counts.values()) / calls > limits.calls_lost, evidence)
 
 
-def drift(result: Result, limits: Limits) -> Verdict:
+def drift(result: Result, limits: FlagThresholds) -> CheckResult:
     soaks = [stage for stage in result.of("soak") if None not in stage.end_to_end_p50_by_half]
     if not soaks:
         return unseen("no soak was measured")
@@ -58,7 +58,7 @@ def drift(result: Result, limits: Limits) -> Verdict:
     return verdict(ratio > limits.soak_drift, evidence)
 
 
-def growth(result: Result, limits: Limits) -> Verdict:
+def growth(result: Result, limits: FlagThresholds) -> CheckResult:
     soaks = result.of("soak")
     over_time = soaks[0].memory_over_time_gib if soaks else ()
     if not over_time:
@@ -89,7 +89,7 @@ def _prefix_stages(result: Result) -> tuple[list[Stage], list[Stage]]:
     return (alone, shared) if alone and shared else ([], [])
 
 
-def prefixes(result: Result, limits: Limits) -> Verdict:
+def prefixes(result: Result, limits: FlagThresholds) -> CheckResult:
     alone, shared = _prefix_stages(result)
     found = prefix_hits(result)
     if found is None:
@@ -106,7 +106,7 @@ def prefixes(result: Result, limits: Limits) -> Verdict:
     return verdict(hit < limits.prefix_hits, evidence)
 
 
-def front_end(result: Result, limits: Limits) -> Verdict:
+def front_end(result: Result, limits: FlagThresholds) -> CheckResult:
     seen = [stage for stage in result.stages if stage.front_end_cores is not None]
     if not seen:
         return unseen(result.processes_not_seen or "CPU was not measured")
@@ -117,7 +117,7 @@ def front_end(result: Result, limits: Limits) -> Verdict:
     return verdict((most.front_end_cores or 0.0) > limits.front_end_cores, evidence)
 
 
-def generator(result: Result, limits: Limits) -> Verdict:
+def generator(result: Result, limits: FlagThresholds) -> CheckResult:
     stages = [stage for stage in result.stages if stage.calls]
     if not stages:
         return unseen("no load was measured")

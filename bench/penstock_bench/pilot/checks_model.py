@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from penstock_bench.pilot.flag import Limits, State, Verdict, unseen, verdict
+from penstock_bench.pilot.flag import CheckResult, FlagThresholds, State, unseen, verdict
 from penstock_bench.pilot.results import Answers, Result, Stage
 
 
-def imbalance(result: Result, limits: Limits) -> Verdict:
+def imbalance(result: Result, limits: FlagThresholds) -> CheckResult:
     experts = result.experts
     if experts is None:
         return unseen(result.experts_not_seen or "expert load was not asked for")
@@ -23,7 +23,7 @@ def imbalance(result: Result, limits: Limits) -> Verdict:
     return verdict(hottest.imbalance > limits.layer_imbalance or excess > limits.rank_excess, evidence)
 
 
-def drafts(result: Result, limits: Limits) -> Verdict:
+def drafts(result: Result, limits: FlagThresholds) -> CheckResult:
     # Real questions where they were asked: made-up words are harder to foretell than anything a user sends.
     sources: list[tuple[str, list[Stage] | list[Answers]]] = [
         ("questions", list(result.answers)),
@@ -43,7 +43,7 @@ def drafts(result: Result, limits: Limits) -> Verdict:
     return verdict(found[0][1] < limits.drafts_accepted, evidence)
 
 
-def thoughts_cut(result: Result, limits: Limits) -> Verdict:
+def thoughts_cut(result: Result, limits: FlagThresholds) -> CheckResult:
     finite = [one for one in result.answers if one.mode == "thinking" and (one.budget_tokens or 0) > 0]
     if not finite:
         return unseen("no budget was asked of the questions")
@@ -58,7 +58,7 @@ def thoughts_cut(result: Result, limits: Limits) -> Verdict:
     return verdict(cut > limits.thoughts_cut, evidence)
 
 
-def thoughts_unpaid(result: Result, limits: Limits) -> Verdict:
+def thoughts_unpaid(result: Result, limits: FlagThresholds) -> CheckResult:
     unlimited = _unlimited(result)
     cheaper = [one for one in result.answers if one.mode != "fast" and one is not unlimited and one.mean_thought_tokens]
     if unlimited is None or not cheaper:
@@ -79,7 +79,7 @@ def _unlimited(result: Result) -> Answers | None:
     return next((one for one in result.answers if one.mode == "thinking" and one.budget_tokens == -1), None)
 
 
-def overshoot(result: Result, limits: Limits) -> Verdict:
+def overshoot(result: Result, limits: FlagThresholds) -> CheckResult:
     over = [(one.name, one.over_budget) for one in result.answers if one.over_budget]
     over += [(one.name, one.over_budget) for one in result.stages if one.over_budget]
     asked = sum(one.asked for one in result.answers) + sum(stage.calls for stage in result.stages)
@@ -89,14 +89,14 @@ def overshoot(result: Result, limits: Limits) -> Verdict:
     return verdict(over, f"thoughts longer than their budget, of {asked} calls: {told}")
 
 
-def no_answer(result: Result, limits: Limits) -> Verdict:
+def no_answer(result: Result, limits: FlagThresholds) -> CheckResult:
     if not result.answers:
         return unseen("no questions were asked")
     lost = sum(one.outcomes.get("max_output_tokens", 0) for one in result.answers)
     return verdict(lost, f"{lost} of {sum(one.asked for one in result.answers)} replies are all thought and no answer")
 
 
-def deadline_thought(result: Result, limits: Limits) -> Verdict:
+def deadline_thought(result: Result, limits: FlagThresholds) -> CheckResult:
     free = next((one for one in result.answers if one.mode == "auto" and one.deadline_seconds is None), None)
     bound = [one for one in result.answers if one.mode == "auto" and one.deadline_seconds is not None]
     if free is None or not bound:
@@ -110,7 +110,7 @@ def deadline_thought(result: Result, limits: Limits) -> Verdict:
     return verdict(worst.accuracy < free.accuracy_interval_95[0] and left > limits.deadline_left, evidence)
 
 
-def deadlines(result: Result, limits: Limits) -> Verdict:
+def deadlines(result: Result, limits: FlagThresholds) -> CheckResult:
     asked = [one for one in result.answers if one.deadline_seconds is not None]
     if not asked:
         return unseen("no deadline was set")

@@ -6,14 +6,14 @@ Also whether the machine did other work meanwhile. Each check: (result, limits) 
 from __future__ import annotations
 
 from penstock_bench.pilot.checks_load import prefix_hits
-from penstock_bench.pilot.flag import Limits, State, Verdict, unseen, verdict
+from penstock_bench.pilot.flag import CheckResult, FlagThresholds, State, unseen, verdict
 from penstock_bench.pilot.formatting import seconds
 from penstock_bench.pilot.results import Result, Stage
 
 _HYBRIDS = ("Qwen3_5", "Qwen3Next")
 
 
-def knee(result: Result, limits: Limits) -> Verdict:
+def knee(result: Result, limits: FlagThresholds) -> CheckResult:
     closed = sorted(result.of("concurrency"), key=lambda stage: stage.concurrency or 0)
     if len(closed) < 2:
         return unseen("fewer than two numbers of callers were measured")
@@ -33,7 +33,7 @@ def knee(result: Result, limits: Limits) -> Verdict:
     return verdict(gain < limits.knee_gain or beyond, "; ".join(evidence))
 
 
-def drafts_at_load(result: Result, limits: Limits) -> Verdict:
+def drafts_at_load(result: Result, limits: FlagThresholds) -> CheckResult:
     drafting = [stage for stage in result.of("concurrency") if stage.drafted_tokens and stage.mean_output_tokens]
     if not drafting:
         return unseen("the service drafts nothing, or does not count it per request")
@@ -51,7 +51,7 @@ def drafts_at_load(result: Result, limits: Limits) -> Verdict:
     return verdict(useful < limits.drafts_useful, evidence)
 
 
-def drafts_long_context(result: Result, limits: Limits) -> Verdict:
+def drafts_long_context(result: Result, limits: FlagThresholds) -> CheckResult:
     known = [
         (stage.mean_prompt_tokens, (stage.accepted_tokens or 0) / drafted)
         for stage in result.of("context")
@@ -66,7 +66,7 @@ def drafts_long_context(result: Result, limits: Limits) -> Verdict:
     return verdict(at_long < limits.drafts_kept * at_short, evidence)
 
 
-def prefixes_never_hit(result: Result, limits: Limits) -> Verdict:
+def prefixes_never_hit(result: Result, limits: FlagThresholds) -> CheckResult:
     found = prefix_hits(result)
     if found is None:
         return unseen("prompts with and without a shared prefix were not both measured")
@@ -78,7 +78,7 @@ def prefixes_never_hit(result: Result, limits: Limits) -> Verdict:
     return verdict(hit < limits.prefix_never, evidence)
 
 
-def machine(result: Result, limits: Limits) -> Verdict:
+def machine(result: Result, limits: FlagThresholds) -> CheckResult:
     cores, before = result.client_machine["cores"] or 1, result.client_machine["load_average"][0]
     evidence = f"load average before the pilot {before:.2f} on {cores} cores"
     seen = [(stage.other_cores, stage.name) for stage in result.stages if stage.other_cores is not None]

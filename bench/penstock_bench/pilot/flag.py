@@ -29,7 +29,7 @@ class Flag:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class FlagThresholds:
     """From where on a flag is raised. Shares of 1."""
 
     layer_imbalance: float = 2.0
@@ -73,14 +73,14 @@ class Limits:
     generator_lag_seconds: float = 0.05
 
 
-Verdict = tuple[State, str]
+CheckResult = tuple[State, str]
 """And its evidence."""
 
 
-def verdict(raised: object, evidence: str) -> Verdict:
+def verdict(raised: object, evidence: str) -> CheckResult:
     return (State.RAISED if raised else State.CLEAR), evidence
 
 
-def unseen(why: str) -> Verdict:
+def unseen(why: str) -> CheckResult:
     """Not looked at, and why."""
     return State.UNSEEN, why

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from penstock_bench.pilot import checks_load, checks_model, checks_published
-from penstock_bench.pilot.flag import Flag, Limits, State, Verdict
+from penstock_bench.pilot.flag import CheckResult, Flag, FlagThresholds, State
 from penstock_bench.pilot.results import Result
 
 
@@ -17,13 +17,13 @@ from penstock_bench.pilot.results import Result
 class _Rule:
     id: str
     title: str
-    check: Callable[[Result, Limits], Verdict]
+    check: Callable[[Result, FlagThresholds], CheckResult]
     advice: str
 
 
-def check_all(result: Result, limits: Limits | None = None) -> list[Flag]:
+def check_all(result: Result, limits: FlagThresholds | None = None) -> list[Flag]:
     """All of them, the raised ones first, those not observed last."""
-    limits = limits or Limits()
+    limits = limits or FlagThresholds()
     found = [Flag(rule.id, rule.title, *rule.check(result, limits), rule.advice) for rule in _RULES]
     return sorted(found, key=lambda flag: list(State).index(flag.state))
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from penstock_bench.evaluation.measure import Options, measure
+from penstock_bench.evaluation.measure import EvaluationOptions, measure
 from penstock_bench.evaluation.questions import SHIPPED, load, pick
 from penstock_bench.evaluation.results import DEADLINE_EXCEEDED, Row, summarize
 from penstock_bench.evaluation.settings import Setting, settings_of
 from penstock_bench.pilot.results import Answers
-from penstock_bench.pilot.scenario import Grades
+from penstock_bench.pilot.scenario import Scenario
 from penstock_client import AsyncClient, ThinkingMode
 
 
@@ -36,11 +36,11 @@ class Asked:
 
 
 async def ask(
-    client: AsyncClient, grades: Grades, modes: Iterable[ThinkingMode], asked: Asked, show: Callable[[str], None]
+    client: AsyncClient, scenario: Scenario, modes: Iterable[ThinkingMode], asked: Asked, show: Callable[[str], None]
 ) -> None:
     """Fills `asked`, in the modes that the model has. Greedy. Raises PenstockError where it is refused or fails."""
-    picked = pick(load(SHIPPED), grades.questions, seed=0)
-    asked.settings = settings_of(grades.budgets, [mode.value for mode in modes], grades.deadlines_seconds)
+    picked = pick(load(SHIPPED), scenario.questions, seed=0)
+    asked.settings = settings_of(scenario.budgets, [mode.value for mode in modes], scenario.deadlines_seconds)
     asked.planned = len(picked) * len(asked.settings)
     asked.about = (
         f"{len(picked)} of the questions of `penstock eval` ({SHIPPED.name}), half of which need thought; greedy"
@@ -50,7 +50,7 @@ async def ask(
         asked.rows.append(row)
         show(f"questions, {row.setting}: {len(asked.rows)} of {asked.planned}")
 
-    options = Options(grades.question_callers, grades.max_question_output_tokens)
+    options = EvaluationOptions(scenario.question_callers, scenario.max_question_output_tokens)
     await measure(client, picked, asked.settings, options, keep)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
-class Grades:
+class Scenario:
     """Seconds are measured per stage, after `warm_up_seconds`. Tokens per call."""
 
     prompt_tokens: int
@@ -43,7 +43,7 @@ class Grades:
     warm_up_seconds: float
 
 
-QUICK = Grades(
+QUICK = Scenario(
     prompt_tokens=128,
     output_tokens=48,
     concurrencies=(1, 4, 16, 48),

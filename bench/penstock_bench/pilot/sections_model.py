@@ -8,7 +8,7 @@ from penstock_bench.pilot.formatting import seconds, share, usd
 from penstock_bench.pilot.results import Answers, Experts, Result
 from penstock_bench.pilot.svg import Bar, Series, bars, heat, lines
 
-_MOST_CELLS = 64
+_MAX_CELLS = 64
 _FULL_HEAT = 2.5
 
 
@@ -118,10 +118,10 @@ def _heat(found: Experts) -> Figure:
     for layer in found.layers:
         mean = sum(layer.expert_tokens) / len(layer.expert_tokens) or 1.0
         shares = [count / mean for count in layer.expert_tokens]
-        if len(shares) > _MOST_CELLS:  # neighbours together, the busiest first
+        if len(shares) > _MAX_CELLS:  # neighbours together, the busiest first
             shares.sort(reverse=True)
-            size = len(shares) / _MOST_CELLS
-            cells = [shares[int(n * size) : int((n + 1) * size)] for n in range(_MOST_CELLS)]
+            size = len(shares) / _MAX_CELLS
+            cells = [shares[int(n * size) : int((n + 1) * size)] for n in range(_MAX_CELLS)]
             shares = [sum(cell) / len(cell) for cell in cells]
         rows.append((f"layer {layer.layer}", shares))
     caption = (

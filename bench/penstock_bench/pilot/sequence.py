@@ -13,7 +13,7 @@ from penstock_bench.load.knee import Criteria
 from penstock_bench.load.measure import Closed, Load, Open, Pattern
 from penstock_bench.load.prompts import Prompts
 from penstock_bench.load.repeat import Repeat
-from penstock_bench.load.run import Options
+from penstock_bench.load.run import LoadOptions
 from penstock_bench.load.search import KneeSearch, Loads, NoCallEnded
 from penstock_bench.load.statistics import Objectives
 from penstock_bench.load.workload import Lengths, Thinking, Workload
@@ -21,13 +21,13 @@ from penstock_bench.pilot import questions
 from penstock_bench.pilot.knee import knee_of
 from penstock_bench.pilot.questions import Asked
 from penstock_bench.pilot.results import Kind, Knee, Stage
-from penstock_bench.pilot.scenario import Grades
+from penstock_bench.pilot.scenario import Scenario
 from penstock_bench.pilot.scrape import Watch
 from penstock_bench.pilot.stage import stage_of
 from penstock_client import AsyncClient, FeatureOff, InvalidRequest, ModelCard
 
 _DRAIN_SECONDS = 120.0
-_LEAST_RATE = 0.05
+_MIN_RATE = 0.05
 _OWN_TOKENS = 128
 """Of a prompt with a shared prefix."""
 
@@ -62,29 +62,29 @@ class _Ask:
 class Pilot:
     """Runs the grades. `stages` and `asked` hold what has been measured, whenever it ends."""
 
-    def __init__(self, service: Service, grades: Grades, objectives: Objectives, show: Show) -> None:
+    def __init__(self, service: Service, scenario: Scenario, objectives: Objectives, show: Show) -> None:
         self.stages: list[Stage] = []
         self.asked = Asked()
         self._search: KneeSearch | None = None
-        self._service, self._grades, self._objectives, self._show = service, grades, objectives, show
+        self._service, self._scenario, self._objectives, self._show = service, scenario, objectives, show
 
     async def run(self) -> None:
         """All of it, in rising order of what it may break. Raises PenstockError where the service fails."""
-        grades = self._grades
-        for callers in grades.concurrencies:
+        scenario = self._scenario
+        for callers in scenario.concurrencies:
             await self._closed(
-                "concurrency", f"{callers} caller{'s'[: callers > 1]}", callers, grades.concurrency_seconds
+                "concurrency", f"{callers} caller{'s'[: callers > 1]}", callers, scenario.concurrency_seconds
             )
         await self._contexts()
         await self._prefixes()
         peak = max((stage.calls_per_second for stage in self.stages if stage.kind == "concurrency"), default=0.0)
         await self._knee(peak)
-        for share in grades.rate_shares:
-            await self._open("rate", f"{share:.0%} of the peak rate", peak * share, grades.rate_seconds)
+        for share in scenario.rate_shares:
+            await self._open("rate", f"{share:.0%} of the peak rate", peak * share, scenario.rate_seconds)
         await self._questions()
         await self._burst(peak)
-        soak = grades.soak_share
-        await self._open("soak", f"soak at {soak:.0%} of the peak rate", peak * soak, grades.soak_seconds)
+        soak = scenario.soak_share
+        await self._open("soak", f"soak at {soak:.0%} of the peak rate", peak * soak, scenario.soak_seconds)
 
     @property
     def knee(self) -> Knee | None:
@@ -92,22 +92,22 @@ class Pilot:
         return None if self._search is None else knee_of(self._search)
 
     async def _knee(self, peak: float) -> None:
-        grades, service = self._grades, self._service
-        if not grades.knee_points or not peak:
+        scenario, service = self._scenario, self._service
+        if not scenario.knee_points or not peak:
             return
 
         async def carry_out(load: Load, title: str) -> None:
             self._show(f"knee: {title}", load)
             await measure.carry_out(load, service.front_end)
 
-        workload = self._workload(grades.prompt_tokens, grades.output_tokens)
-        options = Options(1.0, 0.0, _DRAIN_SECONDS, seed=1)
-        loads = Loads(service.clients, service.prompts, service.front_end, workload, options, grades.knee_calls)
-        criteria = Criteria(self._objectives, tolerance=grades.knee_tolerance, max_points=grades.knee_points)
+        workload = self._workload(scenario.prompt_tokens, scenario.output_tokens)
+        options = LoadOptions(1.0, 0.0, _DRAIN_SECONDS, seed=1)
+        loads = Loads(service.clients, service.prompts, service.front_end, workload, options, scenario.knee_calls)
+        criteria = Criteria(self._objectives, tolerance=scenario.knee_tolerance, max_points=scenario.knee_points)
         self._search = KneeSearch(loads, criteria, carry_out)
         # Where no call of the idle service ends well, every other stage says so too.
         with suppress(NoCallEnded):
-            await self._search.run(peak / 2, Repeat(grades.knee_runs))
+            await self._search.run(peak / 2, Repeat(scenario.knee_runs))
 
     def _workload(self, prompt_tokens: int, output_tokens: int, prefix_tokens: int = 0) -> Workload:
         prompt = max(prompt_tokens, self._service.prompts.least_tokens)
@@ -124,51 +124,51 @@ class Pilot:
         service, modes = self._service, self._service.card.thinking_modes
         try:
             await questions.ask(
-                service.clients[0], self._grades, modes, self.asked, lambda name: self._show(name, None)
+                service.clients[0], self._scenario, modes, self.asked, lambda name: self._show(name, None)
             )
         except (InvalidRequest, FeatureOff) as refused:
             # The rest of the pilot does not hang on it.
             self.asked.about += f". The service refuses to answer them so: {refused.message}"
 
     async def _contexts(self) -> None:
-        grades = self._grades
+        scenario = self._scenario
         window = self._service.card.context_window_tokens
-        for tokens in grades.contexts:
-            if tokens + grades.context_output_tokens > window:
+        for tokens in scenario.contexts:
+            if tokens + scenario.context_output_tokens > window:
                 return
             name = f"prompts of {tokens:,} tokens"
-            pattern = Closed(grades.context_callers)
-            ask = _Ask("context", name, pattern, tokens, grades.context_output_tokens, grades.context_seconds)
+            pattern = Closed(scenario.context_callers)
+            ask = _Ask("context", name, pattern, tokens, scenario.context_output_tokens, scenario.context_seconds)
             await self._measure(ask)
 
     async def _prefixes(self) -> None:
-        grades = self._grades
-        whole = grades.prefix_tokens + _OWN_TOKENS
-        if whole + grades.context_output_tokens > self._service.card.context_window_tokens:
+        scenario = self._scenario
+        whole = scenario.prefix_tokens + _OWN_TOKENS
+        if whole + scenario.context_output_tokens > self._service.card.context_window_tokens:
             return
-        for prefix, name in ((0, "prompts of their own"), (grades.prefix_tokens, "prompts that share a prefix")):
-            pattern = Closed(grades.context_callers)
-            output, seconds = grades.context_output_tokens, grades.context_seconds
+        for prefix, name in ((0, "prompts of their own"), (scenario.prefix_tokens, "prompts that share a prefix")):
+            pattern = Closed(scenario.context_callers)
+            output, seconds = scenario.context_output_tokens, scenario.context_seconds
             await self._measure(_Ask("prefix", name, pattern, whole, output, seconds, prefix))
 
     async def _burst(self, peak: float) -> None:
-        grades = self._grades
+        scenario = self._scenario
         loads = [stage for stage in self.stages if stage.kind == "concurrency"]
-        size = grades.burst_size or 2 * max((stage.concurrency or 1 for stage in loads), default=8)
-        rate = max(_LEAST_RATE, peak * min(grades.rate_shares, default=0.5) / 2)
-        pattern = Open(rate, size, grades.burst_every_seconds)
-        seconds = grades.bursts * grades.burst_every_seconds
+        size = scenario.burst_size or 2 * max((stage.concurrency or 1 for stage in loads), default=8)
+        rate = max(_MIN_RATE, peak * min(scenario.rate_shares, default=0.5) / 2)
+        pattern = Open(rate, size, scenario.burst_every_seconds)
+        seconds = scenario.bursts * scenario.burst_every_seconds
         name = f"bursts of {size} calls"
-        await self._measure(_Ask("burst", name, pattern, grades.prompt_tokens, grades.output_tokens, seconds))
+        await self._measure(_Ask("burst", name, pattern, scenario.prompt_tokens, scenario.output_tokens, seconds))
 
     async def _closed(self, kind: Kind, name: str, callers: int, seconds: float) -> None:
-        grades = self._grades
-        await self._measure(_Ask(kind, name, Closed(callers), grades.prompt_tokens, grades.output_tokens, seconds))
+        scenario = self._scenario
+        await self._measure(_Ask(kind, name, Closed(callers), scenario.prompt_tokens, scenario.output_tokens, seconds))
 
     async def _open(self, kind: Kind, name: str, rate: float, seconds: float) -> None:
-        grades = self._grades
-        pattern = Open(max(_LEAST_RATE, rate))
-        await self._measure(_Ask(kind, name, pattern, grades.prompt_tokens, grades.output_tokens, seconds))
+        scenario = self._scenario
+        pattern = Open(max(_MIN_RATE, rate))
+        await self._measure(_Ask(kind, name, pattern, scenario.prompt_tokens, scenario.output_tokens, seconds))
 
     async def _measure(self, ask: _Ask) -> None:
         """One stage; a part of it, where it is interrupted."""
@@ -176,8 +176,8 @@ class Pilot:
         workload = self._workload(ask.prompt_tokens, ask.output_tokens, ask.prefix_tokens)
         # A seed of its own for each: no stage is served from what another left in the prefix cache.
         least = 2 * ask.pattern.callers if isinstance(ask.pattern, Closed) else 0
-        options = Options(
-            ask.seconds, self._grades.warm_up_seconds, _DRAIN_SECONDS, seed=1 + len(self.stages), least_calls=least
+        options = LoadOptions(
+            ask.seconds, self._scenario.warm_up_seconds, _DRAIN_SECONDS, seed=1 + len(self.stages), least_calls=least
         )
         load = measure.prepare(service.clients, service.prompts, ask.pattern, workload, options)
         watch = Watch(service.metrics_url)

@@ -15,7 +15,7 @@ from penstock_bench.load.report import without_nan
 from penstock_bench.load.statistics import Objectives, Spread
 from penstock_bench.pilot.results import EngineSeen, Kind, Seconds, Stage
 
-_MOST_POINTS = 240
+_MAX_POINTS = 240
 """Of what is kept over time."""
 
 
@@ -98,7 +98,7 @@ def _over_time(used: Sequence[Used]) -> tuple[tuple[float, float], ...]:
     if not served:
         return ()
     count = min(map(len, served))
-    every = max(1, count // _MOST_POINTS)
+    every = max(1, count // _MAX_POINTS)
     return tuple(
         (round(served[0][n][0], 1), round(sum(samples[n][1] for samples in served), 4)) for n in range(0, count, every)
     )
@@ -106,10 +106,10 @@ def _over_time(used: Sequence[Used]) -> tuple[tuple[float, float], ...]:
 
 def _by_second(load: Load) -> tuple[int, ...]:
     tokens = load.live.tokens
-    return tuple(sum(tokens[second]) if second in tokens else 0 for second in range(int(load.seconds)))[:_MOST_SECONDS]
+    return tuple(sum(tokens[second]) if second in tokens else 0 for second in range(int(load.seconds)))[:_MAX_SECONDS]
 
 
-_MOST_SECONDS = 3600
+_MAX_SECONDS = 3600
 
 
 def _halves(records: Iterable[Record], seconds: float) -> tuple[float | None, float | None]:

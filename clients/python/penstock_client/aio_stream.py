@@ -78,7 +78,7 @@ class AsyncStream:
         if self._left:
             return
         self._left = True
-        self._take_first()
+        self._accept_first()
         if self._link.resumable and not self._reader.last_sequence:
             with contextlib.suppress(RuntimeError):  # no loop runs any more
                 self._link.run_apart(self._end_when_started)
@@ -91,19 +91,19 @@ class AsyncStream:
             self._link.abandon(self._recovery.cancel_request())
         self._link.span.end(self.response)
 
-    def _take_first(self) -> None:
+    def _accept_first(self) -> None:
         """Take in the first event where it came and nobody has read it."""
         first, self._first = self._first, None
         if first is None or not first.done():
             self._first = first
         elif not first.cancelled() and first.exception() is None and first.result() is not grpc.aio.EOF:
             with contextlib.suppress(BrokenStream):
-                self._recovery.take(first.result().event)
+                self._recovery.accept(first.result().event)
 
     def _orphan(self) -> pb.CancelRequest | None:
         """What ends the generation from outside of the event loop; None where nothing is left to end."""
         if not self._left:
-            self._take_first()
+            self._accept_first()
         if self._left or not self._recovery.is_orphan:
             return None
         self._left = True
@@ -116,7 +116,7 @@ class AsyncStream:
             async with asyncio.timeout(START_SECONDS):
                 reply = await (self._first or self._read_first())
             if reply is not grpc.aio.EOF:
-                self._recovery.take(reply.event)
+                self._recovery.accept(reply.event)
         except (TimeoutError, grpc.RpcError, BrokenStream, asyncio.CancelledError):
             pass
         self._end()
@@ -162,7 +162,7 @@ class AsyncStream:
             try:
                 reply = await self._read()
                 if reply is not grpc.aio.EOF:
-                    event = self._recovery.take(reply.event)
+                    event = self._recovery.accept(reply.event)
                     if event is not None:
                         return event
                     continue

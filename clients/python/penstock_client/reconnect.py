@@ -83,7 +83,7 @@ class Recovery:
         """The server goes on with it although nobody will come back."""
         return self.has_token and not self._reader.finished
 
-    def take(self, proto: pb.GenerationEvent) -> Event | None:
+    def accept(self, proto: pb.GenerationEvent) -> Event | None:
         """The event for the user. None: a repeated one, an unknown kind, or the word that another server goes on."""
         self._attempts = 0
         if self._policy is not None and proto.finished.resume_token and proto.sequence > self._reader.last_sequence:

@@ -98,7 +98,7 @@ class Stream:
         timer.start()
         with self._turn, contextlib.suppress(StopIteration, grpc.RpcError, BrokenStream):
             if not self._reader.last_sequence:
-                self._recovery.take(next(self._call).event)
+                self._recovery.accept(next(self._call).event)
         timer.cancel()
         self._call.cancel()
         if self._recovery.is_orphan:
@@ -129,7 +129,7 @@ class Stream:
             failure: PenstockError
             try:
                 with self._turn:
-                    event = self._recovery.take(next(self._call).event)
+                    event = self._recovery.accept(next(self._call).event)
             except StopIteration:
                 failure = BrokenStream.cut_short()
             except grpc.RpcError as error:

@@ -23,14 +23,14 @@ from penstock.types import Priority
 
 # Completions that the pace is measured over: enough to be steady, few enough to follow a change of load.
 _PACE_COMPLETIONS = 32
-_LEAST_RETRY_SECONDS = 0.1
+_MIN_RETRY_SECONDS = 0.1
 # Each turn is a millisecond's work or more, and streams often end together: what else comes must not wait for them all.
-_MOST_TURNS_AT_ONCE = 4
-_MOST_RETRY_SECONDS = 60.0
+_MAX_TURNS_AT_ONCE = 4
+_MAX_RETRY_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Bid:
+class AdmissionRequest:
     """What a call asks room for. `caller` is whoever fairness is between; `deadline_monotonic` None is no deadline."""
 
     caller: str
@@ -51,7 +51,7 @@ class Permit:
 
 @dataclass(eq=False, slots=True)
 class _Waiting:
-    bid: Bid
+    request: AdmissionRequest
     turn: asyncio.Future[int] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     """The sequences it was let in with: capacity may be another one by the time it ends."""
 
@@ -68,7 +68,7 @@ class StartRate:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
         """What is left, and when that was; the caller who started last is last."""
 
-    def take(self, key: str, starts: int) -> None:
+    def acquire(self, key: str, starts: int) -> None:
         """Raises Overloaded with the seconds until there is room. More than fit at once are owed."""
         now = time.monotonic()
         while self._buckets and self._left(next(iter(self._buckets)), now) >= self._most:
@@ -80,7 +80,7 @@ class StartRate:
             raise Overloaded(
                 f"start rate limit exceeded: a caller may start {self._per_second:g} candidates per second",
                 resource="starts",
-                retry_after_seconds=max(_LEAST_RETRY_SECONDS, (min(starts, self._most) - left) / self._per_second),
+                retry_after_seconds=max(_MIN_RETRY_SECONDS, (min(starts, self._most) - left) / self._per_second),
             )
         self._buckets[key] = left - starts, now
 
@@ -106,26 +106,26 @@ class Admission:
         self.queued_tokens = 0
         self.draining = False
 
-    def look(self, priority: Priority, caller: str) -> None:
+    def check_capacity(self, priority: Priority, caller: str) -> None:
         """Refuses what would be refused anyway, before any work is done for it. Raises Draining or Overloaded."""
         if self.draining:
             raise Draining("this server is going away")
         if not self.queued_calls and self.running_sequences < self._capacity():
             return
-        if self._full(1, 0) and self._victim(priority, caller) is None:
+        if self._full(1, 0) and self._select_for_eviction(priority, caller) is None:
             raise self._overloaded()
 
     @asynccontextmanager
-    async def permit(self, bid: Bid) -> AsyncIterator[Permit]:
+    async def permit(self, request: AdmissionRequest) -> AsyncIterator[Permit]:
         """Waits for room. Raises Draining, Overloaded, or DeadlinePassed where the deadline came first."""
         began = time.monotonic()
-        sequences, waited_seconds = min(bid.sequences, self._capacity()), 0.0
-        self.look(bid.priority, bid.caller)
-        self._starts.take(bid.limit_key or bid.caller, sequences)
+        sequences, waited_seconds = min(request.sequences, self._capacity()), 0.0
+        self.check_capacity(request.priority, request.caller)
+        self._starts.acquire(request.limit_key or request.caller, sequences)
         self._idle.clear()
         try:
             if self.queued_calls or self.running_sequences + sequences > self._capacity():
-                sequences = await self._wait(bid)
+                sequences = await self._wait(request)
                 waited_seconds = time.monotonic() - began
             else:
                 self.running_sequences += sequences
@@ -136,25 +136,25 @@ class Admission:
                 self.running_calls -= 1
                 self.running_sequences -= sequences
                 self._completions.append(time.monotonic())
-                self._let_in()
+                self._dispatch()
         finally:
             if not self.running_calls and not self.queued_calls:
                 self._idle.set()
 
-    async def _wait(self, bid: Bid) -> int:
-        if self._full(1, bid.tokens):
-            victim = self._victim(bid.priority, bid.caller)
-            if victim is None:
+    async def _wait(self, request: AdmissionRequest) -> int:
+        if self._full(1, request.tokens):
+            evicted = self._select_for_eviction(request.priority, request.caller)
+            if evicted is None:
                 raise self._overloaded()
-            self._remove(victim)
-            victim.turn.set_exception(self._overloaded())
-        waiting = _Waiting(bid)
-        self._queues[bid.priority].setdefault(bid.caller, deque()).append(waiting)
+            self._remove(evicted)
+            evicted.turn.set_exception(self._overloaded())
+        waiting = _Waiting(request)
+        self._queues[request.priority].setdefault(request.caller, deque()).append(waiting)
         self.queued_calls += 1
-        self.queued_tokens += bid.tokens
-        left = None if bid.deadline_monotonic is None else max(0.0, bid.deadline_monotonic - time.monotonic())
+        self.queued_tokens += request.tokens
+        left = None if request.deadline_monotonic is None else max(0.0, request.deadline_monotonic - time.monotonic())
         try:
-            self._let_in()
+            self._dispatch()
             return await asyncio.wait_for(asyncio.shield(waiting.turn), left)
         except TimeoutError:
             if waiting.turn.done() and not waiting.turn.cancelled() and waiting.turn.exception() is None:
@@ -163,7 +163,7 @@ class Admission:
         except asyncio.CancelledError:
             if waiting.turn.done() and waiting.turn.exception() is None:
                 self.running_sequences -= waiting.turn.result()
-                self._let_in()
+                self._dispatch()
             raise
         finally:
             if not waiting.turn.done():
@@ -177,7 +177,7 @@ class Admission:
         # One call is let in however long it is: its length was checked against the window already.
         return self.queued_calls > 0 and self.queued_tokens + tokens > settings.max_queued_tokens
 
-    def _victim(self, priority: Priority, caller: str) -> _Waiting | None:
+    def _select_for_eviction(self, priority: Priority, caller: str) -> _Waiting | None:
         """Whom a newcomer may displace: the lowest class below its own, or the greediest caller of its own class."""
         for lowest in sorted(self._queues, key=lambda p: p.value):
             queues = self._queues[lowest]
@@ -189,7 +189,7 @@ class Admission:
             return None
         return None
 
-    def _let_in(self) -> None:
+    def _dispatch(self) -> None:
         """Gives turns while there is room: highest class first, callers of a class one after the other.
 
         A few at once, and the next ones when the event loop comes round.
@@ -200,11 +200,11 @@ class Admission:
             while queues:
                 caller, waiting = next(iter(queues.items()))
                 first = waiting[0]
-                sequences = min(first.bid.sequences, self._capacity())
+                sequences = min(first.request.sequences, self._capacity())
                 if self.running_sequences + sequences > self._capacity():
                     return
-                if turns == _MOST_TURNS_AT_ONCE:
-                    asyncio.get_running_loop().call_soon(self._let_in)
+                if turns == _MAX_TURNS_AT_ONCE:
+                    asyncio.get_running_loop().call_soon(self._dispatch)
                     return
                 turns += 1
                 self._remove(first)
@@ -214,13 +214,13 @@ class Admission:
                 first.turn.set_result(sequences)
 
     def _remove(self, waiting: _Waiting) -> None:
-        queues = self._queues[waiting.bid.priority]
-        own = queues[waiting.bid.caller]
+        queues = self._queues[waiting.request.priority]
+        own = queues[waiting.request.caller]
         own.remove(waiting)
         if not own:
-            del queues[waiting.bid.caller]
+            del queues[waiting.request.caller]
         self.queued_calls -= 1
-        self.queued_tokens -= waiting.bid.tokens
+        self.queued_tokens -= waiting.request.tokens
 
     def _overloaded(self) -> PenstockError:
         return Overloaded(
@@ -237,7 +237,7 @@ class Admission:
             return 1.0
         span = time.monotonic() - self._completions[0]
         pace_seconds = span / len(self._completions)
-        return min(_MOST_RETRY_SECONDS, max(_LEAST_RETRY_SECONDS, pace_seconds * (self.queued_calls + 1)))
+        return min(_MAX_RETRY_SECONDS, max(_MIN_RETRY_SECONDS, pace_seconds * (self.queued_calls + 1)))
 
     def drain(self) -> None:
         """Lets nobody in any more; who still waits is sent elsewhere."""

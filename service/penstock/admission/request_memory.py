@@ -21,7 +21,7 @@ _RETRY_SECONDS = 1.0
 
 
 @dataclass(eq=False, slots=True)
-class Reservation:
+class MemoryReservation:
     """Room for one request. `lost` is done once another request has taken it."""
 
     key: str
@@ -36,18 +36,18 @@ class RequestMemory:
     def __init__(self, budget_bytes: int, message_bytes: int) -> None:
         self._budget_bytes = max(budget_bytes, message_bytes)
         self._message_bytes = message_bytes
-        self._arriving: dict[Reservation, None] = {}
+        self._arriving: dict[MemoryReservation, None] = {}
         self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
         self.held_bytes = 0
 
     @asynccontextmanager
-    async def reserve(self, key: str, wait_seconds: float) -> AsyncIterator[Reservation]:
+    async def reserve(self, key: str, wait_seconds: float) -> AsyncIterator[MemoryReservation]:
         """Hold room for the largest message; `arrived` makes it less. `key` is whoever fairness is between.
 
         Raises Overloaded where there is no room within `wait_seconds`.
         """
-        await self._take(key, wait_seconds)
-        reservation = Reservation(key, self._message_bytes)
+        await self._acquire(key, wait_seconds)
+        reservation = MemoryReservation(key, self._message_bytes)
         self._arriving[reservation] = None
         try:
             yield reservation
@@ -55,7 +55,7 @@ class RequestMemory:
             self._arriving.pop(reservation, None)
             self._give_back(reservation, reservation.size)
 
-    def arrived(self, reservation: Reservation, size: int) -> None:
+    def arrived(self, reservation: MemoryReservation, size: int) -> None:
         """Keep only what the request takes: it is whole now."""
         self._arriving.pop(reservation, None)
         self._give_back(reservation, reservation.size - min(size, reservation.size))
@@ -64,7 +64,7 @@ class RequestMemory:
     def has_room(self) -> bool:
         return self.held_bytes + self._message_bytes <= self._budget_bytes
 
-    def _give_back(self, reservation: Reservation, size: int) -> None:
+    def _give_back(self, reservation: MemoryReservation, size: int) -> None:
         reservation.size -= size
         self.held_bytes -= size
         self._wake()
@@ -79,7 +79,7 @@ class RequestMemory:
             if not own:
                 del self._waiting[key]
 
-    async def _take(self, key: str, wait_seconds: float) -> None:
+    async def _acquire(self, key: str, wait_seconds: float) -> None:
         """Return once `held_bytes` has room for the largest message in it."""
         if self.has_room and not self._waiting:
             self.held_bytes += self._message_bytes

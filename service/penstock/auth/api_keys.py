@@ -31,7 +31,7 @@ class KeyFile(Section):
     keys: tuple[ApiKey, ...] = ()
 
 
-class KeyRing:
+class ApiKeyStore:
     """All keys that are good, by id."""
 
     def __init__(self, keys: Iterable[ApiKey] = ()) -> None:

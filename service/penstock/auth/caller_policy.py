@@ -23,7 +23,7 @@ from penstock.config.security import Permission, Quota
 from penstock.errors import ConfigError
 
 
-class Listed(Quota):
+class CallerPolicy(Quota):
     """One entry. Unset takes the configuration's default."""
 
     permissions: tuple[Permission, ...] | None = Field(None, description="What it may do.")
@@ -31,23 +31,23 @@ class Listed(Quota):
     subjects: tuple[str, ...] = Field((), description="What tokens have in `jwt.claim`.")
 
 
-class CallersFile(Section):
-    callers: Mapping[str, Listed] = Field(default_factory=dict)
+class CallerPolicyTable(Section):
+    callers: Mapping[str, CallerPolicy] = Field(default_factory=dict)
 
 
-class Listing:
+class CallerPolicyFile:
     """All entries, found by the caller's id or by what it shows."""
 
-    def __init__(self, callers: Mapping[str, Listed] | None = None) -> None:
+    def __init__(self, callers: Mapping[str, CallerPolicy] | None = None) -> None:
         self._callers = callers or {}
         self._certificates = {name: caller for caller, one in self._callers.items() for name in one.certificates}
         self._subjects = {name: caller for caller, one in self._callers.items() for name in one.subjects}
 
     @property
-    def counts_days(self) -> bool:
+    def has_daily_limits(self) -> bool:
         return any(one.usd_per_day is not None for one in self._callers.values())
 
-    def of(self, caller_id: str) -> Listed | None:
+    def get(self, caller_id: str) -> CallerPolicy | None:
         return self._callers.get(caller_id)
 
     def by_subject(self, name: str) -> str | None:
@@ -58,18 +58,18 @@ class Listing:
         return next((self._certificates[name] for name in names if name in self._certificates), None)
 
 
-def read(path: Path) -> Listing:
+def read(path: Path) -> CallerPolicyFile:
     """Raises ConfigError with every mistake and its line."""
     values = config_file.read(path)
     try:
-        listing = CallersFile.model_validate(values.values)
+        table = CallerPolicyTable.model_validate(values.values)
     except ValidationError as error:
         raise ConfigError(
             "\n".join(f"{values.where(p['loc'])}: {'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors())
         ) from None
     mistakes = []
     owners: dict[tuple[str, str], str] = {}
-    for caller, one in listing.callers.items():
+    for caller, one in table.callers.items():
         # `certificate:...` and the like give limits to one that is known by what it shows alone.
         if not is_caller_id(caller):
             mistakes.append(f"{values.where(('callers', caller))}: {caller!r} is no name for a caller")
@@ -80,4 +80,4 @@ def read(path: Path) -> Listing:
                 mistakes.append(f"{values.where(('callers', caller))}: {also} has the {kind} {name} too")
     if mistakes:
         raise ConfigError("\n".join(mistakes))
-    return Listing(listing.callers)
+    return CallerPolicyFile(table.callers)

@@ -12,14 +12,14 @@ import re
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-from penstock.auth.limits import NO_LIMITS, Limits
+from penstock.auth.limits import NO_LIMITS, CallerLimits
 from penstock.config.security import CALLER_NAME, Permission
 
 ALL_PERMISSIONS: frozenset[Permission] = frozenset(("generate", "diagnostics", "admin"))
 _PLAIN = r"[A-Za-z0-9][A-Za-z0-9._@:/+-]{0,95}"
 
 
-class How(enum.Enum):
+class AuthMethod(enum.Enum):
     """How a caller was known."""
 
     KEY = "key"
@@ -29,21 +29,21 @@ class How(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Caller:
+class Principal:
     """Whoever a call is made for. `key_id` names the API key that was shown, if one was."""
 
     id: str
-    how: How
+    auth_method: AuthMethod
     permissions: frozenset[Permission]
     is_listed: bool = False
     """An operator wrote this name down, so there are few of them: it may be a label of a metric."""
     key_id: str = ""
-    limits: Limits = NO_LIMITS
+    limits: CallerLimits = NO_LIMITS
 
     @property
     def is_known(self) -> bool:
         """It has shown who it is; otherwise its address is all that is known, and that changes with each connection."""
-        return self.how is not How.ADDRESS
+        return self.auth_method is not AuthMethod.ADDRESS
 
     @property
     def owner(self) -> str:
@@ -59,29 +59,32 @@ class Caller:
     @property
     def label(self) -> str:
         """For metrics: bounded however many callers there are."""
-        return self.id if self.is_listed else self.how.value
+        return self.id if self.is_listed else self.auth_method.value
 
 
-def by_address(peer: str) -> Caller:
+def by_address(peer: str) -> Principal:
     """Whoever calls where nobody has to say who they are: may do everything, as the operator chose."""
-    return Caller(peer, How.ADDRESS, ALL_PERMISSIONS)
+    return Principal(peer, AuthMethod.ADDRESS, ALL_PERMISSIONS)
 
 
-NOBODY = by_address("")
-CALLER: ContextVar[Caller] = ContextVar("penstock_caller", default=NOBODY)
+ANONYMOUS = by_address("")
+CURRENT_PRINCIPAL: ContextVar[Principal] = ContextVar("penstock_caller", default=ANONYMOUS)
 """Whom the running task works for. gRPC hands the servicer nothing of ours; the border sets this before it runs."""
 
 
-def derived_id(how: How, name: str) -> str:
+def derived_id(auth_method: AuthMethod, name: str) -> str:
     """An id for a name that no operator has listed; never the id of one that is."""
     if not re.fullmatch(_PLAIN, name):
         name = f"sha256-{hashlib.sha256(name.encode()).hexdigest()[:24]}"
-    return f"{how.value}:{name}"
+    return f"{auth_method.value}:{name}"
 
 
 def is_caller_id(text: str) -> bool:
     """A name that an operator may give, or what `derived_id` makes."""
-    how, colon, name = text.partition(":")
+    auth_method, colon, name = text.partition(":")
     if not colon:
         return re.fullmatch(CALLER_NAME, text) is not None
-    return how in {one.value for one in How if one is not How.ADDRESS} and re.fullmatch(_PLAIN, name) is not None
+    return (
+        auth_method in {one.value for one in AuthMethod if one is not AuthMethod.ADDRESS}
+        and re.fullmatch(_PLAIN, name) is not None
+    )

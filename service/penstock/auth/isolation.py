@@ -6,12 +6,12 @@ import hashlib
 import json
 from dataclasses import replace
 
-from penstock.auth.identity import Caller
+from penstock.auth.identity import Principal
 from penstock.errors import CallerNotAllowed
 from penstock.types import Priority, Request
 
 
-def own_prefixes(request: Request, caller: Caller) -> Request:
+def own_prefixes(request: Request, caller: Principal) -> Request:
     """The request in a part of the prefix cache that no other caller reads: how fast it is answered tells nobody what
     somebody else has asked. Callers that nobody knows share one."""
     if not caller.is_known:
@@ -20,7 +20,7 @@ def own_prefixes(request: Request, caller: Caller) -> Request:
     return replace(request, context=replace(request.context, cache_salt=salt))
 
 
-def class_of(asked: Priority | None, caller: Caller) -> Priority:
+def class_of(asked: Priority | None, caller: Principal) -> Priority:
     """The class of a call that asks for one, or (None) for none. Raises CallerNotAllowed above the caller's highest."""
     highest = caller.limits.max_priority
     if asked is None:

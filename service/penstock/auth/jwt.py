@@ -18,7 +18,7 @@ from typing import Any
 
 import jwt
 
-from penstock.config.reload import Watched, read_text
+from penstock.config.reload import ReloadableFiles, read_text
 from penstock.config.security import JwtSettings, is_safe_url
 from penstock.errors import CallerUnknown, ConfigError
 
@@ -27,9 +27,9 @@ _FETCH_SECONDS = 5.0
 # The most that a token with an unknown key waits for a fetch, and the longest wait after fetches that failed.
 _MAX_WAIT_SECONDS = 5.0
 _MAX_BACKOFF_SECONDS = 60.0
-_MOST_BYTES = 1024 * 1024
-_MOST_TOKEN_BYTES = 16 * 1024
-_MOST_NAME_CHARS = 1024
+_MAX_BYTES = 1024 * 1024
+_MAX_TOKEN_BYTES = 16 * 1024
+_MAX_NAME_CHARS = 1024
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
@@ -39,7 +39,7 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
         return None
 
 
-class Tokens:
+class JwtVerifier:
     """Verifies tokens against the issuer's keys. `files` is what can change while serving."""
 
     def __init__(self, settings: JwtSettings, *, least_seconds: float = 10.0) -> None:
@@ -49,11 +49,11 @@ class Tokens:
         self._fetched_at = self._next_fetch_at = -math.inf
         self._failures = 0
         self._fetching: asyncio.Task[None] | None = None
-        self.files: list[Watched] = []
+        self.files: list[ReloadableFiles] = []
         if settings.jwks_file is not None:
-            self.files.append(Watched((settings.jwks_file,), self._take_file))
+            self.files.append(ReloadableFiles((settings.jwks_file,), self._load_file))
 
-    def _take_file(self) -> None:
+    def _load_file(self) -> None:
         path = self._settings.jwks_file
         assert path is not None
         try:
@@ -61,10 +61,10 @@ class Tokens:
         except ValueError as error:
             raise ConfigError(f"jwt.jwks_file: {path} is no JWK set with keys that we can use") from error
 
-    async def name(self, token: str) -> str:
+    async def verify(self, token: str) -> str:
         """Whom the token names. Raises CallerUnknown, without saying what is wrong with it."""
         try:
-            if len(token) > _MOST_TOKEN_BYTES:
+            if len(token) > _MAX_TOKEN_BYTES:
                 raise jwt.InvalidTokenError
             key = await self._key(str(jwt.get_unverified_header(token).get("kid", "")))
             # A key says which algorithm it is for: a token must not choose.
@@ -81,7 +81,7 @@ class Tokens:
             log.debug("a token was refused: %s", type(error).__name__)
             raise CallerUnknown("not good") from None
         name = claims[self._settings.claim]
-        if not isinstance(name, str) or not 0 < len(name) <= _MOST_NAME_CHARS:
+        if not isinstance(name, str) or not 0 < len(name) <= _MAX_NAME_CHARS:
             raise CallerUnknown("not good")
         return name
 
@@ -133,8 +133,8 @@ def _get(url: str) -> str:
     if not is_safe_url(url):
         raise ValueError("not https")
     with urllib.request.build_opener(_NoRedirects).open(url, timeout=_FETCH_SECONDS) as reply:
-        data: bytes = reply.read(_MOST_BYTES + 1)
-    if len(data) > _MOST_BYTES:
+        data: bytes = reply.read(_MAX_BYTES + 1)
+    if len(data) > _MAX_BYTES:
         raise ValueError("too large")
     return data.decode()
 

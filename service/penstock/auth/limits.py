@@ -10,7 +10,7 @@ from penstock.types import Priority
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class CallerLimits:
     """None is no limit. Cost in ticks of 1e-10 USD."""
 
     concurrent_streams: int | None = None
@@ -27,15 +27,15 @@ class Limits:
         )
 
 
-NO_LIMITS = Limits()
+NO_LIMITS = CallerLimits()
 
 
-def limits_of(own: Quota | None, default: Quota) -> Limits:
+def resolve_limits(own: Quota | None, default: Quota) -> CallerLimits:
     """Each limit by itself: an entry that sets one leaves the others as they are."""
-    said = {name: value for quota in (default, own) if quota for name, value in _set(quota)}
-    merged = Quota.model_validate(said)
+    merged_values = {name: value for quota in (default, own) if quota for name, value in _set(quota)}
+    merged = Quota.model_validate(merged_values)
     usd = merged.usd_per_day
-    return Limits(
+    return CallerLimits(
         concurrent_streams=merged.concurrent_streams,
         requests_per_minute=merged.requests_per_minute,
         tokens_per_minute=merged.tokens_per_minute,

@@ -46,7 +46,7 @@ def experts(
     with o.connected(target, tls, ca) as client:
         if once or png is not None or not goes_on:
             load = client.expert_load(window_seconds=window, ranks=ranks)
-            _tell(load, png, json)
+            _report(load, png, json)
         else:
             looks = client.watch_expert_load(window_seconds=window, interval_seconds=interval, ranks=ranks)
             with closing(looks):
@@ -56,7 +56,7 @@ def experts(
                     raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
-def _tell(load: ExpertLoad, png: Path | None, json: bool) -> None:
+def _report(load: ExpertLoad, png: Path | None, json: bool) -> None:
     from penstock.cli.show import print_json
 
     if png is not None:

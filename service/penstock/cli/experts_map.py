@@ -21,7 +21,7 @@ _LEVELS = (
     (2.0, "#fde725", "▓"),
     (float("inf"), "#ff4f00", "█"),
 )
-_MOST_HOT = 4
+_MAX_HOT = 4
 _SIDE = 46  # columns of the numbers beside the map
 
 
@@ -57,7 +57,7 @@ def _row(layer: LayerLoad, ranks: int, merged: int, wide: int, colour: bool) -> 
         style, shade = next((style, shade) for most, style, shade in _LEVELS if over <= most)
         row.append(("█" if colour else shade) * wide, style if colour else "")
     rank = f"{layer.busiest_rank_share * ranks:13.2f}x" if ranks > 1 else ""
-    hot = ", ".join(map(str, layer.hot_experts[:_MOST_HOT])) + ("..." if len(layer.hot_experts) > _MOST_HOT else "")
+    hot = ", ".join(map(str, layer.hot_experts[:_MAX_HOT])) + ("..." if len(layer.hot_experts) > _MAX_HOT else "")
     row.append(f" {layer.imbalance:7.2f}x {layer.normalized_entropy:8.3f}{rank}  {hot}")
     return row
 

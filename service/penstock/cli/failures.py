@@ -45,7 +45,7 @@ class Commands(TyperGroup):
     """Turns the exceptions that a user can meet into a few lines on stderr and an exit code."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        _said.as_json, _said.stdout_is_gone = "--json" in args, False
+        _output.as_json, _output.stdout_is_gone = "--json" in args, False
         if args and args[0] not in _SERVES:
             os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # before its import: what goes wrong is told in our words
         return super().parse_args(ctx, args)
@@ -62,7 +62,7 @@ class Commands(TyperGroup):
             typer.echo("penstock: interrupted", err=True)
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except UsageError as error:
-            if not _said.as_json:
+            if not _output.as_json:
                 raise
             fail(error.format_message(), exit_code=EXIT_USAGE)
             raise typer.Exit(EXIT_USAGE) from None
@@ -84,19 +84,19 @@ class Commands(TyperGroup):
 _SERVES = ("serve", "demo")
 
 
-class _Said:
+class _Output:
     """How failures are told: in words on stderr, or with --json as one JSON object on stdout."""
 
     as_json = False
     stdout_is_gone = False
 
 
-_said = _Said()
+_output = _Output()
 
 
 def fail(*lines: str, exit_code: int = EXIT_REFUSED, **facts: object) -> None:
     """Tell a failure: the first line is the cause. `facts` go into the JSON that --json asks for."""
-    if _said.as_json and not _said.stdout_is_gone:
+    if _output.as_json and not _output.stdout_is_gone:
         told = {"message": " ".join(line.strip() for line in lines), "exit_code": exit_code, **facts}
         try:
             sys.stdout.write(json.dumps({"error": told}, ensure_ascii=False) + "\n")
@@ -134,7 +134,7 @@ def _os_error_in_words(error: OSError) -> str:
 
 def _let_go_of_stdout() -> None:
     """What could not be written would be tried again, and complained about, when the process ends."""
-    _said.stdout_is_gone = True
+    _output.stdout_is_gone = True
     with contextlib.suppress(OSError, ValueError, AttributeError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())

@@ -13,28 +13,28 @@ log = logging.getLogger(__name__)
 _Stamp = tuple[tuple[int, int, int] | None, ...]
 
 
-class Watched:
+class ReloadableFiles:
     """Some files and what to do when any of them changes. `take` reads them; it raises ConfigError for bad ones."""
 
-    def __init__(self, paths: Iterable[Path | None], take: Callable[[], None]) -> None:
+    def __init__(self, paths: Iterable[Path | None], load: Callable[[], None]) -> None:
         self._paths = tuple(path for path in paths if path is not None)
-        self._take = take
-        self._stamp = self._look()
-        take()
+        self._load = load
+        self._stamp = self._read_stamps()
+        load()
 
-    def _look(self) -> _Stamp:
+    def _read_stamps(self) -> _Stamp:
         return tuple(_stamp(path) for path in self._paths)
 
     def refresh(self) -> bool:
         """Takes changed files up, from any thread; True where that was done. A bad change is logged once, and not
         taken: a half-written file is followed by another change."""
-        stamp = self._look()  # Before reading: what changes meanwhile is seen the next time.
+        stamp = self._read_stamps()  # Before reading: what changes meanwhile is seen the next time.
         if stamp == self._stamp:
             return False
         self._stamp = stamp
         names = ", ".join(map(str, self._paths))
         try:
-            self._take()
+            self._load()
         except ConfigError as error:
             log.error("%s changed, and is not taken up: %s", names, error.message)
             return False
@@ -42,7 +42,7 @@ class Watched:
         return True
 
 
-async def keep_fresh(files: Sequence[Watched], every_seconds: float) -> None:
+async def watch_for_changes(files: Sequence[ReloadableFiles], every_seconds: float) -> None:
     """Runs as long as the server does; the disk is read on another thread."""
     while True:
         await asyncio.sleep(every_seconds)

@@ -26,8 +26,8 @@ _NATIVE_WINDOW_TOKENS = 262_144
 """Of the models that this service is for: the window that bounds on bytes count with where none is configured."""
 # English has 3.6 bytes a token, code and other scripts up to 6; what has more is no text that a window was meant for.
 _BYTES_PER_TOKEN = 8
-_LEAST_PROMPT_BYTES, _MOST_PROMPT_BYTES = 2 * 1024 * 1024, 16 * 1024 * 1024
-_LEAST_MESSAGE_BYTES, _MESSAGE_FRAME_BYTES = 4 * 1024 * 1024, 256 * 1024
+_MIN_PROMPT_BYTES, _MAX_PROMPT_BYTES = 2 * 1024 * 1024, 16 * 1024 * 1024
+_MIN_MESSAGE_BYTES, _MESSAGE_FRAME_BYTES = 4 * 1024 * 1024, 256 * 1024
 
 
 class EngineSettings(Section):
@@ -362,7 +362,7 @@ class Config(Section):
         """The limits, with `max_prompt_bytes` by the window where it is unset."""
         if self.limits.max_prompt_bytes is not None:
             return self.limits
-        most = min(max(_BYTES_PER_TOKEN * self._window_tokens, _LEAST_PROMPT_BYTES), _MOST_PROMPT_BYTES)
+        most = min(max(_BYTES_PER_TOKEN * self._window_tokens, _MIN_PROMPT_BYTES), _MAX_PROMPT_BYTES)
         return self.limits.model_copy(update={"max_prompt_bytes": most})
 
     @cached_property
@@ -375,7 +375,7 @@ class Config(Section):
         if self.server.max_message_bytes is not None:
             return self.server.max_message_bytes
         prompt = self.resolved_limits.max_prompt_bytes or 0
-        return max(_LEAST_MESSAGE_BYTES, prompt * 7 // 5 + 6 * self._window_tokens + _MESSAGE_FRAME_BYTES)
+        return max(_MIN_MESSAGE_BYTES, prompt * 7 // 5 + 6 * self._window_tokens + _MESSAGE_FRAME_BYTES)
 
     @property
     def _window_tokens(self) -> int:

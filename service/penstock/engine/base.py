@@ -103,7 +103,7 @@ class Engine(Protocol):
         """Return why the engine takes no work; None where it does, or never will again."""
         ...
 
-    async def revived(self) -> None:
+    async def wait_until_available(self) -> None:
         """Waits until a dead engine can take work again. Raises `errors.EngineDown` where it never will."""
         ...
 

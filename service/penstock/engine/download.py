@@ -44,7 +44,7 @@ class Fetched:
 class Hub(Protocol):
     """The part of Hugging Face that is used."""
 
-    def look(self, model: str, revision: str) -> tuple[str, list[File]]:
+    def resolve(self, model: str, revision: str) -> tuple[str, list[File]]:
         """The commit that the revision stands for, and its files. Raises `ConfigError`."""
         ...
 
@@ -69,7 +69,7 @@ def fetch(hub: Hub, model: str, revision: str, *, verify: bool, stamps: Path, on
     """`on_file` is told name, bytes so far and bytes in all, after each file. A file that was verified once leaves a
     stamp in the directory `stamps` and is not read again. Raises `ConfigError` where there is no such model, and
     `DownloadFailed` for a file that is not what it should be; that one is deleted, so that the next try fetches it."""
-    commit, listed = hub.look(model, revision)
+    commit, listed = hub.resolve(model, revision)
     files = [file for file in listed if any(fnmatch(file.name, pattern) for pattern in WANTED)]
     if not any(file.name.endswith(".safetensors") for file in files):
         raise ConfigError(f"{model} has no weights (*.safetensors)")
@@ -120,7 +120,7 @@ def _verify(path: Path, file: File, stamps: Path) -> None:
 class HuggingFace:
     """The hub, or what HF_ENDPOINT names; a token comes from HF_TOKEN."""
 
-    def look(self, model: str, revision: str) -> tuple[str, list[File]]:
+    def resolve(self, model: str, revision: str) -> tuple[str, list[File]]:
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 

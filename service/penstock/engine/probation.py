@@ -47,8 +47,8 @@ class Probation:
         self._others: deque[tuple[Run, asyncio.Future[None]]] = deque()
         self._others_turn = False
 
-    async def enter(self, run: Run) -> None:
-        """Wait until this run may begin. Whoever enters must `leave`, once it is settled or over."""
+    async def start_run(self, run: Run) -> None:
+        """Wait until this run may begin. Whoever enters must `end_run`, once it is settled or over."""
         if self._may_begin(run):
             self._unsettled.add(run)
             return
@@ -60,10 +60,10 @@ class Probation:
         except BaseException:
             if waiting in queue:
                 queue.remove(waiting)
-            self.leave(run)
+            self.end_run(run)
             raise
 
-    def leave(self, run: Run) -> None:
+    def end_run(self, run: Run) -> None:
         """Make room for those that wait. Without effect for a run that has left."""
         self._unsettled.discard(run)
         if self._unsettled:

@@ -40,7 +40,7 @@ _VOCAB_SIZE = 256 + len(_SPECIALS)
 _THINKING_OPENING = (257, *b"assistant\n", _OPEN, *b"\n")
 _FAST_OPENING = (*_THINKING_OPENING, *b"\n", _CLOSE, *b"\n\n")
 # Raw prompts whose length is remembered for a continuation; far more than run at once.
-_MOST_REMEMBERED = 10_000
+_MAX_REMEMBERED = 10_000
 _FAULTS = ("", "poison", "internal")
 
 
@@ -212,7 +212,7 @@ class ScriptedEngine:
                 if prompt[at : at + len(opening)] == opening:
                     return at + len(opening)
         candidate = request.request_id.rsplit("-", 1)[0]
-        if len(self._raw_prompts) >= _MOST_REMEMBERED:
+        if len(self._raw_prompts) >= _MAX_REMEMBERED:
             self._raw_prompts.clear()
         return self._raw_prompts.setdefault(candidate, len(prompt))
 
@@ -239,7 +239,7 @@ class ScriptedEngine:
         left = self._down_until - time.monotonic()
         return Interruption(InterruptionReason.ENGINE_DIED, left) if left > 0 else None
 
-    async def revived(self) -> None:
+    async def wait_until_available(self) -> None:
         await _sleep_until(self._down_until)
 
     async def close(self) -> None:

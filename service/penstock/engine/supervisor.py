@@ -1,7 +1,7 @@
 """Keeps an engine alive: sees it die or hang, ends what is left of it, starts another, and lets streams go on.
 
 An `Engine` itself, so that nobody above knows: a stream whose engine died raises EngineDown, its candidate waits in
-`revived` and goes on with a continuation. What had given no more than a few tokens when the engine died is suspected of
+`wait_until_available` and goes on with a continuation. What had given no more than a few tokens when the engine died is suspected of
 it, and is tried again alone (see `probation`): a request that kills engines is found out at the second death, and
 without blaming those beside it. Its caller's requests of the same kind are then refused for a while (see `poison`).
 """
@@ -28,12 +28,12 @@ from penstock.errors import EngineDied, EngineDown, PoisonousRequest
 from penstock.types import EngineChunk, EngineRequest, InterruptionReason, ModelCard, StructuredOutput
 
 log = logging.getLogger(__name__)
-_LOOK_SECONDS = 0.25
-_MOST_BACKOFF_SECONDS = 60.0
-_MOST_REMEMBERED = 4096
+_CHECK_SECONDS = 0.25
+_MAX_BACKOFF_SECONDS = 60.0
+_MAX_REMEMBERED = 4096
 
 
-class Mortal(Engine, Protocol):
+class KillableEngine(Engine, Protocol):
     """An engine that can be ended without its help."""
 
     async def kill(self) -> None:
@@ -48,11 +48,11 @@ class _Death:
     suspects: int
 
 
-StartEngine = Callable[[], Awaitable[Mortal]]
+StartEngine = Callable[[], Awaitable[KillableEngine]]
 OnChange = Callable[[bool], Awaitable[None]]
 
 
-class _Pulse:
+class _ProgressWatchdog:
     """When the engine was last seen at work, while anybody really waits for it: readers that are slow say nothing."""
 
     def __init__(self) -> None:
@@ -60,10 +60,10 @@ class _Pulse:
         self._at = time.monotonic()
 
     @property
-    def still_seconds(self) -> float:
+    def stalled_seconds(self) -> float:
         return time.monotonic() - self._at
 
-    def beats(self) -> None:
+    def mark_progress(self) -> None:
         self._at = time.monotonic()
 
     def waiting(self) -> _Wait:
@@ -73,8 +73,8 @@ class _Pulse:
 class _Wait:
     """One stream's waiting for its next chunk, from its beginning to its end."""
 
-    def __init__(self, pulse: _Pulse) -> None:
-        self._pulse = pulse
+    def __init__(self, watchdog: _ProgressWatchdog) -> None:
+        self._watchdog = watchdog
         self._waits = False
 
     def __enter__(self) -> _Wait:
@@ -87,14 +87,14 @@ class _Wait:
 
     def begins(self) -> None:
         self._waits = True
-        if self._pulse.waiting_streams == 0:
-            self._pulse.beats()
-        self._pulse.waiting_streams += 1
+        if self._watchdog.waiting_streams == 0:
+            self._watchdog.mark_progress()
+        self._watchdog.waiting_streams += 1
 
     def ends(self) -> None:
         self._waits = False
-        self._pulse.waiting_streams -= 1
-        self._pulse.beats()
+        self._watchdog.waiting_streams -= 1
+        self._watchdog.mark_progress()
 
 
 class SupervisedEngine:
@@ -105,7 +105,7 @@ class SupervisedEngine:
 
     def __init__(
         self,
-        engine: Mortal,
+        engine: KillableEngine,
         start: StartEngine,
         settings: SupervisionSettings,
         on_change: OnChange,
@@ -125,9 +125,9 @@ class SupervisedEngine:
         self._probation = Probation()
         self._runs: set[Run] = set()
         self._deaths: OrderedDict[str, _Death] = OrderedDict()
-        self._buried: Mortal | None = None
+        self._buried: KillableEngine | None = None
         self._death_counts = True
-        self._pulse = _Pulse()
+        self._watchdog = _ProgressWatchdog()
         self._steps_seen = -1
         self._experts = Continued()
         self.restarts = 0
@@ -165,10 +165,10 @@ class SupervisedEngine:
         """See `Engine.stream`. Raises EngineDied where the engine died, PoisonousRequest where that is its doing."""
         self.refuse_convicted(request)
         run = Run(request, alone=request.deaths > 0 or self._suspicions(request) > 0)
-        await self._probation.enter(run)
+        await self._probation.start_run(run)
         try:
             # A request that no engine has seen is waited with: a death here would be counted against it.
-            await self.revived()
+            await self.wait_until_available()
             self.refuse_convicted(request)
             run.engine = self._engine
             self._runs.add(run)
@@ -178,7 +178,7 @@ class SupervisedEngine:
         except EngineDown as error:
             if run.engine is None:
                 raise
-            # Told at once, not at the watcher's next look: who waits in `revived` must not find the dead one alive.
+            # Told at once, not at the watcher's next look: who waits in `wait_until_available` must not find the dead one alive.
             if self._alive and self._engine is run.engine:
                 self._goes_down(InterruptionReason.ENGINE_DIED)
                 self._lost.set()
@@ -190,20 +190,20 @@ class SupervisedEngine:
             raise EngineDied(suspected=run.blamed) from error
         finally:
             self._runs.discard(run)
-            self._probation.leave(run)
+            self._probation.end_run(run)
 
     async def _chunks(self, run: Run) -> AsyncGenerator[EngineChunk, None]:
         """What the engine gives. Of a run that is alone nothing is given before it has settled: others wait for that,
         and must not have to wait for its client."""
         held: list[EngineChunk] = []
         async with aclosing(run.engine.stream(run.request)) as chunks:
-            with self._pulse.waiting() as wait:
+            with self._watchdog.waiting() as wait:
                 async for chunk in chunks:
                     if not run.settled:
-                        self._look_at(run)
+                        self._count_chunk(run)
                         if run.alone and not run.settled:
                             held.append(chunk)
-                            self._pulse.beats()
+                            self._watchdog.mark_progress()
                             continue
                     wait.ends()
                     for earlier in held:
@@ -215,7 +215,7 @@ class SupervisedEngine:
             for earlier in held:
                 yield earlier
 
-    def _look_at(self, run: Run) -> None:
+    def _count_chunk(self, run: Run) -> None:
         """Count a chunk of a run that has not settled."""
         run.chunks += 1
         if run.chunks >= SETTLING_STEPS:
@@ -228,7 +228,7 @@ class SupervisedEngine:
         if run.settled or run.blamed:
             return
         run.settled = True
-        self._probation.leave(run)
+        self._probation.end_run(run)
         if run.request.deaths == 0:
             return
         if run.request.accountable is not None:
@@ -266,7 +266,7 @@ class SupervisedEngine:
                 if run.request.accountable is not None:
                     self.poison.suspect(run.request.accountable)
                 self._deaths[run.candidate] = death
-        while len(self._deaths) > _MOST_REMEMBERED:
+        while len(self._deaths) > _MAX_REMEMBERED:
             self._deaths.popitem(last=False)
 
     def _convict(self, run: Run) -> None:
@@ -288,7 +288,7 @@ class SupervisedEngine:
             expected = max(0.0, self._down_since + expected - time.monotonic())
         return Interruption(self._down_because, expected)
 
-    async def revived(self) -> None:
+    async def wait_until_available(self) -> None:
         if self._alive:
             return
         async with self._changed:
@@ -306,8 +306,8 @@ class SupervisedEngine:
     async def _watch(self) -> None:
         while not self.given_up.is_set():
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._lost.wait(), _LOOK_SECONDS)
-            trouble = await self._trouble()
+                await asyncio.wait_for(self._lost.wait(), _CHECK_SECONDS)
+            trouble = await self._find_failure()
             if trouble is not None:
                 try:
                     await self._replace(*trouble)
@@ -315,7 +315,7 @@ class SupervisedEngine:
                     log.exception("the supervisor failed")
                     await self._give_up()
 
-    async def _trouble(self) -> tuple[InterruptionReason, str] | None:
+    async def _find_failure(self) -> tuple[InterruptionReason, str] | None:
         """Return why the engine must be replaced, for streams and in words for the log; None while all is well."""
         try:
             await self._engine.check()
@@ -327,8 +327,8 @@ class SupervisedEngine:
         steps = self._engine.load().steps
         if steps != self._steps_seen:
             self._steps_seen = steps
-            self._pulse.beats()
-        stuck_seconds, streams = self._pulse.still_seconds, self._pulse.waiting_streams
+            self._watchdog.mark_progress()
+        stuck_seconds, streams = self._watchdog.stalled_seconds, self._watchdog.waiting_streams
         if streams and stuck_seconds > self._settings.hang_seconds:
             happened = f"hangs: no step for {stuck_seconds:.0f} s with {streams} streams waiting"
             return InterruptionReason.ENGINE_HUNG, happened
@@ -344,7 +344,7 @@ class SupervisedEngine:
         failures = 0
         while self._may_restart(counts=counts):
             if failures:
-                await asyncio.sleep(min(_MOST_BACKOFF_SECONDS, self._settings.backoff_seconds * 2 ** (failures - 1)))
+                await asyncio.sleep(min(_MAX_BACKOFF_SECONDS, self._settings.backoff_seconds * 2 ** (failures - 1)))
             began = time.monotonic()
             try:
                 self._engine = await self._start()
@@ -357,7 +357,7 @@ class SupervisedEngine:
             self._start_seconds = time.monotonic() - began
             log.warning("the engine is back after %.1f s", self._start_seconds)
             self._steps_seen = -1
-            self._pulse.beats()
+            self._watchdog.mark_progress()
             await self._set_alive(True)
             return
         await self._give_up()

@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 
 from penstock.engine.base import Engine
 from penstock.errors import ConstraintLost, EngineDied, EngineDown, EngineRefused
-from penstock.generation.output_parser import SplitSettings, Splitter, Verdict
-from penstock.telemetry.hooks import NO_CANDIDATE, CandidateWatch, Cause
+from penstock.generation.output_parser import OutputParser, ParserSettings, StepAction
+from penstock.telemetry.hooks import NO_CANDIDATE_HOOKS, CandidateHooks, Cause
 from penstock.types import (
     CandidateEnd,
     Continued,
@@ -28,41 +28,41 @@ from penstock.types import (
     EngineRequest,
     EngineStop,
     FinishReason,
+    GenerationPlan,
     Interrupted,
-    Plan,
     ThinkingOutcome,
     ThoughtEnded,
     Usage,
 )
 
 _FINISH_OF = {
-    Verdict.EOS: FinishReason.STOP,
-    Verdict.STOP_TOKEN: FinishReason.STOP_TOKEN,
-    Verdict.STOP_STRING: FinishReason.STOP_STRING,
-    Verdict.MAX_OUTPUT_TOKENS: FinishReason.MAX_OUTPUT_TOKENS,
-    Verdict.CANCELLED: FinishReason.CANCELLED,
-    Verdict.DRAINED: FinishReason.DRAINED,
+    StepAction.EOS: FinishReason.STOP,
+    StepAction.STOP_TOKEN: FinishReason.STOP_TOKEN,
+    StepAction.STOP_STRING: FinishReason.STOP_STRING,
+    StepAction.MAX_OUTPUT_TOKENS: FinishReason.MAX_OUTPUT_TOKENS,
+    StepAction.CANCELLED: FinishReason.CANCELLED,
+    StepAction.DRAINED: FinishReason.DRAINED,
 }
 _OUTCOME_OF = {
-    Verdict.CLOSE_THOUGHT_AT_BUDGET: ThinkingOutcome.BUDGET_REACHED,
-    Verdict.CLOSE_THOUGHT_AFTER_EOS: ThinkingOutcome.NATURAL_END,
-    Verdict.CLOSE_THOUGHT_BY_CLIENT: ThinkingOutcome.FINISHED_BY_CLIENT,
-    Verdict.CLOSE_THOUGHT_BEFORE_DEADLINE: ThinkingOutcome.DEADLINE,
+    StepAction.CLOSE_THOUGHT_AT_BUDGET: ThinkingOutcome.BUDGET_REACHED,
+    StepAction.CLOSE_THOUGHT_AFTER_EOS: ThinkingOutcome.NATURAL_END,
+    StepAction.CLOSE_THOUGHT_BY_CLIENT: ThinkingOutcome.FINISHED_BY_CLIENT,
+    StepAction.CLOSE_THOUGHT_BEFORE_DEADLINE: ThinkingOutcome.DEADLINE,
 }
 # Of a thought that the end of the output cuts. One that is drained goes on elsewhere: no event says that it is over.
 _CUT_OF = {
-    Verdict.MAX_OUTPUT_TOKENS: ThinkingOutcome.MAX_OUTPUT_TOKENS,
-    Verdict.CANCELLED: ThinkingOutcome.CANCELLED,
+    StepAction.MAX_OUTPUT_TOKENS: ThinkingOutcome.MAX_OUTPUT_TOKENS,
+    StepAction.CANCELLED: ThinkingOutcome.CANCELLED,
 }
 _CAUSE_OF = {
-    Verdict.CLOSE_THOUGHT_AT_BUDGET: Cause.BUDGET,
-    Verdict.CLOSE_THOUGHT_AFTER_EOS: Cause.END_OF_TURN,
-    Verdict.CLOSE_THOUGHT_BY_CLIENT: Cause.CLIENT,
-    Verdict.CLOSE_THOUGHT_BEFORE_DEADLINE: Cause.DEADLINE,
-    Verdict.BUDGET_CHANGED: Cause.BUDGET_CHANGED,
-    Verdict.REOPENED: Cause.REOPENED,
-    Verdict.TOO_SHORT: Cause.TOO_SHORT,
-    Verdict.ENGINE_RAN_OUT: Cause.STRAY_MARKERS,
+    StepAction.CLOSE_THOUGHT_AT_BUDGET: Cause.BUDGET,
+    StepAction.CLOSE_THOUGHT_AFTER_EOS: Cause.END_OF_TURN,
+    StepAction.CLOSE_THOUGHT_BY_CLIENT: Cause.CLIENT,
+    StepAction.CLOSE_THOUGHT_BEFORE_DEADLINE: Cause.DEADLINE,
+    StepAction.BUDGET_CHANGED: Cause.BUDGET_CHANGED,
+    StepAction.REOPENED: Cause.REOPENED,
+    StepAction.TOO_SHORT: Cause.TOO_SHORT,
+    StepAction.ENGINE_RAN_OUT: Cause.STRAY_MARKERS,
 }
 # Share of the time that the answer is expected to need which is kept free before the deadline.
 _DEADLINE_PACE_MARGIN = 1.25
@@ -75,7 +75,7 @@ T = TypeVar("T")
 
 
 @dataclass(eq=False)
-class Steering:
+class GenerationControl:
     """What is wanted of a running generation; read at every engine step, written by Interact and by draining."""
 
     finish_thinking: bool = False
@@ -131,20 +131,20 @@ class Candidate:
     def __init__(
         self,
         engine: Engine,
-        plan: Plan,
+        plan: GenerationPlan,
         generation_id: str,
         index: int,
-        steering: Steering,
+        control: GenerationControl,
         state: Mapping[str, Any] | None = None,
-        watch: CandidateWatch = NO_CANDIDATE,
+        hooks: CandidateHooks = NO_CANDIDATE_HOOKS,
     ) -> None:
         self._engine = engine
-        self._watch = watch
+        self._hooks = hooks
         self._cause = Cause.START
         self._plan = plan
         self._id = f"{generation_id}-{index}"
         self._index = index
-        self._steering = steering
+        self._control = control
         self._runs = 0
         self._run_prompt_tokens = 0
         self._run_gave_tokens = True
@@ -166,8 +166,8 @@ class Candidate:
         # Set once it is over. Of several candidates some may be when the others are drained.
         self._ended: tuple[FinishReason, str] | None = None
         output = plan.request.output
-        self._splitter = Splitter(
-            SplitSettings(
+        self._parser = OutputParser(
+            ParserSettings(
                 markers=engine.card.markers,
                 eos_ids=engine.card.eos_ids,
                 thought_budget_tokens=plan.budget.thought_tokens,
@@ -188,7 +188,7 @@ class Candidate:
     def state(self) -> dict[str, Any]:
         """All that a candidate of another process needs to go on with this one; plain data."""
         return {
-            "split": self._splitter.state(),
+            "split": self._parser.state(),
             "outcome": self._outcome.value if self._outcome else None,
             "runs": self._runs,
             "banned": self._banned,
@@ -198,7 +198,7 @@ class Candidate:
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         self._cause = Cause.RESUME
-        self._splitter.restore(state["split"])
+        self._parser.restore(state["split"])
         self._outcome = ThinkingOutcome(state["outcome"]) if state["outcome"] else None
         self._runs, self._banned = state["runs"], tuple(state["banned"])
         self._markers_are_banned = bool(self._banned)
@@ -212,39 +212,39 @@ class Candidate:
 
         Raises PoisonousRequest for a request that engines die on, EngineDown where there will be no engine again.
         """
-        if self._splitter.in_thought and self._splitter.thought_budget_tokens == 0:
-            self._splitter.close_thought(self._plan.closing_ids)
+        if self._parser.in_thought and self._parser.thought_budget_tokens == 0:
+            self._parser.close_thought(self._plan.closing_ids)
             yield self._thought_ended(ThinkingOutcome.BUDGET_REACHED)
         while self._ended is None:
             async for event in self._await_engine():
                 yield event
-            request = None if self._steering.ends else self._next_run()
+            request = None if self._control.ends else self._next_run()
             if request is None:
                 break
-            verdict, chunk, how, suspected = Verdict.GO_ON, None, "cancelled", False
+            action, chunk, run_end, suspected = StepAction.GO_ON, None, "cancelled", False
             try:
                 async with aclosing(self._engine.stream(request)) as chunks:
-                    given = await self._steering.unless_it_ends(partial(anext, chunks, None))
+                    given = await self._control.unless_it_ends(partial(anext, chunks, None))
                     while given is not None:
                         chunk = given
                         self._note(chunk)
-                        verdict, events = self._take(chunk)
+                        action, events = self._process_chunk(chunk)
                         for event in events:
                             yield event
-                        if verdict is not Verdict.GO_ON:
+                        if action is not StepAction.GO_ON:
                             break
                         given = await anext(chunks, None)
-                how = self._how_ended(verdict, chunk)
+                run_end = self._run_end(action, chunk)
             except EngineDown as error:
-                how, suspected = "engine_died", isinstance(error, EngineDied) and error.suspected
+                run_end, suspected = "engine_died", isinstance(error, EngineDied) and error.suspected
             except ConstraintLost:
-                how = "constraint_lost"
+                run_end = "constraint_lost"
             finally:
-                self._watch.run_ended(how, chunk)
-            if verdict in _FINISH_OF:
-                yield self._end(_FINISH_OF[verdict])
+                self._hooks.run_ended(run_end, chunk)
+            if action in _FINISH_OF:
+                yield self._end(_FINISH_OF[action])
                 return
-            self._go_on_after(how, verdict, suspected=suspected)
+            self._go_on_after(run_end, action, suspected=suspected)
         for event in self._end_between_runs():
             yield event
 
@@ -254,31 +254,31 @@ class Candidate:
             # Another server ended and counted it.
             return [self._end_of(*self._ended)]
         early = self._early_end()
-        verdict = Verdict.MAX_OUTPUT_TOKENS if early is Verdict.GO_ON else early
-        return [*self._say(verdict, was_thinking=self._splitter.in_thought), self._end(_FINISH_OF[verdict])]
+        action = StepAction.MAX_OUTPUT_TOKENS if early is StepAction.GO_ON else early
+        return [*self._events_for(action, was_thinking=self._parser.in_thought), self._end(_FINISH_OF[action])]
 
-    def _how_ended(self, verdict: Verdict, chunk: EngineChunk | None) -> str:
+    def _run_end(self, action: StepAction, chunk: EngineChunk | None) -> str:
         """Name how a run ended for the trace; without a chunk, it was given up while it was waited for."""
-        return (verdict if chunk is not None else self._early_end()).name.lower()
+        return (action if chunk is not None else self._early_end()).name.lower()
 
-    def _go_on_after(self, how: str, verdict: Verdict, *, suspected: bool) -> None:
+    def _go_on_after(self, run_end: str, action: StepAction, *, suspected: bool) -> None:
         """Prepare the continuation of a run that ended so. Raises EngineRefused for an engine that makes none."""
-        if self._steering.ends:
+        if self._control.ends:
             return
         self._check_progress()
-        if how == "engine_died":
+        if run_end == "engine_died":
             # Whether this run is suspected of the death is the supervisor's to say.
             self._deaths = self._deaths + 1 if suspected else 0
             self._cause = Cause.ENGINE_DEATH
             return
-        if how == "constraint_lost":
+        if run_end == "constraint_lost":
             # What came before holds: the next run begins after it, with the constraint advanced so far.
             self._cause = Cause.CONSTRAINT_LOST
             return
-        self._cause = _CAUSE_OF.get(verdict, Cause.START)
-        if verdict is Verdict.TOO_SHORT and self._markers_are_banned and not self._run_counted:
+        self._cause = _CAUSE_OF.get(action, Cause.START)
+        if action is StepAction.TOO_SHORT and self._markers_are_banned and not self._run_counted:
             raise EngineRefused("the engine ends the answer before its minimum")
-        if verdict in (Verdict.REOPENED, Verdict.TOO_SHORT, Verdict.ENGINE_RAN_OUT):
+        if action in (StepAction.REOPENED, StepAction.TOO_SHORT, StepAction.ENGINE_RAN_OUT):
             self._ban_markers()
 
     def _ban_markers(self) -> None:
@@ -296,29 +296,29 @@ class Candidate:
     @property
     def _may_open_thought(self) -> bool:
         """Whether the next run may begin with the one and only thought."""
-        return self._splitter.may_think and not self._markers_are_banned
+        return self._parser.may_think and not self._markers_are_banned
 
     @property
     def _run_counted(self) -> bool:
         """Whether this run gave any token that counts."""
-        return self._splitter.output_tokens > self._run_began_at
+        return self._parser.output_tokens > self._run_began_at
 
     def _next_run(self) -> EngineRequest | None:
         """What is left of the budgets, after everything that the model must see; None where the window is full."""
-        plan, splitter, output = self._plan, self._splitter, self._plan.request.output
-        left = plan.budget.max_output_tokens - splitter.output_tokens
+        plan, parser, output = self._plan, self._parser, self._plan.request.output
+        left = plan.budget.max_output_tokens - parser.output_tokens
         # A thought's own closing marker, and before it the opening one where the model may still write that.
-        most = left + (1 if splitter.in_thought else 2 if splitter.may_think else 0)
+        most = left + (1 if parser.in_thought else 2 if parser.may_think else 0)
         forces = self._engine.card.forces_budget and len(plan.closing_ids) == 1
         context, constrained = self._context_beside(left), 0
-        if output.structured is not None and not splitter.in_thought:
-            constrained = len(context) - splitter.answer_start
+        if output.structured is not None and not parser.in_thought:
+            constrained = len(context) - parser.answer_start
         seed = plan.sampling.seed
         if seed is not None:
             seed = (seed + self._index + self._runs * _SEED_STRIDE) % 2**63
         self._runs += 1
         self._run_gave_tokens = False
-        self._run_began_at = splitter.output_tokens
+        self._run_began_at = parser.output_tokens
         prompt = plan.context.prompt_token_ids + tuple(context)
         self._run_prompt_tokens = len(prompt)
         most = min(most, plan.context.window_tokens - len(prompt))
@@ -328,14 +328,14 @@ class Candidate:
             request_id=f"{self._id}-{self._runs}",
             prompt_token_ids=prompt,
             max_tokens=most,
-            min_tokens=max(0, min(output.min_tokens - splitter.output_tokens, left, most)),
+            min_tokens=max(0, min(output.min_tokens - parser.output_tokens, left, most)),
             sampling=replace(plan.sampling, seed=seed),
             thought_budget_tokens=(
-                splitter.thought_budget_tokens - splitter.thought_tokens if splitter.in_thought and forces else None
+                parser.thought_budget_tokens - parser.thought_tokens if parser.in_thought and forces else None
             ),
             # A run that begins in a thought knows nothing of the caller's stops: they end the answer only, and the
             # splitter finds them there. Where a thought can no longer be opened, the engine's minimum holds them back.
-            stop_token_ids=() if splitter.in_thought or self._may_open_thought else output.stop_token_ids,
+            stop_token_ids=() if parser.in_thought or self._may_open_thought else output.stop_token_ids,
             top_logprobs=output.top_logprobs,
             structured=output.structured,
             constrained_prompt_tokens=constrained,
@@ -344,9 +344,9 @@ class Candidate:
             caller_id=plan.request.caller_id,
             deaths=self._deaths,
             accountable=plan.accountable,
-            continues=splitter.output_tokens > 0,
+            continues=parser.output_tokens > 0,
         )
-        headers = self._watch.run_began(self._cause, request)
+        headers = self._hooks.run_began(self._cause, request)
         return replace(request, trace_headers=headers) if headers else request
 
     def _context_beside(self, left: int) -> list[int]:
@@ -355,12 +355,12 @@ class Candidate:
         The plan counts the markers around the thought, and not the strays that a model may write into its answer: where
         the window has no place for those, they are left out.
         """
-        splitter, context, markers = self._splitter, self._splitter.context_ids, self._engine.card.markers
+        parser, context, markers = self._parser, self._parser.context_ids, self._engine.card.markers
         room = self._plan.context.window_tokens - len(self._plan.context.prompt_token_ids)
-        if markers is None or splitter.in_thought or len(context) + left <= room:
+        if markers is None or parser.in_thought or len(context) + left <= room:
             return context
         strays = (markers.open_id, markers.close_id)
-        return context[: splitter.answer_start] + [i for i in context[splitter.answer_start :] if i not in strays]
+        return context[: parser.answer_start] + [i for i in context[parser.answer_start :] if i not in strays]
 
     def _check_progress(self) -> None:
         """Count runs in a row that added no token to the output, so that every generation ends."""
@@ -371,20 +371,20 @@ class Candidate:
     async def _await_engine(self) -> AsyncGenerator[CandidateEvent, None]:
         """Wait until the engine takes work, and say so before and after where it does not at once."""
         interruption = self._engine.interruption()
-        if interruption is None or self._steering.ends:
-            await self._steering.unless_it_ends(self._engine.revived)
+        if interruption is None or self._control.ends:
+            await self._control.unless_it_ends(self._engine.wait_until_available)
             return
         began = time.monotonic()
         yield Interrupted(self._index, interruption.reason, interruption.expected_seconds)
-        with self._watch.waiting_for_engine():
-            await self._steering.unless_it_ends(self._engine.revived)
-        if not self._steering.ends:
+        with self._hooks.waiting_for_engine():
+            await self._control.unless_it_ends(self._engine.wait_until_available)
+        if not self._control.ends:
             yield Continued(self._index, time.monotonic() - began)
 
     def _note(self, chunk: EngineChunk) -> None:
         if not self._run_gave_tokens:
             self._run_gave_tokens = True
-            self._watch.run_answered(chunk)
+            self._hooks.run_answered(chunk)
             if self._runs == 1:
                 self._cached_tokens = chunk.cached_tokens
                 self.queue_seconds = chunk.queue_seconds or 0.0
@@ -396,119 +396,119 @@ class Candidate:
             self._runs_counted += 1
         if self.first_token_at is None:
             self.first_token_at = time.monotonic()
-            self._watch.first_token(is_thought=self._splitter.in_thought)
+            self._hooks.first_token(is_thought=self._parser.in_thought)
 
-    def _take(self, chunk: EngineChunk) -> tuple[Verdict, list[CandidateEvent]]:
+    def _process_chunk(self, chunk: EngineChunk) -> tuple[StepAction, list[CandidateEvent]]:
         """One engine step: what must happen next, and what there is to say."""
-        splitter = self._splitter
-        was_thinking = splitter.in_thought
-        verdict = splitter.push(chunk.token_ids, chunk.logprobs)
-        if verdict is Verdict.GO_ON and chunk.stop is not None:
-            verdict = self._verdict_of_stop(chunk.stop)
-        if verdict is Verdict.GO_ON:
-            verdict = self._steered()
-        return verdict, self._say(verdict, was_thinking=was_thinking)
+        parser = self._parser
+        was_thinking = parser.in_thought
+        action = parser.push(chunk.token_ids, chunk.logprobs)
+        if action is StepAction.GO_ON and chunk.stop is not None:
+            action = self._action_of_stop(chunk.stop)
+        if action is StepAction.GO_ON:
+            action = self._apply_control()
+        return action, self._events_for(action, was_thinking=was_thinking)
 
-    def _say(self, verdict: Verdict, *, was_thinking: bool) -> list[CandidateEvent]:
+    def _events_for(self, action: StepAction, *, was_thinking: bool) -> list[CandidateEvent]:
         """Tell what there is to say once this verdict is known, and close the thought where it must be."""
-        splitter = self._splitter
-        goes_on = verdict is Verdict.GO_ON  # as nearly every step does: nothing to look up then
-        outcome = None if goes_on else _OUTCOME_OF.get(verdict)
-        ends = not goes_on and verdict in _FINISH_OF
+        parser = self._parser
+        goes_on = action is StepAction.GO_ON  # as nearly every step does: nothing to look up then
+        outcome = None if goes_on else _OUTCOME_OF.get(action)
+        ends = not goes_on and action in _FINISH_OF
         if outcome is not None:
-            splitter.close_thought(self._plan.closing_ids)
-        elif ends and splitter.in_thought:
-            outcome = _CUT_OF.get(verdict)
-        elif self._outcome is None and not splitter.in_thought and (was_thinking or splitter.marker_tokens):
-            spent = splitter.thought_tokens >= splitter.thought_budget_tokens
+            parser.close_thought(self._plan.closing_ids)
+        elif ends and parser.in_thought:
+            outcome = _CUT_OF.get(action)
+        elif self._outcome is None and not parser.in_thought and (was_thinking or parser.marker_tokens):
+            spent = parser.thought_tokens >= parser.thought_budget_tokens
             outcome = ThinkingOutcome.BUDGET_REACHED if spent else ThinkingOutcome.NATURAL_END
         # A drained candidate goes on elsewhere: a character or stop string under way must not be cut short here.
-        events: list[CandidateEvent] = list(splitter.take(final=ends and verdict is not Verdict.DRAINED))
+        events: list[CandidateEvent] = list(parser.pop_deltas(final=ends and action is not StepAction.DRAINED))
         if outcome is not None:
             thoughts = sum(isinstance(event, Delta) and event.is_thought for event in events)
             events.insert(thoughts, self._thought_ended(outcome))
-        if self.first_answer_at is None and splitter.answer_tokens:
+        if self.first_answer_at is None and parser.answer_tokens:
             self.first_answer_at = time.monotonic()
-            self._watch.first_answer_token()
+            self._hooks.first_answer_token()
         return events
 
-    def _verdict_of_stop(self, stop: EngineStop) -> Verdict:
+    def _action_of_stop(self, stop: EngineStop) -> StepAction:
         """The engine ended by itself where the splitter saw no reason to."""
-        if self._splitter.in_thought:
-            room = self._splitter.output_tokens < self._plan.budget.max_output_tokens
-            return Verdict.CLOSE_THOUGHT_AFTER_EOS if room else Verdict.MAX_OUTPUT_TOKENS
+        if self._parser.in_thought:
+            room = self._parser.output_tokens < self._plan.budget.max_output_tokens
+            return StepAction.CLOSE_THOUGHT_AFTER_EOS if room else StepAction.MAX_OUTPUT_TOKENS
         if stop is EngineStop.LENGTH:
             # Stray markers in the answer count for the engine and not for the caller: there may be some left to give.
             # A run without markers that gave nothing that counts is the last one, so that this always ends.
             gave = self._run_counted or not self._markers_are_banned
-            room = gave and self._splitter.output_tokens < self._plan.budget.max_output_tokens
-            return Verdict.ENGINE_RAN_OUT if room else Verdict.MAX_OUTPUT_TOKENS
-        return Verdict.STOP_TOKEN if stop is EngineStop.STOP_TOKEN else Verdict.EOS
+            room = gave and self._parser.output_tokens < self._plan.budget.max_output_tokens
+            return StepAction.ENGINE_RAN_OUT if room else StepAction.MAX_OUTPUT_TOKENS
+        return StepAction.STOP_TOKEN if stop is EngineStop.STOP_TOKEN else StepAction.EOS
 
-    def _steered(self) -> Verdict:
+    def _apply_control(self) -> StepAction:
         """What the caller, the clock or a draining server want before the next token."""
-        steering, splitter, plan = self._steering, self._splitter, self._plan
-        if steering.ends or not splitter.in_thought:
+        control, parser, plan = self._control, self._parser, self._plan
+        if control.ends or not parser.in_thought:
             return self._early_end()
-        if steering.finish_thinking:
-            return Verdict.CLOSE_THOUGHT_BY_CLIENT
+        if control.finish_thinking:
+            return StepAction.CLOSE_THOUGHT_BY_CLIENT
         if self._must_answer_now():
-            return Verdict.CLOSE_THOUGHT_BEFORE_DEADLINE
-        budget = steering.thought_budget_tokens
+            return StepAction.CLOSE_THOUGHT_BEFORE_DEADLINE
+        budget = control.thought_budget_tokens
         if budget is None:
-            return Verdict.GO_ON
+            return StepAction.GO_ON
         most = plan.budget.max_output_tokens - plan.budget.answer_reserve_tokens
         budget = most if budget == -1 else min(budget, most)
-        if budget == splitter.thought_budget_tokens:
-            return Verdict.GO_ON
-        splitter.thought_budget_tokens = budget
-        return Verdict.CLOSE_THOUGHT_AT_BUDGET if splitter.thought_tokens >= budget else Verdict.BUDGET_CHANGED
+        if budget == parser.thought_budget_tokens:
+            return StepAction.GO_ON
+        parser.thought_budget_tokens = budget
+        return StepAction.CLOSE_THOUGHT_AT_BUDGET if parser.thought_tokens >= budget else StepAction.BUDGET_CHANGED
 
-    def _early_end(self) -> Verdict:
-        if self._steering.cancelled:
-            return Verdict.CANCELLED
-        return Verdict.DRAINED if self._steering.drained else Verdict.GO_ON
+    def _early_end(self) -> StepAction:
+        if self._control.cancelled:
+            return StepAction.CANCELLED
+        return StepAction.DRAINED if self._control.drained else StepAction.GO_ON
 
     def _must_answer_now(self) -> bool:
         plan = self._plan
         if not plan.closes_before_deadline or plan.deadline_monotonic is None or self.first_token_at is None:
             return False
         now = time.monotonic()
-        own = (now - self.first_token_at) / max(1, self._splitter.output_tokens - 1)
+        own = (now - self.first_token_at) / max(1, self._parser.output_tokens - 1)
         pace = max(own, plan.seconds_per_token or 0.0)
         return plan.deadline_monotonic - now < plan.timed_answer_tokens * pace * _DEADLINE_PACE_MARGIN
 
     def _thought_ended(self, outcome: ThinkingOutcome) -> ThoughtEnded:
         self._outcome = outcome
-        self._watch.thought_ended(outcome, self._splitter.thought_tokens)
-        return ThoughtEnded(self._index, outcome, self._splitter.thought_tokens)
+        self._hooks.thought_ended(outcome, self._parser.thought_tokens)
+        return ThoughtEnded(self._index, outcome, self._parser.thought_tokens)
 
     def usage(self) -> Usage:
         """What was used so far."""
-        splitter, counted = self._splitter, self._runs_counted == self._runs
+        parser, counted = self._parser, self._runs_counted == self._runs
         return Usage(
             # A generation that ended before it reached an engine has computed nothing.
             prompt_tokens=len(self._plan.context.prompt_token_ids) if self._runs else 0,
             cached_tokens=self._cached_tokens,
-            thought_tokens=splitter.thought_tokens,
-            answer_tokens=splitter.answer_tokens,
-            marker_tokens=splitter.marker_tokens,
+            thought_tokens=parser.thought_tokens,
+            answer_tokens=parser.answer_tokens,
+            marker_tokens=parser.marker_tokens,
             drafted_tokens=self._drafted_tokens if counted else None,
             accepted_tokens=self._accepted_tokens if counted else None,
             recomputed_tokens=self._recomputed_tokens,
         )
 
     def _cut_outcome(self, reason: FinishReason) -> ThinkingOutcome:
-        if not self._splitter.in_thought:
+        if not self._parser.in_thought:
             return ThinkingOutcome.DISABLED
         is_full = reason is FinishReason.MAX_OUTPUT_TOKENS
         return ThinkingOutcome.MAX_OUTPUT_TOKENS if is_full else ThinkingOutcome.CANCELLED
 
     def _end(self, reason: FinishReason) -> CandidateEnd:
         if reason is not FinishReason.DRAINED:
-            self._ended = reason, self._splitter.matched_stop
-        end = self._end_of(reason, self._splitter.matched_stop)
-        self._watch.ended(end)
+            self._ended = reason, self._parser.matched_stop
+        end = self._end_of(reason, self._parser.matched_stop)
+        self._hooks.ended(end)
         return end
 
     def _end_of(self, reason: FinishReason, matched_stop: str) -> CandidateEnd:

@@ -1,6 +1,6 @@
 """Gathers deltas into fewer, larger ones, while nobody waits for more than text.
 
-A client may ask for it (`flush_interval`); a server whose event loop lags does it by itself (`LoopLag`). It sits before
+A client may ask for it (`flush_interval`); a server whose event loop lags does it by itself (`EventLoopLagMonitor`). It sits before
 events get their sequence numbers: those stay gapless, and Resume replays what was sent. The first delta of each thought
 and answer, the end of a thought and the end of the call are never held; nor is anything while the engine's steps take
 longer than the interval, for there is nothing to gather then.
@@ -17,14 +17,14 @@ from itertools import chain
 from penstock import tasks
 from penstock.types import Delta, Event
 
-_LOOK_SECONDS = 0.05
-_IDLE_LOOK_SECONDS = 0.5  # while nobody waits for text: twenty wake-ups a second cost half a percent of a core
+_CHECK_SECONDS = 0.05
+_IDLE_CHECK_SECONDS = 0.5  # while nobody waits for text: twenty wake-ups a second cost half a percent of a core
 _SMOOTHING = 0.2  # weight of the newest look: lag counts once it has lasted for some looks
 _TOLERATED_LAG_SECONDS = 0.05
 _FLUSH_PER_LAG = 4
 
 
-class LoopLag:
+class EventLoopLagMonitor:
     """How late the event loop runs what is due, and how long deltas are gathered because of it.
 
     A late loop has more to write than it can: fewer, larger messages cost it less. `most_flush_seconds` 0 is never.
@@ -37,7 +37,7 @@ class LoopLag:
         self.flush_seconds = 0.0
         """What is gathered for now; 0 while the loop keeps up."""
 
-    def late(self, seconds: float) -> None:
+    def record(self, seconds: float) -> None:
         self.seconds += _SMOOTHING * (seconds - self.seconds)
         lags = self.seconds > _TOLERATED_LAG_SECONDS
         self.flush_seconds = min(self._most_flush_seconds, _FLUSH_PER_LAG * self.seconds) if lags else 0.0
@@ -45,13 +45,13 @@ class LoopLag:
     async def watch(self, is_busy: Callable[[], bool]) -> None:
         """Runs as long as the server does."""
         while True:
-            seconds = _LOOK_SECONDS if is_busy() else _IDLE_LOOK_SECONDS
+            seconds = _CHECK_SECONDS if is_busy() else _IDLE_CHECK_SECONDS
             due = time.monotonic() + seconds
             await asyncio.sleep(seconds)
-            self.late(time.monotonic() - due)
+            self.record(time.monotonic() - due)
 
 
-async def gathered(
+async def coalesce_deltas(
     events: AsyncGenerator[Event, None], interval_seconds: Callable[[], float]
 ) -> AsyncGenerator[Event, None]:
     """`events` with deltas held for at most the interval, which is asked again for each that would be held.
@@ -74,7 +74,7 @@ async def gathered(
             while not over:
                 await buffer.ripe.wait()
                 over = buffer.over  # before taking: what is read while these are sent is still to come
-                for event in buffer.take():
+                for event in buffer.pop_all():
                     yield event
             await reading
         finally:
@@ -129,7 +129,7 @@ class _Buffer:
         elif self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(seconds, self.ripe.set)
 
-    def take(self) -> list[Event]:
+    def pop_all(self) -> list[Event]:
         """All that was held, in order."""
         held, self._held = self._held, []
         self._open.clear()

@@ -10,22 +10,22 @@ from typing import Any
 
 from penstock import tasks
 from penstock.engine.base import Engine
-from penstock.generation.candidate import Candidate, CandidateEvent, Steering
-from penstock.generation.usage import Meter, PriceList, total
-from penstock.telemetry.hooks import NO_GENERATION, GenerationWatch
-from penstock.types import CandidateEnd, Delta, Event, Finished, FinishReason, Plan, Timing
+from penstock.generation.candidate import Candidate, CandidateEvent, GenerationControl
+from penstock.generation.usage import PriceList, UsageMeter, total
+from penstock.telemetry.hooks import NO_GENERATION_HOOKS, GenerationHooks
+from penstock.types import CandidateEnd, Delta, Event, Finished, FinishReason, GenerationPlan, Timing
 
 
 async def generate(
     engine: Engine,
-    plan: Plan,
+    plan: GenerationPlan,
     prices: PriceList,
     generation_id: str,
     arrived_monotonic: float,
-    steering: Steering | None = None,
+    control: GenerationControl | None = None,
     states: Sequence[Mapping[str, Any]] = (),
-    watch: GenerationWatch = NO_GENERATION,
-    meter: Meter | None = None,
+    hooks: GenerationHooks = NO_GENERATION_HOOKS,
+    meter: UsageMeter | None = None,
 ) -> AsyncGenerator[Event, None]:
     """All candidates of a call, merged; the last event is Finished. Closing it aborts the engine's work.
 
@@ -33,10 +33,10 @@ async def generate(
     """
     began = time.monotonic()
     count = plan.request.output.candidate_count
-    steering = steering or Steering()
+    control = control or GenerationControl()
     candidates = [
         Candidate(
-            engine, plan, generation_id, index, steering, states[index] if states else None, watch.candidate(index)
+            engine, plan, generation_id, index, control, states[index] if states else None, hooks.candidate(index)
         )
         for index in range(count)
     ]
@@ -61,7 +61,7 @@ async def generate(
         timing=_timing(candidates, arrived_monotonic, began),
         states=tuple(candidate.state() for candidate in candidates) if drained else (),
     )
-    watch.finished(finished)
+    hooks.finished(finished)
     if meter is not None:
         meter.finished = finished
     yield finished

@@ -21,7 +21,7 @@ from typing import Any
 from penstock.types import Delta, Markers, TokenLogprobs
 
 
-class Verdict(enum.Enum):
+class StepAction(enum.Enum):
     """What must happen before the next token. GO_ON: nothing. The splitter finds some, whoever drives it the others."""
 
     GO_ON = enum.auto()
@@ -120,7 +120,7 @@ class _Pending:
     def is_due(self, over: bool) -> bool:
         return bool(self.text) or (over and self.tokens > 0)
 
-    def taken(self, candidate_index: int, *, is_thought: bool) -> Delta:
+    def to_delta(self, candidate_index: int, *, is_thought: bool) -> Delta:
         return Delta(
             candidate_index=candidate_index,
             is_thought=is_thought,
@@ -132,7 +132,7 @@ class _Pending:
 
 
 @dataclass(frozen=True, slots=True)
-class SplitSettings:
+class ParserSettings:
     """`markers` None means that the model does not think. Budgets in tokens; `max_output_tokens` = thought + answer."""
 
     markers: Markers | None
@@ -147,12 +147,12 @@ class SplitSettings:
     """Whether line breaks between the thought and the answer are left out of the answer's text."""
 
 
-class Splitter:
+class OutputParser:
     """One candidate's stream. `context_ids` is every token after the prompt that the model must see to go on."""
 
     def __init__(
         self,
-        settings: SplitSettings,
+        settings: ParserSettings,
         token_bytes: Callable[[int], bytes],
         *,
         candidate_index: int = 0,
@@ -199,19 +199,19 @@ class Splitter:
     def _is_too_short(self) -> bool:
         return self.output_tokens < self._settings.min_output_tokens
 
-    def push(self, ids: Sequence[int], logprobs: Sequence[TokenLogprobs] = ()) -> Verdict:
+    def push(self, ids: Sequence[int], logprobs: Sequence[TokenLogprobs] = ()) -> StepAction:
         """Takes one engine step. Tokens after the first one that gives a verdict are dropped."""
         if not logprobs and self._is_plain(ids):
             self._plain_tokens(ids)
-            return Verdict.GO_ON
+            return StepAction.GO_ON
         for position, token_id in enumerate(ids):
             logprob = logprobs[position] if logprobs else None
-            verdict = (
+            action = (
                 self._thought_token(token_id, logprob) if self.in_thought else self._answer_token(token_id, logprob)
             )
-            if verdict is not Verdict.GO_ON:
-                return verdict
-        return Verdict.GO_ON
+            if action is not StepAction.GO_ON:
+                return action
+        return StepAction.GO_ON
 
     def _is_plain(self, ids: Sequence[int]) -> bool:
         """Text and nothing else, with room for all of it: nearly every step of every stream is."""
@@ -237,46 +237,46 @@ class Splitter:
         pending.tokens += len(ids)
         pending.token_ids.extend(ids)
 
-    def _thought_token(self, token_id: int, logprob: TokenLogprobs | None) -> Verdict:
+    def _thought_token(self, token_id: int, logprob: TokenLogprobs | None) -> StepAction:
         settings = self._settings
         if settings.markers is not None and token_id == settings.markers.close_id:
             self.marker_tokens += 1
             self.context_ids.append(token_id)
             self._leave_thought()
-            return Verdict.GO_ON
+            return StepAction.GO_ON
         if token_id in settings.eos_ids:
             # The end of turn inside a thought: dropped, so that an answer can still follow.
             self.marker_tokens += 1
-            return Verdict.CLOSE_THOUGHT_AFTER_EOS
+            return StepAction.CLOSE_THOUGHT_AFTER_EOS
         if self.thought_tokens >= self.thought_budget_tokens:
-            return Verdict.CLOSE_THOUGHT_AT_BUDGET
+            return StepAction.CLOSE_THOUGHT_AT_BUDGET
         if self.output_tokens >= settings.max_output_tokens:
-            return Verdict.MAX_OUTPUT_TOKENS
+            return StepAction.MAX_OUTPUT_TOKENS
         self.thought_tokens += 1
         self.context_ids.append(token_id)
         self._keep(self._thought, token_id, logprob, self._thought_text.push(self._bytes(token_id)))
-        return Verdict.GO_ON
+        return StepAction.GO_ON
 
-    def _answer_token(self, token_id: int, logprob: TokenLogprobs | None) -> Verdict:
+    def _answer_token(self, token_id: int, logprob: TokenLogprobs | None) -> StepAction:
         settings = self._settings
         if settings.markers is not None and token_id in (settings.markers.open_id, settings.markers.close_id):
             return self._answer_marker(token_id, settings.markers)
         if self.output_tokens >= settings.max_output_tokens:
-            return Verdict.MAX_OUTPUT_TOKENS
+            return StepAction.MAX_OUTPUT_TOKENS
         ends = token_id in settings.eos_ids or token_id in settings.stop_token_ids
         if ends and self._is_too_short:
-            return Verdict.TOO_SHORT
+            return StepAction.TOO_SHORT
         self.answer_tokens += 1
         self.context_ids.append(token_id)
         text = "" if ends else self._answer_piece(self._bytes(token_id))
         self._keep(self._answer, token_id, logprob, text)
         if ends:
-            return Verdict.EOS if token_id in settings.eos_ids else Verdict.STOP_TOKEN
+            return StepAction.EOS if token_id in settings.eos_ids else StepAction.STOP_TOKEN
         if self._stops.matched:
-            return Verdict.STOP_STRING
-        return Verdict.MAX_OUTPUT_TOKENS if self.output_tokens >= settings.max_output_tokens else Verdict.GO_ON
+            return StepAction.STOP_STRING
+        return StepAction.MAX_OUTPUT_TOKENS if self.output_tokens >= settings.max_output_tokens else StepAction.GO_ON
 
-    def _answer_marker(self, token_id: int, markers: Markers) -> Verdict:
+    def _answer_marker(self, token_id: int, markers: Markers) -> StepAction:
         opens = token_id == markers.open_id
         if opens and self.may_think:
             # A raw prompt that leaves the opening to the model: its first token may open the one and only thought.
@@ -284,16 +284,16 @@ class Splitter:
             self.in_thought = True
             self._trim_answer_start = self._settings.trims_answer_start
         elif token_id in self._settings.stop_token_ids and self._is_too_short:
-            return Verdict.TOO_SHORT
+            return StepAction.TOO_SHORT
         elif opens and token_id not in self._settings.stop_token_ids:
-            return Verdict.REOPENED
+            return StepAction.REOPENED
         else:
             self._may_open = False
         self.marker_tokens += 1
         self.context_ids.append(token_id)
         if not self.in_thought and token_id in self._settings.stop_token_ids:
-            return Verdict.STOP_TOKEN
-        return Verdict.GO_ON
+            return StepAction.STOP_TOKEN
+        return StepAction.GO_ON
 
     def _answer_piece(self, piece: bytes) -> str:
         text = self._answer_text.push(piece)
@@ -350,17 +350,17 @@ class Splitter:
         self.in_thought = False
         self.answer_start = len(self.context_ids)
 
-    def take(self, *, final: bool = False) -> list[Delta]:
+    def pop_deltas(self, *, final: bool = False) -> list[Delta]:
         """Deltas that are due, thought before answer. Tokens without text yet wait for it, until `final`."""
         if final:
             self._answer.text += self._flush_answer()
             self._thought_text.end()
         deltas = []
         if self._thought.is_due(final or not self.in_thought):
-            deltas.append(self._thought.taken(self._index, is_thought=True))
+            deltas.append(self._thought.to_delta(self._index, is_thought=True))
             self._thought = _Pending()
         if self._answer.is_due(final):
-            deltas.append(self._answer.taken(self._index, is_thought=False))
+            deltas.append(self._answer.to_delta(self._index, is_thought=False))
             self._answer = _Pending()
         return deltas
 

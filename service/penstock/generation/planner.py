@@ -23,12 +23,12 @@ from penstock.generation.thinking import (
 from penstock.types import (
     Budget,
     ContextPlan,
+    GenerationPlan,
     Markers,
     Message,
     ModeChoice,
     ModelCard,
     Overflow,
-    Plan,
     Request,
     Sampling,
     ThinkingConfig,
@@ -43,7 +43,7 @@ def plan_generation(
     seconds_to_deadline: float | None,
     likely_answer_tokens: int | None = None,
     default_max_output_tokens: int | None = None,
-) -> Plan:
+) -> GenerationPlan:
     """Plans one call; `default_max_output_tokens` holds where it names no maximum.
 
     Raises BadRequest, ContextOverflow or FeatureOff. Never touches the engine's work.
@@ -82,7 +82,7 @@ def plan_generation(
     _refuse_minimum(request, budget)
     if not raw:
         in_thought = thinks
-    return Plan(
+    return GenerationPlan(
         request=request,
         context=context,
         budget=budget,
@@ -107,18 +107,18 @@ def _most_output(request: Request, config: Config, default: int | None) -> int |
     return default if most is None else min(most, default)
 
 
-def carried_plan(plan: Plan) -> dict[str, Any]:
+def checkpoint_of_plan(plan: GenerationPlan) -> dict[str, Any]:
     """What cannot be planned again elsewhere, because it hung on the clock and the load; plain data."""
     return {"mode": plan.choice.mode.value, "budget": asdict(plan.budget)}
 
 
-def with_carried(request: Request, carried: Mapping[str, Any]) -> Request:
+def with_checkpoint_mode(request: Request, checkpoint: Mapping[str, Any]) -> Request:
     """The request with its mode as it was decided, so that it renders as it did."""
-    return replace(request, thinking=replace(request.thinking, mode=ThinkingMode(carried["mode"])))
+    return replace(request, thinking=replace(request.thinking, mode=ThinkingMode(checkpoint["mode"])))
 
 
-def with_budget(plan: Plan, carried: Mapping[str, Any]) -> Plan:
-    return replace(plan, budget=Budget(**carried["budget"]))
+def with_budget(plan: GenerationPlan, checkpoint: Mapping[str, Any]) -> GenerationPlan:
+    return replace(plan, budget=Budget(**checkpoint["budget"]))
 
 
 def _fit(

@@ -20,7 +20,7 @@ _SMALLEST_AUTO_BUDGET_TOKENS = 4
 # Share of the measured pace that a plan counts on: under load the next tokens may come slower than the last ones.
 _PACE_MARGIN = 1.25
 # How many of the last answers tell how long the next one may be, and how many must be known before they do.
-_ANSWERS_KEPT, _FEWEST_ANSWERS = 256, 16
+_ANSWERS_KEPT, _MIN_ANSWERS = 256, 16
 # Share of what nearly all of them needed that time is kept for.
 _LENGTH_MARGIN = 1.5
 
@@ -41,7 +41,7 @@ class AnswerLengths:
 
     def likely_tokens(self) -> int | None:
         """More than 95 of 100 recent answers needed; None while too few are known."""
-        if len(self._tokens) < _FEWEST_ANSWERS:
+        if len(self._tokens) < _MIN_ANSWERS:
             return None
         return math.ceil(percentile(list(self._tokens), 95) * _LENGTH_MARGIN)
 
@@ -153,7 +153,7 @@ _AMOUNT = re.compile(
 _LINK = re.compile(r"\b(?:then|after|before|until|if|unless|each|every|per|left|remaining|total)\b", re.IGNORECASE)
 # ... or that reasoning is what is asked for:
 _REASONING = re.compile(r"\b(?:prove|proof|derive|deduce|solve|debug|puzzle|step by step)\b", re.IGNORECASE)
-_MOST_IDLE_SIGNS, _MOST_IDLE_WORDS, _MOST_IDLE_CHARACTERS = 2, 24, 300
+_MAX_IDLE_SIGNS, _MAX_IDLE_WORDS, _MAX_IDLE_CHARACTERS = 2, 24, 300
 
 
 def needs_thought(question: str) -> bool:
@@ -161,12 +161,12 @@ def needs_thought(question: str) -> bool:
 
     Cheap, and blind to topic. It reads English signs and digits; in other languages length and digits decide.
     """
-    if len(question) > _MOST_IDLE_CHARACTERS:
+    if len(question) > _MAX_IDLE_CHARACTERS:
         # Also keeps the searches below short, whatever is sent.
         return True
     return (
-        len(_AMOUNT.findall(question)) + len(_LINK.findall(question)) > _MOST_IDLE_SIGNS
-        or len(question.split()) > _MOST_IDLE_WORDS
+        len(_AMOUNT.findall(question)) + len(_LINK.findall(question)) > _MAX_IDLE_SIGNS
+        or len(question.split()) > _MAX_IDLE_WORDS
         or "\n" in question.strip()
         or "```" in question
         or _REASONING.search(question) is not None

@@ -57,7 +57,7 @@ def _in_ticks(tier: PriceTier) -> TickTier:
     )
 
 
-class Meter:
+class UsageMeter:
     """What a generation has used, at any moment and whatever becomes of it: cut short, it still has to be paid for."""
 
     def __init__(self) -> None:

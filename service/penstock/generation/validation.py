@@ -17,7 +17,7 @@ from penstock.types import Message, ModelCard, Request, Role, Sampling, Structur
 _INT32_MAX = 2**31 - 1
 MIN_REPETITION_PENALTY = 0.001
 _MAX_LABEL_BYTES = 256
-_MOST_TOLD = 16  # They travel in trailers, which clients take 8 KiB of.
+_MAX_TOLD = 16  # They travel in trailers, which clients take 8 KiB of.
 
 
 def validate(request: Request, card: ModelCard, limits: LimitSettings) -> None:
@@ -34,7 +34,7 @@ def validate(request: Request, card: ModelCard, limits: LimitSettings) -> None:
         _sampling(request.sampling, card, limits),
         _output(request, card, limits),
     )
-    violations = tuple(itertools.islice(found, _MOST_TOLD))
+    violations = tuple(itertools.islice(found, _MAX_TOLD))
     if violations:
         raise BadRequest(*violations)
     _refuse_unsupported(request, card)

@@ -18,10 +18,10 @@ from pathlib import Path
 from penstock import tasks
 from penstock.config.schema import Config, EngineSettings
 from penstock.engine.base import Engine
-from penstock.engine.supervisor import Mortal, OnChange, SupervisedEngine
+from penstock.engine.supervisor import KillableEngine, OnChange, SupervisedEngine
 from penstock.server.server import Server
 from penstock.telemetry import logging as logs
-from penstock.telemetry.hooks import NOBODY, Observer
+from penstock.telemetry.hooks import NO_HOOKS, TelemetryHooks
 from penstock.telemetry.otel.plan import plan_telemetry
 
 log = logging.getLogger(__name__)
@@ -44,8 +44,8 @@ async def serve(config: Config, *, on_progress: OnText | None = None, on_ready: 
     _on_signals(stop)
     if config.engine.node_rank > 0:
         return await _compute(config, stop, progress)
-    async with observed(config, progress) as (config, observer):
-        return await _serve(config, observer, stop, progress, on_ready)
+    async with observed(config, progress) as (config, hooks):
+        return await _serve(config, hooks, stop, progress, on_ready)
 
 
 def leave(code: int) -> None:
@@ -85,10 +85,10 @@ def _give_back_freed_memory() -> None:
 
 
 async def _serve(
-    config: Config, observer: Observer, stop: asyncio.Event, progress: OnText, on_ready: OnText | None
+    config: Config, hooks: TelemetryHooks, stop: asyncio.Event, progress: OnText, on_ready: OnText | None
 ) -> int:
     _give_back_freed_memory()
-    server = Server(config, observer)
+    server = Server(config, hooks)
     address = await server.listen()
     progress(f"listening on {address}, not serving yet")
     starting = asyncio.create_task(start_engine(config, progress, server.set_ready))
@@ -143,7 +143,7 @@ async def _until_the_end(server: Server, engine: Engine, stop: asyncio.Event, co
 
 
 @asynccontextmanager
-async def observed(config: Config, progress: OnText) -> AsyncIterator[tuple[Config, Observer]]:
+async def observed(config: Config, progress: OnText) -> AsyncIterator[tuple[Config, TelemetryHooks]]:
     """Logs as configured, and whoever looks on: nobody by default. The configuration that comes out has what makes
     vLLM's own spans join ours. Raises ConfigError."""
     settings = config.telemetry
@@ -153,10 +153,10 @@ async def observed(config: Config, progress: OnText) -> AsyncIterator[tuple[Conf
             vllm = logs.vllm_environment(settings.log_format, config.engine.log_level, Path(scratch))
             os.environ.update(vllm)
         stderr = logs.to_stderr(settings.log_format)
-        logs.quieten_grpc()
+        logs.silence_grpc()
         try:
             if plan.is_off:
-                yield config, NOBODY
+                yield config, NO_HOOKS
                 return
             # OpenTelemetry is imported only where it is wanted.
             from penstock.telemetry.otel.start import Telemetry, engine_environment
@@ -166,7 +166,7 @@ async def observed(config: Config, progress: OnText) -> AsyncIterator[tuple[Conf
                 progress(f"metrics on http://{telemetry.endpoint.address}/metrics")
             traced = engine_environment(plan.routes, os.environ) if settings.engine_traces else None
             try:
-                yield config.model_copy(update={"engine": _traced(config.engine, traced)}), telemetry.observer
+                yield config.model_copy(update={"engine": _traced(config.engine, traced)}), telemetry.hooks
             finally:
                 await telemetry.close()
         finally:
@@ -194,7 +194,7 @@ async def start_engine(config: Config, progress: OnText, on_change: OnChange) ->
         return ScriptedEngine.from_settings(config.engine)
     from penstock.engine.vllm.start import start
 
-    async def start_again() -> Mortal:
+    async def start_again() -> KillableEngine:
         return await start(config.engine, progress)
 
     began = time.monotonic()

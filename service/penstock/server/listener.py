@@ -10,7 +10,7 @@ import ipaddress
 
 import grpc
 
-from penstock.config.reload import Watched
+from penstock.config.reload import ReloadableFiles
 from penstock.config.schema import Config, ServerSettings
 from penstock.errors import ConfigError
 from penstock.server.rpc.call_limits import HEALTH_MESSAGE_BYTES
@@ -25,10 +25,10 @@ _IDLE_CONNECTION_MS = 30 * 60 * 1000
 _PING_INTERVAL_MS = 5_000
 _PING_STRIKES = 10
 _SENT_MESSAGE_BYTES = 4 * 1024 * 1024
-Options = list[tuple[str, int]]
+ServerOptions = list[tuple[str, int]]
 
 
-def options(settings: ServerSettings, message_bytes: int) -> Options:
+def options(settings: ServerSettings, message_bytes: int) -> ServerOptions:
     """Return the options of the port that serves the API, whose messages have at most so many bytes."""
     return [
         *_common(settings),
@@ -44,7 +44,7 @@ def options(settings: ServerSettings, message_bytes: int) -> Options:
     ]
 
 
-def health_options(settings: ServerSettings) -> Options:
+def health_options(settings: ServerSettings) -> ServerOptions:
     """Return the options of the port that answers health checks alone."""
     return [
         *_common(settings),
@@ -58,7 +58,7 @@ def health_options(settings: ServerSettings) -> Options:
     ]
 
 
-def _common(settings: ServerSettings) -> Options:
+def _common(settings: ServerSettings) -> ServerOptions:
     return [
         ("grpc.max_metadata_size", settings.max_metadata_bytes),
         # Between the two the core would refuse only some of the calls.
@@ -77,7 +77,7 @@ def _common(settings: ServerSettings) -> Options:
     ]
 
 
-def _age(settings: ServerSettings) -> Options:
+def _age(settings: ServerSettings) -> ServerOptions:
     if settings.max_connection_age_seconds is None:
         return []
     return [
@@ -86,7 +86,7 @@ def _age(settings: ServerSettings) -> Options:
     ]
 
 
-def bind(server: grpc.aio.Server, config: Config, files: list[Watched]) -> str:
+def bind(server: grpc.aio.Server, config: Config, files: list[ReloadableFiles]) -> str:
     """Bind the API's port and return its host:port.
 
     Certificates that may change are added to `files`. Raises ConfigError where the address cannot be served.

@@ -19,27 +19,27 @@ from penstock_proto.v1 import (
 
 from penstock.admission.queue import Admission
 from penstock.admission.quotas.store import quotas_of
-from penstock.auth.authenticator import Gate
-from penstock.config.reload import keep_fresh
+from penstock.auth.authenticator import Authenticator
+from penstock.config.reload import watch_for_changes
 from penstock.config.schema import Config, ServerSettings
 from penstock.engine.base import Engine
 from penstock.engine.expert_load.sampler import ExpertSampler
 from penstock.engine.supervisor import SupervisedEngine
 from penstock.errors import EngineDown
-from penstock.generation.coalescing import LoopLag
+from penstock.generation.coalescing import EventLoopLagMonitor
 from penstock.generation.usage import PriceList
 from penstock.server.listener import add_port, bind, health_options, options
 from penstock.server.rpc.call_limits import HEALTH_MESSAGE_BYTES
-from penstock.server.rpc.call_record import Border
+from penstock.server.rpc.call_record import CallMiddleware
 from penstock.server.rpc.generation_servicer import GenerationServicer, ModelServicer
 from penstock.server.rpc.health import NOT_SERVING, SERVING, HealthServicer
 from penstock.server.rpc.interceptor import CallInterceptor
 from penstock.server.rpc.routing_servicer import RoutingServicer
-from penstock.server.service_context import House
-from penstock.sessions.checkpoints import seal_key
-from penstock.sessions.streams import LiveStreams
+from penstock.server.service_context import ServiceContext
+from penstock.sessions.checkpoints import signing_key
+from penstock.sessions.streams import StreamStore
 from penstock.telemetry.audit import audit_of
-from penstock.telemetry.hooks import NOBODY, Observer, ServiceState
+from penstock.telemetry.hooks import NO_HOOKS, ServiceState, TelemetryHooks
 
 SERVICES = tuple(
     module.DESCRIPTOR.services_by_name[name].full_name
@@ -60,49 +60,49 @@ _LAST_STATUS_SECONDS = 0.5
 class Server:
     """Listens at once, serves once it has an engine. `engine` is set by whoever started one."""
 
-    def __init__(self, config: Config, observer: Observer = NOBODY) -> None:
+    def __init__(self, config: Config, hooks: TelemetryHooks = NO_HOOKS) -> None:
         self._config = config
-        self._observer = observer
+        self._hooks = hooks
         self._engine: Engine | None = None
         self._engine_is_up = False
         self._health = HealthServicer({LIVENESS: NOT_SERVING, **dict.fromkeys(_READINESS, NOT_SERVING)})
         self.admission = Admission(config.admission, self._capacity)
-        self._lag = LoopLag(config.server.adaptive_flush_seconds)
+        self._lag = EventLoopLagMonitor(config.server.adaptive_flush_seconds)
         self._watching: list[asyncio.Task[None]] = []
         self._experts = ExpertSampler(config.routing.window_seconds)
-        gate = Gate(config.auth, config.jwt, config.quotas)
-        self._files = gate.files
+        authenticator = Authenticator(config.auth, config.jwt, config.quotas)
+        self._files = authenticator.files
         self._audit = audit_of(config.audit)
         self._quotas = quotas_of(config.quotas)
         settings = config.server
-        border = Border(gate, self._quotas, observer, self._audit)
-        interceptor = CallInterceptor(settings, border, config.max_message_bytes)
+        middleware = CallMiddleware(authenticator, self._quotas, hooks, self._audit)
+        interceptor = CallInterceptor(settings, middleware, config.max_message_bytes)
         api = grpc.aio.server(interceptors=[interceptor], options=options(settings, config.max_message_bytes))
         self.probes_address = ""
         self._grpc = [api, _probes(settings)] if settings.health_listen else [api]
         """The API's server, then that of health alone, where there is one."""
-        self._live: LiveStreams[generation_pb2.GenerationEvent] = LiveStreams(config.resume)
+        self._streams: StreamStore[generation_pb2.GenerationEvent] = StreamStore(config.resume)
         prices = PriceList(config.price_tiers)
-        self._house = house = House(
+        self._service = service = ServiceContext(
             config,
             prices,
             self.admission,
-            self._live,
+            self._streams,
             self._require_engine,
-            seal_key(config.resume),
+            signing_key(config.resume),
             self._quotas,
             self._audit,
             lag=self._lag,
         )
-        generation_pb2_grpc.add_GenerationServiceServicer_to_server(GenerationServicer(house), api)
-        model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(house), api)
-        routing_pb2_grpc.add_RoutingServiceServicer_to_server(RoutingServicer(house, self._experts), api)
+        generation_pb2_grpc.add_GenerationServiceServicer_to_server(GenerationServicer(service), api)
+        model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(service), api)
+        routing_pb2_grpc.add_RoutingServiceServicer_to_server(RoutingServicer(service, self._experts), api)
         for server in self._grpc:
             health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if settings.reflection:
             names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, api)
-        observer.watch_state(self.state)
+        hooks.watch_state(self.state)
 
     def _capacity(self) -> int:
         most = self._config.admission.max_running_sequences
@@ -119,7 +119,7 @@ class Server:
             running_calls=admission.running_calls,
             running_sequences=admission.running_sequences,
             capacity_sequences=self._capacity(),
-            resumable_streams=len(self._live),
+            resumable_streams=len(self._streams),
             loop_lag_seconds=self._lag.seconds,
             engine_restarts=engine.restarts if isinstance(engine, SupervisedEngine) else 0,
             load=engine.load() if engine else None,
@@ -142,13 +142,13 @@ class Server:
         await self.set_ready(False)
         self._health.set(SERVING, LIVENESS)
         host, _, port = address.rpartition(":")
-        self._observer.listening(host, int(port))
+        self._hooks.listening(host, int(port))
         for server in self._grpc:
             await server.start()
         self._watching.append(asyncio.create_task(self._lag.watch(lambda: self.admission.running_calls > 0)))
         if self._files:
             every_seconds = self._config.server.reload_seconds
-            self._watching.append(asyncio.create_task(keep_fresh(self._files, every_seconds)))
+            self._watching.append(asyncio.create_task(watch_for_changes(self._files, every_seconds)))
         return address
 
     async def serve_with(self, engine: Engine) -> None:
@@ -170,8 +170,8 @@ class Server:
             async with asyncio.timeout(seconds):
                 await self.admission.idle()
         except TimeoutError:
-            for steering in list(self._house.steerings):
-                steering.drain()
+            for control in list(self._service.controls):
+                control.drain()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LAST_EVENT_SECONDS):
                     await self.admission.idle()
@@ -181,7 +181,7 @@ class Server:
         # Whoever reads a resumable stream takes its last event in that time.
         await asyncio.gather(*(server.stop(_LAST_STATUS_SECONDS) for server in self._grpc))
         self._grpc.clear()  # gRPC's server cleans up on this event loop, when nothing refers to it any more.
-        await self._live.close()
+        await self._streams.close()
         await self._quotas.close()
         self._audit.close()
 

@@ -13,14 +13,14 @@ from penstock_proto.v1 import generation_pb2 as pb
 
 from penstock.admission.queue import Admission
 from penstock.admission.quotas.quotas import Quotas
-from penstock.auth.identity import CALLER, Caller
+from penstock.auth.identity import CURRENT_PRINCIPAL, Principal
 from penstock.config.schema import Config
 from penstock.engine.base import Engine
-from penstock.generation.candidate import Steering
-from penstock.generation.coalescing import LoopLag
+from penstock.generation.candidate import GenerationControl
+from penstock.generation.coalescing import EventLoopLagMonitor
 from penstock.generation.thinking import AnswerLengths
 from penstock.generation.usage import PriceList
-from penstock.sessions.streams import LiveStreams
+from penstock.sessions.streams import StreamStore
 from penstock.telemetry.audit import NO_AUDIT, Audit
 
 # What a status needs to reach its client, and the most that is kept for it.
@@ -29,42 +29,42 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 @dataclass(frozen=True, slots=True)
-class House:
+class ServiceContext:
     """What every servicer needs. `engine` raises EngineDown while there is none to give work to."""
 
     config: Config
     prices: PriceList
     admission: Admission
-    live: LiveStreams[pb.GenerationEvent]
+    streams: StreamStore[pb.GenerationEvent]
     engine: Callable[[], Engine]
-    seal_key: bytes | None = None
+    signing_key: bytes | None = None
     """Seals drained generations for other servers; None where there is no key to share."""
     quotas: Quotas = field(default_factory=Quotas)
     audit: Audit = NO_AUDIT
-    steerings: WeakSet[Steering] = field(default_factory=WeakSet)
+    controls: WeakSet[GenerationControl] = field(default_factory=WeakSet)
     """Of all generations under way, so that draining can end them."""
 
     answers: AnswerLengths = field(default_factory=AnswerLengths)
-    lag: LoopLag = field(default_factory=lambda: LoopLag(0))
+    lag: EventLoopLagMonitor = field(default_factory=lambda: EventLoopLagMonitor(0))
 
-    def steering(self) -> Steering:
-        steering = Steering()
-        self.steerings.add(steering)
-        return steering
+    def control(self) -> GenerationControl:
+        control = GenerationControl()
+        self.controls.add(control)
+        return control
 
 
 @dataclass(frozen=True, slots=True)
-class Arrival:
+class RequestContext:
     """What is known of a call before it is read. Seconds of time.monotonic()."""
 
-    caller: Caller
+    caller: Principal
     at_monotonic: float
     deadline_monotonic: float | None
 
     @classmethod
-    def of(cls, context: Context) -> Arrival:
+    def of(cls, context: Context) -> RequestContext:
         now, left = time.monotonic(), context.time_remaining()
-        return cls(CALLER.get(), now, None if left is None else now + left)
+        return cls(CURRENT_PRINCIPAL.get(), now, None if left is None else now + left)
 
     def status_margin_seconds(self, lag_seconds: float) -> float:
         """How long before the deadline the server ends the call, so that its status arrives.

@@ -14,7 +14,7 @@ import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
-from penstock.config.reload import Watched
+from penstock.config.reload import ReloadableFiles
 from penstock.config.security import TlsSettings
 from penstock.errors import ConfigError
 
@@ -25,9 +25,11 @@ class Certificates:
     def __init__(self, settings: TlsSettings) -> None:
         self._settings = settings
         self._changed = False
-        self.files = Watched((settings.certificate_file, settings.key_file, settings.client_ca_file), self._take)
+        self.files = ReloadableFiles(
+            (settings.certificate_file, settings.key_file, settings.client_ca_file), self._load
+        )
 
-    def _take(self) -> None:
+    def _load(self) -> None:
         self._configuration = _read(self._settings)
         self._changed = True
 

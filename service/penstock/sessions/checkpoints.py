@@ -16,18 +16,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from penstock.auth.identity import NOBODY, Caller
+from penstock.auth.identity import ANONYMOUS, Principal
 from penstock.config.schema import ResumeSettings
 from penstock.errors import ConfigError, GenerationNotFound
 
 _PREFIX = "c1."
-_LEAST_KEY_BYTES = 32
+_MIN_KEY_BYTES = 32
 # A token is at most as large as a message may be; what inflates beyond this is no token of ours.
-_MOST_INFLATED_BYTES = 64 * 1024 * 1024
+_MAX_INFLATED_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Carried:
+class Checkpoint:
     """What goes from one server to the next. `plan` and `candidates` are JSON-able, made and read by their owners."""
 
     generation_id: str
@@ -40,7 +40,7 @@ class Carried:
     flush_seconds: float = 0.0
 
 
-def seal_key(settings: ResumeSettings) -> bytes | None:
+def signing_key(settings: ResumeSettings) -> bytes | None:
     """The shared secret. Raises ConfigError for a file that cannot be read or is too short to be one."""
     path = settings.key_file
     if path is None:
@@ -49,35 +49,35 @@ def seal_key(settings: ResumeSettings) -> bytes | None:
         key = path.read_bytes().strip()
     except OSError as error:
         raise ConfigError(f"resume.key_file: {path} cannot be read: {error.strerror}") from error
-    if len(key) < _LEAST_KEY_BYTES:
-        raise ConfigError(f"resume.key_file: {path} holds {len(key)} bytes, at least {_LEAST_KEY_BYTES} are needed")
+    if len(key) < _MIN_KEY_BYTES:
+        raise ConfigError(f"resume.key_file: {path} holds {len(key)} bytes, at least {_MIN_KEY_BYTES} are needed")
     return key
 
 
-def is_sealed(token: str) -> bool:
+def is_checkpoint(token: str) -> bool:
     return token.startswith(_PREFIX)
 
 
-def seal(carried: Carried, key: bytes, caller: Caller = NOBODY) -> str:
-    """The token; empty where it would be larger than `unseal` takes."""
+def sign_checkpoint(checkpoint: Checkpoint, key: bytes, caller: Principal = ANONYMOUS) -> str:
+    """The token; empty where it would be larger than `verify_checkpoint` takes."""
     content = {
-        "id": carried.generation_id,
-        "model": carried.model,
-        "spec": base64.b64encode(carried.spec).decode(),
-        "sequence": carried.sequence,
-        "plan": carried.plan,
-        "candidates": carried.candidates,
-        "trace": carried.trace_headers,
-        "flush": carried.flush_seconds,
+        "id": checkpoint.generation_id,
+        "model": checkpoint.model,
+        "spec": base64.b64encode(checkpoint.spec).decode(),
+        "sequence": checkpoint.sequence,
+        "plan": checkpoint.plan,
+        "candidates": checkpoint.candidates,
+        "trace": checkpoint.trace_headers,
+        "flush": checkpoint.flush_seconds,
     }
     whole = json.dumps(content, separators=(",", ":")).encode()
-    if len(whole) > _MOST_INFLATED_BYTES:
+    if len(whole) > _MAX_INFLATED_BYTES:
         return ""
     packed = zlib.compress(whole)
     return _PREFIX + base64.urlsafe_b64encode(_signature(packed, key, caller) + packed).decode()
 
 
-def unseal(token: str, key: bytes, caller: Caller = NOBODY) -> Carried:
+def verify_checkpoint(token: str, key: bytes, caller: Principal = ANONYMOUS) -> Checkpoint:
     """Raises GenerationNotFound for anything that this key did not seal for this caller."""
     try:
         raw = base64.urlsafe_b64decode(token.removeprefix(_PREFIX))
@@ -85,8 +85,8 @@ def unseal(token: str, key: bytes, caller: Caller = NOBODY) -> Carried:
         if not hmac.compare_digest(signature, _signature(packed, key, caller)):
             raise ValueError("signature")
         inflater = zlib.decompressobj()
-        content = json.loads(inflater.decompress(packed, _MOST_INFLATED_BYTES))
-        return Carried(
+        content = json.loads(inflater.decompress(packed, _MAX_INFLATED_BYTES))
+        return Checkpoint(
             generation_id=content["id"],
             model=content["model"],
             spec=base64.b64decode(content["spec"]),
@@ -100,7 +100,7 @@ def unseal(token: str, key: bytes, caller: Caller = NOBODY) -> Carried:
         raise GenerationNotFound("this resume token was not made here, nor by a server that shares our key") from error
 
 
-def _signature(packed: bytes, key: bytes, caller: Caller) -> bytes:
+def _signature(packed: bytes, key: bytes, caller: Principal) -> bytes:
     # The owner goes in by its length, so that no owner and token read as another pair; none at all is as it ever was.
     owner = caller.owner.encode()
     bound = len(owner).to_bytes(4, "big") + owner if owner else b""

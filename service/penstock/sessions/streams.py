@@ -16,11 +16,11 @@ from contextlib import aclosing
 from typing import Generic, Protocol, TypeVar
 
 from penstock import tasks
-from penstock.auth.identity import NOBODY, Caller
+from penstock.auth.identity import ANONYMOUS, Principal
 from penstock.config.schema import ResumeSettings
 from penstock.errors import BadRequest, FieldViolation, GenerationNotFound, Overloaded
-from penstock.generation.usage import Meter
-from penstock.telemetry.hooks import CALL
+from penstock.generation.usage import UsageMeter
+from penstock.telemetry.hooks import CURRENT_CALL
 
 
 class SequencedEvent(Protocol):
@@ -35,7 +35,7 @@ class SequencedEvent(Protocol):
 EventT = TypeVar("EventT", bound=SequencedEvent)
 
 
-class LiveStream(Generic[EventT]):
+class ResumableStream(Generic[EventT]):
     """One stream's events as they come, kept for readers. A reader is slowed by itself alone, never by another.
 
     Each event costs each reader the same, however long the stream is. Where nobody has taken an event or waited for the
@@ -51,12 +51,12 @@ class LiveStream(Generic[EventT]):
         sequence: int = 0,
         *,
         grace_seconds: float = math.inf,
-        on_end: Callable[[LiveStream[EventT]], None] = lambda _: None,
+        on_end: Callable[[ResumableStream[EventT]], None] = lambda _: None,
     ) -> None:
         self.generation_id = generation_id
         self.owner = owner
         self.token = token or secrets.token_urlsafe(32)
-        self.call = CALL.get()
+        self.call = CURRENT_CALL.get()
         self._max_bytes = max_bytes
         # By sequence number, which grows by one: the next event is found without looking at any other.
         self._events: dict[int, tuple[EventT, int]] = {}
@@ -74,7 +74,7 @@ class LiveStream(Generic[EventT]):
         self._timer: asyncio.TimerHandle | None = None
         self.readers = 0
         self.task: asyncio.Task[None] | None = None
-        self.meter = Meter()
+        self.meter = UsageMeter()
         self._watch_for_readers()
 
     async def feed(self, events: AsyncGenerator[EventT, None]) -> None:
@@ -85,13 +85,13 @@ class LiveStream(Generic[EventT]):
                     if self._has_ended:
                         return
                     self._keep(event)
-                    self._tell()
+                    self._notify()
         except Exception as error:
             if not self._over:
                 self._failure = error
         finally:
             self._over = True
-            self._tell()
+            self._notify()
 
     def _keep(self, event: EventT) -> None:
         size = event.ByteSize()
@@ -103,7 +103,7 @@ class LiveStream(Generic[EventT]):
             self._bytes -= self._events.pop(self._oldest)[1]
             self._oldest += 1
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         if self._news is not None:
             self._news.set()
             self._news = None
@@ -168,9 +168,9 @@ class LiveStream(Generic[EventT]):
         """One timer at most, and none while a reader waits for the next event."""
         if self._timer is None and not self._waiting and not self._has_ended and self._grace_seconds < math.inf:
             left = self._idle_since + self._grace_seconds - time.monotonic()
-            self._timer = asyncio.get_running_loop().call_later(max(0.0, left), self._look_for_readers)
+            self._timer = asyncio.get_running_loop().call_later(max(0.0, left), self._stop_if_unread)
 
-    def _look_for_readers(self) -> None:
+    def _stop_if_unread(self) -> None:
         self._timer = None
         if not self._waiting and time.monotonic() >= self._idle_since + self._grace_seconds:
             self.stop()
@@ -178,12 +178,12 @@ class LiveStream(Generic[EventT]):
             self._watch_for_readers()
 
     @property
-    def was_read_out(self) -> bool:
+    def was_fully_read(self) -> bool:
         """It is over, and somebody was sent all of it."""
         return self._over and not self.readers and self._read_to >= self._newest
 
     @property
-    def came_to_nothing(self) -> bool:
+    def failed_at_start(self) -> bool:
         """It failed before its first event: another try may fare better."""
         return self._over and not self._events
 
@@ -201,7 +201,7 @@ class LiveStream(Generic[EventT]):
             self._timer.cancel()
         if self.task is not None:
             self.task.cancel()
-        self._tell()
+        self._notify()
         self._on_end(self)
 
     async def end(self) -> None:
@@ -211,25 +211,27 @@ class LiveStream(Generic[EventT]):
             await tasks.ended(self.task)
 
 
-class LiveStreams(Generic[EventT]):
+class StreamStore(Generic[EventT]):
     """All resumable streams of this process."""
 
     def __init__(self, settings: ResumeSettings) -> None:
         self._settings = settings
-        self._streams: dict[str, LiveStream[EventT]] = {}
+        self._streams: dict[str, ResumableStream[EventT]] = {}
         self._ending: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
         return len(self._streams)
 
-    async def open(self, generation_id: str, caller: Caller = NOBODY) -> LiveStream[EventT]:
+    async def create(self, generation_id: str, caller: Principal = ANONYMOUS) -> ResumableStream[EventT]:
         """Raises Overloaded where as many are kept as may be."""
         self._make_room(caller.owner)
         return self._new(generation_id, caller)
 
-    def _new(self, generation_id: str, caller: Caller, token: str = "", sequence: int = 0) -> LiveStream[EventT]:
+    def _new(
+        self, generation_id: str, caller: Principal, token: str = "", sequence: int = 0
+    ) -> ResumableStream[EventT]:
         settings = self._settings
-        stream = self._streams[generation_id] = LiveStream(
+        stream = self._streams[generation_id] = ResumableStream(
             generation_id,
             settings.max_stream_bytes,
             caller.owner,
@@ -240,7 +242,7 @@ class LiveStreams(Generic[EventT]):
         )
         return stream
 
-    def _forget(self, stream: LiveStream[EventT]) -> None:
+    def _forget(self, stream: ResumableStream[EventT]) -> None:
         if self._streams.get(stream.generation_id) is stream:
             del self._streams[stream.generation_id]
         if stream.task is not None and not stream.task.done():
@@ -248,15 +250,15 @@ class LiveStreams(Generic[EventT]):
             self._ending.add(stream.task)
             stream.task.add_done_callback(self._ending.discard)
 
-    async def adopt(
-        self, generation_id: str, token: str, last_sequence: int, caller: Caller = NOBODY
-    ) -> LiveStream[EventT]:
+    async def attach(
+        self, generation_id: str, token: str, last_sequence: int, caller: Principal = ANONYMOUS
+    ) -> ResumableStream[EventT]:
         """The stream that another server drained, under the token that it gave; without a task where it is new here.
 
-        Raises Overloaded as `open` does.
+        Raises Overloaded as `create` does.
         """
         known = self._streams.get(generation_id)
-        if known is not None and not known.came_to_nothing:
+        if known is not None and not known.failed_at_start:
             return known
         if known is not None:
             known.stop()
@@ -272,11 +274,11 @@ class LiveStreams(Generic[EventT]):
         most = self._settings.max_streams
         self._fit(list(self._streams.values()), most, "as many resumable streams are kept as this server takes")
 
-    def _fit(self, streams: list[LiveStream[EventT]], most: int, full: str) -> None:
+    def _fit(self, streams: list[ResumableStream[EventT]], most: int, full: str) -> None:
         if len(streams) < most:
             return
         # Kept only in case its last bytes were lost on the way: the oldest such one gives way.
-        read_out = next((stream for stream in streams if stream.was_read_out), None)
+        read_out = next((stream for stream in streams if stream.was_fully_read), None)
         if read_out is None or len(streams) > most:
             raise Overloaded(
                 full,
@@ -286,7 +288,7 @@ class LiveStreams(Generic[EventT]):
             )
         read_out.stop()
 
-    async def find(self, generation_id: str, token: str, caller: Caller = NOBODY) -> LiveStream[EventT]:
+    async def get(self, generation_id: str, token: str, caller: Principal = ANONYMOUS) -> ResumableStream[EventT]:
         """Raises GenerationNotFound alike for the unknown, the expired, a wrong token and another caller's: none can
         be told apart."""
         stream = self._streams.get(generation_id)
@@ -295,9 +297,9 @@ class LiveStreams(Generic[EventT]):
             raise GenerationNotFound("no such generation to resume; it is unknown, expired, or the token is wrong")
         return stream
 
-    async def cancel(self, generation_id: str, token: str, caller: Caller = NOBODY) -> None:
-        """Ends and forgets a generation. Raises GenerationNotFound as `find` does."""
-        stream = await self.find(generation_id, token, caller)
+    async def cancel(self, generation_id: str, token: str, caller: Principal = ANONYMOUS) -> None:
+        """Ends and forgets a generation. Raises GenerationNotFound as `get` does."""
+        stream = await self.get(generation_id, token, caller)
         await stream.end()
 
     async def close(self) -> None:

@@ -30,16 +30,16 @@ from penstock.files import why_not_written
 
 log = logging.getLogger(__name__)
 # Lines that may wait for a slow disk; beyond it lines are lost, and that is logged.
-_MOST_WAITING = 50_000
+_MAX_WAITING = 50_000
 _DAY_SECONDS = 86400.0
-_MOST_TURNED_AWAY_PER_SECOND = 20
+_MAX_TURNED_AWAY_PER_SECOND = 20
 
 
 class Audit:
     """Writes lines; `NO_AUDIT` writes none."""
 
     def __init__(self, handler: logging.Handler | None = None) -> None:
-        self._lines: queue.Queue[Any] = queue.Queue(_MOST_WAITING)
+        self._lines: queue.Queue[Any] = queue.Queue(_MAX_WAITING)
         self._listener = logging.handlers.QueueListener(self._lines, handler) if handler else None
         self._handler = handler
         self._lost = 0
@@ -60,7 +60,7 @@ class Audit:
                 self.write("left_out", count=self._left_out)
                 self._left_out = 0
         self._this_second += 1
-        if self._this_second > _MOST_TURNED_AWAY_PER_SECOND:
+        if self._this_second > _MAX_TURNED_AWAY_PER_SECOND:
             self._left_out += 1
         else:
             self.write(event, **fields)

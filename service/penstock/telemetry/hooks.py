@@ -17,7 +17,7 @@ from types import TracebackType
 
 from penstock.engine.base import EngineLoad
 from penstock.engine.expert_load.statistics import ExpertLoad
-from penstock.types import CandidateEnd, EngineChunk, EngineRequest, Event, Finished, Plan, ThinkingOutcome
+from penstock.types import CandidateEnd, EngineChunk, EngineRequest, Event, Finished, GenerationPlan, ThinkingOutcome
 
 Headers = Mapping[str, str]
 
@@ -46,7 +46,7 @@ class Step(enum.Enum):
     QUEUE = "queue"
 
 
-class CandidateWatch:
+class CandidateHooks:
     """One candidate of a generation."""
 
     def run_began(self, cause: Cause, request: EngineRequest) -> Headers | None:
@@ -71,13 +71,13 @@ class CandidateWatch:
     def ended(self, end: CandidateEnd) -> None: ...
 
 
-class GenerationWatch:
+class GenerationHooks:
     """What one call asks of the model, from its arrival to its bill; a context manager over all of it."""
 
     wants_content = False
     """Whether `said` is to be called; costs a call per event."""
 
-    def __enter__(self) -> GenerationWatch:
+    def __enter__(self) -> GenerationHooks:
         return self
 
     def __exit__(
@@ -87,19 +87,19 @@ class GenerationWatch:
     def step(self, step: Step) -> AbstractContextManager[object]:
         return nullcontext()
 
-    def planned(self, plan: Plan, seconds_to_deadline: float | None) -> None: ...
+    def planned(self, plan: GenerationPlan, seconds_to_deadline: float | None) -> None: ...
 
-    def let_in(self, generation_id: str, waited_seconds: float) -> None: ...
+    def admitted(self, generation_id: str, waited_seconds: float) -> None: ...
 
-    def candidate(self, index: int) -> CandidateWatch:
-        return NO_CANDIDATE
+    def candidate(self, index: int) -> CandidateHooks:
+        return NO_CANDIDATE_HOOKS
 
-    def said(self, event: Event) -> None: ...
+    def on_event(self, event: Event) -> None: ...
 
     def finished(self, finished: Finished) -> None: ...
 
 
-class CallWatch:
+class CallHooks:
     """One RPC. `log_fields` go into every log line that is written on its behalf."""
 
     @property
@@ -111,14 +111,16 @@ class CallWatch:
         """W3C trace context of this call, for who goes on with it elsewhere."""
         return {}
 
-    def generation(self, *, model: str, chat: bool, streams: bool, carried: Headers | None = None) -> GenerationWatch:
+    def generation(
+        self, *, model: str, chat: bool, streams: bool, parent_headers: Headers | None = None
+    ) -> GenerationHooks:
         """`carried`: the `headers` of the call that this one goes on with."""
-        return NO_GENERATION
+        return NO_GENERATION_HOOKS
 
     def caller_is(self, caller_id: str, label: str) -> None:
         """Told where callers are known. `caller_id` is bounded and no secret; there are few different `label`s."""
 
-    def resumes(self, other: CallWatch) -> None:
+    def resumes(self, other: CallHooks) -> None:
         """This call reads a generation that another one started."""
 
     def ended(self, code: str, error: BaseException | None = None) -> None:
@@ -144,20 +146,25 @@ class ServiceState:
     experts: ExpertLoad | None = None
 
 
-class Observer:
+class TelemetryHooks:
     """The service's onlooker."""
 
     def listening(self, host: str, port: int) -> None: ...
 
-    def call(self, method: str, metadata: Sequence[tuple[str, str | bytes]]) -> CallWatch:
+    def call(self, method: str, metadata: Sequence[tuple[str, str | bytes]]) -> CallHooks:
         """`method` is `/package.Service/Method`, one of the served ones."""
-        return NO_CALL
+        return NO_CALL_HOOKS
 
     def watch_state(self, state: Callable[[], ServiceState]) -> None:
         """`state` may be asked from any thread, at any time until the process ends."""
 
 
-NO_CANDIDATE, NO_GENERATION, NO_CALL, NOBODY = CandidateWatch(), GenerationWatch(), CallWatch(), Observer()
+NO_CANDIDATE_HOOKS, NO_GENERATION_HOOKS, NO_CALL_HOOKS, NO_HOOKS = (
+    CandidateHooks(),
+    GenerationHooks(),
+    CallHooks(),
+    TelemetryHooks(),
+)
 
-CALL: ContextVar[CallWatch] = ContextVar("penstock_call", default=NO_CALL)
+CURRENT_CALL: ContextVar[CallHooks] = ContextVar("penstock_call", default=NO_CALL_HOOKS)
 """The call that the running task works for: gRPC hands the servicer nothing of ours, and log lines need it anywhere."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from penstock.files import write_text
-from penstock.telemetry.hooks import CALL
+from penstock.telemetry.hooks import CURRENT_CALL
 
 Format = Literal["text", "json"]
 
@@ -23,7 +23,7 @@ Format = Literal["text", "json"]
 def call_fields(record: logging.LogRecord) -> Mapping[str, str]:
     """What is known of the call: trace_id, span_id, rpc, generation_id. Emitting is where the task still is."""
     kept: Mapping[str, str] | None = getattr(record, "call_fields", None)
-    return CALL.get().log_fields if kept is None else kept
+    return CURRENT_CALL.get().log_fields if kept is None else kept
 
 
 def frames_of(record: logging.LogRecord) -> str:
@@ -82,7 +82,7 @@ class OncePerSecond(logging.Filter):
         return True
 
 
-def quieten_grpc() -> None:
+def silence_grpc() -> None:
     """Bound what gRPC's Python layer says of clients that misbehave; for its core's lines see `penstock.__init__`."""
     logger = logging.getLogger("grpc._cython.cygrpc")
     if not any(isinstance(one, OncePerSecond) for one in logger.filters):

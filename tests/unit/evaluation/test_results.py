@@ -14,9 +14,9 @@ from penstock_bench.evaluation.questions import Question
 from penstock_bench.evaluation.report import Facts, as_json
 from penstock_bench.evaluation.results import (
     DEADLINE_EXCEEDED,
+    EvaluationSummary,
     Row,
     Share,
-    Summary,
     paired_difference,
     summarize,
 )
@@ -53,13 +53,13 @@ def rows_of(setting: Setting, auto_thinks_always: bool = False, unlimited_right:
     return made
 
 
-def measured(**change: bool) -> tuple[list[Summary], list[Row]]:
+def measured(**change: bool) -> tuple[list[EvaluationSummary], list[Row]]:
     rows = [one for setting in SETTINGS for one in rows_of(setting, **change)]
     found = [summarize(setting, rows) for setting in SETTINGS]
     return [one for one in found if one is not None], rows
 
 
-def failed(summaries: list[Summary], rows: list[Row], planned: int = 100) -> list[str]:
+def failed(summaries: list[EvaluationSummary], rows: list[Row], planned: int = 100) -> list[str]:
     return [line.what for line in check(summaries, rows, planned, LIMITS) if not line.ok]
 
 

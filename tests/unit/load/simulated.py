@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from penstock_bench.load.calls import OK, Record
 from penstock_bench.load.knee import Point, lengths, point_of
 from penstock_bench.load.measure import Open
-from penstock_bench.load.statistics import Objectives, Summary, summarize
+from penstock_bench.load.statistics import LoadSummary, Objectives, summarize
 from penstock_bench.load.workload import Work
 
 
@@ -60,6 +60,6 @@ class Loads:
         records = self.service.serve(at for some in times for at in some)
         return point_of(rate, records, self.summary(records, seconds))
 
-    def summary(self, records: list[Record], seconds: float) -> Summary:
+    def summary(self, records: list[Record], seconds: float) -> LoadSummary:
         tokens = sum(one.answer_tokens for one in records if one.ended is not None and 0 <= one.ended < seconds)
         return summarize(records, seconds, 0, tokens, self.objectives)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from penstock_bench.load import aiperf, energy, public_traces, question_files, trace
 from penstock_bench.load.calls import FAILED, OK, REFUSED, Record
-from penstock_bench.load.energy import Counter, Meter
+from penstock_bench.load.energy import Counter, EnergyMeter
 from penstock_bench.load.prompts import Prompts
 from penstock_bench.load.statistics import Objectives, acceptance_length, summarize
 from penstock_bench.load.workload import Conversation, Lengths, Thinking, Work, Workload
@@ -97,7 +97,7 @@ def test_a_replayed_public_trace_can_be_saved_and_read_again(tmp_path: Path) -> 
     assert [one.work for one in again] == [one.work for one in found]
     assert [one.at_seconds for one in again] == pytest.approx([one.at_seconds for one in found])
     work = Work(9, 4, "auto", kind="code", turns=3, turn_tokens=5, keep_thought=True, pause_seconds=0.5)
-    trace.write(saved, [trace.Arrival(0.0, work)])
+    trace.write(saved, [trace.ScheduledCall(0.0, work)])
     assert trace.read(saved)[0].work == work
 
 
@@ -231,7 +231,7 @@ def test_a_counter_that_fails_later_is_told_as_missing() -> None:
     def fails() -> float:
         raise OSError
 
-    meter = Meter([Counter("GPU 0", fails)], {})
+    meter = EnergyMeter([Counter("GPU 0", fails)], {})
     meter.begin()
     assert (meter.total_joules, meter.missing) == (None, {"GPU 0": "OSError while it was read"})
 

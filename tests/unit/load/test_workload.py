@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from penstock_bench.load import trace
-from penstock_bench.load.arrivals import Arrival, bursts, drawn, poisson
+from penstock_bench.load.arrivals import ScheduledCall, bursts, drawn, poisson
 from penstock_bench.load.prompts import Prompts
 from penstock_bench.load.workload import Lengths, Thinking, Work, Workload
 
@@ -74,8 +74,8 @@ def test_arrivals_of_several_kinds_come_in_order_up_to_the_end() -> None:
 
 def test_a_trace_is_read_as_it_was_written(tmp_path: Path) -> None:
     arrivals = [
-        Arrival(0.0, Work(12, 4, "thinking", 8, "p", 6, 2.5)),
-        Arrival(0.75, Work(1, prompt="What is 2 + 2?")),
+        ScheduledCall(0.0, Work(12, 4, "thinking", 8, "p", 6, 2.5)),
+        ScheduledCall(0.75, Work(1, prompt="What is 2 + 2?")),
     ]
     trace.write(tmp_path / "trace.jsonl", arrivals)
     assert trace.read(tmp_path / "trace.jsonl") == arrivals

@@ -17,7 +17,7 @@ def served(**change: Any) -> Result:
     return result(served={**result().served, "vocab_size": 248_320, **change})
 
 
-def told(of: Result) -> str:
+def reported(of: Result) -> str:
     return " ".join(limits_of(of))
 
 
@@ -38,13 +38,13 @@ def told(of: Result) -> str:
     ],
 )
 def test_each_limit_is_told(of: Result, words: str) -> None:
-    assert words in told(of)
+    assert words in reported(of)
 
 
 def test_a_large_model_on_a_gpu_from_elsewhere_has_few_limits() -> None:
     away = served().model_copy(update={"processes_not_seen": "10.0.0.1 is not this machine", "quick": False})
     assert len(limits_of(away)) == 1
-    assert "interrupted" in told(away.model_copy(update={"complete": False}))
+    assert "interrupted" in reported(away.model_copy(update={"complete": False}))
 
 
 def test_the_knee_is_in_the_report() -> None:

@@ -33,7 +33,7 @@ CREATE TABLE IF NOT EXISTS flight (
 """
 
 
-class Days(Protocol):
+class DailyBudget(Protocol):
     async def reserve(self, caller: str, day: str, call: str, ticks: int, most_ticks: int) -> bool:
         """Charges the worst case where `most_ticks` still hold with it, else nothing."""
         ...
@@ -49,7 +49,7 @@ class Days(Protocol):
     async def close(self) -> None: ...
 
 
-class SqliteDays:
+class SqliteDailyBudget:
     """In one file, on a thread of its own; commits are in the kernel's hands before a call goes on."""
 
     def __init__(self, path: Path) -> None:
@@ -63,12 +63,12 @@ class SqliteDays:
             self._database.execute("PRAGMA journal_mode=WAL")
             self._database.execute("PRAGMA synchronous=NORMAL")
             self._database.executescript(_SCHEMA)
-            self._doubt()
+            self._mark_unsettled()
         except sqlite3.Error as error:
             self._lock.close()
             raise ConfigError(f"quotas.daily_file: {why_not_written(path, error)}") from error
 
-    def _doubt(self) -> None:
+    def _mark_unsettled(self) -> None:
         """What was in flight when the last service was killed stays charged; that it is doubtful is kept beside it."""
         with self._database as database:
             database.execute("BEGIN IMMEDIATE")

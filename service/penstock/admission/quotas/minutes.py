@@ -15,14 +15,14 @@ from typing import Protocol
 # not full, callers that have none yet share one for each kind.
 _MAX_BUCKETS = 100_000
 # How many buckets each new one looks at for some to forget: more than one, so that their number falls again.
-_LOOKED_AT = 8
+_BUCKETS_CHECKED = 8
 _MINUTE_SECONDS = 60.0
 
 
-class Minutes(Protocol):
+class TokenBucketLimiter(Protocol):
     """Counts per caller and kind (`requests`, `tokens`)."""
 
-    async def take(self, caller: str, kind: str, per_minute: int, amount: int, *, owing: bool) -> float:
+    async def acquire(self, caller: str, kind: str, per_minute: int, amount: int, *, owing: bool) -> float:
         """Takes `amount` and returns 0, or takes nothing and returns the seconds until it may be tried again.
 
         More than a minute's worth at once waits only for a full bucket. With `owing` it is taken in any case.
@@ -54,7 +54,7 @@ class Bucket:
         return max(0.0, (min(amount, per_minute) - self.level) * _MINUTE_SECONDS / per_minute)
 
 
-class MemoryMinutes:
+class MemoryTokenBucketLimiter:
     """Counts of this process alone. `clock` tells seconds.
 
     No caller that used something within the last minute, or owes something, is forgotten.
@@ -79,7 +79,7 @@ class MemoryMinutes:
 
     def _forget(self, now: float) -> None:
         """Forgets those that are full again, of a few. They take turns, so that each is looked at."""
-        for _ in range(min(_LOOKED_AT, len(self._buckets))):
+        for _ in range(min(_BUCKETS_CHECKED, len(self._buckets))):
             key, bucket = next(iter(self._buckets.items()))
             bucket.fill(bucket.per_minute, now)
             if bucket.level >= bucket.per_minute:
@@ -87,7 +87,7 @@ class MemoryMinutes:
             else:
                 self._buckets.move_to_end(key)
 
-    async def take(self, caller: str, kind: str, per_minute: int, amount: int, *, owing: bool) -> float:
+    async def acquire(self, caller: str, kind: str, per_minute: int, amount: int, *, owing: bool) -> float:
         bucket = self._bucket(caller, kind, per_minute)
         wait = 0.0 if owing else bucket.wait_seconds(per_minute, amount)
         if wait == 0.0:

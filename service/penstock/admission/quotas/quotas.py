@@ -19,9 +19,9 @@ from functools import partial
 from typing import Any, TypeVar
 
 from penstock import tasks
-from penstock.admission.quotas.days import Days
-from penstock.admission.quotas.minutes import MemoryMinutes, Minutes
-from penstock.auth.identity import Caller
+from penstock.admission.quotas.days import DailyBudget
+from penstock.admission.quotas.minutes import MemoryTokenBucketLimiter, TokenBucketLimiter
+from penstock.auth.identity import Principal
 from penstock.config.security import TICKS_PER_USD
 from penstock.errors import Overloaded, QuotaExceeded
 
@@ -38,7 +38,7 @@ _MAX_RETRIES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class Reservation:
     """What a call will use: its prompt for sure, `worst_usd_ticks` at most."""
 
     call: str
@@ -70,10 +70,13 @@ class Quotas:
     """
 
     def __init__(
-        self, minutes: Minutes | None = None, days: Days | None = None, now: Callable[[], datetime] = utc_now
+        self,
+        limiter: TokenBucketLimiter | None = None,
+        daily_budget: DailyBudget | None = None,
+        now: Callable[[], datetime] = utc_now,
     ) -> None:
-        self._minutes = minutes or MemoryMinutes()
-        self._days = days
+        self._limiter = limiter or MemoryTokenBucketLimiter()
+        self._daily_budget = daily_budget
         self._now = now
         self._streams: Counter[str] = Counter()
         self._running: dict[str, set[_Running]] = {}
@@ -82,14 +85,14 @@ class Quotas:
         self._none_held = asyncio.Event()
         self._none_held.set()
 
-    async def count_request(self, caller: Caller) -> None:
+    async def count_request(self, caller: Principal) -> None:
         """Raises QuotaExceeded where a minute's requests are used up."""
-        await self._take(caller, "requests", caller.limits.requests_per_minute, 1)
+        await self._acquire(caller, "requests", caller.limits.requests_per_minute, 1)
 
-    async def _take(self, caller: Caller, kind: str, per_minute: int | None, amount: int) -> None:
+    async def _acquire(self, caller: Principal, kind: str, per_minute: int | None, amount: int) -> None:
         if per_minute is None:
             return
-        wait = await self._minutes.take(caller.id, kind, per_minute, amount, owing=False)
+        wait = await self._limiter.acquire(caller.id, kind, per_minute, amount, owing=False)
         if wait > 0:
             raise QuotaExceeded(
                 f"this caller may use {per_minute} {kind} per minute",
@@ -100,20 +103,20 @@ class Quotas:
             )
 
     @asynccontextmanager
-    async def holding(self, caller: Caller, claim: Claim, used: Used) -> AsyncIterator[None]:
+    async def holding(self, caller: Principal, reservation: Reservation, used: Used) -> AsyncIterator[None]:
         """Holds what the call claims while it runs.
 
         Raises QuotaExceeded.
         """
         async with AsyncExitStack() as held:
             running = held.enter_context(self._runs(caller, used))
-            held.enter_context(self._stream(caller, claim.sequences))
-            await held.enter_async_context(self._cost(caller, claim, used))
-            await held.enter_async_context(self._tokens(caller, claim.prompt_tokens, running))
+            held.enter_context(self._stream(caller, reservation.sequences))
+            await held.enter_async_context(self._cost(caller, reservation, used))
+            await held.enter_async_context(self._tokens(caller, reservation.prompt_tokens, running))
             yield
 
     @contextmanager
-    def _runs(self, caller: Caller, used: Used) -> Iterator[_Running]:
+    def _runs(self, caller: Principal, used: Used) -> Iterator[_Running]:
         running = _Running(used)
         self._running.setdefault(caller.id, set()).add(running)
         self._none_held.clear()
@@ -128,7 +131,7 @@ class Quotas:
                 self._none_held.set()
 
     @contextmanager
-    def _stream(self, caller: Caller, sequences: int) -> Iterator[None]:
+    def _stream(self, caller: Principal, sequences: int) -> Iterator[None]:
         most, running = caller.limits.concurrent_streams, self._streams[caller.id]
         if most is not None and running + sequences > most:
             raise QuotaExceeded(
@@ -147,16 +150,18 @@ class Quotas:
                 del self._streams[caller.id]
 
     @asynccontextmanager
-    async def _cost(self, caller: Caller, claim: Claim, used: Used) -> AsyncIterator[None]:
+    async def _cost(self, caller: Principal, reservation: Reservation, used: Used) -> AsyncIterator[None]:
         most = caller.limits.usd_ticks_per_day
-        if most is None or self._days is None:
+        if most is None or self._daily_budget is None:
             yield
             return
-        now, reserved = self._now(), claim.worst_usd_ticks
+        now, reserved = self._now(), reservation.worst_usd_ticks
         day = now.date().isoformat()
-        settle = partial(self._days.settle, caller.id, day, claim.call, reserved)
-        if not await self._reserve(self._days.reserve(caller.id, day, claim.call, reserved, most), settle):
-            spent = await self._days.spent(caller.id, day)
+        settle = partial(self._daily_budget.settle, caller.id, day, reservation.call, reserved)
+        if not await self._reserve(
+            self._daily_budget.reserve(caller.id, day, reservation.call, reserved, most), settle
+        ):
+            spent = await self._daily_budget.spent(caller.id, day)
             left, resets_at = max(0, most - spent), _tomorrow(now).strftime("%Y-%m-%dT%H:%M:%SZ")
             raise QuotaExceeded(
                 f"daily cost limit exceeded: this call may cost up to {_usd(reserved)} USD, and {_usd(left)} USD of "
@@ -192,7 +197,7 @@ class Quotas:
             raise
 
     @asynccontextmanager
-    async def _tokens(self, caller: Caller, prompt_tokens: int, running: _Running) -> AsyncIterator[None]:
+    async def _tokens(self, caller: Principal, prompt_tokens: int, running: _Running) -> AsyncIterator[None]:
         """Charge the prompt, and at the end what else the call turned out to use."""
         try:
             await self._charge_tokens(caller, prompt_tokens, running)
@@ -201,10 +206,10 @@ class Quotas:
             per_minute, left = caller.limits.tokens_per_minute, running.used()[0] - running.charged_tokens
             if per_minute is not None and left:
                 running.charged_tokens += left
-                with _told_where_lost():
-                    await self._to_the_end(self._minutes.take(caller.id, "tokens", per_minute, left, owing=True))
+                with _log_lost_usage():
+                    await self._to_the_end(self._limiter.acquire(caller.id, "tokens", per_minute, left, owing=True))
 
-    async def _charge_tokens(self, caller: Caller, prompt_tokens: int, running: _Running) -> None:
+    async def _charge_tokens(self, caller: Principal, prompt_tokens: int, running: _Running) -> None:
         """Let a prompt in, after what the caller's other calls have made since anybody looked.
 
         Raises QuotaExceeded. The charge is noted in `running` even where the call is cancelled meanwhile.
@@ -219,10 +224,10 @@ class Quotas:
                 other.charged_tokens += since
                 made += since
         if made:
-            await self._to_the_end(self._minutes.take(caller.id, "tokens", per_minute, made, owing=True))
+            await self._to_the_end(self._limiter.acquire(caller.id, "tokens", per_minute, made, owing=True))
 
         async def charge() -> None:
-            await self._take(caller, "tokens", per_minute, prompt_tokens)
+            await self._acquire(caller, "tokens", per_minute, prompt_tokens)
             running.charged_tokens = prompt_tokens
 
         await self._to_the_end(charge())
@@ -264,22 +269,22 @@ class Quotas:
         if not task.cancelled():
             task.exception()  # Whoever waits for it raises it; one whose call was cancelled has nobody to tell.
 
-    async def trailers(self, caller: Caller) -> Sequence[tuple[str, str]]:
+    async def trailers(self, caller: Principal) -> Sequence[tuple[str, str]]:
         """Limits, and what is left of them, as metadata; nothing of what is not limited."""
         limits = caller.limits
-        told: list[tuple[str, int, int]] = []
+        remaining: list[tuple[str, int, int]] = []
         if limits.concurrent_streams is not None:
             left = limits.concurrent_streams - self._streams[caller.id]
-            told.append(("streams", limits.concurrent_streams, max(0, left)))
+            remaining.append(("streams", limits.concurrent_streams, max(0, left)))
         for kind, most in (("requests", limits.requests_per_minute), ("tokens", limits.tokens_per_minute)):
             if most is not None:
-                told.append((kind, most, await self._minutes.left(caller.id, kind, most)))
-        if limits.usd_ticks_per_day is not None and self._days is not None:
-            spent = await self._days.spent(caller.id, self._now().date().isoformat())
-            told.append(("usd-ticks", limits.usd_ticks_per_day, max(0, limits.usd_ticks_per_day - spent)))
+                remaining.append((kind, most, await self._limiter.left(caller.id, kind, most)))
+        if limits.usd_ticks_per_day is not None and self._daily_budget is not None:
+            spent = await self._daily_budget.spent(caller.id, self._now().date().isoformat())
+            remaining.append(("usd-ticks", limits.usd_ticks_per_day, max(0, limits.usd_ticks_per_day - spent)))
         return [
             (f"x-ratelimit-{what}-{name}", str(value))
-            for name, most, left in told
+            for name, most, left in remaining
             for what, value in (("limit", most), ("remaining", left))
         ]
 
@@ -295,13 +300,13 @@ class Quotas:
             return
         self._closed = True
         await tasks.end(*self._counting)
-        await self._minutes.close()
-        if self._days is not None:
-            await self._days.close()
+        await self._limiter.close()
+        if self._daily_budget is not None:
+            await self._daily_budget.close()
 
 
 async def _try_again(settle: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    with _told_where_lost():
+    with _log_lost_usage():
         for seconds in _RETRY_SECONDS:
             await asyncio.sleep(seconds)
             with suppress(Overloaded):
@@ -311,7 +316,7 @@ async def _try_again(settle: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 @contextmanager
-def _told_where_lost() -> Iterator[None]:
+def _log_lost_usage() -> Iterator[None]:
     try:
         yield
     except Overloaded:

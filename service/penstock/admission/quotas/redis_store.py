@@ -93,7 +93,7 @@ async def _asked(answer: Awaitable[T]) -> T:
         ) from error
 
 
-class RedisMinutes:
+class RedisTokenBucketLimiter:
     def __init__(self, client: redis.Redis) -> None:
         self._client = client
         self._script: Any = client.register_script(_TAKE)
@@ -103,7 +103,7 @@ class RedisMinutes:
         answer = await _asked(self._script(keys=[f"{_PREFIX}{kind}:{caller}"], args=arguments))
         return cast("tuple[int, int]", answer)
 
-    async def take(self, caller: str, kind: str, per_minute: int, amount: int, *, owing: bool) -> float:
+    async def acquire(self, caller: str, kind: str, per_minute: int, amount: int, *, owing: bool) -> float:
         return (await self._run(caller, kind, per_minute, amount, owing=owing))[0] / 1000
 
     async def left(self, caller: str, kind: str, per_minute: int) -> int:
@@ -113,7 +113,7 @@ class RedisMinutes:
         await self._client.aclose()
 
 
-class RedisDays:
+class RedisDailyBudget:
     def __init__(self, client: redis.Redis) -> None:
         self._client = client
         self._reserve: Any = client.register_script(_RESERVE)

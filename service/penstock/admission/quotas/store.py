@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from penstock.admission.quotas.days import SqliteDays
+from penstock.admission.quotas.days import SqliteDailyBudget
 from penstock.admission.quotas.quotas import Quotas
 from penstock.config.security import QuotaSettings
 from penstock.errors import ConfigError
@@ -12,9 +12,9 @@ def quotas_of(settings: QuotaSettings) -> Quotas:
     """Raises ConfigError where the counts cannot be kept where they should be."""
     if settings.redis_url:
         try:
-            from penstock.admission.quotas.redis_store import RedisDays, RedisMinutes, connect
+            from penstock.admission.quotas.redis_store import RedisDailyBudget, RedisTokenBucketLimiter, connect
         except ModuleNotFoundError as error:
             raise ConfigError("quotas.redis_url needs the package redis: pip install 'penstock[redis]'") from error
         client = connect(settings)
-        return Quotas(RedisMinutes(client), RedisDays(client))
-    return Quotas(days=SqliteDays(settings.daily_file) if settings.daily_file is not None else None)
+        return Quotas(RedisTokenBucketLimiter(client), RedisDailyBudget(client))
+    return Quotas(daily_budget=SqliteDailyBudget(settings.daily_file) if settings.daily_file is not None else None)

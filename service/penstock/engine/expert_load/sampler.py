@@ -14,8 +14,8 @@ from penstock.errors import EngineDown, EngineRefused, FeatureOff
 log = logging.getLogger(__name__)
 _EVERY_SECONDS = 1.0
 # Asking takes the engine a fraction of a millisecond between two steps: callers cannot make it much more often.
-_LEAST_GAP_SECONDS = 0.05
-_PATIENCE_SECONDS = 10.0
+_MIN_GAP_SECONDS = 0.05
+_GRACE_SECONDS = 10.0
 
 
 class ExpertSampler:
@@ -74,10 +74,10 @@ class ExpertSampler:
             if last is not None:
                 if last[0] >= not_before:
                     return
-                await asyncio.sleep(last[0] + _LEAST_GAP_SECONDS - time.monotonic())
+                await asyncio.sleep(last[0] + _MIN_GAP_SECONDS - time.monotonic())
             at = time.monotonic()
             try:
-                async with asyncio.timeout(_PATIENCE_SECONDS):
+                async with asyncio.timeout(_GRACE_SECONDS):
                     counts = await engine.expert_counts()
             except TimeoutError:
                 raise EngineDown("the engine does not answer") from None

@@ -14,7 +14,7 @@ LONGEST_WINDOW_SECONDS = 3600.0
 _HOT = 2.0  # times the mean load
 # Moments are kept so densely that a window's end is off by at most half of this share of its length.
 _SPACING = 1 / 32
-_MOST_LOADS = 64  # kept of one moment, for those who ask the same
+_MAX_LOADS = 64  # kept of one moment, for those who ask the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +146,7 @@ class History:
         now, newest = moments[-1]
         began, oldest = _nearest(moments, now - window_seconds)
         if began not in loads:
-            if len(loads) >= _MOST_LOADS:
+            if len(loads) >= _MAX_LOADS:
                 loads.clear()
             loads[began] = measure(newest - oldest, now - began)
         return loads[began]

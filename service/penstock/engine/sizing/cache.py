@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from penstock.engine.sizing.shape import Shape
-from penstock.engine.sizing.weights import Layout
+from penstock.engine.sizing.weights import ParallelLayout
 from penstock.errors import ConfigError
 
 GPU_BLOCK_TOKENS = 16
@@ -57,7 +57,7 @@ class Cache:
 
 def plan_cache(
     shape: Shape,
-    layout: Layout,
+    layout: ParallelLayout,
     *,
     kv_fp8: bool,
     drafted: int = 0,
@@ -83,14 +83,14 @@ def plan_cache(
     )
 
 
-def _kv_heads(shape: Shape, layout: Layout) -> int:
+def _kv_heads(shape: Shape, layout: ParallelLayout) -> int:
     """On one device: at least one, so beyond as many devices as heads each head is kept more than once."""
     if max(shape.kv_heads, layout.tensor) % min(shape.kv_heads, layout.tensor):
         raise ConfigError(f"{layout.tensor} devices do not divide {shape.kv_heads} key-value heads")
     return max(1, shape.kv_heads // layout.tensor)
 
 
-def _state_bytes(shape: Shape, layout: Layout, drafted: int) -> int:
+def _state_bytes(shape: Shape, layout: ParallelLayout, drafted: int) -> int:
     """One layer's recurrent state, and the convolution's last inputs (bfloat16), which drafts lengthen."""
     if shape.linear_layers and (shape.linear_keys % layout.tensor or shape.linear_values % layout.tensor):
         raise ConfigError(f"{layout.tensor} devices do not divide {shape.linear_keys} Gated DeltaNet key heads")

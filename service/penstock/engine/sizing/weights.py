@@ -37,7 +37,7 @@ class Spread(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class ParallelLayout:
     """`tensor` devices hold one replica, `data` replicas run side by side, their experts spread over all or not."""
 
     tensor: int = 1
@@ -84,7 +84,7 @@ class Matrix:
             return -(-self.elements // 2) + -(-self.elements // NVFP4_GROUP) + 4 * self.count
         return self.elements + 4 * self.scales if fp8 and self.fp8 else self.elements * self.bytes_each
 
-    def share(self, shape: Shape, layout: Layout) -> Fraction:
+    def share(self, shape: Shape, layout: ParallelLayout) -> Fraction:
         """Of its bytes, on one device."""
         match self.spread:
             case Spread.EVERYWHERE:
@@ -115,18 +115,20 @@ def bytes_of(
     matrices: list[Matrix],
     fp8: bool,
     shape: Shape,
-    layout: Layout | None = None,
+    layout: ParallelLayout | None = None,
     which: Callable[[Matrix], bool] = lambda _: True,
     nvfp4: bool = False,
 ) -> int:
     """All of them; with a layout, those of one device, rounded up."""
-    alone = layout or Layout()
+    alone = layout or ParallelLayout()
     wanted = (matrix for matrix in matrices if which(matrix))
     total = sum((matrix.bytes(fp8, nvfp4) * matrix.share(shape, alone) for matrix in wanted), Fraction(0))
     return -(-total.numerator // total.denominator)
 
 
-def weight_bytes(shape: Shape, fp8: bool, draft: bool = True, layout: Layout | None = None, nvfp4: bool = False) -> int:
+def weight_bytes(
+    shape: Shape, fp8: bool, draft: bool = True, layout: ParallelLayout | None = None, nvfp4: bool = False
+) -> int:
     """Return the bytes of the whole model, or of one device of a layout."""
     return bytes_of(inventory(shape, draft), fp8, shape, layout, nvfp4=nvfp4)
 

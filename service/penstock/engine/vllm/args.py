@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from penstock.config.schema import EngineSettings
-from penstock.engine.vllm.checkpoint import Checkpoint
+from penstock.engine.vllm.checkpoint import ModelCheckpoint
 from penstock.engine.vllm.features import Devices, Resolved, resolve, yarn_factor
-from penstock.engine.vllm.parallel import Layout
+from penstock.engine.vllm.parallel import ExpertLayout
 from penstock.errors import ConfigError
 from penstock.types import Feature
 
@@ -31,11 +31,11 @@ class EnginePlan:
     environment: Mapping[str, str]
     profile: tuple[Feature, ...]
     unsupported_fields: Mapping[str, str] = field(default_factory=dict)
-    layout: Layout | None = None
+    layout: ExpertLayout | None = None
     """Of the experts, where they are counted."""
 
 
-def plan_engine(settings: EngineSettings, checkpoint: Checkpoint, devices: Devices) -> EnginePlan:
+def plan_engine(settings: EngineSettings, checkpoint: ModelCheckpoint, devices: Devices) -> EnginePlan:
     """Raises `ConfigError` where something `required` is impossible, or what is asked for contradicts itself."""
     resolved = resolve(settings, checkpoint, devices)
     arguments: dict[str, Any] = {
@@ -80,11 +80,11 @@ def plan_engine(settings: EngineSettings, checkpoint: Checkpoint, devices: Devic
     )
 
 
-def _layout(checkpoint: Checkpoint, resolved: Resolved) -> Layout:
+def _layout(checkpoint: ModelCheckpoint, resolved: Resolved) -> ExpertLayout:
     spread = resolved.parallel
     ranks = spread.tensor * spread.data if spread.experts else 1
     layers, per_token = (int(checkpoint.text.get(key) or 1) for key in ("num_hidden_layers", "num_experts_per_tok"))
-    return Layout(layers, checkpoint.experts, per_token, ranks)
+    return ExpertLayout(layers, checkpoint.experts, per_token, ranks)
 
 
 def _cpu(settings: EngineSettings) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def _cpu(settings: EngineSettings) -> dict[str, Any]:
     }
 
 
-def _gpu(settings: EngineSettings, checkpoint: Checkpoint, resolved: Resolved, devices: Devices) -> dict[str, Any]:
+def _gpu(settings: EngineSettings, checkpoint: ModelCheckpoint, resolved: Resolved, devices: Devices) -> dict[str, Any]:
     made_fp8 = resolved.fp8_weights.enabled and checkpoint.quantization is None
     spread = resolved.parallel
     return {
@@ -125,7 +125,7 @@ def _several_nodes(settings: EngineSettings) -> dict[str, Any]:
     }
 
 
-def _yarn(checkpoint: Checkpoint, window: int) -> dict[str, Any]:
+def _yarn(checkpoint: ModelCheckpoint, window: int) -> dict[str, Any]:
     """The checkpoint's own positions, stretched; in the text model's part where there are others."""
     native = checkpoint.native_context_tokens
     rope = checkpoint.rope | {
@@ -138,7 +138,7 @@ def _yarn(checkpoint: Checkpoint, window: int) -> dict[str, Any]:
 
 
 def _environment(
-    settings: EngineSettings, checkpoint: Checkpoint, devices: Devices, resolved: Resolved
+    settings: EngineSettings, checkpoint: ModelCheckpoint, devices: Devices, resolved: Resolved
 ) -> dict[str, str]:
     """Variables for this process and its children."""
     environment = {

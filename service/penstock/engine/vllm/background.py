@@ -25,9 +25,9 @@ async def run_in_background(function: Callable[..., _Result], *arguments: object
         try:
             result = function(*arguments)
         except BaseException as error:
-            _tell(loop, done, done.set_exception, error)
+            _deliver(loop, done, done.set_exception, error)
         else:
-            _tell(loop, done, done.set_result, result)
+            _deliver(loop, done, done.set_result, result)
 
     threading.Thread(target=work, name=THREAD_NAME, daemon=True).start()
     return await done
@@ -38,7 +38,9 @@ def is_busy() -> bool:
     return any(thread.name == THREAD_NAME for thread in threading.enumerate())
 
 
-def _tell(loop: asyncio.AbstractEventLoop, done: asyncio.Future[Any], settle: Callable[[Any], None], how: Any) -> None:
+def _deliver(
+    loop: asyncio.AbstractEventLoop, done: asyncio.Future[Any], settle: Callable[[Any], None], how: Any
+) -> None:
     def settle_if_wanted() -> None:
         if not done.done():
             settle(how)

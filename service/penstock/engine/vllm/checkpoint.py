@@ -28,7 +28,7 @@ OBJECT_STORES = ("s3://", "gs://", "az://")
 
 
 @dataclass(frozen=True, slots=True)
-class Checkpoint:
+class ModelCheckpoint:
     """`model` is what vLLM is given. Generation defaults are the keys of generation_config.json as they stand."""
 
     model: str
@@ -60,7 +60,7 @@ class Checkpoint:
             return None
 
 
-def read_checkpoint(model: str, fp8: bool = True, revision: str = "") -> Checkpoint:
+def read_checkpoint(model: str, fp8: bool = True, revision: str = "") -> ModelCheckpoint:
     """Reads a directory, or a Hugging Face name's two small files. Raises `ConfigError` in plain words.
 
     Empty is the embedded demo model, in FP8 where that is wanted and has been made.
@@ -81,7 +81,7 @@ def read_checkpoint(model: str, fp8: bool = True, revision: str = "") -> Checkpo
     return _describe(model, is_local, config, generation)
 
 
-def read_facts(model: str, fp8: bool = True) -> Checkpoint:
+def read_facts(model: str, fp8: bool = True) -> ModelCheckpoint:
     """Enough to plan with, no weights needed: a directory or file with config.json alone will do, or a name in `CARDS`.
 
     Raises `ConfigError` in plain words.
@@ -99,10 +99,10 @@ def read_facts(model: str, fp8: bool = True) -> Checkpoint:
         raise ConfigError(f"{error.message}\nknown without a checkpoint: {', '.join(CARDS)}") from None
 
 
-def card_checkpoint(name: str) -> Checkpoint:
+def card_checkpoint(name: str) -> ModelCheckpoint:
     """An official model as if its small files had been read."""
     text = dict(CARDS[name])
-    return Checkpoint(
+    return ModelCheckpoint(
         model=name,
         is_local=False,
         architecture="Qwen3_5MoeForConditionalGeneration"
@@ -118,7 +118,7 @@ def card_checkpoint(name: str) -> Checkpoint:
     )
 
 
-def _describe(model: str, is_local: bool, config: dict[str, Any], generation: dict[str, Any]) -> Checkpoint:
+def _describe(model: str, is_local: bool, config: dict[str, Any], generation: dict[str, Any]) -> ModelCheckpoint:
     architecture = next(iter(config.get("architectures") or []), "")
     if architecture not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
@@ -130,7 +130,7 @@ def _describe(model: str, is_local: bool, config: dict[str, Any], generation: di
         raise ConfigError(f"{model}: config.json lacks a usable {error}") from error
     eos = generation.get("eos_token_id", text.get("eos_token_id", config.get("eos_token_id")))
     quantization = config.get("quantization_config") or text.get("quantization_config") or {}
-    return Checkpoint(
+    return ModelCheckpoint(
         model=model,
         is_local=is_local,
         architecture=architecture,

@@ -7,8 +7,8 @@ from typing import Literal
 from penstock.config.schema import EngineSettings
 from penstock.engine.sizing.cache import plan_cache
 from penstock.engine.sizing.shape import read_shape
-from penstock.engine.sizing.weights import Layout, weight_bytes
-from penstock.engine.vllm.checkpoint import Checkpoint
+from penstock.engine.sizing.weights import ParallelLayout, weight_bytes
+from penstock.engine.vllm.checkpoint import ModelCheckpoint
 from penstock.engine.vllm.parallel import Parallel
 from penstock.errors import ConfigError
 
@@ -22,7 +22,7 @@ _WORKING_SHARE = 0.1
 
 def plan_concurrency(
     settings: EngineSettings,
-    checkpoint: Checkpoint,
+    checkpoint: ModelCheckpoint,
     device: Literal["cpu", "gpu"],
     bytes_each: int | None,
     parallel: Parallel,
@@ -39,7 +39,7 @@ def plan_concurrency(
     if device == "cpu" or bytes_each is None:
         return LEAST
     drafted = settings.mtp_draft_tokens if mtp else 0
-    layout = Layout(parallel.tensor, parallel.data, parallel.experts)
+    layout = ParallelLayout(parallel.tensor, parallel.data, parallel.experts)
     try:
         shape = read_shape(checkpoint.text)
         cache = plan_cache(shape, layout, kv_fp8=fp8_kv_cache, drafted=drafted, prefix_caching=prefix_caching)

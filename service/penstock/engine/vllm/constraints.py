@@ -24,7 +24,7 @@ from typing import Any
 from penstock import tasks
 from penstock.engine.vllm.json_schema import RefusedSchemaError, rewritten
 from penstock.engine.vllm.regex import RefusedRegexError, translate
-from penstock.engine.vllm.sandbox import Verdict
+from penstock.engine.vllm.sandbox import SandboxResult
 from penstock.errors import BadRequest, FieldReason, FieldViolation, Overloaded
 from penstock.types import StructuredKind, StructuredOutput
 
@@ -44,7 +44,7 @@ GrammarOf = Callable[[StructuredOutput], tuple[str, str]]
 """Kind (as in `trial`) and text of a constraint, as vLLM's backend compiles it. Raises BadRequest where it cannot."""
 
 
-class Constraints:
+class ConstraintSandbox:
     """Belongs to one event loop. `tokenizer_json` gives the compiler's own view of the tokenizer, asked for when the
     process starts; a trial takes at most `seconds`. One that ran out of them may have been slowed by the machine: it
     may be tried again after `doubted_seconds`."""
@@ -87,14 +87,14 @@ class Constraints:
         key = _key(kind, spec)
         verdict = self._remembered(_key_of_caller(key, caller)) or self._remembered(key)
         if verdict is None:
-            verdict = await self._tried(key, kind, spec, caller)
-        if verdict != Verdict.GOOD:
+            verdict = await self._sandbox_result(key, kind, spec, caller)
+        if verdict != SandboxResult.GOOD:
             raise refusal(structured, verdict, self._seconds)
 
     def block(self, structured: StructuredOutput, caller: str) -> None:
         """Refuse a constraint to one caller for a while: the engine found it too slow in a call of that caller."""
         key = _key_of_caller(_key(*self._grammar_of(structured)), caller)
-        self._remember(key, Verdict.SLOW)
+        self._remember(key, SandboxResult.SLOW)
 
     async def close(self) -> None:
         """End the process and all that waits for it."""
@@ -113,14 +113,14 @@ class Constraints:
     def _remember(self, key: bytes, verdict: int) -> None:
         if verdict == -signal.SIGKILL:
             return  # Somebody else's doing, such as the kernel's.
-        seconds = _KEPT_SECONDS if verdict in (Verdict.GOOD, Verdict.MALFORMED) else self._costly_seconds
+        seconds = _KEPT_SECONDS if verdict in (SandboxResult.GOOD, SandboxResult.MALFORMED) else self._costly_seconds
         seconds = self._doubted_seconds if verdict == -signal.SIGALRM else seconds
         self._verdicts[key] = (verdict, time.monotonic() + seconds)
         self._verdicts.move_to_end(key)
         while len(self._verdicts) > _MAX_REMEMBERED:
             self._verdicts.popitem(last=False)
 
-    async def _tried(self, key: bytes, kind: str, spec: str, caller: str) -> int:
+    async def _sandbox_result(self, key: bytes, kind: str, spec: str, caller: str) -> int:
         task = self._running.get(key)
         if task is None:
             async with contextlib.AsyncExitStack() as turn:
@@ -130,7 +130,7 @@ class Constraints:
                     return verdict
                 task = self._running.get(key)
                 if task is None:
-                    task = asyncio.create_task(self._trial(key, kind, spec, turn.pop_all()))
+                    task = asyncio.create_task(self._run_in_sandbox(key, kind, spec, turn.pop_all()))
                     task.add_done_callback(_retrieve)
                     self._running[key] = task
         return await asyncio.shield(task)
@@ -155,7 +155,7 @@ class Constraints:
             if users > 1:
                 self._callers[caller] = (own, users - 1)
 
-    async def _trial(self, key: bytes, kind: str, spec: str, turn: contextlib.AsyncExitStack) -> int:
+    async def _run_in_sandbox(self, key: bytes, kind: str, spec: str, turn: contextlib.AsyncExitStack) -> int:
         async with turn:
             try:
                 verdict = await self._try(kind, spec)
@@ -272,9 +272,9 @@ def refusal(structured: StructuredOutput, verdict: int, seconds: float) -> BadRe
     """What to tell the caller; `seconds` is the time that a trial may take."""
     reason: FieldReason
     match verdict:
-        case Verdict.MALFORMED:
+        case SandboxResult.MALFORMED:
             reason, why = "INVALID_FIELD", "the constraint cannot be compiled"
-        case Verdict.DEAD_END:
+        case SandboxResult.DEAD_END:
             reason = "INVALID_FIELD"
             why = "some text that the constraint allows cannot be completed, or it allows no text at all"
         case _:
@@ -302,7 +302,7 @@ def compiled_text(structured: StructuredOutput) -> str:
     except (RefusedSchemaError, RefusedRegexError) as error:
         raise BadRequest(FieldViolation(field_of(structured), str(error), "INVALID_FIELD")) from error
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise refusal(structured, Verdict.MALFORMED, 0.0) from error
+        raise refusal(structured, SandboxResult.MALFORMED, 0.0) from error
 
 
 def grammar_of(structured: StructuredOutput) -> tuple[str, str]:

@@ -10,17 +10,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from penstock.engine.vllm.features import Device, Devices
+from penstock.engine.vllm.features import DeviceKind, Devices
 
 _CPUINFO = Path("/proc/cpuinfo")
 _READS_FP8_CACHE = (8, 9)
 """From this compute capability on: Triton has no e4m3 below, and FlashAttention 3 is Hopper's."""
 _CUDA_HOME = "/usr/local/cuda"
 _NEARLY = 0.97
-_LOOK_SECONDS = 0.1
+_CHECK_SECONDS = 0.1
 
 
-def find_devices(kind: Device) -> Devices:
+def find_devices(kind: DeviceKind) -> Devices:
     """GPUs by NVIDIA's management library, which vLLM's CUDA build brings; it starts no CUDA context."""
     if kind == "cpu":
         return Devices("cpu", reads_fp8_cache=_has_avx512(_CPUINFO))
@@ -65,7 +65,7 @@ def wait_until_free(before: Sequence[int], wait_seconds: float) -> bool:
     while any(now < then * _NEARLY for now, then in zip(free_bytes(), before, strict=False)):
         if time.monotonic() > until:
             return False
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(_CHECK_SECONDS)
     return True
 
 

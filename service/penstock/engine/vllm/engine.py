@@ -20,15 +20,15 @@ from penstock.engine.expert_load.statistics import ExpertCounts
 from penstock.engine.tokenizer import HfTokenizer
 from penstock.engine.vllm.compat.plain_text import text_tokens
 from penstock.engine.vllm.compat.slow_grammars import TOO_SLOW
-from penstock.engine.vllm.constraints import Constraints, grammar_of, refusal
+from penstock.engine.vllm.constraints import ConstraintSandbox, grammar_of, refusal
 from penstock.engine.vllm.devices import wait_until_free
 from penstock.engine.vllm.experts import OutputTally, merged
 from penstock.engine.vllm.lifetime import ServicePipe
 from penstock.engine.vllm.load import LoadMeter
-from penstock.engine.vllm.parallel import Layout
+from penstock.engine.vllm.parallel import ExpertLayout
 from penstock.engine.vllm.processes import kill, processes_of
 from penstock.engine.vllm.sampling import sampling_params, thought_tokens_in_prompt
-from penstock.engine.vllm.sandbox import Verdict
+from penstock.engine.vllm.sandbox import SandboxResult
 from penstock.errors import BadRequest, ConstraintLost, EngineDown, EngineRefused, FeatureOff
 from penstock.types import (
     EngineChunk,
@@ -66,8 +66,8 @@ class VllmEngine:
         self._meter = meter
         self._processes = processes_of(llm)
         self._constraint_seconds = constraint_seconds
-        self._constraints = Constraints(self._compilers_tokenizer, grammar_of, constraint_seconds)
-        self._layout: Layout | None = None
+        self._constraints = ConstraintSandbox(self._compilers_tokenizer, grammar_of, constraint_seconds)
+        self._layout: ExpertLayout | None = None
         self._outputs: OutputTally | None = None
 
     @property
@@ -122,7 +122,7 @@ class VllmEngine:
     def load(self) -> EngineLoad:
         return self._meter.load()
 
-    async def count_experts(self, layout: Layout | None, *, by_output: bool = False) -> int:
+    async def count_experts(self, layout: ExpertLayout | None, *, by_output: bool = False) -> int:
         """From now on, in the workers or by what vLLM returns; None ends it. The number of layers that are counted."""
         self._layout = layout
         self._outputs = OutputTally(layout) if layout is not None and by_output else None
@@ -173,7 +173,7 @@ class VllmEngine:
     def interruption(self) -> None:
         """One AsyncLLM lives once: it does not come back."""
 
-    async def revived(self) -> None:
+    async def wait_until_available(self) -> None:
         """One AsyncLLM lives once: whoever supervises starts another."""
         await self.check()
 
@@ -213,13 +213,13 @@ class VllmEngine:
         if why != TOO_SLOW:
             return ConstraintLost("the engine found no way to go on with a constrained answer")
         self._constraints.block(structured, request.caller_id)
-        return refusal(structured, Verdict.SLOW, self._constraint_seconds)
+        return refusal(structured, SandboxResult.SLOW, self._constraint_seconds)
 
     def _refusal(self, request: EngineRequest, error: Exception) -> BadRequest | EngineRefused:
         """What vLLM refuses of a constraint is the caller's mistake; all else was ours to refuse."""
         if request.structured is None:
             return EngineRefused(f"vLLM refuses the request: {type(error).__name__}")
-        return refusal(request.structured, Verdict.MALFORMED, self._constraint_seconds)
+        return refusal(request.structured, SandboxResult.MALFORMED, self._constraint_seconds)
 
     def _answers_at_once(self, request: EngineRequest) -> bool:
         markers = self._card.markers

@@ -18,7 +18,7 @@ from vllm.forward_context import get_forward_context, is_forward_context_availab
 from vllm.model_executor.layers.fused_moe.router.fused_moe_router import FusedMoERouter
 
 from penstock.engine.expert_load.statistics import ExpertCounts
-from penstock.engine.vllm.parallel import Layout
+from penstock.engine.vllm.parallel import ExpertLayout
 
 _FLUSH_STEPS, _FLUSH_TOKENS = 64, 8192
 _CHUNK_TOKENS = 4096
@@ -84,7 +84,7 @@ class RouterTally:
         self._unflushed_tokens = 0
 
 
-def merged(layout: Layout, workers: list[Rows]) -> ExpertCounts:
+def merged(layout: ExpertLayout, workers: list[Rows]) -> ExpertCounts:
     """Of all workers, each with the layers that it counted."""
     layers = {row[0]: array("q", row[1:]) for rows in workers for row in rows}
     return ExpertCounts(layout.experts_per_token, layout.ranks, layers)
@@ -93,7 +93,7 @@ def merged(layout: Layout, workers: list[Rows]) -> ExpertCounts:
 class OutputTally:
     """In the service: counts the experts that vLLM returns with what is finished."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: ExpertLayout) -> None:
         self._layout = layout
         self._counts = np.zeros((layout.layers, layout.experts), dtype=np.int64)
 

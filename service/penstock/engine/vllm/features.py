@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from penstock.config.schema import EngineSettings
-from penstock.engine.vllm.checkpoint import Checkpoint
+from penstock.engine.vllm.checkpoint import ModelCheckpoint
 from penstock.engine.vllm.concurrency import plan_concurrency
 from penstock.engine.vllm.parallel import Parallel, plan_parallel
 from penstock.engine.vllm.switches import impossible, switch
 from penstock.errors import ConfigError
 from penstock.types import Feature
 
-Device = Literal["cpu", "gpu"]
+DeviceKind = Literal["cpu", "gpu"]
 LARGEST_YARN_TOKENS = 1_010_000
 """What Qwen names for these models; a factor of 4 on 262,144."""
 
@@ -26,7 +26,7 @@ class Devices:
     """What there is to run on. `bytes_each` and `capability` (CUDA's compute capability) are None where they could not
     be found out; `reads_fp8_cache` is whether attention can there, `compiles_cuda` whether nvcc and ninja are there."""
 
-    kind: Device
+    kind: DeviceKind
     count: int = 1
     bytes_each: int | None = None
     reads_fp8_cache: bool = True
@@ -57,7 +57,7 @@ class Resolved:
         return (*switched, *self.described, *self.parallel.features, self.yarn, self.engine_budget, self.routing)
 
 
-def resolve(settings: EngineSettings, checkpoint: Checkpoint, devices: Devices) -> Resolved:
+def resolve(settings: EngineSettings, checkpoint: ModelCheckpoint, devices: Devices) -> Resolved:
     """Raises `ConfigError` where something `required` is impossible, or what is asked for contradicts itself."""
     window, yarn = _window(settings, checkpoint)
     prefix_caching = switch("prefix_caching", settings.prefix_caching)
@@ -90,7 +90,7 @@ def resolve(settings: EngineSettings, checkpoint: Checkpoint, devices: Devices) 
     )
 
 
-def _fp8_weights(settings: EngineSettings, checkpoint: Checkpoint, device: Device) -> Feature:
+def _fp8_weights(settings: EngineSettings, checkpoint: ModelCheckpoint, device: DeviceKind) -> Feature:
     name, wanted = "fp8_weights", settings.fp8_weights
     if checkpoint.quantization == "fp8":
         if wanted == "off":
@@ -115,14 +115,18 @@ def _fp8_kv_cache(settings: EngineSettings, devices: Devices) -> Feature:
     return switch("fp8_kv_cache", settings.fp8_kv_cache, on="e4m3")
 
 
-def _mtp(settings: EngineSettings, checkpoint: Checkpoint) -> Feature:
+def _mtp(settings: EngineSettings, checkpoint: ModelCheckpoint) -> Feature:
     if checkpoint.mtp_layers == 0 and settings.mtp != "off":
         return impossible("mtp", settings.mtp, "the checkpoint has no multi-token prediction layer")
     return switch("mtp", settings.mtp, on=f"{settings.mtp_draft_tokens} drafted per step")
 
 
 def _routing(
-    settings: EngineSettings, checkpoint: Checkpoint, device: Device, prefix_caching: Feature, parallel: Parallel
+    settings: EngineSettings,
+    checkpoint: ModelCheckpoint,
+    device: DeviceKind,
+    prefix_caching: Feature,
+    parallel: Parallel,
 ) -> Feature:
     name, wanted = "routing", settings.routing
     if not checkpoint.experts and wanted != "off":
@@ -139,7 +143,7 @@ def _routing(
     return switch(name, wanted, on="tokens of finished runs")
 
 
-def _window(settings: EngineSettings, checkpoint: Checkpoint) -> tuple[int, Feature]:
+def _window(settings: EngineSettings, checkpoint: ModelCheckpoint) -> tuple[int, Feature]:
     native = checkpoint.native_context_tokens
     wanted = settings.max_context_tokens or native
     if checkpoint.rope.get("rope_type") == "yarn":

@@ -26,7 +26,7 @@ from penstock.errors import EngineDown
 
 Progress = Callable[[str], None]
 HEADLESS = (sys.executable, "-m", "penstock.engine.vllm.headless")
-_LOOK_SECONDS = 1.0
+_CHECK_SECONDS = 1.0
 _KILL_SECONDS = 10.0
 _FIND_SECONDS = 600.0
 _MISSES = 3
@@ -47,7 +47,7 @@ async def find_leader(settings: EngineSettings, wait_seconds: float = _FIND_SECO
         except OSError as error:
             if time.monotonic() > until:
                 raise EngineDown(f"engine.leader_address: {settings.leader_address} cannot be found") from error
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_CHECK_SECONDS)
 
 
 async def compute(
@@ -127,7 +127,7 @@ class _Part:
             seen, misses = seen or up, 0 if up or not seen else misses + 1
             if not seen and self.process.returncode is not None:
                 return False
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_CHECK_SECONDS)
         return seen
 
     async def _leader_is_up(self) -> bool:

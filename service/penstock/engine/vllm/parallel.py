@@ -9,7 +9,7 @@ from penstock.config.schema import EngineSettings, Switch
 from penstock.engine.sizing import weights as sizes
 from penstock.engine.sizing.cache import plan_cache
 from penstock.engine.sizing.shape import read_shape
-from penstock.engine.vllm.checkpoint import Checkpoint
+from penstock.engine.vllm.checkpoint import ModelCheckpoint
 from penstock.engine.vllm.switches import impossible, switch
 from penstock.errors import ConfigError
 from penstock.types import Feature
@@ -51,7 +51,7 @@ class _Room:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class ExpertLayout:
     """The experts as served: `ranks` hold them by whole experts, 1 where each device has a part of every expert."""
 
     layers: int
@@ -62,7 +62,7 @@ class Layout:
 
 def plan_parallel(
     settings: EngineSettings,
-    checkpoint: Checkpoint,
+    checkpoint: ModelCheckpoint,
     device: Literal["cpu", "gpu"],
     count: int = 1,
     bytes_each: int | None = None,
@@ -98,7 +98,7 @@ def plan_parallel(
     return Parallel(tensor, stages, data, experts.enabled, eplb.enabled, features)
 
 
-def _layout(settings: EngineSettings, checkpoint: Checkpoint, device: str, room: _Room) -> tuple[int, int, str]:
+def _layout(settings: EngineSettings, checkpoint: ModelCheckpoint, device: str, room: _Room) -> tuple[int, int, str]:
     """(tensor, stages, why). A replica stays within a node where it fits: tensor parallel ranks talk in every layer."""
     tensor = settings.tensor_parallel_size
     stages = int(str(settings.extra_args.get("pipeline_parallel_size", 0))) or settings.pipeline_parallel_size
@@ -112,7 +112,7 @@ def _layout(settings: EngineSettings, checkpoint: Checkpoint, device: str, room:
     return _fit(settings, checkpoint, room, stages)
 
 
-def _most_contexts(settings: EngineSettings, checkpoint: Checkpoint, room: _Room) -> tuple[int, int, str] | None:
+def _most_contexts(settings: EngineSettings, checkpoint: ModelCheckpoint, room: _Room) -> tuple[int, int, str] | None:
     """The width with which the node's GPUs hold most contexts of the whole window, its experts spread over all.
 
     More devices per replica than key-value heads keep each head several times; more replicas keep more copies of all
@@ -138,7 +138,7 @@ def _most_contexts(settings: EngineSettings, checkpoint: Checkpoint, room: _Room
     for tensor in (2**power for power in range(ranks.bit_length())):
         if ranks % tensor or (checkpoint.heads and checkpoint.heads % tensor):
             continue
-        layout = sizes.Layout(tensor, ranks // tensor, experts=True)
+        layout = sizes.ParallelLayout(tensor, ranks // tensor, experts=True)
         weights = sizes.weight_bytes(shape, fp8, draft=drafted > 0, layout=layout)
         if not room.holds(weights, 1):
             continue
@@ -170,7 +170,9 @@ def _check_ranks(device: str, tensor: int, data: int, stages: int, room: _Room) 
         raise ConfigError(f"engine.nodes: {said} cannot be shared out evenly among {room.nodes} nodes")
 
 
-def _fit(settings: EngineSettings, checkpoint: Checkpoint, room: _Room, stages: int | None) -> tuple[int, int, str]:
+def _fit(
+    settings: EngineSettings, checkpoint: ModelCheckpoint, room: _Room, stages: int | None
+) -> tuple[int, int, str]:
     """The smallest power of two of GPUs whose memory holds the weights; beyond a node, stages on so many nodes."""
     size = checkpoint.weight_bytes(fp8=settings.fp8_weights != "off")
     if not room.bytes_each or not size:
@@ -189,7 +191,7 @@ def _fit(settings: EngineSettings, checkpoint: Checkpoint, room: _Room, stages: 
     )
 
 
-def _experts(settings: EngineSettings, checkpoint: Checkpoint, device: str, ranks: int) -> Feature:
+def _experts(settings: EngineSettings, checkpoint: ModelCheckpoint, device: str, ranks: int) -> Feature:
     why_not = None
     if not checkpoint.experts:
         why_not = "the model has no experts"

@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 
-_LOOK_SECONDS = 0.05
+_CHECK_SECONDS = 0.05
 
 
 def processes_of(llm: Any) -> tuple[psutil.Process, ...]:
@@ -41,7 +41,7 @@ def kill(processes: Sequence[psutil.Process], wait_seconds: float) -> None:
             process.kill()
     left, until = list(processes), time.monotonic() + wait_seconds
     while left and time.monotonic() < until:
-        _, running = psutil.wait_procs(left, timeout=_LOOK_SECONDS)
+        _, running = psutil.wait_procs(left, timeout=_CHECK_SECONDS)
         left = [process for process in running if not _is_zombie(process)]
 
 

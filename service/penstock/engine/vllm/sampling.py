@@ -13,8 +13,8 @@ from penstock.engine.vllm.constraints import compiled_text
 from penstock.errors import EngineRefused
 from penstock.types import EngineRequest, Markers, ModelCard, Sampling, StructuredKind, StructuredOutput
 
-_MOST_BAD_WORDS = 32  # each is looked up in Python at every step
-MOST_ALLOWED_TOKEN_IDS = 1024
+_MAX_BAD_WORDS = 32  # each is looked up in Python at every step
+MAX_ALLOWED_TOKEN_IDS = 1024
 """As many as vLLM's Model Runner V2 holds a request (v1/worker/gpu/sample/logit_bias.py); with more its worker dies.
 Biases (1,024) and stop tokens (128) are bounded there too, and lower by our configuration."""
 
@@ -86,13 +86,13 @@ def _without(banned: tuple[int, ...], card: ModelCard, name_of: Callable[[int], 
     all other tokens is always exact, but costs a list of the vocabulary per request.
     """
     names = [name_of(token_id) for token_id in banned]
-    if len(names) <= _MOST_BAD_WORDS and all(name and name == name.lstrip() for name in names):
+    if len(names) <= _MAX_BAD_WORDS and all(name and name == name.lstrip() for name in names):
         return {"bad_words": names}
     allowed = set(range(card.vocab_size)).difference(banned)
-    if len(allowed) > MOST_ALLOWED_TOKEN_IDS and not _runs_v1(card):
+    if len(allowed) > MAX_ALLOWED_TOKEN_IDS and not _runs_v1(card):
         raise EngineRefused(
-            f"Model Runner V2 bans at most {_MOST_BAD_WORDS} tokens, each a word that encodes to it alone: "
-            f"it takes lists of at most {MOST_ALLOWED_TOKEN_IDS} allowed tokens, got {len(allowed)}"
+            f"Model Runner V2 bans at most {_MAX_BAD_WORDS} tokens, each a word that encodes to it alone: "
+            f"it takes lists of at most {MAX_ALLOWED_TOKEN_IDS} allowed tokens, got {len(allowed)}"
         )
     return {"allowed_token_ids": sorted(allowed)}
 

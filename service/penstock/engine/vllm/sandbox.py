@@ -21,7 +21,7 @@ from enum import IntEnum
 from typing import Any
 
 from penstock.engine.vllm.lifetime import end_with_parent
-from penstock.engine.vllm.mask_budget import Patience
+from penstock.engine.vllm.mask_budget import MaskTimeBudget
 
 _MEMORY_BYTES = 1 << 30  # beside what this process has itself
 _STACK_BYTES = 4 << 20  # half of what the engine's threads have
@@ -31,7 +31,7 @@ _WALKS = 4
 _WALK_TOKENS = 400
 
 
-class Verdict(IntEnum):
+class SandboxResult(IntEnum):
     GOOD = 0
     MALFORMED = 1
     SLOW = 2
@@ -59,7 +59,7 @@ def _watch(trial: dict[str, Any], tokenizer: Any) -> None:
     if child == 0:
         end_with_parent()
         _bound(trial["seconds"])
-        verdict = Verdict.MALFORMED
+        verdict = SandboxResult.MALFORMED
         try:
             verdict = _try(trial["kind"], trial["spec"], tokenizer)
         finally:
@@ -79,24 +79,24 @@ def _bound(seconds: float) -> None:
     signal.setitimer(signal.ITIMER_REAL, seconds)  # SIGALRM, which nobody catches
 
 
-def _try(kind: str, spec: str, tokenizer: Any) -> Verdict:
+def _try(kind: str, spec: str, tokenizer: Any) -> SandboxResult:
     import xgrammar
 
     began = time.thread_time()
     try:
         _convert(kind, spec, xgrammar)
         if time.thread_time() - began > _CONVERT_SECONDS:
-            return Verdict.SLOW
+            return SandboxResult.SLOW
         compiler = xgrammar.GrammarCompiler(tokenizer, max_threads=_threads(), cache_enabled=False)
         grammar = _compile(kind, spec, compiler)
     except (MemoryError, OSError):
-        return Verdict.SLOW
+        return SandboxResult.SLOW
     except Exception:
-        return Verdict.MALFORMED
+        return SandboxResult.MALFORMED
     matcher = xgrammar.GrammarMatcher(grammar)
     mask = xgrammar.allocate_token_bitmask(1, tokenizer.vocab_size)
     verdicts = (_walk(matcher, mask, number) for number in range(_WALKS))
-    return next((verdict for verdict in verdicts if verdict is not Verdict.GOOD), Verdict.GOOD)
+    return next((verdict for verdict in verdicts if verdict is not SandboxResult.GOOD), SandboxResult.GOOD)
 
 
 def _threads() -> int:
@@ -122,25 +122,25 @@ def _compile(kind: str, spec: str, compiler: Any) -> Any:
     return compiler.compile_lark(spec) if kind == "lark" else compiler.compile_grammar(spec)
 
 
-def _walk(matcher: Any, mask: Any, number: int) -> Verdict:
+def _walk(matcher: Any, mask: Any, number: int) -> SandboxResult:
     """Writes one text. The first walk takes the first token every time, others mix."""
     matcher.reset()
     draw = random.Random(number)
-    patience = Patience()
+    patience = MaskTimeBudget()
     for _ in range(_WALK_TOKENS):
         began = time.thread_time()
         matcher.fill_next_token_bitmask(mask, 0)
         patience.spend(time.thread_time() - began)
         words = mask[0].numpy().view("uint32")
         if not words.any():
-            return Verdict.DEAD_END
+            return SandboxResult.DEAD_END
         token_id = _pick(words, matcher.stop_token_ids, number, draw)
         began = time.thread_time()
         over = token_id is None or not matcher.accept_token(token_id)
         patience.spend(time.thread_time() - began)
         if patience.is_over or over:
             break
-    return Verdict.SLOW if patience.is_over else Verdict.GOOD
+    return SandboxResult.SLOW if patience.is_over else SandboxResult.GOOD
 
 
 def _pick(words: Any, stops: list[int], number: int, draw: random.Random) -> int | None:

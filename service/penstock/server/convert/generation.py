@@ -17,12 +17,12 @@ from penstock.types import (
     Delta,
     Finished,
     FinishReason,
+    GenerationPlan,
     Interrupted,
     InterruptionReason,
     Message,
     Output,
     Overflow,
-    Plan,
     Priority,
     Request,
     Role,
@@ -40,12 +40,14 @@ from penstock.types import (
 )
 
 _ROLES = {pb.ROLE_SYSTEM: Role.SYSTEM, pb.ROLE_USER: Role.USER, pb.ROLE_ASSISTANT: Role.ASSISTANT}
-MODES_OUT = {
+MODES_TO_PROTO = {
     ThinkingMode.FAST: pb.THINKING_MODE_FAST,
     ThinkingMode.THINKING: pb.THINKING_MODE_THINKING,
     ThinkingMode.AUTO: pb.THINKING_MODE_AUTO,
 }
-_MODES: dict[int, ThinkingMode | None] = {pb.THINKING_MODE_UNSPECIFIED: None} | {n: m for m, n in MODES_OUT.items()}
+_MODES: dict[int, ThinkingMode | None] = {pb.THINKING_MODE_UNSPECIFIED: None} | {
+    n: m for m, n in MODES_TO_PROTO.items()
+}
 _OVERFLOWS = {
     pb.OVERFLOW_POLICY_UNSPECIFIED: Overflow.ERROR,
     pb.OVERFLOW_POLICY_ERROR: Overflow.ERROR,
@@ -90,13 +92,13 @@ _SamplingScalar = Literal[
     "repetition_penalty",
     "seed",
 ]
-_MOST_FLUSH_SECONDS = 10
+_MAX_FLUSH_SECONDS = 10
 _SAMPLING_SCALARS: tuple[_SamplingScalar, ...] = get_args(_SamplingScalar)
 
 # ---------------------------------------------------------------------------------------------------------- inwards
 
 
-def request_of(spec: pb.GenerationSpec) -> Request:
+def request_from_proto(spec: pb.GenerationSpec) -> Request:
     """What the caller asked, absent fields as None. Raises BadRequest for enum numbers that this version lacks."""
     kind = spec.WhichOneof("input")
     return Request(
@@ -108,28 +110,28 @@ def request_of(spec: pb.GenerationSpec) -> Request:
         context=_context(spec.context),
         sampling=_sampling(spec.sampling),
         output=_output(spec.output),
-        priority=priority_of(spec) or Priority.NORMAL,
+        priority=priority_from_proto(spec) or Priority.NORMAL,
     )
 
 
-def seconds_of(length: Duration) -> float:
+def seconds_from_proto(length: Duration) -> float:
     seconds: float = length.seconds + length.nanos / 1e9
     return seconds
 
 
 def flush_seconds(interval: Duration) -> float:
     """How long deltas may be held. Raises BadRequest outside [0, 10] seconds."""
-    seconds = seconds_of(interval)
-    if not 0 <= seconds <= _MOST_FLUSH_SECONDS:
+    seconds = seconds_from_proto(interval)
+    if not 0 <= seconds <= _MAX_FLUSH_SECONDS:
         raise BadRequest(
             FieldViolation(
-                "flush_interval", f"must be 0 to {_MOST_FLUSH_SECONDS} seconds, got {seconds:g}", "INVALID_FIELD"
+                "flush_interval", f"must be 0 to {_MAX_FLUSH_SECONDS} seconds, got {seconds:g}", "INVALID_FIELD"
             )
         )
     return seconds
 
 
-def priority_of(spec: pb.GenerationSpec) -> Priority | None:
+def priority_from_proto(spec: pb.GenerationSpec) -> Priority | None:
     """The class that the call asks for, if it does. Raises BadRequest for a number that is none."""
     if spec.priority not in _PRIORITIES:
         raise _unknown_enum("spec.priority", spec.priority)
@@ -223,7 +225,7 @@ def interacted() -> tuple[pb.InteractResponse, pb.GenerationEvent]:
 
 
 def write_event(
-    said: pb.GenerationEvent,
+    message: pb.GenerationEvent,
     event: Delta | ThoughtEnded | Interrupted | Continued,
     token_bytes: Callable[[int], bytes],
     *,
@@ -231,9 +233,9 @@ def write_event(
 ) -> None:
     """One event of a running generation into an empty message. The hot path: one per engine step and stream."""
     if not isinstance(event, Delta):
-        _write_change(said, event)
+        _write_change(message, event)
         return
-    delta = said.thought if event.is_thought else said.answer
+    delta = message.thought if event.is_thought else message.answer
     delta.text = event.text
     delta.token_count = event.token_count
     if event.candidate_index:
@@ -241,24 +243,24 @@ def write_event(
     if with_ids:
         delta.token_ids.extend(event.token_ids)
     if event.logprobs:
-        delta.logprobs.extend(logprobs_out(event.logprobs, token_bytes))
+        delta.logprobs.extend(logprobs_to_proto(event.logprobs, token_bytes))
 
 
-def _write_change(said: pb.GenerationEvent, event: ThoughtEnded | Interrupted | Continued) -> None:
+def _write_change(message: pb.GenerationEvent, event: ThoughtEnded | Interrupted | Continued) -> None:
     match event:
         case ThoughtEnded():
-            said.thinking_finished.MergeFrom(thought_ended_out(event))
+            message.thinking_finished.MergeFrom(thought_ended_to_proto(event))
         case Interrupted():
-            said.interrupted.candidate_index = event.candidate_index
-            said.interrupted.reason = _INTERRUPTION_REASONS[event.reason]
+            message.interrupted.candidate_index = event.candidate_index
+            message.interrupted.reason = _INTERRUPTION_REASONS[event.reason]
             if event.expected_seconds is not None:
-                said.interrupted.expected_seconds = event.expected_seconds
+                message.interrupted.expected_seconds = event.expected_seconds
         case Continued():
-            said.continued.candidate_index = event.candidate_index
-            said.continued.interrupted_seconds = event.interrupted_seconds
+            message.continued.candidate_index = event.candidate_index
+            message.continued.interrupted_seconds = event.interrupted_seconds
 
 
-def logprobs_out(logprobs: Sequence[TokenLogprobs], token_bytes: Callable[[int], bytes]) -> list[pb.TokenLogprobs]:
+def logprobs_to_proto(logprobs: Sequence[TokenLogprobs], token_bytes: Callable[[int], bytes]) -> list[pb.TokenLogprobs]:
     def one(logprob: TokenLogprob) -> pb.TokenLogprob:
         piece = token_bytes(logprob.token_id)
         return pb.TokenLogprob(token_id=logprob.token_id, logprob=logprob.logprob, token_bytes=piece)
@@ -266,7 +268,7 @@ def logprobs_out(logprobs: Sequence[TokenLogprobs], token_bytes: Callable[[int],
     return [pb.TokenLogprobs(sampled=one(entry.sampled), top=[one(top) for top in entry.top]) for entry in logprobs]
 
 
-def thought_ended_out(ended: ThoughtEnded) -> pb.ThinkingFinished:
+def thought_ended_to_proto(ended: ThoughtEnded) -> pb.ThinkingFinished:
     return pb.ThinkingFinished(
         candidate_index=ended.candidate_index,
         outcome=_OUTCOMES[ended.outcome],
@@ -274,28 +276,30 @@ def thought_ended_out(ended: ThoughtEnded) -> pb.ThinkingFinished:
     )
 
 
-def finished_out(finished: Finished, effective: pb.EffectiveSettings, resume_token: str = "") -> pb.GenerationFinished:
+def finished_to_proto(
+    finished: Finished, effective: pb.EffectiveSettings, resume_token: str = ""
+) -> pb.GenerationFinished:
     return pb.GenerationFinished(
-        results=[result_out(end) for end in finished.ends],
-        usage=usage_out(finished.usage),
-        cost=cost_out(finished.cost),
+        results=[result_to_proto(end) for end in finished.ends],
+        usage=usage_to_proto(finished.usage),
+        cost=cost_to_proto(finished.cost),
         effective_settings=effective,
-        timing=timing_out(finished.timing),
+        timing=timing_to_proto(finished.timing),
         resume_token=resume_token,
     )
 
 
-def result_out(end: CandidateEnd) -> pb.CandidateResult:
+def result_to_proto(end: CandidateEnd) -> pb.CandidateResult:
     return pb.CandidateResult(
         candidate_index=end.candidate_index,
         finish_reason=_FINISHES[end.finish_reason],
         matched_stop=end.matched_stop,
         thinking_outcome=_OUTCOMES[end.outcome],
-        usage=usage_out(end.usage),
+        usage=usage_to_proto(end.usage),
     )
 
 
-def usage_out(usage: Usage) -> pb.Usage:
+def usage_to_proto(usage: Usage) -> pb.Usage:
     return pb.Usage(
         prompt_tokens=usage.prompt_tokens,
         cached_tokens=usage.cached_tokens,
@@ -310,7 +314,7 @@ def usage_out(usage: Usage) -> pb.Usage:
     )
 
 
-def cost_out(cost: Cost | None) -> pb.Cost | None:
+def cost_to_proto(cost: Cost | None) -> pb.Cost | None:
     if cost is None:
         return None
     return pb.Cost(
@@ -321,42 +325,42 @@ def cost_out(cost: Cost | None) -> pb.Cost | None:
     )
 
 
-def timing_out(timing: Timing) -> pb.Timing:
+def timing_to_proto(timing: Timing) -> pb.Timing:
     return pb.Timing(
-        queue=duration(timing.queue_seconds),
-        first_token=duration(timing.first_token_seconds),
-        first_answer_token=duration(timing.first_answer_seconds),
-        total=duration(timing.total_seconds),
+        queue=duration_to_proto(timing.queue_seconds),
+        first_token=duration_to_proto(timing.first_token_seconds),
+        first_answer_token=duration_to_proto(timing.first_answer_seconds),
+        total=duration_to_proto(timing.total_seconds),
     )
 
 
-def duration(seconds: float | None) -> Duration | None:
+def duration_to_proto(seconds: float | None) -> Duration | None:
     if seconds is None:
         return None
     nanos = round(seconds * 1e9)
     return Duration(seconds=nanos // 10**9, nanos=nanos % 10**9)
 
 
-def sampling_out(sampling: Sampling) -> pb.SamplingConfig:
+def sampling_to_proto(sampling: Sampling) -> pb.SamplingConfig:
     set_fields = {name: getattr(sampling, name) for name in _SAMPLING_SCALARS if getattr(sampling, name) is not None}
     return pb.SamplingConfig(**set_fields, logit_bias=dict(sampling.logit_bias))
 
 
-def effective_settings(plan: Plan) -> pb.EffectiveSettings:
+def effective_settings(plan: GenerationPlan) -> pb.EffectiveSettings:
     return pb.EffectiveSettings(
-        thinking_mode=MODES_OUT[plan.choice.mode],
+        thinking_mode=MODES_TO_PROTO[plan.choice.mode],
         thinking_budget=plan.budget.thought_tokens,
         answer_reserve=plan.budget.answer_reserve_tokens,
         max_output_tokens=plan.budget.max_output_tokens,
         thinking_reason=plan.budget.reason,
-        sampling=sampling_out(plan.sampling),
+        sampling=sampling_to_proto(plan.sampling),
         window_tokens=plan.context.window_tokens,
         dropped=dropped(plan),
         requested_thinking_mode=(
-            MODES_OUT[plan.requested_mode] if plan.requested_mode else pb.THINKING_MODE_UNSPECIFIED
+            MODES_TO_PROTO[plan.requested_mode] if plan.requested_mode else pb.THINKING_MODE_UNSPECIFIED
         ),
     )
 
 
-def dropped(plan: Plan) -> pb.DroppedContext:
+def dropped(plan: GenerationPlan) -> pb.DroppedContext:
     return pb.DroppedContext(tokens=plan.context.dropped_tokens, messages=plan.context.dropped_messages)

@@ -9,11 +9,11 @@ from penstock_proto.v1 import model_pb2 as pb
 from penstock.config.schema import Config
 from penstock.generation.thinking import defaults_for
 from penstock.generation.usage import PriceList
-from penstock.server.convert.generation import MODES_OUT, sampling_out
+from penstock.server.convert.generation import MODES_TO_PROTO, sampling_to_proto
 from penstock.types import ModelCard, ThinkingMode
 
 
-def model_out(card: ModelCard, config: Config, prices: PriceList) -> pb.GetModelResponse:
+def model_to_proto(card: ModelCard, config: Config, prices: PriceList) -> pb.GetModelResponse:
     default_mode = ThinkingMode(config.thinking.default_mode) if card.markers else ThinkingMode.FAST
     defaults = defaults_for(config.thinking, card)
     return pb.GetModelResponse(
@@ -22,9 +22,9 @@ def model_out(card: ModelCard, config: Config, prices: PriceList) -> pb.GetModel
         vocab_size=card.vocab_size,
         context_window_tokens=card.context_window_tokens,
         native_context_window_tokens=card.native_context_window_tokens,
-        thinking_modes=MODES_OUT.values() if card.markers else [MODES_OUT[ThinkingMode.FAST]],
-        default_thinking_mode=MODES_OUT[default_mode],
-        default_sampling=sampling_out(card.default_sampling),
+        thinking_modes=MODES_TO_PROTO.values() if card.markers else [MODES_TO_PROTO[ThinkingMode.FAST]],
+        default_thinking_mode=MODES_TO_PROTO[default_mode],
+        default_sampling=sampling_to_proto(card.default_sampling),
         profile=[
             pb.ProfileFeature(name=f.name, enabled=f.enabled, value=f.value, reason=f.reason) for f in card.profile
         ],

@@ -8,14 +8,14 @@ from penstock_proto.v1 import routing_pb2 as pb
 
 from penstock.engine.expert_load.statistics import LONGEST_WINDOW_SECONDS, ExpertLoad, busiest_rank_share
 from penstock.errors import BadRequest, FieldViolation
-from penstock.server.convert.generation import duration, seconds_of
+from penstock.server.convert.generation import duration_to_proto, seconds_from_proto
 
-_LEAST_INTERVAL_SECONDS, _LONGEST_INTERVAL_SECONDS = 0.1, 3600.0
+_MIN_INTERVAL_SECONDS, _LONGEST_INTERVAL_SECONDS = 0.1, 3600.0
 _DEFAULT_INTERVAL_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class LoadQuery:
     """What a caller wants to see. None: the server's default window; ranks as served."""
 
     window_seconds: float | None
@@ -23,34 +23,34 @@ class Wish:
     ranks: int | None
 
 
-def wish_of(request: pb.GetExpertLoadRequest | pb.WatchExpertLoadRequest) -> Wish:
+def load_query_from_proto(request: pb.GetExpertLoadRequest | pb.WatchExpertLoadRequest) -> LoadQuery:
     """Raises `errors.BadRequest` with every field that is out of its range."""
     wrong: list[FieldViolation] = []
     window = interval = None
     if request.HasField("window"):
-        window = seconds_of(request.window)
+        window = seconds_from_proto(request.window)
         if not 0 < window <= LONGEST_WINDOW_SECONDS:
             wrong.append(FieldViolation("window", "must be in (0, 1 hour]", "INVALID_FIELD"))
     if isinstance(request, pb.WatchExpertLoadRequest) and request.HasField("interval"):
-        interval = seconds_of(request.interval)
-        if not _LEAST_INTERVAL_SECONDS <= interval <= _LONGEST_INTERVAL_SECONDS:
+        interval = seconds_from_proto(request.interval)
+        if not _MIN_INTERVAL_SECONDS <= interval <= _LONGEST_INTERVAL_SECONDS:
             wrong.append(FieldViolation("interval", "must be in [0.1 s, 1 hour]", "INVALID_FIELD"))
     ranks = request.rank_count if request.HasField("rank_count") else None
     if ranks is not None and ranks < 1:
         wrong.append(FieldViolation("rank_count", "must be at least 1", "INVALID_FIELD"))
     if wrong:
         raise BadRequest(*wrong)
-    return Wish(window, _DEFAULT_INTERVAL_SECONDS if interval is None else interval, ranks)
+    return LoadQuery(window, _DEFAULT_INTERVAL_SECONDS if interval is None else interval, ranks)
 
 
-def load_out(load: ExpertLoad, ranks: int | None) -> pb.ExpertLoad:
+def expert_load_to_proto(load: ExpertLoad, ranks: int | None) -> pb.ExpertLoad:
     """`ranks` as asked for. Raises `errors.BadRequest` where there are more of them than experts."""
     ranks = load.ranks if ranks is None else ranks
     experts = min((len(layer.counts) for layer in load.layers), default=ranks)
     if ranks > experts:
         raise BadRequest(FieldViolation("rank_count", f"there are {experts} experts", "INVALID_FIELD"))
     return pb.ExpertLoad(
-        window=duration(load.window_seconds),
+        window=duration_to_proto(load.window_seconds),
         token_count=load.token_count,
         rank_count=ranks,
         layers=[

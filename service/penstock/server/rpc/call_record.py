@@ -7,13 +7,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from penstock.admission.quotas.quotas import Quotas
-from penstock.auth.authenticator import Gate
-from penstock.auth.identity import CALLER, NOBODY, Caller
+from penstock.auth.authenticator import Authenticator
+from penstock.auth.identity import ANONYMOUS, CURRENT_PRINCIPAL, Principal
 from penstock.errors import CallerUnknown, Overloaded, PenstockError, QuotaExceeded
 from penstock.server.service_context import Context
 from penstock.telemetry.audit import NO_AUDIT, Audit
-from penstock.telemetry.hooks import CALL, CallWatch, Observer
-from penstock.telemetry.hooks import NOBODY as NO_OBSERVER
+from penstock.telemetry.hooks import CURRENT_CALL, NO_HOOKS, CallHooks, TelemetryHooks
 
 _GENERATION = "/penstock.v1.GenerationService/"
 # Coming back to a stream is no new request, and giving one up must always be possible.
@@ -21,63 +20,65 @@ _UNCOUNTED = frozenset({f"{_GENERATION}Resume", f"{_GENERATION}Cancel"})
 
 
 @dataclass(frozen=True, slots=True)
-class Border:
-    gate: Gate
+class CallMiddleware:
+    authenticator: Authenticator
     quotas: Quotas = field(default_factory=Quotas)
-    observer: Observer = NO_OBSERVER
+    hooks: TelemetryHooks = NO_HOOKS
     audit: Audit = NO_AUDIT
 
-    async def knock(self, method: str, metadata: Iterable[tuple[str, str | bytes]]) -> Caller | PenstockError | None:
+    async def authenticate(
+        self, method: str, metadata: Iterable[tuple[str, str | bytes]]
+    ) -> Principal | PenstockError | None:
         """Before the message is read: the caller by its bearer token, why it is turned away, or None where it shows
         none."""
         try:
-            caller = await self.gate.enter(method, metadata)
+            caller = await self.authenticator.authenticate(method, metadata)
             if caller is not None:
-                CALLER.set(caller)  # Known even where it is turned away, and told what it has left.
+                CURRENT_PRINCIPAL.set(caller)  # Known even where it is turned away, and told what it has left.
                 await self.count(method, caller)
         except PenstockError as error:
             return error
         return caller
 
-    async def count(self, method: str, caller: Caller) -> None:
+    async def count(self, method: str, caller: Principal) -> None:
         """Raises QuotaExceeded."""
         if method.startswith(_GENERATION) and method not in _UNCOUNTED:
             await self.quotas.count_request(caller)
 
 
-class Entry:
+class CallRecord:
     """One call at the border. `watch` is the onlooker's, and in force for the running task."""
 
-    def __init__(self, border: Border, method: str, context: Context) -> None:
-        self._border = border
+    def __init__(self, middleware: CallMiddleware, method: str, context: Context) -> None:
+        self._middleware = middleware
         self._method = method
         self._context = context
         # Asked for now: of a call that was cancelled, gRPC may crash over the question.
         self._peer = str(context.peer())
         self._has_ended = False
         self._began = time.monotonic()
-        self.watch: CallWatch = border.observer.call(method, tuple(context.invocation_metadata() or ()))
-        CALL.set(self.watch)
+        self.hooks: CallHooks = middleware.hooks.call(method, tuple(context.invocation_metadata() or ()))
+        CURRENT_CALL.set(self.hooks)
 
-        self._is_for(CALLER.get())
+        self._is_for(CURRENT_PRINCIPAL.get())
 
-    def _is_for(self, caller: Caller) -> None:
-        CALLER.set(caller)
+    def _is_for(self, caller: Principal) -> None:
+        CURRENT_PRINCIPAL.set(caller)
         if caller.is_known:
-            self.watch.caller_is(caller.id, caller.label)
+            self.hooks.caller_is(caller.id, caller.label)
 
-    async def admit(self, shown: Caller | None) -> None:
+    async def authorize(self, shown: Principal | None) -> None:
         """Makes whoever calls the one that the task works for. Raises why it may not be."""
-        border, context = self._border, self._context
-        caller = border.gate.admit(self._method, shown, self._peer, context.auth_context())
+        middleware, context = self._middleware, self._context
+        caller = middleware.authenticator.authorize(self._method, shown, self._peer, context.auth_context())
         self._is_for(caller)
         if shown is None:
-            await border.count(self._method, caller)
+            await middleware.count(self._method, caller)
 
     async def trailers(self) -> Sequence[tuple[str, str]]:
         """What the caller has left."""
         try:
-            return await self._border.quotas.trailers(CALLER.get())
+            return await self._middleware.quotas.trailers(CURRENT_PRINCIPAL.get())
         except Overloaded:  # The counts cannot be reached: that ends no call that went well.
             return ()
 
@@ -86,15 +87,15 @@ class Entry:
         if self._has_ended:
             return
         self._has_ended = True
-        self.watch.ended(code, error)
-        audit, caller = self._border.audit, CALLER.get()
+        self.hooks.ended(code, error)
+        audit, caller = self._middleware.audit, CURRENT_PRINCIPAL.get()
         if audit.is_on:
-            is_turned_away = caller is NOBODY or isinstance(error, (CallerUnknown, QuotaExceeded))
+            is_turned_away = caller is ANONYMOUS or isinstance(error, (CallerUnknown, QuotaExceeded))
             write = audit.write_turned_away if is_turned_away else audit.write
             write(
                 "call",
-                caller=None if caller is NOBODY else caller.id,
-                how=None if caller is NOBODY else caller.how.value,
+                caller=None if caller is ANONYMOUS else caller.id,
+                how=None if caller is ANONYMOUS else caller.auth_method.value,
                 key_id=caller.key_id or None,
                 peer=self._peer,
                 method=self._method,

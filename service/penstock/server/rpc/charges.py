@@ -6,43 +6,47 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from penstock.admission.quotas.quotas import Claim
-from penstock.auth.identity import Caller
+from penstock.admission.quotas.quotas import Reservation
+from penstock.auth.identity import Principal
 from penstock.errors import PenstockError
-from penstock.generation.usage import Meter, PriceList
-from penstock.server.service_context import House
-from penstock.types import Plan, Usage
+from penstock.generation.usage import PriceList, UsageMeter
+from penstock.server.service_context import ServiceContext
+from penstock.types import GenerationPlan, Usage
 
 
 @asynccontextmanager
-async def charged(house: House, caller: Caller, plan: Plan, generation_id: str, meter: Meter) -> AsyncIterator[None]:
+async def reserve_quota(
+    service: ServiceContext, caller: Principal, plan: GenerationPlan, generation_id: str, meter: UsageMeter
+) -> AsyncIterator[None]:
     """Holds the claim while the generation waits and runs. Raises QuotaExceeded."""
-    if not caller.limits.holds_use and not house.audit.is_on:
+    if not caller.limits.holds_use and not service.audit.is_on:
         yield
         return
-    claim = claim_of(plan, house.prices)
+    reservation = estimate_cost(plan, service.prices)
     failure: BaseException | None = None
-    async with house.quotas.holding(caller, claim, lambda: (meter.tokens(), meter.usd_ticks(house.prices))):
+    async with service.quotas.holding(caller, reservation, lambda: (meter.tokens(), meter.usd_ticks(service.prices))):
         try:
             yield
         except BaseException as error:
             failure = error
             raise
         finally:
-            _write_down(house, caller, generation_id, meter, failure)
+            _write_audit_line(service, caller, generation_id, meter, failure)
 
 
-def claim_of(plan: Plan, prices: PriceList) -> Claim:
+def estimate_cost(plan: GenerationPlan, prices: PriceList) -> Reservation:
     """The prompt, and as much output as the call may have, none of it cached."""
     count, prompt_tokens = plan.request.output.candidate_count, len(plan.context.prompt_token_ids)
     worst = Usage(prompt_tokens=prompt_tokens, answer_tokens=plan.budget.max_output_tokens * count)
     cached = Usage(prompt_tokens=prompt_tokens, cached_tokens=prompt_tokens, answer_tokens=worst.answer_tokens)
     # A price list may make cached tokens the dearer ones.
     costs = [cost.total_usd_ticks for usage in (worst, cached) if (cost := prices.cost(usage)) is not None]
-    return Claim(uuid.uuid4().hex, count, prompt_tokens, max(costs, default=0))
+    return Reservation(uuid.uuid4().hex, count, prompt_tokens, max(costs, default=0))
 
 
-def _write_down(house: House, caller: Caller, generation_id: str, meter: Meter, failure: BaseException | None) -> None:
+def _write_audit_line(
+    service: ServiceContext, caller: Principal, generation_id: str, meter: UsageMeter, failure: BaseException | None
+) -> None:
     usage = meter.usage
     if meter.finished is not None:
         outcome = "+".join(sorted({end.finish_reason.value for end in meter.finished.ends}))
@@ -50,7 +54,7 @@ def _write_down(house: House, caller: Caller, generation_id: str, meter: Meter, 
         outcome = failure.reason.lower()
     else:
         outcome = "failed" if isinstance(failure, Exception) else "cut_short"
-    house.audit.write(
+    service.audit.write(
         "generation",
         caller=caller.id,
         generation_id=generation_id,
@@ -59,5 +63,5 @@ def _write_down(house: House, caller: Caller, generation_id: str, meter: Meter, 
         cached_tokens=usage.cached_tokens,
         thought_tokens=usage.thought_tokens,
         answer_tokens=usage.answer_tokens,
-        cost_usd_ticks=meter.usd_ticks(house.prices) if house.prices.tiers else None,
+        cost_usd_ticks=meter.usd_ticks(service.prices) if service.prices.tiers else None,
     )

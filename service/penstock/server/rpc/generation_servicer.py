@@ -14,54 +14,54 @@ from penstock_proto.v1 import generation_pb2 as pb
 from penstock_proto.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc
 
 from penstock import tasks
-from penstock.auth.identity import CALLER
+from penstock.auth.identity import CURRENT_PRINCIPAL
 from penstock.errors import BadRequest, ContextOverflow, FieldViolation, ModelNotFound
-from penstock.generation.candidate import Steering
-from penstock.generation.usage import Meter
-from penstock.server.convert import generation as wire
-from penstock.server.convert.model import model_out
-from penstock.server.rpc.call_runner import Calls
-from penstock.server.rpc.replies import count_of, count_of_overflow, reply_of
-from penstock.server.service_context import Arrival, Context, House
-from penstock.sessions.checkpoints import is_sealed
-from penstock.telemetry.hooks import CALL
+from penstock.generation.candidate import GenerationControl
+from penstock.generation.usage import UsageMeter
+from penstock.server.convert import generation as convert
+from penstock.server.convert.model import model_to_proto
+from penstock.server.rpc.call_runner import CallRunner
+from penstock.server.rpc.replies import count_to_proto, overflow_to_proto, response_to_proto
+from penstock.server.service_context import Context, RequestContext, ServiceContext
+from penstock.sessions.checkpoints import is_checkpoint
+from penstock.telemetry.hooks import CURRENT_CALL
 
 M = TypeVar("M")
 
 
 class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
-    def __init__(self, house: House) -> None:
-        self._house = house
-        self._calls = Calls(house)
+    def __init__(self, service: ServiceContext) -> None:
+        self._service = service
+        self._runner = CallRunner(service)
 
     def StreamGenerate(
         self, request: pb.StreamGenerateRequest, context: Context
     ) -> AsyncGenerator[pb.StreamGenerateResponse, None]:
-        arrival, flush_seconds = Arrival.of(context), wire.flush_seconds(request.flush_interval)
+        request_context, flush_seconds = RequestContext.of(context), convert.flush_seconds(request.flush_interval)
         if request.resumable:
-            return self._live(request.spec, arrival, flush_seconds)
-        return self._calls.events(request.spec, arrival, flush_seconds, wire.streamed)
+            return self._resumable(request.spec, request_context, flush_seconds)
+        return self._runner.events(request.spec, request_context, flush_seconds, convert.streamed)
 
-    async def _live(
-        self, spec: pb.GenerationSpec, arrival: Arrival, flush_seconds: float
+    async def _resumable(
+        self, spec: pb.GenerationSpec, request_context: RequestContext, flush_seconds: float
     ) -> AsyncGenerator[pb.StreamGenerateResponse, None]:
-        async with aclosing(await self._calls.live(spec, arrival, flush_seconds)) as events:
+        async with aclosing(await self._runner.start_resumable(spec, request_context, flush_seconds)) as events:
             async for event in events:
                 yield pb.StreamGenerateResponse(event=event)
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResponse:
-        arrival, meter = Arrival.of(context), Meter()
+        request_context, meter = RequestContext.of(context), UsageMeter()
         async with (
-            self._calls.ends_in_time(arrival, meter),
-            self._calls.let_in(request.spec, arrival, streams=False, meter=meter) as call,
-            aclosing(self._calls.generation(call)) as events,
+            self._runner.ends_in_time(request_context, meter),
+            self._runner.admit(request.spec, request_context, streams=False, meter=meter) as call,
+            aclosing(self._runner.generation(call)) as events,
         ):
-            gathered = [event async for event in events]
-            if call.watch.wants_content:
-                for event in gathered:
-                    call.watch.said(event)
-        return reply_of(
-            gathered,
+            collected = [event async for event in events]
+            if call.hooks.wants_content:
+                for event in collected:
+                    call.hooks.on_event(event)
+        return response_to_proto(
+            collected,
             generation_id=call.generation_id,
             model=call.engine.card.name,
             effective=call.effective,
@@ -70,12 +70,12 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         )
 
     async def CountTokens(self, request: pb.CountTokensRequest, context: Context) -> pb.CountTokensResponse:
-        engine = self._house.engine()
+        engine = self._service.engine()
         try:
-            plan = await self._calls.plan(request.spec, engine, Arrival.of(context))
+            plan = await self._runner.plan(request.spec, engine, RequestContext.of(context))
         except ContextOverflow as overflow:
-            return count_of_overflow(overflow)
-        return count_of(plan, self._house.prices)
+            return overflow_to_proto(overflow)
+        return count_to_proto(plan, self._service.prices)
 
     async def Interact(
         self, request_iterator: AsyncIterator[pb.InteractRequest], context: Context
@@ -83,27 +83,29 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         first = await anext(request_iterator, None)
         if first is None or first.WhichOneof("action") != "start":
             raise BadRequest(FieldViolation("action", "the first message must be `start`", "MISSING_FIELD"))
-        flush_seconds, steering = wire.flush_seconds(first.flush_interval), self._house.steering()
-        arrival = Arrival.of(context)
-        source = self._calls.events(first.start, arrival, flush_seconds, wire.interacted, steering=steering)
-        most = self._house.config.limits.max_steering_messages
-        async with aclosing(_until_either_fails(source, _steer(steering, request_iterator, most))) as replies:
+        flush_seconds, control = convert.flush_seconds(first.flush_interval), self._service.control()
+        request_context = RequestContext.of(context)
+        source = self._runner.events(first.start, request_context, flush_seconds, convert.interacted, control=control)
+        most = self._service.config.limits.max_steering_messages
+        async with aclosing(_until_either_fails(source, _apply_messages(control, request_iterator, most))) as replies:
             async for reply in replies:
                 yield reply
 
     async def Resume(self, request: pb.ResumeRequest, context: Context) -> AsyncGenerator[pb.ResumeResponse, None]:
-        if is_sealed(request.resume_token):
-            source = await self._calls.carried_on(request, Arrival.of(context))
+        if is_checkpoint(request.resume_token):
+            source = await self._runner.resume_from_checkpoint(request, RequestContext.of(context))
         else:
-            stream = await self._house.live.find(request.generation_id, request.resume_token, CALLER.get())
-            CALL.get().resumes(stream.call)
-            source = self._calls.in_time(stream.read(request.last_sequence), Arrival.of(context), stream.meter)
+            stream = await self._service.streams.get(
+                request.generation_id, request.resume_token, CURRENT_PRINCIPAL.get()
+            )
+            CURRENT_CALL.get().resumes(stream.call)
+            source = self._runner.in_time(stream.read(request.last_sequence), RequestContext.of(context), stream.meter)
         async with aclosing(source) as events:
             async for event in events:
                 yield pb.ResumeResponse(event=event)
 
     async def Cancel(self, request: pb.CancelRequest, context: Context) -> pb.CancelResponse:
-        await self._house.live.cancel(request.generation_id, request.resume_token, CALLER.get())
+        await self._service.streams.cancel(request.generation_id, request.resume_token, CURRENT_PRINCIPAL.get())
         return pb.CancelResponse()
 
 
@@ -144,7 +146,7 @@ async def _until_either_fails(
         await tasks.end(feeding, hearing)
 
 
-async def _steer(steering: Steering, requests: AsyncIterator[pb.InteractRequest], most: int) -> None:
+async def _apply_messages(control: GenerationControl, requests: AsyncIterator[pb.InteractRequest], most: int) -> None:
     """Turns what the caller says into what the candidates read at their next engine step."""
     left = most
     async for request in requests:
@@ -153,7 +155,7 @@ async def _steer(steering: Steering, requests: AsyncIterator[pb.InteractRequest]
         left -= 1
         match request.WhichOneof("action"):
             case "finish_thinking":
-                steering.finish_thinking = True
+                control.finish_thinking = True
             case "change_budget":
                 budget = request.change_budget.thinking_budget
                 if budget < -1:
@@ -162,19 +164,19 @@ async def _steer(steering: Steering, requests: AsyncIterator[pb.InteractRequest]
                             "change_budget.thinking_budget", f"must be at least -1, got {budget}", "INVALID_FIELD"
                         )
                     )
-                steering.thought_budget_tokens = budget
+                control.thought_budget_tokens = budget
             case "cancel":
-                steering.cancel()
+                control.cancel()
             case _:
                 raise BadRequest(FieldViolation("action", "must be one of the steering messages", "INVALID_FIELD"))
 
 
 class ModelServicer(model_pb2_grpc.ModelServiceServicer):
-    def __init__(self, house: House) -> None:
-        self._house = house
+    def __init__(self, service: ServiceContext) -> None:
+        self._service = service
 
     async def GetModel(self, request: model_pb2.GetModelRequest, context: Context) -> model_pb2.GetModelResponse:
-        card = self._house.engine().card
+        card = self._service.engine().card
         if request.model not in ("", card.name):
             raise ModelNotFound("this model is not served here", served_model=card.name)
-        return model_out(card, self._house.config, self._house.prices)
+        return model_to_proto(card, self._service.config, self._service.prices)

@@ -17,7 +17,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from penstock.admission.request_memory import RequestMemory
-from penstock.auth.identity import CALLER
+from penstock.auth.identity import CURRENT_PRINCIPAL
 from penstock.config.schema import ServerSettings
 from penstock.errors import (
     BadRequest,
@@ -29,14 +29,14 @@ from penstock.errors import (
     ServiceFault,
 )
 from penstock.server.rpc.call_limits import HEALTH_MESSAGE_BYTES, CallLimits
-from penstock.server.rpc.call_record import Border, Entry
+from penstock.server.rpc.call_record import CallMiddleware, CallRecord
 from penstock.server.rpc.message_io import Incoming, Outgoing
 from penstock.server.rpc.status import DETAILS_KEY, status_of
 from penstock.server.service_context import Context
 
 log = logging.getLogger(__name__)
 # gRPC's Python client says INTERNAL where it hears of the end while it sends a message.
-_PATIENCE_SECONDS = 0.1
+_GRACE_SECONDS = 0.1
 _QUIET_SECONDS = 0.01
 # gRPC ends a read, and tells the handler why a moment later.
 _LOST_SECONDS = 0.1
@@ -50,7 +50,7 @@ Handler: TypeAlias = Any
 Behaviour: TypeAlias = Callable[[Any, Context], Any]
 
 
-class Call:
+class IncomingCall:
     """One call under way."""
 
     def __init__(
@@ -103,9 +103,9 @@ class Call:
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """This API and reflection stand behind the border; health is open to all. Without a border, all is open."""
 
-    def __init__(self, settings: ServerSettings, border: Border | None, message_bytes: int) -> None:
+    def __init__(self, settings: ServerSettings, middleware: CallMiddleware | None, message_bytes: int) -> None:
         self._settings = settings
-        self._border = border
+        self._middleware = middleware
         self._message_bytes = message_bytes
         self._limits = CallLimits(settings, message_bytes)
 
@@ -117,18 +117,18 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         handler, method = await continuation(handler_call_details), str(handler_call_details.method)
         if handler is None:
             handler, method = grpc.unary_unary_rpc_method_handler(_unimplemented, bytes), _UNKNOWN_METHOD
-        border = self._border if method.startswith((_OWN, _REFLECTION)) else None
+        middleware = self._middleware if method.startswith((_OWN, _REFLECTION)) else None
 
         async def answer(_: Any, context: Context) -> None:
-            call = Call(method, handler, context, self._settings, self._message_bytes)
+            call = IncomingCall(method, handler, context, self._settings, self._message_bytes)
             try:
-                await (self._serve_open(call) if border is None else self._serve_behind(border, call))
+                await (self._serve_open(call) if middleware is None else self._serve_behind(middleware, call))
             finally:
                 call.incoming.close()
 
         return grpc.stream_stream_rpc_method_handler(answer, None, handler.response_serializer)
 
-    async def _serve_open(self, call: Call) -> None:
+    async def _serve_open(self, call: IncomingCall) -> None:
         """Answer whoever asks. Only what is refused is told to the border."""
         try:
             with self._limits.open_call(call.peer):
@@ -136,33 +136,33 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     raise NotImplementedYet("this server has no such method")
                 await self._answer(call, self._limits.strangers, call.peer)
         except Exception as error:
-            entry = None if self._border is None else Entry(self._border, call.method, call.context)
-            await self._refuse(call, error, entry, call.peer)
+            record = None if self._middleware is None else CallRecord(self._middleware, call.method, call.context)
+            await self._refuse(call, error, record, call.peer)
 
-    async def _serve_behind(self, border: Border, call: Call) -> None:
-        shown = await border.knock(call.method, _metadata(call.context))
-        entry = Entry(border, call.method, call.context)
+    async def _serve_behind(self, middleware: CallMiddleware, call: IncomingCall) -> None:
+        shown = await middleware.authenticate(call.method, _metadata(call.context))
+        record = CallRecord(middleware, call.method, call.context)
         try:
             if isinstance(shown, PenstockError):
                 raise shown
-            await entry.admit(shown)
-            caller = CALLER.get()
+            await record.authorize(shown)
+            caller = CURRENT_PRINCIPAL.get()
             key = caller.limit_key
             with self._limits.call(key):
                 try:
                     await self._answer(call, self._limits.requests, caller.id)
                 except Exception as error:
-                    await self._refuse(call, error, entry, key)
+                    await self._refuse(call, error, record, key)
                     return
-            call.context.set_trailing_metadata(tuple(await entry.trailers()))
-            entry.ended("OK")
+            call.context.set_trailing_metadata(tuple(await record.trailers()))
+            record.ended("OK")
         except Exception as error:
-            await self._refuse(call, error, entry, call.peer)
+            await self._refuse(call, error, record, call.peer)
         except BaseException as cut:
-            self._cut(call, entry, cut)
+            self._cut(call, record, cut)
             raise
 
-    async def _answer(self, call: Call, memory: RequestMemory, key: str) -> None:
+    async def _answer(self, call: IncomingCall, memory: RequestMemory, key: str) -> None:
         """Everything but the status."""
         handler = call.handler
         async with AsyncExitStack() as stack:
@@ -177,7 +177,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             async for reply in replies:
                 await call.outgoing.write(reply)
 
-    async def _request(self, call: Call, memory: RequestMemory, key: str, stack: AsyncExitStack) -> Any:
+    async def _request(self, call: IncomingCall, memory: RequestMemory, key: str, stack: AsyncExitStack) -> Any:
         """The message, or all of them; room for the first one is held until `stack` ends."""
         seconds = self._settings.request_seconds
         reservation = await stack.enter_async_context(memory.reserve(key, seconds))
@@ -197,15 +197,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         sending.enter_context(self._limits.request_stream())
         return _stream(first, call, sending)
 
-    async def _refuse(self, call: Call, error: Exception, entry: Entry | None, key: str) -> None:
+    async def _refuse(self, call: IncomingCall, error: Exception, record: CallRecord | None, key: str) -> None:
         """Give the call the status of `error`, which gRPC sends when the handler returns.
 
         `context.abort` would keep its exception with the call, and by its frames the request: a cycle that is not freed
         before Python's collector looks for it. A few hundred large requests that are refused held a gigabyte.
         """
         code, message, status = status_of(error)
-        if entry is not None:
-            entry.ended(code.name, error)
+        if record is not None:
+            record.ended(code.name, error)
         if code is grpc.StatusCode.INTERNAL:
             # Never the exception's own text: it may hold prompt or output.
             cause = error.__cause__ if isinstance(error, ServiceFault) and error.__cause__ else error
@@ -217,26 +217,26 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         elif call.handler.request_streaming or call.method == _UNKNOWN_METHOD:  # which may stream requests
             await self._let_finish_sending(call, key)
         call.incoming.close()
-        trailers = () if entry is None else tuple(await entry.trailers())
+        trailers = () if record is None else tuple(await record.trailers())
         _clear_frames(error)
         call.context.set_trailing_metadata((*trailers, (DETAILS_KEY, status)))
         call.context.set_details(message)
         call.context.set_code(code)
 
-    async def _let_finish_sending(self, call: Call, key: str) -> None:
+    async def _let_finish_sending(self, call: IncomingCall, key: str) -> None:
         memory = self._limits.strangers
         if memory.has_room:
-            async with memory.reserve(key, _PATIENCE_SECONDS):
+            async with memory.reserve(key, _GRACE_SECONDS):
                 await call.incoming.until_quiet(
-                    _QUIET_SECONDS if call.incoming.count else _PATIENCE_SECONDS, _PATIENCE_SECONDS
+                    _QUIET_SECONDS if call.incoming.count else _GRACE_SECONDS, _GRACE_SECONDS
                 )
 
-    def _cut(self, call: Call, entry: Entry, cut: BaseException) -> None:
+    def _cut(self, call: IncomingCall, record: CallRecord, cut: BaseException) -> None:
         """gRPC cancels the handler for a passed deadline and for a client that left alike."""
         code = grpc.StatusCode.DEADLINE_EXCEEDED if call.has_expired else grpc.StatusCode.CANCELLED
         if not call.incoming.count:
             cut = RequestLost("the client left before its request was whole, or gRPC refused the request")
-        entry.ended(code.name, cut)
+        record.ended(code.name, cut)
 
 
 def _clear_frames(error: BaseException | None) -> None:
@@ -260,7 +260,7 @@ async def _unimplemented(request: bytes, context: Context) -> None:
     """Stands for methods that are not there; never runs."""
 
 
-async def _stream(first: Any, call: Call, sending: ExitStack) -> AsyncIterator[Any]:
+async def _stream(first: Any, call: IncomingCall, sending: ExitStack) -> AsyncIterator[Any]:
     """The first message and those that follow; closes `sending` where no more can."""
     yield first
     async for message in call.incoming.all():

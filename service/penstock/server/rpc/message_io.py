@@ -72,9 +72,9 @@ def _seen(task: asyncio.Task[Any]) -> None:
 class Outgoing:
     """What goes to the client. gRPC's flow control holds a message that it does not take."""
 
-    def __init__(self, context: Context, patience_seconds: float) -> None:
+    def __init__(self, context: Context, write_timeout_seconds: float) -> None:
         self._context = context
-        self._patience_seconds = patience_seconds
+        self._write_timeout_seconds = write_timeout_seconds
         self._unsent: asyncio.Task[None] | None = None
 
     async def write(self, reply: Any) -> None:
@@ -82,13 +82,13 @@ class Outgoing:
         CancelledError where it has left."""
         writing = asyncio.ensure_future(self._context.write(reply))
         try:
-            done, _ = await asyncio.wait((writing,), timeout=self._patience_seconds)
+            done, _ = await asyncio.wait((writing,), timeout=self._write_timeout_seconds)
         except asyncio.CancelledError:
             writing.cancel()
             raise
         if not done:
             self._unsent = writing
-            seconds = self._patience_seconds
+            seconds = self._write_timeout_seconds
             raise ClientTooSlow(f"the client took no message for {seconds:.0f} s", seconds=round(seconds))
         _result(writing)
 

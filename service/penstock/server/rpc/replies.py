@@ -8,11 +8,11 @@ from penstock_proto.v1 import generation_pb2 as pb
 
 from penstock.errors import ContextOverflow
 from penstock.generation.usage import PriceList
-from penstock.server.convert import generation as wire
-from penstock.types import CandidateEnd, Cost, Delta, Event, Finished, Plan, Usage
+from penstock.server.convert import generation as convert
+from penstock.types import CandidateEnd, Cost, Delta, Event, Finished, GenerationPlan, Usage
 
 
-def reply_of(
+def response_to_proto(
     events: Sequence[Event],
     *,
     generation_id: str,
@@ -29,10 +29,10 @@ def reply_of(
         generation_id=generation_id,
         model=model,
         candidates=[_candidate(end, deltas, token_bytes, with_ids=with_ids) for end in finished.ends],
-        usage=wire.usage_out(finished.usage),
-        cost=wire.cost_out(finished.cost),
+        usage=convert.usage_to_proto(finished.usage),
+        cost=convert.cost_to_proto(finished.cost),
         effective_settings=effective,
-        timing=wire.timing_out(finished.timing),
+        timing=convert.timing_to_proto(finished.timing),
     )
 
 
@@ -43,11 +43,13 @@ def _candidate(
     thought = [delta for delta in own if delta.is_thought]
     answer = [delta for delta in own if not delta.is_thought]
     candidate = pb.Candidate(
-        result=wire.result_out(end),
+        result=convert.result_to_proto(end),
         thought="".join(delta.text for delta in thought),
         answer="".join(delta.text for delta in answer),
-        thought_logprobs=[entry for delta in thought for entry in wire.logprobs_out(delta.logprobs, token_bytes)],
-        answer_logprobs=[entry for delta in answer for entry in wire.logprobs_out(delta.logprobs, token_bytes)],
+        thought_logprobs=[
+            entry for delta in thought for entry in convert.logprobs_to_proto(delta.logprobs, token_bytes)
+        ],
+        answer_logprobs=[entry for delta in answer for entry in convert.logprobs_to_proto(delta.logprobs, token_bytes)],
     )
     if with_ids:
         candidate.thought_token_ids.extend(token_id for delta in thought for token_id in delta.token_ids)
@@ -55,7 +57,7 @@ def _candidate(
     return candidate
 
 
-def count_of(plan: Plan, prices: PriceList) -> pb.CountTokensResponse:
+def count_to_proto(plan: GenerationPlan, prices: PriceList) -> pb.CountTokensResponse:
     """What CountTokens tells of a request that fits."""
     prompt_tokens = len(plan.context.prompt_token_ids)
 
@@ -68,17 +70,17 @@ def count_of(plan: Plan, prices: PriceList) -> pb.CountTokensResponse:
         effective_prompt_tokens=prompt_tokens,
         window_tokens=plan.context.window_tokens,
         window_left_tokens=plan.window_left_tokens,
-        dropped=wire.dropped(plan),
+        dropped=convert.dropped(plan),
         cost_estimate=(
             pb.CostEstimate(min_usd_ticks=least.total_usd_ticks, max_usd_ticks=most.total_usd_ticks)
             if least is not None and most is not None
             else None
         ),
-        effective_settings=wire.effective_settings(plan),
+        effective_settings=convert.effective_settings(plan),
     )
 
 
-def count_of_overflow(overflow: ContextOverflow) -> pb.CountTokensResponse:
+def overflow_to_proto(overflow: ContextOverflow) -> pb.CountTokensResponse:
     """Counting is how a caller finds out: the numbers, where generating would refuse."""
     numbers = overflow.metadata
     return pb.CountTokensResponse(

@@ -11,50 +11,50 @@ from penstock_proto.v1 import routing_pb2_grpc
 from penstock.engine.expert_load.sampler import ExpertSampler
 from penstock.engine.expert_load.statistics import ExpertLoad
 from penstock.errors import Overloaded
-from penstock.server.convert.routing import load_out, wish_of
-from penstock.server.service_context import Context, House
+from penstock.server.convert.routing import expert_load_to_proto, load_query_from_proto
+from penstock.server.service_context import Context, ServiceContext
 
-_MOST_WATCHERS = 64
+_MAX_WATCHERS = 64
 _RETRY_SECONDS = 5.0
 
 
 class RoutingServicer(routing_pb2_grpc.RoutingServiceServicer):
-    def __init__(self, house: House, sampler: ExpertSampler) -> None:
-        self._house = house
+    def __init__(self, service: ServiceContext, sampler: ExpertSampler) -> None:
+        self._service = service
         self._sampler = sampler
         self._watchers = 0
         self._made: dict[tuple[int, int | None], tuple[ExpertLoad, pb.ExpertLoad]] = {}
 
     async def GetExpertLoad(self, request: pb.GetExpertLoadRequest, context: Context) -> pb.GetExpertLoadResponse:
-        wish, engine = wish_of(request), self._house.engine()
-        load = await self._sampler.load(engine, wish.window_seconds)
-        return pb.GetExpertLoadResponse(load=load_out(load, wish.ranks))
+        query, engine = load_query_from_proto(request), self._service.engine()
+        load = await self._sampler.load(engine, query.window_seconds)
+        return pb.GetExpertLoadResponse(load=expert_load_to_proto(load, query.ranks))
 
     async def WatchExpertLoad(
         self, request: pb.WatchExpertLoadRequest, context: Context
     ) -> AsyncGenerator[pb.WatchExpertLoadResponse, None]:
-        wish, engine = wish_of(request), self._house.engine()
-        if self._watchers >= _MOST_WATCHERS:
-            many = f"{_MOST_WATCHERS} callers watch the experts already"
+        query, engine = load_query_from_proto(request), self._service.engine()
+        if self._watchers >= _MAX_WATCHERS:
+            many = f"{_MAX_WATCHERS} callers watch the experts already"
             raise Overloaded(many, resource="watchers", retry_after_seconds=_RETRY_SECONDS, watchers=self._watchers)
         self._watchers += 1
         try:
             due = asyncio.get_running_loop().time()
-            load = await self._sampler.load(engine, wish.window_seconds)
+            load = await self._sampler.load(engine, query.window_seconds)
             while True:
-                yield pb.WatchExpertLoadResponse(load=self._out(load, wish.ranks))
-                due += wish.interval_seconds
+                yield pb.WatchExpertLoadResponse(load=self._to_proto(load, query.ranks))
+                due += query.interval_seconds
                 await asyncio.sleep(due - asyncio.get_running_loop().time())
-                age = wish.interval_seconds / 2
-                load = await self._sampler.last_known(engine, wish.window_seconds, age_seconds=age) or load
+                age = query.interval_seconds / 2
+                load = await self._sampler.last_known(engine, query.window_seconds, age_seconds=age) or load
         finally:
             self._watchers -= 1
 
-    def _out(self, load: ExpertLoad, ranks: int | None) -> pb.ExpertLoad:
+    def _to_proto(self, load: ExpertLoad, ranks: int | None) -> pb.ExpertLoad:
         """The sampler gives one object to all who ask the same; kept with its message, so that its id stays its own."""
         key = (id(load), ranks)
         if key not in self._made:
-            if len(self._made) >= _MOST_WATCHERS:
+            if len(self._made) >= _MAX_WATCHERS:
                 self._made.clear()
-            self._made[key] = (load, load_out(load, ranks))
+            self._made[key] = (load, expert_load_to_proto(load, ranks))
         return self._made[key][1]

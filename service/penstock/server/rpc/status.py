@@ -8,7 +8,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from penstock import errors
-from penstock.server.convert.generation import duration
+from penstock.server.convert.generation import duration_to_proto
 
 DOMAIN = "penstock.v1"
 DETAILS_KEY = "grpc-status-details-bin"
@@ -49,7 +49,7 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, str, bytes]:
     if isinstance(error, errors.QuotaExceeded):
         details.append(_quota_failure(error))
     if isinstance(error, (errors.Overloaded, errors.QuotaExceeded)):
-        details.append(error_details_pb2.RetryInfo(retry_delay=duration(error.retry_after_seconds)))
+        details.append(error_details_pb2.RetryInfo(retry_delay=duration_to_proto(error.retry_after_seconds)))
     return _packed(code, message, details)
 
 

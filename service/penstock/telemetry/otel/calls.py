@@ -8,15 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from opentelemetry.trace import Link
 
 from penstock.errors import PenstockError
-from penstock.telemetry.hooks import CallWatch, GenerationWatch, Headers, Observer, ServiceState
+from penstock.telemetry.hooks import CallHooks, GenerationHooks, Headers, ServiceState, TelemetryHooks
 from penstock.telemetry.otel import names
-from penstock.telemetry.otel.generations import Generation
+from penstock.telemetry.otel.generations import GenerationSpans
 from penstock.telemetry.otel.instruments import Instruments
 from penstock.telemetry.otel.recorder import Recorder
 from penstock.telemetry.otel.span import Span, Tracing, context_of, error_type
 
 
-class TelemetryObserver(Observer):
+class OpenTelemetryHooks(TelemetryHooks):
     def __init__(
         self, tracing: Tracing, instruments: Instruments, *, engine_joins: bool = False, records_content: bool = False
     ) -> None:
@@ -28,22 +28,22 @@ class TelemetryObserver(Observer):
     def listening(self, host: str, port: int) -> None:
         self._server |= {names.SERVER_ADDRESS: host, names.SERVER_PORT: port}
 
-    def call(self, method: str, metadata: Sequence[tuple[str, str | bytes]]) -> CallWatch:
+    def call(self, method: str, metadata: Sequence[tuple[str, str | bytes]]) -> CallHooks:
         name = method.removeprefix("/")
         span = self._tracing.start(name, metadata, {**self._server, names.RPC_METHOD: name})
-        return _Call(self._recorder, span, name)
+        return _CallSpan(self._recorder, span, name)
 
     def watch_state(self, state: Callable[[], ServiceState]) -> None:
         self._instruments.watch(state)
 
 
-class _Call(CallWatch):
+class _CallSpan(CallHooks):
     def __init__(self, recorder: Recorder, span: Span, method: str) -> None:
         self._recorder = recorder
         self._span = span
         self._method = method
         self._began = time.monotonic()
-        self._generation: Generation | None = None
+        self._generation: GenerationSpans | None = None
         self._caller = ""
         self._label = ""
 
@@ -63,21 +63,23 @@ class _Call(CallWatch):
     def headers(self) -> Headers:
         return self._span.headers
 
-    def generation(self, *, model: str, chat: bool, streams: bool, carried: Headers | None = None) -> GenerationWatch:
+    def generation(
+        self, *, model: str, chat: bool, streams: bool, parent_headers: Headers | None = None
+    ) -> GenerationHooks:
         links = []
-        if carried:
-            before = context_of(carried)
+        if parent_headers:
+            before = context_of(parent_headers)
             if before.is_valid:
                 links.append(Link(before, {names.LINK_KIND: "drained_elsewhere"}))
-        self._generation = Generation(self._recorder, self._span, model, chat=chat, streams=streams, links=links)
+        self._generation = GenerationSpans(self._recorder, self._span, model, chat=chat, streams=streams, links=links)
         return self._generation
 
     def caller_is(self, caller_id: str, label: str) -> None:
         self._caller, self._label = caller_id, label
-        self._span.set({names.CALLER: caller_id})
+        self._span.set({names.CURRENT_PRINCIPAL: caller_id})
 
-    def resumes(self, other: CallWatch) -> None:
-        if isinstance(other, _Call):
+    def resumes(self, other: CallHooks) -> None:
+        if isinstance(other, _CallSpan):
             started = other._generation.span if other._generation else other._span
             self._span.link(started.context, {names.LINK_KIND: "resumed"})
 

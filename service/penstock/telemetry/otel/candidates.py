@@ -6,7 +6,7 @@ import time
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from penstock.telemetry.hooks import CandidateWatch, Cause, Headers
+from penstock.telemetry.hooks import CandidateHooks, Cause, Headers
 from penstock.telemetry.otel import names
 from penstock.telemetry.otel.instruments import Labels
 from penstock.telemetry.otel.recorder import Recorder
@@ -27,7 +27,7 @@ class Parent(Protocol):
     def first_answer_token(self) -> None: ...
 
 
-class Candidate(CandidateWatch):
+class CandidateSpans(CandidateHooks):
     def __init__(self, generation: Parent, index: int) -> None:
         self._generation = generation
         self._index = index

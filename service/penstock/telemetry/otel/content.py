@@ -9,7 +9,7 @@ from penstock.telemetry.otel import names
 from penstock.types import Delta, Event, Request
 
 # Of a span's attribute: collectors refuse what is much larger.
-_MOST_CHARACTERS = 32_768
+_MAX_CHARACTERS = 32_768
 
 
 class Content:
@@ -23,7 +23,7 @@ class Content:
             turns.append(("user", request.text))
         self._input = [_message(role, [("text", text)]) for role, text in turns]
 
-    def said(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:
         if isinstance(event, Delta):
             self._said[event.candidate_index, "reasoning" if event.is_thought else "text"].append(event.text)
 
@@ -40,4 +40,4 @@ class Content:
 
 
 def _message(role: str, parts: list[tuple[str, str]]) -> dict[str, object]:
-    return {"role": role, "parts": [{"type": kind, "content": text[:_MOST_CHARACTERS]} for kind, text in parts]}
+    return {"role": role, "parts": [{"type": kind, "content": text[:_MAX_CHARACTERS]} for kind, text in parts]}

@@ -9,19 +9,19 @@ from types import TracebackType
 
 from opentelemetry.trace import Link
 
-from penstock.telemetry.hooks import CandidateWatch, GenerationWatch, Step
+from penstock.telemetry.hooks import CandidateHooks, GenerationHooks, Step
 from penstock.telemetry.otel import names
-from penstock.telemetry.otel.candidates import Candidate
+from penstock.telemetry.otel.candidates import CandidateSpans
 from penstock.telemetry.otel.content import Content
 from penstock.telemetry.otel.instruments import Labels
 from penstock.telemetry.otel.recorder import Recorder
 from penstock.telemetry.otel.span import Span, Value, error_type
-from penstock.types import Event, Finished, Plan
+from penstock.types import Event, Finished, GenerationPlan
 
 _STEPS = {Step.PLAN: names.PLAN, Step.QUEUE: names.QUEUE}
 
 
-class Generation(GenerationWatch):
+class GenerationSpans(GenerationHooks):
     def __init__(
         self, recorder: Recorder, parent: Span, model: str, *, chat: bool, streams: bool, links: Sequence[Link]
     ) -> None:
@@ -44,7 +44,7 @@ class Generation(GenerationWatch):
             },
             links,
         )
-        self._candidates: list[Candidate] = []
+        self._candidates: list[CandidateSpans] = []
         self._content = Content() if recorder.records_content and self.span.is_recording else None
         self.wants_content = self._content is not None
         self._saw_token = self._saw_answer = False
@@ -67,7 +67,7 @@ class Generation(GenerationWatch):
     def step(self, step: Step) -> AbstractContextManager[object]:
         return self.span.child(_STEPS[step])
 
-    def planned(self, plan: Plan, seconds_to_deadline: float | None) -> None:
+    def planned(self, plan: GenerationPlan, seconds_to_deadline: float | None) -> None:
         self.mode = plan.choice.mode.value
         budget = plan.budget.thought_tokens
         if plan.in_thought or plan.may_open:
@@ -90,13 +90,13 @@ class Generation(GenerationWatch):
                 facts[names.SECONDS_PER_TOKEN] = plan.seconds_per_token
             self.span.event(names.DEADLINE_PLAN, facts)
 
-    def let_in(self, generation_id: str, waited_seconds: float) -> None:
+    def admitted(self, generation_id: str, waited_seconds: float) -> None:
         self.generation_id = generation_id
         self.recorder.instruments.queue_wait.record(waited_seconds, None, self.span.in_context)
         self.span.set({names.RESPONSE_ID: generation_id, names.QUEUE_SECONDS: waited_seconds})
 
-    def candidate(self, index: int) -> CandidateWatch:
-        candidate = Candidate(self, index)
+    def candidate(self, index: int) -> CandidateHooks:
+        candidate = CandidateSpans(self, index)
         self._candidates.append(candidate)
         return candidate
 
@@ -116,9 +116,9 @@ class Generation(GenerationWatch):
                 seconds, {names.MODE: self.mode}, self.span.in_context
             )
 
-    def said(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:
         if self._content is not None:
-            self._content.said(event)
+            self._content.on_event(event)
 
     def finished(self, finished: Finished) -> None:
         usage, cost = finished.usage, finished.cost
@@ -142,7 +142,7 @@ class Generation(GenerationWatch):
         self.span.set(attributes)
 
 
-def _plan_attributes(plan: Plan) -> dict[str, Value]:
+def _plan_attributes(plan: GenerationPlan) -> dict[str, Value]:
     request, sampling, budget = plan.request, plan.sampling, plan.budget
     known = {
         names.MAX_TOKENS: budget.max_output_tokens,

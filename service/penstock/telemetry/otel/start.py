@@ -25,8 +25,8 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import Sampler
 
 from penstock.config.schema import TelemetrySettings
-from penstock.telemetry.hooks import Observer
-from penstock.telemetry.otel.calls import TelemetryObserver
+from penstock.telemetry.hooks import TelemetryHooks
+from penstock.telemetry.otel.calls import OpenTelemetryHooks
 from penstock.telemetry.otel.exporters import ExporterHealth, exporter, silence_sdk_loggers
 from penstock.telemetry.otel.instruments import Instruments
 from penstock.telemetry.otel.logs import OtlpHandler
@@ -59,7 +59,7 @@ class Telemetry:
         tracing = self._tracing(plan.routes.get("traces"), settings)
         self._logs(plan.routes.get("logs"))
         silence_sdk_loggers()
-        self.observer: Observer = TelemetryObserver(
+        self.hooks: TelemetryHooks = OpenTelemetryHooks(
             tracing,
             Instruments(self._meters.get_meter(_SCOPE)),
             engine_joins="traces" in plan.routes and settings.engine_traces,

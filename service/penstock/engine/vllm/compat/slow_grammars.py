@@ -12,14 +12,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from penstock.engine.vllm.mask_budget import Patience
+from penstock.engine.vllm.mask_budget import MaskTimeBudget
 
 TOO_SLOW = "penstock:constraint_too_slow"
 """`stop_reason` of a request that was ended here."""
 
 
 def stop_them() -> None:
-    """A request whose masks cost more than `Patience` allows ends with an error; the scheduler then says
+    """A request whose masks cost more than `MaskTimeBudget` allows ends with an error; the scheduler then says
     FINISHED_ERROR, as for a token that the grammar does not take; `TOO_SLOW` tells the two apart.
     Upstream: vllm/v1/structured_output/backend_xgrammar.py `XgrammarGrammar`.
     """
@@ -37,20 +37,20 @@ def stop_them() -> None:
 
     def accept_tokens(self: Any, request_id: str, tokens: list[int]) -> bool:
         accepted = _timed(self, accept, self, request_id, tokens)
-        return bool(accepted) and not _patience(self).is_over
+        return bool(accepted) and not _mask_budget(self).is_over
 
     def validate_tokens(self: Any, tokens: list[int]) -> list[int]:
-        return [] if _patience(self).is_over else _timed(self, validate, self, tokens)
+        return [] if _mask_budget(self).is_over else _timed(self, validate, self, tokens)
 
     def fill_bitmask(self: Any, bitmask: Any, idx: int) -> None:
-        if _patience(self).is_over:
+        if _mask_budget(self).is_over:
             bitmask[idx].fill_(-1)  # Its request ends with its next token, whichever that is.
         else:
             _timed(self, fill, self, bitmask, idx)
 
     def accept_of_request(self: Any, request: Any, new_token_ids: list[int]) -> bool:
         accepted = bool(accept_all(self, request, new_token_ids))
-        if not accepted and _patience(request.structured_output_request.grammar).is_over:
+        if not accepted and _mask_budget(request.structured_output_request.grammar).is_over:
             request.stop_reason = TOO_SLOW
         return accepted
 
@@ -66,15 +66,15 @@ def stop_them() -> None:
 def _timed(grammar: Any, function: Callable[..., Any], *arguments: Any) -> Any:
     began = time.thread_time()
     result = function(*arguments)
-    _patience(grammar).spend(time.thread_time() - began)
+    _mask_budget(grammar).spend(time.thread_time() - began)
     return result
 
 
-def _patience(grammar: Any) -> Patience:
-    patience: Patience | None = grammar.__dict__.get("penstock_patience")
-    if patience is None:
-        patience = grammar.penstock_patience = Patience()
-    return patience
+def _mask_budget(grammar: Any) -> MaskTimeBudget:
+    budget: MaskTimeBudget | None = grammar.__dict__.get("penstock_patience")
+    if budget is None:
+        budget = grammar.penstock_patience = MaskTimeBudget()
+    return budget
 
 
 def _without_tokens(record: logging.LogRecord) -> bool:
