@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and what is said where that fails."""
+"""Write files completely or not at all, and describe why that failed."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _SPACE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class FileNotWritten(PenstockError):
-    """A file could not be written; the message has path, cause, and room where that is known."""
+    """Report a file that could not be written, with path, cause and free space."""
 
 
 @contextmanager
 def replacing(path: Path, needed_bytes: int | None = None) -> Iterator[Path]:
-    """Yield a file to write beside `path`, which becomes `path` once it is whole.
+    """Yield a file to write beside `path`, which replaces `path` once it is complete.
 
-    Where writing fails, `path` stays as it was and nothing else is left. What is no regular file, such as /dev/stdout,
-    and what lies in a directory that cannot be written, is written in place. The file that is yielded has the suffix of
-    `path`. Raises FileNotWritten for whatever the operating system refuses.
+    Where writing fails, `path` stays unchanged and nothing else is left. Paths that are no regular file, such as
+    /dev/stdout, and paths in a directory that cannot be written, are written in place. The file that is yielded has the
+    suffix of `path`. Raise FileNotWritten for errors of the operating system.
     """
     partial = path if _is_in_place(path) else _beside(path.resolve())
     try:
@@ -42,7 +42,7 @@ def replacing(path: Path, needed_bytes: int | None = None) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8, whole or not at all. Raises FileNotWritten."""
+    """Write `text` as UTF-8, completely or not at all. Raise FileNotWritten."""
     content = text.encode()
     with replacing(path, len(content)) as partial:
         partial.write_bytes(content)
@@ -62,17 +62,17 @@ def _room(path: Path, needed_bytes: int | None) -> str:
 
 
 def is_of_space(error: Exception) -> bool:
-    """Return whether a disk is full, or a limit reached; SQLite and Rust keep the words of such an error alone."""
+    """Return whether an error is about a full disk or a limit; SQLite and Rust keep only the text of such an error."""
     said = str(error)
     in_words = "is full" in said or any(f"os error {number})" in said for number in _SPACE_ERRORS)
     return in_words or getattr(error, "errno", None) in _SPACE_ERRORS
 
 
 def why_not_writable(path: Path) -> str:
-    """Return why a file `path` cannot be made or replaced; empty where it can. To be asked before long work."""
+    """Return why `path` cannot be created or replaced; empty where it can. To be called before long work."""
     parent = path.absolute().parent
     if not parent.is_dir():
-        return f"{path.parent} is no directory"
+        return f"{path.parent} is not a directory"
     if path.is_dir():
         return f"{path} is a directory"
     if not os.access(path if path.exists() else parent, os.W_OK):
@@ -83,7 +83,7 @@ def why_not_writable(path: Path) -> str:
 
 
 def free_bytes(path: Path) -> int | None:
-    """Return how much an unprivileged user may still write where `path` is or will be; None where nobody knows."""
+    """Return how much an unprivileged user may still write at `path`; None where that is unknown."""
     with suppress(OSError):
         there = next(one for one in (path, *path.absolute().parents) if one.exists())
         return shutil.disk_usage(there).free
@@ -91,7 +91,7 @@ def free_bytes(path: Path) -> int | None:
 
 
 def size(number: int) -> str:
-    """Return a number of bytes for a reader: `812 bytes`, `1.5 MB`, `402.1 GB`."""
+    """Return a number of bytes as text: `812 bytes`, `1.5 MB`, `402.1 GB`."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if number >= scale:
             return f"{number / scale:.1f} {unit}"

@@ -1,4 +1,4 @@
-"""Ends tasks without leaving anything of theirs for Python's collector."""
+"""End asyncio tasks without leaving reference cycles."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 async def end(*tasks: asyncio.Task[Any]) -> None:
     """Cancel tasks and return once they have ended, however they end.
 
-    A task keeps the CancelledError that it ended with until its result is taken, and by that error's frames all that it
-    worked with; where one of them holds the task (asyncio.timeout does), that is a cycle.
+    A task keeps the CancelledError that it ended with until its result is taken, and with that error's frames all that
+    it worked with; where one of them refers to the task (asyncio.timeout does), that is a cycle.
     """
     for task in tasks:
         task.cancel()

@@ -1,9 +1,10 @@
-"""The service's own vocabulary: what one hop hands to the next. Frozen, and free of proto, gRPC and vLLM.
+"""Define the types that the service's layers exchange: frozen, and free of proto, gRPC and vLLM.
 
-    wire  --Request-->  thinking / context  --Plan-->  generation  --EngineRequest-->  engine
-    wire  <--Event---   generation          <--EngineChunk--  engine
+    convert  --Request-->  planner     --GenerationPlan-->  generation  --EngineRequest-->  engine
+    convert  <--Event---   generation  <--EngineChunk--     engine
 
-Counts are tokens, durations are seconds, money is integer ticks of 1e-10 USD. `None` means "the caller did not say".
+Counts are in tokens, durations in seconds, money in integer ticks of 1e-10 USD. `None` means that the caller did not
+set a value.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-# What is made at every engine step of every stream is a Struct: as frozen as the others, made in a tenth of the time.
+# Types that are made at every engine step of every stream are Structs: frozen too, and made in a tenth of the time.
 from msgspec import Struct
 
 # ---------------------------------------------------------------------------------------------------------- requests
 
 
 class ThinkingMode(enum.Enum):
-    """How much the model may think. AUTO: the server decides from the question, the deadline and the load."""
+    """Enumerate the thinking modes. With AUTO the server decides by the question, the deadline and the load."""
 
     FAST = "fast"
     THINKING = "thinking"
@@ -28,7 +29,7 @@ class ThinkingMode(enum.Enum):
 
 
 class Overflow(enum.Enum):
-    """What to do with a prompt that does not fit the context window."""
+    """Enumerate what to do with a prompt that does not fit the context window."""
 
     ERROR = "error"
     DROP_OLDEST_TURNS = "drop_oldest_turns"
@@ -37,13 +38,15 @@ class Overflow(enum.Enum):
 
 
 class Role(enum.Enum):
+    """Enumerate the authors of messages."""
+
     SYSTEM = "system"
     USER = "user"
     ASSISTANT = "assistant"
 
 
 class Priority(enum.Enum):
-    """Classes of calls under load; a higher value goes first and is shed last."""
+    """Enumerate the priorities of calls; a higher value is admitted first and evicted last."""
 
     LOW = 1
     NORMAL = 2
@@ -52,13 +55,15 @@ class Priority(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Message:
+    """Hold one message of a conversation."""
+
     role: Role
     content: str
 
 
 @dataclass(frozen=True, slots=True)
 class ThinkingConfig:
-    """What the caller asked of thinking. Budget and reserve in tokens; -1 is "no limit", 0 is "no thought"."""
+    """Hold the caller's thinking settings. Budget and reserve are in tokens; -1 is no limit, 0 is no thought."""
 
     mode: ThinkingMode | None = None
     budget_tokens: int | None = None
@@ -69,6 +74,8 @@ class ThinkingConfig:
 
 @dataclass(frozen=True, slots=True)
 class ContextConfig:
+    """Hold the caller's settings of the context window."""
+
     max_context_tokens: int | None = None
     overflow: Overflow = Overflow.ERROR
     cache_salt: str | None = None
@@ -77,7 +84,7 @@ class ContextConfig:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """Sampling parameters in vLLM's meaning and ranges; None takes the checkpoint's own default."""
+    """Hold sampling parameters with vLLM's meaning and ranges; None takes the checkpoint's default."""
 
     temperature: float | None = None
     top_p: float | None = None
@@ -91,6 +98,8 @@ class Sampling:
 
 
 class StructuredKind(enum.Enum):
+    """Enumerate the kinds of constraints on the answer."""
+
     JSON_SCHEMA = "json_schema"
     REGEX = "regex"
     GRAMMAR = "grammar"
@@ -99,7 +108,7 @@ class StructuredKind(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class StructuredOutput:
-    """A constraint on the answer (never on the thought). `choices` is used by CHOICE alone, `spec` by the others."""
+    """Hold a constraint on the answer, not on the thought. CHOICE uses `choices`, the other kinds `spec`."""
 
     kind: StructuredKind
     spec: str = ""
@@ -108,7 +117,7 @@ class StructuredOutput:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """Limits and form of the output. `max_tokens` counts thought and answer, not the markers between them."""
+    """Hold limits and format of the output. `max_tokens` counts thought and answer, not the markers between them."""
 
     max_tokens: int | None = None
     min_tokens: int = 0
@@ -122,7 +131,7 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One call, as the caller made it. Exactly one of `messages`, `text`, `token_ids` is given."""
+    """Hold one call as the caller made it. Exactly one of `messages`, `text`, `token_ids` is set."""
 
     messages: tuple[Message, ...] | None = None
     text: str | None = None
@@ -141,7 +150,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Markers:
-    """Token ids of the think markers."""
+    """Hold the token ids of the think markers."""
 
     open_id: int
     close_id: int
@@ -149,7 +158,7 @@ class Markers:
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """One line of the profile: is it on, what is its value, and why."""
+    """Hold one line of the profile: whether a feature is on, its value, and why."""
 
     name: str
     enabled: bool
@@ -159,10 +168,11 @@ class Feature:
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """What is known of the model once the engine is up. `default_sampling` is the checkpoint's generation_config.
+    """Describe the served model, once the engine has started.
 
-    `forces_budget` says that the engine itself closes a thought at `EngineRequest.thought_budget_tokens`;
-    where it is False the service closes it, at the price of one more prefill.
+    `default_sampling` comes from the checkpoint's generation_config. `forces_budget` tells whether the engine itself
+    closes a thought at `EngineRequest.thought_budget_tokens`; otherwise the service closes it, at the price of one more
+    prefill.
     """
 
     name: str
@@ -176,18 +186,18 @@ class ModelCard:
     forces_budget: bool
     max_num_seqs: int
     advised_output_tokens: int | None = None
-    """The checkpoint's own `max_new_tokens`, where it names one."""
+    """The checkpoint's `max_new_tokens`; None where it has none."""
     unsupported_fields: Mapping[str, str] = field(default_factory=dict)
-    """Request fields that this engine refuses, by proto path, each with the reason (e.g. min_p beside MTP)."""
+    """Request fields that this engine refuses, by proto path, each with the reason (such as min_p with MTP)."""
     unsupported_beside: str = ""
-    """The profile's feature for which it refuses them."""
+    """The feature of the profile because of which these fields are refused."""
     profile: tuple[Feature, ...] = ()
     engine_version: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Accountable:
-    """Who answers for what a request does to the engine: its caller, and a hash of how it asks (see `poison`)."""
+    """Identify who is responsible for a request: its caller and a hash of its settings (see `poison`)."""
 
     caller: str
     fingerprint: str
@@ -195,11 +205,11 @@ class Accountable:
 
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
-    """One run of the engine. A continuation is a new one, whose prompt ends with the tokens already emitted.
+    """Describe one run of the engine. A continuation is a new run whose prompt ends with the tokens already emitted.
 
-    `max_tokens` is everything the engine may sample, forced markers included. `thought_budget_tokens` counts as the
-    design page does: generated tokens strictly between the markers; None leaves the thought alone.
-    `banned_token_ids` are never sampled.
+    `max_tokens` is everything that the engine may sample, forced markers included. `thought_budget_tokens` counts
+    generated tokens strictly between the markers; None does not limit the thought. `banned_token_ids` are never
+    sampled.
     """
 
     request_id: str
@@ -212,20 +222,22 @@ class EngineRequest:
     top_logprobs: int | None = None
     structured: StructuredOutput | None = None
     constrained_prompt_tokens: int = 0
-    """In a continuation: how many of the prompt's last tokens `structured` already covers."""
+    """In a continuation: number of tokens at the prompt's end that `structured` already covers."""
     banned_token_ids: tuple[int, ...] = ()
     cache_salt: str | None = None
     caller_id: str = ""
     trace_headers: Mapping[str, str] | None = None
     deaths: int = 0
-    """Engine deaths that this request is suspected of: above 0 it begins alone."""
+    """Engine deaths that this request is suspected of; above 0 it starts without other requests."""
     accountable: Accountable | None = None
     continues: bool = False
-    """Tokens of it were given before: it is not refused for what others of its caller have done."""
+    """Whether tokens of it were emitted before; it is then not refused for other requests of its caller."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
+    """Hold the log probability and rank of one token."""
+
     token_id: int
     logprob: float
     rank: int
@@ -233,13 +245,15 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """The sampled token's log probability, and those of the most likely ones, most likely first."""
+    """Hold the log probabilities of the sampled token and of the most likely ones, most likely first."""
 
     sampled: TokenLogprob
     top: tuple[TokenLogprob, ...]
 
 
 class EngineStop(enum.Enum):
+    """Enumerate why an engine run ended."""
+
     EOS = "eos"
     STOP_TOKEN = "stop_token"
     LENGTH = "length"
@@ -247,17 +261,17 @@ class EngineStop(enum.Enum):
 
 
 class InterruptionReason(enum.Enum):
-    """Why the engine takes no work."""
+    """Enumerate why the engine takes no work."""
 
     ENGINE_DIED = "engine_died"
     ENGINE_HUNG = "engine_hung"
 
 
 class EngineChunk(Struct, frozen=True):
-    """What one engine step added. `token_ids` includes the EOS or stop token that ended it.
+    """Hold the tokens of one engine step. `token_ids` includes the EOS or stop token that ended the run.
 
-    `logprobs` is as long as `token_ids` where asked for, else empty. `stop` is set on the last chunk only, and with
-    EOS / STOP_TOKEN the last id is that token. `cached_tokens` (of the prompt) is known from the first chunk on.
+    `logprobs` is as long as `token_ids` where they were asked for, else empty. `stop` is set on the last chunk only;
+    with EOS and STOP_TOKEN the last id is that token. `cached_tokens` (of the prompt) is known from the first chunk on.
     """
 
     token_ids: tuple[int, ...]
@@ -266,7 +280,7 @@ class EngineChunk(Struct, frozen=True):
     stop: EngineStop | None = None
     queue_seconds: float | None = None
     drafted_tokens: int | None = None
-    """Drafted and accepted by speculation over the whole run; on the last chunk only, None without speculation."""
+    """Tokens drafted and accepted over the whole run; on the last chunk only, None without speculation."""
     accepted_tokens: int | None = None
 
 
@@ -274,7 +288,7 @@ class EngineChunk(Struct, frozen=True):
 
 
 class ThinkingOutcome(enum.Enum):
-    """How the thought ended. A field of its own: the finish reason speaks of the answer."""
+    """Enumerate how a thought ended. This is separate from the finish reason, which is about the answer."""
 
     DISABLED = "disabled"
     NATURAL_END = "natural_end"
@@ -286,6 +300,8 @@ class ThinkingOutcome(enum.Enum):
 
 
 class FinishReason(enum.Enum):
+    """Enumerate how an answer ended."""
+
     STOP = "stop"
     STOP_STRING = "stop_string"
     STOP_TOKEN = "stop_token"
@@ -296,7 +312,7 @@ class FinishReason(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class ContextPlan:
-    """The prompt that will run, and what had to go for it to fit."""
+    """Hold the prompt that will run, and what was dropped to make it fit."""
 
     prompt_token_ids: tuple[int, ...]
     window_tokens: int
@@ -352,7 +368,7 @@ class GenerationPlan:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Exact counts. output = thought + answer; markers (generated or forced) are counted apart and never billed."""
+    """Count tokens exactly. Output is thought and answer; markers are counted separately and never billed."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -365,16 +381,18 @@ class Usage:
 
     @property
     def output_tokens(self) -> int:
+        """Return thought and answer tokens."""
         return self.thought_tokens + self.answer_tokens
 
     @property
     def total_tokens(self) -> int:
+        """Return prompt and output tokens."""
         return self.prompt_tokens + self.output_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Durations of one call from its arrival; None where the thing never happened."""
+    """Hold durations of one call since its arrival; None where the event never happened."""
 
     queue_seconds: float
     first_token_seconds: float | None
@@ -384,7 +402,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Integer ticks of 1e-10 USD."""
+    """Hold the cost of a call in integer ticks of 1e-10 USD."""
 
     input_usd_ticks: int
     cached_usd_ticks: int
@@ -392,11 +410,12 @@ class Cost:
 
     @property
     def total_usd_ticks(self) -> int:
+        """Return the sum in ticks."""
         return self.input_usd_ticks + self.cached_usd_ticks + self.output_usd_ticks
 
 
 class Delta(Struct, frozen=True):
-    """New text of a candidate: a thought or an answer, never both, never half a character."""
+    """Hold new text of a candidate: of its thought or its answer, in whole characters."""
 
     candidate_index: int
     is_thought: bool
@@ -408,6 +427,8 @@ class Delta(Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class ThoughtEnded:
+    """Report the end of a candidate's thought."""
+
     candidate_index: int
     outcome: ThinkingOutcome
     thought_tokens: int
@@ -415,17 +436,17 @@ class ThoughtEnded:
 
 @dataclass(frozen=True, slots=True)
 class Interrupted:
-    """A candidate stands still until the engine takes work again; `Continued` or an error follows."""
+    """Report that a candidate waits until the engine takes work again; `Continued` or an error follows."""
 
     candidate_index: int
     reason: InterruptionReason
     expected_seconds: float | None
-    """From now, at least 0; None where no start of the engine was measured."""
+    """Seconds from now, at least 0; None where no start of the engine was measured."""
 
 
 @dataclass(frozen=True, slots=True)
 class Continued:
-    """A candidate goes on after `Interrupted`, which came so many seconds ago."""
+    """Report that a candidate continues `interrupted_seconds` after `Interrupted`."""
 
     candidate_index: int
     interrupted_seconds: float
@@ -433,7 +454,7 @@ class Continued:
 
 @dataclass(frozen=True, slots=True)
 class CandidateEnd:
-    """The last word on one candidate."""
+    """Report the end of one candidate."""
 
     candidate_index: int
     finish_reason: FinishReason
@@ -444,15 +465,15 @@ class CandidateEnd:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The last event of a call. `usage` is over all candidates; `cost` is None without a price list."""
+    """Report the end of a call. `usage` is over all candidates; `cost` is None without a price list."""
 
     ends: tuple[CandidateEnd, ...]
     usage: Usage
     cost: Cost | None
     timing: Timing
     states: tuple[Mapping[str, Any], ...] = ()
-    """With DRAINED: where each candidate stood, for another process to go on with."""
+    """With DRAINED: the state of each candidate, for another server to continue from."""
 
 
 Event = Delta | ThoughtEnded | Interrupted | Continued | Finished
-"""What a running generation says; `wire` turns each into a GenerationEvent."""
+"""An event of a running generation; `server.convert` turns each into a GenerationEvent."""

@@ -81,11 +81,11 @@ def _sign(
 
 @asynccontextmanager
 async def listening(
-    config: dict[str, Any], *replies: Reply, observer: TelemetryHooks = NO_HOOKS
+    config: dict[str, Any], *replies: Reply, hooks: TelemetryHooks = NO_HOOKS
 ) -> AsyncIterator[tuple[Server, str]]:
     """A server on the scripted engine, and its address. Looks at its files ten times a second."""
     config["server"] = {"listen": "127.0.0.1:0", "reload_seconds": 0.1} | config.get("server", {})
-    server = Server(Config.model_validate(config), observer)
+    server = Server(Config.model_validate(config), hooks)
     address = await server.listen()
     await server.serve_with(ScriptedEngine(replies))
     try:

@@ -15,7 +15,7 @@ from penstock.config.schema import Config
 from penstock.engine.scripted import Reply, ScriptedEngine
 from penstock.server.server import Server
 
-from tests.rpc.mortal import ward
+from tests.rpc.killable import ward
 from tests.rpc.proxy import Proxy, proxied
 
 THOUGHT, ANSWER = "a thought of some length, ünïcödé too; " * 3, "an answer that goes on for a while"

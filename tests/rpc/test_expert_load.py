@@ -22,7 +22,7 @@ from penstock_proto.v1 import routing_pb2 as pb
 from penstock_proto.v1 import routing_pb2_grpc
 
 from tests.rpc.conftest import Serve, serving
-from tests.rpc.mortal import MortalEngine
+from tests.rpc.killable import MortalEngine
 
 RANKS = 2
 

@@ -13,7 +13,7 @@ from penstock.engine.scripted import Reply
 from penstock_proto.v1 import generation_pb2 as pb
 from penstock_proto.v1 import generation_pb2_grpc
 
-from tests.rpc.mortal import POISON, Ward, ward
+from tests.rpc.killable import POISON, Ward, ward
 from tests.rpc.test_stream import spec, texts
 
 THINKING = pb.ThinkingConfig(mode=pb.THINKING_MODE_THINKING)

@@ -21,7 +21,7 @@ from penstock.types import EngineChunk, EngineRequest
 from penstock_proto.v1 import generation_pb2 as pb
 
 from tests.rpc.conftest import serving
-from tests.rpc.mortal import POISON, ward
+from tests.rpc.killable import POISON, ward
 from tests.rpc.secure import bearer, spec, stub
 
 PROTO = Path(__file__).parents[2] / "protos/penstock/v1/error_reason.proto"

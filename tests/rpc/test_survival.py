@@ -19,7 +19,7 @@ from penstock_proto.v1 import generation_pb2 as pb
 from penstock_proto.v1 import generation_pb2_grpc
 
 from tests.rpc.conftest import Serve, serving
-from tests.rpc.mortal import POISON, Ward, ward
+from tests.rpc.killable import POISON, Ward, ward
 from tests.rpc.secure import channel as channel_to
 from tests.rpc.secure import listening
 from tests.rpc.test_stream import spec, stream, texts

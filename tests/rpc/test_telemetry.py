@@ -32,7 +32,7 @@ from penstock_proto.v1 import generation_pb2 as pb
 from penstock_proto.v1 import generation_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.rpc.mortal import ward
+from tests.rpc.killable import ward
 from tests.rpc.otlp import Collector, attributes, collecting
 from tests.rpc.test_stream import spec, stream
 from tests.rpc.test_telemetry_metrics import scrape

@@ -33,7 +33,7 @@ from penstock_proto.v1 import routing_pb2, routing_pb2_grpc
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from bench.telemetry_calls import one_real_call, tell
+from bench.telemetry_calls import one_real_call, report_to
 from tests.rpc.otlp import collecting
 from tests.rpc.test_stream import spec, stream
 from tests.tooling import program
@@ -254,7 +254,7 @@ async def test_the_call_that_the_bench_repeats_is_told_whole() -> None:
     kept = await one_real_call()
     with collecting() as collector:
         async with telling(otlp="grpc", otlp_endpoint=collector.endpoint) as telemetry:
-            tell(telemetry.hooks, kept)
+            report_to(telemetry.hooks, kept)
     histograms = [metric.histogram for metric in collector.metrics.values() if metric.HasField("histogram")]
     assert len(collector.spans) == 7
     assert len({span.trace_id for span in collector.spans}) == 1

@@ -1,11 +1,11 @@
-"""Lets work in: at once while there is room, else in a bounded queue that is fair between callers, else not at all.
+"""Admit calls: at once while there is capacity, else after waiting in a bounded queue, else not at all.
 
-Room is counted in sequences (candidates), because that is what the engine runs side by side; the queue is bounded by
-calls and by tokens. Higher classes go first; within a class callers take turns, however many calls each has waiting.
-A full queue sheds the lowest class first, then the newest call of the caller with the most waiting. What waits past
-its deadline is dropped and never reaches the engine.
+Capacity is counted in sequences (candidates), because that is what the engine runs concurrently. The queue is bounded
+by calls and by tokens. Higher priorities go first; within a priority, callers take turns, however many calls each has
+waiting. A full queue evicts the lowest priority first, then the newest call of the caller with the most waiting calls.
+A call whose deadline passes in the queue is dropped and never reaches the engine.
 
-The permit is an argument of the work, so the door cannot be skipped.
+The permit is an argument of the work, so that no work starts without it.
 """
 
 from __future__ import annotations
@@ -21,17 +21,26 @@ from penstock.config.schema import AdmissionSettings
 from penstock.errors import DeadlinePassed, Draining, Overloaded, PenstockError
 from penstock.types import Priority
 
-# Completions that the pace is measured over: enough to be steady, few enough to follow a change of load.
+# Number of completions that the pace is measured over: enough to be steady, few enough to follow changes of load.
 _PACE_COMPLETIONS = 32
 _MIN_RETRY_SECONDS = 0.1
-# Each turn is a millisecond's work or more, and streams often end together: what else comes must not wait for them all.
-_MAX_TURNS_AT_ONCE = 4
+# Each dispatch takes a millisecond or more, and streams often end together: other work must not wait for all of them.
+_MAX_DISPATCHES_AT_ONCE = 4
 _MAX_RETRY_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class AdmissionRequest:
-    """What a call asks room for. `caller` is whoever fairness is between; `deadline_monotonic` None is no deadline."""
+    """Describe the capacity that a call needs.
+
+    Attributes:
+        caller: Key that fairness is between.
+        priority: Priority of the call.
+        sequences: Candidates of the call.
+        tokens: Prompt tokens and maximum output tokens of all candidates.
+        deadline_monotonic: In seconds of time.monotonic(); None without a deadline.
+        limit_key: Key that the start rate is counted by; empty for `caller`.
+    """
 
     caller: str
     priority: Priority
@@ -39,12 +48,15 @@ class AdmissionRequest:
     tokens: int
     deadline_monotonic: float | None = None
     limit_key: str = ""
-    """Whose starts are counted; empty is `caller`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Permit:
-    """Proof that a call was let in; held for as long as it runs. 0 seconds where there was room at once."""
+    """Prove that a call was admitted; held for as long as it runs.
+
+    Attributes:
+        waited_seconds: Time in the queue; 0 where there was capacity at once.
+    """
 
     waited_seconds: float
 
@@ -53,23 +65,27 @@ class Permit:
 class _Waiting:
     request: AdmissionRequest
     turn: asyncio.Future[int] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-    """The sequences it was let in with: capacity may be another one by the time it ends."""
+    """Result: the sequences that it was admitted with. Capacity may have changed by the time it ends."""
 
 
 class StartRate:
-    """Engine starts per caller and second: a client that starts and cancels costs the engine all the same.
+    """Limit the engine starts per caller and second: a client that starts and cancels costs the engine all the same.
 
-    A second's worth may come at once. Callers who have not started anything for a second are forgotten.
+    A second's worth may start at once. Callers that started nothing for a second are forgotten.
     """
 
     def __init__(self, most_per_second: float) -> None:
         self._most = max(1.0, most_per_second)
         self._per_second = most_per_second
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
-        """What is left, and when that was; the caller who started last is last."""
+        """Tokens left and the time of that count, by key; the caller that started last comes last."""
 
     def acquire(self, key: str, starts: int) -> None:
-        """Raises Overloaded with the seconds until there is room. More than fit at once are owed."""
+        """Count `starts` of a caller. More starts than fit at once leave a debt.
+
+        Raises:
+            Overloaded: The rate is exceeded; carries the seconds until there is room.
+        """
         now = time.monotonic()
         while self._buckets and self._left(next(iter(self._buckets)), now) >= self._most:
             self._buckets.popitem(last=False)
@@ -90,7 +106,12 @@ class StartRate:
 
 
 class Admission:
-    """Not thread-safe: lives on the server's event loop. `capacity` tells the sequences that may run side by side."""
+    """Decide which calls run now, which wait and which are refused. Not thread-safe: lives on the server's event loop.
+
+    Args:
+        settings: Limits of the queue and of starts.
+        capacity: Returns the number of sequences that may run concurrently.
+    """
 
     def __init__(self, settings: AdmissionSettings, capacity: Callable[[], int]) -> None:
         self._settings = settings
@@ -107,9 +128,14 @@ class Admission:
         self.draining = False
 
     def check_capacity(self, priority: Priority, caller: str) -> None:
-        """Refuses what would be refused anyway, before any work is done for it. Raises Draining or Overloaded."""
+        """Refuse a call that would be refused anyway, before any work is done for it.
+
+        Raises:
+            Draining: The server is shutting down.
+            Overloaded: The queue is full and the call may not evict another one.
+        """
         if self.draining:
-            raise Draining("this server is going away")
+            raise Draining("the server is draining and admits no calls; retry on another server")
         if not self.queued_calls and self.running_sequences < self._capacity():
             return
         if self._full(1, 0) and self._select_for_eviction(priority, caller) is None:
@@ -117,7 +143,13 @@ class Admission:
 
     @asynccontextmanager
     async def permit(self, request: AdmissionRequest) -> AsyncIterator[Permit]:
-        """Waits for room. Raises Draining, Overloaded, or DeadlinePassed where the deadline came first."""
+        """Wait for capacity and hold it until the context ends.
+
+        Raises:
+            Draining: The server is shutting down.
+            Overloaded: The queue is full, or the caller's start rate is exceeded.
+            DeadlinePassed: The deadline passed in the queue.
+        """
         began = time.monotonic()
         sequences, waited_seconds = min(request.sequences, self._capacity()), 0.0
         self.check_capacity(request.priority, request.caller)
@@ -158,7 +190,9 @@ class Admission:
             return await asyncio.wait_for(asyncio.shield(waiting.turn), left)
         except TimeoutError:
             if waiting.turn.done() and not waiting.turn.cancelled() and waiting.turn.exception() is None:
-                return waiting.turn.result()  # Let in and timed out at the same moment: the work's deadline decides.
+                return (
+                    waiting.turn.result()
+                )  # Admitted and timed out at the same moment: the deadline of the work decides.
             raise DeadlinePassed("the deadline passed in the queue", queued_calls=self.queued_calls) from None
         except asyncio.CancelledError:
             if waiting.turn.done() and waiting.turn.exception() is None:
@@ -174,25 +208,29 @@ class Admission:
         settings = self._settings
         if self.queued_calls + calls > settings.max_queued_calls:
             return True
-        # One call is let in however long it is: its length was checked against the window already.
+        # An empty queue takes a call of any length: its length was checked against the context window already.
         return self.queued_calls > 0 and self.queued_tokens + tokens > settings.max_queued_tokens
 
     def _select_for_eviction(self, priority: Priority, caller: str) -> _Waiting | None:
-        """Whom a newcomer may displace: the lowest class below its own, or the greediest caller of its own class."""
+        """Return the call that a new one may displace; None where there is none.
+
+        Calls of a lower priority go first, then the newest call of the caller with the most waiting calls of the same
+        priority.
+        """
         for lowest in sorted(self._queues, key=lambda p: p.value):
             queues = self._queues[lowest]
             if lowest.value > priority.value or not queues:
                 continue
-            greediest = max(queues.values(), key=len)
-            if lowest.value < priority.value or len(greediest) > len(queues.get(caller, ())) + 1:
-                return greediest[-1]
+            longest = max(queues.values(), key=len)
+            if lowest.value < priority.value or len(longest) > len(queues.get(caller, ())) + 1:
+                return longest[-1]
             return None
         return None
 
     def _dispatch(self) -> None:
-        """Gives turns while there is room: highest class first, callers of a class one after the other.
+        """Admit waiting calls while there is capacity: highest priority first, callers of a priority in turn.
 
-        A few at once, and the next ones when the event loop comes round.
+        Dispatches a few at once and the others in the next iteration of the event loop.
         """
         turns = 0
         for priority in sorted(self._queues, key=lambda p: -p.value):
@@ -203,7 +241,7 @@ class Admission:
                 sequences = min(first.request.sequences, self._capacity())
                 if self.running_sequences + sequences > self._capacity():
                     return
-                if turns == _MAX_TURNS_AT_ONCE:
+                if turns == _MAX_DISPATCHES_AT_ONCE:
                     asyncio.get_running_loop().call_soon(self._dispatch)
                     return
                 turns += 1
@@ -232,7 +270,7 @@ class Admission:
         )
 
     def retry_after_seconds(self) -> float:
-        """When the queue as it stands will have been let in, at the pace of the last completions."""
+        """Return the seconds after which the present queue will be admitted, at the pace of recent completions."""
         if len(self._completions) < 2:
             return 1.0
         span = time.monotonic() - self._completions[0]
@@ -240,13 +278,15 @@ class Admission:
         return min(_MAX_RETRY_SECONDS, max(_MIN_RETRY_SECONDS, pace_seconds * (self.queued_calls + 1)))
 
     def drain(self) -> None:
-        """Lets nobody in any more; who still waits is sent elsewhere."""
+        """Refuse new calls, and refuse those that wait."""
         self.draining = True
         for queues in self._queues.values():
             for waiting in [one for own in queues.values() for one in own]:
                 self._remove(waiting)
-                waiting.turn.set_exception(Draining("this server is going away"))
+                waiting.turn.set_exception(
+                    Draining("the server is draining and admits no calls; retry on another server")
+                )
 
     async def idle(self) -> None:
-        """Returns when nothing runs or waits."""
+        """Wait until no call runs or waits."""
         await self._idle.wait()

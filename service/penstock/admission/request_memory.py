@@ -1,8 +1,9 @@
-"""Bounds the bytes of requests that are in memory at once, over all calls.
+"""Limit the bytes of requests that are in memory at once, over all calls.
 
-A request reserves the largest message while it arrives, because gRPC's core tells its size only once it is whole; then
-its own size, until its call ends. Who finds no room waits, and callers take turns. Where the room is held by requests
-that arrive slowly, the oldest one of the caller with the most gives way: one that arrives normally takes milliseconds.
+A request reserves the size of the largest message while it arrives, because gRPC's core tells the size only of a
+complete message; then its own size, until its call ends. A request that finds no room waits, and callers take turns.
+Where the room is held by requests that arrive slowly, the oldest of the caller with the most slow requests is evicted:
+a request normally arrives within milliseconds.
 """
 
 from __future__ import annotations
@@ -22,7 +23,14 @@ _RETRY_SECONDS = 1.0
 
 @dataclass(eq=False, slots=True)
 class MemoryReservation:
-    """Room for one request. `lost` is done once another request has taken it."""
+    """Hold room for one request.
+
+    Attributes:
+        key: Caller that fairness is between.
+        size: Bytes reserved.
+        since: Start of the reservation, in seconds of time.monotonic().
+        lost: Done once another request has taken the room.
+    """
 
     key: str
     size: int
@@ -31,7 +39,12 @@ class MemoryReservation:
 
 
 class RequestMemory:
-    """Not thread-safe: lives on the event loop. `budget_bytes` holds at least one message of `message_bytes`."""
+    """Account for the bytes of requests. Not thread-safe: lives on the event loop.
+
+    Args:
+        budget_bytes: Bytes for all requests; at least one message of `message_bytes` is allowed.
+        message_bytes: Size of the largest message.
+    """
 
     def __init__(self, budget_bytes: int, message_bytes: int) -> None:
         self._budget_bytes = max(budget_bytes, message_bytes)
@@ -42,9 +55,14 @@ class RequestMemory:
 
     @asynccontextmanager
     async def reserve(self, key: str, wait_seconds: float) -> AsyncIterator[MemoryReservation]:
-        """Hold room for the largest message; `arrived` makes it less. `key` is whoever fairness is between.
+        """Reserve room for the largest message; `arrived` reduces it to the message's size.
 
-        Raises Overloaded where there is no room within `wait_seconds`.
+        Args:
+            key: Caller that fairness is between.
+            wait_seconds: Longest wait for room.
+
+        Raises:
+            Overloaded: There was no room within `wait_seconds`.
         """
         await self._acquire(key, wait_seconds)
         reservation = MemoryReservation(key, self._message_bytes)
@@ -56,12 +74,13 @@ class RequestMemory:
             self._give_back(reservation, reservation.size)
 
     def arrived(self, reservation: MemoryReservation, size: int) -> None:
-        """Keep only what the request takes: it is whole now."""
+        """Reduce a reservation to the size of the request, which has arrived completely."""
         self._arriving.pop(reservation, None)
         self._give_back(reservation, reservation.size - min(size, reservation.size))
 
     @property
     def has_room(self) -> bool:
+        """Return whether the largest message fits."""
         return self.held_bytes + self._message_bytes <= self._budget_bytes
 
     def _give_back(self, reservation: MemoryReservation, size: int) -> None:
@@ -70,7 +89,7 @@ class RequestMemory:
         self._wake()
 
     def _wake(self) -> None:
-        """Give room to those who wait, one caller after the other."""
+        """Give room to waiting requests, one caller after the other."""
         while self._waiting and self.has_room:
             key, own = next(iter(self._waiting.items()))
             own.popleft().set_result(None)
@@ -80,7 +99,7 @@ class RequestMemory:
                 del self._waiting[key]
 
     async def _acquire(self, key: str, wait_seconds: float) -> None:
-        """Return once `held_bytes` has room for the largest message in it."""
+        """Return once room for the largest message has been added to `held_bytes`."""
         if self.has_room and not self._waiting:
             self.held_bytes += self._message_bytes
             return
@@ -109,7 +128,7 @@ class RequestMemory:
 
     def _overloaded(self) -> Overloaded:
         return Overloaded(
-            f"the requests in memory hold {self.held_bytes} of {self._budget_bytes} bytes",
+            f"request memory exceeded: {self.held_bytes} of {self._budget_bytes} bytes in use",
             resource="request_memory",
             retry_after_seconds=_RETRY_SECONDS,
         )

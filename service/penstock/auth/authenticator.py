@@ -1,4 +1,4 @@
-"""Who a call is from, by what it carries, and whether it may do what it asks. The border asks, for every call."""
+"""Authenticate calls and authorize them against the permissions that their method needs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Metadata = Iterable[tuple[str, str | bytes]]
 NO_JWT = JwtSettings()
 NO_QUOTAS = QuotaSettings()
 _ANY = ALL_PERMISSIONS
-# Any one of these is enough. What is not here needs `admin`: a new method is closed until somebody decides.
+# Any one of these permissions is enough. A service that is not listed needs `admin`: new methods are closed by default.
 REQUIRED_PERMISSIONS: Mapping[str, frozenset[Permission]] = {
     "penstock.v1.GenerationService": frozenset({"generate"}),
     "penstock.v1.ModelService": _ANY,
@@ -28,15 +28,21 @@ REQUIRED_PERMISSIONS: Mapping[str, frozenset[Permission]] = {
     "grpc.reflection.v1alpha.ServerReflection": _ANY,
     "grpc.reflection.v1.ServerReflection": _ANY,
 }
-# What a TLS peer may be called by, the most specific first.
+# Names of a TLS peer, the most specific first.
 _CERTIFICATE_NAMES = ("peer_spiffe_id", "peer_uri", "peer_dns", "peer_email", "x509_common_name")
-# One answer for every credential that is not good: which part was wrong helps only who guesses.
-_NOT_GOOD = "the credential is not good here; it may be mistyped, expired or revoked"
-_NOTHING_SHOWN = "this server must know who calls: send the metadata `authorization: Bearer <API key or token>`"
+# The same message for all invalid credentials: which part was wrong would help only an attacker.
+_INVALID = "invalid credentials (unknown, expired or revoked)"
+_MISSING = "no credentials were sent: send the metadata `authorization: Bearer <API key or token>`"
 
 
 class Authenticator:
-    """Open where the configuration names no way to know callers; then each is its address."""
+    """Authenticate callers by API key, JWT or client certificate.
+
+    Without any of these configured, every caller is accepted and identified by its address.
+
+    Attributes:
+        files: Files that are reloaded while serving.
+    """
 
     def __init__(self, settings: AuthSettings, jwt: JwtSettings = NO_JWT, quotas: QuotaSettings = NO_QUOTAS) -> None:
         self._settings = settings
@@ -45,7 +51,7 @@ class Authenticator:
         self._keys = ApiKeyStore()
         self._policies = CallerPolicyFile()
         self.files: list[ReloadableFiles] = []
-        """What can change while serving."""
+
         if settings.keys_file is not None or settings.keys:
             self.files.append(ReloadableFiles((settings.keys_file,), self._load_keys))
         if settings.callers_file is not None:
@@ -55,6 +61,7 @@ class Authenticator:
 
     @property
     def is_open(self) -> bool:
+        """Return whether no authentication is configured."""
         return not self._settings.is_on and self._jwt is None
 
     def _load_keys(self) -> None:
@@ -63,7 +70,7 @@ class Authenticator:
         if path is not None:
             found += keys.parse(str(path), read_text("auth.keys_file", path))
         if len({key.id for key in found}) != len(found):
-            raise ConfigError("auth.keys: an id is there twice, or in auth.keys_file too")
+            raise ConfigError("auth.keys: an id is used twice, or also in auth.keys_file; ids must be unique")
         self._keys = ApiKeyStore(found)
 
     def _load_policies(self) -> None:
@@ -76,9 +83,18 @@ class Authenticator:
         self._policies = policies
 
     async def authenticate(self, method: str, metadata: Metadata) -> Principal | None:
-        """The caller by its bearer token; None where it shows none, which `authorize` judges.
+        """Identify the caller by its bearer token, before the request is read.
 
-        Raises CallerUnknown for a bad one, and CallerNotAllowed.
+        Args:
+            method: `/package.Service/Method`.
+            metadata: Metadata of the call.
+
+        Returns:
+            The principal; None where no token was sent, which `authorize` decides about.
+
+        Raises:
+            CallerUnknown: The token is invalid.
+            CallerNotAllowed: The principal lacks the permission for the method.
         """
         if self.is_open:
             return None
@@ -92,9 +108,17 @@ class Authenticator:
     def authorize(
         self, method: str, caller: Principal | None, peer: str, tls: Mapping[str, Iterable[bytes]]
     ) -> Principal:
-        """Whoever `authenticate` found, else by the certificate, else (where nobody must say) by the address.
+        """Return the principal of a call, by token, client certificate or address, in this order.
 
-        `tls` is what gRPC knows of the connection. Raises CallerUnknown and CallerNotAllowed.
+        Args:
+            method: `/package.Service/Method`.
+            caller: Result of `authenticate`.
+            peer: Address of the peer, as gRPC names it.
+            tls: gRPC's authentication context of the connection.
+
+        Raises:
+            CallerUnknown: The server requires credentials and none were sent.
+            CallerNotAllowed: The principal lacks the permission for the method.
         """
         if caller is not None:
             return caller
@@ -102,14 +126,14 @@ class Authenticator:
             return by_address(peer)
         caller = self._by_certificate(tls) if self._settings.certificates else None
         if caller is None:
-            raise CallerUnknown(_NOTHING_SHOWN)
+            raise CallerUnknown(_MISSING)
         _check(caller, method)
         return caller
 
     def _by_key(self, token: str) -> Principal:
         key = self._keys.find(token, datetime.now(UTC))
         if key is None:
-            raise CallerUnknown(_NOT_GOOD)
+            raise CallerUnknown(_INVALID)
         return self._caller(key.caller, AuthMethod.KEY, key_id=key.id, is_listed=True)
 
     async def _by_token(self, token: str) -> Principal:
@@ -117,7 +141,7 @@ class Authenticator:
         try:
             name = await self._jwt.verify(token)
         except CallerUnknown:
-            raise CallerUnknown(_NOT_GOOD) from None
+            raise CallerUnknown(_INVALID) from None
         return self._caller(self._policies.by_subject(name) or derived_id(AuthMethod.JWT, name), AuthMethod.JWT)
 
     def _by_certificate(self, tls: Mapping[str, Iterable[bytes]]) -> Principal | None:
@@ -144,12 +168,16 @@ def _bearer(metadata: Metadata) -> str | None:
         return None
     scheme, _, token = (shown[0] if isinstance(shown[0], str) else "").partition(" ")
     if len(shown) > 1 or scheme.lower() != "bearer":
-        raise CallerUnknown("`authorization` must be there once, as `Bearer <API key or token>`")
+        raise CallerUnknown("the metadata `authorization` must be sent once, as `Bearer <API key or token>`")
     return token.strip()
 
 
 def required_permissions(method: str) -> frozenset[Permission]:
-    """`method` is `/package.Service/Method`."""
+    """Return the permissions of which a caller needs one.
+
+    Args:
+        method: `/package.Service/Method`.
+    """
     return REQUIRED_PERMISSIONS.get(method.strip("/").partition("/")[0], frozenset({"admin"}))
 
 

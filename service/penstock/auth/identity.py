@@ -1,7 +1,8 @@
-"""A caller, and how names become one.
+"""Identify callers: the principal of a call and how its id is derived.
 
-Every caller has an id that is bounded, printable and not secret, so that it may stand in logs, traces and audit lines:
-the name that the operator gave it, else `<how>:<name>` from what it showed, a hash where that name is no plain one.
+Every principal has an id that is bounded, printable and not secret, so that it can stand in logs, traces and audit
+lines. It is the name that the operator configured, or `<method>:<name>` from the credential. A name that is too long or
+has other characters is replaced by its hash.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _PLAIN = r"[A-Za-z0-9][A-Za-z0-9._@:/+-]{0,95}"
 
 
 class AuthMethod(enum.Enum):
-    """How a caller was known."""
+    """Enumerate the ways in which a caller can be identified."""
 
     KEY = "key"
     JWT = "jwt"
@@ -30,57 +31,65 @@ class AuthMethod(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Whoever a call is made for. `key_id` names the API key that was shown, if one was."""
+    """Represent the identity that a call acts for.
+
+    Attributes:
+        id: Bounded and printable; the configured name or the result of `derived_id`.
+        auth_method: How the caller was identified.
+        permissions: What the caller may do.
+        is_listed: Whether an operator configured this id. Listed ids are few, so they may be labels of a metric.
+        key_id: Id of the API key that was sent; empty without one.
+        limits: Quotas and the highest priority of this caller.
+    """
 
     id: str
     auth_method: AuthMethod
     permissions: frozenset[Permission]
     is_listed: bool = False
-    """An operator wrote this name down, so there are few of them: it may be a label of a metric."""
+
     key_id: str = ""
     limits: CallerLimits = NO_LIMITS
 
     @property
     def is_known(self) -> bool:
-        """It has shown who it is; otherwise its address is all that is known, and that changes with each connection."""
+        """Return whether the caller sent credentials; otherwise only its address is known."""
         return self.auth_method is not AuthMethod.ADDRESS
 
     @property
     def owner(self) -> str:
-        """What is its own stays so over connections; where nobody is known, everything is everybody's who has the
-        token."""
+        """Return the id that owns resumable streams; empty for anonymous callers, whose tokens alone protect them."""
         return self.id if self.is_known else ""
 
     @property
     def limit_key(self) -> str:
-        """What limits per caller count by: its id, or the host of an address, which opens connections as it likes."""
+        """Return the key that per-caller limits count by: the id, or for an address the host without the port."""
         return self.id if self.is_known else self.id.rpartition(":")[0] or self.id
 
     @property
     def label(self) -> str:
-        """For metrics: bounded however many callers there are."""
+        """Return the value for metric labels; bounded, however many callers there are."""
         return self.id if self.is_listed else self.auth_method.value
 
 
 def by_address(peer: str) -> Principal:
-    """Whoever calls where nobody has to say who they are: may do everything, as the operator chose."""
+    """Return the principal of a server without authentication: identified by its address, with all permissions."""
     return Principal(peer, AuthMethod.ADDRESS, ALL_PERMISSIONS)
 
 
 ANONYMOUS = by_address("")
 CURRENT_PRINCIPAL: ContextVar[Principal] = ContextVar("penstock_caller", default=ANONYMOUS)
-"""Whom the running task works for. gRPC hands the servicer nothing of ours; the border sets this before it runs."""
+"""Principal of the running task. gRPC passes servicers nothing of ours, so the interceptor sets it before they run."""
 
 
 def derived_id(auth_method: AuthMethod, name: str) -> str:
-    """An id for a name that no operator has listed; never the id of one that is."""
+    """Return an id for a name that no operator listed; it never equals a listed id."""
     if not re.fullmatch(_PLAIN, name):
         name = f"sha256-{hashlib.sha256(name.encode()).hexdigest()[:24]}"
     return f"{auth_method.value}:{name}"
 
 
 def is_caller_id(text: str) -> bool:
-    """A name that an operator may give, or what `derived_id` makes."""
+    """Return whether `text` is a name that an operator may give, or a result of `derived_id`."""
     auth_method, colon, name = text.partition(":")
     if not colon:
         return re.fullmatch(CALLER_NAME, text) is not None

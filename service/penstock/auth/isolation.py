@@ -1,4 +1,4 @@
-"""What keeps one caller's requests from another's: pure."""
+"""Keep the requests of one caller apart from those of others."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from penstock.types import Priority, Request
 
 
 def own_prefixes(request: Request, caller: Principal) -> Request:
-    """The request in a part of the prefix cache that no other caller reads: how fast it is answered tells nobody what
-    somebody else has asked. Callers that nobody knows share one."""
+    """Return the request with a cache salt of its caller, so that no other caller shares its prefix cache entries.
+
+    Response times then tell nobody what others have asked. Anonymous callers share one part of the cache.
+    """
     if not caller.is_known:
         return request
     salt = hashlib.sha256(json.dumps([caller.id, request.context.cache_salt]).encode()).hexdigest()
@@ -21,12 +23,22 @@ def own_prefixes(request: Request, caller: Principal) -> Request:
 
 
 def class_of(asked: Priority | None, caller: Principal) -> Priority:
-    """The class of a call that asks for one, or (None) for none. Raises CallerNotAllowed above the caller's highest."""
+    """Return the priority of a call.
+
+    Args:
+        asked: The priority that the request names; None where it names none.
+        caller: The principal, with the highest priority that it may use.
+
+    Raises:
+        CallerNotAllowed: `asked` is above the caller's highest priority.
+    """
     highest = caller.limits.max_priority
     if asked is None:
         return Priority.NORMAL if highest.value >= Priority.NORMAL.value else highest
     if asked.value > highest.value:
         raise CallerNotAllowed(
-            f"this caller's calls are at most of priority {highest.name}", field="spec.priority", highest=highest.name
+            f"priority {asked.name} is not allowed for this caller, at most {highest.name} is",
+            field="spec.priority",
+            highest=highest.name,
         )
     return asked

@@ -1,9 +1,9 @@
-"""JSON web tokens of an OpenID Connect issuer: signature, issuer, audience and time, and the name that is in them.
+"""Verify JSON web tokens of an OpenID Connect issuer: signature, issuer, audience and lifetime.
 
-The issuer's keys come from a file or a URL. From a URL they are kept a while and then fetched again in the background:
-verification goes on with the keys that are known. Only a token that names an unknown key (the issuer rotated) waits for
-a fetch, one for all such tokens and at most every `least_seconds`: made-up key ids must not make us ask the issuer each
-time. Where the issuer cannot be reached, the keys that are known stay good, and it is asked again after growing waits.
+The issuer's keys come from a file or a URL. Keys from a URL are cached, and fetched again in the background while
+verification goes on with the cached ones. Only a token with an unknown key id waits for a fetch: one fetch for all such
+tokens, at most once every `least_seconds`, so that invented key ids do not make this server flood the issuer. While the
+issuer cannot be reached, the cached keys stay valid and the waits between fetches grow.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from penstock.errors import CallerUnknown, ConfigError
 
 log = logging.getLogger(__name__)
 _FETCH_SECONDS = 5.0
-# The most that a token with an unknown key waits for a fetch, and the longest wait after fetches that failed.
+# Longest wait of a token with an unknown key for a fetch, and longest pause after failed fetches.
 _MAX_WAIT_SECONDS = 5.0
 _MAX_BACKOFF_SECONDS = 60.0
 _MAX_BYTES = 1024 * 1024
@@ -33,14 +33,18 @@ _MAX_NAME_CHARS = 1024
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """What the issuer publishes lies where the operator said, or nowhere."""
+    """Refuse redirects: the issuer's documents are read from where the operator configured, or not at all."""
 
     def redirect_request(self, *args: Any) -> None:
         return None
 
 
 class JwtVerifier:
-    """Verifies tokens against the issuer's keys. `files` is what can change while serving."""
+    """Verify tokens against the issuer's keys.
+
+    Attributes:
+        files: Files that are reloaded while serving.
+    """
 
     def __init__(self, settings: JwtSettings, *, least_seconds: float = 10.0) -> None:
         self._settings = settings
@@ -59,15 +63,19 @@ class JwtVerifier:
         try:
             self._keys = _parse(read_text("jwt.jwks_file", path))
         except ValueError as error:
-            raise ConfigError(f"jwt.jwks_file: {path} is no JWK set with keys that we can use") from error
+            raise ConfigError(f"jwt.jwks_file: {path} is not a JWK set with usable signature keys") from error
 
     async def verify(self, token: str) -> str:
-        """Whom the token names. Raises CallerUnknown, without saying what is wrong with it."""
+        """Return the caller's name: the value of the configured claim.
+
+        Raises:
+            CallerUnknown: The token is invalid. The message does not tell why.
+        """
         try:
             if len(token) > _MAX_TOKEN_BYTES:
                 raise jwt.InvalidTokenError
             key = await self._key(str(jwt.get_unverified_header(token).get("kid", "")))
-            # A key says which algorithm it is for: a token must not choose.
+            # The key determines the algorithm: a token must not choose it.
             claims = jwt.decode(
                 token,
                 key,
@@ -78,11 +86,11 @@ class JwtVerifier:
                 options={"require": ["exp", "iss", "aud", self._settings.claim]},
             )
         except jwt.PyJWTError as error:
-            log.debug("a token was refused: %s", type(error).__name__)
-            raise CallerUnknown("not good") from None
+            log.debug("JWT refused: %s", type(error).__name__)
+            raise CallerUnknown("invalid token") from None
         name = claims[self._settings.claim]
         if not isinstance(name, str) or not 0 < len(name) <= _MAX_NAME_CHARS:
-            raise CallerUnknown("not good")
+            raise CallerUnknown("invalid token")
         return name
 
     async def _key(self, key_id: str) -> jwt.PyJWK:
@@ -92,7 +100,7 @@ class JwtVerifier:
                 fetching = self._fetch_in_background()
                 if fetching is not None and not is_known:
                     await asyncio.wait({fetching}, timeout=_MAX_WAIT_SECONDS)
-        # An issuer with one key need not name it.
+        # An issuer with a single key need not send a key id.
         if not key_id and len(self._keys) == 1:
             return next(iter(self._keys.values()))
         if key_id not in self._keys:
@@ -100,7 +108,7 @@ class JwtVerifier:
         return self._keys[key_id]
 
     def _fetch_in_background(self) -> asyncio.Task[None] | None:
-        """The fetch that is under way, or a new one; None where the issuer was asked a moment ago."""
+        """Return the running fetch or a new one; None where the issuer was asked too recently."""
         if self._fetching is None and time.monotonic() >= self._next_fetch_at:
             self._fetching = asyncio.create_task(self._refresh())
         return self._fetching
@@ -112,10 +120,10 @@ class JwtVerifier:
             self._fetched_at, self._failures = began, 0
         except Exception as error:
             self._failures += 1
-            log.error("cannot fetch the keys of %s: %s", self._settings.issuer, type(error).__name__)
+            log.error("fetch of the JWT keys of %s failed: %s", self._settings.issuer, type(error).__name__)
         finally:
             wait = self._least_seconds * 2 ** min(self._failures, 10)
-            # From its end: a fetch that hangs is not followed by the next one at once.
+            # Counted from the end of the fetch, so that a fetch that hangs is not followed by another one at once.
             self._next_fetch_at = time.monotonic() + min(wait, max(self._least_seconds, _MAX_BACKOFF_SECONDS))
             self._fetching = None
 
@@ -124,28 +132,28 @@ class JwtVerifier:
         if not url:
             found = json.loads(_get(self._settings.issuer.rstrip("/") + "/.well-known/openid-configuration"))
             if not isinstance(found, dict) or found.get("issuer") != self._settings.issuer:
-                raise ValueError("the document is of another issuer")
+                raise ValueError("the document belongs to another issuer")
             url = str(found.get("jwks_uri", ""))
         return _parse(_get(url))
 
 
 def _get(url: str) -> str:
     if not is_safe_url(url):
-        raise ValueError("not https")
+        raise ValueError("the URL is not https")
     with urllib.request.build_opener(_NoRedirects).open(url, timeout=_FETCH_SECONDS) as reply:
         data: bytes = reply.read(_MAX_BYTES + 1)
     if len(data) > _MAX_BYTES:
-        raise ValueError("too large")
+        raise ValueError(f"the document is larger than {_MAX_BYTES} bytes")
     return data.decode()
 
 
 def _parse(text: str) -> dict[str, jwt.PyJWK]:
-    """Raises ValueError where there is no key that could verify anything."""
+    """Return the signature keys of a JWK set by key id. Raise ValueError where there are none."""
     try:
         found = jwt.PyJWKSet.from_dict(json.loads(text)).keys
     except (jwt.PyJWTError, AttributeError, TypeError) as error:
-        raise ValueError("no JWK set") from error
+        raise ValueError("not a JWK set") from error
     keys = {key.key_id or "": key for key in found if key.public_key_use in (None, "sig")}
     if not keys:
-        raise ValueError("no keys")
+        raise ValueError("the JWK set has no signature keys")
     return keys

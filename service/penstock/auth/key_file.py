@@ -1,4 +1,4 @@
-"""Changing the key file: whole or not at all, one change at a time, readable by its owner alone."""
+"""Change the key file atomically, under a lock, readable by its owner only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ Entries = tuple[ApiKey, ...]
 
 
 def entries(path: Path) -> Entries:
-    """Raises ConfigError where it cannot be read."""
+    """Return the entries of a key file.
+
+    Raises:
+        ConfigError: The file cannot be read or is not a key file.
+    """
     try:
         return keys.parse(str(path), path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -25,12 +29,17 @@ def entries(path: Path) -> Entries:
 
 
 def change(path: Path, make: Callable[[Entries], Entries]) -> None:
-    """Replaces the file's entries by what `make` makes of them; a file that is not there has none.
+    """Replace the entries of a key file by the result of `make`.
 
-    Raises ConfigError where the file cannot be read or written, and whatever `make` does.
+    Args:
+        path: The key file; a missing file has no entries.
+        make: Gets the present entries and returns the new ones. Its exceptions are passed on.
+
+    Raises:
+        ConfigError: The file cannot be read or written.
     """
     try:
-        # Another file than the one that is replaced: a lock on that would hold nobody off the new one.
+        # The lock is a file of its own: the key file is replaced, so a lock on it would not protect its successor.
         with open(path.with_name(f".{path.name}.lock"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             _replace(path, keys.to_text(make(entries(path) if path.exists() else ())))
@@ -47,7 +56,7 @@ def _replace(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         if target.exists():
-            # A service that runs as another user of a group goes on reading it.
+            # Keep owner and mode, so that a service which runs as another user can still read the file.
             status = target.stat()
             os.chmod(partial, status.st_mode & 0o777)
             if (status.st_uid, status.st_gid) != (os.geteuid(), os.getegid()):

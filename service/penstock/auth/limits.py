@@ -1,4 +1,4 @@
-"""What a caller may use, resolved: the callers file's word, else the configuration's."""
+"""Resolve the limits of a caller from its policy and the configuration's defaults."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ from penstock.types import Priority
 
 @dataclass(frozen=True, slots=True)
 class CallerLimits:
-    """None is no limit. Cost in ticks of 1e-10 USD."""
+    """Hold the limits of one caller; None is no limit.
+
+    Attributes:
+        concurrent_streams: Candidates that may run at once.
+        requests_per_minute: Calls of GenerationService.
+        tokens_per_minute: Prompt and output tokens.
+        usd_ticks_per_day: Cost per UTC day, in ticks of 1e-10 USD.
+        max_priority: Highest priority that calls may ask for.
+    """
 
     concurrent_streams: int | None = None
     requests_per_minute: int | None = None
@@ -21,7 +29,7 @@ class CallerLimits:
 
     @property
     def holds_use(self) -> bool:
-        """There is something to hold and to settle when a generation of this caller's runs."""
+        """Return whether a generation of this caller reserves and settles anything."""
         return any(
             limit is not None for limit in (self.concurrent_streams, self.tokens_per_minute, self.usd_ticks_per_day)
         )
@@ -31,7 +39,7 @@ NO_LIMITS = CallerLimits()
 
 
 def resolve_limits(own: Quota | None, default: Quota) -> CallerLimits:
-    """Each limit by itself: an entry that sets one leaves the others as they are."""
+    """Return the limits that apply; each one that `own` does not set is taken from `default`."""
     merged_values = {name: value for quota in (default, own) if quota for name, value in _set(quota)}
     merged = Quota.model_validate(merged_values)
     usd = merged.usd_per_day

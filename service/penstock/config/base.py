@@ -1,4 +1,4 @@
-"""What every section of the configuration is made of."""
+"""Define the base of all sections of the configuration."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """Frozen, and closed: unknown keys are refused."""
+    """Define a frozen section that refuses unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())

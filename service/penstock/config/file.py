@@ -1,4 +1,4 @@
-"""One TOML or YAML file to plain values, remembering on which line each key stands."""
+"""Read a TOML or YAML file as plain values, with the line of each key."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from penstock.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class FileValues:
-    """`values` as the file nests them; `lines` from key path to line number, counted from 1, where it is known."""
+    """Hold `values` as the file nests them, and `lines` from key path to line number, where it is known."""
 
     name: str
     values: Mapping[str, Any]
     lines: Mapping[KeyPath, int] = field(default_factory=dict)
 
     def where(self, path: KeyPath) -> str:
-        """In words, the line of `path` or of the nearest key above it."""
+        """Return the file and line of `path`, or of the nearest key above it, as text."""
         for end in range(len(path), 0, -1):
             if path[:end] in self.lines:
                 return f"{self.name}, line {self.lines[path[:end]]}"
@@ -33,7 +33,7 @@ class FileValues:
 
 
 def read(path: Path) -> FileValues:
-    """Raises ConfigError where the file cannot be read, is neither TOML nor YAML, or says something twice."""
+    """Read a file. Raise ConfigError where it cannot be read, is neither TOML nor YAML, or has a key twice."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -55,7 +55,7 @@ def _read_toml(name: str, text: str) -> FileValues:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's booleans: `on` and `off` are words, as they are in `engine.mtp`, not True and False."""
+    """Load YAML 1.2 booleans: `on` and `off` are text, as in `engine.mtp`, and not True and False."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -76,11 +76,11 @@ def _read_yaml(name: str, text: str) -> FileValues:
     if values is None:
         return FileValues(name, {})
     if not isinstance(values, dict):
-        raise ConfigError(f"{name}: must hold sections with keys, not a {type(values).__name__}")
+        raise ConfigError(f"{name}: must have sections with keys, got a {type(values).__name__}")
     lines: dict[KeyPath, int] = {}
     for path, number in _yaml_lines(node, ()):
         if path in lines:
-            raise ConfigError(f"{name}, line {number}: {'.'.join(map(str, path))} is there twice")
+            raise ConfigError(f"{name}, line {number}: duplicate key {'.'.join(map(str, path))}")
         lines[path] = number
     return FileValues(name, json_keys(values), lines)
 
@@ -99,7 +99,7 @@ def _yaml_lines(node: yaml.Node | None, path: KeyPath) -> Iterator[tuple[KeyPath
 
 
 def json_keys(value: Any) -> Any:
-    """The same value with every mapping key as text: YAML has keys that are numbers, dates and null."""
+    """Return the value with every mapping key as text: YAML has keys that are numbers, dates and null."""
     if isinstance(value, dict):
         return {key if isinstance(key, str) else json.dumps(key, default=str): json_keys(v) for key, v in value.items()}
     return [json_keys(item) for item in value] if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""Files that are read again when they change, while what was read before stays in force until the new is good."""
+"""Reload files when they change; the previous content stays in force until the new one is valid."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ _Stamp = tuple[tuple[int, int, int] | None, ...]
 
 
 class ReloadableFiles:
-    """Some files and what to do when any of them changes. `take` reads them; it raises ConfigError for bad ones."""
+    """Reload some files when any of them changes.
+
+    Args:
+        paths: The files; None is left out.
+        load: Reads all of them. Raises ConfigError for invalid ones.
+    """
 
     def __init__(self, paths: Iterable[Path | None], load: Callable[[], None]) -> None:
         self._paths = tuple(path for path in paths if path is not None)
@@ -26,9 +31,11 @@ class ReloadableFiles:
         return tuple(_stamp(path) for path in self._paths)
 
     def refresh(self) -> bool:
-        """Takes changed files up, from any thread; True where that was done. A bad change is logged once, and not
-        taken: a half-written file is followed by another change."""
-        stamp = self._read_stamps()  # Before reading: what changes meanwhile is seen the next time.
+        """Reload changed files, from any thread. Return whether they were reloaded.
+
+        An invalid change is logged once and not applied: a half-written file is followed by another change.
+        """
+        stamp = self._read_stamps()  # Before the files are read, so that a change meanwhile is seen the next time.
         if stamp == self._stamp:
             return False
         self._stamp = stamp
@@ -36,14 +43,14 @@ class ReloadableFiles:
         try:
             self._load()
         except ConfigError as error:
-            log.error("%s changed, and is not taken up: %s", names, error.message)
+            log.error("reload of %s failed, keeping the previous version: %s", names, error.message)
             return False
-        log.warning("%s changed, and is in force", names)
+        log.warning("reloaded %s", names)
         return True
 
 
 async def watch_for_changes(files: Sequence[ReloadableFiles], every_seconds: float) -> None:
-    """Runs as long as the server does; the disk is read on another thread."""
+    """Reload files until cancelled. The disk is read on another thread."""
     while True:
         await asyncio.sleep(every_seconds)
         for one in files:
@@ -59,10 +66,10 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
 
 
 def read_text(key: str, path: Path) -> str:
-    """The file that the configuration's `key` names. Raises ConfigError."""
+    """Return the content of the file that the setting `key` names. Raise ConfigError where it cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{key}: {path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError:
-        raise ConfigError(f"{key}: {path} is not text") from None
+        raise ConfigError(f"{key}: {path} is not UTF-8 text") from None

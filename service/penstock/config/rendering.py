@@ -1,4 +1,4 @@
-"""The configuration as TOML that loads back to the same values."""
+"""Write the configuration as TOML that loads back to the same values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from penstock.config.schema import Config
 
 
 def to_toml(config: Config, origins: Mapping[str, str] | None = None) -> str:
-    """Return every key, unset ones as comments. `origins` adds to each where it came from."""
+    """Return every key, unset ones as comments. `origins` adds to each key where its value came from."""
     document = tomlkit.document()
     for section, settings in config:
         table = tomlkit.table()
@@ -33,7 +33,7 @@ def to_toml(config: Config, origins: Mapping[str, str] | None = None) -> str:
 
 
 def toml_item(value: object) -> Item:
-    """Return `value` as TOML writes it on one line. None in a mapping is a key that is not there: TOML has no null."""
+    """Return `value` as TOML on one line. Keys of a mapping whose value is None are left out: TOML has no null."""
     if isinstance(value, BaseModel):
         return toml_item(dict(value))
     if isinstance(value, Mapping):
@@ -48,7 +48,7 @@ def toml_item(value: object) -> Item:
             array.append(toml_item(item))
         return array
     if isinstance(value, Decimal):
-        # A TOML number is a binary double: text wherever that would not be exactly this price.
+        # A TOML number is a binary double: write text where that would not be exactly this price.
         exact = Decimal(repr(float(value))) == value and "E" not in str(value)
         return tomlkit.value(str(value)) if exact else tomlkit.string(str(value))
     if isinstance(value, (bool, int, float)):

@@ -1,9 +1,9 @@
-"""Where the configuration comes from, in rising precedence, and who said what.
+"""Load the configuration from its sources, in rising precedence, with the origin of each value.
 
     defaults  <  one file  <  environment PENSTOCK_<SECTION>_<KEY>  <  flags
 
-A key is `section.key`, and the highest source that names it gives its whole value: lists and tables are not merged.
-All mistakes are found before any is told.
+A key is `section.key`. The highest source that sets it gives its whole value: lists and tables are not merged. All
+mistakes are collected before they are reported.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CLIENT_VARIABLES = (
     "PENSTOCK_TLS",
     "PENSTOCK_CA_FILE",
 )
-"""Read by the client commands; not part of the service's configuration."""
+"""Variables of the client commands; not part of the service's configuration."""
 FLAGS: Mapping[str, str] = {
     "--listen": "server.listen",
     "--insecure": "server.insecure",
@@ -43,9 +43,9 @@ FLAGS: Mapping[str, str] = {
     "--device": "engine.device",
     "--engine-kind": "engine.kind",
 }
-"""Flags of their own; every other key is set with `--set section.key=value`."""
+"""Keys with a flag of their own; every other key is set with `--set section.key=value`."""
 
-# What Kubernetes puts into every pod beside a Service whose name is `penstock` or begins with `penstock-`.
+# Variables that Kubernetes sets in pods for a Service whose name is `penstock` or starts with `penstock-`.
 _SERVICE_LINKS = [
     (re.compile(name), re.compile(value))
     for name, value in (
@@ -59,7 +59,7 @@ _SERVICE_LINKS = [
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The configuration, the origin of every `section.key`, and remarks for the operator."""
+    """Hold the configuration, the origin of every `section.key`, and notes for the operator."""
 
     config: Config
     origins: Mapping[str, str]
@@ -71,20 +71,20 @@ class _Value:
     value: object
     origin: str
     where: str
-    """As `origin`, with the line where it is known."""
+    """The origin, with the line where it is known."""
 
 
 def keys() -> Iterator[tuple[str, str]]:
-    """Every (section, key), in the order of `config.py`."""
+    """Yield every (section, key), in the order of the schema."""
     for section, field in Config.model_fields.items():
         for key in typing.cast(type[BaseModel], field.annotation).model_fields:
             yield section, key
 
 
 def load(file: Path | None, environ: Mapping[str, str], flags: Mapping[str, str]) -> Loaded:
-    """The configuration from all sources. `flags` goes by flag name (`--listen`) or by `section.key`, for `--set`.
+    """Load the configuration from all sources. `flags` are keyed by flag (`--listen`) or by `section.key`, for `--set`.
 
-    Without `file`, PENSTOCK_CONFIG may name one. Raises ConfigError with every mistake, each on a line of its own.
+    Without `file`, PENSTOCK_CONFIG may name one. Raise ConfigError with every mistake, each on a line of its own.
     """
     if file is None and environ.get(FILE_VARIABLE):
         file = Path(environ[FILE_VARIABLE])
@@ -118,7 +118,7 @@ def _from_file(file: FileValues, mistakes: list[str]) -> dict[tuple[str, str], _
         if section not in Config.model_fields:
             mistakes.append(f"{file.where((section,))}: {section}: no such section{_nearest(section, _sections())}")
         elif not isinstance(values, dict):
-            mistakes.append(f"{file.where((section,))}: {section}: is a section with keys, not a value")
+            mistakes.append(f"{file.where((section,))}: {section}: must be a section with keys, got a value")
         else:
             for key, value in values.items():
                 where = file.where((section, key))
@@ -150,12 +150,12 @@ def _from_environment(
         else:
             mistakes.append(f"{origin}: no such key{_nearest(name, [*known, FILE_VARIABLE])}")
     if links:
-        notes.append(f"ignored what Kubernetes sets for a Service of this name: {', '.join(links)}")
+        notes.append(f"ignored variables that Kubernetes sets for a Service: {', '.join(links)}")
     return found
 
 
 def _is_service_link(name: str, text: str) -> bool:
-    # By value too: PENSTOCK_SERVER_PORT=50051 is somebody's mistake, PENSTOCK_SERVER_PORT=tcp://10.0.0.1:50051 is not.
+    # The value matters too: PENSTOCK_SERVER_PORT=50051 is a mistake, PENSTOCK_SERVER_PORT=tcp://10.0.0.1:50051 is not.
     return any(n.fullmatch(name) and v.fullmatch(text) for n, v in _SERVICE_LINKS)
 
 
@@ -175,7 +175,7 @@ def _from_flags(flags: Mapping[str, str], mistakes: list[str]) -> dict[tuple[str
 def _add_text(
     found: dict[tuple[str, str], _Value], section: str, key: str, text: str, origin: str, mistakes: list[str]
 ) -> None:
-    """Text as the field's type needs it: JSON for tables and lists, nothing for an optional number, else as it is."""
+    """Add a text value as its field needs it: JSON for tables and lists, None for an empty optional number."""
     kinds = _kinds(section, key)
     value: object = text
     if kinds & {dict, tuple, list}:
@@ -190,7 +190,7 @@ def _add_text(
 
 
 def _kinds(section: str, key: str) -> set[Any]:
-    """The plain types that a key's value may have; empty for an unknown key."""
+    """Return the plain types that a key's value may have; empty for an unknown key."""
     field = _keys_of(section).get(key)
     return {typing.get_origin(kind) or kind for kind in _alternatives(field.annotation)} if field else set()
 
@@ -212,7 +212,7 @@ def _in_words(problem: Any, given: Mapping[tuple[str, str], _Value], file: FileV
     where = "configuration"
     if said is not None:
         where = file.where(path) if said.origin.startswith("file ") else said.where
-    elif len(path) == 1:  # a whole section is at odds with itself: name everybody who spoke of it
+    elif len(path) == 1:  # A section contradicts itself: name all sources of its values.
         where = "; ".join(dict.fromkeys(v.where for (section, _), v in given.items() if section == path[0]))
     return ": ".join(filter(None, (where, ".".join(map(str, path)), _requirement(problem))))
 
@@ -228,7 +228,7 @@ _REQUIREMENTS = {
     "bool_parsing": "must be true or false",
     "bool_type": "must be true or false",
     "string_type": "must be text",
-    "missing": "is needed here",
+    "missing": "must be set",
     "extra_forbidden": "no such key",
     "greater_than": "must be above {gt}",
     "greater_than_equal": "must be at least {ge}",

@@ -1,4 +1,4 @@
-"""Find on which line of a TOML text each key stands."""
+"""Find the line of each key in a TOML text."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ KeyPath = tuple[str | int, ...]
 
 
 def toml_lines(text: str) -> dict[KeyPath, int]:
-    """Return the line, counted from 1, of each table and key, but for those inside arrays and inline tables.
+    """Return the line, counted from 1, of each table and key, except for those inside arrays and inline tables.
 
-    tomlkit keeps the text of every element in the order of the file, but no positions: they are counted here. Nothing
-    is returned where it moves an element, which it does with tables of one array that have others between them.
+    tomlkit keeps the text of every element in the order of the file, but no positions, so lines are counted here.
+    Nothing is returned where tomlkit moves an element, as it does with tables of one array that have others between
+    them.
 
     Raises:
         tomlkit.exceptions.TOMLKitError: `text` is not TOML.
@@ -27,7 +28,7 @@ def toml_lines(text: str) -> dict[KeyPath, int]:
 
 
 class _Counter:
-    """Walks a document in the order of its text. `at` is the line that the next element begins on."""
+    """Walk a document in the order of its text. `at` is the line on which the next element starts."""
 
     def __init__(self) -> None:
         self.at = 1

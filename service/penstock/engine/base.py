@@ -1,7 +1,7 @@
-"""The border to whatever runs the model. Two implementations: `engine.vllm` (the product), `engine.scripted` (tests).
+"""Define the interface of inference engines. Implementations: `engine.vllm` (the product), `engine.scripted` (tests).
 
-An engine runs one `EngineRequest` and streams what it samples. It knows nothing of thoughts and answers, deadlines,
-prices or callers, and continuation lives above it, once, in `generation`.
+An engine runs one `EngineRequest` and streams the tokens that it samples. It knows nothing of thoughts and answers,
+deadlines, prices or callers; continuations are made above it, in `generation`.
 """
 
 from __future__ import annotations
@@ -15,32 +15,56 @@ from penstock.types import EngineChunk, EngineRequest, InterruptionReason, Messa
 
 
 class Tokenizer(Protocol):
-    """Text to ids and back. Implementations are safe to call from any thread."""
+    """Convert text to token ids and back. Implementations can be called from any thread."""
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text` as it stands, special tokens in it recognised, nothing added."""
+        """Return the token ids of `text`: special tokens in it are recognised, nothing is added."""
         ...
 
     def encode_text(self, text: str) -> list[int]:
-        """Ids of `text` as text: names of special tokens in it are letters, never those tokens."""
+        """Return the token ids of `text` as plain text: names of special tokens become ordinary characters."""
         ...
 
     def render(self, messages: Sequence[Message], *, thinking: bool) -> list[int]:
-        """Ids of the chat template with the generation prompt; with `thinking` it ends inside an open think section.
+        """Return the token ids of the chat template with the generation prompt.
 
-        What a message says is text, whatever it spells. System messages that the template does not take where they
-        stand are joined into one at the start. Raises `errors.BadRequest` where the template refuses the conversation.
+        The content of a message is plain text, whatever it spells. System messages that the template does not accept at
+        their place are joined into one at the start.
+
+        Args:
+            messages: The conversation.
+            thinking: Whether the prompt ends inside an open think section.
+
+        Raises:
+            BadRequest: The template refuses the conversation.
         """
         ...
 
     def token_bytes(self, token_id: int) -> bytes:
-        """UTF-8 bytes that one token stands for; empty for special tokens. Raises IndexError outside the vocabulary."""
+        """Return the UTF-8 bytes of one token; empty for special tokens.
+
+        Raises:
+            IndexError: The id is outside the vocabulary.
+        """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
-    """The engine's own counts. Seconds per token is the recent mean between two tokens of one stream, None at first."""
+    """Report the engine's own counts.
+
+    Attributes:
+        running_requests: Requests in the running batch.
+        waiting_requests: Requests in the engine's queue.
+        kv_cache_usage: Share of the KV cache in use, in [0, 1]; of the fullest rank.
+        seconds_per_token: Recent mean time between two tokens of one stream; None at first.
+        first_token_seconds: Recent mean time to the first token; None at first.
+        steps: Engine steps since its start; a hung engine makes none.
+        preemptions: Requests that were preempted since the engine's start.
+        prefix_queried_tokens: Prompt tokens looked up in the prefix cache since the engine's start.
+        prefix_hit_tokens: Prompt tokens found there since the engine's start.
+        accepted_by_position: Accepted draft tokens by position in the draft, since the engine's start.
+    """
 
     running_requests: int
     waiting_requests: int
@@ -48,65 +72,94 @@ class EngineLoad:
     seconds_per_token: float | None
     first_token_seconds: float | None
     steps: int = 0
-    """Engine steps so far; a hung engine makes none."""
+
     preemptions: int = 0
     prefix_queried_tokens: int = 0
     prefix_hit_tokens: int = 0
     accepted_by_position: tuple[int, ...] = ()
-    """Drafts that speculation got right, by their place in the draft. This and the counts above: since its start."""
 
 
 @dataclass(frozen=True, slots=True)
 class Interruption:
-    """Why the engine takes no work, and the seconds from now until it is expected to; None where that is unknown."""
+    """Report why the engine takes no work.
+
+    Attributes:
+        reason: Why it takes no work.
+        expected_seconds: Seconds from now until it is expected to; None where that is unknown.
+    """
 
     reason: InterruptionReason
     expected_seconds: float | None
 
 
 class Engine(Protocol):
-    @property
-    def card(self) -> ModelCard: ...
+    """Run requests on a model. All methods are called on the event loop."""
 
     @property
-    def tokenizer(self) -> Tokenizer: ...
+    def card(self) -> ModelCard:
+        """Return the facts about the served model."""
+        ...
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Return the tokenizer of the served model."""
+        ...
 
     def stream(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
-        """Runs one request. Closing the iterator aborts it in the engine.
+        """Run one request and yield its tokens. Closing the iterator aborts the request in the engine.
 
-        Raises `errors.EngineRefused` where the engine refuses the request, `errors.EngineDown` where it is dead.
+        Raises:
+            EngineRefused: The engine refuses the request.
+            EngineDown: The engine is dead.
         """
         ...
 
     async def check_constraint(self, structured: StructuredOutput, caller: str) -> None:
-        """Tries a constraint where it can hurt nobody, before a request with it is let in.
+        """Compile and try a constraint in isolation, before a request with it is admitted.
 
-        Raises `errors.BadRequest` where it cannot be compiled or costs too much, `errors.Overloaded` where too many
-        wait to be tried. `caller` is whoever fairness is between.
+        Args:
+            structured: The constraint.
+            caller: Key that fairness is between.
+
+        Raises:
+            BadRequest: The constraint cannot be compiled, or costs too much.
+            Overloaded: Too many constraints wait to be tried.
         """
         ...
 
-    def load(self) -> EngineLoad: ...
+    def load(self) -> EngineLoad:
+        """Return the engine's counts at this moment."""
+        ...
 
     async def expert_counts(self) -> ExpertCounts:
-        """Tokens that each expert was given, of all steps that ended before this was asked.
+        """Return the tokens that each expert processed, in all steps that ended before this call.
 
-        Raises `errors.FeatureOff` where the engine does not count, `errors.EngineDown` where it is dead.
+        Raises:
+            FeatureOff: The engine does not count.
+            EngineDown: The engine is dead.
         """
         ...
 
     async def check(self) -> None:
-        """Raises `errors.EngineDown` where the engine cannot take work."""
+        """Check that the engine can take work.
+
+        Raises:
+            EngineDown: The engine is dead.
+        """
         ...
 
     def interruption(self) -> Interruption | None:
-        """Return why the engine takes no work; None where it does, or never will again."""
+        """Return why the engine takes no work; None while it does, and once it never will again."""
         ...
 
     async def wait_until_available(self) -> None:
-        """Waits until a dead engine can take work again. Raises `errors.EngineDown` where it never will."""
+        """Wait until a dead engine can take work again.
+
+        Raises:
+            EngineDown: The engine will not be started again.
+        """
         ...
 
     async def close(self) -> None:
-        """Ends the engine and every process it started."""
+        """End the engine and every process that it started."""
         ...

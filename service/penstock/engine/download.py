@@ -1,4 +1,4 @@
-"""A model from Hugging Face into its cache, file by file, each large one checked by its SHA-256."""
+"""Download a model from Hugging Face into its cache, file by file, and check large ones by SHA-256."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACC
 
 
 class DownloadFailed(PenstockError):
-    """What came is not what the repository says."""
+    """Report a download that failed or whose content is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """`sha256` is None for small files, which the hub keeps in git."""
+    """Describe one file. `sha256` is None for small files, which the hub keeps in git."""
 
     name: str
     bytes: int
@@ -35,6 +35,8 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
+    """Report what was downloaded."""
+
     commit: str
     files: int
     bytes: int
@@ -42,23 +44,23 @@ class Fetched:
 
 
 class Hub(Protocol):
-    """The part of Hugging Face that is used."""
+    """Define the part of Hugging Face that is used."""
 
     def resolve(self, model: str, revision: str) -> tuple[str, list[File]]:
-        """The commit that the revision stands for, and its files. Raises `ConfigError`."""
+        """Return the commit of a revision, and its files. Raise ConfigError."""
         ...
 
     def get(self, model: str, name: str, revision: str) -> Path:
-        """The file in the cache, fetched unless it is there whole."""
+        """Return the path of a file in the cache, after downloading it where it is missing or incomplete."""
         ...
 
     @property
     def cache(self) -> Path:
-        """The directory that files come to."""
+        """Return the cache directory."""
         ...
 
     def has(self, model: str, name: str, commit: str) -> bool:
-        """Return whether the file is in the cache, whole."""
+        """Return whether the whole file is in the cache."""
         ...
 
 
@@ -66,16 +68,19 @@ OnFile = Callable[[str, int, int], None]
 
 
 def fetch(hub: Hub, model: str, revision: str, *, verify: bool, stamps: Path, on_file: OnFile) -> Fetched:
-    """`on_file` is told name, bytes so far and bytes in all, after each file. A file that was verified once leaves a
-    stamp in the directory `stamps` and is not read again. Raises `ConfigError` where there is no such model, and
-    `DownloadFailed` for a file that is not what it should be; that one is deleted, so that the next try fetches it."""
+    """Download a model.
+
+    `on_file` is called with name, bytes so far and total bytes after each file. A file that was verified once leaves a
+    stamp in the directory `stamps` and is not read again. Raise ConfigError where there is no such model, and
+    DownloadFailed for a file with wrong content; that file is deleted, so that the next attempt downloads it again.
+    """
     commit, listed = hub.resolve(model, revision)
     files = [file for file in listed if any(fnmatch(file.name, pattern) for pattern in WANTED)]
     if not any(file.name.endswith(".safetensors") for file in files):
         raise ConfigError(f"{model} has no weights (*.safetensors)")
     total, done, verified = sum(file.bytes for file in files), 0, 0
     _check_space(hub, model, files, commit)
-    # Small ones first: what is wrong with a configuration is told before 400 GB have come.
+    # Small files first: mistakes in the configuration are found before 400 GB are downloaded.
     for file in sorted(files, key=lambda file: file.bytes):
         path = hub.get(model, file.name, revision)
         if verify and file.sha256 is not None:
@@ -87,12 +92,12 @@ def fetch(hub: Hub, model: str, revision: str, *, verify: bool, stamps: Path, on
 
 
 def _check_space(hub: Hub, model: str, files: list[File], commit: str) -> None:
-    """Raises DownloadFailed: hours before the disk is full rather than then."""
+    """Raise DownloadFailed before the download where the disk is too small, rather than hours later."""
     needed, free = sum(file.bytes for file in files if not hub.has(model, file.name, commit)), free_bytes(hub.cache)
     if free is not None and free < needed:
         raise DownloadFailed(
-            f"{hub.cache} has no room for {model}: {size(needed)} needed, {size(free)} free; make room, or set HF_HOME"
-            " to a directory on a larger disk"
+            f"{hub.cache} has not enough space for {model}: {size(needed)} needed, {size(free)} free; free some or set "
+            "HF_HOME to a directory on a larger disk"
         )
 
 
@@ -109,7 +114,9 @@ def _verify(path: Path, file: File, stamps: Path) -> None:
     if digest.hexdigest() != file.sha256:
         path.unlink()
         blob.unlink(missing_ok=True)
-        raise DownloadFailed(f"{file.name}: SHA-256 {digest.hexdigest()} instead of {file.sha256}; it was deleted")
+        raise DownloadFailed(
+            f"{file.name}: SHA-256 must be {file.sha256}, got {digest.hexdigest()}; the file was deleted"
+        )
     try:
         stamps.mkdir(parents=True, exist_ok=True)
         stamp.touch()
@@ -118,9 +125,10 @@ def _verify(path: Path, file: File, stamps: Path) -> None:
 
 
 class HuggingFace:
-    """The hub, or what HF_ENDPOINT names; a token comes from HF_TOKEN."""
+    """Access the hub, or the server that HF_ENDPOINT names; HF_TOKEN has the token."""
 
     def resolve(self, model: str, revision: str) -> tuple[str, list[File]]:
+        """Return the commit of a revision, and its files."""
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -135,34 +143,37 @@ class HuggingFace:
         return str(info.sha), files
 
     def get(self, model: str, name: str, revision: str) -> Path:
+        """Return the path of a file in the cache, after downloading it."""
         from huggingface_hub import hf_hub_download
 
         try:
-            with warnings.catch_warnings(action="ignore"):  # of a disk that will not hold the file: told below
+            with warnings.catch_warnings(action="ignore"):  # Warnings about a full disk: reported below.
                 return Path(hf_hub_download(model, name, revision=revision or None))
         except _transport_errors() as error:
             if _is_of_the_disk(error):
                 raise DownloadFailed(f"{model}: {name}: {why_not_written(self.cache, error)}") from error
-            raise DownloadFailed(f"{model}: {name} did not come: {_cause(error)}") from error
+            raise DownloadFailed(f"{model}: download of {name} failed: {_cause(error)}") from error
 
     @property
     def cache(self) -> Path:
+        """Return the cache directory."""
         from huggingface_hub import constants
 
         return Path(constants.HF_HUB_CACHE)
 
     def has(self, model: str, name: str, commit: str) -> bool:
+        """Return whether the whole file is in the cache."""
         from huggingface_hub import try_to_load_from_cache
 
         return isinstance(try_to_load_from_cache(model, name, revision=commit), str)
 
 
 def _transport_errors() -> tuple[type[Exception], ...]:
-    """What huggingface_hub lets through of its HTTP library, whichever that is."""
+    """Return the exceptions that huggingface_hub passes on from its HTTP library."""
     from huggingface_hub.utils import _http
 
     library = getattr(_http, "httpx2", None) or getattr(_http, "httpx", None)
-    # RuntimeError is what hf_xet raises, whatever happened.
+    # hf_xet raises RuntimeError for every failure.
     return (OSError, RuntimeError, library.HTTPError) if library is not None else (OSError, RuntimeError)
 
 
@@ -172,7 +183,7 @@ def _is_of_the_disk(error: Exception) -> bool:
 
 
 def _cause(error: Exception) -> str:
-    """Return one line: of an error that says nothing itself, the one behind it."""
+    """Return one line of text about an error; its cause where the error has no text."""
     said = str(error).strip() or str(error.__cause__ or "").strip()
     said = re.sub(r"^\[Errno -?\d+\] ", "", said)
     return said.splitlines()[0].rstrip(".") if said else type(error).__name__

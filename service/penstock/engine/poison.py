@@ -1,9 +1,9 @@
-"""Who is suspected of killing the engine, and whose requests are refused for it: bounded, expiring, without prompts.
+"""Remember which callers are suspected of killing the engine, and whose requests are refused; bounded, without prompts.
 
-A request is accountable by its caller and by a fingerprint of what it asks of the sampler: its sampling parameters and
-the kind of its constraint. A conviction refuses that caller's requests with that fingerprint; several convictions of
-one caller refuse all of its requests. A suspicion refuses nothing: the caller's next requests run alone until they have
-shown that they do no harm (see `supervisor`). All of it is forgotten after `seconds`.
+A request is identified by its caller and by a fingerprint of its sampling parameters and the kind of its constraint. A
+conviction refuses that caller's requests with that fingerprint; several convictions of one caller refuse all of its
+requests. A suspicion refuses nothing: the caller's next requests run alone until they have settled (see `supervisor`).
+Everything is forgotten after `seconds`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from penstock.types import Accountable, Sampling, StructuredOutput
 
 MAX_CALLERS = 4096
 CONVICTIONS_FOR_ALL = 3
-"""Convictions of one caller after which all of its requests are refused."""
-_IPV6_PREFIX_BITS = 64  # one customer's network: every address in it is the same stranger's
+"""Number of convictions of one caller after which all of its requests are refused."""
+_IPV6_PREFIX_BITS = 64  # The network of one customer: all addresses in it count as one caller.
 
 
 @dataclass(slots=True)
@@ -33,7 +33,7 @@ class _Record:
 
 
 class PoisonMemory:
-    """Belongs to one event loop. Keeps the last 4,096 callers; `seconds` is how long a verdict lasts."""
+    """Keep suspicions and convictions of the last 4,096 callers for `seconds`. Lives on one event loop."""
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._seconds = seconds
@@ -44,24 +44,24 @@ class PoisonMemory:
         return len(self._records)
 
     def suspect(self, who: Accountable) -> None:
-        """Remember that a run of this caller was in flight, without having settled, when the engine died."""
+        """Remember that an unsettled run of this caller was running when the engine died."""
         record = self._record(who.caller)
         record.suspicions = self.suspicions(who) + 1
         record.suspected_until = self._clock() + self._seconds
 
     def acquit(self, who: Accountable) -> None:
-        """Take one suspicion back: that run has settled, alone."""
+        """Remove one suspicion: that run has settled alone."""
         record = self._records.get(who.caller)
         if record is not None:
             record.suspicions = max(0, record.suspicions - 1)
 
     def suspicions(self, who: Accountable) -> int:
-        """Runs of this caller that were suspected, and have not settled since."""
+        """Return the number of runs of this caller that are suspected and have not settled since."""
         record = self._records.get(who.caller)
         return record.suspicions if record is not None and record.suspected_until > self._clock() else 0
 
     def convict(self, who: Accountable) -> None:
-        """Refuse what is asked like this from now on."""
+        """Refuse requests like this one from now on."""
         record = self._record(who.caller)
         record.suspicions = 0
         if len(record.convicted) < CONVICTIONS_FOR_ALL or who.fingerprint in record.convicted:
@@ -80,7 +80,7 @@ class PoisonMemory:
         if until > now:
             left = max(1, round(until - now))
             raise PoisonousRequest(
-                f"requests of this caller have killed the engine; its {what} are refused for another {left} s",
+                f"requests of this caller killed the engine; its {what} are refused for another {left} s",
                 refused_for_seconds=left,
             )
 
@@ -93,7 +93,7 @@ class PoisonMemory:
 
 
 def accountable(caller: str, sampling: Sampling, structured: StructuredOutput | None) -> Accountable:
-    """Return who answers for a request. The seed's value does not count, nor does any text."""
+    """Return who is responsible for a request. Neither the seed's value nor any text counts."""
     asked = asdict(sampling) | {"seed": sampling.seed is not None, "logit_bias": sorted(sampling.logit_bias.items())}
     kind = structured.kind.value if structured is not None else ""
     return Accountable(caller, hashlib.sha256(json.dumps([asked, kind]).encode()).hexdigest())

@@ -1,7 +1,7 @@
-"""Who may begin to run beside whom. A run is unsettled until the engine has made some steps with it and lived.
+"""Decide which runs may start together. A run is unsettled until the engine has survived some steps with it.
 
-Runs begin side by side. A suspect begins alone: nothing that is unsettled runs beside it, so that a death before it has
-settled is its own. Suspects and others take turns: after each suspect all that wait to begin do, and settle.
+Runs start together. A suspect starts alone: no unsettled run runs beside it, so that a death before it has settled is
+its own. Suspects and others take turns: after each suspect, all other waiting runs start, and settle.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 from penstock.types import EngineRequest
 
 SETTLING_STEPS = 4
-"""Chunks after which a run is settled: the prompt's, and some with drafts that were accepted and that were not."""
+"""Chunks after which a run is settled: that of the prompt, and some with accepted and rejected drafts."""
 SETTLING_SECONDS = 1.0
-"""After its first chunk, a run that is not alone settles in this time too: its client may read slowly."""
+"""Seconds after its first chunk in which a run that is not alone settles too: its client may read slowly."""
 
 
 @dataclass(eq=False, slots=True)
 class Run:
-    """One run of a request on one engine; `engine` is None until it has begun."""
+    """Hold one run of a request on one engine; `engine` is None until it has started."""
 
     request: EngineRequest
     alone: bool
@@ -29,17 +29,17 @@ class Run:
     chunks: int = 0
     settled: bool = False
     blamed: bool = False
-    """The engine died before it had settled."""
+    """Whether the engine died before the run had settled."""
     convicted: bool = False
 
     @property
     def candidate(self) -> str:
-        """Return what the runs of one candidate have in common."""
+        """Return the part of the request id that all runs of a candidate share."""
         return self.request.request_id.rpartition("-")[0]
 
 
 class Probation:
-    """Belongs to one event loop."""
+    """Order the starts of runs. Lives on one event loop."""
 
     def __init__(self) -> None:
         self._unsettled: set[Run] = set()
@@ -48,7 +48,7 @@ class Probation:
         self._others_turn = False
 
     async def start_run(self, run: Run) -> None:
-        """Wait until this run may begin. Whoever enters must `end_run`, once it is settled or over."""
+        """Wait until this run may start. Call `end_run` once it has settled or ended."""
         if self._may_begin(run):
             self._unsettled.add(run)
             return
@@ -64,7 +64,7 @@ class Probation:
             raise
 
     def end_run(self, run: Run) -> None:
-        """Make room for those that wait. Without effect for a run that has left."""
+        """Let waiting runs start. Has no effect for a run that was ended before."""
         self._unsettled.discard(run)
         if self._unsettled:
             return

@@ -1,8 +1,8 @@
-"""An engine that plays canned tokens: for client tests, conformance and demos without a model.
+"""Replay prepared tokens: for client tests, conformance and demos without a model.
 
-It must be asked for by name (`engine.kind = "scripted"`), announces itself at start and in its model card, and speaks
-bytes: each byte of UTF-8 is a token, so text is cut at every byte boundary. It honours everything that the layer above
-relies on: budgets are left to that layer, limits, bans, stops and aborts hold, continuations go on where they must.
+It must be chosen explicitly (`engine.kind = "scripted"`) and announces itself at start and in its model card. Each byte
+of UTF-8 is a token, so text is cut at every byte. It implements what the layer above relies on: limits, bans, stops,
+aborts and continuations; budgets are left to that layer.
 """
 
 from __future__ import annotations
@@ -39,15 +39,16 @@ _FILLING = ord(".")
 _VOCAB_SIZE = 256 + len(_SPECIALS)
 _THINKING_OPENING = (257, *b"assistant\n", _OPEN, *b"\n")
 _FAST_OPENING = (*_THINKING_OPENING, *b"\n", _CLOSE, *b"\n\n")
-# Raw prompts whose length is remembered for a continuation; far more than run at once.
+# Number of raw prompts whose length is remembered for continuations; far more than run at once.
 _MAX_REMEMBERED = 10_000
 _FAULTS = ("", "poison", "internal")
 
 
 class ByteTokenizer:
-    """Ids 0 to 255 are bytes; the template's specials follow."""
+    """Convert bytes to ids 0 to 255; the special tokens of the template follow."""
 
     def encode(self, text: str) -> list[int]:
+        """Return the ids of `text`, special tokens recognised."""
         ids: list[int] = []
         while text:
             hits = [(at, i) for i, special in enumerate(_SPECIALS) if (at := text.find(special)) >= 0]
@@ -59,9 +60,11 @@ class ByteTokenizer:
         return ids
 
     def encode_text(self, text: str) -> list[int]:
+        """Return the ids of `text` as plain text."""
         return [*text.encode()]
 
     def render(self, messages: Sequence[Message], *, thinking: bool) -> list[int]:
+        """Return the ids of the template."""
         ids: list[int] = []
         for message in messages:
             ids += [*self.encode(f"<|im_start|>{message.role.value}\n"), *self.encode_text(message.content)]
@@ -70,6 +73,7 @@ class ByteTokenizer:
         return [*ids, *self.encode(f"<|im_start|>assistant\n{opening}")]
 
     def token_bytes(self, token_id: int) -> bytes:
+        """Return the byte of an id; empty for special tokens."""
         if not 0 <= token_id < _VOCAB_SIZE:
             raise IndexError(token_id)
         return bytes([token_id]) if token_id < 256 else b""
@@ -77,10 +81,10 @@ class ByteTokenizer:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What is played to prompts that contain `match`; the first reply whose match is found wins, "" matches all.
+    """Define the tokens for prompts that contain `match`. The first reply that matches wins; "" matches all prompts.
 
-    `chunk_tokens` tokens come per step, `step_seconds` apart. Thought and answer may hold the special markers.
-    An engine that dies takes no new run for `restart_seconds`; the runs of others go on.
+    `chunk_tokens` tokens come per step, `step_seconds` apart. Thought and answer may contain the special markers. An
+    engine that dies takes no new run for `restart_seconds`; other runs continue.
     """
 
     match: str = ""
@@ -89,10 +93,10 @@ class Reply:
     chunk_tokens: int = 1
     step_seconds: float = 0.0
     dies_after_tokens: int = 0
-    """Tokens of the whole reply after which the engine dies under this stream, once; 0 is never."""
+    """Number of tokens after which the engine dies during this reply, once; 0 is never."""
     restart_seconds: float = 0.0
     fault: str = ""
-    """poison: it ends as what kills engines does, without a death. internal: it fails as a bug would."""
+    """poison: fail like a request that kills engines, without a death. internal: fail like a bug."""
 
     def __post_init__(self) -> None:
         if self.fault not in _FAULTS:
@@ -100,7 +104,7 @@ class Reply:
 
 
 async def _next_step(step_seconds: float) -> None:
-    """Until the next step's time. All streams of one pace step at once, as a real engine's do."""
+    """Wait for the next step. All streams of one pace step together, as on a real engine."""
     if not step_seconds:
         await asyncio.sleep(0)
         return
@@ -108,13 +112,13 @@ async def _next_step(step_seconds: float) -> None:
 
 
 async def _sleep_until(due: float) -> None:
-    """Return at that time of the monotonic clock: event loops sleep in whole milliseconds, and may wake up early."""
+    """Return at a time of the monotonic clock: event loops sleep in whole milliseconds, and may wake up early."""
     while (left := due - time.monotonic()) > 0:  # noqa: ASYNC110 # a time, not an event
         await asyncio.sleep(max(left, 0.001))
 
 
 class ScriptedEngine:
-    """Plays replies: the prompt picks one, and a continuation goes on from its prompt's tail."""
+    """Replay replies: the prompt selects one, and a continuation goes on from its prompt's end."""
 
     def __init__(self, replies: Sequence[Reply], *, context_window_tokens: int = 4096) -> None:
         self.tokenizer = ByteTokenizer()
@@ -134,35 +138,36 @@ class ScriptedEngine:
             forces_budget=False,
             max_num_seqs=1024,
             unsupported_fields={
-                "spec.output.structured_output": "the scripted engine plays canned tokens and cannot constrain them"
+                "spec.output.structured_output": "the scripted engine replays prepared tokens and cannot constrain them"
             },
             unsupported_beside="scripted",
-            profile=(Feature("scripted", True, "", "canned tokens, no model: engine.kind = scripted"),),
+            profile=(Feature("scripted", True, "", "prepared tokens, no model: engine.kind = scripted"),),
             engine_version="scripted",
         )
 
     @classmethod
     def from_settings(cls, settings: EngineSettings) -> ScriptedEngine:
-        """`settings.model` names a JSON file with a list of replies; empty plays the default one."""
+        """Return the engine for a JSON file with a list of replies, `settings.model`; empty replays the default one."""
         window = settings.max_context_tokens or 4096
         if not settings.model:
             return cls((), context_window_tokens=window)
         try:
             replies = [Reply(**entry) for entry in json.loads(Path(settings.model).read_text(encoding="utf-8"))]
         except (OSError, ValueError, TypeError) as error:
-            raise ConfigError(f"engine.model: {settings.model} is no list of scripted replies: {error}") from error
+            raise ConfigError(f"engine.model: {settings.model} is not a list of scripted replies: {error}") from error
         return cls(replies, context_window_tokens=window)
 
     async def stream(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
+        """Replay a reply; see `Engine.stream`."""
         reply, played, whole = self._script(request)
         if reply.fault == "poison":
             raise PoisonousRequest("the engine died 2 times on this request", engine_deaths=2)
         if reply.fault:
-            raise RuntimeError("the scripted engine fails, as it was told to")
+            raise RuntimeError("the scripted engine fails on purpose (fault = internal)")
         stops = {_EOS: EngineStop.EOS} | dict.fromkeys(request.stop_token_ids, EngineStop.STOP_TOKEN)
         script = [token_id for token_id in whole if token_id not in request.banned_token_ids] or [_EOS]
         least = request.min_tokens
-        # Below the minimum nothing ends: full stops stand where an end or nothing was.
+        # Below the minimum nothing ends the reply: full stops replace the end.
         script[:least] = [_FILLING if i in stops else i for i in script[:least]] + [_FILLING] * (least - len(script))
         self._running += 1
         try:
@@ -186,7 +191,7 @@ class ScriptedEngine:
             self._running -= 1
 
     def _script(self, request: EngineRequest) -> tuple[Reply, int, list[int]]:
-        """The tokens that this run plays: the whole reply, less those, counted, that its prompt's tail has played."""
+        """Return the reply and the tokens that this run replays: those that its prompt does not contain yet."""
         prompt = request.prompt_token_ids
         base = self._base_tokens(request)
         text = bytes(i for i in prompt[:base] if i < 256).decode(errors="replace")
@@ -202,9 +207,10 @@ class ScriptedEngine:
         return reply, len(played), [*thought, _CLOSE, *answer][len(played) :]
 
     def _base_tokens(self, request: EngineRequest) -> int:
-        """Where the caller's prompt ends and what was played begins, in the prompt of any run.
+        """Return the length of the caller's prompt in the prompt of any run.
 
-        Chat prompts tell by the template's own opening, so that another engine can go on; raw ones are remembered.
+        For chat prompts it follows from the template's opening, so that another engine can continue; raw ones are
+        remembered.
         """
         prompt = request.prompt_token_ids
         for opening in (_FAST_OPENING, _THINKING_OPENING):
@@ -224,23 +230,30 @@ class ScriptedEngine:
         return tuple(TokenLogprobs(one, (one,) * min(1, request.top_logprobs)) for one in sure)
 
     async def check_constraint(self, structured: StructuredOutput, caller: str) -> None:
-        raise AssertionError("constraints are refused before: they are in the card's unsupported fields")
+        """Fail: constraints are refused before, as unsupported fields."""
+        raise AssertionError("constraints are refused as unsupported fields of the model card")
 
     def load(self) -> EngineLoad:
+        """Return fixed counts."""
         return EngineLoad(self._running, 0, 0.0, None, None)
 
     async def expert_counts(self) -> ExpertCounts:
+        """Raise FeatureOff: there are no experts."""
         raise FeatureOff("expert load is not counted: the scripted engine has no experts", feature="routing")
 
     async def check(self) -> None:
-        return None
+        """Raise EngineDown while the engine is dead."""
+        return
 
     def interruption(self) -> Interruption | None:
+        """Return why the engine takes no work; None while it does."""
         left = self._down_until - time.monotonic()
         return Interruption(InterruptionReason.ENGINE_DIED, left) if left > 0 else None
 
     async def wait_until_available(self) -> None:
+        """Wait until a dead engine takes work again."""
         await _sleep_until(self._down_until)
 
     async def close(self) -> None:
-        return None
+        """Do nothing: there are no processes."""
+        return

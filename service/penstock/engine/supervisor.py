@@ -1,9 +1,9 @@
-"""Keeps an engine alive: sees it die or hang, ends what is left of it, starts another, and lets streams go on.
+"""Supervise the engine: detect that it died or hangs, end its processes, start another one, and let streams continue.
 
-An `Engine` itself, so that nobody above knows: a stream whose engine died raises EngineDown, its candidate waits in
-`wait_until_available` and goes on with a continuation. What had given no more than a few tokens when the engine died is suspected of
-it, and is tried again alone (see `probation`): a request that kills engines is found out at the second death, and
-without blaming those beside it. Its caller's requests of the same kind are then refused for a while (see `poison`).
+It is an `Engine` itself, so that its users need not know: a stream whose engine died raises EngineDown; its candidate
+waits in `wait_until_available` and continues with a new run. Runs that had produced only a few tokens when the engine
+died are suspected and retried alone (see `probation`), so that a request which kills engines is found at the second
+death, and others are not blamed. Its caller's requests of the same kind are then refused for a while (see `poison`).
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ _MAX_REMEMBERED = 4096
 
 
 class KillableEngine(Engine, Protocol):
-    """An engine that can be ended without its help."""
+    """Define an engine that can be ended without its cooperation."""
 
     async def kill(self) -> None:
-        """Ends all processes of the engine at once; its streams raise EngineDown."""
+        """End all processes of the engine at once; its streams raise EngineDown."""
         ...
 
 
 @dataclass(eq=False, slots=True)
 class _Death:
-    """One death of the engine: how many of those that were suspected of it have not shown that they did not do it."""
+    """Count, for one engine death, the suspects that have not settled since."""
 
     suspects: int
 
@@ -53,7 +53,7 @@ OnChange = Callable[[bool], Awaitable[None]]
 
 
 class _ProgressWatchdog:
-    """When the engine was last seen at work, while anybody really waits for it: readers that are slow say nothing."""
+    """Track when the engine last made progress while a stream waits for it; slow readers do not count as waiting."""
 
     def __init__(self) -> None:
         self.waiting_streams = 0
@@ -71,7 +71,7 @@ class _ProgressWatchdog:
 
 
 class _Wait:
-    """One stream's waiting for its next chunk, from its beginning to its end."""
+    """Track one stream's waits for its next chunk."""
 
     def __init__(self, watchdog: _ProgressWatchdog) -> None:
         self._watchdog = watchdog
@@ -98,9 +98,10 @@ class _Wait:
 
 
 class SupervisedEngine:
-    """`on_change` is told True when the engine takes work again, False when it went down.
+    """Run an engine and replace it when it dies or hangs.
 
-    `start_seconds` is how long the engine's start took, where that was measured.
+    `on_change` is called with True when the engine takes work again and with False when it went down. `start_seconds`
+    is how long the engine's start took, where that was measured.
     """
 
     def __init__(
@@ -125,7 +126,7 @@ class SupervisedEngine:
         self._probation = Probation()
         self._runs: set[Run] = set()
         self._deaths: OrderedDict[str, _Death] = OrderedDict()
-        self._buried: KillableEngine | None = None
+        self._accounted_engine: KillableEngine | None = None
         self._death_counts = True
         self._watchdog = _ProgressWatchdog()
         self._steps_seen = -1
@@ -137,37 +138,42 @@ class SupervisedEngine:
 
     @property
     def card(self) -> ModelCard:
+        """Return the facts about the served model."""
         return self._engine.card
 
     @property
     def tokenizer(self) -> Tokenizer:
+        """Return the tokenizer of the served model."""
         return self._engine.tokenizer
 
     async def check_constraint(self, structured: StructuredOutput, caller: str) -> None:
+        """Try a constraint; see `Engine.check_constraint`."""
         await self._engine.check_constraint(structured, caller)
 
     def load(self) -> EngineLoad:
+        """Return the present engine's counts."""
         return self._engine.load()
 
     async def expert_counts(self) -> ExpertCounts:
-        """Since the first engine's start, less what a dead one counted after it was last asked."""
+        """Return the counts since the first engine's start; a dead engine's last ones may be missing."""
         engine = self._engine
         if not self._alive:
             raise EngineDown("the engine is restarting")
         return self._experts.total(engine, await engine.expert_counts())
 
     async def check(self) -> None:
+        """Raise EngineDown while the engine takes no work."""
         if not self._alive:
             raise EngineDown("the engine is restarting")
         await self._engine.check()
 
     async def stream(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
-        """See `Engine.stream`. Raises EngineDied where the engine died, PoisonousRequest where that is its doing."""
+        """Run one request; see `Engine.stream`. Raise EngineDied, or PoisonousRequest where the request did it."""
         self.refuse_convicted(request)
         run = Run(request, alone=request.deaths > 0 or self._suspicions(request) > 0)
         await self._probation.start_run(run)
         try:
-            # A request that no engine has seen is waited with: a death here would be counted against it.
+            # A new request waits for a running engine here: a death before it runs must not count against it.
             await self.wait_until_available()
             self.refuse_convicted(request)
             run.engine = self._engine
@@ -178,14 +184,15 @@ class SupervisedEngine:
         except EngineDown as error:
             if run.engine is None:
                 raise
-            # Told at once, not at the watcher's next look: who waits in `wait_until_available` must not find the dead one alive.
+            # Marked at once, not at the watcher's next check, so that `wait_until_available` does not find it alive.
             if self._alive and self._engine is run.engine:
                 self._goes_down(InterruptionReason.ENGINE_DIED)
                 self._lost.set()
                 self._find_suspects()
             if run.convicted:
                 raise PoisonousRequest(
-                    f"the engine died {request.deaths + 1} times on this request", engine_deaths=request.deaths + 1
+                    f"the engine died {request.deaths + 1} times while it ran this request; do not retry it",
+                    engine_deaths=request.deaths + 1,
                 ) from error
             raise EngineDied(suspected=run.blamed) from error
         finally:
@@ -193,8 +200,10 @@ class SupervisedEngine:
             self._probation.end_run(run)
 
     async def _chunks(self, run: Run) -> AsyncGenerator[EngineChunk, None]:
-        """What the engine gives. Of a run that is alone nothing is given before it has settled: others wait for that,
-        and must not have to wait for its client."""
+        """Yield the engine's chunks. A run that is alone yields nothing before it has settled.
+
+        Other runs wait for it to settle, and must not have to wait for its client.
+        """
         held: list[EngineChunk] = []
         async with aclosing(run.engine.stream(run.request)) as chunks:
             with self._watchdog.waiting() as wait:
@@ -224,7 +233,7 @@ class SupervisedEngine:
             asyncio.get_running_loop().call_later(SETTLING_SECONDS, self._settle, run)
 
     def _settle(self, run: Run) -> None:
-        """This run does no harm."""
+        """Mark a run as harmless."""
         if run.settled or run.blamed:
             return
         run.settled = True
@@ -237,11 +246,11 @@ class SupervisedEngine:
         if death is not None:
             death.suspects -= 1
             if death.suspects == 0:
-                # None of them did it: the engine did, and that death counts after all.
+                # No suspect caused it, so the engine did, and the death counts after all.
                 self._restarts.append(time.monotonic())
 
     def refuse_convicted(self, request: EngineRequest) -> None:
-        """Raise PoisonousRequest for a request that is refused for what others of its caller have done."""
+        """Raise PoisonousRequest for a request that is refused because of other requests of its caller."""
         if request.accountable is not None and not request.continues:
             self.poison.refuse_convicted(request.accountable)
 
@@ -249,11 +258,13 @@ class SupervisedEngine:
         return self.poison.suspicions(request.accountable) if request.accountable is not None else 0
 
     def _find_suspects(self) -> None:
-        """The engine died, and this is the first that is heard of it. Whatever had not settled on it is suspected; what
-        had been suspected before, and was alone, did it."""
-        if self._buried is self._engine:
+        """Handle the first sign of an engine death: suspect the runs that had not settled.
+
+        A run that was suspected before and ran alone is convicted.
+        """
+        if self._accounted_engine is self._engine:
             return
-        self._buried = self._engine
+        self._accounted_engine = self._engine
         suspects = [run for run in self._runs if run.engine is self._engine and not run.settled]
         self._death_counts = not suspects
         death = _Death(len(suspects))
@@ -274,13 +285,14 @@ class SupervisedEngine:
         self._deaths.pop(run.candidate, None)
         if run.request.accountable is not None:
             self.poison.convict(run.request.accountable)
-        log.error("request %s killed the engine and is refused as poisonous", run.request.request_id)
+        log.error("request %s killed the engine; refusing it as poisonous", run.request.request_id)
 
     def _goes_down(self, reason: InterruptionReason) -> None:
         if self._alive:
             self._alive, self._down_since, self._down_because = False, time.monotonic(), reason
 
     def interruption(self) -> Interruption | None:
+        """Return why the engine takes no work; None while it does, and once it was given up."""
         if self._alive or self.given_up.is_set():
             return None
         expected = self._start_seconds
@@ -289,14 +301,16 @@ class SupervisedEngine:
         return Interruption(self._down_because, expected)
 
     async def wait_until_available(self) -> None:
+        """Wait until an engine takes work. Raise EngineDown once it was given up."""
         if self._alive:
             return
         async with self._changed:
             await self._changed.wait_for(lambda: self._alive or self.given_up.is_set())
         if self.given_up.is_set():
-            raise EngineDown("the engine died too often and is not started again")
+            raise EngineDown("the engine died too often and will not be started again")
 
     async def close(self) -> None:
+        """End the engine and the supervision."""
         await tasks.end(self._watcher)
         if self._alive:
             await self._engine.close()
@@ -312,11 +326,11 @@ class SupervisedEngine:
                 try:
                     await self._replace(*trouble)
                 except Exception:
-                    log.exception("the supervisor failed")
+                    log.exception("supervisor failed")
                     await self._give_up()
 
     async def _find_failure(self) -> tuple[InterruptionReason, str] | None:
-        """Return why the engine must be replaced, for streams and in words for the log; None while all is well."""
+        """Return why the engine must be replaced, for streams and as text for the log; None while it works."""
         try:
             await self._engine.check()
         except EngineDown:
@@ -338,7 +352,7 @@ class SupervisedEngine:
         self._goes_down(reason)
         self._find_suspects()
         counts = self._death_counts
-        log.error("the engine %s; ending it and starting another", happened)
+        log.error("engine %s; starting another one", happened)
         await self._set_alive(False)
         await self._engine.kill()
         failures = 0
@@ -351,11 +365,11 @@ class SupervisedEngine:
             except Exception as error:
                 failures += 1
                 counts = True
-                log.error("the engine did not start again: %s", type(error).__name__)
+                log.error("engine restart failed: %s", type(error).__name__)
                 continue
             self.restarts += 1
             self._start_seconds = time.monotonic() - began
-            log.warning("the engine is back after %.1f s", self._start_seconds)
+            log.warning("engine restarted in %.1f s", self._start_seconds)
             self._steps_seen = -1
             self._watchdog.mark_progress()
             await self._set_alive(True)
@@ -363,8 +377,10 @@ class SupervisedEngine:
         await self._give_up()
 
     def _may_restart(self, *, counts: bool) -> bool:
-        """A death that somebody is suspected of does not count, until all suspects have shown that they did not do it:
-        only deaths that count by then, and are too many, end the engine here."""
+        """Return whether another start is allowed, and count it.
+
+        A death that a request is suspected of does not count until all suspects have settled.
+        """
         now = time.monotonic()
         while self._restarts and now - self._restarts[0] > self._settings.restart_window_seconds:
             self._restarts.popleft()
@@ -376,7 +392,7 @@ class SupervisedEngine:
         return True
 
     async def _give_up(self) -> None:
-        log.critical("the engine needed more than %d restarts; giving up", self._settings.max_restarts)
+        log.critical("engine needed more than %d restarts; giving up", self._settings.max_restarts)
         self.given_up.set()
         await self._set_alive(False)
 

@@ -1,4 +1,4 @@
-"""A Hugging Face tokenizer with a chat template, as `engine.Tokenizer`. Knows byte-level BPE, which Qwen's are."""
+"""Wrap a Hugging Face tokenizer with a chat template as `engine.base.Tokenizer`, for byte-level BPE such as Qwen's."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from typing import Any
 from penstock.errors import BadRequest, ConfigError, FieldViolation
 from penstock.types import Message, Role
 
-# What chat templates look for in a message's text, whether or not the vocabulary has tokens of these names.
+# Text that chat templates search for in messages, whether or not the vocabulary has tokens of these names.
 _TEMPLATE_WORDS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 _INDEX_DIGITS = 6
 
 
 class HfTokenizer:
-    """Holds its own copy of the tokenizer, without truncation or padding, so that no other user can change either."""
+    """Hold a copy of the tokenizer without truncation or padding, which other users of the original cannot change."""
 
     def __init__(self, tokenizer: Any, vocab_size: int) -> None:
-        """`vocab_size` is the model's, which may be padded beyond the tokenizer's own."""
+        """Copy the tokenizer. `vocab_size` is the model's, which may be larger than the tokenizer's own."""
         if not getattr(tokenizer, "is_fast", False):
             raise ConfigError("the checkpoint has no tokenizer.json: slow tokenizers are not supported")
         self._template = tokenizer
@@ -31,7 +31,7 @@ class HfTokenizer:
         self._backend.no_padding()
         self._bytes = _byte_table(self._backend, vocab_size)
         added = {token.content: i for i, token in self._backend.get_added_tokens_decoder().items()}
-        # Some vocabularies add runs of spaces, which control nothing.
+        # Some vocabularies add sequences of spaces, which are no control tokens.
         self._control_ids = {name: token_id for name, token_id in added.items() if name.strip()}
         self._control = _any_of(self._control_ids)
         self._reserved = _any_of({*self._control_ids, *_TEMPLATE_WORDS})
@@ -39,27 +39,28 @@ class HfTokenizer:
         self._takes_late_system = self._keeps_order_of_system_messages()
 
     def encode(self, text: str) -> list[int]:
+        """Return the ids of `text`, special tokens recognised."""
         ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         return ids
 
     def encode_text(self, text: str) -> list[int]:
+        """Return the ids of `text` as plain text."""
         ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
         if self._control_ids and not set(self._control_ids.values()).isdisjoint(ids):
-            # The vocabulary's merges spell a control token. One character is none.
+            # The vocabulary's merges would form a control token; single characters do not.
             ids = [i for character in text for i in self._plain.encode(character, add_special_tokens=False).ids]
         return ids
 
     def render(self, messages: Sequence[Message], *, thinking: bool) -> list[int]:
-        """See `Tokenizer.render`.
+        """Return the ids of the chat template; see `Tokenizer.render`.
 
-        A message without reserved names goes through the template as it stands. For any other a random stand-in does,
-        between its own leading and trailing white space, so that neither the template nor the tokenizer sees a name in
-        it; the text of what is neither stand-in nor control token is then encoded together with its surroundings.
-
-        Raises `errors.BadRequest` where the template refuses the conversation.
+        A message without reserved names passes through the template unchanged. Any other is replaced by a random
+        placeholder between its own leading and trailing white space, so that neither the template nor the tokenizer
+        sees a reserved name; the text between placeholders and control tokens is then encoded together with its
+        surroundings. Raise BadRequest where the template refuses the conversation.
         """
         messages = self._arranged(messages)
-        # Digits survive whatever a template does to letters, and nobody can write 128 random bits beforehand.
+        # Digits survive what a template does to letters, and nobody can guess 128 random bits.
         nonce = str(secrets.randbelow(10**38) + 10**38)
         bodies: dict[int, str] = {}
         turns = []
@@ -73,7 +74,7 @@ class HfTokenizer:
         text = self._apply(turns, thinking=thinking)
         if not bodies:
             return self.encode(text)
-        # Of what is split, every second piece is the number of a stand-in.
+        # Every second piece after the split is the number of a placeholder.
         pieces = re.split(rf"{nonce}(\d{{{_INDEX_DIGITS}}})", text)
         ids: list[int] = []
         plain = ""
@@ -100,7 +101,7 @@ class HfTokenizer:
                 enable_thinking=thinking,
             )
         except TemplateError as error:
-            # Its words may hold the caller's.
+            # The template's error text may contain the caller's text.
             raise BadRequest(
                 FieldViolation(
                     "spec.messages.messages", "the model's chat template refuses this order of roles", "INVALID_FIELD"
@@ -109,7 +110,7 @@ class HfTokenizer:
         return text
 
     def _is_reserved(self, content: str) -> bool:
-        """Whether a reserved name is in it, as it stands or as the tokenizer normalizes it."""
+        """Return whether the content has a reserved name, as it is or as the tokenizer normalizes it."""
         if self._reserved.search(content):
             return True
         normalizer = self._backend.normalizer
@@ -120,7 +121,7 @@ class HfTokenizer:
         )
 
     def _arranged(self, messages: Sequence[Message]) -> Sequence[Message]:
-        """System messages where the template takes them, else all in one at the start, an empty line between them."""
+        """Return the messages with all system messages joined at the start, where the template requires that."""
         if self._takes_late_system or all(message.role is not Role.SYSTEM for message in messages[1:]):
             return messages
         said = [message.content.strip() for message in messages if message.role is Role.SYSTEM]
@@ -128,54 +129,55 @@ class HfTokenizer:
         return [Message(Role.SYSTEM, "\n\n".join(filter(None, said))), *others]
 
     def _keeps_order_of_system_messages(self) -> bool:
-        """Whether the template writes several system messages, and late ones, where they stand."""
+        """Return whether the template writes several and late system messages at their place."""
         roles = (Role.SYSTEM, Role.SYSTEM, Role.USER, Role.ASSISTANT, Role.SYSTEM, Role.USER)
         turns = [Message(role, f"probe {number}") for number, role in enumerate(roles)]
         try:
             text = self._apply(turns, thinking=False)
-        except (BadRequest, ValueError):  # a template that refuses them, or none at all
+        except (BadRequest, ValueError):  # The template refuses them, or there is none.
             return False
         return re.findall(r"probe \d", text) == [turn.content for turn in turns]
 
     def token_bytes(self, token_id: int) -> bytes:
+        """Return the bytes of one token; empty for special tokens."""
         if token_id < 0:
             raise IndexError(token_id)
         return self._bytes[token_id]
 
     def id_of(self, token: str) -> int | None:
-        """Id of a token by its exact name; None where the vocabulary has none."""
+        """Return the id of a token by its exact name; None where the vocabulary has none."""
         token_id: int | None = self._backend.token_to_id(token)
         return token_id
 
     def name_of(self, token_id: int) -> str | None:
-        """The token's text if encoding that text gives back exactly this token, else None."""
+        """Return the token's text if encoding that text returns exactly this token, else None."""
         text = self._backend.decode([token_id], skip_special_tokens=False)
         return text if text and self.encode(text) == [token_id] else None
 
 
 def load(path: str, vocab_size: int) -> HfTokenizer:
-    """From a checkpoint directory or Hugging Face name."""
+    """Return the tokenizer of a checkpoint directory or Hugging Face name."""
     from transformers import AutoTokenizer
 
     return HfTokenizer(AutoTokenizer.from_pretrained(path), vocab_size)
 
 
 def _any_of(names: Collection[str]) -> re.Pattern[str]:
-    """Finds any of them, the longest first; in brackets, so that `split` keeps what it found."""
+    """Return a pattern that finds any of the names, the longest first, in a group so that `split` keeps it."""
     if not names:
         return re.compile("(?!)")
     return re.compile(f"({'|'.join(re.escape(name) for name in sorted(names, key=len, reverse=True))})")
 
 
 def _without_added_tokens(backend: Any, names: Container[str]) -> Any:
-    """A copy of the tokenizer for which these names are text like any other."""
+    """Return a copy of the tokenizer for which these names are ordinary text."""
     whole = json.loads(backend.to_str())
     whole["added_tokens"] = [token for token in whole["added_tokens"] if token["content"] not in names]
     return type(backend).from_str(json.dumps(whole))
 
 
 def _byte_table(backend: Any, vocab_size: int) -> tuple[bytes, ...]:
-    """Bytes by id. Special tokens have none; added ones that are not special are their own text."""
+    """Return the bytes of each id. Special tokens have none; other added tokens are their own text."""
     of_character = _bytes_of_characters()
     table = [b""] * max(vocab_size, backend.get_vocab_size(with_added_tokens=True))
     for token, token_id in backend.get_vocab(with_added_tokens=False).items():
@@ -186,7 +188,7 @@ def _byte_table(backend: Any, vocab_size: int) -> tuple[bytes, ...]:
 
 
 def _bytes_of_characters() -> dict[str, bytes]:
-    """The printable stand-ins that byte-level BPE writes for bytes, as GPT-2 defined them."""
+    """Return the printable characters that byte-level BPE writes for bytes, as GPT-2 defined them."""
     itself = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in itself]
     table = {chr(byte): bytes([byte]) for byte in itself}

@@ -1,9 +1,9 @@
-"""One candidate of a call over engine runs: the thought is closed where it must be, deaths of the engine are survived.
+"""Run one candidate of a call over its engine runs: close the thought where required, and survive engine deaths.
 
-A continuation is a new engine run whose prompt is the original prompt plus every token already kept. Closing a thought
-(at the budget, before the deadline, because the caller said so, after a stray end of turn), a changed budget, going on
-without a re-opened think section or an end that comes before the minimum, and going on after the engine died are all
-that one thing. The engine's own way to close a thought at the budget is used where it has one, and checked here.
+A continuation is a new engine run whose prompt is the original prompt plus every token kept so far. It is used to close
+a thought (at the budget, before the deadline, at the client's request, after a stray end of turn), to change the
+budget, to go on without a re-opened think section or an end below the minimum, and to go on after an engine death.
+Where the engine can close a thought at the budget itself, that is used and checked here.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _OUTCOME_OF = {
     StepAction.CLOSE_THOUGHT_BY_CLIENT: ThinkingOutcome.FINISHED_BY_CLIENT,
     StepAction.CLOSE_THOUGHT_BEFORE_DEADLINE: ThinkingOutcome.DEADLINE,
 }
-# Of a thought that the end of the output cuts. One that is drained goes on elsewhere: no event says that it is over.
+# Outcomes of a thought that the end of the output cuts. A drained one continues elsewhere, so no event reports its end.
 _CUT_OF = {
     StepAction.MAX_OUTPUT_TOKENS: ThinkingOutcome.MAX_OUTPUT_TOKENS,
     StepAction.CANCELLED: ThinkingOutcome.CANCELLED,
@@ -64,11 +64,11 @@ _CAUSE_OF = {
     StepAction.TOO_SHORT: Cause.TOO_SHORT,
     StepAction.ENGINE_RAN_OUT: Cause.STRAY_MARKERS,
 }
-# Share of the time that the answer is expected to need which is kept free before the deadline.
+# Multiple of the answer's expected time that is kept free before the deadline.
 _DEADLINE_PACE_MARGIN = 1.25
-# Distinct random streams for the runs of one candidate: a continuation must not draw the same numbers again.
+# Distance between the seeds of a candidate's runs: a continuation must not draw the same random numbers again.
 _SEED_STRIDE = 0x9E3779B1
-# A thought that is closed, a stray marker: a few runs may add nothing. More in a row would go on for ever.
+# A few runs in a row may add no token (a closed thought, a stray marker). More of them would never end.
 _MAX_RUNS_WITHOUT_TOKENS = 8
 CandidateEvent = Delta | ThoughtEnded | Interrupted | Continued | CandidateEnd
 T = TypeVar("T")
@@ -76,34 +76,34 @@ T = TypeVar("T")
 
 @dataclass(eq=False)
 class GenerationControl:
-    """What is wanted of a running generation; read at every engine step, written by Interact and by draining."""
+    """Control a running generation. Interact and draining write it; every engine step reads it."""
 
     finish_thinking: bool = False
     thought_budget_tokens: int | None = None
-    """A new budget, counted from the start of the thought; -1 is as much as leaves the reserve."""
+    """A new budget in tokens, counted from the start of the thought; -1 is all that the answer reserve leaves."""
     cancelled: bool = False
     drained: bool = False
     _waits: set[asyncio.Timeout] = field(default_factory=set)
 
     def cancel(self) -> None:
-        """End the generation; it is not wanted any more."""
+        """End the generation."""
         self.cancelled = True
         self._end_waits()
 
     def drain(self) -> None:
-        """End the generation here; it goes on elsewhere."""
+        """End the generation here, so that another server continues it."""
         self.drained = True
         self._end_waits()
 
     @property
     def ends(self) -> bool:
-        """Whether the generation is to end before its time."""
+        """Return whether the generation must end early."""
         return self.cancelled or self.drained
 
     async def unless_it_ends(self, begin: Callable[[], Awaitable[T]]) -> T | None:
-        """Return what is waited for, or None as soon as the generation is to end.
+        """Return the result of `begin`, or None as soon as the generation must end.
 
-        For what may take long without an engine step: the queue, a long prompt, an engine that restarts.
+        For waits that may take long without an engine step: the queue, a long prompt, an engine that restarts.
         """
         if self.ends:
             return None
@@ -126,7 +126,7 @@ class GenerationControl:
 
 
 class Candidate:
-    """One candidate: its splitter, and the engine runs that feed it."""
+    """Run one candidate: parse the tokens of its engine runs and start continuations."""
 
     def __init__(
         self,
@@ -155,7 +155,7 @@ class Candidate:
         self._markers_are_banned = False
         self._cached_tokens = 0
         self._recomputed_tokens = 0
-        # The engine counts drafts per run and tells at its end: a run that was cut short leaves the call uncounted.
+        # The engine reports drafts at the end of a run: after a run that was cut short, the call has no draft counts.
         self._drafted_tokens = 0
         self._accepted_tokens = 0
         self._runs_counted = 0
@@ -163,7 +163,7 @@ class Candidate:
         self.first_token_at: float | None = None
         self.first_answer_at: float | None = None
         self._outcome: ThinkingOutcome | None = None if plan.in_thought or plan.may_open else ThinkingOutcome.DISABLED
-        # Set once it is over. Of several candidates some may be when the others are drained.
+        # Set at the end. When a call is drained, some of its candidates may have ended already.
         self._ended: tuple[FinishReason, str] | None = None
         output = plan.request.output
         self._parser = OutputParser(
@@ -186,7 +186,7 @@ class Candidate:
             self._restore(state)
 
     def state(self) -> dict[str, Any]:
-        """All that a candidate of another process needs to go on with this one; plain data."""
+        """Return plain data from which another process can continue this candidate."""
         return {
             "split": self._parser.state(),
             "outcome": self._outcome.value if self._outcome else None,
@@ -203,14 +203,15 @@ class Candidate:
         self._runs, self._banned = state["runs"], tuple(state["banned"])
         self._markers_are_banned = bool(self._banned)
         self._cached_tokens, self._recomputed_tokens = state["tokens"]
-        if state.get("ended"):  # Servers of an earlier version did not say.
+        if state.get("ended"):  # Servers of earlier versions do not send it.
             reason, matched_stop = state["ended"]
             self._ended = FinishReason(reason), matched_stop
 
     async def events(self) -> AsyncGenerator[CandidateEvent, None]:
-        """Deltas, the end of the thought, interruptions, and last the end. Closing it aborts the engine's work.
+        """Yield deltas, the end of the thought, interruptions, and the end.
 
-        Raises PoisonousRequest for a request that engines die on, EngineDown where there will be no engine again.
+        To close the iterator aborts the engine's work. Raise PoisonousRequest for a request that killed engines,
+        EngineDown where no engine will run again.
         """
         if self._parser.in_thought and self._parser.thought_budget_tokens == 0:
             self._parser.close_thought(self._plan.closing_ids)
@@ -249,30 +250,30 @@ class Candidate:
             yield event
 
     def _end_between_runs(self) -> list[CandidateEvent]:
-        """Tell what is left where no run goes on: it is cancelled or drained, the window is full, or it was over."""
+        """Return the last events where no run follows: cancelled, drained, window full, or ended before."""
         if self._ended is not None:
-            # Another server ended and counted it.
+            # It ended, and was counted, on another server.
             return [self._end_of(*self._ended)]
         early = self._early_end()
         action = StepAction.MAX_OUTPUT_TOKENS if early is StepAction.GO_ON else early
         return [*self._events_for(action, was_thinking=self._parser.in_thought), self._end(_FINISH_OF[action])]
 
     def _run_end(self, action: StepAction, chunk: EngineChunk | None) -> str:
-        """Name how a run ended for the trace; without a chunk, it was given up while it was waited for."""
+        """Return how a run ended, for the trace. Without a chunk it was given up before its first token."""
         return (action if chunk is not None else self._early_end()).name.lower()
 
     def _go_on_after(self, run_end: str, action: StepAction, *, suspected: bool) -> None:
-        """Prepare the continuation of a run that ended so. Raises EngineRefused for an engine that makes none."""
+        """Prepare the continuation after a run. Raise EngineRefused where the engine makes no progress."""
         if self._control.ends:
             return
         self._check_progress()
         if run_end == "engine_died":
-            # Whether this run is suspected of the death is the supervisor's to say.
+            # The supervisor decides whether this run is suspected of the death.
             self._deaths = self._deaths + 1 if suspected else 0
             self._cause = Cause.ENGINE_DEATH
             return
         if run_end == "constraint_lost":
-            # What came before holds: the next run begins after it, with the constraint advanced so far.
+            # The tokens before are valid: the next run starts after them, with the constraint advanced that far.
             self._cause = Cause.CONSTRAINT_LOST
             return
         self._cause = _CAUSE_OF.get(action, Cause.START)
@@ -282,10 +283,10 @@ class Candidate:
             self._ban_markers()
 
     def _ban_markers(self) -> None:
-        """Markers have no place in the rest of the answer: neither a second thought nor strays that cost tokens.
+        """Ban think markers in the rest of the answer: a second thought, and stray markers that cost tokens.
 
-        Those that the caller named as stops may still come, and end it. Then every token of a run counts, so that the
-        engine's own minimum is ours.
+        Markers that the caller named as stops are still allowed, and end the answer. From then on every token of a run
+        counts, so that the engine's minimum equals the caller's.
         """
         markers = self._engine.card.markers
         if markers is not None:
@@ -304,10 +305,10 @@ class Candidate:
         return self._parser.output_tokens > self._run_began_at
 
     def _next_run(self) -> EngineRequest | None:
-        """What is left of the budgets, after everything that the model must see; None where the window is full."""
+        """Return the next engine request, with what is left of the budgets; None where the window is full."""
         plan, parser, output = self._plan, self._parser, self._plan.request.output
         left = plan.budget.max_output_tokens - parser.output_tokens
-        # A thought's own closing marker, and before it the opening one where the model may still write that.
+        # One more for the thought's closing marker, and one for the opening marker where the model may still write it.
         most = left + (1 if parser.in_thought else 2 if parser.may_think else 0)
         forces = self._engine.card.forces_budget and len(plan.closing_ids) == 1
         context, constrained = self._context_beside(left), 0
@@ -333,8 +334,8 @@ class Candidate:
             thought_budget_tokens=(
                 parser.thought_budget_tokens - parser.thought_tokens if parser.in_thought and forces else None
             ),
-            # A run that begins in a thought knows nothing of the caller's stops: they end the answer only, and the
-            # splitter finds them there. Where a thought can no longer be opened, the engine's minimum holds them back.
+            # A run that starts in a thought does not get the caller's stops: they end the answer only, where the parser
+            # finds them. Where no thought can be opened any more, the engine's minimum applies to them.
             stop_token_ids=() if parser.in_thought or self._may_open_thought else output.stop_token_ids,
             top_logprobs=output.top_logprobs,
             structured=output.structured,
@@ -350,10 +351,10 @@ class Candidate:
         return replace(request, trace_headers=headers) if headers else request
 
     def _context_beside(self, left: int) -> list[int]:
-        """All tokens after the prompt, with room for `left` more.
+        """Return all tokens after the prompt, such that `left` more fit.
 
-        The plan counts the markers around the thought, and not the strays that a model may write into its answer: where
-        the window has no place for those, they are left out.
+        The plan reserves room for the markers around the thought, but not for stray markers in the answer: these are
+        left out where the window has no room for them.
         """
         parser, context, markers = self._parser, self._parser.context_ids, self._engine.card.markers
         room = self._plan.context.window_tokens - len(self._plan.context.prompt_token_ids)
@@ -363,13 +364,13 @@ class Candidate:
         return context[: parser.answer_start] + [i for i in context[parser.answer_start :] if i not in strays]
 
     def _check_progress(self) -> None:
-        """Count runs in a row that added no token to the output, so that every generation ends."""
+        """Count consecutive runs without a new output token. Raise EngineRefused at the limit, to end at last."""
         self._runs_without_tokens = 0 if self._run_counted else self._runs_without_tokens + 1
         if self._runs_without_tokens > _MAX_RUNS_WITHOUT_TOKENS:
-            raise EngineRefused(f"{self._runs_without_tokens} engine runs in a row gave no token")
+            raise EngineRefused(f"{self._runs_without_tokens} consecutive engine runs produced no token")
 
     async def _await_engine(self) -> AsyncGenerator[CandidateEvent, None]:
-        """Wait until the engine takes work, and say so before and after where it does not at once."""
+        """Wait until the engine takes work; report an interruption and its end where it does not at once."""
         interruption = self._engine.interruption()
         if interruption is None or self._control.ends:
             await self._control.unless_it_ends(self._engine.wait_until_available)
@@ -399,7 +400,7 @@ class Candidate:
             self._hooks.first_token(is_thought=self._parser.in_thought)
 
     def _process_chunk(self, chunk: EngineChunk) -> tuple[StepAction, list[CandidateEvent]]:
-        """One engine step: what must happen next, and what there is to say."""
+        """Parse one engine step. Return the next action and the events to send."""
         parser = self._parser
         was_thinking = parser.in_thought
         action = parser.push(chunk.token_ids, chunk.logprobs)
@@ -410,9 +411,9 @@ class Candidate:
         return action, self._events_for(action, was_thinking=was_thinking)
 
     def _events_for(self, action: StepAction, *, was_thinking: bool) -> list[CandidateEvent]:
-        """Tell what there is to say once this verdict is known, and close the thought where it must be."""
+        """Return the events to send for an action, and close the thought where the action requires it."""
         parser = self._parser
-        goes_on = action is StepAction.GO_ON  # as nearly every step does: nothing to look up then
+        goes_on = action is StepAction.GO_ON  # The fast path: nearly every step goes on.
         outcome = None if goes_on else _OUTCOME_OF.get(action)
         ends = not goes_on and action in _FINISH_OF
         if outcome is not None:
@@ -422,7 +423,7 @@ class Candidate:
         elif self._outcome is None and not parser.in_thought and (was_thinking or parser.marker_tokens):
             spent = parser.thought_tokens >= parser.thought_budget_tokens
             outcome = ThinkingOutcome.BUDGET_REACHED if spent else ThinkingOutcome.NATURAL_END
-        # A drained candidate goes on elsewhere: a character or stop string under way must not be cut short here.
+        # A drained candidate continues elsewhere: an incomplete character or stop string must not be flushed here.
         events: list[CandidateEvent] = list(parser.pop_deltas(final=ends and action is not StepAction.DRAINED))
         if outcome is not None:
             thoughts = sum(isinstance(event, Delta) and event.is_thought for event in events)
@@ -433,20 +434,20 @@ class Candidate:
         return events
 
     def _action_of_stop(self, stop: EngineStop) -> StepAction:
-        """The engine ended by itself where the splitter saw no reason to."""
+        """Return the action for an engine run that ended where the parser found no reason to end it."""
         if self._parser.in_thought:
             room = self._parser.output_tokens < self._plan.budget.max_output_tokens
             return StepAction.CLOSE_THOUGHT_AFTER_EOS if room else StepAction.MAX_OUTPUT_TOKENS
         if stop is EngineStop.LENGTH:
-            # Stray markers in the answer count for the engine and not for the caller: there may be some left to give.
-            # A run without markers that gave nothing that counts is the last one, so that this always ends.
+            # Stray markers in the answer count for the engine but not for the caller, so output tokens may be left.
+            # A run with banned markers that added no token is the last one, so that this always ends.
             gave = self._run_counted or not self._markers_are_banned
             room = gave and self._parser.output_tokens < self._plan.budget.max_output_tokens
             return StepAction.ENGINE_RAN_OUT if room else StepAction.MAX_OUTPUT_TOKENS
         return StepAction.STOP_TOKEN if stop is EngineStop.STOP_TOKEN else StepAction.EOS
 
     def _apply_control(self) -> StepAction:
-        """What the caller, the clock or a draining server want before the next token."""
+        """Return the action that the client, the deadline or a draining server requires before the next token."""
         control, parser, plan = self._control, self._parser, self._plan
         if control.ends or not parser.in_thought:
             return self._early_end()
@@ -484,10 +485,10 @@ class Candidate:
         return ThoughtEnded(self._index, outcome, self._parser.thought_tokens)
 
     def usage(self) -> Usage:
-        """What was used so far."""
+        """Return the tokens used so far."""
         parser, counted = self._parser, self._runs_counted == self._runs
         return Usage(
-            # A generation that ended before it reached an engine has computed nothing.
+            # A generation that never reached an engine used no prompt tokens.
             prompt_tokens=len(self._plan.context.prompt_token_ids) if self._runs else 0,
             cached_tokens=self._cached_tokens,
             thought_tokens=parser.thought_tokens,

@@ -1,9 +1,9 @@
-"""Gathers deltas into fewer, larger ones, while nobody waits for more than text.
+"""Coalesce deltas into fewer, larger ones, to save work per message.
 
-A client may ask for it (`flush_interval`); a server whose event loop lags does it by itself (`EventLoopLagMonitor`). It sits before
-events get their sequence numbers: those stay gapless, and Resume replays what was sent. The first delta of each thought
-and answer, the end of a thought and the end of the call are never held; nor is anything while the engine's steps take
-longer than the interval, for there is nothing to gather then.
+A client may ask for it (`flush_interval`), and a server with a late event loop does it by itself
+(`EventLoopLagMonitor`). It happens before events get their sequence numbers: these have no gaps, and Resume replays
+what was sent. The first delta of each thought and answer, the end of a thought and the end of the call are never held;
+nothing is held while the engine's steps take longer than the interval.
 """
 
 from __future__ import annotations
@@ -18,32 +18,34 @@ from penstock import tasks
 from penstock.types import Delta, Event
 
 _CHECK_SECONDS = 0.05
-_IDLE_CHECK_SECONDS = 0.5  # while nobody waits for text: twenty wake-ups a second cost half a percent of a core
-_SMOOTHING = 0.2  # weight of the newest look: lag counts once it has lasted for some looks
+_IDLE_CHECK_SECONDS = 0.5  # While no call runs: twenty wake-ups per second cost half a percent of a core.
+_SMOOTHING = 0.2  # Weight of the newest measurement.
 _TOLERATED_LAG_SECONDS = 0.05
 _FLUSH_PER_LAG = 4
 
 
 class EventLoopLagMonitor:
-    """How late the event loop runs what is due, and how long deltas are gathered because of it.
+    """Measure how late the event loop runs due callbacks, and how long deltas are held because of it.
 
-    A late loop has more to write than it can: fewer, larger messages cost it less. `most_flush_seconds` 0 is never.
+    A late loop has more to write than it can: fewer, larger messages cost it less. `most_flush_seconds` 0 disables
+    that.
     """
 
     def __init__(self, most_flush_seconds: float) -> None:
         self._most_flush_seconds = most_flush_seconds
         self.seconds = 0.0
-        """Running mean."""
+        """Lag in seconds, as a running mean."""
         self.flush_seconds = 0.0
-        """What is gathered for now; 0 while the loop keeps up."""
+        """Seconds that deltas are held at present; 0 while the loop keeps up."""
 
     def record(self, seconds: float) -> None:
+        """Add one measurement of the lag."""
         self.seconds += _SMOOTHING * (seconds - self.seconds)
         lags = self.seconds > _TOLERATED_LAG_SECONDS
         self.flush_seconds = min(self._most_flush_seconds, _FLUSH_PER_LAG * self.seconds) if lags else 0.0
 
     async def watch(self, is_busy: Callable[[], bool]) -> None:
-        """Runs as long as the server does."""
+        """Measure until cancelled, more often while `is_busy` returns True."""
         while True:
             seconds = _CHECK_SECONDS if is_busy() else _IDLE_CHECK_SECONDS
             due = time.monotonic() + seconds
@@ -54,10 +56,10 @@ class EventLoopLagMonitor:
 async def coalesce_deltas(
     events: AsyncGenerator[Event, None], interval_seconds: Callable[[], float]
 ) -> AsyncGenerator[Event, None]:
-    """`events` with deltas held for at most the interval, which is asked again for each that would be held.
+    """Yield `events` with deltas held for at most the interval, which is read again for each delta.
 
-    They go straight through as long as it is 0, or shorter than the engine's steps; from then on they are read ahead,
-    by a task of their own.
+    Deltas pass at once as long as the interval is 0 or shorter than the engine's steps. From then on they are read
+    ahead, by a task of their own.
     """
     async with aclosing(events):
         buffer = _Buffer(interval_seconds)
@@ -73,7 +75,7 @@ async def coalesce_deltas(
             over = False
             while not over:
                 await buffer.ripe.wait()
-                over = buffer.over  # before taking: what is read while these are sent is still to come
+                over = buffer.over  # Read before the events are taken: more may arrive while these are sent.
                 for event in buffer.pop_all():
                     yield event
             await reading
@@ -82,7 +84,7 @@ async def coalesce_deltas(
 
 
 class _Buffer:
-    """Deltas by what they are of; everything else in its place between them."""
+    """Hold deltas by candidate and kind; other events keep their place between them."""
 
     def __init__(self, interval_seconds: Callable[[], float]) -> None:
         self._interval_seconds = interval_seconds
@@ -102,7 +104,7 @@ class _Buffer:
             self.ripe.set()
 
     def hold_seconds(self, delta: Delta) -> float:
-        """Not at all as the first of its kind; nor where the next one, coming as slowly, would come too late."""
+        """Return how long to hold a delta; 0 for the first of its kind, or if the next one would come too late."""
         interval = self._interval_seconds()
         if interval <= 0:
             return 0.0
@@ -130,7 +132,7 @@ class _Buffer:
             self._timer = asyncio.get_running_loop().call_later(seconds, self.ripe.set)
 
     def pop_all(self) -> list[Event]:
-        """All that was held, in order."""
+        """Return everything held, in order, and forget it."""
         held, self._held = self._held, []
         self._open.clear()
         self.ripe.clear()

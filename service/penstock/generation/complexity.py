@@ -1,6 +1,7 @@
-"""How much work a constraint may be, judged by its text alone, before anything is compiled.
+"""Bound the work that a constraint may cause, by its text only, before anything is compiled.
 
-Linear in the text. What passes may still be a bomb: the engine tries it out of harm's way (`Engine.check_constraint`).
+The check is linear in the text. A constraint that passes may still be too expensive: the engine then tries it in a
+sandbox (`Engine.check_constraint`).
 """
 
 from __future__ import annotations
@@ -13,18 +14,18 @@ from typing import Any
 from penstock.types import StructuredKind, StructuredOutput
 
 MAX_SCHEMA_DEPTH = 64
-"""Objects and arrays inside one another in a JSON schema, as vLLM takes them; an object in an object is two. Compilers
+"""Depth of nested objects and arrays in a JSON schema, as vLLM accepts them; an object in an object is two. Compilers
 recurse."""
 MAX_NESTED_REPETITIONS = 10_000
-"""Product of counts inside one another, as in `((a{1,50}){1,50}){1,50}`. One count alone may be any size: it is cheap;
-nested, the ways to match a text multiply, and each is followed at every token."""
+"""Product of nested counts, as in `((a{1,50}){1,50}){1,50}`. A single count may have any size, because it is cheap;
+with nested counts the ways to match a text multiply, and each is followed at every token."""
 
 _COUNT = re.compile(r"\{ {0,2}(\d{0,10}) {0,2}(?:, {0,2}(\d{0,10}) {0,2})?\}")
 _JSON_STRING = re.compile(r'"(?:[^"\\]|\\.?)*+"?', re.DOTALL)
 
 
 def too_complex(structured: StructuredOutput) -> str:
-    """Why this constraint is refused; empty where its text is simple enough."""
+    """Return why a constraint is refused; empty where its text is simple enough."""
     match structured.kind:
         case StructuredKind.JSON_SCHEMA:
             return _schema_fault(structured.spec)
@@ -38,22 +39,23 @@ def too_complex(structured: StructuredOutput) -> str:
 
 def _schema_fault(text: str) -> str:
     if depth_of(text) > MAX_SCHEMA_DEPTH:
-        return f"is nested more than {MAX_SCHEMA_DEPTH} deep"
+        return f"must be nested at most {MAX_SCHEMA_DEPTH} levels deep, got {depth_of(text)}"
     try:
         schema = json.loads(text)
     except (ValueError, RecursionError):
-        return ""  # No JSON: whoever compiles it says so.
+        return ""  # Not JSON: the compiler reports that.
     return next((fault for pattern in _patterns(schema) if (fault := _repetition_fault(pattern))), "")
 
 
 def _repetition_fault(pattern: str, quote: str = "") -> str:
     if nested_repetitions(pattern, quote) > MAX_NESTED_REPETITIONS:
-        return f"repeats repetitions more than {MAX_NESTED_REPETITIONS} times over"
+        got = nested_repetitions(pattern, quote)
+        return f"must have nested repetitions of at most {MAX_NESTED_REPETITIONS} in product, got {got}"
     return ""
 
 
 def depth_of(text: str) -> int:
-    """Most brackets open at once in JSON text, those in its strings left out."""
+    """Return the largest number of brackets open at once in JSON text, without those in strings."""
     depth = most = 0
     for bracket in _JSON_STRING.sub("", text):
         if bracket in "[{":
@@ -65,7 +67,7 @@ def depth_of(text: str) -> int:
 
 
 def _patterns(schema: Any) -> Iterator[str]:
-    """Every regular expression in a JSON schema."""
+    """Yield every regular expression in a JSON schema."""
     if isinstance(schema, list):
         for entry in schema:
             yield from _patterns(entry)
@@ -79,9 +81,9 @@ def _patterns(schema: Any) -> Iterator[str]:
 
 
 def nested_repetitions(pattern: str, quote: str = "") -> int:
-    """The largest product of counts inside one another, in a regular expression or a grammar's rule; 1 for none.
+    """Return the largest product of nested counts in a regular expression or grammar rule; 1 for none.
 
-    `quote` is what literals stand in, where the notation has such.
+    `quote` is the quotation mark around literals, where the notation has one.
     """
     inside = [1]  # per open group: the largest product in it so far
     atom = at = 0
@@ -113,7 +115,7 @@ def nested_repetitions(pattern: str, quote: str = "") -> int:
 
 
 def _after(pattern: str, at: int, closing: str) -> int:
-    """Where a character class or a quoted text ends; the pattern's end where it never does."""
+    """Return the position after a character class or quoted text; the pattern's end where it is not closed."""
     while at < len(pattern):
         if pattern[at] == "\\":
             at += 1

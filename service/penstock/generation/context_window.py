@@ -1,4 +1,4 @@
-"""Makes the prompt fit the window, or says by how much it does not: pure policy over token counts."""
+"""Fit the prompt into the context window, or report by how much it exceeds it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Render = Callable[[Sequence[Message]], list[int]]
 
 
 def window_tokens(config: ContextConfig, card: ModelCard) -> int:
-    """The window of this call. Raises BadRequest where the caller asks for more than the model has."""
+    """Return the window of a call. Raise BadRequest where the caller asks for more than the model has."""
     if config.max_context_tokens is None:
         return card.context_window_tokens
     if config.max_context_tokens > card.context_window_tokens:
@@ -28,10 +28,10 @@ def window_tokens(config: ContextConfig, card: ModelCard) -> int:
 def fit_messages(
     messages: Sequence[Message], render: Render, overflow: Overflow, window: int, output_tokens_needed: int
 ) -> ContextPlan:
-    """Renders a conversation, dropping whole oldest turns where the policy says so.
+    """Render a conversation, without its oldest turns where the policy allows to drop them.
 
-    A turn is a user message and what the model answered to it. System messages and the last user turn stay.
-    Raises ContextOverflow where it cannot fit, BadRequest for a policy that does not suit messages.
+    A turn is a user message and the model's answer to it. System messages and the last user turn stay. Raise
+    ContextOverflow where the rest does not fit, BadRequest for a policy that does not apply to messages.
     """
     if overflow in (Overflow.TRUNCATE_LEFT, Overflow.TRUNCATE_MIDDLE):
         raise _unsuited(overflow, "messages", "OVERFLOW_POLICY_DROP_OLDEST_TURNS")
@@ -42,7 +42,7 @@ def fit_messages(
     starts = [i for i, m in enumerate(messages) if m.role is Role.USER]
     if overflow is not Overflow.DROP_OLDEST_TURNS or len(starts) < 2:
         raise _overflow(len(ids), window, output_tokens_needed)
-    # Fewer turns never render longer, so the first start that fits can be found by halving.
+    # Fewer turns never render longer, so a binary search finds the first start that fits.
     low, high = 1, len(starts) - 1
     fitted: tuple[list[int], int] | None = None
     while low <= high:
@@ -60,12 +60,12 @@ def fit_messages(
 
 
 def _from(messages: Sequence[Message], start: int) -> list[Message]:
-    """The messages from `start` on, and the system's of all."""
+    """Return the messages from `start` on, and all system messages."""
     return [m for index, m in enumerate(messages) if index >= start or m.role is Role.SYSTEM]
 
 
 def fit_tokens(ids: Sequence[int], overflow: Overflow, window: int, output_tokens_needed: int) -> ContextPlan:
-    """Cuts a raw prompt where the policy says so. Raises as `fit_messages` does."""
+    """Cut a raw prompt where the policy allows it. Raise as `fit_messages` does."""
     if overflow is Overflow.DROP_OLDEST_TURNS:
         raise _unsuited(overflow, "text and token_ids", "OVERFLOW_POLICY_TRUNCATE_LEFT or _MIDDLE")
     room = window - output_tokens_needed

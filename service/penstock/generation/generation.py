@@ -1,4 +1,4 @@
-"""A whole call: its candidates side by side, merged into one stream of events that ends with the bill."""
+"""Run the candidates of a call concurrently and merge their events, up to the last one with usage and cost."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ async def generate(
     hooks: GenerationHooks = NO_GENERATION_HOOKS,
     meter: UsageMeter | None = None,
 ) -> AsyncGenerator[Event, None]:
-    """All candidates of a call, merged; the last event is Finished. Closing it aborts the engine's work.
+    """Yield the events of all candidates; the last one is Finished. To close the iterator aborts the engine's work.
 
-    With `states`, from the `Finished` of a drained call, each candidate goes on where that one stood.
+    With `states`, from the `Finished` of a drained call, each candidate continues from its state.
     """
     began = time.monotonic()
     count = plan.request.output.candidate_count
@@ -68,8 +68,8 @@ async def generate(
 
 
 async def _merged(candidates: list[Candidate]) -> AsyncGenerator[CandidateEvent, None]:
-    """Events of several candidates as they come. A failure of one ends all."""
-    # Bounded: a caller that reads slowly slows the candidates' readers, not the server's memory.
+    """Yield the events of several candidates as they come. The failure of one ends all."""
+    # Bounded: a client that reads slowly delays the candidates and does not fill the server's memory.
     queue: asyncio.Queue[CandidateEvent | BaseException] = asyncio.Queue(maxsize=2 * len(candidates))
 
     async def feed(candidate: Candidate) -> None:
@@ -94,7 +94,7 @@ async def _merged(candidates: list[Candidate]) -> AsyncGenerator[CandidateEvent,
 
 
 def _timing(candidates: list[Candidate], arrived: float, began: float) -> Timing:
-    """The queue is the wait for admission, which was over when the candidates began, and the engine's own."""
+    """Return the timing of a call. The queue time is the wait for admission, until `began`, plus the engine's own."""
     firsts = [c.first_token_at for c in candidates if c.first_token_at is not None]
     answers = [c.first_answer_at for c in candidates if c.first_answer_at is not None]
     return Timing(

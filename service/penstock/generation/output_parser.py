@@ -1,13 +1,13 @@
-"""Splits what the engine samples into thought and answer: a state machine by token id, with the budget as its gate.
+"""Split the sampled tokens into thought and answer: a state machine over token ids that enforces the thinking budget.
 
-    THOUGHT --close marker--> ANSWER --EOS | stop token | stop string | max tokens--> done  (stops only there)
-       |--- budget spent, or EOS inside the thought ---> the caller must close the thought (Verdict.CLOSE_THOUGHT)
-                                ANSWER --open marker--> the caller must go on without it (Verdict.REOPENED)
-                                ANSWER --end below the minimum--> the caller must go on without it (Verdict.TOO_SHORT)
+    THOUGHT --close marker--> ANSWER --EOS | stop token | stop string | max tokens--> end  (stops apply only here)
+       |--- budget spent, or EOS inside the thought ---> the driver must close the thought (StepAction.CLOSE_THOUGHT_*)
+                                ANSWER --open marker--> the driver must continue without it (StepAction.REOPENED)
+                                ANSWER --end below the minimum--> the driver must continue without it (TOO_SHORT)
 
-The splitter only ever keeps tokens that hold with the budget; the rest of a chunk after a verdict is dropped, and
-whoever drives it starts a continuation from `context_ids`. That is what makes the budget exact whatever the engine
-does: speculative decoding may hand over several tokens past the gate at once.
+The parser keeps only tokens that fit the budget; the rest of a chunk after an action is dropped, and the driver starts
+a continuation from `context_ids`. That makes the budget exact whatever the engine does: with speculative decoding a
+chunk may hold several tokens past the budget.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from penstock.types import Delta, Markers, TokenLogprobs
 
 
 class StepAction(enum.Enum):
-    """What must happen before the next token. GO_ON: nothing. The splitter finds some, whoever drives it the others."""
+    """Enumerate what must happen before the next token; GO_ON is nothing."""
 
     GO_ON = enum.auto()
     CLOSE_THOUGHT_AT_BUDGET = enum.auto()
@@ -42,10 +42,9 @@ class StepAction(enum.Enum):
 
 
 class Utf8Text:
-    """Bytes of tokens in, whole characters out.
+    """Decode the bytes of tokens into whole characters.
 
-    Bytes that can never become a character turn into U+FFFD; those of a character that has not ended by the end of the
-    text are left out.
+    Invalid bytes become U+FFFD; the bytes of a character that is incomplete at the end of the text are dropped.
     """
 
     def __init__(self) -> None:
@@ -53,19 +52,20 @@ class Utf8Text:
 
     @property
     def incomplete(self) -> bytes:
-        """Bytes of a character that has not ended yet."""
+        """Return the bytes of a character that is not complete yet."""
         return self._decoder.getstate()[0]
 
     def push(self, piece: bytes) -> str:
+        """Return the characters that these bytes complete."""
         return self._decoder.decode(piece)
 
     def end(self) -> None:
-        """Ends the text: the beginning of a character is dropped."""
+        """End the text and drop an incomplete character."""
         self._decoder.reset()
 
 
 class StopStrings:
-    """Finds the first stop string in a stream of text, holding back only what may still become one."""
+    """Find the first stop string in a stream of text, and hold back only text that may become one."""
 
     def __init__(self, stop_strings: Sequence[str]) -> None:
         self._stops = tuple(stop_strings)
@@ -73,14 +73,14 @@ class StopStrings:
         self.matched = ""
 
     def push(self, text: str) -> str:
-        """Text that is certainly before any stop string. Sets `matched` once one is found."""
+        """Return the text that is certainly before any stop string. Sets `matched` once one is found."""
         if not self._stops:
             return text
         text = self._held + text
         hits = [(text.find(stop), stop) for stop in self._stops if stop in text]
         if hits:
-            # The earliest start wins; of two at the same place the longer one, so that the result does not hang on
-            # the order in which the caller listed them.
+            # The earliest start wins, and at the same place the longer one, so that the result does not depend on the
+            # order of the caller's list.
             at, self.matched = min(hits, key=lambda hit: (hit[0], -len(hit[1])))
             self._held = ""
             return text[:at]
@@ -90,10 +90,11 @@ class StopStrings:
 
     @property
     def held(self) -> str:
+        """Return the text that is held back."""
         return self._held
 
     def hold(self, text: str) -> None:
-        """Goes on from what another finder held."""
+        """Continue from the text that another instance held back."""
         self._held = text
 
     def _longest_held(self, text: str) -> int:
@@ -104,13 +105,14 @@ class StopStrings:
         return 0
 
     def flush(self) -> str:
+        """Return the text that is held back, and forget it."""
         held, self._held = self._held, ""
         return held
 
 
 @dataclass(slots=True)
 class _Pending:
-    """What waits to become the next delta of one kind."""
+    """Collect the next delta of one kind."""
 
     text: str = ""
     tokens: int = 0
@@ -133,7 +135,7 @@ class _Pending:
 
 @dataclass(frozen=True, slots=True)
 class ParserSettings:
-    """`markers` None means that the model does not think. Budgets in tokens; `max_output_tokens` = thought + answer."""
+    """Configure a parser. Budgets are in tokens; `markers` None is a model without thoughts."""
 
     markers: Markers | None
     eos_ids: frozenset[int]
@@ -142,13 +144,13 @@ class ParserSettings:
     stop_strings: tuple[str, ...] = ()
     stop_token_ids: frozenset[int] = frozenset()
     min_output_tokens: int = 0
-    """Before so many output tokens neither the end of turn nor a stop ends the answer."""
+    """Number of output tokens before which neither the end of turn nor a stop ends the answer."""
     trims_answer_start: bool = True
-    """Whether line breaks between the thought and the answer are left out of the answer's text."""
+    """Whether line breaks between thought and answer are removed from the answer's text."""
 
 
 class OutputParser:
-    """One candidate's stream. `context_ids` is every token after the prompt that the model must see to go on."""
+    """Parse the tokens of one candidate. `context_ids` are all tokens after the prompt that a continuation needs."""
 
     def __init__(
         self,
@@ -173,26 +175,28 @@ class OutputParser:
         self.thought_budget_tokens = settings.thought_budget_tokens
         self.context_ids: list[int] = []
         self.answer_start = 0
-        """Where in `context_ids` the answer begins, once it has begun."""
+        """Index in `context_ids` at which the answer starts, once it has started."""
         self._thought_text = Utf8Text()
         self._answer_text = Utf8Text()
         self._stops = StopStrings(settings.stop_strings)
-        # The separator after the marker is generated and counted, and is not part of the answer's text.
+        # The separator after the marker is generated and counted, but is not part of the answer's text.
         self._trim_answer_start = settings.trims_answer_start and settings.markers is not None and in_thought
         self._thought = _Pending()
         self._answer = _Pending()
 
     @property
     def matched_stop(self) -> str:
+        """Return the stop string that was found; empty for none."""
         return self._stops.matched
 
     @property
     def output_tokens(self) -> int:
+        """Return the number of thought and answer tokens."""
         return self.thought_tokens + self.answer_tokens
 
     @property
     def may_think(self) -> bool:
-        """Whether the next token may belong to a thought, where the caller's stops do not apply."""
+        """Return whether the next token may belong to a thought, where the caller's stops do not apply."""
         return self.in_thought or (self._may_open and not self.answer_tokens)
 
     @property
@@ -200,7 +204,7 @@ class OutputParser:
         return self.output_tokens < self._settings.min_output_tokens
 
     def push(self, ids: Sequence[int], logprobs: Sequence[TokenLogprobs] = ()) -> StepAction:
-        """Takes one engine step. Tokens after the first one that gives a verdict are dropped."""
+        """Parse one engine step. Tokens after the first one that requires an action are dropped."""
         if not logprobs and self._is_plain(ids):
             self._plain_tokens(ids)
             return StepAction.GO_ON
@@ -214,7 +218,7 @@ class OutputParser:
         return StepAction.GO_ON
 
     def _is_plain(self, ids: Sequence[int]) -> bool:
-        """Text and nothing else, with room for all of it: nearly every step of every stream is."""
+        """Return whether all tokens are plain text and fit: true for nearly every step of every stream."""
         if not self._special_ids.isdisjoint(ids):
             return False
         room = self._settings.max_output_tokens - self.output_tokens
@@ -224,7 +228,7 @@ class OutputParser:
         return len(ids) < room and not self._settings.stop_strings
 
     def _plain_tokens(self, ids: Sequence[int]) -> None:
-        """All tokens of a step at once: the same as one by one, for less."""
+        """Parse all tokens of a step at once, with the same result as one by one."""
         piece = self._bytes(ids[0]) if len(ids) == 1 else b"".join(map(self._bytes, ids))
         if self.in_thought:
             self.thought_tokens += len(ids)
@@ -245,7 +249,7 @@ class OutputParser:
             self._leave_thought()
             return StepAction.GO_ON
         if token_id in settings.eos_ids:
-            # The end of turn inside a thought: dropped, so that an answer can still follow.
+            # The end of turn inside a thought is dropped, so that an answer can still follow.
             self.marker_tokens += 1
             return StepAction.CLOSE_THOUGHT_AFTER_EOS
         if self.thought_tokens >= self.thought_budget_tokens:
@@ -279,7 +283,7 @@ class OutputParser:
     def _answer_marker(self, token_id: int, markers: Markers) -> StepAction:
         opens = token_id == markers.open_id
         if opens and self.may_think:
-            # A raw prompt that leaves the opening to the model: its first token may open the one and only thought.
+            # For a raw prompt without an open think section, the first token may open the only thought.
             self._may_open = False
             self.in_thought = True
             self._trim_answer_start = self._settings.trims_answer_start
@@ -300,7 +304,7 @@ class OutputParser:
         if self._trim_answer_start:
             text = text.lstrip("\n")
             self._trim_answer_start = not text
-        # What the minimum holds is never cut: it may be with the reader already when a stop string ends after it.
+        # Text within the minimum is never cut: the client may have it already when a stop string ends after it.
         return text if self.output_tokens <= self._settings.min_output_tokens else self._stops.push(text)
 
     @staticmethod
@@ -312,7 +316,7 @@ class OutputParser:
             pending.logprobs.append(logprob)
 
     def state(self) -> dict[str, Any]:
-        """All that another splitter of the same settings needs to go on; plain data. Log probabilities are left out."""
+        """Return plain data from which another parser with these settings can continue."""
         return {
             "in_thought": self.in_thought,
             "may_open": self._may_open,
@@ -327,7 +331,7 @@ class OutputParser:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes on where the splitter whose `state` this is stood."""
+        """Continue from the `state` of another parser."""
         self.in_thought, self._may_open = state["in_thought"], state["may_open"]
         self._trim_answer_start = state["trim"]
         self.thought_tokens, self.answer_tokens, self.marker_tokens = state["counts"]
@@ -340,7 +344,7 @@ class OutputParser:
             pending.tokens, pending.token_ids = tokens, list(ids)
 
     def close_thought(self, closing_ids: Sequence[int]) -> None:
-        """The caller closes the thought: `closing_ids` (message, marker, separator) go into the context, uncounted."""
+        """Close the thought: append `closing_ids` to the context without counting them as output."""
         self.context_ids.extend(closing_ids)
         self.marker_tokens += len(closing_ids)
         self._leave_thought()
@@ -351,7 +355,7 @@ class OutputParser:
         self.answer_start = len(self.context_ids)
 
     def pop_deltas(self, *, final: bool = False) -> list[Delta]:
-        """Deltas that are due, thought before answer. Tokens without text yet wait for it, until `final`."""
+        """Return the deltas that are due, thought before answer. Tokens without text wait for it, unless `final`."""
         if final:
             self._answer.text += self._flush_answer()
             self._thought_text.end()

@@ -1,4 +1,4 @@
-"""Compute percentiles: the one definition for everything that is measured or kept."""
+"""Compute percentiles, with one definition for everything that is measured or kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a request to a plan that holds: mode, prompt, budget, in the order in which each needs the one before."""
+"""Plan a call: mode, prompt and budget, in the order in which each depends on the one before."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def plan_generation(
     likely_answer_tokens: int | None = None,
     default_max_output_tokens: int | None = None,
 ) -> GenerationPlan:
-    """Plans one call; `default_max_output_tokens` holds where it names no maximum.
+    """Plan one call; `default_max_output_tokens` applies where the request names no maximum.
 
-    Raises BadRequest, ContextOverflow or FeatureOff. Never touches the engine's work.
+    Raise BadRequest, ContextOverflow or FeatureOff. Does not run anything on the engine.
     """
     card, tokenizer = engine.card, engine.tokenizer
     load = engine.load()
@@ -67,7 +67,7 @@ def plan_generation(
         choice = choose_mode(thinking, defaults, card, question, now)
     thinks = choice.mode is ThinkingMode.THINKING
     closing_ids = _closing_ids(thinking, config, card.markers, tokenizer) if thinks or in_thought else ()
-    # The markers need room in the window too, beside what counts as output.
+    # The markers need room in the window too, besides the output tokens.
     overhead = len(closing_ids) + (1 if may_open else 0)
     context = _fit(request, defaults, card, tokenizer, choice, ids, overhead)
     window_left = context.window_tokens - len(context.prompt_token_ids) - overhead
@@ -108,16 +108,17 @@ def _most_output(request: Request, config: Config, default: int | None) -> int |
 
 
 def checkpoint_of_plan(plan: GenerationPlan) -> dict[str, Any]:
-    """What cannot be planned again elsewhere, because it hung on the clock and the load; plain data."""
+    """Return plain data of what another server cannot plan again, because it depended on the time and the load."""
     return {"mode": plan.choice.mode.value, "budget": asdict(plan.budget)}
 
 
 def with_checkpoint_mode(request: Request, checkpoint: Mapping[str, Any]) -> Request:
-    """The request with its mode as it was decided, so that it renders as it did."""
+    """Return the request with the mode that was decided first, so that its prompt renders as before."""
     return replace(request, thinking=replace(request.thinking, mode=ThinkingMode(checkpoint["mode"])))
 
 
 def with_budget(plan: GenerationPlan, checkpoint: Mapping[str, Any]) -> GenerationPlan:
+    """Return the plan with the budget that was decided first."""
     return replace(plan, budget=Budget(**checkpoint["budget"]))
 
 
@@ -134,8 +135,7 @@ def _fit(
     overflow = request.context.overflow
     wanted = request.output.max_tokens
     if wanted is None:
-        # Where the policy makes room, it makes enough for a real answer; an error is only raised where not even one
-        # token fits.
+        # A policy that drops context makes room for a useful answer; ERROR is raised only where not one token fits.
         wanted = 1 if overflow is Overflow.ERROR else min(defaults.answer_reserve_tokens, max(1, window // 4))
     needed = wanted + overhead_tokens
     if request.messages is None:
@@ -149,7 +149,7 @@ def _fit(
 
 
 def ends_in_thought(ids: Sequence[int], markers: Markers | None) -> bool:
-    """Whether a raw prompt ends inside an open think section."""
+    """Return whether a raw prompt ends inside an open think section."""
     if markers is None:
         return False
     for token_id in reversed(ids):
@@ -161,20 +161,20 @@ def ends_in_thought(ids: Sequence[int], markers: Markers | None) -> bool:
 
 
 def _raw_choice(thinking: ThinkingConfig, in_thought: bool, markers: Markers | None) -> ModeChoice:
-    """Raw input is left as it stands: its markers, not the mode, say whether there is a thought."""
+    """Return the mode of raw input: its markers, not the requested mode, tell whether there is a thought."""
     if in_thought:
         if thinking.mode is ThinkingMode.FAST:
-            raise _conflict("the prompt ends inside an open think section: FAST does not apply")
+            raise _conflict("must not be THINKING_MODE_FAST for a prompt that ends inside an open think section")
         return ModeChoice(ThinkingMode.THINKING, None, "raw prompt that ends inside an open think section")
     if thinking.mode is ThinkingMode.THINKING or thinking.budget_tokens not in (None, 0):
         if markers is None:
-            raise _conflict("this model has no think section")
+            raise _conflict("must not be THINKING_MODE_THINKING: this model has no think section")
         return ModeChoice(ThinkingMode.THINKING, None, "raw prompt; the model may open its own think section")
     return ModeChoice(ThinkingMode.FAST, None, "raw prompt without an open think section")
 
 
 def _refuse_minimum(request: Request, budget: Budget) -> None:
-    """A minimum that cannot be kept is refused, never shortened."""
+    """Raise BadRequest for a minimum that cannot be reached; it is never shortened."""
     if request.output.min_tokens > budget.max_output_tokens:
         raise BadRequest(
             FieldViolation(
@@ -200,7 +200,7 @@ def _closing_ids(
 
 
 def effective_sampling(asked: Sampling, defaults: Sampling) -> Sampling:
-    """What was asked, with the checkpoint's own defaults in the gaps."""
+    """Return the requested parameters, with the checkpoint's defaults where none were requested."""
     filled = {
         f.name: getattr(defaults, f.name) if getattr(asked, f.name) is None else getattr(asked, f.name)
         for f in fields(Sampling)

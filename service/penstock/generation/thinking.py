@@ -1,6 +1,6 @@
-"""How much a request may think: pure policy, from what was asked and what is known to a plan that holds.
+"""Decide how much a request may think, from its settings and from what is known of deadline and load.
 
-Whatever is asked, the budget that comes out is finite, leaves the reserve for the answer, and says why it is so.
+Whatever is asked for, the resulting budget is finite, leaves the answer reserve free and has a reason.
 """
 
 from __future__ import annotations
@@ -15,51 +15,49 @@ from penstock.errors import BadRequest, FeatureOff, FieldReason, FieldViolation
 from penstock.generation.percentiles import percentile
 from penstock.types import Budget, Message, ModeChoice, ModelCard, Output, Role, ThinkingConfig, ThinkingMode
 
-# A budget below this is not worth a thought: it would be cut before its first step is written.
+# A smaller budget is not worth a thought: it would be cut before its first step is written.
 _SMALLEST_AUTO_BUDGET_TOKENS = 4
-# Share of the measured pace that a plan counts on: under load the next tokens may come slower than the last ones.
+# Factor on the measured seconds per token: under load the next tokens may be slower than the last ones.
 _PACE_MARGIN = 1.25
-# How many of the last answers tell how long the next one may be, and how many must be known before they do.
+# Number of recent answers that the length of the next one is estimated from, and the fewest that are needed.
 _ANSWERS_KEPT, _MIN_ANSWERS = 256, 16
-# Share of what nearly all of them needed that time is kept for.
+# Factor on the 95th percentile of their lengths.
 _LENGTH_MARGIN = 1.5
 
 
 class AnswerLengths:
-    """How many tokens answers have had lately: what AUTO keeps time for, where the caller does not say.
+    """Estimate the length of the next answer from recent ones, to keep time for it where the caller sets no reserve.
 
-    The reserve is a bound on tokens, most of which an answer seldom needs; time kept for all of it would leave none
-    to think in.
+    The reserve is a bound that few answers need; time for all of it would leave no time to think.
     """
 
     def __init__(self) -> None:
         self._tokens: deque[int] = deque(maxlen=_ANSWERS_KEPT)
 
     def saw(self, answer_tokens: int) -> None:
-        """An answer that came to its own end."""
+        """Add the length of an answer that ended by itself."""
         self._tokens.append(answer_tokens)
 
     def likely_tokens(self) -> int | None:
-        """More than 95 of 100 recent answers needed; None while too few are known."""
+        """Return a length that more than 95 of 100 recent answers did not exceed; None while too few are known."""
         if len(self._tokens) < _MIN_ANSWERS:
             return None
         return math.ceil(percentile(list(self._tokens), 95) * _LENGTH_MARGIN)
 
 
 class ThinkingDefaults(ThinkingSettings):
-    """The settings of one served model: what is unset in the configuration follows its window and checkpoint."""
+    """Hold the thinking settings of one served model; unset values follow its window and checkpoint."""
 
     auto_budget_tokens: int
     answer_reserve_tokens: int
 
 
 def defaults_for(settings: ThinkingSettings, card: ModelCard) -> ThinkingDefaults:
-    """What holds where the caller says nothing.
+    """Return the settings that apply where the caller sets none.
 
-    The reserve is a 256th part of the window, 128 to 4,096 tokens: a page of answer for a window of 262,144, what a
-    small model's answers need for a small one. AUTO's most is an eighth of the window, 4,096 to 81,920 tokens: 32,768
-    for 262,144, and the longest thought that Qwen advises for hard problems. A checkpoint that advises fewer new tokens
-    itself (`max_new_tokens`) bounds it.
+    The reserve is a 256th of the window, between 128 and 4,096 tokens. AUTO's maximum budget is an eighth of the
+    window, between 4,096 and 81,920 tokens: 32,768 for a window of 262,144; 81,920 is the longest thought that Qwen
+    advises for hard problems. A checkpoint that advises fewer new tokens (`max_new_tokens`) bounds it.
     """
     reserve, auto = settings.answer_reserve_tokens, settings.auto_budget_tokens
     if reserve is None:
@@ -75,7 +73,7 @@ def defaults_for(settings: ThinkingSettings, card: ModelCard) -> ThinkingDefault
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """What is known when the call is planned. Seconds; None where there is no deadline, or no measurement yet."""
+    """Hold what is known when a call is planned, in seconds; None without a deadline or measurement."""
 
     seconds_to_deadline: float | None = None
     seconds_per_token: float | None = None
@@ -86,9 +84,9 @@ class Situation:
 def choose_mode(
     config: ThinkingConfig, defaults: ThinkingDefaults, card: ModelCard, question: str, now: Situation
 ) -> ModeChoice:
-    """FAST or THINKING, before the prompt is rendered (the two render differently).
+    """Return FAST or THINKING, before the prompt is rendered (the two render differently).
 
-    Raises FeatureOff where a thought is asked of a model that has none, BadRequest for FAST with a budget.
+    Raise FeatureOff where a model without thoughts is asked to think, BadRequest for FAST with a budget.
     """
     if config.mode is ThinkingMode.FAST:
         if config.budget_tokens not in (None, 0):
@@ -109,7 +107,7 @@ def choose_mode(
 def _choose_auto(config: ThinkingConfig, defaults: ThinkingDefaults, question: str, now: Situation) -> ModeChoice:
     budget, reason = defaults.auto_budget_tokens, f"at most {defaults.auto_budget_tokens} tokens by default"
     if not needs_thought(question):
-        return ModeChoice(ThinkingMode.FAST, 0, "auto: a short question with nothing to work out")
+        return ModeChoice(ThinkingMode.FAST, 0, "auto: prompt classified as simple")
     affordable = affordable_tokens(now, defaults)
     if affordable is not None:
         affordable -= timed_answer_tokens(config, defaults.answer_reserve_tokens, now)
@@ -124,45 +122,45 @@ def _choose_auto(config: ThinkingConfig, defaults: ThinkingDefaults, question: s
     if config.budget_tokens is not None and 0 <= config.budget_tokens < budget:
         budget, reason = config.budget_tokens, f"thinking_budget {config.budget_tokens} as upper bound"
     if budget < _SMALLEST_AUTO_BUDGET_TOKENS:
-        return ModeChoice(ThinkingMode.FAST, 0, f"auto: no room for a thought: {reason}")
+        return ModeChoice(ThinkingMode.FAST, 0, f"auto: budget too small for a thought: {reason}")
     return ModeChoice(ThinkingMode.THINKING, budget, f"auto: {reason}")
 
 
 def timed_answer_tokens(config: ThinkingConfig, reserve_tokens: int, now: Situation) -> int:
-    """Answer tokens that time before the deadline is kept for: as the caller said, else as answers have been lately."""
+    """Return the answer tokens that time is kept for: as the caller set, else as recent answers needed."""
     if config.answer_reserve_tokens is not None or now.likely_answer_tokens is None:
         return config.answer_reserve_tokens or reserve_tokens
     return min(reserve_tokens, now.likely_answer_tokens)
 
 
 def affordable_tokens(now: Situation, defaults: ThinkingDefaults) -> int | None:
-    """Output tokens that fit before the deadline at the measured pace; None without a deadline or a measurement."""
+    """Return the output tokens that fit before the deadline; None without deadline or measured pace."""
     if now.seconds_to_deadline is None or now.seconds_per_token is None:
         return None
     spare = now.seconds_to_deadline - defaults.deadline_margin_seconds - (now.first_token_seconds or 0.0)
     return max(0, int(spare / (now.seconds_per_token * _PACE_MARGIN)))
 
 
-# Signs of work in any topic. An amount, as digits (1,000 and 2.5 are one each) or in words:
+# Signs of work, whatever the topic. Amounts, in digits (1,000 and 2.5 are one each) or in words:
 _AMOUNT = re.compile(
     r"\d{1,3}(?:,\d{3})+(?!\d)|\d+(?:\.\d+)?|\b(?:two|three|four|five|six|seven|eight|nine|ten|eleven|twelve"
     r"|\w+teen|(?:twen|thir|for|fif|six|seven|eigh|nine)ty|hundred|thousand|million|dozen|half|double|twice|triple)\b",
     re.IGNORECASE,
 )
-# ... that things depend on each other, or happen one after another:
+# Words for things that depend on each other or happen one after another:
 _LINK = re.compile(r"\b(?:then|after|before|until|if|unless|each|every|per|left|remaining|total)\b", re.IGNORECASE)
-# ... or that reasoning is what is asked for:
+# Words that ask for reasoning:
 _REASONING = re.compile(r"\b(?:prove|proof|derive|deduce|solve|debug|puzzle|step by step)\b", re.IGNORECASE)
 _MAX_IDLE_SIGNS, _MAX_IDLE_WORDS, _MAX_IDLE_CHARACTERS = 2, 24, 300
 
 
 def needs_thought(question: str) -> bool:
-    """Whether a question looks like work: three signs of it, many words, several lines, or a call for reasoning.
+    """Return whether a question looks like work: three signs of it, many words, several lines, or a call for reasoning.
 
-    Cheap, and blind to topic. It reads English signs and digits; in other languages length and digits decide.
+    It is cheap and does not depend on the topic. The signs are English; in other languages length and digits decide.
     """
     if len(question) > _MAX_IDLE_CHARACTERS:
-        # Also keeps the searches below short, whatever is sent.
+        # This also bounds the searches below.
         return True
     return (
         len(_AMOUNT.findall(question)) + len(_LINK.findall(question)) > _MAX_IDLE_SIGNS
@@ -174,7 +172,7 @@ def needs_thought(question: str) -> bool:
 
 
 def question_of(messages: tuple[Message, ...] | None, text: str | None) -> str:
-    """What AUTO looks at: the last user turn, or the raw text."""
+    """Return the text that AUTO classifies: the last user turn, or the raw text."""
     if messages is not None:
         return next((m.content for m in reversed(messages) if m.role is Role.USER), "")
     return text or ""
@@ -189,13 +187,13 @@ def plan_budget(
     window_left_tokens: int,
     max_output_limit_tokens: int | None,
 ) -> Budget:
-    """The budget that holds. `window_left_tokens` is what prompt and closing markers leave of the window, at least 1.
+    """Return the budget. `window_left_tokens` is what prompt and closing markers leave of the window, at least 1.
 
-    Raises BadRequest (BUDGET_DOES_NOT_FIT) where the caller's own numbers contradict each other.
+    Raise BadRequest (BUDGET_DOES_NOT_FIT) where the caller's own numbers contradict each other.
     """
     room = min(window_left_tokens, max_output_limit_tokens or window_left_tokens)
     max_output = min(output.max_tokens or room, room)
-    # Numbers that contradict each other are refused whatever mode was chosen: AUTO must not hide a caller's mistake.
+    # Contradictory numbers are refused in every mode: AUTO must not hide a caller's mistake.
     _refuse_contradictions(config, output)
     if choice.mode is ThinkingMode.FAST:
         return Budget(0, 0, max_output, choice.reason)
@@ -204,14 +202,14 @@ def plan_budget(
         asked = defaults.default_budget_tokens
     reserve = config.answer_reserve_tokens
     if reserve is None:
-        # The server's own reserve gives way where the caller said both numbers, else it takes at most half.
+        # The server's reserve yields where the caller set both numbers; otherwise it takes at most half.
         both = output.max_tokens is not None and config.budget_tokens not in (None, -1)
         thought = (config.budget_tokens or 0) if both else max_output // 2
         reserve = max(1, min(defaults.answer_reserve_tokens, max_output - thought))
     reserve = min(reserve, max_output)
     most = max_output - reserve
     if asked == -1:
-        return Budget(most, reserve, max_output, f"{choice.reason}; no limit but the reserve of {reserve}")
+        return Budget(most, reserve, max_output, f"{choice.reason}; limited by the answer reserve of {reserve} only")
     if asked > most:
         return Budget(
             most, reserve, max_output, f"{choice.reason}; clamped from {asked} to leave {reserve} for the answer"
@@ -226,8 +224,8 @@ def _refuse_contradictions(config: ThinkingConfig, output: Output) -> None:
     if config.budget_tokens is not None and config.budget_tokens + reserve > output.max_tokens:
         raise _violation(
             "thinking_budget",
-            f"{config.budget_tokens} plus an answer reserve of {reserve} does not fit max_output_tokens "
-            f"{output.max_tokens}",
+            f"must be at most {output.max_tokens - reserve} (max_output_tokens {output.max_tokens} minus an answer "
+            f"reserve of {reserve}), got {config.budget_tokens}",
             "BUDGET_DOES_NOT_FIT",
             **_numbers(config, output),
         )
@@ -241,7 +239,7 @@ def _refuse_contradictions(config: ThinkingConfig, output: Output) -> None:
 
 
 def _numbers(config: ThinkingConfig, output: Output) -> dict[str, object]:
-    """As they were asked; what was not is 0, but for the reserve, of which there is always one."""
+    """Return the numbers as the caller set them; 0 for those that are not set, and 1 for the reserve."""
     return {
         "thinking_budget": config.budget_tokens or 0,
         "max_output_tokens": output.max_tokens,

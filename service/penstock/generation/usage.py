@@ -1,4 +1,4 @@
-"""Exact money for exact counts: prices in integer ticks of 1e-10 USD per token, tiers by prompt length."""
+"""Compute exact costs from exact counts: prices in integer ticks of 1e-10 USD per token, in tiers by prompt length."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TICKS_PER_TOKEN_AT_1_USD_PER_MILLION = 10_000
 
 @dataclass(frozen=True, slots=True)
 class TickTier:
-    """One price tier, in ticks per token."""
+    """Hold one price tier in ticks per token."""
 
     up_to_prompt_tokens: int | None
     input_usd_ticks: int
@@ -24,13 +24,13 @@ class TickTier:
 
 
 class PriceList:
-    """Prices by prompt length. Empty: nothing has a cost."""
+    """Hold prices by prompt length. Without tiers nothing has a cost."""
 
     def __init__(self, tiers: Sequence[PriceTier]) -> None:
         self.tiers = tuple(_in_ticks(tier) for tier in tiers)
 
     def cost(self, usage: Usage) -> Cost | None:
-        """Cost of a call; None without a price list. A prompt above the last bounded tier is priced by that tier."""
+        """Return the cost of a call; None without tiers. The last tier also applies to prompts above its bound."""
         tier = self._tier(usage.prompt_tokens)
         if tier is None:
             return None
@@ -58,26 +58,26 @@ def _in_ticks(tier: PriceTier) -> TickTier:
 
 
 class UsageMeter:
-    """What a generation has used, at any moment and whatever becomes of it: cut short, it still has to be paid for."""
+    """Report what a generation has used at any time, so that it is billed however it ends."""
 
     def __init__(self) -> None:
         self._read: Callable[[], Usage] | None = None
         self._before = Usage()
         self.finished: Finished | None = None
-        """The last event, once there is one."""
+        """The last event; None until it was sent."""
 
     def start(self, read: Callable[[], Usage], *, goes_on: bool) -> None:
-        """The engine's work begins. `goes_on`: another server did, and billed, what `read` tells now."""
+        """Start metering the engine's work. `goes_on`: another server has billed what `read` returns now."""
         self._read = read
         if goes_on:
             self._before = read()
 
     def tokens(self) -> int:
-        """Prompt and output so far, of this server's own."""
+        """Return the prompt and output tokens that this server has computed."""
         return (self._read().total_tokens if self._read else 0) - self._before.total_tokens
 
     def usd_ticks(self, prices: PriceList) -> int:
-        """The cost so far, of this server's own; 0 without a price list."""
+        """Return the cost of what this server has computed; 0 without a price list."""
         if self._read is None:
             return 0
         now, before = prices.cost(self._read()), prices.cost(self._before)
@@ -87,12 +87,12 @@ class UsageMeter:
 
     @property
     def usage(self) -> Usage:
-        """All of it, on whichever server."""
+        """Return all tokens, of this server and of others."""
         return self._read() if self._read else Usage()
 
 
 def total(usages: Sequence[Usage]) -> Usage:
-    """Counts of all candidates together. They share one prompt: it is counted, and billed, once."""
+    """Return the counts of all candidates. They share one prompt, which is counted and billed once."""
     if len(usages) == 1:
         return usages[0]
     summed: dict[str, Any] = {}

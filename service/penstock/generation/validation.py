@@ -1,6 +1,6 @@
-"""The door: every field of a request against its range, the server's limits and what the engine refuses.
+"""Validate every field of a request against its range, the server's limits and what the engine refuses.
 
-Violations are found before any is raised, each under its proto path, so that a caller mends them in one go.
+All violations are collected before any is raised, each under its proto path, so that a caller can correct them at once.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from penstock.types import Message, ModelCard, Request, Role, Sampling, Structur
 _INT32_MAX = 2**31 - 1
 MIN_REPETITION_PENALTY = 0.001
 _MAX_LABEL_BYTES = 256
-_MAX_TOLD = 16  # They travel in trailers, which clients take 8 KiB of.
+_MAX_VIOLATIONS = 16  # They are sent in trailers, of which clients accept 8 KiB.
 
 
 def validate(request: Request, card: ModelCard, limits: LimitSettings) -> None:
-    """Raises BadRequest with the violations (the first 16), ModelNotFound, or FeatureOff; returns where all is well.
+    """Check a request. Raise BadRequest with the first 16 violations, ModelNotFound, or FeatureOff.
 
     `limits` are `Config.resolved_limits`.
     """
     if request.model not in ("", card.name):
-        raise ModelNotFound("this model is not served here", served_model=card.name)
+        raise ModelNotFound(f"this server serves {card.name} only", served_model=card.name)
     found = itertools.chain(
         _input(request, card, limits),
         _thinking(request, limits),
@@ -34,7 +34,7 @@ def validate(request: Request, card: ModelCard, limits: LimitSettings) -> None:
         _sampling(request.sampling, card, limits),
         _output(request, card, limits),
     )
-    violations = tuple(itertools.islice(found, _MAX_TOLD))
+    violations = tuple(itertools.islice(found, _MAX_VIOLATIONS))
     if violations:
         raise BadRequest(*violations)
     _refuse_unsupported(request, card)
@@ -46,7 +46,7 @@ def _invalid(field: str, description: str, reason: FieldReason = "INVALID_FIELD"
 
 def _limit(field: str, got: int, most: int | None, unit: str) -> Iterator[FieldViolation]:
     if most is not None and got > most:
-        yield _invalid(field, f"has {got} {unit}, at most {most} are allowed", "LIMIT_EXCEEDED")
+        yield _invalid(field, f"must have at most {most} {unit}, got {got}", "LIMIT_EXCEEDED")
 
 
 def _number(
@@ -75,14 +75,14 @@ def _input(request: Request, card: ModelCard, limits: LimitSettings) -> Iterator
             yield _invalid("token_ids.ids", "must not be empty", "MISSING_FIELD")
         yield from _ids("token_ids.ids", request.token_ids, card)
     else:
-        yield _invalid("input", "one of messages, text, token_ids is required", "MISSING_FIELD")
+        yield _invalid("input", "one of messages, text and token_ids must be set, got none", "MISSING_FIELD")
 
 
 def _ids(field: str, ids: Sequence[int], card: ModelCard) -> Iterator[FieldViolation]:
     for index, token_id in enumerate(ids):
         if not 0 <= token_id < card.vocab_size:
             yield _invalid(f"{field}[{index}]", f"must be in [0, {card.vocab_size}), got {token_id}")
-            return  # One is enough: a wrong vocabulary would make thousands.
+            return  # One is enough: a wrong vocabulary would cause thousands.
 
 
 def _messages(messages: Sequence[Message], limits: LimitSettings) -> Iterator[FieldViolation]:
@@ -94,7 +94,9 @@ def _messages(messages: Sequence[Message], limits: LimitSettings) -> Iterator[Fi
     last = max((n for n, message in enumerate(messages) if message.role is not Role.SYSTEM), default=0)
     path = f"messages.messages[{last}]"
     if messages[last].role is not Role.USER:
-        yield _invalid(f"{path}.role", "the last message but the system's must be the user's")
+        yield _invalid(
+            f"{path}.role", f"must be ROLE_USER in the last non-system message, got ROLE_{messages[last].role.name}"
+        )
     elif not messages[last].content:
         yield _invalid(f"{path}.content", "must not be empty", "MISSING_FIELD")
 
@@ -121,7 +123,7 @@ def _sampling(sampling: Sampling, card: ModelCard, limits: LimitSettings) -> Ite
     yield from _number("sampling.min_p", sampling.min_p, 0, 1)
     yield from _number("sampling.presence_penalty", sampling.presence_penalty, -2, 2)
     yield from _number("sampling.frequency_penalty", sampling.frequency_penalty, -2, 2)
-    # Logits are divided by it: a much smaller one makes them infinite in float32, and its tokens noise.
+    # Logits are divided by it: a much smaller one makes them infinite in float32, and the tokens noise.
     yield from _number("sampling.repetition_penalty", sampling.repetition_penalty, MIN_REPETITION_PENALTY, 2)
     if sampling.seed is not None and sampling.seed < 0:
         yield _invalid("sampling.seed", f"must be in [0, 2^63), got {sampling.seed}")
@@ -143,7 +145,7 @@ def _output(request: Request, card: ModelCard, limits: LimitSettings) -> Iterato
         most = card.context_window_tokens
         yield _invalid(
             "output.max_output_tokens",
-            f"must be at most the context window of {most} tokens, got {output.max_tokens}; absent is what fits",
+            f"must be at most the context window of {most} tokens, got {output.max_tokens}; unset is all that fits",
             "LIMIT_EXCEEDED",
         )
     if output.max_tokens is not None and output.min_tokens > output.max_tokens:
@@ -155,7 +157,7 @@ def _output(request: Request, card: ModelCard, limits: LimitSettings) -> Iterato
     if output.min_tokens > 0 and output.structured is not None:
         yield _invalid(
             "output.min_output_tokens",
-            "does not apply beside structured output: the constraint says where the answer ends",
+            f"must be 0 with structured output, whose constraint ends the answer, got {output.min_tokens}",
             "CONFLICTING_FIELDS",
         )
     yield from _limit("output.stop_strings", len(output.stop_strings), limits.max_stop_strings, "strings")
@@ -190,7 +192,7 @@ def _structured(structured: StructuredOutput, limits: LimitSettings) -> Iterator
 
 
 def _refuse_unsupported(request: Request, card: ModelCard) -> None:
-    """What this engine cannot honour is refused by field, never ignored. A value that means "off" is no request."""
+    """Raise FeatureOff for a field that the engine does not support. Values that mean "off" are accepted."""
     sampling, output = request.sampling, request.output
     asked = {
         "spec.sampling.min_p": bool(sampling.min_p),

@@ -1,4 +1,4 @@
-"""The only wiring: configuration -> engine -> server, from the first log line to exit."""
+"""Wire the service together: configuration, engine and server, from the first log line to the exit."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from penstock.telemetry.otel.plan import plan_telemetry
 
 log = logging.getLogger(__name__)
 OnText = Callable[[str], None]
-# Beyond the drain: what node 0 sleeps before it, and its last events.
+# Seconds beyond the drain: node 0 sleeps before it, and sends its last events after it.
 _LEADER_SECONDS = 60.0
 _M_MMAP_THRESHOLD = -3  # of malloc.h
 _LARGE_BLOCK_BYTES = 128 * 1024
 
 
 async def serve(config: Config, *, on_progress: OnText | None = None, on_ready: OnText | None = None) -> int:
-    """Serves until SIGTERM or SIGINT, then drains; a second signal ends at once. Returns the exit code.
+    """Serve until SIGTERM or SIGINT, then drain; a second signal ends at once. Return the exit code.
 
-    With several nodes, a node that is not the first computes for it until the first one's engine ends.
-    `on_progress` gets a line per phase of the start, `on_ready` the bound host:port once a real token was generated.
-    Raises ConfigError where the configuration cannot be served.
+    With several nodes, a node other than node 0 computes for it until the engine of node 0 ends. `on_progress` gets a
+    line per phase of the start, `on_ready` the bound host:port once a real token was generated. Raise ConfigError for a
+    configuration that cannot be served.
     """
     progress = on_progress or log.info
     stop = asyncio.Event()
@@ -49,9 +49,9 @@ async def serve(config: Config, *, on_progress: OnText | None = None, on_ready: 
 
 
 def leave(code: int) -> None:
-    """End the process with `code`, now, where a start that was given up still imports or loads in its thread.
+    """End the process now with `code`, where an aborted start still imports or loads modules in its thread.
 
-    Python would take down the modules under that thread. Return where there is none.
+    Python would remove the modules while that thread uses them. Return where there is no such thread.
     """
     from penstock.engine.vllm.background import is_busy
 
@@ -63,7 +63,7 @@ def leave(code: int) -> None:
 
 
 async def _compute(config: Config, stop: asyncio.Event, progress: OnText) -> int:
-    """One of several nodes, and not the one that serves: no listener, no metrics of its own."""
+    """Run a node that does not serve: no listener and no metrics of its own."""
     from penstock.engine.vllm.nodes import compute
 
     stderr = logs.to_stderr(config.telemetry.log_format)
@@ -74,10 +74,10 @@ async def _compute(config: Config, stop: asyncio.Event, progress: OnText) -> int
 
 
 def _give_back_freed_memory() -> None:
-    """Have glibc give large blocks back to the system when they are freed; elsewhere, do nothing.
+    """Make glibc return large blocks to the system when they are freed; do nothing on other C libraries.
 
-    By default it keeps blocks of the size that was freed last, up to 32 MiB each: a service that took a few hundred
-    large requests kept 150 MiB for good.
+    By default glibc keeps freed blocks of up to 32 MiB each: a service that took a few hundred large requests kept 150
+    MiB for good.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -106,18 +106,20 @@ async def _serve(
         raise
     try:
         await server.serve_with(engine)
-        # What is there now stays: vLLM's modules alone are a million objects, which no collection need look at again.
+        # The objects that exist now stay: vLLM's modules alone are a million, which no collection needs to check again.
         gc.collect()
         gc.freeze()
         if on_ready is not None:
             on_ready(address)
-        return await _until_the_end(server, engine, stop, config, progress)
+        return await _serve_until_stopped(server, engine, stop, config, progress)
     finally:
         await engine.close()
 
 
-async def _until_the_end(server: Server, engine: Engine, stop: asyncio.Event, config: Config, progress: OnText) -> int:
-    """Serves until a signal, then drains (exit code 0), or until the engine is given up (exit code 1)."""
+async def _serve_until_stopped(
+    server: Server, engine: Engine, stop: asyncio.Event, config: Config, progress: OnText
+) -> int:
+    """Serve until a signal and drain (exit code 0), or until the supervisor gives up on the engine (exit code 1)."""
     ends = [asyncio.create_task(stop.wait())]
     if isinstance(engine, SupervisedEngine):
         ends.append(asyncio.create_task(engine.given_up.wait()))
@@ -125,11 +127,11 @@ async def _until_the_end(server: Server, engine: Engine, stop: asyncio.Event, co
     for end in ends:
         end.cancel()
     if not stop.is_set():
-        progress("the engine died too often; ending, so that whoever runs this process can start it anew")
+        progress("the engine died too often; the process ends, so that it can be started again")
         await server.drain(0)
         return 1
     stop.clear()
-    progress(f"draining: {server.admission.running_calls} calls under way")
+    progress(f"draining: {server.admission.running_calls} calls are running")
     draining = asyncio.create_task(server.drain(config.server.drain_seconds))
     again = asyncio.create_task(stop.wait())
     await asyncio.wait({draining, again}, return_when=asyncio.FIRST_COMPLETED)
@@ -144,8 +146,11 @@ async def _until_the_end(server: Server, engine: Engine, stop: asyncio.Event, co
 
 @asynccontextmanager
 async def observed(config: Config, progress: OnText) -> AsyncIterator[tuple[Config, TelemetryHooks]]:
-    """Logs as configured, and whoever looks on: nobody by default. The configuration that comes out has what makes
-    vLLM's own spans join ours. Raises ConfigError."""
+    """Set up logging and telemetry as configured; yield the configuration and the hooks.
+
+    The configuration that is yielded makes vLLM's own spans join the service's traces. Raise ConfigError for invalid
+    telemetry settings.
+    """
     settings = config.telemetry
     plan = plan_telemetry(settings, os.environ)
     with tempfile.TemporaryDirectory(prefix="penstock-") as scratch:
@@ -186,11 +191,11 @@ def _on_signals(stop: asyncio.Event) -> None:
 
 
 async def start_engine(config: Config, progress: OnText, on_change: OnChange) -> Engine:
-    """The engine that the configuration names, supervised. vLLM is imported only where it is wanted."""
+    """Start the engine that the configuration names, supervised. vLLM is imported only where it is needed."""
     if config.engine.kind == "scripted":
         from penstock.engine.scripted import ScriptedEngine
 
-        progress("the SCRIPTED engine answers with canned tokens: for client tests only")
+        progress("the SCRIPTED engine answers with prepared tokens: for client tests only")
         return ScriptedEngine.from_settings(config.engine)
     from penstock.engine.vllm.start import start
 

@@ -1,4 +1,4 @@
-"""The server: health, reflection, and a life that starts NOT_SERVING and ends by draining."""
+"""Run the gRPC servers: health, reflection and the services, from NOT_SERVING at the start to draining at the end."""
 
 from __future__ import annotations
 
@@ -49,16 +49,16 @@ SERVICES = tuple(
         (routing_pb2, "RoutingService"),
     )
 )
-# Health of the process, as against readiness: SERVING from the first moment to the last, for liveness probes.
+# Health of the process, unlike readiness: SERVING from the start to the end, for liveness probes.
 LIVENESS = "liveness"
 _READINESS = ("", *SERVICES)
-# A stream that is told to end says so at its next engine step.
+# A stream that must end sends its last event at its next engine step.
 _LAST_EVENT_SECONDS = 10.0
 _LAST_STATUS_SECONDS = 0.5
 
 
 class Server:
-    """Listens at once, serves once it has an engine. `engine` is set by whoever started one."""
+    """Listen at once, and serve once there is an engine."""
 
     def __init__(self, config: Config, hooks: TelemetryHooks = NO_HOOKS) -> None:
         self._config = config
@@ -80,7 +80,7 @@ class Server:
         api = grpc.aio.server(interceptors=[interceptor], options=options(settings, config.max_message_bytes))
         self.probes_address = ""
         self._grpc = [api, _probes(settings)] if settings.health_listen else [api]
-        """The API's server, then that of health alone, where there is one."""
+        """The server of the API, and that for health checks where there is one."""
         self._streams: StreamStore[generation_pb2.GenerationEvent] = StreamStore(config.resume)
         prices = PriceList(config.price_tiers)
         self._service = service = ServiceContext(
@@ -109,6 +109,7 @@ class Server:
         return most or (self._engine.card.max_num_seqs if self._engine else 1)
 
     def state(self) -> ServiceState:
+        """Return the counts of this moment, for gauges."""
         engine, admission = self._engine, self.admission
         return ServiceState(
             model=engine.card.name if engine else "",
@@ -128,13 +129,13 @@ class Server:
 
     def _require_engine(self) -> Engine:
         if self._engine is None:
-            raise EngineDown("the engine is still loading")
+            raise EngineDown("the engine is still loading; retry later")
         if not self._engine_is_up:
-            raise EngineDown("the engine is restarting")
+            raise EngineDown("the engine is restarting; retry later")
         return self._engine
 
     async def listen(self) -> str:
-        """Binds and answers health NOT_SERVING; the bound host:port. Raises ConfigError where it cannot."""
+        """Bind, answer health checks with NOT_SERVING, and return host:port. Raise ConfigError where that fails."""
         api, *probes = self._grpc
         address = bind(api, self._config, self._files)
         for server in probes:
@@ -152,18 +153,18 @@ class Server:
         return address
 
     async def serve_with(self, engine: Engine) -> None:
-        """Takes calls from now on."""
+        """Take calls from now on."""
         self._engine = engine
         self._watching.append(asyncio.create_task(self._experts.run(engine)))
         await self.set_ready(True)
 
     async def set_ready(self, ready: bool) -> None:
-        """Health of all services: SERVING while the engine takes work and the server is not going away."""
+        """Set the health of all services: SERVING while the engine takes work and the server is not draining."""
         self._engine_is_up = ready
         self._health.set(SERVING if ready and not self.admission.draining else NOT_SERVING, *_READINESS)
 
     async def drain(self, seconds: float) -> None:
-        """Refuses new calls and lets those under way end; after `seconds` each gets a last event, and all is closed."""
+        """Refuse new calls and wait for running ones; after `seconds` send each its last event. Then close all."""
         self.admission.drain()
         await self.set_ready(False)
         try:
@@ -177,16 +178,16 @@ class Server:
                     await self.admission.idle()
         for watching in self._watching:
             watching.cancel()
-        # Room is given back before a call has counted what it used and said its status: that takes a moment more.
-        # Whoever reads a resumable stream takes its last event in that time.
+        # A call releases its capacity before it has settled its usage and sent its status, which takes a moment more.
+        # Readers of resumable streams get the last event in that time.
         await asyncio.gather(*(server.stop(_LAST_STATUS_SECONDS) for server in self._grpc))
-        self._grpc.clear()  # gRPC's server cleans up on this event loop, when nothing refers to it any more.
+        self._grpc.clear()  # gRPC's server cleans up on this event loop once nothing refers to it.
         await self._streams.close()
         await self._quotas.close()
         self._audit.close()
 
 
 def _probes(settings: ServerSettings) -> grpc.aio.Server:
-    """A server of its own: connections to the API's port cannot take its place."""
+    """Return a server of its own for health checks: connections to the API's port cannot use up its connections."""
     alone = CallInterceptor(settings, None, HEALTH_MESSAGE_BYTES)
     return grpc.aio.server(interceptors=[alone], options=health_options(settings))

@@ -1,4 +1,4 @@
-"""What every servicer needs, and what is known of a call before it is read."""
+"""Define what every servicer needs (ServiceContext) and what is known of a call before it is read (RequestContext)."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from penstock.generation.usage import PriceList
 from penstock.sessions.streams import StreamStore
 from penstock.telemetry.audit import NO_AUDIT, Audit
 
-# What a status needs to reach its client, and the most that is kept for it.
+# Seconds that a status needs to reach its client, and the most that is reserved for it.
 _STATUS_SECONDS, _MAX_STATUS_SECONDS = 0.02, 0.25
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceContext:
-    """What every servicer needs. `engine` raises EngineDown while there is none to give work to."""
+    """Hold the parts that every servicer needs. `engine` raises EngineDown while no engine takes work."""
 
     config: Config
     prices: PriceList
@@ -38,16 +38,17 @@ class ServiceContext:
     streams: StreamStore[pb.GenerationEvent]
     engine: Callable[[], Engine]
     signing_key: bytes | None = None
-    """Seals drained generations for other servers; None where there is no key to share."""
+    """Signs checkpoints of drained generations; None without `resume.key_file`."""
     quotas: Quotas = field(default_factory=Quotas)
     audit: Audit = NO_AUDIT
     controls: WeakSet[GenerationControl] = field(default_factory=WeakSet)
-    """Of all generations under way, so that draining can end them."""
+    """Controls of all running generations, so that draining can end them."""
 
     answers: AnswerLengths = field(default_factory=AnswerLengths)
     lag: EventLoopLagMonitor = field(default_factory=lambda: EventLoopLagMonitor(0))
 
     def control(self) -> GenerationControl:
+        """Return a new control, which draining reaches as long as it is in use."""
         control = GenerationControl()
         self.controls.add(control)
         return control
@@ -55,7 +56,7 @@ class ServiceContext:
 
 @dataclass(frozen=True, slots=True)
 class RequestContext:
-    """What is known of a call before it is read. Seconds of time.monotonic()."""
+    """Hold what is known of a call before it is read. Times are in seconds of time.monotonic()."""
 
     caller: Principal
     at_monotonic: float
@@ -63,13 +64,14 @@ class RequestContext:
 
     @classmethod
     def of(cls, context: Context) -> RequestContext:
+        """Return the context of a gRPC call that has just arrived."""
         now, left = time.monotonic(), context.time_remaining()
         return cls(CURRENT_PRINCIPAL.get(), now, None if left is None else now + left)
 
     def status_margin_seconds(self, lag_seconds: float) -> float:
-        """How long before the deadline the server ends the call, so that its status arrives.
+        """Return how many seconds before the deadline the server ends the call, so that its status arrives in time.
 
-        20 ms, more while the event loop is late, and never more than a tenth of the time that the call was given.
+        20 ms, more while the event loop is late, and at most a tenth of the time that the call was given.
         """
         if self.deadline_monotonic is None:
             return 0.0
@@ -78,4 +80,5 @@ class RequestContext:
 
     @property
     def seconds_left(self) -> float | None:
+        """Return the seconds until the deadline, which may be negative; None without a deadline."""
         return None if self.deadline_monotonic is None else self.deadline_monotonic - time.monotonic()

@@ -1,7 +1,7 @@
-"""The listener's certificate, read again when its files change: new connections see the new one, none is dropped.
+"""Reload the listener's certificate when its files change: new connections get the new one, none is dropped.
 
-gRPC asks for the certificate before each handshake, on a thread of its own. It speaks TLS 1.2 and 1.3, and no cipher
-without forward secrecy and authentication; a test scans for that.
+gRPC asks for the certificate before each handshake, on a thread of its own. It accepts TLS 1.2 and 1.3, and only
+ciphers with forward secrecy and authentication; a test scans for that.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from penstock.errors import ConfigError
 
 
 class Certificates:
-    """Holds what the files said when they were last good."""
+    """Hold the last valid certificate, key and client CA."""
 
     def __init__(self, settings: TlsSettings) -> None:
         self._settings = settings
@@ -34,10 +34,10 @@ class Certificates:
         self._changed = True
 
     def credentials(self) -> grpc.ServerCredentials:
-        """For `add_secure_port`, once: what a change does reaches one listener."""
+        """Return credentials for `add_secure_port`. Call it once: a change of the files reaches one listener only."""
         self._changed = False
         mutual = self._settings.client_ca_file is not None
-        # None is "as before", which the published types do not know.
+        # None means no change, which the published types do not allow.
         fetch = cast("Callable[[], grpc.ServerCertificateConfiguration]", self._fetch)
         return grpc.dynamic_ssl_server_credentials(self._configuration, fetch, mutual)
 
@@ -49,14 +49,14 @@ class Certificates:
 
 
 def _read(settings: TlsSettings) -> grpc.ServerCertificateConfiguration:
-    """Raises ConfigError for what gRPC would only refuse at a client's handshake, or not at all."""
+    """Read certificate and key. Raise ConfigError for mistakes that gRPC would find at a handshake or never."""
     chain = _bytes("certificate_file", settings.certificate_file)
     key = _bytes("key_file", settings.key_file)
     leaf = _certificates("certificate_file", settings.certificate_file, chain)[0]
     try:
         private = load_pem_private_key(key, password=None)
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"tls.key_file: {settings.key_file} holds no private key without a passphrase") from error
+        raise ConfigError(f"tls.key_file: {settings.key_file} has no private key, or one with a passphrase") from error
     form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     if private.public_key().public_bytes(*form) != leaf.public_key().public_bytes(*form):
         raise ConfigError(f"tls.key_file: {settings.key_file} is not the key of {settings.certificate_file}")
@@ -79,4 +79,4 @@ def _certificates(key: str, path: Path | None, pem: bytes) -> list[x509.Certific
     try:
         return x509.load_pem_x509_certificates(pem)
     except ValueError as error:
-        raise ConfigError(f"tls.{key}: {path} holds no certificate in PEM form") from error
+        raise ConfigError(f"tls.{key}: {path} has no certificate in PEM format") from error

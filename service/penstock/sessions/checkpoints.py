@@ -1,8 +1,8 @@
-"""A drained generation as a token: all that another server needs to go on with it, sealed against forgery.
+"""Encode a drained generation as a checkpoint token, with which another server continues it.
 
-Only what the caller has said and seen anyway is inside (its own request, the tokens generated so far, the counts), so
-it is signed and not encrypted. Servers that share `resume.key_file` can open each other's tokens. The caller is part of
-what is signed: nobody else's token opens, and nobody is told that it would for another.
+A checkpoint holds only what the caller has sent and received anyway (its request, the tokens generated so far, the
+counts), so it is signed and not encrypted. Servers that share `resume.key_file` can verify each other's checkpoints.
+The caller is part of what is signed: a checkpoint of another caller fails like a forged one.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from penstock.errors import ConfigError, GenerationNotFound
 
 _PREFIX = "c1."
 _MIN_KEY_BYTES = 32
-# A token is at most as large as a message may be; what inflates beyond this is no token of ours.
+# A token is at most as large as a message may be; a token that inflates beyond this is not one of ours.
 _MAX_INFLATED_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What goes from one server to the next. `plan` and `candidates` are JSON-able, made and read by their owners."""
+    """Hold the state that one server passes to the next. `plan` and `candidates` are JSON-able."""
 
     generation_id: str
     model: str
@@ -41,7 +41,11 @@ class Checkpoint:
 
 
 def signing_key(settings: ResumeSettings) -> bytes | None:
-    """The shared secret. Raises ConfigError for a file that cannot be read or is too short to be one."""
+    """Return the shared secret; None without `resume.key_file`.
+
+    Raises:
+        ConfigError: The file cannot be read, or has fewer than 32 bytes.
+    """
     path = settings.key_file
     if path is None:
         return None
@@ -50,16 +54,17 @@ def signing_key(settings: ResumeSettings) -> bytes | None:
     except OSError as error:
         raise ConfigError(f"resume.key_file: {path} cannot be read: {error.strerror}") from error
     if len(key) < _MIN_KEY_BYTES:
-        raise ConfigError(f"resume.key_file: {path} holds {len(key)} bytes, at least {_MIN_KEY_BYTES} are needed")
+        raise ConfigError(f"resume.key_file: {path} must have at least {_MIN_KEY_BYTES} bytes, got {len(key)}")
     return key
 
 
 def is_checkpoint(token: str) -> bool:
+    """Return whether a resume token is a checkpoint, rather than the token of a stream of this server."""
     return token.startswith(_PREFIX)
 
 
 def sign_checkpoint(checkpoint: Checkpoint, key: bytes, caller: Principal = ANONYMOUS) -> str:
-    """The token; empty where it would be larger than `verify_checkpoint` takes."""
+    """Return the token of a checkpoint; empty where it would be larger than `verify_checkpoint` accepts."""
     content = {
         "id": checkpoint.generation_id,
         "model": checkpoint.model,
@@ -78,7 +83,11 @@ def sign_checkpoint(checkpoint: Checkpoint, key: bytes, caller: Principal = ANON
 
 
 def verify_checkpoint(token: str, key: bytes, caller: Principal = ANONYMOUS) -> Checkpoint:
-    """Raises GenerationNotFound for anything that this key did not seal for this caller."""
+    """Return the checkpoint of a token.
+
+    Raises:
+        GenerationNotFound: The token was not signed with this key for this caller.
+    """
     try:
         raw = base64.urlsafe_b64decode(token.removeprefix(_PREFIX))
         signature, packed = raw[:32], raw[32:]
@@ -97,11 +106,14 @@ def verify_checkpoint(token: str, key: bytes, caller: Principal = ANONYMOUS) -> 
             flush_seconds=content.get("flush", 0.0),
         )
     except (ValueError, KeyError, zlib.error) as error:
-        raise GenerationNotFound("this resume token was not made here, nor by a server that shares our key") from error
+        raise GenerationNotFound(
+            "invalid resume_token: not issued to this caller with this server's resume.key_file"
+        ) from error
 
 
 def _signature(packed: bytes, key: bytes, caller: Principal) -> bytes:
-    # The owner goes in by its length, so that no owner and token read as another pair; none at all is as it ever was.
+    # The owner is preceded by its length, so that no two pairs of owner and token sign the same bytes. Without an owner
+    # nothing is added, so that tokens of earlier versions stay valid.
     owner = caller.owner.encode()
     bound = len(owner).to_bytes(4, "big") + owner if owner else b""
     return hmac.new(key, _PREFIX.encode() + bound + packed, hashlib.sha256).digest()

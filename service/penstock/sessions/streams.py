@@ -1,7 +1,7 @@
-"""Streams that outlive their connection: they go on by themselves, keep what they said, and can be read again.
+"""Keep resumable streams: they run without their connection, keep their events, and can be read again.
 
-Bounded: so many streams, so many bytes each, and so long without a reader. Only who holds the token may read, and,
-where callers are known, only the caller who started it.
+Bounded by the number of streams, the bytes of each, and the seconds without a reader. Only a client with the token may
+read a stream and, where callers are authenticated, only the caller who started it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from penstock.telemetry.hooks import CURRENT_CALL
 
 
 class SequencedEvent(Protocol):
-    """What is kept: messages that know their place in the stream and their size."""
+    """Describe the events that are kept: messages with their number in the stream and their size."""
 
     sequence: int
 
@@ -36,10 +36,10 @@ EventT = TypeVar("EventT", bound=SequencedEvent)
 
 
 class ResumableStream(Generic[EventT]):
-    """One stream's events as they come, kept for readers. A reader is slowed by itself alone, never by another.
+    """Keep the events of one stream for its readers. A slow reader delays itself only.
 
-    Each event costs each reader the same, however long the stream is. Where nobody has taken an event or waited for the
-    next one for `grace_seconds`, the stream ends and gives its memory back; `on_end` is called once, then.
+    Each event costs each reader the same, however long the stream is. Where no reader has taken an event or waited for
+    the next one for `grace_seconds`, the stream ends and frees its memory; `on_end` is then called once.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class ResumableStream(Generic[EventT]):
         self.token = token or secrets.token_urlsafe(32)
         self.call = CURRENT_CALL.get()
         self._max_bytes = max_bytes
-        # By sequence number, which grows by one: the next event is found without looking at any other.
+        # By sequence number, which grows by one: the next event is found without a search.
         self._events: dict[int, tuple[EventT, int]] = {}
         self._oldest = self._newest = 0
         self._bytes = 0
@@ -78,7 +78,7 @@ class ResumableStream(Generic[EventT]):
         self._watch_for_readers()
 
     async def feed(self, events: AsyncGenerator[EventT, None]) -> None:
-        """Keeps everything that `events` says until its end; a failure is kept for the readers too."""
+        """Keep all events until `events` ends. A failure is kept for the readers too."""
         try:
             async with aclosing(events) as source:
                 async for event in source:
@@ -109,10 +109,12 @@ class ResumableStream(Generic[EventT]):
             self._news = None
 
     async def read(self, last_sequence: int) -> AsyncGenerator[EventT, None]:
-        """Events after `last_sequence`, kept ones first, then as they come.
+        """Yield the events after `last_sequence`: kept ones first, then new ones as they come.
 
-        Raises BadRequest where there is no such event yet, GenerationNotFound where the next one is no longer kept, and
-        the generation's own failure at its end.
+        Raises:
+            BadRequest: There is no event with this number yet.
+            GenerationNotFound: The next event is no longer kept.
+            Exception: The generation's own failure, after its last event.
         """
         newest = max(self._newest, self._began_after)
         if last_sequence > newest:
@@ -136,11 +138,11 @@ class ResumableStream(Generic[EventT]):
             self.readers -= 1
             self._is_read()
             if not self._read_to and not self.readers and self.task is not None:
-                # Nobody has its token: a client that left while the call was queued.
+                # Nobody knows its token: the client left while the call was queued.
                 self.stop()
 
     async def _wait(self) -> None:
-        """Returns when there is something new. Who waits here has taken all that there is: the stream is read."""
+        """Wait for a new event. A reader that waits here has taken all others, so the stream counts as read."""
         self._news = self._news or asyncio.Event()
         self._waiting += 1
         try:
@@ -154,7 +156,7 @@ class ResumableStream(Generic[EventT]):
             return None
         if last_sequence + 1 < self._oldest:
             raise GenerationNotFound(
-                "events after this sequence are no longer kept",
+                f"events after {last_sequence} are no longer kept, the oldest kept one is {self._oldest}",
                 last_sequence=last_sequence,
                 oldest_kept_sequence=self._oldest,
             )
@@ -165,7 +167,7 @@ class ResumableStream(Generic[EventT]):
         self._watch_for_readers()
 
     def _watch_for_readers(self) -> None:
-        """One timer at most, and none while a reader waits for the next event."""
+        """Start the timer of `grace_seconds`: at most one, and none while a reader waits for the next event."""
         if self._timer is None and not self._waiting and not self._has_ended and self._grace_seconds < math.inf:
             left = self._idle_since + self._grace_seconds - time.monotonic()
             self._timer = asyncio.get_running_loop().call_later(max(0.0, left), self._stop_if_unread)
@@ -179,21 +181,21 @@ class ResumableStream(Generic[EventT]):
 
     @property
     def was_fully_read(self) -> bool:
-        """It is over, and somebody was sent all of it."""
+        """Return whether the stream has ended and one reader was sent all of it."""
         return self._over and not self.readers and self._read_to >= self._newest
 
     @property
     def failed_at_start(self) -> bool:
-        """It failed before its first event: another try may fare better."""
+        """Return whether the stream failed before its first event, so that another attempt may succeed."""
         return self._over and not self._events
 
     def stop(self) -> None:
-        """Ends the generation and forgets what it said. Readers that are left get GenerationNotFound."""
+        """End the generation and drop its events. Readers that remain get GenerationNotFound."""
         if self._has_ended:
             return
         self._has_ended = True
         if not self._over or self._read_to < self._newest:
-            self._failure = GenerationNotFound("the generation was cancelled, or nobody read it for too long")
+            self._failure = GenerationNotFound("the generation was cancelled, or expired because no client read it")
         self._over = True
         self._events.clear()
         self._bytes = 0
@@ -205,14 +207,14 @@ class ResumableStream(Generic[EventT]):
         self._on_end(self)
 
     async def end(self) -> None:
-        """Stops, and returns when the engine's work is over."""
+        """Stop, and return once the engine's work has ended."""
         self.stop()
         if self.task is not None:
             await tasks.ended(self.task)
 
 
 class StreamStore(Generic[EventT]):
-    """All resumable streams of this process."""
+    """Hold all resumable streams of this process."""
 
     def __init__(self, settings: ResumeSettings) -> None:
         self._settings = settings
@@ -223,7 +225,11 @@ class StreamStore(Generic[EventT]):
         return len(self._streams)
 
     async def create(self, generation_id: str, caller: Principal = ANONYMOUS) -> ResumableStream[EventT]:
-        """Raises Overloaded where as many are kept as may be."""
+        """Create a stream for a new generation.
+
+        Raises:
+            Overloaded: The limit of kept streams is reached, for this caller or the server.
+        """
         self._make_room(caller.owner)
         return self._new(generation_id, caller)
 
@@ -253,9 +259,12 @@ class StreamStore(Generic[EventT]):
     async def attach(
         self, generation_id: str, token: str, last_sequence: int, caller: Principal = ANONYMOUS
     ) -> ResumableStream[EventT]:
-        """The stream that another server drained, under the token that it gave; without a task where it is new here.
+        """Return the stream of a generation that another server drained, under the token that it issued.
 
-        Raises Overloaded as `create` does.
+        The stream has no task where it is new on this server.
+
+        Raises:
+            Overloaded: The limit of kept streams is reached, for this caller or the server.
         """
         known = self._streams.get(generation_id)
         if known is not None and not known.failed_at_start:
@@ -266,22 +275,22 @@ class StreamStore(Generic[EventT]):
         return self._new(generation_id, caller, token, last_sequence)
 
     def _make_room(self, owner: str) -> None:
-        """One more stream of `owner`, a known caller or (empty) nobody. Raises Overloaded where there is no room."""
+        """Ensure that one more stream of `owner` (empty: anonymous) fits. Raise Overloaded otherwise."""
         if owner:
             own = [stream for stream in self._streams.values() if stream.owner == owner]
             most = self._settings.max_streams_per_caller
-            self._fit(own, most, "as many resumable streams are kept as this server takes of one caller")
+            self._evict_if_full(own, most, "resumable stream limit of this caller exceeded")
         most = self._settings.max_streams
-        self._fit(list(self._streams.values()), most, "as many resumable streams are kept as this server takes")
+        self._evict_if_full(list(self._streams.values()), most, "resumable stream limit of this server exceeded")
 
-    def _fit(self, streams: list[ResumableStream[EventT]], most: int, full: str) -> None:
+    def _evict_if_full(self, streams: list[ResumableStream[EventT]], most: int, full: str) -> None:
         if len(streams) < most:
             return
-        # Kept only in case its last bytes were lost on the way: the oldest such one gives way.
+        # A fully read stream is kept only in case its last bytes were lost on the way: the oldest one is evicted.
         read_out = next((stream for stream in streams if stream.was_fully_read), None)
         if read_out is None or len(streams) > most:
             raise Overloaded(
-                full,
+                f"{full}: {len(streams)} of {most} in use; read, cancel or wait for another stream",
                 resource="resumable_streams",
                 retry_after_seconds=self._settings.grace_seconds,
                 resumable_streams=len(streams),
@@ -289,19 +298,28 @@ class StreamStore(Generic[EventT]):
         read_out.stop()
 
     async def get(self, generation_id: str, token: str, caller: Principal = ANONYMOUS) -> ResumableStream[EventT]:
-        """Raises GenerationNotFound alike for the unknown, the expired, a wrong token and another caller's: none can
-        be told apart."""
+        """Return a stream.
+
+        Raises:
+            GenerationNotFound: It is unknown or expired, the token is wrong, or it belongs to another caller. The error
+                does not tell which.
+        """
         stream = self._streams.get(generation_id)
         is_right = stream is not None and hmac.compare_digest(stream.token.encode(), token.encode())
         if stream is None or not is_right or stream.owner != caller.owner:
-            raise GenerationNotFound("no such generation to resume; it is unknown, expired, or the token is wrong")
+            raise GenerationNotFound("no such generation (unknown, expired, or wrong resume_token)")
         return stream
 
     async def cancel(self, generation_id: str, token: str, caller: Principal = ANONYMOUS) -> None:
-        """Ends and forgets a generation. Raises GenerationNotFound as `get` does."""
+        """End and drop a generation.
+
+        Raises:
+            GenerationNotFound: As for `get`.
+        """
         stream = await self.get(generation_id, token, caller)
         await stream.end()
 
     async def close(self) -> None:
+        """End all streams."""
         await asyncio.gather(*(stream.end() for stream in list(self._streams.values())))
         await tasks.ended(*self._ending)

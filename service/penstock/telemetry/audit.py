@@ -1,11 +1,14 @@
-"""The audit log: who, what, how much, with what outcome; never what was said. JSON lines, in a file that rotates.
+"""Write the audit log: who called what, how much it used, and the outcome; never any content.
 
-    call        one RPC: caller, how it was known, peer, method, status, seconds
+JSON lines in a rotating file:
+
+    call        one RPC: caller, authentication method, peer, method, status, seconds
     generation  what one generation used, however it ended: caller, id, outcome, tokens, cost
-    left_out    calls that were turned away faster than is worth a line each: how many
+    left_out    number of refused calls that were not logged one by one
 
-Lines are written on a thread of its own, in order. Files older than `keep_days`, and more than `keep_files`, are
-deleted when a new one begins (at the size given, at UTC midnight with the next line) and at the start.
+Lines are written in order, on a thread of their own. Files older than `keep_days`, and more files than `keep_files`,
+are deleted at the start and whenever a new file begins (at the maximum size, and with the first line after midnight
+UTC).
 """
 
 from __future__ import annotations
@@ -29,14 +32,14 @@ from penstock.errors import ConfigError
 from penstock.files import why_not_written
 
 log = logging.getLogger(__name__)
-# Lines that may wait for a slow disk; beyond it lines are lost, and that is logged.
+# Number of lines that may wait for a slow disk; further lines are lost, and that is logged.
 _MAX_WAITING = 50_000
 _DAY_SECONDS = 86400.0
 _MAX_TURNED_AWAY_PER_SECOND = 20
 
 
 class Audit:
-    """Writes lines; `NO_AUDIT` writes none."""
+    """Write audit lines. `NO_AUDIT` writes none."""
 
     def __init__(self, handler: logging.Handler | None = None) -> None:
         self._lines: queue.Queue[Any] = queue.Queue(_MAX_WAITING)
@@ -49,10 +52,11 @@ class Audit:
 
     @property
     def is_on(self) -> bool:
+        """Return whether lines are written."""
         return self._listener is not None
 
     def write_turned_away(self, event: str, **fields: object) -> None:
-        """As `write`, so many times a second: who is turned away must not push out what others did."""
+        """Write a line about a refused call, up to a number per second, so that refused calls cannot fill the log."""
         now = int(time.monotonic())
         if now != self._second:
             self._second, self._this_second = now, 0
@@ -66,7 +70,7 @@ class Audit:
             self.write(event, **fields)
 
     def write(self, event: str, **fields: object) -> None:
-        """Never waits. Fields that are None are left out."""
+        """Write a line, without waiting. Fields that are None are left out."""
         if self._listener is None:
             return
         said = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event} | fields
@@ -76,10 +80,10 @@ class Audit:
         except queue.Full:
             self._lost += 1
             if self._lost & (self._lost - 1) == 0:
-                log.error("%d audit lines are lost: the disk does not keep up", self._lost)
+                log.error("audit log: %d lines lost, the disk is too slow", self._lost)
 
     def close(self) -> None:
-        """Returns when everything is written. May be called again."""
+        """Return when every line is written. May be called again."""
         if self._left_out:
             self.write("left_out", count=self._left_out)
         listener, self._listener = self._listener, None
@@ -92,7 +96,7 @@ NO_AUDIT = Audit()
 
 
 def audit_of(settings: AuditSettings) -> Audit:
-    """Raises ConfigError where the file cannot be written."""
+    """Return the audit log that the configuration names. Raise ConfigError where its file cannot be written."""
     if settings.file is None:
         return NO_AUDIT
     if str(settings.file) == "-":
@@ -104,7 +108,7 @@ def audit_of(settings: AuditSettings) -> Audit:
 
 
 class RotatingFile(logging.handlers.RotatingFileHandler):
-    """`audit.jsonl`, then `.1` (the newest) to `.<keep_files>`; readable by their owner alone."""
+    """Write `audit.jsonl` and rotate it to `.1` (the newest) up to `.<keep_files>`; readable by their owner only."""
 
     def __init__(self, path: Path, settings: AuditSettings) -> None:
         self._keep_seconds = settings.keep_days * _DAY_SECONDS
@@ -120,16 +124,17 @@ class RotatingFile(logging.handlers.RotatingFileHandler):
         opener = functools.partial(os.open, mode=0o600)
         stream = open(self.baseFilename, "a", encoding="utf-8", opener=opener)  # noqa: SIM115 - the handler closes it
         if _ends_inside_a_line(self.baseFilename):
-            stream.write("\n")  # half a line of a service that was killed: the next one is whole
+            stream.write("\n")  # End the partial line of a service that was killed.
         return stream
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Write a line, and remember where it ends."""
         super().emit(record)
         if self.stream is not None:
             self._whole_bytes = os.fstat(self.stream.fileno()).st_size
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the library's name
-        """Count a line that could not be written and take back the part that was. Raises nothing."""
+        """Count a line that could not be written, and remove the part of it that was. Raises nothing."""
         error = sys.exc_info()[1]
         stream, self.stream = self.stream, None
         if stream is not None:
@@ -140,12 +145,14 @@ class RotatingFile(logging.handlers.RotatingFileHandler):
         self._lost += 1
         if self._lost & (self._lost - 1) == 0 and isinstance(error, Exception):
             why = why_not_written(Path(self.baseFilename), error)
-            log.error("audit.file: %s; %d audit lines are lost so far", why, self._lost)
+            log.error("audit log: write failed, %d lines lost so far: %s", self._lost, why)
 
     def shouldRollover(self, record: logging.LogRecord) -> bool:  # noqa: N802 - the library's name
+        """Return whether a new file begins: at the maximum size, or on a new day."""
         return self._day != _day(time.time()) or bool(super().shouldRollover(record))
 
     def doRollover(self) -> None:  # noqa: N802 - the library's name
+        """Begin a new file and delete those that are too old."""
         super().doRollover()
         self._day = _day(time.time())
         self._purge()

@@ -1,9 +1,9 @@
-"""What an onlooker may learn of the service at work. Everything here does nothing: telemetry overrides what it wants.
+"""Define the telemetry hooks that the service calls. The hooks here do nothing; OpenTelemetry overrides what it needs.
 
-    Observer --call()--> CallWatch --generation()--> GenerationWatch --candidate()--> CandidateWatch
+    TelemetryHooks --call()--> CallHooks --generation()--> GenerationHooks --candidate()--> CandidateHooks
 
-Called a few times per call and never per token, so that watching costs next to nothing and not watching nothing.
-Methods must not raise and must not wait.
+They are called a few times per call and never per token, so that tracing costs little and no tracing costs nothing.
+Hooks must not raise and must not wait.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Headers = Mapping[str, str]
 
 
 class Cause(enum.Enum):
-    """Why an engine run begins. All but START are continuations."""
+    """Enumerate why an engine run starts. All but START are continuations."""
 
     START = "start"
     BUDGET = "budget"
@@ -40,42 +40,47 @@ class Cause(enum.Enum):
 
 
 class Step(enum.Enum):
-    """What a call goes through before the engine has it."""
+    """Enumerate the steps of a call before the engine runs it."""
 
     PLAN = "plan"
     QUEUE = "queue"
 
 
 class CandidateHooks:
-    """One candidate of a generation."""
+    """Observe one candidate of a generation."""
 
     def run_began(self, cause: Cause, request: EngineRequest) -> Headers | None:
-        """The headers are for the engine, whose own spans then join the trace."""
+        """Observe the start of an engine run. Return headers for the engine, whose own spans then join the trace."""
         return None
 
     def run_answered(self, chunk: EngineChunk) -> None:
-        """The run's first tokens are there."""
+        """Observe the first tokens of a run."""
 
     def run_ended(self, how: str, chunk: EngineChunk | None) -> None:
-        """`how` is a verdict's name, `engine_died`, or `cancelled`; `chunk` is the last one that came."""
+        """Observe the end of a run. `how` is an action's name, `engine_died` or `cancelled`."""
 
     def waiting_for_engine(self) -> AbstractContextManager[object]:
+        """Observe the wait for an engine that takes no work."""
         return nullcontext()
 
-    def first_token(self, *, is_thought: bool) -> None: ...
+    def first_token(self, *, is_thought: bool) -> None:
+        """Observe the first token of the candidate."""
 
-    def first_answer_token(self) -> None: ...
+    def first_answer_token(self) -> None:
+        """Observe the first token of the answer."""
 
-    def thought_ended(self, outcome: ThinkingOutcome, thought_tokens: int) -> None: ...
+    def thought_ended(self, outcome: ThinkingOutcome, thought_tokens: int) -> None:
+        """Observe the end of the thought."""
 
-    def ended(self, end: CandidateEnd) -> None: ...
+    def ended(self, end: CandidateEnd) -> None:
+        """Observe the end of the candidate."""
 
 
 class GenerationHooks:
-    """What one call asks of the model, from its arrival to its bill; a context manager over all of it."""
+    """Observe one generation, from its arrival to its cost; a context manager over all of it."""
 
     wants_content = False
-    """Whether `said` is to be called; costs a call per event."""
+    """Whether `on_event` must be called, once per event."""
 
     def __enter__(self) -> GenerationHooks:
         return self
@@ -85,51 +90,58 @@ class GenerationHooks:
     ) -> None: ...
 
     def step(self, step: Step) -> AbstractContextManager[object]:
+        """Observe a step before the engine runs the call."""
         return nullcontext()
 
-    def planned(self, plan: GenerationPlan, seconds_to_deadline: float | None) -> None: ...
+    def planned(self, plan: GenerationPlan, seconds_to_deadline: float | None) -> None:
+        """Observe the plan of the call."""
 
-    def admitted(self, generation_id: str, waited_seconds: float) -> None: ...
+    def admitted(self, generation_id: str, waited_seconds: float) -> None:
+        """Observe the admission of the call, after `waited_seconds` in the queue."""
 
     def candidate(self, index: int) -> CandidateHooks:
+        """Return the hooks of a candidate."""
         return NO_CANDIDATE_HOOKS
 
-    def on_event(self, event: Event) -> None: ...
+    def on_event(self, event: Event) -> None:
+        """Observe an event, with its content. Called only with `wants_content`."""
 
-    def finished(self, finished: Finished) -> None: ...
+    def finished(self, finished: Finished) -> None:
+        """Observe the end of the generation."""
 
 
 class CallHooks:
-    """One RPC. `log_fields` go into every log line that is written on its behalf."""
+    """Observe one RPC."""
 
     @property
     def log_fields(self) -> Mapping[str, str]:
+        """Return the fields that every log line of this call carries."""
         return {}
 
     @property
     def headers(self) -> Headers:
-        """W3C trace context of this call, for who goes on with it elsewhere."""
+        """Return the W3C trace context of this call, for a server that continues it."""
         return {}
 
     def generation(
         self, *, model: str, chat: bool, streams: bool, parent_headers: Headers | None = None
     ) -> GenerationHooks:
-        """`carried`: the `headers` of the call that this one goes on with."""
+        """Return the hooks of a generation. `parent_headers` are the `headers` of the call that it continues."""
         return NO_GENERATION_HOOKS
 
     def caller_is(self, caller_id: str, label: str) -> None:
-        """Told where callers are known. `caller_id` is bounded and no secret; there are few different `label`s."""
+        """Observe the caller. `caller_id` is bounded and no secret; there are few different `label`s."""
 
     def resumes(self, other: CallHooks) -> None:
-        """This call reads a generation that another one started."""
+        """Observe that this call reads a generation which another one started."""
 
     def ended(self, code: str, error: BaseException | None = None) -> None:
-        """`code` is the gRPC status by name."""
+        """Observe the end of the call. `code` is the name of the gRPC status."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceState:
-    """Counts of the moment, for gauges."""
+    """Hold the counts of one moment, for gauges."""
 
     model: str
     engine_is_up: bool
@@ -147,16 +159,17 @@ class ServiceState:
 
 
 class TelemetryHooks:
-    """The service's onlooker."""
+    """Observe the service."""
 
-    def listening(self, host: str, port: int) -> None: ...
+    def listening(self, host: str, port: int) -> None:
+        """Observe the address that the server listens on."""
 
     def call(self, method: str, metadata: Sequence[tuple[str, str | bytes]]) -> CallHooks:
-        """`method` is `/package.Service/Method`, one of the served ones."""
+        """Return the hooks of a call. `method` is `/package.Service/Method`, one of the served ones."""
         return NO_CALL_HOOKS
 
     def watch_state(self, state: Callable[[], ServiceState]) -> None:
-        """`state` may be asked from any thread, at any time until the process ends."""
+        """Register `state`, which may be called from any thread at any time until the process ends."""
 
 
 NO_CANDIDATE_HOOKS, NO_GENERATION_HOOKS, NO_CALL_HOOKS, NO_HOOKS = (
@@ -167,4 +180,4 @@ NO_CANDIDATE_HOOKS, NO_GENERATION_HOOKS, NO_CALL_HOOKS, NO_HOOKS = (
 )
 
 CURRENT_CALL: ContextVar[CallHooks] = ContextVar("penstock_call", default=NO_CALL_HOOKS)
-"""The call that the running task works for: gRPC hands the servicer nothing of ours, and log lines need it anywhere."""
+"""Hooks of the running task's call. gRPC passes servicers nothing of ours, and log lines need them everywhere."""

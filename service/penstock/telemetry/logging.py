@@ -1,6 +1,6 @@
-"""Log lines on stderr, as text or JSON, each with the call it was written for. Never prompt or output.
+"""Write log lines to stderr, as text or JSON, each with the fields of its call. They never contain prompt or output.
 
-A traceback is told as its frames and the exception's type: the exception's own text may hold what a caller sent.
+A traceback is written as its frames and the exception's type: the exception's text may contain what a caller sent.
 """
 
 from __future__ import annotations
@@ -21,19 +21,21 @@ Format = Literal["text", "json"]
 
 
 def call_fields(record: logging.LogRecord) -> Mapping[str, str]:
-    """What is known of the call: trace_id, span_id, rpc, generation_id. Emitting is where the task still is."""
+    """Return the fields of the call: trace_id, span_id, rpc, generation_id. Call it in the task that logs."""
     kept: Mapping[str, str] | None = getattr(record, "call_fields", None)
     return CURRENT_CALL.get().log_fields if kept is None else kept
 
 
 def frames_of(record: logging.LogRecord) -> str:
+    """Return the frames of a record's traceback; empty without one."""
     return "".join(traceback.format_tb(record.exc_info[2])) if record.exc_info else ""
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object per line. Also named in vLLM's logging configuration, for its own processes."""
+    """Format one JSON object per line. vLLM's logging configuration names it too, for vLLM's processes."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record."""
         line: dict[str, object] = {
             "time": _time(record),
             "level": record.levelname,
@@ -48,7 +50,10 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
+    """Format one line of text per record."""
+
     def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record, and the frames of its exception."""
         fields = "".join(f" {key}={value}" for key, value in call_fields(record).items())
         text = f"{_time(record)} {record.levelname} {record.name}: {record.getMessage()}{fields}"
         if record.exc_info and record.exc_info[0] is not None:
@@ -57,14 +62,15 @@ class TextFormatter(logging.Formatter):
 
 
 class InChildren(logging.Filter):
-    """Passes in the processes that vLLM starts; in ours its lines reach the root logger, and are written there."""
+    """Pass records in processes that vLLM starts; in this one the root logger writes vLLM's lines."""
 
     def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether this is a child process."""
         return multiprocessing.parent_process() is not None
 
 
 class OncePerSecond(logging.Filter):
-    """Passes at most one line per second, so that strangers cannot fill the log; it tells how many it left out."""
+    """Pass at most one line per second, with the number of lines left out, so that clients cannot fill the log."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,18 +78,19 @@ class OncePerSecond(logging.Filter):
         self._left_out = 0
 
     def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether a second has passed since the last line."""
         now = time.monotonic()
         if now < self._next_at:
             self._left_out += 1
             return False
         if self._left_out:
-            record.msg, record.args = f"{record.getMessage()} ({self._left_out} more lines were left out)", ()
+            record.msg, record.args = f"{record.getMessage()} ({self._left_out} similar lines left out)", ()
         self._next_at, self._left_out = now + 1, 0
         return True
 
 
 def silence_grpc() -> None:
-    """Bound what gRPC's Python layer says of clients that misbehave; for its core's lines see `penstock.__init__`."""
+    """Limit what gRPC's Python layer logs about misbehaving clients. For gRPC's core see `penstock.__init__`."""
     logger = logging.getLogger("grpc._cython.cygrpc")
     if not any(isinstance(one, OncePerSecond) for one in logger.filters):
         logger.addFilter(OncePerSecond())
@@ -94,7 +101,7 @@ def _time(record: logging.LogRecord) -> str:
 
 
 def to_stderr(form: Format) -> logging.Handler:
-    """Adds our handler to the root logger, and returns it."""
+    """Add a handler for stderr to the root logger, and return it."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     logging.getLogger().addHandler(handler)
@@ -102,7 +109,7 @@ def to_stderr(form: Format) -> logging.Handler:
 
 
 def vllm_environment(form: Format, level: str, directory: Path) -> Mapping[str, str]:
-    """Variables that make vLLM log as we do, in this process through the root logger and in its own ones directly."""
+    """Return the environment that makes vLLM log in the same format."""
     formatter = (
         "penstock.telemetry.logging.JsonFormatter" if form == "json" else "penstock.telemetry.logging.TextFormatter"
     )

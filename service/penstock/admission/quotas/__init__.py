@@ -1,1 +1,1 @@
-"""How much each caller has used, and what is left. `quotas.Quotas` decides; the other modules count."""
+"""Count each caller's use and compare it with its limits. `quotas.Quotas` decides; the other modules count."""

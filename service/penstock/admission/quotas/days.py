@@ -1,7 +1,7 @@
-"""What was spent per caller and UTC day, in ticks of 1e-10 USD, where a crash cannot lose it.
+"""Count the cost per caller and UTC day, in ticks of 1e-10 USD, so that a crash loses nothing.
 
-A call's worst case is charged before it runs, and what it did not use is given back when it ends. So a service that is
-killed leaves the calls in flight charged at their worst case, and every call that had ended exactly.
+The worst-case cost of a call is charged before it runs, and the unused part is refunded when it ends. A service that is
+killed therefore leaves the calls in flight charged at their worst case; all calls that had ended are charged exactly.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from penstock.files import why_not_written
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-# Days that stay readable after they ended; nothing is decided by them.
+# Number of days that are kept after they ended, for reports only.
 _KEPT_DAYS = 35
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS spent (
@@ -34,32 +34,63 @@ CREATE TABLE IF NOT EXISTS flight (
 
 
 class DailyBudget(Protocol):
+    """Count cost per caller and day. `day` is an ISO date in UTC; amounts are ticks of 1e-10 USD."""
+
     async def reserve(self, caller: str, day: str, call: str, ticks: int, most_ticks: int) -> bool:
-        """Charges the worst case where `most_ticks` still hold with it, else nothing."""
+        """Charge the worst-case cost of a call.
+
+        Args:
+            caller: Id of the caller.
+            day: ISO date, in UTC.
+            call: Id of the call, unique over all calls.
+            ticks: Worst-case cost.
+            most_ticks: The caller's limit per day.
+
+        Returns:
+            Whether the cost was charged; False where it would exceed the limit.
+
+        Raises:
+            Overloaded: The counts cannot be written.
+        """
         ...
 
     async def settle(self, caller: str, day: str, call: str, reserved_ticks: int, used_ticks: int) -> None:
-        """Gives back what `call` did not use, on the day that it was reserved for."""
+        """Refund what a call did not use, on the day that it was reserved for.
+
+        Raises:
+            Overloaded: The counts cannot be written.
+        """
         ...
 
     async def spent(self, caller: str, day: str) -> int:
-        """Ticks, with what is reserved."""
+        """Return the cost of a day, reservations included.
+
+        Raises:
+            Overloaded: The counts cannot be read.
+        """
         ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Release the store."""
+        ...
 
 
 class SqliteDailyBudget:
-    """In one file, on a thread of its own; commits are in the kernel's hands before a call goes on."""
+    """Keep the counts in one SQLite file, written by a thread of its own.
+
+    A call goes on once its commit has been handed to the kernel.
+
+    Raises:
+        ConfigError: The file cannot be opened, or another service uses it.
+    """
 
     def __init__(self, path: Path) -> None:
-        """Raises ConfigError where the file cannot be had, or another service has it."""
         self._path = path
         self._lock = _lock(path)
         self._thread = ThreadPoolExecutor(1, "quotas")
         try:
             self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            # WAL: a commit survives the process. Only a machine that loses its power may lose the last ones.
+            # WAL: a commit survives the process. Only a power failure may lose the last commits.
             self._database.execute("PRAGMA journal_mode=WAL")
             self._database.execute("PRAGMA synchronous=NORMAL")
             self._database.executescript(_SCHEMA)
@@ -69,7 +100,7 @@ class SqliteDailyBudget:
             raise ConfigError(f"quotas.daily_file: {why_not_written(path, error)}") from error
 
     def _mark_unsettled(self) -> None:
-        """What was in flight when the last service was killed stays charged; that it is doubtful is kept beside it."""
+        """Keep calls charged that were in flight when the last service was killed, and count them as doubtful."""
         with self._database as database:
             database.execute("BEGIN IMMEDIATE")
             calls, ticks = database.execute("SELECT count(*), coalesce(sum(ticks), 0) FROM flight").fetchone()
@@ -81,19 +112,23 @@ class SqliteDailyBudget:
             oldest = (datetime.now(UTC) - timedelta(days=_KEPT_DAYS)).date().isoformat()
             database.execute("DELETE FROM spent WHERE day < ?", (oldest,))
         if calls:
-            log.warning("%d calls were in flight when the service was killed: %d ticks stay charged", calls, ticks)
+            log.warning(
+                "quotas: %d calls were in flight when the service was killed; %d ticks stay charged", calls, ticks
+            )
 
     async def _do(self, work: Callable[[], T]) -> T:
-        # Shielded: a call that is cancelled must not leave half of this undone.
+        # Shielded: the cancellation of a call must not leave a half-finished change.
         try:
             return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, work))
         except sqlite3.Error as error:
-            log.error("quotas.daily_file: %s", why_not_written(self._path, error))
+            log.error("write of quotas.daily_file failed: %s", why_not_written(self._path, error))
             raise Overloaded(
-                "the counts of quotas cannot be written", resource="quota_counts", retry_after_seconds=1.0
+                "quota counts cannot be written; retry later", resource="quota_counts", retry_after_seconds=1.0
             ) from error
 
     async def reserve(self, caller: str, day: str, call: str, ticks: int, most_ticks: int) -> bool:
+        """Charge the worst-case cost of a call; see `DailyBudget.reserve`."""
+
         def work() -> bool:
             with self._database as database:
                 database.execute("BEGIN IMMEDIATE")
@@ -106,6 +141,8 @@ class SqliteDailyBudget:
         return await self._do(work)
 
     async def settle(self, caller: str, day: str, call: str, reserved_ticks: int, used_ticks: int) -> None:
+        """Refund what a call did not use; see `DailyBudget.settle`."""
+
         def work() -> None:
             with self._database as database:
                 database.execute("BEGIN IMMEDIATE")
@@ -115,6 +152,7 @@ class SqliteDailyBudget:
         await self._do(work)
 
     async def spent(self, caller: str, day: str) -> int:
+        """Return the cost of a day, reservations included."""
         return await self._do(lambda: self._spent(caller, day))
 
     def _spent(self, caller: str, day: str) -> int:
@@ -129,13 +167,14 @@ class SqliteDailyBudget:
         )
 
     async def close(self) -> None:
+        """Close the file and end its thread."""
         await self._do(self._database.close)
         self._thread.shutdown()
         self._lock.close()
 
 
 def _lock(path: Path) -> TextIO:
-    """Held as long as the service lives. Two services on one file would each take the other's calls for dead."""
+    """Lock the file while the service lives: a second one would take the first one's calls for unsettled."""
     try:
         lock = open(path.with_name(f"{path.name}.lock"), "a")  # noqa: SIM115 - it is the lock
     except OSError as error:
@@ -145,6 +184,6 @@ def _lock(path: Path) -> TextIO:
     except OSError as error:
         lock.close()
         raise ConfigError(
-            f"quotas.daily_file: another service has {path}; replicas share their counts by quotas.redis_url"
+            f"quotas.daily_file: {path} is in use by another service; replicas share counts by quotas.redis_url"
         ) from error
     return lock

@@ -1,7 +1,7 @@
-"""What may be used per minute: buckets that fill evenly and hold a minute's worth.
+"""Limit the use per minute with token buckets that hold a minute's worth.
 
-What is taken may exceed what is there: a call's output is known only when it was generated, so it is owed, and nothing
-new is let in until the debt is paid. Over time no more than the rate is used.
+More may be taken than a bucket holds: the output of a call is known only after it was generated, so it leaves a debt,
+and nothing new is admitted until the debt is paid. Over time no more than the rate is used.
 """
 
 from __future__ import annotations
@@ -11,33 +11,43 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Protocol
 
-# Buckets at once, some 350 bytes each. A bucket that is full again says nothing and is forgotten; while this many are
-# not full, callers that have none yet share one for each kind.
+# Number of buckets, of about 350 bytes each. A bucket that is full again holds no information and is forgotten. While
+# this many are in use, callers without a bucket share one per kind.
 _MAX_BUCKETS = 100_000
-# How many buckets each new one looks at for some to forget: more than one, so that their number falls again.
+# Number of buckets that are checked for each new one: more than one, so that their number falls again.
 _BUCKETS_CHECKED = 8
 _MINUTE_SECONDS = 60.0
 
 
 class TokenBucketLimiter(Protocol):
-    """Counts per caller and kind (`requests`, `tokens`)."""
+    """Count use per caller and kind (`requests`, `tokens`)."""
 
     async def acquire(self, caller: str, kind: str, per_minute: int, amount: int, *, owing: bool) -> float:
-        """Takes `amount` and returns 0, or takes nothing and returns the seconds until it may be tried again.
+        """Take `amount` from a caller's bucket.
 
-        More than a minute's worth at once waits only for a full bucket. With `owing` it is taken in any case.
+        Args:
+            caller: Id of the caller.
+            kind: `requests` or `tokens`.
+            per_minute: Rate at which the bucket fills, and its size.
+            amount: What to take. An amount above the bucket's size waits only for a full bucket.
+            owing: Take it in any case, and leave a debt where the bucket holds less.
+
+        Returns:
+            0 where it was taken; else nothing was taken, and the result is the number of seconds to wait.
         """
         ...
 
     async def left(self, caller: str, kind: str, per_minute: int) -> int:
-        """What may be taken now; not below 0."""
+        """Return what may be taken now; at least 0."""
         ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Release the store."""
+        ...
 
 
 class Bucket:
-    """`level` may be negative: a debt."""
+    """Hold one token bucket; a negative `level` is a debt."""
 
     __slots__ = ("at", "level", "per_minute")
 
@@ -46,18 +56,19 @@ class Bucket:
         self.per_minute, self.at = per_minute, at
 
     def fill(self, per_minute: int, now: float) -> None:
-        """Fill it for the time since it was last filled, at the rate that holds now."""
+        """Fill the bucket for the time since it was last filled, at the present rate."""
         self.level = min(per_minute, self.level + (now - self.at) * per_minute / _MINUTE_SECONDS)
         self.per_minute, self.at = per_minute, now
 
     def wait_seconds(self, per_minute: int, amount: int) -> float:
+        """Return the seconds until `amount`, or a full bucket, is there."""
         return max(0.0, (min(amount, per_minute) - self.level) * _MINUTE_SECONDS / per_minute)
 
 
 class MemoryTokenBucketLimiter:
-    """Counts of this process alone. `clock` tells seconds.
+    """Keep the buckets of this process in memory. `clock` returns seconds.
 
-    No caller that used something within the last minute, or owes something, is forgotten.
+    A caller that used something within the last minute, or has a debt, is never forgotten.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -78,7 +89,7 @@ class MemoryTokenBucketLimiter:
         return bucket
 
     def _forget(self, now: float) -> None:
-        """Forgets those that are full again, of a few. They take turns, so that each is looked at."""
+        """Forget full buckets among the next few. All buckets take turns, so that each is checked."""
         for _ in range(min(_BUCKETS_CHECKED, len(self._buckets))):
             key, bucket = next(iter(self._buckets.items()))
             bucket.fill(bucket.per_minute, now)
@@ -88,6 +99,7 @@ class MemoryTokenBucketLimiter:
                 self._buckets.move_to_end(key)
 
     async def acquire(self, caller: str, kind: str, per_minute: int, amount: int, *, owing: bool) -> float:
+        """Take `amount` from a caller's bucket; see `TokenBucketLimiter.acquire`."""
         bucket = self._bucket(caller, kind, per_minute)
         wait = 0.0 if owing else bucket.wait_seconds(per_minute, amount)
         if wait == 0.0:
@@ -95,6 +107,7 @@ class MemoryTokenBucketLimiter:
         return wait
 
     async def left(self, caller: str, kind: str, per_minute: int) -> int:
+        """Return what may be taken now; at least 0."""
         bucket = self._buckets.get((caller, kind))
         if bucket is None and len(self._buckets) >= _MAX_BUCKETS:
             bucket = self._shared.get(kind)
@@ -104,4 +117,4 @@ class MemoryTokenBucketLimiter:
         return max(0, int(bucket.level))
 
     async def close(self) -> None:
-        return None
+        """Do nothing: the buckets end with the process."""

@@ -1,9 +1,9 @@
-"""What a caller may still use, asked before anything is done for it and told at the end of each call.
+"""Enforce the limits of callers, and report what is left of them at the end of each call.
 
-requests per minute   at the border, before the message is read
-streams at once       }
-tokens per minute     }  when the call was planned: the prompt is taken, the output owed as soon as it is known
-cost per day          }  the call's worst case is charged, and what it did not use given back at its end
+requests per minute   counted by the interceptor, before the message is read
+concurrent streams    }
+tokens per minute     }  counted once the call is planned: the prompt is charged, the output as soon as it is known
+cost per day          }  the worst-case cost is charged, and the unused part is refunded at the end
 """
 
 from __future__ import annotations
@@ -27,19 +27,26 @@ from penstock.errors import Overloaded, QuotaExceeded
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-_LOST = "a call's usage could not be counted: its worst case stays charged"
-# A stream may end at any moment; who asks more often than this asks for nothing.
+_LOST = "usage of a call could not be counted; its worst-case cost stays charged"
+# A stream may end at any moment, so a client gains nothing by retrying more often than this.
 _STREAM_RETRY_SECONDS = 1.0
 _SETTLING_SECONDS = 5.0
-# Seconds before each further try to settle a day's cost where the counts could not be reached.
+# Seconds before each further attempt to settle a call where the counts could not be reached.
 _RETRY_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
-# Settlements that may wait for another try at once; more are given up, and stay charged at their worst case.
+# Number of settlements that may wait for another attempt; more are given up and stay charged at their worst case.
 _MAX_RETRIES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """What a call will use: its prompt for sure, `worst_usd_ticks` at most."""
+    """Describe what a call may use.
+
+    Attributes:
+        call: Id of the call, unique over all calls.
+        sequences: Candidates of the call.
+        prompt_tokens: Prompt tokens, which it uses in any case.
+        worst_usd_ticks: Highest possible cost, in ticks of 1e-10 USD.
+    """
 
     call: str
     sequences: int
@@ -48,25 +55,27 @@ class Reservation:
 
 
 Used = Callable[[], tuple[int, int]]
-"""What a call has used so far, whenever asked: tokens, prompt included, and cost in ticks."""
+"""Returns what a call has used so far: tokens, with the prompt, and cost in ticks of 1e-10 USD."""
 
 
 @dataclass(eq=False, slots=True)
 class _Running:
-    """A call that holds its claim, and how many of its tokens its caller's bucket was charged for."""
+    """Hold a running call and how many of its tokens were charged to its caller's bucket."""
 
     used: Used
     charged_tokens: int = 0
 
 
 def utc_now() -> datetime:
+    """Return the present time in UTC."""
     return datetime.now(UTC)
 
 
 class Quotas:
-    """Lives on the event loop. Without `days` no caller may have a limit per day, which the configuration sees to.
+    """Enforce the limits of all callers. Lives on the event loop.
 
-    Counts that cannot be reached are told as Overloaded, and nothing is let in.
+    Without `daily_budget` no caller may have a limit per day; the configuration ensures that. Where the counts cannot
+    be reached, calls are refused with Overloaded.
     """
 
     def __init__(
@@ -86,7 +95,12 @@ class Quotas:
         self._none_held.set()
 
     async def count_request(self, caller: Principal) -> None:
-        """Raises QuotaExceeded where a minute's requests are used up."""
+        """Count one request of a caller.
+
+        Raises:
+            QuotaExceeded: The requests of this minute are used up.
+            Overloaded: The counts cannot be reached.
+        """
         await self._acquire(caller, "requests", caller.limits.requests_per_minute, 1)
 
     async def _acquire(self, caller: Principal, kind: str, per_minute: int | None, amount: int) -> None:
@@ -95,7 +109,7 @@ class Quotas:
         wait = await self._limiter.acquire(caller.id, kind, per_minute, amount, owing=False)
         if wait > 0:
             raise QuotaExceeded(
-                f"this caller may use {per_minute} {kind} per minute",
+                f"{kind} per minute exceeded: {per_minute} are allowed; retry in {wait:.1f} s",
                 caller=caller.id,
                 quota=f"{kind}_per_minute",
                 retry_after_seconds=wait,
@@ -104,9 +118,16 @@ class Quotas:
 
     @asynccontextmanager
     async def holding(self, caller: Principal, reservation: Reservation, used: Used) -> AsyncIterator[None]:
-        """Holds what the call claims while it runs.
+        """Reserve what a call may use while it runs, and settle what it did use at its end.
 
-        Raises QuotaExceeded.
+        Args:
+            caller: The principal.
+            reservation: What the call may use.
+            used: Returns what it has used so far.
+
+        Raises:
+            QuotaExceeded: A limit of the caller is exceeded.
+            Overloaded: The counts cannot be reached.
         """
         async with AsyncExitStack() as held:
             running = held.enter_context(self._runs(caller, used))
@@ -135,7 +156,7 @@ class Quotas:
         most, running = caller.limits.concurrent_streams, self._streams[caller.id]
         if most is not None and running + sequences > most:
             raise QuotaExceeded(
-                f"this caller may have {most} streams at once, {running} are there",
+                f"concurrent stream limit exceeded: {running} of {most} in use, {sequences} requested",
                 caller=caller.id,
                 quota="concurrent_streams",
                 retry_after_seconds=_STREAM_RETRY_SECONDS,
@@ -164,8 +185,8 @@ class Quotas:
             spent = await self._daily_budget.spent(caller.id, day)
             left, resets_at = max(0, most - spent), _tomorrow(now).strftime("%Y-%m-%dT%H:%M:%SZ")
             raise QuotaExceeded(
-                f"daily cost limit exceeded: this call may cost up to {_usd(reserved)} USD, and {_usd(left)} USD of "
-                f"{_usd(most)} USD are left until {resets_at}; ask for fewer max_output_tokens, or wait",
+                f"daily cost limit exceeded: this call may cost up to {_usd(reserved)} USD, and {_usd(left)} of "
+                f"{_usd(most)} USD are left until {resets_at}; lower max_output_tokens, or wait",
                 caller=caller.id,
                 quota="usd_per_day",
                 retry_after_seconds=_until_tomorrow(now),
@@ -185,8 +206,11 @@ class Quotas:
     async def _reserve(
         self, reserving: Coroutine[Any, Any, bool], settle: Callable[[int], Coroutine[Any, Any, None]]
     ) -> bool:
-        """Reserve to the end, whatever happens to the call: where it is cancelled, or the answer is lost, what may have
-        been reserved is given back. Settling what was never reserved changes nothing."""
+        """Reserve to the end, even where the call is cancelled.
+
+        Where the call is cancelled or the answer is lost, what may have been reserved is refunded. To settle what was
+        never reserved changes nothing.
+        """
         try:
             return await self._to_the_end(reserving)
         except asyncio.CancelledError:
@@ -198,7 +222,7 @@ class Quotas:
 
     @asynccontextmanager
     async def _tokens(self, caller: Principal, prompt_tokens: int, running: _Running) -> AsyncIterator[None]:
-        """Charge the prompt, and at the end what else the call turned out to use."""
+        """Charge the prompt, and at the end the other tokens that the call used."""
         try:
             await self._charge_tokens(caller, prompt_tokens, running)
             yield
@@ -210,7 +234,7 @@ class Quotas:
                     await self._to_the_end(self._limiter.acquire(caller.id, "tokens", per_minute, left, owing=True))
 
     async def _charge_tokens(self, caller: Principal, prompt_tokens: int, running: _Running) -> None:
-        """Let a prompt in, after what the caller's other calls have made since anybody looked.
+        """Charge a prompt, after the tokens that the caller's other calls have generated since they were last counted.
 
         Raises QuotaExceeded. The charge is noted in `running` even where the call is cancelled meanwhile.
         """
@@ -233,10 +257,9 @@ class Quotas:
         await self._to_the_end(charge())
 
     async def _settle(self, settle: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Settle to the end, whatever happens to the call; tried again for a minute where the counts are away.
+        """Settle a call to the end, even where it is cancelled; retry for a minute where the counts cannot be reached.
 
-        Where that does not help, what was charged stays charged: the caller pays the worst case, and nobody gets
-        anything for nothing.
+        Where that fails, the call stays charged at its worst case, so that nobody gets anything for free.
         """
         try:
             await self._to_the_end(settle())
@@ -247,12 +270,12 @@ class Quotas:
             self._keep(_try_again(settle))
 
     async def _to_the_end(self, counting: Coroutine[Any, Any, T]) -> T:
-        """Await `counting`, which goes on even where the call is cancelled, however often."""
+        """Await `counting`, which runs to its end even where the call is cancelled."""
         task = self._keep(counting)
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            # Counted before the call is over. Bounded: the stores answer or fail within seconds.
+            # The count ends before the call does. Bounded: the stores answer or fail within seconds.
             while not task.done():
                 with suppress(asyncio.CancelledError):
                     await asyncio.wait({task})
@@ -267,10 +290,10 @@ class Quotas:
     def _counted(self, task: asyncio.Task[Any]) -> None:
         self._counting.discard(task)
         if not task.cancelled():
-            task.exception()  # Whoever waits for it raises it; one whose call was cancelled has nobody to tell.
+            task.exception()  # The waiting call raises it; the exception of a cancelled call is dropped here.
 
     async def trailers(self, caller: Principal) -> Sequence[tuple[str, str]]:
-        """Limits, and what is left of them, as metadata; nothing of what is not limited."""
+        """Return the caller's limits and what is left of them as metadata; nothing for what is not limited."""
         limits = caller.limits
         remaining: list[tuple[str, int, int]] = []
         if limits.concurrent_streams is not None:
@@ -289,8 +312,10 @@ class Quotas:
         ]
 
     async def close(self) -> None:
-        """Waits a moment for calls that are being cut, so that they are settled and not left in doubt. May be called
-        again: a second signal drains anew."""
+        """Wait up to five seconds until cancelled calls are settled, then release the stores.
+
+        May be called again: a second signal drains anew.
+        """
         with suppress(TimeoutError):
             async with asyncio.timeout(_SETTLING_SECONDS):
                 await self._none_held.wait()
@@ -332,6 +357,6 @@ def _until_tomorrow(now: datetime) -> float:
 
 
 def _usd(ticks: int) -> str:
-    """Exact, without zeros at its end."""
+    """Format ticks as USD, exactly and without trailing zeros."""
     whole, part = divmod(ticks, TICKS_PER_USD)
     return f"{whole}.{part:010d}".rstrip("0").rstrip(".")

@@ -1,7 +1,7 @@
-"""The same counts in Redis, for replicas that share them. Each decision is one script there, so it is never torn.
+"""Count in Redis, for replicas that share limits. Each decision is one script, so that it is atomic.
 
-Redis' own clock is used: replicas need not agree on the time. Where it cannot be reached nothing is let in: a limit
-that holds only while nothing fails is none.
+Redis' own clock is used, so that replicas need not agree on the time. While Redis cannot be reached no call is
+admitted: a limit must also hold while something fails.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from penstock.errors import ConfigError, Overloaded
 T = TypeVar("T")
 _TIMEOUT_SECONDS = 2.0
 _PREFIX = "penstock:quota:"
-# A day's spending is of use while calls of that day may still settle.
+# A day is kept for as long as calls of that day may still settle.
 _DAY_KEPT_SECONDS = 3 * 24 * 3600
 _BUCKET_KEPT_MS = 3600 * 1000
 
-# KEYS: bucket. ARGV: per minute, amount, owing. Returns milliseconds to wait, and what is left.
+# KEYS: bucket. ARGV: per minute, amount, owing. Returns the milliseconds to wait and what is left.
 _TAKE = """
 local per_minute, amount, owing = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3] == '1'
 local time = redis.call('TIME')
@@ -39,9 +39,9 @@ redis.call('HSET', KEYS[1], 'level', level, 'at', now)
 redis.call('PEXPIRE', KEYS[1], tonumber(ARGV[4]) + math.ceil(math.max(0, -level) * 60000 / per_minute))
 return {0, math.floor(level)}
 """
-# A caller's day is one hash: `ticks` is what is spent or reserved, `call:<id>` what a call in flight has reserved. So
-# each of the two scripts may be sent again, or after the answer to the first one was lost: it counts once.
-# KEYS: the day. ARGV: call, ticks, most, seconds to keep. Numbers beyond 2^53 are no amounts of money here.
+# A caller's day is one hash: `ticks` is the cost, reservations included; `call:<id>` is the reservation of a call in
+# flight. Each of the two scripts may therefore be sent again after a lost answer: it counts once.
+# KEYS: the day. ARGV: call, ticks, most, seconds to keep. Amounts stay below 2^53.
 _RESERVE = """
 local call = 'call:' .. ARGV[1]
 local known = redis.call('HGET', KEYS[1], call)
@@ -52,8 +52,8 @@ redis.call('HSET', KEYS[1], call, ARGV[2])
 redis.call('EXPIRE', KEYS[1], ARGV[4])
 return 1
 """
-# KEYS: the day. ARGV: call, ticks used less ticks reserved, seconds to keep. Where nothing is reserved the call is
-# marked as settled, so that a reservation which is still on its way is refused when it arrives.
+# KEYS: the day. ARGV: call, ticks used minus ticks reserved, seconds to keep. Where nothing is reserved the call is
+# marked as settled, so that a reservation which arrives later is refused.
 _SETTLE = """
 local call = 'call:' .. ARGV[1]
 local known = redis.call('HGET', KEYS[1], call)
@@ -70,7 +70,11 @@ return 0
 
 
 def connect(settings: QuotaSettings) -> redis.Redis:
-    """Raises ConfigError for a password file that cannot be read. Connects when first asked."""
+    """Return a client, which connects when it is first used.
+
+    Raises:
+        ConfigError: The password file cannot be read, or the URL is invalid.
+    """
     path = settings.redis_password_file
     password = None if path is None else read_text("quotas.redis_password_file", path).strip()
     try:
@@ -89,11 +93,13 @@ async def _asked(answer: Awaitable[T]) -> T:
         return await answer
     except (redis.RedisError, OSError) as error:
         raise Overloaded(
-            "the counts of quotas cannot be reached", resource="quota_counts", retry_after_seconds=1.0
+            "quota counts cannot be reached; retry later", resource="quota_counts", retry_after_seconds=1.0
         ) from error
 
 
 class RedisTokenBucketLimiter:
+    """Keep token buckets in Redis; each expires an hour after it was last used."""
+
     def __init__(self, client: redis.Redis) -> None:
         self._client = client
         self._script: Any = client.register_script(_TAKE)
@@ -104,33 +110,42 @@ class RedisTokenBucketLimiter:
         return cast("tuple[int, int]", answer)
 
     async def acquire(self, caller: str, kind: str, per_minute: int, amount: int, *, owing: bool) -> float:
+        """Take `amount` from a caller's bucket; see `TokenBucketLimiter.acquire`."""
         return (await self._run(caller, kind, per_minute, amount, owing=owing))[0] / 1000
 
     async def left(self, caller: str, kind: str, per_minute: int) -> int:
+        """Return what may be taken now; at least 0."""
         return max(0, (await self._run(caller, kind, per_minute, 0, owing=True))[1])
 
     async def close(self) -> None:
+        """Close the connection."""
         await self._client.aclose()
 
 
 class RedisDailyBudget:
+    """Keep cost per caller and day in Redis; a day expires after three days."""
+
     def __init__(self, client: redis.Redis) -> None:
         self._client = client
         self._reserve: Any = client.register_script(_RESERVE)
         self._settle: Any = client.register_script(_SETTLE)
 
     async def reserve(self, caller: str, day: str, call: str, ticks: int, most_ticks: int) -> bool:
+        """Charge the worst-case cost of a call; see `DailyBudget.reserve`."""
         arguments = [call, ticks, most_ticks, _DAY_KEPT_SECONDS]
         return bool(await _asked(self._reserve(keys=[_key(caller, day)], args=arguments)))
 
     async def settle(self, caller: str, day: str, call: str, reserved_ticks: int, used_ticks: int) -> None:
+        """Refund what a call did not use; see `DailyBudget.settle`."""
         arguments = [call, used_ticks - reserved_ticks, _DAY_KEPT_SECONDS]
         await _asked(self._settle(keys=[_key(caller, day)], args=arguments))
 
     async def spent(self, caller: str, day: str) -> int:
+        """Return the cost of a day, reservations included."""
         return int(await _asked(cast("Awaitable[Any]", self._client.hget(_key(caller, day), "ticks"))) or 0)
 
     async def close(self) -> None:
+        """Close the connection."""
         await self._client.aclose()
 
 

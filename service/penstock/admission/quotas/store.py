@@ -1,4 +1,4 @@
-"""Where the configuration wants usage to be counted."""
+"""Choose the stores of quotas that the configuration names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from penstock.errors import ConfigError
 
 
 def quotas_of(settings: QuotaSettings) -> Quotas:
-    """Raises ConfigError where the counts cannot be kept where they should be."""
+    """Return the quotas of this server.
+
+    Raises:
+        ConfigError: The counts cannot be kept where the configuration wants them.
+    """
     if settings.redis_url:
         try:
             from penstock.admission.quotas.redis_store import RedisDailyBudget, RedisTokenBucketLimiter, connect

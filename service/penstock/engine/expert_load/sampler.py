@@ -1,4 +1,4 @@
-"""Asks the engine for its expert counts, once for all who want to know."""
+"""Sample the engine's expert counts, once for all who ask."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from penstock.errors import EngineDown, EngineRefused, FeatureOff
 
 log = logging.getLogger(__name__)
 _EVERY_SECONDS = 1.0
-# Asking takes the engine a fraction of a millisecond between two steps: callers cannot make it much more often.
+# A sample takes the engine a fraction of a millisecond between two steps; callers cannot cause many more.
 _MIN_GAP_SECONDS = 0.05
 _GRACE_SECONDS = 10.0
 
 
 class ExpertSampler:
-    """One per server. `run` samples once a second; `load` asks anew where that is too old. All on one event loop."""
+    """Sample once per second in `run`; `load` samples again where that is too old. Lives on one event loop."""
 
     def __init__(self, window_seconds: float) -> None:
         self.window_seconds = window_seconds
@@ -28,7 +28,7 @@ class ExpertSampler:
         self._steps = -1
 
     async def run(self, engine: Engine) -> None:
-        """As long as the server serves, unless this engine does not count. Between steps nothing is asked."""
+        """Sample until cancelled, unless this engine does not count."""
         while True:
             try:
                 steps, newest = engine.load().steps, self._history.newest
@@ -41,17 +41,17 @@ class ExpertSampler:
             except FeatureOff:
                 return
             except (EngineDown, EngineRefused) as error:
-                log.debug("expert counts were not to be had: %s", error.message)
+                log.debug("expert counts not available: %s", error.message)
             await asyncio.sleep(_EVERY_SECONDS)
 
     def latest(self) -> ExpertLoad | None:
-        """Over the default window, as last sampled; from any thread. None where nothing is counted."""
+        """Return the load over the default window as last sampled, from any thread; None where nothing is counted."""
         return self._history.load(self.window_seconds)
 
     async def load(self, engine: Engine, window_seconds: float | None, *, age_seconds: float = 0.0) -> ExpertLoad:
-        """Over the window, from counts that are at most `age_seconds` old: with 0 they hold all that came before.
+        """Return the load over the window, from counts at most `age_seconds` old; 0 samples now.
 
-        Raises `errors.FeatureOff` where the engine does not count, `errors.EngineDown` where it is dead.
+        Raise FeatureOff where the engine does not count, EngineDown where it is dead.
         """
         await self._ask(engine, time.monotonic() - age_seconds)
         load = self._history.load(window_seconds or self.window_seconds)
@@ -61,13 +61,13 @@ class ExpertSampler:
     async def last_known(
         self, engine: Engine, window_seconds: float | None, *, age_seconds: float
     ) -> ExpertLoad | None:
-        """As `load`, and while the engine is away, what was known before."""
+        """Return the load as `load` does, or the last known one while the engine is down."""
         with contextlib.suppress(EngineDown, EngineRefused):
             return await self.load(engine, window_seconds, age_seconds=age_seconds)
         return self._history.load(window_seconds or self.window_seconds)
 
     async def _ask(self, engine: Engine, not_before: float | None = None) -> None:
-        """Who comes while another asks waits, and shares an answer that is new enough."""
+        """Sample the engine. Concurrent callers wait for one sample and share it where it is new enough."""
         not_before = time.monotonic() if not_before is None else not_before
         async with self._asking:
             last = self._history.newest
@@ -80,5 +80,5 @@ class ExpertSampler:
                 async with asyncio.timeout(_GRACE_SECONDS):
                     counts = await engine.expert_counts()
             except TimeoutError:
-                raise EngineDown("the engine does not answer") from None
+                raise EngineDown("the engine did not answer in time; retry later") from None
             self._history.add(at, counts)

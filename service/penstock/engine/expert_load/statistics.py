@@ -1,4 +1,4 @@
-"""Which experts the tokens went to: counts that only grow, kept for an hour, and what a window of them says. Pure."""
+"""Compute the load of experts over a time window, from growing counts that are kept for an hour."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from operator import add, sub
 
 LONGEST_WINDOW_SECONDS = 3600.0
 _HOT = 2.0  # times the mean load
-# Moments are kept so densely that a window's end is off by at most half of this share of its length.
+# Samples are kept so densely that the start of a window is off by at most half of this share of its length.
 _SPACING = 1 / 32
-_MAX_LOADS = 64  # kept of one moment, for those who ask the same
+_MAX_LOADS = 64  # Results kept per sample, for callers who ask the same.
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertCounts:
-    """Tokens that each expert was given since the counting began, by index of the MoE layer; every layer has as many.
+    """Count the tokens of each expert since the start, by index of the MoE layer; all layers have as many experts.
 
-    `ranks` is how many parallel ranks the experts are spread over as served: 1 where each rank has a part of each.
+    `ranks` is the number of parallel ranks over which whole experts are distributed: 1 where each rank has a slice of
+    each.
     """
 
     experts_per_token: int
@@ -38,12 +39,12 @@ class ExpertCounts:
 
     @property
     def experts(self) -> int:
+        """Return the number of experts per layer."""
         return len(next(iter(self.layers.values()), ()))
 
 
 class Continued:
-    """Counts over several engines, each of which starts at nothing. What a dead one counted since it was last asked is
-    lost."""
+    """Add up counts over several engines. What a dead one counted since it was last asked is lost."""
 
     def __init__(self) -> None:
         self._engine: object = None
@@ -51,7 +52,7 @@ class Continued:
         self._total: ExpertCounts | None = None
 
     def total(self, engine: object, counts: ExpertCounts) -> ExpertCounts:
-        """`counts` of this engine, with all that the engines before it counted."""
+        """Return the counts of this engine plus those of the engines before it."""
         if engine is not self._engine:
             self._engine, self._earlier = engine, self._total
         self._total = counts if self._earlier is None else counts + self._earlier
@@ -60,21 +61,21 @@ class Continued:
 
 @dataclass(frozen=True, slots=True)
 class LayerLoad:
-    """One MoE layer's. Without tokens all is even: imbalance and entropy 1, no hot expert."""
+    """Hold the load of one MoE layer. Without tokens all is even: imbalance and entropy 1, no hot expert."""
 
     layer_index: int
     counts: array[int]
     imbalance: float
-    """The busiest expert's tokens over the mean."""
+    """Tokens of the busiest expert divided by the mean."""
     normalized_entropy: float
-    """Of the shares, over its maximum: 1 is even, 0 is one expert for all."""
+    """Entropy of the shares divided by its maximum: 1 is even, 0 is one expert for all tokens."""
     hot_experts: tuple[int, ...]
-    """More than twice the mean, busiest first."""
+    """Experts with more than twice the mean, busiest first."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertLoad:
-    """Over `window_seconds`. `token_count` is what a layer saw (the most, where layers differ)."""
+    """Hold the load over `window_seconds`. `token_count` is the number of tokens of a layer (the most of any)."""
 
     window_seconds: float
     token_count: int
@@ -83,6 +84,7 @@ class ExpertLoad:
 
 
 def measure(counts: ExpertCounts, seconds: float) -> ExpertLoad:
+    """Return the load that counts over some seconds amount to."""
     layers = tuple(_layer(index, tokens) for index, tokens in sorted(counts.layers.items()))
     most = max((sum(layer.counts) for layer in layers), default=0)
     return ExpertLoad(seconds, most // counts.experts_per_token, counts.ranks, layers)
@@ -101,10 +103,10 @@ def _layer(index: int, counts: array[int]) -> LayerLoad:
 
 
 def busiest_rank_share(counts: array[int], ranks: int) -> float:
-    """Share of the tokens on the busiest of `ranks` ranks (1 to the number of experts), in [0, 1].
+    """Return the share of tokens on the busiest of `ranks` ranks (1 to the number of experts), in [0, 1].
 
-    Each rank has consecutive experts, the first ones one more where it does not come out even: vLLM's own placement,
-    before EPLB moves any. Without tokens: an even share.
+    Each rank has consecutive experts, the first ranks one more where the division has a remainder: vLLM's own
+    placement, before EPLB moves any. Without tokens it is an even share.
     """
     total = sum(counts)
     if not total:
@@ -115,8 +117,11 @@ def busiest_rank_share(counts: array[int], ranks: int) -> float:
 
 
 class History:
-    """Counts at past moments, dense where they are young and thinner with age: a window of any length finds its start
-    within a few percent, and an hour takes some 250 moments. Written by one thread, read by any."""
+    """Keep past counts, densely for recent times and sparsely for earlier ones.
+
+    A window of any length finds its start within a few percent; an hour takes about 250 samples. Written by one thread,
+    read by any.
+    """
 
     def __init__(self) -> None:
         self._moments: tuple[tuple[float, ExpertCounts], ...] = ()
@@ -124,10 +129,11 @@ class History:
 
     @property
     def newest(self) -> tuple[float, ExpertCounts] | None:
-        """When (time.monotonic()), and the counts then."""
+        """Return the time (time.monotonic()) and the counts of the newest sample."""
         return self._moments[-1] if self._moments else None
 
     def add(self, at_monotonic: float, counts: ExpertCounts) -> None:
+        """Add a sample."""
         moments = [*self._moments, (at_monotonic, counts)]
         while len(moments) > 2 and moments[1][0] <= at_monotonic - LONGEST_WINDOW_SECONDS:
             del moments[0]
@@ -139,7 +145,7 @@ class History:
         self._moments = (*kept, moments[-1]) if len(moments) > 1 else tuple(kept)
 
     def load(self, window_seconds: float) -> ExpertLoad | None:
-        """Of the window that ends with the newest counts; shorter where counting began later. None before any count."""
+        """Return the load of the window that ends with the newest sample; None without samples."""
         moments, loads = self._moments, self._loads
         if not moments:
             return None
@@ -153,7 +159,7 @@ class History:
 
 
 def _nearest(moments: tuple[tuple[float, ExpertCounts], ...], when: float) -> tuple[float, ExpertCounts]:
-    """Never the newest one, where there is another: a window without length says nothing."""
+    """Return the sample nearest to a time, but not the newest one where there is another: a window needs a length."""
     place = bisect_left(moments, when, hi=max(0, len(moments) - 2), key=lambda moment: moment[0])
     before = moments[max(0, place - 1)]
     return before if when - before[0] < moments[place][0] - when else moments[place]

@@ -1,1 +1,1 @@
-"""How large a model is on paper: its weights, what it keeps per sequence and per token, how vLLM pages that. Pure."""
+"""Compute the size of a model: its weights, its cache per sequence and token, and how vLLM pages the cache."""

@@ -1,7 +1,7 @@
-"""What a sequence costs in cache, and how vLLM 0.32 pages it: blocks, groups, and how many sequences they hold.
+"""Compute the cache of a sequence, and how vLLM 0.32 pages it: blocks, groups, and how many sequences fit.
 
-vLLM gives the attention layers and the Gated DeltaNet layers blocks of the same bytes: an attention block has as many
-tokens as one layer's recurrent state has room for. Its code: vllm/platforms/interface.py `_align_hybrid_block_size`,
+vLLM gives attention layers and Gated DeltaNet layers blocks of the same number of bytes: an attention block has as many
+tokens as fit into one layer's recurrent state. See vllm/platforms/interface.py `_align_hybrid_block_size`,
 vllm/v1/core/kv_cache_utils.py `_get_kv_cache_groups_uniform_page_size`, `get_max_concurrency_for_kv_cache_config`.
 """
 
@@ -15,12 +15,12 @@ from penstock.errors import ConfigError
 
 GPU_BLOCK_TOKENS = 16
 CPU_BLOCK_TOKENS = 128
-"""Least tokens of an attention block, by the kernels."""
+"""Smallest number of tokens in an attention block, by the kernels."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """Of one device. Bytes per token and per state are what the model needs; blocks are how vLLM hands them out."""
+    """Describe the cache of one device: the model's bytes per token and state, and vLLM's blocks."""
 
     kv_bytes_per_token: int
     draft_kv_bytes_per_token: int
@@ -33,25 +33,27 @@ class Cache:
 
     @property
     def state_blocks(self) -> int:
-        """That a sequence holds for its recurrent states, however long it is."""
+        """Return the blocks that a sequence of any length holds for its recurrent states."""
         return self.state_groups * self.state_blocks_each
 
     def blocks(self, available_bytes: int) -> int:
+        """Return the number of blocks in so many bytes."""
         return max(0, available_bytes) // self.block_bytes
 
     def blocks_of(self, tokens: int) -> int:
-        """That a sequence of so many tokens holds."""
+        """Return the blocks that a sequence of so many tokens holds."""
         return self.attention_groups * -(-tokens // self.block_tokens) + self.state_blocks
 
     def bytes_of(self, tokens: int) -> int:
+        """Return the bytes that a sequence of so many tokens holds."""
         return self.blocks_of(tokens) * self.block_bytes
 
     def sequences(self, available_bytes: int, tokens: int) -> float:
-        """How many of so many tokens fit: vLLM's "maximum concurrency"."""
+        """Return how many sequences of so many tokens fit: vLLM's "maximum concurrency"."""
         return self.blocks(available_bytes) / self.blocks_of(tokens)
 
     def tokens(self, available_bytes: int, window_tokens: int) -> int:
-        """vLLM's "KV cache size": tokens in sequences that fill the window."""
+        """Return vLLM's "KV cache size": the tokens in sequences that fill the window."""
         return int(self.sequences(available_bytes, window_tokens) * window_tokens)
 
 
@@ -64,7 +66,7 @@ def plan_cache(
     prefix_caching: bool = True,
     least_block_tokens: int = GPU_BLOCK_TOKENS,
 ) -> Cache:
-    """`drafted` is 0 where MTP is off. Raises `ConfigError` where the heads do not divide."""
+    """Return the cache of one device; `drafted` is 0 without MTP. Raise ConfigError for indivisible heads."""
     kv_layer = 2 * _kv_heads(shape, layout) * shape.head_dim * (1 if kv_fp8 else 2)
     state_layer = _state_bytes(shape, layout, drafted)
     attention_layers = shape.full_layers + (shape.draft_layers if drafted else 0)
@@ -78,20 +80,20 @@ def plan_cache(
         block_bytes=group * block_tokens * kv_layer,
         attention_groups=-(-attention_layers // group),
         state_groups=-(-shape.linear_layers // group),
-        # With prefix caching the newest state and the one at the last whole block are both kept.
+        # With prefix caching both the newest state and that at the last whole block are kept.
         state_blocks_each=(2 if prefix_caching else 1) + drafted,
     )
 
 
 def _kv_heads(shape: Shape, layout: ParallelLayout) -> int:
-    """On one device: at least one, so beyond as many devices as heads each head is kept more than once."""
+    """Return the key-value heads of one device: at least one, so more devices than heads keep copies."""
     if max(shape.kv_heads, layout.tensor) % min(shape.kv_heads, layout.tensor):
-        raise ConfigError(f"{layout.tensor} devices do not divide {shape.kv_heads} key-value heads")
+        raise ConfigError(f"{layout.tensor} devices do not divide {shape.kv_heads} key-value heads evenly")
     return max(1, shape.kv_heads // layout.tensor)
 
 
 def _state_bytes(shape: Shape, layout: ParallelLayout, drafted: int) -> int:
-    """One layer's recurrent state, and the convolution's last inputs (bfloat16), which drafts lengthen."""
+    """Return the bytes of a layer's recurrent state and the convolution's inputs, which drafts lengthen."""
     if shape.linear_layers and (shape.linear_keys % layout.tensor or shape.linear_values % layout.tensor):
         raise ConfigError(f"{layout.tensor} devices do not divide {shape.linear_keys} Gated DeltaNet key heads")
     state = shape.linear_values * shape.linear_key_dim * shape.linear_value_dim * shape.state_element_bytes
@@ -100,7 +102,7 @@ def _state_bytes(shape: Shape, layout: ParallelLayout, drafted: int) -> int:
 
 
 def _layers_per_group(attention: int, linear: int) -> int:
-    """Groups have the same number of layers; the last of a kind is padded."""
+    """Return the number of layers per group, the same for all groups; the last group of a kind is padded."""
     few, many = sorted((attention, linear))
     if not few:
         return many

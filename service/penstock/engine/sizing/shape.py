@@ -1,4 +1,4 @@
-"""A Qwen3.5-class text model by its numbers, read from config.json."""
+"""Read the dimensions of a Qwen3.5-class text model from config.json."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from penstock.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Widths are in elements. `linear_layers` are Gated DeltaNet, `full_layers` attend to everything.
+    """Hold the dimensions. `linear_layers` are Gated DeltaNet, `full_layers` attend to all tokens.
 
-    `experts` is 0 for a dense model, which then has `inner`; `draft_layers` are multi-token prediction (MTP).
+    Widths are in elements. `experts` is 0 for a dense model, which then has `inner`; `draft_layers` are for multi-token
+    prediction (MTP).
     """
 
     vocab: int
@@ -41,23 +42,23 @@ class Shape:
 
     @property
     def layers(self) -> int:
-        """Without the draft's."""
+        """Return the number of layers, without draft layers."""
         return self.linear_layers + self.full_layers
 
     @property
     def convolved(self) -> int:
-        """Channels of a Gated DeltaNet layer's convolution: queries, keys and values."""
+        """Return the channels of a Gated DeltaNet layer's convolution: queries, keys and values."""
         return 2 * self.linear_keys * self.linear_key_dim + self.linear_values * self.linear_value_dim
 
 
 def read_shape(text: Mapping[str, Any]) -> Shape:
-    """From the text model's part of config.json. Raises `ConfigError` that names what is missing."""
+    """Return the dimensions in the text part of config.json. Raise ConfigError naming a missing one."""
     try:
         return _read(text)
     except KeyError as error:
-        raise ConfigError(f"config.json does not say {error.args[0]}: the model's size cannot be told") from None
+        raise ConfigError(f"config.json lacks {error.args[0]}, which the model's size depends on") from None
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"config.json has a size that is no number: {error}") from None
+        raise ConfigError(f"config.json has a size that is not a number: {error}") from None
 
 
 def _read(text: Mapping[str, Any]) -> Shape:
@@ -79,7 +80,7 @@ def _read(text: Mapping[str, Any]) -> Shape:
         linear_key_dim=int(text["linear_key_head_dim"]) if linear else 0,
         linear_value_dim=int(text["linear_value_head_dim"]) if linear else 0,
         kernel=int(text["linear_conv_kernel_dim"]) if linear else 0,
-        # The official configs say float32; vLLM takes the model's own type where a config says nothing else.
+        # The official configurations set float32; without it vLLM uses the model's own type.
         state_element_bytes=4 if text.get("mamba_ssm_dtype", "float32") == "float32" else 2,
         experts=experts,
         experts_per_token=int(text["num_experts_per_tok"]) if experts else 0,
@@ -91,7 +92,7 @@ def _read(text: Mapping[str, Any]) -> Shape:
 
 
 def _layers(text: Mapping[str, Any]) -> tuple[int, int]:
-    """(Gated DeltaNet layers, full-attention layers)."""
+    """Return the numbers of Gated DeltaNet layers and of full-attention layers."""
     count = int(text["num_hidden_layers"])
     kinds = text.get("layer_types")
     if kinds:

@@ -1,4 +1,4 @@
-"""Every matrix of a Qwen3.5-class model with its shape, its precision in an FP8 checkpoint, and how vLLM spreads it."""
+"""List every matrix of a Qwen3.5-class model: shape, precision in FP8 checkpoints, distribution in vLLM."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _VOCABULARY_STEP = 64
 
 
 class Part(Enum):
-    """What a matrix is for; decides when it is read."""
+    """Enumerate what a matrix is for, which decides when it is read."""
 
     EMBEDDING = auto()  # looked up row by row
     HEAD = auto()  # read once per step, and once per draft
@@ -28,7 +28,7 @@ class Part(Enum):
 
 
 class Spread(Enum):
-    """Over which devices a matrix is divided; a data-parallel replica has all but the experts again."""
+    """Enumerate over which devices a matrix is divided; data-parallel replicas repeat everything but the experts."""
 
     EVERYWHERE = auto()  # each has it whole
     TENSOR = auto()
@@ -38,7 +38,7 @@ class Spread(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ParallelLayout:
-    """`tensor` devices hold one replica, `data` replicas run side by side, their experts spread over all or not."""
+    """Hold a layout: `tensor` devices per replica, `data` replicas, and whether experts are spread over all."""
 
     tensor: int = 1
     data: int = 1
@@ -46,17 +46,18 @@ class ParallelLayout:
 
     @property
     def ranks(self) -> int:
+        """Return the number of devices."""
         return self.tensor * self.data
 
     @property
     def expert_ranks(self) -> int:
-        """Devices over which one set of experts is divided."""
+        """Return the number of devices over which one set of experts is divided."""
         return self.ranks if self.experts else self.tensor
 
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """`count` alike. `fp8`: converted in an FP8 checkpoint, with scales; otherwise `bytes_each` per element."""
+    """Describe `count` equal matrices: FP8 with scales where `fp8`, else `bytes_each` per element."""
 
     name: str
     part: Part
@@ -70,14 +71,16 @@ class Matrix:
 
     @property
     def elements(self) -> int:
+        """Return the number of elements."""
         return self.count * self.rows * self.columns
 
     @property
     def scales(self) -> int:
+        """Return the number of scales in an FP8 checkpoint."""
         return self.count * -(-self.rows // BLOCK) * -(-self.columns // BLOCK) if self.fp8 else 0
 
     def bytes(self, fp8: bool, nvfp4: bool = False) -> int:
-        """`nvfp4` wins over `fp8`: the experts take half a byte each and their scales, all else is as stored."""
+        """Return the bytes. With `nvfp4`, experts take half a byte per weight, and their scales."""
         if nvfp4:
             if self.part is not Part.EXPERTS:
                 return self.elements * self.bytes_each
@@ -85,7 +88,7 @@ class Matrix:
         return self.elements + 4 * self.scales if fp8 and self.fp8 else self.elements * self.bytes_each
 
     def share(self, shape: Shape, layout: ParallelLayout) -> Fraction:
-        """Of its bytes, on one device."""
+        """Return the share of the bytes on one device."""
         match self.spread:
             case Spread.EVERYWHERE:
                 return Fraction(1)
@@ -98,7 +101,7 @@ class Matrix:
 
 
 def inventory(shape: Shape, draft: bool = True) -> list[Matrix]:
-    """All weights of the text model; without `draft`, those that vLLM loads where MTP is off."""
+    """Return all weights of the text model; without `draft`, those that vLLM loads without MTP."""
     found = [*_ends(shape)]
     found += [_times(matrix, shape.linear_layers) for matrix in _delta_net(shape)]
     found += [_times(matrix, shape.full_layers) for matrix in _attention(shape)]
@@ -119,7 +122,7 @@ def bytes_of(
     which: Callable[[Matrix], bool] = lambda _: True,
     nvfp4: bool = False,
 ) -> int:
-    """All of them; with a layout, those of one device, rounded up."""
+    """Return the bytes of the matrices; with a layout, those of one device, rounded up."""
     alone = layout or ParallelLayout()
     wanted = (matrix for matrix in matrices if which(matrix))
     total = sum((matrix.bytes(fp8, nvfp4) * matrix.share(shape, alone) for matrix in wanted), Fraction(0))
@@ -134,12 +137,12 @@ def weight_bytes(
 
 
 def parameters(shape: Shape, draft: bool = False) -> int:
-    """As model names count them: without the draft layer."""
+    """Return the number of parameters as in model names: without the draft layer."""
     return sum(matrix.elements for matrix in inventory(shape, draft))
 
 
 def active_parameters(shape: Shape) -> int:
-    """That one token passes through: its experts only, and of the embedding one row, which is nothing."""
+    """Return the parameters that one token uses: its experts only, and no embedding."""
     share = Fraction(shape.experts_per_token, shape.experts) if shape.experts else Fraction(1)
     counted = (
         matrix.elements * (share if matrix.part is Part.EXPERTS else 1)

@@ -1,11 +1,13 @@
-"""Tries constraints, each in a child that can be killed; a program of its own: `python -m penstock.engine.vllm.sandbox`.
+"""Try constraints, each in a child process that can be killed. Run as `python -m penstock.engine.vllm.sandbox`.
 
-Compiling cannot be interrupted, and a grammar that compiles at once can still take seconds per token. So a child
-compiles it, then writes a few texts under it as the engine would, within time, memory and stack; what dies there would
-have hurt everybody in the engine. Children are forked from here because importing the compiler takes seconds.
+Compilation cannot be interrupted, and a grammar that compiles at once can still take seconds per token. So a child
+compiles the constraint and writes some texts under it as the engine would, within limits of time, memory and stack:
+what fails there would have blocked all requests in the engine. Children are forked from here because to import the
+compiler takes seconds.
 
 stdin: one line with the tokenizer, then a JSON object per line {id, kind, spec, seconds}; kinds as in `_compile`.
-stdout: "ready", then per trial a line "id verdict" (`Verdict`, or -N where signal N ended it). Ends with its stdin.
+stdout: "ready", then per constraint a line "id result" (`SandboxResult`, or -N where signal N ended the child). The
+program ends when stdin does.
 """
 
 from __future__ import annotations
@@ -51,22 +53,22 @@ def main() -> int:
     return 0
 
 
-def _watch(trial: dict[str, Any], tokenizer: Any) -> None:
+def _watch(constraint: dict[str, Any], tokenizer: Any) -> None:
     """In the first child: sees how the second one ends. Neither outlives this program (the service may be killed)."""
     end_with_parent()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     child = os.fork()
     if child == 0:
         end_with_parent()
-        _bound(trial["seconds"])
+        _bound(constraint["seconds"])
         verdict = SandboxResult.MALFORMED
         try:
-            verdict = _try(trial["kind"], trial["spec"], tokenizer)
+            verdict = _try(constraint["kind"], constraint["spec"], tokenizer)
         finally:
             os._exit(verdict)
     _, status = os.waitpid(child, 0)
     # One write: lines of several children do not mix.
-    os.write(sys.stdout.fileno(), f"{trial['id']} {os.waitstatus_to_exitcode(status)}\n".encode())
+    os.write(sys.stdout.fileno(), f"{constraint['id']} {os.waitstatus_to_exitcode(status)}\n".encode())
     os._exit(0)
 
 

@@ -1,4 +1,4 @@
-"""Between the proto messages and the service's own types: pure, both ways. Ranges are `validation`'s business."""
+"""Convert between proto messages and the service's types. Ranges are checked by `generation.validation`."""
 
 from __future__ import annotations
 
@@ -95,11 +95,11 @@ _SamplingScalar = Literal[
 _MAX_FLUSH_SECONDS = 10
 _SAMPLING_SCALARS: tuple[_SamplingScalar, ...] = get_args(_SamplingScalar)
 
-# ---------------------------------------------------------------------------------------------------------- inwards
+# ------------------------------------------------------------------------------------------------------- from proto
 
 
 def request_from_proto(spec: pb.GenerationSpec) -> Request:
-    """What the caller asked, absent fields as None. Raises BadRequest for enum numbers that this version lacks."""
+    """Return the caller's request, absent fields as None. Raise BadRequest for unknown enum numbers."""
     kind = spec.WhichOneof("input")
     return Request(
         messages=_messages(spec.messages) if kind == "messages" else None,
@@ -115,31 +115,32 @@ def request_from_proto(spec: pb.GenerationSpec) -> Request:
 
 
 def seconds_from_proto(length: Duration) -> float:
+    """Return a duration in seconds."""
     seconds: float = length.seconds + length.nanos / 1e9
     return seconds
 
 
 def flush_seconds(interval: Duration) -> float:
-    """How long deltas may be held. Raises BadRequest outside [0, 10] seconds."""
+    """Return how many seconds deltas may be held. Raise BadRequest outside [0, 10] seconds."""
     seconds = seconds_from_proto(interval)
     if not 0 <= seconds <= _MAX_FLUSH_SECONDS:
         raise BadRequest(
             FieldViolation(
-                "flush_interval", f"must be 0 to {_MAX_FLUSH_SECONDS} seconds, got {seconds:g}", "INVALID_FIELD"
+                "flush_interval", f"must be in [0, {_MAX_FLUSH_SECONDS}] seconds, got {seconds:g}", "INVALID_FIELD"
             )
         )
     return seconds
 
 
 def priority_from_proto(spec: pb.GenerationSpec) -> Priority | None:
-    """The class that the call asks for, if it does. Raises BadRequest for a number that is none."""
+    """Return the priority that the call asks for; None where it asks for none. Raise BadRequest for unknown numbers."""
     if spec.priority not in _PRIORITIES:
         raise _unknown_enum("spec.priority", spec.priority)
     return _PRIORITIES[spec.priority]
 
 
 def _unknown_enum(field: str, number: int) -> BadRequest:
-    return BadRequest(FieldViolation(field, f"{number} is not a value of this enum", "INVALID_FIELD"))
+    return BadRequest(FieldViolation(field, f"must be a value of this enum, got {number}", "INVALID_FIELD"))
 
 
 def _messages(messages: pb.Messages) -> tuple[Message, ...]:
@@ -201,25 +202,28 @@ def _structured(config: pb.OutputConfig) -> StructuredOutput | None:
     return StructuredOutput(StructuredKind(kind), spec=getattr(config, kind))
 
 
-# --------------------------------------------------------------------------------------------------------- outwards
+# --------------------------------------------------------------------------------------------------------- to proto
 
 
 M = TypeVar("M")
 Envelope: TypeAlias = Callable[[], tuple[M, pb.GenerationEvent]]
-"""A new reply, and the event in it to be written: events are filled in where they travel, never copied there."""
+"""Returns a new reply and the empty event in it: events are written in place and never copied."""
 
 
 def bare() -> tuple[pb.GenerationEvent, pb.GenerationEvent]:
+    """Return a new event as its own envelope."""
     event = pb.GenerationEvent()
     return event, event
 
 
 def streamed() -> tuple[pb.StreamGenerateResponse, pb.GenerationEvent]:
+    """Return a new reply of StreamGenerate and its event."""
     reply = pb.StreamGenerateResponse()
     return reply, reply.event
 
 
 def interacted() -> tuple[pb.InteractResponse, pb.GenerationEvent]:
+    """Return a new reply of Interact and its event."""
     reply = pb.InteractResponse()
     return reply, reply.event
 
@@ -231,7 +235,7 @@ def write_event(
     *,
     with_ids: bool,
 ) -> None:
-    """One event of a running generation into an empty message. The hot path: one per engine step and stream."""
+    """Write one event of a running generation into an empty message. Called once per engine step and stream."""
     if not isinstance(event, Delta):
         _write_change(message, event)
         return
@@ -261,6 +265,8 @@ def _write_change(message: pb.GenerationEvent, event: ThoughtEnded | Interrupted
 
 
 def logprobs_to_proto(logprobs: Sequence[TokenLogprobs], token_bytes: Callable[[int], bytes]) -> list[pb.TokenLogprobs]:
+    """Return log probabilities as messages, each token with its bytes."""
+
     def one(logprob: TokenLogprob) -> pb.TokenLogprob:
         piece = token_bytes(logprob.token_id)
         return pb.TokenLogprob(token_id=logprob.token_id, logprob=logprob.logprob, token_bytes=piece)
@@ -269,6 +275,7 @@ def logprobs_to_proto(logprobs: Sequence[TokenLogprobs], token_bytes: Callable[[
 
 
 def thought_ended_to_proto(ended: ThoughtEnded) -> pb.ThinkingFinished:
+    """Return the end of a thought as a message."""
     return pb.ThinkingFinished(
         candidate_index=ended.candidate_index,
         outcome=_OUTCOMES[ended.outcome],
@@ -279,6 +286,7 @@ def thought_ended_to_proto(ended: ThoughtEnded) -> pb.ThinkingFinished:
 def finished_to_proto(
     finished: Finished, effective: pb.EffectiveSettings, resume_token: str = ""
 ) -> pb.GenerationFinished:
+    """Return the last event as a message; `resume_token` is set for a drained generation."""
     return pb.GenerationFinished(
         results=[result_to_proto(end) for end in finished.ends],
         usage=usage_to_proto(finished.usage),
@@ -290,6 +298,7 @@ def finished_to_proto(
 
 
 def result_to_proto(end: CandidateEnd) -> pb.CandidateResult:
+    """Return the end of a candidate as a message."""
     return pb.CandidateResult(
         candidate_index=end.candidate_index,
         finish_reason=_FINISHES[end.finish_reason],
@@ -300,6 +309,7 @@ def result_to_proto(end: CandidateEnd) -> pb.CandidateResult:
 
 
 def usage_to_proto(usage: Usage) -> pb.Usage:
+    """Return token counts as a message."""
     return pb.Usage(
         prompt_tokens=usage.prompt_tokens,
         cached_tokens=usage.cached_tokens,
@@ -315,6 +325,7 @@ def usage_to_proto(usage: Usage) -> pb.Usage:
 
 
 def cost_to_proto(cost: Cost | None) -> pb.Cost | None:
+    """Return a cost as a message; None without one."""
     if cost is None:
         return None
     return pb.Cost(
@@ -326,6 +337,7 @@ def cost_to_proto(cost: Cost | None) -> pb.Cost | None:
 
 
 def timing_to_proto(timing: Timing) -> pb.Timing:
+    """Return durations as a message."""
     return pb.Timing(
         queue=duration_to_proto(timing.queue_seconds),
         first_token=duration_to_proto(timing.first_token_seconds),
@@ -335,6 +347,7 @@ def timing_to_proto(timing: Timing) -> pb.Timing:
 
 
 def duration_to_proto(seconds: float | None) -> Duration | None:
+    """Return seconds as a duration, rounded to nanoseconds; None for None."""
     if seconds is None:
         return None
     nanos = round(seconds * 1e9)
@@ -342,11 +355,13 @@ def duration_to_proto(seconds: float | None) -> Duration | None:
 
 
 def sampling_to_proto(sampling: Sampling) -> pb.SamplingConfig:
+    """Return sampling parameters as a message, without those that are None."""
     set_fields = {name: getattr(sampling, name) for name in _SAMPLING_SCALARS if getattr(sampling, name) is not None}
     return pb.SamplingConfig(**set_fields, logit_bias=dict(sampling.logit_bias))
 
 
 def effective_settings(plan: GenerationPlan) -> pb.EffectiveSettings:
+    """Return the settings that a plan resolved."""
     return pb.EffectiveSettings(
         thinking_mode=MODES_TO_PROTO[plan.choice.mode],
         thinking_budget=plan.budget.thought_tokens,
@@ -363,4 +378,5 @@ def effective_settings(plan: GenerationPlan) -> pb.EffectiveSettings:
 
 
 def dropped(plan: GenerationPlan) -> pb.DroppedContext:
+    """Return what was dropped of the prompt."""
     return pb.DroppedContext(tokens=plan.context.dropped_tokens, messages=plan.context.dropped_messages)

@@ -1,4 +1,4 @@
-"""What GetModel tells: card, profile, prices and limits as proto messages."""
+"""Convert the model card, profile, prices and limits to the reply of GetModel."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from penstock.types import ModelCard, ThinkingMode
 
 
 def model_to_proto(card: ModelCard, config: Config, prices: PriceList) -> pb.GetModelResponse:
+    """Return the reply of GetModel."""
     default_mode = ThinkingMode(config.thinking.default_mode) if card.markers else ThinkingMode.FAST
     defaults = defaults_for(config.thinking, card)
     return pb.GetModelResponse(

@@ -1,4 +1,4 @@
-"""Between the messages of RoutingService and the service's own types. Pure."""
+"""Convert between the messages of RoutingService and the service's types."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _DEFAULT_INTERVAL_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class LoadQuery:
-    """What a caller wants to see. None: the server's default window; ranks as served."""
+    """Hold what a caller asks for. None is the server's default window, or the ranks as served."""
 
     window_seconds: float | None
     interval_seconds: float
@@ -24,31 +24,37 @@ class LoadQuery:
 
 
 def load_query_from_proto(request: pb.GetExpertLoadRequest | pb.WatchExpertLoadRequest) -> LoadQuery:
-    """Raises `errors.BadRequest` with every field that is out of its range."""
+    """Return the query of a request. Raise BadRequest with every field that is out of its range."""
     wrong: list[FieldViolation] = []
     window = interval = None
     if request.HasField("window"):
         window = seconds_from_proto(request.window)
         if not 0 < window <= LONGEST_WINDOW_SECONDS:
-            wrong.append(FieldViolation("window", "must be in (0, 1 hour]", "INVALID_FIELD"))
+            wrong.append(FieldViolation("window", f"must be in (0, 3600] seconds, got {window:g}", "INVALID_FIELD"))
     if isinstance(request, pb.WatchExpertLoadRequest) and request.HasField("interval"):
         interval = seconds_from_proto(request.interval)
         if not _MIN_INTERVAL_SECONDS <= interval <= _LONGEST_INTERVAL_SECONDS:
-            wrong.append(FieldViolation("interval", "must be in [0.1 s, 1 hour]", "INVALID_FIELD"))
+            wrong.append(
+                FieldViolation("interval", f"must be in [0.1, 3600] seconds, got {interval:g}", "INVALID_FIELD")
+            )
     ranks = request.rank_count if request.HasField("rank_count") else None
     if ranks is not None and ranks < 1:
-        wrong.append(FieldViolation("rank_count", "must be at least 1", "INVALID_FIELD"))
+        wrong.append(FieldViolation("rank_count", f"must be at least 1, got {ranks}", "INVALID_FIELD"))
     if wrong:
         raise BadRequest(*wrong)
     return LoadQuery(window, _DEFAULT_INTERVAL_SECONDS if interval is None else interval, ranks)
 
 
 def expert_load_to_proto(load: ExpertLoad, ranks: int | None) -> pb.ExpertLoad:
-    """`ranks` as asked for. Raises `errors.BadRequest` where there are more of them than experts."""
+    """Return a load as a message, for `ranks` as requested. Raise BadRequest for more ranks than experts."""
     ranks = load.ranks if ranks is None else ranks
     experts = min((len(layer.counts) for layer in load.layers), default=ranks)
     if ranks > experts:
-        raise BadRequest(FieldViolation("rank_count", f"there are {experts} experts", "INVALID_FIELD"))
+        raise BadRequest(
+            FieldViolation(
+                "rank_count", f"must be at most the number of experts, {experts}, got {ranks}", "INVALID_FIELD"
+            )
+        )
     return pb.ExpertLoad(
         window=duration_to_proto(load.window_seconds),
         token_count=load.token_count,

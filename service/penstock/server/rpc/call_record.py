@@ -1,4 +1,4 @@
-"""What stands at the border for every call: the gate, the quotas, the onlooker and the audit log."""
+"""Authenticate, count, trace and audit every call: the middleware, and the record of one call."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from penstock.telemetry.audit import NO_AUDIT, Audit
 from penstock.telemetry.hooks import CURRENT_CALL, NO_HOOKS, CallHooks, TelemetryHooks
 
 _GENERATION = "/penstock.v1.GenerationService/"
-# Coming back to a stream is no new request, and giving one up must always be possible.
+# To resume a stream is no new request, and to cancel one must always be possible.
 _UNCOUNTED = frozenset({f"{_GENERATION}Resume", f"{_GENERATION}Cancel"})
 
 
 @dataclass(frozen=True, slots=True)
 class CallMiddleware:
+    """Hold what the interceptor applies to every call: authenticator, quotas, telemetry hooks and audit log."""
+
     authenticator: Authenticator
     quotas: Quotas = field(default_factory=Quotas)
     hooks: TelemetryHooks = NO_HOOKS
@@ -29,31 +31,33 @@ class CallMiddleware:
     async def authenticate(
         self, method: str, metadata: Iterable[tuple[str, str | bytes]]
     ) -> Principal | PenstockError | None:
-        """Before the message is read: the caller by its bearer token, why it is turned away, or None where it shows
-        none."""
+        """Identify the caller by its bearer token, before the message is read, and count the request.
+
+        Return the principal, None where no token was sent, or the error that refuses the call.
+        """
         try:
             caller = await self.authenticator.authenticate(method, metadata)
             if caller is not None:
-                CURRENT_PRINCIPAL.set(caller)  # Known even where it is turned away, and told what it has left.
+                CURRENT_PRINCIPAL.set(caller)  # Set even if the call is refused, for the trailers.
                 await self.count(method, caller)
         except PenstockError as error:
             return error
         return caller
 
     async def count(self, method: str, caller: Principal) -> None:
-        """Raises QuotaExceeded."""
+        """Count one request of a caller. Raise QuotaExceeded."""
         if method.startswith(_GENERATION) and method not in _UNCOUNTED:
             await self.quotas.count_request(caller)
 
 
 class CallRecord:
-    """One call at the border. `watch` is the onlooker's, and in force for the running task."""
+    """Record one call for telemetry and audit. `hooks` are in force for the running task."""
 
     def __init__(self, middleware: CallMiddleware, method: str, context: Context) -> None:
         self._middleware = middleware
         self._method = method
         self._context = context
-        # Asked for now: of a call that was cancelled, gRPC may crash over the question.
+        # Read now: gRPC may crash when it is asked for the peer of a cancelled call.
         self._peer = str(context.peer())
         self._has_ended = False
         self._began = time.monotonic()
@@ -68,7 +72,7 @@ class CallRecord:
             self.hooks.caller_is(caller.id, caller.label)
 
     async def authorize(self, shown: Principal | None) -> None:
-        """Makes whoever calls the one that the task works for. Raises why it may not be."""
+        """Make the caller the principal of the running task. Raise CallerUnknown, CallerNotAllowed or QuotaExceeded."""
         middleware, context = self._middleware, self._context
         caller = middleware.authenticator.authorize(self._method, shown, self._peer, context.auth_context())
         self._is_for(caller)
@@ -76,14 +80,14 @@ class CallRecord:
             await middleware.count(self._method, caller)
 
     async def trailers(self) -> Sequence[tuple[str, str]]:
-        """What the caller has left."""
+        """Return what the caller has left of its limits, as metadata."""
         try:
             return await self._middleware.quotas.trailers(CURRENT_PRINCIPAL.get())
-        except Overloaded:  # The counts cannot be reached: that ends no call that went well.
+        except Overloaded:  # The counts cannot be reached: that must not fail a call that succeeded.
             return ()
 
     def ended(self, code: str, error: BaseException | None = None) -> None:
-        """Tell the onlooker and the audit log, once. `code` is the gRPC status by name."""
+        """Report the end of the call to telemetry and audit, once. `code` is the name of the gRPC status."""
         if self._has_ended:
             return
         self._has_ended = True

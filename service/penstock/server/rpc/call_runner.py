@@ -1,6 +1,6 @@
-"""One call from its arrival to its last event: let in, read, check, plan, generate, say. Its methods are `servicer`'s.
+"""Run a call from its arrival to its last event: admit, validate, plan, generate and send. Used by the servicers.
 
-Cancelling a call, or its deadline, cancels the handler; every `aclosing` on the way down then closes the engine's
+Cancellation of a call, or its deadline, cancels the handler; every `aclosing` on the way then closes the engine's
 iterator, which aborts the engine's work.
 """
 
@@ -46,13 +46,13 @@ from penstock.types import Event, Finished, FinishReason, GenerationPlan
 
 _LARGE_BYTES = 64 * 1024
 _TOKEN_FRAME_BYTES = 1024
-"""Of a ResumeRequest beside its token."""
+"""Bytes of a ResumeRequest besides its token."""
 M = TypeVar("M")
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationCall:
-    """One call that was planned and let in."""
+    """Hold one call that was planned and admitted."""
 
     engine: Engine
     plan: GenerationPlan
@@ -67,7 +67,7 @@ class GenerationCall:
 
 
 class CallRunner:
-    """Runs calls in this house."""
+    """Run the generations of this service."""
 
     def __init__(self, service: ServiceContext) -> None:
         self._service = service
@@ -75,7 +75,7 @@ class CallRunner:
     async def start_resumable(
         self, spec: pb.GenerationSpec, request_context: RequestContext, flush_seconds: float
     ) -> AsyncGenerator[pb.GenerationEvent, None]:
-        """Starts a generation that goes on without its client, and reads it until the deadline."""
+        """Start a generation that continues without its client, and read it until the deadline."""
         generation_id = uuid.uuid4().hex
         with self._numbered(generation_id):
             self._check_capacity(spec, request_context)
@@ -87,13 +87,15 @@ class CallRunner:
     async def resume_from_checkpoint(
         self, request: pb.ResumeRequest, request_context: RequestContext
     ) -> AsyncGenerator[pb.GenerationEvent, None]:
-        """Goes on with what another server drained, or reads on where that already goes on here."""
+        """Continue a generation that another server drained, or read it where it already continues on this server."""
         service = self._service
         if service.signing_key is None:
-            raise GenerationNotFound("this server has no resume.key_file, so it cannot open another's tokens")
+            raise GenerationNotFound("this server has no resume.key_file and cannot verify another server's tokens")
         checkpoint = verify_checkpoint(request.resume_token, service.signing_key, request_context.caller)
         if request.generation_id != checkpoint.generation_id or request.last_sequence < checkpoint.sequence:
-            raise GenerationNotFound("the token belongs to another generation, or to another place in it")
+            raise GenerationNotFound(
+                "resume_token does not match generation_id and last_sequence; send those of the drained call"
+            )
         if request.last_sequence == checkpoint.sequence:
             spec = pb.GenerationSpec.FromString(checkpoint.spec)
             self._check_capacity(spec, request_context)
@@ -101,7 +103,7 @@ class CallRunner:
                 stream = await service.streams.attach(
                     request.generation_id, request.resume_token, request.last_sequence, request_context.caller
                 )
-            except Overloaded:  # no room to keep it: it goes on all the same, over this connection alone
+            except Overloaded:  # No room to keep it: it continues over this connection only.
                 return self.events(spec, request_context, checkpoint.flush_seconds, convert.bare, checkpoint=checkpoint)
             if stream.task is None:
                 source = self.events(
@@ -116,7 +118,7 @@ class CallRunner:
     async def in_time(
         self, events: AsyncGenerator[M, None], request_context: RequestContext, meter: UsageMeter
     ) -> AsyncGenerator[M, None]:
-        """`events` until shortly before the deadline. Raises DeadlinePassed then, with what was made until then."""
+        """Yield `events` until shortly before the deadline, then raise DeadlinePassed with the tokens so far."""
         async with aclosing(events):
             while True:
                 try:
@@ -134,7 +136,7 @@ class CallRunner:
 
     @asynccontextmanager
     async def ends_in_time(self, request_context: RequestContext, meter: UsageMeter) -> AsyncIterator[None]:
-        """As `in_time`, for a call that gives one reply."""
+        """Limit the time of a call that gives one reply; see `in_time`."""
         try:
             async with asyncio.timeout(self._seconds_left(request_context)):
                 yield
@@ -152,9 +154,10 @@ class CallRunner:
         control: GenerationControl | None = None,
         checkpoint: Checkpoint | None = None,
     ) -> AsyncGenerator[M, None]:
-        """What the generation says, each event numbered and in an envelope of its own.
+        """Yield the events of a generation, numbered, each in an envelope of its own.
 
-        Until shortly before the deadline, but for a resumable one, which goes on for who comes back.
+        They end shortly before the deadline, except those of a resumable stream, which continues for a client that
+        returns.
         """
         meter = stream.meter if stream else UsageMeter()
         events = self._events(
@@ -212,7 +215,7 @@ class CallRunner:
             convert.write_event(message, event, call.engine.tokenizer.token_bytes, with_ids=output.return_token_ids)
 
     def _check_capacity(self, spec: pb.GenerationSpec, request_context: RequestContext) -> None:
-        """Refuses what would be refused anyway, before work is done for it."""
+        """Refuse a call that would be refused anyway, before any work is done for it."""
         self._service.admission.check_capacity(
             class_of(convert.priority_from_proto(spec), request_context.caller), request_context.caller.id
         )
@@ -229,7 +232,7 @@ class CallRunner:
         streams: bool = True,
         meter: UsageMeter | None = None,
     ) -> AsyncIterator[GenerationCall]:
-        """Reads, checks and plans the call, then waits for room. Nothing reaches the engine without a permit."""
+        """Validate and plan the call, then wait for capacity. Nothing reaches the engine without a permit."""
         service = self._service
         engine = service.engine()
         chat = spec.WhichOneof("input") == "messages"
@@ -258,10 +261,10 @@ class CallRunner:
                 control = control or service.control()
                 began, room = time.monotonic(), service.admission.permit(_admission_request(plan, request_context))
                 permit = await control.unless_it_ends(lambda: stack.enter_async_context(room))
-                # Without a permit it was cancelled in the queue: it ends before it asks for an engine.
+                # Without a permit it was cancelled in the queue and ends before it asks for an engine.
                 waited_seconds = permit.waited_seconds if permit else time.monotonic() - began
             if waited_seconds and plan.choice.auto_budget_tokens is not None:
-                # The deadline is nearer than when AUTO was planned.
+                # The deadline is nearer than when the AUTO budget was planned.
                 plan = await self.plan(spec, engine, request_context)
                 hooks.planned(plan, request_context.seconds_left)
             effective = convert.effective_settings(plan)
@@ -279,7 +282,7 @@ class CallRunner:
 
     @contextmanager
     def _numbered(self, generation_id: str) -> Iterator[None]:
-        """Adds to errors what only this layer knows of them."""
+        """Add the metadata to errors that only this layer knows."""
         try:
             yield
         except Overloaded as error:
@@ -301,7 +304,7 @@ class CallRunner:
         request_context: RequestContext,
         checkpoint: Checkpoint | None = None,
     ) -> GenerationPlan:
-        """Checks and plans a call; a large one beside the event loop, which it would hold for a second."""
+        """Validate and plan a call; a large one in a thread, because it may block the event loop for a second."""
         if spec.ByteSize() < _LARGE_BYTES:
             return self._plan(spec, engine, request_context, checkpoint)
         return await asyncio.to_thread(self._plan, spec, engine, request_context, checkpoint)
@@ -314,7 +317,10 @@ class CallRunner:
         validate(request, engine.card, self._service.config.resolved_limits)
         if checkpoint is not None:
             if checkpoint.model != engine.card.name:
-                raise GenerationNotFound("the token is of another model", served_model=engine.card.name)
+                raise GenerationNotFound(
+                    f"resume_token is of another model, this server serves {engine.card.name}",
+                    served_model=engine.card.name,
+                )
             request = with_checkpoint_mode(request, checkpoint.plan)
         if not self._service.config.auth.shared_prefix_cache:
             request = own_prefixes(request, request_context.caller)
@@ -323,7 +329,7 @@ class CallRunner:
         likely_tokens = None if seconds_left is None else self._service.answers.likely_tokens()
         limits, default = request_context.caller.limits, None
         if limits.usd_ticks_per_day is not None:
-            # Its worst case is reserved: the whole window's would leave the caller two or three calls at once.
+            # The worst-case cost is reserved: that of the whole window would allow two or three concurrent calls only.
             default = self._service.config.limits.default_max_output_tokens
         plan = plan_generation(request, engine, self._service.config, seconds_left, likely_tokens, default)
         caller = request_context.caller.id if request_context.caller.is_known else network_of(request_context.caller.id)
@@ -331,6 +337,7 @@ class CallRunner:
         return plan if checkpoint is None else with_budget(plan, checkpoint.plan)
 
     def generation(self, call: GenerationCall) -> AsyncGenerator[Event, None]:
+        """Return the events of an admitted call. To close the iterator aborts the engine's work."""
         return generate(
             call.engine,
             call.plan,
@@ -352,11 +359,12 @@ class CallRunner:
         states, headers = finished.states, CURRENT_CALL.get().headers
         checkpoint = Checkpoint(call.generation_id, model, spec, sequence, plan, states, headers, flush_seconds)
         token = sign_checkpoint(checkpoint, key, call.request_context.caller)
-        # What no message holds cannot move: an empty token says so.
+        # A token that exceeds the message size cannot be sent; an empty one tells that the generation cannot move.
         return token if len(token) + _TOKEN_FRAME_BYTES <= self._service.config.max_message_bytes else ""
 
 
 def deadline_passed(meter: UsageMeter) -> DeadlinePassed:
+    """Return the error of a call whose deadline passed, with the tokens generated until then."""
     usage = meter.usage
     return DeadlinePassed(
         "the deadline passed before the answer was complete",

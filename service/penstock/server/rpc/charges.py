@@ -1,4 +1,4 @@
-"""One generation's claim on its caller's quotas, and its line in the audit log: however it ends, it is counted."""
+"""Reserve one generation's quota and write its audit line: each generation is counted, however it ends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from penstock.types import GenerationPlan, Usage
 async def reserve_quota(
     service: ServiceContext, caller: Principal, plan: GenerationPlan, generation_id: str, meter: UsageMeter
 ) -> AsyncIterator[None]:
-    """Holds the claim while the generation waits and runs. Raises QuotaExceeded."""
+    """Hold the reservation while the generation waits and runs. Raise QuotaExceeded."""
     if not caller.limits.holds_use and not service.audit.is_on:
         yield
         return
@@ -35,11 +35,11 @@ async def reserve_quota(
 
 
 def estimate_cost(plan: GenerationPlan, prices: PriceList) -> Reservation:
-    """The prompt, and as much output as the call may have, none of it cached."""
+    """Return the reservation of a plan: prompt and maximum output, at the higher of cached and uncached prices."""
     count, prompt_tokens = plan.request.output.candidate_count, len(plan.context.prompt_token_ids)
     worst = Usage(prompt_tokens=prompt_tokens, answer_tokens=plan.budget.max_output_tokens * count)
     cached = Usage(prompt_tokens=prompt_tokens, cached_tokens=prompt_tokens, answer_tokens=worst.answer_tokens)
-    # A price list may make cached tokens the dearer ones.
+    # A price list may have a higher price for cached tokens.
     costs = [cost.total_usd_ticks for usage in (worst, cached) if (cost := prices.cost(usage)) is not None]
     return Reservation(uuid.uuid4().hex, count, prompt_tokens, max(costs, default=0))
 

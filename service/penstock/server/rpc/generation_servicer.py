@@ -1,6 +1,4 @@
-"""The methods of generation and model service, each on a few lines. What a call does is in `calls`; errors become
-statuses in `interceptor`.
-"""
+"""Serve GenerationService and ModelService. `call_runner` runs the calls; `interceptor` turns errors into statuses."""
 
 from __future__ import annotations
 
@@ -30,6 +28,8 @@ M = TypeVar("M")
 
 
 class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
+    """Serve generations."""
+
     def __init__(self, service: ServiceContext) -> None:
         self._service = service
         self._runner = CallRunner(service)
@@ -37,6 +37,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     def StreamGenerate(
         self, request: pb.StreamGenerateRequest, context: Context
     ) -> AsyncGenerator[pb.StreamGenerateResponse, None]:
+        """Yield the events of a generation, resumable or not."""
         request_context, flush_seconds = RequestContext.of(context), convert.flush_seconds(request.flush_interval)
         if request.resumable:
             return self._resumable(request.spec, request_context, flush_seconds)
@@ -50,6 +51,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                 yield pb.StreamGenerateResponse(event=event)
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResponse:
+        """Return a whole generation in one reply."""
         request_context, meter = RequestContext.of(context), UsageMeter()
         async with (
             self._runner.ends_in_time(request_context, meter),
@@ -70,6 +72,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         )
 
     async def CountTokens(self, request: pb.CountTokensRequest, context: Context) -> pb.CountTokensResponse:
+        """Return the tokens of a prompt and the cost of a call, without running it."""
         engine = self._service.engine()
         try:
             plan = await self._runner.plan(request.spec, engine, RequestContext.of(context))
@@ -80,9 +83,11 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     async def Interact(
         self, request_iterator: AsyncIterator[pb.InteractRequest], context: Context
     ) -> AsyncGenerator[pb.InteractResponse, None]:
+        """Yield the events of a generation that later messages of the client control."""
         first = await anext(request_iterator, None)
         if first is None or first.WhichOneof("action") != "start":
-            raise BadRequest(FieldViolation("action", "the first message must be `start`", "MISSING_FIELD"))
+            got = "nothing" if first is None else first.WhichOneof("action") or "an empty message"
+            raise BadRequest(FieldViolation("action", f"the first message must be `start`, got {got}", "MISSING_FIELD"))
         flush_seconds, control = convert.flush_seconds(first.flush_interval), self._service.control()
         request_context = RequestContext.of(context)
         source = self._runner.events(first.start, request_context, flush_seconds, convert.interacted, control=control)
@@ -92,6 +97,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                 yield reply
 
     async def Resume(self, request: pb.ResumeRequest, context: Context) -> AsyncGenerator[pb.ResumeResponse, None]:
+        """Yield the events of a resumable generation after `last_sequence`."""
         if is_checkpoint(request.resume_token):
             source = await self._runner.resume_from_checkpoint(request, RequestContext.of(context))
         else:
@@ -105,6 +111,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                 yield pb.ResumeResponse(event=event)
 
     async def Cancel(self, request: pb.CancelRequest, context: Context) -> pb.CancelResponse:
+        """End a resumable generation."""
         await self._service.streams.cancel(request.generation_id, request.resume_token, CURRENT_PRINCIPAL.get())
         return pb.CancelResponse()
 
@@ -112,8 +119,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
 async def _until_either_fails(
     source: AsyncGenerator[M, None], listening: Coroutine[Any, Any, None]
 ) -> AsyncGenerator[M, None]:
-    """What `source` gives, until `listening` fails: then at once its error, whatever `source` waits for."""
-    # Of one: a caller that reads slowly slows the generation, as it does elsewhere.
+    """Yield the items of `source`; where `listening` fails, raise its error at once, whatever `source` waits for."""
+    # One item at most: a client that reads slowly slows its generation, as in other calls.
     ready: deque[M] = deque()
     news, room = asyncio.Event(), asyncio.Event()
 
@@ -133,7 +140,7 @@ async def _until_either_fails(
             await news.wait()
             news.clear()
             if hearing.done():
-                hearing.result()  # A message that says nothing sensible ends the call.
+                hearing.result()  # An invalid message ends the call.
             if ready:
                 yield ready.popleft()
                 room.set()
@@ -147,11 +154,13 @@ async def _until_either_fails(
 
 
 async def _apply_messages(control: GenerationControl, requests: AsyncIterator[pb.InteractRequest], most: int) -> None:
-    """Turns what the caller says into what the candidates read at their next engine step."""
+    """Apply the client's messages to the control, which candidates read at their next engine step."""
     left = most
     async for request in requests:
         if left == 0:
-            raise BadRequest(FieldViolation("action", f"more than {most} messages after the first", "LIMIT_EXCEEDED"))
+            raise BadRequest(
+                FieldViolation("action", f"at most {most} messages may follow the first, got more", "LIMIT_EXCEEDED")
+            )
         left -= 1
         match request.WhichOneof("action"):
             case "finish_thinking":
@@ -168,15 +177,20 @@ async def _apply_messages(control: GenerationControl, requests: AsyncIterator[pb
             case "cancel":
                 control.cancel()
             case _:
-                raise BadRequest(FieldViolation("action", "must be one of the steering messages", "INVALID_FIELD"))
+                got = request.WhichOneof("action") or "an empty message"
+                why = f"must be finish_thinking, change_budget or cancel, got {got}"
+                raise BadRequest(FieldViolation("action", why, "INVALID_FIELD"))
 
 
 class ModelServicer(model_pb2_grpc.ModelServiceServicer):
+    """Serve the facts about the model."""
+
     def __init__(self, service: ServiceContext) -> None:
         self._service = service
 
     async def GetModel(self, request: model_pb2.GetModelRequest, context: Context) -> model_pb2.GetModelResponse:
+        """Return the model card, its profile, prices and limits."""
         card = self._service.engine().card
         if request.model not in ("", card.name):
-            raise ModelNotFound("this model is not served here", served_model=card.name)
+            raise ModelNotFound(f"this server serves {card.name} only", served_model=card.name)
         return model_to_proto(card, self._service.config, self._service.prices)

@@ -1,7 +1,7 @@
-"""The health service, `grpc.health.v1`, for a fixed set of names.
+"""Serve `grpc.health.v1` for a fixed set of names.
 
 The servicer of grpcio-health-checking holds a lock while it writes to a watcher, so that one client that does not read
-keeps the status from changing, and it forgets the watchers of a name when one of them leaves.
+blocks changes of the status, and it forgets the watchers of a name when one of them leaves.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ NOT_SERVING = _Response.NOT_SERVING
 
 
 class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
-    """Not thread-safe: lives on the event loop. Nothing is kept of a name that is not served."""
+    """Answer health checks. Not thread-safe: lives on the event loop. Nothing is kept of names that are not served."""
 
     def __init__(self, names: Mapping[str, int]) -> None:
         self._status = dict(names)
         self._changed = asyncio.Event()
 
     def set(self, status: int, *names: str) -> None:
-        """Change the status of some names at once and tell everybody who watches."""
+        """Change the status of some names and notify all watchers."""
         self._status.update(dict.fromkeys(names, status))
         self._changed.set()
         self._changed = asyncio.Event()
@@ -38,7 +38,7 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         """Return the status of a name; None, with NOT_FOUND set, where it is not served."""
         status = self._status.get(request.service)
         if status is None:
-            context.set_details("no such service: the empty name is the whole server")
+            context.set_details("unknown service; the empty name stands for the whole server")
             context.set_code(grpc.StatusCode.NOT_FOUND)
             return None
         return _Response(status=status)
@@ -46,6 +46,7 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
     async def Watch(  # noqa: N802 - the protocol's name
         self, request: health_pb2.HealthCheckRequest, context: Context
     ) -> AsyncGenerator[health_pb2.HealthCheckResponse, None]:
+        """Yield the status of a name now and after each change."""
         name = request.service if request.service in self._status else None
         del request
         told: int | None = None

@@ -1,7 +1,8 @@
-"""Every call passes here: who it is from, limits, bytes that are no message, errors (statuses), clients that are slow.
+"""Handle every call: authentication, limits, invalid messages, errors and slow clients.
 
-Handlers are given to gRPC as stream to stream whatever they are: a stream is not read until somebody asks, so a caller
-is known before its message is read, and a reply is written where a client that does not read it can be given up.
+Every handler is registered with gRPC as stream to stream: such a stream is not read until its handler asks for a
+message. So a caller is authenticated before its message is read, and a reply to a client that does not read can be
+given up.
 """
 
 from __future__ import annotations
@@ -35,15 +36,15 @@ from penstock.server.rpc.status import DETAILS_KEY, status_of
 from penstock.server.service_context import Context
 
 log = logging.getLogger(__name__)
-# gRPC's Python client says INTERNAL where it hears of the end while it sends a message.
+# gRPC's Python client reports INTERNAL where a call ends while it still sends a message.
 _GRACE_SECONDS = 0.1
 _QUIET_SECONDS = 0.01
-# gRPC ends a read, and tells the handler why a moment later.
+# gRPC ends a read and cancels the handler a moment later.
 _LOST_SECONDS = 0.1
 _OWN = "/penstock.v1."
 _GENERATION = "/penstock.v1.GenerationService/"
 _REFLECTION = "/grpc.reflection."
-_UNKNOWN_METHOD = "unknown"  # what a client calls it is not bounded, and no label
+_UNKNOWN_METHOD = "unknown"  # The client's own name for it is not bounded, so it cannot be a label.
 _SMALL_MESSAGE_BYTES = 64 * 1024
 # A grpc.RpcMethodHandler; its published types are those of the synchronous server.
 Handler: TypeAlias = Any
@@ -51,7 +52,7 @@ Behaviour: TypeAlias = Callable[[Any, Context], Any]
 
 
 class IncomingCall:
-    """One call under way."""
+    """Hold one running call: its handler, its messages and its size limits."""
 
     def __init__(
         self, method: str, handler: Handler, context: Context, settings: ServerSettings, message_bytes: int
@@ -59,7 +60,7 @@ class IncomingCall:
         self.method = method
         self.handler = handler
         self.context = context
-        # Asked for now: of a call that was cancelled, gRPC may crash over the question.
+        # Read now: gRPC may crash when it is asked for the peer of a cancelled call.
         self.peer = str(context.peer())
         self.incoming = Incoming(context)
         self.outgoing = Outgoing(context, settings.slow_reader_seconds)
@@ -73,35 +74,42 @@ class IncomingCall:
 
     @property
     def behaviour(self) -> Behaviour:
+        """Return the servicer's method."""
         handler = self.handler
         found: Behaviour = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
         return found
 
     def check_size(self, size: int) -> None:
-        """Raises MessageTooLarge."""
+        """Raise MessageTooLarge for a first message above the size limit."""
         _check_size(size, self.message_bytes)
 
     def check_later_size(self, size: int) -> None:
-        """The first message may hold a prompt, those that follow on a stream steer. Raises MessageTooLarge."""
+        """Raise MessageTooLarge for a later message of a stream, which holds no prompt and has a smaller limit."""
         _check_size(size, min(self.message_bytes, _SMALL_MESSAGE_BYTES))
 
     @property
     def has_expired(self) -> bool:
+        """Return whether the deadline has passed."""
         left = self.context.time_remaining()
         return left is not None and left <= 0
 
     def parse(self, message: bytes) -> Any:
-        """Raises BadRequest."""
+        """Return the message. Raise BadRequest for bytes that are none."""
         try:
             return self.handler.request_deserializer(message)
         except DecodeError:
             raise BadRequest(
-                FieldViolation("", "the bytes are not a valid message; strings must be UTF-8", "INVALID_FIELD")
+                FieldViolation(
+                    "", f"{len(message)} bytes are not a valid message; strings must be UTF-8", "INVALID_FIELD"
+                )
             ) from None
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """This API and reflection stand behind the border; health is open to all. Without a border, all is open."""
+    """Apply the middleware to this API and to reflection. Health checks need no authentication.
+
+    Without a middleware every method is open: on the port for health checks.
+    """
 
     def __init__(self, settings: ServerSettings, middleware: CallMiddleware | None, message_bytes: int) -> None:
         self._settings = settings
@@ -114,6 +122,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler:
+        """Wrap the handler of a call."""
         handler, method = await continuation(handler_call_details), str(handler_call_details.method)
         if handler is None:
             handler, method = grpc.unary_unary_rpc_method_handler(_unimplemented, bytes), _UNKNOWN_METHOD
@@ -129,11 +138,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return grpc.stream_stream_rpc_method_handler(answer, None, handler.response_serializer)
 
     async def _serve_open(self, call: IncomingCall) -> None:
-        """Answer whoever asks. Only what is refused is told to the border."""
+        """Answer a call without authentication. The middleware records refused calls only."""
         try:
             with self._limits.open_call(call.peer):
                 if call.method == _UNKNOWN_METHOD:
-                    raise NotImplementedYet("this server has no such method")
+                    raise NotImplementedYet("unknown method; this server implements the services of penstock.v1")
                 await self._answer(call, self._limits.strangers, call.peer)
         except Exception as error:
             record = None if self._middleware is None else CallRecord(self._middleware, call.method, call.context)
@@ -163,14 +172,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             raise
 
     async def _answer(self, call: IncomingCall, memory: RequestMemory, key: str) -> None:
-        """Everything but the status."""
+        """Read the request and send all replies, but not the status."""
         handler = call.handler
         async with AsyncExitStack() as stack:
             request = await self._request(call, memory, key, stack)
             outcome = call.behaviour(request, call.context)
             if not handler.response_streaming:
                 reply = await outcome
-                if reply is not None:  # Else the method has set the status.
+                if reply is not None:  # Otherwise the method has set the status.
                     await call.outgoing.write(reply)
                 return
             replies = await stack.enter_async_context(aclosing(outcome))
@@ -178,18 +187,18 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 await call.outgoing.write(reply)
 
     async def _request(self, call: IncomingCall, memory: RequestMemory, key: str, stack: AsyncExitStack) -> Any:
-        """The message, or all of them; room for the first one is held until `stack` ends."""
+        """Return the message, or an iterator over all of them. Room for the first one is held until `stack` ends."""
         seconds = self._settings.request_seconds
         reservation = await stack.enter_async_context(memory.reserve(key, seconds))
         message = await call.incoming.next(seconds, reservation.lost)
         size = 0 if message is None else len(message)
         memory.arrived(reservation, size)
         if size > call.message_bytes:
-            message = b""  # The error keeps this frame.
+            message = b""  # The error's traceback keeps this frame alive.
         call.check_size(size)
         if message is None:
-            await asyncio.sleep(_LOST_SECONDS)  # Cancelled here where the client left, or gRPC refused the message.
-            raise BadRequest(FieldViolation("", "the call ends before its message", "MISSING_FIELD"))
+            await asyncio.sleep(_LOST_SECONDS)  # Cancelled here if the client left or gRPC refused the message.
+            raise BadRequest(FieldViolation("", "the call ended without a message; send one", "MISSING_FIELD"))
         first = call.parse(message)
         if not call.handler.request_streaming:
             return first
@@ -198,16 +207,16 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return _stream(first, call, sending)
 
     async def _refuse(self, call: IncomingCall, error: Exception, record: CallRecord | None, key: str) -> None:
-        """Give the call the status of `error`, which gRPC sends when the handler returns.
+        """Set the status of `error`, which gRPC sends when the handler returns.
 
-        `context.abort` would keep its exception with the call, and by its frames the request: a cycle that is not freed
-        before Python's collector looks for it. A few hundred large requests that are refused held a gigabyte.
+        `context.abort` would keep its exception with the call, and by its frames the request: a reference cycle that
+        lives until Python's collector runs. A few hundred large refused requests held a gigabyte.
         """
         code, message, status = status_of(error)
         if record is not None:
             record.ended(code.name, error)
         if code is grpc.StatusCode.INTERNAL:
-            # Never the exception's own text: it may hold prompt or output.
+            # Never the exception's own text: it may contain prompt or output.
             cause = error.__cause__ if isinstance(error, ServiceFault) and error.__cause__ else error
             frames = "".join(traceback.format_tb(cause.__traceback__))
             log.error("%s failed with %s\n%s", call.method, type(cause).__name__, frames)
@@ -232,17 +241,17 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 )
 
     def _cut(self, call: IncomingCall, record: CallRecord, cut: BaseException) -> None:
-        """gRPC cancels the handler for a passed deadline and for a client that left alike."""
+        """Record a cancelled call. gRPC cancels the handler alike for a passed deadline and for a client that left."""
         code = grpc.StatusCode.DEADLINE_EXCEEDED if call.has_expired else grpc.StatusCode.CANCELLED
         if not call.incoming.count:
-            cut = RequestLost("the client left before its request was whole, or gRPC refused the request")
+            cut = RequestLost("the client left before its request was complete, or gRPC refused the request")
         record.ended(code.name, cut)
 
 
 def _clear_frames(error: BaseException | None) -> None:
-    """Free what an error's frames hold, and those of what caused it.
+    """Free what the frames of an error and of its causes hold.
 
-    contextlib's AsyncExitStack keeps an error that took another's place in a frame of its own traceback: a cycle.
+    contextlib's AsyncExitStack keeps an error that replaced another one in a frame of its own traceback: a cycle.
     """
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
@@ -253,15 +262,15 @@ def _clear_frames(error: BaseException | None) -> None:
 
 def _check_size(size: int, most: int) -> None:
     if size > most:
-        raise MessageTooLarge(f"the message must be at most {most} bytes, got {size}", bytes=size, max_bytes=most)
+        raise MessageTooLarge(f"the message must have at most {most} bytes, got {size}", bytes=size, max_bytes=most)
 
 
 async def _unimplemented(request: bytes, context: Context) -> None:
-    """Stands for methods that are not there; never runs."""
+    """Stand for methods that do not exist; never runs."""
 
 
 async def _stream(first: Any, call: IncomingCall, sending: ExitStack) -> AsyncIterator[Any]:
-    """The first message and those that follow; closes `sending` where no more can."""
+    """Yield the first message and those that follow; close `sending` once no more can come."""
     yield first
     async for message in call.incoming.all():
         call.check_later_size(len(message))

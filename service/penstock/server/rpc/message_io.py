@@ -1,4 +1,4 @@
-"""The messages of one call: those that come, and those that go to a client that may not take them."""
+"""Read and write the messages of one call, with time limits for slow clients."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from penstock.server.service_context import Context
 
 
 class Incoming:
-    """What the client sends, as bytes. gRPC's core allows one read at a time, so a read outlives who waits for it."""
+    """Read the client's messages as bytes. gRPC's core allows one read at a time, so a read may outlive its reader."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
         self._reading: asyncio.Task[Any] | None = None
         self.count = 0
-        """Messages so far."""
+        """Number of messages read."""
 
     async def next(self, seconds: float | None = None, lost: asyncio.Future[None] | None = None) -> bytes | None:
-        """Return the next message, or None where no more comes.
+        """Return the next message; None where no more come.
 
-        Raises ClientTooSlow where it is not whole after `seconds`, or once `lost` is done.
+        Raise ClientTooSlow where it is not complete after `seconds`, or once `lost` is done.
         """
         if self._reading is None:
             self._reading = asyncio.create_task(self._context.read())
@@ -33,7 +33,7 @@ class Incoming:
         waits = (reading,) if lost is None else (reading, lost)
         await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if not reading.done():
-            raise ClientTooSlow(f"the request was not whole within {seconds:.0f} s", seconds=round(seconds or 0))
+            raise ClientTooSlow(f"the request was not complete within {seconds:.0f} s", seconds=round(seconds or 0))
         self._reading = None
         try:
             message = reading.result()
@@ -45,11 +45,12 @@ class Incoming:
         return bytes(message)
 
     async def all(self) -> AsyncIterator[bytes]:
+        """Yield all further messages."""
         while (message := await self.next()) is not None:
             yield message
 
     async def until_quiet(self, moment_seconds: float, most_seconds: float) -> None:
-        """Return when the client has sent nothing for a moment, or after so long; what it sends is dropped."""
+        """Return when the client has sent nothing for a moment, or after `most_seconds`. Its messages are dropped."""
         until = time.monotonic() + most_seconds
         try:
             while time.monotonic() < until and await self.next(moment_seconds) is not None:
@@ -58,7 +59,7 @@ class Incoming:
             return
 
     def close(self) -> None:
-        """No more is read."""
+        """Stop reading."""
         if self._reading is not None:
             self._reading.cancel()
             self._reading.add_done_callback(_seen)
@@ -70,7 +71,7 @@ def _seen(task: asyncio.Task[Any]) -> None:
 
 
 class Outgoing:
-    """What goes to the client. gRPC's flow control holds a message that it does not take."""
+    """Write messages to the client. gRPC's flow control holds a message that the client does not read."""
 
     def __init__(self, context: Context, write_timeout_seconds: float) -> None:
         self._context = context
@@ -78,8 +79,10 @@ class Outgoing:
         self._unsent: asyncio.Task[None] | None = None
 
     async def write(self, reply: Any) -> None:
-        """Return once gRPC has sent it. Raises ClientTooSlow where the client does not take it, and asyncio's
-        CancelledError where it has left."""
+        """Return once gRPC has sent the message.
+
+        Raise ClientTooSlow where the client does not read it in time, and asyncio's CancelledError where it has left.
+        """
         writing = asyncio.ensure_future(self._context.write(reply))
         try:
             done, _ = await asyncio.wait((writing,), timeout=self._write_timeout_seconds)
@@ -89,18 +92,18 @@ class Outgoing:
         if not done:
             self._unsent = writing
             seconds = self._write_timeout_seconds
-            raise ClientTooSlow(f"the client took no message for {seconds:.0f} s", seconds=round(seconds))
+            raise ClientTooSlow(f"the client read no message for {seconds:.0f} s", seconds=round(seconds))
         _result(writing)
 
     @property
     def is_stuck(self) -> bool:
-        """A message waits that the client does not take: no status can follow it yet."""
+        """Return whether a message waits for the client to read it; no status can follow it yet."""
         return self._unsent is not None
 
     async def until_taken(self) -> None:
-        """Return once the client has taken what was stuck: the core has no way to take it back, nor to reset a stream.
+        """Return once the client has read the message that waits: gRPC can neither withdraw it nor reset the stream.
 
-        Raises asyncio's CancelledError where the client has left.
+        Raise asyncio's CancelledError where the client has left.
         """
         if self._unsent is None:
             return

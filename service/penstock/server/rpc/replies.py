@@ -1,4 +1,4 @@
-"""Unary replies: the very events that a stream would have sent, gathered; and what a count tells."""
+"""Build unary replies from the events that a stream would have sent, and the replies of CountTokens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def response_to_proto(
     token_bytes: Callable[[int], bytes],
     with_ids: bool,
 ) -> pb.GenerateResponse:
-    """The reply to Generate. `events` ends with Finished, as a generation that ran to its end does."""
+    """Return the reply of Generate. `events` ends with Finished, as those of a complete generation do."""
     finished = events[-1]
     assert isinstance(finished, Finished)
     deltas = [event for event in events if isinstance(event, Delta)]
@@ -58,7 +58,7 @@ def _candidate(
 
 
 def count_to_proto(plan: GenerationPlan, prices: PriceList) -> pb.CountTokensResponse:
-    """What CountTokens tells of a request that fits."""
+    """Return the reply of CountTokens for a request that fits."""
     prompt_tokens = len(plan.context.prompt_token_ids)
 
     def cost(output_tokens: int) -> Cost | None:
@@ -81,7 +81,7 @@ def count_to_proto(plan: GenerationPlan, prices: PriceList) -> pb.CountTokensRes
 
 
 def overflow_to_proto(overflow: ContextOverflow) -> pb.CountTokensResponse:
-    """Counting is how a caller finds out: the numbers, where generating would refuse."""
+    """Return the reply of CountTokens for a request that does not fit: the numbers, where Generate would refuse it."""
     numbers = overflow.metadata
     return pb.CountTokensResponse(
         prompt_tokens=int(numbers["prompt_tokens"]),

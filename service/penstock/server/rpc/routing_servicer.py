@@ -1,4 +1,4 @@
-"""The methods of RoutingService. Many may watch: they share what is asked of the engine, and replies that are alike."""
+"""Serve RoutingService. Watchers share the engine's counts and equal replies."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ _RETRY_SECONDS = 5.0
 
 
 class RoutingServicer(routing_pb2_grpc.RoutingServiceServicer):
+    """Serve the load of the experts."""
+
     def __init__(self, service: ServiceContext, sampler: ExpertSampler) -> None:
         self._service = service
         self._sampler = sampler
@@ -26,6 +28,7 @@ class RoutingServicer(routing_pb2_grpc.RoutingServiceServicer):
         self._made: dict[tuple[int, int | None], tuple[ExpertLoad, pb.ExpertLoad]] = {}
 
     async def GetExpertLoad(self, request: pb.GetExpertLoadRequest, context: Context) -> pb.GetExpertLoadResponse:
+        """Return the load over a window."""
         query, engine = load_query_from_proto(request), self._service.engine()
         load = await self._sampler.load(engine, query.window_seconds)
         return pb.GetExpertLoadResponse(load=expert_load_to_proto(load, query.ranks))
@@ -33,9 +36,10 @@ class RoutingServicer(routing_pb2_grpc.RoutingServiceServicer):
     async def WatchExpertLoad(
         self, request: pb.WatchExpertLoadRequest, context: Context
     ) -> AsyncGenerator[pb.WatchExpertLoadResponse, None]:
+        """Yield the load over a window at a fixed interval."""
         query, engine = load_query_from_proto(request), self._service.engine()
         if self._watchers >= _MAX_WATCHERS:
-            many = f"{_MAX_WATCHERS} callers watch the experts already"
+            many = f"watcher limit exceeded: {self._watchers} of {_MAX_WATCHERS} in use"
             raise Overloaded(many, resource="watchers", retry_after_seconds=_RETRY_SECONDS, watchers=self._watchers)
         self._watchers += 1
         try:
@@ -51,7 +55,10 @@ class RoutingServicer(routing_pb2_grpc.RoutingServiceServicer):
             self._watchers -= 1
 
     def _to_proto(self, load: ExpertLoad, ranks: int | None) -> pb.ExpertLoad:
-        """The sampler gives one object to all who ask the same; kept with its message, so that its id stays its own."""
+        """Return the message of a load, made once for all watchers that ask the same.
+
+        It is kept together with the load, so that the load's id is not used again.
+        """
         key = (id(load), ranks)
         if key not in self._made:
             if len(self._made) >= _MAX_WATCHERS:

@@ -1,4 +1,4 @@
-"""The one table from the service's errors to gRPC statuses, and the status details that go with them."""
+"""Map the service's errors to gRPC statuses and their details."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ _CODES: dict[type[errors.PenstockError], grpc.StatusCode] = {
     errors.EngineRefused: grpc.StatusCode.INTERNAL,
     errors.ServiceFault: grpc.StatusCode.INTERNAL,
 }
-# What callers read where the cause is ours: no exception text ever leaves the process.
-_INTERNAL = "the service failed; its log has the cause"
+# Message for internal errors: no exception text ever leaves the process.
+_INTERNAL = "internal error; the server's log has the cause"
 
 
 def status_of(error: Exception) -> tuple[grpc.StatusCode, str, bytes]:
-    """Status code, message and serialised google.rpc.Status of an error. Anything unforeseen is a bare INTERNAL."""
+    """Return status code, message and serialised google.rpc.Status of an error; INTERNAL for unexpected ones."""
     if not isinstance(error, errors.PenstockError) or type(error) not in _CODES:
         return _packed(grpc.StatusCode.INTERNAL, _INTERNAL, [_info("INTERNAL", {})])
     code = _CODES[type(error)]

@@ -1,1 +1,1 @@
-"""Traces, metrics and logs: the only package that imports opentelemetry; `app` imports it where it is wanted."""
+"""Export traces, metrics and logs. The only package that imports opentelemetry."""

@@ -1,4 +1,4 @@
-"""The service's onlooker: a SERVER span for each call, and what its errors count as."""
+"""Trace calls: a SERVER span for each, and counts of its errors."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from penstock.telemetry.otel.span import Span, Tracing, context_of, error_type
 
 
 class OpenTelemetryHooks(TelemetryHooks):
+    """Trace and count what the service does."""
+
     def __init__(
         self, tracing: Tracing, instruments: Instruments, *, engine_joins: bool = False, records_content: bool = False
     ) -> None:
@@ -26,18 +28,23 @@ class OpenTelemetryHooks(TelemetryHooks):
         self._server: dict[str, str | int] = {names.RPC_SYSTEM: "grpc"}
 
     def listening(self, host: str, port: int) -> None:
+        """Set the server's address, which spans carry."""
         self._server |= {names.SERVER_ADDRESS: host, names.SERVER_PORT: port}
 
     def call(self, method: str, metadata: Sequence[tuple[str, str | bytes]]) -> CallHooks:
+        """Start the span of a call."""
         name = method.removeprefix("/")
         span = self._tracing.start(name, metadata, {**self._server, names.RPC_METHOD: name})
         return _CallSpan(self._recorder, span, name)
 
     def watch_state(self, state: Callable[[], ServiceState]) -> None:
+        """Create the gauges of the service's state."""
         self._instruments.watch(state)
 
 
 class _CallSpan(CallHooks):
+    """Trace one RPC."""
+
     def __init__(self, recorder: Recorder, span: Span, method: str) -> None:
         self._recorder = recorder
         self._span = span
@@ -88,7 +95,7 @@ class _CallSpan(CallHooks):
         span.set({names.RPC_STATUS: code})
         labels = {names.RPC_SYSTEM: "grpc", names.RPC_METHOD: self._method, names.RPC_STATUS: code}
         if error is not None or code != "OK":
-            # A cut has no reason of its own: the status says which one it was.
+            # A cancelled call has no reason of its own; its status tells why it ended.
             kind = error_type(error) if isinstance(error, Exception) else code
             labels[names.ERROR_TYPE] = kind
             span.fail(kind, error.message if isinstance(error, PenstockError) else None)

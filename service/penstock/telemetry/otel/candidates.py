@@ -1,4 +1,4 @@
-"""One candidate as spans and counts: its engine runs, each with why it began, and its phases."""
+"""Trace candidates: spans of their engine runs, each with its cause, and of their phases."""
 
 from __future__ import annotations
 
@@ -15,19 +15,25 @@ from penstock.types import CandidateEnd, EngineChunk, EngineRequest, ThinkingOut
 
 
 class Parent(Protocol):
-    """The generation that a candidate is one of."""
+    """Describe the generation that a candidate belongs to."""
 
     recorder: Recorder
     span: Span
     of_model: Labels
     mode: str
 
-    def first_token(self) -> None: ...
+    def first_token(self) -> None:
+        """Record the first token of the generation."""
+        ...
 
-    def first_answer_token(self) -> None: ...
+    def first_answer_token(self) -> None:
+        """Record the first answer token of the generation."""
+        ...
 
 
 class CandidateSpans(CandidateHooks):
+    """Trace one candidate."""
+
     def __init__(self, generation: Parent, index: int) -> None:
         self._generation = generation
         self._index = index
@@ -37,6 +43,7 @@ class CandidateSpans(CandidateHooks):
         self._first_at: float | None = None
 
     def run_began(self, cause: Cause, request: EngineRequest) -> Headers | None:
+        """Start the span of an engine run."""
         recorder = self._generation.recorder
         self._runs += 1
         if cause is not Cause.START:
@@ -55,12 +62,14 @@ class CandidateSpans(CandidateHooks):
         return self._run.headers if recorder.engine_joins else None
 
     def run_answered(self, chunk: EngineChunk) -> None:
+        """Record cached tokens and queue time of a run."""
         if self._run is not None:
             self._run.set({names.CACHED_TOKENS: chunk.cached_tokens})
             if chunk.queue_seconds is not None:
                 self._run.set({names.QUEUE_SECONDS: chunk.queue_seconds})
 
     def run_ended(self, how: str, chunk: EngineChunk | None) -> None:
+        """End the span of a run."""
         span, self._run = self._run, None
         if span is None:
             return
@@ -70,9 +79,11 @@ class CandidateSpans(CandidateHooks):
         span.end()
 
     def waiting_for_engine(self) -> AbstractContextManager[object]:
+        """Start the span of a wait for the engine."""
         return self._generation.span.child(names.ENGINE_WAIT)
 
     def first_token(self, *, is_thought: bool) -> None:
+        """Record the first token, and start the span of the thought."""
         self._first_at = time.monotonic()
         self._generation.first_token()
         if is_thought:
@@ -84,6 +95,7 @@ class CandidateSpans(CandidateHooks):
         self._phases[name] = span.child(name, index)
 
     def thought_ended(self, outcome: ThinkingOutcome, thought_tokens: int) -> None:
+        """End the span of the thought."""
         facts = {names.CANDIDATE: self._index, names.THINKING_TOKENS: thought_tokens}
         if outcome is ThinkingOutcome.BUDGET_REACHED:
             self._generation.span.event(names.BUDGET_REACHED, facts)
@@ -93,10 +105,12 @@ class CandidateSpans(CandidateHooks):
             span.end()
 
     def first_answer_token(self) -> None:
+        """Record the first answer token, and start the span of the answer."""
         self._generation.first_answer_token()
         self._phase(names.FIRST_ANSWER_TOKEN, names.ANSWER)
 
     def ended(self, end: CandidateEnd) -> None:
+        """Record the tokens of the candidate and end its spans."""
         generation, usage = self._generation, end.usage
         instruments, context = generation.recorder.instruments, generation.span.in_context
         instruments.thoughts.add(1, {names.OUTCOME: end.outcome.value, names.MODE: generation.mode})
@@ -110,7 +124,7 @@ class CandidateSpans(CandidateHooks):
         self.close(None)
 
     def close(self, error: BaseException | None) -> None:
-        """Ends what is still open; an error cut it short."""
+        """End the open spans; an error marks them as failed."""
         for span in self._phases.values():
             if error is not None:
                 span.fail(error_type(error))

@@ -1,4 +1,4 @@
-"""The SDK's OTLP exporters, which say once when the collector is lost and once when it is back.
+"""Create the SDK's OTLP exporters, which log once when the collector fails and once when it works again.
 
 They run on threads of the SDK's batch processors and periodic reader, behind bounded queues: no call waits for them.
 """
@@ -28,8 +28,8 @@ _EXPORTERS: dict[tuple[Signal, str], Any] = {
     ("logs", "grpc"): GrpcLogs,
     ("logs", "http"): HttpLogs,
 }
-# The SDK logs every lost batch and every dropped item; ExporterHealth says it once, and metrics count them.
-# The last three log what a caller wrote into its headers, once per mistake in them.
+# The SDK logs every lost batch and every dropped item; ExporterHealth logs it once, and metrics count them.
+# The last three log the content of callers' headers, once per mistake in them.
 _NOISY_LOGGERS = (
     "opentelemetry.exporter",
     "opentelemetry.sdk._shared_internal",
@@ -42,18 +42,20 @@ _NOISY_LOGGERS = (
 
 
 def silence_sdk_loggers() -> None:
+    """Stop the SDK's own log lines about exports and headers."""
     for name in _NOISY_LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 class ExporterHealth:
-    """Whether the collector takes what is sent. Logs each change once, whichever exporter sees it first."""
+    """Track whether exports work. Logs each change once, whichever exporter sees it first."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.lost = False
 
     def report(self, ok: bool, endpoint: str) -> None:
+        """Record the result of an export to `endpoint`."""
         with self._lock:
             if ok is not self.lost:
                 return
@@ -65,7 +67,7 @@ class ExporterHealth:
 
 
 def exporter(signal: Signal, route: Route, health: ExporterHealth, meters: MeterProvider | None = None) -> Any:
-    """Return the SDK's exporter of this signal, which tells `health` whether each export worked."""
+    """Return the SDK's exporter of a signal, which reports to `health` whether each export worked."""
     made = _EXPORTERS[signal, route.protocol](endpoint=route.endpoint, meter_provider=meters)
     export = made.export
 

@@ -1,4 +1,4 @@
-"""What one call asks of the model, as spans and counts: `chat {model}` and the steps before the engine has it."""
+"""Trace generations: the span `chat {model}`, and those of the steps before the engine runs."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ _STEPS = {Step.PLAN: names.PLAN, Step.QUEUE: names.QUEUE}
 
 
 class GenerationSpans(GenerationHooks):
+    """Trace one generation."""
+
     def __init__(
         self, recorder: Recorder, parent: Span, model: str, *, chat: bool, streams: bool, links: Sequence[Link]
     ) -> None:
@@ -65,9 +67,11 @@ class GenerationSpans(GenerationHooks):
         self.span.end()
 
     def step(self, step: Step) -> AbstractContextManager[object]:
+        """Start the span of a step."""
         return self.span.child(_STEPS[step])
 
     def planned(self, plan: GenerationPlan, seconds_to_deadline: float | None) -> None:
+        """Record the plan."""
         self.mode = plan.choice.mode.value
         budget = plan.budget.thought_tokens
         if plan.in_thought or plan.may_open:
@@ -91,17 +95,19 @@ class GenerationSpans(GenerationHooks):
             self.span.event(names.DEADLINE_PLAN, facts)
 
     def admitted(self, generation_id: str, waited_seconds: float) -> None:
+        """Record the wait in the queue."""
         self.generation_id = generation_id
         self.recorder.instruments.queue_wait.record(waited_seconds, None, self.span.in_context)
         self.span.set({names.RESPONSE_ID: generation_id, names.QUEUE_SECONDS: waited_seconds})
 
     def candidate(self, index: int) -> CandidateHooks:
+        """Return the hooks of a candidate."""
         candidate = CandidateSpans(self, index)
         self._candidates.append(candidate)
         return candidate
 
     def first_token(self) -> None:
-        """Of any candidate."""
+        """Record the time to the first token of any candidate."""
         if not self._saw_token:
             self._saw_token = True
             seconds = time.monotonic() - self.began
@@ -109,6 +115,7 @@ class GenerationSpans(GenerationHooks):
             self.recorder.instruments.time_to_first_token.record(seconds, self.of_model, self.span.in_context)
 
     def first_answer_token(self) -> None:
+        """Record the time to the first answer token of any candidate."""
         if not self._saw_answer:
             self._saw_answer = True
             seconds = time.monotonic() - self.began
@@ -117,10 +124,12 @@ class GenerationSpans(GenerationHooks):
             )
 
     def on_event(self, event: Event) -> None:
+        """Record the content of an event, where that is enabled."""
         if self._content is not None:
             self._content.on_event(event)
 
     def finished(self, finished: Finished) -> None:
+        """Record tokens and cost."""
         usage, cost = finished.usage, finished.cost
         self.recorder.instruments.count(usage, cost, self.span, self.of_model)
         if not self.span.is_recording:

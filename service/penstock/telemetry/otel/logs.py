@@ -1,4 +1,4 @@
-"""Log lines by OTLP, each with the call that it was written for."""
+"""Export log lines by OTLP, each with its call."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ _SEVERITY = (
 
 
 class OtlpHandler(logging.Handler):
-    """Emits what the root logger gets, vLLM's lines of this process among it. Queued: never waits for a collector."""
+    """Emit the root logger's lines and vLLM's. Queued: it never waits for a collector."""
 
     def __init__(self, provider: LoggerProvider) -> None:
         super().__init__()
         self._provider = provider
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Queue a line."""
         try:
             self._emit(record)
         except Exception:

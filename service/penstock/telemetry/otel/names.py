@@ -1,8 +1,8 @@
-"""Every name that leaves the process: spans, attributes, events and metrics, ours and the conventions'.
+"""Define every name that leaves the process: spans, attributes, events and metrics, ours and the conventions'.
 
-The conventions' own are those of opentelemetry-semantic-conventions 0.66b2, pinned by the lock files. The GenAI part is
-in development and still renames: a new pin is an edit of this file alone, then of docs/how-to/observe.md and of the
-dashboard and rules beside it, which a test holds against a live scrape.
+The names of the conventions are those of opentelemetry-semantic-conventions 0.66b2, pinned by the lock files. The GenAI
+part is in development and still changes names. A new version requires changes in this file, in docs/how-to/observe.md and
+in the dashboard and rules beside it, which a test compares with a live scrape.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is sent where: our settings and the standard OTEL_* variables, resolved once. Imports no opentelemetry."""
+"""Decide which signal is sent where, from the settings and the OTEL_* variables. Imports no opentelemetry."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BASE = "OTEL_EXPORTER_OTLP"
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where one signal goes. `endpoint` is whole: for HTTP it ends with the signal's path."""
+    """Hold the destination of one signal. `endpoint` is complete: for HTTP it ends with the signal's path."""
 
     protocol: Protocol
     endpoint: str
@@ -26,16 +26,19 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class TelemetryPlan:
+    """Hold the destinations of all signals, and the address of the Prometheus endpoint."""
+
     routes: Mapping[Signal, Route]
     prometheus: tuple[str, int] | None
 
     @property
     def is_off(self) -> bool:
+        """Return whether nothing is exported."""
         return not self.routes and self.prometheus is None
 
 
 def plan_telemetry(settings: TelemetrySettings, environ: Mapping[str, str]) -> TelemetryPlan:
-    """Raises ConfigError for a listen address that is none, and for a protocol that is not spoken here."""
+    """Return the plan. Raise ConfigError for an invalid address or an unsupported protocol."""
     if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return TelemetryPlan({}, None)
     wanted: dict[Signal, bool] = {"traces": settings.traces, "metrics": settings.metrics, "logs": settings.logs}
@@ -49,7 +52,7 @@ def plan_telemetry(settings: TelemetrySettings, environ: Mapping[str, str]) -> T
 
 
 def _route(settings: TelemetrySettings, signal: Signal, environ: Mapping[str, str]) -> Route | None:
-    """By the exporters' own rules: the signal's variable is a whole URL, the general one and ours are bases."""
+    """Return a signal's route. As for exporters, its own variable is a whole URL, the others are base URLs."""
     own = environ.get(f"{_BASE}_{signal.upper()}_ENDPOINT", "").strip()
     base = settings.otlp_endpoint or environ.get(f"{_BASE}_ENDPOINT", "").strip()
     if settings.otlp == "off" or (settings.otlp == "auto" and not (own or base)):
@@ -71,7 +74,7 @@ def _protocol(signal: Signal, environ: Mapping[str, str]) -> Protocol:
             case "http/protobuf" | "http":
                 return "http"
             case other:
-                raise ConfigError(f"{variable}: {other} is not spoken here; grpc and http/protobuf are")
+                raise ConfigError(f"{variable}: must be grpc or http/protobuf, got {other}")
     return "grpc"
 
 
@@ -80,5 +83,5 @@ def _address(listen: str) -> tuple[str, int] | None:
         return None
     host, _, port = listen.rpartition(":")
     if not port.isdigit() or int(port) > 65535:
-        raise ConfigError(f"telemetry.prometheus_listen: {listen!r} is not host:port")
+        raise ConfigError(f"telemetry.prometheus_listen: must be host:port, got {listen!r}")
     return host.strip("[]") or "127.0.0.1", int(port)

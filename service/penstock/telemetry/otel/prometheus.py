@@ -1,4 +1,4 @@
-"""The Prometheus endpoint: the SDK's metrics as families of prometheus_client, beside vLLM's own metrics.
+"""Serve the Prometheus endpoint: the SDK's metrics as families of prometheus_client, beside vLLM's own metrics.
 
 The SDK's own PrometheusMetricReader (opentelemetry-exporter-prometheus 0.66b2) writes no exemplars.
 """
@@ -36,12 +36,12 @@ from prometheus_client.samples import Exemplar
 
 from penstock.errors import ConfigError
 
-# By the OpenTelemetry-to-Prometheus rules; units in braces are remarks and leave no suffix.
+# The OpenTelemetry-to-Prometheus rules; units in braces are annotations and add no suffix.
 _UNITS = {"s": "seconds", "1": "ratio"}
 
 
 def _listening(host: str, port: int, registry: CollectorRegistry) -> tuple[WSGIServer, threading.Thread]:
-    """Start the server. `::` takes IPv4 as well; on a machine without IPv6 it is every IPv4 address alone."""
+    """Start the server. `::` accepts IPv4 too; on a machine without IPv6 it is every IPv4 address."""
     try:
         return start_http_server(port, host, registry)
     except OSError as error:
@@ -51,7 +51,7 @@ def _listening(host: str, port: int, registry: CollectorRegistry) -> tuple[WSGIS
 
 
 class Endpoint(Collector):
-    """Serves until closed. `port` 0 takes a free one."""
+    """Serve metrics until closed. `port` 0 takes a free one."""
 
     def __init__(self, reader: InMemoryMetricReader, resource: Resource, host: str, port: int) -> None:
         self._reader = reader
@@ -68,13 +68,15 @@ class Endpoint(Collector):
         self.address = f"{host}:{self._server.server_port}"
 
     def collect(self) -> Iterator[Family]:
+        """Yield all metrics."""
         yield InfoMetricFamily("target", "The service's resource", self._info)
         for metric in _metrics(self._reader.get_metrics_data()):
             yield _family(metric)
-        # vLLM registers here whatever we do; so does Python's client with the process' memory and open files.
+        # vLLM registers its metrics here, and prometheus_client those of the process.
         yield from REGISTRY.collect()
 
     def close(self) -> None:
+        """Stop the server."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -115,7 +117,7 @@ def _family(metric: Metric) -> Family:
 
 
 def _buckets(point: HistogramDataPoint) -> list[Any]:
-    """Cumulative, each with the newest exemplar that fell into it."""
+    """Return cumulative buckets, each with its newest exemplar."""
     bounds = [*point.explicit_bounds, float("inf")]
     buckets: list[Any] = []
     below, total = float("-inf"), 0

@@ -1,4 +1,4 @@
-"""What the parts of a call have in common."""
+"""Hold what all spans of a call share."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from penstock.telemetry.otel.instruments import Instruments
 
 @dataclass(frozen=True, slots=True)
 class Recorder:
+    """Hold the instruments and the settings of tracing."""
+
     instruments: Instruments
     engine_joins: bool
     records_content: bool

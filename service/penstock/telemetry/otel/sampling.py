@@ -1,7 +1,7 @@
-"""Which calls are traced.
+"""Decide which calls are traced.
 
-A caller's `sampled` flag comes from a stranger. It may take its own call out of the traces, but not put it in: else
-anyone could make each call cost and store as much as one that is traced, whatever ratio the operator chose.
+A caller's `sampled` flag is not trusted. It may take its own call out of the traces, but not put it in: otherwise
+anyone could make each call cost as much as a traced one, whatever ratio the operator chose.
 """
 
 from __future__ import annotations

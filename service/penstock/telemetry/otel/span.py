@@ -1,8 +1,9 @@
-"""Thin handles on the SDK's spans: what a call and its parts set, and what must not be set.
+"""Wrap the SDK's spans, with what may be recorded on them.
 
     Tracing --start()--> the call's SERVER span --child()--> its parts
 
-The sampler decides per call. The parts of a call that is not sampled are that call's own span, which keeps nothing.
+The sampler decides per call. The children of a call that is not sampled are that call's own span, which records
+nothing.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ def context_of(headers: Mapping[str, str]) -> SpanContext:
 
 
 class Span:
-    """One span. After its end, and where it is not sampled, it takes everything and keeps nothing.
+    """Hold one span. After its end, and where it is not sampled, it accepts everything and records nothing.
 
-    It never passes an exception to the SDK, which would record the exception's text: that may hold prompt or output.
-    `in_context` holds the span, for metrics to take exemplars from.
+    It never passes an exception to the SDK, which would record the exception's text: that may contain prompt or output.
+    `in_context` holds the span, for the exemplars of metrics.
     """
 
     __slots__ = ("_span", "_tracer", "in_context")
@@ -53,15 +54,17 @@ class Span:
 
     @property
     def is_recording(self) -> bool:
+        """Return whether the span is sampled and has not ended."""
         return self._span.is_recording()
 
     @property
     def context(self) -> SpanContext:
+        """Return the trace and span ids."""
         return self._span.get_span_context()
 
     @property
     def headers(self) -> dict[str, str]:
-        """W3C headers with which another process goes on with the trace; empty where there is none."""
+        """Return W3C headers with which another process continues the trace; empty without one."""
         headers: dict[str, str] = {}
         _W3C.inject(headers, self.in_context)
         return headers
@@ -69,30 +72,35 @@ class Span:
     def child(
         self, name: str, attributes: Mapping[str, Value] | None = None, links: Sequence[Link] | None = None
     ) -> Span:
+        """Start a child span."""
         if not self._span.is_recording():
             return self
         span = self._tracer.start_span(name, self.in_context, attributes=attributes, links=links)
         return Span(self._tracer, span)
 
     def set(self, attributes: Mapping[str, Value]) -> None:
+        """Set attributes."""
         if self._span.is_recording():
             self._span.set_attributes(attributes)
 
     def event(self, name: str, attributes: Mapping[str, Value]) -> None:
+        """Add an event."""
         if self._span.is_recording():
             self._span.add_event(name, attributes)
 
     def link(self, to: SpanContext, attributes: Mapping[str, Value]) -> None:
+        """Add a link to another span."""
         if self._span.is_recording():
             self._span.add_link(to, attributes)
 
     def fail(self, kind: str, description: str | None = None) -> None:
-        """Mark as failed. Describe errors of ours only: the texts of other exceptions may hold prompt or output."""
+        """Mark the span as failed. Describe our own errors only: other texts may contain prompt or output."""
         if self._span.is_recording():
             self._span.set_attribute(names.ERROR_TYPE, kind)
             self._span.set_status(Status(StatusCode.ERROR, description))
 
     def end(self) -> None:
+        """End the span."""
         if self._span.is_recording():
             self._span.end()
 
@@ -108,12 +116,13 @@ class Span:
 
 
 class Tracing:
-    """Begins the span of each call. With the API's NoOpTracer nothing is traced, and a caller's trace is passed on."""
+    """Start the span of each call. With a NoOpTracer nothing is traced, and the caller's trace is passed on."""
 
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer
 
     def start(self, name: str, metadata: Sequence[tuple[str, str | bytes]], attributes: Mapping[str, Value]) -> Span:
+        """Start the SERVER span of a call, as a child of the caller's span where its metadata has one."""
         carrier = {key: value for key, value in metadata if isinstance(value, str)}
         parent = propagate.extract(carrier, Context())
         return Span(self._tracer, self._tracer.start_span(name, parent, SpanKind.SERVER, attributes))

@@ -1,4 +1,4 @@
-"""Puts telemetry together from its plan: providers, exporters, the endpoint, and the onlooker that feeds them."""
+"""Set up telemetry from its plan: providers, exporters, the Prometheus endpoint and the hooks."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _NO_SDK_DURATIONS = View(instrument_name="otel.sdk.*.duration", aggregation=Drop
 
 
 class Telemetry:
-    """Started once per process. `observer` is what the server tells; close it after the server."""
+    """Hold the telemetry of this process. `hooks` go to the server; close it after the server."""
 
     def __init__(self, plan: TelemetryPlan, settings: TelemetrySettings) -> None:
         self._closing: list[Callable[[], None]] = []
@@ -118,20 +118,20 @@ class Telemetry:
         return made
 
     async def close(self) -> None:
-        """Send what is left, for a few seconds at most; not at all where the collector is lost."""
+        """Send what is queued, for five seconds at most, and not at all where the collector fails."""
         if self._handler is not None:
             logging.getLogger().removeHandler(self._handler)
         closing = _in_threads(self._closing)
         if closing and not self._health.lost:
             await asyncio.wait(closing, timeout=_CLOSE_SECONDS)
-        # An exporter that is shut down gives up what it was trying.
+        # An exporter that is shut down stops its attempts.
         ending = [*closing, *_in_threads(self._exporters)]
         if ending:
             await asyncio.wait(ending, timeout=_CLOSE_SECONDS)
 
 
 def _in_threads(calls: Iterable[Callable[[], None]]) -> list[asyncio.Future[None]]:
-    """Start each in a daemon thread, so that a request to a collector that never answers cannot hold the process."""
+    """Start each call in a daemon thread, so that a collector that never answers cannot block the process."""
     loop = asyncio.get_running_loop()
 
     def run(call: Callable[[], None], done: asyncio.Future[None]) -> None:
@@ -139,7 +139,7 @@ def _in_threads(calls: Iterable[Callable[[], None]]) -> list[asyncio.Future[None
             call()
         except Exception:
             log.debug("telemetry did not shut down cleanly", exc_info=True)
-        with suppress(RuntimeError):  # The event loop has closed: nobody waits.
+        with suppress(RuntimeError):  # The event loop has closed.
             loop.call_soon_threadsafe(done.set_result, None)
 
     ends = []
@@ -150,7 +150,7 @@ def _in_threads(calls: Iterable[Callable[[], None]]) -> list[asyncio.Future[None
 
 
 def engine_environment(routes: Mapping[Signal, Route], environ: MutableMapping[str, str]) -> str | None:
-    """vLLM's otlp_traces_endpoint; its worker processes read the rest from the environment. None: not traced."""
+    """Set the environment of vLLM's workers, and return its otlp_traces_endpoint; None where nothing is traced."""
     route = routes.get("traces")
     if route is None:
         return None
@@ -160,7 +160,7 @@ def engine_environment(routes: Mapping[Signal, Route], environ: MutableMapping[s
 
 
 def _resource() -> Resource:
-    """Who we are; OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES have the last word."""
+    """Return the service's resource; OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES override it."""
     ours = Resource(
         {
             "service.name": _SCOPE,

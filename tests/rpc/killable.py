@@ -76,7 +76,7 @@ async def ward(
     *replies: Reply,
     start_seconds: float = 0.05,
     key_file: Path | None = None,
-    observer: TelemetryHooks = NO_HOOKS,
+    hooks: TelemetryHooks = NO_HOOKS,
     auth: Mapping[str, object] | None = None,
     poison_after: int = 0,
     **supervision: object,
@@ -90,7 +90,7 @@ async def ward(
             "auth": auth or {},
         }
     )
-    server = Server(config, observer)
+    server = Server(config, hooks)
     engines: list[MortalEngine] = []
     health: list[bool] = []
 
