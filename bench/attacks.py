@@ -1,4 +1,4 @@
-"""What a normal client notices of attacks: p50 and p99 of its calls before, during and after each, as a table.
+"""Measure what a normal client notices of attacks: p50 and p99 of its calls before, during and after each, as a table.
 
     python -m bench.attacks [--times 3] [--only NAME,NAME] [--preset PRESET] [--json FILE]
 

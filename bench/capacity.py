@@ -1,4 +1,4 @@
-"""What the front end can carry, without an engine: tokens per second and core, and what limits it.
+"""Measure what the front end can carry, without an engine: tokens per second and core, and what limits it.
 
     python -m bench.capacity [--streams 64] [--tokens-per-step 2] [--json capacity.json]
     python -m bench.capacity --offered 32000 --streams 384    what several replicas of a small model make together

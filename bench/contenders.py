@@ -117,7 +117,7 @@ class Contender:
         return self.process
 
     def cpu_seconds(self) -> float:
-        """Of the front end's process and all its threads, so far; by the kernel's nanoseconds and not its ticks."""
+        """Return the CPU seconds of the front end's process and its threads so far, with the kernel's precision."""
         return time.clock_gettime(_cpu_clock(self._started.pid))
 
 

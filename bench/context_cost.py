@@ -1,4 +1,4 @@
-"""What context costs: decode time per token at growing lengths, beside a full-attention twin of the same size.
+"""Measure what context costs: decode time per token at growing lengths, against a full-attention twin of the same size.
 
     python -m bench.context_cost                                          # the table
     python -m bench.context_cost --json docs/results/context.json --png docs/context-cost.png
@@ -61,7 +61,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Of the cache: on paper, as vLLM laid it out, and what vLLM logs as its size in tokens."""
+    """Hold the sizes of the cache: on paper, as vLLM allocated it, and as vLLM logs it in tokens."""
 
     parameters: int
     kv_bytes_per_token: int

@@ -1,4 +1,4 @@
-"""What a caller notices of another one at fifty times its quota: p99 of the time to the first token, beside over alone.
+"""Measure what a caller notices of another one at fifty times its quota: p99 of its time to the first token.
 
     python -m bench.fair_callers [--rounds 6]
 

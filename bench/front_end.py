@@ -1,4 +1,4 @@
-"""What a front end costs beside vLLM's own servers, all behind one canned engine (`bench.canned`).
+"""Compare the front end with vLLM's own servers, all in front of one engine with prepared tokens (`bench.canned`).
 
     python -m bench.front_end [--rounds 4] [--streams 1,8,64] [--steps-ms 5,30] [--json FILE]
 

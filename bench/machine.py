@@ -22,6 +22,6 @@ def machine() -> dict[str, Any]:
 
 
 def about(module: str) -> dict[str, Any]:
-    """What a result that is kept must say of itself."""
+    """Return what a result that is kept must tell about its circumstances."""
     command = " ".join(["python -m", module, *sys.argv[1:]])
     return {"command": command, "date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine()}

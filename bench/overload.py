@@ -54,7 +54,7 @@ class TooSlow(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Overload:
-    """What crowds saw (tests/chaos/crowd.py): one that fits before and after each flood."""
+    """Hold what crowds saw (tests/chaos/crowd.py): one that fits before and after each flood."""
 
     full: Sequence[dict[str, Any]]
     flood: Sequence[dict[str, Any]]
@@ -86,7 +86,7 @@ class Overload:
 
     @property
     def cpu_seconds_per_refusal(self) -> float:
-        """Of the front end's process."""
+        """Return the CPU seconds of the front end's process per refusal."""
         quiet = sum(one["cpu"] for one in self.full) / sum(one["done"] for one in self.full)
         answers = quiet * sum(one["done"] for one in self.flood)
         return float((sum(one["cpu"] for one in self.flood) - answers) / max(1, self.refused))
@@ -129,13 +129,13 @@ class Overload:
 
 
 def measure(requests: Sequence[pb.GenerateRequest], turns: int, seconds: float, *, canned: bool = False) -> Overload:
-    """What is asked, one after the other, by crowds that take turns of `seconds` each. Raises TooSlow."""
+    """Run crowds one after the other, in turns of `seconds` each. Raise TooSlow."""
     asked = "".join(base64.b64encode(request.SerializeToString()).decode() + "\n" for request in requests)
     full: list[dict[str, Any]] = []
     flood: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
         model, settings = _canned(Path(scratch)) if canned else (DEMO_MODEL_FP8_DIR, ())
-        # All callers of the crowd are one host, and how many are let in is what is measured.
+        # All callers of the crowd are one host, and how many are admitted is what is measured.
         with served(model, (*settings, "admission.max_starts_per_second=1e6")) as address:
             front_end = _listening(address)
             turn = _turn(_crowd(address, front_end, asked, 0, Turn(_LEAD_IN_SECONDS, seconds)), seconds)
@@ -178,7 +178,7 @@ def _listening(address: str) -> psutil.Process:
 
 
 def _crowd(address: str, front_end: psutil.Process, asked: str, per_second: float, turn: Turn) -> dict[str, Any]:
-    """What the crowd saw, and the CPU seconds of the front end in as much time as counts."""
+    """Return what the crowd saw, and the CPU seconds of the front end in the same time."""
     numbers = (CALLERS, per_second, turn.lead_in_seconds, turn.seconds)
     command = [sys.executable, "-m", "tests.chaos.crowd", address, *map(str, numbers)]
     before = front_end.cpu_times()

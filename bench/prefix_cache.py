@@ -1,4 +1,4 @@
-"""What the prefix cache finds: the second call of a prompt, and a chat that grows, with MTP and without.
+"""Measure what the prefix cache finds: the second call of a prompt, and a chat that grows, with MTP and without.
 
 python -m bench.prefix_cache [--blocks 1 2 4 10] [--turns 6] [--json]
 

@@ -1,4 +1,4 @@
-"""What was measured as numbers, as text, and as a picture."""
+"""Report results as numbers, as text, and as a picture."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def judged(measured: Sequence[Round]) -> tuple[dict[str, dict[int, float]], list
 
     def ratio(name: str, others: Sequence[str], what: Callable[[Served], float]) -> dict[int, float]:
         """To the best of the others: the one whose median over all rounds is the lowest. The lowest of each round
-        would be whoever was lucky in it, which no server is always."""
+        would depend on luck in it, which does not last."""
         found: dict[int, float] = {}
         for count in counts if others else ():
             own, *theirs = ([what(runs[turn, count, who]) for turn in turns] for who in (name, *others))

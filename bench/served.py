@@ -1,4 +1,4 @@
-"""What a contender did with a job: when text came, how many tokens, and what it cost its front end."""
+"""Record what a contender did with a job: when text came, how many tokens, and what it cost its front end."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class Contender:
 
 
 def questions(count: int) -> list[str]:
-    """Of all kinds in turn, so that drafts are as hard as they are in the held-out set."""
+    """Return questions of all kinds in turn, so that drafts are as hard as in the held-out set."""
     rows = [json.loads(line) for line in QUESTIONS.read_text(encoding="utf-8").splitlines()]
     return [row["question"] for row in rows[:: max(1, len(rows) // count)]][:count]
 

@@ -1,4 +1,4 @@
-"""What telemetry costs a call, in microseconds of CPU: on the event loop's thread, and on all others (export).
+"""Measure what telemetry costs a call, in microseconds of CPU: on the event loop's thread, and on all others (export).
 
 python -m bench.telemetry_calls [--rounds 5] [--calls 2000] [--against CHECKOUT] [--json]
 

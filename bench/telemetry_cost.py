@@ -1,4 +1,4 @@
-"""What looking inside costs: tokens per second with telemetry on against off, and with expert routing on against off.
+"""Measure tokens per second with telemetry on against off, and with expert routing on against off.
 
 python -m bench.telemetry_cost [--rounds 12] [--calls 16] [--tokens 96] [--json]
 
@@ -41,7 +41,7 @@ Measure = Callable[[bool], Awaitable[float]]
 
 
 async def tokens_per_second(engine: Engine, hooks: TelemetryHooks, calls: int, tokens: int) -> float:
-    """Of `calls` streams side by side, each of exactly `tokens`, after one that does not count."""
+    """Measure `calls` concurrent streams, each of exactly `tokens`, after one that does not count."""
     server = Server(Config.model_validate({"server": {"listen": "127.0.0.1:0"}}), hooks)
     address = await server.listen()
     await server.serve_with(engine)

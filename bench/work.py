@@ -12,7 +12,7 @@ MAX_TOKENS = 192  # far beyond what the model needs; it ends by itself
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What each stream asks, one question after the other."""
+    """Define what each stream asks, one question after the other."""
 
     questions: tuple[tuple[str, ...], ...]
 

@@ -70,7 +70,7 @@ class Encoder:
         return self.encode(asked.thought) + self.newline
 
     def forced_closing(self, message: str = "") -> list[int]:
-        """What the server forces in to end a thought: the blank line after it is the model's own again."""
+        """Return what the server inserts to end a thought; the blank line after it is the model's own again."""
         return [*self.encode(message), THINK_CLOSE]
 
 

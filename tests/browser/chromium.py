@@ -56,7 +56,7 @@ pre.id = 'measured'; pre.textContent = JSON.stringify(made); document.body.appen
 
 
 def measure(page: Path, folder: Path, *, width: int = 1200, dark: bool = False) -> dict[str, Any]:
-    """What a browser window of that width shows of the page. `folder` takes the copy with the script in it."""
+    """Return what a browser window of that width shows of the page. `folder` takes the copy with the script in it."""
     # The page lets no script run: the copy lets this one.
     text = page.read_text(encoding="utf-8")
     copy = folder / f"measured-{width}-{'dark' if dark else 'light'}.html"
@@ -71,7 +71,7 @@ def measure(page: Path, folder: Path, *, width: int = 1200, dark: bool = False) 
 
 
 def complaints(page: Path, folder: Path) -> list[str]:
-    """What the browser's console says of the page as it is."""
+    """Return what the browser's console says of the page as it is."""
     done = _run(page, folder, "--dump-dom", "--enable-logging=stderr", "--v=0")
     return [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 

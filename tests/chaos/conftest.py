@@ -99,7 +99,7 @@ async def ask(patient: Patient, question: str, **fields: object) -> list[pb.Gene
 
 
 def said(events: list[pb.GenerationEvent]) -> tuple[str, str, int, int]:
-    """What a stream said and counted: thought, answer, and tokens of each."""
+    """Return what a stream said and counted: thought, answer, and tokens of each."""
     usage = events[-1].finished.usage
     thought = "".join(event.thought.text for event in events)
     answer = "".join(event.answer.text for event in events)

@@ -88,7 +88,7 @@ def huffman(packed: bytes) -> bytes:
 
 
 class Seen:
-    """What became of calls, from `starts` on; wrong ends always count."""
+    """Hold what became of calls, from `starts` on; wrong ends always count."""
 
     def __init__(self) -> None:
         self.sent = self.done = 0

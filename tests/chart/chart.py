@@ -43,7 +43,7 @@ def _rendered(values: str, kubernetes: str) -> str:
 
 
 def render(values: Path | Object, kubernetes: str = KUBERNETES[-1]) -> list[Object]:
-    """What Helm would install, hooks included. Raises Refused."""
+    """Return what Helm would install, hooks included. Raises Refused."""
     text = values.read_text() if isinstance(values, Path) else yaml.safe_dump(values)
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     return [found for found in yaml.load_all(_rendered(text, kubernetes), loader) if found]
@@ -96,7 +96,7 @@ def pods(objects: Iterable[Object]) -> list[Object]:
 
 
 def arguments(box: Object, rank: int = 0) -> list[str]:
-    """What a container's program is given, with the variables that LeaderWorkerSet sets filled in."""
+    """Return what a container's program is given, with the variables that LeaderWorkerSet sets filled in."""
     told = {"$(LWS_WORKER_INDEX)": str(rank), "$(LWS_LEADER_ADDRESS)": "localhost"}
     found = list(box["args"])
     for name, value in told.items():

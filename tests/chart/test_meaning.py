@@ -1,4 +1,4 @@
-"""What a pod of this chart should never do, whatever the values."""
+"""Test what a pod of this chart should never do, whatever the values."""
 
 from __future__ import annotations
 

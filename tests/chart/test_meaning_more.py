@@ -1,4 +1,4 @@
-"""What several nodes, certificates, downloads and gateways should mean, and never should."""
+"""Test what several nodes, certificates, downloads and gateways should mean, and never should."""
 
 from __future__ import annotations
 

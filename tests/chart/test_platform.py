@@ -1,4 +1,4 @@
-"""What parent charts, gateways and platform teams set should reach the objects that it is meant for."""
+"""Test what parent charts, gateways and platform teams set should reach the objects that it is meant for."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_a_download_job_should_land_where_the_pod_will() -> None:
 
 
 def test_weights_should_have_room_and_time() -> None:
-    """What comes from the network lies on the node's disk: that much is asked for, and the cache may grow so far."""
+    """Test that what comes from the network lies on the node's disk, with a request and a limit for the cache."""
     for preset, gib in (("qwen3.5-35b-a3b-fp8", 38), ("qwen3.5-397b-a17b-fp8", 400)):
         objects = render({"preset": preset})
         asked = container(objects)["resources"]["requests"]["ephemeral-storage"]

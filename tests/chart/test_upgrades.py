@@ -1,4 +1,4 @@
-"""What an upgrade finds in the cluster should be kept: Helm's `lookup`, asked of a small API on loopback."""
+"""Test what an upgrade finds in the cluster should be kept: Helm's `lookup`, asked of a small API on loopback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the chart takes from elsewhere should be what it says there."""
+"""Test what the chart takes from elsewhere should be what it says there."""
 
 from __future__ import annotations
 

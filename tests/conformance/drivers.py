@@ -13,7 +13,7 @@ _SECONDS = 300
 def run_driver(
     command: list[str], cwd: Path, targets: dict[str, str], cases: list[Any], scratch: Path
 ) -> dict[str, Any]:
-    """What user code saw, by the case's name."""
+    """Return what user code saw, by the case's name."""
     plan = scratch / "plan.json"
     plan.write_text(json.dumps({"targets": targets, "cases": cases}), encoding="utf-8")
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""What user code saw against what a case expects: the same eyes for every language."""
+"""Test what user code saw against what a case expects: the same eyes for every language."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `scripts/tools` fetched for the clients in other languages, and why it did not where it did not."""
+"""Test what `scripts/tools` fetched for the clients in other languages, and why it did not where it did not."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def apart(model: Any, token_ids: Sequence[int], one: int, other: int) -> float:
 
 
 def router_margins(model: Any, token_ids: Sequence[int]) -> list[float]:
-    """Of the last token, per layer: how far the last expert chosen lies above the first one that is not, in logits."""
+    """Return, per layer, how far the last expert chosen for the last token lies above the next one, in logits."""
     with torch.inference_mode():
         logits = model(torch.tensor([token_ids]), output_router_logits=True).router_logits
     best = [layer[-1].log_softmax(-1).topk(EXPERTS_PER_TOKEN + 1).values for layer in logits]

@@ -30,7 +30,7 @@ async def refusal(channel: grpc.aio.Channel, spec: pb.GenerationSpec) -> grpc.ai
 
 
 async def check(channel: grpc.aio.Channel, bad: Bad) -> str:
-    """What is wrong with how this one was refused; empty where nothing is."""
+    """Return what is wrong with how this one was refused; empty where nothing is."""
     error = await refusal(channel, bad.spec)
     info, violations = details(error)
     field = violations.field_violations[0].field if violations.field_violations else ""

@@ -65,7 +65,7 @@ class Ticking:
 
 
 async def refused(channel: grpc.aio.Channel, bomb: Bomb) -> str:
-    """What is wrong with how a bomb was refused; empty where nothing is."""
+    """Return what is wrong with how a bomb was refused; empty where nothing is."""
     async with asyncio.timeout(_HANG_SECONDS):
         error = await refusal(channel, hello(output=output_of(bomb.constraint)))
     _, bad = details(error)

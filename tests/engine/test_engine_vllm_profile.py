@@ -259,7 +259,7 @@ def test_the_impossible_stops_the_start_before_anything_loads(setting, said):
     assert done.returncode == 2
     assert said in done.stderr
     # One message, under its heading, after what was said on the way.
-    _, _, told = done.stderr.partition("the configuration is wrong:\n")
+    _, _, told = done.stderr.partition("invalid configuration:\n")
     assert len(told.splitlines()) == 1, done.stderr
     assert "loading" not in done.stdout
 

@@ -30,7 +30,7 @@ def specs(engine: Engine, seed: int) -> Iterator[tuple[str, pb.GenerationSpec]]:
 
 
 async def fault(channel: grpc.aio.Channel, method: str, spec: pb.GenerationSpec) -> str:
-    """What went wrong with this request; empty where it was answered."""
+    """Return what went wrong with this request; empty where it was answered."""
     stub = generation_pb2_grpc.GenerationServiceStub(channel)
     try:
         if method == "Generate":
@@ -50,7 +50,7 @@ async def fault(channel: grpc.aio.Channel, method: str, spec: pb.GenerationSpec)
 
 
 async def faults(channel: grpc.aio.Channel, engine: Engine, count: int, seed: int) -> list[str]:
-    """Of `count` requests, in crowds of 1 to 8 that start together."""
+    """Return those of `count` requests, in crowds of 1 to 8 that start together."""
     found: list[str] = []
     source = itertools.islice(specs(engine, seed), count)
     for crowd in itertools.cycle(range(1, 9)):

@@ -1,4 +1,4 @@
-"""What callers write stays text, whatever it spells; what the template writes are markers."""
+"""Test what callers write stays text, whatever it spells; what the template writes are markers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the prefix cache finds, in tokens: at a prompt's second call, and in a chat that grows."""
+"""Test what the prefix cache finds, in tokens: at a prompt's second call, and in a chat that grows."""
 
 from __future__ import annotations
 

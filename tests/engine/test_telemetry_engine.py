@@ -61,7 +61,7 @@ async def served(collector: Collector, log: Path) -> AsyncIterator[tuple[str, st
 
 
 def parents(collector: Collector) -> list[str]:
-    """Of vLLM's spans about requests: what they hang on."""
+    """Return those of vLLM's spans about requests: what they hang on."""
     by_id = {span.span_id: span.name for span in collector.spans}
     return [by_id[span.parent_span_id] for span in collector.named(LLM_REQUEST) if span.parent_span_id]
 

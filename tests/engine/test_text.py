@@ -1,4 +1,4 @@
-"""What is asked of the text is what happens, on the real engine: stops, minimum, the window's edge."""
+"""Test what is asked of the text is what happens, on the real engine: stops, minimum, the window's edge."""
 
 from __future__ import annotations
 

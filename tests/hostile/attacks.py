@@ -66,7 +66,7 @@ def window_stall(address: str, count: int) -> int:
     wire.send(*(frame(WINDOW_UPDATE, 0, stream, struct.pack(">I", 1 << 16)) for stream in streams))
     got = frames(wire.drain(60, lambda got: ends(got) >= calls))
     wire.close()
-    slow = {stream for kind, _, stream, payload in got if kind == HEADERS and b"took no message" in payload}
+    slow = {stream for kind, _, stream, payload in got if kind == HEADERS and b"read no message" in payload}
     assert slow == set(streams), f"{len(slow)} of {calls} stalled streams were given up"
     assert sum(kind == DATA for kind, *_ in got) == calls
     return calls

@@ -42,7 +42,7 @@ from tests.hostile.frames import (
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Whom an attack is on. `key` is an API key of the attacker, `message_bytes` what a message may have."""
+    """Hold whom an attack is on. `key` is an API key of the attacker, `message_bytes` what a message may have."""
 
     address: str
     key: str

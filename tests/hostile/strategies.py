@@ -34,7 +34,7 @@ _SCALARS: dict[int, st.SearchStrategy[Any]] = {
 
 
 def messages(descriptor: Descriptor) -> st.SearchStrategy[Message]:
-    """Of one kind; half of its fields are set."""
+    """Return those of one kind; half of its fields are set."""
     fields = [(field, _values(field)) for field in descriptor.fields]
 
     @st.composite

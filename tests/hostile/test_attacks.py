@@ -68,7 +68,7 @@ def most_rss_kib(guarded: Victim, attack: Held, count: int) -> int:
 
 
 def _most_during_kib(attack: Held) -> int:
-    """Of large requests from a caller who may send them: as bytes, as a message and as text."""
+    """Return those of large requests from a caller who may send them: as bytes, as a message and as text."""
     return 3 * ServerSettings().max_request_memory_bytes >> 10 if attack is large_messages else _MAX_DURING_KIB
 
 

@@ -1,4 +1,4 @@
-"""Who may call what, on the wire: keys that come and go while the server runs, and nothing that tells them."""
+"""Test who may call what, on the wire: keys that come and go while the server runs, and nothing that tells them."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ async def test_the_client_tells_what_happened(key_path: Path) -> None:
         async with AsyncClient(address, api_key=key) as client:
             assert (await client.generate("hello", thinking="fast")).answer == "hi"
         async with AsyncClient(address, api_key=make("team-a")[0]) as client:
-            with pytest.raises(CallerRefused, match="not good here"):
+            with pytest.raises(CallerRefused, match="invalid credentials"):
                 await client.generate("hello")
 
 

@@ -1,4 +1,4 @@
-"""What a call held is freed with it: nothing waits for Python's collector, which comes by after thousands of calls."""
+"""Test that what a call held is freed with it, and does not wait for Python's collector."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ async def _cut_off(at: grpc.aio.Channel, request: pb.StreamGenerateRequest, even
 
 @pytest.fixture
 def kept() -> Iterator[list[Any]]:
-    """What only the collector would free, from here on."""
+    """Return what only the collector would free, from here on."""
     gc.collect()
     gc.disable()
     gc.set_debug(gc.DEBUG_SAVEALL)
@@ -126,7 +126,7 @@ def kept() -> Iterator[list[Any]]:
 
 
 def _ours(kept: list[Any]) -> Counter[str]:
-    """What the collector finds now of the service's objects and of requests, by type."""
+    """Return what the collector finds now of the service's objects and of requests, by type."""
     gc.collect()
     messages = (pb.GenerationSpec, pb.StreamGenerateRequest, pb.CountTokensRequest)
     ours = [one for one in kept if type(one).__module__.startswith("penstock.") or isinstance(one, messages)]

@@ -93,10 +93,10 @@ def test_tls_on_one_side_only_is_told(service: str, secure: tuple[str, Path]) ->
 @pytest.mark.parametrize(
     ("target", "words"),
     [
-        ("127.0.0.1:1", "nothing answers at 127.0.0.1:1: start it with `penstock serve`"),
-        ("nowhere.invalid:50051", "nowhere.invalid:50051: there is no host nowhere.invalid"),
-        ("nowhere", "nowhere is not host:port"),
-        ("127.0.0.1:99999", "127.0.0.1:99999 is not host:port"),
+        ("127.0.0.1:1", "nothing listens at 127.0.0.1:1: start a service with `penstock serve`"),
+        ("nowhere.invalid:50051", "nowhere.invalid:50051: unknown host nowhere.invalid"),
+        ("nowhere", "the target must be host:port, got nowhere"),
+        ("127.0.0.1:99999", "the target must be host:port, got 127.0.0.1:99999"),
     ],
 )
 def test_an_address_where_nothing_is(target: str, words: str) -> None:
@@ -112,9 +112,9 @@ OTHERS: dict[str, bytes | None] = {
 }
 """What a server of something else answers to the first bytes; None is nothing."""
 PLAIN = {
-    "silent": "accepts connections and says nothing",
-    "closes": "accepts connections and closes them",
-    "http1": "speaks HTTP/1, and gRPC needs HTTP/2",
+    "silent": "accepts connections and sends nothing",
+    "closes": "closes connections",
+    "http1": "speaks HTTP/1, but gRPC needs HTTP/2",
     "ssh": "does not speak gRPC",
 }
 
@@ -169,7 +169,7 @@ def test_a_server_of_something_else_within_tls_is_told(kind: str, tmp_path: Path
         done = penstock("model", "--target", address, "--ca", str(tmp_path / "ca.crt"))
         assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
         words = (
-            PLAIN[kind] if kind != "closes" else "closes the encrypted connection: does it want a client certificate?"
+            PLAIN[kind] if kind != "closes" else "closes the encrypted connection: it may require a client certificate"
         )
         assert done.stderr.startswith(f"penstock: {address} {words}")
 
@@ -182,7 +182,7 @@ def test_mutual_tls_is_told(tmp_path: Path) -> None:
     with scripted_service(tmp_path, [{"answer": "hi"}], settings) as address:
         done = penstock("model", "--target", address, "--ca", str(tmp_path / "ca.crt"))
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
-    assert done.stderr.startswith(f"penstock: {address} closes the encrypted connection: does it want a client cert")
+    assert done.stderr.startswith(f"penstock: {address} closes the encrypted connection: it may require a client cert")
 
 
 def test_a_grpc_service_of_something_else_is_told() -> None:
@@ -194,7 +194,7 @@ def test_a_grpc_service_of_something_else_is_told() -> None:
     finally:
         server.stop(None).wait()
     assert done.returncode == 1
-    assert done.stderr == f"penstock: {address} speaks gRPC and has no such method: is it a Penstock service?\n"
+    assert done.stderr == f"penstock: {address} speaks gRPC but has no such method; it may not be a Penstock service\n"
 
 
 @pytest.mark.parametrize(
@@ -204,9 +204,9 @@ def test_a_grpc_service_of_something_else_is_told() -> None:
         (("generate", "hi", "--json", "--bugdet", "5"), 2, "--bugdet"),
         (("generate", "--json"), 2, "prompt"),
         (("generat", "--json"), 2, "Did you mean 'generate'?"),
-        (("model", "--json", "--target", "127.0.0.1:1"), 1, "nothing answers"),
+        (("model", "--json", "--target", "127.0.0.1:1"), 1, "nothing listens"),
         (("config", "show", "--json", "--config", "/nowhere.toml"), 2, "/nowhere.toml"),
-        (("serve", "--check-config", "--json", "--listen", "nowhere"), 2, "not host:port"),
+        (("serve", "--check-config", "--json", "--listen", "nowhere"), 2, "must be host:port"),
     ],
 )
 def test_failures_under_json_are_json(arguments: tuple[str, ...], code: int, words: str, service: str) -> None:
@@ -226,13 +226,13 @@ def test_a_refused_call_under_json_has_its_details(service: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--listen", "127.0.0.1:99999"), "server.listen: '127.0.0.1:99999': a port is at most 65535"),
-        (("--listen", "nowhere"), "server.listen: 'nowhere' is not host:port"),
-        (("--listen", "nowhere.invalid:1"), "server.listen: there is no host nowhere.invalid"),
+        (("--listen", "127.0.0.1:99999"), "server.listen: the port must be in [0, 65535], got '127.0.0.1:99999'"),
+        (("--listen", "nowhere"), "server.listen: must be host:port, got 'nowhere'"),
+        (("--listen", "nowhere.invalid:1"), "server.listen: unknown host nowhere.invalid"),
         (("--listen", "192.0.2.1:50051", "--insecure"), "cannot assign requested address"),
         (("--model", "/nowhere"), "engine.model: there is no directory /nowhere"),
         (("--model", "README.md"), "README.md is a file; it must be the directory"),
-        (("--set", "telemetry.prometheus_listen=x"), "telemetry.prometheus_listen: 'x' is not host:port"),
+        (("--set", "telemetry.prometheus_listen=x"), "telemetry.prometheus_listen: must be host:port, got 'x'"),
     ],
 )
 def test_a_configuration_that_cannot_be_served(arguments: tuple[str, ...], words: str) -> None:

@@ -1,4 +1,4 @@
-"""What applications expect of a client: environment, retries, limits that are told, texts, conversations, logging."""
+"""Test what applications expect of a client: environment, retries, limits, texts, conversations, logging."""
 
 from __future__ import annotations
 

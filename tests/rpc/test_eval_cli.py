@@ -229,5 +229,5 @@ def test_nobody_there() -> None:
 def test_a_request_that_does_not_fit_is_told_in_words(target: str, file: Path) -> None:
     result = run(target, file, "--modes", "thinking", "--budgets", "600")
     assert result.exit_code == 1
-    assert "does not fit max_output_tokens 512" in result.stderr
+    assert "must be at most 511 (max_output_tokens 512" in result.stderr
     assert "Traceback" not in result.output

@@ -47,7 +47,7 @@ def test_a_download_that_will_not_fit_is_refused_before_it_begins(folder: Path) 
     with hub({"config.json": b"{}", "a.safetensors": WEIGHTS}) as endpoint:
         environ = {"HF_ENDPOINT": endpoint, "HF_HOME": str(folder / "hf")}
         done = on_small_disk(folder, 1_000_000, [*PENSTOCK, "download", "--model", "org/m"], environ)
-    one_line(done, f"{folder}/hf/hub has no room for org/m", "2.0 MB needed", "1.0 MB free", "HF_HOME")
+    one_line(done, f"{folder}/hf/hub has not enough space for org/m", "2.0 MB needed", "1.0 MB free", "HF_HOME")
     assert done.files == ()
 
 

@@ -1,4 +1,4 @@
-"""What gRPC's own client expects of a server, over sockets: compression, sizes, health, keepalive, addresses, TLS."""
+"""Test what gRPC's own client expects of a server: compression, sizes, health, keepalive, addresses, TLS."""
 
 from __future__ import annotations
 
@@ -233,7 +233,7 @@ async def test_a_request_that_does_not_become_whole_is_told_so() -> None:
             frame(HEADERS, END_HEADERS, stream, call_headers()), frame(DATA, 0, stream, message(b"x", claimed_bytes=99))
         )
         got = frames(await asyncio.to_thread(wire.drain, 60, lambda got: ends(got) + resets(got) > 0))
-        assert any(kind == HEADERS and b"not whole within" in payload for kind, _, _, payload in got)
+        assert any(kind == HEADERS and b"not complete within" in payload for kind, _, _, payload in got)
         wire.close()
 
 

@@ -1,4 +1,4 @@
-"""What one caller does takes nothing from another, and bounds itself."""
+"""Test what one caller does takes nothing from another, and bounds itself."""
 
 from __future__ import annotations
 

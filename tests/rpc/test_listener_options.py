@@ -73,7 +73,7 @@ async def peer(config: dict[str, Any], *replies: Reply) -> AsyncIterator[str]:
 
 
 def settings_of(address: str) -> dict[int, int]:
-    """What the server says of itself at the start of a connection."""
+    """Return what the server says of itself at the start of a connection."""
     wire = Wire(address)
     got = wire.drain(0.5)
     wire.close()

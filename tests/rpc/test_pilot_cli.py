@@ -44,7 +44,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def folder(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What one pilot wrote."""
+    """Return what one pilot wrote."""
     out = tmp_path_factory.mktemp("pilot") / "out"
     prices = ("--gpu-hour-usd", "2", "--hosted-input-usd", "0.4", "--hosted-output-usd", "2.4")
     command = [

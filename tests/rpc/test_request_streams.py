@@ -1,4 +1,4 @@
-"""What a client may still send on a stream of requests is bounded, over all such calls."""
+"""Test what a client may still send on a stream of requests is bounded, over all such calls."""
 
 from __future__ import annotations
 

@@ -177,7 +177,7 @@ async def test_only_the_token_holder_may_resume(serve: Serve, wrong: dict[str, s
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await stub.Resume(pb.ResumeRequest(**fields)).read()
     assert refused.value.code() is grpc.StatusCode.NOT_FOUND
-    assert refused.value.details() == "no such generation to resume; it is unknown, expired, or the token is wrong"
+    assert refused.value.details() == "no such generation (unknown, expired, or wrong resume_token)"
 
 
 async def live_call(channel: grpc.aio.Channel, text: str = "hello") -> tuple[Any, pb.GenerationStarted]:

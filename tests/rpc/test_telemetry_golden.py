@@ -103,7 +103,7 @@ def _samples(family: Any) -> list[Any]:
 
 
 def exported(collector: Collector) -> dict[str, Any]:
-    """What the collector was sent."""
+    """Return what the collector was sent."""
     return {
         "resource": _plain(collector.resource),
         "scopes": sorted(scope for scope in collector.scopes if scope[1] != SDK_SCOPE),

@@ -137,7 +137,7 @@ async def test_probes_without_tls_reach_health_and_nothing_else(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("tls", "said"),
     [
-        ({"certificate_file": "a.crt"}, "go together"),
+        ({"certificate_file": "a.crt"}, "must be set together"),
         ({"client_ca_file": "ca.crt"}, "needs certificate_file"),
     ],
 )

@@ -84,7 +84,7 @@ def simulate(card: str) -> None:
 
 
 def _declare_what_kernels_can(capability: tuple[int, int]) -> None:
-    """What the CUDA build's library says of itself, as of vLLM 0.32.0 (csrc/libtorch_stable/quantization/w8a8)."""
+    """Return what the CUDA build's library reports, as of vLLM 0.32.0 (csrc/libtorch_stable/quantization/w8a8)."""
     import torch
 
     number = capability[0] * 10 + capability[1]
@@ -124,7 +124,7 @@ def checkpoint(folder: Path, name: str) -> Path:
 
 
 def asked(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """What became of one configuration: our profile, and vLLM's choices or its refusal."""
+    """Return what became of one configuration: our profile, and vLLM's choices or its refusal."""
     from penstock.config.schema import EngineSettings
     from penstock.engine.vllm import start
     from penstock.errors import PenstockError

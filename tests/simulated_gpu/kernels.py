@@ -86,7 +86,7 @@ def budget_rule(text: list[int], budget: int) -> int | None:
 
 
 def check_budget(rng: random.Random) -> tuple[int, list[Any]]:
-    """What each row is forced to, over three steps whose drafts were taken in part: the kernel remembers its scans."""
+    """Return what each row is forced to, over three steps whose drafts were accepted in part."""
     import torch
     from vllm.v1.worker.gpu.sample.thinking_budget import apply_thinking_budget
 

@@ -1,4 +1,4 @@
-"""What a GPU runs in place of the CPU build's code, without a GPU: Model Runner V2's kernels, interpreted and compiled.
+"""Test what a GPU runs in place of the CPU build's code: Model Runner V2's kernels, interpreted and compiled.
 
 Run by Triton's interpreter they do what our rules say; for Hopper, Blackwell and Ampere they compile. No kernel has run
 on a card: decision 21 says what is proven how.

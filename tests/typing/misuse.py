@@ -1,4 +1,4 @@
-"""What a type checker must refuse of the Python client: each marked line, with that code, and no other line."""
+"""Test what a type checker must refuse of the Python client: each marked line, with that code, and no other line."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ async def misused() -> None:
 
 
 def used(reply: pc.Response) -> int:
-    """What is right is not refused."""
+    """Return what is right is not refused."""
     talk = pc.Conversation("be short")
     talk.add(client.generate(talk.ask("hi"), thinking="thinking", budget=-1, stop=["a"], timeout=1))
     client.generate([pc.Message("user", "hi"), {"role": "assistant", "content": "x"}, ("user", "more")])

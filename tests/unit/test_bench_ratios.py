@@ -1,4 +1,4 @@
-"""What bench/ makes of its figures, on figures made by hand; nothing is served here."""
+"""Test what bench/ makes of its figures, on figures made by hand; nothing is served here."""
 
 from __future__ import annotations
 

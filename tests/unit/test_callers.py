@@ -46,7 +46,7 @@ def test_a_key_opens_for_its_caller_alone_until_it_expires() -> None:
     [
         ("not json", "is not JSON"),
         ('{"keys": [{"id": "0011223344556677", "caller": "a b", "sha256": "x"}]}', "keys.0.caller, keys.0.sha256"),
-        ('{"key": []}', "wrong at key"),
+        ('{"key": []}', "invalid at key"),
     ],
 )
 def test_a_bad_key_file_is_told_by_place_and_never_repeated(text: str, said: str) -> None:
@@ -57,7 +57,7 @@ def test_a_bad_key_file_is_told_by_place_and_never_repeated(text: str, said: str
 
 def test_an_id_twice_is_refused() -> None:
     _, entry = make("a")
-    with pytest.raises(ConfigError, match="twice"):
+    with pytest.raises(ConfigError, match="duplicate ids|used twice"):
         parse("keys.json", to_text((entry, entry)))
 
 
@@ -144,7 +144,7 @@ def test_mistakes_in_the_callers_file_have_their_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         listed.read(path)
     assert "line 3" in caught.value.message
-    assert "'c d' is no name" in caught.value.message
+    assert "'c d' is not a valid caller name" in caught.value.message
     path.write_text("callers:\n  a: {permission: [generate]}\n")
     with pytest.raises(ConfigError, match=r"line 2: callers\.a\.permission"):
         listed.read(path)
@@ -165,7 +165,7 @@ def test_a_file_that_turns_bad_leaves_what_was_in_force(tmp_path: Path, caplog: 
     path.write_text("bad")
     assert not watched.refresh()
     assert not watched.refresh()
-    assert caplog.text.count("is not taken up") == 1
+    assert caplog.text.count("keeping the previous version") == 1
     replacement = tmp_path / "g"
     replacement.write_text("two")
     os.replace(replacement, path)

@@ -54,7 +54,7 @@ DEATH = -1
 
 @dataclass
 class Said:
-    """What a candidate told, put together again."""
+    """Hold what a candidate told, put together again."""
 
     thought: str = ""
     answer: str = ""
@@ -364,7 +364,7 @@ class Dealt(ScriptedEngine):
 async def drained_after(
     engine: Dealt, plan: GenerationPlan, drains: Sequence[int]
 ) -> tuple[list[dict[str, Any]], list[Any]]:
-    """What candidates say over several servers, each but the last drained after so many events; and how they end."""
+    """Return the output of candidates over several servers, each but the last drained after so many events."""
     said = [{"thought": "", "answer": "", "ids": [], "ended": []} for _ in range(plan.request.output.candidate_count)]
     states: Sequence[Any] = ()
     for count in (*drains, 10**9):

@@ -1,4 +1,4 @@
-"""What keywords become on the wire, and what is refused before anything is sent."""
+"""Test what keywords become on the wire, and what is refused before anything is sent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a constraint's text alone says of its cost."""
+"""Test what a constraint's text alone says of its cost."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ def test_mistakes_inside_a_list_have_their_line(write: Any) -> None:
     assert mistakes(toml, {}, {}) == [f"{toml}, line 8: pricing.tiers.1.inputs: no such key"]
     yaml = write("p.yaml", "pricing:\n  tiers:\n  - input_usd_per_million: 1\n    output_usd_per_million: 0.00001\n")
     assert mistakes(yaml, {}, {}) == [
-        f"{yaml}, line 4: pricing.tiers.0.output_usd_per_million: prices are exact to 0.0001 USD per million tokens"
+        f"{yaml}, line 4: pricing.tiers.0.output_usd_per_million: must be a multiple of 0.0001 USD per million tokens, got 0.00001"
     ]
     price = "{input_usd_per_million: 1, output_usd_per_million: 1}"
     falling = write("q.yaml", f"pricing: {{tiers: [{price}, {price}]}}")
@@ -128,9 +128,9 @@ def test_mistakes_inside_a_list_have_their_line(write: Any) -> None:
     [
         ("p.toml", "[engine", "not valid TOML"),
         ("p.yaml", "engine: [", "not valid YAML"),
-        ("p.yaml", "- engine", "must hold sections"),
-        ("p.yaml", "engine:\n  mtp: on\n  mtp: off\n", "line 3: engine.mtp is there twice"),
-        ("p.toml", "engine = 3", "line 1: engine: is a section"),
+        ("p.yaml", "- engine", "must have sections"),
+        ("p.yaml", "engine:\n  mtp: on\n  mtp: off\n", "line 3: duplicate key engine.mtp"),
+        ("p.toml", "engine = 3", "line 1: engine: must be a section"),
         ("p.json", "{}", "must end in .toml"),
         ("p.toml", "[limits]\nmax_messages = true", "line 2: limits.max_messages: must be a number, not true"),
         ("p.yaml", "1: 2", "1: no such section"),

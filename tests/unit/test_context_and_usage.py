@@ -104,7 +104,7 @@ def test_tiers_go_by_prompt_length_inclusive() -> None:
 def test_prices_finer_than_a_tick_are_refused() -> None:
     with pytest.raises(ValidationError, match=r"0\.0001"):
         tier(input_usd_per_million="0.00001")
-    with pytest.raises(ValidationError, match="rise"):
+    with pytest.raises(ValidationError, match="must be ordered"):
         PricingSettings(tiers=(tier(up_to_prompt_tokens=5), tier(up_to_prompt_tokens=5)))
 
 

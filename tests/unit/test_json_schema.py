@@ -1,4 +1,4 @@
-"""What is accepted of a JSON schema is kept: random texts of the compiled grammars are validated, without an engine."""
+"""Test that accepted JSON schemas are enforced: random texts of the compiled grammars are validated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What counts of experts say: balance, ranks, windows over moments that grow thin, engines that follow each other."""
+"""Test the load of experts: balance, ranks, windows over sparse samples, engines that follow each other."""
 
 from __future__ import annotations
 

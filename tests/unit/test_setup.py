@@ -77,7 +77,7 @@ def index(tmp_path: Path) -> Iterator[Index]:
 
 @pytest.fixture
 def clone(tmp_path: Path, index: Index) -> Path:
-    """What `make setup` reads, with packages of a few bytes."""
+    """Return what `make setup` reads, with packages of a few bytes."""
     made = tmp_path / "clone"
     for project in (made, *(made / name for name in ("clients/python-proto", "clients/python", "bench"))):
         project.mkdir(parents=True)

@@ -106,7 +106,7 @@ def test_a_model_without_recurrent_layers_has_keys_and_values_alone() -> None:
 def test_what_a_config_lacks_is_named() -> None:
     text = dict(CARDS["Qwen/Qwen3.5-35B-A3B"])
     del text["num_key_value_heads"]
-    with pytest.raises(ConfigError, match="does not say num_key_value_heads"):
+    with pytest.raises(ConfigError, match="lacks num_key_value_heads"):
         read_shape(text)
 
 

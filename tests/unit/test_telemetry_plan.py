@@ -1,4 +1,4 @@
-"""What is sent where: settings and the standard variables together. No exporter is made here."""
+"""Test what is sent where: settings and the standard variables together. No exporter is made here."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_the_prometheus_endpoint_is_loopback_where_no_host_is_named() -> None:
     assert address("") is None
     assert address(":9464") == ("127.0.0.1", 9464)
     assert address("[::]:9464") == ("::", 9464)
-    with pytest.raises(ConfigError, match="is not host:port"):
+    with pytest.raises(ConfigError, match="must be host:port"):
         address("9464x")
 
 

@@ -238,7 +238,7 @@ async def test_discovery_finds_the_keys_and_believes_no_other_issuer_and_no_redi
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"issuer": ISSUER}, "go together"),
+        ({"issuer": ISSUER}, "must be set together"),
         ({"issuer": "http://login.example.com", "audience": "p"}, "https"),
         ({"issuer": ISSUER, "audience": "p", "jwks_url": "file:///etc/passwd"}, "https"),
         ({"issuer": ISSUER, "audience": "p", "algorithms": ["HS256"]}, "algorithms"),
@@ -271,5 +271,5 @@ async def test_subjects_are_listed_callers_or_their_own_and_keys_still_work(tmp_
 def test_a_file_that_is_no_key_set_is_named(tmp_path: Path) -> None:
     for text in ("{}", "[]", "hello", '{"keys": []}', '{"keys": [{"kty": "x"}]}'):
         (tmp_path / "jwks.json").write_text(text)
-        with pytest.raises(ConfigError, match="no JWK set"):
+        with pytest.raises(ConfigError, match="not a JWK set"):
             JwtVerifier(JwtSettings(issuer=ISSUER, audience="p", jwks_file=tmp_path / "jwks.json"))

@@ -1,4 +1,4 @@
-"""What a token costs on these devices, and from which load on it is less than a hosted price. Pure."""
+"""Compute the cost of a token on some devices, and the load from which it is lower than a hosted price."""
 
 from __future__ import annotations
 

@@ -14,9 +14,10 @@ SHIPPED = Path(__file__).parent / "devices.toml"
 
 @dataclass(frozen=True, slots=True)
 class DeviceSpec:
-    """Of one device, at its peak. `fp8_tflops` None: no FP8 units, FP8 weights are widened; `fp4_tflops` the same.
-    `memory_gb` is what a framework sees, in 1e9 bytes, where that is less than what is sold; `watts` the most it draws.
-    `reads_fp8_cache`: attention can, else keys and values are bfloat16."""
+    """Describe one device at its peak.
+
+    `fp8_tflops` None: there are no FP8 units, and FP8 weights are widened; `fp4_tflops` likewise.
+    """
 
     key: str
     name: str
@@ -84,7 +85,7 @@ def _device(path: Path, key: str, entry: Any) -> DeviceSpec:
 
 
 def _wrong(name: str, value: Any) -> str:
-    """What is the matter with a value, or nothing."""
+    """Return what is wrong with a value; empty where nothing is."""
     if name == "reads_fp8_cache":
         return "" if isinstance(value, bool) else "is neither true nor false"
     text = name in ("name", "source", "read", "kind", "price_source", "memory_source")

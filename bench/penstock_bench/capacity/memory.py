@@ -1,4 +1,4 @@
-"""What one device holds: weights, working space, and in what is left, the cache. Pure."""
+"""Compute what one device holds: weights, working memory, and the cache in the rest."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from penstock_bench.capacity.devices import DeviceSpec
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What is served on what, and how: the answer of the service's own planning, or given.
+    """Describe a model on its devices, as the service would plan it or as given.
 
     `drafted` is the draft length, 0 where MTP is off. `fixed_bytes` per device are for what is no tensor of the model.
     `cache_bytes` is given where the cache's size is configured rather than what is left (a CPU).

@@ -1,4 +1,4 @@
-"""What an architect should mind in a plan, each with what to do. Pure."""
+"""Write notes on a plan for its reader, each with what to do."""
 
 from __future__ import annotations
 

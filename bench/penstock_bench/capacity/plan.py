@@ -16,7 +16,7 @@ from penstock_bench.capacity.speed import Correction, Mix, Point, ceiling, concu
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What the service would switch on or off here, and why; a line of its profile."""
+    """Hold a feature that the service would switch on or off, and why; a line of its profile."""
 
     name: str
     value: str
@@ -25,7 +25,7 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What to plan for. `usd_per_device_hour` None: no cost is told."""
+    """Describe what to plan for. `usd_per_device_hour` None: no costs are computed."""
 
     mix: Mix
     context_tokens: int

@@ -62,7 +62,7 @@ class Run:
 
     @property
     def fitted(self) -> bool:
-        """Of the half that is fitted: every other group, by the rule in the file."""
+        """Return whether the run is in the half that is fitted: every other group, by the rule in the file."""
         return self.group % 2 == 0
 
     @property
@@ -144,7 +144,7 @@ def _run(number: int, group: dict[str, Any], row: dict[str, Any], setup: Setup) 
 
 
 def _first_token(row: dict[str, Any]) -> float | None:
-    """Of one request alone with a long prompt: as published, else what its whole time leaves beside its tokens."""
+    """Return the time to the first token of one request alone: as published, else derived from its whole time."""
     if row["concurrency"] != 1 or row["input"] < MAX_TOKENS_OF_A_STEP or "token_ms" not in row:
         return None
     if "first_token_ms" in row:

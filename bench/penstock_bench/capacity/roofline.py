@@ -18,8 +18,9 @@ _FP8_DISPATCH_BYTES, _COMBINE_BYTES = 1, 2
 
 @dataclass(frozen=True, slots=True)
 class Assumptions:
-    """What no data sheet says. Shares are of the device's peak; the defaults are fitted to one half of the published
-    runs (`python scripts/published-runs --fit`).
+    """Hold what no data sheet tells. Shares are of the device's peak.
+
+    The defaults are fitted to one half of the published runs (`python scripts/published-runs --fit`).
 
     Weights of one byte or less reach `narrow_share` of `bandwidth_share`. Of a sequence's drafts, `draft_overlap` pick
     the experts of the token before them. Prompts reach `compute_share` on one device, and the less on the more
@@ -81,7 +82,7 @@ class Step:
 
     @property
     def limit(self) -> str:
-        """What takes the most of it."""
+        """Return what takes the most of the step."""
         parts = {
             "memory": self.memory_seconds,
             "compute": self.compute_seconds,

@@ -64,7 +64,7 @@ class Point:
 
     @property
     def stream_tokens_per_second(self) -> float:
-        """Of one stream, while no prompt is read beside it."""
+        """Return the speed of one stream, while no prompt is read."""
         return self.tokens_per_step / self.step_seconds
 
 

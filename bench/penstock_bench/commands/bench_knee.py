@@ -185,7 +185,7 @@ def _cells(point: Point, criteria: Criteria) -> tuple[str, ...]:
 
 
 def sentences(search: KneeSearch) -> list[str]:
-    """What the search found, in words."""
+    """Return the result of the search as sentences."""
     from penstock_bench.load.knee import KNEE, OBJECTIVE
     from penstock_bench.load.search import mean
 

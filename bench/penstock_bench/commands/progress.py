@@ -1,4 +1,4 @@
-"""What a load does right now: a line that changes on a terminal, a line now and then in a log."""
+"""Show the progress of a load: a line that changes on a terminal, a line at intervals in a log."""
 
 from __future__ import annotations
 

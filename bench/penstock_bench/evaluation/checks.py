@@ -13,7 +13,7 @@ from penstock_client import ThinkingMode
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """What `--check` asks for. Shares are of 1."""
+    """Hold what `--check` requires. Shares are in [0, 1]."""
 
     least_questions: int = 500
     least_share_without_thought: float = 1 / 3

@@ -18,7 +18,7 @@ _WAIT_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class EvaluationOptions:
-    """What all settings have in common. `calls` run at the same time; tokens as in the API, None is the server's."""
+    """Hold what all settings share. `calls` run at the same time; tokens as in the API, None is the server's."""
 
     calls: int
     max_output_tokens: int
@@ -83,7 +83,7 @@ async def _ask(
                 temperature=0.0,
             )
         except Overloaded as refused:
-            # No row: a call that was never let in says nothing about the model.
+            # No row: a call that was never admitted tells nothing about the model.
             waits += 1
             if waits > _MAX_WAITS:
                 raise

@@ -1,4 +1,4 @@
-"""The picture: accuracy, latency and cost against thought tokens spent. The only room that imports matplotlib."""
+"""The picture: accuracy, latency and cost against thought tokens spent. The only module that imports matplotlib."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def _points(axes: Axes, summaries: Sequence[EvaluationSummary], values: Sequence
 
 
 def short_name(summary: EvaluationSummary) -> str:
-    """What stands beside a point: the budget for THINKING, else the setting's name."""
+    """Return the text beside a point: the budget for THINKING, else the setting's name."""
     setting = summary.setting
     if setting.mode is not ThinkingMode.THINKING:
         return setting.name

@@ -1,4 +1,4 @@
-"""What came out, for people (tables) and for machines (plain JSON values), with all that is needed to take it again."""
+"""Report results as tables and as JSON, with all that is needed to repeat the measurement."""
 
 from __future__ import annotations
 

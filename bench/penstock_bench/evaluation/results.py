@@ -1,4 +1,4 @@
-"""What was measured: a row per reply, a summary per setting, and the statistics between them. Pure."""
+"""Compute results: a row per reply, a summary per setting, and statistics between them."""
 
 from __future__ import annotations
 

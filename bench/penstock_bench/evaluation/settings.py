@@ -1,4 +1,4 @@
-"""What is varied between the runs of an evaluation: mode, budget, deadline."""
+"""Define what varies between the runs of an evaluation: mode, budget, deadline."""
 
 from __future__ import annotations
 

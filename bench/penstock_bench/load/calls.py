@@ -24,7 +24,7 @@ OK, REFUSED, DEADLINE, FAILED, UNFINISHED = "ok", "refused", "deadline", "failed
 
 @dataclass(slots=True)
 class Record:
-    """What became of one call. Times: seconds from the start of what is measured. None: it never came.
+    """Record one call. Times are in seconds from the start of the measurement; None where the event never came.
 
     Outcomes: ok; refused (the service had no room and said so); deadline (the call's own); failed (any other error);
     unfinished (given up when the run was over).

@@ -22,7 +22,7 @@ class _Interval(BaseModel):
 
 
 class BenchResult(BaseModel):
-    """What a comparison needs of a result that `penstock bench --json` or `penstock bench knee --json` wrote."""
+    """Hold what a comparison needs of a result of `penstock bench --json` or `penstock bench knee --json`."""
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 

@@ -58,7 +58,7 @@ class EnergyMeter:
 
     @property
     def total_joules(self) -> float | None:
-        """Of the GPUs, and of the CPU packages with their memory; None where nothing tells it."""
+        """Return the energy of the GPUs and of the CPU packages with their memory; None where nothing reports it."""
         counted = [joules for name, joules in self.joules.items() if not name.startswith("psys")]
         return sum(counted) if counted else None
 

@@ -32,7 +32,7 @@ KNEE, OBJECTIVE = "knee", "objective"
 
 @dataclass(frozen=True, slots=True)
 class Criteria:
-    """What a rate must keep to; shares of 1."""
+    """Hold the criteria that a rate must meet; shares are in [0, 1]."""
 
     objectives: Objectives = field(default_factory=Objectives)
     share: float = 0.95

@@ -24,7 +24,7 @@ def client_machine() -> dict[str, Any]:
 
 
 def model_facts(card: ModelCard) -> dict[str, Any]:
-    """What is served, in plain values."""
+    """Return the facts about the served model as plain values."""
     return {
         "name": card.model,
         "architecture": card.architecture,

@@ -114,7 +114,7 @@ class Load:
 
     @property
     def seconds(self) -> float:
-        """Of the window, as far as it was reached."""
+        """Return the length of the window, as far as it was reached."""
         return max(1e-6, min(self.run.end_seconds, self.run.clock.now()))
 
     @property
@@ -138,7 +138,7 @@ class Load:
 
     @property
     def joules_per_output_token(self) -> float | None:
-        """Of this whole machine; None where nothing tells it, or nothing came."""
+        """Return the energy of this machine per output token; None where nothing reports it or no token came."""
         joules = self.energy.total_joules if self.energy is not None else None
         return joules / self.output_tokens if joules is not None and self.output_tokens else None
 

@@ -1,4 +1,4 @@
-"""What the service's processes cost: CPU time and memory, by psutil, where they run on this machine.
+"""Measure what the service's processes use on this machine: CPU time and memory, by psutil.
 
 The process that listens is the front end; its descendants are the engine's. Memory is the resident set, so that pages
 which processes share count in each. GPUs count as a whole.
@@ -71,7 +71,7 @@ class Watch:
 
     @contextmanager
     def window(self) -> Iterator[dict[int, Used]]:
-        """What is used from here to the end, by pid (GPUs: below 0); complete once the window is closed."""
+        """Yield what is used until the end, by pid (GPUs: below 0); complete once the window is closed."""
         used: dict[int, Used] = {}
         began, before = time.monotonic(), self._cpu()
         self._sample(used, began)
@@ -136,6 +136,6 @@ async def _keep_sampling_gpus(used: dict[int, Used], began: float) -> None:
 
 
 def _name(process: psutil.Process) -> str:
-    """What it calls itself, without its arguments."""
+    """Return the name of a process, without its arguments."""
     words = process.cmdline()
     return os.path.basename(words[0]) if words else str(process.name())

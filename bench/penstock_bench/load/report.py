@@ -60,7 +60,7 @@ def as_json(load: Load, objectives: Objectives, not_local: str | None, *, rows: 
 
 
 def load_facts(load: Load, objectives: Objectives) -> dict[str, Any]:
-    """What was asked of the service, so that two results can be told to be of the same load."""
+    """Return what was asked of the service, so that two results can be recognised as of the same load."""
     options, workload = load.options, load.workload
     return {
         "pattern": load.pattern.name,
@@ -82,7 +82,7 @@ def workload_facts(workload: Workload) -> dict[str, Any]:
 
 
 def intervals_as_json(found: Mapping[str, Estimate]) -> dict[str, Any]:
-    """What `penstock bench compare` reads."""
+    """Return what `penstock bench compare` reads."""
     return {name: asdict(one) for name, one in found.items()}
 
 
@@ -107,7 +107,7 @@ def show_runs(console: Console, loads: Sequence[Load], objectives: Objectives) -
 
 
 def show_notes(console: Console, notes: Iterable[str]) -> None:
-    """What a reader of the figures must know, a line each."""
+    """Print what a reader of the figures must know, a line each."""
     for note in notes:
         console.out(f"note: {note}", style="yellow", highlight=False)
 

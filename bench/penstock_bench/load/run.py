@@ -42,7 +42,7 @@ class LoadOptions:
 
 @dataclass(slots=True)
 class Live:
-    """What has happened so far, for whoever watches. Tokens by whole second: [thought, answer]."""
+    """Hold what has happened so far, for a progress line. Tokens by whole second: [thought, answer]."""
 
     sent: int = 0
     running: int = 0

@@ -1,6 +1,6 @@
 """From calls to figures. Pure.
 
-Percentiles are by nearest rank over every call that was let in and meant for the window. A call that missed its
+Percentiles are by nearest rank over every call that was admitted and meant for the window. A call that missed its
 deadline or never ended counts as slower than all others: where so many are lost that a percentile falls among them, it
 is None (infinite), not the slowest one that survived.
 """
@@ -51,7 +51,7 @@ def _finite(value: float) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Objectives:
-    """What a good call keeps to, in seconds from its intended time; None: no matter."""
+    """Hold what a good call keeps to, in seconds from its intended time; None is no objective."""
 
     first_token: float | None = None
     first_answer: float | None = None

@@ -44,7 +44,7 @@ def read(path: Path) -> list[ScheduledCall]:
 
 
 def write(path: Path, arrivals: Iterable[ScheduledCall]) -> None:
-    """What `read` reads."""
+    """Write a trace that `read` reads."""
     lines = []
     for arrival in arrivals:
         work = {name: value for name, value in asdict(arrival.work).items() if value != _PLAIN.get(name)}

@@ -1,4 +1,4 @@
-"""What is asked: lengths, thinking modes and shared prefixes, each drawn from a weighted mix."""
+"""Define what is asked: lengths, thinking modes and shared prefixes, each drawn from a weighted mix."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def _weighted(text: str) -> list[tuple[str, float]]:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What calls are drawn from. `prefixes` names so many shared prefixes; 0: every prompt is its own."""
+    """Define what calls are drawn from. `prefixes` is the number of shared prefixes; 0: every prompt is different."""
 
     prompt: Lengths
     output: Lengths | None

@@ -1,4 +1,4 @@
-"""`penstock pilot`: a graded sequence of loads on a running service, and a report for whoever decides about GPUs.
+"""`penstock pilot`: a graded sequence of loads on a running service, and a report for decisions about GPUs.
 
     grades -> sequence (load, evaluation, scrape, experts) -> results -> cost, flags -> sections -> html, markdown
 

@@ -1,4 +1,4 @@
-"""What loads reveal: queues, memory, drift, and who is the bottleneck. Each check: (result, limits) -> verdict."""
+"""Check what loads reveal: queues, memory, drift, and the bottleneck. Each check maps (result, limits) to a result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the model itself reveals: experts, drafts, thoughts and budgets. Each check: (result, limits) -> verdict."""
+"""Check what the model reveals: experts, drafts, thoughts and budgets. Each check maps (result, limits) to a result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What published runs of these models show, looked for in a pilot: the knee, drafts that lose, prefixes that never hit.
+"""Check a pilot for what published runs of these models show: the knee, drafts that lose, prefixes that never hit.
 
 Also whether the machine did other work meanwhile. Each check: (result, limits) -> verdict.
 """

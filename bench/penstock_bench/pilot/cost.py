@@ -1,4 +1,4 @@
-"""What a million tokens cost here, and against a hosted list price. Pure; docs/how-to/pilot.md has the formulas."""
+"""Compute what a million tokens cost here, and against a hosted list price; docs/pilot.md has the formulas."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _GOOD_SHARE = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What of the machine's time one token takes, in seconds, when it is full."""
+    """Hold the share of the machine's time that one token takes, in seconds, when the machine is full."""
 
     per_prompt_token: float
     per_output_token: float
@@ -39,7 +39,7 @@ class Costs:
 
 @dataclass(frozen=True, slots=True)
 class AnswerCost:
-    """What one thinking setting costs, in USD; None: no price, or nothing right."""
+    """Hold the cost of one thinking setting, in USD; None without a price or a right answer."""
 
     name: str
     per_1000_questions: float

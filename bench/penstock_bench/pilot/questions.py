@@ -16,7 +16,7 @@ from penstock_client import AsyncClient, ThinkingMode
 
 @dataclass(slots=True)
 class Asked:
-    """What came back so far."""
+    """Hold the answers so far."""
 
     about: str = ""
     planned: int = 0

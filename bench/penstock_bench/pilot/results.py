@@ -1,4 +1,4 @@
-"""Hold what a pilot measured, in the JSON file that `penstock plan --calibrate` reads (docs/how-to/pilot.md).
+"""Define the JSON file of a pilot, which `penstock plan --calibrate` reads; docs/pilot.md documents it.
 
 Plain values with names that tell their units; None: not observed. A file of another format is refused.
 """
@@ -115,7 +115,7 @@ class KneePoint(Plain):
 
 
 class Knee(Plain):
-    """What the search found, in calls per second; None: not found."""
+    """Hold the result of the search, in calls per second; None: not found."""
 
     calls_per_second: float | None
     interval_95: tuple[float, float] | None = None
@@ -230,7 +230,9 @@ class Result(Plain):
 
 
 def points_of(stages: Iterable[Stage]) -> tuple[Point, ...]:
-    """Of the closed loops: decoding from the sweep of callers, reading prompts from the sweep of their lengths."""
+    """Return the points of the closed loops: decoding from the sweep of callers, prefill from the sweep of prompt
+    lengths.
+    """
     return tuple(point for stage in stages if (point := _point(stage)) is not None)
 
 

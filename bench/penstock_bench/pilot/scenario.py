@@ -1,4 +1,4 @@
-"""What is run, in order: `quick` for a few minutes on two cores, `full` for a decision."""
+"""Define what is run, in order: `quick` takes a few minutes on two cores, `full` is for a decision."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the figures of this pilot cannot tell: a small model, a CPU, a short run, one machine for both ends."""
+"""Describe what the figures of a pilot cannot tell: a small model, a CPU, a short run, one machine for both ends."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ Show = Callable[[str, Load | None], None]
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """What is measured, and what of it can be seen from here."""
+    """Hold what is measured, and what of it can be seen from here."""
 
     clients: Sequence[AsyncClient]
     card: ModelCard
@@ -88,7 +88,7 @@ class Pilot:
 
     @property
     def knee(self) -> Knee | None:
-        """What is known of it now; None where it was not looked for."""
+        """Return the knee as known so far; None where it was not searched."""
         return None if self._search is None else knee_of(self._search)
 
     async def _knee(self, peak: float) -> None:

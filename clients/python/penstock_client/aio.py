@@ -180,7 +180,7 @@ class AsyncClient:
         return await self._reply(f"{_GENERATION}/CountTokens", method, request, timeout, TokenCount.from_proto)
 
     async def model(self, name: str = "", *, timeout: float | None = None) -> ModelCard:
-        """What is served: the model's card, profile, prices and limits."""
+        """Return the facts about the served model: its card, profile, prices and limits."""
         request, timeout = model_pb2.GetModelRequest(model=name), self._read_timeout(timeout)
         return await self._reply(f"{_MODEL}/GetModel", self._model.GetModel, request, timeout, ModelCard.from_proto)
 

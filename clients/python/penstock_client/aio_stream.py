@@ -60,12 +60,14 @@ class AsyncStream:
 
     @property
     def response(self) -> Response:
-        """What has come so far."""
+        """Return what has come so far."""
         return self._reader.response
 
     @property
     def last_sequence(self) -> int:
-        """Of the newest event; with `response.generation_id` and `.resume_token` what `client.resume` needs."""
+        """Return the number of the newest event, which `client.resume` needs, with the response's `generation_id`
+        and `resume_token`.
+        """
         return self._reader.last_sequence
 
     @property
@@ -101,7 +103,7 @@ class AsyncStream:
                 self._recovery.accept(first.result().event)
 
     def _orphan(self) -> pb.CancelRequest | None:
-        """What ends the generation from outside of the event loop; None where nothing is left to end."""
+        """Return what ends the generation from outside of the event loop; None where nothing is left to end."""
         if not self._left:
             self._accept_first()
         if self._left or not self._recovery.is_orphan:

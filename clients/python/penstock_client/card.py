@@ -1,4 +1,4 @@
-"""What is served, and what a prompt would take: replies of `model()` and `count()`."""
+"""Define the replies of `model()` and `count()`: the served model, and what a prompt would take."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ class PriceTier:
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """What is served. `limits` and `default_sampling` go by proto field name, `refused_fields` by path, to why.
+    """Describe the served model. `limits` and `default_sampling` go by proto field name, `refused_fields` by path, to
+    why.
 
     `auto_thinking_budget` and `answer_reserve` are tokens, and hold where a request says nothing.
     `max_concurrent_requests` is of one replica of the engine. The three are 0 with an older server.
@@ -101,7 +102,7 @@ def _price_tier(tier: model_pb2.PriceTier) -> PriceTier:
 
 @dataclass(frozen=True, slots=True)
 class TokenCount:
-    """What a prompt would take. The costs are bounds in USD; None where the server has no price list.
+    """Describe what a prompt would take. The costs are bounds in USD; None where the server has no price list.
 
     `overflow_tokens` is by how much it does not fit, after the overflow policy: 0 when it fits.
     `effective_settings` is None when it does not.

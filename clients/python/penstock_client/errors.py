@@ -132,7 +132,7 @@ class Unavailable(PenstockError):
 
 
 class CallerRefused(PenstockError):
-    """Who the caller is, is not known or not allowed."""
+    """Report that the caller is not authenticated or lacks a permission."""
 
 
 class Cancelled(PenstockError):

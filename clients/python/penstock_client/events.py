@@ -38,7 +38,7 @@ class _Event:
 
 @dataclass(frozen=True, slots=True)
 class Started(_Event):
-    """The first event: the request was let in, and what the server made of it."""
+    """The first event: the request was admitted, and what the server made of it."""
 
     generation_id: str
     model: str

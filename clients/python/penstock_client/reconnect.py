@@ -41,7 +41,7 @@ def _nowhere(work: Callable[[], Any]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """What a stream needs of its client, now and when its connection is gone."""
+    """Define what a stream needs of its client, now and when its connection is gone."""
 
     span: CallSpan
     timeout: float | None

@@ -50,12 +50,14 @@ class Stream:
 
     @property
     def response(self) -> Response:
-        """What has come so far."""
+        """Return what has come so far."""
         return self._reader.response
 
     @property
     def last_sequence(self) -> int:
-        """Of the newest event; with `response.generation_id` and `.resume_token` what `client.resume` needs."""
+        """Return the number of the newest event, which `client.resume` needs, with the response's `generation_id`
+        and `resume_token`.
+        """
         return self._reader.last_sequence
 
     @property

@@ -26,7 +26,9 @@ Metadata = Sequence[tuple[str, str]]
 
 
 def server_attributes(target: str) -> dict[str, str | int]:
-    """Of a gRPC target such as `host:50051`, `[::1]:50051`, `dns:///host:50051` or `unix:/path`."""
+    """Return the attributes of a gRPC target such as `host:50051`, `[::1]:50051`, `dns:///host:50051` or
+    `unix:/path`.
+    """
     if target.startswith("unix:"):
         return {"server.address": target.removeprefix("unix:")}
     host, _, port = target.rpartition("/")[2].rpartition(":")

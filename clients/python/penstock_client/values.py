@@ -1,4 +1,4 @@
-"""What the service measures and decides: small frozen values, made from the protos.
+"""Define what the service measures and decides: small frozen values, made from the protos.
 
 Counts are tokens, durations are seconds, money is integer ticks of 1e-10 USD with a `Decimal` beside it.
 """
@@ -116,7 +116,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a call cost, in ticks of 1e-10 USD; `usd` is the exact total."""
+    """Hold the cost of a call in ticks of 1e-10 USD; `usd` is the exact total."""
 
     input_usd_ticks: int
     cached_usd_ticks: int
@@ -160,7 +160,9 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class EffectiveSettings:
-    """What the server made of the request. `sampling` holds every field that the server filled in, by proto name."""
+    """Hold the settings that the server resolved. `sampling` holds every field that the server filled in, by proto
+    name.
+    """
 
     thinking_mode: ThinkingMode
     thinking_budget: int

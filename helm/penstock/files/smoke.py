@@ -1,4 +1,4 @@
-"""What `helm test` runs: streams one real answer, and checks that the thinking budget held."""
+"""Run by `helm test`: stream one real answer, and check that the thinking budget held."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def main() -> int:
 
 
 def credentials(folder: Path | None) -> grpc.ChannelCredentials | None:
-    """What is in the directory; without an authority, the system's roots."""
+    """Return the credentials in the directory; without an authority, the system's roots."""
     if folder is None:
         return None
     authority, key, chain = (

@@ -134,7 +134,7 @@ class RequestMemory:
         )
 
     def _evict(self) -> None:
-        """Take the room of one request that arrives slowly."""
+        """Free the space of one request that arrives slowly."""
         too_old = time.monotonic() - _FAIR_SECONDS
         slow = [one for one in self._arriving if one.since < too_old and not one.lost.done()]
         if slow:

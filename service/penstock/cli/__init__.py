@@ -1,4 +1,4 @@
-"""The command line. Exit codes: 0 done, 1 the service said no, 2 wrong usage or configuration, 130 Ctrl-C.
+"""Define the command line. Exit codes: 0 done, 1 refused by the service, 2 wrong usage or configuration, 130 Ctrl-C.
 
 Only typer and rich are imported for `--help`; each command imports what it needs when it runs.
 """
@@ -15,7 +15,7 @@ from penstock.cli.failures import Commands
 app = typer.Typer(
     cls=Commands,
     name="penstock",
-    help="A gRPC service for thinking mixture-of-experts models, with thinking budgets that hold.",
+    help="A gRPC inference service for reasoning models on vLLM, with thinking budgets that hold exactly.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -32,7 +32,10 @@ def _versions(asked: bool) -> None:
 @app.callback()
 def root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_versions, is_eager=True, help="As `penstock version`.")
+        bool,
+        typer.Option(
+            "--version", callback=_versions, is_eager=True, help="Show the versions, like `penstock version`."
+        ),
     ] = False,
 ) -> None:
     pass

@@ -1,4 +1,4 @@
-"""`penstock chat`: a conversation, streamed, through the Python client and nothing else."""
+"""Run `penstock chat`: a streamed conversation through the Python client."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 HELP = """\
 /fast            answer without thinking
 /thinking        think, up to the budget
-/auto            let the server pick the budget
-/budget N        most thought tokens; -1 is no limit, without N the server decides
+/auto            let the server choose the budget
+/budget N        maximum thought tokens; -1 is no limit, without N the server decides
 /thoughts        show or hide the thoughts
-/reset           forget the conversation
-/quit            leave; so does Ctrl-D. Ctrl-C stops a reply."""
+/reset           start a new conversation
+/quit            leave, like Ctrl-D. Ctrl-C stops a reply."""
 
 COMMANDS = ("/fast", "/thinking", "/auto", "/budget", "/thoughts", "/reset", "/help", "/quit", "/exit")
 
 
 @dataclass
 class Conversation:
-    """The turns so far, and how the next reply is to be made."""
+    """Hold the turns so far, and the settings of the next reply."""
 
     system: str | None
     thinking: o.Thinking | None
@@ -39,12 +39,12 @@ class Conversation:
     turns: list[tuple[str, str]] = field(default_factory=list)
 
     def command(self, line: str) -> str | None:
-        """Does a slash command and says what it did; None is the wish to leave. Raises ValueError for a wrong one."""
+        """Run a slash command and return what it did; None to leave. Raise ValueError for an invalid one."""
         name, _, argument = line.partition(" ")
         match name:
             case "/fast" | "/thinking" | "/auto":
                 self.thinking = o.Thinking(name[1:])
-                # A budget beside FAST would contradict it.
+                # A budget with FAST would contradict it.
                 self.budget = None if name == "/fast" else self.budget
                 return f"thinking: {self.thinking}"
             case "/budget":
@@ -74,7 +74,7 @@ def _budget(argument: str) -> int | None:
     except ValueError:
         budget = -2
     if not -1 <= budget < 2**31:
-        raise ValueError("a budget is a whole number of tokens, -1 is no limit, none leaves it to the server")
+        raise ValueError(f"the budget must be a whole number of tokens, -1 for no limit, or absent, got {argument!r}")
     return budget
 
 
@@ -91,14 +91,14 @@ def chat(
     tls: o.Tls = None,
     ca: o.Ca = None,
 ) -> None:
-    """Talk with the model. /help lists the commands; Ctrl-C stops a reply, Ctrl-D leaves."""
+    """Chat with the model. /help lists the commands; Ctrl-C stops a reply, Ctrl-D leaves."""
     from penstock_client import PenstockError
     from rich.console import Console
 
     from penstock.cli.failures import in_words
 
     if isinstance(sys.stdin, io.TextIOWrapper):
-        # A stray byte in a terminal is no reason to lose the conversation.
+        # A stray byte in the terminal must not end the conversation.
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")
     console = Console(stderr=json)
     talk = Conversation(system, thinking, budget, show_thoughts)
@@ -123,7 +123,7 @@ def chat(
 
 
 def _read(console: Console) -> str | None:
-    """The next line; None at its end. Ctrl-C clears the line, as in a shell."""
+    """Return the next line; None at the end. Ctrl-C clears the line, as in a shell."""
     if not sys.stdin.isatty():
         line = sys.stdin.readline()
         return line.rstrip("\n") if line else None
@@ -140,7 +140,7 @@ def _read(console: Console) -> str | None:
 
 
 def _command(talk: Conversation, line: str, console: Console) -> bool:
-    """False where the user wants to leave."""
+    """Run a slash command. Return False where the user wants to leave."""
     try:
         said = talk.command(line)
     except ValueError as error:
@@ -175,7 +175,7 @@ def _reply(
             events.cancel()
             console.out("(stopped)", style="dim", highlight=False)
         answer = events.response.answer
-        # What was said stays, also the part of a stopped reply; a turn without any answer would be refused later.
+        # A stopped reply stays in the conversation; a turn without any answer would be refused later.
         if answer:
             talk.turns += [("user", line), ("assistant", answer)]
 

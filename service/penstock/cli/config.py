@@ -1,4 +1,4 @@
-"""`penstock config show` and `penstock config check`."""
+"""Run `penstock config show` and `penstock config check`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ commands = typer.Typer(help="The service's configuration.", no_args_is_help=True
 def show(
     config: o.ConfigFile = None,
     settings: o.Settings = None,
-    toml: Annotated[bool, typer.Option("--toml", help="As a file that loads back.")] = False,
+    toml: Annotated[bool, typer.Option("--toml", help="Print TOML that loads back to the same values.")] = False,
     json: o.Json = False,
 ) -> None:
-    """Show the configuration in force, and where each value came from."""
+    """Show the configuration and where each value came from."""
     loaded = o.configuration(config, settings)
     if json:
         values = loaded.config.model_dump(mode="json")
@@ -51,8 +51,8 @@ def show(
 
 
 @commands.command()
-def check(file: Annotated[Path, typer.Argument(help="TOML or YAML.")], json: o.Json = False) -> None:
-    """Check one file, by itself."""
+def check(file: Annotated[Path, typer.Argument(help="TOML or YAML file.")], json: o.Json = False) -> None:
+    """Check one configuration file, without environment and flags."""
     from penstock.config.sources import load
     from penstock.errors import ConfigError
 

@@ -1,4 +1,4 @@
-"""`penstock demo`: a service of its own on a free port, real questions through the client, and a clean end."""
+"""Run `penstock demo`: a service on a free port, questions through the client, and a clean end."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
 
 QUESTION = "What is 48 + 27 + 36 + 15?"
 ASKED = (
-    ("It may think as long as it likes:", {"thinking": "thinking"}),
-    ("The same with a budget of 4 thought tokens, which holds exactly:", {"thinking": "thinking", "budget": 4}),
-    ("And without thinking at all:", {"thinking": "fast"}),
+    ("With no limit on thinking:", {"thinking": "thinking"}),
+    ("With a budget of 4 thought tokens, which holds exactly:", {"thinking": "thinking", "budget": 4}),
+    ("Without thinking:", {"thinking": "fast"}),
 )
-# Greedy, so that everybody sees the same; bounded, so that it ends soon whatever the model does.
+# Greedy, so that all users see the same; bounded, so that it ends soon whatever the model does.
 SETTINGS = {"temperature": 0.0, "max_output_tokens": 512}
 NEXT = """\
 What to try next
-  penstock serve                                              the same service, for as long as you like
-  penstock chat                                               talk with it, from a second terminal
-  penstock generate "What is 48 + 27 + 36 + 15?" --budget 64  one question under a budget
-  penstock model                                              what is served, what is on and why
+  penstock serve                                              run the same service until Ctrl-C
+  penstock chat                                               chat with it, from a second terminal
+  penstock generate "What is 48 + 27 + 36 + 15?" --budget 64  ask one question with a budget
+  penstock model                                              show the model, its features and limits
 docs/quick-start.md shows the next steps; docs/index.md lists all pages."""
 DRAIN_SECONDS = 3.0
 STOP_SECONDS = 20.0
@@ -48,22 +48,22 @@ _PR_SET_PDEATHSIG = 1
 
 
 class ServiceDied(Exception):
-    """The service ended before it was asked to."""
+    """Report that the service ended unexpectedly."""
 
 
 def demo(
-    question: Annotated[str, typer.Option(help="What to ask.")] = QUESTION,
-    start_seconds: Annotated[float, typer.Option(help="Most time for the service to start.")] = 600.0,
-    picture: Annotated[Path | None, typer.Option(help="Also draw the stream as an SVG file.")] = None,
+    question: Annotated[str, typer.Option(help="Question to ask.")] = QUESTION,
+    start_seconds: Annotated[float, typer.Option(help="Maximum seconds for the service to start.")] = 600.0,
+    picture: Annotated[Path | None, typer.Option(help="Also write the output as an SVG picture.")] = None,
 ) -> None:
-    """Start the service on the small model, ask it a question, show the stream, and stop."""
+    """Start the service on the demo model, ask it questions, show the streams, and stop it."""
     from penstock_client import Client, PenstockError
     from rich.console import Console
 
     from penstock.files import replacing
 
     o.refuse_unwritable(("--picture", picture))
-    # A picture shows what a terminal shows, whatever this output is.
+    # A picture shows what a terminal would show, whatever stdout is.
     console = Console(record=True, width=_PICTURE_COLUMNS, force_terminal=True) if picture else Console()
     directory = Path(tempfile.mkdtemp(prefix="penstock-demo-"))
     log = directory / "serve.log"
@@ -78,7 +78,7 @@ def demo(
                     with replacing(picture) as partial:
                         console.save_svg(str(partial), title="penstock demo")
     except (ServiceDied, PenstockError) as error:
-        # The log stays: whoever reads this will want more of it.
+        # The log is kept, for more than its last lines.
         fail(f"{error}; the last lines of its log, {log}:", *_tail(log))
         raise typer.Exit(EXIT_REFUSED) from None
     except BaseException:
@@ -90,7 +90,7 @@ def demo(
 
 @contextmanager
 def _service(directory: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Runs `penstock serve` with no configuration; it is gone at the end, whatever happened."""
+    """Run `penstock serve` without configuration; it has ended when the context does."""
     command = [sys.executable, "-m", "penstock", "serve", "--listen", "127.0.0.1:0"]
     # Where this process is killed nobody will come back to its stream, which a service waits for by default.
     command += ["--set", f"server.drain_seconds={DRAIN_SECONDS}", "--ready-file"]
@@ -98,7 +98,7 @@ def _service(directory: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _exit_by_signal)
     with log.open("wb") as out:
-        # A session of its own: Ctrl-C reaches this process alone, and what the service started can be ended with it.
+        # A session of its own: Ctrl-C reaches this process only, and all processes of the service can be ended.
         process = subprocess.Popen(
             [*command, str(directory / "address")],
             stdin=subprocess.DEVNULL,
@@ -114,7 +114,7 @@ def _service(directory: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def _end_with_parent() -> None:
-    """In the new process: the kernel sends it SIGTERM when this one is gone, even by SIGKILL. See prctl(2)."""
+    """Let the kernel send SIGTERM to the new process when this one ends, even by SIGKILL. See prctl(2)."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
@@ -124,7 +124,7 @@ def _exit_by_signal(number: int, _frame: object) -> None:
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
     try:
-        # The first signal lets calls under way end; ours are over, so the second only cuts short what is stuck.
+        # The first signal lets running calls end; ours have ended, so the second one ends only what is stuck.
         for seconds in (DRAIN_SECONDS, STOP_SECONDS):
             process.send_signal(signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
@@ -136,7 +136,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.kill()
         process.wait()
     if process.returncode != 0:
-        # It may have left the engine's processes behind: they are all that can be in its session now.
+        # It may have left processes of the engine behind, which are all that can be in its session now.
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
 
@@ -144,7 +144,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 def _wait_until_ready(
     process: subprocess.Popen[bytes], ready_file: Path, log: Path, seconds: float, console: Console
 ) -> str:
-    """The service's address. Raises ServiceDied where it ends, or is not ready in time."""
+    """Return the service's address. Raise ServiceDied where it ends or is not ready in time."""
     started, shown, shown_at = time.monotonic(), "", 0.0
     with console.status("starting the service") as status:
         while not ready_file.exists():
@@ -165,7 +165,7 @@ def _wait_until_ready(
 
 
 def _phase(log: Path) -> str:
-    """What the service last said that it does."""
+    """Return the last phase that the service has reported."""
     said = [line for line in _lines(log) if line.startswith(PROGRESS_PREFIX)]
     return said[-1].removeprefix(PROGRESS_PREFIX).partition(" s  ")[2] if said else "starting the service"
 

@@ -1,4 +1,4 @@
-"""`penstock download`: a model into the cache, before something waits for it."""
+"""Run `penstock download`: fetch a model into the cache before a service needs it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from penstock.cli import options as o
 def download(
     model: Annotated[str, typer.Option(help="Hugging Face name. [engine.model]")] = "",
     revision: Annotated[str, typer.Option(help="Branch, tag or commit. [engine.revision]")] = "",
-    verify: Annotated[bool, typer.Option("--verify", help="Check the SHA-256 of large files, once each.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Verify the SHA-256 of large files, once each.")] = False,
     config: o.ConfigFile = None,
     settings: o.Settings = None,
     json: o.Json = False,
 ) -> None:
-    """Fetch a model into Hugging Face's cache. What is there already stays; what is half there is gone on with."""
+    """Download a model into Hugging Face's cache. Existing files stay, and incomplete ones are continued."""
     from huggingface_hub import constants
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
@@ -31,7 +31,7 @@ def download(
     said = [f"{key}={value}" for key, value in named.items() if value]
     engine = o.configuration(config, [*(settings or []), *said], {}).config.engine
     if not engine.model or engine.model.startswith(("/", "s3://", "gs://", "az://")):
-        raise ConfigError(f"engine.model: {engine.model!r} is no Hugging Face name, and nothing else is downloaded")
+        raise ConfigError(f"engine.model: must be a Hugging Face name to be downloaded, got {engine.model!r}")
     disable_progress_bars()
     started = time.monotonic()
 

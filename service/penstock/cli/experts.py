@@ -1,4 +1,4 @@
-"""`penstock experts`: which experts the tokens go to, as a heat map that lives, as a picture, or as JSON."""
+"""Run `penstock experts`: the load of the experts as a live heat map, a picture or JSON."""
 
 from __future__ import annotations
 
@@ -21,25 +21,29 @@ _PICTURES = (".png", ".svg", ".pdf")
 
 
 def experts(
-    window: Annotated[float | None, typer.Option(min=0.001, max=3600, help="Seconds. Default: the server's.")] = None,
+    window: Annotated[
+        float | None, typer.Option(min=0.001, max=3600, help="Window in seconds. Default: the server's.")
+    ] = None,
     interval: Annotated[
-        float | None, typer.Option(min=0.1, max=3600, help="Seconds between two looks. Default: 1.")
+        float | None, typer.Option(min=0.1, max=3600, help="Seconds between two updates. Default: 1.")
     ] = None,
     ranks: Annotated[
-        int | None, typer.Option(min=1, help="Judge balance over so many ranks. Default: as served.")
+        int | None, typer.Option(min=1, help="Number of ranks to compute the balance for. Default: as served.")
     ] = None,
-    once: Annotated[bool, typer.Option("--once", help="One look; also where the output is no terminal.")] = False,
+    once: Annotated[
+        bool, typer.Option("--once", help="Show the load once and exit; the default if stdout is no terminal.")
+    ] = False,
     png: Annotated[
-        Path | None, typer.Option(dir_okay=False, help="Write one look as a picture (.png, .svg, .pdf).")
+        Path | None, typer.Option(dir_okay=False, help="Write the load as a picture (.png, .svg, .pdf).")
     ] = None,
     json: Annotated[
-        bool, typer.Option("--json", help="For machines: one look as JSON; with --interval one per line, until Ctrl-C.")
+        bool, typer.Option("--json", help="Print JSON: once, or with --interval one line per update, until Ctrl-C.")
     ] = False,
     target: o.Target = o.DEFAULT_TARGET,
     tls: o.Tls = None,
     ca: o.Ca = None,
 ) -> None:
-    """Show which experts the tokens go to: a heat map per layer, until Ctrl-C."""
+    """Show how many tokens each expert processes: a heat map per layer, until Ctrl-C."""
     if png is not None:
         _refuse_unwritable(png)
     goes_on = interval is not None if json else sys.stdout.isatty()
@@ -52,7 +56,7 @@ def experts(
             with closing(looks):
                 try:
                     _follow(looks, json)
-                except KeyboardInterrupt:  # the way to leave: nothing is cut short
+                except KeyboardInterrupt:  # The normal way to leave.
                     raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
@@ -95,9 +99,9 @@ def _follow(loads: Iterator[ExpertLoad], json: bool) -> None:
 
 
 def _refuse_unwritable(png: Path) -> None:
-    """Before the server is asked."""
+    """Raise BadParameter for a picture that could not be written, before the server is asked."""
     if find_spec("matplotlib") is None:
         raise typer.BadParameter("needs matplotlib: pip install 'penstock[plots]'", param_hint="--png")
     if png.suffix not in _PICTURES:
-        raise typer.BadParameter(f"{png}: ends in none of {', '.join(_PICTURES)}", param_hint="--png")
+        raise typer.BadParameter(f"must end in one of {', '.join(_PICTURES)}, got {png}", param_hint="--png")
     o.refuse_unwritable(("--png", png))

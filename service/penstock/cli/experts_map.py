@@ -1,4 +1,4 @@
-"""The heat map of `penstock experts`: a row per layer, a cell per expert, or per few where the terminal is narrow."""
+"""Draw the heat map of `penstock experts`: a row per layer, a cell per expert, or per several in a narrow terminal."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from penstock_client import ExpertLoad
     from penstock_client.experts import LayerLoad
 
-# Load over the mean of the layer, up to: colour (of a map that is even to colour-blind eyes), and shade where there is
-# no colour.
+# Upper bound of the load divided by the layer's mean, with its colour (distinct for colour-blind readers) and its shade
+# for output without colour.
 _LEVELS = (
     (0.5, "#440154", " "),
     (0.8, "#31688e", "░"),
@@ -22,11 +22,11 @@ _LEVELS = (
     (float("inf"), "#ff4f00", "█"),
 )
 _MAX_HOT = 4
-_SIDE = 46  # columns of the numbers beside the map
+_SIDE = 46  # Columns of the numbers beside the map.
 
 
 def heat_map(load: ExpertLoad, console: Console) -> Group:
-    """Fits the console's width; without colour the cells are shades."""
+    """Return the map at the console's width; without colour its cells are shades."""
     experts = max((len(layer.expert_token_counts) for layer in load.layers), default=0)
     room = max(8, console.width - _SIDE)
     merged = -(-experts // room) if experts else 1
@@ -52,7 +52,7 @@ def _row(layer: LayerLoad, ranks: int, merged: int, wide: int, colour: bool) -> 
     mean = sum(counts) / len(counts) if counts else 0.0
     row = Text(f"{layer.layer_index:>5} ")
     for start in range(0, len(counts), merged):
-        # The busiest of those that share a cell: a hot expert must not drown among its neighbours.
+        # The busiest of the experts that share a cell, so that a hot expert stays visible.
         over = max(counts[start : start + merged]) / mean if mean else 1.0
         style, shade = next((style, shade) for most, style, shade in _LEVELS if over <= most)
         row.append(("█" if colour else shade) * wide, style if colour else "")

@@ -1,4 +1,4 @@
-"""The picture of `penstock experts --png`. Imports matplotlib when it draws."""
+"""Draw the picture of `penstock experts --png`. Imports matplotlib when it draws."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ if TYPE_CHECKING:
     from penstock_client import ExpertLoad
 
 _DPI = 200
-_NUMBERED = 16  # cells wide enough for a number, up to so many experts
-_BRIGHTEST = 2.0  # times the mean; what is hotter looks the same
+_NUMBERED = 16  # Number of experts up to which cells are wide enough for a number.
+_BRIGHTEST = 2.0  # Load divided by the mean above which cells look the same.
 
 
 def draw(load: ExpertLoad, file: Path) -> None:
-    """Writes the picture; the suffix of `file` says which format."""
+    """Write the picture; the suffix of `file` determines the format."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -32,8 +32,8 @@ def draw(load: ExpertLoad, file: Path) -> None:
     step = max(1, layers // 20)
     names = [f"{layer.layer_index}   {layer.imbalance:.2f}x" for layer in load.layers]
     axes.set_yticks(range(0, layers, step), names[::step], fontsize=7)
-    axes.set(xlabel="expert", ylabel="layer, busiest expert over the mean")
-    figure.colorbar(image, ax=axes, label="tokens over the layer's mean", extend="max", fraction=0.05, pad=0.02)
+    axes.set(xlabel="expert", ylabel="layer, busiest expert divided by the mean")
+    figure.colorbar(image, ax=axes, label="tokens divided by the layer's mean", extend="max", fraction=0.05, pad=0.02)
     figure.suptitle(f"{load.token_count:,} tokens in {load.window_seconds:.0f} s", fontsize=10)
     figure.savefig(file)
 

@@ -1,4 +1,4 @@
-"""What went wrong, in plain words, and the exit code that goes with it. Never a traceback for what can be expected."""
+"""Report failures of commands in plain words, with an exit code. Expected failures never show a traceback."""
 
 from __future__ import annotations
 
@@ -42,21 +42,25 @@ UsageError: Any = typer.BadParameter.__mro__[1]
 
 
 class Commands(TyperGroup):
-    """Turns the exceptions that a user can meet into a few lines on stderr and an exit code."""
+    """Turn the exceptions that a user can meet into a few lines on stderr and an exit code."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments, and silence gRPC's own log."""
         _output.as_json, _output.stdout_is_gone = "--json" in args, False
         if args and args[0] not in _SERVES:
-            os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # before its import: what goes wrong is told in our words
+            os.environ.setdefault(
+                "GRPC_VERBOSITY", "NONE"
+            )  # Set before its import: errors are reported by this module.
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
+        """Run the command and report its failure."""
         from penstock.errors import ConfigError
         from penstock.errors import PenstockError as ServiceError
 
         try:
             result = super().invoke(ctx)
-            sys.stdout.flush()  # here, where a full disk can be told, rather than when the process ends
+            sys.stdout.flush()  # Here a full disk can be reported; when the process ends it cannot.
             return result
         except KeyboardInterrupt:
             typer.echo("penstock: interrupted", err=True)
@@ -68,12 +72,12 @@ class Commands(TyperGroup):
             raise typer.Exit(EXIT_USAGE) from None
         except ConfigError as error:
             lines = (f"  {line}" for line in error.message.splitlines())
-            fail("the configuration is wrong:", *lines, exit_code=EXIT_USAGE)
+            fail("invalid configuration:", *lines, exit_code=EXIT_USAGE)
             raise typer.Exit(EXIT_USAGE) from None
         except ServiceError as error:
             fail(error.message)
             raise typer.Exit(EXIT_REFUSED) from None
-        except BrokenPipeError:  # who read the output has enough
+        except BrokenPipeError:  # The reader of the output has closed it.
             _let_go_of_stdout()
             raise typer.Exit(EXIT_REFUSED) from None
         except OSError as error:
@@ -85,7 +89,7 @@ _SERVES = ("serve", "demo")
 
 
 class _Output:
-    """How failures are told: in words on stderr, or with --json as one JSON object on stdout."""
+    """Hold how failures are reported: as text on stderr, or with --json as one JSON object on stdout."""
 
     as_json = False
     stdout_is_gone = False
@@ -95,7 +99,7 @@ _output = _Output()
 
 
 def fail(*lines: str, exit_code: int = EXIT_REFUSED, **facts: object) -> None:
-    """Tell a failure: the first line is the cause. `facts` go into the JSON that --json asks for."""
+    """Report a failure: the first line is the cause. `facts` go into the JSON of --json."""
     if _output.as_json and not _output.stdout_is_gone:
         told = {"message": " ".join(line.strip() for line in lines), "exit_code": exit_code, **facts}
         try:
@@ -109,7 +113,7 @@ def fail(*lines: str, exit_code: int = EXIT_REFUSED, **facts: object) -> None:
 
 
 def fail_call(error: PenstockError, target: str, tls: bool | None = None, ca: Path | None = None) -> None:
-    """Tell what went wrong with a call to `target`."""
+    """Report the failure of a call to `target`."""
     fail(
         *in_words(error, target, tls, ca),
         type=type(error).__name__,
@@ -133,7 +137,7 @@ def _os_error_in_words(error: OSError) -> str:
 
 
 def _let_go_of_stdout() -> None:
-    """What could not be written would be tried again, and complained about, when the process ends."""
+    """Detach stdout, so that Python does not retry a failed write, and complain, when the process ends."""
     _output.stdout_is_gone = True
     with contextlib.suppress(OSError, ValueError, AttributeError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -142,7 +146,9 @@ def _let_go_of_stdout() -> None:
 
 
 def ended(measuring: Coroutine[Any, Any, None], target: str, tls: bool | Path | None) -> int:
-    """Runs to its end what measures `target`. The exit code: not 0 where Ctrl-C or a failure ended it early."""
+    """Run a measurement of `target` to its end. Return the exit code: not 0 where Ctrl-C or a failure ended it
+    early.
+    """
     from penstock_client import PenstockError
 
     try:
@@ -157,7 +163,7 @@ def ended(measuring: Coroutine[Any, Any, None], target: str, tls: bool | Path | 
 
 
 def nothing_measured(exit_code: int, why: str) -> int:
-    """Say why there is no result and return the exit code, never 0. What `ended` has told is not told again."""
+    """Report why there is no result and return the exit code, never 0. What `ended` has reported is not repeated."""
     if exit_code == 0:
         fail(why)
         return EXIT_REFUSED
@@ -167,27 +173,27 @@ def nothing_measured(exit_code: int, why: str) -> int:
 
 
 def in_words(error: PenstockError, target: str, tls: bool | None = None, ca: Path | None = None) -> list[str]:
-    """What went wrong with a call to `target`, where, and what to do about it."""
+    """Return the cause of a failed call to `target`, and what to do about it, as lines of text."""
     import penstock_client as pc
 
     match error:
         case pc.ContextOverflow() | pc.BudgetDoesNotFit():
-            return [error.message, *_numbers(error), "ask for less, or see the limits with `penstock model`"]
+            return [error.message, *_numbers(error), "lower the value; `penstock model` shows the limits"]
         case pc.InvalidRequest() if error.violations:
             return ["the request was refused:", *(f"  {_place(v.field)}: {v.description}" for v in error.violations)]
         case pc.FeatureOff():
-            return [error.message, "see what is on and why with `penstock model`"]
+            return [error.message, "`penstock model` shows which features are on, and why"]
         case pc.Overloaded(reason="QUOTA_EXCEEDED"):
-            return [f"the quota is used up: {error.message}", f"try again in {error.retry_after_seconds or 0:.0f} s"]
+            return [f"quota exceeded: {error.message}", f"retry in {error.retry_after_seconds or 0:.0f} s"]
         case pc.Overloaded():
             wait = error.retry_after_seconds
-            return [f"the service has no room now{f'; try again in {wait:g} s' if wait is not None else ''}"]
+            return [f"the service is overloaded{f'; retry in {wait:g} s' if wait is not None else ''}"]
         case pc.DeadlineExceeded():
-            return ["the time given was not enough", *_numbers(error), "give more (--timeout) or a smaller --budget"]
+            return ["the deadline passed", *_numbers(error), "raise --timeout or lower --budget"]
         case pc.Unavailable():
             return [_why_unavailable(error, target, tls, ca)]
-        case pc.NotImplementedYet() if not error.reason:  # no word of Penstock's own
-            return [f"{target} speaks gRPC and has no such method: is it a Penstock service?"]
+        case pc.NotImplementedYet() if not error.reason:  # Not from a Penstock service.
+            return [f"{target} speaks gRPC but has no such method; it may not be a Penstock service"]
         case pc.CallerRefused() if error.code and error.code.name == "PERMISSION_DENIED":
             needs = error.metadata.get("needs")
             return [f"{target} does not let this caller do that{f': it needs the permission {needs}' if needs else ''}"]
@@ -207,7 +213,7 @@ def in_words(error: PenstockError, target: str, tls: bool | None = None, ca: Pat
 def _why_unavailable(error: PenstockError, target: str, tls: bool | None, ca: Path | None) -> str:
     from penstock.cli.reach import why_unreachable
 
-    # A reason is the service's own word; without it nobody has answered as the service does.
+    # Only the service sends a reason; without one, something else has answered.
     why = "" if error.reason else why_unreachable(target, tls, ca)
     return why or f"{target}: {error.message}"
 

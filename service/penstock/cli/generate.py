@@ -1,4 +1,4 @@
-"""`penstock generate`: one prompt, one reply."""
+"""Run `penstock generate`: one prompt, one reply."""
 
 from __future__ import annotations
 
@@ -13,24 +13,26 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="The prompt; `-` reads stdin.")],
     thinking: o.ThinkingOption = None,
     budget: o.Budget = None,
-    answer_reserve: Annotated[int | None, typer.Option(help="Output tokens kept back for the answer.")] = None,
+    answer_reserve: Annotated[int | None, typer.Option(help="Output tokens reserved for the answer.")] = None,
     show_thoughts: o.ShowThoughts = True,
     system: o.System = None,
     max_output_tokens: o.MaxOutputTokens = None,
     temperature: o.Temperature = None,
-    top_p: Annotated[float | None, typer.Option(help="Above 0, at most 1; 1 is off.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="0 is off.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Nucleus sampling, in (0, 1]; 1 is off.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Sample from the k most likely tokens; 0 is off.")] = None,
     seed: o.Seed = None,
-    stop: Annotated[list[str] | None, typer.Option(help="The answer ends before it; may be given again.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Text before which the answer ends; can be repeated.")] = None,
     json_schema: Annotated[str | None, typer.Option(help="JSON schema that the answer must match.")] = None,
     timeout: o.Timeout = None,
-    stream: Annotated[bool, typer.Option("--stream/--no-stream", help="With --json: events, or one reply.")] = True,
+    stream: Annotated[
+        bool, typer.Option("--stream/--no-stream", help="With --json: print events, or one reply.")
+    ] = True,
     json: o.Json = False,
     target: o.Target = o.DEFAULT_TARGET,
     tls: o.Tls = None,
     ca: o.Ca = None,
 ) -> None:
-    """Ask one question. The answer goes to stdout; the thought and the numbers go to stderr."""
+    """Ask one question. The answer goes to stdout; the thought and the token counts go to stderr."""
     turns = [("system", system)] if system is not None else []
     spec = o.spec(
         [*turns, ("user", o.text_of(prompt))],

@@ -1,4 +1,4 @@
-"""`penstock count`, `penstock model`, `penstock version`."""
+"""Run `penstock count`, `penstock model` and `penstock version`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def count(
     tls: o.Tls = None,
     ca: o.Ca = None,
 ) -> None:
-    """Count a prompt's tokens, the window left and the bounds of the cost, without generating."""
+    """Count a prompt's tokens, the rest of the window and the bounds of the cost, without generating."""
     from penstock.cli import show
 
     turns = [("system", system)] if system is not None else []
@@ -56,7 +56,7 @@ def count(
 
 
 def model(json: o.Json = False, target: o.Target = o.DEFAULT_TARGET, tls: o.Tls = None, ca: o.Ca = None) -> None:
-    """Show what is served: the model, its profile with reasons, prices and limits."""
+    """Show the served model, its profile with reasons, prices and limits."""
     from penstock.cli import show
 
     with o.connected(target, tls, ca) as client:
@@ -128,7 +128,7 @@ def _tables(console: Console, card: ModelCard) -> None:
 
 
 def version(json: o.Json = False) -> None:
-    """Show the versions of the service, the engine and what lies between."""
+    """Show the versions of the service, the engine and their main dependencies."""
     found = {"penstock": metadata.version("penstock")}
     for package in (
         "penstock-client",

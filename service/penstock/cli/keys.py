@@ -1,4 +1,6 @@
-"""`penstock keys new`, `list` and `revoke`, on the file that `auth.keys_file` names; a running service follows."""
+"""Run `penstock keys new`, `list` and `revoke` on the file that `auth.keys_file` names; a running service reloads
+it.
+"""
 
 from __future__ import annotations
 
@@ -18,19 +20,19 @@ if TYPE_CHECKING:
 
 commands = typer.Typer(help="API keys of the service.", no_args_is_help=True)
 KeysFile = Annotated[
-    Path | None, typer.Option("--file", help="The key file; default: what auth.keys_file says.", dir_okay=False)
+    Path | None, typer.Option("--file", help="The key file; default: the value of auth.keys_file.", dir_okay=False)
 ]
 
 
 @commands.command()
 def new(
-    caller: Annotated[str, typer.Argument(help="Who will call with it; letters, digits, dots, dashes.")],
+    caller: Annotated[str, typer.Argument(help="Name of the caller that uses the key; letters, digits, dots, dashes.")],
     file: KeysFile = None,
-    days: Annotated[float | None, typer.Option(min=0.001, help="Days that it is good for; default: for ever.")] = None,
+    days: Annotated[float | None, typer.Option(min=0.001, help="Days until the key expires; default: never.")] = None,
     config: o.ConfigFile = None,
     json: o.Json = False,
 ) -> None:
-    """Make a key and show it, once: the file only gets its hash."""
+    """Create a key and print it once: the file gets only its hash."""
     from penstock.auth import key_file
     from penstock.auth.api_keys import make
     from penstock.config.security import CALLER_NAME
@@ -49,7 +51,7 @@ def new(
 
 @commands.command("list")
 def show(file: KeysFile = None, config: o.ConfigFile = None, json: o.Json = False) -> None:
-    """Show whose keys there are, without anything that would let somebody in."""
+    """List the keys with their callers, without any secrets."""
     from penstock.auth import key_file
 
     entries = key_file.entries(_path(file, config))
@@ -57,18 +59,18 @@ def show(file: KeysFile = None, config: o.ConfigFile = None, json: o.Json = Fals
         typer.echo(json_module.dumps([_shown(entry) for entry in entries]))
         return
     for entry in entries:
-        until = f"until {entry.expires.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if entry.expires else "for ever"
+        until = f"until {entry.expires.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if entry.expires else "never expires"
         typer.echo(f"{entry.id}  {entry.caller}  {until}")
 
 
 @commands.command()
 def revoke(
-    key_id: Annotated[str, typer.Argument(metavar="ID", help="As `penstock keys list` shows it.")],
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="Id of the key, as `penstock keys list` shows it.")],
     file: KeysFile = None,
     config: o.ConfigFile = None,
     json: o.Json = False,
 ) -> None:
-    """Take a key back: calls under way end as they would, new ones are refused."""
+    """Revoke a key: running calls end normally, new ones are refused."""
     from penstock.auth import key_file
 
     path = _path(file, config)
@@ -82,7 +84,7 @@ def revoke(
 def _path(file: Path | None, config: Path | None) -> Path:
     path = file or o.configuration(config, None).config.auth.keys_file
     if path is None:
-        raise typer.BadParameter("say which file: --file, or auth.keys_file in the configuration", param_hint="--file")
+        raise typer.BadParameter("no key file: set --file, or auth.keys_file in the configuration", param_hint="--file")
     return path
 
 

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what they are turned into."""
+"""Define the options that several commands share."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ DEFAULT_TARGET = "127.0.0.1:50051"
 
 
 class Thinking(enum.StrEnum):
+    """Enumerate the thinking modes."""
+
     fast = "fast"
     auto = "auto"
     thinking = "thinking"
@@ -31,40 +33,46 @@ class Thinking(enum.StrEnum):
 
 Target = Annotated[str, typer.Option(envvar="PENSTOCK_TARGET", help="host:port of the service.")]
 Tls = Annotated[
-    bool | None, typer.Option("--tls/--plaintext", envvar="PENSTOCK_TLS", help="Encrypt, with the system's roots.")
+    bool | None,
+    typer.Option(
+        "--tls/--plaintext", envvar="PENSTOCK_TLS", help="Use TLS with the system's CA certificates, or plaintext."
+    ),
 ]
 Ca = Annotated[
     Path | None,
-    typer.Option("--ca", envvar="PENSTOCK_CA_FILE", dir_okay=False, help="Encrypt; a certificate in PEM that vouches."),
+    typer.Option(
+        "--ca", envvar="PENSTOCK_CA_FILE", dir_okay=False, help="Use TLS with this CA certificate (PEM file)."
+    ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="For machines: JSON, named as in the API.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON with the API's field names.")]
 ThinkingOption = Annotated[
-    Thinking | None, typer.Option(help="fast: no thought. auto: the server picks a budget. Default: the server's.")
+    Thinking | None, typer.Option(help="fast: no thought. auto: the server chooses a budget. Default: the server's.")
 ]
-Budget = Annotated[int | None, typer.Option(help="Most thought tokens; -1 is no limit, 0 is none.")]
+Budget = Annotated[int | None, typer.Option(help="Maximum thought tokens; -1 is no limit, 0 is no thought.")]
 ShowThoughts = Annotated[bool, typer.Option("--show-thoughts/--hide-thoughts", help="Show the thought, dimmed.")]
-Timeout = Annotated[float | None, typer.Option(min=0.001, help="Deadline in seconds; `auto` plans inside it.")]
+Timeout = Annotated[float | None, typer.Option(min=0.001, help="Deadline in seconds, which --thinking auto keeps.")]
 System = Annotated[str | None, typer.Option(help="System message.")]
-MaxOutputTokens = Annotated[int | None, typer.Option(help="Most output tokens, thought plus answer.")]
-Temperature = Annotated[float | None, typer.Option(help="0 is greedy.")]
-Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable.")]
+MaxOutputTokens = Annotated[int | None, typer.Option(help="Maximum output tokens, thought plus answer.")]
+Temperature = Annotated[float | None, typer.Option(help="Sampling temperature; 0 is greedy.")]
+Seed = Annotated[int | None, typer.Option(help="Seed for repeatable sampling.")]
 
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="TOML or YAML file; also PENSTOCK_CONFIG.", dir_okay=False)
 ]
 Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any key; see `penstock config show`.")
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Set any configuration key; see `penstock config show`."),
 ]
 
 
 def encryption(tls: bool | None, ca: Path | None) -> bool | Path | None:
-    """What the client takes: --plaintext wins over a CA from the environment, which says which TLS is meant."""
+    """Return the client's TLS setting. --plaintext overrides a CA from the environment."""
     return ca if ca is not None and tls is not False else tls
 
 
 @contextmanager
 def connected(target: str, tls: bool | None, ca: Path | None = None) -> Iterator[Client]:
-    """A client of the service at `target`. What the service refuses is told in words, and ends the command."""
+    """Yield a client of the service at `target`. Errors of its calls are reported, and end the command."""
     from penstock_client import Client, PenstockError
 
     try:
@@ -80,7 +88,7 @@ def connected(target: str, tls: bool | None, ca: Path | None = None) -> Iterator
 
 
 def spec(prompt: str | list[tuple[str, str]], **options: Any) -> GenerationSpec:
-    """The request; what no request can hold is wrong usage."""
+    """Return the request. Raise BadParameter for values that no request can have."""
     from penstock_client import build_spec
 
     try:
@@ -90,20 +98,20 @@ def spec(prompt: str | list[tuple[str, str]], **options: Any) -> GenerationSpec:
 
 
 def configuration(file: Path | None, settings: list[str] | None, flags: dict[str, str] | None = None) -> Loaded:
-    """The service's configuration from all sources. Raises ConfigError."""
+    """Return the service's configuration from all sources. Raise ConfigError."""
     from penstock.config.sources import load
 
     given = dict(flags or {})
     for setting in settings or ():
         key, equals, value = setting.partition("=")
         if not equals:
-            raise typer.BadParameter(f"{setting!r} is not SECTION.KEY=VALUE", param_hint="--set")
+            raise typer.BadParameter(f"must be SECTION.KEY=VALUE, got {setting!r}", param_hint="--set")
         given[key.strip()] = value
     return load(file, os.environ, given)
 
 
 def refuse_unwritable(*files: tuple[str, Path | str | None]) -> None:
-    """Raise BadParameter for a file that could not be written: before the work rather than after it; `-` is stdout."""
+    """Raise BadParameter for a file that cannot be written, before the work rather than after it; `-` is stdout."""
     from penstock.files import why_not_writable
 
     for option, file in files:
@@ -112,9 +120,9 @@ def refuse_unwritable(*files: tuple[str, Path | str | None]) -> None:
 
 
 def tables_beside(json: str | None, notes: Console, least_width: int) -> Console:
-    """Return where figures are shown: stdout, or `notes` where the JSON takes that (`-`).
+    """Return the console for figures: stdout, or `notes` where JSON goes to stdout (`-`).
 
-    In a terminal narrower than `least_width` lines wrap, but every figure is whole.
+    In a terminal narrower than `least_width` lines wrap, but every figure is complete.
     """
     from rich.console import Console
 
@@ -124,10 +132,10 @@ def tables_beside(json: str | None, notes: Console, least_width: int) -> Console
 
 
 def text_of(argument: str) -> str:
-    """The argument, or all of stdin for `-`."""
+    """Return the argument, or all of stdin for `-`."""
     if argument != "-":
         return argument
     try:
         return typer.get_text_stream("stdin", encoding="utf-8", errors="strict").read()
     except UnicodeDecodeError:
-        raise typer.BadParameter("stdin is not UTF-8 text") from None
+        raise typer.BadParameter("stdin must be UTF-8 text") from None

@@ -1,4 +1,4 @@
-"""What a configuration names and this machine cannot give: found before anything is loaded."""
+"""Check what a configuration needs of this machine, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def why_not_listen(listen: str) -> str:
         return ""
     host, colon, port = listen.rpartition(":")
     if not colon or not port.isdigit():
-        return f"{listen!r} is not host:port"
+        return f"must be host:port, got {listen!r}"
     if int(port) > 65535:
-        return f"{listen!r}: a port is at most 65535"
+        return f"the port must be in [0, 65535], got {listen!r}"
     host = host.strip("[]") or "0.0.0.0"
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
     except (socket.gaierror, UnicodeError):
-        return f"there is no host {host}"
+        return f"unknown host {host}"
     with socket.socket(family, kind, protocol) as tried:
         tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -62,7 +62,7 @@ def why_not_load(model: str) -> Iterator[str]:
     path = Path(model).expanduser()
     if not path.is_dir():
         if path.exists():
-            yield f"{model} is a file; it must be the directory that holds config.json and the weights"
+            yield f"{model} is a file; it must be the directory with config.json and the weights"
         elif path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
             yield f"there is no directory {model}"
         return
@@ -83,7 +83,7 @@ def corrupt(file: Path) -> str:
         with file.open("rb") as content:
             length = int.from_bytes(content.read(8), "little")
             if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
-                return f"corrupt or cut short: {size} bytes cannot hold its header"
+                return f"corrupt or incomplete: {size} bytes are less than its header needs"
             header = json.loads(content.read(length))
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
     except OSError as error:
@@ -91,4 +91,4 @@ def corrupt(file: Path) -> str:
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
         return "corrupt: its header is not that of a safetensors file"
     expected = 8 + length + max(ends, default=0)
-    return "" if size == expected else f"corrupt or cut short: {size} bytes, its header says {expected}"
+    return "" if size == expected else f"corrupt or incomplete: must have {expected} bytes by its header, got {size}"

@@ -1,4 +1,4 @@
-"""`penstock quantize`: an FP8 checkpoint from a bfloat16 one."""
+"""Run `penstock quantize`: write an FP8 checkpoint from a bfloat16 one."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from penstock.cli import options as o
 
 
 def quantize(
-    source: Annotated[Path, typer.Argument(help="Checkpoint directory, bfloat16.", file_okay=False)],
-    target: Annotated[Path, typer.Argument(help="Directory to write; must not exist.")],
+    source: Annotated[Path, typer.Argument(help="Checkpoint directory with bfloat16 weights.", file_okay=False)],
+    target: Annotated[Path, typer.Argument(help="Directory to create; must not exist.")],
     json: o.Json = False,
 ) -> None:
-    """Write an FP8 checkpoint: e4m3 weights in 128 x 128 blocks, as the official FP8 checkpoints are."""
+    """Write an FP8 checkpoint: e4m3 weights in blocks of 128 x 128, like the official FP8 checkpoints."""
     from penstock.cli.preflight import why_not_load
     from penstock.errors import ConfigError
 

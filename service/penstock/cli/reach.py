@@ -1,7 +1,6 @@
-"""Why a service cannot be reached: name, connection, TLS that one side speaks and the other does not, certificate, and
-servers that speak something else.
+"""Find out why a service cannot be reached: its name, the connection, TLS, the certificate, or another protocol.
 
-gRPC says UNAVAILABLE to all of them, so the address is tried once more without gRPC. Each wait is bounded by a second.
+gRPC reports UNAVAILABLE for all of them, so the address is tried again without gRPC. Each wait is at most a second.
 """
 
 from __future__ import annotations
@@ -18,22 +17,22 @@ _OTHER_PORT = "is it the port of another service?"
 
 
 def why_unreachable(target: str, tls: bool | None, ca: Path | None) -> str:
-    """Return the cause and what to do, as one line; empty where the address answers as it should."""
+    """Return the cause and what to do, as one line; empty where the address answers as expected."""
     if target.startswith("unix:") or "://" in target:
         return ""
     host, colon, port = target.rpartition(":")
     if not colon or not port.isdigit() or not 0 < int(port) < 65536:
-        return f"{target} is not host:port"
+        return f"the target must be host:port, got {target}"
     address = (host.strip("[]"), int(port))
     encrypted = bool(tls) or (tls is None and ca is not None)
     try:
         return _why_not_tls(address, target, ca) if encrypted else _why_not_plaintext(address, target)
     except socket.gaierror:
-        return f"{target}: there is no host {host}"
+        return f"{target}: unknown host {host}"
     except TimeoutError:
-        return f"{target} does not answer: is the address right, does a firewall stand between?"
+        return f"{target} does not answer: check the address and firewalls"
     except ConnectionRefusedError:
-        return f"nothing answers at {target}: start it with `penstock serve`"
+        return f"nothing listens at {target}: start a service with `penstock serve`"
     except OSError as error:
         return f"{target} cannot be reached: {error.strerror or error}"
 
@@ -54,7 +53,7 @@ def _why_not_tls(address: tuple[str, int], target: str, ca: Path | None) -> str:
 
 
 def _why_no_handshake(address: tuple[str, int], target: str) -> str:
-    """Where TLS was refused: by a server of plaintext, by one that speaks neither, or by something that hangs up."""
+    """Return why TLS was refused: the server speaks plaintext, something else, or closes connections."""
     with socket.create_connection(address, _SECONDS) as connection:
         return _why_not_http2(connection, target) or f"{target} does not speak TLS: pass --plaintext"
 
@@ -80,7 +79,7 @@ def _is_tls(address: tuple[str, int]) -> bool:
 
 
 def _why_not_http2(connection: socket.socket, target: str) -> str:
-    """Say what a client of HTTP/2 says first, and judge what comes back."""
+    """Send the start of HTTP/2 and return what is wrong with the reply; empty where nothing is."""
     try:
         connection.sendall(_PREFACE)
         said = _first(connection)
@@ -88,19 +87,19 @@ def _why_not_http2(connection: socket.socket, target: str) -> str:
         return _silent(target)
     except OSError:
         said = b""
-    if not said and isinstance(connection, ssl.SSLSocket):  # a server of TLS 1.3 judges after the handshake
-        return f"{target} closes the encrypted connection: does it want a client certificate? None is sent from here"
+    if not said and isinstance(connection, ssl.SSLSocket):  # A TLS 1.3 server checks certificates after the handshake.
+        return f"{target} closes the encrypted connection: it may require a client certificate, which is not supported"
     if not said:
-        return f"{target} accepts connections and closes them: {_OTHER_PORT}"
+        return f"{target} closes connections: {_OTHER_PORT}"
     if said.startswith(b"HTTP/"):
-        return f"{target} speaks HTTP/1, and gRPC needs HTTP/2: {_OTHER_PORT}"
+        return f"{target} speaks HTTP/1, but gRPC needs HTTP/2: {_OTHER_PORT}"
     if len(said) < _FRAME_HEADER_BYTES or said[3] != _SETTINGS:
         return f"{target} does not speak gRPC: {_OTHER_PORT}"
     return ""
 
 
 def _first(connection: socket.socket) -> bytes:
-    """Return the first bytes that come, enough for the header of a frame; fewer where the connection ends."""
+    """Return the first bytes that arrive, enough for the header of a frame; fewer where the connection ends."""
     said = b""
     while len(said) < _FRAME_HEADER_BYTES and (more := connection.recv(64)):
         said += more
@@ -108,4 +107,4 @@ def _first(connection: socket.socket) -> bytes:
 
 
 def _silent(target: str) -> str:
-    return f"{target} accepts connections and says nothing: {_OTHER_PORT} Or does the service hang?"
+    return f"{target} accepts connections and sends nothing: {_OTHER_PORT}, or the service hangs"

@@ -1,4 +1,4 @@
-"""`penstock serve`: configuration from all sources, then the service until a signal."""
+"""Run `penstock serve`: load the configuration from all sources and serve until a signal."""
 
 from __future__ import annotations
 
@@ -20,16 +20,18 @@ def serve(
     model: Annotated[str | None, typer.Option(help="Checkpoint directory or name. [engine.model]")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or gpu. [engine.device]")] = None,
     engine_kind: Annotated[str | None, typer.Option(hidden=True)] = None,
-    insecure: Annotated[bool, typer.Option("--insecure", help="Plaintext beyond loopback. [server.insecure]")] = False,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Allow plaintext on all addresses. [server.insecure]")
+    ] = False,
     config: o.ConfigFile = None,
     settings: o.Settings = None,
     check_config: Annotated[bool, typer.Option("--check-config", help="Check the configuration and exit.")] = False,
     ready_file: Annotated[
-        Path | None, typer.Option(help="Written with host:port once it serves.", dir_okay=False)
+        Path | None, typer.Option(help="File to write host:port into once the service is ready.", dir_okay=False)
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Progress as JSON lines on stdout.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print progress as JSON lines on stdout.")] = False,
 ) -> None:
-    """Serve a model. Without configuration: the small one that ships with Penstock, on 127.0.0.1:50051."""
+    """Serve a model. Without configuration: the demo model that comes with Penstock, on 127.0.0.1:50051."""
     named = {"--listen": listen, "--model": model, "--device": device, "--engine-kind": engine_kind}
     flags = {name: value for name, value in named.items() if value is not None}
     loaded = o.configuration(config, settings, flags | ({"--insecure": "true"} if insecure else {}))
@@ -46,7 +48,7 @@ def serve(
     def ready(address: str) -> None:
         say(f"ready on {address}; try `penstock chat --target {address}`", address=address)
         if ready_file is not None:
-            write_text(ready_file, f"{address}\n")  # whole: somebody waits for this file to appear
+            write_text(ready_file, f"{address}\n")  # Written completely, because others wait for this file.
 
     for note in loaded.notes:
         say(note)

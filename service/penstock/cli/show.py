@@ -1,4 +1,4 @@
-"""A reply on a terminal: the thought dimmed, the answer plain, one line of numbers."""
+"""Print replies on a terminal: the thought dimmed, the answer plain, and a line of numbers."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ _OUTCOMES = {
     ThinkingOutcome.MAX_OUTPUT_TOKENS: "cut at the output limit",
     ThinkingOutcome.CANCELLED: "cancelled",
 }
-# A model's output must not steer the terminal: every control character but tab and newline goes.
+# A model's output must not control the terminal: every control character but tab and newline is removed.
 _NO_CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
 
 
 class StreamPrinter:
-    """Prints events as they come: thoughts to one console, the answer to another (or the same).
+    """Print events as they come: thoughts to one console, the answer to another (or the same).
 
-    `labels` names the two in words, for output that has no dim.
+    `labels` adds their names, for output without dimmed text.
     """
 
     def __init__(self, thoughts: Console, answers: Console, *, labels: bool = False) -> None:
@@ -51,6 +51,7 @@ class StreamPrinter:
         self._at_line_start = True
 
     def show(self, event: Event) -> None:
+        """Print one event."""
         match event:
             case ThoughtDelta() | AnswerDelta():
                 self._text(type(event), event.text)
@@ -59,10 +60,10 @@ class StreamPrinter:
             case Interrupted():
                 self._notice(interruption_line(event))
             case Continued():
-                self._notice(f"(the reply goes on after {event.interrupted_seconds:.0f} s)")
+                self._notice(f"(the reply continues after {event.interrupted_seconds:.0f} s)")
 
     def _notice(self, line: str) -> None:
-        """Print a line beside the text; where the answer has a console of its own, none of it gets there."""
+        """Print a line beside the text, but never to a console that the answer has for itself."""
         notices, answers = self._consoles[ThoughtDelta], self._consoles[AnswerDelta]
         if self._kind is ThoughtDelta or notices is answers:
             self.end_line()
@@ -71,7 +72,7 @@ class StreamPrinter:
         notices.out(line, style="dim", highlight=False)
 
     def end_line(self) -> None:
-        """Ends the line of text under way, if there is one."""
+        """End the current line of text, if there is one."""
         if self._kind is not None and not self._at_line_start:
             self._consoles[self._kind].out()
         self._at_line_start = True
@@ -93,7 +94,7 @@ class StreamPrinter:
 
 
 def interruption_line(event: Interrupted) -> str:
-    """Say why nothing comes, and for how long."""
+    """Return why no text comes, and for how long."""
     happened = "hangs" if event.reason is InterruptionReason.ENGINE_HUNG else "died"
     match event.expected_seconds:
         case None:
@@ -102,14 +103,14 @@ def interruption_line(event: Interrupted) -> str:
             expected = ", at any moment"
         case seconds:
             expected = f" in about {seconds:.0f} s"
-    return f"(the engine {happened} and is started again; the reply goes on by itself{expected})"
+    return f"(the engine {happened} and is being restarted; the reply continues{expected})"
 
 
 def usage_line(response: Response) -> str:
-    """The numbers of a finished reply, e.g. `thought 12/16 tokens (budget reached) · answer 5 · prompt 31 · ...`."""
+    """Return the numbers of a reply, such as `thought 12/16 tokens (budget reached) · answer 5 · prompt 31 · ...`."""
     usage, settings, timing = response.usage, response.effective_settings, response.timing
     if usage is None or settings is None or timing is None:
-        return "no numbers: the reply is not complete"
+        return "no token counts: the reply is incomplete"
     outcome = _OUTCOMES.get(response.thinking_outcome or ThinkingOutcome.UNKNOWN)
     parts = [
         f"thought {usage.reasoning_tokens}/{settings.thinking_budget} tokens ({outcome})" if outcome else "no thought",
@@ -130,7 +131,7 @@ def usage_line(response: Response) -> str:
 
 
 def fitted(line: str, console: Console) -> str:
-    """Break a line of items between them, where the terminal is too narrow for all."""
+    """Break a line of items between them where the terminal is too narrow."""
     if not console.is_terminal:
         return line
     lines = [""]
@@ -144,7 +145,7 @@ def fitted(line: str, console: Console) -> str:
 
 
 def print_numbers(console: Console, response: Response) -> None:
-    """The usage line, and where the server chose the budget, why."""
+    """Print the usage line, and why the server chose the budget where it did."""
     console.out(fitted(usage_line(response), console), style="dim", highlight=False)
     settings = response.effective_settings
     if settings is not None and settings.requested_thinking_mode is ThinkingMode.AUTO:
@@ -152,13 +153,13 @@ def print_numbers(console: Console, response: Response) -> None:
 
 
 def usd(amount: Decimal) -> str:
-    """Exact, without an exponent and without zeros at the end: $0.0000231."""
+    """Return an exact amount without exponent and trailing zeros: $0.0000231."""
     text = f"{amount:f}"
     return "$" + (text.rstrip("0").rstrip(".") if "." in text else text)
 
 
 def json_line(message: Message) -> str:
-    """The proto as one line of JSON, with the API's field names and every field that has a default."""
+    """Return a message as one line of JSON, with the API's field names and all fields with a default."""
     from google.protobuf.json_format import MessageToDict
 
     plain: dict[str, Any] = MessageToDict(
@@ -168,5 +169,6 @@ def json_line(message: Message) -> str:
 
 
 def print_json(message: Message) -> None:
+    """Print a message as JSON."""
     sys.stdout.write(json_line(message) + "\n")
     sys.stdout.flush()

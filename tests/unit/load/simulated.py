@@ -46,7 +46,7 @@ class Scripted:
 
 @dataclass(frozen=True)
 class Loads:
-    """What `bench knee` asks of a service, answered by the simulation."""
+    """Hold what `bench knee` asks of a service, answered by the simulation."""
 
     service: Scripted
     objectives: Objectives = field(default_factory=Objectives)

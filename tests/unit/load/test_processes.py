@@ -1,4 +1,4 @@
-"""What the service's processes use, and the GPUs beside them."""
+"""Test what the service's processes use, and the GPUs beside them."""
 
 from __future__ import annotations
 

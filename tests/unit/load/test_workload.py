@@ -1,4 +1,4 @@
-"""What a load is drawn from: mixes, arrival times, trace files."""
+"""Test what a load is drawn from: mixes, arrival times, trace files."""
 
 from __future__ import annotations
 

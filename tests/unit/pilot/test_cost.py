@@ -1,4 +1,4 @@
-"""What a million tokens cost, from two full stages and a price."""
+"""Test what a million tokens cost, from two full stages and a price."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a pilot says it cannot tell, and what it says of the knee."""
+"""Test what a pilot says it cannot tell, and what it says of the knee."""
 
 from __future__ import annotations
 

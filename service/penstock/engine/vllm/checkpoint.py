@@ -1,4 +1,4 @@
-"""What a checkpoint's own files say, read before vLLM is: a wrong path is told in a second, not after twenty."""
+"""Read a checkpoint's own files before vLLM does, so that a wrong path is reported in a second, not after twenty."""
 
 from __future__ import annotations
 

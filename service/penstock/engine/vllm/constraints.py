@@ -184,7 +184,7 @@ class ConstraintSandbox:
             self._pending.pop(number, None)
 
     async def _started(self) -> asyncio.subprocess.Process:
-        """Return the process once it answers. Whoever is cancelled while it starts leaves it starting."""
+        """Return the process once it answers. A caller that is cancelled meanwhile leaves it starting."""
         if self._process is not None and self._process.returncode is None:
             return self._process
         try:
@@ -269,7 +269,7 @@ def field_of(structured: StructuredOutput) -> str:
 
 
 def refusal(structured: StructuredOutput, verdict: int, seconds: float) -> BadRequest:
-    """What to tell the caller; `seconds` is the time that a trial may take."""
+    """Return the error for the caller; `seconds` is the time that a trial may take."""
     reason: FieldReason
     match verdict:
         case SandboxResult.MALFORMED:

@@ -83,7 +83,7 @@ def _compiles_cuda() -> bool:
 
 
 def _has_avx512(cpuinfo: Path) -> bool:
-    """What vLLM's attention asks for before it reads an FP8 cache. Where nobody says, vLLM will."""
+    """Return whether the CPU has what vLLM's attention needs to read an FP8 cache; True where that is unknown."""
     try:
         lines = cpuinfo.read_text(encoding="utf-8").splitlines()
     except OSError:

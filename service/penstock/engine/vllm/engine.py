@@ -174,7 +174,7 @@ class VllmEngine:
         """One AsyncLLM lives once: it does not come back."""
 
     async def wait_until_available(self) -> None:
-        """One AsyncLLM lives once: whoever supervises starts another."""
+        """One AsyncLLM lives once: the supervisor starts another."""
         await self.check()
 
     async def kill(self) -> None:
@@ -216,7 +216,7 @@ class VllmEngine:
         return refusal(structured, SandboxResult.SLOW, self._constraint_seconds)
 
     def _refusal(self, request: EngineRequest, error: Exception) -> BadRequest | EngineRefused:
-        """What vLLM refuses of a constraint is the caller's mistake; all else was ours to refuse."""
+        """Return the error for a request that vLLM refused: the caller's for a constraint, otherwise ours."""
         if request.structured is None:
             return EngineRefused(f"vLLM refuses the request: {type(error).__name__}")
         return refusal(request.structured, SandboxResult.MALFORMED, self._constraint_seconds)

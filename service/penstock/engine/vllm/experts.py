@@ -85,7 +85,7 @@ class RouterTally:
 
 
 def merged(layout: ExpertLayout, workers: list[Rows]) -> ExpertCounts:
-    """Of all workers, each with the layers that it counted."""
+    """Return the counts of all workers, each with the layers that it counted."""
     layers = {row[0]: array("q", row[1:]) for rows in workers for row in rows}
     return ExpertCounts(layout.experts_per_token, layout.ranks, layers)
 

@@ -23,8 +23,11 @@ LARGEST_YARN_TOKENS = 1_010_000
 
 @dataclass(frozen=True, slots=True)
 class Devices:
-    """What there is to run on. `bytes_each` and `capability` (CUDA's compute capability) are None where they could not
-    be found out; `reads_fp8_cache` is whether attention can there, `compiles_cuda` whether nvcc and ninja are there."""
+    """Describe the devices to run on.
+
+    `bytes_each` and `capability` (CUDA's compute capability) are None where unknown; `reads_fp8_cache`: whether
+    attention can read an FP8 cache there; `compiles_cuda`: whether nvcc and ninja are there.
+    """
 
     kind: DeviceKind
     count: int = 1
@@ -165,12 +168,12 @@ def _window(settings: EngineSettings, checkpoint: ModelCheckpoint) -> tuple[int,
 
 
 def yarn_factor(wanted: int, native: int) -> float:
-    """Whole, and as small as will do: YaRN costs short prompts a little accuracy, more with a larger factor."""
+    """Return the smallest whole factor: YaRN costs short prompts some accuracy, more with a larger factor."""
     return float(max(2, -(-wanted // native)))
 
 
 def _described(settings: EngineSettings, devices: Devices) -> tuple[Feature, ...]:
-    """What is not switched here, but worth knowing."""
+    """Return features that are not switched here but worth knowing."""
     chunk = f"{settings.max_batch_tokens} tokens" if settings.max_batch_tokens else ""
     more: tuple[Feature, ...] = ()
     if devices.kind == "cpu":

@@ -135,7 +135,7 @@ class _Rewriter:
         return self._schema(merged, at)
 
     def _resolved(self, part: Any, at: str) -> Schema:
-        """What a part of allOf asserts, through its references."""
+        """Return what a part of allOf asserts, through its references."""
         for _ in range(_MAX_CHAIN):
             if part is True:
                 return {}

@@ -42,7 +42,7 @@ class ServicePipe:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What the processes of the engine need in their environment."""
+        """Return what the engine's processes need in their environment."""
         return {VARIABLE: self._name} if self._name else {}
 
     def close(self) -> None:

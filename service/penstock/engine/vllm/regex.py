@@ -392,7 +392,7 @@ def _minus(ranges: Ranges, less: Ranges) -> Ranges:
 
 @cache
 def _named(letter: str, *, unicode: bool) -> Ranges:
-    """What `\\d` and the like stand for: the narrower of the two readings, or with `unicode` the wider one."""
+    r"""Return the characters of `\d` and the like: the narrower reading, or with `unicode` the wider one."""
     if letter.isupper():
         return _minus(_TEXT, _named(letter.lower(), unicode=not unicode))
     flags = re.NOFLAG if unicode else re.ASCII

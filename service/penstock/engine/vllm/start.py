@@ -82,7 +82,7 @@ async def start(settings: EngineSettings, progress: Progress = lambda phase: Non
 
 
 def plan(settings: EngineSettings) -> tuple[ModelCheckpoint, EnginePlan, str]:
-    """What would be started here, and the name and version of the vLLM build that does it. Raises `ConfigError`."""
+    """Return what would be started, with the name and version of the vLLM build. Raise ConfigError."""
     device, version = _build(settings)
     checkpoint = read_checkpoint(settings.model, settings.fp8_weights != "off", settings.revision)
     planned = plan_engine(settings, checkpoint, find_devices(device))

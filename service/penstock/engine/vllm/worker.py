@@ -1,4 +1,4 @@
-"""What the engine's workers are asked over `collective_rpc`. vLLM mixes this class into its own worker."""
+"""Answer what the engine asks its workers over `collective_rpc`. vLLM mixes this class into its own worker."""
 
 from __future__ import annotations
 

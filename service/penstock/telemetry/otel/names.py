@@ -1,8 +1,8 @@
 """Define every name that leaves the process: spans, attributes, events and metrics, ours and the conventions'.
 
 The names of the conventions are those of opentelemetry-semantic-conventions 0.66b2, pinned by the lock files. The GenAI
-part is in development and still changes names. A new version requires changes in this file, in docs/how-to/observe.md and
-in the dashboard and rules beside it, which a test compares with a live scrape.
+part is in development and still changes names. A new version requires changes in this file, in docs/how-to/observe.md
+and in the dashboard and rules beside it, which a test compares with a live scrape.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What speculation needs and vLLM's CPU build does wrong. For vLLM 0.32.0."""
+"""Fix what vLLM's CPU build does wrong in speculation. For vLLM 0.32.0."""
 
 from __future__ import annotations
 

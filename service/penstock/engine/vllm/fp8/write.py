@@ -38,7 +38,7 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass
 class Written:
-    """What `write` did. Sizes are bytes of the weight files."""
+    """Report what `write` did. Sizes are bytes of the weight files."""
 
     source_bytes: int
     bytes: int = 0
