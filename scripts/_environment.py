@@ -1,6 +1,6 @@
 """Importing this runs the importing script with the environment's Python, whichever Python has started it.
 
-The scripts need packages that only the environment has. `make` starts them with its Python; a user who starts one by its
+The scripts need packages that only the environment has. `make` starts them with its Python; who starts one by its
 path, as the documentation says, need not know about it.
 """
 

@@ -114,7 +114,8 @@ def test_mistakes_inside_a_list_have_their_line(write: Any) -> None:
     assert mistakes(toml, {}, {}) == [f"{toml}, line 8: pricing.tiers.1.inputs: no such key"]
     yaml = write("p.yaml", "pricing:\n  tiers:\n  - input_usd_per_million: 1\n    output_usd_per_million: 0.00001\n")
     assert mistakes(yaml, {}, {}) == [
-        f"{yaml}, line 4: pricing.tiers.0.output_usd_per_million: must be a multiple of 0.0001 USD per million tokens, got 0.00001"
+        f"{yaml}, line 4: pricing.tiers.0.output_usd_per_million: "
+        "must be a multiple of 0.0001 USD per million tokens, got 0.00001"
     ]
     price = "{input_usd_per_million: 1, output_usd_per_million: 1}"
     falling = write("q.yaml", f"pricing: {{tiers: [{price}, {price}]}}")

@@ -7,6 +7,7 @@ from penstock_bench.pilot.results import Result, Stage
 
 
 def burst(result: Result, limits: FlagThresholds) -> CheckResult:
+    """Check whether bursts wait much longer than steady calls."""
     bursts = result.of("burst")
     steady = [stage for stage in result.of("rate") if stage.first_token.p99 is not None]
     if not bursts or not steady:
@@ -25,6 +26,7 @@ def burst(result: Result, limits: FlagThresholds) -> CheckResult:
 
 
 def kv(result: Result, limits: FlagThresholds) -> CheckResult:
+    """Check whether the KV cache is nearly full."""
     seen = [(stage, stage.engine) for stage in result.stages if stage.engine is not None]
     if not seen:
         return unseen(result.metrics_not_seen or "no metrics")
@@ -36,6 +38,7 @@ def kv(result: Result, limits: FlagThresholds) -> CheckResult:
 
 
 def lost(result: Result, limits: FlagThresholds) -> CheckResult:
+    """Check whether calls failed or were refused."""
     calls = sum(stage.calls for stage in result.stages)
     if not calls:
         return unseen("no load was measured")
@@ -49,6 +52,7 @@ def lost(result: Result, limits: FlagThresholds) -> CheckResult:
 
 
 def drift(result: Result, limits: FlagThresholds) -> CheckResult:
+    """Check whether the service slowed down during the soak."""
     soaks = [stage for stage in result.of("soak") if None not in stage.end_to_end_p50_by_half]
     if not soaks:
         return unseen("no soak was measured")
@@ -59,6 +63,7 @@ def drift(result: Result, limits: FlagThresholds) -> CheckResult:
 
 
 def growth(result: Result, limits: FlagThresholds) -> CheckResult:
+    """Check whether the service's memory grew during the soak."""
     soaks = result.of("soak")
     over_time = soaks[0].memory_over_time_gib if soaks else ()
     if not over_time:
@@ -90,6 +95,7 @@ def _prefix_stages(result: Result) -> tuple[list[Stage], list[Stage]]:
 
 
 def prefixes(result: Result, limits: FlagThresholds) -> CheckResult:
+    """Check whether shared prefixes were found in the cache."""
     alone, shared = _prefix_stages(result)
     found = prefix_hits(result)
     if found is None:
@@ -107,6 +113,7 @@ def prefixes(result: Result, limits: FlagThresholds) -> CheckResult:
 
 
 def front_end(result: Result, limits: FlagThresholds) -> CheckResult:
+    """Check whether the front end is the bottleneck."""
     seen = [stage for stage in result.stages if stage.front_end_cores is not None]
     if not seen:
         return unseen(result.processes_not_seen or "CPU was not measured")
@@ -118,6 +125,7 @@ def front_end(result: Result, limits: FlagThresholds) -> CheckResult:
 
 
 def generator(result: Result, limits: FlagThresholds) -> CheckResult:
+    """Check whether the load generator was late."""
     stages = [stage for stage in result.stages if stage.calls]
     if not stages:
         return unseen("no load was measured")

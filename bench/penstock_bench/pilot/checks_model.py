@@ -7,6 +7,7 @@ from penstock_bench.pilot.results import Answers, Result, Stage
 
 
 def imbalance(result: Result, limits: FlagThresholds) -> CheckResult:
+    """Check whether some experts get far more tokens than others."""
     experts = result.experts
     if experts is None:
         return unseen(result.experts_not_seen or "expert load was not asked for")
@@ -24,6 +25,7 @@ def imbalance(result: Result, limits: FlagThresholds) -> CheckResult:
 
 
 def drafts(result: Result, limits: FlagThresholds) -> CheckResult:
+    """Check whether few drafts are accepted."""
     # Real questions where they were asked: made-up words are harder to foretell than anything a user sends.
     sources: list[tuple[str, list[Stage] | list[Answers]]] = [
         ("questions", list(result.answers)),
@@ -44,6 +46,7 @@ def drafts(result: Result, limits: FlagThresholds) -> CheckResult:
 
 
 def thoughts_cut(result: Result, limits: FlagThresholds) -> CheckResult:
+    """Check whether budgets cut many thoughts."""
     finite = [one for one in result.answers if one.mode == "thinking" and (one.budget_tokens or 0) > 0]
     if not finite:
         return unseen("no budget was asked of the questions")
@@ -59,6 +62,7 @@ def thoughts_cut(result: Result, limits: FlagThresholds) -> CheckResult:
 
 
 def thoughts_unpaid(result: Result, limits: FlagThresholds) -> CheckResult:
+    """Check whether long thoughts improve the answers over shorter ones."""
     unlimited = _unlimited(result)
     cheaper = [one for one in result.answers if one.mode != "fast" and one is not unlimited and one.mean_thought_tokens]
     if unlimited is None or not cheaper:
@@ -80,6 +84,7 @@ def _unlimited(result: Result) -> Answers | None:
 
 
 def overshoot(result: Result, limits: FlagThresholds) -> CheckResult:
+    """Check whether a thought exceeded its budget."""
     over = [(one.name, one.over_budget) for one in result.answers if one.over_budget]
     over += [(one.name, one.over_budget) for one in result.stages if one.over_budget]
     asked = sum(one.asked for one in result.answers) + sum(stage.calls for stage in result.stages)
@@ -90,6 +95,7 @@ def overshoot(result: Result, limits: FlagThresholds) -> CheckResult:
 
 
 def no_answer(result: Result, limits: FlagThresholds) -> CheckResult:
+    """Check whether thinking left no tokens for an answer."""
     if not result.answers:
         return unseen("no questions were asked")
     lost = sum(one.outcomes.get("max_output_tokens", 0) for one in result.answers)
@@ -97,6 +103,7 @@ def no_answer(result: Result, limits: FlagThresholds) -> CheckResult:
 
 
 def deadline_thought(result: Result, limits: FlagThresholds) -> CheckResult:
+    """Check whether a deadline leaves AUTO time to think."""
     free = next((one for one in result.answers if one.mode == "auto" and one.deadline_seconds is None), None)
     bound = [one for one in result.answers if one.mode == "auto" and one.deadline_seconds is not None]
     if free is None or not bound:
@@ -111,6 +118,7 @@ def deadline_thought(result: Result, limits: FlagThresholds) -> CheckResult:
 
 
 def deadlines(result: Result, limits: FlagThresholds) -> CheckResult:
+    """Check whether calls missed their deadline."""
     asked = [one for one in result.answers if one.deadline_seconds is not None]
     if not asked:
         return unseen("no deadline was set")

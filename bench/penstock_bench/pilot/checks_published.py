@@ -14,6 +14,7 @@ _HYBRIDS = ("Qwen3_5", "Qwen3Next")
 
 
 def knee(result: Result, limits: FlagThresholds) -> CheckResult:
+    """Check for a knee, as in published runs."""
     closed = sorted(result.of("concurrency"), key=lambda stage: stage.concurrency or 0)
     if len(closed) < 2:
         return unseen("fewer than two numbers of callers were measured")
@@ -34,6 +35,7 @@ def knee(result: Result, limits: FlagThresholds) -> CheckResult:
 
 
 def drafts_at_load(result: Result, limits: FlagThresholds) -> CheckResult:
+    """Check whether drafts lose under load."""
     drafting = [stage for stage in result.of("concurrency") if stage.drafted_tokens and stage.mean_output_tokens]
     if not drafting:
         return unseen("the service drafts nothing, or does not count it per request")
@@ -52,6 +54,7 @@ def drafts_at_load(result: Result, limits: FlagThresholds) -> CheckResult:
 
 
 def drafts_long_context(result: Result, limits: FlagThresholds) -> CheckResult:
+    """Check whether drafts lose with long contexts."""
     known = [
         (stage.mean_prompt_tokens, (stage.accepted_tokens or 0) / drafted)
         for stage in result.of("context")
@@ -67,6 +70,7 @@ def drafts_long_context(result: Result, limits: FlagThresholds) -> CheckResult:
 
 
 def prefixes_never_hit(result: Result, limits: FlagThresholds) -> CheckResult:
+    """Check whether prefixes are never found in the cache."""
     found = prefix_hits(result)
     if found is None:
         return unseen("prompts with and without a shared prefix were not both measured")
@@ -79,6 +83,7 @@ def prefixes_never_hit(result: Result, limits: FlagThresholds) -> CheckResult:
 
 
 def machine(result: Result, limits: FlagThresholds) -> CheckResult:
+    """Check whether other work on the machine disturbed the pilot."""
     cores, before = result.client_machine["cores"] or 1, result.client_machine["load_average"][0]
     evidence = f"load average before the pilot {before:.2f} on {cores} cores"
     seen = [(stage.other_cores, stage.name) for stage in result.stages if stage.other_cores is not None]

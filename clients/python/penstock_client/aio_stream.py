@@ -65,8 +65,9 @@ class AsyncStream:
 
     @property
     def last_sequence(self) -> int:
-        """Return the number of the newest event, which `client.resume` needs, with the response's `generation_id`
-        and `resume_token`.
+        """Return the number of the newest event.
+
+        `client.resume` needs it, with the response's `generation_id` and `resume_token`.
         """
         return self._reader.last_sequence
 
@@ -343,6 +344,7 @@ class AsyncInteraction(AsyncStream):
         self._actions.put_nowait(pb.InteractRequest(cancel=pb.Cancel()))
 
     def close(self) -> None:
+        """End the call, and with it the generation."""
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self._actions.put_nowait(None)  # gRPC's task that waits for actions ends
         super().close()

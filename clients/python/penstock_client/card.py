@@ -65,6 +65,7 @@ class ModelCard:
 
     @classmethod
     def from_proto(cls, reply: model_pb2.GetModelResponse) -> Self:
+        """Return the card of a reply."""
         return cls(
             model=reply.model,
             architecture=reply.architecture,
@@ -122,6 +123,7 @@ class TokenCount:
 
     @classmethod
     def from_proto(cls, reply: pb.CountTokensResponse) -> Self:
+        """Return the counts of a reply."""
         priced = reply.HasField("cost_estimate")
         return cls(
             prompt_tokens=reply.prompt_tokens,

@@ -83,6 +83,7 @@ def is_loopback(target: str) -> bool:
 
 
 def options_for(target: str, extra: ChannelOptions) -> list[tuple[str, Any]]:
+    """Return the arguments of the channel to `target`, with those of `extra`."""
     # Unary replies with log probabilities outgrow gRPC's 4 MiB, and a proxy has no business with a loopback target.
     own: list[tuple[str, Any]] = [
         ("grpc.max_receive_message_length", _MAX_RECEIVE_BYTES),

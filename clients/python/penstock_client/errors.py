@@ -155,6 +155,7 @@ class BrokenStream(PenstockError):
 
     @classmethod
     def cut_short(cls) -> BrokenStream:
+        """Return the error of a stream that ended before its last event."""
         failure = cls("the stream ended without its last event")
         failure.is_cut_short = True
         return failure

@@ -37,6 +37,7 @@ class ExpertLoad:
 
     @classmethod
     def from_proto(cls, load: pb.ExpertLoad) -> Self:
+        """Return the load of a message."""
         return cls(
             window_seconds=load.window.ToTimedelta().total_seconds(),
             token_count=load.token_count,
@@ -57,12 +58,14 @@ class ExpertLoad:
 
 
 def load_request(window_seconds: float | None, ranks: int | None) -> pb.GetExpertLoadRequest:
+    """Return the request for one load."""
     return pb.GetExpertLoadRequest(window=_duration(window_seconds), rank_count=ranks)
 
 
 def watch_request(
     window_seconds: float | None, interval_seconds: float | None, ranks: int | None
 ) -> pb.WatchExpertLoadRequest:
+    """Return the request for loads at an interval."""
     return pb.WatchExpertLoadRequest(
         window=_duration(window_seconds), interval=_duration(interval_seconds), rank_count=ranks
     )

@@ -55,9 +55,11 @@ class Link:
     """Run something beside the user's code: in a thread, or as a task of the event loop."""
 
     def options(self, timeout: float | None = None) -> dict[str, Any]:
+        """Return the timeout and metadata of a call."""
         return {"timeout": self.timeout if timeout is None else timeout, "metadata": self.span.metadata}
 
     def without_policy(self) -> Link:
+        """Return the link without retries and reconnection."""
         return replace(self, policy=None, resumable=False, retries=0)
 
 
@@ -155,6 +157,7 @@ class Recovery:
         return pb.CancelRequest(generation_id=request.generation_id, resume_token=request.resume_token)
 
     def request(self) -> pb.ResumeRequest:
+        """Return the request that resumes the stream after its newest event."""
         response, drained = self._reader.response, self._drained
         return pb.ResumeRequest(
             generation_id=response.generation_id,

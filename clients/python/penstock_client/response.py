@@ -89,6 +89,7 @@ class Candidate:
 
     @classmethod
     def from_proto(cls, candidate: pb.Candidate) -> Self:
+        """Return the candidate of a message."""
         self = cls(candidate.result.candidate_index)
         self._thought = _Text(candidate.thought)
         self._answer = _Text(candidate.answer)
@@ -161,6 +162,7 @@ class Response:
 
     @classmethod
     def from_proto(cls, reply: pb.GenerateResponse) -> Self:
+        """Return the response of a whole reply."""
         self = cls()
         self.raw = reply
         self.generation_id = reply.generation_id

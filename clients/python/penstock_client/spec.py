@@ -132,12 +132,14 @@ def build_spec(
 def stream_request(
     spec: pb.GenerationSpec, resumable: bool, flush_interval_seconds: float | None
 ) -> pb.StreamGenerateRequest:
+    """Return the request of a stream."""
     request = pb.StreamGenerateRequest(spec=spec, resumable=resumable)
     _set_flush_interval(request, flush_interval_seconds)
     return request
 
 
 def interact_request(spec: pb.GenerationSpec, flush_interval_seconds: float | None) -> pb.InteractRequest:
+    """Return the first message of an interaction."""
     request = pb.InteractRequest(start=spec)
     _set_flush_interval(request, flush_interval_seconds)
     return request

@@ -55,8 +55,9 @@ class Stream:
 
     @property
     def last_sequence(self) -> int:
-        """Return the number of the newest event, which `client.resume` needs, with the response's `generation_id`
-        and `resume_token`.
+        """Return the number of the newest event.
+
+        `client.resume` needs it, with the response's `generation_id` and `resume_token`.
         """
         return self._reader.last_sequence
 
@@ -256,5 +257,6 @@ class Interaction(Stream):
         self._actions.put(pb.InteractRequest(cancel=pb.Cancel()))
 
     def close(self) -> None:
+        """End the call, and with it the generation."""
         self._actions.put(None)  # gRPC's thread that waits for actions ends
         super().close()

@@ -53,6 +53,7 @@ class CallSpan:
         self.metadata += tuple((key.lower(), value) for key, value in carrier.items())
 
     def reconnected(self, last_sequence: int) -> None:
+        """Record that the stream was resumed over a new connection."""
         if self._span is not None:
             self._span.add_event("reconnect", {"penstock.last_sequence": last_sequence})
 

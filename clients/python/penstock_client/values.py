@@ -80,6 +80,7 @@ def from_proto_enum(kind: type[EnumT], wrapper: Any, number: int) -> EnumT:
 
 
 def thinking_mode(number: int) -> ThinkingMode:
+    """Return the name of a thinking mode."""
     return from_proto_enum(ThinkingMode, pb.ThinkingMode, number)
 
 
@@ -100,6 +101,7 @@ class Usage:
 
     @classmethod
     def from_proto(cls, usage: pb.Usage) -> Self:
+        """Return the counts of a message."""
         return cls(
             prompt_tokens=usage.prompt_tokens,
             cached_tokens=usage.cached_tokens,
@@ -130,6 +132,7 @@ class Cost:
 
     @classmethod
     def from_proto(cls, cost: pb.Cost) -> Self:
+        """Return the cost of a message."""
         return cls(cost.input_usd_ticks, cost.cached_usd_ticks, cost.output_usd_ticks, cost.total_usd_ticks)
 
 
@@ -148,6 +151,7 @@ class Timing:
 
     @classmethod
     def from_proto(cls, timing: pb.Timing) -> Self:
+        """Return the durations of a message."""
         return cls(
             queue_seconds=_seconds(timing.queue),
             first_token_seconds=_seconds(timing.first_token) if timing.HasField("first_token") else None,
@@ -178,6 +182,7 @@ class EffectiveSettings:
 
     @classmethod
     def from_proto(cls, settings: pb.EffectiveSettings) -> Self:
+        """Return the settings of a message."""
         return cls(
             thinking_mode=thinking_mode(settings.thinking_mode),
             thinking_budget=settings.thinking_budget,
@@ -218,6 +223,7 @@ class TokenLogprobs:
 
     @classmethod
     def from_proto(cls, logprobs: pb.TokenLogprobs) -> Self:
+        """Return the log probabilities of a message."""
         return cls(_logprob(logprobs.sampled), tuple(_logprob(top) for top in logprobs.top))
 
 

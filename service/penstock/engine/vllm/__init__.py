@@ -1,1 +1,4 @@
-"""Run models on vLLM. The only package that imports vLLM. `start.start` is the entry point; nothing here imports vLLM until it is called."""
+"""Run models on vLLM: the only package that imports it, with `start.start` as its entry point.
+
+Nothing here imports vLLM until it is called.
+"""
