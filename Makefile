@@ -71,6 +71,7 @@ check: setup ## style, types, import law, documentation, and that what is genera
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/python scripts/words --check
 	@$(BIN)/python scripts/protos --check
 	@$(BIN)/python scripts/configuration --check
 	@$(BIN)/python scripts/api-docs --check

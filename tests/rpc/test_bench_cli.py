@@ -164,7 +164,7 @@ def test_wrong_usage_is_exit_code_2(arguments: tuple[str, ...]) -> None:
 def test_nobody_there() -> None:
     result = CliRunner().invoke(app, ["bench", "--target", "127.0.0.1:1"])
     assert result.exit_code == 1
-    assert result.stderr == "penstock: nothing answers at 127.0.0.1:1: start it with `penstock serve`\n"
+    assert result.stderr == "penstock: nothing listens at 127.0.0.1:1: start a service with `penstock serve`\n"
 
 
 def test_a_load_without_a_call_in_its_window_fails_and_says_why(tmp_path: Path) -> None:

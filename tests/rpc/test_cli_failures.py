@@ -329,6 +329,6 @@ def test_chat_says_what_a_command_needs(service: str) -> None:
         check=False,
     )
     said = done.stdout.splitlines()
-    assert said[0] == "/budget abc: a budget is a whole number of tokens, -1 is no limit, none leaves it to the server"
-    assert said[1].startswith("/budget -7: a budget is")
+    assert said[0] == "/budget abc: the budget must be a whole number of tokens, -1 for no limit, or absent, got 'abc'"
+    assert said[1].startswith("/budget -7: the budget must be")
     assert said[2] == "/budgt: not a command; did you mean /budget?"

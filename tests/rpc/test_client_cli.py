@@ -91,8 +91,8 @@ def test_an_interruption_is_shown_beside_the_answer(
     run: Any, fake: FakeService, expected_seconds: float | None, when: str
 ) -> None:
     notices = [
-        f"(the engine died and is started again; the reply goes on by itself{when})",
-        "(the reply goes on after 21 s)",
+        f"(the engine died and is being restarted; the reply continues{when})",
+        "(the reply continues after 21 s)",
     ]
     interrupted(fake.script, 6, expected_seconds)
     result = run("generate", "hi")
@@ -202,7 +202,7 @@ def test_chat_goes_on_after_a_refusal(run: Any, fake: FakeService) -> None:
 def test_chat_goes_on_after_what_cannot_be_sent(run: Any, fake: FakeService) -> None:
     result = run("chat", stdin=b"/budget 9999999999\none\n/budget 4\n\xff two\n")
     assert result.exit_code == 0
-    assert "/budget 9999999999: a budget is a whole number of tokens" in result.stdout
+    assert "/budget 9999999999: the budget must be a whole number of tokens" in result.stdout
     first, second = (request.spec for request in fake.requests[1:])
     assert not first.thinking.HasField("thinking_budget")
     assert [m.content for m in second.messages.messages][-1] == "\ufffd two"

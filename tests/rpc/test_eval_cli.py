@@ -223,7 +223,7 @@ def test_wrong_usage_is_exit_code_2_before_anything_is_asked(arguments: tuple[st
 def test_nobody_there() -> None:
     result = CliRunner().invoke(app, ["eval", "--target", "127.0.0.1:1"])
     assert result.exit_code == 1
-    assert result.stderr == "penstock: nothing answers at 127.0.0.1:1: start it with `penstock serve`\n"
+    assert result.stderr == "penstock: nothing listens at 127.0.0.1:1: start a service with `penstock serve`\n"
 
 
 def test_a_request_that_does_not_fit_is_told_in_words(target: str, file: Path) -> None:

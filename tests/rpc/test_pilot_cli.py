@@ -199,7 +199,7 @@ def test_wrong_usage_is_exit_code_2(arguments: tuple[str, ...]) -> None:
 def test_nobody_there(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["pilot", "--target", "127.0.0.1:1", "--out", str(tmp_path / "out")])
     assert done.exit_code == 1
-    assert done.stderr == "penstock: nothing answers at 127.0.0.1:1: start it with `penstock serve`\n"
+    assert done.stderr == "penstock: nothing listens at 127.0.0.1:1: start a service with `penstock serve`\n"
     assert not (tmp_path / "out").exists()
 
 

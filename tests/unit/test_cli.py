@@ -105,7 +105,7 @@ def test_wrong_usage_is_exit_code_2() -> None:
 def test_nobody_there_is_told_with_what_to_do() -> None:
     result = run("model", "--target", "127.0.0.1:1")
     assert result.exit_code == 1
-    assert result.stderr == "penstock: nothing answers at 127.0.0.1:1: start it with `penstock serve`\n"
+    assert result.stderr == "penstock: nothing listens at 127.0.0.1:1: start a service with `penstock serve`\n"
 
 
 def test_an_api_key_does_not_leave_in_the_clear() -> None:
@@ -138,7 +138,7 @@ def test_chat_commands() -> None:
     assert talk.command("/reset") == "a new conversation"
     assert talk.turns == []
     assert talk.command("/quit") is None
-    with pytest.raises(ValueError, match="a budget is a whole number of tokens"):
+    with pytest.raises(ValueError, match="the budget must be a whole number of tokens"):
         talk.command("/budget many")
 
 

@@ -120,7 +120,7 @@ def test_mistakes_inside_a_list_have_their_line(write: Any) -> None:
     price = "{input_usd_per_million: 1, output_usd_per_million: 1}"
     falling = write("q.yaml", f"pricing: {{tiers: [{price}, {price}]}}")
     assert mistakes(falling, {}, {}) == [
-        f"{falling}, line 1: pricing: only the last tier may have no up_to_prompt_tokens"
+        f"{falling}, line 1: pricing: up_to_prompt_tokens must be set in every tier but the last"
     ]
 
 

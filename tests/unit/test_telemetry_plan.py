@@ -43,7 +43,7 @@ def test_our_endpoint_wins_over_the_variables() -> None:
 
 
 def test_a_protocol_that_is_not_spoken_is_refused() -> None:
-    with pytest.raises(ConfigError, match="http/json is not spoken"):
+    with pytest.raises(ConfigError, match="must be grpc or http/protobuf, got http/json"):
         routes(ENDPOINT | {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"})
 
 

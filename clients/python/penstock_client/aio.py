@@ -103,7 +103,7 @@ class AsyncClient:
         flush_interval_seconds: float | None = None,
         **options: Unpack[GenerationOptions],
     ) -> AsyncStream:
-        """Starts a generation and gives its events as they come.
+        """Start a generation and give its events as they come.
 
         `resumable` (default: unless the client has `reconnect=None`) lets the stream go on over a dropped connection:
         every event comes once, in order. Leaving the stream still ends the generation: the client says so to the
@@ -127,7 +127,7 @@ class AsyncClient:
         flush_interval_seconds: float | None = None,
         **options: Unpack[GenerationOptions],
     ) -> AsyncInteraction:
-        """Starts a generation that can be steered while its events come: finish thinking, change the budget, cancel.
+        """Start a generation that can be steered while its events come: finish thinking, change the budget, cancel.
 
         Such a stream cannot be resumed: a dropped connection ends it.
         """
@@ -174,7 +174,7 @@ class AsyncClient:
         timeout: float | None = None,
         **options: Unpack[GenerationOptions],
     ) -> TokenCount:
-        """Counts tokens and cost without generating, and foretells what the overflow policy would drop."""
+        """Count tokens and cost without generating, and foretells what the overflow policy would drop."""
         request = pb.CountTokensRequest(spec=build_spec(prompt, spec=spec, **options))
         method, timeout = self._generation.CountTokens, self._read_timeout(timeout)
         return await self._reply(f"{_GENERATION}/CountTokens", method, request, timeout, TokenCount.from_proto)
@@ -206,7 +206,7 @@ class AsyncClient:
         ranks: int | None = None,
         timeout: float | None = None,
     ) -> AsyncGenerator[ExpertLoad, None]:
-        """The same every `interval_seconds` (0.1 to an hour, absent: 1), until the generator is closed."""
+        """Return the same every `interval_seconds` (0.1 to an hour, absent: 1), until the generator is closed."""
         span = CallSpan(f"{_ROUTING}/WatchExpertLoad", self._metadata, self.target)
         timeout = self.timeout if timeout is None else timeout
         request = watch_request(window_seconds, interval_seconds, ranks)

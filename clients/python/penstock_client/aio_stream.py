@@ -275,7 +275,7 @@ def _was_left() -> Cancelled:
 
 
 def _retrieve(reading: asyncio.Future[Any]) -> None:
-    """Takes the result where nobody else does, so that asyncio has nothing to complain about."""
+    """Take the result where nobody else does, so that asyncio has nothing to complain about."""
     if not reading.cancelled():
         reading.exception()
 
@@ -332,15 +332,15 @@ class AsyncInteraction(AsyncStream):
         return await super()._go_on(failure)
 
     def finish_thinking(self) -> None:
-        """Ends the thought now and starts the answer. Without effect once the answer has begun."""
+        """End the thought now and starts the answer. Without effect once the answer has begun."""
         self._actions.put_nowait(pb.InteractRequest(finish_thinking=pb.FinishThinking()))
 
     def change_budget(self, budget: int) -> None:
-        """Changes the budget of the thought under way, counted from its start; -1 is no limit."""
+        """Change the budget of the thought under way, counted from its start; -1 is no limit."""
         self._actions.put_nowait(pb.InteractRequest(change_budget=pb.ChangeBudget(thinking_budget=budget)))
 
     def cancel(self) -> None:
-        """Ends the generation; the stream still gets its last event, with usage and cost. `close()` does not wait."""
+        """End the generation; the stream still gets its last event, with usage and cost. `close()` does not wait."""
         self._actions.put_nowait(pb.InteractRequest(cancel=pb.Cancel()))
 
     def close(self) -> None:

@@ -37,10 +37,10 @@ class PriceTier:
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """Describe the served model. `limits` and `default_sampling` go by proto field name, `refused_fields` by path, to
-    why.
+    """Describe the served model.
 
-    `auto_thinking_budget` and `answer_reserve` are tokens, and hold where a request says nothing.
+    `limits` and `default_sampling` are keyed by proto field name; `refused_fields` maps paths to reasons.
+    `auto_thinking_budget` and `answer_reserve` are tokens, and apply where a request sets none.
     `max_concurrent_requests` is of one replica of the engine. The three are 0 with an older server.
     """
 

@@ -72,7 +72,7 @@ _MAX_RECEIVE_BYTES = 256 * 1024 * 1024
 
 
 def is_loopback(target: str) -> bool:
-    """True for targets that cannot leave this machine."""
+    """Return True for targets that cannot leave this machine."""
     if target.startswith("unix:"):
         return True
     host = target.rpartition("/")[2].rpartition(":")[0].strip("[]")
@@ -123,7 +123,7 @@ def more_metadata(given: Metadata) -> tuple[tuple[str, str], ...]:
 
 
 def metadata_for(target: str, api_key: str | None, tls: Tls) -> tuple[tuple[str, str], ...]:
-    """Raises ValueError rather than send a key in the clear over a network; tls=False says that this is meant."""
+    """Raise ValueError rather than send a key in the clear over a network; tls=False says that this is meant."""
     if api_key is None:
         return ()
     if not api_key.isascii() or not api_key.isprintable():

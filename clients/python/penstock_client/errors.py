@@ -92,7 +92,7 @@ class FeatureOff(PenstockError):
 
 
 class NotImplementedYet(PenstockError):
-    """This version of the service does not do that."""
+    """Report an RPC or field that this version of the service does not implement."""
 
 
 class ModelNotFound(PenstockError):
@@ -122,7 +122,7 @@ class DeadlineExceeded(PenstockError):
     """This client's clock was first, or a proxy's: no word of the service has come."""
 
     def count(self, thought_tokens: int = 0, answer_tokens: int = 0) -> None:
-        """Fills in what the service would have told."""
+        """Fill in what the service would have told."""
         self.is_own, self.reason = True, "DEADLINE_PASSED"
         self.metadata = {"thought_tokens": str(thought_tokens), "answer_tokens": str(answer_tokens)}
 
@@ -200,7 +200,7 @@ BY_CODE: Mapping[grpc.StatusCode, type[PenstockError]] = {
 
 
 def from_rpc_error(error: Any) -> PenstockError:
-    """The exception for a failed call of the sync or the asyncio stubs. Details that do not parse count as absent."""
+    """Return the exception for a failed call of either kind of stub; details that do not parse count as absent."""
     code: grpc.StatusCode = error.code()
     message: str = error.details() or code.name.lower().replace("_", " ")
     info, bad_request, retry = _details(error)

@@ -122,7 +122,7 @@ class EventReader:
         self.response.generation_id, self.response.resume_token = request.generation_id, request.resume_token
 
     def read(self, proto: pb.GenerationEvent) -> Event | None:
-        """The event, or None for a repeated one and for a kind that this client does not know yet.
+        """Return the event, or None for a repeated one and for a kind that this client does not know yet.
 
         Raises BrokenStream where a sequence number was skipped.
         """

@@ -26,8 +26,11 @@ class LayerLoad:
 
 @dataclass(frozen=True, slots=True)
 class ExpertLoad:
-    """`token_count` counts a token once, however many experts it went to. `rank_count` is what the ranks' shares are
-    about."""
+    """Hold the load of the experts over a window.
+
+    `token_count` counts a token once, however many experts processed it. `rank_count` is the number of ranks that the
+    ranks' shares are computed for.
+    """
 
     window_seconds: float
     token_count: int

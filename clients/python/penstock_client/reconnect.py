@@ -86,7 +86,7 @@ class Recovery:
         return self.has_token and not self._reader.finished
 
     def accept(self, proto: pb.GenerationEvent) -> Event | None:
-        """The event for the user. None: a repeated one, an unknown kind, or the word that another server goes on."""
+        """Return the event for the user; None for one that is repeated, unknown, or hands the stream on."""
         self._attempts = 0
         if self._policy is not None and proto.finished.resume_token and proto.sequence > self._reader.last_sequence:
             self._drained = proto
@@ -152,7 +152,7 @@ class Recovery:
         return self._drained is not None or bool(self._reader.response.resume_token)
 
     def cancel_request(self) -> pb.CancelRequest:
-        """Ends the generation where it runs: after a drain, that is where it was resumed."""
+        """End the generation where it runs: after a drain, that is where it was resumed."""
         request = self.request()
         return pb.CancelRequest(generation_id=request.generation_id, resume_token=request.resume_token)
 

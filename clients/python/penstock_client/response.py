@@ -79,7 +79,7 @@ class Candidate:
             self.answer_logprobs += logprobs
 
     def finish(self, result: pb.CandidateResult) -> None:
-        """Takes in how it ended."""
+        """Take in how it ended."""
         self.finish_reason = from_proto_enum(FinishReason, pb.FinishReason, result.finish_reason)
         self.thinking_outcome = from_proto_enum(ThinkingOutcome, pb.ThinkingOutcome, result.thinking_outcome)
         self.matched_stop = result.matched_stop
@@ -123,7 +123,7 @@ class Response:
         """The proto, from `generate` only."""
 
     def candidate(self, index: int) -> Candidate:
-        """The candidate with this index, made (with those before it) if the stream has not spoken of it yet."""
+        """Return the candidate with this index, made (with those before it) if the stream has not spoken of it yet."""
         while len(self.candidates) <= index:
             self.candidates.append(Candidate(len(self.candidates)))
         return self.candidates[index]
@@ -175,7 +175,7 @@ class Response:
         return self
 
     def finish(self, finished: pb.GenerationFinished) -> None:
-        """Takes in how it ended."""
+        """Take in how it ended."""
         for result in finished.results:
             self.candidate(result.candidate_index).finish(result)
         self.usage = Usage.from_proto(finished.usage)

@@ -103,7 +103,7 @@ _STRUCTURED = ("json_schema", "regex", "grammar", "choices")
 def build_spec(
     prompt: Prompt | None = None, *, spec: pb.GenerationSpec | None = None, **options: Unpack[GenerationOptions]
 ) -> pb.GenerationSpec:
-    """The request for `prompt` and `GenerationOptions`, or a ready `spec` alone.
+    """Return the request for `prompt` and `GenerationOptions`, or a ready `spec` alone.
 
     Raises TypeError for an unknown keyword or a wrong type, ValueError for what no spec can hold.
     """

@@ -96,7 +96,7 @@ class Client:
         flush_interval_seconds: float | None = None,
         **options: Unpack[GenerationOptions],
     ) -> Stream:
-        """Starts a generation and gives its events as they come. See `AsyncClient.stream`."""
+        """Start a generation and give its events as they come. See `AsyncClient.stream`."""
         resumable = self._reconnect is not None if resumable is None else resumable
         request = stream_request(build_spec(prompt, spec=spec, **options), resumable, flush_interval_seconds)
         link = self._link("StreamGenerate", timeout, resumable)
@@ -111,7 +111,7 @@ class Client:
         flush_interval_seconds: float | None = None,
         **options: Unpack[GenerationOptions],
     ) -> Interaction:
-        """Starts a generation that can be steered while its events come. See `AsyncClient.interact`."""
+        """Start a generation that can be steered while its events come. See `AsyncClient.interact`."""
         start = interact_request(build_spec(prompt, spec=spec, **options), flush_interval_seconds)
         link = self._link("Interact", timeout)
         return self._opened(
@@ -146,7 +146,7 @@ class Client:
         timeout: float | None = None,
         **options: Unpack[GenerationOptions],
     ) -> TokenCount:
-        """Counts tokens and cost without generating, and foretells what the overflow policy would drop."""
+        """Count tokens and cost without generating, and foretells what the overflow policy would drop."""
         request = pb.CountTokensRequest(spec=build_spec(prompt, spec=spec, **options))
         method, timeout = self._generation.CountTokens, self._read_timeout(timeout)
         return self._reply(f"{_GENERATION}/CountTokens", method, request, timeout, TokenCount.from_proto)
@@ -174,7 +174,7 @@ class Client:
         ranks: int | None = None,
         timeout: float | None = None,
     ) -> Generator[ExpertLoad, None, None]:
-        """The same, again and again. See `AsyncClient.watch_expert_load`."""
+        """Return the same, again and again. See `AsyncClient.watch_expert_load`."""
         span = CallSpan(f"{_ROUTING}/WatchExpertLoad", self._metadata, self.target)
         timeout = self.timeout if timeout is None else timeout
         request = watch_request(window_seconds, interval_seconds, ranks)

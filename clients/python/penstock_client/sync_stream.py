@@ -86,7 +86,7 @@ class Stream:
             self._link.span.end(self.response)
 
     def _leave(self) -> bool:
-        """False where it was left before."""
+        """Return False where it was left before."""
         with self._leaving:
             if self._cancelled.is_set():
                 return False
@@ -94,7 +94,7 @@ class Stream:
             return True
 
     def _end_when_started(self) -> None:
-        """Waits, a bounded time, for the token that the first event brings, and ends the generation with it."""
+        """Wait, a bounded time, for the token that the first event brings, and ends the generation with it."""
         # Cancelling the call is not enough: where the event is on its way, the server takes it for a lost connection.
         timer = threading.Timer(START_SECONDS, self._call.cancel)
         timer.daemon = True
@@ -245,15 +245,15 @@ class Interaction(Stream):
         super().__init__(link.without_policy(), lambda _: call(iter(actions.get, None)))
 
     def finish_thinking(self) -> None:
-        """Ends the thought now and starts the answer. Without effect once the answer has begun."""
+        """End the thought now and starts the answer. Without effect once the answer has begun."""
         self._actions.put(pb.InteractRequest(finish_thinking=pb.FinishThinking()))
 
     def change_budget(self, budget: int) -> None:
-        """Changes the budget of the thought under way, counted from its start; -1 is no limit."""
+        """Change the budget of the thought under way, counted from its start; -1 is no limit."""
         self._actions.put(pb.InteractRequest(change_budget=pb.ChangeBudget(thinking_budget=budget)))
 
     def cancel(self) -> None:
-        """Ends the generation; the stream still gets its last event, with usage and cost. `close()` does not wait."""
+        """End the generation; the stream still gets its last event, with usage and cost. `close()` does not wait."""
         self._actions.put(pb.InteractRequest(cancel=pb.Cancel()))
 
     def close(self) -> None:

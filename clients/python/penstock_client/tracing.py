@@ -26,9 +26,7 @@ Metadata = Sequence[tuple[str, str]]
 
 
 def server_attributes(target: str) -> dict[str, str | int]:
-    """Return the attributes of a gRPC target such as `host:50051`, `[::1]:50051`, `dns:///host:50051` or
-    `unix:/path`.
-    """
+    """Return the attributes of a gRPC target, such as `host:50051`, `[::1]:50051` or `unix:/path`."""
     if target.startswith("unix:"):
         return {"server.address": target.removeprefix("unix:")}
     host, _, port = target.rpartition("/")[2].rpartition(":")
@@ -58,7 +56,7 @@ class CallSpan:
             self._span.add_event("reconnect", {"penstock.last_sequence": last_sequence})
 
     def end(self, response: Response | None = None, failure: PenstockError | None = None) -> None:
-        """Ends it once; harmless when it has ended."""
+        """End it once; harmless when it has ended."""
         span, self._span = self._span, None
         if span is None or _OTEL is None:
             return

@@ -72,7 +72,7 @@ EnumT = TypeVar("EnumT", ThinkingMode, ThinkingOutcome, FinishReason, Interrupti
 
 
 def from_proto_enum(kind: type[EnumT], wrapper: Any, number: int) -> EnumT:
-    """The value named by `number`. One that this client does not know yet is UNKNOWN, never an error."""
+    """Return the value named by `number`. One that this client does not know yet is UNKNOWN, never an error."""
     if number not in wrapper.values():
         return kind["UNKNOWN"]
     prefix = re.sub(r"(?<!^)(?=[A-Z])", "_", wrapper.DESCRIPTOR.name).upper() + "_"
@@ -164,8 +164,9 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class EffectiveSettings:
-    """Hold the settings that the server resolved. `sampling` holds every field that the server filled in, by proto
-    name.
+    """Hold the settings that the server resolved.
+
+    `sampling` holds every field that the server filled in, by proto name.
     """
 
     thinking_mode: ThinkingMode
@@ -198,7 +199,7 @@ class EffectiveSettings:
 
 
 def sampling_from_proto(sampling: pb.SamplingConfig) -> Mapping[str, object]:
-    """The fields that are set, by proto name."""
+    """Return the fields that are set, by proto name."""
     return {
         field.name: dict(sampling.logit_bias) if field.name == "logit_bias" else value
         for field, value in sampling.ListFields()

@@ -1,0 +1,1 @@
+"""Admit calls: the queue, request memory and the quotas of callers."""

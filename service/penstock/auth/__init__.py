@@ -1,0 +1,1 @@
+"""Authenticate callers and decide what they may do."""

@@ -1,0 +1,1 @@
+"""Keep resumable streams, and hand drained ones to other replicas."""
