@@ -30,7 +30,11 @@ _LONG = {"protos-go", "protos-typescript"}
 
 def test_each_script_that_is_named_is_tried() -> None:
     docs = (page for page in (ROOT / "docs").rglob("*.md") if page.parent.name != "decisions")
-    pages = [*ROOT.glob("[A-Z]*.md"), *docs, *(ROOT / "clients").glob("*/README.md")]
+    pages = [
+        *map(ROOT.joinpath, ("README.md", "CONTRIBUTING.md", "DEVELOPMENT.md")),
+        *docs,
+        *(ROOT / "clients").glob("*/README.md"),
+    ]
     named = {name for page in pages for name in re.findall(r"scripts/([a-z][a-z-]*)", page.read_text(encoding="utf-8"))}
     assert named
     assert named <= _HARMLESS.keys() | _LONG
