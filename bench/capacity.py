@@ -28,13 +28,17 @@ from typing import Annotated, Any
 import psutil
 import typer
 from penstock.admission.queue import Admission
+from penstock.auth.identity import ANONYMOUS
 from penstock.config.schema import Config
 from penstock.engine.scripted import Reply, ScriptedEngine
+from penstock.generation.control import GenerationRun
+from penstock.generation.generation import generate
 from penstock.generation.planner import plan_generation
 from penstock.generation.usage import PriceList
-from penstock.server.convert.generation import request_from_proto, streamed
-from penstock.server.rpc.call_runner import CallRunner, RequestContext, ServiceContext
-from penstock.sessions.checkpoints import ANONYMOUS
+from penstock.server.convert.generation import request_from_proto
+from penstock.server.request_context import RequestContext
+from penstock.server.rpc.call_runner import CallRunner
+from penstock.server.service_context import ServiceContext
 from penstock.sessions.streams import StreamStore
 from penstock.types import EngineRequest, Sampling
 from penstock_proto.v1 import generation_pb2 as pb
@@ -123,24 +127,24 @@ def _stages(reply: Reply) -> dict[str, Stream]:
     )
     calls = CallRunner(service)
     request = _request()
-    plan = plan_generation(request_from_proto(request.spec), engine, config, None)
+    plan = plan_generation(request_from_proto(request.spec), engine, config)
     prompt = plan.context.prompt_token_ids
 
     def engine_alone(number: int) -> AsyncGenerator[Any, None]:
         return engine.stream(EngineRequest(f"{number}", prompt, 1 << 20, 0, Sampling()))
 
     async def generation(number: int) -> AsyncGenerator[Any, None]:
-        from penstock.generation.generation import generate
-
-        async with aclosing(generate(engine, plan, service.prices, f"{number}", time.monotonic())) as events:
+        async with aclosing(
+            generate(engine, plan, service.prices, GenerationRun(f"{number}", time.monotonic()))
+        ) as events:
             async for event in events:
                 yield event
 
     async def events(number: int) -> AsyncGenerator[Any, None]:
-        request_context = RequestContext(ANONYMOUS, time.monotonic(), None)
-        async with aclosing(calls.events(request.spec, request_context, 0.0, streamed)) as replies:
-            async for reply in replies:
-                yield reply.SerializeToString()
+        call = calls.new_call(request.spec, RequestContext(ANONYMOUS, time.monotonic(), None))
+        async with aclosing(calls.events(call)) as events:
+            async for event in events:
+                yield pb.StreamGenerateResponse(event=event).SerializeToString()
 
     return {"engine border": engine_alone, "candidate and splitter": generation, "events and protos": events}
 

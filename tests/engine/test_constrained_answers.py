@@ -14,7 +14,8 @@ import pytest
 from penstock.config.schema import Config
 from penstock.engine.base import Engine
 from penstock.errors import EngineDown
-from penstock.generation.candidate import Candidate, GenerationControl
+from penstock.generation.candidate import Candidate
+from penstock.generation.control import GenerationRun
 from penstock.generation.planner import plan_generation
 from penstock.types import (
     CandidateEnd,
@@ -96,7 +97,7 @@ async def answer(engine: Any, structured: StructuredOutput, draw: Sampling) -> t
         sampling=draw,
         output=Output(structured=structured, max_tokens=200),
     )
-    candidate = Candidate(engine, plan_generation(request, engine, Config(), None), "g", 0, GenerationControl())
+    candidate = Candidate(engine, plan_generation(request, engine, Config()), 0, GenerationRun("g", 0.0))
     events = [event async for event in candidate.events()]
     end = events[-1]
     assert isinstance(end, CandidateEnd)

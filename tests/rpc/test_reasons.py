@@ -15,8 +15,8 @@ from penstock.auth.identity import ANONYMOUS
 from penstock.config.schema import Config
 from penstock.engine.scripted import Reply, ScriptedEngine
 from penstock.errors import EngineRefused
+from penstock.server.request_context import RequestContext
 from penstock.server.server import Server
-from penstock.server.service_context import RequestContext
 from penstock.types import EngineChunk, EngineRequest
 from penstock_proto.v1 import generation_pb2 as pb
 
@@ -55,14 +55,14 @@ class Failing(ScriptedEngine):
 @pytest.fixture(autouse=True)
 def _a_margin_for_one_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     """Client and server share a busy event loop here: a tenth of the time given, instead of 20 ms."""
-    monkeypatch.setattr("penstock.server.service_context._STATUS_SECONDS", 10)
-    monkeypatch.setattr("penstock.server.service_context._MAX_STATUS_SECONDS", 10)
+    monkeypatch.setattr("penstock.server.request_context._STATUS_SECONDS", 10)
+    monkeypatch.setattr("penstock.server.request_context._MAX_STATUS_SECONDS", 10)
 
 
 def test_the_margin_is_20_ms_more_under_load_and_little_of_short_calls() -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("penstock.server.service_context._STATUS_SECONDS", 0.02)
-        patch.setattr("penstock.server.service_context._MAX_STATUS_SECONDS", 0.25)
+        patch.setattr("penstock.server.request_context._STATUS_SECONDS", 0.02)
+        patch.setattr("penstock.server.request_context._MAX_STATUS_SECONDS", 0.25)
         for seconds, lag, margin in ((60, 0, 0.02), (60, 0.05, 0.12), (60, 9, 0.25), (0.1, 9, 0.01)):
             request_context = RequestContext(ANONYMOUS, 100.0, 100.0 + seconds)
             assert request_context.status_margin_seconds(lag) == pytest.approx(margin)

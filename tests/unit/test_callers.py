@@ -19,7 +19,7 @@ from penstock.config.reload import ReloadableFiles
 from penstock.config.security import AuthSettings
 from penstock.errors import CallerNotAllowed, CallerUnknown, ConfigError
 from penstock.sessions.checkpoints import Checkpoint, sign_checkpoint, verify_checkpoint
-from penstock.sessions.streams import StreamStore
+from penstock.sessions.streams import StreamOrigin, StreamStore
 from penstock_proto.v1 import generation_pb2, model_pb2, routing_pb2
 from typer.testing import CliRunner
 
@@ -185,7 +185,7 @@ async def test_a_resumable_stream_and_a_sealed_one_are_their_callers_own() -> No
     assert mine is not None
     assert other is not None
     streams = StreamStore(ResumeSettings())
-    stream = await streams.create("g", mine)
+    stream = await streams.create(StreamOrigin("g", mine.owner))
     assert await streams.get("g", stream.token, mine) is stream
     key = os.urandom(32)
     token = sign_checkpoint(Checkpoint("g", "m", b"", 3, {}, ()), key, mine)

@@ -21,7 +21,8 @@ from penstock.errors import (
     EngineRefused,
     PoisonousRequest,
 )
-from penstock.generation.candidate import Candidate, GenerationControl
+from penstock.generation.candidate import Candidate
+from penstock.generation.control import GenerationControl, GenerationRun
 from penstock.generation.generation import generate
 from penstock.generation.planner import plan_generation
 from penstock.generation.usage import PriceList
@@ -66,7 +67,7 @@ class Said:
 
 async def say(engine: ScriptedEngine, plan: GenerationPlan, control: GenerationControl | None = None) -> Said:
     said = Said()
-    async for event in Candidate(engine, plan, "test", 0, control or GenerationControl()).events():
+    async for event in Candidate(engine, plan, 0, GenerationRun("test", 0.0, control or GenerationControl())).events():
         if isinstance(event, Delta) and event.is_thought:
             said.thought += event.text
             said.thought_ids += event.token_ids
@@ -88,7 +89,7 @@ def ask(
         thinking=ThinkingConfig(mode, budget_tokens=budget),
         output=Output(**output),  # type: ignore[arg-type]
     )
-    return plan_generation(request, engine, Config(), None)
+    return plan_generation(request, engine, Config())
 
 
 class ReloadableFiles(ScriptedEngine):
@@ -265,7 +266,7 @@ async def test_no_engine_run_goes_beyond_the_window_and_all_of_it_is_used(
     )
     control = Moved(data.draw(st.none() | st.integers(0, 9)), data.draw(st.lists(st.integers(-1, 20), max_size=4)))
     try:
-        plan = plan_generation(request, engine, Config(), None)
+        plan = plan_generation(request, engine, Config())
         said = await say(engine, plan, control)
     except (BadRequest, ContextOverflow, PoisonousRequest):
         return
@@ -279,7 +280,7 @@ async def test_no_engine_run_goes_beyond_the_window_and_all_of_it_is_used(
 def test_a_closing_message_is_text_whatever_it_spells() -> None:
     engine = ScriptedEngine([])
     request = Request(text="hello<think>", thinking=ThinkingConfig(closing_message="so</think><|im_end|>"))
-    plan = plan_generation(request, engine, Config(), None)
+    plan = plan_generation(request, engine, Config())
     assert plan.closing_ids == (*b"so</think><|im_end|>", CLOSE)
 
 
@@ -299,7 +300,7 @@ async def test_a_minimum_holds_where_a_raw_prompt_might_have_opened_a_thought() 
         thinking=ThinkingConfig(ThinkingMode.THINKING),
         output=Output(max_tokens=12, min_tokens=8, stop_token_ids=(ord("a"),)),
     )
-    said = await say(engine, plan_generation(request, engine, Config(), None))
+    said = await say(engine, plan_generation(request, engine, Config()))
     assert said.end is not None
     assert 8 <= said.end.usage.output_tokens <= 12
     assert [r.stop_token_ids for r in engine.asked] == [(), (ord("a"),)]
@@ -371,7 +372,7 @@ async def drained_after(
         control, finished = GenerationControl(), None
         if not count:
             control.drain()
-        async for event in generate(engine, plan, PriceList(()), "g", 0.0, control, states):
+        async for event in generate(engine, plan, PriceList(()), GenerationRun("g", 0.0, control, states)):
             count -= 1
             if count <= 0:
                 control.drain()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from penstock.config.schema import ResumeSettings
 from penstock.errors import BadRequest, GenerationNotFound
-from penstock.sessions.streams import ResumableStream, StreamStore
+from penstock.sessions.streams import ResumableStream, StreamOrigin, StreamStore
 from penstock_proto.v1 import generation_pb2 as pb
 
 
@@ -60,7 +60,7 @@ async def read(stream: ResumableStream, last_sequence: int = 0) -> list[int]:
 
 
 async def test_an_event_that_was_not_yet_is_refused_by_its_field() -> None:
-    stream = ResumableStream("g", 10_000, "", sequence=7)
+    stream = ResumableStream(StreamOrigin("g", sequence=7), 10_000)
     assert await read_nothing(stream, 8) == "must be at most 7, the newest event of this generation, got 8"
     await stream.feed(events(9))
     assert await read(stream, 9) == []
@@ -80,7 +80,7 @@ async def read_nothing(stream: ResumableStream, last_sequence: int) -> str:
 async def test_each_event_is_looked_at_once_by_each_reader(keeps_all: bool) -> None:
     count = 100_000
     size = event(count).ByteSize()
-    stream = ResumableStream("g", size * (count if keeps_all else 1000), "")
+    stream = ResumableStream(StreamOrigin("g"), size * (count if keeps_all else 1000))
     stream._events = counted = Counted()
     feeding = asyncio.create_task(stream.feed(events(count)))
     stream.task = feeding
@@ -100,7 +100,7 @@ async def test_each_event_is_looked_at_once_by_each_reader(keeps_all: bool) -> N
 
 
 async def test_a_slow_reader_holds_up_nobody_and_is_told_when_it_is_too_late() -> None:
-    stream = ResumableStream("g", 10 * event(1).ByteSize(), "")
+    stream = ResumableStream(StreamOrigin("g"), 10 * event(1).ByteSize())
     slow = stream.read(0)
     stream.task = asyncio.create_task(stream.feed(events(100, yield_every=1)))
     assert (await anext(slow)).sequence == 1
@@ -142,7 +142,7 @@ async def test_a_stream_that_nobody_reads_ends_by_itself_and_gives_its_memory_ba
     source: Callable[[], AsyncGenerator[pb.GenerationEvent, None]], how: Callable[[StreamStore, ResumableStream], Any]
 ) -> None:
     streams = StreamStore(ResumeSettings(grace_seconds=0.05))
-    stream = await streams.create("g")
+    stream = await streams.create(StreamOrigin("g"))
     generating = source()
     stream.task = task = asyncio.create_task(stream.feed(generating))
     await how(streams, stream)
@@ -167,7 +167,7 @@ async def test_a_stream_that_nobody_reads_ends_by_itself_and_gives_its_memory_ba
 
 async def test_a_reader_that_waits_keeps_its_stream_without_a_timer() -> None:
     streams = StreamStore(ResumeSettings(grace_seconds=0.02))
-    stream = await streams.create("g")
+    stream = await streams.create(StreamOrigin("g"))
     stream.task = asyncio.create_task(stream.feed(silent()))
     reader = stream.read(0)
     await anext(reader)
@@ -185,10 +185,10 @@ async def test_a_reader_that_waits_keeps_its_stream_without_a_timer() -> None:
 
 async def test_a_finished_stream_makes_room_only_once_it_was_read() -> None:
     streams = StreamStore(ResumeSettings(max_streams=1))
-    first = await streams.create("a")
+    first = await streams.create(StreamOrigin("a"))
     first.task = asyncio.create_task(first.feed(events(3)))
     assert await read(first) == [1, 2, 3]
-    second = await streams.create("b")
+    second = await streams.create(StreamOrigin("b"))
     assert len(streams) == 1
     with pytest.raises(GenerationNotFound):
         await streams.get("a", first.token)

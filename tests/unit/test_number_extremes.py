@@ -65,7 +65,7 @@ def refused(spec: pb.GenerationSpec) -> list[tuple[str, str]]:
     try:
         request = request_from_proto(spec)
         validate(request, engine.card, config.resolved_limits)
-        plan_generation(request, engine, config, None)
+        plan_generation(request, engine, config)
     except ContextOverflow as error:
         return [("context.max_context_tokens", error.message)]
     except BadRequest as error:

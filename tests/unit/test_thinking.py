@@ -20,9 +20,7 @@ WORK = "What is 17 + 25 + 8 + 31?"
 
 def budget(config: ThinkingConfig, most: int | None = None, room: int = 1000) -> Budget:
     choice = ModeChoice(ThinkingMode.THINKING, None, "asked")
-    return plan_budget(
-        config, Output(max_tokens=most), DEFAULTS, choice, window_left_tokens=room, max_output_limit_tokens=None
-    )
+    return plan_budget(config, Output(max_tokens=most), DEFAULTS, choice, room)
 
 
 def auto(question: str = WORK, now: Situation = Situation(), **config: int) -> ModeChoice:  # noqa: B008 - frozen

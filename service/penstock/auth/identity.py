@@ -10,7 +10,6 @@ from __future__ import annotations
 import enum
 import hashlib
 import re
-from contextvars import ContextVar
 from dataclasses import dataclass
 
 from penstock.auth.limits import NO_LIMITS, CallerLimits
@@ -77,8 +76,6 @@ def by_address(peer: str) -> Principal:
 
 
 ANONYMOUS = by_address("")
-CURRENT_PRINCIPAL: ContextVar[Principal] = ContextVar("penstock_caller", default=ANONYMOUS)
-"""Principal of the running task. gRPC passes servicers nothing of ours, so the interceptor sets it before they run."""
 
 
 def derived_id(auth_method: AuthMethod, name: str) -> str:

@@ -8,18 +8,18 @@ Where the engine can close a thought at the budget itself, that is used and chec
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from penstock.engine.base import Engine
 from penstock.errors import ConstraintLost, EngineDied, EngineDown, EngineRefused
+from penstock.generation.control import GenerationRun
 from penstock.generation.output_parser import OutputParser, ParserSettings, StepAction
-from penstock.telemetry.hooks import NO_CANDIDATE_HOOKS, CandidateHooks, Cause
+from penstock.telemetry.hooks import Cause
 from penstock.types import (
     CandidateEnd,
     Continued,
@@ -71,58 +71,6 @@ _SEED_STRIDE = 0x9E3779B1
 # A few runs in a row may add no token (a closed thought, a stray marker). More of them would never end.
 _MAX_RUNS_WITHOUT_TOKENS = 8
 CandidateEvent = Delta | ThoughtEnded | Interrupted | Continued | CandidateEnd
-T = TypeVar("T")
-
-
-@dataclass(eq=False)
-class GenerationControl:
-    """Control a running generation. Interact and draining write it; every engine step reads it."""
-
-    finish_thinking: bool = False
-    thought_budget_tokens: int | None = None
-    """A new budget in tokens, counted from the start of the thought; -1 is all that the answer reserve leaves."""
-    cancelled: bool = False
-    drained: bool = False
-    _waits: set[asyncio.Timeout] = field(default_factory=set)
-
-    def cancel(self) -> None:
-        """End the generation."""
-        self.cancelled = True
-        self._end_waits()
-
-    def drain(self) -> None:
-        """End the generation here, so that another server continues it."""
-        self.drained = True
-        self._end_waits()
-
-    @property
-    def ends(self) -> bool:
-        """Return whether the generation must end early."""
-        return self.cancelled or self.drained
-
-    async def unless_it_ends(self, begin: Callable[[], Awaitable[T]]) -> T | None:
-        """Return the result of `begin`, or None as soon as the generation must end.
-
-        For waits that may take long without an engine step: the queue, a long prompt, an engine that restarts.
-        """
-        if self.ends:
-            return None
-        wait = asyncio.timeout(None)
-        try:
-            async with wait:
-                self._waits.add(wait)
-                try:
-                    return await begin()
-                finally:
-                    self._waits.discard(wait)
-        except TimeoutError:
-            if not wait.expired():
-                raise
-            return None
-
-    def _end_waits(self) -> None:
-        for wait in self._waits:
-            wait.reschedule(0.0)
 
 
 class Candidate:
@@ -132,19 +80,16 @@ class Candidate:
         self,
         engine: Engine,
         plan: GenerationPlan,
-        generation_id: str,
         index: int,
-        control: GenerationControl,
-        state: Mapping[str, Any] | None = None,
-        hooks: CandidateHooks = NO_CANDIDATE_HOOKS,
+        run: GenerationRun,
     ) -> None:
         self._engine = engine
-        self._hooks = hooks
+        self._hooks = run.hooks.candidate(index)
         self._cause = Cause.START
         self._plan = plan
-        self._id = f"{generation_id}-{index}"
+        self._id = f"{run.generation_id}-{index}"
         self._index = index
-        self._control = control
+        self._control = run.control
         self._runs = 0
         self._run_prompt_tokens = 0
         self._run_gave_tokens = True
@@ -182,8 +127,8 @@ class Candidate:
             in_thought=plan.in_thought,
             may_open=plan.may_open,
         )
-        if state is not None:
-            self._restore(state)
+        if run.states:
+            self._restore(run.states[index])
 
     def state(self) -> dict[str, Any]:
         """Return plain data from which another process can continue this candidate."""

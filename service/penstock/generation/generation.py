@@ -4,44 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any
 
 from penstock import tasks
 from penstock.engine.base import Engine
-from penstock.generation.candidate import Candidate, CandidateEvent, GenerationControl
-from penstock.generation.usage import PriceList, UsageMeter, total
-from penstock.telemetry.hooks import NO_GENERATION_HOOKS, GenerationHooks
+from penstock.generation.candidate import Candidate, CandidateEvent
+from penstock.generation.control import GenerationRun
+from penstock.generation.usage import PriceList, total
 from penstock.types import CandidateEnd, Delta, Event, Finished, FinishReason, GenerationPlan, Timing
 
 
 async def generate(
-    engine: Engine,
-    plan: GenerationPlan,
-    prices: PriceList,
-    generation_id: str,
-    arrived_monotonic: float,
-    control: GenerationControl | None = None,
-    states: Sequence[Mapping[str, Any]] = (),
-    hooks: GenerationHooks = NO_GENERATION_HOOKS,
-    meter: UsageMeter | None = None,
+    engine: Engine, plan: GenerationPlan, prices: PriceList, run: GenerationRun
 ) -> AsyncGenerator[Event, None]:
-    """Yield the events of all candidates; the last one is Finished. To close the iterator aborts the engine's work.
-
-    With `states`, from the `Finished` of a drained call, each candidate continues from its state.
-    """
+    """Yield the events of all candidates, merged; the last one is Finished. Closing it aborts the engine's work."""
     began = time.monotonic()
     count = plan.request.output.candidate_count
-    control = control or GenerationControl()
-    candidates = [
-        Candidate(
-            engine, plan, generation_id, index, control, states[index] if states else None, hooks.candidate(index)
-        )
-        for index in range(count)
-    ]
-    if meter is not None:
-        meter.start(lambda: total([candidate.usage() for candidate in candidates]), goes_on=bool(states))
+    candidates = [Candidate(engine, plan, index, run) for index in range(count)]
+    if run.meter is not None:
+        run.meter.start(lambda: total([candidate.usage() for candidate in candidates]), goes_on=bool(run.states))
     ends: list[CandidateEnd] = []
     show_thoughts = plan.request.thinking.include_thoughts
     events = candidates[0].events() if count == 1 else _merged(candidates)
@@ -58,12 +40,12 @@ async def generate(
         ends=tuple(ends),
         usage=usage,
         cost=prices.cost(usage),
-        timing=_timing(candidates, arrived_monotonic, began),
+        timing=_timing(candidates, run.arrived_monotonic, began),
         states=tuple(candidate.state() for candidate in candidates) if drained else (),
     )
-    hooks.finished(finished)
-    if meter is not None:
-        meter.finished = finished
+    run.hooks.finished(finished)
+    if run.meter is not None:
+        run.meter.finished = finished
     yield finished
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from penstock.config.schema import Config
@@ -27,7 +27,6 @@ from penstock.types import (
     Markers,
     Message,
     ModeChoice,
-    ModelCard,
     Overflow,
     Request,
     Sampling,
@@ -36,68 +35,85 @@ from penstock.types import (
 )
 
 
-def plan_generation(
-    request: Request,
-    engine: Engine,
-    config: Config,
-    seconds_to_deadline: float | None,
-    likely_answer_tokens: int | None = None,
-    default_max_output_tokens: int | None = None,
-) -> GenerationPlan:
-    """Plan one call; `default_max_output_tokens` applies where the request names no maximum.
+@dataclass(frozen=True, slots=True)
+class PlanningFacts:
+    """What a plan depends on beside the request and the engine.
 
-    Raise BadRequest, ContextOverflow or FeatureOff. Does not run anything on the engine.
+    Attributes:
+        seconds_to_deadline: None where the call has no deadline.
+        likely_answer_tokens: What nearly all recent answers needed; None while too few are known.
+        default_max_output_tokens: Holds where the request names no maximum; None leaves it to window and limits.
     """
-    card, tokenizer = engine.card, engine.tokenizer
-    load = engine.load()
-    now = Situation(seconds_to_deadline, load.seconds_per_token, load.first_token_seconds, likely_answer_tokens)
-    thinking, defaults = request.thinking, defaults_for(config.thinking, card)
+
+    seconds_to_deadline: float | None = None
+    likely_answer_tokens: int | None = None
+    default_max_output_tokens: int | None = None
+
+
+def plan_generation(
+    request: Request, engine: Engine, config: Config, facts: PlanningFacts = PlanningFacts()
+) -> GenerationPlan:
+    """Plan one call. Never touches the engine's work.
+
+    Raises BadRequest, ContextOverflow or FeatureOff.
+    """
+    card, tokenizer, load = engine.card, engine.tokenizer, engine.load()
+    seconds_left = facts.seconds_to_deadline
+    now = Situation(seconds_left, load.seconds_per_token, load.first_token_seconds, facts.likely_answer_tokens)
+    defaults = defaults_for(config.thinking, card)
+    thinking = request.thinking
     if thinking.mode is None:
         thinking = replace(thinking, mode=ThinkingMode(defaults.default_mode))
-    question = question_of(request.messages, request.text)
-    raw = request.messages is None
-    ids: Sequence[int] = ()
-    in_thought = may_open = False
-    if raw:
-        ids = request.token_ids if request.token_ids is not None else tokenizer.encode(request.text or "")
-        in_thought = ends_in_thought(ids, card.markers)
-        choice = _raw_choice(request.thinking, in_thought, card.markers)
-        may_open = card.markers is not None and not in_thought and choice.mode is ThinkingMode.THINKING
-    else:
-        choice = choose_mode(thinking, defaults, card, question, now)
-    thinks = choice.mode is ThinkingMode.THINKING
-    closing_ids = _closing_ids(thinking, config, card.markers, tokenizer) if thinks or in_thought else ()
-    # The markers need room in the window too, besides the output tokens.
-    overhead = len(closing_ids) + (1 if may_open else 0)
-    context = _fit(request, defaults, card, tokenizer, choice, ids, overhead)
+    prompt = _read_prompt(request, thinking, defaults, engine, now)
+    thinks = prompt.choice.mode is ThinkingMode.THINKING
+    closing_ids = _closing_ids(thinking, config, card.markers, tokenizer) if thinks or prompt.in_thought else ()
+    # The markers need room in the window too, beside what counts as output.
+    overhead = len(closing_ids) + (1 if prompt.may_open else 0)
+    context = _fit(request, defaults, engine, prompt, overhead)
     window_left = context.window_tokens - len(context.prompt_token_ids) - overhead
-    budget = plan_budget(
-        thinking,
-        request.output,
-        defaults,
-        choice,
-        window_left_tokens=window_left,
-        max_output_limit_tokens=_most_output(request, config, default_max_output_tokens),
-    )
+    most = min(window_left, _most_output(request, config, facts.default_max_output_tokens) or window_left)
+    budget = plan_budget(thinking, request.output, defaults, prompt.choice, most)
     _refuse_minimum(request, budget)
-    if not raw:
-        in_thought = thinks
     return GenerationPlan(
         request=request,
         context=context,
         budget=budget,
-        requested_mode=request.thinking.mode if raw else thinking.mode,
-        choice=choice,
+        requested_mode=request.thinking.mode if prompt.is_raw else thinking.mode,
+        choice=prompt.choice,
         sampling=effective_sampling(request.sampling, card.default_sampling),
         closing_ids=closing_ids,
-        in_thought=in_thought,
-        may_open=may_open,
+        in_thought=prompt.in_thought if prompt.is_raw else thinks,
+        may_open=prompt.may_open,
         closes_before_deadline=thinks and thinking.mode is ThinkingMode.AUTO,
         timed_answer_tokens=timed_answer_tokens(thinking, budget.answer_reserve_tokens, now),
-        deadline_monotonic=None if seconds_to_deadline is None else time.monotonic() + seconds_to_deadline,
+        deadline_monotonic=None if seconds_left is None else time.monotonic() + seconds_left,
         seconds_per_token=load.seconds_per_token,
         window_left_tokens=window_left,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """The mode that a request is rendered in. `ids`, `in_thought` and `may_open` are of a raw prompt alone."""
+
+    choice: ModeChoice
+    is_raw: bool = False
+    ids: Sequence[int] = ()
+    in_thought: bool = False
+    may_open: bool = False
+
+
+def _read_prompt(
+    request: Request, thinking: ThinkingConfig, defaults: ThinkingDefaults, engine: Engine, now: Situation
+) -> _Prompt:
+    markers = engine.card.markers
+    if request.messages is not None:
+        return _Prompt(choose_mode(thinking, defaults, engine.card, question_of(request.messages, request.text), now))
+    ids = request.token_ids if request.token_ids is not None else engine.tokenizer.encode(request.text or "")
+    in_thought = ends_in_thought(ids, markers)
+    choice = _raw_choice(request.thinking, in_thought, markers)
+    may_open = markers is not None and not in_thought and choice.mode is ThinkingMode.THINKING
+    return _Prompt(choice, True, ids, in_thought, may_open)
 
 
 def _most_output(request: Request, config: Config, default: int | None) -> int | None:
@@ -123,15 +139,9 @@ def with_budget(plan: GenerationPlan, checkpoint: Mapping[str, Any]) -> Generati
 
 
 def _fit(
-    request: Request,
-    defaults: ThinkingDefaults,
-    card: ModelCard,
-    tokenizer: Tokenizer,
-    choice: ModeChoice,
-    ids: Sequence[int],
-    overhead_tokens: int,
+    request: Request, defaults: ThinkingDefaults, engine: Engine, prompt: _Prompt, overhead_tokens: int
 ) -> ContextPlan:
-    window = window_tokens(request.context, card)
+    window = window_tokens(request.context, engine.card)
     overflow = request.context.overflow
     wanted = request.output.max_tokens
     if wanted is None:
@@ -139,11 +149,11 @@ def _fit(
         wanted = 1 if overflow is Overflow.ERROR else min(defaults.answer_reserve_tokens, max(1, window // 4))
     needed = wanted + overhead_tokens
     if request.messages is None:
-        return fit_tokens(ids, overflow, window, needed)
-    thinks = choice.mode is ThinkingMode.THINKING
+        return fit_tokens(prompt.ids, overflow, window, needed)
+    thinks = prompt.choice.mode is ThinkingMode.THINKING
 
     def render(messages: Sequence[Message]) -> list[int]:
-        return tokenizer.render(messages, thinking=thinks)
+        return engine.tokenizer.render(messages, thinking=thinks)
 
     return fit_messages(request.messages, render, overflow, window, needed)
 

@@ -183,17 +183,17 @@ def plan_budget(
     output: Output,
     defaults: ThinkingDefaults,
     choice: ModeChoice,
-    *,
-    window_left_tokens: int,
-    max_output_limit_tokens: int | None,
+    max_output_tokens: int,
 ) -> Budget:
-    """Return the budget. `window_left_tokens` is what prompt and closing markers leave of the window, at least 1.
+    """Return the budget that holds.
+
+    `max_output_tokens`, at least 1, is what prompt and closing markers leave of the window, or the server's limit
+    where that is less.
 
     Raise BadRequest (BUDGET_DOES_NOT_FIT) where the caller's own numbers contradict each other.
     """
-    room = min(window_left_tokens, max_output_limit_tokens or window_left_tokens)
-    max_output = min(output.max_tokens or room, room)
-    # Contradictory numbers are refused in every mode: AUTO must not hide a caller's mistake.
+    max_output = min(output.max_tokens or max_output_tokens, max_output_tokens)
+    # Numbers that contradict each other are refused whatever mode was chosen: AUTO must not hide a caller's mistake.
     _refuse_contradictions(config, output)
     if choice.mode is ThinkingMode.FAST:
         return Budget(0, 0, max_output, choice.reason)

@@ -13,6 +13,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from penstock import tasks
@@ -20,7 +21,7 @@ from penstock.auth.identity import ANONYMOUS, Principal
 from penstock.config.schema import ResumeSettings
 from penstock.errors import BadRequest, FieldViolation, GenerationNotFound, Overloaded
 from penstock.generation.usage import UsageMeter
-from penstock.telemetry.hooks import CURRENT_CALL
+from penstock.telemetry.hooks import NO_CALL_HOOKS, CallHooks
 
 
 class SequencedEvent(Protocol):
@@ -35,6 +36,28 @@ class SequencedEvent(Protocol):
 EventT = TypeVar("EventT", bound=SequencedEvent)
 
 
+def _new_token() -> str:
+    return secrets.token_urlsafe(32)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamOrigin:
+    """Where a stream comes from.
+
+    Attributes:
+        owner: The caller's name that only it may read the stream by; empty where callers are not known.
+        token: What a reader has to show.
+        sequence: The last event that another server sent of it; 0 for a new generation.
+        hooks: Telemetry of the call that started it.
+    """
+
+    generation_id: str
+    owner: str = ""
+    token: str = field(default_factory=_new_token)
+    sequence: int = 0
+    hooks: CallHooks = NO_CALL_HOOKS
+
+
 class ResumableStream(Generic[EventT]):
     """Keep the events of one stream for its readers. A slow reader delays itself only.
 
@@ -44,19 +67,16 @@ class ResumableStream(Generic[EventT]):
 
     def __init__(
         self,
-        generation_id: str,
+        origin: StreamOrigin,
         max_bytes: int,
-        owner: str,
-        token: str = "",
-        sequence: int = 0,
         *,
         grace_seconds: float = math.inf,
         on_end: Callable[[ResumableStream[EventT]], None] = lambda _: None,
     ) -> None:
-        self.generation_id = generation_id
-        self.owner = owner
-        self.token = token or secrets.token_urlsafe(32)
-        self.call = CURRENT_CALL.get()
+        self.generation_id = origin.generation_id
+        self.owner = origin.owner
+        self.token = origin.token
+        self.hooks = origin.hooks
         self._max_bytes = max_bytes
         # By sequence number, which grows by one: the next event is found without a search.
         self._events: dict[int, tuple[EventT, int]] = {}
@@ -65,7 +85,7 @@ class ResumableStream(Generic[EventT]):
         self._over = False
         self._failure: Exception | None = None
         self._news: asyncio.Event | None = None
-        self._read_to = self._began_after = sequence
+        self._read_to = self._began_after = origin.sequence
         self._waiting = 0
         self._has_ended = False
         self._on_end = on_end
@@ -224,28 +244,14 @@ class StreamStore(Generic[EventT]):
     def __len__(self) -> int:
         return len(self._streams)
 
-    async def create(self, generation_id: str, caller: Principal = ANONYMOUS) -> ResumableStream[EventT]:
-        """Create a stream for a new generation.
-
-        Raises:
-            Overloaded: The limit of kept streams is reached, for this caller or the server.
-        """
-        self._make_room(caller.owner)
-        return self._new(generation_id, caller)
-
-    def _new(
-        self, generation_id: str, caller: Principal, token: str = "", sequence: int = 0
-    ) -> ResumableStream[EventT]:
+    async def create(self, origin: StreamOrigin) -> ResumableStream[EventT]:
+        """Return a new stream. Raises Overloaded where as many are kept as may be."""
+        self._make_room(origin.owner)
         settings = self._settings
-        stream = self._streams[generation_id] = ResumableStream(
-            generation_id,
-            settings.max_stream_bytes,
-            caller.owner,
-            token,
-            sequence,
-            grace_seconds=settings.grace_seconds,
-            on_end=self._forget,
+        stream: ResumableStream[EventT] = ResumableStream(
+            origin, settings.max_stream_bytes, grace_seconds=settings.grace_seconds, on_end=self._forget
         )
+        self._streams[origin.generation_id] = stream
         return stream
 
     def _forget(self, stream: ResumableStream[EventT]) -> None:
@@ -256,23 +262,20 @@ class StreamStore(Generic[EventT]):
             self._ending.add(stream.task)
             stream.task.add_done_callback(self._ending.discard)
 
-    async def attach(
-        self, generation_id: str, token: str, last_sequence: int, caller: Principal = ANONYMOUS
-    ) -> ResumableStream[EventT]:
-        """Return the stream of a generation that another server drained, under the token that it issued.
+    async def attach(self, origin: StreamOrigin) -> ResumableStream[EventT]:
+        """Return the stream that another server drained, under the token that it gave; without a task where it is new.
 
         The stream has no task where it is new on this server.
 
         Raises:
             Overloaded: The limit of kept streams is reached, for this caller or the server.
         """
-        known = self._streams.get(generation_id)
+        known = self._streams.get(origin.generation_id)
         if known is not None and not known.failed_at_start:
             return known
         if known is not None:
             known.stop()
-        self._make_room(caller.owner)
-        return self._new(generation_id, caller, token, last_sequence)
+        return await self.create(origin)
 
     def _make_room(self, owner: str) -> None:
         """Ensure that one more stream of `owner` (empty: anonymous) fits. Raise Overloaded otherwise."""

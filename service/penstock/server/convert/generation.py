@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, TypeAlias, TypeVar, get_args
+from typing import Literal, get_args
 
 from google.protobuf.duration_pb2 import Duration
 from penstock_proto.v1 import generation_pb2 as pb
@@ -203,29 +203,6 @@ def _structured(config: pb.OutputConfig) -> StructuredOutput | None:
 
 
 # --------------------------------------------------------------------------------------------------------- to proto
-
-
-M = TypeVar("M")
-Envelope: TypeAlias = Callable[[], tuple[M, pb.GenerationEvent]]
-"""Returns a new reply and the empty event in it: events are written in place and never copied."""
-
-
-def bare() -> tuple[pb.GenerationEvent, pb.GenerationEvent]:
-    """Return a new event as its own envelope."""
-    event = pb.GenerationEvent()
-    return event, event
-
-
-def streamed() -> tuple[pb.StreamGenerateResponse, pb.GenerationEvent]:
-    """Return a new reply of StreamGenerate and its event."""
-    reply = pb.StreamGenerateResponse()
-    return reply, reply.event
-
-
-def interacted() -> tuple[pb.InteractResponse, pb.GenerationEvent]:
-    """Return a new reply of Interact and its event."""
-    reply = pb.InteractResponse()
-    return reply, reply.event
 
 
 def write_event(

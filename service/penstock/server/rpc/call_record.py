@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 from penstock.admission.quotas.quotas import Quotas
 from penstock.auth.authenticator import Authenticator
-from penstock.auth.identity import ANONYMOUS, CURRENT_PRINCIPAL, Principal
+from penstock.auth.identity import ANONYMOUS, Principal
 from penstock.errors import CallerUnknown, Overloaded, PenstockError, QuotaExceeded
+from penstock.server.request_context import RequestContext
 from penstock.server.service_context import Context
 from penstock.telemetry.audit import NO_AUDIT, Audit
 from penstock.telemetry.hooks import CURRENT_CALL, NO_HOOKS, CallHooks, TelemetryHooks
@@ -20,29 +21,32 @@ _UNCOUNTED = frozenset({f"{_GENERATION}Resume", f"{_GENERATION}Cancel"})
 
 
 @dataclass(frozen=True, slots=True)
+class Authentication:
+    """Result of authentication: the caller, None where the metadata names none; and the error that refuses the call."""
+
+    caller: Principal | None
+    refusal: PenstockError | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class CallMiddleware:
-    """Hold what the interceptor applies to every call: authenticator, quotas, telemetry hooks and audit log."""
+    """Authentication, request quota, telemetry and audit of every call."""
 
     authenticator: Authenticator
     quotas: Quotas = field(default_factory=Quotas)
     hooks: TelemetryHooks = NO_HOOKS
     audit: Audit = NO_AUDIT
 
-    async def authenticate(
-        self, method: str, metadata: Iterable[tuple[str, str | bytes]]
-    ) -> Principal | PenstockError | None:
-        """Identify the caller by its bearer token, before the message is read, and count the request.
-
-        Return the principal, None where no token was sent, or the error that refuses the call.
-        """
+    async def authenticate(self, method: str, metadata: Iterable[tuple[str, str | bytes]]) -> Authentication:
+        """Find the caller by its bearer token and count the request, before the message is read."""
+        caller = None
         try:
             caller = await self.authenticator.authenticate(method, metadata)
             if caller is not None:
-                CURRENT_PRINCIPAL.set(caller)  # Set even if the call is refused, for the trailers.
                 await self.count(method, caller)
         except PenstockError as error:
-            return error
-        return caller
+            return Authentication(caller, error)
+        return Authentication(caller)
 
     async def count(self, method: str, caller: Principal) -> None:
         """Count one request of a caller. Raise QuotaExceeded."""
@@ -51,9 +55,9 @@ class CallMiddleware:
 
 
 class CallRecord:
-    """Record one call for telemetry and audit. `hooks` are in force for the running task."""
+    """One call for telemetry and the audit log: who it is from, and how it ended."""
 
-    def __init__(self, middleware: CallMiddleware, method: str, context: Context) -> None:
+    def __init__(self, middleware: CallMiddleware, method: str, context: Context, caller: Principal | None) -> None:
         self._middleware = middleware
         self._method = method
         self._context = context
@@ -62,27 +66,36 @@ class CallRecord:
         self._has_ended = False
         self._began = time.monotonic()
         self.hooks: CallHooks = middleware.hooks.call(method, tuple(context.invocation_metadata() or ()))
-        CURRENT_CALL.set(self.hooks)
+        CURRENT_CALL.set(self.hooks)  # for log lines
+        self.caller = ANONYMOUS
+        # Set even if the call is refused, for the trailers.
+        self._is_from(caller or ANONYMOUS)
 
-        self._is_for(CURRENT_PRINCIPAL.get())
-
-    def _is_for(self, caller: Principal) -> None:
-        CURRENT_PRINCIPAL.set(caller)
+    def _is_from(self, caller: Principal) -> None:
+        self.caller = caller
         if caller.is_known:
             self.hooks.caller_is(caller.id, caller.label)
 
     async def authorize(self, shown: Principal | None) -> None:
-        """Make the caller the principal of the running task. Raise CallerUnknown, CallerNotAllowed or QuotaExceeded."""
+        """Decide who the caller is where it showed no token, and that it may call this method.
+
+        Raise CallerUnknown, CallerNotAllowed or QuotaExceeded.
+        """
         middleware, context = self._middleware, self._context
         caller = middleware.authenticator.authorize(self._method, shown, self._peer, context.auth_context())
-        self._is_for(caller)
+        self._is_from(caller)
         if shown is None:
             await middleware.count(self._method, caller)
+
+    def request_context(self) -> RequestContext:
+        """Return what the method is given, once its message has arrived."""
+        now, left = time.monotonic(), self._context.time_remaining()
+        return RequestContext(self.caller, now, None if left is None else now + left, self.hooks)
 
     async def trailers(self) -> Sequence[tuple[str, str]]:
         """Return what the caller has left of its limits, as metadata."""
         try:
-            return await self._middleware.quotas.trailers(CURRENT_PRINCIPAL.get())
+            return await self._middleware.quotas.trailers(self.caller)
         except Overloaded:  # The counts cannot be reached: that must not fail a call that succeeded.
             return ()
 
@@ -92,7 +105,7 @@ class CallRecord:
             return
         self._has_ended = True
         self.hooks.ended(code, error)
-        audit, caller = self._middleware.audit, CURRENT_PRINCIPAL.get()
+        audit, caller = self._middleware.audit, self.caller
         if audit.is_on:
             is_turned_away = caller is ANONYMOUS or isinstance(error, (CallerUnknown, QuotaExceeded))
             write = audit.write_turned_away if is_turned_away else audit.write

@@ -7,31 +7,33 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from penstock.admission.quotas.quotas import Reservation
-from penstock.auth.identity import Principal
 from penstock.errors import PenstockError
-from penstock.generation.usage import PriceList, UsageMeter
+from penstock.generation.usage import PriceList
+from penstock.server.rpc.generation_call import GenerationCall
 from penstock.server.service_context import ServiceContext
 from penstock.types import GenerationPlan, Usage
 
 
 @asynccontextmanager
-async def reserve_quota(
-    service: ServiceContext, caller: Principal, plan: GenerationPlan, generation_id: str, meter: UsageMeter
-) -> AsyncIterator[None]:
-    """Hold the reservation while the generation waits and runs. Raise QuotaExceeded."""
+async def reserve_quota(service: ServiceContext, call: GenerationCall, plan: GenerationPlan) -> AsyncIterator[None]:
+    """Hold the most that the call may cost while it waits and runs; what it used is charged at its end.
+
+    Raise QuotaExceeded.
+    """
+    caller, meter, prices = call.context.caller, call.meter, service.prices
     if not caller.limits.holds_use and not service.audit.is_on:
         yield
         return
-    reservation = estimate_cost(plan, service.prices)
+    reservation = estimate_cost(plan, prices)
     failure: BaseException | None = None
-    async with service.quotas.holding(caller, reservation, lambda: (meter.tokens(), meter.usd_ticks(service.prices))):
+    async with service.quotas.holding(caller, reservation, lambda: (meter.tokens(), meter.usd_ticks(prices))):
         try:
             yield
         except BaseException as error:
             failure = error
             raise
         finally:
-            _write_audit_line(service, caller, generation_id, meter, failure)
+            _write_audit_line(service, call, failure)
 
 
 def estimate_cost(plan: GenerationPlan, prices: PriceList) -> Reservation:
@@ -44,9 +46,8 @@ def estimate_cost(plan: GenerationPlan, prices: PriceList) -> Reservation:
     return Reservation(uuid.uuid4().hex, count, prompt_tokens, max(costs, default=0))
 
 
-def _write_audit_line(
-    service: ServiceContext, caller: Principal, generation_id: str, meter: UsageMeter, failure: BaseException | None
-) -> None:
+def _write_audit_line(service: ServiceContext, call: GenerationCall, failure: BaseException | None) -> None:
+    meter = call.meter
     usage = meter.usage
     if meter.finished is not None:
         outcome = "+".join(sorted({end.finish_reason.value for end in meter.finished.ends}))
@@ -56,8 +57,8 @@ def _write_audit_line(
         outcome = "failed" if isinstance(failure, Exception) else "cut_short"
     service.audit.write(
         "generation",
-        caller=caller.id,
-        generation_id=generation_id,
+        caller=call.context.caller.id,
+        generation_id=call.generation_id,
         outcome=outcome,
         prompt_tokens=usage.prompt_tokens,
         cached_tokens=usage.cached_tokens,

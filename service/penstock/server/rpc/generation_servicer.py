@@ -6,113 +6,95 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from penstock_proto.v1 import generation_pb2 as pb
 from penstock_proto.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc
 
 from penstock import tasks
-from penstock.auth.identity import CURRENT_PRINCIPAL
 from penstock.errors import BadRequest, ContextOverflow, FieldViolation, ModelNotFound
-from penstock.generation.candidate import GenerationControl
-from penstock.generation.usage import UsageMeter
+from penstock.generation.control import GenerationControl
 from penstock.server.convert import generation as convert
 from penstock.server.convert.model import model_to_proto
+from penstock.server.request_context import RequestContext
 from penstock.server.rpc.call_runner import CallRunner
 from penstock.server.rpc.replies import count_to_proto, overflow_to_proto, response_to_proto
-from penstock.server.service_context import Context, RequestContext, ServiceContext
-from penstock.sessions.checkpoints import is_checkpoint
-from penstock.telemetry.hooks import CURRENT_CALL
+from penstock.server.service_context import ServiceContext
 
 M = TypeVar("M")
 
 
 class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
-    """Serve generations."""
+    """Serve generations. The interceptor passes each method a RequestContext in place of gRPC's context."""
 
     def __init__(self, service: ServiceContext) -> None:
         self._service = service
         self._runner = CallRunner(service)
 
-    def StreamGenerate(
-        self, request: pb.StreamGenerateRequest, context: Context
+    async def StreamGenerate(  # type: ignore[override]
+        self, request: pb.StreamGenerateRequest, context: RequestContext
     ) -> AsyncGenerator[pb.StreamGenerateResponse, None]:
         """Yield the events of a generation, resumable or not."""
-        request_context, flush_seconds = RequestContext.of(context), convert.flush_seconds(request.flush_interval)
-        if request.resumable:
-            return self._resumable(request.spec, request_context, flush_seconds)
-        return self._runner.events(request.spec, request_context, flush_seconds, convert.streamed)
-
-    async def _resumable(
-        self, spec: pb.GenerationSpec, request_context: RequestContext, flush_seconds: float
-    ) -> AsyncGenerator[pb.StreamGenerateResponse, None]:
-        async with aclosing(await self._runner.start_resumable(spec, request_context, flush_seconds)) as events:
+        call = self._runner.new_call(request.spec, context, convert.flush_seconds(request.flush_interval))
+        source = await self._runner.start_resumable(call) if request.resumable else self._runner.events(call)
+        async with aclosing(source) as events:
             async for event in events:
                 yield pb.StreamGenerateResponse(event=event)
 
-    async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResponse:
+    async def Generate(  # type: ignore[override]
+        self, request: pb.GenerateRequest, context: RequestContext
+    ) -> pb.GenerateResponse:
         """Return a whole generation in one reply."""
-        request_context, meter = RequestContext.of(context), UsageMeter()
+        call = replace(self._runner.new_call(request.spec, context), streams=False)
         async with (
-            self._runner.ends_in_time(request_context, meter),
-            self._runner.admit(request.spec, request_context, streams=False, meter=meter) as call,
-            aclosing(self._runner.generation(call)) as events,
+            self._runner.ends_in_time(context, call.meter),
+            self._runner.admission.admit(call) as admitted,
+            aclosing(self._runner.generate(admitted)) as events,
         ):
             collected = [event async for event in events]
-            if call.hooks.wants_content:
+            if admitted.hooks.wants_content:
                 for event in collected:
-                    call.hooks.on_event(event)
-        return response_to_proto(
-            collected,
-            generation_id=call.generation_id,
-            model=call.engine.card.name,
-            effective=call.effective,
-            token_bytes=call.engine.tokenizer.token_bytes,
-            with_ids=call.plan.request.output.return_token_ids,
-        )
+                    admitted.hooks.on_event(event)
+        return response_to_proto(admitted, collected)
 
-    async def CountTokens(self, request: pb.CountTokensRequest, context: Context) -> pb.CountTokensResponse:
+    async def CountTokens(  # type: ignore[override]
+        self, request: pb.CountTokensRequest, context: RequestContext
+    ) -> pb.CountTokensResponse:
         """Return the tokens of a prompt and the cost of a call, without running it."""
-        engine = self._service.engine()
         try:
-            plan = await self._runner.plan(request.spec, engine, RequestContext.of(context))
+            plan = await self._runner.admission.plan(request.spec, context)
         except ContextOverflow as overflow:
             return overflow_to_proto(overflow)
         return count_to_proto(plan, self._service.prices)
 
-    async def Interact(
-        self, request_iterator: AsyncIterator[pb.InteractRequest], context: Context
+    async def Interact(  # type: ignore[override]
+        self, request_iterator: AsyncIterator[pb.InteractRequest], context: RequestContext
     ) -> AsyncGenerator[pb.InteractResponse, None]:
         """Yield the events of a generation that later messages of the client control."""
         first = await anext(request_iterator, None)
         if first is None or first.WhichOneof("action") != "start":
             got = "nothing" if first is None else first.WhichOneof("action") or "an empty message"
             raise BadRequest(FieldViolation("action", f"the first message must be `start`, got {got}", "MISSING_FIELD"))
-        flush_seconds, control = convert.flush_seconds(first.flush_interval), self._service.control()
-        request_context = RequestContext.of(context)
-        source = self._runner.events(first.start, request_context, flush_seconds, convert.interacted, control=control)
-        most = self._service.config.limits.max_steering_messages
-        async with aclosing(_until_either_fails(source, _apply_messages(control, request_iterator, most))) as replies:
-            async for reply in replies:
-                yield reply
+        call = self._runner.new_call(first.start, context, convert.flush_seconds(first.flush_interval))
+        listening = _apply_messages(call.control, request_iterator, self._service.config.limits.max_steering_messages)
+        async with aclosing(_until_either_fails(self._runner.events(call), listening)) as events:
+            async for event in events:
+                yield pb.InteractResponse(event=event)
 
-    async def Resume(self, request: pb.ResumeRequest, context: Context) -> AsyncGenerator[pb.ResumeResponse, None]:
+    async def Resume(  # type: ignore[override]
+        self, request: pb.ResumeRequest, context: RequestContext
+    ) -> AsyncGenerator[pb.ResumeResponse, None]:
         """Yield the events of a resumable generation after `last_sequence`."""
-        if is_checkpoint(request.resume_token):
-            source = await self._runner.resume_from_checkpoint(request, RequestContext.of(context))
-        else:
-            stream = await self._service.streams.get(
-                request.generation_id, request.resume_token, CURRENT_PRINCIPAL.get()
-            )
-            CURRENT_CALL.get().resumes(stream.call)
-            source = self._runner.in_time(stream.read(request.last_sequence), RequestContext.of(context), stream.meter)
-        async with aclosing(source) as events:
+        async with aclosing(await self._runner.resume(request, context)) as events:
             async for event in events:
                 yield pb.ResumeResponse(event=event)
 
-    async def Cancel(self, request: pb.CancelRequest, context: Context) -> pb.CancelResponse:
+    async def Cancel(  # type: ignore[override]
+        self, request: pb.CancelRequest, context: RequestContext
+    ) -> pb.CancelResponse:
         """End a resumable generation."""
-        await self._service.streams.cancel(request.generation_id, request.resume_token, CURRENT_PRINCIPAL.get())
+        await self._service.streams.cancel(request.generation_id, request.resume_token, context.caller)
         return pb.CancelResponse()
 
 
@@ -188,7 +170,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     def __init__(self, service: ServiceContext) -> None:
         self._service = service
 
-    async def GetModel(self, request: model_pb2.GetModelRequest, context: Context) -> model_pb2.GetModelResponse:
+    async def GetModel(self, request: model_pb2.GetModelRequest, context: object) -> model_pb2.GetModelResponse:
         """Return the model card, its profile, prices and limits."""
         card = self._service.engine().card
         if request.model not in ("", card.name):

@@ -18,17 +18,16 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from penstock.admission.request_memory import RequestMemory
-from penstock.auth.identity import CURRENT_PRINCIPAL
 from penstock.config.schema import ServerSettings
 from penstock.errors import (
     BadRequest,
     FieldViolation,
     MessageTooLarge,
     NotImplementedYet,
-    PenstockError,
     RequestLost,
     ServiceFault,
 )
+from penstock.server.request_context import RequestContext
 from penstock.server.rpc.call_limits import HEALTH_MESSAGE_BYTES, CallLimits
 from penstock.server.rpc.call_record import CallMiddleware, CallRecord
 from penstock.server.rpc.message_io import Incoming, Outgoing
@@ -48,7 +47,7 @@ _UNKNOWN_METHOD = "unknown"  # The client's own name for it is not bounded, so i
 _SMALL_MESSAGE_BYTES = 64 * 1024
 # A grpc.RpcMethodHandler; its published types are those of the synchronous server.
 Handler: TypeAlias = Any
-Behaviour: TypeAlias = Callable[[Any, Context], Any]
+Behaviour: TypeAlias = Callable[[Any, Any], Any]
 
 
 class IncomingCall:
@@ -131,7 +130,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         async def answer(_: Any, context: Context) -> None:
             call = IncomingCall(method, handler, context, self._settings, self._message_bytes)
             try:
-                await (self._serve_open(call) if middleware is None else self._serve_behind(middleware, call))
+                await (self._serve_open(call) if middleware is None else self._serve_known(middleware, call))
             finally:
                 call.incoming.close()
 
@@ -143,23 +142,27 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             with self._limits.open_call(call.peer):
                 if call.method == _UNKNOWN_METHOD:
                     raise NotImplementedYet("unknown method; this server implements the services of penstock.v1")
-                await self._answer(call, self._limits.strangers, call.peer)
+                async with AsyncExitStack() as stack:
+                    request = await self._request(call, self._limits.strangers, call.peer, stack)
+                    await self._answer(call, request, call.context, stack)
         except Exception as error:
-            record = None if self._middleware is None else CallRecord(self._middleware, call.method, call.context)
+            record = None if self._middleware is None else CallRecord(self._middleware, call.method, call.context, None)
             await self._refuse(call, error, record, call.peer)
 
-    async def _serve_behind(self, middleware: CallMiddleware, call: IncomingCall) -> None:
+    async def _serve_known(self, middleware: CallMiddleware, call: IncomingCall) -> None:
+        """Authenticate and authorize the caller, then answer."""
         shown = await middleware.authenticate(call.method, _metadata(call.context))
-        record = CallRecord(middleware, call.method, call.context)
+        record = CallRecord(middleware, call.method, call.context, shown.caller)
         try:
-            if isinstance(shown, PenstockError):
-                raise shown
-            await record.authorize(shown)
-            caller = CURRENT_PRINCIPAL.get()
-            key = caller.limit_key
+            if shown.refusal is not None:
+                raise shown.refusal
+            await record.authorize(shown.caller)
+            key = record.caller.limit_key
             with self._limits.call(key):
                 try:
-                    await self._answer(call, self._limits.requests, caller.id)
+                    async with AsyncExitStack() as stack:
+                        request = await self._request(call, self._limits.requests, record.caller.id, stack)
+                        await self._answer(call, request, record.request_context(), stack)
                 except Exception as error:
                     await self._refuse(call, error, record, key)
                     return
@@ -171,20 +174,19 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             self._cut(call, record, cut)
             raise
 
-    async def _answer(self, call: IncomingCall, memory: RequestMemory, key: str) -> None:
-        """Read the request and send all replies, but not the status."""
-        handler = call.handler
-        async with AsyncExitStack() as stack:
-            request = await self._request(call, memory, key, stack)
-            outcome = call.behaviour(request, call.context)
-            if not handler.response_streaming:
-                reply = await outcome
-                if reply is not None:  # Otherwise the method has set the status.
-                    await call.outgoing.write(reply)
-                return
-            replies = await stack.enter_async_context(aclosing(outcome))
-            async for reply in replies:
+    async def _answer(
+        self, call: IncomingCall, request: Any, context: RequestContext | Context, stack: AsyncExitStack
+    ) -> None:
+        """Run the method and write its replies, but not the status. Health and reflection get gRPC's own context."""
+        outcome = call.behaviour(request, context)
+        if not call.handler.response_streaming:
+            reply = await outcome
+            if reply is not None:  # Else the method has set the status.
                 await call.outgoing.write(reply)
+            return
+        replies = await stack.enter_async_context(aclosing(outcome))
+        async for reply in replies:
+            await call.outgoing.write(reply)
 
     async def _request(self, call: IncomingCall, memory: RequestMemory, key: str, stack: AsyncExitStack) -> Any:
         """Return the message, or an iterator over all of them. Room for the first one is held until `stack` ends."""

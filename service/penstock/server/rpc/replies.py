@@ -9,29 +9,24 @@ from penstock_proto.v1 import generation_pb2 as pb
 from penstock.errors import ContextOverflow
 from penstock.generation.usage import PriceList
 from penstock.server.convert import generation as convert
+from penstock.server.rpc.generation_call import AdmittedCall
 from penstock.types import CandidateEnd, Cost, Delta, Event, Finished, GenerationPlan, Usage
 
 
-def response_to_proto(
-    events: Sequence[Event],
-    *,
-    generation_id: str,
-    model: str,
-    effective: pb.EffectiveSettings,
-    token_bytes: Callable[[int], bytes],
-    with_ids: bool,
-) -> pb.GenerateResponse:
+def response_to_proto(admitted: AdmittedCall, events: Sequence[Event]) -> pb.GenerateResponse:
     """Return the reply of Generate. `events` ends with Finished, as those of a complete generation do."""
     finished = events[-1]
     assert isinstance(finished, Finished)
     deltas = [event for event in events if isinstance(event, Delta)]
+    engine, with_ids = admitted.engine, admitted.plan.request.output.return_token_ids
+    token_bytes = engine.tokenizer.token_bytes
     return pb.GenerateResponse(
-        generation_id=generation_id,
-        model=model,
+        generation_id=admitted.call.generation_id,
+        model=engine.card.name,
         candidates=[_candidate(end, deltas, token_bytes, with_ids=with_ids) for end in finished.ends],
         usage=convert.usage_to_proto(finished.usage),
         cost=convert.cost_to_proto(finished.cost),
-        effective_settings=effective,
+        effective_settings=admitted.effective,
         timing=convert.timing_to_proto(finished.timing),
     )
 

@@ -12,7 +12,7 @@ from penstock.engine.expert_load.sampler import ExpertSampler
 from penstock.engine.expert_load.statistics import ExpertLoad
 from penstock.errors import Overloaded
 from penstock.server.convert.routing import expert_load_to_proto, load_query_from_proto
-from penstock.server.service_context import Context, ServiceContext
+from penstock.server.service_context import ServiceContext
 
 _MAX_WATCHERS = 64
 _RETRY_SECONDS = 5.0
@@ -27,14 +27,13 @@ class RoutingServicer(routing_pb2_grpc.RoutingServiceServicer):
         self._watchers = 0
         self._made: dict[tuple[int, int | None], tuple[ExpertLoad, pb.ExpertLoad]] = {}
 
-    async def GetExpertLoad(self, request: pb.GetExpertLoadRequest, context: Context) -> pb.GetExpertLoadResponse:
-        """Return the load over a window."""
+    async def GetExpertLoad(self, request: pb.GetExpertLoadRequest, context: object) -> pb.GetExpertLoadResponse:
         query, engine = load_query_from_proto(request), self._service.engine()
         load = await self._sampler.load(engine, query.window_seconds)
         return pb.GetExpertLoadResponse(load=expert_load_to_proto(load, query.ranks))
 
     async def WatchExpertLoad(
-        self, request: pb.WatchExpertLoadRequest, context: Context
+        self, request: pb.WatchExpertLoadRequest, context: object
     ) -> AsyncGenerator[pb.WatchExpertLoadResponse, None]:
         """Yield the load over a window at a fixed interval."""
         query, engine = load_query_from_proto(request), self._service.engine()
