@@ -34,7 +34,7 @@ SDK_SCOPE = "opentelemetry-sdk"
 VARYING = {"server.port", "service.instance.id", "service.version", "process.pid", "telemetry.sdk.version"}
 MEASURED = {"penstock_event_loop_lag_seconds", "penstock.event_loop.lag"}
 REPLY = Reply(thought="a thought of some length", answer="an answer that goes on", step_seconds=0.001)
-CALLER = (
+TRACE_HEADERS = (
     ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
     ("tracestate", "vendor=1"),
 )
@@ -51,7 +51,7 @@ async def fixed_calls(channel: grpc.aio.Channel) -> None:
         request = pb.StreamGenerateRequest(spec=asked)
         assert [reply async for reply in stub.StreamGenerate(request, metadata=metadata)]
 
-    await call(spec(thinking=thinking, sampling=sampling), *CALLER)
+    await call(spec(thinking=thinking, sampling=sampling), *TRACE_HEADERS)
     await call(spec(thinking=thinking), *UNSAMPLED)
     await stream(channel, spec(thinking=pb.ThinkingConfig(mode=pb.THINKING_MODE_THINKING, thinking_budget=5)))
     await stream(channel, spec(thinking=pb.ThinkingConfig(mode=pb.THINKING_MODE_FAST)))

@@ -37,7 +37,7 @@ from penstock.types import (
 
 @dataclass(frozen=True, slots=True)
 class PlanningFacts:
-    """What a plan depends on beside the request and the engine.
+    """Facts that a plan depends on besides the request and the engine.
 
     Attributes:
         seconds_to_deadline: None where the call has no deadline.
@@ -53,9 +53,9 @@ class PlanningFacts:
 def plan_generation(
     request: Request, engine: Engine, config: Config, facts: PlanningFacts = PlanningFacts()
 ) -> GenerationPlan:
-    """Plan one call. Never touches the engine's work.
+    """Plan one call. Does not run anything on the engine.
 
-    Raises BadRequest, ContextOverflow or FeatureOff.
+    Raise BadRequest, ContextOverflow or FeatureOff.
     """
     card, tokenizer, load = engine.card, engine.tokenizer, engine.load()
     seconds_left = facts.seconds_to_deadline

@@ -83,7 +83,7 @@ class _CallSpan(CallHooks):
 
     def caller_is(self, caller_id: str, label: str) -> None:
         self._caller, self._label = caller_id, label
-        self._span.set({names.CALLER: caller_id})
+        self._span.set({names.CALLER_ID: caller_id})
 
     def resumes(self, other: CallHooks) -> None:
         if isinstance(other, _CallSpan):

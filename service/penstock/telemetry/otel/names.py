@@ -93,7 +93,7 @@ COST: Final = "penstock.cost.usd_ticks"
 DRAFTED_TOKENS: Final = "penstock.speculation.drafted_tokens"
 ACCEPTED_TOKENS: Final = "penstock.speculation.accepted_tokens"
 RECOMPUTED_TOKENS: Final = "penstock.recomputed_tokens"
-CALLER: Final = "penstock.caller"
+CALLER_ID: Final = "penstock.caller"
 ERROR_REASON: Final = "penstock.error.reason"
 LINK_KIND: Final = "penstock.link.kind"
 
