@@ -104,7 +104,7 @@ CASES: dict[str, dict[str, Any]] = {
     "FEATURE_OFF": {"spec": a_spec(output=OFF)},
     "MODEL_NOT_FOUND": {"spec": a_spec(model="another")},
     "OVERLOADED": {"settings": {"admission": {"max_queued_calls": 0, "max_running_sequences": 1}}, "beside": True},
-    "DEADLINE_PASSED": {"reply": LONG, "timeout": 2.0},
+    "DEADLINE_PASSED": {"reply": LONG, "timeout": 4.0},
     "DRAINING": {"before": drained},
     "ENGINE_DOWN": {"before": down},
     "ENGINE_REFUSED": {"engine": lambda: Failing(lambda: EngineRefused("no"))},
