@@ -134,7 +134,7 @@ async def test_every_metric_that_dashboard_and_rules_name_is_in_a_live_scrape() 
 async def test_the_metrics_page_names_every_label_of_a_live_scrape() -> None:
     rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \|", METRICS_PAGE.read_text(encoding="utf-8"), re.M)
     documented = {name.removesuffix("_total"): set(re.findall(r"`(\w+)`", labels)) for name, labels in rows}
-    async with telling(prometheus_listen=":0") as telemetry, serving(telemetry.observer, REPLY) as channel:
+    async with telling(prometheus_listen=":0") as telemetry, serving(telemetry.hooks, REPLY) as channel:
         await some_of_everything(channel)
         families = [
             one for one in parse_text(await scrape(telemetry)) if one.name.startswith(("penstock", "gen_ai", "rpc"))
