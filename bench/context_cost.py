@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from penstock.config.schema import DEMO_MODEL_DIR, EngineSettings
-from penstock.engine.sizing.cache import CPU_BLOCK_TOKENS, Cache, plan_cache
+from penstock.engine.sizing.cache import CPU_BLOCK_TOKENS, Cache, CacheSettings, plan_cache
 from penstock.engine.sizing.shape import Shape, read_shape
 from penstock.engine.sizing.weights import ParallelLayout, parameters
 from penstock.engine.vllm.start import start
@@ -107,7 +107,7 @@ def settings(folder: Path) -> EngineSettings:
 
 
 def paper(shape: Shape) -> Cache:
-    return plan_cache(shape, ParallelLayout(), kv_fp8=True, least_block_tokens=CPU_BLOCK_TOKENS)
+    return plan_cache(shape, ParallelLayout(), CacheSettings(kv_fp8=True, min_block_tokens=CPU_BLOCK_TOKENS))
 
 
 async def sizes(engine: VllmEngine, shape: Shape) -> Sizes:

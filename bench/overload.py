@@ -30,7 +30,7 @@ from typing import Any
 
 import psutil
 from penstock.config.schema import DEMO_MODEL_FP8_DIR
-from penstock.engine.vllm.concurrency import LEAST
+from penstock.engine.vllm.concurrency import MIN_REQUESTS
 from penstock.generation.percentiles import percentile
 from penstock_proto.v1 import generation_pb2 as pb
 
@@ -39,7 +39,7 @@ from bench.serving import served
 from bench.work import job
 
 GOODPUT, P99_SECONDS = 0.85, 0.1
-CALLERS = LEAST  # at once, by default on a CPU
+CALLERS = MIN_REQUESTS  # at once, by default on a CPU
 _ROOT = Path(__file__).parents[1]
 _LEAD_IN_SECONDS = 4.0
 _LEAD_IN_CALLS, _TURN_CALLS = 2.5, 5.0

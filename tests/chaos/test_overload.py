@@ -11,14 +11,14 @@ from collections import Counter
 import grpc
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from penstock.engine.vllm.concurrency import LEAST
+from penstock.engine.vllm.concurrency import MIN_REQUESTS
 from penstock_proto.v1 import generation_pb2 as pb
 
 from tests.bad_requests import hello
 from tests.chaos.conftest import QUESTIONS, Patient, ask
 
 FAST = pb.ThinkingConfig(mode=pb.THINKING_MODE_FAST)
-_CALLERS = LEAST  # at once, by default on a CPU
+_CALLERS = MIN_REQUESTS  # at once, by default on a CPU
 
 
 async def test_ten_times_too_much_is_answered_or_refused_with_a_time_to_come_back(patient: Patient) -> None:

@@ -177,6 +177,6 @@ def test_a_ban_that_model_runner_v2_cannot_hold_is_refused(engine: Engine) -> No
     v1 = replace(engine.card, vocab_size=150_000)
     v2 = replace(v1, profile=tuple(replace(f, value="V2") if f.name == "model_runner" else f for f in v1.profile))
     assert len(sampling_params(request, v1, lambda _: None).allowed_token_ids or ()) == v1.vocab_size - 1
-    with pytest.raises(EngineRefused, match=r"at most 1024 allowed tokens, got 149999"):
+    with pytest.raises(EngineRefused, match=r"at most 1024 tokens, got 1 to ban and 149999 to allow"):
         sampling_params(request, v2, lambda _: None)
     assert sampling_params(request, v2, lambda _: "word").bad_words == ["word"]

@@ -130,7 +130,8 @@ def test_the_native_convolution_leaves_the_same_history() -> None:
                 num_accepted_tokens=torch.tensor([accepted], dtype=torch.int32),
             )[0]
         else:
-            out = draft_history.convolve(owner, x, history, [1], [accepted], [tokens], WIDTH)
+            earlier = draft_history.ConvolutionHistory(history, [1], [accepted], WIDTH)
+            out = draft_history.convolve(owner, x, earlier, [tokens])
         kept.append(out[:count])
         at += count
     whole = F.pad(inputs[:at].T.float(), (WIDTH - 1, 0)).unsqueeze(0)

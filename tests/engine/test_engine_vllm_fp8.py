@@ -191,8 +191,9 @@ def test_vllms_kernels_agree_with_plain_arithmetic(cpu, tokens, block_rows):
     scales = tuple(refine(scale, (block_rows, 128)) for _, scale in stacks)
     shares, ids = torch.rand(tokens, 4, generator=torch.Generator().manual_seed(tokens)).topk(2)
     packed = tuple(pack(weight) for weight in weights)
-    plain = cpu._widened_experts(x, weights, scales, shares, ids, block_rows)
-    assert torch.allclose(cpu._experts(x, packed, scales, shares, ids, block_rows), plain, rtol=0.02, atol=0.02)
+    plain = cpu._widened_experts(x, cpu.Experts(weights, scales, block_rows), shares, ids)
+    fused = cpu._packed_experts(x, cpu.Experts(packed, scales, block_rows), shares, ids)
+    assert torch.allclose(fused, plain, rtol=0.02, atol=0.02)
 
 
 def test_vllm_still_keeps_its_kernels_to_cpus_with_amx(cpu):

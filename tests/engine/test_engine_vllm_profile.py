@@ -120,10 +120,13 @@ def test_a_model_that_does_not_fit_is_told_with_the_sizes():
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"tensor_parallel_size": 4, "data_parallel_size": 4}, "more than 8 GPUs"),
+        ({"tensor_parallel_size": 4, "data_parallel_size": 4}, "needs 16 GPUs, and there are 8"),
         ({"tensor_parallel_size": 3}, "does not divide"),
-        ({"max_context_tokens": 2_000_000}, "more than YaRN reaches"),
-        ({"max_context_tokens": 1_010_000, "yarn": "off"}, "yarn is off"),
+        ({"max_context_tokens": 2_000_000}, "must be at most 1048576, the limit of YaRN, got 2000000"),
+        (
+            {"max_context_tokens": 1_010_000, "yarn": "off"},
+            "must be at most 262144, the native window, with engine.yarn off; got 1010000",
+        ),
     ],
 )
 def test_contradictions_on_gpus(settings, said):
@@ -170,9 +173,9 @@ def test_several_nodes_are_vllms_own_way(count, memory, settings, sizes):
 @pytest.mark.parametrize(
     ("count", "settings", "said"),
     [
-        (8, {"tensor_parallel_size": 8, "data_parallel_size": 1}, "is not 8 GPUs on each of 2 nodes"),
+        (8, {"tensor_parallel_size": 8, "data_parallel_size": 1}, "needs 8 GPUs, and 2 nodes .* have 16"),
         (2, {}, "does not fit"),
-        (8, {"tensor_parallel_size": 8, "data_parallel_size": 3}, "is not 8 GPUs on each of 2 nodes"),
+        (8, {"tensor_parallel_size": 8, "data_parallel_size": 3}, "needs 24 GPUs, and 2 nodes .* have 16"),
     ],
 )
 def test_several_nodes_use_all_their_gpus(count, settings, said):

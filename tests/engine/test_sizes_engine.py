@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from penstock.config.schema import DEMO_MODEL_DIR, EngineSettings
-from penstock.engine.sizing.cache import CPU_BLOCK_TOKENS, plan_cache
+from penstock.engine.sizing.cache import CPU_BLOCK_TOKENS, CacheSettings, plan_cache
 from penstock.engine.sizing.shape import read_shape
 from penstock.engine.sizing.weights import ParallelLayout, inventory, weight_bytes
 from penstock.engine.vllm.devices import find_devices
@@ -28,9 +28,11 @@ async def test_the_cache_is_laid_out_as_on_paper(engine, engine_settings: Engine
     cache = plan_cache(
         DEMO,
         ParallelLayout(),
-        kv_fp8=HERE.reads_fp8_cache,
-        drafted=engine_settings.mtp_draft_tokens,
-        least_block_tokens=CPU_BLOCK_TOKENS,
+        CacheSettings(
+            kv_fp8=HERE.reads_fp8_cache,
+            drafted=engine_settings.mtp_draft_tokens,
+            min_block_tokens=CPU_BLOCK_TOKENS,
+        ),
     )
     on_paper = {
         "blocks": cache.blocks(int(engine_settings.kv_cache_gib * 2**30)),

@@ -273,7 +273,7 @@ def test_a_hub_that_cannot_be_reached_is_tried_once() -> None:
     ):
         done = penstock("download", "--model", "Qwen/Qwen3.5-0.8B", **environ)
         assert done.returncode == 1
-        assert done.stderr.startswith("penstock: Qwen/Qwen3.5-0.8B: Hugging Face cannot be reached: ")
+        assert done.stderr.startswith("penstock: Qwen/Qwen3.5-0.8B: cannot reach Hugging Face: ")
         assert cause in done.stderr
         assert len(done.stderr.splitlines()) == 1
 

@@ -42,7 +42,8 @@ class Shelf:
 
 def run(hub: Shelf, verify: bool = True) -> tuple[Fetched, list[tuple[str, int, int]]]:
     said: list[tuple[str, int, int]] = []
-    done = fetch(hub, "org/m", "", verify=verify, stamps=hub.cache / "stamps", on_file=lambda *told: said.append(told))
+    stamps = hub.cache / "stamps" if verify else None
+    done = fetch(hub, "org/m", "", verified_stamps=stamps, on_file=lambda *told: said.append(told))
     return done, said
 
 

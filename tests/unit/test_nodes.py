@@ -87,7 +87,7 @@ async def test_should_join_the_next_engine_when_node_0_replaces_its_own(tmp_path
         assert there.parts_started == 1, "it lives as long as node 0's engine"
         server.close()
         await eventually(lambda: there.parts_started == 2)
-        assert "node 0's engine is gone; waiting for the next" in there.said
+        assert "node 0's engine is gone; waiting for the next one" in there.said
         met: list[None] = []
         again = await leader(port, met)
         await eventually(lambda: len(met) > 1)
@@ -114,7 +114,7 @@ async def test_should_fail_where_its_part_ends_before_it_joined(tmp_path: Path) 
     server.close()
     async with node(port, tmp_path, FAILS) as there:
         assert await asyncio.wait_for(there.task, 30) == 1
-        assert there.said[-1] == "this node's part of the engine ended before it joined, with 3"
+        assert there.said[-1] == "this node's part of the engine ended before it joined, exit status 3"
 
 
 async def test_should_never_join_an_engine_that_runs(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ async def test_a_start_that_is_no_longer_wanted_should_end_with_its_processes(mo
     # A start that was cancelled leaves the name of its pipe to what its thread still starts; other tests start others.
     monkeypatch.setenv(lifetime.VARIABLE, "")
     nothing: Any = None
-    task = asyncio.create_task(start._loaded(EngineSettings(), nothing, nothing, ""))
+    task = asyncio.create_task(start._loaded(EngineSettings(), start.StartPlan(nothing, nothing, "")))
     await asyncio.to_thread(begun.wait, 30)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -223,7 +223,7 @@ def test_config_json_alone_will_do(tmp_path: Path) -> None:
         (("--device", "h1000"), "no device 'h1000'; there are h100"),
         (("--model", "/nowhere"), "known without a checkpoint: Qwen/Qwen3.5-397B-A17B-FP8"),
         (("--model", BIG, "--count", "8", "--tensor", "3"), "does not divide"),
-        (("--model", BIG, "--count", "8", "--tensor", "16"), "more than 8 GPUs"),
+        (("--model", BIG, "--count", "8", "--tensor", "16"), "needs 16 GPUs, and there are 8"),
         (("--concurrency", "a"), "no list of whole numbers"),
         (("--concurrency", "0"), "from 1 to"),
         (("--png", "x.gif"), "ends in none of"),

@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 from penstock.config.schema import DEMO_MODEL_DIR, DEMO_MODEL_FP8_DIR
-from penstock.engine.sizing.cache import CPU_BLOCK_TOKENS, plan_cache
+from penstock.engine.sizing.cache import CPU_BLOCK_TOKENS, CacheSettings, plan_cache
 from penstock.engine.sizing.shape import Shape, read_shape
 from penstock.engine.sizing.weights import ParallelLayout, active_parameters, inventory, parameters, weight_bytes
 from penstock.engine.vllm.cards import CARDS
@@ -61,20 +61,25 @@ PUBLIC_LOGS = {
 @pytest.mark.parametrize("case", PUBLIC_LOGS)
 def test_cache_sizes_are_those_that_vllm_logged_on_gpus(case: str) -> None:
     name, layout, drafted, available_gib, window, logged = PUBLIC_LOGS[case]
-    cache = plan_cache(card(name), layout, kv_fp8=True, drafted=drafted)
+    cache = plan_cache(card(name), layout, CacheSettings(kv_fp8=True, drafted=drafted))
     assert cache.tokens(int(available_gib * GIB), window) == logged
 
 
 def test_block_sizes_are_those_that_vllm_logged() -> None:
-    assert plan_cache(card("27B"), ParallelLayout(2), kv_fp8=True).block_tokens == 1568
+    assert plan_cache(card("27B"), ParallelLayout(2), CacheSettings(kv_fp8=True)).block_tokens == 1568
     assert (
-        plan_cache(demo(), ParallelLayout(), kv_fp8=True, drafted=2, least_block_tokens=CPU_BLOCK_TOKENS).block_tokens
+        plan_cache(
+            demo(), ParallelLayout(), CacheSettings(kv_fp8=True, drafted=2, min_block_tokens=CPU_BLOCK_TOKENS)
+        ).block_tokens
         == 384
     )
 
 
 def test_beyond_its_heads_tensor_parallel_keeps_copies_of_the_cache() -> None:
-    per_token = [plan_cache(card("397B-A17B"), ParallelLayout(n), kv_fp8=True).kv_bytes_per_token for n in (1, 2, 4, 8)]
+    per_token = [
+        plan_cache(card("397B-A17B"), ParallelLayout(n), CacheSettings(kv_fp8=True)).kv_bytes_per_token
+        for n in (1, 2, 4, 8)
+    ]
     assert per_token == [15_360, 7_680, 7_680, 7_680]
 
 
@@ -93,12 +98,12 @@ def test_a_device_has_its_share_and_what_is_not_divided() -> None:
 def test_no_draft_layer_without_mtp() -> None:
     shape = card("35B-A3B")
     assert weight_bytes(shape, True) - weight_bytes(shape, True, draft=False) > 0.8e9
-    assert plan_cache(shape, ParallelLayout(), kv_fp8=True).draft_kv_bytes_per_token == 0
+    assert plan_cache(shape, ParallelLayout(), CacheSettings(kv_fp8=True)).draft_kv_bytes_per_token == 0
 
 
 def test_a_model_without_recurrent_layers_has_keys_and_values_alone() -> None:
     text = dict(CARDS["Qwen/Qwen3.5-35B-A3B"], layer_types=["full_attention"] * 40)
-    cache = plan_cache(read_shape(text), ParallelLayout(), kv_fp8=False)
+    cache = plan_cache(read_shape(text), ParallelLayout(), CacheSettings(kv_fp8=False))
     assert (cache.state_bytes, cache.state_blocks, cache.block_tokens) == (0, 0, 16)
     assert cache.kv_bytes_per_token == 40 * 2 * 2 * 256 * 2
 
@@ -115,4 +120,4 @@ def test_what_a_config_lacks_is_named() -> None:
 )
 def test_heads_that_do_not_divide_are_told(tensor: int, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        plan_cache(card("397B-A17B"), ParallelLayout(tensor), kv_fp8=True)
+        plan_cache(card("397B-A17B"), ParallelLayout(tensor), CacheSettings(kv_fp8=True))

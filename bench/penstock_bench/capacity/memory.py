@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from penstock.engine.sizing.cache import CPU_BLOCK_TOKENS, GPU_BLOCK_TOKENS, Cache, plan_cache
+from penstock.engine.sizing.cache import CPU_BLOCK_TOKENS, GPU_BLOCK_TOKENS, Cache, CacheSettings, plan_cache
 from penstock.engine.sizing.shape import Shape
 from penstock.engine.sizing.weights import ParallelLayout, weight_bytes
 from penstock.errors import ConfigError
@@ -64,10 +64,12 @@ def plan_memory(setup: Setup) -> Memory:
     cache = plan_cache(
         setup.shape,
         setup.layout,
-        kv_fp8=setup.kv_fp8,
-        drafted=setup.drafted,
-        prefix_caching=setup.prefix_caching,
-        least_block_tokens=CPU_BLOCK_TOKENS if cpu else GPU_BLOCK_TOKENS,
+        CacheSettings(
+            kv_fp8=setup.kv_fp8,
+            drafted=setup.drafted,
+            prefix_caching=setup.prefix_caching,
+            min_block_tokens=CPU_BLOCK_TOKENS if cpu else GPU_BLOCK_TOKENS,
+        ),
     )
     usable = int(setup.device.memory_bytes * setup.utilization)
     weights = weight_bytes(

@@ -8,7 +8,7 @@ from functools import cache
 
 from penstock.engine.sizing.cache import Cache
 from penstock.engine.sizing.shape import Shape
-from penstock.engine.sizing.weights import Matrix, ParallelLayout, Part, bytes_of, inventory
+from penstock.engine.sizing.weights import ParallelLayout, Part, bytes_of, inventory
 from penstock_bench.capacity.memory import Setup
 
 _DELTA_NET_OPERATIONS = 8
@@ -100,11 +100,8 @@ def _bytes_where(
     shape: Shape, layout: ParallelLayout, weights: tuple[bool, bool], draft: bool, which: tuple[Part, bool]
 ) -> int:
     """Bytes on one device of the matrices of a part, of the draft layer or not; `weights` are (FP8, NVFP4)."""
-
-    def wanted(matrix: Matrix) -> bool:
-        return (matrix.part, matrix.draft) == which
-
-    return bytes_of(_inventory(shape, draft), weights[0], shape, layout, wanted, nvfp4=weights[1])
+    wanted = (matrix for matrix in _inventory(shape, draft) if (matrix.part, matrix.draft) == which)
+    return bytes_of(wanted, weights[0], shape, layout, nvfp4=weights[1])
 
 
 class Roofline:

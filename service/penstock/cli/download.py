@@ -39,8 +39,8 @@ def download(
         rate = done / max(1e-3, time.monotonic() - started)
         typer.echo(f"{done / 1e9:8.2f} of {total / 1e9:.2f} GB  {rate / 1e6:6.0f} MB/s  {name}", err=True)
 
-    stamps = Path(constants.HF_HOME) / "penstock-verified"
-    fetched = fetch(HuggingFace(), engine.model, engine.revision, verify=verify, stamps=stamps, on_file=on_file)
+    stamps = Path(constants.HF_HOME) / "penstock-verified" if verify else None
+    fetched = fetch(HuggingFace(), engine.model, engine.revision, verified_stamps=stamps, on_file=on_file)
     if json:
         facts = {"model": engine.model, "commit": fetched.commit, "files": fetched.files, "bytes": fetched.bytes}
         typer.echo(json_module.dumps(facts | {"verified_files": fetched.verified}))

@@ -65,14 +65,24 @@ class Hub(Protocol):
 
 
 OnFile = Callable[[str, int, int], None]
+"""Called after each file with its name, bytes so far and bytes in all."""
 
 
-def fetch(hub: Hub, model: str, revision: str, *, verify: bool, stamps: Path, on_file: OnFile) -> Fetched:
-    """Download a model.
+def fetch(hub: Hub, model: str, revision: str, *, verified_stamps: Path | None, on_file: OnFile) -> Fetched:
+    """Download a model into the cache.
 
-    `on_file` is called with name, bytes so far and total bytes after each file. A file that was verified once leaves a
-    stamp in the directory `stamps` and is not read again. Raise ConfigError where there is no such model, and
-    DownloadFailed for a file with wrong content; that file is deleted, so that the next attempt downloads it again.
+    Args:
+        hub: Where the files come from.
+        model: Hugging Face name.
+        revision: Branch, tag or commit; empty is the default branch.
+        verified_stamps: Directory with a stamp for each file whose SHA-256 was checked, so that it is not read again.
+            None checks no file.
+        on_file: Called after each file.
+
+    Raises:
+        ConfigError: There is no such model, or it has no weights.
+        DownloadFailed: A file did not arrive, could not be written or has another SHA-256. Such a file is deleted, so
+            that the next attempt downloads it again.
     """
     commit, listed = hub.resolve(model, revision)
     files = [file for file in listed if any(fnmatch(file.name, pattern) for pattern in WANTED)]
@@ -83,8 +93,8 @@ def fetch(hub: Hub, model: str, revision: str, *, verify: bool, stamps: Path, on
     # Small files first: mistakes in the configuration are found before 400 GB are downloaded.
     for file in sorted(files, key=lambda file: file.bytes):
         path = hub.get(model, file.name, revision)
-        if verify and file.sha256 is not None:
-            _verify(path, file, stamps)
+        if verified_stamps is not None and file.sha256 is not None:
+            _verify(path, file, verified_stamps)
             verified += 1
         done += file.bytes
         on_file(file.name, done, total)
@@ -136,9 +146,9 @@ class HuggingFace:
             info: Any = HfApi().model_info(model, revision=revision or None, files_metadata=True)
         except (HfHubHTTPError, HFValidationError) as error:
             at = f" at {revision}" if revision else ""
-            raise ConfigError(f"{model}{at}: not on Hugging Face, or not for this token") from error
+            raise ConfigError(f"{model}{at}: not found on Hugging Face, or this token has no access") from error
         except _transport_errors() as error:
-            raise DownloadFailed(f"{model}: Hugging Face cannot be reached: {_cause(error)}") from error
+            raise DownloadFailed(f"{model}: cannot reach Hugging Face: {_cause(error)}") from error
         files = [File(s.rfilename, s.size or 0, s.lfs.sha256 if s.lfs else None) for s in info.siblings or ()]
         return str(info.sha), files
 

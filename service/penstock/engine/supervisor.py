@@ -46,6 +46,7 @@ class _Death:
     """Count, for one engine death, the suspects that have not settled since."""
 
     suspects: int
+    """Suspected runs that have not settled since."""
 
 
 StartEngine = Callable[[], Awaitable[KillableEngine]]
@@ -61,12 +62,15 @@ class _ProgressWatchdog:
 
     @property
     def stalled_seconds(self) -> float:
+        """Return the seconds since the last progress."""
         return time.monotonic() - self._at
 
     def mark_progress(self) -> None:
+        """Record that the engine made progress now."""
         self._at = time.monotonic()
 
     def waiting(self) -> _Wait:
+        """Return a context in which one stream waits for its next chunk."""
         return _Wait(self)
 
 
@@ -86,12 +90,14 @@ class _Wait:
             self.ends()
 
     def begins(self) -> None:
+        """Count the stream as waiting."""
         self._waits = True
         if self._watchdog.waiting_streams == 0:
             self._watchdog.mark_progress()
         self._watchdog.waiting_streams += 1
 
     def ends(self) -> None:
+        """Stop to count the stream as waiting: it got a chunk, which is progress."""
         self._waits = False
         self._watchdog.waiting_streams -= 1
         self._watchdog.mark_progress()
@@ -321,10 +327,10 @@ class SupervisedEngine:
         while not self.given_up.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._lost.wait(), _CHECK_SECONDS)
-            trouble = await self._find_failure()
-            if trouble is not None:
+            failure = await self._find_failure()
+            if failure is not None:
                 try:
-                    await self._replace(*trouble)
+                    await self._replace(*failure)
                 except Exception:
                     log.exception("supervisor failed")
                     await self._give_up()

@@ -19,6 +19,18 @@ CPU_BLOCK_TOKENS = 128
 
 
 @dataclass(frozen=True, slots=True)
+class CacheSettings:
+    """Describe how the engine keeps its cache."""
+
+    kv_fp8: bool
+    """Keys and values in 8 bits instead of 16."""
+    drafted: int = 0
+    """Tokens drafted per step; 0 without MTP."""
+    prefix_caching: bool = True
+    min_block_tokens: int = GPU_BLOCK_TOKENS
+
+
+@dataclass(frozen=True, slots=True)
 class Cache:
     """Describe the cache of one device: the model's bytes per token and state, and vLLM's blocks."""
 
@@ -57,20 +69,13 @@ class Cache:
         return int(self.sequences(available_bytes, window_tokens) * window_tokens)
 
 
-def plan_cache(
-    shape: Shape,
-    layout: ParallelLayout,
-    *,
-    kv_fp8: bool,
-    drafted: int = 0,
-    prefix_caching: bool = True,
-    least_block_tokens: int = GPU_BLOCK_TOKENS,
-) -> Cache:
-    """Return the cache of one device; `drafted` is 0 without MTP. Raise ConfigError for indivisible heads."""
-    kv_layer = 2 * _kv_heads(shape, layout) * shape.head_dim * (1 if kv_fp8 else 2)
+def plan_cache(shape: Shape, layout: ParallelLayout, settings: CacheSettings) -> Cache:
+    """Return the cache of one device. Raise ConfigError where the devices do not divide the heads."""
+    drafted, min_block_tokens = settings.drafted, settings.min_block_tokens
+    kv_layer = 2 * _kv_heads(shape, layout) * shape.head_dim * (1 if settings.kv_fp8 else 2)
     state_layer = _state_bytes(shape, layout, drafted)
     attention_layers = shape.full_layers + (shape.draft_layers if drafted else 0)
-    block_tokens = least_block_tokens * max(1, -(-state_layer // (least_block_tokens * kv_layer)))
+    block_tokens = min_block_tokens * max(1, -(-state_layer // (min_block_tokens * kv_layer)))
     group = _layers_per_group(attention_layers, shape.linear_layers)
     return Cache(
         kv_bytes_per_token=shape.full_layers * kv_layer,
@@ -81,7 +86,7 @@ def plan_cache(
         attention_groups=-(-attention_layers // group),
         state_groups=-(-shape.linear_layers // group),
         # With prefix caching both the newest state and that at the last whole block are kept.
-        state_blocks_each=(2 if prefix_caching else 1) + drafted,
+        state_blocks_each=(2 if settings.prefix_caching else 1) + drafted,
     )
 
 

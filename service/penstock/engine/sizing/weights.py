@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from fractions import Fraction
 
@@ -12,9 +12,9 @@ from penstock.engine.sizing.shape import Shape
 BLOCK = 128
 """FP8 checkpoints have one float32 scale per 128 x 128 weights."""
 NVFP4_GROUP = 16
-"""NVFP4 checkpoints have one FP8 scale per 16 weights, and one float32 per matrix. Only experts are converted."""
+"""NVFP4 checkpoints have one FP8 scale per 16 weights and one float32 per matrix. Only experts are converted."""
 _VOCABULARY_STEP = 64
-"""vLLM rounds the rows of embedding and head up to this."""
+"""vLLM rounds the rows of embedding and head up to a multiple of this."""
 
 
 class Part(Enum):
@@ -24,16 +24,16 @@ class Part(Enum):
     HEAD = auto()  # read once per step, and once per draft
     MIXER = auto()  # attention and Gated DeltaNet
     DENSE = auto()  # router, shared expert, or a dense model's feed-forward; norms
-    EXPERTS = auto()  # as many as the step's tokens pick
+    EXPERTS = auto()  # only those that the step's tokens are routed to
 
 
 class Spread(Enum):
     """Enumerate over which devices a matrix is divided; data-parallel replicas repeat everything but the experts."""
 
-    EVERYWHERE = auto()  # each has it whole
+    EVERYWHERE = auto()  # each device has a complete copy
     TENSOR = auto()
-    KV_HEADS = auto()  # by tensor, down to one head each
-    EXPERTS = auto()  # by expert over all devices with expert parallelism, else by tensor
+    KV_HEADS = auto()  # over tensor-parallel devices, down to one head each
+    EXPERTS = auto()  # whole experts over all devices with expert parallelism, else as TENSOR
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,24 +108,18 @@ def inventory(shape: Shape, draft: bool = True) -> list[Matrix]:
     found += [_times(matrix, shape.layers) for matrix in _feed_forward(shape)]
     if draft and shape.draft_layers:
         layer = [*_attention(shape), *_feed_forward(shape)]
-        ends = [_plain("mtp.fc", Part.DENSE, shape.hidden, 2 * shape.hidden, Spread.TENSOR), _norms(shape, 3)]
+        ends = [Matrix("mtp.fc", Part.DENSE, shape.hidden, 2 * shape.hidden, Spread.TENSOR), _norms(shape, 3)]
         found += [_times(matrix, shape.draft_layers, draft=True) for matrix in layer]
         found += [_times(matrix, 1, draft=True) for matrix in ends]
     return [matrix for matrix in found if matrix.elements]
 
 
 def bytes_of(
-    matrices: list[Matrix],
-    fp8: bool,
-    shape: Shape,
-    layout: ParallelLayout | None = None,
-    which: Callable[[Matrix], bool] = lambda _: True,
-    nvfp4: bool = False,
+    matrices: Iterable[Matrix], fp8: bool, shape: Shape, layout: ParallelLayout | None = None, nvfp4: bool = False
 ) -> int:
     """Return the bytes of the matrices; with a layout, those of one device, rounded up."""
     alone = layout or ParallelLayout()
-    wanted = (matrix for matrix in matrices if which(matrix))
-    total = sum((matrix.bytes(fp8, nvfp4) * matrix.share(shape, alone) for matrix in wanted), Fraction(0))
+    total = sum((matrix.bytes(fp8, nvfp4) * matrix.share(shape, alone) for matrix in matrices), Fraction(0))
     return -(-total.numerator // total.denominator)
 
 
@@ -153,25 +147,7 @@ def active_parameters(shape: Shape) -> int:
 
 
 def _times(matrix: Matrix, count: int, draft: bool = False) -> Matrix:
-    return Matrix(
-        matrix.name,
-        matrix.part,
-        matrix.rows,
-        matrix.columns,
-        matrix.spread,
-        matrix.count * count,
-        matrix.fp8,
-        matrix.bytes_each,
-        draft,
-    )
-
-
-def _plain(name: str, part: Part, rows: int, columns: int, spread: Spread, bytes_each: int = 2) -> Matrix:
-    return Matrix(name, part, rows, columns, spread, bytes_each=bytes_each)
-
-
-def _converted(name: str, part: Part, rows: int, columns: int, spread: Spread, count: int = 1) -> Matrix:
-    return Matrix(name, part, rows, columns, spread, count, fp8=True)
+    return replace(matrix, count=matrix.count * count, draft=draft)
 
 
 def _norms(shape: Shape, count: int) -> Matrix:
@@ -180,44 +156,45 @@ def _norms(shape: Shape, count: int) -> Matrix:
 
 def _ends(shape: Shape) -> Iterator[Matrix]:
     rows = -(-shape.vocab // _VOCABULARY_STEP) * _VOCABULARY_STEP
-    yield _plain("embed_tokens", Part.EMBEDDING, rows, shape.hidden, Spread.TENSOR)
+    yield Matrix("embed_tokens", Part.EMBEDDING, rows, shape.hidden, Spread.TENSOR)
     if not shape.tied:
-        yield _plain("lm_head", Part.HEAD, rows, shape.hidden, Spread.TENSOR)
+        yield Matrix("lm_head", Part.HEAD, rows, shape.hidden, Spread.TENSOR)
     yield _norms(shape, 1)
 
 
 def _delta_net(shape: Shape) -> Iterator[Matrix]:
     heads, values = shape.linear_values, shape.linear_values * shape.linear_value_dim
     mixer = Part.MIXER
-    yield _converted("in_proj_qkv", mixer, shape.convolved, shape.hidden, Spread.TENSOR)
-    yield _converted("in_proj_z", mixer, values, shape.hidden, Spread.TENSOR)
-    yield _converted("out_proj", mixer, shape.hidden, values, Spread.TENSOR)
-    yield _plain("in_proj_ba", mixer, 2 * heads, shape.hidden, Spread.TENSOR)
-    yield _plain("conv1d", mixer, shape.convolved, shape.kernel, Spread.TENSOR)
-    yield _plain("dt_bias", mixer, heads, 1, Spread.TENSOR)
-    yield _plain("A_log", mixer, heads, 1, Spread.TENSOR, bytes_each=4)
-    yield _plain("linear_attn.norm", mixer, shape.linear_value_dim, 1, Spread.EVERYWHERE)
+    yield Matrix("in_proj_qkv", mixer, shape.convolved, shape.hidden, Spread.TENSOR, fp8=True)
+    yield Matrix("in_proj_z", mixer, values, shape.hidden, Spread.TENSOR, fp8=True)
+    yield Matrix("out_proj", mixer, shape.hidden, values, Spread.TENSOR, fp8=True)
+    yield Matrix("in_proj_ba", mixer, 2 * heads, shape.hidden, Spread.TENSOR)
+    yield Matrix("conv1d", mixer, shape.convolved, shape.kernel, Spread.TENSOR)
+    yield Matrix("dt_bias", mixer, heads, 1, Spread.TENSOR)
+    yield Matrix("A_log", mixer, heads, 1, Spread.TENSOR, bytes_each=4)
+    yield Matrix("linear_attn.norm", mixer, shape.linear_value_dim, 1, Spread.EVERYWHERE)
 
 
 def _attention(shape: Shape) -> Iterator[Matrix]:
     width, pair = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     mixer = Part.MIXER
-    yield _converted("q_proj", mixer, width * (2 if shape.gated else 1), shape.hidden, Spread.TENSOR)
-    yield _converted("kv_proj", mixer, pair, shape.hidden, Spread.KV_HEADS, count=2)
-    yield _converted("o_proj", mixer, shape.hidden, width, Spread.TENSOR)
-    yield _plain("qk_norm", mixer, 2 * shape.head_dim, 1, Spread.EVERYWHERE)
+    yield Matrix("q_proj", mixer, width * (2 if shape.gated else 1), shape.hidden, Spread.TENSOR, fp8=True)
+    yield Matrix("kv_proj", mixer, pair, shape.hidden, Spread.KV_HEADS, count=2, fp8=True)
+    yield Matrix("o_proj", mixer, shape.hidden, width, Spread.TENSOR, fp8=True)
+    yield Matrix("qk_norm", mixer, 2 * shape.head_dim, 1, Spread.EVERYWHERE)
 
 
 def _feed_forward(shape: Shape) -> Iterator[Matrix]:
     yield _norms(shape, 2)
-    yield from _gated("mlp", Part.DENSE, shape, shape.inner, Spread.TENSOR)
+    yield from _gated("mlp", Part.DENSE, shape, shape.inner)
     if shape.experts:
-        yield _plain("router", Part.DENSE, shape.experts, shape.hidden, Spread.EVERYWHERE)
-        yield _plain("shared_expert_gate", Part.DENSE, 1, shape.hidden, Spread.EVERYWHERE)
-        yield from _gated("shared_expert", Part.DENSE, shape, shape.shared_inner, Spread.TENSOR)
-        yield from _gated("experts", Part.EXPERTS, shape, shape.expert_inner, Spread.EXPERTS, shape.experts)
+        yield Matrix("router", Part.DENSE, shape.experts, shape.hidden, Spread.EVERYWHERE)
+        yield Matrix("shared_expert_gate", Part.DENSE, 1, shape.hidden, Spread.EVERYWHERE)
+        yield from _gated("shared_expert", Part.DENSE, shape, shape.shared_inner)
+        yield from _gated("experts", Part.EXPERTS, shape, shape.expert_inner, shape.experts)
 
 
-def _gated(name: str, part: Part, shape: Shape, inner: int, spread: Spread, count: int = 1) -> Iterator[Matrix]:
-    yield _converted(f"{name}.gate_up", part, inner, shape.hidden, spread, 2 * count)
-    yield _converted(f"{name}.down", part, shape.hidden, inner, spread, count)
+def _gated(name: str, part: Part, shape: Shape, inner: int, count: int = 1) -> Iterator[Matrix]:
+    spread = Spread.EXPERTS if part is Part.EXPERTS else Spread.TENSOR
+    yield Matrix(f"{name}.gate_up", part, inner, shape.hidden, spread, 2 * count, fp8=True)
+    yield Matrix(f"{name}.down", part, shape.hidden, inner, spread, count, fp8=True)

@@ -1,4 +1,4 @@
-"""From settings and checkpoint to vLLM's arguments, and the profile that says what is on, what is off and why."""
+"""Turn settings and checkpoint into vLLM's arguments, and into the profile: which features are on or off, and why."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ _CPU_BLOCK_TOKENS = 128
 
 @dataclass(frozen=True, slots=True)
 class EnginePlan:
-    """`arguments` are `AsyncEngineArgs` keywords; `environment` must be set before vLLM is first imported."""
+    """`arguments` are keywords of `AsyncEngineArgs`; `environment` must be set before vLLM is first imported."""
 
     arguments: Mapping[str, Any]
     environment: Mapping[str, str]
     profile: tuple[Feature, ...]
     unsupported_fields: Mapping[str, str] = field(default_factory=dict)
     layout: ExpertLayout | None = None
-    """Of the experts, where they are counted."""
+    """Layout of the experts; None where they are not counted."""
 
 
 def plan_engine(settings: EngineSettings, checkpoint: ModelCheckpoint, devices: Devices) -> EnginePlan:
-    """Raises `ConfigError` where something `required` is impossible, or what is asked for contradicts itself."""
+    """Return the plan. Raise ConfigError where a `required` feature is impossible or settings contradict each other."""
     resolved = resolve(settings, checkpoint, devices)
     arguments: dict[str, Any] = {
         "model": checkpoint.model,
@@ -52,11 +52,11 @@ def plan_engine(settings: EngineSettings, checkpoint: ModelCheckpoint, devices: 
         "tensor_parallel_size": resolved.parallel.tensor,
         "pipeline_parallel_size": resolved.parallel.stages if resolved.parallel.stages > 1 else None,
         "language_model_only": "ConditionalGeneration" in checkpoint.architecture,
-        # The stat logger that the engine is given is all that listens; vLLM's own would only cost time.
+        # Statistics go to the stat logger that the engine is given; vLLM's own loggers would only cost time.
         "disable_log_stats": True,
         "enable_log_requests": False,
         "use_tqdm_on_load": False,
-        # JSON may hold blanks without end, and a model that is not sure writes them until its tokens are spent.
+        # JSON allows white space without end, and an uncertain model writes it until its tokens are spent.
         "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
         "worker_extension_cls": "penstock.engine.vllm.worker.WorkerReport",
     }
@@ -69,7 +69,9 @@ def plan_engine(settings: EngineSettings, checkpoint: ModelCheckpoint, devices: 
     if settings.nodes > 1:
         arguments |= _several_nodes(settings)
     if devices.kind == "cpu" and settings.extra_args.get("enable_expert_parallel"):
-        raise ConfigError("engine.extra_args: enable_expert_parallel crashes vLLM's CPU build at the first step")
+        raise ConfigError(
+            "engine.extra_args: enable_expert_parallel crashes vLLM's CPU build at the first step; leave it out"
+        )
     arguments |= settings.extra_args
     return EnginePlan(
         arguments={name: value for name, value in arguments.items() if value is not None},
@@ -91,9 +93,9 @@ def _cpu(settings: EngineSettings) -> dict[str, Any]:
     return {
         # Compiling pays off after minutes of decoding, and needs a C++ compiler at run time.
         "enforce_eager": True,
-        # vLLM's own default, said aloud. Unsaid, the engine core resets the size that the Gated DeltaNet states ask for
-        # (384 tokens for the demo model) to 128 once it is up, ends chunks of prompts off the blocks, keeps no state
-        # there, and a prompt's second call finds nothing in the prefix cache. A GPU's platform code does not.
+        # vLLM's own default, set explicitly. Otherwise the engine core resets the size that the Gated DeltaNet states
+        # need (384 tokens for the demo model) to 128 after its start. Prompt chunks then end between block boundaries,
+        # no state is kept there, and the prefix cache finds nothing for a repeated prompt. GPUs are not affected.
         # Upstream: vllm/v1/engine/core.py `__post_init__` after the handshake, vllm/platforms/cpu.py, vLLM 0.32.0.
         "block_size": _CPU_BLOCK_TOKENS,
         "kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30),
@@ -115,7 +117,7 @@ def _gpu(settings: EngineSettings, checkpoint: ModelCheckpoint, resolved: Resolv
 
 
 def _several_nodes(settings: EngineSettings) -> dict[str, Any]:
-    """vLLM's own way, without Ray: decision 12."""
+    """Return vLLM's own arguments for several nodes, without Ray (decision 12)."""
     return {
         "distributed_executor_backend": "mp",
         "nnodes": settings.nodes,
@@ -126,7 +128,7 @@ def _several_nodes(settings: EngineSettings) -> dict[str, Any]:
 
 
 def _yarn(checkpoint: ModelCheckpoint, window: int) -> dict[str, Any]:
-    """The checkpoint's own positions, stretched; in the text model's part where there are others."""
+    """Return overrides that extend the positions with YaRN, in the text model's part where there are others."""
     native = checkpoint.native_context_tokens
     rope = checkpoint.rope | {
         "rope_type": "yarn",
@@ -140,18 +142,18 @@ def _yarn(checkpoint: ModelCheckpoint, window: int) -> dict[str, Any]:
 def _environment(
     settings: EngineSettings, checkpoint: ModelCheckpoint, devices: Devices, resolved: Resolved
 ) -> dict[str, str]:
-    """Variables for this process and its children."""
+    """Return environment variables for this process and its children."""
     environment = {
         "VLLM_LOGGING_LEVEL": settings.log_level,
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_ENGINE_READY_TIMEOUT_S": str(int(max(1.0, settings.load_seconds))),
         "TOKENIZERS_PARALLELISM": "false",
-        # A forked engine would share the service's sockets and locks; on a CPU vLLM spawns anyway.
+        # A forked engine would share the service's sockets and locks; on a CPU vLLM spawns in any case.
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     }
     if sys.prefix != sys.base_prefix and "VLLM_CACHE_ROOT" not in os.environ:
-        # What vLLM remembers of a model class saves a subprocess at the next start; kept with its environment, unless
-        # the operator says where: under a read-only root there is one place.
+        # vLLM caches facts of a model class, which saves a subprocess at the next start. The cache is kept in the
+        # Python environment unless the operator sets its place, as needed with a read-only root.
         environment["VLLM_CACHE_ROOT"] = str(Path(sys.prefix) / "cache" / "vllm")
     if checkpoint.is_local:
         environment["HF_HUB_OFFLINE"] = "1"
@@ -170,7 +172,7 @@ def _environment(
 
 
 def _cores(settings: EngineSettings, ranks: int) -> str:
-    """vLLM's "auto" counts NUMA nodes; ranks beyond them have to be told their cores, rank by rank."""
+    """Return VLLM_CPU_OMP_THREADS_BIND. vLLM's "auto" counts NUMA nodes; more ranks than these need listed cores."""
     cores = sorted(os.sched_getaffinity(0))
     if settings.omp_threads_bind != "auto" or ranks <= 1 or len(cores) < ranks:
         return settings.omp_threads_bind

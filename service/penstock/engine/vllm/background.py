@@ -1,4 +1,4 @@
-"""Blocking work that nothing can interrupt, such as importing vLLM, without making the end of the process wait."""
+"""Run blocking work that cannot be interrupted, such as importing vLLM, without delaying the end of the process."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ _Result = TypeVar("_Result")
 async def run_in_background(function: Callable[..., _Result], *arguments: object) -> _Result:
     """Return or raise what `function` does, like `asyncio.to_thread`, but in a daemon thread.
 
-    Cancelled, the work goes on unheard; neither the event loop nor the interpreter waits for it at its end, as both do
-    for the threads of an executor.
+    When the caller is cancelled, the work continues and its result is dropped. Neither the event loop nor the
+    interpreter waits for it at its end, as both do for the threads of an executor.
     """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[_Result] = loop.create_future()
 
     def work() -> None:
+        """Run `function` and hand its result or error to the event loop."""
         try:
             result = function(*arguments)
         except BaseException as error:
@@ -34,7 +35,7 @@ async def run_in_background(function: Callable[..., _Result], *arguments: object
 
 
 def is_busy() -> bool:
-    """Whether work of `run_in_background` is under way that its caller may have given up."""
+    """Return whether work of `run_in_background` is running, also for a caller that was cancelled."""
     return any(thread.name == THREAD_NAME for thread in threading.enumerate())
 
 
@@ -42,8 +43,9 @@ def _deliver(
     loop: asyncio.AbstractEventLoop, done: asyncio.Future[Any], settle: Callable[[Any], None], how: Any
 ) -> None:
     def settle_if_wanted() -> None:
+        """Set the result unless the caller was cancelled."""
         if not done.done():
             settle(how)
 
-    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+    with contextlib.suppress(RuntimeError):  # the loop is closed: no caller waits any more
         loop.call_soon_threadsafe(settle_if_wanted)

@@ -1,9 +1,9 @@
-"""The official models that this service is for, as their config.json files have them.
+"""Hold the official models that this service is for, as in their config.json files.
 
-From the model cards and public reports of their tensors. `sizes.weights.parameters` over each comes out at the
-billions in its name, which checks layers, widths and expert counts; `sizes.cache` comes out at the cache sizes that
-vLLM logged for the 27B and 35B on GPUs (docs/how-to/plan.md), which checks the heads. `UNVERIFIED` are the fields that
-nothing here checks. For planning before a checkpoint is at hand, and for tests; a checkpoint's own config.json wins.
+From the model cards and public reports of their tensors. `sizing.weights.parameters` gives the billions in each name,
+which checks layers, widths and expert counts; `sizing.cache` gives the cache sizes that vLLM logged for the 27B and 35B
+on GPUs (docs/how-to/plan.md), which checks the heads. `UNVERIFIED` are the fields that nothing here checks. For
+planning without a checkpoint, and for tests; a checkpoint's own config.json takes precedence.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _COMMON: dict[str, Any] = {
 
 
 def _experts(layers: int, hidden: int, heads: int, value_heads: int, experts: tuple[int, int, int]) -> dict[str, Any]:
-    """`experts`: how many, how many per token, and their inner width (the shared expert's too)."""
+    """Return a config. `experts`: their number, the number per token, their inner width (and the shared expert's)."""
     count, per_token, inner = experts
     return {
         **_COMMON,

@@ -1,4 +1,4 @@
-"""Read a checkpoint's own files before vLLM does, so that a wrong path is reported in a second, not after twenty."""
+"""Read a checkpoint's own files before vLLM does: an error in a path shows in a second instead of after twenty."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ OBJECT_STORES = ("s3://", "gs://", "az://")
 
 @dataclass(frozen=True, slots=True)
 class ModelCheckpoint:
-    """`model` is what vLLM is given. Generation defaults are the keys of generation_config.json as they stand."""
+    """Facts from a checkpoint's files. `model` is the name or path for vLLM.
+
+    `generation_defaults` are the keys of generation_config.json, unchanged.
+    """
 
     model: str
     is_local: bool
@@ -42,18 +45,20 @@ class ModelCheckpoint:
     eos_ids: frozenset[int]
     generation_defaults: dict[str, Any] = field(default_factory=dict)
     text: dict[str, Any] = field(default_factory=dict)
-    """The text model's part of config.json, as it stands."""
+    """The text model's part of config.json, unchanged."""
 
     @property
     def rope(self) -> dict[str, Any]:
+        """Return the parameters of the rotary positions; empty where config.json has none."""
         return self.text.get("rope_parameters") or self.text.get("rope_scaling") or {}
 
     @property
     def heads(self) -> int | None:
+        """Return the number of attention heads; None where config.json has none."""
         return self.text.get("num_attention_heads")
 
     def weight_bytes(self, fp8: bool) -> int | None:
-        """None where config.json does not say enough."""
+        """Return the bytes of all weights; None where config.json lacks a size."""
         try:
             return weight_bytes(read_shape(self.text), fp8 or self.quantization == "fp8")
         except ConfigError:
@@ -61,9 +66,9 @@ class ModelCheckpoint:
 
 
 def read_checkpoint(model: str, fp8: bool = True, revision: str = "") -> ModelCheckpoint:
-    """Reads a directory, or a Hugging Face name's two small files. Raises `ConfigError` in plain words.
+    """Read a directory, or the two small files of a Hugging Face name. Raise `ConfigError`.
 
-    Empty is the embedded demo model, in FP8 where that is wanted and has been made.
+    Empty is the embedded demo model, in FP8 where that is wanted and exists.
     """
     if not model:
         model = str(DEMO_MODEL_FP8_DIR if fp8 and DEMO_MODEL_FP8_DIR.is_dir() else DEMO_MODEL_DIR)
@@ -82,9 +87,9 @@ def read_checkpoint(model: str, fp8: bool = True, revision: str = "") -> ModelCh
 
 
 def read_facts(model: str, fp8: bool = True) -> ModelCheckpoint:
-    """Enough to plan with, no weights needed: a directory or file with config.json alone will do, or a name in `CARDS`.
+    """Read enough to plan with, without weights: a directory or file with config.json, or a name in `CARDS`.
 
-    Raises `ConfigError` in plain words.
+    Raise `ConfigError`.
     """
     folder = Path(model).expanduser()
     if model and (folder.is_file() or (folder / "config.json").is_file()):
@@ -100,7 +105,7 @@ def read_facts(model: str, fp8: bool = True) -> ModelCheckpoint:
 
 
 def card_checkpoint(name: str) -> ModelCheckpoint:
-    """An official model as if its small files had been read."""
+    """Return an official model as if its small files had been read."""
     text = dict(CARDS[name])
     return ModelCheckpoint(
         model=name,
@@ -168,11 +173,13 @@ def _read(path: Path, optional: bool = False) -> dict[str, Any]:
 
 
 def _stream(url: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The two small files by the package that vLLM itself loads such models with."""
+    """Read the two small files from an object store, with the package that vLLM loads such models with."""
     try:
         streamer: Any = importlib.import_module("runai_model_streamer")
     except ImportError as error:
-        raise ConfigError(f"engine.model: {url} needs the package runai-model-streamer, which is not here") from error
+        raise ConfigError(
+            f"engine.model: {url} needs the package runai-model-streamer, which is not installed"
+        ) from error
     with tempfile.TemporaryDirectory(prefix="penstock-") as folder:
         try:
             streamer.pull_files(url.rstrip("/") + "/", folder, ["config.json", "generation_config.json"], None)

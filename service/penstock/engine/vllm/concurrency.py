@@ -1,54 +1,52 @@
-"""How many requests one replica's step takes: as many as its memory has a use for. Pure."""
+"""Decide how many requests one replica runs in a step: as many as its memory can serve. Pure."""
 
 from __future__ import annotations
 
-from typing import Literal
-
-from penstock.config.schema import EngineSettings
-from penstock.engine.sizing.cache import plan_cache
+from penstock.engine.sizing.cache import CacheSettings, plan_cache
 from penstock.engine.sizing.shape import read_shape
 from penstock.engine.sizing.weights import ParallelLayout, weight_bytes
 from penstock.engine.vllm.checkpoint import ModelCheckpoint
 from penstock.engine.vllm.parallel import Parallel
 from penstock.errors import ConfigError
 
-LEAST, MOST = 64, 1024
-"""A step of fewer leaves a GPU idle; more is beyond what vLLM itself takes by default on the largest."""
+MIN_REQUESTS, MAX_REQUESTS = 64, 1024
+"""Fewer requests in a step leave a GPU idle; more are above vLLM's own default on the largest GPUs."""
 TYPICAL_TOKENS = 8192
-"""Prompt and output of the requests that are counted; longer ones wait in vLLM's own queue for their cache."""
-# Of the memory that vLLM may use, for activations and what is no tensor of the model.
+"""Prompt and output of a request in this calculation; longer requests wait in vLLM's own queue for their cache."""
 _WORKING_SHARE = 0.1
+"""Share of the memory that vLLM may use for activations and all that is not a tensor of the model."""
 
 
 def plan_concurrency(
-    settings: EngineSettings,
     checkpoint: ModelCheckpoint,
-    device: Literal["cpu", "gpu"],
-    bytes_each: int | None,
     parallel: Parallel,
+    usable_bytes: float | None,
     *,
     fp8_weights: bool,
-    fp8_kv_cache: bool,
-    mtp: bool,
-    prefix_caching: bool,
+    cached: CacheSettings,
 ) -> int:
-    """The most requests in a step of one replica: the configured number, else by memory; `LEAST` where that is not
-    known, and on a CPU, whose step gains nothing from more."""
-    if settings.max_concurrent_requests is not None:
-        return settings.max_concurrent_requests
-    if device == "cpu" or bytes_each is None:
-        return LEAST
-    drafted = settings.mtp_draft_tokens if mtp else 0
+    """Return the maximum requests in a step of one replica, by the memory that is left for them.
+
+    Args:
+        checkpoint: The model.
+        parallel: How it is distributed.
+        usable_bytes: Memory of each GPU that vLLM may use. None gives `MIN_REQUESTS`: on a CPU, whose step gains
+            nothing from more, and where the memory is not known.
+        fp8_weights: Whether the weights are FP8.
+        cached: How the engine keeps its cache.
+    """
+    if usable_bytes is None:
+        return MIN_REQUESTS
     layout = ParallelLayout(parallel.tensor, parallel.data, parallel.experts)
     try:
         shape = read_shape(checkpoint.text)
-        cache = plan_cache(shape, layout, kv_fp8=fp8_kv_cache, drafted=drafted, prefix_caching=prefix_caching)
+        cache = plan_cache(shape, layout, cached)
     except ConfigError:
-        return LEAST  # config.json does not say enough
-    # Stages share layers, and with them weights and cache.
-    weights = weight_bytes(shape, fp8_weights, draft=mtp, layout=layout) // parallel.stages
-    free = int(bytes_each * settings.gpu_memory_utilization * (1 - _WORKING_SHARE)) - weights
-    # Each request's logits, drafts included, twice in float32, beside its cache.
-    each = cache.bytes_of(TYPICAL_TOKENS) // parallel.stages + (1 + drafted) * shape.vocab * 4 * 2
+        return MIN_REQUESTS  # config.json does not have all sizes
+    # Each stage has a part of the layers, and with them of weights and cache.
+    weights = weight_bytes(shape, fp8_weights, draft=cached.drafted > 0, layout=layout) // parallel.stages
+    free = int(usable_bytes * (1 - _WORKING_SHARE)) - weights
+    # Each request needs its cache and twice its logits in float32, drafts included.
+    each = cache.bytes_of(TYPICAL_TOKENS) // parallel.stages + (1 + cached.drafted) * shape.vocab * 4 * 2
     fitting = free // each // 8 * 8
-    return min(max(fitting, LEAST), MOST)
+    return min(max(fitting, MIN_REQUESTS), MAX_REQUESTS)

@@ -1,8 +1,8 @@
-"""Checks constraints before the engine sees them: each is tried once by a process of its own (`trial`).
+"""Check constraints before the engine sees them: a process of its own tries each once (`sandbox`).
 
-A verdict is about the constraint alone and is kept for a while. What the engine found of a constraint in one caller's
-call is kept for that caller only. A caller has one trial at a time and all callers together two, so a caller with
-costly constraints waits for its own trials.
+A result is about the constraint only and is kept for a while. A constraint that the engine found too slow in one
+caller's call is refused to that caller only. A caller has one trial at a time and all callers together have two, so a
+caller with costly constraints waits for its own trials.
 """
 
 from __future__ import annotations
@@ -35,19 +35,25 @@ _MAX_WAITING_OF_CALLER = 32
 _MAX_REMEMBERED = 4096
 _KEPT_SECONDS = 3600.0
 _COSTLY_SECONDS = 600.0
-_GRACE_SECONDS = 30.0  # for the process itself, beside the trial's own time: it runs at a low priority
+_GRACE_SECONDS = 30.0  # in addition to the trial's own time, because the process runs at a low priority
 _START_SECONDS = 120.0
 _LINE_BYTES = 1 << 20
 
 
 GrammarOf = Callable[[StructuredOutput], tuple[str, str]]
-"""Kind (as in `trial`) and text of a constraint, as vLLM's backend compiles it. Raises BadRequest where it cannot."""
+"""Returns kind (as in `sandbox`) and text of a constraint as vLLM's backend compiles it. Raises BadRequest."""
 
 
 class ConstraintSandbox:
-    """Belongs to one event loop. `tokenizer_json` gives the compiler's own view of the tokenizer, asked for when the
-    process starts; a trial takes at most `seconds`. One that ran out of them may have been slowed by the machine: it
-    may be tried again after `doubted_seconds`."""
+    """The process that tries constraints, and its results. Belongs to one event loop.
+
+    Args:
+        tokenizer_json: Returns the compiler's view of the tokenizer as JSON; called when the process starts.
+        grammar_of: Converts a constraint for the compiler.
+        seconds: Maximum time of a trial.
+        doubted_seconds: Time after which a trial that ran out of time may be repeated: the machine may have been slow.
+        costly_seconds: Time for which other refusals for cost are kept.
+    """
 
     def __init__(
         self,
@@ -78,10 +84,13 @@ class ConstraintSandbox:
         self._start_once()
 
     async def check(self, structured: StructuredOutput, caller: str) -> None:
-        """Return where the engine may see the constraint.
+        """Return where the engine may run the constraint.
 
-        Raises BadRequest where it may not, Overloaded where too many wait or the process does not start. A caller that
-        is cancelled leaves its trial running: the verdict is there when it asks again.
+        When the caller is cancelled, its trial continues: the result is there when it asks again.
+
+        Raises:
+            BadRequest: The constraint is refused.
+            Overloaded: Too many constraints wait, or the process does not start.
         """
         kind, spec = self._grammar_of(structured)
         key = _key(kind, spec)
@@ -97,7 +106,7 @@ class ConstraintSandbox:
         self._remember(key, SandboxResult.SLOW)
 
     async def close(self) -> None:
-        """End the process and all that waits for it."""
+        """End the process and all tasks that wait for it."""
         waiting = [*self._running.values(), *(task for task in (self._starting, self._reading) if task is not None)]
         await tasks.end(*waiting)
         if self._process is not None:
@@ -112,7 +121,7 @@ class ConstraintSandbox:
 
     def _remember(self, key: bytes, verdict: int) -> None:
         if verdict == -signal.SIGKILL:
-            return  # Somebody else's doing, such as the kernel's.
+            return  # Killed from outside, for example by the kernel: not a result.
         seconds = _KEPT_SECONDS if verdict in (SandboxResult.GOOD, SandboxResult.MALFORMED) else self._costly_seconds
         seconds = self._doubted_seconds if verdict == -signal.SIGALRM else seconds
         self._verdicts[key] = (verdict, time.monotonic() + seconds)
@@ -140,7 +149,7 @@ class ConstraintSandbox:
         own, users = self._callers.get(caller, (asyncio.Lock(), 0))
         if self._waiting >= _MAX_WAITING or users >= _MAX_WAITING_OF_CALLER:
             raise Overloaded(
-                "too many constraints wait to be tried",
+                f"too many constraints wait to be tried: at most {_MAX_WAITING}, {_MAX_WAITING_OF_CALLER} per caller",
                 resource="constraints",
                 retry_after_seconds=self._seconds,
             )
@@ -184,13 +193,13 @@ class ConstraintSandbox:
             self._pending.pop(number, None)
 
     async def _started(self) -> asyncio.subprocess.Process:
-        """Return the process once it answers. A caller that is cancelled meanwhile leaves it starting."""
+        """Return the process once it is ready. When the caller is cancelled, the start continues."""
         if self._process is not None and self._process.returncode is None:
             return self._process
         try:
             return await asyncio.shield(self._start_once())
         except (OSError, TimeoutError) as error:
-            _LOG.warning("the process that tries constraints did not start: %s", type(error).__name__)
+            _LOG.warning("the constraint sandbox did not start: %s; constraints are refused", type(error).__name__)
             raise Overloaded(
                 "constraints cannot be compiled now: the compiler did not start",
                 resource="constraints",
@@ -204,7 +213,7 @@ class ConstraintSandbox:
         return self._starting
 
     async def _start(self) -> asyncio.subprocess.Process:
-        """Imports the compiler, which takes seconds. Raises OSError or TimeoutError; no process is left then."""
+        """Start the process, which takes seconds to import the compiler. Raise OSError or TimeoutError."""
         # One arena and no helper threads: the memory limit counts address space, and threads do not survive a fork.
         quiet = {"MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         process = await asyncio.create_subprocess_exec(
@@ -237,7 +246,7 @@ class ConstraintSandbox:
             waiting = self._pending.get(int(number))
             if waiting is not None and not waiting.done():
                 waiting.set_result(int(verdict))
-        self._process = None  # It ended; the next trial starts another.
+        self._process = None  # The process ended; the next trial starts another.
         for waiting in self._pending.values():
             if not waiting.done():
                 waiting.set_result(-signal.SIGKILL)
@@ -251,7 +260,7 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 
 
 def _retrieve(task: asyncio.Task[Any]) -> None:
-    """Nobody may be left who waits for it: asyncio then reports an exception that was never retrieved."""
+    """Retrieve the exception, which asyncio would report where no caller is left that waits for the task."""
     if not task.cancelled():
         task.exception()
 
@@ -265,11 +274,12 @@ def _key_of_caller(key: bytes, caller: str) -> bytes:
 
 
 def field_of(structured: StructuredOutput) -> str:
+    """Return the API field of a constraint."""
     return f"spec.output.{'choices' if structured.choices else structured.kind.value}"
 
 
 def refusal(structured: StructuredOutput, verdict: int, seconds: float) -> BadRequest:
-    """Return the error for the caller; `seconds` is the time that a trial may take."""
+    """Return the error for a caller whose constraint is refused; `seconds` is the maximum time of a trial."""
     reason: FieldReason
     match verdict:
         case SandboxResult.MALFORMED:
@@ -281,15 +291,15 @@ def refusal(structured: StructuredOutput, verdict: int, seconds: float) -> BadRe
             reason = "LIMIT_EXCEEDED"
             why = (
                 f"the constraint is too costly: compiling it takes more than {seconds:g} s or far too much memory, or "
-                "it holds up every token; make it smaller or less ambiguous"
+                "it delays every token; make it smaller or less ambiguous"
             )
     return BadRequest(FieldViolation(field_of(structured), why, reason))
 
 
 def compiled_text(structured: StructuredOutput) -> str:
-    """Return a JSON schema, regular expression or grammar as the compiler is given it.
+    """Return a JSON schema, regular expression or grammar in the form that the compiler reads as the caller means it.
 
-    Raises BadRequest, which names the keyword or the part, where the compiler would read it otherwise than written.
+    Raise BadRequest that names the keyword or part which the compiler does not enforce.
     """
     try:
         match structured.kind:
@@ -306,7 +316,7 @@ def compiled_text(structured: StructuredOutput) -> str:
 
 
 def grammar_of(structured: StructuredOutput) -> tuple[str, str]:
-    """See `GrammarOf`; for the xgrammar backend."""
+    """Return kind and text of a constraint for the xgrammar backend. See `GrammarOf`."""
     from vllm.v1.structured_output.utils import choice_as_grammar, grammar_is_likely_lark
 
     match structured.kind:

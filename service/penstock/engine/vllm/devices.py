@@ -1,4 +1,4 @@
-"""Which devices there are, found out without starting any of them."""
+"""Find the devices of this machine without starting any of them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from penstock.engine.vllm.features import DeviceKind, Devices
 
 _CPUINFO = Path("/proc/cpuinfo")
 _READS_FP8_CACHE = (8, 9)
-"""From this compute capability on: Triton has no e4m3 below, and FlashAttention 3 is Hopper's."""
+"""Minimum compute capability: Triton has no e4m3 below, and FlashAttention 3 needs Hopper."""
 _CUDA_HOME = "/usr/local/cuda"
 _NEARLY = 0.97
+"""Share of the earlier free memory that counts as free again."""
 _CHECK_SECONDS = 0.1
 
 
 def find_devices(kind: DeviceKind) -> Devices:
-    """GPUs by NVIDIA's management library, which vLLM's CUDA build brings; it starts no CUDA context."""
+    """Return the CPU, or the GPUs by NVIDIA's management library, which vLLM's CUDA build brings. Start no context."""
     if kind == "cpu":
         return Devices("cpu", reads_fp8_cache=_has_avx512(_CPUINFO))
     try:
@@ -43,11 +44,11 @@ def find_devices(kind: DeviceKind) -> Devices:
 
 
 def free_bytes() -> tuple[int, ...]:
-    """Memory that is free on each visible GPU; empty where there is none, or where nobody says."""
+    """Return the free memory of each visible GPU; empty where there is no GPU or it cannot be read."""
     try:
         pynvml: Any = importlib.import_module("pynvml")
         pynvml.nvmlInit()
-    except Exception:  # no such module, or no driver: there is nothing to say
+    except Exception:  # no such module, or no driver
         return ()
     try:
         return tuple(pynvml.nvmlDeviceGetMemoryInfo(handle).free for handle in _handles(pynvml))
@@ -56,10 +57,10 @@ def free_bytes() -> tuple[int, ...]:
 
 
 def wait_until_free(before: Sequence[int], wait_seconds: float) -> bool:
-    """Wait until each GPU has about as much free memory as `before`; False where it has not after so long.
+    """Wait until each GPU has about as much free memory as `before`. Return False where it has not in time.
 
-    The driver takes memory back when a process has ended, not at once: an engine that is started sooner finds too
-    little and does not start.
+    The driver takes memory back some time after a process has ended: an engine that is started earlier finds too little
+    memory and does not start.
     """
     until = time.monotonic() + wait_seconds
     while any(now < then * _NEARLY for now, then in zip(free_bytes(), before, strict=False)):
@@ -75,7 +76,7 @@ def _handles(pynvml: Any) -> list[Any]:
 
 
 def _compiles_cuda() -> bool:
-    """Where FlashInfer looks for its compiler (flashinfer.jit.cpp_ext), as vLLM reads it too."""
+    """Return whether FlashInfer can compile its kernels. It searches for nvcc here (flashinfer.jit.cpp_ext)."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     on_path = None if home else shutil.which("nvcc")
     nvcc = on_path or shutil.which("nvcc", path=str(Path(home or _CUDA_HOME) / "bin"))
@@ -83,7 +84,7 @@ def _compiles_cuda() -> bool:
 
 
 def _has_avx512(cpuinfo: Path) -> bool:
-    """Return whether the CPU has what vLLM's attention needs to read an FP8 cache; True where that is unknown."""
+    """Return whether the CPU has AVX-512, which vLLM needs to read an FP8 cache. True where it is not known."""
     try:
         lines = cpuinfo.read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -93,7 +94,7 @@ def _has_avx512(cpuinfo: Path) -> bool:
 
 
 def _visible(count: int) -> list[int]:
-    """The indices that CUDA_VISIBLE_DEVICES leaves; all of them where it is unset or names devices otherwise."""
+    """Return the indices in CUDA_VISIBLE_DEVICES; all where it is unset or does not use indices."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     indices = [int(part) for part in named.split(",") if part.strip().isdigit()]
     return [index for index in indices if index < count] or list(range(count))

@@ -1,4 +1,4 @@
-"""vLLM's AsyncLLM, in this process, as the `Engine` protocol. Imported by `start` only, once the environment is set."""
+"""Run vLLM's AsyncLLM in this process as an `Engine`. Imported by `start` only, after the environment is set."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from penstock.engine.vllm.compat.slow_grammars import TOO_SLOW
 from penstock.engine.vllm.constraints import ConstraintSandbox, grammar_of, refusal
 from penstock.engine.vllm.devices import wait_until_free
 from penstock.engine.vllm.experts import OutputTally, merged
-from penstock.engine.vllm.lifetime import ServicePipe
+from penstock.engine.vllm.lifetime import HostResources
 from penstock.engine.vllm.load import LoadMeter
 from penstock.engine.vllm.parallel import ExpertLayout
 from penstock.engine.vllm.processes import kill, processes_of
@@ -45,26 +45,28 @@ _KILL_SECONDS = 10.0
 _FREE_SECONDS = 30.0
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """An AsyncLLM that has read its weights, with its tokenizer and the meter that it reports its steps to."""
+
+    llm: AsyncLLM
+    tokenizer: HfTokenizer
+    meter: LoadMeter
+
+
 class VllmEngine:
-    """Runs requests on an AsyncLLM. All methods belong to one event loop."""
+    """An `Engine` on an AsyncLLM. All methods belong to one event loop."""
 
     def __init__(
-        self,
-        llm: AsyncLLM,
-        pipe: ServicePipe,
-        free_before: tuple[int, ...],
-        card: ModelCard,
-        tokenizer: HfTokenizer,
-        meter: LoadMeter,
-        constraint_seconds: float,
+        self, model: LoadedModel, resources: HostResources, card: ModelCard, constraint_seconds: float
     ) -> None:
-        self._llm = llm
-        self._pipe = pipe
-        self._free_before = free_before
+        """Take over a loaded model. A constraint may take `constraint_seconds` to compile and try."""
+        self._llm = model.llm
+        self._resources = resources
         self._card = card
-        self._tokenizer = tokenizer
-        self._meter = meter
-        self._processes = processes_of(llm)
+        self._tokenizer = model.tokenizer
+        self._meter = model.meter
+        self._processes = processes_of(model.llm)
         self._constraint_seconds = constraint_seconds
         self._constraints = ConstraintSandbox(self._compilers_tokenizer, grammar_of, constraint_seconds)
         self._layout: ExpertLayout | None = None
@@ -72,25 +74,27 @@ class VllmEngine:
 
     @property
     def card(self) -> ModelCard:
+        """Return the model card, with what the start-up probe found out."""
         return self._card
 
     def change_card(self, **fields: Any) -> None:
-        """Before serving: what the start-up probe found out."""
+        """Replace fields of the model card. Only for the start, before requests are served."""
         self._card = dataclasses.replace(self._card, **fields)
 
     @property
     def tokenizer(self) -> HfTokenizer:
+        """Return the model's tokenizer."""
         return self._tokenizer
 
     async def stream(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
-        """See `Engine.stream`. Also raises `errors.BadRequest` for a constraint that cannot be compiled."""
+        """Run one request. See `Engine.stream`. Raise BadRequest for a constraint that cannot be compiled."""
         params = sampling_params(request, self._card, self._tokenizer.name_of)
         outputs = self._llm.generate(
             tokens_input(list(request.prompt_token_ids), cache_salt=request.cache_salt),
             params,
             request.request_id,
             trace_headers=request.trace_headers,
-            # The constraint is on the answer; vLLM's own look at the prompt does not know continuations.
+            # The constraint is on the answer; vLLM's own check of the prompt does not know continuations.
             reasoning_ended=self._answers_at_once(request) if request.structured else None,
         )
         try:
@@ -113,17 +117,22 @@ class VllmEngine:
             raise EngineRefused(f"the engine failed on this request: {type(error).__name__}") from error
 
     def start_compiler(self) -> None:
-        """Start, in the background, the process that tries constraints."""
+        """Start the process that tries constraints, in the background."""
         self._constraints.start_ahead()
 
     async def check_constraint(self, structured: StructuredOutput, caller: str) -> None:
+        """Compile and try a constraint. See `Engine.check_constraint`."""
         await self._constraints.check(structured, caller)
 
     def load(self) -> EngineLoad:
+        """Return the newest counts that vLLM reported."""
         return self._meter.load()
 
     async def count_experts(self, layout: ExpertLayout | None, *, by_output: bool = False) -> int:
-        """From now on, in the workers or by what vLLM returns; None ends it. The number of layers that are counted."""
+        """Count experts from now on, in the workers or from vLLM's outputs. Return the number of counted layers.
+
+        A `layout` of None stops counting.
+        """
         self._layout = layout
         self._outputs = OutputTally(layout) if layout is not None and by_output else None
         if by_output:
@@ -131,6 +140,7 @@ class VllmEngine:
         return sum(await self._llm.collective_rpc("count_experts", args=(layout is not None,)))
 
     async def expert_counts(self) -> ExpertCounts:
+        """Return the tokens of each expert. See `Engine.expert_counts`."""
         if self._layout is None:
             why = next((f.reason for f in self._card.profile if f.name == "routing"), "")
             raise FeatureOff(f"expert load is not counted: {why}", feature="routing")
@@ -141,10 +151,10 @@ class VllmEngine:
         except EngineDeadError as error:
             raise EngineDown("the engine is dead") from error
         except Exception as error:
-            raise EngineRefused(f"the engine did not tell its expert counts: {type(error).__name__}") from error
+            raise EngineRefused(f"reading the expert counts failed: {type(error).__name__}") from error
 
     async def draw_from(self, seed: int) -> None:
-        """Seed what requests without a seed draw from, in all workers of all nodes. Range [0, 2^32)."""
+        """Seed the random numbers of requests without a seed, in all workers of all nodes. Range [0, 2^32)."""
         await self._llm.collective_rpc("draw_from", args=(seed,))
 
     async def drawn_from(self) -> list[int]:
@@ -152,33 +162,34 @@ class VllmEngine:
         return await self._llm.collective_rpc("drawn_from")  # type: ignore[no-any-return]
 
     async def weight_bytes(self) -> list[dict[str, int]]:
-        """Bytes of weights by element type, per worker."""
+        """Return the bytes of weights by element type, per worker."""
         return await self._llm.collective_rpc("weight_bytes")  # type: ignore[no-any-return]
 
     async def cache_bytes(self) -> list[dict[str, int]]:
-        """How vLLM laid out the cache, per worker: see `worker.WorkerReport.cache_bytes`."""
+        """Return how vLLM laid out the cache, per worker. See `worker.WorkerReport.cache_bytes`."""
         return await self._llm.collective_rpc("cache_bytes")  # type: ignore[no-any-return]
 
     @property
     def cache_tokens(self) -> int:
-        """vLLM's "KV cache size": tokens that fit in sequences which fill the window."""
+        """Return vLLM's "KV cache size": the tokens of sequences that fill the window."""
         return int(self._llm.vllm_config.cache_config.kv_cache_size_tokens)
 
     async def check(self) -> None:
+        """Raise EngineDown where the engine is dead."""
         try:
             await self._llm.check_health()
         except EngineDeadError as error:
             raise EngineDown("the engine is dead") from error
 
     def interruption(self) -> None:
-        """One AsyncLLM lives once: it does not come back."""
+        """Return None: an AsyncLLM never comes back."""
 
     async def wait_until_available(self) -> None:
-        """One AsyncLLM lives once: the supervisor starts another."""
+        """Raise EngineDown where the engine is dead: an AsyncLLM never comes back, the supervisor starts another."""
         await self.check()
 
     async def kill(self) -> None:
-        """Ends the engine's processes without their help. vLLM then fails every stream; that is waited for."""
+        """End the engine's processes without their help, and wait until vLLM has failed every stream."""
         await asyncio.to_thread(self._end_processes)
         if self._llm.output_handler is not None:
             await asyncio.wait({self._llm.output_handler}, timeout=_KILL_SECONDS)
@@ -186,10 +197,13 @@ class VllmEngine:
             await self.close()
 
     async def close(self) -> None:
-        """End the engine, when no request is left. Its processes hold nothing that an orderly end would save, and need
-        seconds for one: the worker alone, when Python takes down what it imported."""
+        """End the engine when no request is left.
+
+        Its processes have nothing to save and are killed: an orderly end takes seconds, in the worker alone to unload
+        what Python imported.
+        """
         await self._constraints.close()
-        # vLLM's own order ends the processes first, and its output handler then logs a death that was wanted.
+        # vLLM ends the processes first, and its output handler then logs an intended end as a failure.
         if self._llm.output_handler is not None:
             self._llm.output_handler.cancel()
         self._llm.engine_core.resources.engine_dead = True  # likewise its monitor
@@ -197,26 +211,28 @@ class VllmEngine:
         await asyncio.to_thread(self._llm.shutdown, 0)
 
     def _end_processes(self) -> None:
-        self._pipe.close()
-        # They are dead or dying now; nothing of the engine may be left after this.
+        self._resources.pipe.close()
+        # They are dead or dying now; none may be left after this.
         kill(self._processes, _KILL_SECONDS)
-        if not wait_until_free(self._free_before, _FREE_SECONDS):
+        if not wait_until_free(self._resources.free_before, _FREE_SECONDS):
             log.warning("the ended engine's GPU memory is not free after %g s", _FREE_SECONDS)
 
     def _compilers_tokenizer(self) -> str:
-        """As vLLM's backend makes it (v1/structured_output/backend_xgrammar.py)."""
+        """Return the tokenizer as vLLM's backend makes it (v1/structured_output/backend_xgrammar.py), as JSON."""
         vocab_size = self._llm.vllm_config.model_config.get_vocab_size()
         return str(text_tokens(self._llm.renderer.get_tokenizer(), vocab_size).serialize_json())
 
     def _failure(self, request: EngineRequest, structured: StructuredOutput, why: object) -> BadRequest | EngineRefused:
-        """The engine ended a constrained request: it was too slow (compat.slow_grammars), or the engine is at fault."""
+        """Return the error of a constrained request that the engine ended: too slow (compat.slow_grammars) or
+        broken.
+        """
         if why != TOO_SLOW:
-            return ConstraintLost("the engine found no way to go on with a constrained answer")
+            return ConstraintLost("the engine sampled a token that the constraint does not allow")
         self._constraints.block(structured, request.caller_id)
         return refusal(structured, SandboxResult.SLOW, self._constraint_seconds)
 
     def _refusal(self, request: EngineRequest, error: Exception) -> BadRequest | EngineRefused:
-        """Return the error for a request that vLLM refused: the caller's for a constraint, otherwise ours."""
+        """Return the error of a request that vLLM refuses: about a constraint the caller's, else the service's."""
         if request.structured is None:
             return EngineRefused(f"vLLM refuses the request: {type(error).__name__}")
         return refusal(request.structured, SandboxResult.MALFORMED, self._constraint_seconds)
@@ -244,7 +260,7 @@ def _chunk(output: RequestOutput, eos_ids: frozenset[int]) -> EngineChunk:
 
 
 def _stop(completion: Any, eos_ids: frozenset[int]) -> EngineStop | None:
-    """vLLM's stop_reason is the stop token's id, and None for the tokenizer's own end-of-sequence token."""
+    """Return why a completion ended. vLLM's stop_reason is a token id, or None for the tokenizer's own end token."""
     match completion.finish_reason:
         case None:
             return None
@@ -266,7 +282,7 @@ def _queue_seconds(metrics: Any) -> float | None:
 
 
 def _logprobs(token_ids: tuple[int, ...], positions: Any) -> tuple[TokenLogprobs, ...]:
-    """vLLM gives one mapping per position: the most likely tokens, and the sampled one wherever it ranks."""
+    """Convert vLLM's mapping per position, which has the most likely tokens and the sampled one at any rank."""
     result = []
     for sampled_id, position in zip(token_ids, positions, strict=True):
         entries = {token_id: TokenLogprob(token_id, entry.logprob, entry.rank) for token_id, entry in position.items()}

@@ -1,9 +1,9 @@
-"""Which experts the tokens went to, from vLLM's own routers.
+"""Count the tokens of each expert, with vLLM's own routers.
 
-On a CPU the workers count (`RouterTally`): every token that is computed, drafts that are rejected later included, since
-the experts work on them all the same; not what comes from the prefix cache, not padding, not the draft layer's own
-experts. On a GPU, where steps are replayed as CUDA graphs and no Python runs in them, vLLM returns the experts of each
-run that ends by itself (`OutputTally`): of accepted tokens alone. No GPU has run that path here.
+On a CPU the workers count (`RouterTally`). They count every computed token, with drafts that are rejected later, since
+the experts compute them too. They do not count tokens from the prefix cache, padding, or the draft layer's own experts.
+On a GPU, where steps are replayed as CUDA graphs without Python, vLLM returns the experts of each run that ends by
+itself (`OutputTally`): of accepted tokens only. That path has not run on a GPU here.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ Rows = list[list[int]]
 
 
 class RouterTally:
-    """In a worker: hangs on the routers, and counts in bulk, because counting each small step would cost 2 % of it."""
+    """Counts in a worker, from its routers. It counts in bulk: to count each small step would cost 2 % of it."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         self._routers: dict[int, Any] = {}
         for module in model.modules():
             router = getattr(module, "router", None)
-            # A monolithic kernel chooses the experts itself and never asks its router.
+            # A monolithic kernel selects the experts itself and does not call its router.
             if isinstance(router, FusedMoERouter) and not getattr(module, "is_monolithic", False):
                 self._routers[int(module.layer_id)] = router
         self._first = next(iter(self._routers), -1)
@@ -45,22 +45,23 @@ class RouterTally:
         self._padding: torch.Tensor | None = None
 
     def start(self) -> int:
-        """From now on; the number of layers that will be counted."""
+        """Count from now on. Return the number of counted layers."""
         for layer, router in self._routers.items():
             router.set_capture_fn(partial(self._saw, layer))
         return len(self._routers)
 
     def stop(self) -> None:
-        """Nothing is left on the routers; what was counted stays."""
+        """Detach from the routers; the counts stay."""
         for router in self._routers.values():
             router.set_capture_fn(None)
 
     def rows(self) -> Rows:
+        """Return the counts so far."""
         self._flush()
         return [[layer, *counts.tolist()] for layer, counts in self._counts.items()]
 
     def _saw(self, layer: int, expert_ids: torch.Tensor) -> None:
-        """`expert_ids`: (tokens, experts per token), of one step. A router makes a new tensor every time."""
+        """Keep one step's `expert_ids` of shape (tokens, experts per token). A router makes a new tensor every time."""
         if layer == self._first:
             self._begin_step(len(expert_ids), len(self._seen[layer]))
         if self._padding is not None:
@@ -68,7 +69,7 @@ class RouterTally:
         self._seen[layer].append(expert_ids)
 
     def _begin_step(self, tokens: int, unflushed_steps: int) -> None:
-        """Padding is at a step's end, and all of a dummy step; a look at the last token tells whether there is any."""
+        """Find the step's padding, which is at its end or all of a dummy step. The last token shows if there is any."""
         if self._unflushed_tokens > _FLUSH_TOKENS or unflushed_steps >= _FLUSH_STEPS:
             self._flush()
         self._unflushed_tokens += tokens
@@ -85,20 +86,23 @@ class RouterTally:
 
 
 def merged(layout: ExpertLayout, workers: list[Rows]) -> ExpertCounts:
-    """Return the counts of all workers, each with the layers that it counted."""
+    """Return the counts of all workers, each of which counted its own layers."""
     layers = {row[0]: array("q", row[1:]) for rows in workers for row in rows}
     return ExpertCounts(layout.experts_per_token, layout.ranks, layers)
 
 
 class OutputTally:
-    """In the service: counts the experts that vLLM returns with what is finished."""
+    """Counts in the service, from the experts that vLLM returns with finished runs."""
 
     def __init__(self, layout: ExpertLayout) -> None:
         self._layout = layout
         self._counts = np.zeros((layout.layers, layout.experts), dtype=np.int64)
 
     def finished(self, routed: np.ndarray, cached_tokens: int) -> None:
-        """`routed`: (tokens, layers, experts per token), prompt and output; what was cached was counted before."""
+        """Count a finished run without its cached tokens, which were counted before.
+
+        `routed` has shape (tokens, layers, experts per token), for prompt and output.
+        """
         layers, experts = self._counts.shape
         offsets = (np.arange(layers, dtype=np.int64) * experts)[None, :, None]
         for start in range(cached_tokens, len(routed), _CHUNK_TOKENS):
@@ -106,5 +110,6 @@ class OutputTally:
             self._counts += np.bincount(flat, minlength=layers * experts).reshape(layers, experts)
 
     def counts(self) -> ExpertCounts:
+        """Return the counts so far."""
         layers = {layer: array("q", row.tobytes()) for layer, row in enumerate(self._counts)}
         return ExpertCounts(self._layout.experts_per_token, self._layout.ranks, layers)

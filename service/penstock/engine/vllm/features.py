@@ -1,6 +1,6 @@
-"""From settings, checkpoint and devices to the profile: which engine features are on, which are off, and why.
+"""Turn settings, checkpoint and devices into the profile: which engine features are on, which are off, and why.
 
-Pure, and done before vLLM is imported: what is `required` and impossible is told in a second.
+Pure, and done before vLLM is imported: a `required` feature that is impossible shows in a second.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from penstock.config.schema import EngineSettings
+from penstock.engine.sizing.cache import CacheSettings
 from penstock.engine.vllm.checkpoint import ModelCheckpoint
 from penstock.engine.vllm.concurrency import plan_concurrency
 from penstock.engine.vllm.parallel import Parallel, plan_parallel
@@ -18,15 +19,15 @@ from penstock.types import Feature
 
 DeviceKind = Literal["cpu", "gpu"]
 LARGEST_YARN_TOKENS = 1_010_000
-"""What Qwen names for these models; a factor of 4 on 262,144."""
+"""Limit that Qwen names for these models; about a factor of 4 on 262,144."""
 
 
 @dataclass(frozen=True, slots=True)
 class Devices:
-    """Describe the devices to run on.
+    """The devices of this machine.
 
-    `bytes_each` and `capability` (CUDA's compute capability) are None where unknown; `reads_fp8_cache`: whether
-    attention can read an FP8 cache there; `compiles_cuda`: whether nvcc and ninja are there.
+    `bytes_each` and `capability` (CUDA's compute capability) are None where they are not known. `reads_fp8_cache` is
+    whether attention can read an FP8 cache there, `compiles_cuda` whether nvcc and ninja are installed.
     """
 
     kind: DeviceKind
@@ -39,7 +40,7 @@ class Devices:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """The decisions, for the arguments; and the profile, which says them."""
+    """The decisions: each feature, the parallel layout, and the sizes that follow."""
 
     fp8_weights: Feature
     fp8_kv_cache: Feature
@@ -51,32 +52,33 @@ class Resolved:
     parallel: Parallel
     window_tokens: int
     max_sequences: int
-    """Most requests in a step of one replica."""
+    """Maximum requests in a step of one replica."""
     described: tuple[Feature, ...]
 
     @property
     def profile(self) -> tuple[Feature, ...]:
+        """Return all features in the order in which they are shown."""
         switched = (self.fp8_weights, self.fp8_kv_cache, self.mtp, self.prefix_caching)
         return (*switched, *self.described, *self.parallel.features, self.yarn, self.engine_budget, self.routing)
 
 
 def resolve(settings: EngineSettings, checkpoint: ModelCheckpoint, devices: Devices) -> Resolved:
-    """Raises `ConfigError` where something `required` is impossible, or what is asked for contradicts itself."""
+    """Decide all features. Raise ConfigError where a `required` one is impossible or settings contradict each other."""
     window, yarn = _window(settings, checkpoint)
     prefix_caching = switch("prefix_caching", settings.prefix_caching)
     parallel = plan_parallel(settings, checkpoint, devices.kind, devices.count, devices.bytes_each)
     fp8_weights, fp8_kv_cache = _fp8_weights(settings, checkpoint, devices.kind), _fp8_kv_cache(settings, devices)
     mtp = _mtp(settings, checkpoint)
-    sequences = plan_concurrency(
-        settings,
-        checkpoint,
-        devices.kind,
-        devices.bytes_each,
-        parallel,
-        fp8_weights=fp8_weights.enabled,
-        fp8_kv_cache=fp8_kv_cache.enabled,
-        mtp=mtp.enabled,
+    cached = CacheSettings(
+        kv_fp8=fp8_kv_cache.enabled,
+        drafted=settings.mtp_draft_tokens if mtp.enabled else 0,
         prefix_caching=prefix_caching.enabled,
+    )
+    usable = None
+    if devices.kind == "gpu" and devices.bytes_each is not None:
+        usable = devices.bytes_each * settings.gpu_memory_utilization
+    sequences = settings.max_concurrent_requests or plan_concurrency(
+        checkpoint, parallel, usable, fp8_weights=fp8_weights.enabled, cached=cached
     )
     return Resolved(
         fp8_weights=fp8_weights,
@@ -97,7 +99,10 @@ def _fp8_weights(settings: EngineSettings, checkpoint: ModelCheckpoint, device: 
     name, wanted = "fp8_weights", settings.fp8_weights
     if checkpoint.quantization == "fp8":
         if wanted == "off":
-            raise ConfigError(f"engine.fp8_weights is off, but the checkpoint {checkpoint.model} is FP8")
+            raise ConfigError(
+                f"engine.fp8_weights is off, but the checkpoint {checkpoint.model} is FP8; set it to auto, or name a "
+                "bfloat16 checkpoint"
+            )
         return Feature(name, True, "e4m3", "the checkpoint is FP8")
     if checkpoint.quantization is not None:
         return impossible(name, wanted, f"the checkpoint is {checkpoint.quantization}", checkpoint.quantization)
@@ -151,29 +156,32 @@ def _window(settings: EngineSettings, checkpoint: ModelCheckpoint) -> tuple[int,
     wanted = settings.max_context_tokens or native
     if checkpoint.rope.get("rope_type") == "yarn":
         if wanted > native:
-            raise ConfigError(f"engine.max_context_tokens: {wanted} is more than the checkpoint's {native}")
+            raise ConfigError(f"engine.max_context_tokens must be at most {native}, the checkpoint's, got {wanted}")
         return wanted, Feature("yarn", True, f"{native:,} tokens", "in the checkpoint")
     if wanted <= native:
         return wanted, impossible("yarn", settings.yarn, f"the window fits in the native {native:,} tokens")
     if settings.yarn == "off":
-        raise ConfigError(f"engine.max_context_tokens: {wanted} is more than the native {native}, and yarn is off")
+        raise ConfigError(
+            f"engine.max_context_tokens must be at most {native}, the native window, with engine.yarn off; got {wanted}"
+        )
     if settings.yarn == "auto" and native != 262_144:
         raise ConfigError(
-            f"engine.max_context_tokens: {wanted} is more than the checkpoint's {native}; YaRN stretches it, untried "
-            "for this model: engine.yarn = on allows it"
+            f"engine.max_context_tokens must be at most {native}, the checkpoint's, got {wanted}; YaRN is not tested "
+            "for this model, engine.yarn = on allows it"
         )
     if wanted > max(LARGEST_YARN_TOKENS, 4 * native):
-        raise ConfigError(f"engine.max_context_tokens: {wanted} is more than YaRN reaches here")
+        most = max(LARGEST_YARN_TOKENS, 4 * native)
+        raise ConfigError(f"engine.max_context_tokens must be at most {most}, the limit of YaRN, got {wanted}")
     return wanted, Feature("yarn", True, f"factor {yarn_factor(wanted, native):g}", f"the window is beyond {native:,}")
 
 
 def yarn_factor(wanted: int, native: int) -> float:
-    """Return the smallest whole factor: YaRN costs short prompts some accuracy, more with a larger factor."""
+    """Return the smallest whole factor that is enough: a larger one costs short prompts more accuracy."""
     return float(max(2, -(-wanted // native)))
 
 
 def _described(settings: EngineSettings, devices: Devices) -> tuple[Feature, ...]:
-    """Return features that are not switched here but worth knowing."""
+    """Return features that cannot be switched here but are part of the profile."""
     chunk = f"{settings.max_batch_tokens} tokens" if settings.max_batch_tokens else ""
     more: tuple[Feature, ...] = ()
     if devices.kind == "cpu":
@@ -189,8 +197,11 @@ def _described(settings: EngineSettings, devices: Devices) -> tuple[Feature, ...
 
 
 def flashinfer(devices: Devices) -> Feature:
-    """Whether vLLM may take FlashInfer's kernels. Some are compiled when they are first used: on Hopper vLLM chooses
-    one for the prefill of Gated DeltaNet without a look at whether that can be done, and no first token would come."""
+    """Return whether vLLM may use FlashInfer's kernels, some of which are compiled at first use.
+
+    On Hopper, vLLM selects one for the prefill of Gated DeltaNet without a check whether it can be compiled; the first
+    token would then never come.
+    """
     if devices.compiles_cuda:
         return Feature("flashinfer", True, "", "vLLM's choice; kernels that are not built yet compile at the start")
     return Feature("flashinfer", False, "", "its kernels compile at first use, and nvcc or ninja is not here")

@@ -1,4 +1,4 @@
-"""`python -m penstock.engine.vllm.headless`: this node's part of an engine. Settings come by stdin; see `nodes`."""
+"""Run this node's part of an engine: `python -m penstock.engine.vllm.headless`. Settings come by stdin; see `nodes`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from penstock.engine.vllm.lifetime import end_with_service
 
 
 def main() -> int:
+    """Read the settings from stdin and run. Return the exit status."""
     from penstock.errors import PenstockError
 
     end_with_service()
@@ -24,7 +25,7 @@ def main() -> int:
 
 
 def run(settings: EngineSettings) -> None:
-    """Plans as node 0 does, from the same configuration, and hands over to vLLM until this node's workers end."""
+    """Plan as node 0 does, from the same configuration, and run vLLM until this node's workers end."""
     from penstock.engine.vllm.start import plan
 
     _, planned, _ = plan(settings)
@@ -40,7 +41,7 @@ def run(settings: EngineSettings) -> None:
 
     arguments = AsyncEngineArgs(**in_vllms_types(planned.arguments))
     named = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(arguments)}
-    # Its command line's own default, for want of a command line.
+    # The default of vLLM's command line, which is not used here.
     run_headless(argparse.Namespace(**named | {"api_server_count": 0}))
 
 

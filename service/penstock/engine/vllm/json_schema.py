@@ -1,9 +1,9 @@
-"""Rewrites a JSON schema (draft 2020-12) into what xgrammar enforces, and refuses the rest by keyword and JSON pointer.
+"""Rewrite a JSON schema (draft 2020-12) into what xgrammar enforces; refuse the rest by keyword and JSON pointer.
 
 xgrammar 0.2.8 ignores keywords that it does not know, and known ones in many combinations: beside `$ref`, `anyOf`,
-`allOf` and `enum`, and wherever `type` is absent. So each schema is written anew, one `type` at a time, out of the
-combinations that it enforces (tests/unit/test_json_schema.py walks through the compiled grammars). What an answer may
-say can be less than the schema allows, as objects without `additionalProperties` are closed, and never more.
+`allOf` and `enum`, and wherever `type` is absent. So each schema is written anew, one `type` at a time, from the
+combinations that it enforces (tests/unit/test_json_schema.py checks the compiled grammars). The result may allow less
+than the schema, as objects without `additionalProperties` are closed, but never more.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _IN_PLACE = ("$ref", "$dynamicRef", "$recursiveRef", "allOf", "anyOf", "oneOf", 
 ASSERTIONS = frozenset({"type", "enum", "const", "$id", *_IN_PLACE}).union(*_OF_TYPE.values())
 """Every other key is an annotation: it is accepted and asserts nothing."""
 ENFORCED_FORMATS = frozenset({"date", "time", "date-time", "duration", "ipv4", "ipv6", "uuid"})
-"""Kept in their form (a day 31 may be in any month) where `format` stands alone; other formats are annotations."""
+"""Enforced by their form (any month may have a day 31) if `format` is the only keyword; others are annotations."""
 _MAX_NUMBER = 2**53
 _SMALLEST_STEP = 1e-6
 
@@ -54,12 +54,17 @@ class RefusedSchemaError(ValueError):
 
 @lru_cache(maxsize=16)
 def rewritten(text: str) -> str:
-    """Return the schema for xgrammar, as JSON text. Raises RefusedSchemaError, and ValueError for what is no JSON."""
+    """Return the schema for xgrammar, as JSON text.
+
+    Raises:
+        RefusedSchemaError: A keyword cannot be enforced.
+        ValueError: The text is not JSON.
+    """
     root = json.loads(text)
     try:
         return _Rewriter(root).whole()
     except RecursionError:
-        why = "references beside other keywords lead to themselves; name what they share without the keywords"
+        why = "references beside other keywords lead to themselves; move the other keywords out of the cycle"
         raise RefusedSchemaError("$ref", "", why) from None
 
 
@@ -71,6 +76,7 @@ class _Rewriter:
         self._definitions: dict[str, Schema] = {}
 
     def whole(self) -> str:
+        """Return the rewritten schema with its definitions, as JSON text."""
         schema = self._schema(self._root, "")
         done = 0
         while done < len(self._names):
@@ -99,7 +105,7 @@ class _Rewriter:
         return self._by_type(asserted, at)
 
     def _beside(self, keyword: str, asserted: Schema, at: str) -> Schema:
-        """Move what stands beside `keyword` into its parts, as far as parts of allOf can be merged."""
+        """Move the keywords beside `keyword` into its parts, as far as parts of allOf can be merged."""
         self._merges += 1
         if self._merges > _MAX_MERGES:
             raise RefusedSchemaError(
@@ -135,7 +141,7 @@ class _Rewriter:
         return self._schema(merged, at)
 
     def _resolved(self, part: Any, at: str) -> Schema:
-        """Return what a part of allOf asserts, through its references."""
+        """Return what a part of allOf asserts, with its references resolved."""
         for _ in range(_MAX_CHAIN):
             if part is True:
                 return {}
@@ -337,7 +343,7 @@ class _Rewriter:
         return written
 
     def _by_name(self, own: Schema, at: str) -> Schema:
-        """Objects whose property names match: one pattern or one schema of names, and nothing else."""
+        """Return a schema of objects whose property names match one pattern or one schema of names, without others."""
         keyword = "patternProperties" if own.get("patternProperties") else "propertyNames"
         others = sorted(key for key in own if key != keyword and own[key] not in ({}, []))
         if own.get("additionalProperties") is True or keyword == "patternProperties":
@@ -384,13 +390,13 @@ _Rewriter._in_place = {
 
 
 def _asserted(schema: Schema, at: str) -> Schema:
-    """The keywords that assert something, those left out that cannot fail."""
+    """Return the keywords that assert something, without those that cannot fail."""
     asserted = {key: value for key, value in schema.items() if key in ASSERTIONS}
     if not at or asserted.get("$id") in ("", None):
         asserted.pop("$id", None)
     if asserted.get("not") is False:
         del asserted["not"]
-    # What was read once may be read again as part of another schema: what is kept of it must say the same then.
+    # The result may be read again as part of another schema, and must mean the same there.
     if "if" not in asserted or not asserted.keys() & {"then", "else"}:
         for key in ("if", "then", "else"):
             asserted.pop(key, None)
@@ -419,7 +425,7 @@ _IDLE: Mapping[str, Any] = {
 
 
 def _without_names(own: Schema) -> Schema:
-    """The same without `propertyNames`, where that asserts nothing or lists the names."""
+    """Return the same schema without `propertyNames`, where that asserts nothing or lists the names."""
     names = own.get("propertyNames")
     if not isinstance(names, dict):
         return own
@@ -491,7 +497,7 @@ def _is_of(value: Any, types: Any) -> bool:
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Equal as JSON values: 1 is 1.0 and is not true."""
+    """Return whether two JSON values are equal: 1 equals 1.0 and differs from true."""
     if isinstance(one, list) and isinstance(other, list):
         return len(one) == len(other) and all(map(_equal, one, other))
     if isinstance(one, dict) and isinstance(other, dict):
@@ -500,7 +506,7 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def _check_values(values: Any, keyword: str, at: str) -> None:
-    """Refuses what does not survive the compiler: numbers beyond a double's whole ones, lone surrogates."""
+    """Refuse values that the compiler cannot represent: numbers beyond a double's integers, lone surrogates."""
     if isinstance(values, list):
         for value in values:
             _check_values(value, keyword, at)
@@ -509,7 +515,7 @@ def _check_values(values: Any, keyword: str, at: str) -> None:
             _check_values([key, value], keyword, at)
     elif isinstance(values, str):
         if any(0xD800 <= ord(character) <= 0xDFFF for character in values):
-            raise RefusedSchemaError(keyword, at, "surrogates are no characters")
+            raise RefusedSchemaError(keyword, at, "lone surrogates are not characters")
     elif isinstance(values, int | float) and not (math.isfinite(values) and abs(values) <= _MAX_NUMBER):
         raise RefusedSchemaError(keyword, at, "numbers must be in [-2^53, 2^53]")
 
@@ -526,7 +532,7 @@ def _bounds(own: Schema, low: str, high: str, at: str) -> tuple[int, int | None]
         raise RefusedSchemaError(high, _join(at, high), f"is less than {low}")
     if least > MAX_COUNT:
         raise RefusedSchemaError(low, _join(at, low), f"must be at most {MAX_COUNT}, got {least}")
-    # The compiler counts in 32 bits, and no answer is so long.
+    # The compiler counts in 32 bits, and no answer reaches such a count.
     return least, None if most is None or most > MAX_COUNT else most
 
 

@@ -1,8 +1,8 @@
-"""The end of the service ends every process of its engine, however the service ends: SIGKILL and a full memory, too.
+"""End every process of an engine with its service, also when the service is killed by SIGKILL or for lack of memory.
 
 The service holds the write end of a pipe, one per engine. Each process that vLLM starts opens the read end and lets the
-kernel send it SIGKILL once no write end is open any more. No thread has to be scheduled for that, so a process that is
-stopped, or busy in a kernel, ends too. It works for every generation of children and under any PID 1, unlike
+kernel send it SIGKILL when no write end is open any more. No thread has to run for that, so a process that is stopped,
+or busy in a kernel, ends too. It works for all generations of child processes and under any PID 1, unlike
 PR_SET_PDEATHSIG, which follows the thread that started a process, and one generation only.
 """
 
@@ -14,6 +14,7 @@ import fcntl
 import logging
 import os
 import signal
+from dataclasses import dataclass
 from typing import NoReturn
 
 log = logging.getLogger(__name__)
@@ -26,27 +27,27 @@ _watched = -1
 
 
 class ServicePipe:
-    """Held by the service for one engine; closing it kills what is left of that engine's processes."""
+    """The service's end of one engine's pipe. Closing it kills the processes that are left of that engine."""
 
     def __init__(self) -> None:
         # Python opens both close-on-exec: no program that this process starts inherits them.
         self._read, self._write = os.pipe()
         _write_ends.add(self._write)
-        # The pid as /proc has it: it may have been mounted for another namespace of pids.
+        # The pid as in /proc, which may have been mounted for another pid namespace.
         with contextlib.suppress(OSError):
             self._name = f"{os.readlink('/proc/self')}:{self._read}:{os.fstat(self._read).st_ino}"
             os.stat(f"/proc/self/fd/{self._read}")
             return
         self._name = ""
-        log.warning("/proc cannot be read; a service that is killed will leave its engine's processes behind")
+        log.warning("cannot read /proc; if the service is killed, its engine's processes will keep running")
 
     @property
     def environment(self) -> dict[str, str]:
-        """Return what the engine's processes need in their environment."""
+        """Return environment variables for the engine's processes."""
         return {VARIABLE: self._name} if self._name else {}
 
     def close(self) -> None:
-        """Kill the engine's processes. What this process starts from now on follows no pipe. Idempotent."""
+        """Kill the engine's processes. Processes that are started later follow no pipe. Idempotent."""
         if self._write not in _write_ends:
             return
         if os.environ.get(VARIABLE) == self._name:
@@ -56,10 +57,21 @@ class ServicePipe:
         os.close(self._read)
 
 
-def end_with_service() -> None:
-    """Let the kernel kill this process at the end of the service that started its engine. Idempotent.
+@dataclass(frozen=True, slots=True)
+class HostResources:
+    """Resources of this machine that an engine frees at its end."""
 
-    Do nothing where no service did, and in the service itself. A service that is gone already ends this process now.
+    pipe: ServicePipe
+    """Ends the engine's processes when it is closed."""
+    free_before: tuple[int, ...]
+    """Free bytes of each GPU before the engine was started."""
+
+
+def end_with_service() -> None:
+    """Let the kernel kill this process when the service that started its engine ends. Idempotent.
+
+    Do nothing in the service itself, and in a process that no service started. If the service has ended already, this
+    process ends now.
     """
     global _watched
     service, _, rest = os.environ.get(VARIABLE, "").partition(":")
@@ -68,11 +80,11 @@ def end_with_service() -> None:
     number, _, inode = rest.partition(":")
     path = f"/proc/{service}/fd/{number}"
     try:
-        if str(os.stat(path).st_ino) != inode:  # the number was given to another file since, or the pid
+        if str(os.stat(path).st_ino) != inode:  # the file descriptor or the pid was reused since
             _end()
         pipe = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except PermissionError as error:
-        log.warning("cannot watch the service: %s; this process will outlive it if it is killed", error)
+        log.warning("cannot watch the service: %s; if it is killed, this process will keep running", error)
         return
     except OSError:
         _end()
@@ -81,12 +93,12 @@ def end_with_service() -> None:
     fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | os.O_ASYNC)
     _watched = pipe
     with contextlib.suppress(BlockingIOError):
-        os.read(pipe, 1)  # nobody writes: this is the end of the file, which came before the signal was asked for
+        os.read(pipe, 1)  # nothing is ever written: this is the end of the file, from before the signal was set up
         _end()
 
 
 def end_with_parent() -> None:
-    """Let the kernel kill this process, a fork of a process with one thread, when that one ends. See prctl(2)."""
+    """Let the kernel kill this process when its parent, which must have one thread, ends. See prctl(2)."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -96,7 +108,7 @@ def _end() -> NoReturn:
 
 
 def _after_fork() -> None:
-    """A forked child has copies of the write ends, and the signal goes to its parent alone."""
+    """Close the copies of the write ends in a forked child, and let the signal go to it, not to its parent only."""
     global _watched
     for end in _write_ends:
         os.close(end)

@@ -1,4 +1,4 @@
-"""The engine's own counts, taken where vLLM reports them after every step."""
+"""Measure the engine's load from the statistics that vLLM reports after every step."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from vllm.v1.metrics.loggers import StatLoggerBase
 
 from penstock.engine.base import EngineLoad
 
-_SMOOTHING = 0.1  # weight of the newest step: the mean follows a change of load within some twenty steps
+_SMOOTHING = 0.1  # weight of the newest step: the mean follows a change of load within about twenty steps
 
 
 class LoadMeter:
-    """Keeps the newest counts and two running means. Written and read on the event loop alone."""
+    """The newest counts and two running means. Written and read on the event loop only."""
 
     def __init__(self) -> None:
         self.drafted_tokens = 0
@@ -28,7 +28,7 @@ class LoadMeter:
         self._first_token_seconds: float | None = None
 
     def load(self) -> EngineLoad:
-        """Sums over data-parallel ranks; the KV cache of the fullest."""
+        """Return the counts: sums over data-parallel ranks, and the KV cache usage of the fullest rank."""
         return EngineLoad(
             running_requests=sum(self._running.values()),
             waiting_requests=sum(self._waiting.values()),
@@ -43,6 +43,7 @@ class LoadMeter:
         )
 
     def scheduled(self, stats: Any, rank: int) -> None:
+        """Record the scheduler's statistics of one step of one rank."""
         self._steps += 1
         self._running[rank] = stats.num_running_reqs
         self._waiting[rank] = stats.num_waiting_reqs + stats.num_skipped_waiting_reqs
@@ -57,7 +58,7 @@ class LoadMeter:
             self._accepted_by_position = tuple(map(sum, zip(before, here, strict=True)))
 
     def stepped(self, stats: Any) -> None:
-        """One step may give a stream several tokens (MTP), so the intervals are divided by tokens, not by streams."""
+        """Record one step's times. With MTP a step gives a stream several tokens: intervals are divided by tokens."""
         self._preemptions += stats.num_preempted_reqs
         firsts = stats.time_to_first_tokens_iter
         if firsts:
@@ -67,7 +68,7 @@ class LoadMeter:
             self._seconds_per_token = _mean(self._seconds_per_token, sum(intervals) / tokens)
 
     def logger(self, vllm_config: Any, engine_index: int = 0) -> StatLoggerBase:
-        """A `StatLoggerFactory` for `AsyncLLM`."""
+        """Return a stat logger. This method is a `StatLoggerFactory` for `AsyncLLM`."""
         return _Logger(self, engine_index)
 
 
@@ -79,13 +80,14 @@ class _Logger(StatLoggerBase):  # type: ignore[misc] # vLLM's types are not foll
     def record(
         self, scheduler_stats: Any, iteration_stats: Any, mm_cache_stats: Any = None, engine_idx: int = 0
     ) -> None:
+        """Record vLLM's statistics of one step."""
         if scheduler_stats is not None:
             self._meter.scheduled(scheduler_stats, self._rank)
         if iteration_stats is not None:
             self._meter.stepped(iteration_stats)
 
     def log_engine_initialized(self) -> None:
-        """Nothing: start-up is reported by `start`."""
+        """Do nothing: `start` reports the start."""
 
 
 def _mean(before: float | None, new: float) -> float:

@@ -1,8 +1,8 @@
-"""An engine over several machines: finding node 0, and what the other nodes do.
+"""Run an engine over several machines: find node 0, and do the other nodes' part.
 
-vLLM runs a part of the engine on each node ("headless") and never notices that the others are gone: its workers wait
-for ever. So a process watches over that part: it starts it when node 0 can be found, ends it when node 0's engine is
-gone, and starts it again for the next one. Thus the supervisor on node 0 can replace an engine that spans machines.
+vLLM runs a part of the engine on each node ("headless") and does not notice that other nodes are gone: its workers wait
+for ever. So a process supervises that part. It starts it when node 0 can be found, ends it when node 0's engine is
+gone, and starts it again for the next engine. Thus the supervisor on node 0 can replace an engine on several machines.
 """
 
 from __future__ import annotations
@@ -30,12 +30,15 @@ _CHECK_SECONDS = 1.0
 _KILL_SECONDS = 10.0
 _FIND_SECONDS = 600.0
 _MISSES = 3
-"""Connections in a row that must fail until node 0's engine counts as gone."""
+"""Connections in a row that must fail before node 0's engine counts as gone."""
 
 
 async def find_leader(settings: EngineSettings, wait_seconds: float = _FIND_SECONDS) -> EngineSettings:
-    """With node 0's name in numbers: vLLM listens on it, which takes no names. A pod's name exists only when the pod
-    has its address, hence the wait. Raises `errors.EngineDown` after it."""
+    """Return the settings with node 0's address in numbers, because vLLM cannot listen on a name.
+
+    A pod's name exists only once the pod has its address, so wait for it. Raise `errors.EngineDown` after
+    `wait_seconds`.
+    """
     if settings.nodes == 1:
         return settings
     until = time.monotonic() + wait_seconds
@@ -46,7 +49,9 @@ async def find_leader(settings: EngineSettings, wait_seconds: float = _FIND_SECO
             return settings.model_copy(update={"leader_address": found[0][4][0]})
         except OSError as error:
             if time.monotonic() > until:
-                raise EngineDown(f"engine.leader_address: {settings.leader_address} cannot be found") from error
+                raise EngineDown(
+                    f"engine.leader_address: cannot resolve {settings.leader_address} after {wait_seconds:g} s"
+                ) from error
             await asyncio.sleep(_CHECK_SECONDS)
 
 
@@ -57,8 +62,11 @@ async def compute(
     hold_seconds: float,
     command: Sequence[str] = HEADLESS,
 ) -> int:
-    """Computes for node 0 until `stop`, and then as long as node 0's engine lives, at most `hold_seconds`: its streams
-    drain through this node. Returns the exit code: 1 where this node's part ended before it had joined."""
+    """Compute for node 0 until `stop`. Return the exit status: 1 where this node's part ended before it had joined.
+
+    After `stop`, continue while node 0's engine lives, at most `hold_seconds`, because its streams drain through this
+    node.
+    """
     while not stop.is_set():
         found = await _unless(stop, find_leader(settings))
         if found is None:
@@ -72,9 +80,9 @@ async def compute(
         if stop.is_set():
             break
         if not joined:
-            progress(f"this node's part of the engine ended before it joined, with {part.process.returncode}")
+            progress(f"this node's part of the engine ended before it joined, exit status {part.process.returncode}")
             return 1
-        progress("node 0's engine is gone; waiting for the next")
+        progress("node 0's engine is gone; waiting for the next one")
     return 0
 
 
@@ -98,8 +106,9 @@ class _Part:
 
     @classmethod
     async def start(cls, settings: EngineSettings, command: Sequence[str]) -> _Part:
+        """Start the process and send it the settings."""
         pipe = ServicePipe()
-        # By stdin: arguments may hold what others on the machine should not read.
+        # By stdin: other users of the machine can read arguments, which may contain secrets.
         try:
             process = await asyncio.create_subprocess_exec(
                 *command, stdin=asyncio.subprocess.PIPE, start_new_session=True, env=os.environ | pipe.environment
@@ -115,8 +124,11 @@ class _Part:
         return cls(settings, process, pipe)
 
     async def until_it_ends_or_is_alone(self, stop: asyncio.Event, hold_seconds: float) -> bool:
-        """Whether node 0's engine was seen. A part that ended by itself is not replaced before node 0's engine has
-        gone too: no part can join an engine that runs."""
+        """Wait until this part can go. Return whether node 0's engine was seen.
+
+        A part that ended by itself is replaced only after node 0's engine has gone too: no part can join a running
+        engine.
+        """
         seen, misses, hold_until = False, 0, None
         while misses < _MISSES:
             if stop.is_set() and hold_until is None:
@@ -131,7 +143,7 @@ class _Part:
         return seen
 
     async def _leader_is_up(self) -> bool:
-        """The meeting point is open as long as node 0's first worker lives."""
+        """Return whether node 0's port is open, which it is while its first worker lives."""
         try:
             async with asyncio.timeout(5):
                 _, writer = await asyncio.open_connection(self.settings.leader_address, self.settings.leader_port)
@@ -143,7 +155,7 @@ class _Part:
         return True
 
     async def end(self) -> None:
-        """With all that it started: what waits for a lost node does not end by itself."""
+        """End the process with all that it started: processes that wait for a lost node do not end by themselves."""
         below: list[psutil.Process] = []
         with contextlib.suppress(psutil.NoSuchProcess):
             below = psutil.Process(self.process.pid).children(recursive=True)

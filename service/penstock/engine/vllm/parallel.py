@@ -1,4 +1,4 @@
-"""How a model is spread over devices: tensor, data and expert parallel, and EPLB. Pure."""
+"""Decide how a model is distributed over devices: tensor, data and expert parallelism, and EPLB. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 
 from penstock.config.schema import EngineSettings, Switch
 from penstock.engine.sizing import weights as sizes
-from penstock.engine.sizing.cache import plan_cache
+from penstock.engine.sizing.cache import CacheSettings, plan_cache
 from penstock.engine.sizing.shape import read_shape
 from penstock.engine.vllm.checkpoint import ModelCheckpoint
 from penstock.engine.vllm.switches import impossible, switch
@@ -15,16 +15,18 @@ from penstock.errors import ConfigError
 from penstock.types import Feature
 
 _WEIGHTS_SHARE = 0.75
-"""Of the memory vLLM may use: the rest is KV cache, states and activations."""
+"""Share of the memory that vLLM may use; the rest is for KV cache, states and activations."""
 
 _NEARLY = 0.9
-"""Of the most contexts: a width that holds so many is as good."""
+"""A tensor-parallel size with this share of the most contexts counts as equal to the best."""
 
 _ELSEWHERE = frozenset({"distributed_executor_backend", "nnodes", "data_parallel_size", "data_parallel_size_local"})
 
 
 @dataclass(frozen=True, slots=True)
 class Parallel:
+    """The sizes of the parallel dimensions, and the features of the profile that say why."""
+
     tensor: int
     stages: int
     data: int
@@ -34,8 +36,11 @@ class Parallel:
 
 
 @dataclass(frozen=True, slots=True)
-class _Room:
-    """GPUs of each node, the memory of each (None: not known), the share of it that weights may take, and the nodes."""
+class _GpuPool:
+    """The GPUs of all nodes.
+
+    `each` is the GPUs per node, `bytes_each` the memory of each (None: not known), `share` the share of it for weights.
+    """
 
     each: int
     bytes_each: int | None
@@ -44,15 +49,17 @@ class _Room:
 
     @property
     def total(self) -> int:
+        """Return the number of GPUs of all nodes."""
         return self.each * self.nodes
 
     def holds(self, size: int, gpus: int) -> bool:
+        """Return whether the weights of `size` bytes fit on so many GPUs."""
         return gpus * (self.bytes_each or 0) * self.share >= size
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertLayout:
-    """The experts as served: `ranks` hold them by whole experts, 1 where each device has a part of every expert."""
+    """The experts as served. `ranks` hold whole experts; it is 1 where each device has a part of every expert."""
 
     layers: int
     experts: int
@@ -67,26 +74,28 @@ def plan_parallel(
     count: int = 1,
     bytes_each: int | None = None,
 ) -> Parallel:
-    """As few devices per replica as hold the weights, the rest as replicas; with experts spread over one node's GPUs,
-    the width that holds most contexts. `count` and `bytes_each` are this node's devices, and each node has as many.
-    Raises `ConfigError`."""
-    room = _Room(count, bytes_each, settings.gpu_memory_utilization * _WEIGHTS_SHARE, settings.nodes)
-    tensor, stages, why = _layout(settings, checkpoint, device, room)
-    # Machines that `extra_args` names are vLLM's own business; then its counts hold, not the GPUs seen here.
+    """Return as few devices per replica as hold the weights, and the rest as replicas.
+
+    With experts distributed over one node's GPUs, return the tensor-parallel size with most contexts. `count` and
+    `bytes_each` are this node's devices; each node has as many. Raise `ConfigError`.
+    """
+    pool = _GpuPool(count, bytes_each, settings.gpu_memory_utilization * _WEIGHTS_SHARE, settings.nodes)
+    tensor, stages, why = _layout(settings, checkpoint, device, pool)
+    # vLLM manages machines that `extra_args` names; then its own numbers apply, not the GPUs found here.
     elsewhere = not _ELSEWHERE.isdisjoint(settings.extra_args)
     data, why_data = settings.data_parallel_size, "asked for"
     if data is None:
-        data = 1 if device == "cpu" or elsewhere else max(1, room.total // (tensor * stages))
-        why_data = "one engine" if data == 1 else f"{room.total} GPUs hold the model {data} times"
+        data = 1 if device == "cpu" or elsewhere else max(1, pool.total // (tensor * stages))
+        why_data = "one engine" if data == 1 else f"{pool.total} GPUs hold the model {data} times"
     if device == "cpu" and data > 1:
-        raise ConfigError("engine.data_parallel_size: vLLM's CPU build runs one replica; start more services instead")
+        raise ConfigError(f"engine.data_parallel_size must be 1 on a CPU, got {data}; start more services instead")
     if not elsewhere:
-        _check_ranks(device, tensor, data, stages, room)
+        _check_ranks(device, tensor, data, stages, pool)
     if checkpoint.heads and checkpoint.heads % tensor:
         raise ConfigError(f"engine.tensor_parallel_size: {tensor} does not divide {checkpoint.heads} attention heads")
     experts = _experts(settings, checkpoint, device, tensor * data)
     eplb = _eplb(settings, experts)
-    over = f" over {room.nodes} nodes" if room.nodes > 1 else ""
+    over = f" over {pool.nodes} nodes" if pool.nodes > 1 else ""
     staged = (Feature("pipeline_parallel", True, str(stages), why),) if stages > 1 else ()
     features = (
         Feature("tensor_parallel", tensor > 1, str(tensor), why),
@@ -98,34 +107,36 @@ def plan_parallel(
     return Parallel(tensor, stages, data, experts.enabled, eplb.enabled, features)
 
 
-def _layout(settings: EngineSettings, checkpoint: ModelCheckpoint, device: str, room: _Room) -> tuple[int, int, str]:
-    """(tensor, stages, why). A replica stays within a node where it fits: tensor parallel ranks talk in every layer."""
+def _layout(settings: EngineSettings, checkpoint: ModelCheckpoint, device: str, pool: _GpuPool) -> tuple[int, int, str]:
+    """Return (tensor, stages, why). A replica stays within a node if it fits: tensor parallelism needs fast links."""
     tensor = settings.tensor_parallel_size
     stages = int(str(settings.extra_args.get("pipeline_parallel_size", 0))) or settings.pipeline_parallel_size
     if device == "cpu":
-        why = "asked for" if tensor else "one process per node" if room.nodes > 1 else "one process unless asked for"
-        return tensor or (room.nodes if stages is None else 1), stages or 1, why
+        why = "asked for" if tensor else "one process per node" if pool.nodes > 1 else "one process unless asked for"
+        return tensor or (pool.nodes if stages is None else 1), stages or 1, why
     if tensor is not None:
         return tensor, stages or 1, "asked for"
-    if stages is None and (spread := _most_contexts(settings, checkpoint, room)):
+    if stages is None and (spread := _most_contexts(settings, checkpoint, pool)):
         return spread
-    return _fit(settings, checkpoint, room, stages)
+    return _fit(settings, checkpoint, pool, stages)
 
 
-def _most_contexts(settings: EngineSettings, checkpoint: ModelCheckpoint, room: _Room) -> tuple[int, int, str] | None:
-    """The width with which the node's GPUs hold most contexts of the whole window, its experts spread over all.
+def _most_contexts(
+    settings: EngineSettings, checkpoint: ModelCheckpoint, pool: _GpuPool
+) -> tuple[int, int, str] | None:
+    """Return the tensor-parallel size with which one node's GPUs hold most contexts of the whole window.
 
-    More devices per replica than key-value heads keep each head several times; more replicas keep more copies of all
-    but the experts. None where that is not the question: a dense model, several nodes, sizes not known, or replicas
-    asked for.
+    The experts are distributed over all GPUs. With more devices per replica than key-value heads, each head is kept
+    several times; with more replicas, everything but the experts is. Return None where this does not apply: a dense
+    model, several nodes, unknown sizes, or replicas that were asked for.
     """
-    ranks, experts = room.each, checkpoint.experts
+    ranks, experts = pool.each, checkpoint.experts
     told = (
         settings.data_parallel_size
         or settings.expert_parallel == "off"
         or not _ELSEWHERE.isdisjoint(settings.extra_args)
     )
-    if told or not experts or room.nodes > 1 or not room.bytes_each or ranks == 1 or experts % ranks:
+    if told or not experts or pool.nodes > 1 or not pool.bytes_each or ranks == 1 or experts % ranks:
         return None
     try:
         shape = read_shape(checkpoint.text)
@@ -140,17 +151,18 @@ def _most_contexts(settings: EngineSettings, checkpoint: ModelCheckpoint, room: 
             continue
         layout = sizes.ParallelLayout(tensor, ranks // tensor, experts=True)
         weights = sizes.weight_bytes(shape, fp8, draft=drafted > 0, layout=layout)
-        if not room.holds(weights, 1):
+        if not pool.holds(weights, 1):
             continue
         try:
-            cache = plan_cache(shape, layout, kv_fp8=settings.fp8_kv_cache != "off", drafted=drafted)
+            cached = CacheSettings(kv_fp8=settings.fp8_kv_cache != "off", drafted=drafted)
+            cache = plan_cache(shape, layout, cached)
         except ConfigError:
             continue
-        free = int(room.bytes_each * settings.gpu_memory_utilization) - weights
+        free = int(pool.bytes_each * settings.gpu_memory_utilization) - weights
         found.append((layout.data * cache.sequences(free, window), tensor))
     if not found:
         return None
-    # Fewer devices per replica exchange less: a wider one has to hold noticeably more.
+    # Fewer devices per replica exchange less data: a larger size must hold noticeably more contexts.
     most = max(contexts for contexts, _ in found)
     contexts, tensor = next(one for one in found if one[0] >= most * _NEARLY)
     return (
@@ -160,34 +172,36 @@ def _most_contexts(settings: EngineSettings, checkpoint: ModelCheckpoint, room: 
     )
 
 
-def _check_ranks(device: str, tensor: int, data: int, stages: int, room: _Room) -> None:
+def _check_ranks(device: str, tensor: int, data: int, stages: int, pool: _GpuPool) -> None:
     ranks, said = tensor * data * stages, f"{tensor} (tensor) x {data} (data) x {stages} (pipeline) parallel"
-    if device == "gpu" and room.nodes == 1 and ranks > room.each:
-        raise ConfigError(f"{said} is more than {room.each} GPUs")
-    if device == "gpu" and room.nodes > 1 and ranks != room.total:
-        raise ConfigError(f"{said} is not {room.each} GPUs on each of {room.nodes} nodes (engine.nodes)")
-    if ranks % room.nodes:
-        raise ConfigError(f"engine.nodes: {said} cannot be shared out evenly among {room.nodes} nodes")
+    if device == "gpu" and pool.nodes == 1 and ranks > pool.each:
+        raise ConfigError(f"{said} needs {ranks} GPUs, and there are {pool.each}")
+    if device == "gpu" and pool.nodes > 1 and ranks != pool.total:
+        raise ConfigError(
+            f"{said} needs {ranks} GPUs, and {pool.nodes} nodes (engine.nodes) with {pool.each} each have {pool.total}"
+        )
+    if ranks % pool.nodes:
+        raise ConfigError(f"engine.nodes: {said} cannot be divided evenly among {pool.nodes} nodes")
 
 
 def _fit(
-    settings: EngineSettings, checkpoint: ModelCheckpoint, room: _Room, stages: int | None
+    settings: EngineSettings, checkpoint: ModelCheckpoint, pool: _GpuPool, stages: int | None
 ) -> tuple[int, int, str]:
-    """The smallest power of two of GPUs whose memory holds the weights; beyond a node, stages on so many nodes."""
+    """Return the smallest power of two of GPUs that holds the weights; stages on several nodes if one is too small."""
     size = checkpoint.weight_bytes(fp8=settings.fp8_weights != "off")
-    if not room.bytes_each or not size:
-        return room.each, stages or room.nodes, "one GPU" if room.total == 1 else "all GPUs: sizes are not known"
-    said = f"{size / 1e9:.0f} GB of weights, {room.bytes_each / 1e9:.0f} GB per GPU"
+    if not pool.bytes_each or not size:
+        return pool.each, stages or pool.nodes, "one GPU" if pool.total == 1 else "all GPUs: sizes are not known"
+    said = f"{size / 1e9:.0f} GB of weights, {pool.bytes_each / 1e9:.0f} GB per GPU"
     tensor = 1
-    while not room.holds(size, tensor * (stages or 1)):
+    while not pool.holds(size, tensor * (stages or 1)):
         tensor *= 2
-    if tensor <= room.each:
+    if tensor <= pool.each:
         return tensor, stages or 1, said
-    for nodes in range(2, room.nodes + 1):
-        if stages is None and room.nodes % nodes == 0 and room.holds(size, room.each * nodes):
-            return room.each, nodes, said
+    for nodes in range(2, pool.nodes + 1):
+        if stages is None and pool.nodes % nodes == 0 and pool.holds(size, pool.each * nodes):
+            return pool.each, nodes, said
     raise ConfigError(
-        f"{checkpoint.model} does not fit: {said}, so {tensor} GPUs are needed and there are {room.total}"
+        f"{checkpoint.model} does not fit: {said}, so {tensor} GPUs are needed and there are {pool.total}"
     )
 
 

@@ -1,4 +1,4 @@
-"""The start-up probe: does a thinking budget hold on this engine, with everything that is on?"""
+"""Probe at start whether a thinking budget holds on this engine, with everything that is on."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _SECONDS = 120.0
 
 
 async def budget_fault(engine: VllmEngine) -> str | None:
-    """In words what is wrong; None where the budget holds, or where the engine is not asked to hold it.
+    """Return what is wrong with the thinking budget, as text; None where it holds or the engine need not hold it.
 
-    The budgets run side by side, greedy and sampled, and no end of turn is allowed: an untrained model, too, must be
-    closed where the budget says. Raises `EngineDown` where the engine dies of it or hangs.
+    The budgets run side by side, greedy and sampled, and the end of the turn is not allowed: the thought of an
+    untrained model must be closed at the budget too. Raise `EngineDown` where the engine dies or hangs.
     """
     markers = engine.card.markers
     if markers is None or not engine.card.forces_budget:

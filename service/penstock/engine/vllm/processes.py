@@ -1,4 +1,4 @@
-"""The processes that one vLLM engine started, and their end when the engine itself can no longer see to it."""
+"""Find the processes that one vLLM engine started, and kill them when the engine cannot end them itself."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _CHECK_SECONDS = 0.05
 
 
 def processes_of(llm: Any) -> tuple[psutil.Process, ...]:
-    """The engine cores of an AsyncLLM and everything below them. Taken while they live: orphans keep no parent."""
+    """Return the engine cores of an AsyncLLM and all processes below. They must be alive: orphans keep no parent."""
     manager = llm.engine_core.resources.engine_manager
     found: list[psutil.Process] = []
     for core in manager.processes if manager is not None else ():
@@ -26,14 +26,14 @@ def processes_of(llm: Any) -> tuple[psutil.Process, ...]:
 
 
 def children() -> tuple[psutil.Process, ...]:
-    """All below this process."""
+    """Return all processes below this one."""
     return tuple(psutil.Process().children(recursive=True))
 
 
 def kill(processes: Sequence[psutil.Process], wait_seconds: float) -> None:
-    """Send SIGKILL, which also ends what is stopped or hangs, and wait for the ends, at most so long.
+    """Send SIGKILL, which also ends processes that are stopped or hang, and wait up to `wait_seconds` for their ends.
 
-    psutil refuses pids that were given to others since. A zombie has ended: one whose parent is gone belongs to PID 1,
+    psutil refuses pids that have been reused. A zombie counts as ended: if its parent is gone it belongs to PID 1,
     which in a container may never reap it.
     """
     for process in processes:

@@ -1,10 +1,10 @@
-"""Translates regular expressions into the few constructs that xgrammar reads as Python and ECMA-262 do.
+r"""Translate regular expressions into the few constructs that xgrammar reads as Python and ECMA-262 do.
 
 The whole text has to match, as with Python's `re.fullmatch`. Where Python and ECMA-262 differ, an accepted text matches
-in both: `\\d`, `\\w` and `\\s` are ASCII, and what they exclude (`\\D`, `[^\\w]`) is excluded in Unicode. Anchors count
-at the ends of the expression only; lazy quantifiers are greedy ones, since the whole text matches either way.
-Everything else that has no exact counterpart is refused with its text and offset: xgrammar 0.2.8 reads `\\A`, `\\Z` and
-unknown escapes as letters and drops a `$` in the middle.
+in both: `\d`, `\w` and `\s` are ASCII, and their complements (`\D`, `[^\w]`) exclude Unicode. Anchors are
+supported at the ends of the expression only; lazy quantifiers become greedy ones, since the whole text matches either
+way. Everything else without an exact counterpart is refused with its text and offset: xgrammar 0.2.8 reads `\A`, `\Z`
+and unknown escapes as letters and drops a `$` in the middle.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ Ranges = tuple[tuple[int, int], ...]
 _MAX_DEPTH = 64
 _MAX_SIZE = 1 << 20
 MAX_COUNT = 1_000_000_000
-"""Most repetitions: xgrammar counts in 32 bits, and above them from 0 again."""
-_TEXT: Ranges = ((0, 0xD7FF), (0xE000, sys.maxunicode))  # surrogates are no characters
+"""Maximum repetitions: xgrammar counts in 32 bits and overflows above them."""
+_TEXT: Ranges = ((0, 0xD7FF), (0xE000, sys.maxunicode))  # surrogates are not characters
 _CONTROLS = {"n": 10, "r": 13, "t": 9, "f": 12, "v": 11}
 _COUNT = re.compile(r"\{(?:(\d+)(,?)(\d*)|,(\d+))\}")
 _GROUP_NAME = re.compile(r"\?(?:P?<[A-Za-z_]\w*>|:)")
@@ -36,7 +36,7 @@ _OTHER_LENGTHS: tuple[Ranges, ...] = (
     ((0, 0x7FF), (0x10000, sys.maxunicode)),
     ((0, 0xFFFF),),
 )
-"""What is not written in one or two bytes of UTF-8, in three, and in four."""
+"""Characters that do not take one or two bytes in UTF-8, three, and four."""
 _CARET = ord("^")
 _LONG_ESCAPES = 27  # control characters that JSON writes as \u00XX only
 _JSON_ESCAPES = {0x22: '"', 0x5C: "\\", 8: "b", 12: "f", 10: "n", 13: "r", 9: "t"}
@@ -82,14 +82,17 @@ _Node = _Set | _Anchor | _Repeat | _Group
 def translate(pattern: str) -> str:
     """Return a regular expression for xgrammar whose texts match `pattern` as a whole.
 
-    Raises RefusedRegexError for what cannot be enforced and for what is no regular expression.
+    Raise RefusedRegexError for parts that cannot be enforced, and for an invalid expression.
     """
     return _Writer(in_json=False).whole(_Parser(pattern, newlines=((10, 10),)).parse())
 
 
 def translate_json_pattern(pattern: str) -> str:
-    """Return a regular expression for the inside of a JSON string whose value `pattern` is found in, as the JSON-schema
-    keyword means it: anywhere, unless anchored. Raises as `translate` does."""
+    """Return a regular expression for the inside of a JSON string whose value contains a match of `pattern`.
+
+    As with the JSON-schema keyword, the match may be anywhere unless it is anchored. Raise RefusedRegexError as
+    `translate`.
+    """
     group = _Parser(pattern, newlines=((10, 10), (13, 13), (0x2028, 0x2029))).parse()
     while len(group.branches) == 1 and len(group.branches[0]) == 1 and isinstance(group.branches[0][0], _Group):
         group = group.branches[0][0]
@@ -97,7 +100,7 @@ def translate_json_pattern(pattern: str) -> str:
 
 
 def json_string_of_length(least: int, most: int | None) -> str:
-    """Return a regular expression for the inside of a JSON string of so many characters (code points)."""
+    """Return a regular expression for the inside of a JSON string of `least` to `most` characters (code points)."""
     return _Writer(in_json=True).whole(_Group(((_Repeat(_Set(_TEXT), least, most),),)))
 
 
@@ -116,9 +119,10 @@ class _Parser:
         self._depth = 0
 
     def parse(self) -> _Group:
+        """Return the whole expression as a group. Raise RefusedRegexError."""
         group = self._group_body()
         if self._at < len(self._pattern):
-            raise self._refused("this closes no group", self._at, 1)
+            raise self._refused("unmatched closing parenthesis", self._at, 1)
         return group
 
     def _refused(self, why: str, offset: int, length: int) -> RefusedRegexError:
@@ -219,7 +223,7 @@ class _Parser:
         return _Set(self._escaped(offset, excludes=False))
 
     def _escaped(self, offset: int, *, excludes: bool, in_set: bool = False) -> Ranges:
-        """Code points of what follows a backslash. `excludes`: of a set that is turned around."""
+        """Return the code points of what follows a backslash; `excludes`: inside a negated set."""
         letter = self._pattern[self._at : self._at + 1]
         self._at += 1
         if letter and letter in "dwsDWS":
@@ -241,7 +245,7 @@ class _Parser:
 
     def _one(self, code: int, offset: int) -> Ranges:
         if 0xD800 <= code <= 0xDFFF or code > sys.maxunicode:
-            raise self._refused("surrogates and numbers beyond U+10FFFF are no characters", offset, self._at - offset)
+            raise self._refused("surrogates and numbers beyond U+10FFFF are not characters", offset, self._at - offset)
         return ((code, code),)
 
     def _set(self, offset: int) -> Ranges:
@@ -256,7 +260,7 @@ class _Parser:
                 self._at += 1
                 right = self._member(offset, excludes=excludes)
                 if not (_is_one(left) and _is_one(right) and left[0][0] <= right[0][0]):
-                    raise self._refused("this is no range of characters", begin, self._at - begin)
+                    raise self._refused("invalid range of characters", begin, self._at - begin)
                 left = ((left[0][0], right[0][0]),)
             found.extend(left)
         self._at += 1
@@ -279,6 +283,7 @@ class _Writer:
         self._size = 0
 
     def whole(self, group: _Group) -> str:
+        """Return the expression for a whole text. Raise RefusedRegexError."""
         return self._branches(group, starts=True, ends=True)
 
     def _sized(self, text: str) -> str:
@@ -336,17 +341,17 @@ def _set(ranges: Ranges) -> str:
     if _is_one(ranges):
         return _character(ranges[0][0])
     if ranges[0][0] == _CARET:
-        # At the start xgrammar reads it as a sign that turns the set around, even where it is written as a number.
+        # xgrammar reads a caret at the start as negation, even where it is written as a number.
         ranges = (*_minus(ranges, ((_CARET, _CARET),)), (_CARET, _CARET))
     parts = (_character(a) if a == b else f"{_character(a)}-{_character(b)}" for a, b in ranges)
     return f"[{''.join(parts)}]"
 
 
 def _json_set(ranges: Ranges) -> str:
-    """One character of a JSON string as it is written: itself, or its shortest escape."""
+    """Return an expression for one character of a JSON string: itself, or its shortest escape."""
     raw = _minus(ranges, ((0, 0x1F), (0x22, 0x22), (0x5C, 0x5C)))
-    # One set for each length in UTF-8: of a set over several lengths, xgrammar also takes spellings that are too long,
-    # which no decoder takes for a character.
+    # One set for each length in UTF-8: for a set over several lengths, xgrammar also allows overlong encodings, which
+    # decoders reject.
     by_length = [part for less in _OTHER_LENGTHS if (part := _minus(raw, less))]
     escaped = [code for code in (*range(0x20), 0x22, 0x5C) if any(a <= code <= b for a, b in ranges)]
     short = [ord(_JSON_ESCAPES[code]) for code in escaped if code in _JSON_ESCAPES]
@@ -392,7 +397,7 @@ def _minus(ranges: Ranges, less: Ranges) -> Ranges:
 
 @cache
 def _named(letter: str, *, unicode: bool) -> Ranges:
-    r"""Return the characters of `\d` and the like: the narrower reading, or with `unicode` the wider one."""
+    r"""Return the characters of `\d` and the like: by the narrower of two readings, or with `unicode` the wider one."""
     if letter.isupper():
         return _minus(_TEXT, _named(letter.lower(), unicode=not unicode))
     flags = re.NOFLAG if unicode else re.ASCII

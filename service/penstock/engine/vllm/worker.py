@@ -1,4 +1,4 @@
-"""Answer what the engine asks its workers over `collective_rpc`. vLLM mixes this class into its own worker."""
+"""Answer the service's queries in the engine's workers, over `collective_rpc`. vLLM adds this class to its worker."""
 
 from __future__ import annotations
 
@@ -6,26 +6,29 @@ from typing import Any
 
 
 class WorkerReport:
-    """Given to vLLM by name (`worker_extension_cls`); `model_runner` is its worker's."""
+    """Methods that vLLM adds to its worker class by name (`worker_extension_cls`); `model_runner` is the worker's."""
 
     model_runner: Any
     parallel_config: Any
     expert_tally: Any = None
 
     def draw_from(self, seed: int) -> None:
-        """Seed the generator that requests without a seed draw from; data-parallel ranks differ, all others agree."""
+        """Seed the generator of requests without a seed. Data-parallel ranks get different seeds, others the same."""
         from vllm.utils.torch_utils import set_random_seed
 
         set_random_seed(seed, self.parallel_config.data_parallel_index)
 
     def drawn_from(self) -> int:
-        """Return the seed that the generator began with."""
+        """Return the seed of the generator."""
         import torch
 
         return int(torch.initial_seed())
 
     def count_experts(self, on: bool) -> int:
-        """How many layers are counted from now on. Ranks that share layers see the same tokens: the first counts."""
+        """Start or stop counting. Return the number of counted layers.
+
+        Ranks that share layers see the same tokens, so only the first of them counts.
+        """
         from vllm.distributed import get_tensor_model_parallel_rank
 
         from penstock.engine.vllm.experts import RouterTally
@@ -40,11 +43,11 @@ class WorkerReport:
         return 0
 
     def expert_counts(self) -> list[list[int]]:
-        """Per layer counted here: its index, then the tokens of each expert, since the counting began."""
+        """Return, per counted layer, its index and then the tokens of each expert since counting began."""
         return [] if self.expert_tally is None else self.expert_tally.rows()
 
     def weight_bytes(self) -> dict[str, int]:
-        """Bytes of weights by element type, the draft layer's included, what both share counted once."""
+        """Return the bytes of weights by element type, with the draft layer's; shared weights count once."""
         # Model Runner V2, which GPUs get, calls it `speculator`.
         drafter = getattr(self.model_runner, "drafter", None) or getattr(self.model_runner, "speculator", None)
         models = [self.model_runner.model, getattr(drafter, "model", None)]
@@ -62,7 +65,7 @@ class WorkerReport:
         return sizes
 
     def cache_bytes(self) -> dict[str, int]:
-        """How vLLM laid out the cache: blocks, what a token and a sequence's states take of it, without padding."""
+        """Return how vLLM laid out the cache: blocks, bytes per token and per sequence's states, without padding."""
         config = self.model_runner.kv_cache_config
         specs = [(group.kv_cache_spec, len(group.layer_names)) for group in config.kv_cache_groups]
         attention = [(spec, layers) for spec, layers in specs if hasattr(spec, "head_size")]

@@ -1,17 +1,16 @@
-"""Everything that is patched in other people's packages, each with its reason. For vLLM 0.32.0.
+"""Patch vLLM and torchvision where they fail for this service, each patch with its reason. For vLLM 0.32.0.
 
 vLLM runs in several processes: this one, the engine core, its workers, and a subprocess of the model registry. It calls
-entry points in every one of them, so no process needs its own preparation; there each begins to watch for the end of
-the service (`lifetime`):
+entry points in each of them, so that no process needs its own preparation. There each process also starts to watch for
+the end of the service (`lifetime`):
 
-- `vllm.platform_plugins`: called while vLLM finds out its platform, before any model code is imported.
+- `vllm.platform_plugins`: called while vLLM detects its platform, before any model code is imported.
 - `vllm.general_plugins`: called before a model is loaded; vLLM's own modules may be imported and patched there.
 
-`strides`: arguments that the CPU kernels refuse. `speculation`: what MTP gets wrong.
-`draft_history`: steps with fewer drafts than usual. `recurrent_states`: MTP beside prefix caching.
-`slow_grammars`: constraints that hold up everybody. `constraint_prefix`: continuations of a constrained answer.
-`plain_text`: control tokens under a constraint. `seeds`: seeded prompts that take several steps.
-`waiting`: cores burnt by who waits. `engine.vllm.fp8`: FP8.
+`strides`: arguments that the CPU kernels refuse. `speculation`: errors with MTP. `draft_history`: steps with fewer
+drafts than usual. `recurrent_states`: MTP with prefix caching. `slow_grammars`: constraints that delay all requests.
+`constraint_prefix`: continuations of a constrained answer. `plain_text`: control tokens under a constraint. `seeds`:
+seeded prompts that take several steps. `waiting`: processes that use a core while they wait. `engine.vllm.fp8`: FP8.
 
 tests/engine/test_engine_vllm_compat.py fails when a patch is no longer needed.
 """
@@ -28,19 +27,19 @@ _kept: list[Any] = []  # a torch.library.Library takes its definitions back when
 
 
 def platform_plugin() -> None:
-    """Entry point in `vllm.platform_plugins`. Returns None: it brings no platform, it only comes early enough."""
+    """Prepare the process before model code is imported. Entry point in `vllm.platform_plugins`; adds no platform."""
     end_with_service()
     declare_torchvision_operators()
 
 
 def general_plugin() -> None:
-    """Entry point in `vllm.general_plugins`."""
+    """Patch vLLM before a model is loaded: entry point in `vllm.general_plugins`."""
     end_with_service()
     from vllm.platforms import current_platform
 
     from penstock.engine.vllm.compat import constraint_prefix, plain_text, slow_grammars
 
-    slow_grammars.stop_them()
+    slow_grammars.end_slow_requests()
     constraint_prefix.advance_over_prefix()
     plain_text.constrain_to_text()
     if not current_platform.is_cpu():
@@ -52,19 +51,19 @@ def general_plugin() -> None:
     strides.restride_single_state_index()
     speculation.expand_sampling_parameters()
     speculation.filter_no_rows()
-    # In this order: the first looks at every row before the second takes its own way with short ones.
+    # In this order: the second wraps the first, and must see every row.
     draft_history.keep_short_drafts()
     speculation.start_padded_prompts_afresh()
     speculation.remember_accepted_drafts()
     speculation.convolve_natively()
     recurrent_states.register()
     seeds.rewind_discarded_draws()
-    waiting.nap_instead_of_spinning()
+    waiting.sleep_instead_of_spinning()
     config.register()
 
 
 def declare_torchvision_operators() -> None:
-    """Lets torchvision's CUDA build, the only one on PyPI, be imported beside torch's CPU build.
+    """Let torchvision's CUDA build, the only one on PyPI, be imported beside torch's CPU build.
 
     Its C extension does not load there, so `torchvision::nms` does not exist, and torchvision's own registration of a
     fake for it raises at import. transformers and vLLM's qwen3_vl import torchvision. Nothing here calls the operators.

@@ -1,7 +1,7 @@
-"""A continuation of a constrained answer: the grammar starts after the tokens of the answer that the prompt holds.
+"""Continue a constrained answer: its grammar starts after the tokens of the answer that the prompt contains.
 
-For vLLM 0.32.0, whose grammar knows only the tokens that a request samples itself. A continuation would say the answer
-again from its start, and a sampled answer comes out differently each time.
+For vLLM 0.32.0, whose grammar knows only the tokens that a request samples itself. A continuation would repeat the
+answer from its start, and a sampled answer would differ from the first one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ PREFIX_TOKENS = "penstock_constraint_prefix_tokens"
 
 
 class PrefixRejectedError(ValueError):
-    """The constraint does not take the tokens that the prompt ends with."""
+    """The constraint does not allow the tokens that the prompt ends with."""
 
 
 def advance_over_prefix() -> None:
@@ -28,11 +28,12 @@ def advance_over_prefix() -> None:
         return
 
     def create_grammar(self: Any, request: Any) -> Any:
+        """Create the grammar and advance it over the prefix. Raise PrefixRejectedError."""
         grammar = create(self, request)
         for token_id in _prefix(request):
-            # One by one: each token has the time that it had when it was sampled (compat.slow_grammars).
+            # One by one: each token gets the time budget that it had when it was sampled (compat.slow_grammars).
             if not grammar.accept_tokens(request.request_id, [token_id]):
-                raise PrefixRejectedError(f"the constraint does not take the answer of {request.request_id} so far")
+                raise PrefixRejectedError(f"the constraint does not allow the answer of {request.request_id} so far")
         return grammar
 
     create_grammar.__wrapped__ = create  # type: ignore[attr-defined]

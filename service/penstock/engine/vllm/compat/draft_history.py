@@ -1,16 +1,17 @@
-"""The convolution's history of a Gated DeltaNet layer, where a step has fewer drafts than usual. For vLLM 0.32.0."""
+"""Keep the convolution's history of a Gated DeltaNet layer in steps with fewer drafts than usual. For vLLM 0.32.0."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 
 def keep_short_drafts() -> None:
-    """Lets a sequence verify fewer drafts than the state has room for, as every constrained answer does now and then.
+    """Let a sequence verify fewer drafts than the state has columns for, as every constrained answer does now and then.
 
-    vLLM's CPU path keeps the wrong columns of the convolution's history then: after an accepted draft the sizes do not
-    match and the worker dies ("The size of tensor a (4) must match the size of tensor b (3)"), else a stale column
-    stays in the history and the tokens go wrong without a word. A grammar that rejects a draft is enough for either.
+    vLLM's CPU path then keeps the wrong columns of the convolution's history. After an accepted draft the sizes do not
+    match and the worker dies ("The size of tensor a (4) must match the size of tensor b (3)"); otherwise a stale column
+    stays in the history and the tokens are wrong without an error. A grammar that rejects a draft causes either.
     Upstream: vllm/model_executor/layers/mamba/ops/cpu/gdn_attention.py `_spec_forward`.
     """
     from vllm.model_executor.layers.mamba.ops.cpu import gdn_attention
@@ -20,6 +21,7 @@ def keep_short_drafts() -> None:
         gdn_attention._spec_forward = _spec_forward
 
 
+# vLLM's signature.
 def _spec_forward(
     layer: Any,
     attn_metadata_i: Any,
@@ -31,7 +33,7 @@ def _spec_forward(
     width: int,
     state_len: int,
 ) -> Any:
-    """As upstream's: (tokens, dim) in, the core's output for the same tokens out; both states are moved on in place."""
+    """Return the core's output of shape (tokens, dim) for such an input, as upstream; update both states in place."""
     from vllm import _custom_ops as ops
 
     sequences = attn_metadata_i.num_spec_decodes
@@ -43,9 +45,10 @@ def _spec_forward(
         )
     slots = attn_metadata_i.spec_state_indices_tensor[:sequences]
     accepted = attn_metadata_i.num_accepted_tokens[:sequences]
-    convolved = convolve(layer, mixed_qkv_spec, conv_buf, slots[:, 0].tolist(), accepted.tolist(), lengths, width)
+    history = ConvolutionHistory(conv_buf, slots[:, 0].tolist(), accepted.tolist(), width)
+    convolved = convolve(layer, mixed_qkv_spec, history, lengths)
     query, key, value = (part.squeeze(0) for part in layer.rearrange_mixed_qkv(convolved))
-    # The recurrence takes sequences of any length: it resumes after `accepted` tokens and stores a state per token.
+    # The recurrence supports sequences of any length: it resumes after `accepted` tokens and stores a state per token.
     return ops.fused_sigmoid_gating_delta_rule_update_spec_cpu(
         A_log=layer.A_log,
         dt_bias=layer.dt_bias,
@@ -62,24 +65,35 @@ def _spec_forward(
     )
 
 
-def convolve(
-    layer: Any, x: Any, history: Any, slots: list[int], accepted: list[int], lengths: list[int], width: int
-) -> Any:
-    """Causal convolution of each sequence's tokens after its history: (tokens, dim) in and out.
+@dataclass(frozen=True, slots=True)
+class ConvolutionHistory:
+    """The inputs of earlier steps that the convolution of each sequence needs.
 
-    A sequence's history (dim, columns) in `history[slot]` holds the last `width - 1` inputs before the step that came
-    before, then that step's own: `accepted - 1` says where the ones that count end. It is left in the same form.
+    `states[slot]` of a sequence has shape (dim, columns). It holds the last `width - 1` inputs before the previous
+    step, then that step's own; the last `accepted - 1` of these count.
+    """
+
+    states: Any
+    slots: list[int]
+    accepted: list[int]
+    width: int
+
+
+def convolve(layer: Any, x: Any, history: ConvolutionHistory, lengths: list[int]) -> Any:
+    """Convolve each sequence's new tokens after its history, which is updated in place.
+
+    `x` and the result have shape (tokens, dim); `lengths` has the number of tokens of each sequence.
     """
     import torch
     import torch.nn.functional as F
     from vllm.model_executor.layers.mamba.ops.cpu import gdn_attention
 
     weight = gdn_attention._unpacked_conv_weight(layer).unsqueeze(1)
-    out, start = torch.empty_like(x), 0
-    for slot, taken, length in zip(slots, accepted, lengths, strict=True):
+    out, start, width = torch.empty_like(x), 0, history.width
+    for slot, taken, length in zip(history.slots, history.accepted, lengths, strict=True):
         if not length:
             continue
-        columns = history[slot]
+        columns = history.states[slot]
         before = columns[:, taken - 1 : taken - 1 + width - 1]
         inputs = torch.cat([before, x[start : start + length].T.to(columns.dtype)], dim=-1)
         mixed = F.conv1d(inputs.unsqueeze(0), weight, layer.conv1d.bias, groups=inputs.shape[0])[0]

@@ -1,8 +1,8 @@
-"""Control tokens under a constraint: a constrained answer is written with tokens of text only.
+"""Write a constrained answer with tokens of text only, without control tokens.
 
-For vLLM 0.32.0 and xgrammar 0.2.8, which take every token of the vocabulary for its text: `</think>` may then be
-sampled as one control token wherever a constraint allows these eight characters. As a control token it is no part of
-the answer's text, so the answer breaks its constraint, and the model reads it as the end of a thought.
+For vLLM 0.32.0 and xgrammar 0.2.8, which treat every token of the vocabulary as its text: `</think>` may then be
+sampled as one control token wherever a constraint allows these eight characters. A control token is not part of the
+answer's text, so the answer breaks its constraint, and the model reads it as the end of a thought.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ def constrain_to_text() -> None:
         return
 
     def with_text_only(self: Any) -> None:
+        """Set up the backend, then replace its compiler by one with the changed vocabulary."""
         import vllm.envs
         import xgrammar
 

@@ -1,9 +1,9 @@
-"""The recurrent-state copies that prefix caching needs beside speculation, without Triton. For vLLM 0.32.0.
+"""Copy recurrent states for prefix caching with speculation, without Triton. For vLLM 0.32.0.
 
-With prefix caching vLLM keeps the Gated DeltaNet states like KV blocks ("align" mode): a request's running state sits
-in the newest block of its row in the block table, one more column per draft, and a state at a block boundary stays
-behind for later requests with the same prefix. Two kernels move it: one before a step, into the block that the step
-will write, one after it, to the boundary that accepted drafts have just passed.
+With prefix caching vLLM keeps the Gated DeltaNet states like KV blocks ("align" mode). A request's running state is in
+the newest block of its row in the block table, with one more column per draft, and a state at a block boundary is kept
+for later requests with the same prefix. Two kernels copy it: one before a step, into the block that the step will
+write, one after it, to the boundary that accepted drafts have just passed.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ _INT32_BYTES = 4
 
 
 def register() -> None:
-    """Puts the copies where vLLM looks for its kernels; without them the first request with both features on ends it.
+    """Register the copies where vLLM looks for its kernels; without them the first request with both features fails.
 
     Upstream: vllm/v1/worker/mamba_utils.py (Triton), vllm/platforms/cpu.py `register_triton_kernel_overrides`, which
-    has no stand-in for these two.
+    has no replacement for these two.
     """
     from vllm.triton_utils import HAS_TRITON, dispatcher
     from vllm.v1.worker import mamba_utils
@@ -29,7 +29,7 @@ def register() -> None:
     if HAS_TRITON or isinstance(mamba_utils.precopy_mamba_align_fused_kernel, dispatcher.KernelOverride):
         return
     with warnings.catch_warnings():
-        # vLLM looks at everything in every module for references to the kernels, torch's deprecated names included.
+        # vLLM reads every name in every module to find references to the kernels, also torch's deprecated names.
         warnings.simplefilter("ignore")
         dispatcher.register_kernels(
             {
@@ -39,6 +39,7 @@ def register() -> None:
         )
 
 
+# The kernel's signature.
 def before_step(
     target_columns: Any,
     source_columns: Any,
@@ -48,10 +49,10 @@ def before_step(
     HAS_IDX_MAPPING: bool = True,  # noqa: N803
     **tuning: int,
 ) -> None:
-    """As `precopy_mamba_align_fused_kernel`: a request that enters a new block takes its state along."""
+    """Copy the state of each request that enters a new block. See `precopy_mamba_align_fused_kernel`."""
     *layout, _, requests = layout_and_mapping
     if HAS_IDX_MAPPING:
-        raise NotImplementedError("model runner V2 does not run without Triton")
+        raise NotImplementedError("model runner V2 needs Triton, which is not available on a CPU")
     moving = [row for row in range(requests) if -1 < source_columns[row] != target_columns[row]]
     if moving:
         states = _States(layout, CONV_STATE_DIM_FIRST)
@@ -59,6 +60,7 @@ def before_step(
             states.copy(row, int(source_columns[row]), int(target_columns[row]), int(biases[row]))
 
 
+# The kernel's signature.
 def after_step(
     accepted: Any,
     columns: Any,
@@ -71,13 +73,13 @@ def after_step(
     HAS_IDX_MAPPING: bool = False,  # noqa: N803
     **tuning: int,
 ) -> None:
-    """As `postprocess_mamba_fused_kernel`: the state at a block boundary that accepted drafts passed is kept.
+    """Keep the state at a block boundary that accepted drafts passed. See `postprocess_mamba_fused_kernel`.
 
-    A request whose boundary lies in the block it is writing goes on from there: its accepted count becomes 1.
+    A request whose boundary is in the block that it is writing continues from there: its accepted count becomes 1.
     """
     *layout, accepted_out, _, requests = layout_and_outputs
     if HAS_IDX_MAPPING:
-        raise NotImplementedError("model runner V2 does not run without Triton")
+        raise NotImplementedError("model runner V2 needs Triton, which is not available on a CPU")
     running = computed[:requests] + scheduled[:requests] - drafted[:requests]
     boundary = (running + accepted[:requests] - 1) // block_size * block_size
     passed = (boundary >= running).nonzero().flatten().tolist()
@@ -97,7 +99,7 @@ def after_step(
 
 
 class _States:
-    """Where the states lie: plain numbers, because vLLM hands addresses to its kernels, not tensors."""
+    """The places of the states in memory, as plain numbers: vLLM gives its kernels addresses, not tensors."""
 
     def __init__(self, layout: Sequence[Any], dim_first: bool) -> None:
         self._tables: list[int] = layout[0].tolist()
@@ -108,7 +110,7 @@ class _States:
         self._dim_first = dim_first
 
     def copy(self, row: int, source_column: int, target_column: int, bias: int) -> None:
-        """`bias`: drafts accepted since `source_column` was written."""
+        """Copy one request's states. `bias` is the drafts accepted since `source_column` was written."""
         for base, block_bytes, item, inner, width, table, dims, dim_bytes in self._each:
             blocks = self._tables[table] + row * self._row_bytes
             target = base + _block(blocks, target_column) * block_bytes

@@ -1,4 +1,4 @@
-"""A seeded request whose prompt takes several steps. For vLLM 0.32.0."""
+"""Keep seeded requests reproducible when their prompt takes several steps. For vLLM 0.32.0."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ def rewind_discarded_draws() -> None:
         return
 
     def sample_and_rewind(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """Sample, then restore the generators of rows whose token is discarded."""
         states = [(generator, generator.get_state()) for generator in _discarded(self).values()]
         output = sample(self, *args, **kwargs)
         for generator, state in states:
@@ -28,6 +29,7 @@ def rewind_discarded_draws() -> None:
         return output
 
     def bookkeeping_sync_without(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """Update the batch without these generators, whose offset vLLM would move back."""
         generators, discarded = self.input_batch.generators, _discarded(self)
         self.input_batch.generators = {row: one for row, one in generators.items() if row not in discarded}
         try:

@@ -1,8 +1,8 @@
-"""Constraints that hold up everybody: the engine computes each one's mask within the step that all requests share.
+"""End requests whose constraint delays all others: the engine computes each mask within the step that all share.
 
-For vLLM 0.32.0, which bounds how long a regular expression compiles, and nothing else: `root ::= root root | "a"`
-compiles at once and costs 60 ms per token after 300 tokens. The trial before (`engine.vllm.constraints`) finds what
-shows within some hundred tokens; what does not is ended here.
+For vLLM 0.32.0, which limits only the time to compile a regular expression: `root ::= root root | "a"` compiles at once
+and costs 60 ms per token after 300 tokens. The trial before a request (`engine.vllm.constraints`) finds costs that show
+within some hundred tokens; a request with later ones is ended here.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ TOO_SLOW = "penstock:constraint_too_slow"
 """`stop_reason` of a request that was ended here."""
 
 
-def stop_them() -> None:
-    """A request whose masks cost more than `MaskTimeBudget` allows ends with an error; the scheduler then says
-    FINISHED_ERROR, as for a token that the grammar does not take; `TOO_SLOW` tells the two apart.
+def end_slow_requests() -> None:
+    """End a request whose masks cost more than `MaskTimeBudget` allows, with an error.
+
+    The scheduler reports FINISHED_ERROR, as for a token that the grammar does not allow; `TOO_SLOW` distinguishes the
+    two.
     Upstream: vllm/v1/structured_output/backend_xgrammar.py `XgrammarGrammar`.
     """
     from vllm.v1.structured_output import StructuredOutputManager
@@ -36,19 +38,23 @@ def stop_them() -> None:
     accept_all = StructuredOutputManager.accept_tokens
 
     def accept_tokens(self: Any, request_id: str, tokens: list[int]) -> bool:
+        """Advance the grammar; refuse all tokens once the budget is spent."""
         accepted = _timed(self, accept, self, request_id, tokens)
         return bool(accepted) and not _mask_budget(self).is_over
 
     def validate_tokens(self: Any, tokens: list[int]) -> list[int]:
+        """Return the allowed drafts; none once the budget is spent."""
         return [] if _mask_budget(self).is_over else _timed(self, validate, self, tokens)
 
     def fill_bitmask(self: Any, bitmask: Any, idx: int) -> None:
+        """Fill the mask; allow any token once the budget is spent."""
         if _mask_budget(self).is_over:
-            bitmask[idx].fill_(-1)  # Its request ends with its next token, whichever that is.
+            bitmask[idx].fill_(-1)  # The request ends with its next token, so any token will do.
         else:
             _timed(self, fill, self, bitmask, idx)
 
     def accept_of_request(self: Any, request: Any, new_token_ids: list[int]) -> bool:
+        """Advance the request's grammar; mark a request that spent its budget with `TOO_SLOW`."""
         accepted = bool(accept_all(self, request, new_token_ids))
         if not accepted and _mask_budget(request.structured_output_request.grammar).is_over:
             request.stop_reason = TOO_SLOW
@@ -71,14 +77,14 @@ def _timed(grammar: Any, function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _mask_budget(grammar: Any) -> MaskTimeBudget:
-    budget: MaskTimeBudget | None = grammar.__dict__.get("penstock_patience")
+    budget: MaskTimeBudget | None = grammar.__dict__.get("penstock_mask_budget")
     if budget is None:
-        budget = grammar.penstock_patience = MaskTimeBudget()
+        budget = grammar.penstock_mask_budget = MaskTimeBudget()
     return budget
 
 
 def _without_tokens(record: logging.LogRecord) -> bool:
-    """vLLM logs the tokens that a grammar refused; they are the model's output, which is never logged."""
+    """Remove refused tokens from vLLM's log records: they are the model's output, which is never logged."""
     if "tokens %s" in str(record.msg) and isinstance(record.args, tuple):
         record.args = tuple("(not logged)" if isinstance(given, int | list) else given for given in record.args)
     return True

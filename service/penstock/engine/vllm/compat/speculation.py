@@ -1,4 +1,4 @@
-"""Fix what vLLM's CPU build does wrong in speculation. For vLLM 0.32.0."""
+"""Correct errors of speculation in vLLM's CPU build. For vLLM 0.32.0."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Any
 
 
 def expand_sampling_parameters() -> None:
-    """Gives temperature, top_k and top_p their values under speculation on the CPU; they are noise otherwise.
+    """Give temperature, top_k and top_p their values under speculation on the CPU; otherwise they are random memory.
 
-    The stand-in for the Triton kernel works on an int64 copy of its output and drops the copy, so every parameter that
-    the rejection sampler spreads over the drafts is uninitialised memory, of greedy rows in a mixed batch too.
-    The workers register the stand-ins right after general plugins ran, so replacing the function is early enough.
+    The replacement of the Triton kernel works on an int64 copy of its output and drops the copy. So every parameter
+    that the rejection sampler expands to the drafts is uninitialised memory, also of greedy rows in a mixed batch. The
+    workers register the replacements right after general plugins ran, so replacing the function here is early enough.
     Upstream: vllm/utils/cpu_triton_utils.py `_expand_kernel_impl`.
     """
     from vllm.utils import cpu_triton_utils
@@ -21,6 +21,7 @@ def expand_sampling_parameters() -> None:
         cpu_triton_utils._expand_kernel_impl = _expand_kernel
 
 
+# The kernel's signature.
 def _expand_kernel(
     output: Any,
     input_val: Any,
@@ -29,17 +30,17 @@ def _expand_kernel(
     replace_to: int,
     MAX_NUM_TOKENS: int = 0,  # noqa: N803 # vLLM's name for it
 ) -> None:
-    """As vllm/v1/sample/rejection_sampler.py `expand_kernel`: `output` (tokens) from `input_val` (requests)."""
+    """Expand `input_val` (requests) to `output` (tokens), as vllm/v1/sample/rejection_sampler.py `expand_kernel`."""
     counts = cu_num_tokens.diff(prepend=cu_num_tokens.new_zeros(1))
     values = input_val.masked_fill(input_val == replace_from, replace_to)
     output.copy_(values.repeat_interleave(counts))
 
 
 def filter_no_rows() -> None:
-    """Lets top_k be applied to a step without drafts, which kills the worker otherwise.
+    """Let top_k be applied to a step without drafts; otherwise the worker dies.
 
-    The rejection sampler applies top_k to the rows of the drafts alone. A request whose step has none, alone or beside
-    others like it, makes an empty tensor of them, and `k.max()` raises. With top_p another function is used.
+    The rejection sampler applies top_k to the rows of the drafts only. If no request of a step has drafts, they are an
+    empty tensor, and `k.max()` raises. With top_p another function is used.
     Upstream: vllm/v1/sample/ops/topk_topp_sampler.py `apply_top_k_only`, used where the engine may wait for the device
     (the CPU) and Triton is absent.
     """
@@ -50,6 +51,7 @@ def filter_no_rows() -> None:
         return
 
     def apply_top_k_only(logits: Any, k: Any) -> Any:
+        """Apply top_k where there are rows."""
         return original(logits, k) if k.numel() else logits
 
     apply_top_k_only.__wrapped__ = original  # type: ignore[attr-defined]
@@ -57,12 +59,14 @@ def filter_no_rows() -> None:
 
 
 def start_padded_prompts_afresh() -> None:
-    """Gives a prompt of one token an empty state under MTP; it starts from another request's state otherwise.
+    """Give a prompt of one token an empty state under MTP; otherwise it starts from another request's state.
 
-    Beside running requests the scheduler pads such a prompt with placeholder drafts, so that all rows are alike. Gated
-    DeltaNet then takes it for a decode, reads whatever its recycled block holds, and the answer is another one.
-    Upstream: vllm/v1/core/sched/scheduler.py `pad_spec_decode` with no computed tokens (GPUs are likely to be hit too),
-    vllm/v1/attention/backends/gdn_attn.py, vllm/model_executor/layers/mamba/ops/cpu/gdn_attention.py `_spec_forward`.
+    Beside running requests the scheduler pads such a prompt with placeholder drafts, so that all rows have the same
+    length. Gated DeltaNet then treats it as a decode, reads the old content of its recycled block, and the answer is
+    wrong.
+    Upstream: vllm/v1/core/sched/scheduler.py `pad_spec_decode` with no computed tokens (GPUs are probably affected
+    too), vllm/v1/attention/backends/gdn_attn.py, vllm/model_executor/layers/mamba/ops/cpu/gdn_attention.py
+    `_spec_forward`.
     """
     from vllm.model_executor.layers.mamba.ops.cpu import gdn_attention
     from vllm.v1.attention.backends.gdn_attn import GDNAttentionMetadataBuilder as Builder
@@ -79,6 +83,7 @@ def start_padded_prompts_afresh() -> None:
         num_decode_draft_tokens_cpu: Any = None,
         fast_build: bool = False,
     ) -> Any:
+        """Build the metadata and add the rows of prompts that have just started."""
         batch, drafts = common_attn_metadata, num_decode_draft_tokens_cpu
         metadata = build(self, common_prefix_len, batch, num_accepted_tokens, drafts, fast_build)
         if metadata.num_spec_decodes:
@@ -89,6 +94,7 @@ def start_padded_prompts_afresh() -> None:
         return metadata
 
     def cleared(layer: Any, metadata: Any, *inputs: Any) -> Any:
+        """Clear the states of these rows, then run the step."""
         rows = getattr(metadata, "fresh_spec_rows", ())
         if len(rows):
             blocks = metadata.spec_state_indices_tensor[rows, 0].long()
@@ -103,13 +109,13 @@ def start_padded_prompts_afresh() -> None:
 
 
 def remember_accepted_drafts() -> None:
-    """Keeps a request's accepted drafts over a step that it is left out of; its next tokens are wrong otherwise.
+    """Keep a request's number of accepted drafts over a step without it; otherwise its next tokens are wrong.
 
-    Where a step has no room for a running request (a long prompt of another fills it), the runner takes it out of its
-    batch and puts it back later with "1 accepted", whatever its last step was. Gated DeltaNet then goes on from the
-    state before the accepted drafts.
-    Upstream: vllm/v1/worker/gpu_model_runner.py `_update_states`, gpu_input_batch.py `add_request` (GPUs are likely to
-    be hit too).
+    Where a long prompt of another request fills a step, the runner removes a running request from its batch and later
+    adds it again with "1 accepted", whatever its last step accepted. Gated DeltaNet then continues from the state
+    before the accepted drafts.
+    Upstream: vllm/v1/worker/gpu_model_runner.py `_update_states`, gpu_input_batch.py `add_request` (GPUs are probably
+    affected too).
     """
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
@@ -118,12 +124,13 @@ def remember_accepted_drafts() -> None:
         return
 
     def update(self: Any, scheduler_output: Any) -> Any:
+        """Keep the numbers of requests that leave the batch, and restore those of requests that return."""
         batch, kept = self.input_batch, self.__dict__.setdefault("accepted_before_a_pause", {})
         for index, request in enumerate(batch.req_ids):
             if request not in scheduler_output.num_scheduled_tokens:
                 kept[request] = int(batch.num_accepted_tokens_cpu[index])
         over = scheduler_output.finished_req_ids | (scheduler_output.preempted_req_ids or set())
-        # What is computed again, or from the prefix cache, starts from a state without drafts.
+        # A request that is computed again, or from the prefix cache, starts from a state without drafts.
         for request in over | scheduler_output.scheduled_cached_reqs.resumed_req_ids:
             kept.pop(request, None)
         result = original(self, scheduler_output)
@@ -136,10 +143,11 @@ def remember_accepted_drafts() -> None:
 
 
 def convolve_natively() -> None:
-    """Lets Gated DeltaNet under MTP use the convolution that it uses without, on CPUs with AVX-512 BF16 but no AMX.
+    """Let Gated DeltaNet use the native convolution also under MTP, on CPUs with AVX-512 BF16 but no AMX.
 
-    vLLM asks for AMX there, though the kernel does not need it (the path without speculation asks for AVX-512 BF16),
-    and else loops over sequences in Python, rounding twice: slow with many streams, and more near-ties trade places.
+    vLLM requires AMX there, though the kernel does not need it (the path without speculation requires AVX-512 BF16).
+    Otherwise it loops over sequences in Python and rounds twice: this is slow with many streams, and changes more
+    near-ties.
     Upstream: vllm/model_executor/layers/mamba/ops/cpu/gdn_attention.py `can_use_native_conv`.
     """
     import torch
@@ -150,7 +158,7 @@ def convolve_natively() -> None:
 
 
 class _View:
-    """A module with some names changed, for one reader alone."""
+    """A module with some names changed, for one importing module only."""
 
     def __init__(self, module: Any, **changed: Any) -> None:
         self._module = module

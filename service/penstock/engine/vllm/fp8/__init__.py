@@ -1,1 +1,1 @@
-"""FP8 weights: the arithmetic (`blocks`), writing a checkpoint (`write`), and running one on a CPU (`cpu`)."""
+"""Compute FP8 weights (`blocks`), write a checkpoint with them (`write`), and run one on a CPU (`cpu`, `config`)."""

@@ -1,7 +1,7 @@
-"""Where vLLM meets an FP8 checkpoint on a CPU: registered, and chosen, through its public extension points.
+"""Register FP8 checkpoints on a CPU with vLLM, through its public extension points. For vLLM 0.32.0.
 
-For vLLM 0.32.0. Upstream: vllm/model_executor/layers/quantization/fp8.py, whose linear method stops there at
-`_C::static_scaled_fp8_quant` without AMX and whose experts find no backend; with AMX it refuses shards that cut blocks.
+Upstream: vllm/model_executor/layers/quantization/fp8.py. Without AMX its linear method fails at
+`_C::static_scaled_fp8_quant` and its experts find no backend; with AMX it refuses shards that cut blocks.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ NAME = "penstock_fp8"
 
 
 def register() -> None:
-    """Idempotent. Imports little: this runs in every process, whatever the checkpoint is."""
+    """Register the method. Idempotent. It imports little, because it runs in every process for any checkpoint."""
     register_quantization_config(NAME)(CpuFp8Config)
 
 
 class CpuFp8Config(QuantizationConfig):  # type: ignore[misc] # vLLM's types are not followed
-    """e4m3 weights in blocks of 128 x 128, activations as they come; `skipped` are modules left in bfloat16."""
+    """e4m3 weights in blocks of 128 x 128 with bfloat16 activations; `skipped` are modules left in bfloat16."""
 
     def __init__(self, skipped: list[str]) -> None:
         super().__init__()
@@ -33,34 +33,41 @@ class CpuFp8Config(QuantizationConfig):  # type: ignore[misc] # vLLM's types are
     def override_quantization_method(
         cls, hf_quant_cfg: dict[str, Any], user_quant: str | None, hf_config: Any = None
     ) -> str | None:
-        """vLLM asks every registered method whether a checkpoint is its own."""
+        """Return the method's name for checkpoints that it runs. vLLM asks every registered method."""
         ours = hf_quant_cfg.get("quant_method") == "fp8" and hf_quant_cfg.get("weight_block_size") == [BLOCK, BLOCK]
         return NAME if ours else None
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> CpuFp8Config:
+        """Read the checkpoint's quantization config."""
         return cls(list(config.get("modules_to_not_convert") or config.get("ignored_layers") or []))
 
     @classmethod
     def get_name(cls) -> str:
+        """Return the method's name."""
         return NAME
 
     @classmethod
     def get_supported_act_dtypes(cls) -> list[torch.dtype]:
+        """Return the types of activations."""
         return [torch.bfloat16]
 
     @classmethod
     def get_min_capability(cls) -> int:
+        """Return -1: no CUDA capability is needed."""
         return -1
 
     @staticmethod
     def get_config_filenames() -> list[str]:
+        """Return no file names: everything is in config.json."""
         return []
 
     def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:
+        """Rename the skipped modules as vLLM renames the weights."""
         self.skipped = hf_to_vllm_mapper.apply_list(self.skipped)
 
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> Any:
+        """Return the method for one layer; None for layers without weights to quantize."""
         from vllm.model_executor.layers.attention import Attention
         from vllm.model_executor.layers.fused_moe import RoutedExperts, UnquantizedFusedMoEMethod
         from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod

@@ -1,8 +1,8 @@
-"""FP8 layers on CPUs, with AMX and without. The weights stay FP8 in memory; activations stay bfloat16. For vLLM 0.32.0.
+"""Run FP8 layers on CPUs with and without AMX. Weights stay FP8 in memory, activations stay bfloat16. For vLLM 0.32.0.
 
-vLLM lets its W8A16 kernels run only where there are AMX tiles, yet they hold a path for AVX-512 BF16 as well. They are
-used where a trial on this machine agrees with plain arithmetic; elsewhere, and for blocks that they do not take,
-weights are widened each time they are used.
+vLLM allows its W8A16 kernels only with AMX tiles, though they have a path for AVX-512 BF16 too. They are used where a
+trial on this machine agrees with plain arithmetic. Elsewhere, and for blocks that they do not support, weights are
+widened each time they are used.
 Upstream: vllm/model_executor/kernels/linear/scaled_mm/cpu.py `CPUFp8BlockScaledMMKernel.is_supported`,
 vllm/model_executor/layers/fused_moe/experts/cpu_moe.py `CPUExpertsFp8._supports_current_device`.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,10 +28,25 @@ from vllm.model_executor.utils import replace_parameter, set_weight_attrs
 from penstock.engine.vllm.fp8.blocks import BLOCK, dequantize, quantize, refine
 
 Block = tuple[int, int]
+"""Rows and columns that share a scale."""
+Pair = tuple[torch.Tensor, torch.Tensor]
+"""A tensor of the gate and up projections of all experts (w13), and one of their down projections (w2)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """FP8 weights of a layer's experts with their scales; `block_rows` is the rows of a block."""
+
+    weights: Pair
+    scales: Pair
+    block_rows: int
 
 
 @register_weight_loader_v2_supported_method
 class CpuFp8LinearMethod(LinearMethodBase):  # type: ignore[misc] # vLLM's types are not followed
+    """A linear layer with FP8 weights."""
+
+    # vLLM's signature.
     def create_weights(
         self,
         layer: torch.nn.Module,
@@ -41,6 +57,7 @@ class CpuFp8LinearMethod(LinearMethodBase):  # type: ignore[misc] # vLLM's types
         params_dtype: torch.dtype,
         **extra_weight_attrs: Any,
     ) -> None:
+        """Register the layer's FP8 weight and its scales."""
         load = extra_weight_attrs["weight_loader"]
         rows, columns = sum(output_partition_sizes), input_size_per_partition
         # vLLM's loaders find a shard's scales by this.
@@ -56,12 +73,14 @@ class CpuFp8LinearMethod(LinearMethodBase):  # type: ignore[misc] # vLLM's types
         )
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+        """Pack the weight for vLLM's kernel where that is used."""
         layer.fp8_packed = _kernels_take(layer.weight_block_size, layer.weight.shape) and kernels_agree()
         weight = torch.ops._C.convert_weight_packed(layer.weight.data) if layer.fp8_packed else layer.weight.data
         replace_parameter(layer, "weight", Parameter(weight, requires_grad=False))
         replace_parameter(layer, "weight_scale_inv", Parameter(layer.weight_scale_inv.data, requires_grad=False))
 
     def apply(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the layer's output in the type of `x`."""
         if not layer.fp8_packed:
             return linear(x, dequantize(layer.weight, layer.weight_scale_inv, layer.weight_block_size, x.dtype), bias)
         flat = x.reshape(-1, x.shape[-1])
@@ -70,8 +89,9 @@ class CpuFp8LinearMethod(LinearMethodBase):  # type: ignore[misc] # vLLM's types
 
 
 class CpuFp8ExpertsMethod(FusedMoEMethodBase):  # type: ignore[misc]
-    """Gated SiLU experts, each token's own; no expert parallelism (vLLM's CPU build has none that runs)."""
+    """Gated SiLU experts with FP8 weights; no expert parallelism, which vLLM's CPU build cannot run."""
 
+    # vLLM's signature.
     def create_weights(
         self,
         layer: torch.nn.Module,
@@ -81,6 +101,7 @@ class CpuFp8ExpertsMethod(FusedMoEMethodBase):  # type: ignore[misc]
         params_dtype: torch.dtype,
         **extra_weight_attrs: Any,
     ) -> None:
+        """Register the experts' FP8 weights and their scales."""
         inner = intermediate_size_per_partition
         rows = math.gcd(BLOCK, inner)
         load = extra_weight_attrs.pop("weight_loader")
@@ -102,8 +123,9 @@ class CpuFp8ExpertsMethod(FusedMoEMethodBase):  # type: ignore[misc]
         layer.fp8_block_rows, layer.fp8_inner = rows, inner
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+        """Pack the weights for vLLM's kernel where that is used. Raise NotImplementedError for other activations."""
         if layer.activation != MoEActivation.SILU:
-            raise NotImplementedError(f"FP8 experts with {layer.activation}")
+            raise NotImplementedError(f"FP8 experts need the activation SiLU, got {layer.activation}")
         weights = (layer.w13_weight, layer.w2_weight)
         blocks = [(layer.fp8_block_rows, math.gcd(BLOCK, weight.shape[-1])) for weight in weights]
         taken = all(_kernels_take(block, weight.shape[1:]) for block, weight in zip(blocks, weights, strict=True))
@@ -114,8 +136,9 @@ class CpuFp8ExpertsMethod(FusedMoEMethodBase):  # type: ignore[misc]
                 replace_parameter(layer, name, Parameter(packed, requires_grad=False))
 
     def get_fused_moe_quant_config(self, layer: torch.nn.Module) -> None:
-        return None
+        """Return None: the scales are applied here."""
 
+    # vLLM's signature.
     def apply(
         self,
         layer: torch.nn.Module,
@@ -125,24 +148,28 @@ class CpuFp8ExpertsMethod(FusedMoEMethodBase):  # type: ignore[misc]
         shared_experts: Any,
         shared_experts_input: torch.Tensor | None,
     ) -> torch.Tensor:
-        scales = (layer.w13_weight_scale_inv, layer.w2_weight_scale_inv)
-        weights = (layer.w13_weight, layer.w2_weight)
-        if layer.fp8_packed:
-            return _experts(x, weights, scales, topk_weights, topk_ids, layer.fp8_block_rows)
-        return _widened_experts(x, weights, scales, topk_weights, topk_ids, layer.fp8_block_rows)
+        """Return the experts' output for the tokens in `x`."""
+        experts = Experts(
+            (layer.w13_weight, layer.w2_weight),
+            (layer.w13_weight_scale_inv, layer.w2_weight_scale_inv),
+            layer.fp8_block_rows,
+        )
+        multiply = _packed_experts if layer.fp8_packed else _widened_experts
+        return multiply(x, experts, topk_weights, topk_ids)
 
 
 def _refining(load: Callable[..., Any], block: Block) -> Callable[..., Any]:
-    """A weight loader for scales that cuts them as finely as the tensor-parallel shards cut the blocks."""
+    """Return a weight loader for scales that divides them as finely as tensor-parallel shards divide the blocks."""
 
     def refined(param: Any, loaded_weight: torch.Tensor, *rest: Any, **more: Any) -> Any:
+        """Divide the scales, then load them."""
         return load(param, refine(loaded_weight, block), *rest, **more)
 
     return refined
 
 
 def _kernels_take(block: Block, shape: torch.Size) -> bool:
-    """Rows in multiples of 32; columns in blocks of 128, or all within one."""
+    """Return whether vLLM's kernels take these blocks: rows in multiples of 32, columns in blocks of 128 or in one."""
     return block[0] % 32 == 0 and shape[-1] % 32 == 0 and (block[1] == BLOCK or block[1] == shape[-1])
 
 
@@ -152,29 +179,27 @@ def _product(
     return torch.ops._C.fp8_scaled_mm_cpu(x, packed, scale, [block_rows, BLOCK], bias, x.dtype, True)
 
 
-Pair = tuple[torch.Tensor, torch.Tensor]
-
-
-def _experts(
-    x: torch.Tensor, packed: Pair, scales: Pair, topk_weights: torch.Tensor, topk_ids: torch.Tensor, block_rows: int
+def _packed_experts(
+    x: torch.Tensor, experts: Experts, topk_weights: torch.Tensor, topk_ids: torch.Tensor
 ) -> torch.Tensor:
+    """Return the experts' output by vLLM's kernel, which takes packed weights."""
     out = torch.empty_like(x)
-    method, block, none = CPUQuantMethod.FP8_W8A16, [block_rows, BLOCK], None
+    method, block, none = CPUQuantMethod.FP8_W8A16, [experts.block_rows, BLOCK], None
     weights, ids = topk_weights.float(), topk_ids.to(torch.int32)
-    fused_experts_cpu(out, x.contiguous(), *packed, weights, ids, method, *scales, none, none, block)
+    fused_experts_cpu(out, x.contiguous(), *experts.weights, weights, ids, method, *experts.scales, none, none, block)
     return out
 
 
 def _widened_experts(
-    x: torch.Tensor, weights: Pair, scales: Pair, topk_weights: torch.Tensor, topk_ids: torch.Tensor, block_rows: int
+    x: torch.Tensor, experts: Experts, topk_weights: torch.Tensor, topk_ids: torch.Tensor
 ) -> torch.Tensor:
-    """Only the experts that some token goes to are widened, one at a time."""
+    """Return the experts' output by plain arithmetic. Widen only experts that some token goes to, one at a time."""
     out = torch.zeros(x.shape, dtype=torch.float32)
     for expert in topk_ids.unique().tolist():
         tokens, places = (topk_ids == expert).nonzero(as_tuple=True)
         up, down = (
-            dequantize(weight[expert], scale[expert], (block_rows, math.gcd(BLOCK, weight.shape[-1])), x.dtype)
-            for weight, scale in zip(weights, scales, strict=True)
+            dequantize(weight[expert], scale[expert], (experts.block_rows, math.gcd(BLOCK, weight.shape[-1])), x.dtype)
+            for weight, scale in zip(experts.weights, experts.scales, strict=True)
         )
         gate, value = linear(x[tokens], up).chunk(2, dim=-1)
         mixed = linear(silu(gate) * value, down) * topk_weights[tokens, places, None]
@@ -184,13 +209,14 @@ def _widened_experts(
 
 @functools.cache
 def kernels_agree() -> bool:
-    """Whether vLLM's FP8 kernels give on this CPU what plain arithmetic gives. Once per process, a few milliseconds."""
+    """Return whether vLLM's FP8 kernels agree with plain arithmetic on this CPU. Takes a few milliseconds, once."""
     capable = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     if not capable or not hasattr(torch.ops._C, "fp8_scaled_mm_cpu"):
         return False
     draw = torch.Generator().manual_seed(0)
 
     def fp8(*shape: int) -> Pair:
+        """Return a random FP8 weight with its scales."""
         return quantize(torch.randn(shape, generator=draw, dtype=torch.float32) * 0.1)
 
     x = torch.randn(6, BLOCK * 2, generator=draw).to(torch.bfloat16)
@@ -199,9 +225,10 @@ def kernels_agree() -> bool:
     shares, ids = torch.full((6, 2), 0.5), torch.tensor([[0, 1]] * 6)
     pack = torch.ops._C.convert_weight_packed
     one = _product(x, pack(weight), scale, BLOCK, None)
-    many = _experts(x, (pack(up), pack(down)), (up_scale, down_scale), shares, ids, BLOCK)
+    scales = (up_scale, down_scale)
+    many = _packed_experts(x, Experts((pack(up), pack(down)), scales, BLOCK), shares, ids)
     pairs = (
         (one, linear(x, dequantize(weight, scale))),
-        (many, _widened_experts(x, (up, down), (up_scale, down_scale), shares, ids, BLOCK)),
+        (many, _widened_experts(x, Experts((up, down), scales, BLOCK), shares, ids)),
     )
     return all(torch.allclose(got.float(), want.float(), rtol=0.02, atol=0.05) for got, want in pairs)

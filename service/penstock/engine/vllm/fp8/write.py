@@ -1,9 +1,9 @@
-"""Writes an FP8 checkpoint from a bfloat16 one, in the layout of the official ones. Torch and safetensors alone.
+"""Write an FP8 checkpoint from a bfloat16 one, in the layout of the official ones. Torch and safetensors only.
 
-Each weight `w` becomes e4m3 under its own name, with `w_scale_inv` beside it. Experts that are stored together in the
-source (`experts.gate_up_proj`) are stored one by one (`experts.3.gate_proj.weight`), as the official ones are. Routers,
-norms, convolutions, embeddings, the head, the small projections of Gated DeltaNet (a, b), the draft layer's
-`mtp.fc` and everything visual stay as they are.
+Each converted weight `w` becomes e4m3 under its own name, with `w_scale_inv` beside it. Experts that are stored
+together in the source (`experts.gate_up_proj`) are stored one by one (`experts.3.gate_proj.weight`), as in the official
+ones. Routers, norms, convolutions, embeddings, the head, the small projections of Gated DeltaNet (a, b), the draft
+layer's `mtp.fc` and all visual weights stay unchanged.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _CONVERTED = re.compile(
 )
 _TOGETHER = re.compile(r"^(.*\.experts)\.(gate_up_proj|down_proj)$")
 _SPACE = 0.62
-"""Of the source's size: half, and what stays; scales are 1/4096."""
+"""Share of the source's size: half, the unchanged weights, and scales of 1/4096."""
 
 Progress = Callable[[int, int, str], None]
 """Called with bytes read so far, bytes in all, and the tensor's name."""
@@ -38,7 +38,7 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass
 class Written:
-    """Report what `write` did. Sizes are bytes of the weight files."""
+    """The result of `write`. Sizes are bytes of the weight files."""
 
     source_bytes: int
     bytes: int = 0
@@ -47,17 +47,18 @@ class Written:
 
     @property
     def ratio(self) -> float:
+        """Return the written bytes over the source's."""
         return self.bytes / self.source_bytes
 
 
 def write(source: Path, target: Path, progress: Progress = lambda done, total, name: None) -> Written:
-    """Write `target`, whole or not at all. Raises ConfigError, and PenstockError where there is no room."""
+    """Write `target`, completely or not at all. Raise ConfigError, and PenstockError where the disk is too small."""
     config = _config(source)
     shards = sorted(source.glob("*.safetensors"))
     if not shards:
         raise ConfigError(f"{source} has no weights (*.safetensors)")
     if target.exists():
-        raise ConfigError(f"{target} exists already; nothing is overwritten")
+        raise ConfigError(f"{target} exists already; name a directory that does not exist")
     written = Written(sum(shard.stat().st_size for shard in shards))
     _check_space(target, written.source_bytes)
     partial = target.with_name(f".{target.name}.partial")
@@ -81,7 +82,7 @@ def _space_needed(source_bytes: int) -> int:
 
 
 def _write_weights(shards: list[Path], folder: Path, written: Written, progress: Progress) -> None:
-    """Shard by shard, so that memory holds one at a time."""
+    """Write the weights shard by shard, so that memory holds one at a time."""
     places: dict[str, str] = {}
     read = 0
     for shard in shards:
@@ -104,7 +105,7 @@ def _write_weights(shards: list[Path], folder: Path, written: Written, progress:
 
 
 def _apart(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-    """The experts of a stack one by one, with gate and up apart; anything else as it is."""
+    """Yield the experts of a stack one by one, with gate and up apart; yield any other tensor unchanged."""
     together = _TOGETHER.match(name)
     if together is None:
         yield name, tensor
@@ -138,12 +139,12 @@ def _config(source: Path) -> dict[str, object]:
     if not isinstance(config, dict):
         raise ConfigError(f"{source}: config.json is not a JSON object")
     if "quantization_config" in config:
-        raise ConfigError(f"{source} is quantised already")
+        raise ConfigError(f"{source} is quantised already; name a bfloat16 checkpoint")
     return config
 
 
 def _write_rest(source: Path, folder: Path, config: dict[str, object], written: Written) -> None:
-    """Configuration, tokenizer and template; not the model card, whose figures are of other weights."""
+    """Write configuration, tokenizer and template, but not the model card, whose figures are of other weights."""
     for path in source.iterdir():
         written_here = path.suffix == ".safetensors" or path.name.endswith(".index.json") or path.name == "README.md"
         if path.is_file() and not written_here:
