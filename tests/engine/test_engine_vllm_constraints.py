@@ -109,7 +109,7 @@ async def test_a_verdict_is_remembered(engine: Engine, monkeypatch: pytest.Monke
     async def no_trial(*_: object) -> int:
         raise AssertionError("tried again")
 
-    monkeypatch.setattr(constraints.ConstraintSandbox, "_tried", no_trial)
+    monkeypatch.setattr(constraints.ConstraintSandbox, "_sandbox_result", no_trial)
     with pytest.raises(BadRequest):
         await engine.check_constraint(bomb, "b")
 

@@ -127,7 +127,7 @@ def test_money_is_shown_exactly(ticks: str, text: str) -> None:
 
 
 def test_chat_commands() -> None:
-    talk = Conversation(None, None, 5, True, [("user", "x")])
+    talk = Conversation(None, None, 5, True, turns=[("user", "x")])
     assert talk.command("/fast") == "thinking: fast"
     assert talk.budget is None
     assert talk.command("/budget 7") == "budget: 7 tokens"

@@ -138,7 +138,7 @@ async def test_should_stop_while_node_0_cannot_be_found() -> None:
 
 
 async def test_should_tell_a_leader_that_cannot_be_found() -> None:
-    with pytest.raises(EngineDown, match=r"engine\.leader_address: nobody\.invalid"):
+    with pytest.raises(EngineDown, match=r"engine\.leader_address: cannot resolve nobody\.invalid"):
         await find_leader(EngineSettings(nodes=2, leader_address="nobody.invalid"), wait_seconds=0)
 
 

@@ -36,6 +36,9 @@ class Conversation:
     thinking: o.Thinking | None
     budget: int | None
     show_thoughts: bool
+    sampling: dict[str, int | float | None] = field(default_factory=dict)
+    timeout: float | None = None
+    """Seconds for each reply."""
     turns: list[tuple[str, str]] = field(default_factory=list)
 
     def command(self, line: str) -> str | None:
@@ -78,6 +81,7 @@ def _budget(argument: str) -> int | None:
     return budget
 
 
+# One parameter for each option.
 def chat(
     thinking: o.ThinkingOption = None,
     budget: o.Budget = None,
@@ -101,8 +105,8 @@ def chat(
         # A stray byte in the terminal must not end the conversation.
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")
     console = Console(stderr=json)
-    talk = Conversation(system, thinking, budget, show_thoughts)
-    settings = {"max_output_tokens": max_output_tokens, "temperature": temperature}
+    sampling = {"max_output_tokens": max_output_tokens, "temperature": temperature}
+    talk = Conversation(system, thinking, budget, show_thoughts, sampling, timeout)
     with o.connected(target, tls, ca) as client:
         card = client.model(timeout=10)
         if sys.stdin.isatty():
@@ -115,7 +119,7 @@ def chat(
                     return
                 continue
             try:
-                _reply(client, talk, line, settings, timeout, console, json)
+                _reply(client, talk, line, console, json)
             except PenstockError as error:
                 console.out("\n".join(in_words(error, target, tls, ca)), style="red", highlight=False)
             except typer.BadParameter as error:
@@ -150,15 +154,8 @@ def _command(talk: Conversation, line: str, console: Console) -> bool:
     return said is not None
 
 
-def _reply(
-    client: Client,
-    talk: Conversation,
-    line: str,
-    settings: dict[str, int | float | None],
-    timeout: float | None,
-    console: Console,
-    json: bool,
-) -> None:
+def _reply(client: Client, talk: Conversation, line: str, console: Console, json: bool) -> None:
+    """Send a message, print the reply while it arrives, and add both to the conversation."""
     system = [("system", talk.system)] if talk.system is not None else []
     spec = o.spec(
         [*system, *talk.turns, ("user", line)],
@@ -166,9 +163,9 @@ def _reply(
         budget=talk.budget,
         include_thoughts=None if talk.show_thoughts else False,
         overflow="drop_oldest_turns",
-        **settings,
+        **talk.sampling,
     )
-    with client.stream(spec=spec, timeout=timeout) as events:
+    with client.stream(spec=spec, timeout=talk.timeout) as events:
         try:
             _show(events, console, json)
         except KeyboardInterrupt:

@@ -12,6 +12,7 @@ import typer
 from penstock.cli import options as o
 
 
+# One parameter for each option.
 def download(
     model: Annotated[str, typer.Option(help="Hugging Face name. [engine.model]")] = "",
     revision: Annotated[str, typer.Option(help="Branch, tag or commit. [engine.revision]")] = "",

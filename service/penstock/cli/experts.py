@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _PICTURES = (".png", ".svg", ".pdf")
 
 
+# One parameter for each option.
 def experts(
     window: Annotated[
         float | None, typer.Option(min=0.001, max=3600, help="Window in seconds. Default: the server's.")

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from penstock.cli import options as o
 
+if TYPE_CHECKING:
+    from penstock_client import Response, Stream
+    from rich.console import Console
 
+
+# One parameter for each option.
 def generate(
     prompt: Annotated[str, typer.Argument(help="The prompt; `-` reads stdin.")],
     thinking: o.ThinkingOption = None,
@@ -50,28 +55,42 @@ def generate(
     )
     from rich.console import Console
 
-    from penstock.cli import show
-
     notes = Console(stderr=True)
     with o.connected(target, tls, ca) as client:
-        if not stream:
-            reply = client.generate(spec=spec, timeout=timeout)
-            if json and reply.raw is not None:
-                return show.print_json(reply.raw)
-            if show_thoughts and reply.thought:
-                notes.out(reply.thought.rstrip("\n"), style="dim", highlight=False)
-            typer.echo(reply.answer)
-            return show.print_numbers(notes, reply)
-        printer = show.StreamPrinter(notes, Console())
-        with client.stream(spec=spec, timeout=timeout) as events:
-            try:
-                for event in events:
-                    if json:
-                        show.print_json(event.proto)
-                    else:
-                        printer.show(event)
-            finally:
-                printer.end_line()
-        if not json:
-            show.print_numbers(notes, events.response)
-    return None
+        if stream:
+            with client.stream(spec=spec, timeout=timeout) as events:
+                _show_events(events, notes, json=json)
+        else:
+            _show_reply(client.generate(spec=spec, timeout=timeout), notes, show_thoughts=show_thoughts, json=json)
+
+
+def _show_events(events: Stream, notes: Console, *, json: bool) -> None:
+    """Print the answer to stdout while it arrives, and thought and counts to `notes`; or each event as JSON."""
+    from rich.console import Console
+
+    from penstock.cli import show
+
+    printer = show.StreamPrinter(notes, Console())
+    try:
+        for event in events:
+            if json:
+                show.print_json(event.proto)
+            else:
+                printer.show(event)
+    finally:
+        printer.end_line()
+    if not json:
+        show.print_numbers(notes, events.response)
+
+
+def _show_reply(reply: Response, notes: Console, *, show_thoughts: bool, json: bool) -> None:
+    """Print the answer to stdout, and thought and counts to `notes`; or the reply as JSON."""
+    from penstock.cli import show
+
+    if json and reply.raw is not None:
+        show.print_json(reply.raw)
+        return
+    if show_thoughts and reply.thought:
+        notes.out(reply.thought.rstrip("\n"), style="dim", highlight=False)
+    typer.echo(reply.answer)
+    show.print_numbers(notes, reply)

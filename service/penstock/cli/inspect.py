@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+# One parameter for each option.
 def count(
     prompt: Annotated[str, typer.Argument(help="The prompt; `-` reads stdin.")],
     system: o.System = None,

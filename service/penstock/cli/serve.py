@@ -15,6 +15,7 @@ from penstock.cli.preflight import preflight
 PROGRESS_PREFIX = "penstock: "
 
 
+# One parameter for each option.
 def serve(
     listen: Annotated[str | None, typer.Option(help="host:port; port 0 takes a free one. [server.listen]")] = None,
     model: Annotated[str | None, typer.Option(help="Checkpoint directory or name. [engine.model]")] = None,

@@ -143,8 +143,7 @@ def _from_environment(
             continue
         origin = f"environment {name}"
         if name in known:
-            section, key = known[name]
-            _add_text(found, section, key, environ[name], origin, mistakes)
+            _add_text(found, known[name], environ[name], origin, mistakes)
         elif _is_service_link(name, environ[name]):
             links.append(name)
         else:
@@ -166,27 +165,27 @@ def _from_flags(flags: Mapping[str, str], mistakes: list[str]) -> dict[tuple[str
         dotted = FLAGS.get(name, name)
         section, _, key = dotted.partition(".")
         if section in Config.model_fields and key in _keys_of(section):
-            _add_text(found, section, key, text, origin, mistakes)
+            _add_text(found, (section, key), text, origin, mistakes)
         else:
             mistakes.append(f"{origin}: no such key{_nearest(dotted, _names())}")
     return found
 
 
 def _add_text(
-    found: dict[tuple[str, str], _Value], section: str, key: str, text: str, origin: str, mistakes: list[str]
+    found: dict[tuple[str, str], _Value], name: tuple[str, str], text: str, origin: str, mistakes: list[str]
 ) -> None:
     """Add a text value as its field needs it: JSON for tables and lists, None for an empty optional number."""
-    kinds = _kinds(section, key)
+    kinds = _kinds(*name)
     value: object = text
     if kinds & {dict, tuple, list}:
         try:
             value = json.loads(text)
         except ValueError as error:
-            mistakes.append(f"{origin}: {section}.{key}: must be JSON: {error}")
+            mistakes.append(f"{origin}: {'.'.join(name)}: must be JSON: {error}")
             return
     elif text == "" and type(None) in kinds:
         value = None
-    found[section, key] = _Value(value, origin, origin)
+    found[name] = _Value(value, origin, origin)
 
 
 def _kinds(section: str, key: str) -> set[Any]:
