@@ -179,7 +179,7 @@ def test_the_audit_log_goes_on_with_whole_lines_when_there_is_room_again(folder:
     done = on_small_disk(folder, 300_000, [sys.executable, "-c", AUDIT])
     assert done.code == 0, done.stderr
     told = done.stderr.splitlines()
-    assert told[0].startswith("audit.file: ")
+    assert told[0].startswith("audit log: write failed, ")
     assert "audit.jsonl cannot be written: No space left on device (" in told[0]
     assert len(told) < 20, "not a line for each line"
     assert "Traceback" not in done.stderr
@@ -190,10 +190,10 @@ def test_the_audit_log_goes_on_with_whole_lines_when_there_is_room_again(folder:
 QUOTAS = """
 import asyncio, logging, os, pathlib
 from penstock.errors import ConfigError, Overloaded
-from penstock.admission.quotas.days import SqliteDays
+from penstock.admission.quotas.days import SqliteDailyBudget
 logging.basicConfig(format="%(message)s")
 async def main():
-    days = SqliteDays(pathlib.Path("q.db"))
+    days = SqliteDailyBudget(pathlib.Path("q.db"))
     await days.reserve("a", "2026-01-01", "first", 5, 10**9)
     try:
         pathlib.Path("fill").write_bytes(bytes(10_000_000))
@@ -219,7 +219,7 @@ def test_counts_that_cannot_be_written_let_nobody_in_until_there_is_room(folder:
     assert done.code == 0, done.stderr
     assert done.stdout.splitlines()[-2:] == ["refused True 5", "again True"]
     assert done.stderr.splitlines()[0].startswith(
-        "quotas.daily_file: q.db cannot be written: database or disk is full ("
+        "write of quotas.daily_file failed: q.db cannot be written: database or disk is full ("
     )
 
 

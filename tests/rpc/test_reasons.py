@@ -117,6 +117,26 @@ CASES: dict[str, dict[str, Any]] = {
         "twice": True,
     },
 }
+MESSAGES = {
+    "INVALID_FIELD": r"spec\.sampling\.top_p: must be in \(0, 1\], got 7",
+    "MISSING_FIELD": r"spec\.input: one of messages, text and token_ids must be set, got none",
+    "CONFLICTING_FIELDS": r"spec\.thinking\.thinking_budget: must be absent or 0 with THINKING_MODE_FAST, got 5",
+    "LIMIT_EXCEEDED": r"spec\.output\.candidate_count: must have at most 8 candidates, got 500",
+    "BUDGET_DOES_NOT_FIT": r"must be at most 99 \(max_output_tokens 100 minus an answer reserve of 1\), got 900",
+    "CONTEXT_OVERFLOW": r"a prompt of \d+ tokens and at least \d+ tokens of output exceed the window of 4096 by \d+",
+    "FEATURE_OFF": r"the scripted engine replays prepared tokens and cannot constrain them",
+    "MODEL_NOT_FOUND": r"model must be empty or \S+, got 'another'",
+    "OVERLOADED": r"queue limit exceeded: 0 of 0 calls and 0 of \d+ tokens wait, 1 calls run",
+    "DEADLINE_PASSED": r"the deadline passed before the answer was complete",
+    "DRAINING": r"the server is draining and admits no calls; retry on another server",
+    "ENGINE_DOWN": r"the engine is restarting; retry later",
+    "ENGINE_REFUSED": r"internal error; the server's log has the cause",
+    "INTERNAL": r"internal error; the server's log has the cause",
+    "CALLER_REFUSED": r"no credentials were sent: send the metadata `authorization: Bearer <API key or token>`",
+    "GENERATION_NOT_FOUND": r"no such generation \(unknown, expired, or wrong resume_token\)",
+    "QUOTA_EXCEEDED": r"requests per minute exceeded: 1 are allowed; retry in [\d.]+ s",
+}
+"""What each status says: what was received, what is allowed, what to do."""
 # What no code of this version sends, and what needs more than a call: an engine that dies (below), a client that does
 # not read, a message beyond the limit.
 NEVER_SENT, ELSEWHERE = {"NOT_IMPLEMENTED"}, {"POISONOUS_REQUEST", "CLIENT_TOO_SLOW", "MESSAGE_TOO_LARGE"}
@@ -124,6 +144,7 @@ NEVER_SENT, ELSEWHERE = {"NOT_IMPLEMENTED"}, {"POISONOUS_REQUEST", "CLIENT_TOO_S
 
 def test_every_reason_is_provoked_here() -> None:
     assert set(PROMISED) == set(CASES) | NEVER_SENT | ELSEWHERE
+    assert set(MESSAGES) == set(CASES)
     assert {"thinking_budget", "max_output_tokens", "answer_reserve"} == PROMISED["BUDGET_DOES_NOT_FIT"]
     assert {"thought_tokens", "answer_tokens"} == PROMISED["DEADLINE_PASSED"]
 
@@ -185,6 +206,7 @@ async def test_a_reason_carries_what_the_proto_promises(reason: str, method: str
     assert info.reason == reason
     assert set(info.metadata) >= PROMISED[reason]
     assert all(info.metadata.values())
+    assert re.search(MESSAGES[reason], error.details() or ""), error.details()
     assert "secret" not in str(error)
     if reason == "BUDGET_DOES_NOT_FIT":
         assert dict(info.metadata) == {"thinking_budget": "900", "max_output_tokens": "100", "answer_reserve": "1"}

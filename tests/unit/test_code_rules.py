@@ -1,4 +1,4 @@
-"""The house keeps its own laws: who imports whom, stubs that are what the protos say, protos that Buf likes."""
+"""Check the rules of the code: imports, stubs that match the protos, protos that Buf accepts."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ _HARMLESS = {
     "reference": "--check",
     "two-nodes": "--help",
     "version": "--check",
+    "words": "--help",
     "vllm-compare": "--help",
     "decisions": "--check",
 }

@@ -262,7 +262,8 @@ class Admission:
 
     def _overloaded(self) -> PenstockError:
         return Overloaded(
-            f"{self.running_calls} calls are running and {self.queued_calls} are waiting",
+            f"queue limit exceeded: {self.queued_calls} of {self._settings.max_queued_calls} calls and "
+            f"{self.queued_tokens} of {self._settings.max_queued_tokens} tokens wait, {self.running_calls} calls run",
             resource="queue",
             retry_after_seconds=self.retry_after_seconds(),
             running_calls=self.running_calls,

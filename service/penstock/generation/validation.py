@@ -17,6 +17,7 @@ from penstock.types import Message, ModelCard, Request, Role, Sampling, Structur
 _INT32_MAX = 2**31 - 1
 MIN_REPETITION_PENALTY = 0.001
 _MAX_LABEL_BYTES = 256
+_MAX_SHOWN_NAME = 64
 _MAX_VIOLATIONS = 16  # They are sent in trailers, of which clients accept 8 KiB.
 
 
@@ -26,7 +27,7 @@ def validate(request: Request, card: ModelCard, limits: LimitSettings) -> None:
     `limits` are `Config.resolved_limits`.
     """
     if request.model not in ("", card.name):
-        raise ModelNotFound(f"this server serves {card.name} only", served_model=card.name)
+        raise unknown_model(request.model, card)
     found = itertools.chain(
         _input(request, card, limits),
         _thinking(request, limits),
@@ -38,6 +39,12 @@ def validate(request: Request, card: ModelCard, limits: LimitSettings) -> None:
     if violations:
         raise BadRequest(*violations)
     _refuse_unsupported(request, card)
+
+
+def unknown_model(name: str, card: ModelCard) -> ModelNotFound:
+    """Return the error for a request that names another model than the served one."""
+    shown = name if len(name) <= _MAX_SHOWN_NAME else f"{name[:_MAX_SHOWN_NAME]}..."
+    return ModelNotFound(f"model must be empty or {card.name}, got {shown!r}", served_model=card.name)
 
 
 def _invalid(field: str, description: str, reason: FieldReason = "INVALID_FIELD") -> FieldViolation:

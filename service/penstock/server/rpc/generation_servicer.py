@@ -13,8 +13,9 @@ from penstock_proto.v1 import generation_pb2 as pb
 from penstock_proto.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc
 
 from penstock import tasks
-from penstock.errors import BadRequest, ContextOverflow, FieldViolation, ModelNotFound
+from penstock.errors import BadRequest, ContextOverflow, FieldViolation
 from penstock.generation.control import GenerationControl
+from penstock.generation.validation import unknown_model
 from penstock.server.convert import generation as convert
 from penstock.server.convert.model import model_to_proto
 from penstock.server.request_context import RequestContext
@@ -174,5 +175,5 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         """Return the model card, its profile, prices and limits."""
         card = self._service.engine().card
         if request.model not in ("", card.name):
-            raise ModelNotFound(f"this server serves {card.name} only", served_model=card.name)
+            raise unknown_model(request.model, card)
         return model_to_proto(card, self._service.config, self._service.prices)
