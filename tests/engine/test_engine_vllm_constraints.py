@@ -9,8 +9,8 @@ from dataclasses import replace
 import grpc
 import pytest
 from penstock.engine.base import Engine
-from penstock.engine.vllm import constraints
-from penstock.engine.vllm.sandbox import SandboxResult
+from penstock.engine.vllm.constraints import sandbox as sandbox_module
+from penstock.engine.vllm.constraints.sandbox_process import SandboxResult
 from penstock.errors import BadRequest, Overloaded
 from penstock.types import StructuredKind, StructuredOutput
 from penstock_proto.v1 import generation_pb2 as pb
@@ -109,7 +109,7 @@ async def test_a_verdict_is_remembered(engine: Engine, monkeypatch: pytest.Monke
     async def no_trial(*_: object) -> int:
         raise AssertionError("tried again")
 
-    monkeypatch.setattr(constraints.ConstraintSandbox, "_sandbox_result", no_trial)
+    monkeypatch.setattr(sandbox_module.ConstraintSandbox, "_sandbox_result", no_trial)
     with pytest.raises(BadRequest):
         await engine.check_constraint(bomb, "b")
 
@@ -127,7 +127,7 @@ async def test_what_the_trial_did_not_find_the_engine_ends_and_remembers(engine:
     await engine.check()
 
 
-class SlowTrials(constraints.ConstraintSandbox):
+class SlowTrials(sandbox_module.ConstraintSandbox):
     """Trials that take a moment, without a process."""
 
     def __init__(self, doubted_seconds: float = 60.0) -> None:
@@ -152,7 +152,7 @@ async def test_a_caller_of_many_waits_for_itself() -> None:
 
 
 async def test_what_only_ran_out_of_time_is_tried_again_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = stopped(monkeypatch, constraints)
+    clock = stopped(monkeypatch, sandbox_module)
     sandbox = SlowTrials(doubted_seconds=60.0)
     sandbox.verdict = -signal.SIGALRM
     constraint = StructuredOutput(StructuredKind.REGEX, "a")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from penstock.engine.vllm.mask_budget import ALLOWANCE_SECONDS, SECONDS_PER_CHECK, MaskTimeBudget
+from penstock.engine.vllm.constraints.mask_budget import ALLOWANCE_SECONDS, SECONDS_PER_CHECK, MaskTimeBudget
 from penstock.generation.complexity import depth_of, nested_repetitions, too_complex
 from penstock.types import StructuredKind, StructuredOutput
 

@@ -7,9 +7,9 @@ import os
 from collections.abc import AsyncIterator
 
 import pytest
-from penstock.engine.vllm import constraints
-from penstock.engine.vllm.constraints import ConstraintSandbox
-from penstock.engine.vllm.sandbox import SandboxResult
+from penstock.engine.vllm.constraints import sandbox as sandbox_module
+from penstock.engine.vllm.constraints.sandbox import ConstraintSandbox
+from penstock.engine.vllm.constraints.sandbox_process import SandboxResult
 from penstock.errors import BadRequest, Overloaded
 from penstock.types import StructuredKind, StructuredOutput
 
@@ -110,7 +110,7 @@ async def test_a_constraint_without_a_way_to_go_on_is_refused(sandbox: Counted, 
 
 
 async def test_what_the_engine_found_holds_for_its_caller_and_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = stopped(monkeypatch, constraints)
+    clock = stopped(monkeypatch, sandbox_module)
     sandbox = Counted(costly_seconds=60.0)
     await sandbox.check(CONSTRAINT, "a")
     sandbox.block(CONSTRAINT, "a")

@@ -11,7 +11,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from penstock.engine.vllm.json_schema import RefusedSchemaError, rewritten
+from penstock.engine.vllm.constraints.json_schema import RefusedSchemaError, rewritten
 
 from tests.tooling import json_schema_suite
 from tests.unit import pydantic_models

@@ -10,8 +10,8 @@ import warnings
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from penstock.engine.vllm.json_schema import rewritten
-from penstock.engine.vllm.regex import RefusedRegexError, translate
+from penstock.engine.vllm.constraints.json_schema import rewritten
+from penstock.engine.vllm.constraints.regex import RefusedRegexError, translate
 
 from tests.unit.grammar_walks import accepts, compiled_schema, compiler, walks
 

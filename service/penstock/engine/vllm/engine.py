@@ -20,7 +20,9 @@ from penstock.engine.expert_load.statistics import ExpertCounts
 from penstock.engine.tokenizer import HfTokenizer
 from penstock.engine.vllm.compat.plain_text import text_tokens
 from penstock.engine.vllm.compat.slow_grammars import TOO_SLOW
-from penstock.engine.vllm.constraints import ConstraintSandbox, grammar_of, refusal
+from penstock.engine.vllm.constraints.compiling import grammar_of, refusal
+from penstock.engine.vllm.constraints.sandbox import ConstraintSandbox
+from penstock.engine.vllm.constraints.sandbox_process import SandboxResult
 from penstock.engine.vllm.devices import wait_until_free
 from penstock.engine.vllm.experts import OutputTally, merged
 from penstock.engine.vllm.lifetime import HostResources
@@ -28,7 +30,6 @@ from penstock.engine.vllm.load import LoadMeter
 from penstock.engine.vllm.parallel import ExpertLayout
 from penstock.engine.vllm.processes import kill, processes_of
 from penstock.engine.vllm.sampling import sampling_params, thought_tokens_in_prompt
-from penstock.engine.vllm.sandbox import SandboxResult
 from penstock.errors import BadRequest, ConstraintLost, EngineDown, EngineRefused, FeatureOff
 from penstock.types import (
     EngineChunk,

@@ -9,7 +9,7 @@ from vllm import SamplingParams
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
 from penstock.engine.vllm.compat.constraint_prefix import PREFIX_TOKENS
-from penstock.engine.vllm.constraints import compiled_text
+from penstock.engine.vllm.constraints.compiling import compiled_text
 from penstock.errors import EngineRefused
 from penstock.types import EngineRequest, Markers, ModelCard, Sampling, StructuredKind, StructuredOutput
 

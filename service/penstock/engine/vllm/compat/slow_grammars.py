@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from penstock.engine.vllm.mask_budget import MaskTimeBudget
+from penstock.engine.vllm.constraints.mask_budget import MaskTimeBudget
 
 TOO_SLOW = "penstock:constraint_too_slow"
 """`stop_reason` of a request that was ended here."""

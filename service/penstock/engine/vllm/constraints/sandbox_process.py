@@ -1,4 +1,6 @@
-"""Try constraints, each in a child process that can be killed. Run as `python -m penstock.engine.vllm.sandbox`.
+"""Try constraints, each in a child process that can be killed.
+
+Run as `python -m penstock.engine.vllm.constraints.sandbox_process`.
 
 Compilation cannot be interrupted, and a grammar that compiles at once can still take seconds per token. So a child
 compiles the constraint and writes some texts under it as the engine would, within limits of time, memory and stack:
@@ -22,8 +24,8 @@ import time
 from enum import IntEnum
 from typing import Any
 
+from penstock.engine.vllm.constraints.mask_budget import MaskTimeBudget
 from penstock.engine.vllm.lifetime import end_with_parent
-from penstock.engine.vllm.mask_budget import MaskTimeBudget
 
 _MEMORY_BYTES = 1 << 30  # in addition to this process's own memory
 _STACK_BYTES = 4 << 20  # half of the stack of the engine's threads

@@ -1,4 +1,4 @@
-"""Check constraints before the engine sees them: a process of its own tries each once (`sandbox`).
+"""Check constraints before the engine sees them: a process of its own tries each once (`sandbox_process`).
 
 A result is about the constraint only and is kept for a while. A constraint that the engine found too slow in one
 caller's call is refused to that caller only. A caller has one trial at a time and all callers together have two, so a
@@ -22,11 +22,10 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from penstock import tasks
-from penstock.engine.vllm.json_schema import RefusedSchemaError, rewritten
-from penstock.engine.vllm.regex import RefusedRegexError, translate
-from penstock.engine.vllm.sandbox import SandboxResult
-from penstock.errors import BadRequest, FieldReason, FieldViolation, Overloaded
-from penstock.types import StructuredKind, StructuredOutput
+from penstock.engine.vllm.constraints.compiling import GrammarOf, refusal
+from penstock.engine.vllm.constraints.sandbox_process import SandboxResult
+from penstock.errors import Overloaded
+from penstock.types import StructuredOutput
 
 _LOG = logging.getLogger(__name__)
 _TRIALS_AT_ONCE = 2
@@ -38,10 +37,6 @@ _COSTLY_SECONDS = 600.0
 _GRACE_SECONDS = 30.0  # in addition to the trial's own time, because the process runs at a low priority
 _START_SECONDS = 120.0
 _LINE_BYTES = 1 << 20
-
-
-GrammarOf = Callable[[StructuredOutput], tuple[str, str]]
-"""Returns kind (as in `sandbox`) and text of a constraint as vLLM's backend compiles it. Raises BadRequest."""
 
 
 class ConstraintSandbox:
@@ -217,7 +212,7 @@ class ConstraintSandbox:
         # One arena and no helper threads: the memory limit counts address space, and threads do not survive a fork.
         quiet = {"MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-W", "ignore", "-m", "penstock.engine.vllm.sandbox"),
+            *(sys.executable, "-W", "ignore", "-m", "penstock.engine.vllm.constraints.sandbox_process"),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
@@ -271,60 +266,3 @@ def _key(kind: str, spec: str) -> bytes:
 
 def _key_of_caller(key: bytes, caller: str) -> bytes:
     return key + caller.encode()
-
-
-def field_of(structured: StructuredOutput) -> str:
-    """Return the API field of a constraint."""
-    return f"spec.output.{'choices' if structured.choices else structured.kind.value}"
-
-
-def refusal(structured: StructuredOutput, verdict: int, seconds: float) -> BadRequest:
-    """Return the error for a caller whose constraint is refused; `seconds` is the maximum time of a trial."""
-    reason: FieldReason
-    match verdict:
-        case SandboxResult.MALFORMED:
-            reason, why = "INVALID_FIELD", "the constraint cannot be compiled"
-        case SandboxResult.DEAD_END:
-            reason = "INVALID_FIELD"
-            why = "some text that the constraint allows cannot be completed, or it allows no text at all"
-        case _:
-            reason = "LIMIT_EXCEEDED"
-            why = (
-                f"the constraint is too costly: compiling it takes more than {seconds:g} s or far too much memory, or "
-                "it delays every token; make it smaller or less ambiguous"
-            )
-    return BadRequest(FieldViolation(field_of(structured), why, reason))
-
-
-def compiled_text(structured: StructuredOutput) -> str:
-    """Return a JSON schema, regular expression or grammar in the form that the compiler reads as the caller means it.
-
-    Raise BadRequest that names the keyword or part which the compiler does not enforce.
-    """
-    try:
-        match structured.kind:
-            case StructuredKind.JSON_SCHEMA:
-                return rewritten(structured.spec)
-            case StructuredKind.REGEX:
-                return translate(structured.spec)
-            case _:
-                return structured.spec
-    except (RefusedSchemaError, RefusedRegexError) as error:
-        raise BadRequest(FieldViolation(field_of(structured), str(error), "INVALID_FIELD")) from error
-    except (ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise refusal(structured, SandboxResult.MALFORMED, 0.0) from error
-
-
-def grammar_of(structured: StructuredOutput) -> tuple[str, str]:
-    """Return kind and text of a constraint for the xgrammar backend. See `GrammarOf`."""
-    from vllm.v1.structured_output.utils import choice_as_grammar, grammar_is_likely_lark
-
-    match structured.kind:
-        case StructuredKind.JSON_SCHEMA:
-            return "json", compiled_text(structured)
-        case StructuredKind.REGEX:
-            return "regex", compiled_text(structured)
-        case StructuredKind.GRAMMAR:
-            return "lark" if grammar_is_likely_lark(structured.spec) else "ebnf", structured.spec
-        case StructuredKind.CHOICE:
-            return "ebnf", choice_as_grammar(list(structured.choices))

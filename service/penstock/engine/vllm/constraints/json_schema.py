@@ -14,7 +14,12 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
-from penstock.engine.vllm.regex import MAX_COUNT, RefusedRegexError, json_string_of_length, translate_json_pattern
+from penstock.engine.vllm.constraints.regex import (
+    MAX_COUNT,
+    RefusedRegexError,
+    json_string_of_length,
+    translate_json_pattern,
+)
 
 Schema = dict[str, Any]
 

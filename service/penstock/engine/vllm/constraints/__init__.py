@@ -1,0 +1,1 @@
+"""Compile constraints on answers (`compiling`) and try them before the engine runs them (`sandbox`)."""
