@@ -25,7 +25,7 @@ MAX_COUNT = 1_000_000_000
 _TEXT: Ranges = ((0, 0xD7FF), (0xE000, sys.maxunicode))  # surrogates are not characters
 _CONTROLS = {"n": 10, "r": 13, "t": 9, "f": 12, "v": 11}
 _COUNT = re.compile(r"\{(?:(\d+)(,?)(\d*)|,(\d+))\}")
-_GROUP_NAME = re.compile(r"\?(?:P?<[A-Za-z_]\w*>|:)")
+_GROUP_NAME = re.compile(r"\?(?:P?<([A-Za-z_]\w*)>|:)")
 _HEX = {
     "x": re.compile(r"[0-9A-Fa-f]{2}"),
     "u": re.compile(r"[0-9A-Fa-f]{4}|\{[0-9A-Fa-f]{1,6}\}"),
@@ -117,6 +117,7 @@ class _Parser:
         self._dot = _minus(_TEXT, newlines)
         self._at = 0
         self._depth = 0
+        self._names: set[str] = set()
 
     def parse(self) -> _Group:
         """Return the whole expression as a group. Raise RefusedRegexError."""
@@ -167,6 +168,8 @@ class _Parser:
             if self._next_is(sign):
                 self._at += 1
                 return bounds
+        if self._next_is("{,}"):
+            raise self._refused("a repetition in Python, but text in ECMA-262", self._at, 3)
         count = _COUNT.match(self._pattern, self._at)
         if count is None:
             return None
@@ -193,7 +196,7 @@ class _Parser:
                 return _Set(self._dot)
             case "*" | "+" | "?":
                 raise self._refused("nothing to repeat", offset, 1)
-            case "{" if _COUNT.match(self._pattern, offset):
+            case "{" if _COUNT.match(self._pattern, offset) or self._next_is(",}"):
                 raise self._refused("nothing to repeat", offset, 1)
         return _Set(self._one(ord(character), offset))
 
@@ -204,6 +207,10 @@ class _Parser:
                 raise self._refused(
                     "lookarounds, back references, flags, comments and atomic groups are not supported", offset, 4
                 )
+            if name[1] in self._names:
+                raise self._refused("a group of this name exists already", offset, name.end() - offset)
+            if name[1]:
+                self._names.add(name[1])
             self._at = name.end()
         self._depth += 1
         if self._depth > _MAX_DEPTH:
