@@ -108,7 +108,7 @@ async def test_a_service_that_is_killed_takes_its_engine_and_its_sandbox_along()
             worker = await there.until_engine("Worker")
             titles = [" ".join(process.cmdline()) for process in there.descendants()]
             assert any("EngineCore" in title for title in titles)
-            assert any("penstock.engine.vllm.sandbox" in title for title in titles)
+            assert any("penstock.engine.vllm.constraints.sandbox_process" in title for title in titles)
             worker.send_signal(signal.SIGSTOP)
             there.process.kill()
             await there.process.wait()
