@@ -98,7 +98,7 @@ async def test_the_async_client_tries_again_too(target: str, fake: FakeService, 
             async for _ in client.stream("a secret prompt"):
                 pass
     assert len(fake.requests) == 4
-    assert "OVERLOADED; trying again in 0.01 s" in caplog.text
+    assert "refused (OVERLOADED); retrying in 0.01 s" in caplog.text
     assert "secret" not in caplog.text
 
 

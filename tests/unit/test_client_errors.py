@@ -86,7 +86,7 @@ def test_loopback_targets_go_past_the_proxy(target: str) -> None:
 
 
 def test_a_key_is_not_sent_in_the_clear_by_accident() -> None:
-    with pytest.raises(ValueError, match="in the clear"):
+    with pytest.raises(ValueError, match="in plaintext"):
         channel.metadata_for("models.example:443", "key", None)
     for tls in (True, False):
         assert channel.metadata_for("models.example:443", "key", tls) == (("authorization", "Bearer key"),)

@@ -68,7 +68,7 @@ def test_raw_input_stop_and_schema() -> None:
 def test_a_ready_spec_is_taken_alone() -> None:
     spec = pb.GenerationSpec(text="x")
     assert pc.build_spec(spec=spec) is spec
-    with pytest.raises(ValueError, match="alone"):
+    with pytest.raises(ValueError, match="complete request"):
         pc.build_spec(spec=spec, seed=1)
 
 
@@ -77,9 +77,9 @@ def test_a_ready_spec_is_taken_alone() -> None:
     [
         (None, {}, ValueError, "exactly one"),
         ("hi", {"text": "x"}, ValueError, "exactly one"),
-        ("hi", {"thinking": "deep"}, ValueError, "thinking: 'deep' is none of fast, thinking, auto"),
-        ("hi", {"thinking": "unspecified"}, ValueError, "is none of"),
-        ("hi", {"thinking": "fas"}, ValueError, "is none of fast, thinking, auto; did you mean 'fast'"),
+        ("hi", {"thinking": "deep"}, ValueError, "thinking: must be one of fast, thinking, auto, got 'deep'"),
+        ("hi", {"thinking": "unspecified"}, ValueError, "must be one of"),
+        ("hi", {"thinking": "fas"}, ValueError, "must be one of fast, thinking, auto, got 'fas'; did you mean 'fast'"),
         ("hi", {"budgett": 1}, TypeError, "unknown option 'budgett'; did you mean 'budget'"),
         ("hi", {"max_tokens": 1}, TypeError, "unknown option 'max_tokens'; did you mean 'max_output_tokens'"),
         ("hi", {"n": 2}, TypeError, "unknown option 'n'; did you mean 'candidates'"),
@@ -88,12 +88,12 @@ def test_a_ready_spec_is_taken_alone() -> None:
         ("hi", {"budget": 1.5}, TypeError, "budget: "),
         ("hi", {"model": "\ud800"}, ValueError, "model: "),
         ("hi", {"regex": "a", "grammar": "b"}, ValueError, "at most one"),
-        ([("robot", "x")], {}, ValueError, r"messages\[0\]: 'robot' is none of system"),
-        ([("user", "x"), {"role": "user"}], {}, ValueError, r"messages\[1\]: a dict has"),
+        ([("robot", "x")], {}, ValueError, r"messages\[0\]: must be one of system, user, assistant, got 'robot'"),
+        ([("user", "x"), {"role": "user"}], {}, ValueError, r"messages\[1\]: a dict must have"),
         ([{"role": "user", "content": [{"type": "text"}]}], {}, ValueError, r"messages\[0\]: .*content parts"),
         ([{"role": "user", "content": "x", "name": "y"}], {}, ValueError, r"messages\[0\]: unknown key 'name'"),
         ([{"role": "user", "content": None}], {}, ValueError, r"content must be a str, got NoneType"),
-        (["x"], {}, ValueError, r"messages\[0\]: a message is"),
+        (["x"], {}, ValueError, r"messages\[0\]: a message must be"),
     ],
 )
 def test_wrong_use_says_where(prompt: Any, options: Any, error: type[Exception], words: str) -> None:

@@ -32,7 +32,7 @@ def test_what_mypy_refuses_is_refused_when_it_runs() -> None:
     import penstock_client as pc
 
     for wrong in (7, {"text": "hi"}):
-        with pytest.raises(TypeError, match="a prompt is a str or a sequence of messages"):
+        with pytest.raises(TypeError, match="prompt must be a str or a sequence of messages"):
             pc.build_spec(wrong)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="did you mean 'thinking'"):
         pc.build_spec("hi", thinkin="fast")  # type: ignore[call-arg]

@@ -55,17 +55,33 @@ class AsyncClient:
     ...     reply = await client.generate("What is 48 + 27 + 36 + 15?", thinking="thinking", budget=64)
     ...     reply.thought, reply.answer, reply.usage, reply.cost
 
-    What is not given comes from the environment: PENSTOCK_TARGET (else 127.0.0.1:50051), PENSTOCK_API_KEY or
-    PENSTOCK_API_KEY_FILE, PENSTOCK_CA_FILE or PENSTOCK_TLS.
-
-    `timeout` (seconds, here for all calls or at each) becomes the call's deadline: the server stops working at it, and
-    thinking="auto" plans so that the answer arrives before it. A stream whose connection drops goes on over another
-    one, as `reconnect` says (None: not at all). Generating has no timeout unless you give one; calls that generate
-    nothing have 30 seconds. `retries` is how often a call that the server refused for now, with the time to wait, is
-    tried again, inside its timeout (default: never). `metadata` goes with every call.
     Every method raises the exceptions of `penstock_client.errors`, and TypeError or ValueError for wrong use.
+
+    Args:
+        target: A gRPC target such as `host:50051`. Default: PENSTOCK_TARGET, then 127.0.0.1:50051.
+        api_key: The key to authenticate with. Default: PENSTOCK_API_KEY, then the content of PENSTOCK_API_KEY_FILE.
+        tls: Whether and how to use TLS, see `penstock_client.channel.Tls`. Default: PENSTOCK_CA_FILE, then
+            PENSTOCK_TLS.
+        timeout: Seconds, for each call that gives none itself. It becomes the call's deadline: the server stops
+            working at it, and thinking="auto" plans so that the answer arrives before it. Default: no timeout for
+            calls that generate, 30 seconds for the others.
+        retries: How many times a call is tried again, within its timeout, after the server refused it and gave the
+            time to wait. Default: never.
+        metadata: gRPC metadata that is sent with every call.
+        reconnect: Bounds of the attempts to resume a stream whose connection dropped. None: do not resume.
+        channel_options: gRPC channel options; they override the client's own.
+
+    Attributes:
+        target: The gRPC target.
+        timeout: Default timeout of a call, in seconds, or None.
+        retries: Default number of retries of a call.
+
+    Raises:
+        OSError: A file that was named cannot be read.
+        ValueError: A setting is invalid, or the API key would be sent without TLS to another machine.
     """
 
+    # One parameter for each option.
     def __init__(
         self,
         target: str | None = None,
@@ -103,13 +119,23 @@ class AsyncClient:
         flush_interval_seconds: float | None = None,
         **options: Unpack[GenerationOptions],
     ) -> AsyncStream:
-        """Start a generation and give its events as they come.
+        """Start a generation and return the stream of its events.
 
-        `resumable` (default: unless the client has `reconnect=None`) lets the stream go on over a dropped connection:
-        every event comes once, in order. Leaving the stream still ends the generation: the client says so to the
-        server. Where neither can reach it, the server ends it after its grace. False saves the server keeping events.
-        `flush_interval_seconds` gathers deltas for at most that long: fewer, larger events; the first ones and the last
-        are not held back.
+        Args:
+            prompt: One user message, or a conversation.
+            spec: A complete request instead of `prompt` and `options`.
+            timeout: Seconds until the deadline of the whole stream. Default: the client's.
+            resumable: Whether the client resumes the stream after a dropped connection; every event still comes once,
+                in order. Leaving the stream ends the generation all the same, because the client cancels it. A
+                generation that the client cannot reach any more is ended by the server after its grace period. False
+                saves the server from keeping the events. Default: True, unless the client has `reconnect=None`.
+            flush_interval_seconds: Longest time for which the server collects deltas into one event. The first deltas
+                and the last are sent at once. Default: do not collect.
+            **options: The fields of `GenerationOptions`.
+
+        Raises:
+            TypeError: An option is unknown or has the wrong type.
+            ValueError: An option has a value that no request can hold.
         """
         resumable = self._reconnect is not None if resumable is None else resumable
         request = stream_request(build_spec(prompt, spec=spec, **options), resumable, flush_interval_seconds)
@@ -127,9 +153,9 @@ class AsyncClient:
         flush_interval_seconds: float | None = None,
         **options: Unpack[GenerationOptions],
     ) -> AsyncInteraction:
-        """Start a generation that can be steered while its events come: finish thinking, change the budget, cancel.
+        """Start a generation that can be controlled while it runs: finish thinking, change the budget, cancel.
 
-        Such a stream cannot be resumed: a dropped connection ends it.
+        Such a stream cannot be resumed: a dropped connection ends it. Parameters and errors are those of `stream`.
         """
         start = interact_request(build_spec(prompt, spec=spec, **options), flush_interval_seconds)
         link = self._link("Interact", timeout)
@@ -142,10 +168,16 @@ class AsyncClient:
     def resume(
         self, generation_id: str, resume_token: str, last_sequence: int = 0, *, timeout: float | None = None
     ) -> AsyncStream:
-        """Goes on with a resumable stream, of this process or another, after the event `last_sequence`.
+        """Resume a stream that this process or another one started.
 
-        0 replays everything; `response` holds what comes from here on. Raises GenerationNotFound where the generation
-        is unknown, expired or another caller's.
+        The stream's `response` holds only what comes after `last_sequence`. Reading the stream raises
+        `GenerationNotFound` if the generation is unknown, expired or belongs to another caller.
+
+        Args:
+            generation_id: `response.generation_id` of the stream.
+            resume_token: `response.resume_token` of the stream.
+            last_sequence: Sequence number of the last event that was received. 0 replays all events.
+            timeout: Seconds until the deadline of the resumed stream. Default: the client's.
         """
         request = pb.ResumeRequest(generation_id=generation_id, resume_token=resume_token, last_sequence=last_sequence)
         link = self._link("Resume", timeout)
@@ -161,7 +193,7 @@ class AsyncClient:
         timeout: float | None = None,
         **options: Unpack[GenerationOptions],
     ) -> Response:
-        """One reply, complete."""
+        """Generate a reply and return it when it is complete. Parameters and errors are those of `stream`."""
         request = pb.GenerateRequest(spec=build_spec(prompt, spec=spec, **options))
         method = self._generation.Generate
         return await self._reply(f"{_GENERATION}/Generate", method, request, timeout, Response.from_proto)
@@ -174,23 +206,39 @@ class AsyncClient:
         timeout: float | None = None,
         **options: Unpack[GenerationOptions],
     ) -> TokenCount:
-        """Count tokens and cost without generating, and foretells what the overflow policy would drop."""
+        """Count tokens, bound the cost and predict what the overflow policy would drop, without generating.
+
+        Parameters and errors are those of `stream`; the default timeout is 30 seconds.
+        """
         request = pb.CountTokensRequest(spec=build_spec(prompt, spec=spec, **options))
         method, timeout = self._generation.CountTokens, self._read_timeout(timeout)
         return await self._reply(f"{_GENERATION}/CountTokens", method, request, timeout, TokenCount.from_proto)
 
     async def model(self, name: str = "", *, timeout: float | None = None) -> ModelCard:
-        """Return the facts about the served model: its card, profile, prices and limits."""
+        """Return the served model's card: profile, prices, limits and defaults.
+
+        Args:
+            name: Name of the model. Default: the served one.
+            timeout: Seconds. Default: the client's, or 30.
+
+        Raises:
+            ModelNotFound: Another model is served.
+        """
         request, timeout = model_pb2.GetModelRequest(model=name), self._read_timeout(timeout)
         return await self._reply(f"{_MODEL}/GetModel", self._model.GetModel, request, timeout, ModelCard.from_proto)
 
     async def expert_load(
         self, *, window_seconds: float | None = None, ranks: int | None = None, timeout: float | None = None
     ) -> ExpertLoad:
-        """Tokens per expert over the window that ends now: up to an hour, the server's own where absent.
+        """Return the number of tokens that each expert processed in the window that ends now.
 
-        `ranks`: how many parallel ranks the shares are about, absent as served. Raises `FeatureOff` where the server
-        does not count.
+        Args:
+            window_seconds: Length of the window, at most 3600. Default: the server's.
+            ranks: Number of expert-parallel ranks that the shares are computed for. Default: as served.
+            timeout: Seconds. Default: the client's, or 30.
+
+        Raises:
+            FeatureOff: The server does not count expert load.
         """
         request, method = load_request(window_seconds, ranks), self._routing.GetExpertLoad
         timeout = self._read_timeout(timeout)
@@ -206,7 +254,20 @@ class AsyncClient:
         ranks: int | None = None,
         timeout: float | None = None,
     ) -> AsyncGenerator[ExpertLoad, None]:
-        """Return the same every `interval_seconds` (0.1 to an hour, absent: 1), until the generator is closed."""
+        """Yield the expert load again and again until the generator is closed.
+
+        Args:
+            window_seconds: Length of each window, at most 3600. Default: the server's.
+            interval_seconds: Seconds between two values, in [0.1, 3600]. Default: 1.
+            ranks: Number of expert-parallel ranks that the shares are computed for. Default: as served.
+            timeout: Seconds until the stream ends. Default: the client's.
+
+        Yields:
+            One `ExpertLoad` for each interval.
+
+        Raises:
+            FeatureOff: The server does not count expert load.
+        """
         span = CallSpan(f"{_ROUTING}/WatchExpertLoad", self._metadata, self.target)
         timeout = self.timeout if timeout is None else timeout
         request = watch_request(window_seconds, interval_seconds, ranks)
@@ -229,9 +290,12 @@ class AsyncClient:
         retries: int | None = None,
         metadata: Metadata = (),
     ) -> Self:
-        """Return a client with other defaults over the same connection; closing one closes both.
+        """Return a client with other defaults that shares the connection; closing one closes both.
 
-        `metadata` is added to what the client has.
+        Args:
+            timeout: Default timeout of a call, in seconds. Default: unchanged.
+            retries: Default number of retries of a call. Default: unchanged.
+            metadata: gRPC metadata, added to the client's own.
         """
         other = copy.copy(self)
         other._root = self._root or self
@@ -241,7 +305,7 @@ class AsyncClient:
         return other
 
     async def close(self) -> None:
-        """End the generations that still run, waiting at most a second for the server to know, and disconnect."""
+        """Cancel the generations that still run, wait at most one second for the server's answer, and disconnect."""
         if self._root is not None:
             await self._root.close()
             return
@@ -256,7 +320,7 @@ class AsyncClient:
             await self._channel.close()
 
     def _end_streams(self) -> None:
-        """End the generations that still run, from outside of any event loop, at the end of the process."""
+        """Cancel the generations that still run when the process ends, without an event loop."""
         requests = [request for stream in list(self._streams) if (request := stream._orphan()) is not None]
         if requests:
             cancel_apart(self._channel_apart, requests, self._metadata, wait=True)
@@ -294,13 +358,13 @@ class AsyncClient:
             raise RuntimeError("the client is closed")
 
     def _run_apart(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run `work` as a task that `close` waits for. Raises RuntimeError outside of the event loop."""
+        """Run `work` as a task that `close` waits for. Raises RuntimeError if no event loop runs."""
         task = asyncio.get_running_loop().create_task(work())
         self._left.add(task)
         task.add_done_callback(self._left.discard)
 
     def _abandon(self, request: pb.CancelRequest) -> None:
-        """Tells the server, without waiting, that nobody comes back."""
+        """Cancel a generation on the server without waiting for the answer."""
         try:
             asyncio.get_running_loop()
         except RuntimeError:  # the loop has ended, and the stream with it
@@ -312,9 +376,9 @@ class AsyncClient:
         for seconds in (CANCEL_SECONDS, CLOSE_SECONDS):
             try:
                 await self._generation.Cancel(request, timeout=seconds, metadata=self._metadata)
-            except asyncio.CancelledError:  # the loop ends; it waits for its tasks, so there is time to say it again
+            except asyncio.CancelledError:  # the loop ends; it waits for its tasks, so there is time for a second call
                 continue
-            except (grpc.RpcError, grpc.aio.UsageError):  # the server's grace ends it then
+            except (grpc.RpcError, grpc.aio.UsageError):  # the server ends it after its grace period
                 pass
             return
 

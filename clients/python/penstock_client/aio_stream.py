@@ -28,17 +28,17 @@ from penstock_client.retries import Retries
 
 
 class AsyncStream:
-    """The events of one generation. Leaving the loop or the `async with` ends the generation, if it still runs.
+    """The events of one generation. Leaving the loop or the `async with` ends the generation if it still runs.
 
-    So does cancelling the task that reads it. A later loop over a stream that was left raises `Cancelled`; to read some
-    events and go on later, call `anext(stream)`. `detach()` leaves without ending.
+    Cancelling the task that reads the stream ends it too. A later loop over a stream that was left raises `Cancelled`.
+    To read some events and continue later, call `anext(stream)`. `detach()` leaves the generation running.
 
     >>> async with client.stream("What is 48 + 27 + 36 + 15?", budget=64) as stream:
     ...     async for event in stream:
     ...         ...
     >>> stream.response.answer
 
-    `async for event in client.stream(...)` does the same where the stream is needed by nobody else.
+    `async for event in client.stream(...)` is enough where only the loop needs the stream.
     """
 
     def __init__(
@@ -60,24 +60,21 @@ class AsyncStream:
 
     @property
     def response(self) -> Response:
-        """Return what has come so far."""
+        """The reply so far; it grows with each event."""
         return self._reader.response
 
     @property
     def last_sequence(self) -> int:
-        """Return the number of the newest event.
-
-        `client.resume` needs it, with the response's `generation_id` and `resume_token`.
-        """
+        """Sequence number of the newest event, as `client.resume` needs it; 0 before the first."""
         return self._reader.last_sequence
 
     @property
     def reconnections(self) -> int:
-        """Return how many connections were lost on the way."""
+        """Number of connections that were lost so far."""
         return self._recovery.reconnections
 
     def cancel(self) -> None:
-        """End the generation; the engine stops within one step. Harmless when it is over."""
+        """End the generation; the engine stops within one step. Do nothing if it is over."""
         if self._left:
             return
         self._left = True
@@ -95,7 +92,7 @@ class AsyncStream:
         self._link.span.end(self.response)
 
     def _accept_first(self) -> None:
-        """Take in the first event where it came and nobody has read it."""
+        """Process the first event if it has come and was not read yet."""
         first, self._first = self._first, None
         if first is None or not first.done():
             self._first = first
@@ -104,7 +101,7 @@ class AsyncStream:
                 self._recovery.accept(first.result().event)
 
     def _orphan(self) -> pb.CancelRequest | None:
-        """Return what ends the generation from outside of the event loop; None where nothing is left to end."""
+        """Return the request that ends the generation from outside the event loop; None if it is over."""
         if not self._left:
             self._accept_first()
         if self._left or not self._recovery.is_orphan:
@@ -113,8 +110,8 @@ class AsyncStream:
         return self._recovery.cancel_request()
 
     async def _end_when_started(self) -> None:
-        """Wait, a bounded time, for the token that the first event brings, and end the generation with it."""
-        # Cancelling the call is not enough: where the event is on its way, the server takes it for a lost connection.
+        """Wait at most `START_SECONDS` for the first event's resume token and end the generation with it."""
+        # Cancelling the call is not enough: if the event is on its way, the server sees only a lost connection.
         try:
             async with asyncio.timeout(START_SECONDS):
                 reply = await (self._first or self._read_first())
@@ -125,13 +122,16 @@ class AsyncStream:
         self._end()
 
     def detach(self) -> None:
-        """Leaves and lets a resumable generation go on, for `client.resume` to read within the server's grace."""
+        """Close the stream and leave a resumable generation running.
+
+        `client.resume` can read it within the server's grace period.
+        """
         self._left = True
         self._call.cancel()
         self._link.span.end(self.response)
 
     def close(self) -> None:
-        """Leaves: ends the generation if it still runs, without waiting for anything."""
+        """Close the stream and end the generation if it still runs, without waiting."""
         AsyncStream.cancel(self)
 
     def text(self) -> AsyncIterator[str]:
@@ -147,7 +147,7 @@ class AsyncStream:
         except asyncio.CancelledError:
             ours = asyncio.current_task()
             if self._left and ours is not None and not ours.cancelling():
-                # gRPC says so of a call that was cancelled by `close()` or `cancel()`; the task was not.
+                # gRPC raises this for a call that `close()` or `cancel()` cancelled; the task itself was not cancelled.
                 raise _was_left() from None
             self.close()
             raise
@@ -176,7 +176,7 @@ class AsyncStream:
             except BrokenStream as broken:
                 self._give_up(broken)
                 raise
-            if self._reader.finished:  # whatever happens after the last event is of no concern
+            if self._reader.finished:  # a failure after the last event loses nothing
                 self.response.rate_limits = rate_limits_of(await self._call.trailing_metadata())
                 self.close()
                 raise StopAsyncIteration
@@ -193,7 +193,7 @@ class AsyncStream:
         if not self._link.resumable or self._reader.last_sequence:
             # read(), not iteration: gRPC's iterator keeps the call alive after the loop that held it is gone.
             return await self._call.read()
-        # A task that is cancelled takes a plain read and its call with it, and the token that ends the generation.
+        # Cancelling a task would cancel a plain read and its call, and lose the token that ends the generation.
         reply = await asyncio.shield(self._first or self._read_first())
         self._first = None
         return reply
@@ -204,7 +204,10 @@ class AsyncStream:
         return self._first
 
     async def _go_on(self, failure: PenstockError) -> Event | None:
-        """Resumes over another connection. Raises `failure` where that cannot be; the event ends a drained stream."""
+        """Resume over another connection and return None, or return the last event of a drained stream.
+
+        Raises `failure` where the stream cannot be resumed.
+        """
         try:
             if self._left:
                 raise failure
@@ -241,7 +244,7 @@ class AsyncStream:
 
 
 class _Loop:
-    """One `async for` loop over a stream: when the loop is gone, so is the stream."""
+    """One `async for` loop over a stream. Dropping the iterator closes the stream."""
 
     def __init__(self, stream: AsyncStream) -> None:
         self._stream = stream
@@ -275,7 +278,7 @@ def _was_left() -> Cancelled:
 
 
 def _retrieve(reading: asyncio.Future[Any]) -> None:
-    """Take the result where nobody else does, so that asyncio has nothing to complain about."""
+    """Read the result, so that asyncio does not log that an exception was never retrieved."""
     if not reading.cancelled():
         reading.exception()
 
@@ -290,7 +293,7 @@ _WRITE_FAILED = "Internal error from Core"  # grpc/_cython/_cygrpc/aio/call.pyx.
 
 
 class AsyncInteraction(AsyncStream):
-    """A stream that is steered while it runs; its methods do not wait.
+    """A stream that can be controlled while it runs; its methods do not wait.
 
     >>> async with client.interact("What is 48 + 27 + 36 + 15?", budget=-1) as interaction:
     ...     async for event in interaction:
@@ -304,7 +307,7 @@ class AsyncInteraction(AsyncStream):
         self._again: Callable[[], Any] | None = lambda: call(
             _until_none(self._restarted(start)), self._recovery.seconds_left
         )
-        # Not resumable, and what another server goes on with could not be steered: no policy.
+        # No policy: the stream is not resumable, and one that another server continued could not be controlled.
         super().__init__(link.without_policy(), lambda left: call(_until_none(self._actions), left))
 
     def _restarted(self, start: pb.InteractRequest) -> asyncio.Queue[pb.InteractRequest | None]:
@@ -315,9 +318,8 @@ class AsyncInteraction(AsyncStream):
         return self._actions
 
     async def _go_on(self, failure: PenstockError) -> Event | None:
-        # gRPC says this where the server had ended the call before the start was written, and forgets the server's
-        # status: nothing ran, so asking once more tells it.
-        # It also says this where the deadline passed before.
+        # gRPC raises this where the server ended the call before the start was written, and drops the server's status.
+        # Nothing ran, so a second call is safe and brings the status. It also raises this where the deadline passed.
         again, self._again = self._again, None
         if failure.message == _WRITE_FAILED and not self.last_sequence and not self._left:
             left = self._recovery.seconds_left
@@ -332,19 +334,23 @@ class AsyncInteraction(AsyncStream):
         return await super()._go_on(failure)
 
     def finish_thinking(self) -> None:
-        """End the thought now and starts the answer. Without effect once the answer has begun."""
+        """End the thought now and start the answer. Do nothing once the answer has begun."""
         self._actions.put_nowait(pb.InteractRequest(finish_thinking=pb.FinishThinking()))
 
     def change_budget(self, budget: int) -> None:
-        """Change the budget of the thought under way, counted from its start; -1 is no limit."""
+        """Change the budget of the current thought.
+
+        Args:
+            budget: Tokens, counted from the thought's start; -1 is no limit.
+        """
         self._actions.put_nowait(pb.InteractRequest(change_budget=pb.ChangeBudget(thinking_budget=budget)))
 
     def cancel(self) -> None:
-        """End the generation; the stream still gets its last event, with usage and cost. `close()` does not wait."""
+        """End the generation. The stream still gets its last event, with usage and cost; `close()` does not wait."""
         self._actions.put_nowait(pb.InteractRequest(cancel=pb.Cancel()))
 
     def close(self) -> None:
-        """End the call, and with it the generation."""
+        """Close the stream and end the generation if it still runs, without waiting."""
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self._actions.put_nowait(None)  # gRPC's task that waits for actions ends
         super().close()

@@ -1,4 +1,4 @@
-"""Define the replies of `model()` and `count()`: the served model, and what a prompt would take."""
+"""Replies of `model()` and `count()`: the served model's card and a prompt's token count."""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ _TOKENS_PER_MILLION = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class ProfileFeature:
-    """One engine feature: is it on, what is its value (may be empty), and why."""
+    """One feature of the engine.
+
+    Attributes:
+        name: Name of the feature.
+        enabled: Whether it is on.
+        value: Its setting; may be empty.
+        reason: Why it is on or off.
+    """
 
     name: str
     enabled: bool
@@ -27,7 +34,14 @@ class ProfileFeature:
 
 @dataclass(frozen=True, slots=True)
 class PriceTier:
-    """Prices of calls whose prompt has at most `up_to_prompt_tokens` (None: no limit), in USD per million tokens."""
+    """Prices of the calls whose prompt is in this tier, in USD per million tokens.
+
+    Attributes:
+        up_to_prompt_tokens: Longest prompt of the tier, in tokens; None: no limit.
+        input_usd_per_million: Price of input tokens that were not cached.
+        cached_usd_per_million: Price of input tokens from the prefix cache.
+        output_usd_per_million: Price of output tokens, thought and answer.
+    """
 
     up_to_prompt_tokens: int | None
     input_usd_per_million: Decimal
@@ -37,11 +51,27 @@ class PriceTier:
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """Describe the served model.
+    """The served model with its profile, prices, limits and defaults.
 
-    `limits` and `default_sampling` are keyed by proto field name; `refused_fields` maps paths to reasons.
-    `auto_thinking_budget` and `answer_reserve` are tokens, and apply where a request sets none.
-    `max_concurrent_requests` is of one replica of the engine. The three are 0 with an older server.
+    Attributes:
+        model: Name of the model.
+        architecture: Class of the model in vLLM.
+        vocab_size: Number of tokens in the vocabulary.
+        context_window_tokens: Longest prompt plus output that the server allows.
+        native_context_window_tokens: The window the model was trained for.
+        thinking_modes: The modes that a request may name.
+        default_thinking_mode: The mode of a request that names none.
+        default_sampling: Default sampling parameters by proto field name.
+        profile: The engine's features.
+        price_tiers: Prices by length of the prompt; empty where the server has no price list.
+        limits: The server's limits by proto field name.
+        refused_fields: Request fields that this server refuses, by path, with the reason.
+        service_version: Version of Penstock.
+        engine_version: Version of the engine.
+        auto_thinking_budget: Default thinking budget of the mode AUTO, in tokens; 0 from an older server.
+        answer_reserve: Default number of output tokens kept for the answer; 0 from an older server.
+        max_concurrent_requests: Requests that one replica of the engine runs at once; 0 from an older server.
+        raw: The reply as it came.
     """
 
     model: str
@@ -65,7 +95,7 @@ class ModelCard:
 
     @classmethod
     def from_proto(cls, reply: model_pb2.GetModelResponse) -> Self:
-        """Return the card of a reply."""
+        """Convert the reply of `GetModel`."""
         return cls(
             model=reply.model,
             architecture=reply.architecture,
@@ -103,10 +133,20 @@ def _price_tier(tier: model_pb2.PriceTier) -> PriceTier:
 
 @dataclass(frozen=True, slots=True)
 class TokenCount:
-    """Describe what a prompt would take. The costs are bounds in USD; None where the server has no price list.
+    """The tokens and the cost of a prompt, without generating.
 
-    `overflow_tokens` is by how much it does not fit, after the overflow policy: 0 when it fits.
-    `effective_settings` is None when it does not.
+    Attributes:
+        prompt_tokens: Tokens of the prompt as sent.
+        effective_prompt_tokens: Tokens that are left after the overflow policy.
+        window_tokens: Tokens of prompt plus output that the request may use.
+        window_left_tokens: Tokens of the window that are left for output.
+        dropped_tokens: Tokens that the overflow policy drops.
+        dropped_messages: Messages that the overflow policy drops.
+        overflow_tokens: Tokens by which the prompt is too long after the overflow policy; 0 if it fits.
+        min_usd: Lower bound of the cost in USD; None where the server has no price list.
+        max_usd: Upper bound of the cost in USD; None where the server has no price list.
+        effective_settings: The settings that a generation would have; None if the prompt does not fit.
+        raw: The reply as it came.
     """
 
     prompt_tokens: int
@@ -123,7 +163,7 @@ class TokenCount:
 
     @classmethod
     def from_proto(cls, reply: pb.CountTokensResponse) -> Self:
-        """Return the counts of a reply."""
+        """Convert the reply of `CountTokens`."""
         priced = reply.HasField("cost_estimate")
         return cls(
             prompt_tokens=reply.prompt_tokens,

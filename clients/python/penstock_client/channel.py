@@ -1,4 +1,4 @@
-"""How a target is reached: credentials, channel options, call metadata. Shared by both clients."""
+"""Credentials, channel options and call metadata. Both clients use them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Any
 import grpc
 
 Tls = bool | str | Path | grpc.ChannelCredentials | None
-"""None or False: plaintext. True: the system's roots. A path: a CA certificate in PEM. Credentials: as they are."""
+"""None or False: plaintext. True: the system's CA certificates. A path: a CA certificate file in PEM. gRPC channel
+credentials: used as they are."""
 
 ChannelOptions = Sequence[tuple[str, Any]]
 
@@ -35,18 +36,23 @@ RETRY_READS_SERVICE_CONFIG = json.dumps(
         ]
     }
 )
-"""Retries of the two calls that may be repeated for nothing: `Client(..., channel_options=[("grpc.service_config",
-RETRY_READS_SERVICE_CONFIG)])`. Off by default. Generating is never retried: it would be done, and billed, twice."""
+"""A gRPC service configuration that retries `GetModel` and `CountTokens`, which cost nothing. Off by default; use it as
+`Client(..., channel_options=[("grpc.service_config", RETRY_READS_SERVICE_CONFIG)])`. Calls that generate are never
+retried: the server would generate, and bill, twice."""
 
 DEFAULT_TARGET = "127.0.0.1:50051"
 
 
 def resolve(target: str | None, api_key: str | None, tls: Tls) -> tuple[str, str | None, Tls]:
-    """Return target, key and TLS, with what was not given taken from the environment.
+    """Return target, key and TLS, with defaults from the environment.
 
-    PENSTOCK_TARGET; PENSTOCK_API_KEY, or PENSTOCK_API_KEY_FILE with a file that holds it; PENSTOCK_CA_FILE, or
-    PENSTOCK_TLS (true or false). An empty `api_key` is none, whatever the environment says. Raises OSError where a
-    file cannot be read, and ValueError for another value of PENSTOCK_TLS.
+    The environment variables are PENSTOCK_TARGET; PENSTOCK_API_KEY, or PENSTOCK_API_KEY_FILE with the path of a file
+    that holds the key; PENSTOCK_CA_FILE, or PENSTOCK_TLS (true or false). An empty `api_key` means no key and overrides
+    the environment.
+
+    Raises:
+        OSError: The key file cannot be read.
+        ValueError: PENSTOCK_TLS is neither true nor false.
     """
     target = target or os.environ.get("PENSTOCK_TARGET") or DEFAULT_TARGET
     if api_key is None:
@@ -60,19 +66,19 @@ def resolve(target: str | None, api_key: str | None, tls: Tls) -> tuple[str, str
 
 
 def _tls_of_environment() -> bool | str | None:
-    said = os.environ.get("PENSTOCK_TLS", "").lower()
-    if said not in ("", "1", "true", "yes", "on", "0", "false", "no", "off"):
-        raise ValueError(f"PENSTOCK_TLS must be true or false, got {said!r}")
-    if said in ("0", "false", "no", "off"):
+    value = os.environ.get("PENSTOCK_TLS", "").lower()
+    if value not in ("", "1", "true", "yes", "on", "0", "false", "no", "off"):
+        raise ValueError(f"PENSTOCK_TLS must be true or false, got {value!r}")
+    if value in ("0", "false", "no", "off"):
         return False
-    return os.environ.get("PENSTOCK_CA_FILE") or (True if said else None)
+    return os.environ.get("PENSTOCK_CA_FILE") or (True if value else None)
 
 
 _MAX_RECEIVE_BYTES = 256 * 1024 * 1024
 
 
 def is_loopback(target: str) -> bool:
-    """Return True for targets that cannot leave this machine."""
+    """Return whether connections to `target` stay on this machine."""
     if target.startswith("unix:"):
         return True
     host = target.rpartition("/")[2].rpartition(":")[0].strip("[]")
@@ -83,24 +89,24 @@ def is_loopback(target: str) -> bool:
 
 
 def options_for(target: str, extra: ChannelOptions) -> list[tuple[str, Any]]:
-    """Return the arguments of the channel to `target`, with those of `extra`."""
-    # Unary replies with log probabilities outgrow gRPC's 4 MiB, and a proxy has no business with a loopback target.
+    """Return the channel options for `target`; `extra` overrides them."""
     own: list[tuple[str, Any]] = [
+        # A unary reply with log probabilities can be larger than gRPC's default of 4 MiB.
         ("grpc.max_receive_message_length", _MAX_RECEIVE_BYTES),
-        # A connection that died without a word is found out, so that the stream can go on over another.
+        # Keepalive detects a connection that died silently, so that the stream can resume over another one.
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 1_000),
         ("grpc.max_reconnect_backoff_ms", 5_000),
     ]
-    if is_loopback(target):
+    if is_loopback(target):  # a proxy cannot reach a loopback target
         own.append(("grpc.enable_http_proxy", 0))
     return [*own, *extra]
 
 
 def credentials_for(tls: Tls) -> grpc.ChannelCredentials | None:
-    """None is plaintext. Raises OSError where the CA certificate cannot be read."""
+    """Return channel credentials, or None for plaintext. Raises OSError if the CA certificate cannot be read."""
     if tls is None or tls is False:
         return None
     if isinstance(tls, grpc.ChannelCredentials):
@@ -110,24 +116,31 @@ def credentials_for(tls: Tls) -> grpc.ChannelCredentials | None:
 
 
 Metadata = Mapping[str, str] | Sequence[tuple[str, str]]
-"""More gRPC metadata for each call, such as `x-request-id`."""
+"""Additional gRPC metadata for each call, such as `x-request-id`."""
 
 
 def more_metadata(given: Metadata) -> tuple[tuple[str, str], ...]:
-    """Return `given` as gRPC takes it. Raises ValueError for names that are not the caller's to set."""
+    """Return `given` in gRPC's form. Raises ValueError for a name that the client sets itself."""
     pairs = [(key.lower(), value) for key, value in (given.items() if isinstance(given, Mapping) else given)]
     for key, _ in pairs:
         if key == "authorization" or key.startswith(("grpc-", ":")):
-            raise ValueError(f"metadata {key!r} is set by the client: give api_key=, timeout= and the like")
+            raise ValueError(f"metadata {key!r} is set by the client: use api_key= or timeout= instead")
     return tuple(pairs)
 
 
 def metadata_for(target: str, api_key: str | None, tls: Tls) -> tuple[tuple[str, str], ...]:
-    """Raise ValueError rather than send a key in the clear over a network; tls=False says that this is meant."""
+    """Return the metadata that authenticates a call.
+
+    Raises:
+        ValueError: The key is not printable ASCII, or it would be sent in plaintext over a network and tls=False does
+            not allow that explicitly.
+    """
     if api_key is None:
         return ()
     if not api_key.isascii() or not api_key.isprintable():
-        raise ValueError("the API key must be printable ASCII; is a line break or a quotation mark in it?")
+        raise ValueError("the API key must be printable ASCII; check it for line breaks and typographic quotes")
     if tls is None and not is_loopback(target):
-        raise ValueError(f"the API key would go to {target} in the clear: pass tls=True, or tls=False if that is meant")
+        raise ValueError(
+            f"the API key would be sent to {target} in plaintext: pass tls=True, or tls=False to send it anyway"
+        )
     return (("authorization", f"Bearer {api_key}"),)

@@ -1,4 +1,4 @@
-"""A conversation that grows by questions and replies, and is itself a prompt."""
+"""A conversation that grows with each question and reply, and can be sent as a prompt."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ from penstock_client.spec import Message, RoleName
 
 
 class Conversation(Sequence[Message]):
-    """The turns so far, oldest first. Give it to `generate`, `stream` or `count` as the prompt.
+    """The messages of a conversation, oldest first. Pass it to `generate`, `stream` or `count` as the prompt.
 
     >>> talk = Conversation(system="Answer in one line.")
     >>> reply = client.generate(talk.ask("What is 48 + 27 + 36 + 15?"))
     >>> talk.add(reply)
     >>> reply = client.generate(talk.ask("Which is larger, 53 or 52?"))
 
-    Only answers are kept: a thought is no part of the history.
+    Only answers are kept; a thought is not part of the history.
+
+    Args:
+        system: Text of a system message, which comes first. Default: none.
+        messages: Earlier messages, oldest first.
     """
 
     def __init__(self, system: str | None = None, messages: Iterable[Message] = ()) -> None:
@@ -25,15 +29,15 @@ class Conversation(Sequence[Message]):
         self._messages += messages
 
     def ask(self, text: str) -> Self:
-        """Add a user's turn and return the conversation, to be sent."""
+        """Add a user message and return the conversation."""
         return self._grow("user", text)
 
     def add(self, reply: Response | str) -> Self:
-        """Add the answer of a reply's first candidate, or a text, as the assistant's turn."""
+        """Add the first candidate's answer, or a text, as an assistant message and return the conversation."""
         return self._grow("assistant", reply if isinstance(reply, str) else reply.answer)
 
     def undo(self) -> Message:
-        """Take the last turn back, as after a call that failed. Raises IndexError where there is none."""
+        """Remove and return the last message, for instance after a failed call. Raises IndexError if there is none."""
         return self._messages.pop()
 
     def _grow(self, role: RoleName, content: str) -> Self:

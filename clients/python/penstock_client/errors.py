@@ -1,4 +1,4 @@
-"""Everything that a call can fail with.
+"""The exceptions that a call can raise.
 
     PenstockError                              code                 reason (ErrorReason)
     |-- InvalidRequest      .violations        INVALID_ARGUMENT     INVALID_FIELD, MISSING_FIELD, CONFLICTING_FIELDS,
@@ -12,15 +12,15 @@
     |-- Overloaded    .retry_after_seconds     RESOURCE_EXHAUSTED   OVERLOADED, QUOTA_EXCEEDED
     |-- MessageTooLarge                        RESOURCE_EXHAUSTED   MESSAGE_TOO_LARGE, or none from gRPC itself
     |-- DeadlineExceeded                       DEADLINE_EXCEEDED    DEADLINE_PASSED
-    |-- Unavailable                            UNAVAILABLE          DRAINING, ENGINE_DOWN, or none: nothing answers
+    |-- Unavailable                            UNAVAILABLE          DRAINING, ENGINE_DOWN, or none: no server answers
     |-- CallerRefused                          UNAUTHENTICATED, PERMISSION_DENIED     CALLER_REFUSED
     |-- Cancelled                              CANCELLED            CLIENT_TOO_SLOW, or none
     |-- PoisonousRequest                       ABORTED              POISONOUS_REQUEST
     |-- ServerFault                            INTERNAL, UNKNOWN, DATA_LOSS           ENGINE_REFUSED, INTERNAL
     `-- BrokenStream                           (none)               events are missing
 
-The reason decides, then the code: a status without details still becomes the nearest of these. Wrong use of this
-package is a TypeError or a ValueError, before anything is sent.
+The reason selects the class, else the code does: a status without details becomes the nearest of these. Wrong use of
+this package raises TypeError or ValueError before anything is sent.
 """
 
 from __future__ import annotations
@@ -40,7 +40,13 @@ _DETAILS_KEY = "grpc-status-details-bin"
 
 @dataclass(frozen=True, slots=True)
 class FieldViolation:
-    """`field` is a proto path from the request's root, such as `spec.thinking.thinking_budget`."""
+    """One field of the request that is wrong.
+
+    Attributes:
+        field: Proto path from the request's root, such as `spec.thinking.thinking_budget`.
+        description: The received value and the allowed ones.
+        reason: Name of a `penstock.v1.ErrorReason`.
+    """
 
     field: str
     description: str
@@ -48,12 +54,20 @@ class FieldViolation:
 
 
 class PenstockError(Exception):
-    """A call that did not succeed. `code` is None where no status came, `reason` is empty where the server named none.
+    """A call that did not succeed.
 
-    `metadata` holds the numbers of the reason, as documented at `penstock.v1.ErrorReason`. `rate_limits` holds the
-    caller's limits and what is left of them, such as `limit-requests` and `remaining-requests`, where the server tells.
+    Attributes:
+        message: The server's message, or the client's own.
+        code: gRPC status code; None where no status came.
+        reason: Name of a `penstock.v1.ErrorReason`; empty where the server named none.
+        metadata: The values of the reason, as documented at `penstock.v1.ErrorReason`.
+        violations: The fields of the request that are wrong.
+        retry_after_seconds: The time to wait that the server gave, or None.
+        rate_limits: The caller's limits and what is left of them, such as `limit-requests` and `remaining-requests`;
+            empty where the server did not send them.
     """
 
+    # One parameter for each attribute.
     def __init__(
         self,
         message: str,
@@ -76,35 +90,41 @@ class PenstockError(Exception):
 
 
 class InvalidRequest(PenstockError):
-    """The request is wrong as it stands; `violations` says where, by field path."""
+    """The request is invalid; `violations` names the fields."""
 
 
 class BudgetDoesNotFit(InvalidRequest):
-    """The thinking budget cannot hold beside max_output_tokens and the answer reserve."""
+    """The thinking budget plus the answer reserve is larger than max_output_tokens."""
 
 
 class ContextOverflow(InvalidRequest):
-    """The prompt does not fit; `metadata` has prompt_tokens, window_tokens, output_tokens_needed, overflow_tokens."""
+    """The prompt does not fit into the context window.
+
+    `metadata` has prompt_tokens, window_tokens, output_tokens_needed and overflow_tokens.
+    """
 
 
 class FeatureOff(PenstockError):
-    """The request asks for something that this server's profile has off; `client.model()` says what and why."""
+    """The request needs a feature that is off in this server's profile; `client.model()` lists them with reasons."""
 
 
 class NotImplementedYet(PenstockError):
-    """Report an RPC or field that this version of the service does not implement."""
+    """This version of the service does not implement the request."""
 
 
 class ModelNotFound(PenstockError):
-    """Another model than the served one was named."""
+    """The request names a model that this server does not serve."""
 
 
 class GenerationNotFound(PenstockError):
-    """The generation to resume is unknown, expired, or another caller's."""
+    """The generation to resume is unknown, expired, or belongs to another caller."""
 
 
 class Overloaded(PenstockError):
-    """No room now, or (QUOTA_EXCEEDED) none left for this caller; `retry_after_seconds` is the server's estimate."""
+    """The server is at capacity, or this caller's quota is used up (QUOTA_EXCEEDED).
+
+    `retry_after_seconds` is the server's estimate of the time to wait.
+    """
 
 
 class MessageTooLarge(PenstockError):
@@ -112,50 +132,55 @@ class MessageTooLarge(PenstockError):
 
 
 class DeadlineExceeded(PenstockError):
-    """The time given was not enough.
+    """The deadline passed before the call ended.
 
-    `metadata` has thought_tokens and answer_tokens, which is what was made until then: as the server counted it or,
-    where this client's own clock was first, as much of it as has arrived.
+    `metadata` has thought_tokens and answer_tokens, the tokens generated until then. The server counted them or, where
+    this client noticed the deadline first, the client counted the tokens that had arrived.
+
+    Attributes:
+        is_own: True where this client or a proxy noticed the deadline first, and no status of the service came.
     """
 
     is_own = False
-    """This client's clock was first, or a proxy's: no word of the service has come."""
 
     def count(self, thought_tokens: int = 0, answer_tokens: int = 0) -> None:
-        """Fill in what the service would have told."""
+        """Fill in the reason and the metadata that the service would have sent."""
         self.is_own, self.reason = True, "DEADLINE_PASSED"
         self.metadata = {"thought_tokens": str(thought_tokens), "answer_tokens": str(answer_tokens)}
 
 
 class Unavailable(PenstockError):
-    """Nothing answers (no reason), the server is going away (DRAINING), or its engine is down (ENGINE_DOWN)."""
+    """No server answers (no reason), the server is shutting down (DRAINING), or its engine is down (ENGINE_DOWN)."""
 
 
 class CallerRefused(PenstockError):
-    """Report that the caller is not authenticated or lacks a permission."""
+    """The credentials are missing or invalid, or the caller is not allowed to make this call."""
 
 
 class Cancelled(PenstockError):
-    """The call was cancelled, here or on the way."""
+    """The call was cancelled by this client, a proxy or the server."""
 
 
 class PoisonousRequest(PenstockError):
-    """The request was in flight at several engine deaths and is not tried again."""
+    """The engine died several times while it processed this request; the server does not try it again."""
 
 
 class ServerFault(PenstockError):
-    """The service failed; its log has it under `metadata["generation_id"]`."""
+    """The service failed. Its log has the cause under `metadata["generation_id"]`."""
 
 
 class BrokenStream(PenstockError):
-    """The stream ended without its last event, or skipped one: what was received is not the whole reply."""
+    """The stream ended without its last event or skipped one, so the received reply is incomplete.
+
+    Attributes:
+        is_cut_short: True where the last event did not come; False where an event before it is missing.
+    """
 
     is_cut_short = False
-    """It ended too early; else an event is missing inside it."""
 
     @classmethod
     def cut_short(cls) -> BrokenStream:
-        """Return the error of a stream that ended before its last event."""
+        """Return the exception for a stream that ended without its last event."""
         failure = cls("the stream ended without its last event")
         failure.is_cut_short = True
         return failure
@@ -200,7 +225,10 @@ BY_CODE: Mapping[grpc.StatusCode, type[PenstockError]] = {
 
 
 def from_rpc_error(error: Any) -> PenstockError:
-    """Return the exception for a failed call of either kind of stub; details that do not parse count as absent."""
+    """Return the exception for a failed call of the blocking or the asyncio stubs.
+
+    Status details that cannot be parsed are ignored.
+    """
     code: grpc.StatusCode = error.code()
     message: str = error.details() or code.name.lower().replace("_", " ")
     info, bad_request, retry = _details(error)
@@ -224,7 +252,7 @@ def from_rpc_error(error: Any) -> PenstockError:
 
 
 def rate_limits_of(trailers: Any) -> dict[str, str]:
-    """Return the `x-ratelimit-*` trailers by the rest of their names."""
+    """Return the `x-ratelimit-*` trailers, with this prefix removed from their names."""
     found = {key: value for key, value in trailers or () if key.startswith(_RATE_LIMIT)}
     return {key.removeprefix(_RATE_LIMIT): value for key, value in found.items() if isinstance(value, str)}
 
@@ -245,7 +273,7 @@ def _details(
         for detail in status.details:
             if not detail.Unpack(info):
                 _ = detail.Unpack(bad_request) or detail.Unpack(retry)
-    except DecodeError:  # a proxy's or another service's idea of details
+    except DecodeError:  # details of a proxy or another service, in another form
         pass
     if info.domain != ERROR_DOMAIN:
         info.Clear()

@@ -2,9 +2,9 @@
 
     Started -> ThoughtDelta* -> ThinkingFinished -> AnswerDelta* -> Finished     (per candidate; candidates interleave)
 
-Where the server's engine is restarted, Interrupted and then Continued stand between them.
+A restart of the server's engine adds Interrupted and then Continued between them.
 
-Every event has its `sequence` and, beside it, the `response` so far: one object, which grows with the stream.
+Every event has its `sequence` and the `response` so far: one object, which grows with the stream.
 """
 
 from __future__ import annotations
@@ -33,12 +33,20 @@ class _Event:
     sequence: int
     response: Response = field(repr=False)
     proto: pb.GenerationEvent = field(repr=False)
-    """The event as it came."""
 
 
 @dataclass(frozen=True, slots=True)
 class Started(_Event):
-    """The first event: the request was admitted, and what the server made of it."""
+    """The first event: the server accepted the request.
+
+    Attributes:
+        sequence: Sequence number of the event, from 1.
+        response: The reply so far.
+        proto: The event as it came.
+        generation_id: Id of the generation.
+        model: Name of the model.
+        effective_settings: The settings that the server uses for the request.
+    """
 
     generation_id: str
     model: str
@@ -48,29 +56,56 @@ class Started(_Event):
 @dataclass(frozen=True, slots=True)
 class _Delta(_Event):
     candidate_index: int
-    """From 0; below the number of candidates that were asked for."""
     text: str
-    """The new text only; may be empty."""
     token_count: int
-    """Of this delta; may be 0 where only characters were held back."""
     token_ids: tuple[int, ...]
-    """Only where `return_token_ids` was asked for."""
     logprobs: tuple[TokenLogprobs, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class ThoughtDelta(_Delta):
-    """New text of a candidate's thought."""
+    """New text of a candidate's thought.
+
+    Attributes:
+        sequence: Sequence number of the event, from 1.
+        response: The reply so far.
+        proto: The event as it came.
+        candidate_index: Index of the candidate, from 0.
+        text: The new text only; may be empty.
+        token_count: Tokens of this delta; 0 where it has only characters that earlier tokens left over.
+        token_ids: The delta's token ids; empty unless the request has `return_token_ids`.
+        logprobs: One entry for each token; empty unless the request has `top_logprobs`.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerDelta(_Delta):
-    """New text of a candidate's answer."""
+    """New text of a candidate's answer.
+
+    Attributes:
+        sequence: Sequence number of the event, from 1.
+        response: The reply so far.
+        proto: The event as it came.
+        candidate_index: Index of the candidate, from 0.
+        text: The new text only; may be empty.
+        token_count: Tokens of this delta; 0 where it has only characters that earlier tokens left over.
+        token_ids: The delta's token ids; empty unless the request has `return_token_ids`.
+        logprobs: One entry for each token; empty unless the request has `top_logprobs`.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class ThinkingFinished(_Event):
-    """A candidate's thought is over; its answer comes next. `reasoning_tokens` is what the budget was spent on."""
+    """A candidate's thought has ended; its answer comes next.
+
+    Attributes:
+        sequence: Sequence number of the event, from 1.
+        response: The reply so far.
+        proto: The event as it came.
+        candidate_index: Index of the candidate, from 0.
+        outcome: How the thought ended.
+        reasoning_tokens: Tokens of the thought that count towards the budget.
+    """
 
     candidate_index: int
     outcome: ThinkingOutcome
@@ -79,17 +114,33 @@ class ThinkingFinished(_Event):
 
 @dataclass(frozen=True, slots=True)
 class Interrupted(_Event):
-    """A candidate stands still while the server's engine is restarted. It goes on by itself: no text is lost."""
+    """A candidate is paused while the server restarts its engine. It continues by itself and no text is lost.
+
+    Attributes:
+        sequence: Sequence number of the event, from 1.
+        response: The reply so far.
+        proto: The event as it came.
+        candidate_index: Index of the candidate, from 0.
+        reason: Why the engine is restarted.
+        expected_seconds: Expected time from this event until the candidate continues; None if unknown.
+    """
 
     candidate_index: int
     reason: InterruptionReason
     expected_seconds: float | None
-    """From this event until it is expected to go on; None where the server does not know."""
 
 
 @dataclass(frozen=True, slots=True)
 class Continued(_Event):
-    """A candidate goes on, so many seconds after it was interrupted."""
+    """A candidate continues after an interruption.
+
+    Attributes:
+        sequence: Sequence number of the event, from 1.
+        response: The reply so far.
+        proto: The event as it came.
+        candidate_index: Index of the candidate, from 0.
+        interrupted_seconds: Duration of the interruption.
+    """
 
     candidate_index: int
     interrupted_seconds: float
@@ -97,7 +148,16 @@ class Continued(_Event):
 
 @dataclass(frozen=True, slots=True)
 class Finished(_Event):
-    """The last event; everything in `response` is final."""
+    """The last event; `response` is complete.
+
+    Attributes:
+        sequence: Sequence number of the event, from 1.
+        response: The reply.
+        proto: The event as it came.
+        usage: Token counts of all candidates.
+        cost: Cost of the call; None where the server has no price list.
+        timing: Times that the server measured.
+    """
 
     usage: Usage
     cost: Cost | None
@@ -109,7 +169,13 @@ Event = Started | ThoughtDelta | AnswerDelta | ThinkingFinished | Interrupted | 
 
 
 class EventReader:
-    """Turns the protos of one stream into events, each exactly once and in order, growing `response`."""
+    """Converts the messages of one stream into events, each exactly once and in order.
+
+    Attributes:
+        response: The reply so far.
+        last_sequence: Sequence number of the newest event; 0 before the first.
+        finished: Whether the last event was read.
+    """
 
     def __init__(self) -> None:
         self.response = Response()
@@ -117,14 +183,15 @@ class EventReader:
         self.finished = False
 
     def resumed(self, request: pb.ResumeRequest) -> None:
-        """Says that the stream goes on where another one ended; `response` grows from there."""
+        """Start after the event `request.last_sequence` of an earlier stream; `response` grows from there."""
         self.last_sequence = request.last_sequence
         self.response.generation_id, self.response.resume_token = request.generation_id, request.resume_token
 
     def read(self, proto: pb.GenerationEvent) -> Event | None:
         """Return the event, or None for a repeated one and for a kind that this client does not know yet.
 
-        Raises BrokenStream where a sequence number was skipped.
+        Raises:
+            BrokenStream: A sequence number is missing.
         """
         if proto.sequence <= self.last_sequence:
             return None

@@ -1,4 +1,4 @@
-"""Which experts the tokens went to: replies of `expert_load()` and `watch_expert_load()`."""
+"""Tokens per expert: replies of `expert_load()` and `watch_expert_load()`."""
 
 from __future__ import annotations
 
@@ -11,25 +11,35 @@ from penstock_proto.v1 import routing_pb2 as pb
 
 @dataclass(frozen=True, slots=True)
 class LayerLoad:
-    """One MoE layer's load. Without tokens all is even: imbalance and entropy are 1."""
+    """One MoE layer's load. Without tokens the load counts as even: imbalance and entropy are 1.
+
+    Attributes:
+        layer_index: Index of the layer in the model.
+        expert_token_counts: Number of tokens that each expert processed.
+        imbalance: Tokens of the busiest expert divided by the mean; 1 is even.
+        normalized_entropy: 1 is even, 0 is one expert for all tokens.
+        hot_experts: Experts with more than twice the mean, busiest first.
+        busiest_rank_share: Share of the tokens that the busiest rank processed, in [0, 1].
+    """
 
     layer_index: int
     expert_token_counts: tuple[int, ...]
     imbalance: float
-    """The busiest expert over the mean."""
     normalized_entropy: float
-    """1 is even, 0 is one expert for all."""
     hot_experts: tuple[int, ...]
-    """Over twice the mean, busiest first."""
     busiest_rank_share: float
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertLoad:
-    """Hold the load of the experts over a window.
+    """The expert load of one window.
 
-    `token_count` counts a token once, however many experts processed it. `rank_count` is the number of ranks that the
-    ranks' shares are computed for.
+    Attributes:
+        window_seconds: Length of the window.
+        token_count: Number of tokens; a token counts once although several experts process it.
+        rank_count: Number of expert-parallel ranks that the shares are computed for.
+        layers: One entry for each MoE layer.
+        raw: The message as it came.
     """
 
     window_seconds: float
@@ -40,7 +50,7 @@ class ExpertLoad:
 
     @classmethod
     def from_proto(cls, load: pb.ExpertLoad) -> Self:
-        """Return the load of a message."""
+        """Convert the message."""
         return cls(
             window_seconds=load.window.ToTimedelta().total_seconds(),
             token_count=load.token_count,
@@ -61,14 +71,14 @@ class ExpertLoad:
 
 
 def load_request(window_seconds: float | None, ranks: int | None) -> pb.GetExpertLoadRequest:
-    """Return the request for one load."""
+    """Return the request of `expert_load`; None leaves the choice to the server."""
     return pb.GetExpertLoadRequest(window=_duration(window_seconds), rank_count=ranks)
 
 
 def watch_request(
     window_seconds: float | None, interval_seconds: float | None, ranks: int | None
 ) -> pb.WatchExpertLoadRequest:
-    """Return the request for loads at an interval."""
+    """Return the request of `watch_expert_load`; None leaves the choice to the server."""
     return pb.WatchExpertLoadRequest(
         window=_duration(window_seconds), interval=_duration(interval_seconds), rank_count=ranks
     )

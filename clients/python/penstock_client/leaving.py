@@ -1,7 +1,8 @@
-"""How streams end that are left: leaving ends the generation on the server, losing the connection does not.
+"""End the generations of streams that the user leaves.
 
-A resumable generation goes on without its client, so the client says `Cancel` with the stream's token. That takes a
-connection and a moment, which some ways of leaving do not give: the bounds and the last resort are here.
+Leaving a stream ends its generation on the server; losing the connection does not. A resumable generation runs on
+without its client, so the client calls `Cancel` with the stream's token. Where the event loop or the process is about
+to end, there is no connection or little time for that. This module has the time limits and a way that needs neither.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from penstock_proto.v1 import generation_pb2 as pb
 from penstock_proto.v1 import generation_pb2_grpc
 
 CANCEL_SECONDS = 5.0
-"""Longest that saying Cancel may take while the client goes on."""
+"""Timeout of `Cancel` while the client stays open."""
 CLOSE_SECONDS = 1.0
-"""Longest that closing a client, or the end of the process, waits for what is being cancelled."""
+"""Longest time for which `close()` or the end of the process waits for `Cancel`."""
 READ_SECONDS = 30.0
-"""Default timeout of calls that generate nothing. Generating has none: it takes as long as it takes."""
+"""Default timeout of calls that generate nothing. Calls that generate have none."""
 START_SECONDS = 1.0
-"""Longest wait for the first event of a stream that was left before it: it carries the token that Cancel needs."""
+"""Longest wait for the first event after a stream was left: the event carries the token that `Cancel` needs."""
 
 
 class _Closing(Protocol):
@@ -35,12 +36,12 @@ _clients: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def end_at_exit(client: _Closing) -> None:
-    """Has `client._end_streams()` called when the process ends with this client still open."""
+    """Register the client: `client._end_streams()` is called if the process ends before `closed(client)`."""
     _clients.add(client)
 
 
 def closed(client: _Closing) -> None:
-    """Forgets a client that was closed in time."""
+    """Remove a closed client from the register."""
     _clients.discard(client)
 
 
@@ -54,9 +55,16 @@ def _end_all() -> None:
 def cancel_apart(
     channel: Callable[[], grpc.Channel], requests: list[pb.CancelRequest], metadata: Any, *, wait: bool
 ) -> None:
-    """Says Cancel over a connection of its own: for streams of an event loop that does not run any more."""
+    """Call `Cancel` over a new blocking connection, for streams whose event loop does not run any more.
 
-    def say() -> None:
+    Args:
+        channel: Makes the connection.
+        requests: One request for each stream.
+        metadata: gRPC metadata of the calls.
+        wait: Whether to wait, at most `CLOSE_SECONDS`, for the answers; else a thread does it.
+    """
+
+    def _cancel_all() -> None:
         with contextlib.suppress(grpc.RpcError, ValueError), channel() as connection:
             stub = generation_pb2_grpc.GenerationServiceStub(connection)
             calls = [stub.Cancel.future(request, timeout=CLOSE_SECONDS, metadata=metadata) for request in requests]
@@ -65,7 +73,7 @@ def cancel_apart(
                     call.result()
 
     if wait:
-        say()
+        _cancel_all()
         return
     with contextlib.suppress(RuntimeError):  # the interpreter is ending and starts no threads
-        threading.Thread(target=say, daemon=True, name="penstock-cancel").start()
+        threading.Thread(target=_cancel_all, daemon=True, name="penstock-cancel").start()

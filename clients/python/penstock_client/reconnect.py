@@ -1,4 +1,4 @@
-"""How a stream goes on after its connection: what is resumed, when, and for how long. No I/O: both clients share it."""
+"""Decide whether, when and from where a stream resumes after a lost connection. No I/O: both clients use it."""
 
 from __future__ import annotations
 
@@ -17,16 +17,22 @@ from penstock_client.events import Event, EventReader
 from penstock_client.tracing import CallSpan
 
 _log = logging.getLogger("penstock_client")
-# What a cut connection looks like, from gRPC itself and from proxies; the service's own errors have a reason.
+# Status codes of a cut connection, from gRPC itself and from proxies; the service's own errors have a reason.
 _CUT = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL)
 
 
 @dataclass(frozen=True, slots=True)
 class Reconnect:
-    """Bounds of what is done about a dropped connection; every event that comes starts them anew.
+    """Bounds of the attempts to resume a stream. Each event that comes resets them.
 
-    The wait doubles from `first_wait_seconds` to `most_wait_seconds`, with jitter. `most_seconds` is best a little
-    below the server's `resume.grace_seconds` (60 by default): after it, there is nothing left to resume.
+    The wait doubles from `first_wait_seconds` to `most_wait_seconds`, with jitter.
+
+    Attributes:
+        most_attempts: Highest number of attempts.
+        most_seconds: Longest time for all attempts. Choose a little less than the server's `resume.grace_seconds` (60
+            by default): after the grace period the generation is gone.
+        first_wait_seconds: Wait before the second attempt; the first one is made at once.
+        most_wait_seconds: Longest wait between two attempts.
     """
 
     most_attempts: int = 20
@@ -36,12 +42,23 @@ class Reconnect:
 
 
 def _nowhere(work: Callable[[], Any]) -> None:
-    raise RuntimeError("nothing runs apart")
+    raise RuntimeError("this link has no way to run work outside the user's code")
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """Define what a stream needs of its client, now and when its connection is gone."""
+    """The parts of its client that a stream uses, also after its connection is lost.
+
+    Attributes:
+        span: Span of the call.
+        timeout: Seconds until the stream's deadline, or None.
+        policy: Bounds of the attempts to resume; None: do not resume.
+        resume: The stub's `Resume`.
+        abandon: Cancels a generation on the server without waiting.
+        resumable: Whether the server continues the generation without a connection until `abandon` ends it.
+        retries: Number of retries of a refused start.
+        run_apart: Runs a function outside the user's code: in a thread, or as a task of the event loop.
+    """
 
     span: CallSpan
     timeout: float | None
@@ -49,22 +66,24 @@ class Link:
     resume: Callable[..., Any]
     abandon: Callable[[pb.CancelRequest], None]
     resumable: bool = False
-    """The server goes on with the generation when the connection is gone, until `abandon` ends it."""
     retries: int = 0
     run_apart: Callable[[Callable[[], Any]], None] = _nowhere
-    """Run something beside the user's code: in a thread, or as a task of the event loop."""
 
     def options(self, timeout: float | None = None) -> dict[str, Any]:
-        """Return the timeout and metadata of a call."""
+        """Return a stub's keyword arguments, with `timeout` (seconds) instead of the link's own where given."""
         return {"timeout": self.timeout if timeout is None else timeout, "metadata": self.span.metadata}
 
     def without_policy(self) -> Link:
-        """Return the link without retries and reconnection."""
+        """Return a link that neither resumes nor retries."""
         return replace(self, policy=None, resumable=False, retries=0)
 
 
 class Recovery:
-    """One stream's memory over its connections. `policy` None: the first failure is the last."""
+    """The state that one stream keeps over its connections.
+
+    Attributes:
+        reconnections: Number of connections that were lost.
+    """
 
     def __init__(self, reader: EventReader, policy: Reconnect | None, timeout: float | None) -> None:
         self._reader = reader
@@ -77,33 +96,42 @@ class Recovery:
 
     @property
     def seconds_left(self) -> float | None:
-        """To the deadline, which holds over all connections of the stream."""
+        """Seconds until the deadline of the stream, over all its connections; None without a deadline."""
         return None if self._ends_at is None else self._ends_at - time.monotonic()
 
     @property
     def is_orphan(self) -> bool:
-        """The server goes on with it although nobody will come back."""
+        """Whether the server continues a generation that this client will not resume."""
         return self.has_token and not self._reader.finished
 
     def accept(self, proto: pb.GenerationEvent) -> Event | None:
-        """Return the event for the user; None for one that is repeated, unknown, or hands the stream on."""
+        """Return the event for the user.
+
+        None means a repeated event, an unknown kind, or the last event of a draining server whose generation another
+        server can continue.
+        """
         self._attempts = 0
         if self._policy is not None and proto.finished.resume_token and proto.sequence > self._reader.last_sequence:
             self._drained = proto
             return None
         if self._drained is not None:
-            # The other server knows the stream by the token that made it go on.
+            # The other server knows the stream by the token with which it was resumed.
             self._reader.response.resume_token = self._drained.finished.resume_token
             self._reader.last_sequence, self._drained = self._drained.sequence, None
         return self._reader.read(proto)
 
     def last_event(self) -> Event | None:
-        """Where no other server goes on: the last event of the one that drained."""
+        """Return the last event of a drained server where no other server continued; None if there is none."""
         drained, self._drained = self._drained, None
         return self._reader.read(drained) if drained is not None else None
 
     def wait_seconds(self, failure: PenstockError) -> float:
-        """How long to wait before `request` is sent. Raises `failure` where nothing can be resumed, or not any more."""
+        """Return the seconds to wait before `request` is sent.
+
+        Raises:
+            PenstockError: `failure`, where the stream cannot be resumed or the bounds are reached.
+            DeadlineExceeded: The deadline would pass during the wait.
+        """
         policy = self._policy
         if isinstance(failure, DeadlineExceeded) and failure.is_own:
             self._count(failure)
@@ -121,12 +149,12 @@ class Recovery:
         left = self.seconds_left
         if left is not None and left <= wait:
             passed = DeadlineExceeded(
-                "the deadline passed while the connection was away", code=grpc.StatusCode.DEADLINE_EXCEEDED
+                "the deadline passed while the connection was lost", code=grpc.StatusCode.DEADLINE_EXCEEDED
             )
             self._count(passed)
             raise passed from failure
-        _log.info("connection lost (%s); going on in %.2f s", failure.message.partition("\n")[0][:100], wait)
-        self.reconnections += self._attempts == 0  # connections that were lost, not attempts to get another
+        _log.info("connection lost (%s); resuming in %.2f s", failure.message.partition("\n")[0][:100], wait)
+        self.reconnections += self._attempts == 0  # count lost connections, not attempts
         self._attempts += 1
         return wait
 
@@ -148,11 +176,11 @@ class Recovery:
 
     @property
     def has_token(self) -> bool:
-        """The stream can be resumed, and ended, by its token."""
+        """Whether a resume token came, which can resume or end the generation."""
         return self._drained is not None or bool(self._reader.response.resume_token)
 
     def cancel_request(self) -> pb.CancelRequest:
-        """End the generation where it runs: after a drain, that is where it was resumed."""
+        """Return the request that ends the generation on the server where it runs."""
         request = self.request()
         return pb.CancelRequest(generation_id=request.generation_id, resume_token=request.resume_token)
 

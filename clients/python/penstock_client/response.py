@@ -1,4 +1,4 @@
-"""A reply, complete or still growing."""
+"""A reply, complete or growing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from penstock_client.values import (
 
 
 class _Text:
-    """Text that grows by parts: joined when it is read, so that a long stream costs no more than its length."""
+    """A text that grows by parts and is joined when it is read, so that appending takes constant time."""
 
     __slots__ = ("_parts",)
 
@@ -28,6 +28,7 @@ class _Text:
         self._parts = [text]
 
     def add(self, part: str) -> None:
+        """Append `part`."""
         self._parts.append(part)
 
     def __str__(self) -> str:
@@ -37,7 +38,21 @@ class _Text:
 
 
 class Candidate:
-    """One output. In a stream it grows; `finish_reason` and `usage` come with the last event."""
+    """One output. In a stream it grows; `finish_reason` and `usage` come with the last event.
+
+    Attributes:
+        index: Index of the candidate, from 0.
+        reasoning_tokens: Tokens of the thought so far.
+        answer_tokens: Tokens of the answer so far.
+        thought_token_ids: Token ids of the thought; empty unless the request has `return_token_ids`.
+        answer_token_ids: Token ids of the answer; empty unless the request has `return_token_ids`.
+        thought_logprobs: Log probabilities of the thought; empty unless the request has `top_logprobs`.
+        answer_logprobs: Log probabilities of the answer; empty unless the request has `top_logprobs`.
+        thinking_outcome: How the thought ended; None before.
+        finish_reason: Why the output ended; None before.
+        matched_stop: The stop string or token that ended the answer; empty for other reasons.
+        usage: Token counts; None before the end.
+    """
 
     def __init__(self, index: int) -> None:
         self.index = index
@@ -56,16 +71,16 @@ class Candidate:
 
     @property
     def thought(self) -> str:
-        """The text so far."""
+        """The thought so far."""
         return str(self._thought)
 
     @property
     def answer(self) -> str:
-        """The text so far."""
+        """The answer so far."""
         return str(self._answer)
 
     def add_delta(self, delta: pb.Delta, *, is_thought: bool) -> None:
-        """Grows by one event of the stream."""
+        """Append one delta of the stream to the thought or to the answer."""
         logprobs = [TokenLogprobs.from_proto(entry) for entry in delta.logprobs]
         if is_thought:
             self._thought.add(delta.text)
@@ -79,7 +94,7 @@ class Candidate:
             self.answer_logprobs += logprobs
 
     def finish(self, result: pb.CandidateResult) -> None:
-        """Take in how it ended."""
+        """Set the values that come with the last event."""
         self.finish_reason = from_proto_enum(FinishReason, pb.FinishReason, result.finish_reason)
         self.thinking_outcome = from_proto_enum(ThinkingOutcome, pb.ThinkingOutcome, result.thinking_outcome)
         self.matched_stop = result.matched_stop
@@ -89,7 +104,7 @@ class Candidate:
 
     @classmethod
     def from_proto(cls, candidate: pb.Candidate) -> Self:
-        """Return the candidate of a message."""
+        """Convert a complete candidate."""
         self = cls(candidate.result.candidate_index)
         self._thought = _Text(candidate.thought)
         self._answer = _Text(candidate.answer)
@@ -102,10 +117,22 @@ class Candidate:
 
 
 class Response:
-    """A reply: complete from `generate`, growing in a `stream`, where every event carries the same one.
+    """A reply. `generate` returns a complete one; in a stream, every event carries the same growing one.
 
-    `thought`, `answer`, `finish_reason` and `thinking_outcome` are those of the first candidate. `usage`, `cost` and
-    `timing` are None until the end; `cost` stays None where the server has no price list.
+    `thought`, `answer`, `finish_reason` and `thinking_outcome` are those of the first candidate.
+
+    Attributes:
+        generation_id: Id of the generation.
+        model: Name of the model.
+        resume_token: Token that `client.resume` needs; empty if the generation is not resumable.
+        candidates: The outputs.
+        usage: Token counts of all candidates; None before the end.
+        cost: Cost of the call; None before the end, and where the server has no price list.
+        timing: Times that the server measured; None before the end.
+        effective_settings: The settings that the server uses; None before the first event.
+        rate_limits: The caller's limits and what is left of them, such as `remaining-requests`; empty before the end,
+            and where the server does not send them.
+        raw: The message that `generate` received; None in a stream.
     """
 
     def __init__(self) -> None:
@@ -118,24 +145,23 @@ class Response:
         self.timing: Timing | None = None
         self.effective_settings: EffectiveSettings | None = None
         self.rate_limits: Mapping[str, str] = {}
-        """The caller's limits and what is left of them, such as `remaining-requests`; at the end, if told."""
+
         self.raw: pb.GenerateResponse | None = None
-        """The proto, from `generate` only."""
 
     def candidate(self, index: int) -> Candidate:
-        """Return the candidate with this index, made (with those before it) if the stream has not spoken of it yet."""
+        """Return the candidate with this index; add it, and those before it, if it has no event yet."""
         while len(self.candidates) <= index:
             self.candidates.append(Candidate(len(self.candidates)))
         return self.candidates[index]
 
     @property
     def thought(self) -> str:
-        """The first candidate's."""
+        """The first candidate's thought."""
         return self.candidate(0).thought
 
     @property
     def answer(self) -> str:
-        """The first candidate's."""
+        """The first candidate's answer."""
         return self.candidate(0).answer
 
     @property
@@ -150,7 +176,7 @@ class Response:
 
     @property
     def output_tokens_per_second(self) -> float | None:
-        """Speed after the first token, as the server measured it. None before the end and for fewer than two tokens."""
+        """Speed after the first token, as the server measured it; None before the end or for fewer than two tokens."""
         if self.usage is None or self.timing is None or self.timing.first_token_seconds is None:
             return None
         seconds = self.timing.total_seconds - self.timing.first_token_seconds
@@ -162,7 +188,7 @@ class Response:
 
     @classmethod
     def from_proto(cls, reply: pb.GenerateResponse) -> Self:
-        """Return the response of a whole reply."""
+        """Convert a complete reply."""
         self = cls()
         self.raw = reply
         self.generation_id = reply.generation_id
@@ -175,7 +201,7 @@ class Response:
         return self
 
     def finish(self, finished: pb.GenerationFinished) -> None:
-        """Take in how it ended."""
+        """Set the values that come with the last event."""
         for result in finished.results:
             self.candidate(result.candidate_index).finish(result)
         self.usage = Usage.from_proto(finished.usage)

@@ -1,4 +1,4 @@
-"""Trying again what the server refused for now: only where it said when, and only as often as was asked for."""
+"""Retry calls that the server refused with a time to wait, at most as many times as the user allows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ log.addHandler(logging.NullHandler())
 
 
 class Retries:
-    """One call's attempts. A refusal with RetryInfo has generated nothing, so nothing is billed twice."""
+    """The attempts of one call. A refusal with RetryInfo generated nothing, so nothing is billed twice."""
 
     def __init__(self, most: int, timeout: float | None, method: str) -> None:
         self._left = most
@@ -21,7 +21,7 @@ class Retries:
         self._method = method
 
     def wait_seconds(self, failure: PenstockError) -> float | None:
-        """Return how long to wait before the next attempt; None where there is to be none."""
+        """Return the seconds to wait before the next attempt; None if the call is not to be retried."""
         wait = failure.retry_after_seconds
         if wait is None or self._left <= 0:
             return None
@@ -29,10 +29,10 @@ class Retries:
         if self._ends_at is not None and time.monotonic() + wait >= self._ends_at:
             return None
         self._left -= 1
-        log.info("%s: %s; trying again in %.2f s", self._method, failure.reason or failure.code, wait)
+        log.info("%s refused (%s); retrying in %.2f s", self._method, failure.reason or failure.code, wait)
         return wait
 
     @property
     def seconds_left(self) -> float | None:
-        """To the deadline, which holds over all attempts."""
+        """Seconds until the deadline of the call, over all attempts; None without a deadline."""
         return None if self._ends_at is None else max(0.001, self._ends_at - time.monotonic())

@@ -1,4 +1,4 @@
-"""From keywords to `GenerationSpec`: the one place where a request is put together, for both clients."""
+"""Build a `GenerationSpec` from keywords. Both clients use it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ RoleName = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation."""
+    """One message of a conversation.
+
+    Attributes:
+        role: `system`, `user` or `assistant`.
+        content: The text.
+    """
 
     role: RoleName
     content: str
@@ -25,34 +30,39 @@ class Message:
 
 MessageLike = Message | tuple[str, str] | Mapping[str, str] | pb.Message
 Prompt = str | Sequence[MessageLike]
-"""A str is one user message; a sequence is a conversation, oldest first: Message, (role, content) or a dict of both."""
+"""A str is one user message. A sequence is a conversation, oldest first, of `Message`, (role, content) or dicts."""
 
 
 class GenerationOptions(TypedDict, total=False):
-    """Keywords of `stream`, `generate` and `count`. Absent or None: the server's default, which `model()` tells.
+    """Keywords of `stream`, `interact`, `generate` and `count`. Absent or None: the server's default, see `model()`.
 
-    Ranges are those of `penstock.v1.GenerationSpec`; the server checks them, and names the field that is wrong.
+    The server checks the ranges, which are those of `penstock.v1.GenerationSpec`, and names the field that is wrong.
     """
 
     model: str | None
-    """Name of the model; the served one if absent."""
+    """Name of the model. Default: the served one."""
     text: str | None
-    """Raw text instead of a prompt: no chat template."""
+    """Raw text instead of a prompt; no chat template is applied."""
     token_ids: Iterable[int] | None
     """Raw token ids instead of a prompt."""
     thinking: Literal["fast", "thinking", "auto"] | None
+    """Whether the model thinks before it answers."""
     budget: int | None
-    """Most thought tokens; -1 is no limit, 0 is none."""
+    """Highest number of thought tokens; -1 is no limit, 0 is no thought."""
     include_thoughts: bool | None
+    """Whether the reply has the text of the thought."""
     answer_reserve: int | None
-    """Output tokens kept back for the answer."""
+    """Output tokens kept for the answer."""
     closing_message: str | None
-    """Written into the thought before it is closed at the budget."""
+    """Text that ends the thought where the budget is reached."""
     max_context_tokens: int | None
-    """Most tokens of prompt plus output."""
+    """Highest number of tokens of prompt plus output."""
     overflow: Literal["error", "drop_oldest_turns", "truncate_left", "truncate_middle"] | None
+    """How to shorten a prompt that does not fit."""
     cache_salt: str | None
+    """Separates this request's prefix cache from that of other salts."""
     session_id: str | None
+    """Id by which replicas route the requests of one conversation."""
     temperature: float | None
     top_p: float | None
     top_k: int | None
@@ -63,19 +73,28 @@ class GenerationOptions(TypedDict, total=False):
     seed: int | None
     logit_bias: Mapping[int, float] | None
     max_output_tokens: int | None
-    """Most output tokens, thought plus answer."""
+    """Highest number of output tokens, thought plus answer."""
     min_output_tokens: int | None
     stop: str | Iterable[str] | None
-    """The answer ends before the first of these."""
+    """The answer ends before the first of these strings."""
     stop_token_ids: Iterable[int] | None
+    """The answer ends with the first of these tokens."""
     candidates: int | None
+    """Number of outputs."""
     top_logprobs: int | None
+    """Number of likely tokens that are returned with each token."""
     return_token_ids: bool | None
+    """Whether the reply has token ids."""
     json_schema: str | Mapping[str, Any] | None
+    """JSON schema that the answer follows."""
     regex: str | None
+    """Regular expression that the answer matches."""
     grammar: str | None
+    """Grammar that the answer follows."""
     choices: Iterable[str] | None
+    """Texts of which the answer is one."""
     priority: Literal["low", "normal", "high"] | None
+    """Position in the server's queue."""
 
 
 # keyword -> (sub-message of the spec, or "" for the spec itself; field)
@@ -103,9 +122,16 @@ _STRUCTURED = ("json_schema", "regex", "grammar", "choices")
 def build_spec(
     prompt: Prompt | None = None, *, spec: pb.GenerationSpec | None = None, **options: Unpack[GenerationOptions]
 ) -> pb.GenerationSpec:
-    """Return the request for `prompt` and `GenerationOptions`, or a ready `spec` alone.
+    """Return the request for a prompt and options, or `spec` itself.
 
-    Raises TypeError for an unknown keyword or a wrong type, ValueError for what no spec can hold.
+    Args:
+        prompt: One user message, or a conversation.
+        spec: A complete request; then no prompt and no options are allowed.
+        **options: The fields of `GenerationOptions`.
+
+    Raises:
+        TypeError: An option is unknown or has the wrong type.
+        ValueError: An option has a value that no request can hold, or options contradict each other.
     """
     given = {name: value for name, value in options.items() if value is not None}
     unknown = [name for name in options if name not in GenerationOptions.__annotations__]
@@ -113,12 +139,13 @@ def build_spec(
         raise TypeError(suggest.unknown("option", unknown[0], GenerationOptions.__annotations__))
     if spec is not None:
         if prompt is not None or given:
-            raise ValueError("a spec is the whole request: give it alone, without a prompt and other keywords")
+            raise ValueError("spec is the complete request: remove the prompt and the other keywords")
         return spec
     made = pb.GenerationSpec()
     _set_input(made, prompt, given)
     if sum(name in given for name in _STRUCTURED) > 1:
-        raise ValueError(f"at most one of {', '.join(_STRUCTURED)}")
+        got = ", ".join(name for name in _STRUCTURED if name in given)
+        raise ValueError(f"at most one of {', '.join(_STRUCTURED)} is allowed, got {got}")
     for name, value in given.items():
         try:
             _set_option(made, name, value)
@@ -132,14 +159,14 @@ def build_spec(
 def stream_request(
     spec: pb.GenerationSpec, resumable: bool, flush_interval_seconds: float | None
 ) -> pb.StreamGenerateRequest:
-    """Return the request of a stream."""
+    """Return the request of `StreamGenerate`."""
     request = pb.StreamGenerateRequest(spec=spec, resumable=resumable)
     _set_flush_interval(request, flush_interval_seconds)
     return request
 
 
 def interact_request(spec: pb.GenerationSpec, flush_interval_seconds: float | None) -> pb.InteractRequest:
-    """Return the first message of an interaction."""
+    """Return the first request of `Interact`."""
     request = pb.InteractRequest(start=spec)
     _set_flush_interval(request, flush_interval_seconds)
     return request
@@ -152,11 +179,13 @@ def _set_flush_interval(request: pb.StreamGenerateRequest | pb.InteractRequest, 
 
 def _set_input(spec: pb.GenerationSpec, prompt: Prompt | None, given: dict[str, Any]) -> None:
     if (prompt is not None) + ("text" in given) + ("token_ids" in given) != 1:
-        raise ValueError("exactly one of a prompt, text= and token_ids= is needed")
+        inputs = {"a prompt": prompt is not None, "text": "text" in given, "token_ids": "token_ids" in given}
+        got = [name for name, is_given in inputs.items() if is_given]
+        raise ValueError(f"exactly one of a prompt, text= and token_ids= is needed, got {' and '.join(got) or 'none'}")
     if prompt is None:
         return
     if not isinstance(prompt, str | Sequence):
-        raise TypeError(f"a prompt is a str or a sequence of messages, got {type(prompt).__name__}; see also text=")
+        raise TypeError(f"prompt must be a str or a sequence of messages, got {type(prompt).__name__}; see also text=")
     turns: Sequence[MessageLike] = [Message("user", prompt)] if isinstance(prompt, str) else prompt
     spec.messages.SetInParent()
     for position, turn in enumerate(turns):
@@ -188,11 +217,11 @@ def _role_and_content(turn: object) -> tuple[object, object]:
         if surplus is not None:
             raise ValueError(suggest.unknown("key", surplus, ("role", "content")))
         if len(turn) != 2:
-            raise ValueError(f"a dict has the keys role and content, not {', '.join(map(repr, turn)) or 'none'}")
+            raise ValueError(f"a dict must have the keys role and content, got {', '.join(map(repr, turn)) or 'none'}")
         return turn["role"], turn["content"]
     if isinstance(turn, tuple | list) and len(turn) == 2:
         return turn[0], turn[1]
-    raise ValueError(f"a message is a Message, (role, content) or a dict of both, got {type(turn).__name__}")
+    raise ValueError(f"a message must be a Message, (role, content) or a dict, got {type(turn).__name__}")
 
 
 def _set_option(spec: pb.GenerationSpec, name: str, value: Any) -> None:
@@ -229,5 +258,5 @@ def _enum_number(wrapper: Any, prefix: str, value: object) -> int:
         allowed = [name.lower() for name in names]
         near = difflib.get_close_matches(str(value).lower(), allowed, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{value!r} is none of {', '.join(allowed)}{hint}")
+        raise ValueError(f"must be one of {', '.join(allowed)}, got {value!r}{hint}")
     return cast(int, wrapper.Value(prefix + value.upper()))

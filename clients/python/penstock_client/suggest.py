@@ -1,11 +1,11 @@
-"""Messages about names that mean nothing, with the name that was probably meant."""
+"""Error messages for unknown names, with the name that was probably meant."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Mapping
 
-# What other libraries call it.
+# Names in other libraries, with ours.
 ELSEWHERE: Mapping[str, str] = {
     "max_tokens": "max_output_tokens",
     "max_completion_tokens": "max_output_tokens",

@@ -1,4 +1,4 @@
-"""The client for code without an event loop: the same methods, on gRPC's own blocking stubs."""
+"""The blocking client: the same methods as the asyncio client, on gRPC's own blocking stubs."""
 
 from __future__ import annotations
 
@@ -49,9 +49,10 @@ class Client:
     ...     reply = client.generate("What is 48 + 27 + 36 + 15?", thinking="thinking", budget=64)
     ...     reply.thought, reply.answer, reply.usage, reply.cost
 
-    Parameters, deadlines and exceptions are those of `AsyncClient`.
+    Parameters, attributes, deadlines and exceptions are those of `AsyncClient`.
     """
 
+    # One parameter for each option.
     def __init__(
         self,
         target: str | None = None,
@@ -96,7 +97,7 @@ class Client:
         flush_interval_seconds: float | None = None,
         **options: Unpack[GenerationOptions],
     ) -> Stream:
-        """Start a generation and give its events as they come. See `AsyncClient.stream`."""
+        """Start a generation and return the stream of its events. See `AsyncClient.stream`."""
         resumable = self._reconnect is not None if resumable is None else resumable
         request = stream_request(build_spec(prompt, spec=spec, **options), resumable, flush_interval_seconds)
         link = self._link("StreamGenerate", timeout, resumable)
@@ -111,7 +112,7 @@ class Client:
         flush_interval_seconds: float | None = None,
         **options: Unpack[GenerationOptions],
     ) -> Interaction:
-        """Start a generation that can be steered while its events come. See `AsyncClient.interact`."""
+        """Start a generation that can be controlled while it runs. See `AsyncClient.interact`."""
         start = interact_request(build_spec(prompt, spec=spec, **options), flush_interval_seconds)
         link = self._link("Interact", timeout)
         return self._opened(
@@ -121,7 +122,7 @@ class Client:
     def resume(
         self, generation_id: str, resume_token: str, last_sequence: int = 0, *, timeout: float | None = None
     ) -> Stream:
-        """Goes on with a resumable stream, of this process or another. See `AsyncClient.resume`."""
+        """Resume a stream that this process or another one started. See `AsyncClient.resume`."""
         request = pb.ResumeRequest(generation_id=generation_id, resume_token=resume_token, last_sequence=last_sequence)
         link = self._link("Resume", timeout)
         return self._opened(Stream(link, lambda left: self._generation.Resume(request, **link.options(left)), request))
@@ -134,7 +135,7 @@ class Client:
         timeout: float | None = None,
         **options: Unpack[GenerationOptions],
     ) -> Response:
-        """One reply, complete."""
+        """Generate a reply and return it when it is complete. See `AsyncClient.generate`."""
         request = pb.GenerateRequest(spec=build_spec(prompt, spec=spec, **options))
         return self._reply(f"{_GENERATION}/Generate", self._generation.Generate, request, timeout, Response.from_proto)
 
@@ -146,20 +147,20 @@ class Client:
         timeout: float | None = None,
         **options: Unpack[GenerationOptions],
     ) -> TokenCount:
-        """Count tokens and cost without generating, and foretells what the overflow policy would drop."""
+        """Count tokens and bound the cost without generating. See `AsyncClient.count`."""
         request = pb.CountTokensRequest(spec=build_spec(prompt, spec=spec, **options))
         method, timeout = self._generation.CountTokens, self._read_timeout(timeout)
         return self._reply(f"{_GENERATION}/CountTokens", method, request, timeout, TokenCount.from_proto)
 
     def model(self, name: str = "", *, timeout: float | None = None) -> ModelCard:
-        """Return the facts about the served model: its card, profile, prices and limits."""
+        """Return the served model's card: profile, prices, limits and defaults. See `AsyncClient.model`."""
         request, timeout = model_pb2.GetModelRequest(model=name), self._read_timeout(timeout)
         return self._reply(f"{_MODEL}/GetModel", self._model.GetModel, request, timeout, ModelCard.from_proto)
 
     def expert_load(
         self, *, window_seconds: float | None = None, ranks: int | None = None, timeout: float | None = None
     ) -> ExpertLoad:
-        """Tokens per expert over the window that ends now. See `AsyncClient.expert_load`."""
+        """Return the number of tokens that each expert processed. See `AsyncClient.expert_load`."""
         request, method = load_request(window_seconds, ranks), self._routing.GetExpertLoad
         timeout = self._read_timeout(timeout)
         return self._reply(
@@ -174,7 +175,7 @@ class Client:
         ranks: int | None = None,
         timeout: float | None = None,
     ) -> Generator[ExpertLoad, None, None]:
-        """Return the same, again and again. See `AsyncClient.watch_expert_load`."""
+        """Yield the expert load again and again. See `AsyncClient.watch_expert_load`."""
         span = CallSpan(f"{_ROUTING}/WatchExpertLoad", self._metadata, self.target)
         timeout = self.timeout if timeout is None else timeout
         request = watch_request(window_seconds, interval_seconds, ranks)
@@ -197,10 +198,7 @@ class Client:
         retries: int | None = None,
         metadata: Metadata = (),
     ) -> Self:
-        """Return a client with other defaults over the same connection; closing one closes both.
-
-        `metadata` is added to what the client has.
-        """
+        """Return a client with other defaults that shares the connection. See `AsyncClient.with_options`."""
         other = copy.copy(self)
         other._root = self._root or self
         other.timeout = self.timeout if timeout is None else timeout
@@ -209,7 +207,7 @@ class Client:
         return other
 
     def close(self) -> None:
-        """End the generations that still run, waiting at most a second for the server to know, and disconnect."""
+        """Cancel the generations that still run, wait at most one second for the server's answer, and disconnect."""
         if self._root is not None:
             self._root.close()
             return
@@ -219,7 +217,7 @@ class Client:
         self._channel.close()
 
     def _end_streams(self) -> None:
-        """Leave every open stream, and wait at most a second for the server to know."""
+        """Close every open stream and wait at most one second for the server's answer."""
         for stream in list(self._streams):
             stream.close()
         ends = time.monotonic() + CLOSE_SECONDS
@@ -275,7 +273,7 @@ class Client:
             raise
 
     def _abandon(self, request: pb.CancelRequest) -> None:
-        """Tells the server, without waiting, that nobody comes back."""
+        """Cancel a generation on the server without waiting for the answer."""
         with contextlib.suppress(ValueError):  # the channel is closed already
             call = self._generation.Cancel.future(request, timeout=CANCEL_SECONDS, metadata=self._metadata)
             self._cancelling.add(call)

@@ -21,15 +21,15 @@ from penstock_client.retries import Retries
 
 
 class Stream:
-    """The events of one generation. Leaving the loop or the `with` ends the generation, if it still runs.
+    """The events of one generation. Leaving the loop or the `with` ends the generation if it still runs.
 
     >>> with client.stream("What is 48 + 27 + 36 + 15?", budget=64) as stream:
     ...     for event in stream:
     ...         ...
     >>> stream.response.answer
 
-    A `for` loop that is left (by `break`, `return`, an exception or Ctrl-C) ends the stream: a later loop over it
-    raises `Cancelled`. To read a few events and go on later, call `next(stream)`. `detach()` leaves without ending.
+    Leaving a `for` loop (by `break`, `return`, an exception or Ctrl-C) ends the stream: a later loop over it raises
+    `Cancelled`. To read some events and continue later, call `next(stream)`. `detach()` leaves the generation running.
     """
 
     def __init__(
@@ -43,31 +43,28 @@ class Stream:
         self._cancelled = threading.Event()
         self._interrupted = False
         self._leaving = threading.Lock()
-        self._turn = threading.Lock()  # of who reads the call: the user's thread, or the one that waits for the token
+        self._turn = threading.Lock()  # held by the thread that reads: the user's, or the one that waits for the token
         self._start = start
         self._retries = Retries(link.retries, link.timeout, "StreamGenerate")
         self._call = start(None)
 
     @property
     def response(self) -> Response:
-        """Return what has come so far."""
+        """The reply so far; it grows with each event."""
         return self._reader.response
 
     @property
     def last_sequence(self) -> int:
-        """Return the number of the newest event.
-
-        `client.resume` needs it, with the response's `generation_id` and `resume_token`.
-        """
+        """Sequence number of the newest event, as `client.resume` needs it; 0 before the first."""
         return self._reader.last_sequence
 
     @property
     def reconnections(self) -> int:
-        """Return how many connections were lost on the way."""
+        """Number of connections that were lost so far."""
         return self._recovery.reconnections
 
     def cancel(self) -> None:
-        """End the generation, from any thread; the engine stops within one step. Harmless when it is over."""
+        """End the generation, from any thread; the engine stops within one step. Do nothing if it is over."""
         if not self._leave():
             return
         if self._link.resumable and not self._reader.last_sequence and not self._interrupted:
@@ -80,13 +77,16 @@ class Stream:
         self._link.span.end(self.response)
 
     def detach(self) -> None:
-        """Leaves and lets a resumable generation go on, for `client.resume` to read within the server's grace."""
+        """Close the stream and leave a resumable generation running.
+
+        `client.resume` can read it within the server's grace period.
+        """
         if self._leave():
             self._call.cancel()
             self._link.span.end(self.response)
 
     def _leave(self) -> bool:
-        """Return False where it was left before."""
+        """Mark the stream as left; return False if it was left before."""
         with self._leaving:
             if self._cancelled.is_set():
                 return False
@@ -94,8 +94,8 @@ class Stream:
             return True
 
     def _end_when_started(self) -> None:
-        """Wait, a bounded time, for the token that the first event brings, and ends the generation with it."""
-        # Cancelling the call is not enough: where the event is on its way, the server takes it for a lost connection.
+        """Wait at most `START_SECONDS` for the first event's resume token and end the generation with it."""
+        # Cancelling the call is not enough: if the event is on its way, the server sees only a lost connection.
         timer = threading.Timer(START_SECONDS, self._call.cancel)
         timer.daemon = True
         timer.start()
@@ -121,7 +121,7 @@ class Stream:
         except Exception:
             raise
         except BaseException:  # Ctrl-C
-            self._interrupted = True  # gRPC does not read on where a read was interrupted
+            self._interrupted = True  # gRPC cannot read a call again after an interrupted read
             self.close()
             raise
 
@@ -144,7 +144,7 @@ class Stream:
                 if event is not None:
                     return event
                 continue
-            if self._reader.finished:  # whatever happens after the last event is of no concern
+            if self._reader.finished:  # a failure after the last event loses nothing
                 self.response.rate_limits = rate_limits_of(self._call.trailing_metadata())
                 self.close()
                 raise StopIteration
@@ -157,7 +157,10 @@ class Stream:
                 return last
 
     def _go_on(self, failure: PenstockError) -> Event | None:
-        """Resumes over another connection. Raises `failure` where that cannot be; the event ends a drained stream."""
+        """Resume over another connection and return None, or return the last event of a drained stream.
+
+        Raises `failure` where the stream cannot be resumed.
+        """
         try:
             if self._cancelled.is_set():
                 raise failure
@@ -190,7 +193,7 @@ class Stream:
         self.close()
 
     def close(self) -> None:
-        """Leaves: ends the generation if it still runs, without waiting for anything."""
+        """Close the stream and end the generation if it still runs, without waiting."""
         Stream.cancel(self)
 
     def __del__(self) -> None:
@@ -199,7 +202,7 @@ class Stream:
 
 
 class _Loop:
-    """One `for` loop over a stream: when the loop is gone, so is the stream."""
+    """One `for` loop over a stream. Dropping the iterator closes the stream."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
@@ -229,7 +232,7 @@ class _Texts:
 
 
 class Interaction(Stream):
-    """A stream that is steered while it runs; its methods may be called from any thread, and do not wait.
+    """A stream that can be controlled while it runs; any thread may call its methods, and they do not wait.
 
     >>> with client.interact("What is 48 + 27 + 36 + 15?", budget=-1) as interaction:
     ...     for event in interaction:
@@ -241,22 +244,26 @@ class Interaction(Stream):
         actions: queue.SimpleQueue[pb.InteractRequest | None] = queue.SimpleQueue()
         actions.put(start)
         self._actions = actions
-        # Not resumable, and what another server goes on with could not be steered: no policy.
+        # No policy: the stream is not resumable, and one that another server continued could not be controlled.
         super().__init__(link.without_policy(), lambda _: call(iter(actions.get, None)))
 
     def finish_thinking(self) -> None:
-        """End the thought now and starts the answer. Without effect once the answer has begun."""
+        """End the thought now and start the answer. Do nothing once the answer has begun."""
         self._actions.put(pb.InteractRequest(finish_thinking=pb.FinishThinking()))
 
     def change_budget(self, budget: int) -> None:
-        """Change the budget of the thought under way, counted from its start; -1 is no limit."""
+        """Change the budget of the current thought.
+
+        Args:
+            budget: Tokens, counted from the thought's start; -1 is no limit.
+        """
         self._actions.put(pb.InteractRequest(change_budget=pb.ChangeBudget(thinking_budget=budget)))
 
     def cancel(self) -> None:
-        """End the generation; the stream still gets its last event, with usage and cost. `close()` does not wait."""
+        """End the generation. The stream still gets its last event, with usage and cost; `close()` does not wait."""
         self._actions.put(pb.InteractRequest(cancel=pb.Cancel()))
 
     def close(self) -> None:
-        """End the call, and with it the generation."""
+        """Close the stream and end the generation if it still runs, without waiting."""
         self._actions.put(None)  # gRPC's thread that waits for actions ends
         super().close()

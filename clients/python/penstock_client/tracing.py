@@ -1,6 +1,6 @@
-"""Spans and trace context, if OpenTelemetry's API is installed; nothing at all otherwise.
+"""Client spans and trace context, if OpenTelemetry's API is installed; otherwise nothing.
 
-The names are the service's own, of opentelemetry-semantic-conventions 0.66b2; a test holds the two alike.
+The attribute names are those of opentelemetry-semantic-conventions 0.66b2, as in the service; a test compares them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ Metadata = Sequence[tuple[str, str]]
 
 
 def server_attributes(target: str) -> dict[str, str | int]:
-    """Return the attributes of a gRPC target, such as `host:50051`, `[::1]:50051` or `unix:/path`."""
+    """Return the `server.*` attributes of a gRPC target.
+
+    The target is of a form such as `host:50051`, `[::1]:50051`, `dns:///host:50051` or `unix:/path`.
+    """
     if target.startswith("unix:"):
         return {"server.address": target.removeprefix("unix:")}
     host, _, port = target.rpartition("/")[2].rpartition(":")
@@ -34,7 +37,11 @@ def server_attributes(target: str) -> dict[str, str | int]:
 
 
 class CallSpan:
-    """The client span of one call, over all its connections. `metadata` carries its context to the server."""
+    """The client span of one call, over all its connections.
+
+    Attributes:
+        metadata: gRPC metadata of the call, with the trace context for the server.
+    """
 
     def __init__(self, method: str, metadata: Metadata, target: str) -> None:
         self.metadata = tuple(metadata)
@@ -51,12 +58,12 @@ class CallSpan:
         self.metadata += tuple((key.lower(), value) for key, value in carrier.items())
 
     def reconnected(self, last_sequence: int) -> None:
-        """Record that the stream was resumed over a new connection."""
+        """Record that the stream is resumed after the event `last_sequence`."""
         if self._span is not None:
             self._span.add_event("reconnect", {"penstock.last_sequence": last_sequence})
 
     def end(self, response: Response | None = None, failure: PenstockError | None = None) -> None:
-        """End it once; harmless when it has ended."""
+        """End the span; do nothing if it has ended."""
         span, self._span = self._span, None
         if span is None or _OTEL is None:
             return

@@ -1,4 +1,4 @@
-"""Define what the service measures and decides: small frozen values, made from the protos.
+"""Frozen values that the service measures and decides, converted from the protos.
 
 Counts are tokens, durations are seconds, money is integer ticks of 1e-10 USD with a `Decimal` beside it.
 """
@@ -21,18 +21,18 @@ USD_PER_TICK = Decimal("1e-10")
 
 
 def usd_from_ticks(ticks: int) -> Decimal:
-    """Exact USD of integer ticks of 1e-10 USD."""
+    """Convert integer ticks of 1e-10 USD to exact USD."""
     return ticks * USD_PER_TICK
 
 
 class ThinkingMode(enum.StrEnum):
-    """Whether there is a thought before the answer; AUTO leaves that, and its budget, to the server."""
+    """Whether the model thinks before it answers. With AUTO the server decides, and chooses the budget."""
 
     FAST = "fast"
     THINKING = "thinking"
     AUTO = "auto"
     UNKNOWN = "unknown"
-    """Unset, or of a newer server; never to be sent."""
+    """Unset, or from a newer server. A request cannot use it."""
 
 
 class ThinkingOutcome(enum.StrEnum):
@@ -49,7 +49,7 @@ class ThinkingOutcome(enum.StrEnum):
 
 
 class InterruptionReason(enum.StrEnum):
-    """Why a stream stands still."""
+    """Why a stream is interrupted."""
 
     ENGINE_DIED = "engine_died"
     ENGINE_HUNG = "engine_hung"
@@ -72,7 +72,7 @@ EnumT = TypeVar("EnumT", ThinkingMode, ThinkingOutcome, FinishReason, Interrupti
 
 
 def from_proto_enum(kind: type[EnumT], wrapper: Any, number: int) -> EnumT:
-    """Return the value named by `number`. One that this client does not know yet is UNKNOWN, never an error."""
+    """Return the value for a proto enum's number; UNKNOWN for a number that this client does not know."""
     if number not in wrapper.values():
         return kind["UNKNOWN"]
     prefix = re.sub(r"(?<!^)(?=[A-Z])", "_", wrapper.DESCRIPTOR.name).upper() + "_"
@@ -80,13 +80,26 @@ def from_proto_enum(kind: type[EnumT], wrapper: Any, number: int) -> EnumT:
 
 
 def thinking_mode(number: int) -> ThinkingMode:
-    """Return the name of a thinking mode."""
+    """Return the mode for its number in the proto."""
     return from_proto_enum(ThinkingMode, pb.ThinkingMode, number)
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Exact token counts. `output_tokens` is `reasoning_tokens + answer_tokens`, and is what is billed as output."""
+    """Exact token counts.
+
+    Attributes:
+        prompt_tokens: Tokens of the prompt.
+        cached_tokens: Tokens of the prompt that came from the prefix cache.
+        reasoning_tokens: Tokens of the thought.
+        answer_tokens: Tokens of the answer.
+        output_tokens: `reasoning_tokens + answer_tokens`, billed as output.
+        total_tokens: `prompt_tokens + output_tokens`.
+        marker_tokens: Closing markers and messages, generated or forced; not part of output_tokens and not billed.
+        drafted_tokens: Tokens that speculative decoding proposed; None without it.
+        accepted_tokens: Proposed tokens that the model accepted; None without speculative decoding.
+        recomputed_tokens: Tokens that the engine computed again for continuations; not billed.
+    """
 
     prompt_tokens: int
     cached_tokens: int
@@ -101,7 +114,7 @@ class Usage:
 
     @classmethod
     def from_proto(cls, usage: pb.Usage) -> Self:
-        """Return the counts of a message."""
+        """Convert the message."""
         return cls(
             prompt_tokens=usage.prompt_tokens,
             cached_tokens=usage.cached_tokens,
@@ -118,7 +131,14 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Hold the cost of a call in ticks of 1e-10 USD; `usd` is the exact total."""
+    """The cost of a call, in ticks of 1e-10 USD.
+
+    Attributes:
+        input_usd_ticks: Cost of input tokens that were not cached.
+        cached_usd_ticks: Cost of input tokens from the prefix cache.
+        output_usd_ticks: Cost of output tokens.
+        total_usd_ticks: The sum.
+    """
 
     input_usd_ticks: int
     cached_usd_ticks: int
@@ -127,12 +147,12 @@ class Cost:
 
     @property
     def usd(self) -> Decimal:
-        """The exact total."""
+        """The exact total in USD."""
         return usd_from_ticks(self.total_usd_ticks)
 
     @classmethod
     def from_proto(cls, cost: pb.Cost) -> Self:
-        """Return the cost of a message."""
+        """Convert the message."""
         return cls(cost.input_usd_ticks, cost.cached_usd_ticks, cost.output_usd_ticks, cost.total_usd_ticks)
 
 
@@ -142,7 +162,14 @@ def _seconds(duration: Duration) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Measured at the server, from the call's arrival. None: no such token came."""
+    """Times that the server measured, in seconds.
+
+    Attributes:
+        queue_seconds: Time in the queue.
+        first_token_seconds: From the call's arrival to the first token; None without tokens.
+        first_answer_token_seconds: From the call's arrival to the answer's first token; None without an answer.
+        total_seconds: From the call's arrival to the end.
+    """
 
     queue_seconds: float
     first_token_seconds: float | None
@@ -151,7 +178,7 @@ class Timing:
 
     @classmethod
     def from_proto(cls, timing: pb.Timing) -> Self:
-        """Return the durations of a message."""
+        """Convert the message."""
         return cls(
             queue_seconds=_seconds(timing.queue),
             first_token_seconds=_seconds(timing.first_token) if timing.HasField("first_token") else None,
@@ -164,9 +191,19 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class EffectiveSettings:
-    """Hold the settings that the server resolved.
+    """The settings that the server uses for a request, after defaults and planning.
 
-    `sampling` holds every field that the server filled in, by proto name.
+    Attributes:
+        thinking_mode: The mode, after AUTO was decided.
+        thinking_budget: Thought tokens; -1 is no limit.
+        answer_reserve: Output tokens kept for the answer.
+        max_output_tokens: Highest number of output tokens.
+        thinking_reason: Why the server chose the mode and the budget.
+        sampling: The sampling parameters by proto field name.
+        window_tokens: Highest number of tokens of prompt plus output.
+        dropped_tokens: Tokens that the overflow policy dropped.
+        dropped_messages: Messages that the overflow policy dropped.
+        requested_thinking_mode: The mode of the request; UNKNOWN for raw input that named none.
     """
 
     thinking_mode: ThinkingMode
@@ -179,11 +216,10 @@ class EffectiveSettings:
     dropped_tokens: int
     dropped_messages: int
     requested_thinking_mode: ThinkingMode
-    """Before AUTO was decided; UNKNOWN for raw input that named none."""
 
     @classmethod
     def from_proto(cls, settings: pb.EffectiveSettings) -> Self:
-        """Return the settings of a message."""
+        """Convert the message."""
         return cls(
             thinking_mode=thinking_mode(settings.thinking_mode),
             thinking_budget=settings.thinking_budget,
@@ -199,7 +235,7 @@ class EffectiveSettings:
 
 
 def sampling_from_proto(sampling: pb.SamplingConfig) -> Mapping[str, object]:
-    """Return the fields that are set, by proto name."""
+    """Return the fields that are set, by proto field name."""
     return {
         field.name: dict(sampling.logit_bias) if field.name == "logit_bias" else value
         for field, value in sampling.ListFields()
@@ -208,7 +244,13 @@ def sampling_from_proto(sampling: pb.SamplingConfig) -> Mapping[str, object]:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """One token and its natural log probability; `token_bytes` may be a part of a character."""
+    """One token and its probability.
+
+    Attributes:
+        token_id: Id of the token.
+        logprob: Natural logarithm of the probability.
+        token_bytes: Bytes of the token; may be a part of a character.
+    """
 
     token_id: int
     logprob: float
@@ -217,14 +259,19 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """The token that was generated, and the most likely ones, most likely first."""
+    """The generated token and the most likely ones.
+
+    Attributes:
+        sampled: The generated token.
+        top: The most likely tokens, most likely first.
+    """
 
     sampled: TokenLogprob
     top: tuple[TokenLogprob, ...]
 
     @classmethod
     def from_proto(cls, logprobs: pb.TokenLogprobs) -> Self:
-        """Return the log probabilities of a message."""
+        """Convert the message."""
         return cls(_logprob(logprobs.sampled), tuple(_logprob(top) for top in logprobs.top))
 
 
