@@ -21,6 +21,7 @@ class Hosted:
     source: str
 
     def request_usd(self, mix: Mix) -> float:
+        """Return the hosted price of one request, in USD."""
         return (mix.input_tokens * self.input_usd + mix.output_tokens * self.output_usd) / _MILLION
 
 
@@ -55,10 +56,12 @@ class BreakEven:
 
     @property
     def load(self) -> float:
+        """Break-even load as a share of the machine's capacity."""
         return self.requests_per_hour / self.capacity_requests_per_hour
 
     @property
     def reached(self) -> bool:
+        """Whether the machine can carry the break-even load."""
         return self.load <= 1
 
 
@@ -76,6 +79,7 @@ def cost(point: Point, mix: Mix, usd_per_hour: float) -> ServingCost:
 
 
 def break_even(best: Point, mix: Mix, usd_per_hour: float, hosted: Hosted) -> BreakEven:
+    """Return the load at which the hosted bill equals the price of the machine."""
     each = hosted.request_usd(mix)
     return BreakEven(
         hosted_usd_per_request=each,

@@ -38,6 +38,7 @@ class DeviceSpec:
 
     @property
     def memory_bytes(self) -> int:
+        """Memory of the device in bytes."""
         return int(self.memory_gb * 1e9)
 
     def flops(self, fp8: bool, fp4: bool = False) -> float:

@@ -60,6 +60,7 @@ class Memory:
 
 
 def plan_memory(setup: Setup) -> Memory:
+    """Return how one device's memory is divided. Raises ConfigError for a layout that is not possible."""
     cpu = setup.device.kind == "cpu"
     cache = plan_cache(
         setup.shape,

@@ -11,6 +11,7 @@ _MANY_STREAMS, _LONG_TOKENS = 64, 32_768
 
 
 def notes(plan: CapacityPlan) -> list[str]:
+    """Return the notes on a plan: whether it fits, its layout, its speed and its cost."""
     return [*_fit(plan), *_layout(plan), *_speed(plan), *_money(plan)]
 
 

@@ -40,6 +40,8 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class CapacityPlan:
+    """The result of `penstock plan`."""
+
     setup: Setup
     decisions: tuple[Decision, ...]
     wanted: Wanted
@@ -63,6 +65,7 @@ class CapacityPlan:
 
     @property
     def usd_per_hour(self) -> float | None:
+        """Price of all devices in USD per hour; None if no price is known."""
         price = self.wanted.usd_per_device_hour
         return None if price is None else price * self.setup.count
 

@@ -67,6 +67,7 @@ class Run:
 
     @property
     def name(self) -> str:
+        """Short name of the run for the table."""
         setup = self.setup
         weights = "NVFP4" if setup.nvfp4_weights else "FP8" if setup.fp8_weights else "BF16"
         drafts = f"{setup.drafted} drafts" if setup.drafted else "no drafts"
@@ -87,10 +88,12 @@ class Seen:
 
     @property
     def error(self) -> float:
+        """Relative error of the model's figure."""
         return self.planned / self.run.published - 1
 
     @property
     def in_range(self) -> bool:
+        """Whether the published figure is in the model's range."""
         low, high = bounds(self.planned, self.past_knee)
         return low <= self.run.published <= high
 
@@ -167,6 +170,7 @@ def compare_run(run: Run, assumed: Assumptions) -> Seen:
 
 
 def assumptions(values: Fitted) -> Assumptions:
+    """Return the model's assumptions with the fitted values."""
     given: dict[str, Any] = dict(zip(FITTED, values, strict=True))
     return Assumptions(acceptance=load_acceptance()[DEFAULT].shares, **given)
 
@@ -176,6 +180,7 @@ def fit(runs: Sequence[Run]) -> Fitted:
     import numpy as np
 
     def residuals(logs: Any) -> Any:
+        """Return the damped errors of all runs and the distance from the first guess."""
         assumed = assumptions(tuple(map(float, np.exp(logs))))
         found = []
         for run in runs:

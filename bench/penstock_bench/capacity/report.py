@@ -190,6 +190,7 @@ def _row(plan: CapacityPlan, point: Point, cost: ServingCost | None) -> dict[str
 
 
 def as_json(plan: CapacityPlan, notes: list[str]) -> dict[str, Any]:
+    """Return the plan and its notes as plain values for JSON."""
     setup = plan.setup
     return {
         "model": setup.model,

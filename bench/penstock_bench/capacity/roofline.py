@@ -186,6 +186,7 @@ class Roofline:
         setup = self._setup
 
         def bytes_where(part: Part, of_draft: bool) -> int:
+            """Return the bytes of the matrices that `wanted` selects, on one device."""
             weights = (setup.fp8_weights, setup.nvfp4_weights)
             return _bytes_where(setup.shape, setup.layout, weights, setup.drafted > 0, (part, of_draft))
 

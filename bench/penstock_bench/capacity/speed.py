@@ -20,10 +20,12 @@ class Mix:
 
     @property
     def output_tokens(self) -> int:
+        """Output tokens of a request, thought plus answer."""
         return self.thought_tokens + self.answer_tokens
 
     @property
     def total_tokens(self) -> int:
+        """Input plus output tokens of a request."""
         return self.input_tokens + self.output_tokens
 
     @property
@@ -33,6 +35,7 @@ class Mix:
 
     @property
     def read_tokens(self) -> float:
+        """Input tokens that are not in the prefix cache."""
         return self.input_tokens * (1 - self.cached_share)
 
 
@@ -60,6 +63,7 @@ class Point:
     requests_per_second: float
 
     def output_tokens_per_second(self, mix: Mix) -> float:
+        """Output tokens per second of all requests."""
         return self.requests_per_second * mix.output_tokens
 
     @property

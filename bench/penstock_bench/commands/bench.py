@@ -38,6 +38,7 @@ commands.command()(knee)
 commands.command()(compare)
 
 
+# One parameter for each option.
 @commands.callback()
 def bench(
     ctx: typer.Context,

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _WIDTH = 120
 
 
+# One parameter for each option.
 def knee(
     start: Annotated[
         float | None, typer.Option(min=0.001, help="First rate, in calls per second. Default: one call after another.")
@@ -121,6 +122,7 @@ class _Knee:
             self._card = service.card
 
             async def carry_out(load: Load, title: str) -> None:
+                """Run one load and show its progress."""
                 async with watched(load, self._notes, title):
                     await measure.carry_out(load, service.front_end)
 

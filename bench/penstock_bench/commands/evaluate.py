@@ -26,6 +26,7 @@ MIN_WIDTH = 140
 NumberT = TypeVar("NumberT", int, float)
 
 
+# One parameter for each option.
 def evaluate(
     questions: Annotated[int, typer.Option(min=1, help="How many to ask, each kind in proportion.")] = 500,
     budgets: Annotated[str, typer.Option(help="Thought tokens for THINKING; -1 is no limit.")] = "0,4,8,16,32,64,-1",
@@ -150,6 +151,7 @@ class _Run:
                 task = progress.add_task("warming up", total=len(self._questions) * len(self._settings))
 
                 def keep(row: Row) -> None:
+                    """Store a row and show the progress."""
                     # A log has no bar: there, a line per setting says that it goes on.
                     if not self._notes.is_terminal and (not self._rows or self._rows[-1].setting != row.setting):
                         self._notes.out(f"{row.setting} ...", highlight=False)

@@ -30,6 +30,7 @@ async def asking(target: str, tls: bool | Path | None, timeout_seconds: float) -
         method = routing_pb2_grpc.RoutingServiceStub(channel).GetExpertLoad
 
         async def ask(request: routing_pb2.GetExpertLoadRequest) -> routing_pb2.GetExpertLoadResponse:
+            """Call GetExpertLoad. Raises PenstockError."""
             try:
                 reply: routing_pb2.GetExpertLoadResponse = await method(
                     request, timeout=timeout_seconds, metadata=metadata

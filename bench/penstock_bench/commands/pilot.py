@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _OBJECTIVES = ("first-token=1", "per-token=0.1")
 
 
+# One parameter for each option.
 def pilot(
     out: Annotated[Path, typer.Option(file_okay=False, help="Directory for pilot.html, .md and .json.")] = Path(
         "pilot"

@@ -32,6 +32,7 @@ DEFAULT_BATCH_TOKENS = 2048
 _HOSTED = "pricing.tiers"
 
 
+# One parameter for each option.
 def plan(
     model: Annotated[str | None, typer.Option(help="Known name, directory, or config.json. Default: the demo.")] = None,
     device: Annotated[
@@ -122,6 +123,7 @@ class _Numbers:
     acceptance_source: str
 
     def wanted(self, config: Config, device: DeviceSpec, mix: Mix, model: str) -> Wanted:
+        """Return what to plan for: the given values, else those of the configuration and of the tables."""
         from penstock_bench.capacity.plan import Wanted
 
         price, said = device.usd_per_hour, device.price_source

@@ -45,6 +45,7 @@ async def measure(
     for setting in settings:
 
         async def ask(question: Question, setting: Setting = setting) -> None:
+            """Ask one question and store its row."""
             keep(await _ask(client, question, setting, options, began))
 
         await _each(questions, options.calls, ask)
@@ -54,6 +55,7 @@ async def _each(questions: Sequence[Question], calls: int, ask: Callable[[Questi
     waiting = iter(questions)
 
     async def work() -> None:
+        """Ask the questions that wait, one after another."""
         for question in waiting:
             await ask(question)
 

@@ -62,6 +62,7 @@ class Share:
 
     @property
     def value(self) -> float:
+        """`right` divided by `asked`; NaN without questions."""
         return self.right / self.asked if self.asked else math.nan
 
     @property

@@ -57,6 +57,7 @@ class Record:
 
     @property
     def output_tokens(self) -> int:
+        """Output tokens of the call, thought plus answer."""
         return self.thought_tokens + self.answer_tokens
 
     @property
@@ -74,6 +75,7 @@ class Clock:
         self._zero = time.perf_counter() + warm_up_seconds
 
     def now(self) -> float:
+        """Return the seconds since the start of the measured window; negative during the warm-up."""
         return time.perf_counter() - self._zero
 
     async def reach(self, seconds: float) -> None:

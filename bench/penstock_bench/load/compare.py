@@ -36,6 +36,7 @@ class BenchResult(BaseModel):
 
     @property
     def samples(self) -> dict[str, tuple[float, ...]]:
+        """The independent samples of each figure that can be compared."""
         return {name: one.samples for name, one in self.intervals.items() if name in HIGHER_IS_BETTER}
 
 

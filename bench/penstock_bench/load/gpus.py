@@ -14,6 +14,8 @@ _MIB_PER_GIB = 1024
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
+    """One GPU and the memory that is in use on it."""
+
     index: int
     name: str
     used_gib: float

@@ -32,6 +32,7 @@ class Closed:
 
     @property
     def name(self) -> str:
+        """Name of the pattern for reports."""
         return f"closed loop, {self.callers} callers"
 
 
@@ -61,6 +62,7 @@ class Open:
 
     @property
     def name(self) -> str:
+        """Name of the pattern for reports."""
         parts = [f"Poisson, {self.calls_per_second:g} calls/s"] if self.calls_per_second else []
         if self.burst_calls:
             parts.append(f"bursts of {self.burst_calls} every {self.burst_every_seconds:g} s")
@@ -76,6 +78,7 @@ class Replay:
 
     @property
     def name(self) -> str:
+        """Name of the pattern for reports."""
         return f"trace of {len(self.trace)} calls at {self.speed:g} times its pace"
 
 
@@ -100,6 +103,7 @@ class Load:
 
     @property
     def live(self) -> Live:
+        """The counters of the load while it runs."""
         return self.run.live
 
     @property
@@ -143,6 +147,7 @@ class Load:
         return joules / self.output_tokens if joules is not None and self.output_tokens else None
 
     def summary(self, objectives: Objectives) -> LoadSummary:
+        """Return the figures of the load."""
         live = self.live
         tokens = (live.window_thought_tokens, live.window_answer_tokens)
         return summarize(self.every, self.seconds, *tokens, objectives)

@@ -59,6 +59,7 @@ class Used:
     """(seconds since the first, GiB)."""
 
     def note(self, seconds: float, memory_gib: float) -> None:
+        """Keep the highest memory that was seen."""
         self.memory_gib = max(self.memory_gib, memory_gib)
         self.samples.append((seconds, memory_gib))
 

@@ -81,6 +81,7 @@ class KneeSearch:
 
     @property
     def knees(self) -> list[float]:
+        """The knees of the finished searches, in calls per second."""
         return [search.knee for search in self.searches if search.knee is not None]
 
     @property
@@ -93,6 +94,7 @@ class KneeSearch:
 
     @property
     def points(self) -> list[Point]:
+        """All measured points of all searches."""
         return [point for search in self.searches for point in search.points]
 
     async def _single_call_seconds(self) -> float:

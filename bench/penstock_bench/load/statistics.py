@@ -34,6 +34,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread:
+        """Return the percentiles of `values`; infinite values count as lost."""
         given = sorted(values)
         finite = [value for value in given if math.isfinite(value)]
         return cls(
@@ -75,6 +76,7 @@ class Objectives:
         return cls(**given)
 
     def kept_by(self, record: Record) -> bool:
+        """Return whether a call ended well and kept every objective."""
         if record.outcome != OK:
             return False
         return all(
@@ -85,6 +87,7 @@ class Objectives:
 
     @property
     def stated(self) -> dict[str, float]:
+        """The objectives that are set, by name, in seconds."""
         return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
 
 

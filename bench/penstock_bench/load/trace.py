@@ -33,6 +33,7 @@ def read(path: Path) -> list[ScheduledCall]:
     last_at = 0.0
 
     def arrival(entry: object) -> ScheduledCall:
+        """Return the call of one line. Raises ValueError."""
         nonlocal last_at
         made = _arrival(entry)
         if made.at_seconds < last_at:

@@ -77,11 +77,13 @@ class Lengths:
         return cls(tuple(parts))
 
     def draw(self, rng: random.Random) -> int:
+        """Draw one value from the mix."""
         low, high, _ = rng.choices(self.parts, [weight for *_, weight in self.parts])[0]
         return rng.randint(low, high)
 
     @property
     def longest(self) -> int:
+        """The largest length of the mix."""
         return max(high for _, high, _ in self.parts)
 
 
@@ -103,6 +105,7 @@ class Thinking:
         return cls(tuple(parts))
 
     def draw(self, rng: random.Random) -> tuple[str, int | None]:
+        """Draw one value from the mix."""
         mode, budget, _ = rng.choices(self.parts, [weight for *_, weight in self.parts])[0]
         return mode, budget
 

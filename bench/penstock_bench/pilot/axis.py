@@ -43,6 +43,7 @@ class Axis:
         return self.begin + min(1.0, max(0.0, share)) * (self.end - self.begin)
 
     def ticks(self) -> list[float]:
+        """Return the values at which the axis has ticks."""
         if not self.log:
             step = _step(self.high - self.low)
             count = round((self.high - self.low) / step)

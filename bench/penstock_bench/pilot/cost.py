@@ -57,6 +57,7 @@ def operating_point(result: Result) -> Stage | None:
 
 
 def fastest(stages: Iterable[Stage]) -> Stage | None:
+    """Return the stage with most output tokens per second, or None."""
     return max(stages, key=lambda stage: stage.output_tokens_per_second, default=None)
 
 

@@ -22,6 +22,8 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
+    """One plot with its title."""
+
     title: str
     svg: str
     caption: str
@@ -37,6 +39,7 @@ class Table:
 
     @property
     def has_long_cells(self) -> bool:
+        """Whether a cell is too long for a narrow table."""
         return any(len(cell) > _LONG_CELL for row in self.rows for cell in row)
 
 
@@ -53,6 +56,8 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Document:
+    """The whole report."""
+
     title: str
     subtitle: str
     tiles: Sequence[Tile]
@@ -62,8 +67,10 @@ class Document:
 
     @property
     def raised(self) -> Sequence[Flag]:
+        """The raised flags."""
         return [flag for flag in self.flags if flag.state is State.RAISED]
 
     @property
     def not_observed(self) -> Sequence[Flag]:
+        """The flags that could not be checked."""
         return [flag for flag in self.flags if flag.state is State.UNSEEN]

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 
 class State(enum.StrEnum):
+    """The result of a check."""
+
     RAISED = "raised"
     CLEAR = "clear"
     UNSEEN = "not observed"
@@ -78,6 +80,7 @@ CheckResult = tuple[State, str]
 
 
 def verdict(raised: object, evidence: str) -> CheckResult:
+    """Return the state of a check with its evidence."""
     return (State.RAISED if raised else State.CLEAR), evidence
 
 

@@ -25,8 +25,10 @@ def usd(value: float | None) -> str:
 
 
 def share(value: float | None) -> str:
+    """Return a share as a percentage; `-` for None."""
     return "-" if value is None else f"{value:.0%}"
 
 
 def number(value: float | None, digits: int = 0) -> str:
+    """Return a number with `digits` decimals; `-` for None."""
     return "-" if value is None else f"{value:,.{digits}f}"

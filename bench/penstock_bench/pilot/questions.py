@@ -25,6 +25,7 @@ class Asked:
 
     @property
     def complete(self) -> bool:
+        """Whether all planned questions were asked."""
         return len(self.rows) == self.planned
 
     def answers(self) -> tuple[Answers, ...]:
@@ -47,6 +48,7 @@ async def ask(
     )
 
     def keep(row: Row) -> None:
+        """Store a row and show the progress."""
         asked.rows.append(row)
         show(f"questions, {row.setting}: {len(asked.rows)} of {asked.planned}")
 

@@ -16,6 +16,8 @@ Kind = Literal["concurrency", "rate", "context", "prefix", "burst", "soak"]
 
 
 class Plain(BaseModel):
+    """Base of the values in the JSON file: frozen, without unknown fields."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
@@ -153,6 +155,8 @@ class Answers(Plain):
 
 
 class Layer(Plain):
+    """Expert load of one MoE layer."""
+
     layer: int
     expert_tokens: tuple[int, ...]
     imbalance: float
@@ -226,6 +230,7 @@ class Result(Plain):
     points: tuple[Point, ...]
 
     def of(self, kind: Kind) -> list[Stage]:
+        """Return the stages of this kind that have calls."""
         return [stage for stage in self.stages if stage.kind == kind and stage.calls]
 
 

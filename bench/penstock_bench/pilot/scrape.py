@@ -56,6 +56,7 @@ async def scrape(url: str) -> Scrape:
     """Raises NotSeen."""
 
     def get() -> str:
+        """Return the text of the endpoint."""
         # No proxy: the endpoint is the service's own, usually on this machine.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(url, timeout=_TIMEOUT_SECONDS) as reply:
@@ -86,6 +87,7 @@ class Watch:
             await asyncio.sleep(_SAMPLE_SECONDS)
 
     async def sample(self) -> None:
+        """Scrape the endpoint once."""
         if self._url is None:
             return
         try:
@@ -96,11 +98,13 @@ class Watch:
         self._kv_usage_most = max(self._kv_usage_most, self._last.values[_KV_USAGE])
 
     def seen(self) -> EngineSeen | None:
+        """The values of the stage; None without two scrapes."""
         if self._first is None or self._last is None:
             return None
         first, last = self._first, self._last
 
         def grown(name: str, label: str | None = None) -> int | None:
+            """Return by how much a counter grew over the stage."""
             if label is None:
                 return round(last.values[name] - first.values.get(name, 0.0)) if name in last.values else None
             key = (name, label)

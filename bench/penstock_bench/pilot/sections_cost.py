@@ -10,6 +10,7 @@ from penstock_bench.pilot.svg import Bar, Mark, Series, bars, lines
 
 
 def cost(result: Result, costs: Costs | None) -> list[Section]:
+    """Return the section about cost."""
     if costs is None:
         why = (
             "no price per hour was given (--gpu-hour-usd)"

@@ -54,6 +54,7 @@ def limits_of(result: Result) -> list[str]:
 
 
 def is_scripted(result: Result) -> bool:
+    """Return whether the service runs the scripted engine."""
     return bool(result.served["architecture"] == "scripted")
 
 

@@ -11,6 +11,7 @@ from penstock_bench.pilot.svg import Bar, Mark, Series, bars, lines
 
 
 def throughput(result: Result) -> Section | None:
+    """Return the section about throughput."""
     closed = sorted(result.of("concurrency"), key=lambda stage: stage.concurrency or 0)
     opened = result.of("rate")
     if not closed:
@@ -100,6 +101,7 @@ def knee(result: Result) -> Section | None:
 
 def _knee_text(found: Knee) -> tuple[str, ...]:
     def rate(value: float | None) -> str:
+        """Return a rate of the search as text."""
         return "none" if value is None else f"{value:.3g} calls/s"
 
     if found.calls_per_second is None:
@@ -151,6 +153,7 @@ def _context_figure(context: Sequence[Stage]) -> Figure:
 
 
 def bursts(result: Result) -> Section | None:
+    """Return the section about bursts."""
     found, steady = result.of("burst"), result.of("rate")
     if not found:
         return None
@@ -178,6 +181,7 @@ def _by_second(stage: Stage, title: str) -> list[Figure]:
 
 
 def prefixes(result: Result) -> Section | None:
+    """Return the section about shared prefixes."""
     stages = [stage for stage in result.of("prefix") if stage.cached_share is not None]
     if not stages:
         return None
@@ -197,6 +201,7 @@ def prefixes(result: Result) -> Section | None:
 
 
 def soak(result: Result) -> Section | None:
+    """Return the section about the soak."""
     found = result.of("soak")
     if not found:
         return None

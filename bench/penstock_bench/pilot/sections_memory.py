@@ -11,6 +11,7 @@ from penstock_bench.pilot.svg import Mark, Series, lines
 
 
 def memory(result: Result) -> Section | None:
+    """Return the section about memory."""
     text: list[str] = []
     figures: list[Figure] = []
     measured = [stage for stage in (*result.of("concurrency"), *result.of("context")) if stage.memory_gib]
@@ -60,6 +61,7 @@ _ROLES = {"front end": "front end GiB", "engine": "engine GiB", "GPU": "GPUs GiB
 
 def _held(stages: Sequence[Stage]) -> str:
     def processes(stage: Stage) -> float:
+        """Return the memory of the service's processes, without GPUs, in GiB."""
         return sum(gib for role, gib in stage.memory_gib.items() if role != "GPU")
 
     fullest = max(stages, key=processes)

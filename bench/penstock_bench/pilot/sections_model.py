@@ -13,6 +13,7 @@ _FULL_HEAT = 2.5
 
 
 def thinking(result: Result, costs: Costs | None) -> Section | None:
+    """Return the section about thinking budgets."""
     if not result.answers:
         return None
     by_name = {one.name: one for one in answer_costs(result, costs)} if costs else {}
@@ -49,6 +50,7 @@ def thinking(result: Result, costs: Costs | None) -> Section | None:
 
 def _accuracy(answers: tuple[Answers, ...]) -> Figure:
     def series(name: str, mode: str, colour: int, style: str) -> Series:
+        """Return the points of one mode for the plot."""
         mine = sorted((one for one in answers if one.mode == mode), key=lambda one: one.mean_thought_tokens)
         return Series(
             name,
@@ -90,6 +92,7 @@ def _right_answers(result: Result, costs: Costs | None) -> Figure:
 
 
 def experts(result: Result) -> Section:
+    """Return the section about expert load."""
     found = result.experts
     if found is None:
         return Section("experts", "Expert balance", (f"Not observed: {result.experts_not_seen}.",))
@@ -132,6 +135,7 @@ def _heat(found: Experts) -> Figure:
 
 
 def speculation(result: Result) -> Section:
+    """Return the section about speculative decoding."""
     sources = []
     for name, ones in (("questions", list(result.answers)), ("made-up prompts", list(result.stages))):
         counted = [(one.drafted_tokens, one.accepted_tokens or 0) for one in ones if one.drafted_tokens]

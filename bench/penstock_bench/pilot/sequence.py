@@ -97,6 +97,7 @@ class Pilot:
             return
 
         async def carry_out(load: Load, title: str) -> None:
+            """Run one load of the search and show its progress."""
             self._show(f"knee: {title}", load)
             await measure.carry_out(load, service.front_end)
 
