@@ -70,6 +70,7 @@ def _possible(setup: Setup) -> bool:
         return False
 
 
+# What `point` needs, but for the concurrency, and the price.
 def _choices(
     setup: Setup, memory: Memory, assumed: Assumptions, mix: Mix, usd_per_hour: float | None, correction: Correction
 ) -> Iterator[Choice]:

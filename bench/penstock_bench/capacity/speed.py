@@ -81,6 +81,7 @@ def tokens_per_step(drafted: int, acceptance: tuple[float, ...]) -> float:
     return total
 
 
+# Machine and model, the load on them, and what measurements correct: each comes from another part of a plan.
 def point(
     setup: Setup, memory: Memory, assumed: Assumptions, mix: Mix, concurrency: int, correction: Correction
 ) -> Point:

@@ -150,6 +150,7 @@ def _refuse_repeating(repeat: Repeat, *files: tuple[str, Path | None]) -> None:
         raise typer.BadParameter(intervals.MISSING, param_hint="--narrow")
 
 
+# One parameter for each option.
 def _pattern(
     concurrency: int | None,
     rate: float | None,

@@ -35,6 +35,7 @@ JsonFile = Annotated[str | None, typer.Option(metavar="FILE", help="Write everyt
 Pid = Annotated[int | None, typer.Option(help="The service's process here; default: the one that listens at loopback.")]
 
 
+# One parameter for each option.
 def workload_of(
     prompt_tokens: str,
     output_tokens: str,

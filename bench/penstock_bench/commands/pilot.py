@@ -104,6 +104,7 @@ def _read(file: Path) -> Result:
         raise typer.BadParameter(str(error), param_hint="--report") from None
 
 
+# One parameter for each option.
 def _scenario(
     quick: bool,
     concurrency: str | None,

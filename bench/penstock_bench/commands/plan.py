@@ -219,6 +219,7 @@ def _calibration(file: Path | None, setup: Setup, assumed: Assumptions) -> Calla
     return None if file is None else lambda memory: fit(setup, memory, assumed, file)
 
 
+# What a plan is made of, and the two options that say how it is shown.
 def _report(
     setup: Setup,
     decisions: tuple[Decision, ...],

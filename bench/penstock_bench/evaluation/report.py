@@ -35,6 +35,7 @@ class Facts:
     max_output_tokens: int
 
 
+# One parameter for each fact that the report states.
 def facts(
     command: str, card: ModelCard, file: Path, asked: Sequence[Question], *, calls: int, max_output_tokens: int
 ) -> Facts:

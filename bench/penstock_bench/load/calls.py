@@ -87,6 +87,7 @@ Heard = Callable[[float, int, bool], None]
 """Told of tokens as they come: when, how many, and whether they are thought."""
 
 
+# What is sent, where it is recorded, and who hears of tokens; made once for each call, in one place.
 async def call(
     client: AsyncClient,
     record: Record,

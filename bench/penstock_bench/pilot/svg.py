@@ -51,6 +51,7 @@ class Bar:
     colour: int
 
 
+# Optional parts of a plot are keyword arguments, as in plotting libraries.
 def lines(
     name: str,
     series: Sequence[Series],

@@ -24,6 +24,7 @@ _STEPS = {Step.PLAN: names.PLAN, Step.QUEUE: names.QUEUE}
 class GenerationSpans(GenerationHooks):
     """Trace one generation."""
 
+    # Each is an attribute of the span from its start.
     def __init__(
         self, recorder: Recorder, parent: Span, model: str, *, chat: bool, streams: bool, links: Sequence[Link]
     ) -> None:

@@ -20,6 +20,7 @@ from opentelemetry.util.types import Attributes
 class _RandomRatio(TraceIdRatioBased):
     """Draw a number instead of reading it from the trace id, which a caller chooses as well."""
 
+    # OpenTelemetry's signature.
     def should_sample(
         self,
         parent_context: Context | None,
