@@ -7,8 +7,9 @@ Canned tokens go the whole way: engine border, candidate and splitter, events an
 another process. The stages are also run in this process, each up to its own end: the difference is what the next one
 costs. CPU time, not wall time: what else the machine does slows it, but is not counted.
 
-With `--offered` tokens come at that pace, as from engines, and not as fast as it goes: how many arrive, and what share
-of a core that takes, without coalescing and with what comes on by itself (at most `--coalesced-ms`).
+With `--offered` tokens come at that pace, as from several engines (`bench.offered`), and not as fast as it goes:
+how many arrive, and what share of a core that takes, without coalescing and with what comes on by itself (at most
+`--coalesced-ms`).
 """
 
 from __future__ import annotations
@@ -16,16 +17,13 @@ from __future__ import annotations
 import asyncio
 import json
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-import psutil
 import typer
 from penstock.admission.queue import Admission
 from penstock.auth.identity import ANONYMOUS
@@ -45,19 +43,16 @@ from penstock_proto.v1 import generation_pb2 as pb
 
 from bench import grpc_frames
 from bench.drain import Work, drained
-from bench.machine import machine
+from bench.machine import about, machine
+from bench.offered import Offer, engine_cores, measure, summary
+from bench.scripted_service import MAX_STREAMS, WINDOW_TOKENS, connection, request, serving, text_of
 
-_METHOD = "/penstock.v1.GenerationService/StreamGenerate"
-_SENTENCE = "The quick brown fox jumps over the lazy dog, again and again. "
-_WINDOW_TOKENS = 100_000
-_START_SECONDS = 60.0
 _DEFAULT_ADAPTIVE_MS = round(Config().server.adaptive_flush_seconds * 1000)
-_MAX_STREAMS = 1000
 Stream = Callable[[int], AsyncGenerator[Any, None]]
 
 
 def main(
-    streams: Annotated[int, typer.Option(help="Side by side.", min=1, max=_MAX_STREAMS)] = 64,
+    streams: Annotated[int, typer.Option(help="Side by side.", min=1, max=MAX_STREAMS)] = 64,
     tokens_per_step: Annotated[int, typer.Option(help="Of each stream; MTP gives two to three.", min=1)] = 2,
     steps: Annotated[int, typer.Option(help="Per thought and per answer.", min=1)] = 64,
     repeats: Annotated[int, typer.Option(help="The median counts.", min=1)] = 5,
@@ -65,69 +60,72 @@ def main(
     coalesced_ms: Annotated[
         int, typer.Option(help="With --offered: most that deltas are held while the event loop lags.", min=1)
     ] = _DEFAULT_ADAPTIVE_MS,
+    replicas: Annotated[int, typer.Option(help="With --offered: engines that share the streams.", min=1)] = 8,
+    seconds: Annotated[float, typer.Option(help="With --offered: how long the streams run.", min=1)] = 20.0,
     json_file: Annotated[Path | None, typer.Option("--json", help="The figures.", dir_okay=False)] = None,
 ) -> None:
     """Measure the front end on canned tokens."""
-    text = (_SENTENCE * (steps * tokens_per_step // len(_SENTENCE) + 1))[: steps * tokens_per_step]
     if offered:
-        _report_offered(text, streams, tokens_per_step, repeats, offered, coalesced_ms, json_file)
+        _report_offered(Offer(offered, streams, tokens_per_step, replicas, seconds), repeats, coalesced_ms, json_file)
         return
+    text = text_of(steps * tokens_per_step)
     reply = Reply(thought=text, answer=text, chunk_tokens=tokens_per_step)
     tokens = 2 * len(text) * streams
     stages = {name: _median(repeats, stream, streams) / tokens for name, stream in _stages(reply).items()}
-    with tempfile.TemporaryDirectory() as scratch:
-        runs = {
-            "one message per step": _over_the_wire(Path(scratch), reply, streams, repeats, most_adaptive_ms=0),
-            "gathered while the loop lags": _over_the_wire(Path(scratch), reply, streams, repeats),
-            "gathered for 100 ms": _over_the_wire(Path(scratch), reply, streams, repeats, flush_ms=100),
-        }
+    runs = {
+        "one message per step": _over_the_wire(reply, streams, repeats, most_adaptive_ms=0),
+        "gathered while the loop lags": _over_the_wire(reply, streams, repeats),
+        "gathered for 100 ms": _over_the_wire(reply, streams, repeats, flush_ms=100),
+    }
     figures = _figures(stages, runs, tokens_per_step) | {"streams": streams, "machine": machine()}
     print(_text(figures, streams, tokens_per_step))
     if json_file is not None:
         json_file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
-def _report_offered(
-    text: str, streams: int, tokens_per_step: int, repeats: int, offered: int, coalesced_ms: int, json_file: Path | None
-) -> None:
-    step_seconds = streams * tokens_per_step / offered
-    reply = Reply(thought=text, answer=text, chunk_tokens=tokens_per_step, step_seconds=step_seconds)
-    with tempfile.TemporaryDirectory() as scratch:
-        runs = {
-            name: _over_the_wire(Path(scratch), reply, streams, repeats, most_adaptive_ms=most_ms)
-            for name, most_ms in (
-                ("one message per step", 0),
-                (f"coalesced for at most {coalesced_ms} ms", coalesced_ms),
-            )
-        }
+def _report_offered(offer: Offer, repeats: int, coalesced_ms: int, json_file: Path | None) -> None:
+    figures = {
+        "about": about("bench.capacity"),
+        "offer": asdict(offer),
+        "step_ms": offer.step_seconds * 1e3,
+        "scripted_engine_cores": engine_cores(offer),
+        "runs": {name: summary(runs) for name, runs in measure(offer, (0, coalesced_ms), repeats).items()},
+    }
     print(
-        f"{streams} streams, {tokens_per_step} tokens per step of {step_seconds * 1e3:.1f} ms: "
-        f"{offered:,} tokens a second offered"
+        f"{offer.streams} streams of {offer.replicas} replicas, {offer.tokens_per_step} tokens per step of "
+        f"{offer.step_seconds * 1e3:.1f} ms: {offer.tokens_per_second:,} tokens a second offered"
     )
-    for name, run in runs.items():
-        print(
-            f"{name}: {run['tokens_per_second_reached']:,.0f} tokens per second arrive "
-            f"({run['tokens_per_second_reached'] / offered:.0%}), {run['messages_per_token']:.2f} messages per token, "
-            f"{run['cpu_us_per_token']:.1f} us per token, {run['cores_used']:.2f} cores"
-        )
+    for most_ms, run in figures["runs"].items():
+        name = f"coalesced for at most {most_ms} ms" if int(most_ms) else "not coalesced"
+        print(f"{name}: {_line(run['median'], offer)}")
+        print(f"  the best of {run['turns']}: {_line(run['best'], offer)}")
+    print(f"the scripted engine alone takes {figures['scripted_engine_cores']:.2f} of the service's cores")
     if json_file is not None:
-        figures = {"offered_tokens_per_second": offered, "streams": streams, "tokens_per_step": tokens_per_step}
-        json_file.write_text(
-            json.dumps(figures | {"runs": runs, "machine": machine()}, indent=1) + "\n", encoding="utf-8"
-        )
+        json_file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+
+def _line(run: dict[str, float], offer: Offer) -> str:
+    return (
+        f"{run['tokens_per_second']:,.0f} tokens per second arrive "
+        f"({run['tokens_per_second'] / offer.tokens_per_second:.0%}), {run['messages_per_token']:.2f} messages and "
+        f"{run['cpu_us_per_token']:.1f} us per token, {run['service_cores']:.2f} cores (the client: "
+        f"{run['client_cores']:.2f}), the event loop lags by {run['loop_lag_ms_median']:.0f} ms "
+        f"(at most {run['loop_lag_ms_max']:.0f}) and takes {run['loop_busy_share_median']:.2f} of a core; the last "
+        f"stream's first token comes after {run['last_first_token_seconds']:.1f} s"
+    )
 
 
 def _stages(reply: Reply) -> dict[str, Stream]:
     """Each does what the one before does, and more."""
     config = Config()
-    engine = ScriptedEngine([reply], context_window_tokens=_WINDOW_TOKENS)
+    engine = ScriptedEngine([reply], context_window_tokens=WINDOW_TOKENS)
     admission = Admission(config.admission, lambda: 1 << 20)
     service = ServiceContext(
         config, PriceList(config.price_tiers), admission, StreamStore(config.resume), lambda: engine
     )
     calls = CallRunner(service)
-    request = _request()
-    plan = plan_generation(request_from_proto(request.spec), engine, config)
+    spec = request().spec
+    plan = plan_generation(request_from_proto(spec), engine, config)
     prompt = plan.context.prompt_token_ids
 
     def engine_alone(number: int) -> AsyncGenerator[Any, None]:
@@ -141,22 +139,12 @@ def _stages(reply: Reply) -> dict[str, Stream]:
                 yield event
 
     async def events(number: int) -> AsyncGenerator[Any, None]:
-        call = calls.new_call(request.spec, RequestContext(ANONYMOUS, time.monotonic(), None))
+        call = calls.new_call(spec, RequestContext(ANONYMOUS, time.monotonic(), None))
         async with aclosing(calls.events(call)) as events:
             async for event in events:
                 yield pb.StreamGenerateResponse(event=event).SerializeToString()
 
     return {"engine border": engine_alone, "candidate and splitter": generation, "events and protos": events}
-
-
-def _request(flush_ms: int = 0) -> pb.StreamGenerateRequest:
-    spec = pb.GenerationSpec(
-        messages=pb.Messages(messages=[pb.Message(role=pb.ROLE_USER, content="go")]),
-        thinking=pb.ThinkingConfig(mode=pb.THINKING_MODE_THINKING),
-    )
-    request = pb.StreamGenerateRequest(spec=spec)
-    request.flush_interval.FromMilliseconds(flush_ms)
-    return request
 
 
 def _median(repeats: int, stream: Stream, streams: int) -> float:
@@ -175,45 +163,13 @@ def _median(repeats: int, stream: Stream, streams: int) -> float:
     return statistics.median(asyncio.run(run()) for _ in range(repeats))
 
 
-@contextmanager
-def _serving(scratch: Path, reply: Reply, most_adaptive_ms: int) -> Iterator[tuple[psutil.Process, str]]:
-    script, ready = scratch / "replies.json", scratch / "ready"
-    played = {"thought": reply.thought, "answer": reply.answer}
-    played |= {"chunk_tokens": reply.chunk_tokens, "step_seconds": reply.step_seconds}
-    script.write_text(json.dumps([played]), encoding="utf-8")
-    ready.unlink(missing_ok=True)
-    settings = [
-        f"engine.model={script}",
-        f"engine.max_context_tokens={_WINDOW_TOKENS}",
-        f"server.adaptive_flush_seconds={most_adaptive_ms / 1000}",
-        # All streams are one caller here, and run at once.
-        "admission.max_starts_per_second=1e6",
-        f"admission.max_running_sequences={_MAX_STREAMS}",
-        f"admission.max_queued_calls={_MAX_STREAMS}",
-    ]
-    flags = [part for setting in settings for part in ("--set", setting)]
-    listening = ["--engine-kind", "scripted", "--listen", "127.0.0.1:0", "--ready-file", str(ready)]
-    command = [sys.executable, "-m", "penstock", "serve", *listening, *flags]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
-        try:
-            end = time.monotonic() + _START_SECONDS
-            while not ready.exists():
-                if process.poll() is not None or time.monotonic() > end:
-                    raise RuntimeError("penstock serve did not start")
-                time.sleep(0.05)
-            yield psutil.Process(process.pid), ready.read_text().strip()
-        finally:
-            process.terminate()
-
-
 def _over_the_wire(
-    scratch: Path, reply: Reply, streams: int, repeats: int, *, flush_ms: int = 0, most_adaptive_ms: int = 100
+    reply: Reply, streams: int, repeats: int, *, flush_ms: int = 0, most_adaptive_ms: int = 100
 ) -> dict[str, float]:
     """As fast as it goes, in a server of its own; the first run only warms it up."""
-    with _serving(scratch, reply, most_adaptive_ms) as (process, address):
+    with serving([reply], [f"server.adaptive_flush_seconds={most_adaptive_ms / 1000}"]) as (process, address):
         host, port = address.rsplit(":", 1)
-        message = _request(flush_ms).SerializeToString()
-        connections = tuple(grpc_frames.connection(address, _METHOD, [message]) for _ in range(streams))
+        connections = tuple(connection(address, request(flush_ms=flush_ms)) for _ in range(streams))
         runs = []
         for _ in range(repeats + 1):
             before = process.cpu_times()

@@ -24,6 +24,7 @@ from penstock_proto.v1 import generation_pb2 as pb
 
 from bench import grpc_frames, openai_http
 from bench.drain import Connection, Protocol, Reply, Work, drained
+from bench.machine import free_port
 from bench.served import Answered, Served, answered
 from bench.work import Job
 
@@ -64,7 +65,7 @@ class Contender:
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
-        self.port = _free_port()
+        self.port = free_port()
         self.process: subprocess.Popen[str] | None = None
 
     def command(self) -> list[str]:
@@ -375,12 +376,6 @@ def _cpu_clock(pid: int) -> int:
     if error := ctypes.CDLL(None).clock_getcpuclockid(pid, ctypes.byref(clock)):
         raise OSError(error, os.strerror(error))
     return clock.value
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 MAKERS: tuple[Callable[[Setting], Contender], ...] = (InProcess, OpenAi, Smg, Penstock)

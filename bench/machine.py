@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import socket
 import sys
 from datetime import UTC, datetime
 from typing import Any
@@ -25,3 +26,10 @@ def about(module: str) -> dict[str, Any]:
     """Return what a result that is kept must tell about its circumstances."""
     command = " ".join(["python -m", module, *sys.argv[1:]])
     return {"command": command, "date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine()}
+
+
+def free_port() -> int:
+    """Return a port of this machine on which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from penstock.config.schema import Config
 from penstock.engine.scripted import Reply as Script
 from penstock.engine.scripted import ScriptedEngine
 from penstock.server.server import Server
 from penstock_proto.v1 import generation_pb2 as pb
 
-from bench import grpc_frames, openai_http
+from bench import grpc_frames, offered, openai_http
 from bench.drain import Reply, Work, drained
 from bench.report import Round, judged, summary, table
 from bench.served import Answered, Served
@@ -65,3 +66,16 @@ def test_ratios_are_of_pairs_in_one_round() -> None:
     assert [round(found[64], 3) for found in ratios.values()] == [0.5, 1.0]
     assert "wanted >= 0.97 at 64 streams" in lines[0]
     assert "64 streams" in table(summary(measured), {name: name for name in speeds})
+
+
+def test_tokens_that_are_offered_at_a_pace_are_counted_while_all_streams_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(offered, "_MIN_STEADY_SHARE", 0.2)  # streams may start late on a machine that is busy
+    offer = offered.Offer(tokens_per_second=160, streams=4, tokens_per_step=2, replicas=2, seconds=2.0)
+    for runs in offered.measure(offer, (100,), repeats=2).values():
+        run = offered.summary(runs)["best"]
+        # The token that closes the thought makes a step of its own.
+        assert 0 < run["messages_per_token"] <= 0.6, "a message for each step of two tokens, or fewer"
+        assert run["tokens_per_second"] > 0
+        assert run["cpu_us_per_token"] > 0
+        assert run["loop_busy_share_median"] > 0
+    assert 0 < offered.engine_cores(offer) < 2

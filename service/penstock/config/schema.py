@@ -172,7 +172,7 @@ class ServerSettings(Section):
         60.0, gt=0, description="Seconds until a stream whose client reads no message is ended."
     )
     adaptive_flush_seconds: float = Field(
-        0.1, ge=0, le=10, description="Maximum seconds to hold deltas while the event loop lags; 0 is never."
+        0.1, ge=0, le=10, description="Maximum seconds to hold deltas while the event loop is full or late; 0 is never."
     )
     max_connection_age_seconds: float | None = Field(
         None, gt=0, description="Seconds until clients must reconnect, to balance load; unset is never."

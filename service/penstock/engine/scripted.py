@@ -92,6 +92,9 @@ class Reply:
     answer: str = "This is the scripted engine: canned text, no model."
     chunk_tokens: int = 1
     step_seconds: float = 0.0
+    keeps_schedule: bool = False
+    """With `step_seconds`: a stream that is read late gets the tokens of all steps that came due since in one chunk, as
+    vLLM's own queue merges them. Otherwise the steps that it missed are put off, and its text comes later."""
     dies_after_tokens: int = 0
     """Number of tokens after which the engine dies during this reply, once; 0 is never."""
     restart_seconds: float = 0.0
@@ -103,18 +106,72 @@ class Reply:
             raise ValueError(f"fault must be one of {', '.join(filter(None, _FAULTS))}, got {self.fault!r}")
 
 
-async def _next_step(step_seconds: float) -> None:
-    """Wait for the next step. All streams of one pace step together, as on a real engine."""
-    if not step_seconds:
-        await asyncio.sleep(0)
-        return
-    await _sleep_until((time.monotonic() // step_seconds + 1) * step_seconds)
-
-
 async def _sleep_until(due: float) -> None:
     """Return at a time of the monotonic clock: event loops sleep in whole milliseconds, and may wake up early."""
     while (left := due - time.monotonic()) > 0:  # noqa: ASYNC110 # a time, not an event
         await asyncio.sleep(max(left, 0.001))
+
+
+class _Clock:
+    """The steps of all streams of one pace: they step together, as a real engine's do, and one timer wakes them all."""
+
+    def __init__(self, step_seconds: float) -> None:
+        self._step_seconds = step_seconds
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._due = 0.0
+        self._waiting: list[asyncio.Future[None]] = []
+
+    def now(self) -> int:
+        """Return the number of the latest step that is due."""
+        return int(time.monotonic() // self._step_seconds)
+
+    async def next(self) -> None:
+        """Return at the next step's time."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._loop, self._waiting = loop, []
+        if not self._waiting:
+            self._due = (self.now() + 1) * self._step_seconds
+            self._wake_later(loop)
+        waiting = loop.create_future()
+        self._waiting.append(waiting)
+        await waiting
+
+    def _wake_later(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Event loops sleep in whole milliseconds, and may wake up early."""
+        loop.call_later(max(self._due - time.monotonic(), 0.001), self._wake, loop)
+
+    def _wake(self, loop: asyncio.AbstractEventLoop) -> None:
+        if time.monotonic() < self._due:
+            self._wake_later(loop)
+            return
+        woken, self._waiting = self._waiting, []
+        for one in woken:
+            if not one.done():
+                one.set_result(None)
+
+
+class _Steps:
+    """The steps of one stream."""
+
+    def __init__(self, clock: _Clock | None, *, keeps_schedule: bool) -> None:
+        self._clock = clock
+        self._keeps_schedule = keeps_schedule
+        self._last = clock.now() if clock else 0
+
+    async def next(self) -> int:
+        """Return how many steps came due since the last call, at least 1; wait for the next one where none did."""
+        clock = self._clock
+        if clock is None:
+            await asyncio.sleep(0)
+            return 1
+        if not self._keeps_schedule:
+            await clock.next()
+            return 1
+        if clock.now() <= self._last:
+            await clock.next()
+        before, self._last = self._last, max(clock.now(), self._last + 1)
+        return self._last - before
 
 
 class ScriptedEngine:
@@ -124,6 +181,7 @@ class ScriptedEngine:
         self.tokenizer = ByteTokenizer()
         self._replies = (*replies, Reply())
         self._raw_prompts: dict[str, int] = {}
+        self._clocks: dict[float, _Clock] = {}
         self._running = 0
         self._down_until = 0.0
         self.card = ModelCard(
@@ -164,6 +222,7 @@ class ScriptedEngine:
             raise PoisonousRequest("the engine died 2 times on this request", engine_deaths=2)
         if reply.fault:
             raise RuntimeError("the scripted engine fails on purpose (fault = internal)")
+        steps = _Steps(self._clock(reply.step_seconds), keeps_schedule=reply.keeps_schedule)
         stops = {_EOS: EngineStop.EOS} | dict.fromkeys(request.stop_token_ids, EngineStop.STOP_TOKEN)
         script = [token_id for token_id in whole if token_id not in request.banned_token_ids] or [_EOS]
         least = request.min_tokens
@@ -176,19 +235,21 @@ class ScriptedEngine:
                 if played < reply.dies_after_tokens <= played + sent:
                     self._down_until = time.monotonic() + reply.restart_seconds
                     raise EngineDied(suspected=False)
-                chunk = script[sent : sent + reply.chunk_tokens]
-                sent += reply.chunk_tokens
-                chunk = chunk[: request.max_tokens - (sent - reply.chunk_tokens)]
+                tokens = reply.chunk_tokens * await steps.next()
+                chunk = script[sent : min(sent + tokens, request.max_tokens)]
+                sent += tokens
                 ended = next((n for n, i in enumerate(chunk) if i in stops), None)
                 stop = EngineStop.LENGTH if sent >= min(request.max_tokens, len(script)) else None
                 if ended is not None:
                     chunk, stop = chunk[: ended + 1], stops[chunk[ended]]
-                await _next_step(reply.step_seconds)
                 yield EngineChunk(tuple(chunk), self._logprobs(chunk, request), stop=stop, queue_seconds=0.0)
                 if stop is not None:
                     return
         finally:
             self._running -= 1
+
+    def _clock(self, step_seconds: float) -> _Clock | None:
+        return self._clocks.setdefault(step_seconds, _Clock(step_seconds)) if step_seconds > 0 else None
 
     def _script(self, request: EngineRequest) -> tuple[Reply, int, list[int]]:
         """Return the reply and the tokens that this run replays: those that its prompt does not contain yet."""

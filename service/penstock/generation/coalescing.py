@@ -1,6 +1,6 @@
 """Coalesce deltas into fewer, larger ones, to save work per message.
 
-A client may ask for it (`flush_interval`), and a server with a late event loop does it by itself
+A client may ask for it (`flush_interval`), and a server whose event loop is full or late does it by itself
 (`EventLoopLagMonitor`). It happens before events get their sequence numbers: these have no gaps, and Resume replays
 what was sent. The first delta of each thought and answer, the end of a thought and the end of the call are never held;
 nothing is held while the engine's steps take longer than the interval.
@@ -20,37 +20,50 @@ from penstock.types import Delta, Event
 _CHECK_SECONDS = 0.05
 _IDLE_CHECK_SECONDS = 0.5  # While no call runs: twenty wake-ups per second cost half a percent of a core.
 _SMOOTHING = 0.2  # Weight of the newest measurement.
-_TOLERATED_LAG_SECONDS = 0.05
-_FLUSH_PER_LAG = 4
+_LATE_SECONDS = 0.05
+# Shares of a core. A loop that is never idle may still run what is due within some milliseconds, because vLLM's queues
+# merge the steps that it does not fetch in time. But what takes many turns of the loop, such as the start of a call,
+# then takes seconds. Between the two shares the interval stays as it is.
+_FULL, _EASY = 0.9, 0.7
+_MIN_FLUSH_SECONDS = 0.02
+_GROWTH, _DECAY = 1.25, 0.95  # of the interval, at each measurement
 
 
 class EventLoopLagMonitor:
-    """Measure how late the event loop runs due callbacks, and how long deltas are held because of it.
+    """Measure how late and how busy the event loop is, and how long deltas are held because of it.
 
-    A late loop has more to write than it can: fewer, larger messages cost it less. `most_flush_seconds` 0 disables
-    that.
+    A loop that is full has more to write than it can: fewer, larger messages cost it less. `most_flush_seconds`
+    0 disables that.
     """
 
     def __init__(self, most_flush_seconds: float) -> None:
         self._most_flush_seconds = most_flush_seconds
         self.seconds = 0.0
         """Lag in seconds, as a running mean."""
+        self.busy_share = 0.0
+        """Share of a core that its thread takes, as a running mean."""
         self.flush_seconds = 0.0
         """Seconds that deltas are held at present; 0 while the loop keeps up."""
 
-    def record(self, seconds: float) -> None:
-        """Add one measurement of the lag."""
-        self.seconds += _SMOOTHING * (seconds - self.seconds)
-        lags = self.seconds > _TOLERATED_LAG_SECONDS
-        self.flush_seconds = min(self._most_flush_seconds, _FLUSH_PER_LAG * self.seconds) if lags else 0.0
+    def record(self, late_seconds: float, busy_share: float) -> None:
+        """Add one measurement: the lag, and the loop's share of a core since the last measurement."""
+        self.seconds += _SMOOTHING * (late_seconds - self.seconds)
+        self.busy_share += _SMOOTHING * (busy_share - self.busy_share)
+        if self.seconds > _LATE_SECONDS or self.busy_share > _FULL:
+            longer = max(_MIN_FLUSH_SECONDS, _GROWTH * self.flush_seconds)
+            self.flush_seconds = min(self._most_flush_seconds, longer)
+        elif self.busy_share < _EASY:
+            shorter = _DECAY * self.flush_seconds
+            self.flush_seconds = shorter if shorter >= _MIN_FLUSH_SECONDS else 0.0
 
     async def watch(self, is_busy: Callable[[], bool]) -> None:
-        """Measure until cancelled, more often while `is_busy` returns True."""
+        """Measure on the loop's own thread until cancelled, more often while `is_busy` returns True."""
         while True:
             seconds = _CHECK_SECONDS if is_busy() else _IDLE_CHECK_SECONDS
-            due = time.monotonic() + seconds
+            began, cpu_seconds = time.monotonic(), time.thread_time()
             await asyncio.sleep(seconds)
-            self.record(time.monotonic() - due)
+            passed = time.monotonic() - began
+            self.record(max(0.0, passed - seconds), (time.thread_time() - cpu_seconds) / passed)
 
 
 async def coalesce_deltas(

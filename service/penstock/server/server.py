@@ -122,6 +122,7 @@ class Server:
             capacity_sequences=self._capacity(),
             resumable_streams=len(self._streams),
             loop_lag_seconds=self._lag.seconds,
+            loop_busy_share=self._lag.busy_share,
             engine_restarts=engine.restarts if isinstance(engine, SupervisedEngine) else 0,
             load=engine.load() if engine else None,
             experts=self._experts.latest(),

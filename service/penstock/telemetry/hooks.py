@@ -153,6 +153,7 @@ class ServiceState:
     capacity_sequences: int
     resumable_streams: int
     loop_lag_seconds: float
+    loop_busy_share: float
     engine_restarts: int
     load: EngineLoad | None
     experts: ExpertLoad | None = None

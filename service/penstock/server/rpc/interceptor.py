@@ -133,6 +133,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 await (self._serve_open(call) if middleware is None else self._serve_known(middleware, call))
             finally:
                 call.incoming.close()
+                call.outgoing.close()
 
         return grpc.stream_stream_rpc_method_handler(answer, None, handler.response_serializer)
 

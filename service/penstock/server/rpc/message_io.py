@@ -71,11 +71,18 @@ def _seen(task: asyncio.Task[Any]) -> None:
 
 
 class Outgoing:
-    """Write messages to the client. gRPC's flow control holds a message that the client does not read."""
+    """Write messages to the client. gRPC's flow control holds a message that the client does not read.
+
+    A task of its own writes each message, so that one that is stuck outlives its handler. One timer of the call checks
+    for that: a timer for each message, and asyncio.wait for its task, were a tenth of what a message costs.
+    """
 
     def __init__(self, context: Context, write_timeout_seconds: float) -> None:
         self._context = context
         self._write_timeout_seconds = write_timeout_seconds
+        self._ended: asyncio.Future[bool] | None = None
+        self._began = 0.0
+        self._timer: asyncio.TimerHandle | None = None
         self._unsent: asyncio.Task[None] | None = None
 
     async def write(self, reply: Any) -> None:
@@ -83,17 +90,46 @@ class Outgoing:
 
         Raise ClientTooSlow where the client does not read it in time, and asyncio's CancelledError where it has left.
         """
-        writing = asyncio.ensure_future(self._context.write(reply))
+        loop = asyncio.get_running_loop()
+        self._ended, self._began = loop.create_future(), time.monotonic()
+        writing = loop.create_task(self._context.write(reply))
+        writing.add_done_callback(self._on_end)
+        if self._timer is None:
+            self._timer = loop.call_later(self._write_timeout_seconds, self._check)
         try:
-            done, _ = await asyncio.wait((writing,), timeout=self._write_timeout_seconds)
+            is_taken = await self._ended
         except asyncio.CancelledError:
             writing.cancel()
             raise
-        if not done:
+        finally:
+            self._ended = None
+        if not is_taken:
             self._unsent = writing
             seconds = self._write_timeout_seconds
             raise ClientTooSlow(f"the client read no message for {seconds:.0f} s", seconds=round(seconds))
         _result(writing)
+
+    def _on_end(self, writing: asyncio.Task[None]) -> None:
+        _seen(writing)
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_result(True)
+
+    def _check(self) -> None:
+        """Give up the message that is being written if it is due, or look again when it is."""
+        self._timer = None
+        if self._ended is None or self._ended.done():
+            return
+        left = self._began + self._write_timeout_seconds - time.monotonic()
+        if left > 0:
+            self._timer = asyncio.get_running_loop().call_later(left, self._check)
+        else:
+            self._ended.set_result(False)
+
+    def close(self) -> None:
+        """Nothing more is written."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     @property
     def is_stuck(self) -> bool:
@@ -111,7 +147,6 @@ class Outgoing:
             await asyncio.wait((self._unsent,))
         except asyncio.CancelledError:
             self._unsent.cancel()
-            self._unsent.add_done_callback(_seen)
             raise
         _result(self._unsent)
 

@@ -177,6 +177,7 @@ _GAUGES: tuple[tuple[str, str, str, Read], ...] = (
     (names.CAPACITY, "{sequence}", "Candidates that may run at once", _one(lambda s: s.capacity_sequences)),
     (names.RESUMABLE, "{stream}", "Resumable streams that are kept", _one(lambda s: s.resumable_streams)),
     (names.LOOP_LAG, "s", "How late the event loop runs due callbacks, smoothed", _one(lambda s: s.loop_lag_seconds)),
+    (names.LOOP_BUSY, "1", "Share of a core that the event loop takes, smoothed", _one(lambda s: s.loop_busy_share)),
     (names.RUNNING, "{request}", "Requests that run in the engine", _load(lambda e: e.running_requests)),
     (names.WAITING, "{request}", "Requests that wait in the engine", _load(lambda e: e.waiting_requests)),
     (names.KV_USAGE, "1", "Share of the KV cache in use on the fullest rank", _load(lambda e: e.kv_cache_usage)),
