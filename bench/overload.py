@@ -108,7 +108,7 @@ class Overload:
     def holds(self) -> bool:
         return self.goodput >= GOODPUT and self.p99_seconds <= P99_SECONDS
 
-    def told(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return {
             "goodput": round(self.goodput, 3),
             "goodput_by_turn": [round(share, 3) for share in self.shares],

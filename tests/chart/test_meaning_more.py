@@ -114,8 +114,8 @@ def test_an_autoscaler_should_scale_what_is_there(by: str, preset: str) -> None:
 def test_a_download_should_pass_what_the_command_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, str, bool]] = []
 
-    def fetched(hub: object, model: str, revision: str, *, verify: bool, **_: object) -> Fetched:
-        asked.append((model, revision, verify))
+    def fetched(hub: object, model: str, revision: str, *, verified_stamps: Path | None, **_: object) -> Fetched:
+        asked.append((model, revision, verified_stamps is not None))
         return Fetched("c0ffee", 1, 1, 1)
 
     monkeypatch.setattr(fetch, "fetch", fetched)

@@ -27,7 +27,7 @@ async def test_calls_that_may_send_more_are_bounded_by_the_memory_of_requests() 
         refused = stub(at).Interact()
         await refused.write(pb.InteractRequest(start=spec("endless")))
         assert await refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert "3 of 3 calls may still send messages" in await refused.details()
+        assert "exceeded: 3 of 3 in use" in await refused.details()
         await calls[0].done_writing()
 
         async def is_let_in() -> bool:

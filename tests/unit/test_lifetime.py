@@ -148,7 +148,7 @@ def test_a_trial_of_a_constraint_should_end_with_the_sandbox_that_forked_it() ->
     """Both generations: the one that tries, here for ever, and the one that waits for it."""
     code = """
         import os, signal, time
-        from penstock.engine.vllm import sandbox as trial
+        from penstock.engine.vllm.constraints import sandbox_process as trial
         def never_ends(*_):
             print(os.getppid(), os.getpid(), flush=True)
             time.sleep(600)
