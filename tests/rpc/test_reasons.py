@@ -225,14 +225,14 @@ async def test_what_a_deadline_cut_is_counted_and_the_margin_is_told() -> None:
     settings = Config.model_validate({"server": {"listen": "127.0.0.1:0"}})
     async with serving(ScriptedEngine((LONG,)), settings) as (_, at):
         request = pb.StreamGenerateRequest(spec=a_spec(thinking=thinking(mode=pb.THINKING_MODE_THINKING)))
-        call, counts = stub(at).StreamGenerate(request, timeout=2.0), [0, 0]
+        call, counts = stub(at).StreamGenerate(request, timeout=5.0), [0, 0]
 
         async def read() -> None:
             async for reply in call:
                 event = reply.event
                 if event.HasField("started"):
                     margin = event.started.effective_settings.status_margin.ToTimedelta().total_seconds()
-                    assert margin == pytest.approx(0.2, rel=0.05)
+                    assert margin == pytest.approx(0.5, rel=0.05)
                 counts[0] += event.thought.token_count
                 counts[1] += event.answer.token_count
 
