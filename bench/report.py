@@ -13,7 +13,6 @@ from bench.served import Served
 
 _CEILING, _OURS = "in_process", "penstock"
 _PEERS = ("openai", "vllm_grpc")
-_MOST = 64
 Results = dict[str, dict[int, dict[str, float]]]
 _COLUMNS = {
     "tokens_per_second": "tok/s",

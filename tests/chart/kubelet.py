@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -101,13 +100,6 @@ def _unshare() -> list[str]:
 
 def _read_only_root(writable: str) -> list[str]:
     return [*_unshare(), "sh", "-c", _READ_ONLY, "sh", writable] if can_be_read_only() else []
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port: int = taken.getsockname()[1]
-        return port
 
 
 def probe(box: Object, name: str) -> bool:

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.machine import free_port
 from tests.chart.chart import ROOT, Object, container, needs_helm, of_kind, pod, render
-from tests.chart.kubelet import free_port, helm_test, lay_out, probe, until_started
+from tests.chart.kubelet import helm_test, lay_out, probe, until_started
 
 pytestmark = needs_helm
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from penstock.config.schema import Config
 
+from bench.machine import free_port
 from tests.chart.chart import Object, container, needs_helm, pod, render
-from tests.chart.kubelet import free_port, helm_test, lay_out, probe, until_started
+from tests.chart.kubelet import helm_test, lay_out, probe, until_started
 
 pytestmark = [needs_helm, pytest.mark.engine, pytest.mark.timeout(1500)]
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from penstock.auth.api_keys import make
 
+from bench.machine import free_port
 from tests.chart.chart import Object, container, needs_helm, pod, render
-from tests.chart.kubelet import free_port, helm_test, lay_out, probe, until_started
+from tests.chart.kubelet import helm_test, lay_out, probe, until_started
 from tests.rpc.secure import Authority
 
 pytestmark = needs_helm

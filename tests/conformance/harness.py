@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from bench.machine import free_port
 from tests.conformance.middle import middle
 from tests.rpc.proxy import proxied
 from tests.rpc.secure import Authority
@@ -41,7 +41,7 @@ def serving(scratch: Path) -> Iterator[dict[str, str]]:
     replies = [{"match": f"[{case['name']}]", **case["reply"]} for case in load_cases() if "reply" in case]
     played = scratch / "replies.json"
     played.write_text(json.dumps(replies), encoding="utf-8")
-    metrics = f"127.0.0.1:{_free_port()}"
+    metrics = f"127.0.0.1:{free_port()}"
     placed = (HERE / "servers.json").read_text(encoding="utf-8")
     placed = placed.replace("{scratch}", scratch.as_posix()).replace("{metrics}", metrics)
     servers: dict[str, Any] = json.loads(placed)
@@ -58,12 +58,6 @@ def serving(scratch: Path) -> Iterator[dict[str, str]]:
         targets["lossy"] = stack.enter_context(middle(targets["default"], lost_reply=3))
         targets["flaky"] = stack.enter_context(_flaky(targets["default"]))
         yield targets
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 @contextmanager

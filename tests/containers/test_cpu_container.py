@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 
+from bench.machine import free_port
 from tests.chart.chart import ROOT, Object, container, of_kind, pod, render
-from tests.chart.kubelet import free_port, probe
+from tests.chart.kubelet import probe
 
 pytestmark = [
     pytest.mark.full,

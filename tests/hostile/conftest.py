@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from penstock.auth.api_keys import make
 from penstock.config.schema import Config
 
+from bench.machine import free_port
 from tests.hostile.held import Target
 from tests.rpc.secure import Authority
 
@@ -199,7 +199,7 @@ def guarded_service(
     config: dict[str, Any] = {
         "server": {
             "listen": "127.0.0.1:0",
-            "health_listen": f"127.0.0.1:{_free_port()}",
+            "health_listen": f"127.0.0.1:{free_port()}",
             "slow_reader_seconds": 2,
             "request_seconds": 3,
             "drain_seconds": 5,
@@ -220,11 +220,6 @@ def guarded_service(
         victim.message_bytes = Config.model_validate(config).max_message_bytes
         victim.health_address = str(config["server"]["health_listen"])
         yield victim
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
 
 
 @contextmanager

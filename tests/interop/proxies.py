@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.machine import free_port
 from tests import tooling
 
 _START_SECONDS = 60
@@ -38,7 +39,7 @@ class Route:
 @contextmanager
 def proxy(name: str, service: str, tls: Tls | None, place: Path) -> Iterator[str]:
     """Run the proxy in front of the service at that address; yield its own."""
-    route = Route(_free_port(), int(service.rpartition(":")[2]), tls, place)
+    route = Route(free_port(), int(service.rpartition(":")[2]), tls, place)
     with (place / f"{name}.log").open("w") as log:
         process = subprocess.Popen(_PROXIES[name](route), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=place)
         try:
@@ -51,11 +52,6 @@ def proxy(name: str, service: str, tls: Tls | None, place: Path) -> Iterator[str
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
 
 
 def _await(port: int, process: subprocess.Popen[bytes], log: Path) -> None:

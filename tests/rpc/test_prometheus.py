@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.chart.kubelet import free_port
+from bench.machine import free_port
 from tests.rpc.test_telemetry_metrics import DASHBOARD, LONG, RULES, serving, some_of_everything, telling
 from tests.tooling import program
 

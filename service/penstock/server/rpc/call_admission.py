@@ -27,7 +27,7 @@ from penstock.server.rpc.generation_call import AdmittedCall, GenerationCall
 from penstock.server.service_context import ServiceContext
 from penstock.sessions.checkpoints import Checkpoint
 from penstock.telemetry.hooks import Step
-from penstock.types import FinishReason, GenerationPlan, Request
+from penstock.types import FinishReason, GenerationPlan, Priority, Request
 
 _LARGE_BYTES = 64 * 1024
 T = TypeVar("T")
@@ -41,7 +41,7 @@ class CallAdmission:
 
     def check_capacity(self, spec: pb.GenerationSpec, caller: Principal) -> None:
         """Refuse what would be refused anyway, before work is done for it. Raise Overloaded or CallerNotAllowed."""
-        self._service.admission.check_capacity(class_of(convert.priority_from_proto(spec), caller), caller.id)
+        self._service.admission.check_capacity(_priority(spec, caller), caller.id)
 
     @asynccontextmanager
     async def admit(self, call: GenerationCall) -> AsyncIterator[AdmittedCall]:
@@ -109,8 +109,7 @@ class CallAdmission:
     def _request(self, spec: pb.GenerationSpec, context: RequestContext, engine: Engine) -> Request:
         """Convert and validate the request: the only place where the proto becomes ours."""
         caller, config = context.caller, self._service.config
-        priority = class_of(convert.priority_from_proto(spec), caller)
-        request = replace(convert.request_from_proto(spec), priority=priority, caller_id=caller.id)
+        request = replace(convert.request_from_proto(spec), priority=_priority(spec, caller), caller_id=caller.id)
         validate(request, engine.card, config.resolved_limits)
         return request if config.auth.shared_prefix_cache else own_prefixes(request, caller)
 
@@ -162,6 +161,11 @@ class CallAdmission:
 async def _beside(spec: pb.GenerationSpec, work: Callable[[], T]) -> T:
     """Return what `work` returns; for a large request in a thread, because it may block the event loop for a second."""
     return work() if spec.ByteSize() < _LARGE_BYTES else await asyncio.to_thread(work)
+
+
+def _priority(spec: pb.GenerationSpec, caller: Principal) -> Priority:
+    """Return the priority of a call. Raise CallerNotAllowed above the caller's highest."""
+    return class_of(convert.priority_from_proto(spec), caller)
 
 
 def _admission_request(plan: GenerationPlan, context: RequestContext) -> AdmissionRequest:
