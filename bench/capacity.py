@@ -73,7 +73,7 @@ def main(
     tokens = 2 * len(text) * streams
     stages = {name: _median(repeats, stream, streams) / tokens for name, stream in _stages(reply).items()}
     runs = {
-        "one message per step": _over_the_wire(reply, streams, repeats, most_adaptive_ms=0),
+        "one message per step": _over_the_wire(reply, streams, repeats, max_adaptive_ms=0),
         "gathered while the loop lags": _over_the_wire(reply, streams, repeats),
         "gathered for 100 ms": _over_the_wire(reply, streams, repeats, flush_ms=100),
     }
@@ -95,8 +95,8 @@ def _report_offered(offer: Offer, repeats: int, coalesced_ms: int, json_file: Pa
         f"{offer.streams} streams of {offer.replicas} replicas, {offer.tokens_per_step} tokens per step of "
         f"{offer.step_seconds * 1e3:.1f} ms: {offer.tokens_per_second:,} tokens a second offered"
     )
-    for most_ms, run in figures["runs"].items():
-        name = f"coalesced for at most {most_ms} ms" if int(most_ms) else "not coalesced"
+    for max_ms, run in figures["runs"].items():
+        name = f"coalesced for at most {max_ms} ms" if int(max_ms) else "not coalesced"
         print(f"{name}: {_line(run['median'], offer)}")
         print(f"  the best of {run['turns']}: {_line(run['best'], offer)}")
     print(f"the scripted engine alone takes {figures['scripted_engine_cores']:.2f} of the service's cores")
@@ -164,10 +164,10 @@ def _median(repeats: int, stream: Stream, streams: int) -> float:
 
 
 def _over_the_wire(
-    reply: Reply, streams: int, repeats: int, *, flush_ms: int = 0, most_adaptive_ms: int = 100
+    reply: Reply, streams: int, repeats: int, *, flush_ms: int = 0, max_adaptive_ms: int = 100
 ) -> dict[str, float]:
     """As fast as it goes, in a server of its own; the first run only warms it up."""
-    with serving([reply], [f"server.adaptive_flush_seconds={most_adaptive_ms / 1000}"]) as (process, address):
+    with serving([reply], [f"server.adaptive_flush_seconds={max_adaptive_ms / 1000}"]) as (process, address):
         host, port = address.rsplit(":", 1)
         connections = tuple(connection(address, request(flush_ms=flush_ms)) for _ in range(streams))
         runs = []

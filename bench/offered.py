@@ -124,17 +124,17 @@ def measure(offer: Offer, adaptive_ms: Sequence[int], repeats: int) -> dict[str,
     The first turn only warms the services up. A turn is left out in which all streams did not run side by side for half
     of their time. Raises RuntimeError where all were left out.
     """
-    runs: dict[str, list[dict[str, float]]] = {str(most_ms): [] for most_ms in adaptive_ms}
+    runs: dict[str, list[dict[str, float]]] = {str(max_ms): [] for max_ms in adaptive_ms}
     with ExitStack() as stack:
         services = {}
-        for most_ms in adaptive_ms:
+        for max_ms in adaptive_ms:
             port = free_port()
             settings = [
-                f"server.adaptive_flush_seconds={most_ms / 1000}",
+                f"server.adaptive_flush_seconds={max_ms / 1000}",
                 f"telemetry.prometheus_listen=127.0.0.1:{port}",
             ]
             process, address = stack.enter_context(serving(offer.replies(), settings))
-            services[str(most_ms)] = process, address, f"http://127.0.0.1:{port}/metrics"
+            services[str(max_ms)] = process, address, f"http://127.0.0.1:{port}/metrics"
         for turn in range(repeats + 1):
             for name, service in services.items():
                 run = _run(offer, *service)

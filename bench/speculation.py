@@ -139,11 +139,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--questions", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=3, help="counted ones, after one that warms up")
-    parser.add_argument("--most-drafts", type=int, default=3)
+    parser.add_argument("--max-drafts", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     console = Console(stderr=arguments.json)
-    contenders = [Contender(f"{n} drafts" if n else "plain", n) for n in range(arguments.most_drafts + 1)]
+    contenders = [Contender(f"{n} drafts" if n else "plain", n) for n in range(arguments.max_drafts + 1)]
     measure(contenders, questions(arguments.questions), arguments.rounds, console)
     rows = report(contenders)
     if arguments.json:

@@ -12,12 +12,12 @@ import (
 )
 
 // Reconnect bounds what is done about a dropped connection; every event that comes starts the bounds anew. The wait
-// doubles from FirstWait to MostWait, with jitter. MostTime is best a little below the server's resume.grace_seconds
+// doubles from FirstWait to MaxWait, with jitter. MaxTime is best a little below the server's resume.grace_seconds
 // (60 by default): after it, there is nothing left to resume.
 type Reconnect struct {
-	MostAttempts        int
-	MostTime            time.Duration
-	FirstWait, MostWait time.Duration
+	MaxAttempts        int
+	MaxTime            time.Duration
+	FirstWait, MaxWait time.Duration
 }
 
 // DefaultReconnect is what Dial uses; see WithReconnect.
@@ -76,12 +76,12 @@ func (r *recovery) wait(ctx context.Context, failure *Error) error {
 	}
 	if r.attempts == 0 {
 		r.cutAt = time.Now()
-	} else if r.attempts >= r.policy.MostAttempts || time.Since(r.cutAt) > r.policy.MostTime {
+	} else if r.attempts >= r.policy.MaxAttempts || time.Since(r.cutAt) > r.policy.MaxTime {
 		return failure
 	}
 	wait := r.policy.FirstWait << uint(r.attempts)
-	if wait > r.policy.MostWait || wait <= 0 {
-		wait = r.policy.MostWait
+	if wait > r.policy.MaxWait || wait <= 0 {
+		wait = r.policy.MaxWait
 	}
 	wait = wait/2 + time.Duration(rand.Int63n(int64(wait)/2+1))
 	if wait < failure.RetryAfter {

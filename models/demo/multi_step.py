@@ -67,10 +67,10 @@ def _amount(count: int, unit: str) -> str:
 
 
 def units(rng: random.Random) -> Question:
-    big, small, factor, most_big = rng.choice(UNITS)
+    big, small, factor, max_big = rng.choice(UNITS)
     working, parts = Working(0), []
     for index in range(rng.randint(2, 3)):
-        bigs, smalls = rng.randint(1, most_big), rng.randint(1, factor - 1)
+        bigs, smalls = rng.randint(1, max_big), rng.randint(1, factor - 1)
         if index and rng.random() < 0.4:
             parts.append(_amount(smalls, small))
         else:

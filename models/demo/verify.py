@@ -46,9 +46,9 @@ class OnVllm:
         )
         self._sampling = SamplingParams
 
-    def generate(self, prompts: Prompts, most_tokens: int = MAX_TOKENS) -> Prompts:
+    def generate(self, prompts: Prompts, max_tokens: int = MAX_TOKENS) -> Prompts:
         """New token ids per prompt, the end-of-turn token included."""
-        sampling = self._sampling(temperature=0.0, max_tokens=most_tokens, detokenize=False)
+        sampling = self._sampling(temperature=0.0, max_tokens=max_tokens, detokenize=False)
         outputs = self._engine.generate([{"prompt_token_ids": p} for p in prompts], sampling, use_tqdm=False)
         return [list(output.outputs[0].token_ids) for output in outputs]
 
@@ -94,7 +94,7 @@ def answers(engine: OnVllm, encoder: Encoder, asked: list[Question], budget: int
     prompts = [encoder.prompt(question, None, [], thinking=budget != 0) for question in asked]
     thoughts: Prompts = [[] for _ in asked]
     if budget:
-        thoughts = engine.generate(prompts, most_tokens=budget)
+        thoughts = engine.generate(prompts, max_tokens=budget)
         thoughts = [t[: t.index(THINK_CLOSE)] if THINK_CLOSE in t else t for t in thoughts]
         prompts = [p + t + [THINK_CLOSE] for p, t in zip(prompts, thoughts, strict=True)]
     replies = engine.generate(prompts)

@@ -48,7 +48,7 @@ MISUSE = {
     "spec": "budget beside it would be ignored",
     "client": 'unknown option "api_key"; did you mean "apiKey"?',
     "logger": "logger must have a method info",
-    "reconnect": 'unknown option "maxAttempts"; did you mean "mostAttempts"?',
+    "reconnect": 'unknown option "mostAttempts"; did you mean "maxAttempts"?',
     "generate": 'did you mean "temperature"?',
     "count": 'did you mean "temperature"?',
     "model": 'did you mean "timeout"?',

@@ -21,7 +21,7 @@ from tests.rpc.proxy import Proxy, proxied
 THOUGHT, ANSWER = "a thought of some length, ünïcödé too; " * 3, "an answer that goes on for a while"
 SLOW = Reply(thought=THOUGHT, answer=ANSWER, step_seconds=0.002)
 ENDLESS = Reply(match="endless", thought="x" * 3000, answer="done", step_seconds=0.005)
-QUICK = pc.Reconnect(most_attempts=4, most_seconds=5, first_wait_seconds=0.02)
+QUICK = pc.Reconnect(max_attempts=4, max_seconds=5, first_wait_seconds=0.02)
 
 
 class Scene:
@@ -134,7 +134,7 @@ async def test_an_outage_that_does_not_end_is_unavailable_after_bounded_attempts
         with pytest.raises(pc.Unavailable):
             await to_the_end(stream)
         assert stream.reconnections == 1, "it counts connections that were lost, not attempts to get another"
-        assert stream._recovery._attempts == QUICK.most_attempts
+        assert stream._recovery._attempts == QUICK.max_attempts
 
 
 async def test_the_deadline_holds_over_all_connections() -> None:

@@ -41,9 +41,9 @@ pc.Message("asistant", "x")  # E: arg-type
 pc.Conversation().add(7)  # E: arg-type
 pc.Conversation().ask(["a"])  # E: arg-type
 pc.build_spec("hi", thinkin="fast")  # E: call-arg
-pc.Reconnect(max_attempts=3)  # E: call-arg
+pc.Reconnect(most_attempts=3)  # E: call-arg
 pc.Message(role="tool", content="x")  # E: arg-type
-pc.Reconnect(attempts=3)  # E: call-arg
+pc.Reconnect("3")  # E: arg-type
 pc.ThinkingMode.DEEP  # E: attr-defined
 pc.NoSuchError  # E: attr-defined
 client.generate("hi").answer = "x"  # E: misc

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 
 import penstock_client as pc
@@ -111,6 +112,11 @@ def test_exported_names() -> None:
 
 def test_keywords_of_generation() -> None:
     assert sorted(pc.GenerationOptions.__annotations__) == OPTIONS
+
+
+def test_bounds_of_reconnecting() -> None:
+    fields = ["max_attempts", "max_seconds", "first_wait_seconds", "max_wait_seconds"]
+    assert [one.name for one in dataclasses.fields(pc.Reconnect)] == fields
 
 
 def test_both_clients_have_the_same_methods() -> None:

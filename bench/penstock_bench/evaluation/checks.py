@@ -15,8 +15,8 @@ from penstock_client import ThinkingMode
 class Thresholds:
     """Hold what `--check` requires. Shares are in [0, 1]."""
 
-    least_questions: int = 500
-    least_share_without_thought: float = 1 / 3
+    min_questions: int = 500
+    min_share_without_thought: float = 1 / 3
     unlimited_accuracy: float = 0.95
     fast_to_unlimited: float = 0.6
     """Most that FAST may reach of the unlimited accuracy, where thought is needed: else thought would not matter."""
@@ -60,11 +60,11 @@ def check(
 
 
 def _questions(unlimited: EvaluationSummary, fewest: int, planned: int, limits: Thresholds) -> Iterator[Line]:
-    enough = max(limits.least_questions, planned)
+    enough = max(limits.min_questions, planned)
     yield Line("questions in every setting", fewest >= enough, f"{fewest}", f"at least {enough}")
     total = unlimited.accuracy.asked
     without = unlimited.accuracy_without_thought_needed.asked / total
-    least = limits.least_share_without_thought
+    least = limits.min_share_without_thought
     yield Line("share that needs no thought", without >= least, f"{without:.3f}", f"at least {least:.3f}")
 
 

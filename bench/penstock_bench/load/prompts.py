@@ -48,7 +48,7 @@ class Prompts:
         return cls(tokens_of, template, max(0.0, with_system - template - 2 * tokens_of[first]))
 
     @property
-    def least_tokens(self) -> int:
+    def min_tokens(self) -> int:
         """Shortest prompt that can be made: the template with one word."""
         return round(self._template_tokens + min(self._tokens_of.values())) + 1
 

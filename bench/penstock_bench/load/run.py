@@ -36,7 +36,7 @@ class LoadOptions:
     flush_interval_seconds: float | None = None
     resumable: bool = False
     seed: int = 0
-    least_calls: int = 0
+    min_calls: int = 0
     """A closed loop goes on, up to five times as long, until so many calls have ended in the window."""
 
 
@@ -98,7 +98,7 @@ class Run:
     async def closed_loop(self, callers: int, workload: Workload) -> None:
         """Each caller sends the next call when the last one has ended."""
         options = self._options
-        if options.least_calls:
+        if options.min_calls:
             self.end_seconds = math.inf
         workers = {asyncio.create_task(self._caller(workload)) for _ in range(callers)}
         try:
@@ -183,7 +183,7 @@ class Run:
             self.live.by_outcome[record.outcome] += 1
             if intended >= 0:
                 self._counted += 1
-                if self._counted >= self._options.least_calls:
+                if self._counted >= self._options.min_calls:
                     self._enough.set()
         return record, response
 

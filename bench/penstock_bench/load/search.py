@@ -98,7 +98,7 @@ class KneeSearch:
         return [point for search in self.searches for point in search.points]
 
     async def _single_call_seconds(self) -> float:
-        options = replace(self.loads.options, seconds=_SINGLE_SECONDS, warm_up_seconds=0.0, least_calls=_SINGLE_CALLS)
+        options = replace(self.loads.options, seconds=_SINGLE_SECONDS, warm_up_seconds=0.0, min_calls=_SINGLE_CALLS)
         load = self._prepare(Closed(1), options)
         await self.carry_out(load, "calls one by one")
         ended = [one.ended - one.sent for one in load.records if one.outcome == OK and one.ended is not None]

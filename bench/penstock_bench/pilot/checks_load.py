@@ -68,7 +68,7 @@ def growth(result: Result, limits: FlagThresholds) -> CheckResult:
     over_time = soaks[0].memory_over_time_gib if soaks else ()
     if not over_time:
         return unseen(result.processes_not_seen or "memory was not measured in a soak")
-    if soaks[0].seconds < limits.soak_least_seconds:
+    if soaks[0].seconds < limits.soak_min_seconds:
         return unseen(f"a soak of {soaks[0].seconds:.0f} s is too short to tell growth from warming up")
     quarter = max(1, len(over_time) // 4)
     first = sum(memory for _, memory in over_time[:quarter]) / quarter

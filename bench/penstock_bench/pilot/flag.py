@@ -53,7 +53,7 @@ class FlagThresholds:
     soak_drift: float = 1.25
     soak_growth: float = 0.05
     """Of the service's memory, from the soak's first quarter to its last."""
-    soak_least_seconds: float = 300.0
+    soak_min_seconds: float = 300.0
     prefix_hits: float = 0.5
     """Of the tokens that shared prefixes offer."""
     knee_gain: float = 0.05

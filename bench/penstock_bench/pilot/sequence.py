@@ -111,7 +111,7 @@ class Pilot:
             await self._search.run(peak / 2, Repeat(scenario.knee_runs))
 
     def _workload(self, prompt_tokens: int, output_tokens: int, prefix_tokens: int = 0) -> Workload:
-        prompt = max(prompt_tokens, self._service.prompts.least_tokens)
+        prompt = max(prompt_tokens, self._service.prompts.min_tokens)
         return Workload(
             Lengths(((prompt, prompt, 1.0),)),
             Lengths(((output_tokens, output_tokens, 1.0),)),
@@ -178,7 +178,7 @@ class Pilot:
         # A seed of its own for each: no stage is served from what another left in the prefix cache.
         least = 2 * ask.pattern.callers if isinstance(ask.pattern, Closed) else 0
         options = LoadOptions(
-            ask.seconds, self._scenario.warm_up_seconds, _DRAIN_SECONDS, seed=1 + len(self.stages), least_calls=least
+            ask.seconds, self._scenario.warm_up_seconds, _DRAIN_SECONDS, seed=1 + len(self.stages), min_calls=least
         )
         load = measure.prepare(service.clients, service.prompts, ask.pattern, workload, options)
         watch = Watch(service.metrics_url)

@@ -25,20 +25,20 @@ _CUT = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN, grpc.StatusCode.IN
 class Reconnect:
     """Bounds of the attempts to resume a stream. Each event that comes resets them.
 
-    The wait doubles from `first_wait_seconds` to `most_wait_seconds`, with jitter.
+    The wait doubles from `first_wait_seconds` to `max_wait_seconds`, with jitter.
 
     Attributes:
-        most_attempts: Highest number of attempts.
-        most_seconds: Longest time for all attempts. Choose a little less than the server's `resume.grace_seconds` (60
+        max_attempts: Highest number of attempts.
+        max_seconds: Longest time for all attempts. Choose a little less than the server's `resume.grace_seconds` (60
             by default): after the grace period the generation is gone.
         first_wait_seconds: Wait before the second attempt; the first one is made at once.
-        most_wait_seconds: Longest wait between two attempts.
+        max_wait_seconds: Longest wait between two attempts.
     """
 
-    most_attempts: int = 20
-    most_seconds: float = 50.0
+    max_attempts: int = 20
+    max_seconds: float = 50.0
     first_wait_seconds: float = 0.1
-    most_wait_seconds: float = 5.0
+    max_wait_seconds: float = 5.0
 
 
 def _nowhere(work: Callable[[], Any]) -> None:
@@ -140,9 +140,9 @@ class Recovery:
         now = time.monotonic()
         if self._attempts == 0:
             self._cut_at = now
-        elif self._attempts >= policy.most_attempts or now - self._cut_at > policy.most_seconds:
+        elif self._attempts >= policy.max_attempts or now - self._cut_at > policy.max_seconds:
             raise failure
-        wait = min(policy.most_wait_seconds, policy.first_wait_seconds * 2.0**self._attempts)
+        wait = min(policy.max_wait_seconds, policy.first_wait_seconds * 2.0**self._attempts)
         wait = max(wait * random.uniform(0.5, 1.0), failure.retry_after_seconds or 0.0)
         if self._attempts == 0 and self._drained is None:
             wait = 0.0  # The connection may be cut while the server is well.

@@ -468,10 +468,10 @@ const CLIENT = {
   channelOptions: ["object"],
 } as const satisfies Record<keyof ClientOptions, Known[string]>;
 const POLICY = {
-  mostAttempts: ["integer"],
-  mostSeconds: ["number"],
+  maxAttempts: ["integer"],
+  maxSeconds: ["number"],
   firstWaitSeconds: ["number"],
-  mostWaitSeconds: ["number"],
+  maxWaitSeconds: ["number"],
 } as const satisfies Record<keyof Reconnect, Known[string]>;
 
 /** The request. Throws TypeError for options that are neither of the call nor of the generation. */

@@ -14,16 +14,16 @@ import {
 
 /**
  * Bounds of what is done about a dropped connection; every event that comes starts them anew. The wait doubles from
- * `firstWaitSeconds` to `mostWaitSeconds`, with jitter. `mostSeconds` is best a little below the server's
+ * `firstWaitSeconds` to `maxWaitSeconds`, with jitter. `maxSeconds` is best a little below the server's
  * `resume.grace_seconds` (60 by default): after it, there is nothing left to resume.
  */
 export interface Reconnect {
-  readonly mostAttempts: number;
-  readonly mostSeconds: number;
+  readonly maxAttempts: number;
+  readonly maxSeconds: number;
   readonly firstWaitSeconds: number;
-  readonly mostWaitSeconds: number;
+  readonly maxWaitSeconds: number;
 }
-export const RECONNECT: Reconnect = { mostAttempts: 20, mostSeconds: 50, firstWaitSeconds: 0.1, mostWaitSeconds: 5 };
+export const RECONNECT: Reconnect = { maxAttempts: 20, maxSeconds: 50, firstWaitSeconds: 0.1, maxWaitSeconds: 5 };
 
 // What a cut connection looks like, from gRPC itself and from proxies; the service's own errors have a reason.
 const CUT: readonly (Code | undefined)[] = [Code.UNAVAILABLE, Code.UNKNOWN, Code.INTERNAL];
@@ -90,8 +90,8 @@ export class Recovery {
     if (!policy || !(failure instanceof PenstockError) || !this.mayGoOn(failure)) throw failure;
     const now = Date.now();
     if (this.attempts === 0) this.cutAt = now;
-    else if (this.attempts >= policy.mostAttempts || now - this.cutAt > policy.mostSeconds * 1000) throw failure;
-    let wait = Math.min(policy.mostWaitSeconds, policy.firstWaitSeconds * 2 ** this.attempts);
+    else if (this.attempts >= policy.maxAttempts || now - this.cutAt > policy.maxSeconds * 1000) throw failure;
+    let wait = Math.min(policy.maxWaitSeconds, policy.firstWaitSeconds * 2 ** this.attempts);
     wait = Math.max(wait * (0.5 + Math.random() / 2), failure.retryAfterSeconds ?? 0);
     if (this.attempts === 0 && !this.drained) wait = 0; // The connection may be cut while the server is well.
     if (this.deadline !== undefined && this.deadline - now <= wait * 1000) {

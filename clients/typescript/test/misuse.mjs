@@ -21,7 +21,7 @@ const attempts = {
   spec: () => client.stream(penstock.buildSpec("hi"), { budget: 5 }),
   client: () => new penstock.Client("127.0.0.1:1", { api_key: "k" }),
   logger: () => new penstock.Client("127.0.0.1:1", { logger: { log: () => undefined } }),
-  reconnect: () => new penstock.Client("127.0.0.1:1", { reconnect: { maxAttempts: 3 } }),
+  reconnect: () => new penstock.Client("127.0.0.1:1", { reconnect: { mostAttempts: 3 } }),
   generate: () => client.generate("hi", { temprature: 1 }),
   count: () => client.count("hi", { temprature: 1 }),
   model: () => client.model("", { timeOut: 1 }),

@@ -43,7 +43,7 @@ client.withOptions({ apiKey: "k" });
 // @ts-expect-error
 new penstock.Client("a:1", { api_key: "k" });
 // @ts-expect-error
-new penstock.Client("a:1", { reconnect: { maxAttempts: 3 } });
+new penstock.Client("a:1", { reconnect: { mostAttempts: 3 } });
 // @ts-expect-error
 new penstock.Client("a:1", { logger: { log: () => undefined } });
 // @ts-expect-error

@@ -25,7 +25,7 @@ from penstock_client import ThinkingMode
 
 QUESTIONS = [Question(f"q{n}", "hard" if n % 2 else "easy", "?", None, "1", bool(n % 2)) for n in range(100)]
 SETTINGS = settings_of([-1, 8, 0], ["fast", "thinking", "auto"], [])
-LIMITS = Thresholds(least_questions=100)
+LIMITS = Thresholds(min_questions=100)
 LOST = Row.lost(QUESTIONS[0], AUTO, DEADLINE_EXCEEDED, 0.0, 2.0)
 
 
