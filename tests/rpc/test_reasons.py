@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,15 @@ from penstock.engine.scripted import Reply, ScriptedEngine
 from penstock.errors import EngineRefused
 from penstock.server.request_context import RequestContext
 from penstock.server.server import Server
+from penstock.telemetry.hooks import CallHooks, TelemetryHooks
 from penstock.types import EngineChunk, EngineRequest
 from penstock_proto.v1 import generation_pb2 as pb
+from penstock_proto.v1 import model_pb2, model_pb2_grpc
 
+from tests.hostile.frames import END_STREAM, HEADERS, WINDOW_UPDATE, Wire, ends, frame, frames
 from tests.rpc.conftest import serving
 from tests.rpc.killable import POISON, ward
-from tests.rpc.secure import bearer, spec, stub
+from tests.rpc.secure import bearer, listening, spec, stub
 
 PROTO = Path(__file__).parents[2] / "protos/penstock/v1/error_reason.proto"
 KEY, ENTRY = make("team-a")
@@ -135,16 +139,30 @@ MESSAGES = {
     "CALLER_REFUSED": r"no credentials were sent: send the metadata `authorization: Bearer <API key or token>`",
     "GENERATION_NOT_FOUND": r"no such generation \(unknown, expired, or wrong resume_token\)",
     "QUOTA_EXCEEDED": r"requests per minute exceeded: 1 are allowed; retry in [\d.]+ s",
+    "NOT_IMPLEMENTED": (
+        r"^the method must be one of the services in penstock\.v1, got '/penstock\.v1\.GenerationService/Guess'; "
+        r"check its name and the version$"
+    ),
+    "MESSAGE_TOO_LARGE": r"^the message must have at most 65536 bytes, got 100\d{3}; send a smaller one$",
+    "POISONOUS_REQUEST": (
+        r"^the engine died while it ran this request \(deaths: 2, limit for its caller: 2\); do not send it again$"
+    ),
+    "CLIENT_TOO_SLOW": r"^the request was not complete within 0\.5 s, the limit; send it again without pauses$",
 }
 """What each status says: what was received, what is allowed, what to do."""
-# What no code of this version sends, and what needs more than a call: an engine that dies (below), a client that does
-# not read, a message beyond the limit.
-NEVER_SENT, ELSEWHERE = {"NOT_IMPLEMENTED"}, {"POISONOUS_REQUEST", "CLIENT_TOO_SLOW", "MESSAGE_TOO_LARGE"}
+# These need more than one call of the generation service.
+ELSEWHERE = {"NOT_IMPLEMENTED", "POISONOUS_REQUEST", "CLIENT_TOO_SLOW", "MESSAGE_TOO_LARGE"}
+UNREAD = r"the client read no message for 0\.5 s, the limit; read each message as it comes"
+NO_WINDOW = (4).to_bytes(2, "big") + bytes(4)  # SETTINGS_INITIAL_WINDOW_SIZE: 0
+REFUSED_AFTERWARDS = (
+    r"^requests of this caller killed the engine; its requests with these sampling parameters and this kind of "
+    r"constraint are refused for another \d+ s; send none before$"
+)
 
 
 def test_every_reason_is_provoked_here() -> None:
-    assert set(PROMISED) == set(CASES) | NEVER_SENT | ELSEWHERE
-    assert set(MESSAGES) == set(CASES)
+    assert set(PROMISED) == set(CASES) | ELSEWHERE
+    assert set(MESSAGES) == set(PROMISED)
     assert {"thinking_budget", "max_output_tokens", "answer_reserve"} == PROMISED["BUDGET_DOES_NOT_FIT"]
     assert {"thought_tokens", "answer_tokens"} == PROMISED["DEADLINE_PASSED"]
 
@@ -214,11 +232,88 @@ async def test_a_reason_carries_what_the_proto_promises(reason: str, method: str
         assert sum(int(count) for count in info.metadata.values()) > 3
 
 
+def hold(reason: str, error: grpc.aio.AioRpcError, message: str = "") -> dict[str, str]:
+    """Check an error's reason, metadata and message. Return the metadata."""
+    info = info_of(error)
+    assert info.reason == reason
+    assert re.search(message or MESSAGES[reason], error.details() or ""), error.details()
+    return dict(info.metadata)
+
+
 async def test_a_request_that_engines_die_on_is_told_with_their_deaths() -> None:
     async with ward(LONG, max_restarts=20) as here:
-        info = info_of(await failure(stub(here.channel).Generate(pb.GenerateRequest(spec=spec(POISON)))))
-    assert info.reason == "POISONOUS_REQUEST"
-    assert set(info.metadata) >= PROMISED["POISONOUS_REQUEST"]
+        request = pb.GenerateRequest(spec=spec(POISON))
+        told = hold("POISONOUS_REQUEST", await failure(stub(here.channel).Generate(request)))
+        assert told == {"engine_deaths": "2"}
+        await here.supervised.wait_until_available()
+        again = hold("POISONOUS_REQUEST", await failure(stub(here.channel).Generate(request)), REFUSED_AFTERWARDS)
+        assert set(again) == {"refused_for_seconds"}
+
+
+async def test_the_scripted_engine_says_the_same_of_a_poisonous_request() -> None:
+    settings = Config.model_validate({"server": {"listen": "127.0.0.1:0"}})
+    async with serving(ScriptedEngine((Reply(fault="poison"),)), settings) as (_, at):
+        error = await failure(stub(at).Generate(pb.GenerateRequest(spec=spec())))
+    assert hold("POISONOUS_REQUEST", error) == {"engine_deaths": "2"}
+
+
+@pytest.mark.parametrize("name", ["Guess", "Guess\u00e9\n\x1b" + "x" * 5000])
+async def test_an_unknown_method_is_named_in_at_most_100_characters(name: str) -> None:
+    settings = Config.model_validate({"server": {"listen": "127.0.0.1:0"}})
+    async with serving(ScriptedEngine((LONG,)), settings) as (_, at):
+        call: Any = at.unary_unary(f"/penstock.v1.GenerationService/{name}")
+        error = await failure(call(b""))
+    if name == "Guess":
+        assert hold("NOT_IMPLEMENTED", error) == {"rpc": "penstock.v1.GenerationService/Guess"}
+    else:
+        assert (error.details() or "").isprintable()
+        assert len(error.details() or "") < 300
+
+
+async def test_a_message_above_the_limit_of_its_method_is_told_the_limit() -> None:
+    settings = Config.model_validate({"server": {"listen": "127.0.0.1:0"}})
+    async with serving(ScriptedEngine((LONG,)), settings) as (_, at):
+        request = model_pb2.GetModelRequest(model="x" * 100_000)
+        call: Any = model_pb2_grpc.ModelServiceStub(at).GetModel(request)
+        error = await failure(call)
+    metadata = hold("MESSAGE_TOO_LARGE", error)
+    assert metadata == {"bytes": str(request.ByteSize()), "max_bytes": "65536"}
+
+
+async def test_a_client_that_sends_no_request_is_told_the_limit() -> None:
+    settings = Config.model_validate({"server": {"listen": "127.0.0.1:0", "request_seconds": 0.5}})
+    async with serving(ScriptedEngine((LONG,)), settings) as (_, at):
+        call = stub(at).Interact()
+        error = await failure(call.read())
+    assert set(hold("CLIENT_TOO_SLOW", error)) == PROMISED["CLIENT_TOO_SLOW"]
+
+
+class Ended(TelemetryHooks, CallHooks):
+    """Hooks of one call that wait for its end."""
+
+    def __init__(self) -> None:
+        self.has_ended = asyncio.Event()
+
+    def call(self, method: str, metadata: Sequence[tuple[str, str | bytes]]) -> CallHooks:
+        return self
+
+    def ended(self, code: str, error: BaseException | None = None) -> None:
+        self.has_ended.set()
+
+
+async def test_a_client_that_reads_no_message_is_told_the_limit() -> None:
+    hooks = Ended()
+    async with listening({"server": {"slow_reader_seconds": 0.5}}, LONG, hooks=hooks) as (_, address):
+        wire = await asyncio.to_thread(Wire, address, NO_WINDOW)
+        stream = wire.call(pb.StreamGenerateRequest(spec=spec()).SerializeToString())
+        async with asyncio.timeout(60):
+            await hooks.has_ended.wait()
+        wire.send(frame(WINDOW_UPDATE, 0, stream, (1 << 16).to_bytes(4, "big")))
+        got = frames(await asyncio.to_thread(wire.drain, 60, lambda got: ends(got) > 0))
+        wire.close()
+    [trailers] = [payload for kind, flags, _, payload in got if kind == HEADERS and flags & END_STREAM]
+    assert re.search(UNREAD.encode(), trailers), trailers
+    assert PROMISED["CLIENT_TOO_SLOW"] == {"seconds"}
 
 
 async def test_what_a_deadline_cut_is_counted_and_the_margin_is_told() -> None:

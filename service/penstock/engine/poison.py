@@ -80,7 +80,8 @@ class PoisonMemory:
         if until > now:
             left = max(1, round(until - now))
             raise PoisonousRequest(
-                f"requests of this caller killed the engine; its {what} are refused for another {left} s",
+                f"requests of this caller killed the engine; its {what} are refused for another {left} s; "
+                "send none before",
                 refused_for_seconds=left,
             )
 

@@ -219,7 +219,10 @@ class ScriptedEngine:
         """Replay a reply; see `Engine.stream`."""
         reply, played, whole = self._script(request)
         if reply.fault == "poison":
-            raise PoisonousRequest("the engine died 2 times on this request", engine_deaths=2)
+            raise PoisonousRequest(
+                "the engine died while it ran this request (deaths: 2, limit for its caller: 2); do not send it again",
+                engine_deaths=2,
+            )
         if reply.fault:
             raise RuntimeError("the scripted engine fails on purpose (fault = internal)")
         steps = _Steps(self._clock(reply.step_seconds), keeps_schedule=reply.keeps_schedule)

@@ -197,7 +197,8 @@ class SupervisedEngine:
                 self._find_suspects()
             if run.convicted:
                 raise PoisonousRequest(
-                    f"the engine died {request.deaths + 1} times while it ran this request; do not retry it",
+                    f"the engine died while it ran this request (deaths: {request.deaths + 1}, "
+                    f"limit for its caller: {self._settings.max_deaths_per_request}); do not send it again",
                     engine_deaths=request.deaths + 1,
                 ) from error
             raise EngineDied(suspected=run.blamed) from error

@@ -44,6 +44,7 @@ _OWN = "/penstock.v1."
 _GENERATION = "/penstock.v1.GenerationService/"
 _REFLECTION = "/grpc.reflection."
 _UNKNOWN_METHOD = "unknown"  # The client's own name for it is not bounded, so it cannot be a label.
+_SHOWN_METHOD_CHARACTERS = 100
 _SMALL_MESSAGE_BYTES = 64 * 1024
 # A grpc.RpcMethodHandler; its published types are those of the synchronous server.
 Handler: TypeAlias = Any
@@ -56,7 +57,8 @@ class IncomingCall:
     def __init__(
         self, method: str, handler: Handler, context: Context, settings: ServerSettings, message_bytes: int
     ) -> None:
-        self.method = method
+        self.asked_method = method
+        self.method = _UNKNOWN_METHOD if handler is _NO_HANDLER else method
         self.handler = handler
         self.context = context
         # Read now: gRPC may crash when it is asked for the peer of a cancelled call.
@@ -65,9 +67,9 @@ class IncomingCall:
         self.outgoing = Outgoing(context, settings.slow_reader_seconds)
         self.message_bytes = (
             message_bytes
-            if method.startswith(_GENERATION)
+            if self.method.startswith(_GENERATION)
             else _SMALL_MESSAGE_BYTES
-            if method.startswith((_OWN, _REFLECTION))
+            if self.method.startswith((_OWN, _REFLECTION))
             else HEALTH_MESSAGE_BYTES
         )
 
@@ -123,9 +125,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     ) -> Handler:
         """Wrap the handler of a call."""
         handler, method = await continuation(handler_call_details), str(handler_call_details.method)
-        if handler is None:
-            handler, method = grpc.unary_unary_rpc_method_handler(_unimplemented, bytes), _UNKNOWN_METHOD
         middleware = self._middleware if method.startswith((_OWN, _REFLECTION)) else None
+        if handler is None:
+            handler, middleware = _NO_HANDLER, None
 
         async def answer(_: Any, context: Context) -> None:
             call = IncomingCall(method, handler, context, self._settings, self._message_bytes)
@@ -142,7 +144,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         try:
             with self._limits.open_call(call.peer):
                 if call.method == _UNKNOWN_METHOD:
-                    raise NotImplementedYet("unknown method; this server implements the services of penstock.v1")
+                    raise _unknown_method(call.asked_method)
                 async with AsyncExitStack() as stack:
                     request = await self._request(call, self._limits.strangers, call.peer, stack)
                     await self._answer(call, request, call.context, stack)
@@ -265,11 +267,24 @@ def _clear_frames(error: BaseException | None) -> None:
 
 def _check_size(size: int, most: int) -> None:
     if size > most:
-        raise MessageTooLarge(f"the message must have at most {most} bytes, got {size}", bytes=size, max_bytes=most)
+        raise MessageTooLarge(
+            f"the message must have at most {most} bytes, got {size}; send a smaller one", bytes=size, max_bytes=most
+        )
+
+
+def _unknown_method(asked: str) -> NotImplementedYet:
+    shown = asked[:_SHOWN_METHOD_CHARACTERS]
+    return NotImplementedYet(
+        f"the method must be one of the services in penstock.v1, got {shown!a}; check its name and the version",
+        rpc=shown.removeprefix("/"),
+    )
 
 
 async def _unimplemented(request: bytes, context: Context) -> None:
     """Stand for methods that do not exist; never runs."""
+
+
+_NO_HANDLER: Handler = grpc.unary_unary_rpc_method_handler(_unimplemented, bytes)
 
 
 async def _stream(first: Any, call: IncomingCall, sending: ExitStack) -> AsyncIterator[Any]:

@@ -33,7 +33,11 @@ class Incoming:
         waits = (reading,) if lost is None else (reading, lost)
         await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if not reading.done():
-            raise ClientTooSlow(f"the request was not complete within {seconds:.0f} s", seconds=round(seconds or 0))
+            is_lost = lost is not None and lost.done()
+            late = "before the memory of requests ran out" if is_lost else f"within {seconds:g} s, the limit"
+            raise ClientTooSlow(
+                f"the request was not complete {late}; send it again without pauses", seconds=round(seconds or 0)
+            )
         self._reading = None
         try:
             message = reading.result()
@@ -106,7 +110,10 @@ class Outgoing:
         if not is_taken:
             self._unsent = writing
             seconds = self._write_timeout_seconds
-            raise ClientTooSlow(f"the client read no message for {seconds:.0f} s", seconds=round(seconds))
+            raise ClientTooSlow(
+                f"the client read no message for {seconds:g} s, the limit; read each message as it comes",
+                seconds=round(seconds),
+            )
         _result(writing)
 
     def _on_end(self, writing: asyncio.Task[None]) -> None:
