@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -48,3 +49,34 @@ def test_it_starts_with_the_systems_python(script: str, argument: str) -> None:
     command = [python, str(ROOT / "scripts" / script), argument]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def _checkout(folder: Path) -> list[str]:
+    """A checkout with one script that needs the environment. Returns the command that starts it."""
+    (folder / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts" / "_environment.py", folder / "scripts")
+    probe = folder / "scripts" / "probe"
+    probe.write_text("import _environment, sys, grpc\nprint(sys.prefix, *sys.argv[1:])\n")
+    return [getattr(sys, "_base_executable", sys.executable), str(probe), "an argument"]
+
+
+@pytest.mark.parametrize("name", [".venv", ".venv-gpu"])
+def test_an_environment_that_is_a_link_to_another_checkouts_is_used(name: str, tmp_path: Path) -> None:
+    command = _checkout(tmp_path)
+    (tmp_path / name).symlink_to(sys.prefix)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path / name} an argument\n"), done.stderr
+
+
+@pytest.mark.parametrize("is_foreign", [False, True], ids=["no environment", "a Python that belongs to another one"])
+def test_without_an_environment_of_its_own_a_script_says_what_to_do(is_foreign: bool, tmp_path: Path) -> None:
+    command = _checkout(tmp_path)
+    if is_foreign:
+        (tmp_path / ".venv" / "bin").mkdir(parents=True)
+        (tmp_path / ".venv" / "ready").touch()
+        (tmp_path / ".venv" / "bin" / "python").symlink_to(getattr(sys, "_base_executable", sys.executable))
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("probe: ")
+    assert "run `make setup`" in done.stderr
+    assert done.stderr.count("\n") == 1
