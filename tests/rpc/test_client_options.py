@@ -22,14 +22,20 @@ from tests.rpc.fake_service import ANSWER, FakeService, status
 from tests.rpc.proxy import proxied
 from tests.rpc.scripted_service import scripted_service
 
-FULL = status(
-    grpc.StatusCode.RESOURCE_EXHAUSTED,
-    "full",
-    [
-        details.ErrorInfo(domain="penstock.v1", reason="OVERLOADED"),
-        details.RetryInfo(retry_delay=duration_pb2.Duration(nanos=10_000_000)),
-    ],
-)
+
+def full(retry_delay: duration_pb2.Duration) -> Any:
+    return status(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "full",
+        [
+            details.ErrorInfo(domain="penstock.v1", reason="OVERLOADED"),
+            details.RetryInfo(retry_delay=retry_delay),
+        ],
+    )
+
+
+FULL = full(duration_pb2.Duration(nanos=10_000_000))
+FULL_FOR_LONG = full(duration_pb2.Duration(seconds=600))
 
 
 @pytest.fixture
@@ -83,8 +89,9 @@ def test_what_was_refused_for_now_is_tried_again_on_request(streamed: bool, targ
         with pytest.raises(pc.Overloaded):
             call(client.with_options(retries=2))
         assert len(fake.requests) == 1 + 3
+        fake.error = FULL_FOR_LONG
         with pytest.raises(pc.Overloaded):
-            call(client.with_options(retries=2, timeout=0.005))
+            call(client.with_options(retries=2, timeout=60))
         assert len(fake.requests) == 1 + 3 + 1, "no attempt beyond the deadline"
 
 

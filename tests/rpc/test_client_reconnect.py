@@ -174,7 +174,7 @@ async def leave_by_with(client: pc.AsyncClient) -> None:
 
 async def leave_by_deadline(client: pc.AsyncClient) -> None:
     with pytest.raises(pc.DeadlineExceeded):
-        await to_the_end(client.stream("endless", thinking="thinking", timeout=0.2))
+        await to_the_end(client.stream("endless", thinking="thinking", timeout=2))
 
 
 async def leave_by_blocking_break(client: pc.AsyncClient) -> None:
