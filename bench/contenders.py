@@ -26,10 +26,10 @@ from bench import grpc_frames, openai_http
 from bench.drain import Connection, Protocol, Reply, Work, drained
 from bench.machine import free_port
 from bench.served import Answered, Served, answered
+from bench.serving import wait_until_ready
 from bench.work import Job
 
 _ROOT = Path(__file__).parents[1]
-_START_SECONDS = 300.0
 _PENSTOCK = "/penstock.v1.GenerationService/StreamGenerate"
 _SMG = "/vllm.grpc.engine.VllmEngine/Generate"
 
@@ -91,13 +91,9 @@ class Contender:
         )
 
     def wait(self) -> None:
-        """Until it takes work. Raises RuntimeError with its last words where it does not."""
-        end = time.monotonic() + _START_SECONDS
-        while not self.is_ready():
-            if self._started.poll() is not None or time.monotonic() > end:
-                words = (self.setting.folder / f"{self.name}.log").read_text(errors="replace")[-2000:]
-                raise RuntimeError(f"{self.name} did not start:\n{words}")
-            time.sleep(0.25)
+        """Return once it takes work. Raises `NotServing` with the last lines of its log where it does not."""
+        log = self.setting.folder / f"{self.name}.log"
+        wait_until_ready(self._started, self.is_ready, log=log, name=self.name)
 
     def stop(self) -> None:
         if self.process is None:

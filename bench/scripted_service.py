@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -18,6 +17,7 @@ from penstock_proto.v1 import generation_pb2 as pb
 
 from bench import grpc_frames
 from bench.drain import Connection
+from bench.serving import address_of
 
 METHOD = "/penstock.v1.GenerationService/StreamGenerate"
 MAX_STREAMS = 1000
@@ -51,7 +51,7 @@ def connection(address: str, made: pb.StreamGenerateRequest) -> Connection:
 def serving(replies: Sequence[Reply], settings: Sequence[str]) -> Iterator[tuple[psutil.Process, str]]:
     """Start `penstock serve` with these replies and `--set` settings, and end it afterwards.
 
-    Yields its process and its address. Raises RuntimeError where it does not start.
+    Yields its process and its address. Raises `NotServing`.
     """
     with tempfile.TemporaryDirectory() as scratch:
         script, ready = Path(scratch) / "replies.json", Path(scratch) / "ready"
@@ -70,11 +70,7 @@ def serving(replies: Sequence[Reply], settings: Sequence[str]) -> Iterator[tuple
         command = [sys.executable, "-m", "penstock", "serve", *listening, *flags]
         with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
             try:
-                end = time.monotonic() + _START_SECONDS
-                while not ready.exists():
-                    if process.poll() is not None or time.monotonic() > end:
-                        raise RuntimeError("penstock serve did not start")
-                    time.sleep(0.05)
-                yield psutil.Process(process.pid), ready.read_text().strip()
+                address = address_of(process, ready, seconds=_START_SECONDS)
+                yield psutil.Process(process.pid), address
             finally:
                 process.terminate()

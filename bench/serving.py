@@ -1,4 +1,4 @@
-"""A service of one's own, for as long as a measurement takes."""
+"""Start a service for one measurement, and wait until it takes calls."""
 
 from __future__ import annotations
 
@@ -6,21 +6,25 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 START_SECONDS, STOP_SECONDS = 300.0, 30.0
+_POLL_SECONDS = 0.1
 _TAIL_LINES = 15
 
 
-class NotServing(Exception):
-    """The service did not come up; the message ends with the last lines of its log."""
+class NotServing(RuntimeError):
+    """Report a service that did not start; the message ends with the last lines of its log, where it has one."""
 
 
 @contextmanager
 def served(model: Path | str, settings: Sequence[str] = ()) -> Iterator[str]:
-    """`penstock serve` with a model on a free port of loopback; gives its address. Raises `NotServing`."""
+    """Run `penstock serve` with a model on a free port of loopback, and end it afterwards.
+
+    Yields its address. Raises `NotServing`.
+    """
     with tempfile.TemporaryDirectory(prefix="penstock-bench-") as temporary:
         ready, log = Path(temporary) / "address", Path(temporary) / "log"
         command = [sys.executable, "-m", "penstock", "serve", "--listen", "127.0.0.1:0", "--ready-file", str(ready)]
@@ -28,7 +32,7 @@ def served(model: Path | str, settings: Sequence[str] = ()) -> Iterator[str]:
         with log.open("wb") as out:
             process = subprocess.Popen([*command, "--model", str(model), *flags], stdout=out, stderr=out)
         try:
-            yield _address(process, ready, log)
+            yield address_of(process, ready, log=log)
         finally:
             process.terminate()
             try:
@@ -38,13 +42,31 @@ def served(model: Path | str, settings: Sequence[str] = ()) -> Iterator[str]:
                 process.wait()
 
 
-def _address(process: subprocess.Popen[bytes], ready: Path, log: Path) -> str:
-    until = time.monotonic() + START_SECONDS
-    while time.monotonic() < until:
-        if ready.is_file() and (address := ready.read_text(encoding="utf-8").strip()):
-            return address
+def address_of(
+    process: subprocess.Popen[bytes], ready_file: Path, *, seconds: float = START_SECONDS, log: Path | None = None
+) -> str:
+    """Return the address that `penstock serve --ready-file` writes once it takes calls. Raises `NotServing`."""
+    wait_until_ready(process, ready_file.exists, seconds=seconds, log=log)
+    return ready_file.read_text(encoding="utf-8").strip()  # The service writes it completely before it has its name.
+
+
+def wait_until_ready(
+    process: subprocess.Popen[bytes] | subprocess.Popen[str],
+    is_ready: Callable[[], bool],
+    *,
+    seconds: float = START_SECONDS,
+    log: Path | None = None,
+    name: str = "penstock serve",
+) -> None:
+    """Return once `is_ready` is true. Raises `NotServing` where the process ends before, or after `seconds`."""
+    until = time.monotonic() + seconds
+    while not is_ready():
         if process.poll() is not None:
-            break
-        time.sleep(0.2)
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL_LINES:]
-    raise NotServing("\n".join(["penstock serve did not come up:", *lines]))
+            why = f"{name} ended with exit status {process.returncode} before it was ready"
+        elif time.monotonic() > until:
+            why = f"{name} was not ready within {seconds:g} s"
+        else:
+            time.sleep(_POLL_SECONDS)
+            continue
+        lines = [] if log is None else log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL_LINES:]
+        raise NotServing("\n".join([f"{why}:" if lines else why, *lines]))

@@ -8,13 +8,13 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from bench.machine import free_port
+from bench.serving import address_of
 from tests.conformance.middle import middle
 from tests.rpc.proxy import proxied
 from tests.rpc.secure import Authority
@@ -51,7 +51,10 @@ def serving(scratch: Path) -> Iterator[dict[str, str]]:
     (scratch / "ca.crt").write_bytes(authority.pem)
     with ExitStack() as stack:
         waiting = {name: stack.enter_context(_serve(scratch, name, cfg, played)) for name, cfg in servers.items()}
-        targets = {name: _address(ready, process) for name, (ready, process) in waiting.items()}
+        targets = {
+            name: address_of(process, ready, seconds=_START_SECONDS, log=ready.with_suffix(".log"))
+            for name, (ready, process) in waiting.items()
+        }
         targets["leaving.metrics"] = f"http://{metrics}/metrics"
         targets["secure.ca"] = str(scratch / "ca.crt")
         targets["older"] = stack.enter_context(middle(targets["default"], renames=True))
@@ -81,15 +84,6 @@ def _serve(
     finally:
         process.terminate()
         process.wait(20)
-
-
-def _address(ready: Path, process: subprocess.Popen[bytes]) -> str:
-    end = time.monotonic() + _START_SECONDS
-    while not ready.exists():
-        assert process.poll() is None, ready.with_suffix(".log").read_text()
-        assert time.monotonic() < end, "the server did not start"
-        time.sleep(0.05)
-    return ready.read_text().strip()
 
 
 @contextmanager

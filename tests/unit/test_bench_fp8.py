@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from penstock_bench.evaluation.results import Row
 from penstock_bench.evaluation.settings import FAST, THINKING
 
 from bench import context_cost, fp8_accuracy
-from bench.serving import NotServing, served
+from bench.serving import NotServing, served, wait_until_ready
 
 FIRST = Row("FAST", "a", "sum", True, True, "7", "natural", "stop", 0, 2, 9, 0, 0, "", 0, 0, 1, 0.0, 1.0, 0.5, 0.0)
 
@@ -66,6 +68,15 @@ def test_the_tables_hold_every_figure() -> None:
 def test_a_service_that_does_not_come_up_is_told_with_its_log(tmp_path: Path) -> None:
     with pytest.raises(NotServing, match="there is no directory"), served(tmp_path / "nothing"):
         pass
+
+
+def test_a_service_that_is_not_ready_in_time_is_told_with_the_time() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        with pytest.raises(NotServing, match=r"^a service was not ready within 0 s$"):
+            wait_until_ready(process, lambda: False, seconds=0, name="a service")
+        process.communicate()
+    with pytest.raises(NotServing, match=r"^penstock serve ended with exit status 1 before it was ready$"):
+        wait_until_ready(process, lambda: False)
 
 
 def test_hybrid_and_twin_have_the_same_size_and_another_cache(tmp_path: Path) -> None:
