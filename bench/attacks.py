@@ -1,11 +1,11 @@
-"""Measure what a normal client notices of attacks: p50 and p99 of its calls before, during and after each, as a table.
+"""Measure p50 and p99 of a normal client's calls before, during and after each attack, and print a table.
 
     python -m bench.attacks [--times 3] [--only NAME,NAME] [--preset PRESET] [--json FILE]
 
 The attacks are those of tests/hostile/held.py, on a service of its own with the scripted engine, on loopback. Run it
 on a machine that does nothing else: the client, the attacker and the service share its cores. A normal call takes 0.3 s
-of the scripted engine. `--preset` takes the window and the limits of a preset of the chart, of which
-qwen3.5-397b-a17b-fp8-1m takes the largest messages. `--times` repeats each attack, so that it lasts long enough for
+of the scripted engine. `--preset` uses the window and the limits of a preset of the chart;
+qwen3.5-397b-a17b-fp8-1m allows the largest messages. `--times` repeats each attack, so that it lasts long enough for
 percentiles.
 """
 
@@ -31,7 +31,7 @@ _CHECK_SECONDS = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Felt:
-    """One attack: milliseconds of a normal client's calls, failures, and MiB of resident memory above rest."""
+    """One attack: milliseconds of a normal client's calls (p50, p99), failed calls, and MiB of memory above rest."""
 
     attack: str
     count: int
@@ -44,7 +44,7 @@ class Felt:
 
 
 def _samples(victim: Victim, since: float, until: float) -> list[float]:
-    """Seconds of the normal calls that ended in that time, by the wall clock."""
+    """Return the seconds of each normal call that ended between `since` and `until` (wall clock)."""
     lines = [line.split() for line in victim.samples_file.read_text(encoding="utf-8").splitlines()]
     return [float(seconds) for end, seconds in lines if end != "FAILED" and since <= float(end) <= until]
 
@@ -56,7 +56,7 @@ def _p50_p99(samples: Sequence[float]) -> tuple[float, float]:
 
 
 def measure(victim: Victim, name: str, times: int) -> Felt:
-    """Run one attack while the normal client asks on."""
+    """Run one attack `times` times while the normal client makes calls."""
     attack, (count, _) = next((attack, counts) for attack, counts in ATTACKS.items() if attack.__name__ == name)
     quiet_at, rest = time.time(), victim.rss_kib()
     victim.await_normal(_QUIET_CALLS)
@@ -98,10 +98,10 @@ def table(felt: Sequence[Felt]) -> str:
 def main() -> int:
     names = [attack.__name__ for attack in ATTACKS]
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--times", type=int, default=3, help="how often each attack runs")
-    parser.add_argument("--only", default=",".join(names), help="attacks by name, with commas between")
-    parser.add_argument("--json", type=Path, help="write all figures there")
-    parser.add_argument("--preset", help="the limits of this preset of the chart; none: the service's defaults")
+    parser.add_argument("--times", type=int, default=3, help="number of runs of each attack")
+    parser.add_argument("--only", default=",".join(names), help="names of attacks, separated by commas")
+    parser.add_argument("--json", type=Path, help="file for all figures")
+    parser.add_argument("--preset", help="preset of the chart whose limits apply; default: the service's defaults")
     options = parser.parse_args()
     limits = limits_of_preset(options.preset) if options.preset else None
     with (

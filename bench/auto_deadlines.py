@@ -1,11 +1,11 @@
-"""How many calls AUTO answers inside a deadline that a full thought misses.
+"""Measure the share of AUTO calls that are answered within a deadline that a full thought misses.
 
     python -m bench.auto_deadlines [--calls 200]
 
-Sixteen streams at a time, on the embedded model. Full thoughts and answers without thought are timed first; the
-deadline lies between the fastest full thought and the slowest answer without one. Aim: 0.99 of AUTO's calls meet it.
-Ends with 1 where the aim is missed, or where more than half of the full thoughts meet the deadline, too: then the
-figure means nothing.
+Sixteen streams run at a time, on the embedded model. Full thoughts and answers without thought are timed first; the
+deadline lies between the fastest full thought and the slowest answer without one. Goal: 0.99 of AUTO's calls meet it.
+Exits with 1 if the goal is missed. Exits with 1, too, if at least half of the full thoughts meet the deadline: then
+the deadline is too late to measure anything.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ async def many(
     stub: Stub, mode: pb.ThinkingMode, deadline_seconds: float | None, count: int
 ) -> list[tuple[float, bool]]:
     ((question,), *_) = job(1, 1, seed=0).questions
-    places = asyncio.Semaphore(_STREAMS)
+    slots = asyncio.Semaphore(_STREAMS)
 
-    async def placed() -> tuple[float, bool]:
-        async with places:
+    async def limited() -> tuple[float, bool]:
+        async with slots:
             return await one(stub, question, mode, deadline_seconds)
 
-    return await asyncio.gather(*(placed() for _ in range(count)))
+    return await asyncio.gather(*(limited() for _ in range(count)))
 
 
 async def measured(address: str, calls: int) -> dict[str, float]:
@@ -78,7 +78,7 @@ async def measured(address: str, calls: int) -> dict[str, float]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--calls", type=int, default=200)
+    parser.add_argument("--calls", type=int, default=200, help="number of AUTO calls")
     asked = parser.parse_args()
     with served(DEMO_MODEL_FP8_DIR, ()) as address:
         found = asyncio.run(measured(address, asked.calls))

@@ -1,16 +1,16 @@
-"""A canned engine behind AsyncLLM: vLLM's scheduler and engine core without a forward pass.
+"""Run vLLM's scheduler and engine core behind AsyncLLM with prepared tokens instead of a forward pass.
 
-vLLM takes an executor class by name (`distributed_executor_backend`), so that the same engine core gives every front
-end the same tokens at the same pace:
+vLLM takes an executor class by name (`distributed_executor_backend`). With this one, the same engine core gives every
+front end the same tokens at the same pace:
 
     vllm serve MODEL --distributed-executor-backend bench.canned.CannedExecutor
     penstock serve --set 'engine.extra_args={"distributed_executor_backend": "bench.canned.CannedExecutor"}'
 
-The environment variable BENCH_CANNED_PACE names a JSON file (`Pace`). It is read again whenever a request comes to an
+The environment variable BENCH_CANNED_PACE names a JSON file (`Pace`). It is read again whenever a request reaches an
 idle engine. The checkpoint is loaded for its shapes and its tokenizer, and never run.
 
-Steps are due on a schedule: one that is late does not delay those after it. With speculative decoding two drafts are
-told per step, and one or both are accepted in turns, as MTP does: two and three tokens per step.
+Steps follow a schedule: a late step does not delay later ones. With speculative decoding, each step has two drafts, of
+which one and both are accepted in turns, as with MTP: a step yields two tokens, the next one three.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _SENTENCE = "The quick brown fox jumps over the lazy dog, again and again. "
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Seconds of a step; tokens of a thought, after which the answer goes on until the request's limit."""
+    """Seconds of a step, and tokens of a thought. The answer after it has as many tokens as the request allows."""
 
     step_seconds: float = 0.0
     thought_tokens: int = 511
@@ -58,7 +58,7 @@ class _Request:
 
 
 class CannedExecutor(UniProcExecutor):
-    """One worker, in the engine core's process, whose model is never run."""
+    """A single worker in the engine core's process. It never runs the model."""
 
     def _init_executor(self) -> None:
         super()._init_executor()
@@ -75,7 +75,7 @@ class CannedExecutor(UniProcExecutor):
         return False
 
     def compile_or_warm_up_model(self) -> None:
-        """Nothing is run, so there is nothing to warm up."""
+        """Do nothing: the model is never run."""
 
     def execute_model(self, scheduler_output: Any, non_block: bool = False) -> Any:
         for gone in scheduler_output.finished_req_ids:
@@ -113,7 +113,7 @@ class CannedExecutor(UniProcExecutor):
         return ModelRunnerOutput(list(rows), places, list(rows.values()))
 
     def _computed(self, scheduled: Any) -> Iterator[tuple[str, int]]:
-        """Yield each request of the step with how many of its tokens were computed before."""
+        """Yield each request of the step, and the number of its tokens that were computed before."""
         for new in scheduled.scheduled_new_reqs:
             budget = getattr(new.sampling_params, "thinking_token_budget", None)
             thought = self._pace.thought_tokens if budget is None else min(budget, self._pace.thought_tokens)
@@ -123,7 +123,7 @@ class CannedExecutor(UniProcExecutor):
         yield from zip(cached.req_ids, cached.num_computed_tokens, strict=True)
 
     def _tokens(self, name: str, computed: int, drafted: int) -> list[int]:
-        """Return the request's next tokens; none as long as its prompt is not whole. `computed` is after the step."""
+        """Return the request's next tokens; none until its prompt is complete. `computed` counts this step's tokens."""
         request = self._requests[name]
         if computed < request.prompt_tokens + request.sent:
             return []

@@ -1,15 +1,16 @@
-"""Measure what the front end can carry, without an engine: tokens per second and core, and what limits it.
+"""Measure the front end's capacity without an engine: tokens per second and core, and the stage that limits it.
 
     python -m bench.capacity [--streams 64] [--tokens-per-step 2] [--json capacity.json]
-    python -m bench.capacity --offered 32000 --streams 384    what several replicas of a small model make together
+    python -m bench.capacity --offered 32000 --streams 384    # the load of several replicas of a small model
 
-Canned tokens go the whole way: engine border, candidate and splitter, events and protos, gRPC, socket, to a client in
-another process. The stages are also run in this process, each up to its own end: the difference is what the next one
-costs. CPU time, not wall time: what else the machine does slows it, but is not counted.
+Prepared tokens pass all stages (the engine's interface, candidate and output parser, events and protos, gRPC, socket)
+to a client in another process. This process also runs the stages alone, each with those before it: the difference
+between two of them is the cost of the later one. Figures are CPU time, not wall time, so that other work on the
+machine is not counted.
 
-With `--offered` tokens come at that pace, as from several engines (`bench.offered`), and not as fast as it goes:
-how many arrive, and what share of a core that takes, without coalescing and with what comes on by itself (at most
-`--coalesced-ms`).
+With `--offered`, tokens come at that rate, as from several engines (`bench.offered`), instead of as fast as possible.
+The figures are then how many tokens arrive, and the share of a core that this takes: without coalescing, and with
+automatic coalescing of at most `--coalesced-ms`.
 """
 
 from __future__ import annotations
@@ -52,19 +53,23 @@ Stream = Callable[[int], AsyncGenerator[Any, None]]
 
 
 def main(
-    streams: Annotated[int, typer.Option(help="Side by side.", min=1, max=MAX_STREAMS)] = 64,
-    tokens_per_step: Annotated[int, typer.Option(help="Of each stream; MTP gives two to three.", min=1)] = 2,
-    steps: Annotated[int, typer.Option(help="Per thought and per answer.", min=1)] = 64,
-    repeats: Annotated[int, typer.Option(help="The median counts.", min=1)] = 5,
-    offered: Annotated[int, typer.Option(help="Tokens a second, over all streams; 0: as fast as it goes.", min=0)] = 0,
+    streams: Annotated[int, typer.Option(help="Number of concurrent streams.", min=1, max=MAX_STREAMS)] = 64,
+    tokens_per_step: Annotated[
+        int, typer.Option(help="Tokens of each stream in each engine step; MTP gives two to three.", min=1)
+    ] = 2,
+    steps: Annotated[int, typer.Option(help="Engine steps of each thought and of each answer.", min=1)] = 64,
+    repeats: Annotated[int, typer.Option(help="Number of repeats; the median is reported.", min=1)] = 5,
+    offered: Annotated[
+        int, typer.Option(help="Tokens per second, over all streams; 0: as fast as possible.", min=0)
+    ] = 0,
     coalesced_ms: Annotated[
-        int, typer.Option(help="With --offered: most that deltas are held while the event loop lags.", min=1)
+        int, typer.Option(help="With --offered: longest time that deltas are held while the event loop lags.", min=1)
     ] = _DEFAULT_ADAPTIVE_MS,
-    replicas: Annotated[int, typer.Option(help="With --offered: engines that share the streams.", min=1)] = 8,
-    seconds: Annotated[float, typer.Option(help="With --offered: how long the streams run.", min=1)] = 20.0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="The figures.", dir_okay=False)] = None,
+    replicas: Annotated[int, typer.Option(help="With --offered: number of engines that share the streams.", min=1)] = 8,
+    seconds: Annotated[float, typer.Option(help="With --offered: seconds that the streams run.", min=1)] = 20.0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.", dir_okay=False)] = None,
 ) -> None:
-    """Measure the front end on canned tokens."""
+    """Measure the front end on prepared tokens."""
     if offered:
         _report_offered(Offer(offered, streams, tokens_per_step, replicas, seconds), repeats, coalesced_ms, json_file)
         return
@@ -74,8 +79,8 @@ def main(
     stages = {name: _median(repeats, stream, streams) / tokens for name, stream in _stages(reply).items()}
     runs = {
         "one message per step": _over_the_wire(reply, streams, repeats, max_adaptive_ms=0),
-        "gathered while the loop lags": _over_the_wire(reply, streams, repeats),
-        "gathered for 100 ms": _over_the_wire(reply, streams, repeats, flush_ms=100),
+        "coalesced while the loop lags": _over_the_wire(reply, streams, repeats),
+        "coalesced for 100 ms": _over_the_wire(reply, streams, repeats, flush_ms=100),
     }
     figures = _figures(stages, runs, tokens_per_step) | {"streams": streams, "machine": machine()}
     print(_text(figures, streams, tokens_per_step))
@@ -93,13 +98,13 @@ def _report_offered(offer: Offer, repeats: int, coalesced_ms: int, json_file: Pa
     }
     print(
         f"{offer.streams} streams of {offer.replicas} replicas, {offer.tokens_per_step} tokens per step of "
-        f"{offer.step_seconds * 1e3:.1f} ms: {offer.tokens_per_second:,} tokens a second offered"
+        f"{offer.step_seconds * 1e3:.1f} ms: {offer.tokens_per_second:,} tokens per second offered"
     )
     for max_ms, run in figures["runs"].items():
         name = f"coalesced for at most {max_ms} ms" if int(max_ms) else "not coalesced"
         print(f"{name}: {_line(run['median'], offer)}")
-        print(f"  the best of {run['turns']}: {_line(run['best'], offer)}")
-    print(f"the scripted engine alone takes {figures['scripted_engine_cores']:.2f} of the service's cores")
+        print(f"  best of {run['turns']} turns: {_line(run['best'], offer)}")
+    print(f"the scripted engine alone uses {figures['scripted_engine_cores']:.2f} of the service's cores")
     if json_file is not None:
         json_file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
@@ -108,15 +113,15 @@ def _line(run: dict[str, float], offer: Offer) -> str:
     return (
         f"{run['tokens_per_second']:,.0f} tokens per second arrive "
         f"({run['tokens_per_second'] / offer.tokens_per_second:.0%}), {run['messages_per_token']:.2f} messages and "
-        f"{run['cpu_us_per_token']:.1f} us per token, {run['service_cores']:.2f} cores (the client: "
+        f"{run['cpu_us_per_token']:.1f} us per token, {run['service_cores']:.2f} cores (client: "
         f"{run['client_cores']:.2f}), the event loop lags by {run['loop_lag_ms_median']:.0f} ms "
-        f"(at most {run['loop_lag_ms_max']:.0f}) and takes {run['loop_busy_share_median']:.2f} of a core; the last "
+        f"(at most {run['loop_lag_ms_max']:.0f}) and uses {run['loop_busy_share_median']:.2f} of a core; the last "
         f"stream's first token comes after {run['last_first_token_seconds']:.1f} s"
     )
 
 
 def _stages(reply: Reply) -> dict[str, Stream]:
-    """Each does what the one before does, and more."""
+    """Return the stages by name. Each does the work of the one before, and more."""
     config = Config()
     engine = ScriptedEngine([reply], context_window_tokens=WINDOW_TOKENS)
     admission = Admission(config.admission, lambda: 1 << 20)
@@ -144,11 +149,11 @@ def _stages(reply: Reply) -> dict[str, Stream]:
             async for event in events:
                 yield pb.StreamGenerateResponse(event=event).SerializeToString()
 
-    return {"engine border": engine_alone, "candidate and splitter": generation, "events and protos": events}
+    return {"engine interface": engine_alone, "candidate and parser": generation, "events and protos": events}
 
 
 def _median(repeats: int, stream: Stream, streams: int) -> float:
-    """CPU seconds that all streams take side by side in this process."""
+    """Return the median CPU seconds of all concurrent streams in this process."""
 
     async def one(number: int) -> None:
         async with aclosing(stream(number)) as items:
@@ -166,7 +171,7 @@ def _median(repeats: int, stream: Stream, streams: int) -> float:
 def _over_the_wire(
     reply: Reply, streams: int, repeats: int, *, flush_ms: int = 0, max_adaptive_ms: int = 100
 ) -> dict[str, float]:
-    """As fast as it goes, in a server of its own; the first run only warms it up."""
+    """Return the figures of a server process that streams as fast as possible. The first run is a warm-up."""
     with serving([reply], [f"server.adaptive_flush_seconds={max_adaptive_ms / 1000}"]) as (process, address):
         host, port = address.rsplit(":", 1)
         connections = tuple(connection(address, request(flush_ms=flush_ms)) for _ in range(streams))
@@ -206,7 +211,7 @@ def _figures(stages: dict[str, float], runs: dict[str, dict[str, float]], tokens
 
 
 def _text(figures: dict[str, Any], streams: int, tokens_per_step: int) -> str:
-    lines = [f"{streams} streams, {tokens_per_step} tokens per step, canned"]
+    lines = [f"{streams} streams, {tokens_per_step} prepared tokens per step"]
     for name, run in figures["runs"].items():
         lines.append(
             f"{name}: {run['tokens_per_second_per_core']:,.0f} tokens per second and core "

@@ -1,12 +1,12 @@
-"""AsyncLLM alone, `vllm serve` over HTTP and gRPC, and Penstock: the same model, engine arguments and questions.
+"""Compare AsyncLLM alone, `vllm serve` over HTTP and gRPC, and Penstock on the same model, arguments and questions.
 
     python -m bench.compare [--quick] [--json results.json] [--png results.png]
 
-Throughput and latencies on the real engine; what a front end costs is measured on a canned one (`bench.front_end`).
-Each runs its own engine on this machine; they take turns, round by round, so that what else the machine does hits all.
-The load comes from a process that costs the same for each (`bench.drain`). Penstock does all it does by default, and
-traces to a collector; vLLM's servers keep their default statistics. Without smg-grpc-servicer the comparison runs
-without `vllm serve --grpc`, and says so.
+It measures throughput and latencies on the real engine; `bench.front_end` measures the cost of a front end, with
+prepared tokens. Each server runs its own engine on this machine. The servers take turns, round by round, so that other
+work on the machine affects all of them. The load comes from a process that costs the same for each (`bench.drain`).
+Penstock has its default settings and sends traces to a collector; vLLM's servers keep their default statistics. Without
+smg-grpc-servicer, the comparison leaves out `vllm serve --grpc` and says so.
 """
 
 from __future__ import annotations
@@ -34,20 +34,22 @@ from bench.work import MAX_TOKENS, job
 _STREAMS = (1, 8, 32, 64)
 _QUICK_STREAMS = (8, 64)
 _ROUNDS, _QUICK_ROUNDS = 6, 2
-# Enough tokens at few streams, and no more than it takes at many.
+# Few streams need several requests each to give enough tokens; many streams need one each.
 _REQUESTS_PER_STREAM = {1: 6, 8: 2}
 _KV_CACHE_GIB = 0.25  # each of four engines
 _GPU_SHARE = 0.2  # likewise
 
 
 def main(
-    quick: Annotated[bool, typer.Option("--quick", help="Two rounds, at 8 and 64 streams.")] = False,
-    rounds: Annotated[int, typer.Option(help="0: six, or two with --quick.")] = 0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Everything measured.", dir_okay=False)] = None,
-    png: Annotated[Path | None, typer.Option(help="The same as a plot.", dir_okay=False)] = None,
-    trace: Annotated[bool, typer.Option("--trace/--no-trace", help="Penstock sends its traces and metrics.")] = True,
+    quick: Annotated[bool, typer.Option("--quick", help="Run two rounds, at 8 and 64 streams.")] = False,
+    rounds: Annotated[int, typer.Option(help="Number of rounds; 0: six, or two with --quick.")] = 0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for all figures.", dir_okay=False)] = None,
+    png: Annotated[Path | None, typer.Option(help="File for a plot of them.", dir_okay=False)] = None,
+    trace: Annotated[
+        bool, typer.Option("--trace/--no-trace", help="Let Penstock send traces and metrics to a collector.")
+    ] = True,
 ) -> None:
-    """Compare what is in front of the engine."""
+    """Compare front ends on the real engine."""
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         at = stack.enter_context(collector()) if trace else ""
         setting = _setting(Path(scratch), at)
@@ -74,7 +76,7 @@ def main(
 
 
 def started(makings: Sequence[Contender], stack: ExitStack, notes: list[str]) -> list[Contender]:
-    """Start them all and return those that are up; why the others are not goes into `notes`."""
+    """Start all servers and return those that answer. Add the reason why each of the others does not to `notes`."""
     for one in makings:
         if not one.missing:
             stack.callback(one.stop)
@@ -86,12 +88,12 @@ def started(makings: Sequence[Contender], stack: ExitStack, notes: list[str]) ->
                 one.wait()
                 one.serve(job(8, 1, seed=0))
                 up.append(one)
-                print(f"{one.label} is up", file=sys.stderr)
+                print(f"{one.label} is ready", file=sys.stderr)
         except (RuntimeError, OSError, ValueError, IndexError, subprocess.CalledProcessError) as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
-            one.missing = "it did not start, or not answer"
+            one.missing = "it did not start or did not answer; the message above has the cause"
         if one.missing:
-            notes.append(f"{one.label}: left out; {one.missing}")
+            notes.append(f"{one.label} is left out: {one.missing}")
     return up
 
 
@@ -100,10 +102,10 @@ def _measure(contenders: Sequence[Contender], streams: Sequence[int], rounds: in
     for turn in range(rounds):
         for count in streams:
             work = job(count, _REQUESTS_PER_STREAM.get(count, 1), seed=1000 * turn + count)
-            # Who goes first changes from round to round.
+            # Each round begins with another server.
             for one in [*contenders[turn % len(contenders) :], *contenders[: turn % len(contenders)]]:
                 measured.append(Round(turn, count, one.name, one.serve(work)))
-        print(f"round {turn + 1} of {rounds} is over", file=sys.stderr)
+        print(f"round {turn + 1} of {rounds} has ended", file=sys.stderr)
     return measured
 
 
@@ -117,7 +119,7 @@ def _setting(folder: Path, at: str) -> Setting:
 
 @contextmanager
 def collector() -> Iterator[str]:
-    """Run a process that takes traces and keeps them; give its address."""
+    """Run a process that receives traces and keeps them. Yields its address."""
     command = [sys.executable, "-m", "tests.rpc.otlp"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

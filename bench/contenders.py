@@ -1,4 +1,7 @@
-"""The servers that are compared: how each is started, asked, and read. One engine each, with the same arguments."""
+"""Start the compared servers, send them requests and read their replies.
+
+Each has one engine with the same arguments.
+"""
 
 from __future__ import annotations
 
@@ -36,18 +39,18 @@ _SMG = "/vllm.grpc.engine.VllmEngine/Generate"
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """The machine's part: where to write, what the engine runs with, and the tokenizer for those who want ids."""
+    """Settings for all contenders: the folder for files, the engine's plan, and the tokenizer for prompts as ids."""
 
     folder: Path
     model: str
     plan: EnginePlan
     tokenizer: HfTokenizer
     collector: str
-    """OTLP endpoint that Penstock traces to; empty is none."""
+    """OTLP endpoint for Penstock's traces; empty: none."""
     max_tokens: int
-    """Of each answer, thought and all."""
+    """Tokens of each answer, including its thought."""
     extra_args: Mapping[str, str] = field(default_factory=dict)
-    """vLLM's arguments beyond the service's own; they are in `plan`, too."""
+    """vLLM's arguments in addition to the service's own; `plan` has them, too."""
     settings: Mapping[str, object] = field(default_factory=dict)
     """The service's settings that `plan` was made with, by name."""
 
@@ -56,12 +59,12 @@ class Setting:
 
 
 class Contender:
-    """A front end in a process of its own; its engine core is another one, which does not count as front end."""
+    """A front end in a process of its own. Its engine core is another process and does not count as front end."""
 
     name = ""
     label = ""
     missing = ""
-    """Why it cannot run here; empty where it can."""
+    """Reason why it cannot run here; empty if it can."""
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
@@ -153,7 +156,7 @@ class InProcess(Contender):
 
 
 class OverSockets(Contender):
-    """Asked by `bench.drain`."""
+    """A server that gets its requests from `bench.drain`."""
 
     protocol: Protocol = "grpc"
 
@@ -260,7 +263,7 @@ class Smg(OverSockets):
         for when, data in grpc_frames.messages(reply):
             message = smg.GenerateResponse.FromString(data)
             if message.chunk.token_ids:
-                # Its own counts are of the last chunk alone.
+                # Its own counts cover the last chunk alone.
                 times.append(when)
                 tokens += len(message.chunk.token_ids)
         return answered(reply.sent_at, times, tokens)
@@ -270,8 +273,10 @@ class Penstock(OverSockets):
     name, label = "penstock", "Penstock"
     flush_ms = 0
     adaptive_seconds: float | None = 0.0
-    """Most that deltas are coalesced while the event loop lags. 0 is a message per step, as the others send it, however
-    late the loop is; None is the service's default."""
+    """Longest time in seconds that deltas are coalesced while the event loop lags.
+
+    0 sends a message per step, as the other servers do; None is the service's default.
+    """
 
     def command(self) -> list[str]:
         # The embedded model is the default, with its price list.
@@ -299,7 +304,7 @@ class Penstock(OverSockets):
         return self._ready_file.exists()
 
     def coalescing(self, flush_ms: int) -> Penstock:
-        """Return the same server, asked to coalesce deltas."""
+        """Return the same server with requests that coalesce deltas."""
         other = Coalescing(self.setting)
         other.port, other.process = self.port, self.process
         other.label = f"Penstock, flush_interval {flush_ms} ms"
@@ -339,7 +344,7 @@ class Coalescing(Penstock):
 
 
 def _memory(setting: Setting) -> dict[str, object]:
-    """The service's settings for the memory that the plan gives each engine."""
+    """Return the service's settings for the memory that the plan gives each engine."""
     arguments = setting.plan.arguments
     if "kv_cache_memory_bytes" in arguments:
         return {"engine.kv_cache_gib": float(arguments["kv_cache_memory_bytes"] / 2**30)}
@@ -353,7 +358,7 @@ def _vllm(setting: Setting, port: int, more: list[str]) -> list[str]:
     return [sys.executable, "-m", "bench.vllm_command", "serve", setting.model, *flags, *where, *more]
 
 
-# The model is a place of its own; statistics are on, as they are by default; the last is for loading in tests alone.
+# The model is a positional argument; statistics stay on, as by default; the last one is for tests alone.
 _NOT_FLAGS = ("model", "disable_log_stats", "use_tqdm_on_load")
 
 
@@ -367,7 +372,7 @@ def _flag(name: str, value: Any) -> Iterator[str]:
 
 
 def _cpu_clock(pid: int) -> int:
-    """Return the clock that counts a process' CPU time. Raises ProcessLookupError where there is none."""
+    """Return the clock of a process' CPU time. Raises OSError if there is no such process."""
     clock = ctypes.c_int()
     if error := ctypes.CDLL(None).clock_getcpuclockid(pid, ctypes.byref(clock)):
         raise OSError(error, os.strerror(error))

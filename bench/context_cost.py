@@ -1,11 +1,11 @@
-"""Measure what context costs: decode time per token at growing lengths, against a full-attention twin of the same size.
+"""Measure the decode time per token at growing context lengths, against a full-attention twin of the same size.
 
-    python -m bench.context_cost                                          # the table
+    python -m bench.context_cost                                          # print the table
     python -m bench.context_cost --json docs/results/context.json --png docs/context-cost.png
 
-Both models are configuration alone: the demo model's shape with random weights and a long window, once with three
-Gated DeltaNet layers of four, once with four full-attention layers. Both engines run at once and take turns at every
-length, so that a machine with other work slows both alike; one stream decodes, MTP is off.
+Both models have the demo model's shape, random weights and a long window. The hybrid has three Gated DeltaNet layers
+of four; the twin has four full-attention layers. Both engines run at once and take turns at each length, so that other
+work on the machine slows both alike. One stream decodes, and MTP is off.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ if TYPE_CHECKING:
     from penstock.engine.vllm.engine import VllmEngine
 
 LENGTHS = (1024, 4096, 16_384, 32_768)
-"""The last is the demo model's window. More fits in memory; reading it with full attention takes minutes on a CPU."""
+"""Context lengths in tokens. The last one is the demo model's window. Reading more takes minutes on a CPU."""
 TOKENS, ROUNDS, SKIPPED = 48, 5, 4
-"""Decoded per turn, turns per length, and first tokens of a turn that are not timed."""
+"""Tokens decoded per turn, turns per length, and first tokens of a turn that are not timed."""
 CACHE_GIB = 0.5
 MODELS = {"hybrid": ("linear_attention", "linear_attention", "linear_attention", "full_attention"), "twin": ()}
 _SMALLEST_ID = 16  # below it are the markers
@@ -48,9 +48,9 @@ _SMALLEST_ID = 16  # below it are the markers
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """Milliseconds per decoded token after `context_tokens`: least and median of the turns' means.
+    """Milliseconds per decoded token after `context_tokens`: minimum and median of the turns' means.
 
-    The least is what counts: other work on the machine only ever adds.
+    Compare the minimum: other work on the machine can only make a turn slower.
     """
 
     context_tokens: int
@@ -61,7 +61,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Hold the sizes of the cache: on paper, as vLLM allocated it, and as vLLM logs it in tokens."""
+    """Sizes of the cache: computed from the configuration, as vLLM allocated it, and in tokens as vLLM logs it."""
 
     parameters: int
     kv_bytes_per_token: int
@@ -78,7 +78,7 @@ class Sizes:
 
 
 def text_config(kinds: Sequence[str], window_tokens: int) -> dict[str, Any]:
-    """The demo model's configuration with other layers and window; no kinds make every layer full attention."""
+    """Return the demo model's configuration with other layers and window. Without `kinds`, all have full attention."""
     config: dict[str, Any] = json.loads((DEMO_MODEL_DIR / "config.json").read_text(encoding="utf-8"))
     layers = config["num_hidden_layers"]
     config["layer_types"] = list(kinds) or ["full_attention"] * layers
@@ -86,7 +86,7 @@ def text_config(kinds: Sequence[str], window_tokens: int) -> dict[str, Any]:
 
 
 def write_model(folder: Path, kinds: Sequence[str], window_tokens: int) -> Shape:
-    """A checkpoint without weights, for vLLM's dummy loader; the folder must not exist."""
+    """Write a checkpoint without weights, for vLLM's dummy loader. The folder must not exist."""
     shutil.copytree(DEMO_MODEL_DIR, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     config = text_config(kinds, window_tokens)
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
@@ -125,7 +125,7 @@ async def sizes(engine: VllmEngine, shape: Shape) -> Sizes:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One reply: seconds to its first token, prompt tokens found in the cache, milliseconds per timed token."""
+    """One reply: seconds to its first token, prompt tokens from the cache, and milliseconds per timed token."""
 
     read_seconds: float
     cached_tokens: int
@@ -141,7 +141,7 @@ async def turn(engine: VllmEngine, prompt: tuple[int, ...], tokens: int) -> Turn
         sampling=Sampling(temperature=0.0),
     )
     asked, cached = time.perf_counter(), 0
-    # One entry per token: where the loop was late, several chunks come at once, so only the whole span is true.
+    # One entry per token. Where the loop was late, several chunks came at once, so only the whole span is exact.
     times: list[float] = []
     async for chunk in engine.stream(request):
         cached = max(cached, chunk.cached_tokens)
@@ -174,7 +174,7 @@ async def measure(
 
 
 async def run(lengths: Sequence[int], tokens: int = TOKENS, rounds: int = ROUNDS) -> dict[str, Any]:
-    """Starts both engines, measures, ends them. Plain values, as written to JSON."""
+    """Start both engines, measure, and end them. Returns plain values, as written to JSON."""
     window = max(lengths)
     engines: dict[str, VllmEngine] = {}
     with tempfile.TemporaryDirectory(prefix="penstock-context-") as temporary:
@@ -204,17 +204,17 @@ async def run(lengths: Sequence[int], tokens: int = TOKENS, rounds: int = ROUNDS
 
 
 def table(found: dict[str, Any]) -> str:
-    """For people."""
+    """Return the result as a table in text."""
     hybrid, twin = (found["models"][name] for name in MODELS)
-    lines = ["ms per decoded token, the least of all turns (their median)"]
+    lines = ["ms per decoded token, minimum of all turns (their median)"]
     lines.append(f"{'context':>9}  {'hybrid':>18}  {'twin':>18}  {'twin / hybrid':>13}")
     for one, other in zip(hybrid["points"], twin["points"], strict=True):
         cells = [f"{p['least_ms']:.2f} ({p['median_ms']:.2f})" for p in (one, other)]
         ratio = other["least_ms"] / one["least_ms"]
         lines.append(f"{one['context_tokens']:>9,}  {cells[0]:>18}  {cells[1]:>18}  {ratio:>13.2f}")
-    lines += ["", "added from the shortest context to the longest, ms per token:"]
+    lines += ["", "ms per token added from the shortest context to the longest:"]
     lines += [f"  {name:<7} {grown(found, name):+.2f}" for name in MODELS]
-    lines += ["", "cache, bytes: on paper (as vLLM laid it out)"]
+    lines += ["", "bytes of cache, computed (and as vLLM allocated it)"]
     for name in MODELS:
         one = found["models"][name]["sizes"]
         lines.append(
@@ -227,7 +227,7 @@ def table(found: dict[str, Any]) -> str:
 
 
 def grown(found: dict[str, Any], name: str) -> float:
-    """Milliseconds per token that the longest context adds to the shortest."""
+    """Return the milliseconds per token that the longest context adds to the shortest."""
     points = found["models"][name]["points"]
     return float(points[-1]["least_ms"] - points[0]["least_ms"])
 
@@ -255,23 +255,27 @@ def draw(found: dict[str, Any], file: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=8, frameon=False)
     about = f"{found['machine']['cpu']}, {found['machine']['cores']} cores, {found['date'][:10]}"
-    figure.suptitle(f"{about}; line: least of the turns, band: up to their median", fontsize=8)
+    figure.suptitle(f"{about}; line: minimum of the turns, band: up to their median", fontsize=8)
     figure.savefig(file)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.context_cost", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--lengths", default=",".join(map(str, LENGTHS)), help="contexts in tokens, rising")
-    parser.add_argument("--tokens", type=int, default=TOKENS, help="decoded per turn")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="turns of each model per length")
-    parser.add_argument("--json", metavar="FILE", help="write the result; - is stdout")
-    parser.add_argument("--png", metavar="FILE", type=Path, help="draw it")
-    parser.add_argument("--from", dest="source", metavar="FILE", type=Path, help="show a result again, measure nothing")
+    parser.add_argument(
+        "--lengths", default=",".join(map(str, LENGTHS)), help="context lengths in tokens, in rising order"
+    )
+    parser.add_argument("--tokens", type=int, default=TOKENS, help="tokens decoded per turn")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="turns of each model at each length")
+    parser.add_argument("--json", metavar="FILE", help="file for the result; - is stdout")
+    parser.add_argument("--png", metavar="FILE", type=Path, help="file for a plot of it")
+    parser.add_argument(
+        "--from", dest="source", metavar="FILE", type=Path, help="file of an earlier result to show, without measuring"
+    )
     options = parser.parse_args()
     try:
         lengths = sorted({int(one) for one in options.lengths.split(",")})
     except ValueError:
-        parser.error(f"--lengths: {options.lengths!r} is no list of whole numbers")
+        parser.error(f"--lengths must be whole numbers separated by commas, got {options.lengths!r}")
     if options.tokens <= SKIPPED + 2 or options.rounds < 1 or lengths[0] <= options.tokens:
         parser.error(f"needs more than {SKIPPED + 2} --tokens, a round, and lengths above --tokens")
     if options.source:
@@ -286,7 +290,7 @@ def main() -> None:
     if options.png:
         draw(found, options.png)
     if not all(model["sizes"]["agree"] for model in found["models"].values()):
-        sys.exit("the cache on paper is not the one that vLLM laid out")
+        sys.exit("the computed size of the cache differs from what vLLM allocated")
 
 
 if __name__ == "__main__":

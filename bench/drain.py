@@ -1,10 +1,11 @@
-"""The load client: a process of its own that sends prepared bytes, notes when which bytes came, and reads no meaning.
+"""Send prepared bytes from a process of its own and record when which bytes come back, without decoding them.
 
-The same few instructions per packet for HTTP/1.1 and for gRPC, so that no contender's client costs more than another's;
-`bench.openai_http` and `bench.grpc_frames` make the bytes before and read them after. One connection per stream, each
-with its requests one after the other (closed loop: for capacity and CPU, not for latencies under a given load).
+It runs the same few instructions per packet for HTTP/1.1 and for gRPC, so that the client costs the same for each
+contender. `bench.openai_http` and `bench.grpc_frames` make the bytes before, and decode them after. There is one
+connection per stream, which sends its requests one after the other (closed loop: it measures capacity and CPU, not
+latencies under a given load).
 
-stdin: a pickled `Work`; stdout: a pickled `Drained`. Both ends are this package.
+It reads a pickled `Work` from stdin and writes a pickled `Drained` to stdout. Both ends are this package.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ Protocol = Literal["http", "grpc"]
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """`opening` goes out at once; then each request once the reply to the one before has ended."""
+    """A connection's bytes: `opening` is sent at once, each request after the reply to the one before has ended."""
 
     opening: bytes
     requests: tuple[bytes, ...]
     on_first_bytes: bytes = b""
-    """What must be sent once the server has spoken (HTTP/2 wants its settings acknowledged)."""
+    """Bytes to send after the server's first packet (in HTTP/2, the acknowledgement of its settings)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class Work:
 
 @dataclass(slots=True)
 class Reply:
-    """Seconds of time.monotonic(), one per packet; `sizes` cut `data` into those packets."""
+    """A reply with the time of each packet in seconds of time.monotonic(). `sizes` divide `data` into packets."""
 
     sent_at: float
     times: list[float] = field(default_factory=list)
@@ -64,7 +65,7 @@ class Drained:
 
 
 class _Reader:
-    """One connection under way."""
+    """The state of one open connection."""
 
     def __init__(self, connection: Connection, address: tuple[str, int], protocol: Protocol) -> None:
         self.socket = socket.create_connection(address)
@@ -77,7 +78,7 @@ class _Reader:
         self.socket.sendall(connection.opening)
 
     def ask(self) -> bool:
-        """Sends the next request; False where there is none."""
+        """Send the next request. Returns False if there is none."""
         if len(self.replies) == len(self._connection.requests):
             return False
         request = self._connection.requests[len(self.replies)]
@@ -87,7 +88,7 @@ class _Reader:
         return True
 
     def read(self) -> bool:
-        """Takes one packet; whether the reply is whole. Raises ConnectionError where the server gave up."""
+        """Add one packet. Returns whether the reply is complete. Raises ConnectionError if the server closed."""
         data = self.socket.recv(_READ_BYTES)
         now = time.monotonic()
         if not data:
@@ -110,7 +111,7 @@ def _http_is_over(data: bytes) -> bool:
 
 
 class _GrpcEnd:
-    """Walks HTTP/2 frames by their lengths alone until trailers end the stream."""
+    """Read HTTP/2 frames by their lengths alone until trailers end the stream."""
 
     def __init__(self) -> None:
         self._rest = b""
@@ -124,7 +125,7 @@ class _GrpcEnd:
                 break
             kind = data[at + 3]
             if kind in (_RESET, _GOAWAY):
-                raise ConnectionError(f"the server sent frame type {kind}")
+                raise ConnectionError(f"the server ended the call with HTTP/2 frame type {kind}; see its log")
             over = over or (kind == _HEADERS and bool(data[at + 4] & _END_STREAM))
             at += 9 + size
         self._rest = data[at:]
@@ -132,7 +133,7 @@ class _GrpcEnd:
 
 
 def drain(work: Work) -> Drained:
-    """Opens all connections, then asks on all of them at once. Raises TimeoutError where nothing comes for long."""
+    """Open all connections, then send on all of them at once. Raises TimeoutError if nothing comes for too long."""
     readers = {}
     for connection in work.connections:
         reader = _Reader(connection, work.address, work.protocol)
@@ -145,7 +146,7 @@ def drain(work: Work) -> Drained:
     while open_ones:
         ready = poll.poll(_STUCK_SECONDS)
         if not ready:
-            raise TimeoutError(f"nothing came for {_STUCK_SECONDS:.0f} s")
+            raise TimeoutError(f"the server sent nothing for {_STUCK_SECONDS:.0f} s")
         for number, _ in ready:
             reader = readers[number]
             if reader.read() and not reader.ask():
@@ -162,7 +163,7 @@ def main() -> None:
 
 
 def drained(work: Work) -> Drained:
-    """`drain` in a process of its own."""
+    """Run `drain` in a process of its own and return its result."""
     command = [sys.executable, "-c", "from bench.drain import main; main()"]
     done = subprocess.run(command, input=pickle.dumps(work), stdout=subprocess.PIPE, check=True, cwd=_ROOT)
     result: Drained = pickle.loads(done.stdout)
@@ -170,7 +171,7 @@ def drained(work: Work) -> Drained:
 
 
 def packets(reply: Reply) -> Sequence[tuple[float, bytes]]:
-    """The reply's packets with their times."""
+    """Yield the reply's packets, each with its time."""
     cut, at = [], 0
     for when, size in zip(reply.times, reply.sizes, strict=True):
         cut.append((when, reply.data[at : at + size]))

@@ -1,10 +1,10 @@
-"""Measure what a caller notices of another one at fifty times its quota: p99 of its time to the first token.
+"""Measure p99 of a caller's time to first token beside a caller that sends fifty times its quota.
 
     python -m bench.fair_callers [--rounds 6]
 
-The scripted engine answers, a first token being 200 ms of its own time. Rounds alone and beside the flood take turns,
-so that what else this machine does falls on both. Aim: 1.2, on a machine that does nothing else. Ends with 1 where it
-is missed. tests/rpc/test_fair_callers.py holds what is refused and what is served.
+The scripted engine answers; it takes 200 ms for a first token. Rounds with and without the flood take turns, so that
+other work on the machine affects both. Goal: at most 1.2 times the quiet rounds, on a machine that does nothing else.
+Exits with 1 if the goal is missed. tests/rpc/test_fair_callers.py tests which calls are refused and which are served.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FLOOD = Path(__file__).parents[1] / "tests" / "rpc" / "flood.py"
 
 
 async def first_tokens(address: str, key: str, seconds: float) -> list[float]:
-    """Seconds to the first token of calls that follow each other on a few streams."""
+    """Return the seconds to first token of calls that follow each other on a few streams."""
     took: list[float] = []
     end = time.monotonic() + seconds
 

@@ -1,10 +1,10 @@
-"""Does FP8 cost accuracy? Held-out questions to the bfloat16 checkpoint and to the FP8 one, side by side.
+"""Compare the accuracy of the FP8 checkpoint with that of the bfloat16 one on held-out questions.
 
     python -m bench.fp8_accuracy                                    # the demo model as it ships, 300 questions
     python -m bench.fp8_accuracy --questions 600 --json docs/results/fp8-accuracy.json
     python -m bench.fp8_accuracy --bf16 DIR --fp8 DIR               # checkpoints of your own
 
-Everything is greedy, FP8 cache and MTP are on in both, so that weights are all that differs. Exit code 1 where accuracy
+Decoding is greedy, and FP8 cache and MTP are on in both, so that only the weights differ. Exits with 1 if the accuracy
 over all settings is not within the limit of bfloat16's.
 """
 
@@ -40,8 +40,11 @@ SETTINGS = (FAST, THINKING, AUTO)
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """One setting, or all. `difference` is FP8's accuracy less bfloat16's; `same` replies have the same answer, letter
-    for letter, after as long a thought."""
+    """Results of one setting, or of all of them.
+
+    `difference` is FP8's accuracy minus bfloat16's. `same` counts replies with exactly the same answer after a thought
+    of the same length.
+    """
 
     name: str
     bf16: float
@@ -53,7 +56,7 @@ class Compared:
 
 
 async def ask(address: str, questions: Sequence[Question], settings: Sequence[Setting]) -> list[Row]:
-    """Every question in every setting, of a running service."""
+    """Ask a running service each question in each setting. Returns the rows."""
     rows: list[Row] = []
     async with AsyncClient(address) as client:
         await measure(client, questions, settings, EvaluationOptions(CALLS, MAX_OUTPUT_TOKENS), rows.append)
@@ -61,7 +64,7 @@ async def ask(address: str, questions: Sequence[Question], settings: Sequence[Se
 
 
 def compare(bf16: Sequence[Row], fp8: Sequence[Row]) -> list[Compared]:
-    """Per setting, and over all."""
+    """Return the results of each setting, and over all."""
     names = list(dict.fromkeys(row.setting for row in bf16))
     parts = [(name, [r for r in bf16 if r.setting == name], [r for r in fp8 if r.setting == name]) for name in names]
     return [_compared(*part) for part in [*parts, ("all", list(bf16), list(fp8))]]
@@ -76,13 +79,13 @@ def _compared(name: str, bf16: list[Row], fp8: list[Row]) -> Compared:
 
 
 def _named(row: Row) -> Row:
-    """The same question in another setting is another pair."""
+    """Return the row with its setting in its id: the same question in another setting is another pair."""
     values = asdict(row)
     return Row(**values | {"id": f"{row.setting}/{row.id}"})
 
 
 def weights(folder: Path) -> int:
-    """Bytes that a worker holds, which a test compares with the engine's own count."""
+    """Return the bytes of a worker's weights. A test compares them with the engine's own count."""
     config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     fp8 = (config.get("quantization_config") or {}).get("quant_method") == "fp8"
     return weight_bytes(read_shape(config.get("text_config") or config), fp8)
@@ -107,7 +110,10 @@ def table(found: dict[str, Any]) -> str:
 
 
 def run(bf16: Path, fp8: Path, questions: Sequence[Question], limit: float = LIMIT) -> dict[str, Any]:
-    """One service after the other; plain values, as in the JSON. Raises `NotServing`, or a client's PenstockError."""
+    """Measure one service after the other. Returns plain values, as in the JSON file.
+
+    Raises `NotServing` or a client's PenstockError.
+    """
     rows: dict[str, list[Row]] = {}
     for name, folder in (("bf16", bf16), ("fp8", fp8)):
         print(f"asking {len(questions)} questions of {folder} ...", file=sys.stderr)
@@ -134,15 +140,22 @@ def conclude(bf16: Sequence[Row], fp8: Sequence[Row], limit: float) -> dict[str,
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.fp8_accuracy", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--bf16", type=Path, default=DEMO_MODEL_DIR, help="checkpoint directory, bfloat16")
-    parser.add_argument("--fp8", type=Path, default=DEMO_MODEL_FP8_DIR, help="the same by `penstock quantize`")
-    parser.add_argument("--questions", type=int, default=300, help="of the held-out ones, each kind in proportion")
-    parser.add_argument("--limit", type=float, default=LIMIT, help="most that accuracy may differ")
-    parser.add_argument("--json", metavar="FILE", help="write the result; - is stdout")
+    parser.add_argument("--bf16", type=Path, default=DEMO_MODEL_DIR, help="directory of the bfloat16 checkpoint")
+    parser.add_argument(
+        "--fp8",
+        type=Path,
+        default=DEMO_MODEL_FP8_DIR,
+        help="directory of the same checkpoint after `penstock quantize`",
+    )
+    parser.add_argument(
+        "--questions", type=int, default=300, help="number of held-out questions, each kind in proportion"
+    )
+    parser.add_argument("--limit", type=float, default=LIMIT, help="largest allowed difference in accuracy")
+    parser.add_argument("--json", metavar="FILE", help="file for the result; - is stdout")
     options = parser.parse_args()
     for folder in (options.bf16, options.fp8):
         if not (folder / "config.json").is_file():
-            parser.error(f"{folder} is no checkpoint: it has no config.json")
+            parser.error(f"{folder} must be a checkpoint directory, but has no config.json")
     try:
         questions = pick(load(SHIPPED), options.questions, seed=0)
     except ValueError as error:

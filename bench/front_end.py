@@ -1,15 +1,15 @@
-"""Compare the front end with vLLM's own servers, all in front of one engine with prepared tokens (`bench.canned`).
+"""Compare the front end with vLLM's own servers, each before an engine with prepared tokens (`bench.canned`).
 
     python -m bench.front_end [--rounds 4] [--streams 1,8,64] [--steps-ms 5,30] [--json FILE]
 
 AsyncLLM in process, `vllm serve` over HTTP, `vllm serve --grpc` (token ids only; where smg-grpc-servicer is installed)
-and Penstock get the same tokens at the same pace: prompts of 512 tokens, answers of 1,024, two and three tokens per
-step in turns. They take turns round by round. Penstock is asked once more with deltas coalesced for 50 ms, where a step
-takes at most half of that.
+and Penstock get the same tokens at the same pace: prompts of 512 tokens, answers of 1,024, and two or three tokens per
+step in turns. They take turns, round by round. Where a step takes at most 25 ms, Penstock is measured once more with
+deltas coalesced for 50 ms.
 
-Front-end CPU is the time of the front end's process by the kernel's clock; the engine core is another process, and so
-is the client, which costs the same for each (`bench.drain`). Ratios are of pairs in one round. AsyncLLM's own share is
-what the contender in process takes, its load drawn by itself.
+Front-end CPU is the time of the front end's process by the kernel's clock. The engine core is another process, and so
+is the client, which costs the same for each (`bench.drain`). Each ratio compares two results of one round. AsyncLLM's
+own share is the CPU of the contender `in_process`, which makes its load itself.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ from bench.work import Job, long_job
 
 PROMPT_TOKENS, OUTPUT_TOKENS = 512, 1024
 COALESCED_MS = 50
-_KV_CACHE_GIB = 0.75  # each of four engines; 64 calls of 1,536 tokens fit
-_GPU_SHARE = 0.2  # likewise
+_KV_CACHE_GIB = 0.75  # For each of four engines; 64 calls of 1,536 tokens fit.
+_GPU_SHARE = 0.2  # For each of four engines.
 _TOKENS_AT_LEAST = 4096
-"""Of a run: what one call costs is within the noise of what the process costs by itself."""
+"""Fewest tokens of a run: below, the cost of a call is within the noise of the idle process."""
 _COLUMNS = {
     "front_cpu_us_per_token": "front-end us/token",
     "first_token_ms": "first token ms",
@@ -55,7 +55,7 @@ _COLUMNS = {
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """`most` of front-end CPU per token, `name` over `other`."""
+    """A goal: `name` uses at most `most` times the front-end CPU per token of `other`."""
 
     name: str
     other: str
@@ -83,19 +83,23 @@ class Round:
 
 
 def main(
-    rounds: Annotated[int, typer.Option(help="Each contender's turns at each load.", min=1)] = 4,
-    streams: Annotated[str, typer.Option(help="Streams side by side, with commas between; at most 64.")] = "1,8,64",
-    steps_ms: Annotated[str, typer.Option(help="Milliseconds of an engine step, with commas between.")] = "5,30",
+    rounds: Annotated[int, typer.Option(help="Number of turns of each contender at each load.", min=1)] = 4,
+    streams: Annotated[
+        str, typer.Option(help="Numbers of concurrent streams, separated by commas; each at most 64.")
+    ] = "1,8,64",
+    steps_ms: Annotated[str, typer.Option(help="Milliseconds of an engine step, separated by commas.")] = "5,30",
     only: Annotated[
-        str, typer.Option(help="Contenders by name, with commas between: in_process, openai, vllm_grpc, penstock.")
+        str, typer.Option(help="Contenders, separated by commas: in_process, openai, vllm_grpc, penstock.")
     ] = "",
-    output_tokens: Annotated[int, typer.Option(help="Of each answer, its thought being half of it.", min=8)] = (
+    output_tokens: Annotated[int, typer.Option(help="Tokens of each answer; half of them are its thought.", min=8)] = (
         OUTPUT_TOKENS
     ),
-    json_file: Annotated[Path | None, typer.Option("--json", help="Everything measured.", dir_okay=False)] = None,
-    trace: Annotated[bool, typer.Option("--trace/--no-trace", help="Penstock sends its traces and metrics.")] = True,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for all figures.", dir_okay=False)] = None,
+    trace: Annotated[
+        bool, typer.Option("--trace/--no-trace", help="Let Penstock send traces and metrics to a collector.")
+    ] = True,
 ) -> None:
-    """Compare what front ends cost on one canned engine."""
+    """Compare the cost of front ends on an engine with prepared tokens."""
     from bench.canned import PACE_FILE
 
     made = about("bench.front_end")
@@ -116,10 +120,10 @@ def main(
                 contenders = [*up, *(coalescing if 2 * step_ms <= COALESCED_MS else [])]
                 for count in map(int, streams.split(",")):
                     work = _work(setting, count, step_ms, output_tokens, seed=1000 * turn + count)
-                    # Who goes first changes from round to round.
+                    # Each round begins with another contender.
                     for one in [*contenders[turn % len(contenders) :], *contenders[: turn % len(contenders)]]:
                         measured.append(Round(turn, step_ms, count, one.name, one.serve(work)))
-            print(f"round {turn + 1} of {rounds} is over", file=sys.stderr)
+            print(f"round {turn + 1} of {rounds} has ended", file=sys.stderr)
         labels = {one.name: one.label for one in [*up, *coalescing]}
     results, ratios = summary(measured), ratios_of(measured)
     print(table(results, labels))
@@ -194,8 +198,10 @@ def summary(measured: Sequence[Round]) -> list[dict[str, Any]]:
 
 
 def ratios_of(measured: Sequence[Round]) -> list[dict[str, Any]]:
-    """Return, per goal and load where both were there, the ratio's minimum, median and maximum over rounds, and the
-    same with AsyncLLM's own share taken off both where it was measured."""
+    """Return the ratio's minimum, median and maximum over rounds, per goal and load where both were measured.
+
+    Where AsyncLLM was measured, the same follows with its own share subtracted from both.
+    """
     runs = {(one.turn, one.step_ms, one.streams, one.contender): _cpu(one.served) for one in measured}
     turns = list(dict.fromkeys(one.turn for one in measured))
     rows = []
@@ -229,7 +235,7 @@ def judged(ratios: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return each ratio as a line beside its goal."""
     return [
         f"{row['ratio']}: {row['median']:.2f} ({row['min']:.2f} to {row['max']:.2f}) at {row['streams']} streams and "
-        f"{row['step_ms']} ms; at most {row['most']:.2f} is asked, "
+        f"{row['step_ms']} ms; goal: at most {row['most']:.2f}, "
         f"{'held' if row['median'] <= row['most'] else 'missed'}"
         for row in ratios
     ]

@@ -1,4 +1,4 @@
-"""gRPC by hand: the bytes of a call over HTTP/2, and the messages in what came back. Enough for `bench.drain`."""
+"""Encode gRPC calls as HTTP/2 bytes and decode the messages of a reply: as much as `bench.drain` needs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _SETTINGS, _WINDOW_UPDATE = 0, 1, 4, 8
 _ACK, _END_STREAM, _END_HEADERS = 1, 1, 4
 _INITIAL_WINDOW_SIZE, _MAX_FRAME_SIZE = 4, 5
-_MAX_WINDOW = 2**31 - 1  # so that nothing need be acknowledged on the way
+_MAX_WINDOW = 2**31 - 1  # so that no window update is needed on the way
 _MESSAGE_HEADER = 5  # a byte for compression, four for the length
 
 
 def connection(address: str, method: str, messages: list[bytes]) -> Connection:
-    """One connection that makes unary-stream calls of `method` (`/package.Service/Method`) one after the other."""
+    """Return a connection that makes unary-stream calls of `method` (`/package.Service/Method`) one by one."""
     settings = struct.pack(">HIHI", _INITIAL_WINDOW_SIZE, _MAX_WINDOW, _MAX_FRAME_SIZE, 2**20)
     window = struct.pack(">I", _MAX_WINDOW - 65535)
     opening = _PREFACE + _frame(_SETTINGS, 0, 0, settings) + _frame(_WINDOW_UPDATE, 0, 0, window)
@@ -39,9 +39,9 @@ def _request(address: str, method: str, message: bytes, stream: int) -> bytes:
 
 
 def _literal(name: str, value: str) -> bytes:
-    """HPACK's plainest form: not indexed, not compressed; strings shorter than 127 bytes."""
+    """Return HPACK's simplest encoding: not indexed, not compressed, strings shorter than 127 bytes."""
     if max(len(name), len(value)) >= 127:
-        raise ValueError(f"header {name} is too long for this client")
+        raise ValueError(f"header {name} must be shorter than 127 bytes")
     return bytes([0, len(name), *name.encode(), len(value), *value.encode()])
 
 
@@ -50,7 +50,10 @@ def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
 
 
 def messages(reply: Reply) -> Iterator[tuple[float, bytes]]:
-    """The reply's messages, each with the time of the packet that completed it. Raises ValueError for half a one."""
+    """Yield the reply's messages, each with the time of the packet that completed it.
+
+    Raises ValueError if the last one is not complete.
+    """
     frames, body = b"", b""
     trailers = b""
     for when, data in packets(reply):

@@ -1,6 +1,6 @@
-"""AsyncLLM with nothing around it: a process that takes jobs on stdin and answers on stdout, a line of JSON each.
+"""Run AsyncLLM alone in a process that reads jobs from stdin and writes answers to stdout, one line of JSON each.
 
-It draws its own load, so it has no client to pay for and no socket: the ceiling of what a server can reach.
+It makes its own load, without a client or a socket: no server can be faster.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ async def main(plan: dict[str, Any]) -> None:
     from vllm.v1.engine.async_llm import AsyncLLM
 
     results = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever else speaks on stdout
+    os.dup2(2, 1)  # other code may print to stdout
     structured = StructuredOutputsConfig(**plan["arguments"].pop("structured_outputs_config"))
     arguments = AsyncEngineArgs(**plan["arguments"], structured_outputs_config=structured)
     llm = AsyncLLM.from_engine_args(arguments)

@@ -1,4 +1,4 @@
-"""Which machine a result was taken on, when, and by which command."""
+"""Describe the machine, the time and the command of a result."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from penstock_bench.load.machine import cpu_name
 
 
 def machine() -> dict[str, Any]:
-    """CPU by its own name, cores that this process may use, and how busy they were just before."""
+    """Return the CPU's name, the cores that this process may use, and their load in the last minute."""
     return {
         "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
@@ -23,13 +23,13 @@ def machine() -> dict[str, Any]:
 
 
 def about(module: str) -> dict[str, Any]:
-    """Return what a result that is kept must tell about its circumstances."""
+    """Return the command, the date and the machine, for a result that is kept."""
     command = " ".join(["python -m", module, *sys.argv[1:]])
     return {"command": command, "date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine()}
 
 
 def free_port() -> int:
-    """Return a port of this machine on which nobody listens."""
+    """Return a free port of loopback."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

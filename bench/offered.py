@@ -1,8 +1,8 @@
-"""Canned tokens that come at a pace, as from several engines behind one front end, whether it keeps up or not.
+"""Measure the front end while prepared tokens come at a given rate, as from several engines, even if it cannot keep up.
 
-Each stream belongs to one of `replicas` engines, whose steps do not fall together with those of the others. What a
-stream did not take in time comes with its next chunk, as vLLM's own queue merges it. What is counted begins once all
-streams run and ends with the first of them: the beginning and the end of calls are left out.
+Each stream belongs to one of `replicas` engines, whose steps are not in phase. Tokens that a stream does not take in
+time come with its next chunk, as vLLM's own queue merges them. Counting begins when all streams run and stops when the
+first one ends, so that the beginning and the end of calls are left out.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from bench.scripted_service import WINDOW_TOKENS, connection, request, serving, 
 _LAG, _BUSY = "penstock_event_loop_lag_seconds", "penstock_event_loop_busy_ratio"
 _CPU_EVERY_SECONDS = 0.1
 _SCRAPE_EVERY_SECONDS = 1.0
-# Of one replica's steps to the next one's: enough that they are never in step for long, too little to change the rate.
+# Ratio of one replica's step to the next one's: their steps are never in phase for long, and the rate hardly changes.
 _PACE_APART = 0.002
 _MIN_STEADY_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """`tokens_per_second` of all streams together, for `seconds`."""
+    """The load: `tokens_per_second` of all streams together, for `seconds`."""
 
     tokens_per_second: int
     streams: int
@@ -51,7 +51,7 @@ class Offer:
         return self.streams * self.tokens_per_step / self.tokens_per_second
 
     def replies(self) -> list[Reply]:
-        """Return each replica's, which its prompt picks."""
+        """Return the reply of each replica; the prompt selects it."""
         tokens = round(self.seconds / self.step_seconds / 2) * self.tokens_per_step
         middle = (self.replicas - 1) / 2
         return [
@@ -73,25 +73,25 @@ def _prompt(replica: int) -> str:
 
 @dataclass(slots=True)
 class _Samples:
-    """Samples of the service while it ran: (time.monotonic(), value)."""
+    """Samples of the running service, as (time.monotonic(), value)."""
 
     cpu: list[tuple[float, float]] = field(default_factory=list)
     gauges: list[tuple[float, dict[str, float]]] = field(default_factory=list)
 
     def cpu_seconds(self, began: float, ended: float) -> tuple[float, float]:
-        """Return CPU seconds, and over how many seconds, between the samples next to these times."""
+        """Return the CPU seconds and the elapsed seconds between the samples nearest to these times."""
         inside = [one for one in self.cpu if began <= one[0] <= ended]
         (first, before), (last, after) = inside[0], inside[-1]
         return after - before, last - first
 
     def values(self, gauge: str, began: float, ended: float) -> list[float]:
-        """Return what the service said of itself in that time; [0.0] where it was not asked."""
+        """Return the values of the service's metric in that time; [0.0] if there is no sample."""
         return [found.get(gauge, 0.0) for when, found in self.gauges if began <= when <= ended] or [0.0]
 
 
 @contextmanager
 def _watched(process: psutil.Process, metrics: str) -> Iterator[_Samples]:
-    """Take the process's CPU time and its event loop's lag at intervals, in a thread."""
+    """Sample the process's CPU time and its event loop's lag at intervals, in a thread."""
     samples, over = _Samples(), threading.Event()
 
     def watch() -> None:
@@ -119,10 +119,10 @@ def _gauges(metrics: str) -> dict[str, float]:
 
 
 def measure(offer: Offer, adaptive_ms: Sequence[int], repeats: int) -> dict[str, list[dict[str, float]]]:
-    """Return each repeat's figures by the most that deltas are coalesced for by itself; they take turns.
+    """Return each turn's figures, by the longest automatic coalescing in milliseconds. The settings take turns.
 
-    The first turn only warms the services up. A turn is left out in which all streams did not run side by side for half
-    of their time. Raises RuntimeError where all were left out.
+    The first turn is a warm-up. A turn is left out if all streams did not run at once for half of their time. Raises
+    RuntimeError if all turns were left out.
     """
     runs: dict[str, list[dict[str, float]]] = {str(max_ms): [] for max_ms in adaptive_ms}
     with ExitStack() as stack:
@@ -142,8 +142,8 @@ def measure(offer: Offer, adaptive_ms: Sequence[int], repeats: int) -> dict[str,
                     runs[name].append(run)
     if missing := [name for name, found in runs.items() if not found]:
         raise RuntimeError(
-            f"coalesced for at most {missing[0]} ms: the {offer.streams} streams did not run side by side for half of "
-            f"{offer.seconds:g} s in any of {repeats} turns; ask for more --seconds or fewer --streams"
+            f"coalesced for at most {missing[0]} ms: the {offer.streams} streams did not run at once for half of "
+            f"{offer.seconds:g} s in any of {repeats} turns; use more --seconds or fewer --streams"
         )
     return runs
 
@@ -158,7 +158,7 @@ def _run(offer: Offer, process: psutil.Process, address: str, metrics: str) -> d
 
 
 def _figures(done: Drained, samples: _Samples, offer: Offer) -> dict[str, float] | None:
-    """Return None where the streams did not run side by side for half of their time."""
+    """Return a turn's figures; None if the streams did not run at once for half of their time."""
     streams = [_deltas(grpc_frames.messages(own[0])) for own in done.replies]
     began, ended = max(deltas[0][0] for deltas in streams), min(deltas[-1][0] for deltas in streams)
     if ended - began < _MIN_STEADY_SHARE * offer.seconds:
@@ -183,7 +183,7 @@ def _figures(done: Drained, samples: _Samples, offer: Offer) -> dict[str, float]
 
 
 def _deltas(messages: Iterator[tuple[float, bytes]]) -> list[tuple[float, int]]:
-    """Return each delta's time and tokens."""
+    """Yield each delta's time and number of tokens."""
     found = []
     for when, data in messages:
         event = pb.StreamGenerateResponse.FromString(data).event
@@ -194,7 +194,7 @@ def _deltas(messages: Iterator[tuple[float, bytes]]) -> list[tuple[float, int]]:
 
 
 def engine_cores(offer: Offer) -> float:
-    """Return the cores that the scripted engine alone takes at this pace, on the service's kind of event loop."""
+    """Return the cores that the scripted engine alone uses at this rate, on the service's kind of event loop."""
     engine = ScriptedEngine(offer.replies(), context_window_tokens=WINDOW_TOKENS)
 
     async def one(number: int) -> None:
@@ -212,7 +212,7 @@ def engine_cores(offer: Offer) -> float:
 
 
 def summary(runs: Sequence[dict[str, float]]) -> dict[str, Any]:
-    """Return the run in which most arrived, and each figure's median."""
+    """Return the turn in which the most tokens arrived, and each figure's median."""
     best = max(runs, key=lambda run: run["tokens_per_second"])
     median = {name: statistics.median(run[name] for run in runs) for name in best}
     return {"turns": len(runs), "median": median, "best": best}

@@ -1,4 +1,4 @@
-"""OpenAI-style streaming over HTTP/1.1: the bytes of a request, and the events in what came back."""
+"""Encode requests of OpenAI's streaming API as HTTP/1.1 bytes and decode the events of a reply."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bench.drain import Connection, Reply, packets
 
 
 def connection(address: str, path: str, bodies: list[dict[str, Any]]) -> Connection:
-    """One connection, kept alive, that posts `bodies` one after the other."""
+    """Return a connection that is kept alive and posts `bodies` one after the other."""
     return Connection(b"", tuple(_request(address, path, json.dumps(body).encode()) for body in bodies))
 
 
@@ -20,12 +20,12 @@ def _request(address: str, path: str, body: bytes) -> bytes:
 
 
 def events(reply: Reply) -> Iterator[tuple[float, Any]]:
-    """Server-sent events as JSON, each with its packet's time. Raises ValueError where the status is not 200."""
+    """Yield server-sent events as JSON, each with its packet's time. Raises ValueError for a status other than 200."""
     if not reply.data.startswith(b"HTTP/1.1 200"):
-        raise ValueError(f"the server answered {reply.data[:200]!r}")
+        raise ValueError(f"the server must answer with status 200, got {reply.data[:200]!r}")
     text = b""
     for when, data in packets(reply):
-        # A chunk's length lines lie between events: what is no `data:` line is passed over.
+        # The lines with a chunk's length lie between events: skip all lines that do not begin with `data:`.
         text += data
         *lines, text = text.split(b"\n")
         for line in lines:

@@ -1,16 +1,17 @@
-"""Ten times more calls than there is room for, beside as many as there is: `penstock serve` in one process, those who
-call in another.
+"""Compare the goodput of `penstock serve` at ten times its capacity with that at its capacity.
 
     python -m bench.overload [--turns 12] [--seconds 8] [--canned] [--json FILE]
 
-A crowd that fits (64 callers, each asks again once it was answered) and one that comes on a clock, ten times as fast as
-the first was served, take turns: what capacity is wanders on a machine that others use. Goodput is the calls that the
-flood got answered over those of the two quiet turns around it. Aims: 0.85 of the goodput, a refusal in 100 ms
-at p99 over all of them.
-Ends with 1 where one is missed, or where a call ended otherwise than answered or refused with a time to come back.
+The service is one process, and all callers are another. Two loads take turns, because the capacity of a shared machine
+changes. One is 64 callers, each of which calls again after its answer. The other is a flood: calls at a fixed rate, ten
+times the rate at which the 64 callers were served. A flood's goodput is its answered calls divided by those of the
+quiet turns before and after it.
 
-What a refusal costs is the CPU of the front end's process under the flood beyond what it takes for the answered calls.
-`--canned` has the scripted engine answer: that cost alone, on a machine whose engine is slow.
+Goals: a goodput of at least 0.85, and p99 over all refusals of at most 100 ms. Exits with 1 if a goal is missed, or if
+a call ended in another way than with an answer or a refusal with a retry delay.
+
+The cost of a refusal is the CPU of the front end's process under the flood, minus that for the answered calls.
+With `--canned` the scripted engine answers: use it to measure that cost on a machine whose engine is slow.
 """
 
 from __future__ import annotations
@@ -39,49 +40,51 @@ from bench.serving import served
 from bench.work import job
 
 GOODPUT, P99_SECONDS = 0.85, 0.1
-CALLERS = MIN_REQUESTS  # at once, by default on a CPU
+CALLERS = MIN_REQUESTS  # at once: the default on a CPU
 _ROOT = Path(__file__).parents[1]
 _LEAD_IN_SECONDS = 4.0
 _LEAD_IN_CALLS, _TURN_CALLS = 2.5, 5.0
-"""Those who start together end together: a turn that is no longer than a call counts waves. So where calls take long, a
-turn waits and lasts as many times a call as on a machine where one takes 1.6 s."""
+"""Shortest lead-in and turn, in lengths of a call, as on a machine where a call takes 1.6 s.
+
+Calls that start together end together, so a turn must be much longer than a call.
+"""
 _LONGEST_CALL_SECONDS = 10.0
 
 
 class TooSlow(Exception):
-    """Calls take so long that turns of several would take minutes, and that ten times as many would be no flood."""
+    """Report calls that take so long that a turn would take minutes, and that ten times as many would be no flood."""
 
 
 @dataclass(frozen=True, slots=True)
 class Overload:
-    """Hold what crowds saw (tests/chaos/crowd.py): one that fits before and after each flood."""
+    """Results of the callers (tests/chaos/crowd.py): a quiet turn before and after each flood."""
 
     full: Sequence[dict[str, Any]]
     flood: Sequence[dict[str, Any]]
 
     @property
     def capacities(self) -> list[float]:
-        """Calls per second around each flood."""
+        """Return the answered calls per second in the quiet turns around each flood."""
         return [statistics.mean(map(_per_second, pair)) for pair in itertools.pairwise(self.full)]
 
     @property
     def shares(self) -> list[float]:
-        """Goodput of each flood."""
+        """Return the goodput of each flood."""
         return [_per_second(one) / capacity for one, capacity in zip(self.flood, self.capacities, strict=True)]
 
     @property
     def goodput(self) -> float:
-        """Over all turns: a flood beside a capacity that happened to be measured high weighs what it weighs."""
+        """Return the goodput over all turns, in which each turn counts by its calls."""
         return sum(map(_per_second, self.flood)) / sum(self.capacities)
 
     @property
     def refusal_seconds(self) -> list[float]:
-        """How long each refusal took."""
+        """Return the seconds of each refusal."""
         return [seconds for one in self.flood for _, seconds in one["refused"]]
 
     @property
     def p99_seconds(self) -> float:
-        """To refuse, over all refusals."""
+        """Return p99 of the seconds of all refusals."""
         return percentile(self.refusal_seconds, 99)
 
     @property
@@ -101,7 +104,7 @@ class Overload:
 
     @property
     def wrong(self) -> list[str]:
-        """Ends that are neither an answer nor RESOURCE_EXHAUSTED with RetryInfo."""
+        """Return the ends of calls that are neither an answer nor RESOURCE_EXHAUSTED with RetryInfo."""
         return [end for one in (*self.full, *self.flood) for end in one["wrong"]]
 
     @property
@@ -129,13 +132,13 @@ class Overload:
 
 
 def measure(requests: Sequence[pb.GenerateRequest], turns: int, seconds: float, *, canned: bool = False) -> Overload:
-    """Run crowds one after the other, in turns of `seconds` each. Raise TooSlow."""
+    """Run the loads one after the other, in turns of `seconds` each. Raise TooSlow."""
     asked = "".join(base64.b64encode(request.SerializeToString()).decode() + "\n" for request in requests)
     full: list[dict[str, Any]] = []
     flood: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
         model, settings = _canned(Path(scratch)) if canned else (DEMO_MODEL_FP8_DIR, ())
-        # All callers of the crowd are one host, and how many are admitted is what is measured.
+        # All callers have one address, and the limits per caller are not to be measured.
         with served(model, (*settings, "admission.max_starts_per_second=1e6")) as address:
             front_end = _listening(address)
             turn = _turn(_crowd(address, front_end, asked, 0, Turn(_LEAD_IN_SECONDS, seconds)), seconds)
@@ -154,7 +157,7 @@ class Turn:
 
 
 def _turn(first: dict[str, Any], seconds: float) -> Turn:
-    """Long enough for calls as long as those of the first crowd, which are not counted. Raises TooSlow."""
+    """Return the seconds of a turn, from the length of the first calls, which are not counted. Raises TooSlow."""
     call_seconds = CALLERS / max(_per_second(first), 1e-9)
     if call_seconds > _LONGEST_CALL_SECONDS:
         raise TooSlow(f"{first['done']} calls answered in {first['seconds']:.0f} s, of {CALLERS} at a time")
@@ -162,7 +165,7 @@ def _turn(first: dict[str, Any], seconds: float) -> Turn:
 
 
 def _canned(folder: Path) -> tuple[Path, Sequence[str]]:
-    """Twenty steps of 50 ms for each call: as many calls a second as there is room for."""
+    """Return replies of twenty steps of 50 ms each."""
     script = folder / "replies.json"
     reply = {"thought": "a" * 20, "answer": "b" * 20, "chunk_tokens": 2, "step_seconds": 0.05}
     script.write_text(json.dumps([reply]), encoding="utf-8")
@@ -178,14 +181,14 @@ def _listening(address: str) -> psutil.Process:
 
 
 def _crowd(address: str, front_end: psutil.Process, asked: str, per_second: float, turn: Turn) -> dict[str, Any]:
-    """Return what the crowd saw, and the CPU seconds of the front end in the same time."""
+    """Return the callers' results, and the CPU seconds of the front end in the same time."""
     numbers = (CALLERS, per_second, turn.lead_in_seconds, turn.seconds)
     command = [sys.executable, "-m", "tests.chaos.crowd", address, *map(str, numbers)]
     before = front_end.cpu_times()
     said = subprocess.run(command, input=asked, stdout=subprocess.PIPE, check=True, timeout=240, cwd=_ROOT, text=True)
     after = front_end.cpu_times()
     seen: dict[str, Any] = json.loads(said.stdout)
-    # The lead-in's load is the same, but for its first second.
+    # The load before counting is the same, except for its first second.
     share = seen["seconds"] / (turn.lead_in_seconds + seen["seconds"])
     seen["cpu"] = (after.user + after.system - before.user - before.system) * share
     return seen
@@ -196,7 +199,7 @@ def _per_second(seen: dict[str, Any]) -> float:
 
 
 def questions() -> list[pb.GenerateRequest]:
-    """Sums that the embedded model thinks about."""
+    """Return sums that the embedded model thinks about."""
     return [
         pb.GenerateRequest(
             spec=pb.GenerationSpec(
@@ -212,8 +215,8 @@ def questions() -> list[pb.GenerateRequest]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", maxsplit=1)[0])
     parser.add_argument("--turns", type=int, default=12)
-    parser.add_argument("--seconds", type=float, default=8.0, help="of each turn at least")
-    parser.add_argument("--canned", action="store_true", help="the scripted engine answers")
+    parser.add_argument("--seconds", type=float, default=8.0, help="shortest length of a turn")
+    parser.add_argument("--canned", action="store_true", help="let the scripted engine answer")
     parser.add_argument("--json", type=Path, metavar="FILE")
     asked = parser.parse_args()
     made = about("bench.overload")

@@ -1,10 +1,10 @@
-"""Measure what the prefix cache finds: the second call of a prompt, and a chat that grows, with MTP and without.
+"""Measure the tokens that the prefix cache gives a repeated prompt and a growing chat, with and without MTP.
 
 python -m bench.prefix_cache [--blocks 1 2 4 10] [--turns 6] [--json]
 
-Counts tokens, no time. Each engine runs on the embedded model with the service's defaults. Prompts are random tokens,
-so that nothing is shared by chance. `wanted_tokens` is what vLLM's rule gives: all whole blocks before the last token,
-one less with MTP.
+It counts tokens and measures no time. Each engine runs on the embedded model with the service's defaults. Prompts are
+random tokens, so that nothing is shared by chance. `wanted_tokens` follows vLLM's rule: all whole blocks before the
+last token, and one block less with MTP.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _numbers = itertools.count()
 
 @dataclass(frozen=True)
 class MeasuredCall:
-    """One call: tokens of its prompt, those that came from the cache, and those that vLLM's rule promises."""
+    """One call: tokens of its prompt, those from the cache, and those that vLLM's rule gives."""
 
     kind: str
     mtp: bool
@@ -46,13 +46,13 @@ class MeasuredCall:
 
 
 def promised(prompt_tokens: int, block_tokens: int, mtp: bool) -> int:
-    """Tokens that the second call of a prompt finds: whole blocks, the last token always being computed again."""
+    """Return the tokens that a second call finds by vLLM's rule: whole blocks, without the last token."""
     known = prompt_tokens if mtp else prompt_tokens - 1
     return max(0, (known // block_tokens - mtp) * block_tokens)
 
 
 async def ask(engine: Engine, prompt: Sequence[int]) -> tuple[int, list[int]]:
-    """(tokens from the cache, tokens generated)."""
+    """Run one call. Returns the tokens from the cache and the tokens generated."""
     from penstock.types import EngineRequest, Sampling
 
     name, sampling = f"prefix-{next(_numbers)}", Sampling(temperature=0.0)
@@ -64,21 +64,24 @@ async def ask(engine: Engine, prompt: Sequence[int]) -> tuple[int, list[int]]:
 async def second_calls(
     engine: Engine, block_tokens: int, mtp: bool, lengths: Sequence[int], seed: int
 ) -> list[MeasuredCall]:
-    """The same prompt twice, for each length in tokens."""
+    """Send the same prompt twice, for each length in tokens."""
     draw, calls = random.Random(seed), []
     for length in lengths:
         prompt = noise(draw, length)
         _, first = await ask(engine, prompt)
         cached, second = await ask(engine, prompt)
         if first != second:
-            raise AssertionError(f"{length} tokens: what came from the cache changed the answer")
+            raise AssertionError(f"{length} tokens: the answer differs when the prompt comes from the cache")
         wanted = promised(length, block_tokens, mtp)
         calls.append(MeasuredCall("second call", mtp, length / block_tokens, length, cached, wanted))
     return calls
 
 
 async def growing_chat(engine: Engine, block_tokens: int, mtp: bool, turns: int, seed: int) -> list[MeasuredCall]:
-    """Each turn's prompt is the one before, its answer, and six tenths of a block more; from the second turn on."""
+    """Run a chat.
+
+    Each turn's prompt is the one before, its answer, and 0.6 of a block. The first turn is not counted.
+    """
     draw = random.Random(seed)
     prompt, calls, before = noise(draw, block_tokens * 8 // 5), list[MeasuredCall](), 0
     for turn in range(turns):
@@ -118,9 +121,13 @@ async def measure(blocks: Sequence[int], turns: int) -> list[MeasuredCall]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--blocks", type=int, nargs="+", default=[1, 2, 4, 10], help="whole blocks; 100 tokens more each"
+        "--blocks",
+        type=int,
+        nargs="+",
+        default=[1, 2, 4, 10],
+        help="whole blocks of each prompt; 100 tokens are added to each",
     )
-    parser.add_argument("--turns", type=int, default=6, help="of the chat")
+    parser.add_argument("--turns", type=int, default=6, help="number of turns of the chat")
     parser.add_argument("--json", action="store_true")
     wanted = parser.parse_args()
     calls = asyncio.run(measure(wanted.blocks, wanted.turns))

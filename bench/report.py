@@ -1,4 +1,4 @@
-"""Report results as numbers, as text, and as a picture."""
+"""Report results as numbers, as text, and as a plot."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ class Round:
 
 
 def summary(measured: Sequence[Round]) -> Results:
-    """By contender and streams. Throughput is the rounds' median; CPU and latencies are over all requests."""
+    """Return the figures by contender and streams.
+
+    Throughput is the median of the rounds; CPU and latencies are over all requests.
+    """
     results: Results = {}
     for name in dict.fromkeys(one.contender for one in measured):
         own = [one for one in measured if one.contender == name]
@@ -63,7 +66,10 @@ def _figures(runs: Sequence[Served]) -> dict[str, float]:
 
 
 def judged(measured: Sequence[Round]) -> tuple[dict[str, dict[int, float]], list[str]]:
-    """Ratios by streams, each the median over rounds of pairs in one round; and the same as lines, beside the goals."""
+    """Return the ratios by streams, and the same as lines of text beside their goals.
+
+    Each ratio is the median over rounds, and compares two results of one round.
+    """
     runs = {(one.turn, one.streams, one.contender): one.served for one in measured}
     counts = list(dict.fromkeys(one.streams for one in measured))
     turns = list(dict.fromkeys(one.turn for one in measured))
@@ -71,8 +77,10 @@ def judged(measured: Sequence[Round]) -> tuple[dict[str, dict[int, float]], list
     peers = [name for name in _PEERS if name in here]
 
     def ratio(name: str, others: Sequence[str], what: Callable[[Served], float]) -> dict[int, float]:
-        """To the best of the others: the one whose median over all rounds is the lowest. The lowest of each round
-        would depend on luck in it, which does not last."""
+        """Return the ratio to the best peer: the one with the lowest median over all rounds.
+
+        The lowest one of each round would change by chance.
+        """
         found: dict[int, float] = {}
         for count in counts if others else ():
             own, *theirs = ([what(runs[turn, count, who]) for turn in turns] for who in (name, *others))
@@ -87,8 +95,8 @@ def judged(measured: Sequence[Round]) -> tuple[dict[str, dict[int, float]], list
     goals = (">= 0.97 at 64 streams", "<= 1.05")
     lines = []
     for (name, found), goal in zip(ratios.items(), goals, strict=True):
-        values = ", ".join(f"{value:.2f} at {count}" for count, value in found.items()) or "no peer was there"
-        lines.append(f"{name}: {values}; wanted {goal}")
+        values = ", ".join(f"{value:.2f} at {count}" for count, value in found.items()) or "no peer was measured"
+        lines.append(f"{name}: {values}; goal: {goal}")
     return ratios, lines
 
 

@@ -1,4 +1,4 @@
-"""A service of its own process on the scripted engine, and the call that is made of it."""
+"""Run a service on the scripted engine in a process of its own, and make the bytes of its calls."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _START_SECONDS = 60.0
 
 
 def text_of(tokens: int) -> str:
-    """Return so many tokens of text: the scripted engine's tokens are bytes."""
+    """Return a text of `tokens` tokens; the scripted engine's tokens are bytes."""
     return (SENTENCE * (tokens // len(SENTENCE) + 1))[:tokens]
 
 
 def request(prompt: str = "go", flush_ms: int = 0) -> pb.StreamGenerateRequest:
-    """Return a call that thinks and answers."""
+    """Return a request with a thought and an answer."""
     spec = pb.GenerationSpec(
         messages=pb.Messages(messages=[pb.Message(role=pb.ROLE_USER, content=prompt)]),
         thinking=pb.ThinkingConfig(mode=pb.THINKING_MODE_THINKING),
@@ -43,7 +43,7 @@ def request(prompt: str = "go", flush_ms: int = 0) -> pb.StreamGenerateRequest:
 
 
 def connection(address: str, made: pb.StreamGenerateRequest) -> Connection:
-    """Return a connection that makes this one call."""
+    """Return a connection that makes one call."""
     return grpc_frames.connection(address, METHOD, [made.SerializeToString()])
 
 
@@ -59,7 +59,7 @@ def serving(replies: Sequence[Reply], settings: Sequence[str]) -> Iterator[tuple
         every = [
             f"engine.model={script}",
             f"engine.max_context_tokens={WINDOW_TOKENS}",
-            # All streams are one caller here, and run at once.
+            # All streams are of one caller and run at once.
             "admission.max_starts_per_second=1e6",
             f"admission.max_running_sequences={MAX_STREAMS}",
             f"admission.max_queued_calls={MAX_STREAMS}",

@@ -1,4 +1,4 @@
-"""Record what a contender did with a job: when text came, how many tokens, and what it cost its front end."""
+"""Record the result of a job: the times of the text, the number of tokens, and the front end's CPU time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """One request. Seconds; `messages` that carried tokens."""
+    """One request: times in seconds, and the number of messages with tokens."""
 
     first_token_seconds: float
     last_token_seconds: float
@@ -22,7 +22,7 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """One run of one job."""
+    """One run of a job."""
 
     answers: Sequence[Answered]
     seconds: float
@@ -39,5 +39,8 @@ class Served:
 
 
 def answered(sent_at: float, arrivals: Sequence[float], tokens: int) -> Answered:
-    """`arrivals`: when each message with tokens came, by the same clock as `sent_at`."""
+    """Return the result of a request.
+
+    `arrivals` are the times of its messages with tokens, by the clock of `sent_at`.
+    """
     return Answered(arrivals[0] - sent_at, arrivals[-1] - sent_at, tokens, len(arrivals))

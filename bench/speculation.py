@@ -1,9 +1,9 @@
-"""Drafts per step against tokens per second of one stream, side by side: every contender an engine in its own process.
+"""Measure tokens per second of one stream by the number of drafts per step, each on an engine in its own process.
 
 python -m bench.speculation [--questions 24] [--rounds 3] [--json]
 
-All engines are up at the same time and take turns on the same held-out questions, so that the machine's noise is
-everybody's. Greedy, on the embedded default; the figures are tokens per second of decoding, prefill left out.
+All engines run at the same time and take turns on the same held-out questions, so that other work on the machine
+affects all of them. Decoding is greedy, on the embedded default. The figures are tokens per second without prefill.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ QUESTIONS = Path(__file__).parents[1] / "bench/penstock_bench/evaluation/questio
 
 @dataclass
 class Contender:
-    """`drafts` per step; 0 is MTP off."""
+    """One number of `drafts` per step (0: MTP is off) and its results."""
 
     name: str
     drafts: int
@@ -36,7 +36,7 @@ class Contender:
     drafted: int = 0
     accepted: int = 0
     accepted_at: list[int] = field(default_factory=list)
-    """By place in a step's drafts."""
+    """Accepted drafts by their position in a step."""
 
 
 def questions(count: int) -> list[str]:
@@ -46,7 +46,7 @@ def questions(count: int) -> list[str]:
 
 
 def serve_turns(drafts: int, asked: list[str], turns: Connection) -> None:
-    """In a process of its own: starts the engine, then plays all questions at each message until None."""
+    """Start an engine, then answer all questions at each message until None. Runs in a process of its own."""
     asyncio.run(_serve_turns(drafts, asked, turns))
 
 
@@ -85,7 +85,7 @@ async def _serve_turns(drafts: int, asked: list[str], turns: Connection) -> None
 
 
 def measure(contenders: list[Contender], asked: list[str], rounds: int, console: Console) -> None:
-    """Fills in the contenders. The first round warms up and is not counted."""
+    """Measure and store the results in the contenders. The first round is a warm-up and is not counted."""
     context = multiprocessing.get_context("spawn")
     started = []
     for contender in contenders:
@@ -120,7 +120,7 @@ def report(contenders: list[Contender]) -> list[dict[str, Any]]:
             "name": contender.name,
             "drafts": contender.drafts,
             "tokens_per_second": round(statistics.median(contender.rates), 1),
-            # Round by round, so that both sides of each ratio were measured within seconds of each other.
+            # Round by round, so that the two results of each ratio are measured within seconds of each other.
             "ratio_to_plain": round(
                 statistics.median(rate / base for rate, base in zip(contender.rates, plain.rates, strict=True)), 3
             ),
@@ -138,7 +138,7 @@ def report(contenders: list[Contender]) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--questions", type=int, default=24)
-    parser.add_argument("--rounds", type=int, default=3, help="counted ones, after one that warms up")
+    parser.add_argument("--rounds", type=int, default=3, help="number of rounds after the warm-up")
     parser.add_argument("--max-drafts", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()

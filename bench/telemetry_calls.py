@@ -1,11 +1,11 @@
-"""Measure what telemetry costs a call, in microseconds of CPU: on the event loop's thread, and on all others (export).
+"""Measure the CPU microseconds of telemetry per call: on the event loop's thread, and on all others (export).
 
 python -m bench.telemetry_calls [--rounds 5] [--calls 2000] [--against CHECKOUT] [--json]
 
-One call of the scripted engine (7 spans, 10 histogram values, 8 additions) is kept and told again and again, without a
-server around it. Each measurement is a process of its own, which sends everything by OTLP to a collector in another
-process and has a Prometheus endpoint. Rounds alternate between the ratios, and with --against between this checkout and
-that one, so that a busy machine is busy for all alike. Printed are medians over rounds.
+One call of the scripted engine (7 spans, 10 histogram values, 8 additions) is recorded and reported again and again,
+without a server. Each measurement is a process of its own, which sends everything by OTLP to a collector in another
+process and has a Prometheus endpoint. Rounds alternate between the ratios, and with --against also between this
+checkout and the other one, so that other work on the machine affects all of them. It prints medians over rounds.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ CallCost = dict[str, float]
 
 
 class Kept(TelemetryHooks, CallHooks):
-    """Keeps what one call told."""
+    """Record the hook calls of one generation."""
 
     plan: GenerationPlan
     finished: Finished
@@ -109,7 +109,7 @@ async def one_real_call() -> Kept:
 
 
 def report_to(hooks: TelemetryHooks, kept: Kept) -> None:
-    """Tell the call again, in the service's order."""
+    """Report the call again, in the service's order."""
     call = hooks.call(METHOD, (("user-agent", "bench"),))
     call.caller_is("caller", "label")
     with call.generation(model="scripted", chat=True, streams=True) as generation:
@@ -132,8 +132,8 @@ def report_to(hooks: TelemetryHooks, kept: Kept) -> None:
 
 
 async def measured(endpoint: str, calls: int) -> CallCost:
-    """Return the cost of a call in this process, with the sampler that the environment names."""
-    # Only here: these are another checkout's own where its service/ comes first on the path.
+    """Return the cost of a call in this process, with the sampler from the environment."""
+    # Imported here: with another checkout's service/ first on the path, these are its own.
     from penstock.telemetry.otel.plan import plan_telemetry
     from penstock.telemetry.otel.start import Telemetry
 
@@ -149,7 +149,7 @@ async def measured(endpoint: str, calls: int) -> CallCost:
         thread += time.thread_time() - began
         if number % PAUSE_EVERY == 0:
             await asyncio.sleep(PAUSE_SECONDS)
-    # With what is still in the queues.
+    # Includes the export of the queues.
     await telemetry.close()
     process = time.process_time() - before
     return {LOOP: thread / calls * 1e6, EXPORT: (process - thread) / calls * 1e6}
@@ -170,7 +170,7 @@ def in_a_process(checkout: Path, ratio: float, calls: int) -> CallCost:
         "PYTHONPATH": str(checkout / "service"),
         "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
         "OTEL_TRACES_SAMPLER_ARG": str(ratio),
-        # Nothing is dropped, so that all is exported.
+        # The queues are large enough to export everything.
         "OTEL_BSP_MAX_QUEUE_SIZE": "1000000",
     }
     with collecting() as endpoint:
@@ -181,7 +181,7 @@ def in_a_process(checkout: Path, ratio: float, calls: int) -> CallCost:
 
 
 def compare(rounds: int, measure: Callable[[str, float], CallCost], sides: list[str]) -> list[dict[str, Any]]:
-    """Return a row per side and ratio, medians over rounds, and each side's ratio to the first in the same round."""
+    """Return a row of medians over rounds per checkout and ratio, with its ratio to the first row of the same round."""
     found: dict[tuple[str, float], list[CallCost]] = {(side, ratio): [] for side in sides for ratio in RATIOS}
     for _ in range(rounds):
         for key, costs in found.items():
@@ -199,8 +199,8 @@ def compare(rounds: int, measure: Callable[[str, float], CallCost], sides: list[
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--calls", type=int, default=2000, help="of each measurement")
-    parser.add_argument("--against", type=Path, help="another checkout of this project, measured beside this one")
+    parser.add_argument("--calls", type=int, default=2000, help="calls of each measurement")
+    parser.add_argument("--against", type=Path, help="another checkout of this project, to be measured beside this one")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--endpoint", help=argparse.SUPPRESS)
     asked = parser.parse_args()

@@ -1,12 +1,12 @@
-"""Measure tokens per second with telemetry on against off, and with expert routing on against off.
+"""Measure the ratio of tokens per second with telemetry on and off, and with expert routing on and off.
 
 python -m bench.telemetry_cost [--rounds 12] [--calls 16] [--tokens 96] [--json]
 
-One real engine on the embedded default, one server per measurement, the same streams. A round is off, on, on, off, so
-that a machine that slows down or is busy with other things hits both alike; its ratio is on over off. Told are the
-median over rounds, the quartiles, and how much off differs from itself, below which no cost can be seen. Telemetry is
-all of it: traces, metrics and logs to a collector in a process of its own, and a Prometheus endpoint.
-Aims: 0.97 for telemetry, 0.98 for routing. Ends with 1 where a median misses its aim.
+There is one real engine on the embedded default, and one server per measurement, with the same streams. A round is off,
+on, on, off, so that other work on the machine affects both; its ratio is on divided by off. The result is the median
+over rounds, the quartiles, and the difference between the two "off" of a round: a smaller cost cannot be seen.
+Telemetry means traces, metrics and logs to a collector in a process of its own, and a Prometheus endpoint. Goals: at
+least 0.97 for telemetry and 0.98 for routing. Exits with 1 if a median misses its goal.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Measure = Callable[[bool], Awaitable[float]]
 
 
 async def tokens_per_second(engine: Engine, hooks: TelemetryHooks, calls: int, tokens: int) -> float:
-    """Measure `calls` concurrent streams, each of exactly `tokens`, after one that does not count."""
+    """Measure `calls` concurrent streams of exactly `tokens` tokens each, after a warm-up."""
     server = Server(Config.model_validate({"server": {"listen": "127.0.0.1:0"}}), hooks)
     address = await server.listen()
     await server.serve_with(engine)
@@ -67,7 +67,7 @@ async def tokens_per_second(engine: Engine, hooks: TelemetryHooks, calls: int, t
 
 
 async def compare(measure: Measure, rounds: int) -> dict[str, Any]:
-    """`measure(on)` in rounds of off, on, on, off."""
+    """Run `measure(on)` in rounds of off, on, on, off."""
     ratios, noise, rates = [], [], []
     for _ in range(rounds):
         first, second, third, fourth = [await measure(on) for on in (False, True, True, False)]
@@ -85,7 +85,7 @@ async def compare(measure: Measure, rounds: int) -> dict[str, Any]:
 
 @asynccontextmanager
 async def telling() -> AsyncIterator[TelemetryHooks]:
-    """Everything told, to a collector that takes it."""
+    """Return the settings that send all telemetry to a collector."""
     pipe = asyncio.subprocess.PIPE
     command = (sys.executable, "-m", "tests.rpc.otlp")
     collector = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, cwd=ROOT)
@@ -125,8 +125,8 @@ async def costs(rounds: int, calls: int, tokens: int) -> dict[str, dict[str, Any
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--calls", type=int, default=16, help="streams side by side")
-    parser.add_argument("--tokens", type=int, default=96, help="of each")
+    parser.add_argument("--calls", type=int, default=16, help="number of concurrent streams")
+    parser.add_argument("--tokens", type=int, default=96, help="tokens of each stream")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     found = asyncio.run(costs(asked.rounds, asked.calls, asked.tokens))

