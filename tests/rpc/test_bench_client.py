@@ -64,7 +64,7 @@ def test_ratios_are_of_pairs_in_one_round() -> None:
     ]
     ratios, lines = judged(measured)
     assert [round(found[64], 3) for found in ratios.values()] == [0.5, 1.0]
-    assert "wanted >= 0.97 at 64 streams" in lines[0]
+    assert "goal: >= 0.97 at 64 streams" in lines[0]
     assert "64 streams" in table(summary(measured), {name: name for name in speeds})
 
 

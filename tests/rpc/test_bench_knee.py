@@ -131,13 +131,13 @@ def test_narrow_ends_at_the_most_runs_and_says_what_is_missing(target: str) -> N
     ("arguments", "words"),
     [
         (("--rate", "4", "knee"), "give it behind `knee`"),
-        (("--narrow", "speed=4"), "is not FIGURE=PERCENT"),
-        (("--narrow", "goodput-share=0"), "is not FIGURE=PERCENT"),
+        (("--narrow", "speed=4"), "must be FIGURE=PERCENT"),
+        (("--narrow", "goodput-share=0"), "must be FIGURE=PERCENT"),
         (("--runs", "2", "--save-trace", "x.jsonl"), "writes one run"),
         (("knee", "--calls", "1"), "50"),
         (("knee", "--objective", "speed=1"), "NAME=SECONDS"),
         (("knee", "--json", "nowhere/x.json"), "nowhere"),
-        (("compare", "pyproject.toml", "pyproject.toml"), "is no result of"),
+        (("compare", "pyproject.toml", "pyproject.toml"), "must be a result of"),
         (("compare", "nowhere", "pyproject.toml"), "nowhere"),
     ],
 )

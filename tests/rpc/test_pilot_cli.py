@@ -163,7 +163,7 @@ def test_ctrl_c_writes_what_there_is(served: Served, tmp_path: Path) -> None:
     assert stage.interrupted
     assert stage.outcomes == {"ok": stage.calls}
     assert stage.calls > 3
-    assert "interrupted: what there is" in (out / "pilot.html").read_text()
+    assert "interrupted: partial results" in (out / "pilot.html").read_text()
 
 
 def test_questions_that_are_refused_do_not_end_the_pilot(tmp_path: Path) -> None:

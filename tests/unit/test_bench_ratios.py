@@ -60,7 +60,7 @@ def test_prompts_have_the_tokens_that_are_asked_for() -> None:
     questions = [question for own in job.questions for question in own]
     assert [len(question) for question in questions] == [29] * 4
     assert len(set(questions)) == 4
-    with pytest.raises(ValueError, match="too short"):
+    with pytest.raises(ValueError, match="longer than the template"):
         long_job(1, 1, seed=1, tokens=10, count=lambda text: 11 + len(text))
 
 

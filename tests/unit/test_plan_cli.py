@@ -89,7 +89,7 @@ def test_the_tables_name_what_is_asked_of_them() -> None:
         "J/token",
         "assumed",
         "fitted to published runs",
-        "on paper",
+        "computed from data-sheet peaks",
     ):
         assert word in shown
 
@@ -186,13 +186,13 @@ def test_a_measured_machine_bends_the_speed(tmp_path: Path) -> None:
     bent = plan_json("--model", BIG, "--count", "8", "--concurrency", "16", "--calibrate", str(file))
     assert bent["points"][0]["decode_tokens_per_second"] == pytest.approx(points[1]["output_tokens_per_second"])
     assert bent["speed_from"] == "calibrated: pilot.json, 3 points of another"
-    assert any("taken with another" in note for note in bent["notes"])
+    assert any("calibration is from another" in note for note in bent["notes"])
 
 
 def test_the_pilots_own_result_calibrates() -> None:
     told = plan_json("--device", "cpu", "--calibrate", str(PILOT))
     assert told["speed_from"].startswith("calibrated: pilot.json")
-    assert not any("was taken with" in note for note in told["notes"])
+    assert not any("calibration is from" in note for note in told["notes"])
     figures = figures_of(told)
     assert figures["speed", "prompt seconds, measured / paper"] != figures["speed", "step seconds, measured / paper"]
 
@@ -224,11 +224,11 @@ def test_config_json_alone_will_do(tmp_path: Path) -> None:
         (("--model", "/nowhere"), "known without a checkpoint: Qwen/Qwen3.5-397B-A17B-FP8"),
         (("--model", BIG, "--count", "8", "--tensor", "3"), "does not divide"),
         (("--model", BIG, "--count", "8", "--tensor", "16"), "needs 16 GPUs, and there are 8"),
-        (("--concurrency", "a"), "no list of whole numbers"),
+        (("--concurrency", "a"), "must be whole numbers separated by commas"),
         (("--concurrency", "0"), "from 1 to"),
-        (("--png", "x.gif"), "ends in none of"),
+        (("--png", "x.gif"), "must end in one of"),
         (("--acceptance", "poetry"), "allowed are shares from 0 to 1"),
-        (("--hosted-input", "1"), "give both"),
+        (("--hosted-input", "1"), "must be given together"),
         (("--set", "engine.mpt=off"), "mpt"),
     ],
 )

@@ -1,4 +1,4 @@
-"""`penstock plan`: what fits, how fast it can be, what it costs, worked out on paper. Formulas: docs/how-to/plan.md.
+"""Compute a plan for `penstock plan`: what fits, the speed, and the cost. docs/how-to/plan.md has the formulas.
 
-Sees sizes and errors, nothing of the service; the command says which model, devices and layout.
+This package imports sizes and errors, and nothing else of the service. The command gives it model, devices and layout.
 """

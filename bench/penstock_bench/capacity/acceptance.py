@@ -1,4 +1,4 @@
-"""The share of drafts that are accepted, by position and by kind of text. Data: acceptance.toml."""
+"""Load the shares of accepted drafts, by position and by kind of text, from acceptance.toml."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DEFAULT = "coding"
 
 @dataclass(frozen=True, slots=True)
 class Acceptance:
-    """`shares` by position, each given that the position before was accepted; `source` says who measured them."""
+    """Shares of accepted drafts by position, each given that the position before was accepted, and their source."""
 
     shares: tuple[float, ...]
     text: str

@@ -1,4 +1,4 @@
-"""Bends the paper's speed to what was measured: a pilot's result, or any file with its points."""
+"""Calibrate the computed speed with measured points, from a pilot's result or another file with points."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from penstock_bench.capacity.speed import Correction, tokens_per_step
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """`output_tokens_per_second` while decoding, `prompt_tokens_per_second` while reading prompts; either may lack."""
+    """One measured point: output tokens per second while decoding, prompt tokens per second while reading prompts.
+
+    Either may be None.
+    """
 
     concurrency: int
     context_tokens: int
@@ -25,7 +28,7 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """`error` is the mean distance between measured and corrected seconds of a step, as a share of the measured."""
+    """The result. `error` is the mean relative difference between measured and calibrated seconds of a step."""
 
     correction: Correction
     points: int
@@ -34,7 +37,7 @@ class Fit:
 
 
 def read_points(path: Path) -> tuple[tuple[Measured, ...], str]:
-    """The points, and the measured model's name ("" where the file does not say). Raises `ConfigError`."""
+    """Return the points and the measured model's name ("" if the file has none). Raises `ConfigError`."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -46,7 +49,7 @@ def read_points(path: Path) -> tuple[tuple[Measured, ...], str]:
 
 
 def fit(setup: Setup, memory: Memory, assumed: Assumptions, path: Path) -> Fit:
-    """Least squares over the points' relative errors; the fixed part is never below 0. Raises `ConfigError`."""
+    """Fit by least squares over the points' relative errors. The fixed part is at least 0. Raises `ConfigError`."""
     points, model = read_points(path)
     roofline = Roofline(setup, memory.cache, assumed)
     each = tokens_per_step(setup.drafted, assumed.acceptance)
@@ -63,14 +66,14 @@ def fit(setup: Setup, memory: Memory, assumed: Assumptions, path: Path) -> Fit:
         raise ConfigError(f"{path}: no point says output_tokens_per_second, so there is nothing to calibrate with")
     factor, extra = _line(pairs)
     error = sum(abs(factor * paper + extra - seen) / seen for paper, seen in pairs) / len(pairs)
-    # Where prompts were not measured apart, reading them is as far from paper as decoding is.
+    # Without measured prompts, assume that reading them is off by the same factor as decoding.
     prefill = sum(reading) / len(reading) if reading else factor
     said = f"calibrated: {path.name}, {len(points)} points" + (f" of {model}" if model else "")
     return Fit(Correction(factor, extra, prefill, said), len(points), error, model)
 
 
 def _line(pairs: list[tuple[float, float]]) -> tuple[float, float]:
-    """seen = factor x paper + extra, both at least 0, each pair weighted by 1 / seen squared."""
+    """Fit measured = factor x computed + extra, both at least 0, each pair weighted by 1 / measured squared."""
     weights = [1 / seen**2 for _, seen in pairs]
     total = sum(weights)
     mean_paper = sum(w * paper for w, (paper, _) in zip(weights, pairs, strict=True)) / total

@@ -14,7 +14,7 @@ _HOSTED = Path(__file__).parent / "hosted.toml"
 
 @dataclass(frozen=True, slots=True)
 class Hosted:
-    """List price, USD per million tokens; thought is billed as output."""
+    """A hosted list price in USD per million tokens. Thought is billed as output."""
 
     input_usd: float
     output_usd: float
@@ -26,7 +26,7 @@ class Hosted:
 
 
 def hosted_price(model: str) -> Hosted | None:
-    """Return the shipped list price of that model, whatever its precision here; None where none is known."""
+    """Return the shipped list price of the model, for any precision; None if there is none."""
     name = model.rsplit("/")[-1].removesuffix("-FP8").removesuffix("-NVFP4")
     found = tomllib.loads(_HOSTED.read_text(encoding="utf-8")).get(name)
     if found is None:
@@ -36,7 +36,7 @@ def hosted_price(model: str) -> Hosted | None:
 
 @dataclass(frozen=True, slots=True)
 class ServingCost:
-    """At one concurrency, the machine being busy all the time. USD per million tokens, and of one request."""
+    """Costs at one concurrency on a machine that is always busy: USD per million tokens, and of one request."""
 
     concurrency: int
     input_usd: float
@@ -47,7 +47,7 @@ class ServingCost:
 
 @dataclass(frozen=True, slots=True)
 class BreakEven:
-    """`requests_per_hour` at which the hosted bill equals the machine's; `load` is their share of what it can do."""
+    """The requests per hour at which the hosted price equals the machine's, and the load that they are."""
 
     hosted_usd_per_request: float
     machine_usd_per_hour: float
@@ -56,17 +56,17 @@ class BreakEven:
 
     @property
     def load(self) -> float:
-        """Break-even load as a share of the machine's capacity."""
+        """Return the break-even load as a share of the machine's capacity."""
         return self.requests_per_hour / self.capacity_requests_per_hour
 
     @property
     def reached(self) -> bool:
-        """Whether the machine can carry the break-even load."""
+        """Return whether the machine can carry the break-even load."""
         return self.load <= 1
 
 
 def cost(point: Point, mix: Mix, usd_per_hour: float) -> ServingCost:
-    """A thought token costs what an answer token costs: both are one place in a decode step."""
+    """Return the costs. A thought token costs the same as an answer token: each takes one position of a decode step."""
     per_second = usd_per_hour / 3600
     output = per_second / point.decode_tokens_per_second
     return ServingCost(

@@ -1,4 +1,4 @@
-"""The table of devices: what each holds, moves and computes, what an hour costs, and who says so."""
+"""Load the table of devices: memory, bandwidth, arithmetic, price per hour, and the sources."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ SHIPPED = Path(__file__).parent / "devices.toml"
 
 @dataclass(frozen=True, slots=True)
 class DeviceSpec:
-    """Describe one device at its peak.
+    """One device at its peak.
 
-    `fp8_tflops` None: there are no FP8 units, and FP8 weights are widened; `fp4_tflops` likewise.
+    `fp8_tflops` is None for a device without FP8 units, which converts FP8 weights; `fp4_tflops` likewise.
     """
 
     key: str
@@ -38,24 +38,27 @@ class DeviceSpec:
 
     @property
     def memory_bytes(self) -> int:
-        """Memory of the device in bytes."""
+        """Return the memory of the device in bytes."""
         return int(self.memory_gb * 1e9)
 
     def flops(self, fp8: bool, fp4: bool = False) -> float:
-        """Operations per second."""
+        """Return the operations per second."""
         if fp4 and self.fp4_tflops:
             return 1e12 * self.fp4_tflops
         return 1e12 * (self.fp8_tflops if (fp8 or fp4) and self.fp8_tflops else self.bf16_tflops)
 
 
 def load_devices(own: Path | None = None) -> dict[str, DeviceSpec]:
-    """By key; those of `own` replace or join the shipped ones. Raises `ConfigError` that names file and entry."""
+    """Return the devices by key. Those of `own` replace or join the shipped ones.
+
+    Raises `ConfigError` with the file and the entry.
+    """
     found = _read(SHIPPED)
     return found | _read(own) if own else found
 
 
 def find_device(devices: dict[str, DeviceSpec], key: str) -> DeviceSpec:
-    """Raises `ConfigError` with what there is."""
+    """Return the device. Raises `ConfigError` with the known devices."""
     if device := devices.get(key.lower()):
         return device
     raise ConfigError(f"no device {key!r}; there are {', '.join(devices)} (--devices FILE adds your own)")

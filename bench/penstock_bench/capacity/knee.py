@@ -1,4 +1,4 @@
-"""The knee of a load curve, and how far a figure may be off below it and past it. Pure."""
+"""Find the knee of a load curve, and the expected error of a figure below it and past it. No I/O."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 
 BELOW_FACTOR, PAST_FACTOR = 1.3, math.sqrt(2)
-"""A figure may be so many times too high or too low. Past the knee the ends of a range differ by a factor of 2."""
+"""Factor by which a figure may be too high or too low. Past the knee, the ends of a range differ by a factor of 2."""
 
 
 def knee(curve: Iterable[tuple[int, float]]) -> int | None:
@@ -19,6 +19,6 @@ def knee(curve: Iterable[tuple[int, float]]) -> int | None:
 
 
 def bounds(value: float, past: bool) -> tuple[float, float]:
-    """Return the range in which the truth is expected."""
+    """Return the range in which the true figure is expected."""
     factor = PAST_FACTOR if past else BELOW_FACTOR
     return value / factor, value * factor

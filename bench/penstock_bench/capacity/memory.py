@@ -1,4 +1,4 @@
-"""Compute what one device holds: weights, working memory, and the cache in the rest."""
+"""Compute the memory of one device: weights, working memory, and the cache in the rest."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from penstock_bench.capacity.devices import DeviceSpec
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """Describe a model on its devices, as the service would plan it or as given.
+    """A model on its devices, as the service would plan it or as given.
 
-    `drafted` is the draft length, 0 where MTP is off. `fixed_bytes` per device are for what is no tensor of the model.
-    `cache_bytes` is given where the cache's size is configured rather than what is left (a CPU).
+    `drafted` is the draft length, 0 if MTP is off. `fixed_bytes` is the memory per device for everything that is no
+    tensor of the model. `cache_bytes` is set if the size of the cache is configured (on a CPU), not what is left.
     """
 
     model: str
@@ -40,7 +40,7 @@ class Setup:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes on one device."""
+    """Bytes of one device."""
 
     usable_bytes: int
     weight_bytes: int
@@ -51,16 +51,16 @@ class Memory:
 
     @property
     def fits(self) -> bool:
-        """Weights and working space, and one block of cache."""
+        """Return whether weights, working memory and one block of cache fit."""
         return self.cache_bytes >= self.cache.block_bytes
 
     def sequences(self, tokens: int, replicas: int) -> float:
-        """That fit at once over all replicas, each of so many tokens."""
+        """Return the number of sequences of `tokens` tokens that fit at once over all replicas."""
         return replicas * self.cache.sequences(self.cache_bytes, tokens)
 
 
 def plan_memory(setup: Setup) -> Memory:
-    """Return how one device's memory is divided. Raises ConfigError for a layout that is not possible."""
+    """Return the parts of one device's memory. Raises ConfigError for a layout that is not possible."""
     cpu = setup.device.kind == "cpu"
     cache = plan_cache(
         setup.shape,
@@ -92,9 +92,9 @@ MAX_DEVICES = 1024
 
 
 def devices_needed(setup: Setup) -> tuple[int, ParallelLayout] | None:
-    """Return the fewest devices, a power of two, that hold the model and one window per replica, and their layout.
+    """Return the smallest number of devices, a power of two, that hold the model and one window per replica.
 
-    None where `MAX_DEVICES` do not. The layout is the one with most contexts of the whole window.
+    Also returns their layout: the one with the most contexts of the whole window. None if `MAX_DEVICES` are not enough.
     """
     count = 1
     while count <= MAX_DEVICES:
@@ -110,9 +110,11 @@ def devices_needed(setup: Setup) -> tuple[int, ParallelLayout] | None:
 
 
 def layouts_of(setup: Setup, count: int, spreads_experts: bool) -> Iterator[ParallelLayout]:
-    """Return the layouts of so many devices, by devices per replica, a power of two that divides them and the heads.
+    """Return the layouts of `count` devices.
 
-    With `spreads_experts` the experts lie on all devices where their number allows it.
+    A replica has a power of two of them, which divides their number and the heads.
+
+    With `spreads_experts` the experts are on all devices, if their number allows it.
     """
     experts = setup.shape.experts
     whole = spreads_experts and bool(experts) and count > 1 and experts % count == 0
@@ -122,7 +124,7 @@ def layouts_of(setup: Setup, count: int, spreads_experts: bool) -> Iterator[Para
 
 
 def _windows(setup: Setup, layout: ParallelLayout) -> float:
-    """Contexts of the whole window that all replicas hold; 0 where the layout cannot be or a replica holds none."""
+    """Return the contexts of the whole window that all replicas hold; 0 if the layout is not possible."""
     try:
         memory = plan_memory(replace(setup, layout=layout, count=layout.ranks))
     except ConfigError:
@@ -132,8 +134,11 @@ def _windows(setup: Setup, layout: ParallelLayout) -> float:
 
 
 def activation_bytes(setup: Setup) -> int:
-    """The largest step: its tokens' inputs and inner rows in the experts, eight more rows of the hidden width, and
-    logits twice in float32."""
+    """Return the bytes of the largest step.
+
+    These are its tokens' inputs and inner rows in the experts, eight more rows of the hidden width, and the logits
+    twice in float32.
+    """
     shape, layout = setup.shape, setup.layout
     whole_experts = layout.experts or layout.tensor == 1
     inner = shape.expert_inner if whole_experts else -(-shape.expert_inner // layout.tensor)

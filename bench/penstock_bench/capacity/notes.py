@@ -28,19 +28,19 @@ def _fit(plan: CapacityPlan) -> Iterator[str]:
     if window < setup.layout.data:
         yield (
             f"the window of {setup.window_tokens:,} tokens does not fit once per replica: vLLM refuses to start; "
-            "set engine.max_context_tokens lower, or spread a replica over more devices"
+            "lower engine.max_context_tokens, or use more devices per replica"
         )
     for one in plan.points:
         if not one.fits:
-            yield f"{one.concurrency} requests do not all fit at once: some wait or are preempted, the row is too good"
+            yield f"{one.concurrency} requests do not all fit at once: some wait or are preempted; the row is too high"
             break
 
 
 def enough(plan: CapacityPlan) -> str:
-    """How many devices would hold it."""
+    """Say how many devices would hold the model."""
     found = devices_needed(plan.setup)
     if found is None:
-        return f"{MAX_DEVICES} of these devices would not hold it either"
+        return f"even {MAX_DEVICES} of these devices do not hold it"
     count, layout = found
     return f"{count} x {plan.setup.device.name} would hold it (tensor {layout.tensor} x data {layout.data})"
 
@@ -51,15 +51,15 @@ def _layout(plan: CapacityPlan) -> Iterator[str]:
     if copies > 1:
         yield (
             f"each key-value head is kept {copies} times: {setup.shape.kv_heads} heads over {setup.layout.tensor} "
-            "devices; smaller tensor and more data parallelism keeps it once and holds more contexts"
+            "devices; with less tensor and more data parallelism each is kept once, and more contexts fit"
         )
     spare = setup.count - setup.layout.ranks
     if spare:
         yield f"{spare} of {setup.count} devices are idle in this layout"
     if setup.prefix_caching and setup.shape.linear_layers:
         yield (
-            f"prefixes are found again in steps of {cache.block_tokens:,} tokens, and a sequence holds "
-            f"{cache.state_blocks} blocks for its states however short it is"
+            f"the prefix cache keeps blocks of {cache.block_tokens:,} tokens, and a sequence holds "
+            f"{cache.state_blocks} blocks for its states, even if it is short"
         )
 
 
@@ -67,24 +67,24 @@ def _speed(plan: CapacityPlan) -> Iterator[str]:
     past = [one.concurrency for one in plan.points if plan.knee is not None and one.concurrency > plan.knee]
     if past:
         yield (
-            f"rows from {past[0]} requests on are past the knee at {plan.knee}: response times grow faster than "
-            "throughput there, and published runs are up to a third off the figure either way"
+            f"rows from {past[0]} requests are past the knee at {plan.knee}: there, response times grow faster than "
+            "throughput, and published runs differ from the figure by up to a third"
         )
     if plan.drafts_lose_from is not None:
         yield (
-            f"drafts lose from {plan.drafts_lose_from} requests at once on: without them the machine is faster there "
+            f"from {plan.drafts_lose_from} concurrent requests, the machine is faster without drafts "
             "(engine.mtp = off, or fewer engine.mtp_draft_tokens)"
         )
     yield from _drafts(plan)
     if plan.memory.fits and plan.prefill.limit == "memory":
         yield (
-            f"prompts are read in steps of {plan.setup.batch_tokens:,} tokens, which wait for weights rather than "
+            f"prompts are read in steps of {plan.setup.batch_tokens:,} tokens, which memory bandwidth limits, not "
             "arithmetic: a larger engine.max_batch_tokens reads them faster"
         )
     if plan.setup.fp8_weights and plan.setup.device.kind == "gpu" and plan.setup.device.fp8_tflops is None:
-        yield f"{plan.setup.device.name} has no FP8 units: weights are widened, arithmetic runs at its bfloat16 peak"
+        yield f"{plan.setup.device.name} has no FP8 units: weights are converted, and arithmetic has the bfloat16 peak"
     if plan.fit and plan.fit.model and plan.fit.model.rsplit("/")[-1] != plan.setup.model.rsplit("/")[-1]:
-        yield f"the calibration was taken with {plan.fit.model}, not with this model"
+        yield f"the calibration is from {plan.fit.model}, not from this model"
 
 
 def _drafts(plan: CapacityPlan) -> Iterator[str]:
@@ -92,7 +92,7 @@ def _drafts(plan: CapacityPlan) -> Iterator[str]:
         return
     if any(one.concurrency >= _MANY_STREAMS for one in plan.points):
         yield (
-            f"drafts can lose at {_MANY_STREAMS} streams and more, which the figures here do not show: -32 % on H100 "
+            f"drafts can cost throughput at {_MANY_STREAMS} streams or more, not shown in these figures: -32 % on H100 "
             "(vllm-project/recipes PR 923); measure with engine.mtp on and off"
         )
     if plan.wanted.mix.total_tokens >= _LONG_TOKENS:
@@ -104,13 +104,13 @@ def _drafts(plan: CapacityPlan) -> Iterator[str]:
 
 def _money(plan: CapacityPlan) -> Iterator[str]:
     if plan.wanted.usd_per_device_hour is None:
-        yield "no price per hour is known: --usd-per-device-hour gives one, and costs are told"
+        yield "no price per hour is known, so there are no costs: give one with --usd-per-device-hour"
     elif plan.wanted.hosted is None:
-        yield "no hosted price of this model is known, so there is no break-even: --hosted-input, --hosted-output"
+        yield "no hosted price of this model is known, so there is no break-even: set --hosted-input, --hosted-output"
     even = plan.break_even
     if even is None:
         return
     if even.reached:
-        yield f"cheaper than hosted from {even.requests_per_hour:,.0f} requests per hour on, {even.load:.0%} load"
+        yield f"cheaper than hosted from {even.requests_per_hour:,.0f} requests per hour, a load of {even.load:.0%}"
     else:
-        yield f"hosted stays cheaper: fully busy, this serves 1/{even.load:.1f} of the requests that would pay for it"
+        yield f"hosted is always cheaper: at full load, this serves 1/{even.load:.1f} of the break-even requests"

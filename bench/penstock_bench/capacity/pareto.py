@@ -1,4 +1,4 @@
-"""Layouts and loads that no other beats: tokens per second of a user against tokens per second of a device. Pure."""
+"""Find layouts and loads that are best in tokens per second of a user and of a device. No I/O."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from penstock_bench.capacity.speed import Correction, Mix, ceiling, concurrencie
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One layout at one concurrency. `usd_per_million` is of tokens in and out together, None without a price."""
+    """One layout at one concurrency. `usd_per_million` counts input and output tokens; None without a price."""
 
     tensor: int
     data: int
@@ -27,10 +27,11 @@ class Choice:
 def frontier(
     setup: Setup, assumed: Assumptions, mix: Mix, usd_per_hour: float | None, correction: Correction | None = None
 ) -> tuple[Choice, ...]:
-    """Return the choices that no other beats in both, the fastest for a user first.
+    """Return the choices of which no other is better in both rates, the fastest for a user first.
 
-    A user's rate is output tokens over the whole time of a request, prompts included; a device's is output tokens of
-    all users over the devices. Layouts use all devices, with and without drafts, up to the requests that fit.
+    A user's rate is the output tokens over the whole time of a request, including its prompt. A device's rate is the
+    output tokens of all users, divided by the devices. Layouts use all devices, with and without drafts, and as many
+    requests as fit.
     """
     found = [
         choice
@@ -41,7 +42,7 @@ def frontier(
 
 
 def best(choices: Iterable[Choice]) -> tuple[Choice, ...]:
-    """Return those that no other beats in both rates."""
+    """Return the choices of which no other is better in both rates."""
     kept: list[Choice] = []
     for one in sorted(choices, key=lambda one: (-one.user_tokens_per_second, -one.device_tokens_per_second)):
         if not kept or one.device_tokens_per_second > kept[-1].device_tokens_per_second:
@@ -50,7 +51,7 @@ def best(choices: Iterable[Choice]) -> tuple[Choice, ...]:
 
 
 def at_interactivity(choices: Iterable[Choice], wanted: float) -> Choice | None:
-    """Return the choice with most tokens per device that gives each user so many tokens per second, or None."""
+    """Return the choice with the most tokens per device that gives each user `wanted` tokens per second, or None."""
     enough = [one for one in choices if one.user_tokens_per_second >= wanted]
     return max(enough, key=lambda one: one.device_tokens_per_second, default=None)
 
@@ -66,11 +67,11 @@ def _layouts(setup: Setup) -> Iterator[Setup]:
 def _possible(setup: Setup) -> bool:
     try:
         return plan_memory(setup).fits
-    except ConfigError:  # heads that do not divide
+    except ConfigError:  # The heads cannot be divided.
         return False
 
 
-# What `point` needs, but for the concurrency, and the price.
+# The arguments of `point` without the concurrency, and the price.
 def _choices(
     setup: Setup, memory: Memory, assumed: Assumptions, mix: Mix, usd_per_hour: float | None, correction: Correction
 ) -> Iterator[Choice]:

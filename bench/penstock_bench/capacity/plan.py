@@ -1,4 +1,4 @@
-"""Puts the parts together: one setup, one mix of requests, a range of concurrencies. Pure."""
+"""Compute a plan from one setup, one mix of requests and a range of concurrencies. No I/O."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from penstock_bench.capacity.speed import Correction, Mix, Point, ceiling, concu
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Hold a feature that the service would switch on or off, and why; a line of its profile."""
+    """A feature that the service would switch on or off, with the reason: a line of its profile."""
 
     name: str
     value: str
@@ -25,7 +25,7 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Describe what to plan for. `usd_per_device_hour` None: no costs are computed."""
+    """The input of a plan. No costs are computed if `usd_per_device_hour` is None."""
 
     mix: Mix
     context_tokens: int
@@ -35,7 +35,7 @@ class Wanted:
     hosted: Hosted | None = None
     acceptance_source: str = "assumed; --acceptance"
     interactivity: float | None = None
-    """Output tokens per second that each user is to get; None: not asked for."""
+    """Wanted output tokens per second of each user; None: not given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,19 +53,19 @@ class CapacityPlan:
     costs: tuple[ServingCost, ...]
     break_even: BreakEven | None
     knee: int | None
-    """Requests at once from which on response times grow faster than throughput; None where nothing fits."""
+    """Concurrency above which response times grow faster than throughput; None if nothing fits."""
     drafts_lose_from: int | None
     frontier: tuple[Choice, ...]
 
     @property
     def contexts(self) -> tuple[int, ...]:
-        """Lengths for which it is told how many fit."""
+        """Context lengths for which the plan says how many fit."""
         steps = {self.wanted.mix.total_tokens, self.wanted.context_tokens, 32_768, 131_072, self.setup.window_tokens}
         return tuple(sorted(tokens for tokens in steps if tokens <= self.setup.window_tokens))
 
     @property
     def usd_per_hour(self) -> float | None:
-        """Price of all devices in USD per hour; None if no price is known."""
+        """Return the price of all devices in USD per hour; None if no price is known."""
         price = self.wanted.usd_per_device_hour
         return None if price is None else price * self.setup.count
 
@@ -77,7 +77,7 @@ def make_plan(
     assumed: Assumptions,
     fitted: Callable[[Memory], Fit] | None = None,
 ) -> CapacityPlan:
-    """`fitted` calibrates, once memory is known. Raises `ConfigError` where the layout cannot be."""
+    """Compute the plan; `fitted` calibrates its speed. Raises `ConfigError` if the layout is not possible."""
     memory = plan_memory(setup)
     fit = fitted(memory) if fitted else None
     correction = fit.correction if fit else Correction()

@@ -1,4 +1,4 @@
-"""The picture: tokens per second and cost against concurrency. Imports matplotlib when it draws."""
+"""Plot tokens per second and cost against concurrency. It imports matplotlib when it draws."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from penstock_bench.capacity.report import rows
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's colours, told apart by colour-blind eyes too; markers say the same without colour.
+# Okabe and Ito's colours, which colour-blind readers can distinguish; markers repeat the meaning without colour.
 _BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
 _SIZE, _DPI = (9.0, 4.0), 200
 
 
 def draw(plan: CapacityPlan, file: Path) -> None:
-    """Writes the picture; the suffix of `file` says which format."""
+    """Write the plot to `file`, in the format of its suffix."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

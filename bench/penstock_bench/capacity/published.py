@@ -1,6 +1,6 @@
-"""Fit the speed model to one half of the published runs, and lay it beside the other.
+"""Fit the speed model to one half of the published runs, and compare it with the other half.
 
-The runs are data (published-runs.toml), which also states the split. `scripts/published-runs` is the command.
+published-runs.toml has the runs and the rule for the halves. `scripts/published-runs` is the command.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from penstock_bench.capacity.speed import Correction, Mix, Point, ceiling, concu
 
 RUNS = Path(__file__).parent / "published-runs.toml"
 MAX_TOKENS_OF_A_STEP = 8192
-"""What the engines of these runs read at most of prompts in a step."""
+"""Largest number of prompt tokens in a step of these runs' engines."""
 FITTED = (
     "bandwidth_share",
     "narrow_share",
@@ -36,7 +36,8 @@ FITTED = (
     "draft_seconds",
     "draft_width_seconds",
 )
-# Where the fit starts, and how far (as a factor e^x) it may easily go: rows that say nothing of a term leave it there.
+# Start of the fit, and the distance (a factor e^x) that costs little: rows without information on a term leave it
+# there.
 _START = (0.75, 0.85, 0.4, 0.25, 0.3, 0.003, 8e-6, 0.0004, 0.0003)
 _LOOSE = (0.15, 0.15, 0.4, 0.5, 0.7, 0.7, 0.7, 0.7, 0.7)
 _PRIOR_WEIGHT, _FIRST_TOKEN_WEIGHT, _HUBER = 0.1, 0.5, 0.1
@@ -46,7 +47,7 @@ Fitted = tuple[float, ...]
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One published row. `first_token_seconds` None: the source does not say it, nor does it follow."""
+    """One published row. `first_token_seconds` is None if the source neither states nor implies it."""
 
     group: int
     machine: str
@@ -80,7 +81,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A run, and what the model says of it: output tokens per second of the machine, with its range."""
+    """A run, and the model's figure for it: output tokens per second of the machine, with its range."""
 
     run: Run
     planned: float
@@ -88,12 +89,12 @@ class Seen:
 
     @property
     def error(self) -> float:
-        """Relative error of the model's figure."""
+        """Return the relative error of the model's figure."""
         return self.planned / self.run.published - 1
 
     @property
     def in_range(self) -> bool:
-        """Whether the published figure is in the model's range."""
+        """Return whether the published figure is in the model's range."""
         low, high = bounds(self.planned, self.past_knee)
         return low <= self.run.published <= high
 
@@ -147,7 +148,7 @@ def _run(number: int, group: dict[str, Any], row: dict[str, Any], setup: Setup) 
 
 
 def _first_token(row: dict[str, Any]) -> float | None:
-    """Return the time to the first token of one request alone: as published, else derived from its whole time."""
+    """Return the time to the first token of a single request: as published, or derived from its total time."""
     if row["concurrency"] != 1 or row["input"] < MAX_TOKENS_OF_A_STEP or "token_ms" not in row:
         return None
     if "first_token_ms" in row:
@@ -156,7 +157,7 @@ def _first_token(row: dict[str, Any]) -> float | None:
 
 
 def planned(run: Run, assumed: Assumptions, concurrency: int | None = None) -> Point:
-    """Return what the model says of a run; requests beyond those that fit wait, and do not count."""
+    """Return the model's figure for a run. Requests above those that fit wait and are not counted."""
     most = max(1, ceiling(run.setup, run.memory, run.mix.total_tokens))
     return point(run.setup, run.memory, assumed, run.mix, min(concurrency or run.concurrency, most), Correction())
 
@@ -221,7 +222,7 @@ def shipped() -> Fitted:
 
 
 def leave_one_out(runs: Sequence[Run]) -> list[Seen]:
-    """Return every run as a model sees it that was fitted to all other groups, of both halves."""
+    """Return the figure for each run of a model that was fitted to all other groups of both halves."""
     found = []
     for group in sorted({run.group for run in runs}):
         assumed = assumptions(fit([run for run in runs if run.group != group]))
@@ -230,7 +231,7 @@ def leave_one_out(runs: Sequence[Run]) -> list[Seen]:
 
 
 def summary(seen: Sequence[Seen]) -> dict[str, float]:
-    """Return the median error, the worst below the knee, and the share past it that the range contains."""
+    """Return the median error, the largest error below the knee, and the share past it that is in the range."""
     past, below = [one for one in seen if one.past_knee], [one for one in seen if not one.past_knee]
     return {
         "rows": len(seen),

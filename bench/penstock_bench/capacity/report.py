@@ -1,4 +1,4 @@
-"""A plan for people (tables) and for machines (plain JSON values). Every figure says where it comes from."""
+"""Report a plan as tables and as plain values for JSON. Each figure has its source."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FITTED = "fitted to published runs (docs/maintainers/published-runs.md)"
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One number: `section` and `name` are its place, `origin` where it comes from."""
+    """One figure with its section, its name and its source (`origin`)."""
 
     section: str
     name: str
@@ -41,7 +41,7 @@ class Figure:
 
 
 def figures(plan: CapacityPlan) -> list[Figure]:
-    """All but the table by concurrency."""
+    """Return all figures except the table by concurrency."""
     return [*_model(plan), *_memory(plan), *_ceilings(plan), *_assumptions(plan), *_money(plan)]
 
 
@@ -149,7 +149,7 @@ def _money(plan: CapacityPlan) -> Iterator[Figure]:
 
 
 def rows(plan: CapacityPlan) -> list[dict[str, Any]]:
-    """The table by concurrency, in plain values."""
+    """Return the table by concurrency as plain values."""
     costs: list[ServingCost | None] = [*plan.costs] if plan.costs else [None] * len(plan.points)
     return [_row(plan, point, cost) for point, cost in zip(plan.points, costs, strict=True)]
 
@@ -215,7 +215,7 @@ def as_json(plan: CapacityPlan, notes: list[str]) -> dict[str, Any]:
 
 
 def show(console: Console, plan: CapacityPlan, notes: list[str]) -> None:
-    """The tables, and what to mind."""
+    """Print the tables and the notes."""
     setup, layout = plan.setup, plan.setup.layout
     spread = f"tensor {layout.tensor} x data {layout.data}" + (", experts over all" if layout.experts else "")
     console.out(f"{setup.model} on {setup.count} x {setup.device.name}: {spread}", style="bold", highlight=False)
@@ -265,10 +265,10 @@ def _show_points(console: Console, plan: CapacityPlan) -> None:
     said = (
         plan.fit.correction.source
         if plan.fit
-        else "on paper: data-sheet peaks and constants fitted to published runs; nothing was measured here"
+        else "computed from data-sheet peaks and constants fitted to published runs; nothing was measured here"
     )
     console.out(said, style="dim", highlight=False)
-    console.out("output tok/s: with the prompts read beside. J/token: at the most that the devices draw", style="dim")
+    console.out("output tok/s: while prompts are read, too. J/token: at the devices' largest power", style="dim")
 
 
 def wanted_choice(plan: CapacityPlan) -> Choice | None:
@@ -278,7 +278,7 @@ def wanted_choice(plan: CapacityPlan) -> Choice | None:
 
 
 def _show_frontier(console: Console, plan: CapacityPlan) -> None:
-    """The Pareto table: what a user gets against what a device gives."""
+    """Print the Pareto table: rates of a user and of a device."""
     money = (("$/M in + out", True),) if plan.usd_per_hour is not None else ()
     table = _table(
         "tok/s per user",

@@ -1,4 +1,7 @@
-"""How long a step takes at best: bytes moved, operations done, devices talked to. Pure; docs/how-to/plan.md."""
+"""Compute the shortest time of a step from bytes, operations and exchanges between devices. No I/O.
+
+docs/how-to/plan.md has the formulas.
+"""
 
 from __future__ import annotations
 
@@ -12,22 +15,24 @@ from penstock.engine.sizing.weights import ParallelLayout, Part, bytes_of, inven
 from penstock_bench.capacity.memory import Setup
 
 _DELTA_NET_OPERATIONS = 8
-"""Per element of the recurrent state and token: decay, read, difference, outer product and query, roughly."""
+"""Operations per element of the recurrent state and token, about: decay, read, difference, outer product and query."""
 _FP8_DISPATCH_BYTES, _COMBINE_BYTES = 1, 2
 
 
 @dataclass(frozen=True, slots=True)
 class Assumptions:
-    """Hold what no data sheet tells. Shares are of the device's peak.
+    """Constants that no data sheet has. Shares are of the device's peak.
 
     The defaults are fitted to one half of the published runs (`python scripts/published-runs --fit`).
 
-    Weights of one byte or less reach `narrow_share` of `bandwidth_share`. Of a sequence's drafts, `draft_overlap` pick
-    the experts of the token before them. Prompts reach `compute_share` on one device, and the less on the more
-    devices (`compute_width`). `step_seconds` is the fixed time of every step, `exchange_seconds` the time to start one
-    exchange within a replica, `draft_seconds` the fixed time of a draft pass on one device; `draft_width_seconds` is
-    added to that each time the devices of a replica double. `acceptance` is the share of drafts accepted at each
-    position, given that the one before was; the last holds for all positions that follow.
+    Weights of one byte or less reach `narrow_share` of `bandwidth_share`. `draft_overlap` is the share of a sequence's
+    drafts that select the experts of the token before them. Prompts reach `compute_share` on one device, and less on
+    more devices (`compute_width`).
+
+    `step_seconds` is the fixed time of each step. `exchange_seconds` is the time to start one exchange within a
+    replica. `draft_seconds` is the fixed time of a draft pass on one device; `draft_width_seconds` is added each time
+    the devices of a replica double. `acceptance` has the share of drafts accepted at each position, given that the one
+    before was; the last value holds for all positions after it.
     """
 
     bandwidth_share: float = 0.7294
@@ -42,28 +47,31 @@ class Assumptions:
     acceptance: tuple[float, ...] = (0.93, 0.86, 0.825, 0.88, 0.76, 0.89, 0.62, 0.71)
 
     def compute_reached(self, tensor: int) -> float:
-        """Share of the peak that arithmetic reaches: narrower matrices, of more devices, reach less."""
+        """Return the share of the peak that arithmetic reaches.
+
+        More devices have narrower matrices, which reach less.
+        """
         return self.compute_share / (1 + self.compute_width * math.log2(tensor))
 
     def draft_pass_seconds(self, tensor: int) -> float:
-        """Fixed time of one draft pass of a replica of so many devices."""
+        """Return the fixed time of one draft pass of a replica of `devices` devices."""
         return self.draft_seconds + self.draft_width_seconds * math.log2(tensor)
 
 
 @dataclass(frozen=True, slots=True)
 class _Pass:
-    """Through the model or its draft layer: tokens that pass, and those whose logits are wanted."""
+    """One pass through the model or its draft layer: its tokens, and those whose logits are computed."""
 
     draft: bool
     tokens: int
     logits: int
     routed: float = 0.0
-    """Tokens that pick experts of their own, where those are fewer."""
+    """Number of tokens that select their own experts, if it is smaller."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One engine step on one device of the layout; all devices do alike."""
+    """One engine step on one device of the layout; all devices do the same."""
 
     tokens: int
     weight_bytes: float
@@ -77,12 +85,12 @@ class Step:
 
     @property
     def seconds(self) -> float:
-        """Memory and arithmetic overlap; the rest does not."""
+        """Return the seconds of the step. Memory and arithmetic overlap; the rest does not."""
         return max(self.memory_seconds, self.compute_seconds) + self.exchange_seconds + self.fixed_seconds
 
     @property
     def limit(self) -> str:
-        """Return what takes the most of the step."""
+        """Return the name of the longest part of the step."""
         parts = {
             "memory": self.memory_seconds,
             "compute": self.compute_seconds,
@@ -99,23 +107,23 @@ _inventory = cache(inventory)
 def _bytes_where(
     shape: Shape, layout: ParallelLayout, weights: tuple[bool, bool], draft: bool, which: tuple[Part, bool]
 ) -> int:
-    """Bytes on one device of the matrices of a part, of the draft layer or not; `weights` are (FP8, NVFP4)."""
+    """Return the bytes on one device of a part's matrices, with or without the draft layer. `weights`: (FP8, NVFP4)."""
     wanted = (matrix for matrix in _inventory(shape, draft) if (matrix.part, matrix.draft) == which)
     return bytes_of(wanted, weights[0], shape, layout, nvfp4=weights[1])
 
 
 class Roofline:
-    """Steps of one setup."""
+    """Compute the steps of one setup."""
 
     def __init__(self, setup: Setup, cache: Cache, assumed: Assumptions) -> None:
         self._setup, self._cache, self._assumed = setup, cache, assumed
         self._matrices = _inventory(setup.shape, setup.drafted > 0)
 
     def decode(self, sequences: int, context_tokens: float) -> Step:
-        """One step of a replica with so many sequences, each with its drafts to verify and new ones to draft."""
+        """Return one decode step of a replica: each sequence verifies its drafts and drafts new ones."""
         setup, drafted = self._setup, self._setup.drafted
         verified = sequences * (1 + drafted)
-        # The first draft pass takes in what was verified, the later ones a token each.
+        # The first draft pass reads the verified tokens, each later one a single token.
         routed = sequences * (1 + drafted * (1 - self._assumed.draft_overlap))
         passes = [_Pass(False, verified, verified, routed)]
         passes += [
@@ -132,7 +140,7 @@ class Roofline:
         return self._step(verified, passes, cache_bytes, attended, fixed)
 
     def prefill(self, prompt_tokens: int) -> Step:
-        """One full step of a prompt's tokens, in the middle of the prompt; a short prompt shares it with others."""
+        """Return one full step of prompt tokens, in the middle of a prompt. Short prompts share a step."""
         setup = self._setup
         tokens = setup.batch_tokens
         before = prompt_tokens / 2
@@ -168,7 +176,7 @@ class Roofline:
         )
 
     def _experts_read(self, tokens: float) -> float:
-        """Share of the experts that at least one token picked, picks being even and independent."""
+        """Return the share of the experts that at least one token selects, if all are selected evenly."""
         shape, layout = self._setup.shape, self._setup.layout
         if not shape.experts:
             return 1.0
@@ -176,13 +184,13 @@ class Roofline:
         picked = 1 - float((1 - shape.experts_per_token / shape.experts) ** everyone)
         if not layout.experts or layout.ranks == 1:
             return picked
-        # All ranks wait for the one that holds the most picked experts: the expected largest of so many counts.
+        # All ranks wait for the one with the most selected experts: the expected maximum of the ranks' counts.
         held = shape.experts / layout.ranks
         spread = math.sqrt(2 * math.log(layout.ranks) * picked * (1 - picked) / held)
         return min(1.0, picked + spread)
 
     def _read(self, one: _Pass) -> float:
-        """Bytes of weights on one device; the draft passes use the model's own head."""
+        """Return the bytes of weights that one device reads. The draft passes use the model's own head."""
         setup = self._setup
 
         def bytes_where(part: Part, of_draft: bool) -> int:
@@ -195,7 +203,10 @@ class Roofline:
         return head + dense + bytes_where(Part.EXPERTS, one.draft) * self._experts_read(one.routed or one.tokens)
 
     def _multiply(self, one: _Pass) -> tuple[float, float]:
-        """(in the experts, elsewhere): two operations per weight and token, and of the experts only a token's own."""
+        """Return the operations in the experts and elsewhere: two per weight and token.
+
+        A token uses its own experts only.
+        """
         shape, layout = self._setup.shape, self._setup.layout
         in_experts = total = 0.0
         for matrix in self._matrices:
@@ -217,7 +228,10 @@ class Roofline:
         return shape.linear_layers * state * _DELTA_NET_OPERATIONS
 
     def _exchange(self, tokens: int) -> float:
-        """Two sums per layer within a replica; with experts over replicas, each token's rows there and back."""
+        """Return the seconds of exchanges: two sums per layer within a replica.
+
+        With experts over several replicas, each token's rows are sent there and back, too.
+        """
         setup, layout = self._setup, self._setup.layout
         one_way = setup.device.link_gb_per_second * 1e9 / 2
         seconds = 0.0

@@ -1,4 +1,4 @@
-"""From steps to tokens per second at a concurrency, with prompts to read beside. Pure."""
+"""Compute tokens per second at a concurrency from the steps, including the reading of prompts. No I/O."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from penstock_bench.capacity.roofline import Assumptions, Roofline, Step
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """One request, in tokens. `cached_share` of the input is found in the prefix cache."""
+    """One request, in tokens. `cached_share` of the input comes from the prefix cache."""
 
     input_tokens: int
     thought_tokens: int
@@ -20,28 +20,28 @@ class Mix:
 
     @property
     def output_tokens(self) -> int:
-        """Output tokens of a request, thought plus answer."""
+        """Return the output tokens of a request, thought plus answer."""
         return self.thought_tokens + self.answer_tokens
 
     @property
     def total_tokens(self) -> int:
-        """Input plus output tokens of a request."""
+        """Return the input plus output tokens of a request."""
         return self.input_tokens + self.output_tokens
 
     @property
     def mean_context_tokens(self) -> float:
-        """While it is answered."""
+        """Return the mean context while the request is answered."""
         return self.input_tokens + self.output_tokens / 2
 
     @property
     def read_tokens(self) -> float:
-        """Input tokens that are not in the prefix cache."""
+        """Return the input tokens that are not in the prefix cache."""
         return self.input_tokens * (1 - self.cached_share)
 
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """Measured seconds = `factor` x paper seconds + `extra_seconds`, for a decode step; prompts by their own factor."""
+    """A calibration: a step takes `factor` x computed seconds + `extra_seconds`; prompts have their own factor."""
 
     decode_factor: float = 1.0
     decode_extra_seconds: float = 0.0
@@ -51,7 +51,7 @@ class Correction:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """All replicas together. Decoding alone, prompts alone, and both in the mix's proportion."""
+    """Speed of all replicas together: decoding alone, prompts alone, and both in the mix's proportion."""
 
     concurrency: int
     fits: bool
@@ -63,17 +63,20 @@ class Point:
     requests_per_second: float
 
     def output_tokens_per_second(self, mix: Mix) -> float:
-        """Output tokens per second of all requests."""
+        """Return the output tokens per second of all requests."""
         return self.requests_per_second * mix.output_tokens
 
     @property
     def stream_tokens_per_second(self) -> float:
-        """Return the speed of one stream, while no prompt is read."""
+        """Return the tokens per second of one stream while no prompt is read."""
         return self.tokens_per_step / self.step_seconds
 
 
 def tokens_per_step(drafted: int, acceptance: tuple[float, ...]) -> float:
-    """One, and each draft whose forerunners were accepted too; positions beyond the list accept as its last."""
+    """Return the tokens per step: one, and each draft that is accepted together with all drafts before it.
+
+    Positions beyond the list have its last share.
+    """
     total = reached = 1.0
     for number in range(drafted):
         reached *= acceptance[min(number, len(acceptance) - 1)]
@@ -81,11 +84,11 @@ def tokens_per_step(drafted: int, acceptance: tuple[float, ...]) -> float:
     return total
 
 
-# Machine and model, the load on them, and what measurements correct: each comes from another part of a plan.
+# Machine and model, the load, and the calibration: each comes from another part of a plan.
 def point(
     setup: Setup, memory: Memory, assumed: Assumptions, mix: Mix, concurrency: int, correction: Correction
 ) -> Point:
-    """Requests arrive as fast as they leave, so that always `concurrency` are there."""
+    """Return the speed while `concurrency` requests are always running."""
     roofline = Roofline(setup, memory.cache, assumed)
     sequences = math.ceil(concurrency / setup.layout.data)
     step = roofline.decode(sequences, mix.mean_context_tokens)
@@ -107,7 +110,7 @@ def point(
 
 
 def ceiling(setup: Setup, memory: Memory, tokens: int) -> int:
-    """Most requests at once: by memory, and by what the scheduler is told to take."""
+    """Return the largest concurrency that the memory and the scheduler's limit allow."""
     if not memory.fits:
         return 0
     by_memory = int(memory.cache.sequences(memory.cache_bytes, tokens)) * setup.layout.data
@@ -115,7 +118,7 @@ def ceiling(setup: Setup, memory: Memory, tokens: int) -> int:
 
 
 def concurrencies(most: int, asked: tuple[int, ...] = ()) -> tuple[int, ...]:
-    """Doubling up to the ceiling, or those asked for."""
+    """Return the given concurrencies, or 1, 2, 4 and so on up to the largest one."""
     if asked:
         return tuple(sorted(set(asked)))
     doubling = [2**power for power in range(max(1, most).bit_length()) if 2**power < most]

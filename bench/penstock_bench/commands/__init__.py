@@ -1,1 +1,1 @@
-"""The commands of this distribution, found by `penstock` through their entry points."""
+"""Define the commands of this distribution, which `penstock` finds through their entry points."""

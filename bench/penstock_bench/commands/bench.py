@@ -1,4 +1,4 @@
-"""`penstock bench`: load on a running service, and what comes of it."""
+"""Put load on a running service and report the result: `penstock bench`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _WIDTH = 120
 _SEED_STEP = 1000
-"""Between runs: a run uses its seed and the two after it."""
+"""Distance between the seeds of two runs: a run uses its seed and the two after it."""
 
 commands = typer.Typer(invoke_without_command=True)
 commands.command()(knee)
@@ -42,22 +42,34 @@ commands.command()(compare)
 @commands.callback()
 def bench(
     ctx: typer.Context,
-    concurrency: Annotated[int | None, typer.Option(min=1, help="Closed loop: so many callers. Default: 8.")] = None,
-    rate: Annotated[float | None, typer.Option(min=0.001, help="Open loop: Poisson, so many calls per second.")] = None,
-    burst: Annotated[int | None, typer.Option(min=1, help="Open loop: so many calls at one moment.")] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(min=1, help="Number of concurrent callers (closed loop). Default: 8.")
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(min=0.001, help="Calls per second, with Poisson arrivals (open loop).")
+    ] = None,
+    burst: Annotated[int | None, typer.Option(min=1, help="Number of calls sent at one moment (open loop).")] = None,
     every: Annotated[float, typer.Option(min=0.01, help="Seconds between bursts.")] = 10.0,
-    trace: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Replay of a trace file.")] = None,
-    trace_calls: Annotated[int | None, typer.Option(min=1, help="Only the first so many calls of the trace.")] = None,
-    speed: Annotated[float, typer.Option(min=0.001, help="The trace's pace, times this.")] = 1.0,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Measured, after the warm-up. A trace has its own.")] = 30.0,
-    warm_up: Annotated[float, typer.Option(min=0, help="Seconds of load before anything counts.")] = 5.0,
+    trace: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Trace file to replay (open loop).")
+    ] = None,
+    trace_calls: Annotated[
+        int | None, typer.Option(min=1, help="Number of calls of the trace to replay. Default: all.")
+    ] = None,
+    speed: Annotated[float, typer.Option(min=0.001, help="Factor of the trace's speed.")] = 1.0,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, help="Seconds to measure, after the warm-up. A trace has its own.")
+    ] = 30.0,
+    warm_up: Annotated[float, typer.Option(min=0, help="Seconds of warm-up, which are not counted.")] = 5.0,
     drain: b.Drain = 60.0,
-    runs: Annotated[int, typer.Option(min=1, max=1000, help="Repeat the load, with a new seed each time.")] = 1,
+    runs: Annotated[int, typer.Option(min=1, max=1000, help="Number of runs, each with a new seed.")] = 1,
     narrow: Annotated[
         list[str] | None,
-        typer.Option(metavar="FIGURE=PERCENT", help="Repeat until its 95 % interval is at most so wide to each side."),
+        typer.Option(
+            metavar="FIGURE=PERCENT", help="Repeat until the figure's 95 % interval is at most this wide to each side."
+        ),
     ] = None,
-    max_runs: Annotated[int, typer.Option(min=1, max=1000, help="Most runs with --narrow.")] = 20,
+    max_runs: Annotated[int, typer.Option(min=1, max=1000, help="Largest number of runs with --narrow.")] = 20,
     prompt_tokens: b.PromptTokens = "128",
     output_tokens: b.OutputTokens = "64",
     until_end: b.UntilEnd = False,
@@ -66,10 +78,10 @@ def bench(
     prefix_tokens: b.PrefixTokens = 64,
     deadline: b.Deadline = None,
     questions: b.Questions = None,
-    turns: Annotated[str, typer.Option(help="Calls per conversation: a mix, such as 1@3,2-8@1.")] = "1",
+    turns: Annotated[str, typer.Option(help="Mix of calls per conversation, such as 1@3,2-8@1.")] = "1",
     turn_tokens: Annotated[str, typer.Option(help="Mix of lengths of each later user message.")] = "32",
     keep_thought: Annotated[
-        bool, typer.Option("--keep-thought/--drop-thought", help="Send earlier thoughts back with their answers.")
+        bool, typer.Option("--keep-thought/--drop-thought", help="Send earlier thoughts with their answers.")
     ] = False,
     turn_pause: Annotated[float, typer.Option(min=0, help="Seconds between a reply and the next turn.")] = 0.0,
     objective: b.Objective = None,
@@ -77,19 +89,18 @@ def bench(
     seed: b.Seed = 0,
     connections: b.Connections = 1,
     flush_interval: Annotated[
-        float | None, typer.Option(min=0, help="Seconds to gather deltas, at the server.")
+        float | None, typer.Option(min=0, help="Seconds for which the server coalesces deltas.")
     ] = None,
-    resumable: Annotated[
-        bool, typer.Option("--resumable", help="Streams that the server keeps, as clients do.")
-    ] = False,
+    resumable: Annotated[bool, typer.Option("--resumable", help="Make streams resumable, as clients do.")] = False,
     pid: b.Pid = None,
     json: b.JsonFile = None,
-    rows: Annotated[bool, typer.Option("--rows", help="With --json: every call too.")] = False,
+    rows: Annotated[bool, typer.Option("--rows", help="Include each call (needs --json).")] = False,
     save_trace: Annotated[
-        Path | None, typer.Option(dir_okay=False, help="Write what was sent, to be replayed.")
+        Path | None, typer.Option(dir_okay=False, help="File for a trace of the calls, to be replayed.")
     ] = None,
     aiperf: Annotated[
-        Path | None, typer.Option(dir_okay=False, help="Write the figures as aiperf's profile_export_aiperf.json, too.")
+        Path | None,
+        typer.Option(dir_okay=False, help="File for the figures in the format of aiperf's profile_export_aiperf.json."),
     ] = None,
     target: o.Target = o.DEFAULT_TARGET,
     tls: o.Tls = None,
@@ -98,7 +109,7 @@ def bench(
     """Put load on a running service: percentiles, goodput, tokens per second, CPU and memory.
 
     Open loops (--rate, --burst, --trace) send by the clock, and latency counts from the intended moment, so that a slow
-    service cannot slow down its own measurement. Ctrl-C shows what was measured so far.
+    service cannot slow down its own measurement. Ctrl-C shows the results so far.
 
     `penstock bench knee` finds the largest rate that the service holds, `penstock bench compare` compares two results.
     """
@@ -120,7 +131,7 @@ def bench(
     repeat = Repeat(runs, max_runs, b.parsed(parse_narrow, narrow or [], "--narrow"))
     _refuse_repeating(repeat, ("--save-trace", save_trace), ("--aiperf", aiperf))
     if rows and json is None:
-        raise typer.BadParameter("goes with --json", param_hint="--rows")
+        raise typer.BadParameter("needs --json", param_hint="--rows")
     o.refuse_unwritable(("--json", json), ("--save-trace", save_trace), ("--aiperf", aiperf))
     run = _Bench(pattern, workload, options, objectives, repeat)
     exit_code = run.measure(target, o.encryption(tls, ca), connections, pid)
@@ -131,7 +142,7 @@ def bench(
 
 
 def _refuse_options_before(ctx: typer.Context) -> None:
-    """`penstock bench --rate 4 knee` would read the rate and not use it."""
+    """Refuse options before a subcommand: `penstock bench --rate 4 knee` would read the rate and not use it."""
     for name in ctx.params:
         source = ctx.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
@@ -186,7 +197,7 @@ def _conversation(turns: str, turn_tokens: str, keep_thought: bool, pause: float
 
 
 class _Bench:
-    """One load, once or repeatedly; there is something to show whenever it ends."""
+    """One load, run once or repeatedly. It has results to show whenever it ends."""
 
     def __init__(
         self, pattern: Pattern, workload: Workload, options: LoadOptions, objectives: Objectives, repeat: Repeat
@@ -202,7 +213,7 @@ class _Bench:
         self._notes = Console(stderr=True)
 
     def measure(self, target: str, tls: bool | Path | None, connections: int, pid: int | None) -> int:
-        """Return the exit code: not 0 where Ctrl-C or a failure ended it early."""
+        """Return the exit code, which is not 0 if Ctrl-C or a failure ended it early."""
         return ended(self._measure(target, tls, connections, pid), target, tls)
 
     async def _measure(self, target: str, tls: bool | Path | None, connections: int, pid: int | None) -> None:
@@ -230,7 +241,7 @@ class _Bench:
         return self._repeat.runs > 1 or bool(self._repeat.narrow)
 
     def _intervals(self) -> dict[str, Estimate]:
-        """Over complete runs or, of a single one, over its parts."""
+        """Return the intervals over complete runs or, for a single one, over its parts."""
         from penstock_bench.load import intervals
 
         whole = [load for load in self._loads if not load.interrupted]
@@ -245,7 +256,7 @@ class _Bench:
 
     @property
     def why_nothing(self) -> str:
-        """Why there is no call to show, and what to change."""
+        """Return the reason why there is no call to show, and what to change."""
         sent = self._loads[-1].live.sent if self._loads else 0
         return (
             f"no call began within the measured {self._options.seconds:g} s ({sent} began during the warm-up); "
@@ -253,7 +264,7 @@ class _Bench:
         )
 
     def report(self, json: str | None, rows: bool, save_trace: Path | None, aiperf: Path | None) -> bool:
-        """Show and write what was measured. Return False, without output, where no call was measured."""
+        """Show and write the results. Return False, without output, if no call was measured."""
 
         from penstock.files import replacing
         from penstock_bench.load import trace

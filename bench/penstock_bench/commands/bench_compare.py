@@ -1,4 +1,4 @@
-"""`penstock bench compare`: two results with confidence intervals."""
+"""Compare two results with confidence intervals: `penstock bench compare`."""
 
 from __future__ import annotations
 
@@ -16,17 +16,22 @@ if TYPE_CHECKING:
 
 
 def compare(
-    first: Annotated[Path, typer.Argument(metavar="A", exists=True, dir_okay=False, help="Result before.")],
-    second: Annotated[Path, typer.Argument(metavar="B", exists=True, dir_okay=False, help="Result after.")],
+    first: Annotated[
+        Path, typer.Argument(metavar="A", exists=True, dir_okay=False, help="File of the first result (A).")
+    ],
+    second: Annotated[
+        Path, typer.Argument(metavar="B", exists=True, dir_okay=False, help="File of the second result (B).")
+    ],
     fail_if_worse: Annotated[
-        bool, typer.Option("--fail-if-worse", help="Exit code 1 where B is worse in any figure by more than chance.")
+        bool,
+        typer.Option("--fail-if-worse", help="Exit with 1 if B is worse than A in any figure by more than chance."),
     ] = False,
     json: o.Json = False,
 ) -> None:
     """Compare two results of `penstock bench --json`, or of `bench knee --json`, with 95 % confidence intervals.
 
-    The intervals hold together: two equal services differ in any figure in at most one of twenty comparisons. Results
-    of several runs (--runs, --narrow) are better than single ones, because they show what differs from run to run.
+    All intervals hold together: two equal services differ in any figure in at most one of twenty comparisons. Results
+    of several runs (--runs, --narrow) are better than single ones, because they include the variation between runs.
     """
     from penstock_bench.load import intervals
     from penstock_bench.load.compare import compare as compared

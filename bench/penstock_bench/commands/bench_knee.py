@@ -1,4 +1,4 @@
-"""`penstock bench knee`: the largest arrival rate that a service holds, and the largest that keeps an objective."""
+"""Find the largest arrival rate that a service holds or that keeps an objective: `penstock bench knee`."""
 
 from __future__ import annotations
 
@@ -28,24 +28,31 @@ _WIDTH = 120
 # One parameter for each option.
 def knee(
     start: Annotated[
-        float | None, typer.Option(min=0.001, help="First rate, in calls per second. Default: one call after another.")
+        float | None, typer.Option(min=0.001, help="First rate in calls per second. Default: the rate of one caller.")
     ] = None,
-    calls: Annotated[int, typer.Option(min=50, max=1_000_000, help="Fewest calls measured at each rate.")] = 300,
-    seconds: Annotated[float, typer.Option(min=0, help="Shortest time measured at each rate.")] = 0.0,
+    calls: Annotated[int, typer.Option(min=50, max=1_000_000, help="Smallest number of calls at each rate.")] = 300,
+    seconds: Annotated[float, typer.Option(min=0, help="Shortest time in seconds at each rate.")] = 0.0,
     drain: b.Drain = 60.0,
     share: Annotated[
-        float, typer.Option(min=0.01, max=1.0, help="Share of the calls that must keep every objective.")
+        float, typer.Option(min=0.01, max=1.0, help="Share of calls that must keep all objectives.")
     ] = 0.95,
     tolerance: Annotated[
-        float, typer.Option(min=0.001, max=1.0, help="How far apart the rates that hold and fail may be at the end.")
+        float,
+        typer.Option(
+            min=0.001, max=1.0, help="Largest distance, as a share, of the rates that hold and fail at the end."
+        ),
     ] = 0.05,
-    max_points: Annotated[int, typer.Option(min=3, max=1000, help="Most rates that one search measures.")] = 24,
-    runs: Annotated[int, typer.Option(min=1, max=1000, help="Repeat the search; two or more give an interval.")] = 1,
+    max_points: Annotated[int, typer.Option(min=3, max=1000, help="Largest number of rates in one search.")] = 24,
+    runs: Annotated[int, typer.Option(min=1, max=1000, help="Number of searches; two or more give an interval.")] = 1,
     narrow: Annotated[
         float | None,
-        typer.Option(min=0.01, max=100, help="Repeat until the knee's 95 % interval is so many percent to each side."),
+        typer.Option(
+            min=0.01,
+            max=100,
+            help="Repeat until the knee's 95 % interval is at most this many percent wide to each side.",
+        ),
     ] = None,
-    max_runs: Annotated[int, typer.Option(min=1, max=1000, help="Most searches with --narrow.")] = 20,
+    max_runs: Annotated[int, typer.Option(min=1, max=1000, help="Largest number of searches with --narrow.")] = 20,
     prompt_tokens: b.PromptTokens = "128",
     output_tokens: b.OutputTokens = "64",
     until_end: b.UntilEnd = False,
@@ -65,9 +72,9 @@ def knee(
 ) -> None:
     """Find the knee of a running service by bisection: the rate above which calls pile up.
 
-    With --objective also the largest rate at which a share of the calls keeps every objective. Each rate is an open
-    loop of Poisson arrivals. Nobody else should use the service meanwhile: the search overloads it. Ctrl-C shows what
-    is known so far.
+    With --objective it also finds the largest rate at which a share of the calls keeps all objectives. Each rate is an
+    open loop of Poisson arrivals. The search overloads the service, so nobody else should use it meanwhile. Ctrl-C
+    shows the results so far.
     """
     from penstock_bench.load import intervals
     from penstock_bench.load.knee import Criteria
@@ -94,7 +101,7 @@ def knee(
 
 
 class _Knee:
-    """One or more searches; there is something to show whenever they end."""
+    """One or more searches. They have results to show whenever they end."""
 
     def __init__(self, workload: Workload, options: LoadOptions, criteria: Criteria, repeat: Repeat) -> None:
         from rich.console import Console
@@ -136,7 +143,7 @@ class _Knee:
                 self.why_nothing = str(none)
 
     def report(self, json: str | None) -> bool:
-        """Show and write what was found. Return False, without output, where no rate was measured."""
+        """Show and write the results. Return False, without output, if no rate was measured."""
 
         if self._search is None or self._card is None or not self._search.points:
             return False
@@ -148,7 +155,7 @@ class _Knee:
 
 
 def show(console: Console, search: KneeSearch, repeat: Repeat) -> None:
-    """The points in order of their rate, then what they say."""
+    """Print the points in order of their rate, then the result."""
     from penstock_bench.load import intervals, report
 
     columns = ("calls/s", "ended/s", "output tok/s", "calls", "growth", "lost", "first token p95", "end to end p95")

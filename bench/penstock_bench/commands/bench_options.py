@@ -1,4 +1,4 @@
-"""Options that `penstock bench` and `penstock bench knee` share, and what they are turned into."""
+"""Define the options that `penstock bench` and `penstock bench knee` share, and convert them."""
 
 from __future__ import annotations
 
@@ -14,25 +14,32 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PromptTokens = Annotated[str, typer.Option(help="Mix of lengths, such as 128@3,1024-2048@1.")]
-OutputTokens = Annotated[str, typer.Option(help="Mix of lengths; empty: as long as the service lets.")]
-UntilEnd = Annotated[bool, typer.Option("--until-end", help="Outputs may end before their length.")]
-Thinking = Annotated[str, typer.Option(help="Mix of modes, such as fast@3,thinking:64@1,auto.")]
-Prefixes = Annotated[int, typer.Option(min=0, help="Prompts begin with one of so many shared ones.")]
-PrefixTokens = Annotated[int, typer.Option(min=1, help="Length of a shared prefix, part of the prompt.")]
-Deadline = Annotated[float | None, typer.Option(min=0.001, help="Seconds that each call is given.")]
+PromptTokens = Annotated[str, typer.Option(help="Mix of prompt lengths, such as 128@3,1024-2048@1.")]
+OutputTokens = Annotated[str, typer.Option(help="Mix of output lengths; empty: up to the service's limit.")]
+UntilEnd = Annotated[bool, typer.Option("--until-end", help="Allow outputs to end before their length.")]
+Thinking = Annotated[str, typer.Option(help="Mix of thinking modes, such as fast@3,thinking:64@1,auto.")]
+Prefixes = Annotated[int, typer.Option(min=0, help="Number of shared prefixes; 0: each prompt is different.")]
+PrefixTokens = Annotated[int, typer.Option(min=1, help="Tokens of a shared prefix, which is a part of the prompt.")]
+Deadline = Annotated[float | None, typer.Option(min=0.001, help="Deadline of each call in seconds.")]
 Questions = Annotated[
     Path | None,
-    typer.Option(exists=True, dir_okay=False, help="JSON lines with prompt and kind, sent in place of made-up text."),
+    typer.Option(
+        exists=True, dir_okay=False, help="File of JSON lines with prompt and kind, sent instead of made-up text."
+    ),
 ]
 Objective = Annotated[
     list[str] | None, typer.Option(metavar="NAME=SECONDS", help="first-token, first-answer, per-token, end-to-end.")
 ]
-Seed = Annotated[int, typer.Option(help="Of arrivals and lengths.")]
-Connections = Annotated[int, typer.Option(min=1, max=64, help="Calls go round over so many.")]
-Drain = Annotated[float, typer.Option(min=0, help="Most seconds that calls under way get at the end.")]
-JsonFile = Annotated[str | None, typer.Option(metavar="FILE", help="Write everything as JSON; `-` is stdout.")]
-Pid = Annotated[int | None, typer.Option(help="The service's process here; default: the one that listens at loopback.")]
+Seed = Annotated[int, typer.Option(help="Seed of arrivals and lengths.")]
+Connections = Annotated[int, typer.Option(min=1, max=64, help="Number of connections; calls use them in turns.")]
+Drain = Annotated[float, typer.Option(min=0, help="Longest time in seconds to wait for running calls at the end.")]
+JsonFile = Annotated[str | None, typer.Option(metavar="FILE", help="File for all results as JSON; `-` is stdout.")]
+Pid = Annotated[
+    int | None,
+    typer.Option(
+        help="Process id of the service on this machine. Default: the one that listens at the target on loopback."
+    ),
+]
 
 
 # One parameter for each option.

@@ -1,4 +1,4 @@
-"""The service that a bench measures, and the JSON that a bench writes."""
+"""Connect to the service to measure, and write the results as JSON."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A connected service. `not_local`: why its processes are not watched; None where they are."""
+    """A connected service. `not_local` is the reason why its processes are not observed; None if they are."""
 
     clients: Sequence[AsyncClient]
     card: ModelCard
@@ -34,7 +34,7 @@ class Service:
 
 @asynccontextmanager
 async def connected(target: str, tls: bool | Path | None, connections: int, pid: int | None) -> AsyncIterator[Service]:
-    """Connect, and learn what made-up prompts need. Raises PenstockError."""
+    """Connect, and measure the lengths of made-up words in tokens. Raises PenstockError."""
     from penstock_bench.load import processes
     from penstock_bench.load.prompts import Prompts
 
@@ -52,7 +52,7 @@ async def connected(target: str, tls: bool | Path | None, connections: int, pid:
 
 
 def write_json(json: str, card: ModelCard, figures: dict[str, Any]) -> None:
-    """Write the figures with where and of what they are; `-` is stdout. Raises FileNotWritten."""
+    """Write the figures with the facts about service and machine; `-` is stdout. Raises FileNotWritten."""
     from penstock.files import write_text
     from penstock_bench.load.machine import client_machine, model_facts
 

@@ -1,4 +1,4 @@
-"""`penstock eval`: questions with known answers, asked of a running service at budgets and modes."""
+"""Ask a running service questions with known answers at budgets and modes: `penstock eval`."""
 
 from __future__ import annotations
 
@@ -28,21 +28,30 @@ NumberT = TypeVar("NumberT", int, float)
 
 # One parameter for each option.
 def evaluate(
-    questions: Annotated[int, typer.Option(min=1, help="How many to ask, each kind in proportion.")] = 500,
-    budgets: Annotated[str, typer.Option(help="Thought tokens for THINKING; -1 is no limit.")] = "0,4,8,16,32,64,-1",
-    modes: Annotated[str, typer.Option(help="Which of fast, thinking, auto.")] = ",".join(MODES),
-    deadlines: Annotated[str, typer.Option(help="Seconds; AUTO once more inside each. Empty: none.")] = "2",
-    concurrency: Annotated[int, typer.Option(min=1, help="Calls at a time.")] = 16,
-    seed: Annotated[int, typer.Option(help="Which of the file's questions, where not all are asked.")] = 0,
+    questions: Annotated[int, typer.Option(min=1, help="Number of questions, each kind in proportion.")] = 500,
+    budgets: Annotated[
+        str, typer.Option(help="Thinking budgets in tokens, separated by commas; -1 is no limit.")
+    ] = "0,4,8,16,32,64,-1",
+    modes: Annotated[str, typer.Option(help="Modes, separated by commas: fast, thinking, auto.")] = ",".join(MODES),
+    deadlines: Annotated[
+        str, typer.Option(help="Deadlines in seconds; AUTO runs once more within each. Empty: none.")
+    ] = "2",
+    concurrency: Annotated[int, typer.Option(min=1, help="Number of concurrent calls.")] = 16,
+    seed: Annotated[int, typer.Option(help="Seed that selects the questions if not all are asked.")] = 0,
     questions_file: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="Your own, one JSON object per line.")
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="File of your own questions, one JSON object per line."),
     ] = None,
-    max_output_tokens: Annotated[int, typer.Option(min=1, help="Most output tokens, thought plus answer.")] = 512,
-    answer_reserve: Annotated[int | None, typer.Option(min=1, help="Output tokens kept back for the answer.")] = None,
-    json: Annotated[str | None, typer.Option(metavar="FILE", help="Write everything as JSON; `-` is stdout.")] = None,
-    rows: Annotated[bool, typer.Option("--rows", help="With --json: every reply too.")] = False,
-    plot: Annotated[Path | None, typer.Option(dir_okay=False, help="Write the picture (.png, .svg, .pdf).")] = None,
-    check: Annotated[bool, typer.Option("--check", help="Exit code 1 unless thought earns what it costs.")] = False,
+    max_output_tokens: Annotated[
+        int, typer.Option(min=1, help="Largest number of output tokens, thought plus answer.")
+    ] = 512,
+    answer_reserve: Annotated[int | None, typer.Option(min=1, help="Output tokens reserved for the answer.")] = None,
+    json: Annotated[
+        str | None, typer.Option(metavar="FILE", help="File for all results as JSON; `-` is stdout.")
+    ] = None,
+    rows: Annotated[bool, typer.Option("--rows", help="Include each reply (needs --json).")] = False,
+    plot: Annotated[Path | None, typer.Option(dir_okay=False, help="File for the plot (.png, .svg or .pdf).")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Exit with 1 unless thought is worth its cost.")] = False,
     target: o.Target = o.DEFAULT_TARGET,
     tls: o.Tls = None,
     ca: o.Ca = None,
@@ -50,7 +59,7 @@ def evaluate(
     """Ask a running service questions with known answers: accuracy against thought tokens, latency and cost.
 
     The shipped questions are held out from the demo model's training: 600 of twelve kinds, half of which need thought.
-    Everything is greedy. Ctrl-C shows what was measured so far.
+    Decoding is greedy. Ctrl-C shows the results so far.
     """
     from penstock_bench.evaluation.measure import EvaluationOptions
     from penstock_bench.evaluation.settings import settings_of
@@ -58,15 +67,15 @@ def evaluate(
     picked, file = _questions(questions_file, questions, seed)
     settings = settings_of(_numbers(budgets, int, -1, "--budgets"), _modes(modes), _numbers(deadlines, float, 0.001))
     if not settings:
-        raise typer.BadParameter("nothing to measure: no mode, or thinking without a budget")
+        raise typer.BadParameter("must name at least one mode, and thinking needs --budgets")
     if rows and json is None:
-        raise typer.BadParameter("goes with --json", param_hint="--rows")
+        raise typer.BadParameter("needs --json", param_hint="--rows")
     _refuse_unwritable(json, plot)
     run = _Run(picked, file, settings, EvaluationOptions(concurrency, max_output_tokens, answer_reserve))
     exit_code = run.measure(target, o.encryption(tls, ca))
     checks_hold = run.report(json, rows, plot, check)
     if checks_hold is None:
-        exit_code = nothing_measured(exit_code, "no question was answered; nothing to show")
+        exit_code = nothing_measured(exit_code, "no question was answered, so there is no result")
     if exit_code or not checks_hold:
         raise typer.Exit(exit_code or EXIT_REFUSED)
 
@@ -85,7 +94,7 @@ def _numbers(text: str, kind: type[NumberT], least: float, option: str = "--dead
     try:
         numbers = [kind(one) for one in text.split(",") if one.strip()]
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is no list of numbers with commas between", param_hint=option) from None
+        raise typer.BadParameter(f"must be numbers separated by commas, got {text!r}", param_hint=option) from None
     if wrong := [one for one in numbers if not least <= one < 2**31]:
         raise typer.BadParameter(f"{wrong[0]} is not in range", param_hint=option)
     return numbers
@@ -94,22 +103,24 @@ def _numbers(text: str, kind: type[NumberT], least: float, option: str = "--dead
 def _modes(text: str) -> list[str]:
     chosen = [mode.strip() for mode in text.split(",") if mode.strip()]
     if unknown := set(chosen) - set(MODES):
-        raise typer.BadParameter(f"{sorted(unknown)[0]!r} is none of {', '.join(MODES)}", param_hint="--modes")
+        raise typer.BadParameter(
+            f"must be one or more of {', '.join(MODES)}, got {sorted(unknown)[0]!r}", param_hint="--modes"
+        )
     return chosen
 
 
 def _refuse_unwritable(json: str | None, plot: Path | None) -> None:
-    """Before the work rather than after it."""
+    """Check the plot's format and matplotlib before the work, not after it."""
     if plot is not None:
         if find_spec("matplotlib") is None:
             raise typer.BadParameter("needs matplotlib: pip install 'penstock-bench[plots]'", param_hint="--plot")
         if plot.suffix not in PICTURES:
-            raise typer.BadParameter(f"{plot}: ends in none of {', '.join(PICTURES)}", param_hint="--plot")
+            raise typer.BadParameter(f"must end in one of {', '.join(PICTURES)}, got {plot}", param_hint="--plot")
     o.refuse_unwritable(("--json", json), ("--plot", plot))
 
 
 class _Run:
-    """One evaluation. Rows gather as they come, so that there is something to show whenever it ends."""
+    """One evaluation. It collects rows as they come, so that it has results to show whenever it ends."""
 
     def __init__(
         self, questions: list[Question], file: Path, settings: list[Setting], options: EvaluationOptions
@@ -122,7 +133,7 @@ class _Run:
         self._notes = Console(stderr=True)
 
     def measure(self, target: str, tls: bool | Path | None) -> int:
-        """Fills the rows. The exit code: not 0 where Ctrl-C or a failure ended it early."""
+        """Measure the rows. Return the exit code, which is not 0 if Ctrl-C or a failure ended it early."""
         return ended(self._measure(target, tls), target, tls)
 
     async def _measure(self, target: str, tls: bool | Path | None) -> None:
@@ -152,7 +163,7 @@ class _Run:
 
                 def keep(row: Row) -> None:
                     """Store a row and show the progress."""
-                    # A log has no bar: there, a line per setting says that it goes on.
+                    # A log has no progress bar: there, each setting has a line.
                     if not self._notes.is_terminal and (not self._rows or self._rows[-1].setting != row.setting):
                         self._notes.out(f"{row.setting} ...", highlight=False)
                     self._rows.append(row)
@@ -161,7 +172,7 @@ class _Run:
                 await measure(client, self._questions, self._settings, self._options, keep)
 
     def report(self, json: str | None, rows: bool, plot: Path | None, check: bool) -> bool | None:
-        """Show and write what there is. Return whether all checks that were asked for hold; None without any answer."""
+        """Show and write the results. Return whether all requested checks hold; None without any answer."""
 
         from penstock.files import replacing, write_text
         from penstock_bench.evaluation import report

@@ -1,4 +1,4 @@
-"""RoutingService.GetExpertLoad, for `penstock pilot`."""
+"""Call RoutingService.GetExpertLoad for `penstock pilot`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Ask = Callable[[routing_pb2.GetExpertLoadRequest], Awaitable[routing_pb2.GetExpe
 
 @asynccontextmanager
 async def asking(target: str, tls: bool | Path | None, timeout_seconds: float) -> AsyncIterator[Ask]:
-    """Gives the call, which raises PenstockError."""
+    """Yield the call, which raises PenstockError."""
     target, key, encryption = resolve(target, None, tls)
     metadata = metadata_for(target, key, encryption)
     credentials, options = credentials_for(encryption), options_for(target, ())

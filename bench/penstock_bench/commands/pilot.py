@@ -1,4 +1,4 @@
-"""`penstock pilot`: a graded sequence of loads on a running service, and a report about it."""
+"""Run a graded sequence of loads on a running service and write a report: `penstock pilot`."""
 
 from __future__ import annotations
 
@@ -23,48 +23,63 @@ _OBJECTIVES = ("first-token=1", "per-token=0.1")
 
 # One parameter for each option.
 def pilot(
-    out: Annotated[Path, typer.Option(file_okay=False, help="Directory for pilot.html, .md and .json.")] = Path(
-        "pilot"
-    ),
-    quick: Annotated[bool, typer.Option("--quick", help="A few minutes on two cores, in place of an hour.")] = False,
-    concurrency: Annotated[str | None, typer.Option(help="Callers to sweep over, such as 1,8,64.")] = None,
-    context: Annotated[str | None, typer.Option(help="Prompt lengths to sweep over, in tokens.")] = None,
-    budgets: Annotated[str | None, typer.Option(help="Thought tokens to sweep over; -1 is no limit.")] = None,
-    questions: Annotated[int | None, typer.Option(min=1, help="How many to ask at each budget.")] = None,
-    seconds: Annotated[float | None, typer.Option(min=0.2, help="Measured per stage of each sweep.")] = None,
-    soak_seconds: Annotated[float | None, typer.Option(min=0.2, help="Of the soak.")] = None,
+    out: Annotated[
+        Path, typer.Option(file_okay=False, help="Directory for pilot.html, pilot.md and pilot.json.")
+    ] = Path("pilot"),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Run for a few minutes on two cores instead of an hour.")
+    ] = False,
+    concurrency: Annotated[str | None, typer.Option(help="Numbers of callers to measure, such as 1,8,64.")] = None,
+    context: Annotated[str | None, typer.Option(help="Prompt lengths to measure, in tokens.")] = None,
+    budgets: Annotated[str | None, typer.Option(help="Thinking budgets to measure, in tokens; -1 is no limit.")] = None,
+    questions: Annotated[int | None, typer.Option(min=1, help="Number of questions at each budget.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=0.2, help="Seconds to measure in each stage.")] = None,
+    soak_seconds: Annotated[float | None, typer.Option(min=0.2, help="Seconds of the soak.")] = None,
     knee_points: Annotated[
-        int | None, typer.Option(min=0, max=1000, help="Most rates to search the knee with; 0: no search.")
+        int | None,
+        typer.Option(min=0, max=1000, help="Largest number of rates in the search for the knee; 0: no search."),
     ] = None,
     objective: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=SECONDS", help=f"As in `penstock bench`. Default: {', '.join(_OBJECTIVES)}."),
     ] = None,
     gpu_hour_usd: Annotated[float | None, typer.Option(min=0, help="Price of one GPU (or machine) per hour.")] = None,
-    gpus: Annotated[int, typer.Option(min=1, help="How many the service runs on.")] = 1,
+    gpus: Annotated[int, typer.Option(min=1, help="Number of GPUs (or machines) of the service.")] = 1,
     hosted_input_usd: Annotated[
         float | None, typer.Option(min=0, help="Hosted list price per million input tokens. Default: the price list's.")
     ] = None,
-    hosted_output_usd: Annotated[float | None, typer.Option(min=0, help="The same for output tokens.")] = None,
+    hosted_output_usd: Annotated[
+        float | None,
+        typer.Option(min=0, help="Hosted list price per million output tokens. Default: the price list's."),
+    ] = None,
     metrics: Annotated[
-        str | None, typer.Option(metavar="URL", help="The service's Prometheus endpoint, http://host:port/metrics.")
+        str | None,
+        typer.Option(metavar="URL", help="URL of the service's Prometheus endpoint, http://host:port/metrics."),
     ] = None,
     pid: Annotated[
-        int | None, typer.Option(help="The service's process here; default: who listens at loopback.")
+        int | None,
+        typer.Option(
+            help="Process id of the service on this machine. Default: the one that listens at the target on loopback."
+        ),
     ] = None,
     report: Annotated[
         Path | None,
-        typer.Option("--report", exists=True, dir_okay=False, help="No measuring: write this result again."),
+        typer.Option(
+            "--report",
+            exists=True,
+            dir_okay=False,
+            help="File of an earlier result whose report to write, without measuring.",
+        ),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="The result as JSON on stdout, too.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, too.")] = False,
     target: o.Target = o.DEFAULT_TARGET,
     tls: o.Tls = None,
     ca: o.Ca = None,
 ) -> None:
     """Measure a running service from one caller to its limits, and write a report with costs and red flags.
 
-    It sweeps callers, prompt lengths and thinking budgets (with accuracy), then rates, bursts and a soak. Ctrl-C writes
-    what there is. `penstock plan --calibrate pilot.json` reads the result.
+    It measures numbers of callers, prompt lengths and thinking budgets (with accuracy), then rates, bursts and a soak.
+    Ctrl-C writes the report so far. `penstock plan --calibrate pilot.json` reads the result.
     """
     from penstock_bench.load.statistics import Objectives
     from rich.console import Console
@@ -85,13 +100,15 @@ def pilot(
     if result is not None:
         _write(_priced(result, given, gpus), out, json, notes)
     else:
-        exit_code = nothing_measured(exit_code, "the pilot ended without a measurement; no report was written")
+        exit_code = nothing_measured(
+            exit_code, "the pilot ended before the first measurement, so no report was written"
+        )
     if exit_code:
         raise typer.Exit(exit_code)
 
 
 def _refuse_file(out: Path) -> None:
-    """Before the work rather than after it."""
+    """Check that the directory can be written before the work, not after it."""
     o.refuse_unwritable(("--out", out / "pilot.json" if out.is_dir() else out))
 
 
@@ -136,12 +153,14 @@ def _whole(text: str, least: int, name: str) -> tuple[int, ...]:
     except ValueError:
         numbers = ()
     if not numbers or any(not least <= number < 2**31 for number in numbers):
-        raise typer.BadParameter(f"{text!r} is no list of numbers from {least} on, with commas", param_hint=option)
+        raise typer.BadParameter(
+            f"must be numbers of at least {least}, separated by commas, got {text!r}", param_hint=option
+        )
     return numbers
 
 
 def _priced(result: Result, given: dict[str, float | None], gpus: int) -> Result:
-    """With the prices given or, for the hosted ones, those of the service's own list for the shortest prompts."""
+    """Return the result with the given prices; hosted ones default to the service's price list for short prompts."""
     from penstock_bench.pilot.results import Prices
 
     known = {name: value for name, value in given.items() if value is not None}
@@ -165,7 +184,7 @@ def _float(text: str | None) -> float | None:
 
 
 def _write(result: Result, out: Path, json: bool, notes: Console) -> None:
-    """The three files; on stdout what matters most."""
+    """Write the three files, and print the summary on stdout."""
     from penstock.files import write_text
     from penstock_bench.pilot.flag import State
     from penstock_bench.pilot.render import to_html, to_markdown
@@ -183,7 +202,7 @@ def _write(result: Result, out: Path, json: bool, notes: Console) -> None:
         for flag in made.flags:
             if flag.state is State.RAISED:
                 typer.echo(f"RED FLAG  {flag.title}: {flag.evidence}")
-    # Last: where the disk is full, an hour's figures have been shown.
+    # Written last, so that a full disk does not lose the summary.
     out.mkdir(exist_ok=True)
     write_text(out / "pilot.json", text)
     write_text(out / "pilot.html", to_html(made))

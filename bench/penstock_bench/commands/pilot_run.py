@@ -1,4 +1,4 @@
-"""One run of `penstock pilot`: connects, looks at what can be seen, runs the grades, shows progress."""
+"""Run one pilot: connect, find out what can be observed, run the stages, and show progress."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _ASK_SECONDS = 10.0
 
 
 class PilotRun:
-    """One pilot; there is something to write whenever it ends."""
+    """One pilot. It has a result to write whenever it ends."""
 
     def __init__(self, scenario: Scenario, objectives: Objectives, quick: bool, notes: Console) -> None:
         self._scenario, self._objectives, self._quick, self._notes = scenario, objectives, quick, notes
@@ -48,7 +48,7 @@ class PilotRun:
         self._no_experts: str | None = "the pilot ended before it was asked for"
 
     def measure(self, target: str, tls: bool | Path | None, metrics: str | None, pid: int | None) -> int:
-        """The exit code: not 0 where Ctrl-C or a failure ended it early."""
+        """Measure. Return the exit code, which is not 0 if Ctrl-C or a failure ended it early."""
         return ended(self._measure(target, tls, metrics, pid), target, tls)
 
     async def _measure(self, target: str, tls: bool | Path | None, metrics: str | None, pid: int | None) -> None:
@@ -105,7 +105,7 @@ class PilotRun:
                 await asyncio.sleep(_TERMINAL_SECONDS)
 
     def result(self, target: str) -> Result | None:
-        """Without prices. None where nothing was measured."""
+        """Return the result without prices; None if nothing was measured."""
         from penstock_bench.load.machine import model_facts
         from penstock_bench.pilot.results import Prices, Result, points_of
 

@@ -1,4 +1,4 @@
-"""`penstock plan`: capacity on paper for a model on devices, before any are bought."""
+"""Compute capacity and cost of a model on devices before any are bought: `penstock plan`."""
 
 from __future__ import annotations
 
@@ -28,58 +28,86 @@ if TYPE_CHECKING:
 PICTURES = (".png", ".svg", ".pdf")
 MIN_WIDTH = 150
 DEFAULT_BATCH_TOKENS = 2048
-"""vLLM's, where the configuration says nothing."""
+"""vLLM's default, if the configuration has no value."""
 _HOSTED = "pricing.tiers"
 
 
 # One parameter for each option.
 def plan(
-    model: Annotated[str | None, typer.Option(help="Known name, directory, or config.json. Default: the demo.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Name of a known model, directory, or config.json. Default: the demo model.")
+    ] = None,
     device: Annotated[
-        str, typer.Option(help="h100, h200, b200, b300, a100, l40s, mi300x, mi355x, cpu, or your own.")
+        str, typer.Option(help="Device: h100, h200, b200, b300, a100, l40s, mi300x, mi355x, cpu, or one of --devices.")
     ] = "h100",
-    count: Annotated[int, typer.Option(min=1, help="How many devices.")] = 1,
-    tensor: Annotated[int | None, typer.Option(min=1, help="Devices per replica; default: as the service.")] = None,
-    data: Annotated[int | None, typer.Option(min=1, help="Replicas; default: as the service decides.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="Number of devices.")] = 1,
+    tensor: Annotated[
+        int | None, typer.Option(min=1, help="Devices per replica. Default: as the service chooses.")
+    ] = None,
+    data: Annotated[
+        int | None, typer.Option(min=1, help="Number of replicas. Default: as the service chooses.")
+    ] = None,
     input_tokens: Annotated[int, typer.Option("--input", min=1, help="Prompt tokens of a request.")] = 2000,
     thought_tokens: Annotated[int, typer.Option("--thought", min=0, help="Thought tokens of a request.")] = 1000,
     answer_tokens: Annotated[int, typer.Option("--answer", min=1, help="Answer tokens of a request.")] = 500,
-    cached_share: Annotated[float, typer.Option(min=0, max=1, help="Of the prompt, found in the prefix cache.")] = 0.0,
-    context: Annotated[int | None, typer.Option(min=1, help="Tell how many contexts of this many tokens fit.")] = None,
-    concurrency: Annotated[str, typer.Option(help="Requests at once, such as 1,8,64. Default: up to the most.")] = "",
-    usd_per_device_hour: Annotated[float | None, typer.Option(min=0, help="Default: the table's.")] = None,
-    hosted_input: Annotated[float | None, typer.Option(min=0, help="Hosted USD per million input tokens.")] = None,
-    hosted_output: Annotated[float | None, typer.Option(min=0, help="Hosted USD per million output tokens.")] = None,
+    cached_share: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the prompt that comes from the prefix cache.")
+    ] = 0.0,
+    context: Annotated[int | None, typer.Option(min=1, help="Show how many contexts of this many tokens fit.")] = None,
+    concurrency: Annotated[
+        str, typer.Option(help="Concurrencies, such as 1,8,64. Default: 1, 2, 4 and so on up to the largest.")
+    ] = "",
+    usd_per_device_hour: Annotated[
+        float | None, typer.Option(min=0, help="Price per device and hour in USD. Default: the table's.")
+    ] = None,
+    hosted_input: Annotated[
+        float | None, typer.Option(min=0, help="Hosted price in USD per million input tokens.")
+    ] = None,
+    hosted_output: Annotated[
+        float | None, typer.Option(min=0, help="Hosted price in USD per million output tokens.")
+    ] = None,
     acceptance: Annotated[
         str,
         typer.Option(help="Shares of MTP's drafts accepted by position, 0.9,0.8; or a kind of text: code, prose, ..."),
     ] = "coding",
     interactivity: Annotated[
-        float | None, typer.Option(min=0.1, help="Tell the price at so many tokens per second for each user.")
+        float | None,
+        typer.Option(min=0.1, help="Show the best layout that gives each user this many tokens per second."),
     ] = None,
-    nvfp4: Annotated[bool, typer.Option("--nvfp4", help="The experts' weights are NVFP4 (planned only).")] = False,
+    nvfp4: Annotated[
+        bool, typer.Option("--nvfp4", help="Plan with the experts' weights in NVFP4 (the service does not run it).")
+    ] = False,
     bandwidth_share: Annotated[
-        float | None, typer.Option(min=0.01, max=1, help="Of the peak, reached. Default: fitted.")
+        float | None,
+        typer.Option(min=0.01, max=1, help="Share of the peak bandwidth that is reached. Default: fitted."),
     ] = None,
     compute_share: Annotated[
-        float | None, typer.Option(min=0.01, max=1, help="Of the peak, reached on one device. Default: fitted.")
+        float | None,
+        typer.Option(
+            min=0.01, max=1, help="Share of the peak arithmetic that is reached on one device. Default: fitted."
+        ),
     ] = None,
-    step_ms: Annotated[float | None, typer.Option(min=0, help="Fixed time per engine step. Default: fitted.")] = None,
-    fixed_gib: Annotated[float, typer.Option(min=0, help="Memory per GPU for runtime, links and graphs.")] = 2.0,
+    step_ms: Annotated[
+        float | None, typer.Option(min=0, help="Fixed milliseconds of each engine step. Default: fitted.")
+    ] = None,
+    fixed_gib: Annotated[float, typer.Option(min=0, help="GiB per GPU for runtime, links and graphs.")] = 2.0,
     calibrate: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="A pilot's result: bends the speed to it.")
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="File of a pilot's result, with which the speed is calibrated."),
     ] = None,
     devices: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="TOML with your own devices.")
+        Path | None, typer.Option(exists=True, dir_okay=False, help="TOML file with your own devices.")
     ] = None,
-    png: Annotated[Path | None, typer.Option(dir_okay=False, help="Draw speed and cost (.png, .svg, .pdf).")] = None,
+    png: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="File for a plot of speed and cost (.png, .svg or .pdf).")
+    ] = None,
     config: o.ConfigFile = None,
     settings: o.Settings = None,
     json: o.Json = False,
 ) -> None:
-    """Capacity on paper: what fits, how many contexts, how fast at best, what a million tokens cost.
+    """Compute capacity: what fits, how many contexts, the speed, and the cost of a million tokens.
 
-    Decides layout and features as the service would, from the same configuration. Exit code 1 where it does not fit.
+    It chooses layout and features as the service would, from the same configuration. Exits with 1 if it does not fit.
     """
     from penstock_bench.capacity.acceptance import read_acceptance
     from penstock_bench.capacity.devices import find_device, load_devices
@@ -88,7 +116,7 @@ def plan(
 
     _refuse_unwritable(png)
     if (hosted_input is None) != (hosted_output is None):
-        raise typer.BadParameter("give both or none", param_hint="--hosted-input, --hosted-output")
+        raise typer.BadParameter("must be given together", param_hint="--hosted-input, --hosted-output")
     flags = {} if model is None else {"engine.model": model}
     flags |= {} if tensor is None else {"engine.tensor_parallel_size": str(tensor)}
     flags |= {} if data is None else {"engine.data_parallel_size": str(data)}
@@ -113,7 +141,7 @@ def plan(
 
 @dataclass(frozen=True)
 class _Numbers:
-    """Given or not."""
+    """Prices and other values that are given as options, or None."""
 
     context: int | None
     concurrency: tuple[int, ...]
@@ -143,7 +171,7 @@ class _Numbers:
         )
 
     def _hosted(self, config: Config, mix: Mix, model: str) -> Hosted | None:
-        """Given, else configured, else the shipped list price of this very model."""
+        """Return the given price, else the configured one, else the shipped list price of this model."""
         from penstock_bench.capacity.cost import Hosted, hosted_price
 
         given_input, given_output = self.hosted
@@ -160,7 +188,7 @@ class _Numbers:
 def _setup(
     engine: EngineSettings, device: DeviceSpec, count: int, fixed: int, nvfp4: bool
 ) -> tuple[Setup, tuple[Decision, ...]]:
-    """As the service would decide it. Raises ConfigError."""
+    """Return the setup that the service would choose. Raises ConfigError."""
     from penstock.engine.sizing.shape import read_shape
     from penstock.engine.sizing.weights import ParallelLayout
     from penstock.engine.vllm.checkpoint import read_facts
@@ -193,14 +221,14 @@ def _setup(
 
 
 def _name(engine: EngineSettings, checkpoint: ModelCheckpoint) -> str:
-    """As the service would call it; official models by their whole name."""
+    """Return the model's name as the service would; official models have their whole name."""
     if engine.served_model_name or not checkpoint.is_local:
         return engine.served_model_name or checkpoint.model
     return Path(engine.model).name if engine.model else "penstock-demo"
 
 
 def _resolved(engine: EngineSettings, checkpoint: ModelCheckpoint, device: DeviceSpec, count: int) -> Resolved:
-    """Where the service would refuse for want of memory, all devices together, so that the plan shows by how much."""
+    """Return a layout of all devices for a model that does not fit, so that the plan shows the memory it lacks."""
     from penstock.engine.vllm.features import Devices, resolve
     from penstock.errors import ConfigError
 
@@ -219,7 +247,7 @@ def _calibration(file: Path | None, setup: Setup, assumed: Assumptions) -> Calla
     return None if file is None else lambda memory: fit(setup, memory, assumed, file)
 
 
-# What a plan is made of, and the two options that say how it is shown.
+# The parts of a plan, and the two options for its output.
 def _report(
     setup: Setup,
     decisions: tuple[Decision, ...],
@@ -240,7 +268,7 @@ def _report(
         typer.echo(json_module.dumps(report.as_json(made, minded)))
     else:
         console = Console()
-        # In a narrower terminal lines wrap, but every figure is whole.
+        # In a narrower terminal lines wrap, but no figure is cut.
         console.width = max(console.width, MIN_WIDTH)
         report.show(console, made, minded)
     if png is not None:
@@ -257,18 +285,20 @@ def _whole(text: str) -> tuple[int, ...]:
     try:
         numbers = tuple(int(one) for one in text.split(",") if one.strip())
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is no list of whole numbers", param_hint="--concurrency") from None
+        raise typer.BadParameter(
+            f"must be whole numbers separated by commas, got {text!r}", param_hint="--concurrency"
+        ) from None
     if any(not 1 <= one <= 1_000_000 for one in numbers):
         raise typer.BadParameter("numbers from 1 to 1,000,000", param_hint="--concurrency")
     return numbers
 
 
 def _refuse_unwritable(png: Path | None) -> None:
-    """Before the work rather than after it."""
+    """Check the plot's format and matplotlib before the work, not after it."""
     if png is None:
         return
     if find_spec("matplotlib") is None:
         raise typer.BadParameter("needs matplotlib: pip install 'penstock-bench[plots]'", param_hint="--png")
     if png.suffix not in PICTURES:
-        raise typer.BadParameter(f"{png}: ends in none of {', '.join(PICTURES)}", param_hint="--png")
+        raise typer.BadParameter(f"must end in one of {', '.join(PICTURES)}, got {png}", param_hint="--png")
     o.refuse_unwritable(("--png", png))

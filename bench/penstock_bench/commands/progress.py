@@ -16,7 +16,7 @@ _LOG_SECONDS, _TERMINAL_SECONDS = 5.0, 0.25
 
 @asynccontextmanager
 async def watched(load: Load, console: Console, title: str) -> AsyncIterator[None]:
-    """Shows progress on `console` until left."""
+    """Show progress on `console` until the context ends."""
     task = asyncio.create_task(_show(load, console, title))
     try:
         yield
@@ -39,7 +39,7 @@ async def _show(load: Load, console: Console, title: str) -> None:
 
 
 def line(load: Load) -> str:
-    """E.g. `12.0 of 30 s, 57 calls ended, 8 running, 412 tokens/s`."""
+    """Return a line such as `12.0 of 30 s, 57 calls ended, 8 running, 412 tokens/s`."""
     now, live = load.run.clock.now(), load.live
     last = [sum(live.tokens[second]) for second in range(int(now // 1) - 3, int(now // 1)) if second in live.tokens]
     when = f"warming up, {-now:.0f} s left" if now < 0 else f"{now:.0f} of {load.options.seconds:.4g} s"

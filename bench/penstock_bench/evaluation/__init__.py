@@ -1,6 +1,6 @@
-"""`penstock eval`: what a running service makes of questions with known answers, at budgets and modes.
+"""Evaluate a running service on questions with known answers, by budget and mode, for `penstock eval`.
 
-Everything is measured from outside, through the public client; nothing of the service is imported here.
+It measures from outside, through the public client, and imports nothing of the service.
 
     questions -> settings -> measure -> results -> checks, report, plot
 """

@@ -1,4 +1,7 @@
-"""Whether a model's thought earns what it costs: `penstock eval --check`. Every line tells its figure and its limit."""
+"""Check whether a model's thought is worth its cost, for `penstock eval --check`.
+
+Each check has a figure and a limit.
+"""
 
 from __future__ import annotations
 
@@ -13,24 +16,24 @@ from penstock_client import ThinkingMode
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """Hold what `--check` requires. Shares are in [0, 1]."""
+    """The limits of `--check`. Shares are in [0, 1]."""
 
     min_questions: int = 500
     min_share_without_thought: float = 1 / 3
     unlimited_accuracy: float = 0.95
     fast_to_unlimited: float = 0.6
-    """Most that FAST may reach of the unlimited accuracy, where thought is needed: else thought would not matter."""
+    """Largest accuracy of FAST where thought is needed, as a share of the unlimited one."""
     drop_standard_errors: float = 2.0
-    """Noise: a larger budget may lose this many standard errors of the paired difference, not more."""
+    """Number of standard errors of the paired difference that a larger budget may lose (noise)."""
     auto_thought_tokens: float = 0.7
-    """Most thought tokens of AUTO, as a share of unlimited THINKING's, over all questions."""
+    """Largest number of AUTO's thought tokens over all questions, as a share of unlimited THINKING's."""
     auto_accuracy: float = 0.97
-    """Least accuracy of AUTO, as a share of unlimited THINKING's, over all questions."""
+    """Smallest accuracy of AUTO over all questions, as a share of unlimited THINKING's."""
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One check. `figure` and `limit` are for people."""
+    """One check. `figure` and `limit` are texts."""
 
     what: str
     ok: bool
@@ -44,7 +47,7 @@ def check(
     planned: int,
     limits: Thresholds = Thresholds(),
 ) -> list[Line]:
-    """All lines. What was not measured, or not with all `planned` questions, does not hold."""
+    """Return all checks. One fails if its figure was not measured, or not with all `planned` questions."""
     by_name = {summary.setting.name: summary for summary in summaries}
     missing = [setting.name for setting in (FAST, THINKING, AUTO) if setting.name not in by_name]
     if missing:
@@ -81,7 +84,7 @@ def _thinking(fast: EvaluationSummary, unlimited: EvaluationSummary, limits: Thr
 
 
 def _rising(summaries: Sequence[EvaluationSummary], rows: Sequence[Row], limits: Thresholds) -> Iterator[Line]:
-    """On the questions that need thought: the others are right at any budget."""
+    """Compare the budgets on the questions that need thought; the others are answered rightly at any budget."""
     by_setting: Mapping[str, list[Row]] = {
         summary.setting.name: [row for row in rows if row.setting == summary.setting.name and row.needs_thought]
         for summary in summaries

@@ -1,4 +1,4 @@
-"""Asks a running service every question in every setting, some at a time, and keeps a row of each reply."""
+"""Ask a running service each question in each setting, some at a time, and keep a row of each reply."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _WAIT_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class EvaluationOptions:
-    """Hold what all settings share. `calls` run at the same time; tokens as in the API, None is the server's."""
+    """Options of all settings: concurrent calls, and token limits as in the API; None is the server's default."""
 
     calls: int
     max_output_tokens: int
@@ -32,13 +32,13 @@ async def measure(
     options: EvaluationOptions,
     keep: Callable[[Row], None],
 ) -> None:
-    """Hands each row to `keep` as it comes, so that what is interrupted leaves what it has measured.
+    """Ask all questions and give each row to `keep` as it comes, so that an interrupted evaluation keeps its results.
 
-    The settings run one after another. Raises PenstockError where the service refuses or fails; an answer that
-    misses its own deadline is a row, because that is a result.
+    The settings run one after another. Raises PenstockError if the service refuses or fails. An answer that misses its
+    own deadline is a row, because that is a result.
     """
     began = time.monotonic()
-    # Not kept: the first calls warm the engine, and give AUTO a pace to plan with.
+    # Not kept: the first calls warm the engine, and let AUTO measure its speed.
     await _each(
         questions[: options.calls], options.calls, lambda question: _ask(client, question, FAST, options, began)
     )
@@ -55,7 +55,7 @@ async def _each(questions: Sequence[Question], calls: int, ask: Callable[[Questi
     waiting = iter(questions)
 
     async def work() -> None:
-        """Ask the questions that wait, one after another."""
+        """Ask the waiting questions one after another."""
         for question in waiting:
             await ask(question)
 
@@ -64,7 +64,7 @@ async def _each(questions: Sequence[Question], calls: int, ask: Callable[[Questi
             for _ in range(calls):
                 group.create_task(work())
     except ExceptionGroup as failures:
-        # One failure ends the others; who calls wants that one.
+        # One failure cancels the others; raise that one.
         raise failures.exceptions[0] from None
 
 
@@ -85,7 +85,7 @@ async def _ask(
                 temperature=0.0,
             )
         except Overloaded as refused:
-            # No row: a call that was never admitted tells nothing about the model.
+            # No row: a call that was never admitted says nothing about the model.
             waits += 1
             if waits > _MAX_WAITS:
                 raise

@@ -1,4 +1,4 @@
-"""The picture: accuracy, latency and cost against thought tokens spent. The only module that imports matplotlib."""
+"""Plot accuracy, latency and cost against thought tokens. Only this module imports matplotlib."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from penstock_client import ThinkingMode
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's colours, told apart by colour-blind eyes too; markers and labels say the same without colour.
+# Okabe and Ito's colours, which colour-blind readers can distinguish; markers and labels repeat the meaning.
 _BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
 _MARKERS = {ThinkingMode.FAST: "s", ThinkingMode.THINKING: "o", ThinkingMode.AUTO: "D"}
 _COLOURS = {ThinkingMode.FAST: _GREY, ThinkingMode.THINKING: _BLUE, ThinkingMode.AUTO: _GREEN}
@@ -33,7 +33,7 @@ _NEAR = 0.045
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """A text beside a point."""
+    """A label beside a point."""
 
     x: float
     y: float
@@ -41,7 +41,7 @@ class Label:
 
 
 def draw(summaries: Sequence[EvaluationSummary], title: str, file: Path) -> None:
-    """Write the picture; the suffix of `file` says which format. Costs are drawn where the service tells them."""
+    """Write the plot to `file`, in the format of its suffix. It shows costs if the service has prices."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -134,7 +134,7 @@ def short_name(summary: EvaluationSummary) -> str:
 
 
 def merged(labels: Sequence[Label], x_span: float, y_span: float) -> list[Label]:
-    """Labels that would lie on each other, written as one at the first one's place."""
+    """Return the labels with those that would overlap joined into one at the place of the first."""
     found: list[Label] = []
     for label in labels:
         for index, other in enumerate(found):

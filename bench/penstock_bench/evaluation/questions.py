@@ -1,4 +1,4 @@
-"""Questions with known answers: the file that ships, or the caller's own; and when an answer is right.
+"""Load questions with known answers from the shipped file or a user's, and decide whether an answer is right.
 
 A question file has one JSON object per line: id, kind, question, system (or null), answer, needs_thought.
 """
@@ -15,14 +15,17 @@ from pathlib import Path
 from penstock_bench.load import json_lines
 
 SHIPPED = Path(__file__).parent / "questions.jsonl"
-"""Twelve kinds in equal parts, half of which need no thought. `python -m models.demo.question_file` writes it."""
+"""The shipped file: twelve kinds in equal parts, half of which need no thought.
+
+`python -m models.demo.question_file` writes it.
+"""
 
 _TYPES = {"id": str, "kind": str, "question": str, "system": str | None, "answer": str, "needs_thought": bool}
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """`needs_thought` says what a right answer takes; it is for the report only and never sent."""
+    """One question. `needs_thought` is for the report only and never sent."""
 
     id: str
     kind: str
@@ -33,13 +36,15 @@ class Question:
 
     @property
     def messages(self) -> list[tuple[str, str]]:
-        """The conversation, as (role, content)."""
+        """Return the conversation as (role, content)."""
         turns = [] if self.system is None else [("system", self.system)]
         return [*turns, ("user", self.question)]
 
 
 def is_right(expected: str, reply: str) -> bool:
-    """Whether `reply` gives the answer: its last number where a number is expected, else all of it but outer blanks.
+    """Return whether `reply` gives the answer.
+
+    Its last number counts if a number is expected; else the whole reply without blanks at its ends.
 
     A whole number is compared with the last run of digits, any other number with sign and fraction.
     """
@@ -53,7 +58,7 @@ def is_right(expected: str, reply: str) -> bool:
 
 
 def load(path: Path) -> list[Question]:
-    """All questions of a file. Raises ValueError with the line that is wrong, OSError where it cannot be read."""
+    """Return all questions of a file. Raises ValueError with the wrong line, and OSError if it cannot be read."""
     found = json_lines.read(path, _question, "questions")
     if len({one.id for one in found}) < len(found):
         raise ValueError(f"{path}: two questions have the same id")
@@ -71,7 +76,7 @@ def _question(entry: object) -> Question:
 
 
 def pick(questions: Sequence[Question], count: int, seed: int) -> list[Question]:
-    """At most `count` of them, each kind in proportion and spread evenly; `seed` says which."""
+    """Return at most `count` questions, each kind in proportion and spread evenly, chosen by `seed`."""
     rng = random.Random(seed)
     by_kind: dict[str, list[Question]] = defaultdict(list)
     for question in questions:

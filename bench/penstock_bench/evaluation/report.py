@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Under which circumstances a result was taken."""
+    """The circumstances of a result."""
 
     command: str
     date: str
@@ -35,11 +35,11 @@ class Facts:
     max_output_tokens: int
 
 
-# One parameter for each fact that the report states.
+# One parameter for each fact in the report.
 def facts(
     command: str, card: ModelCard, file: Path, asked: Sequence[Question], *, calls: int, max_output_tokens: int
 ) -> Facts:
-    """`asked` are the questions that were taken from `file`."""
+    """Return the facts of the report. `asked` are the questions that were taken from `file`."""
     needless = sum(not question.needs_thought for question in asked)
     return Facts(
         command=command,
@@ -61,7 +61,7 @@ def facts(
 def as_json(
     about: Facts, summaries: Sequence[EvaluationSummary], checks: Sequence[Line], rows: Sequence[Row]
 ) -> dict[str, Any]:
-    """Everything in plain values; `rows` may be left empty."""
+    """Return the whole result as plain values; `rows` may be empty."""
     settings = []
     for summary in summaries:
         plain = asdict(summary)
@@ -77,7 +77,7 @@ def as_json(
 
 
 def _without_nan(value: Any) -> Any:
-    """The same with None for NaN, which JSON has no word for."""
+    """Return the value with None for NaN, which JSON does not have."""
     if isinstance(value, dict):
         return {name: _without_nan(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
@@ -86,7 +86,7 @@ def _without_nan(value: Any) -> Any:
 
 
 def show_facts(console: Console, about: Facts) -> None:
-    """Model, profile, machine and questions, a line each."""
+    """Print model, profile, machine and questions, one line each."""
     model, asked, machine = about.model, about.questions, about.client_machine
     on = [f"{one['name']} {one['value']}".strip() for one in model["profile"] if one["enabled"]]
     lines = {
@@ -101,7 +101,7 @@ def show_facts(console: Console, about: Facts) -> None:
 
 
 def show_results(console: Console, summaries: Sequence[EvaluationSummary], planned: int) -> None:
-    """The two tables: what each setting reached and took, and its accuracy by kind."""
+    """Print two tables: the results of each setting, and its accuracy by kind."""
     drafted = any(summary.drafted_tokens for summary in summaries)
     columns = ["accuracy", "hard", "easy", "thought", "answer", "p50 s", "p95 s", "tok/s", "$/1000"]
     table = _table("setting", *columns, *(["drafts"] if drafted else []), "thoughts ended by")
@@ -133,7 +133,7 @@ def show_results(console: Console, summaries: Sequence[EvaluationSummary], plann
 
 
 def show_checks(console: Console, lines: Sequence[Line]) -> None:
-    """One line per check, with its figure."""
+    """Print one line per check, with its figure."""
     table = _table("check", "", "found", "asked for")
     for line in lines:
         table.add_row(line.what, "ok" if line.ok else "FAILED", line.figure, line.limit)

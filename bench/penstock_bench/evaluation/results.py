@@ -19,8 +19,11 @@ _Z_95 = 1.96
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One reply. Seconds: `started` counts from the evaluation's start, `latency` is the caller's, the rest is the
-    server's. None: the service does not tell."""
+    """One reply. None: the service does not report the value.
+
+    Times are in seconds. `started` counts from the start of the evaluation, `latency` is measured by the caller, and
+    the rest by the server.
+    """
 
     setting: str
     id: str
@@ -46,7 +49,7 @@ class Row:
 
     @classmethod
     def lost(cls, question: Question, setting: Setting, outcome: str, started: float, latency: float) -> Self:
-        """A question that got no reply: wrong, and what it spent is not known."""
+        """Return the row of a question without a reply: it is wrong, and its usage is unknown."""
         asked = (setting.name, question.id, question.kind, question.needs_thought)
         return cls(
             *asked, False, "", outcome, outcome, 0, 0, 0, 0, 0, "", None, None, None, started, latency, None, 0.0
@@ -55,19 +58,19 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """`right` of `asked`."""
+    """A share: `right` of `asked`."""
 
     right: int
     asked: int
 
     @property
     def value(self) -> float:
-        """`right` divided by `asked`; NaN without questions."""
+        """Return `right` divided by `asked`; NaN without questions."""
         return self.right / self.asked if self.asked else math.nan
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson's 95 % interval."""
+        """Return Wilson's 95 % interval."""
         if not self.asked:
             return math.nan, math.nan
         n, p, z = self.asked, self.value, _Z_95
@@ -78,7 +81,7 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationSummary:
-    """One setting. Means and costs are over the replies that came; None: the service told nothing of it."""
+    """Results of one setting. Means and costs are over the replies received; None: the service did not report it."""
 
     setting: Setting
     accuracy: Share
@@ -96,11 +99,11 @@ class EvaluationSummary:
     drafted_tokens: int | None
     accepted_tokens: int | None
     over_budget: int
-    """Replies whose thought was longer than the budget; always 0 where budgets hold."""
+    """Number of replies with a thought longer than the budget; 0 if budgets hold."""
 
 
 def summarize(setting: Setting, rows: Iterable[Row]) -> EvaluationSummary | None:
-    """None where nothing was measured."""
+    """Return the summary of a setting; None if nothing was measured."""
     mine = [row for row in rows if row.setting == setting.name]
     if not mine:
         return None
@@ -132,13 +135,13 @@ def summarize(setting: Setting, rows: Iterable[Row]) -> EvaluationSummary | None
 
 
 def share(rows: Iterable[Row]) -> Share:
-    """How many of the rows are right."""
+    """Return the share of rows that are right."""
     verdicts = [row.right for row in rows]
     return Share(sum(verdicts), len(verdicts))
 
 
 def paired_difference(before: Iterable[Row], after: Iterable[Row]) -> tuple[float, float]:
-    """By how much accuracy grew on the questions that both have, and the standard error of that."""
+    """Return the growth of accuracy on the questions that both have, and its standard error."""
     known = {row.id: row.right for row in before}
     changes = [row.right - known[row.id] for row in after if row.id in known]
     if not changes:
@@ -152,7 +155,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _total(rows: Sequence[Row], count: Callable[[Row], int | None]) -> int | None:
-    """The sum, or None where any row does not know."""
+    """Return the sum, or None if a value of any row is unknown."""
     counts = [count(row) for row in rows]
     known = [one for one in counts if one is not None]
     return sum(known) if known and len(known) == len(counts) else None

@@ -12,7 +12,7 @@ UNLIMITED = -1
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One way to ask. Tokens and seconds; None is the server's own budget, and no deadline."""
+    """One setting, in tokens and seconds. None is the server's own budget, or no deadline."""
 
     mode: ThinkingMode
     budget_tokens: int | None = None
@@ -20,7 +20,7 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """Short and unique in a run: `FAST`, `THINKING 8`, `THINKING unlimited`, `AUTO`, `AUTO 2 s`."""
+        """Return a short name, unique in a run: `FAST`, `THINKING 8`, `THINKING unlimited`, `AUTO` or `AUTO 2 s`."""
         words = [self.mode.upper()]
         if self.budget_tokens is not None:
             words.append("unlimited" if self.budget_tokens == UNLIMITED else str(self.budget_tokens))
@@ -35,7 +35,7 @@ AUTO = Setting(ThinkingMode.AUTO)
 
 
 def settings_of(budgets: Iterable[int], modes: Iterable[str], deadlines: Iterable[float]) -> list[Setting]:
-    """FAST, THINKING at each budget (rising, no limit last), AUTO, AUTO at each deadline in seconds."""
+    """Return the settings: FAST, THINKING at each budget (rising, no limit last), AUTO, AUTO at each deadline."""
     chosen = set(modes)
     made: list[Setting] = [FAST] if "fast" in chosen else []
     if "thinking" in chosen:

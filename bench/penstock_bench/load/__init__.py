@@ -1,7 +1,7 @@
-"""`penstock bench`: load on a running service, and what comes of it. From outside: only the public client is imported.
+"""Put load on a running service and compute its figures, for `penstock bench`. It imports only the public client.
 
-    workload, arrivals, trace -> prompts -> calls -> run -> statistics -> report; processes and machine beside them
+    workload, arrivals, trace -> prompts -> calls -> run -> statistics -> report; beside them: processes, machine
 
-Latency counts from the moment a call was *meant* to be sent, so that a generator that is held up by a slow service does
-not leave the wait out (coordinated omission). Open loops never wait for replies before they send the next call.
+Latency counts from the moment when a call was *meant* to be sent. So a generator that a slow service delays includes
+that wait in its figures (no coordinated omission). Open loops never wait for a reply before they send the next call.
 """

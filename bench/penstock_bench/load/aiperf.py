@@ -1,8 +1,8 @@
-"""A load's figures as aiperf writes them (`profile_export_aiperf.json`), so that its readers can plot them.
+"""Write a load's figures in aiperf's format (`profile_export_aiperf.json`), so that tools that read it can plot them.
 
-Metrics are named, and have units, as in aiperf's reference; latencies count from the intended moment, as everywhere
-here. aiperf counts a first token of thought as a first token, too. guidellm's result holds every request with its text,
-in a shape that changes with its version: it is not written.
+Metrics have the names and units of aiperf's reference. Latencies count from the intended moment, as in all results of
+this package. aiperf also counts a first token of thought as a first token. The format of guidellm is not supported: it
+holds each request with its text, and changes with the version.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _errors(records: Sequence[Record]) -> list[dict[str, Any]]:
         if record.outcome != OK:
             key = (record.outcome, record.error)
             counts[key] = counts.get(key, 0) + 1
-    # HTTP's code for "no room": aiperf's readers know no gRPC codes.
+    # HTTP's code for "too many requests": tools for aiperf know no gRPC codes.
     return [
         {"error_details": {"code": 429 if outcome == REFUSED else None, "type": outcome, "message": error}, "count": n}
         for (outcome, error), n in counts.items()

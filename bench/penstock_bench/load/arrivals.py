@@ -1,4 +1,4 @@
-"""When calls are meant to be sent, in seconds from the start of what is measured; the warm-up lies before 0."""
+"""Generate the intended times of calls, in seconds from the start of the window. The warm-up is before 0."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class ScheduledCall:
 
 
 def poisson(calls_per_second: float, begin_seconds: float, rng: random.Random) -> Iterator[float]:
-    """Independent callers: exponential gaps, without an end."""
+    """Yield Poisson arrivals: exponential gaps, without an end."""
     at = begin_seconds
     while True:
         at += rng.expovariate(calls_per_second)
@@ -28,19 +28,19 @@ def poisson(calls_per_second: float, begin_seconds: float, rng: random.Random) -
 
 
 def poisson_of_count(calls: int, begin_seconds: float, end_seconds: float, rng: random.Random) -> Iterator[float]:
-    """A Poisson process given that it has so many arrivals between two moments: each is uniform over them."""
+    """Yield a Poisson process with a fixed number of arrivals between two moments: their times are uniform."""
     return iter(sorted(rng.uniform(begin_seconds, end_seconds) for _ in range(calls)))
 
 
 def bursts(calls: int, every_seconds: float, begin_seconds: float) -> Iterator[float]:
-    """`calls` at the same moment, again and again; the first at the first multiple of `every_seconds` that is due."""
+    """Yield `calls` arrivals at each multiple of `every_seconds`."""
     first = -int(-begin_seconds // every_seconds) if begin_seconds < 0 else 0
     for number in itertools.count(first):
         yield from itertools.repeat(number * every_seconds, calls)
 
 
 def drawn(times: list[Iterator[float]], end_seconds: float, draw: Callable[[], Work]) -> Iterator[ScheduledCall]:
-    """All times together, in order, up to the end, each with its work."""
+    """Yield all arrivals in order of time, up to the end, each with its work."""
     for at in heapq.merge(*times):
         if at >= end_seconds:
             return

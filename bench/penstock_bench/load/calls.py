@@ -1,4 +1,4 @@
-"""One call, timed by the caller's clock."""
+"""Make one call and measure it by the caller's clock."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ OK, REFUSED, DEADLINE, FAILED, UNFINISHED = "ok", "refused", "deadline", "failed
 
 @dataclass(slots=True)
 class Record:
-    """Record one call. Times are in seconds from the start of the measurement; None where the event never came.
+    """The record of one call. Times are in seconds from the start of the window; None for an event that never came.
 
-    Outcomes: ok; refused (the service had no room and said so); deadline (the call's own); failed (any other error);
-    unfinished (given up when the run was over).
+    Outcomes: ok; refused (the service was overloaded and said so); deadline (the call's own); failed (any other error);
+    unfinished (cancelled at the end of the run).
     """
 
     work: Work
@@ -41,7 +41,7 @@ class Record:
     last_token: float | None = None
     ended: float | None = None
     longest_gap: float = 0.0
-    """Longest wait between two events with tokens."""
+    """Longest time between two events with tokens."""
     prompt_tokens: int = 0
     cached_tokens: int = 0
     thought_tokens: int = 0
@@ -53,23 +53,23 @@ class Record:
     queue_seconds: float = 0.0
     usd_ticks: int | None = None
     turn: int = 0
-    """Place in its conversation, from 0."""
+    """Position in its conversation, from 0."""
 
     @property
     def output_tokens(self) -> int:
-        """Output tokens of the call, thought plus answer."""
+        """Return the output tokens of the call, thought plus answer."""
         return self.thought_tokens + self.answer_tokens
 
     @property
     def seconds_per_token(self) -> float | None:
-        """Between the first token and the last, per token after the first."""
+        """Return the seconds between first and last token, per token after the first."""
         if self.first_token is None or self.last_token is None or self.output_tokens < 2:
             return None
         return (self.last_token - self.first_token) / (self.output_tokens - 1)
 
 
 class Clock:
-    """Seconds from the start of what is measured; negative while it warms up."""
+    """A clock in seconds from the start of the window; negative during the warm-up."""
 
     def __init__(self, warm_up_seconds: float) -> None:
         self._zero = time.perf_counter() + warm_up_seconds
@@ -79,15 +79,15 @@ class Clock:
         return time.perf_counter() - self._zero
 
     async def reach(self, seconds: float) -> None:
-        """Returns at that moment or, where it has passed, at once."""
+        """Wait until `moment`. Return at once if it has passed."""
         await asyncio.sleep(max(0.0, seconds - self.now()))
 
 
 Heard = Callable[[float, int, bool], None]
-"""Told of tokens as they come: when, how many, and whether they are thought."""
+"""A callback for tokens as they come: their time, their number, and whether they are thought."""
 
 
-# What is sent, where it is recorded, and who hears of tokens; made once for each call, in one place.
+# The call, its record and its callback; made once for each call, in one place.
 async def call(
     client: AsyncClient,
     record: Record,

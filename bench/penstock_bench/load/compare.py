@@ -1,4 +1,4 @@
-"""Two results of `penstock bench` beside each other: which figures differ by more than chance."""
+"""Compare two results of `penstock bench`: which figures differ by more than chance."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class _Interval(BaseModel):
 
 
 class BenchResult(BaseModel):
-    """Hold what a comparison needs of a result of `penstock bench --json` or `penstock bench knee --json`."""
+    """The parts of a result of `penstock bench --json` or `penstock bench knee --json` that a comparison needs."""
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
@@ -36,20 +36,20 @@ class BenchResult(BaseModel):
 
     @property
     def samples(self) -> dict[str, tuple[float, ...]]:
-        """The independent samples of each figure that can be compared."""
+        """Return the independent samples of each figure that can be compared."""
         return {name: one.samples for name, one in self.intervals.items() if name in HIGHER_IS_BETTER}
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The differences by figure, and what makes the two results hard to compare."""
+    """The differences by figure, and warnings about the comparison."""
 
     differences: Mapping[str, Difference]
     notes: tuple[str, ...]
 
     @property
     def worse(self) -> list[str]:
-        """Figures in which the second result is worse by more than chance."""
+        """Return the figures in which the second result is worse by more than chance."""
         return [name for name, one in self.differences.items() if verdict(name, one) == "worse"]
 
 
@@ -69,7 +69,7 @@ def read(path: Path) -> BenchResult:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"])) or "the file"
-        raise ValueError(f"{path} is no result of `penstock bench --json`: {place}: {first['msg']}") from None
+        raise ValueError(f"{path} must be a result of `penstock bench --json`: {place}: {first['msg']}") from None
     if not made.samples:
         raise ValueError(
             f"{path} has no intervals: its run had too few calls, or SciPy was missing; "
@@ -79,7 +79,7 @@ def read(path: Path) -> BenchResult:
 
 
 def compare(first: BenchResult, second: BenchResult) -> Comparison:
-    """Compare what both have, with 95 % confidence for all figures together. Needs SciPy."""
+    """Compare the figures that both results have, with 95 % confidence for all together. Needs SciPy."""
     notes = []
     for what, one, other in (
         ("the loads", first.load, second.load),
@@ -88,14 +88,12 @@ def compare(first: BenchResult, second: BenchResult) -> Comparison:
     ):
         differing = sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
         if differing:
-            notes.append(f"{what} differ in {', '.join(differing)}: a difference may come from there")
+            notes.append(f"{what} differ in {', '.join(differing)}, which may cause a difference of the figures")
     methods = [{one.method for one in result.intervals.values()} for result in (first, second)]
     if methods[0] != methods[1]:
-        notes.append(
-            "one result has repeated runs, the other one run: what differs from run to run is in one side only"
-        )
+        notes.append("one result has several runs, the other one: only one side includes the variation between runs")
     elif any("batch means" in found for found in methods):
-        notes.append("each side is one run: what differs from run to run is not seen; --runs 5 on both sides shows it")
+        notes.append("each side is one run, without the variation between runs; use --runs 5 for both sides")
     notes += [f"{name}: {warning}" for name, one in (("A", first), ("B", second)) for warning in one.warnings]
     return Comparison(differences(first.samples, second.samples), tuple(notes))
 

@@ -1,7 +1,7 @@
-"""Energy that this machine used over a window, where NVML (GPUs) or RAPL (CPU packages and memory) tells it.
+"""Measure the energy of this machine over a window with NVML (GPUs) and RAPL (CPU packages and memory).
 
-Both are counters of the whole device: they include what else it did. NVML is read by nvidia-ml-py, which the extra
-`energy` installs; RAPL by Linux' powercap files, which many systems let only root read.
+Both count the whole device, including its other work. nvidia-ml-py, which the extra `energy` installs, reads NVML.
+RAPL is read from Linux' powercap files, which only root may read on many systems.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _JOULES_PER_MICROJOULE, _JOULES_PER_MILLIJOULE = 1e-6, 1e-3
 
 @dataclass(frozen=True, slots=True)
 class Counter:
-    """A device's energy counter in joules. `wraps_at`: where it begins anew from 0; None: never."""
+    """A device's energy counter in joules. `wraps_at` is the value at which it starts again from 0; None: never."""
 
     name: str
     read: Callable[[], float]
@@ -27,7 +27,7 @@ class Counter:
 
 @dataclass(slots=True)
 class EnergyMeter:
-    """Sums what counters advance by. `missing`: by source, why it is not there."""
+    """Sums of the counters' growth. `missing` has the reason for each source that cannot be read."""
 
     counters: list[Counter]
     missing: dict[str, str]
@@ -35,12 +35,12 @@ class EnergyMeter:
     _last: dict[str, float] = field(default_factory=dict)
 
     def begin(self) -> None:
-        """Start a window: forget what was summed."""
+        """Start a window and reset the sums."""
         self.joules, self._last = {}, {}
         self.sample()
 
     def sample(self) -> None:
-        """Add what was used since the last sample. More often than a counter wraps, which takes minutes."""
+        """Add the energy since the last sample. Call it more often than a counter wraps, which takes minutes."""
         for counter in list(self.counters):
             try:
                 now = counter.read()
@@ -74,7 +74,7 @@ def find(powercap: Path = _POWERCAP) -> EnergyMeter:
             continue
         counters += found
         if not found:
-            missing[source] = "it shows no device with an energy counter"
+            missing[source] = "there is no device with an energy counter"
     return EnergyMeter(counters, missing)
 
 
@@ -82,7 +82,7 @@ def _why(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
         return "nvidia-ml-py is not installed; run `pip install 'penstock-bench[energy]'`"
     if isinstance(error, PermissionError):
-        return f"{error.filename} may be read by root only"
+        return f"only root may read {error.filename}"
     return str(error) or type(error).__name__
 
 

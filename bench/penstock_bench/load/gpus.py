@@ -1,4 +1,4 @@
-"""Memory of this machine's GPUs, as nvidia-smi tells it: the driver's own tool, so that nothing needs its libraries."""
+"""Read the memory of this machine's GPUs from nvidia-smi, the driver's own tool, so that no library is needed."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Gpu:
     index: int
     name: str
     used_gib: float
-    """By all processes together: in a container the driver does not tell whose it is."""
+    """Memory in use by all processes: in a container the driver does not say which ones."""
 
 
 async def read() -> list[Gpu]:
-    """All that the driver shows; none where there is no tool, or it fails."""
+    """Return all GPUs that the driver shows; none if there is no nvidia-smi, or it fails."""
     tool = shutil.which(_TOOL)
     if tool is None:
         return []
@@ -41,7 +41,7 @@ async def read() -> list[Gpu]:
 
 
 def parse(text: str) -> list[Gpu]:
-    """Lines such as `0, NVIDIA H200, 71842`; a card that does not tell its memory (`[N/A]`) is left out."""
+    """Parse lines such as `0, NVIDIA H200, 71842`. A card without a figure (`[N/A]`) is left out."""
     found = []
     for line in text.splitlines():
         parts = [part.strip() for part in line.split(",")]

@@ -1,13 +1,13 @@
-"""Confidence intervals of a load's figures, and of the difference between two loads.
+"""Compute confidence intervals of a load's figures, and of the difference between two loads.
 
 The latencies of one run are autocorrelated: a call that waits makes the next ones wait. A t interval over single calls
 would be far too narrow. Two kinds of samples are nearly independent:
 
-- *batch means* of one run: the window is cut into five batches in order of time, each much longer than a wait lasts
-  (few and long ones: ten batches of an M/M/1 queue cover the truth two points less often than five);
-- *repetitions*: one figure per run. They also contain what differs from run to run, and are the better choice.
+- *batch means* of one run: the window is divided into five batches in order of time, each much longer than a wait.
+  Five long batches are better than ten: for an M/M/1 queue, ten cover the true value two points less often;
+- *repetitions*: one figure per run. They include the variation between runs, and are the better choice.
 
-The intervals are Student's t, the comparison is Welch's; both by SciPy, which the extra `bench` installs.
+The intervals are Student's t, the comparison is Welch's. Both come from SciPy, which the extra `intervals` installs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BATCHES = 5
 BATCH_MEANS, REPETITIONS = "batch means", "repetitions"
 _MIN_CALLS_PER_BATCH = 10
 _MIN_CALLS_PER_TAIL_BATCH = 20
-"""For p95: one call of a batch lies above it."""
+"""Smallest batch for p95: one call is above it."""
 MISSING = "no intervals: SciPy is not installed; run `pip install 'penstock-bench[intervals]'`"
 HIGHER_IS_BETTER: Mapping[str, bool] = {
     "calls_per_second": True,
@@ -61,13 +61,13 @@ class Estimate:
 
     @property
     def relative_half_width(self) -> float:
-        """Half of the interval as a share of the figure; infinite for a figure of 0."""
+        """Return half of the interval as a share of the figure; infinite for a figure of 0."""
         return (self.high - self.low) / 2 / abs(self.value) if self.value else math.inf
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """`second` less `first`, with an interval that holds for all compared figures together."""
+    """`second` minus `first`, with an interval that holds for all compared figures together."""
 
     first: float
     second: float
@@ -76,7 +76,7 @@ class Difference:
 
     @property
     def differs(self) -> bool:
-        """Whether the interval leaves out 0."""
+        """Return whether 0 is outside the interval."""
         return self.low > 0 or self.high < 0
 
 
@@ -100,7 +100,7 @@ def difference(first: Sequence[float], second: Sequence[float], confidence: floa
     if min(len(first), len(second)) < 2:
         return None
     means = float(np.mean(first)), float(np.mean(second))
-    # Not scipy.stats.ttest_ind: it warns of samples that are nearly alike, and counted figures often are.
+    # Not scipy.stats.ttest_ind: it warns about samples that are nearly equal, and counted figures often are.
     errors = [float(np.var(side, ddof=1)) / len(side) for side in (first, second)]
     change, error = means[1] - means[0], sum(errors)
     freedom = sum(one**2 / (len(side) - 1) for one, side in zip(errors, (first, second), strict=True))
@@ -146,7 +146,7 @@ def of_one_run(
     return {
         name: one
         for name in HIGHER_IS_BETTER
-        # A latency without the calls that were lost would flatter.
+        # A latency without the lost calls would be too good.
         if not (lost and name.rpartition("_")[0] in MEASURES)
         if (one := estimate(samples.get(name, ()), BATCH_MEANS)) is not None
     }
@@ -173,9 +173,9 @@ def of_runs(
 
 
 def batched(values: Sequence[float], figure: Callable[[Sequence[float]], float], fewest: int) -> tuple[float, ...]:
-    """Return the figure of each of the batches, all of one length; none where they would be shorter than `fewest`.
+    """Return the figure of each batch, all of one length; none if they would be shorter than `fewest`.
 
-    Values that are left over at the start are dropped.
+    Surplus values at the start are dropped.
     """
     size = len(values) // BATCHES
     if size < fewest:

@@ -1,4 +1,4 @@
-"""Files of one JSON object per line."""
+"""Read files of one JSON object per line."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ T = TypeVar("T")
 def read(path: Path, entry: Callable[[object], T], of_what: str, *, encoding: str = "utf-8") -> list[T]:
     """Return `entry` of each line that is not blank.
 
-    Raises ValueError with the line that is no JSON or that `entry` refuses by ValueError, and where there is none
-    (`of_what` there are none); OSError where the file cannot be read.
+    Raises ValueError with the first line that is not JSON or that `entry` refuses with ValueError, and for a file
+    without such lines (the message names `of_what`). Raises OSError if the file cannot be read.
     """
     found = []
     with path.open(encoding=encoding) as file:

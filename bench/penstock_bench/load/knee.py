@@ -1,18 +1,18 @@
-"""The knee of a service, and the largest rate that holds an objective: bisection over the arrival rate.
+"""Find the knee of a service, and the largest rate that keeps an objective, by bisection over the arrival rate.
 
-Below the knee a service ends as many calls as arrive; above it, calls pile up for as long as the load lasts. Each point
-is one open load whose number of arrivals is fixed (a Poisson process given its count), so that chance in the count is
-not mistaken for overload. A point holds if
+Below the knee, a service ends as many calls as arrive. Above it, the number of running calls grows while the load
+lasts. Each point is one open load with a fixed number of arrivals (a Poisson process given its count), so that a random
+count is not mistaken for overload. A point holds if
 
-- calls under way grew over the window by at most `max_growth` of the calls that arrived in it, beyond what their number
-  varies by chance (three standard deviations of a Poisson count, at both ends), and
+- the running calls grew over the window by at most `max_growth` of the calls that arrived in it, not counting random
+  variation (three standard deviations of a Poisson count, at both ends), and
 - at most `max_unserved` of the calls were refused, failed or lost; and for the objective's rate also
-- at least `share` of the calls kept every stated objective.
+- at least `share` of the calls kept all stated objectives.
 
-The rate is doubled from the start until one fails (or halved until one holds), then the bracket is cut in half, in
-ratio, until its ends differ by at most `tolerance`. The knee itself is where the line "as many ended as arrived" meets
-the level that the service reaches under more load: the most calls per second that any point ended. The bracket shows
-the same from the side of the arrivals, but a single window near the capacity holds or fails by chance.
+The rate is doubled from the start until one fails (or halved until one holds). Then the bracket is divided at its
+geometric mean until its ends differ by at most `tolerance`. The knee is the largest number of calls per second that any
+point ended: where the line "as many ended as arrived" meets the level that the service reaches under more load. The
+bracket shows the same by arrivals, but a single window near the capacity holds or fails by chance.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from penstock_bench.load.statistics import LoadSummary, Objectives
 
 _MIN_RATE = 0.001
 _WINDOW_CALLS, _WARM_UP_CALLS = 20, 3
-"""Lengths of the window and of its warm-up, in durations of one call: what is under way must have settled."""
+"""Lengths of the window and of its warm-up, in durations of one call, so that the running calls have settled."""
 KNEE, OBJECTIVE = "knee", "objective"
 
 
 @dataclass(frozen=True, slots=True)
 class Criteria:
-    """Hold the criteria that a rate must meet; shares are in [0, 1]."""
+    """The criteria that a rate must meet; shares are in [0, 1]."""
 
     objectives: Objectives = field(default_factory=Objectives)
     share: float = 0.95
@@ -44,7 +44,7 @@ class Criteria:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One rate with what came of it. Calls per second, seconds; shares of the calls that arrived in the window."""
+    """One rate with its results: calls per second, seconds, and shares of the calls that arrived in the window."""
 
     calls_per_second: float
     served_calls_per_second: float
@@ -53,7 +53,7 @@ class Point:
     seconds: float
     growth_share: float
     chance_share: float
-    """By how much calls under way vary from moment to moment, without any overload."""
+    """Return the random variation of the number of running calls without overload."""
     unserved_share: float
     kept_share: float | None
     first_token_p50: float | None
@@ -63,16 +63,16 @@ class Point:
     end_to_end_p95: float | None
 
     def keeps_up(self, criteria: Criteria) -> bool:
-        """Whether the service ended as many calls as arrived."""
+        """Return whether the service ended as many calls as arrived."""
         grown = self.growth_share > criteria.max_growth + self.chance_share
         return not grown and self.unserved_share <= criteria.max_unserved
 
     def keeps_objectives(self, criteria: Criteria) -> bool:
-        """Whether it also kept the objectives for the wanted share of calls."""
+        """Return whether it also kept the objectives for the wanted share of calls."""
         return self.keeps_up(criteria) and self.kept_share is not None and self.kept_share >= criteria.share
 
     def judged(self, criteria: Criteria) -> dict[str, bool | None]:
-        """Return both by name; None for objectives that nobody stated."""
+        """Return both by name; None for objectives that are not stated."""
         stated = bool(criteria.objectives.stated)
         return {
             "keeps_up": self.keeps_up(criteria),
@@ -81,7 +81,7 @@ class Point:
 
 
 def point_of(calls_per_second: float, every: Sequence[Record], summary: LoadSummary) -> Point:
-    """Return the point of a load: `every` call of it, those of the warm-up too."""
+    """Return the point of a load. `every` has all its calls, including those of the warm-up."""
     seconds = summary.seconds
     admitted = [record for record in every if record.outcome != REFUSED]
     before, after = _under_way(admitted, 0.0), _under_way(admitted, seconds)
@@ -112,14 +112,14 @@ def _under_way(records: Sequence[Record], moment: float) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Bracket:
-    """`holds`: the largest rate that held; `fails`: the smallest above it that did not. None: not found."""
+    """A bracket: the largest rate that held, and the smallest one above it that did not. None: not found."""
 
     holds: float | None
     fails: float | None
 
     @property
     def rate(self) -> float | None:
-        """The middle, in ratio; None until both ends are known."""
+        """Return the geometric mean; None until both ends are known."""
         return None if self.holds is None or self.fails is None else math.sqrt(self.holds * self.fails)
 
 
@@ -138,12 +138,12 @@ def lengths(rate: float, calls: int, call_seconds: float, min_seconds: float = 0
 
 
 Measure = Callable[[float, int], Awaitable[Point]]
-"""Puts a load of so many calls per second on the service; the number is the point's, from 0."""
+"""A function that puts a load of `rate` calls per second on the service. `number` is the point's, from 0."""
 
 
 @dataclass(slots=True)
 class Search:
-    """A search under way or over; `points` stay true when it is interrupted."""
+    """A running or finished search; `points` stay valid when it is interrupted."""
 
     measure: Measure
     criteria: Criteria
@@ -165,7 +165,7 @@ class Search:
 
     @property
     def knee(self) -> float | None:
-        """Calls per second; None until a point below and one above it are known."""
+        """Return the knee in calls per second; None until a point below and one above it are known."""
         if self.bracket(KNEE).rate is None:
             return None
         return max(point.served_calls_per_second for point in self.points)

@@ -1,4 +1,4 @@
-"""Where a measurement was taken, and of what: the facts that go with every figure."""
+"""Describe the machine and the service of a measurement."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from penstock_client import ModelCard
 
 
 def client_machine() -> dict[str, Any]:
-    """The machine that this runs on; the service's own, where the target is loopback."""
+    """Return the facts about this machine, which is also the service's if the target is loopback."""
     return {
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
@@ -41,7 +41,7 @@ def model_facts(card: ModelCard) -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """As the CPU calls itself, or its architecture."""
+    """Return the CPU's name, or its architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""One load from its first call to its figures, and what the service's processes used meanwhile."""
+"""Run one load and compute its figures, with the resources that the service's processes used meanwhile."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ _ENERGY_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """So many callers, each with one call at a time."""
+    """A closed loop of `callers`, each with one call at a time."""
 
     callers: int
 
     @property
     def name(self) -> str:
-        """Name of the pattern for reports."""
+        """Return the name of the pattern for reports."""
         return f"closed loop, {self.callers} callers"
 
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """Poisson arrivals, bursts, or both. Calls per second; seconds between bursts.
+    """Poisson arrivals (calls per second), bursts (seconds between them), or both.
 
-    `fixed_count`: the warm-up and the window have exactly as many Poisson arrivals as their lengths and the rate say.
+    With `fixed_count`, warm-up and window have exactly as many Poisson arrivals as their length times the rate.
     """
 
     calls_per_second: float = 0.0
@@ -62,7 +62,7 @@ class Open:
 
     @property
     def name(self) -> str:
-        """Name of the pattern for reports."""
+        """Return the name of the pattern for reports."""
         parts = [f"Poisson, {self.calls_per_second:g} calls/s"] if self.calls_per_second else []
         if self.burst_calls:
             parts.append(f"bursts of {self.burst_calls} every {self.burst_every_seconds:g} s")
@@ -71,14 +71,14 @@ class Open:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """Recorded arrivals at `speed` times their pace."""
+    """Recorded arrivals at `speed` times their rate."""
 
     trace: tuple[ScheduledCall, ...]
     speed: float = 1.0
 
     @property
     def name(self) -> str:
-        """Name of the pattern for reports."""
+        """Return the name of the pattern for reports."""
         return f"trace of {len(self.trace)} calls at {self.speed:g} times its pace"
 
 
@@ -87,7 +87,7 @@ Pattern = Closed | Open | Replay
 
 @dataclass(slots=True)
 class Load:
-    """A load under way or over; what it holds stays true when it was interrupted."""
+    """A running or finished load; its content stays valid when it is interrupted."""
 
     pattern: Pattern
     workload: Workload
@@ -95,25 +95,25 @@ class Load:
     run: Run
     used: dict[int, Used] = field(default_factory=dict)
     energy: EnergyMeter | None = None
-    """What the window used; None where the service is not on this machine."""
+    """CPU and memory of each process over the window; None if the service is not on this machine."""
     machine_busy_seconds: float | None = None
-    """CPU seconds of this machine over the window, of whatever process; None where the service is elsewhere."""
+    """CPU seconds of all processes of this machine over the window; None if the service is elsewhere."""
     interrupted: bool = False
-    """Cut short from outside: what was under way then is not held against the service."""
+    """Whether it was interrupted: calls that ran then are not counted against the service."""
 
     @property
     def live(self) -> Live:
-        """The counters of the load while it runs."""
+        """Return the counters of the load while it runs."""
         return self.run.live
 
     @property
     def records(self) -> Sequence[Record]:
-        """The calls meant for the window."""
+        """Return the calls meant for the window."""
         return [record for record in self.every if record.intended >= 0]
 
     @property
     def every(self) -> Sequence[Record]:
-        """The calls of the warm-up, too."""
+        """Return all calls, including those of the warm-up."""
         return [record for record in self.run.records if not (self.interrupted and record.outcome == UNFINISHED)]
 
     @property
@@ -123,18 +123,18 @@ class Load:
 
     @property
     def output_tokens(self) -> int:
-        """That arrived in the window."""
+        """Return the output tokens that arrived in the window."""
         return self.live.window_thought_tokens + self.live.window_answer_tokens
 
     @property
     def front_end_cpu_seconds_per_token(self) -> float | None:
-        """None where the front end was not watched, or nothing came."""
+        """Return the front end's CPU seconds per output token; None if it was not observed or no token came."""
         seconds = [one.cpu_seconds for one in self.used.values() if one.role == FRONT_END]
         return sum(seconds) / self.output_tokens if seconds and self.output_tokens else None
 
     @property
     def other_cores(self) -> float | None:
-        """Cores that other processes of this machine used; None where the service is not seen on it."""
+        """Return the cores that other processes of this machine used; None if the service is not observed on it."""
         if self.machine_busy_seconds is None or not self.used:
             return None
         ours = sum(one.cpu_seconds for one in self.used.values())
@@ -156,13 +156,13 @@ class Load:
 def prepare(
     clients: Sequence[AsyncClient], prompts: Prompts, pattern: Pattern, workload: Workload, options: LoadOptions
 ) -> Load:
-    """A load that has not begun but for its clock."""
+    """Return a load whose clock has started, and nothing else."""
     return Load(pattern, workload, options, Run(clients, prompts, options))
 
 
 async def carry_out(load: Load, front_end: psutil.Process | None) -> None:
-    """Runs it to its end. What the processes used is of the window alone: no warm-up, no waiting for the last ones."""
-    # What this machine uses says nothing of a service elsewhere.
+    """Run the load to its end. The processes are measured over the window alone, without warm-up and last calls."""
+    # The use of this machine says nothing about a service elsewhere.
     load.energy = energy.find() if front_end is not None else None
     watching = asyncio.create_task(_watch(load, Watch(front_end)))
     load.interrupted = True
@@ -182,7 +182,7 @@ async def _send(load: Load) -> None:
     elif isinstance(pattern, Replay):
         await run.replay(pattern.trace, pattern.speed)
     else:
-        # Generators of their own: the times do not change with what is drawn for the calls.
+        # Separate generators: the times do not depend on the draws for the calls.
         times = pattern.times(load.options.warm_up_seconds, load.options.seconds, load.options.seed + 1)
         works = random.Random(load.options.seed + 2)
         await run.open_loop(drawn(times, load.options.seconds, lambda: workload.draw(works)))
@@ -194,7 +194,7 @@ async def _watch(load: Load, watch: Watch) -> None:
     try:
         await _watch_window(load, watch)
     finally:
-        if load.energy is not None:  # so only where the service was found here
+        if load.energy is not None:  # only if the service was found here
             load.machine_busy_seconds = machine_busy_seconds() - busy
 
 
@@ -204,7 +204,7 @@ async def _watch_window(load: Load, watch: Watch) -> None:
         if load.energy is not None:
             load.energy.begin()
         sampled = 0.0
-        # A step at a time: the end may not be decided yet.
+        # In steps: the end may not be decided yet.
         while (now := load.run.clock.now()) < load.run.end_seconds:
             await load.run.clock.reach(min(load.run.end_seconds, now + _STEP_SECONDS))
             if load.energy is not None and now >= sampled + _ENERGY_SECONDS:

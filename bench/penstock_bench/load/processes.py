@@ -23,17 +23,19 @@ _GIB = 2**30
 
 
 class NotLocal(Exception):
-    """Why the service's processes cannot be looked at, in words."""
+    """Report why the service's processes cannot be observed."""
 
 
 def find(target: str, pid: int | None) -> psutil.Process:
-    """The process that listens at `target`, or the one named. Raises NotLocal."""
+    """Return the process that listens at `target`, or the one with `pid`. Raises NotLocal."""
     try:
         if pid is not None:
             return psutil.Process(pid)
         host, _, port = target.rpartition("/")[2].rpartition(":")
         if host.strip("[]") not in ("127.0.0.1", "localhost", "::1"):
-            raise NotLocal(f"{target} is not this machine's loopback; name its process with --pid if it is here")
+            raise NotLocal(
+                f"{target} is not this machine's loopback; if the service is here, give its process with --pid"
+            )
         for connection in psutil.net_connections("tcp"):
             here = connection.laddr[1] if connection.laddr else None
             if connection.status == psutil.CONN_LISTEN and here == int(port) and connection.pid:
@@ -41,8 +43,8 @@ def find(target: str, pid: int | None) -> psutil.Process:
     except psutil.NoSuchProcess:
         raise NotLocal(f"there is no process {pid}") from None
     except (psutil.AccessDenied, ValueError):
-        raise NotLocal(f"who listens at {target} cannot be seen; name it with --pid") from None
-    raise NotLocal(f"no process on this machine can be seen to listen at {target}; name it with --pid")
+        raise NotLocal(f"the process that listens at {target} cannot be observed; give it with --pid") from None
+    raise NotLocal(f"no process that listens at {target} was found on this machine; give it with --pid")
 
 
 @dataclass(slots=True)
@@ -53,10 +55,10 @@ class Used:
     name: str
     cpu_seconds: float = 0.0
     memory_gib: float = 0.0
-    """At its most."""
+    """Peak of its resident memory in GiB."""
     memory_at_start_gib: float = 0.0
     samples: list[tuple[float, float]] = field(default_factory=list)
-    """(seconds since the first, GiB)."""
+    """Samples of its memory, as (seconds since the first, GiB)."""
 
     def note(self, seconds: float, memory_gib: float) -> None:
         """Keep the highest memory that was seen."""
@@ -65,14 +67,14 @@ class Used:
 
 
 class Watch:
-    """Samples the tree below the front end, its machine's GPUs, and this process, while `window()` is open."""
+    """Sample the front end and its descendants, the machine's GPUs, and this process, while `window()` is open."""
 
     def __init__(self, front_end: psutil.Process | None) -> None:
         self._front_end = front_end
 
     @contextmanager
     def window(self) -> Iterator[dict[int, Used]]:
-        """Yield what is used until the end, by pid (GPUs: below 0); complete once the window is closed."""
+        """Yield the use by pid (GPUs: below 0). It is complete once the window is closed."""
         used: dict[int, Used] = {}
         began, before = time.monotonic(), self._cpu()
         self._sample(used, began)
@@ -120,7 +122,7 @@ class Watch:
 
 
 def machine_busy_seconds() -> float:
-    """CPU seconds that this machine has worked since it started, for whatever process."""
+    """Return the busy CPU seconds of this machine since its start, over all processes."""
     times = psutil.cpu_times()._asdict()
     # Linux counts guests' time as user time, too.
     return float(sum(spent for name, spent in times.items() if name not in ("idle", "iowait", "guest", "guest_nice")))

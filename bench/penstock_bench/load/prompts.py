@@ -1,4 +1,4 @@
-"""Made-up text of a wanted length in tokens, by what the service itself counts."""
+"""Make up text of a given length in tokens, as the service counts them."""
 
 from __future__ import annotations
 
@@ -26,8 +26,11 @@ _REPEATS = 8
 
 
 class Prompts:
-    """Text by weight: a word has about the same tokens wherever it stands, so that lengths come out within a few
-    percent without a question to the service while it is being measured. Usage tells what they really were."""
+    """Makes text from words whose lengths in tokens are known.
+
+    A word has about the same number of tokens everywhere, so lengths are right within a few percent without a call to
+    the service while it is measured. The usage of each call has the exact length.
+    """
 
     def __init__(self, tokens_of: dict[str, float], template_tokens: float, system_tokens: float) -> None:
         self._tokens_of = tokens_of
@@ -37,7 +40,7 @@ class Prompts:
 
     @classmethod
     async def learn(cls, client: AsyncClient) -> Self:
-        """Asks the service to count, some 25 times. Raises PenstockError."""
+        """Measure the words with about 25 CountTokens calls. Raises PenstockError."""
         tokens_of = {}
         for word in _WORDS:
             once, often = await _count(client, word), await _count(client, " ".join([word] * (_REPEATS + 1)))
@@ -49,11 +52,11 @@ class Prompts:
 
     @property
     def min_tokens(self) -> int:
-        """Shortest prompt that can be made: the template with one word."""
+        """Return the tokens of the shortest possible prompt: the template with one word."""
         return round(self._template_tokens + min(self._tokens_of.values())) + 1
 
     def messages(self, work: Work, rng: random.Random) -> list[tuple[str, str]]:
-        """The conversation, as (role, content). A shared prefix is the system message; the rest is new every time."""
+        """Return the conversation as (role, content). A shared prefix is the system message; the rest is always new."""
         if work.prompt is not None:
             return [("user", work.prompt)]
         if work.blocks:
@@ -67,11 +70,11 @@ class Prompts:
         return [("system", self._prefixes[key]), ("user", self._text(room - work.prefix_tokens, rng))]
 
     def next_message(self, work: Work, rng: random.Random) -> str:
-        """Return what the user says in a later turn."""
+        """Return the user's message of a later turn."""
         return self._text(max(1, work.turn_tokens), rng)
 
     def _of_blocks(self, work: Work) -> str:
-        """Return text by the ids of its blocks; the last one is cut to the length of the prompt."""
+        """Return text from the ids of its blocks; the last block is cut to the length of the prompt."""
         room, parts = work.prompt_tokens - self._template_tokens, []
         for block in work.blocks:
             if room <= 0:

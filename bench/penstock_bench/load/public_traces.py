@@ -1,11 +1,12 @@
-"""Traces in the public formats: Mooncake's JSON lines and the CSV of Azure's LLM inference datasets.
+"""Read traces in public formats: Mooncake's JSON lines and the CSV of Azure's LLM inference datasets.
 
     {"timestamp": 27482, "input_length": 6955, "output_length": 52, "hash_ids": [46, 47, 48]}    (milliseconds)
     TIMESTAMP,ContextTokens,GeneratedTokens
     2023-11-16 18:15:46.6805900,374,44
 
 Equal hash ids are equal blocks of 512 prompt tokens, so that prompts which begin with the same ids share a prefix.
-Azure's rows say nothing of what prompts share. Neither has texts: made-up words of the same length stand in.
+Azure's rows do not say which prompts share a prefix. Neither format has texts: they are replaced by made-up words of
+the same length.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from penstock_bench.load.arrivals import ScheduledCall
 from penstock_bench.load.workload import Work
 
 BLOCK_TOKENS = 512
-"""Prompt tokens that a hash id of a Mooncake trace stands for."""
+"""Number of prompt tokens for each hash id of a Mooncake trace."""
 _AZURE = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 _MOONCAKE = {"timestamp", "input_length", "output_length"}
 _MILLISECONDS = 1e-3
@@ -31,9 +32,9 @@ _MAX_TOKENS = 2**31 - 1
 
 
 def read(path: Path, most: int | None = None) -> list[ScheduledCall]:
-    """Return the calls of a file of any known format, told by its first line; at most the first `most` of them.
+    """Return at most the first `most` calls of a file, whose format its first line shows.
 
-    Times are from the first call of a public trace. Raises ValueError with the line that is wrong, OSError.
+    Times count from the first call of a public trace. Raises ValueError with the wrong line, and OSError.
     """
     with path.open(encoding="utf-8-sig") as file:
         first = next((line for line in file if line.strip()), "")
@@ -68,7 +69,7 @@ def _mooncake(path: Path) -> Iterator[tuple[float, Work]]:
                     yield _mooncake_row(json.loads(line))
                 except (ValueError, TypeError, KeyError) as error:
                     raise ValueError(
-                        f"{path}, line {number}: is no row of a Mooncake trace ({error}); it needs timestamp in"
+                        f"{path}, line {number}: not a row of a Mooncake trace ({error}); it needs timestamp in"
                         " milliseconds, input_length, output_length and, if at all, hash_ids as whole numbers"
                     ) from error
 
@@ -77,7 +78,7 @@ def _mooncake_row(entry: dict[str, Any]) -> tuple[float, Work]:
     prompt, ids = _tokens(entry["input_length"]), entry.get("hash_ids") or []
     if not isinstance(ids, list) or any(not isinstance(one, int) for one in ids):
         raise ValueError("hash_ids")
-    # Ids beyond the length would make a prompt longer than the trace says.
+    # Ids beyond the length would make the prompt longer than in the trace.
     blocks = tuple(ids)[: -(-prompt // BLOCK_TOKENS)]
     at = float(entry["timestamp"]) * _MILLISECONDS
     return at, Work(prompt, _tokens(entry["output_length"]), blocks=blocks, block_tokens=BLOCK_TOKENS if blocks else 0)
@@ -93,12 +94,12 @@ def _azure(path: Path) -> Iterator[tuple[float, Work]]:
                 yield when, Work(_tokens(int(row["ContextTokens"])), _tokens(int(row["GeneratedTokens"])))
             except (ValueError, TypeError, KeyError) as error:
                 raise ValueError(
-                    f"{path}, line {number}: is no row of an Azure trace ({error}); it needs {', '.join(_AZURE)}"
+                    f"{path}, line {number}: not a row of an Azure trace ({error}); it needs {', '.join(_AZURE)}"
                 ) from error
 
 
 def _tokens(count: object) -> int:
-    """At least 1: a call without a prompt or an output cannot be made."""
+    """Return a number of tokens, at least 1: a call needs a prompt and an output. Raises ValueError."""
     if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= _MAX_TOKENS:
-        raise ValueError(f"{count!r} is no number of tokens")
+        raise ValueError(f"must be a number of tokens, got {count!r}")
     return max(1, count)

@@ -1,4 +1,4 @@
-"""Files of questions for a load: JSON lines with `prompt` (or `question`) and `kind`; other keys are left alone."""
+"""Read files of questions for a load: JSON lines with `prompt` (or `question`) and `kind`. Other keys are ignored."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from penstock_bench.load import json_lines
 from penstock_bench.load.workload import Question
 
 _MAX_KINDS = 100
-"""Results are told by kind: more would be one for each question."""
+"""Largest number of kinds: results are reported by kind."""
 
 
 def read(path: Path) -> tuple[Question, ...]:
-    """Return all questions. Raises ValueError with the line that is wrong, OSError."""
+    """Return all questions. Raises ValueError with the wrong line, and OSError."""
     found = json_lines.read(path, _question, "questions", encoding="utf-8-sig")
     kinds = len({question.kind for question in found})
     if kinds > _MAX_KINDS:
-        raise ValueError(f"{path}: {kinds} kinds of question, at most {_MAX_KINDS} are allowed")
+        raise ValueError(f"{path} must have at most {_MAX_KINDS} kinds of question, got {kinds}")
     return tuple(found)
 
 

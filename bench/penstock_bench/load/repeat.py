@@ -1,4 +1,4 @@
-"""How often a load is repeated: a fixed number of times, or until the intervals of chosen figures are narrow enough."""
+"""Decide how often a load is repeated: a fixed number of times, or until the intervals of given figures are narrow."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from penstock_bench.load.intervals import HIGHER_IS_BETTER, Estimate
 
 MIN_TO_STOP = 5
-"""Runs before an interval may end the repetitions: with fewer, one that is narrow by chance would often end them."""
+"""Smallest number of runs with an interval: after fewer, an interval is too often narrow by chance."""
 
 
 @dataclass(frozen=True, slots=True)
 class Repeat:
-    """`runs` of the same load; with `narrow` more of them, up to `most`, until each interval is narrow enough.
+    """The rule: `runs` of the same load and, with `narrow`, more of them, up to `most`, until each interval is narrow.
 
-    `narrow`: largest half width of a figure's 95 % interval, as a share of the figure.
+    `narrow` is the largest half width of a figure's 95 % interval, as a share of the figure.
     """
 
     runs: int = 1
@@ -24,7 +24,7 @@ class Repeat:
     narrow: Mapping[str, float] = field(default_factory=dict)
 
     def enough(self, done: int, found: Mapping[str, Estimate]) -> bool:
-        """Tell whether so many runs, with these intervals, are enough."""
+        """Return whether `runs` runs with these intervals are enough."""
         if not self.narrow:
             return done >= self.runs
         if done >= max(self.most, self.runs):
@@ -42,7 +42,7 @@ class Repeat:
 
 
 def parse_narrow(texts: Iterable[str]) -> dict[str, float]:
-    """Return shares from `end-to-end-p95=5` (percent) and its like. Raises ValueError."""
+    """Return shares from options such as `end-to-end-p95=5` (percent). Raises ValueError."""
     given = {}
     for text in texts:
         name, _, value = text.partition("=")
@@ -53,7 +53,7 @@ def parse_narrow(texts: Iterable[str]) -> dict[str, float]:
             percent = math.nan
         if name not in known or not 0 < percent <= 100:
             raise ValueError(
-                f"{text!r} is not FIGURE=PERCENT with a percentage in (0, 100] and one of {', '.join(known)}"
+                f"must be FIGURE=PERCENT with a percentage in (0, 100] and one of {', '.join(known)}, got {text!r}"
             )
         given[known[name]] = percent / 100
     return given

@@ -1,4 +1,4 @@
-"""A load's figures for people (tables) and machines (plain values)."""
+"""Report a load's figures as tables and as plain values."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _MAX_GENERATOR_CPU = 0.8
 
 
 def as_json(load: Load, objectives: Objectives, not_local: str | None, *, rows: bool = False) -> dict[str, Any]:
-    """Everything in plain values. Infinite and unknown are None."""
+    """Return all results as plain values. Infinite and unknown values are None."""
     summary = load.summary(objectives)
     made: dict[str, Any] = {
         "pattern": load.pattern.name,
@@ -60,7 +60,7 @@ def as_json(load: Load, objectives: Objectives, not_local: str | None, *, rows: 
 
 
 def load_facts(load: Load, objectives: Objectives) -> dict[str, Any]:
-    """Return what was asked of the service, so that two results can be recognised as of the same load."""
+    """Return the load as plain values, so that two results of the same load can be recognised."""
     options, workload = load.options, load.workload
     return {
         "pattern": load.pattern.name,
@@ -74,7 +74,7 @@ def load_facts(load: Load, objectives: Objectives) -> dict[str, Any]:
 
 
 def workload_facts(workload: Workload) -> dict[str, Any]:
-    """The workload without the texts of its questions."""
+    """Return the workload without the texts of its questions."""
     return {
         **{name: value for name, value in asdict(workload).items() if name != "questions"},
         "questions": len(workload.questions),
@@ -82,12 +82,12 @@ def workload_facts(workload: Workload) -> dict[str, Any]:
 
 
 def intervals_as_json(found: Mapping[str, Estimate]) -> dict[str, Any]:
-    """Return what `penstock bench compare` reads."""
+    """Return the values that `penstock bench compare` reads."""
     return {name: asdict(one) for name, one in found.items()}
 
 
 def show_runs(console: Console, loads: Sequence[Load], objectives: Objectives) -> None:
-    """One line for each of repeated runs."""
+    """Print one line for each of several runs."""
     shown = table("run", "calls", "not ok", "calls/s", "output tok/s", "first token p95", "end to end p95", "goodput")
     for number, load in enumerate(loads, 1):
         summary = load.summary(objectives)
@@ -107,13 +107,13 @@ def show_runs(console: Console, loads: Sequence[Load], objectives: Objectives) -
 
 
 def show_notes(console: Console, notes: Iterable[str]) -> None:
-    """Print what a reader of the figures must know, a line each."""
+    """Print notes on the figures, one line each."""
     for note in notes:
         console.out(f"note: {note}", style="yellow", highlight=False)
 
 
 def show_intervals(console: Console, found: Mapping[str, Estimate]) -> None:
-    """The figures with their 95 % intervals."""
+    """Print the figures with their 95 % intervals."""
     shown = table("figure", "mean", "95 % interval", "to each side", "from")
     for name, one in found.items():
         width = f"{one.relative_half_width:.1%}" if math.isfinite(one.relative_half_width) else "-"
@@ -124,7 +124,7 @@ def show_intervals(console: Console, found: Mapping[str, Estimate]) -> None:
 
 
 def processes(load: Load) -> list[dict[str, Any]]:
-    """Each process with its CPU seconds per second and its memory over the window."""
+    """Return each process with its CPU seconds per second and its memory over the window."""
     return [
         {
             "role": one.role,
@@ -139,7 +139,7 @@ def processes(load: Load) -> list[dict[str, Any]]:
 
 
 def warnings(load: Load, summary: LoadSummary) -> list[str]:
-    """Why the figures should be read with care."""
+    """Return notes on the reliability of the figures."""
     found = generator_warnings(load, summary)
     if summary.end_to_end.count < 100:
         found.append(f"{summary.end_to_end.count} calls: with fewer than 100, p99 is the slowest one")
@@ -147,10 +147,10 @@ def warnings(load: Load, summary: LoadSummary) -> list[str]:
 
 
 def generator_warnings(load: Load, summary: LoadSummary) -> list[str]:
-    """Why the load generator, rather than the service, may be what was measured."""
+    """Return reasons to suspect that the load generator limited the load, and not the service."""
     found = []
     if (lag := summary.send_lag.p99) is not None and lag > _MAX_LAG_SECONDS:
-        found.append(f"the generator was late by {lag:.3f} s at p99: it, not the service, may be what is slow")
+        found.append(f"the generator was late by {lag:.3f} s at p99: it may limit the load instead of the service")
     own = [one["cpu"] for one in processes(load) if one["role"] == GENERATOR]
     if own and own[0] > _MAX_GENERATOR_CPU:
         found.append(f"the generator used {own[0]:.2f} of a core: run it on another machine, or with fewer streams")
@@ -158,7 +158,7 @@ def generator_warnings(load: Load, summary: LoadSummary) -> list[str]:
 
 
 def without_nan(value: Any) -> Any:
-    """The same with None for what JSON has no number for."""
+    """Return the value with None for numbers that JSON does not have."""
     if isinstance(value, dict):
         return {name: without_nan(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
@@ -167,7 +167,7 @@ def without_nan(value: Any) -> Any:
 
 
 def show(console: Console, load: Load, objectives: Objectives, not_local: str | None) -> None:
-    """Rates, percentiles, goodput and processes."""
+    """Print rates, percentiles, goodput and processes."""
     summary = load.summary(objectives)
     console.out(f"{load.pattern.name}; {summary.seconds:.1f} s measured, {summary.calls} calls", highlight=False)
     outcomes = ", ".join(f"{name} {count}" for name, count in summary.outcomes.items())

@@ -1,4 +1,4 @@
-"""The network's round trip apart: calls that do next to nothing, before any load."""
+"""Measure the network's round trip alone, before any load, with calls that do very little."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _CALLS = 20
 
 
 async def measure(client: AsyncClient) -> Spread:
-    """Time `GetModel` on the connected and idle service: the network there and back, and the front end. Seconds."""
+    """Return the seconds of `GetModel` on the connected, idle service: the network's round trip and the front end."""
     await client.model()
     found = []
     for _ in range(_CALLS):

@@ -1,4 +1,4 @@
-"""Sends the calls: open loops by the clock, closed loops by so many patient callers."""
+"""Send the calls: in open loops by the clock, in closed loops by callers that wait for their replies."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MAX_TIMES = 5
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """How long, and how calls are made. `drain_seconds`: most time that calls under way get after the end."""
+    """Lengths and settings of a run. `drain_seconds` is the longest time for running calls after its end."""
 
     seconds: float
     warm_up_seconds: float = 5.0
@@ -37,12 +37,12 @@ class LoadOptions:
     resumable: bool = False
     seed: int = 0
     min_calls: int = 0
-    """A closed loop goes on, up to five times as long, until so many calls have ended in the window."""
+    """Number of calls that must end in the window: a closed loop continues for them, up to five times as long."""
 
 
 @dataclass(slots=True)
 class Live:
-    """Hold what has happened so far, for a progress line. Tokens by whole second: [thought, answer]."""
+    """Counters for a progress line. Tokens are counted by whole second, as [thought, answer]."""
 
     sent: int = 0
     running: int = 0
@@ -54,9 +54,9 @@ class Live:
 
 
 class Run:
-    """One load. `records` holds every call, those of the warm-up with negative times, however the run ends.
+    """One run of a load. However it ends, `records` has all calls; those of the warm-up have negative times.
 
-    `end_seconds` is infinite while it is not decided yet.
+    `end_seconds` is infinite until the end is decided.
     """
 
     def __init__(self, clients: Sequence[AsyncClient], prompts: Prompts, options: LoadOptions) -> None:
@@ -70,11 +70,11 @@ class Run:
         self._bug: BaseException | None = None
         self._counted = 0
         self._enough = asyncio.Event()
-        # Every run finds the prefix cache cold, whatever ran before it with the same seed.
+        # Each run finds the prefix cache cold, even after a run with the same seed.
         self._cache_salt = secrets.token_hex(8)
 
     async def open_loop(self, arrivals: Iterable[ScheduledCall]) -> None:
-        """Each call goes out at its time, whatever became of those before it."""
+        """Send each call at its time, without waiting for earlier ones."""
         try:
             for arrival in arrivals:
                 messages = self._prompts.messages(arrival.work, self._rng)
@@ -96,7 +96,7 @@ class Run:
             self._bug = task.exception()
 
     async def closed_loop(self, callers: int, workload: Workload) -> None:
-        """Each caller sends the next call when the last one has ended."""
+        """Send calls from each caller one after the other."""
         options = self._options
         if options.min_calls:
             self.end_seconds = math.inf
@@ -112,7 +112,7 @@ class Run:
             await self._give_up(workers)
 
     async def replay(self, trace: Sequence[ScheduledCall], speed: float) -> None:
-        """The trace's calls at `speed` times its pace, after a warm-up with its first ones."""
+        """Send the trace's calls at `speed` times its rate, after a warm-up with its first calls."""
         self.end_seconds = trace[-1].at_seconds / speed
         warm = {asyncio.create_task(self._warm(trace, number)) for number in range(_WARM_CALLERS)}
         try:
@@ -121,7 +121,7 @@ class Run:
             await self._give_up(warm)
         await self.open_loop(ScheduledCall(one.at_seconds / speed, one.work) for one in trace)
         ends = [record.ended for record in self.records if record.ended is not None and record.intended >= 0]
-        # Its window ends with its last call: a trace has no steady state that could be cut out.
+        # Its window ends with its last call: a trace has no steady state to measure alone.
         self.end_seconds = max([self.end_seconds, *ends])
 
     async def _caller(self, workload: Workload) -> None:
@@ -132,7 +132,7 @@ class Run:
             if record.outcome == calls.REFUSED:
                 await asyncio.sleep(record.retry_after or _RETRY_SECONDS)
             elif record.outcome == calls.FAILED:
-                await asyncio.sleep(_RETRY_SECONDS)  # a service that is gone is not asked a thousand times a second
+                await asyncio.sleep(_RETRY_SECONDS)  # Do not call a service that is gone a thousand times a second.
 
     async def _warm(self, trace: Sequence[ScheduledCall], first: int) -> None:
         place = first
@@ -142,7 +142,10 @@ class Run:
             await self._call(work, self.clock.now(), self._prompts.messages(work, self._rng))
 
     async def _conversation(self, work: Work, intended: float, messages: Sequence[tuple[str, str]]) -> Record:
-        """Make a call and those that follow it, until one does not end well or the window is over; return the last."""
+        """Make a call and the later turns of its conversation, until one does not end well or the window ends.
+
+        Return the last one.
+        """
         said = list(messages)
         record, response = await self._answered(work, intended, said, 0)
         for turn in range(1, work.turns):
@@ -153,7 +156,7 @@ class Run:
             if now >= self.end_seconds:
                 break
             answer = f"{response.thought}\n\n{response.answer}" if work.keep_thought else response.answer
-            # A model that said nothing has an empty turn, which not every template takes.
+            # The turn of a model without an answer is empty, which not every template accepts.
             said += [("assistant", answer or "."), ("user", self._prompts.next_message(work, self._rng))]
             record, response = await self._answered(work, now, said, turn)
         return record
@@ -197,7 +200,7 @@ class Run:
 
     @staticmethod
     async def _give_up(tasks: Iterable[asyncio.Task[Any]]) -> None:
-        """Cancels what still runs; its records stay unfinished."""
+        """Cancel the running calls; their records stay unfinished."""
         ended = list(tasks)
         for task in ended:
             task.cancel()

@@ -1,4 +1,4 @@
-"""The search for the knee on a running service: its loads, and one search after the other until they agree."""
+"""Search for the knee on a running service: run its loads, and repeat the search until the results agree."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from penstock_client import AsyncClient
 _SINGLE_CALLS = 3
 _SINGLE_SECONDS = 1.0
 _RESTART_SHARE = 0.7
-"""Where the next search starts, as a share of the knee that the last one found."""
+"""Start of the next search, as a share of the knee that the last one found."""
 
 KNEE_RATE, OBJECTIVE_RATE = "knee_calls_per_second", "objective_calls_per_second"
 
 
 class NoCallEnded(Exception):
-    """The service ended no call well while it was idle; the message says what became of them."""
+    """Report an idle service that ended no call well; the message has the outcomes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Loads:
-    """How each point is measured. `calls`: fewest in a window; `min_seconds`: shortest window."""
+    """Settings of each point: the smallest number of calls in a window (`calls`) and the shortest window."""
 
     clients: Sequence[AsyncClient]
     prompts: Prompts
@@ -45,19 +45,19 @@ class Loads:
 
 
 Show = Callable[[Load, str], Awaitable[None]]
-"""Carries the load out and shows what it does."""
+"""A function that runs the load and shows its progress."""
 
 
 @dataclass(slots=True)
 class KneeSearch:
-    """Searches under way or over; what has been measured stays true when it is interrupted."""
+    """Running or finished searches; measured points stay valid when they are interrupted."""
 
     loads: Loads
     criteria: Criteria
     carry_out: Show
     searches: list[Search] = field(default_factory=list)
     call_seconds: float | None = None
-    """Duration of a call on the idle service."""
+    """Seconds of a call on the idle service."""
     warnings: dict[str, None] = field(default_factory=dict)
 
     async def run(self, start: float | None, repeat: Repeat) -> None:
@@ -71,7 +71,7 @@ class KneeSearch:
             rate = _RESTART_SHARE * search.knee if search.knee else rate
 
     def intervals(self) -> dict[str, Estimate]:
-        """Over the finished searches that found the rate; empty for fewer than two."""
+        """Return the intervals over the finished searches that found the rate; empty for fewer than two."""
         if not intervals.available():
             return {}
         found = {KNEE_RATE: self.knees, OBJECTIVE_RATE: self.objective_rates}
@@ -81,12 +81,12 @@ class KneeSearch:
 
     @property
     def knees(self) -> list[float]:
-        """The knees of the finished searches, in calls per second."""
+        """Return the knees of the finished searches, in calls per second."""
         return [search.knee for search in self.searches if search.knee is not None]
 
     @property
     def objective_rates(self) -> list[float]:
-        """The largest rates that kept the objectives."""
+        """Return the largest rates that kept the objectives."""
         if not self.criteria.objectives.stated:
             return []
         brackets = [search.bracket(OBJECTIVE) for search in self.searches]
@@ -94,7 +94,7 @@ class KneeSearch:
 
     @property
     def points(self) -> list[Point]:
-        """All measured points of all searches."""
+        """Return all measured points of all searches."""
         return [point for search in self.searches for point in search.points]
 
     async def _single_call_seconds(self) -> float:
@@ -124,7 +124,7 @@ class KneeSearch:
         return measure.prepare(loads.clients, loads.prompts, pattern, loads.workload, options)
 
     def as_json(self) -> dict[str, Any]:
-        """Everything in plain values. Rates are in calls per second; None is not found."""
+        """Return all results as plain values. Rates are in calls per second; None: not found."""
         criteria, found = self.criteria, self.intervals()
         each = [
             {

@@ -1,8 +1,8 @@
-"""From calls to figures. Pure.
+"""Compute figures from calls. No I/O.
 
-Percentiles are by nearest rank over every call that was admitted and meant for the window. A call that missed its
-deadline or never ended counts as slower than all others: where so many are lost that a percentile falls among them, it
-is None (infinite), not the slowest one that survived.
+Percentiles are by nearest rank over all calls that were admitted and meant for the window. A call that missed its
+deadline or never ended (a lost call) counts as slower than all others. A percentile that falls among the lost calls is
+None (infinite), not the time of the slowest other call.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ _USD_PER_TICK = 1e-10
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Seconds. `count` values, `lost` of which are infinite. None: no values, or among the lost ones."""
+    """Percentiles in seconds of `count` values, of which `lost` are infinite.
+
+    None: no values, or among the lost ones.
+    """
 
     count: int
     lost: int
@@ -52,7 +55,7 @@ def _finite(value: float) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Objectives:
-    """Hold what a good call keeps to, in seconds from its intended time; None is no objective."""
+    """Limits for a good call, in seconds from its intended time; None: no limit."""
 
     first_token: float | None = None
     first_answer: float | None = None
@@ -61,7 +64,7 @@ class Objectives:
 
     @classmethod
     def parse(cls, texts: Iterable[str]) -> Objectives:
-        """From `first-token=0.5` and its like. Raises ValueError."""
+        """Return the objectives from options such as `first-token=0.5`. Raises ValueError."""
         known = {field.name.replace("_", "-"): field.name for field in fields(cls)}
         given: dict[str, float] = {}
         for text in texts:
@@ -71,12 +74,12 @@ class Objectives:
             except ValueError:
                 seconds = math.nan
             if name not in known or not 0 < seconds < math.inf:
-                raise ValueError(f"{text!r} is not NAME=SECONDS with one of {', '.join(known)}")
+                raise ValueError(f"must be NAME=SECONDS with one of {', '.join(known)}, got {text!r}")
             given[known[name]] = seconds
         return cls(**given)
 
     def kept_by(self, record: Record) -> bool:
-        """Return whether a call ended well and kept every objective."""
+        """Return whether a call ended well and kept all objectives."""
         if record.outcome != OK:
             return False
         return all(
@@ -87,7 +90,7 @@ class Objectives:
 
     @property
     def stated(self) -> dict[str, float]:
-        """The objectives that are set, by name, in seconds."""
+        """Return the stated objectives by name, in seconds."""
         return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
 
 
@@ -105,7 +108,7 @@ MEASURES: Mapping[str, Callable[[Record], float | None]] = {
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Calls of one kind of question, or of one turn. Tokens, seconds; None: nothing that could tell."""
+    """Calls of one kind of question, or of one turn, in tokens and seconds. None: unknown."""
 
     calls: int
     ended_well: int
@@ -114,15 +117,15 @@ class Group:
     mean_answer_tokens: float | None
     cached_share: float | None
     accepted_share: float | None
-    """Of the drafted tokens."""
+    """Share of the drafted tokens that were accepted."""
     acceptance_length: float | None
-    """Output tokens per step of the model: 1 without an accepted draft."""
+    """Output tokens per step of the model; 1 without an accepted draft."""
     first_token_p50: float | None
     first_answer_p50: float | None
 
     @classmethod
     def of(cls, records: Sequence[Record]) -> Group:
-        """The figures of some calls."""
+        """Return the figures of some calls."""
         done = [record for record in records if record.outcome == OK]
         prompt = sum(record.prompt_tokens for record in done)
         drafted = _total(done, lambda record: record.drafted_tokens)
@@ -142,9 +145,10 @@ class Group:
 
 
 def acceptance_length(output_tokens: int, drafted: int | None, accepted: int | None) -> float | None:
-    """Return output tokens per step: each step gives one token of the model's own and the drafts that it accepts.
+    """Return the output tokens per step: each step gives one token of the model and the accepted drafts.
 
-    Accepted markers, such as the end of a thought, are no output: replies of a few tokens read a few percent too high.
+    Accepted markers, such as the end of a thought, are no output: for replies of a few tokens the figure is a few
+    percent too high.
     """
     if not drafted or accepted is None or accepted >= output_tokens:
         return None
@@ -153,7 +157,7 @@ def acceptance_length(output_tokens: int, drafted: int | None, accepted: int | N
 
 @dataclass(frozen=True, slots=True)
 class LoadSummary:
-    """One load. Rates are per second of the measured window; shares are of 1. None: nothing that could tell."""
+    """Figures of one load. Rates are per second of the window; shares are in [0, 1]. None: unknown."""
 
     seconds: float
     calls: int
@@ -165,44 +169,49 @@ class LoadSummary:
     end_to_end: Spread
     longest_gap: Spread
     queue: Spread
-    """At the server, as it tells."""
+    """Seconds of waiting at the server, as it reports them."""
     send_lag: Spread
-    """By how much the generator itself was late; part of every latency above."""
+    """Delay of the generator itself in seconds; a part of each latency above."""
     calls_per_second: float
-    """That ended well in the window, wherever they began. So with the rates below: what was under way when it opened
-    makes up for what is when it closes."""
+    """Calls per second that ended well in the window, including those that began before it.
+
+    The same holds for the rates below: calls that ran at the start make up for those that run at the end.
+    """
     output_tokens_per_second: float
     thought_tokens_per_second: float
     prompt_tokens_per_second: float
-    """Of calls whose first token fell into the window; cached ones left out."""
+    """Prompt tokens per second of calls with their first token in the window, without cached tokens."""
     mean_running: float
-    """Calls under way, averaged over the window."""
+    """Mean number of running calls over the window."""
     mean_prompt_tokens: float | None
     mean_output_tokens: float | None
     mean_thought_tokens: float | None
     cached_share: float | None
-    """Of the prompt tokens."""
+    """Share of the prompt tokens that came from the prefix cache."""
     drafted_tokens: int | None
     accepted_tokens: int | None
     thinking_outcomes: Mapping[str, int]
     over_budget: int
-    """Thoughts longer than their budget."""
+    """Number of thoughts longer than their budget."""
     goodput_share: float | None
-    """Of all calls meant for the window: what was refused or failed was not good."""
+    """Share of all calls meant for the window. Refused and failed calls are not good."""
     goodput_calls_per_second: float | None
     usd: float | None
-    """By the service's own price list."""
+    """Cost by the service's own price list."""
     by_kind: Mapping[str, Group]
-    """By kind of question; empty where no call has a kind."""
+    """Figures by kind of question; empty if no call has a kind."""
     by_turn: Mapping[str, Group]
-    """By place in the conversation, from 1; empty where every conversation is one call."""
+    """Figures by turn of the conversation, from 1; empty if each conversation is one call."""
 
 
 def summarize(
     every: Sequence[Record], seconds: float, thought_tokens: int, answer_tokens: int, objectives: Objectives
 ) -> LoadSummary:
-    """`every` call, those of the warm-up too, which may have worked in the window of `seconds`; the tokens are those
-    that arrived in it."""
+    """Return the figures of a window of `seconds`.
+
+    `every` has all calls, including those of the warm-up, which may have run in the window. The tokens are those that
+    arrived in it.
+    """
     records = [record for record in every if record.intended >= 0]
     done = [record for record in records if record.outcome == OK]
     admitted = [record for record in records if record.outcome not in (REFUSED, FAILED)]
@@ -254,7 +263,7 @@ def _grouped(records: Sequence[Record], name: Callable[[Record], str]) -> dict[s
 
 
 def _spread(admitted: Sequence[Record], read: Callable[[Record], float | None]) -> Spread:
-    """Lost calls are infinite; a call that ended well without such a token has none."""
+    """Return the values: infinite for lost calls, none for a call that ended well without such a token."""
     lost = sum(record.outcome in (DEADLINE, UNFINISHED) for record in admitted)
     values = [value for record in admitted if record.outcome == OK and (value := read(record)) is not None]
     return Spread.of([*values, *[math.inf] * lost])
@@ -270,6 +279,6 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _total(records: Sequence[Record], count: Callable[[Record], int | None]) -> int | None:
-    """The sum, or None where any does not know."""
+    """Return the sum, or None if any value is unknown."""
     known = [one for record in records if (one := count(record)) is not None]
     return sum(known) if known and len(known) == len(records) else None

@@ -1,11 +1,11 @@
-"""Trace files: recorded arrivals, one JSON object per line, to be replayed at their own pace or faster.
+"""Read and write trace files: recorded arrivals, one JSON object per line, to be replayed at any speed.
 
     {"at_seconds": 0.0, "prompt_tokens": 812, "output_tokens": 64, "mode": "thinking", "budget_tokens": 256,
      "prefix": "support", "prefix_tokens": 400, "deadline_seconds": 10}
     {"at_seconds": 0.8, "prompt": "What is 48 + 27?", "output_tokens": 128}
 
-`at_seconds` (>= 0, rising) and either `prompt_tokens` or `prompt` are needed; the rest may be left out, and takes the
-server's default. `prompt` is text as it was; without it, made-up text of that length stands in.
+`at_seconds` (>= 0, rising) and either `prompt_tokens` or `prompt` are required. The other keys are optional; their
+defaults are the server's. `prompt` is the original text; without it, made-up text of the given length is sent.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _PLAIN = {field.name: field.default for field in fields(Work) if field.name != "
 
 
 def read(path: Path) -> list[ScheduledCall]:
-    """All calls of a file. Raises ValueError with the line that is wrong, OSError where it cannot be read."""
+    """Return all calls of a file. Raises ValueError with the wrong line, and OSError if it cannot be read."""
     last_at = 0.0
 
     def arrival(entry: object) -> ScheduledCall:

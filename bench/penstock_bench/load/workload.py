@@ -1,4 +1,4 @@
-"""Define what is asked: lengths, thinking modes and shared prefixes, each drawn from a weighted mix."""
+"""Define a workload: lengths, thinking modes and shared prefixes, each drawn from a weighted mix."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ _MAX_TOKENS = 2**31 - 1
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One call to make. Tokens; None: the server's choice. `prompt` is sent as it stands, in place of made-up text."""
+    """One call to make, in tokens; None: the server's default. `prompt` is sent instead of made-up text."""
 
     prompt_tokens: int
     output_tokens: int | None = None
     mode: str | None = None
     budget_tokens: int | None = None
     prefix: str = ""
-    """Calls of the same name begin with the same `prefix_tokens`, which are part of `prompt_tokens`."""
+    """Name of a prefix: calls with the same name begin with the same `prefix_tokens`, a part of `prompt_tokens`."""
     prefix_tokens: int = 0
     deadline_seconds: float | None = None
     prompt: str | None = None
     kind: str = ""
-    """Name of the kind of question; results are also told by kind."""
+    """Name of the kind of question; results are also reported by kind."""
     blocks: tuple[int, ...] = ()
-    """Ids of the prompt's blocks of `block_tokens`: equal ids are equal text."""
+    """Ids of the prompt's blocks of `block_tokens`: equal ids have equal text."""
     block_tokens: int = 0
     turns: int = 1
-    """Calls of one conversation; each has what was said before it in its prompt."""
+    """Number of calls of the conversation; each prompt has the messages before it."""
     turn_tokens: int = 0
-    """Of each user message after the first."""
+    """Tokens of each user message after the first."""
     keep_thought: bool = False
-    """Earlier thoughts are sent back with their answers."""
+    """Whether earlier thoughts are sent with their answers."""
     pause_seconds: float = 0.0
-    """Between the end of a turn and the next one."""
+    """Seconds between the end of a turn and the next one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A prompt to be sent as it stands, and its kind."""
+    """A prompt that is sent unchanged, and its kind."""
 
     kind: str
     prompt: str
@@ -50,7 +50,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """How long conversations are; the defaults are single calls."""
+    """Lengths of conversations; the defaults are single calls."""
 
     turns: Lengths
     turn_tokens: Lengths
@@ -60,19 +60,19 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Weighted ranges of token counts, both ends included: `128`, `64-256`, `128@3,1024-4096@1`."""
+    """Weighted ranges of token counts, including both ends, such as `128`, `64-256` or `128@3,1024-4096@1`."""
 
     parts: tuple[tuple[int, int, float], ...]
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Raises ValueError with the part that is wrong."""
+        """Return the mix of an option's text. Raises ValueError with the wrong part."""
         parts = []
         for part, weight in _weighted(text):
             found = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
             low, high = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
             if not 1 <= low <= high <= _MAX_TOKENS:
-                raise ValueError(f"{part!r} is no token count or range, such as 128 or 64-256")
+                raise ValueError(f"must be a token count or range, such as 128 or 64-256, got {part!r}")
             parts.append((low, high, weight))
         return cls(tuple(parts))
 
@@ -83,24 +83,24 @@ class Lengths:
 
     @property
     def longest(self) -> int:
-        """The largest length of the mix."""
+        """Return the largest length of the mix."""
         return max(high for _, high, _ in self.parts)
 
 
 @dataclass(frozen=True, slots=True)
 class Thinking:
-    """Weighted modes with optional budgets: `auto`, `fast@3,thinking:64@1`, `thinking:-1`."""
+    """Weighted modes with optional budgets, such as `auto`, `fast@3,thinking:64@1` or `thinking:-1`."""
 
     parts: tuple[tuple[str, int | None, float], ...]
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Raises ValueError with the part that is wrong."""
+        """Return the mix of an option's text. Raises ValueError with the wrong part."""
         parts = []
         for part, weight in _weighted(text):
             mode, colon, budget = part.partition(":")
             if mode not in MODES or (colon and not re.fullmatch(r"-1|\d+", budget)):
-                raise ValueError(f"{part!r} is none of {', '.join(MODES)}, each with an optional :BUDGET")
+                raise ValueError(f"must be one of {', '.join(MODES)}, each with an optional :BUDGET, got {part!r}")
             parts.append((mode, int(budget) if colon else None, weight))
         return cls(tuple(parts))
 
@@ -115,16 +115,16 @@ def _weighted(text: str) -> list[tuple[str, float]]:
     for part in filter(None, (one.strip() for one in text.split(","))):
         what, at, weight = part.partition("@")
         if at and not re.fullmatch(r"\d+(\.\d+)?", weight):
-            raise ValueError(f"{part!r}: the weight after @ must be a number")
+            raise ValueError(f"the weight after @ must be a number, got {part!r}")
         parts.append((what, float(weight) if at else 1.0))
     if sum(weight for _, weight in parts) <= 0:
-        raise ValueError(f"{text!r}: nothing to draw from")
+        raise ValueError(f"must have a weight above 0, got {text!r}")
     return parts
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Define what calls are drawn from. `prefixes` is the number of shared prefixes; 0: every prompt is different."""
+    """A workload from which calls are drawn. `prefixes` is the number of shared prefixes; 0: all prompts differ."""
 
     prompt: Lengths
     output: Lengths | None
@@ -133,7 +133,7 @@ class Workload:
     prefix_tokens: int = 0
     deadline_seconds: float | None = None
     questions: tuple[Question, ...] = ()
-    """Sent in place of made-up text, each as often as the others."""
+    """Questions that are sent instead of made-up text, each equally often."""
     conversation: Conversation | None = None
 
     def draw(self, rng: random.Random) -> Work:
@@ -164,7 +164,7 @@ class Workload:
 
 
 def options_of(work: Work, *, exact: bool, temperature: float | None) -> Mapping[str, Any]:
-    """The client's keywords. `exact`: the model may not end before `output_tokens`."""
+    """Return the client's keywords. With `exact` the model may not end before `output_tokens`."""
     return {
         "thinking": work.mode,
         "budget": work.budget_tokens,

@@ -1,6 +1,6 @@
-"""`penstock pilot`: a graded sequence of loads on a running service, and a report for decisions about GPUs.
+"""Run a graded sequence of loads on a running service and report on it, for `penstock pilot`.
 
-    grades -> sequence (load, evaluation, scrape, experts) -> results -> cost, flags -> sections -> html, markdown
+    scenario -> sequence (load, evaluation, scrape, experts) -> results -> cost, flags -> sections -> html, markdown
 
-From outside: only the public client is imported. `results` is what is written as JSON, and all that a report needs.
+It imports only the public client. `results` defines the JSON file, which has everything that a report needs.
 """

@@ -1,4 +1,4 @@
-"""Scales and ticks of a plot. Pure."""
+"""Compute scales and ticks of a plot. No I/O."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _STEPS = (1, 2, 2.5, 5, 10)
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """Maps [low, high] to [begin, end] in the picture's units."""
+    """A scale that maps [low, high] to [begin, end] in the plot's units."""
 
     low: float
     high: float
@@ -21,7 +21,7 @@ class Axis:
 
     @classmethod
     def around(cls, values: Iterable[float], begin: float, end: float, *, log: bool = False, zero: bool = True) -> Axis:
-        """From the values, with round ends. A log axis leaves out what is not above 0."""
+        """Return an axis for the values, with round ends. A log axis ignores values that are not above 0."""
         given = [value for value in values if math.isfinite(value) and (value > 0 or not log)]
         if not given:
             given = [1.0]
@@ -35,7 +35,7 @@ class Axis:
         return cls(math.floor(low / step) * step, math.ceil(high / step - 1e-9) * step, begin, end)
 
     def at(self, value: float) -> float:
-        """Values outside lie on the edge."""
+        """Return the position of a value; values outside are on the edge."""
         if self.log:
             share = math.log(max(value, self.low) / self.low) / math.log(self.high / self.low)
         else:
@@ -55,7 +55,7 @@ class Axis:
 
 
 def _step(span: float) -> float:
-    """Round, so that about four fit."""
+    """Return a round step, so that about four ticks fit."""
     rough = span / 4
     unit = 10.0 ** math.floor(math.log10(rough))
     return next(step * unit for step in _STEPS if step * unit >= rough * (1 - 1e-9))
@@ -72,7 +72,7 @@ def _round_up(value: float) -> float:
 
 
 def short(value: float) -> str:
-    """A number for an axis: 1.2k, 35, 0.004."""
+    """Return a short text of a number, such as 1.2k, 35 or 0.004."""
     if value == 0:
         return "0"
     for limit, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):

@@ -11,12 +11,12 @@ def burst(result: Result, limits: FlagThresholds) -> CheckResult:
     bursts = result.of("burst")
     steady = [stage for stage in result.of("rate") if stage.first_token.p99 is not None]
     if not bursts or not steady:
-        return unseen("no burst, or no steady load to hold it against, was measured")
+        return unseen("no burst, or no steady load to compare it with, was measured")
     calmest = min(steady, key=lambda stage: stage.first_token.p99 or 0.0)
     burst, calm = bursts[0].first_token, calmest.first_token
     wanted = result.objectives_seconds.get("first_token", limits.burst_first_token_seconds)
     if burst.p99 is None:
-        return State.RAISED, f"{burst.lost} of {burst.count} calls in {bursts[0].name} never got a token"
+        return State.RAISED, f"{burst.lost} of {burst.count} calls in {bursts[0].name} got no token"
     ratio = burst.p99 / max(calm.p99 or 0.0, 1e-3)
     evidence = (
         f"time to first token at p99: {burst.p99:.2f} s in {bursts[0].name}, {calm.p99:.2f} s in {calmest.name}"
@@ -69,7 +69,7 @@ def growth(result: Result, limits: FlagThresholds) -> CheckResult:
     if not over_time:
         return unseen(result.processes_not_seen or "memory was not measured in a soak")
     if soaks[0].seconds < limits.soak_min_seconds:
-        return unseen(f"a soak of {soaks[0].seconds:.0f} s is too short to tell growth from warming up")
+        return unseen(f"a soak of {soaks[0].seconds:.0f} s is too short to distinguish growth from warm-up")
     quarter = max(1, len(over_time) // 4)
     first = sum(memory for _, memory in over_time[:quarter]) / quarter
     last = sum(memory for _, memory in over_time[-quarter:]) / quarter
@@ -78,7 +78,7 @@ def growth(result: Result, limits: FlagThresholds) -> CheckResult:
 
 
 def prefix_hits(result: Result) -> tuple[float, int] | None:
-    """Share of a shared prefix that came from the cache, and its tokens; None where it was not measured."""
+    """Return the share of a shared prefix that came from the cache, and its tokens; None if not measured."""
     _, shared = _prefix_stages(result)
     if not shared:
         return None
@@ -87,7 +87,7 @@ def prefix_hits(result: Result) -> tuple[float, int] | None:
 
 
 def _prefix_stages(result: Result) -> tuple[list[Stage], list[Stage]]:
-    """Without and with a shared prefix; both empty unless both were measured."""
+    """Return the stages without and with a shared prefix; both empty unless both were measured."""
     stages = [stage for stage in result.of("prefix") if stage.cached_share is not None]
     alone = [stage for stage in stages if not stage.shared_prefix_tokens]
     shared = [stage for stage in stages if stage.shared_prefix_tokens]
@@ -131,5 +131,5 @@ def generator(result: Result, limits: FlagThresholds) -> CheckResult:
         return unseen("no load was measured")
     worst = max(stages, key=lambda stage: stage.send_lag.p99 or 0.0)
     lag = worst.send_lag.p99 or 0.0
-    evidence = f"calls left at most {lag:.3f} s late at p99 ({worst.name}); latencies include it"
+    evidence = f"calls were sent at most {lag:.3f} s late at p99 ({worst.name}); latencies include it"
     return verdict(lag > limits.generator_lag_seconds, evidence)

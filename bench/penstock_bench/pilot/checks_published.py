@@ -1,6 +1,6 @@
-"""Check a pilot for what published runs of these models show: the knee, drafts that lose, prefixes that never hit.
+"""Check a pilot for problems of published runs of these models: the knee, slow drafts, and prefixes that are not found.
 
-Also whether the machine did other work meanwhile. Each check: (result, limits) -> verdict.
+Check also whether the machine did other work meanwhile. Each check maps (result, limits) to a result.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def knee(result: Result, limits: FlagThresholds) -> CheckResult:
     ]
     found, beyond = result.knee, list[Stage]()
     if found is not None and found.calls_per_second is not None:
-        evidence.append(f"calls pile up above {found.calls_per_second:.3g} calls/s")
+        evidence.append(f"waiting calls accumulate above {found.calls_per_second:.3g} calls/s")
         beyond = [
             stage for stage in (*result.of("rate"), *result.of("soak")) if (stage.rate or 0.0) > found.calls_per_second
         ]
@@ -35,26 +35,26 @@ def knee(result: Result, limits: FlagThresholds) -> CheckResult:
 
 
 def drafts_at_load(result: Result, limits: FlagThresholds) -> CheckResult:
-    """Check whether drafts lose under load."""
+    """Check whether drafts slow the service down under load."""
     drafting = [stage for stage in result.of("concurrency") if stage.drafted_tokens and stage.mean_output_tokens]
     if not drafting:
         return unseen("the service drafts nothing, or does not count it per request")
     most = max(drafting, key=lambda stage: stage.concurrency or 0)
     if (most.concurrency or 0) < limits.drafts_callers:
-        return unseen(f"at most {most.concurrency} callers were tried, fewer than {limits.drafts_callers}")
+        return unseen(f"at most {most.concurrency} callers were measured, fewer than {limits.drafts_callers}")
     drafted, accepted = most.drafted_tokens or 0, most.accepted_tokens or 0
     output = (most.mean_output_tokens or 0.0) * most.outcomes.get("ok", 0)
     steps = max(1.0, output - accepted)
     useful = (steps + accepted) / (steps + drafted)
     evidence = (
         f"{useful:.0%} of the positions that the model computes at {most.name} become output"
-        f" ({1 + accepted / steps:.2f} tokens per step); on full GPUs the rest takes time from other streams"
+        f" ({1 + accepted / steps:.2f} tokens per step); on full GPUs the others take time from other streams"
     )
     return verdict(useful < limits.drafts_useful, evidence)
 
 
 def drafts_long_context(result: Result, limits: FlagThresholds) -> CheckResult:
-    """Check whether drafts lose with long contexts."""
+    """Check whether fewer drafts are accepted in long contexts."""
     known = [
         (stage.mean_prompt_tokens, (stage.accepted_tokens or 0) / drafted)
         for stage in result.of("context")
@@ -88,10 +88,10 @@ def machine(result: Result, limits: FlagThresholds) -> CheckResult:
     evidence = f"load average before the pilot {before:.2f} on {cores} cores"
     seen = [(stage.other_cores, stage.name) for stage in result.stages if stage.other_cores is not None]
     if not seen:
-        evidence += ", which holds the service's own start where that was just before"
+        evidence += ", which includes the service's own start if that was just before"
         busy = before > limits.load_before * cores
-        why = result.processes_not_seen or "this result does not tell it"
-        return (State.RAISED if busy else State.UNSEEN), f"{evidence}; what it did meanwhile was not seen: {why}"
+        why = result.processes_not_seen or "this result does not have it"
+        return (State.RAISED if busy else State.UNSEEN), f"{evidence}; its other work meanwhile was not observed: {why}"
     most, where = max(seen)
     evidence += f"; other processes used at most {most:.2f} cores ({where})"
     return verdict(most > limits.other_work * cores, evidence)

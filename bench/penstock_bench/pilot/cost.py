@@ -1,4 +1,7 @@
-"""Compute what a million tokens cost here, and against a hosted list price; docs/pilot.md has the formulas."""
+"""Compute the cost of a million tokens here, and compare it with a hosted price.
+
+docs/how-to/pilot.md has the formulas.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ _GOOD_SHARE = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """Hold the share of the machine's time that one token takes, in seconds, when the machine is full."""
+    """Seconds of the full machine for one token."""
 
     per_prompt_token: float
     per_output_token: float
@@ -23,7 +26,7 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """USD per million tokens, with the machine full all the time. A thought token is a decode step like any other."""
+    """USD per million tokens if the machine is always full. A thought token costs the same as an answer token."""
 
     input: float
     output: float
@@ -33,24 +36,26 @@ class Costs:
     hosted_input: float | None
     hosted_output: float | None
     break_even_utilization: float | None
-    """Share of the time that the machine must be full to cost what the hosted price asks for the same tokens;
-    above 1: it never does."""
+    """Share of the time that the machine must be full to cost the same as the hosted price.
+
+    Above 1, it always costs more.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerCost:
-    """Hold the cost of one thinking setting, in USD; None without a price or a right answer."""
+    """Cost of one thinking setting in USD; None without a price or a right answer."""
 
     name: str
     per_1000_questions: float
     per_1000_right: float | None
     per_million_answer_tokens: float
-    """The thoughts behind them included."""
+    """Cost of a thousand right answers, including their thoughts."""
     hosted_per_1000_questions: float | None
 
 
 def operating_point(result: Result) -> Stage | None:
-    """The fastest closed loop in which 95 % of calls keep the objectives; without objectives, the fastest."""
+    """Return the fastest closed loop in which 95 % of calls keep the objectives; without objectives, the fastest."""
     stages = result.of("concurrency")
     good = [stage for stage in stages if stage.goodput_share is None or stage.goodput_share >= _GOOD_SHARE]
     return max(good, key=lambda stage: stage.output_tokens_per_second, default=None)
@@ -62,8 +67,11 @@ def fastest(stages: Iterable[Stage]) -> Stage | None:
 
 
 def share_of(result: Result) -> Share | None:
-    """Two full stages, one of much output and one of much input, each fill the machine:
-    `per_prompt_token * prompt rate + per_output_token * output rate = 1`, twice. None where that has no answer."""
+    """Return the shares from two stages that fill the machine, one with much output and one with much input.
+
+    Each stage gives one equation: `per_prompt_token * prompt rate + per_output_token * output rate = 1`. Returns None
+    if they have no solution.
+    """
     output = operating_point(result) or fastest(result.of("concurrency"))
     prompts = max(result.of("context"), key=lambda stage: stage.prompt_tokens_per_second, default=None)
     if output is None or not output.output_tokens_per_second:
@@ -76,12 +84,12 @@ def share_of(result: Result) -> Share | None:
             per_prompt, per_output = (o2 - o1) / determinant, (p1 - p2) / determinant
             if per_prompt > 0 and per_output > 0:
                 return Share(per_prompt, per_output, (output.name, prompts.name))
-    # Nothing tells the two apart: a prompt token is taken to cost nothing, which the report says.
+    # The two cannot be separated: assume that a prompt token costs nothing, which the report says.
     return Share(0.0, 1 / output.output_tokens_per_second, (output.name,))
 
 
 def costs_of(result: Result) -> Costs | None:
-    """None without a price per hour, or without throughput."""
+    """Return the costs; None without a price per hour, or without throughput."""
     share, prices = share_of(result), result.prices
     if prices.hour is None or share is None:
         return None
@@ -109,7 +117,7 @@ def _break_even(result: Result, usd_per_second: float) -> float | None:
 
 
 def answer_costs(result: Result, costs: Costs) -> list[AnswerCost]:
-    """For each thinking setting that was asked."""
+    """Return the cost of each measured thinking setting."""
     return [_answer_cost(answers, costs, result.prices) for answers in result.answers if answers.asked]
 
 

@@ -1,4 +1,4 @@
-"""A report before it is HTML or Markdown."""
+"""Define the parts of a report, before it is rendered as HTML or Markdown."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from penstock_bench.pilot.flag import Flag, State
 
 _LONG_CELL = 48
-"""Characters; with a longer cell a table is one of words, not of numbers."""
+"""Characters of the longest cell in a table of numbers; with a longer cell it is a table of words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """The first column is text; `columns` and each row are of the same length."""
+    """A table. The first column is text; `columns` and each row have the same length."""
 
     title: str
     columns: Sequence[str]
@@ -39,13 +39,13 @@ class Table:
 
     @property
     def has_long_cells(self) -> bool:
-        """Whether a cell is too long for a narrow table."""
+        """Return whether a cell is too long for a narrow table."""
         return any(len(cell) > _LONG_CELL for row in self.rows for cell in row)
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """`text`: paragraphs."""
+    """One section; `text` has its paragraphs."""
 
     id: str
     title: str
@@ -67,10 +67,10 @@ class Document:
 
     @property
     def raised(self) -> Sequence[Flag]:
-        """The raised flags."""
+        """Return the raised flags."""
         return [flag for flag in self.flags if flag.state is State.RAISED]
 
     @property
     def not_observed(self) -> Sequence[Flag]:
-        """The flags that could not be checked."""
+        """Return the flags that could not be checked."""
         return [flag for flag in self.flags if flag.state is State.UNSEEN]

@@ -1,4 +1,4 @@
-"""Expert load as RoutingService tells it."""
+"""Read the expert load from RoutingService."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from penstock_client import FeatureOff, NotImplementedYet, PenstockError
 from penstock_proto.v1 import routing_pb2
 
 WOULD_BE_RANKS = 8
-"""Where one device holds all experts: on so many it would be a node."""
+"""Number of ranks to compute for a service on one device: those of a node."""
 Ask = Callable[[routing_pb2.GetExpertLoadRequest], Awaitable[routing_pb2.GetExpertLoadResponse]]
 
 
 async def observe(ask: Ask, window_seconds: float) -> tuple[Experts | None, str | None]:
-    """The load of the window that ends now or, if there is none, why.
+    """Return the load of the window that ends now or, if there is none, the reason.
 
-    Where they are served on one rank it is asked what `WOULD_BE_RANKS`, or as many as there are experts, would carry.
+    For experts on one rank, it is the load of `WOULD_BE_RANKS` ranks, or of as many as there are experts.
     """
     request = routing_pb2.GetExpertLoadRequest()
     request.window.FromMilliseconds(min(3_600_000, max(1000, round(window_seconds * 1000))))

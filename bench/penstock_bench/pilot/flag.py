@@ -1,4 +1,4 @@
-"""One red flag, and from where on it is raised."""
+"""Define a red flag, and the limits at which flags are raised."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class State(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """One check. `evidence` has the figures, `advice` what to do about them."""
+    """One check. `evidence` has the figures, `advice` the action to take."""
 
     id: str
     title: str
@@ -32,51 +32,51 @@ class Flag:
 
 @dataclass(frozen=True, slots=True)
 class FlagThresholds:
-    """From where on a flag is raised. Shares of 1."""
+    """The limits at which flags are raised. Shares are in [0, 1]."""
 
     layer_imbalance: float = 2.0
-    """Busiest expert over the mean, in any layer."""
+    """Load of the busiest expert divided by the mean, in any layer."""
     rank_excess: float = 1.25
-    """Busiest rank over an even share: a step takes as long as the busiest rank."""
+    """Load of the busiest rank divided by an even share: a step takes as long as the busiest rank."""
     burst_over_steady: float = 5.0
     burst_first_token_seconds: float = 1.0
-    """Below this (or the stated objective) nobody minds the ratio."""
+    """Seconds (or the stated objective) below which the ratio does not matter."""
     kv_usage: float = 0.9
     drafts_accepted: float = 0.5
     thoughts_cut: float = 0.25
     thoughts_unpaid: float = 1.5
-    """Thought tokens without a limit over those of the smallest budget that is as right, within noise."""
+    """Thought tokens without a limit, divided by those of the smallest budget with the same accuracy, within noise."""
     deadline_missed: float = 0.01
     deadline_left: float = 0.5
-    """Of the time, at p95: so much was not needed, and could have been thought in."""
+    """Share of the time that is left at p95, which AUTO could have used for thought."""
     calls_lost: float = 0.001
     soak_drift: float = 1.25
     soak_growth: float = 0.05
-    """Of the service's memory, from the soak's first quarter to its last."""
+    """Growth of the service's memory from the soak's first quarter to its last, as a share."""
     soak_min_seconds: float = 300.0
     prefix_hits: float = 0.5
-    """Of the tokens that shared prefixes offer."""
+    """Share of the tokens of shared prefixes that come from the cache."""
     knee_gain: float = 0.05
-    """Of the output rate, from the last but one number of callers to the last: with less, the rest only waits."""
+    """Growth of the output rate from the last but one number of callers to the last: below, callers only wait."""
     drafts_callers: int = 32
-    """From where on published runs show drafts that lose."""
+    """Number of callers from which drafts slow down published runs."""
     drafts_useful: float = 0.6
-    """Of the positions that the model computes."""
+    """Share of the computed positions that become output."""
     drafts_counted: int = 100
-    """Fewest drafted tokens of a prompt length: with fewer, chance decides."""
+    """Smallest number of drafted tokens of a prompt length: with fewer, the share is random."""
     drafts_kept: float = 0.75
-    """Acceptance at the longest prompt over that at the shortest."""
+    """Acceptance at the longest prompt divided by that at the shortest."""
     prefix_never: float = 0.05
     other_work: float = 0.1
-    """Of the machine's cores, used by other processes."""
+    """Share of the machine's cores that other processes use."""
     load_before: float = 0.25
-    """Load average over cores, where other processes are not seen."""
+    """Load average divided by cores, if other processes are not observed."""
     front_end_cores: float = 0.8
     generator_lag_seconds: float = 0.05
 
 
 CheckResult = tuple[State, str]
-"""And its evidence."""
+"""The state of a check and its evidence."""
 
 
 def verdict(raised: object, evidence: str) -> CheckResult:
@@ -85,5 +85,5 @@ def verdict(raised: object, evidence: str) -> CheckResult:
 
 
 def unseen(why: str) -> CheckResult:
-    """Not looked at, and why."""
+    """Return the state of a check that was not possible, with the reason."""
     return State.UNSEEN, why

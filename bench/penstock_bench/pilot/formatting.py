@@ -1,17 +1,17 @@
-"""Figures in words."""
+"""Format figures as text."""
 
 from __future__ import annotations
 
 
 def seconds(value: float | None) -> str:
-    """`84 ms`, `1.25 s`, `lost` where it is infinite."""
+    """Return a text such as `84 ms` or `1.25 s`; `lost` for None (infinite)."""
     if value is None:
         return "lost"
     return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.2f} s"
 
 
 def usd(value: float | None) -> str:
-    """Three significant figures: $0.0123, $2.40, $1,230."""
+    """Return a price with three significant figures: $0.0123, $2.40, $1,230."""
     if value is None:
         return "-"
     if value >= 1000:

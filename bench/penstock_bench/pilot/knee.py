@@ -1,4 +1,4 @@
-"""From the searches for the knee to the result."""
+"""Convert the searches for the knee to the result."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from penstock_bench.pilot.results import Knee, KneePoint
 
 
 def knee_of(search: KneeSearch) -> Knee | None:
-    """Return what is known; None before any rate was measured. Brackets are of the last search with a point."""
+    """Return the result so far; None before any rate was measured. Brackets are of the last search with a point."""
     measured = [one for one in search.searches if one.points]
     if not measured:
         return None

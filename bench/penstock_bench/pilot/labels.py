@@ -1,4 +1,4 @@
-"""Where the labels of a plot stand so that none is printed over another. Pure."""
+"""Place the labels of a plot so that none overlaps another. No I/O."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 LINE = 13.0
 """Height of a line at the plots' font size."""
 _SMALL, _CAPITAL = 6.4, 8.4
-"""Widths of letters, roughly."""
+"""Approximate widths of letters."""
 _GAP = 7.0
 _RADIUS = 4.0
 _FARTHEST = 4
-"""Lines above or below its point that a label may move."""
+"""Number of lines by which a label may move up or down from its point."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +25,13 @@ class Box:
     bottom: float
 
     def overlaps(self, other: Box) -> bool:
-        """Touching edges do not overlap."""
+        """Return whether two rectangles overlap; touching edges do not."""
         return (
             self.left < other.right and other.left < self.right and self.top < other.bottom and other.top < self.bottom
         )
 
     def inside(self, other: Box) -> bool:
-        """Whether no part of it is outside the other."""
+        """Return whether no part of it is outside the other."""
         return (
             self.left >= other.left
             and self.right <= other.right
@@ -42,7 +42,7 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a text is anchored: its baseline, and `start` or `end`."""
+    """Anchor of a text: its baseline, and `start` or `end`."""
 
     x: float
     y: float
@@ -50,7 +50,7 @@ class Place:
 
 
 def width_of(text: str) -> float:
-    """Return about how wide a text is."""
+    """Return the approximate width of a text."""
     return sum(_CAPITAL if letter.isupper() else _SMALL for letter in text)
 
 
@@ -63,7 +63,7 @@ def box_of(text: str, place: Place) -> Box:
 
 @dataclass(slots=True)
 class Labels:
-    """Finds places inside `plot`. `taken` is covered: labels so far, points, and what else is written there."""
+    """Finds places inside `plot`. `taken` are the covered rectangles: labels so far, points, and other texts."""
 
     plot: Box
     taken: list[Box] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Thinking budgets against accuracy: the questions of `penstock eval`, which ship with their answers."""
+"""Measure accuracy by thinking budget with the shipped questions of `penstock eval`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from penstock_client import AsyncClient, ThinkingMode
 
 @dataclass(slots=True)
 class Asked:
-    """Hold the answers so far."""
+    """The answers so far."""
 
     about: str = ""
     planned: int = 0
@@ -25,11 +25,11 @@ class Asked:
 
     @property
     def complete(self) -> bool:
-        """Whether all planned questions were asked."""
+        """Return whether all planned questions were asked."""
         return len(self.rows) == self.planned
 
     def answers(self) -> tuple[Answers, ...]:
-        """One per setting that has been asked at all."""
+        """Return the answers of each setting that has any."""
         found = (
             _answers(setting, [row for row in self.rows if row.setting == setting.name]) for setting in self.settings
         )
@@ -39,7 +39,7 @@ class Asked:
 async def ask(
     client: AsyncClient, scenario: Scenario, modes: Iterable[ThinkingMode], asked: Asked, show: Callable[[str], None]
 ) -> None:
-    """Fills `asked`, in the modes that the model has. Greedy. Raises PenstockError where it is refused or fails."""
+    """Ask the questions greedily, in the modes that the model has, and fill `asked`. Raises PenstockError."""
     picked = pick(load(SHIPPED), scenario.questions, seed=0)
     asked.settings = settings_of(scenario.budgets, [mode.value for mode in modes], scenario.deadlines_seconds)
     asked.planned = len(picked) * len(asked.settings)

@@ -13,7 +13,7 @@ _ENTITY = re.compile(r"&(?=#?\w+;)")
 
 
 def to_html(document: Document) -> str:
-    """Return the whole page. Every text of the document is escaped; only the plots are taken as markup."""
+    """Return the whole page. Each text of the document is escaped; only the plots are used as markup."""
     return _environment().get_template("report.html.jinja").render(document=document)
 
 
@@ -42,7 +42,7 @@ def _environment() -> Environment:
 
 
 def _with_code(text: str) -> Markup:
-    """Escape `text`, then mark up what stands between backticks as code."""
+    """Escape `text`, then mark up the parts between backticks as code."""
     return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(text))))
 
 

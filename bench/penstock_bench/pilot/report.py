@@ -1,4 +1,4 @@
-"""The report: what it says first, then section by section."""
+"""Build the report: the summary first, then each section."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from penstock_bench.pilot.results import Result, Stage
 
 
 def document(result: Result) -> Document:
-    """Everything that a reader sees."""
+    """Return the document with all texts, tables and plots."""
     flags, costs = check_all(result), costs_of(result)
     machine = result.client_machine
     sections = [
@@ -35,9 +35,9 @@ def document(result: Result) -> Document:
     ]
     return Document(
         title=f"Pilot of {result.model}",
-        subtitle=f"{result.date[:16].replace('T', ' ')} UTC · {machine['cpu']}, {machine['cores']} cores (where the"
-        f" load came from) · {result.served['engine_version']} · {'quick' if result.quick else 'full'}"
-        f" run of {result.seconds / 60:.0f} min{'' if result.complete else ', interrupted: what there is'}",
+        subtitle=f"{result.date[:16].replace('T', ' ')} UTC · {machine['cpu']}, {machine['cores']} cores (of the"
+        f" load generator) · {result.served['engine_version']} · {'quick' if result.quick else 'full'}"
+        f" run of {result.seconds / 60:.0f} min{'' if result.complete else ', interrupted: partial results'}",
         tiles=_tiles(result, flags, costs),
         summary=_summary(result, costs),
         flags=flags,
@@ -82,13 +82,13 @@ def _summary(result: Result, costs: Costs | None) -> list[str]:
     if point is not None:
         said.append(
             f"At {point.name} it gives {point.output_tokens_per_second:,.0f} output tokens a second and"
-            f" {point.calls_per_second:.1f} calls a second, of {number(point.mean_prompt_tokens)} prompt and"
+            f" {point.calls_per_second:.1f} calls a second, with {number(point.mean_prompt_tokens)} prompt and"
             f" {number(point.mean_output_tokens)} output tokens each"
             + (f"; {share(point.goodput_share)} of calls keep {wanted}." if wanted else ".")
         )
     elif top is not None:
         said.append(
-            f"No number of callers that was tried keeps {wanted} for 95 % of calls; figures are of the fastest."
+            f"No measured number of callers keeps {wanted} for 95 % of calls; the figures are those of the fastest."
         )
     if top is not None and point is not None and top.name != point.name:
         said.append(
@@ -102,7 +102,7 @@ def _summary(result: Result, costs: Costs | None) -> list[str]:
 
 
 def _weighs_most(result: Result) -> bool:
-    """Whether the first limit is one that changes what every figure means."""
+    """Return whether the first limit changes the meaning of all figures."""
     return any(
         told(result) for told in (sections_limits.is_scripted, sections_limits.is_on_cpu, sections_limits.is_small)
     )
@@ -112,7 +112,7 @@ def _about_knee(result: Result) -> list[str]:
     knee = result.knee
     if knee is None or knee.calls_per_second is None:
         return []
-    said = f"Calls pile up above {knee.calls_per_second:.3g} calls a second (the knee)"
+    said = f"Waiting calls accumulate above {knee.calls_per_second:.3g} calls a second (the knee)"
     if knee.objective_holds is not None and result.objectives_seconds:
         return [f"{said}; {share(knee.objective_share)} of calls keep the objectives up to {knee.objective_holds:.3g}."]
     return [f"{said}."]
@@ -135,7 +135,7 @@ def _about_cost(result: Result, costs: Costs | None) -> list[str]:
     if best is not None and priced:
         least = min(priced, key=lambda one: one.per_1000_right or 0.0)
         said.append(
-            f"Of the thinking settings that are as right as the best ({best.accuracy:.2f}), within noise, {least.name}"
+            f"Of the thinking settings with the best accuracy ({best.accuracy:.2f}, within noise), {least.name}"
             f" costs least: {usd(least.per_1000_right)} for a thousand right answers."
         )
     return said
@@ -163,17 +163,17 @@ def _method(result: Result) -> Section:
     )
     return Section(
         "method",
-        "How it was measured",
+        "Method",
         (
-            "From outside, by gRPC streams through the public client. In open loops (rates, bursts, soak) calls go out"
-            " by the clock whatever became of those before them, and latency counts from the intended moment, so that a"
-            " slow service cannot slow down its own measurement (coordinated omission). In closed loops (callers) each"
-            " caller waits for its reply, and latency counts from when it was free.",
-            "Prompts are made-up words and outputs are forced to their length, without thought, but for the questions,"
-            " which are asked as `penstock eval` does. Each stage finds the prefix cache cold and is warmed up first."
-            " Percentiles are by nearest rank; calls that were lost count as slower than all others.",
+            "The calls are gRPC streams of the public client. In open loops (rates, bursts, soak) calls are sent by the"
+            " clock, without waiting for earlier ones, and latency counts from the intended moment. So a slow service"
+            " cannot slow down its own measurement (coordinated omission). In closed loops (callers) each caller waits"
+            " for its reply, and latency counts from when it was free.",
+            "Prompts are made-up words, and outputs have a fixed length and no thought. Only the questions are asked as"
+            " `penstock eval` asks them. Each stage starts with a cold prefix cache and a warm-up. Percentiles are by"
+            " nearest rank; lost calls count as slower than all others.",
         ),
-        tables=[Table("Every stage", columns, stages)],
+        tables=[Table("All stages", columns, stages)],
     )
 
 
@@ -199,7 +199,7 @@ def _circumstances(result: Result) -> Section:
         ("model", f"{model['name']} ({model['architecture']})"),
         ("service and engine", f"{model['service_version']}, {model['engine_version']}"),
         ("context window", f"{model['context_window_tokens']:,} tokens"),
-        ("load from", f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB; load average before it"
+        ("load generator", f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, load before"
          f" {machine['load_average'][0]}"),
         ("service at", f"{result.target}; {result.processes_not_seen or 'on this machine'}"),
         ("metrics", result.metrics_not_seen or "read from its Prometheus endpoint"),
@@ -211,6 +211,6 @@ def _circumstances(result: Result) -> Section:
     ]
     return Section(
         "circumstances",
-        "Under which circumstances",
-        tables=[Table("", ("", ""), facts), Table("Profile", ("feature", "", "value", "why"), profile)],
+        "Circumstances",
+        tables=[Table("", ("", ""), facts), Table("Profile", ("feature", "", "value", "reason"), profile)],
     )

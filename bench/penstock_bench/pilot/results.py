@@ -1,6 +1,6 @@
-"""Define the JSON file of a pilot, which `penstock plan --calibrate` reads; docs/pilot.md documents it.
+"""Define the JSON file of a pilot, which `penstock plan --calibrate` reads. docs/how-to/pilot.md describes it.
 
-Plain values with names that tell their units; None: not observed. A file of another format is refused.
+It has plain values whose names have their units; None: not observed. A file of another format is refused.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Plain(BaseModel):
 
 
 class Seconds(Plain):
-    """Percentiles. `lost` of `count` never ended and are infinite; None: none, or among the lost."""
+    """Percentiles of `count` values, of which `lost` are infinite. None: no values, or among the lost ones."""
 
     count: int
     lost: int
@@ -35,30 +35,30 @@ class Seconds(Plain):
 
 
 class EngineSeen(Plain):
-    """By the Prometheus endpoint, over one stage."""
+    """Values of the Prometheus endpoint over one stage."""
 
     kv_usage_most: float | None
-    """Share of the KV cache, of 1."""
+    """Largest share of the KV cache in use, in [0, 1]."""
     preemptions: int | None
     prefix_queried_tokens: int | None
     prefix_hit_tokens: int | None
     drafts: int | None
-    """Drafts made, each of several tokens."""
+    """Number of drafts, each of several tokens."""
     accepted_by_position: tuple[int, ...]
 
 
 class Stage(Plain):
-    """One load. Rates per second, shares of 1."""
+    """One load. Rates are per second, shares in [0, 1]."""
 
     kind: Kind
     name: str
     interrupted: bool = False
     concurrency: int | None = None
-    """Callers of a closed loop."""
+    """Number of callers of a closed loop."""
     rate: float | None = None
     """Intended calls per second of an open loop."""
     prompt_tokens: int
-    """Asked for; `mean_prompt_tokens` is what came of it."""
+    """Wanted prompt tokens; `mean_prompt_tokens` has the actual ones."""
     output_tokens: int
     shared_prefix_tokens: int = 0
     seconds: float
@@ -74,7 +74,7 @@ class Stage(Plain):
     calls_per_second: float
     output_tokens_per_second: float
     prompt_tokens_per_second: float
-    """Computed: cached ones left out."""
+    """Computed prompt tokens per second, without cached ones."""
     mean_running: float
     mean_prompt_tokens: float | None
     mean_output_tokens: float | None
@@ -88,20 +88,20 @@ class Stage(Plain):
     engine_cores: float | None = None
     generator_cores: float | None = None
     memory_gib: dict[str, float] = {}
-    """By role, all processes of a role together, at its most."""
+    """Peak memory by role, all processes of a role together."""
     memory_over_time_gib: tuple[tuple[float, float], ...] = ()
-    """(second, all of the service's processes)."""
+    """Memory of all the service's processes over time, as (second, GiB)."""
     tokens_by_second: tuple[int, ...] = ()
     end_to_end_p50_by_half: tuple[float | None, float | None] = (None, None)
     engine: EngineSeen | None = None
     intervals_95: dict[str, tuple[float, float]] = {}
-    """By figure, over five parts of the stage; empty without SciPy, or where there were too few calls."""
+    """95 % intervals by figure, from five parts of the stage; empty without SciPy or with too few calls."""
     other_cores: float | None = None
-    """Used by other processes of this machine."""
+    """Cores that other processes of this machine used."""
 
 
 class KneePoint(Plain):
-    """One arrival rate of the search for the knee. Calls per second, seconds; shares of the calls that arrived."""
+    """One arrival rate of the search for the knee: calls per second, seconds, and shares of the arrived calls."""
 
     calls_per_second: float
     served_calls_per_second: float
@@ -117,22 +117,22 @@ class KneePoint(Plain):
 
 
 class Knee(Plain):
-    """Hold the result of the search, in calls per second; None: not found."""
+    """The result of the search, in calls per second; None: not found."""
 
     calls_per_second: float | None
     interval_95: tuple[float, float] | None = None
-    """Over repeated searches."""
+    """95 % interval of the knee over repeated searches."""
     holds: float | None
     fails: float | None
     objective_holds: float | None
     objective_fails: float | None
     objective_share: float
-    """Of the calls must keep every objective."""
+    """Share of the calls that must keep all objectives."""
     points: tuple[KneePoint, ...]
 
 
 class Answers(Plain):
-    """One thinking setting, asked all the questions."""
+    """Results of one thinking setting on the questions."""
 
     name: str
     mode: str
@@ -160,23 +160,23 @@ class Layer(Plain):
     layer: int
     expert_tokens: tuple[int, ...]
     imbalance: float
-    """Busiest expert over the mean."""
+    """Load of the busiest expert divided by the mean."""
     busiest_rank_share: float
 
 
 class Experts(Plain):
-    """Expert load after the loads. `ranks`: what busiest_rank_share is about."""
+    """Expert load after the loads. `ranks` is the number of ranks of busiest_rank_share."""
 
     window_seconds: float
     tokens: int
     ranks: int
     as_served: bool
-    """False: nobody serves on so many ranks; it is what would be."""
+    """False: the service has fewer ranks, and the figures are computed for `ranks`."""
     layers: tuple[Layer, ...]
 
 
 class Prices(Plain):
-    """USD. `hour`: of one GPU or machine; hosted: list price per million tokens. None: not given."""
+    """Prices in USD. `hour`: of one GPU or machine; hosted: list price per million tokens. None: not given."""
 
     hour: float | None = None
     gpus: int = 1
@@ -186,20 +186,20 @@ class Prices(Plain):
 
 
 class Point(Plain):
-    """One measured point of speed, as `penstock plan --calibrate` wants it. None: that stage does not tell."""
+    """One measured point of speed for `penstock plan --calibrate`. None: not measured in that stage."""
 
     stage: str
     concurrency: int
     context_tokens: float
-    """Held by a sequence, on average, while it was measured."""
+    """Mean number of tokens in the context of a sequence during the measurement."""
     output_tokens_per_second: float | None
-    """While decoding: callers over the mean time between two tokens of a stream. Not what the stage gave in all."""
+    """Tokens per second while decoding: callers divided by the mean time between two tokens of a stream."""
     prompt_tokens_per_second: float | None
-    """While reading prompts: in stages that do little else."""
+    """Tokens per second while reading prompts, from stages that do little else."""
 
 
 class Result(Plain):
-    """A whole pilot, or as much of it as there was."""
+    """The result of a pilot, complete or partial."""
 
     format: Literal[1] = 1
     date: str
@@ -208,13 +208,13 @@ class Result(Plain):
     complete: bool
     target: str
     seconds: float
-    """It took."""
+    """Duration in seconds."""
     client_machine: dict[str, Any]
     processes_not_seen: str | None
     metrics_not_seen: str | None
     model: str
     served: dict[str, Any]
-    """What GetModel tells: versions, window, profile with reasons, price list."""
+    """Values of GetModel: versions, window, profile with reasons, price list."""
     objectives_seconds: dict[str, float]
     kv_cache_tokens: int | None = None
     cache_block_tokens: int | None = None
@@ -266,10 +266,10 @@ def _point(stage: Stage) -> Point | None:
 
 
 def read(file: Path) -> Result:
-    """Raises ValueError where it is no pilot's result, OSError where it cannot be read."""
+    """Read a result. Raises ValueError if it is no result of a pilot, and OSError if it cannot be read."""
     try:
         return Result.model_validate_json(file.read_bytes())
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{file} is no result of `penstock pilot`: {place}: {first['msg']}") from None
+        raise ValueError(f"{file} must be a result of `penstock pilot`: {place}: {first['msg']}") from None

@@ -1,4 +1,4 @@
-"""Define what is run, in order: `quick` takes a few minutes on two cores, `full` is for a decision."""
+"""Define the stages in order: `quick` takes a few minutes on two cores, `full` is for a decision."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """Seconds are measured per stage, after `warm_up_seconds`. Tokens per call."""
+    """The scenario: seconds to measure per stage, after `warm_up_seconds`, and tokens per call."""
 
     prompt_tokens: int
     output_tokens: int
     concurrencies: tuple[int, ...]
     concurrency_seconds: float
     knee_points: int
-    """Most rates that one search for the knee measures; 0: no search."""
+    """Largest number of rates in one search for the knee; 0: no search."""
     knee_calls: int
-    """Fewest at each rate."""
+    """Smallest number of calls at each rate."""
     knee_tolerance: float
     knee_runs: int
-    """Searches; three or more give an interval of use."""
+    """Number of searches; three or more give a useful interval."""
     rate_shares: tuple[float, ...]
-    """Of the most calls per second that the concurrency sweep found."""
+    """Rates as shares of the largest calls per second of the closed loops."""
     rate_seconds: float
     contexts: tuple[int, ...]
-    """Prompt lengths; those that the window does not hold are left out."""
+    """Prompt lengths in tokens; those that exceed the window are left out."""
     context_callers: int
     context_output_tokens: int
     context_seconds: float
@@ -32,7 +32,7 @@ class Scenario:
     burst_every_seconds: float
     bursts: int
     burst_size: int
-    """0: twice the callers of the fastest stage."""
+    """Calls of a burst; 0: twice the callers of the fastest stage."""
     questions: int
     budgets: tuple[int, ...]
     deadlines_seconds: tuple[float, ...]

@@ -1,4 +1,4 @@
-"""The service's Prometheus endpoint: what only the engine knows, by the names of docs/how-to/observe.md."""
+"""Read the engine's metrics from the service's Prometheus endpoint; docs/how-to/observe.md has their names."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _KV_USAGE = "penstock_engine_kv_cache_usage_ratio"
 
 @dataclass(frozen=True, slots=True)
 class Scrape:
-    """Sums by name, and by name and one label's value."""
+    """Sums of metrics by name, and by name and one label's value."""
 
     values: dict[str, float]
     by_label: dict[tuple[str, str], float]
     cache: dict[str, str] = field(default_factory=dict)
 
     def whole(self, name: str) -> int | None:
-        """A count that is told of the cache when the engine starts."""
+        """Return a count about the cache that the engine reports at its start."""
         try:
             return int(float(self.cache[name]))
         except (KeyError, ValueError):
@@ -33,11 +33,11 @@ class Scrape:
 
 
 class NotSeen(Exception):
-    """Why the endpoint tells nothing, in words."""
+    """Report why the endpoint has no metrics."""
 
 
 def parse(text: str) -> Scrape:
-    """Raises ValueError where it is not the exposition format."""
+    """Return the metrics of a text. Raises ValueError if it is not in the exposition format."""
     values: dict[str, float] = defaultdict(float)
     by_label: dict[tuple[str, str], float] = {}
     cache: dict[str, str] = {}
@@ -53,11 +53,11 @@ def parse(text: str) -> Scrape:
 
 
 async def scrape(url: str) -> Scrape:
-    """Raises NotSeen."""
+    """Return the metrics of the endpoint. Raises NotSeen."""
 
     def get() -> str:
         """Return the text of the endpoint."""
-        # No proxy: the endpoint is the service's own, usually on this machine.
+        # Without a proxy: the endpoint is the service's own, usually on this machine.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(url, timeout=_TIMEOUT_SECONDS) as reply:
             return str(reply.read().decode("utf-8", errors="replace"))
@@ -67,12 +67,12 @@ async def scrape(url: str) -> Scrape:
     except (urllib.error.URLError, OSError, ValueError) as error:
         raise NotSeen(f"{url}: {error}") from None
     if _KV_USAGE not in found.values:
-        raise NotSeen(f"{url} has no {_KV_USAGE}: it is not Penstock's, or its engine does not tell")
+        raise NotSeen(f"{url} has no {_KV_USAGE}: it is not Penstock's, or its engine does not report it")
     return found
 
 
 class Watch:
-    """Scrapes while a stage runs; `seen` is what came of it."""
+    """Scrapes during a stage; `seen` has the result."""
 
     def __init__(self, url: str | None) -> None:
         self._url = url
@@ -81,7 +81,7 @@ class Watch:
         self._kv_usage_most = 0.0
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Scrape at intervals until cancelled."""
         while self._url is not None:
             await self.sample()
             await asyncio.sleep(_SAMPLE_SECONDS)
@@ -93,18 +93,18 @@ class Watch:
         try:
             self._last = await scrape(self._url)
         except NotSeen:
-            return  # once: the next one may come
+            return  # The next one may succeed.
         self._first = self._first or self._last
         self._kv_usage_most = max(self._kv_usage_most, self._last.values[_KV_USAGE])
 
     def seen(self) -> EngineSeen | None:
-        """The values of the stage; None without two scrapes."""
+        """Return the values of the stage; None without two scrapes."""
         if self._first is None or self._last is None:
             return None
         first, last = self._first, self._last
 
         def grown(name: str, label: str | None = None) -> int | None:
-            """Return by how much a counter grew over the stage."""
+            """Return the growth of a counter over the stage."""
             if label is None:
                 return round(last.values[name] - first.values.get(name, 0.0)) if name in last.values else None
             key = (name, label)

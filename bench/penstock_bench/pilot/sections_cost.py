@@ -1,4 +1,4 @@
-"""The section about money."""
+"""Write the section about cost."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def cost(result: Result, costs: Costs | None) -> list[Section]:
             if result.prices.hour is None
             else "no throughput was measured"
         )
-        return [Section("cost", "Cost per million tokens", (f"Not worked out: {why}.",))]
+        return [Section("cost", "Cost per million tokens", (f"Not computed: {why}.",))]
     kinds = (
         ("input", costs.input, costs.hosted_input),
         ("output", costs.output, costs.hosted_output),
@@ -33,22 +33,22 @@ def cost(result: Result, costs: Costs | None) -> list[Section]:
         Figure(
             "USD per million tokens, always full",
             bars("cost", groups),
-            "A thought token is a decode step like any other, and is billed as output.",
+            "A thought token costs the same as an answer token, and is billed as output.",
         ),
     ]
     if costs.hosted_output is not None:
         figures.append(_utilization(costs))
     stage = operating_point(result)
     text = [
-        f"{result.prices.gpus} GPU (or machine) at {usd(result.prices.hour)} an hour. Full, a prompt token takes"
-        f" {costs.share.per_prompt_token * 1e6:,.0f} µs of it and an output token"
-        f" {costs.share.per_output_token * 1e6:,.0f} µs: by that the stages"
-        f" “{'” and “'.join(costs.share.from_stages)}” fill it.",
+        f"{result.prices.gpus} GPU (or machine) at {usd(result.prices.hour)} an hour. When full, a prompt token takes"
+        f" {costs.share.per_prompt_token * 1e6:,.0f} µs and an output token"
+        f" {costs.share.per_output_token * 1e6:,.0f} µs. This follows from the stages"
+        f" “{'” and “'.join(costs.share.from_stages)}”.",
     ]
     if costs.break_even_utilization is not None and stage is not None:
         text.append(
             f"For calls of {number(stage.mean_prompt_tokens)} prompt and {number(stage.mean_output_tokens)} output"
-            f" tokens it breaks even with the hosted price at {costs.break_even_utilization:.0%} of the time full."
+            f" tokens it costs as much as hosted when it is full {costs.break_even_utilization:.0%} of the time."
         )
     source = result.prices.hosted_source
     rows = [
@@ -70,7 +70,7 @@ def _utilization(costs: Costs) -> Figure:
         "cost by utilization", series, "% of the time full", "USD per million output tokens", y_log=True, marks=marks
     )
     return Figure(
-        "What it costs when it is not always full",
+        "Cost by utilization",
         svg,
-        "A machine that waits costs the same: the price of a token rises as its use falls.",
+        "An idle machine costs the same, so the price of a token rises as the utilization falls.",
     )

@@ -1,4 +1,4 @@
-"""Describe what the figures of a pilot cannot tell: a small model, a CPU, a short run, one machine for both ends."""
+"""Describe the limits of a pilot's figures: a small model, a CPU, a short run, one machine for both ends."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ _SMALL_GIB = 16.0
 
 
 def cannot_tell(result: Result) -> Section:
-    """Return the section; a run without limits that can be seen says so."""
-    return Section("limits", "What these figures cannot tell", tuple(limits_of(result)))
+    """Return the section about the limits."""
+    return Section("limits", "Limits of these figures", tuple(limits_of(result)))
 
 
 def limits_of(result: Result) -> list[str]:
@@ -19,20 +19,20 @@ def limits_of(result: Result) -> list[str]:
     found = []
     if is_scripted(result):
         found.append(
-            "The scripted engine plays canned tokens at a fixed pace: rates, memory, accuracy, drafts and cache hits"
-            " are of the script. Only the front end's figures are real."
+            "The scripted engine plays prepared tokens at a fixed speed: rates, memory, accuracy, drafts and cache hits"
+            " come from the script. Only the front end's figures are measured."
         )
     elif is_on_cpu(result):
         found.append(
             "The model ran on a CPU. Rates, latencies, costs and the knee say nothing about a GPU, not even in"
-            " proportion: a GPU's steps are bound by memory bandwidth and launches, drafts are nearly free there at few"
-            " streams, and prompts run hundreds of times faster. What does carry over: budgets and deadlines that hold,"
-            " calls that are lost, and the front end's CPU time per token."
+            " proportion. On a GPU, memory bandwidth and launches limit the steps, drafts are nearly free at few"
+            " streams, and prompts run hundreds of times faster. These figures are valid for a GPU, too: budgets and"
+            " deadlines that hold, lost calls, and the front end's CPU time per token."
         )
     if not is_scripted(result) and is_small(result):
         found.append(
-            "The model is small. Accuracy, thought lengths, accepted drafts and expert balance are of this model;"
-            " memory, KV cache and prices per token of a large one follow from `penstock plan`, not from here."
+            "The model is small. Accuracy, thought lengths, accepted drafts and expert balance are those of this model."
+            " For memory, KV cache and prices per token of a large model, use `penstock plan`."
         )
     if result.processes_not_seen is None:
         found.append(
@@ -41,14 +41,14 @@ def limits_of(result: Result) -> list[str]:
         )
     if result.quick:
         found.append(
-            "This is the quick run: stages of seconds. Percentiles from p99 on rest on single calls, slow leaks and"
-            " daily patterns cannot show, and prompts are short beside the model's window."
+            "This is the quick run, with stages of seconds. Percentiles from p99 on depend on single calls, slow leaks"
+            " and daily patterns do not show, and prompts are short compared with the model's window."
         )
     if not result.complete:
-        found.append("The run was interrupted: what is missing was not measured.")
+        found.append("The run was interrupted, so the missing parts were not measured.")
     found.append(
-        "Prompts are made-up words of one length per stage, without thought, but for the questions. Your own prompts"
-        " share other prefixes and have other lengths; `penstock bench --trace` replays them."
+        "Prompts are made-up words of one length per stage, without thought, except for the questions. Your own"
+        " prompts have other lengths and shared prefixes; `penstock bench --trace` replays them."
     )
     return found
 
@@ -59,13 +59,13 @@ def is_scripted(result: Result) -> bool:
 
 
 def is_on_cpu(result: Result) -> bool:
-    """By the engine's build and its attention backend."""
+    """Return whether the engine's build or its attention backend is one for a CPU."""
     backends = [one["value"] for one in result.served["profile"] if one["name"] == "attention_backend"]
     return "cpu" in str(result.served["engine_version"]).lower() or any("CPU" in str(one) for one in backends)
 
 
 def is_small(result: Result) -> bool:
-    """By its vocabulary or, where that is not told, by the memory of the engine: weights and cache together."""
+    """Return whether the model is small, by its vocabulary or, if unknown, by the engine's memory."""
     vocabulary = result.served.get("vocab_size")
     if vocabulary:
         return int(vocabulary) < _SMALL_VOCABULARY

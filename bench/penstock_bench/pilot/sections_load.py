@@ -1,4 +1,4 @@
-"""Sections about loads: throughput, bursts, prefixes, soak."""
+"""Write the sections about loads: throughput, knee, bursts, prefixes, soak."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def throughput(result: Result) -> Section | None:
         Figure(
             f"{title} against throughput",
             _against_throughput(title, closed, opened, part, result.objectives_seconds.get(part)),
-            "Numbers are callers of a closed loop. Dots off the lines are open loops: calls arrive by themselves.",
+            "Numbers are callers of a closed loop. Dots off the lines are open loops, in which calls arrive at a rate.",
         )
         for title, part in (("Time to first token", "first_token"), ("Time per token", "per_token"))
     ]
@@ -49,10 +49,10 @@ def throughput(result: Result) -> Section | None:
         "p99",
         "per token p50",
         "p99",
-        "in objectives",
+        "keep objectives",
         "front end CPU per token",
     )
-    told = "± is the 95 % interval by parts of the stage; it does not hold what differs from run to run."
+    told = "± is the 95 % interval from parts of the stage; it does not include the variation between runs."
     text = (told,) if any(stage.intervals_95 for stage in (*closed, *opened)) else ()
     return Section("throughput", "Throughput against latency", text, figures, [Table("", columns, rows)])
 
@@ -64,7 +64,7 @@ def _with_interval(stage: Stage, figure: str) -> str:
 
 
 def knee(result: Result) -> Section | None:
-    """The rate above which calls pile up, and the largest that keeps the objectives."""
+    """Return the section about the knee and the largest rate that keeps the objectives."""
     found = result.knee
     if found is None:
         return None
@@ -76,9 +76,9 @@ def knee(result: Result) -> Section | None:
         [] if found.calls_per_second is None else [Mark(found.calls_per_second, f"knee {found.calls_per_second:.3g}")]
     )
     figure = Figure(
-        "Calls that end by calls that arrive",
+        "Calls that end, by calls that arrive",
         lines("knee", series, "calls per second that arrive", "calls per second that end", marks=marks),
-        "Each point is an open loop of its own, until the bracket around the knee is narrow.",
+        "Each point is a separate open loop; the search ends when the bracket around the knee is narrow.",
     )
     rows = [
         (
@@ -95,7 +95,7 @@ def knee(result: Result) -> Section | None:
         for point in points
     ]
     columns = ("calls/s", "ended/s", "output tok/s", "calls", "growth", "first token p95", "end to end p95")
-    table = Table("", (*columns, "in objectives", "holds"), rows)
+    table = Table("", (*columns, "keep objectives", "holds"), rows)
     return Section("knee", "The knee", _knee_text(found), [figure], [table])
 
 
@@ -108,12 +108,12 @@ def _knee_text(found: Knee) -> tuple[str, ...]:
         said = f"Not found: held {rate(found.holds)}, did not hold {rate(found.fails)}."
     else:
         said = (
-            f"Above {found.calls_per_second:.3g} calls a second calls pile up for as long as the load lasts"
+            f"Above {found.calls_per_second:.3g} calls a second, waiting calls accumulate while the load lasts"
             f" (held {rate(found.holds)}, did not hold {rate(found.fails)})."
         )
     if found.interval_95 is not None:
         low, high = found.interval_95
-        said += f" Repeated searches put it between {low:.3g} and {high:.3g} (95 % interval)."
+        said += f" By repeated searches it is between {low:.3g} and {high:.3g} (95 % interval)."
     if found.objective_holds is not None or found.objective_fails is not None:
         said += (
             f" {share(found.objective_share)} of calls keep the objectives up to {rate(found.objective_holds)}"
@@ -136,7 +136,7 @@ def _against_throughput(
         points = [(stage.output_tokens_per_second, value) for stage, value in known]
         series.append(Series(f"open {percent}", points, colour, "dots"))
     marks = [Mark(limit, f"objective {limit:g} s")] if limit is not None else []
-    # Far below an objective, linear lines would lie on the floor.
+    # Far below an objective, lines on a linear axis would be flat.
     return lines(title, series, "output tokens per second", "seconds", y_log=True, marks=marks)
 
 
@@ -164,11 +164,11 @@ def bursts(result: Result) -> Section | None:
          if (value := getattr(stage.first_token, percent)) is not None]
         for stage in (*steady, burst)
     ]  # fmt: skip
-    figures = [Figure("Time to first token, steady and in bursts", bars("bursts", groups), "From the intended send.")]
+    figures = [Figure("Time to first token, steady and in bursts", bars("bursts", groups), "From the intended moment.")]
     figures += _by_second(burst, "Tokens per second through the bursts")
     waits = (
         f"At the server calls wait {seconds(burst.queue.p50)} at p50 and {seconds(burst.queue.p99)} at p99"
-        " before work on them starts."
+        " before they start."
     )
     return Section("bursts", "Bursts", (waits,), figures)
 
@@ -188,13 +188,17 @@ def prefixes(result: Result) -> Section | None:
     hits = [[Bar(stage.name, 100 * (stage.cached_share or 0.0), share(stage.cached_share), 3)] for stage in stages]
     firsts = [[Bar(stage.name, stage.first_token.p50 or 0.0, seconds(stage.first_token.p50), 1)] for stage in stages]
     block = (
-        f" The cache keeps whole blocks of {result.cache_block_tokens} tokens: a shorter prefix is never found."
+        f" The cache keeps whole blocks of {result.cache_block_tokens} tokens, so a shorter prefix is never found."
         if result.cache_block_tokens
         else ""
     )
     text = f"{stages[0].concurrency} callers with prompts of {stages[0].prompt_tokens:,} tokens.{block}"
     figures = [
-        Figure("% of prompt tokens from the prefix cache", bars("prefix hits", hits), "As the service's usage tells."),
+        Figure(
+            "% of prompt tokens from the prefix cache",
+            bars("prefix hits", hits),
+            "From the usage that the service reports.",
+        ),
         Figure("Time to first token at p50", bars("prefix first token", firsts), ""),
     ]
     return Section("prefixes", "Prefix cache", (text,), figures)

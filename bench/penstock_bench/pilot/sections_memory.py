@@ -1,4 +1,4 @@
-"""The section about memory: what a load takes, and where it ends."""
+"""Write the section about memory: the use of a load, and the limit."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ def memory(result: Result) -> Section | None:
         svg = lines(
             "KV cache",
             series,
-            "tokens held at a time (calls under way times their length)",
+            "tokens at a time (running calls times their length)",
             "share of the KV cache in use",
             x_log=True,
             y_log=True,
             marks=[Mark(1.0, "full")],
         )
         caption = (
-            "At its most in each stage. The dashed line is what tokens alone would take; what lies above it is what"
-            " every sequence takes whatever its length, and prompts that are being computed."
+            "The peak of each stage. The dashed line is the share of the tokens alone. The part above it is what each"
+            " sequence needs in addition to its tokens, and prompts that are being computed."
         )
-        figures.append(Figure("How much of the KV cache a load takes", svg, caption))
+        figures.append(Figure("Use of the KV cache by load", svg, caption))
     if result.kv_cache_tokens:
         window = result.served["context_window_tokens"]
         text.append(
@@ -48,12 +48,12 @@ def memory(result: Result) -> Section | None:
         )
         text += _ceilings(result)
     else:
-        text.append(f"The engine's KV cache was not observed: {result.metrics_not_seen or 'its size is not told'}.")
+        text.append(f"The engine's KV cache was not observed: {result.metrics_not_seen or 'its size is not reported'}.")
     if measured:
         text.append(_held(measured))
     else:
         text.append(f"Memory of the service's processes was not observed: {result.processes_not_seen}.")
-    return Section("memory", "Memory ceiling", text, figures, [_table(measured)] if measured else [])
+    return Section("memory", "Memory limit", text, figures, [_table(measured)] if measured else [])
 
 
 _ROLES = {"front end": "front end GiB", "engine": "engine GiB", "GPU": "GPUs GiB"}
@@ -67,7 +67,7 @@ def _held(stages: Sequence[Stage]) -> str:
     fullest = max(stages, key=processes)
     said = f"The processes on this machine held at most {processes(fullest):.2f} GiB ({fullest.name})"
     gpus = max(stage.memory_gib.get("GPU", 0.0) for stage in stages)
-    return said + (f"; its GPUs {gpus:.2f} GiB, the KV cache set aside in them included." if gpus else ".")
+    return said + (f"; its GPUs {gpus:.2f} GiB, including the reserved KV cache." if gpus else ".")
 
 
 def _table(stages: Sequence[Stage]) -> Table:
@@ -90,7 +90,7 @@ def _tokens_alive(stage: Stage) -> float:
 
 
 def _ceilings(result: Result) -> list[str]:
-    """By what the largest loads of either sweep took: how many such calls fill the cache."""
+    """Return how many calls fill the cache, from the largest loads by callers and by prompt length."""
     said = []
     kinds: tuple[Kind, ...] = ("concurrency", "context")
     for kind in kinds:
@@ -102,7 +102,7 @@ def _ceilings(result: Result) -> list[str]:
             usage = stage.engine.kv_usage_most if stage.engine and stage.engine.kv_usage_most else 1.0
             said.append(
                 f"{stage.concurrency} caller{'s' if stage.concurrency != 1 else ''} with"
-                f" {number(stage.mean_prompt_tokens)} prompt tokens: {usage:.1%} of it; about"
+                f" {number(stage.mean_prompt_tokens)} prompt tokens use {usage:.1%} of it; about"
                 f" {(stage.concurrency or 0) / usage:,.0f} of them would fill it."
             )
     return said

@@ -1,4 +1,4 @@
-"""Sections about the model: thinking, experts, speculation."""
+"""Write the sections about the model: thinking, experts, speculation."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def thinking(result: Result, costs: Costs | None) -> Section | None:
     if by_name:
         figures.append(_right_answers(result, costs))
     text = [f"{result.questions}.{'' if result.answers_complete else ' Not all of them were asked.'}"]
-    return Section("thinking", "What thought buys", text, figures, [Table("", columns, rows)])
+    return Section("thinking", "Thinking budgets", text, figures, [Table("", columns, rows)])
 
 
 def _accuracy(answers: tuple[Answers, ...]) -> Figure:
@@ -67,10 +67,8 @@ def _accuracy(answers: tuple[Answers, ...]) -> Figure:
         series("AUTO", "auto", 3, "dots"),
         series("FAST", "fast", 5, "dots"),
     ]
-    svg = lines("accuracy", [one for one in drawn if one.points], "thought tokens spent, mean", "share right")
-    return Figure(
-        "Right answers by thought tokens spent", svg, "Beside each point its budget; bars are 95 % intervals (Wilson)."
-    )
+    svg = lines("accuracy", [one for one in drawn if one.points], "thought tokens, mean", "share right")
+    return Figure("Right answers by thought tokens", svg, "Each label is a budget; bars are 95 % intervals (Wilson).")
 
 
 def _short(one: Answers) -> str:
@@ -87,7 +85,9 @@ def _right_answers(result: Result, costs: Costs | None) -> Figure:
         if one.per_1000_right
     ]
     return Figure(
-        "USD for a thousand right answers, here", bars("right answers", groups), "Wrong answers are paid for, too."
+        "USD for a thousand right answers, here",
+        bars("right answers", groups),
+        "This includes the cost of wrong answers.",
     )
 
 
@@ -105,7 +105,7 @@ def experts(result: Result) -> Section:
         )
         for layer in found.layers
     ]
-    where = "as served" if found.as_served else "as it would be spread; it is served on one"
+    where = "as served" if found.as_served else "computed; the service has one"
     text = f"{found.tokens:,} tokens in the last {found.window_seconds:.0f} s of load; {found.ranks} ranks, {where}."
     table = Table("", ("layer", "busiest expert / mean", "busiest rank / mean", "experts above twice the mean"), rows)
     return Section("experts", "Expert balance", (text,), [_heat(found)], [table])
@@ -121,15 +121,15 @@ def _heat(found: Experts) -> Figure:
     for layer in found.layers:
         mean = sum(layer.expert_tokens) / len(layer.expert_tokens) or 1.0
         shares = [count / mean for count in layer.expert_tokens]
-        if len(shares) > _MAX_CELLS:  # neighbours together, the busiest first
+        if len(shares) > _MAX_CELLS:  # Neighbours are joined, the busiest first.
             shares.sort(reverse=True)
             size = len(shares) / _MAX_CELLS
             cells = [shares[int(n * size) : int((n + 1) * size)] for n in range(_MAX_CELLS)]
             shares = [sum(cell) / len(cell) for cell in cells]
         rows.append((f"layer {layer.layer}", shares))
     caption = (
-        "Each cell is an expert: its tokens over its layer's mean (1 is even). Where there are very many, a cell is"
-        " some of them together, the busiest first."
+        "Each cell is an expert: its tokens divided by its layer's mean (1 is even). With very many experts, a cell"
+        " is several of them together, the busiest first."
     )
     return Figure("Load of the experts, by layer", heat("expert load", rows, _FULL_HEAT), caption)
 
@@ -146,16 +146,14 @@ def speculation(result: Result) -> Section:
         return Section(
             "speculation",
             "Speculative decoding",
-            ("Not observed: nothing is drafted, or it is not counted per request.",),
+            ("Not observed: the service drafts nothing, or does not count it per request.",),
         )
     groups = [[Bar(f"on {name}", 100 * part, f"{part:.0%} of {drafted:,}", 3) for name, part, drafted in sources]]
     positions = _positions(result)
     if positions:
         groups.append([Bar(f"draft token {place}", 100 * part, share(part), 4) for place, part in positions])
-    text = (
-        "Tokens that the model's own draft layer foretold. Made-up words are harder to foretell than what users send."
-    )
-    caption = "By position: in the loads with made-up prompts, by the engine's own count." if positions else ""
+    text = "Tokens that the model's own draft layer predicted. Made-up words are harder to predict than users' texts."
+    caption = "By position: from the loads with made-up prompts, counted by the engine." if positions else ""
     rows = [(name, f"{drafted:,}", share(part)) for name, part, drafted in sources]
     table = Table("", ("on", "drafted tokens", "accepted"), rows)
     return Section(

@@ -1,4 +1,4 @@
-"""The graded sequence: load after load on a running service, each handed over as it ends, so that Ctrl-C keeps them."""
+"""Run the graded sequence of loads on a service. Each result is kept as its load ends, so that Ctrl-C loses none."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from penstock_client import AsyncClient, FeatureOff, InvalidRequest, ModelCard
 _DRAIN_SECONDS = 120.0
 _MIN_RATE = 0.05
 _OWN_TOKENS = 128
-"""Of a prompt with a shared prefix."""
+"""Share of the prompt that is the shared prefix."""
 
 Show = Callable[[str, Load | None], None]
-"""Told what runs now."""
+"""A callback for the progress of the running stage."""
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """Hold what is measured, and what of it can be seen from here."""
+    """The service to measure, and the parts of it that can be observed from here."""
 
     clients: Sequence[AsyncClient]
     card: ModelCard
@@ -48,7 +48,7 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class _Ask:
-    """One stage to be."""
+    """The plan of one stage."""
 
     kind: Kind
     name: str
@@ -60,7 +60,7 @@ class _Ask:
 
 
 class Pilot:
-    """Runs the grades. `stages` and `asked` hold what has been measured, whenever it ends."""
+    """Runs the stages. `stages` and `asked` have the results so far, whenever it ends."""
 
     def __init__(self, service: Service, scenario: Scenario, objectives: Objectives, show: Show) -> None:
         self.stages: list[Stage] = []
@@ -69,7 +69,7 @@ class Pilot:
         self._service, self._scenario, self._objectives, self._show = service, scenario, objectives, show
 
     async def run(self) -> None:
-        """All of it, in rising order of what it may break. Raises PenstockError where the service fails."""
+        """Run all stages, the most harmful ones last. Raises PenstockError if the service fails."""
         scenario = self._scenario
         for callers in scenario.concurrencies:
             await self._closed(
@@ -88,7 +88,7 @@ class Pilot:
 
     @property
     def knee(self) -> Knee | None:
-        """Return the knee as known so far; None where it was not searched."""
+        """Return the knee as known so far; None if it was not searched."""
         return None if self._search is None else knee_of(self._search)
 
     async def _knee(self, peak: float) -> None:
@@ -106,7 +106,7 @@ class Pilot:
         loads = Loads(service.clients, service.prompts, service.front_end, workload, options, scenario.knee_calls)
         criteria = Criteria(self._objectives, tolerance=scenario.knee_tolerance, max_points=scenario.knee_points)
         self._search = KneeSearch(loads, criteria, carry_out)
-        # Where no call of the idle service ends well, every other stage says so too.
+        # Where no call of the idle service ends well, all other stages say so, too.
         with suppress(NoCallEnded):
             await self._search.run(peak / 2, Repeat(scenario.knee_runs))
 
@@ -128,8 +128,8 @@ class Pilot:
                 service.clients[0], self._scenario, modes, self.asked, lambda name: self._show(name, None)
             )
         except (InvalidRequest, FeatureOff) as refused:
-            # The rest of the pilot does not hang on it.
-            self.asked.about += f". The service refuses to answer them so: {refused.message}"
+            # The other stages do not need it.
+            self.asked.about += f". The service refuses to answer them: {refused.message}"
 
     async def _contexts(self) -> None:
         scenario = self._scenario
@@ -147,7 +147,10 @@ class Pilot:
         whole = scenario.prefix_tokens + _OWN_TOKENS
         if whole + scenario.context_output_tokens > self._service.card.context_window_tokens:
             return
-        for prefix, name in ((0, "prompts of their own"), (scenario.prefix_tokens, "prompts that share a prefix")):
+        for prefix, name in (
+            (0, "prompts without a shared prefix"),
+            (scenario.prefix_tokens, "prompts with a shared prefix"),
+        ):
             pattern = Closed(scenario.context_callers)
             output, seconds = scenario.context_output_tokens, scenario.context_seconds
             await self._measure(_Ask("prefix", name, pattern, whole, output, seconds, prefix))
@@ -172,10 +175,10 @@ class Pilot:
         await self._measure(_Ask(kind, name, pattern, scenario.prompt_tokens, scenario.output_tokens, seconds))
 
     async def _measure(self, ask: _Ask) -> None:
-        """One stage; a part of it, where it is interrupted."""
+        """Measure one stage. If it is interrupted, keep a part of it."""
         service = self._service
         workload = self._workload(ask.prompt_tokens, ask.output_tokens, ask.prefix_tokens)
-        # A seed of its own for each: no stage is served from what another left in the prefix cache.
+        # Each stage has its own seed, so that none finds another one's prompts in the prefix cache.
         least = 2 * ask.pattern.callers if isinstance(ask.pattern, Closed) else 0
         options = LoadOptions(
             ask.seconds, self._scenario.warm_up_seconds, _DRAIN_SECONDS, seed=1 + len(self.stages), min_calls=least
@@ -193,7 +196,7 @@ class Pilot:
 
 
 async def _beside(helper: Callable[[], Awaitable[None]], work: Callable[[], Awaitable[None]]) -> None:
-    """Runs the helper for as long as the work."""
+    """Run the helper while the work runs."""
     task = asyncio.ensure_future(helper())
     try:
         await work()

@@ -1,4 +1,4 @@
-"""From a load to a stage of the result."""
+"""Convert a load to a stage of the result."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from penstock_bench.load.statistics import Objectives, Spread
 from penstock_bench.pilot.results import EngineSeen, Kind, Seconds, Stage
 
 _MAX_POINTS = 240
-"""Of what is kept over time."""
+"""Largest number of values that are kept over time."""
 
 
 def stage_of(kind: Kind, name: str, load: Load, objectives: Objectives, engine: EngineSeen | None) -> Stage:
-    """The figures of one load, complete or cut short."""
+    """Return the stage of one load, complete or interrupted."""
     summary, pattern, workload = load.summary(objectives), load.pattern, load.workload
     used = list(load.used.values())
     return Stage(
@@ -93,7 +93,7 @@ def _memory(used: Iterable[Used]) -> dict[str, float]:
 
 
 def _over_time(used: Sequence[Used]) -> tuple[tuple[float, float], ...]:
-    """All of the service's processes together (GPUs apart), where each was sampled equally often."""
+    """Return the memory of all the service's processes without GPUs, if each was sampled equally often."""
     served = [one.samples for one in used if one.role in (FRONT_END, ENGINE)]
     if not served:
         return ()
@@ -113,7 +113,7 @@ _MAX_SECONDS = 3600
 
 
 def _halves(records: Iterable[Record], seconds: float) -> tuple[float | None, float | None]:
-    """End to end at p50, of calls meant for each half."""
+    """Return the end-to-end p50 of the calls meant for each half."""
     halves: tuple[list[float], list[float]] = ([], [])
     for record in records:
         if record.outcome == OK and record.ended is not None:

