@@ -1,4 +1,4 @@
-"""Read the protos with their comments, for the pages that are made from them."""
+"""Read the protos with their comments, for the pages that are generated from them."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ from pathlib import Path
 from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
 
 ROOT = Path(__file__).resolve().parent.parent
-# Field numbers inside the descriptors, of which a comment's path is made.
+# Field numbers inside the descriptors, which make up a comment's path.
 MESSAGES, ENUMS, SERVICES, MEMBERS = 4, 5, 6, 2
 
 
@@ -24,7 +24,7 @@ def described(*names: str) -> Iterator[FileDescriptorProto]:
 
 
 class Comments:
-    """The comments of one file, by the path of what they stand at."""
+    """The comments of one file, by the path of their element."""
 
     def __init__(self, file: FileDescriptorProto) -> None:
         self._texts = {

@@ -61,10 +61,10 @@ def test_without_a_release_it_says_so(
     folder, script = copy
     git(folder, "tag", "nightly")
     assert script.main() == 0
-    assert capfd.readouterr().out == "no release tag (vX.Y.Z) yet: protos/ is compared with nothing\n"
+    assert capfd.readouterr().out == "there is no release tag (vX.Y.Z) yet, so there is nothing to compare with\n"
     monkeypatch.setattr("sys.argv", ["breaking", "--against=v9.9.9"])
     assert script.main() == script.CANNOT_COMPARE
-    assert "no commit 'v9.9.9' here" in capfd.readouterr().err
+    assert "there is no commit 'v9.9.9'" in capfd.readouterr().err
 
 
 @pytest.mark.needs("buf")
@@ -134,7 +134,7 @@ def test_a_key_or_a_metric_goes_with_a_word_in_the_change_log(
     path.unlink()
     git(folder, "add", "--all")
     assert script.main() == 1
-    assert capfd.readouterr().out.startswith(f"{name} is gone since v0.1.0")
+    assert capfd.readouterr().out.startswith(f"{name} was removed since v0.1.0: name it in the topmost section")
     log = folder / "CHANGELOG.md"
     log.write_text(log.read_text().replace("unreleased\n", f"unreleased\n\n### Removed\n- `{name.split()[-1]}`\n"))
     assert script.main() == 0

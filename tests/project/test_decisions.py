@@ -56,14 +56,14 @@ def write(text: str) -> Callable[[Path], None]:
     [
         (renumber, "several decision records have the number 27"),
         (lambda folder: (folder / "0012-several-nodes.md").unlink(), "no decision record has the number 12"),
-        (edit("0012-*", "# 12. ", "# 11. "), "0012-several-nodes.md:1: has the number 11, its file the number 12"),
+        (edit("0012-*", "# 12. ", "# 11. "), "0012-several-nodes.md:1: must have the number of its file, 12, got 11"),
         (edit("0012-*", "# 12. ", "# "), "0012-several-nodes.md:1: must be"),
         (edit("0012-*", ACCEPTED, "Status: fine."), "0012-several-nodes.md:3: must be"),
         (edit("0012-*", ACCEPTED, "Status: superseded by 3."), "no later record has the number 3"),
         (edit("0012-*", ACCEPTED, "Status: superseded by 13."), "0013-gathered-deltas.md: does not link to 0012"),
-        (edit("0012-*", "# 12. ", "# 12. Not "), "README.md is not what the records say"),
-        (write("as decision 5 says"), "page.md:1: `decision 5` names no decision record"),
-        (write("see [decision 3](0012-several-nodes.md)"), "names no decision record"),
+        (edit("0012-*", "# 12. ", "# 12. Not "), "README.md differs from the records"),
+        (write("as decision 5 says"), "page.md:1: `decision 5` must name an existing decision record"),
+        (write("see [decision 3](0012-several-nodes.md)"), "must name an existing decision record"),
     ],
 )
 def test_what_the_check_refuses(

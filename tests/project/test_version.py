@@ -60,7 +60,7 @@ def test_a_place_that_has_moved_is_named(copy: tuple[Path, ModuleType]) -> None:
     folder, script = copy
     (folder / "clients/go/environment.go").unlink()
     assert script.check(script.source()) == [
-        "clients/go/environment.go: no version found; has it moved? (scripts/version)"
+        "clients/go/environment.go must have the version, found none; if it has moved, change scripts/version"
     ]
 
 

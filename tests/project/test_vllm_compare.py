@@ -70,4 +70,4 @@ def test_a_version_is_like_itself(tmp_path: Path) -> None:
 def test_a_folder_without_vllm_is_refused(tmp_path: Path) -> None:
     done = compare(tmp_path, tmp_path)
     assert done.returncode == 2
-    assert "no package vllm in" in done.stderr
+    assert "must have a package vllm, found none" in done.stderr

@@ -123,7 +123,7 @@ def test_should_write_nothing_that_is_no_digest(registry: Registry, dockerfile: 
     before = dockerfile.read_text()
     done = digests(dockerfile.parent)
     assert (done.returncode, dockerfile.read_text()) == (2, before)
-    assert "no sha256 digest" in done.stderr
+    assert "must answer with a sha256 digest" in done.stderr
 
 
 def test_should_write_nothing_where_a_registry_cannot_be_asked(registry: Registry, dockerfile: Path) -> None:

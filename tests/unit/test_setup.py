@@ -19,7 +19,7 @@ from tests.unit.tiny_wheel import wheel
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-SAID = "set-up interrupted: run `make setup` again, it goes on from here"
+SAID = "set-up interrupted: run `make setup` again to continue"
 BACKEND = """
 import pathlib, sys
 sys.path.insert(0, "{tests}")
@@ -143,7 +143,7 @@ def test_an_interrupt_while_packages_come(whom: str, clone: Path, index: Index) 
     assert not (clone / ".venv/ready").exists()
     with pytest.raises(ProcessLookupError):  # nothing goes on behind the next one's back
         os.killpg(running.pid, 0)
-    assert "looking for packages that are not whole" in whole(clone, index)
+    assert "looking for incomplete packages" in whole(clone, index)
     done = make(clone, index)
     assert (done.communicate(timeout=60)[1], done.returncode) == ("", 0), "there is nothing left to do"
 
@@ -156,8 +156,8 @@ def test_what_was_left_half_made_is_repaired(clone: Path, index: Index) -> None:
     (clone / ".venv/unfinished").touch()
     (clone / ".venv/ready").unlink()
     said = whole(clone, index)
-    assert "not whole: alpha-1.0.dist-info" in said
-    assert "not whole: torch-1.0.dist-info" in said
+    assert "incomplete: alpha-1.0.dist-info" in said
+    assert "incomplete: torch-1.0.dist-info" in said
 
     # A pip that does not run: the environment is made again.
     shutil.rmtree(packages / "pip/_internal/cli")

@@ -117,7 +117,7 @@ def test_a_known_hole_is_told(lock: Path) -> None:
 def test_no_known_hole_passes(lock: Path) -> None:
     with osv({}) as (url, _):
         done = supply_chain("audit", "--required", "--lock", lock, "--osv-url", url)
-    assert (done.returncode, done.stdout) == (0, "2 pinned packages looked up, 0 advisories that nobody accepted\n")
+    assert (done.returncode, done.stdout) == (0, "2 pinned packages looked up, 0 advisories that are not accepted\n")
 
 
 @pytest.mark.parametrize(("options", "status"), [((), 0), (("--required",), 3)])
