@@ -25,15 +25,15 @@ import (
 
 const (
 	maxReceiveBytes = 256 * 1024 * 1024
-	// cancelTime is the longest that telling the server may take while the client goes on, closeTime what Close waits.
+	// cancelTime bounds a Cancel call while the client is in use, closeTime the wait of Close.
 	cancelTime, closeTime = 5 * time.Second, time.Second
-	// readTime is the default of calls that generate nothing.
+	// readTime is the default timeout of calls that generate nothing.
 	readTime = 30 * time.Second
 )
 
-// Client is a client of one Penstock service; goroutines may share it. Deadlines are the context's: the server stops
-// working at them, and Auto plans so that the answer arrives before. Failures are *Error. A stream whose connection
-// drops goes on over another one; nothing else is retried.
+// Client is a client of one Penstock service; goroutines may share it. A call has the deadline of its context: the
+// server stops at it, and Auto plans so that the answer arrives before it. Failures are *Error. A stream whose connection
+// is lost resumes over another one; nothing else is retried by default.
 type Client struct {
 	conn       *grpc.ClientConn
 	generation pb.GenerationServiceClient
@@ -47,7 +47,7 @@ type Client struct {
 	*open
 }
 
-// open is what clients over the same connection share.
+// open is the state that clients over the same connection share.
 type open struct {
 	mutex   sync.Mutex
 	closed  bool
@@ -55,8 +55,8 @@ type open struct {
 	leaving sync.WaitGroup
 }
 
-// With is a client with other defaults over the same connection, by WithRetries, WithMetadata and WithLogger;
-// closing one closes both. Deadlines are the context's.
+// With returns a client with other defaults over the same connection: those of WithRetries, WithMetadata and WithLogger.
+// Closing one closes both.
 func (c *Client) With(options ...DialOption) *Client {
 	s := &settings{retries: c.retries, more: maps.Clone(c.more), logger: c.logger}
 	for _, option := range options {
@@ -86,23 +86,23 @@ type settings struct {
 // DialOption changes how Dial connects.
 type DialOption func(*settings)
 
-// WithAPIKey names the caller. Dial refuses to send a key in the clear over a network, unless WithPlaintext says so.
-// An empty key is none, whatever the environment says.
+// WithAPIKey authenticates the caller. Dial refuses to send a key without encryption over a network, unless
+// WithPlaintext allows it. An empty key is none, and the environment is ignored.
 func WithAPIKey(key string) DialOption {
 	return func(s *settings) { s.apiKey, s.keyGiven = key, true }
 }
 
-// WithRetries is how often a call that the server refused for now, with the time to wait, is tried again inside the
-// context's deadline. Default: never.
+// WithRetries sets the number of retries of a call that the server refused with a retry delay, within the context's
+// deadline. Default: 0.
 func WithRetries(most int) DialOption { return func(s *settings) { s.retries = most } }
 
-// WithMetadata sends more gRPC metadata with each call, such as x-request-id. Dial refuses names that are the client's
-// own (authorization, grpc-...); With panics of them.
+// WithMetadata sends additional gRPC metadata with each call, such as x-request-id. For names that the client itself sets
+// (authorization, grpc-...), Dial returns an error and With panics.
 func WithMetadata(name, value string) DialOption {
 	return func(s *settings) {
 		lower := strings.ToLower(name)
 		if lower == "authorization" || strings.HasPrefix(lower, "grpc-") || strings.HasPrefix(lower, ":") {
-			s.misuse = fmt.Errorf("metadata %s is set by the client: WithAPIKey, the context's deadline and the like", name)
+			s.misuse = fmt.Errorf("metadata %s is set by the client: use WithAPIKey or the context's deadline instead", name)
 			return
 		}
 		if s.more == nil {
@@ -112,7 +112,7 @@ func WithMetadata(name, value string) DialOption {
 	}
 }
 
-// WithTLS encrypts; nil takes the system's roots.
+// WithTLS encrypts the connection; nil uses the system's roots.
 func WithTLS(config *tls.Config) DialOption {
 	return func(s *settings) {
 		if config == nil {
@@ -122,14 +122,13 @@ func WithTLS(config *tls.Config) DialOption {
 	}
 }
 
-// WithPlaintext says that no encryption is meant.
+// WithPlaintext allows a connection without encryption.
 func WithPlaintext() DialOption { return func(s *settings) { s.inClear = true } }
 
-// WithReconnect bounds what is done about dropped connections; nil: nothing, and streams are not resumable.
+// WithReconnect bounds the attempts to resume a stream after a lost connection; nil: streams are not resumable.
 func WithReconnect(policy *Reconnect) DialOption { return func(s *settings) { s.reconnect = policy } }
 
-// WithLogger tells, at level Info, of lost connections and of calls that are tried again; never of prompt or output.
-// Default, and nil: nobody.
+// WithLogger logs lost connections and retries at level Info, without prompt and output. Default, and nil: no log.
 func WithLogger(logger *slog.Logger) DialOption {
 	if logger == nil {
 		logger = slog.New(slog.DiscardHandler)
@@ -137,13 +136,13 @@ func WithLogger(logger *slog.Logger) DialOption {
 	return func(s *settings) { s.logger = logger }
 }
 
-// WithGRPC passes options on to gRPC.
+// WithGRPC passes options to gRPC.
 func WithGRPC(options ...grpc.DialOption) DialOption {
 	return func(s *settings) { s.dial = append(s.dial, options...) }
 }
 
-// Dial makes a client; it connects at the first call. What is not given comes from the environment: PENSTOCK_TARGET
-// for an empty target (else DefaultTarget), PENSTOCK_API_KEY or PENSTOCK_API_KEY_FILE, PENSTOCK_CA_FILE or PENSTOCK_TLS.
+// Dial makes a client, which connects at the first call. Absent options come from the environment: PENSTOCK_TARGET for an
+// empty target (else DefaultTarget), PENSTOCK_API_KEY or PENSTOCK_API_KEY_FILE, PENSTOCK_CA_FILE or PENSTOCK_TLS.
 func Dial(target string, options ...DialOption) (*Client, error) {
 	policy := DefaultReconnect
 	s := &settings{reconnect: &policy, logger: slog.New(slog.DiscardHandler)}
@@ -160,7 +159,7 @@ func Dial(target string, options ...DialOption) (*Client, error) {
 		target = cmp.Or(os.Getenv("PENSTOCK_TARGET"), DefaultTarget)
 	}
 	if s.apiKey != "" && s.tls == nil && !s.inClear && !isLoopback(target) {
-		return nil, fmt.Errorf("the API key would go to %s in the clear: WithTLS, or WithPlaintext if that is meant", target)
+		return nil, fmt.Errorf("the API key would be sent to %s without encryption: use WithTLS, or WithPlaintext to allow it", target)
 	}
 	transport := insecure.NewCredentials()
 	if s.tls != nil {
@@ -169,7 +168,7 @@ func Dial(target string, options ...DialOption) (*Client, error) {
 	dial := []grpc.DialOption{
 		grpc.WithTransportCredentials(transport),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxReceiveBytes)),
-		// A connection that died without a word is found out, so that the stream can go on over another.
+		// Detects a connection that is lost without a signal, so that the stream can resume over another one.
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
 	}
 	if isLoopback(target) {
@@ -187,7 +186,7 @@ func Dial(target string, options ...DialOption) (*Client, error) {
 	return made, nil
 }
 
-// Close ends the generations that still run, waits at most a second for the server to know, and disconnects.
+// Close ends the running generations, waits at most a second until the server knows, and disconnects.
 func (c *Client) Close() error {
 	c.mutex.Lock()
 	c.closed = true
@@ -229,7 +228,7 @@ func (c *Client) over(run *running) {
 	delete(c.streams, run)
 }
 
-// apart runs what Close waits for.
+// apart runs work for which Close waits.
 func (c *Client) apart(work func()) {
 	c.leaving.Add(1)
 	go func() {
@@ -238,12 +237,12 @@ func (c *Client) apart(work func()) {
 	}()
 }
 
-// StreamOption says how events are delivered.
+// StreamOption changes how events are delivered.
 type StreamOption func(*delivery)
 
 type delivery struct{ flushInterval *durationpb.Duration }
 
-// FlushEvery gathers deltas for at most that long: fewer, larger events; the first ones and the last are not held.
+// FlushEvery coalesces deltas for at most this time into fewer, larger events. First and last ones are not held.
 func FlushEvery(interval time.Duration) StreamOption {
 	return func(d *delivery) { d.flushInterval = durationpb.New(interval) }
 }
@@ -256,13 +255,13 @@ func deliver(options []StreamOption) delivery {
 	return asked
 }
 
-// Stream starts a generation; its events come by Recv. It is resumable, so it survives dropped connections, unless
-// the client has no Reconnect.
+// Stream starts a generation, whose events Recv returns. It is resumable, so it survives lost connections, unless the
+// client has no Reconnect.
 func (c *Client) Stream(ctx context.Context, spec *pb.GenerationSpec, options ...StreamOption) *Stream {
 	return c.stream(ctx, spec, c.reconnect != nil, options)
 }
 
-// StreamOnce is Stream without the server keeping events: a dropped connection ends it.
+// StreamOnce is a Stream whose events the server does not keep: a lost connection ends it.
 func (c *Client) StreamOnce(ctx context.Context, spec *pb.GenerationSpec, options ...StreamOption) *Stream {
 	return c.stream(ctx, spec, false, options)
 }
@@ -278,20 +277,20 @@ func (c *Client) stream(ctx context.Context, spec *pb.GenerationSpec, resumable 
 	})
 }
 
-// Interact starts a generation that can be steered while its events come. A dropped connection ends it.
+// Interact starts a generation that can be controlled while its events come. A lost connection ends it.
 func (c *Client) Interact(ctx context.Context, spec *pb.GenerationSpec, options ...StreamOption) *Interaction {
 	made := &Interaction{}
 	start := &pb.InteractRequest{
 		Action:        &pb.InteractRequest_Start{Start: spec},
 		FlushInterval: deliver(options).flushInterval,
 	}
-	// Not resumable, and what another server goes on with could not be steered: no policy.
+	// Not resumable, and a generation on another server could not be controlled: so there is no policy.
 	made.Stream = newStream(ctx, c, false, nil, func(ctx context.Context) (receiver, error) {
 		call, err := c.generation.Interact(c.outgoing(ctx))
 		if err != nil {
 			return nil, err
 		}
-		// An error here is io.EOF: the call's own comes at the first Recv.
+		// An error here is io.EOF: the first Recv returns the call's own error.
 		if err := call.Send(start); err != nil && err != io.EOF {
 			return nil, err
 		}
@@ -301,7 +300,7 @@ func (c *Client) Interact(ctx context.Context, spec *pb.GenerationSpec, options 
 	return made
 }
 
-// Resume goes on with a resumable stream, of this process or another, after lastSequence; 0 replays everything.
+// Resume resumes a stream, of this process or another one, after lastSequence; 0 replays all events.
 func (c *Client) Resume(ctx context.Context, generationID, resumeToken string, lastSequence uint64) *Stream {
 	request := &pb.ResumeRequest{GenerationId: generationID, ResumeToken: resumeToken, LastSequence: lastSequence}
 	made := newStream(ctx, c, false, c.reconnect, func(ctx context.Context) (receiver, error) {
@@ -336,16 +335,16 @@ func (i incoming[Reply]) receive() (*pb.GenerationEvent, error) {
 
 func (i incoming[Reply]) trailers() metadata.MD { return i.Trailer() }
 
-// abandon tells the server, without waiting, that nobody comes back.
+// abandon ends a generation on the server, without waiting.
 func (c *Client) abandon(request *pb.CancelRequest) {
 	c.apart(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), cancelTime)
 		defer cancel()
-		_, _ = c.generation.Cancel(c.outgoing(ctx), request) // else the server's grace ends it
+		_, _ = c.generation.Cancel(c.outgoing(ctx), request) // If it fails, the server ends the generation after its grace period.
 	})
 }
 
-// Generate gives one reply, complete.
+// Generate returns one complete reply.
 func (c *Client) Generate(ctx context.Context, spec *pb.GenerationSpec) (*Response, error) {
 	request := &pb.GenerateRequest{Spec: spec}
 	reply, limits, err := unary(ctx, c, func(ctx context.Context, o ...grpc.CallOption) (*pb.GenerateResponse, error) {
@@ -359,7 +358,7 @@ func (c *Client) Generate(ctx context.Context, spec *pb.GenerationSpec) (*Respon
 	return response, nil
 }
 
-// Count counts tokens and cost without generating, and foretells what the overflow policy would drop.
+// Count counts tokens and cost without generating. The result says what the overflow policy would drop.
 func (c *Client) Count(ctx context.Context, spec *pb.GenerationSpec) (*pb.CountTokensResponse, error) {
 	ctx, cancel := reading(ctx)
 	defer cancel()
@@ -370,7 +369,7 @@ func (c *Client) Count(ctx context.Context, spec *pb.GenerationSpec) (*pb.CountT
 	return reply, err
 }
 
-// Model tells what is served: the model's card, profile, prices and limits. An empty name is the served model.
+// Model returns the model's card, profile, prices and limits. An empty name is the served model.
 func (c *Client) Model(ctx context.Context, name string) (*pb.GetModelResponse, error) {
 	ctx, cancel := reading(ctx)
 	defer cancel()
@@ -381,8 +380,8 @@ func (c *Client) Model(ctx context.Context, name string) (*pb.GetModelResponse, 
 	return reply, err
 }
 
-// ExpertLoad tells the tokens per expert and layer over the window that ends now; nil asks for the server's defaults.
-// It fails with ErrFeatureOff where nothing is counted.
+// ExpertLoad returns the tokens per expert and layer over the window that ends now; nil uses the server's defaults. It
+// fails with ErrFeatureOff if they are not counted.
 func (c *Client) ExpertLoad(ctx context.Context, request *pb.GetExpertLoadRequest) (*pb.ExpertLoad, error) {
 	ctx, cancel := reading(ctx)
 	defer cancel()
@@ -392,7 +391,7 @@ func (c *Client) ExpertLoad(ctx context.Context, request *pb.GetExpertLoadReques
 	return reply.GetLoad(), err
 }
 
-// WatchExpertLoad tells the same again and again, until see says false or ctx ends.
+// WatchExpertLoad calls see with the expert load at intervals, until see returns false or ctx ends.
 func (c *Client) WatchExpertLoad(
 	ctx context.Context, request *pb.WatchExpertLoadRequest, see func(*pb.ExpertLoad) bool,
 ) error {

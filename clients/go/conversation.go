@@ -2,13 +2,13 @@ package penstock
 
 import pb "github.com/penstock/penstock/clients/go/penstockv1"
 
-// Conversation is the turns so far, oldest first: penstock.Chat(talk.Turns()). Only answers are kept: a thought is no
-// part of the history.
+// Conversation holds the turns of a conversation, oldest first: penstock.Chat(talk.Turns()). It keeps answers only,
+// because a thought is not a part of the history.
 type Conversation struct {
 	turns []*pb.Message
 }
 
-// NewConversation starts one; an empty system message is none.
+// NewConversation starts a conversation; an empty system message is none.
 func NewConversation(system string) *Conversation {
 	made := &Conversation{}
 	if system != "" {
@@ -17,7 +17,7 @@ func NewConversation(system string) *Conversation {
 	return made
 }
 
-// Ask adds a user's turn and makes the request of the whole conversation.
+// Ask adds a user's turn and returns the request of the whole conversation.
 func (c *Conversation) Ask(text string, options ...Option) *pb.GenerationSpec {
 	c.turns = append(c.turns, User(text))
 	return Chat(c.Turns(), options...)
@@ -28,7 +28,7 @@ func (c *Conversation) Add(reply *Response) {
 	c.turns = append(c.turns, Assistant(reply.Answer()))
 }
 
-// Turns is a copy of the turns so far.
+// Turns returns a copy of the turns so far.
 func (c *Conversation) Turns() []*pb.Message {
 	return append([]*pb.Message(nil), c.turns...)
 }

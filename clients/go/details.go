@@ -9,7 +9,7 @@ import (
 
 const errorDomain = "penstock.v1"
 
-// readDetail takes in one google.rpc detail. They are read here, field by field, because the published Go types of
+// readDetail reads one google.rpc detail. The details are read here, field by field, because the published Go types of
 // these messages differ between versions (older ones lack a violation's reason) and may be registered only once.
 func (e *Error) readDetail(typeURL string, value []byte) {
 	switch typeURL[strings.LastIndex(typeURL, "/")+1:] {
@@ -58,7 +58,7 @@ func duration(value []byte) time.Duration {
 	return total
 }
 
-// texts gives the length-delimited fields of a message by number, the last of each.
+// texts returns the length-delimited fields of a message by number, the last of each.
 func texts(value []byte) map[protowire.Number]string {
 	found := map[protowire.Number]string{}
 	eachField(value, func(number protowire.Number, text []byte, _ uint64) { found[number] = string(text) })

@@ -8,13 +8,13 @@ import (
 	"strings"
 )
 
-// DefaultTarget is where Dial connects where neither it nor PENSTOCK_TARGET says.
+// DefaultTarget is the target of Dial if neither its argument nor PENSTOCK_TARGET is set.
 const DefaultTarget = "127.0.0.1:50051"
 
-// Version is this package's.
+// Version is the version of this package.
 const Version = "0.1.0"
 
-// fromEnvironment fills in what the options left open, by the names that all clients and the command line read:
+// fromEnvironment sets absent options from the variables that all clients and the command line read:
 // PENSTOCK_API_KEY or PENSTOCK_API_KEY_FILE, PENSTOCK_CA_FILE or PENSTOCK_TLS.
 func (s *settings) fromEnvironment() error {
 	if !s.keyGiven {
@@ -29,7 +29,7 @@ func (s *settings) fromEnvironment() error {
 	}
 	for _, letter := range s.apiKey {
 		if letter < ' ' || letter > '~' {
-			return fmt.Errorf("the API key must be printable ASCII; is a line break or a quotation mark in it?")
+			return fmt.Errorf("the API key must be printable ASCII, got another character; remove line breaks and quotation marks")
 		}
 	}
 	if s.tls != nil || s.inClear {
@@ -60,7 +60,7 @@ func (s *settings) trust(file string) error {
 	}
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM(pem) {
-		return fmt.Errorf("%s holds no certificate in PEM", file)
+		return fmt.Errorf("%s must have a certificate in PEM, found none", file)
 	}
 	WithTLS(&tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12})(s)
 	return nil

@@ -11,8 +11,8 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// What a call can fail with: `errors.Is(err, penstock.ErrOverloaded)`. The service's reason decides, then the status
-// code. ErrBudgetDoesNotFit and ErrContextOverflow are ErrInvalidRequest too.
+// The kinds of errors of calls, for `errors.Is(err, penstock.ErrOverloaded)`. The service's reason selects the kind; without
+// one, the status code does. ErrBudgetDoesNotFit and ErrContextOverflow are ErrInvalidRequest, too.
 var (
 	ErrInvalidRequest     = errors.New("invalid request")
 	ErrBudgetDoesNotFit   = errors.New("the budget does not fit")
@@ -29,7 +29,7 @@ var (
 	ErrCancelled          = errors.New("cancelled")
 	ErrPoisonousRequest   = errors.New("poisonous request")
 	ErrServerFault        = errors.New("server fault")
-	// ErrBrokenStream: events are missing; what was received is not the whole reply.
+	// ErrBrokenStream is a stream with missing events: the received part is not the whole reply.
 	ErrBrokenStream = errors.New("broken stream")
 )
 
@@ -71,36 +71,36 @@ var byCode = map[codes.Code]error{
 	codes.DataLoss:          ErrServerFault,
 }
 
-// FieldViolation says what is wrong where; Field is a proto path from the request's root.
+// FieldViolation describes one invalid field; Field is a proto path from the request's root.
 type FieldViolation struct {
 	Field, Description, Reason string
 }
 
 // Error is a call that did not succeed.
 type Error struct {
-	// Kind is one of the Err values of this package; nil where none fits.
+	// Kind is one of the Err values of this package; nil if none fits.
 	Kind    error
 	Message string
-	// Code is codes.OK where no status came.
+	// Code is codes.OK if no status came.
 	Code codes.Code
-	// Reason is a penstock.v1.ErrorReason without its prefix; empty where the server named none.
+	// Reason is a penstock.v1.ErrorReason without its prefix; empty if the server sent none.
 	Reason string
-	// Metadata holds the numbers of the reason.
+	// Metadata has the metadata of the reason.
 	Metadata   map[string]string
 	Violations []FieldViolation
-	// RetryAfter is the server's honest estimate with ErrOverloaded, else 0.
+	// RetryAfter is the server's estimate with ErrOverloaded, else 0.
 	RetryAfter time.Duration
-	// RateLimits holds the caller's limits and what is left of them, such as remaining-requests, where the server tells.
+	// RateLimits has the caller's limits and the rest of them, such as remaining-requests, if the server sends them.
 	RateLimits map[string]string
 
 	isCutShort bool
-	// isOwn: a deadline that this client's clock, or a proxy's, was first to see. No word of the service has come.
+	// isOwn marks a deadline for which the clock of this client or of a proxy was first: no status came from the service.
 	isOwn bool
 }
 
 func (e *Error) Error() string { return e.Message }
 
-// Is tells errors.Is what this error is, context.Canceled and context.DeadlineExceeded included.
+// Is reports whether this error is target, including context.Canceled and context.DeadlineExceeded.
 func (e *Error) Is(target error) bool {
 	switch target {
 	case ErrInvalidRequest:
@@ -113,7 +113,7 @@ func (e *Error) Is(target error) bool {
 	return e.Kind == target
 }
 
-// count fills in what the service would have told of a deadline that passed: what has arrived of thought and answer.
+// count sets the metadata that the service would have sent for a passed deadline: the tokens that have arrived.
 func (e *Error) count(candidates []*Candidate) {
 	var thought, answer int
 	for _, one := range candidates {
@@ -127,7 +127,7 @@ func cutShort() *Error {
 	return &Error{Kind: ErrBrokenStream, Message: "the stream ended without its last event", isCutShort: true}
 }
 
-// errorOf is the typed error of a failed call. Details that do not parse count as absent.
+// errorOf returns the typed error of a failed call. Invalid details are ignored.
 func errorOf(err error) *Error {
 	state := status.Convert(err)
 	made := &Error{Message: state.Message(), Code: state.Code()}
@@ -138,7 +138,7 @@ func errorOf(err error) *Error {
 	if made.Kind == nil {
 		made.Kind = byCode[made.Code]
 	}
-	// gRPC's own limit on message size uses the code of overload, where trying again would be wrong.
+	// gRPC's own limit on message size has the code of overload, for which a retry would be wrong.
 	if made.Kind == ErrOverloaded && made.Reason == "" && strings.Contains(made.Message, "message larger than max") {
 		made.Kind = ErrMessageTooLarge
 	}

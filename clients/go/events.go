@@ -6,14 +6,14 @@ import (
 	pb "github.com/penstock/penstock/clients/go/penstockv1"
 )
 
-// eventReader gives the events of one stream, each exactly once and in order, growing the response.
+// eventReader reads the events of one stream, each exactly once and in order, and extends the response.
 type eventReader struct {
 	response     Response
 	lastSequence uint64
 	finished     bool
 }
 
-// read tells if the event is for the user: not a repeated one, nor of a kind that this client does not know yet.
+// read reports whether the event is for the user: not a repeated one, and of a kind that this client knows.
 func (r *eventReader) read(event *pb.GenerationEvent) (bool, error) {
 	if event.Sequence <= r.lastSequence {
 		return false, nil
@@ -38,7 +38,7 @@ func (r *eventReader) read(event *pb.GenerationEvent) (bool, error) {
 		candidate.ThinkingOutcome = kind.ThinkingFinished.Outcome
 		candidate.ReasoningTokens = int(kind.ThinkingFinished.ReasoningTokens)
 	case *pb.GenerationEvent_Interrupted, *pb.GenerationEvent_Continued:
-		// For the user to see; the response does not change.
+		// The user sees it; the response does not change.
 	case *pb.GenerationEvent_Finished:
 		for _, result := range kind.Finished.Results {
 			response.candidate(result.CandidateIndex).finish(result)

@@ -11,19 +11,19 @@ import (
 	"google.golang.org/grpc/codes"
 )
 
-// Reconnect bounds what is done about a dropped connection; every event that comes starts the bounds anew. The wait
-// doubles from FirstWait to MaxWait, with jitter. MaxTime is best a little below the server's resume.grace_seconds
-// (60 by default): after it, there is nothing left to resume.
+// Reconnect bounds the attempts to resume a stream. Each event that comes resets them. The wait doubles from FirstWait to
+// MaxWait, with jitter. Choose MaxTime a little less than the server's resume.grace_seconds (60 by default): after the
+// grace period the generation is gone.
 type Reconnect struct {
 	MaxAttempts        int
 	MaxTime            time.Duration
 	FirstWait, MaxWait time.Duration
 }
 
-// DefaultReconnect is what Dial uses; see WithReconnect.
+// DefaultReconnect has the bounds that Dial uses by default; see WithReconnect.
 var DefaultReconnect = Reconnect{20, 50 * time.Second, 100 * time.Millisecond, 5 * time.Second}
 
-// recovery is one stream's memory over its connections. Without a policy, the first failure is the last.
+// recovery is the state of one stream over its connections. Without a policy, it does not resume.
 type recovery struct {
 	reader        *eventReader
 	policy        *Reconnect
@@ -34,12 +34,13 @@ type recovery struct {
 	drained       *pb.GenerationEvent
 }
 
-// isOrphan: the server goes on with it although nobody will come back.
+// isOrphan reports whether the server continues a generation that this client will not resume.
 func (r *recovery) isOrphan() bool {
 	return (r.drained != nil || r.reader.response.ResumeToken != "") && !r.reader.finished
 }
 
-// take tells if the event is for the user, who does not hear of repeated ones, nor that another server goes on.
+// take reports whether the event is for the user: not a repeated one, and not the end of a drained stream that another
+// server can continue.
 func (r *recovery) take(event *pb.GenerationEvent) (bool, error) {
 	r.attempts = 0
 	if r.policy != nil && event.GetFinished().GetResumeToken() != "" && event.Sequence > r.reader.lastSequence {
@@ -47,14 +48,14 @@ func (r *recovery) take(event *pb.GenerationEvent) (bool, error) {
 		return false, nil
 	}
 	if r.drained != nil {
-		// The other server knows the stream by the token that made it go on.
+		// The other server knows the stream by the token with which it was resumed.
 		r.reader.lastSequence, r.reader.response.ResumeToken = r.drained.Sequence, r.drained.GetFinished().ResumeToken
 		r.drained = nil
 	}
 	return r.reader.read(event)
 }
 
-// lastEvent is, where no other server goes on, the last event of the one that drained.
+// lastEvent returns the last event of a drained server if no other server continued.
 func (r *recovery) lastEvent() *pb.GenerationEvent {
 	drained := r.drained
 	r.drained = nil
@@ -66,7 +67,7 @@ func (r *recovery) lastEvent() *pb.GenerationEvent {
 	return drained
 }
 
-// wait sleeps until request may be sent. It returns failure where nothing can be resumed, or not any more.
+// wait sleeps until request may be sent. It returns failure if the stream cannot be resumed.
 func (r *recovery) wait(ctx context.Context, failure *Error) error {
 	if failure.isOwn {
 		failure.count(r.reader.response.Candidates)
@@ -91,11 +92,11 @@ func (r *recovery) wait(ctx context.Context, failure *Error) error {
 		wait = 0 // The connection may be cut while the server is well.
 	}
 	if r.attempts == 0 {
-		r.reconnections++ // connections that were lost, not attempts to get another
+		r.reconnections++ // counts lost connections, not attempts
 	}
 	r.attempts++
 	why, _, _ := strings.Cut(failure.Message, "\n")
-	r.logger.Info("connection lost", "why", why[:min(len(why), 100)], "going_on_in", wait)
+	r.logger.Info("connection lost", "why", why[:min(len(why), 100)], "resuming_in", wait)
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	select {
@@ -115,7 +116,7 @@ func (r *recovery) mayGoOn(failure *Error) bool {
 	if failure.Kind == ErrBrokenStream {
 		return failure.isCutShort && hasToken
 	}
-	// What a cut connection looks like, from gRPC itself and from proxies; the service's own errors have a reason.
+	// Status codes of a lost connection, from gRPC itself and from proxies; the service's own errors have a reason.
 	cut := failure.Reason == "" &&
 		(failure.Code == codes.Unavailable || failure.Code == codes.Unknown || failure.Code == codes.Internal)
 	if r.drained != nil {

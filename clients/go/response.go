@@ -6,22 +6,22 @@ import (
 	pb "github.com/penstock/penstock/clients/go/penstockv1"
 )
 
-// Candidate is one output. In a stream it grows; Result comes with the last event.
+// Candidate is one output. It grows in a stream; Result comes with the last event.
 type Candidate struct {
 	ReasoningTokens, AnswerTokens   int
 	ThoughtTokenIDs, AnswerTokenIDs []int32
 	ThoughtLogprobs, AnswerLogprobs []*pb.TokenLogprobs
 	ThinkingOutcome                 pb.ThinkingOutcome
-	// Result says how it ended; nil before.
+	// Result has the reason of its end; nil before.
 	Result *pb.CandidateResult
 
 	thought, answer strings.Builder
 }
 
-// Thought is what was thought so far.
+// Thought returns the thought so far.
 func (c *Candidate) Thought() string { return c.thought.String() }
 
-// Answer is what was answered so far.
+// Answer returns the answer so far.
 func (c *Candidate) Answer() string { return c.answer.String() }
 
 func (c *Candidate) add(delta *pb.Delta, isThought bool) {
@@ -45,8 +45,8 @@ func (c *Candidate) finish(result *pb.CandidateResult) {
 	c.AnswerTokens = int(result.GetUsage().GetAnswerTokens())
 }
 
-// Response is a reply: complete from Generate, growing in a Stream. Usage, Cost and Timing are nil until the end; Cost
-// stays nil where the server has no price list.
+// Response is a reply. From Generate it is complete; in a Stream it grows. Usage, Cost and Timing are nil until the end.
+// Cost stays nil if the server has no price list.
 type Response struct {
 	GenerationID, Model, ResumeToken string
 	Candidates                       []*Candidate
@@ -54,17 +54,17 @@ type Response struct {
 	Cost                             *pb.Cost
 	Timing                           *pb.Timing
 	EffectiveSettings                *pb.EffectiveSettings
-	// RateLimits holds the caller's limits and what is left of them, such as remaining-requests, at the end.
+	// RateLimits has the caller's limits and the rest of them, such as remaining-requests, at the end.
 	RateLimits map[string]string
 }
 
-// Thought is the first candidate's, as is Answer.
+// Thought returns the first candidate's thought.
 func (r *Response) Thought() string { return r.candidate(0).Thought() }
 
-// Answer is the first candidate's.
+// Answer returns the first candidate's answer.
 func (r *Response) Answer() string { return r.candidate(0).Answer() }
 
-// candidate makes the candidate (and those before it) if the stream has not spoken of it yet.
+// candidate returns the candidate. It makes it, and those before it, if the stream has not named it yet.
 func (r *Response) candidate(index int32) *Candidate {
 	for len(r.Candidates) <= int(index) {
 		r.Candidates = append(r.Candidates, &Candidate{})

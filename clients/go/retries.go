@@ -14,7 +14,7 @@ import (
 
 const rateLimit = "x-ratelimit-"
 
-// rateLimitsOf gives the x-ratelimit-* trailers by the rest of their names.
+// rateLimitsOf returns the x-ratelimit-* trailers by the rest of their names.
 func rateLimitsOf(trailers metadata.MD) map[string]string {
 	found := map[string]string{}
 	for name, values := range trailers {
@@ -25,17 +25,17 @@ func rateLimitsOf(trailers metadata.MD) map[string]string {
 	return found
 }
 
-// waitAgain sleeps until what was refused for now may be tried again; false where it may not, or not in time.
+// waitAgain sleeps until a refused call may be retried. It returns false if it may not, or not in time.
 func waitAgain(ctx context.Context, failure *Error, logger *slog.Logger) bool {
 	if failure.RetryAfter <= 0 {
 		return false
 	}
-	wait := failure.RetryAfter + time.Duration(rand.Int63n(int64(failure.RetryAfter)/5+1)) // not all callers at once
+	wait := failure.RetryAfter + time.Duration(rand.Int63n(int64(failure.RetryAfter)/5+1)) // so that not all callers retry at once
 	if deadline, there := ctx.Deadline(); there && time.Until(deadline) <= wait {
 		return false
 	}
 	why := cmp.Or(failure.Reason, failure.Code.String())
-	logger.Info("refused for now", "why", why, "trying_again_in", wait)
+	logger.Info("refused", "why", why, "retrying_in", wait)
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	select {
@@ -46,7 +46,7 @@ func waitAgain(ctx context.Context, failure *Error, logger *slog.Logger) bool {
 	}
 }
 
-// unary makes one call, again where the server says when and the client has retries, and gives the rate limits.
+// unary makes one call, with retries if the client has them and the server sends a delay. It returns the rate limits.
 func unary[Reply any](
 	ctx context.Context, c *Client, call func(context.Context, ...grpc.CallOption) (Reply, error),
 ) (Reply, map[string]string, error) {
@@ -66,7 +66,7 @@ func unary[Reply any](
 	}
 }
 
-// reading bounds the time of calls that generate nothing, where the context does not.
+// reading bounds the time of calls that generate nothing, if the context does not.
 func reading(ctx context.Context) (context.Context, context.CancelFunc) {
 	if _, there := ctx.Deadline(); there {
 		return ctx, func() {}

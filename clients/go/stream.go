@@ -13,8 +13,7 @@ import (
 	"google.golang.org/grpc/metadata"
 )
 
-// startTime is how long a stream that was left before its first event waits for it: it carries the token that ending
-// the generation needs.
+// startTime is the time that an abandoned stream waits for its first event, which has the token that ends the generation.
 const startTime = time.Second
 
 // receiver is the reading side of any of the streaming calls.
@@ -23,8 +22,8 @@ type receiver interface {
 	trailers() metadata.MD
 }
 
-// Stream is the events of one generation. Close it: that ends the generation, if it still runs. So do cancelling the
-// context, closing the client, and, when the garbage collector finds it, forgetting the stream.
+// Stream has the events of one generation. Close it: that ends a running generation. These end it, too: cancelling the
+// context, closing the client, and garbage collection of the stream.
 //
 //	stream := client.Stream(ctx, penstock.Ask("What is 48 + 27 + 36 + 15?", penstock.Budget(64)))
 //	defer stream.Close()
@@ -39,7 +38,7 @@ type Stream struct {
 	run *running
 }
 
-// running is what a Stream holds and what does not hold the Stream, so that a forgotten one is found.
+// running is the running part of a Stream. It does not refer to the Stream, so that an unused one is collected.
 type running struct {
 	client    *Client
 	user, ctx context.Context
@@ -48,23 +47,23 @@ type running struct {
 	recovery  *recovery
 	receive   receiver
 	failure   error
-	// start makes the call again after a refusal for now, so often.
+	// start makes the call again after a refusal with a retry delay.
 	start     func(context.Context) (receiver, error)
 	retries   int
 	logger    *slog.Logger
 	resumable bool
 	leaving   sync.Once
 	unwatch   func() bool
-	// turn is of who reads the call: the user's goroutine, or the one that waits for the token.
+	// turn is held by the reader of the call: the user's goroutine, or the one that waits for the token.
 	turn sync.Mutex
-	// state guards recovery and what it knows of the stream.
+	// state guards recovery and its knowledge of the stream.
 	state sync.Mutex
 }
 
 func newStream(
 	ctx context.Context, client *Client, resumable bool, policy *Reconnect, start func(context.Context) (receiver, error),
 ) *Stream {
-	// The user's cancelling does not reach the call itself: the token that ends the generation may be on its way.
+	// A cancelled context does not cancel the call itself: the token that ends the generation may be on its way.
 	own, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	if deadline, there := ctx.Deadline(); there {
 		cancel()
@@ -86,7 +85,7 @@ func newStream(
 	run.state.Lock()
 	defer run.state.Unlock()
 	run.unwatch = context.AfterFunc(ctx, func() {
-		if ctx.Err() == context.Canceled { // at a deadline the server ends it by itself, and tells
+		if ctx.Err() == context.Canceled { // At a deadline, the server ends it and sends a status.
 			run.close()
 		}
 	})
@@ -94,16 +93,16 @@ func newStream(
 	return made
 }
 
-// Response is what has come so far; it grows with Recv.
+// Response returns the reply so far; it grows with Recv.
 func (s *Stream) Response() *Response { return &s.run.reader.response }
 
-// LastSequence is the newest event's; with Response().GenerationID and ResumeToken what Client.Resume needs.
+// LastSequence returns the number of the newest event. Client.Resume needs it with Response().GenerationID and ResumeToken.
 func (s *Stream) LastSequence() uint64 { return s.run.reader.lastSequence }
 
-// Reconnections counts the connections that were lost on the way.
+// Reconnections returns the number of lost connections.
 func (s *Stream) Reconnections() int { return s.run.recovery.reconnections }
 
-// Recv gives the next event, io.EOF after the last one, or an *Error.
+// Recv returns the next event, io.EOF after the last one, or an *Error.
 func (s *Stream) Recv() (*pb.GenerationEvent, error) {
 	event, err := s.run.next()
 	runtime.KeepAlive(s)
@@ -132,10 +131,10 @@ func (s *Stream) Text() iter.Seq2[string, error] {
 	}
 }
 
-// Close leaves: it ends the generation if it still runs, without waiting for anything.
+// Close leaves the stream and ends a running generation, without waiting.
 func (s *Stream) Close() { s.run.close() }
 
-// Detach leaves and lets a resumable generation go on, for Client.Resume to read within the server's grace.
+// Detach leaves the stream; a resumable generation continues, and Client.Resume can read it in the grace period.
 func (s *Stream) Detach() { s.run.leave(s.run.cancel) }
 
 func (r *running) next() (*pb.GenerationEvent, error) {
@@ -150,7 +149,7 @@ func (r *running) next() (*pb.GenerationEvent, error) {
 			}
 			continue
 		}
-		if r.reader.finished { // whatever happens after the last event is of no concern
+		if r.reader.finished { // errors after the last event do not matter
 			r.failure = io.EOF
 			r.reader.response.RateLimits = rateLimitsOf(r.receive.trailers())
 			r.close()
@@ -173,7 +172,7 @@ func (r *running) next() (*pb.GenerationEvent, error) {
 	return nil, r.failure
 }
 
-// read takes in one event: is it for the user, did the call fail, is the stream broken?
+// read handles one event. It returns whether it is for the user, or the failure of the call or stream.
 func (r *running) read() (event *pb.GenerationEvent, news bool, failed error, broken error) {
 	r.turn.Lock()
 	defer r.turn.Unlock()
@@ -186,12 +185,12 @@ func (r *running) read() (event *pb.GenerationEvent, news bool, failed error, br
 	return event, news, failed, broken
 }
 
-// goOn resumes over another connection, or notes why that cannot be; an event ends a drained stream.
+// goOn resumes over another connection, or stores the failure. A returned event ends a drained stream.
 func (r *running) goOn(failure *Error) *pb.GenerationEvent {
 	err := r.recovery.wait(r.ctx, failure)
 	if err == nil {
 		r.receive, err = r.client.resume(r.ctx, r.recovery.request())
-		if err != nil { // nothing was sent: the next Recv tries again
+		if err != nil { // Nothing was sent: the next Recv retries.
 			r.receive = failed{err}
 		}
 		return nil
@@ -206,7 +205,7 @@ func (r *running) goOn(failure *Error) *pb.GenerationEvent {
 	return nil
 }
 
-// again starts anew what was refused for now, where the client has retries.
+// again retries a refused start if the client has retries.
 func (r *running) again(failure *Error) bool {
 	if r.retries <= 0 || r.reader.lastSequence > 0 || !waitAgain(r.user, failure, r.logger) {
 		return false
@@ -220,7 +219,7 @@ func (r *running) again(failure *Error) bool {
 	return true
 }
 
-// failed is a call that could not be made.
+// failed returns a stream for a call that could not be made.
 type failed struct{ err error }
 
 func (f failed) receive() (*pb.GenerationEvent, error) { return nil, f.err }
@@ -232,7 +231,7 @@ func (r *running) giveUp(failure error) error {
 	return failure
 }
 
-// leave does what is left to do, once.
+// leave ends the stream, once.
 func (r *running) leave(last func()) {
 	r.leaving.Do(func() {
 		r.state.Lock()
@@ -256,7 +255,7 @@ func (r *running) close() {
 	})
 }
 
-// end cancels the call and, where the server would go on, the generation: by the token that is known, or the one given.
+// end cancels the call and, if the server would continue it, the generation: with the known token, or the given one.
 func (r *running) end(generationID, token string) {
 	r.cancel()
 	r.state.Lock()
@@ -270,8 +269,8 @@ func (r *running) end(generationID, token string) {
 	}
 }
 
-// endWhenStarted waits, a bounded time, for the token that the first event brings, and ends the generation with it.
-// Cancelling the call is not enough: where the event is on its way, the server takes it for a lost connection.
+// endWhenStarted waits a bounded time for the token in the first event, and ends the generation with it. To cancel the
+// call is not enough: if the event is on its way, the server sees a lost connection.
 func (r *running) endWhenStarted() {
 	timer := time.AfterFunc(startTime, r.cancel)
 	defer timer.Stop()
@@ -288,19 +287,19 @@ func (r *running) endWhenStarted() {
 	r.end(started.GetGenerationId(), started.GetResumeToken())
 }
 
-// Interaction is a stream that is steered while it runs. One goroutine may steer while another receives.
+// Interaction is a stream that can be controlled while it runs. One goroutine may control it while another receives.
 type Interaction struct {
 	*Stream
 	mutex sync.Mutex
 	send  func(*pb.InteractRequest) error
 }
 
-// FinishThinking ends the thought now and starts the answer. Without effect once the answer has begun.
+// FinishThinking ends the thought now and starts the answer. It has no effect after the start of the answer.
 func (i *Interaction) FinishThinking() {
 	i.say(&pb.InteractRequest{Action: &pb.InteractRequest_FinishThinking{FinishThinking: &pb.FinishThinking{}}})
 }
 
-// ChangeBudget changes the budget of the thought under way, counted from its start; -1 is no limit.
+// ChangeBudget changes the budget of the current thought, counted from its start; -1 is no limit.
 func (i *Interaction) ChangeBudget(budget int32) {
 	change := &pb.ChangeBudget{ThinkingBudget: budget}
 	i.say(&pb.InteractRequest{Action: &pb.InteractRequest_ChangeBudget{ChangeBudget: change}})
@@ -315,6 +314,6 @@ func (i *Interaction) say(request *pb.InteractRequest) {
 	i.mutex.Lock()
 	defer i.mutex.Unlock()
 	if i.send != nil {
-		_ = i.send(request) // a stream that is over tells why at Recv
+		_ = i.send(request) // Recv returns the error of a stream that has ended.
 	}
 }

@@ -5,9 +5,9 @@ import (
 	"strings"
 )
 
-// RetryReadsServiceConfig retries the two calls that may be repeated for nothing, which is off by default:
-// WithGRPC(grpc.WithDefaultServiceConfig(RetryReadsServiceConfig)). Generating is never retried: it would be done, and
-// billed, twice.
+// RetryReadsServiceConfig is a service config that retries the two calls that can be repeated without cost. It is off by
+// default: WithGRPC(grpc.WithDefaultServiceConfig(RetryReadsServiceConfig)). A generation is never retried: it would run,
+// and be billed, twice.
 const RetryReadsServiceConfig = `{
   "methodConfig": [{
     "name": [
@@ -24,7 +24,7 @@ const RetryReadsServiceConfig = `{
   }]
 }`
 
-// isLoopback is true for targets that cannot leave this machine.
+// isLoopback reports whether the target is on this machine.
 func isLoopback(target string) bool {
 	if strings.HasPrefix(target, "unix:") {
 		return true

@@ -219,7 +219,7 @@ def test_the_other_clients_do_the_same(language: str, target: str, fake: FakeSer
     said = seen.pop("said")
     assert seen == {"generate": refused, "stream": refused}
     assert len(said) == 2 * 2
-    assert all("OVERLOADED" in line and "again" in line and "two" not in line for line in said)
+    assert all("OVERLOADED" in line and "retrying" in line and "two" not in line for line in said)
     assert len(fake.requests) == 2 * (1 + 2)
 
 

@@ -1,4 +1,4 @@
-/** The client of one Penstock service. */
+/** A client of one Penstock service. */
 import { create, fromBinary, toBinary, type DescMessage, type MessageShape } from "@bufbuild/protobuf";
 import { durationFromMs } from "@bufbuild/protobuf/wkt";
 import * as grpc from "@grpc/grpc-js";
@@ -42,16 +42,16 @@ import { Interaction, Stream, type Call, type Link, type Running, type SteeredCa
 const GENERATION = "/penstock.v1.GenerationService";
 const MODEL = "/penstock.v1.ModelService";
 const ROUTING = "/penstock.v1.RoutingService";
-/** Longest that saying Cancel may take while the client goes on, and that closing it waits for what is cancelled. */
+/** Longest time for a Cancel while the client is in use, and longest wait of `close()` for all cancelled calls. */
 const CANCEL_SECONDS = 5;
 const CLOSE_SECONDS = 1;
 const READ_SECONDS = 30;
 const MAX_RECEIVE_BYTES = 256 * 1024 * 1024;
 
 /**
- * Retries of the two calls that may be repeated for nothing, which is off by default:
- * `channelOptions: { "grpc.service_config": RETRY_READS_SERVICE_CONFIG }`. Generating is never retried: it would be done,
- * and billed, twice.
+ * A gRPC service config that retries the two calls that can be repeated without cost. It is off by default:
+ * `channelOptions: { "grpc.service_config": RETRY_READS_SERVICE_CONFIG }`. A generation is never retried: it would
+ * run, and be billed, twice.
  */
 export const RETRY_READS_SERVICE_CONFIG = `{
   "methodConfig": [{
@@ -69,7 +69,7 @@ export const RETRY_READS_SERVICE_CONFIG = `{
   }]
 }`;
 
-/** What the client says of what it does by itself; `console`, pino and winston fit. Never prompt or output. */
+/** A logger for lost connections and retries, such as `console`, pino or winston. It gets no prompt and no output. */
 export interface Logger {
   info(message: string): void;
 }
@@ -77,55 +77,57 @@ export interface Logger {
 export interface ClientOptions {
   apiKey?: string;
   /**
-   * False or absent: plaintext. True: the default roots. A string: path of a CA certificate in PEM. Credentials: as they
-   * are, for example with a client certificate.
+   * False or absent: plaintext. True: the default roots. A string: path of a CA certificate in PEM. Credentials: used
+   * unchanged, for example with a client certificate.
    */
   tls?: boolean | string | grpc.ChannelCredentials;
-  /** Seconds; the deadline of calls that name none. Default: none to generate, 30 for calls that generate nothing. */
+  /** Default deadline of calls in seconds. Absent: none for generations, 30 for calls that generate nothing. */
   timeout?: number;
-  /** How often a call that the server refused for now, with the time to wait, is tried again. Default: never. */
+  /** Number of retries of a call that the server refused with a retry delay. Default: 0. */
   retries?: number;
-  /** More gRPC metadata for each call, such as `x-request-id`. */
+  /** Additional gRPC metadata of each call, such as `x-request-id`. */
   metadata?: Readonly<Record<string, string>>;
-  /** What is done about dropped connections; null: nothing. */
+  /** Bounds of the attempts to resume a stream after a lost connection; null: do not resume. */
   reconnect?: Partial<Reconnect> | null;
-  /** Is told of lost connections and of calls that are tried again. Default: nobody. */
+  /** Logger for lost connections and retries. Default: none. */
   logger?: Logger;
   channelOptions?: grpc.ChannelOptions;
 }
 export interface CallOptions {
-  /** Seconds. The server stops working at it, and thinking "auto" plans so that the answer arrives before it. */
+  /** Deadline in seconds. The server stops at it, and thinking "auto" plans so that the answer arrives before it. */
   timeout?: number;
-  /** Aborting it ends the call, and the generation at the server. */
+  /** Signal whose abort ends the call, and the generation at the server. */
   signal?: AbortSignal;
 }
 export interface FlushOptions {
-  /** Seconds. Gathers deltas for at most that long: fewer, larger events; the first ones and the last are not held. */
+  /** Longest time in seconds that deltas are coalesced into fewer, larger events. First and last ones are not held. */
   flushIntervalSeconds?: number;
 }
 export interface ExpertLoadOptions extends CallOptions {
-  /** Up to an hour; absent: the server's own. */
+  /** Length of the window in seconds, up to an hour; absent: the server's default. */
   windowSeconds?: number;
-  /** Parallel ranks that the shares are about; absent: as served. */
+  /** Number of parallel ranks for which shares are computed; absent: as served. */
   ranks?: number;
 }
 export interface WatchOptions extends ExpertLoadOptions {
-  /** 0.1 to an hour; absent: 1. */
+  /** Seconds between two replies, from 0.1 to an hour; absent: 1. */
   intervalSeconds?: number;
 }
 export interface StreamOptions extends CallOptions, FlushOptions {
-  /** Go on over a dropped connection. Default: unless the client has `reconnect: null`. */
+  /** Resume the stream after a lost connection. Default: true, unless the client has `reconnect: null`. */
   resumable?: boolean;
 }
-/** A prompt, or a ready request. */
+/** A prompt, or a complete request. */
 export type Input = Prompt | GenerationSpec;
 
 /**
+ * A client of one service.
+ *
  *     const client = new Client("127.0.0.1:50051");
  *     const reply = await client.generate("What is 48 + 27 + 36 + 15?", { thinking: "thinking", budget: 64 });
  *
- * Every method fails with the errors of `errors.ts`. A stream whose connection drops goes on over another one; nothing
- * else is retried.
+ * Each method fails with the errors of `errors.ts`. A stream whose connection is lost resumes
+ * over another one; nothing else is retried by default.
  */
 export class Client {
   private readonly grpc: grpc.Client;
@@ -143,8 +145,8 @@ export class Client {
   readonly target: string;
 
   /**
-   * What is not given comes from the environment: PENSTOCK_TARGET (else 127.0.0.1:50051), PENSTOCK_API_KEY or
-   * PENSTOCK_API_KEY_FILE, PENSTOCK_CA_FILE or PENSTOCK_TLS.
+   * Makes a client. Absent options come from the environment: PENSTOCK_TARGET (else 127.0.0.1:50051), PENSTOCK_API_KEY
+   * or PENSTOCK_API_KEY_FILE, PENSTOCK_CA_FILE or PENSTOCK_TLS.
    */
   constructor(given?: string, options: ClientOptions = {}) {
     checkOptions(options, CLIENT);
@@ -159,7 +161,7 @@ export class Client {
     const local = isLoopback(target);
     if (apiKey !== undefined) {
       if (tls === undefined && !local) {
-        throw new TypeError(`the API key would go to ${target} in the clear: tls: true, or tls: false if that is meant`);
+        throw new TypeError(`the API key would be sent to ${target} without encryption; set tls: true, or tls: false to allow it`);
       }
       this.metadata.set("authorization", `Bearer ${apiKey}`);
     }
@@ -168,7 +170,7 @@ export class Client {
     this.reconnect = options.reconnect === null ? undefined : { ...RECONNECT, ...options.reconnect };
     this.grpc = new grpc.Client(target, credentialsFor(tls), {
       "grpc.max_receive_message_length": MAX_RECEIVE_BYTES,
-      // A connection that died without a word is found out, so that the stream can go on over another.
+      // Detects a connection that is lost without a signal, so that the stream can resume over another one.
       "grpc.keepalive_time_ms": 30_000,
       "grpc.keepalive_timeout_ms": 10_000,
       "grpc.initial_reconnect_backoff_ms": 100,
@@ -178,7 +180,7 @@ export class Client {
     });
   }
 
-  /** A client with other defaults over the same connection; `metadata` is added. Closing one closes both. */
+  /** Returns a client with other defaults over the same connection; `metadata` is added. Closing one closes both. */
   withOptions(options: Pick<ClientOptions, "timeout" | "retries" | "metadata">): Client {
     checkOptions(options, { timeout: CLIENT.timeout, retries: CLIENT.retries, metadata: CLIENT.metadata });
     const other: Client = Object.assign(Object.create(Client.prototype) as Client, this);
@@ -189,7 +191,7 @@ export class Client {
     return other;
   }
 
-  /** Starts a generation and gives its events as they come. Leaving the loop ends the generation. */
+  /** Starts a generation and returns its stream of events. Leaving the loop ends the generation. */
   stream(input: Input, options: GenerationOptions & StreamOptions = {}): Stream {
     const resumable = options.resumable ?? this.reconnect !== undefined;
     const request = create(StreamGenerateRequestSchema, {
@@ -205,7 +207,7 @@ export class Client {
     return new Stream(link, start());
   }
 
-  /** Starts a generation that can be steered while its events come. A dropped connection ends it. */
+  /** Starts a generation that can be controlled while its events come. A lost connection ends it. */
   interact(input: Input, options: GenerationOptions & CallOptions & FlushOptions = {}): Interaction {
     const start = create(InteractRequestSchema, {
       action: { case: "start", value: specOf(input, options, { ...CALL, ...FLUSH }) },
@@ -222,7 +224,7 @@ export class Client {
     return new Interaction(link, call as SteeredCall, start);
   }
 
-  /** Goes on with a resumable stream, of this process or another, after `lastSequence`; 0 replays everything. */
+  /** Resumes a stream, of this process or another one, after `lastSequence`; 0 replays all events. */
   resume(generationId: string, resumeToken: string, lastSequence = 0, options: CallOptions = {}): Stream {
     checkOptions(options, CALL);
     const request = create(ResumeRequestSchema, { generationId, resumeToken, lastSequence: BigInt(lastSequence) });
@@ -230,7 +232,7 @@ export class Client {
     return new Stream(link, link.resume(request), request);
   }
 
-  /** One reply, complete. */
+  /** Returns one complete reply. */
   async generate(input: Input, options: GenerationOptions & CallOptions = {}): Promise<Response> {
     const request = create(GenerateRequestSchema, { spec: specOf(input, options, CALL) });
     const path = `${GENERATION}/Generate`;
@@ -240,21 +242,21 @@ export class Client {
     return Object.assign(Response.fromProto(reply), { rateLimits });
   }
 
-  /** Counts tokens and cost without generating, and foretells what the overflow policy would drop. */
+  /** Counts tokens and cost without generating. The result says what the overflow policy would drop. */
   async count(input: Input, options: GenerationOptions & CallOptions = {}): Promise<CountTokensResponse> {
     const request = create(CountTokensRequestSchema, { spec: specOf(input, options, CALL) });
     const path = `${GENERATION}/CountTokens`;
     return this.unary(path, CountTokensRequestSchema, CountTokensResponseSchema, request, this.reading(options));
   }
 
-  /** What is served: the model's card, profile, prices and limits. */
+  /** Returns the served model's card, profile, prices and limits. */
   async model(name = "", options: CallOptions = {}): Promise<GetModelResponse> {
     checkOptions(options, CALL);
     const request = create(GetModelRequestSchema, { model: name });
     return this.unary(`${MODEL}/GetModel`, GetModelRequestSchema, GetModelResponseSchema, request, this.reading(options));
   }
 
-  /** Tokens per expert and layer, over the window that ends now. Fails with `FeatureOff` where nothing is counted. */
+  /** Returns tokens per expert and layer over the window that ends now. Fails with `FeatureOff` if not counted. */
   async expertLoad(options: ExpertLoadOptions = {}): Promise<ExpertLoad> {
     checkOptions(options, EXPERTS);
     const request = create(GetExpertLoadRequestSchema, {
@@ -266,7 +268,7 @@ export class Client {
     return reply.load!;
   }
 
-  /** The same, again and again, until the loop over it is left. */
+  /** Yields the expert load at intervals, until the loop is left. */
   async *watchExpertLoad(options: WatchOptions = {}): AsyncGenerator<ExpertLoad> {
     checkOptions(options, { ...EXPERTS, intervalSeconds: ["number"] });
     const request = create(WatchExpertLoadRequestSchema, {
@@ -282,7 +284,7 @@ export class Client {
       this.metadata,
       callOptions(this.deadline(options)),
     );
-    call.on("error", () => {}); // what the loop does not see any more: its own cancelling
+    call.on("error", () => {}); // The loop has ended and does not see its own cancellation.
     const abort = () => call.cancel();
     options.signal?.addEventListener("abort", abort);
     if (options.signal?.aborted) abort();
@@ -296,20 +298,20 @@ export class Client {
     }
   }
 
-  /** Ends the generations that still run, waits at most a second for the server to know, and disconnects. */
+  /** Ends the running generations, waits at most a second until the server knows, and disconnects. */
   async close(): Promise<void> {
     this.root.closed = true;
     for (const running of [...this.running]) running.close();
     const late = Date.now() + CLOSE_SECONDS * 1000;
     while (this.leaving.size > 0 && Date.now() < late) {
-      // Not only once: a stream that waits for its token has its Cancel still to say.
+      // Again and again: a stream that waits for its token has not sent its Cancel yet.
       await Promise.race([Promise.all(this.leaving), sleep(late - Date.now(), undefined, { ref: false })]);
     }
     forgetSignals(this.atSignal);
     this.grpc.close();
   }
 
-  /** Calls that generate nothing have a timeout by default. */
+  /** Makes a call that generates nothing, with a timeout by default. */
   private reading(options: CallOptions): CallOptions {
     return { ...options, timeout: options.timeout ?? this.timeout ?? READ_SECONDS };
   }
@@ -334,7 +336,7 @@ export class Client {
         this.waitFor(
           this.unary(`${GENERATION}/Cancel`, CancelRequestSchema, CancelResponseSchema, request, {
             timeout: CANCEL_SECONDS,
-          }).catch(() => undefined), // the server's grace ends it then
+          }).catch(() => undefined), // Then the server ends it after its grace period.
         ),
       again: async (failure, left) => {
         const wait = start && attempts > 0 ? waitFor(failure, deadline) : undefined;
@@ -430,29 +432,29 @@ export class Client {
   }
 }
 
-/** Milliseconds until what was refused for now may be tried again; undefined where it may not, or not in time. */
+/** Returns the milliseconds until a refused call may be retried; undefined if it may not, or not in time. */
 function waitFor(error: unknown, deadline: number | undefined): number | undefined {
   const after = error instanceof PenstockError ? error.retryAfterSeconds : undefined;
   if (after === undefined) return undefined;
-  const wait = after * 1000 * (1 + Math.random() / 5); // not all callers at once
+  const wait = after * 1000 * (1 + Math.random() / 5); // so that not all callers retry at once
   return deadline !== undefined && Date.now() + wait >= deadline ? undefined : wait;
 }
 
 function again(method: string, failure: unknown, wait: number): string {
   const why = failure instanceof PenstockError ? failure.reason || grpc.status[failure.code ?? grpc.status.UNKNOWN] : "";
-  return `${method}: ${why}; trying again in ${(wait / 1000).toFixed(2)} s`;
+  return `${method}: ${why}; retrying in ${(wait / 1000).toFixed(2)} s`;
 }
 
 function addMetadata(metadata: grpc.Metadata, more: Readonly<Record<string, string>> = {}): void {
   for (const [name, value] of Object.entries(more)) {
     if (/^(authorization$|grpc-|:)/i.test(name)) {
-      throw new TypeError(`metadata ${name} is set by the client: give apiKey, timeout and the like`);
+      throw new TypeError(`metadata ${name} is set by the client: use apiKey or timeout instead`);
     }
     metadata.set(name, value);
   }
 }
 
-/** Options of single calls, checked by name and value: see options.ts. */
+/** Options of single calls, which options.ts checks by name and value. */
 const CALL = { timeout: ["number"], signal: ["object"] } as const;
 const FLUSH = { flushIntervalSeconds: ["number"] } as const;
 const STREAM = { ...CALL, ...FLUSH, resumable: ["boolean"] } as const;
@@ -474,13 +476,13 @@ const POLICY = {
   maxWaitSeconds: ["number"],
 } as const satisfies Record<keyof Reconnect, Known[string]>;
 
-/** The request. Throws TypeError for options that are neither of the call nor of the generation. */
+/** Returns the request. Throws TypeError for options that belong neither to the call nor to the generation. */
 function specOf(input: Input, options: GenerationOptions & CallOptions, call: Known): GenerationSpec {
   checkOptions(options, { ...GENERATION_OPTIONS, ...call });
   const generation = Object.fromEntries(Object.entries(options).filter(([name]) => !(name in call)));
   if (typeof input === "object" && input && "$typeName" in input && input.$typeName === GenerationSpecSchema.typeName) {
     const surplus = Object.keys(generation)[0];
-    if (surplus !== undefined) throw new TypeError(`a spec is the whole request: ${surplus} beside it would be ignored`);
+    if (surplus !== undefined) throw new TypeError(`a spec is the whole request, so ${surplus} beside it would be ignored; set it in the spec`);
     return input as GenerationSpec;
   }
   return buildSpec(input as Prompt, generation);
@@ -508,7 +510,7 @@ function credentialsFor(tls: ClientOptions["tls"]): grpc.ChannelCredentials {
   return grpc.credentials.createSsl(tls === true ? null : readFileSync(tls));
 }
 
-/** True for targets that cannot leave this machine. */
+/** Returns whether the target is on this machine. */
 function isLoopback(target: string): boolean {
   if (target.startsWith("unix:")) return true;
   const host = target.slice(target.lastIndexOf("/") + 1).replace(/:\d+$/, "").replace(/^\[|\]$/g, "");

@@ -2,8 +2,8 @@ import type { Response } from "./response.js";
 import type { Message } from "./spec.js";
 
 /**
- * The turns so far, oldest first; it is an array of messages, and so a prompt. Only answers are kept: a thought is no
- * part of the history.
+ * The turns of a conversation, oldest first. It is an array of messages, so it can be sent as a prompt. It keeps
+ * answers only, because a thought is not a part of the history.
  *
  *     const talk = new Conversation("Answer in one line.");
  *     talk.add(await client.generate(talk.ask("What is 48 + 27 + 36 + 15?")));
@@ -15,12 +15,12 @@ export class Conversation extends Array<Message> {
     if (typeof system === "string") this.push({ role: "system", content: system });
   }
 
-  /** What `map` and `slice` make is a plain array. */
+  /** Makes `map` and `slice` return a plain array. */
   static override get [Symbol.species](): ArrayConstructor {
     return Array;
   }
 
-  /** Adds a user's turn; returns the conversation, to be sent. */
+  /** Adds a user's turn. Returns the conversation as the prompt to send. */
   ask(text: string): this {
     this.push({ role: "user", content: text });
     return this;

@@ -1,5 +1,5 @@
 /**
- * Everything that a call can fail with. The reason decides, then the status code.
+ * The errors of calls. The reason selects the class; without a reason, the status code does.
  *
  *     PenstockError                    code                               reason
  *     ├ InvalidRequest  .violations    INVALID_ARGUMENT                   INVALID_FIELD, MISSING_FIELD, ...
@@ -35,15 +35,15 @@ export interface FieldViolation {
 }
 
 export interface Failure {
-  /** Undefined where no status came. */
+  /** Undefined if no status came. */
   readonly code?: Code;
-  /** A value of `penstock.v1.ErrorReason` without its prefix; empty where the server named none. */
+  /** A value of `penstock.v1.ErrorReason` without its prefix; empty if the server sent none. */
   readonly reason?: string;
-  /** The numbers of the reason, as documented there. */
+  /** Metadata of the reason, as documented there. */
   readonly metadata?: Readonly<Record<string, string>>;
   readonly violations?: readonly FieldViolation[];
   readonly retryAfterSeconds?: number | undefined;
-  /** The caller's limits and what is left of them, such as `remaining-requests`, where the server tells. */
+  /** The caller's limits and the rest of them, such as `remaining-requests`, if the server sends them. */
   readonly rateLimits?: Readonly<Record<string, string>>;
 }
 
@@ -68,30 +68,30 @@ export class PenstockError extends Error {
   }
 }
 
-/** The request is wrong as it stands; `violations` says where, by field path. */
+/** The request is invalid; `violations` has the fields by path. */
 export class InvalidRequest extends PenstockError {}
-/** The thinking budget cannot hold beside maxOutputTokens and the answer reserve. */
+/** The thinking budget does not fit with maxOutputTokens and the answer reserve. */
 export class BudgetDoesNotFit extends InvalidRequest {}
 /** The prompt does not fit; `metadata` has the numbers. */
 export class ContextOverflow extends InvalidRequest {}
-/** The request asks for something that this server's profile has off. */
+/** The request needs a feature that this server's profile has off. */
 export class FeatureOff extends PenstockError {}
-/** This version of the service does not do that. */
+/** This version of the service does not have the method or field. */
 export class NotImplementedYet extends PenstockError {}
-/** Another model than the served one was named. */
+/** The request names another model than the served one. */
 export class ModelNotFound extends PenstockError {}
 /** The generation to resume is unknown, expired, or another caller's. */
 export class GenerationNotFound extends PenstockError {}
-/** No room now; `retryAfterSeconds` is the server's honest estimate. */
+/** The server has no capacity now; `retryAfterSeconds` is its estimate. */
 export class Overloaded extends PenstockError {}
 /** A message is larger than the sender or the receiver allows. */
 export class MessageTooLarge extends PenstockError {}
 /**
- * The time given was not enough. `metadata` has thought_tokens and answer_tokens, which is what was made until then: as the
- * server counted it or, where this client's own clock was first, as much of it as has arrived.
+ * The deadline passed. `metadata` has the thought_tokens and answer_tokens until then: as the server counted them or,
+ * if this client's own clock was first, as many as had arrived.
  */
 export class DeadlineExceeded extends PenstockError {
-  /** This client's clock was first, or a proxy's: no word of the service has come. */
+  /** The clock of this client or of a proxy was first: no status came from the service. */
   readonly isOwn: boolean;
 
   constructor(message: string, failure: Failure = {}) {
@@ -101,7 +101,7 @@ export class DeadlineExceeded extends PenstockError {
     this.isOwn = own;
   }
 
-  /** The same where it is the client's own, with what has arrived. */
+  /** Returns the error with the tokens that have arrived, if it is the client's own. */
   counted(candidates: readonly { reasoningTokens: number; answerTokens: number }[]): DeadlineExceeded {
     if (!this.isOwn) return this;
     const sum = (of: "reasoningTokens" | "answerTokens") => String(candidates.reduce((all, one) => all + one[of], 0));
@@ -113,11 +113,11 @@ export class DeadlineExceeded extends PenstockError {
 }
 /** Nothing answers (no reason), the server is going away (DRAINING), or its engine is down (ENGINE_DOWN). */
 export class Unavailable extends PenstockError {}
-/** Who the caller is, is not known or not allowed. */
+/** The caller is unknown, or not allowed to make the call. */
 export class CallerRefused extends PenstockError {}
 /** The call was cancelled, here or on the way. */
 export class Cancelled extends PenstockError {}
-/** The request was in flight at several engine deaths and is not tried again. */
+/** The engine died several times while it ran this request; the server does not retry it. */
 export class PoisonousRequest extends PenstockError {}
 /** The service failed; its log has the cause. */
 export class ServerFault extends PenstockError {}
@@ -125,7 +125,7 @@ export class ServerFault extends PenstockError {}
 export class BrokenStream extends PenstockError {
   constructor(
     message: string,
-    /** It ended too early; else an event is missing inside it. */
+    /** True if it ended too early; false if an event is missing inside it. */
     readonly isCutShort = false,
   ) {
     super(message);
@@ -172,7 +172,7 @@ const BY_CODE: Readonly<Partial<Record<Code, Kind>>> = {
   [Code.DATA_LOSS]: ServerFault,
 };
 
-/** The typed error of a failed call; what is no gRPC error comes back as it is. Details that do not parse are absent. */
+/** Returns the typed error of a failed call. Other errors are returned unchanged. Invalid details are ignored. */
 export function fromServiceError(error: unknown): unknown {
   if (!isServiceError(error)) return error;
   const details = detailsOf(error);
@@ -180,7 +180,7 @@ export function fromServiceError(error: unknown): unknown {
   const info = found?.domain === DOMAIN ? found : undefined;
   const delay = detail(details, RetryInfoSchema)?.retryDelay;
   let kind = (info && BY_REASON[info.reason]) ?? BY_CODE[error.code] ?? PenstockError;
-  // gRPC's own limit on message size uses the code of overload, where trying again would be wrong.
+  // gRPC's own limit on message size has the code of overload, for which a retry would be wrong.
   if (kind === Overloaded && !info && /message larger than max/i.test(error.details)) kind = MessageTooLarge;
   return new kind(error.details || Code[error.code]?.toLowerCase().replaceAll("_", " ") || "failed", {
     code: error.code,
@@ -198,7 +198,7 @@ export function fromServiceError(error: unknown): unknown {
 
 const RATE_LIMIT = "x-ratelimit-";
 
-/** The `x-ratelimit-*` trailers by the rest of their names. */
+/** Returns the `x-ratelimit-*` trailers by the rest of their names. */
 export function rateLimitsOf(trailers: Metadata | undefined): Record<string, string> {
   const found = Object.entries(trailers?.getMap() ?? {}).filter(([name]) => name.startsWith(RATE_LIMIT));
   return Object.fromEntries(found.map(([name, value]) => [name.slice(RATE_LIMIT.length), String(value)]));
@@ -214,7 +214,7 @@ function detailsOf(error: ServiceError): Status["details"] {
   try {
     return fromBinary(StatusSchema, packed).details;
   } catch {
-    return []; // a proxy's or another service's idea of details
+    return []; // Details of a proxy or of another service.
   }
 }
 

@@ -3,7 +3,7 @@
  *
  *     started → thought* → thinking_finished → answer* → finished     (per candidate; candidates interleave)
  *
- * Where the server's engine is restarted, interrupted and then continued stand between them.
+ * If the server's engine is restarted, `interrupted` and later `continued` come between them.
  */
 import { BrokenStream } from "./errors.js";
 import type {
@@ -24,11 +24,11 @@ import {
 } from "./response.js";
 
 interface Common {
-  /** Grows by one with each event. */
+  /** Number of the event, from 1; it grows by one. */
   readonly sequence: number;
-  /** What has come so far: one object, which grows with the stream. */
+  /** The reply so far: one object, which grows with the stream. */
   readonly response: Response;
-  /** The event as it came. */
+  /** The received event. */
   readonly proto: GenerationEvent;
 }
 export interface Started extends Common {
@@ -52,15 +52,15 @@ export interface ThinkingFinished extends Common {
   readonly outcome: ThinkingOutcomeName;
   readonly reasoningTokens: number;
 }
-/** A candidate stands still while the server's engine is restarted. It goes on by itself: no text is lost. */
+/** A candidate waits while the server's engine is restarted. It continues by itself, and no text is lost. */
 export interface Interrupted extends Common {
   readonly kind: "interrupted";
   readonly candidateIndex: number;
   readonly reason: InterruptionReasonName;
-  /** From this event until it is expected to go on; undefined where the server does not know. */
+  /** Expected seconds until it continues; undefined if the server does not know. */
   readonly expectedSeconds: number | undefined;
 }
-/** A candidate goes on, so many seconds after it was interrupted. */
+/** A candidate continues, with the seconds since its interruption. */
 export interface Continued extends Common {
   readonly kind: "continued";
   readonly candidateIndex: number;
@@ -75,13 +75,13 @@ export interface Finished extends Common {
 }
 export type Event = Started | TextDelta | ThinkingFinished | Interrupted | Continued | Finished;
 
-/** Turns the protos of one stream into events, each exactly once and in order, growing `response`. */
+/** Converts the protos of one stream to events, each exactly once and in order, and extends `response`. */
 export class EventReader {
   readonly response = new Response();
   lastSequence = 0;
   finished = false;
 
-  /** The event, or undefined for a repeated one and for a kind that this client does not know yet. */
+  /** Returns the event; undefined for a repeated one and for a kind that this client does not know. */
   read(proto: GenerationEvent): Event | undefined {
     const sequence = Number(proto.sequence);
     if (sequence <= this.lastSequence) return undefined;

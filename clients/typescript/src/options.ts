@@ -1,9 +1,9 @@
-/** Options as plain JavaScript gives them: names and values that mean nothing are refused, with a suggestion. */
+/** Checks options of plain JavaScript: refuses unknown names and wrong values, with a suggestion. */
 
 type Kind = "string" | "boolean" | "number" | "integer" | "object" | "array" | "any" | readonly string[];
 export type Known = Readonly<Record<string, readonly Kind[]>>;
 
-/** What other libraries call it. */
+/** Names of options in other libraries, with ours. */
 const ELSEWHERE: Readonly<Record<string, string>> = {
   maxtokens: "maxOutputTokens",
   maxcompletiontokens: "maxOutputTokens",
@@ -23,7 +23,7 @@ const ELSEWHERE: Readonly<Record<string, string>> = {
   timeoutms: "timeout",
 };
 
-/** Throws TypeError for what is no option, or no value of one. Undefined is absent; null is not. */
+/** Throws TypeError for an unknown option or a wrong value. Undefined counts as absent, null does not. */
 export function checkOptions(given: object, known: Known): void {
   for (const [name, value] of Object.entries(given)) {
     if (value === undefined) continue;
@@ -73,7 +73,7 @@ const IN_WORDS = {
 const show = (value: unknown) => (typeof value === "string" ? JSON.stringify(value) : String(value));
 const describe = (value: unknown) => (value === null ? "null" : Array.isArray(value) ? "an array" : `a ${typeof value}`);
 
-/** The message about a name that is none of `known`, with the one that was probably meant. */
+/** Returns the message about a name that is not in `known`, with the one that was probably meant. */
 export function unknown(what: string, name: string, known: readonly string[]): string {
   const meant = near(name, known);
   const hint = meant ? `did you mean "${meant}"?` : `known: ${known.join(", ")}`;
@@ -89,7 +89,7 @@ function near(name: string, known: readonly string[]): string | undefined {
   return best && best.far <= Math.max(1, plain.length / 3) ? best.one : undefined;
 }
 
-/** Levenshtein's. */
+/** Returns Levenshtein's distance. */
 function distance(a: string, b: string): number {
   let row = Array.from({ length: b.length + 1 }, (_, at) => at);
   for (let i = 1; i <= a.length; i += 1) {

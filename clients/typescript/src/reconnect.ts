@@ -1,4 +1,4 @@
-/** How a stream goes on after its connection: what is resumed, when, and for how long. No I/O. */
+/** Decides whether, when and from where a stream resumes after a lost connection. No I/O. */
 import { create } from "@bufbuild/protobuf";
 import { status as Code } from "@grpc/grpc-js";
 import { BrokenStream, DeadlineExceeded, Overloaded, PenstockError, Unavailable } from "./errors.js";
@@ -13,9 +13,9 @@ import {
 } from "./gen/penstock/v1/generation_pb.js";
 
 /**
- * Bounds of what is done about a dropped connection; every event that comes starts them anew. The wait doubles from
- * `firstWaitSeconds` to `maxWaitSeconds`, with jitter. `maxSeconds` is best a little below the server's
- * `resume.grace_seconds` (60 by default): after it, there is nothing left to resume.
+ * Bounds of the attempts to resume a stream. Each event that comes resets them. The wait doubles from
+ * `firstWaitSeconds` to `maxWaitSeconds`, with jitter. Choose `maxSeconds` a little less than the server's
+ * `resume.grace_seconds` (60 by default): after the grace period the generation is gone.
  */
 export interface Reconnect {
   readonly maxAttempts: number;
@@ -25,10 +25,10 @@ export interface Reconnect {
 }
 export const RECONNECT: Reconnect = { maxAttempts: 20, maxSeconds: 50, firstWaitSeconds: 0.1, maxWaitSeconds: 5 };
 
-// What a cut connection looks like, from gRPC itself and from proxies; the service's own errors have a reason.
+// Status codes of a lost connection, from gRPC itself and from proxies; the service's own errors have a reason.
 const CUT: readonly (Code | undefined)[] = [Code.UNAVAILABLE, Code.UNKNOWN, Code.INTERNAL];
 
-/** One stream's memory over its connections. Without a policy, the first failure is the last. */
+/** The state of one stream over its connections. Without a policy, it does not resume. */
 export class Recovery {
   reconnections = 0;
   private attempts = 0;
@@ -38,27 +38,30 @@ export class Recovery {
   constructor(
     private readonly reader: EventReader,
     private readonly policy: Reconnect | undefined,
-    /** Date.now() of the deadline, which holds over all connections. */
+    /** Date.now() of the deadline over all connections. */
     readonly deadline: number | undefined,
   ) {}
 
-  /** The server goes on with it although nobody will come back. */
+  /** Whether the server continues a generation that this client will not resume. */
   get isOrphan(): boolean {
     return this.hasToken && !this.reader.finished;
   }
 
-  /** The stream can be resumed, and ended, by its token. */
+  /** Whether a resume token came, which can resume or end the generation. */
   get hasToken(): boolean {
     return this.drained !== undefined || this.reader.response.resumeToken !== "";
   }
 
-  /** Ends the generation where it runs: after a drain, that is where it was resumed. */
+  /** Returns the request that ends the generation on the server where it runs. */
   cancelRequest(): CancelRequest {
     const { generationId, resumeToken } = this.request();
     return create(CancelRequestSchema, { generationId, resumeToken });
   }
 
-  /** The event for the user. None for a repeated one, an unknown kind, and the word that another server goes on. */
+  /**
+   * Returns the event for the user. Undefined for a repeated event, an unknown kind, or the last event of a draining
+   * server whose generation another server can continue.
+   */
   take(proto: GenerationEvent): Event | undefined {
     this.attempts = 0;
     const finished = proto.event.case === "finished" ? proto.event.value : undefined;
@@ -67,7 +70,7 @@ export class Recovery {
       return undefined;
     }
     if (this.drained) {
-      // The other server knows the stream by the token that made it go on.
+      // The other server knows the stream by the token with which it was resumed.
       this.reader.lastSequence = Number(this.drained.proto.sequence);
       this.reader.response.resumeToken = this.drained.finished.resumeToken;
       this.drained = undefined;
@@ -75,14 +78,14 @@ export class Recovery {
     return this.reader.read(proto);
   }
 
-  /** Where no other server goes on: the last event of the one that drained. */
+  /** Returns the last event of a drained server if no other server continued. */
   lastEvent(): Event | undefined {
     const { drained } = this;
     this.drained = undefined;
     return drained && this.reader.read(drained.proto);
   }
 
-  /** How long to wait before `request` is sent. Throws `failure` where nothing can be resumed, or not any more. */
+  /** Returns the seconds to wait before `request` is sent. Throws `failure` if the stream cannot be resumed. */
   waitSeconds(failure: unknown): number {
     const { policy } = this;
     const { candidates } = this.reader.response;
@@ -95,10 +98,10 @@ export class Recovery {
     wait = Math.max(wait * (0.5 + Math.random() / 2), failure.retryAfterSeconds ?? 0);
     if (this.attempts === 0 && !this.drained) wait = 0; // The connection may be cut while the server is well.
     if (this.deadline !== undefined && this.deadline - now <= wait * 1000) {
-      const passed = "the deadline passed while the connection was away";
+      const passed = "the deadline passed while the connection was lost";
       throw new DeadlineExceeded(passed, { code: Code.DEADLINE_EXCEEDED }).counted(candidates);
     }
-    if (this.attempts === 0) this.reconnections += 1; // connections that were lost, not attempts to get another
+    if (this.attempts === 0) this.reconnections += 1; // counts lost connections, not attempts
     this.attempts += 1;
     return wait;
   }

@@ -1,4 +1,4 @@
-/** A reply, complete or still growing. */
+/** Replies, complete or growing. */
 import {
   FinishReason,
   InterruptionReason,
@@ -36,7 +36,7 @@ export type ThinkingOutcomeName =
 export type InterruptionReasonName = "engine_died" | "engine_hung" | "unknown";
 export type ThinkingModeName = "fast" | "thinking" | "auto" | "unknown";
 
-/** The short name of an enum's value. Unset, or one of a newer server: "unknown", never an error. */
+/** Returns the short name of an enum's value. An unset value, or one of a newer server, is "unknown". */
 function nameOf(names: Record<number, string>, value: number): string {
   return value === 0 ? "unknown" : (names[value]?.toLowerCase() ?? "unknown");
 }
@@ -46,7 +46,7 @@ export const interruptionReasonName = (value: InterruptionReason) =>
   nameOf(InterruptionReason, value) as InterruptionReasonName;
 export const thinkingModeName = (value: ThinkingMode) => nameOf(ThinkingMode, value) as ThinkingModeName;
 
-/** One output. In a stream it grows; `finishReason` and `usage` come with the last event. */
+/** One output. It grows in a stream; `finishReason` and `usage` come with the last event. */
 export class Candidate {
   thought = "";
   answer = "";
@@ -103,9 +103,9 @@ export class Candidate {
 }
 
 /**
- * A reply: complete from `generate`, growing in a `stream`, where every event carries the same one.
+ * A reply. From `generate` it is complete; in a `stream` it grows, and each event has the same one.
  *
- * `usage`, `cost` and `timing` are undefined until the end; `cost` stays so where the server has no price list.
+ * `usage`, `cost` and `timing` are undefined until the end. `cost` stays undefined if the server has no price list.
  */
 export class Response {
   generationId = "";
@@ -116,16 +116,16 @@ export class Response {
   cost: Cost | undefined;
   timing: Timing | undefined;
   effectiveSettings: EffectiveSettings | undefined;
-  /** The caller's limits and what is left of them, such as `remaining-requests`, at the end, where they are told. */
+  /** The caller's limits and the rest of them, such as `remaining-requests`; at the end, if the server sends them. */
   rateLimits: Readonly<Record<string, string>> = {};
 
-  /** The candidate with this index, made (with those before it) if the stream has not spoken of it yet. */
+  /** Returns the candidate with this index. Makes it, and those before it, if the stream has not named it yet. */
   candidate(index: number): Candidate {
     while (this.candidates.length <= index) this.candidates.push(new Candidate(this.candidates.length));
     return this.candidates[index] as Candidate;
   }
 
-  /** Of the first candidate, as are the next three. */
+  /** The first candidate's thought. The next three properties are the first candidate's, too. */
   get thought(): string {
     return this.candidate(0).thought;
   }

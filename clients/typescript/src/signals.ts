@@ -1,11 +1,11 @@
 /**
- * Ends what runs when Ctrl-C or SIGTERM ends the process, which by itself would be a lost connection to the server, and
- * the generation would run on. Only while streams are open, and only where the program does not listen to the signal.
+ * Ends the running generations when Ctrl-C or SIGTERM ends the process. Otherwise the server would see a lost
+ * connection and continue them. It acts only while streams are open, and only if the program has no handler for the signal.
  */
 const SIGNALS = ["SIGINT", "SIGTERM"] as const;
 const open = new Set<() => Promise<void>>();
 
-/** Has `close` called, once, before a signal ends the process. */
+/** Calls `close` once before a signal ends the process. */
 export function closeAtSignals(close: () => Promise<void>): void {
   if (open.size === 0) for (const signal of SIGNALS) process.on(signal, onSignal);
   open.add(close);
@@ -17,7 +17,7 @@ export function forgetSignals(close: () => Promise<void>): void {
 }
 
 function onSignal(signal: NodeJS.Signals): void {
-  if (process.listenerCount(signal) > 1) return; // the program decides
-  // Closing forgets, so that a second signal ends the process at once.
+  if (process.listenerCount(signal) > 1) return; // The program handles it.
+  // Closing removes the handlers, so that a second signal ends the process at once.
   void Promise.allSettled([...open].map((close) => close())).then(() => process.kill(process.pid, signal));
 }

@@ -1,4 +1,4 @@
-/** From options to `GenerationSpec`: the one place where a request is put together. */
+/** Builds a `GenerationSpec` from options: the only place that builds requests. */
 import { create } from "@bufbuild/protobuf";
 import { checkOptions, unknown, type Known } from "./options.js";
 import {
@@ -14,7 +14,7 @@ export interface Message {
   readonly role: "system" | "user" | "assistant";
   readonly content: string;
 }
-/** A string is one user message; an array is a conversation, oldest first; `text` and `tokenIds` go in as they stand. */
+/** A string is one user message; an array is a conversation, oldest first; `text` and `tokenIds` are sent unchanged. */
 export type Prompt =
   | string
   | readonly Message[]
@@ -22,21 +22,21 @@ export type Prompt =
   | { readonly tokenIds: readonly number[] };
 
 /**
- * What to generate. Absent: the server's default, which `model()` tells. Ranges are those of
- * `penstock.v1.GenerationSpec`; the server checks them, and names the field that is wrong.
+ * Options of a generation. An absent option has the server's default, which `model()` returns. Ranges are those of
+ * `penstock.v1.GenerationSpec`; the server checks them and names the wrong field.
  */
 export interface GenerationOptions {
   /** Name of the model; the served one if absent. */
   model?: string;
   thinking?: "fast" | "thinking" | "auto";
-  /** Most thought tokens; -1 is no limit, 0 is none. */
+  /** Largest number of thought tokens; -1 is no limit, 0 is no thought. */
   budget?: number;
   includeThoughts?: boolean;
-  /** Output tokens kept back for the answer. */
+  /** Output tokens reserved for the answer. */
   answerReserve?: number;
-  /** Written into the thought before it is closed at the budget. */
+  /** Text that the server adds to the thought before it closes it at the budget. */
   closingMessage?: string;
-  /** Most tokens of prompt plus output. */
+  /** Largest number of tokens of prompt plus output. */
   maxContextTokens?: number;
   overflow?: "error" | "drop_oldest_turns" | "truncate_left" | "truncate_middle";
   cacheSalt?: string;
@@ -50,16 +50,16 @@ export interface GenerationOptions {
   repetitionPenalty?: number;
   seed?: number | bigint;
   logitBias?: Readonly<Record<number, number>>;
-  /** Most output tokens, thought plus answer. */
+  /** Largest number of output tokens, thought plus answer. */
   maxOutputTokens?: number;
   minOutputTokens?: number;
-  /** The answer ends before the first of these. */
+  /** Texts before which the answer ends. */
   stop?: string | readonly string[];
   stopTokenIds?: readonly number[];
   candidates?: number;
   topLogprobs?: number;
   returnTokenIds?: boolean;
-  /** At most one of these four. */
+  /** A JSON schema for the answer. Only one of this and the next three options may be given. */
   jsonSchema?: string | object;
   regex?: string;
   grammar?: string;
@@ -103,13 +103,13 @@ export const GENERATION_OPTIONS = {
 
 const upper = <T extends string>(name: T) => name.toUpperCase() as Uppercase<T>;
 
-/** The fields that are set; undefined if none is. */
+/** Returns the fields that are set; undefined if none is. */
 function section<T extends object>(fields: T): { [K in keyof T]-?: Exclude<T[K], undefined> } | undefined {
   const given = Object.entries(fields).filter(([, value]) => value !== undefined);
   return given.length ? (Object.fromEntries(given) as never) : undefined;
 }
 
-/** The request for a prompt and options. Throws TypeError for what no request can hold. */
+/** Returns the request for a prompt and options. Throws TypeError for wrong types. */
 export function buildSpec(prompt: Prompt, o: GenerationOptions = {}): GenerationSpec {
   checkOptions(o, GENERATION_OPTIONS);
   const thinking = section({
@@ -159,7 +159,7 @@ export function buildSpec(prompt: Prompt, o: GenerationOptions = {}): Generation
 
 function inputOf(prompt: Prompt) {
   if (typeof prompt !== "string" && (typeof prompt !== "object" || prompt === null)) {
-    throw new TypeError(`a prompt is a string, an array of messages, { text } or { tokenIds }, got ${typeof prompt}`);
+    throw new TypeError(`prompt must be a string, messages, { text } or { tokenIds }, got ${typeof prompt}`);
   }
   if (typeof prompt === "object" && "text" in prompt) return { case: "text", value: prompt.text };
   if (typeof prompt === "object" && "tokenIds" in prompt) {
@@ -167,7 +167,7 @@ function inputOf(prompt: Prompt) {
   }
   const turns: readonly Message[] = typeof prompt === "string" ? [{ role: "user", content: prompt }] : prompt;
   if (!Array.isArray(turns)) {
-    throw new TypeError(`an object as a prompt has the key text or tokenIds, not ${Object.keys(turns).join(", ")}`);
+    throw new TypeError(`prompt as an object must have the key text or tokenIds, got ${Object.keys(turns).join(", ")}`);
   }
   return { case: "messages", value: { messages: turns.map(messageOf) } };
 }
@@ -198,6 +198,6 @@ function structured({ jsonSchema, regex, grammar, choices }: GenerationOptions) 
     grammar !== undefined && { case: "grammar", value: grammar },
     choices !== undefined && { case: "choices", value: { choices: [...choices] } },
   ].filter((form) => form !== false);
-  if (given.length > 1) throw new TypeError("at most one of jsonSchema, regex, grammar and choices");
+  if (given.length > 1) throw new TypeError(`only one of jsonSchema, regex, grammar and choices may be given, got ${given.length}`);
   return given[0];
 }

@@ -1,4 +1,4 @@
-/** Streams: async iterators over a generation's events, which outlive their connections. */
+/** Streams: async iterators over a generation's events, which continue after a lost connection. */
 import { create } from "@bufbuild/protobuf";
 import { status as Code, type StatusObject } from "@grpc/grpc-js";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -14,39 +14,39 @@ import {
 import { Recovery, type Reconnect } from "./reconnect.js";
 import type { Response } from "./response.js";
 
-/** A call under way, of any of the streaming methods. */
+/** A running call of one of the streaming methods. */
 export interface Call extends AsyncIterable<{ event?: GenerationEvent }> {
   cancel(): void;
   on(event: "status", seen: (status: StatusObject) => void): unknown;
 }
 
-/** What a stream needs of its client, now and when its connection is gone. */
+/** The parts of its client that a stream uses, also after its connection is lost. */
 export interface Link {
   readonly policy: Reconnect | undefined;
   readonly deadline: number | undefined;
-  /** The server goes on with the generation when the connection is gone, until `abandon` ends it. */
+  /** Whether the server continues the generation without a connection, until `abandon` ends it. */
   readonly resumable: boolean;
-  /** Aborting it ends the generation. */
+  /** Signal whose abort ends the generation. */
   readonly signal: AbortSignal | undefined;
-  /** Tells whoever listens what is done by itself. */
+  /** Logs lost connections and retries. */
   log(message: string): void;
   resume(request: ResumeRequest): Call;
   abandon(request: CancelRequest): void;
-  /** Has the client's `close()` wait for it. */
+  /** Makes the client's `close()` wait for the work. */
   leaving(work: Promise<unknown>): void;
-  /** Has the client's `close()` end it. */
+  /** Makes the client's `close()` end the stream. */
   opened(stream: Running): void;
   over(stream: Running): void;
-  /** Starts again what was refused for now; undefined where there is to be no other attempt. */
+  /** Retries a refused start; undefined if there is no other attempt. */
   again(failure: unknown, left: AbortSignal): Promise<Call | undefined>;
 }
 
-/** Seconds that a stream which was left before its first event waits for it: it carries the token that Cancel needs. */
+/** Seconds that an abandoned stream waits for its first event, which has the token that Cancel needs. */
 const START_SECONDS = 1;
 
 /**
- * What runs behind a `Stream`, which holds it and is not held by it: a stream that nobody refers to any more is found
- * by the garbage collector, and its generation ended.
+ * The running part of a `Stream`. It does not refer to the stream, so that the garbage collector finds a stream that is
+ * no longer used, and its generation is ended.
  * @internal
  */
 export class Running {
@@ -119,18 +119,18 @@ export class Running {
     this.link.over(this);
   }
 
-  /** Waits, a bounded time, for the token that the first event brings, and ends the generation with it. */
+  /** Waits a bounded time for the token in the first event, and ends the generation with it. */
   private async endWhenStarted(): Promise<void> {
-    // Cancelling the call is not enough: where the event is on its way, the server takes it for a lost connection.
+    // To cancel the call is not enough: if the event is on its way, the server sees a lost connection.
     const timer = setTimeout(() => this.call.cancel(), START_SECONDS * 1000);
     try {
-      await this.reading; // by the user's code, which takes in what comes
+      await this.reading; // by the user's code, which reads the events
       if (this.reader.lastSequence === 0) {
         const { value } = await this.replies.next();
         if (value?.event) this.recovery.take(value.event);
       }
     } catch {
-      // it failed: nothing runs
+      // The call failed, so nothing runs.
     }
     clearTimeout(timer);
     this.call.cancel();
@@ -141,8 +141,8 @@ export class Running {
 const dropped = new FinalizationRegistry<Running>((running) => running.close());
 
 /**
- * The events of one generation. Leaving the loop ends the generation, if it still runs; so do `close()`, an aborted
- * `signal`, closing the client, and forgetting the stream.
+ * The events of one generation. These end a running generation: leaving the loop, `close()`, an aborted `signal`,
+ * closing the client, and garbage collection of the stream.
  *
  *     for await (const event of client.stream("What is 48 + 27 + 36 + 15?", { budget: 64 })) { ... }
  */
@@ -156,34 +156,34 @@ export class Stream implements AsyncIterableIterator<Event> {
     dropped.register(this, this.running, this);
   }
 
-  /** What has come so far. */
+  /** The reply so far. */
   get response(): Response {
     return this.running.reader.response;
   }
 
-  /** Of the newest event; with `response.generationId` and `.resumeToken` what `client.resume` needs. */
+  /** Number of the newest event. `client.resume` needs it with `response.generationId` and `.resumeToken`. */
   get lastSequence(): number {
     return this.running.reader.lastSequence;
   }
 
-  /** How many connections were lost on the way. */
+  /** Number of lost connections. */
   get reconnections(): number {
     return this.running.recovery.reconnections;
   }
 
-  /** Leaves: ends the generation if it still runs, without waiting for anything. Harmless when it is over. */
+  /** Leaves the stream and ends a running generation, without waiting. Has no effect after the end. */
   close(): void {
     this.running.close();
     dropped.unregister(this);
   }
 
-  /** Leaves and lets a resumable generation go on, for `client.resume` to read within the server's grace. */
+  /** Leaves the stream; a resumable generation continues, and `client.resume` can read it in the grace period. */
   detach(): void {
     this.running.detach();
     dropped.unregister(this);
   }
 
-  /** The first candidate's answer as it comes. Leaving the loop ends the generation. */
+  /** Yields the first candidate's answer as it comes. Leaving the loop ends the generation. */
   async *text(): AsyncGenerator<string, void, void> {
     for await (const event of this) {
       if (event.kind === "answer" && event.candidateIndex === 0 && event.text) yield event.text;
@@ -210,7 +210,7 @@ export class Stream implements AsyncIterableIterator<Event> {
       } catch (error) {
         failure = fromServiceError(error);
       }
-      // Whatever happens after the last event, or after leaving, is of no concern.
+      // Errors after the last event, or after leaving, do not matter.
       if (reader.finished || running.left) {
         if (!reader.finished && link.signal?.aborted) throw aborted();
         this.close();
@@ -226,7 +226,7 @@ export class Stream implements AsyncIterableIterator<Event> {
     return { done: true, value: undefined };
   }
 
-  /** Resumes over another connection. Throws `failure` where that cannot be; the event ends a drained stream. */
+  /** Resumes over another connection, or throws `failure`. A returned event ends a drained stream. */
   private async goOn(failure: unknown): Promise<Event | undefined> {
     const { running } = this;
     const again = running.reader.lastSequence === 0 ? await running.link.again(failure, running.leaving.signal) : undefined;
@@ -245,7 +245,7 @@ export class Stream implements AsyncIterableIterator<Event> {
       throw final;
     }
     const [why = ""] = (failure as Error).message.split("\n");
-    running.link.log(`connection lost (${why.slice(0, 100)}); going on in ${seconds.toFixed(2)} s`);
+    running.link.log(`connection lost (${why.slice(0, 100)}); resuming in ${seconds.toFixed(2)} s`);
     await sleep(seconds * 1000, undefined, { signal: running.leaving.signal }).catch(() => undefined);
     if (!running.left) running.goOn(running.link.resume(running.recovery.request()));
     return undefined;
@@ -261,7 +261,7 @@ export interface SteeredCall extends Call {
 }
 
 /**
- * A stream that is steered while it runs.
+ * A stream that can be controlled while it runs.
  *
  *     const interaction = client.interact("What is 48 + 27 + 36 + 15?", { budget: -1 });
  *     for await (const event of interaction) {
@@ -275,17 +275,17 @@ export class Interaction extends Stream {
     private readonly steered: SteeredCall,
     start: InteractRequest,
   ) {
-    // Not resumable, and what another server goes on with could not be steered: no policy.
+    // Not resumable, and a generation on another server could not be controlled: so there is no policy.
     super({ ...link, policy: undefined, resumable: false, again: async () => undefined }, steered);
     steered.write(start);
   }
 
-  /** Ends the thought now and starts the answer. Without effect once the answer has begun. */
+  /** Ends the thought now and starts the answer. Has no effect after the start of the answer. */
   finishThinking(): void {
     this.say({ case: "finishThinking", value: {} });
   }
 
-  /** Changes the budget of the thought under way, counted from its start; -1 is no limit. */
+  /** Changes the budget of the current thought, counted from its start; -1 is no limit. */
   changeBudget(budget: number): void {
     this.say({ case: "changeBudget", value: { thinkingBudget: budget } });
   }

@@ -1,4 +1,4 @@
-// The TypeScript client's driver: runs all cases and tells, one line of JSON per case, what user code saw.
+// The TypeScript client's conformance driver: runs all cases and prints what user code sees, a line of JSON per case.
 import { fromJson } from "@bufbuild/protobuf";
 import { readFileSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -6,7 +6,7 @@ import { status } from "@grpc/grpc-js";
 import * as penstock from "../dist/index.js";
 
 const snake = (name) => name.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
-/** Plain fields of a message by proto name; absent ones are left out. */
+/** Returns plain fields of a message by proto name, without absent ones. */
 const plain = (message) =>
   Object.fromEntries(
     Object.entries(message)
@@ -81,7 +81,7 @@ async function events(stream, case_, seen) {
   seen.reconnections = stream.reconnections;
 }
 
-/** What is waited for a generation to end after its stream was left; by itself it would run for 150. */
+/** Longest wait in seconds for a generation to end after its stream was left; it would run for 150. */
 const LEAVE_SECONDS = 30;
 
 async function running(wanted) {
@@ -90,12 +90,12 @@ async function running(wanted) {
     const page = await (await fetch(targets["leaving.metrics"])).text();
     const count = Number(/^penstock_sequences_running(?:{.*})? (\S+)/m.exec(page)?.[1] ?? 0);
     if (count === wanted || Date.now() > late) return count;
-    globalThis.gc(); // finds what was dropped
+    globalThis.gc(); // collects the dropped stream
     await sleep(50);
   }
 }
 
-/** Leaves a stream in the way that the case says; the client stays, and so does the name of the stream. */
+/** Leaves a stream as the case says. The client stays open, and the stream keeps its name. */
 async function leave(client, case_, seen, spec) {
   const aborting = new AbortController();
   let stream = client.stream(spec, { ...optionsOf(case_), signal: aborting.signal });

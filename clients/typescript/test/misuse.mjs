@@ -1,4 +1,4 @@
-// What plain JavaScript gets told for options that mean nothing. Prints one line of JSON per attempt.
+// Prints the errors of plain JavaScript with wrong options, one line of JSON per attempt.
 import * as penstock from "../dist/index.js";
 
 const client = new penstock.Client("127.0.0.1:1", { reconnect: null });

@@ -1,4 +1,4 @@
-// What the compiler must refuse: each line after an @ts-expect-error, and no other. Compiled by a test, never run.
+// Lines that the compiler must refuse: each one after an @ts-expect-error, and no other. A test compiles this file.
 import * as penstock from "../src/index.js";
 
 const client = new penstock.Client();
@@ -59,7 +59,7 @@ reply.usage.promptTokens;
 // @ts-expect-error
 client.generate("hi").answer;
 
-// What is right is not refused.
+// Correct uses, which the compiler must accept.
 const talk = new penstock.Conversation("be short");
 talk.add(await client.generate(talk.ask("hi"), { thinking: "thinking", budget: -1, stop: ["a"], timeout: 1 }));
 for await (const event of client.stream({ text: "hi" }, { jsonSchema: { type: "object" }, resumable: false })) {

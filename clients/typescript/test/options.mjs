@@ -1,5 +1,5 @@
-// What user code sees of a client from the environment; "refused" asks a server that refuses, "lost" reads a
-// stream whose connection is lost. Prints JSON.
+// Prints as JSON what user code sees of a client from the environment. "refused" calls a server that refuses, "lost"
+// reads a stream whose connection is lost.
 import * as penstock from "../dist/index.js";
 
 const said = [];

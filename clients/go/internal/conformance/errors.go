@@ -8,7 +8,7 @@ import (
 	penstock "github.com/penstock/penstock/clients/go"
 )
 
-// The most special first: some errors are two of these.
+// The most specific first: some errors are two of these.
 var kinds = []struct {
 	name string
 	kind error
@@ -56,7 +56,7 @@ func errorOf(err error) object {
 	return seen
 }
 
-// snakeUpper turns Go's names of status codes into everybody else's.
+// snakeUpper converts Go's names of status codes to those of gRPC.
 func snakeUpper(name string) string {
 	var made strings.Builder
 	for at, letter := range name {

@@ -17,12 +17,12 @@ import (
 	pb "github.com/penstock/penstock/clients/go/penstockv1"
 )
 
-// leaveTime is what is waited for a generation to end after its stream was left; by itself it would run for 150 s.
+// leaveTime bounds the wait for the end of a generation after its stream was left; it would run for 150 s.
 const leaveTime = 30 * time.Second
 
 var sequencesRunning = regexp.MustCompile(`(?m)^penstock_sequences_running(?:{.*})? (\S+)`)
 
-// running tells how many generations run on the server, when that is as wanted or stays otherwise.
+// running returns the number of generations on the server, once it is as wanted or stays different.
 func running(metrics string, wanted float64) float64 {
 	late := time.Now().Add(leaveTime)
 	for {
@@ -42,12 +42,12 @@ func running(metrics string, wanted float64) float64 {
 		if count == wanted || time.Now().After(late) {
 			return count
 		}
-		runtime.GC() // finds what was dropped
+		runtime.GC() // collects the dropped stream
 		time.Sleep(50 * time.Millisecond)
 	}
 }
 
-// leave leaves a stream in the way that the case says; the client stays open.
+// leave leaves a stream as the case says; the client stays open.
 func leave(
 	ctx context.Context, client *penstock.Client, metrics string, spec *pb.GenerationSpec, one testCase, seen object,
 ) {
@@ -118,7 +118,7 @@ func receive(stream *penstock.Stream) {
 	}
 }
 
-// untilInterrupted reads a stream until Ctrl-C, as a program does that lets go of what it holds.
+// untilInterrupted reads a stream until Ctrl-C, as a program that cleans up.
 func untilInterrupted(target string) {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()

@@ -1,4 +1,4 @@
-// The Go client's conformance driver: runs all cases and tells, one line of JSON per case, what user code saw.
+// The Go client's conformance driver: runs all cases and prints what user code sees, a line of JSON per case.
 package main
 
 import (

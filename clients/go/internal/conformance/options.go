@@ -12,8 +12,8 @@ import (
 	penstock "github.com/penstock/penstock/clients/go"
 )
 
-// showOptions tells what user code sees of a client from the environment; "refused" asks a server that refuses, "lost" reads
-// a stream whose connection is lost.
+// showOptions prints what user code sees of a client from the environment. "refused" calls a server that refuses, "lost"
+// reads a stream whose connection is lost.
 func showOptions(how string) {
 	ctx := context.Background()
 	seen := object{}

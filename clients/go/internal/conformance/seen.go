@@ -94,7 +94,7 @@ func short(value fmt.Stringer, prefix string) string {
 	return strings.ToLower(strings.TrimPrefix(value.String(), prefix))
 }
 
-// plain gives a message's fields by proto name.
+// plain returns a message's fields by proto name.
 func plain(message proto.Message) object {
 	data, err := protojson.MarshalOptions{UseProtoNames: true, EmitUnpopulated: true}.Marshal(message)
 	if err != nil {

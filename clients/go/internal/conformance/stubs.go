@@ -11,7 +11,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
-// printStubs tells what protos the stubs were generated from.
+// printStubs prints the protos from which the stubs were generated.
 func printStubs() {
 	files := map[string][]byte{}
 	for _, file := range []protoreflect.FileDescriptor{

@@ -1,4 +1,4 @@
-// The cases of tests/interop on gRPC for Go, without the client around it. Its argument is the plan as JSON.
+// The cases of tests/interop on gRPC for Go, without the client. Its argument is the plan as JSON.
 package main
 
 import (
@@ -60,7 +60,7 @@ func specOf(content string) *pb.GenerationSpec {
 	return &pb.GenerationSpec{Input: &pb.GenerationSpec_Messages{Messages: messages}}
 }
 
-// codeOf is the status as the protocol spells it.
+// codeOf returns the status as the protocol spells it.
 func codeOf(err error) string {
 	switch code := status.Code(err); code {
 	case codes.Canceled:
@@ -109,7 +109,7 @@ func answerOf(next func() (*pb.GenerationEvent, error)) string {
 	}
 }
 
-// bidi says that it was thought enough at the first thought.
+// bidi ends the thought at its first event.
 func bidi(client pb.GenerationServiceClient) string {
 	call, err := client.Interact(context.Background())
 	if err != nil {
