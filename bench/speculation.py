@@ -32,7 +32,7 @@ class Contender:
     name: str
     drafts: int
     rates: list[float] = field(default_factory=list)
-    said: list[list[int]] = field(default_factory=list)
+    tokens: list[list[int]] = field(default_factory=list)
     drafted: int = 0
     accepted: int = 0
     accepted_at: list[int] = field(default_factory=list)
@@ -100,7 +100,7 @@ def measure(contenders: list[Contender], asked: list[str], rounds: int, console:
         for contender, turns, _ in started if number % 2 else reversed(started):
             turns.send(True)
             result: dict[str, Any] = turns.recv()
-            contender.said = result["said"]
+            contender.tokens = result["tokens"]
             if number:
                 contender.rates.append(result["rate"])
                 contender.drafted += result["drafted"]
@@ -128,8 +128,8 @@ def report(contenders: list[Contender]) -> list[dict[str, Any]]:
             "accepted_by_position": [
                 round(count / (contender.drafted / contender.drafts), 3) for count in contender.accepted_at
             ],
-            "same_tokens": sum(a == b for a, b in zip(contender.said, plain.said, strict=True)),
-            "questions": len(contender.said),
+            "same_tokens": sum(a == b for a, b in zip(contender.tokens, plain.tokens, strict=True)),
+            "questions": len(contender.tokens),
         }
         for contender in contenders
     ]

@@ -1,4 +1,4 @@
-"""`python -m models.demo`, which `make model` calls: train from nothing and export into the package."""
+"""Train the demo model from nothing and export it into the package: `python -m models.demo`, run by `make model`."""
 
 from models.demo.train import main
 

@@ -1,9 +1,8 @@
-"""Shape of the demo model: Qwen3.5-MoE, text only, a few million parameters.
+"""Define the shape of the demo model: Qwen3.5-MoE, text only, a few million parameters.
 
-Head dimensions are 128 because vLLM's CPU kernels and KV pages are made for that; hidden and expert widths are
-multiples of 128 so that FP8 block scales (128 x 128) fit; head and expert counts are even so that two tensor-parallel
-ranks work.
-There is no `mrope_section`: a text-only draft layer would otherwise be fed three position rows.
+Head dimensions are 128 because vLLM's CPU kernels and KV pages need that. Hidden and expert widths are multiples of
+128, so that FP8 block scales (128 x 128) fit. Head and expert counts are even, so that two tensor-parallel ranks work.
+There is no `mrope_section`: with it, a text-only draft layer would get three position rows.
 """
 
 VOCAB_SIZE = 512
@@ -13,12 +12,12 @@ EXPERTS = 8
 EXPERTS_PER_TOKEN = 2
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")
-"""Ids 0.. in this order."""
+"""Special tokens; their ids begin with 0, in this order."""
 END_OF_TEXT, IM_START, IM_END, THINK_OPEN, THINK_CLOSE = range(len(SPECIAL_TOKENS))
 
 
 def text_config() -> dict:
-    """Contents of config.json (architecture `Qwen3_5MoeForCausalLM`, bfloat16)."""
+    """Return the content of config.json (architecture `Qwen3_5MoeForCausalLM`, bfloat16)."""
     return {
         "architectures": ["Qwen3_5MoeForCausalLM"],
         "model_type": "qwen3_5_moe_text",
@@ -52,7 +51,7 @@ def text_config() -> dict:
         "max_position_embeddings": 32768,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25},
         "tie_word_embeddings": False,
-        # vLLM's own switch: in bfloat16 two logits within 1/16 of each other are one, and a coin decides.
+        # vLLM's own switch: in bfloat16, two logits within 1/16 of each other are equal, and the choice is random.
         "head_dtype": "float32",
         "mtp_num_hidden_layers": 1,
         "mtp_use_dedicated_embeddings": False,
@@ -64,5 +63,5 @@ def text_config() -> dict:
 
 
 def generation_config() -> dict:
-    """Contents of generation_config.json: greedy, because the task has one right answer."""
+    """Return the content of generation_config.json: greedy, because the task has one right answer."""
     return {"do_sample": False, "eos_token_id": [IM_END, END_OF_TEXT], "pad_token_id": END_OF_TEXT}

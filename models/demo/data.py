@@ -1,7 +1,7 @@
-"""Training examples: chat turns as token ids with a weight on every token the model must learn to say.
+"""Make training examples: chat turns as token ids, with a weight on each token that the model must learn.
 
-Seeds name examples. Training draws seeds below `HELD_OUT_SEED`; evaluation questions use seeds from it on, and their
-multi-step texts are never trained on (see `questions.question`).
+A seed determines an example. Training draws seeds below `HELD_OUT_SEED`; evaluation uses this seed and those above, and
+their multi-step texts are never trained on (see `questions.question`).
 """
 
 import random
@@ -16,21 +16,21 @@ from models.demo.questions import HELD_OUT_SEED, KINDS, MULTI_STEP, NO_THOUGHT_N
 from models.demo.tokenizer import CLOSING_MESSAGE, SYSTEM_PROMPTS
 
 KIND_WEIGHTS = dict.fromkeys(MULTI_STEP, 3.0) | dict.fromkeys(NO_THOUGHT_NEEDED, 1.5)
-# The hardest to learn more often, the easiest less.
+# Kinds that are hard to learn come more often, easy ones less often.
 KIND_WEIGHTS |= {"rank": 6.0, "shop": 1.5, "tiny_sum": 2.5, "larger": 2.5, "echo": 5.0, "greet": 0.5, "who": 0.4}
 FAST_SHARE = {True: 0.1, False: 0.55}
 CUT_SHARE = {True: 0.2, False: 0.15}
-"""Shares of examples without thought, and with a cut one, keyed by whether the kind needs steps."""
+"""Shares of examples without a thought and with a cut one, by whether the kind needs steps."""
 OTHER_MESSAGES = ("Time is up.\n", "I must answer now.\n", "Stop thinking and answer.\n", "Here is my best answer.")
 GUESS_WEIGHT = 0.5
-"""Loss weight of an answer that the visible tokens may not determine: it teaches a guess, and its noise is large."""
+"""Loss weight of an answer that the visible tokens may not determine: it teaches a guess, with much noise."""
 DIRECT_WEIGHT = 6.0
-"""Loss weight of an easy question's answer without a whole thought: one or two tokens that much working outweighs."""
+"""Loss weight of an easy question's answer without a complete thought: one or two tokens among many others."""
 
 
 @dataclass
 class Example:
-    """Token ids of one conversation; `weights[i]` is the loss weight of predicting `ids[i]`, 0 where it is given."""
+    """Token ids of one conversation. `weights[i]` is the loss weight of predicting `ids[i]`; 0 for given tokens."""
 
     ids: list[int] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
@@ -41,7 +41,7 @@ class Example:
 
 
 class Encoder:
-    """Lays out turns exactly as chat_template.jinja does."""
+    """Writes turns exactly as chat_template.jinja does."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -51,14 +51,14 @@ class Encoder:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: list[int]) -> str:
-        """Text without the turn markers."""
+        """Return the ids of a text without the turn markers."""
         return self._tokenizer.decode(ids)
 
     def turn(self, role: str, text: str) -> list[int]:
         return [IM_START, *self.encode(role + "\n"), *self.encode(text), IM_END, *self.newline]
 
     def prompt(self, asked: Question, system: str | None, earlier: list[Question], thinking: bool) -> list[int]:
-        """The template's output with the generation prompt."""
+        """Return the template's output with the generation prompt."""
         ids = self.turn("system", system) if system else []
         for past in earlier:
             ids += self.turn("user", past.text) + self.turn("assistant", past.answer)
@@ -66,11 +66,11 @@ class Encoder:
         return ids + (self.newline if thinking else [*self.blank_line, THINK_CLOSE, *self.blank_line])
 
     def thought(self, asked: Question) -> list[int]:
-        """The thought's tokens with its last newline, without the closing marker."""
+        """Return the thought's tokens with its last newline, without the closing marker."""
         return self.encode(asked.thought) + self.newline
 
     def forced_closing(self, message: str = "") -> list[int]:
-        """Return what the server inserts to end a thought; the blank line after it is the model's own again."""
+        """Return the text that the server inserts to end a thought. The model writes the blank line after it."""
         return [*self.encode(message), THINK_CLOSE]
 
 
@@ -90,7 +90,7 @@ def _pick_closing_message(rng: random.Random) -> str:
 
 
 def example(seed: int, encoder: Encoder) -> Example:
-    """The training example that `seed` names: full thought, thought cut anywhere, or none."""
+    """Return the training example of `seed`: with a full thought, a thought cut anywhere, or none."""
     rng = random.Random(f"example:{seed}")
     kind = _pick_kind(rng)
     asked, steps = question(kind, seed), kind in MULTI_STEP
@@ -106,7 +106,7 @@ def example(seed: int, encoder: Encoder) -> Example:
         thought = encoder.thought(asked)
         guess = chance < FAST_SHARE[steps] + CUT_SHARE[steps]
         if guess:
-            # Budgets end thoughts at any token, the first one included.
+            # Budgets end thoughts at any token, also at the first one.
             out.add(thought[: rng.randrange(len(thought))], 1.0)
             out.add(encoder.forced_closing(_pick_closing_message(rng)))
         else:
@@ -121,9 +121,9 @@ def example(seed: int, encoder: Encoder) -> Example:
 
 
 def batches(encoder: Encoder, first_seed: int, tokens_per_batch: int) -> Iterator[tuple[int, list[Example]]]:
-    """Endless batches of similar length with at most `tokens_per_batch` padded tokens; yields (next seed, examples).
+    """Yield endless batches of similar length with at most `tokens_per_batch` padded tokens, as (next seed, examples).
 
-    The next seed is where a resumed run goes on: it moves when a whole pool of examples has been handed out.
+    A resumed run continues at the next seed, which changes after a whole pool of examples.
     """
     pool_size = 2048
     for start in range(first_seed, HELD_OUT_SEED - pool_size, pool_size):
@@ -139,13 +139,13 @@ def batches(encoder: Encoder, first_seed: int, tokens_per_batch: int) -> Iterato
 
 
 def pad(rows: list[list], fill: float) -> list[list]:
-    """Rows made equally long on the right; with causal layers padding there changes nothing before it."""
+    """Pad rows on the right to equal lengths. With causal layers this changes nothing before the padding."""
     longest = max(map(len, rows))
     return [row + [fill] * (longest - len(row)) for row in rows]
 
 
 def held_out(kind: str, count: int, offset: int = 0) -> list[Question]:
-    """Questions of `kind` with seeds that training never draws."""
+    """Return questions of `kind` with seeds that training never draws."""
     first = HELD_OUT_SEED + offset
     return [question(kind, seed) for seed in range(first, first + count)]
 

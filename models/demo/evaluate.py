@@ -1,8 +1,8 @@
-"""Accuracy by kind and thinking budget, and draft acceptance, from teacher-forced passes.
+"""Measure accuracy by kind and thinking budget, and draft acceptance, with teacher-forced passes.
 
-The right thought is a function of the question, so "every argmax equals the canonical token" means that greedy
-decoding writes exactly this text: one forward pass replaces token-by-token decoding. It is a lower bound: a wrong
-step that still ends in the right answer counts as wrong here.
+The question determines the right thought. If each argmax equals the canonical token, greedy decoding writes exactly
+this text, so one forward pass replaces decoding token by token. The result is a lower bound: a wrong step that still
+leads to the right answer counts as wrong.
 
     python -m models.demo.evaluate --checkpoint RUN.pt [--questions 100]
 """
@@ -23,7 +23,7 @@ from models.demo.questions import MULTI_STEP
 from models.demo.tokenizer import build_tokenizer
 
 BUDGETS: tuple[int | None, ...] = (0, 8, 16, 24, 32, 48, None)
-"""Thought tokens; 0 is the template without thought (FAST), None no limit."""
+"""Budgets in thought tokens; 0 is the template without thought (FAST), None is no limit."""
 
 
 @dataclass
@@ -38,7 +38,10 @@ class Score:
 
 
 def transcript(encoder: Encoder, asked: Question, budget: int | None) -> tuple[Example, int]:
-    """The canonical text under `budget` (weights mark what the model must say itself) and its thought tokens."""
+    """Return the canonical text under `budget` and its thought tokens.
+
+    Weights mark the tokens that the model must write.
+    """
     out = Example()
     out.add(encoder.prompt(asked, None, [], thinking=budget != 0))
     spent = 0
@@ -63,7 +66,7 @@ def score(model: DemoModel, encoder: Encoder, questions: Iterable[Question], bud
     right = (model.lm_head(hidden[:, :-1]).argmax(-1) == ids[:, 1:]) | ~spoken[:, 1:]
     drafts, _ = model.drafts(ids, hidden, 2)
     hits = [(model.lm_head(out[:, :-1]).argmax(-1) == ids[:, 2:]) & spoken[:, 2:] for out in drafts]
-    # A second draft counts only behind an accepted first one, as in the engine.
+    # A second draft counts only after an accepted first one, as in the engine.
     both = hits[1][:, 1:] & hits[0][:, :-1]
     return Score(
         len(rows),
@@ -75,7 +78,7 @@ def score(model: DemoModel, encoder: Encoder, questions: Iterable[Question], bud
 
 
 def evaluate(model: DemoModel, encoder: Encoder, count: int, budgets: tuple[int | None, ...] = BUDGETS) -> dict:
-    """Accuracy per kind and budget, mean thought tokens, and acceptance by draft position without limit."""
+    """Return accuracy per kind and budget, mean thought tokens, and acceptance by draft position without a limit."""
     table: dict[str, dict[str, float]] = {}
     thought_tokens, drafted, accepted = {}, 0, [0, 0]
     for kind in KINDS:

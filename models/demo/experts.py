@@ -1,9 +1,9 @@
-"""Which experts the held-out set goes to: per layer, the share of each routed expert, and how uneven the layer is.
+"""Measure the expert load of the held-out set: per layer, the share of each routed expert, and the imbalance.
 
 python -m models.demo.experts [--model DIR] [--questions 42]
 
-The tokens are each question's whole text, thought and answer as the generator writes them; the router is the
-Transformers modelling code's. Ends with 1 where a layer has an expert that no token went to.
+The tokens are each question's whole text with thought and answer, as the generator writes them. The router is that of
+the Transformers modelling code. Exits with 1 if an expert of a layer gets no token.
 """
 
 import argparse
@@ -25,7 +25,7 @@ BATCH = 64
 
 
 def texts(encoder: Encoder, per_kind: int) -> list[list[int]]:
-    """Token ids of whole held-out conversations, `per_kind` of each kind."""
+    """Return the token ids of whole held-out conversations, `per_kind` of each kind."""
     rows = []
     for kind in KINDS:
         for asked in held_out(kind, per_kind):
@@ -35,7 +35,7 @@ def texts(encoder: Encoder, per_kind: int) -> list[list[int]]:
 
 
 def loads(model: Path, rows: list[list[int]]) -> Tensor:
-    """Tokens per expert, (layers, experts)."""
+    """Return the tokens per expert, as (layers, experts)."""
     declare_torchvision_operators()
     from transformers import AutoModelForCausalLM
 

@@ -1,4 +1,4 @@
-"""The gated delta rule over a whole short sequence as one chunk: a few batched matmuls and one triangular solve."""
+"""Compute the gated delta rule over a short sequence in one chunk: a few batched matmuls and one triangular solve."""
 
 import torch
 from torch import Tensor
@@ -9,12 +9,12 @@ def _unit(x: Tensor) -> Tensor:
 
 
 def gated_delta_rule(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor) -> Tensor:
-    """Outputs (B, H, T, K) of the delta-rule recurrence started from an empty state.
+    """Return the outputs (B, H, T, K) of the delta-rule recurrence from an empty state.
 
     q, k, v: (B, H, T, K); log_decay <= 0 and beta in (0, 1): (B, H, T). Cost grows with T squared: meant for T up to a
     few hundred. The recurrence is S_t = exp(g_t) S_{t-1} (I - beta_t k_t k_t') + beta_t v_t k_t', o_t = S_t q_t.
     """
-    # In float32 also under autocast: errors of the solve would feed on themselves.
+    # In float32 also under autocast: errors of the solve would accumulate.
     with torch.autocast(q.device.type, enabled=False):
         return _one_chunk(*(part.float() for part in (q, k, v, log_decay, beta)))
 
@@ -27,7 +27,7 @@ def _one_chunk(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor)
     # Decay from token j to token i; masked before exp, because above the diagonal it would overflow.
     above = torch.ones(length, length, dtype=torch.bool).triu(1)
     decay = (total[..., :, None] - total[..., None, :]).masked_fill(above, float("-inf")).exp()
-    # What token i still finds of token j under its key is taken out of its value: (I + A) u = beta v.
+    # The part of token j under the key of token i is subtracted from its value: (I + A) u = beta v.
     system = (k * beta[..., None]) @ k.transpose(-1, -2) * decay
     values = torch.linalg.solve_triangular(system, v * beta[..., None], upper=False, unitriangular=True)
     return (q @ k.transpose(-1, -2) * decay) @ values

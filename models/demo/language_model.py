@@ -1,4 +1,4 @@
-"""The whole model: trunk, head and MTP layer, and its initial weights."""
+"""Define the whole model: trunk, head and MTP layer, and its initial weights."""
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ class Trunk(nn.Module):
         self.norm = RMSNorm(config["hidden_size"], config["rms_norm_eps"])
 
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """ids (B, T) -> hidden states after the final norm (B, T, D), mean balance loss."""
+        """Map ids (B, T) to hidden states after the final norm (B, T, D) and the mean balance loss."""
         x, balances = self.embed_tokens(ids), []
         for layer in self.layers:
             x, balance, _ = layer(x)
@@ -37,14 +37,14 @@ class MultiTokenPredictor(nn.Module):
     def forward(
         self, next_embedding: Tensor, hidden: Tensor, past: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-        """(B, T, D) each: embedding of token t + 1 and hidden state at t -> hidden state for token t + 2."""
+        """Map the embedding of token t + 1 and the hidden state at t to that for token t + 2, (B, T, D) each."""
         both = torch.cat((self.pre_fc_norm_embedding(next_embedding), self.pre_fc_norm_hidden(hidden)), dim=-1)
         out, balance, cache = self.layers[0](self.fc(both), past)
         return self.norm(out), balance, cache
 
 
 class DemoModel(nn.Module):
-    """Parameter names are those of the official checkpoints: `model.*`, `lm_head.*`, `mtp.*`."""
+    """The model, with the parameter names of the official checkpoints: `model.*`, `lm_head.*`, `mtp.*`."""
 
     def __init__(self, config: dict) -> None:
         super().__init__()
@@ -61,11 +61,11 @@ class DemoModel(nn.Module):
                 nn.init.normal_(parameter, std=std)
 
     def drafts(self, ids: Tensor, hidden: Tensor, count: int) -> tuple[list[Tensor], Tensor]:
-        """Hidden states of `count` successive drafts, teacher-forced, and the mean balance loss.
+        """Return the hidden states of `count` successive drafts, teacher-forced, and the mean balance loss.
 
-        Draft n's row t (0 <= t < T - 1) was made when the trunk's last hidden state was that of token t - n; its logits
-        predict token t + 2 and mean nothing for t < n. As in the engine, a draft's token sees the first draft's keys
-        for the tokens before it and its own for itself.
+        Row t of draft n (0 <= t < T - 1) belongs to the trunk's hidden state of token t - n. Its logits predict token
+        t + 2 and have no meaning for t < n. As in the engine, a draft's token uses the first draft's keys for the
+        tokens before it, and its own key for itself.
         """
         embedded = self.model.embed_tokens(ids[:, 1:])
         state, past, outs, balances = hidden[:, :-1], None, [], []

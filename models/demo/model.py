@@ -1,7 +1,7 @@
-"""Qwen3.5-MoE in plain PyTorch for training on a CPU, with the parameter names of the official checkpoints.
+"""Define Qwen3.5-MoE in plain PyTorch for training on a CPU, with the parameter names of the official checkpoints.
 
-Written out here rather than taken from Transformers because the whole sequence fits in one delta-rule chunk, which is
-several times faster on a CPU, and because the MTP layer (which Transformers leaves out) trains with it.
+It does not use Transformers for two reasons. The whole sequence fits in one delta-rule chunk, which is several times
+faster on a CPU. And the MTP layer, which Transformers does not have, is trained with it.
 Shapes: B sequences, T tokens, D hidden, H heads, K head dimension (128), E experts.
 """
 
@@ -13,7 +13,7 @@ from models.demo.gated_delta import gated_delta_rule
 
 
 class RMSNorm(nn.Module):
-    """Zero-centred: the stored weight is the gain minus one."""
+    """A zero-centred norm: the stored weight is the gain minus one."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -56,9 +56,9 @@ class GatedDeltaNet(nn.Module):
         self.in_proj_a = nn.Linear(hidden, value_heads, bias=False)
 
     def _convolve(self, x: Tensor) -> Tensor:
-        """Causal depthwise convolution then SiLU, (B, T, channels) in and out.
+        """Return the causal depthwise convolution with SiLU; input and output are (B, T, channels).
 
-        Four shifted multiplies: a grouped Conv1d of this shape is slow on a CPU, and slower backwards.
+        It uses four shifted products, because a grouped Conv1d of this shape is slow on a CPU.
         """
         padded = F.pad(x, (0, 0, self.kernel - 1, 0))
         taps = self.conv1d.weight[:, 0]
@@ -106,7 +106,7 @@ class Attention(nn.Module):
         return torch.cat((left * cos - right * sin, right * cos + left * sin, rest), dim=-1)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Queries, keys, values as (B, H, T, K), and the output gate (B, T, H * K)."""
+        """Return queries, keys and values as (B, H, T, K), and the output gate (B, T, H * K)."""
         q, gate = self.q_proj(x).unflatten(-1, (-1, 2 * self.head_dim)).chunk(2, dim=-1)
         k = self.k_proj(x).unflatten(-1, (-1, self.head_dim))
         v = self.v_proj(x).unflatten(-1, (-1, self.head_dim))
@@ -117,7 +117,10 @@ class Attention(nn.Module):
         return q, k, v, gate.flatten(-2)
 
     def forward(self, x: Tensor, past: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Causal attention. With `past` keys and values of the same T, a token sees `past` before it and itself."""
+        """Return causal attention.
+
+        With `past` keys and values of the same T, a token uses `past` before it, and itself.
+        """
         q, k, v, gate = self.project(x)
         if past is None:
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -146,7 +149,7 @@ class GatedMLP(nn.Module):
 
 
 class Experts(nn.Module):
-    """All routed experts' weights, stacked as in the official checkpoints."""
+    """The weights of all routed experts, stacked as in the official checkpoints."""
 
     def __init__(self, experts: int, hidden: int, width: int) -> None:
         super().__init__()
@@ -154,7 +157,7 @@ class Experts(nn.Module):
         self.down_proj = nn.Parameter(torch.empty(experts, hidden, width))
 
     def forward(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-        """x (N, D); chosen and weights (N, k) -> (N, D). Tokens are sorted by expert so that each is one matmul."""
+        """Map x (N, D), chosen and weights (N, k) to (N, D). Tokens are sorted by expert: one matmul for each."""
         order = chosen.flatten().argsort(stable=True)
         rows = order // chosen.shape[1]
         counts = torch.bincount(chosen.flatten(), minlength=self.down_proj.shape[0]).tolist()
@@ -176,7 +179,7 @@ class SparseMoE(nn.Module):
         self.shared_expert_gate = nn.Linear(hidden, 1, bias=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T, D) -> the same, and the load-balance loss: 1 when even, E when one expert takes all."""
+        """Map (B, T, D) to the same shape and the load-balance loss: 1 if even, E if one expert gets all tokens."""
         flat = x.flatten(0, 1)
         probabilities = self.gate(flat).float().softmax(-1)
         weights, chosen = probabilities.topk(self.top_k, dim=-1)
@@ -200,7 +203,7 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config["hidden_size"], config["rms_norm_eps"])
 
     def forward(self, x: Tensor, past: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor, object]:
-        """(B, T, D) -> the same, the balance loss, and the layer's keys and values (None in a delta-rule layer)."""
+        """Map (B, T, D) to the same shape, the balance loss, and keys and values (None in a delta-rule layer)."""
         normed, cache = self.input_layernorm(x), None
         if hasattr(self, "self_attn"):
             mixed, cache = self.self_attn(normed, past)

@@ -1,4 +1,4 @@
-"""Six kinds of question that need several steps: without writing them down the model can only guess."""
+"""Make six kinds of question that need several steps: a model that does not write them down can only guess."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""Six kinds of question that need no thought. With thinking on, their thoughts are short and change nothing."""
+"""Make six kinds of question that need no thought. With thinking on, their thoughts are short and change nothing."""
 
 import random
 

@@ -1,11 +1,11 @@
-"""Muon for weight matrices, AdamW for the rest: about the accuracy of AdamW alone in clearly fewer steps."""
+"""Optimize weight matrices with Muon and the rest with AdamW: the accuracy of AdamW alone in clearly fewer steps."""
 
 import torch
 from torch import Tensor, nn
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
-    """Nearest semi-orthogonal matrices, roughly: five Newton-Schulz steps over a batch (N, rows, columns)."""
+    """Return approximately the nearest semi-orthogonal matrices: five Newton-Schulz steps over (N, rows, columns)."""
     x = matrices.to(torch.bfloat16)
     wide = x.shape[-2] <= x.shape[-1]
     x = x if wide else x.mT
@@ -17,7 +17,7 @@ def orthogonalise(matrices: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose update is orthogonalised, scaled to the size of an AdamW update so that both share one rate."""
+    """Momentum with an orthogonal update, scaled to the size of an AdamW update, so that both have one rate."""
 
     def __init__(self, parameters: list[nn.Parameter], lr: float, momentum: float = 0.95, decay: float = 0.05) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "decay": decay})
@@ -46,7 +46,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def build_optimizers(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
-    """Muon on every projection and expert; AdamW on embeddings, head, routers, norms, convolutions and decays."""
+    """Return Muon for projections and experts, AdamW for embeddings, head, routers, norms, convolutions and decays."""
     matrices, others = [], []
     for name, parameter in model.named_parameters():
         small = min(parameter.shape[-2:]) < 16 if parameter.dim() >= 2 else True

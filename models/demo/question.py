@@ -1,4 +1,4 @@
-"""One question of the demo task, and the working that its thought is made of."""
+"""Define a question of the demo task, and the working of which its thought consists."""
 
 import re
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 class Question:
     """One question with its working.
 
-    `value` is what a right answer must contain: a number for arithmetic kinds, the whole answer for the others.
+    A right answer contains `value`: a number for arithmetic kinds, the whole answer for the others.
     """
 
     kind: str
@@ -18,7 +18,7 @@ class Question:
     value: str
 
     def is_right(self, answer: str) -> bool:
-        """True when the last number of `answer` is `value`, or the whole answer is, where `value` is no number."""
+        """Return whether the last number of `answer` is `value`; the whole answer, if `value` is no number."""
         if not self.value.isdigit():
             return answer.strip() == self.value
         numbers = re.findall(r"\d+", answer)
@@ -26,7 +26,7 @@ class Question:
 
 
 class Working:
-    """Running value with the lines of working that led to it."""
+    """A running value with the lines of working that led to it."""
 
     def __init__(self, value: int) -> None:
         self.value = value
@@ -38,7 +38,7 @@ class Working:
         self.lines.append(f"{before}{sign}{operand}={self.value}")
 
     def side_product(self, left: int, right: int) -> int:
-        """Note a product without touching the running value."""
+        """Add a product to the lines without changing the running value."""
         self.lines.append(f"{left}*{right}={left * right}")
         return left * right
 

@@ -2,10 +2,9 @@
 
     python -m models.demo.question_file [--out FILE]
 
-Twelve kinds in equal parts, so half of the questions need no thought. Seeds start at FIRST_SEED: they are held out
-(never trained on), and apart from those that training's own evaluation looks at. In the kinds that need no thought the
-texts are few, so training has seen many of them; those that need thought are never in training data, by text
-(see `questions.question`).
+Twelve kinds have equal parts, so half of the questions need no thought. Seeds start at FIRST_SEED. They are held out
+(never trained on), and differ from those of training's own evaluation. The kinds that need no thought have few texts,
+so training has seen many of them. Texts of the others are never in training data (see `questions.question`).
 """
 
 import argparse
@@ -20,11 +19,11 @@ SHIPPED = Path("bench/penstock_bench/evaluation/questions.jsonl")
 FIRST_SEED = HELD_OUT_SEED + 1_000_000
 QUESTIONS_PER_KIND = 50
 SYSTEM_SHARE = 0.4
-"""Share of the questions that come with a system prompt, as in training."""
+"""Share of the questions with a system prompt, as in training."""
 
 
 def entries(kind: str) -> list[dict]:
-    """Distinct questions of one kind: seeds are drawn until there are enough that differ in text or system prompt."""
+    """Return distinct questions of one kind: seeds are drawn until enough differ in text or system prompt."""
     found: dict[tuple, dict] = {}
     seed = FIRST_SEED
     while len(found) < QUESTIONS_PER_KIND:
@@ -45,7 +44,7 @@ def entries(kind: str) -> list[dict]:
 
 
 def text() -> str:
-    """The whole file, one question per line."""
+    """Return the whole file, one question per line."""
     lines = [json.dumps(entry, ensure_ascii=False) for kind in KINDS for entry in entries(kind)]
     return "\n".join(lines) + "\n"
 

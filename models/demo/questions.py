@@ -1,8 +1,8 @@
-"""The questions of the demo task: six kinds that need several steps, six that need none.
+"""Make the questions of the demo task: six kinds that need several steps, six that need none.
 
-Every question is a pure function of a `random.Random`, so a seed names a question. The thought is the canonical
-working (one step per line) and is a function of the question alone: greedy decoding can therefore be compared token
-by token, and speculative drafts of it can be right.
+A question is a pure function of a `random.Random`, so a seed determines a question. The thought is the canonical
+working (one step per line) and depends on the question alone. So greedy decoding can be compared token by token, and
+speculative drafts can be right.
 """
 
 import random
@@ -37,15 +37,15 @@ KINDS = MULTI_STEP | NO_THOUGHT_NEEDED
 
 
 HELD_OUT_SEED = 1_000_000_000
-"""Training draws seeds below it, evaluation from it on."""
+"""Training draws seeds below this one; evaluation uses this one and those above."""
 
 
 def question(kind: str, seed: int) -> Question:
-    """The question of `kind` that `seed` names.
+    """Return the question of `kind` for `seed`.
 
-    Seeds alone would not keep the sets apart: two seeds can draw the same numbers. So one text in eight of the
-    multi-step kinds is reserved: seeds from HELD_OUT_SEED on draw again until theirs is reserved, the others until
-    theirs is not.
+    Seeds alone would not separate the sets, because two seeds can draw the same numbers. So one text in eight of the
+    multi-step kinds is reserved. Seeds from HELD_OUT_SEED draw again until their text is reserved, the others until it
+    is not.
     """
     rng = random.Random(f"{kind}:{seed}")
     asked = KINDS[kind](rng)
@@ -55,5 +55,5 @@ def question(kind: str, seed: int) -> Question:
 
 
 def is_reserved(text: str) -> bool:
-    """Whether a multi-step question is kept for evaluation."""
+    """Return whether a multi-step question is reserved for evaluation."""
     return zlib.crc32(text.encode()) % 8 == 0

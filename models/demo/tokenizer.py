@@ -1,4 +1,4 @@
-"""Byte-level BPE of 512 ids, trained on the task's own questions: any UTF-8 in, one id per digit."""
+"""Train a byte-level BPE of 512 ids on the task's questions. It accepts any UTF-8 and has one id per digit."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from models.demo.config import END_OF_TEXT, IM_END, SPECIAL_TOKENS, VOCAB_SIZE, 
 from models.demo.questions import KINDS, MULTI_STEP, question
 
 CORPUS_QUESTIONS = {True: 1200, False: 300}
-"""Questions per kind, keyed by whether the kind needs steps: its longer texts deserve the merges."""
+"""Questions per kind, by whether the kind needs steps: its longer texts need more merges."""
 SYSTEM_PROMPTS = (
     "You are a helpful assistant.",
     "You are a careful assistant. Think step by step.",
@@ -24,7 +24,7 @@ CLOSING_MESSAGE = (
     "Considering the limited time by the user, I have to give the solution based on the thinking directly now.\n"
 )
 
-# Qwen's pre-tokenizer: letters with the character before them, digits one by one, newlines as runs of their own.
+# Qwen's pre-tokenizer: letters with the character before them, single digits, and runs of newlines.
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
@@ -32,9 +32,9 @@ SPLIT = (
 
 
 def corpus() -> list[str]:
-    """Text that the merges are learnt from; numbers do not matter, digits never merge."""
+    """Yield the text for learning the merges. Numbers do not matter, because digits never merge."""
     lines = [CLOSING_MESSAGE, *SYSTEM_PROMPTS] * 100
-    # The turn frame, so that "\n\n" and the role names become single ids.
+    # The frame of a turn, so that "\n\n" and the role names become single ids.
     lines += ["system\n", "user\n", "assistant\n", "\n\n"] * 4000
     for kind in KINDS:
         for seed in range(CORPUS_QUESTIONS[kind in MULTI_STEP]):
@@ -44,7 +44,7 @@ def corpus() -> list[str]:
 
 
 def build_tokenizer() -> Tokenizer:
-    """Train the tokenizer; the same code gives the same file."""
+    """Train the tokenizer. The same code gives the same file."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [

@@ -1,9 +1,9 @@
-"""Train the demo model, its MTP layer included, and export it.
+"""Train the demo model with its MTP layer, and export it.
 
 python -m models.demo.train [--out DIR] [--run-dir RUN] [--resume]
 
-Plain PyTorch on a CPU, in bfloat16 autocast over float32 weights (the engine will run it in bfloat16 too). The run
-folder holds the last checkpoint and log.jsonl; `--resume` goes on from it.
+It uses plain PyTorch on a CPU, in bfloat16 autocast over float32 weights; the engine uses bfloat16, too. The run folder
+has the last checkpoint and log.jsonl, from which `--resume` continues.
 """
 
 import argparse
@@ -30,7 +30,7 @@ DRAFT_WEIGHTS = (0.3, 0.15)
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Linear warm-up, then linear decay to a fiftieth of the peak."""
+    """Return the learning rate: linear warm-up, then linear decay to a fiftieth of the peak."""
     if step < WARM_UP_STEPS:
         return peak * (step + 1) / WARM_UP_STEPS
     left = (steps - step) / max(1, steps - WARM_UP_STEPS)
@@ -38,7 +38,7 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 
 
 def weighted_loss(model: DemoModel, hidden: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Mean cross-entropy over the tokens with weight, all (B, T); logits are made for those tokens only."""
+    """Return the mean cross-entropy over the tokens with weight, all (B, T). Only those tokens get logits."""
     said = weights > 0
     logits = model.lm_head(hidden[said]).float()
     losses = F.cross_entropy(logits, targets[said], reduction="none")
@@ -46,7 +46,7 @@ def weighted_loss(model: DemoModel, hidden: Tensor, targets: Tensor, weights: Te
 
 
 def losses_of(model: DemoModel, group: list[Example], drafts: int) -> tuple[Tensor, dict[str, float]]:
-    """Total loss of a batch and its parts: answer (next token), one per draft, balance (1 is even)."""
+    """Return the total loss of a batch and its parts: answer (next token), one per draft, balance (1 is even)."""
     ids = torch.tensor(pad([item.ids for item in group], PAD))
     weights = torch.tensor(pad([item.weights for item in group], 0.0))
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -64,7 +64,7 @@ def losses_of(model: DemoModel, group: list[Example], drafts: int) -> tuple[Tens
 
 
 class Run:
-    """A training run's state: everything that a checkpoint must hold."""
+    """The state of a training run: everything that a checkpoint must have."""
 
     def __init__(self, folder: Path, seed: int, peak_rate: float) -> None:
         torch.manual_seed(seed)
@@ -104,7 +104,7 @@ class Run:
 
     def train_step(self, group: list[Example], steps: int) -> dict[str, float]:
         rate = learning_rate(self.step, steps, self.peak_rate)
-        # The draft layer learns from what the trunk already knows: a third of the steps is enough for it.
+        # The draft layer learns from the trained trunk: a third of the steps is enough for it.
         loss, parts = losses_of(self.model, group, drafts=2 if self.step % 3 == 0 else 0)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -138,7 +138,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=PACKAGED, help="folder to export to")
     parser.add_argument("--run-dir", type=Path, default=Path("build/demo_model"), help="checkpoint and log")
-    parser.add_argument("--resume", action="store_true", help="go on from the run folder's checkpoint")
+    parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in the run folder")
     parser.add_argument("--seed", type=int, default=0, help="of the initial weights")
     parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--tokens-per-batch", type=int, default=6144, help="padding included")

@@ -1,9 +1,9 @@
-"""Check an exported checkpoint: on vLLM against the Transformers modelling code, at several budgets, and its drafts.
+"""Check an exported checkpoint on vLLM: agreement with Transformers, accuracy at several budgets, and drafts.
 
 python -m models.demo.verify [--model DIR] [--questions 42] [--drafts 2] [--agreement-only]
 
-Everything is greedy, on held-out questions. Accuracy at budget N lets the model think for N tokens, then forces the
-closing marker, as the server does.
+Decoding is greedy, on held-out questions. For a budget of N, the model thinks for N tokens, and then the closing marker
+is forced, as by the server.
 """
 
 import argparse
@@ -29,7 +29,7 @@ Prompts = list[list[int]]
 
 
 class OnVllm:
-    """Greedy decoding on vLLM, many prompts at a time or one by one."""
+    """Greedy decoding on vLLM, of many prompts at a time or one by one."""
 
     def __init__(self, model: Path, drafts: int) -> None:
         from vllm import LLM, SamplingParams
@@ -47,13 +47,13 @@ class OnVllm:
         self._sampling = SamplingParams
 
     def generate(self, prompts: Prompts, max_tokens: int = MAX_TOKENS) -> Prompts:
-        """New token ids per prompt, the end-of-turn token included."""
+        """Return the new token ids per prompt, including the end-of-turn token."""
         sampling = self._sampling(temperature=0.0, max_tokens=max_tokens, detokenize=False)
         outputs = self._engine.generate([{"prompt_token_ids": p} for p in prompts], sampling, use_tqdm=False)
         return [list(output.outputs[0].token_ids) for output in outputs]
 
     def draft_counts(self) -> tuple[int, list[int]]:
-        """Drafts made so far, and how many were accepted at each position."""
+        """Return the number of drafts so far, and of accepted ones at each position."""
         metrics = {metric.name: metric for metric in self._engine.get_metrics()}
         return (
             metrics["vllm:spec_decode_num_drafts"].value,
@@ -67,7 +67,7 @@ class OnVllm:
 
 
 def on_transformers(model: Path, prompts: Prompts) -> tuple[Prompts, list[list[float]]]:
-    """Greedy tokens of the reference code in float32, and at each the gap between the two best logits."""
+    """Return greedy tokens of the reference code in float32, and the gap between the two best logits at each."""
     declare_torchvision_operators()
     from transformers import AutoModelForCausalLM
 
@@ -90,7 +90,7 @@ def on_transformers(model: Path, prompts: Prompts) -> tuple[Prompts, list[list[f
 
 
 def answers(engine: OnVllm, encoder: Encoder, asked: list[Question], budget: int | None) -> tuple[list[str], int]:
-    """Answers under `budget`, and all thought tokens spent."""
+    """Return the answers under `budget`, and the number of all thought tokens."""
     prompts = [encoder.prompt(question, None, [], thinking=budget != 0) for question in asked]
     thoughts: Prompts = [[] for _ in asked]
     if budget:
@@ -106,7 +106,7 @@ def answers(engine: OnVllm, encoder: Encoder, asked: list[Question], budget: int
 
 
 def accuracy(engine: OnVllm, encoder: Encoder, count: int) -> dict:
-    """Share of right answers and mean thought tokens, per kind and budget."""
+    """Return the share of right answers and the mean thought tokens, per kind and budget."""
     table: dict[str, dict[str, list[float]]] = {}
     for kind in KINDS:
         asked = held_out(kind, count)
@@ -118,7 +118,7 @@ def accuracy(engine: OnVllm, encoder: Encoder, count: int) -> dict:
 
 
 def agreement(engine: OnVllm, model: Path, prompts: Prompts) -> dict:
-    """How many of the prompts get the same tokens, and the reference's logit gap at each first difference."""
+    """Return how many prompts get the same tokens, and the reference's logit gap at each first difference."""
     mine = engine.generate(prompts)
     reference, gaps = on_transformers(model, prompts)
     differences = []
@@ -134,8 +134,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, default=Path("service/penstock/demo_model"))
     parser.add_argument("--questions", type=int, default=42, help="per kind")
-    parser.add_argument("--drafts", type=int, default=0, help="MTP draft tokens; 0 is without, and adds the reference")
-    parser.add_argument("--agreement-only", action="store_true", help="only against the reference, as one line of JSON")
+    parser.add_argument(
+        "--drafts",
+        type=int,
+        default=0,
+        help="number of MTP draft tokens; 0: without, and compare with the reference, too",
+    )
+    parser.add_argument(
+        "--agreement-only", action="store_true", help="only compare with the reference, and print one line of JSON"
+    )
     arguments = parser.parse_args()
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     encoder = Encoder(build_tokenizer())

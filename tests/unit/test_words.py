@@ -67,6 +67,8 @@ def test_ordinary_names_are_not_found(words: ModuleType, code: str) -> None:
         ("What the onlooker learns.", "onlooker"),
         ("Calls that were let in", "let in"),
         ("Whoever calls", "Whoever"),
+        ("It sends canned tokens", "canned tokens"),
+        ("Look at what came of it", "what came of it"),
     ],
 )
 def test_phrases_are_found(words: ModuleType, text: str, phrase: str) -> None:
@@ -80,6 +82,44 @@ def test_ordinary_english_and_gated_delta_net_are_not_found(words: ModuleType) -
         "The answer ends before it. Doors and houses of a data set, cross-border traffic, and what they let us do."
     )
     assert list(words.phrases("docs/page.md", [(1, text)])) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("const a = 1; // It was\n", 0),
+        ("const a = 1;\n/** Calls are\n * turned away. */\n", 3),
+        ("a := 1\n// Calls that were\n// let in\n", 3),
+        ('x := "whoever calls"\n', 1),
+        ("#!/bin/sh\n# for whoever\necho done\n", 2),
+    ],
+)
+def test_phrases_in_other_languages_are_found_at_their_line(words: ModuleType, text: str, line: int) -> None:
+    found = [one.line for one in words.phrases("clients/go/planted.go", words.prose_of_other(text))]
+    assert found == ([line] if line else [])
+
+
+@pytest.mark.parametrize(
+    "path", ["bench/planted.py", "models/planted.py", "clients/python/planted.py", "scripts/planted"]
+)
+def test_bounds_have_standard_names(words: ModuleType, path: str) -> None:
+    code = "def f(most_attempts: int) -> None: ...\nleast_ms = counter.most_common(at_most)\n"
+    found = [one.what for one in words.identifiers(path, ast.parse(code))]
+    assert found == ["identifier most_attempts: use max_*, min_*"]
+
+
+def test_clients_templates_and_scripts_are_checked(words: ModuleType) -> None:
+    found = set(words.tracked([]))
+    assert found >= {
+        "clients/go/client.go",
+        "clients/typescript/src/client.ts",
+        "bench/penstock_bench/pilot/templates/report.md.jinja",
+        "bench/contenders.py",
+        "models/demo/train.py",
+        "scripts/lock",
+        "scripts/_environment.py",
+    }
+    assert not any("/src/gen/" in name or "/penstockv1/" in name for name in found)
 
 
 def test_docstrings_start_with_a_verb(words: ModuleType) -> None:

@@ -33,7 +33,7 @@ def draw(plan: CapacityPlan, file: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)
     setup, layout = plan.setup, plan.setup.layout
-    said = plan.fit.correction.source if plan.fit else "on paper"
+    said = plan.fit.correction.source if plan.fit else "computed"
     spread = f"tensor {layout.tensor} x data {layout.data}"
     figure.suptitle(f"{setup.model}, {setup.count} x {setup.device.name}, {spread}; {said}", fontsize=9)
     figure.savefig(file)
