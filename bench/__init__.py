@@ -1,1 +1,1 @@
-"""Measurements against other servers and of the front end alone. Not part of the service; run from a checkout."""
+"""Compare the service with other servers, and measure its parts. Run from a checkout; not part of the service."""
