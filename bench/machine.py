@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import platform
+import random
 import socket
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from penstock_bench.load.machine import cpu_name
+
+_PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_LOWEST_PORT, _TRIES = 10_000, 100
 
 
 def machine() -> dict[str, Any]:
@@ -29,7 +34,22 @@ def about(module: str) -> dict[str, Any]:
 
 
 def free_port() -> int:
-    """Return a free port of loopback."""
+    """Return a free port of loopback, for a process that is about to listen there.
+
+    It is below those that the kernel gives to outgoing connections: one of these could take the port first.
+    """
+    lowest = int(_PORT_RANGE.read_text().split()[0]) if _PORT_RANGE.exists() else 0
+    for port in random.sample(range(_LOWEST_PORT, lowest), _TRIES) if lowest > _LOWEST_PORT + _TRIES else ():
+        if _binds(port):
+            return port
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _binds(port: int) -> bool:
+    try:
+        socket.create_server(("", port)).close()
+    except OSError:
+        return False
+    return True

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-_LINGER_SECONDS = 0.05
+_LINGER_SECONDS = 0.2
 
 
 class Proxy:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.machine import free_port
 from tests.conformance.tools import NODE, build_go, build_typescript, needs_go, needs_node
 from tests.rpc.scripted_service import scripted_service
 
@@ -58,9 +58,7 @@ HEAD = "import asyncio, sys, time\nimport penstock_client as pc\nTARGET = sys.ar
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
     """(address of the service, URL of its metrics)"""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     settings = {"telemetry.prometheus_listen": f"127.0.0.1:{port}", "resume.grace_seconds": "600"}
     with scripted_service(tmp_path_factory.mktemp("leaving"), ENDLESS, settings) as address:
         yield address, f"http://127.0.0.1:{port}/metrics"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from penstock_bench.pilot.cost import operating_point
 from penstock_bench.pilot.results import Result, read
 from typer.testing import CliRunner
 
+from bench.machine import free_port
 from tests.rpc.scripted_service import scripted_service
 
 pytestmark = pytest.mark.slow
@@ -35,8 +35,7 @@ class Served:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     settings = {"telemetry.prometheus_listen": f"127.0.0.1:{port}"}
     with scripted_service(tmp_path_factory.mktemp("serve"), REPLIES, settings) as address:
         yield Served(address, f"http://127.0.0.1:{port}/metrics")

@@ -25,6 +25,7 @@ from penstock.config.security import Quota, QuotaSettings
 from penstock.errors import CallerNotAllowed, ConfigError, Overloaded, QuotaExceeded
 from penstock.types import Priority
 
+from bench.machine import free_port
 from tests.tooling import program
 
 DAY = "2026-11-23"
@@ -36,9 +37,7 @@ def caller(name: str = "team-a", **limits: Any) -> Principal:
 
 @pytest.fixture(scope="module")
 def redis_url() -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [program("redis-server"), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
