@@ -19,7 +19,8 @@ from tests.rpc.killable import ward
 from tests.rpc.proxy import Proxy, proxied
 
 THOUGHT, ANSWER = "a thought of some length, ünïcödé too; " * 3, "an answer that goes on for a while"
-SLOW = Reply(thought=THOUGHT, answer=ANSWER, step_seconds=0.002)
+# Slow enough that a busy client reads it as it comes.
+SLOW = Reply(thought=THOUGHT, answer=ANSWER, step_seconds=0.01)
 ENDLESS = Reply(match="endless", thought="x" * 3000, answer="done", step_seconds=0.005)
 QUICK = pc.Reconnect(max_attempts=4, max_seconds=5, first_wait_seconds=0.02)
 

@@ -166,7 +166,7 @@ def test_ctrl_c_writes_what_there_is(served: Served, tmp_path: Path) -> None:
 
 
 def test_questions_that_are_refused_do_not_end_the_pilot(tmp_path: Path) -> None:
-    short = ("--quick", "--seconds", "0.2", "--soak-seconds", "0.3", "--concurrency", "1", "--context", "300")
+    short = ("--quick", "--seconds", "1", "--soak-seconds", "2", "--concurrency", "1", "--context", "300")
     with scripted_service(tmp_path, REPLIES, {"limits.max_output_tokens": "64"}) as target:
         done = CliRunner().invoke(app, ["pilot", "--target", target, "--out", str(tmp_path / "out"), *short])
     assert done.exit_code == 0, done.output

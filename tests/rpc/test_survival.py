@@ -354,7 +354,8 @@ async def test_draining_waits_for_streams_and_refuses_new_ones() -> None:
 async def test_a_drain_that_takes_too_long_gives_each_stream_its_last_event() -> None:
     async with ward(Reply(thought=THOUGHT * 50, answer=ANSWER, step_seconds=0.002)) as here:
         running = asyncio.create_task(stream(here.channel, spec(thinking=THINKING)))
-        await asyncio.sleep(0.05)
+        while here.engine.chunks < 5:  # noqa: ASYNC110 - the engine's own count
+            await asyncio.sleep(0.005)
         await here.server.drain(0.1)
         finished = (await running)[-1].finished
         assert finished.results[0].finish_reason == pb.FINISH_REASON_DRAINED
@@ -422,7 +423,8 @@ async def test_without_a_shared_key_no_token_is_given_or_taken(tmp_path: Path) -
     async with replica(key, THOUGHT * 9) as here, ward(SLOW) as there:
         running = asyncio.create_task(stream(here.channel, spec(thinking=THINKING)))
         unkeyed = asyncio.create_task(stream(there.channel, spec(thinking=THINKING)))
-        await asyncio.sleep(0.05)
+        while min(here.engine.chunks, there.engine.chunks) < 5:  # noqa: ASYNC110 - the engines' own counts
+            await asyncio.sleep(0.005)
         await here.server.drain(0.01)
         first = await running
         with pytest.raises(grpc.aio.AioRpcError) as refused:

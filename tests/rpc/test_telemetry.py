@@ -242,7 +242,8 @@ async def test_a_deadline_plan_is_told() -> None:
         request = pb.StreamGenerateRequest(spec=question)
         assert [event async for event in stub.StreamGenerate(request, timeout=20)]
     plan = next(event for event in collector.one(CHAT).events if event.name == "penstock.deadline_plan")
-    assert 0 < attributes(plan)["penstock.deadline.seconds"] <= 20
+    # gRPC rounds a timeout up on its way, by up to one percent.
+    assert 0 < attributes(plan)["penstock.deadline.seconds"] <= 20.2
 
 
 async def test_log_lines_arrive_with_the_ids_of_their_call() -> None:
