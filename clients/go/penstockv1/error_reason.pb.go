@@ -74,7 +74,8 @@ const (
 	// DEADLINE_EXCEEDED: the call's deadline passed before the answer was complete. The server ends the call shortly
 	// before the deadline (`status_margin` in the effective settings) so that this arrives; where a client's own clock is
 	// first, the clients of this project make the same error from what they have counted.
-	// Example: {reason: "DEADLINE_PASSED", metadata: {thought_tokens: "812", answer_tokens: "3"}}.
+	// Example: {reason: "DEADLINE_PASSED", metadata: {thought_tokens: "812", answer_tokens: "3",
+	// tool_tokens: "0"}}.
 	ErrorReason_ERROR_REASON_DEADLINE_PASSED ErrorReason = 11
 	// UNAVAILABLE: the server is going away; another replica will serve.
 	// Example: {reason: "DRAINING"}.

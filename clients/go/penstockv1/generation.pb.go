@@ -34,8 +34,10 @@ const (
 	Role_ROLE_SYSTEM Role = 1
 	// The user.
 	Role_ROLE_USER Role = 2
-	// The model, in an earlier turn: its answer without its thought.
+	// The model, in an earlier turn. As the last message it is continued: the output goes on where it ends.
 	Role_ROLE_ASSISTANT Role = 3
+	// The caller's tools: the results of the tool calls in the assistant message before.
+	Role_ROLE_TOOL Role = 4
 )
 
 // Enum value maps for Role.
@@ -45,12 +47,14 @@ var (
 		1: "ROLE_SYSTEM",
 		2: "ROLE_USER",
 		3: "ROLE_ASSISTANT",
+		4: "ROLE_TOOL",
 	}
 	Role_value = map[string]int32{
 		"ROLE_UNSPECIFIED": 0,
 		"ROLE_SYSTEM":      1,
 		"ROLE_USER":        2,
 		"ROLE_ASSISTANT":   3,
+		"ROLE_TOOL":        4,
 	}
 )
 
@@ -79,6 +83,121 @@ func (x Role) Number() protoreflect.EnumNumber {
 // Deprecated: Use Role.Descriptor instead.
 func (Role) EnumDescriptor() ([]byte, []int) {
 	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{0}
+}
+
+// Whether a tool call is whole.
+type ToolCallStatus int32
+
+const (
+	// As COMPLETE in a request; never sent.
+	ToolCallStatus_TOOL_CALL_STATUS_UNSPECIFIED ToolCallStatus = 0
+	// The model wrote it to its end: `arguments_json` is a JSON object.
+	ToolCallStatus_TOOL_CALL_STATUS_COMPLETE ToolCallStatus = 1
+	// The output ended inside it, or it cannot be read. It must not be executed. In a request it is INVALID_FIELD.
+	ToolCallStatus_TOOL_CALL_STATUS_INCOMPLETE ToolCallStatus = 2
+)
+
+// Enum value maps for ToolCallStatus.
+var (
+	ToolCallStatus_name = map[int32]string{
+		0: "TOOL_CALL_STATUS_UNSPECIFIED",
+		1: "TOOL_CALL_STATUS_COMPLETE",
+		2: "TOOL_CALL_STATUS_INCOMPLETE",
+	}
+	ToolCallStatus_value = map[string]int32{
+		"TOOL_CALL_STATUS_UNSPECIFIED": 0,
+		"TOOL_CALL_STATUS_COMPLETE":    1,
+		"TOOL_CALL_STATUS_INCOMPLETE":  2,
+	}
+)
+
+func (x ToolCallStatus) Enum() *ToolCallStatus {
+	p := new(ToolCallStatus)
+	*p = x
+	return p
+}
+
+func (x ToolCallStatus) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ToolCallStatus) Descriptor() protoreflect.EnumDescriptor {
+	return file_penstock_v1_generation_proto_enumTypes[1].Descriptor()
+}
+
+func (ToolCallStatus) Type() protoreflect.EnumType {
+	return &file_penstock_v1_generation_proto_enumTypes[1]
+}
+
+func (x ToolCallStatus) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ToolCallStatus.Descriptor instead.
+func (ToolCallStatus) EnumDescriptor() ([]byte, []int) {
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{1}
+}
+
+// Whether the model calls tools.
+type ToolMode int32
+
+const (
+	// As AUTO.
+	ToolMode_TOOL_MODE_UNSPECIFIED ToolMode = 0
+	// The model decides. Calls are read as it writes them; only those of `strict` tools are held by a grammar.
+	ToolMode_TOOL_MODE_AUTO ToolMode = 1
+	// At least one call, and no text. Every call is held to its schema by a grammar. Only max_output_tokens, a deadline or
+	// a cancel can cut the first one, which is then INCOMPLETE.
+	ToolMode_TOOL_MODE_REQUIRED ToolMode = 2
+	// The model is shown the tools, and what it writes is text.
+	ToolMode_TOOL_MODE_NONE ToolMode = 3
+	// The model decides, and every call is held to its schema by a grammar.
+	ToolMode_TOOL_MODE_VALIDATED ToolMode = 4
+)
+
+// Enum value maps for ToolMode.
+var (
+	ToolMode_name = map[int32]string{
+		0: "TOOL_MODE_UNSPECIFIED",
+		1: "TOOL_MODE_AUTO",
+		2: "TOOL_MODE_REQUIRED",
+		3: "TOOL_MODE_NONE",
+		4: "TOOL_MODE_VALIDATED",
+	}
+	ToolMode_value = map[string]int32{
+		"TOOL_MODE_UNSPECIFIED": 0,
+		"TOOL_MODE_AUTO":        1,
+		"TOOL_MODE_REQUIRED":    2,
+		"TOOL_MODE_NONE":        3,
+		"TOOL_MODE_VALIDATED":   4,
+	}
+)
+
+func (x ToolMode) Enum() *ToolMode {
+	p := new(ToolMode)
+	*p = x
+	return p
+}
+
+func (x ToolMode) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ToolMode) Descriptor() protoreflect.EnumDescriptor {
+	return file_penstock_v1_generation_proto_enumTypes[2].Descriptor()
+}
+
+func (ToolMode) Type() protoreflect.EnumType {
+	return &file_penstock_v1_generation_proto_enumTypes[2]
+}
+
+func (x ToolMode) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ToolMode.Descriptor instead.
+func (ToolMode) EnumDescriptor() ([]byte, []int) {
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{2}
 }
 
 // Shedding order under load.
@@ -122,11 +241,11 @@ func (x Priority) String() string {
 }
 
 func (Priority) Descriptor() protoreflect.EnumDescriptor {
-	return file_penstock_v1_generation_proto_enumTypes[1].Descriptor()
+	return file_penstock_v1_generation_proto_enumTypes[3].Descriptor()
 }
 
 func (Priority) Type() protoreflect.EnumType {
-	return &file_penstock_v1_generation_proto_enumTypes[1]
+	return &file_penstock_v1_generation_proto_enumTypes[3]
 }
 
 func (x Priority) Number() protoreflect.EnumNumber {
@@ -135,7 +254,7 @@ func (x Priority) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Priority.Descriptor instead.
 func (Priority) EnumDescriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{1}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{3}
 }
 
 // How much to think.
@@ -179,11 +298,11 @@ func (x ThinkingMode) String() string {
 }
 
 func (ThinkingMode) Descriptor() protoreflect.EnumDescriptor {
-	return file_penstock_v1_generation_proto_enumTypes[2].Descriptor()
+	return file_penstock_v1_generation_proto_enumTypes[4].Descriptor()
 }
 
 func (ThinkingMode) Type() protoreflect.EnumType {
-	return &file_penstock_v1_generation_proto_enumTypes[2]
+	return &file_penstock_v1_generation_proto_enumTypes[4]
 }
 
 func (x ThinkingMode) Number() protoreflect.EnumNumber {
@@ -192,7 +311,125 @@ func (x ThinkingMode) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ThinkingMode.Descriptor instead.
 func (ThinkingMode) EnumDescriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{2}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{4}
+}
+
+// How hard to think.
+type Effort int32
+
+const (
+	// The request names none.
+	Effort_EFFORT_UNSPECIFIED Effort = 0
+	// No thought.
+	Effort_EFFORT_NONE Effort = 1
+	// A short thought.
+	Effort_EFFORT_LOW Effort = 2
+	// A thought of middle length.
+	Effort_EFFORT_MEDIUM Effort = 3
+	// A long thought.
+	Effort_EFFORT_HIGH Effort = 4
+)
+
+// Enum value maps for Effort.
+var (
+	Effort_name = map[int32]string{
+		0: "EFFORT_UNSPECIFIED",
+		1: "EFFORT_NONE",
+		2: "EFFORT_LOW",
+		3: "EFFORT_MEDIUM",
+		4: "EFFORT_HIGH",
+	}
+	Effort_value = map[string]int32{
+		"EFFORT_UNSPECIFIED": 0,
+		"EFFORT_NONE":        1,
+		"EFFORT_LOW":         2,
+		"EFFORT_MEDIUM":      3,
+		"EFFORT_HIGH":        4,
+	}
+)
+
+func (x Effort) Enum() *Effort {
+	p := new(Effort)
+	*p = x
+	return p
+}
+
+func (x Effort) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Effort) Descriptor() protoreflect.EnumDescriptor {
+	return file_penstock_v1_generation_proto_enumTypes[5].Descriptor()
+}
+
+func (Effort) Type() protoreflect.EnumType {
+	return &file_penstock_v1_generation_proto_enumTypes[5]
+}
+
+func (x Effort) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Effort.Descriptor instead.
+func (Effort) EnumDescriptor() ([]byte, []int) {
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{5}
+}
+
+// Which earlier thoughts the model is given.
+type ThoughtHistory int32
+
+const (
+	// As CURRENT_TURN.
+	ThoughtHistory_THOUGHT_HISTORY_UNSPECIFIED ThoughtHistory = 0
+	// Those since the last user message, so that a loop of tool calls keeps its reasoning.
+	ThoughtHistory_THOUGHT_HISTORY_CURRENT_TURN ThoughtHistory = 1
+	// All. FEATURE_OFF where the model's template cannot.
+	ThoughtHistory_THOUGHT_HISTORY_ALL_TURNS ThoughtHistory = 2
+	// None.
+	ThoughtHistory_THOUGHT_HISTORY_NONE ThoughtHistory = 3
+)
+
+// Enum value maps for ThoughtHistory.
+var (
+	ThoughtHistory_name = map[int32]string{
+		0: "THOUGHT_HISTORY_UNSPECIFIED",
+		1: "THOUGHT_HISTORY_CURRENT_TURN",
+		2: "THOUGHT_HISTORY_ALL_TURNS",
+		3: "THOUGHT_HISTORY_NONE",
+	}
+	ThoughtHistory_value = map[string]int32{
+		"THOUGHT_HISTORY_UNSPECIFIED":  0,
+		"THOUGHT_HISTORY_CURRENT_TURN": 1,
+		"THOUGHT_HISTORY_ALL_TURNS":    2,
+		"THOUGHT_HISTORY_NONE":         3,
+	}
+)
+
+func (x ThoughtHistory) Enum() *ThoughtHistory {
+	p := new(ThoughtHistory)
+	*p = x
+	return p
+}
+
+func (x ThoughtHistory) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ThoughtHistory) Descriptor() protoreflect.EnumDescriptor {
+	return file_penstock_v1_generation_proto_enumTypes[6].Descriptor()
+}
+
+func (ThoughtHistory) Type() protoreflect.EnumType {
+	return &file_penstock_v1_generation_proto_enumTypes[6]
+}
+
+func (x ThoughtHistory) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ThoughtHistory.Descriptor instead.
+func (ThoughtHistory) EnumDescriptor() ([]byte, []int) {
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{6}
 }
 
 // What to do with a prompt that does not fit.
@@ -240,11 +477,11 @@ func (x OverflowPolicy) String() string {
 }
 
 func (OverflowPolicy) Descriptor() protoreflect.EnumDescriptor {
-	return file_penstock_v1_generation_proto_enumTypes[3].Descriptor()
+	return file_penstock_v1_generation_proto_enumTypes[7].Descriptor()
 }
 
 func (OverflowPolicy) Type() protoreflect.EnumType {
-	return &file_penstock_v1_generation_proto_enumTypes[3]
+	return &file_penstock_v1_generation_proto_enumTypes[7]
 }
 
 func (x OverflowPolicy) Number() protoreflect.EnumNumber {
@@ -253,7 +490,7 @@ func (x OverflowPolicy) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use OverflowPolicy.Descriptor instead.
 func (OverflowPolicy) EnumDescriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{3}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{7}
 }
 
 // Why a stream stands still.
@@ -293,11 +530,11 @@ func (x InterruptionReason) String() string {
 }
 
 func (InterruptionReason) Descriptor() protoreflect.EnumDescriptor {
-	return file_penstock_v1_generation_proto_enumTypes[4].Descriptor()
+	return file_penstock_v1_generation_proto_enumTypes[8].Descriptor()
 }
 
 func (InterruptionReason) Type() protoreflect.EnumType {
-	return &file_penstock_v1_generation_proto_enumTypes[4]
+	return &file_penstock_v1_generation_proto_enumTypes[8]
 }
 
 func (x InterruptionReason) Number() protoreflect.EnumNumber {
@@ -306,7 +543,7 @@ func (x InterruptionReason) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use InterruptionReason.Descriptor instead.
 func (InterruptionReason) EnumDescriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{4}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{8}
 }
 
 // How a thought ended.
@@ -366,11 +603,11 @@ func (x ThinkingOutcome) String() string {
 }
 
 func (ThinkingOutcome) Descriptor() protoreflect.EnumDescriptor {
-	return file_penstock_v1_generation_proto_enumTypes[5].Descriptor()
+	return file_penstock_v1_generation_proto_enumTypes[9].Descriptor()
 }
 
 func (ThinkingOutcome) Type() protoreflect.EnumType {
-	return &file_penstock_v1_generation_proto_enumTypes[5]
+	return &file_penstock_v1_generation_proto_enumTypes[9]
 }
 
 func (x ThinkingOutcome) Number() protoreflect.EnumNumber {
@@ -379,7 +616,7 @@ func (x ThinkingOutcome) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ThinkingOutcome.Descriptor instead.
 func (ThinkingOutcome) EnumDescriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{5}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{9}
 }
 
 // Why the output ended.
@@ -400,6 +637,9 @@ const (
 	FinishReason_FINISH_REASON_CANCELLED FinishReason = 5
 	// The server went away; resume elsewhere.
 	FinishReason_FINISH_REASON_DRAINED FinishReason = 6
+	// It ended, by the model or a stop, after at least one complete tool call; or `max_calls` were made. A call that
+	// max_output_tokens cut is MAX_OUTPUT_TOKENS, and INCOMPLETE.
+	FinishReason_FINISH_REASON_TOOL_CALLS FinishReason = 7
 )
 
 // Enum value maps for FinishReason.
@@ -412,6 +652,7 @@ var (
 		4: "FINISH_REASON_MAX_OUTPUT_TOKENS",
 		5: "FINISH_REASON_CANCELLED",
 		6: "FINISH_REASON_DRAINED",
+		7: "FINISH_REASON_TOOL_CALLS",
 	}
 	FinishReason_value = map[string]int32{
 		"FINISH_REASON_UNSPECIFIED":       0,
@@ -421,6 +662,7 @@ var (
 		"FINISH_REASON_MAX_OUTPUT_TOKENS": 4,
 		"FINISH_REASON_CANCELLED":         5,
 		"FINISH_REASON_DRAINED":           6,
+		"FINISH_REASON_TOOL_CALLS":        7,
 	}
 )
 
@@ -435,11 +677,11 @@ func (x FinishReason) String() string {
 }
 
 func (FinishReason) Descriptor() protoreflect.EnumDescriptor {
-	return file_penstock_v1_generation_proto_enumTypes[6].Descriptor()
+	return file_penstock_v1_generation_proto_enumTypes[10].Descriptor()
 }
 
 func (FinishReason) Type() protoreflect.EnumType {
-	return &file_penstock_v1_generation_proto_enumTypes[6]
+	return &file_penstock_v1_generation_proto_enumTypes[10]
 }
 
 func (x FinishReason) Number() protoreflect.EnumNumber {
@@ -448,7 +690,7 @@ func (x FinishReason) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use FinishReason.Descriptor instead.
 func (FinishReason) EnumDescriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{6}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{10}
 }
 
 // Request of Generate.
@@ -1444,7 +1686,12 @@ type GenerationSpec struct {
 	// Limits and form of the output. Absent: as much as the window leaves.
 	Output *OutputConfig `protobuf:"bytes,8,opt,name=output,proto3" json:"output,omitempty"`
 	// Which calls are shed first under load. Default: normal.
-	Priority      Priority `protobuf:"varint,9,opt,name=priority,proto3,enum=penstock.v1.Priority" json:"priority,omitempty"`
+	Priority Priority `protobuf:"varint,9,opt,name=priority,proto3,enum=penstock.v1.Priority" json:"priority,omitempty"`
+	// Tools that the model may ask the caller to execute. Messages only. FEATURE_OFF where the model's template has none.
+	// Default: none.
+	Tools []*Tool `protobuf:"bytes,10,rep,name=tools,proto3" json:"tools,omitempty"`
+	// How the tools may be called. Absent: the model decides, which tool and how many.
+	ToolConfig    *ToolConfig `protobuf:"bytes,11,opt,name=tool_config,json=toolConfig,proto3" json:"tool_config,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1555,6 +1802,20 @@ func (x *GenerationSpec) GetPriority() Priority {
 	return Priority_PRIORITY_UNSPECIFIED
 }
 
+func (x *GenerationSpec) GetTools() []*Tool {
+	if x != nil {
+		return x.Tools
+	}
+	return nil
+}
+
+func (x *GenerationSpec) GetToolConfig() *ToolConfig {
+	if x != nil {
+		return x.ToolConfig
+	}
+	return nil
+}
+
 type isGenerationSpec_Input interface {
 	isGenerationSpec_Input()
 }
@@ -1583,8 +1844,10 @@ func (*GenerationSpec_TokenIds) isGenerationSpec_Input() {}
 // A conversation.
 type Messages struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Oldest first; at least one. The last one that is not the system's is the user's, and not empty. Otherwise any order
-	// of roles that the model's chat template takes; INVALID_FIELD for one that it refuses. System messages that the
+	// Oldest first; at least one. The last one that is not the system's is the user's and not empty, or a tool's, or the
+	// assistant's, which is continued. Each tool call of an assistant message has its result in the tool messages right
+	// after it. Otherwise any order of roles that the model's chat template takes; INVALID_FIELD for one that it refuses.
+	// System messages that the
 	// template does not take where they stand (Qwen's takes one, at the start) are joined in order into one at the start,
 	// with an empty line between them.
 	Messages      []*Message `protobuf:"bytes,1,rep,name=messages,proto3" json:"messages,omitempty"`
@@ -1634,10 +1897,13 @@ type Message struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Who speaks. Required.
 	Role Role `protobuf:"varint,1,opt,name=role,proto3,enum=penstock.v1.Role" json:"role,omitempty"`
-	// What is said, UTF-8; may be empty. It is text whatever it spells: names of control tokens in it are letters, and
-	// nothing is cut from an earlier answer that spells a think marker. White space around it is what the template makes
-	// of it (Qwen's drops it).
-	Content       string `protobuf:"bytes,2,opt,name=content,proto3" json:"content,omitempty"`
+	// What is said, UTF-8; may be empty: short for one text part, CONFLICTING_FIELDS beside `parts`. It is text whatever it
+	// spells: names of control tokens in it are letters, and nothing is cut from an earlier answer that spells a think
+	// marker. White space around it is what the template makes of it (Qwen's drops it).
+	Content string `protobuf:"bytes,2,opt,name=content,proto3" json:"content,omitempty"`
+	// What is said, in parts. System and user messages have texts (and images, for users); tool messages have tool
+	// results; assistant messages have at most one thought, then texts, then tool calls, in this order. Default: none.
+	Parts         []*Part `protobuf:"bytes,3,rep,name=parts,proto3" json:"parts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1686,6 +1952,493 @@ func (x *Message) GetContent() string {
 	return ""
 }
 
+func (x *Message) GetParts() []*Part {
+	if x != nil {
+		return x.Parts
+	}
+	return nil
+}
+
+// A piece of a message.
+type Part struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What it is. Required: exactly one.
+	//
+	// Types that are valid to be assigned to Part:
+	//
+	//	*Part_Text
+	//	*Part_Thought
+	//	*Part_Image
+	//	*Part_ToolCall
+	//	*Part_ToolResult
+	Part          isPart_Part `protobuf_oneof:"part"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Part) Reset() {
+	*x = Part{}
+	mi := &file_penstock_v1_generation_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Part) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Part) ProtoMessage() {}
+
+func (x *Part) ProtoReflect() protoreflect.Message {
+	mi := &file_penstock_v1_generation_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Part.ProtoReflect.Descriptor instead.
+func (*Part) Descriptor() ([]byte, []int) {
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *Part) GetPart() isPart_Part {
+	if x != nil {
+		return x.Part
+	}
+	return nil
+}
+
+func (x *Part) GetText() string {
+	if x != nil {
+		if x, ok := x.Part.(*Part_Text); ok {
+			return x.Text
+		}
+	}
+	return ""
+}
+
+func (x *Part) GetThought() string {
+	if x != nil {
+		if x, ok := x.Part.(*Part_Thought); ok {
+			return x.Thought
+		}
+	}
+	return ""
+}
+
+func (x *Part) GetImage() *Image {
+	if x != nil {
+		if x, ok := x.Part.(*Part_Image); ok {
+			return x.Image
+		}
+	}
+	return nil
+}
+
+func (x *Part) GetToolCall() *ToolCall {
+	if x != nil {
+		if x, ok := x.Part.(*Part_ToolCall); ok {
+			return x.ToolCall
+		}
+	}
+	return nil
+}
+
+func (x *Part) GetToolResult() *ToolResult {
+	if x != nil {
+		if x, ok := x.Part.(*Part_ToolResult); ok {
+			return x.ToolResult
+		}
+	}
+	return nil
+}
+
+type isPart_Part interface {
+	isPart_Part()
+}
+
+type Part_Text struct {
+	// Text, whatever it spells. Several texts of a message are joined as they stand.
+	Text string `protobuf:"bytes,1,opt,name=text,proto3,oneof"`
+}
+
+type Part_Thought struct {
+	// An earlier thought of the model, whole. `spec.thinking.history` says whether the model is given it again.
+	Thought string `protobuf:"bytes,2,opt,name=thought,proto3,oneof"`
+}
+
+type Part_Image struct {
+	// An image. FEATURE_OFF: this version reads text only.
+	Image *Image `protobuf:"bytes,3,opt,name=image,proto3,oneof"`
+}
+
+type Part_ToolCall struct {
+	// An earlier tool call of the model, as it came.
+	ToolCall *ToolCall `protobuf:"bytes,4,opt,name=tool_call,json=toolCall,proto3,oneof"`
+}
+
+type Part_ToolResult struct {
+	// What the tool returned for a call.
+	ToolResult *ToolResult `protobuf:"bytes,5,opt,name=tool_result,json=toolResult,proto3,oneof"`
+}
+
+func (*Part_Text) isPart_Part() {}
+
+func (*Part_Thought) isPart_Part() {}
+
+func (*Part_Image) isPart_Part() {}
+
+func (*Part_ToolCall) isPart_Part() {}
+
+func (*Part_ToolResult) isPart_Part() {}
+
+// An image, inline: the service never fetches an address.
+type Image struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// For instance "image/png". Required.
+	MimeType string `protobuf:"bytes,1,opt,name=mime_type,json=mimeType,proto3" json:"mime_type,omitempty"`
+	// The encoded image. Required.
+	Data          []byte `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Image) Reset() {
+	*x = Image{}
+	mi := &file_penstock_v1_generation_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Image) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Image) ProtoMessage() {}
+
+func (x *Image) ProtoReflect() protoreflect.Message {
+	mi := &file_penstock_v1_generation_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Image.ProtoReflect.Descriptor instead.
+func (*Image) Descriptor() ([]byte, []int) {
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *Image) GetMimeType() string {
+	if x != nil {
+		return x.MimeType
+	}
+	return ""
+}
+
+func (x *Image) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+// A call of a tool that the model asks the caller to execute.
+type ToolCall struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The server's id of the call, unique in its conversation; in a request at most 64 bytes. Required.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Name of the tool: 1 to 64 letters, digits, `_`, `-` and `.`. With AUTO the model may write a name that no tool of the
+	// request has, and that begins with a digit, `-` or `.`. Empty where an INCOMPLETE call was cut inside it. Required in a
+	// request.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// The arguments: a JSON object as text, keys in the model's order. In a request empty is `{}`.
+	ArgumentsJson string `protobuf:"bytes,3,opt,name=arguments_json,json=argumentsJson,proto3" json:"arguments_json,omitempty"`
+	// Whether it is whole.
+	Status        ToolCallStatus `protobuf:"varint,4,opt,name=status,proto3,enum=penstock.v1.ToolCallStatus" json:"status,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ToolCall) Reset() {
+	*x = ToolCall{}
+	mi := &file_penstock_v1_generation_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ToolCall) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ToolCall) ProtoMessage() {}
+
+func (x *ToolCall) ProtoReflect() protoreflect.Message {
+	mi := &file_penstock_v1_generation_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ToolCall.ProtoReflect.Descriptor instead.
+func (*ToolCall) Descriptor() ([]byte, []int) {
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ToolCall) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ToolCall) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ToolCall) GetArgumentsJson() string {
+	if x != nil {
+		return x.ArgumentsJson
+	}
+	return ""
+}
+
+func (x *ToolCall) GetStatus() ToolCallStatus {
+	if x != nil {
+		return x.Status
+	}
+	return ToolCallStatus_TOOL_CALL_STATUS_UNSPECIFIED
+}
+
+// What a tool returned.
+type ToolResult struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The id of a tool call in the assistant message before. Required; each call gets exactly one result.
+	CallId string `protobuf:"bytes,1,opt,name=call_id,json=callId,proto3" json:"call_id,omitempty"`
+	// What it returned: texts, which are joined as they stand. May be empty.
+	Content []*Part `protobuf:"bytes,2,rep,name=content,proto3" json:"content,omitempty"`
+	// The tool failed, and `content` says how. The model is given the text either way. Default false.
+	IsError       bool `protobuf:"varint,3,opt,name=is_error,json=isError,proto3" json:"is_error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ToolResult) Reset() {
+	*x = ToolResult{}
+	mi := &file_penstock_v1_generation_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ToolResult) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ToolResult) ProtoMessage() {}
+
+func (x *ToolResult) ProtoReflect() protoreflect.Message {
+	mi := &file_penstock_v1_generation_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ToolResult.ProtoReflect.Descriptor instead.
+func (*ToolResult) Descriptor() ([]byte, []int) {
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *ToolResult) GetCallId() string {
+	if x != nil {
+		return x.CallId
+	}
+	return ""
+}
+
+func (x *ToolResult) GetContent() []*Part {
+	if x != nil {
+		return x.Content
+	}
+	return nil
+}
+
+func (x *ToolResult) GetIsError() bool {
+	if x != nil {
+		return x.IsError
+	}
+	return false
+}
+
+// A tool that the model may ask the caller to execute.
+type Tool struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Letters, digits, `_`, `-` and `.`, at most 64, the first a letter or `_`; unique in the request. Required.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// What it does and when to use it, for the model. Default: empty.
+	Description string `protobuf:"bytes,2,opt,name=description,proto3" json:"description,omitempty"`
+	// JSON schema (draft 2020-12) of the arguments, as JSON text, of type object. Empty: a tool without arguments.
+	ParametersJsonSchema string `protobuf:"bytes,3,opt,name=parameters_json_schema,json=parametersJsonSchema,proto3" json:"parameters_json_schema,omitempty"`
+	// Hold this tool's arguments to the schema by a grammar, also with AUTO. As for `json_schema` of the output: what
+	// cannot be enforced is INVALID_FIELD with its keyword and JSON pointer. Default false.
+	Strict        bool `protobuf:"varint,4,opt,name=strict,proto3" json:"strict,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Tool) Reset() {
+	*x = Tool{}
+	mi := &file_penstock_v1_generation_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Tool) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Tool) ProtoMessage() {}
+
+func (x *Tool) ProtoReflect() protoreflect.Message {
+	mi := &file_penstock_v1_generation_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Tool.ProtoReflect.Descriptor instead.
+func (*Tool) Descriptor() ([]byte, []int) {
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *Tool) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Tool) GetDescription() string {
+	if x != nil {
+		return x.Description
+	}
+	return ""
+}
+
+func (x *Tool) GetParametersJsonSchema() string {
+	if x != nil {
+		return x.ParametersJsonSchema
+	}
+	return ""
+}
+
+func (x *Tool) GetStrict() bool {
+	if x != nil {
+		return x.Strict
+	}
+	return false
+}
+
+// How tools may be called.
+type ToolConfig struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Default AUTO.
+	Mode ToolMode `protobuf:"varint,1,opt,name=mode,proto3,enum=penstock.v1.ToolMode" json:"mode,omitempty"`
+	// Names of tools of the request; only these may be called. The prompt shows all tools all the same, so that the prefix
+	// cache holds. Default: all tools.
+	AllowedNames []string `protobuf:"bytes,2,rep,name=allowed_names,json=allowedNames,proto3" json:"allowed_names,omitempty"`
+	// May one output have several calls. Absent is true. False is `max_calls` 1.
+	Parallel *bool `protobuf:"varint,3,opt,name=parallel,proto3,oneof" json:"parallel,omitempty"`
+	// Most calls of one output, which ends after so many. Range [1, GetModel limits]. Absent: the limit.
+	MaxCalls      *int32 `protobuf:"varint,4,opt,name=max_calls,json=maxCalls,proto3,oneof" json:"max_calls,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ToolConfig) Reset() {
+	*x = ToolConfig{}
+	mi := &file_penstock_v1_generation_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ToolConfig) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ToolConfig) ProtoMessage() {}
+
+func (x *ToolConfig) ProtoReflect() protoreflect.Message {
+	mi := &file_penstock_v1_generation_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ToolConfig.ProtoReflect.Descriptor instead.
+func (*ToolConfig) Descriptor() ([]byte, []int) {
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *ToolConfig) GetMode() ToolMode {
+	if x != nil {
+		return x.Mode
+	}
+	return ToolMode_TOOL_MODE_UNSPECIFIED
+}
+
+func (x *ToolConfig) GetAllowedNames() []string {
+	if x != nil {
+		return x.AllowedNames
+	}
+	return nil
+}
+
+func (x *ToolConfig) GetParallel() bool {
+	if x != nil && x.Parallel != nil {
+		return *x.Parallel
+	}
+	return false
+}
+
+func (x *ToolConfig) GetMaxCalls() int32 {
+	if x != nil && x.MaxCalls != nil {
+		return *x.MaxCalls
+	}
+	return 0
+}
+
 // Token ids.
 type TokenIds struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1697,7 +2450,7 @@ type TokenIds struct {
 
 func (x *TokenIds) Reset() {
 	*x = TokenIds{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[19]
+	mi := &file_penstock_v1_generation_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1709,7 +2462,7 @@ func (x *TokenIds) String() string {
 func (*TokenIds) ProtoMessage() {}
 
 func (x *TokenIds) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[19]
+	mi := &file_penstock_v1_generation_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1722,7 +2475,7 @@ func (x *TokenIds) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenIds.ProtoReflect.Descriptor instead.
 func (*TokenIds) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{19}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *TokenIds) GetIds() []int32 {
@@ -1752,13 +2505,18 @@ type ThinkingConfig struct {
 	// Written into the thought before it is closed at the budget, as text whatever it spells. Not counted, not billed, not
 	// sent. Absent: the server's own; empty: none.
 	ClosingMessage *string `protobuf:"bytes,5,opt,name=closing_message,json=closingMessage,proto3,oneof" json:"closing_message,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// How hard to think, where `thinking_budget` is absent (a number wins): the server's table maps it to a budget, which
+	// GetModel reports and the effective settings tell. Above NONE with FAST is CONFLICTING_FIELDS. Default: unspecified.
+	Effort Effort `protobuf:"varint,6,opt,name=effort,proto3,enum=penstock.v1.Effort" json:"effort,omitempty"`
+	// Which thoughts of earlier assistant messages the model is given again. Messages only. Default CURRENT_TURN.
+	History       ThoughtHistory `protobuf:"varint,7,opt,name=history,proto3,enum=penstock.v1.ThoughtHistory" json:"history,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ThinkingConfig) Reset() {
 	*x = ThinkingConfig{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[20]
+	mi := &file_penstock_v1_generation_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1770,7 +2528,7 @@ func (x *ThinkingConfig) String() string {
 func (*ThinkingConfig) ProtoMessage() {}
 
 func (x *ThinkingConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[20]
+	mi := &file_penstock_v1_generation_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1783,7 +2541,7 @@ func (x *ThinkingConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ThinkingConfig.ProtoReflect.Descriptor instead.
 func (*ThinkingConfig) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{20}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ThinkingConfig) GetMode() ThinkingMode {
@@ -1821,6 +2579,20 @@ func (x *ThinkingConfig) GetClosingMessage() string {
 	return ""
 }
 
+func (x *ThinkingConfig) GetEffort() Effort {
+	if x != nil {
+		return x.Effort
+	}
+	return Effort_EFFORT_UNSPECIFIED
+}
+
+func (x *ThinkingConfig) GetHistory() ThoughtHistory {
+	if x != nil {
+		return x.History
+	}
+	return ThoughtHistory_THOUGHT_HISTORY_UNSPECIFIED
+}
+
 // How the prompt fits the window.
 type ContextConfig struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1839,7 +2611,7 @@ type ContextConfig struct {
 
 func (x *ContextConfig) Reset() {
 	*x = ContextConfig{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[21]
+	mi := &file_penstock_v1_generation_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1851,7 +2623,7 @@ func (x *ContextConfig) String() string {
 func (*ContextConfig) ProtoMessage() {}
 
 func (x *ContextConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[21]
+	mi := &file_penstock_v1_generation_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1864,7 +2636,7 @@ func (x *ContextConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContextConfig.ProtoReflect.Descriptor instead.
 func (*ContextConfig) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{21}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ContextConfig) GetMaxContextTokens() int32 {
@@ -1926,7 +2698,7 @@ type SamplingConfig struct {
 
 func (x *SamplingConfig) Reset() {
 	*x = SamplingConfig{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[22]
+	mi := &file_penstock_v1_generation_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1938,7 +2710,7 @@ func (x *SamplingConfig) String() string {
 func (*SamplingConfig) ProtoMessage() {}
 
 func (x *SamplingConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[22]
+	mi := &file_penstock_v1_generation_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1951,7 +2723,7 @@ func (x *SamplingConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SamplingConfig.ProtoReflect.Descriptor instead.
 func (*SamplingConfig) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{22}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *SamplingConfig) GetTemperature() float64 {
@@ -2020,17 +2792,20 @@ func (x *SamplingConfig) GetLogitBias() map[int32]float64 {
 // Limits and form of the output.
 type OutputConfig struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Most output tokens: thought plus answer, markers not counted. Range [1, the model's window]; LIMIT_EXCEEDED above,
-	// CONTEXT_OVERFLOW where the prompt leaves less. Absent: what the window leaves; for callers with a daily cost limit at
+	// Most output tokens: thought, answer and tool calls, markers not counted. Range [1, the model's window];
+	// LIMIT_EXCEEDED above, CONTEXT_OVERFLOW where the prompt leaves less. Absent: what the window leaves; for callers with a daily cost limit at
 	// most GetModel's `default_max_output_tokens`, which is what is reserved of it.
 	MaxOutputTokens *int32 `protobuf:"varint,1,opt,name=max_output_tokens,json=maxOutputTokens,proto3,oneof" json:"max_output_tokens,omitempty"`
-	// Fewest output tokens, thought plus answer, before the output may stop: until then the end of turn and
-	// stop_token_ids are not drawn, and stop_strings are not searched. Range [0, max_output_tokens]; LIMIT_EXCEEDED where
-	// that is absent and the window leaves less. Above 0 beside structured output is CONFLICTING_FIELDS. Default 0.
+	// Fewest output tokens, thought, answer and tool calls, before the output may stop: until then the end of turn and
+	// stop_token_ids are not drawn, and stop_strings are not searched; the end after `max_calls` tool calls is not put off.
+	// Range [0, max_output_tokens]; LIMIT_EXCEEDED where that is absent and the window leaves less. Above 0 beside
+	// structured output, or tool calls that a grammar holds, is CONFLICTING_FIELDS. Default 0.
 	MinOutputTokens *int32 `protobuf:"varint,2,opt,name=min_output_tokens,json=minOutputTokens,proto3,oneof" json:"min_output_tokens,omitempty"`
-	// The answer ends before the first of these; it is not part of the answer. Not searched in thoughts. Each not empty.
+	// The answer ends before the first of these; it is not part of the answer. Not searched in thoughts nor in tool calls.
+	// Where tools may be called, line breaks are searched once it is known that no call follows them. Each not empty.
 	StopStrings []string `protobuf:"bytes,3,rep,name=stop_strings,json=stopStrings,proto3" json:"stop_strings,omitempty"`
-	// The answer ends at the first of these. Not searched in thoughts; a think marker counts once the answer has begun.
+	// The answer ends at the first of these. Not searched in thoughts nor in tool calls; a think marker counts once the
+	// answer has begun.
 	// Ids in [0, vocabulary size).
 	StopTokenIds []int32 `protobuf:"varint,4,rep,packed,name=stop_token_ids,json=stopTokenIds,proto3" json:"stop_token_ids,omitempty"`
 	// Independent candidates. Range [1, GetModel limits]. Absent is 1.
@@ -2055,7 +2830,7 @@ type OutputConfig struct {
 
 func (x *OutputConfig) Reset() {
 	*x = OutputConfig{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[23]
+	mi := &file_penstock_v1_generation_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2067,7 +2842,7 @@ func (x *OutputConfig) String() string {
 func (*OutputConfig) ProtoMessage() {}
 
 func (x *OutputConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[23]
+	mi := &file_penstock_v1_generation_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2080,7 +2855,7 @@ func (x *OutputConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutputConfig.ProtoReflect.Descriptor instead.
 func (*OutputConfig) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{23}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *OutputConfig) GetMaxOutputTokens() int32 {
@@ -2220,7 +2995,7 @@ type Choices struct {
 
 func (x *Choices) Reset() {
 	*x = Choices{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[24]
+	mi := &file_penstock_v1_generation_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2232,7 +3007,7 @@ func (x *Choices) String() string {
 func (*Choices) ProtoMessage() {}
 
 func (x *Choices) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[24]
+	mi := &file_penstock_v1_generation_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2245,7 +3020,7 @@ func (x *Choices) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Choices.ProtoReflect.Descriptor instead.
 func (*Choices) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{24}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Choices) GetChoices() []string {
@@ -2271,6 +3046,9 @@ type GenerationEvent struct {
 	//	*GenerationEvent_Finished
 	//	*GenerationEvent_Interrupted
 	//	*GenerationEvent_Continued
+	//	*GenerationEvent_ToolCallStarted
+	//	*GenerationEvent_ToolCallArguments
+	//	*GenerationEvent_ToolCallFinished
 	Event         isGenerationEvent_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2278,7 +3056,7 @@ type GenerationEvent struct {
 
 func (x *GenerationEvent) Reset() {
 	*x = GenerationEvent{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[25]
+	mi := &file_penstock_v1_generation_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2290,7 +3068,7 @@ func (x *GenerationEvent) String() string {
 func (*GenerationEvent) ProtoMessage() {}
 
 func (x *GenerationEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[25]
+	mi := &file_penstock_v1_generation_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2303,7 +3081,7 @@ func (x *GenerationEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerationEvent.ProtoReflect.Descriptor instead.
 func (*GenerationEvent) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{25}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *GenerationEvent) GetSequence() uint64 {
@@ -2383,6 +3161,33 @@ func (x *GenerationEvent) GetContinued() *GenerationContinued {
 	return nil
 }
 
+func (x *GenerationEvent) GetToolCallStarted() *ToolCallStarted {
+	if x != nil {
+		if x, ok := x.Event.(*GenerationEvent_ToolCallStarted); ok {
+			return x.ToolCallStarted
+		}
+	}
+	return nil
+}
+
+func (x *GenerationEvent) GetToolCallArguments() *ToolCallArguments {
+	if x != nil {
+		if x, ok := x.Event.(*GenerationEvent_ToolCallArguments); ok {
+			return x.ToolCallArguments
+		}
+	}
+	return nil
+}
+
+func (x *GenerationEvent) GetToolCallFinished() *ToolCallFinished {
+	if x != nil {
+		if x, ok := x.Event.(*GenerationEvent_ToolCallFinished); ok {
+			return x.ToolCallFinished
+		}
+	}
+	return nil
+}
+
 type isGenerationEvent_Event interface {
 	isGenerationEvent_Event()
 }
@@ -2422,6 +3227,21 @@ type GenerationEvent_Continued struct {
 	Continued *GenerationContinued `protobuf:"bytes,8,opt,name=continued,proto3,oneof"`
 }
 
+type GenerationEvent_ToolCallStarted struct {
+	// The model began a tool call.
+	ToolCallStarted *ToolCallStarted `protobuf:"bytes,9,opt,name=tool_call_started,json=toolCallStarted,proto3,oneof"`
+}
+
+type GenerationEvent_ToolCallArguments struct {
+	// New text of a tool call's arguments.
+	ToolCallArguments *ToolCallArguments `protobuf:"bytes,10,opt,name=tool_call_arguments,json=toolCallArguments,proto3,oneof"`
+}
+
+type GenerationEvent_ToolCallFinished struct {
+	// A tool call is over.
+	ToolCallFinished *ToolCallFinished `protobuf:"bytes,11,opt,name=tool_call_finished,json=toolCallFinished,proto3,oneof"`
+}
+
 func (*GenerationEvent_Started) isGenerationEvent_Event() {}
 
 func (*GenerationEvent_Thought) isGenerationEvent_Event() {}
@@ -2435,6 +3255,241 @@ func (*GenerationEvent_Finished) isGenerationEvent_Event() {}
 func (*GenerationEvent_Interrupted) isGenerationEvent_Event() {}
 
 func (*GenerationEvent_Continued) isGenerationEvent_Event() {}
+
+func (*GenerationEvent_ToolCallStarted) isGenerationEvent_Event() {}
+
+func (*GenerationEvent_ToolCallArguments) isGenerationEvent_Event() {}
+
+func (*GenerationEvent_ToolCallFinished) isGenerationEvent_Event() {}
+
+// The model began a tool call. Its arguments follow, then `tool_call_finished`.
+type ToolCallStarted struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which candidate, from 0.
+	CandidateIndex int32 `protobuf:"varint,1,opt,name=candidate_index,json=candidateIndex,proto3" json:"candidate_index,omitempty"`
+	// Which call of this candidate, from 0.
+	CallIndex int32 `protobuf:"varint,2,opt,name=call_index,json=callIndex,proto3" json:"call_index,omitempty"`
+	// The server's id of the call.
+	Id string `protobuf:"bytes,3,opt,name=id,proto3" json:"id,omitempty"`
+	// Name of the tool.
+	Name string `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
+	// Tokens of tool calls generated since the last event of a tool call. Over all three kinds of events, sums to the
+	// usage's tool_tokens.
+	TokenCount    int32 `protobuf:"varint,5,opt,name=token_count,json=tokenCount,proto3" json:"token_count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ToolCallStarted) Reset() {
+	*x = ToolCallStarted{}
+	mi := &file_penstock_v1_generation_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ToolCallStarted) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ToolCallStarted) ProtoMessage() {}
+
+func (x *ToolCallStarted) ProtoReflect() protoreflect.Message {
+	mi := &file_penstock_v1_generation_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ToolCallStarted.ProtoReflect.Descriptor instead.
+func (*ToolCallStarted) Descriptor() ([]byte, []int) {
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *ToolCallStarted) GetCandidateIndex() int32 {
+	if x != nil {
+		return x.CandidateIndex
+	}
+	return 0
+}
+
+func (x *ToolCallStarted) GetCallIndex() int32 {
+	if x != nil {
+		return x.CallIndex
+	}
+	return 0
+}
+
+func (x *ToolCallStarted) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ToolCallStarted) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ToolCallStarted) GetTokenCount() int32 {
+	if x != nil {
+		return x.TokenCount
+	}
+	return 0
+}
+
+// New text of a tool call's arguments. The fragments of a call concatenate to its `arguments_json`, byte for byte.
+type ToolCallArguments struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which candidate, from 0.
+	CandidateIndex int32 `protobuf:"varint,1,opt,name=candidate_index,json=candidateIndex,proto3" json:"candidate_index,omitempty"`
+	// Which call of this candidate, from 0.
+	CallIndex int32 `protobuf:"varint,2,opt,name=call_index,json=callIndex,proto3" json:"call_index,omitempty"`
+	// The new text: a piece of JSON. Never half a UTF-8 character.
+	JsonFragment string `protobuf:"bytes,3,opt,name=json_fragment,json=jsonFragment,proto3" json:"json_fragment,omitempty"`
+	// As in ToolCallStarted.
+	TokenCount    int32 `protobuf:"varint,4,opt,name=token_count,json=tokenCount,proto3" json:"token_count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ToolCallArguments) Reset() {
+	*x = ToolCallArguments{}
+	mi := &file_penstock_v1_generation_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ToolCallArguments) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ToolCallArguments) ProtoMessage() {}
+
+func (x *ToolCallArguments) ProtoReflect() protoreflect.Message {
+	mi := &file_penstock_v1_generation_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ToolCallArguments.ProtoReflect.Descriptor instead.
+func (*ToolCallArguments) Descriptor() ([]byte, []int) {
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *ToolCallArguments) GetCandidateIndex() int32 {
+	if x != nil {
+		return x.CandidateIndex
+	}
+	return 0
+}
+
+func (x *ToolCallArguments) GetCallIndex() int32 {
+	if x != nil {
+		return x.CallIndex
+	}
+	return 0
+}
+
+func (x *ToolCallArguments) GetJsonFragment() string {
+	if x != nil {
+		return x.JsonFragment
+	}
+	return ""
+}
+
+func (x *ToolCallArguments) GetTokenCount() int32 {
+	if x != nil {
+		return x.TokenCount
+	}
+	return 0
+}
+
+// A tool call is over: the model ended it, or the output ended inside it.
+type ToolCallFinished struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which candidate, from 0.
+	CandidateIndex int32 `protobuf:"varint,1,opt,name=candidate_index,json=candidateIndex,proto3" json:"candidate_index,omitempty"`
+	// Which call of this candidate, from 0.
+	CallIndex int32 `protobuf:"varint,2,opt,name=call_index,json=callIndex,proto3" json:"call_index,omitempty"`
+	// The whole call.
+	Call *ToolCall `protobuf:"bytes,3,opt,name=call,proto3" json:"call,omitempty"`
+	// As in ToolCallStarted.
+	TokenCount    int32 `protobuf:"varint,4,opt,name=token_count,json=tokenCount,proto3" json:"token_count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ToolCallFinished) Reset() {
+	*x = ToolCallFinished{}
+	mi := &file_penstock_v1_generation_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ToolCallFinished) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ToolCallFinished) ProtoMessage() {}
+
+func (x *ToolCallFinished) ProtoReflect() protoreflect.Message {
+	mi := &file_penstock_v1_generation_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ToolCallFinished.ProtoReflect.Descriptor instead.
+func (*ToolCallFinished) Descriptor() ([]byte, []int) {
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *ToolCallFinished) GetCandidateIndex() int32 {
+	if x != nil {
+		return x.CandidateIndex
+	}
+	return 0
+}
+
+func (x *ToolCallFinished) GetCallIndex() int32 {
+	if x != nil {
+		return x.CallIndex
+	}
+	return 0
+}
+
+func (x *ToolCallFinished) GetCall() *ToolCall {
+	if x != nil {
+		return x.Call
+	}
+	return nil
+}
+
+func (x *ToolCallFinished) GetTokenCount() int32 {
+	if x != nil {
+		return x.TokenCount
+	}
+	return 0
+}
 
 // A candidate stands still until the engine takes work again. No token is lost or sent twice, and nothing is to be done:
 // `continued` follows; or the candidate ends, where it is cancelled or drained meanwhile; or the call ends with the error
@@ -2454,7 +3509,7 @@ type GenerationInterrupted struct {
 
 func (x *GenerationInterrupted) Reset() {
 	*x = GenerationInterrupted{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[26]
+	mi := &file_penstock_v1_generation_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2466,7 +3521,7 @@ func (x *GenerationInterrupted) String() string {
 func (*GenerationInterrupted) ProtoMessage() {}
 
 func (x *GenerationInterrupted) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[26]
+	mi := &file_penstock_v1_generation_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2479,7 +3534,7 @@ func (x *GenerationInterrupted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerationInterrupted.ProtoReflect.Descriptor instead.
 func (*GenerationInterrupted) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{26}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *GenerationInterrupted) GetCandidateIndex() int32 {
@@ -2516,7 +3571,7 @@ type GenerationContinued struct {
 
 func (x *GenerationContinued) Reset() {
 	*x = GenerationContinued{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[27]
+	mi := &file_penstock_v1_generation_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2528,7 +3583,7 @@ func (x *GenerationContinued) String() string {
 func (*GenerationContinued) ProtoMessage() {}
 
 func (x *GenerationContinued) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[27]
+	mi := &file_penstock_v1_generation_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2541,7 +3596,7 @@ func (x *GenerationContinued) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerationContinued.ProtoReflect.Descriptor instead.
 func (*GenerationContinued) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{27}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *GenerationContinued) GetCandidateIndex() int32 {
@@ -2575,7 +3630,7 @@ type GenerationStarted struct {
 
 func (x *GenerationStarted) Reset() {
 	*x = GenerationStarted{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[28]
+	mi := &file_penstock_v1_generation_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2587,7 +3642,7 @@ func (x *GenerationStarted) String() string {
 func (*GenerationStarted) ProtoMessage() {}
 
 func (x *GenerationStarted) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[28]
+	mi := &file_penstock_v1_generation_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2600,7 +3655,7 @@ func (x *GenerationStarted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerationStarted.ProtoReflect.Descriptor instead.
 func (*GenerationStarted) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{28}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *GenerationStarted) GetGenerationId() string {
@@ -2650,7 +3705,7 @@ type Delta struct {
 
 func (x *Delta) Reset() {
 	*x = Delta{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[29]
+	mi := &file_penstock_v1_generation_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2662,7 +3717,7 @@ func (x *Delta) String() string {
 func (*Delta) ProtoMessage() {}
 
 func (x *Delta) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[29]
+	mi := &file_penstock_v1_generation_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2675,7 +3730,7 @@ func (x *Delta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Delta.ProtoReflect.Descriptor instead.
 func (*Delta) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{29}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Delta) GetCandidateIndex() int32 {
@@ -2726,7 +3781,7 @@ type TokenLogprobs struct {
 
 func (x *TokenLogprobs) Reset() {
 	*x = TokenLogprobs{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[30]
+	mi := &file_penstock_v1_generation_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2738,7 +3793,7 @@ func (x *TokenLogprobs) String() string {
 func (*TokenLogprobs) ProtoMessage() {}
 
 func (x *TokenLogprobs) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[30]
+	mi := &file_penstock_v1_generation_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2751,7 +3806,7 @@ func (x *TokenLogprobs) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenLogprobs.ProtoReflect.Descriptor instead.
 func (*TokenLogprobs) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{30}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *TokenLogprobs) GetSampled() *TokenLogprob {
@@ -2783,7 +3838,7 @@ type TokenLogprob struct {
 
 func (x *TokenLogprob) Reset() {
 	*x = TokenLogprob{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[31]
+	mi := &file_penstock_v1_generation_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2795,7 +3850,7 @@ func (x *TokenLogprob) String() string {
 func (*TokenLogprob) ProtoMessage() {}
 
 func (x *TokenLogprob) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[31]
+	mi := &file_penstock_v1_generation_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2808,7 +3863,7 @@ func (x *TokenLogprob) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenLogprob.ProtoReflect.Descriptor instead.
 func (*TokenLogprob) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{31}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *TokenLogprob) GetTokenId() int32 {
@@ -2847,7 +3902,7 @@ type ThinkingFinished struct {
 
 func (x *ThinkingFinished) Reset() {
 	*x = ThinkingFinished{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[32]
+	mi := &file_penstock_v1_generation_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2859,7 +3914,7 @@ func (x *ThinkingFinished) String() string {
 func (*ThinkingFinished) ProtoMessage() {}
 
 func (x *ThinkingFinished) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[32]
+	mi := &file_penstock_v1_generation_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2872,7 +3927,7 @@ func (x *ThinkingFinished) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ThinkingFinished.ProtoReflect.Descriptor instead.
 func (*ThinkingFinished) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{32}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ThinkingFinished) GetCandidateIndex() int32 {
@@ -2919,7 +3974,7 @@ type GenerationFinished struct {
 
 func (x *GenerationFinished) Reset() {
 	*x = GenerationFinished{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[33]
+	mi := &file_penstock_v1_generation_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2931,7 +3986,7 @@ func (x *GenerationFinished) String() string {
 func (*GenerationFinished) ProtoMessage() {}
 
 func (x *GenerationFinished) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[33]
+	mi := &file_penstock_v1_generation_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2944,7 +3999,7 @@ func (x *GenerationFinished) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerationFinished.ProtoReflect.Descriptor instead.
 func (*GenerationFinished) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{33}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *GenerationFinished) GetResults() []*CandidateResult {
@@ -2996,7 +4051,7 @@ type CandidateResult struct {
 	CandidateIndex int32 `protobuf:"varint,1,opt,name=candidate_index,json=candidateIndex,proto3" json:"candidate_index,omitempty"`
 	// Why its output ended.
 	FinishReason FinishReason `protobuf:"varint,2,opt,name=finish_reason,json=finishReason,proto3,enum=penstock.v1.FinishReason" json:"finish_reason,omitempty"`
-	// The stop string that ended it, with STOP_STRING.
+	// The stop string that ended it, with STOP_STRING, or with TOOL_CALLS where it came after a call. Else empty.
 	MatchedStop string `protobuf:"bytes,3,opt,name=matched_stop,json=matchedStop,proto3" json:"matched_stop,omitempty"`
 	// How its thought ended.
 	ThinkingOutcome ThinkingOutcome `protobuf:"varint,4,opt,name=thinking_outcome,json=thinkingOutcome,proto3,enum=penstock.v1.ThinkingOutcome" json:"thinking_outcome,omitempty"`
@@ -3008,7 +4063,7 @@ type CandidateResult struct {
 
 func (x *CandidateResult) Reset() {
 	*x = CandidateResult{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[34]
+	mi := &file_penstock_v1_generation_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3020,7 +4075,7 @@ func (x *CandidateResult) String() string {
 func (*CandidateResult) ProtoMessage() {}
 
 func (x *CandidateResult) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[34]
+	mi := &file_penstock_v1_generation_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3033,7 +4088,7 @@ func (x *CandidateResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CandidateResult.ProtoReflect.Descriptor instead.
 func (*CandidateResult) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{34}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *CandidateResult) GetCandidateIndex() int32 {
@@ -3088,13 +4143,15 @@ type Candidate struct {
 	ThoughtLogprobs []*TokenLogprobs `protobuf:"bytes,6,rep,name=thought_logprobs,json=thoughtLogprobs,proto3" json:"thought_logprobs,omitempty"`
 	// Log probabilities of the answer's tokens, if asked for.
 	AnswerLogprobs []*TokenLogprobs `protobuf:"bytes,7,rep,name=answer_logprobs,json=answerLogprobs,proto3" json:"answer_logprobs,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// The tool calls, in order, INCOMPLETE ones included. Their tokens are in neither list of ids or log probabilities.
+	ToolCalls     []*ToolCall `protobuf:"bytes,8,rep,name=tool_calls,json=toolCalls,proto3" json:"tool_calls,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Candidate) Reset() {
 	*x = Candidate{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[35]
+	mi := &file_penstock_v1_generation_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3106,7 +4163,7 @@ func (x *Candidate) String() string {
 func (*Candidate) ProtoMessage() {}
 
 func (x *Candidate) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[35]
+	mi := &file_penstock_v1_generation_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3119,7 +4176,7 @@ func (x *Candidate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Candidate.ProtoReflect.Descriptor instead.
 func (*Candidate) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{35}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Candidate) GetResult() *CandidateResult {
@@ -3171,6 +4228,13 @@ func (x *Candidate) GetAnswerLogprobs() []*TokenLogprobs {
 	return nil
 }
 
+func (x *Candidate) GetToolCalls() []*ToolCall {
+	if x != nil {
+		return x.ToolCalls
+	}
+	return nil
+}
+
 // Exact counts, in tokens.
 type Usage struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -3182,7 +4246,7 @@ type Usage struct {
 	ReasoningTokens int32 `protobuf:"varint,3,opt,name=reasoning_tokens,json=reasoningTokens,proto3" json:"reasoning_tokens,omitempty"`
 	// Answer tokens, the model's own end-of-turn token included.
 	AnswerTokens int32 `protobuf:"varint,4,opt,name=answer_tokens,json=answerTokens,proto3" json:"answer_tokens,omitempty"`
-	// reasoning_tokens + answer_tokens; what is billed as output.
+	// reasoning_tokens + answer_tokens + tool_tokens; what is billed as output.
 	OutputTokens int32 `protobuf:"varint,5,opt,name=output_tokens,json=outputTokens,proto3" json:"output_tokens,omitempty"`
 	// prompt_tokens + output_tokens.
 	TotalTokens int32 `protobuf:"varint,6,opt,name=total_tokens,json=totalTokens,proto3" json:"total_tokens,omitempty"`
@@ -3194,13 +4258,15 @@ type Usage struct {
 	AcceptedTokens *int32 `protobuf:"varint,9,opt,name=accepted_tokens,json=acceptedTokens,proto3,oneof" json:"accepted_tokens,omitempty"`
 	// Tokens that the engine computed again for continuations. Not billed.
 	RecomputedTokens int32 `protobuf:"varint,10,opt,name=recomputed_tokens,json=recomputedTokens,proto3" json:"recomputed_tokens,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// Tokens of tool calls, with the markers that begin them. What closes the last call counts as answer.
+	ToolTokens    int32 `protobuf:"varint,11,opt,name=tool_tokens,json=toolTokens,proto3" json:"tool_tokens,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Usage) Reset() {
 	*x = Usage{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[36]
+	mi := &file_penstock_v1_generation_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3212,7 +4278,7 @@ func (x *Usage) String() string {
 func (*Usage) ProtoMessage() {}
 
 func (x *Usage) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[36]
+	mi := &file_penstock_v1_generation_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3225,7 +4291,7 @@ func (x *Usage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Usage.ProtoReflect.Descriptor instead.
 func (*Usage) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{36}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Usage) GetPromptTokens() int32 {
@@ -3298,6 +4364,13 @@ func (x *Usage) GetRecomputedTokens() int32 {
 	return 0
 }
 
+func (x *Usage) GetToolTokens() int32 {
+	if x != nil {
+		return x.ToolTokens
+	}
+	return 0
+}
+
 // Money, in integer ticks of 1e-10 USD: exact, never rounded.
 type Cost struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -3315,7 +4388,7 @@ type Cost struct {
 
 func (x *Cost) Reset() {
 	*x = Cost{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[37]
+	mi := &file_penstock_v1_generation_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3327,7 +4400,7 @@ func (x *Cost) String() string {
 func (*Cost) ProtoMessage() {}
 
 func (x *Cost) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[37]
+	mi := &file_penstock_v1_generation_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3340,7 +4413,7 @@ func (x *Cost) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cost.ProtoReflect.Descriptor instead.
 func (*Cost) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{37}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Cost) GetInputUsdTicks() int64 {
@@ -3388,7 +4461,7 @@ type Timing struct {
 
 func (x *Timing) Reset() {
 	*x = Timing{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[38]
+	mi := &file_penstock_v1_generation_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3400,7 +4473,7 @@ func (x *Timing) String() string {
 func (*Timing) ProtoMessage() {}
 
 func (x *Timing) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[38]
+	mi := &file_penstock_v1_generation_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3413,7 +4486,7 @@ func (x *Timing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Timing.ProtoReflect.Descriptor instead.
 func (*Timing) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{38}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Timing) GetQueue() *durationpb.Duration {
@@ -3457,7 +4530,7 @@ type DroppedContext struct {
 
 func (x *DroppedContext) Reset() {
 	*x = DroppedContext{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[39]
+	mi := &file_penstock_v1_generation_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3469,7 +4542,7 @@ func (x *DroppedContext) String() string {
 func (*DroppedContext) ProtoMessage() {}
 
 func (x *DroppedContext) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[39]
+	mi := &file_penstock_v1_generation_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3482,7 +4555,7 @@ func (x *DroppedContext) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DroppedContext.ProtoReflect.Descriptor instead.
 func (*DroppedContext) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{39}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *DroppedContext) GetTokens() int32 {
@@ -3523,14 +4596,20 @@ type EffectiveSettings struct {
 	RequestedThinkingMode ThinkingMode `protobuf:"varint,9,opt,name=requested_thinking_mode,json=requestedThinkingMode,proto3,enum=penstock.v1.ThinkingMode" json:"requested_thinking_mode,omitempty"`
 	// How long before its deadline the server ends the call, so that the status arrives: about 20 ms, more under load.
 	// Absent without a deadline.
-	StatusMargin  *durationpb.Duration `protobuf:"bytes,10,opt,name=status_margin,json=statusMargin,proto3" json:"status_margin,omitempty"`
+	StatusMargin *durationpb.Duration `protobuf:"bytes,10,opt,name=status_margin,json=statusMargin,proto3" json:"status_margin,omitempty"`
+	// The effort that the budget came from; unspecified where it came from none.
+	Effort Effort `protobuf:"varint,11,opt,name=effort,proto3,enum=penstock.v1.Effort" json:"effort,omitempty"`
+	// How tools may be called. Unspecified where the request has none.
+	ToolMode ToolMode `protobuf:"varint,12,opt,name=tool_mode,json=toolMode,proto3,enum=penstock.v1.ToolMode" json:"tool_mode,omitempty"`
+	// Most tool calls of each candidate; 0 where the request has no tools or none may be called.
+	MaxToolCalls  int32 `protobuf:"varint,13,opt,name=max_tool_calls,json=maxToolCalls,proto3" json:"max_tool_calls,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *EffectiveSettings) Reset() {
 	*x = EffectiveSettings{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[40]
+	mi := &file_penstock_v1_generation_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3542,7 +4621,7 @@ func (x *EffectiveSettings) String() string {
 func (*EffectiveSettings) ProtoMessage() {}
 
 func (x *EffectiveSettings) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[40]
+	mi := &file_penstock_v1_generation_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3555,7 +4634,7 @@ func (x *EffectiveSettings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EffectiveSettings.ProtoReflect.Descriptor instead.
 func (*EffectiveSettings) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{40}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *EffectiveSettings) GetThinkingMode() ThinkingMode {
@@ -3628,6 +4707,27 @@ func (x *EffectiveSettings) GetStatusMargin() *durationpb.Duration {
 	return nil
 }
 
+func (x *EffectiveSettings) GetEffort() Effort {
+	if x != nil {
+		return x.Effort
+	}
+	return Effort_EFFORT_UNSPECIFIED
+}
+
+func (x *EffectiveSettings) GetToolMode() ToolMode {
+	if x != nil {
+		return x.ToolMode
+	}
+	return ToolMode_TOOL_MODE_UNSPECIFIED
+}
+
+func (x *EffectiveSettings) GetMaxToolCalls() int32 {
+	if x != nil {
+		return x.MaxToolCalls
+	}
+	return 0
+}
+
 var File_penstock_v1_generation_proto protoreflect.FileDescriptor
 
 const file_penstock_v1_generation_proto_rawDesc = "" +
@@ -3687,7 +4787,7 @@ const file_penstock_v1_generation_proto_rawDesc = "" +
 	"\x0foverflow_tokens\x18\b \x01(\x05R\x0eoverflowTokens\"V\n" +
 	"\fCostEstimate\x12\"\n" +
 	"\rmin_usd_ticks\x18\x01 \x01(\x03R\vminUsdTicks\x12\"\n" +
-	"\rmax_usd_ticks\x18\x02 \x01(\x03R\vmaxUsdTicks\"\xbe\x03\n" +
+	"\rmax_usd_ticks\x18\x02 \x01(\x03R\vmaxUsdTicks\"\xa1\x04\n" +
 	"\x0eGenerationSpec\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x123\n" +
 	"\bmessages\x18\x02 \x01(\v2\x15.penstock.v1.MessagesH\x00R\bmessages\x12\x14\n" +
@@ -3697,21 +4797,63 @@ const file_penstock_v1_generation_proto_rawDesc = "" +
 	"\acontext\x18\x06 \x01(\v2\x1a.penstock.v1.ContextConfigR\acontext\x127\n" +
 	"\bsampling\x18\a \x01(\v2\x1b.penstock.v1.SamplingConfigR\bsampling\x121\n" +
 	"\x06output\x18\b \x01(\v2\x19.penstock.v1.OutputConfigR\x06output\x121\n" +
-	"\bpriority\x18\t \x01(\x0e2\x15.penstock.v1.PriorityR\bpriorityB\a\n" +
+	"\bpriority\x18\t \x01(\x0e2\x15.penstock.v1.PriorityR\bpriority\x12'\n" +
+	"\x05tools\x18\n" +
+	" \x03(\v2\x11.penstock.v1.ToolR\x05tools\x128\n" +
+	"\vtool_config\x18\v \x01(\v2\x17.penstock.v1.ToolConfigR\n" +
+	"toolConfigB\a\n" +
 	"\x05input\"<\n" +
 	"\bMessages\x120\n" +
-	"\bmessages\x18\x01 \x03(\v2\x14.penstock.v1.MessageR\bmessages\"J\n" +
+	"\bmessages\x18\x01 \x03(\v2\x14.penstock.v1.MessageR\bmessages\"s\n" +
 	"\aMessage\x12%\n" +
 	"\x04role\x18\x01 \x01(\x0e2\x11.penstock.v1.RoleR\x04role\x12\x18\n" +
-	"\acontent\x18\x02 \x01(\tR\acontent\"\x1c\n" +
+	"\acontent\x18\x02 \x01(\tR\acontent\x12'\n" +
+	"\x05parts\x18\x03 \x03(\v2\x11.penstock.v1.PartR\x05parts\"\xde\x01\n" +
+	"\x04Part\x12\x14\n" +
+	"\x04text\x18\x01 \x01(\tH\x00R\x04text\x12\x1a\n" +
+	"\athought\x18\x02 \x01(\tH\x00R\athought\x12*\n" +
+	"\x05image\x18\x03 \x01(\v2\x12.penstock.v1.ImageH\x00R\x05image\x124\n" +
+	"\ttool_call\x18\x04 \x01(\v2\x15.penstock.v1.ToolCallH\x00R\btoolCall\x12:\n" +
+	"\vtool_result\x18\x05 \x01(\v2\x17.penstock.v1.ToolResultH\x00R\n" +
+	"toolResultB\x06\n" +
+	"\x04part\"8\n" +
+	"\x05Image\x12\x1b\n" +
+	"\tmime_type\x18\x01 \x01(\tR\bmimeType\x12\x12\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\"\x8a\x01\n" +
+	"\bToolCall\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12%\n" +
+	"\x0earguments_json\x18\x03 \x01(\tR\rargumentsJson\x123\n" +
+	"\x06status\x18\x04 \x01(\x0e2\x1b.penstock.v1.ToolCallStatusR\x06status\"m\n" +
+	"\n" +
+	"ToolResult\x12\x17\n" +
+	"\acall_id\x18\x01 \x01(\tR\x06callId\x12+\n" +
+	"\acontent\x18\x02 \x03(\v2\x11.penstock.v1.PartR\acontent\x12\x19\n" +
+	"\bis_error\x18\x03 \x01(\bR\aisError\"\x8a\x01\n" +
+	"\x04Tool\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12 \n" +
+	"\vdescription\x18\x02 \x01(\tR\vdescription\x124\n" +
+	"\x16parameters_json_schema\x18\x03 \x01(\tR\x14parametersJsonSchema\x12\x16\n" +
+	"\x06strict\x18\x04 \x01(\bR\x06strict\"\xba\x01\n" +
+	"\n" +
+	"ToolConfig\x12)\n" +
+	"\x04mode\x18\x01 \x01(\x0e2\x15.penstock.v1.ToolModeR\x04mode\x12#\n" +
+	"\rallowed_names\x18\x02 \x03(\tR\fallowedNames\x12\x1f\n" +
+	"\bparallel\x18\x03 \x01(\bH\x00R\bparallel\x88\x01\x01\x12 \n" +
+	"\tmax_calls\x18\x04 \x01(\x05H\x01R\bmaxCalls\x88\x01\x01B\v\n" +
+	"\t_parallelB\f\n" +
+	"\n" +
+	"_max_calls\"\x1c\n" +
 	"\bTokenIds\x12\x10\n" +
-	"\x03ids\x18\x01 \x03(\x05R\x03ids\"\xc7\x02\n" +
+	"\x03ids\x18\x01 \x03(\x05R\x03ids\"\xab\x03\n" +
 	"\x0eThinkingConfig\x12-\n" +
 	"\x04mode\x18\x01 \x01(\x0e2\x19.penstock.v1.ThinkingModeR\x04mode\x12,\n" +
 	"\x0fthinking_budget\x18\x02 \x01(\x05H\x00R\x0ethinkingBudget\x88\x01\x01\x12.\n" +
 	"\x10include_thoughts\x18\x03 \x01(\bH\x01R\x0fincludeThoughts\x88\x01\x01\x12*\n" +
 	"\x0eanswer_reserve\x18\x04 \x01(\x05H\x02R\ranswerReserve\x88\x01\x01\x12,\n" +
-	"\x0fclosing_message\x18\x05 \x01(\tH\x03R\x0eclosingMessage\x88\x01\x01B\x12\n" +
+	"\x0fclosing_message\x18\x05 \x01(\tH\x03R\x0eclosingMessage\x88\x01\x01\x12+\n" +
+	"\x06effort\x18\x06 \x01(\x0e2\x13.penstock.v1.EffortR\x06effort\x125\n" +
+	"\ahistory\x18\a \x01(\x0e2\x1b.penstock.v1.ThoughtHistoryR\ahistoryB\x12\n" +
 	"\x10_thinking_budgetB\x13\n" +
 	"\x11_include_thoughtsB\x11\n" +
 	"\x0f_answer_reserveB\x12\n" +
@@ -3766,7 +4908,7 @@ const file_penstock_v1_generation_proto_rawDesc = "" +
 	"\x10_candidate_countB\x0f\n" +
 	"\r_top_logprobs\"#\n" +
 	"\aChoices\x12\x18\n" +
-	"\achoices\x18\x01 \x03(\tR\achoices\"\xe7\x03\n" +
+	"\achoices\x18\x01 \x03(\tR\achoices\"\xd4\x05\n" +
 	"\x0fGenerationEvent\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12:\n" +
 	"\astarted\x18\x02 \x01(\v2\x1e.penstock.v1.GenerationStartedH\x00R\astarted\x12.\n" +
@@ -3775,8 +4917,34 @@ const file_penstock_v1_generation_proto_rawDesc = "" +
 	"\x11thinking_finished\x18\x05 \x01(\v2\x1d.penstock.v1.ThinkingFinishedH\x00R\x10thinkingFinished\x12=\n" +
 	"\bfinished\x18\x06 \x01(\v2\x1f.penstock.v1.GenerationFinishedH\x00R\bfinished\x12F\n" +
 	"\vinterrupted\x18\a \x01(\v2\".penstock.v1.GenerationInterruptedH\x00R\vinterrupted\x12@\n" +
-	"\tcontinued\x18\b \x01(\v2 .penstock.v1.GenerationContinuedH\x00R\tcontinuedB\a\n" +
-	"\x05event\"\xbe\x01\n" +
+	"\tcontinued\x18\b \x01(\v2 .penstock.v1.GenerationContinuedH\x00R\tcontinued\x12J\n" +
+	"\x11tool_call_started\x18\t \x01(\v2\x1c.penstock.v1.ToolCallStartedH\x00R\x0ftoolCallStarted\x12P\n" +
+	"\x13tool_call_arguments\x18\n" +
+	" \x01(\v2\x1e.penstock.v1.ToolCallArgumentsH\x00R\x11toolCallArguments\x12M\n" +
+	"\x12tool_call_finished\x18\v \x01(\v2\x1d.penstock.v1.ToolCallFinishedH\x00R\x10toolCallFinishedB\a\n" +
+	"\x05event\"\x9e\x01\n" +
+	"\x0fToolCallStarted\x12'\n" +
+	"\x0fcandidate_index\x18\x01 \x01(\x05R\x0ecandidateIndex\x12\x1d\n" +
+	"\n" +
+	"call_index\x18\x02 \x01(\x05R\tcallIndex\x12\x0e\n" +
+	"\x02id\x18\x03 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\x12\x1f\n" +
+	"\vtoken_count\x18\x05 \x01(\x05R\n" +
+	"tokenCount\"\xa1\x01\n" +
+	"\x11ToolCallArguments\x12'\n" +
+	"\x0fcandidate_index\x18\x01 \x01(\x05R\x0ecandidateIndex\x12\x1d\n" +
+	"\n" +
+	"call_index\x18\x02 \x01(\x05R\tcallIndex\x12#\n" +
+	"\rjson_fragment\x18\x03 \x01(\tR\fjsonFragment\x12\x1f\n" +
+	"\vtoken_count\x18\x04 \x01(\x05R\n" +
+	"tokenCount\"\xa6\x01\n" +
+	"\x10ToolCallFinished\x12'\n" +
+	"\x0fcandidate_index\x18\x01 \x01(\x05R\x0ecandidateIndex\x12\x1d\n" +
+	"\n" +
+	"call_index\x18\x02 \x01(\x05R\tcallIndex\x12)\n" +
+	"\x04call\x18\x03 \x01(\v2\x15.penstock.v1.ToolCallR\x04call\x12\x1f\n" +
+	"\vtoken_count\x18\x04 \x01(\x05R\n" +
+	"tokenCount\"\xbe\x01\n" +
 	"\x15GenerationInterrupted\x12'\n" +
 	"\x0fcandidate_index\x18\x01 \x01(\x05R\x0ecandidateIndex\x127\n" +
 	"\x06reason\x18\x02 \x01(\x0e2\x1f.penstock.v1.InterruptionReasonR\x06reason\x12.\n" +
@@ -3821,7 +4989,7 @@ const file_penstock_v1_generation_proto_rawDesc = "" +
 	"\rfinish_reason\x18\x02 \x01(\x0e2\x19.penstock.v1.FinishReasonR\ffinishReason\x12!\n" +
 	"\fmatched_stop\x18\x03 \x01(\tR\vmatchedStop\x12G\n" +
 	"\x10thinking_outcome\x18\x04 \x01(\x0e2\x1c.penstock.v1.ThinkingOutcomeR\x0fthinkingOutcome\x12(\n" +
-	"\x05usage\x18\x05 \x01(\v2\x12.penstock.v1.UsageR\x05usage\"\xd5\x02\n" +
+	"\x05usage\x18\x05 \x01(\v2\x12.penstock.v1.UsageR\x05usage\"\x8b\x03\n" +
 	"\tCandidate\x124\n" +
 	"\x06result\x18\x01 \x01(\v2\x1c.penstock.v1.CandidateResultR\x06result\x12\x18\n" +
 	"\athought\x18\x02 \x01(\tR\athought\x12\x16\n" +
@@ -3829,7 +4997,9 @@ const file_penstock_v1_generation_proto_rawDesc = "" +
 	"\x11thought_token_ids\x18\x04 \x03(\x05R\x0fthoughtTokenIds\x12(\n" +
 	"\x10answer_token_ids\x18\x05 \x03(\x05R\x0eanswerTokenIds\x12E\n" +
 	"\x10thought_logprobs\x18\x06 \x03(\v2\x1a.penstock.v1.TokenLogprobsR\x0fthoughtLogprobs\x12C\n" +
-	"\x0fanswer_logprobs\x18\a \x03(\v2\x1a.penstock.v1.TokenLogprobsR\x0eanswerLogprobs\"\xbc\x03\n" +
+	"\x0fanswer_logprobs\x18\a \x03(\v2\x1a.penstock.v1.TokenLogprobsR\x0eanswerLogprobs\x124\n" +
+	"\n" +
+	"tool_calls\x18\b \x03(\v2\x15.penstock.v1.ToolCallR\ttoolCalls\"\xdd\x03\n" +
 	"\x05Usage\x12#\n" +
 	"\rprompt_tokens\x18\x01 \x01(\x05R\fpromptTokens\x12#\n" +
 	"\rcached_tokens\x18\x02 \x01(\x05R\fcachedTokens\x12)\n" +
@@ -3841,7 +5011,9 @@ const file_penstock_v1_generation_proto_rawDesc = "" +
 	"\x0edrafted_tokens\x18\b \x01(\x05H\x00R\rdraftedTokens\x88\x01\x01\x12,\n" +
 	"\x0faccepted_tokens\x18\t \x01(\x05H\x01R\x0eacceptedTokens\x88\x01\x01\x12+\n" +
 	"\x11recomputed_tokens\x18\n" +
-	" \x01(\x05R\x10recomputedTokensB\x11\n" +
+	" \x01(\x05R\x10recomputedTokens\x12\x1f\n" +
+	"\vtool_tokens\x18\v \x01(\x05R\n" +
+	"toolTokensB\x11\n" +
 	"\x0f_drafted_tokensB\x12\n" +
 	"\x10_accepted_tokens\"\xaa\x01\n" +
 	"\x04Cost\x12&\n" +
@@ -3857,7 +5029,7 @@ const file_penstock_v1_generation_proto_rawDesc = "" +
 	"\x05total\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x05total\"D\n" +
 	"\x0eDroppedContext\x12\x16\n" +
 	"\x06tokens\x18\x01 \x01(\x05R\x06tokens\x12\x1a\n" +
-	"\bmessages\x18\x02 \x01(\x05R\bmessages\"\xa0\x04\n" +
+	"\bmessages\x18\x02 \x01(\x05R\bmessages\"\xa7\x05\n" +
 	"\x11EffectiveSettings\x12>\n" +
 	"\rthinking_mode\x18\x01 \x01(\x0e2\x19.penstock.v1.ThinkingModeR\fthinkingMode\x12'\n" +
 	"\x0fthinking_budget\x18\x02 \x01(\x05R\x0ethinkingBudget\x12%\n" +
@@ -3869,12 +5041,26 @@ const file_penstock_v1_generation_proto_rawDesc = "" +
 	"\adropped\x18\b \x01(\v2\x1b.penstock.v1.DroppedContextR\adropped\x12Q\n" +
 	"\x17requested_thinking_mode\x18\t \x01(\x0e2\x19.penstock.v1.ThinkingModeR\x15requestedThinkingMode\x12>\n" +
 	"\rstatus_margin\x18\n" +
-	" \x01(\v2\x19.google.protobuf.DurationR\fstatusMargin*P\n" +
+	" \x01(\v2\x19.google.protobuf.DurationR\fstatusMargin\x12+\n" +
+	"\x06effort\x18\v \x01(\x0e2\x13.penstock.v1.EffortR\x06effort\x122\n" +
+	"\ttool_mode\x18\f \x01(\x0e2\x15.penstock.v1.ToolModeR\btoolMode\x12$\n" +
+	"\x0emax_tool_calls\x18\r \x01(\x05R\fmaxToolCalls*_\n" +
 	"\x04Role\x12\x14\n" +
 	"\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vROLE_SYSTEM\x10\x01\x12\r\n" +
 	"\tROLE_USER\x10\x02\x12\x12\n" +
-	"\x0eROLE_ASSISTANT\x10\x03*^\n" +
+	"\x0eROLE_ASSISTANT\x10\x03\x12\r\n" +
+	"\tROLE_TOOL\x10\x04*r\n" +
+	"\x0eToolCallStatus\x12 \n" +
+	"\x1cTOOL_CALL_STATUS_UNSPECIFIED\x10\x00\x12\x1d\n" +
+	"\x19TOOL_CALL_STATUS_COMPLETE\x10\x01\x12\x1f\n" +
+	"\x1bTOOL_CALL_STATUS_INCOMPLETE\x10\x02*~\n" +
+	"\bToolMode\x12\x19\n" +
+	"\x15TOOL_MODE_UNSPECIFIED\x10\x00\x12\x12\n" +
+	"\x0eTOOL_MODE_AUTO\x10\x01\x12\x16\n" +
+	"\x12TOOL_MODE_REQUIRED\x10\x02\x12\x12\n" +
+	"\x0eTOOL_MODE_NONE\x10\x03\x12\x17\n" +
+	"\x13TOOL_MODE_VALIDATED\x10\x04*^\n" +
 	"\bPriority\x12\x18\n" +
 	"\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fPRIORITY_LOW\x10\x01\x12\x13\n" +
@@ -3884,7 +5070,19 @@ const file_penstock_v1_generation_proto_rawDesc = "" +
 	"\x19THINKING_MODE_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12THINKING_MODE_FAST\x10\x01\x12\x1a\n" +
 	"\x16THINKING_MODE_THINKING\x10\x02\x12\x16\n" +
-	"\x12THINKING_MODE_AUTO\x10\x03*\xbb\x01\n" +
+	"\x12THINKING_MODE_AUTO\x10\x03*e\n" +
+	"\x06Effort\x12\x16\n" +
+	"\x12EFFORT_UNSPECIFIED\x10\x00\x12\x0f\n" +
+	"\vEFFORT_NONE\x10\x01\x12\x0e\n" +
+	"\n" +
+	"EFFORT_LOW\x10\x02\x12\x11\n" +
+	"\rEFFORT_MEDIUM\x10\x03\x12\x0f\n" +
+	"\vEFFORT_HIGH\x10\x04*\x8c\x01\n" +
+	"\x0eThoughtHistory\x12\x1f\n" +
+	"\x1bTHOUGHT_HISTORY_UNSPECIFIED\x10\x00\x12 \n" +
+	"\x1cTHOUGHT_HISTORY_CURRENT_TURN\x10\x01\x12\x1d\n" +
+	"\x19THOUGHT_HISTORY_ALL_TURNS\x10\x02\x12\x18\n" +
+	"\x14THOUGHT_HISTORY_NONE\x10\x03*\xbb\x01\n" +
 	"\x0eOverflowPolicy\x12\x1f\n" +
 	"\x1bOVERFLOW_POLICY_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15OVERFLOW_POLICY_ERROR\x10\x01\x12%\n" +
@@ -3903,7 +5101,7 @@ const file_penstock_v1_generation_proto_rawDesc = "" +
 	"#THINKING_OUTCOME_FINISHED_BY_CLIENT\x10\x04\x12\x1d\n" +
 	"\x19THINKING_OUTCOME_DEADLINE\x10\x05\x12&\n" +
 	"\"THINKING_OUTCOME_MAX_OUTPUT_TOKENS\x10\x06\x12\x1e\n" +
-	"\x1aTHINKING_OUTCOME_CANCELLED\x10\a*\xdf\x01\n" +
+	"\x1aTHINKING_OUTCOME_CANCELLED\x10\a*\xfd\x01\n" +
 	"\fFinishReason\x12\x1d\n" +
 	"\x19FINISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12FINISH_REASON_STOP\x10\x01\x12\x1d\n" +
@@ -3911,7 +5109,8 @@ const file_penstock_v1_generation_proto_rawDesc = "" +
 	"\x18FINISH_REASON_STOP_TOKEN\x10\x03\x12#\n" +
 	"\x1fFINISH_REASON_MAX_OUTPUT_TOKENS\x10\x04\x12\x1b\n" +
 	"\x17FINISH_REASON_CANCELLED\x10\x05\x12\x19\n" +
-	"\x15FINISH_REASON_DRAINED\x10\x062\xe0\x03\n" +
+	"\x15FINISH_REASON_DRAINED\x10\x06\x12\x1c\n" +
+	"\x18FINISH_REASON_TOOL_CALLS\x10\a2\xe0\x03\n" +
 	"\x11GenerationService\x12G\n" +
 	"\bGenerate\x12\x1c.penstock.v1.GenerateRequest\x1a\x1d.penstock.v1.GenerateResponse\x12[\n" +
 	"\x0eStreamGenerate\x12\".penstock.v1.StreamGenerateRequest\x1a#.penstock.v1.StreamGenerateResponse0\x01\x12K\n" +
@@ -3933,144 +5132,175 @@ func file_penstock_v1_generation_proto_rawDescGZIP() []byte {
 	return file_penstock_v1_generation_proto_rawDescData
 }
 
-var file_penstock_v1_generation_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
-var file_penstock_v1_generation_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
+var file_penstock_v1_generation_proto_enumTypes = make([]protoimpl.EnumInfo, 11)
+var file_penstock_v1_generation_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
 var file_penstock_v1_generation_proto_goTypes = []any{
 	(Role)(0),                      // 0: penstock.v1.Role
-	(Priority)(0),                  // 1: penstock.v1.Priority
-	(ThinkingMode)(0),              // 2: penstock.v1.ThinkingMode
-	(OverflowPolicy)(0),            // 3: penstock.v1.OverflowPolicy
-	(InterruptionReason)(0),        // 4: penstock.v1.InterruptionReason
-	(ThinkingOutcome)(0),           // 5: penstock.v1.ThinkingOutcome
-	(FinishReason)(0),              // 6: penstock.v1.FinishReason
-	(*GenerateRequest)(nil),        // 7: penstock.v1.GenerateRequest
-	(*GenerateResponse)(nil),       // 8: penstock.v1.GenerateResponse
-	(*StreamGenerateRequest)(nil),  // 9: penstock.v1.StreamGenerateRequest
-	(*StreamGenerateResponse)(nil), // 10: penstock.v1.StreamGenerateResponse
-	(*InteractRequest)(nil),        // 11: penstock.v1.InteractRequest
-	(*FinishThinking)(nil),         // 12: penstock.v1.FinishThinking
-	(*ChangeBudget)(nil),           // 13: penstock.v1.ChangeBudget
-	(*Cancel)(nil),                 // 14: penstock.v1.Cancel
-	(*InteractResponse)(nil),       // 15: penstock.v1.InteractResponse
-	(*ResumeRequest)(nil),          // 16: penstock.v1.ResumeRequest
-	(*ResumeResponse)(nil),         // 17: penstock.v1.ResumeResponse
-	(*CancelRequest)(nil),          // 18: penstock.v1.CancelRequest
-	(*CancelResponse)(nil),         // 19: penstock.v1.CancelResponse
-	(*CountTokensRequest)(nil),     // 20: penstock.v1.CountTokensRequest
-	(*CountTokensResponse)(nil),    // 21: penstock.v1.CountTokensResponse
-	(*CostEstimate)(nil),           // 22: penstock.v1.CostEstimate
-	(*GenerationSpec)(nil),         // 23: penstock.v1.GenerationSpec
-	(*Messages)(nil),               // 24: penstock.v1.Messages
-	(*Message)(nil),                // 25: penstock.v1.Message
-	(*TokenIds)(nil),               // 26: penstock.v1.TokenIds
-	(*ThinkingConfig)(nil),         // 27: penstock.v1.ThinkingConfig
-	(*ContextConfig)(nil),          // 28: penstock.v1.ContextConfig
-	(*SamplingConfig)(nil),         // 29: penstock.v1.SamplingConfig
-	(*OutputConfig)(nil),           // 30: penstock.v1.OutputConfig
-	(*Choices)(nil),                // 31: penstock.v1.Choices
-	(*GenerationEvent)(nil),        // 32: penstock.v1.GenerationEvent
-	(*GenerationInterrupted)(nil),  // 33: penstock.v1.GenerationInterrupted
-	(*GenerationContinued)(nil),    // 34: penstock.v1.GenerationContinued
-	(*GenerationStarted)(nil),      // 35: penstock.v1.GenerationStarted
-	(*Delta)(nil),                  // 36: penstock.v1.Delta
-	(*TokenLogprobs)(nil),          // 37: penstock.v1.TokenLogprobs
-	(*TokenLogprob)(nil),           // 38: penstock.v1.TokenLogprob
-	(*ThinkingFinished)(nil),       // 39: penstock.v1.ThinkingFinished
-	(*GenerationFinished)(nil),     // 40: penstock.v1.GenerationFinished
-	(*CandidateResult)(nil),        // 41: penstock.v1.CandidateResult
-	(*Candidate)(nil),              // 42: penstock.v1.Candidate
-	(*Usage)(nil),                  // 43: penstock.v1.Usage
-	(*Cost)(nil),                   // 44: penstock.v1.Cost
-	(*Timing)(nil),                 // 45: penstock.v1.Timing
-	(*DroppedContext)(nil),         // 46: penstock.v1.DroppedContext
-	(*EffectiveSettings)(nil),      // 47: penstock.v1.EffectiveSettings
-	nil,                            // 48: penstock.v1.SamplingConfig.LogitBiasEntry
-	(*durationpb.Duration)(nil),    // 49: google.protobuf.Duration
+	(ToolCallStatus)(0),            // 1: penstock.v1.ToolCallStatus
+	(ToolMode)(0),                  // 2: penstock.v1.ToolMode
+	(Priority)(0),                  // 3: penstock.v1.Priority
+	(ThinkingMode)(0),              // 4: penstock.v1.ThinkingMode
+	(Effort)(0),                    // 5: penstock.v1.Effort
+	(ThoughtHistory)(0),            // 6: penstock.v1.ThoughtHistory
+	(OverflowPolicy)(0),            // 7: penstock.v1.OverflowPolicy
+	(InterruptionReason)(0),        // 8: penstock.v1.InterruptionReason
+	(ThinkingOutcome)(0),           // 9: penstock.v1.ThinkingOutcome
+	(FinishReason)(0),              // 10: penstock.v1.FinishReason
+	(*GenerateRequest)(nil),        // 11: penstock.v1.GenerateRequest
+	(*GenerateResponse)(nil),       // 12: penstock.v1.GenerateResponse
+	(*StreamGenerateRequest)(nil),  // 13: penstock.v1.StreamGenerateRequest
+	(*StreamGenerateResponse)(nil), // 14: penstock.v1.StreamGenerateResponse
+	(*InteractRequest)(nil),        // 15: penstock.v1.InteractRequest
+	(*FinishThinking)(nil),         // 16: penstock.v1.FinishThinking
+	(*ChangeBudget)(nil),           // 17: penstock.v1.ChangeBudget
+	(*Cancel)(nil),                 // 18: penstock.v1.Cancel
+	(*InteractResponse)(nil),       // 19: penstock.v1.InteractResponse
+	(*ResumeRequest)(nil),          // 20: penstock.v1.ResumeRequest
+	(*ResumeResponse)(nil),         // 21: penstock.v1.ResumeResponse
+	(*CancelRequest)(nil),          // 22: penstock.v1.CancelRequest
+	(*CancelResponse)(nil),         // 23: penstock.v1.CancelResponse
+	(*CountTokensRequest)(nil),     // 24: penstock.v1.CountTokensRequest
+	(*CountTokensResponse)(nil),    // 25: penstock.v1.CountTokensResponse
+	(*CostEstimate)(nil),           // 26: penstock.v1.CostEstimate
+	(*GenerationSpec)(nil),         // 27: penstock.v1.GenerationSpec
+	(*Messages)(nil),               // 28: penstock.v1.Messages
+	(*Message)(nil),                // 29: penstock.v1.Message
+	(*Part)(nil),                   // 30: penstock.v1.Part
+	(*Image)(nil),                  // 31: penstock.v1.Image
+	(*ToolCall)(nil),               // 32: penstock.v1.ToolCall
+	(*ToolResult)(nil),             // 33: penstock.v1.ToolResult
+	(*Tool)(nil),                   // 34: penstock.v1.Tool
+	(*ToolConfig)(nil),             // 35: penstock.v1.ToolConfig
+	(*TokenIds)(nil),               // 36: penstock.v1.TokenIds
+	(*ThinkingConfig)(nil),         // 37: penstock.v1.ThinkingConfig
+	(*ContextConfig)(nil),          // 38: penstock.v1.ContextConfig
+	(*SamplingConfig)(nil),         // 39: penstock.v1.SamplingConfig
+	(*OutputConfig)(nil),           // 40: penstock.v1.OutputConfig
+	(*Choices)(nil),                // 41: penstock.v1.Choices
+	(*GenerationEvent)(nil),        // 42: penstock.v1.GenerationEvent
+	(*ToolCallStarted)(nil),        // 43: penstock.v1.ToolCallStarted
+	(*ToolCallArguments)(nil),      // 44: penstock.v1.ToolCallArguments
+	(*ToolCallFinished)(nil),       // 45: penstock.v1.ToolCallFinished
+	(*GenerationInterrupted)(nil),  // 46: penstock.v1.GenerationInterrupted
+	(*GenerationContinued)(nil),    // 47: penstock.v1.GenerationContinued
+	(*GenerationStarted)(nil),      // 48: penstock.v1.GenerationStarted
+	(*Delta)(nil),                  // 49: penstock.v1.Delta
+	(*TokenLogprobs)(nil),          // 50: penstock.v1.TokenLogprobs
+	(*TokenLogprob)(nil),           // 51: penstock.v1.TokenLogprob
+	(*ThinkingFinished)(nil),       // 52: penstock.v1.ThinkingFinished
+	(*GenerationFinished)(nil),     // 53: penstock.v1.GenerationFinished
+	(*CandidateResult)(nil),        // 54: penstock.v1.CandidateResult
+	(*Candidate)(nil),              // 55: penstock.v1.Candidate
+	(*Usage)(nil),                  // 56: penstock.v1.Usage
+	(*Cost)(nil),                   // 57: penstock.v1.Cost
+	(*Timing)(nil),                 // 58: penstock.v1.Timing
+	(*DroppedContext)(nil),         // 59: penstock.v1.DroppedContext
+	(*EffectiveSettings)(nil),      // 60: penstock.v1.EffectiveSettings
+	nil,                            // 61: penstock.v1.SamplingConfig.LogitBiasEntry
+	(*durationpb.Duration)(nil),    // 62: google.protobuf.Duration
 }
 var file_penstock_v1_generation_proto_depIdxs = []int32{
-	23, // 0: penstock.v1.GenerateRequest.spec:type_name -> penstock.v1.GenerationSpec
-	42, // 1: penstock.v1.GenerateResponse.candidates:type_name -> penstock.v1.Candidate
-	43, // 2: penstock.v1.GenerateResponse.usage:type_name -> penstock.v1.Usage
-	44, // 3: penstock.v1.GenerateResponse.cost:type_name -> penstock.v1.Cost
-	47, // 4: penstock.v1.GenerateResponse.effective_settings:type_name -> penstock.v1.EffectiveSettings
-	45, // 5: penstock.v1.GenerateResponse.timing:type_name -> penstock.v1.Timing
-	23, // 6: penstock.v1.StreamGenerateRequest.spec:type_name -> penstock.v1.GenerationSpec
-	49, // 7: penstock.v1.StreamGenerateRequest.flush_interval:type_name -> google.protobuf.Duration
-	32, // 8: penstock.v1.StreamGenerateResponse.event:type_name -> penstock.v1.GenerationEvent
-	23, // 9: penstock.v1.InteractRequest.start:type_name -> penstock.v1.GenerationSpec
-	12, // 10: penstock.v1.InteractRequest.finish_thinking:type_name -> penstock.v1.FinishThinking
-	13, // 11: penstock.v1.InteractRequest.change_budget:type_name -> penstock.v1.ChangeBudget
-	14, // 12: penstock.v1.InteractRequest.cancel:type_name -> penstock.v1.Cancel
-	49, // 13: penstock.v1.InteractRequest.flush_interval:type_name -> google.protobuf.Duration
-	32, // 14: penstock.v1.InteractResponse.event:type_name -> penstock.v1.GenerationEvent
-	32, // 15: penstock.v1.ResumeResponse.event:type_name -> penstock.v1.GenerationEvent
-	23, // 16: penstock.v1.CountTokensRequest.spec:type_name -> penstock.v1.GenerationSpec
-	46, // 17: penstock.v1.CountTokensResponse.dropped:type_name -> penstock.v1.DroppedContext
-	22, // 18: penstock.v1.CountTokensResponse.cost_estimate:type_name -> penstock.v1.CostEstimate
-	47, // 19: penstock.v1.CountTokensResponse.effective_settings:type_name -> penstock.v1.EffectiveSettings
-	24, // 20: penstock.v1.GenerationSpec.messages:type_name -> penstock.v1.Messages
-	26, // 21: penstock.v1.GenerationSpec.token_ids:type_name -> penstock.v1.TokenIds
-	27, // 22: penstock.v1.GenerationSpec.thinking:type_name -> penstock.v1.ThinkingConfig
-	28, // 23: penstock.v1.GenerationSpec.context:type_name -> penstock.v1.ContextConfig
-	29, // 24: penstock.v1.GenerationSpec.sampling:type_name -> penstock.v1.SamplingConfig
-	30, // 25: penstock.v1.GenerationSpec.output:type_name -> penstock.v1.OutputConfig
-	1,  // 26: penstock.v1.GenerationSpec.priority:type_name -> penstock.v1.Priority
-	25, // 27: penstock.v1.Messages.messages:type_name -> penstock.v1.Message
-	0,  // 28: penstock.v1.Message.role:type_name -> penstock.v1.Role
-	2,  // 29: penstock.v1.ThinkingConfig.mode:type_name -> penstock.v1.ThinkingMode
-	3,  // 30: penstock.v1.ContextConfig.overflow:type_name -> penstock.v1.OverflowPolicy
-	48, // 31: penstock.v1.SamplingConfig.logit_bias:type_name -> penstock.v1.SamplingConfig.LogitBiasEntry
-	31, // 32: penstock.v1.OutputConfig.choices:type_name -> penstock.v1.Choices
-	35, // 33: penstock.v1.GenerationEvent.started:type_name -> penstock.v1.GenerationStarted
-	36, // 34: penstock.v1.GenerationEvent.thought:type_name -> penstock.v1.Delta
-	36, // 35: penstock.v1.GenerationEvent.answer:type_name -> penstock.v1.Delta
-	39, // 36: penstock.v1.GenerationEvent.thinking_finished:type_name -> penstock.v1.ThinkingFinished
-	40, // 37: penstock.v1.GenerationEvent.finished:type_name -> penstock.v1.GenerationFinished
-	33, // 38: penstock.v1.GenerationEvent.interrupted:type_name -> penstock.v1.GenerationInterrupted
-	34, // 39: penstock.v1.GenerationEvent.continued:type_name -> penstock.v1.GenerationContinued
-	4,  // 40: penstock.v1.GenerationInterrupted.reason:type_name -> penstock.v1.InterruptionReason
-	47, // 41: penstock.v1.GenerationStarted.effective_settings:type_name -> penstock.v1.EffectiveSettings
-	37, // 42: penstock.v1.Delta.logprobs:type_name -> penstock.v1.TokenLogprobs
-	38, // 43: penstock.v1.TokenLogprobs.sampled:type_name -> penstock.v1.TokenLogprob
-	38, // 44: penstock.v1.TokenLogprobs.top:type_name -> penstock.v1.TokenLogprob
-	5,  // 45: penstock.v1.ThinkingFinished.outcome:type_name -> penstock.v1.ThinkingOutcome
-	41, // 46: penstock.v1.GenerationFinished.results:type_name -> penstock.v1.CandidateResult
-	43, // 47: penstock.v1.GenerationFinished.usage:type_name -> penstock.v1.Usage
-	44, // 48: penstock.v1.GenerationFinished.cost:type_name -> penstock.v1.Cost
-	47, // 49: penstock.v1.GenerationFinished.effective_settings:type_name -> penstock.v1.EffectiveSettings
-	45, // 50: penstock.v1.GenerationFinished.timing:type_name -> penstock.v1.Timing
-	6,  // 51: penstock.v1.CandidateResult.finish_reason:type_name -> penstock.v1.FinishReason
-	5,  // 52: penstock.v1.CandidateResult.thinking_outcome:type_name -> penstock.v1.ThinkingOutcome
-	43, // 53: penstock.v1.CandidateResult.usage:type_name -> penstock.v1.Usage
-	41, // 54: penstock.v1.Candidate.result:type_name -> penstock.v1.CandidateResult
-	37, // 55: penstock.v1.Candidate.thought_logprobs:type_name -> penstock.v1.TokenLogprobs
-	37, // 56: penstock.v1.Candidate.answer_logprobs:type_name -> penstock.v1.TokenLogprobs
-	49, // 57: penstock.v1.Timing.queue:type_name -> google.protobuf.Duration
-	49, // 58: penstock.v1.Timing.first_token:type_name -> google.protobuf.Duration
-	49, // 59: penstock.v1.Timing.first_answer_token:type_name -> google.protobuf.Duration
-	49, // 60: penstock.v1.Timing.total:type_name -> google.protobuf.Duration
-	2,  // 61: penstock.v1.EffectiveSettings.thinking_mode:type_name -> penstock.v1.ThinkingMode
-	29, // 62: penstock.v1.EffectiveSettings.sampling:type_name -> penstock.v1.SamplingConfig
-	46, // 63: penstock.v1.EffectiveSettings.dropped:type_name -> penstock.v1.DroppedContext
-	2,  // 64: penstock.v1.EffectiveSettings.requested_thinking_mode:type_name -> penstock.v1.ThinkingMode
-	49, // 65: penstock.v1.EffectiveSettings.status_margin:type_name -> google.protobuf.Duration
-	7,  // 66: penstock.v1.GenerationService.Generate:input_type -> penstock.v1.GenerateRequest
-	9,  // 67: penstock.v1.GenerationService.StreamGenerate:input_type -> penstock.v1.StreamGenerateRequest
-	11, // 68: penstock.v1.GenerationService.Interact:input_type -> penstock.v1.InteractRequest
-	16, // 69: penstock.v1.GenerationService.Resume:input_type -> penstock.v1.ResumeRequest
-	18, // 70: penstock.v1.GenerationService.Cancel:input_type -> penstock.v1.CancelRequest
-	20, // 71: penstock.v1.GenerationService.CountTokens:input_type -> penstock.v1.CountTokensRequest
-	8,  // 72: penstock.v1.GenerationService.Generate:output_type -> penstock.v1.GenerateResponse
-	10, // 73: penstock.v1.GenerationService.StreamGenerate:output_type -> penstock.v1.StreamGenerateResponse
-	15, // 74: penstock.v1.GenerationService.Interact:output_type -> penstock.v1.InteractResponse
-	17, // 75: penstock.v1.GenerationService.Resume:output_type -> penstock.v1.ResumeResponse
-	19, // 76: penstock.v1.GenerationService.Cancel:output_type -> penstock.v1.CancelResponse
-	21, // 77: penstock.v1.GenerationService.CountTokens:output_type -> penstock.v1.CountTokensResponse
-	72, // [72:78] is the sub-list for method output_type
-	66, // [66:72] is the sub-list for method input_type
-	66, // [66:66] is the sub-list for extension type_name
-	66, // [66:66] is the sub-list for extension extendee
-	0,  // [0:66] is the sub-list for field type_name
+	27, // 0: penstock.v1.GenerateRequest.spec:type_name -> penstock.v1.GenerationSpec
+	55, // 1: penstock.v1.GenerateResponse.candidates:type_name -> penstock.v1.Candidate
+	56, // 2: penstock.v1.GenerateResponse.usage:type_name -> penstock.v1.Usage
+	57, // 3: penstock.v1.GenerateResponse.cost:type_name -> penstock.v1.Cost
+	60, // 4: penstock.v1.GenerateResponse.effective_settings:type_name -> penstock.v1.EffectiveSettings
+	58, // 5: penstock.v1.GenerateResponse.timing:type_name -> penstock.v1.Timing
+	27, // 6: penstock.v1.StreamGenerateRequest.spec:type_name -> penstock.v1.GenerationSpec
+	62, // 7: penstock.v1.StreamGenerateRequest.flush_interval:type_name -> google.protobuf.Duration
+	42, // 8: penstock.v1.StreamGenerateResponse.event:type_name -> penstock.v1.GenerationEvent
+	27, // 9: penstock.v1.InteractRequest.start:type_name -> penstock.v1.GenerationSpec
+	16, // 10: penstock.v1.InteractRequest.finish_thinking:type_name -> penstock.v1.FinishThinking
+	17, // 11: penstock.v1.InteractRequest.change_budget:type_name -> penstock.v1.ChangeBudget
+	18, // 12: penstock.v1.InteractRequest.cancel:type_name -> penstock.v1.Cancel
+	62, // 13: penstock.v1.InteractRequest.flush_interval:type_name -> google.protobuf.Duration
+	42, // 14: penstock.v1.InteractResponse.event:type_name -> penstock.v1.GenerationEvent
+	42, // 15: penstock.v1.ResumeResponse.event:type_name -> penstock.v1.GenerationEvent
+	27, // 16: penstock.v1.CountTokensRequest.spec:type_name -> penstock.v1.GenerationSpec
+	59, // 17: penstock.v1.CountTokensResponse.dropped:type_name -> penstock.v1.DroppedContext
+	26, // 18: penstock.v1.CountTokensResponse.cost_estimate:type_name -> penstock.v1.CostEstimate
+	60, // 19: penstock.v1.CountTokensResponse.effective_settings:type_name -> penstock.v1.EffectiveSettings
+	28, // 20: penstock.v1.GenerationSpec.messages:type_name -> penstock.v1.Messages
+	36, // 21: penstock.v1.GenerationSpec.token_ids:type_name -> penstock.v1.TokenIds
+	37, // 22: penstock.v1.GenerationSpec.thinking:type_name -> penstock.v1.ThinkingConfig
+	38, // 23: penstock.v1.GenerationSpec.context:type_name -> penstock.v1.ContextConfig
+	39, // 24: penstock.v1.GenerationSpec.sampling:type_name -> penstock.v1.SamplingConfig
+	40, // 25: penstock.v1.GenerationSpec.output:type_name -> penstock.v1.OutputConfig
+	3,  // 26: penstock.v1.GenerationSpec.priority:type_name -> penstock.v1.Priority
+	34, // 27: penstock.v1.GenerationSpec.tools:type_name -> penstock.v1.Tool
+	35, // 28: penstock.v1.GenerationSpec.tool_config:type_name -> penstock.v1.ToolConfig
+	29, // 29: penstock.v1.Messages.messages:type_name -> penstock.v1.Message
+	0,  // 30: penstock.v1.Message.role:type_name -> penstock.v1.Role
+	30, // 31: penstock.v1.Message.parts:type_name -> penstock.v1.Part
+	31, // 32: penstock.v1.Part.image:type_name -> penstock.v1.Image
+	32, // 33: penstock.v1.Part.tool_call:type_name -> penstock.v1.ToolCall
+	33, // 34: penstock.v1.Part.tool_result:type_name -> penstock.v1.ToolResult
+	1,  // 35: penstock.v1.ToolCall.status:type_name -> penstock.v1.ToolCallStatus
+	30, // 36: penstock.v1.ToolResult.content:type_name -> penstock.v1.Part
+	2,  // 37: penstock.v1.ToolConfig.mode:type_name -> penstock.v1.ToolMode
+	4,  // 38: penstock.v1.ThinkingConfig.mode:type_name -> penstock.v1.ThinkingMode
+	5,  // 39: penstock.v1.ThinkingConfig.effort:type_name -> penstock.v1.Effort
+	6,  // 40: penstock.v1.ThinkingConfig.history:type_name -> penstock.v1.ThoughtHistory
+	7,  // 41: penstock.v1.ContextConfig.overflow:type_name -> penstock.v1.OverflowPolicy
+	61, // 42: penstock.v1.SamplingConfig.logit_bias:type_name -> penstock.v1.SamplingConfig.LogitBiasEntry
+	41, // 43: penstock.v1.OutputConfig.choices:type_name -> penstock.v1.Choices
+	48, // 44: penstock.v1.GenerationEvent.started:type_name -> penstock.v1.GenerationStarted
+	49, // 45: penstock.v1.GenerationEvent.thought:type_name -> penstock.v1.Delta
+	49, // 46: penstock.v1.GenerationEvent.answer:type_name -> penstock.v1.Delta
+	52, // 47: penstock.v1.GenerationEvent.thinking_finished:type_name -> penstock.v1.ThinkingFinished
+	53, // 48: penstock.v1.GenerationEvent.finished:type_name -> penstock.v1.GenerationFinished
+	46, // 49: penstock.v1.GenerationEvent.interrupted:type_name -> penstock.v1.GenerationInterrupted
+	47, // 50: penstock.v1.GenerationEvent.continued:type_name -> penstock.v1.GenerationContinued
+	43, // 51: penstock.v1.GenerationEvent.tool_call_started:type_name -> penstock.v1.ToolCallStarted
+	44, // 52: penstock.v1.GenerationEvent.tool_call_arguments:type_name -> penstock.v1.ToolCallArguments
+	45, // 53: penstock.v1.GenerationEvent.tool_call_finished:type_name -> penstock.v1.ToolCallFinished
+	32, // 54: penstock.v1.ToolCallFinished.call:type_name -> penstock.v1.ToolCall
+	8,  // 55: penstock.v1.GenerationInterrupted.reason:type_name -> penstock.v1.InterruptionReason
+	60, // 56: penstock.v1.GenerationStarted.effective_settings:type_name -> penstock.v1.EffectiveSettings
+	50, // 57: penstock.v1.Delta.logprobs:type_name -> penstock.v1.TokenLogprobs
+	51, // 58: penstock.v1.TokenLogprobs.sampled:type_name -> penstock.v1.TokenLogprob
+	51, // 59: penstock.v1.TokenLogprobs.top:type_name -> penstock.v1.TokenLogprob
+	9,  // 60: penstock.v1.ThinkingFinished.outcome:type_name -> penstock.v1.ThinkingOutcome
+	54, // 61: penstock.v1.GenerationFinished.results:type_name -> penstock.v1.CandidateResult
+	56, // 62: penstock.v1.GenerationFinished.usage:type_name -> penstock.v1.Usage
+	57, // 63: penstock.v1.GenerationFinished.cost:type_name -> penstock.v1.Cost
+	60, // 64: penstock.v1.GenerationFinished.effective_settings:type_name -> penstock.v1.EffectiveSettings
+	58, // 65: penstock.v1.GenerationFinished.timing:type_name -> penstock.v1.Timing
+	10, // 66: penstock.v1.CandidateResult.finish_reason:type_name -> penstock.v1.FinishReason
+	9,  // 67: penstock.v1.CandidateResult.thinking_outcome:type_name -> penstock.v1.ThinkingOutcome
+	56, // 68: penstock.v1.CandidateResult.usage:type_name -> penstock.v1.Usage
+	54, // 69: penstock.v1.Candidate.result:type_name -> penstock.v1.CandidateResult
+	50, // 70: penstock.v1.Candidate.thought_logprobs:type_name -> penstock.v1.TokenLogprobs
+	50, // 71: penstock.v1.Candidate.answer_logprobs:type_name -> penstock.v1.TokenLogprobs
+	32, // 72: penstock.v1.Candidate.tool_calls:type_name -> penstock.v1.ToolCall
+	62, // 73: penstock.v1.Timing.queue:type_name -> google.protobuf.Duration
+	62, // 74: penstock.v1.Timing.first_token:type_name -> google.protobuf.Duration
+	62, // 75: penstock.v1.Timing.first_answer_token:type_name -> google.protobuf.Duration
+	62, // 76: penstock.v1.Timing.total:type_name -> google.protobuf.Duration
+	4,  // 77: penstock.v1.EffectiveSettings.thinking_mode:type_name -> penstock.v1.ThinkingMode
+	39, // 78: penstock.v1.EffectiveSettings.sampling:type_name -> penstock.v1.SamplingConfig
+	59, // 79: penstock.v1.EffectiveSettings.dropped:type_name -> penstock.v1.DroppedContext
+	4,  // 80: penstock.v1.EffectiveSettings.requested_thinking_mode:type_name -> penstock.v1.ThinkingMode
+	62, // 81: penstock.v1.EffectiveSettings.status_margin:type_name -> google.protobuf.Duration
+	5,  // 82: penstock.v1.EffectiveSettings.effort:type_name -> penstock.v1.Effort
+	2,  // 83: penstock.v1.EffectiveSettings.tool_mode:type_name -> penstock.v1.ToolMode
+	11, // 84: penstock.v1.GenerationService.Generate:input_type -> penstock.v1.GenerateRequest
+	13, // 85: penstock.v1.GenerationService.StreamGenerate:input_type -> penstock.v1.StreamGenerateRequest
+	15, // 86: penstock.v1.GenerationService.Interact:input_type -> penstock.v1.InteractRequest
+	20, // 87: penstock.v1.GenerationService.Resume:input_type -> penstock.v1.ResumeRequest
+	22, // 88: penstock.v1.GenerationService.Cancel:input_type -> penstock.v1.CancelRequest
+	24, // 89: penstock.v1.GenerationService.CountTokens:input_type -> penstock.v1.CountTokensRequest
+	12, // 90: penstock.v1.GenerationService.Generate:output_type -> penstock.v1.GenerateResponse
+	14, // 91: penstock.v1.GenerationService.StreamGenerate:output_type -> penstock.v1.StreamGenerateResponse
+	19, // 92: penstock.v1.GenerationService.Interact:output_type -> penstock.v1.InteractResponse
+	21, // 93: penstock.v1.GenerationService.Resume:output_type -> penstock.v1.ResumeResponse
+	23, // 94: penstock.v1.GenerationService.Cancel:output_type -> penstock.v1.CancelResponse
+	25, // 95: penstock.v1.GenerationService.CountTokens:output_type -> penstock.v1.CountTokensResponse
+	90, // [90:96] is the sub-list for method output_type
+	84, // [84:90] is the sub-list for method input_type
+	84, // [84:84] is the sub-list for extension type_name
+	84, // [84:84] is the sub-list for extension extendee
+	0,  // [0:84] is the sub-list for field type_name
 }
 
 func init() { file_penstock_v1_generation_proto_init() }
@@ -4089,16 +5319,24 @@ func file_penstock_v1_generation_proto_init() {
 		(*GenerationSpec_Text)(nil),
 		(*GenerationSpec_TokenIds)(nil),
 	}
-	file_penstock_v1_generation_proto_msgTypes[20].OneofWrappers = []any{}
-	file_penstock_v1_generation_proto_msgTypes[21].OneofWrappers = []any{}
-	file_penstock_v1_generation_proto_msgTypes[22].OneofWrappers = []any{}
-	file_penstock_v1_generation_proto_msgTypes[23].OneofWrappers = []any{
+	file_penstock_v1_generation_proto_msgTypes[19].OneofWrappers = []any{
+		(*Part_Text)(nil),
+		(*Part_Thought)(nil),
+		(*Part_Image)(nil),
+		(*Part_ToolCall)(nil),
+		(*Part_ToolResult)(nil),
+	}
+	file_penstock_v1_generation_proto_msgTypes[24].OneofWrappers = []any{}
+	file_penstock_v1_generation_proto_msgTypes[26].OneofWrappers = []any{}
+	file_penstock_v1_generation_proto_msgTypes[27].OneofWrappers = []any{}
+	file_penstock_v1_generation_proto_msgTypes[28].OneofWrappers = []any{}
+	file_penstock_v1_generation_proto_msgTypes[29].OneofWrappers = []any{
 		(*OutputConfig_JsonSchema)(nil),
 		(*OutputConfig_Regex)(nil),
 		(*OutputConfig_Grammar)(nil),
 		(*OutputConfig_Choices)(nil),
 	}
-	file_penstock_v1_generation_proto_msgTypes[25].OneofWrappers = []any{
+	file_penstock_v1_generation_proto_msgTypes[31].OneofWrappers = []any{
 		(*GenerationEvent_Started)(nil),
 		(*GenerationEvent_Thought)(nil),
 		(*GenerationEvent_Answer)(nil),
@@ -4106,16 +5344,19 @@ func file_penstock_v1_generation_proto_init() {
 		(*GenerationEvent_Finished)(nil),
 		(*GenerationEvent_Interrupted)(nil),
 		(*GenerationEvent_Continued)(nil),
+		(*GenerationEvent_ToolCallStarted)(nil),
+		(*GenerationEvent_ToolCallArguments)(nil),
+		(*GenerationEvent_ToolCallFinished)(nil),
 	}
-	file_penstock_v1_generation_proto_msgTypes[26].OneofWrappers = []any{}
-	file_penstock_v1_generation_proto_msgTypes[36].OneofWrappers = []any{}
+	file_penstock_v1_generation_proto_msgTypes[35].OneofWrappers = []any{}
+	file_penstock_v1_generation_proto_msgTypes[45].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_penstock_v1_generation_proto_rawDesc), len(file_penstock_v1_generation_proto_rawDesc)),
-			NumEnums:      7,
-			NumMessages:   42,
+			NumEnums:      11,
+			NumMessages:   51,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -108,8 +108,12 @@ type GetModelResponse struct {
 	AnswerReserve int32 `protobuf:"varint,21,opt,name=answer_reserve,json=answerReserve,proto3" json:"answer_reserve,omitempty"`
 	// Most candidates that one replica of the engine works on at once: the configured number, else by its memory.
 	MaxConcurrentRequests int32 `protobuf:"varint,22,opt,name=max_concurrent_requests,json=maxConcurrentRequests,proto3" json:"max_concurrent_requests,omitempty"`
-	unknownFields         protoimpl.UnknownFields
-	sizeCache             protoimpl.SizeCache
+	// How the model writes tool calls: "xml" (Qwen3.5, Qwen3-Coder) or "json" (Qwen3, Hermes). Empty: it has no tools.
+	ToolCallFormat string `protobuf:"bytes,23,opt,name=tool_call_format,json=toolCallFormat,proto3" json:"tool_call_format,omitempty"`
+	// What each effort is here, NONE to HIGH.
+	Efforts       []*EffortBudget `protobuf:"bytes,24,rep,name=efforts,proto3" json:"efforts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetModelResponse) Reset() {
@@ -261,6 +265,20 @@ func (x *GetModelResponse) GetMaxConcurrentRequests() int32 {
 	return 0
 }
 
+func (x *GetModelResponse) GetToolCallFormat() string {
+	if x != nil {
+		return x.ToolCallFormat
+	}
+	return ""
+}
+
+func (x *GetModelResponse) GetEfforts() []*EffortBudget {
+	if x != nil {
+		return x.Efforts
+	}
+	return nil
+}
+
 // One engine feature.
 type ProfileFeature struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -334,6 +352,71 @@ func (x *ProfileFeature) GetReason() string {
 	return ""
 }
 
+// What an effort is.
+type EffortBudget struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The effort.
+	Effort Effort `protobuf:"varint,1,opt,name=effort,proto3,enum=penstock.v1.Effort" json:"effort,omitempty"`
+	// Most thought tokens.
+	ThinkingBudget int32 `protobuf:"varint,2,opt,name=thinking_budget,json=thinkingBudget,proto3" json:"thinking_budget,omitempty"`
+	// Most thought tokens as a share of the call's output tokens (max_output_tokens, or what the window leaves), in
+	// [0, 1]. The smaller of the two bounds holds.
+	OutputShare   float64 `protobuf:"fixed64,3,opt,name=output_share,json=outputShare,proto3" json:"output_share,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EffortBudget) Reset() {
+	*x = EffortBudget{}
+	mi := &file_penstock_v1_model_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EffortBudget) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EffortBudget) ProtoMessage() {}
+
+func (x *EffortBudget) ProtoReflect() protoreflect.Message {
+	mi := &file_penstock_v1_model_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EffortBudget.ProtoReflect.Descriptor instead.
+func (*EffortBudget) Descriptor() ([]byte, []int) {
+	return file_penstock_v1_model_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *EffortBudget) GetEffort() Effort {
+	if x != nil {
+		return x.Effort
+	}
+	return Effort_EFFORT_UNSPECIFIED
+}
+
+func (x *EffortBudget) GetThinkingBudget() int32 {
+	if x != nil {
+		return x.ThinkingBudget
+	}
+	return 0
+}
+
+func (x *EffortBudget) GetOutputShare() float64 {
+	if x != nil {
+		return x.OutputShare
+	}
+	return 0
+}
+
 // Prices of calls by prompt length, in ticks of 1e-10 USD per token.
 type PriceTier struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -351,7 +434,7 @@ type PriceTier struct {
 
 func (x *PriceTier) Reset() {
 	*x = PriceTier{}
-	mi := &file_penstock_v1_model_proto_msgTypes[3]
+	mi := &file_penstock_v1_model_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -363,7 +446,7 @@ func (x *PriceTier) String() string {
 func (*PriceTier) ProtoMessage() {}
 
 func (x *PriceTier) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_model_proto_msgTypes[3]
+	mi := &file_penstock_v1_model_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -376,7 +459,7 @@ func (x *PriceTier) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PriceTier.ProtoReflect.Descriptor instead.
 func (*PriceTier) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_model_proto_rawDescGZIP(), []int{3}
+	return file_penstock_v1_model_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *PriceTier) GetUpToPromptTokens() int32 {
@@ -437,13 +520,17 @@ type Limits struct {
 	// Most output tokens of a call that names no maximum, where its caller has a daily cost limit: so much is reserved. It
 	// is in the call's effective settings. Other callers' calls may have what the window leaves.
 	DefaultMaxOutputTokens int32 `protobuf:"varint,13,opt,name=default_max_output_tokens,json=defaultMaxOutputTokens,proto3" json:"default_max_output_tokens,omitempty"`
-	unknownFields          protoimpl.UnknownFields
-	sizeCache              protoimpl.SizeCache
+	// Most tools of a request.
+	MaxTools int32 `protobuf:"varint,14,opt,name=max_tools,json=maxTools,proto3" json:"max_tools,omitempty"`
+	// Most tool calls of an output, and of an assistant message.
+	MaxToolCalls  int32 `protobuf:"varint,15,opt,name=max_tool_calls,json=maxToolCalls,proto3" json:"max_tool_calls,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Limits) Reset() {
 	*x = Limits{}
-	mi := &file_penstock_v1_model_proto_msgTypes[4]
+	mi := &file_penstock_v1_model_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -455,7 +542,7 @@ func (x *Limits) String() string {
 func (*Limits) ProtoMessage() {}
 
 func (x *Limits) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_model_proto_msgTypes[4]
+	mi := &file_penstock_v1_model_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -468,7 +555,7 @@ func (x *Limits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limits.ProtoReflect.Descriptor instead.
 func (*Limits) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_model_proto_rawDescGZIP(), []int{4}
+	return file_penstock_v1_model_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Limits) GetMaxOutputTokens() int32 {
@@ -562,6 +649,20 @@ func (x *Limits) GetDefaultMaxOutputTokens() int32 {
 	return 0
 }
 
+func (x *Limits) GetMaxTools() int32 {
+	if x != nil {
+		return x.MaxTools
+	}
+	return 0
+}
+
+func (x *Limits) GetMaxToolCalls() int32 {
+	if x != nil {
+		return x.MaxToolCalls
+	}
+	return 0
+}
+
 // A request field that is refused here.
 type RefusedField struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -575,7 +676,7 @@ type RefusedField struct {
 
 func (x *RefusedField) Reset() {
 	*x = RefusedField{}
-	mi := &file_penstock_v1_model_proto_msgTypes[5]
+	mi := &file_penstock_v1_model_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -587,7 +688,7 @@ func (x *RefusedField) String() string {
 func (*RefusedField) ProtoMessage() {}
 
 func (x *RefusedField) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_model_proto_msgTypes[5]
+	mi := &file_penstock_v1_model_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -600,7 +701,7 @@ func (x *RefusedField) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefusedField.ProtoReflect.Descriptor instead.
 func (*RefusedField) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_model_proto_rawDescGZIP(), []int{5}
+	return file_penstock_v1_model_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *RefusedField) GetField() string {
@@ -623,7 +724,7 @@ const file_penstock_v1_model_proto_rawDesc = "" +
 	"\n" +
 	"\x17penstock/v1/model.proto\x12\vpenstock.v1\x1a\x1cpenstock/v1/generation.proto\"'\n" +
 	"\x0fGetModelRequest\x12\x14\n" +
-	"\x05model\x18\x01 \x01(\tR\x05model\"\xf9\x06\n" +
+	"\x05model\x18\x01 \x01(\tR\x05model\"\xd8\a\n" +
 	"\x10GetModelResponse\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\"\n" +
 	"\farchitecture\x18\x02 \x01(\tR\farchitecture\x12\x1d\n" +
@@ -644,18 +745,24 @@ const file_penstock_v1_model_proto_rawDesc = "" +
 	"\x0eengine_version\x18\x0e \x01(\tR\rengineVersion\x120\n" +
 	"\x14auto_thinking_budget\x18\x14 \x01(\x05R\x12autoThinkingBudget\x12%\n" +
 	"\x0eanswer_reserve\x18\x15 \x01(\x05R\ranswerReserve\x126\n" +
-	"\x17max_concurrent_requests\x18\x16 \x01(\x05R\x15maxConcurrentRequests\"l\n" +
+	"\x17max_concurrent_requests\x18\x16 \x01(\x05R\x15maxConcurrentRequests\x12(\n" +
+	"\x10tool_call_format\x18\x17 \x01(\tR\x0etoolCallFormat\x123\n" +
+	"\aefforts\x18\x18 \x03(\v2\x19.penstock.v1.EffortBudgetR\aefforts\"l\n" +
 	"\x0eProfileFeature\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aenabled\x18\x02 \x01(\bR\aenabled\x12\x14\n" +
 	"\x05value\x18\x03 \x01(\tR\x05value\x12\x16\n" +
-	"\x06reason\x18\x04 \x01(\tR\x06reason\"\x89\x02\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\"\x87\x01\n" +
+	"\fEffortBudget\x12+\n" +
+	"\x06effort\x18\x01 \x01(\x0e2\x13.penstock.v1.EffortR\x06effort\x12'\n" +
+	"\x0fthinking_budget\x18\x02 \x01(\x05R\x0ethinkingBudget\x12!\n" +
+	"\foutput_share\x18\x03 \x01(\x01R\voutputShare\"\x89\x02\n" +
 	"\tPriceTier\x122\n" +
 	"\x13up_to_prompt_tokens\x18\x01 \x01(\x05H\x00R\x10upToPromptTokens\x88\x01\x01\x128\n" +
 	"\x19input_usd_ticks_per_token\x18\x02 \x01(\x03R\x15inputUsdTicksPerToken\x12:\n" +
 	"\x1acached_usd_ticks_per_token\x18\x03 \x01(\x03R\x16cachedUsdTicksPerToken\x12:\n" +
 	"\x1aoutput_usd_ticks_per_token\x18\x04 \x01(\x03R\x16outputUsdTicksPerTokenB\x16\n" +
-	"\x14_up_to_prompt_tokens\"\xf4\x04\n" +
+	"\x14_up_to_prompt_tokens\"\xb7\x05\n" +
 	"\x06Limits\x12/\n" +
 	"\x11max_output_tokens\x18\x01 \x01(\x05H\x00R\x0fmaxOutputTokens\x88\x01\x01\x12!\n" +
 	"\fmax_messages\x18\x02 \x01(\x05R\vmaxMessages\x12(\n" +
@@ -670,7 +777,9 @@ const file_penstock_v1_model_proto_rawDesc = "" +
 	" \x01(\x05R\x16maxClosingMessageBytes\x122\n" +
 	"\x15max_steering_messages\x18\v \x01(\x05R\x13maxSteeringMessages\x12*\n" +
 	"\x11max_message_bytes\x18\f \x01(\x05R\x0fmaxMessageBytes\x129\n" +
-	"\x19default_max_output_tokens\x18\r \x01(\x05R\x16defaultMaxOutputTokensB\x14\n" +
+	"\x19default_max_output_tokens\x18\r \x01(\x05R\x16defaultMaxOutputTokens\x12\x1b\n" +
+	"\tmax_tools\x18\x0e \x01(\x05R\bmaxTools\x12$\n" +
+	"\x0emax_tool_calls\x18\x0f \x01(\x05R\fmaxToolCallsB\x14\n" +
 	"\x12_max_output_tokens\"<\n" +
 	"\fRefusedField\x12\x14\n" +
 	"\x05field\x18\x01 \x01(\tR\x05field\x12\x16\n" +
@@ -691,32 +800,36 @@ func file_penstock_v1_model_proto_rawDescGZIP() []byte {
 	return file_penstock_v1_model_proto_rawDescData
 }
 
-var file_penstock_v1_model_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_penstock_v1_model_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
 var file_penstock_v1_model_proto_goTypes = []any{
 	(*GetModelRequest)(nil),  // 0: penstock.v1.GetModelRequest
 	(*GetModelResponse)(nil), // 1: penstock.v1.GetModelResponse
 	(*ProfileFeature)(nil),   // 2: penstock.v1.ProfileFeature
-	(*PriceTier)(nil),        // 3: penstock.v1.PriceTier
-	(*Limits)(nil),           // 4: penstock.v1.Limits
-	(*RefusedField)(nil),     // 5: penstock.v1.RefusedField
-	(ThinkingMode)(0),        // 6: penstock.v1.ThinkingMode
-	(*SamplingConfig)(nil),   // 7: penstock.v1.SamplingConfig
+	(*EffortBudget)(nil),     // 3: penstock.v1.EffortBudget
+	(*PriceTier)(nil),        // 4: penstock.v1.PriceTier
+	(*Limits)(nil),           // 5: penstock.v1.Limits
+	(*RefusedField)(nil),     // 6: penstock.v1.RefusedField
+	(ThinkingMode)(0),        // 7: penstock.v1.ThinkingMode
+	(*SamplingConfig)(nil),   // 8: penstock.v1.SamplingConfig
+	(Effort)(0),              // 9: penstock.v1.Effort
 }
 var file_penstock_v1_model_proto_depIdxs = []int32{
-	6, // 0: penstock.v1.GetModelResponse.thinking_modes:type_name -> penstock.v1.ThinkingMode
-	6, // 1: penstock.v1.GetModelResponse.default_thinking_mode:type_name -> penstock.v1.ThinkingMode
-	7, // 2: penstock.v1.GetModelResponse.default_sampling:type_name -> penstock.v1.SamplingConfig
-	2, // 3: penstock.v1.GetModelResponse.profile:type_name -> penstock.v1.ProfileFeature
-	3, // 4: penstock.v1.GetModelResponse.price_tiers:type_name -> penstock.v1.PriceTier
-	4, // 5: penstock.v1.GetModelResponse.limits:type_name -> penstock.v1.Limits
-	5, // 6: penstock.v1.GetModelResponse.refused_fields:type_name -> penstock.v1.RefusedField
-	0, // 7: penstock.v1.ModelService.GetModel:input_type -> penstock.v1.GetModelRequest
-	1, // 8: penstock.v1.ModelService.GetModel:output_type -> penstock.v1.GetModelResponse
-	8, // [8:9] is the sub-list for method output_type
-	7, // [7:8] is the sub-list for method input_type
-	7, // [7:7] is the sub-list for extension type_name
-	7, // [7:7] is the sub-list for extension extendee
-	0, // [0:7] is the sub-list for field type_name
+	7,  // 0: penstock.v1.GetModelResponse.thinking_modes:type_name -> penstock.v1.ThinkingMode
+	7,  // 1: penstock.v1.GetModelResponse.default_thinking_mode:type_name -> penstock.v1.ThinkingMode
+	8,  // 2: penstock.v1.GetModelResponse.default_sampling:type_name -> penstock.v1.SamplingConfig
+	2,  // 3: penstock.v1.GetModelResponse.profile:type_name -> penstock.v1.ProfileFeature
+	4,  // 4: penstock.v1.GetModelResponse.price_tiers:type_name -> penstock.v1.PriceTier
+	5,  // 5: penstock.v1.GetModelResponse.limits:type_name -> penstock.v1.Limits
+	6,  // 6: penstock.v1.GetModelResponse.refused_fields:type_name -> penstock.v1.RefusedField
+	3,  // 7: penstock.v1.GetModelResponse.efforts:type_name -> penstock.v1.EffortBudget
+	9,  // 8: penstock.v1.EffortBudget.effort:type_name -> penstock.v1.Effort
+	0,  // 9: penstock.v1.ModelService.GetModel:input_type -> penstock.v1.GetModelRequest
+	1,  // 10: penstock.v1.ModelService.GetModel:output_type -> penstock.v1.GetModelResponse
+	10, // [10:11] is the sub-list for method output_type
+	9,  // [9:10] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_penstock_v1_model_proto_init() }
@@ -725,15 +838,15 @@ func file_penstock_v1_model_proto_init() {
 		return
 	}
 	file_penstock_v1_generation_proto_init()
-	file_penstock_v1_model_proto_msgTypes[3].OneofWrappers = []any{}
 	file_penstock_v1_model_proto_msgTypes[4].OneofWrappers = []any{}
+	file_penstock_v1_model_proto_msgTypes[5].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_penstock_v1_model_proto_rawDesc), len(file_penstock_v1_model_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   6,
+			NumMessages:   7,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -33,7 +33,9 @@ class _RoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Role.ValueType],
     ROLE_USER: _Role.ValueType  # 2
     """The user."""
     ROLE_ASSISTANT: _Role.ValueType  # 3
-    """The model, in an earlier turn: its answer without its thought."""
+    """The model, in an earlier turn. As the last message it is continued: the output goes on where it ends."""
+    ROLE_TOOL: _Role.ValueType  # 4
+    """The caller's tools: the results of the tool calls in the assistant message before."""
 
 class Role(_Role, metaclass=_RoleEnumTypeWrapper):
     """Who speaks."""
@@ -45,8 +47,70 @@ ROLE_SYSTEM: Role.ValueType  # 1
 ROLE_USER: Role.ValueType  # 2
 """The user."""
 ROLE_ASSISTANT: Role.ValueType  # 3
-"""The model, in an earlier turn: its answer without its thought."""
+"""The model, in an earlier turn. As the last message it is continued: the output goes on where it ends."""
+ROLE_TOOL: Role.ValueType  # 4
+"""The caller's tools: the results of the tool calls in the assistant message before."""
 Global___Role: _TypeAlias = Role  # noqa: Y015
+
+class _ToolCallStatus:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ToolCallStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ToolCallStatus.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TOOL_CALL_STATUS_UNSPECIFIED: _ToolCallStatus.ValueType  # 0
+    """As COMPLETE in a request; never sent."""
+    TOOL_CALL_STATUS_COMPLETE: _ToolCallStatus.ValueType  # 1
+    """The model wrote it to its end: `arguments_json` is a JSON object."""
+    TOOL_CALL_STATUS_INCOMPLETE: _ToolCallStatus.ValueType  # 2
+    """The output ended inside it, or it cannot be read. It must not be executed. In a request it is INVALID_FIELD."""
+
+class ToolCallStatus(_ToolCallStatus, metaclass=_ToolCallStatusEnumTypeWrapper):
+    """Whether a tool call is whole."""
+
+TOOL_CALL_STATUS_UNSPECIFIED: ToolCallStatus.ValueType  # 0
+"""As COMPLETE in a request; never sent."""
+TOOL_CALL_STATUS_COMPLETE: ToolCallStatus.ValueType  # 1
+"""The model wrote it to its end: `arguments_json` is a JSON object."""
+TOOL_CALL_STATUS_INCOMPLETE: ToolCallStatus.ValueType  # 2
+"""The output ended inside it, or it cannot be read. It must not be executed. In a request it is INVALID_FIELD."""
+Global___ToolCallStatus: _TypeAlias = ToolCallStatus  # noqa: Y015
+
+class _ToolMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ToolModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ToolMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TOOL_MODE_UNSPECIFIED: _ToolMode.ValueType  # 0
+    """As AUTO."""
+    TOOL_MODE_AUTO: _ToolMode.ValueType  # 1
+    """The model decides. Calls are read as it writes them; only those of `strict` tools are held by a grammar."""
+    TOOL_MODE_REQUIRED: _ToolMode.ValueType  # 2
+    """At least one call, and no text. Every call is held to its schema by a grammar. Only max_output_tokens, a deadline or
+    a cancel can cut the first one, which is then INCOMPLETE.
+    """
+    TOOL_MODE_NONE: _ToolMode.ValueType  # 3
+    """The model is shown the tools, and what it writes is text."""
+    TOOL_MODE_VALIDATED: _ToolMode.ValueType  # 4
+    """The model decides, and every call is held to its schema by a grammar."""
+
+class ToolMode(_ToolMode, metaclass=_ToolModeEnumTypeWrapper):
+    """Whether the model calls tools."""
+
+TOOL_MODE_UNSPECIFIED: ToolMode.ValueType  # 0
+"""As AUTO."""
+TOOL_MODE_AUTO: ToolMode.ValueType  # 1
+"""The model decides. Calls are read as it writes them; only those of `strict` tools are held by a grammar."""
+TOOL_MODE_REQUIRED: ToolMode.ValueType  # 2
+"""At least one call, and no text. Every call is held to its schema by a grammar. Only max_output_tokens, a deadline or
+a cancel can cut the first one, which is then INCOMPLETE.
+"""
+TOOL_MODE_NONE: ToolMode.ValueType  # 3
+"""The model is shown the tools, and what it writes is text."""
+TOOL_MODE_VALIDATED: ToolMode.ValueType  # 4
+"""The model decides, and every call is held to its schema by a grammar."""
+Global___ToolMode: _TypeAlias = ToolMode  # noqa: Y015
 
 class _Priority:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -103,6 +167,66 @@ THINKING_MODE_THINKING: ThinkingMode.ValueType  # 2
 THINKING_MODE_AUTO: ThinkingMode.ValueType  # 3
 """The server picks the budget from the call's deadline, the load and the prompt, and says why."""
 Global___ThinkingMode: _TypeAlias = ThinkingMode  # noqa: Y015
+
+class _Effort:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _EffortEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Effort.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EFFORT_UNSPECIFIED: _Effort.ValueType  # 0
+    """The request names none."""
+    EFFORT_NONE: _Effort.ValueType  # 1
+    """No thought."""
+    EFFORT_LOW: _Effort.ValueType  # 2
+    """A short thought."""
+    EFFORT_MEDIUM: _Effort.ValueType  # 3
+    """A thought of middle length."""
+    EFFORT_HIGH: _Effort.ValueType  # 4
+    """A long thought."""
+
+class Effort(_Effort, metaclass=_EffortEnumTypeWrapper):
+    """How hard to think."""
+
+EFFORT_UNSPECIFIED: Effort.ValueType  # 0
+"""The request names none."""
+EFFORT_NONE: Effort.ValueType  # 1
+"""No thought."""
+EFFORT_LOW: Effort.ValueType  # 2
+"""A short thought."""
+EFFORT_MEDIUM: Effort.ValueType  # 3
+"""A thought of middle length."""
+EFFORT_HIGH: Effort.ValueType  # 4
+"""A long thought."""
+Global___Effort: _TypeAlias = Effort  # noqa: Y015
+
+class _ThoughtHistory:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ThoughtHistoryEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ThoughtHistory.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    THOUGHT_HISTORY_UNSPECIFIED: _ThoughtHistory.ValueType  # 0
+    """As CURRENT_TURN."""
+    THOUGHT_HISTORY_CURRENT_TURN: _ThoughtHistory.ValueType  # 1
+    """Those since the last user message, so that a loop of tool calls keeps its reasoning."""
+    THOUGHT_HISTORY_ALL_TURNS: _ThoughtHistory.ValueType  # 2
+    """All. FEATURE_OFF where the model's template cannot."""
+    THOUGHT_HISTORY_NONE: _ThoughtHistory.ValueType  # 3
+    """None."""
+
+class ThoughtHistory(_ThoughtHistory, metaclass=_ThoughtHistoryEnumTypeWrapper):
+    """Which earlier thoughts the model is given."""
+
+THOUGHT_HISTORY_UNSPECIFIED: ThoughtHistory.ValueType  # 0
+"""As CURRENT_TURN."""
+THOUGHT_HISTORY_CURRENT_TURN: ThoughtHistory.ValueType  # 1
+"""Those since the last user message, so that a loop of tool calls keeps its reasoning."""
+THOUGHT_HISTORY_ALL_TURNS: ThoughtHistory.ValueType  # 2
+"""All. FEATURE_OFF where the model's template cannot."""
+THOUGHT_HISTORY_NONE: ThoughtHistory.ValueType  # 3
+"""None."""
+Global___ThoughtHistory: _TypeAlias = ThoughtHistory  # noqa: Y015
 
 class _OverflowPolicy:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -224,6 +348,10 @@ class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishRe
     """Interact's cancel."""
     FINISH_REASON_DRAINED: _FinishReason.ValueType  # 6
     """The server went away; resume elsewhere."""
+    FINISH_REASON_TOOL_CALLS: _FinishReason.ValueType  # 7
+    """It ended, by the model or a stop, after at least one complete tool call; or `max_calls` were made. A call that
+    max_output_tokens cut is MAX_OUTPUT_TOKENS, and INCOMPLETE.
+    """
 
 class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
     """Why the output ended."""
@@ -242,6 +370,10 @@ FINISH_REASON_CANCELLED: FinishReason.ValueType  # 5
 """Interact's cancel."""
 FINISH_REASON_DRAINED: FinishReason.ValueType  # 6
 """The server went away; resume elsewhere."""
+FINISH_REASON_TOOL_CALLS: FinishReason.ValueType  # 7
+"""It ended, by the model or a stop, after at least one complete tool call; or `max_calls` were made. A call that
+max_output_tokens cut is MAX_OUTPUT_TOKENS, and INCOMPLETE.
+"""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
 @_typing.final
@@ -742,6 +874,8 @@ class GenerationSpec(_message.Message):
     SAMPLING_FIELD_NUMBER: _builtins.int
     OUTPUT_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    TOOLS_FIELD_NUMBER: _builtins.int
+    TOOL_CONFIG_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model as GetModel reports it; empty takes the served one. Another name is NOT_FOUND."""
     text: _builtins.str
@@ -772,6 +906,16 @@ class GenerationSpec(_message.Message):
     def output(self) -> Global___OutputConfig:
         """Limits and form of the output. Absent: as much as the window leaves."""
 
+    @_builtins.property
+    def tools(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tool]:
+        """Tools that the model may ask the caller to execute. Messages only. FEATURE_OFF where the model's template has none.
+        Default: none.
+        """
+
+    @_builtins.property
+    def tool_config(self) -> Global___ToolConfig:
+        """How the tools may be called. Absent: the model decides, which tool and how many."""
+
     def __init__(
         self,
         *,
@@ -784,10 +928,12 @@ class GenerationSpec(_message.Message):
         sampling: Global___SamplingConfig | None = ...,
         output: Global___OutputConfig | None = ...,
         priority: Global___Priority.ValueType = ...,
+        tools: _abc.Iterable[Global___Tool] | None = ...,
+        tool_config: Global___ToolConfig | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "input", b"input", "messages", b"messages", "output", b"output", "sampling", b"sampling", "text", b"text", "thinking", b"thinking", "token_ids", b"token_ids"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "input", b"input", "messages", b"messages", "output", b"output", "sampling", b"sampling", "text", b"text", "thinking", b"thinking", "token_ids", b"token_ids", "tool_config", b"tool_config"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "input", b"input", "messages", b"messages", "model", b"model", "output", b"output", "priority", b"priority", "sampling", b"sampling", "text", b"text", "thinking", b"thinking", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "input", b"input", "messages", b"messages", "model", b"model", "output", b"output", "priority", b"priority", "sampling", b"sampling", "text", b"text", "thinking", b"thinking", "token_ids", b"token_ids", "tool_config", b"tool_config", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["messages", "text", "token_ids"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
@@ -804,8 +950,10 @@ class Messages(_message.Message):
     MESSAGES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]:
-        """Oldest first; at least one. The last one that is not the system's is the user's, and not empty. Otherwise any order
-        of roles that the model's chat template takes; INVALID_FIELD for one that it refuses. System messages that the
+        """Oldest first; at least one. The last one that is not the system's is the user's and not empty, or a tool's, or the
+        assistant's, which is continued. Each tool call of an assistant message has its result in the tool messages right
+        after it. Otherwise any order of roles that the model's chat template takes; INVALID_FIELD for one that it refuses.
+        System messages that the
         template does not take where they stand (Qwen's takes one, at the start) are joined in order into one at the start,
         with an empty line between them.
         """
@@ -831,26 +979,256 @@ class Message(_message.Message):
 
     ROLE_FIELD_NUMBER: _builtins.int
     CONTENT_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
     role: Global___Role.ValueType
     """Who speaks. Required."""
     content: _builtins.str
-    """What is said, UTF-8; may be empty. It is text whatever it spells: names of control tokens in it are letters, and
-    nothing is cut from an earlier answer that spells a think marker. White space around it is what the template makes
-    of it (Qwen's drops it).
+    """What is said, UTF-8; may be empty: short for one text part, CONFLICTING_FIELDS beside `parts`. It is text whatever it
+    spells: names of control tokens in it are letters, and nothing is cut from an earlier answer that spells a think
+    marker. White space around it is what the template makes of it (Qwen's drops it).
     """
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Part]:
+        """What is said, in parts. System and user messages have texts (and images, for users); tool messages have tool
+        results; assistant messages have at most one thought, then texts, then tool calls, in this order. Default: none.
+        """
+
     def __init__(
         self,
         *,
         role: Global___Role.ValueType = ...,
         content: _builtins.str = ...,
+        parts: _abc.Iterable[Global___Part] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "parts", b"parts", "role", b"role"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Message: _TypeAlias = Message  # noqa: Y015
+
+@_typing.final
+class Part(_message.Message):
+    """A piece of a message."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    THOUGHT_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
+    TOOL_CALL_FIELD_NUMBER: _builtins.int
+    TOOL_RESULT_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """Text, whatever it spells. Several texts of a message are joined as they stand."""
+    thought: _builtins.str
+    """An earlier thought of the model, whole. `spec.thinking.history` says whether the model is given it again."""
+    @_builtins.property
+    def image(self) -> Global___Image:
+        """An image. FEATURE_OFF: this version reads text only."""
+
+    @_builtins.property
+    def tool_call(self) -> Global___ToolCall:
+        """An earlier tool call of the model, as it came."""
+
+    @_builtins.property
+    def tool_result(self) -> Global___ToolResult:
+        """What the tool returned for a call."""
+
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        thought: _builtins.str = ...,
+        image: Global___Image | None = ...,
+        tool_call: Global___ToolCall | None = ...,
+        tool_result: Global___ToolResult | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "part", b"part", "text", b"text", "thought", b"thought", "tool_call", b"tool_call", "tool_result", b"tool_result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "part", b"part", "text", b"text", "thought", b"thought", "tool_call", b"tool_call", "tool_result", b"tool_result"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["text", "thought", "image", "tool_call", "tool_result"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___Part: _TypeAlias = Part  # noqa: Y015
+
+@_typing.final
+class Image(_message.Message):
+    """An image, inline: the service never fetches an address."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIME_TYPE_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    mime_type: _builtins.str
+    """For instance "image/png". Required."""
+    data: _builtins.bytes
+    """The encoded image. Required."""
+    def __init__(
+        self,
+        *,
+        mime_type: _builtins.str = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "mime_type", b"mime_type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Image: _TypeAlias = Image  # noqa: Y015
+
+@_typing.final
+class ToolCall(_message.Message):
+    """A call of a tool that the model asks the caller to execute."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ARGUMENTS_JSON_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The server's id of the call, unique in its conversation; in a request at most 64 bytes. Required."""
+    name: _builtins.str
+    """Name of the tool: 1 to 64 letters, digits, `_`, `-` and `.`. With AUTO the model may write a name that no tool of the
+    request has, and that begins with a digit, `-` or `.`. Empty where an INCOMPLETE call was cut inside it. Required in a
+    request.
+    """
+    arguments_json: _builtins.str
+    """The arguments: a JSON object as text, keys in the model's order. In a request empty is `{}`."""
+    status: Global___ToolCallStatus.ValueType
+    """Whether it is whole."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        arguments_json: _builtins.str = ...,
+        status: Global___ToolCallStatus.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments_json", b"arguments_json", "id", b"id", "name", b"name", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ToolCall: _TypeAlias = ToolCall  # noqa: Y015
+
+@_typing.final
+class ToolResult(_message.Message):
+    """What a tool returned."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CALL_ID_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    IS_ERROR_FIELD_NUMBER: _builtins.int
+    call_id: _builtins.str
+    """The id of a tool call in the assistant message before. Required; each call gets exactly one result."""
+    is_error: _builtins.bool
+    """The tool failed, and `content` says how. The model is given the text either way. Default false."""
+    @_builtins.property
+    def content(self) -> _containers.RepeatedCompositeFieldContainer[Global___Part]:
+        """What it returned: texts, which are joined as they stand. May be empty."""
+
+    def __init__(
+        self,
+        *,
+        call_id: _builtins.str = ...,
+        content: _abc.Iterable[Global___Part] | None = ...,
+        is_error: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "content", b"content", "is_error", b"is_error"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ToolResult: _TypeAlias = ToolResult  # noqa: Y015
+
+@_typing.final
+class Tool(_message.Message):
+    """A tool that the model may ask the caller to execute."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    PARAMETERS_JSON_SCHEMA_FIELD_NUMBER: _builtins.int
+    STRICT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Letters, digits, `_`, `-` and `.`, at most 64, the first a letter or `_`; unique in the request. Required."""
+    description: _builtins.str
+    """What it does and when to use it, for the model. Default: empty."""
+    parameters_json_schema: _builtins.str
+    """JSON schema (draft 2020-12) of the arguments, as JSON text, of type object. Empty: a tool without arguments."""
+    strict: _builtins.bool
+    """Hold this tool's arguments to the schema by a grammar, also with AUTO. As for `json_schema` of the output: what
+    cannot be enforced is INVALID_FIELD with its keyword and JSON pointer. Default false.
+    """
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        description: _builtins.str = ...,
+        parameters_json_schema: _builtins.str = ...,
+        strict: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "name", b"name", "parameters_json_schema", b"parameters_json_schema", "strict", b"strict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Tool: _TypeAlias = Tool  # noqa: Y015
+
+@_typing.final
+class ToolConfig(_message.Message):
+    """How tools may be called."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODE_FIELD_NUMBER: _builtins.int
+    ALLOWED_NAMES_FIELD_NUMBER: _builtins.int
+    PARALLEL_FIELD_NUMBER: _builtins.int
+    MAX_CALLS_FIELD_NUMBER: _builtins.int
+    mode: Global___ToolMode.ValueType
+    """Default AUTO."""
+    parallel: _builtins.bool
+    """May one output have several calls. Absent is true. False is `max_calls` 1."""
+    max_calls: _builtins.int
+    """Most calls of one output, which ends after so many. Range [1, GetModel limits]. Absent: the limit."""
+    @_builtins.property
+    def allowed_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of tools of the request; only these may be called. The prompt shows all tools all the same, so that the prefix
+        cache holds. Default: all tools.
+        """
+
+    def __init__(
+        self,
+        *,
+        mode: Global___ToolMode.ValueType = ...,
+        allowed_names: _abc.Iterable[_builtins.str] | None = ...,
+        parallel: _builtins.bool | None = ...,
+        max_calls: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_calls", b"_max_calls", "_parallel", b"_parallel", "max_calls", b"max_calls", "parallel", b"parallel"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_calls", b"_max_calls", "_parallel", b"_parallel", "allowed_names", b"allowed_names", "max_calls", b"max_calls", "mode", b"mode", "parallel", b"parallel"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_calls: _TypeAlias = _typing.Literal["max_calls"]  # noqa: Y015
+    _WhichOneofArgType__max_calls: _TypeAlias = _typing.Literal["_max_calls", b"_max_calls"]  # noqa: Y015
+    _WhichOneofReturnType__parallel: _TypeAlias = _typing.Literal["parallel"]  # noqa: Y015
+    _WhichOneofArgType__parallel: _TypeAlias = _typing.Literal["_parallel", b"_parallel"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_calls) -> _WhichOneofReturnType__max_calls | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__parallel) -> _WhichOneofReturnType__parallel | None: ...
+
+Global___ToolConfig: _TypeAlias = ToolConfig  # noqa: Y015
 
 @_typing.final
 class TokenIds(_message.Message):
@@ -887,6 +1265,8 @@ class ThinkingConfig(_message.Message):
     INCLUDE_THOUGHTS_FIELD_NUMBER: _builtins.int
     ANSWER_RESERVE_FIELD_NUMBER: _builtins.int
     CLOSING_MESSAGE_FIELD_NUMBER: _builtins.int
+    EFFORT_FIELD_NUMBER: _builtins.int
+    HISTORY_FIELD_NUMBER: _builtins.int
     mode: Global___ThinkingMode.ValueType
     """Default: the server's default mode. For `text` and `token_ids` input, unspecified leaves the prompt as it stands."""
     thinking_budget: _builtins.int
@@ -908,6 +1288,12 @@ class ThinkingConfig(_message.Message):
     """Written into the thought before it is closed at the budget, as text whatever it spells. Not counted, not billed, not
     sent. Absent: the server's own; empty: none.
     """
+    effort: Global___Effort.ValueType
+    """How hard to think, where `thinking_budget` is absent (a number wins): the server's table maps it to a budget, which
+    GetModel reports and the effective settings tell. Above NONE with FAST is CONFLICTING_FIELDS. Default: unspecified.
+    """
+    history: Global___ThoughtHistory.ValueType
+    """Which thoughts of earlier assistant messages the model is given again. Messages only. Default CURRENT_TURN."""
     def __init__(
         self,
         *,
@@ -916,10 +1302,12 @@ class ThinkingConfig(_message.Message):
         include_thoughts: _builtins.bool | None = ...,
         answer_reserve: _builtins.int | None = ...,
         closing_message: _builtins.str | None = ...,
+        effort: Global___Effort.ValueType = ...,
+        history: Global___ThoughtHistory.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_answer_reserve", b"_answer_reserve", "_closing_message", b"_closing_message", "_include_thoughts", b"_include_thoughts", "_thinking_budget", b"_thinking_budget", "answer_reserve", b"answer_reserve", "closing_message", b"closing_message", "include_thoughts", b"include_thoughts", "thinking_budget", b"thinking_budget"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_answer_reserve", b"_answer_reserve", "_closing_message", b"_closing_message", "_include_thoughts", b"_include_thoughts", "_thinking_budget", b"_thinking_budget", "answer_reserve", b"answer_reserve", "closing_message", b"closing_message", "include_thoughts", b"include_thoughts", "mode", b"mode", "thinking_budget", b"thinking_budget"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_answer_reserve", b"_answer_reserve", "_closing_message", b"_closing_message", "_include_thoughts", b"_include_thoughts", "_thinking_budget", b"_thinking_budget", "answer_reserve", b"answer_reserve", "closing_message", b"closing_message", "effort", b"effort", "history", b"history", "include_thoughts", b"include_thoughts", "mode", b"mode", "thinking_budget", b"thinking_budget"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__answer_reserve: _TypeAlias = _typing.Literal["answer_reserve"]  # noqa: Y015
     _WhichOneofArgType__answer_reserve: _TypeAlias = _typing.Literal["_answer_reserve", b"_answer_reserve"]  # noqa: Y015
@@ -1109,14 +1497,15 @@ class OutputConfig(_message.Message):
     GRAMMAR_FIELD_NUMBER: _builtins.int
     CHOICES_FIELD_NUMBER: _builtins.int
     max_output_tokens: _builtins.int
-    """Most output tokens: thought plus answer, markers not counted. Range [1, the model's window]; LIMIT_EXCEEDED above,
-    CONTEXT_OVERFLOW where the prompt leaves less. Absent: what the window leaves; for callers with a daily cost limit at
+    """Most output tokens: thought, answer and tool calls, markers not counted. Range [1, the model's window];
+    LIMIT_EXCEEDED above, CONTEXT_OVERFLOW where the prompt leaves less. Absent: what the window leaves; for callers with a daily cost limit at
     most GetModel's `default_max_output_tokens`, which is what is reserved of it.
     """
     min_output_tokens: _builtins.int
-    """Fewest output tokens, thought plus answer, before the output may stop: until then the end of turn and
-    stop_token_ids are not drawn, and stop_strings are not searched. Range [0, max_output_tokens]; LIMIT_EXCEEDED where
-    that is absent and the window leaves less. Above 0 beside structured output is CONFLICTING_FIELDS. Default 0.
+    """Fewest output tokens, thought, answer and tool calls, before the output may stop: until then the end of turn and
+    stop_token_ids are not drawn, and stop_strings are not searched; the end after `max_calls` tool calls is not put off.
+    Range [0, max_output_tokens]; LIMIT_EXCEEDED where that is absent and the window leaves less. Above 0 beside
+    structured output, or tool calls that a grammar holds, is CONFLICTING_FIELDS. Default 0.
     """
     candidate_count: _builtins.int
     """Independent candidates. Range [1, GetModel limits]. Absent is 1."""
@@ -1138,11 +1527,14 @@ class OutputConfig(_message.Message):
     """A context-free grammar in EBNF."""
     @_builtins.property
     def stop_strings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The answer ends before the first of these; it is not part of the answer. Not searched in thoughts. Each not empty."""
+        """The answer ends before the first of these; it is not part of the answer. Not searched in thoughts nor in tool calls.
+        Where tools may be called, line breaks are searched once it is known that no call follows them. Each not empty.
+        """
 
     @_builtins.property
     def stop_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The answer ends at the first of these. Not searched in thoughts; a think marker counts once the answer has begun.
+        """The answer ends at the first of these. Not searched in thoughts nor in tool calls; a think marker counts once the
+        answer has begun.
         Ids in [0, vocabulary size).
         """
 
@@ -1230,6 +1622,9 @@ class GenerationEvent(_message.Message):
     FINISHED_FIELD_NUMBER: _builtins.int
     INTERRUPTED_FIELD_NUMBER: _builtins.int
     CONTINUED_FIELD_NUMBER: _builtins.int
+    TOOL_CALL_STARTED_FIELD_NUMBER: _builtins.int
+    TOOL_CALL_ARGUMENTS_FIELD_NUMBER: _builtins.int
+    TOOL_CALL_FINISHED_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Grows by one with each event of a generation, from 1; never repeats or skips."""
     @_builtins.property
@@ -1260,6 +1655,18 @@ class GenerationEvent(_message.Message):
     def continued(self) -> Global___GenerationContinued:
         """The stream goes on after an interruption."""
 
+    @_builtins.property
+    def tool_call_started(self) -> Global___ToolCallStarted:
+        """The model began a tool call."""
+
+    @_builtins.property
+    def tool_call_arguments(self) -> Global___ToolCallArguments:
+        """New text of a tool call's arguments."""
+
+    @_builtins.property
+    def tool_call_finished(self) -> Global___ToolCallFinished:
+        """A tool call is over."""
+
     def __init__(
         self,
         *,
@@ -1271,16 +1678,129 @@ class GenerationEvent(_message.Message):
         finished: Global___GenerationFinished | None = ...,
         interrupted: Global___GenerationInterrupted | None = ...,
         continued: Global___GenerationContinued | None = ...,
+        tool_call_started: Global___ToolCallStarted | None = ...,
+        tool_call_arguments: Global___ToolCallArguments | None = ...,
+        tool_call_finished: Global___ToolCallFinished | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "continued", b"continued", "event", b"event", "finished", b"finished", "interrupted", b"interrupted", "started", b"started", "thinking_finished", b"thinking_finished", "thought", b"thought"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "continued", b"continued", "event", b"event", "finished", b"finished", "interrupted", b"interrupted", "started", b"started", "thinking_finished", b"thinking_finished", "thought", b"thought", "tool_call_arguments", b"tool_call_arguments", "tool_call_finished", b"tool_call_finished", "tool_call_started", b"tool_call_started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "continued", b"continued", "event", b"event", "finished", b"finished", "interrupted", b"interrupted", "sequence", b"sequence", "started", b"started", "thinking_finished", b"thinking_finished", "thought", b"thought"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "continued", b"continued", "event", b"event", "finished", b"finished", "interrupted", b"interrupted", "sequence", b"sequence", "started", b"started", "thinking_finished", b"thinking_finished", "thought", b"thought", "tool_call_arguments", b"tool_call_arguments", "tool_call_finished", b"tool_call_finished", "tool_call_started", b"tool_call_started"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "thought", "answer", "thinking_finished", "finished", "interrupted", "continued"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "thought", "answer", "thinking_finished", "finished", "interrupted", "continued", "tool_call_started", "tool_call_arguments", "tool_call_finished"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___GenerationEvent: _TypeAlias = GenerationEvent  # noqa: Y015
+
+@_typing.final
+class ToolCallStarted(_message.Message):
+    """The model began a tool call. Its arguments follow, then `tool_call_finished`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CANDIDATE_INDEX_FIELD_NUMBER: _builtins.int
+    CALL_INDEX_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    candidate_index: _builtins.int
+    """Which candidate, from 0."""
+    call_index: _builtins.int
+    """Which call of this candidate, from 0."""
+    id: _builtins.str
+    """The server's id of the call."""
+    name: _builtins.str
+    """Name of the tool."""
+    token_count: _builtins.int
+    """Tokens of tool calls generated since the last event of a tool call. Over all three kinds of events, sums to the
+    usage's tool_tokens.
+    """
+    def __init__(
+        self,
+        *,
+        candidate_index: _builtins.int = ...,
+        call_index: _builtins.int = ...,
+        id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        token_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_index", b"call_index", "candidate_index", b"candidate_index", "id", b"id", "name", b"name", "token_count", b"token_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ToolCallStarted: _TypeAlias = ToolCallStarted  # noqa: Y015
+
+@_typing.final
+class ToolCallArguments(_message.Message):
+    """New text of a tool call's arguments. The fragments of a call concatenate to its `arguments_json`, byte for byte."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CANDIDATE_INDEX_FIELD_NUMBER: _builtins.int
+    CALL_INDEX_FIELD_NUMBER: _builtins.int
+    JSON_FRAGMENT_FIELD_NUMBER: _builtins.int
+    TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    candidate_index: _builtins.int
+    """Which candidate, from 0."""
+    call_index: _builtins.int
+    """Which call of this candidate, from 0."""
+    json_fragment: _builtins.str
+    """The new text: a piece of JSON. Never half a UTF-8 character."""
+    token_count: _builtins.int
+    """As in ToolCallStarted."""
+    def __init__(
+        self,
+        *,
+        candidate_index: _builtins.int = ...,
+        call_index: _builtins.int = ...,
+        json_fragment: _builtins.str = ...,
+        token_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_index", b"call_index", "candidate_index", b"candidate_index", "json_fragment", b"json_fragment", "token_count", b"token_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ToolCallArguments: _TypeAlias = ToolCallArguments  # noqa: Y015
+
+@_typing.final
+class ToolCallFinished(_message.Message):
+    """A tool call is over: the model ended it, or the output ended inside it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CANDIDATE_INDEX_FIELD_NUMBER: _builtins.int
+    CALL_INDEX_FIELD_NUMBER: _builtins.int
+    CALL_FIELD_NUMBER: _builtins.int
+    TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    candidate_index: _builtins.int
+    """Which candidate, from 0."""
+    call_index: _builtins.int
+    """Which call of this candidate, from 0."""
+    token_count: _builtins.int
+    """As in ToolCallStarted."""
+    @_builtins.property
+    def call(self) -> Global___ToolCall:
+        """The whole call."""
+
+    def __init__(
+        self,
+        *,
+        candidate_index: _builtins.int = ...,
+        call_index: _builtins.int = ...,
+        call: Global___ToolCall | None = ...,
+        token_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "call_index", b"call_index", "candidate_index", b"candidate_index", "token_count", b"token_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ToolCallFinished: _TypeAlias = ToolCallFinished  # noqa: Y015
 
 @_typing.final
 class GenerationInterrupted(_message.Message):
@@ -1584,7 +2104,7 @@ class CandidateResult(_message.Message):
     finish_reason: Global___FinishReason.ValueType
     """Why its output ended."""
     matched_stop: _builtins.str
-    """The stop string that ended it, with STOP_STRING."""
+    """The stop string that ended it, with STOP_STRING, or with TOOL_CALLS where it came after a call. Else empty."""
     thinking_outcome: Global___ThinkingOutcome.ValueType
     """How its thought ended."""
     @_builtins.property
@@ -1621,6 +2141,7 @@ class Candidate(_message.Message):
     ANSWER_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     THOUGHT_LOGPROBS_FIELD_NUMBER: _builtins.int
     ANSWER_LOGPROBS_FIELD_NUMBER: _builtins.int
+    TOOL_CALLS_FIELD_NUMBER: _builtins.int
     thought: _builtins.str
     """The thought; empty with include_thoughts false."""
     answer: _builtins.str
@@ -1645,6 +2166,10 @@ class Candidate(_message.Message):
     def answer_logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprobs]:
         """Log probabilities of the answer's tokens, if asked for."""
 
+    @_builtins.property
+    def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCall]:
+        """The tool calls, in order, INCOMPLETE ones included. Their tokens are in neither list of ids or log probabilities."""
+
     def __init__(
         self,
         *,
@@ -1655,10 +2180,11 @@ class Candidate(_message.Message):
         answer_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         thought_logprobs: _abc.Iterable[Global___TokenLogprobs] | None = ...,
         answer_logprobs: _abc.Iterable[Global___TokenLogprobs] | None = ...,
+        tool_calls: _abc.Iterable[Global___ToolCall] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "answer_logprobs", b"answer_logprobs", "answer_token_ids", b"answer_token_ids", "result", b"result", "thought", b"thought", "thought_logprobs", b"thought_logprobs", "thought_token_ids", b"thought_token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "answer_logprobs", b"answer_logprobs", "answer_token_ids", b"answer_token_ids", "result", b"result", "thought", b"thought", "thought_logprobs", b"thought_logprobs", "thought_token_ids", b"thought_token_ids", "tool_calls", b"tool_calls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1680,6 +2206,7 @@ class Usage(_message.Message):
     DRAFTED_TOKENS_FIELD_NUMBER: _builtins.int
     ACCEPTED_TOKENS_FIELD_NUMBER: _builtins.int
     RECOMPUTED_TOKENS_FIELD_NUMBER: _builtins.int
+    TOOL_TOKENS_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
     """Prompt tokens that ran, template included."""
     cached_tokens: _builtins.int
@@ -1689,7 +2216,7 @@ class Usage(_message.Message):
     answer_tokens: _builtins.int
     """Answer tokens, the model's own end-of-turn token included."""
     output_tokens: _builtins.int
-    """reasoning_tokens + answer_tokens; what is billed as output."""
+    """reasoning_tokens + answer_tokens + tool_tokens; what is billed as output."""
     total_tokens: _builtins.int
     """prompt_tokens + output_tokens."""
     marker_tokens: _builtins.int
@@ -1700,6 +2227,8 @@ class Usage(_message.Message):
     """Part of drafted_tokens that was accepted. Absent with drafted_tokens."""
     recomputed_tokens: _builtins.int
     """Tokens that the engine computed again for continuations. Not billed."""
+    tool_tokens: _builtins.int
+    """Tokens of tool calls, with the markers that begin them. What closes the last call counts as answer."""
     def __init__(
         self,
         *,
@@ -1713,10 +2242,11 @@ class Usage(_message.Message):
         drafted_tokens: _builtins.int | None = ...,
         accepted_tokens: _builtins.int | None = ...,
         recomputed_tokens: _builtins.int = ...,
+        tool_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_accepted_tokens", b"_accepted_tokens", "_drafted_tokens", b"_drafted_tokens", "accepted_tokens", b"accepted_tokens", "drafted_tokens", b"drafted_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_accepted_tokens", b"_accepted_tokens", "_drafted_tokens", b"_drafted_tokens", "accepted_tokens", b"accepted_tokens", "answer_tokens", b"answer_tokens", "cached_tokens", b"cached_tokens", "drafted_tokens", b"drafted_tokens", "marker_tokens", b"marker_tokens", "output_tokens", b"output_tokens", "prompt_tokens", b"prompt_tokens", "reasoning_tokens", b"reasoning_tokens", "recomputed_tokens", b"recomputed_tokens", "total_tokens", b"total_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_accepted_tokens", b"_accepted_tokens", "_drafted_tokens", b"_drafted_tokens", "accepted_tokens", b"accepted_tokens", "answer_tokens", b"answer_tokens", "cached_tokens", b"cached_tokens", "drafted_tokens", b"drafted_tokens", "marker_tokens", b"marker_tokens", "output_tokens", b"output_tokens", "prompt_tokens", b"prompt_tokens", "reasoning_tokens", b"reasoning_tokens", "recomputed_tokens", b"recomputed_tokens", "tool_tokens", b"tool_tokens", "total_tokens", b"total_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__accepted_tokens: _TypeAlias = _typing.Literal["accepted_tokens"]  # noqa: Y015
     _WhichOneofArgType__accepted_tokens: _TypeAlias = _typing.Literal["_accepted_tokens", b"_accepted_tokens"]  # noqa: Y015
@@ -1847,6 +2377,9 @@ class EffectiveSettings(_message.Message):
     DROPPED_FIELD_NUMBER: _builtins.int
     REQUESTED_THINKING_MODE_FIELD_NUMBER: _builtins.int
     STATUS_MARGIN_FIELD_NUMBER: _builtins.int
+    EFFORT_FIELD_NUMBER: _builtins.int
+    TOOL_MODE_FIELD_NUMBER: _builtins.int
+    MAX_TOOL_CALLS_FIELD_NUMBER: _builtins.int
     thinking_mode: Global___ThinkingMode.ValueType
     """FAST or THINKING: AUTO is decided by now."""
     thinking_budget: _builtins.int
@@ -1863,6 +2396,12 @@ class EffectiveSettings(_message.Message):
     """The mode before AUTO was decided: what the request asked for, or the server's default. Unspecified for raw input
     that named none.
     """
+    effort: Global___Effort.ValueType
+    """The effort that the budget came from; unspecified where it came from none."""
+    tool_mode: Global___ToolMode.ValueType
+    """How tools may be called. Unspecified where the request has none."""
+    max_tool_calls: _builtins.int
+    """Most tool calls of each candidate; 0 where the request has no tools or none may be called."""
     @_builtins.property
     def sampling(self) -> Global___SamplingConfig:
         """Sampling with all defaults filled in."""
@@ -1890,10 +2429,13 @@ class EffectiveSettings(_message.Message):
         dropped: Global___DroppedContext | None = ...,
         requested_thinking_mode: Global___ThinkingMode.ValueType = ...,
         status_margin: _duration_pb2.Duration | None = ...,
+        effort: Global___Effort.ValueType = ...,
+        tool_mode: Global___ToolMode.ValueType = ...,
+        max_tool_calls: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["dropped", b"dropped", "sampling", b"sampling", "status_margin", b"status_margin"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_reserve", b"answer_reserve", "dropped", b"dropped", "max_output_tokens", b"max_output_tokens", "requested_thinking_mode", b"requested_thinking_mode", "sampling", b"sampling", "status_margin", b"status_margin", "thinking_budget", b"thinking_budget", "thinking_mode", b"thinking_mode", "thinking_reason", b"thinking_reason", "window_tokens", b"window_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_reserve", b"answer_reserve", "dropped", b"dropped", "effort", b"effort", "max_output_tokens", b"max_output_tokens", "max_tool_calls", b"max_tool_calls", "requested_thinking_mode", b"requested_thinking_mode", "sampling", b"sampling", "status_margin", b"status_margin", "thinking_budget", b"thinking_budget", "thinking_mode", b"thinking_mode", "thinking_reason", b"thinking_reason", "tool_mode", b"tool_mode", "window_tokens", b"window_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

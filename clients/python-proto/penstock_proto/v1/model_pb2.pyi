@@ -64,6 +64,8 @@ class GetModelResponse(_message.Message):
     AUTO_THINKING_BUDGET_FIELD_NUMBER: _builtins.int
     ANSWER_RESERVE_FIELD_NUMBER: _builtins.int
     MAX_CONCURRENT_REQUESTS_FIELD_NUMBER: _builtins.int
+    TOOL_CALL_FORMAT_FIELD_NUMBER: _builtins.int
+    EFFORTS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The name to use in requests."""
     architecture: _builtins.str
@@ -90,6 +92,8 @@ class GetModelResponse(_message.Message):
     """
     max_concurrent_requests: _builtins.int
     """Most candidates that one replica of the engine works on at once: the configured number, else by its memory."""
+    tool_call_format: _builtins.str
+    """How the model writes tool calls: "xml" (Qwen3.5, Qwen3-Coder) or "json" (Qwen3, Hermes). Empty: it has no tools."""
     @_builtins.property
     def thinking_modes(self) -> _containers.RepeatedScalarFieldContainer[_generation_pb2.ThinkingMode.ValueType]:
         """Modes that requests may ask for. FAST alone where the model does not think."""
@@ -114,6 +118,10 @@ class GetModelResponse(_message.Message):
     def refused_fields(self) -> _containers.RepeatedCompositeFieldContainer[Global___RefusedField]:
         """Request fields that are refused here with FEATURE_OFF, each with its reason."""
 
+    @_builtins.property
+    def efforts(self) -> _containers.RepeatedCompositeFieldContainer[Global___EffortBudget]:
+        """What each effort is here, NONE to HIGH."""
+
     def __init__(
         self,
         *,
@@ -134,10 +142,12 @@ class GetModelResponse(_message.Message):
         auto_thinking_budget: _builtins.int = ...,
         answer_reserve: _builtins.int = ...,
         max_concurrent_requests: _builtins.int = ...,
+        tool_call_format: _builtins.str = ...,
+        efforts: _abc.Iterable[Global___EffortBudget] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["default_sampling", b"default_sampling", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_reserve", b"answer_reserve", "architecture", b"architecture", "auto_thinking_budget", b"auto_thinking_budget", "context_window_tokens", b"context_window_tokens", "default_sampling", b"default_sampling", "default_thinking_mode", b"default_thinking_mode", "engine_version", b"engine_version", "limits", b"limits", "max_concurrent_requests", b"max_concurrent_requests", "model", b"model", "native_context_window_tokens", b"native_context_window_tokens", "price_tiers", b"price_tiers", "profile", b"profile", "refused_fields", b"refused_fields", "service_version", b"service_version", "thinking_modes", b"thinking_modes", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_reserve", b"answer_reserve", "architecture", b"architecture", "auto_thinking_budget", b"auto_thinking_budget", "context_window_tokens", b"context_window_tokens", "default_sampling", b"default_sampling", "default_thinking_mode", b"default_thinking_mode", "efforts", b"efforts", "engine_version", b"engine_version", "limits", b"limits", "max_concurrent_requests", b"max_concurrent_requests", "model", b"model", "native_context_window_tokens", b"native_context_window_tokens", "price_tiers", b"price_tiers", "profile", b"profile", "refused_fields", b"refused_fields", "service_version", b"service_version", "thinking_modes", b"thinking_modes", "tool_call_format", b"tool_call_format", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -176,6 +186,38 @@ class ProfileFeature(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ProfileFeature: _TypeAlias = ProfileFeature  # noqa: Y015
+
+@_typing.final
+class EffortBudget(_message.Message):
+    """What an effort is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EFFORT_FIELD_NUMBER: _builtins.int
+    THINKING_BUDGET_FIELD_NUMBER: _builtins.int
+    OUTPUT_SHARE_FIELD_NUMBER: _builtins.int
+    effort: _generation_pb2.Effort.ValueType
+    """The effort."""
+    thinking_budget: _builtins.int
+    """Most thought tokens."""
+    output_share: _builtins.float
+    """Most thought tokens as a share of the call's output tokens (max_output_tokens, or what the window leaves), in
+    [0, 1]. The smaller of the two bounds holds.
+    """
+    def __init__(
+        self,
+        *,
+        effort: _generation_pb2.Effort.ValueType = ...,
+        thinking_budget: _builtins.int = ...,
+        output_share: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["effort", b"effort", "output_share", b"output_share", "thinking_budget", b"thinking_budget"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EffortBudget: _TypeAlias = EffortBudget  # noqa: Y015
 
 @_typing.final
 class PriceTier(_message.Message):
@@ -232,6 +274,8 @@ class Limits(_message.Message):
     MAX_STEERING_MESSAGES_FIELD_NUMBER: _builtins.int
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _builtins.int
     DEFAULT_MAX_OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    MAX_TOOLS_FIELD_NUMBER: _builtins.int
+    MAX_TOOL_CALLS_FIELD_NUMBER: _builtins.int
     max_output_tokens: _builtins.int
     """Most output tokens of a call. Absent: what the window leaves."""
     max_messages: _builtins.int
@@ -260,6 +304,10 @@ class Limits(_message.Message):
     """Most output tokens of a call that names no maximum, where its caller has a daily cost limit: so much is reserved. It
     is in the call's effective settings. Other callers' calls may have what the window leaves.
     """
+    max_tools: _builtins.int
+    """Most tools of a request."""
+    max_tool_calls: _builtins.int
+    """Most tool calls of an output, and of an assistant message."""
     def __init__(
         self,
         *,
@@ -276,10 +324,12 @@ class Limits(_message.Message):
         max_steering_messages: _builtins.int = ...,
         max_message_bytes: _builtins.int = ...,
         default_max_output_tokens: _builtins.int = ...,
+        max_tools: _builtins.int = ...,
+        max_tool_calls: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens", "max_output_tokens", b"max_output_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens", "default_max_output_tokens", b"default_max_output_tokens", "max_candidates", b"max_candidates", "max_closing_message_bytes", b"max_closing_message_bytes", "max_logit_biases", b"max_logit_biases", "max_message_bytes", b"max_message_bytes", "max_messages", b"max_messages", "max_output_tokens", b"max_output_tokens", "max_prompt_bytes", b"max_prompt_bytes", "max_schema_bytes", b"max_schema_bytes", "max_steering_messages", b"max_steering_messages", "max_stop_string_bytes", b"max_stop_string_bytes", "max_stop_strings", b"max_stop_strings", "max_top_logprobs", b"max_top_logprobs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens", "default_max_output_tokens", b"default_max_output_tokens", "max_candidates", b"max_candidates", "max_closing_message_bytes", b"max_closing_message_bytes", "max_logit_biases", b"max_logit_biases", "max_message_bytes", b"max_message_bytes", "max_messages", b"max_messages", "max_output_tokens", b"max_output_tokens", "max_prompt_bytes", b"max_prompt_bytes", "max_schema_bytes", b"max_schema_bytes", "max_steering_messages", b"max_steering_messages", "max_stop_string_bytes", b"max_stop_string_bytes", "max_stop_strings", b"max_stop_strings", "max_tool_calls", b"max_tool_calls", "max_tools", b"max_tools", "max_top_logprobs", b"max_top_logprobs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_output_tokens: _TypeAlias = _typing.Literal["max_output_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_output_tokens: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens"]  # noqa: Y015

@@ -14,7 +14,7 @@ import type { Message as Message$1 } from "@bufbuild/protobuf";
  * Describes the file penstock/v1/generation.proto.
  */
 export const file_penstock_v1_generation: GenFile = /*@__PURE__*/
-  fileDesc("ChxwZW5zdG9jay92MS9nZW5lcmF0aW9uLnByb3RvEgtwZW5zdG9jay52MSI8Cg9HZW5lcmF0ZVJlcXVlc3QSKQoEc3BlYxgBIAEoCzIbLnBlbnN0b2NrLnYxLkdlbmVyYXRpb25TcGVjIokCChBHZW5lcmF0ZVJlc3BvbnNlEhUKDWdlbmVyYXRpb25faWQYASABKAkSDQoFbW9kZWwYAiABKAkSKgoKY2FuZGlkYXRlcxgDIAMoCzIWLnBlbnN0b2NrLnYxLkNhbmRpZGF0ZRIhCgV1c2FnZRgEIAEoCzISLnBlbnN0b2NrLnYxLlVzYWdlEh8KBGNvc3QYBSABKAsyES5wZW5zdG9jay52MS5Db3N0EjoKEmVmZmVjdGl2ZV9zZXR0aW5ncxgGIAEoCzIeLnBlbnN0b2NrLnYxLkVmZmVjdGl2ZVNldHRpbmdzEiMKBnRpbWluZxgHIAEoCzITLnBlbnN0b2NrLnYxLlRpbWluZyKIAQoVU3RyZWFtR2VuZXJhdGVSZXF1ZXN0EikKBHNwZWMYASABKAsyGy5wZW5zdG9jay52MS5HZW5lcmF0aW9uU3BlYxIRCglyZXN1bWFibGUYAiABKAgSMQoOZmx1c2hfaW50ZXJ2YWwYAyABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24iRQoWU3RyZWFtR2VuZXJhdGVSZXNwb25zZRIrCgVldmVudBgBIAEoCzIcLnBlbnN0b2NrLnYxLkdlbmVyYXRpb25FdmVudCKPAgoPSW50ZXJhY3RSZXF1ZXN0EiwKBXN0YXJ0GAEgASgLMhsucGVuc3RvY2sudjEuR2VuZXJhdGlvblNwZWNIABI2Cg9maW5pc2hfdGhpbmtpbmcYAiABKAsyGy5wZW5zdG9jay52MS5GaW5pc2hUaGlua2luZ0gAEjIKDWNoYW5nZV9idWRnZXQYAyABKAsyGS5wZW5zdG9jay52MS5DaGFuZ2VCdWRnZXRIABIlCgZjYW5jZWwYBCABKAsyEy5wZW5zdG9jay52MS5DYW5jZWxIABIxCg5mbHVzaF9pbnRlcnZhbBgFIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbkIICgZhY3Rpb24iEAoORmluaXNoVGhpbmtpbmciJwoMQ2hhbmdlQnVkZ2V0EhcKD3RoaW5raW5nX2J1ZGdldBgBIAEoBSIICgZDYW5jZWwiPwoQSW50ZXJhY3RSZXNwb25zZRIrCgVldmVudBgBIAEoCzIcLnBlbnN0b2NrLnYxLkdlbmVyYXRpb25FdmVudCJTCg1SZXN1bWVSZXF1ZXN0EhUKDWdlbmVyYXRpb25faWQYASABKAkSFAoMcmVzdW1lX3Rva2VuGAIgASgJEhUKDWxhc3Rfc2VxdWVuY2UYAyABKAQiPQoOUmVzdW1lUmVzcG9uc2USKwoFZXZlbnQYASABKAsyHC5wZW5zdG9jay52MS5HZW5lcmF0aW9uRXZlbnQiPAoNQ2FuY2VsUmVxdWVzdBIVCg1nZW5lcmF0aW9uX2lkGAEgASgJEhQKDHJlc3VtZV90b2tlbhgCIAEoCSIQCg5DYW5jZWxSZXNwb25zZSI/ChJDb3VudFRva2Vuc1JlcXVlc3QSKQoEc3BlYxgBIAEoCzIbLnBlbnN0b2NrLnYxLkdlbmVyYXRpb25TcGVjIrUCChNDb3VudFRva2Vuc1Jlc3BvbnNlEhUKDXByb21wdF90b2tlbnMYASABKAUSHwoXZWZmZWN0aXZlX3Byb21wdF90b2tlbnMYAiABKAUSFQoNd2luZG93X3Rva2VucxgDIAEoBRIaChJ3aW5kb3dfbGVmdF90b2tlbnMYBCABKAUSLAoHZHJvcHBlZBgFIAEoCzIbLnBlbnN0b2NrLnYxLkRyb3BwZWRDb250ZXh0EjAKDWNvc3RfZXN0aW1hdGUYBiABKAsyGS5wZW5zdG9jay52MS5Db3N0RXN0aW1hdGUSOgoSZWZmZWN0aXZlX3NldHRpbmdzGAcgASgLMh4ucGVuc3RvY2sudjEuRWZmZWN0aXZlU2V0dGluZ3MSFwoPb3ZlcmZsb3dfdG9rZW5zGAggASgFIjwKDENvc3RFc3RpbWF0ZRIVCg1taW5fdXNkX3RpY2tzGAEgASgDEhUKDW1heF91c2RfdGlja3MYAiABKAMi7gIKDkdlbmVyYXRpb25TcGVjEg0KBW1vZGVsGAEgASgJEikKCG1lc3NhZ2VzGAIgASgLMhUucGVuc3RvY2sudjEuTWVzc2FnZXNIABIOCgR0ZXh0GAMgASgJSAASKgoJdG9rZW5faWRzGAQgASgLMhUucGVuc3RvY2sudjEuVG9rZW5JZHNIABItCgh0aGlua2luZxgFIAEoCzIbLnBlbnN0b2NrLnYxLlRoaW5raW5nQ29uZmlnEisKB2NvbnRleHQYBiABKAsyGi5wZW5zdG9jay52MS5Db250ZXh0Q29uZmlnEi0KCHNhbXBsaW5nGAcgASgLMhsucGVuc3RvY2sudjEuU2FtcGxpbmdDb25maWcSKQoGb3V0cHV0GAggASgLMhkucGVuc3RvY2sudjEuT3V0cHV0Q29uZmlnEicKCHByaW9yaXR5GAkgASgOMhUucGVuc3RvY2sudjEuUHJpb3JpdHlCBwoFaW5wdXQiMgoITWVzc2FnZXMSJgoIbWVzc2FnZXMYASADKAsyFC5wZW5zdG9jay52MS5NZXNzYWdlIjsKB01lc3NhZ2USHwoEcm9sZRgBIAEoDjIRLnBlbnN0b2NrLnYxLlJvbGUSDwoHY29udGVudBgCIAEoCSIXCghUb2tlbklkcxILCgNpZHMYASADKAUigQIKDlRoaW5raW5nQ29uZmlnEicKBG1vZGUYASABKA4yGS5wZW5zdG9jay52MS5UaGlua2luZ01vZGUSHAoPdGhpbmtpbmdfYnVkZ2V0GAIgASgFSACIAQESHQoQaW5jbHVkZV90aG91Z2h0cxgDIAEoCEgBiAEBEhsKDmFuc3dlcl9yZXNlcnZlGAQgASgFSAKIAQESHAoPY2xvc2luZ19tZXNzYWdlGAUgASgJSAOIAQFCEgoQX3RoaW5raW5nX2J1ZGdldEITChFfaW5jbHVkZV90aG91Z2h0c0IRCg9fYW5zd2VyX3Jlc2VydmVCEgoQX2Nsb3NpbmdfbWVzc2FnZSKeAQoNQ29udGV4dENvbmZpZxIfChJtYXhfY29udGV4dF90b2tlbnMYASABKAVIAIgBARItCghvdmVyZmxvdxgCIAEoDjIbLnBlbnN0b2NrLnYxLk92ZXJmbG93UG9saWN5EhIKCmNhY2hlX3NhbHQYAyABKAkSEgoKc2Vzc2lvbl9pZBgEIAEoCUIVChNfbWF4X2NvbnRleHRfdG9rZW5zIsQDCg5TYW1wbGluZ0NvbmZpZxIYCgt0ZW1wZXJhdHVyZRgBIAEoAUgAiAEBEhIKBXRvcF9wGAIgASgBSAGIAQESEgoFdG9wX2sYAyABKAVIAogBARISCgVtaW5fcBgEIAEoAUgDiAEBEh0KEHByZXNlbmNlX3BlbmFsdHkYBSABKAFIBIgBARIeChFmcmVxdWVuY3lfcGVuYWx0eRgGIAEoAUgFiAEBEh8KEnJlcGV0aXRpb25fcGVuYWx0eRgHIAEoAUgGiAEBEhEKBHNlZWQYCCABKANIB4gBARI+Cgpsb2dpdF9iaWFzGAkgAygLMioucGVuc3RvY2sudjEuU2FtcGxpbmdDb25maWcuTG9naXRCaWFzRW50cnkaMAoOTG9naXRCaWFzRW50cnkSCwoDa2V5GAEgASgFEg0KBXZhbHVlGAIgASgBOgI4AUIOCgxfdGVtcGVyYXR1cmVCCAoGX3RvcF9wQggKBl90b3Bfa0IICgZfbWluX3BCEwoRX3ByZXNlbmNlX3BlbmFsdHlCFAoSX2ZyZXF1ZW5jeV9wZW5hbHR5QhUKE19yZXBldGl0aW9uX3BlbmFsdHlCBwoFX3NlZWQimQMKDE91dHB1dENvbmZpZxIeChFtYXhfb3V0cHV0X3Rva2VucxgBIAEoBUgBiAEBEh4KEW1pbl9vdXRwdXRfdG9rZW5zGAIgASgFSAKIAQESFAoMc3RvcF9zdHJpbmdzGAMgAygJEhYKDnN0b3BfdG9rZW5faWRzGAQgAygFEhwKD2NhbmRpZGF0ZV9jb3VudBgFIAEoBUgDiAEBEhkKDHRvcF9sb2dwcm9icxgGIAEoBUgEiAEBEhgKEHJldHVybl90b2tlbl9pZHMYByABKAgSFQoLanNvbl9zY2hlbWEYCCABKAlIABIPCgVyZWdleBgJIAEoCUgAEhEKB2dyYW1tYXIYCiABKAlIABInCgdjaG9pY2VzGAsgASgLMhQucGVuc3RvY2sudjEuQ2hvaWNlc0gAQhMKEXN0cnVjdHVyZWRfb3V0cHV0QhQKEl9tYXhfb3V0cHV0X3Rva2Vuc0IUChJfbWluX291dHB1dF90b2tlbnNCEgoQX2NhbmRpZGF0ZV9jb3VudEIPCg1fdG9wX2xvZ3Byb2JzIhoKB0Nob2ljZXMSDwoHY2hvaWNlcxgBIAMoCSKPAwoPR2VuZXJhdGlvbkV2ZW50EhAKCHNlcXVlbmNlGAEgASgEEjEKB3N0YXJ0ZWQYAiABKAsyHi5wZW5zdG9jay52MS5HZW5lcmF0aW9uU3RhcnRlZEgAEiUKB3Rob3VnaHQYAyABKAsyEi5wZW5zdG9jay52MS5EZWx0YUgAEiQKBmFuc3dlchgEIAEoCzISLnBlbnN0b2NrLnYxLkRlbHRhSAASOgoRdGhpbmtpbmdfZmluaXNoZWQYBSABKAsyHS5wZW5zdG9jay52MS5UaGlua2luZ0ZpbmlzaGVkSAASMwoIZmluaXNoZWQYBiABKAsyHy5wZW5zdG9jay52MS5HZW5lcmF0aW9uRmluaXNoZWRIABI5CgtpbnRlcnJ1cHRlZBgHIAEoCzIiLnBlbnN0b2NrLnYxLkdlbmVyYXRpb25JbnRlcnJ1cHRlZEgAEjUKCWNvbnRpbnVlZBgIIAEoCzIgLnBlbnN0b2NrLnYxLkdlbmVyYXRpb25Db250aW51ZWRIAEIHCgVldmVudCKVAQoVR2VuZXJhdGlvbkludGVycnVwdGVkEhcKD2NhbmRpZGF0ZV9pbmRleBgBIAEoBRIvCgZyZWFzb24YAiABKA4yHy5wZW5zdG9jay52MS5JbnRlcnJ1cHRpb25SZWFzb24SHQoQZXhwZWN0ZWRfc2Vjb25kcxgDIAEoAUgAiAEBQhMKEV9leHBlY3RlZF9zZWNvbmRzIksKE0dlbmVyYXRpb25Db250aW51ZWQSFwoPY2FuZGlkYXRlX2luZGV4GAEgASgFEhsKE2ludGVycnVwdGVkX3NlY29uZHMYAiABKAEiiwEKEUdlbmVyYXRpb25TdGFydGVkEhUKDWdlbmVyYXRpb25faWQYASABKAkSDQoFbW9kZWwYAiABKAkSOgoSZWZmZWN0aXZlX3NldHRpbmdzGAMgASgLMh4ucGVuc3RvY2sudjEuRWZmZWN0aXZlU2V0dGluZ3MSFAoMcmVzdW1lX3Rva2VuGAQgASgJIoQBCgVEZWx0YRIXCg9jYW5kaWRhdGVfaW5kZXgYASABKAUSDAoEdGV4dBgCIAEoCRITCgt0b2tlbl9jb3VudBgDIAEoBRIRCgl0b2tlbl9pZHMYBCADKAUSLAoIbG9ncHJvYnMYBSADKAsyGi5wZW5zdG9jay52MS5Ub2tlbkxvZ3Byb2JzImMKDVRva2VuTG9ncHJvYnMSKgoHc2FtcGxlZBgBIAEoCzIZLnBlbnN0b2NrLnYxLlRva2VuTG9ncHJvYhImCgN0b3AYAiADKAsyGS5wZW5zdG9jay52MS5Ub2tlbkxvZ3Byb2IiRgoMVG9rZW5Mb2dwcm9iEhAKCHRva2VuX2lkGAEgASgFEg8KB2xvZ3Byb2IYAiABKAISEwoLdG9rZW5fYnl0ZXMYAyABKAwidAoQVGhpbmtpbmdGaW5pc2hlZBIXCg9jYW5kaWRhdGVfaW5kZXgYASABKAUSLQoHb3V0Y29tZRgCIAEoDjIcLnBlbnN0b2NrLnYxLlRoaW5raW5nT3V0Y29tZRIYChByZWFzb25pbmdfdG9rZW5zGAMgASgFIv4BChJHZW5lcmF0aW9uRmluaXNoZWQSLQoHcmVzdWx0cxgBIAMoCzIcLnBlbnN0b2NrLnYxLkNhbmRpZGF0ZVJlc3VsdBIhCgV1c2FnZRgCIAEoCzISLnBlbnN0b2NrLnYxLlVzYWdlEh8KBGNvc3QYAyABKAsyES5wZW5zdG9jay52MS5Db3N0EjoKEmVmZmVjdGl2ZV9zZXR0aW5ncxgEIAEoCzIeLnBlbnN0b2NrLnYxLkVmZmVjdGl2ZVNldHRpbmdzEiMKBnRpbWluZxgFIAEoCzITLnBlbnN0b2NrLnYxLlRpbWluZxIUCgxyZXN1bWVfdG9rZW4YBiABKAkizQEKD0NhbmRpZGF0ZVJlc3VsdBIXCg9jYW5kaWRhdGVfaW5kZXgYASABKAUSMAoNZmluaXNoX3JlYXNvbhgCIAEoDjIZLnBlbnN0b2NrLnYxLkZpbmlzaFJlYXNvbhIUCgxtYXRjaGVkX3N0b3AYAyABKAkSNgoQdGhpbmtpbmdfb3V0Y29tZRgEIAEoDjIcLnBlbnN0b2NrLnYxLlRoaW5raW5nT3V0Y29tZRIhCgV1c2FnZRgFIAEoCzISLnBlbnN0b2NrLnYxLlVzYWdlIvoBCglDYW5kaWRhdGUSLAoGcmVzdWx0GAEgASgLMhwucGVuc3RvY2sudjEuQ2FuZGlkYXRlUmVzdWx0Eg8KB3Rob3VnaHQYAiABKAkSDgoGYW5zd2VyGAMgASgJEhkKEXRob3VnaHRfdG9rZW5faWRzGAQgAygFEhgKEGFuc3dlcl90b2tlbl9pZHMYBSADKAUSNAoQdGhvdWdodF9sb2dwcm9icxgGIAMoCzIaLnBlbnN0b2NrLnYxLlRva2VuTG9ncHJvYnMSMwoPYW5zd2VyX2xvZ3Byb2JzGAcgAygLMhoucGVuc3RvY2sudjEuVG9rZW5Mb2dwcm9icyKnAgoFVXNhZ2USFQoNcHJvbXB0X3Rva2VucxgBIAEoBRIVCg1jYWNoZWRfdG9rZW5zGAIgASgFEhgKEHJlYXNvbmluZ190b2tlbnMYAyABKAUSFQoNYW5zd2VyX3Rva2VucxgEIAEoBRIVCg1vdXRwdXRfdG9rZW5zGAUgASgFEhQKDHRvdGFsX3Rva2VucxgGIAEoBRIVCg1tYXJrZXJfdG9rZW5zGAcgASgFEhsKDmRyYWZ0ZWRfdG9rZW5zGAggASgFSACIAQESHAoPYWNjZXB0ZWRfdG9rZW5zGAkgASgFSAGIAQESGQoRcmVjb21wdXRlZF90b2tlbnMYCiABKAVCEQoPX2RyYWZ0ZWRfdG9rZW5zQhIKEF9hY2NlcHRlZF90b2tlbnMibAoEQ29zdBIXCg9pbnB1dF91c2RfdGlja3MYASABKAMSGAoQY2FjaGVkX3VzZF90aWNrcxgCIAEoAxIYChBvdXRwdXRfdXNkX3RpY2tzGAMgASgDEhcKD3RvdGFsX3VzZF90aWNrcxgEIAEoAyLDAQoGVGltaW5nEigKBXF1ZXVlGAEgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEi4KC2ZpcnN0X3Rva2VuGAIgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEjUKEmZpcnN0X2Fuc3dlcl90b2tlbhgDIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIoCgV0b3RhbBgEIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbiIyCg5Ecm9wcGVkQ29udGV4dBIOCgZ0b2tlbnMYASABKAUSEAoIbWVzc2FnZXMYAiABKAUijAMKEUVmZmVjdGl2ZVNldHRpbmdzEjAKDXRoaW5raW5nX21vZGUYASABKA4yGS5wZW5zdG9jay52MS5UaGlua2luZ01vZGUSFwoPdGhpbmtpbmdfYnVkZ2V0GAIgASgFEhYKDmFuc3dlcl9yZXNlcnZlGAMgASgFEhkKEW1heF9vdXRwdXRfdG9rZW5zGAQgASgFEhcKD3RoaW5raW5nX3JlYXNvbhgFIAEoCRItCghzYW1wbGluZxgGIAEoCzIbLnBlbnN0b2NrLnYxLlNhbXBsaW5nQ29uZmlnEhUKDXdpbmRvd190b2tlbnMYByABKAUSLAoHZHJvcHBlZBgIIAEoCzIbLnBlbnN0b2NrLnYxLkRyb3BwZWRDb250ZXh0EjoKF3JlcXVlc3RlZF90aGlua2luZ19tb2RlGAkgASgOMhkucGVuc3RvY2sudjEuVGhpbmtpbmdNb2RlEjAKDXN0YXR1c19tYXJnaW4YCiABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24qUAoEUm9sZRIUChBST0xFX1VOU1BFQ0lGSUVEEAASDwoLUk9MRV9TWVNURU0QARINCglST0xFX1VTRVIQAhISCg5ST0xFX0FTU0lTVEFOVBADKl4KCFByaW9yaXR5EhgKFFBSSU9SSVRZX1VOU1BFQ0lGSUVEEAASEAoMUFJJT1JJVFlfTE9XEAESEwoPUFJJT1JJVFlfTk9STUFMEAISEQoNUFJJT1JJVFlfSElHSBADKnkKDFRoaW5raW5nTW9kZRIdChlUSElOS0lOR19NT0RFX1VOU1BFQ0lGSUVEEAASFgoSVEhJTktJTkdfTU9ERV9GQVNUEAESGgoWVEhJTktJTkdfTU9ERV9USElOS0lORxACEhYKElRISU5LSU5HX01PREVfQVVUTxADKrsBCg5PdmVyZmxvd1BvbGljeRIfChtPVkVSRkxPV19QT0xJQ1lfVU5TUEVDSUZJRUQQABIZChVPVkVSRkxPV19QT0xJQ1lfRVJST1IQARIlCiFPVkVSRkxPV19QT0xJQ1lfRFJPUF9PTERFU1RfVFVSTlMQAhIhCh1PVkVSRkxPV19QT0xJQ1lfVFJVTkNBVEVfTEVGVBADEiMKH09WRVJGTE9XX1BPTElDWV9UUlVOQ0FURV9NSURETEUQBCqDAQoSSW50ZXJydXB0aW9uUmVhc29uEiMKH0lOVEVSUlVQVElPTl9SRUFTT05fVU5TUEVDSUZJRUQQABIjCh9JTlRFUlJVUFRJT05fUkVBU09OX0VOR0lORV9ESUVEEAESIwofSU5URVJSVVBUSU9OX1JFQVNPTl9FTkdJTkVfSFVORxACKqkCCg9UaGlua2luZ091dGNvbWUSIAocVEhJTktJTkdfT1VUQ09NRV9VTlNQRUNJRklFRBAAEh0KGVRISU5LSU5HX09VVENPTUVfRElTQUJMRUQQARIgChxUSElOS0lOR19PVVRDT01FX05BVFVSQUxfRU5EEAISIwofVEhJTktJTkdfT1VUQ09NRV9CVURHRVRfUkVBQ0hFRBADEicKI1RISU5LSU5HX09VVENPTUVfRklOSVNIRURfQllfQ0xJRU5UEAQSHQoZVEhJTktJTkdfT1VUQ09NRV9ERUFETElORRAFEiYKIlRISU5LSU5HX09VVENPTUVfTUFYX09VVFBVVF9UT0tFTlMQBhIeChpUSElOS0lOR19PVVRDT01FX0NBTkNFTExFRBAHKt8BCgxGaW5pc2hSZWFzb24SHQoZRklOSVNIX1JFQVNPTl9VTlNQRUNJRklFRBAAEhYKEkZJTklTSF9SRUFTT05fU1RPUBABEh0KGUZJTklTSF9SRUFTT05fU1RPUF9TVFJJTkcQAhIcChhGSU5JU0hfUkVBU09OX1NUT1BfVE9LRU4QAxIjCh9GSU5JU0hfUkVBU09OX01BWF9PVVRQVVRfVE9LRU5TEAQSGwoXRklOSVNIX1JFQVNPTl9DQU5DRUxMRUQQBRIZChVGSU5JU0hfUkVBU09OX0RSQUlORUQQBjLgAwoRR2VuZXJhdGlvblNlcnZpY2USRwoIR2VuZXJhdGUSHC5wZW5zdG9jay52MS5HZW5lcmF0ZVJlcXVlc3QaHS5wZW5zdG9jay52MS5HZW5lcmF0ZVJlc3BvbnNlElsKDlN0cmVhbUdlbmVyYXRlEiIucGVuc3RvY2sudjEuU3RyZWFtR2VuZXJhdGVSZXF1ZXN0GiMucGVuc3RvY2sudjEuU3RyZWFtR2VuZXJhdGVSZXNwb25zZTABEksKCEludGVyYWN0EhwucGVuc3RvY2sudjEuSW50ZXJhY3RSZXF1ZXN0Gh0ucGVuc3RvY2sudjEuSW50ZXJhY3RSZXNwb25zZSgBMAESQwoGUmVzdW1lEhoucGVuc3RvY2sudjEuUmVzdW1lUmVxdWVzdBobLnBlbnN0b2NrLnYxLlJlc3VtZVJlc3BvbnNlMAESQQoGQ2FuY2VsEhoucGVuc3RvY2sudjEuQ2FuY2VsUmVxdWVzdBobLnBlbnN0b2NrLnYxLkNhbmNlbFJlc3BvbnNlElAKC0NvdW50VG9rZW5zEh8ucGVuc3RvY2sudjEuQ291bnRUb2tlbnNSZXF1ZXN0GiAucGVuc3RvY2sudjEuQ291bnRUb2tlbnNSZXNwb25zZUJgCg9kZXYucGVuc3RvY2sudjFQAVo9Z2l0aHViLmNvbS9wZW5zdG9jay9wZW5zdG9jay9jbGllbnRzL2dvL3BlbnN0b2NrdjE7cGVuc3RvY2t2MaoCC1BlbnN0b2NrLlYxYgZwcm90bzM", [file_google_protobuf_duration]);
+  fileDesc("ChxwZW5zdG9jay92MS9nZW5lcmF0aW9uLnByb3RvEgtwZW5zdG9jay52MSI8Cg9HZW5lcmF0ZVJlcXVlc3QSKQoEc3BlYxgBIAEoCzIbLnBlbnN0b2NrLnYxLkdlbmVyYXRpb25TcGVjIokCChBHZW5lcmF0ZVJlc3BvbnNlEhUKDWdlbmVyYXRpb25faWQYASABKAkSDQoFbW9kZWwYAiABKAkSKgoKY2FuZGlkYXRlcxgDIAMoCzIWLnBlbnN0b2NrLnYxLkNhbmRpZGF0ZRIhCgV1c2FnZRgEIAEoCzISLnBlbnN0b2NrLnYxLlVzYWdlEh8KBGNvc3QYBSABKAsyES5wZW5zdG9jay52MS5Db3N0EjoKEmVmZmVjdGl2ZV9zZXR0aW5ncxgGIAEoCzIeLnBlbnN0b2NrLnYxLkVmZmVjdGl2ZVNldHRpbmdzEiMKBnRpbWluZxgHIAEoCzITLnBlbnN0b2NrLnYxLlRpbWluZyKIAQoVU3RyZWFtR2VuZXJhdGVSZXF1ZXN0EikKBHNwZWMYASABKAsyGy5wZW5zdG9jay52MS5HZW5lcmF0aW9uU3BlYxIRCglyZXN1bWFibGUYAiABKAgSMQoOZmx1c2hfaW50ZXJ2YWwYAyABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24iRQoWU3RyZWFtR2VuZXJhdGVSZXNwb25zZRIrCgVldmVudBgBIAEoCzIcLnBlbnN0b2NrLnYxLkdlbmVyYXRpb25FdmVudCKPAgoPSW50ZXJhY3RSZXF1ZXN0EiwKBXN0YXJ0GAEgASgLMhsucGVuc3RvY2sudjEuR2VuZXJhdGlvblNwZWNIABI2Cg9maW5pc2hfdGhpbmtpbmcYAiABKAsyGy5wZW5zdG9jay52MS5GaW5pc2hUaGlua2luZ0gAEjIKDWNoYW5nZV9idWRnZXQYAyABKAsyGS5wZW5zdG9jay52MS5DaGFuZ2VCdWRnZXRIABIlCgZjYW5jZWwYBCABKAsyEy5wZW5zdG9jay52MS5DYW5jZWxIABIxCg5mbHVzaF9pbnRlcnZhbBgFIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbkIICgZhY3Rpb24iEAoORmluaXNoVGhpbmtpbmciJwoMQ2hhbmdlQnVkZ2V0EhcKD3RoaW5raW5nX2J1ZGdldBgBIAEoBSIICgZDYW5jZWwiPwoQSW50ZXJhY3RSZXNwb25zZRIrCgVldmVudBgBIAEoCzIcLnBlbnN0b2NrLnYxLkdlbmVyYXRpb25FdmVudCJTCg1SZXN1bWVSZXF1ZXN0EhUKDWdlbmVyYXRpb25faWQYASABKAkSFAoMcmVzdW1lX3Rva2VuGAIgASgJEhUKDWxhc3Rfc2VxdWVuY2UYAyABKAQiPQoOUmVzdW1lUmVzcG9uc2USKwoFZXZlbnQYASABKAsyHC5wZW5zdG9jay52MS5HZW5lcmF0aW9uRXZlbnQiPAoNQ2FuY2VsUmVxdWVzdBIVCg1nZW5lcmF0aW9uX2lkGAEgASgJEhQKDHJlc3VtZV90b2tlbhgCIAEoCSIQCg5DYW5jZWxSZXNwb25zZSI/ChJDb3VudFRva2Vuc1JlcXVlc3QSKQoEc3BlYxgBIAEoCzIbLnBlbnN0b2NrLnYxLkdlbmVyYXRpb25TcGVjIrUCChNDb3VudFRva2Vuc1Jlc3BvbnNlEhUKDXByb21wdF90b2tlbnMYASABKAUSHwoXZWZmZWN0aXZlX3Byb21wdF90b2tlbnMYAiABKAUSFQoNd2luZG93X3Rva2VucxgDIAEoBRIaChJ3aW5kb3dfbGVmdF90b2tlbnMYBCABKAUSLAoHZHJvcHBlZBgFIAEoCzIbLnBlbnN0b2NrLnYxLkRyb3BwZWRDb250ZXh0EjAKDWNvc3RfZXN0aW1hdGUYBiABKAsyGS5wZW5zdG9jay52MS5Db3N0RXN0aW1hdGUSOgoSZWZmZWN0aXZlX3NldHRpbmdzGAcgASgLMh4ucGVuc3RvY2sudjEuRWZmZWN0aXZlU2V0dGluZ3MSFwoPb3ZlcmZsb3dfdG9rZW5zGAggASgFIjwKDENvc3RFc3RpbWF0ZRIVCg1taW5fdXNkX3RpY2tzGAEgASgDEhUKDW1heF91c2RfdGlja3MYAiABKAMivgMKDkdlbmVyYXRpb25TcGVjEg0KBW1vZGVsGAEgASgJEikKCG1lc3NhZ2VzGAIgASgLMhUucGVuc3RvY2sudjEuTWVzc2FnZXNIABIOCgR0ZXh0GAMgASgJSAASKgoJdG9rZW5faWRzGAQgASgLMhUucGVuc3RvY2sudjEuVG9rZW5JZHNIABItCgh0aGlua2luZxgFIAEoCzIbLnBlbnN0b2NrLnYxLlRoaW5raW5nQ29uZmlnEisKB2NvbnRleHQYBiABKAsyGi5wZW5zdG9jay52MS5Db250ZXh0Q29uZmlnEi0KCHNhbXBsaW5nGAcgASgLMhsucGVuc3RvY2sudjEuU2FtcGxpbmdDb25maWcSKQoGb3V0cHV0GAggASgLMhkucGVuc3RvY2sudjEuT3V0cHV0Q29uZmlnEicKCHByaW9yaXR5GAkgASgOMhUucGVuc3RvY2sudjEuUHJpb3JpdHkSIAoFdG9vbHMYCiADKAsyES5wZW5zdG9jay52MS5Ub29sEiwKC3Rvb2xfY29uZmlnGAsgASgLMhcucGVuc3RvY2sudjEuVG9vbENvbmZpZ0IHCgVpbnB1dCIyCghNZXNzYWdlcxImCghtZXNzYWdlcxgBIAMoCzIULnBlbnN0b2NrLnYxLk1lc3NhZ2UiXQoHTWVzc2FnZRIfCgRyb2xlGAEgASgOMhEucGVuc3RvY2sudjEuUm9sZRIPCgdjb250ZW50GAIgASgJEiAKBXBhcnRzGAMgAygLMhEucGVuc3RvY2sudjEuUGFydCKyAQoEUGFydBIOCgR0ZXh0GAEgASgJSAASEQoHdGhvdWdodBgCIAEoCUgAEiMKBWltYWdlGAMgASgLMhIucGVuc3RvY2sudjEuSW1hZ2VIABIqCgl0b29sX2NhbGwYBCABKAsyFS5wZW5zdG9jay52MS5Ub29sQ2FsbEgAEi4KC3Rvb2xfcmVzdWx0GAUgASgLMhcucGVuc3RvY2sudjEuVG9vbFJlc3VsdEgAQgYKBHBhcnQiKAoFSW1hZ2USEQoJbWltZV90eXBlGAEgASgJEgwKBGRhdGEYAiABKAwiaQoIVG9vbENhbGwSCgoCaWQYASABKAkSDAoEbmFtZRgCIAEoCRIWCg5hcmd1bWVudHNfanNvbhgDIAEoCRIrCgZzdGF0dXMYBCABKA4yGy5wZW5zdG9jay52MS5Ub29sQ2FsbFN0YXR1cyJTCgpUb29sUmVzdWx0Eg8KB2NhbGxfaWQYASABKAkSIgoHY29udGVudBgCIAMoCzIRLnBlbnN0b2NrLnYxLlBhcnQSEAoIaXNfZXJyb3IYAyABKAgiWQoEVG9vbBIMCgRuYW1lGAEgASgJEhMKC2Rlc2NyaXB0aW9uGAIgASgJEh4KFnBhcmFtZXRlcnNfanNvbl9zY2hlbWEYAyABKAkSDgoGc3RyaWN0GAQgASgIIpIBCgpUb29sQ29uZmlnEiMKBG1vZGUYASABKA4yFS5wZW5zdG9jay52MS5Ub29sTW9kZRIVCg1hbGxvd2VkX25hbWVzGAIgAygJEhUKCHBhcmFsbGVsGAMgASgISACIAQESFgoJbWF4X2NhbGxzGAQgASgFSAGIAQFCCwoJX3BhcmFsbGVsQgwKCl9tYXhfY2FsbHMiFwoIVG9rZW5JZHMSCwoDaWRzGAEgAygFItQCCg5UaGlua2luZ0NvbmZpZxInCgRtb2RlGAEgASgOMhkucGVuc3RvY2sudjEuVGhpbmtpbmdNb2RlEhwKD3RoaW5raW5nX2J1ZGdldBgCIAEoBUgAiAEBEh0KEGluY2x1ZGVfdGhvdWdodHMYAyABKAhIAYgBARIbCg5hbnN3ZXJfcmVzZXJ2ZRgEIAEoBUgCiAEBEhwKD2Nsb3NpbmdfbWVzc2FnZRgFIAEoCUgDiAEBEiMKBmVmZm9ydBgGIAEoDjITLnBlbnN0b2NrLnYxLkVmZm9ydBIsCgdoaXN0b3J5GAcgASgOMhsucGVuc3RvY2sudjEuVGhvdWdodEhpc3RvcnlCEgoQX3RoaW5raW5nX2J1ZGdldEITChFfaW5jbHVkZV90aG91Z2h0c0IRCg9fYW5zd2VyX3Jlc2VydmVCEgoQX2Nsb3NpbmdfbWVzc2FnZSKeAQoNQ29udGV4dENvbmZpZxIfChJtYXhfY29udGV4dF90b2tlbnMYASABKAVIAIgBARItCghvdmVyZmxvdxgCIAEoDjIbLnBlbnN0b2NrLnYxLk92ZXJmbG93UG9saWN5EhIKCmNhY2hlX3NhbHQYAyABKAkSEgoKc2Vzc2lvbl9pZBgEIAEoCUIVChNfbWF4X2NvbnRleHRfdG9rZW5zIsQDCg5TYW1wbGluZ0NvbmZpZxIYCgt0ZW1wZXJhdHVyZRgBIAEoAUgAiAEBEhIKBXRvcF9wGAIgASgBSAGIAQESEgoFdG9wX2sYAyABKAVIAogBARISCgVtaW5fcBgEIAEoAUgDiAEBEh0KEHByZXNlbmNlX3BlbmFsdHkYBSABKAFIBIgBARIeChFmcmVxdWVuY3lfcGVuYWx0eRgGIAEoAUgFiAEBEh8KEnJlcGV0aXRpb25fcGVuYWx0eRgHIAEoAUgGiAEBEhEKBHNlZWQYCCABKANIB4gBARI+Cgpsb2dpdF9iaWFzGAkgAygLMioucGVuc3RvY2sudjEuU2FtcGxpbmdDb25maWcuTG9naXRCaWFzRW50cnkaMAoOTG9naXRCaWFzRW50cnkSCwoDa2V5GAEgASgFEg0KBXZhbHVlGAIgASgBOgI4AUIOCgxfdGVtcGVyYXR1cmVCCAoGX3RvcF9wQggKBl90b3Bfa0IICgZfbWluX3BCEwoRX3ByZXNlbmNlX3BlbmFsdHlCFAoSX2ZyZXF1ZW5jeV9wZW5hbHR5QhUKE19yZXBldGl0aW9uX3BlbmFsdHlCBwoFX3NlZWQimQMKDE91dHB1dENvbmZpZxIeChFtYXhfb3V0cHV0X3Rva2VucxgBIAEoBUgBiAEBEh4KEW1pbl9vdXRwdXRfdG9rZW5zGAIgASgFSAKIAQESFAoMc3RvcF9zdHJpbmdzGAMgAygJEhYKDnN0b3BfdG9rZW5faWRzGAQgAygFEhwKD2NhbmRpZGF0ZV9jb3VudBgFIAEoBUgDiAEBEhkKDHRvcF9sb2dwcm9icxgGIAEoBUgEiAEBEhgKEHJldHVybl90b2tlbl9pZHMYByABKAgSFQoLanNvbl9zY2hlbWEYCCABKAlIABIPCgVyZWdleBgJIAEoCUgAEhEKB2dyYW1tYXIYCiABKAlIABInCgdjaG9pY2VzGAsgASgLMhQucGVuc3RvY2sudjEuQ2hvaWNlc0gAQhMKEXN0cnVjdHVyZWRfb3V0cHV0QhQKEl9tYXhfb3V0cHV0X3Rva2Vuc0IUChJfbWluX291dHB1dF90b2tlbnNCEgoQX2NhbmRpZGF0ZV9jb3VudEIPCg1fdG9wX2xvZ3Byb2JzIhoKB0Nob2ljZXMSDwoHY2hvaWNlcxgBIAMoCSLGBAoPR2VuZXJhdGlvbkV2ZW50EhAKCHNlcXVlbmNlGAEgASgEEjEKB3N0YXJ0ZWQYAiABKAsyHi5wZW5zdG9jay52MS5HZW5lcmF0aW9uU3RhcnRlZEgAEiUKB3Rob3VnaHQYAyABKAsyEi5wZW5zdG9jay52MS5EZWx0YUgAEiQKBmFuc3dlchgEIAEoCzISLnBlbnN0b2NrLnYxLkRlbHRhSAASOgoRdGhpbmtpbmdfZmluaXNoZWQYBSABKAsyHS5wZW5zdG9jay52MS5UaGlua2luZ0ZpbmlzaGVkSAASMwoIZmluaXNoZWQYBiABKAsyHy5wZW5zdG9jay52MS5HZW5lcmF0aW9uRmluaXNoZWRIABI5CgtpbnRlcnJ1cHRlZBgHIAEoCzIiLnBlbnN0b2NrLnYxLkdlbmVyYXRpb25JbnRlcnJ1cHRlZEgAEjUKCWNvbnRpbnVlZBgIIAEoCzIgLnBlbnN0b2NrLnYxLkdlbmVyYXRpb25Db250aW51ZWRIABI5ChF0b29sX2NhbGxfc3RhcnRlZBgJIAEoCzIcLnBlbnN0b2NrLnYxLlRvb2xDYWxsU3RhcnRlZEgAEj0KE3Rvb2xfY2FsbF9hcmd1bWVudHMYCiABKAsyHi5wZW5zdG9jay52MS5Ub29sQ2FsbEFyZ3VtZW50c0gAEjsKEnRvb2xfY2FsbF9maW5pc2hlZBgLIAEoCzIdLnBlbnN0b2NrLnYxLlRvb2xDYWxsRmluaXNoZWRIAEIHCgVldmVudCJtCg9Ub29sQ2FsbFN0YXJ0ZWQSFwoPY2FuZGlkYXRlX2luZGV4GAEgASgFEhIKCmNhbGxfaW5kZXgYAiABKAUSCgoCaWQYAyABKAkSDAoEbmFtZRgEIAEoCRITCgt0b2tlbl9jb3VudBgFIAEoBSJsChFUb29sQ2FsbEFyZ3VtZW50cxIXCg9jYW5kaWRhdGVfaW5kZXgYASABKAUSEgoKY2FsbF9pbmRleBgCIAEoBRIVCg1qc29uX2ZyYWdtZW50GAMgASgJEhMKC3Rva2VuX2NvdW50GAQgASgFInkKEFRvb2xDYWxsRmluaXNoZWQSFwoPY2FuZGlkYXRlX2luZGV4GAEgASgFEhIKCmNhbGxfaW5kZXgYAiABKAUSIwoEY2FsbBgDIAEoCzIVLnBlbnN0b2NrLnYxLlRvb2xDYWxsEhMKC3Rva2VuX2NvdW50GAQgASgFIpUBChVHZW5lcmF0aW9uSW50ZXJydXB0ZWQSFwoPY2FuZGlkYXRlX2luZGV4GAEgASgFEi8KBnJlYXNvbhgCIAEoDjIfLnBlbnN0b2NrLnYxLkludGVycnVwdGlvblJlYXNvbhIdChBleHBlY3RlZF9zZWNvbmRzGAMgASgBSACIAQFCEwoRX2V4cGVjdGVkX3NlY29uZHMiSwoTR2VuZXJhdGlvbkNvbnRpbnVlZBIXCg9jYW5kaWRhdGVfaW5kZXgYASABKAUSGwoTaW50ZXJydXB0ZWRfc2Vjb25kcxgCIAEoASKLAQoRR2VuZXJhdGlvblN0YXJ0ZWQSFQoNZ2VuZXJhdGlvbl9pZBgBIAEoCRINCgVtb2RlbBgCIAEoCRI6ChJlZmZlY3RpdmVfc2V0dGluZ3MYAyABKAsyHi5wZW5zdG9jay52MS5FZmZlY3RpdmVTZXR0aW5ncxIUCgxyZXN1bWVfdG9rZW4YBCABKAkihAEKBURlbHRhEhcKD2NhbmRpZGF0ZV9pbmRleBgBIAEoBRIMCgR0ZXh0GAIgASgJEhMKC3Rva2VuX2NvdW50GAMgASgFEhEKCXRva2VuX2lkcxgEIAMoBRIsCghsb2dwcm9icxgFIAMoCzIaLnBlbnN0b2NrLnYxLlRva2VuTG9ncHJvYnMiYwoNVG9rZW5Mb2dwcm9icxIqCgdzYW1wbGVkGAEgASgLMhkucGVuc3RvY2sudjEuVG9rZW5Mb2dwcm9iEiYKA3RvcBgCIAMoCzIZLnBlbnN0b2NrLnYxLlRva2VuTG9ncHJvYiJGCgxUb2tlbkxvZ3Byb2ISEAoIdG9rZW5faWQYASABKAUSDwoHbG9ncHJvYhgCIAEoAhITCgt0b2tlbl9ieXRlcxgDIAEoDCJ0ChBUaGlua2luZ0ZpbmlzaGVkEhcKD2NhbmRpZGF0ZV9pbmRleBgBIAEoBRItCgdvdXRjb21lGAIgASgOMhwucGVuc3RvY2sudjEuVGhpbmtpbmdPdXRjb21lEhgKEHJlYXNvbmluZ190b2tlbnMYAyABKAUi/gEKEkdlbmVyYXRpb25GaW5pc2hlZBItCgdyZXN1bHRzGAEgAygLMhwucGVuc3RvY2sudjEuQ2FuZGlkYXRlUmVzdWx0EiEKBXVzYWdlGAIgASgLMhIucGVuc3RvY2sudjEuVXNhZ2USHwoEY29zdBgDIAEoCzIRLnBlbnN0b2NrLnYxLkNvc3QSOgoSZWZmZWN0aXZlX3NldHRpbmdzGAQgASgLMh4ucGVuc3RvY2sudjEuRWZmZWN0aXZlU2V0dGluZ3MSIwoGdGltaW5nGAUgASgLMhMucGVuc3RvY2sudjEuVGltaW5nEhQKDHJlc3VtZV90b2tlbhgGIAEoCSLNAQoPQ2FuZGlkYXRlUmVzdWx0EhcKD2NhbmRpZGF0ZV9pbmRleBgBIAEoBRIwCg1maW5pc2hfcmVhc29uGAIgASgOMhkucGVuc3RvY2sudjEuRmluaXNoUmVhc29uEhQKDG1hdGNoZWRfc3RvcBgDIAEoCRI2ChB0aGlua2luZ19vdXRjb21lGAQgASgOMhwucGVuc3RvY2sudjEuVGhpbmtpbmdPdXRjb21lEiEKBXVzYWdlGAUgASgLMhIucGVuc3RvY2sudjEuVXNhZ2UipQIKCUNhbmRpZGF0ZRIsCgZyZXN1bHQYASABKAsyHC5wZW5zdG9jay52MS5DYW5kaWRhdGVSZXN1bHQSDwoHdGhvdWdodBgCIAEoCRIOCgZhbnN3ZXIYAyABKAkSGQoRdGhvdWdodF90b2tlbl9pZHMYBCADKAUSGAoQYW5zd2VyX3Rva2VuX2lkcxgFIAMoBRI0ChB0aG91Z2h0X2xvZ3Byb2JzGAYgAygLMhoucGVuc3RvY2sudjEuVG9rZW5Mb2dwcm9icxIzCg9hbnN3ZXJfbG9ncHJvYnMYByADKAsyGi5wZW5zdG9jay52MS5Ub2tlbkxvZ3Byb2JzEikKCnRvb2xfY2FsbHMYCCADKAsyFS5wZW5zdG9jay52MS5Ub29sQ2FsbCK8AgoFVXNhZ2USFQoNcHJvbXB0X3Rva2VucxgBIAEoBRIVCg1jYWNoZWRfdG9rZW5zGAIgASgFEhgKEHJlYXNvbmluZ190b2tlbnMYAyABKAUSFQoNYW5zd2VyX3Rva2VucxgEIAEoBRIVCg1vdXRwdXRfdG9rZW5zGAUgASgFEhQKDHRvdGFsX3Rva2VucxgGIAEoBRIVCg1tYXJrZXJfdG9rZW5zGAcgASgFEhsKDmRyYWZ0ZWRfdG9rZW5zGAggASgFSACIAQESHAoPYWNjZXB0ZWRfdG9rZW5zGAkgASgFSAGIAQESGQoRcmVjb21wdXRlZF90b2tlbnMYCiABKAUSEwoLdG9vbF90b2tlbnMYCyABKAVCEQoPX2RyYWZ0ZWRfdG9rZW5zQhIKEF9hY2NlcHRlZF90b2tlbnMibAoEQ29zdBIXCg9pbnB1dF91c2RfdGlja3MYASABKAMSGAoQY2FjaGVkX3VzZF90aWNrcxgCIAEoAxIYChBvdXRwdXRfdXNkX3RpY2tzGAMgASgDEhcKD3RvdGFsX3VzZF90aWNrcxgEIAEoAyLDAQoGVGltaW5nEigKBXF1ZXVlGAEgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEi4KC2ZpcnN0X3Rva2VuGAIgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEjUKEmZpcnN0X2Fuc3dlcl90b2tlbhgDIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIoCgV0b3RhbBgEIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbiIyCg5Ecm9wcGVkQ29udGV4dBIOCgZ0b2tlbnMYASABKAUSEAoIbWVzc2FnZXMYAiABKAUi8wMKEUVmZmVjdGl2ZVNldHRpbmdzEjAKDXRoaW5raW5nX21vZGUYASABKA4yGS5wZW5zdG9jay52MS5UaGlua2luZ01vZGUSFwoPdGhpbmtpbmdfYnVkZ2V0GAIgASgFEhYKDmFuc3dlcl9yZXNlcnZlGAMgASgFEhkKEW1heF9vdXRwdXRfdG9rZW5zGAQgASgFEhcKD3RoaW5raW5nX3JlYXNvbhgFIAEoCRItCghzYW1wbGluZxgGIAEoCzIbLnBlbnN0b2NrLnYxLlNhbXBsaW5nQ29uZmlnEhUKDXdpbmRvd190b2tlbnMYByABKAUSLAoHZHJvcHBlZBgIIAEoCzIbLnBlbnN0b2NrLnYxLkRyb3BwZWRDb250ZXh0EjoKF3JlcXVlc3RlZF90aGlua2luZ19tb2RlGAkgASgOMhkucGVuc3RvY2sudjEuVGhpbmtpbmdNb2RlEjAKDXN0YXR1c19tYXJnaW4YCiABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SIwoGZWZmb3J0GAsgASgOMhMucGVuc3RvY2sudjEuRWZmb3J0EigKCXRvb2xfbW9kZRgMIAEoDjIVLnBlbnN0b2NrLnYxLlRvb2xNb2RlEhYKDm1heF90b29sX2NhbGxzGA0gASgFKl8KBFJvbGUSFAoQUk9MRV9VTlNQRUNJRklFRBAAEg8KC1JPTEVfU1lTVEVNEAESDQoJUk9MRV9VU0VSEAISEgoOUk9MRV9BU1NJU1RBTlQQAxINCglST0xFX1RPT0wQBCpyCg5Ub29sQ2FsbFN0YXR1cxIgChxUT09MX0NBTExfU1RBVFVTX1VOU1BFQ0lGSUVEEAASHQoZVE9PTF9DQUxMX1NUQVRVU19DT01QTEVURRABEh8KG1RPT0xfQ0FMTF9TVEFUVVNfSU5DT01QTEVURRACKn4KCFRvb2xNb2RlEhkKFVRPT0xfTU9ERV9VTlNQRUNJRklFRBAAEhIKDlRPT0xfTU9ERV9BVVRPEAESFgoSVE9PTF9NT0RFX1JFUVVJUkVEEAISEgoOVE9PTF9NT0RFX05PTkUQAxIXChNUT09MX01PREVfVkFMSURBVEVEEAQqXgoIUHJpb3JpdHkSGAoUUFJJT1JJVFlfVU5TUEVDSUZJRUQQABIQCgxQUklPUklUWV9MT1cQARITCg9QUklPUklUWV9OT1JNQUwQAhIRCg1QUklPUklUWV9ISUdIEAMqeQoMVGhpbmtpbmdNb2RlEh0KGVRISU5LSU5HX01PREVfVU5TUEVDSUZJRUQQABIWChJUSElOS0lOR19NT0RFX0ZBU1QQARIaChZUSElOS0lOR19NT0RFX1RISU5LSU5HEAISFgoSVEhJTktJTkdfTU9ERV9BVVRPEAMqZQoGRWZmb3J0EhYKEkVGRk9SVF9VTlNQRUNJRklFRBAAEg8KC0VGRk9SVF9OT05FEAESDgoKRUZGT1JUX0xPVxACEhEKDUVGRk9SVF9NRURJVU0QAxIPCgtFRkZPUlRfSElHSBAEKowBCg5UaG91Z2h0SGlzdG9yeRIfChtUSE9VR0hUX0hJU1RPUllfVU5TUEVDSUZJRUQQABIgChxUSE9VR0hUX0hJU1RPUllfQ1VSUkVOVF9UVVJOEAESHQoZVEhPVUdIVF9ISVNUT1JZX0FMTF9UVVJOUxACEhgKFFRIT1VHSFRfSElTVE9SWV9OT05FEAMquwEKDk92ZXJmbG93UG9saWN5Eh8KG09WRVJGTE9XX1BPTElDWV9VTlNQRUNJRklFRBAAEhkKFU9WRVJGTE9XX1BPTElDWV9FUlJPUhABEiUKIU9WRVJGTE9XX1BPTElDWV9EUk9QX09MREVTVF9UVVJOUxACEiEKHU9WRVJGTE9XX1BPTElDWV9UUlVOQ0FURV9MRUZUEAMSIwofT1ZFUkZMT1dfUE9MSUNZX1RSVU5DQVRFX01JRERMRRAEKoMBChJJbnRlcnJ1cHRpb25SZWFzb24SIwofSU5URVJSVVBUSU9OX1JFQVNPTl9VTlNQRUNJRklFRBAAEiMKH0lOVEVSUlVQVElPTl9SRUFTT05fRU5HSU5FX0RJRUQQARIjCh9JTlRFUlJVUFRJT05fUkVBU09OX0VOR0lORV9IVU5HEAIqqQIKD1RoaW5raW5nT3V0Y29tZRIgChxUSElOS0lOR19PVVRDT01FX1VOU1BFQ0lGSUVEEAASHQoZVEhJTktJTkdfT1VUQ09NRV9ESVNBQkxFRBABEiAKHFRISU5LSU5HX09VVENPTUVfTkFUVVJBTF9FTkQQAhIjCh9USElOS0lOR19PVVRDT01FX0JVREdFVF9SRUFDSEVEEAMSJwojVEhJTktJTkdfT1VUQ09NRV9GSU5JU0hFRF9CWV9DTElFTlQQBBIdChlUSElOS0lOR19PVVRDT01FX0RFQURMSU5FEAUSJgoiVEhJTktJTkdfT1VUQ09NRV9NQVhfT1VUUFVUX1RPS0VOUxAGEh4KGlRISU5LSU5HX09VVENPTUVfQ0FOQ0VMTEVEEAcq/QEKDEZpbmlzaFJlYXNvbhIdChlGSU5JU0hfUkVBU09OX1VOU1BFQ0lGSUVEEAASFgoSRklOSVNIX1JFQVNPTl9TVE9QEAESHQoZRklOSVNIX1JFQVNPTl9TVE9QX1NUUklORxACEhwKGEZJTklTSF9SRUFTT05fU1RPUF9UT0tFThADEiMKH0ZJTklTSF9SRUFTT05fTUFYX09VVFBVVF9UT0tFTlMQBBIbChdGSU5JU0hfUkVBU09OX0NBTkNFTExFRBAFEhkKFUZJTklTSF9SRUFTT05fRFJBSU5FRBAGEhwKGEZJTklTSF9SRUFTT05fVE9PTF9DQUxMUxAHMuADChFHZW5lcmF0aW9uU2VydmljZRJHCghHZW5lcmF0ZRIcLnBlbnN0b2NrLnYxLkdlbmVyYXRlUmVxdWVzdBodLnBlbnN0b2NrLnYxLkdlbmVyYXRlUmVzcG9uc2USWwoOU3RyZWFtR2VuZXJhdGUSIi5wZW5zdG9jay52MS5TdHJlYW1HZW5lcmF0ZVJlcXVlc3QaIy5wZW5zdG9jay52MS5TdHJlYW1HZW5lcmF0ZVJlc3BvbnNlMAESSwoISW50ZXJhY3QSHC5wZW5zdG9jay52MS5JbnRlcmFjdFJlcXVlc3QaHS5wZW5zdG9jay52MS5JbnRlcmFjdFJlc3BvbnNlKAEwARJDCgZSZXN1bWUSGi5wZW5zdG9jay52MS5SZXN1bWVSZXF1ZXN0GhsucGVuc3RvY2sudjEuUmVzdW1lUmVzcG9uc2UwARJBCgZDYW5jZWwSGi5wZW5zdG9jay52MS5DYW5jZWxSZXF1ZXN0GhsucGVuc3RvY2sudjEuQ2FuY2VsUmVzcG9uc2USUAoLQ291bnRUb2tlbnMSHy5wZW5zdG9jay52MS5Db3VudFRva2Vuc1JlcXVlc3QaIC5wZW5zdG9jay52MS5Db3VudFRva2Vuc1Jlc3BvbnNlQmAKD2Rldi5wZW5zdG9jay52MVABWj1naXRodWIuY29tL3BlbnN0b2NrL3BlbnN0b2NrL2NsaWVudHMvZ28vcGVuc3RvY2t2MTtwZW5zdG9ja3YxqgILUGVuc3RvY2suVjFiBnByb3RvMw", [file_google_protobuf_duration]);
 
 /**
  * Request of Generate.
@@ -591,6 +591,21 @@ export type GenerationSpec = Message$1<"penstock.v1.GenerationSpec"> & {
    * @generated from field: penstock.v1.Priority priority = 9;
    */
   priority: Priority;
+
+  /**
+   * Tools that the model may ask the caller to execute. Messages only. FEATURE_OFF where the model's template has none.
+   * Default: none.
+   *
+   * @generated from field: repeated penstock.v1.Tool tools = 10;
+   */
+  tools: Tool[];
+
+  /**
+   * How the tools may be called. Absent: the model decides, which tool and how many.
+   *
+   * @generated from field: penstock.v1.ToolConfig tool_config = 11;
+   */
+  toolConfig?: ToolConfig | undefined;
 };
 
 /**
@@ -607,8 +622,10 @@ export const GenerationSpecSchema: GenMessage<GenerationSpec> = /*@__PURE__*/
  */
 export type Messages = Message$1<"penstock.v1.Messages"> & {
   /**
-   * Oldest first; at least one. The last one that is not the system's is the user's, and not empty. Otherwise any order
-   * of roles that the model's chat template takes; INVALID_FIELD for one that it refuses. System messages that the
+   * Oldest first; at least one. The last one that is not the system's is the user's and not empty, or a tool's, or the
+   * assistant's, which is continued. Each tool call of an assistant message has its result in the tool messages right
+   * after it. Otherwise any order of roles that the model's chat template takes; INVALID_FIELD for one that it refuses.
+   * System messages that the
    * template does not take where they stand (Qwen's takes one, at the start) are joined in order into one at the start,
    * with an empty line between them.
    *
@@ -638,13 +655,21 @@ export type Message = Message$1<"penstock.v1.Message"> & {
   role: Role;
 
   /**
-   * What is said, UTF-8; may be empty. It is text whatever it spells: names of control tokens in it are letters, and
-   * nothing is cut from an earlier answer that spells a think marker. White space around it is what the template makes
-   * of it (Qwen's drops it).
+   * What is said, UTF-8; may be empty: short for one text part, CONFLICTING_FIELDS beside `parts`. It is text whatever it
+   * spells: names of control tokens in it are letters, and nothing is cut from an earlier answer that spells a think
+   * marker. White space around it is what the template makes of it (Qwen's drops it).
    *
    * @generated from field: string content = 2;
    */
   content: string;
+
+  /**
+   * What is said, in parts. System and user messages have texts (and images, for users); tool messages have tool
+   * results; assistant messages have at most one thought, then texts, then tool calls, in this order. Default: none.
+   *
+   * @generated from field: repeated penstock.v1.Part parts = 3;
+   */
+  parts: Part[];
 };
 
 /**
@@ -653,6 +678,260 @@ export type Message = Message$1<"penstock.v1.Message"> & {
  */
 export const MessageSchema: GenMessage<Message> = /*@__PURE__*/
   messageDesc(file_penstock_v1_generation, 18);
+
+/**
+ * A piece of a message.
+ *
+ * @generated from message penstock.v1.Part
+ */
+export type Part = Message$1<"penstock.v1.Part"> & {
+  /**
+   * What it is. Required: exactly one.
+   *
+   * @generated from oneof penstock.v1.Part.part
+   */
+  part: {
+    /**
+     * Text, whatever it spells. Several texts of a message are joined as they stand.
+     *
+     * @generated from field: string text = 1;
+     */
+    value: string;
+    case: "text";
+  } | {
+    /**
+     * An earlier thought of the model, whole. `spec.thinking.history` says whether the model is given it again.
+     *
+     * @generated from field: string thought = 2;
+     */
+    value: string;
+    case: "thought";
+  } | {
+    /**
+     * An image. FEATURE_OFF: this version reads text only.
+     *
+     * @generated from field: penstock.v1.Image image = 3;
+     */
+    value: Image;
+    case: "image";
+  } | {
+    /**
+     * An earlier tool call of the model, as it came.
+     *
+     * @generated from field: penstock.v1.ToolCall tool_call = 4;
+     */
+    value: ToolCall;
+    case: "toolCall";
+  } | {
+    /**
+     * What the tool returned for a call.
+     *
+     * @generated from field: penstock.v1.ToolResult tool_result = 5;
+     */
+    value: ToolResult;
+    case: "toolResult";
+  } | { case: undefined; value?: undefined };
+};
+
+/**
+ * Describes the message penstock.v1.Part.
+ * Use `create(PartSchema)` to create a new message.
+ */
+export const PartSchema: GenMessage<Part> = /*@__PURE__*/
+  messageDesc(file_penstock_v1_generation, 19);
+
+/**
+ * An image, inline: the service never fetches an address.
+ *
+ * @generated from message penstock.v1.Image
+ */
+export type Image = Message$1<"penstock.v1.Image"> & {
+  /**
+   * For instance "image/png". Required.
+   *
+   * @generated from field: string mime_type = 1;
+   */
+  mimeType: string;
+
+  /**
+   * The encoded image. Required.
+   *
+   * @generated from field: bytes data = 2;
+   */
+  data: Uint8Array;
+};
+
+/**
+ * Describes the message penstock.v1.Image.
+ * Use `create(ImageSchema)` to create a new message.
+ */
+export const ImageSchema: GenMessage<Image> = /*@__PURE__*/
+  messageDesc(file_penstock_v1_generation, 20);
+
+/**
+ * A call of a tool that the model asks the caller to execute.
+ *
+ * @generated from message penstock.v1.ToolCall
+ */
+export type ToolCall = Message$1<"penstock.v1.ToolCall"> & {
+  /**
+   * The server's id of the call, unique in its conversation; in a request at most 64 bytes. Required.
+   *
+   * @generated from field: string id = 1;
+   */
+  id: string;
+
+  /**
+   * Name of the tool: 1 to 64 letters, digits, `_`, `-` and `.`. With AUTO the model may write a name that no tool of the
+   * request has, and that begins with a digit, `-` or `.`. Empty where an INCOMPLETE call was cut inside it. Required in a
+   * request.
+   *
+   * @generated from field: string name = 2;
+   */
+  name: string;
+
+  /**
+   * The arguments: a JSON object as text, keys in the model's order. In a request empty is `{}`.
+   *
+   * @generated from field: string arguments_json = 3;
+   */
+  argumentsJson: string;
+
+  /**
+   * Whether it is whole.
+   *
+   * @generated from field: penstock.v1.ToolCallStatus status = 4;
+   */
+  status: ToolCallStatus;
+};
+
+/**
+ * Describes the message penstock.v1.ToolCall.
+ * Use `create(ToolCallSchema)` to create a new message.
+ */
+export const ToolCallSchema: GenMessage<ToolCall> = /*@__PURE__*/
+  messageDesc(file_penstock_v1_generation, 21);
+
+/**
+ * What a tool returned.
+ *
+ * @generated from message penstock.v1.ToolResult
+ */
+export type ToolResult = Message$1<"penstock.v1.ToolResult"> & {
+  /**
+   * The id of a tool call in the assistant message before. Required; each call gets exactly one result.
+   *
+   * @generated from field: string call_id = 1;
+   */
+  callId: string;
+
+  /**
+   * What it returned: texts, which are joined as they stand. May be empty.
+   *
+   * @generated from field: repeated penstock.v1.Part content = 2;
+   */
+  content: Part[];
+
+  /**
+   * The tool failed, and `content` says how. The model is given the text either way. Default false.
+   *
+   * @generated from field: bool is_error = 3;
+   */
+  isError: boolean;
+};
+
+/**
+ * Describes the message penstock.v1.ToolResult.
+ * Use `create(ToolResultSchema)` to create a new message.
+ */
+export const ToolResultSchema: GenMessage<ToolResult> = /*@__PURE__*/
+  messageDesc(file_penstock_v1_generation, 22);
+
+/**
+ * A tool that the model may ask the caller to execute.
+ *
+ * @generated from message penstock.v1.Tool
+ */
+export type Tool = Message$1<"penstock.v1.Tool"> & {
+  /**
+   * Letters, digits, `_`, `-` and `.`, at most 64, the first a letter or `_`; unique in the request. Required.
+   *
+   * @generated from field: string name = 1;
+   */
+  name: string;
+
+  /**
+   * What it does and when to use it, for the model. Default: empty.
+   *
+   * @generated from field: string description = 2;
+   */
+  description: string;
+
+  /**
+   * JSON schema (draft 2020-12) of the arguments, as JSON text, of type object. Empty: a tool without arguments.
+   *
+   * @generated from field: string parameters_json_schema = 3;
+   */
+  parametersJsonSchema: string;
+
+  /**
+   * Hold this tool's arguments to the schema by a grammar, also with AUTO. As for `json_schema` of the output: what
+   * cannot be enforced is INVALID_FIELD with its keyword and JSON pointer. Default false.
+   *
+   * @generated from field: bool strict = 4;
+   */
+  strict: boolean;
+};
+
+/**
+ * Describes the message penstock.v1.Tool.
+ * Use `create(ToolSchema)` to create a new message.
+ */
+export const ToolSchema: GenMessage<Tool> = /*@__PURE__*/
+  messageDesc(file_penstock_v1_generation, 23);
+
+/**
+ * How tools may be called.
+ *
+ * @generated from message penstock.v1.ToolConfig
+ */
+export type ToolConfig = Message$1<"penstock.v1.ToolConfig"> & {
+  /**
+   * Default AUTO.
+   *
+   * @generated from field: penstock.v1.ToolMode mode = 1;
+   */
+  mode: ToolMode;
+
+  /**
+   * Names of tools of the request; only these may be called. The prompt shows all tools all the same, so that the prefix
+   * cache holds. Default: all tools.
+   *
+   * @generated from field: repeated string allowed_names = 2;
+   */
+  allowedNames: string[];
+
+  /**
+   * May one output have several calls. Absent is true. False is `max_calls` 1.
+   *
+   * @generated from field: optional bool parallel = 3;
+   */
+  parallel?: boolean | undefined;
+
+  /**
+   * Most calls of one output, which ends after so many. Range [1, GetModel limits]. Absent: the limit.
+   *
+   * @generated from field: optional int32 max_calls = 4;
+   */
+  maxCalls?: number | undefined;
+};
+
+/**
+ * Describes the message penstock.v1.ToolConfig.
+ * Use `create(ToolConfigSchema)` to create a new message.
+ */
+export const ToolConfigSchema: GenMessage<ToolConfig> = /*@__PURE__*/
+  messageDesc(file_penstock_v1_generation, 24);
 
 /**
  * Token ids.
@@ -673,7 +952,7 @@ export type TokenIds = Message$1<"penstock.v1.TokenIds"> & {
  * Use `create(TokenIdsSchema)` to create a new message.
  */
 export const TokenIdsSchema: GenMessage<TokenIds> = /*@__PURE__*/
-  messageDesc(file_penstock_v1_generation, 19);
+  messageDesc(file_penstock_v1_generation, 25);
 
 /**
  * How much to think.
@@ -722,6 +1001,21 @@ export type ThinkingConfig = Message$1<"penstock.v1.ThinkingConfig"> & {
    * @generated from field: optional string closing_message = 5;
    */
   closingMessage?: string | undefined;
+
+  /**
+   * How hard to think, where `thinking_budget` is absent (a number wins): the server's table maps it to a budget, which
+   * GetModel reports and the effective settings tell. Above NONE with FAST is CONFLICTING_FIELDS. Default: unspecified.
+   *
+   * @generated from field: penstock.v1.Effort effort = 6;
+   */
+  effort: Effort;
+
+  /**
+   * Which thoughts of earlier assistant messages the model is given again. Messages only. Default CURRENT_TURN.
+   *
+   * @generated from field: penstock.v1.ThoughtHistory history = 7;
+   */
+  history: ThoughtHistory;
 };
 
 /**
@@ -729,7 +1023,7 @@ export type ThinkingConfig = Message$1<"penstock.v1.ThinkingConfig"> & {
  * Use `create(ThinkingConfigSchema)` to create a new message.
  */
 export const ThinkingConfigSchema: GenMessage<ThinkingConfig> = /*@__PURE__*/
-  messageDesc(file_penstock_v1_generation, 20);
+  messageDesc(file_penstock_v1_generation, 26);
 
 /**
  * How the prompt fits the window.
@@ -772,7 +1066,7 @@ export type ContextConfig = Message$1<"penstock.v1.ContextConfig"> & {
  * Use `create(ContextConfigSchema)` to create a new message.
  */
 export const ContextConfigSchema: GenMessage<ContextConfig> = /*@__PURE__*/
-  messageDesc(file_penstock_v1_generation, 21);
+  messageDesc(file_penstock_v1_generation, 27);
 
 /**
  * How tokens are drawn. Each absent field takes the checkpoint's own default (GetModel reports them).
@@ -853,7 +1147,7 @@ export type SamplingConfig = Message$1<"penstock.v1.SamplingConfig"> & {
  * Use `create(SamplingConfigSchema)` to create a new message.
  */
 export const SamplingConfigSchema: GenMessage<SamplingConfig> = /*@__PURE__*/
-  messageDesc(file_penstock_v1_generation, 22);
+  messageDesc(file_penstock_v1_generation, 28);
 
 /**
  * Limits and form of the output.
@@ -862,8 +1156,8 @@ export const SamplingConfigSchema: GenMessage<SamplingConfig> = /*@__PURE__*/
  */
 export type OutputConfig = Message$1<"penstock.v1.OutputConfig"> & {
   /**
-   * Most output tokens: thought plus answer, markers not counted. Range [1, the model's window]; LIMIT_EXCEEDED above,
-   * CONTEXT_OVERFLOW where the prompt leaves less. Absent: what the window leaves; for callers with a daily cost limit at
+   * Most output tokens: thought, answer and tool calls, markers not counted. Range [1, the model's window];
+   * LIMIT_EXCEEDED above, CONTEXT_OVERFLOW where the prompt leaves less. Absent: what the window leaves; for callers with a daily cost limit at
    * most GetModel's `default_max_output_tokens`, which is what is reserved of it.
    *
    * @generated from field: optional int32 max_output_tokens = 1;
@@ -871,23 +1165,26 @@ export type OutputConfig = Message$1<"penstock.v1.OutputConfig"> & {
   maxOutputTokens?: number | undefined;
 
   /**
-   * Fewest output tokens, thought plus answer, before the output may stop: until then the end of turn and
-   * stop_token_ids are not drawn, and stop_strings are not searched. Range [0, max_output_tokens]; LIMIT_EXCEEDED where
-   * that is absent and the window leaves less. Above 0 beside structured output is CONFLICTING_FIELDS. Default 0.
+   * Fewest output tokens, thought, answer and tool calls, before the output may stop: until then the end of turn and
+   * stop_token_ids are not drawn, and stop_strings are not searched; the end after `max_calls` tool calls is not put off.
+   * Range [0, max_output_tokens]; LIMIT_EXCEEDED where that is absent and the window leaves less. Above 0 beside
+   * structured output, or tool calls that a grammar holds, is CONFLICTING_FIELDS. Default 0.
    *
    * @generated from field: optional int32 min_output_tokens = 2;
    */
   minOutputTokens?: number | undefined;
 
   /**
-   * The answer ends before the first of these; it is not part of the answer. Not searched in thoughts. Each not empty.
+   * The answer ends before the first of these; it is not part of the answer. Not searched in thoughts nor in tool calls.
+   * Where tools may be called, line breaks are searched once it is known that no call follows them. Each not empty.
    *
    * @generated from field: repeated string stop_strings = 3;
    */
   stopStrings: string[];
 
   /**
-   * The answer ends at the first of these. Not searched in thoughts; a think marker counts once the answer has begun.
+   * The answer ends at the first of these. Not searched in thoughts nor in tool calls; a think marker counts once the
+   * answer has begun.
    * Ids in [0, vocabulary size).
    *
    * @generated from field: repeated int32 stop_token_ids = 4;
@@ -963,7 +1260,7 @@ export type OutputConfig = Message$1<"penstock.v1.OutputConfig"> & {
  * Use `create(OutputConfigSchema)` to create a new message.
  */
 export const OutputConfigSchema: GenMessage<OutputConfig> = /*@__PURE__*/
-  messageDesc(file_penstock_v1_generation, 23);
+  messageDesc(file_penstock_v1_generation, 29);
 
 /**
  * A closed list of answers.
@@ -984,7 +1281,7 @@ export type Choices = Message$1<"penstock.v1.Choices"> & {
  * Use `create(ChoicesSchema)` to create a new message.
  */
 export const ChoicesSchema: GenMessage<Choices> = /*@__PURE__*/
-  messageDesc(file_penstock_v1_generation, 24);
+  messageDesc(file_penstock_v1_generation, 30);
 
 /**
  * One event of a stream.
@@ -1060,6 +1357,30 @@ export type GenerationEvent = Message$1<"penstock.v1.GenerationEvent"> & {
      */
     value: GenerationContinued;
     case: "continued";
+  } | {
+    /**
+     * The model began a tool call.
+     *
+     * @generated from field: penstock.v1.ToolCallStarted tool_call_started = 9;
+     */
+    value: ToolCallStarted;
+    case: "toolCallStarted";
+  } | {
+    /**
+     * New text of a tool call's arguments.
+     *
+     * @generated from field: penstock.v1.ToolCallArguments tool_call_arguments = 10;
+     */
+    value: ToolCallArguments;
+    case: "toolCallArguments";
+  } | {
+    /**
+     * A tool call is over.
+     *
+     * @generated from field: penstock.v1.ToolCallFinished tool_call_finished = 11;
+     */
+    value: ToolCallFinished;
+    case: "toolCallFinished";
   } | { case: undefined; value?: undefined };
 };
 
@@ -1068,7 +1389,141 @@ export type GenerationEvent = Message$1<"penstock.v1.GenerationEvent"> & {
  * Use `create(GenerationEventSchema)` to create a new message.
  */
 export const GenerationEventSchema: GenMessage<GenerationEvent> = /*@__PURE__*/
-  messageDesc(file_penstock_v1_generation, 25);
+  messageDesc(file_penstock_v1_generation, 31);
+
+/**
+ * The model began a tool call. Its arguments follow, then `tool_call_finished`.
+ *
+ * @generated from message penstock.v1.ToolCallStarted
+ */
+export type ToolCallStarted = Message$1<"penstock.v1.ToolCallStarted"> & {
+  /**
+   * Which candidate, from 0.
+   *
+   * @generated from field: int32 candidate_index = 1;
+   */
+  candidateIndex: number;
+
+  /**
+   * Which call of this candidate, from 0.
+   *
+   * @generated from field: int32 call_index = 2;
+   */
+  callIndex: number;
+
+  /**
+   * The server's id of the call.
+   *
+   * @generated from field: string id = 3;
+   */
+  id: string;
+
+  /**
+   * Name of the tool.
+   *
+   * @generated from field: string name = 4;
+   */
+  name: string;
+
+  /**
+   * Tokens of tool calls generated since the last event of a tool call. Over all three kinds of events, sums to the
+   * usage's tool_tokens.
+   *
+   * @generated from field: int32 token_count = 5;
+   */
+  tokenCount: number;
+};
+
+/**
+ * Describes the message penstock.v1.ToolCallStarted.
+ * Use `create(ToolCallStartedSchema)` to create a new message.
+ */
+export const ToolCallStartedSchema: GenMessage<ToolCallStarted> = /*@__PURE__*/
+  messageDesc(file_penstock_v1_generation, 32);
+
+/**
+ * New text of a tool call's arguments. The fragments of a call concatenate to its `arguments_json`, byte for byte.
+ *
+ * @generated from message penstock.v1.ToolCallArguments
+ */
+export type ToolCallArguments = Message$1<"penstock.v1.ToolCallArguments"> & {
+  /**
+   * Which candidate, from 0.
+   *
+   * @generated from field: int32 candidate_index = 1;
+   */
+  candidateIndex: number;
+
+  /**
+   * Which call of this candidate, from 0.
+   *
+   * @generated from field: int32 call_index = 2;
+   */
+  callIndex: number;
+
+  /**
+   * The new text: a piece of JSON. Never half a UTF-8 character.
+   *
+   * @generated from field: string json_fragment = 3;
+   */
+  jsonFragment: string;
+
+  /**
+   * As in ToolCallStarted.
+   *
+   * @generated from field: int32 token_count = 4;
+   */
+  tokenCount: number;
+};
+
+/**
+ * Describes the message penstock.v1.ToolCallArguments.
+ * Use `create(ToolCallArgumentsSchema)` to create a new message.
+ */
+export const ToolCallArgumentsSchema: GenMessage<ToolCallArguments> = /*@__PURE__*/
+  messageDesc(file_penstock_v1_generation, 33);
+
+/**
+ * A tool call is over: the model ended it, or the output ended inside it.
+ *
+ * @generated from message penstock.v1.ToolCallFinished
+ */
+export type ToolCallFinished = Message$1<"penstock.v1.ToolCallFinished"> & {
+  /**
+   * Which candidate, from 0.
+   *
+   * @generated from field: int32 candidate_index = 1;
+   */
+  candidateIndex: number;
+
+  /**
+   * Which call of this candidate, from 0.
+   *
+   * @generated from field: int32 call_index = 2;
+   */
+  callIndex: number;
+
+  /**
+   * The whole call.
+   *
+   * @generated from field: penstock.v1.ToolCall call = 3;
+   */
+  call?: ToolCall | undefined;
+
+  /**
+   * As in ToolCallStarted.
+   *
+   * @generated from field: int32 token_count = 4;
+   */
+  tokenCount: number;
+};
+
+/**
+ * Describes the message penstock.v1.ToolCallFinished.
+ * Use `create(ToolCallFinishedSchema)` to create a new message.
+ */
+export const ToolCallFinishedSchema: GenMessage<ToolCallFinished> = /*@__PURE__*/
+  messageDesc(file_penstock_v1_generation, 34);
 
 /**
  * A candidate stands still until the engine takes work again. No token is lost or sent twice, and nothing is to be done:
@@ -1106,7 +1561,7 @@ export type GenerationInterrupted = Message$1<"penstock.v1.GenerationInterrupted
  * Use `create(GenerationInterruptedSchema)` to create a new message.
  */
 export const GenerationInterruptedSchema: GenMessage<GenerationInterrupted> = /*@__PURE__*/
-  messageDesc(file_penstock_v1_generation, 26);
+  messageDesc(file_penstock_v1_generation, 35);
 
 /**
  * A candidate goes on where it was interrupted.
@@ -1134,7 +1589,7 @@ export type GenerationContinued = Message$1<"penstock.v1.GenerationContinued"> &
  * Use `create(GenerationContinuedSchema)` to create a new message.
  */
 export const GenerationContinuedSchema: GenMessage<GenerationContinued> = /*@__PURE__*/
-  messageDesc(file_penstock_v1_generation, 27);
+  messageDesc(file_penstock_v1_generation, 36);
 
 /**
  * First event: what the server is about to do.
@@ -1176,7 +1631,7 @@ export type GenerationStarted = Message$1<"penstock.v1.GenerationStarted"> & {
  * Use `create(GenerationStartedSchema)` to create a new message.
  */
 export const GenerationStartedSchema: GenMessage<GenerationStarted> = /*@__PURE__*/
-  messageDesc(file_penstock_v1_generation, 28);
+  messageDesc(file_penstock_v1_generation, 37);
 
 /**
  * New text. Never cumulative, never half a UTF-8 character.
@@ -1225,7 +1680,7 @@ export type Delta = Message$1<"penstock.v1.Delta"> & {
  * Use `create(DeltaSchema)` to create a new message.
  */
 export const DeltaSchema: GenMessage<Delta> = /*@__PURE__*/
-  messageDesc(file_penstock_v1_generation, 29);
+  messageDesc(file_penstock_v1_generation, 38);
 
 /**
  * Log probabilities at one position.
@@ -1253,7 +1708,7 @@ export type TokenLogprobs = Message$1<"penstock.v1.TokenLogprobs"> & {
  * Use `create(TokenLogprobsSchema)` to create a new message.
  */
 export const TokenLogprobsSchema: GenMessage<TokenLogprobs> = /*@__PURE__*/
-  messageDesc(file_penstock_v1_generation, 30);
+  messageDesc(file_penstock_v1_generation, 39);
 
 /**
  * One token's log probability.
@@ -1288,7 +1743,7 @@ export type TokenLogprob = Message$1<"penstock.v1.TokenLogprob"> & {
  * Use `create(TokenLogprobSchema)` to create a new message.
  */
 export const TokenLogprobSchema: GenMessage<TokenLogprob> = /*@__PURE__*/
-  messageDesc(file_penstock_v1_generation, 31);
+  messageDesc(file_penstock_v1_generation, 40);
 
 /**
  * A candidate's thought is over.
@@ -1323,7 +1778,7 @@ export type ThinkingFinished = Message$1<"penstock.v1.ThinkingFinished"> & {
  * Use `create(ThinkingFinishedSchema)` to create a new message.
  */
 export const ThinkingFinishedSchema: GenMessage<ThinkingFinished> = /*@__PURE__*/
-  messageDesc(file_penstock_v1_generation, 32);
+  messageDesc(file_penstock_v1_generation, 41);
 
 /**
  * Last event of a stream.
@@ -1381,7 +1836,7 @@ export type GenerationFinished = Message$1<"penstock.v1.GenerationFinished"> & {
  * Use `create(GenerationFinishedSchema)` to create a new message.
  */
 export const GenerationFinishedSchema: GenMessage<GenerationFinished> = /*@__PURE__*/
-  messageDesc(file_penstock_v1_generation, 33);
+  messageDesc(file_penstock_v1_generation, 42);
 
 /**
  * How one candidate ended.
@@ -1404,7 +1859,7 @@ export type CandidateResult = Message$1<"penstock.v1.CandidateResult"> & {
   finishReason: FinishReason;
 
   /**
-   * The stop string that ended it, with STOP_STRING.
+   * The stop string that ended it, with STOP_STRING, or with TOOL_CALLS where it came after a call. Else empty.
    *
    * @generated from field: string matched_stop = 3;
    */
@@ -1430,7 +1885,7 @@ export type CandidateResult = Message$1<"penstock.v1.CandidateResult"> & {
  * Use `create(CandidateResultSchema)` to create a new message.
  */
 export const CandidateResultSchema: GenMessage<CandidateResult> = /*@__PURE__*/
-  messageDesc(file_penstock_v1_generation, 34);
+  messageDesc(file_penstock_v1_generation, 43);
 
 /**
  * One complete output.
@@ -1486,6 +1941,13 @@ export type Candidate = Message$1<"penstock.v1.Candidate"> & {
    * @generated from field: repeated penstock.v1.TokenLogprobs answer_logprobs = 7;
    */
   answerLogprobs: TokenLogprobs[];
+
+  /**
+   * The tool calls, in order, INCOMPLETE ones included. Their tokens are in neither list of ids or log probabilities.
+   *
+   * @generated from field: repeated penstock.v1.ToolCall tool_calls = 8;
+   */
+  toolCalls: ToolCall[];
 };
 
 /**
@@ -1493,7 +1955,7 @@ export type Candidate = Message$1<"penstock.v1.Candidate"> & {
  * Use `create(CandidateSchema)` to create a new message.
  */
 export const CandidateSchema: GenMessage<Candidate> = /*@__PURE__*/
-  messageDesc(file_penstock_v1_generation, 35);
+  messageDesc(file_penstock_v1_generation, 44);
 
 /**
  * Exact counts, in tokens.
@@ -1530,7 +1992,7 @@ export type Usage = Message$1<"penstock.v1.Usage"> & {
   answerTokens: number;
 
   /**
-   * reasoning_tokens + answer_tokens; what is billed as output.
+   * reasoning_tokens + answer_tokens + tool_tokens; what is billed as output.
    *
    * @generated from field: int32 output_tokens = 5;
    */
@@ -1570,6 +2032,13 @@ export type Usage = Message$1<"penstock.v1.Usage"> & {
    * @generated from field: int32 recomputed_tokens = 10;
    */
   recomputedTokens: number;
+
+  /**
+   * Tokens of tool calls, with the markers that begin them. What closes the last call counts as answer.
+   *
+   * @generated from field: int32 tool_tokens = 11;
+   */
+  toolTokens: number;
 };
 
 /**
@@ -1577,7 +2046,7 @@ export type Usage = Message$1<"penstock.v1.Usage"> & {
  * Use `create(UsageSchema)` to create a new message.
  */
 export const UsageSchema: GenMessage<Usage> = /*@__PURE__*/
-  messageDesc(file_penstock_v1_generation, 36);
+  messageDesc(file_penstock_v1_generation, 45);
 
 /**
  * Money, in integer ticks of 1e-10 USD: exact, never rounded.
@@ -1619,7 +2088,7 @@ export type Cost = Message$1<"penstock.v1.Cost"> & {
  * Use `create(CostSchema)` to create a new message.
  */
 export const CostSchema: GenMessage<Cost> = /*@__PURE__*/
-  messageDesc(file_penstock_v1_generation, 37);
+  messageDesc(file_penstock_v1_generation, 46);
 
 /**
  * Durations of one call, measured at the server.
@@ -1661,7 +2130,7 @@ export type Timing = Message$1<"penstock.v1.Timing"> & {
  * Use `create(TimingSchema)` to create a new message.
  */
 export const TimingSchema: GenMessage<Timing> = /*@__PURE__*/
-  messageDesc(file_penstock_v1_generation, 38);
+  messageDesc(file_penstock_v1_generation, 47);
 
 /**
  * What the overflow policy dropped.
@@ -1689,7 +2158,7 @@ export type DroppedContext = Message$1<"penstock.v1.DroppedContext"> & {
  * Use `create(DroppedContextSchema)` to create a new message.
  */
 export const DroppedContextSchema: GenMessage<DroppedContext> = /*@__PURE__*/
-  messageDesc(file_penstock_v1_generation, 39);
+  messageDesc(file_penstock_v1_generation, 48);
 
 /**
  * What the server made of the request.
@@ -1768,6 +2237,27 @@ export type EffectiveSettings = Message$1<"penstock.v1.EffectiveSettings"> & {
    * @generated from field: google.protobuf.Duration status_margin = 10;
    */
   statusMargin?: Duration | undefined;
+
+  /**
+   * The effort that the budget came from; unspecified where it came from none.
+   *
+   * @generated from field: penstock.v1.Effort effort = 11;
+   */
+  effort: Effort;
+
+  /**
+   * How tools may be called. Unspecified where the request has none.
+   *
+   * @generated from field: penstock.v1.ToolMode tool_mode = 12;
+   */
+  toolMode: ToolMode;
+
+  /**
+   * Most tool calls of each candidate; 0 where the request has no tools or none may be called.
+   *
+   * @generated from field: int32 max_tool_calls = 13;
+   */
+  maxToolCalls: number;
 };
 
 /**
@@ -1775,7 +2265,7 @@ export type EffectiveSettings = Message$1<"penstock.v1.EffectiveSettings"> & {
  * Use `create(EffectiveSettingsSchema)` to create a new message.
  */
 export const EffectiveSettingsSchema: GenMessage<EffectiveSettings> = /*@__PURE__*/
-  messageDesc(file_penstock_v1_generation, 40);
+  messageDesc(file_penstock_v1_generation, 49);
 
 /**
  * Who speaks.
@@ -1805,11 +2295,18 @@ export enum Role {
   USER = 2,
 
   /**
-   * The model, in an earlier turn: its answer without its thought.
+   * The model, in an earlier turn. As the last message it is continued: the output goes on where it ends.
    *
    * @generated from enum value: ROLE_ASSISTANT = 3;
    */
   ASSISTANT = 3,
+
+  /**
+   * The caller's tools: the results of the tool calls in the assistant message before.
+   *
+   * @generated from enum value: ROLE_TOOL = 4;
+   */
+  TOOL = 4,
 }
 
 /**
@@ -1817,6 +2314,89 @@ export enum Role {
  */
 export const RoleSchema: GenEnum<Role> = /*@__PURE__*/
   enumDesc(file_penstock_v1_generation, 0);
+
+/**
+ * Whether a tool call is whole.
+ *
+ * @generated from enum penstock.v1.ToolCallStatus
+ */
+export enum ToolCallStatus {
+  /**
+   * As COMPLETE in a request; never sent.
+   *
+   * @generated from enum value: TOOL_CALL_STATUS_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED = 0,
+
+  /**
+   * The model wrote it to its end: `arguments_json` is a JSON object.
+   *
+   * @generated from enum value: TOOL_CALL_STATUS_COMPLETE = 1;
+   */
+  COMPLETE = 1,
+
+  /**
+   * The output ended inside it, or it cannot be read. It must not be executed. In a request it is INVALID_FIELD.
+   *
+   * @generated from enum value: TOOL_CALL_STATUS_INCOMPLETE = 2;
+   */
+  INCOMPLETE = 2,
+}
+
+/**
+ * Describes the enum penstock.v1.ToolCallStatus.
+ */
+export const ToolCallStatusSchema: GenEnum<ToolCallStatus> = /*@__PURE__*/
+  enumDesc(file_penstock_v1_generation, 1);
+
+/**
+ * Whether the model calls tools.
+ *
+ * @generated from enum penstock.v1.ToolMode
+ */
+export enum ToolMode {
+  /**
+   * As AUTO.
+   *
+   * @generated from enum value: TOOL_MODE_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED = 0,
+
+  /**
+   * The model decides. Calls are read as it writes them; only those of `strict` tools are held by a grammar.
+   *
+   * @generated from enum value: TOOL_MODE_AUTO = 1;
+   */
+  AUTO = 1,
+
+  /**
+   * At least one call, and no text. Every call is held to its schema by a grammar. Only max_output_tokens, a deadline or
+   * a cancel can cut the first one, which is then INCOMPLETE.
+   *
+   * @generated from enum value: TOOL_MODE_REQUIRED = 2;
+   */
+  REQUIRED = 2,
+
+  /**
+   * The model is shown the tools, and what it writes is text.
+   *
+   * @generated from enum value: TOOL_MODE_NONE = 3;
+   */
+  NONE = 3,
+
+  /**
+   * The model decides, and every call is held to its schema by a grammar.
+   *
+   * @generated from enum value: TOOL_MODE_VALIDATED = 4;
+   */
+  VALIDATED = 4,
+}
+
+/**
+ * Describes the enum penstock.v1.ToolMode.
+ */
+export const ToolModeSchema: GenEnum<ToolMode> = /*@__PURE__*/
+  enumDesc(file_penstock_v1_generation, 2);
 
 /**
  * Shedding order under load.
@@ -1857,7 +2437,7 @@ export enum Priority {
  * Describes the enum penstock.v1.Priority.
  */
 export const PrioritySchema: GenEnum<Priority> = /*@__PURE__*/
-  enumDesc(file_penstock_v1_generation, 1);
+  enumDesc(file_penstock_v1_generation, 3);
 
 /**
  * How much to think.
@@ -1898,7 +2478,96 @@ export enum ThinkingMode {
  * Describes the enum penstock.v1.ThinkingMode.
  */
 export const ThinkingModeSchema: GenEnum<ThinkingMode> = /*@__PURE__*/
-  enumDesc(file_penstock_v1_generation, 2);
+  enumDesc(file_penstock_v1_generation, 4);
+
+/**
+ * How hard to think.
+ *
+ * @generated from enum penstock.v1.Effort
+ */
+export enum Effort {
+  /**
+   * The request names none.
+   *
+   * @generated from enum value: EFFORT_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED = 0,
+
+  /**
+   * No thought.
+   *
+   * @generated from enum value: EFFORT_NONE = 1;
+   */
+  NONE = 1,
+
+  /**
+   * A short thought.
+   *
+   * @generated from enum value: EFFORT_LOW = 2;
+   */
+  LOW = 2,
+
+  /**
+   * A thought of middle length.
+   *
+   * @generated from enum value: EFFORT_MEDIUM = 3;
+   */
+  MEDIUM = 3,
+
+  /**
+   * A long thought.
+   *
+   * @generated from enum value: EFFORT_HIGH = 4;
+   */
+  HIGH = 4,
+}
+
+/**
+ * Describes the enum penstock.v1.Effort.
+ */
+export const EffortSchema: GenEnum<Effort> = /*@__PURE__*/
+  enumDesc(file_penstock_v1_generation, 5);
+
+/**
+ * Which earlier thoughts the model is given.
+ *
+ * @generated from enum penstock.v1.ThoughtHistory
+ */
+export enum ThoughtHistory {
+  /**
+   * As CURRENT_TURN.
+   *
+   * @generated from enum value: THOUGHT_HISTORY_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED = 0,
+
+  /**
+   * Those since the last user message, so that a loop of tool calls keeps its reasoning.
+   *
+   * @generated from enum value: THOUGHT_HISTORY_CURRENT_TURN = 1;
+   */
+  CURRENT_TURN = 1,
+
+  /**
+   * All. FEATURE_OFF where the model's template cannot.
+   *
+   * @generated from enum value: THOUGHT_HISTORY_ALL_TURNS = 2;
+   */
+  ALL_TURNS = 2,
+
+  /**
+   * None.
+   *
+   * @generated from enum value: THOUGHT_HISTORY_NONE = 3;
+   */
+  NONE = 3,
+}
+
+/**
+ * Describes the enum penstock.v1.ThoughtHistory.
+ */
+export const ThoughtHistorySchema: GenEnum<ThoughtHistory> = /*@__PURE__*/
+  enumDesc(file_penstock_v1_generation, 6);
 
 /**
  * What to do with a prompt that does not fit.
@@ -1946,7 +2615,7 @@ export enum OverflowPolicy {
  * Describes the enum penstock.v1.OverflowPolicy.
  */
 export const OverflowPolicySchema: GenEnum<OverflowPolicy> = /*@__PURE__*/
-  enumDesc(file_penstock_v1_generation, 3);
+  enumDesc(file_penstock_v1_generation, 7);
 
 /**
  * Why a stream stands still.
@@ -1980,7 +2649,7 @@ export enum InterruptionReason {
  * Describes the enum penstock.v1.InterruptionReason.
  */
 export const InterruptionReasonSchema: GenEnum<InterruptionReason> = /*@__PURE__*/
-  enumDesc(file_penstock_v1_generation, 4);
+  enumDesc(file_penstock_v1_generation, 8);
 
 /**
  * How a thought ended.
@@ -2049,7 +2718,7 @@ export enum ThinkingOutcome {
  * Describes the enum penstock.v1.ThinkingOutcome.
  */
 export const ThinkingOutcomeSchema: GenEnum<ThinkingOutcome> = /*@__PURE__*/
-  enumDesc(file_penstock_v1_generation, 5);
+  enumDesc(file_penstock_v1_generation, 9);
 
 /**
  * Why the output ended.
@@ -2105,13 +2774,21 @@ export enum FinishReason {
    * @generated from enum value: FINISH_REASON_DRAINED = 6;
    */
   DRAINED = 6,
+
+  /**
+   * It ended, by the model or a stop, after at least one complete tool call; or `max_calls` were made. A call that
+   * max_output_tokens cut is MAX_OUTPUT_TOKENS, and INCOMPLETE.
+   *
+   * @generated from enum value: FINISH_REASON_TOOL_CALLS = 7;
+   */
+  TOOL_CALLS = 7,
 }
 
 /**
  * Describes the enum penstock.v1.FinishReason.
  */
 export const FinishReasonSchema: GenEnum<FinishReason> = /*@__PURE__*/
-  enumDesc(file_penstock_v1_generation, 6);
+  enumDesc(file_penstock_v1_generation, 10);
 
 /**
  * Generates text with a thinking model, as one reply, as a stream, or as a stream that the caller steers.

@@ -6,7 +6,7 @@
 
 import type { GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
 import { fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
-import type { SamplingConfig, ThinkingMode } from "./generation_pb.js";
+import type { Effort, SamplingConfig, ThinkingMode } from "./generation_pb.js";
 import { file_penstock_v1_generation } from "./generation_pb.js";
 import type { Message } from "@bufbuild/protobuf";
 
@@ -14,7 +14,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file penstock/v1/model.proto.
  */
 export const file_penstock_v1_model: GenFile = /*@__PURE__*/
-  fileDesc("ChdwZW5zdG9jay92MS9tb2RlbC5wcm90bxILcGVuc3RvY2sudjEiIAoPR2V0TW9kZWxSZXF1ZXN0Eg0KBW1vZGVsGAEgASgJIu8EChBHZXRNb2RlbFJlc3BvbnNlEg0KBW1vZGVsGAEgASgJEhQKDGFyY2hpdGVjdHVyZRgCIAEoCRISCgp2b2NhYl9zaXplGAMgASgFEh0KFWNvbnRleHRfd2luZG93X3Rva2VucxgEIAEoBRIkChxuYXRpdmVfY29udGV4dF93aW5kb3dfdG9rZW5zGAUgASgFEjEKDnRoaW5raW5nX21vZGVzGAYgAygOMhkucGVuc3RvY2sudjEuVGhpbmtpbmdNb2RlEjgKFWRlZmF1bHRfdGhpbmtpbmdfbW9kZRgHIAEoDjIZLnBlbnN0b2NrLnYxLlRoaW5raW5nTW9kZRI1ChBkZWZhdWx0X3NhbXBsaW5nGAggASgLMhsucGVuc3RvY2sudjEuU2FtcGxpbmdDb25maWcSLAoHcHJvZmlsZRgJIAMoCzIbLnBlbnN0b2NrLnYxLlByb2ZpbGVGZWF0dXJlEisKC3ByaWNlX3RpZXJzGAogAygLMhYucGVuc3RvY2sudjEuUHJpY2VUaWVyEiMKBmxpbWl0cxgLIAEoCzITLnBlbnN0b2NrLnYxLkxpbWl0cxIxCg5yZWZ1c2VkX2ZpZWxkcxgMIAMoCzIZLnBlbnN0b2NrLnYxLlJlZnVzZWRGaWVsZBIXCg9zZXJ2aWNlX3ZlcnNpb24YDSABKAkSFgoOZW5naW5lX3ZlcnNpb24YDiABKAkSHAoUYXV0b190aGlua2luZ19idWRnZXQYFCABKAUSFgoOYW5zd2VyX3Jlc2VydmUYFSABKAUSHwoXbWF4X2NvbmN1cnJlbnRfcmVxdWVzdHMYFiABKAUiTgoOUHJvZmlsZUZlYXR1cmUSDAoEbmFtZRgBIAEoCRIPCgdlbmFibGVkGAIgASgIEg0KBXZhbHVlGAMgASgJEg4KBnJlYXNvbhgEIAEoCSKwAQoJUHJpY2VUaWVyEiAKE3VwX3RvX3Byb21wdF90b2tlbnMYASABKAVIAIgBARIhChlpbnB1dF91c2RfdGlja3NfcGVyX3Rva2VuGAIgASgDEiIKGmNhY2hlZF91c2RfdGlja3NfcGVyX3Rva2VuGAMgASgDEiIKGm91dHB1dF91c2RfdGlja3NfcGVyX3Rva2VuGAQgASgDQhYKFF91cF90b19wcm9tcHRfdG9rZW5zIo0DCgZMaW1pdHMSHgoRbWF4X291dHB1dF90b2tlbnMYASABKAVIAIgBARIUCgxtYXhfbWVzc2FnZXMYAiABKAUSGAoQbWF4X3Byb21wdF9ieXRlcxgDIAEoBRIWCg5tYXhfY2FuZGlkYXRlcxgEIAEoBRIYChBtYXhfdG9wX2xvZ3Byb2JzGAUgASgFEhgKEG1heF9zdG9wX3N0cmluZ3MYBiABKAUSHQoVbWF4X3N0b3Bfc3RyaW5nX2J5dGVzGAcgASgFEhgKEG1heF9zY2hlbWFfYnl0ZXMYCCABKAUSGAoQbWF4X2xvZ2l0X2JpYXNlcxgJIAEoBRIhChltYXhfY2xvc2luZ19tZXNzYWdlX2J5dGVzGAogASgFEh0KFW1heF9zdGVlcmluZ19tZXNzYWdlcxgLIAEoBRIZChFtYXhfbWVzc2FnZV9ieXRlcxgMIAEoBRIhChlkZWZhdWx0X21heF9vdXRwdXRfdG9rZW5zGA0gASgFQhQKEl9tYXhfb3V0cHV0X3Rva2VucyItCgxSZWZ1c2VkRmllbGQSDQoFZmllbGQYASABKAkSDgoGcmVhc29uGAIgASgJMlcKDE1vZGVsU2VydmljZRJHCghHZXRNb2RlbBIcLnBlbnN0b2NrLnYxLkdldE1vZGVsUmVxdWVzdBodLnBlbnN0b2NrLnYxLkdldE1vZGVsUmVzcG9uc2VCYAoPZGV2LnBlbnN0b2NrLnYxUAFaPWdpdGh1Yi5jb20vcGVuc3RvY2svcGVuc3RvY2svY2xpZW50cy9nby9wZW5zdG9ja3YxO3BlbnN0b2NrdjGqAgtQZW5zdG9jay5WMWIGcHJvdG8z", [file_penstock_v1_generation]);
+  fileDesc("ChdwZW5zdG9jay92MS9tb2RlbC5wcm90bxILcGVuc3RvY2sudjEiIAoPR2V0TW9kZWxSZXF1ZXN0Eg0KBW1vZGVsGAEgASgJIrUFChBHZXRNb2RlbFJlc3BvbnNlEg0KBW1vZGVsGAEgASgJEhQKDGFyY2hpdGVjdHVyZRgCIAEoCRISCgp2b2NhYl9zaXplGAMgASgFEh0KFWNvbnRleHRfd2luZG93X3Rva2VucxgEIAEoBRIkChxuYXRpdmVfY29udGV4dF93aW5kb3dfdG9rZW5zGAUgASgFEjEKDnRoaW5raW5nX21vZGVzGAYgAygOMhkucGVuc3RvY2sudjEuVGhpbmtpbmdNb2RlEjgKFWRlZmF1bHRfdGhpbmtpbmdfbW9kZRgHIAEoDjIZLnBlbnN0b2NrLnYxLlRoaW5raW5nTW9kZRI1ChBkZWZhdWx0X3NhbXBsaW5nGAggASgLMhsucGVuc3RvY2sudjEuU2FtcGxpbmdDb25maWcSLAoHcHJvZmlsZRgJIAMoCzIbLnBlbnN0b2NrLnYxLlByb2ZpbGVGZWF0dXJlEisKC3ByaWNlX3RpZXJzGAogAygLMhYucGVuc3RvY2sudjEuUHJpY2VUaWVyEiMKBmxpbWl0cxgLIAEoCzITLnBlbnN0b2NrLnYxLkxpbWl0cxIxCg5yZWZ1c2VkX2ZpZWxkcxgMIAMoCzIZLnBlbnN0b2NrLnYxLlJlZnVzZWRGaWVsZBIXCg9zZXJ2aWNlX3ZlcnNpb24YDSABKAkSFgoOZW5naW5lX3ZlcnNpb24YDiABKAkSHAoUYXV0b190aGlua2luZ19idWRnZXQYFCABKAUSFgoOYW5zd2VyX3Jlc2VydmUYFSABKAUSHwoXbWF4X2NvbmN1cnJlbnRfcmVxdWVzdHMYFiABKAUSGAoQdG9vbF9jYWxsX2Zvcm1hdBgXIAEoCRIqCgdlZmZvcnRzGBggAygLMhkucGVuc3RvY2sudjEuRWZmb3J0QnVkZ2V0Ik4KDlByb2ZpbGVGZWF0dXJlEgwKBG5hbWUYASABKAkSDwoHZW5hYmxlZBgCIAEoCBINCgV2YWx1ZRgDIAEoCRIOCgZyZWFzb24YBCABKAkiYgoMRWZmb3J0QnVkZ2V0EiMKBmVmZm9ydBgBIAEoDjITLnBlbnN0b2NrLnYxLkVmZm9ydBIXCg90aGlua2luZ19idWRnZXQYAiABKAUSFAoMb3V0cHV0X3NoYXJlGAMgASgBIrABCglQcmljZVRpZXISIAoTdXBfdG9fcHJvbXB0X3Rva2VucxgBIAEoBUgAiAEBEiEKGWlucHV0X3VzZF90aWNrc19wZXJfdG9rZW4YAiABKAMSIgoaY2FjaGVkX3VzZF90aWNrc19wZXJfdG9rZW4YAyABKAMSIgoab3V0cHV0X3VzZF90aWNrc19wZXJfdG9rZW4YBCABKANCFgoUX3VwX3RvX3Byb21wdF90b2tlbnMiuAMKBkxpbWl0cxIeChFtYXhfb3V0cHV0X3Rva2VucxgBIAEoBUgAiAEBEhQKDG1heF9tZXNzYWdlcxgCIAEoBRIYChBtYXhfcHJvbXB0X2J5dGVzGAMgASgFEhYKDm1heF9jYW5kaWRhdGVzGAQgASgFEhgKEG1heF90b3BfbG9ncHJvYnMYBSABKAUSGAoQbWF4X3N0b3Bfc3RyaW5ncxgGIAEoBRIdChVtYXhfc3RvcF9zdHJpbmdfYnl0ZXMYByABKAUSGAoQbWF4X3NjaGVtYV9ieXRlcxgIIAEoBRIYChBtYXhfbG9naXRfYmlhc2VzGAkgASgFEiEKGW1heF9jbG9zaW5nX21lc3NhZ2VfYnl0ZXMYCiABKAUSHQoVbWF4X3N0ZWVyaW5nX21lc3NhZ2VzGAsgASgFEhkKEW1heF9tZXNzYWdlX2J5dGVzGAwgASgFEiEKGWRlZmF1bHRfbWF4X291dHB1dF90b2tlbnMYDSABKAUSEQoJbWF4X3Rvb2xzGA4gASgFEhYKDm1heF90b29sX2NhbGxzGA8gASgFQhQKEl9tYXhfb3V0cHV0X3Rva2VucyItCgxSZWZ1c2VkRmllbGQSDQoFZmllbGQYASABKAkSDgoGcmVhc29uGAIgASgJMlcKDE1vZGVsU2VydmljZRJHCghHZXRNb2RlbBIcLnBlbnN0b2NrLnYxLkdldE1vZGVsUmVxdWVzdBodLnBlbnN0b2NrLnYxLkdldE1vZGVsUmVzcG9uc2VCYAoPZGV2LnBlbnN0b2NrLnYxUAFaPWdpdGh1Yi5jb20vcGVuc3RvY2svcGVuc3RvY2svY2xpZW50cy9nby9wZW5zdG9ja3YxO3BlbnN0b2NrdjGqAgtQZW5zdG9jay5WMWIGcHJvdG8z", [file_penstock_v1_generation]);
 
 /**
  * Request of GetModel.
@@ -163,6 +163,20 @@ export type GetModelResponse = Message<"penstock.v1.GetModelResponse"> & {
    * @generated from field: int32 max_concurrent_requests = 22;
    */
   maxConcurrentRequests: number;
+
+  /**
+   * How the model writes tool calls: "xml" (Qwen3.5, Qwen3-Coder) or "json" (Qwen3, Hermes). Empty: it has no tools.
+   *
+   * @generated from field: string tool_call_format = 23;
+   */
+  toolCallFormat: string;
+
+  /**
+   * What each effort is here, NONE to HIGH.
+   *
+   * @generated from field: repeated penstock.v1.EffortBudget efforts = 24;
+   */
+  efforts: EffortBudget[];
 };
 
 /**
@@ -215,6 +229,42 @@ export const ProfileFeatureSchema: GenMessage<ProfileFeature> = /*@__PURE__*/
   messageDesc(file_penstock_v1_model, 2);
 
 /**
+ * What an effort is.
+ *
+ * @generated from message penstock.v1.EffortBudget
+ */
+export type EffortBudget = Message<"penstock.v1.EffortBudget"> & {
+  /**
+   * The effort.
+   *
+   * @generated from field: penstock.v1.Effort effort = 1;
+   */
+  effort: Effort;
+
+  /**
+   * Most thought tokens.
+   *
+   * @generated from field: int32 thinking_budget = 2;
+   */
+  thinkingBudget: number;
+
+  /**
+   * Most thought tokens as a share of the call's output tokens (max_output_tokens, or what the window leaves), in
+   * [0, 1]. The smaller of the two bounds holds.
+   *
+   * @generated from field: double output_share = 3;
+   */
+  outputShare: number;
+};
+
+/**
+ * Describes the message penstock.v1.EffortBudget.
+ * Use `create(EffortBudgetSchema)` to create a new message.
+ */
+export const EffortBudgetSchema: GenMessage<EffortBudget> = /*@__PURE__*/
+  messageDesc(file_penstock_v1_model, 3);
+
+/**
  * Prices of calls by prompt length, in ticks of 1e-10 USD per token.
  *
  * @generated from message penstock.v1.PriceTier
@@ -254,7 +304,7 @@ export type PriceTier = Message<"penstock.v1.PriceTier"> & {
  * Use `create(PriceTierSchema)` to create a new message.
  */
 export const PriceTierSchema: GenMessage<PriceTier> = /*@__PURE__*/
-  messageDesc(file_penstock_v1_model, 3);
+  messageDesc(file_penstock_v1_model, 4);
 
 /**
  * What a request may ask at most.
@@ -353,6 +403,20 @@ export type Limits = Message<"penstock.v1.Limits"> & {
    * @generated from field: int32 default_max_output_tokens = 13;
    */
   defaultMaxOutputTokens: number;
+
+  /**
+   * Most tools of a request.
+   *
+   * @generated from field: int32 max_tools = 14;
+   */
+  maxTools: number;
+
+  /**
+   * Most tool calls of an output, and of an assistant message.
+   *
+   * @generated from field: int32 max_tool_calls = 15;
+   */
+  maxToolCalls: number;
 };
 
 /**
@@ -360,7 +424,7 @@ export type Limits = Message<"penstock.v1.Limits"> & {
  * Use `create(LimitsSchema)` to create a new message.
  */
 export const LimitsSchema: GenMessage<Limits> = /*@__PURE__*/
-  messageDesc(file_penstock_v1_model, 4);
+  messageDesc(file_penstock_v1_model, 5);
 
 /**
  * A request field that is refused here.
@@ -388,7 +452,7 @@ export type RefusedField = Message<"penstock.v1.RefusedField"> & {
  * Use `create(RefusedFieldSchema)` to create a new message.
  */
 export const RefusedFieldSchema: GenMessage<RefusedField> = /*@__PURE__*/
-  messageDesc(file_penstock_v1_model, 5);
+  messageDesc(file_penstock_v1_model, 6);
 
 /**
  * Tells what is served here.
