@@ -43,6 +43,24 @@ class Role(enum.Enum):
     SYSTEM = "system"
     USER = "user"
     ASSISTANT = "assistant"
+    TOOL = "tool"
+
+
+class ThoughtHistory(enum.Enum):
+    """Enumerate which earlier thoughts the prompt contains. CURRENT_TURN is those since the last user message."""
+
+    CURRENT_TURN = "current_turn"
+    ALL_TURNS = "all_turns"
+    NONE = "none"
+
+
+class Effort(enum.Enum):
+    """Enumerate the effort levels, which the server's table maps to thinking budgets."""
+
+    NONE = "none"
+    LOW = "low"
+    MEDIUM = "medium"
+    HIGH = "high"
 
 
 class Priority(enum.Enum):
@@ -53,12 +71,123 @@ class Priority(enum.Enum):
     HIGH = 3
 
 
+class ToolCallStatus(enum.Enum):
+    """Enumerate whether a tool call was written to its end. An INCOMPLETE one must not be executed."""
+
+    COMPLETE = "complete"
+    INCOMPLETE = "incomplete"
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """Hold a tool call of the model. `arguments_json` is a JSON object wherever the status is COMPLETE."""
+
+    id: str
+    name: str
+    arguments_json: str
+    status: ToolCallStatus = ToolCallStatus.COMPLETE
+
+
+@dataclass(frozen=True, slots=True)
+class ToolResult:
+    """Hold what the caller's tool returned for the call with `call_id`; `is_error` where the tool failed."""
+
+    call_id: str
+    text: str
+    is_error: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
-    """Hold one message of a conversation."""
+    """Hold one message of a conversation.
+
+    A message of an assistant consists of `thought`, `content` and `tool_calls`, in this order; empty is absent. A
+    message of a tool consists of `tool_results`.
+    """
 
     role: Role
     content: str
+    thought: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_results: tuple[ToolResult, ...] = ()
+    parts_before_calls: int = 0
+    """Number of the request's parts before the first tool call, for the paths of errors."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """Describe a tool that the model may call. The schema is JSON text; empty is a tool without arguments."""
+
+    name: str
+    description: str = ""
+    parameters_json_schema: str = ""
+    strict: bool = False
+
+
+class ToolMode(enum.Enum):
+    """Enumerate whether the model calls tools.
+
+    With AUTO and VALIDATED the model decides; VALIDATED holds every call to its schema by a grammar. REQUIRED is
+    VALIDATED with at least one call. NONE shows the tools to the model and lets it call none.
+    """
+
+    AUTO = "auto"
+    REQUIRED = "required"
+    NONE = "none"
+    VALIDATED = "validated"
+
+
+class ToolCallFormat(enum.Enum):
+    """Enumerate how a checkpoint writes tool calls, as its chat template shows it.
+
+    XML is Qwen3.5's and Qwen3-Coder's `<function=NAME><parameter=KEY>`; JSON is Qwen3's and Hermes' object with `name`
+    and `arguments`. Both stand between `<tool_call>` and `</tool_call>`.
+    """
+
+    XML = "xml"
+    JSON = "json"
+
+
+@dataclass(frozen=True, slots=True)
+class ToolConfig:
+    """Hold the caller's tools and how they may be called. `allowed_names` empty allows all of them."""
+
+    tools: tuple[Tool, ...] = ()
+    mode: ToolMode = ToolMode.AUTO
+    allowed_names: tuple[str, ...] = ()
+    max_calls: int | None = None
+    """Most calls of one output; None is no limit. 1 is no parallel calls."""
+
+    @property
+    def callable_tools(self) -> tuple[Tool, ...]:
+        """Return the tools that this output may call."""
+        if self.mode is ToolMode.NONE:
+            return ()
+        if not self.allowed_names:
+            return self.tools
+        allowed = frozenset(self.allowed_names)
+        return tuple(tool for tool in self.tools if tool.name in allowed)
+
+
+@dataclass(frozen=True, slots=True)
+class ToolConstraint:
+    """Hold what a grammar for tool calls needs: the tools, and how the checkpoint writes calls.
+
+    `strict` tools are held to their schemas, the others to JSON objects. With `requires_call` the output is calls and
+    nothing else, at least one; otherwise text is allowed before, between and after calls. After `max_calls` calls the
+    output ends.
+    """
+
+    call_format: ToolCallFormat
+    tools: tuple[Tool, ...]
+    requires_call: bool
+    max_calls: int | None = None
+    indexes: tuple[int, ...] = ()
+    """Place of each tool in the request, for the paths of errors; empty where the tools are all of them, in order."""
+
+    def index_of(self, place: int) -> int:
+        """Return the index in the request of the tool at `place`."""
+        return self.indexes[place] if self.indexes else place
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +199,8 @@ class ThinkingConfig:
     include_thoughts: bool = True
     answer_reserve_tokens: int | None = None
     closing_message: str | None = None
+    effort: Effort | None = None
+    history: ThoughtHistory = ThoughtHistory.CURRENT_TURN
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,15 +235,20 @@ class StructuredKind(enum.Enum):
     REGEX = "regex"
     GRAMMAR = "grammar"
     CHOICE = "choice"
+    TOOL_CALLS = "tool_calls"
 
 
 @dataclass(frozen=True, slots=True)
 class StructuredOutput:
-    """Hold a constraint on the answer, not on the thought. CHOICE uses `choices`, the other kinds `spec`."""
+    """Hold a constraint on the answer, not on the thought.
+
+    CHOICE uses `choices`, TOOL_CALLS uses `tool_calls`, the other kinds `spec`.
+    """
 
     kind: StructuredKind
     spec: str = ""
     choices: tuple[str, ...] = ()
+    tool_calls: ToolConstraint | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +277,7 @@ class Request:
     context: ContextConfig = ContextConfig()
     sampling: Sampling = Sampling()
     output: Output = Output()
+    tools: ToolConfig = ToolConfig()
     priority: Priority = Priority.NORMAL
     caller_id: str = ""
 
@@ -185,6 +322,8 @@ class ModelCard:
     default_sampling: Sampling
     forces_budget: bool
     max_num_seqs: int
+    tool_call_format: ToolCallFormat | None = None
+    """How this checkpoint writes tool calls; None where its chat template has no tools."""
     advised_output_tokens: int | None = None
     """The checkpoint's `max_new_tokens`; None where it has none."""
     unsupported_fields: Mapping[str, str] = field(default_factory=dict)
@@ -308,6 +447,7 @@ class FinishReason(enum.Enum):
     MAX_OUTPUT_TOKENS = "max_output_tokens"
     CANCELLED = "cancelled"
     DRAINED = "drained"
+    TOOL_CALLS = "tool_calls"
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,6 +499,10 @@ class GenerationPlan:
     seconds_per_token: float | None
     window_left_tokens: int
     """Most output tokens that the window leaves beside the prompt and the markers."""
+    max_tool_calls: int = 0
+    """Most tool calls of each candidate; 0 where none may be called."""
+    structured: StructuredOutput | None = None
+    """The constraint on the answer: the caller's, or the grammar of its tool calls."""
     accountable: Accountable | None = None
     """Who answers for it where the engine dies."""
 
@@ -368,12 +512,13 @@ class GenerationPlan:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Count tokens exactly. Output is thought and answer; markers are counted separately and never billed."""
+    """Count tokens exactly. Output is thought, answer and tool calls; markers are counted apart and never billed."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
     thought_tokens: int = 0
     answer_tokens: int = 0
+    tool_tokens: int = 0
     marker_tokens: int = 0
     drafted_tokens: int | None = None
     accepted_tokens: int | None = None
@@ -381,8 +526,8 @@ class Usage:
 
     @property
     def output_tokens(self) -> int:
-        """Return thought and answer tokens."""
-        return self.thought_tokens + self.answer_tokens
+        """Return thought, answer and tool-call tokens."""
+        return self.thought_tokens + self.answer_tokens + self.tool_tokens
 
     @property
     def total_tokens(self) -> int:
@@ -423,6 +568,34 @@ class Delta(Struct, frozen=True):
     token_count: int
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] = ()
+
+
+class ToolCallStarted(Struct, frozen=True):
+    """Report that the model began a tool call. `token_count` counts tokens since the last tool event."""
+
+    candidate_index: int
+    call_index: int
+    id: str
+    name: str
+    token_count: int
+
+
+class ToolCallArguments(Struct, frozen=True):
+    """Hold new text of a tool call's arguments: all fragments of a call concatenate to its `arguments_json`."""
+
+    candidate_index: int
+    call_index: int
+    json_fragment: str
+    token_count: int
+
+
+class ToolCallFinished(Struct, frozen=True):
+    """Report the end of a tool call, or that the output ended inside it."""
+
+    candidate_index: int
+    call_index: int
+    call: ToolCall
+    token_count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -475,5 +648,8 @@ class Finished:
     """With DRAINED: the state of each candidate, for another server to continue from."""
 
 
-Event = Delta | ThoughtEnded | Interrupted | Continued | Finished
+ToolEvent = ToolCallStarted | ToolCallArguments | ToolCallFinished
+"""An event of a tool call."""
+
+Event = Delta | ToolEvent | ThoughtEnded | Interrupted | Continued | Finished
 """An event of a running generation; `server.convert` turns each into a GenerationEvent."""

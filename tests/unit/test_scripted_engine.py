@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
-from penstock.engine.scripted import Reply, ScriptedEngine
-from penstock.types import EngineRequest, Sampling
+from penstock.engine.scripted import ByteTokenizer, Reply, ScriptedEngine
+from penstock.errors import BadRequest
+from penstock.types import EngineRequest, Message, Role, Sampling, ThoughtHistory, Tool, ToolCall, ToolResult
 
 _STEP_SECONDS = 0.02
 _LATE_SECONDS = 0.1
@@ -61,3 +64,76 @@ def test_an_engine_outlives_the_loop_in_which_a_stream_was_left() -> None:
     with pytest.raises(TimeoutError):
         asyncio.run(read(_STEP_SECONDS / 10))
     assert asyncio.run(read(60)) == 4
+
+
+def message(role: Role, content: str = "", **parts: Any) -> Message:
+    return Message(role, content, **parts)
+
+
+CALL = ToolCall("c1", "look", '{"city": "Zürich", "n": 12345678901234567890, "deep": {"a": true}}')
+LOOP = (
+    message(Role.USER, "find it"),
+    message(Role.ASSISTANT, "I look.", thought="Look it up.", tool_calls=(CALL,)),
+    message(Role.TOOL, tool_results=(ToolResult("c1", "</think> 20 degrees"),)),
+)
+
+
+def text_of(ids: Sequence[int]) -> str:
+    names = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>", "<|continue|>")
+    return b"".join(bytes([i]) if i < 256 else names[i - 256].encode() for i in ids).decode()
+
+
+def test_a_tool_loop_is_written_in_qwens_layout() -> None:
+    tool = Tool("look", "Looks.", '{"type": "object"}')
+    prompt = text_of(ByteTokenizer().render(LOOP, thinking=True, tools=[tool]))
+    assert prompt == (
+        '<|im_start|>system\n<tools>\n{"name": "look", "description": "Looks.", "parameters": {"type": "object"}}\n'
+        "</tools><|im_end|>\n<|im_start|>user\nfind it<|im_end|>\n"
+        "<|im_start|>assistant\n<think>\nLook it up.\n</think>\n\nI look.\n\n<tool_call>\n<function=look>\n"
+        "<parameter=city>\nZürich\n</parameter>\n<parameter=n>\n12345678901234567890\n</parameter>\n"
+        '<parameter=deep>\n{"a": true}\n</parameter>\n</function>\n</tool_call><|im_end|>\n'
+        "<|im_start|>user\n<tool_response>\n</think> 20 degrees\n</tool_response><|im_end|>\n"
+        "<|im_start|>assistant\n<think>\n"
+    )
+
+
+@pytest.mark.parametrize("history", ThoughtHistory)
+def test_a_prompt_has_the_thoughts_of_its_history(history: ThoughtHistory) -> None:
+    talk = (message(Role.USER, "a"), message(Role.ASSISTANT, "b", thought="old"), *LOOP)
+    prompt = text_of(ByteTokenizer().render(talk, thinking=False, history=history))
+    assert ("old" in prompt) == (history is ThoughtHistory.ALL_TURNS)
+    assert ("Look it up." in prompt) == (history is not ThoughtHistory.NONE)
+
+
+WITHOUT_THOUGHT = (LOOP[0], message(Role.ASSISTANT, tool_calls=(CALL,)), LOOP[2])
+CONTINUED = {
+    "after a tool loop": (LOOP, True, "a thought", "an answer"),
+    "after a turn without thought": (WITHOUT_THOUGHT, True, "a thought", "an answer"),
+    "an answer": ((*LOOP, message(Role.ASSISTANT, "Begun: ")), False, "", "an answer"),
+    "an answer after its thought": ((*LOOP, message(Role.ASSISTANT, "Begun: ", thought="t")), False, "", "an answer"),
+    "a thought": ((*LOOP, message(Role.ASSISTANT, thought="Begun: ")), True, "a thought", "an answer"),
+    "nothing": ((*LOOP, message(Role.ASSISTANT)), True, "a thought", "an answer"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("talk", "thinking", "thought", "answer"), CONTINUED.values(), ids=CONTINUED)
+async def test_a_run_and_its_continuations_replay_the_reply_after_the_prompt(
+    talk: tuple[Message, ...], thinking: bool, thought: str, answer: str
+) -> None:
+    replies = [Reply(match="find it", thought="a thought", answer="an answer")]
+    prompt = tuple(ByteTokenizer().render(talk, thinking=thinking))
+    whole = f"{thought}</think>{answer}<|im_end|>" if thinking else f"{answer}<|im_end|>"
+    played: tuple[int, ...] = ()
+    while not text_of(played).endswith("<|im_end|>"):
+        # A new engine each time: nothing is remembered of the runs before.
+        run = EngineRequest("x-0", (*prompt, *played), 4, 0, Sampling())
+        async for chunk in ScriptedEngine(replies).stream(run):
+            played += chunk.token_ids
+    assert text_of(played) == whole
+
+
+def test_what_cannot_be_continued_is_refused() -> None:
+    with pytest.raises(BadRequest):
+        ByteTokenizer().render(LOOP[:2], thinking=False)
+    with pytest.raises(BadRequest):
+        ByteTokenizer().render([LOOP[0], message(Role.ASSISTANT, "begun")], thinking=True)

@@ -11,7 +11,16 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from penstock.engine.expert_load.statistics import ExpertCounts
-from penstock.types import EngineChunk, EngineRequest, InterruptionReason, Message, ModelCard, StructuredOutput
+from penstock.types import (
+    EngineChunk,
+    EngineRequest,
+    InterruptionReason,
+    Message,
+    ModelCard,
+    StructuredOutput,
+    ThoughtHistory,
+    Tool,
+)
 
 
 class Tokenizer(Protocol):
@@ -25,15 +34,24 @@ class Tokenizer(Protocol):
         """Return the token ids of `text` as plain text: names of special tokens become ordinary characters."""
         ...
 
-    def render(self, messages: Sequence[Message], *, thinking: bool) -> list[int]:
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        thinking: bool,
+        tools: Sequence[Tool] = (),
+        history: ThoughtHistory = ThoughtHistory.CURRENT_TURN,
+    ) -> list[int]:
         """Return the token ids of the chat template with the generation prompt.
 
-        The content of a message is plain text, whatever it spells. System messages that the template does not accept at
-        their place are joined into one at the start.
+        Everything in a message and in a tool is plain text, whatever it spells. System messages that the template does
+        not accept at their place are joined into one at the start.
 
         Args:
-            messages: The conversation.
+            messages: The conversation. Where the last message is the assistant's, the output continues it.
             thinking: Whether the prompt ends inside an open think section.
+            tools: The tools that are described to the model.
+            history: Which thoughts of earlier messages the prompt contains.
 
         Raises:
             BadRequest: The template refuses the conversation.

@@ -17,7 +17,7 @@ from pathlib import Path
 from penstock.config.schema import EngineSettings
 from penstock.engine.base import EngineLoad, Interruption
 from penstock.engine.expert_load.statistics import ExpertCounts
-from penstock.errors import ConfigError, EngineDied, FeatureOff, PoisonousRequest
+from penstock.errors import BadRequest, ConfigError, EngineDied, FeatureOff, FieldViolation, PoisonousRequest
 from penstock.types import (
     EngineChunk,
     EngineRequest,
@@ -27,17 +27,24 @@ from penstock.types import (
     Markers,
     Message,
     ModelCard,
+    Role,
     Sampling,
     StructuredOutput,
+    ThoughtHistory,
     TokenLogprob,
     TokenLogprobs,
+    Tool,
+    ToolCallFormat,
 )
 
-_SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")
-_EOS, _OPEN, _CLOSE = 258, 259, 260
+# `<|continue|>` stands where the output continues a message of the caller, so that the reply's start is known. The
+# markers of tool calls are tokens with text, as in Qwen's vocabulary.
+_TOOL_MARKERS = ("<tool_call>", "</tool_call>")
+_SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>", "<|continue|>", *_TOOL_MARKERS)
+_START, _EOS, _OPEN, _CLOSE, _CONTINUE = 257, 258, 259, 260, 261
 _FILLING = ord(".")
 _VOCAB_SIZE = 256 + len(_SPECIALS)
-_THINKING_OPENING = (257, *b"assistant\n", _OPEN, *b"\n")
+_THINKING_OPENING = (_START, *b"assistant\n", _OPEN, *b"\n")
 _FAST_OPENING = (*_THINKING_OPENING, *b"\n", _CLOSE, *b"\n\n")
 # Number of raw prompts whose length is remembered for continuations; far more than run at once.
 _MAX_REMEMBERED = 10_000
@@ -63,20 +70,88 @@ class ByteTokenizer:
         """Return the ids of `text` as plain text."""
         return [*text.encode()]
 
-    def render(self, messages: Sequence[Message], *, thinking: bool) -> list[int]:
-        """Return the ids of the template."""
-        ids: list[int] = []
-        for message in messages:
-            ids += [*self.encode(f"<|im_start|>{message.role.value}\n"), *self.encode_text(message.content)]
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        thinking: bool,
+        tools: Sequence[Tool] = (),
+        history: ThoughtHistory = ThoughtHistory.CURRENT_TURN,
+    ) -> list[int]:
+        """Return the ids of the template: Qwen3.5's layout, each message at its place.
+
+        White space is kept, and a continued message ends with a token of its own.
+        """
+        begun = messages[-1] if messages and messages[-1].role is Role.ASSISTANT else None
+        if begun is not None:
+            _check_begun(begun, len(messages) - 1, thinking)
+            messages = messages[:-1]
+        last_user = max((place for place, message in enumerate(messages) if message.role is Role.USER), default=-1)
+        ids = self._tools(tools)
+        for place, message in enumerate(messages):
+            role = Role.USER if message.role is Role.TOOL else message.role
+            ids += self.encode(f"<|im_start|>{role.value}\n")
+            shows = history is ThoughtHistory.ALL_TURNS or place > last_user
+            if message.role is Role.ASSISTANT and shows and (message.thought or message.tool_calls):
+                ids += self._section("" if history is ThoughtHistory.NONE else message.thought)
+            ids += self.encode_text(_text_of(message))
             ids += self.encode("<|im_end|>\n")
-        opening = "<think>\n" if thinking else "<think>\n\n</think>\n\n"
-        return [*ids, *self.encode(f"<|im_start|>assistant\n{opening}")]
+        ids += self.encode("<|im_start|>assistant\n")
+        if begun is None:
+            return [*ids, *self.encode("<think>\n" if thinking else "<think>\n\n</think>\n\n")]
+        if thinking:
+            return [*ids, _OPEN, *self.encode_text(f"\n{begun.thought}"), *((_CONTINUE,) if begun.thought else ())]
+        ids += self._section(begun.thought)
+        return [*ids, *self.encode_text(begun.content), _CONTINUE]
+
+    def _section(self, thought: str) -> list[int]:
+        return [_OPEN, *self.encode_text(f"\n{thought}\n"), _CLOSE, *b"\n\n"]
+
+    def _tools(self, tools: Sequence[Tool]) -> list[int]:
+        if not tools:
+            return []
+        described = [
+            json.dumps({"name": tool.name, "description": tool.description}, ensure_ascii=False)[:-1]
+            + f', "parameters": {tool.parameters_json_schema or "{}"}}}'
+            for tool in tools
+        ]
+        text = "\n".join(("<tools>", *described, "</tools>"))
+        return [*self.encode("<|im_start|>system\n"), *self.encode_text(text), *self.encode("<|im_end|>\n")]
 
     def token_bytes(self, token_id: int) -> bytes:
-        """Return the byte of an id; empty for special tokens."""
+        """Return the byte of an id, and the text of a marker of tool calls; empty for other special tokens."""
         if not 0 <= token_id < _VOCAB_SIZE:
             raise IndexError(token_id)
-        return bytes([token_id]) if token_id < 256 else b""
+        if token_id < 256:
+            return bytes([token_id])
+        name = _SPECIALS[token_id - 256]
+        return name.encode() if name in _TOOL_MARKERS else b""
+
+
+def _check_begun(message: Message, place: int, thinking: bool) -> None:
+    """Raise BadRequest where the output cannot continue the last message."""
+    path = f"spec.messages.messages[{place}]"
+    if message.tool_calls:
+        why = "must not have tool calls as the last message: add a tool message with their results"
+        raise BadRequest(FieldViolation(f"{path}.parts", why, "CONFLICTING_FIELDS"))
+    if thinking and message.content.strip():
+        why = "must have no text as the last message with THINKING_MODE_THINKING: a thought comes before the answer"
+        raise BadRequest(FieldViolation(f"{path}.content", why, "CONFLICTING_FIELDS"))
+
+
+def _text_of(message: Message) -> str:
+    """Return the content, the tool calls and the tool results of a message."""
+    results = [f"<tool_response>\n{result.text}\n</tool_response>" for result in message.tool_results]
+    calls = []
+    for call in message.tool_calls:
+        arguments = json.loads(call.arguments_json or "{}", parse_int=str, parse_float=str)
+        lines = ["<tool_call>", f"<function={call.name}>"]
+        for key, value in arguments.items():
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            lines += [f"<parameter={key}>", text, "</parameter>"]
+        calls.append("\n".join((*lines, "</function>", "</tool_call>")))
+    body = "\n".join((*results, *calls))
+    return f"{message.content}\n\n{body}" if message.content and body else message.content or body
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,11 +270,15 @@ class ScriptedEngine:
             default_sampling=Sampling(temperature=1.0),
             forces_budget=False,
             max_num_seqs=1024,
+            tool_call_format=ToolCallFormat.XML,
             unsupported_fields={
                 "spec.output.structured_output": "the scripted engine replays prepared tokens and cannot constrain them"
             },
             unsupported_beside="scripted",
-            profile=(Feature("scripted", True, "", "prepared tokens, no model: engine.kind = scripted"),),
+            profile=(
+                Feature("scripted", True, "", "prepared tokens, no model: engine.kind = scripted"),
+                Feature("tool_calls", True, ToolCallFormat.XML.value, "the layout of its prompts"),
+            ),
             engine_version="scripted",
         )
 
@@ -277,10 +356,13 @@ class ScriptedEngine:
         remembered.
         """
         prompt = request.prompt_token_ids
-        for opening in (_FAST_OPENING, _THINKING_OPENING):
-            for at in range(len(prompt) - len(opening), -1, -1):
-                if prompt[at : at + len(opening)] == opening:
-                    return at + len(opening)
+        for at in range(len(prompt) - len(_THINKING_OPENING), -1, -1):
+            if prompt[at : at + len(_THINKING_OPENING)] != _THINKING_OPENING:
+                continue
+            if _CONTINUE in prompt[at:]:
+                return prompt.index(_CONTINUE, at) + 1
+            is_fast = prompt[at : at + len(_FAST_OPENING)] == _FAST_OPENING
+            return at + len(_FAST_OPENING if is_fast else _THINKING_OPENING)
         candidate = request.request_id.rsplit("-", 1)[0]
         if len(self._raw_prompts) >= _MAX_REMEMBERED:
             self._raw_prompts.clear()

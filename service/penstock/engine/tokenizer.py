@@ -5,17 +5,37 @@ from __future__ import annotations
 import copy
 import json
 import re
-import secrets
 from collections.abc import Collection, Container, Sequence
-from dataclasses import replace
 from typing import Any
 
-from penstock.errors import BadRequest, ConfigError, FieldViolation
-from penstock.types import Message, Role
+from penstock.engine.chat_template import (
+    Piece,
+    Placeholders,
+    Turn,
+    TurnWriter,
+    learn_call_format,
+    learn_thought_layout,
+    tools_for_template,
+    with_sections,
+)
+from penstock.errors import BadRequest, ConfigError, FeatureOff, FieldViolation
+from penstock.types import Feature, Message, Role, ThoughtHistory, Tool, ToolCallFormat
 
-# Text that chat templates search for in messages, whether or not the vocabulary has tokens of these names.
-_TEMPLATE_WORDS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
-_INDEX_DIGITS = 6
+# Text that chat templates write or search for, whether or not the vocabulary has tokens of these names.
+_TEMPLATE_WORDS = (
+    "<think>",
+    "</think>",
+    "<tools>",
+    "</tools>",
+    "<tool_call>",
+    "</tool_call>",
+    "<tool_response>",
+    "</tool_response>",
+    "<function=",
+    "</function>",
+    "<parameter=",
+    "</parameter>",
+)
 
 
 class HfTokenizer:
@@ -34,9 +54,26 @@ class HfTokenizer:
         # Some vocabularies add sequences of spaces, which are no control tokens.
         self._control_ids = {name: token_id for name, token_id in added.items() if name.strip()}
         self._control = _any_of(self._control_ids)
-        self._reserved = _any_of({*self._control_ids, *_TEMPLATE_WORDS})
+        names = {*self._control_ids, *_TEMPLATE_WORDS}
+        self._edges = re.compile(f"[{re.escape(''.join({edge for name in names for edge in (name[0], name[-1])}))}]")
+        self._names = "\0".join(names)
         self._plain = _without_added_tokens(self._backend, self._control_ids)
         self._takes_late_system = self._keeps_order_of_system_messages()
+        layout = learn_thought_layout(self._apply)
+        # A header without a control token could be a caller's text.
+        self._layout = layout if layout is not None and self._control.search(layout.header) else None
+        self._call_format, self._verbatim_arguments, self._call_format_reason = learn_call_format(self._apply)
+
+    @property
+    def tool_call_format(self) -> ToolCallFormat | None:
+        """Return how the chat template writes tool calls; None where it has none."""
+        return self._call_format
+
+    @property
+    def tool_call_feature(self) -> Feature:
+        """Return the profile's line about tool calls."""
+        value = "none" if self._call_format is None else self._call_format.value
+        return Feature("tool_calls", self._call_format is not None, value, self._call_format_reason)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`, special tokens recognised."""
@@ -51,38 +88,128 @@ class HfTokenizer:
             ids = [i for character in text for i in self._plain.encode(character, add_special_tokens=False).ids]
         return ids
 
-    def render(self, messages: Sequence[Message], *, thinking: bool) -> list[int]:
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        thinking: bool,
+        tools: Sequence[Tool] = (),
+        history: ThoughtHistory = ThoughtHistory.CURRENT_TURN,
+    ) -> list[int]:
         """Return the ids of the chat template; see `Tokenizer.render`.
 
-        A message without reserved names passes through the template unchanged. Any other is replaced by a random
-        placeholder between its own leading and trailing white space, so that neither the template nor the tokenizer
-        sees a reserved name; the text between placeholders and control tokens is then encoded together with its
-        surroundings. Raise BadRequest where the template refuses the conversation.
+        The template sees placeholders instead of the caller's texts, except of those that cannot be a part of a
+        reserved name. Control tokens are recognised in what the template wrote; the text between them is encoded
+        together, as the tokenizer would.
+
+        An assistant message after the last user message always has a think section, as it had when it was generated.
+        With ALL_TURNS every assistant message has one, empty where the caller sent no thought.
         """
-        messages = self._arranged(messages)
-        # Digits survive what a template does to letters, and nobody can guess 128 random bits.
-        nonce = str(secrets.randbelow(10**38) + 10**38)
-        bodies: dict[int, str] = {}
-        turns = []
-        for number, message in enumerate(messages):
-            content = message.content
-            if self._is_reserved(content):
-                body = content.strip()
-                bodies[number] = body
-                content = content.replace(body, f"{nonce}{number:0{_INDEX_DIGITS}}", 1)
-            turns.append(replace(message, content=content))
-        text = self._apply(turns, thinking=thinking)
-        if not bodies:
-            return self.encode(text)
-        # Every second piece after the split is the number of a placeholder.
-        pieces = re.split(rf"{nonce}(\d{{{_INDEX_DIGITS}}})", text)
+        messages, places = self._arranged(messages), {id(message): place for place, message in enumerate(messages)}
+        self._check_tools(messages, tools)
+        begun = messages[-1] if messages and messages[-1].role is Role.ASSISTANT else None
+        if begun is not None:
+            self._check_begun(begun, f"spec.messages.messages[{places.get(id(begun), len(places) - 1)}]", thinking)
+            messages = messages[:-1]
+        pieces = self._history(messages, tools, history, thinking or (begun is not None and _has_thought(begun)))
+        if begun is not None:
+            pieces += self._begun(begun, thinking)
+        return self._encode_pieces(pieces)
+
+    def _history(
+        self, messages: Sequence[Message], tools: Sequence[Tool], history: ThoughtHistory, thinking: bool
+    ) -> list[Piece]:
+        """Return everything up to and with the generation prompt."""
+        last_user = max((place for place, message in enumerate(messages) if message.role is Role.USER), default=-1)
+        shown = [
+            history is ThoughtHistory.ALL_TURNS or (history is ThoughtHistory.CURRENT_TURN and place > last_user)
+            for place in range(len(messages))
+        ]
+        placeholders = Placeholders(self._is_clean)
+        try:
+            turns = TurnWriter(placeholders, self._verbatim_arguments).turns(messages, shown)
+        except (ValueError, RecursionError) as error:
+            raise BadRequest(
+                FieldViolation(
+                    "spec.messages.messages",
+                    "arguments_json of each tool call must be a JSON object as text",
+                    "INVALID_FIELD",
+                )
+            ) from error
+        text = self._apply(
+            turns,
+            tools=tools_for_template(tools, placeholders) or None,
+            generates=True,
+            thinking=thinking,
+            preserve_thinking=history is ThoughtHistory.ALL_TURNS,
+        )
+        pieces = placeholders.pieces(text)
+        thoughts = [
+            (message.thought if shows else "") if shows or place > last_user else None
+            for place, (message, shows) in enumerate(zip(messages, shown, strict=True))
+            if message.role is Role.ASSISTANT
+        ]
+        completed = None if self._layout is None else with_sections(pieces, self._layout, thoughts)
+        earlier = messages[: last_user + 1] if history is ThoughtHistory.ALL_TURNS else ()
+        if completed is None and any(map(_has_thought, earlier)):
+            raise FeatureOff(
+                "must not be THOUGHT_HISTORY_ALL_TURNS: this model's chat template cannot show earlier thoughts",
+                field="spec.thinking.history",
+                feature="thinking",
+            )
+        if completed is None or self._layout is None:
+            return pieces
+        if thinking and completed and completed[-1].text.endswith(self._layout.header):
+            completed.append(Piece(self._layout.opening, True))
+        return completed
+
+    def _check_tools(self, messages: Sequence[Message], tools: Sequence[Tool]) -> None:
+        """Raise FeatureOff for tools that the template would ignore."""
+        if self._call_format is not None:
+            return
+        used = any(message.tool_calls or message.role is Role.TOOL for message in messages)
+        if tools or used:
+            field = "spec.tools" if tools else "spec.messages.messages"
+            raise FeatureOff(f"no tools: {self._call_format_reason}", field=field, feature="tool_calls")
+
+    def _check_begun(self, message: Message, path: str, thinking: bool) -> None:
+        """Raise BadRequest where the output cannot continue the last message."""
+        if message.tool_calls:
+            why = "must not have tool calls as the last message: add a tool message with their results"
+            raise BadRequest(FieldViolation(f"{path}.parts", why, "CONFLICTING_FIELDS"))
+        if thinking and message.content.strip():
+            why = "must have no text as the last message with THINKING_MODE_THINKING: a thought comes before the answer"
+            raise BadRequest(FieldViolation(f"{path}.content", why, "CONFLICTING_FIELDS"))
+        if _has_thought(message) and self._layout is None:
+            raise FeatureOff(
+                "must have no thought as the last message: this model's chat template has no think section",
+                field=f"{path}.parts",
+                feature="thinking",
+            )
+
+    def _begun(self, message: Message, thinking: bool) -> list[Piece]:
+        """Return what the output continues, after a generation prompt; the white space at its end is kept.
+
+        A thought is left open with `thinking` and closed without. It is the beginning of the output, so it is in the
+        prompt whatever the history.
+        """
+        if self._layout is None or not _has_thought(message):
+            return [Piece(message.content.lstrip(), False)]
+        if thinking:
+            return [Piece(message.thought.lstrip(), False)]
+        _, thought, closing = self._layout.section(message.thought)
+        return [thought, closing, Piece(message.content.lstrip(), False)]
+
+    def _encode_pieces(self, pieces: Sequence[Piece]) -> list[int]:
+        if all(piece.is_markup for piece in pieces):
+            return self.encode("".join(piece.text for piece in pieces))
         ids: list[int] = []
         plain = ""
-        for place, piece in enumerate(pieces):
-            if place % 2:
-                plain += bodies[int(piece)]
+        for piece in pieces:
+            if not piece.is_markup:
+                plain += piece.text
                 continue
-            for part in self._control.split(piece):
+            for part in self._control.split(piece.text):
                 if part in self._control_ids:
                     ids += [*self.encode_text(plain), self._control_ids[part]]
                     plain = ""
@@ -90,35 +217,47 @@ class HfTokenizer:
                     plain += part
         return ids + self.encode_text(plain)
 
-    def _apply(self, turns: Sequence[Message], *, thinking: bool) -> str:
+    def _apply(
+        self,
+        turns: Sequence[Turn],
+        *,
+        tools: Sequence[dict[str, Any]] | None = None,
+        generates: bool = False,
+        thinking: bool = False,
+        preserve_thinking: bool = False,
+    ) -> str:
         from jinja2.exceptions import TemplateError  # comes with transformers, as the template's engine
 
         try:
             text: str = self._template.apply_chat_template(
-                [{"role": turn.role.value, "content": turn.content} for turn in turns],
+                list(turns),
+                tools=tools,
                 tokenize=False,
-                add_generation_prompt=True,
+                add_generation_prompt=generates,
                 enable_thinking=thinking,
+                preserve_thinking=preserve_thinking,
             )
-        except TemplateError as error:
+        except (TemplateError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
             # The template's error text may contain the caller's text.
-            raise BadRequest(
-                FieldViolation(
-                    "spec.messages.messages", "the model's chat template refuses this order of roles", "INVALID_FIELD"
+            refused = FieldViolation(
+                "spec.messages.messages", "the model's chat template refuses this order of roles", "INVALID_FIELD"
+            )
+            if tools:
+                refused = FieldViolation(
+                    "spec.tools", "the model's chat template refuses these tools or messages", "INVALID_FIELD"
                 )
-            ) from error
+            raise BadRequest(refused) from error
         return text
 
-    def _is_reserved(self, content: str) -> bool:
-        """Return whether the content has a reserved name, as it is or as the tokenizer normalizes it."""
-        if self._reserved.search(content):
-            return True
+    def _is_clean(self, text: str) -> bool:
+        """Return whether no reserved name can contain the text or a part of it, whatever stands beside it.
+
+        It is looked at as the tokenizer normalizes it.
+        """
         normalizer = self._backend.normalizer
-        return (
-            normalizer is not None
-            and not content.isascii()
-            and bool(self._reserved.search(normalizer.normalize_str(content)))
-        )
+        if normalizer is not None and not text.isascii():
+            text = normalizer.normalize_str(text)
+        return not self._edges.search(text) and text not in self._names
 
     def _arranged(self, messages: Sequence[Message]) -> Sequence[Message]:
         """Return the messages with all system messages joined at the start, where the template requires that."""
@@ -131,12 +270,12 @@ class HfTokenizer:
     def _keeps_order_of_system_messages(self) -> bool:
         """Return whether the template writes several and late system messages at their place."""
         roles = (Role.SYSTEM, Role.SYSTEM, Role.USER, Role.ASSISTANT, Role.SYSTEM, Role.USER)
-        turns = [Message(role, f"probe {number}") for number, role in enumerate(roles)]
+        turns = [{"role": role.value, "content": f"probe {number}"} for number, role in enumerate(roles)]
         try:
-            text = self._apply(turns, thinking=False)
+            text = self._apply(turns, generates=True)
         except (BadRequest, ValueError):  # The template refuses them, or there is none.
             return False
-        return re.findall(r"probe \d", text) == [turn.content for turn in turns]
+        return re.findall(r"probe \d", text) == [turn["content"] for turn in turns]
 
     def token_bytes(self, token_id: int) -> bytes:
         """Return the bytes of one token; empty for special tokens."""
@@ -160,6 +299,10 @@ def load(path: str, vocab_size: int) -> HfTokenizer:
     from transformers import AutoTokenizer
 
     return HfTokenizer(AutoTokenizer.from_pretrained(path), vocab_size)
+
+
+def _has_thought(message: Message) -> bool:
+    return bool(message.thought.strip())
 
 
 def _any_of(names: Collection[str]) -> re.Pattern[str]:

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jinja2 import Environment
 from jinja2.exceptions import TemplateError
+from penstock.config.schema import DEMO_MODEL_DIR, DEMO_MODEL_FP8_DIR
 from tokenizers import Tokenizer
 
 from models.demo.config import IM_END, SPECIAL_TOKENS, THINK_CLOSE, THINK_OPEN, VOCAB_SIZE
@@ -79,6 +80,7 @@ def test_thinking_is_the_default_and_a_last_assistant_turn_keeps_its_thought(tem
     [
         [],
         [{"role": "tool", "content": "x"}],
+        [{"role": "robot", "content": "x"}],
         [{"role": "user", "content": [{"type": "image"}]}],
         [{"role": "user", "content": "x"}, {"role": "system", "content": "late"}],
     ],
@@ -86,3 +88,35 @@ def test_thinking_is_the_default_and_a_last_assistant_turn_keeps_its_thought(tem
 def test_what_the_model_cannot_read_is_refused(template, messages: list) -> None:
     with pytest.raises(TemplateError):
         template.render(messages=messages, add_generation_prompt=True)
+
+
+@pytest.mark.parametrize("folder", [DEMO_MODEL_DIR, DEMO_MODEL_FP8_DIR], ids=["bf16", "fp8"])
+def test_the_committed_checkpoints_have_this_template(folder: Path, tmp_path: Path) -> None:
+    save_tokenizer(TOKENIZER, tmp_path)
+    for name in ("chat_template.jinja", "tokenizer_config.json"):
+        assert (folder / name).read_text(encoding="utf-8") == (tmp_path / name).read_text(encoding="utf-8")
+
+
+TOOL = {"type": "function", "function": {"name": "look", "description": "Looks.", "parameters": {"type": "object"}}}
+
+
+def test_tools_and_calls_are_in_qwens_layout(template) -> None:
+    call = {"function": {"name": "look", "arguments": {"city": "Bern", "days": 2}}}
+    messages = [
+        {"role": "system", "content": "Be short."},
+        {"role": "user", "content": "How warm?"},
+        {"role": "assistant", "content": "I look.", "reasoning_content": "Look.", "tool_calls": [call, call]},
+        {"role": "tool", "content": "20"},
+        {"role": "tool", "content": "21"},
+    ]
+    text = template.render(messages=messages, tools=[TOOL], add_generation_prompt=True)
+    written = "<tool_call>\n<function=look>\n<parameter=city>\nBern\n</parameter>\n<parameter=days>\n2\n</parameter>\n"
+    written += "</function>\n</tool_call>"
+    head, _, rest = text.partition("<|im_end|>\n")
+    assert head.startswith("<|im_start|>system\n# Tools\n\nYou have access to the following functions:\n\n<tools>\n{")
+    assert head.endswith("</tool_call>\n\nBe short.")
+    assert rest == (
+        "<|im_start|>user\nHow warm?<|im_end|>\n<|im_start|>assistant\n<think>\nLook.\n</think>\n\nI look.\n\n"
+        f"{written}\n{written}<|im_end|>\n<|im_start|>user\n<tool_response>\n20\n</tool_response>\n<tool_response>\n21\n"
+        "</tool_response><|im_end|>\n<|im_start|>assistant\n<think>\n"
+    )
