@@ -60,6 +60,15 @@ class FieldViolation:
     description: str
     reason: FieldReason
 
+    def __post_init__(self) -> None:
+        """Replace surrogates without a partner: JSON in a request can spell them, and UTF-8 cannot."""
+        object.__setattr__(self, "field", _well_formed(self.field))
+        object.__setattr__(self, "description", _well_formed(self.description))
+
+
+def _well_formed(text: str) -> str:
+    return text if text.isascii() else text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
 
 class BadRequest(PenstockError):
     """Report invalid fields of a request."""
@@ -154,8 +163,11 @@ class DeadlinePassed(PenstockError):
 
     reason = "DEADLINE_PASSED"
 
-    def __init__(self, message: str, *, thought_tokens: int = 0, answer_tokens: int = 0, **metadata: object) -> None:
-        super().__init__(message, thought_tokens=thought_tokens, answer_tokens=answer_tokens, **metadata)
+    def __init__(
+        self, message: str, *, thought_tokens: int = 0, answer_tokens: int = 0, tool_tokens: int = 0, **metadata: object
+    ) -> None:
+        counts = {"thought_tokens": thought_tokens, "answer_tokens": answer_tokens, "tool_tokens": tool_tokens}
+        super().__init__(message, **counts, **metadata)
 
 
 class Draining(PenstockError):

@@ -240,7 +240,10 @@ class VllmEngine:
 
     def _answers_at_once(self, request: EngineRequest) -> bool:
         markers = self._card.markers
-        return markers is None or thought_tokens_in_prompt(request.prompt_token_ids, markers) is None
+        if markers is None or request.constrained_prompt_tokens:
+            # An answer that is continued may have an opening marker in the arguments of a tool call.
+            return True
+        return thought_tokens_in_prompt(request.prompt_token_ids, markers) is None
 
 
 def _chunk(output: RequestOutput, eos_ids: frozenset[int]) -> EngineChunk:

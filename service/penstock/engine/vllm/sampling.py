@@ -116,3 +116,5 @@ def _structured(structured: StructuredOutput) -> StructuredOutputsParams:
             return StructuredOutputsParams(grammar=structured.spec)
         case StructuredKind.CHOICE:
             return StructuredOutputsParams(choice=list(structured.choices))
+        case StructuredKind.TOOL_CALLS:
+            return StructuredOutputsParams(structural_tag=compiled_text(structured))

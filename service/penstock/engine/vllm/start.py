@@ -236,10 +236,11 @@ def _card(settings: EngineSettings, planned: StartPlan, tokenizer: HfTokenizer, 
         default_sampling=default_sampling(checkpoint, frozenset(unsupported)),
         forces_budget=markers is not None and settings.engine_budget != "off",
         max_num_seqs=config.scheduler_config.max_num_seqs,
+        tool_call_format=tokenizer.tool_call_format,
         advised_output_tokens=_whole(checkpoint.generation_defaults.get("max_new_tokens")),
         unsupported_fields=unsupported,
         unsupported_beside="mtp",
-        profile=tuple(described(feature, config) for feature in planned.engine.profile),
+        profile=(*(described(feature, config) for feature in planned.engine.profile), tokenizer.tool_call_feature),
         engine_version=planned.version,
     )
 

@@ -3,11 +3,15 @@
 For vLLM 0.32.0 and xgrammar 0.2.8, which treat every token of the vocabulary as its text: `</think>` may then be
 sampled as one control token wherever a constraint allows these eight characters. A control token is not part of the
 answer's text, so the answer breaks its constraint, and the model reads it as the end of a thought.
+
+The markers of tool calls are control tokens that are text: the model writes calls with them.
 """
 
 from __future__ import annotations
 
 from typing import Any
+
+_KEPT = ("<tool_call>", "</tool_call>")
 
 
 def constrain_to_text() -> None:
@@ -41,15 +45,16 @@ def constrain_to_text() -> None:
 def text_tokens(tokenizer: Any, vocab_size: int) -> Any:
     """Return xgrammar's `TokenizerInfo` of a Hugging Face tokenizer, its added tokens without text.
 
-    Every control token is an added token. xgrammar never allows a token that has no text, except for stop tokens where
-    the text may end.
+    Every control token is an added token. Tokens for the markers of tool calls keep their text, unless the tokenizer
+    calls them special: such a token is never text (`engine.tokenizer`). xgrammar never allows a token that has no text,
+    except for stop tokens where the text may end.
     """
     from xgrammar import TokenizerInfo, VocabType
 
     seen = TokenizerInfo.from_huggingface(tokenizer, vocab_size=vocab_size)
     texts = seen.decoded_vocab
-    for token_id in tokenizer.added_tokens_decoder:
-        if token_id < len(texts):
+    for token_id, added in tokenizer.added_tokens_decoder.items():
+        if token_id < len(texts) and (added.special or added.content not in _KEPT):
             texts[token_id] = b""
     return TokenizerInfo(
         texts,

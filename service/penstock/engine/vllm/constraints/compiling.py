@@ -7,6 +7,7 @@ from collections.abc import Callable
 from penstock.engine.vllm.constraints.json_schema import RefusedSchemaError, rewritten
 from penstock.engine.vllm.constraints.regex import RefusedRegexError, translate
 from penstock.engine.vllm.constraints.sandbox_process import SandboxResult
+from penstock.engine.vllm.constraints.tool_calls import field_of_all, structural_tag
 from penstock.errors import BadRequest, FieldReason, FieldViolation
 from penstock.types import StructuredKind, StructuredOutput
 
@@ -15,7 +16,9 @@ GrammarOf = Callable[[StructuredOutput], tuple[str, str]]
 
 
 def field_of(structured: StructuredOutput) -> str:
-    """Return the API field of a constraint."""
+    """Return the API field of a constraint; of one on tool calls the tool's schema, or all tools."""
+    if structured.tool_calls is not None:
+        return field_of_all(structured.tool_calls)
     return f"spec.output.{'choices' if structured.choices else structured.kind.value}"
 
 
@@ -40,8 +43,11 @@ def refusal(structured: StructuredOutput, verdict: int, seconds: float) -> BadRe
 def compiled_text(structured: StructuredOutput) -> str:
     """Return a JSON schema, regular expression or grammar in the form that the compiler reads as the caller means it.
 
-    Raise BadRequest that names the keyword or part which the compiler does not enforce.
+    Of tool calls it is a structural tag. Raise BadRequest that names the keyword or part which the compiler does not
+    enforce.
     """
+    if structured.tool_calls is not None:
+        return structural_tag(structured.tool_calls)
     try:
         match structured.kind:
             case StructuredKind.JSON_SCHEMA:
@@ -69,3 +75,5 @@ def grammar_of(structured: StructuredOutput) -> tuple[str, str]:
             return "lark" if grammar_is_likely_lark(structured.spec) else "ebnf", structured.spec
         case StructuredKind.CHOICE:
             return "ebnf", choice_as_grammar(list(structured.choices))
+        case StructuredKind.TOOL_CALLS:
+            return "structural_tag", compiled_text(structured)

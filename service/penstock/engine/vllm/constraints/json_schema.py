@@ -8,9 +8,11 @@ than the schema, as objects without `additionalProperties` are closed, but never
 
 from __future__ import annotations
 
+import contextlib
+import enum
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -18,7 +20,9 @@ from penstock.engine.vllm.constraints.regex import (
     MAX_COUNT,
     RefusedRegexError,
     json_string_of_length,
+    raw_text_of_length,
     translate_json_pattern,
+    translate_raw_pattern,
 )
 
 Schema = dict[str, Any]
@@ -44,6 +48,25 @@ ASSERTIONS = frozenset({"type", "enum", "const", "$id", *_IN_PLACE}).union(*_OF_
 """Every other key is an annotation: it is accepted and asserts nothing."""
 ENFORCED_FORMATS = frozenset({"date", "time", "date-time", "duration", "ipv4", "ipv6", "uuid"})
 """Enforced by their form (any month may have a day 31) if `format` is the only keyword; others are annotations."""
+MARKERS = ("<tool_call>", "</tool_call>", "<function=", "</function>", "<parameter=", "</parameter")
+"""What no value of a tool call in XML contains, so that nothing in a value can end it or begin another one.
+
+The last one has no `>`: readers repair a closing marker that lacks it.
+"""
+JSON_MARKERS = ("</", "<f")
+"""What no JSON inside such a value contains. Shorter, because the compiler needs a second for each longer one in each
+schema; strings lose nothing, as JSON has `<\\/` and `\\u003cf`."""
+RAW_FORMATS: Mapping[str, str] = {
+    "date": r"^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])$",
+    "time": r"^([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d{1,9})?(Z|[+-]([01]\d|2[0-3]):[0-5]\d)$",
+    "duration": r"^P(\d{1,9}W|\d{1,9}D(T\d{1,9}H(\d{1,9}M(\d{1,9}S)?)?)?|T\d{1,9}[HMS])$",
+    "ipv4": r"^((25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)\.){3}(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)$",
+    "ipv6": r"^([0-9a-f]{1,4}:){7}[0-9a-f]{1,4}$|^([0-9a-f]{1,4}:){1,6}:[0-9a-f]{1,4}$|^::([0-9a-f]{1,4})?$",
+    "uuid": r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$",
+}
+"""Formats of strings that stand without quotes; a format may be narrower than its standard, never wider."""
+NOT_AN_OBJECT = "the arguments of a tool are an object, which this schema does not allow"
+_DATE_TIME = RAW_FORMATS["date"][:-1] + "T" + RAW_FORMATS["time"][1:]
 _MAX_NUMBER = 2**53
 _SMALLEST_STEP = 1e-6
 
@@ -73,30 +96,101 @@ def rewritten(text: str) -> str:
         raise RefusedSchemaError("$ref", "", why) from None
 
 
+class WritingBudget:
+    """Count what is written for the tools of a request, where a reference is replaced by what it refers to.
+
+    A unit is a schema, a value of an enum, or a piece of a text: each costs some microseconds.
+    """
+
+    def __init__(self, characters: int = 0) -> None:
+        """Allow a fixed number of units, and more for schemas of many characters."""
+        self._left = _MAX_WRITTEN + characters // 8
+
+    def spend(self, units: int, at: str) -> None:
+        """Take units. Raise RefusedSchemaError when there are not so many left."""
+        self._left -= units
+        if self._left < 0:
+            raise RefusedSchemaError("$ref", at, "the schema is too large once its references are written out")
+
+
+def rewritten_arguments(
+    text: str, *, in_xml: bool, budget: WritingBudget | None = None
+) -> tuple[list[Schema], dict[str, Schema]]:
+    """Return schemas of a tool's arguments for xgrammar, and the definitions that they refer to.
+
+    Arguments match one of the schemas, each of a closed or open object. With `in_xml` each property is a parameter of
+    the XML format, which has strings without quotes: there a string is `{"type": "string"}`, with its regular
+    expression as `raw` where it is constrained, and no reference is left outside of values that are JSON. The tools of
+    a request share one `budget`.
+
+    Raises:
+        RefusedSchemaError: A keyword cannot be enforced, or arguments cannot be objects.
+        ValueError: The text is not JSON.
+    """
+    budget = WritingBudget(len(text)) if budget is None else budget
+    rewriter = _Rewriter(json.loads(text), _Level.ARGUMENTS, in_xml=in_xml, budget=budget)
+    try:
+        return rewriter.objects()
+    except RecursionError:
+        raise RefusedSchemaError("$ref", "", "references lead to themselves without a property or item") from None
+
+
+class _Level(enum.Enum):
+    """Where a schema stands: as all arguments of a tool, as one parameter in XML, or in anything else."""
+
+    ARGUMENTS = enum.auto()
+    PARAMETER = enum.auto()
+    NESTED = enum.auto()
+
+
 class _Rewriter:
-    def __init__(self, root: Any) -> None:
+    def __init__(
+        self, root: Any, level: _Level = _Level.NESTED, *, in_xml: bool = False, budget: WritingBudget | None = None
+    ) -> None:
         self._root = root
+        self._level = level
+        self._in_xml = in_xml
         self._names: dict[str, str] = {}
         self._merges = 0
+        self._budget = budget
         self._definitions: dict[str, Schema] = {}
 
     def whole(self) -> str:
         """Return the rewritten schema with its definitions, as JSON text."""
         schema = self._schema(self._root, "")
+        self._define()
+        return json.dumps(schema | {"$defs": self._definitions} if self._definitions else schema)
+
+    def objects(self) -> tuple[list[Schema], dict[str, Schema]]:
+        """Return the rewritten schemas of objects that the whole schema allows, and the definitions."""
+        found = [part for part in alternatives(self._schema(self._root, "")) if part.get("type", "object") == "object"]
+        found = [part for part in found if "enum" not in part]
+        if not found:
+            raise RefusedSchemaError("type", "", NOT_AN_OBJECT)
+        self._level = _Level.NESTED
+        self._define()
+        return found, self._definitions
+
+    def _define(self) -> None:
         done = 0
         while done < len(self._names):
             pointer, name = list(self._names.items())[done]
             self._definitions[name] = self._schema(self._target(pointer, pointer), pointer)
             done += 1
-        return json.dumps(schema | {"$defs": self._definitions} if self._definitions else schema)
+
+    def _spend(self, count: int, at: str) -> None:
+        if self._budget is not None and count:
+            self._budget.spend(count, at)
 
     def _schema(self, schema: Any, at: str) -> Schema:
+        self._spend(1, at)
         if schema is True:
             return {}
         if schema is False:
             raise RefusedSchemaError("false", at, "this schema allows no value")
         if not isinstance(schema, dict):
             raise RefusedSchemaError("schema", at, "a schema must be an object, true or false")
+        self._spend(len(schema) // 16, at)
         asserted = _asserted(schema, at)
         for keyword, rewrite in self._in_place.items():
             if keyword in asserted:
@@ -148,6 +242,7 @@ class _Rewriter:
     def _resolved(self, part: Any, at: str) -> Schema:
         """Return what a part of allOf asserts, with its references resolved."""
         for _ in range(_MAX_CHAIN):
+            self._spend(1, at)
             if part is True:
                 return {}
             if not isinstance(part, dict):
@@ -173,6 +268,7 @@ class _Rewriter:
     def _check_disjoint(self, parts: list[Any], at: str) -> None:
         known = [self._resolved(part, f"{at}/oneOf/{n}") for n, part in enumerate(parts)]
         for number, part in enumerate(known):
+            self._spend(number // 4, at)
             if not all(self._are_disjoint(part, other) for other in known[:number]):
                 raise RefusedSchemaError(
                     "oneOf",
@@ -207,6 +303,9 @@ class _Rewriter:
     def _ref(self, asserted: Schema, at: str) -> Schema:
         self._resolved(asserted, at)  # a chain that ends
         pointer = asserted["$ref"]
+        self._spend(units_of(pointer), at)
+        if self._level is not _Level.NESTED:
+            return self._schema(self._target(pointer, at), pointer)
         name = self._names.setdefault(pointer, f"d{len(self._names)}")
         return {"$ref": f"#/$defs/{name}"}
 
@@ -235,6 +334,10 @@ class _Rewriter:
         if not values:
             raise RefusedSchemaError(keyword, _join(at, keyword), "none of the values is of the type")
         _check_values(values, keyword, _join(at, keyword))
+        self._spend(units_of(values), at)
+        if self._in_xml:
+            is_raw = self._level is _Level.PARAMETER
+            _check_markers(values, MARKERS if is_raw else JSON_MARKERS, keyword, _join(at, keyword))
         return {"enum": values}
 
     def _refused(self, asserted: Schema, at: str) -> Schema:
@@ -243,6 +346,7 @@ class _Rewriter:
 
     def _by_type(self, asserted: Schema, at: str) -> Schema:
         types = asserted.get("type", _ANY_TYPE if len(asserted) else ())
+        self._spend(len(types) // 16, at)
         types = (types,) if isinstance(types, str) else tuple(dict.fromkeys(types))
         if "number" in types:
             types = tuple(name for name in types if name != "integer")
@@ -259,17 +363,29 @@ class _Rewriter:
         return written[0] if len(written) == 1 else {"anyOf": written}
 
     def _typed(self, name: str, own: Schema, at: str) -> Schema:
-        match name:
-            case "null" | "boolean":
-                return {"type": name}
-            case "integer" | "number":
-                return _number(name, own, at)
-            case "string":
-                return _string(own, at)
-            case "array":
-                return self._array(own, at)
-            case _:
-                return self._object(own, at)
+        level = self._level
+        try:
+            match name:
+                case "null" | "boolean":
+                    return {"type": name}
+                case "integer" | "number":
+                    return _number(name, own, at)
+                case "string":
+                    written = self._raw_string(own, at) if level is _Level.PARAMETER else self._string(own, at)
+                    self._spend(units_of(written.get("raw") or written.get("pattern")), at)
+                    return written
+                case "array":
+                    self._level = _Level.NESTED
+                    return self._array(own, at)
+                case _:
+                    has_parameters = self._in_xml and level is _Level.ARGUMENTS
+                    self._level = _Level.PARAMETER if has_parameters else _Level.NESTED
+                    written = self._object(own, at)
+                    if has_parameters:
+                        _check_parameters(written, at)
+                    return written
+        finally:
+            self._level = level
 
     def _array(self, own: Schema, at: str) -> Schema:
         least, most = _bounds(own, "minItems", "maxItems", at)
@@ -307,6 +423,7 @@ class _Rewriter:
         required = own.get("required", [])
         if not isinstance(properties, dict) or not isinstance(required, list):
             raise RefusedSchemaError("properties", at, "properties must be an object, and required a list")
+        self._spend((units_of([*properties]) + units_of(required)) // 8, at)
         key = "additionalProperties" if "additionalProperties" in own else "unevaluatedProperties"
         rest = own.get(key, True)
         if own.get("patternProperties") or own.get("propertyNames", True) not in (True, {}):
@@ -317,6 +434,8 @@ class _Rewriter:
         inner = {name: self._schema(part, _join(at, "properties", name)) for name, part in properties.items()}
         open_schema = {} if rest is False else self._schema(rest, _join(at, key))
         inner |= dict.fromkeys(missing, open_schema)
+        if self._in_xml:
+            _check_markers(inner, JSON_MARKERS, "properties", _join(at, "properties"))
         written: Schema = {"type": "object"}
         if inner:
             written |= {"properties": inner, "required": list(dict.fromkeys(required))}
@@ -368,15 +487,47 @@ class _Rewriter:
         where = _join(at, keyword, pattern)
         return {
             "type": "object",
-            keyword: {_pattern(pattern, where, keyword): self._schema(part, where)},
+            keyword: {self._pattern(pattern, where, keyword): self._schema(part, where)},
             "additionalProperties": False,
         }
+
+    def _string(self, own: Schema, at: str) -> Schema:
+        least, most = _lengths(own, at)
+        if "pattern" in own:
+            return {"type": "string", "pattern": self._pattern(own["pattern"], _join(at, "pattern"), "pattern")}
+        if least or most is not None:
+            return {"type": "string", "pattern": _anchored(json_string_of_length(least, most, in_xml=self._in_xml))}
+        if isinstance(own.get("format"), str) and own["format"] in ENFORCED_FORMATS:
+            return {"type": "string", "format": own["format"]}
+        return {"type": "string"}
+
+    def _pattern(self, pattern: Any, at: str, keyword: str) -> str:
+        with _regex_errors(pattern, at, keyword):
+            self._spend(len(pattern), at)
+            return _anchored(translate_json_pattern(pattern, in_xml=self._in_xml))
+
+    def _raw_string(self, own: Schema, at: str) -> Schema:
+        """Return the schema of a string without quotes: `raw` is the regular expression of a constrained one."""
+        least, most = _lengths(own, at)
+        if "pattern" in own:
+            where = _join(at, "pattern")
+            with _regex_errors(own["pattern"], where, "pattern"):
+                self._spend(len(own["pattern"]), at)
+                return {"type": "string", "raw": translate_raw_pattern(own["pattern"], MARKERS)}
+        if least or most is not None:
+            return {"type": "string", "raw": raw_text_of_length(least, most)}
+        if isinstance(own.get("format"), str) and own["format"] in ENFORCED_FORMATS:
+            pattern = _DATE_TIME if own["format"] == "date-time" else RAW_FORMATS[own["format"]]
+            return {"type": "string", "raw": translate_raw_pattern(pattern, MARKERS)}
+        return {"type": "string"}
 
     _in_place: Mapping[str, Callable[[_Rewriter, Schema, str], Schema]] = {}
 
 
 _MAX_CHAIN = 64
 _MAX_MERGES = 100
+_MAX_PARAMETER_NAME = 256
+_MAX_WRITTEN = 16_384  # units of WritingBudget
 _UNSUPPORTED = ("$dynamicRef", "$recursiveRef", "not", "if", "$id")
 _TOGETHER = (
     {"properties", "patternProperties", "additionalProperties", "unevaluatedProperties", "propertyNames"},
@@ -457,6 +608,30 @@ def _unquoted(step: str) -> str:
     return unquote(step).replace("~1", "/").replace("~0", "~")
 
 
+def alternatives(schema: Schema) -> list[Schema]:
+    """Return the parts of a rewritten schema's `anyOf`, also of those inside."""
+    if "anyOf" not in schema:
+        return [schema]
+    return [leaf for part in schema["anyOf"] for leaf in alternatives(part)]
+
+
+def units_of(value: Any) -> int:
+    """Return the units of a `WritingBudget` for a JSON value: one for each value in it, and for 64 characters."""
+    units = 0
+    left = [value]
+    while left:
+        node = left.pop()
+        units += 1
+        if isinstance(node, str):
+            units += len(node) // 64
+        elif isinstance(node, dict):
+            units += sum(len(key) for key in node) // 64
+            left.extend(node.values())
+        elif isinstance(node, list):
+            left.extend(node)
+    return units
+
+
 def _list(schema: Schema, key: str, at: str) -> list[Any]:
     value = schema[key]
     if not isinstance(value, list) or not value:
@@ -525,6 +700,30 @@ def _check_values(values: Any, keyword: str, at: str) -> None:
         raise RefusedSchemaError(keyword, at, "numbers must be in [-2^53, 2^53]")
 
 
+def _check_markers(values: Iterable[Any], markers: tuple[str, ...], keyword: str, at: str) -> None:
+    """Refuse texts that would end a value of the XML format. What is in lists and objects is written as JSON."""
+    for value in values:
+        if isinstance(value, list):
+            _check_markers(value, JSON_MARKERS, keyword, at)
+        elif isinstance(value, dict):
+            _check_markers([*value, *value.values()], JSON_MARKERS, keyword, at)
+        elif isinstance(value, str) and (found := next((marker for marker in markers if marker in value), "")):
+            raise RefusedSchemaError(keyword, at, f"must not contain {found}, which this model reads as its own markup")
+
+
+def _check_parameters(written: Schema, at: str) -> None:
+    """Refuse what is not enforced for the parameters of the XML format."""
+    for keyword in ("patternProperties", "propertyNames", "minProperties", "maxProperties"):
+        if keyword in written:
+            why = "is not enforced for a tool's own parameters with this model; use it in an object inside"
+            raise RefusedSchemaError(keyword, _join(at, keyword), why)
+    for name in written.get("properties", ()):
+        is_clean = name == name.strip() and not any(character in "<>" or character < " " for character in name)
+        if not (is_clean and 0 < len(name) <= _MAX_PARAMETER_NAME):
+            why = f"names of parameters have 1 to {_MAX_PARAMETER_NAME} characters, no <, > or control characters"
+            raise RefusedSchemaError("properties", _join(at, "properties", name), why)
+
+
 def _bounds(own: Schema, low: str, high: str, at: str) -> tuple[int, int | None]:
     found: list[int | None] = []
     for key in (low, high):
@@ -573,27 +772,22 @@ def _number(name: str, own: Schema, at: str) -> Schema:
     return written
 
 
-def _string(own: Schema, at: str) -> Schema:
+def _lengths(own: Schema, at: str) -> tuple[int, int | None]:
+    """Return the bounds of a string's length. Raise RefusedSchemaError where a pattern is beside them."""
     least, most = _bounds(own, "minLength", "maxLength", at)
-    if "pattern" in own:
-        if least or most is not None:
-            keyword = "minLength" if least else "maxLength"
-            raise RefusedSchemaError(
-                keyword, _join(at, keyword), "is not enforced beside pattern; count in the pattern"
-            )
-        return {"type": "string", "pattern": _pattern(own["pattern"], _join(at, "pattern"), "pattern")}
-    if least or most is not None:
-        return {"type": "string", "pattern": _anchored(json_string_of_length(least, most))}
-    if isinstance(own.get("format"), str) and own["format"] in ENFORCED_FORMATS:
-        return {"type": "string", "format": own["format"]}
-    return {"type": "string"}
+    if "pattern" in own and (least or most is not None):
+        keyword = "minLength" if least else "maxLength"
+        raise RefusedSchemaError(keyword, _join(at, keyword), "is not enforced beside pattern; count in the pattern")
+    return least, most
 
 
-def _pattern(pattern: Any, at: str, keyword: str) -> str:
+@contextlib.contextmanager
+def _regex_errors(pattern: Any, at: str, keyword: str) -> Iterator[None]:
+    """Raise RefusedSchemaError where `pattern` is no string or is refused inside."""
     if not isinstance(pattern, str):
         raise RefusedSchemaError(keyword, at, "must be a string")
     try:
-        return _anchored(translate_json_pattern(pattern))
+        yield
     except RefusedRegexError as error:
         raise RefusedSchemaError(keyword, at, str(error)) from error
 

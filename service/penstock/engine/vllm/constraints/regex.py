@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
@@ -38,6 +38,7 @@ _OTHER_LENGTHS: tuple[Ranges, ...] = (
 )
 """Characters that do not take one or two bytes in UTF-8, three, and four."""
 _CARET = ord("^")
+_LESS = ord("<")
 _LONG_ESCAPES = 27  # control characters that JSON writes as \u00XX only
 _JSON_ESCAPES = {0x22: '"', 0x5C: "\\", 8: "b", 12: "f", 10: "n", 13: "r", 9: "t"}
 
@@ -84,27 +85,100 @@ def translate(pattern: str) -> str:
 
     Raise RefusedRegexError for parts that cannot be enforced, and for an invalid expression.
     """
-    return _Writer(in_json=False).whole(_Parser(pattern, newlines=((10, 10),)).parse())
+    return _Writer(_set).whole(_Parser(pattern, newlines=((10, 10),)).parse())
 
 
-def translate_json_pattern(pattern: str) -> str:
+@lru_cache(maxsize=16)
+def translate_json_pattern(pattern: str, *, in_xml: bool = False) -> str:
     """Return a regular expression for the inside of a JSON string whose value contains a match of `pattern`.
 
-    As with the JSON-schema keyword, the match may be anywhere unless it is anchored. Raise RefusedRegexError as
-    `translate`.
+    As with the JSON-schema keyword, the match may be anywhere unless it is anchored. `in_xml`: `<` is written as
+    `\\u003c`, so that no text in the string ends the XML element around it. Raise RefusedRegexError as `translate`.
     """
+    return _Writer(_json_set_in_xml if in_xml else _json_set).whole(_found_anywhere(pattern))
+
+
+def json_string_of_length(least: int, most: int | None, *, in_xml: bool = False) -> str:
+    """Return a regular expression for the inside of a JSON string of `least` to `most` characters (code points).
+
+    `in_xml` as in `translate_json_pattern`.
+    """
+    return _Writer(_json_set_in_xml if in_xml else _json_set).whole(_Group(((_Repeat(_Set(_TEXT), least, most),),)))
+
+
+@lru_cache(maxsize=16)
+def translate_raw_pattern(pattern: str, markers: tuple[str, ...]) -> str:
+    """Return a regular expression for a text that contains a match of `pattern` and none of the `markers`.
+
+    The match may be anywhere unless it is anchored. All markers begin with `<`: where the pattern has the characters of
+    a marker, it is left without `<`. Raise RefusedRegexError as `translate`.
+    """
+    group = _found_anywhere(pattern)
+    characters = _sorted(_members(group))
+    if any(all(_has(characters, ord(character)) for character in marker) for marker in markers):
+        return _Writer(lambda ranges: _text_set(_minus(ranges, ((_LESS, _LESS),)))).whole(group)
+    return _Writer(_text_set).whole(group)
+
+
+def raw_text_of_length(least: int, most: int | None) -> str:
+    """Return a regular expression for a text of `least` to `most` characters without the markers of tool calls.
+
+    Some other texts with `<` are left out too: those that end with it, that have it three times in a row or that have
+    it in more than about every fifth character beside a maximum.
+    """
+    plain, unit = _raw(r"[^<]"), _raw(_WITHOUT_MARKERS)
+    if most is None:
+        return f"(?:{unit}){_quantifier(least, None)}"
+    units = most // _MAX_UNIT_CHARACTERS
+    written = f"(?:{plain}){_quantifier(least, most)}"
+    return f"(?:{written}|(?:{unit}){_quantifier(least, units)})" if units and units >= least else written
+
+
+def raw_start_without(excluded: str) -> str:
+    """Return a regular expression for the start of a text: one of some short texts that no marker of calls begins.
+
+    The first character is none of `excluded`.
+    """
+    others = "".join(f"\\u{ord(character):04x}" for character in dict.fromkeys(excluded))
+    return _raw(_WITHOUT_MARKERS.replace("[^<]", f"[^<{others}]", 1))
+
+
+@cache
+def _raw(pattern: str) -> str:
+    return _Writer(_text_set).whole(_Parser(pattern, newlines=()).parse())
+
+
+_WITHOUT_MARKERS = r"(?:[^<]|<<?/?(?:[^/<pft]|p[^a<]|f[^u<]|t[^o<]))"
+"""One to five characters that do not begin `<parameter=`, `<function=`, `<tool_call>` or their closing forms."""
+_MAX_UNIT_CHARACTERS = 5
+
+
+def _found_anywhere(pattern: str) -> _Group:
+    """Return a pattern as ECMA-262 reads it, for a whole text in which a match is anywhere."""
     group = _Parser(pattern, newlines=((10, 10), (13, 13), (0x2028, 0x2029))).parse()
     while len(group.branches) == 1 and len(group.branches[0]) == 1 and isinstance(group.branches[0][0], _Group):
         group = group.branches[0][0]
-    return _Writer(in_json=True).whole(_Group(tuple(_found_anywhere(branch) for branch in group.branches)))
+    return _Group(tuple(_between_anything(branch) for branch in group.branches))
 
 
-def json_string_of_length(least: int, most: int | None) -> str:
-    """Return a regular expression for the inside of a JSON string of `least` to `most` characters (code points)."""
-    return _Writer(in_json=True).whole(_Group(((_Repeat(_Set(_TEXT), least, most),),)))
+def _members(node: _Node) -> Iterator[tuple[int, int]]:
+    """Yield the ranges of all characters of an expression."""
+    match node:
+        case _Set(ranges):
+            yield from ranges
+        case _Repeat(inner):
+            yield from _members(inner)
+        case _Group(branches):
+            for branch in branches:
+                for part in branch:
+                    yield from _members(part)
 
 
-def _found_anywhere(branch: tuple[_Node, ...]) -> tuple[_Node, ...]:
+def _has(ranges: Ranges, code: int) -> bool:
+    return any(low <= code <= high for low, high in ranges)
+
+
+def _between_anything(branch: tuple[_Node, ...]) -> tuple[_Node, ...]:
     anything = _Repeat(_Set(_TEXT), 0, None)
     starts = bool(branch) and isinstance(branch[0], _Anchor) and branch[0].at_start
     ends = bool(branch) and isinstance(branch[-1], _Anchor) and not branch[-1].at_start
@@ -285,8 +359,8 @@ class _Parser:
 
 
 class _Writer:
-    def __init__(self, *, in_json: bool) -> None:
-        self._in_json = in_json
+    def __init__(self, write_set: Callable[[Ranges], str]) -> None:
+        self._write_set = write_set
         self._size = 0
 
     def whole(self, group: _Group) -> str:
@@ -320,7 +394,7 @@ class _Writer:
     def _node(self, node: _Node, *, starts: bool, ends: bool) -> str:
         match node:
             case _Set(ranges):
-                return self._sized(_json_set(ranges) if self._in_json else _set(ranges))
+                return self._sized(self._write_set(ranges))
             case _Repeat(inner, least, most):
                 text = self._node(inner, starts=False, ends=False)
                 return self._sized(f"(?:{text}){_quantifier(least, most)}") if most != 0 and text else ""
@@ -354,12 +428,34 @@ def _set(ranges: Ranges) -> str:
     return f"[{''.join(parts)}]"
 
 
+def _by_length(ranges: Ranges) -> list[Ranges]:
+    """Return one set for each length in UTF-8.
+
+    For a set over several lengths, xgrammar also allows overlong encodings, which decoders reject.
+    """
+    return [part for less in _OTHER_LENGTHS if (part := _minus(ranges, less))]
+
+
+@lru_cache(maxsize=128)
+def _text_set(ranges: Ranges) -> str:
+    """Return an expression for one character as it is, in valid UTF-8."""
+    written = [_set(part) for part in _by_length(ranges)] or [_set(())]
+    return written[0] if len(written) == 1 else f"(?:{'|'.join(written)})"
+
+
+def _json_set_in_xml(ranges: Ranges) -> str:
+    r"""Return an expression for one character of a JSON string in which `<` is `\u003c`."""
+    if not _has(ranges, _LESS):
+        return _json_set(ranges)
+    escaped = f"{_character(0x5C)}u{_LESS:04x}"
+    others = _minus(ranges, ((_LESS, _LESS),))
+    return f"(?:{_json_set(others)}|{escaped})" if others else escaped
+
+
+@lru_cache(maxsize=128)
 def _json_set(ranges: Ranges) -> str:
     """Return an expression for one character of a JSON string: itself, or its shortest escape."""
-    raw = _minus(ranges, ((0, 0x1F), (0x22, 0x22), (0x5C, 0x5C)))
-    # One set for each length in UTF-8: for a set over several lengths, xgrammar also allows overlong encodings, which
-    # decoders reject.
-    by_length = [part for less in _OTHER_LENGTHS if (part := _minus(raw, less))]
+    by_length = _by_length(_minus(ranges, ((0, 0x1F), (0x22, 0x22), (0x5C, 0x5C))))
     escaped = [code for code in (*range(0x20), 0x22, 0x5C) if any(a <= code <= b for a, b in ranges)]
     short = [ord(_JSON_ESCAPES[code]) for code in escaped if code in _JSON_ESCAPES]
     written = [_set(part) for part in by_length] or ([] if escaped else [_set(())])

@@ -37,6 +37,7 @@ _COSTLY_SECONDS = 600.0
 _GRACE_SECONDS = 30.0  # in addition to the trial's own time, because the process runs at a low priority
 _START_SECONDS = 120.0
 _LINE_BYTES = 1 << 20
+_WRITTEN_AT_ONCE = 2048  # characters of a constraint that is converted in the event loop; a longer one in a thread
 
 
 class ConstraintSandbox:
@@ -87,7 +88,10 @@ class ConstraintSandbox:
             BadRequest: The constraint is refused.
             Overloaded: Too many constraints wait, or the process does not start.
         """
-        kind, spec = self._grammar_of(structured)
+        if _characters(structured) > _WRITTEN_AT_ONCE:
+            kind, spec = await asyncio.to_thread(self._grammar_of, structured)
+        else:
+            kind, spec = self._grammar_of(structured)
         key = _key(kind, spec)
         verdict = self._remembered(_key_of_caller(key, caller)) or self._remembered(key)
         if verdict is None:
@@ -258,6 +262,12 @@ def _retrieve(task: asyncio.Task[Any]) -> None:
     """Retrieve the exception, which asyncio would report where no caller is left that waits for the task."""
     if not task.cancelled():
         task.exception()
+
+
+def _characters(structured: StructuredOutput) -> int:
+    tools = structured.tool_calls.tools if structured.tool_calls is not None else ()
+    texts = [structured.spec, *structured.choices, *(tool.parameters_json_schema for tool in tools)]
+    return sum(map(len, texts))
 
 
 def _key(kind: str, spec: str) -> bytes:

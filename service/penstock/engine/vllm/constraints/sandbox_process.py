@@ -118,6 +118,8 @@ def _convert(kind: str, spec: str, xgrammar: Any) -> None:
         xgrammar.Grammar.from_regex(spec)
     elif kind == "ebnf":
         xgrammar.Grammar.from_ebnf(spec)
+    elif kind == "structural_tag":
+        xgrammar.Grammar.from_structural_tag(spec)
 
 
 def _compile(kind: str, spec: str, compiler: Any) -> Any:
@@ -126,6 +128,8 @@ def _compile(kind: str, spec: str, compiler: Any) -> Any:
         return compiler.compile_json_schema(spec, any_whitespace=False, separators=(",", ":"))
     if kind == "regex":
         return compiler.compile_regex(spec)
+    if kind == "structural_tag":
+        return compiler.compile_structural_tag(spec)
     return compiler.compile_lark(spec) if kind == "lark" else compiler.compile_grammar(spec)
 
 
