@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import io
+import os
 import sys
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from penstock.cli import options as o
 
 if TYPE_CHECKING:
-    from penstock_client import Client, Stream
+    from penstock_client import Client, Event, FunctionTool, Stream, ToolCall, ToolResult
+    from penstock_client.messages import MessageLike
     from rich.console import Console
 
 HELP = """\
@@ -39,7 +42,8 @@ class Conversation:
     sampling: dict[str, int | float | None] = field(default_factory=dict)
     timeout: float | None = None
     """Seconds for each reply."""
-    turns: list[tuple[str, str]] = field(default_factory=list)
+    turns: list[MessageLike] = field(default_factory=list)
+    tools: list[FunctionTool[..., Any]] = field(default_factory=list)
 
     def command(self, line: str) -> str | None:
         """Run a slash command and return what it did; None to leave. Raise ValueError for an invalid one."""
@@ -90,6 +94,14 @@ def chat(
     max_output_tokens: o.MaxOutputTokens = None,
     temperature: o.Temperature = None,
     timeout: o.Timeout = None,
+    tools: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:FUNCTION[,FUNCTION]",
+            help="Python functions that the model may call, from the current folder or an installed package. They are "
+            "executed on this machine without asking.",
+        ),
+    ] = None,
     json: o.Json = False,
     target: o.Target = o.DEFAULT_TARGET,
     tls: o.Tls = None,
@@ -106,7 +118,7 @@ def chat(
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")
     console = Console(stderr=json)
     sampling = {"max_output_tokens": max_output_tokens, "temperature": temperature}
-    talk = Conversation(system, thinking, budget, show_thoughts, sampling, timeout)
+    talk = Conversation(system, thinking, budget, show_thoughts, sampling, timeout, tools=_tools(tools))
     with o.connected(target, tls, ca) as client:
         card = client.model(timeout=10)
         if sys.stdin.isatty():
@@ -124,6 +136,31 @@ def chat(
                 console.out("\n".join(in_words(error, target, tls, ca)), style="red", highlight=False)
             except typer.BadParameter as error:
                 console.out(error.message, style="red", highlight=False)
+
+
+def _tools(named: str | None) -> list[FunctionTool[..., Any]]:
+    """Import the functions of --tools. Raise BadParameter where that fails."""
+    if named is None:
+        return []
+    from penstock_client import FunctionTool, tool
+
+    module, _, names = named.partition(":")
+    if not module or not names:
+        raise typer.BadParameter(f"must be MODULE:FUNCTION[,FUNCTION], got {named!r}", param_hint="--tools")
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.insert(0, here)
+    made: list[FunctionTool[..., Any]] = []
+    try:
+        found = importlib.import_module(module)
+        for name in names.split(","):
+            function = getattr(found, name.strip())
+            made.append(function if isinstance(function, FunctionTool) else tool(function))
+    except Exception as error:  # what a user's module raises
+        why = f"cannot use {named!r}: {type(error).__name__}: {error}"
+        raise typer.BadParameter(why, param_hint="--tools") from None
+    if waits := [one.name for one in made if one.is_async]:
+        raise typer.BadParameter(f"{waits[0]} is async; chat calls functions that are not", param_hint="--tools")
+    return made
 
 
 def _read(console: Console) -> str | None:
@@ -156,15 +193,19 @@ def _command(talk: Conversation, line: str, console: Console) -> bool:
 
 def _reply(client: Client, talk: Conversation, line: str, console: Console, json: bool) -> None:
     """Send a message, print the reply while it arrives, and add both to the conversation."""
-    system = [("system", talk.system)] if talk.system is not None else []
-    spec = o.spec(
-        [*system, *talk.turns, ("user", line)],
-        thinking=talk.thinking,
-        budget=talk.budget,
-        include_thoughts=None if talk.show_thoughts else False,
-        overflow="drop_oldest_turns",
+    system: list[MessageLike] = [("system", talk.system)] if talk.system is not None else []
+    prompt = [*system, *talk.turns, ("user", line)]
+    options = {
+        "thinking": talk.thinking,
+        "budget": talk.budget,
+        "include_thoughts": None if talk.show_thoughts else False,
+        "overflow": "drop_oldest_turns",
         **talk.sampling,
-    )
+    }
+    if talk.tools:
+        _run(client, talk, prompt, options, _Shown(console, json))
+        return
+    spec = o.spec(prompt, **options)
     with client.stream(spec=spec, timeout=talk.timeout) as events:
         try:
             _show(events, console, json)
@@ -175,6 +216,60 @@ def _reply(client: Client, talk: Conversation, line: str, console: Console, json
         # A stopped reply stays in the conversation; a turn without any answer would be refused later.
         if answer:
             talk.turns += [("user", line), ("assistant", answer)]
+
+
+class _Shown:
+    """Print the turns of a run: text and calls while they arrive, results, and the numbers of each turn."""
+
+    def __init__(self, console: Console, json: bool) -> None:
+        from penstock.cli import show
+
+        self.console, self.json, self.show = console, json, show
+        self.printer = show.StreamPrinter(console, console)
+
+    def event(self, event: Event) -> None:
+        """Print an event."""
+        from penstock_client import Finished
+
+        if self.json:
+            self.show.print_json(event.proto)
+            return
+        self.printer.show(event)
+        if isinstance(event, Finished):
+            self.show.print_numbers(self.console, event.response)
+
+    def result(self, call: ToolCall, result: ToolResult) -> None:
+        """Print the result of a call."""
+        from penstock_client import Message, build_spec
+
+        if self.json:
+            self.show.print_json(build_spec([Message.tool(result)]).messages.messages[0])
+        else:
+            self.console.out(self.show.result_line(call, result), style="dim", highlight=False)
+
+
+def _run(client: Client, talk: Conversation, prompt: list[MessageLike], options: dict[str, Any], shown: _Shown) -> None:
+    """Send a message with tools, print what happens, and add all of it to the conversation."""
+    o.spec(prompt, tools=talk.tools, **options)  # what cannot be sent is refused in the same words
+    try:
+        run = client.run(
+            prompt,
+            tools=talk.tools,
+            timeout=talk.timeout,
+            on_event=shown.event,
+            on_result=shown.result,
+            **options,
+        )
+    except KeyboardInterrupt:
+        shown.printer.end_line()
+        shown.console.out("(stopped; this turn is not kept)", style="dim", highlight=False)
+        return
+    finally:
+        shown.printer.end_line()
+    if len(run.turns) > 1 and not shown.json:
+        shown.console.out(shown.show.run_line(run), style="dim", highlight=False)
+    if run.answer:
+        talk.turns = run.messages[len(prompt) - len(talk.turns) - 1 :]
 
 
 def _show(events: Stream, console: Console, json: bool) -> None:

@@ -15,6 +15,7 @@ from penstock.cli.failures import EXIT_REFUSED, fail_call
 
 if TYPE_CHECKING:
     from penstock_client import Client
+    from penstock_client.spec import Prompt
     from penstock_proto.v1.generation_pb2 import GenerationSpec
     from rich.console import Console
 
@@ -87,7 +88,7 @@ def connected(target: str, tls: bool | None, ca: Path | None = None) -> Iterator
         raise typer.Exit(EXIT_REFUSED) from None
 
 
-def spec(prompt: str | list[tuple[str, str]], **options: Any) -> GenerationSpec:
+def spec(prompt: Prompt, **options: Any) -> GenerationSpec:
     """Return the request. Raise BadParameter for values that no request can have."""
     from penstock_client import build_spec
 

@@ -15,9 +15,14 @@ from penstock_client import (
     Interrupted,
     InterruptionReason,
     Response,
+    Run,
     ThinkingFinished,
     ThinkingOutcome,
     ThoughtDelta,
+    ToolCall,
+    ToolCallFinished,
+    ToolCallStatus,
+    ToolResult,
 )
 from penstock_client.values import FinishReason, ThinkingMode
 
@@ -57,6 +62,8 @@ class StreamPrinter:
                 self._text(type(event), event.text)
             case ThinkingFinished() | Finished():
                 self.end_line()
+            case ToolCallFinished():
+                self._notice(call_line(event.call))
             case Interrupted():
                 self._notice(interruption_line(event))
             case Continued():
@@ -93,6 +100,32 @@ class StreamPrinter:
             self._at_line_start = text.endswith("\n")
 
 
+_MAX_SHOWN = 200
+
+
+def _brief(text: str) -> str:
+    line = " ".join(text.translate(_NO_CONTROLS).split())
+    return line if len(line) <= _MAX_SHOWN else f"{line[:_MAX_SHOWN]}..."
+
+
+def call_line(call: ToolCall) -> str:
+    """Return a tool call in one line."""
+    cut = "" if call.status is ToolCallStatus.COMPLETE else " (cut: not executed)"
+    return f"-> {_brief(call.name)} {_brief(call.arguments_json)}{cut}"
+
+
+def result_line(call: ToolCall, result: ToolResult) -> str:
+    """Return the result of a tool call in one line."""
+    return f"<- {_brief(call.name)}{' failed' if result.is_error else ''}: {_brief(result.content)}"
+
+
+def run_line(run: Run) -> str:
+    """Return the numbers of all turns of a run together."""
+    usage, cost = run.usage, run.cost
+    parts = [f"{len(run.turns)} turns together: prompt {usage.prompt_tokens}", f"output {usage.output_tokens} tokens"]
+    return _BETWEEN.join([*parts, *([usd(cost.usd)] if cost is not None else [])])
+
+
 def interruption_line(event: Interrupted) -> str:
     """Return why no text comes, and for how long."""
     happened = "hangs" if event.reason is InterruptionReason.ENGINE_HUNG else "died"
@@ -117,6 +150,8 @@ def usage_line(response: Response) -> str:
         f"answer {usage.answer_tokens}",
         f"prompt {usage.prompt_tokens}" + (f" ({usage.cached_tokens} cached)" if usage.cached_tokens else ""),
     ]
+    if usage.tool_tokens:
+        parts.insert(2, f"tool calls {usage.tool_tokens}")
     if settings.dropped_messages or settings.dropped_tokens:
         parts.append(f"dropped {settings.dropped_messages} messages, {settings.dropped_tokens} tokens")
     if timing.first_token_seconds is not None:

@@ -22,6 +22,7 @@ DEMO_MODEL_FP8_DIR = Path(__file__).parents[1] / "demo_model_fp8"
 Switch = Literal["auto", "on", "off", "required"]
 """auto: on where it works. on: on, or off with a stated reason. required: on, or the start fails. off: off."""
 Tokens = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
 _NATIVE_WINDOW_TOKENS = 262_144
 """Window of the models that this service is for; used for limits in bytes where none is configured."""
 # English has 3.6 bytes per token, code and other scripts up to 6.
@@ -263,6 +264,14 @@ class ThinkingSettings(Section):
         None,
         description="Tokens reserved for the answer; unset: a 256th of the window, 128 to 4,096.",
     )
+    effort_low_tokens: Tokens = Field(2048, description="Maximum thinking budget of effort LOW, in tokens.")
+    effort_medium_tokens: Tokens = Field(8192, description="Maximum thinking budget of effort MEDIUM, in tokens.")
+    effort_high_tokens: Tokens = Field(32_768, description="Maximum thinking budget of effort HIGH, in tokens.")
+    effort_low_share: Share = Field(
+        0.2, description="Maximum share of a call's output tokens that effort LOW thinks; the smaller bound holds."
+    )
+    effort_medium_share: Share = Field(0.5, description="As effort_low_share, for effort MEDIUM.")
+    effort_high_share: Share = Field(0.8, description="As effort_low_share, for effort HIGH.")
     closing_message: str = Field("", description="Text that ends a thought which is closed at its budget.")
     deadline_margin_seconds: float = Field(0.15, ge=0, description="Seconds kept free before a caller's deadline.")
 
@@ -296,6 +305,12 @@ class LimitSettings(Section):
     # vLLM's Model Runner V2, which runs on GPUs, has room for 1,024 per request: one more would end the engine.
     max_logit_biases: Annotated[int, Field(ge=0, le=1024)] = Field(
         300, description="Maximum tokens with a bias in one call."
+    )
+    max_tools: Annotated[int, Field(ge=0, le=1024)] = Field(
+        128, description="Maximum tools of one call; 0 allows none."
+    )
+    max_tool_calls: Annotated[int, Field(ge=1, le=1024)] = Field(
+        32, description="Maximum tool calls of one output, and of one assistant message."
     )
     max_closing_message_bytes: Annotated[int, Field(ge=0)] = Field(
         1024, description="Maximum UTF-8 bytes of a request's closing message."

@@ -16,9 +16,10 @@ from functools import partial
 from typing import Any
 
 from penstock.engine.base import Engine
-from penstock.errors import ConstraintLost, EngineDied, EngineDown, EngineRefused
+from penstock.errors import ConstraintLost, EngineDied, EngineDown, EngineRefused, GenerationNotFound
 from penstock.generation.control import GenerationRun
 from penstock.generation.output_parser import OutputParser, ParserSettings, StepAction
+from penstock.generation.tool_planning import tool_call_parser, tool_call_token
 from penstock.telemetry.hooks import Cause
 from penstock.types import (
     CandidateEnd,
@@ -32,6 +33,7 @@ from penstock.types import (
     Interrupted,
     ThinkingOutcome,
     ThoughtEnded,
+    ToolEvent,
     Usage,
 )
 
@@ -40,6 +42,7 @@ _FINISH_OF = {
     StepAction.STOP_TOKEN: FinishReason.STOP_TOKEN,
     StepAction.STOP_STRING: FinishReason.STOP_STRING,
     StepAction.MAX_OUTPUT_TOKENS: FinishReason.MAX_OUTPUT_TOKENS,
+    StepAction.CALLS_MADE: FinishReason.TOOL_CALLS,
     StepAction.CANCELLED: FinishReason.CANCELLED,
     StepAction.DRAINED: FinishReason.DRAINED,
 }
@@ -48,7 +51,10 @@ _OUTCOME_OF = {
     StepAction.CLOSE_THOUGHT_AFTER_EOS: ThinkingOutcome.NATURAL_END,
     StepAction.CLOSE_THOUGHT_BY_CLIENT: ThinkingOutcome.FINISHED_BY_CLIENT,
     StepAction.CLOSE_THOUGHT_BEFORE_DEADLINE: ThinkingOutcome.DEADLINE,
+    StepAction.CLOSE_THOUGHT_FOR_CALL: ThinkingOutcome.NATURAL_END,
 }
+# Reasons to end that are TOOL_CALLS where the output has a complete call.
+_ENDS_BY_MODEL = (FinishReason.STOP, FinishReason.STOP_TOKEN, FinishReason.STOP_STRING)
 # Outcomes of a thought that the end of the output cuts. A drained one continues elsewhere, so no event reports its end.
 _CUT_OF = {
     StepAction.MAX_OUTPUT_TOKENS: ThinkingOutcome.MAX_OUTPUT_TOKENS,
@@ -59,18 +65,27 @@ _CAUSE_OF = {
     StepAction.CLOSE_THOUGHT_AFTER_EOS: Cause.END_OF_TURN,
     StepAction.CLOSE_THOUGHT_BY_CLIENT: Cause.CLIENT,
     StepAction.CLOSE_THOUGHT_BEFORE_DEADLINE: Cause.DEADLINE,
+    StepAction.CLOSE_THOUGHT_FOR_CALL: Cause.TOOL_CALL,
     StepAction.BUDGET_CHANGED: Cause.BUDGET_CHANGED,
     StepAction.REOPENED: Cause.REOPENED,
+    StepAction.MARKER_IN_CALL: Cause.TOOL_CALL,
     StepAction.TOO_SHORT: Cause.TOO_SHORT,
     StepAction.ENGINE_RAN_OUT: Cause.STRAY_MARKERS,
 }
+# After the first stray marker the model spells them in plain tokens: each one would cost a continuation.
+_BANS_MARKERS = (
+    StepAction.REOPENED,
+    StepAction.MARKER_IN_CALL,
+    StepAction.TOO_SHORT,
+    StepAction.ENGINE_RAN_OUT,
+)
 # Multiple of the answer's expected time that is kept free before the deadline.
 _DEADLINE_PACE_MARGIN = 1.25
 # Distance between the seeds of a candidate's runs: a continuation must not draw the same random numbers again.
 _SEED_STRIDE = 0x9E3779B1
 # A few runs in a row may add no token (a closed thought, a stray marker). More of them would never end.
 _MAX_RUNS_WITHOUT_TOKENS = 8
-CandidateEvent = Delta | ThoughtEnded | Interrupted | Continued | CandidateEnd
+CandidateEvent = Delta | ToolEvent | ThoughtEnded | Interrupted | Continued | CandidateEnd
 
 
 class Candidate:
@@ -120,15 +135,21 @@ class Candidate:
                 min_output_tokens=output.min_tokens,
                 stop_strings=output.stop_strings,
                 stop_token_ids=frozenset(output.stop_token_ids),
-                trims_answer_start=output.structured is None,
+                trims_answer_start=plan.structured is None,
+                tool_call_id=tool_call_token(engine.tokenizer) if plan.max_tool_calls else None,
+                candidate_index=index,
+                call_id_prefix=f"call_{self._id}-",
             ),
             engine.tokenizer.token_bytes,
-            candidate_index=index,
             in_thought=plan.in_thought,
             may_open=plan.may_open,
+            tools=tool_call_parser(plan, engine.card),
         )
         if run.states:
-            self._restore(run.states[index])
+            try:
+                self._restore(run.states[index])
+            except (KeyError, TypeError, ValueError) as error:
+                raise GenerationNotFound("resume_token is of another version of the service") from error
 
     def state(self) -> dict[str, Any]:
         """Return plain data from which another process can continue this candidate."""
@@ -148,7 +169,7 @@ class Candidate:
         self._runs, self._banned = state["runs"], tuple(state["banned"])
         self._markers_are_banned = bool(self._banned)
         self._cached_tokens, self._recomputed_tokens = state["tokens"]
-        if state.get("ended"):  # Servers of earlier versions do not send it.
+        if state["ended"]:
             reason, matched_stop = state["ended"]
             self._ended = FinishReason(reason), matched_stop
 
@@ -224,7 +245,7 @@ class Candidate:
         self._cause = _CAUSE_OF.get(action, Cause.START)
         if action is StepAction.TOO_SHORT and self._markers_are_banned and not self._run_counted:
             raise EngineRefused("the engine ends the answer before its minimum")
-        if action in (StepAction.REOPENED, StepAction.TOO_SHORT, StepAction.ENGINE_RAN_OUT):
+        if action in _BANS_MARKERS:
             self._ban_markers()
 
     def _ban_markers(self) -> None:
@@ -257,9 +278,9 @@ class Candidate:
         most = left + (1 if parser.in_thought else 2 if parser.may_think else 0)
         forces = self._engine.card.forces_budget and len(plan.closing_ids) == 1
         context, constrained = self._context_beside(left), 0
-        if output.structured is not None and not parser.in_thought:
+        if plan.structured is not None and not parser.in_thought:
             constrained = len(context) - parser.answer_start
-        seed = plan.sampling.seed
+        stops, seed = output.stop_token_ids, plan.sampling.seed
         if seed is not None:
             seed = (seed + self._index + self._runs * _SEED_STRIDE) % 2**63
         self._runs += 1
@@ -279,11 +300,11 @@ class Candidate:
             thought_budget_tokens=(
                 parser.thought_budget_tokens - parser.thought_tokens if parser.in_thought and forces else None
             ),
-            # A run that starts in a thought does not get the caller's stops: they end the answer only, where the parser
-            # finds them. Where no thought can be opened any more, the engine's minimum applies to them.
-            stop_token_ids=() if parser.in_thought or self._may_open_thought else output.stop_token_ids,
+            # A run that starts in a thought, or may write tool calls, does not get the caller's stops: they end the
+            # answer only, where the parser finds them. In other runs the engine's minimum applies to them.
+            stop_token_ids=() if parser.in_thought or self._may_open_thought or plan.max_tool_calls else stops,
             top_logprobs=output.top_logprobs,
-            structured=output.structured,
+            structured=plan.structured,
             constrained_prompt_tokens=constrained,
             banned_token_ids=self._banned,
             cache_salt=plan.request.context.cache_salt,
@@ -361,7 +382,11 @@ class Candidate:
         goes_on = action is StepAction.GO_ON  # The fast path: nearly every step goes on.
         outcome = None if goes_on else _OUTCOME_OF.get(action)
         ends = not goes_on and action in _FINISH_OF
-        if outcome is not None:
+        if action is StepAction.CLOSE_THOUGHT_FOR_CALL:
+            # Without the closing message: the model ends the thought itself, and the call goes on after it.
+            parser.close_thought(self._plan.closing_ids[-1:])
+            parser.begin_call()
+        elif outcome is not None:
             parser.close_thought(self._plan.closing_ids)
         elif ends and parser.in_thought:
             outcome = _CUT_OF.get(action)
@@ -369,11 +394,11 @@ class Candidate:
             spent = parser.thought_tokens >= parser.thought_budget_tokens
             outcome = ThinkingOutcome.BUDGET_REACHED if spent else ThinkingOutcome.NATURAL_END
         # A drained candidate continues elsewhere: an incomplete character or stop string must not be flushed here.
-        events: list[CandidateEvent] = list(parser.pop_deltas(final=ends and action is not StepAction.DRAINED))
+        events: list[CandidateEvent] = list(parser.pop_events(final=ends and action is not StepAction.DRAINED))
         if outcome is not None:
             thoughts = sum(isinstance(event, Delta) and event.is_thought for event in events)
             events.insert(thoughts, self._thought_ended(outcome))
-        if self.first_answer_at is None and parser.answer_tokens:
+        if self.first_answer_at is None and (parser.answer_tokens or parser.tool_tokens):
             self.first_answer_at = time.monotonic()
             self._hooks.first_answer_token()
         return events
@@ -438,6 +463,7 @@ class Candidate:
             cached_tokens=self._cached_tokens,
             thought_tokens=parser.thought_tokens,
             answer_tokens=parser.answer_tokens,
+            tool_tokens=parser.tool_tokens,
             marker_tokens=parser.marker_tokens,
             drafted_tokens=self._drafted_tokens if counted else None,
             accepted_tokens=self._accepted_tokens if counted else None,
@@ -451,6 +477,11 @@ class Candidate:
         return ThinkingOutcome.MAX_OUTPUT_TOKENS if is_full else ThinkingOutcome.CANCELLED
 
     def _end(self, reason: FinishReason) -> CandidateEnd:
+        if reason in (FinishReason.STOP, FinishReason.MAX_OUTPUT_TOKENS) and self._parser.matched_stop:
+            # Line breaks that may belong to a call are searched for stops once it is known that they do not.
+            reason = FinishReason.STOP_STRING
+        if reason in _ENDS_BY_MODEL and self._parser.complete_calls:
+            reason = FinishReason.TOOL_CALLS
         if reason is not FinishReason.DRAINED:
             self._ended = reason, self._parser.matched_stop
         end = self._end_of(reason, self._parser.matched_stop)

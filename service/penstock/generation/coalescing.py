@@ -1,4 +1,4 @@
-"""Coalesce deltas into fewer, larger ones, to save work per message.
+"""Coalesce deltas of text and of tool-call arguments into fewer, larger ones, to save work per message.
 
 A client may ask for it (`flush_interval`), and a server whose event loop is full or late does it by itself
 (`EventLoopLagMonitor`). It happens before events get their sequence numbers: these have no gaps, and Resume replays
@@ -15,7 +15,10 @@ from contextlib import aclosing
 from itertools import chain
 
 from penstock import tasks
-from penstock.types import Delta, Event
+from penstock.types import Delta, Event, ToolCallArguments
+
+Held = Delta | ToolCallArguments
+"""Events that can be joined with later ones of their kind."""
 
 _CHECK_SECONDS = 0.05
 _IDLE_CHECK_SECONDS = 0.5  # While no call runs: twenty wake-ups per second cost half a percent of a core.
@@ -77,7 +80,7 @@ async def coalesce_deltas(
     async with aclosing(events):
         buffer = _Buffer(interval_seconds)
         async for event in events:
-            if isinstance(event, Delta) and (seconds := buffer.hold_seconds(event)):
+            if isinstance(event, Held) and (seconds := buffer.hold_seconds(event)):
                 buffer.hold(event, seconds)
                 break
             yield event
@@ -101,9 +104,9 @@ class _Buffer:
 
     def __init__(self, interval_seconds: Callable[[], float]) -> None:
         self._interval_seconds = interval_seconds
-        self._held: list[list[Delta] | Event] = []
-        self._open: dict[tuple[int, bool], list[Delta]] = {}
-        self._last_at: dict[tuple[int, bool], float] = {}
+        self._held: list[list[Held] | Event] = []
+        self._open: dict[tuple[int, bool | int], list[Held]] = {}
+        self._last_at: dict[tuple[int, bool | int], float] = {}
         self._timer: asyncio.TimerHandle | None = None
         self.ripe = asyncio.Event()
         self.over = False
@@ -116,25 +119,25 @@ class _Buffer:
             self.over = True
             self.ripe.set()
 
-    def hold_seconds(self, delta: Delta) -> float:
+    def hold_seconds(self, delta: Held) -> float:
         """Return how long to hold a delta; 0 for the first of its kind, or if the next one would come too late."""
         interval = self._interval_seconds()
         if interval <= 0:
             return 0.0
-        kind, now = (delta.candidate_index, delta.is_thought), time.monotonic()
+        kind, now = _kind(delta), time.monotonic()
         before, self._last_at[kind] = self._last_at.get(kind), now
         return interval if before is not None and now - before < interval else 0.0
 
     def _put(self, event: Event) -> None:
-        if isinstance(event, Delta):
+        if isinstance(event, Held):
             self.hold(event, self.hold_seconds(event))
             return
         self._held.append(event)
         self._open.clear()
         self.ripe.set()
 
-    def hold(self, delta: Delta, seconds: float) -> None:
-        kind = delta.candidate_index, delta.is_thought
+    def hold(self, delta: Held, seconds: float) -> None:
+        kind = _kind(delta)
         if kind not in self._open:
             self._open[kind] = []
             self._held.append(self._open[kind])
@@ -157,14 +160,27 @@ class _Buffer:
         return [_joined(entry) if isinstance(entry, list) else entry for entry in held]
 
 
-def _joined(deltas: Sequence[Delta]) -> Delta:
+def _kind(delta: Held) -> tuple[int, bool | int]:
+    """Return what only deltas of the same text share: the candidate, and thought or answer or the number of a call."""
+    # True equals 1 as a key: calls are told from thoughts by negative numbers.
+    kind = delta.is_thought if isinstance(delta, Delta) else -1 - delta.call_index
+    return delta.candidate_index, kind
+
+
+def _joined(deltas: Sequence[Held]) -> Held:
+    first = deltas[0]
     if len(deltas) == 1:
-        return deltas[0]
+        return first
+    tokens = sum(delta.token_count for delta in deltas)
+    if isinstance(first, ToolCallArguments):
+        fragment = "".join(delta.json_fragment for delta in deltas if isinstance(delta, ToolCallArguments))
+        return ToolCallArguments(first.candidate_index, first.call_index, fragment, tokens)
+    texts = [delta for delta in deltas if isinstance(delta, Delta)]
     return Delta(
-        candidate_index=deltas[0].candidate_index,
-        is_thought=deltas[0].is_thought,
-        text="".join(delta.text for delta in deltas),
-        token_count=sum(delta.token_count for delta in deltas),
-        token_ids=tuple(chain.from_iterable(delta.token_ids for delta in deltas)),
-        logprobs=tuple(chain.from_iterable(delta.logprobs for delta in deltas)),
+        candidate_index=first.candidate_index,
+        is_thought=first.is_thought,
+        text="".join(delta.text for delta in texts),
+        token_count=tokens,
+        token_ids=tuple(chain.from_iterable(delta.token_ids for delta in texts)),
+        logprobs=tuple(chain.from_iterable(delta.logprobs for delta in texts)),
     )

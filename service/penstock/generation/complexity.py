@@ -25,23 +25,28 @@ _JSON_STRING = re.compile(r'"(?:[^"\\]|\\.?)*+"?', re.DOTALL)
 
 
 def too_complex(structured: StructuredOutput) -> str:
-    """Return why a constraint is refused; empty where its text is simple enough."""
+    """Return why a constraint is refused; empty where its text is simple enough. See also `schema_fault`."""
     match structured.kind:
         case StructuredKind.JSON_SCHEMA:
-            return _schema_fault(structured.spec)
+            return schema_fault(structured.spec)
         case StructuredKind.REGEX:
             return _repetition_fault(structured.spec)
         case StructuredKind.GRAMMAR:
             return _repetition_fault(structured.spec, quote='"')
+        case StructuredKind.TOOL_CALLS:
+            tools = structured.tool_calls.tools if structured.tool_calls is not None else ()
+            return next((fault for tool in tools if (fault := schema_fault(tool.parameters_json_schema))), "")
         case StructuredKind.CHOICE:
             return ""
 
 
-def _schema_fault(text: str) -> str:
+def schema_fault(text: str) -> str:
+    """Return why a JSON schema is refused, an answer's or a tool's; empty where it is simple enough."""
     if depth_of(text) > MAX_SCHEMA_DEPTH:
         return f"must be nested at most {MAX_SCHEMA_DEPTH} levels deep, got {depth_of(text)}"
     try:
-        schema = json.loads(text)
+        # Python reads no integers of over 4,300 digits.
+        schema = json.loads(text, parse_int=str, parse_float=str)
     except (ValueError, RecursionError):
         return ""  # Not JSON: the compiler reports that.
     return next((fault for pattern in _patterns(schema) if (fault := _repetition_fault(pattern))), "")

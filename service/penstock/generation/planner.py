@@ -14,12 +14,14 @@ from penstock.generation.context_window import fit_messages, fit_tokens, window_
 from penstock.generation.thinking import (
     Situation,
     ThinkingDefaults,
+    asks_for_thought,
     choose_mode,
     defaults_for,
     plan_budget,
     question_of,
     timed_answer_tokens,
 )
+from penstock.generation.tool_planning import constraint_of, max_tool_calls
 from penstock.types import (
     Budget,
     ContextPlan,
@@ -29,6 +31,7 @@ from penstock.types import (
     ModeChoice,
     Overflow,
     Request,
+    Role,
     Sampling,
     ThinkingConfig,
     ThinkingMode,
@@ -89,6 +92,8 @@ def plan_generation(
         deadline_monotonic=None if seconds_left is None else time.monotonic() + seconds_left,
         seconds_per_token=load.seconds_per_token,
         window_left_tokens=window_left,
+        max_tool_calls=max_tool_calls(request, config.limits),
+        structured=constraint_of(request, card),
     )
 
 
@@ -108,12 +113,28 @@ def _read_prompt(
 ) -> _Prompt:
     markers = engine.card.markers
     if request.messages is not None:
+        if _answer_is_begun(request.messages):
+            return _Prompt(_choice_for_begun_answer(request.thinking))
         return _Prompt(choose_mode(thinking, defaults, engine.card, question_of(request.messages, request.text), now))
     ids = request.token_ids if request.token_ids is not None else engine.tokenizer.encode(request.text or "")
     in_thought = ends_in_thought(ids, markers)
     choice = _raw_choice(request.thinking, in_thought, markers)
     may_open = markers is not None and not in_thought and choice.mode is ThinkingMode.THINKING
     return _Prompt(choice, True, ids, in_thought, may_open)
+
+
+def _answer_is_begun(messages: Sequence[Message]) -> bool:
+    """Return whether the last message that is not the system's is an assistant's with text, which is continued."""
+    last = next((message for message in reversed(messages) if message.role is not Role.SYSTEM), None)
+    return last is not None and last.role is Role.ASSISTANT and bool(last.content.strip())
+
+
+def _choice_for_begun_answer(thinking: ThinkingConfig) -> ModeChoice:
+    """Return FAST. Raise BadRequest where the caller asks for a thought, which would come before the answer."""
+    asks = thinking.mode is None and asks_for_thought(thinking)
+    if asks or thinking.mode is ThinkingMode.THINKING:
+        raise _conflict("must be FAST or AUTO: the last message begins the answer, and a thought comes before it")
+    return ModeChoice(ThinkingMode.FAST, None, "the last message begins the answer")
 
 
 def _most_output(request: Request, config: Config, default: int | None) -> int | None:
@@ -153,7 +174,11 @@ def _fit(
     thinks = prompt.choice.mode is ThinkingMode.THINKING
 
     def render(messages: Sequence[Message]) -> list[int]:
-        return engine.tokenizer.render(messages, thinking=thinks)
+        # The prompt shows all tools, also those that this output may not call, so that the prefix cache hits when
+        # allowed_names or the mode change.
+        return engine.tokenizer.render(
+            messages, thinking=thinks, tools=request.tools.tools, history=request.thinking.history
+        )
 
     return fit_messages(request.messages, render, overflow, window, needed)
 
@@ -176,7 +201,7 @@ def _raw_choice(thinking: ThinkingConfig, in_thought: bool, markers: Markers | N
         if thinking.mode is ThinkingMode.FAST:
             raise _conflict("must not be THINKING_MODE_FAST for a prompt that ends inside an open think section")
         return ModeChoice(ThinkingMode.THINKING, None, "raw prompt that ends inside an open think section")
-    if thinking.mode is ThinkingMode.THINKING or thinking.budget_tokens not in (None, 0):
+    if thinking.mode is ThinkingMode.THINKING or asks_for_thought(thinking):
         if markers is None:
             raise _conflict("must not be THINKING_MODE_THINKING: this model has no think section")
         return ModeChoice(ThinkingMode.THINKING, None, "raw prompt; the model may open its own think section")

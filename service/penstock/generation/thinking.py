@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from penstock.config.schema import ThinkingSettings
 from penstock.errors import BadRequest, FeatureOff, FieldReason, FieldViolation
 from penstock.generation.percentiles import percentile
-from penstock.types import Budget, Message, ModeChoice, ModelCard, Output, Role, ThinkingConfig, ThinkingMode
+from penstock.types import Budget, Effort, Message, ModeChoice, ModelCard, Output, Role, ThinkingConfig, ThinkingMode
 
 # A smaller budget is not worth a thought: it would be cut before its first step is written.
 _SMALLEST_AUTO_BUDGET_TOKENS = 4
@@ -99,14 +99,42 @@ def choose_mode(
         return ModeChoice(ThinkingMode.FAST, None, "auto: this model has no think section")
     if config.budget_tokens == 0:
         return ModeChoice(ThinkingMode.FAST, None, "thinking_budget 0: no thought")
+    if effort_of(config) is Effort.NONE:
+        return ModeChoice(ThinkingMode.FAST, None, "effort none: no thought")
     if config.mode is ThinkingMode.THINKING:
         return ModeChoice(ThinkingMode.THINKING, None, "thinking: asked for")
     return _choose_auto(config, defaults, question, now)
 
 
+def effort_of(config: ThinkingConfig) -> Effort | None:
+    """Return the effort that decides the budget; None where there is none or a number wins."""
+    return config.effort if config.budget_tokens is None else None
+
+
+def asks_for_thought(config: ThinkingConfig) -> bool:
+    """Return whether budget or effort ask for a thought."""
+    return config.budget_tokens not in (None, 0) or effort_of(config) not in (None, Effort.NONE)
+
+
+def effort_tokens(effort: Effort, settings: ThinkingSettings) -> tuple[int, float]:
+    """Return an effort's maximum budget in tokens and as a share of the output, in [0, 1]."""
+    match effort:
+        case Effort.NONE:
+            return 0, 0.0
+        case Effort.LOW:
+            return settings.effort_low_tokens, settings.effort_low_share
+        case Effort.MEDIUM:
+            return settings.effort_medium_tokens, settings.effort_medium_share
+        case Effort.HIGH:
+            return settings.effort_high_tokens, settings.effort_high_share
+
+
 def _choose_auto(config: ThinkingConfig, defaults: ThinkingDefaults, question: str, now: Situation) -> ModeChoice:
     budget, reason = defaults.auto_budget_tokens, f"at most {defaults.auto_budget_tokens} tokens by default"
-    if not needs_thought(question):
+    if (effort := effort_of(config)) is not None:
+        # The caller says how hard to think, so the question is not classified.
+        budget, reason = effort_tokens(effort, defaults)[0], f"effort {effort.value}"
+    elif not needs_thought(question):
         return ModeChoice(ThinkingMode.FAST, 0, "auto: prompt classified as simple")
     affordable = affordable_tokens(now, defaults)
     if affordable is not None:
@@ -198,6 +226,13 @@ def plan_budget(
     if choice.mode is ThinkingMode.FAST:
         return Budget(0, 0, max_output, choice.reason)
     asked = choice.auto_budget_tokens if choice.auto_budget_tokens is not None else config.budget_tokens
+    effort, reason = effort_of(config), choice.reason
+    if effort is not None:
+        tokens, share = effort_tokens(effort, defaults)
+        most_by_effort = min(tokens, int(max_output * share))
+        asked = most_by_effort if asked is None else min(asked, most_by_effort)
+        if f"effort {effort.value}" not in reason:
+            reason = f"{choice.reason}; effort {effort.value}"
     if asked is None:
         asked = defaults.default_budget_tokens
     reserve = config.answer_reserve_tokens
@@ -211,10 +246,8 @@ def plan_budget(
     if asked == -1:
         return Budget(most, reserve, max_output, f"{choice.reason}; limited by the answer reserve of {reserve} only")
     if asked > most:
-        return Budget(
-            most, reserve, max_output, f"{choice.reason}; clamped from {asked} to leave {reserve} for the answer"
-        )
-    return Budget(asked, reserve, max_output, choice.reason)
+        return Budget(most, reserve, max_output, f"{reason}; clamped from {asked} to leave {reserve} for the answer")
+    return Budget(asked, reserve, max_output, reason)
 
 
 def _refuse_contradictions(config: ThinkingConfig, output: Output) -> None:

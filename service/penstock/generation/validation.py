@@ -12,7 +12,9 @@ from collections.abc import Iterator, Sequence
 from penstock.config.schema import LimitSettings
 from penstock.errors import BadRequest, FeatureOff, FieldReason, FieldViolation, ModelNotFound
 from penstock.generation.complexity import too_complex
-from penstock.types import Message, ModelCard, Request, Role, Sampling, StructuredOutput
+from penstock.generation.tool_planning import needs_grammar
+from penstock.generation.tool_validation import validate_tool_messages, validate_tools
+from penstock.types import Effort, Message, ModelCard, Request, Role, Sampling, StructuredOutput, ThinkingMode
 
 _INT32_MAX = 2**31 - 1
 MIN_REPETITION_PENALTY = 0.001
@@ -34,6 +36,7 @@ def validate(request: Request, card: ModelCard, limits: LimitSettings) -> None:
         _context(request),
         _sampling(request.sampling, card, limits),
         _output(request, card, limits),
+        validate_tools(request, limits),
     )
     violations = tuple(itertools.islice(found, _MAX_VIOLATIONS))
     if violations:
@@ -72,7 +75,7 @@ def _bytes(text: str) -> int:
 
 def _input(request: Request, card: ModelCard, limits: LimitSettings) -> Iterator[FieldViolation]:
     if request.messages is not None:
-        yield from _messages(request.messages, limits)
+        yield from _messages(request.messages, request, limits)
     elif request.text is not None:
         if not request.text:
             yield _invalid("text", "must not be empty", "MISSING_FIELD")
@@ -92,26 +95,34 @@ def _ids(field: str, ids: Sequence[int], card: ModelCard) -> Iterator[FieldViola
             return  # One is enough: a wrong vocabulary would cause thousands.
 
 
-def _messages(messages: Sequence[Message], limits: LimitSettings) -> Iterator[FieldViolation]:
+def _messages(messages: Sequence[Message], request: Request, limits: LimitSettings) -> Iterator[FieldViolation]:
     if not messages:
         yield _invalid("messages.messages", "must not be empty", "MISSING_FIELD")
         return
     yield from _limit("messages.messages", len(messages), limits.max_messages, "messages")
-    yield from _limit("messages", sum(_bytes(m.content) for m in messages), limits.max_prompt_bytes, "bytes")
+    size = sum(map(_message_bytes, messages)) + sum(_bytes(tool.description) for tool in request.tools.tools)
+    yield from _limit("messages", size, limits.max_prompt_bytes, "bytes")
+    yield from validate_tool_messages(messages, limits)
     last = max((n for n, message in enumerate(messages) if message.role is not Role.SYSTEM), default=0)
     path = f"messages.messages[{last}]"
-    if messages[last].role is not Role.USER:
-        yield _invalid(
-            f"{path}.role", f"must be ROLE_USER in the last non-system message, got ROLE_{messages[last].role.name}"
-        )
-    elif not messages[last].content:
+    if messages[last].role is Role.SYSTEM:
+        yield _invalid(f"{path}.role", "must not be ROLE_SYSTEM in all messages: one must be the user's")
+    elif messages[last].role is Role.USER and not messages[last].content:
         yield _invalid(f"{path}.content", "must not be empty", "MISSING_FIELD")
+
+
+def _message_bytes(message: Message) -> int:
+    calls = sum(_bytes(call.name) + _bytes(call.arguments_json) for call in message.tool_calls)
+    return _bytes(message.content) + _bytes(message.thought) + calls + sum(_bytes(r.text) for r in message.tool_results)
 
 
 def _thinking(request: Request, limits: LimitSettings) -> Iterator[FieldViolation]:
     thinking = request.thinking
     yield from _number("thinking.thinking_budget", thinking.budget_tokens, -1, _INT32_MAX)
     yield from _number("thinking.answer_reserve", thinking.answer_reserve_tokens, 1, _INT32_MAX)
+    if thinking.mode is ThinkingMode.FAST and thinking.effort not in (None, Effort.NONE):
+        what = f"must be absent or EFFORT_NONE with THINKING_MODE_FAST, got EFFORT_{thinking.effort.name}"
+        yield _invalid("thinking.effort", what, "CONFLICTING_FIELDS")
     if thinking.closing_message is not None:
         size = _bytes(thinking.closing_message)
         yield from _limit("thinking.closing_message", size, limits.max_closing_message_bytes, "bytes")
@@ -212,7 +223,14 @@ def _refuse_unsupported(request: Request, card: ModelCard) -> None:
         "spec.output.top_logprobs": output.top_logprobs is not None,
         "spec.output.structured_output": output.structured is not None,
         "spec.output.stop_token_ids": bool(output.stop_token_ids),
+        "spec.tools": bool(request.tools.tools),
     }
+    has_calls = any(message.tool_calls or message.tool_results for message in request.messages or ())
+    if card.tool_call_format is None and (request.tools.tools or has_calls):
+        field = "spec.tools" if request.tools.tools else "spec.messages"
+        raise FeatureOff("the chat template of this model has no tools", field=field, feature="tool_calls")
+    if needs_grammar(request.tools) and (why := card.unsupported_fields.get("spec.output.structured_output")):
+        raise FeatureOff(why, field="spec.tool_config", feature=card.unsupported_beside)
     for field, reason in card.unsupported_fields.items():
         if asked.get(field, False):
             raise FeatureOff(reason, field=field, feature=card.unsupported_beside)

@@ -36,6 +36,7 @@ class Cause(enum.Enum):
     STRAY_MARKERS = "stray_markers"
     ENGINE_DEATH = "engine_death"
     CONSTRAINT_LOST = "constraint_lost"
+    TOOL_CALL = "tool_call"
     RESUME = "resume"
 
 

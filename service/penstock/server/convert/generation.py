@@ -9,23 +9,29 @@ from google.protobuf.duration_pb2 import Duration
 from penstock_proto.v1 import generation_pb2 as pb
 
 from penstock.errors import BadRequest, FieldViolation
+from penstock.generation.thinking import effort_of
+from penstock.server.convert.messages import (
+    TOOL_MODES_TO_PROTO,
+    messages_from_proto,
+    tools_from_proto,
+    write_tool_event,
+)
 from penstock.types import (
     CandidateEnd,
     ContextConfig,
     Continued,
     Cost,
     Delta,
+    Effort,
     Finished,
     FinishReason,
     GenerationPlan,
     Interrupted,
     InterruptionReason,
-    Message,
     Output,
     Overflow,
     Priority,
     Request,
-    Role,
     Sampling,
     StructuredKind,
     StructuredOutput,
@@ -33,13 +39,14 @@ from penstock.types import (
     ThinkingMode,
     ThinkingOutcome,
     ThoughtEnded,
+    ThoughtHistory,
     Timing,
     TokenLogprob,
     TokenLogprobs,
+    ToolEvent,
     Usage,
 )
 
-_ROLES = {pb.ROLE_SYSTEM: Role.SYSTEM, pb.ROLE_USER: Role.USER, pb.ROLE_ASSISTANT: Role.ASSISTANT}
 MODES_TO_PROTO = {
     ThinkingMode.FAST: pb.THINKING_MODE_FAST,
     ThinkingMode.THINKING: pb.THINKING_MODE_THINKING,
@@ -47,6 +54,20 @@ MODES_TO_PROTO = {
 }
 _MODES: dict[int, ThinkingMode | None] = {pb.THINKING_MODE_UNSPECIFIED: None} | {
     n: m for m, n in MODES_TO_PROTO.items()
+}
+EFFORTS_TO_PROTO = {
+    None: pb.EFFORT_UNSPECIFIED,
+    Effort.NONE: pb.EFFORT_NONE,
+    Effort.LOW: pb.EFFORT_LOW,
+    Effort.MEDIUM: pb.EFFORT_MEDIUM,
+    Effort.HIGH: pb.EFFORT_HIGH,
+}
+_EFFORTS: dict[int, Effort | None] = {number: effort for effort, number in EFFORTS_TO_PROTO.items()}
+_HISTORIES = {
+    pb.THOUGHT_HISTORY_UNSPECIFIED: ThoughtHistory.CURRENT_TURN,
+    pb.THOUGHT_HISTORY_CURRENT_TURN: ThoughtHistory.CURRENT_TURN,
+    pb.THOUGHT_HISTORY_ALL_TURNS: ThoughtHistory.ALL_TURNS,
+    pb.THOUGHT_HISTORY_NONE: ThoughtHistory.NONE,
 }
 _OVERFLOWS = {
     pb.OVERFLOW_POLICY_UNSPECIFIED: Overflow.ERROR,
@@ -81,6 +102,7 @@ _FINISHES = {
     FinishReason.MAX_OUTPUT_TOKENS: pb.FINISH_REASON_MAX_OUTPUT_TOKENS,
     FinishReason.CANCELLED: pb.FINISH_REASON_CANCELLED,
     FinishReason.DRAINED: pb.FINISH_REASON_DRAINED,
+    FinishReason.TOOL_CALLS: pb.FINISH_REASON_TOOL_CALLS,
 }
 _SamplingScalar = Literal[
     "temperature",
@@ -102,7 +124,7 @@ def request_from_proto(spec: pb.GenerationSpec) -> Request:
     """Return the caller's request, absent fields as None. Raise BadRequest for unknown enum numbers."""
     kind = spec.WhichOneof("input")
     return Request(
-        messages=_messages(spec.messages) if kind == "messages" else None,
+        messages=messages_from_proto(spec.messages) if kind == "messages" else None,
         text=spec.text if kind == "text" else None,
         token_ids=tuple(spec.token_ids.ids) if kind == "token_ids" else None,
         model=spec.model,
@@ -110,6 +132,7 @@ def request_from_proto(spec: pb.GenerationSpec) -> Request:
         context=_context(spec.context),
         sampling=_sampling(spec.sampling),
         output=_output(spec.output),
+        tools=tools_from_proto(spec),
         priority=priority_from_proto(spec) or Priority.NORMAL,
     )
 
@@ -143,24 +166,21 @@ def _unknown_enum(field: str, number: int) -> BadRequest:
     return BadRequest(FieldViolation(field, f"must be a value of this enum, got {number}", "INVALID_FIELD"))
 
 
-def _messages(messages: pb.Messages) -> tuple[Message, ...]:
-    turns = []
-    for index, message in enumerate(messages.messages):
-        if message.role not in _ROLES:
-            raise _unknown_enum(f"spec.messages.messages[{index}].role", message.role)
-        turns.append(Message(_ROLES[message.role], message.content))
-    return tuple(turns)
-
-
 def _thinking(config: pb.ThinkingConfig) -> ThinkingConfig:
     if config.mode not in _MODES:
         raise _unknown_enum("spec.thinking.mode", config.mode)
+    if config.effort not in _EFFORTS:
+        raise _unknown_enum("spec.thinking.effort", config.effort)
+    if config.history not in _HISTORIES:
+        raise _unknown_enum("spec.thinking.history", config.history)
     return ThinkingConfig(
         mode=_MODES[config.mode],
         budget_tokens=config.thinking_budget if config.HasField("thinking_budget") else None,
         include_thoughts=config.include_thoughts if config.HasField("include_thoughts") else True,
         answer_reserve_tokens=config.answer_reserve if config.HasField("answer_reserve") else None,
         closing_message=config.closing_message if config.HasField("closing_message") else None,
+        effort=_EFFORTS[config.effort],
+        history=_HISTORIES[config.history],
     )
 
 
@@ -207,7 +227,7 @@ def _structured(config: pb.OutputConfig) -> StructuredOutput | None:
 
 def write_event(
     message: pb.GenerationEvent,
-    event: Delta | ThoughtEnded | Interrupted | Continued,
+    event: Delta | ToolEvent | ThoughtEnded | Interrupted | Continued,
     token_bytes: Callable[[int], bytes],
     *,
     with_ids: bool,
@@ -227,7 +247,7 @@ def write_event(
         delta.logprobs.extend(logprobs_to_proto(event.logprobs, token_bytes))
 
 
-def _write_change(message: pb.GenerationEvent, event: ThoughtEnded | Interrupted | Continued) -> None:
+def _write_change(message: pb.GenerationEvent, event: ToolEvent | ThoughtEnded | Interrupted | Continued) -> None:
     match event:
         case ThoughtEnded():
             message.thinking_finished.MergeFrom(thought_ended_to_proto(event))
@@ -239,6 +259,8 @@ def _write_change(message: pb.GenerationEvent, event: ThoughtEnded | Interrupted
         case Continued():
             message.continued.candidate_index = event.candidate_index
             message.continued.interrupted_seconds = event.interrupted_seconds
+        case _:
+            write_tool_event(message, event)
 
 
 def logprobs_to_proto(logprobs: Sequence[TokenLogprobs], token_bytes: Callable[[int], bytes]) -> list[pb.TokenLogprobs]:
@@ -298,6 +320,7 @@ def usage_to_proto(usage: Usage) -> pb.Usage:
         drafted_tokens=usage.drafted_tokens,
         accepted_tokens=usage.accepted_tokens,
         recomputed_tokens=usage.recomputed_tokens,
+        tool_tokens=usage.tool_tokens,
     )
 
 
@@ -339,6 +362,7 @@ def sampling_to_proto(sampling: Sampling) -> pb.SamplingConfig:
 
 def effective_settings(plan: GenerationPlan) -> pb.EffectiveSettings:
     """Return the settings that a plan resolved."""
+    tools = plan.request.tools
     return pb.EffectiveSettings(
         thinking_mode=MODES_TO_PROTO[plan.choice.mode],
         thinking_budget=plan.budget.thought_tokens,
@@ -351,7 +375,17 @@ def effective_settings(plan: GenerationPlan) -> pb.EffectiveSettings:
         requested_thinking_mode=(
             MODES_TO_PROTO[plan.requested_mode] if plan.requested_mode else pb.THINKING_MODE_UNSPECIFIED
         ),
+        effort=EFFORTS_TO_PROTO[_effort_used(plan)],
+        tool_mode=TOOL_MODES_TO_PROTO[tools.mode] if tools.tools else pb.TOOL_MODE_UNSPECIFIED,
+        max_tool_calls=plan.max_tool_calls,
     )
+
+
+def _effort_used(plan: GenerationPlan) -> Effort | None:
+    """Return the effort that the budget came from; None where it came from none."""
+    effort = effort_of(plan.request.thinking)
+    thinks = plan.choice.mode is ThinkingMode.THINKING
+    return effort if effort is not None and thinks is (effort is not Effort.NONE) else None
 
 
 def dropped(plan: GenerationPlan) -> pb.DroppedContext:

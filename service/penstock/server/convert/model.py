@@ -7,10 +7,10 @@ from importlib.metadata import version
 from penstock_proto.v1 import model_pb2 as pb
 
 from penstock.config.schema import Config
-from penstock.generation.thinking import defaults_for
+from penstock.generation.thinking import ThinkingDefaults, defaults_for, effort_tokens
 from penstock.generation.usage import PriceList
-from penstock.server.convert.generation import MODES_TO_PROTO, sampling_to_proto
-from penstock.types import ModelCard, ThinkingMode
+from penstock.server.convert.generation import EFFORTS_TO_PROTO, MODES_TO_PROTO, sampling_to_proto
+from penstock.types import Effort, ModelCard, ThinkingMode
 
 
 def model_to_proto(card: ModelCard, config: Config, prices: PriceList) -> pb.GetModelResponse:
@@ -47,4 +47,11 @@ def model_to_proto(card: ModelCard, config: Config, prices: PriceList) -> pb.Get
         auto_thinking_budget=defaults.auto_budget_tokens,
         answer_reserve=defaults.answer_reserve_tokens,
         max_concurrent_requests=card.max_num_seqs,
+        tool_call_format=card.tool_call_format.value if card.tool_call_format else "",
+        efforts=[_effort(effort, defaults) for effort in Effort],
     )
+
+
+def _effort(effort: Effort, defaults: ThinkingDefaults) -> pb.EffortBudget:
+    tokens, share = effort_tokens(effort, defaults)
+    return pb.EffortBudget(effort=EFFORTS_TO_PROTO[effort], thinking_budget=tokens, output_share=share)

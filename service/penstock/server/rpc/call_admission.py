@@ -72,8 +72,8 @@ class CallAdmission:
             hooks.admitted(call.generation_id, waited_seconds)
             yield AdmittedCall(call, engine, plan, hooks, self._effective(plan, context))
             for end in call.meter.finished.ends if call.meter.finished else ():
-                if end.finish_reason is FinishReason.STOP:
-                    service.answers.saw(end.usage.answer_tokens)
+                if end.finish_reason in (FinishReason.STOP, FinishReason.TOOL_CALLS):
+                    service.answers.saw(end.usage.answer_tokens + end.usage.tool_tokens)
 
     async def plan(self, spec: pb.GenerationSpec, context: RequestContext) -> GenerationPlan:
         """Check and plan a request that is not run. Raise what Generate would raise."""
@@ -126,7 +126,7 @@ class CallAdmission:
         )
         plan = plan_generation(request, engine, config, facts)
         suspect = caller.id if caller.is_known else network_of(caller.id)
-        return replace(plan, accountable=accountable(suspect, plan.sampling, request.output.structured))
+        return replace(plan, accountable=accountable(suspect, plan.sampling, plan.structured))
 
     def _plan_from_checkpoint(
         self, request: Request, engine: Engine, context: RequestContext, checkpoint: Checkpoint
@@ -141,7 +141,7 @@ class CallAdmission:
 
     async def _wait(self, call: GenerationCall, plan: GenerationPlan, engine: Engine, stack: AsyncExitStack) -> float:
         """Reserve quota, then wait for a permit; both are held until `stack` ends. Return the seconds waited."""
-        service, caller, structured = self._service, call.context.caller, plan.request.output.structured
+        service, caller, structured = self._service, call.context.caller, plan.structured
         await stack.enter_async_context(reserve_quota(service, call, plan))
         if structured is not None:
             await engine.check_constraint(structured, caller.id)

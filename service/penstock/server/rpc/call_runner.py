@@ -202,6 +202,7 @@ def _deadline_passed(meter: UsageMeter) -> DeadlinePassed:
         "the deadline passed before the answer was complete",
         thought_tokens=usage.thought_tokens,
         answer_tokens=usage.answer_tokens,
+        tool_tokens=usage.tool_tokens,
     )
 
 

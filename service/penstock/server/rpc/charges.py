@@ -64,5 +64,6 @@ def _write_audit_line(service: ServiceContext, call: GenerationCall, failure: Ba
         cached_tokens=usage.cached_tokens,
         thought_tokens=usage.thought_tokens,
         answer_tokens=usage.answer_tokens,
+        tool_tokens=usage.tool_tokens,
         cost_usd_ticks=meter.usd_ticks(service.prices) if service.prices.tiers else None,
     )

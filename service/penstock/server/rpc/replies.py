@@ -9,8 +9,9 @@ from penstock_proto.v1 import generation_pb2 as pb
 from penstock.errors import ContextOverflow
 from penstock.generation.usage import PriceList
 from penstock.server.convert import generation as convert
+from penstock.server.convert.messages import tool_call_to_proto
 from penstock.server.rpc.generation_call import AdmittedCall
-from penstock.types import CandidateEnd, Cost, Delta, Event, Finished, GenerationPlan, Usage
+from penstock.types import CandidateEnd, Cost, Delta, Event, Finished, GenerationPlan, ToolCallFinished, Usage
 
 
 def response_to_proto(admitted: AdmittedCall, events: Sequence[Event]) -> pb.GenerateResponse:
@@ -18,12 +19,13 @@ def response_to_proto(admitted: AdmittedCall, events: Sequence[Event]) -> pb.Gen
     finished = events[-1]
     assert isinstance(finished, Finished)
     deltas = [event for event in events if isinstance(event, Delta)]
+    calls = [event for event in events if isinstance(event, ToolCallFinished)]
     engine, with_ids = admitted.engine, admitted.plan.request.output.return_token_ids
     token_bytes = engine.tokenizer.token_bytes
     return pb.GenerateResponse(
         generation_id=admitted.call.generation_id,
         model=engine.card.name,
-        candidates=[_candidate(end, deltas, token_bytes, with_ids=with_ids) for end in finished.ends],
+        candidates=[_candidate(end, deltas, calls, token_bytes, with_ids=with_ids) for end in finished.ends],
         usage=convert.usage_to_proto(finished.usage),
         cost=convert.cost_to_proto(finished.cost),
         effective_settings=admitted.effective,
@@ -32,7 +34,12 @@ def response_to_proto(admitted: AdmittedCall, events: Sequence[Event]) -> pb.Gen
 
 
 def _candidate(
-    end: CandidateEnd, deltas: Sequence[Delta], token_bytes: Callable[[int], bytes], *, with_ids: bool
+    end: CandidateEnd,
+    deltas: Sequence[Delta],
+    calls: Sequence[ToolCallFinished],
+    token_bytes: Callable[[int], bytes],
+    *,
+    with_ids: bool,
 ) -> pb.Candidate:
     own = [delta for delta in deltas if delta.candidate_index == end.candidate_index]
     thought = [delta for delta in own if delta.is_thought]
@@ -45,6 +52,7 @@ def _candidate(
             entry for delta in thought for entry in convert.logprobs_to_proto(delta.logprobs, token_bytes)
         ],
         answer_logprobs=[entry for delta in answer for entry in convert.logprobs_to_proto(delta.logprobs, token_bytes)],
+        tool_calls=[tool_call_to_proto(event.call) for event in calls if event.candidate_index == end.candidate_index],
     )
     if with_ids:
         candidate.thought_token_ids.extend(token_id for delta in thought for token_id in delta.token_ids)

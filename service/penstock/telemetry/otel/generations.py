@@ -145,6 +145,8 @@ class GenerationSpans(GenerationHooks):
             names.CACHED_TOKENS: usage.cached_tokens,
             names.RECOMPUTED_TOKENS: usage.recomputed_tokens,
         }
+        if usage.tool_tokens:
+            attributes[names.TOOL_TOKENS] = usage.tool_tokens
         if usage.drafted_tokens is not None and usage.accepted_tokens is not None:
             attributes |= {names.DRAFTED_TOKENS: usage.drafted_tokens, names.ACCEPTED_TOKENS: usage.accepted_tokens}
         if cost is not None:
@@ -174,5 +176,8 @@ def _plan_attributes(plan: GenerationPlan) -> dict[str, Value]:
         names.THINKING_BUDGET_ASKED: request.thinking.budget_tokens,
         names.THINKING_REASON: budget.reason,
         names.ANSWER_RESERVE: budget.answer_reserve_tokens,
+        names.THINKING_EFFORT: request.thinking.effort.value if request.thinking.effort else None,
+        names.TOOLS: len(request.tools.tools) or None,
+        names.TOOL_MODE: request.tools.mode.value if request.tools.tools else None,
     }
     return {name: value for name, value in known.items() if value is not None}

@@ -91,6 +91,7 @@ class Instruments:
             "cached": usage.cached_tokens,
             "thought": usage.thought_tokens,
             "answer": usage.answer_tokens,
+            "tool": usage.tool_tokens,
             "marker": usage.marker_tokens,
             "recomputed": usage.recomputed_tokens,
         }

@@ -67,6 +67,7 @@ CACHED_TOKENS: Final = _ai.GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS
 TOKEN_TYPE: Final = _ai.GEN_AI_TOKEN_TYPE
 INPUT_MESSAGES: Final = _ai.GEN_AI_INPUT_MESSAGES
 OUTPUT_MESSAGES: Final = _ai.GEN_AI_OUTPUT_MESSAGES
+TOOL_DEFINITIONS: Final = _ai.GEN_AI_TOOL_DEFINITIONS
 
 # -------------------------------------------------------------------------------------------------- attributes: ours
 THINKING_MODE: Final = "penstock.thinking.mode"
@@ -78,6 +79,10 @@ THINKING_OUTCOME: Final = "penstock.thinking.outcome"
 THINKING_REASON: Final = "penstock.thinking.reason"
 ANSWER_RESERVE: Final = "penstock.answer.reserve_tokens"
 ANSWER_TOKENS: Final = "penstock.answer.tokens"
+TOOLS: Final = "penstock.tools.count"
+TOOL_MODE: Final = "penstock.tools.mode"
+TOOL_TOKENS: Final = "penstock.tools.tokens"
+THINKING_EFFORT: Final = "penstock.thinking.effort"
 PROMPT_TOKENS: Final = "penstock.prompt.tokens"
 DROPPED_TOKENS: Final = "penstock.prompt.dropped_tokens"
 DEADLINE_SECONDS: Final = "penstock.deadline.seconds"
