@@ -31,6 +31,10 @@ var (
 	ErrServerFault        = errors.New("server fault")
 	// ErrBrokenStream is a stream with missing events: the received part is not the whole reply.
 	ErrBrokenStream = errors.New("broken stream")
+	// ErrTurnLimitReached: the model still calls tools in the last turn of RunTools. Those calls were not executed.
+	ErrTurnLimitReached = errors.New("turn limit reached")
+	// ErrUnparsableAnswer: the answer does not decode, for instance because MaxOutputTokens cut it.
+	ErrUnparsableAnswer = errors.New("unparsable answer")
 )
 
 var byReason = map[string]error{
@@ -92,6 +96,8 @@ type Error struct {
 	RetryAfter time.Duration
 	// RateLimits has the caller's limits and the rest of them, such as remaining-requests, if the server sends them.
 	RateLimits map[string]string
+	// Run has the turns until then, where RunTools failed.
+	Run *Run
 
 	isCutShort bool
 	// isOwn marks a deadline for which the clock of this client or of a proxy was first: no status came from the service.
@@ -115,12 +121,14 @@ func (e *Error) Is(target error) bool {
 
 // count sets the metadata that the service would have sent for a passed deadline: the tokens that have arrived.
 func (e *Error) count(candidates []*Candidate) {
-	var thought, answer int
+	var thought, answer, tool int
 	for _, one := range candidates {
-		thought, answer = thought+one.ReasoningTokens, answer+one.AnswerTokens
+		thought, answer, tool = thought+one.ReasoningTokens, answer+one.AnswerTokens, tool+one.ToolTokens
 	}
 	e.isOwn, e.Reason = true, "DEADLINE_PASSED"
-	e.Metadata = map[string]string{"thought_tokens": strconv.Itoa(thought), "answer_tokens": strconv.Itoa(answer)}
+	e.Metadata = map[string]string{
+		"thought_tokens": strconv.Itoa(thought), "answer_tokens": strconv.Itoa(answer), "tool_tokens": strconv.Itoa(tool),
+	}
 }
 
 func cutShort() *Error {

@@ -37,6 +37,18 @@ func (r *eventReader) read(event *pb.GenerationEvent) (bool, error) {
 		candidate := response.candidate(kind.ThinkingFinished.CandidateIndex)
 		candidate.ThinkingOutcome = kind.ThinkingFinished.Outcome
 		candidate.ReasoningTokens = int(kind.ThinkingFinished.ReasoningTokens)
+	case *pb.GenerationEvent_ToolCallStarted:
+		begun := kind.ToolCallStarted
+		call := response.candidate(begun.CandidateIndex).call(begun.CallIndex, begun.TokenCount).call
+		call.Id, call.Name = begun.Id, begun.Name
+	case *pb.GenerationEvent_ToolCallArguments:
+		more := kind.ToolCallArguments
+		response.candidate(more.CandidateIndex).call(more.CallIndex, more.TokenCount).arguments.WriteString(more.JsonFragment)
+	case *pb.GenerationEvent_ToolCallFinished:
+		ended := kind.ToolCallFinished
+		if call := response.candidate(ended.CandidateIndex).call(ended.CallIndex, ended.TokenCount); ended.Call != nil {
+			call.call = ended.Call
+		}
 	case *pb.GenerationEvent_Interrupted, *pb.GenerationEvent_Continued:
 		// The user sees it; the response does not change.
 	case *pb.GenerationEvent_Finished:

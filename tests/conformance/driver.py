@@ -24,6 +24,9 @@ _KINDS = {
     pc.ThoughtDelta: "thought",
     pc.ThinkingFinished: "thinking_finished",
     pc.AnswerDelta: "answer",
+    pc.ToolCallStarted: "tool_call_started",
+    pc.ToolCallArguments: "tool_call_arguments",
+    pc.ToolCallFinished: "tool_call_finished",
     pc.Interrupted: "interrupted",
     pc.Continued: "continued",
     pc.Finished: "finished",
@@ -303,18 +306,34 @@ def event_of(event: pc.Event) -> dict[str, Any]:
         seen["reason"] = event.reason
     if isinstance(event, pc.ThoughtDelta | pc.AnswerDelta):
         seen.update(candidate=event.candidate_index, text=event.text, tokens=event.token_count)
+    if isinstance(event, pc.ToolCallStarted | pc.ToolCallArguments | pc.ToolCallFinished):
+        seen.update(candidate=event.candidate_index, call=event.call_index, tokens=event.token_count)
+    if isinstance(event, pc.ToolCallStarted):
+        seen["name"] = event.name
+    if isinstance(event, pc.ToolCallArguments):
+        seen["json"] = event.json_fragment
     return seen
 
 
 def response_to_proto(response: pc.Response) -> dict[str, Any]:
     names = ("thought", "answer", "finish_reason", "thinking_outcome", "matched_stop", "reasoning_tokens")
-    names += ("answer_tokens", "thought_token_ids", "answer_token_ids")
+    names += ("answer_tokens", "tool_tokens", "thought_token_ids", "answer_token_ids")
     return {
-        "candidates": [{name: getattr(candidate, name) for name in names} for candidate in response.candidates],
+        "candidates": [
+            {name: getattr(candidate, name) for name in names} | {"tool_calls": calls_of(candidate)}
+            for candidate in response.candidates
+        ],
         "usage": dataclasses.asdict(response.usage) if response.usage else None,
         "effective": dataclasses.asdict(response.effective_settings) if response.effective_settings else None,
         "cost_usd_ticks": response.cost.total_usd_ticks if response.cost else None,
     }
+
+
+def calls_of(candidate: pc.Candidate) -> list[dict[str, Any]]:
+    return [
+        {"name": call.name, "arguments_json": call.arguments_json, "status": call.status}
+        for call in candidate.tool_calls
+    ]
 
 
 def count_to_proto(count: pc.TokenCount) -> dict[str, Any]:

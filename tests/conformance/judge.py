@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import groupby
 from typing import Any
 
@@ -80,6 +81,7 @@ def _stream(case: dict[str, Any], events: list[dict[str, Any]], reply: dict[str,
         wrong.unless("interruptions", told, expected["interruptions"])
     if "deltas" in expected:
         wrong.unless("deltas", sum("text" in event for event in events), expected["deltas"])
+    _calls(events, reply, wrong, is_whole=first == 1)
     for index, candidate in enumerate(reply["candidates"]):
         for kind, counted in (("thought", "reasoning_tokens"), ("answer", "answer_tokens")):
             deltas = [event for event in events if event["kind"] == kind and event["candidate"] == index]
@@ -88,12 +90,44 @@ def _stream(case: dict[str, Any], events: list[dict[str, Any]], reply: dict[str,
                 wrong.unless(f"{kind} {index} tokens", sum(d["tokens"] for d in deltas), candidate[counted])
 
 
+def _calls(events: list[dict[str, Any]], reply: dict[str, Any], wrong: _Wrong, *, is_whole: bool) -> None:
+    """The pieces of each call join to its arguments, and the tokens of all its events sum to the usage."""
+    of_calls = [event for event in events if event["kind"].startswith("tool_call")]
+    for index, candidate in enumerate(reply["candidates"]):
+        own = [event for event in of_calls if event["candidate"] == index]
+        if is_whole:
+            wrong.unless(f"tool {index} tokens", sum(event["tokens"] for event in own), candidate.get("tool_tokens", 0))
+        for number, call in enumerate(candidate.get("tool_calls", ()) if is_whole else ()):
+            mine = [event for event in own if event["call"] == number]
+            wrong.unless(f"call {number} begins", mine[0]["kind"], "tool_call_started")
+            wrong.unless(f"call {number} ends", mine[-1]["kind"], "tool_call_finished")
+            wrong.unless(f"call {number} name", mine[0]["name"], call["name"])
+            pieces = "".join(event["json"] for event in mine if event["kind"] == "tool_call_arguments")
+            wrong.unless(f"call {number} arguments", pieces, call["arguments_json"])
+            if call["status"] == "complete":
+                wrong.unless(f"call {number} is JSON", isinstance(json.loads(call["arguments_json"]), dict), True)
+
+
+def _same_calls(expected: list[dict[str, Any]], seen: list[dict[str, Any]], wrong: _Wrong) -> None:
+    """`arguments` are compared as JSON, with types."""
+    wrong.unless("tool calls", len(seen), len(expected))
+    for number, (fields, call) in enumerate(zip(expected, seen, strict=False)):
+        for name in ("name", "status"):
+            wrong.unless(f"call {number} {name}", call[name], fields[name])
+        if "arguments" in fields:
+            arguments = json.loads(call["arguments_json"])
+            wrong.unless(f"call {number} arguments", json.dumps(arguments), json.dumps(fields["arguments"]))
+
+
 def _reply(expected: dict[str, Any], reply: dict[str, Any], wrong: _Wrong) -> None:
     candidates = reply["candidates"]
     of_the_first = ("thought", "answer", "finish_reason", "thinking_outcome", "matched_stop")
     for name in (*of_the_first, "thought_token_ids", "answer_token_ids"):
         if name in expected:
             wrong.unless(name, candidates[0][name], expected[name])
+    if "tool_calls" in expected:
+        for candidate in candidates:
+            _same_calls(expected["tool_calls"], candidate["tool_calls"], wrong)
     if "candidates" in expected:
         wrong.unless("candidates", len(candidates), len(expected["candidates"]))
         for index, fields in enumerate(expected["candidates"]):
@@ -107,4 +141,5 @@ def _reply(expected: dict[str, Any], reply: dict[str, Any], wrong: _Wrong) -> No
         if name in expected:
             wrong.fields(name, expected[name], reply[name])
     usage = reply["usage"]
-    wrong.unless("output_tokens", usage["output_tokens"], usage["reasoning_tokens"] + usage["answer_tokens"])
+    parts = usage["reasoning_tokens"] + usage["answer_tokens"] + usage.get("tool_tokens", 0)
+    wrong.unless("output_tokens", usage["output_tokens"], parts)

@@ -26,6 +26,11 @@ def check(name: str, said: str) -> None:
         assert "48 and 27 are 75, 36 more are 111, and 15 more are 126.It is 126.\n" in said
     elif name == "steer":
         assert "finished_by_client: it is 126." in said.lower()
+    elif name == "tools":
+        call, answer, tokens = said.splitlines()
+        assert call.replace("'", '"') == 'temperature {"city": "Oslo"} -> It is 21 degrees in Oslo.'
+        assert answer == "It is warm: 21 degrees."
+        assert int(tokens.removesuffix(" tokens of tool calls")) > 0
     else:
         assert said.count("scripted engine") == 8
 
@@ -47,6 +52,6 @@ def test_typescript(example: Path, targets: dict[str, str]) -> None:
 @needs_go
 @pytest.mark.slow
 @pytest.mark.timeout(700)
-@pytest.mark.parametrize("name", ["stream", "steer"])
+@pytest.mark.parametrize("name", ["stream", "steer", "tools"])
 def test_go(name: str, targets: dict[str, str]) -> None:
     check(name, run([str(build_go() / name)], targets["default"]))

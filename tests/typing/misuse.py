@@ -42,8 +42,26 @@ pc.Conversation().add(7)  # E: arg-type
 pc.Conversation().ask(["a"])  # E: arg-type
 pc.build_spec("hi", thinkin="fast")  # E: call-arg
 pc.Reconnect(most_attempts=3)  # E: call-arg
-pc.Message(role="tool", content="x")  # E: arg-type
-pc.Reconnect("3")  # E: arg-type
+pc.Message(role="function", content="x")  # E: arg-type
+pc.Message("user", ["x"])  # E: arg-type
+pc.Message.user(7)  # E: arg-type
+pc.Message.user(pc.ThoughtPart("x"))  # E: arg-type
+pc.Message.tool("x")  # E: arg-type
+pc.Message.assistant("x", tool_calls=["x"])  # E: list-item
+pc.ToolResult("id", 7)  # E: arg-type
+pc.Tool("x", parameters=7)  # E: arg-type
+pc.Conversation().add_results("x")  # E: arg-type
+client.generate("hi", tools=[7])  # E: list-item
+client.generate("hi", tool_mode="any")  # E: arg-type
+client.generate("hi", tool_choice="auto")  # E: call-arg
+client.generate("hi", effort="max")  # E: arg-type
+client.generate("hi", history="all")  # E: arg-type
+client.generate("hi", parallel="no")  # E: arg-type
+client.generate("hi", response_format={"type": "json_object"})  # E: arg-type
+client.run("hi", max_turns="8")  # E: arg-type
+client.run("hi", spec=None)  # E: call-arg
+client.run("hi", on_tool_error="x")  # E: arg-type
+client.run("hi").reply.tool_calls[0].args  # E: attr-defined
 pc.ThinkingMode.DEEP  # E: attr-defined
 pc.NoSuchError  # E: attr-defined
 client.generate("hi").answer = "x"  # E: misc
@@ -68,6 +86,8 @@ async def misused() -> None:
     await aclient.stream("hi")  # E: misc
     await client.generate("hi")  # E: misc
     aclient.generate("hi")  # E: unused-coroutine
+    aclient.run("hi")  # E: unused-coroutine
+    aclient.run("hi").answer  # E: attr-defined
     aclient.count("hi").prompt_tokens  # E: attr-defined
     aclient.model().name  # E: attr-defined
     aclient.stream("hi").text() + "x"  # E: operator
@@ -83,6 +103,24 @@ async def misused() -> None:
         pass
 
 
+@pc.tool
+def add(a: int, b: int = 2) -> int:
+    """Return the sum."""
+    return a + b
+
+
+@pc.tool(name="minus", strict=True)
+async def subtract(a: int, b: int) -> int:
+    """Return the difference."""
+    return a - b
+
+
+add("1")  # E: arg-type
+add(1).upper()  # E: attr-defined
+pc.tool(nmae="x")  # E: call-overload
+pc.tool(7)  # E: call-overload
+
+
 def used(reply: pc.Response) -> int:
     """Return what is right is not refused."""
     talk = pc.Conversation("be short")
@@ -91,6 +129,10 @@ def used(reply: pc.Response) -> int:
     for event in client.stream("hi", json_schema={"type": "object"}, resumable=False):
         if isinstance(event, pc.AnswerDelta):
             event.text.upper()
+    run = client.run([pc.Message.user("hi")], tools=[add, {"name": "x"}], tool_mode="validated", effort="low")
+    client.run("hi", tools=[lambda: 1], on_tool_error=lambda call, error: call.name, response_format=pc.Usage)
+    talk.add(run.reply).add_results(*run.turns[0].results)
+    sum((add(1), reply.parse(int), len(reply.tool_calls[0].arguments)))
     with client.with_options(timeout=3, metadata={"x-team": "a"}) as other:
         other.stream("hi").text()
     return reply.usage.prompt_tokens if reply.usage else 0

@@ -4,7 +4,7 @@ from importlib import metadata as _metadata
 
 from penstock_client.aio import AsyncClient
 from penstock_client.aio_stream import AsyncInteraction, AsyncStream
-from penstock_client.card import ModelCard, PriceTier, ProfileFeature, TokenCount
+from penstock_client.card import EffortBudget, ModelCard, PriceTier, ProfileFeature, TokenCount
 from penstock_client.channel import RETRY_READS_SERVICE_CONFIG
 from penstock_client.conversation import Conversation
 from penstock_client.errors import (
@@ -25,7 +25,9 @@ from penstock_client.errors import (
     PenstockError,
     PoisonousRequest,
     ServerFault,
+    TurnLimitReached,
     Unavailable,
+    UnparsableAnswer,
 )
 from penstock_client.events import (
     AnswerDelta,
@@ -36,16 +38,24 @@ from penstock_client.events import (
     Started,
     ThinkingFinished,
     ThoughtDelta,
+    ToolCallArguments,
+    ToolCallFinished,
+    ToolCallStarted,
 )
 from penstock_client.experts import ExpertLoad, LayerLoad
+from penstock_client.functions import FunctionTool, ToolError, tool
+from penstock_client.messages import ImagePart, Message, Part, TextPart, ThoughtPart, ToolCall, ToolResult
 from penstock_client.reconnect import Reconnect
 from penstock_client.response import Candidate, Response
-from penstock_client.spec import GenerationOptions, Message, build_spec
+from penstock_client.spec import GenerationOptions, build_spec
 from penstock_client.sync import Client
 from penstock_client.sync_stream import Interaction, Stream
+from penstock_client.tool_loop import Run, Turn
+from penstock_client.tools import Tool
 from penstock_client.values import (
     Cost,
     EffectiveSettings,
+    Effort,
     FinishReason,
     InterruptionReason,
     ThinkingMode,
@@ -53,6 +63,8 @@ from penstock_client.values import (
     Timing,
     TokenLogprob,
     TokenLogprobs,
+    ToolCallStatus,
+    ToolMode,
     Usage,
     usd_from_ticks,
 )
@@ -75,15 +87,31 @@ __all__ = [
     "RETRY_READS_SERVICE_CONFIG",
     # requests
     "Message",
+    "Part",
+    "TextPart",
+    "ThoughtPart",
+    "ImagePart",
+    "ToolCall",
+    "ToolResult",
     "GenerationOptions",
     "Conversation",
     "build_spec",
+    # tools
+    "tool",
+    "Tool",
+    "FunctionTool",
+    "ToolError",
+    "Run",
+    "Turn",
     # events
     "Event",
     "Started",
     "ThoughtDelta",
     "ThinkingFinished",
     "AnswerDelta",
+    "ToolCallStarted",
+    "ToolCallArguments",
+    "ToolCallFinished",
     "Interrupted",
     "Continued",
     "Finished",
@@ -98,6 +126,10 @@ __all__ = [
     "ThinkingOutcome",
     "InterruptionReason",
     "FinishReason",
+    "ToolCallStatus",
+    "ToolMode",
+    "Effort",
+    "EffortBudget",
     "TokenLogprob",
     "TokenLogprobs",
     "TokenCount",
@@ -125,5 +157,7 @@ __all__ = [
     "PoisonousRequest",
     "ServerFault",
     "BrokenStream",
+    "TurnLimitReached",
+    "UnparsableAnswer",
     "FieldViolation",
 ]

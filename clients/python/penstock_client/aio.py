@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import inspect
 import time
 import weakref
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
@@ -28,13 +29,16 @@ from penstock_client.channel import (
     options_for,
     resolve,
 )
-from penstock_client.errors import from_rpc_error, rate_limits_of
+from penstock_client.errors import PenstockError, from_rpc_error, rate_limits_of
+from penstock_client.events import Event
 from penstock_client.experts import ExpertLoad, load_request, watch_request
 from penstock_client.leaving import CANCEL_SECONDS, CLOSE_SECONDS, READ_SECONDS, cancel_apart, closed, end_at_exit
+from penstock_client.messages import ToolCall, ToolResult
 from penstock_client.reconnect import Link, Reconnect
 from penstock_client.response import Response
 from penstock_client.retries import Retries
 from penstock_client.spec import GenerationOptions, Prompt, build_spec, interact_request, stream_request
+from penstock_client.tool_loop import Hooks, Run, ToolLoop
 from penstock_client.tracing import CallSpan
 
 if TYPE_CHECKING:
@@ -140,9 +144,9 @@ class AsyncClient:
         resumable = self._reconnect is not None if resumable is None else resumable
         request = stream_request(build_spec(prompt, spec=spec, **options), resumable, flush_interval_seconds)
         link = self._link("StreamGenerate", timeout, resumable)
-        return self._opened(
-            AsyncStream(link, lambda left: self._generation.StreamGenerate(request, **link.options(left)))
-        )
+        stream = AsyncStream(link, lambda left: self._generation.StreamGenerate(request, **link.options(left)))
+        stream.response.response_format = options.get("response_format")
+        return self._opened(stream)
 
     def interact(
         self,
@@ -159,11 +163,11 @@ class AsyncClient:
         """
         start = interact_request(build_spec(prompt, spec=spec, **options), flush_interval_seconds)
         link = self._link("Interact", timeout)
-        return self._opened(
-            AsyncInteraction(
-                link, start, lambda actions, left: self._generation.Interact(actions, **link.options(left))
-            )
+        interaction = AsyncInteraction(
+            link, start, lambda actions, left: self._generation.Interact(actions, **link.options(left))
         )
+        interaction.response.response_format = options.get("response_format")
+        return self._opened(interaction)
 
     def resume(
         self, generation_id: str, resume_token: str, last_sequence: int = 0, *, timeout: float | None = None
@@ -196,7 +200,67 @@ class AsyncClient:
         """Generate a reply and return it when it is complete. Parameters and errors are those of `stream`."""
         request = pb.GenerateRequest(spec=build_spec(prompt, spec=spec, **options))
         method = self._generation.Generate
-        return await self._reply(f"{_GENERATION}/Generate", method, request, timeout, Response.from_proto)
+        reply = await self._reply(f"{_GENERATION}/Generate", method, request, timeout, Response.from_proto)
+        reply.response_format = options.get("response_format")
+        return reply
+
+    # One parameter for each option.
+    async def run(
+        self,
+        prompt: Prompt,
+        *,
+        max_turns: int = 8,
+        timeout: float | None = None,
+        on_event: Callable[[Event], object] | None = None,
+        on_result: Callable[[ToolCall, ToolResult], object] | None = None,
+        on_tool_error: Callable[[ToolCall, Exception], str | Awaitable[str]] | None = None,
+        **options: Unpack[GenerationOptions],
+    ) -> Run:
+        """Ask, execute the tool calls of the reply, send the results, and repeat until a reply has no calls.
+
+        >>> run = await client.run("How warm is it in Oslo?", tools=[weather], max_turns=4)
+        >>> run.answer, run.usage, run.cost
+
+        Only complete calls of a tool in `tools` (and in `allowed_tools`) are executed, each once, also where the
+        connection drops, after its arguments are checked. For other calls, and for a tool that raises, the model is
+        given an error result: the text of a `ToolError`, of other exceptions the type only, because their texts may
+        hold what the model must not repeat. Async functions run concurrently, other functions one after another in a
+        thread. With `tool_mode="required"` the first reply must call; later ones are as with "validated".
+
+        Args:
+            prompt: One user message, or a conversation. A `Conversation` grows with the replies and the results.
+            max_turns: Highest number of replies.
+            timeout: Seconds for all turns and tools together. Default: no limit but the client's for each turn.
+            on_event: Gets each event of each turn. The three functions may be async.
+            on_result: Gets each call with its result.
+            on_tool_error: Gets a call and the exception that its tool raised, and returns the text for the model. What
+                it raises itself ends the run.
+            **options: The fields of `GenerationOptions`; `tools` are functions.
+
+        Returns:
+            All turns, with the messages, the usage and the cost of them all.
+
+        Raises:
+            PenstockError: A turn failed; `run` of the exception has the turns before it.
+            TurnLimitReached: The last turn still has calls; they were not executed.
+            TypeError: A tool has no function.
+        """
+        hooks = Hooks(on_event, on_result, on_tool_error)
+        loop = ToolLoop(prompt, options, max_turns=max_turns, timeout=timeout, hooks=hooks, allows_async=True)
+        try:
+            while True:
+                async with self.stream(loop.messages, timeout=loop.seconds_left(), **loop.options) as stream:
+                    async for event in stream:
+                        told = loop.saw(event)
+                        if inspect.isawaitable(told):
+                            await told
+                calls = loop.calls_of(stream.response)
+                if not calls:
+                    return loop.run
+                loop.answer(stream.response, await loop.execute_all(calls))
+        except PenstockError as failure:
+            failure.run = loop.run
+            raise
 
     async def count(
         self,

@@ -10,7 +10,15 @@ from typing import Self
 from penstock_proto.v1 import generation_pb2 as pb
 from penstock_proto.v1 import model_pb2
 
-from penstock_client.values import EffectiveSettings, ThinkingMode, sampling_from_proto, thinking_mode, usd_from_ticks
+from penstock_client.values import (
+    EffectiveSettings,
+    Effort,
+    ThinkingMode,
+    from_proto_enum,
+    sampling_from_proto,
+    thinking_mode,
+    usd_from_ticks,
+)
 
 _TOKENS_PER_MILLION = 1_000_000
 
@@ -50,6 +58,23 @@ class PriceTier:
 
 
 @dataclass(frozen=True, slots=True)
+class EffortBudget:
+    """Hold the bounds of an effort on a server; the smaller one holds.
+
+    Attributes:
+        thinking_budget: Most thought tokens.
+        output_share: Most thought tokens as a share of the call's output tokens, in [0, 1].
+    """
+
+    thinking_budget: int
+    output_share: float
+
+
+def _effort(one: model_pb2.EffortBudget) -> EffortBudget:
+    return EffortBudget(one.thinking_budget, one.output_share)
+
+
+@dataclass(frozen=True, slots=True)
 class ModelCard:
     """The served model with its profile, prices, limits and defaults.
 
@@ -71,6 +96,8 @@ class ModelCard:
         auto_thinking_budget: Default thinking budget of the mode AUTO, in tokens; 0 from an older server.
         answer_reserve: Default number of output tokens kept for the answer; 0 from an older server.
         max_concurrent_requests: Requests that one replica of the engine runs at once; 0 from an older server.
+        tool_call_format: How the model writes tool calls, `xml` or `json`; empty where it has no tools.
+        efforts: What each effort is on this server, by its name.
         raw: The reply as it came.
     """
 
@@ -91,6 +118,8 @@ class ModelCard:
     auto_thinking_budget: int
     answer_reserve: int
     max_concurrent_requests: int
+    tool_call_format: str
+    efforts: Mapping[Effort, EffortBudget]
     raw: model_pb2.GetModelResponse = field(repr=False)
 
     @classmethod
@@ -118,6 +147,8 @@ class ModelCard:
             auto_thinking_budget=reply.auto_thinking_budget,
             answer_reserve=reply.answer_reserve,
             max_concurrent_requests=reply.max_concurrent_requests,
+            tool_call_format=reply.tool_call_format,
+            efforts={from_proto_enum(Effort, pb.Effort, one.effort): _effort(one) for one in reply.efforts},
             raw=reply,
         )
 

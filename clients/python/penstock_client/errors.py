@@ -17,7 +17,9 @@
     |-- Cancelled                              CANCELLED            CLIENT_TOO_SLOW, or none
     |-- PoisonousRequest                       ABORTED              POISONOUS_REQUEST
     |-- ServerFault                            INTERNAL, UNKNOWN, DATA_LOSS           ENGINE_REFUSED, INTERNAL
-    `-- BrokenStream                           (none)               events are missing
+    |-- BrokenStream                           (none)               events are missing
+    |-- TurnLimitReached  .run                 (none)               `run` reached max_turns
+    `-- UnparsableAnswer  .errors              (none)               the answer is no `response_format`
 
 The reason selects the class, else the code does: a status without details becomes the nearest of these. Wrong use of
 this package raises TypeError or ValueError before anything is sent.
@@ -27,11 +29,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
+
+if TYPE_CHECKING:
+    from penstock_client.tool_loop import Run
 
 ERROR_DOMAIN = "penstock.v1"
 _RATE_LIMIT = "x-ratelimit-"
@@ -65,7 +70,10 @@ class PenstockError(Exception):
         retry_after_seconds: The time to wait that the server gave, or None.
         rate_limits: The caller's limits and what is left of them, such as `limit-requests` and `remaining-requests`;
             empty where the server did not send them.
+        run: The turns until then, where `run` failed; else None.
     """
+
+    run: Run | None = None
 
     # One parameter for each attribute.
     def __init__(
@@ -134,8 +142,8 @@ class MessageTooLarge(PenstockError):
 class DeadlineExceeded(PenstockError):
     """The deadline passed before the call ended.
 
-    `metadata` has thought_tokens and answer_tokens, the tokens generated until then. The server counted them or, where
-    this client noticed the deadline first, the client counted the tokens that had arrived.
+    `metadata` has thought_tokens, answer_tokens and tool_tokens, the tokens generated until then. The server counted
+    them or, where this client noticed the deadline first, the client counted the tokens that had arrived.
 
     Attributes:
         is_own: True where this client or a proxy noticed the deadline first, and no status of the service came.
@@ -143,10 +151,11 @@ class DeadlineExceeded(PenstockError):
 
     is_own = False
 
-    def count(self, thought_tokens: int = 0, answer_tokens: int = 0) -> None:
+    def count(self, thought_tokens: int = 0, answer_tokens: int = 0, tool_tokens: int = 0) -> None:
         """Fill in the reason and the metadata that the service would have sent."""
         self.is_own, self.reason = True, "DEADLINE_PASSED"
-        self.metadata = {"thought_tokens": str(thought_tokens), "answer_tokens": str(answer_tokens)}
+        counts = {"thought_tokens": thought_tokens, "answer_tokens": answer_tokens, "tool_tokens": tool_tokens}
+        self.metadata = {name: str(count) for name, count in counts.items()}
 
 
 class Unavailable(PenstockError):
@@ -184,6 +193,23 @@ class BrokenStream(PenstockError):
         failure = cls("the stream ended without its last event")
         failure.is_cut_short = True
         return failure
+
+
+class TurnLimitReached(PenstockError):
+    """The model still called tools in the last turn that `run` may make; `run` has all turns, with usage and cost.
+
+    The calls of the last turn were not executed.
+    """
+
+
+class UnparsableAnswer(PenstockError):
+    """The answer is no value of `response_format`, for instance because max_output_tokens cut it.
+
+    Attributes:
+        errors: Where the answer does not fit, as pydantic says it; without the answer's text.
+    """
+
+    errors: tuple[Any, ...] = ()
 
 
 BY_REASON: Mapping[str, type[PenstockError]] = {

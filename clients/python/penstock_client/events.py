@@ -1,6 +1,7 @@
 """The events of a stream, and the reader that makes them.
 
-    Started -> ThoughtDelta* -> ThinkingFinished -> AnswerDelta* -> Finished     (per candidate; candidates interleave)
+    Started -> ThoughtDelta* -> ThinkingFinished -> (AnswerDelta* | tool call)* -> Finished
+    a tool call: ToolCallStarted -> ToolCallArguments* -> ToolCallFinished       (per candidate; candidates interleave)
 
 A restart of the server's engine adds Interrupted and then Continued between them.
 
@@ -15,6 +16,7 @@ from typing import TypeVar
 from penstock_proto.v1 import generation_pb2 as pb
 
 from penstock_client.errors import BrokenStream
+from penstock_client.messages import ToolCall
 from penstock_client.response import Response
 from penstock_client.values import (
     Cost,
@@ -113,6 +115,70 @@ class ThinkingFinished(_Event):
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCallStarted(_Event):
+    """The model began a tool call. Its arguments come next.
+
+    Attributes:
+        sequence: Sequence number of the event, from 1.
+        response: The reply so far.
+        proto: The event as it came.
+        candidate_index: Index of the candidate, from 0.
+        call_index: Index of the call in its candidate, from 0.
+        id: The server's id of the call.
+        name: Name of the tool, as the model wrote it.
+        token_count: Tokens of tool calls since the last event of a tool call.
+    """
+
+    candidate_index: int
+    call_index: int
+    id: str
+    name: str
+    token_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallArguments(_Event):
+    """New text of a tool call's arguments.
+
+    Attributes:
+        sequence: Sequence number of the event, from 1.
+        response: The reply so far.
+        proto: The event as it came.
+        candidate_index: Index of the candidate, from 0.
+        call_index: Index of the call in its candidate, from 0.
+        json_fragment: The new text only: a piece of JSON. The pieces concatenate to `arguments_json`.
+        token_count: Tokens of tool calls since the last event of a tool call.
+    """
+
+    candidate_index: int
+    call_index: int
+    json_fragment: str
+    token_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallFinished(_Event):
+    """A tool call is over: the model ended it, or the output ended inside it.
+
+    The stream goes on: wait for its end before you execute the calls, or cancel the stream.
+
+    Attributes:
+        sequence: Sequence number of the event, from 1.
+        response: The reply so far.
+        proto: The event as it came.
+        candidate_index: Index of the candidate, from 0.
+        call_index: Index of the call in its candidate, from 0.
+        call: The call. Execute it only if its status is COMPLETE.
+        token_count: Tokens of tool calls since the last event of a tool call.
+    """
+
+    candidate_index: int
+    call_index: int
+    call: ToolCall
+    token_count: int
+
+
+@dataclass(frozen=True, slots=True)
 class Interrupted(_Event):
     """A candidate is paused while the server restarts its engine. It continues by itself and no text is lost.
 
@@ -165,7 +231,18 @@ class Finished(_Event):
 
 
 DeltaT = TypeVar("DeltaT", ThoughtDelta, AnswerDelta)
-Event = Started | ThoughtDelta | AnswerDelta | ThinkingFinished | Interrupted | Continued | Finished
+Event = (
+    Started
+    | ThoughtDelta
+    | AnswerDelta
+    | ThinkingFinished
+    | ToolCallStarted
+    | ToolCallArguments
+    | ToolCallFinished
+    | Interrupted
+    | Continued
+    | Finished
+)
 
 
 class EventReader:
@@ -210,6 +287,8 @@ class EventReader:
                 return self._delta(AnswerDelta, proto, proto.answer)
             case "thinking_finished":
                 return self._thinking_finished(proto)
+            case "tool_call_started" | "tool_call_arguments" | "tool_call_finished" as kind:
+                return self._tool_call(kind, proto)
             case "interrupted":
                 return self._interrupted(proto)
             case "continued":
@@ -247,6 +326,26 @@ class EventReader:
         return ThinkingFinished(
             proto.sequence, self.response, proto, ended.candidate_index, outcome, ended.reasoning_tokens
         )
+
+    def _tool_call(self, kind: str, proto: pb.GenerationEvent) -> Event:
+        if kind == "tool_call_started":
+            begun = proto.tool_call_started
+            index, call_index, tokens = begun.candidate_index, begun.call_index, begun.token_count
+            self.response.candidate(index).start_call(begun)
+            return ToolCallStarted(
+                proto.sequence, self.response, proto, index, call_index, begun.id, begun.name, tokens
+            )
+        if kind == "tool_call_arguments":
+            more = proto.tool_call_arguments
+            index, call_index, tokens = more.candidate_index, more.call_index, more.token_count
+            self.response.candidate(index).add_arguments(more)
+            return ToolCallArguments(
+                proto.sequence, self.response, proto, index, call_index, more.json_fragment, tokens
+            )
+        ended = proto.tool_call_finished
+        index, call_index, tokens = ended.candidate_index, ended.call_index, ended.token_count
+        call = self.response.candidate(index).finish_call(ended)
+        return ToolCallFinished(proto.sequence, self.response, proto, index, call_index, call, tokens)
 
     def _interrupted(self, proto: pb.GenerationEvent) -> Interrupted:
         interrupted = proto.interrupted

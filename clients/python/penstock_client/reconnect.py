@@ -160,7 +160,11 @@ class Recovery:
 
     def _count(self, passed: DeadlineExceeded) -> None:
         candidates = self._reader.response.candidates
-        passed.count(sum(one.reasoning_tokens for one in candidates), sum(one.answer_tokens for one in candidates))
+        passed.count(
+            sum(one.reasoning_tokens for one in candidates),
+            sum(one.answer_tokens for one in candidates),
+            sum(one.tool_tokens for one in candidates),
+        )
 
     def _may_go_on(self, failure: PenstockError) -> bool:
         if isinstance(failure, BrokenStream):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Self
+from typing import Any, Self, TypeVar
 
 from penstock_proto.v1 import generation_pb2 as pb
 
+from penstock_client.messages import Message, ToolCall
 from penstock_client.values import (
     Cost,
     EffectiveSettings,
@@ -14,9 +15,12 @@ from penstock_client.values import (
     ThinkingOutcome,
     Timing,
     TokenLogprobs,
+    ToolCallStatus,
     Usage,
     from_proto_enum,
 )
+
+ParsedT = TypeVar("ParsedT")
 
 
 class _Text:
@@ -37,6 +41,30 @@ class _Text:
         return self._parts[0]
 
 
+class _Call:
+    """A tool call that grows: INCOMPLETE until its last event."""
+
+    __slots__ = ("_arguments", "_whole", "id", "name")
+
+    def __init__(self, call_id: str = "", name: str = "") -> None:
+        self.id, self.name = call_id, name
+        self._arguments = _Text()
+        self._whole: ToolCall | None = None
+
+    def add(self, fragment: str) -> None:
+        """Append to the arguments."""
+        self._arguments.add(fragment)
+
+    def finish(self, call: ToolCall) -> None:
+        """Replace it by the whole call."""
+        self._whole = call
+
+    @property
+    def call(self) -> ToolCall:
+        """The call so far."""
+        return self._whole or ToolCall(self.id, self.name, str(self._arguments), ToolCallStatus.INCOMPLETE)
+
+
 class Candidate:
     """One output. In a stream it grows; `finish_reason` and `usage` come with the last event.
 
@@ -44,6 +72,7 @@ class Candidate:
         index: Index of the candidate, from 0.
         reasoning_tokens: Tokens of the thought so far.
         answer_tokens: Tokens of the answer so far.
+        tool_tokens: Tokens of the tool calls so far.
         thought_token_ids: Token ids of the thought; empty unless the request has `return_token_ids`.
         answer_token_ids: Token ids of the answer; empty unless the request has `return_token_ids`.
         thought_logprobs: Log probabilities of the thought; empty unless the request has `top_logprobs`.
@@ -60,6 +89,8 @@ class Candidate:
         self._answer = _Text()
         self.reasoning_tokens = 0
         self.answer_tokens = 0
+        self.tool_tokens = 0
+        self._calls: dict[int, _Call] = {}
         self.thought_token_ids: list[int] = []
         self.answer_token_ids: list[int] = []
         self.thought_logprobs: list[TokenLogprobs] = []
@@ -78,6 +109,53 @@ class Candidate:
     def answer(self) -> str:
         """The answer so far."""
         return str(self._answer)
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """The tool calls so far, in order. Execute only those whose status is COMPLETE."""
+        return tuple(self._calls[index].call for index in sorted(self._calls))
+
+    @property
+    def message(self) -> Message:
+        """The output as a message of the history, with its thought and its tool calls.
+
+        A call that is not COMPLETE is in it with empty arguments, because no request can hold half of one: answer it
+        with an error result.
+        """
+        calls = [
+            call if call.status is ToolCallStatus.COMPLETE else ToolCall(call.id, call.name or "unknown")
+            for call in self.tool_calls
+        ]
+        return Message.assistant(self.answer, thought=self.thought, tool_calls=calls)
+
+    def parse(self, kind: type[ParsedT]) -> ParsedT:
+        """Return the answer as a value of a type that pydantic knows, such as a model.
+
+        Raises:
+            ImportError: pydantic is not installed.
+            UnparsableAnswer: The answer is not a value of the type.
+        """
+        from penstock_client import structured
+
+        made: ParsedT = structured.parse(kind, self.answer, self.finish_reason)
+        return made
+
+    def start_call(self, started: pb.ToolCallStarted) -> None:
+        """Add a tool call that begins."""
+        self._calls[started.call_index] = _Call(started.id, started.name)
+        self.tool_tokens += started.token_count
+
+    def add_arguments(self, more: pb.ToolCallArguments) -> None:
+        """Append to the arguments of a tool call."""
+        self._calls.setdefault(more.call_index, _Call()).add(more.json_fragment)
+        self.tool_tokens += more.token_count
+
+    def finish_call(self, finished: pb.ToolCallFinished) -> ToolCall:
+        """Set a tool call that is over, and return it."""
+        call = ToolCall.from_proto(finished.call)
+        self._calls.setdefault(finished.call_index, _Call()).finish(call)
+        self.tool_tokens += finished.token_count
+        return call
 
     def add_delta(self, delta: pb.Delta, *, is_thought: bool) -> None:
         """Append one delta of the stream to the thought or to the answer."""
@@ -101,6 +179,7 @@ class Candidate:
         self.usage = Usage.from_proto(result.usage)
         self.reasoning_tokens = self.usage.reasoning_tokens
         self.answer_tokens = self.usage.answer_tokens
+        self.tool_tokens = self.usage.tool_tokens
 
     @classmethod
     def from_proto(cls, candidate: pb.Candidate) -> Self:
@@ -112,6 +191,8 @@ class Candidate:
         self.answer_token_ids = list(candidate.answer_token_ids)
         self.thought_logprobs = [TokenLogprobs.from_proto(entry) for entry in candidate.thought_logprobs]
         self.answer_logprobs = [TokenLogprobs.from_proto(entry) for entry in candidate.answer_logprobs]
+        for index, call in enumerate(candidate.tool_calls):
+            self.finish_call(pb.ToolCallFinished(call_index=index, call=call))
         self.finish(candidate.result)
         return self
 
@@ -119,7 +200,8 @@ class Candidate:
 class Response:
     """A reply. `generate` returns a complete one; in a stream, every event carries the same growing one.
 
-    `thought`, `answer`, `finish_reason` and `thinking_outcome` are those of the first candidate.
+    `thought`, `answer`, `tool_calls`, `message`, `parsed`, `finish_reason` and `thinking_outcome` are of the first
+    candidate.
 
     Attributes:
         generation_id: Id of the generation.
@@ -133,6 +215,7 @@ class Response:
         rate_limits: The caller's limits and what is left of them, such as `remaining-requests`; empty before the end,
             and where the server does not send them.
         raw: The message that `generate` received; None in a stream.
+        response_format: The type that the request asked the answer to have, or None.
     """
 
     def __init__(self) -> None:
@@ -145,7 +228,7 @@ class Response:
         self.timing: Timing | None = None
         self.effective_settings: EffectiveSettings | None = None
         self.rate_limits: Mapping[str, str] = {}
-
+        self.response_format: Any = None
         self.raw: pb.GenerateResponse | None = None
 
     def candidate(self, index: int) -> Candidate:
@@ -163,6 +246,32 @@ class Response:
     def answer(self) -> str:
         """The first candidate's answer."""
         return self.candidate(0).answer
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """The first candidate's tool calls so far. Execute only those whose status is COMPLETE."""
+        return self.candidate(0).tool_calls
+
+    @property
+    def message(self) -> Message:
+        """The first candidate's output as a message of the history; see `Candidate.message`."""
+        return self.candidate(0).message
+
+    @property
+    def parsed(self) -> Any:
+        """The first candidate's answer as a value of the request's `response_format`.
+
+        Raises:
+            UnparsableAnswer: The answer is not a value of that type, for instance because it was cut.
+            ValueError: The request had no `response_format`.
+        """
+        if self.response_format is None:
+            raise ValueError("the request had no response_format; use reply.parse(SomeType)")
+        return self.parse(self.response_format)
+
+    def parse(self, kind: type[ParsedT]) -> ParsedT:
+        """Return the first candidate's answer as a value of a type; see `Candidate.parse`."""
+        return self.candidate(0).parse(kind)
 
     @property
     def finish_reason(self) -> FinishReason | None:

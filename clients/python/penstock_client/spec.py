@@ -5,30 +5,14 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, Unpack, cast
 
 from penstock_proto.v1 import generation_pb2 as pb
 
 from penstock_client import suggest
+from penstock_client.messages import Message, MessageLike, to_protos
+from penstock_client.tools import Tool, ToolLike, tool_of
 
-RoleName = Literal["system", "user", "assistant"]
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One message of a conversation.
-
-    Attributes:
-        role: `system`, `user` or `assistant`.
-        content: The text.
-    """
-
-    role: RoleName
-    content: str
-
-
-MessageLike = Message | tuple[str, str] | Mapping[str, str] | pb.Message
 Prompt = str | Sequence[MessageLike]
 """A str is one user message. A sequence is a conversation, oldest first, of `Message`, (role, content) or dicts."""
 
@@ -51,6 +35,20 @@ class GenerationOptions(TypedDict, total=False):
     """Highest number of thought tokens; -1 is no limit, 0 is no thought."""
     include_thoughts: bool | None
     """Whether the reply has the text of the thought."""
+    effort: Literal["none", "low", "medium", "high"] | None
+    """How hard the model thinks; the server's table makes it a budget. A `budget` overrides it."""
+    history: Literal["current_turn", "all_turns", "none"] | None
+    """Which earlier thoughts the model is given again. Default: those since the last user message."""
+    tools: Iterable[ToolLike] | None
+    """Tools that the model may ask for: what the decorator `tool` made, `Tool`, functions or dicts."""
+    tool_mode: Literal["auto", "required", "none", "validated"] | None
+    """Whether the model calls tools. Default: it decides. `validated` and `required` hold each call to its schema."""
+    allowed_tools: Iterable[str] | None
+    """Names of the only tools that may be called."""
+    parallel: bool | None
+    """Whether one output may have several calls."""
+    max_tool_calls: int | None
+    """Highest number of calls of one output."""
     answer_reserve: int | None
     """Output tokens kept for the answer."""
     closing_message: str | None
@@ -87,6 +85,8 @@ class GenerationOptions(TypedDict, total=False):
     """Whether the reply has token ids."""
     json_schema: str | Mapping[str, Any] | None
     """JSON schema that the answer follows."""
+    response_format: type[Any] | None
+    """Type of the answer, such as a pydantic model: sends its JSON schema; `reply.parsed` is the value."""
     regex: str | None
     """Regular expression that the answer matches."""
     grammar: str | None
@@ -110,13 +110,23 @@ _FIELDS: Mapping[str, tuple[str, str]] = {
         for name in ("max_output_tokens", "min_output_tokens", "top_logprobs", "return_token_ids")
     },
     **{name: ("output", name) for name in ("regex", "grammar")},
+    "parallel": ("tool_config", "parallel"),
+    "max_tool_calls": ("tool_config", "max_calls"),
 }
 _ENUMS = {
     "thinking": ("thinking", "mode", pb.ThinkingMode, "THINKING_MODE_"),
     "overflow": ("context", "overflow", pb.OverflowPolicy, "OVERFLOW_POLICY_"),
     "priority": ("", "priority", pb.Priority, "PRIORITY_"),
+    "effort": ("thinking", "effort", pb.Effort, "EFFORT_"),
+    "history": ("thinking", "history", pb.ThoughtHistory, "THOUGHT_HISTORY_"),
+    "tool_mode": ("tool_config", "mode", pb.ToolMode, "TOOL_MODE_"),
 }
-_STRUCTURED = ("json_schema", "regex", "grammar", "choices")
+_LISTS = {
+    "stop": ("output", "stop_strings"),
+    "stop_token_ids": ("output", "stop_token_ids"),
+    "allowed_tools": ("tool_config", "allowed_names"),
+}
+_STRUCTURED = ("json_schema", "response_format", "regex", "grammar", "choices")
 
 
 def build_spec(
@@ -190,38 +200,22 @@ def _set_input(spec: pb.GenerationSpec, prompt: Prompt | None, given: dict[str, 
     spec.messages.SetInParent()
     for position, turn in enumerate(turns):
         try:
-            spec.messages.messages.append(_message(turn))
+            spec.messages.messages.extend(to_protos(turn))
         except (TypeError, ValueError) as error:
             raise ValueError(f"messages[{position}]: {error}") from error
 
 
-def _message(turn: object) -> pb.Message:
-    if isinstance(turn, pb.Message):
-        return turn
-    role, content = _role_and_content(turn)
-    if isinstance(content, list | tuple):
-        raise ValueError(
-            'content must be a str: content parts ([{"type": "text", "text": ...}]) are not supported yet; '
-            "join their texts"
-        )
-    if not isinstance(content, str):
-        raise ValueError(f"content must be a str, got {type(content).__name__}")
-    return pb.Message(role=_enum_number(pb.Role, "ROLE_", role), content=content)  # type: ignore[arg-type]
-
-
-def _role_and_content(turn: object) -> tuple[object, object]:
-    if isinstance(turn, Message):
-        return turn.role, turn.content
-    if isinstance(turn, Mapping):
-        surplus = next((key for key in turn if key not in ("role", "content")), None)
-        if surplus is not None:
-            raise ValueError(suggest.unknown("key", surplus, ("role", "content")))
-        if len(turn) != 2:
-            raise ValueError(f"a dict must have the keys role and content, got {', '.join(map(repr, turn)) or 'none'}")
-        return turn["role"], turn["content"]
-    if isinstance(turn, tuple | list) and len(turn) == 2:
-        return turn[0], turn[1]
-    raise ValueError(f"a message must be a Message, (role, content) or a dict, got {type(turn).__name__}")
+def _set_tools(spec: pb.GenerationSpec, given: Iterable[ToolLike]) -> None:
+    if isinstance(given, str | Mapping) or callable(given):
+        raise TypeError(f"must be a list of tools, got {type(given).__name__}")
+    for position, one in enumerate(given):
+        try:
+            made = tool_of(one)
+            spec.tools.append(made.to_proto() if isinstance(made, Tool) else made)
+        except TypeError as error:
+            raise TypeError(f"tools[{position}]: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"tools[{position}]: {error}") from error
 
 
 def _set_option(spec: pb.GenerationSpec, name: str, value: Any) -> None:
@@ -238,12 +232,17 @@ def _set_option(spec: pb.GenerationSpec, name: str, value: Any) -> None:
         spec.token_ids.ids.extend(value)
     elif name == "logit_bias":
         spec.sampling.logit_bias.update(value)
-    elif name == "stop":
-        spec.output.stop_strings.extend([value] if isinstance(value, str) else value)
-    elif name == "stop_token_ids":
-        spec.output.stop_token_ids.extend(value)
+    elif name in _LISTS:
+        section, field = _LISTS[name]
+        getattr(_section(spec, section), field).extend([value] if isinstance(value, str) else value)
     elif name == "json_schema":
         spec.output.json_schema = value if isinstance(value, str) else json.dumps(value)
+    elif name == "tools":
+        _set_tools(spec, value)
+    elif name == "response_format":
+        from penstock_client import structured
+
+        spec.output.json_schema = structured.json_schema_for(value)
     elif name == "choices":
         spec.output.choices.choices.extend([value] if isinstance(value, str) else value)
 

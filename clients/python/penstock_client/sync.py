@@ -26,14 +26,17 @@ from penstock_client.channel import (
     options_for,
     resolve,
 )
-from penstock_client.errors import from_rpc_error, rate_limits_of
+from penstock_client.errors import PenstockError, from_rpc_error, rate_limits_of
+from penstock_client.events import Event
 from penstock_client.experts import ExpertLoad, load_request, watch_request
 from penstock_client.leaving import CANCEL_SECONDS, CLOSE_SECONDS, READ_SECONDS, closed, end_at_exit
+from penstock_client.messages import ToolCall, ToolResult
 from penstock_client.reconnect import Link, Reconnect
 from penstock_client.response import Response
 from penstock_client.retries import Retries
 from penstock_client.spec import GenerationOptions, Prompt, build_spec, interact_request, stream_request
 from penstock_client.sync_stream import Interaction, Stream
+from penstock_client.tool_loop import Hooks, Run, ToolLoop
 from penstock_client.tracing import CallSpan
 
 ReplyT = TypeVar("ReplyT")
@@ -101,7 +104,9 @@ class Client:
         resumable = self._reconnect is not None if resumable is None else resumable
         request = stream_request(build_spec(prompt, spec=spec, **options), resumable, flush_interval_seconds)
         link = self._link("StreamGenerate", timeout, resumable)
-        return self._opened(Stream(link, lambda left: self._generation.StreamGenerate(request, **link.options(left))))
+        stream = Stream(link, lambda left: self._generation.StreamGenerate(request, **link.options(left)))
+        stream.response.response_format = options.get("response_format")
+        return self._opened(stream)
 
     def interact(
         self,
@@ -115,9 +120,9 @@ class Client:
         """Start a generation that can be controlled while it runs. See `AsyncClient.interact`."""
         start = interact_request(build_spec(prompt, spec=spec, **options), flush_interval_seconds)
         link = self._link("Interact", timeout)
-        return self._opened(
-            Interaction(link, start, lambda actions: self._generation.Interact(actions, **link.options()))
-        )
+        interaction = Interaction(link, start, lambda actions: self._generation.Interact(actions, **link.options()))
+        interaction.response.response_format = options.get("response_format")
+        return self._opened(interaction)
 
     def resume(
         self, generation_id: str, resume_token: str, last_sequence: int = 0, *, timeout: float | None = None
@@ -137,7 +142,38 @@ class Client:
     ) -> Response:
         """Generate a reply and return it when it is complete. See `AsyncClient.generate`."""
         request = pb.GenerateRequest(spec=build_spec(prompt, spec=spec, **options))
-        return self._reply(f"{_GENERATION}/Generate", self._generation.Generate, request, timeout, Response.from_proto)
+        method = self._generation.Generate
+        reply = self._reply(f"{_GENERATION}/Generate", method, request, timeout, Response.from_proto)
+        reply.response_format = options.get("response_format")
+        return reply
+
+    # One parameter for each option.
+    def run(
+        self,
+        prompt: Prompt,
+        *,
+        max_turns: int = 8,
+        timeout: float | None = None,
+        on_event: Callable[[Event], object] | None = None,
+        on_result: Callable[[ToolCall, ToolResult], object] | None = None,
+        on_tool_error: Callable[[ToolCall, Exception], str] | None = None,
+        **options: Unpack[GenerationOptions],
+    ) -> Run:
+        """Ask and execute tool calls until a reply has none. See `AsyncClient.run`; the tools are not async."""
+        hooks = Hooks(on_event, on_result, on_tool_error)
+        loop = ToolLoop(prompt, options, max_turns=max_turns, timeout=timeout, hooks=hooks, allows_async=False)
+        try:
+            while True:
+                with self.stream(loop.messages, timeout=loop.seconds_left(), **loop.options) as stream:
+                    for event in stream:
+                        loop.saw(event)
+                calls = loop.calls_of(stream.response)
+                if not calls:
+                    return loop.run
+                loop.answer(stream.response, [loop.execute(call) for call in calls])
+        except PenstockError as failure:
+            failure.run = loop.run
+            raise
 
     def count(
         self,

@@ -6,7 +6,8 @@ The attribute names are those of opentelemetry-semantic-conventions 0.66b2, as i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from penstock_client.errors import PenstockError
@@ -34,6 +35,53 @@ def server_attributes(target: str) -> dict[str, str | int]:
         return {"server.address": target.removeprefix("unix:")}
     host, _, port = target.rpartition("/")[2].rpartition(":")
     return {"server.address": host.strip("[]"), "server.port": int(port)} if host and port.isdigit() else {}
+
+
+class ToolSpan:
+    """The span of one execution of a tool, as a context manager: no arguments, no result.
+
+    Args:
+        name: Name of the tool.
+        call_id: Id of the call.
+    """
+
+    def __init__(self, name: str, call_id: str) -> None:
+        self._span: Any = None
+        self._current: Any = None
+        if _OTEL is None:
+            return
+        trace = _OTEL[1]
+        attributes = {
+            "gen_ai.operation.name": "execute_tool",
+            "gen_ai.tool.name": name,
+            "gen_ai.tool.call.id": call_id,
+            "gen_ai.tool.type": "function",
+        }
+        self._span = trace.get_tracer("penstock_client").start_span(
+            f"execute_tool {name}", kind=trace.SpanKind.INTERNAL, attributes=attributes
+        )
+
+    def __enter__(self) -> Self:
+        if self._span is not None and _OTEL is not None:
+            self._current = _OTEL[1].use_span(self._span, record_exception=False, set_status_on_exception=False)
+            self._current.__enter__()
+        return self
+
+    def failed(self, error: BaseException) -> None:
+        """Record that the tool failed: the type of the exception, not its text."""
+        if self._span is not None and _OTEL is not None:
+            self._span.set_attribute("error.type", type(error).__qualname__)
+            self._span.set_status(_OTEL[1].StatusCode.ERROR)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._span is None:
+            return
+        if error is not None:
+            self.failed(error)
+        self._current.__exit__(None, None, None)
+        self._span.end()
 
 
 class CallSpan:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -65,10 +65,41 @@ class FinishReason(enum.StrEnum):
     MAX_OUTPUT_TOKENS = "max_output_tokens"
     CANCELLED = "cancelled"
     DRAINED = "drained"
+    TOOL_CALLS = "tool_calls"
     UNKNOWN = "unknown"
 
 
-EnumT = TypeVar("EnumT", ThinkingMode, ThinkingOutcome, FinishReason, InterruptionReason)
+class ToolCallStatus(enum.StrEnum):
+    """Whether a tool call is whole. One that is not COMPLETE must not be executed."""
+
+    COMPLETE = "complete"
+    INCOMPLETE = "incomplete"
+    UNKNOWN = "unknown"
+
+
+class ToolMode(enum.StrEnum):
+    """Whether the model calls tools."""
+
+    AUTO = "auto"
+    REQUIRED = "required"
+    NONE = "none"
+    VALIDATED = "validated"
+    UNKNOWN = "unknown"
+
+
+class Effort(enum.StrEnum):
+    """How hard the model thinks."""
+
+    NONE = "none"
+    LOW = "low"
+    MEDIUM = "medium"
+    HIGH = "high"
+    UNKNOWN = "unknown"
+
+
+EnumT = TypeVar(
+    "EnumT", ThinkingMode, ThinkingOutcome, FinishReason, InterruptionReason, ToolCallStatus, ToolMode, Effort
+)
 
 
 def from_proto_enum(kind: type[EnumT], wrapper: Any, number: int) -> EnumT:
@@ -93,12 +124,13 @@ class Usage:
         cached_tokens: Tokens of the prompt that came from the prefix cache.
         reasoning_tokens: Tokens of the thought.
         answer_tokens: Tokens of the answer.
-        output_tokens: `reasoning_tokens + answer_tokens`, billed as output.
+        output_tokens: `reasoning_tokens + answer_tokens + tool_tokens`, billed as output.
         total_tokens: `prompt_tokens + output_tokens`.
         marker_tokens: Closing markers and messages, generated or forced; not part of output_tokens and not billed.
         drafted_tokens: Tokens that speculative decoding proposed; None without it.
         accepted_tokens: Proposed tokens that the model accepted; None without speculative decoding.
         recomputed_tokens: Tokens that the engine computed again for continuations; not billed.
+        tool_tokens: Tokens of tool calls.
     """
 
     prompt_tokens: int
@@ -111,6 +143,19 @@ class Usage:
     drafted_tokens: int | None
     accepted_tokens: int | None
     recomputed_tokens: int
+    tool_tokens: int = 0
+
+    @classmethod
+    def sum(cls, parts: Iterable[Usage]) -> Self:
+        """Return the counts of several calls together; None where no call has the count."""
+        listed = list(parts)
+        counts = {one.name: [getattr(part, one.name) for part in listed] for one in fields(cls)}
+        optional = ("drafted_tokens", "accepted_tokens")
+        known = {name: [count for count in found if count is not None] for name, found in counts.items()}
+        sums: dict[str, Any] = {
+            name: sum(found) if found or name not in optional else None for name, found in known.items()
+        }
+        return cls(**sums)
 
     @classmethod
     def from_proto(cls, usage: pb.Usage) -> Self:
@@ -126,6 +171,7 @@ class Usage:
             drafted_tokens=usage.drafted_tokens if usage.HasField("drafted_tokens") else None,
             accepted_tokens=usage.accepted_tokens if usage.HasField("accepted_tokens") else None,
             recomputed_tokens=usage.recomputed_tokens,
+            tool_tokens=usage.tool_tokens,
         )
 
 
@@ -149,6 +195,12 @@ class Cost:
     def usd(self) -> Decimal:
         """The exact total in USD."""
         return usd_from_ticks(self.total_usd_ticks)
+
+    @classmethod
+    def sum(cls, parts: Iterable[Cost]) -> Self:
+        """Return the cost of several calls together."""
+        listed = list(parts)
+        return cls(**{one.name: sum(getattr(part, one.name) for part in listed) for one in fields(cls)})
 
     @classmethod
     def from_proto(cls, cost: pb.Cost) -> Self:
@@ -204,6 +256,9 @@ class EffectiveSettings:
         dropped_tokens: Tokens that the overflow policy dropped.
         dropped_messages: Messages that the overflow policy dropped.
         requested_thinking_mode: The mode of the request; UNKNOWN for raw input that named none.
+        effort: The effort that the budget came from; UNKNOWN where it came from none.
+        tool_mode: Whether the model calls tools; UNKNOWN where the request has none.
+        max_tool_calls: Most tool calls of each candidate; 0 where there can be none.
     """
 
     thinking_mode: ThinkingMode
@@ -216,6 +271,9 @@ class EffectiveSettings:
     dropped_tokens: int
     dropped_messages: int
     requested_thinking_mode: ThinkingMode
+    effort: Effort = Effort.UNKNOWN
+    tool_mode: ToolMode = ToolMode.UNKNOWN
+    max_tool_calls: int = 0
 
     @classmethod
     def from_proto(cls, settings: pb.EffectiveSettings) -> Self:
@@ -231,6 +289,9 @@ class EffectiveSettings:
             dropped_tokens=settings.dropped.tokens,
             dropped_messages=settings.dropped.messages,
             requested_thinking_mode=thinking_mode(settings.requested_thinking_mode),
+            effort=from_proto_enum(Effort, pb.Effort, settings.effort),
+            tool_mode=from_proto_enum(ToolMode, pb.ToolMode, settings.tool_mode),
+            max_tool_calls=settings.max_tool_calls,
         )
 
 

@@ -37,6 +37,7 @@ import { Response } from "./response.js";
 import { checkOptions, type Known } from "./options.js";
 import { buildSpec, GENERATION_OPTIONS, type GenerationOptions, type Prompt } from "./spec.js";
 import { closeAtSignals, forgetSignals } from "./signals.js";
+import { Run, ToolLoop, type RunOptions } from "./tools.js";
 import { Interaction, Stream, type Call, type Link, type Running, type SteeredCall } from "./stream.js";
 
 const GENERATION = "/penstock.v1.GenerationService";
@@ -204,7 +205,7 @@ export class Client {
     const start = () =>
       this.serverStream(path, StreamGenerateRequestSchema, StreamGenerateResponseSchema, request, deadline);
     const link = this.link(options, resumable, start);
-    return new Stream(link, start());
+    return formatted(new Stream(link, start()), options);
   }
 
   /** Starts a generation that can be controlled while its events come. A lost connection ends it. */
@@ -221,7 +222,7 @@ export class Client {
       this.metadata,
       callOptions(link.deadline),
     );
-    return new Interaction(link, call as SteeredCall, start);
+    return formatted(new Interaction(link, call as SteeredCall, start), options);
   }
 
   /** Resumes a stream, of this process or another one, after `lastSequence`; 0 replays all events. */
@@ -239,7 +240,40 @@ export class Client {
     let rateLimits = {};
     const seen = (trailers: grpc.Metadata) => (rateLimits = rateLimitsOf(trailers));
     const reply = await this.unary(path, GenerateRequestSchema, GenerateResponseSchema, request, options, seen);
-    return Object.assign(Response.fromProto(reply), { rateLimits });
+    return Object.assign(Response.fromProto(reply), { rateLimits, responseFormat: options.responseFormat });
+  }
+
+  /**
+   * Asks, executes the tool calls of the reply, sends the results, and repeats until a reply has no calls.
+   *
+   *     const run = await client.run("How warm is it in Oslo?", { tools: [weather], maxTurns: 4 });
+   *
+   * Only complete calls of a tool in `tools` (and in `allowedTools`) are executed, each once, also where the connection
+   * drops, after its arguments are checked. For other calls, and for a tool that throws, the model is given an error
+   * result: the message of a `ToolError`, of other errors the name only. With toolMode "required" the first reply must
+   * call; later ones are as with "validated". `timeout` is for all turns and tools together. Fails with
+   * `TurnLimitReached` where the last turn still has calls; `error.run` has the turns before any failure. A
+   * `Conversation` grows with the replies and the results.
+   */
+  async run(prompt: Prompt, options: GenerationOptions & CallOptions & RunOptions = {}): Promise<Run> {
+    checkOptions(options, { ...GENERATION_OPTIONS, ...CALL, ...RUN });
+    const { timeout, signal, ...rest } = options;
+    const over = new AbortController();
+    const deadline = timeout === undefined ? undefined : Date.now() + timeout * 1000;
+    const loop = new ToolLoop(prompt, rest, deadline, signal ?? over.signal);
+    try {
+      for (;;) {
+        const stream = this.stream(loop.run.messages, { ...loop.generation, ...loop.timeout, ...(signal && { signal }) });
+        for await (const event of stream) await options.onEvent?.(event);
+        const calls = loop.callsOf(stream.response);
+        if (calls.length === 0) return loop.run;
+        loop.answer(stream.response, await loop.execute(calls));
+      }
+    } catch (error) {
+      throw error instanceof PenstockError ? loop.failed(error) : error;
+    } finally {
+      over.abort();
+    }
   }
 
   /** Counts tokens and cost without generating. The result says what the overflow policy would drop. */
@@ -458,6 +492,12 @@ function addMetadata(metadata: grpc.Metadata, more: Readonly<Record<string, stri
 const CALL = { timeout: ["number"], signal: ["object"] } as const;
 const FLUSH = { flushIntervalSeconds: ["number"] } as const;
 const STREAM = { ...CALL, ...FLUSH, resumable: ["boolean"] } as const;
+const RUN = {
+  maxTurns: ["integer"],
+  onEvent: ["function"],
+  onResult: ["function"],
+  onToolError: ["function"],
+} as const satisfies Record<keyof RunOptions, Known[string]>;
 const EXPERTS = { ...CALL, windowSeconds: ["number"], ranks: ["integer"] } as const;
 const CLIENT = {
   apiKey: ["string"],
@@ -486,6 +526,12 @@ function specOf(input: Input, options: GenerationOptions & CallOptions, call: Kn
     return input as GenerationSpec;
   }
   return buildSpec(input as Prompt, generation);
+}
+
+/** Its reply knows the schema that the request asked for. */
+function formatted<T extends Stream>(stream: T, { responseFormat }: GenerationOptions): T {
+  stream.response.responseFormat = responseFormat;
+  return stream;
 }
 
 function flushOf({ flushIntervalSeconds }: FlushOptions) {

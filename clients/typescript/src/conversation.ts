@@ -1,9 +1,9 @@
+import { toolMessage, type Message, type PlainMessage, type ToolResult } from "./messages.js";
 import type { Response } from "./response.js";
-import type { Message } from "./spec.js";
 
 /**
- * The turns of a conversation, oldest first. It is an array of messages, so it can be sent as a prompt. It keeps
- * answers only, because a thought is not a part of the history.
+ * The turns of a conversation, oldest first. It is an array of messages, so it can be sent as a prompt. It keeps answers
+ * and tool calls; a thought only if the reply has tool calls, because the model needs it until it has answered.
  *
  *     const talk = new Conversation("Answer in one line.");
  *     talk.add(await client.generate(talk.ask("What is 48 + 27 + 36 + 15?")));
@@ -26,9 +26,17 @@ export class Conversation extends Array<Message> {
     return this;
   }
 
-  /** Adds the answer of a reply's first candidate, or a text, as the assistant's turn. */
-  add(reply: Response | string): this {
-    this.push({ role: "assistant", content: typeof reply === "string" ? reply : reply.answer });
+  /** Adds the answer and the tool calls of a reply's first candidate, a message, or a text as the assistant's turn. */
+  add(reply: Response | PlainMessage | string): this {
+    if (typeof reply === "string") this.push({ role: "assistant", content: reply });
+    else if ("role" in reply) this.push(reply);
+    else this.push(reply.toolCalls.length > 0 ? reply.message : { role: "assistant", content: reply.answer });
+    return this;
+  }
+
+  /** Adds the results of the last reply's tool calls, one for each. */
+  addResults(...results: readonly ToolResult[]): this {
+    this.push(toolMessage(...results));
     return this;
   }
 }

@@ -17,13 +17,16 @@
  *     ├ Cancelled                      CANCELLED
  *     ├ PoisonousRequest               ABORTED                            POISONOUS_REQUEST
  *     ├ ServerFault                    INTERNAL, UNKNOWN, DATA_LOSS       ENGINE_REFUSED, INTERNAL
- *     └ BrokenStream                   (none)                             events are missing
+ *     ├ BrokenStream                   (none)                             events are missing
+ *     ├ TurnLimitReached .run          (none)                             run reached maxTurns
+ *     └ UnparsableAnswer               (none)                             the answer is no responseFormat
  */
 import { fromBinary, type DescMessage, type MessageShape } from "@bufbuild/protobuf";
 import { anyUnpack } from "@bufbuild/protobuf/wkt";
 import { status as Code, type Metadata, type ServiceError } from "@grpc/grpc-js";
 import { BadRequestSchema, ErrorInfoSchema, RetryInfoSchema } from "./gen/google/rpc/error_details_pb.js";
 import { StatusSchema, type Status } from "./gen/google/rpc/status_pb.js";
+import type { Run } from "./tools.js";
 
 const DOMAIN = "penstock.v1";
 
@@ -55,6 +58,8 @@ export class PenstockError extends Error {
   readonly violations: readonly FieldViolation[];
   readonly retryAfterSeconds: number | undefined;
   readonly rateLimits: Readonly<Record<string, string>>;
+  /** The turns until then, where `run` failed. */
+  readonly run?: Run;
 
   constructor(message: string, failure: Failure = {}) {
     super(message);
@@ -87,8 +92,8 @@ export class Overloaded extends PenstockError {}
 /** A message is larger than the sender or the receiver allows. */
 export class MessageTooLarge extends PenstockError {}
 /**
- * The deadline passed. `metadata` has the thought_tokens and answer_tokens until then: as the server counted them or,
- * if this client's own clock was first, as many as had arrived.
+ * The deadline passed. `metadata` has the thought_tokens, answer_tokens and tool_tokens until then: as the server counted
+ * them or, if this client's own clock was first, as many as had arrived.
  */
 export class DeadlineExceeded extends PenstockError {
   /** The clock of this client or of a proxy was first: no status came from the service. */
@@ -96,18 +101,19 @@ export class DeadlineExceeded extends PenstockError {
 
   constructor(message: string, failure: Failure = {}) {
     const own = !failure.reason;
-    const metadata = { thought_tokens: "0", answer_tokens: "0", ...failure.metadata };
+    const metadata = { thought_tokens: "0", answer_tokens: "0", tool_tokens: "0", ...failure.metadata };
     super(message, own ? { ...failure, reason: "DEADLINE_PASSED", metadata } : failure);
     this.isOwn = own;
   }
 
   /** Returns the error with the tokens that have arrived, if it is the client's own. */
-  counted(candidates: readonly { reasoningTokens: number; answerTokens: number }[]): DeadlineExceeded {
+  counted(candidates: readonly { reasoningTokens: number; answerTokens: number; toolTokens: number }[]): DeadlineExceeded {
     if (!this.isOwn) return this;
-    const sum = (of: "reasoningTokens" | "answerTokens") => String(candidates.reduce((all, one) => all + one[of], 0));
+    const sum = (of: "reasoningTokens" | "answerTokens" | "toolTokens") =>
+      String(candidates.reduce((all, one) => all + one[of], 0));
     return new DeadlineExceeded(this.message, {
       ...(this.code !== undefined && { code: this.code }),
-      metadata: { thought_tokens: sum("reasoningTokens"), answer_tokens: sum("answerTokens") },
+      metadata: { thought_tokens: sum("reasoningTokens"), answer_tokens: sum("answerTokens"), tool_tokens: sum("toolTokens") },
     });
   }
 }
@@ -131,6 +137,11 @@ export class BrokenStream extends PenstockError {
     super(message);
   }
 }
+
+/** The model still calls tools in the last turn that `run` may make; `run` has all turns. The last calls were not executed. */
+export class TurnLimitReached extends PenstockError {}
+/** The answer does not fit `responseFormat`, for instance because maxOutputTokens cut it. */
+export class UnparsableAnswer extends PenstockError {}
 
 type Kind = new (message: string, failure?: Failure) => PenstockError;
 

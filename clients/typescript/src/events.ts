@@ -1,7 +1,8 @@
 /**
  * The events of a stream, and the reader that makes them.
  *
- *     started → thought* → thinking_finished → answer* → finished     (per candidate; candidates interleave)
+ *     started → thought* → thinking_finished → (answer* | tool call)* → finished     (per candidate; candidates interleave)
+ *     a tool call: tool_call_started → tool_call_arguments* → tool_call_finished
  *
  * If the server's engine is restarted, `interrupted` and later `continued` come between them.
  */
@@ -15,6 +16,7 @@ import type {
   TokenLogprobs,
   Usage,
 } from "./gen/penstock/v1/generation_pb.js";
+import type { ToolCall } from "./messages.js";
 import {
   interruptionReasonName,
   Response,
@@ -52,7 +54,32 @@ export interface ThinkingFinished extends Common {
   readonly outcome: ThinkingOutcomeName;
   readonly reasoningTokens: number;
 }
-/** A candidate waits while the server's engine is restarted. It continues by itself, and no text is lost. */
+/** The model began a tool call. */
+export interface ToolCallStarted extends Common {
+  readonly kind: "tool_call_started";
+  readonly candidateIndex: number;
+  readonly callIndex: number;
+  readonly id: string;
+  readonly name: string;
+  readonly tokenCount: number;
+}
+/** New text of a call's arguments: a piece of JSON. The pieces concatenate to `argumentsJson`. */
+export interface ToolCallArguments extends Common {
+  readonly kind: "tool_call_arguments";
+  readonly candidateIndex: number;
+  readonly callIndex: number;
+  readonly jsonFragment: string;
+  readonly tokenCount: number;
+}
+/** A call is over. The stream goes on: wait for its end before you execute calls. */
+export interface ToolCallFinished extends Common {
+  readonly kind: "tool_call_finished";
+  readonly candidateIndex: number;
+  readonly callIndex: number;
+  readonly call: ToolCall;
+  readonly tokenCount: number;
+}
+/** A candidate stands still while the server's engine is restarted. It goes on by itself: no text is lost. */
 export interface Interrupted extends Common {
   readonly kind: "interrupted";
   readonly candidateIndex: number;
@@ -73,7 +100,16 @@ export interface Finished extends Common {
   readonly cost: Cost | undefined;
   readonly timing: Timing | undefined;
 }
-export type Event = Started | TextDelta | ThinkingFinished | Interrupted | Continued | Finished;
+export type Event =
+  | Started
+  | TextDelta
+  | ThinkingFinished
+  | ToolCallStarted
+  | ToolCallArguments
+  | ToolCallFinished
+  | Interrupted
+  | Continued
+  | Finished;
 
 /** Converts the protos of one stream to events, each exactly once and in order, and extends `response`. */
 export class EventReader {
@@ -105,6 +141,21 @@ export class EventReader {
         const outcome = thinkingOutcomeName(event.value.outcome);
         Object.assign(this.response.candidate(candidateIndex), { thinkingOutcome: outcome, reasoningTokens });
         return { ...common, kind: "thinking_finished", candidateIndex, outcome, reasoningTokens };
+      }
+      case "toolCallStarted": {
+        const { candidateIndex, callIndex, id, name, tokenCount } = event.value;
+        this.response.candidate(candidateIndex).startCall(event.value);
+        return { ...common, kind: "tool_call_started", candidateIndex, callIndex, id, name, tokenCount };
+      }
+      case "toolCallArguments": {
+        const { candidateIndex, callIndex, jsonFragment, tokenCount } = event.value;
+        this.response.candidate(candidateIndex).addArguments(event.value);
+        return { ...common, kind: "tool_call_arguments", candidateIndex, callIndex, jsonFragment, tokenCount };
+      }
+      case "toolCallFinished": {
+        const { candidateIndex, callIndex, tokenCount } = event.value;
+        const call = this.response.candidate(candidateIndex).finishCall(event.value);
+        return { ...common, kind: "tool_call_finished", candidateIndex, callIndex, call, tokenCount };
       }
       case "interrupted": {
         const { candidateIndex, expectedSeconds } = event.value;

@@ -4,25 +4,37 @@ export { Conversation } from "./conversation.js";
 export {
   BrokenStream, BudgetDoesNotFit, CallerRefused, Cancelled, ContextOverflow, DeadlineExceeded, FeatureOff,
   GenerationNotFound, InvalidRequest, MessageTooLarge, ModelNotFound, NotImplementedYet, Overloaded, PenstockError,
-  PoisonousRequest, ServerFault, Unavailable, fromServiceError, type Failure, type FieldViolation,
+  PoisonousRequest, ServerFault, TurnLimitReached, Unavailable, UnparsableAnswer, fromServiceError, type Failure, type FieldViolation,
 } from "./errors.js";
-export type { Continued, Event, Finished, Interrupted, Started, TextDelta, ThinkingFinished } from "./events.js";
+export type {
+  Continued, Event, Finished, Interrupted, Started, TextDelta, ThinkingFinished, ToolCallArguments, ToolCallFinished,
+  ToolCallStarted,
+} from "./events.js";
 export { GenerationSpecSchema, type GenerationSpec } from "./gen/penstock/v1/generation_pb.js";
 export type { CountTokensResponse, Cost, EffectiveSettings, Timing, Usage } from "./gen/penstock/v1/generation_pb.js";
 export type { GetModelResponse } from "./gen/penstock/v1/model_pb.js";
 export { RECONNECT, type Reconnect } from "./reconnect.js";
 export {
   Candidate,
+  effortName,
   finishReasonName,
   interruptionReasonName,
   Response,
   thinkingModeName,
   thinkingOutcomeName,
+  toolModeName,
+  type EffortName,
   type FinishReasonName,
   type InterruptionReasonName,
   type ThinkingModeName,
   type ThinkingOutcomeName,
+  type ToolModeName,
 } from "./response.js";
-export { buildSpec, type GenerationOptions, type Message, type Prompt } from "./spec.js";
+export {
+  toolMessage, type ImagePart, type Message, type Part, type PlainMessage, type TextPart, type ThoughtPart, type ToolCall,
+  type ToolCallPart, type ToolResult, type ToolResultPart,
+} from "./messages.js";
+export { buildSpec, type GenerationOptions, type OpenAITool, type Prompt } from "./spec.js";
+export { Run, tool, ToolError, type RunOptions, type Schema, type Tool, type ToolContext, type Turn } from "./tools.js";
 export { Interaction, Stream } from "./stream.js";
 export { VERSION } from "./version.js";

@@ -1,6 +1,6 @@
 /** Checks options of plain JavaScript: refuses unknown names and wrong values, with a suggestion. */
 
-type Kind = "string" | "boolean" | "number" | "integer" | "object" | "array" | "any" | readonly string[];
+type Kind = "string" | "boolean" | "number" | "integer" | "object" | "array" | "function" | "any" | readonly string[];
 export type Known = Readonly<Record<string, readonly Kind[]>>;
 
 /** Names of options in other libraries, with ours. */
@@ -10,12 +10,16 @@ const ELSEWHERE: Readonly<Record<string, string>> = {
   maxnewtokens: "maxOutputTokens",
   mintokens: "minOutputTokens",
   thinkingbudget: "budget",
-  reasoningeffort: "thinking",
+  reasoningeffort: "effort",
+  toolchoice: "toolMode",
+  paralleltoolcalls: "parallel",
+  functions: "tools",
+  responsemodel: "responseFormat",
+  maxsteps: "maxTurns",
   n: "candidates",
   candidatecount: "candidates",
   stopsequences: "stop",
   stopstrings: "stop",
-  responseformat: "jsonSchema",
   logprobs: "topLogprobs",
   key: "apiKey",
   token: "apiKey",
@@ -47,6 +51,7 @@ function fits(kind: Kind, value: unknown): boolean {
       return typeof value === "object" && value !== null && !Array.isArray(value);
     case "string":
     case "boolean":
+    case "function":
       return typeof value === kind;
     default:
       return typeof value === "string" && kind.includes(value);
@@ -65,6 +70,7 @@ const IN_WORDS = {
   any: "anything",
   array: "an array",
   boolean: "true or false",
+  function: "a function",
   integer: "an integer",
   number: "a number",
   object: "an object",

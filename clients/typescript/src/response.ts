@@ -1,9 +1,11 @@
 /** Replies, complete or growing. */
 import {
+  Effort,
   FinishReason,
   InterruptionReason,
   ThinkingMode,
   ThinkingOutcome,
+  ToolMode,
   type Candidate as CandidateProto,
   type CandidateResult,
   type Cost,
@@ -13,8 +15,13 @@ import {
   type GenerationFinished,
   type Timing,
   type TokenLogprobs,
+  type ToolCallArguments,
+  type ToolCallFinished,
+  type ToolCallStarted,
   type Usage,
 } from "./gen/penstock/v1/generation_pb.js";
+import { toolCallOf, type Part, type PlainMessage, type ToolCall } from "./messages.js";
+import { parsed, type Output } from "./tools.js";
 
 export type FinishReasonName =
   | "stop"
@@ -23,6 +30,7 @@ export type FinishReasonName =
   | "max_output_tokens"
   | "cancelled"
   | "drained"
+  | "tool_calls"
   | "unknown";
 export type ThinkingOutcomeName =
   | "disabled"
@@ -35,6 +43,8 @@ export type ThinkingOutcomeName =
   | "unknown";
 export type InterruptionReasonName = "engine_died" | "engine_hung" | "unknown";
 export type ThinkingModeName = "fast" | "thinking" | "auto" | "unknown";
+export type ToolModeName = "auto" | "required" | "none" | "validated" | "unknown";
+export type EffortName = "none" | "low" | "medium" | "high" | "unknown";
 
 /** Returns the short name of an enum's value. An unset value, or one of a newer server, is "unknown". */
 function nameOf(names: Record<number, string>, value: number): string {
@@ -44,6 +54,8 @@ export const finishReasonName = (value: FinishReason) => nameOf(FinishReason, va
 export const thinkingOutcomeName = (value: ThinkingOutcome) => nameOf(ThinkingOutcome, value) as ThinkingOutcomeName;
 export const interruptionReasonName = (value: InterruptionReason) =>
   nameOf(InterruptionReason, value) as InterruptionReasonName;
+export const toolModeName = (value: ToolMode) => nameOf(ToolMode, value) as ToolModeName;
+export const effortName = (value: Effort) => nameOf(Effort, value) as EffortName;
 export const thinkingModeName = (value: ThinkingMode) => nameOf(ThinkingMode, value) as ThinkingModeName;
 
 /** One output. It grows in a stream; `finishReason` and `usage` come with the last event. */
@@ -52,6 +64,8 @@ export class Candidate {
   answer = "";
   reasoningTokens = 0;
   answerTokens = 0;
+  toolTokens = 0;
+  private readonly calls: ToolCall[] = [];
   thoughtTokenIds: number[] = [];
   answerTokenIds: number[] = [];
   thoughtLogprobs: TokenLogprobs[] = [];
@@ -62,6 +76,50 @@ export class Candidate {
   usage: Usage | undefined;
 
   constructor(readonly index: number) {}
+
+  /** The tool calls so far, in order. Execute only those whose status is "complete". */
+  get toolCalls(): readonly ToolCall[] {
+    return this.calls;
+  }
+
+  /**
+   * The output as a message of the history, with its thought and its tool calls. An incomplete call is in it with empty
+   * arguments, because no request can hold half of one: answer it with an error result.
+   */
+  get message(): PlainMessage {
+    const parts: Part[] = [];
+    if (this.thought) parts.push({ type: "thought", text: this.thought });
+    if (this.answer) parts.push({ type: "text", text: this.answer });
+    for (const call of this.calls) {
+      const { id, name, argumentsJson } = call;
+      parts.push({ type: "tool_call", id, name: name || "unknown", argumentsJson: call.status === "complete" ? argumentsJson : "{}" });
+    }
+    const plain = !this.thought && this.calls.length === 0;
+    return { role: "assistant", content: plain ? this.answer : parts };
+  }
+
+  /** @internal */
+  startCall({ callIndex, id, name, tokenCount }: ToolCallStarted): void {
+    this.setCall(callIndex, { id, name, argumentsJson: "", status: "incomplete" }, tokenCount);
+  }
+
+  /** @internal */
+  addArguments({ callIndex, jsonFragment, tokenCount }: ToolCallArguments): void {
+    const call = this.calls[callIndex] ?? { id: "", name: "", argumentsJson: "", status: "incomplete" };
+    this.setCall(callIndex, { ...call, argumentsJson: call.argumentsJson + jsonFragment }, tokenCount);
+  }
+
+  /** @internal */
+  finishCall({ callIndex, call, tokenCount }: ToolCallFinished): ToolCall {
+    const whole: ToolCall = call ? toolCallOf(call) : { id: "", name: "", argumentsJson: "", status: "incomplete" };
+    this.setCall(callIndex, whole, tokenCount);
+    return whole;
+  }
+
+  private setCall(index: number, call: ToolCall, tokens: number): void {
+    this.calls[Math.min(index, this.calls.length)] = call;
+    this.toolTokens += tokens;
+  }
 
   /** @internal */
   addDelta(kind: "thought" | "answer", delta: Delta): void {
@@ -86,6 +144,7 @@ export class Candidate {
     this.usage = result.usage;
     this.reasoningTokens = result.usage?.reasoningTokens ?? 0;
     this.answerTokens = result.usage?.answerTokens ?? 0;
+    this.toolTokens = result.usage?.toolTokens ?? 0;
   }
 
   /** @internal */
@@ -97,6 +156,7 @@ export class Candidate {
     made.answerTokenIds = proto.answerTokenIds;
     made.thoughtLogprobs = proto.thoughtLogprobs;
     made.answerLogprobs = proto.answerLogprobs;
+    made.calls.push(...proto.toolCalls.map(toolCallOf));
     if (proto.result) made.finish(proto.result);
     return made;
   }
@@ -125,13 +185,34 @@ export class Response {
     return this.candidates[index] as Candidate;
   }
 
-  /** The first candidate's thought. The next three properties are the first candidate's, too. */
+  /** @internal The schema that the request asked the answer to have. */
+  responseFormat: object | undefined;
+
+  /** Of the first candidate, as are all that follow. */
   get thought(): string {
     return this.candidate(0).thought;
   }
   get answer(): string {
     return this.candidate(0).answer;
   }
+  get toolCalls(): readonly ToolCall[] {
+    return this.candidate(0).toolCalls;
+  }
+  get message(): PlainMessage {
+    return this.candidate(0).message;
+  }
+
+  /**
+   * The answer as a value of a schema: of the one given, or of the request's `responseFormat`. Fails with
+   * `UnparsableAnswer` where it is none, for instance because it was cut.
+   */
+  async parsed(): Promise<unknown>;
+  async parsed<S extends object>(schema: S): Promise<Output<S>>;
+  async parsed(schema: object | undefined = this.responseFormat): Promise<unknown> {
+    if (!schema) throw new TypeError("the request had no responseFormat: pass the schema");
+    return parsed(schema, this);
+  }
+
   get finishReason(): FinishReasonName | undefined {
     return this.candidate(0).finishReason;
   }

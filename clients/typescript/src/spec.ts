@@ -1,18 +1,23 @@
 /** Builds a `GenerationSpec` from options: the only place that builds requests. */
 import { create } from "@bufbuild/protobuf";
-import { checkOptions, unknown, type Known } from "./options.js";
+import { checkOptions, type Known } from "./options.js";
 import {
   GenerationSpecSchema,
   OverflowPolicy,
   Priority,
-  Role,
+  Effort,
   ThinkingMode,
+  ThoughtHistory,
+  ToolMode,
   type GenerationSpec,
 } from "./gen/penstock/v1/generation_pb.js";
+import { messagesOf, type Message } from "./messages.js";
+import { jsonSchemaOf, type Tool } from "./tools.js";
 
-export interface Message {
-  readonly role: "system" | "user" | "assistant";
-  readonly content: string;
+/** A tool as OpenAI's library takes it. */
+export interface OpenAITool {
+  readonly type: "function";
+  readonly function: Omit<Tool, "execute">;
 }
 /** A string is one user message; an array is a conversation, oldest first; `text` and `tokenIds` are sent unchanged. */
 export type Prompt =
@@ -32,7 +37,21 @@ export interface GenerationOptions {
   /** Largest number of thought tokens; -1 is no limit, 0 is no thought. */
   budget?: number;
   includeThoughts?: boolean;
-  /** Output tokens reserved for the answer. */
+  /** How hard to think; the server's table makes it a budget. A `budget` wins. */
+  effort?: "none" | "low" | "medium" | "high";
+  /** Which earlier thoughts the model is given again. Default: those since the last user message. */
+  history?: "current_turn" | "all_turns" | "none";
+  /** Tools that the model may ask for. */
+  tools?: readonly (Tool | OpenAITool)[];
+  /** Default: the model decides. "validated" and "required" hold each call to its schema. */
+  toolMode?: "auto" | "required" | "none" | "validated";
+  /** Names of the only tools that may be called. */
+  allowedTools?: readonly string[];
+  /** May one output have several calls. */
+  parallel?: boolean;
+  /** Most calls of one output. */
+  maxToolCalls?: number;
+  /** Output tokens kept back for the answer. */
   answerReserve?: number;
   /** Text that the server adds to the thought before it closes it at the budget. */
   closingMessage?: string;
@@ -59,7 +78,9 @@ export interface GenerationOptions {
   candidates?: number;
   topLogprobs?: number;
   returnTokenIds?: boolean;
-  /** A JSON schema for the answer. Only one of this and the next three options may be given. */
+  /** A schema as for a tool's parameters: its JSON schema constrains the answer, and `reply.parsed()` checks it. */
+  responseFormat?: object;
+  /** At most one of these four and `responseFormat`. */
   jsonSchema?: string | object;
   regex?: string;
   grammar?: string;
@@ -72,6 +93,13 @@ export const GENERATION_OPTIONS = {
   thinking: [["fast", "thinking", "auto"]],
   budget: ["integer"],
   includeThoughts: ["boolean"],
+  effort: [["none", "low", "medium", "high"]],
+  history: [["current_turn", "all_turns", "none"]],
+  tools: ["array"],
+  toolMode: [["auto", "required", "none", "validated"]],
+  allowedTools: ["array"],
+  parallel: ["boolean"],
+  maxToolCalls: ["integer"],
   answerReserve: ["integer"],
   closingMessage: ["string"],
   maxContextTokens: ["integer"],
@@ -94,6 +122,7 @@ export const GENERATION_OPTIONS = {
   candidates: ["integer"],
   topLogprobs: ["integer"],
   returnTokenIds: ["boolean"],
+  responseFormat: ["object", "function"],
   jsonSchema: ["string", "object"],
   regex: ["string"],
   grammar: ["string"],
@@ -118,6 +147,14 @@ export function buildSpec(prompt: Prompt, o: GenerationOptions = {}): Generation
     includeThoughts: o.includeThoughts,
     answerReserve: o.answerReserve,
     closingMessage: o.closingMessage,
+    effort: o.effort && Effort[upper(o.effort)],
+    history: o.history && ThoughtHistory[upper(o.history)],
+  });
+  const toolConfig = section({
+    mode: o.toolMode && ToolMode[upper(o.toolMode)],
+    allowedNames: o.allowedTools && [...o.allowedTools],
+    parallel: o.parallel,
+    maxCalls: o.maxToolCalls,
   });
   const context = section({
     maxContextTokens: o.maxContextTokens,
@@ -154,6 +191,8 @@ export function buildSpec(prompt: Prompt, o: GenerationOptions = {}): Generation
     ...(context && { context }),
     ...(sampling && { sampling }),
     ...(output && { output }),
+    ...(o.tools && { tools: o.tools.map(toolOf) }),
+    ...(toolConfig && { toolConfig }),
   } as never);
 }
 
@@ -169,27 +208,26 @@ function inputOf(prompt: Prompt) {
   if (!Array.isArray(turns)) {
     throw new TypeError(`prompt as an object must have the key text or tokenIds, got ${Object.keys(turns).join(", ")}`);
   }
-  return { case: "messages", value: { messages: turns.map(messageOf) } };
+  return { case: "messages", value: { messages: turns.flatMap(messagesOf) } };
 }
 
-const ROLES = ["system", "user", "assistant"];
+function toolOf(given: Tool | OpenAITool, at: number) {
+  const place = `tools[${at}]`;
+  if (typeof given !== "object" || given === null) throw new TypeError(`${place} must be { name, ... }, got ${typeof given}`);
+  const { name, description, parameters, strict } = ("function" in given ? given.function : given) as Tool;
+  if (typeof name !== "string") throw new TypeError(`${place}.name must be a string; hosted tools are not part of this service`);
+  const anthropic = (given as unknown as { input_schema?: object }).input_schema;
+  const schema = parameters ?? anthropic;
+  const parametersJsonSchema = schema === undefined ? "" : JSON.stringify(jsonSchemaOf(schema));
+  return { name, description: description ?? "", parametersJsonSchema, strict: strict ?? false };
+}
 
-function messageOf(turn: Message, at: number) {
-  const place = `messages[${at}]`;
-  if (typeof turn !== "object" || turn === null) throw new TypeError(`${place} must be { role, content }, got ${typeof turn}`);
-  const surplus = Object.keys(turn).find((key) => key !== "role" && key !== "content");
-  if (surplus !== undefined) throw new TypeError(`${place}: ${unknown("key", surplus, ["role", "content"])}`);
-  const { role, content } = turn;
-  if (!ROLES.includes(role)) throw new TypeError(`${place}.role: ${unknown("role", String(role), ROLES)}`);
-  if (Array.isArray(content)) {
-    throw new TypeError(`${place}.content must be a string: content parts ([{ type: "text", text: ... }]) are not supported yet; join their texts`);
+function structured({ jsonSchema, responseFormat, regex, grammar, choices }: GenerationOptions) {
+  if (responseFormat && "json_schema" in responseFormat) {
+    throw new TypeError("responseFormat is a schema itself, such as one of zod; for a JSON schema use jsonSchema");
   }
-  if (typeof content !== "string") throw new TypeError(`${place}.content must be a string, got ${content === null ? "null" : typeof content}`);
-  return { role: Role[upper(role)], content };
-}
-
-function structured({ jsonSchema, regex, grammar, choices }: GenerationOptions) {
   const given = [
+    responseFormat !== undefined && { case: "jsonSchema", value: JSON.stringify(jsonSchemaOf(responseFormat)) },
     jsonSchema !== undefined && {
       case: "jsonSchema",
       value: typeof jsonSchema === "string" ? jsonSchema : JSON.stringify(jsonSchema),
@@ -198,6 +236,6 @@ function structured({ jsonSchema, regex, grammar, choices }: GenerationOptions) 
     grammar !== undefined && { case: "grammar", value: grammar },
     choices !== undefined && { case: "choices", value: { choices: [...choices] } },
   ].filter((form) => form !== false);
-  if (given.length > 1) throw new TypeError(`only one of jsonSchema, regex, grammar and choices may be given, got ${given.length}`);
+  if (given.length > 1) throw new TypeError("at most one of responseFormat, jsonSchema, regex, grammar and choices");
   return given[0];
 }

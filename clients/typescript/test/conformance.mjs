@@ -30,17 +30,22 @@ function eventOf(event) {
   const seen = { kind: event.kind, sequence: event.sequence };
   if ("reason" in event) seen.reason = event.reason;
   if ("text" in event) Object.assign(seen, { candidate: event.candidateIndex, text: event.text, tokens: event.tokenCount });
+  if ("callIndex" in event) Object.assign(seen, { candidate: event.candidateIndex, call: event.callIndex, tokens: event.tokenCount });
+  if (event.kind === "tool_call_started") seen.name = event.name;
+  if (event.kind === "tool_call_arguments") seen.json = event.jsonFragment;
   return seen;
 }
 
 const CANDIDATE = ["thought", "answer", "finishReason", "thinkingOutcome", "matchedStop", "reasoningTokens"];
-CANDIDATE.push("answerTokens", "thoughtTokenIds", "answerTokenIds");
+CANDIDATE.push("answerTokens", "toolTokens", "thoughtTokenIds", "answerTokenIds");
 
 function effectiveOf(settings) {
   return (
     settings && {
       ...plain(settings),
       thinking_mode: penstock.thinkingModeName(settings.thinkingMode),
+      effort: penstock.effortName(settings.effort),
+      tool_mode: penstock.toolModeName(settings.toolMode),
       requested_thinking_mode: penstock.thinkingModeName(settings.requestedThinkingMode),
     }
   );
@@ -48,7 +53,10 @@ function effectiveOf(settings) {
 
 function replyOf(response) {
   return {
-    candidates: response.candidates.map((c) => Object.fromEntries(CANDIDATE.map((name) => [snake(name), c[name]]))),
+    candidates: response.candidates.map((c) => ({
+      ...Object.fromEntries(CANDIDATE.map((name) => [snake(name), c[name]])),
+      tool_calls: c.toolCalls.map(({ name, argumentsJson, status }) => ({ name, arguments_json: argumentsJson, status })),
+    })),
     usage: response.usage && plain(response.usage),
     effective: effectiveOf(response.effectiveSettings),
     cost_usd_ticks: response.cost ? response.cost.totalUsdTicks : null,

@@ -3,6 +3,8 @@ import * as penstock from "../src/index.js";
 
 const client = new penstock.Client();
 const reply = await client.generate("hi");
+/** As zod's types are. */
+declare const city: { readonly "~standard": { readonly types?: { readonly input: unknown; readonly output: { city: string } } | undefined } };
 
 // @ts-expect-error
 await client.generate("hi", { thinkin: "fast" });
@@ -25,7 +27,27 @@ await client.generate({ txt: "hi" });
 // @ts-expect-error
 await client.generate([{ role: "asistant", content: "x" }]);
 // @ts-expect-error
-await client.generate([{ role: "user", content: [{ type: "text", text: "x" }] }]);
+await client.generate([{ role: "user", content: [{ type: "txt", text: "x" }] }]);
+// @ts-expect-error
+await client.generate([{ role: "user", content: [{ type: "tool_result", content: "x" }] }]);
+// @ts-expect-error
+await client.generate("hi", { effort: "max" });
+// @ts-expect-error
+await client.generate("hi", { toolMode: "any" });
+// @ts-expect-error
+await client.generate("hi", { tools: [{ description: "no name" }] });
+// @ts-expect-error
+await client.run("hi", { maxSteps: 5 });
+// @ts-expect-error
+await client.run("hi", { onToolError: () => 7 });
+// @ts-expect-error
+penstock.tool({ name: "x", exec: () => 1 });
+// @ts-expect-error
+penstock.tool({ name: "x", parameters: city, execute: ({ town }) => town });
+// @ts-expect-error
+(await reply.parsed(city)).town;
+// @ts-expect-error
+new penstock.Conversation().addResults("x");
 // @ts-expect-error
 client.stream("hi", { resumeable: true });
 // @ts-expect-error
@@ -67,5 +89,18 @@ for await (const event of client.stream({ text: "hi" }, { jsonSchema: { type: "o
 }
 for await (const text of client.withOptions({ timeout: 3, metadata: { "x-team": "a" } }).stream("hi").text()) text.trim();
 new penstock.Client("a:1", { logger: console, reconnect: null });
+const warmth = penstock.tool({ name: "warmth", parameters: city, strict: true, execute: async ({ city }, { signal }) => city.trim() + signal });
+const now = penstock.tool({ name: "now", execute: () => 7 });
+const plain = penstock.tool({ name: "plain", parameters: { type: "object", properties: {} }, execute: (args) => args["x"] });
+const run = await client.run(talk, { tools: [warmth, now, plain], toolMode: "validated", maxTurns: 3, onToolError: (call) => call.name });
+talk.add(run.reply).addResults(...(run.turns[0]?.results ?? []));
+(await run.reply.parsed(city)).city.trim();
+await client.generate([
+  { role: "user", content: [{ type: "text", text: "x" }, "y", { type: "image", data: new Uint8Array(), mimeType: "image/png" }] },
+  { role: "assistant", content: null, tool_calls: [{ id: "c", type: "function", function: { name: "f", arguments: "{}" } }] },
+  { role: "tool", tool_call_id: "c", content: "42" },
+  { role: "user", content: [{ type: "tool_result", tool_use_id: "c", content: "42" }] },
+  penstock.toolMessage({ callId: "c", content: "42", isError: true }),
+]);
 const version: string = penstock.VERSION;
 export default version;

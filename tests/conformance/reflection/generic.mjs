@@ -42,6 +42,8 @@ const replyOf = (ended, candidates) => ({
   effective: {
     ...ended.effective_settings,
     thinking_mode: short(ended.effective_settings.thinking_mode, "THINKING_MODE_"),
+    effort: short(ended.effective_settings.effort, "EFFORT_"),
+    tool_mode: short(ended.effective_settings.tool_mode, "TOOL_MODE_"),
     requested_thinking_mode: short(ended.effective_settings.requested_thinking_mode, "THINKING_MODE_"),
   },
   cost_usd_ticks: ended.cost ? ended.cost.total_usd_ticks : null,

@@ -52,6 +52,10 @@ func main() {
 		showOptions(os.Args[2])
 		return
 	}
+	if os.Args[1] == "--tools" {
+		showTools(os.Args[2])
+		return
+	}
 	if os.Args[1] == "--until-interrupted" {
 		untilInterrupted(os.Args[2])
 		return

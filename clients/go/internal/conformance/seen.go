@@ -30,6 +30,18 @@ func eventOf(event *pb.GenerationEvent) object {
 		seen["reason"] = short(event.GetInterrupted().Reason, "INTERRUPTION_REASON_")
 	case *pb.GenerationEvent_Continued:
 		seen["kind"] = "continued"
+	case *pb.GenerationEvent_ToolCallStarted:
+		begun := event.GetToolCallStarted()
+		seen["kind"], seen["candidate"], seen["call"] = "tool_call_started", begun.CandidateIndex, begun.CallIndex
+		seen["name"], seen["tokens"] = begun.Name, begun.TokenCount
+	case *pb.GenerationEvent_ToolCallArguments:
+		more := event.GetToolCallArguments()
+		seen["kind"], seen["candidate"], seen["call"] = "tool_call_arguments", more.CandidateIndex, more.CallIndex
+		seen["json"], seen["tokens"] = more.JsonFragment, more.TokenCount
+	case *pb.GenerationEvent_ToolCallFinished:
+		ended := event.GetToolCallFinished()
+		seen["kind"], seen["candidate"], seen["call"] = "tool_call_finished", ended.CandidateIndex, ended.CallIndex
+		seen["tokens"] = ended.TokenCount
 	case *pb.GenerationEvent_Finished:
 		seen["kind"] = "finished"
 	}
@@ -42,6 +54,12 @@ func eventOf(event *pb.GenerationEvent) object {
 func replyOf(response *penstock.Response) object {
 	candidates := []object{}
 	for _, candidate := range response.Candidates {
+		calls := []object{}
+		for _, call := range candidate.ToolCalls() {
+			calls = append(calls, object{
+				"name": call.Name, "arguments_json": call.ArgumentsJson, "status": short(call.Status, "TOOL_CALL_STATUS_"),
+			})
+		}
 		candidates = append(candidates, object{
 			"thought":           candidate.Thought(),
 			"answer":            candidate.Answer(),
@@ -50,6 +68,8 @@ func replyOf(response *penstock.Response) object {
 			"matched_stop":      candidate.Result.GetMatchedStop(),
 			"reasoning_tokens":  candidate.ReasoningTokens,
 			"answer_tokens":     candidate.AnswerTokens,
+			"tool_tokens":       candidate.ToolTokens,
+			"tool_calls":        calls,
 			"thought_token_ids": candidate.ThoughtTokenIDs,
 			"answer_token_ids":  candidate.AnswerTokenIDs,
 		})
@@ -68,6 +88,8 @@ func effectiveOf(settings *pb.EffectiveSettings) interface{} {
 	}
 	made := plain(settings)
 	made["thinking_mode"] = short(settings.ThinkingMode, "THINKING_MODE_")
+	made["effort"] = unset(short(settings.Effort, "EFFORT_"))
+	made["tool_mode"] = unset(short(settings.ToolMode, "TOOL_MODE_"))
 	made["requested_thinking_mode"] = short(settings.RequestedThinkingMode, "THINKING_MODE_")
 	return made
 }
@@ -94,7 +116,15 @@ func short(value fmt.Stringer, prefix string) string {
 	return strings.ToLower(strings.TrimPrefix(value.String(), prefix))
 }
 
-// plain returns a message's fields by proto name.
+// unset is the word of all drivers for what is not set.
+func unset(name string) string {
+	if name == "unspecified" {
+		return "unknown"
+	}
+	return name
+}
+
+// plain gives a message's fields by proto name.
 func plain(message proto.Message) object {
 	data, err := protojson.MarshalOptions{UseProtoNames: true, EmitUnpopulated: true}.Marshal(message)
 	if err != nil {

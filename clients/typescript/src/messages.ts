@@ -1,0 +1,210 @@
+/** Messages of a conversation and their parts, also as OpenAI's and Anthropic's libraries write them. */
+import { unknown } from "./options.js";
+import { Role, ToolCallStatus, type ToolCall as ToolCallProto } from "./gen/penstock/v1/generation_pb.js";
+
+/** A call of a tool that the model asks for. Execute it only if its status is "complete". */
+export interface ToolCall {
+  readonly id: string;
+  /** As the model wrote it: without a grammar it may be the name of no tool. */
+  readonly name: string;
+  /** The text of a JSON object; a part of one where the call is incomplete. */
+  readonly argumentsJson: string;
+  readonly status: "complete" | "incomplete";
+}
+/** What a tool returned for the call with this id. */
+export interface ToolResult {
+  readonly callId: string;
+  readonly content: string;
+  /** The tool failed, and `content` says how. */
+  readonly isError?: boolean;
+}
+export interface TextPart {
+  readonly type: "text";
+  readonly text: string;
+}
+/** An earlier thought; the option `history` decides whether the model is given it again. */
+export interface ThoughtPart {
+  readonly type: "thought";
+  readonly text: string;
+}
+/** Inline: the service fetches no addresses. Servers that read text only refuse it with `FeatureOff`. */
+export interface ImagePart {
+  readonly type: "image";
+  readonly data: Uint8Array;
+  readonly mimeType: string;
+}
+export interface ToolCallPart extends Omit<ToolCall, "status"> {
+  readonly type: "tool_call";
+  readonly status?: ToolCall["status"];
+}
+export interface ToolResultPart extends ToolResult {
+  readonly type: "tool_result";
+}
+export type Part = TextPart | ThoughtPart | ImagePart | ToolCallPart | ToolResultPart;
+
+/** A turn: text, or parts in order. */
+export interface PlainMessage {
+  readonly role: "system" | "user" | "assistant" | "tool";
+  readonly content: string | readonly (string | Part)[];
+}
+/** A turn as OpenAI's library takes it. */
+export interface OpenAIToolMessage {
+  readonly role: "tool";
+  readonly tool_call_id: string;
+  readonly content: string;
+}
+export interface OpenAIAssistantMessage {
+  readonly role: "assistant";
+  readonly content?: string | null;
+  readonly tool_calls: readonly {
+    readonly id: string;
+    readonly type?: "function";
+    readonly function: { readonly name: string; readonly arguments: string };
+  }[];
+}
+/** A turn as Anthropic's library takes it: blocks of text, thinking, tool_use, tool_result or image. */
+export interface AnthropicMessage {
+  readonly role: "user" | "assistant";
+  readonly content: readonly AnthropicBlock[];
+}
+export type AnthropicBlock =
+  | TextPart
+  | { readonly type: "thinking"; readonly thinking: string; readonly signature?: string }
+  | { readonly type: "tool_use"; readonly id: string; readonly name: string; readonly input: unknown }
+  | {
+      readonly type: "tool_result";
+      readonly tool_use_id: string;
+      readonly content?: string | readonly TextPart[];
+      readonly is_error?: boolean;
+    }
+  | {
+      readonly type: "image";
+      readonly source: { readonly type: "base64"; readonly media_type: string; readonly data: string };
+    }
+  | { readonly type: "image_url"; readonly image_url: { readonly url: string } };
+export type Message = PlainMessage | OpenAIToolMessage | OpenAIAssistantMessage | AnthropicMessage;
+
+/** The message of a role, where its parts are the only thing to say. */
+export const toolMessage = (...results: readonly ToolResult[]): PlainMessage => ({
+  role: "tool",
+  content: results.map((result) => ({ type: "tool_result", ...result })),
+});
+
+export const toolCallOf = (call: ToolCallProto): ToolCall => ({
+  id: call.id,
+  name: call.name,
+  argumentsJson: call.argumentsJson,
+  status: call.status === ToolCallStatus.COMPLETE ? "complete" : "incomplete",
+});
+
+type Given = Readonly<Record<string, unknown>>;
+type Made = { case: string; value: unknown };
+
+/** What goes over the wire for one turn: one message, or two where Anthropic's form mixes tool results and text. */
+export function messagesOf(turn: Message, at: number): object[] {
+  const place = `messages[${at}]`;
+  if (typeof turn !== "object" || turn === null) throw new TypeError(`${place} must be { role, content }, got ${typeof turn}`);
+  const given = turn as unknown as Given;
+  const surplus = Object.keys(given).find((key) => !KEYS.includes(key) && given[key] !== null && given[key] !== undefined);
+  if (surplus !== undefined) throw new TypeError(`${place}: ${unknown("key", surplus, KEYS)}`);
+  const role = String(given["role"]);
+  if (!ROLES.includes(role)) {
+    const hint = role === "developer" ? '; did you mean "system"?' : role === "function" ? '; did you mean "tool"?' : "";
+    throw new TypeError(`${place}.role: ${hint ? `unknown role "${role}"${hint}` : unknown("role", role, ROLES)}`);
+  }
+  const { content } = given;
+  if (given["tool_call_id"] !== undefined) {
+    if (role !== "tool") throw new TypeError(`${place}: tool_call_id belongs to the role "tool", got "${role}"`);
+    const result = { type: "tool_result", callId: given["tool_call_id"], content };
+    return [{ role: Role.TOOL, parts: [{ part: partOf(result, `${place}.content`) }] }];
+  }
+  const calls = given["tool_calls"];
+  if (calls !== undefined && calls !== null) {
+    if (role !== "assistant") throw new TypeError(`${place}: tool_calls belong to the role "assistant", got "${role}"`);
+    const texts = content === undefined || content === null ? [] : partsOf(content, `${place}.content`);
+    const parts = (calls as Given[]).map((call, n) => partOf({ type: "tool_call", ...call }, `${place}.tool_calls[${n}]`));
+    return [{ role: Role.ASSISTANT, parts: [...texts, ...parts].map((part) => ({ part })) }];
+  }
+  if (typeof content === "string") return [{ role: Role[role.toUpperCase() as "USER"], content }];
+  if (!Array.isArray(content)) {
+    const got = content === null ? "null" : typeof content;
+    throw new TypeError(`${place}.content must be a string or an array of parts, got ${got}`);
+  }
+  const parts = partsOf(content, `${place}.content`);
+  const results = parts.filter((part) => part.case === "toolResult");
+  if (role !== "user" || results.length === 0) return [{ role: Role[role.toUpperCase() as "USER"], parts: wrapped(parts) }];
+  const others = parts.filter((part) => part.case !== "toolResult");
+  const told = { role: Role.TOOL, parts: wrapped(results) };
+  return others.length ? [told, { role: Role.USER, parts: wrapped(others) }] : [told];
+}
+
+const KEYS = ["role", "content", "tool_calls", "tool_call_id"];
+const ROLES = ["system", "user", "assistant", "tool"];
+const wrapped = (parts: readonly Made[]) => parts.map((part) => ({ part }));
+
+function partsOf(content: unknown, place: string): Made[] {
+  if (typeof content === "string") return content ? [{ case: "text", value: content }] : [];
+  if (!Array.isArray(content)) throw new TypeError(`${place} must be a string or an array of parts, got ${typeof content}`);
+  return content.map((part, at) => partOf(part, `${place}[${at}]`));
+}
+
+const TYPES = ["text", "thought", "image", "tool_call", "tool_result", "thinking", "tool_use", "image_url", "input_text", "output_text"];
+
+function partOf(given: unknown, place: string): Made {
+  if (typeof given === "string") return { case: "text", value: given };
+  if (typeof given !== "object" || given === null) throw new TypeError(`${place} must be a string or a part, got ${typeof given}`);
+  const part = given as Given;
+  const string = (key: string): string => {
+    if (typeof part[key] !== "string") throw new TypeError(`${place}.${key} must be a string, got ${typeof part[key]}`);
+    return part[key];
+  };
+  switch (part["type"]) {
+    case "text":
+    case "input_text":
+    case "output_text":
+      return { case: "text", value: string("text") };
+    case "thought":
+      return { case: "thought", value: string("text") };
+    case "thinking":
+      return { case: "thought", value: string("thinking") };
+    case "image":
+    case "image_url":
+      return { case: "image", value: imageOf(part, place) };
+    case "tool_use":
+      return { case: "toolCall", value: { id: string("id"), name: string("name"), argumentsJson: JSON.stringify(part["input"]) } };
+    case "tool_call":
+    case "function":
+      return { case: "toolCall", value: callOf(part, place) };
+    case "tool_result": {
+      const callId = part["callId"] ?? part["tool_use_id"];
+      if (typeof callId !== "string") throw new TypeError(`${place}.callId must be a string, got ${typeof callId}`);
+      const content = wrapped(partsOf(part["content"] ?? "", `${place}.content`));
+      return { case: "toolResult", value: { callId, content, isError: Boolean(part["isError"] ?? part["is_error"]) } };
+    }
+    default:
+      throw new TypeError(`${place}.type: ${unknown("type of a part", String(part["type"]), TYPES)}`);
+  }
+}
+
+function callOf(part: Given, place: string): object {
+  const inner = (part["function"] ?? part) as Given;
+  const { id } = part;
+  const { name } = inner;
+  const given = inner["argumentsJson"] ?? inner["arguments"] ?? "{}";
+  if (typeof id !== "string" || typeof name !== "string") throw new TypeError(`${place}: a tool call needs id, name and argumentsJson`);
+  const status = part["status"] === "incomplete" ? ToolCallStatus.INCOMPLETE : ToolCallStatus.COMPLETE;
+  return { id, name, argumentsJson: typeof given === "string" ? given : JSON.stringify(given), status };
+}
+
+function imageOf(part: Given, place: string): object {
+  if (part["data"] instanceof Uint8Array) return { data: part["data"], mimeType: String(part["mimeType"]) };
+  const source = part["source"] as Given | undefined;
+  if (typeof source?.["data"] === "string") {
+    return { data: new Uint8Array(Buffer.from(source["data"], "base64")), mimeType: String(source["media_type"]) };
+  }
+  const url = part["image_url"] as Given | string | undefined;
+  const text = typeof url === "string" ? url : String(url?.["url"]);
+  const found = /^data:([^;,]+);base64,(.*)$/s.exec(text);
+  if (!found) throw new TypeError(`${place}: the service fetches no addresses: give data and mimeType, or a base64 data: URL`);
+  return { data: new Uint8Array(Buffer.from(found[2]!, "base64")), mimeType: found[1] };
+}
