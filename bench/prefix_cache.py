@@ -1,4 +1,4 @@
-"""Measure the tokens that the prefix cache gives a repeated prompt and a growing chat, with and without MTP.
+"""Measure the tokens that the prefix cache gives repeated prompts, chats and tool loops, with and without MTP.
 
 python -m bench.prefix_cache [--blocks 1 2 4 10] [--turns 6] [--json]
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from penstock.engine.vllm.engine import VllmEngine
 
 _OUTPUT_TOKENS = 8
+_TOOL_STEPS = 3
 _numbers = itertools.count()
 
 
@@ -94,6 +95,39 @@ async def growing_chat(engine: Engine, block_tokens: int, mtp: bool, turns: int,
     return calls
 
 
+async def tool_loops(
+    engine: Engine, block_tokens: int, mtp: bool, lengths: Sequence[int], seed: int
+) -> list[MeasuredCall]:
+    """Run a loop of tool calls for each length of the history in tokens.
+
+    Each step's prompt has the thoughts, calls and results of the steps before, as the chat template writes them. The
+    first step is not counted.
+    """
+    from penstock.types import Message, Role, Tool, ToolCall, ToolResult
+
+    draw, calls = random.Random(seed), []
+    tool = Tool("weather", "Return the weather.", '{"type": "object", "properties": {"city": {"type": "string"}}}')
+    for length in lengths:
+        words, prompt = list[str](), list[int]()
+        while len(prompt) < length:
+            words += ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=6)) for _ in range(20)]
+            messages = [Message(Role.USER, " ".join(words))]
+            prompt = engine.tokenizer.render(messages, thinking=True, tools=(tool,))
+        before = 0
+        for step in range(_TOOL_STEPS + 1):
+            prompt = engine.tokenizer.render(messages, thinking=True, tools=(tool,))
+            cached, _ = await ask(engine, prompt)
+            if step:
+                wanted = promised(before, block_tokens, mtp)
+                blocks = length / block_tokens
+                calls.append(MeasuredCall(f"tool step {step}", mtp, blocks, len(prompt), cached, wanted))
+            before = len(prompt)
+            call = ToolCall(f"call-{step}", "weather", json.dumps({"city": f"City {step}"}))
+            messages.append(Message(Role.ASSISTANT, "", thought="I ask for the weather.", tool_calls=(call,)))
+            messages.append(Message(Role.TOOL, "", tool_results=(ToolResult(call.id, "It rains."),)))
+    return calls
+
+
 def noise(draw: random.Random, length: int) -> list[int]:
     return [draw.randrange(20, 500) for _ in range(length)]
 
@@ -113,6 +147,7 @@ async def measure(blocks: Sequence[int], turns: int) -> list[MeasuredCall]:
             size = await block_tokens_of(engine)
             calls += await second_calls(engine, size, mtp, [count * size + 100 for count in blocks], seed=1)
             calls += await growing_chat(engine, size, mtp, turns, seed=2)
+            calls += await tool_loops(engine, size, mtp, [count * size + 100 for count in blocks], seed=3)
         finally:
             await engine.close()
     return calls

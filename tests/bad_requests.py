@@ -69,7 +69,12 @@ def bad_requests(vocab_size: int, window_tokens: int, an_id: int) -> list[Bad]:
         Bad("too many messages", pb.GenerationSpec(messages=turns(*[("user", "a")] * 1025)), many, _MESSAGES),
         Bad("role unspecified", _role(pb.ROLE_UNSPECIFIED), field=f"{_MESSAGES}[0].role"),
         Bad("unknown role", _role(17), field=f"{_MESSAGES}[0].role"),
-        Bad("ends with the model", _turns(("user", "a"), ("assistant", "b")), field=f"{_MESSAGES}[1].role"),
+        Bad(
+            "a thought before an answer that is begun",
+            _turns(("user", "a"), ("assistant", "b"), thinking=pb.ThinkingConfig(mode=pb.THINKING_MODE_THINKING)),
+            clash,
+            "spec.thinking.mode",
+        ),
         Bad("nobody but the system", _turns(("system", "a"), ("system", "b")), field=f"{_MESSAGES}[0].role"),
         Bad("empty last turn", _turns(("user", "a"), ("user", ""), ("system", "")), missing, f"{_MESSAGES}[1].content"),
         Bad("another model", hello(model="gpt-2"), "MODEL_NOT_FOUND", code=grpc.StatusCode.NOT_FOUND),
@@ -159,8 +164,8 @@ def _role(role: int) -> pb.GenerationSpec:
     return pb.GenerationSpec(messages=pb.Messages(messages=[pb.Message(role=role, content="a")]))  # type: ignore[arg-type]
 
 
-def _turns(*pairs: tuple[str, str]) -> pb.GenerationSpec:
-    return pb.GenerationSpec(messages=turns(*pairs))
+def _turns(*pairs: tuple[str, str], **fields: Any) -> pb.GenerationSpec:
+    return pb.GenerationSpec(messages=turns(*pairs), **fields)
 
 
 def _raw_fast_open() -> pb.GenerationSpec:

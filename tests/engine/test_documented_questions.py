@@ -27,6 +27,9 @@ _ASKED = re.compile(
 _SUM = re.compile(r"What is ([\d +\-]+)\?")
 _KNOWN = {"Which is larger, 53 or 52?": "53"}
 """Right answers of questions that are no sums; whoever documents a new one adds it here."""
+_NEED_TOOLS = {"How warm is it in Oslo?"}
+"""Questions for models that call tools. The small model is not trained for that, which docs/how-to/call-tools.md says;
+tests/rpc/test_documented_tools.py runs them on the scripted engine."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,8 @@ def documented() -> dict[Question, list[str]]:
         for path in sorted(ROOT.glob(pattern)):
             if path.is_file() and not {"node_modules", "dist", "decisions", "v1"} & set(path.parts):
                 for question in questions_in(path.read_text(encoding="utf-8")):
+                    if question.text in _NEED_TOOLS:
+                        continue
                     found.setdefault(question, []).append(str(path.relative_to(ROOT)))
     return found
 

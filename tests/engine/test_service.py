@@ -189,7 +189,9 @@ async def test_what_is_served_is_told(engine: Engine, channel: grpc.aio.Channel)
     assert model.architecture == "Qwen3_5MoeForCausalLM"
     assert model.vocab_size == engine.card.vocab_size
     assert all(feature.reason for feature in model.profile)
-    assert {feature.name for feature in model.profile} >= {"mtp", "fp8_kv_cache", "prefix_caching", "fp8_weights"}
+    features = {feature.name: feature.value for feature in model.profile}
+    assert features.keys() >= {"mtp", "fp8_kv_cache", "prefix_caching", "fp8_weights"}
+    assert features["tool_calls"] == "xml"
     assert model.price_tiers[0].input_usd_ticks_per_token == 4_000
     assert "vllm" in model.engine_version
 

@@ -63,17 +63,60 @@ def events() -> list[pb.GenerationEvent]:
     return made
 
 
+def numbered(script: list[pb.GenerationEvent]) -> list[pb.GenerationEvent]:
+    for sequence, event in enumerate(script, 1):
+        event.sequence = sequence
+    return script
+
+
+def tool_call(name: str, arguments: str, number: int = 0, status: Any = pb.TOOL_CALL_STATUS_COMPLETE) -> pb.ToolCall:
+    return pb.ToolCall(id=f"call-{number}", name=name, arguments_json=arguments, status=status)
+
+
+def calling(*calls: pb.ToolCall, thought: str = "") -> list[pb.GenerationEvent]:
+    """A stream that ends with these calls, each in three pieces; each of its events is two tokens."""
+    started = pb.GenerationStarted(generation_id="g2", model="fake", resume_token="t2", effective_settings=settings())
+    made = [pb.GenerationEvent(started=started)]
+    if thought:
+        made.append(pb.GenerationEvent(thought=pb.Delta(text=thought, token_count=3)))
+    for index, call in enumerate(calls):
+        begun = pb.ToolCallStarted(call_index=index, id=call.id, name=call.name, token_count=2)
+        made.append(pb.GenerationEvent(tool_call_started=begun))
+        middle = len(call.arguments_json) // 2
+        for piece in (call.arguments_json[:middle], call.arguments_json[middle:]):
+            more = pb.ToolCallArguments(call_index=index, json_fragment=piece, token_count=2)
+            made.append(pb.GenerationEvent(tool_call_arguments=more))
+        ended = pb.ToolCallFinished(call_index=index, call=call, token_count=2)
+        made.append(pb.GenerationEvent(tool_call_finished=ended))
+    end = finished()
+    tokens = 8 * len(calls)
+    cut = any(call.status != pb.TOOL_CALL_STATUS_COMPLETE for call in calls)
+    end.results[0].finish_reason = pb.FINISH_REASON_MAX_OUTPUT_TOKENS if cut else pb.FINISH_REASON_TOOL_CALLS
+    for usage in (end.usage, end.results[0].usage):
+        usage.CopyFrom(pb.Usage(prompt_tokens=40, reasoning_tokens=3, tool_tokens=tokens))
+        usage.output_tokens = 3 + tokens
+        usage.total_tokens = 43 + tokens
+    made.append(pb.GenerationEvent(finished=end))
+    return numbered(made)
+
+
 RATE_LIMITS = (("x-ratelimit-limit-requests", "60"), ("x-ratelimit-remaining-requests", "59"))
 
 
 class FakeService(generation_pb2_grpc.GenerationServiceServicer, model_pb2_grpc.ModelServiceServicer):
-    """`script` is what the next streams send; a status in it ends the stream; `hang_after` waits after that many."""
+    """`script` is what the next streams send; a status in it ends the stream; `hang_after` waits after that many.
+
+    `scripts` are for one stream each, before `script`. A stream whose status ended it can be resumed.
+    """
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
         self.script: list[pb.GenerationEvent | status_pb2.Status] = list(events())
+        self.scripts: list[list[pb.GenerationEvent | status_pb2.Status]] = []
+        self.playing: list[pb.GenerationEvent | status_pb2.Status] = []
+        self.candidate: pb.Candidate | None = None
         self.error: status_pb2.Status | None = None
         self.hang_after: int | None = None
         self.requests: list[Any] = []
@@ -84,8 +127,9 @@ class FakeService(generation_pb2_grpc.GenerationServiceServicer, model_pb2_grpc.
         self, request: pb.StreamGenerateRequest, context: Any
     ) -> AsyncIterator[pb.StreamGenerateResponse]:
         await self._note(request, context)
+        script = self.playing = self.scripts.pop(0) if self.scripts else self.script
         try:
-            for position, event in enumerate(self.script):
+            for position, event in enumerate(script):
                 if position == self.hang_after:
                     await asyncio.sleep(60)
                 if isinstance(event, status_pb2.Status):
@@ -96,10 +140,20 @@ class FakeService(generation_pb2_grpc.GenerationServiceServicer, model_pb2_grpc.
             self.cancelled += 1
             raise
 
+    async def Resume(  # noqa: N802
+        self, request: pb.ResumeRequest, context: Any
+    ) -> AsyncIterator[pb.ResumeResponse]:
+        await self._note(request, context)
+        for event in self.playing:
+            if isinstance(event, pb.GenerationEvent) and event.sequence > request.last_sequence:
+                yield pb.ResumeResponse(event=event)
+
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> pb.GenerateResponse:  # noqa: N802
         await self._note(request, context)
         end = finished()
-        candidate = pb.Candidate(result=end.results[0], thought="".join(THOUGHT), answer="".join(ANSWER))
+        candidate = self.candidate or pb.Candidate(thought="".join(THOUGHT), answer="".join(ANSWER))
+        if not candidate.HasField("result"):
+            candidate.result.CopyFrom(end.results[0])
         return pb.GenerateResponse(
             generation_id="g1",
             model="fake",

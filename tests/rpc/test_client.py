@@ -252,4 +252,4 @@ async def test_a_status_that_grpc_forgot_after_the_deadline_is_the_deadline(targ
         with pytest.raises(pc.DeadlineExceeded) as caught:
             await interaction._go_on(lost)
     assert caught.value.reason == "DEADLINE_PASSED"
-    assert caught.value.metadata == {"thought_tokens": "0", "answer_tokens": "0"}
+    assert caught.value.metadata == {"thought_tokens": "0", "answer_tokens": "0", "tool_tokens": "0"}

@@ -20,7 +20,7 @@ from penstock.cli import app
 from penstock_proto.v1 import generation_pb2 as pb
 from typer.testing import CliRunner, Result
 
-from tests.rpc.fake_service import ANSWER, THOUGHT, FakeService, status, until
+from tests.rpc.fake_service import ANSWER, THOUGHT, FakeService, calling, status, tool_call, until
 
 USAGE = (
     "thought 12/16 tokens (budget reached) · answer 5 · prompt 31 (16 cached) · dropped 1 messages, 3 tokens · "
@@ -224,6 +224,84 @@ def test_ctrl_c_stops_a_reply_of_chat_and_no_more(start: Any, fake: FakeService)
     assert "(stopped)" in output
     turns = fake.requests[-1].spec.messages.messages
     assert [turn.content for turn in turns] == ["one", "".join(ANSWER[:2]), "two"]
+
+
+TOOLS = '''
+import os, signal
+
+def warmth(city: str) -> str:
+    """Return the temperature."""
+    return f"21 in {city}\\x1b[2J" + "!" * 500
+
+def stops() -> str:
+    os.kill(os.getpid(), signal.SIGINT)
+    signal.pause()
+
+async def later() -> str: ...
+'''
+
+
+def test_chat_with_tools_shows_calls_and_results(
+    run: Any, fake: FakeService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "chat_tools.py").write_text(TOOLS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "chat_tools", raising=False)
+    fake.scripts = [list(calling(tool_call("warmth", '{"city": "Oslo"}'), tool_call("stop", "{}", 1), thought="hm"))]
+    result = run("chat", "--system", "s", "--tools", "chat_tools:warmth", stdin="one\ntwo\n")
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert lines[:3] == ["hm", '-> warmth {"city": "Oslo"}', "-> stop {}"]
+    assert "tool calls 16" in lines[3]
+    assert lines[3].endswith("ended by tool calls")
+    assert lines[4].startswith("<- warmth: 21 in Oslo[2J!!!")
+    assert lines[4].endswith("!...")
+    assert lines[5] == "<- stop failed: no such tool, not executed; the tools are: warmth"
+    assert "2 turns together: prompt 71 · output 36 tokens · $0.0000462" in lines
+    roles = [message.role for message in fake.requests[-1].spec.messages.messages]
+    user, assistant = pb.ROLE_USER, pb.ROLE_ASSISTANT
+    assert roles == [pb.ROLE_SYSTEM, user, assistant, pb.ROLE_TOOL, assistant, user]
+    fake.scripts = [list(calling(tool_call("warmth", '{"city": "Oslo"}')))]
+    printed = [
+        json.loads(line)
+        for line in run("chat", "--json", "--tools", "chat_tools:warmth", stdin="x\n").stdout.splitlines()
+    ]
+    assert [part["tool_result"]["call_id"] for line in printed for part in line.get("parts", ())] == ["call-0"]
+    assert sum("finished" in line for line in printed) == 2
+
+
+@pytest.mark.parametrize(
+    ("named", "words"),
+    [
+        ("chat_tools", "must be MODULE:FUNCTION"),
+        ("nowhere_tools:f", "No module named 'nowhere_tools'"),
+        ("chat_tools:nothing", "has no attribute 'nothing'"),
+        ("chat_tools:warmth,later", "later is async"),
+        ("json:dumps", "'obj' needs a type hint"),
+    ],
+)
+def test_tools_that_chat_cannot_use(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str, words: str
+) -> None:
+    (tmp_path / "chat_tools.py").write_text(TOOLS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "chat_tools", raising=False)
+    result = run("chat", "--tools", named, "--json")
+    assert result.exit_code == 2
+    assert words in result.output
+
+
+def test_ctrl_c_in_a_tool_of_chat_ends_the_turn(
+    start: Any, fake: FakeService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "stop_tools.py").write_text(TOOLS)
+    monkeypatch.chdir(tmp_path)
+    fake.scripts = [list(calling(tool_call("stops", "{}")))]
+    chat = start("chat", "--tools", "stop_tools:stops")
+    output, errors = chat.communicate("one\ntwo\n", timeout=60)
+    assert (chat.returncode, errors) == (0, "")
+    assert "(stopped; this turn is not kept)" in output
+    assert [turn.content for turn in fake.requests[-1].spec.messages.messages] == ["two"]
 
 
 def test_ctrl_c_ends_generate_with_130(start: Any, fake: FakeService) -> None:

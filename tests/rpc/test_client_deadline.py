@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import grpc
 import pytest
-from penstock_client import AnswerDelta, AsyncClient, DeadlineExceeded, Started, ThoughtDelta
+from penstock_client import AnswerDelta, AsyncClient, DeadlineExceeded, Started, ThoughtDelta, ToolCallStarted
 from penstock_proto.v1 import generation_pb2 as pb
 from penstock_proto.v1 import generation_pb2_grpc
 
@@ -21,6 +21,8 @@ class Silent(generation_pb2_grpc.GenerationServiceServicer):
         thought, answer = pb.Delta(text="t", token_count=3), pb.Delta(text="a", token_count=2)
         yield pb.StreamGenerateResponse(event=pb.GenerationEvent(sequence=2, thought=thought))
         yield pb.StreamGenerateResponse(event=pb.GenerationEvent(sequence=3, answer=answer))
+        call = pb.ToolCallStarted(id="c", name="f", token_count=4)
+        yield pb.StreamGenerateResponse(event=pb.GenerationEvent(sequence=4, tool_call_started=call))
         await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
 
     async def Generate(  # noqa: N802
@@ -43,12 +45,12 @@ async def address() -> AsyncIterator[str]:
 async def test_a_stream_tells_what_has_arrived(address: str) -> None:
     async with AsyncClient(address) as client:
         stream = client.stream("x")
-        kinds = [type(await anext(stream)) for _ in range(3)]
-        assert kinds == [Started, ThoughtDelta, AnswerDelta]
+        kinds = [type(await anext(stream)) for _ in range(4)]
+        assert kinds == [Started, ThoughtDelta, AnswerDelta, ToolCallStarted]
         with pytest.raises(DeadlineExceeded) as caught:
             await anext(stream)
     assert caught.value.reason == "DEADLINE_PASSED"
-    assert caught.value.metadata == {"thought_tokens": "3", "answer_tokens": "2"}
+    assert caught.value.metadata == {"thought_tokens": "3", "answer_tokens": "2", "tool_tokens": "4"}
 
 
 async def test_a_unary_call_has_counted_nothing(address: str) -> None:
@@ -56,4 +58,4 @@ async def test_a_unary_call_has_counted_nothing(address: str) -> None:
         with pytest.raises(DeadlineExceeded) as caught:
             await client.generate("x")
     assert caught.value.reason == "DEADLINE_PASSED"
-    assert caught.value.metadata == {"thought_tokens": "0", "answer_tokens": "0"}
+    assert caught.value.metadata == {"thought_tokens": "0", "answer_tokens": "0", "tool_tokens": "0"}

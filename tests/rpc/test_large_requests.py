@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from penstock.engine.scripted import ByteTokenizer, ScriptedEngine
@@ -26,11 +27,11 @@ class WaitingTokenizer(ByteTokenizer):
         super().__init__()
         self.entered, self.let_on = threading.Event(), threading.Event()
 
-    def render(self, messages: Sequence[Message], *, thinking: bool) -> list[int]:
+    def render(self, messages: Sequence[Message], *, thinking: bool, **options: Any) -> list[int]:
         if sum(len(message.content) for message in messages) > 50_000:
             self.entered.set()
             assert self.let_on.wait(_SECONDS)
-        return super().render(messages, thinking=thinking)
+        return super().render(messages, thinking=thinking, **options)
 
 
 @pytest.mark.parametrize("method", ["Generate", "CountTokens"])

@@ -6,6 +6,7 @@ import random
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -29,7 +30,7 @@ _KEY = b"k" * 32
 class WideTokenizer(ByteTokenizer):
     """Six bytes a token, as scripts far from English have; it only counts."""
 
-    def render(self, messages: Sequence[Message], *, thinking: bool) -> list[int]:
+    def render(self, messages: Sequence[Message], *, thinking: bool, **options: Any) -> list[int]:
         opening = super().render([], thinking=thinking)
         return [ord("a")] * (sum(len(message.content.encode()) for message in messages) // 6) + opening
 

@@ -164,7 +164,7 @@ def test_every_reason_is_provoked_here() -> None:
     assert set(PROMISED) == set(CASES) | ELSEWHERE
     assert set(MESSAGES) == set(PROMISED)
     assert {"thinking_budget", "max_output_tokens", "answer_reserve"} == PROMISED["BUDGET_DOES_NOT_FIT"]
-    assert {"thought_tokens", "answer_tokens"} == PROMISED["DEADLINE_PASSED"]
+    assert {"thought_tokens", "answer_tokens", "tool_tokens"} == PROMISED["DEADLINE_PASSED"]
 
 
 async def provoked(case: dict[str, Any], method: str) -> grpc.aio.AioRpcError:

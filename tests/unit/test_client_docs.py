@@ -28,7 +28,7 @@ SOURCES = {
 DEFINED = {
     "Python": r"(class|def) {0}\b|^{0} = |\b{0}: |\bmodule {0}\b",
     "TypeScript": r"(const|class|interface|get|async) \*?{0}\b|^  {0}\(|\b{0}\??: |\"name\": \"{0}\"",
-    "Go": r"const {0} |func (\(\w+ \*?\w+\) )?{0}\(|type {0} |\t{0} +=|module \S*{0}|\"{0}\"",
+    "Go": r"const {0} |func (\(\w+ \*?\w+\) )?{0}[\[(]|type {0} |\t{0} +=|module \S*{0}|\"{0}\"",
 }
 
 
@@ -72,7 +72,9 @@ def test_every_public_method_and_error_is_in_the_table() -> None:
         if not name.startswith("_")
     }
     errors = {
-        name for name in pc.__all__ if isinstance(getattr(pc, name), type) and issubclass(getattr(pc, name), Exception)
+        name
+        for name in pc.__all__
+        if isinstance(kind := getattr(pc, name), type) and issubclass(kind, pc.PenstockError)
     }
     assert methods | errors - {"PenstockError"} <= told | {"PenstockError"}
     assert {name for row in ROWS for name in names(row[2])} >= errors - {"PenstockError"}

@@ -49,7 +49,9 @@ def test_every_option_reaches_the_spec() -> None:
         "frequency_penalty": 1.0, "repetition_penalty": 1.0, "seed": 1, "logit_bias": {1: 2.0},
         "max_output_tokens": 5, "min_output_tokens": 1, "stop": "x", "stop_token_ids": [1], "candidates": 2,
         "top_logprobs": 1, "return_token_ids": True, "json_schema": {"type": "object"}, "regex": "a",
-        "grammar": "g", "choices": ["a"], "priority": "low", "text": "t", "token_ids": [1],
+        "grammar": "g", "choices": ["a"], "priority": "low", "text": "t", "token_ids": [1], "effort": "low",
+        "history": "none", "tools": [pc.Tool("x")], "tool_mode": "auto", "allowed_tools": ["x"], "parallel": False,
+        "max_tool_calls": 1, "response_format": dict[str, int],
     }  # fmt: skip
     assert set(samples) == set(pc.GenerationOptions.__annotations__)
     for name, value in samples.items():
@@ -88,17 +90,159 @@ def test_a_ready_spec_is_taken_alone() -> None:
         ("hi", {"budget": 1.5}, TypeError, "budget: "),
         ("hi", {"model": "\ud800"}, ValueError, "model: "),
         ("hi", {"regex": "a", "grammar": "b"}, ValueError, "at most one"),
-        ([("robot", "x")], {}, ValueError, r"messages\[0\]: must be one of system, user, assistant, got 'robot'"),
+        ([("robot", "x")], {}, ValueError, r"messages\[0\]: role must be one of .*, tool, got 'robot'"),
         ([("user", "x"), {"role": "user"}], {}, ValueError, r"messages\[1\]: a dict must have"),
-        ([{"role": "user", "content": [{"type": "text"}]}], {}, ValueError, r"messages\[0\]: .*content parts"),
+        (
+            [{"role": "user", "content": [{"type": "text"}]}],
+            {},
+            ValueError,
+            r"messages\[0\]: parts\[0\]: .* needs text",
+        ),
+        (
+            [("user", ["x", {"type": "texts"}])],
+            {},
+            ValueError,
+            r"parts\[1\]: unknown type of a part.*did you mean 'text'",
+        ),
+        ([("user", [{"text": "x"}])], {}, ValueError, r"parts\[0\]: unknown type of a part None; known: text"),
+        ([("user", [7])], {}, ValueError, r"a part must be a str, .* got int"),
+        ([{"role": "developer", "content": "x"}], {}, ValueError, "did you mean 'system'"),
+        ([{"role": "function", "content": "x"}], {}, ValueError, "did you mean 'tool'"),
+        (
+            [{"role": "user", "tool_call_id": "a", "content": "x"}],
+            {},
+            ValueError,
+            "belongs to a message of the role 'tool'",
+        ),
+        ([{"role": "user", "tool_calls": []}], {}, ValueError, "belong to a message of the role 'assistant'"),
+        ([{"role": "assistant", "tool_calls": [{"id": "a"}]}], {}, ValueError, "name is missing"),
+        ([{"role": "assistant", "reasoning_content": "x"}], {}, ValueError, "did you mean 'thought'"),
+        (
+            [("user", [{"type": "image_url", "image_url": {"url": "https://x/y.png"}}])],
+            {},
+            ValueError,
+            "fetches no addr",
+        ),
+        (
+            [("user", [{"type": "image", "source": {"type": "url", "url": "x"}}])],
+            {},
+            ValueError,
+            "fetches no addresses",
+        ),
+        ([("user", [{"type": "image", "data": "!", "mime_type": "x"}])], {}, ValueError, "must be base64"),
+        ("hi", {"tools": pc.Tool("x")}, TypeError, "tools: 'Tool' object is not iterable"),
+        ("hi", {"tools": {"name": "x"}}, TypeError, "tools: must be a list of tools, got dict"),
+        ("hi", {"tools": [7]}, TypeError, r"tools\[0\]: a tool must be a Tool, a function or a dict, got int"),
+        ("hi", {"tools": [{"type": "web_search"}]}, ValueError, r"tools\[0\]: .*hosted tools"),
+        ("hi", {"tools": [{"name": "x", "schema": {}}]}, ValueError, r"tools\[0\]: unknown key of a tool: 'schema'"),
+        ("hi", {"tool_choice": "auto"}, TypeError, "did you mean 'tool_mode'"),
+        ("hi", {"reasoning_effort": "low"}, TypeError, "did you mean 'effort'"),
+        ("hi", {"parallel_tool_calls": True}, TypeError, "did you mean 'parallel'"),
+        ("hi", {"response_format": {"type": "json_schema"}}, TypeError, "response_format: .* use json_schema="),
+        ("hi", {"response_format": int, "json_schema": {}}, ValueError, "at most one"),
         ([{"role": "user", "content": "x", "name": "y"}], {}, ValueError, r"messages\[0\]: unknown key 'name'"),
-        ([{"role": "user", "content": None}], {}, ValueError, r"content must be a str, got NoneType"),
+        (
+            [{"role": "user", "content": None}],
+            {},
+            ValueError,
+            r"content must be a str or a list of parts, got NoneType",
+        ),
         (["x"], {}, ValueError, r"messages\[0\]: a message must be"),
     ],
 )
 def test_wrong_use_says_where(prompt: Any, options: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         pc.build_spec(prompt, **options)
+
+
+OPENAI = [
+    {"role": "user", "content": [{"type": "text", "text": "hi"}]},
+    {
+        "role": "assistant",
+        "content": None,
+        "refusal": None,
+        "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}],
+    },
+    {"role": "tool", "tool_call_id": "c1", "content": "42"},
+]
+ANTHROPIC = [
+    {"role": "user", "content": "hi"},
+    {
+        "role": "assistant",
+        "content": [
+            {"type": "thinking", "thinking": "hm", "signature": "s"},
+            {"type": "text", "text": "see"},
+            {"type": "tool_use", "id": "c1", "name": "f", "input": {"a": 1}},
+        ],
+    },
+    {
+        "role": "user",
+        "content": [
+            {"type": "tool_result", "tool_use_id": "c1", "content": [{"type": "text", "text": "42"}], "is_error": True},
+            {"type": "text", "text": "and?"},
+        ],
+    },
+]
+CALL = pc.ToolCall("c1", "f", '{"a": 1}')
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        (
+            OPENAI,
+            [
+                pc.Message("user", parts=[pc.TextPart("hi")]),
+                pc.Message.assistant(tool_calls=[CALL]),
+                pc.Message.tool(pc.ToolResult("c1", "42")),
+            ],
+        ),
+        (
+            ANTHROPIC,
+            [
+                pc.Message.user("hi"),
+                pc.Message.assistant("see", thought="hm", tool_calls=[CALL]),
+                pc.Message.tool(pc.ToolResult("c1", "42", is_error=True)),
+                pc.Message("user", parts=[pc.TextPart("and?")]),
+            ],
+        ),
+    ],
+)
+def test_what_users_of_other_libraries_write_means_the_same_here(written: Any, meant: Any) -> None:
+    assert pc.build_spec(written) == pc.build_spec(meant)
+
+
+def test_images_are_taken_inline() -> None:
+    by_url = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAEC"}}
+    by_source = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAEC"}}
+    ours = pc.ImagePart(b"\0\1\2", "image/png")
+    specs = [pc.build_spec([("user", ["what?", image])]) for image in (by_url, by_source, ours)]
+    assert specs[0] == specs[1] == specs[2] == pc.build_spec([pc.Message.user("what?", ours)])
+    assert specs[0].messages.messages[0].parts[1].image.data == b"\0\1\2"
+    assert "\\x01" not in repr(ours), "an image is no text for a log"
+
+
+def test_tools_of_other_libraries_mean_the_same_here() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    ours = pc.Tool("f", "d", schema, strict=True)
+    inner = {"name": "f", "description": "d", "strict": True}
+    written = [
+        {"type": "function", "function": {**inner, "parameters": schema}},
+        {"type": "function", **inner, "parameters": schema},
+        {**inner, "input_schema": schema},
+        {**inner, "inputSchema": schema},
+        ours.to_proto(),
+    ]
+    for one in written:
+        assert pc.build_spec("hi", tools=[one]) == pc.build_spec("hi", tools=[ours])
+    assert ours.to_proto().parameters_json_schema.startswith('{"type"'), "keys stay in order"
+
+
+def test_a_message_has_either_content_or_parts() -> None:
+    with pytest.raises(ValueError, match="either content or parts"):
+        pc.Message("user", "a", [pc.TextPart("b")])
+    assert pc.Message.user("a", "b").text == "ab"
+    assert pc.Message.assistant("a", tool_calls=[CALL]).tool_calls == (CALL,)
 
 
 @given(st.text(), st.integers(-1, 2**31 - 1), st.sampled_from(["fast", "thinking", "auto"]))

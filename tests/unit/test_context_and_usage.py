@@ -9,8 +9,9 @@ import pytest
 from penstock.config.schema import Config, PriceTier, PricingSettings
 from penstock.errors import BadRequest, ContextOverflow
 from penstock.generation.context_window import fit_messages, fit_tokens
+from penstock.generation.thinking import question_of
 from penstock.generation.usage import PriceList, total
-from penstock.types import Message, Overflow, Role, Usage
+from penstock.types import Message, Overflow, Role, ToolCall, ToolResult, Usage
 from pydantic import ValidationError
 
 
@@ -51,6 +52,30 @@ def test_late_system_messages_stay_where_they_are_and_come_once() -> None:
     plan = fit_messages(talk, watched, Overflow.DROP_OLDEST_TURNS, window=66, output_tokens_needed=5)
     assert plan.dropped_messages == 2
     assert all(said == ["sys", "late"] for said in seen)
+
+
+def test_a_tool_result_stays_with_its_call_and_the_question_is_found() -> None:
+    call, answered = ToolCall("c", "look", "{}"), ToolResult("c", "20")
+    turn = [
+        Message(Role.USER, "x" * 8),
+        Message(Role.ASSISTANT, "", tool_calls=(call,)),
+        Message(Role.TOOL, "", tool_results=(answered,)),
+        Message(Role.ASSISTANT, "y" * 8),
+    ]
+    talk = (Message(Role.SYSTEM, "sys"), *turn, *turn, Message(Role.USER, "last"), *turn[1:3])
+    seen: list[Sequence[Message]] = []
+
+    def watched(messages: Sequence[Message]) -> list[int]:
+        seen.append(messages)
+        return render(messages)
+
+    for window in range(20, 75):
+        fit_messages(talk, watched, Overflow.DROP_OLDEST_TURNS, window, output_tokens_needed=5)
+    assert len({len(messages) for messages in seen}) == 3
+    for messages in seen:
+        assert next(m for m in messages if m.role is not Role.SYSTEM).role is Role.USER
+        assert sum(len(m.tool_calls) for m in messages) == sum(len(m.tool_results) for m in messages)
+        assert question_of(tuple(messages), None) == "last"
 
 
 def test_error_is_the_default_and_has_the_numbers() -> None:

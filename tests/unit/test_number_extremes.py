@@ -31,8 +31,10 @@ VALUES: dict[int, tuple[Any, ...]] = {
 
 
 def numbers(message: Descriptor, path: tuple[FieldDescriptor, ...] = ()) -> Iterator[tuple[FieldDescriptor, ...]]:
-    """The path of every field that holds numbers, those of maps and lists among them."""
+    """The path of every field that holds numbers, those of maps and lists among them; no message twice on the way."""
     for field in message.fields:
+        if field.message_type is not None and any(field.message_type is one.message_type for one in path):
+            continue
         if field.message_type is not None and not field.message_type.GetOptions().map_entry:
             yield from numbers(field.message_type, (*path, field))
         elif field.message_type is not None or field.type in VALUES:
@@ -49,6 +51,9 @@ def requests(path: tuple[FieldDescriptor, ...]) -> Iterator[pb.GenerationSpec]:
             holder = spec
             for one in outer:
                 holder = getattr(holder, one.name)
+                if one.name == "parts":
+                    spec.messages.messages[0].ClearField("content")
+                    spec.messages.messages[0].role = pb.ROLE_ASSISTANT
                 holder = (holder[0] if holder else holder.add()) if one.is_repeated else holder
             if is_map:
                 getattr(holder, field.name)[value[0]] = value[1]

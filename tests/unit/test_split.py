@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 from penstock.engine.scripted import ByteTokenizer
-from penstock.generation.output_parser import OutputParser, ParserSettings, StepAction, StopStrings, Utf8Text
-from penstock.types import Markers, TokenLogprob, TokenLogprobs
+from penstock.generation.output_parser import OutputParser, ParserSettings, StepAction
+from penstock.generation.text import StopStrings, Utf8Text
+from penstock.generation.tool_calls import ToolCallParser
+from penstock.types import Delta, Markers, TokenLogprob, TokenLogprobs, ToolCallFinished, ToolCallFormat
 
 EOS, OPEN, CLOSE = 258, 259, 260
 TOKENIZER = ByteTokenizer()
@@ -19,7 +24,7 @@ def splitter(*, budget: int = 100, most: int = 100, stops: tuple[str, ...] = (),
 
 
 def texts(split: OutputParser) -> tuple[str, str]:
-    deltas = split.pop_deltas(final=True)
+    deltas = split.pop_events(final=True)
     return tuple("".join(d.text for d in deltas if d.is_thought is kind) for kind in (True, False))  # type: ignore[return-value]
 
 
@@ -70,9 +75,9 @@ def test_a_delta_waits_for_the_whole_character() -> None:
     split = splitter(in_thought=False)
     first, second = "é".encode()
     split.push([first])
-    assert split.pop_deltas() == []
+    assert split.pop_events() == []
     split.push([second])
-    (delta,) = split.pop_deltas()
+    (delta,) = split.pop_events()
     assert (delta.text, delta.token_count) == ("é", 2)
 
 
@@ -98,14 +103,20 @@ def test_a_step_at_once_is_the_same_as_token_by_token(
         # With log probabilities a splitter takes every token by itself.
         verdicts = quick.push(step), slow.push(step, [SURE] * len(step))
         assert verdicts[0] is verdicts[1]
-        assert quick.state() == slow.state()
+        assert without_logprobs(quick.state()) == without_logprobs(slow.state())
         assert texts_and_counts(quick) == texts_and_counts(slow)
         if verdicts[0] is not StepAction.GO_ON:
             return
 
 
+def without_logprobs(state: dict[str, Any]) -> dict[str, Any]:
+    for pending in (state["thought"][1], *state["answer"]["pending"]):
+        pending[2] = []
+    return state
+
+
 def texts_and_counts(split: OutputParser) -> list[tuple[bool, str, int, tuple[int, ...]]]:
-    return [(delta.is_thought, delta.text, delta.token_count, delta.token_ids) for delta in split.pop_deltas()]
+    return [(delta.is_thought, delta.text, delta.token_count, delta.token_ids) for delta in split.pop_events()]
 
 
 @given(st.binary())
@@ -135,3 +146,71 @@ def test_stop_strings_are_found_across_any_cut(text: str, stops: list[str], data
         assert finder.matched in stops
         assert text.startswith(out + finder.matched)
         assert not any(stop in out for stop in stops)
+
+
+def test_a_think_marker_inside_a_call_is_a_part_of_it() -> None:
+    settings = ParserSettings(Markers(OPEN, CLOSE), frozenset({EOS}), 100, 1000, call_id_prefix="c")
+    split = OutputParser(
+        settings, TOKENIZER.token_bytes, in_thought=False, tools=ToolCallParser(ToolCallFormat.XML, (), None)
+    )
+    begin = [*b"<tool_call><function=f><parameter=a>", OPEN]
+    assert split.push(begin) is StepAction.MARKER_IN_CALL
+    assert split.push([*b"x</parameter></function></tool_call>", EOS]) is StepAction.EOS
+    finished = [event for event in split.pop_events(final=True) if isinstance(event, ToolCallFinished)]
+    assert [event.call.arguments_json for event in finished] == ['{"a": "x"}']
+    assert split.context_ids[: len(begin)] == begin
+    assert (split.marker_tokens, split.complete_calls) == (0, 1)
+
+
+def calling(*, stops: tuple[str, ...] = (), **settings: Any) -> OutputParser:
+    """A parser of an answer in which tools may be called; `<tool_call>` is the token 262."""
+    made = ParserSettings(Markers(OPEN, CLOSE), frozenset({EOS}), 100, 1000, stops, tool_call_id=262, **settings)
+    tools = ToolCallParser(ToolCallFormat.XML, (), None)
+    return OutputParser(made, TOKENIZER.token_bytes, in_thought=False, tools=tools)
+
+
+CALL = [262, *b"<function=f></function>", 263]
+
+
+def test_tokens_of_deltas_keep_their_order() -> None:
+    for tokens in ([*b"hi\n\n", EOS], [*b"hi\n", *CALL, EOS], [*CALL, *b"\n", EOS]):
+        split = calling()
+        assert split.push(tokens, [TokenLogprobs(TokenLogprob(one, 0.0, 1), ()) for one in tokens]) is StepAction.EOS
+        deltas = [event for event in split.pop_events(final=True) if isinstance(event, Delta)]
+        told = [token for delta in deltas for token in delta.token_ids]
+        rest = iter(tokens)
+        assert all(token in rest for token in told), "they are in the order in which they came"
+        assert told[-1] == EOS
+        assert [one.sampled.token_id for delta in deltas for one in delta.logprobs] == told
+        assert sum(delta.token_count for delta in deltas) == split.answer_tokens
+
+
+def test_nothing_behind_a_stop_string_is_text() -> None:
+    class OneToken:
+        def __call__(self, token_id: int) -> bytes:
+            return b"x = 1;\n<" if token_id == 300 else TOKENIZER.token_bytes(token_id)
+
+    settings = ParserSettings(None, frozenset({EOS}), 0, 100, (";",))
+    split = OutputParser(settings, OneToken(), in_thought=False, tools=ToolCallParser(ToolCallFormat.XML, (), None))
+    assert split.push([300]) is StepAction.STOP_STRING
+    assert texts(split) == ("", "x = 1")
+
+
+def test_a_stop_token_does_not_act_in_the_header_of_a_call() -> None:
+    split = calling(stop_token_ids=frozenset(b"f"))
+    assert split.push([*CALL, *b"x", EOS]) is StepAction.EOS
+    assert split.complete_calls == 1
+
+
+def test_log_probabilities_move_with_a_drained_answer() -> None:
+    tokens = b"hi\n\n"
+    first, second, whole = calling(), calling(), calling()
+    sure = [TokenLogprobs(TokenLogprob(one, -0.5, 1), (TokenLogprob(1, -0.1, 1),)) for one in tokens]
+    first.push(tokens, sure)
+    before = first.pop_events()
+    second.restore(json.loads(json.dumps(first.state())))
+    events = [*before, *second.pop_events(final=True)]
+    whole.push(tokens, sure)
+    expected = whole.pop_events(final=True)
+    assert [one for event in events for one in event.logprobs] == [one for event in expected for one in event.logprobs]
+    assert "".join(event.text for event in events) == "".join(event.text for event in expected)

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from penstock.config.schema import ThinkingSettings
+from penstock.config.schema import Config, ThinkingSettings
 from penstock.engine.scripted import ScriptedEngine
 from penstock.errors import BadRequest, FeatureOff
 from penstock.generation.thinking import AnswerLengths, Situation, choose_mode, defaults_for, needs_thought, plan_budget
-from penstock.types import Budget, ModeChoice, Output, ThinkingConfig, ThinkingMode
+from penstock.generation.validation import validate
+from penstock.types import (
+    Budget,
+    Effort,
+    Message,
+    ModeChoice,
+    Output,
+    Request,
+    Role,
+    ThinkingConfig,
+    ThinkingMode,
+)
 
 CARD = ScriptedEngine(()).card
 DEFAULTS = defaults_for(ThinkingSettings(), CARD)
@@ -172,3 +184,59 @@ def test_defaults_follow_window_and_checkpoint(
 def test_what_is_configured_holds() -> None:
     found = defaults_for(ThinkingSettings(auto_budget_tokens=0, answer_reserve_tokens=7), CARD)
     assert (found.auto_budget_tokens, found.answer_reserve_tokens) == (0, 7)
+
+
+@pytest.mark.parametrize(
+    ("effort", "room", "thought"),
+    [
+        (Effort.LOW, 1000, 200),
+        (Effort.MEDIUM, 1000, 500),
+        (Effort.HIGH, 1000, 800),
+        (Effort.HIGH, 100, 50),  # the reserve is kept
+        (Effort.LOW, 100_000, 2048),
+        (Effort.MEDIUM, 100_000, 8192),
+        (Effort.HIGH, 100_000, 32_768),
+        (Effort.LOW, 4, 0),
+    ],
+)
+def test_an_effort_is_a_budget_by_the_table(effort: Effort, room: int, thought: int) -> None:
+    planned = budget(ThinkingConfig(effort=effort), room=room)
+    assert planned.thought_tokens == thought
+    assert f"effort {effort.value}" in planned.reason
+
+
+def test_a_number_wins_over_an_effort() -> None:
+    assert budget(ThinkingConfig(effort=Effort.HIGH, budget_tokens=7)).thought_tokens == 7
+    assert budget(ThinkingConfig(effort=Effort.NONE, budget_tokens=7)).thought_tokens == 7
+    zero = choose_mode(ThinkingConfig(effort=Effort.HIGH, budget_tokens=0), DEFAULTS, CARD, WORK, Situation())
+    assert zero.mode is ThinkingMode.FAST
+
+
+@pytest.mark.parametrize("mode", [None, ThinkingMode.AUTO, ThinkingMode.THINKING])
+def test_no_effort_is_no_thought_and_any_other_is_one(mode: ThinkingMode | None) -> None:
+    def chosen(effort: Effort) -> ThinkingMode:
+        return choose_mode(ThinkingConfig(mode, effort=effort), DEFAULTS, CARD, "hello", Situation()).mode
+
+    assert chosen(Effort.NONE) is ThinkingMode.FAST
+    # The question is not classified: the caller said how hard to think.
+    assert all(chosen(effort) is ThinkingMode.THINKING for effort in (Effort.LOW, Effort.MEDIUM, Effort.HIGH))
+
+
+def test_a_deadline_still_bounds_an_effort_with_auto() -> None:
+    now = Situation(seconds_to_deadline=10.0, seconds_per_token=0.02, first_token_seconds=0.1)
+    choice = choose_mode(ThinkingConfig(ThinkingMode.AUTO, effort=Effort.HIGH), DEFAULTS, CARD, WORK, now)
+    assert choice.auto_budget_tokens is not None
+    assert choice.auto_budget_tokens < 500
+    assert plan_budget(ThinkingConfig(effort=Effort.HIGH), Output(), DEFAULTS, choice, 4000).thought_tokens < 500
+
+
+@pytest.mark.parametrize("place", [{"text": "hello"}, {"messages": (Message(Role.USER, "hello"),)}])
+def test_an_effort_beside_fast_contradicts_it(place: dict[str, Any]) -> None:
+    def check(effort: Effort) -> None:
+        thinking = ThinkingConfig(ThinkingMode.FAST, effort=effort)
+        validate(Request(**place, thinking=thinking), CARD, Config().resolved_limits)
+
+    with pytest.raises(BadRequest) as refused:
+        check(Effort.LOW)
+    assert refused.value.violations[0].field == "spec.thinking.effort"
+    check(Effort.NONE)
