@@ -33,9 +33,10 @@ _SCALARS: dict[int, st.SearchStrategy[Any]] = {
 }
 
 
-def messages(descriptor: Descriptor) -> st.SearchStrategy[Message]:
-    """Return those of one kind; half of its fields are set."""
-    fields = [(field, _values(field)) for field in descriptor.fields]
+def messages(descriptor: Descriptor, outer: tuple[Descriptor, ...] = ()) -> st.SearchStrategy[Message]:
+    """Return those of one kind; half of its fields are set. One kind is at most twice inside another (see `Part`)."""
+    outer = (*outer, descriptor)
+    fields = [(field, _values(field, outer)) for field in descriptor.fields if outer.count(field.message_type) < 2]
 
     @st.composite
     def build(draw: Callable[..., Any]) -> Message:
@@ -52,11 +53,16 @@ def _is_map(field: FieldDescriptor) -> bool:
     return field.message_type is not None and field.message_type.GetOptions().map_entry
 
 
-def _values(field: FieldDescriptor) -> st.SearchStrategy[Any]:
+def _values(field: FieldDescriptor, outer: tuple[Descriptor, ...]) -> st.SearchStrategy[Any]:
     if _is_map(field):
         key, value = field.message_type.fields
-        return st.dictionaries(_values(key), _values(value), max_size=3)
-    one = messages(field.message_type) if field.message_type is not None else _SCALARS[field.cpp_type]
+        return st.dictionaries(_values(key, outer), _values(value, outer), max_size=3)
+    if field.message_type is not None:
+        one: st.SearchStrategy[Any] = messages(field.message_type, outer)
+    elif field.type == FieldDescriptor.TYPE_BYTES:
+        one = st.binary(max_size=64)
+    else:
+        one = _SCALARS[field.cpp_type]
     return st.lists(one, max_size=3) if field.is_repeated else one
 
 
