@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import unicodedata
 
 import pytest
 from hypothesis import given, settings
@@ -58,7 +59,8 @@ def test_no_message_becomes_a_control_token_or_another_message(
         expected = expected.replace(f"w{number}w", f"\x01{number}\x02")
     for number, turn in enumerate(turns):
         expected = expected.replace(f"\x01{number}\x02", turn.content.strip(), 1)
-    assert text_of(tokenizer, ids) == expected
+    # The tokenizer writes compatibility ideographs as the characters that they stand for.
+    assert text_of(tokenizer, ids) == unicodedata.normalize("NFC", expected)
 
 
 @settings(deadline=None)
