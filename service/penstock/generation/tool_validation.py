@@ -7,10 +7,11 @@ import re
 from collections.abc import Iterator, Sequence
 
 from penstock.config.schema import LimitSettings
-from penstock.errors import FieldReason, FieldViolation
+from penstock.errors import FieldViolation
 from penstock.generation.complexity import schema_fault
 from penstock.generation.tool_calls.json_calls import NAME
 from penstock.generation.tool_planning import needs_grammar
+from penstock.generation.violations import invalid, limit
 from penstock.types import Message, Request, Role, Tool, ToolCall, ToolCallStatus, ToolConfig, ToolMode, ToolResult
 
 TOOL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
@@ -28,7 +29,7 @@ def validate_tools(request: Request, limits: LimitSettings) -> Iterator[FieldVio
         yield from _without_tools(config)
         return
     if request.messages is None:
-        yield _invalid("tools", "must be empty for text and token_ids, which no template renders", "CONFLICTING_FIELDS")
+        yield invalid("tools", "must be empty for text and token_ids, which no template renders", "CONFLICTING_FIELDS")
     too_large = next(_sizes(config, limits), None)
     if too_large is not None:
         yield too_large
@@ -39,13 +40,13 @@ def validate_tools(request: Request, limits: LimitSettings) -> Iterator[FieldVio
         names.setdefault(tool.name, index)
     yield from _allowed_names(config, names)
     if config.mode is not ToolMode.NONE and request.output.structured is not None:
-        yield _invalid(
+        yield invalid(
             "output.structured_output",
             "must be absent beside tools that may be called: set tool_config.mode to TOOL_MODE_NONE, or remove it",
             "CONFLICTING_FIELDS",
         )
     if needs_grammar(config) and request.output.min_tokens:
-        yield _invalid(
+        yield invalid(
             "output.min_output_tokens",
             f"must be 0 beside tool calls that a grammar holds, got {request.output.min_tokens}",
             "CONFLICTING_FIELDS",
@@ -53,40 +54,40 @@ def validate_tools(request: Request, limits: LimitSettings) -> Iterator[FieldVio
 
 
 def _sizes(config: ToolConfig, limits: LimitSettings) -> Iterator[FieldViolation]:
-    yield from _limit("tools", len(config.tools), limits.max_tools, "tools")
-    yield from _limit("tool_config.allowed_names", len(config.allowed_names), limits.max_tools, "names")
+    yield from limit("tools", len(config.tools), limits.max_tools, "tools")
+    yield from limit("tool_config.allowed_names", len(config.allowed_names), limits.max_tools, "names")
     size = sum(len(tool.parameters_json_schema.encode()) for tool in config.tools)
-    yield from _limit("tools", size, limits.max_schema_bytes, "bytes of schemas")
+    yield from limit("tools", size, limits.max_schema_bytes, "bytes of schemas")
 
 
 def _max_calls(config: ToolConfig, limits: LimitSettings) -> Iterator[FieldViolation]:
     most = config.max_calls
     if most is not None and not 1 <= most <= limits.max_tool_calls:
         what = f"must be in [1, {limits.max_tool_calls}], got {most}"
-        yield _invalid("tool_config.max_calls", what, "INVALID_FIELD" if most < 1 else "LIMIT_EXCEEDED")
+        yield invalid("tool_config.max_calls", what, "INVALID_FIELD" if most < 1 else "LIMIT_EXCEEDED")
 
 
 def _without_tools(config: ToolConfig) -> Iterator[FieldViolation]:
     if config.mode in (ToolMode.REQUIRED, ToolMode.VALIDATED):
         what = f"must not be empty with TOOL_MODE_{config.mode.name}, got no tool"
-        yield _invalid("tools", what, "MISSING_FIELD")
+        yield invalid("tools", what, "MISSING_FIELD")
     if config.allowed_names:
-        yield _invalid("tool_config.allowed_names", "must be empty without tools", "CONFLICTING_FIELDS")
+        yield invalid("tool_config.allowed_names", "must be empty without tools", "CONFLICTING_FIELDS")
 
 
 def _tool(tool: Tool, path: str, same_name: int | None) -> Iterator[FieldViolation]:
     if not tool.name:
-        yield _invalid(f"{path}.name", "must not be empty", "MISSING_FIELD")
+        yield invalid(f"{path}.name", "must not be empty", "MISSING_FIELD")
     elif not TOOL_NAME.fullmatch(tool.name):
-        yield _invalid(f"{path}.name", f"{_NAME_RULE}, got {_name_fault(tool.name, TOOL_NAME)}")
+        yield invalid(f"{path}.name", f"{_NAME_RULE}, got {_name_fault(tool.name, TOOL_NAME)}")
     elif same_name is not None:
-        yield _invalid(f"{path}.name", f"must be unique, got the name of spec.tools[{same_name}]")
+        yield invalid(f"{path}.name", f"must be unique, got the name of spec.tools[{same_name}]")
     if tool.parameters_json_schema:
         at = f"{path}.parameters_json_schema"
         if fault := schema_fault(tool.parameters_json_schema):
-            yield _invalid(at, fault, "LIMIT_EXCEEDED")
+            yield invalid(at, fault, "LIMIT_EXCEEDED")
         elif fault := _object_fault(tool.parameters_json_schema):
-            yield _invalid(at, fault)
+            yield invalid(at, fault)
 
 
 def _object_fault(text: str) -> str:
@@ -119,14 +120,14 @@ def _kind(value: object) -> str:
 
 def _allowed_names(config: ToolConfig, names: dict[str, int]) -> Iterator[FieldViolation]:
     if config.allowed_names and config.mode is ToolMode.NONE:
-        yield _invalid("tool_config.allowed_names", "must be empty with TOOL_MODE_NONE", "CONFLICTING_FIELDS")
+        yield invalid("tool_config.allowed_names", "must be empty with TOOL_MODE_NONE", "CONFLICTING_FIELDS")
     seen: set[str] = set()
     for index, name in enumerate(config.allowed_names):
         path = f"tool_config.allowed_names[{index}]"
         if name not in names:
-            yield _invalid(path, f"must be the name of a tool of the request, got {len(name)} other characters")
+            yield invalid(path, f"must be the name of a tool of the request, got {len(name)} other characters")
         elif name in seen:
-            yield _invalid(path, "must be named once, got a name again")
+            yield invalid(path, "must be named once, got a name again")
         seen.add(name)
 
 
@@ -143,7 +144,7 @@ def validate_tool_messages(messages: Sequence[Message], limits: LimitSettings) -
         yield from _unanswered(open_calls)
         open_calls, answered = {}, set()
         if message.tool_calls:
-            yield from _limit(f"{path}.parts", len(message.tool_calls), limits.max_tool_calls, "tool calls")
+            yield from limit(f"{path}.parts", len(message.tool_calls), limits.max_tool_calls, "tool calls")
             for place, call in enumerate(message.tool_calls[: limits.max_tool_calls], message.parts_before_calls):
                 at = f"{path}.parts[{place}].tool_call"
                 yield from _call(call, at, open_calls)
@@ -153,16 +154,16 @@ def validate_tool_messages(messages: Sequence[Message], limits: LimitSettings) -
 
 def _call(call: ToolCall, path: str, others: dict[str, str]) -> Iterator[FieldViolation]:
     if not call.id:
-        yield _invalid(f"{path}.id", "must not be empty", "MISSING_FIELD")
+        yield invalid(f"{path}.id", "must not be empty", "MISSING_FIELD")
     elif call.id in others:
-        yield _invalid(f"{path}.id", "must be unique in its message")
-    yield from _limit(f"{path}.id", len(call.id.encode()), _MAX_ID_BYTES, "bytes")
+        yield invalid(f"{path}.id", "must be unique in its message")
+    yield from limit(f"{path}.id", len(call.id.encode()), _MAX_ID_BYTES, "bytes")
     if not NAME.fullmatch(call.name):
-        yield _invalid(f"{path}.name", f"{_CALL_NAME_RULE}, got {_name_fault(call.name, NAME)}")
+        yield invalid(f"{path}.name", f"{_CALL_NAME_RULE}, got {_name_fault(call.name, NAME)}")
     if call.status is ToolCallStatus.INCOMPLETE:
-        yield _invalid(f"{path}.status", "must be TOOL_CALL_STATUS_COMPLETE: leave out calls that were cut")
+        yield invalid(f"{path}.status", "must be TOOL_CALL_STATUS_COMPLETE: leave out calls that were cut")
     elif call.arguments_json and (fault := _arguments_fault(call.arguments_json)):
-        yield _invalid(f"{path}.arguments_json", fault)
+        yield invalid(f"{path}.arguments_json", fault)
 
 
 class _Pairs(list[tuple[str, object]]):
@@ -191,11 +192,11 @@ def _arguments_fault(text: str) -> str:
 
 def _result(result: ToolResult, path: str, open_calls: dict[str, str], answered: set[str]) -> Iterator[FieldViolation]:
     if not result.call_id:
-        yield _invalid(f"{path}.call_id", "must not be empty", "MISSING_FIELD")
+        yield invalid(f"{path}.call_id", "must not be empty", "MISSING_FIELD")
     elif result.call_id in answered:
-        yield _invalid(f"{path}.call_id", "must be unique: this call has a result already")
+        yield invalid(f"{path}.call_id", "must be unique: this call has a result already")
     elif result.call_id not in open_calls:
-        yield _invalid(f"{path}.call_id", "must be the id of a tool call in the assistant message before")
+        yield invalid(f"{path}.call_id", "must be the id of a tool call in the assistant message before")
     else:
         answered.add(result.call_id)
         del open_calls[result.call_id]
@@ -203,7 +204,7 @@ def _result(result: ToolResult, path: str, open_calls: dict[str, str], answered:
 
 def _unanswered(open_calls: dict[str, str]) -> Iterator[FieldViolation]:
     for path in open_calls.values():
-        yield _invalid(path, "must have its result in a ROLE_TOOL message right after, got none", "MISSING_FIELD")
+        yield invalid(path, "must have its result in a ROLE_TOOL message right after, got none", "MISSING_FIELD")
 
 
 def _name_fault(name: str, rule: re.Pattern[str]) -> str:
@@ -212,12 +213,3 @@ def _name_fault(name: str, rule: re.Pattern[str]) -> str:
     at = valid.end() if valid else 0
     wrong = f", the first wrong one at {at}" if at < min(len(name), _MAX_NAME) else ""
     return f"{len(name)} characters{wrong}"
-
-
-def _limit(field: str, got: int, most: int, unit: str) -> Iterator[FieldViolation]:
-    if got > most:
-        yield _invalid(field, f"must have at most {most} {unit}, got {got}", "LIMIT_EXCEEDED")
-
-
-def _invalid(field: str, description: str, reason: FieldReason = "INVALID_FIELD") -> FieldViolation:
-    return FieldViolation(f"spec.{field}", description, reason)

@@ -10,10 +10,11 @@ import math
 from collections.abc import Iterator, Sequence
 
 from penstock.config.schema import LimitSettings
-from penstock.errors import BadRequest, FeatureOff, FieldReason, FieldViolation, ModelNotFound
+from penstock.errors import BadRequest, FeatureOff, FieldViolation, ModelNotFound
 from penstock.generation.complexity import too_complex
 from penstock.generation.tool_planning import needs_grammar
 from penstock.generation.tool_validation import validate_tool_messages, validate_tools
+from penstock.generation.violations import invalid, limit
 from penstock.types import Effort, Message, ModelCard, Request, Role, Sampling, StructuredOutput, ThinkingMode
 
 _INT32_MAX = 2**31 - 1
@@ -50,15 +51,6 @@ def unknown_model(name: str, card: ModelCard) -> ModelNotFound:
     return ModelNotFound(f"model must be empty or {card.name}, got {shown!r}", served_model=card.name)
 
 
-def _invalid(field: str, description: str, reason: FieldReason = "INVALID_FIELD") -> FieldViolation:
-    return FieldViolation(f"spec.{field}", description, reason)
-
-
-def _limit(field: str, got: int, most: int | None, unit: str) -> Iterator[FieldViolation]:
-    if most is not None and got > most:
-        yield _invalid(field, f"must have at most {most} {unit}, got {got}", "LIMIT_EXCEEDED")
-
-
 def _number(
     field: str, value: float | None, low: float, high: float, *, low_open: bool = False
 ) -> Iterator[FieldViolation]:
@@ -66,7 +58,7 @@ def _number(
         return
     above = value > low if low_open else value >= low
     if not (math.isfinite(value) and above and value <= high):
-        yield _invalid(field, f"must be in {'(' if low_open else '['}{low}, {high}], got {value}")
+        yield invalid(field, f"must be in {'(' if low_open else '['}{low}, {high}], got {value}")
 
 
 def _bytes(text: str) -> int:
@@ -78,37 +70,37 @@ def _input(request: Request, card: ModelCard, limits: LimitSettings) -> Iterator
         yield from _messages(request.messages, request, limits)
     elif request.text is not None:
         if not request.text:
-            yield _invalid("text", "must not be empty", "MISSING_FIELD")
-        yield from _limit("text", _bytes(request.text), limits.max_prompt_bytes, "bytes")
+            yield invalid("text", "must not be empty", "MISSING_FIELD")
+        yield from limit("text", _bytes(request.text), limits.max_prompt_bytes, "bytes")
     elif request.token_ids is not None:
         if not request.token_ids:
-            yield _invalid("token_ids.ids", "must not be empty", "MISSING_FIELD")
+            yield invalid("token_ids.ids", "must not be empty", "MISSING_FIELD")
         yield from _ids("token_ids.ids", request.token_ids, card)
     else:
-        yield _invalid("input", "one of messages, text and token_ids must be set, got none", "MISSING_FIELD")
+        yield invalid("input", "one of messages, text and token_ids must be set, got none", "MISSING_FIELD")
 
 
 def _ids(field: str, ids: Sequence[int], card: ModelCard) -> Iterator[FieldViolation]:
     for index, token_id in enumerate(ids):
         if not 0 <= token_id < card.vocab_size:
-            yield _invalid(f"{field}[{index}]", f"must be in [0, {card.vocab_size}), got {token_id}")
+            yield invalid(f"{field}[{index}]", f"must be in [0, {card.vocab_size}), got {token_id}")
             return  # One is enough: a wrong vocabulary would cause thousands.
 
 
 def _messages(messages: Sequence[Message], request: Request, limits: LimitSettings) -> Iterator[FieldViolation]:
     if not messages:
-        yield _invalid("messages.messages", "must not be empty", "MISSING_FIELD")
+        yield invalid("messages.messages", "must not be empty", "MISSING_FIELD")
         return
-    yield from _limit("messages.messages", len(messages), limits.max_messages, "messages")
+    yield from limit("messages.messages", len(messages), limits.max_messages, "messages")
     size = sum(map(_message_bytes, messages)) + sum(_bytes(tool.description) for tool in request.tools.tools)
-    yield from _limit("messages", size, limits.max_prompt_bytes, "bytes")
+    yield from limit("messages", size, limits.max_prompt_bytes, "bytes")
     yield from validate_tool_messages(messages, limits)
     last = max((n for n, message in enumerate(messages) if message.role is not Role.SYSTEM), default=0)
     path = f"messages.messages[{last}]"
     if messages[last].role is Role.SYSTEM:
-        yield _invalid(f"{path}.role", "must not be ROLE_SYSTEM in all messages: one must be the user's")
+        yield invalid(f"{path}.role", "must not be ROLE_SYSTEM in all messages: one must be the user's")
     elif messages[last].role is Role.USER and not messages[last].content:
-        yield _invalid(f"{path}.content", "must not be empty", "MISSING_FIELD")
+        yield invalid(f"{path}.content", "must not be empty", "MISSING_FIELD")
 
 
 def _message_bytes(message: Message) -> int:
@@ -122,16 +114,16 @@ def _thinking(request: Request, limits: LimitSettings) -> Iterator[FieldViolatio
     yield from _number("thinking.answer_reserve", thinking.answer_reserve_tokens, 1, _INT32_MAX)
     if thinking.mode is ThinkingMode.FAST and thinking.effort not in (None, Effort.NONE):
         what = f"must be absent or EFFORT_NONE with THINKING_MODE_FAST, got EFFORT_{thinking.effort.name}"
-        yield _invalid("thinking.effort", what, "CONFLICTING_FIELDS")
+        yield invalid("thinking.effort", what, "CONFLICTING_FIELDS")
     if thinking.closing_message is not None:
         size = _bytes(thinking.closing_message)
-        yield from _limit("thinking.closing_message", size, limits.max_closing_message_bytes, "bytes")
+        yield from limit("thinking.closing_message", size, limits.max_closing_message_bytes, "bytes")
 
 
 def _context(request: Request) -> Iterator[FieldViolation]:
     yield from _number("context.max_context_tokens", request.context.max_context_tokens, 2, _INT32_MAX)
     for field in ("cache_salt", "session_id"):
-        yield from _limit(f"context.{field}", _bytes(getattr(request.context, field) or ""), _MAX_LABEL_BYTES, "bytes")
+        yield from limit(f"context.{field}", _bytes(getattr(request.context, field) or ""), _MAX_LABEL_BYTES, "bytes")
 
 
 def _sampling(sampling: Sampling, card: ModelCard, limits: LimitSettings) -> Iterator[FieldViolation]:
@@ -144,12 +136,12 @@ def _sampling(sampling: Sampling, card: ModelCard, limits: LimitSettings) -> Ite
     # Logits are divided by it: a much smaller one makes them infinite in float32, and the tokens noise.
     yield from _number("sampling.repetition_penalty", sampling.repetition_penalty, MIN_REPETITION_PENALTY, 2)
     if sampling.seed is not None and sampling.seed < 0:
-        yield _invalid("sampling.seed", f"must be in [0, 2^63), got {sampling.seed}")
-    yield from _limit("sampling.logit_bias", len(sampling.logit_bias), limits.max_logit_biases, "entries")
+        yield invalid("sampling.seed", f"must be in [0, 2^63), got {sampling.seed}")
+    yield from limit("sampling.logit_bias", len(sampling.logit_bias), limits.max_logit_biases, "entries")
     for token_id, bias in sampling.logit_bias.items():
         path = f"sampling.logit_bias[{token_id}]"
         if not 0 <= token_id < card.vocab_size:
-            yield _invalid(path, f"token id must be in [0, {card.vocab_size}), got {token_id}")
+            yield invalid(path, f"token id must be in [0, {card.vocab_size}), got {token_id}")
         yield from _number(path, bias, -100, 100)
 
 
@@ -157,56 +149,56 @@ def _output(request: Request, card: ModelCard, limits: LimitSettings) -> Iterato
     output = request.output
     yield from _number("output.max_output_tokens", output.max_tokens, 1, _INT32_MAX)
     if limits.max_output_tokens is not None and output.max_tokens is not None:
-        yield from _limit("output.max_output_tokens", output.max_tokens, limits.max_output_tokens, "tokens")
+        yield from limit("output.max_output_tokens", output.max_tokens, limits.max_output_tokens, "tokens")
     yield from _number("output.min_output_tokens", output.min_tokens, 0, _INT32_MAX)
     if output.max_tokens is not None and output.max_tokens > card.context_window_tokens:
         most = card.context_window_tokens
-        yield _invalid(
+        yield invalid(
             "output.max_output_tokens",
             f"must be at most the context window of {most} tokens, got {output.max_tokens}; unset is all that fits",
             "LIMIT_EXCEEDED",
         )
     if output.max_tokens is not None and output.min_tokens > output.max_tokens:
-        yield _invalid(
+        yield invalid(
             "output.min_output_tokens",
             f"must be at most max_output_tokens {output.max_tokens}, got {output.min_tokens}",
             "CONFLICTING_FIELDS",
         )
     if output.min_tokens > 0 and output.structured is not None:
-        yield _invalid(
+        yield invalid(
             "output.min_output_tokens",
             f"must be 0 with structured output, whose constraint ends the answer, got {output.min_tokens}",
             "CONFLICTING_FIELDS",
         )
-    yield from _limit("output.stop_strings", len(output.stop_strings), limits.max_stop_strings, "strings")
+    yield from limit("output.stop_strings", len(output.stop_strings), limits.max_stop_strings, "strings")
     for index, stop in enumerate(output.stop_strings):
         if not stop:
-            yield _invalid(f"output.stop_strings[{index}]", "must not be empty", "MISSING_FIELD")
-        yield from _limit(f"output.stop_strings[{index}]", _bytes(stop), limits.max_stop_string_bytes, "bytes")
-    yield from _limit("output.stop_token_ids", len(output.stop_token_ids), limits.max_stop_strings, "ids")
+            yield invalid(f"output.stop_strings[{index}]", "must not be empty", "MISSING_FIELD")
+        yield from limit(f"output.stop_strings[{index}]", _bytes(stop), limits.max_stop_string_bytes, "bytes")
+    yield from limit("output.stop_token_ids", len(output.stop_token_ids), limits.max_stop_strings, "ids")
     yield from _ids("output.stop_token_ids", output.stop_token_ids, card)
     yield from _number("output.candidate_count", output.candidate_count, 1, _INT32_MAX)
-    yield from _limit("output.candidate_count", output.candidate_count, limits.max_candidates, "candidates")
+    yield from limit("output.candidate_count", output.candidate_count, limits.max_candidates, "candidates")
     yield from _number("output.top_logprobs", output.top_logprobs, 0, _INT32_MAX)
-    yield from _limit("output.top_logprobs", output.top_logprobs or 0, limits.max_top_logprobs, "tokens")
+    yield from limit("output.top_logprobs", output.top_logprobs or 0, limits.max_top_logprobs, "tokens")
     if output.structured is not None:
         yield from _structured(output.structured, limits)
 
 
 def _structured(structured: StructuredOutput, limits: LimitSettings) -> Iterator[FieldViolation]:
     if not structured.choices and structured.kind.value == "choice":
-        yield _invalid("output.choices.choices", "must not be empty", "MISSING_FIELD")
+        yield invalid("output.choices.choices", "must not be empty", "MISSING_FIELD")
     for index, choice in enumerate(structured.choices):
         if not choice:
-            yield _invalid(f"output.choices.choices[{index}]", "must not be empty", "MISSING_FIELD")
+            yield invalid(f"output.choices.choices[{index}]", "must not be empty", "MISSING_FIELD")
     name = "choices" if structured.choices else structured.kind.value
     if structured.kind.value != "choice" and not structured.spec.strip():
-        yield _invalid(f"output.{name}", "must not be empty", "MISSING_FIELD")
+        yield invalid(f"output.{name}", "must not be empty", "MISSING_FIELD")
     size = _bytes(structured.spec) + sum(_bytes(choice) for choice in structured.choices)
-    too_large = list(_limit(f"output.{name}", size, limits.max_schema_bytes, "bytes"))
+    too_large = list(limit(f"output.{name}", size, limits.max_schema_bytes, "bytes"))
     yield from too_large
     if not too_large and (fault := too_complex(structured)):
-        yield _invalid(f"output.{name}", fault, "LIMIT_EXCEEDED")
+        yield invalid(f"output.{name}", fault, "LIMIT_EXCEEDED")
 
 
 def _refuse_unsupported(request: Request, card: ModelCard) -> None:

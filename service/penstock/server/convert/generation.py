@@ -14,6 +14,7 @@ from penstock.server.convert.messages import (
     TOOL_MODES_TO_PROTO,
     messages_from_proto,
     tools_from_proto,
+    unknown_enum,
     write_tool_event,
 )
 from penstock.types import (
@@ -158,21 +159,17 @@ def flush_seconds(interval: Duration) -> float:
 def priority_from_proto(spec: pb.GenerationSpec) -> Priority | None:
     """Return the priority that the call asks for; None where it asks for none. Raise BadRequest for unknown numbers."""
     if spec.priority not in _PRIORITIES:
-        raise _unknown_enum("spec.priority", spec.priority)
+        raise unknown_enum("spec.priority", spec.priority)
     return _PRIORITIES[spec.priority]
-
-
-def _unknown_enum(field: str, number: int) -> BadRequest:
-    return BadRequest(FieldViolation(field, f"must be a value of this enum, got {number}", "INVALID_FIELD"))
 
 
 def _thinking(config: pb.ThinkingConfig) -> ThinkingConfig:
     if config.mode not in _MODES:
-        raise _unknown_enum("spec.thinking.mode", config.mode)
+        raise unknown_enum("spec.thinking.mode", config.mode)
     if config.effort not in _EFFORTS:
-        raise _unknown_enum("spec.thinking.effort", config.effort)
+        raise unknown_enum("spec.thinking.effort", config.effort)
     if config.history not in _HISTORIES:
-        raise _unknown_enum("spec.thinking.history", config.history)
+        raise unknown_enum("spec.thinking.history", config.history)
     return ThinkingConfig(
         mode=_MODES[config.mode],
         budget_tokens=config.thinking_budget if config.HasField("thinking_budget") else None,
@@ -186,7 +183,7 @@ def _thinking(config: pb.ThinkingConfig) -> ThinkingConfig:
 
 def _context(config: pb.ContextConfig) -> ContextConfig:
     if config.overflow not in _OVERFLOWS:
-        raise _unknown_enum("spec.context.overflow", config.overflow)
+        raise unknown_enum("spec.context.overflow", config.overflow)
     return ContextConfig(
         max_context_tokens=config.max_context_tokens if config.HasField("max_context_tokens") else None,
         overflow=_OVERFLOWS[config.overflow],

@@ -76,7 +76,7 @@ def messages_from_proto(messages: pb.Messages) -> tuple[Message, ...]:
 def _message(message: pb.Message, path: str) -> Message:
     role = _ROLES.get(message.role)
     if role is None:
-        raise _invalid(f"{path}.role", f"must be a value of this enum, got {message.role}")
+        raise unknown_enum(f"{path}.role", message.role)
     if not message.parts:
         if role is Role.TOOL:
             raise _invalid(f"{path}.parts", "must have a tool_result in a ROLE_TOOL message, got none", "MISSING_FIELD")
@@ -116,7 +116,7 @@ def _kind(part: pb.Part, role: Role, path: str, before: str) -> str:
     if kind not in allowed:
         raise _invalid(path, f"must be one of {', '.join(allowed)} in a ROLE_{role.name} message, got {kind}")
     if kind == "image":
-        raise FeatureOff("this version of the service reads text only", field=f"{path}.image", feature="images")
+        raise _images_off(path)
     if before and allowed.index(kind) < allowed.index(before):
         raise _invalid(path, f"parts must be in the order {', '.join(allowed)}, got {kind} after {before}")
     if kind == "thought" and before == "thought":
@@ -126,7 +126,7 @@ def _kind(part: pb.Part, role: Role, path: str, before: str) -> str:
 
 def _tool_call(call: pb.ToolCall, path: str) -> ToolCall:
     if call.status not in _STATUSES:
-        raise _invalid(f"{path}.status", f"must be a value of this enum, got {call.status}")
+        raise unknown_enum(f"{path}.status", call.status)
     return ToolCall(call.id, call.name, call.arguments_json, _STATUSES[call.status])
 
 
@@ -135,7 +135,7 @@ def _tool_result(result: pb.ToolResult, path: str) -> ToolResult:
     for index, part in enumerate(result.content):
         kind, at = part.WhichOneof("part"), f"{path}.content[{index}]"
         if kind == "image":
-            raise FeatureOff("this version of the service reads text only", field=f"{at}.image", feature="images")
+            raise _images_off(at)
         if kind != "text":
             raise _invalid(at, f"must be text in a tool_result, got {kind or 'none'}")
         texts.append(part.text)
@@ -146,7 +146,7 @@ def tools_from_proto(spec: pb.GenerationSpec) -> ToolConfig:
     """Return the tools of a request and how they may be called. Raise BadRequest for unknown enum numbers."""
     config = spec.tool_config
     if config.mode not in _TOOL_MODES:
-        raise _invalid("spec.tool_config.mode", f"must be a value of this enum, got {config.mode}")
+        raise unknown_enum("spec.tool_config.mode", config.mode)
     most = config.max_calls if config.HasField("max_calls") else None
     if config.HasField("parallel") and not config.parallel:
         if most not in (None, 1):
@@ -188,6 +188,15 @@ def write_tool_event(message: pb.GenerationEvent, event: ToolEvent) -> None:
     target.candidate_index = event.candidate_index
     target.call_index = event.call_index
     target.token_count = event.token_count
+
+
+def _images_off(path: str) -> FeatureOff:
+    return FeatureOff("this version of the service reads text only", field=f"{path}.image", feature="images")
+
+
+def unknown_enum(field: str, number: int) -> BadRequest:
+    """Return the error for a number that an enum does not have."""
+    return _invalid(field, f"must be a value of this enum, got {number}")
 
 
 def _invalid(field: str, description: str, reason: FieldReason = "INVALID_FIELD") -> BadRequest:
