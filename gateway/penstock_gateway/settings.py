@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the gateway allows one client, and all of them together.
+    """Bound what one client may do, and all of them together.
 
     Attributes:
         max_body_bytes: Largest request body.
