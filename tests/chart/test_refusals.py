@@ -57,6 +57,7 @@ CONTRADICTIONS: list[tuple[str, dict[str, Any]]] = [
     ("persistence.accessMode", NODES | {"persistence": {"enabled": True}}),
     ("leaderWorkerSet.exclusiveTopology", {"leaderWorkerSet": {"exclusiveTopology": "rack"}}),
     ("rdma.enabled", {"rdma": {"enabled": True}}),
+    ("networkPolicy.dns", NODES | {"networkPolicy": {"dns": False}}),
     ("rdma.networks", NODES | {"rdma": {"networks": "ib"}}),
     ("spotNoticeSeconds", {"spotNoticeSeconds": 120}),
     ("tls.existingSecret, tls.certManager.enabled", TLS | {"tls": {"existingSecret": "a", "certManager": CERTIFIED}}),

@@ -8,6 +8,9 @@
 {{- end -}}
 {{- end -}}
 {{- if gt (int .nodes) 1 -}}
+{{- if and $v.networkPolicy.enabled (not $v.networkPolicy.dns) -}}
+{{- $wrong = append $wrong "networkPolicy.dns: false, and the nodes of a group find their leader by its name (config.engine.nodes)" -}}
+{{- end -}}
 {{- if and $v.podDisruptionBudget.enabled (hasKey $v.podDisruptionBudget "minAvailable") -}}
 {{- $wrong = append $wrong "podDisruptionBudget.minAvailable: counts pods, and a replica has several: use maxUnavailable" -}}
 {{- end -}}

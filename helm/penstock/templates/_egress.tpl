@@ -38,11 +38,13 @@
 
 {{/* Egress rules: DNS (5353 is OpenShift's), and the ports above. */}}
 {{- define "penstock.egress" -}}
+{{- if .v.networkPolicy.dns }}
 - ports:
     - { port: 53, protocol: UDP }
     - { port: 53, protocol: TCP }
     - { port: 5353, protocol: UDP }
     - { port: 5353, protocol: TCP }
+{{- end }}
 {{- with include "penstock.egressPorts" . | fromYamlArray }}
 - ports:
     {{- range . }}

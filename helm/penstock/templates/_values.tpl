@@ -111,16 +111,16 @@
   "deadlineSeconds" ($v.progressDeadlineSeconds | default (add $startup $grace 300) | int)
   "shmSize" ($v.shmSize | default (ternary "1Gi" (printf "%dGi" (mul 4 $gpus)) (eq $gpus 0)))
   "cacheSize" ($v.persistence.size | default (printf "%dGi" (add 10 (mul 2 $size))))
-  "image" (include "penstock.image" (dict "global" ($v.global | default dict) "image" $v.image "tag" (printf "%s-%s" .Chart.AppVersion (ternary "cpu" "gpu" (eq $device "cpu")))))
+  "image" (include "penstock.image" (dict "global" ($v.global | default dict) "registry" $v.image.registry "image" $v.image "tag" (printf "%s-%s" .Chart.AppVersion (ternary "cpu" "gpu" (eq $device "cpu")))))
   "minor" (.Capabilities.KubeVersion.Minor | regexFind "^[0-9]+" | int)
 -}}
 {{- toYaml $facts -}}
 {{- end -}}
 
-{{/* `global.imageRegistry` replaces the registry of the repository, or is put in front where it names none. */}}
+{{/* `global.imageRegistry`, else `registry`, replaces the registry of the repository, or is put in front where it names none. */}}
 {{- define "penstock.image" -}}
 {{- $repository := .image.repository -}}
-{{- with .global.imageRegistry -}}
+{{- with .global.imageRegistry | default .registry -}}
 {{- $parts := splitList "/" $repository -}}
 {{- if and (gt (len $parts) 1) (regexMatch "[.:]|^localhost$" (first $parts)) -}}{{- $parts = rest $parts -}}{{- end -}}
 {{- $repository = printf "%s/%s" (trimSuffix "/" .) (join "/" $parts) -}}

