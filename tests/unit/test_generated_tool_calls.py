@@ -48,7 +48,10 @@ TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=20).filt
 )
 # Markers in the middle of a value, where what follows does not go on with the markup.
 MARKERS = st.sampled_from(
-    ["</parameter>", "</function>", "</tool_call>", "<parameter=x>", "<tool_call>", '"', "\\", "{"]
+    [
+        *("</parameter>", "</function>", "</tool_call>", "<parameter=x>", "<tool_call>", '"', "\\", "{"),
+        *("</function></tool_call>", "</function>\n</tool_call>\n"),
+    ]
 )
 STRINGS = st.builds(lambda a, m, b: f"a{a}{m}b{b}c", TEXT, MARKERS | st.just(""), TEXT) | TEXT.map(lambda t: f"x{t}x")
 NUMBERS = st.integers(-(2**63), 2**63) | st.floats(allow_nan=False, allow_infinity=False) | st.just(2**64 + 1)

@@ -2802,10 +2802,10 @@ type OutputConfig struct {
 	// structured output, or tool calls that a grammar holds, is CONFLICTING_FIELDS. Default 0.
 	MinOutputTokens *int32 `protobuf:"varint,2,opt,name=min_output_tokens,json=minOutputTokens,proto3,oneof" json:"min_output_tokens,omitempty"`
 	// The answer ends before the first of these; it is not part of the answer. Not searched in thoughts nor in tool calls.
-	// Where tools may be called, line breaks are searched once it is known that no call follows them. Each not empty.
+	// Line breaks in front of a tool call are searched, white space behind one is not. Each not empty.
 	StopStrings []string `protobuf:"bytes,3,rep,name=stop_strings,json=stopStrings,proto3" json:"stop_strings,omitempty"`
 	// The answer ends at the first of these. Not searched in thoughts nor in tool calls; a think marker counts once the
-	// answer has begun.
+	// answer has begun, and the token that begins a tool call where it stands, also in a thought.
 	// Ids in [0, vocabulary size).
 	StopTokenIds []int32 `protobuf:"varint,4,rep,packed,name=stop_token_ids,json=stopTokenIds,proto3" json:"stop_token_ids,omitempty"`
 	// Independent candidates. Range [1, GetModel limits]. Absent is 1.

@@ -77,6 +77,10 @@ class AnswerOutput:
         self._index = candidate_index
         self._text = Utf8Text()
         self._stops = StopStrings(stop_strings)
+        self._stops_in_breaks = StopStrings(stop_strings)
+        """Finds stop strings in line breaks that the tool-call parser holds back, as early as in other text."""
+        self._unsearched_breaks = 0
+        """How many of these line breaks came within the minimum length."""
         self._tools = tools
         self._call_id_prefix = call_id_prefix
         self._pending = PendingDelta()
@@ -128,6 +132,11 @@ class AnswerOutput:
             return
         self._undecided.add("", ids, logprobs)
         self._append(self._tools.push(text), searches_stops=searches_stops)
+        breaks = self._tools.pop_breaks()
+        if breaks and searches_stops:
+            self._search_breaks(breaks)
+        else:
+            self._unsearched_breaks += len(breaks)
 
     def push_end(self, ids: Sequence[int], logprobs: Sequence[TokenLogprobs] = ()) -> None:
         """Add a token that ended the output; it has no text, and comes after all undecided tokens."""
@@ -146,9 +155,25 @@ class AnswerOutput:
             if self._stops.matched and isinstance(piece, TextPiece):
                 continue  # The text behind a stop string was held back until now.
             if isinstance(piece, TextPiece):
-                self._pending.text += self._stops.push(piece.text) if searches_stops else piece.text
+                self._append_text(piece.text, searches_stops=searches_stops)
             else:
                 self._append_call_event(piece)
+
+    def _append_text(self, text: str, *, searches_stops: bool) -> None:
+        begin = self._unsearched_breaks if searches_stops else len(text)
+        self._pending.text += text[:begin] + self._stops.push(text[begin:])
+        self._forget_breaks()
+
+    def _search_breaks(self, breaks: str) -> None:
+        """Search line breaks that the parser holds back. They are text where a stop string is in them."""
+        assert self._tools is not None
+        self._stops_in_breaks.push(breaks)
+        if self._stops_in_breaks.matched:
+            self._append(self._tools.end())
+
+    def _forget_breaks(self) -> None:
+        self._stops_in_breaks.hold(self._stops.held)
+        self._unsearched_breaks = 0
 
     def _decide_for_call(self) -> None:
         tokens, self._undecided = self._undecided.tokens, PendingDelta()
@@ -169,6 +194,7 @@ class AnswerOutput:
             case CallStarted():
                 # A stop string does not reach over a call, so what is held back for one is text.
                 self._pending.text += self._stops.flush()
+                self._forget_breaks()
                 self._flush_pending()
                 event = ToolCallStarted(*at, call_id, piece.name, tokens)
             case CallArguments():
@@ -184,12 +210,15 @@ class AnswerOutput:
             self._events.append(self._pending.to_delta(self._index, is_thought=False))
             self._pending = PendingDelta()
 
-    def pop_events(self, *, final: bool) -> list[Delta | ToolEvent]:
-        """Return the events that are due, in order. `final`: the output is over, and an open call is INCOMPLETE."""
+    def pop_events(self, *, final: bool, was_cut: bool = False) -> list[Delta | ToolEvent]:
+        """Return the events that are due, in order. `final`: the output is over, and an open call is INCOMPLETE.
+
+        `was_cut`: the model did not end it.
+        """
         if final:
             self._text.end()
             if self._tools is not None:
-                self._append(self._tools.end())
+                self._append(self._tools.end(was_cut=was_cut))
                 self._decide_for_text()
             if not self._stops.matched:
                 self._pending.text += self._stops.flush()
@@ -208,6 +237,7 @@ class AnswerOutput:
             "trim": self.trims_start,
             "incomplete": list(self._text.incomplete),
             "held": self._stops.held,
+            "unsearched": self._unsearched_breaks,
             "pending": [pending.state() for pending in (self._pending, self._undecided)],
             "tools": self._tools.state() if self._tools is not None else None,
         }
@@ -222,3 +252,6 @@ class AnswerOutput:
             pending.restore(saved)
         if self._tools is not None and state["tools"] is not None:
             self._tools.restore(state["tools"])
+            self._unsearched_breaks = state["unsearched"]
+            self._stops_in_breaks.hold(self._stops.held)
+            self._stops_in_breaks.push(self._tools.pop_breaks()[self._unsearched_breaks :])

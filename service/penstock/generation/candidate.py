@@ -51,7 +51,6 @@ _OUTCOME_OF = {
     StepAction.CLOSE_THOUGHT_AFTER_EOS: ThinkingOutcome.NATURAL_END,
     StepAction.CLOSE_THOUGHT_BY_CLIENT: ThinkingOutcome.FINISHED_BY_CLIENT,
     StepAction.CLOSE_THOUGHT_BEFORE_DEADLINE: ThinkingOutcome.DEADLINE,
-    StepAction.CLOSE_THOUGHT_FOR_CALL: ThinkingOutcome.NATURAL_END,
 }
 # Reasons to end that are TOOL_CALLS where the output has a complete call.
 _ENDS_BY_MODEL = (FinishReason.STOP, FinishReason.STOP_TOKEN, FinishReason.STOP_STRING)
@@ -69,6 +68,7 @@ _CAUSE_OF = {
     StepAction.BUDGET_CHANGED: Cause.BUDGET_CHANGED,
     StepAction.REOPENED: Cause.REOPENED,
     StepAction.MARKER_IN_CALL: Cause.TOOL_CALL,
+    StepAction.STOP_IN_CALL: Cause.TOOL_CALL,
     StepAction.TOO_SHORT: Cause.TOO_SHORT,
     StepAction.ENGINE_RAN_OUT: Cause.STRAY_MARKERS,
 }
@@ -113,6 +113,7 @@ class Candidate:
         self._deaths = 0
         self._banned: tuple[int, ...] = ()
         self._markers_are_banned = False
+        self._was_too_short = False
         self._cached_tokens = 0
         self._recomputed_tokens = 0
         # The engine reports drafts at the end of a run: after a run that was cut short, the call has no draft counts.
@@ -243,8 +244,10 @@ class Candidate:
             self._cause = Cause.CONSTRAINT_LOST
             return
         self._cause = _CAUSE_OF.get(action, Cause.START)
-        if action is StepAction.TOO_SHORT and self._markers_are_banned and not self._run_counted:
-            raise EngineRefused("the engine ends the answer before its minimum")
+        if action is StepAction.TOO_SHORT:
+            if self._was_too_short and self._markers_are_banned and not self._run_counted:
+                raise EngineRefused("the engine ends the answer before its minimum")
+            self._was_too_short = True
         if action in _BANS_MARKERS:
             self._ban_markers()
 
@@ -264,6 +267,18 @@ class Candidate:
     def _may_open_thought(self) -> bool:
         """Whether the next run may begin with the one and only thought."""
         return self._parser.may_think and not self._markers_are_banned
+
+    @property
+    def _engine_stops(self) -> bool:
+        """Whether the next run gets the caller's stops, to which the engine's minimum applies then.
+
+        They end the answer only, where the parser finds them: not the thought, and not tool calls. After an end below
+        the minimum the engine gets them in any case: else it would draw the same stop again.
+        """
+        if self._parser.in_thought or self._may_open_thought:
+            return False
+        is_below = self._parser.output_tokens < self._plan.request.output.min_tokens
+        return not self._plan.max_tool_calls or (self._was_too_short and is_below)
 
     @property
     def _run_counted(self) -> bool:
@@ -300,9 +315,7 @@ class Candidate:
             thought_budget_tokens=(
                 parser.thought_budget_tokens - parser.thought_tokens if parser.in_thought and forces else None
             ),
-            # A run that starts in a thought, or may write tool calls, does not get the caller's stops: they end the
-            # answer only, where the parser finds them. In other runs the engine's minimum applies to them.
-            stop_token_ids=() if parser.in_thought or self._may_open_thought or plan.max_tool_calls else stops,
+            stop_token_ids=stops if self._engine_stops else (),
             top_logprobs=output.top_logprobs,
             structured=plan.structured,
             constrained_prompt_tokens=constrained,
@@ -374,7 +387,19 @@ class Candidate:
             action = self._action_of_stop(chunk.stop)
         if action is StepAction.GO_ON:
             action = self._apply_control()
+        if action is StepAction.CLOSE_THOUGHT_FOR_CALL:
+            return self._begin_call()
         return action, self._events_for(action, was_thinking=was_thinking)
+
+    def _begin_call(self) -> tuple[StepAction, list[CandidateEvent]]:
+        """Close the thought in which the model began a tool call, and go on with the call in the answer."""
+        parser = self._parser
+        # Without the closing message: the model ends the thought itself.
+        parser.close_thought(self._plan.closing_ids[-1:])
+        thought: list[CandidateEvent] = [*parser.pop_events(), self._thought_ended(ThinkingOutcome.NATURAL_END)]
+        action = parser.begin_call()
+        events = thought + self._events_for(action, was_thinking=True)
+        return StepAction.CLOSE_THOUGHT_FOR_CALL if action is StepAction.GO_ON else action, events
 
     def _events_for(self, action: StepAction, *, was_thinking: bool) -> list[CandidateEvent]:
         """Return the events to send for an action, and close the thought where the action requires it."""
@@ -382,11 +407,7 @@ class Candidate:
         goes_on = action is StepAction.GO_ON  # The fast path: nearly every step goes on.
         outcome = None if goes_on else _OUTCOME_OF.get(action)
         ends = not goes_on and action in _FINISH_OF
-        if action is StepAction.CLOSE_THOUGHT_FOR_CALL:
-            # Without the closing message: the model ends the thought itself, and the call goes on after it.
-            parser.close_thought(self._plan.closing_ids[-1:])
-            parser.begin_call()
-        elif outcome is not None:
+        if outcome is not None:
             parser.close_thought(self._plan.closing_ids)
         elif ends and parser.in_thought:
             outcome = _CUT_OF.get(action)
@@ -394,7 +415,8 @@ class Candidate:
             spent = parser.thought_tokens >= parser.thought_budget_tokens
             outcome = ThinkingOutcome.BUDGET_REACHED if spent else ThinkingOutcome.NATURAL_END
         # A drained candidate continues elsewhere: an incomplete character or stop string must not be flushed here.
-        events: list[CandidateEvent] = list(parser.pop_events(final=ends and action is not StepAction.DRAINED))
+        final = ends and action is not StepAction.DRAINED
+        events: list[CandidateEvent] = list(parser.pop_events(final=final, was_cut=action in _CUT_OF))
         if outcome is not None:
             thoughts = sum(isinstance(event, Delta) and event.is_thought for event in events)
             events.insert(thoughts, self._thought_ended(outcome))
@@ -414,6 +436,9 @@ class Candidate:
             gave = self._run_counted or not self._markers_are_banned
             room = gave and self._parser.output_tokens < self._plan.budget.max_output_tokens
             return StepAction.ENGINE_RAN_OUT if room else StepAction.MAX_OUTPUT_TOKENS
+        if stop is EngineStop.STOP_TOKEN and self._plan.max_tool_calls:
+            # The parser ends the answer at each stop token, except inside a tool call.
+            return StepAction.STOP_IN_CALL
         return StepAction.STOP_TOKEN if stop is EngineStop.STOP_TOKEN else StepAction.EOS
 
     def _apply_control(self) -> StepAction:
@@ -478,7 +503,7 @@ class Candidate:
 
     def _end(self, reason: FinishReason) -> CandidateEnd:
         if reason in (FinishReason.STOP, FinishReason.MAX_OUTPUT_TOKENS) and self._parser.matched_stop:
-            # Line breaks that may belong to a call are searched for stops once it is known that they do not.
+            # Text that may begin a call, such as `<tool`, is searched for stops once it is known that it does not.
             reason = FinishReason.STOP_STRING
         if reason in _ENDS_BY_MODEL and self._parser.complete_calls:
             reason = FinishReason.TOOL_CALLS

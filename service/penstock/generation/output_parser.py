@@ -6,6 +6,7 @@
                                 ANSWER --end below the minimum--> the driver must continue without it (TOO_SHORT)
        |--- the marker of a tool call ---> the driver must close the thought before the call (CLOSE_THOUGHT_FOR_CALL)
                                 ANSWER --think marker in a tool call--> the driver must start a new run (MARKER_IN_CALL)
+                                ANSWER --the engine stopped in a tool call--> likewise (STOP_IN_CALL)
                                 ANSWER --as many tool calls as may be made--> end (CALLS_MADE)
 
 The parser keeps only tokens that fit the budget; the rest of a chunk after an action is dropped, and the driver starts
@@ -35,6 +36,7 @@ class StepAction(enum.Enum):
     REOPENED = enum.auto()
     MARKER_IN_CALL = enum.auto()
     TOO_SHORT = enum.auto()
+    STOP_IN_CALL = enum.auto()
     CLOSE_THOUGHT_BY_CLIENT = enum.auto()
     CLOSE_THOUGHT_BEFORE_DEADLINE = enum.auto()
     CLOSE_THOUGHT_FOR_CALL = enum.auto()
@@ -100,7 +102,7 @@ class OutputParser:
         """Index in `context_ids` at which the answer starts, once it has started."""
         self._thought_text = Utf8Text()
         self._thought = PendingDelta()
-        self._call_logprobs: tuple[TokenLogprobs, ...] = ()
+        self._call_logprob: TokenLogprobs | None = None
         self._answer = AnswerOutput(settings.candidate_index, settings.stop_strings, tools, settings.call_id_prefix)
         # The separator after the marker is generated and counted, but is not part of the answer's text.
         self._answer.trims_start = settings.trims_answer_start and settings.markers is not None and in_thought
@@ -185,7 +187,7 @@ class OutputParser:
             self.marker_tokens += 1
             return StepAction.CLOSE_THOUGHT_AFTER_EOS
         if token_id == settings.tool_call_id:
-            self._call_logprobs = () if logprob is None else (logprob,)
+            self._call_logprob = logprob
             return StepAction.CLOSE_THOUGHT_FOR_CALL
         if self.thought_tokens >= self.thought_budget_tokens:
             return StepAction.CLOSE_THOUGHT_AT_BUDGET
@@ -275,25 +277,30 @@ class OutputParser:
         self.marker_tokens += len(closing_ids)
         self._leave_thought()
 
-    def begin_call(self) -> None:
-        """Add the token that begins a tool call, which the model wrote inside its thought."""
+    def begin_call(self) -> StepAction:
+        """Add the token that begins a tool call, which the model wrote inside its thought; close that before.
+
+        The token is the answer's first: the caller's limits and stops apply to it.
+        """
         call_id = self._settings.tool_call_id
         assert call_id is not None
         assert not self.in_thought
-        self.context_ids.append(call_id)
-        self._answer.push(self._bytes(call_id), (call_id,), self._call_logprobs)
+        return self._answer_token(call_id, self._call_logprob)
 
     def _leave_thought(self) -> None:
         self._thought_text.end()
         self.in_thought = False
         self.answer_start = len(self.context_ids)
 
-    def pop_events(self, *, final: bool = False) -> list[Delta | ToolEvent]:
-        """Return the events that are due, thought before answer. Tokens without text wait for it, unless `final`."""
+    def pop_events(self, *, final: bool = False, was_cut: bool = False) -> list[Delta | ToolEvent]:
+        """Return the events that are due, thought before answer. Tokens without text wait for it, unless `final`.
+
+        `was_cut`: the output is over, and not by the model.
+        """
         if final:
             self._thought_text.end()
         events: list[Delta | ToolEvent] = []
         if self._thought.is_due(final or not self.in_thought):
             events.append(self._thought.to_delta(self._index, is_thought=True))
             self._thought = PendingDelta()
-        return events + self._answer.pop_events(final=final)
+        return events + self._answer.pop_events(final=final, was_cut=was_cut)

@@ -51,6 +51,7 @@ class ToolCallParser:
         self._follows_call = False
         self._white: list[str] = []
         """White space of which the next characters decide whether it is text."""
+        self._new_breaks: list[str] = []
         self._replay: list[str] = []
         """Text since the last `<tool_call>` that followed text."""
         self._replay_calls = 0
@@ -87,10 +88,22 @@ class ToolCallParser:
             self._go_on()
         return self._pieces.pop()
 
-    def end(self) -> list[Piece]:
-        """End the output. Return the text that was held back; a call that is open is INCOMPLETE."""
+    def pop_breaks(self) -> str:
+        """Return the line breaks since the last time that are text unless a call follows them, or the output is full.
+
+        They are not among the pieces: they are once it is known that they are text.
+        """
+        breaks = "".join(self._new_breaks)
+        self._new_breaks.clear()
+        return breaks
+
+    def end(self, *, was_cut: bool = False) -> list[Piece]:
+        """End the output. Return the text that was held back; a call that is open is INCOMPLETE.
+
+        With `was_cut` the model did not end it: then an end of a call that must be repaired is none.
+        """
         if not self._source.is_over:
-            self._source.is_over = True
+            self._source.is_over, self._source.was_cut = True, was_cut
             if not self.is_full:
                 self._go_on()
         return self._pieces.pop()
@@ -140,6 +153,7 @@ class ToolCallParser:
                 self._add_text(source.recorded())
                 continue
             self._white = []
+            self._new_breaks.clear()
             yield from self._after_call()
             if self.is_full:
                 return
@@ -173,8 +187,10 @@ class ToolCallParser:
         if body:
             self._pieces.add_text("".join(self._white) + body)
             self._white = []
+            self._new_breaks.clear()
         if len(body) < len(text):
             self._white.append(text[len(body) :])
+            self._new_breaks.append(text[len(body) :])
 
     def _after_call(self) -> Reading[None]:
         """Read the closers of a call, and further calls before `</tool_call>`."""

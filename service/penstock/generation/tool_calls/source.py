@@ -28,6 +28,8 @@ class Source:
         self.text = ""
         self.at = 0
         self.is_over = False
+        self.was_cut = False
+        """Whether the output ended other than by the model."""
         self._record: list[str] | None = None
 
     def add(self, text: str) -> None:

@@ -4,7 +4,8 @@ The format has no escapes: a value may contain its markers. So a marker inside a
 it continues the markup:
 
     </parameter>      before <parameter, </function, </tool_call>, the next call or the end of the output
-    </function>       without </parameter>: before </tool_call> and then <tool_call> or the end of the output
+    </function>       without </parameter>: before </tool_call> and then <tool_call> or the end of the output; the call
+                      is then not complete if the output was cut there
     </tool_call>      without both: before <tool_call> or the end of the output; the call is then not complete
     <parameter=KEY>   without </parameter>: on a line of its own, where the tool has KEY and the call has it not yet
 
@@ -189,9 +190,11 @@ class XmlCalls:
             read.append((yield from source.run(_CLOSER_REST, _MAX_CLOSER_REST)))
         read.append((yield from source.space()))
         if found == _PARAMETER_END:
-            ends = bool((yield from source.marker(*_AFTER_PARAMETER))) or source.is_cut(*_AFTER_PARAMETER)
+            ends = bool((yield from source.marker(*_AFTER_PARAMETER)))
+            if not ends and source.is_cut(*_AFTER_PARAMETER):
+                ends, value.is_whole = True, False
         else:
-            ends = yield from self._is_end_of_call(found, read)
+            ends = yield from self._is_end_of_call(found, read, value)
             if ends:
                 source.unread("".join(read))
         if not ends:
@@ -206,17 +209,19 @@ class XmlCalls:
             return False
         return bool((yield from self._source.marker(f"{_PARAMETER}{key}>\n")))
 
-    def _is_end_of_call(self, found: str, read: list[str]) -> Reading[bool]:
+    def _is_end_of_call(self, found: str, read: list[str], value: _Value) -> Reading[bool]:
         """Return whether a call ends at `found`, although its last value was not closed. Extends what was `read`."""
         source, is_sound = self._source, False
         if found == _FUNCTION_END and (yield from source.marker(_BLOCK_END)):
             read.append(source.read(len(_BLOCK_END)))
             read.append((yield from source.space()))
             is_sound = True
-        ends = bool((yield from source.marker(_BLOCK))) or source.is_cut(_BLOCK, _BLOCK_END)
+        ends = bool((yield from source.marker(_BLOCK)))
+        if not ends and source.is_cut(_BLOCK, _BLOCK_END):
+            ends, is_sound = True, is_sound and not source.was_cut
         if ends and not is_sound:
-            # Two closers are missing: this may as well be a call that was cut.
-            self._is_sound = False
+            # Two closers are missing, or the output was cut: the value may have gone on.
+            self._is_sound = value.is_whole = False
         return ends
 
 
@@ -227,6 +232,8 @@ class _Value:
     """
 
     def __init__(self, pieces: PieceCollector, start: str, types: frozenset[str]) -> None:
+        self.is_whole = True
+        """Whether it ends where it seems to."""
         self._pieces = pieces
         self._start = start
         self._types = types
@@ -253,7 +260,9 @@ class _Value:
         self._write(text.removesuffix("\n"))
 
     def end(self) -> None:
-        """End the value."""
+        """End the value. Of one that may go on, nothing more is written."""
+        if not self.is_whole:
+            return
         if not self._is_text and self._types == STRING:
             self._begin_text()
         if self._is_text:

@@ -1176,7 +1176,7 @@ export type OutputConfig = Message$1<"penstock.v1.OutputConfig"> & {
 
   /**
    * The answer ends before the first of these; it is not part of the answer. Not searched in thoughts nor in tool calls.
-   * Where tools may be called, line breaks are searched once it is known that no call follows them. Each not empty.
+   * Line breaks in front of a tool call are searched, white space behind one is not. Each not empty.
    *
    * @generated from field: repeated string stop_strings = 3;
    */
@@ -1184,7 +1184,7 @@ export type OutputConfig = Message$1<"penstock.v1.OutputConfig"> & {
 
   /**
    * The answer ends at the first of these. Not searched in thoughts nor in tool calls; a think marker counts once the
-   * answer has begun.
+   * answer has begun, and the token that begins a tool call where it stands, also in a thought.
    * Ids in [0, vocabulary size).
    *
    * @generated from field: repeated int32 stop_token_ids = 4;
