@@ -15,9 +15,10 @@ import grpc
 import penstock_client as pc
 import pydantic
 import pytest
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
 from penstock_client import tracing
 from penstock_proto.v1 import generation_pb2 as pb
 
@@ -436,9 +437,9 @@ def test_leaving_a_run_ends_its_stream(target: str, fake: FakeService) -> None:
     assert until(lambda: fake.cancelled == 1)
 
 
-def test_tools_have_spans_without_content(
-    run: Any, fake: FakeService, thermometer: Thermometer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def tool_spans(run: Any, fake: FakeService, thermometer: Thermometer, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Run two tools, of which one fails, with the content switch at a value; gives their spans."""
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     assert tracing._OTEL is not None
@@ -448,9 +449,21 @@ def test_tools_have_spans_without_content(
     def fails() -> str:
         raise ValueError("secret")
 
-    fake.scripts = [list(calling(tool_call("warmth", '{"city": "Oslo"}'), tool_call("fails", "{}", 1)))]
-    run("hi", tools=[thermometer.tool, fails])
-    good, bad = [span for span in exporter.get_finished_spans() if span.name.startswith("execute_tool")]
+    def spans(switch: str | None, city: str = "Oslo") -> list[ReadableSpan]:
+        monkeypatch.delenv(tracing.CONTENT_SWITCH, raising=False)
+        if switch is not None:
+            monkeypatch.setenv(tracing.CONTENT_SWITCH, switch)
+        arguments = json.dumps({"city": city})
+        fake.scripts = [list(calling(tool_call("warmth", arguments), tool_call("fails", "{}", 1)))]
+        run("hi", tools=[thermometer.tool, fails])
+        return [span for span in exporter.get_finished_spans() if span.name.startswith("execute_tool")]
+
+    return spans
+
+
+@pytest.mark.parametrize("switch", [None, "", "false", "NO_CONTENT", "EVENT_ONLY", "1"])
+def test_tools_have_spans_without_content(tool_spans: Any, switch: str | None) -> None:
+    good, bad = tool_spans(switch)
     assert dict(good.attributes or {}) == {
         "gen_ai.operation.name": "execute_tool",
         "gen_ai.tool.name": "warmth",
@@ -462,6 +475,22 @@ def test_tools_have_spans_without_content(
     assert not bad.status.is_ok
     assert "Oslo" not in good.to_json()
     assert "secret" not in bad.to_json()
+
+
+@pytest.mark.parametrize("switch", ["true", "True", "SPAN_ONLY", "span_and_event"])
+def test_spans_of_tools_have_content_where_it_is_switched_on(tool_spans: Any, switch: str) -> None:
+    arguments, result = gen_ai_attributes.GEN_AI_TOOL_CALL_ARGUMENTS, gen_ai_attributes.GEN_AI_TOOL_CALL_RESULT
+    good, bad = ((span.attributes or {}) for span in tool_spans(switch))
+    assert json.loads(str(good[arguments])) == {"city": "Oslo"}
+    assert "Oslo" in str(good[result])
+    # Of an exception what the model is told of it, and not its text.
+    assert (bad[arguments], bad[result]) == ("{}", "the tool failed: ValueError")
+
+
+def test_the_content_of_a_span_is_bounded(tool_spans: Any) -> None:
+    good, _ = tool_spans("true", "x" * 100_000)
+    sizes = [len(str(value)) for name, value in (good.attributes or {}).items() if name.startswith("gen_ai.tool.call.")]
+    assert max(sizes) == 32_768
 
 
 class Place(pydantic.BaseModel):

@@ -45,7 +45,7 @@ F = Tool("f", "", json.dumps({"type": "object", "properties": {"a": {"type": "st
 
 
 class Noting(ScriptedEngine):
-    """Notes what was asked of it."""
+    """Note what was asked of it."""
 
     def __init__(self, reply: Reply) -> None:
         super().__init__([reply], context_window_tokens=100_000)
@@ -57,7 +57,7 @@ class Noting(ScriptedEngine):
 
 
 class Said:
-    """What an output told."""
+    """Hold what an output told."""
 
     def __init__(self, events: list[Any]) -> None:
         deltas = [event for event in events if isinstance(event, Delta)]

@@ -211,12 +211,12 @@ class ToolLoop:
         if isinstance(checked, ToolResult):
             return checked
         tool, arguments = checked
-        with ToolSpan(tool.name, call.id) as span:
+        with ToolSpan(tool.name, call.id, call.arguments_json) as span:
             try:
-                return _result(call, text_of(tool.function(**arguments)))
+                return _told(span, _result(call, text_of(tool.function(**arguments))))
             except Exception as error:
                 span.failed(error)
-                return _error(call, self._words(call, error))
+                return _told(span, _error(call, self._words(call, error)))
 
     async def execute_all(self, calls: Sequence[ToolCall]) -> list[ToolResult]:
         """Execute calls, and return their results in the same order.
@@ -247,7 +247,7 @@ class ToolLoop:
         if isinstance(checked, ToolResult):
             return checked
         tool, arguments = checked
-        with ToolSpan(tool.name, call.id) as span:
+        with ToolSpan(tool.name, call.id, call.arguments_json) as span:
             try:
                 if tool.is_async:
                     value = await tool.function(**arguments)
@@ -256,11 +256,11 @@ class ToolLoop:
                         value = _value(await asyncio.to_thread(_outcome, tool.function, arguments))
                     if inspect.isawaitable(value):  # of a decorated async function
                         value = await value
-                return _result(call, text_of(value))
+                return _told(span, _result(call, text_of(value)))
             except Exception as error:
                 span.failed(error)
                 words = self._words(call, error)
-                return _error(call, await words if inspect.isawaitable(words) else words)
+                return _told(span, _error(call, await words if inspect.isawaitable(words) else words))
             except asyncio.CancelledError as error:
                 task = asyncio.current_task()
                 if task is None or task.cancelling():
@@ -309,6 +309,11 @@ def _executable(given: Any, allows_async: bool) -> dict[str, FunctionTool[..., A
             raise ValueError(f"two tools have the name {tool.name!r}")
         found[tool.name] = tool
     return found
+
+
+def _told(span: ToolSpan, result: ToolResult) -> ToolResult:
+    span.returned(result.content)
+    return result
 
 
 def _error(call: ToolCall, text: object) -> ToolResult:

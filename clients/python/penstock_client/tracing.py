@@ -5,6 +5,7 @@ The attribute names are those of opentelemetry-semantic-conventions 0.66b2, as i
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -25,6 +26,16 @@ def _installed() -> tuple[Any, Any] | None:
 _OTEL = _installed()
 Metadata = Sequence[tuple[str, str]]
 
+CONTENT_SWITCH = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
+"""Environment variable of OpenTelemetry's GenAI instrumentations, which record content only where it is set."""
+_ON = frozenset({"true", "span_only", "span_and_event"})
+_MAX_CHARACTERS = 32_768  # of an attribute, as in the service: collectors refuse much larger ones
+
+
+def records_content() -> bool:
+    """Return whether spans record the arguments and results of tools: off unless `CONTENT_SWITCH` says so."""
+    return os.environ.get(CONTENT_SWITCH, "").strip().lower() in _ON
+
 
 def server_attributes(target: str) -> dict[str, str | int]:
     """Return the `server.*` attributes of a gRPC target.
@@ -38,16 +49,20 @@ def server_attributes(target: str) -> dict[str, str | int]:
 
 
 class ToolSpan:
-    """The span of one execution of a tool, as a context manager: no arguments, no result.
+    """The span of one execution of a tool, as a context manager.
+
+    Arguments and result are recorded where `records_content`, the first 32,768 characters of each.
 
     Args:
         name: Name of the tool.
         call_id: Id of the call.
+        arguments_json: Arguments of the call.
     """
 
-    def __init__(self, name: str, call_id: str) -> None:
+    def __init__(self, name: str, call_id: str, arguments_json: str = "") -> None:
         self._span: Any = None
         self._current: Any = None
+        self._records_content = records_content()
         if _OTEL is None:
             return
         trace = _OTEL[1]
@@ -57,6 +72,8 @@ class ToolSpan:
             "gen_ai.tool.call.id": call_id,
             "gen_ai.tool.type": "function",
         }
+        if self._records_content:
+            attributes["gen_ai.tool.call.arguments"] = arguments_json[:_MAX_CHARACTERS]
         self._span = trace.get_tracer("penstock_client").start_span(
             f"execute_tool {name}", kind=trace.SpanKind.INTERNAL, attributes=attributes
         )
@@ -66,6 +83,11 @@ class ToolSpan:
             self._current = _OTEL[1].use_span(self._span, record_exception=False, set_status_on_exception=False)
             self._current.__enter__()
         return self
+
+    def returned(self, result: str) -> None:
+        """Record what the model is given as the result, where content is recorded."""
+        if self._span is not None and self._records_content:
+            self._span.set_attribute("gen_ai.tool.call.result", result[:_MAX_CHARACTERS])
 
     def failed(self, error: BaseException) -> None:
         """Record that the tool failed: the type of the exception, not its text."""
