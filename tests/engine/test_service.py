@@ -216,6 +216,50 @@ async def test_answer_now_takes_effect_within_two_steps_and_a_prefill(
     assert answered_at - asked_at <= 4
 
 
+@pytest.mark.parametrize("action", ["finish_thinking", "change_budget", "cancel"])
+async def test_a_resumable_stream_is_steered_by_its_id_and_token(
+    engine: Engine, stub: generation_pb2_grpc.GenerationServiceStub, action: str
+) -> None:
+    spec = hello("What is 4 + 9 + 33 + 12 + 6 + 21?", thinking=THINKING, sampling=GREEDY)
+    call = stub.StreamGenerate(pb.StreamGenerateRequest(spec=spec, resumable=True))
+    events = [(await call.read()).event for _ in range(4)]
+    started = events[0].started
+    place = {"generation_id": started.generation_id, "resume_token": started.resume_token}
+    # To ask for no limit changes nothing, and tells how far the thought is.
+    before = await stub.Steer(pb.SteerRequest(change_budget=pb.ChangeBudget(thinking_budget=-1), **place))
+    assert (before.applied, before.phase) == (True, pb.GENERATION_PHASE_THINKING)
+    effective = started.effective_settings
+    assert before.thinking_budget == effective.max_output_tokens - effective.answer_reserve
+    budget = before.reasoning_tokens + 12
+    actions = {
+        "finish_thinking": pb.SteerRequest(finish_thinking=pb.FinishThinking(), **place),
+        "change_budget": pb.SteerRequest(change_budget=pb.ChangeBudget(thinking_budget=budget), **place),
+        "cancel": pb.SteerRequest(cancel=pb.Cancel(), **place),
+    }
+    reply = await stub.Steer(actions[action])
+    assert reply.applied
+    assert reply.reasoning_tokens <= budget
+    while (read := await call.read()) is not grpc.aio.EOF:
+        events.append(read.event)
+    assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+    result, usage = events[-1].finished.results[0], events[-1].finished.usage
+    assert sum(event.thought.token_count for event in events) == usage.reasoning_tokens
+    match action:
+        case "finish_thinking":
+            assert result.thinking_outcome == pb.THINKING_OUTCOME_FINISHED_BY_CLIENT
+            # The steps that are under way, of a few tokens each where the engine drafts.
+            assert usage.reasoning_tokens <= reply.reasoning_tokens + 8
+            assert usage.answer_tokens > 0
+        case "change_budget":
+            assert reply.thinking_budget == usage.reasoning_tokens == budget
+            assert result.thinking_outcome == pb.THINKING_OUTCOME_BUDGET_REACHED
+            assert usage.answer_tokens > 0
+        case _:
+            assert result.finish_reason == pb.FINISH_REASON_CANCELLED
+            assert (usage.answer_tokens, result.thinking_outcome) == (0, pb.THINKING_OUTCOME_CANCELLED)
+    await until_running(engine, 0)
+
+
 async def test_a_cancelled_call_is_gone_within_a_step_or_two(
     engine: Engine, stub: generation_pb2_grpc.GenerationServiceStub
 ) -> None:

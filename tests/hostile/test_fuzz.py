@@ -31,6 +31,7 @@ _METHODS: dict[str, type[Message]] = {
     "GenerationService/Interact": pb.InteractRequest,
     "GenerationService/Resume": pb.ResumeRequest,
     "GenerationService/Cancel": pb.CancelRequest,
+    "GenerationService/Steer": pb.SteerRequest,
     "GenerationService/CountTokens": pb.CountTokensRequest,
     "ModelService/GetModel": model_pb2.GetModelRequest,
     "RoutingService/GetExpertLoad": routing_pb2.GetExpertLoadRequest,

@@ -105,6 +105,17 @@ async def resumable_and_ended(at: grpc.aio.Channel) -> None:
         pass
 
 
+async def steered_to_its_end(at: grpc.aio.Channel) -> None:
+    call = stub(at).StreamGenerate(pb.StreamGenerateRequest(spec=spec("late"), resumable=True))
+    started = (await call.read()).event.started
+    steer = {"generation_id": started.generation_id, "resume_token": started.resume_token}
+    await stub(at).Steer(pb.SteerRequest(change_budget=pb.ChangeBudget(thinking_budget=9), **steer))
+    await stub(at).Steer(pb.SteerRequest(cancel=pb.Cancel(), **steer))
+    while await call.read() is not grpc.aio.EOF:
+        pass
+    await stub(at).Cancel(pb.CancelRequest(**steer))
+
+
 async def _cut_off(at: grpc.aio.Channel, request: pb.StreamGenerateRequest, events: int = 2) -> None:
     call = stub(at).StreamGenerate(request)
     for _ in range(events):
@@ -159,6 +170,7 @@ async def _until_others_are_gone(kept: list[Any]) -> None:
         candidates_cancelled,
         coalesced_and_cancelled,
         resumable_and_ended,
+        steered_to_its_end,
     ],
     ids=lambda ask: ask.__name__,
 )

@@ -55,7 +55,7 @@ async def test_steering_has_an_end() -> None:
                 async for _ in stub(at).Interact(messages()):
                     pass
             assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-            assert "at most 3 messages may follow the first" in str(caught.value.details())
+            assert "at most 3 actions may steer a generation" in str(caught.value.details())
 
 
 async def test_metadata_has_an_end() -> None:

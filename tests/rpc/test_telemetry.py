@@ -228,6 +228,20 @@ async def test_a_resume_is_linked_to_what_it_resumes() -> None:
     assert chat.status.code == Status.STATUS_CODE_UNSET
 
 
+async def test_a_steer_is_linked_to_what_it_steers() -> None:
+    async with recorded(SLOW) as (channel, _, collector):
+        stub = generation_pb2_grpc.GenerationServiceStub(channel)
+        call = stub.StreamGenerate(pb.StreamGenerateRequest(spec=spec(thinking=THINKING), resumable=True))
+        started = (await call.read()).event.started
+        place = {"generation_id": started.generation_id, "resume_token": started.resume_token}
+        await stub.Steer(pb.SteerRequest(finish_thinking=pb.FinishThinking(), **place))
+        while await call.read() is not grpc.aio.EOF:
+            pass
+    chat = collector.one(CHAT)
+    link = collector.one("penstock.v1.GenerationService/Steer").links[0]
+    assert (link.span_id, attributes(link)["penstock.link.kind"]) == (chat.span_id, "steered")
+
+
 async def test_health_and_reflection_are_not_traced() -> None:
     async with recorded(SLOW) as (channel, _, collector):
         await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())

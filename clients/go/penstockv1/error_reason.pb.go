@@ -93,7 +93,8 @@ const (
 	// UNAUTHENTICATED or PERMISSION_DENIED: who the caller is, is not known or not allowed.
 	// Example: {reason: "CALLER_REFUSED"}.
 	ErrorReason_ERROR_REASON_CALLER_REFUSED ErrorReason = 16
-	// NOT_FOUND: the generation to resume is unknown, expired, or another caller's.
+	// NOT_FOUND: the generation to resume, cancel or steer is unknown, expired, or another caller's. From Steer also when it
+	// has ended; then `state` is "finished", which only a caller with the right token is told.
 	// Example: {reason: "GENERATION_NOT_FOUND"}.
 	ErrorReason_ERROR_REASON_GENERATION_NOT_FOUND ErrorReason = 17
 	// ABORTED: the request was in flight at several engine deaths, at the last one alone, and is not tried again; or it is

@@ -24,6 +24,63 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// How far a generation is.
+type GenerationPhase int32
+
+const (
+	// Never sent.
+	GenerationPhase_GENERATION_PHASE_UNSPECIFIED GenerationPhase = 0
+	// No candidate has a token yet.
+	GenerationPhase_GENERATION_PHASE_WAITING GenerationPhase = 1
+	// At least one candidate may still think.
+	GenerationPhase_GENERATION_PHASE_THINKING GenerationPhase = 2
+	// Every candidate has begun its answer, or has ended.
+	GenerationPhase_GENERATION_PHASE_ANSWERING GenerationPhase = 3
+)
+
+// Enum value maps for GenerationPhase.
+var (
+	GenerationPhase_name = map[int32]string{
+		0: "GENERATION_PHASE_UNSPECIFIED",
+		1: "GENERATION_PHASE_WAITING",
+		2: "GENERATION_PHASE_THINKING",
+		3: "GENERATION_PHASE_ANSWERING",
+	}
+	GenerationPhase_value = map[string]int32{
+		"GENERATION_PHASE_UNSPECIFIED": 0,
+		"GENERATION_PHASE_WAITING":     1,
+		"GENERATION_PHASE_THINKING":    2,
+		"GENERATION_PHASE_ANSWERING":   3,
+	}
+)
+
+func (x GenerationPhase) Enum() *GenerationPhase {
+	p := new(GenerationPhase)
+	*p = x
+	return p
+}
+
+func (x GenerationPhase) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (GenerationPhase) Descriptor() protoreflect.EnumDescriptor {
+	return file_penstock_v1_generation_proto_enumTypes[0].Descriptor()
+}
+
+func (GenerationPhase) Type() protoreflect.EnumType {
+	return &file_penstock_v1_generation_proto_enumTypes[0]
+}
+
+func (x GenerationPhase) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use GenerationPhase.Descriptor instead.
+func (GenerationPhase) EnumDescriptor() ([]byte, []int) {
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{0}
+}
+
 // Who speaks.
 type Role int32
 
@@ -69,11 +126,11 @@ func (x Role) String() string {
 }
 
 func (Role) Descriptor() protoreflect.EnumDescriptor {
-	return file_penstock_v1_generation_proto_enumTypes[0].Descriptor()
+	return file_penstock_v1_generation_proto_enumTypes[1].Descriptor()
 }
 
 func (Role) Type() protoreflect.EnumType {
-	return &file_penstock_v1_generation_proto_enumTypes[0]
+	return &file_penstock_v1_generation_proto_enumTypes[1]
 }
 
 func (x Role) Number() protoreflect.EnumNumber {
@@ -82,7 +139,7 @@ func (x Role) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Role.Descriptor instead.
 func (Role) EnumDescriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{0}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{1}
 }
 
 // Whether a tool call is whole.
@@ -122,11 +179,11 @@ func (x ToolCallStatus) String() string {
 }
 
 func (ToolCallStatus) Descriptor() protoreflect.EnumDescriptor {
-	return file_penstock_v1_generation_proto_enumTypes[1].Descriptor()
+	return file_penstock_v1_generation_proto_enumTypes[2].Descriptor()
 }
 
 func (ToolCallStatus) Type() protoreflect.EnumType {
-	return &file_penstock_v1_generation_proto_enumTypes[1]
+	return &file_penstock_v1_generation_proto_enumTypes[2]
 }
 
 func (x ToolCallStatus) Number() protoreflect.EnumNumber {
@@ -135,7 +192,7 @@ func (x ToolCallStatus) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ToolCallStatus.Descriptor instead.
 func (ToolCallStatus) EnumDescriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{1}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{2}
 }
 
 // Whether the model calls tools.
@@ -184,11 +241,11 @@ func (x ToolMode) String() string {
 }
 
 func (ToolMode) Descriptor() protoreflect.EnumDescriptor {
-	return file_penstock_v1_generation_proto_enumTypes[2].Descriptor()
+	return file_penstock_v1_generation_proto_enumTypes[3].Descriptor()
 }
 
 func (ToolMode) Type() protoreflect.EnumType {
-	return &file_penstock_v1_generation_proto_enumTypes[2]
+	return &file_penstock_v1_generation_proto_enumTypes[3]
 }
 
 func (x ToolMode) Number() protoreflect.EnumNumber {
@@ -197,7 +254,7 @@ func (x ToolMode) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ToolMode.Descriptor instead.
 func (ToolMode) EnumDescriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{2}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{3}
 }
 
 // Shedding order under load.
@@ -241,11 +298,11 @@ func (x Priority) String() string {
 }
 
 func (Priority) Descriptor() protoreflect.EnumDescriptor {
-	return file_penstock_v1_generation_proto_enumTypes[3].Descriptor()
+	return file_penstock_v1_generation_proto_enumTypes[4].Descriptor()
 }
 
 func (Priority) Type() protoreflect.EnumType {
-	return &file_penstock_v1_generation_proto_enumTypes[3]
+	return &file_penstock_v1_generation_proto_enumTypes[4]
 }
 
 func (x Priority) Number() protoreflect.EnumNumber {
@@ -254,7 +311,7 @@ func (x Priority) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Priority.Descriptor instead.
 func (Priority) EnumDescriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{3}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{4}
 }
 
 // How much to think.
@@ -298,11 +355,11 @@ func (x ThinkingMode) String() string {
 }
 
 func (ThinkingMode) Descriptor() protoreflect.EnumDescriptor {
-	return file_penstock_v1_generation_proto_enumTypes[4].Descriptor()
+	return file_penstock_v1_generation_proto_enumTypes[5].Descriptor()
 }
 
 func (ThinkingMode) Type() protoreflect.EnumType {
-	return &file_penstock_v1_generation_proto_enumTypes[4]
+	return &file_penstock_v1_generation_proto_enumTypes[5]
 }
 
 func (x ThinkingMode) Number() protoreflect.EnumNumber {
@@ -311,7 +368,7 @@ func (x ThinkingMode) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ThinkingMode.Descriptor instead.
 func (ThinkingMode) EnumDescriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{4}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{5}
 }
 
 // How hard to think.
@@ -359,11 +416,11 @@ func (x Effort) String() string {
 }
 
 func (Effort) Descriptor() protoreflect.EnumDescriptor {
-	return file_penstock_v1_generation_proto_enumTypes[5].Descriptor()
+	return file_penstock_v1_generation_proto_enumTypes[6].Descriptor()
 }
 
 func (Effort) Type() protoreflect.EnumType {
-	return &file_penstock_v1_generation_proto_enumTypes[5]
+	return &file_penstock_v1_generation_proto_enumTypes[6]
 }
 
 func (x Effort) Number() protoreflect.EnumNumber {
@@ -372,7 +429,7 @@ func (x Effort) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Effort.Descriptor instead.
 func (Effort) EnumDescriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{5}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{6}
 }
 
 // Which earlier thoughts the model is given.
@@ -416,11 +473,11 @@ func (x ThoughtHistory) String() string {
 }
 
 func (ThoughtHistory) Descriptor() protoreflect.EnumDescriptor {
-	return file_penstock_v1_generation_proto_enumTypes[6].Descriptor()
+	return file_penstock_v1_generation_proto_enumTypes[7].Descriptor()
 }
 
 func (ThoughtHistory) Type() protoreflect.EnumType {
-	return &file_penstock_v1_generation_proto_enumTypes[6]
+	return &file_penstock_v1_generation_proto_enumTypes[7]
 }
 
 func (x ThoughtHistory) Number() protoreflect.EnumNumber {
@@ -429,7 +486,7 @@ func (x ThoughtHistory) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ThoughtHistory.Descriptor instead.
 func (ThoughtHistory) EnumDescriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{6}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{7}
 }
 
 // What to do with a prompt that does not fit.
@@ -477,11 +534,11 @@ func (x OverflowPolicy) String() string {
 }
 
 func (OverflowPolicy) Descriptor() protoreflect.EnumDescriptor {
-	return file_penstock_v1_generation_proto_enumTypes[7].Descriptor()
+	return file_penstock_v1_generation_proto_enumTypes[8].Descriptor()
 }
 
 func (OverflowPolicy) Type() protoreflect.EnumType {
-	return &file_penstock_v1_generation_proto_enumTypes[7]
+	return &file_penstock_v1_generation_proto_enumTypes[8]
 }
 
 func (x OverflowPolicy) Number() protoreflect.EnumNumber {
@@ -490,7 +547,7 @@ func (x OverflowPolicy) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use OverflowPolicy.Descriptor instead.
 func (OverflowPolicy) EnumDescriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{7}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{8}
 }
 
 // Why a stream stands still.
@@ -530,11 +587,11 @@ func (x InterruptionReason) String() string {
 }
 
 func (InterruptionReason) Descriptor() protoreflect.EnumDescriptor {
-	return file_penstock_v1_generation_proto_enumTypes[8].Descriptor()
+	return file_penstock_v1_generation_proto_enumTypes[9].Descriptor()
 }
 
 func (InterruptionReason) Type() protoreflect.EnumType {
-	return &file_penstock_v1_generation_proto_enumTypes[8]
+	return &file_penstock_v1_generation_proto_enumTypes[9]
 }
 
 func (x InterruptionReason) Number() protoreflect.EnumNumber {
@@ -543,7 +600,7 @@ func (x InterruptionReason) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use InterruptionReason.Descriptor instead.
 func (InterruptionReason) EnumDescriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{8}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{9}
 }
 
 // How a thought ended.
@@ -564,7 +621,7 @@ const (
 	ThinkingOutcome_THINKING_OUTCOME_DEADLINE ThinkingOutcome = 5
 	// max_output_tokens cut it: there is no answer. Only where no answer reserve fits.
 	ThinkingOutcome_THINKING_OUTCOME_MAX_OUTPUT_TOKENS ThinkingOutcome = 6
-	// Interact's cancel ended the output inside it. Also in the result of a DRAINED stream whose thought goes on elsewhere.
+	// The cancel of Interact or Steer ended the output inside it. Also in the result of a DRAINED stream whose thought goes on elsewhere.
 	ThinkingOutcome_THINKING_OUTCOME_CANCELLED ThinkingOutcome = 7
 )
 
@@ -603,11 +660,11 @@ func (x ThinkingOutcome) String() string {
 }
 
 func (ThinkingOutcome) Descriptor() protoreflect.EnumDescriptor {
-	return file_penstock_v1_generation_proto_enumTypes[9].Descriptor()
+	return file_penstock_v1_generation_proto_enumTypes[10].Descriptor()
 }
 
 func (ThinkingOutcome) Type() protoreflect.EnumType {
-	return &file_penstock_v1_generation_proto_enumTypes[9]
+	return &file_penstock_v1_generation_proto_enumTypes[10]
 }
 
 func (x ThinkingOutcome) Number() protoreflect.EnumNumber {
@@ -616,7 +673,7 @@ func (x ThinkingOutcome) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ThinkingOutcome.Descriptor instead.
 func (ThinkingOutcome) EnumDescriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{9}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{10}
 }
 
 // Why the output ended.
@@ -633,7 +690,7 @@ const (
 	FinishReason_FINISH_REASON_STOP_TOKEN FinishReason = 3
 	// max_output_tokens or the window.
 	FinishReason_FINISH_REASON_MAX_OUTPUT_TOKENS FinishReason = 4
-	// Interact's cancel.
+	// The cancel of Interact or Steer.
 	FinishReason_FINISH_REASON_CANCELLED FinishReason = 5
 	// The server went away; resume elsewhere.
 	FinishReason_FINISH_REASON_DRAINED FinishReason = 6
@@ -677,11 +734,11 @@ func (x FinishReason) String() string {
 }
 
 func (FinishReason) Descriptor() protoreflect.EnumDescriptor {
-	return file_penstock_v1_generation_proto_enumTypes[10].Descriptor()
+	return file_penstock_v1_generation_proto_enumTypes[11].Descriptor()
 }
 
 func (FinishReason) Type() protoreflect.EnumType {
-	return &file_penstock_v1_generation_proto_enumTypes[10]
+	return &file_penstock_v1_generation_proto_enumTypes[11]
 }
 
 func (x FinishReason) Number() protoreflect.EnumNumber {
@@ -690,7 +747,7 @@ func (x FinishReason) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use FinishReason.Descriptor instead.
 func (FinishReason) EnumDescriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{10}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{11}
 }
 
 // Request of Generate.
@@ -1453,6 +1510,203 @@ func (*CancelResponse) Descriptor() ([]byte, []int) {
 	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{12}
 }
 
+// Request of Steer: one action.
+type SteerRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// From GenerationStarted. Required.
+	GenerationId string `protobuf:"bytes,1,opt,name=generation_id,json=generationId,proto3" json:"generation_id,omitempty"`
+	// As in ResumeRequest. Required.
+	ResumeToken string `protobuf:"bytes,2,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`
+	// What to do. Required: exactly one.
+	//
+	// Types that are valid to be assigned to Action:
+	//
+	//	*SteerRequest_FinishThinking
+	//	*SteerRequest_ChangeBudget
+	//	*SteerRequest_Cancel
+	Action        isSteerRequest_Action `protobuf_oneof:"action"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SteerRequest) Reset() {
+	*x = SteerRequest{}
+	mi := &file_penstock_v1_generation_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SteerRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SteerRequest) ProtoMessage() {}
+
+func (x *SteerRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_penstock_v1_generation_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SteerRequest.ProtoReflect.Descriptor instead.
+func (*SteerRequest) Descriptor() ([]byte, []int) {
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *SteerRequest) GetGenerationId() string {
+	if x != nil {
+		return x.GenerationId
+	}
+	return ""
+}
+
+func (x *SteerRequest) GetResumeToken() string {
+	if x != nil {
+		return x.ResumeToken
+	}
+	return ""
+}
+
+func (x *SteerRequest) GetAction() isSteerRequest_Action {
+	if x != nil {
+		return x.Action
+	}
+	return nil
+}
+
+func (x *SteerRequest) GetFinishThinking() *FinishThinking {
+	if x != nil {
+		if x, ok := x.Action.(*SteerRequest_FinishThinking); ok {
+			return x.FinishThinking
+		}
+	}
+	return nil
+}
+
+func (x *SteerRequest) GetChangeBudget() *ChangeBudget {
+	if x != nil {
+		if x, ok := x.Action.(*SteerRequest_ChangeBudget); ok {
+			return x.ChangeBudget
+		}
+	}
+	return nil
+}
+
+func (x *SteerRequest) GetCancel() *Cancel {
+	if x != nil {
+		if x, ok := x.Action.(*SteerRequest_Cancel); ok {
+			return x.Cancel
+		}
+	}
+	return nil
+}
+
+type isSteerRequest_Action interface {
+	isSteerRequest_Action()
+}
+
+type SteerRequest_FinishThinking struct {
+	// Ends the thought now and starts the answer. Without effect once the answer has begun.
+	FinishThinking *FinishThinking `protobuf:"bytes,3,opt,name=finish_thinking,json=finishThinking,proto3,oneof"`
+}
+
+type SteerRequest_ChangeBudget struct {
+	// Changes the budget of the thought under way.
+	ChangeBudget *ChangeBudget `protobuf:"bytes,4,opt,name=change_budget,json=changeBudget,proto3,oneof"`
+}
+
+type SteerRequest_Cancel struct {
+	// Ends the generation; unlike the RPC Cancel, its stream still gets its `finished` event, with usage and cost.
+	Cancel *Cancel `protobuf:"bytes,5,opt,name=cancel,proto3,oneof"`
+}
+
+func (*SteerRequest_FinishThinking) isSteerRequest_Action() {}
+
+func (*SteerRequest_ChangeBudget) isSteerRequest_Action() {}
+
+func (*SteerRequest_Cancel) isSteerRequest_Action() {}
+
+// Reply of Steer: what holds from the next engine step on.
+type SteerResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The action changes what the generation does. False for finish_thinking and change_budget once every candidate's
+	// answer has begun, where there is no thought, and after a cancel.
+	Applied bool `protobuf:"varint,1,opt,name=applied,proto3" json:"applied,omitempty"`
+	// How far the generation was when the action came.
+	Phase GenerationPhase `protobuf:"varint,2,opt,name=phase,proto3,enum=penstock.v1.GenerationPhase" json:"phase,omitempty"`
+	// Most thought tokens of each candidate from now on. Never -1: the reserve and the window bound it. Where fewer are
+	// allowed than were spent, the thought ends at the next engine step. Absent while the generation waits for a place.
+	ThinkingBudget *int32 `protobuf:"varint,3,opt,name=thinking_budget,json=thinkingBudget,proto3,oneof" json:"thinking_budget,omitempty"`
+	// Thought tokens so far, over all candidates.
+	ReasoningTokens int32 `protobuf:"varint,4,opt,name=reasoning_tokens,json=reasoningTokens,proto3" json:"reasoning_tokens,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *SteerResponse) Reset() {
+	*x = SteerResponse{}
+	mi := &file_penstock_v1_generation_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SteerResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SteerResponse) ProtoMessage() {}
+
+func (x *SteerResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_penstock_v1_generation_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SteerResponse.ProtoReflect.Descriptor instead.
+func (*SteerResponse) Descriptor() ([]byte, []int) {
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *SteerResponse) GetApplied() bool {
+	if x != nil {
+		return x.Applied
+	}
+	return false
+}
+
+func (x *SteerResponse) GetPhase() GenerationPhase {
+	if x != nil {
+		return x.Phase
+	}
+	return GenerationPhase_GENERATION_PHASE_UNSPECIFIED
+}
+
+func (x *SteerResponse) GetThinkingBudget() int32 {
+	if x != nil && x.ThinkingBudget != nil {
+		return *x.ThinkingBudget
+	}
+	return 0
+}
+
+func (x *SteerResponse) GetReasoningTokens() int32 {
+	if x != nil {
+		return x.ReasoningTokens
+	}
+	return 0
+}
+
 // Request of CountTokens.
 type CountTokensRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1464,7 +1718,7 @@ type CountTokensRequest struct {
 
 func (x *CountTokensRequest) Reset() {
 	*x = CountTokensRequest{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[13]
+	mi := &file_penstock_v1_generation_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1476,7 +1730,7 @@ func (x *CountTokensRequest) String() string {
 func (*CountTokensRequest) ProtoMessage() {}
 
 func (x *CountTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[13]
+	mi := &file_penstock_v1_generation_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1489,7 +1743,7 @@ func (x *CountTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountTokensRequest.ProtoReflect.Descriptor instead.
 func (*CountTokensRequest) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{13}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *CountTokensRequest) GetSpec() *GenerationSpec {
@@ -1525,7 +1779,7 @@ type CountTokensResponse struct {
 
 func (x *CountTokensResponse) Reset() {
 	*x = CountTokensResponse{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[14]
+	mi := &file_penstock_v1_generation_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1537,7 +1791,7 @@ func (x *CountTokensResponse) String() string {
 func (*CountTokensResponse) ProtoMessage() {}
 
 func (x *CountTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[14]
+	mi := &file_penstock_v1_generation_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1550,7 +1804,7 @@ func (x *CountTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountTokensResponse.ProtoReflect.Descriptor instead.
 func (*CountTokensResponse) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{14}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *CountTokensResponse) GetPromptTokens() int32 {
@@ -1622,7 +1876,7 @@ type CostEstimate struct {
 
 func (x *CostEstimate) Reset() {
 	*x = CostEstimate{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[15]
+	mi := &file_penstock_v1_generation_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1634,7 +1888,7 @@ func (x *CostEstimate) String() string {
 func (*CostEstimate) ProtoMessage() {}
 
 func (x *CostEstimate) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[15]
+	mi := &file_penstock_v1_generation_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1647,7 +1901,7 @@ func (x *CostEstimate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CostEstimate.ProtoReflect.Descriptor instead.
 func (*CostEstimate) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{15}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *CostEstimate) GetMinUsdTicks() int64 {
@@ -1698,7 +1952,7 @@ type GenerationSpec struct {
 
 func (x *GenerationSpec) Reset() {
 	*x = GenerationSpec{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[16]
+	mi := &file_penstock_v1_generation_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1710,7 +1964,7 @@ func (x *GenerationSpec) String() string {
 func (*GenerationSpec) ProtoMessage() {}
 
 func (x *GenerationSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[16]
+	mi := &file_penstock_v1_generation_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1723,7 +1977,7 @@ func (x *GenerationSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerationSpec.ProtoReflect.Descriptor instead.
 func (*GenerationSpec) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{16}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *GenerationSpec) GetModel() string {
@@ -1857,7 +2111,7 @@ type Messages struct {
 
 func (x *Messages) Reset() {
 	*x = Messages{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[17]
+	mi := &file_penstock_v1_generation_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1869,7 +2123,7 @@ func (x *Messages) String() string {
 func (*Messages) ProtoMessage() {}
 
 func (x *Messages) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[17]
+	mi := &file_penstock_v1_generation_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1882,7 +2136,7 @@ func (x *Messages) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Messages.ProtoReflect.Descriptor instead.
 func (*Messages) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{17}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Messages) GetMessages() []*Message {
@@ -1910,7 +2164,7 @@ type Message struct {
 
 func (x *Message) Reset() {
 	*x = Message{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[18]
+	mi := &file_penstock_v1_generation_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1922,7 +2176,7 @@ func (x *Message) String() string {
 func (*Message) ProtoMessage() {}
 
 func (x *Message) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[18]
+	mi := &file_penstock_v1_generation_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1935,7 +2189,7 @@ func (x *Message) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Message.ProtoReflect.Descriptor instead.
 func (*Message) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{18}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Message) GetRole() Role {
@@ -1978,7 +2232,7 @@ type Part struct {
 
 func (x *Part) Reset() {
 	*x = Part{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[19]
+	mi := &file_penstock_v1_generation_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1990,7 +2244,7 @@ func (x *Part) String() string {
 func (*Part) ProtoMessage() {}
 
 func (x *Part) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[19]
+	mi := &file_penstock_v1_generation_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2003,7 +2257,7 @@ func (x *Part) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Part.ProtoReflect.Descriptor instead.
 func (*Part) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{19}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Part) GetPart() isPart_Part {
@@ -2110,7 +2364,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[20]
+	mi := &file_penstock_v1_generation_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2122,7 +2376,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[20]
+	mi := &file_penstock_v1_generation_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2135,7 +2389,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{20}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Image) GetMimeType() string {
@@ -2171,7 +2425,7 @@ type ToolCall struct {
 
 func (x *ToolCall) Reset() {
 	*x = ToolCall{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[21]
+	mi := &file_penstock_v1_generation_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2183,7 +2437,7 @@ func (x *ToolCall) String() string {
 func (*ToolCall) ProtoMessage() {}
 
 func (x *ToolCall) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[21]
+	mi := &file_penstock_v1_generation_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2196,7 +2450,7 @@ func (x *ToolCall) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToolCall.ProtoReflect.Descriptor instead.
 func (*ToolCall) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{21}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ToolCall) GetId() string {
@@ -2242,7 +2496,7 @@ type ToolResult struct {
 
 func (x *ToolResult) Reset() {
 	*x = ToolResult{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[22]
+	mi := &file_penstock_v1_generation_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2254,7 +2508,7 @@ func (x *ToolResult) String() string {
 func (*ToolResult) ProtoMessage() {}
 
 func (x *ToolResult) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[22]
+	mi := &file_penstock_v1_generation_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2267,7 +2521,7 @@ func (x *ToolResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToolResult.ProtoReflect.Descriptor instead.
 func (*ToolResult) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{22}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ToolResult) GetCallId() string {
@@ -2309,7 +2563,7 @@ type Tool struct {
 
 func (x *Tool) Reset() {
 	*x = Tool{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[23]
+	mi := &file_penstock_v1_generation_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2321,7 +2575,7 @@ func (x *Tool) String() string {
 func (*Tool) ProtoMessage() {}
 
 func (x *Tool) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[23]
+	mi := &file_penstock_v1_generation_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2334,7 +2588,7 @@ func (x *Tool) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tool.ProtoReflect.Descriptor instead.
 func (*Tool) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{23}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Tool) GetName() string {
@@ -2383,7 +2637,7 @@ type ToolConfig struct {
 
 func (x *ToolConfig) Reset() {
 	*x = ToolConfig{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[24]
+	mi := &file_penstock_v1_generation_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2395,7 +2649,7 @@ func (x *ToolConfig) String() string {
 func (*ToolConfig) ProtoMessage() {}
 
 func (x *ToolConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[24]
+	mi := &file_penstock_v1_generation_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2408,7 +2662,7 @@ func (x *ToolConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToolConfig.ProtoReflect.Descriptor instead.
 func (*ToolConfig) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{24}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ToolConfig) GetMode() ToolMode {
@@ -2450,7 +2704,7 @@ type TokenIds struct {
 
 func (x *TokenIds) Reset() {
 	*x = TokenIds{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[25]
+	mi := &file_penstock_v1_generation_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2462,7 +2716,7 @@ func (x *TokenIds) String() string {
 func (*TokenIds) ProtoMessage() {}
 
 func (x *TokenIds) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[25]
+	mi := &file_penstock_v1_generation_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2475,7 +2729,7 @@ func (x *TokenIds) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenIds.ProtoReflect.Descriptor instead.
 func (*TokenIds) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{25}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *TokenIds) GetIds() []int32 {
@@ -2516,7 +2770,7 @@ type ThinkingConfig struct {
 
 func (x *ThinkingConfig) Reset() {
 	*x = ThinkingConfig{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[26]
+	mi := &file_penstock_v1_generation_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2528,7 +2782,7 @@ func (x *ThinkingConfig) String() string {
 func (*ThinkingConfig) ProtoMessage() {}
 
 func (x *ThinkingConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[26]
+	mi := &file_penstock_v1_generation_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2541,7 +2795,7 @@ func (x *ThinkingConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ThinkingConfig.ProtoReflect.Descriptor instead.
 func (*ThinkingConfig) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{26}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ThinkingConfig) GetMode() ThinkingMode {
@@ -2611,7 +2865,7 @@ type ContextConfig struct {
 
 func (x *ContextConfig) Reset() {
 	*x = ContextConfig{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[27]
+	mi := &file_penstock_v1_generation_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2623,7 +2877,7 @@ func (x *ContextConfig) String() string {
 func (*ContextConfig) ProtoMessage() {}
 
 func (x *ContextConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[27]
+	mi := &file_penstock_v1_generation_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2636,7 +2890,7 @@ func (x *ContextConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContextConfig.ProtoReflect.Descriptor instead.
 func (*ContextConfig) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{27}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ContextConfig) GetMaxContextTokens() int32 {
@@ -2698,7 +2952,7 @@ type SamplingConfig struct {
 
 func (x *SamplingConfig) Reset() {
 	*x = SamplingConfig{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[28]
+	mi := &file_penstock_v1_generation_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2710,7 +2964,7 @@ func (x *SamplingConfig) String() string {
 func (*SamplingConfig) ProtoMessage() {}
 
 func (x *SamplingConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[28]
+	mi := &file_penstock_v1_generation_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2723,7 +2977,7 @@ func (x *SamplingConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SamplingConfig.ProtoReflect.Descriptor instead.
 func (*SamplingConfig) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{28}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *SamplingConfig) GetTemperature() float64 {
@@ -2830,7 +3084,7 @@ type OutputConfig struct {
 
 func (x *OutputConfig) Reset() {
 	*x = OutputConfig{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[29]
+	mi := &file_penstock_v1_generation_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2842,7 +3096,7 @@ func (x *OutputConfig) String() string {
 func (*OutputConfig) ProtoMessage() {}
 
 func (x *OutputConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[29]
+	mi := &file_penstock_v1_generation_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2855,7 +3109,7 @@ func (x *OutputConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutputConfig.ProtoReflect.Descriptor instead.
 func (*OutputConfig) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{29}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *OutputConfig) GetMaxOutputTokens() int32 {
@@ -2995,7 +3249,7 @@ type Choices struct {
 
 func (x *Choices) Reset() {
 	*x = Choices{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[30]
+	mi := &file_penstock_v1_generation_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3007,7 +3261,7 @@ func (x *Choices) String() string {
 func (*Choices) ProtoMessage() {}
 
 func (x *Choices) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[30]
+	mi := &file_penstock_v1_generation_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3020,7 +3274,7 @@ func (x *Choices) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Choices.ProtoReflect.Descriptor instead.
 func (*Choices) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{30}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Choices) GetChoices() []string {
@@ -3056,7 +3310,7 @@ type GenerationEvent struct {
 
 func (x *GenerationEvent) Reset() {
 	*x = GenerationEvent{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[31]
+	mi := &file_penstock_v1_generation_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3068,7 +3322,7 @@ func (x *GenerationEvent) String() string {
 func (*GenerationEvent) ProtoMessage() {}
 
 func (x *GenerationEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[31]
+	mi := &file_penstock_v1_generation_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3081,7 +3335,7 @@ func (x *GenerationEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerationEvent.ProtoReflect.Descriptor instead.
 func (*GenerationEvent) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{31}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *GenerationEvent) GetSequence() uint64 {
@@ -3282,7 +3536,7 @@ type ToolCallStarted struct {
 
 func (x *ToolCallStarted) Reset() {
 	*x = ToolCallStarted{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[32]
+	mi := &file_penstock_v1_generation_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3294,7 +3548,7 @@ func (x *ToolCallStarted) String() string {
 func (*ToolCallStarted) ProtoMessage() {}
 
 func (x *ToolCallStarted) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[32]
+	mi := &file_penstock_v1_generation_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3307,7 +3561,7 @@ func (x *ToolCallStarted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToolCallStarted.ProtoReflect.Descriptor instead.
 func (*ToolCallStarted) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{32}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ToolCallStarted) GetCandidateIndex() int32 {
@@ -3362,7 +3616,7 @@ type ToolCallArguments struct {
 
 func (x *ToolCallArguments) Reset() {
 	*x = ToolCallArguments{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[33]
+	mi := &file_penstock_v1_generation_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3374,7 +3628,7 @@ func (x *ToolCallArguments) String() string {
 func (*ToolCallArguments) ProtoMessage() {}
 
 func (x *ToolCallArguments) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[33]
+	mi := &file_penstock_v1_generation_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3387,7 +3641,7 @@ func (x *ToolCallArguments) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToolCallArguments.ProtoReflect.Descriptor instead.
 func (*ToolCallArguments) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{33}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ToolCallArguments) GetCandidateIndex() int32 {
@@ -3435,7 +3689,7 @@ type ToolCallFinished struct {
 
 func (x *ToolCallFinished) Reset() {
 	*x = ToolCallFinished{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[34]
+	mi := &file_penstock_v1_generation_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3447,7 +3701,7 @@ func (x *ToolCallFinished) String() string {
 func (*ToolCallFinished) ProtoMessage() {}
 
 func (x *ToolCallFinished) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[34]
+	mi := &file_penstock_v1_generation_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3460,7 +3714,7 @@ func (x *ToolCallFinished) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToolCallFinished.ProtoReflect.Descriptor instead.
 func (*ToolCallFinished) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{34}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ToolCallFinished) GetCandidateIndex() int32 {
@@ -3509,7 +3763,7 @@ type GenerationInterrupted struct {
 
 func (x *GenerationInterrupted) Reset() {
 	*x = GenerationInterrupted{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[35]
+	mi := &file_penstock_v1_generation_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3521,7 +3775,7 @@ func (x *GenerationInterrupted) String() string {
 func (*GenerationInterrupted) ProtoMessage() {}
 
 func (x *GenerationInterrupted) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[35]
+	mi := &file_penstock_v1_generation_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3534,7 +3788,7 @@ func (x *GenerationInterrupted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerationInterrupted.ProtoReflect.Descriptor instead.
 func (*GenerationInterrupted) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{35}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *GenerationInterrupted) GetCandidateIndex() int32 {
@@ -3571,7 +3825,7 @@ type GenerationContinued struct {
 
 func (x *GenerationContinued) Reset() {
 	*x = GenerationContinued{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[36]
+	mi := &file_penstock_v1_generation_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3583,7 +3837,7 @@ func (x *GenerationContinued) String() string {
 func (*GenerationContinued) ProtoMessage() {}
 
 func (x *GenerationContinued) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[36]
+	mi := &file_penstock_v1_generation_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3596,7 +3850,7 @@ func (x *GenerationContinued) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerationContinued.ProtoReflect.Descriptor instead.
 func (*GenerationContinued) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{36}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *GenerationContinued) GetCandidateIndex() int32 {
@@ -3630,7 +3884,7 @@ type GenerationStarted struct {
 
 func (x *GenerationStarted) Reset() {
 	*x = GenerationStarted{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[37]
+	mi := &file_penstock_v1_generation_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3642,7 +3896,7 @@ func (x *GenerationStarted) String() string {
 func (*GenerationStarted) ProtoMessage() {}
 
 func (x *GenerationStarted) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[37]
+	mi := &file_penstock_v1_generation_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3655,7 +3909,7 @@ func (x *GenerationStarted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerationStarted.ProtoReflect.Descriptor instead.
 func (*GenerationStarted) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{37}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *GenerationStarted) GetGenerationId() string {
@@ -3705,7 +3959,7 @@ type Delta struct {
 
 func (x *Delta) Reset() {
 	*x = Delta{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[38]
+	mi := &file_penstock_v1_generation_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3717,7 +3971,7 @@ func (x *Delta) String() string {
 func (*Delta) ProtoMessage() {}
 
 func (x *Delta) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[38]
+	mi := &file_penstock_v1_generation_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3730,7 +3984,7 @@ func (x *Delta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Delta.ProtoReflect.Descriptor instead.
 func (*Delta) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{38}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Delta) GetCandidateIndex() int32 {
@@ -3781,7 +4035,7 @@ type TokenLogprobs struct {
 
 func (x *TokenLogprobs) Reset() {
 	*x = TokenLogprobs{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[39]
+	mi := &file_penstock_v1_generation_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3793,7 +4047,7 @@ func (x *TokenLogprobs) String() string {
 func (*TokenLogprobs) ProtoMessage() {}
 
 func (x *TokenLogprobs) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[39]
+	mi := &file_penstock_v1_generation_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3806,7 +4060,7 @@ func (x *TokenLogprobs) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenLogprobs.ProtoReflect.Descriptor instead.
 func (*TokenLogprobs) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{39}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *TokenLogprobs) GetSampled() *TokenLogprob {
@@ -3838,7 +4092,7 @@ type TokenLogprob struct {
 
 func (x *TokenLogprob) Reset() {
 	*x = TokenLogprob{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[40]
+	mi := &file_penstock_v1_generation_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3850,7 +4104,7 @@ func (x *TokenLogprob) String() string {
 func (*TokenLogprob) ProtoMessage() {}
 
 func (x *TokenLogprob) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[40]
+	mi := &file_penstock_v1_generation_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3863,7 +4117,7 @@ func (x *TokenLogprob) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenLogprob.ProtoReflect.Descriptor instead.
 func (*TokenLogprob) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{40}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *TokenLogprob) GetTokenId() int32 {
@@ -3902,7 +4156,7 @@ type ThinkingFinished struct {
 
 func (x *ThinkingFinished) Reset() {
 	*x = ThinkingFinished{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[41]
+	mi := &file_penstock_v1_generation_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3914,7 +4168,7 @@ func (x *ThinkingFinished) String() string {
 func (*ThinkingFinished) ProtoMessage() {}
 
 func (x *ThinkingFinished) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[41]
+	mi := &file_penstock_v1_generation_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3927,7 +4181,7 @@ func (x *ThinkingFinished) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ThinkingFinished.ProtoReflect.Descriptor instead.
 func (*ThinkingFinished) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{41}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ThinkingFinished) GetCandidateIndex() int32 {
@@ -3974,7 +4228,7 @@ type GenerationFinished struct {
 
 func (x *GenerationFinished) Reset() {
 	*x = GenerationFinished{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[42]
+	mi := &file_penstock_v1_generation_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3986,7 +4240,7 @@ func (x *GenerationFinished) String() string {
 func (*GenerationFinished) ProtoMessage() {}
 
 func (x *GenerationFinished) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[42]
+	mi := &file_penstock_v1_generation_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3999,7 +4253,7 @@ func (x *GenerationFinished) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerationFinished.ProtoReflect.Descriptor instead.
 func (*GenerationFinished) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{42}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *GenerationFinished) GetResults() []*CandidateResult {
@@ -4063,7 +4317,7 @@ type CandidateResult struct {
 
 func (x *CandidateResult) Reset() {
 	*x = CandidateResult{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[43]
+	mi := &file_penstock_v1_generation_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4075,7 +4329,7 @@ func (x *CandidateResult) String() string {
 func (*CandidateResult) ProtoMessage() {}
 
 func (x *CandidateResult) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[43]
+	mi := &file_penstock_v1_generation_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4088,7 +4342,7 @@ func (x *CandidateResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CandidateResult.ProtoReflect.Descriptor instead.
 func (*CandidateResult) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{43}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *CandidateResult) GetCandidateIndex() int32 {
@@ -4151,7 +4405,7 @@ type Candidate struct {
 
 func (x *Candidate) Reset() {
 	*x = Candidate{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[44]
+	mi := &file_penstock_v1_generation_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4163,7 +4417,7 @@ func (x *Candidate) String() string {
 func (*Candidate) ProtoMessage() {}
 
 func (x *Candidate) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[44]
+	mi := &file_penstock_v1_generation_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4176,7 +4430,7 @@ func (x *Candidate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Candidate.ProtoReflect.Descriptor instead.
 func (*Candidate) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{44}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Candidate) GetResult() *CandidateResult {
@@ -4266,7 +4520,7 @@ type Usage struct {
 
 func (x *Usage) Reset() {
 	*x = Usage{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[45]
+	mi := &file_penstock_v1_generation_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4278,7 +4532,7 @@ func (x *Usage) String() string {
 func (*Usage) ProtoMessage() {}
 
 func (x *Usage) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[45]
+	mi := &file_penstock_v1_generation_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4291,7 +4545,7 @@ func (x *Usage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Usage.ProtoReflect.Descriptor instead.
 func (*Usage) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{45}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Usage) GetPromptTokens() int32 {
@@ -4388,7 +4642,7 @@ type Cost struct {
 
 func (x *Cost) Reset() {
 	*x = Cost{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[46]
+	mi := &file_penstock_v1_generation_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4400,7 +4654,7 @@ func (x *Cost) String() string {
 func (*Cost) ProtoMessage() {}
 
 func (x *Cost) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[46]
+	mi := &file_penstock_v1_generation_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4413,7 +4667,7 @@ func (x *Cost) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cost.ProtoReflect.Descriptor instead.
 func (*Cost) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{46}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Cost) GetInputUsdTicks() int64 {
@@ -4461,7 +4715,7 @@ type Timing struct {
 
 func (x *Timing) Reset() {
 	*x = Timing{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[47]
+	mi := &file_penstock_v1_generation_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4473,7 +4727,7 @@ func (x *Timing) String() string {
 func (*Timing) ProtoMessage() {}
 
 func (x *Timing) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[47]
+	mi := &file_penstock_v1_generation_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4486,7 +4740,7 @@ func (x *Timing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Timing.ProtoReflect.Descriptor instead.
 func (*Timing) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{47}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Timing) GetQueue() *durationpb.Duration {
@@ -4530,7 +4784,7 @@ type DroppedContext struct {
 
 func (x *DroppedContext) Reset() {
 	*x = DroppedContext{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[48]
+	mi := &file_penstock_v1_generation_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4542,7 +4796,7 @@ func (x *DroppedContext) String() string {
 func (*DroppedContext) ProtoMessage() {}
 
 func (x *DroppedContext) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[48]
+	mi := &file_penstock_v1_generation_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4555,7 +4809,7 @@ func (x *DroppedContext) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DroppedContext.ProtoReflect.Descriptor instead.
 func (*DroppedContext) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{48}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *DroppedContext) GetTokens() int32 {
@@ -4609,7 +4863,7 @@ type EffectiveSettings struct {
 
 func (x *EffectiveSettings) Reset() {
 	*x = EffectiveSettings{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[49]
+	mi := &file_penstock_v1_generation_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4621,7 +4875,7 @@ func (x *EffectiveSettings) String() string {
 func (*EffectiveSettings) ProtoMessage() {}
 
 func (x *EffectiveSettings) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[49]
+	mi := &file_penstock_v1_generation_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4634,7 +4888,7 @@ func (x *EffectiveSettings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EffectiveSettings.ProtoReflect.Descriptor instead.
 func (*EffectiveSettings) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{49}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *EffectiveSettings) GetThinkingMode() ThinkingMode {
@@ -4773,7 +5027,20 @@ const file_penstock_v1_generation_proto_rawDesc = "" +
 	"\rCancelRequest\x12#\n" +
 	"\rgeneration_id\x18\x01 \x01(\tR\fgenerationId\x12!\n" +
 	"\fresume_token\x18\x02 \x01(\tR\vresumeToken\"\x10\n" +
-	"\x0eCancelResponse\"E\n" +
+	"\x0eCancelResponse\"\x99\x02\n" +
+	"\fSteerRequest\x12#\n" +
+	"\rgeneration_id\x18\x01 \x01(\tR\fgenerationId\x12!\n" +
+	"\fresume_token\x18\x02 \x01(\tR\vresumeToken\x12F\n" +
+	"\x0ffinish_thinking\x18\x03 \x01(\v2\x1b.penstock.v1.FinishThinkingH\x00R\x0efinishThinking\x12@\n" +
+	"\rchange_budget\x18\x04 \x01(\v2\x19.penstock.v1.ChangeBudgetH\x00R\fchangeBudget\x12-\n" +
+	"\x06cancel\x18\x05 \x01(\v2\x13.penstock.v1.CancelH\x00R\x06cancelB\b\n" +
+	"\x06action\"\xca\x01\n" +
+	"\rSteerResponse\x12\x18\n" +
+	"\aapplied\x18\x01 \x01(\bR\aapplied\x122\n" +
+	"\x05phase\x18\x02 \x01(\x0e2\x1c.penstock.v1.GenerationPhaseR\x05phase\x12,\n" +
+	"\x0fthinking_budget\x18\x03 \x01(\x05H\x00R\x0ethinkingBudget\x88\x01\x01\x12)\n" +
+	"\x10reasoning_tokens\x18\x04 \x01(\x05R\x0freasoningTokensB\x12\n" +
+	"\x10_thinking_budget\"E\n" +
 	"\x12CountTokensRequest\x12/\n" +
 	"\x04spec\x18\x01 \x01(\v2\x1b.penstock.v1.GenerationSpecR\x04spec\"\xb4\x03\n" +
 	"\x13CountTokensResponse\x12#\n" +
@@ -5044,7 +5311,12 @@ const file_penstock_v1_generation_proto_rawDesc = "" +
 	" \x01(\v2\x19.google.protobuf.DurationR\fstatusMargin\x12+\n" +
 	"\x06effort\x18\v \x01(\x0e2\x13.penstock.v1.EffortR\x06effort\x122\n" +
 	"\ttool_mode\x18\f \x01(\x0e2\x15.penstock.v1.ToolModeR\btoolMode\x12$\n" +
-	"\x0emax_tool_calls\x18\r \x01(\x05R\fmaxToolCalls*_\n" +
+	"\x0emax_tool_calls\x18\r \x01(\x05R\fmaxToolCalls*\x90\x01\n" +
+	"\x0fGenerationPhase\x12 \n" +
+	"\x1cGENERATION_PHASE_UNSPECIFIED\x10\x00\x12\x1c\n" +
+	"\x18GENERATION_PHASE_WAITING\x10\x01\x12\x1d\n" +
+	"\x19GENERATION_PHASE_THINKING\x10\x02\x12\x1e\n" +
+	"\x1aGENERATION_PHASE_ANSWERING\x10\x03*_\n" +
 	"\x04Role\x12\x14\n" +
 	"\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vROLE_SYSTEM\x10\x01\x12\r\n" +
@@ -5110,13 +5382,14 @@ const file_penstock_v1_generation_proto_rawDesc = "" +
 	"\x1fFINISH_REASON_MAX_OUTPUT_TOKENS\x10\x04\x12\x1b\n" +
 	"\x17FINISH_REASON_CANCELLED\x10\x05\x12\x19\n" +
 	"\x15FINISH_REASON_DRAINED\x10\x06\x12\x1c\n" +
-	"\x18FINISH_REASON_TOOL_CALLS\x10\a2\xe0\x03\n" +
+	"\x18FINISH_REASON_TOOL_CALLS\x10\a2\xa0\x04\n" +
 	"\x11GenerationService\x12G\n" +
 	"\bGenerate\x12\x1c.penstock.v1.GenerateRequest\x1a\x1d.penstock.v1.GenerateResponse\x12[\n" +
 	"\x0eStreamGenerate\x12\".penstock.v1.StreamGenerateRequest\x1a#.penstock.v1.StreamGenerateResponse0\x01\x12K\n" +
 	"\bInteract\x12\x1c.penstock.v1.InteractRequest\x1a\x1d.penstock.v1.InteractResponse(\x010\x01\x12C\n" +
 	"\x06Resume\x12\x1a.penstock.v1.ResumeRequest\x1a\x1b.penstock.v1.ResumeResponse0\x01\x12A\n" +
-	"\x06Cancel\x12\x1a.penstock.v1.CancelRequest\x1a\x1b.penstock.v1.CancelResponse\x12P\n" +
+	"\x06Cancel\x12\x1a.penstock.v1.CancelRequest\x1a\x1b.penstock.v1.CancelResponse\x12>\n" +
+	"\x05Steer\x12\x19.penstock.v1.SteerRequest\x1a\x1a.penstock.v1.SteerResponse\x12P\n" +
 	"\vCountTokens\x12\x1f.penstock.v1.CountTokensRequest\x1a .penstock.v1.CountTokensResponseB`\n" +
 	"\x0fdev.penstock.v1P\x01Z=github.com/penstock/penstock/clients/go/penstockv1;penstockv1\xaa\x02\vPenstock.V1b\x06proto3"
 
@@ -5132,175 +5405,184 @@ func file_penstock_v1_generation_proto_rawDescGZIP() []byte {
 	return file_penstock_v1_generation_proto_rawDescData
 }
 
-var file_penstock_v1_generation_proto_enumTypes = make([]protoimpl.EnumInfo, 11)
-var file_penstock_v1_generation_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
+var file_penstock_v1_generation_proto_enumTypes = make([]protoimpl.EnumInfo, 12)
+var file_penstock_v1_generation_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
 var file_penstock_v1_generation_proto_goTypes = []any{
-	(Role)(0),                      // 0: penstock.v1.Role
-	(ToolCallStatus)(0),            // 1: penstock.v1.ToolCallStatus
-	(ToolMode)(0),                  // 2: penstock.v1.ToolMode
-	(Priority)(0),                  // 3: penstock.v1.Priority
-	(ThinkingMode)(0),              // 4: penstock.v1.ThinkingMode
-	(Effort)(0),                    // 5: penstock.v1.Effort
-	(ThoughtHistory)(0),            // 6: penstock.v1.ThoughtHistory
-	(OverflowPolicy)(0),            // 7: penstock.v1.OverflowPolicy
-	(InterruptionReason)(0),        // 8: penstock.v1.InterruptionReason
-	(ThinkingOutcome)(0),           // 9: penstock.v1.ThinkingOutcome
-	(FinishReason)(0),              // 10: penstock.v1.FinishReason
-	(*GenerateRequest)(nil),        // 11: penstock.v1.GenerateRequest
-	(*GenerateResponse)(nil),       // 12: penstock.v1.GenerateResponse
-	(*StreamGenerateRequest)(nil),  // 13: penstock.v1.StreamGenerateRequest
-	(*StreamGenerateResponse)(nil), // 14: penstock.v1.StreamGenerateResponse
-	(*InteractRequest)(nil),        // 15: penstock.v1.InteractRequest
-	(*FinishThinking)(nil),         // 16: penstock.v1.FinishThinking
-	(*ChangeBudget)(nil),           // 17: penstock.v1.ChangeBudget
-	(*Cancel)(nil),                 // 18: penstock.v1.Cancel
-	(*InteractResponse)(nil),       // 19: penstock.v1.InteractResponse
-	(*ResumeRequest)(nil),          // 20: penstock.v1.ResumeRequest
-	(*ResumeResponse)(nil),         // 21: penstock.v1.ResumeResponse
-	(*CancelRequest)(nil),          // 22: penstock.v1.CancelRequest
-	(*CancelResponse)(nil),         // 23: penstock.v1.CancelResponse
-	(*CountTokensRequest)(nil),     // 24: penstock.v1.CountTokensRequest
-	(*CountTokensResponse)(nil),    // 25: penstock.v1.CountTokensResponse
-	(*CostEstimate)(nil),           // 26: penstock.v1.CostEstimate
-	(*GenerationSpec)(nil),         // 27: penstock.v1.GenerationSpec
-	(*Messages)(nil),               // 28: penstock.v1.Messages
-	(*Message)(nil),                // 29: penstock.v1.Message
-	(*Part)(nil),                   // 30: penstock.v1.Part
-	(*Image)(nil),                  // 31: penstock.v1.Image
-	(*ToolCall)(nil),               // 32: penstock.v1.ToolCall
-	(*ToolResult)(nil),             // 33: penstock.v1.ToolResult
-	(*Tool)(nil),                   // 34: penstock.v1.Tool
-	(*ToolConfig)(nil),             // 35: penstock.v1.ToolConfig
-	(*TokenIds)(nil),               // 36: penstock.v1.TokenIds
-	(*ThinkingConfig)(nil),         // 37: penstock.v1.ThinkingConfig
-	(*ContextConfig)(nil),          // 38: penstock.v1.ContextConfig
-	(*SamplingConfig)(nil),         // 39: penstock.v1.SamplingConfig
-	(*OutputConfig)(nil),           // 40: penstock.v1.OutputConfig
-	(*Choices)(nil),                // 41: penstock.v1.Choices
-	(*GenerationEvent)(nil),        // 42: penstock.v1.GenerationEvent
-	(*ToolCallStarted)(nil),        // 43: penstock.v1.ToolCallStarted
-	(*ToolCallArguments)(nil),      // 44: penstock.v1.ToolCallArguments
-	(*ToolCallFinished)(nil),       // 45: penstock.v1.ToolCallFinished
-	(*GenerationInterrupted)(nil),  // 46: penstock.v1.GenerationInterrupted
-	(*GenerationContinued)(nil),    // 47: penstock.v1.GenerationContinued
-	(*GenerationStarted)(nil),      // 48: penstock.v1.GenerationStarted
-	(*Delta)(nil),                  // 49: penstock.v1.Delta
-	(*TokenLogprobs)(nil),          // 50: penstock.v1.TokenLogprobs
-	(*TokenLogprob)(nil),           // 51: penstock.v1.TokenLogprob
-	(*ThinkingFinished)(nil),       // 52: penstock.v1.ThinkingFinished
-	(*GenerationFinished)(nil),     // 53: penstock.v1.GenerationFinished
-	(*CandidateResult)(nil),        // 54: penstock.v1.CandidateResult
-	(*Candidate)(nil),              // 55: penstock.v1.Candidate
-	(*Usage)(nil),                  // 56: penstock.v1.Usage
-	(*Cost)(nil),                   // 57: penstock.v1.Cost
-	(*Timing)(nil),                 // 58: penstock.v1.Timing
-	(*DroppedContext)(nil),         // 59: penstock.v1.DroppedContext
-	(*EffectiveSettings)(nil),      // 60: penstock.v1.EffectiveSettings
-	nil,                            // 61: penstock.v1.SamplingConfig.LogitBiasEntry
-	(*durationpb.Duration)(nil),    // 62: google.protobuf.Duration
+	(GenerationPhase)(0),           // 0: penstock.v1.GenerationPhase
+	(Role)(0),                      // 1: penstock.v1.Role
+	(ToolCallStatus)(0),            // 2: penstock.v1.ToolCallStatus
+	(ToolMode)(0),                  // 3: penstock.v1.ToolMode
+	(Priority)(0),                  // 4: penstock.v1.Priority
+	(ThinkingMode)(0),              // 5: penstock.v1.ThinkingMode
+	(Effort)(0),                    // 6: penstock.v1.Effort
+	(ThoughtHistory)(0),            // 7: penstock.v1.ThoughtHistory
+	(OverflowPolicy)(0),            // 8: penstock.v1.OverflowPolicy
+	(InterruptionReason)(0),        // 9: penstock.v1.InterruptionReason
+	(ThinkingOutcome)(0),           // 10: penstock.v1.ThinkingOutcome
+	(FinishReason)(0),              // 11: penstock.v1.FinishReason
+	(*GenerateRequest)(nil),        // 12: penstock.v1.GenerateRequest
+	(*GenerateResponse)(nil),       // 13: penstock.v1.GenerateResponse
+	(*StreamGenerateRequest)(nil),  // 14: penstock.v1.StreamGenerateRequest
+	(*StreamGenerateResponse)(nil), // 15: penstock.v1.StreamGenerateResponse
+	(*InteractRequest)(nil),        // 16: penstock.v1.InteractRequest
+	(*FinishThinking)(nil),         // 17: penstock.v1.FinishThinking
+	(*ChangeBudget)(nil),           // 18: penstock.v1.ChangeBudget
+	(*Cancel)(nil),                 // 19: penstock.v1.Cancel
+	(*InteractResponse)(nil),       // 20: penstock.v1.InteractResponse
+	(*ResumeRequest)(nil),          // 21: penstock.v1.ResumeRequest
+	(*ResumeResponse)(nil),         // 22: penstock.v1.ResumeResponse
+	(*CancelRequest)(nil),          // 23: penstock.v1.CancelRequest
+	(*CancelResponse)(nil),         // 24: penstock.v1.CancelResponse
+	(*SteerRequest)(nil),           // 25: penstock.v1.SteerRequest
+	(*SteerResponse)(nil),          // 26: penstock.v1.SteerResponse
+	(*CountTokensRequest)(nil),     // 27: penstock.v1.CountTokensRequest
+	(*CountTokensResponse)(nil),    // 28: penstock.v1.CountTokensResponse
+	(*CostEstimate)(nil),           // 29: penstock.v1.CostEstimate
+	(*GenerationSpec)(nil),         // 30: penstock.v1.GenerationSpec
+	(*Messages)(nil),               // 31: penstock.v1.Messages
+	(*Message)(nil),                // 32: penstock.v1.Message
+	(*Part)(nil),                   // 33: penstock.v1.Part
+	(*Image)(nil),                  // 34: penstock.v1.Image
+	(*ToolCall)(nil),               // 35: penstock.v1.ToolCall
+	(*ToolResult)(nil),             // 36: penstock.v1.ToolResult
+	(*Tool)(nil),                   // 37: penstock.v1.Tool
+	(*ToolConfig)(nil),             // 38: penstock.v1.ToolConfig
+	(*TokenIds)(nil),               // 39: penstock.v1.TokenIds
+	(*ThinkingConfig)(nil),         // 40: penstock.v1.ThinkingConfig
+	(*ContextConfig)(nil),          // 41: penstock.v1.ContextConfig
+	(*SamplingConfig)(nil),         // 42: penstock.v1.SamplingConfig
+	(*OutputConfig)(nil),           // 43: penstock.v1.OutputConfig
+	(*Choices)(nil),                // 44: penstock.v1.Choices
+	(*GenerationEvent)(nil),        // 45: penstock.v1.GenerationEvent
+	(*ToolCallStarted)(nil),        // 46: penstock.v1.ToolCallStarted
+	(*ToolCallArguments)(nil),      // 47: penstock.v1.ToolCallArguments
+	(*ToolCallFinished)(nil),       // 48: penstock.v1.ToolCallFinished
+	(*GenerationInterrupted)(nil),  // 49: penstock.v1.GenerationInterrupted
+	(*GenerationContinued)(nil),    // 50: penstock.v1.GenerationContinued
+	(*GenerationStarted)(nil),      // 51: penstock.v1.GenerationStarted
+	(*Delta)(nil),                  // 52: penstock.v1.Delta
+	(*TokenLogprobs)(nil),          // 53: penstock.v1.TokenLogprobs
+	(*TokenLogprob)(nil),           // 54: penstock.v1.TokenLogprob
+	(*ThinkingFinished)(nil),       // 55: penstock.v1.ThinkingFinished
+	(*GenerationFinished)(nil),     // 56: penstock.v1.GenerationFinished
+	(*CandidateResult)(nil),        // 57: penstock.v1.CandidateResult
+	(*Candidate)(nil),              // 58: penstock.v1.Candidate
+	(*Usage)(nil),                  // 59: penstock.v1.Usage
+	(*Cost)(nil),                   // 60: penstock.v1.Cost
+	(*Timing)(nil),                 // 61: penstock.v1.Timing
+	(*DroppedContext)(nil),         // 62: penstock.v1.DroppedContext
+	(*EffectiveSettings)(nil),      // 63: penstock.v1.EffectiveSettings
+	nil,                            // 64: penstock.v1.SamplingConfig.LogitBiasEntry
+	(*durationpb.Duration)(nil),    // 65: google.protobuf.Duration
 }
 var file_penstock_v1_generation_proto_depIdxs = []int32{
-	27, // 0: penstock.v1.GenerateRequest.spec:type_name -> penstock.v1.GenerationSpec
-	55, // 1: penstock.v1.GenerateResponse.candidates:type_name -> penstock.v1.Candidate
-	56, // 2: penstock.v1.GenerateResponse.usage:type_name -> penstock.v1.Usage
-	57, // 3: penstock.v1.GenerateResponse.cost:type_name -> penstock.v1.Cost
-	60, // 4: penstock.v1.GenerateResponse.effective_settings:type_name -> penstock.v1.EffectiveSettings
-	58, // 5: penstock.v1.GenerateResponse.timing:type_name -> penstock.v1.Timing
-	27, // 6: penstock.v1.StreamGenerateRequest.spec:type_name -> penstock.v1.GenerationSpec
-	62, // 7: penstock.v1.StreamGenerateRequest.flush_interval:type_name -> google.protobuf.Duration
-	42, // 8: penstock.v1.StreamGenerateResponse.event:type_name -> penstock.v1.GenerationEvent
-	27, // 9: penstock.v1.InteractRequest.start:type_name -> penstock.v1.GenerationSpec
-	16, // 10: penstock.v1.InteractRequest.finish_thinking:type_name -> penstock.v1.FinishThinking
-	17, // 11: penstock.v1.InteractRequest.change_budget:type_name -> penstock.v1.ChangeBudget
-	18, // 12: penstock.v1.InteractRequest.cancel:type_name -> penstock.v1.Cancel
-	62, // 13: penstock.v1.InteractRequest.flush_interval:type_name -> google.protobuf.Duration
-	42, // 14: penstock.v1.InteractResponse.event:type_name -> penstock.v1.GenerationEvent
-	42, // 15: penstock.v1.ResumeResponse.event:type_name -> penstock.v1.GenerationEvent
-	27, // 16: penstock.v1.CountTokensRequest.spec:type_name -> penstock.v1.GenerationSpec
-	59, // 17: penstock.v1.CountTokensResponse.dropped:type_name -> penstock.v1.DroppedContext
-	26, // 18: penstock.v1.CountTokensResponse.cost_estimate:type_name -> penstock.v1.CostEstimate
-	60, // 19: penstock.v1.CountTokensResponse.effective_settings:type_name -> penstock.v1.EffectiveSettings
-	28, // 20: penstock.v1.GenerationSpec.messages:type_name -> penstock.v1.Messages
-	36, // 21: penstock.v1.GenerationSpec.token_ids:type_name -> penstock.v1.TokenIds
-	37, // 22: penstock.v1.GenerationSpec.thinking:type_name -> penstock.v1.ThinkingConfig
-	38, // 23: penstock.v1.GenerationSpec.context:type_name -> penstock.v1.ContextConfig
-	39, // 24: penstock.v1.GenerationSpec.sampling:type_name -> penstock.v1.SamplingConfig
-	40, // 25: penstock.v1.GenerationSpec.output:type_name -> penstock.v1.OutputConfig
-	3,  // 26: penstock.v1.GenerationSpec.priority:type_name -> penstock.v1.Priority
-	34, // 27: penstock.v1.GenerationSpec.tools:type_name -> penstock.v1.Tool
-	35, // 28: penstock.v1.GenerationSpec.tool_config:type_name -> penstock.v1.ToolConfig
-	29, // 29: penstock.v1.Messages.messages:type_name -> penstock.v1.Message
-	0,  // 30: penstock.v1.Message.role:type_name -> penstock.v1.Role
-	30, // 31: penstock.v1.Message.parts:type_name -> penstock.v1.Part
-	31, // 32: penstock.v1.Part.image:type_name -> penstock.v1.Image
-	32, // 33: penstock.v1.Part.tool_call:type_name -> penstock.v1.ToolCall
-	33, // 34: penstock.v1.Part.tool_result:type_name -> penstock.v1.ToolResult
-	1,  // 35: penstock.v1.ToolCall.status:type_name -> penstock.v1.ToolCallStatus
-	30, // 36: penstock.v1.ToolResult.content:type_name -> penstock.v1.Part
-	2,  // 37: penstock.v1.ToolConfig.mode:type_name -> penstock.v1.ToolMode
-	4,  // 38: penstock.v1.ThinkingConfig.mode:type_name -> penstock.v1.ThinkingMode
-	5,  // 39: penstock.v1.ThinkingConfig.effort:type_name -> penstock.v1.Effort
-	6,  // 40: penstock.v1.ThinkingConfig.history:type_name -> penstock.v1.ThoughtHistory
-	7,  // 41: penstock.v1.ContextConfig.overflow:type_name -> penstock.v1.OverflowPolicy
-	61, // 42: penstock.v1.SamplingConfig.logit_bias:type_name -> penstock.v1.SamplingConfig.LogitBiasEntry
-	41, // 43: penstock.v1.OutputConfig.choices:type_name -> penstock.v1.Choices
-	48, // 44: penstock.v1.GenerationEvent.started:type_name -> penstock.v1.GenerationStarted
-	49, // 45: penstock.v1.GenerationEvent.thought:type_name -> penstock.v1.Delta
-	49, // 46: penstock.v1.GenerationEvent.answer:type_name -> penstock.v1.Delta
-	52, // 47: penstock.v1.GenerationEvent.thinking_finished:type_name -> penstock.v1.ThinkingFinished
-	53, // 48: penstock.v1.GenerationEvent.finished:type_name -> penstock.v1.GenerationFinished
-	46, // 49: penstock.v1.GenerationEvent.interrupted:type_name -> penstock.v1.GenerationInterrupted
-	47, // 50: penstock.v1.GenerationEvent.continued:type_name -> penstock.v1.GenerationContinued
-	43, // 51: penstock.v1.GenerationEvent.tool_call_started:type_name -> penstock.v1.ToolCallStarted
-	44, // 52: penstock.v1.GenerationEvent.tool_call_arguments:type_name -> penstock.v1.ToolCallArguments
-	45, // 53: penstock.v1.GenerationEvent.tool_call_finished:type_name -> penstock.v1.ToolCallFinished
-	32, // 54: penstock.v1.ToolCallFinished.call:type_name -> penstock.v1.ToolCall
-	8,  // 55: penstock.v1.GenerationInterrupted.reason:type_name -> penstock.v1.InterruptionReason
-	60, // 56: penstock.v1.GenerationStarted.effective_settings:type_name -> penstock.v1.EffectiveSettings
-	50, // 57: penstock.v1.Delta.logprobs:type_name -> penstock.v1.TokenLogprobs
-	51, // 58: penstock.v1.TokenLogprobs.sampled:type_name -> penstock.v1.TokenLogprob
-	51, // 59: penstock.v1.TokenLogprobs.top:type_name -> penstock.v1.TokenLogprob
-	9,  // 60: penstock.v1.ThinkingFinished.outcome:type_name -> penstock.v1.ThinkingOutcome
-	54, // 61: penstock.v1.GenerationFinished.results:type_name -> penstock.v1.CandidateResult
-	56, // 62: penstock.v1.GenerationFinished.usage:type_name -> penstock.v1.Usage
-	57, // 63: penstock.v1.GenerationFinished.cost:type_name -> penstock.v1.Cost
-	60, // 64: penstock.v1.GenerationFinished.effective_settings:type_name -> penstock.v1.EffectiveSettings
-	58, // 65: penstock.v1.GenerationFinished.timing:type_name -> penstock.v1.Timing
-	10, // 66: penstock.v1.CandidateResult.finish_reason:type_name -> penstock.v1.FinishReason
-	9,  // 67: penstock.v1.CandidateResult.thinking_outcome:type_name -> penstock.v1.ThinkingOutcome
-	56, // 68: penstock.v1.CandidateResult.usage:type_name -> penstock.v1.Usage
-	54, // 69: penstock.v1.Candidate.result:type_name -> penstock.v1.CandidateResult
-	50, // 70: penstock.v1.Candidate.thought_logprobs:type_name -> penstock.v1.TokenLogprobs
-	50, // 71: penstock.v1.Candidate.answer_logprobs:type_name -> penstock.v1.TokenLogprobs
-	32, // 72: penstock.v1.Candidate.tool_calls:type_name -> penstock.v1.ToolCall
-	62, // 73: penstock.v1.Timing.queue:type_name -> google.protobuf.Duration
-	62, // 74: penstock.v1.Timing.first_token:type_name -> google.protobuf.Duration
-	62, // 75: penstock.v1.Timing.first_answer_token:type_name -> google.protobuf.Duration
-	62, // 76: penstock.v1.Timing.total:type_name -> google.protobuf.Duration
-	4,  // 77: penstock.v1.EffectiveSettings.thinking_mode:type_name -> penstock.v1.ThinkingMode
-	39, // 78: penstock.v1.EffectiveSettings.sampling:type_name -> penstock.v1.SamplingConfig
-	59, // 79: penstock.v1.EffectiveSettings.dropped:type_name -> penstock.v1.DroppedContext
-	4,  // 80: penstock.v1.EffectiveSettings.requested_thinking_mode:type_name -> penstock.v1.ThinkingMode
-	62, // 81: penstock.v1.EffectiveSettings.status_margin:type_name -> google.protobuf.Duration
-	5,  // 82: penstock.v1.EffectiveSettings.effort:type_name -> penstock.v1.Effort
-	2,  // 83: penstock.v1.EffectiveSettings.tool_mode:type_name -> penstock.v1.ToolMode
-	11, // 84: penstock.v1.GenerationService.Generate:input_type -> penstock.v1.GenerateRequest
-	13, // 85: penstock.v1.GenerationService.StreamGenerate:input_type -> penstock.v1.StreamGenerateRequest
-	15, // 86: penstock.v1.GenerationService.Interact:input_type -> penstock.v1.InteractRequest
-	20, // 87: penstock.v1.GenerationService.Resume:input_type -> penstock.v1.ResumeRequest
-	22, // 88: penstock.v1.GenerationService.Cancel:input_type -> penstock.v1.CancelRequest
-	24, // 89: penstock.v1.GenerationService.CountTokens:input_type -> penstock.v1.CountTokensRequest
-	12, // 90: penstock.v1.GenerationService.Generate:output_type -> penstock.v1.GenerateResponse
-	14, // 91: penstock.v1.GenerationService.StreamGenerate:output_type -> penstock.v1.StreamGenerateResponse
-	19, // 92: penstock.v1.GenerationService.Interact:output_type -> penstock.v1.InteractResponse
-	21, // 93: penstock.v1.GenerationService.Resume:output_type -> penstock.v1.ResumeResponse
-	23, // 94: penstock.v1.GenerationService.Cancel:output_type -> penstock.v1.CancelResponse
-	25, // 95: penstock.v1.GenerationService.CountTokens:output_type -> penstock.v1.CountTokensResponse
-	90, // [90:96] is the sub-list for method output_type
-	84, // [84:90] is the sub-list for method input_type
-	84, // [84:84] is the sub-list for extension type_name
-	84, // [84:84] is the sub-list for extension extendee
-	0,  // [0:84] is the sub-list for field type_name
+	30, // 0: penstock.v1.GenerateRequest.spec:type_name -> penstock.v1.GenerationSpec
+	58, // 1: penstock.v1.GenerateResponse.candidates:type_name -> penstock.v1.Candidate
+	59, // 2: penstock.v1.GenerateResponse.usage:type_name -> penstock.v1.Usage
+	60, // 3: penstock.v1.GenerateResponse.cost:type_name -> penstock.v1.Cost
+	63, // 4: penstock.v1.GenerateResponse.effective_settings:type_name -> penstock.v1.EffectiveSettings
+	61, // 5: penstock.v1.GenerateResponse.timing:type_name -> penstock.v1.Timing
+	30, // 6: penstock.v1.StreamGenerateRequest.spec:type_name -> penstock.v1.GenerationSpec
+	65, // 7: penstock.v1.StreamGenerateRequest.flush_interval:type_name -> google.protobuf.Duration
+	45, // 8: penstock.v1.StreamGenerateResponse.event:type_name -> penstock.v1.GenerationEvent
+	30, // 9: penstock.v1.InteractRequest.start:type_name -> penstock.v1.GenerationSpec
+	17, // 10: penstock.v1.InteractRequest.finish_thinking:type_name -> penstock.v1.FinishThinking
+	18, // 11: penstock.v1.InteractRequest.change_budget:type_name -> penstock.v1.ChangeBudget
+	19, // 12: penstock.v1.InteractRequest.cancel:type_name -> penstock.v1.Cancel
+	65, // 13: penstock.v1.InteractRequest.flush_interval:type_name -> google.protobuf.Duration
+	45, // 14: penstock.v1.InteractResponse.event:type_name -> penstock.v1.GenerationEvent
+	45, // 15: penstock.v1.ResumeResponse.event:type_name -> penstock.v1.GenerationEvent
+	17, // 16: penstock.v1.SteerRequest.finish_thinking:type_name -> penstock.v1.FinishThinking
+	18, // 17: penstock.v1.SteerRequest.change_budget:type_name -> penstock.v1.ChangeBudget
+	19, // 18: penstock.v1.SteerRequest.cancel:type_name -> penstock.v1.Cancel
+	0,  // 19: penstock.v1.SteerResponse.phase:type_name -> penstock.v1.GenerationPhase
+	30, // 20: penstock.v1.CountTokensRequest.spec:type_name -> penstock.v1.GenerationSpec
+	62, // 21: penstock.v1.CountTokensResponse.dropped:type_name -> penstock.v1.DroppedContext
+	29, // 22: penstock.v1.CountTokensResponse.cost_estimate:type_name -> penstock.v1.CostEstimate
+	63, // 23: penstock.v1.CountTokensResponse.effective_settings:type_name -> penstock.v1.EffectiveSettings
+	31, // 24: penstock.v1.GenerationSpec.messages:type_name -> penstock.v1.Messages
+	39, // 25: penstock.v1.GenerationSpec.token_ids:type_name -> penstock.v1.TokenIds
+	40, // 26: penstock.v1.GenerationSpec.thinking:type_name -> penstock.v1.ThinkingConfig
+	41, // 27: penstock.v1.GenerationSpec.context:type_name -> penstock.v1.ContextConfig
+	42, // 28: penstock.v1.GenerationSpec.sampling:type_name -> penstock.v1.SamplingConfig
+	43, // 29: penstock.v1.GenerationSpec.output:type_name -> penstock.v1.OutputConfig
+	4,  // 30: penstock.v1.GenerationSpec.priority:type_name -> penstock.v1.Priority
+	37, // 31: penstock.v1.GenerationSpec.tools:type_name -> penstock.v1.Tool
+	38, // 32: penstock.v1.GenerationSpec.tool_config:type_name -> penstock.v1.ToolConfig
+	32, // 33: penstock.v1.Messages.messages:type_name -> penstock.v1.Message
+	1,  // 34: penstock.v1.Message.role:type_name -> penstock.v1.Role
+	33, // 35: penstock.v1.Message.parts:type_name -> penstock.v1.Part
+	34, // 36: penstock.v1.Part.image:type_name -> penstock.v1.Image
+	35, // 37: penstock.v1.Part.tool_call:type_name -> penstock.v1.ToolCall
+	36, // 38: penstock.v1.Part.tool_result:type_name -> penstock.v1.ToolResult
+	2,  // 39: penstock.v1.ToolCall.status:type_name -> penstock.v1.ToolCallStatus
+	33, // 40: penstock.v1.ToolResult.content:type_name -> penstock.v1.Part
+	3,  // 41: penstock.v1.ToolConfig.mode:type_name -> penstock.v1.ToolMode
+	5,  // 42: penstock.v1.ThinkingConfig.mode:type_name -> penstock.v1.ThinkingMode
+	6,  // 43: penstock.v1.ThinkingConfig.effort:type_name -> penstock.v1.Effort
+	7,  // 44: penstock.v1.ThinkingConfig.history:type_name -> penstock.v1.ThoughtHistory
+	8,  // 45: penstock.v1.ContextConfig.overflow:type_name -> penstock.v1.OverflowPolicy
+	64, // 46: penstock.v1.SamplingConfig.logit_bias:type_name -> penstock.v1.SamplingConfig.LogitBiasEntry
+	44, // 47: penstock.v1.OutputConfig.choices:type_name -> penstock.v1.Choices
+	51, // 48: penstock.v1.GenerationEvent.started:type_name -> penstock.v1.GenerationStarted
+	52, // 49: penstock.v1.GenerationEvent.thought:type_name -> penstock.v1.Delta
+	52, // 50: penstock.v1.GenerationEvent.answer:type_name -> penstock.v1.Delta
+	55, // 51: penstock.v1.GenerationEvent.thinking_finished:type_name -> penstock.v1.ThinkingFinished
+	56, // 52: penstock.v1.GenerationEvent.finished:type_name -> penstock.v1.GenerationFinished
+	49, // 53: penstock.v1.GenerationEvent.interrupted:type_name -> penstock.v1.GenerationInterrupted
+	50, // 54: penstock.v1.GenerationEvent.continued:type_name -> penstock.v1.GenerationContinued
+	46, // 55: penstock.v1.GenerationEvent.tool_call_started:type_name -> penstock.v1.ToolCallStarted
+	47, // 56: penstock.v1.GenerationEvent.tool_call_arguments:type_name -> penstock.v1.ToolCallArguments
+	48, // 57: penstock.v1.GenerationEvent.tool_call_finished:type_name -> penstock.v1.ToolCallFinished
+	35, // 58: penstock.v1.ToolCallFinished.call:type_name -> penstock.v1.ToolCall
+	9,  // 59: penstock.v1.GenerationInterrupted.reason:type_name -> penstock.v1.InterruptionReason
+	63, // 60: penstock.v1.GenerationStarted.effective_settings:type_name -> penstock.v1.EffectiveSettings
+	53, // 61: penstock.v1.Delta.logprobs:type_name -> penstock.v1.TokenLogprobs
+	54, // 62: penstock.v1.TokenLogprobs.sampled:type_name -> penstock.v1.TokenLogprob
+	54, // 63: penstock.v1.TokenLogprobs.top:type_name -> penstock.v1.TokenLogprob
+	10, // 64: penstock.v1.ThinkingFinished.outcome:type_name -> penstock.v1.ThinkingOutcome
+	57, // 65: penstock.v1.GenerationFinished.results:type_name -> penstock.v1.CandidateResult
+	59, // 66: penstock.v1.GenerationFinished.usage:type_name -> penstock.v1.Usage
+	60, // 67: penstock.v1.GenerationFinished.cost:type_name -> penstock.v1.Cost
+	63, // 68: penstock.v1.GenerationFinished.effective_settings:type_name -> penstock.v1.EffectiveSettings
+	61, // 69: penstock.v1.GenerationFinished.timing:type_name -> penstock.v1.Timing
+	11, // 70: penstock.v1.CandidateResult.finish_reason:type_name -> penstock.v1.FinishReason
+	10, // 71: penstock.v1.CandidateResult.thinking_outcome:type_name -> penstock.v1.ThinkingOutcome
+	59, // 72: penstock.v1.CandidateResult.usage:type_name -> penstock.v1.Usage
+	57, // 73: penstock.v1.Candidate.result:type_name -> penstock.v1.CandidateResult
+	53, // 74: penstock.v1.Candidate.thought_logprobs:type_name -> penstock.v1.TokenLogprobs
+	53, // 75: penstock.v1.Candidate.answer_logprobs:type_name -> penstock.v1.TokenLogprobs
+	35, // 76: penstock.v1.Candidate.tool_calls:type_name -> penstock.v1.ToolCall
+	65, // 77: penstock.v1.Timing.queue:type_name -> google.protobuf.Duration
+	65, // 78: penstock.v1.Timing.first_token:type_name -> google.protobuf.Duration
+	65, // 79: penstock.v1.Timing.first_answer_token:type_name -> google.protobuf.Duration
+	65, // 80: penstock.v1.Timing.total:type_name -> google.protobuf.Duration
+	5,  // 81: penstock.v1.EffectiveSettings.thinking_mode:type_name -> penstock.v1.ThinkingMode
+	42, // 82: penstock.v1.EffectiveSettings.sampling:type_name -> penstock.v1.SamplingConfig
+	62, // 83: penstock.v1.EffectiveSettings.dropped:type_name -> penstock.v1.DroppedContext
+	5,  // 84: penstock.v1.EffectiveSettings.requested_thinking_mode:type_name -> penstock.v1.ThinkingMode
+	65, // 85: penstock.v1.EffectiveSettings.status_margin:type_name -> google.protobuf.Duration
+	6,  // 86: penstock.v1.EffectiveSettings.effort:type_name -> penstock.v1.Effort
+	3,  // 87: penstock.v1.EffectiveSettings.tool_mode:type_name -> penstock.v1.ToolMode
+	12, // 88: penstock.v1.GenerationService.Generate:input_type -> penstock.v1.GenerateRequest
+	14, // 89: penstock.v1.GenerationService.StreamGenerate:input_type -> penstock.v1.StreamGenerateRequest
+	16, // 90: penstock.v1.GenerationService.Interact:input_type -> penstock.v1.InteractRequest
+	21, // 91: penstock.v1.GenerationService.Resume:input_type -> penstock.v1.ResumeRequest
+	23, // 92: penstock.v1.GenerationService.Cancel:input_type -> penstock.v1.CancelRequest
+	25, // 93: penstock.v1.GenerationService.Steer:input_type -> penstock.v1.SteerRequest
+	27, // 94: penstock.v1.GenerationService.CountTokens:input_type -> penstock.v1.CountTokensRequest
+	13, // 95: penstock.v1.GenerationService.Generate:output_type -> penstock.v1.GenerateResponse
+	15, // 96: penstock.v1.GenerationService.StreamGenerate:output_type -> penstock.v1.StreamGenerateResponse
+	20, // 97: penstock.v1.GenerationService.Interact:output_type -> penstock.v1.InteractResponse
+	22, // 98: penstock.v1.GenerationService.Resume:output_type -> penstock.v1.ResumeResponse
+	24, // 99: penstock.v1.GenerationService.Cancel:output_type -> penstock.v1.CancelResponse
+	26, // 100: penstock.v1.GenerationService.Steer:output_type -> penstock.v1.SteerResponse
+	28, // 101: penstock.v1.GenerationService.CountTokens:output_type -> penstock.v1.CountTokensResponse
+	95, // [95:102] is the sub-list for method output_type
+	88, // [88:95] is the sub-list for method input_type
+	88, // [88:88] is the sub-list for extension type_name
+	88, // [88:88] is the sub-list for extension extendee
+	0,  // [0:88] is the sub-list for field type_name
 }
 
 func init() { file_penstock_v1_generation_proto_init() }
@@ -5314,29 +5596,35 @@ func file_penstock_v1_generation_proto_init() {
 		(*InteractRequest_ChangeBudget)(nil),
 		(*InteractRequest_Cancel)(nil),
 	}
-	file_penstock_v1_generation_proto_msgTypes[16].OneofWrappers = []any{
+	file_penstock_v1_generation_proto_msgTypes[13].OneofWrappers = []any{
+		(*SteerRequest_FinishThinking)(nil),
+		(*SteerRequest_ChangeBudget)(nil),
+		(*SteerRequest_Cancel)(nil),
+	}
+	file_penstock_v1_generation_proto_msgTypes[14].OneofWrappers = []any{}
+	file_penstock_v1_generation_proto_msgTypes[18].OneofWrappers = []any{
 		(*GenerationSpec_Messages)(nil),
 		(*GenerationSpec_Text)(nil),
 		(*GenerationSpec_TokenIds)(nil),
 	}
-	file_penstock_v1_generation_proto_msgTypes[19].OneofWrappers = []any{
+	file_penstock_v1_generation_proto_msgTypes[21].OneofWrappers = []any{
 		(*Part_Text)(nil),
 		(*Part_Thought)(nil),
 		(*Part_Image)(nil),
 		(*Part_ToolCall)(nil),
 		(*Part_ToolResult)(nil),
 	}
-	file_penstock_v1_generation_proto_msgTypes[24].OneofWrappers = []any{}
 	file_penstock_v1_generation_proto_msgTypes[26].OneofWrappers = []any{}
-	file_penstock_v1_generation_proto_msgTypes[27].OneofWrappers = []any{}
 	file_penstock_v1_generation_proto_msgTypes[28].OneofWrappers = []any{}
-	file_penstock_v1_generation_proto_msgTypes[29].OneofWrappers = []any{
+	file_penstock_v1_generation_proto_msgTypes[29].OneofWrappers = []any{}
+	file_penstock_v1_generation_proto_msgTypes[30].OneofWrappers = []any{}
+	file_penstock_v1_generation_proto_msgTypes[31].OneofWrappers = []any{
 		(*OutputConfig_JsonSchema)(nil),
 		(*OutputConfig_Regex)(nil),
 		(*OutputConfig_Grammar)(nil),
 		(*OutputConfig_Choices)(nil),
 	}
-	file_penstock_v1_generation_proto_msgTypes[31].OneofWrappers = []any{
+	file_penstock_v1_generation_proto_msgTypes[33].OneofWrappers = []any{
 		(*GenerationEvent_Started)(nil),
 		(*GenerationEvent_Thought)(nil),
 		(*GenerationEvent_Answer)(nil),
@@ -5348,15 +5636,15 @@ func file_penstock_v1_generation_proto_init() {
 		(*GenerationEvent_ToolCallArguments)(nil),
 		(*GenerationEvent_ToolCallFinished)(nil),
 	}
-	file_penstock_v1_generation_proto_msgTypes[35].OneofWrappers = []any{}
-	file_penstock_v1_generation_proto_msgTypes[45].OneofWrappers = []any{}
+	file_penstock_v1_generation_proto_msgTypes[37].OneofWrappers = []any{}
+	file_penstock_v1_generation_proto_msgTypes[47].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_penstock_v1_generation_proto_rawDesc), len(file_penstock_v1_generation_proto_rawDesc)),
-			NumEnums:      11,
-			NumMessages:   51,
+			NumEnums:      12,
+			NumMessages:   53,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

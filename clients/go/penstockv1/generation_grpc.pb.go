@@ -26,6 +26,7 @@ const (
 	GenerationService_Interact_FullMethodName       = "/penstock.v1.GenerationService/Interact"
 	GenerationService_Resume_FullMethodName         = "/penstock.v1.GenerationService/Resume"
 	GenerationService_Cancel_FullMethodName         = "/penstock.v1.GenerationService/Cancel"
+	GenerationService_Steer_FullMethodName          = "/penstock.v1.GenerationService/Steer"
 	GenerationService_CountTokens_FullMethodName    = "/penstock.v1.GenerationService/CountTokens"
 )
 
@@ -57,6 +58,14 @@ type GenerationServiceClient interface {
 	// Ends a resumable generation: dropping its connection does not. Its events are forgotten.
 	// NOT_FOUND / GENERATION_NOT_FOUND when it is unknown, expired or another caller's.
 	Cancel(ctx context.Context, in *CancelRequest, opts ...grpc.CallOption) (*CancelResponse, error)
+	// Steers a resumable generation while it runs: one action of Interact in one call, for callers that cannot hold a stream
+	// in both directions, such as a browser. It needs no connection to the stream, and works while the engine restarts and
+	// while the server drains. The reply comes at once; the action takes effect as Interact's does, and of several actions
+	// before an engine step the last budget holds.
+	// NOT_FOUND / GENERATION_NOT_FOUND as in Resume, also when the generation runs on another server: it is steered where it
+	// runs. With `state` "finished" in the metadata when it has ended.
+	// INVALID_ARGUMENT / LIMIT_EXCEEDED after GetModel's `max_steering_messages` of one generation; cancel is always taken.
+	Steer(ctx context.Context, in *SteerRequest, opts ...grpc.CallOption) (*SteerResponse, error)
 	// Counts the tokens of an input without generating, and reports what the overflow policy would drop.
 	CountTokens(ctx context.Context, in *CountTokensRequest, opts ...grpc.CallOption) (*CountTokensResponse, error)
 }
@@ -140,6 +149,16 @@ func (c *generationServiceClient) Cancel(ctx context.Context, in *CancelRequest,
 	return out, nil
 }
 
+func (c *generationServiceClient) Steer(ctx context.Context, in *SteerRequest, opts ...grpc.CallOption) (*SteerResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SteerResponse)
+	err := c.cc.Invoke(ctx, GenerationService_Steer_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *generationServiceClient) CountTokens(ctx context.Context, in *CountTokensRequest, opts ...grpc.CallOption) (*CountTokensResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(CountTokensResponse)
@@ -178,6 +197,14 @@ type GenerationServiceServer interface {
 	// Ends a resumable generation: dropping its connection does not. Its events are forgotten.
 	// NOT_FOUND / GENERATION_NOT_FOUND when it is unknown, expired or another caller's.
 	Cancel(context.Context, *CancelRequest) (*CancelResponse, error)
+	// Steers a resumable generation while it runs: one action of Interact in one call, for callers that cannot hold a stream
+	// in both directions, such as a browser. It needs no connection to the stream, and works while the engine restarts and
+	// while the server drains. The reply comes at once; the action takes effect as Interact's does, and of several actions
+	// before an engine step the last budget holds.
+	// NOT_FOUND / GENERATION_NOT_FOUND as in Resume, also when the generation runs on another server: it is steered where it
+	// runs. With `state` "finished" in the metadata when it has ended.
+	// INVALID_ARGUMENT / LIMIT_EXCEEDED after GetModel's `max_steering_messages` of one generation; cancel is always taken.
+	Steer(context.Context, *SteerRequest) (*SteerResponse, error)
 	// Counts the tokens of an input without generating, and reports what the overflow policy would drop.
 	CountTokens(context.Context, *CountTokensRequest) (*CountTokensResponse, error)
 	mustEmbedUnimplementedGenerationServiceServer()
@@ -204,6 +231,9 @@ func (UnimplementedGenerationServiceServer) Resume(*ResumeRequest, grpc.ServerSt
 }
 func (UnimplementedGenerationServiceServer) Cancel(context.Context, *CancelRequest) (*CancelResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Cancel not implemented")
+}
+func (UnimplementedGenerationServiceServer) Steer(context.Context, *SteerRequest) (*SteerResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Steer not implemented")
 }
 func (UnimplementedGenerationServiceServer) CountTokens(context.Context, *CountTokensRequest) (*CountTokensResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method CountTokens not implemented")
@@ -294,6 +324,24 @@ func _GenerationService_Cancel_Handler(srv interface{}, ctx context.Context, dec
 	return interceptor(ctx, in, info, handler)
 }
 
+func _GenerationService_Steer_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SteerRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(GenerationServiceServer).Steer(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: GenerationService_Steer_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(GenerationServiceServer).Steer(ctx, req.(*SteerRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _GenerationService_CountTokens_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(CountTokensRequest)
 	if err := dec(in); err != nil {
@@ -326,6 +374,10 @@ var GenerationService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Cancel",
 			Handler:    _GenerationService_Cancel_Handler,
+		},
+		{
+			MethodName: "Steer",
+			Handler:    _GenerationService_Steer_Handler,
 		},
 		{
 			MethodName: "CountTokens",

@@ -513,7 +513,7 @@ type Limits struct {
 	MaxLogitBiases int32 `protobuf:"varint,9,opt,name=max_logit_biases,json=maxLogitBiases,proto3" json:"max_logit_biases,omitempty"`
 	// Most bytes of a closing message.
 	MaxClosingMessageBytes int32 `protobuf:"varint,10,opt,name=max_closing_message_bytes,json=maxClosingMessageBytes,proto3" json:"max_closing_message_bytes,omitempty"`
-	// Most messages of one Interact after the first.
+	// Most messages of one Interact after the first, and most actions of Steer for one generation. Cancel is not counted.
 	MaxSteeringMessages int32 `protobuf:"varint,11,opt,name=max_steering_messages,json=maxSteeringMessages,proto3" json:"max_steering_messages,omitempty"`
 	// Most bytes of a message. Where it is not configured: what a drained conversation of the window takes, at least 4 MiB.
 	MaxMessageBytes int32 `protobuf:"varint,12,opt,name=max_message_bytes,json=maxMessageBytes,proto3" json:"max_message_bytes,omitempty"`

@@ -316,7 +316,9 @@ class LimitSettings(Section):
         1024, description="Maximum UTF-8 bytes of a request's closing message."
     )
     max_steering_messages: Annotated[int, Field(ge=1)] = Field(
-        64, description="Maximum messages of one Interact call after the first; a changed budget costs a prefill."
+        64,
+        description="Maximum actions of Interact or Steer for one generation, without cancel; a changed budget costs a "
+        "prefill.",
     )
 
 

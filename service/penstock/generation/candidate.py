@@ -161,6 +161,7 @@ class Candidate:
             "banned": self._banned,
             "tokens": [self._cached_tokens, self._recomputed_tokens],
             "ended": [self._ended[0].value, self._ended[1]] if self._ended else None,
+            "control": self._control.state(),
         }
 
     def _restore(self, state: Mapping[str, Any]) -> None:
@@ -170,6 +171,8 @@ class Candidate:
         self._runs, self._banned = state["runs"], tuple(state["banned"])
         self._markers_are_banned = bool(self._banned)
         self._cached_tokens, self._recomputed_tokens = state["tokens"]
+        if "control" in state:  # not in those of earlier versions
+            self._control.restore(state["control"])
         if state["ended"]:
             reason, matched_stop = state["ended"]
             self._ended = FinishReason(reason), matched_stop
@@ -443,22 +446,32 @@ class Candidate:
 
     def _apply_control(self) -> StepAction:
         """Return the action that the client, the deadline or a draining server requires before the next token."""
-        control, parser, plan = self._control, self._parser, self._plan
+        control, parser = self._control, self._parser
         if control.ends or not parser.in_thought:
             return self._early_end()
         if control.finish_thinking:
             return StepAction.CLOSE_THOUGHT_BY_CLIENT
         if self._must_answer_now():
             return StepAction.CLOSE_THOUGHT_BEFORE_DEADLINE
-        budget = control.thought_budget_tokens
-        if budget is None:
-            return StepAction.GO_ON
-        most = plan.budget.max_output_tokens - plan.budget.answer_reserve_tokens
-        budget = most if budget == -1 else min(budget, most)
+        budget = self.thought_budget_tokens
         if budget == parser.thought_budget_tokens:
             return StepAction.GO_ON
         parser.thought_budget_tokens = budget
         return StepAction.CLOSE_THOUGHT_AT_BUDGET if parser.thought_tokens >= budget else StepAction.BUDGET_CHANGED
+
+    @property
+    def may_think(self) -> bool:
+        """Return whether the thought is under way or to come."""
+        return self._ended is None and self._parser.may_think
+
+    @property
+    def thought_budget_tokens(self) -> int:
+        """Return the budget that holds from the next engine step on: the client's, as far as the reserve leaves it."""
+        asked, budget = self._control.thought_budget_tokens, self._plan.budget
+        if asked is None or not self._parser.may_think:
+            return self._parser.thought_budget_tokens
+        most = budget.max_output_tokens - budget.answer_reserve_tokens
+        return most if asked == -1 else min(asked, most)
 
     def _early_end(self) -> StepAction:
         if self._control.cancelled:

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from penstock.errors import BadRequest, FieldViolation
 from penstock.generation.usage import UsageMeter
 from penstock.telemetry.hooks import NO_GENERATION_HOOKS, GenerationHooks
 
@@ -15,19 +16,38 @@ T = TypeVar("T")
 
 @dataclass(eq=False)
 class GenerationControl:
-    """Control a running generation. Interact and draining write it; every engine step reads it."""
+    """Control a running generation. Interact, Steer and draining write it; every engine step reads it."""
 
     finish_thinking: bool = False
     thought_budget_tokens: int | None = None
     """A new budget in tokens, counted from the start of the thought; -1 is all that the answer reserve leaves."""
     cancelled: bool = False
     drained: bool = False
+    actions: int = 0
+    """Number of actions that the client has taken, cancel apart."""
     _waits: set[asyncio.Timeout] = field(default_factory=set)
+
+    def count_action(self, most: int) -> None:
+        """Count one action of the client. Raise BadRequest after `most`: each may cost an engine run."""
+        if self.actions >= most:
+            why = f"at most {most} actions may steer a generation, got more; cancel is still taken"
+            raise BadRequest(FieldViolation("action", why, "LIMIT_EXCEEDED"))
+        self.actions += 1
 
     def cancel(self) -> None:
         """End the generation."""
         self.cancelled = True
         self._end_waits()
+
+    def state(self) -> dict[str, Any]:
+        """Return plain data of the actions that another process must still take."""
+        return {"finish": self.finish_thinking, "budget": self.thought_budget_tokens}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take the actions of `state` that nothing newer has replaced."""
+        self.finish_thinking = self.finish_thinking or bool(state["finish"])
+        if self.thought_budget_tokens is None:
+            self.thought_budget_tokens = state["budget"]
 
     def drain(self) -> None:
         """End the generation here, so that another server continues it."""

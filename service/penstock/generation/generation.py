@@ -11,7 +11,7 @@ from penstock import tasks
 from penstock.engine.base import Engine
 from penstock.generation.candidate import Candidate, CandidateEvent
 from penstock.generation.control import GenerationRun
-from penstock.generation.usage import PriceList, total
+from penstock.generation.usage import PriceList, Progress, total
 from penstock.types import CandidateEnd, Delta, Event, Finished, FinishReason, GenerationPlan, Timing
 
 
@@ -23,7 +23,11 @@ async def generate(
     count = plan.request.output.candidate_count
     candidates = [Candidate(engine, plan, index, run) for index in range(count)]
     if run.meter is not None:
-        run.meter.start(lambda: total([candidate.usage() for candidate in candidates]), goes_on=bool(run.states))
+        run.meter.start(
+            lambda: total([candidate.usage() for candidate in candidates]),
+            lambda: _progress(candidates),
+            goes_on=bool(run.states),
+        )
     ends: list[CandidateEnd] = []
     show_thoughts = plan.request.thinking.include_thoughts
     events = candidates[0].events() if count == 1 else _merged(candidates)
@@ -47,6 +51,15 @@ async def generate(
     if run.meter is not None:
         run.meter.finished = finished
     yield finished
+
+
+def _progress(candidates: list[Candidate]) -> Progress:
+    thinking = [candidate for candidate in candidates if candidate.may_think]
+    return Progress(
+        has_token=any(candidate.first_token_at is not None for candidate in candidates),
+        may_think=bool(thinking),
+        thought_budget_tokens=max(candidate.thought_budget_tokens for candidate in thinking or candidates),
+    )
 
 
 async def _merged(candidates: list[Candidate]) -> AsyncGenerator[CandidateEvent, None]:

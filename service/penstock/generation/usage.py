@@ -57,18 +57,34 @@ def _in_ticks(tier: PriceTier) -> TickTier:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a generation is.
+
+    Attributes:
+        has_token: Whether any candidate has a token.
+        may_think: Whether any candidate's thought is under way or to come.
+        thought_budget_tokens: Most thought tokens of each candidate from the next engine step on.
+    """
+
+    has_token: bool
+    may_think: bool
+    thought_budget_tokens: int
+
+
 class UsageMeter:
-    """Report what a generation has used at any time, so that it is billed however it ends."""
+    """Report what a generation has used at any time, so that it is billed however it ends; and how far it is."""
 
     def __init__(self) -> None:
         self._read: Callable[[], Usage] | None = None
+        self._progress: Callable[[], Progress] | None = None
         self._before = Usage()
         self.finished: Finished | None = None
         """The last event; None until it was sent."""
 
-    def start(self, read: Callable[[], Usage], *, goes_on: bool) -> None:
+    def start(self, read: Callable[[], Usage], progress: Callable[[], Progress], *, goes_on: bool) -> None:
         """Start metering the engine's work. `goes_on`: another server has billed what `read` returns now."""
-        self._read = read
+        self._read, self._progress = read, progress
         if goes_on:
             self._before = read()
 
@@ -84,6 +100,11 @@ class UsageMeter:
         if now is None or before is None:
             return 0
         return now.total_usd_ticks - before.total_usd_ticks
+
+    @property
+    def progress(self) -> Progress | None:
+        """Return how far the generation is; None before it has a permit."""
+        return self._progress() if self._progress else None
 
     @property
     def usage(self) -> Usage:

@@ -20,6 +20,7 @@ from penstock import tasks
 from penstock.auth.identity import ANONYMOUS, Principal
 from penstock.config.schema import ResumeSettings
 from penstock.errors import BadRequest, FieldViolation, GenerationNotFound, Overloaded
+from penstock.generation.control import GenerationControl
 from penstock.generation.usage import UsageMeter
 from penstock.telemetry.hooks import NO_CALL_HOOKS, CallHooks
 
@@ -95,6 +96,7 @@ class ResumableStream(Generic[EventT]):
         self.readers = 0
         self.task: asyncio.Task[None] | None = None
         self.meter = UsageMeter()
+        self.control = GenerationControl()
         self._watch_for_readers()
 
     async def feed(self, events: AsyncGenerator[EventT, None]) -> None:
@@ -198,6 +200,11 @@ class ResumableStream(Generic[EventT]):
             self.stop()
         else:
             self._watch_for_readers()
+
+    @property
+    def is_over(self) -> bool:
+        """Return whether the generation has ended, or its last event was made."""
+        return self._over or self.meter.finished is not None
 
     @property
     def was_fully_read(self) -> bool:
@@ -311,6 +318,19 @@ class StreamStore(Generic[EventT]):
         is_right = stream is not None and hmac.compare_digest(stream.token.encode(), token.encode())
         if stream is None or not is_right or stream.owner != caller.owner:
             raise GenerationNotFound("no such generation (unknown, expired, or wrong resume_token)")
+        return stream
+
+    async def get_running(
+        self, generation_id: str, token: str, caller: Principal = ANONYMOUS
+    ) -> ResumableStream[EventT]:
+        """Return a stream whose generation runs.
+
+        Raises:
+            GenerationNotFound: As for `get`; or the generation has ended, which the error tells.
+        """
+        stream = await self.get(generation_id, token, caller)
+        if stream.is_over:
+            raise GenerationNotFound("the generation has ended; Resume sends its last events again", state="finished")
         return stream
 
     async def cancel(self, generation_id: str, token: str, caller: Principal = ANONYMOUS) -> None:

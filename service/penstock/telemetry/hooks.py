@@ -136,6 +136,9 @@ class CallHooks:
     def resumes(self, other: CallHooks) -> None:
         """Observe that this call reads a generation which another one started."""
 
+    def steers(self, other: CallHooks) -> None:
+        """Observe that this call steers a generation which another one started."""
+
     def ended(self, code: str, error: BaseException | None = None) -> None:
         """Observe the end of the call. `code` is the name of the gRPC status."""
 

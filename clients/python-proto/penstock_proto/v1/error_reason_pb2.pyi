@@ -103,7 +103,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Example: {reason: "CALLER_REFUSED"}.
     """
     ERROR_REASON_GENERATION_NOT_FOUND: _ErrorReason.ValueType  # 17
-    """NOT_FOUND: the generation to resume is unknown, expired, or another caller's.
+    """NOT_FOUND: the generation to resume, cancel or steer is unknown, expired, or another caller's. From Steer also when it
+    has ended; then `state` is "finished", which only a caller with the right token is told.
     Example: {reason: "GENERATION_NOT_FOUND"}.
     """
     ERROR_REASON_POISONOUS_REQUEST: _ErrorReason.ValueType  # 18
@@ -215,7 +216,8 @@ ERROR_REASON_CALLER_REFUSED: ErrorReason.ValueType  # 16
 Example: {reason: "CALLER_REFUSED"}.
 """
 ERROR_REASON_GENERATION_NOT_FOUND: ErrorReason.ValueType  # 17
-"""NOT_FOUND: the generation to resume is unknown, expired, or another caller's.
+"""NOT_FOUND: the generation to resume, cancel or steer is unknown, expired, or another caller's. From Steer also when it
+has ended; then `state` is "finished", which only a caller with the right token is told.
 Example: {reason: "GENERATION_NOT_FOUND"}.
 """
 ERROR_REASON_POISONOUS_REQUEST: ErrorReason.ValueType  # 18

@@ -20,6 +20,34 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _GenerationPhase:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _GenerationPhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GenerationPhase.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    GENERATION_PHASE_UNSPECIFIED: _GenerationPhase.ValueType  # 0
+    """Never sent."""
+    GENERATION_PHASE_WAITING: _GenerationPhase.ValueType  # 1
+    """No candidate has a token yet."""
+    GENERATION_PHASE_THINKING: _GenerationPhase.ValueType  # 2
+    """At least one candidate may still think."""
+    GENERATION_PHASE_ANSWERING: _GenerationPhase.ValueType  # 3
+    """Every candidate has begun its answer, or has ended."""
+
+class GenerationPhase(_GenerationPhase, metaclass=_GenerationPhaseEnumTypeWrapper):
+    """How far a generation is."""
+
+GENERATION_PHASE_UNSPECIFIED: GenerationPhase.ValueType  # 0
+"""Never sent."""
+GENERATION_PHASE_WAITING: GenerationPhase.ValueType  # 1
+"""No candidate has a token yet."""
+GENERATION_PHASE_THINKING: GenerationPhase.ValueType  # 2
+"""At least one candidate may still think."""
+GENERATION_PHASE_ANSWERING: GenerationPhase.ValueType  # 3
+"""Every candidate has begun its answer, or has ended."""
+Global___GenerationPhase: _TypeAlias = GenerationPhase  # noqa: Y015
+
 class _Role:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -305,7 +333,7 @@ class _ThinkingOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Think
     THINKING_OUTCOME_MAX_OUTPUT_TOKENS: _ThinkingOutcome.ValueType  # 6
     """max_output_tokens cut it: there is no answer. Only where no answer reserve fits."""
     THINKING_OUTCOME_CANCELLED: _ThinkingOutcome.ValueType  # 7
-    """Interact's cancel ended the output inside it. Also in the result of a DRAINED stream whose thought goes on elsewhere."""
+    """The cancel of Interact or Steer ended the output inside it. Also in the result of a DRAINED stream whose thought goes on elsewhere."""
 
 class ThinkingOutcome(_ThinkingOutcome, metaclass=_ThinkingOutcomeEnumTypeWrapper):
     """How a thought ended."""
@@ -325,7 +353,7 @@ THINKING_OUTCOME_DEADLINE: ThinkingOutcome.ValueType  # 5
 THINKING_OUTCOME_MAX_OUTPUT_TOKENS: ThinkingOutcome.ValueType  # 6
 """max_output_tokens cut it: there is no answer. Only where no answer reserve fits."""
 THINKING_OUTCOME_CANCELLED: ThinkingOutcome.ValueType  # 7
-"""Interact's cancel ended the output inside it. Also in the result of a DRAINED stream whose thought goes on elsewhere."""
+"""The cancel of Interact or Steer ended the output inside it. Also in the result of a DRAINED stream whose thought goes on elsewhere."""
 Global___ThinkingOutcome: _TypeAlias = ThinkingOutcome  # noqa: Y015
 
 class _FinishReason:
@@ -345,7 +373,7 @@ class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishRe
     FINISH_REASON_MAX_OUTPUT_TOKENS: _FinishReason.ValueType  # 4
     """max_output_tokens or the window."""
     FINISH_REASON_CANCELLED: _FinishReason.ValueType  # 5
-    """Interact's cancel."""
+    """The cancel of Interact or Steer."""
     FINISH_REASON_DRAINED: _FinishReason.ValueType  # 6
     """The server went away; resume elsewhere."""
     FINISH_REASON_TOOL_CALLS: _FinishReason.ValueType  # 7
@@ -367,7 +395,7 @@ FINISH_REASON_STOP_TOKEN: FinishReason.ValueType  # 3
 FINISH_REASON_MAX_OUTPUT_TOKENS: FinishReason.ValueType  # 4
 """max_output_tokens or the window."""
 FINISH_REASON_CANCELLED: FinishReason.ValueType  # 5
-"""Interact's cancel."""
+"""The cancel of Interact or Steer."""
 FINISH_REASON_DRAINED: FinishReason.ValueType  # 6
 """The server went away; resume elsewhere."""
 FINISH_REASON_TOOL_CALLS: FinishReason.ValueType  # 7
@@ -750,6 +778,92 @@ class CancelResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CancelResponse: _TypeAlias = CancelResponse  # noqa: Y015
+
+@_typing.final
+class SteerRequest(_message.Message):
+    """Request of Steer: one action."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_ID_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    FINISH_THINKING_FIELD_NUMBER: _builtins.int
+    CHANGE_BUDGET_FIELD_NUMBER: _builtins.int
+    CANCEL_FIELD_NUMBER: _builtins.int
+    generation_id: _builtins.str
+    """From GenerationStarted. Required."""
+    resume_token: _builtins.str
+    """As in ResumeRequest. Required."""
+    @_builtins.property
+    def finish_thinking(self) -> Global___FinishThinking:
+        """Ends the thought now and starts the answer. Without effect once the answer has begun."""
+
+    @_builtins.property
+    def change_budget(self) -> Global___ChangeBudget:
+        """Changes the budget of the thought under way."""
+
+    @_builtins.property
+    def cancel(self) -> Global___Cancel:
+        """Ends the generation; unlike the RPC Cancel, its stream still gets its `finished` event, with usage and cost."""
+
+    def __init__(
+        self,
+        *,
+        generation_id: _builtins.str = ...,
+        resume_token: _builtins.str = ...,
+        finish_thinking: Global___FinishThinking | None = ...,
+        change_budget: Global___ChangeBudget | None = ...,
+        cancel: Global___Cancel | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "cancel", b"cancel", "change_budget", b"change_budget", "finish_thinking", b"finish_thinking"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "cancel", b"cancel", "change_budget", b"change_budget", "finish_thinking", b"finish_thinking", "generation_id", b"generation_id", "resume_token", b"resume_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_action: _TypeAlias = _typing.Literal["finish_thinking", "change_budget", "cancel"]  # noqa: Y015
+    _WhichOneofArgType_action: _TypeAlias = _typing.Literal["action", b"action"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_action) -> _WhichOneofReturnType_action | None: ...
+
+Global___SteerRequest: _TypeAlias = SteerRequest  # noqa: Y015
+
+@_typing.final
+class SteerResponse(_message.Message):
+    """Reply of Steer: what holds from the next engine step on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APPLIED_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
+    THINKING_BUDGET_FIELD_NUMBER: _builtins.int
+    REASONING_TOKENS_FIELD_NUMBER: _builtins.int
+    applied: _builtins.bool
+    """The action changes what the generation does. False for finish_thinking and change_budget once every candidate's
+    answer has begun, where there is no thought, and after a cancel.
+    """
+    phase: Global___GenerationPhase.ValueType
+    """How far the generation was when the action came."""
+    thinking_budget: _builtins.int
+    """Most thought tokens of each candidate from now on. Never -1: the reserve and the window bound it. Where fewer are
+    allowed than were spent, the thought ends at the next engine step. Absent while the generation waits for a place.
+    """
+    reasoning_tokens: _builtins.int
+    """Thought tokens so far, over all candidates."""
+    def __init__(
+        self,
+        *,
+        applied: _builtins.bool = ...,
+        phase: Global___GenerationPhase.ValueType = ...,
+        thinking_budget: _builtins.int | None = ...,
+        reasoning_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_thinking_budget", b"_thinking_budget", "thinking_budget", b"thinking_budget"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_thinking_budget", b"_thinking_budget", "applied", b"applied", "phase", b"phase", "reasoning_tokens", b"reasoning_tokens", "thinking_budget", b"thinking_budget"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__thinking_budget: _TypeAlias = _typing.Literal["thinking_budget"]  # noqa: Y015
+    _WhichOneofArgType__thinking_budget: _TypeAlias = _typing.Literal["_thinking_budget", b"_thinking_budget"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__thinking_budget) -> _WhichOneofReturnType__thinking_budget | None: ...
+
+Global___SteerResponse: _TypeAlias = SteerResponse  # noqa: Y015
 
 @_typing.final
 class CountTokensRequest(_message.Message):

@@ -68,6 +68,11 @@ class GenerationServiceStub:
                 request_serializer=penstock_dot_v1_dot_generation__pb2.CancelRequest.SerializeToString,
                 response_deserializer=penstock_dot_v1_dot_generation__pb2.CancelResponse.FromString,
                 _registered_method=True)
+        self.Steer = channel.unary_unary(
+                '/penstock.v1.GenerationService/Steer',
+                request_serializer=penstock_dot_v1_dot_generation__pb2.SteerRequest.SerializeToString,
+                response_deserializer=penstock_dot_v1_dot_generation__pb2.SteerResponse.FromString,
+                _registered_method=True)
         self.CountTokens = channel.unary_unary(
                 '/penstock.v1.GenerationService/CountTokens',
                 request_serializer=penstock_dot_v1_dot_generation__pb2.CountTokensRequest.SerializeToString,
@@ -126,6 +131,19 @@ class GenerationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Steer(self, request, context):
+        """Steers a resumable generation while it runs: one action of Interact in one call, for callers that cannot hold a stream
+        in both directions, such as a browser. It needs no connection to the stream, and works while the engine restarts and
+        while the server drains. The reply comes at once; the action takes effect as Interact's does, and of several actions
+        before an engine step the last budget holds.
+        NOT_FOUND / GENERATION_NOT_FOUND as in Resume, also when the generation runs on another server: it is steered where it
+        runs. With `state` "finished" in the metadata when it has ended.
+        INVALID_ARGUMENT / LIMIT_EXCEEDED after GetModel's `max_steering_messages` of one generation; cancel is always taken.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CountTokens(self, request, context):
         """Counts the tokens of an input without generating, and reports what the overflow policy would drop.
         """
@@ -160,6 +178,11 @@ def add_GenerationServiceServicer_to_server(servicer, server):
                     servicer.Cancel,
                     request_deserializer=penstock_dot_v1_dot_generation__pb2.CancelRequest.FromString,
                     response_serializer=penstock_dot_v1_dot_generation__pb2.CancelResponse.SerializeToString,
+            ),
+            'Steer': grpc.unary_unary_rpc_method_handler(
+                    servicer.Steer,
+                    request_deserializer=penstock_dot_v1_dot_generation__pb2.SteerRequest.FromString,
+                    response_serializer=penstock_dot_v1_dot_generation__pb2.SteerResponse.SerializeToString,
             ),
             'CountTokens': grpc.unary_unary_rpc_method_handler(
                     servicer.CountTokens,
@@ -311,6 +334,33 @@ class GenerationService:
             '/penstock.v1.GenerationService/Cancel',
             penstock_dot_v1_dot_generation__pb2.CancelRequest.SerializeToString,
             penstock_dot_v1_dot_generation__pb2.CancelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Steer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.v1.GenerationService/Steer',
+            penstock_dot_v1_dot_generation__pb2.SteerRequest.SerializeToString,
+            penstock_dot_v1_dot_generation__pb2.SteerResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -59,6 +59,15 @@ class GenerationServiceStub:
     """Ends a resumable generation: dropping its connection does not. Its events are forgotten.
     NOT_FOUND / GENERATION_NOT_FOUND when it is unknown, expired or another caller's.
     """
+    Steer: _grpc.UnaryUnaryMultiCallable[_generation_pb2.SteerRequest, _generation_pb2.SteerResponse]
+    """Steers a resumable generation while it runs: one action of Interact in one call, for callers that cannot hold a stream
+    in both directions, such as a browser. It needs no connection to the stream, and works while the engine restarts and
+    while the server drains. The reply comes at once; the action takes effect as Interact's does, and of several actions
+    before an engine step the last budget holds.
+    NOT_FOUND / GENERATION_NOT_FOUND as in Resume, also when the generation runs on another server: it is steered where it
+    runs. With `state` "finished" in the metadata when it has ended.
+    INVALID_ARGUMENT / LIMIT_EXCEEDED after GetModel's `max_steering_messages` of one generation; cancel is always taken.
+    """
     CountTokens: _grpc.UnaryUnaryMultiCallable[_generation_pb2.CountTokensRequest, _generation_pb2.CountTokensResponse]
     """Counts the tokens of an input without generating, and reports what the overflow policy would drop."""
 
@@ -92,6 +101,15 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     Cancel: _aio.UnaryUnaryMultiCallable[_generation_pb2.CancelRequest, _generation_pb2.CancelResponse]  # type: ignore[assignment]
     """Ends a resumable generation: dropping its connection does not. Its events are forgotten.
     NOT_FOUND / GENERATION_NOT_FOUND when it is unknown, expired or another caller's.
+    """
+    Steer: _aio.UnaryUnaryMultiCallable[_generation_pb2.SteerRequest, _generation_pb2.SteerResponse]  # type: ignore[assignment]
+    """Steers a resumable generation while it runs: one action of Interact in one call, for callers that cannot hold a stream
+    in both directions, such as a browser. It needs no connection to the stream, and works while the engine restarts and
+    while the server drains. The reply comes at once; the action takes effect as Interact's does, and of several actions
+    before an engine step the last budget holds.
+    NOT_FOUND / GENERATION_NOT_FOUND as in Resume, also when the generation runs on another server: it is steered where it
+    runs. With `state` "finished" in the metadata when it has ended.
+    INVALID_ARGUMENT / LIMIT_EXCEEDED after GetModel's `max_steering_messages` of one generation; cancel is always taken.
     """
     CountTokens: _aio.UnaryUnaryMultiCallable[_generation_pb2.CountTokensRequest, _generation_pb2.CountTokensResponse]  # type: ignore[assignment]
     """Counts the tokens of an input without generating, and reports what the overflow policy would drop."""
@@ -153,6 +171,21 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_generation_pb2.CancelResponse, _abc.Awaitable[_generation_pb2.CancelResponse]]:
         """Ends a resumable generation: dropping its connection does not. Its events are forgotten.
         NOT_FOUND / GENERATION_NOT_FOUND when it is unknown, expired or another caller's.
+        """
+
+    @_abc_1.abstractmethod
+    def Steer(
+        self,
+        request: _generation_pb2.SteerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_generation_pb2.SteerResponse, _abc.Awaitable[_generation_pb2.SteerResponse]]:
+        """Steers a resumable generation while it runs: one action of Interact in one call, for callers that cannot hold a stream
+        in both directions, such as a browser. It needs no connection to the stream, and works while the engine restarts and
+        while the server drains. The reply comes at once; the action takes effect as Interact's does, and of several actions
+        before an engine step the last budget holds.
+        NOT_FOUND / GENERATION_NOT_FOUND as in Resume, also when the generation runs on another server: it is steered where it
+        runs. With `state` "finished" in the metadata when it has ended.
+        INVALID_ARGUMENT / LIMIT_EXCEEDED after GetModel's `max_steering_messages` of one generation; cancel is always taken.
         """
 
     @_abc_1.abstractmethod

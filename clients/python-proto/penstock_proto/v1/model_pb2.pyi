@@ -297,7 +297,7 @@ class Limits(_message.Message):
     max_closing_message_bytes: _builtins.int
     """Most bytes of a closing message."""
     max_steering_messages: _builtins.int
-    """Most messages of one Interact after the first."""
+    """Most messages of one Interact after the first, and most actions of Steer for one generation. Cancel is not counted."""
     max_message_bytes: _builtins.int
     """Most bytes of a message. Where it is not configured: what a drained conversation of the window takes, at least 4 MiB."""
     default_max_output_tokens: _builtins.int

@@ -120,6 +120,7 @@ class CallRunner:
     def _feed(self, stream: ResumableStream[pb.GenerationEvent], call: GenerationCall, last_sequence: int) -> Events:
         """Have a task of its own write the call's events into `stream`; return what this client reads of it."""
         resumable = replace(call, meter=stream.meter, resume_token=stream.token, has_capacity=True)
+        stream.control = call.control
         stream.task = asyncio.create_task(stream.feed(self.events(resumable)))
         return self._until_deadline(stream.read(last_sequence), call.context, stream.meter)
 

@@ -21,7 +21,7 @@ class GenerationCall:
 
     Attributes:
         spec: The request as it came; a checkpoint keeps it.
-        control: What Interact and draining want of it while it waits and runs.
+        control: What Interact, Steer and draining want of it while it waits and runs.
         meter: What it has used so far.
         flush_seconds: Deltas are merged for this long, as the caller asked; 0 sends each.
         streams: Whether the reply is a stream.

@@ -20,7 +20,8 @@ from penstock.server.convert import generation as convert
 from penstock.server.convert.model import model_to_proto
 from penstock.server.request_context import RequestContext
 from penstock.server.rpc.call_runner import CallRunner
-from penstock.server.rpc.replies import count_to_proto, overflow_to_proto, response_to_proto
+from penstock.server.rpc.replies import count_to_proto, overflow_to_proto, response_to_proto, steered_to_proto
+from penstock.server.rpc.steering import apply_action, check_action
 from penstock.server.service_context import ServiceContext
 
 M = TypeVar("M")
@@ -98,6 +99,16 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         await self._service.streams.cancel(request.generation_id, request.resume_token, context.caller)
         return pb.CancelResponse()
 
+    async def Steer(  # type: ignore[override]
+        self, request: pb.SteerRequest, context: RequestContext
+    ) -> pb.SteerResponse:
+        """Apply one action to a resumable generation that runs, and return what holds from now on."""
+        check_action(request)
+        stream = await self._service.streams.get_running(request.generation_id, request.resume_token, context.caller)
+        context.hooks.steers(stream.hooks)
+        apply_action(stream.control, request, self._service.config.limits.max_steering_messages)
+        return steered_to_proto(request, stream.control, stream.meter)
+
 
 async def _until_either_fails(
     source: AsyncGenerator[M, None], listening: Coroutine[Any, Any, None]
@@ -138,31 +149,8 @@ async def _until_either_fails(
 
 async def _apply_messages(control: GenerationControl, requests: AsyncIterator[pb.InteractRequest], most: int) -> None:
     """Apply the client's messages to the control, which candidates read at their next engine step."""
-    left = most
     async for request in requests:
-        if left == 0:
-            raise BadRequest(
-                FieldViolation("action", f"at most {most} messages may follow the first, got more", "LIMIT_EXCEEDED")
-            )
-        left -= 1
-        match request.WhichOneof("action"):
-            case "finish_thinking":
-                control.finish_thinking = True
-            case "change_budget":
-                budget = request.change_budget.thinking_budget
-                if budget < -1:
-                    raise BadRequest(
-                        FieldViolation(
-                            "change_budget.thinking_budget", f"must be at least -1, got {budget}", "INVALID_FIELD"
-                        )
-                    )
-                control.thought_budget_tokens = budget
-            case "cancel":
-                control.cancel()
-            case _:
-                got = request.WhichOneof("action") or "an empty message"
-                why = f"must be finish_thinking, change_budget or cancel, got {got}"
-                raise BadRequest(FieldViolation("action", why, "INVALID_FIELD"))
+        apply_action(control, request, most)
 
 
 class ModelServicer(model_pb2_grpc.ModelServiceServicer):

@@ -1,4 +1,4 @@
-"""Build unary replies from the events that a stream would have sent, and the replies of CountTokens."""
+"""Build unary replies from the events that a stream would have sent, and the replies of CountTokens and Steer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from penstock_proto.v1 import generation_pb2 as pb
 
 from penstock.errors import ContextOverflow
-from penstock.generation.usage import PriceList
+from penstock.generation.control import GenerationControl
+from penstock.generation.usage import PriceList, Progress, UsageMeter
 from penstock.server.convert import generation as convert
 from penstock.server.convert.messages import tool_call_to_proto
 from penstock.server.rpc.generation_call import AdmittedCall
@@ -92,3 +93,22 @@ def overflow_to_proto(overflow: ContextOverflow) -> pb.CountTokensResponse:
         window_tokens=int(numbers["window_tokens"]),
         overflow_tokens=int(numbers["overflow_tokens"]),
     )
+
+
+def steered_to_proto(request: pb.SteerRequest, control: GenerationControl, meter: UsageMeter) -> pb.SteerResponse:
+    """Return the reply of Steer, once its action is in `control`."""
+    progress = meter.progress
+    # Without a permit it is not known whether there will be a thought.
+    may_think = progress is None or progress.may_think
+    return pb.SteerResponse(
+        applied=request.HasField("cancel") or (may_think and not control.cancelled),
+        phase=_phase(progress),
+        thinking_budget=None if progress is None else progress.thought_budget_tokens,
+        reasoning_tokens=meter.usage.thought_tokens,
+    )
+
+
+def _phase(progress: Progress | None) -> pb.GenerationPhase.ValueType:
+    if progress is None or not progress.has_token:
+        return pb.GENERATION_PHASE_WAITING
+    return pb.GENERATION_PHASE_THINKING if progress.may_think else pb.GENERATION_PHASE_ANSWERING

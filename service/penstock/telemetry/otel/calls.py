@@ -86,9 +86,15 @@ class _CallSpan(CallHooks):
         self._span.set({names.CALLER_ID: caller_id})
 
     def resumes(self, other: CallHooks) -> None:
+        self._link(other, "resumed")
+
+    def steers(self, other: CallHooks) -> None:
+        self._link(other, "steered")
+
+    def _link(self, other: CallHooks, kind: str) -> None:
         if isinstance(other, _CallSpan):
             started = other._generation.span if other._generation else other._span
-            self._span.link(started.context, {names.LINK_KIND: "resumed"})
+            self._span.link(started.context, {names.LINK_KIND: kind})
 
     def ended(self, code: str, error: BaseException | None = None) -> None:
         span, instruments = self._span, self._recorder.instruments

@@ -171,7 +171,8 @@ export enum ErrorReason {
   CALLER_REFUSED = 16,
 
   /**
-   * NOT_FOUND: the generation to resume is unknown, expired, or another caller's.
+   * NOT_FOUND: the generation to resume, cancel or steer is unknown, expired, or another caller's. From Steer also when it
+   * has ended; then `state` is "finished", which only a caller with the right token is told.
    * Example: {reason: "GENERATION_NOT_FOUND"}.
    *
    * @generated from enum value: ERROR_REASON_GENERATION_NOT_FOUND = 17;

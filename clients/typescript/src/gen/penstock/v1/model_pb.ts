@@ -383,7 +383,7 @@ export type Limits = Message<"penstock.v1.Limits"> & {
   maxClosingMessageBytes: number;
 
   /**
-   * Most messages of one Interact after the first.
+   * Most messages of one Interact after the first, and most actions of Steer for one generation. Cancel is not counted.
    *
    * @generated from field: int32 max_steering_messages = 11;
    */
