@@ -344,6 +344,19 @@ func (c *Client) abandon(request *pb.CancelRequest) {
 	})
 }
 
+// Steer steers a resumable generation that runs, by one action, which takes effect at the next engine step: for callers
+// that cannot hold an Interact stream, and for another process than the one that reads the stream. It goes to the server
+// where the generation runs. It fails with ErrGenerationNotFound if the generation is unknown, expired, on another server or
+// another caller's, or has ended (Metadata["state"] is then "finished").
+func (c *Client) Steer(ctx context.Context, request *pb.SteerRequest) (*pb.SteerResponse, error) {
+	ctx, cancel := reading(ctx)
+	defer cancel()
+	reply, _, err := unary(ctx, c, func(ctx context.Context, o ...grpc.CallOption) (*pb.SteerResponse, error) {
+		return c.generation.Steer(ctx, request, o...)
+	})
+	return reply, err
+}
+
 // Generate returns one complete reply.
 func (c *Client) Generate(ctx context.Context, spec *pb.GenerationSpec) (*Response, error) {
 	request := &pb.GenerateRequest{Spec: spec}

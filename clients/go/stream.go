@@ -2,6 +2,7 @@ package penstock
 
 import (
 	"context"
+	"errors"
 	"io"
 	"iter"
 	"log/slog"
@@ -15,6 +16,9 @@ import (
 
 // startTime is the time that an abandoned stream waits for its first event, which has the token that ends the generation.
 const startTime = time.Second
+
+var errNoToken = errors.New("the stream has no resume token: receive its first event, and do not start it with StreamOnce; " +
+	"Interact starts one that can be steered without")
 
 // receiver is the reading side of any of the streaming calls.
 type receiver interface {
@@ -129,6 +133,29 @@ func (s *Stream) Text() iter.Seq2[string, error] {
 			}
 		}
 	}
+}
+
+// FinishThinking ends the thought now and starts the answer, by a call of its own: see Client.Steer. Any goroutine may call
+// it once the first event of a resumable stream was received.
+func (s *Stream) FinishThinking(ctx context.Context) (*pb.SteerResponse, error) {
+	return s.steer(ctx, &pb.SteerRequest{Action: &pb.SteerRequest_FinishThinking{FinishThinking: &pb.FinishThinking{}}})
+}
+
+// ChangeBudget changes the budget of the current thought, counted from its start; -1 is no limit. See FinishThinking.
+func (s *Stream) ChangeBudget(ctx context.Context, budget int32) (*pb.SteerResponse, error) {
+	change := &pb.ChangeBudget{ThinkingBudget: budget}
+	return s.steer(ctx, &pb.SteerRequest{Action: &pb.SteerRequest_ChangeBudget{ChangeBudget: change}})
+}
+
+func (s *Stream) steer(ctx context.Context, request *pb.SteerRequest) (*pb.SteerResponse, error) {
+	s.run.state.Lock()
+	place := s.run.recovery.request()
+	s.run.state.Unlock()
+	if place.ResumeToken == "" {
+		return nil, errNoToken
+	}
+	request.GenerationId, request.ResumeToken = place.GenerationId, place.ResumeToken
+	return s.run.client.Steer(ctx, request)
 }
 
 // Close leaves the stream and ends a running generation, without waiting.

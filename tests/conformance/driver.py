@@ -37,8 +37,8 @@ def run_sync(case: dict[str, Any], targets: dict[str, str]) -> dict[str, Any]:
     seen: dict[str, Any] = {}
     with pc.Client(**reached(case, targets)) as client:
         try:
-            if case["call"] in ("resume", "leave"):
-                (_resume if case["call"] == "resume" else _leave)(client, case, seen, targets)
+            if case["call"] in _AGAIN:
+                _AGAIN[case["call"]](client, case, seen, targets)
             else:
                 _SYNC[case["call"]](client, case, seen)
         except pc.PenstockError as error:
@@ -57,9 +57,24 @@ def _interact(client: pc.Client, case: dict[str, Any], seen: dict[str, Any]) -> 
         seen["events"] = []
         for event in interaction:
             seen["events"].append(event_of(event))
-            for step in due(case, len(seen["events"])):
-                step(interaction)
+            for step in steps(case, len(seen["events"])):
+                getattr(interaction, step["do"])(*arguments(step))
         seen["reply"] = response_to_proto(interaction.response)
+
+
+def _steer(client: pc.Client, case: dict[str, Any], seen: dict[str, Any], targets: dict[str, str]) -> None:
+    with client.stream(**delivered(case)) as stream:
+        seen.update(events=[], steered=[])
+        for event in stream:
+            seen["events"].append(event_of(event))
+            for step in steps(case, len(seen["events"])):
+                if is_over_the_stream(step):
+                    reply = getattr(stream, step["do"])(*arguments(step))
+                else:
+                    with pc.Client(**reached(case | step, targets)) as another:
+                        reply = another.steer(*steered_place(step, stream), **action(step))
+                seen["steered"].append(dataclasses.asdict(reply))
+        seen["reply"] = response_to_proto(stream.response)
 
 
 def _resume(client: pc.Client, case: dict[str, Any], seen: dict[str, Any], targets: dict[str, str]) -> None:
@@ -165,6 +180,9 @@ _SYNC = {
 }
 
 
+_AGAIN = {"resume": _resume, "leave": _leave, "steer": _steer}
+
+
 def reached(case: dict[str, Any], targets: dict[str, str]) -> dict[str, Any]:
     server = case.get("server", "default")
     return {"target": targets[server], "api_key": case.get("api_key"), "tls": targets.get(f"{server}.ca")}
@@ -254,7 +272,7 @@ async def _run_async(
         case "generate" | "count" | "model" | "experts" | "watch_experts":
             await _read_async(client, case, seen)
             return
-        case "stream":
+        case "stream" | "steer":
             stream = client.stream(resumable=case.get("resumable"), **delivered(case))
         case "interact":
             stream = client.interact(**delivered(case))
@@ -268,9 +286,22 @@ async def _run_async(
     seen["events"] = []
     async for event in stream:
         seen["events"].append(event_of(event))
-        for step in due(case, len(seen["events"])):
-            step(stream)
+        for step in steps(case, len(seen["events"])):
+            if case["call"] == "steer":
+                reply = await _steered(stream, case, step, targets)
+                seen.setdefault("steered", []).append(dataclasses.asdict(reply))
+            else:
+                getattr(stream, step["do"])(*arguments(step))
     seen.update(reply=response_to_proto(stream.response), reconnections=stream.reconnections)
+
+
+async def _steered(
+    stream: pc.AsyncStream, case: dict[str, Any], step: dict[str, Any], targets: dict[str, str]
+) -> pc.Steered:
+    if is_over_the_stream(step):
+        return await getattr(stream, step["do"])(*arguments(step))
+    async with pc.AsyncClient(**reached(case | step, targets)) as another:
+        return await another.steer(*steered_place(step, stream), **action(step))
 
 
 def options(case: dict[str, Any]) -> dict[str, Any]:
@@ -281,11 +312,27 @@ def delivered(case: dict[str, Any]) -> dict[str, Any]:
     return {**options(case), "flush_interval_seconds": case.get("flush_interval_seconds")}
 
 
-def due(case: dict[str, Any], events: int) -> Iterator[Any]:
-    for step in case.get("steps", ()):
-        if step["after"] == events:
-            arguments = [step["budget"]] if "budget" in step else []
-            yield lambda stream, step=step, arguments=arguments: getattr(stream, step["do"])(*arguments)
+def steps(case: dict[str, Any], events: int) -> Iterator[dict[str, Any]]:
+    """Return the steps that are due after so many events."""
+    return (step for step in case.get("steps", ()) if step["after"] == events)
+
+
+def arguments(step: dict[str, Any]) -> list[int]:
+    return [step["budget"]] if "budget" in step else []
+
+
+def is_over_the_stream(step: dict[str, Any]) -> bool:
+    """Whether the stream's own methods take the step: they know one token, one caller, and not this cancel."""
+    return step["do"] != "cancel" and not step.keys() & {"generation_id", "resume_token", "api_key"}
+
+
+def steered_place(step: dict[str, Any], stream: pc.Stream | pc.AsyncStream) -> tuple[str, str]:
+    response = stream.response
+    return step.get("generation_id", response.generation_id), step.get("resume_token", response.resume_token)
+
+
+def action(step: dict[str, Any]) -> dict[str, Any]:
+    return {"budget": step["budget"]} if step["do"] == "change_budget" else {step["do"]: True}
 
 
 def leave(case: dict[str, Any], stream: pc.Stream | pc.AsyncStream) -> None:

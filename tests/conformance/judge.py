@@ -6,7 +6,7 @@ import json
 from itertools import groupby
 from typing import Any
 
-_STREAMS = ("stream", "interact", "resume")
+_STREAMS = ("stream", "interact", "resume", "steer")
 
 
 def judge(case: dict[str, Any], seen: dict[str, Any]) -> list[str]:
@@ -26,6 +26,8 @@ def judge(case: dict[str, Any], seen: dict[str, Any]) -> list[str]:
     for name in ("count", "model", "running"):
         if name in expected:
             wrong.fields(name, expected[name], seen[name])
+    for number, steered in enumerate(expected.get("steered", ())):
+        wrong.fields(f"steered[{number}]", steered, seen["steered"][number])
     if "overflows" in expected:
         wrong.unless("overflow_tokens", seen["count"]["overflow_tokens"] > 0, True)
     if "effective" in expected and case["call"] == "count":

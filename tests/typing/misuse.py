@@ -33,6 +33,9 @@ client.count("hi", topp=0.5)  # E: call-arg
 client.model(timeOut=1)  # E: call-arg
 client.expert_load(window="1")  # E: call-arg
 client.resume("id")  # E: call-arg
+client.steer("id", "token", finish=True)  # E: call-arg
+client.steer("id", "token", budget="5")  # E: arg-type
+client.stream("hi").change_budget("5")  # E: arg-type
 client.with_options(retries="2")  # E: arg-type
 pc.Client(apikey="k")  # E: call-arg
 pc.Client(timeout="1")  # E: arg-type
@@ -91,7 +94,8 @@ async def misused() -> None:
     aclient.count("hi").prompt_tokens  # E: attr-defined
     aclient.model().name  # E: attr-defined
     aclient.stream("hi").text() + "x"  # E: operator
-    aclient.stream("hi").finish_thinking()  # E: attr-defined
+    aclient.stream("hi").finish_thinking()  # E: unused-coroutine
+    aclient.steer("id", "token", cancel=True).applied  # E: attr-defined
     aclient.interact("hi").change_budget("3")  # E: arg-type
     async for _ in aclient.generate("hi"):  # E: attr-defined
         pass

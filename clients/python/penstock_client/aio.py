@@ -17,7 +17,7 @@ import grpc.aio
 from penstock_proto.v1 import generation_pb2 as pb
 from penstock_proto.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc, routing_pb2_grpc
 
-from penstock_client.aio_stream import AsyncInteraction, AsyncStream
+from penstock_client.aio_stream import AsyncInteraction, AsyncStream, BaseAsyncStream
 from penstock_client.card import ModelCard, TokenCount
 from penstock_client.channel import (
     ChannelOptions,
@@ -37,9 +37,10 @@ from penstock_client.messages import ToolCall, ToolResult
 from penstock_client.reconnect import Link, Reconnect
 from penstock_client.response import Response
 from penstock_client.retries import Retries
-from penstock_client.spec import GenerationOptions, Prompt, build_spec, interact_request, stream_request
+from penstock_client.spec import GenerationOptions, Prompt, build_spec, interact_request, steer_request, stream_request
 from penstock_client.tool_loop import Hooks, Run, ToolLoop
 from penstock_client.tracing import CallSpan
+from penstock_client.values import Steered
 
 if TYPE_CHECKING:
     from penstock_proto.v1.generation_pb2_grpc import GenerationServiceAsyncStub
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from penstock_proto.v1.routing_pb2_grpc import RoutingServiceAsyncStub
 
 ReplyT = TypeVar("ReplyT")
-StreamT = TypeVar("StreamT", bound=AsyncStream)
+StreamT = TypeVar("StreamT", bound=BaseAsyncStream)
 _GENERATION, _MODEL = "penstock.v1.GenerationService", "penstock.v1.ModelService"
 _ROUTING = "penstock.v1.RoutingService"
 
@@ -107,7 +108,7 @@ class AsyncClient:
         self._credentials = credentials_for(tls)
         self._options = options_for(target, channel_options)
         self._channel: grpc.aio.Channel | None = None
-        self._streams: weakref.WeakSet[AsyncStream] = weakref.WeakSet()
+        self._streams: weakref.WeakSet[BaseAsyncStream] = weakref.WeakSet()
         self._left: set[asyncio.Task[None]] = set()
         self._closed = False
         self._root: Self | None = None
@@ -188,6 +189,41 @@ class AsyncClient:
         return self._opened(
             AsyncStream(link, lambda left: self._generation.Resume(request, **link.options(left)), request)
         )
+
+    async def steer(
+        self,
+        generation_id: str,
+        resume_token: str,
+        *,
+        finish_thinking: bool = False,
+        budget: int | None = None,
+        cancel: bool = False,
+        timeout: float | None = None,
+    ) -> Steered:
+        """Steer a resumable generation that runs: exactly one action, which takes effect at the next engine step.
+
+        For a caller that cannot hold an `interact` stream, or another process than the one that reads the stream. The
+        call needs the server where the generation runs.
+
+        Args:
+            generation_id: `response.generation_id` of the stream.
+            resume_token: `response.resume_token` of the stream.
+            finish_thinking: End the thought now and start the answer.
+            budget: New budget of the thought in tokens, counted from its start; -1 is no limit.
+            cancel: End the generation. Its stream still gets its last event, with usage and cost.
+            timeout: Seconds. Default: the client's, or 30.
+
+        Raises:
+            GenerationNotFound: It is unknown, expired, on another server or another caller's; or it has ended, and
+                `error.metadata["state"]` is "finished".
+            InvalidRequest: The budget is below -1, or the generation was steered as often as the server allows.
+            ValueError: Not exactly one action is given.
+        """
+        request = steer_request(
+            generation_id, resume_token, finish_thinking=finish_thinking, budget=budget, cancel=cancel
+        )
+        method, timeout = self._generation.Steer, self._read_timeout(timeout)
+        return await self._reply(f"{_GENERATION}/Steer", method, request, timeout, Steered.from_proto)
 
     async def generate(
         self,
@@ -409,6 +445,7 @@ class AsyncClient:
             policy=self._reconnect,
             resume=self._generation.Resume,
             abandon=self._abandon,
+            steer=self.steer,
             resumable=resumable,
             retries=self.retries,
             run_apart=self._run_apart,

@@ -25,21 +25,11 @@ from penstock_client.leaving import START_SECONDS
 from penstock_client.reconnect import Link, Recovery
 from penstock_client.response import Response
 from penstock_client.retries import Retries
+from penstock_client.values import Steered
 
 
-class AsyncStream:
-    """The events of one generation. Leaving the loop or the `async with` ends the generation if it still runs.
-
-    Cancelling the task that reads the stream ends it too. A later loop over a stream that was left raises `Cancelled`.
-    To read some events and continue later, call `anext(stream)`. `detach()` leaves the generation running.
-
-    >>> async with client.stream("What is 48 + 27 + 36 + 15?", budget=64) as stream:
-    ...     async for event in stream:
-    ...         ...
-    >>> stream.response.answer
-
-    `async for event in client.stream(...)` is enough where only the loop needs the stream.
-    """
+class BaseAsyncStream:
+    """Read the events of one generation: the common part of `AsyncStream` and `AsyncInteraction`."""
 
     def __init__(
         self, link: Link, start: Callable[[float | None], Any], resumed: pb.ResumeRequest | None = None
@@ -132,7 +122,7 @@ class AsyncStream:
 
     def close(self) -> None:
         """Close the stream and end the generation if it still runs, without waiting."""
-        AsyncStream.cancel(self)
+        BaseAsyncStream.cancel(self)
 
     def text(self) -> AsyncIterator[str]:
         """Iterate over the first candidate's answer as it comes; leaving the loop ends the generation."""
@@ -246,7 +236,7 @@ class AsyncStream:
 class _Loop:
     """One `async for` loop over a stream. Dropping the iterator closes the stream."""
 
-    def __init__(self, stream: AsyncStream) -> None:
+    def __init__(self, stream: BaseAsyncStream) -> None:
         self._stream = stream
 
     def __aiter__(self) -> Self:
@@ -292,7 +282,41 @@ async def _error_of(call: Any) -> grpc.aio.AioRpcError:
 _WRITE_FAILED = "Internal error from Core"  # grpc/_cython/_cygrpc/aio/call.pyx.pxi, set_internal_error
 
 
-class AsyncInteraction(AsyncStream):
+class AsyncStream(BaseAsyncStream):
+    """The events of one generation. Leaving the loop or the `async with` ends the generation if it still runs.
+
+    Cancelling the task that reads the stream ends it too. A later loop over a stream that was left raises `Cancelled`.
+    To read some events and continue later, call `anext(stream)`. `detach()` leaves the generation running.
+
+    >>> async with client.stream("What is 48 + 27 + 36 + 15?", budget=64) as stream:
+    ...     async for event in stream:
+    ...         ...
+    >>> stream.response.answer
+
+    `async for event in client.stream(...)` is enough where only the loop needs the stream.
+
+    A resumable stream can be steered once its first event was read. That is a call of its own: see
+    `AsyncClient.steer`.
+    """
+
+    async def finish_thinking(self) -> Steered:
+        """End the thought now and start the answer. Raise RuntimeError for a stream without a resume token."""
+        return await self._steer(finish_thinking=True)
+
+    async def change_budget(self, budget: int) -> Steered:
+        """Change the budget of the current thought. Raise RuntimeError for a stream without a resume token.
+
+        Args:
+            budget: Tokens, counted from the thought's start; -1 is no limit.
+        """
+        return await self._steer(budget=budget)
+
+    async def _steer(self, **action: Any) -> Steered:
+        reply: Steered = await self._link.steer(*self._recovery.place(), **action)
+        return reply
+
+
+class AsyncInteraction(BaseAsyncStream):
     """A stream that can be controlled while it runs; its methods do not wait.
 
     >>> async with client.interact("What is 48 + 27 + 36 + 15?", budget=-1) as interaction:

@@ -55,6 +55,7 @@ class Link:
         policy: Bounds of the attempts to resume; None: do not resume.
         resume: The stub's `Resume`.
         abandon: Cancels a generation on the server without waiting.
+        steer: The client's `steer`.
         resumable: Whether the server continues the generation without a connection until `abandon` ends it.
         retries: Number of retries of a refused start.
         run_apart: Runs a function outside the user's code: in a thread, or as a task of the event loop.
@@ -65,6 +66,7 @@ class Link:
     policy: Reconnect | None
     resume: Callable[..., Any]
     abandon: Callable[[pb.CancelRequest], None]
+    steer: Callable[..., Any]
     resumable: bool = False
     retries: int = 0
     run_apart: Callable[[Callable[[], Any]], None] = _nowhere
@@ -187,6 +189,16 @@ class Recovery:
         """Return the request that ends the generation on the server where it runs."""
         request = self.request()
         return pb.CancelRequest(generation_id=request.generation_id, resume_token=request.resume_token)
+
+    def place(self) -> tuple[str, str]:
+        """Return the generation's id and token. Raise RuntimeError where there is no token."""
+        if not self.has_token:
+            raise RuntimeError(
+                "the stream has no resume token: read its first event, and start it with resumable=True; "
+                "`interact` starts one that can be steered without"
+            )
+        request = self.request()
+        return request.generation_id, request.resume_token
 
     def request(self) -> pb.ResumeRequest:
         """Return the request that resumes the stream after its newest event."""

@@ -259,3 +259,26 @@ def _enum_number(wrapper: Any, prefix: str, value: object) -> int:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"must be one of {', '.join(allowed)}, got {value!r}{hint}")
     return cast(int, wrapper.Value(prefix + value.upper()))
+
+
+def steer_request(
+    generation_id: str, resume_token: str, *, finish_thinking: bool, budget: int | None, cancel: bool
+) -> pb.SteerRequest:
+    """Return the request of `Steer`.
+
+    Raises:
+        TypeError: `budget` is not an integer.
+        ValueError: Not exactly one action is given, or no request can hold `budget`.
+    """
+    if finish_thinking + (budget is not None) + cancel != 1:
+        raise ValueError("give exactly one of finish_thinking=True, budget=TOKENS and cancel=True")
+    request = pb.SteerRequest(generation_id=generation_id, resume_token=resume_token)
+    if finish_thinking:
+        request.finish_thinking.SetInParent()
+    elif cancel:
+        request.cancel.SetInParent()
+    else:
+        assert budget is not None
+        request.change_budget.thinking_budget = budget
+        request.change_budget.SetInParent()
+    return request

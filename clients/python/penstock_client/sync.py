@@ -34,13 +34,14 @@ from penstock_client.messages import ToolCall, ToolResult
 from penstock_client.reconnect import Link, Reconnect
 from penstock_client.response import Response
 from penstock_client.retries import Retries
-from penstock_client.spec import GenerationOptions, Prompt, build_spec, interact_request, stream_request
-from penstock_client.sync_stream import Interaction, Stream
+from penstock_client.spec import GenerationOptions, Prompt, build_spec, interact_request, steer_request, stream_request
+from penstock_client.sync_stream import BaseStream, Interaction, Stream
 from penstock_client.tool_loop import Hooks, Run, ToolLoop
 from penstock_client.tracing import CallSpan
+from penstock_client.values import Steered
 
 ReplyT = TypeVar("ReplyT")
-StreamT = TypeVar("StreamT", bound=Stream)
+StreamT = TypeVar("StreamT", bound=BaseStream)
 _GENERATION, _MODEL = "penstock.v1.GenerationService", "penstock.v1.ModelService"
 _ROUTING = "penstock.v1.RoutingService"
 
@@ -83,7 +84,7 @@ class Client:
         self._generation = generation_pb2_grpc.GenerationServiceStub(self._channel)
         self._model = model_pb2_grpc.ModelServiceStub(self._channel)
         self._routing = routing_pb2_grpc.RoutingServiceStub(self._channel)
-        self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
+        self._streams: weakref.WeakSet[BaseStream] = weakref.WeakSet()
         self._cancelling: set[Any] = set()
         self._apart: set[threading.Thread] = set()
         self._closed = False
@@ -131,6 +132,23 @@ class Client:
         request = pb.ResumeRequest(generation_id=generation_id, resume_token=resume_token, last_sequence=last_sequence)
         link = self._link("Resume", timeout)
         return self._opened(Stream(link, lambda left: self._generation.Resume(request, **link.options(left)), request))
+
+    def steer(
+        self,
+        generation_id: str,
+        resume_token: str,
+        *,
+        finish_thinking: bool = False,
+        budget: int | None = None,
+        cancel: bool = False,
+        timeout: float | None = None,
+    ) -> Steered:
+        """Steer a resumable generation that runs. See `AsyncClient.steer`."""
+        request = steer_request(
+            generation_id, resume_token, finish_thinking=finish_thinking, budget=budget, cancel=cancel
+        )
+        method, timeout = self._generation.Steer, self._read_timeout(timeout)
+        return self._reply(f"{_GENERATION}/Steer", method, request, timeout, Steered.from_proto)
 
     def generate(
         self,
@@ -283,6 +301,7 @@ class Client:
             policy=self._reconnect,
             resume=self._generation.Resume,
             abandon=self._abandon,
+            steer=self.steer,
             resumable=resumable,
             retries=self.retries,
             run_apart=self._run_apart,

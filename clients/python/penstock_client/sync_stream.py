@@ -18,19 +18,11 @@ from penstock_client.leaving import START_SECONDS
 from penstock_client.reconnect import Link, Recovery
 from penstock_client.response import Response
 from penstock_client.retries import Retries
+from penstock_client.values import Steered
 
 
-class Stream:
-    """The events of one generation. Leaving the loop or the `with` ends the generation if it still runs.
-
-    >>> with client.stream("What is 48 + 27 + 36 + 15?", budget=64) as stream:
-    ...     for event in stream:
-    ...         ...
-    >>> stream.response.answer
-
-    Leaving a `for` loop (by `break`, `return`, an exception or Ctrl-C) ends the stream: a later loop over it raises
-    `Cancelled`. To read some events and continue later, call `next(stream)`. `detach()` leaves the generation running.
-    """
+class BaseStream:
+    """Read the events of one generation: the common part of `Stream` and `Interaction`."""
 
     def __init__(
         self, link: Link, start: Callable[[float | None], Any], resumed: pb.ResumeRequest | None = None
@@ -194,7 +186,7 @@ class Stream:
 
     def close(self) -> None:
         """Close the stream and end the generation if it still runs, without waiting."""
-        Stream.cancel(self)
+        BaseStream.cancel(self)
 
     def __del__(self) -> None:
         if hasattr(self, "_call"):
@@ -204,7 +196,7 @@ class Stream:
 class _Loop:
     """One `for` loop over a stream. Dropping the iterator closes the stream."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: BaseStream) -> None:
         self._stream = stream
 
     def __iter__(self) -> Self:
@@ -231,7 +223,39 @@ class _Texts:
                 return event.text
 
 
-class Interaction(Stream):
+class Stream(BaseStream):
+    """The events of one generation. Leaving the loop or the `with` ends the generation if it still runs.
+
+    >>> with client.stream("What is 48 + 27 + 36 + 15?", budget=64) as stream:
+    ...     for event in stream:
+    ...         ...
+    >>> stream.response.answer
+
+    Leaving a `for` loop (by `break`, `return`, an exception or Ctrl-C) ends the stream: a later loop over it raises
+    `Cancelled`. To read some events and continue later, call `next(stream)`. `detach()` leaves the generation running.
+
+    A resumable stream can be steered once its first event was read, by any thread. That is a call of its own, which
+    `AsyncClient.steer` describes.
+    """
+
+    def finish_thinking(self) -> Steered:
+        """End the thought now and start the answer. Raise RuntimeError for a stream without a resume token."""
+        return self._steer(finish_thinking=True)
+
+    def change_budget(self, budget: int) -> Steered:
+        """Change the budget of the current thought. Raise RuntimeError for a stream without a resume token.
+
+        Args:
+            budget: Tokens, counted from the thought's start; -1 is no limit.
+        """
+        return self._steer(budget=budget)
+
+    def _steer(self, **action: Any) -> Steered:
+        reply: Steered = self._link.steer(*self._recovery.place(), **action)
+        return reply
+
+
+class Interaction(BaseStream):
     """A stream that can be controlled while it runs; any thread may call its methods, and they do not wait.
 
     >>> with client.interact("What is 48 + 27 + 36 + 15?", budget=-1) as interaction:

@@ -97,8 +97,25 @@ class Effort(enum.StrEnum):
     UNKNOWN = "unknown"
 
 
+class GenerationPhase(enum.StrEnum):
+    """How far a generation is."""
+
+    WAITING = "waiting"
+    THINKING = "thinking"
+    ANSWERING = "answering"
+    UNKNOWN = "unknown"
+
+
 EnumT = TypeVar(
-    "EnumT", ThinkingMode, ThinkingOutcome, FinishReason, InterruptionReason, ToolCallStatus, ToolMode, Effort
+    "EnumT",
+    ThinkingMode,
+    ThinkingOutcome,
+    FinishReason,
+    InterruptionReason,
+    ToolCallStatus,
+    ToolMode,
+    Effort,
+    GenerationPhase,
 )
 
 
@@ -113,6 +130,35 @@ def from_proto_enum(kind: type[EnumT], wrapper: Any, number: int) -> EnumT:
 def thinking_mode(number: int) -> ThinkingMode:
     """Return the mode for its number in the proto."""
     return from_proto_enum(ThinkingMode, pb.ThinkingMode, number)
+
+
+@dataclass(frozen=True, slots=True)
+class Steered:
+    """Hold what is true after a generation was steered.
+
+    Attributes:
+        applied: Whether the action changes what the generation does. False once every answer has begun, where there is
+            no thought, and after a cancel.
+        phase: How far the generation was when the action came: WAITING is without a token.
+        thinking_budget: Most thought tokens of each candidate from now on, as the server bounds it. None while the
+            generation waits for a place.
+        reasoning_tokens: Thought tokens so far, over all candidates.
+    """
+
+    applied: bool
+    phase: GenerationPhase
+    thinking_budget: int | None
+    reasoning_tokens: int
+
+    @classmethod
+    def from_proto(cls, reply: pb.SteerResponse) -> Self:
+        """Return the value for a proto."""
+        return cls(
+            applied=reply.applied,
+            phase=from_proto_enum(GenerationPhase, pb.GenerationPhase, reply.phase),
+            thinking_budget=reply.thinking_budget if reply.HasField("thinking_budget") else None,
+            reasoning_tokens=reply.reasoning_tokens,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,11 @@ import { fromServiceError, PenstockError, rateLimitsOf } from "./errors.js";
 import {
   CancelRequestSchema,
   CancelResponseSchema,
+  CancelSchema,
+  ChangeBudgetSchema,
   CountTokensRequestSchema,
   CountTokensResponseSchema,
+  FinishThinkingSchema,
   GenerateRequestSchema,
   GenerateResponseSchema,
   GenerationSpecSchema,
@@ -18,10 +21,14 @@ import {
   InteractResponseSchema,
   ResumeRequestSchema,
   ResumeResponseSchema,
+  SteerRequestSchema,
+  SteerResponseSchema,
   StreamGenerateRequestSchema,
   StreamGenerateResponseSchema,
   type CountTokensResponse,
   type GenerationSpec,
+  type SteerRequest,
+  type SteerResponse,
 } from "./gen/penstock/v1/generation_pb.js";
 import { GetModelRequestSchema, GetModelResponseSchema, type GetModelResponse } from "./gen/penstock/v1/model_pb.js";
 import {
@@ -38,7 +45,9 @@ import { checkOptions, type Known } from "./options.js";
 import { buildSpec, GENERATION_OPTIONS, type GenerationOptions, type Prompt } from "./spec.js";
 import { closeAtSignals, forgetSignals } from "./signals.js";
 import { Run, ToolLoop, type RunOptions } from "./tools.js";
-import { Interaction, Stream, type Call, type Link, type Running, type SteeredCall } from "./stream.js";
+import {
+  Interaction, Stream, type Call, type EventStream, type Link, type Running, type SteerAction, type SteeredCall,
+} from "./stream.js";
 
 const GENERATION = "/penstock.v1.GenerationService";
 const MODEL = "/penstock.v1.ModelService";
@@ -233,6 +242,23 @@ export class Client {
     return new Stream(link, link.resume(request), request);
   }
 
+  /**
+   * Steers a resumable generation that runs, by one action, which takes effect at the next engine step: for callers that
+   * cannot hold an `interact` stream, and for another process than the one that reads the stream. It goes to the server
+   * where the generation runs. Fails with `GenerationNotFound` where it is unknown, expired, on another server or another
+   * caller's, or has ended (`error.metadata.state` is then "finished").
+   */
+  async steer(
+    generationId: string,
+    resumeToken: string,
+    action: SteerAction,
+    options: CallOptions = {},
+  ): Promise<SteerResponse> {
+    checkOptions(options, CALL);
+    const request = create(SteerRequestSchema, { generationId, resumeToken, action: actionOf(action) });
+    return this.unary(`${GENERATION}/Steer`, SteerRequestSchema, SteerResponseSchema, request, this.reading(options));
+  }
+
   /** Returns one complete reply. */
   async generate(input: Input, options: GenerationOptions & CallOptions = {}): Promise<Response> {
     const request = create(GenerateRequestSchema, { spec: specOf(input, options, CALL) });
@@ -372,6 +398,7 @@ export class Client {
             timeout: CANCEL_SECONDS,
           }).catch(() => undefined), // Then the server ends it after its grace period.
         ),
+      steer: (generationId, resumeToken, action) => this.steer(generationId, resumeToken, action),
       again: async (failure, left) => {
         const wait = start && attempts > 0 ? waitFor(failure, deadline) : undefined;
         if (wait === undefined) return undefined;
@@ -498,6 +525,7 @@ const RUN = {
   onResult: ["function"],
   onToolError: ["function"],
 } as const satisfies Record<keyof RunOptions, Known[string]>;
+const STEER = { finishThinking: ["boolean"], budget: ["integer"], cancel: ["boolean"] } as const;
 const EXPERTS = { ...CALL, windowSeconds: ["number"], ranks: ["integer"] } as const;
 const CLIENT = {
   apiKey: ["string"],
@@ -528,8 +556,17 @@ function specOf(input: Input, options: GenerationOptions & CallOptions, call: Kn
   return buildSpec(input as Prompt, generation);
 }
 
+function actionOf(action: SteerAction): SteerRequest["action"] {
+  checkOptions(action, STEER);
+  const given = Object.entries(action).filter(([, value]) => value !== undefined && value !== false);
+  if (given.length !== 1) throw new TypeError("give exactly one of finishThinking: true, budget and cancel: true");
+  if ("budget" in action) return { case: "changeBudget", value: create(ChangeBudgetSchema, { thinkingBudget: action.budget }) };
+  if ("cancel" in action) return { case: "cancel", value: create(CancelSchema) };
+  return { case: "finishThinking", value: create(FinishThinkingSchema) };
+}
+
 /** Its reply knows the schema that the request asked for. */
-function formatted<T extends Stream>(stream: T, { responseFormat }: GenerationOptions): T {
+function formatted<T extends EventStream>(stream: T, { responseFormat }: GenerationOptions): T {
   stream.response.responseFormat = responseFormat;
   return stream;
 }

@@ -11,13 +11,14 @@ export type {
   ToolCallStarted,
 } from "./events.js";
 export { GenerationSpecSchema, type GenerationSpec } from "./gen/penstock/v1/generation_pb.js";
-export type { CountTokensResponse, Cost, EffectiveSettings, Timing, Usage } from "./gen/penstock/v1/generation_pb.js";
+export type { CountTokensResponse, Cost, EffectiveSettings, SteerResponse, Timing, Usage } from "./gen/penstock/v1/generation_pb.js";
 export type { GetModelResponse } from "./gen/penstock/v1/model_pb.js";
 export { RECONNECT, type Reconnect } from "./reconnect.js";
 export {
   Candidate,
   effortName,
   finishReasonName,
+  generationPhaseName,
   interruptionReasonName,
   Response,
   thinkingModeName,
@@ -25,6 +26,7 @@ export {
   toolModeName,
   type EffortName,
   type FinishReasonName,
+  type GenerationPhaseName,
   type InterruptionReasonName,
   type ThinkingModeName,
   type ThinkingOutcomeName,
@@ -36,5 +38,5 @@ export {
 } from "./messages.js";
 export { buildSpec, type GenerationOptions, type OpenAITool, type Prompt } from "./spec.js";
 export { Run, tool, ToolError, type RunOptions, type Schema, type Tool, type ToolContext, type Turn } from "./tools.js";
-export { Interaction, Stream } from "./stream.js";
+export { Interaction, Stream, type SteerAction } from "./stream.js";
 export { VERSION } from "./version.js";

@@ -58,6 +58,17 @@ export class Recovery {
     return create(CancelRequestSchema, { generationId, resumeToken });
   }
 
+  /** Returns the generation's id and token. Throws where there is no token. */
+  place(): [string, string] {
+    if (!this.hasToken) {
+      throw new Error(
+        "the stream has no resume token: read its first event, and start it with resumable: true; interact() starts one that can be steered without",
+      );
+    }
+    const { generationId, resumeToken } = this.request();
+    return [generationId, resumeToken];
+  }
+
   /**
    * Returns the event for the user. Undefined for a repeated event, an unknown kind, or the last event of a draining
    * server whose generation another server can continue.

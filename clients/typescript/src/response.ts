@@ -2,6 +2,7 @@
 import {
   Effort,
   FinishReason,
+  GenerationPhase,
   InterruptionReason,
   ThinkingMode,
   ThinkingOutcome,
@@ -42,6 +43,7 @@ export type ThinkingOutcomeName =
   | "cancelled"
   | "unknown";
 export type InterruptionReasonName = "engine_died" | "engine_hung" | "unknown";
+export type GenerationPhaseName = "waiting" | "thinking" | "answering" | "unknown";
 export type ThinkingModeName = "fast" | "thinking" | "auto" | "unknown";
 export type ToolModeName = "auto" | "required" | "none" | "validated" | "unknown";
 export type EffortName = "none" | "low" | "medium" | "high" | "unknown";
@@ -54,6 +56,7 @@ export const finishReasonName = (value: FinishReason) => nameOf(FinishReason, va
 export const thinkingOutcomeName = (value: ThinkingOutcome) => nameOf(ThinkingOutcome, value) as ThinkingOutcomeName;
 export const interruptionReasonName = (value: InterruptionReason) =>
   nameOf(InterruptionReason, value) as InterruptionReasonName;
+export const generationPhaseName = (value: GenerationPhase) => nameOf(GenerationPhase, value) as GenerationPhaseName;
 export const toolModeName = (value: ToolMode) => nameOf(ToolMode, value) as ToolModeName;
 export const effortName = (value: Effort) => nameOf(Effort, value) as EffortName;
 export const thinkingModeName = (value: ThinkingMode) => nameOf(ThinkingMode, value) as ThinkingModeName;

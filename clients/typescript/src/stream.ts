@@ -10,6 +10,7 @@ import {
   type GenerationEvent,
   type InteractRequest,
   type ResumeRequest,
+  type SteerResponse,
 } from "./gen/penstock/v1/generation_pb.js";
 import { Recovery, type Reconnect } from "./reconnect.js";
 import type { Response } from "./response.js";
@@ -19,6 +20,9 @@ export interface Call extends AsyncIterable<{ event?: GenerationEvent }> {
   cancel(): void;
   on(event: "status", seen: (status: StatusObject) => void): unknown;
 }
+
+/** What to do with a running generation; exactly one. A budget is in tokens from the thought's start; -1 is no limit. */
+export type SteerAction = { finishThinking: true } | { budget: number } | { cancel: true };
 
 /** The parts of its client that a stream uses, also after its connection is lost. */
 export interface Link {
@@ -32,6 +36,7 @@ export interface Link {
   log(message: string): void;
   resume(request: ResumeRequest): Call;
   abandon(request: CancelRequest): void;
+  steer(generationId: string, resumeToken: string, action: SteerAction): Promise<SteerResponse>;
   /** Makes the client's `close()` wait for the work. */
   leaving(work: Promise<unknown>): void;
   /** Makes the client's `close()` end the stream. */
@@ -140,13 +145,8 @@ export class Running {
 
 const dropped = new FinalizationRegistry<Running>((running) => running.close());
 
-/**
- * The events of one generation. These end a running generation: leaving the loop, `close()`, an aborted `signal`,
- * closing the client, and garbage collection of the stream.
- *
- *     for await (const event of client.stream("What is 48 + 27 + 36 + 15?", { budget: 64 })) { ... }
- */
-export class Stream implements AsyncIterableIterator<Event> {
+/** What `Stream` and `Interaction` have in common. */
+export abstract class EventStream implements AsyncIterableIterator<Event> {
   /** @internal */
   protected readonly running: Running;
 
@@ -254,6 +254,26 @@ export class Stream implements AsyncIterableIterator<Event> {
 
 const aborted = () => new Cancelled("the call was aborted by its signal", { code: Code.CANCELLED });
 
+/**
+ * The events of one generation. These end a running generation: leaving the loop, `close()`, an aborted `signal`,
+ * closing the client, and garbage collection of the stream.
+ *
+ *     for await (const event of client.stream("What is 48 + 27 + 36 + 15?", { budget: 64 })) { ... }
+ *
+ * A resumable stream can be steered once its first event was read. That is a call of its own: see `Client.steer`.
+ */
+export class Stream extends EventStream {
+  /** Ends the thought now and starts the answer. Fails for a stream without a resume token. */
+  async finishThinking(): Promise<SteerResponse> {
+    return this.running.link.steer(...this.running.recovery.place(), { finishThinking: true });
+  }
+
+  /** Changes the budget of the current thought, counted from its start; -1 is no limit. Fails like `finishThinking`. */
+  async changeBudget(budget: number): Promise<SteerResponse> {
+    return this.running.link.steer(...this.running.recovery.place(), { budget });
+  }
+}
+
 /** @internal */
 export interface SteeredCall extends Call {
   write(request: InteractRequest): unknown;
@@ -268,7 +288,7 @@ export interface SteeredCall extends Call {
  *       if (interaction.response.thought.length > 1000) interaction.finishThinking();
  *     }
  */
-export class Interaction extends Stream {
+export class Interaction extends EventStream {
   /** @internal */
   constructor(
     link: Link,

@@ -75,14 +75,32 @@ function errorOf(error) {
   };
 }
 
+const camel = (name) => name.replace(/_./, (found) => found[1].toUpperCase());
+
+/** Takes one step by the RPC Steer: over the stream, or as another client where the case says who and what. */
+async function steer(case_, step, stream, seen) {
+  const { generationId, resumeToken } = stream.response;
+  let reply;
+  if (step.do !== "cancel" && !("generation_id" in step || "resume_token" in step || "api_key" in step)) {
+    reply = await stream[camel(step.do)](step.budget);
+  } else {
+    const another = connect(case_, step.api_key ?? case_.api_key);
+    const action = { finish_thinking: { finishThinking: true }, change_budget: { budget: step.budget }, cancel: { cancel: true } };
+    reply = await another
+      .steer(step.generation_id ?? generationId, step.resume_token ?? resumeToken, action[step.do])
+      .finally(() => another.close());
+  }
+  seen.steered = [...(seen.steered ?? []), { ...plain(reply), phase: penstock.generationPhaseName(reply.phase) }];
+}
+
 async function events(stream, case_, seen) {
   seen.events = [];
   for await (const event of stream) {
     seen.events.push(eventOf(event));
     for (const step of case_.steps ?? []) {
       if (step.after !== seen.events.length) continue;
-      const method = step.do.replace(/_./, (found) => found[1].toUpperCase());
-      stream[method](step.budget);
+      if (case_.call === "steer") await steer(case_, step, stream, seen);
+      else stream[camel(step.do)](step.budget);
     }
   }
   seen.reply = replyOf(stream.response);
@@ -152,6 +170,7 @@ async function leave(client, case_, seen, spec) {
 const CALLS = {
   leave,
   stream: (client, case_, seen, spec) => events(client.stream(spec, optionsOf(case_)), case_, seen),
+  steer: (client, case_, seen, spec) => events(client.stream(spec, optionsOf(case_)), case_, seen),
   interact: (client, case_, seen, spec) => events(client.interact(spec, optionsOf(case_)), case_, seen),
   async resume(client, case_, seen, spec) {
     const first = client.stream(spec, optionsOf(case_));

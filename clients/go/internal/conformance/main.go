@@ -2,6 +2,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -9,6 +10,7 @@ import (
 	"io"
 	"log"
 	"os"
+	"strings"
 	"time"
 
 	penstock "github.com/penstock/penstock/clients/go"
@@ -34,11 +36,16 @@ type testCase struct {
 		IntervalSeconds *float64 `json:"interval_seconds"`
 		Ranks           *int32
 	}
-	Steps []struct {
-		After  int
-		Do     string
-		Budget int32
-	}
+	Steps []step
+}
+
+type step struct {
+	After        int
+	Do           string
+	Budget       int32
+	GenerationID *string `json:"generation_id"`
+	ResumeToken  *string `json:"resume_token"`
+	APIKey       string  `json:"api_key"`
 }
 
 type object = map[string]interface{}
@@ -114,6 +121,8 @@ func run(one testCase, targets map[string]string, seen object) error {
 			return events(client.StreamOnce(ctx, spec, deliveryOf(one)...), nil, one, seen)
 		}
 		return events(client.Stream(ctx, spec, deliveryOf(one)...), nil, one, seen)
+	case "steer":
+		return steered(ctx, client, targets, spec, one, seen)
 	case "interact":
 		interaction := client.Interact(ctx, spec, deliveryOf(one)...)
 		return events(interaction.Stream, interaction, one, seen)
@@ -192,7 +201,72 @@ func dial(one testCase, targets map[string]string, key string) *penstock.Client 
 	return client
 }
 
+// steered reads a resumable stream and takes each step by the RPC Steer.
+func steered(
+	ctx context.Context, client *penstock.Client, targets map[string]string, spec *pb.GenerationSpec, one testCase, seen object,
+) error {
+	stream := client.Stream(ctx, spec, deliveryOf(one)...)
+	replies := []object{}
+	err := each(stream, one, seen, func(step step) error {
+		reply, err := take(ctx, stream, step, one, targets)
+		if err == nil {
+			replies = append(replies, object{
+				"applied": reply.Applied, "reasoning_tokens": reply.ReasoningTokens, "thinking_budget": reply.ThinkingBudget,
+				"phase": strings.ToLower(strings.TrimPrefix(reply.Phase.String(), "GENERATION_PHASE_")),
+			})
+		}
+		return err
+	})
+	seen["steered"] = replies
+	return err
+}
+
+// take takes a step over the stream, or as another client where the case says who and what.
+func take(
+	ctx context.Context, stream *penstock.Stream, step step, one testCase, targets map[string]string,
+) (*pb.SteerResponse, error) {
+	if step.Do != "cancel" && step.GenerationID == nil && step.ResumeToken == nil && step.APIKey == "" {
+		if step.Do == "finish_thinking" {
+			return stream.FinishThinking(ctx)
+		}
+		return stream.ChangeBudget(ctx, step.Budget)
+	}
+	request := &pb.SteerRequest{GenerationId: stream.Response().GenerationID, ResumeToken: stream.Response().ResumeToken}
+	if step.GenerationID != nil {
+		request.GenerationId = *step.GenerationID
+	}
+	if step.ResumeToken != nil {
+		request.ResumeToken = *step.ResumeToken
+	}
+	switch step.Do {
+	case "finish_thinking":
+		request.Action = &pb.SteerRequest_FinishThinking{FinishThinking: &pb.FinishThinking{}}
+	case "change_budget":
+		request.Action = &pb.SteerRequest_ChangeBudget{ChangeBudget: &pb.ChangeBudget{ThinkingBudget: step.Budget}}
+	default:
+		request.Action = &pb.SteerRequest_Cancel{Cancel: &pb.Cancel{}}
+	}
+	another := dial(one, targets, cmp.Or(step.APIKey, one.APIKey))
+	defer another.Close()
+	return another.Steer(ctx, request)
+}
+
 func events(stream *penstock.Stream, steered *penstock.Interaction, one testCase, seen object) error {
+	return each(stream, one, seen, func(step step) error {
+		switch step.Do {
+		case "finish_thinking":
+			steered.FinishThinking()
+		case "change_budget":
+			steered.ChangeBudget(step.Budget)
+		case "cancel":
+			steered.Cancel()
+		}
+		return nil
+	})
+}
+
+// each reads a stream to its end and takes the steps of the case.
+func each(stream *penstock.Stream, one testCase, seen object, take func(step) error) error {
 	defer stream.Close()
 	list := []object{}
 	for {
@@ -208,13 +282,8 @@ func events(stream *penstock.Stream, steered *penstock.Interaction, one testCase
 			if step.After != len(list) {
 				continue
 			}
-			switch step.Do {
-			case "finish_thinking":
-				steered.FinishThinking()
-			case "change_budget":
-				steered.ChangeBudget(step.Budget)
-			case "cancel":
-				steered.Cancel()
+			if err := take(step); err != nil {
+				return err
 			}
 		}
 	}
