@@ -20,7 +20,8 @@ help: ## this list
 
 setup: $(STAMP) ## the virtual environment, from the lock file (a few minutes once, then nothing)
 
-PROJECTS := pyproject.toml clients/python-proto/pyproject.toml clients/python/pyproject.toml bench/pyproject.toml
+PROJECTS := pyproject.toml clients/python-proto/pyproject.toml clients/python/pyproject.toml bench/pyproject.toml \
+	gateway/pyproject.toml
 
 $(STAMP): $(LOCK) $(PROJECTS) scripts/setup
 	@echo "setting up $(VENV) from $(LOCK)"

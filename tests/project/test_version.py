@@ -14,6 +14,7 @@ from tests.project.script_modules import ROOT, load
 PLACES = [
     "pyproject.toml",
     "bench/pyproject.toml",
+    "gateway/pyproject.toml",
     "clients/python-proto/pyproject.toml",
     "clients/python/pyproject.toml",
     "clients/typescript/package.json",

@@ -79,7 +79,7 @@ def index(tmp_path: Path) -> Iterator[Index]:
 def clone(tmp_path: Path, index: Index) -> Path:
     """Return what `make setup` reads, with packages of a few bytes."""
     made = tmp_path / "clone"
-    for project in (made, *(made / name for name in ("clients/python-proto", "clients/python", "bench"))):
+    for project in (made, *(made / name for name in ("clients/python-proto", "clients/python", "bench", "gateway"))):
         project.mkdir(parents=True)
         (project / "pyproject.toml").write_text(PROJECT)
         (project / "backend.py").write_text(BACKEND.format(tests=ROOT))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("service/penstock", "bench/penstock_bench", "clients/python/penstock_client")
+PACKAGES = ("service/penstock", "bench/penstock_bench", "gateway/penstock_gateway", "clients/python/penstock_client")
 MAX_LINES, MAX_PARAMETERS = 60, 5
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

@@ -17,7 +17,7 @@ import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 ROOT = Path(__file__).parents[2]
-_OTHERS = ("clients/python-proto", "clients/python", "bench")
+_OTHERS = ("clients/python-proto", "clients/python", "bench", "gateway")
 _IGNORED = shutil.ignore_patterns("__pycache__", "*.egg-info", "build", "dist")
 
 
@@ -69,9 +69,10 @@ def outside(python: Path, *arguments: str) -> str:
 def test_service_and_client_are_imported_from_the_wheels(python: Path) -> None:
     code = (
         "import penstock.server.server, penstock.server.app, penstock.cli\n"
-        "import penstock_bench.commands.pilot, penstock_client, penstock_proto\n"
+        "import penstock_bench.commands.pilot, penstock_client, penstock_gateway.app, penstock_proto\n"
         "from penstock_proto.v1 import generation_pb2_grpc, model_pb2_grpc, routing_pb2_grpc\n"
-        "for module in (penstock, penstock_client, penstock_proto, penstock_bench): print(module.__file__)\n"
+        "for module in (penstock, penstock_client, penstock_proto, penstock_bench, penstock_gateway):\n"
+        "    print(module.__file__)\n"
     )
     for place in outside(python, "-c", code).splitlines():
         assert Path(place).is_relative_to(python.parents[1]), place
@@ -102,6 +103,7 @@ def test_each_says_what_it_needs(wheels: dict[str, Path]) -> None:
         "penstock_client": {"penstock-proto"},
         "penstock": {"penstock-client", "penstock-proto"},
         "penstock_bench": {"penstock", "penstock-client"},
+        "penstock_gateway": {"penstock-client"},
     }
     assert needed.keys() == ours.keys()
     for name, requirements in needed.items():

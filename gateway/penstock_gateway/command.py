@@ -1,0 +1,55 @@
+"""Serve OpenAI's HTTP API in front of a Penstock service: `penstock gateway`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+DEFAULT_LISTEN = "127.0.0.1:8080"
+
+
+# One parameter for each option.
+def gateway(
+    listen: Annotated[
+        str, typer.Option(envvar="PENSTOCK_GATEWAY_LISTEN", help="host:port; port 0 takes a free one.")
+    ] = DEFAULT_LISTEN,
+    target: Annotated[
+        str, typer.Option(envvar="PENSTOCK_TARGET", help="host:port of the service.")
+    ] = "127.0.0.1:50051",
+    tls: Annotated[
+        bool | None,
+        typer.Option(
+            "--tls/--plaintext", envvar="PENSTOCK_TLS", help="Use TLS with the system's CA certificates, or plaintext."
+        ),
+    ] = None,
+    ca: Annotated[
+        Path | None,
+        typer.Option(
+            "--ca", envvar="PENSTOCK_CA_FILE", dir_okay=False, help="Use TLS with this CA certificate (PEM file)."
+        ),
+    ] = None,
+) -> None:
+    """Serve OpenAI's HTTP API in front of a service. Each caller's bearer key is passed on to the service."""
+    from penstock_client import AsyncClient
+
+    from penstock_gateway import server
+    from penstock_gateway.app import create_app
+    from penstock_gateway.settings import Settings
+
+    host, colon, port = listen.rpartition(":")
+    if not colon or not port.isdigit() or int(port) > 65535:
+        raise typer.BadParameter(f"must be host:port, got {listen!r}", param_hint="--listen")
+    try:
+        client = AsyncClient(target, api_key="", tls=ca if ca is not None and tls is not False else tls)
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(str(error)) from None
+    settings = Settings()
+    try:
+        listener = server.bind(host.strip("[]"), int(port), settings)
+    except OSError as error:
+        typer.echo(f"penstock gateway: cannot bind {listen}: {error.strerror or error}", err=True)
+        raise typer.Exit(1) from None
+    typer.echo(f"penstock gateway: http://{server.address_of(listener)} in front of {target}", err=True)
+    server.run(create_app(client, settings), listener, settings)
