@@ -12,8 +12,8 @@ LOCK := requirements/$(ENGINE).lock
 STAMP := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools demo test test-fast test-engine test-chart test-full test-cluster coverage check versions \
-	set-version breaking dist protos configuration clients chart reference docs docs-links lock audit digests sbom model quantize pictures pilot clean
+.PHONY: help setup gpu-host tools demo test test-fast test-engine test-chart test-full test-cluster coverage check versions \
+	set-version breaking dist protos configuration clients chart reference docs docs-links lock audit digests sbom model quantize pictures pilot bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -28,7 +28,12 @@ $(STAMP): $(LOCK) $(PROJECTS) scripts/setup
 	@$(PYTHON) scripts/setup $(VENV) $(LOCK)
 	@touch $@
 
-demo: setup ## ask the small model a question on the real engine (ENGINE=gpu for a GPU)
+# With ENGINE=gpu what needs the GPU looks for it first: one line without one, before anything is installed.
+GPU_HOST := $(if $(filter gpu,$(ENGINE)),gpu-host)
+gpu-host:
+	@PYTHONPATH=bench $(PYTHON) -m penstock_bench.gpu_check.cards
+
+demo: $(GPU_HOST) setup ## ask the small model a question on the real engine (ENGINE=gpu for a GPU)
 	@$(BIN)/penstock demo
 
 # Workers of pytest-xdist, one module each at a time. Those that wait leave the cores to the others.
@@ -38,11 +43,11 @@ NO_ENGINE := --ignore=tests/engine --ignore=tests/chaos
 test-fast: setup ## tests without an engine: under two minutes on two cores
 	@$(BIN)/python -m pytest -q $(PARALLEL) $(NO_ENGINE) -m "not engine and not slow and not full" $(ARGS)
 
-test: setup tools ## the tests before a commit lands: those without an engine, then those on the real engine; 35 minutes
+test: $(GPU_HOST) setup tools ## the tests before a commit lands: those without an engine, then those on the real engine; 35 minutes
 	@$(BIN)/python -m pytest -q $(PARALLEL) $(NO_ENGINE) -m "not engine and not full" $(ARGS)
 	@$(BIN)/python -m pytest -q -m "engine and not full" $(ARGS)
 
-test-engine: setup ## the second half of `make test`: the tests on the real engine
+test-engine: $(GPU_HOST) setup ## the second half of `make test`: the tests on the real engine
 	@$(BIN)/python -m pytest -q -m "engine and not full" $(ARGS)
 
 test-chart: setup tools ## the Helm chart's tests, without the engine
@@ -148,6 +153,9 @@ clients: setup tools ## the clients in all languages: conformance cases, example
 
 pilot: setup ## a pilot report of the small model in docs/pilot, on a machine that does nothing else
 	@$(BIN)/python scripts/pilot $(ARGS)
+
+bench: $(GPU_HOST) setup ## AsyncLLM, vllm serve and Penstock beside each other (ENGINE=gpu for a GPU; ARGS=--quick)
+	@$(BIN)/python -m bench.compare $(ARGS)
 
 pictures: setup ## the pictures of the README again; to be looked at before they are committed
 	@$(BIN)/python scripts/pictures $(ARGS)

@@ -19,10 +19,10 @@ import time
 import grpc
 from penstock.config.schema import DEMO_MODEL_FP8_DIR
 from penstock.generation.percentiles import percentile
+from penstock_bench.load.serving import served
 from penstock_proto.v1 import generation_pb2 as pb
 from penstock_proto.v1 import generation_pb2_grpc
 
-from bench.serving import served
 from bench.work import job
 
 AIM = 0.99

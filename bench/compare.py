@@ -32,6 +32,7 @@ from bench.report import Round, judged, plot, summary, table
 from bench.work import MAX_TOKENS, job
 
 _STREAMS = (1, 8, 32, 64)
+_GPU_STREAMS = (1, 8, 64, 256)
 _QUICK_STREAMS = (8, 64)
 _ROUNDS, _QUICK_ROUNDS = 6, 2
 # Few streams need several requests each to give enough tokens; many streams need one each.
@@ -42,6 +43,9 @@ _GPU_SHARE = 0.2  # likewise
 
 def main(
     quick: Annotated[bool, typer.Option("--quick", help="Run two rounds, at 8 and 64 streams.")] = False,
+    streams: Annotated[
+        str, typer.Option(help="Numbers of streams; empty: 1,8,32,64 (8,64 with --quick; 1,8,64,256 on a GPU).")
+    ] = "",
     rounds: Annotated[int, typer.Option(help="Number of rounds; 0: six, or two with --quick.")] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="File for all figures.", dir_okay=False)] = None,
     png: Annotated[Path | None, typer.Option(help="File for a plot of them.", dir_okay=False)] = None,
@@ -56,8 +60,8 @@ def main(
         contenders = [maker(setting) for maker in MAKERS]
         notes: list[str] = []
         contenders = started(contenders, stack, notes)
-        streams = _QUICK_STREAMS if quick else _STREAMS
-        measured = _measure(contenders, streams, rounds or (_QUICK_ROUNDS if quick else _ROUNDS))
+        counts = _streams(streams, setting, quick)
+        measured = _measure(contenders, counts, rounds or (_QUICK_ROUNDS if quick else _ROUNDS))
     results = summary(measured)
     ratios, targets = judged(measured)
     print(table(results, {one.name: one.label for one in contenders}))
@@ -65,6 +69,7 @@ def main(
         print(line)
     whole = {
         "about": {**about("bench.compare"), "notes": notes},
+        "labels": {one.name: one.label for one in contenders},
         "results": results,
         "ratios": ratios,
         "targets": targets,
@@ -73,6 +78,14 @@ def main(
         json_file.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
     if png is not None:
         plot(results, {one.name: one.label for one in contenders}, png)
+
+
+def _streams(given: str, setting: Setting, quick: bool) -> tuple[int, ...]:
+    if given:
+        return tuple(int(one) for one in given.split(","))
+    if quick:
+        return _QUICK_STREAMS
+    return _GPU_STREAMS if "gpu_memory_utilization" in setting.plan.arguments else _STREAMS
 
 
 def started(makings: Sequence[Contender], stack: ExitStack, notes: list[str]) -> list[Contender]:
@@ -114,7 +127,9 @@ def _setting(folder: Path, at: str) -> Setting:
     checkpoint, plan, _ = plan_engine(settings)  # for the build of vLLM that is installed, as the service does
     os.environ.update(plan.environment)
     tokenizer = load(checkpoint.model, checkpoint.vocab_size)
-    return Setting(folder, checkpoint.model, plan, tokenizer, at, MAX_TOKENS)
+    # All streams of a round start at the same time.
+    admitted = {"admission.max_queued_calls": 1024, "admission.max_starts_per_second": 1e6}
+    return Setting(folder, checkpoint.model, plan, tokenizer, at, MAX_TOKENS, settings=admitted)
 
 
 @contextmanager

@@ -23,13 +23,13 @@ import psutil
 from penstock.engine.tokenizer import HfTokenizer
 from penstock.engine.vllm.args import EnginePlan
 from penstock.types import Message, Role
+from penstock_bench.load.serving import wait_until_ready
 from penstock_proto.v1 import generation_pb2 as pb
 
 from bench import grpc_frames, openai_http
 from bench.drain import Connection, Protocol, Reply, Work, drained
 from bench.machine import free_port
 from bench.served import Answered, Served, answered
-from bench.serving import wait_until_ready
 from bench.work import Job
 
 _ROOT = Path(__file__).parents[1]

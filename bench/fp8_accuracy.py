@@ -27,10 +27,10 @@ from penstock_bench.evaluation.measure import EvaluationOptions, measure
 from penstock_bench.evaluation.questions import SHIPPED, Question, load, pick
 from penstock_bench.evaluation.results import Row, Share, paired_difference, share
 from penstock_bench.evaluation.settings import AUTO, FAST, THINKING, Setting
+from penstock_bench.load.serving import NotServing, served
 from penstock_client import AsyncClient
 
 from bench.machine import machine
-from bench.serving import NotServing, served
 
 LIMIT = 0.02
 CALLS = 16

@@ -33,10 +33,10 @@ import psutil
 from penstock.config.schema import DEMO_MODEL_FP8_DIR
 from penstock.engine.vllm.concurrency import MIN_REQUESTS
 from penstock.generation.percentiles import percentile
+from penstock_bench.load.serving import served
 from penstock_proto.v1 import generation_pb2 as pb
 
 from bench.machine import about
-from bench.serving import served
 from bench.work import job
 
 GOODPUT, P99_SECONDS = 0.85, 0.1

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import psutil
 from penstock.engine.scripted import Reply
+from penstock_bench.load.serving import address_of
 from penstock_proto.v1 import generation_pb2 as pb
 
 from bench import grpc_frames
 from bench.drain import Connection
-from bench.serving import address_of
 
 METHOD = "/penstock.v1.GenerationService/StreamGenerate"
 MAX_STREAMS = 1000

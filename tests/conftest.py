@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests import tooling
+from tests import engine_build, tooling
 
 # On a machine that does other work an example may take any time: that is no fault of what is tested.
 settings.register_profile("penstock", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
@@ -29,6 +29,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--require-tools", action="store_true", help="fail where a tool is missing that a test needs")
 
 
+def pytest_configure() -> None:
+    """On vLLM's CUDA build (`make test ENGINE=gpu`), give each engine its share of the GPU, or end without one."""
+    try:
+        engine_build.share_the_gpu()
+    except engine_build.NoGpu as error:
+        pytest.exit(f"vLLM's CUDA build is installed (ENGINE=gpu): {error}", returncode=2)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests of a folder; run those on the real engine after the others, and those that harm it last."""
@@ -37,6 +45,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for marker in _FOLDERS.get(_folder(item, here), []):
             item.add_marker(marker)
+        if item.get_closest_marker("cpu_build") and engine_build.installed() == "gpu":
+            item.add_marker(pytest.mark.skip(reason="about vLLM's CPU build"))
     items.sort(key=lambda item: order.get(_folder(item, here), 1 if item.get_closest_marker("engine") else 0))
 
 

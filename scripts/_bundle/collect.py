@@ -18,7 +18,7 @@ from _bundle.manifest import BundleError, LeftOut, Manifest, Piece
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "helm/penstock"
-PROJECTS = ("clients/python-proto", "clients/python", ".", "bench")
+PROJECTS = ("clients/python-proto", "clients/python", ".", "bench", "gateway")
 PRESETS = {"cpu": "demo-cpu", "gpu": "qwen3.5-35b-a3b-fp8"}
 PYTHONS = {"gpu": "3.12"}
 _PROGRAM = ("__init__", "manifest", "slices", "unpack", "check", "libraries", "cli")

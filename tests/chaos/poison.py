@@ -5,13 +5,19 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from vllm.v1.worker.cpu_worker import CPUWorker
+from vllm.platforms import current_platform
 
 POISON_IDS = tuple([7, 13] * 9)
 """A run of token ids that no question makes."""
 
 
-class PoisonableWorker(CPUWorker):  # type: ignore[misc]
+if current_platform.is_cpu():
+    from vllm.v1.worker.cpu_worker import CPUWorker as BaseWorker
+else:
+    from vllm.v1.worker.gpu_worker import Worker as BaseWorker
+
+
+class PoisonableWorker(BaseWorker):  # type: ignore[misc]
     def execute_model(self, scheduler_output: Any) -> Any:
         for request in scheduler_output.scheduled_new_reqs:
             ids = tuple(request.prompt_token_ids or ())

@@ -13,8 +13,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from penstock_bench.load.serving import address_of
+
 from bench.machine import free_port
-from bench.serving import address_of
 from tests.conformance.middle import middle
 from tests.rpc.proxy import proxied
 from tests.rpc.secure import Authority

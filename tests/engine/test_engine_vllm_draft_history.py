@@ -17,6 +17,8 @@ from penstock_proto.v1 import generation_pb2_grpc
 
 from tests.bad_requests import hello
 
+pytestmark = pytest.mark.cpu_build
+
 WIDTH, DRAFTS, DIM = 4, 1, 8
 COLUMNS = WIDTH - 1 + DRAFTS
 

@@ -174,6 +174,7 @@ def cpu():
     return cpu
 
 
+@pytest.mark.cpu_build
 @pytest.mark.parametrize("block_rows", [32, 64, 128])
 @pytest.mark.parametrize("tokens", [1, 3, 5, 70])
 def test_vllms_kernels_agree_with_plain_arithmetic(cpu, tokens, block_rows):
@@ -196,6 +197,7 @@ def test_vllms_kernels_agree_with_plain_arithmetic(cpu, tokens, block_rows):
     assert torch.allclose(fused, plain, rtol=0.02, atol=0.02)
 
 
+@pytest.mark.cpu_build
 def test_vllm_still_keeps_its_kernels_to_cpus_with_amx(cpu):
     """Where this fails, `fp8.cpu` has had its day on this CPU: vLLM runs FP8 checkpoints itself."""
     from vllm.model_executor.kernels.linear.scaled_mm.cpu import CPUFp8BlockScaledMMKernel

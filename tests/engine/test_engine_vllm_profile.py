@@ -237,6 +237,7 @@ def test_vllm_reads_the_stretched_window_as_it_is_meant(monkeypatch):
     assert config.speculative_config.num_speculative_tokens == 2
 
 
+@pytest.mark.cpu_build
 @pytest.mark.parametrize(
     ("setting", "said"),
     [

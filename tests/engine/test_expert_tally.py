@@ -18,7 +18,7 @@ from penstock.errors import ConfigError, FeatureOff
 
 from .test_engine_vllm_profile import H100, plan
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.cpu_build]
 EXPERTS, PER_TOKEN = 8, 2
 
 

@@ -51,6 +51,7 @@ async def test_the_profile_names_block_and_rule(engine: VllmEngine) -> None:
     assert feature.reason == "default; whole blocks, less one for MTP are found"
 
 
+@pytest.mark.cpu_build
 @pytest.mark.filterwarnings("ignore")
 def test_vllms_cpu_build_still_forgets_a_block_size_that_was_not_asked_for() -> None:
     """Where it does not, `block_size` can go from the arguments (engine.vllm.args)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from penstock.config.schema import DEMO_MODEL_DIR, EngineSettings
 from penstock.engine.sizing.cache import CPU_BLOCK_TOKENS, CacheSettings, plan_cache
 from penstock.engine.sizing.shape import read_shape
@@ -12,6 +13,7 @@ from penstock.engine.vllm.devices import find_devices
 
 from tests.unit.test_plan_cli import figures_of, plan_json
 
+pytestmark = pytest.mark.cpu_build
 HERE = find_devices("cpu")
 DEMO = read_shape(json.loads((DEMO_MODEL_DIR / "config.json").read_text()))
 

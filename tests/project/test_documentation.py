@@ -109,3 +109,13 @@ def test_no_image_holds_what_builds_the_site() -> None:
     assert re.search(
         r"sed .* requirements/dev\.in requirements/docs\.in \\\n\s+\| xargs python -m pip uninstall", dockerfile
     )
+
+
+def test_the_gpu_column_says_for_each_row_how_it_is_proven() -> None:
+    page = (ROOT / "docs/reference/hardware.md").read_text(encoding="utf-8")
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) > 10
+    words = {re.match(r"\*\*(\w+)\*\*", row[2])[1] for row in rows}  # type: ignore[index]
+    assert words <= {"run", "interpreted", "configured", "read"}
+    # A row that was run has its results beside the others.
+    assert ("run" in words) <= any((ROOT / "docs/results").glob("gpu-check*"))

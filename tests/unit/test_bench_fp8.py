@@ -13,9 +13,9 @@ from penstock.config.schema import DEMO_MODEL_DIR, DEMO_MODEL_FP8_DIR
 from penstock.engine.sizing.shape import read_shape
 from penstock_bench.evaluation.results import Row
 from penstock_bench.evaluation.settings import FAST, THINKING
+from penstock_bench.load.serving import NotServing, served, wait_until_ready
 
 from bench import context_cost, fp8_accuracy
-from bench.serving import NotServing, served, wait_until_ready
 
 FIRST = Row("FAST", "a", "sum", True, True, "7", "natural", "stop", 0, 2, 9, 0, 0, "", 0, 0, 1, 0.0, 1.0, 0.5, 0.0)
 

@@ -338,6 +338,12 @@ def test_wheels_are_fetched_once_and_by_their_hashes(tmp_path: Path, monkeypatch
         wheels.fetch(other, tmp_path / "work", "3.12")
 
 
+def test_all_of_the_projects_own_packages_are_carried() -> None:
+    from tests.project.script_modules import load
+
+    assert load("setup").PROJECTS == collect.PROJECTS
+
+
 def test_what_is_left_out_has_its_reason() -> None:
     kept, left_out = choose(Wanted("cpu", without=("Redis",)))
     reasons = {one.name: one.why for one in left_out}

@@ -43,6 +43,7 @@ def test_help_waits_for_nothing_heavy() -> None:
         "generate",
         "eval",
         "bench",
+        "gpu-check",
         "pilot",
         "count",
         "plan",

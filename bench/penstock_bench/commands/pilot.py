@@ -14,6 +14,7 @@ from penstock_bench.commands.bench_options import parsed
 from penstock_bench.commands.pilot_run import PilotRun
 
 if TYPE_CHECKING:
+    from penstock_bench.gpu_check.results import GpuCheck
     from penstock_bench.pilot.results import Result
     from penstock_bench.pilot.scenario import Scenario
     from rich.console import Console
@@ -62,6 +63,10 @@ def pilot(
             help="Process id of the service on this machine. Default: the one that listens at the target on loopback."
         ),
     ] = None,
+    gpu_check: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="File of `penstock gpu-check`, to be a section of the report."),
+    ] = None,
     report: Annotated[
         Path | None,
         typer.Option(
@@ -87,8 +92,9 @@ def pilot(
     _refuse_file(out)
     given = {"hour": gpu_hour_usd, "hosted_input": hosted_input_usd, "hosted_output": hosted_output_usd}
     notes = Console(stderr=True)
+    checked = _read_check(gpu_check)
     if report is not None:
-        _write(_priced(_read(report), given, gpus), out, json, notes)
+        _write(_checked(_priced(_read(report), given, gpus), checked), out, json, notes)
         return
     scenario = _scenario(quick, concurrency, context, budgets, questions, seconds, soak_seconds)
     if knee_points is not None:
@@ -98,7 +104,7 @@ def pilot(
     exit_code = run.measure(target, o.encryption(tls, ca), metrics, pid)
     result = run.result(target)
     if result is not None:
-        _write(_priced(result, given, gpus), out, json, notes)
+        _write(_checked(_priced(result, given, gpus), checked), out, json, notes)
     else:
         exit_code = nothing_measured(
             exit_code, "the pilot ended before the first measurement, so no report was written"
@@ -119,6 +125,21 @@ def _read(file: Path) -> Result:
         return read(file)
     except (ValueError, OSError) as error:
         raise typer.BadParameter(str(error), param_hint="--report") from None
+
+
+def _read_check(file: Path | None) -> GpuCheck | None:
+    """Read it before the pilot: it should not fail at its end."""
+    from penstock_bench.gpu_check.results import read
+
+    try:
+        return None if file is None else read(file)
+    except (ValueError, OSError) as error:
+        raise typer.BadParameter(str(error), param_hint="--gpu-check") from None
+
+
+def _checked(result: Result, check: GpuCheck | None) -> Result:
+    """Return the result with a check of the engine; without one, an earlier one stays."""
+    return result if check is None else result.model_copy(update={"gpu_check": check.model_dump(mode="json")})
 
 
 # One parameter for each option.

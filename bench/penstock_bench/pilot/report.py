@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from penstock_bench.gpu_check.report import pilot_section
+from penstock_bench.gpu_check.results import GpuCheck
 from penstock_bench.pilot import sections_cost, sections_limits, sections_load, sections_memory, sections_model
 from penstock_bench.pilot.cost import Costs, answer_costs, costs_of, fastest, operating_point
 from penstock_bench.pilot.document import Document, Section, Table, Tile
@@ -28,6 +30,7 @@ def document(result: Result) -> Document:
         sections_model.speculation(result),
         sections_load.prefixes(result),
         sections_load.soak(result),
+        _gpu_check(result),
         sections_limits.cannot_tell(result),
         _checks(flags),
         _method(result),
@@ -139,6 +142,10 @@ def _about_cost(result: Result, costs: Costs | None) -> list[str]:
             f" costs least: {usd(least.per_1000_right)} for a thousand right answers."
         )
     return said
+
+
+def _gpu_check(result: Result) -> Section | None:
+    return None if result.gpu_check is None else pilot_section(GpuCheck.model_validate(result.gpu_check))
 
 
 def _checks(flags: Sequence[Flag]) -> Section:

@@ -228,6 +228,8 @@ class Result(Plain):
     experts_not_seen: str | None
     prices: Prices
     points: tuple[Point, ...]
+    gpu_check: dict[str, Any] | None = None
+    """Result of `penstock gpu-check` (`--gpu-check`), as its own file has it."""
 
     def of(self, kind: Kind) -> list[Stage]:
         """Return the stages of this kind that have calls."""

@@ -13,6 +13,7 @@ _ELSEWHERE = {
     "bench": ("penstock-bench", "Measure a service under load."),
     "eval": ("penstock-bench", "Measure how accurate answers are against thinking."),
     "gateway": ("penstock-gateway", "Serve OpenAI's HTTP API in front of a service."),
+    "gpu-check": ("penstock-bench", "Check the engine on a GPU."),
     "pilot": ("penstock-bench", "Write a report of a service, from measurements."),
     "plan": ("penstock-bench", "Plan hardware for a model."),
 }

@@ -20,19 +20,21 @@ class NotServing(RuntimeError):
 
 
 @contextmanager
-def served(model: Path | str, settings: Sequence[str] = ()) -> Iterator[str]:
+def served(
+    model: Path | str, settings: Sequence[str] = (), *, seconds: float = START_SECONDS, log: Path | None = None
+) -> Iterator[str]:
     """Run `penstock serve` with a model on a free port of loopback, and end it afterwards.
 
-    Yields its address. Raises `NotServing`.
+    Yields its address. Raises `NotServing`, also where it is not ready after `seconds`. Its output is kept in `log`.
     """
     with tempfile.TemporaryDirectory(prefix="penstock-bench-") as temporary:
-        ready, log = Path(temporary) / "address", Path(temporary) / "log"
+        ready, log = Path(temporary) / "address", log or Path(temporary) / "log"
         command = [sys.executable, "-m", "penstock", "serve", "--listen", "127.0.0.1:0", "--ready-file", str(ready)]
         flags = [part for setting in settings for part in ("--set", setting)]
         with log.open("wb") as out:
             process = subprocess.Popen([*command, "--model", str(model), *flags], stdout=out, stderr=out)
         try:
-            yield address_of(process, ready, log=log)
+            yield address_of(process, ready, seconds=seconds, log=log)
         finally:
             process.terminate()
             try:
