@@ -65,7 +65,8 @@ def outputs(held: ToolConstraint, count: int = 20, most: int = 600) -> list[Read
 
 
 def served(held: ToolConstraint, text: str) -> list[NamedArguments]:
-    """The calls that the service's own parser finds: complete, but for a key that an open object has twice."""
+    """The calls that the service's own parser finds: complete, but for a key that comes twice without `strict`."""
+    strict = {tool.name for tool in held.tools if tool.strict}
     parser = ToolCallParser(held.call_format, held.tools)
     cuts = [*range(0, len(text), 7), len(text)]
     pieces = [piece for begin, end in pairwise(cuts) for piece in parser.push(text[begin:end])] + parser.end()
@@ -78,6 +79,7 @@ def served(held: ToolConstraint, text: str) -> list[NamedArguments]:
 
         json.loads(call.arguments_json, object_pairs_hook=note)
         assert (call.status is ToolCallStatus.COMPLETE) != repeated[-1]
+        assert not (repeated[-1] and call.name in strict)
     return [(call.name, json.loads(call.arguments_json)) for call in calls]
 
 
@@ -178,7 +180,7 @@ def test_schemas_as_tools_write_them_are_kept(call_format: ToolCallFormat) -> No
         except BadRequest:
             refused.append(name)
     no_objects = {f"pydantic: {name}" for name in ("list of models", "optional", "literal", "tuple")}
-    assert set(refused) == (no_objects if call_format is JSON else no_objects | {"pydantic: map"})
+    assert set(refused) == no_objects | {"pydantic: map"}
 
 
 @BOTH
@@ -219,13 +221,64 @@ def test_a_tool_without_a_schema_takes_no_arguments(call_format: ToolCallFormat,
 
 
 @BOTH
-def test_an_object_without_properties_takes_any_in_json_and_none_in_xml(call_format: ToolCallFormat) -> None:
-    for schema in ({"type": "object"}, {}, {"type": "object", "properties": {}}):
+def test_an_object_without_properties_takes_none(call_format: ToolCallFormat) -> None:
+    closed = {"type": "object", "additionalProperties": False}
+    for schema in ({"type": "object"}, {}, {"type": "object", "properties": {}}, closed):
         held = constraint(call_format, tool(schema))
-        assert allows(held, call(call_format=call_format)) is (call_format is JSON)
+        assert not allows(held, call(call_format=call_format))
         assert {} in [output.calls[0][1] for output in outputs(held)]
-    closed = constraint(call_format, tool({"type": "object", "additionalProperties": False}))
-    assert not allows(closed, call(call_format=call_format))
+
+
+@BOTH
+@pytest.mark.parametrize("more", [True, {"type": "string"}, {}])
+def test_no_argument_of_a_strict_tool_comes_twice(call_format: ToolCallFormat, more: Any) -> None:
+    schema = {"type": "object", "properties": {"a": {"enum": ["x"]}}, "additionalProperties": more}
+    held = constraint(call_format, tool(schema))
+    assert allows(held, call(call_format=call_format))
+    assert {tuple(output.calls[0][1]) for output in outputs(held, 30)} == {(), ("a",)}
+    twice = call(
+        call_format=call_format, value='x", "a": "x' if call_format is JSON else "x\n</parameter>\n<parameter=a>\nx"
+    )
+    assert not allows(held, twice)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "additionalProperties": {"type": "string"}},
+        {"type": "object", "additionalProperties": True},
+        {"type": "object", "patternProperties": {"^a": {"type": "string"}}, "additionalProperties": False},
+        {"type": "object", "propertyNames": {"maxLength": 3}},
+    ],
+)
+def test_arguments_of_any_name_are_refused(call_format: ToolCallFormat, schema: dict[str, Any]) -> None:
+    keyword = next(key for key in ("patternProperties", "propertyNames", "additionalProperties") if key in schema)
+    with pytest.raises(BadRequest) as caught:
+        structural_tag(constraint(call_format, tool(schema)))
+    (violation,) = caught.value.violations
+    assert violation.field == "spec.tools[0].parameters_json_schema"
+    assert violation.description.startswith(f"{keyword} at /{keyword}: ")
+    inside = {"type": "object", "properties": {"a": schema}, "required": ["a"]}
+    outputs(constraint(call_format, tool(inside)), 5)
+
+
+def test_a_key_that_an_argument_has_twice_has_two_values_of_its_schema() -> None:
+    """Whichever of them a reader of JSON takes: nearly all take the last one."""
+    inner = {
+        "type": "object",
+        "properties": {"n": {"type": "integer"}},
+        "additionalProperties": {"type": "string", "maxLength": 1},
+    }
+    held = constraint(JSON, tool({"type": "object", "properties": {"a": inner}, "required": ["a"]}))
+
+    def written(text: str) -> str:
+        return f'<tool_call>\n{{"name": "f", "arguments": {{"a": {{{text}}}}}}}\n</tool_call>'
+
+    assert allows(held, written('"n": 1, "b": "x", "b": "y"'))
+    assert served(held, written('"n": 1, "b": "x", "b": "y"')) == [("f", {"a": {"n": 1, "b": "y"}})]
+    for text in ('"n": 1, "n": "x"', '"n": "x"', '"b": "x", "n": "y"', '"n": 1, "n": 2', '"n": 1, "b": "x", "b": 2'):
+        assert not allows(held, written(text))
 
 
 def test_a_parameter_of_several_objects_in_xml_is_read_alike_in_all_of_them() -> None:

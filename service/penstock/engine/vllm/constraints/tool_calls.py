@@ -175,7 +175,21 @@ def _json_arguments(tool: Tool, budget: WritingBudget) -> Format:
         _check_object(tool)
         return _json({"type": "object"}, {}, budget)
     objects, definitions = rewritten_arguments(tool.parameters_json_schema, in_xml=False, budget=budget)
-    return _any_of([_json(one or {"type": "object"}, definitions, budget) for one in objects])
+    return _any_of([_json(_closed(one), definitions, budget) for one in objects])
+
+
+def _closed(schema: Schema) -> Schema:
+    """Return the schema of an object with the named properties alone.
+
+    No grammar can hold that a name comes once where any name may come. Readers of JSON differ about which of two values
+    counts, so such a call would be INCOMPLETE.
+    """
+    named = schema.get("properties", {})
+    for keyword in ("additionalProperties", "patternProperties", "propertyNames"):
+        if not named and schema.get(keyword, False) is not False:
+            why = "is not enforced for a tool's own arguments, where a name could come twice; name them"
+            raise RefusedSchemaError(keyword, f"/{keyword}", why)
+    return {"type": "object", "properties": named} | schema | {"additionalProperties": False}
 
 
 def _json(
@@ -253,10 +267,7 @@ def _of_object(
     schema: Schema, namesakes: Namesakes, definitions: Mapping[str, Schema], budget: WritingBudget
 ) -> Format:
     """Return the format of the parameters of an object, one of those that the tool takes."""
-    properties = schema.get("properties", {})
-    if not properties and schema.get("additionalProperties", False) is not False:
-        why = "is not enforced for a tool's own parameters with this model, where a name could come twice; name them"
-        raise RefusedSchemaError("additionalProperties", "/additionalProperties", why)
+    properties = _closed(schema)["properties"]
     required = set(schema.get("required", ()))
     written = [_const("")]
     for name, part in properties.items():
