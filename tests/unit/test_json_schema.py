@@ -11,6 +11,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+from penstock.engine.vllm.constraints import json_schema
 from penstock.engine.vllm.constraints.json_schema import RefusedSchemaError, rewritten
 
 from tests.tooling import json_schema_suite
@@ -231,3 +232,43 @@ def test_formats_that_are_enforced_are_kept() -> None:
         texts = walks(compiled_schema(rewritten(json.dumps({"type": "string", "format": name}))), 20)
         assert texts
         assert all(re.fullmatch(pattern, json.loads(text)) for text in texts), texts
+
+
+def tagged(count: int) -> list[dict[str, Any]]:
+    return [
+        {"type": "object", "properties": {"kind": {"const": n}, "x": {"type": "string"}}, "required": ["kind"]}
+        for n in range(count)
+    ]
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [{"const": n} for n in range(4000)],
+        [{"enum": [f"a{n}" for n in range(3000)]}, {"enum": [f"b{n}" for n in range(3000)]}],
+        [{"enum": [[n] * 30 for n in range(250)]}, {"enum": [[n] * 30 for n in range(250, 500)]}],
+        tagged(550),
+    ],
+    ids=["parts", "values", "lists", "objects"],
+)
+def test_alternatives_that_take_long_to_compare_are_refused_soon(
+    parts: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared = 0
+    equal = json_schema._equal
+
+    def counting(one: Any, other: Any) -> bool:
+        nonlocal compared
+        compared += 1
+        return equal(one, other)
+
+    monkeypatch.setattr(json_schema, "_equal", counting)
+    schema = json.dumps({"oneOf": parts}, separators=(",", ":"))
+    assert len(schema) < 1 << 16
+    with pytest.raises(RefusedSchemaError, match="its alternatives compared"):
+        rewritten(schema)
+    assert compared < 400_000  # all of them are millions
+
+
+def test_a_hundred_tagged_alternatives_are_taken() -> None:
+    assert len(json.loads(rewritten(json.dumps({"oneOf": tagged(100)})))["anyOf"]) == 100

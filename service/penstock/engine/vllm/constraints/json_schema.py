@@ -90,16 +90,18 @@ def rewritten(text: str) -> str:
     """
     root = json.loads(text)
     try:
-        return _Rewriter(root).whole()
+        return _Rewriter(root, budget=WritingBudget(len(text))).whole()
     except RecursionError:
         why = "references beside other keywords lead to themselves; move the other keywords out of the cycle"
         raise RefusedSchemaError("$ref", "", why) from None
 
 
 class WritingBudget:
-    """Count what is written for the tools of a request, where a reference is replaced by what it refers to.
+    """Count what is read, compared and written for an answer or for the tools of a request.
 
-    A unit is a schema, a value of an enum, or a piece of a text: each costs some microseconds.
+    A unit is a schema, a value of an enum, a few comparisons, or a piece of a text: each costs some microseconds. What
+    is small in a request may be large here: a tool's references are replaced by what they refer to, and each part of a
+    `oneOf` is compared with all others.
     """
 
     def __init__(self, characters: int = 0) -> None:
@@ -110,7 +112,8 @@ class WritingBudget:
         """Take units. Raise RefusedSchemaError when there are not so many left."""
         self._left -= units
         if self._left < 0:
-            raise RefusedSchemaError("$ref", at, "the schema is too large once its references are written out")
+            why = "the schema is too large once its references are written out and its alternatives compared"
+            raise RefusedSchemaError("schema", at, why)
 
 
 def rewritten_arguments(
@@ -280,7 +283,7 @@ class _Rewriter:
     def _are_disjoint(self, one: Schema, other: Schema) -> bool:
         values, others = _values(one), _values(other)
         if values is not None and others is not None:
-            return not any(_equal(a, b) for a in values for b in others)
+            return self._are_apart(values, others)
         if not _types(one) & _types(other):
             return True
         if not (_types(one) == _types(other) == {"object"}):
@@ -298,7 +301,11 @@ class _Rewriter:
             if values is None:
                 return False
             found.append(values)
-        return not any(_equal(a, b) for a in found[0] for b in found[1])
+        return self._are_apart(*found)
+
+    def _are_apart(self, values: list[Any], others: list[Any]) -> bool:
+        self._spend((units_of(values) * len(others) + units_of(others) * len(values)) // 32, "/oneOf")
+        return not any(_equal(a, b) for a in values for b in others)
 
     def _ref(self, asserted: Schema, at: str) -> Schema:
         self._resolved(asserted, at)  # a chain that ends

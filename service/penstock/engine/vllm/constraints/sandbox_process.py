@@ -22,9 +22,11 @@ import signal
 import sys
 import time
 from enum import IntEnum
+from functools import partial
 from typing import Any
 
 from penstock.engine.vllm.constraints.mask_budget import MaskTimeBudget
+from penstock.engine.vllm.constraints.tours import CLOSINGS, Tour, tours_of
 from penstock.engine.vllm.lifetime import end_with_parent
 
 _MEMORY_BYTES = 1 << 30  # in addition to this process's own memory
@@ -33,6 +35,12 @@ _CONVERT_SECONDS = 0.1  # vLLM does this much on the service's own event loop
 _NICE = 10
 _WALKS = 4
 _WALK_TOKENS = 400
+_TOUR_TOKENS = 8000  # of all tours together
+_MIN_TOUR_TOKENS = 100
+_MAX_TOUR_TOKENS = 1000
+_MORE_COMMAS = 8  # of a tour, beside those between properties
+_ITEMS = 0.5  # how often a list has another item
+_DRAWN = (0.0, 0.25)  # of the steps of a tour, how many write any token that is allowed: one tour each
 
 
 class SandboxResult(IntEnum):
@@ -101,9 +109,21 @@ def _try(kind: str, spec: str, tokenizer: Any) -> SandboxResult:
     except Exception:
         return SandboxResult.MALFORMED
     matcher = xgrammar.GrammarMatcher(grammar)
-    mask = xgrammar.allocate_token_bitmask(1, tokenizer.vocab_size)
-    verdicts = (_walk(matcher, mask, number) for number in range(_WALKS))
-    return next((verdict for verdict in verdicts if verdict is not SandboxResult.GOOD), SandboxResult.GOOD)
+    return written(matcher, tokenizer.vocab_size, tours_of(kind, spec))
+
+
+def written(matcher: Any, vocab_size: int, tours: list[Tour]) -> SandboxResult:
+    """Return the result of texts that are written as the engine would write them."""
+    import xgrammar
+
+    text = _Text(matcher, xgrammar.allocate_token_bitmask(1, vocab_size), vocab_size)
+    most = min(_MAX_TOUR_TOKENS, max(_MIN_TOUR_TOKENS, _TOUR_TOKENS // (len(_DRAWN) * len(tours) or 1)))
+    verdicts = (
+        *(partial(_walk, text, number) for number in range(_WALKS)),
+        *(partial(_tour, text, tour, most, drawn) for drawn in _DRAWN for tour in tours),
+    )
+    found = (verdict() for verdict in verdicts)
+    return next((verdict for verdict in found if verdict is not SandboxResult.GOOD), SandboxResult.GOOD)
 
 
 def _threads() -> int:
@@ -133,25 +153,87 @@ def _compile(kind: str, spec: str, compiler: Any) -> Any:
     return compiler.compile_lark(spec) if kind == "lark" else compiler.compile_grammar(spec)
 
 
-def _walk(matcher: Any, mask: Any, number: int) -> SandboxResult:
-    """Write one text. The first walk takes the first allowed token every time, the others draw."""
-    matcher.reset()
-    draw = random.Random(number)
-    budget = MaskTimeBudget()
-    for _ in range(_WALK_TOKENS):
+class _Text:
+    """A text that is written token by token, with the time that an engine would let it take."""
+
+    def __init__(self, matcher: Any, mask: Any, vocab_size: int) -> None:
+        self.matcher = matcher
+        self._mask = mask
+        self._vocab_size = vocab_size
+        self.budget = MaskTimeBudget()
+
+    def restart(self) -> None:
+        """Begin another text."""
+        self.matcher.reset()
+        self.budget = MaskTimeBudget()
+
+    def allowed(self) -> Any:
+        """Return the mask of allowed tokens, in words of 32 bits."""
         began = time.thread_time()
-        matcher.fill_next_token_bitmask(mask, 0)
-        budget.spend(time.thread_time() - began)
-        words = mask[0].numpy().view("uint32")
+        self.matcher.fill_next_token_bitmask(self._mask, 0)
+        self.budget.spend(time.thread_time() - began)
+        words = self._mask[0].numpy().view("uint32")
+        if self._vocab_size % 32:
+            words[-1] &= (1 << self._vocab_size % 32) - 1
+        return words
+
+    def write(self, token_id: int | None) -> bool:
+        """Write a token. Return whether the text goes on."""
+        began = time.thread_time()
+        goes_on = token_id is not None and bool(self.matcher.accept_token(token_id))
+        self.budget.spend(time.thread_time() - began)
+        return goes_on and not self.budget.is_over
+
+    def verdict(self) -> SandboxResult:
+        """Return the result of the text so far."""
+        return SandboxResult.SLOW if self.budget.is_over else SandboxResult.GOOD
+
+
+def _walk(text: _Text, number: int) -> SandboxResult:
+    """Write one text. The first walk takes the first allowed token every time, the others draw."""
+    text.restart()
+    draw = random.Random(number)
+    for _ in range(_WALK_TOKENS):
+        words = text.allowed()
         if not words.any():
             return SandboxResult.DEAD_END
-        token_id = _pick(words, matcher.stop_token_ids, number, draw)
-        began = time.thread_time()
-        over = token_id is None or not matcher.accept_token(token_id)
-        budget.spend(time.thread_time() - began)
-        if budget.is_over or over:
+        if not text.write(_pick(words, text.matcher.stop_token_ids, number, draw)):
             break
-    return SandboxResult.SLOW if budget.is_over else SandboxResult.GOOD
+    return text.verdict()
+
+
+def _tour(text: _Text, tour: Tour, most: int, drawn: float) -> SandboxResult:
+    """Write one text of at most `most` steps that visits the parts of a constraint, and stays where masks are costly.
+
+    A share `drawn` of the steps write any token.
+    """
+    text.restart()
+    matcher, draw = text.matcher, random.Random(0)
+    if tour.head and not matcher.accept_string(tour.head):
+        return SandboxResult.GOOD
+    commas = 2 * len(tour.names) + _MORE_COMMAS  # An open object goes on with each comma.
+    for _ in range(most):
+        before = text.budget.left_seconds
+        words = text.allowed()
+        if not words.any():
+            return SandboxResult.DEAD_END
+        is_costly = text.budget.left_seconds < before
+        way = "" if is_costly or draw.random() < drawn else _taken(matcher, tour, draw, has_commas=commas > 0)
+        commas -= way == ","
+        if way == tour.end != "":
+            break
+        if not way and not text.write(_pick(words, matcher.stop_token_ids, 1, draw)):
+            break
+    return text.verdict()
+
+
+def _taken(matcher: Any, tour: Tour, draw: random.Random, *, has_commas: bool) -> str:
+    """Write the first way of a tour that is allowed, and return it; empty for none."""
+    closings = [way for way in CLOSINGS if has_commas or way != ","]
+    if draw.random() < _ITEMS:
+        closings.remove("]")
+    ways = (*tour.names, tour.end, *closings)
+    return next((way for way in ways if way and matcher.accept_string(way)), "")
 
 
 def _pick(words: Any, stops: list[int], number: int, draw: random.Random) -> int | None:
