@@ -74,8 +74,10 @@ def make_bundle(wanted: Wanted, to: Path, slice_bytes: int, progress: Progress) 
         why = f"--architecture {wanted.architecture}"
         left_out += [LeftOut("device code of other GPUs", why), *whole]
     progress("building Penstock's own wheels")
-    packages += wheels.own(work, PROJECTS, ROOT)
-    parts = _parts(wanted, packages, work, progress)
+    own, chart = wheels.own(work, PROJECTS, ROOT)
+    packages += own
+    _describe(wanted, packages, chart, work, progress)
+    parts = _parts(wanted, packages, chart, work, progress)
     manifest = Manifest(
         version=next(one.package.version for one in packages if one.package.name == "penstock"),
         lock=wanted.lock_file.name,
@@ -141,8 +143,11 @@ def _names(file: Path) -> Iterator[str]:
             yield wheels.normal(found[0])
 
 
-def _parts(wanted: Wanted, packages: Sequence[wheels.Wheel], work: Path, progress: Progress) -> slices.Parts:
-    """Return all files of the bundle in the order of the stream."""
+_DESCRIPTIONS = ("requirements.txt", "images.txt", "sbom.cdx.json")
+
+
+def _describe(wanted: Wanted, packages: Sequence[wheels.Wheel], chart: Path, work: Path, progress: Progress) -> None:
+    """Write what is in the bundle: packages with the hashes of their wheels, images, and a bill of materials."""
     requirements = work / "requirements.txt"
     lines = [f"{one.package.name}=={one.package.version} --hash=sha256:{one.package.sha256}\n" for one in packages]
     requirements.write_text("".join(lines), encoding="utf-8")
@@ -150,11 +155,17 @@ def _parts(wanted: Wanted, packages: Sequence[wheels.Wheel], work: Path, progres
     bill = _run([sys.executable, str(ROOT / "scripts/supply-chain"), "sbom", str(requirements)])
     (work / "sbom.cdx.json").write_text(bill, encoding="utf-8")
     presets = wanted.presets or (PRESETS.get(wanted.lock_file.stem, PRESETS["cpu"]),)
-    images = sorted({image for preset in presets for image in images_of(preset)})
+    images = sorted({image for preset in presets for image in images_of(preset, chart)})
     (work / "images.txt").write_text("".join(f"{image}\n" for image in images), encoding="utf-8")
-    named = [(name, work / name) for name in ("requirements.txt", "images.txt", "sbom.cdx.json")]
+
+
+def _parts(
+    wanted: Wanted, packages: Sequence[wheels.Wheel], chart: Path, work: Path, progress: Progress
+) -> slices.Parts:
+    """Return all files of the bundle in the order of the stream."""
+    named = [(name, work / name) for name in _DESCRIPTIONS]
     named += [(f"wheels/{one.path.name}", one.path) for one in packages]
-    named += _below("chart/penstock", CHART)
+    named += _below("chart/penstock", chart)
     named += _below("model", wanted.model) if wanted.model else []
     named += [(f"files/{file.name}", file) for file in wanted.files]
     progress(f"reading {len(named)} files")
@@ -172,12 +183,12 @@ def _piece(name: str, path: Path) -> Piece:
     return Piece(name, path.stat().st_size, m.digest(path), os.access(path, os.X_OK))
 
 
-def images_of(preset: str) -> list[str]:
+def images_of(preset: str, chart: Path = CHART) -> list[str]:
     """Return the container images that the chart names with a preset."""
     import yaml
 
     helm = Path(sys.executable).parent / "helm"
-    text = _run([str(helm), "template", "penstock", str(CHART), f"--set=preset={preset}"])
+    text = _run([str(helm), "template", "penstock", str(chart), f"--set=preset={preset}"])
     return sorted(set(_images(list(yaml.safe_load_all(text)))))
 
 

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -79,8 +80,8 @@ def _wheel(name: str, version: str, by_name: dict[tuple[str, str], Path]) -> Whe
     return Wheel(Package(name, version, path.name, digest(path)), path)
 
 
-def own(work: Path, projects: Sequence[str], root: Path) -> list[Wheel]:
-    """Return wheels of the project's own packages, built from what is committed."""
+def own(work: Path, projects: Sequence[str], root: Path) -> tuple[list[Wheel], Path]:
+    """Return wheels of the project's own packages and the chart's folder, from what is committed."""
     commit, seconds = _git(root, "log", "-1", "--format=%H %ct").split()
     folder = work / f"own-{commit}"
     if not (folder / "complete").exists():
@@ -101,12 +102,13 @@ def own(work: Path, projects: Sequence[str], root: Path) -> list[Wheel]:
             # With it the same commit gives the same bytes.
             environment = os.environ | {"SOURCE_DATE_EPOCH": seconds}
             subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+            shutil.copytree(source / "helm/penstock", folder / "chart", dirs_exist_ok=True)
         (folder / "complete").touch()
     found = []
     for path in sorted(folder.glob("*.whl")):
         name, version = path.name.split("-")[:2]
         found.append(Wheel(Package(normal(name), version, path.name, digest(path)), path))
-    return found
+    return found, folder / "chart"
 
 
 def _git(root: Path, *arguments: str) -> str:

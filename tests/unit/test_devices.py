@@ -9,13 +9,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from penstock.config.schema import EngineSettings
+from penstock.config.schema import EngineSettings, LimitSettings
 from penstock.engine.vllm import devices
 from penstock.engine.vllm.args import plan_engine
 from penstock.engine.vllm.checkpoint import card_checkpoint
 from penstock.engine.vllm.features import Devices
 from penstock.engine.vllm.worker import WorkerReport
 from penstock.errors import ConfigError
+from pydantic import ValidationError
 
 GIB = 2**30
 
@@ -126,3 +127,19 @@ def test_the_draft_layers_weights_should_count_under_either_runners_name(name: s
     report = WorkerReport()
     report.model_runner = SimpleNamespace(model=model(1), **{name: SimpleNamespace(model=model(2))})
     assert report.weight_bytes() == {"bfloat16": 20}
+
+
+def test_kernels_that_compile_at_the_first_token_should_be_waited_for() -> None:
+    """nvcc takes minutes for FlashInfer's: an engine that compiles is no dead engine."""
+    from penstock.engine.vllm.start import _DISTRIBUTIONS, _first_token_seconds
+
+    seconds = {kind: _first_token_seconds(f"{name} 0.32.0") for kind, name in _DISTRIBUTIONS.items()}
+    assert seconds["gpu"] >= 1800 > seconds["cpu"]
+
+
+def test_no_configuration_should_allow_more_than_model_runner_v2_holds() -> None:
+    """Its worker dies of more; tests/engine compares the numbers with vLLM's own."""
+    for name, most in (("max_logit_biases", 1024), ("max_stop_strings", 64)):
+        assert getattr(LimitSettings(**{name: most}), name) == most
+        with pytest.raises(ValidationError, match=name):
+            LimitSettings(**{name: most + 1})
