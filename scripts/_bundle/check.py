@@ -18,6 +18,7 @@ from _bundle.manifest import BundleError, Manifest
 
 QUESTION = "What is 17 + 25 + 3?"
 _ANSWER_TOKENS = 32
+_DRIVER = "libcuda.so.1"
 _ANSWER_SECONDS, _STOP_SECONDS, _POLL_SECONDS = 600.0, 60.0, 0.2
 
 
@@ -57,12 +58,19 @@ def _check_libraries(python: Path) -> list[str]:
         last = (done.stderr.strip() or "no output").splitlines()[-1]
         raise BundleError(f"cannot try the packages' libraries, exit status {done.returncode}: {last}") from None
     if found["failures"]:
-        name, why = next(iter(found["failures"].items()))
-        raise BundleError(f"{len(found['failures'])} shared libraries do not load, the first is {name}: {why}")
+        raise BundleError(_failed(found["failures"]))
     return [
         f"{found['loaded']} shared libraries load",
         *(f"not loaded, as expected: {name}: {why}" for name, why in found["expected"].items()),
     ]
+
+
+def _failed(failures: dict[str, str]) -> str:
+    count = f"{len(failures)} shared libraries"
+    if all(_DRIVER in why for why in failures.values()):
+        return f"{count} need NVIDIA's driver ({_DRIVER}), which this machine does not have"
+    name, why = next((name, why) for name, why in failures.items() if _DRIVER not in why)
+    return f"{count} do not load, such as {name}: {why}"
 
 
 def _answer(folder: Path, manifest: Manifest, start_seconds: float) -> str:

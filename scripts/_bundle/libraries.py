@@ -11,9 +11,17 @@ import re
 import sysconfig
 from pathlib import Path
 
-OPTIONAL = {"numba/np/ufunc/tbbpool": "needs Intel's TBB, which numba uses where it is installed"}
-"""Beginnings of the paths of libraries that their packages load only where another library is installed."""
-WITHOUT_CUDA = {"torchvision/": "is built for CUDA; Penstock does not use it with torch's CPU build"}
+OPTIONAL = {
+    "numba/np/ufunc/tbbpool": "needs Intel's TBB, which numba uses where it is installed",
+    "nvidia/cu[0-9]+/lib/libcufile_rdma": "needs the libraries of RDMA, which GPUDirect Storage uses where they are",
+    "nvidia/nvshmem/lib/nvshmem_(bootstrap|transport)_": "is for a network or process manager that is not here",
+    "nvidia_cutlass_dsl/.*/stubs/": "is for another machine",
+    "torch_c_dlpack_ext/libtorch_c_dlpack_addon_": "is for another version of torch",
+    "torchcodec/libtorchcodec_": "is for another version of FFmpeg; Penstock reads no videos",
+    "cuda/core/.*_tensor_bridge": "finds torch's functions only where its own package imports it",
+}
+"""Libraries that their packages load only in some places, as regular expressions of their paths."""
+WITHOUT_CUDA = {"torchvision/.*": "is built for CUDA; Penstock does not use it with torch's CPU build"}
 MAX_NEEDED = 20
 """Libraries of other packages that one library may need loaded first."""
 
@@ -31,7 +39,7 @@ def main():
     for path in found:
         name = str(path.relative_to(root))
         if why := load_alone(path, by_name):
-            known = next((reason for start, reason in optional.items() if name.startswith(start)), None)
+            known = next((reason for pattern, reason in optional.items() if re.match(pattern, name)), None)
             (failures if known is None else expected)[name] = known or why
     loaded = len(found) - len(failures) - len(expected)
     print(json.dumps({"loaded": loaded, "failures": failures, "expected": expected}))

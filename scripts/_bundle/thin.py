@@ -3,7 +3,7 @@
 A library keeps its size, its ELF and its fat-binary headers; only payloads become zeros. It loads, registers and runs
 on the one architecture as before, and compresses to what that architecture needs. In each container stay: the cubins
 that run there (same major version, the highest minor version up to its own); where there are none, the newest PTX that
-can be compiled for it.
+can be compiled for it. Entries of other kinds stay.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def blank(library: bytearray, architecture: int) -> int:
         for entries in containers(library):
             kept = _kept(entries, architecture)
             wanted += len(kept)
-            unwanted += [entry for entry in entries if entry not in kept]
+            unwanted += [entry for entry in entries if entry.kind in (PTX, CUBIN) and entry not in kept]
     except (struct.error, ValueError, IndexError) as error:
         raise Unreadable(str(error)) from None
     if unwanted and not wanted:

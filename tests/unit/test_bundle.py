@@ -24,7 +24,7 @@ from tests.unit.tiny_wheel import wheel
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "scripts"))
 
-from _bundle import collect, slices, thin, wheels  # noqa: E402
+from _bundle import check, collect, slices, thin, wheels  # noqa: E402
 from _bundle import manifest as m  # noqa: E402
 from _bundle.collect import Wanted, choose, images_of, write_program  # noqa: E402
 from _bundle.manifest import BundleError, Manifest, Package, Piece  # noqa: E402
@@ -378,6 +378,42 @@ def test_wrong_options_are_named_before_anything_is_fetched(tmp_path: Path, want
     assert not (tmp_path / "bundle").exists()
 
 
+def test_a_whole_bundle_is_made_twice_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a lock of tiny wheels. pip is real; Helm and the bill's program say what they would."""
+    index, chart, model = (tmp_path / name for name in ("index", "chart", "model"))
+    for folder in (index, chart, model):
+        folder.mkdir()
+    (chart / "Chart.yaml").write_text("name: penstock\n")
+    (model / "config.json").write_text("{}")
+    (model / "weights").symlink_to(chart / "Chart.yaml")  # as in a snapshot of Hugging Face's cache
+    extra = tmp_path / "image.tar"
+    extra.write_bytes(b"an image")
+    lock = tmp_path / "tiny.lock"
+    lock.write_text(locked([wheel(index, "first"), wheel(index, "pytest")]))
+    ours = wheel(tmp_path, "penstock")
+    built = wheels.Wheel(Package("penstock", "1.0", ours.name, m.digest(ours)), ours)
+    monkeypatch.setattr(wheels, "own", lambda *arguments: ([built], chart))
+    monkeypatch.setattr(collect, "_run", lambda command: "{}" if "sbom" in command else "spec: {image: 'penstock:1'}\n")
+    for name, value in {"NO_INDEX": "1", "FIND_LINKS": str(index), "CONFIG_FILE": os.devnull}.items():
+        monkeypatch.setenv(f"PIP_{name}", value)
+    wanted = Wanted(str(lock), model=model, files=(extra,), python=HERE)
+    to = tmp_path / "bundle"
+    manifest, sha256 = collect.make_bundle(wanted, to, SLICE, nothing)
+    assert [one.name for one in manifest.packages] == ["first", "penstock"]
+    assert ("pytest", "only tests and documents the project") in {(one.name, one.why) for one in manifest.left_out}
+    assert (manifest.images, manifest.model, manifest.version) == (("penstock:1",), "model", "1.0")
+    assert manifest.installed_bytes > 0
+    os.utime(to / "slice.0000", (1, 1))
+    (to / m.NAME).unlink()  # as where the first run was interrupted
+    assert collect.make_bundle(wanted, to, SLICE, nothing) == (manifest, sha256)
+    assert (to / "slice.0000").stat().st_mtime == 1
+    assert opened(tmp_path).returncode == 0
+    assert (tmp_path / "to/model/weights").read_text() == "name: penstock\n"
+    assert not (tmp_path / "to/model/weights").is_symlink()
+    assert (tmp_path / "to/files/image.tar").read_bytes() == b"an image"
+    assert "first==1.0 --hash=sha256:" in (tmp_path / "to/requirements.txt").read_text()
+
+
 @pytest.mark.needs("helm")
 @pytest.mark.parametrize("preset", ["demo-cpu", "qwen3.5-397b-a17b-fp8-two-nodes"])
 def test_the_charts_images_are_listed(preset: str) -> None:
@@ -417,18 +453,18 @@ def library(*containers: Sequence[tuple[int, int]]) -> bytes:
     return elf + code + names + b"".join(struct.pack("<IIQQQQIIQQ", *one) for one in sections)
 
 
+KINDS = {"ptx": thin.PTX, "cubin": thin.CUBIN, "other": 8}
+
+
 def payload(kind: int, architecture: int) -> bytes:
-    return f"{'ptx' if kind == thin.PTX else 'cubin'} of {architecture}.".encode() * 4
+    name = next(name for name, number in KINDS.items() if number == kind)
+    return f"{name} of {architecture}.".encode() * 4
 
 
 def left(data: bytes) -> set[str]:
     """Return the device code that a library still has."""
-    return {
-        f"{kind} {number}"
-        for kind in ("ptx", "cubin")
-        for number in (70, 80, 86, 89, 90, 100)
-        if f"{kind} of {number}.".encode() in data
-    }
+    numbers = (70, 80, 86, 89, 90, 100)
+    return {f"{kind} {n}" for kind in KINDS for n in numbers if f"{kind} of {n}.".encode() in data}
 
 
 CUBINS = [(thin.CUBIN, number) for number in (80, 86, 90, 100)]
@@ -442,6 +478,7 @@ CUBINS = [(thin.CUBIN, number) for number in (80, 86, 90, 100)]
         (80, CUBINS, {"cubin 80"}),
         (90, [(thin.CUBIN, 80), (thin.PTX, 70), (thin.PTX, 80), (thin.PTX, 100)], {"ptx 80"}),
         (103, CUBINS, {"cubin 100"}),
+        (90, [*CUBINS, (8, 70)], {"cubin 90", "other 70"}),  # a kind that the program does not know
     ],
 )
 def test_the_code_that_runs_on_the_card_stays(
@@ -452,10 +489,8 @@ def test_the_code_that_runs_on_the_card_stays(
     blanked = thin.blank(data, architecture)
     assert left(data) == kept
     assert len(data) == len(whole)
-    assert blanked == sum(len(payload(*one)) for one in container) - sum(
-        len(text)
-        for text in [payload(thin.PTX if name.startswith("ptx") else thin.CUBIN, int(name.split()[1])) for name in kept]
-    )
+    lost = [one for one in container if f"{payload(*one).split()[0].decode()} {one[1]}" not in kept]
+    assert blanked == sum(len(payload(*one)) for one in lost)
     assert [len(found) for found in thin.containers(data)] == [len(container)]  # the headers stay
 
 
@@ -535,6 +570,14 @@ def wheel_with(folder: Path, name: str, files: dict[str, bytes]) -> Path:
     return path
 
 
+def test_a_missing_driver_is_named_as_such() -> None:
+    driver = {"a.so": "libcuda.so.1: cannot open", "b.so": "libcuda.so.1: cannot open"}
+    assert check._failed(driver) == (
+        "2 shared libraries need NVIDIA's driver (libcuda.so.1), which this machine does not have"
+    )
+    assert check._failed(driver | {"c.so": "cut"}) == "3 shared libraries do not load, such as c.so: cut"
+
+
 # Installed
 
 
@@ -569,7 +612,7 @@ def test_packages_are_installed_without_an_index_and_their_libraries_loaded(tmp_
     (tmp_path / "penstock/venv/kept").touch()
     assert at("open").returncode == 0
     assert (tmp_path / "penstock/venv/kept").exists()  # installed once
-    refused(at("check", "--no-token"), "1 shared libraries do not load", "second/broken.so")
+    refused(at("check", "--no-token"), "1 shared libraries do not load, such as second/broken.so")
     (python.parent.parent / f"lib/python{HERE}/site-packages/second/broken.so").unlink()
     done = at("check", "--no-token")
     assert (done.returncode, done.stdout.splitlines()[-1][-len("shared libraries load") :]) == (
