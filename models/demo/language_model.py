@@ -15,9 +15,13 @@ class Trunk(nn.Module):
 
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Map ids (B, T) to hidden states after the final norm (B, T, D) and the mean balance loss."""
-        x, balances = self.embed_tokens(ids), []
+        return self.states(self.embed_tokens(ids))
+
+    def states(self, x: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Do the same from embeddings (B, T, D), at `positions` (3, B, T) where they are not those of plain text."""
+        balances = []
         for layer in self.layers:
-            x, balance, _ = layer(x)
+            x, balance, _ = layer(x, positions=positions)
             balances.append(balance)
         return self.norm(x), torch.stack(balances).mean()
 
@@ -35,12 +39,45 @@ class MultiTokenPredictor(nn.Module):
         self.pre_fc_norm_hidden = RMSNorm(hidden, eps)
 
     def forward(
-        self, next_embedding: Tensor, hidden: Tensor, past: tuple[Tensor, Tensor] | None = None
+        self,
+        next_embedding: Tensor,
+        hidden: Tensor,
+        past: tuple[Tensor, Tensor] | None = None,
+        positions: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-        """Map the embedding of token t + 1 and the hidden state at t to that for token t + 2, (B, T, D) each."""
+        """Map the embedding of token t + 1 and the hidden state at t to that for token t + 2, (B, T, D) each.
+
+        `positions` (3, B, T) are those of token t, as in the engine.
+        """
         both = torch.cat((self.pre_fc_norm_embedding(next_embedding), self.pre_fc_norm_hidden(hidden)), dim=-1)
-        out, balance, cache = self.layers[0](self.fc(both), past)
+        out, balance, cache = self.layers[0](self.fc(both), past, positions)
         return self.norm(out), balance, cache
+
+    def drafts(
+        self, embedded: Tensor, hidden: Tensor, count: int, positions: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor]:
+        """Return the hidden states of `count` successive drafts, teacher-forced, and the mean balance loss.
+
+        Row t of draft n (0 <= t < T - 1) belongs to the trunk's hidden state of token t - n. Its logits predict token
+        t + 2 and have no meaning for t < n. As in the engine, a draft's token uses the first draft's keys for the
+        tokens before it, and its own key for itself.
+        """
+        following, state, past, outs, balances = embedded[:, 1:], hidden[:, :-1], None, [], []
+        before = None if positions is None else positions[..., :-1]
+        for _ in range(count):
+            out, balance, cache = self(following, state, past, before)
+            past = past or cache
+            outs.append(out)
+            balances.append(balance)
+            state = torch.cat((torch.zeros_like(out[:, :1]), out[:, :-1]), dim=1)
+        return outs, torch.stack(balances).mean()
+
+
+def initialise(module: nn.Module, std: float) -> None:
+    """Draw the module's own matrices and expert stacks from a normal distribution; norms and decays stay."""
+    for name, parameter in module.named_parameters(recurse=False):
+        if name in ("gate_up_proj", "down_proj") or (name == "weight" and parameter.dim() == 2):
+            nn.init.normal_(parameter, std=std)
 
 
 class DemoModel(nn.Module):
@@ -55,24 +92,8 @@ class DemoModel(nn.Module):
         self.apply(self._initialise)
 
     def _initialise(self, module: nn.Module) -> None:
-        std = self.config["initializer_range"]
-        for name, parameter in module.named_parameters(recurse=False):
-            if name in ("gate_up_proj", "down_proj") or (name == "weight" and parameter.dim() == 2):
-                nn.init.normal_(parameter, std=std)
+        initialise(module, self.config["initializer_range"])
 
     def drafts(self, ids: Tensor, hidden: Tensor, count: int) -> tuple[list[Tensor], Tensor]:
-        """Return the hidden states of `count` successive drafts, teacher-forced, and the mean balance loss.
-
-        Row t of draft n (0 <= t < T - 1) belongs to the trunk's hidden state of token t - n. Its logits predict token
-        t + 2 and have no meaning for t < n. As in the engine, a draft's token uses the first draft's keys for the
-        tokens before it, and its own key for itself.
-        """
-        embedded = self.model.embed_tokens(ids[:, 1:])
-        state, past, outs, balances = hidden[:, :-1], None, [], []
-        for _ in range(count):
-            out, balance, cache = self.mtp(embedded, state, past)
-            past = past or cache
-            outs.append(out)
-            balances.append(balance)
-            state = torch.cat((torch.zeros_like(out[:, :1]), out[:, :-1]), dim=1)
-        return outs, torch.stack(balances).mean()
+        """Return what `MultiTokenPredictor.drafts` does, from ids (B, T)."""
+        return self.mtp.drafts(self.model.embed_tokens(ids), hidden, count)

@@ -82,6 +82,16 @@ class GatedDeltaNet(nn.Module):
         return self.out_proj(self.norm(out, gate).flatten(-2))
 
 
+def axes_of_pairs(pairs: int, section: list[int] | None) -> list[int]:
+    """Return which position rotates each pair: 0 time, 1 height, 2 width.
+
+    `section` has the pairs of each (`mrope_section`, interleaved): height and width take every third pair as long as
+    theirs last, time takes the rest. Without it, all pairs are time's.
+    """
+    _, height, width = section or (pairs, 0, 0)
+    return [axis if (axis := pair % 3) and pair // 3 < (height, width)[axis - 1] else 0 for pair in range(pairs)]
+
+
 class Attention(nn.Module):
     def __init__(self, config: dict) -> None:
         super().__init__()
@@ -98,30 +108,41 @@ class Attention(nn.Module):
         self.rotary = int(self.head_dim * rope["partial_rotary_factor"])
         steps = torch.arange(0, self.rotary, 2).float() / self.rotary
         self.register_buffer("frequencies", rope["rope_theta"] ** -steps, persistent=False)
+        axes = axes_of_pairs(self.rotary // 2, rope.get("mrope_section"))
+        self.register_buffer("axes", torch.tensor(axes), persistent=False)
 
-    def _rotate(self, x: Tensor) -> Tensor:
-        angles = torch.arange(x.shape[2]).float()[:, None] * self.frequencies
+    def _angles(self, length: int, positions: Tensor | None) -> Tensor:
+        """Return the angle of each rotated pair, in a shape that fits (B, H, T, pairs)."""
+        if positions is None:
+            return torch.arange(length, device=self.frequencies.device).float()[:, None] * self.frequencies
+        return (positions[self.axes].permute(1, 2, 0).float() * self.frequencies)[:, None]
+
+    def _rotate(self, x: Tensor, angles: Tensor) -> Tensor:
         cos, sin = angles.cos(), angles.sin()
         left, right, rest = x.split([self.rotary // 2, self.rotary // 2, self.head_dim - self.rotary], dim=-1)
         return torch.cat((left * cos - right * sin, right * cos + left * sin, rest), dim=-1)
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return queries, keys and values as (B, H, T, K), and the output gate (B, T, H * K)."""
+        angles = self._angles(x.shape[1], positions)
         q, gate = self.q_proj(x).unflatten(-1, (-1, 2 * self.head_dim)).chunk(2, dim=-1)
         k = self.k_proj(x).unflatten(-1, (-1, self.head_dim))
         v = self.v_proj(x).unflatten(-1, (-1, self.head_dim))
-        q, k = (self._rotate(norm(part).transpose(1, 2)) for norm, part in ((self.q_norm, q), (self.k_norm, k)))
+        q, k = (self._rotate(norm(part).transpose(1, 2), angles) for norm, part in ((self.q_norm, q), (self.k_norm, k)))
         v = v.transpose(1, 2)
         if self.repeats > 1:
             k, v = (part.repeat_interleave(self.repeats, dim=1) for part in (k, v))
         return q, k, v, gate.flatten(-2)
 
-    def forward(self, x: Tensor, past: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def forward(
+        self, x: Tensor, past: tuple[Tensor, Tensor] | None = None, positions: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Return causal attention.
 
-        With `past` keys and values of the same T, a token uses `past` before it, and itself.
+        With `past` keys and values of the same T, a token uses `past` before it, and itself. `positions` (3, B, T) are
+        time, height and width; without, token t is at t in all three.
         """
-        q, k, v, gate = self.project(x)
+        q, k, v, gate = self.project(x, positions)
         if past is None:
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
@@ -130,7 +151,7 @@ class Attention(nn.Module):
 
     def _over_past(self, q: Tensor, k: Tensor, v: Tensor, past: tuple[Tensor, Tensor]) -> Tensor:
         scores = q @ past[0].transpose(-1, -2)
-        visible = torch.ones(scores.shape[-2:], dtype=torch.bool).tril(-1)
+        visible = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril(-1)
         scores = scores.masked_fill(~visible, float("-inf"))
         scores = torch.cat((scores, (q * k).sum(-1, keepdim=True)), dim=-1) * self.head_dim**-0.5
         weights = scores.softmax(-1)
@@ -202,11 +223,13 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = RMSNorm(config["hidden_size"], config["rms_norm_eps"])
         self.post_attention_layernorm = RMSNorm(config["hidden_size"], config["rms_norm_eps"])
 
-    def forward(self, x: Tensor, past: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor, object]:
+    def forward(
+        self, x: Tensor, past: tuple[Tensor, Tensor] | None = None, positions: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, object]:
         """Map (B, T, D) to the same shape, the balance loss, and keys and values (None in a delta-rule layer)."""
         normed, cache = self.input_layernorm(x), None
         if hasattr(self, "self_attn"):
-            mixed, cache = self.self_attn(normed, past)
+            mixed, cache = self.self_attn(normed, past, positions)
         else:
             mixed = self.linear_attn(normed)
         x = x + mixed

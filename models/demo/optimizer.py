@@ -50,6 +50,7 @@ def build_optimizers(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]
     matrices, others = [], []
     for name, parameter in model.named_parameters():
         small = min(parameter.shape[-2:]) < 16 if parameter.dim() >= 2 else True
-        apart = small or "embed_tokens" in name or "lm_head" in name or ".gate.weight" in name
+        # Embeddings of tokens, positions and patches are tables: their rows are not one matrix's.
+        apart = small or "embed" in name or "lm_head" in name or ".gate.weight" in name
         (others if apart else matrices).append(parameter)
     return [Muon(matrices, lr=lr), torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.95), weight_decay=0.0)]

@@ -1,0 +1,259 @@
+"""Draw pictures to ask about: sums and numbers in many fonts, and shapes to count. A `random.Random` names a picture.
+
+Every edge is a multiple of 32 pixels, so that the image processor does not scale a picture. Fonts, sizes, places,
+colours, slight rotation and noise vary.
+"""
+
+import random
+from collections import Counter
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageColor, ImageDraw, ImageFont
+from torch import Tensor
+
+from models.small.config import MERGE_SIZE, PATCH_SIZE, PICTURE_MEAN, PICTURE_STD, TEMPORAL_PATCH_SIZE
+from models.small.positions import Grid
+
+TOKEN_EDGE = PATCH_SIZE * MERGE_SIZE
+"""Edge in pixels of what one token sees."""
+SIZES = [(width, height) for width in range(64, 193, TOKEN_EDGE) for height in range(64, 129, TOKEN_EDGE)]
+"""Width and height in pixels of what may be drawn."""
+FONTS = (
+    *(f"DejaVuSans{style}.ttf" for style in ("", "-Bold", "-Oblique", "-BoldOblique")),
+    *(f"DejaVuSansMono{style}.ttf" for style in ("", "-Bold", "-Oblique", "-BoldOblique")),
+    *(f"DejaVuSerif{style}.ttf" for style in ("", "-Bold", "-Italic", "-BoldItalic")),
+    *(f"STIXGeneral{style}.ttf" for style in ("", "Bol", "Italic", "BolIta")),
+    *(f"cm{style}10.ttf" for style in ("b", "r", "ss", "tt")),
+    "",
+)
+"""Fonts with digits and signs in matplotlib's package; empty is Pillow's own."""
+ASCII_FONTS = tuple(name for name in FONTS if name.startswith("cm") or not name)
+"""Fonts without × and ÷."""
+FONT_SIZES = range(13, 31)
+"""Pixels of an em."""
+ROTATION = 4.0
+"""Largest rotation of text in degrees, each way."""
+MARGIN = 4
+"""Pixels between text and edge at least."""
+CONTRAST = 90
+"""Least difference of the brightness of ink and paper; white is 255."""
+
+COLOURS = {
+    "red": "#d62728",
+    "green": "#2ca02c",
+    "blue": "#1f50d8",
+    "yellow": "#f2d21b",
+    "purple": "#8e3fbf",
+}
+SHAPES = ("circle", "square", "triangle")
+MOST_OF_A_COLOUR = 9
+Shape = tuple[str, str]
+"""Colour and form."""
+
+
+class DoesNotFit(ValueError):
+    """The text is too long for the largest picture."""
+
+
+def draw_expression(rng: random.Random, expression: str) -> Image.Image:
+    """Draw an expression as `37 + 48 - 12`, in one line or, where it is too long for that, in two.
+
+    Raises:
+        DoesNotFit: The text is too long.
+    """
+    lines = [expression]
+    if len(expression) > 9 and " " in expression and rng.random() < 0.2:
+        lines = _in_two(expression)
+    try:
+        return _draw_lines(rng, lines)
+    except DoesNotFit:
+        if lines != [expression] or " " not in expression:
+            raise
+    return _draw_lines(rng, _in_two(expression))
+
+
+def draw_numbers(rng: random.Random, numbers: tuple[int, int]) -> Image.Image:
+    """Draw two numbers, the first to the left of the second or above it, each with a size of its own."""
+    beside, gap = rng.random() < 0.5, 14
+    names, sizes = [_font_name(rng, "") for _ in numbers], [rng.choice(FONT_SIZES) for _ in numbers]
+    while True:
+        inks = [_ink(rng, str(part), *font) for part, font in zip(numbers, zip(names, sizes, strict=True), strict=True)]
+        wide, high = zip(*(ink.size for ink in inks), strict=True)
+        needed = (sum(wide) + gap, max(high)) if beside else (max(wide), sum(high) + gap)
+        try:
+            canvas = _Canvas(rng, _pick_size(rng, needed))
+            break
+        except DoesNotFit:
+            if max(sizes) == FONT_SIZES[0] and not beside:
+                raise
+            beside, sizes = beside and max(sizes) > FONT_SIZES[0], [max(FONT_SIZES[0], size - 1) for size in sizes]
+    # The room that is left over is shared out at random before, between and after the two.
+    left = (canvas.size[0] - needed[0]) if beside else (canvas.size[1] - needed[1])
+    first = rng.randint(MARGIN, left - MARGIN)
+    second = rng.randint(first, left - MARGIN) + gap + (wide[0] if beside else high[0])
+    for ink, along in zip(inks, (first, second), strict=True):
+        room = canvas.size[beside] - ink.size[beside]
+        across = rng.randint(MARGIN, room - MARGIN)
+        canvas.write(ink, (along, across) if beside else (across, along))
+    return canvas.finish()
+
+
+def draw_shapes(rng: random.Random) -> tuple[Image.Image, dict[Shape, int]]:
+    """Draw shapes that do not overlap, and return their numbers: 1 to 9 of each of one to three colours."""
+    size, cell = rng.choice(SIZES), rng.randint(19, 30)
+    columns, rows = size[0] // cell, size[1] // cell
+    cells = [(column, row) for column in range(columns) for row in range(rows)]
+    rng.shuffle(cells)
+    canvas = _Canvas(rng, size, plain=True)
+    counts: Counter[Shape] = Counter()
+    for colour in rng.sample(list(COLOURS), rng.randint(1, 3)):
+        forms = [rng.choice(SHAPES)] if rng.random() < 0.6 else list(SHAPES)
+        for _ in range(min(rng.randint(1, MOST_OF_A_COLOUR), len(cells))):
+            form = rng.choice(forms)
+            column, row = cells.pop()
+            canvas.draw_shape(form, COLOURS[colour], (column * cell, row * cell), cell)
+            counts[colour, form] += 1
+    return canvas.finish(), dict(counts)
+
+
+def to_patches(picture: Image.Image) -> tuple[Tensor, Grid]:
+    """Return what the official image processor makes of a picture: patches (N, pixel values) in float32, and its grid.
+
+    Raises:
+        ValueError: An edge is no multiple of 32 pixels: the processor would scale the picture.
+    """
+    width, height = picture.size
+    if width % TOKEN_EDGE or height % TOKEN_EDGE:
+        raise ValueError(f"edges must be multiples of {TOKEN_EDGE} pixels, got {width} x {height}")
+    values = torch.from_numpy(np.array(picture.convert("RGB"))).float()
+    values = (values - 255 * PICTURE_MEAN) / (255 * PICTURE_STD)
+    rows, columns = height // TOKEN_EDGE, width // TOKEN_EDGE
+    squares = values.view(rows, MERGE_SIZE, PATCH_SIZE, columns, MERGE_SIZE, PATCH_SIZE, 3)
+    # The patches of a token follow each other; a patch has channel, frame, row, column.
+    patches = squares.permute(0, 3, 1, 4, 6, 2, 5).reshape(-1, 3, 1, PATCH_SIZE * PATCH_SIZE)
+    return patches.repeat(1, 1, TEMPORAL_PATCH_SIZE, 1).flatten(1), (rows * MERGE_SIZE, columns * MERGE_SIZE)
+
+
+class _Canvas:
+    """Paper of one colour, on which ink of another is put, and noise over both."""
+
+    def __init__(self, rng: random.Random, size: tuple[int, int], plain: bool = False) -> None:
+        self.rng, self.size = rng, size
+        self.paper, self.ink = (_grey(rng), (0, 0, 0)) if plain else _two_colours(rng)
+        self.image = Image.new("RGB", size, self.paper)
+
+    def write(self, ink: Image.Image, at: tuple[int, int]) -> None:
+        self.image.paste(self.ink, at, ink)
+
+    def draw_shape(self, form: str, colour: str, corner: tuple[int, int], cell: int) -> None:
+        """Draw a shape somewhere in its cell, smoothed by drawing four times as large."""
+        edge = self.rng.randint(round(cell * 0.6), cell - 3)
+        mask = Image.new("L", (4 * edge, 4 * edge))
+        box = (0, 0, 4 * edge - 1, 4 * edge - 1)
+        pen = ImageDraw.Draw(mask)
+        if form == "circle":
+            pen.ellipse(box, fill=255)
+        elif form == "square":
+            pen.rectangle((edge // 4, edge // 4, box[2] - edge // 4, box[3] - edge // 4), fill=255)
+        else:
+            pen.polygon(((2 * edge, 0), (box[2], box[3]), (0, box[3])), fill=255)
+        mask = mask.resize((edge, edge), Image.Resampling.BOX)
+        place = tuple(start + 1 + self.rng.randint(0, cell - edge - 2) for start in corner)
+        self.image.paste(_near(self.rng, ImageColor.getrgb(colour), 18), (place[0], place[1]), mask)
+
+    def finish(self) -> Image.Image:
+        """Return the picture with its noise."""
+        strength = self.rng.uniform(0, 10)
+        noise = np.random.default_rng(self.rng.getrandbits(64)).normal(0, strength, (*self.image.size[::-1], 3))
+        noisy = np.clip(np.asarray(self.image) + noise.astype(np.float32), 0, 255)
+        return Image.fromarray(noisy.round().astype(np.uint8))
+
+
+def _draw_lines(rng: random.Random, lines: list[str]) -> Image.Image:
+    """Draw lines one above the other, at the largest drawn font size or a smaller one that fits."""
+    name, size = _font_name(rng, "".join(lines)), rng.choice(FONT_SIZES)
+    while True:
+        ink = _ink(rng, "\n".join(lines), name, size)
+        try:
+            canvas = _Canvas(rng, _pick_size(rng, ink.size))
+        except DoesNotFit:
+            if size == FONT_SIZES[0]:
+                raise
+            size -= 1
+            continue
+        at = (rng.randint(MARGIN, canvas.size[axis] - ink.size[axis] - MARGIN) for axis in (0, 1))
+        canvas.write(ink, (next(at), next(at)))
+        return canvas.finish()
+
+
+def _in_two(expression: str) -> list[str]:
+    """Split at the sign nearest to the middle, which begins the second line."""
+    terms = expression.split(" ")
+    at = min(range(1, len(terms)), key=lambda i: (abs(len(" ".join(terms[:i])) * 2 - len(expression)), i))
+    at -= terms[at - 1] in ("+", "-", "*", "×", "−")
+    return [" ".join(terms[:at]), " ".join(terms[at:])]
+
+
+def _ink(rng: random.Random, text: str, name: str, size: int) -> Image.Image:
+    """Return text as a mask of coverage, slightly rotated, cut to what is drawn."""
+    font = _font(name, size)
+    pen = ImageDraw.Draw(Image.new("L", (1, 1)))
+    left, top, right, bottom = pen.multiline_textbbox((0, 0), text, font=font, spacing=size // 3)
+    mask = Image.new("L", (round(right - left) + 4, round(bottom - top) + 4))
+    ImageDraw.Draw(mask).multiline_text((2 - left, 2 - top), text, fill=255, font=font, spacing=size // 3)
+    if rng.random() < 0.5:
+        mask = mask.rotate(rng.uniform(-ROTATION, ROTATION), Image.Resampling.BICUBIC, expand=True)
+    return mask.crop(mask.getbbox())
+
+
+def _pick_size(rng: random.Random, needed: tuple[int, int]) -> tuple[int, int]:
+    fitting = [size for size in SIZES if all(a >= b + 2 * MARGIN for a, b in zip(size, needed, strict=True))]
+    if not fitting:
+        raise DoesNotFit(f"a picture has at most {SIZES[-1][0]} x {SIZES[-1][1]} pixels, text needs {needed}")
+    return rng.choice(fitting)
+
+
+def _font_name(rng: random.Random, text: str) -> str:
+    return rng.choice(FONTS if text.isascii() else [name for name in FONTS if name not in ASCII_FONTS])
+
+
+@lru_cache(maxsize=1024)
+def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
+    if not name:
+        built_in = ImageFont.load_default(size)
+        if not isinstance(built_in, ImageFont.FreeTypeFont):
+            raise RuntimeError("Pillow was built without FreeType: install a build with it")
+        return built_in
+    spec = find_spec("matplotlib")
+    if spec is None or not spec.submodule_search_locations:
+        raise RuntimeError("matplotlib is missing; its fonts are drawn with: pip install matplotlib")
+    return ImageFont.truetype(Path(spec.submodule_search_locations[0], "mpl-data", "fonts", "ttf", name), size)
+
+
+def _two_colours(rng: random.Random) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Return colours of paper and ink, mostly black on white or the reverse, with enough contrast."""
+    if rng.random() < 0.4:
+        light, dark = _near(rng, (245, 245, 245), 10), _near(rng, (25, 25, 25), 25)
+        return (light, dark) if rng.random() < 0.75 else (dark, light)
+    while True:
+        paper, ink = ((rng.randrange(256), rng.randrange(256), rng.randrange(256)) for _ in range(2))
+        if abs(_brightness(paper) - _brightness(ink)) >= CONTRAST:
+            return paper, ink
+
+
+def _grey(rng: random.Random) -> tuple[int, int, int]:
+    """Return a paper on which every colour of `COLOURS` stands out: nearly white or nearly black."""
+    return _near(rng, (247, 247, 247) if rng.random() < 0.8 else (15, 15, 15), 8)
+
+
+def _near(rng: random.Random, colour: tuple[int, ...], by: int) -> tuple[int, int, int]:
+    red, green, blue = (min(255, max(0, part + rng.randint(-by, by))) for part in colour[:3])
+    return red, green, blue
+
+
+def _brightness(colour: tuple[int, int, int]) -> float:
+    return 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
