@@ -50,7 +50,7 @@ COLOURS = {
     "purple": "#8e3fbf",
 }
 SHAPES = ("circle", "square", "triangle")
-MOST_OF_A_COLOUR = 9
+MAX_OF_A_COLOUR = 9
 Shape = tuple[str, str]
 """Colour and form."""
 
@@ -91,7 +91,7 @@ def draw_numbers(rng: random.Random, numbers: tuple[int, int]) -> Image.Image:
             if max(sizes) == FONT_SIZES[0] and not beside:
                 raise
             beside, sizes = beside and max(sizes) > FONT_SIZES[0], [max(FONT_SIZES[0], size - 1) for size in sizes]
-    # The room that is left over is shared out at random before, between and after the two.
+    # The space that is left over is shared out at random before, between and after the two.
     left = (canvas.size[0] - needed[0]) if beside else (canvas.size[1] - needed[1])
     first = rng.randint(MARGIN, left - MARGIN)
     second = rng.randint(first, left - MARGIN) + gap + (wide[0] if beside else high[0])
@@ -112,7 +112,7 @@ def draw_shapes(rng: random.Random) -> tuple[Image.Image, dict[Shape, int]]:
     counts: Counter[Shape] = Counter()
     for colour in rng.sample(list(COLOURS), rng.randint(1, 3)):
         forms = [rng.choice(SHAPES)] if rng.random() < 0.6 else list(SHAPES)
-        for _ in range(min(rng.randint(1, MOST_OF_A_COLOUR), len(cells))):
+        for _ in range(min(rng.randint(1, MAX_OF_A_COLOUR), len(cells))):
             form = rng.choice(forms)
             column, row = cells.pop()
             canvas.draw_shape(form, COLOURS[colour], (column * cell, row * cell), cell)
