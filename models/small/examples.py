@@ -1,0 +1,161 @@
+"""Make training examples: text questions and conversations with functions, with full, cut and no thoughts.
+
+A seed determines an example. Training draws seeds below `HELD_OUT_SEED`.
+"""
+
+import random
+from collections.abc import Callable, Iterator
+
+from models.small.config import IM_END, THINK_CLOSE
+from models.small.encoding import Encoder, Example
+from models.small.languages import LANGUAGES
+from models.small.question import Question
+from models.small.questions import HELD_OUT_SEED, MULTI_STEP, NO_THOUGHT_NEEDED, question
+from models.small.tokenizer import CLOSING_MESSAGE, SYSTEM_PROMPTS
+from models.small.tools import Task, task
+
+KIND_WEIGHTS = dict.fromkeys(MULTI_STEP, 3.0) | dict.fromkeys(NO_THOUGHT_NEEDED, 1.5)
+# Kinds that are hard to learn come more often, easy ones less often.
+KIND_WEIGHTS |= {
+    "chain": 6.0,
+    "rank": 5.0,
+    "shop": 2.0,
+    "tiny_sum": 2.0,
+    "larger": 2.5,
+    "echo": 4.0,
+    "greet": 0.5,
+    "who": 0.4,
+}
+TASK_WEIGHTS = {"attribute": 4.0, "parallel": 2.0, "calculator": 1.5, "convert": 1.5, "lookup": 1.5, "no_call": 2.5}
+LANGUAGE_WEIGHTS = dict.fromkeys(LANGUAGES, 1.0) | {"en": 2.0}
+TASK_SHARE = 0.3
+"""Share of examples with functions."""
+FAST_SHARE = {True: 0.1, False: 0.55}
+CUT_SHARE = {True: 0.2, False: 0.15}
+"""Shares of examples without a thought and with a cut one, by whether the kind needs steps."""
+UNCHECKED_SHARE = 0.4
+"""Share of the full thoughts whose example ends where the thought begins to check itself: checks are easily learned."""
+FAST_TASK_SHARE = 0.3
+OTHER_MESSAGES = ("Time is up.\n", "I must answer now.\n", "Stop thinking and answer.\n", "Here is my best answer.")
+GUESS_WEIGHT = 0.5
+"""Loss weight of an answer that the visible tokens may not determine: it teaches a guess, with much noise."""
+DIRECT_WEIGHT = 6.0
+"""Loss weight of an easy question's answer without a complete thought: one or two tokens among many others."""
+
+
+def _pick_system(rng: random.Random) -> str | None:
+    return rng.choice(SYSTEM_PROMPTS) if rng.random() < 0.4 else None
+
+
+def _pick_language(rng: random.Random) -> str:
+    return rng.choices(list(LANGUAGE_WEIGHTS), list(LANGUAGE_WEIGHTS.values()))[0]
+
+
+def _pick_closing_message(rng: random.Random) -> str:
+    if rng.random() < 0.75:
+        return ""
+    message = CLOSING_MESSAGE if rng.random() < 0.7 else rng.choice(OTHER_MESSAGES)
+    return rng.choice(("", "\n", "\n\n")) + message
+
+
+def example(seed: int, encoder: Encoder) -> Example:
+    """Return the training example of `seed`."""
+    rng = random.Random(f"example:{seed}")
+    language = _pick_language(rng)
+    if rng.random() < TASK_SHARE:
+        kind = rng.choices(list(TASK_WEIGHTS), list(TASK_WEIGHTS.values()))[0]
+        return task_example(rng, task(kind, language, seed), encoder)
+    kind = rng.choices(list(KIND_WEIGHTS), list(KIND_WEIGHTS.values()))[0]
+    asked = question(kind, language, seed)
+    earlier = asked.earlier
+    if not earlier and rng.random() < 0.08:
+        before = question(rng.choice(list(KIND_WEIGHTS)), language, seed + 1)
+        earlier = ((before.text, before.answer),)
+    out = Example()
+    out.add([*encoder.system(_pick_system(rng)), *encoder.earlier(earlier), *encoder.user(asked.text)])
+    add_reply(rng, out, asked, encoder, kind in MULTI_STEP)
+    return out
+
+
+def add_reply(rng: random.Random, out: Example, asked: Question, encoder: Encoder, steps: bool) -> None:
+    """Add the reply to a question: with a full thought, a thought cut anywhere, or none."""
+    chance = rng.random()
+    thinking = chance >= FAST_SHARE[steps]
+    out.add(encoder.generation_prompt(thinking))
+    guess = not thinking
+    if thinking:
+        guess = chance < FAST_SHARE[steps] + CUT_SHARE[steps]
+        thought = encoder.thought(asked.thought)
+        lines = asked.thought.split("\n")
+        if guess:
+            # Budgets end thoughts at any token, also at the first one.
+            out.add(thought[: rng.randrange(len(thought))], 1.0)
+            out.add(encoder.forced_closing(_pick_closing_message(rng)))
+        elif len(lines) > asked.working_lines and rng.random() < UNCHECKED_SHARE:
+            working = encoder.thought("\n".join(lines[: asked.working_lines]))
+            out.add([*working, encoder.encode(lines[asked.working_lines])[0]], 1.0)
+            return
+        else:
+            out.add([*thought, THINK_CLOSE], 1.0)
+        out.add(encoder.blank_line, 1.0)
+    weight = 1.0
+    if guess:
+        weight = GUESS_WEIGHT if steps else DIRECT_WEIGHT
+    out.add(encoder.encode(asked.answer), weight)
+    out.add([IM_END], 1.0)
+
+
+def task_example(rng: random.Random, asked: Task, encoder: Encoder) -> Example:
+    """Return a conversation with functions: the calls, the results, and the answer read from them."""
+    out = Example()
+    out.add([*encoder.system(_pick_system(rng), asked.tools), *encoder.user(asked.text)])
+    thinking = rng.random() >= FAST_TASK_SHARE
+    _add_thought(rng, out, asked.thought, encoder, thinking)
+    if not asked.calls:
+        out.add([*encoder.encode(asked.answer), IM_END], 1.0)
+        return out
+    out.add([*encoder.calls(asked.calls), IM_END], 1.0)
+    out.add([*encoder.newline, *encoder.results(asked.results)])
+    _add_thought(rng, out, asked.result_thought, encoder, thinking)
+    out.add([*encoder.encode(asked.answer), IM_END], 1.0)
+    return out
+
+
+def _add_thought(rng: random.Random, out: Example, text: str, encoder: Encoder, thinking: bool) -> None:
+    """Add a thought, whole or, one time in six, cut by a budget; calls and answers must be right after a cut, too."""
+    out.add(encoder.generation_prompt(thinking))
+    if not thinking:
+        return
+    thought = encoder.thought(text)
+    if rng.random() < 1 / 6:
+        out.add(thought[: rng.randrange(len(thought))], 1.0)
+        out.add(encoder.forced_closing(_pick_closing_message(rng)))
+    else:
+        out.add([*thought, THINK_CLOSE], 1.0)
+    out.add(encoder.blank_line, 1.0)
+
+
+def batches(
+    make: Callable[[int], Example], first_seed: int, tokens_per_batch: int
+) -> Iterator[tuple[int, list[Example]]]:
+    """Yield endless batches of similar length with at most `tokens_per_batch` padded tokens, as (next seed, examples).
+
+    A resumed run continues at the next seed, which changes after a whole pool of examples.
+    """
+    pool_size = 2048
+    for start in range(first_seed, HELD_OUT_SEED - pool_size, pool_size):
+        pool = sorted((make(seed) for seed in range(start, start + pool_size)), key=lambda e: len(e.ids))
+        groups: list[list[Example]] = [[]]
+        for item in pool:
+            if groups[-1] and (len(groups[-1]) + 1) * len(item.ids) > tokens_per_batch:
+                groups.append([])
+            groups[-1].append(item)
+        random.Random(f"order:{start}").shuffle(groups)
+        for index, group in enumerate(groups, 1):
+            yield start + pool_size * (index == len(groups)), group
+
+
+def pad(rows: list[list], fill: float) -> list[list]:
+    """Pad rows on the right to equal lengths. With causal layers this changes nothing before the padding."""
+    longest = max(map(len, rows))
+    return [row + [fill] * (longest - len(row)) for row in rows]

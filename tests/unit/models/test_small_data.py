@@ -1,0 +1,244 @@
+"""The small model's data: seeds name questions, held-out ones are never trained on, the template's layout is kept."""
+
+import json
+import random
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jinja2 import Environment
+from jinja2.exceptions import TemplateError
+from tokenizers import Tokenizer
+
+from models.small.config import (
+    IM_END,
+    SPECIAL_TOKENS,
+    THINK_CLOSE,
+    TOOL_CALL_CLOSE,
+    TOOL_CALL_OPEN,
+    VOCAB_SIZE,
+)
+from models.small.encoding import Encoder, Example
+from models.small.examples import add_reply, batches, example, task_example
+from models.small.languages import LANGUAGES
+from models.small.languages.language import slavic
+from models.small.question import Question
+from models.small.questions import HELD_OUT_SEED, KINDS, MULTI_STEP, held_out, question
+from models.small.tokenizer import build_tokenizer, save_tokenizer
+from models.small.tools import TASKS, task
+
+TOKENIZER = build_tokenizer()
+ENCODER = Encoder(TOKENIZER)
+SEEDS = 40
+
+
+def raise_exception(message: str) -> None:
+    raise TemplateError(message)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder: Path = tmp_path_factory.mktemp("tokenizer")
+    save_tokenizer(TOKENIZER, folder)
+    assert Tokenizer.from_file(str(folder / "tokenizer.json")).to_str() == TOKENIZER.to_str()
+    environment = Environment(trim_blocks=True, lstrip_blocks=True)
+    environment.globals["raise_exception"] = raise_exception
+    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "sort_keys": False}
+    environment.policies["json.dumps_function"] = _plain_json
+    return environment.from_string((folder / "chat_template.jinja").read_text(encoding="utf-8"))
+
+
+def _plain_json(value: object, **_: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_seed_names_one_question_and_its_answer_is_right(kind: str, language: str) -> None:
+    assert question(kind, language, 7) == question(kind, language, 7)
+    for seed in range(SEEDS):
+        asked = question(kind, language, seed)
+        assert asked.is_right(asked.answer)
+        assert not asked.is_right("I have no idea.")
+        assert "{" not in asked.text + asked.answer
+        assert len(asked.thought.split("\n")) >= asked.working_lines >= 1
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("kind", MULTI_STEP)
+def test_every_step_of_working_and_checking_is_true(kind: str, language: str) -> None:
+    for seed in range(SEEDS):
+        asked = question(kind, language, seed)
+        steps = [word for word in asked.thought.split() if "=" in word]
+        assert all(eval(left) == int(right) for left, right in (step.split("=") for step in steps))
+        assert steps[-1].endswith(f"={asked.value}")
+        working = asked.thought.split("\n")[: asked.working_lines]
+        assert working[-1].endswith(f"={asked.value}")
+
+
+def test_thoughts_check_themselves_for_about_half_of_their_length() -> None:
+    thoughts = [question(kind, language, seed) for kind in MULTI_STEP for language in LANGUAGES for seed in range(20)]
+    lengths = [len(ENCODER.encode(asked.thought)) for asked in thoughts]
+    working = [len(ENCODER.encode("\n".join(asked.thought.split("\n")[: asked.working_lines]))) for asked in thoughts]
+    assert 0.35 < sum(working) / sum(lengths) < 0.55
+
+
+def test_held_out_questions_are_not_in_training_data() -> None:
+    for language in LANGUAGES:
+        for kind in MULTI_STEP:
+            trained = {(asked.earlier, asked.text) for asked in (question(kind, language, seed) for seed in range(400))}
+            assert not trained & {(asked.earlier, asked.text) for asked in held_out(kind, language, 100)}
+    next_seed, _ = next(iter(batches(lambda seed: example(seed, ENCODER), HELD_OUT_SEED - 5000, 4096)))
+    assert next_seed < HELD_OUT_SEED
+
+
+def test_russian_counts() -> None:
+    assert [slavic(count) for count in (1, 2, 4, 5, 11, 12, 14, 21, 22, 25, 111, 121)] == [
+        0, 1, 1, 2, 2, 2, 2, 0, 1, 2, 2, 0,
+    ]  # fmt: skip
+    assert LANGUAGES["ru"].count(22, ("книга", "книги", "книг")) == "22 книги"
+    assert LANGUAGES["fr"].count(0, ("pomme", "pommes")) == "0 pomme"
+    assert LANGUAGES["zh"].count(3, ("个苹果",)) == "3个苹果"
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("kind", TASKS)
+def test_calls_name_offered_functions_and_copy_their_arguments_from_the_question(kind: str, language: str) -> None:
+    for seed in range(SEEDS):
+        asked = task(kind, language, seed)
+        offered = {tool["function"]["name"]: tool["function"]["parameters"] for tool in asked.tools}
+        assert len(offered) == len(asked.tools)
+        assert len(asked.results) == len(asked.calls)
+        assert bool(asked.calls) == (kind != "no_call")
+        for call in asked.calls:
+            assert list(call.arguments) == list(offered[call.name]["properties"])
+            assert all(f"{value}" in asked.text for value in call.arguments.values())
+        assert asked.value in asked.answer
+
+
+def test_held_out_functions_have_unseen_names() -> None:
+    def made_up(seed: int) -> set[str]:
+        found = task("attribute", "en", seed)
+        names = [word for tool in found.tools for word in tool["function"]["parameters"]["properties"]]
+        return {name for name in names if len(name) > 4}
+
+    known = {
+        "attribute",
+        "city",
+        "country",
+        "product",
+        "person",
+        "planet",
+        "order",
+        "river",
+        "train",
+        "island",
+        "limit",
+    }
+    seen = set().union(*(made_up(seed) for seed in range(300))) - known
+    unseen = set().union(*(made_up(HELD_OUT_SEED + seed) for seed in range(300))) - known
+    assert seen
+    assert unseen
+    assert not seen & unseen - {"user", "team", "star", "ship", "shop", "file", "book"}
+    assert all(zlib.crc32(word.encode()) % 8 == 0 for word in unseen - {"shop", "file"})
+
+
+@given(st.text())
+def test_any_text_comes_back(text: str) -> None:
+    ids = TOKENIZER.encode(text, add_special_tokens=False).ids
+    assert TOKENIZER.decode(ids, skip_special_tokens=False) == text
+
+
+def test_control_tokens_digits_and_newlines_are_single_ids() -> None:
+    assert TOKENIZER.get_vocab_size() == VOCAB_SIZE
+    assert [TOKENIZER.token_to_id(token) for token in SPECIAL_TOKENS] == list(range(len(SPECIAL_TOKENS)))
+    assert len(ENCODER.encode("1234567890")) == 10
+    assert len(ENCODER.newline) == len(ENCODER.blank_line) == 1
+
+
+def test_a_word_has_the_same_ids_wherever_it_stands() -> None:
+    alone = ENCODER.encode("drasadrix")
+    for text in ('"drasadrix"', " drasadrix", "\ndrasadrix\n", "=drasadrix>", "_drasadrix"):
+        ids = ENCODER.encode(text)
+        assert any(ids[start : start + len(alone)] == alone for start in range(len(ids)))
+
+
+@pytest.mark.parametrize("thinking", [True, False])
+def test_turns_are_laid_out_as_the_template_does(template: Any, thinking: bool) -> None:
+    asked = question("follow_up", "ru", 3)
+    messages = [{"role": "system", "content": "Be short."}]
+    for text, answer in asked.earlier:
+        messages += [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
+    messages.append({"role": "user", "content": asked.text})
+    text = template.render(messages=messages, add_generation_prompt=True, enable_thinking=thinking)
+    written = [
+        *ENCODER.system("Be short."),
+        *ENCODER.earlier(asked.earlier),
+        *ENCODER.user(asked.text),
+        *ENCODER.generation_prompt(thinking),
+    ]
+    assert written == ENCODER.encode(text)
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_functions_are_laid_out_as_the_template_does(template: Any, kind: str) -> None:
+    asked = task(kind, "de", 11)
+    rng = random.Random(2)
+    written = task_example(rng, asked, ENCODER)
+    while THINK_CLOSE not in written.ids or written.weights[written.ids.index(THINK_CLOSE)] == 0:
+        written = task_example(rng, asked, ENCODER)
+    text = TOKENIZER.decode(written.ids, skip_special_tokens=False)
+    system = text.split("</tool_call>", 1)[1].split("<|im_end|>")[0].strip()
+    messages: list[dict] = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": asked.text})
+    if asked.calls:
+        calls = [{"function": {"name": call.name, "arguments": call.arguments}} for call in asked.calls]
+        messages.append({"role": "assistant", "content": "", "reasoning_content": asked.thought, "tool_calls": calls})
+        messages += [{"role": "tool", "content": result} for result in asked.results]
+        last = {"role": "assistant", "content": asked.answer, "reasoning_content": asked.result_thought}
+    else:
+        last = {"role": "assistant", "content": asked.answer, "reasoning_content": asked.thought}
+    rendered = template.render(messages=[*messages, last], tools=list(asked.tools))
+    assert text + "\n" == rendered
+    assert [*written.ids, *ENCODER.newline] == ENCODER.encode(rendered)
+    assert written.ids.count(TOOL_CALL_OPEN) == written.ids.count(TOOL_CALL_CLOSE) == len(asked.calls) + 1
+
+
+def test_a_cut_thought_ends_with_a_given_marker_and_a_blank_line_that_is_learned() -> None:
+    asked, cut = question("chain", "en", 5), 0
+    start = len(ENCODER.generation_prompt(thinking=True))
+    for seed in range(200):
+        out = Example()
+        add_reply(random.Random(seed), out, asked, ENCODER, steps=True)
+        is_thinking = out.ids[start - 1 : start] == ENCODER.newline
+        closing = out.ids.index(THINK_CLOSE) if THINK_CLOSE in out.ids else 0
+        if not is_thinking or not closing or out.weights[closing]:
+            continue
+        cut += 1
+        assert out.ids[closing + 1 : closing + 2] == ENCODER.blank_line
+        assert out.weights[closing + 1] == 1.0
+        assert out.ids[-1] == IM_END
+    assert cut > 10
+
+
+def test_an_unchecked_example_ends_with_the_first_token_of_the_check() -> None:
+    asked = question("chain", "es", 8)
+    whole = ENCODER.thought(asked.thought)
+    ends = set()
+    for seed in range(200):
+        out = Example()
+        add_reply(random.Random(seed), out, asked, ENCODER, steps=True)
+        if out.ids[-1] != IM_END:
+            start = len(ENCODER.generation_prompt(True))
+            assert out.ids[start:] == whole[: len(out.ids) - start]
+            ends.add(out.ids[-1])
+    assert ends == {ENCODER.encode(LANGUAGES["es"].check)[0]}
+
+
+def test_a_question_with_a_word_for_an_answer_is_right_only_word_for_word() -> None:
+    asked = Question("echo", "en", "Repeat: stone", "stone", "stone", "stone")
+    assert asked.is_right(" stone\n")
+    assert not asked.is_right("a stone")
