@@ -5,6 +5,8 @@ faster on a CPU. And the MTP layer, which Transformers does not have, is trained
 Shapes: B sequences, T tokens, D hidden, H heads, K head dimension (128), E experts.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -36,6 +38,37 @@ class GatedNorm(nn.Module):
         return F.rms_norm(x.float(), x.shape[-1:], self.weight, self.eps) * F.silu(gate)
 
 
+class ShiftedProducts(torch.autograd.Function):
+    """A causal depthwise convolution of x (B, T, C) with taps (C, kernel), the last tap on the token itself.
+
+    A grouped Conv1d of this shape is slow on a CPU, and automatic gradients of slices fill whole tensors with zeros.
+    All is in float32: a product of two types takes several times as long.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, taps: Tensor) -> Tensor:
+        """Return the sum of each tap's product with the tokens before."""
+        ctx.save_for_backward(x, taps)
+        length, last = x.shape[1], taps.shape[1] - 1
+        out = x * taps[:, last]
+        for back in range(1, min(last + 1, length)):
+            out[:, back:].addcmul_(x[:, : length - back], taps[:, last - back])
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gradients of x and of the taps."""
+        (x, taps), (grad,) = ctx.saved_tensors, grads
+        length, last = x.shape[1], taps.shape[1] - 1
+        to_x, to_taps = grad * taps[:, last], torch.zeros_like(taps)
+        to_taps[:, last] = (grad * x).sum((0, 1))
+        for back in range(1, min(last + 1, length)):
+            later, earlier = grad[:, back:], x[:, : length - back]
+            to_x[:, : length - back].addcmul_(later, taps[:, last - back])
+            to_taps[:, last - back] = (later * earlier).sum((0, 1))
+        return to_x, to_taps
+
+
 class GatedDeltaNet(nn.Module):
     def __init__(self, config: dict) -> None:
         super().__init__()
@@ -56,30 +89,31 @@ class GatedDeltaNet(nn.Module):
         self.in_proj_a = nn.Linear(hidden, value_heads, bias=False)
 
     def _convolve(self, x: Tensor) -> Tensor:
-        """Return the causal depthwise convolution with SiLU; input and output are (B, T, channels).
+        """Return the causal depthwise convolution with SiLU; input and output are (B, T, channels)."""
+        return F.silu(ShiftedProducts.apply(x.float(), self.conv1d.weight[:, 0]))
 
-        It uses four shifted products, because a grouped Conv1d of this shape is slow on a CPU.
+    def _project(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return queries, keys and values in one, the gate, beta and decay before their activations.
+
+        One product instead of four: those with a column for each head alone are as slow as the large ones.
         """
-        padded = F.pad(x, (0, 0, self.kernel - 1, 0))
-        taps = self.conv1d.weight[:, 0]
-        out = padded[:, : x.shape[1]] * taps[:, 0]
-        for tap in range(1, self.kernel):
-            out = out + padded[:, tap : tap + x.shape[1]] * taps[:, tap]
-        return F.silu(out)
+        parts = (self.in_proj_qkv, self.in_proj_z, self.in_proj_b, self.in_proj_a)
+        weight = torch.cat([part.weight for part in parts])
+        return F.linear(x, weight).split([part.out_features for part in parts], dim=-1)
 
     def forward(self, x: Tensor) -> Tensor:
-        qkv = self._convolve(self.in_proj_qkv(x))
+        qkv, gate, beta, decay = self._project(x)
+        qkv = self._convolve(qkv)
         q, k, v = (
             part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for part in qkv.split([self.key_width, self.key_width, self.value_width], dim=-1)
         )
         if self.repeats > 1:
             q, k = (part.repeat_interleave(self.repeats, dim=1) for part in (q, k))
-        beta = self.in_proj_b(x).sigmoid().transpose(1, 2)
-        log_decay = (-self.A_log.exp() * F.softplus(self.in_proj_a(x) + self.dt_bias)).transpose(1, 2)
+        beta = beta.sigmoid().transpose(1, 2)
+        log_decay = (-self.A_log.exp() * F.softplus(decay + self.dt_bias)).transpose(1, 2)
         out = gated_delta_rule(q, k, v, log_decay, beta).transpose(1, 2)
-        gate = self.in_proj_z(x).unflatten(-1, (-1, self.head_dim))
-        return self.out_proj(self.norm(out, gate).flatten(-2))
+        return self.out_proj(self.norm(out, gate.unflatten(-1, (-1, self.head_dim))).flatten(-2))
 
 
 def axes_of_pairs(pairs: int, section: list[int] | None) -> list[int]:

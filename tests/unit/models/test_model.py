@@ -1,11 +1,13 @@
 """The training model's arithmetic: one chunk equals the recurrence, drafts see what the engine's drafts see."""
 
+import pytest
 import torch
 
 from models.demo.config import text_config
 from models.demo.export import checkpoint_tensors
 from models.demo.gated_delta import gated_delta_rule
 from models.demo.language_model import DemoModel
+from models.demo.model import ShiftedProducts
 from models.demo.optimizer import build_optimizers, orthogonalise
 
 
@@ -14,7 +16,8 @@ def small_model() -> DemoModel:
     return DemoModel(text_config() | {"hidden_size": 128}).eval()
 
 
-def test_one_chunk_equals_the_recurrence() -> None:
+@pytest.mark.parametrize("chunk", [1, 2, 4, 5, 9, 160])
+def test_chunks_equal_the_recurrence(chunk: int) -> None:
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 2, 2, 9, 8).unbind()
     log_decay, beta = -torch.rand(2, 2, 9), torch.rand(2, 2, 9)
@@ -26,7 +29,19 @@ def test_one_chunk_equals_the_recurrence() -> None:
         change = (v[:, :, t] - found) * beta[..., t, None]
         state = state + unit_k[:, :, t, :, None] * change[:, :, None]
         expected.append(torch.einsum("bhk,bhkv->bhv", unit_q[:, :, t] * 8**-0.5, state))
-    torch.testing.assert_close(gated_delta_rule(q, k, v, log_decay, beta), torch.stack(expected, 2), atol=1e-4, rtol=0)
+    found = gated_delta_rule(q, k, v, log_decay, beta, chunk)
+    torch.testing.assert_close(found, torch.stack(expected, 2), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 9])
+def test_shifted_products_are_a_causal_depthwise_convolution(length: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, length, 5, dtype=torch.float64, requires_grad=True)
+    taps = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    padded = torch.nn.functional.pad(x.transpose(1, 2), (3, 0))
+    expected = torch.nn.functional.conv1d(padded, taps[:, None], groups=5).transpose(1, 2)
+    torch.testing.assert_close(ShiftedProducts.apply(x, taps), expected)
+    assert torch.autograd.gradcheck(ShiftedProducts.apply, (x, taps))
 
 
 @torch.no_grad()
