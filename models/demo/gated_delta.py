@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 CHUNK = 160
-"""Most tokens of a chunk. The cost of a chunk grows with the square of its length, and each chunk has a cost of its own."""
+"""Most tokens of a chunk: its cost grows with the square of its length, and each chunk has a cost of its own."""
 
 SMALLEST_LOG_DECAY = -80.0
 """Decays below exp of it count as that: 1.8e-35."""
