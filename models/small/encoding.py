@@ -2,9 +2,9 @@
 
 import json
 from dataclasses import dataclass, field
-from typing import Any
 
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from models.small.config import (
     IM_END,
@@ -19,6 +19,7 @@ from models.small.config import (
     VISION_END,
     VISION_START,
 )
+from models.small.positions import Grid
 from models.small.tools import Call
 
 
@@ -26,12 +27,12 @@ from models.small.tools import Call
 class Example:
     """Token ids of one conversation. `weights[i]` is the loss weight of predicting `ids[i]`; 0 for given tokens.
 
-    `pictures` are shown at the `<|image_pad|>` ids, in order; each has as many of them as it has tokens.
+    `pictures` are shown at the `<|image_pad|>` ids, in order: the patches of each, and its height and width in patches.
     """
 
     ids: list[int] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
-    pictures: list[Any] = field(default_factory=list)
+    pictures: list[tuple[Tensor, Grid]] = field(default_factory=list)
 
     def add(self, ids: list[int], weight: float = 0.0) -> None:
         """Append ids that all have the same weight."""

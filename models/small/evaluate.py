@@ -15,11 +15,14 @@ from pathlib import Path
 
 import torch
 
-from models.small.config import END_OF_TEXT, IM_END, THINK_CLOSE, model_config
+from models.small.collate import collate
+from models.small.config import IM_END, THINK_CLOSE, model_config
 from models.small.encoding import Encoder, Example
-from models.small.examples import pad
 from models.small.language_model import SmallModel
 from models.small.languages import LANGUAGES
+from models.small.picture_questions import PICTURE_KINDS, PictureQuestion, picture_question
+from models.small.pictures import to_patches
+from models.small.positions import picture_tokens
 from models.small.question import Question
 from models.small.questions import HELD_OUT_SEED, KINDS, MULTI_STEP, held_out
 from models.small.tokenizer import build_tokenizer
@@ -67,6 +70,17 @@ def question_row(encoder: Encoder, asked: Question, budget: int | None) -> Examp
     return out
 
 
+def picture_row(encoder: Encoder, found: PictureQuestion, thinking: bool) -> Example:
+    """Return a question about a picture with its thought, or without, and its answer."""
+    patches, grid = to_patches(found.picture)
+    out = Example(pictures=[(patches, grid)])
+    out.add([*encoder.user(found.asked.text, picture_tokens(grid)), *encoder.generation_prompt(thinking)])
+    if thinking:
+        out.add([*encoder.thought(found.asked.thought), THINK_CLOSE, *encoder.blank_line], 1.0)
+    out.add([*encoder.encode(found.asked.answer), IM_END], 1.0)
+    return out
+
+
 def task_rows(encoder: Encoder, asked: Task, thinking: bool) -> tuple[Example, Example | None]:
     """Return the turn that must make the right calls (or none), and the turn that reads the results."""
     first = Example()
@@ -97,19 +111,22 @@ def score(model: SmallModel, rows: Iterable[Example]) -> Score:
 
 
 def _score_batch(model: SmallModel, rows: list[Example]) -> Score:
-    ids = torch.tensor(pad([row.ids for row in rows], END_OF_TEXT))
-    spoken = torch.tensor(pad([row.weights for row in rows], 0.0)) > 0
-    states = model(ids)
+    batch = collate(rows)
+    ids, spoken = batch.ids, batch.weights > 0
+    states = model(ids, batch.positions, batch.pictures)
     right = (model.lm_head(states.hidden[:, :-1]).argmax(-1) == ids[:, 1:]) | ~spoken[:, 1:]
-    drafts, _ = model.drafts(states, 2)
+    drafts, _ = model.drafts(states, 2, batch.positions)
     hits = [(model.lm_head(out[:, :-1]).argmax(-1) == ids[:, 2:]) & spoken[:, 2:] for out in drafts]
     # A second draft counts only after an accepted first one, as in the engine.
     both = hits[1][:, 1:] & hits[0][:, :-1]
     return Score(len(rows), int(right.all(1).sum()), int(spoken[:, 2:].sum()), (int(hits[0].sum()), int(both.sum())))
 
 
-def evaluate(model: SmallModel, encoder: Encoder, count: int) -> dict:
-    """Return accuracy by kind, language and budget, of functions, and draft acceptance. `count` of each kind."""
+def evaluate(model: SmallModel, encoder: Encoder, count: int, pictures: bool) -> dict:
+    """Return accuracy by kind, language and budget, of functions and pictures, and draft acceptance.
+
+    `count` questions of each kind are asked.
+    """
     by_kind: dict[str, dict[str, float]] = {}
     by_language = {language: Score() for language in LANGUAGES}
     total = Score()
@@ -128,6 +145,7 @@ def evaluate(model: SmallModel, encoder: Encoder, count: int) -> dict:
         "by_kind": by_kind,
         "by_language": {language: one.share for language, one in by_language.items()},
         "functions": evaluate_functions(model, encoder, count),
+        "pictures": evaluate_pictures(model, encoder, count) if pictures else {},
         "draft_acceptance": [round(hits / total.drafted, 3) for hits in total.accepted],
     }
 
@@ -151,6 +169,19 @@ def evaluate_functions(model: SmallModel, encoder: Encoder, count: int) -> dict[
     return table
 
 
+def evaluate_pictures(model: SmallModel, encoder: Encoder, count: int) -> dict[str, float]:
+    """Return the share of right thoughts and answers about held-out pictures, by kind."""
+    table = {}
+    for kind in PICTURE_KINDS:
+        asked = [
+            picture_question(kind, language, HELD_OUT_SEED + index)
+            for language in LANGUAGES
+            for index in range(max(1, count // len(LANGUAGES)))
+        ]
+        table[kind] = score(model, [picture_row(encoder, one, True) for one in asked]).share
+    return table
+
+
 def main() -> None:
     """Evaluate a checkpoint of a training run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -159,7 +190,7 @@ def main() -> None:
     arguments = parser.parse_args()
     model = SmallModel(model_config())
     model.load_state_dict(torch.load(arguments.checkpoint, weights_only=True)["model"])
-    print(json.dumps(evaluate(model.eval(), Encoder(build_tokenizer()), arguments.questions), indent=1))
+    print(json.dumps(evaluate(model.eval(), Encoder(build_tokenizer()), arguments.questions, True), indent=1))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,9 @@ from collections.abc import Callable, Iterator
 from models.small.config import IM_END, THINK_CLOSE
 from models.small.encoding import Encoder, Example
 from models.small.languages import LANGUAGES
+from models.small.picture_questions import PictureQuestion, picture_question
+from models.small.pictures import to_patches
+from models.small.positions import picture_tokens
 from models.small.question import Question
 from models.small.questions import HELD_OUT_SEED, MULTI_STEP, NO_THOUGHT_NEEDED, question
 from models.small.tokenizer import CLOSING_MESSAGE, SYSTEM_PROMPTS
@@ -27,9 +30,12 @@ KIND_WEIGHTS |= {
     "who": 0.4,
 }
 TASK_WEIGHTS = {"attribute": 4.0, "parallel": 2.0, "calculator": 1.5, "convert": 1.5, "lookup": 1.5, "no_call": 2.5}
+PICTURE_WEIGHTS = {"picture_sum": 4.0, "picture_larger": 2.0, "picture_count": 3.0, "picture_more": 2.0}
 LANGUAGE_WEIGHTS = dict.fromkeys(LANGUAGES, 1.0) | {"en": 2.0}
 TASK_SHARE = 0.3
 """Share of examples with functions."""
+PICTURE_SHARE = 0.5
+"""Share of examples with a picture in the stage with pictures."""
 FAST_SHARE = {True: 0.1, False: 0.55}
 CUT_SHARE = {True: 0.2, False: 0.15}
 """Shares of examples without a thought and with a cut one, by whether the kind needs steps."""
@@ -105,6 +111,24 @@ def add_reply(rng: random.Random, out: Example, asked: Question, encoder: Encode
     out.add([IM_END], 1.0)
 
 
+def picture_example(rng: random.Random, found: PictureQuestion, encoder: Encoder) -> Example:
+    """Return a question about a picture with its reply."""
+    patches, grid = to_patches(found.picture)
+    out = Example(pictures=[(patches, grid)])
+    out.add([*encoder.system(_pick_system(rng)), *encoder.user(found.asked.text, picture_tokens(grid))])
+    add_reply(rng, out, found.asked, encoder, steps=found.asked.kind in ("picture_sum", "picture_more"))
+    return out
+
+
+def mixed_example(seed: int, encoder: Encoder) -> Example:
+    """Return the training example of `seed` in the stage with pictures."""
+    rng = random.Random(f"mixed:{seed}")
+    if rng.random() >= PICTURE_SHARE:
+        return example(seed, encoder)
+    kind = rng.choices(list(PICTURE_WEIGHTS), list(PICTURE_WEIGHTS.values()))[0]
+    return picture_example(rng, picture_question(kind, _pick_language(rng), seed), encoder)
+
+
 def task_example(rng: random.Random, asked: Task, encoder: Encoder) -> Example:
     """Return a conversation with functions: the calls, the results, and the answer read from them."""
     out = Example()
@@ -153,9 +177,3 @@ def batches(
         random.Random(f"order:{start}").shuffle(groups)
         for index, group in enumerate(groups, 1):
             yield start + pool_size * (index == len(groups)), group
-
-
-def pad(rows: list[list], fill: float) -> list[list]:
-    """Pad rows on the right to equal lengths. With causal layers this changes nothing before the padding."""
-    longest = max(map(len, rows))
-    return [row + [fill] * (longest - len(row)) for row in rows]

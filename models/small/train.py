@@ -1,10 +1,10 @@
-"""Train the small model with its MTP layer in two stages, and export it: `python -m models.small`.
+"""Train the small model with its MTP layer in two stages.
 
-python -m models.small.train [--stage text|pictures] [--out DIR] [--run-dir RUN] [--fresh]
+python -m models.small.train [--stage text|pictures] [--run-dir RUN] [--minutes N] [--fresh]
 
-The stage `text` trains the trunk and the draft layer on questions and functions. The stage `pictures` goes on from its
-checkpoint and mixes pictures in. Each stage has a checkpoint and a log of its own in the run folder and continues
-from it: a run that was interrupted, or that ended at `--minutes`, goes on where it stopped.
+The stage `text` trains the trunk and the draft layer on questions and functions. The stage `pictures` begins with what
+that has learned, and mixes pictures in. Each stage has a checkpoint and a log of its own in the run folder. A run that
+was interrupted, or that ended at `--minutes`, goes on where it stopped.
 
 It uses plain PyTorch on a CPU, in bfloat16 autocast over float32 weights; the engine uses bfloat16, too.
 """
@@ -20,10 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.demo.optimizer import build_optimizers
-from models.small.config import END_OF_TEXT, model_config
+from models.small.collate import collate
+from models.small.config import model_config
 from models.small.encoding import Encoder, Example
 from models.small.evaluate import evaluate
-from models.small.examples import batches, example, pad
+from models.small.examples import batches, example, mixed_example
 from models.small.language_model import SmallModel
 from models.small.tokenizer import build_tokenizer
 
@@ -53,15 +54,15 @@ def weighted_loss(model: SmallModel, hidden: Tensor, targets: Tensor, weights: T
 
 def losses_of(model: SmallModel, group: list[Example], drafts: int) -> tuple[Tensor, dict[str, float]]:
     """Return the total loss of a batch and its parts: answer (next token), one per draft, balance (1 is even)."""
-    ids = torch.tensor(pad([item.ids for item in group], END_OF_TEXT))
-    weights = torch.tensor(pad([item.weights for item in group], 0.0))
+    batch = collate(group)
+    ids, weights = batch.ids, batch.weights
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        states = model(ids)
+        states = model(ids, batch.positions, batch.pictures)
         balance = states.balance
         total = weighted_loss(model, states.hidden[:, :-1], ids[:, 1:], weights[:, 1:])
         parts = {"loss": total.item(), "balance": balance.item()}
         if drafts:
-            outs, draft_balance = model.drafts(states, drafts)
+            outs, draft_balance = model.drafts(states, drafts, batch.positions)
             balance = balance + draft_balance
             for index, out in enumerate(outs):
                 draft = weighted_loss(model, out[:, index:-1], ids[:, index + 2 :], weights[:, index + 2 :])
@@ -102,6 +103,10 @@ class Run:
             optimizer.load_state_dict(saved)
         self.step, self.next_seed, self.seconds = state["step"], state["next_seed"], state["seconds"]
 
+    def begin_with(self, other: Path) -> None:
+        """Take over the weights of another stage; the optimizers and the learning rate start anew."""
+        self.model.load_state_dict(torch.load(other, weights_only=True)["model"])
+
     def log(self, entry: dict) -> None:
         """Print a line of progress, and add it to the log."""
         line = json.dumps({"step": self.step, "seconds": round(self.seconds), **entry})
@@ -139,7 +144,7 @@ def train(run: Run, encoder: Encoder, make: Callable[[int], Example], arguments:
             run.save()
             saved = time.monotonic()
         if run.step % arguments.evaluate_every == 0:
-            run.log(evaluate(run.model.eval(), encoder, 24))
+            run.log(evaluate(run.model.eval(), encoder, 24, arguments.stage == "pictures"))
             run.model.train()
     run.save()
 
@@ -147,6 +152,7 @@ def train(run: Run, encoder: Encoder, make: Callable[[int], Example], arguments:
 def main() -> None:
     """Run the training from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--stage", choices=("text", "pictures"), default="text")
     parser.add_argument("--run-dir", type=Path, default=Path("build/small_model"), help="checkpoints and logs")
     parser.add_argument("--fresh", action="store_true", help="start from nothing, although there is a checkpoint")
     parser.add_argument("--seed", type=int, default=0, help="of the initial weights")
@@ -159,11 +165,14 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     encoder = Encoder(build_tokenizer())
-    run = Run(arguments.run_dir, "text", arguments.seed)
+    run = Run(arguments.run_dir, arguments.stage, arguments.seed)
     if run.checkpoint.exists() and not arguments.fresh:
         run.load()
-    train(run, encoder, lambda seed: example(seed, encoder), arguments)
-    run.log({"final": evaluate(run.model.eval(), encoder, 120)})
+    elif arguments.stage == "pictures":
+        run.begin_with(arguments.run_dir / "text.pt")
+    make = {"text": example, "pictures": mixed_example}[arguments.stage]
+    train(run, encoder, lambda seed: make(seed, encoder), arguments)
+    run.log({"final": evaluate(run.model.eval(), encoder, 120, arguments.stage == "pictures")})
 
 
 if __name__ == "__main__":

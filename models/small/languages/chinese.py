@@ -123,7 +123,7 @@ CHINESE = Language(
         smaller=("图片中哪个数更小？", "哪个更小？"),
         counts=("图片中有多少个{shapes}？", "数一数{shapes}。"),
         more=("把图片中的数加上{}。", "图片中的数加{}是多少？"),
-        colours={"red": "红色", "blue": "蓝色", "green": "绿色", "yellow": "黄色"},
+        colours={"red": "红色", "blue": "蓝色", "green": "绿色", "yellow": "黄色", "purple": "紫色"},
         shapes={"circle": "圆形", "square": "正方形", "triangle": "三角形"},
         coloured="{colour}{shape}",
     ),

@@ -174,7 +174,7 @@ ENGLISH = Language(
         smaller=("Which number in the picture is smaller?", "Which one is smaller?"),
         counts=("How many {shapes} are in the picture?", "Count the {shapes}."),
         more=("Add {} to the number in the picture.", "What is the number in the picture plus {}?"),
-        colours={"red": "red", "blue": "blue", "green": "green", "yellow": "yellow"},
+        colours={"red": "red", "blue": "blue", "green": "green", "yellow": "yellow", "purple": "purple"},
         shapes={"circle": "circles", "square": "squares", "triangle": "triangles"},
         coloured="{colour} {shape}",
     ),

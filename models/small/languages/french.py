@@ -169,7 +169,7 @@ FRENCH = Language(
         smaller=("Quel nombre de l'image est plus petit ?", "Lequel est plus petit ?"),
         counts=("Combien de {shapes} y a-t-il dans l'image ?", "Compte les {shapes}."),
         more=("Ajoute {} au nombre de l'image.", "Combien font le nombre de l'image plus {} ?"),
-        colours={"red": "rouges", "blue": "bleus", "green": "verts", "yellow": "jaunes"},
+        colours={"red": "rouges", "blue": "bleus", "green": "verts", "yellow": "jaunes", "purple": "violets"},
         shapes={"circle": "cercles", "square": "carrés", "triangle": "triangles"},
         coloured="{shape} {colour}",
     ),

@@ -143,7 +143,7 @@ GERMAN = Language(
         smaller=("Welche Zahl im Bild ist kleiner?", "Welche ist kleiner?"),
         counts=("Wie viele {shapes} sind im Bild?", "Zähle {shapes}."),
         more=("Addiere {} zur Zahl im Bild.", "Was ist die Zahl im Bild plus {}?"),
-        colours={"red": "rote", "blue": "blaue", "green": "grüne", "yellow": "gelbe"},
+        colours={"red": "rote", "blue": "blaue", "green": "grüne", "yellow": "gelbe", "purple": "lila"},
         shapes={"circle": "Kreise", "square": "Quadrate", "triangle": "Dreiecke"},
         coloured="{colour} {shape}",
     ),

@@ -143,7 +143,7 @@ SPANISH = Language(
         smaller=("¿Qué número de la imagen es menor?", "¿Cuál es menor?"),
         counts=("¿Cuántos {shapes} hay en la imagen?", "Cuenta los {shapes}."),
         more=("Suma {} al número de la imagen.", "¿Cuánto es el número de la imagen más {}?"),
-        colours={"red": "rojos", "blue": "azules", "green": "verdes", "yellow": "amarillos"},
+        colours={"red": "rojos", "blue": "azules", "green": "verdes", "yellow": "amarillos", "purple": "morados"},
         shapes={"circle": "círculos", "square": "cuadrados", "triangle": "triángulos"},
         coloured="{shape} {colour}",
     ),
