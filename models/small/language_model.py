@@ -23,7 +23,7 @@ class Pictures:
 
 @dataclass(frozen=True)
 class States:
-    """Hold what the trunk made of a batch: embeddings, hidden states after the final norm (B, T, D), mean balance loss."""
+    """Hold what the trunk made of a batch: embeddings, states after the final norm (B, T, D), mean balance loss."""
 
     embedded: Tensor
     hidden: Tensor
