@@ -93,7 +93,7 @@ class GatedDeltaNet(nn.Module):
         return F.silu(ShiftedProducts.apply(x.float(), self.conv1d.weight[:, 0]))
 
     def _project(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Return queries, keys and values in one, the gate, beta and decay before their activations.
+        """Return queries, keys and values in one, then output gate, beta and decay before their activations.
 
         One product instead of four: those with a column for each head alone are as slow as the large ones.
         """

@@ -20,7 +20,7 @@ from models.small.config import (
     VISION_START,
 )
 from models.small.positions import Grid
-from models.small.tools import Call
+from models.small.tools import FunctionCall
 
 
 @dataclass
@@ -96,7 +96,7 @@ class Encoder:
         """Return the text that the server inserts to end a thought. The model writes the blank line after it."""
         return [*self.encode(message), THINK_CLOSE]
 
-    def calls(self, calls: tuple[Call, ...]) -> list[int]:
+    def calls(self, calls: tuple[FunctionCall, ...]) -> list[int]:
         """Return calls as the model writes them after its thought."""
         ids: list[int] = []
         for index, call in enumerate(calls):

@@ -21,10 +21,10 @@ class PictureQuestion:
     asked: Question
 
 
-def _expression(rng: random.Random, most_terms: int) -> tuple[str, Working]:
+def _expression(rng: random.Random, max_terms: int) -> tuple[str, Working]:
     working = Working(rng.randint(1, 99))
     text = f"{working.value}"
-    for _ in range(rng.randint(1, most_terms - 1)):
+    for _ in range(rng.randint(1, max_terms - 1)):
         operand = rng.randint(1, 99)
         sign = sign_for(rng, working.value, operand)
         working.apply(sign, operand)

@@ -63,7 +63,7 @@ CONVERSIONS = {
 
 
 @dataclass(frozen=True)
-class Call:
+class FunctionCall:
     """One call of a function; arguments in the order of the function's parameters."""
 
     name: str
@@ -83,7 +83,7 @@ class Task:
     tools: tuple[dict, ...]
     text: str
     thought: str
-    calls: tuple[Call, ...]
+    calls: tuple[FunctionCall, ...]
     results: tuple[str, ...]
     result_thought: str
     answer: str
@@ -217,7 +217,7 @@ def attribute(rng: random.Random, language: Language, words: Words) -> Task:
         _shuffled(rng, [wanted.schema, *_others(rng, words)]),
         text,
         f"{wanted.name}: {value}",
-        (Call(wanted.name, arguments),),
+        (FunctionCall(wanted.name, arguments),),
         (written,),
         f"{value}: {result}",
         talk.attribute_answer.format(attribute=wanted.attribute, value=value, result=result),
@@ -239,7 +239,7 @@ def parallel(rng: random.Random, language: Language, words: Words) -> Task:
         _shuffled(rng, [wanted.schema, *_others(rng, words)]),
         rng.choice(talk.two).format(attribute=wanted.attribute, first=first, second=second),
         f"{wanted.name}: {first}\n{wanted.name}: {second}",
-        (Call(wanted.name, {wanted.parameter: first}), Call(wanted.name, {wanted.parameter: second})),
+        (FunctionCall(wanted.name, {wanted.parameter: first}), FunctionCall(wanted.name, {wanted.parameter: second})),
         (one_written, other_written),
         f"{first}: {one}\n{second}: {other}",
         talk.two_answer.format(attribute=wanted.attribute, first=first, second=second, one=one, other=other),
@@ -265,7 +265,7 @@ def calculator(rng: random.Random, language: Language, words: Words) -> Task:
         _shuffled(rng, [schema, *_others(rng, words, 2)]),
         rng.choice(language.tools.calculate).format(expression),
         f"{name}: {expression}",
-        (Call(name, {parameter: expression}),),
+        (FunctionCall(name, {parameter: expression}),),
         (written,),
         f"{value}",
         f"{value}",
@@ -291,7 +291,7 @@ def convert(rng: random.Random, language: Language, words: Words) -> Task:
         _shuffled(rng, [schema, *_others(rng, words, 2)]),
         rng.choice(language.tools.convert).format(**places),
         f"{name}: {amount} {source}, {target}",
-        (Call(name, dict(zip(names, (amount, source, target), strict=True))),),
+        (FunctionCall(name, dict(zip(names, (amount, source, target), strict=True))),),
         (rng.choice((f"{result}", f"{result} {target}", json.dumps({"result": result}))),),
         f"{result} {target}",
         language.tools.convert_answer.format(result=result, **places),
@@ -317,7 +317,7 @@ def lookup(rng: random.Random, language: Language, words: Words) -> Task:
         _shuffled(rng, [schema, *_others(rng, words, 2)]),
         rng.choice(talk.lookup).format(value=wanted),
         name,
-        (Call(name, {}),),
+        (FunctionCall(name, {}),),
         (table,),
         f"{wanted}: {result or '?'}",
         answer,
