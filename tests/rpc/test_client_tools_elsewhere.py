@@ -13,7 +13,7 @@ import pytest
 from penstock_proto.v1 import generation_pb2 as pb
 
 from tests.conformance.tools import NODE, build_go, build_typescript, needs_go, needs_node
-from tests.rpc.fake_service import ANSWER, FakeService, calling, status, tool_call
+from tests.rpc.fake_service import ANSWER, FakeService, calling, events, numbered, status, tool_call
 from tests.rpc.test_client_tools import results_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(700)]
@@ -153,6 +153,29 @@ def test_an_answer_is_parsed(see: Any, fake: FakeService) -> None:
     cut = see("parsed")
     assert cut["error"] == "UnparsableAnswer"
     assert "secr" not in cut["message"]
+
+
+@needs_node
+def test_schemas_of_zod(served: tuple[FakeService, str], fake: FakeService) -> None:
+    calls = [tool_call("weather", '{"city": "Oslo"}'), tool_call("weather", '{"city": "Rome", "days": 10}', 1)]
+    answer = [pb.GenerationEvent(answer=pb.Delta(text='{"celsius": 21.5}', token_count=1))]
+    script = [event for event in events() if event.WhichOneof("event") not in ("answer", "thought")]
+    fake.scripts = [list(calling(*calls)), list(numbered([*script[:-1], *answer, script[-1]]))]
+    command = [*COMMANDS["TypeScript"](), "zod"]
+    environment = os.environ | {"PENSTOCK_TARGET": served[1]}
+    done = subprocess.run(command, env=environment, check=True, timeout=60, capture_output=True, text=True)
+    seen = json.loads(done.stdout)
+    assert (seen["executed"], seen["parsed"]) == (["Oslo"], {"celsius": 21.5})
+    first, second = seen["results"]
+    assert not first.get("isError")
+    assert second["isError"]
+    assert "days" in second["content"]
+    asked = fake.requests[0].spec
+    schema = json.loads(asked.tools[0].parameters_json_schema)
+    assert (schema["type"], schema["required"]) == ("object", ["city"])
+    assert schema["properties"]["city"] == {"type": "string", "minLength": 1}
+    assert schema["properties"]["days"]["maximum"] == 9
+    assert json.loads(asked.output.json_schema)["properties"] == {"celsius": {"type": "number"}}
 
 
 @needs_node

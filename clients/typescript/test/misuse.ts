@@ -1,4 +1,5 @@
 // Lines that the compiler must refuse: each one after an @ts-expect-error, and no other. A test compiles this file.
+import { z } from "zod";
 import * as penstock from "../src/index.js";
 
 const client = new penstock.Client();
@@ -6,6 +7,16 @@ const reply = await client.generate("hi");
 /** As zod's types are. */
 declare const city: { readonly "~standard": { readonly types?: { readonly input: unknown; readonly output: { city: string } } | undefined } };
 
+/** What must compile: arguments and answers have the types of a zod schema. */
+const place = z.object({ city: z.string(), days: z.number().int().optional() });
+penstock.tool({ name: "x", parameters: place, execute: ({ city, days }) => city.length + (days ?? 1) });
+(await reply.parsed(place)).city.length;
+await client.generate("hi", { responseFormat: place });
+
+// @ts-expect-error
+penstock.tool({ name: "x", parameters: place, execute: ({ town }) => town });
+// @ts-expect-error
+(await reply.parsed(place)).town;
 // @ts-expect-error
 await client.generate("hi", { thinkin: "fast" });
 // @ts-expect-error

@@ -100,6 +100,13 @@ const WAYS = {
     const run = await client.run("hi", { tools });
     return { results: run.turns[0].results };
   },
+  async zod() {
+    const { z } = await import("zod");
+    const place = z.object({ city: z.string().min(1), days: z.number().int().max(9).optional() });
+    const tools = [penstock.tool({ name: "weather", parameters: place, execute: ({ city }) => void executed.push(city) })];
+    const run = await client.run("hi", { tools, responseFormat: z.object({ celsius: z.number() }) });
+    return { results: run.turns[0].results, parsed: await run.reply.parsed() };
+  },
   async foreign() {
     await client.generate([
       { role: "user", content: [{ type: "text", text: "hi" }, { type: "image_url", image_url: { url: "data:image/png;base64,AAEC" } }] },
