@@ -8,15 +8,24 @@ from contextlib import asynccontextmanager
 from importlib.util import find_spec
 from typing import Any
 
-from penstock_client import AsyncClient
+from penstock_client import AsyncClient, PenstockError
 from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from penstock_gateway import errors
+from penstock_gateway.bodies import BodyMemory
+from penstock_gateway.chat_completions import chat_completions
+from penstock_gateway.json_response import JsonResponse
+from penstock_gateway.limits import Active, LimitsMiddleware
 from penstock_gateway.settings import Settings
+from penstock_gateway.streams import continue_stream
 
 _PLAYGROUND = "penstock_gateway.playground"
+_CLIENT_CLOSED_REQUEST = 499
 
 
 def create_app(client: AsyncClient, settings: Settings | None = None) -> Starlette:
@@ -28,18 +37,42 @@ def create_app(client: AsyncClient, settings: Settings | None = None) -> Starlet
         settings: Bounds. Default: those of `Settings`.
     """
     settings = settings or Settings()
+    memory, active = BodyMemory(settings.max_request_memory_bytes), Active()
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[Mapping[str, Any]]:
         async with client:
             yield {"client": client, "settings": settings}
 
-    return Starlette(routes=[Route("/healthz", alive), *_playground()], lifespan=lifespan)
+    return Starlette(
+        routes=[*_routes(), *_playground()],
+        lifespan=lifespan,
+        middleware=[Middleware(LimitsMiddleware, settings=settings, memory=memory, active=active)],
+        exception_handlers={
+            PenstockError: errors.penstock_error,
+            errors.GatewayError: errors.penstock_error,
+            HTTPException: errors.http_error,
+            ClientDisconnect: _nobody_reads_it,
+            Exception: errors.internal_error,
+        },
+    )
+
+
+def _routes() -> list[BaseRoute]:
+    return [
+        Route("/v1/chat/completions", chat_completions, methods=["POST"]),
+        Route("/v1/generations/{generation_id}/events", continue_stream, methods=["GET"]),
+        Route("/healthz", alive, methods=["GET"]),
+    ]
 
 
 async def alive(_: Request) -> Response:
     """Answer that this process runs, whether or not the service can be reached."""
-    return JSONResponse({"status": "ok"})
+    return JsonResponse({"status": "ok"})
+
+
+async def _nobody_reads_it(_: Request, __: Exception) -> Response:
+    return Response(status_code=_CLIENT_CLOSED_REQUEST)
 
 
 def _playground() -> list[BaseRoute]:

@@ -30,6 +30,14 @@ def gateway(
             "--ca", envvar="PENSTOCK_CA_FILE", dir_okay=False, help="Use TLS with this CA certificate (PEM file)."
         ),
     ] = None,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="PENSTOCK_GATEWAY_LIMITS",
+            metavar="NAME=VALUE",
+            help="A bound, such as max_requests=2048; docs/reference/limits.md has them all. Repeat for several.",
+        ),
+    ] = None,
 ) -> None:
     """Serve OpenAI's HTTP API in front of a service. Each caller's bearer key is passed on to the service."""
     from penstock_client import AsyncClient
@@ -42,14 +50,18 @@ def gateway(
     if not colon or not port.isdigit() or int(port) > 65535:
         raise typer.BadParameter(f"must be host:port, got {listen!r}", param_hint="--listen")
     try:
+        settings = Settings.of(limit or ())
         client = AsyncClient(target, api_key="", tls=ca if ca is not None and tls is not False else tls)
+        client.with_options(api_key="of-a-caller")  # must the keys of callers go in plaintext over a network?
     except (OSError, ValueError) as error:
         raise typer.BadParameter(str(error)) from None
-    settings = Settings()
     try:
         listener = server.bind(host.strip("[]"), int(port), settings)
     except OSError as error:
         typer.echo(f"penstock gateway: cannot bind {listen}: {error.strerror or error}", err=True)
         raise typer.Exit(1) from None
     typer.echo(f"penstock gateway: http://{server.address_of(listener)} in front of {target}", err=True)
-    server.run(create_app(client, settings), listener, settings)
+    try:
+        server.run(create_app(client, settings), listener, settings)
+    except KeyboardInterrupt:  # uvicorn raises the signal again that ended it
+        raise typer.Exit(130) from None

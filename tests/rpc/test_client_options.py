@@ -123,6 +123,21 @@ def test_options_of_a_copy_share_the_connection(target: str, fake: FakeService) 
         other.model()
 
 
+async def test_a_copy_calls_in_the_name_of_another_caller(target: str, fake: FakeService) -> None:
+    with pc.Client(target, api_key="own") as client:
+        client.with_options(api_key="another").model()
+        assert fake.metadata["authorization"] == "Bearer another"
+        client.with_options(api_key="").model()
+        assert "authorization" not in fake.metadata
+        client.model()
+        assert fake.metadata["authorization"] == "Bearer own"
+    async with pc.AsyncClient(target, api_key="own") as aclient:
+        await aclient.with_options(api_key="another").model()
+        assert fake.metadata["authorization"] == "Bearer another"
+    with pc.Client("service.example:50051") as client, pytest.raises(ValueError, match="plaintext"):
+        client.with_options(api_key="another")
+
+
 async def test_answers_as_text(target: str) -> None:
     with pc.Client(target) as client:
         assert "".join(client.stream("hi").text()) == "".join(ANSWER)

@@ -28,6 +28,7 @@ from penstock_client.channel import (
     more_metadata,
     options_for,
     resolve,
+    with_api_key,
 )
 from penstock_client.errors import PenstockError, from_rpc_error, rate_limits_of
 from penstock_client.events import Event
@@ -104,6 +105,7 @@ class AsyncClient:
         self.timeout = timeout
         self.retries = retries
         self._reconnect = reconnect
+        self._tls = tls
         self._metadata = metadata_for(target, api_key, tls) + more_metadata(metadata)
         self._credentials = credentials_for(tls)
         self._options = options_for(target, channel_options)
@@ -389,6 +391,7 @@ class AsyncClient:
         timeout: float | None = None,
         retries: int | None = None,
         metadata: Metadata = (),
+        api_key: str | None = None,
     ) -> Self:
         """Return a client with other defaults that shares the connection; closing one closes both.
 
@@ -396,12 +399,19 @@ class AsyncClient:
             timeout: Default timeout of a call, in seconds. Default: unchanged.
             retries: Default number of retries of a call. Default: unchanged.
             metadata: gRPC metadata, added to the client's own.
+            api_key: The key to authenticate with, for a program that calls in the names of others; empty: no key.
+                Default: unchanged.
+
+        Raises:
+            ValueError: The key is invalid, or it would be sent without TLS to another machine.
         """
         other = copy.copy(self)
         other._root = self._root or self
         other.timeout = self.timeout if timeout is None else timeout
         other.retries = self.retries if retries is None else retries
         other._metadata = (*self._metadata, *more_metadata(metadata))
+        if api_key is not None:
+            other._metadata = with_api_key(other._metadata, metadata_for(self.target, api_key or None, self._tls))
         return other
 
     async def close(self) -> None:

@@ -144,3 +144,8 @@ def metadata_for(target: str, api_key: str | None, tls: Tls) -> tuple[tuple[str,
             f"the API key would be sent to {target} in plaintext: pass tls=True, or tls=False to send it anyway"
         )
     return (("authorization", f"Bearer {api_key}"),)
+
+
+def with_api_key(metadata: Sequence[tuple[str, str]], key: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """Return the metadata with `key`, as `metadata_for` made it, instead of another key."""
+    return (*(pair for pair in metadata if pair[0] != "authorization"), *key)

@@ -25,6 +25,7 @@ from penstock_client.channel import (
     more_metadata,
     options_for,
     resolve,
+    with_api_key,
 )
 from penstock_client.errors import PenstockError, from_rpc_error, rate_limits_of
 from penstock_client.events import Event
@@ -74,6 +75,7 @@ class Client:
         self.timeout = timeout
         self.retries = retries
         self._reconnect = reconnect
+        self._tls = tls
         self._metadata = metadata_for(target, api_key, tls) + more_metadata(metadata)
         credentials, options = credentials_for(tls), options_for(target, channel_options)
         self._channel = (
@@ -251,6 +253,7 @@ class Client:
         timeout: float | None = None,
         retries: int | None = None,
         metadata: Metadata = (),
+        api_key: str | None = None,
     ) -> Self:
         """Return a client with other defaults that shares the connection. See `AsyncClient.with_options`."""
         other = copy.copy(self)
@@ -258,6 +261,8 @@ class Client:
         other.timeout = self.timeout if timeout is None else timeout
         other.retries = self.retries if retries is None else retries
         other._metadata = (*self._metadata, *more_metadata(metadata))
+        if api_key is not None:
+            other._metadata = with_api_key(other._metadata, metadata_for(self.target, api_key or None, self._tls))
         return other
 
     def close(self) -> None:

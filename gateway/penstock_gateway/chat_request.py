@@ -1,0 +1,137 @@
+"""Read `POST /v1/chat/completions` and convert it to a call of the service."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from msgspec import UNSET, Raw, UnsetType
+
+from penstock_gateway import options as shared
+from penstock_gateway.errors import GatewayError
+from penstock_gateway.fields import CHAT, refuse_by_name
+from penstock_gateway.messages import messages_of
+
+_Refused = Raw | UnsetType
+
+
+class _TemplateArguments(shared.Strict, frozen=True, kw_only=True):
+    enable_thinking: bool | None = None
+
+
+class ChatRequest(shared.CommonRequest, frozen=True, kw_only=True):
+    """Hold the body, field by field; those of the type `Raw` at the end are refused by name."""
+
+    messages: list[Raw]
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    response_format: Raw | UnsetType = UNSET
+    tools: list[Raw] | None = None
+    tool_choice: Raw | UnsetType = UNSET
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    metadata: dict[str, str] | None = None
+    safety_identifier: str | None = None
+    service_tier: Literal["auto", "default", "flex", "priority", "scale"] | None = None
+    prompt_cache_key: str | None = None
+    thinking_mode: Literal["fast", "thinking", "auto"] | None = None
+    thinking_budget: int | None = None
+    thinking_token_budget: int | None = None
+    answer_reserve: int | None = None
+    closing_message: str | None = None
+    include_reasoning: bool | None = None
+    thought_history: Literal["current_turn", "all_turns", "none"] | None = None
+    max_tool_calls: int | None = None
+    chat_template_kwargs: _TemplateArguments | None = None
+    store: _Refused = UNSET
+    modalities: _Refused = UNSET
+    audio: _Refused = UNSET
+    prediction: _Refused = UNSET
+    verbosity: _Refused = UNSET
+    web_search_options: _Refused = UNSET
+    functions: _Refused = UNSET
+    function_call: _Refused = UNSET
+    moderation: _Refused = UNSET
+    prompt_cache_retention: _Refused = UNSET
+    prompt_cache_options: _Refused = UNSET
+    guided_json: _Refused = UNSET
+    guided_regex: _Refused = UNSET
+    guided_choice: _Refused = UNSET
+    guided_grammar: _Refused = UNSET
+    priority: _Refused = UNSET
+    ignore_eos: _Refused = UNSET
+    prompt_logprobs: _Refused = UNSET
+    chat_template: _Refused = UNSET
+
+
+def to_call(request: ChatRequest) -> shared.ServiceCall:
+    """Return the call of the service.
+
+    Raises:
+        GatewayError: A field is refused, or fields contradict each other.
+    """
+    refuse_by_name(request, CHAT)
+    made = shared.common_options(request)
+    made |= _thinking(request)
+    made |= _output(request)
+    made |= _tools(request)
+    made["priority"] = shared.PRIORITIES[request.service_tier] if request.service_tier else None
+    made["session_id"] = one_of(session_id=request.session_id, prompt_cache_key=request.prompt_cache_key)
+    given = {name: value for name, value in made.items() if value is not None}
+    return shared.ServiceCall(messages_of(request.messages), given, request.timeout, request.flush_interval)
+
+
+def one_of(**given: Any) -> Any:
+    """Return the value of two names of one field. Raises GatewayError where they differ."""
+    (first, one), (second, other) = given.items()
+    if one is not None and other is not None and one != other:
+        text = f"{first} and {second} are two names of one field; they differ"
+        raise GatewayError(text, param=second, reason="CONFLICTING_FIELDS")
+    return other if one is None else one
+
+
+def _thinking(request: ChatRequest) -> dict[str, Any]:
+    template = request.chat_template_kwargs
+    enabled = template.enable_thinking if template is not None else None
+    by_template = None if enabled is None else "thinking" if enabled else "fast"
+    budget = one_of(thinking_budget=request.thinking_budget, thinking_token_budget=request.thinking_token_budget)
+    return {
+        "thinking": one_of(thinking_mode=request.thinking_mode, chat_template_kwargs=by_template),
+        "budget": shared.within("thinking_budget", budget),
+        "effort": shared.EFFORTS[request.reasoning_effort] if request.reasoning_effort else None,
+        "answer_reserve": shared.within("answer_reserve", request.answer_reserve),
+        "closing_message": request.closing_message,
+        "include_thoughts": request.include_reasoning,
+        "history": request.thought_history,
+    }
+
+
+def _output(request: ChatRequest) -> dict[str, Any]:
+    made = shared.response_format(request.response_format)
+    if made and request.structured_outputs:
+        text = "response_format and structured_outputs are two names of one constraint: give one"
+        raise GatewayError(text, param="structured_outputs", reason="CONFLICTING_FIELDS")
+    most = one_of(max_completion_tokens=request.max_completion_tokens, max_tokens=request.max_tokens)
+    return {
+        **made,
+        "max_output_tokens": shared.within("max_completion_tokens", most),
+        "top_logprobs": _top_logprobs(request),
+    }
+
+
+def _top_logprobs(request: ChatRequest) -> int | None:
+    if request.logprobs:
+        return shared.within("top_logprobs", request.top_logprobs) or 0
+    if request.top_logprobs:
+        raise GatewayError("top_logprobs needs logprobs: true", param="top_logprobs", reason="CONFLICTING_FIELDS")
+    return None
+
+
+def _tools(request: ChatRequest) -> dict[str, Any]:
+    tools = shared.tools_of(request.tools)
+    choice = shared.tool_choice(request.tool_choice, has_tools=tools is not None)
+    if tools is None:
+        return choice
+    made = {"tools": tools, "parallel": request.parallel_tool_calls, "max_tool_calls": request.max_tool_calls} | choice
+    made["max_tool_calls"] = shared.within("max_tool_calls", made["max_tool_calls"])
+    return made

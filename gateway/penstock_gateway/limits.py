@@ -1,0 +1,95 @@
+"""Middleware that bounds what requests hold together, and gives each an id."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from penstock_gateway.bodies import BodyMemory, Held
+from penstock_gateway.callers import REQUEST_ID_HEADER
+from penstock_gateway.errors import SERVER, ErrorReply, GatewayError, Kind, to_reply
+from penstock_gateway.settings import Settings
+
+ABORT = "penstock.abort"
+"""Key of the scope's extensions: a function that closes the connection at once (`connections.py`)."""
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_UNBOUNDED = ("/healthz",)
+
+
+class SlowReader(Exception):
+    """The client did not take what was sent to it."""
+
+
+@dataclass(slots=True)
+class Active:
+    """Count the requests that are processed."""
+
+    requests: int = 0
+
+
+class LimitsMiddleware:
+    """Refuse requests beyond the bounds, cut off clients that do not read, and count memory."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, memory: BodyMemory, active: Active) -> None:
+        self._app = app
+        self._settings = settings
+        self._memory = memory
+        self._active = active
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or refuse it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        given = headers.get(REQUEST_ID_HEADER, "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        send = self._within_time(scope, _with_header(send, request_id))
+        if self._active.requests >= self._settings.max_requests and scope["path"] not in _UNBOUNDED:
+            await _full(self._settings).response()(scope, receive, send)
+            return
+        held = Held(self._memory)
+        scope["state"].update(held=held, request_id=request_id)
+        self._active.requests += 1
+        try:
+            await self._app(scope, receive, send)
+        except SlowReader:
+            pass
+        finally:
+            self._active.requests -= 1
+            held.release()
+
+    def _within_time(self, scope: Scope, send: Send) -> Send:
+        seconds = self._settings.slow_reader_seconds
+        abort: Callable[[], None] = (scope.get("extensions") or {}).get(ABORT, lambda: None)
+
+        async def send_in_time(message: Message) -> None:
+            try:
+                async with asyncio.timeout(seconds):
+                    await send(message)
+            except TimeoutError:
+                abort()
+                raise SlowReader from None
+
+        return send_in_time
+
+
+def _full(settings: Settings) -> ErrorReply:
+    text = f"the gateway processes {settings.max_requests} requests, of at most {settings.max_requests}: try again"
+    kind = Kind(503, SERVER, "overloaded")
+    return to_reply(GatewayError(text, kind=kind, reason="OVERLOADED", retry_after_seconds=1.0))
+
+
+def _with_header(send: Send, request_id: str) -> Send:
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
+        await send(message)
+
+    return sending

@@ -1,0 +1,225 @@
+"""Convert OpenAI's messages to the client's, each with the path of what is wrong."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import msgspec
+from msgspec import UNSET, Raw, UnsetType
+from penstock_client import ImagePart, Message, Part, TextPart, ThoughtPart, ToolCall, ToolResult
+
+from penstock_gateway.bodies import decode
+from penstock_gateway.errors import REQUEST, GatewayError, Kind
+
+Content = str | list[Raw] | None
+_UNSUPPORTED = Kind(400, REQUEST, "unsupported_value")
+_MAX_SHOWN = 32
+
+
+class _Strict(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    pass
+
+
+class _Role(msgspec.Struct, frozen=True):
+    role: str
+
+
+class _Kind(msgspec.Struct, frozen=True):
+    type: str
+
+
+class _Instructions(_Strict, frozen=True):
+    role: Literal["system", "developer"]
+    content: str | list[Raw]
+    name: Raw | UnsetType = UNSET
+
+
+class _User(_Strict, frozen=True):
+    role: Literal["user"]
+    content: str | list[Raw]
+    name: Raw | UnsetType = UNSET
+
+
+class _Function(_Strict, frozen=True):
+    name: str
+    arguments: str = "{}"
+
+
+class _Call(_Strict, frozen=True):
+    id: str
+    function: _Function
+    type: Literal["function"] = "function"
+    index: int | None = None
+
+
+class _Assistant(_Strict, frozen=True):
+    role: Literal["assistant"]
+    content: Content = None
+    tool_calls: list[Raw] | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    refusal: Raw | UnsetType = UNSET
+    annotations: Raw | UnsetType = UNSET
+    audio: Raw | UnsetType = UNSET
+    function_call: Raw | UnsetType = UNSET
+    name: Raw | UnsetType = UNSET
+
+
+class _ToolMessage(_Strict, frozen=True):
+    role: Literal["tool"]
+    tool_call_id: str
+    content: str | list[Raw]
+    name: str | None = None
+
+
+class _Text(_Strict, frozen=True):
+    type: Literal["text", "input_text", "output_text"]
+    text: str
+    annotations: Raw | UnsetType = UNSET
+    logprobs: Raw | UnsetType = UNSET
+
+
+class _ImageUrl(_Strict, frozen=True):
+    url: str
+    detail: Literal["auto"] | None = None
+
+
+class _Image(_Strict, frozen=True):
+    type: Literal["image_url"]
+    image_url: _ImageUrl
+
+
+_NOTHING = (b"null", b"[]")
+_REFUSED = {
+    "name": "the model's template does not show names: write the name into the content",
+    "refusal": "the service sends no refusals",
+    "annotations": "the service has no annotations",
+    "audio": "the input is text",
+    "function_call": "deprecated; use tool_calls",
+}
+
+
+def messages_of(given: Sequence[Raw]) -> list[Message]:
+    """Return the conversation.
+
+    Raises:
+        GatewayError: A message is no message, or has what the service does not take; the error names its path.
+    """
+    return [_message(raw, f"messages[{index}]") for index, raw in enumerate(given)]
+
+
+def _message(raw: Raw, path: str) -> Message:
+    role = decode(raw, _Role, path).role
+    make = _ROLES.get(role)
+    if make is None:
+        hint = {"function": ": deprecated; use a message of the role tool"}.get(role, "")
+        text = f"{path}.role must be one of {', '.join(_ROLES)}, got {_shown(role)}{hint}"
+        raise GatewayError(text, param=f"{path}.role")
+    return make(raw, path)
+
+
+def _instructions(raw: Raw, path: str) -> Message:
+    given = decode(raw, _Instructions, path)
+    _refuse(given, path)
+    return Message("system", text_of(given.content, f"{path}.content"))
+
+
+def _user(raw: Raw, path: str) -> Message:
+    given = decode(raw, _User, path)
+    _refuse(given, path)
+    if isinstance(given.content, str):
+        return Message("user", given.content)
+    return Message("user", "", tuple(_parts(given.content, f"{path}.content")))
+
+
+def _assistant(raw: Raw, path: str) -> Message:
+    given = decode(raw, _Assistant, path)
+    _refuse(given, path)
+    thought = given.reasoning_content or given.reasoning or ""
+    if given.reasoning_content and given.reasoning and given.reasoning_content != given.reasoning:
+        text = f"{path}.reasoning_content and {path}.reasoning are two names of one text; they differ"
+        raise GatewayError(text, param=f"{path}.reasoning", reason="CONFLICTING_FIELDS")
+    text = text_of(given.content, f"{path}.content") if given.content is not None else ""
+    calls = [_call(one, f"{path}.tool_calls[{index}]") for index, one in enumerate(given.tool_calls or ())]
+    if not thought and not calls:
+        return Message("assistant", text)
+    parts: list[Part] = [ThoughtPart(thought)] if thought else []
+    parts += [TextPart(text)] if text else []
+    return Message("assistant", "", (*parts, *calls))
+
+
+def _call(raw: Raw, path: str) -> ToolCall:
+    given = decode(raw, _Call, path)
+    return ToolCall(given.id, given.function.name, given.function.arguments or "{}")
+
+
+def _tool(raw: Raw, path: str) -> Message:
+    given = decode(raw, _ToolMessage, path)
+    return Message("tool", "", (ToolResult(given.tool_call_id, text_of(given.content, f"{path}.content")),))
+
+
+_ROLES: Mapping[str, Callable[[Raw, str], Message]] = {
+    "system": _instructions,
+    "developer": _instructions,
+    "user": _user,
+    "assistant": _assistant,
+    "tool": _tool,
+}
+
+
+def _refuse(message: msgspec.Struct, path: str) -> None:
+    for name, why in _REFUSED.items():
+        value = getattr(message, name, UNSET)
+        if isinstance(value, Raw) and bytes(value) not in _NOTHING:
+            param = f"{path}.{name}"
+            raise GatewayError(f"{param} is refused: {why}", kind=_UNSUPPORTED, param=param)
+
+
+def text_of(content: str | list[Raw], path: str) -> str:
+    """Return the text of a content: a text, or a list of text parts."""
+    if isinstance(content, str):
+        return content
+    return "".join(_text(raw, f"{path}[{index}]").text for index, raw in enumerate(content))
+
+
+def _parts(content: Sequence[Raw], path: str) -> list[Part]:
+    return [_part(raw, f"{path}[{index}]") for index, raw in enumerate(content)]
+
+
+def _part(raw: Raw, path: str) -> Part:
+    if decode(raw, _Kind, path).type != "image_url":
+        return _text(raw, path)
+    given = decode(raw, _Image, path)
+    return image_of(given.image_url.url, f"{path}.image_url.url")
+
+
+def _text(raw: Raw, path: str) -> TextPart:
+    kind = decode(raw, _Kind, path).type
+    if kind not in ("text", "input_text", "output_text"):
+        place = "here" if kind == "image_url" else "by this service"
+        text = f"{path}.type must be text, got {_shown(kind)}: it is not taken {place}"
+        raise GatewayError(text, kind=_UNSUPPORTED, param=f"{path}.type")
+    return TextPart(decode(raw, _Text, path).text)
+
+
+def image_of(url: str, path: str) -> ImagePart:
+    """Return the image of a data URL. Addresses are refused: nothing is ever fetched."""
+    head, comma, data = url.partition(",")
+    scheme, _, rest = head.partition(":")
+    if scheme.lower() != "data" or not comma:
+        text = f"{path} must be a data URL (data:image/png;base64,...): no address is ever fetched"
+        raise GatewayError(text, kind=_UNSUPPORTED, param=path)
+    mime_type, _, encoding = rest.partition(";")
+    if encoding.lower() != "base64":
+        raise GatewayError(f"{path} must be encoded in base64", param=path)
+    try:
+        return ImagePart(base64.b64decode(data, validate=True), mime_type)
+    except (binascii.Error, ValueError):
+        raise GatewayError(f"{path} must be valid base64", param=path) from None
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}...")

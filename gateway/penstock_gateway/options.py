@@ -1,0 +1,335 @@
+"""Convert what several kinds of requests share, such as sampling, tools and output, to options of the client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+from msgspec import UNSET, Raw, UnsetType
+from penstock_client import Message, Tool
+
+from penstock_gateway.bodies import decode
+from penstock_gateway.errors import REQUEST, GatewayError, Kind
+
+JSON_OBJECT = '{"type": "object"}'
+EFFORTS: Mapping[str, str] = {
+    "none": "none",
+    "minimal": "low",
+    "low": "low",
+    "medium": "medium",
+    "high": "high",
+    "xhigh": "high",
+    "max": "high",
+}
+"""OpenAI's and vLLM's efforts, and the service's."""
+PRIORITIES: Mapping[str, str | None] = {
+    "auto": None,
+    "default": None,
+    "flex": "low",
+    "priority": "high",
+    "scale": "high",
+}
+"""OpenAI's service tiers, and the service's priorities."""
+_UNSUPPORTED = Kind(400, REQUEST, "unsupported_value")
+_STRUCTURED = {"json": "json_schema", "regex": "regex", "choice": "choices", "grammar": "grammar"}
+
+
+class Strict(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """Refuse unknown fields."""
+
+
+class StreamOptions(Strict, frozen=True, kw_only=True):
+    """Hold OpenAI's `stream_options`."""
+
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class CommonRequest(Strict, frozen=True, kw_only=True):
+    """Hold the fields that all requests for text have, OpenAI's and the extensions."""
+
+    model: str | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    n: int | None = None
+    max_tokens: int | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    min_tokens: int | None = None
+    stop_token_ids: list[int] | None = None
+    structured_outputs: dict[str, Raw] | None = None
+    return_token_ids: bool | None = None
+    cache_salt: str | None = None
+    session_id: str | None = None
+    timeout: float | None = None
+    max_context_tokens: int | None = None
+    overflow: Literal["error", "drop_oldest_turns", "truncate_left", "truncate_middle"] | None = None
+    flush_interval: float | None = None
+    resumable: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceCall:
+    """Describe one call of the service.
+
+    Attributes:
+        messages: The conversation; None where `options` has another input.
+        options: The client's options.
+        timeout: Seconds to the deadline, or None.
+        flush_interval: Seconds for which deltas may be joined, or None.
+    """
+
+    messages: Sequence[Message] | None
+    options: dict[str, Any]
+    timeout: float | None = None
+    flush_interval: float | None = None
+
+
+def common_options(request: CommonRequest) -> dict[str, Any]:
+    """Return the options that all requests have. Raises GatewayError for what the client cannot send."""
+    check_stream_options(request.stream_options)
+    return {
+        "model": request.model,
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "frequency_penalty": request.frequency_penalty,
+        "presence_penalty": request.presence_penalty,
+        "repetition_penalty": request.repetition_penalty,
+        "logit_bias": _logit_bias(request.logit_bias),
+        "seed": _within("seed", request.seed, 2**63),
+        "stop": request.stop,
+        "candidates": _within("n", request.n),
+        "top_k": _within("top_k", 0 if request.top_k == -1 else request.top_k),
+        "min_p": request.min_p,
+        "min_output_tokens": _within("min_tokens", request.min_tokens),
+        "stop_token_ids": _each_within("stop_token_ids", request.stop_token_ids),
+        "return_token_ids": request.return_token_ids,
+        "cache_salt": request.cache_salt,
+        "session_id": request.session_id,
+        "max_context_tokens": _within("max_context_tokens", request.max_context_tokens),
+        "overflow": request.overflow,
+        **_structured(request.structured_outputs),
+    }
+
+
+def check_stream_options(options: StreamOptions | None) -> None:
+    """Raise GatewayError for an option of streams that cannot be had."""
+    if options is not None and options.include_obfuscation:
+        text = "stream_options.include_obfuscation must be absent or false: events have no padding"
+        raise GatewayError(text, kind=_UNSUPPORTED, param="stream_options.include_obfuscation")
+
+
+def _logit_bias(given: Mapping[str, float] | None) -> dict[int, float] | None:
+    if given is None:
+        return None
+    made = {}
+    for key, value in given.items():
+        digits = key.removeprefix("-")
+        if not (digits.isascii() and digits.isdigit()) or len(digits) > 10:
+            raise GatewayError('logit_bias must have token ids as its keys, such as "50256"', param="logit_bias")
+        made[_checked("logit_bias", int(key), 2**31)] = value
+    return made
+
+
+def _within(name: str, value: int | None, most: int = 2**31) -> int | None:
+    """Return an integer that the wire can hold; the service checks the range."""
+    return None if value is None else _checked(name, value, most)
+
+
+def _checked(name: str, value: int, most: int) -> int:
+    if not -most <= value < most:
+        raise GatewayError(f"{name} must be an integer of {most.bit_length()} bits, got a larger one", param=name)
+    return value
+
+
+def _each_within(name: str, values: Iterable[int] | None) -> list[int] | None:
+    return None if values is None else [_checked(name, value, 2**31) for value in values]
+
+
+within = _within
+
+
+def given(value: Raw | UnsetType) -> Raw | None:
+    """Return a value of any form; None where it is absent or null."""
+    return value if isinstance(value, Raw) and bytes(value) != b"null" else None
+
+
+def _structured(given: Mapping[str, Raw] | None) -> dict[str, Any]:
+    """Return the constraint of vLLM's `structured_outputs`: exactly one."""
+    asked = {name: raw for name, raw in (given or {}).items() if bytes(raw) != b"null"}
+    if not asked:
+        return {}
+    name, raw = next(iter(asked.items()))
+    if len(asked) > 1 or name not in _STRUCTURED:
+        text = f"structured_outputs must have exactly one of {', '.join(_STRUCTURED)}"
+        raise GatewayError(text, param="structured_outputs", reason="CONFLICTING_FIELDS")
+    path = f"structured_outputs.{name}"
+    if name == "json":
+        return {"json_schema": schema_text(raw, path)}
+    return {_STRUCTURED[name]: decode(raw, list[str], path) if name == "choice" else decode(raw, str, path)}
+
+
+def schema_text(raw: Raw, path: str) -> str:
+    """Return a JSON schema as text: an object, or a text that holds one."""
+    data = bytes(raw)
+    if data.startswith(b'"'):
+        return decode(raw, str, path)
+    if not data.startswith(b"{"):
+        raise GatewayError(f"{path} must be a JSON schema, an object", param=path)
+    return data.decode()
+
+
+class _JsonSchema(Strict, frozen=True, kw_only=True):
+    name: str | None = None
+    schema: Raw | UnsetType = UNSET
+    description: str | None = None
+    strict: bool | None = None
+
+
+class _Format(Strict, frozen=True, kw_only=True):
+    type: str
+    json_schema: _JsonSchema | None = None
+
+
+def response_format(value: Raw | UnsetType) -> dict[str, Any]:
+    """Return the options for OpenAI's `response_format`; a schema is always held by a grammar, `strict` or not."""
+    if (raw := given(value)) is None:
+        return {}
+    form = decode(raw, _Format, "response_format")
+    if form.type == "text":
+        return {}
+    if form.type == "json_object":
+        return {"json_schema": JSON_OBJECT}
+    if form.type != "json_schema":
+        text = "response_format.type must be text, json_object or json_schema"
+        raise GatewayError(text, kind=_UNSUPPORTED, param="response_format.type")
+    schema = given(form.json_schema.schema) if form.json_schema is not None else None
+    if schema is None:
+        name = "response_format.json_schema.schema"
+        raise GatewayError(f"{name} is required", param=name, reason="MISSING_FIELD")
+    return {"json_schema": schema_text(schema, "response_format.json_schema.schema")}
+
+
+class _ToolKind(msgspec.Struct, frozen=True):
+    type: str
+
+
+class _FunctionTool(Strict, frozen=True, kw_only=True):
+    name: str
+    description: str | None = None
+    parameters: Raw | UnsetType = UNSET
+    strict: bool | None = None
+
+
+class _Tool(Strict, frozen=True, kw_only=True):
+    type: Literal["function"]
+    function: _FunctionTool
+
+
+class FlatTool(Strict, frozen=True, kw_only=True):
+    """Hold a tool as `/v1/responses` has it."""
+
+    type: Literal["function"]
+    name: str
+    description: str | None = None
+    parameters: Raw | UnsetType = UNSET
+    strict: bool | None = None
+
+
+def tools_of(listed: Sequence[Raw] | None, *, flat: bool = False) -> list[Tool] | None:
+    """Return the tools of a request; `flat` where name and parameters stand beside the type.
+
+    Raises:
+        GatewayError: A tool is of another type than `function`, or is none.
+    """
+    if not listed:
+        return None
+    return [_tool(raw, f"tools[{index}]", flat) for index, raw in enumerate(listed)]
+
+
+def _tool(raw: Raw, path: str, flat: bool) -> Tool:
+    kind = decode(raw, _ToolKind, path).type
+    if kind != "function":
+        text = f"{path}.type must be function, got {kind[:32]!r}: there are no hosted and no custom tools"
+        raise GatewayError(text, kind=_UNSUPPORTED, param=f"{path}.type")
+    made: FlatTool | _FunctionTool = decode(raw, FlatTool, path) if flat else decode(raw, _Tool, path).function
+    inner = path if flat else f"{path}.function"
+    schema = ""
+    if (parameters := given(made.parameters)) is not None:
+        schema = schema_text(parameters, f"{inner}.parameters")
+    return Tool(made.name, made.description or "", schema, bool(made.strict))
+
+
+class _Choice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    type: str
+    function: _Named | None = None
+    name: str | None = None
+    allowed_tools: _Allowed | None = None
+    mode: str | None = None
+    tools: list[_Choice] | None = None
+
+
+class _Named(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+
+
+class _Allowed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    mode: str
+    tools: list[_Choice]
+
+
+def tool_choice(value: Raw | UnsetType, *, has_tools: bool) -> dict[str, Any]:
+    """Return the options for OpenAI's `tool_choice`, in the form of either API.
+
+    Raises:
+        GatewayError: It is of another form, or needs tools and there are none.
+    """
+    if (raw := given(value)) is None:
+        return {}
+    if bytes(raw).startswith(b'"'):
+        mode = decode(raw, str, "tool_choice")
+        return _mode(mode, has_tools) if mode != "auto" else {}
+    choice = decode(raw, _Choice, "tool_choice")
+    if choice.type == "allowed_tools":
+        mode, tools = (choice.allowed_tools.mode, choice.allowed_tools.tools) if choice.allowed_tools else _flat(choice)
+        names = [_name_of(one) for one in tools]
+        if mode not in ("auto", "required"):
+            raise GatewayError("tool_choice.mode must be auto or required", param="tool_choice")
+        return {**_mode(mode, has_tools), "allowed_tools": names}
+    return {**_mode("required", has_tools), "allowed_tools": [_name_of(choice)], "max_tool_calls": 1}
+
+
+def _flat(given: _Choice) -> tuple[str, list[_Choice]]:
+    if given.mode is None or given.tools is None:
+        raise GatewayError("tool_choice needs mode and tools", param="tool_choice", reason="MISSING_FIELD")
+    return given.mode, given.tools
+
+
+def _name_of(given: _Choice) -> str:
+    name = given.function.name if given.function else given.name
+    if given.type != "function" or name is None:
+        text = "tool_choice must be none, auto, required, a function of tools, or allowed_tools"
+        raise GatewayError(text, kind=_UNSUPPORTED, param="tool_choice")
+    return name
+
+
+def _mode(mode: str, has_tools: bool) -> dict[str, Any]:
+    if mode not in ("none", "auto", "required"):
+        text = "tool_choice must be none, auto, required, a function of tools, or allowed_tools"
+        raise GatewayError(text, kind=_UNSUPPORTED, param="tool_choice")
+    if not has_tools:
+        if mode == "none":
+            return {}
+        raise GatewayError("tool_choice needs tools, and the request has none", param="tool_choice")
+    return {"tool_mode": mode}
