@@ -22,6 +22,7 @@ from penstock_gateway.chat_completions import chat_completions
 from penstock_gateway.json_response import JsonResponse
 from penstock_gateway.limits import Active, LimitsMiddleware
 from penstock_gateway.settings import Settings
+from penstock_gateway.steering import steer
 from penstock_gateway.streams import continue_stream
 
 _PLAYGROUND = "penstock_gateway.playground"
@@ -62,6 +63,7 @@ def _routes() -> list[BaseRoute]:
     return [
         Route("/v1/chat/completions", chat_completions, methods=["POST"]),
         Route("/v1/generations/{generation_id}/events", continue_stream, methods=["GET"]),
+        Route("/v1/generations/{generation_id}/steer", steer, methods=["POST"]),
         Route("/healthz", alive, methods=["GET"]),
     ]
 

@@ -118,8 +118,8 @@ def _bytes(event: Event, chunks: Chunks, ids: _Ids) -> Iterator[bytes]:
         yield sse.comment(text)
 
 
-async def continue_stream(request: Request) -> Response:
-    """Continue a stream of another connection: `GET /v1/generations/{id}/events` with `Last-Event-ID`.
+def last_event_of(request: Request) -> sse.EventId:
+    """Return the event id that came with the request, which is of the path's generation.
 
     Raises:
         GatewayError: The id is none, or of another generation.
@@ -128,6 +128,16 @@ async def continue_stream(request: Request) -> Response:
     last = sse.EventId.parse(text)
     if last.generation_id != request.path_params["generation_id"]:
         raise GatewayError("last-event-id is of another generation than the path", param="last-event-id")
+    return last
+
+
+async def continue_stream(request: Request) -> Response:
+    """Continue a stream of another connection: `GET /v1/generations/{id}/events` with `Last-Event-ID`.
+
+    Raises:
+        GatewayError: The id is none, or of another generation.
+    """
+    last = last_event_of(request)
     client = client_of(request)
     timeout = timeout_of(request, None)
     if last.is_last:

@@ -192,6 +192,7 @@ class AsyncClient:
             AsyncStream(link, lambda left: self._generation.Resume(request, **link.options(left)), request)
         )
 
+    # One parameter for each option.
     async def steer(
         self,
         generation_id: str,

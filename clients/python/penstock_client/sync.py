@@ -135,6 +135,7 @@ class Client:
         link = self._link("Resume", timeout)
         return self._opened(Stream(link, lambda left: self._generation.Resume(request, **link.options(left)), request))
 
+    # One parameter for each option.
     def steer(
         self,
         generation_id: str,
