@@ -10,23 +10,29 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from models.demo.config import generation_config, text_config
 from models.demo.language_model import DemoModel
 from models.demo.tokenizer import build_tokenizer, save_tokenizer
 
 
-def checkpoint_tensors(model: DemoModel) -> dict[str, torch.Tensor]:
+def checkpoint_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return all parameters in bfloat16 with their official names. Experts stay fused as (E, 2I, D) and (E, D, I)."""
     return {name: value.detach().to(torch.bfloat16).contiguous() for name, value in model.state_dict().items()}
+
+
+def save_tensors(tensors: dict[str, torch.Tensor], folder: Path) -> None:
+    """Write model.safetensors, which everybody may read."""
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)  # save_file lets only the owner read it
 
 
 def export(model: DemoModel, folder: Path) -> int:
     """Write weights, configs, tokenizer and template. Returns the number of parameters."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = checkpoint_tensors(model)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "model.safetensors").chmod(0o644)  # save_file lets only the owner read it
+    save_tensors(tensors, folder)
     for name, content in (("config.json", text_config()), ("generation_config.json", generation_config())):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     save_tokenizer(build_tokenizer(), folder)

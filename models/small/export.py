@@ -1,0 +1,54 @@
+"""Write a checkpoint folder in the official layout, which vLLM and Transformers load.
+
+python -m models.small.export --random --out DIR               random weights, for tests that need only the shapes
+python -m models.small.export --checkpoint RUN.pt --out DIR    weights of a training run
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+
+from models.demo.export import checkpoint_tensors, save_tensors
+from models.small.config import generation_config, model_config, preprocessor_config, video_preprocessor_config
+from models.small.language_model import SmallModel
+from models.small.tokenizer import build_tokenizer, save_tokenizer
+
+
+def export(model: SmallModel, folder: Path, tokenizer: Tokenizer) -> int:
+    """Write weights, configurations, tokenizer and template. Return the number of parameters."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = checkpoint_tensors(model)
+    save_tensors(tensors, folder)
+    contents = {
+        "config.json": model_config(),
+        "generation_config.json": generation_config(),
+        "preprocessor_config.json": preprocessor_config(),
+        "video_preprocessor_config.json": video_preprocessor_config(),
+    }
+    for name, content in contents.items():
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    save_tokenizer(tokenizer, folder)
+    return sum(tensor.numel() for tensor in tensors.values())
+
+
+def main() -> None:
+    """Export from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--random", action="store_true", help="random weights")
+    source.add_argument("--checkpoint", type=Path, help="a file written by models.small.train")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    model = SmallModel(model_config())
+    if arguments.checkpoint:
+        model.load_state_dict(torch.load(arguments.checkpoint, weights_only=True)["model"])
+    count = export(model, arguments.out, build_tokenizer())
+    print(f"{arguments.out}: {count:,} parameters, {2 * count / 1e6:.1f} MB in bfloat16")
+
+
+if __name__ == "__main__":
+    main()
