@@ -16,14 +16,15 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from penstock_gateway import errors
+from penstock_gateway import errors, probes
 from penstock_gateway.bodies import BodyMemory
 from penstock_gateway.chat_completions import chat_completions
-from penstock_gateway.json_response import JsonResponse
-from penstock_gateway.limits import Active, LimitsMiddleware
+from penstock_gateway.limits import LimitsMiddleware
+from penstock_gateway.models import models, one_model
 from penstock_gateway.settings import Settings
 from penstock_gateway.steering import steer
 from penstock_gateway.streams import continue_stream
+from penstock_gateway.token_counts import tokenize
 
 _PLAYGROUND = "penstock_gateway.playground"
 _CLIENT_CLOSED_REQUEST = 499
@@ -38,17 +39,18 @@ def create_app(client: AsyncClient, settings: Settings | None = None) -> Starlet
         settings: Bounds. Default: those of `Settings`.
     """
     settings = settings or Settings()
-    memory, active = BodyMemory(settings.max_request_memory_bytes), Active()
+    memory, metrics = BodyMemory(settings.max_request_memory_bytes), probes.Metrics()
+    metrics.held_bytes.set_function(lambda: memory.held_bytes)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[Mapping[str, Any]]:
         async with client:
-            yield {"client": client, "settings": settings}
+            yield {"client": client, "settings": settings, "metrics": metrics}
 
     return Starlette(
         routes=[*_routes(), *_playground()],
         lifespan=lifespan,
-        middleware=[Middleware(LimitsMiddleware, settings=settings, memory=memory, active=active)],
+        middleware=[Middleware(LimitsMiddleware, settings=settings, memory=memory, metrics=metrics)],
         exception_handlers={
             PenstockError: errors.penstock_error,
             errors.GatewayError: errors.penstock_error,
@@ -62,15 +64,15 @@ def create_app(client: AsyncClient, settings: Settings | None = None) -> Starlet
 def _routes() -> list[BaseRoute]:
     return [
         Route("/v1/chat/completions", chat_completions, methods=["POST"]),
+        Route("/v1/tokenize", tokenize, methods=["POST"]),
         Route("/v1/generations/{generation_id}/events", continue_stream, methods=["GET"]),
         Route("/v1/generations/{generation_id}/steer", steer, methods=["POST"]),
-        Route("/healthz", alive, methods=["GET"]),
+        Route("/v1/models", models, methods=["GET"]),
+        Route("/v1/models/{model:path}", one_model, methods=["GET"]),
+        Route("/healthz", probes.alive, methods=["GET"]),
+        Route("/readyz", probes.ready, methods=["GET"]),
+        Route("/metrics", probes.metrics, methods=["GET"]),
     ]
-
-
-async def alive(_: Request) -> Response:
-    """Answer that this process runs, whether or not the service can be reached."""
-    return JsonResponse({"status": "ok"})
 
 
 async def _nobody_reads_it(_: Request, __: Exception) -> Response:

@@ -21,7 +21,7 @@ from penstock_gateway.streams import open_stream, send_stream
 
 async def chat_completions(request: Request) -> Response:
     """Answer the request."""
-    given, call = await _read(request)
+    given, call = await read_chat(request)
     if given.stream:
         return await _stream(request, given, call)
     client = client_of(request)
@@ -31,7 +31,8 @@ async def chat_completions(request: Request) -> Response:
     return JsonResponse(completion(reply), headers=rate_limit_headers(reply.rate_limits))
 
 
-async def _read(request: Request) -> tuple[ChatRequest, ServiceCall]:
+async def read_chat(request: Request) -> tuple[ChatRequest, ServiceCall]:
+    """Return the request, and the call that it becomes. Raises GatewayError where it cannot become one."""
     settings, held = request.state.settings, request.state.held
     body = await read_body(request, settings, held)
     with decoding(body, settings, held):

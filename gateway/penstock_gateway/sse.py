@@ -50,11 +50,11 @@ class EventId:
         return f"v1:{self.format}:{flags}:{self.generation_id}:{self.sequence}:{self.resume_token}"
 
     @classmethod
-    def parse(cls, text: str) -> EventId:
-        """Return the id for its text. Raises GatewayError for another text."""
+    def parse(cls, text: str, param: str = "last-event-id") -> EventId:
+        """Return the id for its text, which the request has as `param`. Raises GatewayError for another text."""
         found = _ID.fullmatch(text) if len(text) <= _MAX_ID_BYTES else None
         if found is None or found[1] not in ("chat", "text"):
-            raise GatewayError("last-event-id must be the id of an event of this stream", param="last-event-id")
+            raise GatewayError(f"{param} must be the id of an event of this stream", param=param)
         kind: Format = "chat" if found[1] == "chat" else "text"
         return cls(kind, "u" in found[2], found[3], int(found[4]), found[5], "f" in found[2])
 
