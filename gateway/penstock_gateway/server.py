@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
+from penstock_gateway.connections import protocol_for
 from penstock_gateway.settings import Settings
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def configuration(app: Starlette, settings: Settings) -> uvicorn.Config:
     """Return uvicorn's configuration for the application."""
     return uvicorn.Config(
         app,
-        http="httptools",
+        http=protocol_for(settings),
         loop="uvloop",
         ws="none",
         lifespan="on",

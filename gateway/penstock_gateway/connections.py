@@ -1,0 +1,95 @@
+"""uvicorn's HTTP protocol with bounds on what a connection may hold before a request is there."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from penstock_gateway.limits import ABORT
+from penstock_gateway.settings import Settings
+
+
+class _TooLarge(Exception):
+    """Stops httptools, so that uvicorn answers 400 and closes the connection."""
+
+
+def protocol_for(settings: Settings) -> type[asyncio.Protocol]:
+    """Return the protocol class that holds connections to these settings."""
+    return type("BoundedProtocol", (_BoundedProtocol,), {"settings": settings})
+
+
+class _BoundedProtocol(HttpToolsProtocol):
+    settings: Settings
+    _header_bytes = 0
+    """Bytes of the request line, headers and trailers of this request."""
+    _unseen_bytes = 0
+    """Bytes since the parser last told something; it keeps them where they are an unfinished line."""
+    _header_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self.settings.max_connections:
+            transport.abort()
+            return
+        self._start_header_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_header_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._unseen_bytes += len(data)
+        super().data_received(data)
+        if self._unseen_bytes > self.settings.max_header_bytes and not self.transport.is_closing():
+            self._refuse()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._header_bytes = 0
+        self._start_header_timer()
+        extensions: dict[str, Any] = {ABORT: self.transport.abort}
+        self.scope["extensions"] = extensions
+
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(len(name) + len(value))
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._unseen_bytes = 0
+        self._stop_header_timer()
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._unseen_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._unseen_bytes = 0
+        super().on_message_complete()
+
+    def _count(self, size: int) -> None:
+        self._unseen_bytes = 0
+        self._header_bytes += size
+        if self._header_bytes > self.settings.max_header_bytes:
+            raise _TooLarge
+
+    def _refuse(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self.send_400_response("The request line or a header is too long.")
+        else:
+            self.transport.abort()
+
+    def _start_header_timer(self) -> None:
+        if self._header_timer is None:
+            self._header_timer = self.loop.call_later(self.settings.request_seconds, self.transport.abort)
+
+    def _stop_header_timer(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None

@@ -1,0 +1,259 @@
+"""Hostile clients of the gateway, over loopback: each bound holds, nothing is kept, and the others are served."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import socket
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from penstock.engine.scripted import Reply
+from penstock_gateway import fields as tables
+from penstock_gateway.settings import Settings
+
+from tests.gateway.conftest import Gateway, until
+
+ASKED: dict[str, Any] = {"model": "", "messages": [{"role": "user", "content": "hi"}], "thinking_mode": "fast"}
+SMALL = Settings(
+    max_body_bytes=200_000,
+    max_header_bytes=8_000,
+    max_json_items=1_000,
+    max_requests=4,
+    max_connections=8,
+    max_request_memory_bytes=400_000,
+    request_seconds=0.5,
+    slow_reader_seconds=0.5,
+)
+PAGE = Path(__file__).parents[2] / "docs/reference/limits.md"
+
+
+def head(path: str = "/v1/chat/completions", *lines: str) -> bytes:
+    return "\r\n".join((f"POST {path} HTTP/1.1", "host: x", "content-type: application/json", *lines, "", "")).encode()
+
+
+async def connect(http: httpx.AsyncClient) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_connection(http.base_url.host, http.base_url.port)
+
+
+async def answer_to(http: httpx.AsyncClient, *pieces: bytes) -> bytes:
+    """Send pieces, one after the other, and return what comes until the connection is closed."""
+    reader, writer = await connect(http)
+    found = b""
+    try:
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(0)
+        found = await reader.read()
+    except ConnectionError:
+        pass
+    finally:
+        writer.close()
+    return found
+
+
+async def held(http: httpx.AsyncClient) -> tuple[float, float]:
+    """Requests in progress beside this one, and bytes that are held."""
+    text = (await http.get("/metrics")).text
+    found = dict(re.findall(r"^(\w+) ([\d.e+]+)$", text, re.MULTILINE))
+    return float(found["penstock_gateway_requests_active"]) - 1, float(found["penstock_gateway_request_memory_bytes"])
+
+
+async def until_nothing_is_held(http: httpx.AsyncClient) -> None:
+    async with asyncio.timeout(60):
+        while await held(http) != (0, 0):  # noqa: ASYNC110 - it asks a server
+            await asyncio.sleep(0.01)
+
+
+async def check_rest(http: httpx.AsyncClient) -> None:
+    """Nothing is held, and a usual request is answered."""
+    await until_nothing_is_held(http)
+    assert (await http.post("/v1/chat/completions", json=ASKED)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [b"GET /" + b"x" * 9_000 + b" HTTP/1.1\r\nhost: x\r\n\r\n"],
+        [b"GET /", *[b"x" * 1000] * 60],
+        [b"GET / HTTP/1.1\r\na: ", *[b"x" * 1000] * 60],
+        [b"GET / HTTP/1.1\r\n", *[b"a: b\r\n" * 100] * 60],
+        [b"x" * 5_000, b"\r\n" * 60_000],
+        [head("/v1/chat/completions", "transfer-encoding: chunked"), b"1\r\n{\r\n0\r\na: ", *[b"x" * 1000] * 60],
+        [head("/v1/chat/completions", "transfer-encoding: chunked"), b"1;", *[b"x" * 1000] * 60],
+    ],
+)
+async def test_headers_and_trailers_are_bounded(gateway: Gateway, pieces: list[bytes]) -> None:
+    http = await gateway(settings=SMALL)
+    found = await answer_to(http, *pieces)
+    assert not found or found.startswith(b"HTTP/1.1 4")
+    await check_rest(http)
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /v1/", head("/v1/chat/completions", "content-length: 10"), head() + b"x"])
+async def test_who_says_nothing_is_cut_off(gateway: Gateway, sent: bytes) -> None:
+    http = await gateway(settings=SMALL)
+    found = await answer_to(http, sent)
+    assert not found or found.startswith((b"HTTP/1.1 408", b"HTTP/1.1 400"))
+    await check_rest(http)
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"{" + b" " * 200_000 + b"}", 413),
+        (b'{"messages": [' + b"0," * 1_000 + b"0]}", 413),
+        (b'{"messages": ' + b"[" * 900, 400),
+        (b'{"tools": [' + b"[" * 100_000, 413),
+        (b'{"a": "' + b"\\" * 150_001, 400),
+        (b"\xff" * 100, 400),
+        (b"", 400),
+        (b"null", 400),
+        (b'{"messages": [], "messages": 3}', 400),
+        (b'{"messages": [], "seed": ' + b"9" * 5_000 + b"}", 400),
+        (b'{"messages": [], "temperature": 1e999}', 400),
+    ],
+)
+async def test_bodies_are_bounded(gateway: Gateway, body: bytes, status: int) -> None:
+    http = await gateway(settings=SMALL)
+    for content in (body, _pieces(body)):
+        reply = await http.post("/v1/chat/completions", content=content, headers={"content-type": "application/json"})
+        assert reply.status_code == status, reply.text
+        assert len(reply.content) < 2_000
+    await check_rest(http)
+
+
+async def _pieces(body: bytes) -> Any:
+    for start in range(0, len(body), 50_000):
+        yield body[start : start + 50_000]
+
+
+async def test_other_types_and_encodings_are_refused(gateway: Gateway) -> None:
+    http = await gateway(settings=SMALL)
+    for headers in ({"content-type": "text/plain"}, {"content-type": "application/json", "content-encoding": "gzip"}):
+        reply = await http.post("/v1/chat/completions", content=json.dumps(ASKED), headers=headers)
+        assert (reply.status_code, reply.headers["connection"]) == (415, "close")
+
+
+async def test_requests_memory_and_connections_are_bounded(gateway: Gateway) -> None:
+    http = await gateway(Reply(thought="", answer="x" * 3_000, step_seconds=0.02), settings=SMALL)
+    tasks = [asyncio.create_task(http.post("/v1/chat/completions", json=ASKED)) for _ in range(4)]
+    await until(lambda: gateway.engines[-1].running == 4)
+    full = await http.post("/v1/chat/completions", json=ASKED)
+    assert (full.status_code, full.json()["error"]["code"]) == (503, "overloaded")
+    assert full.headers["retry-after"] == "1"
+    assert (await http.get("/healthz")).status_code == 200
+    waiting = [await connect(http) for _ in range(8)]
+    ended = [asyncio.create_task(reader.read()) for reader, _ in waiting]
+    assert await asyncio.wait_for(ended[-1], 60) == b""
+    for _, writer in waiting:
+        writer.close()
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, *ended, return_exceptions=True)
+    await until(lambda: gateway.engines[-1].running == 0)
+
+
+async def test_bodies_of_all_requests_together_are_bounded(gateway: Gateway) -> None:
+    http = await gateway(settings=SMALL)
+    open_ones = [await connect(http) for _ in range(3)]
+    for _, writer in open_ones[:2]:
+        writer.write(head("/v1/chat/completions", "content-length: 199000") + b" " * 198_000)
+    async with asyncio.timeout(60):
+        while (await held(http))[1] < 390_000:
+            await asyncio.sleep(0.01)
+            if any(reader.at_eof() for reader, _ in open_ones[:2]):
+                pytest.skip("the machine was too slow to send two bodies within request_seconds")
+    reply = await http.post("/v1/chat/completions", content=b" " * 50_000, headers={"content-type": "application/json"})
+    assert reply.status_code == 503
+    for _, writer in open_ones:
+        writer.close()
+    await check_rest(http)
+
+
+async def test_who_does_not_read_is_cut_off(gateway: Gateway) -> None:
+    http = await gateway(Reply(thought="", answer="x" * 60_000), settings=SMALL, window=100_000)
+    engine = gateway.engines[-1]
+    bare = socket.socket()
+    bare.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    bare.setblocking(False)
+    loop = asyncio.get_running_loop()
+    await loop.sock_connect(bare, (http.base_url.host, http.base_url.port))
+    body = json.dumps(ASKED | {"stream": True}).encode()
+    await loop.sock_sendall(bare, head("/v1/chat/completions", f"content-length: {len(body)}") + body)
+    await until(lambda: engine.running == 1)
+    await until(lambda: engine.running == 0)
+    bare.close()
+    await until_nothing_is_held(http)
+
+
+_scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
+_values = st.recursive(
+    _scalars,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
+    max_leaves=12,
+)
+_roles = st.sampled_from(["system", "developer", "user", "assistant", "tool", "function"])
+_keys = st.sampled_from(
+    ["content", "tool_calls", "tool_call_id", "name", "reasoning_content", "reasoning", "refusal", "type", "text"]
+)
+_messages = st.lists(
+    st.tuples(_roles, st.dictionaries(_keys, _values, max_size=4)).map(lambda one: {"role": one[0], **one[1]}),
+    max_size=4,
+)
+_requests = st.tuples(
+    st.dictionaries(st.sampled_from([name for name in tables.CHAT if name != "timeout"]), _values, max_size=4),
+    _messages | st.just(ASKED["messages"]) | _values,
+).map(lambda made: {"max_tokens": 5, "messages": made[1], **made[0]})
+FUZZ = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None)
+
+
+async def _fuzz(http: httpx.AsyncClient, body: dict[str, Any]) -> None:
+    content = json.dumps(body, ensure_ascii=False).encode(errors="surrogatepass")
+    reply = await http.post("/v1/chat/completions", content=content, headers={"content-type": "application/json"})
+    assert reply.status_code in (200, 400, 404, 413), reply.text
+    if reply.status_code != 200:
+        error = reply.json()["error"]
+        assert error["message"]
+        assert error["code"]
+
+
+@pytest.fixture
+async def fuzzed(gateway: Gateway) -> httpx.AsyncClient:
+    return await gateway(Reply(thought="a", answer="b"))
+
+
+@settings(FUZZ, max_examples=200)
+@given(body=_requests)
+async def test_any_request_is_answered_or_refused(fuzzed: httpx.AsyncClient, body: dict[str, Any]) -> None:
+    await _fuzz(fuzzed, body)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(3600)
+@settings(FUZZ, max_examples=10_000)
+@given(body=_requests)
+async def test_ten_thousand_requests(fuzzed: httpx.AsyncClient, body: dict[str, Any]) -> None:
+    await _fuzz(fuzzed, body)
+
+
+def test_every_bound_is_on_the_page() -> None:
+    said = dict(re.findall(r"`(\w+)` \(([\d.]+)\)", PAGE.read_text().partition("## The HTTP gateway")[2]))
+    bounds = {one.name: one.default for one in fields(Settings) if one.name != "drain_seconds"}
+    assert {name: float(said[name]) for name in bounds} == {name: float(value) for name, value in bounds.items()}
+
+
+@pytest.mark.parametrize(
+    "text", ["max_requests", "max_requests=0", "max_requests=x", "nothing=1", "request_seconds=nan"]
+)
+def test_wrong_limits_of_the_command_are_named(text: str) -> None:
+    with pytest.raises(ValueError, match=text.partition("=")[0]):
+        Settings.of([text])
+    assert Settings.of(["max_requests=7", "request_seconds=1.5"]) == Settings(max_requests=7, request_seconds=1.5)
