@@ -16,8 +16,9 @@ from models.small import pictures
 from models.small.config import IM_END, IMAGE_PAD, SPECIAL_TOKENS, VISION_END, VISION_START, VOCAB_SIZE, model_config
 from models.small.encoding import Encoder
 from models.small.export import export
-from models.small.language_model import SmallModel
-from models.small.positions import picture_tokens
+from models.small.language_model import Pictures, SmallModel
+from models.small.positions import batch_positions, picture_tokens
+from models.small.verify import OnTransformers, Prompt
 
 MAX_FP8_BYTES = 32_000_000
 
@@ -89,3 +90,26 @@ def test_fp8_is_small_enough_and_leaves_the_tower_as_it_is(folder: Path) -> None
     kept = json.loads((target / "config.json").read_text())["quantization_config"]["modules_to_not_convert"]
     assert {"model.visual.blocks.0.attn.qkv", "model.visual.merger.linear_fc1", "lm_head"} <= set(kept)
     assert (target / "preprocessor_config.json").exists()
+
+
+@torch.no_grad()
+def test_greedy_decoding_by_the_reference_is_that_of_the_training_model(folder: Path) -> None:
+    torch.manual_seed(0)
+    model, encoder = SmallModel(model_config()).eval(), Encoder(stand_in_tokenizer())
+    model.load_state_dict({name: value.bfloat16().float() for name, value in model.state_dict().items()})
+    seen = [Image.effect_noise((96, 64), 60).convert("RGB"), Image.effect_noise((64, 64), 60).convert("RGB")]
+    shown = [pictures.to_patches(one) for one in seen]
+    ids = [[*encoder.user("2+3?", picture_tokens(grid)), *encoder.generation_prompt(True)] for _, grid in shown]
+    prompts = [Prompt(row, (one,)) for row, one in zip(ids, seen, strict=True)]
+    found, gaps = OnTransformers(folder).generate([*prompts, Prompt(encoder.user("2+3?"))], max_tokens=2)
+    assert len(gaps) == 3  # prompts
+    for prompt, tokens in zip(prompts, found[:2], strict=True):
+        row = list(prompt.ids)
+        for token in tokens:
+            patches, grid = pictures.to_patches(prompt.pictures[0])
+            states = model(torch.tensor([row]), batch_positions([row], [[grid]]), Pictures(patches, [grid]))
+            assert model.lm_head(states.hidden[0, -1]).argmax().item() == token
+            row.append(token)
+    short = prompts[0].for_vllm()["prompt_token_ids"]
+    assert short.count(IMAGE_PAD) == 1
+    assert [i for i in short if i != IMAGE_PAD] == [i for i in prompts[0].ids if i != IMAGE_PAD]
