@@ -9,7 +9,20 @@ from typing import Annotated
 
 import typer
 
-from penstock.cli import chat, config, demo, download, experts, generate, inspect, keys, plugins, quantize, serve
+from penstock.cli import (
+    chat,
+    config,
+    demo,
+    download,
+    experts,
+    generate,
+    inspect,
+    keys,
+    playground,
+    plugins,
+    quantize,
+    serve,
+)
 from penstock.cli.failures import Commands
 
 app = typer.Typer(
@@ -43,6 +56,7 @@ def root(
 
 app.command()(serve.serve)
 app.command()(demo.demo)
+app.command()(playground.playground)
 app.command()(chat.chat)
 app.command()(generate.generate)
 app.command()(inspect.count)

@@ -1,0 +1,129 @@
+"""Run a service of a command's own: `penstock serve` in another process, which ends with this one."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from penstock.cli.serve import PROGRESS_PREFIX
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+DRAIN_SECONDS = 3.0
+STOP_SECONDS = 20.0
+HEARTBEAT_SECONDS = 15.0
+_PR_SET_PDEATHSIG = 1
+
+
+class ServiceDied(Exception):
+    """Report that the service ended unexpectedly."""
+
+
+@contextmanager
+def own_service(directory: Path, settings: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """Run `penstock serve`; it has ended when the context does.
+
+    Args:
+        directory: Gets the service's `serve.log`, and `address` once it is ready.
+        settings: Settings by their configuration key. Default: none, which serves the small model.
+    """
+    command = [sys.executable, "-m", "penstock", "serve", "--listen", "127.0.0.1:0"]
+    # Where this process is killed nobody will come back to its stream, which a service waits for by default.
+    command += ["--set", f"server.drain_seconds={DRAIN_SECONDS}"]
+    command += [flag for key, value in (settings or {}).items() for flag in ("--set", f"{key}={value}")]
+    # An end by a signal must take the service along: make it an exception.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _exit_by_signal)
+    with log_of(directory).open("wb") as out:
+        # A session of its own: Ctrl-C reaches this process only, and all processes of the service can be ended.
+        process = subprocess.Popen(
+            [*command, "--ready-file", str(directory / "address")],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=end_with_parent,
+        )
+    try:
+        yield process
+    finally:
+        _stop(process)
+
+
+def end_with_parent() -> None:
+    """Let the kernel send SIGTERM to the new process when this one ends, even by SIGKILL. See prctl(2)."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _exit_by_signal(number: int, _frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    try:
+        # The first signal lets running calls end; ours have ended, so the second one ends only what is stuck.
+        for seconds in (DRAIN_SECONDS, STOP_SECONDS):
+            process.send_signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(seconds)
+                break
+        else:
+            raise subprocess.TimeoutExpired(process.args, STOP_SECONDS)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        process.kill()
+        process.wait()
+    if process.returncode != 0:
+        # It may have left processes of the engine behind, which are all that can be in its session now.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def wait_until_ready(process: subprocess.Popen[bytes], directory: Path, seconds: float, console: Console) -> str:
+    """Return the service's address. Raise ServiceDied where it ends or is not ready in time."""
+    ready_file, log = directory / "address", log_of(directory)
+    started, shown, shown_at = time.monotonic(), "", 0.0
+    with console.status("starting the service") as status:
+        while not ready_file.exists():
+            elapsed = time.monotonic() - started
+            if process.poll() is not None:
+                raise ServiceDied(f"the service ended with exit code {process.returncode}")
+            if elapsed > seconds:
+                raise ServiceDied(f"the service was not ready after {seconds:g} s")
+            phase = _phase(log)
+            if console.is_terminal:
+                status.update(f"{phase} ({elapsed:.0f} s)")
+            elif phase != shown or elapsed > shown_at + HEARTBEAT_SECONDS:
+                console.out(f"{elapsed:6.1f} s  {phase}", highlight=False)
+                shown, shown_at = phase, elapsed
+            time.sleep(0.1)
+    console.out(f"ready after {time.monotonic() - started:.1f} s", style="dim", highlight=False)
+    return ready_file.read_text().strip()
+
+
+def _phase(log: Path) -> str:
+    """Return the last phase that the service has reported."""
+    said = [line for line in _lines(log) if line.startswith(PROGRESS_PREFIX)]
+    return said[-1].removeprefix(PROGRESS_PREFIX).partition(" s  ")[2] if said else "starting the service"
+
+
+def log_of(directory: Path) -> Path:
+    """Return the path of the service's log."""
+    return directory / "serve.log"
+
+
+def tail(log: Path) -> list[str]:
+    """Return the last lines of a log, indented."""
+    return [f"  {line}" for line in _lines(log)[-15:]]
+
+
+def _lines(log: Path) -> list[str]:
+    return log.read_text(errors="replace").splitlines() if log.exists() else []

@@ -1,0 +1,237 @@
+"""The playground in a real browser: ask, steer, stop, a cut network, the tool, both views; by mouse and by keyboard."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from penstock.engine.scripted import Reply, ScriptedEngine
+
+from tests.browser.devtools import Page, browser
+from tests.gateway.conftest import gateway_to, service
+from tests.rpc.proxy import Proxy, proxied
+
+ROOT = Path(__file__).parents[2]
+AXE = Path(__file__).parent / "node_modules/axe-core/axe.min.js"
+pytestmark = [pytest.mark.needs("chromium", "npm"), pytest.mark.full]
+
+LONG = "I add the numbers one by one, and I check each sum before I go on to the next one. " * 20
+CALL = (
+    "<tool_call>\n<function=calculator>\n<parameter=expression>\n(48 + 27) * 3\n</parameter>\n</function>\n</tool_call>"
+)
+EVIL = "<img src=x onerror=alert(1)><script>alert(2)</script> **bold** [a](javascript:alert(3))"
+REPLIES = (
+    Reply(match="evil", thought=EVIL, answer=EVIL),
+    Reply(match="225", thought="The tool says it.", answer="It is 225."),
+    Reply(match="use the tool", thought="I need a tool.", answer=f"\n\n{CALL}"),
+    Reply(match="slow", thought=LONG, answer="The sum is 126, as I have checked.", step_seconds=0.05),
+    Reply(thought="48 + 27 = 75; 75 + 36 = 111; 111 + 15 = 126.", answer="The sum is 126.", step_seconds=0.005),
+)
+
+
+@pytest.fixture
+async def network() -> AsyncIterator[Proxy]:
+    """The way from the browser to the gateway."""
+    async with (
+        service(ScriptedEngine(REPLIES)) as target,
+        gateway_to(target) as address,
+        proxied(address.removeprefix("http://")) as proxy,
+    ):
+        yield proxy
+
+
+@pytest.fixture
+def url(network: Proxy) -> str:
+    return f"http://{network.target}/"
+
+
+@pytest.fixture
+async def page(tmp_path: Path, url: str) -> AsyncIterator[Page]:
+    async with browser(tmp_path / "profile") as made:
+        await ready(made, url)
+        yield made
+        assert made.messages == []
+        assert all(address.startswith((url, "data:", "about:")) for address in made.requests), made.requests
+
+
+async def ready(page: Page, url: str, **window: Any) -> None:
+    """Open the page, and let the model think as long as it likes: the questions here are too easy for AUTO."""
+    await page.open(url, **window)
+    await page.until("document.querySelector('#model').textContent !== 'Connecting'")
+    await slide(page, 100)
+
+
+async def slide(page: Page, place: int) -> str:
+    """Move the budget's slider, as a hand does; return what stands beside it then."""
+    await page.run(
+        f"(field => {{ field.value = {place}; for (const kind of ['input', 'change'])"
+        " field.dispatchEvent(new Event(kind, { bubbles: true })); })(document.querySelector('#budget'))"
+    )
+    return await page.text("#budget-tokens")
+
+
+async def ask(page: Page, question: str) -> None:
+    await page.write("#question", question)
+    await page.click("#send")
+
+
+async def last(page: Page, part: str) -> str:
+    return str(await page.run(f"document.querySelector('#turns > li:last-child {part}').textContent"))
+
+
+def idle() -> str:
+    return "document.querySelector('#state').textContent === 'Ready'"
+
+
+def thinks(characters: int = 1) -> str:
+    return f"(document.querySelector('#turns > li:last-child .thought .text')?.textContent.length ?? 0) >= {characters}"
+
+
+async def test_a_question_is_answered_with_thought_and_answer_apart(page: Page) -> None:
+    await ask(page, "What is 48 + 27 + 36 + 15?")
+    await page.until("document.querySelector('#ended').textContent === 'The model ended it'")
+    await page.until(idle())
+    assert await last(page, ".thought .text") == REPLIES[-1].thought
+    assert await last(page, "> .text") == REPLIES[-1].answer
+    assert await page.text("#thought-tokens") == f"{len(REPLIES[-1].thought)} tokens"
+    assert await page.text("#announce") == REPLIES[-1].answer
+    assert "tokens/s" in await page.text("#speed")
+    assert await page.run("document.activeElement.id") == "question"
+    await ask(page, "And again?")
+    await page.until(idle())
+    assert await page.run("document.querySelectorAll('#turns > li').length") == 4
+
+
+async def test_answer_now_and_stop_in_the_middle_of_a_thought(page: Page) -> None:
+    await ask(page, "a slow one")
+    await page.until(thinks(5))
+    await page.click("#answer-now")
+    await page.until(idle())
+    assert await page.text("#ended") == "You asked for the answer"
+    assert await last(page, "> .text") == "The sum is 126, as I have checked."
+    assert len(await last(page, ".thought .text")) < len(LONG)
+    await ask(page, "another slow one")
+    await page.until(thinks(5))
+    await page.click("#stop")
+    await page.until(idle())
+    assert await page.text("#ended") == "You stopped it"
+    assert "You stopped it." in await last(page, ".how")
+    assert (await page.text("#cost")).endswith(" USD")
+
+
+async def test_the_slider_holds_and_is_moved_while_the_model_thinks(page: Page) -> None:
+    assert await slide(page, 20) != await slide(page, 100)
+    await ask(page, "a slow one")
+    await page.until(thinks(3))
+    shown = await slide(page, 60)
+    tokens = int(shown.split()[0])
+    await page.until(idle())
+    assert await page.text("#budget-holds") == shown
+    assert await page.text("#ended") == "The budget was spent"
+    assert await page.text("#thought-tokens") == shown
+    assert len(await last(page, ".thought .text")) == tokens
+
+
+async def test_a_cut_network_is_survived(page: Page, network: Proxy) -> None:
+    await ask(page, "a slow one")
+    await page.until(thinks(10))
+    network.refusing = True
+    network.cut()
+    await page.until("document.querySelector('#state').textContent.startsWith('The connection is lost')")
+    before = len(await last(page, ".thought .text"))
+    network.refusing = False
+    await page.until(thinks(before + 10))
+    await page.click("#answer-now")
+    await page.until(idle())
+    assert int(await page.text("#lost")) >= 1
+    thought = await last(page, ".thought .text")
+    assert LONG.startswith(thought)
+    assert await last(page, "> .text") == "The sum is 126, as I have checked."
+    # The browser itself tells of the requests that it could not make.
+    page.messages[:] = [text for text in page.messages if "net::ERR_" not in text]
+
+
+async def test_the_tool_runs_in_the_page(page: Page) -> None:
+    await page.click("#calculator")
+    await ask(page, "Please use the tool.")
+    await page.until(idle())
+    assert await page.run("document.querySelector('.tool').textContent.endsWith('= 225')")
+    assert await last(page, "> .text") == "It is 225."
+
+
+async def test_what_a_model_writes_is_text(page: Page) -> None:
+    await ask(page, "evil")
+    await page.until(idle())
+    assert await last(page, "> .text") == EVIL
+    assert await page.run("document.querySelectorAll('#turns img, #turns script, #turns a').length") == 0
+
+
+async def test_images_are_off_where_the_service_says_so(page: Page) -> None:
+    assert await page.run("document.querySelector('#image').disabled")
+    assert (await page.text("#image-note")).startswith("Off: ")
+
+
+async def test_an_error_is_told_and_the_page_goes_on(page: Page) -> None:
+    await page.run("document.querySelector('#most').value = '999999'")
+    await ask(page, "too much")
+    await page.until("!document.querySelector('#problem').hidden")
+    assert "999999" in await page.text("#problem")
+    await page.run("document.querySelector('#most').value = ''")
+    await ask(page, "What is 48 + 27 + 36 + 15?")
+    await page.until("document.querySelector('#ended').textContent === 'The model ended it'")
+    page.messages[:] = [text for text in page.messages if "status of 400" not in text]
+
+
+async def test_the_keyboard_reaches_everything_and_is_never_trapped(page: Page) -> None:
+    await page.run("document.body.focus()")
+    seen = [await page.tab() for _ in range(60)]
+    wanted = ["question", "send", "new", "effort", "budget", "calculator", "language", "copy", "code"]
+    assert [name for name in wanted if name not in seen] == []
+    assert {seen[0], "BODY"} & set(seen[1:])  # the focus comes round
+    await page.run("document.querySelector('#question').focus()")
+    await page.key("Enter", 13, text="\r")
+    await page.until("document.querySelector('#ended').textContent === 'The model ended it'")
+
+
+async def test_the_code_is_the_request_without_the_key(page: Page) -> None:
+    await page.run(
+        "(field => { field.value = 'a-secret-key'; field.dispatchEvent(new Event('change')); })"
+        "(document.querySelector('#key'))"
+    )
+    for language in ("curl", "python", "go"):
+        await page.run(
+            f"(field => {{ field.value = '{language}'; field.dispatchEvent(new Event('input')); }})"
+            "(document.querySelector('#language'))"
+        )
+        code = await page.text("#code")
+        assert "/v1/chat/completions" in code or "base_url" in code
+        assert "a-secret-key" not in code
+
+
+async def test_the_second_view_says_what_it_cannot_show(page: Page) -> None:
+    await page.click("#to-engine")
+    await page.until("document.querySelector('#queue-note').textContent !== ''")
+    assert not await page.run("document.querySelector('#engine').hidden")
+    assert (await page.text("#experts-note")).startswith("Not shown: ")
+    assert await page.run("document.querySelector('#to-engine').getAttribute('aria-current')") == "page"
+    await page.click("#to-chat")
+    await page.until("!document.querySelector('#chat').hidden")
+
+
+@pytest.mark.parametrize("width", [1280, 768, 360])
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+async def test_axe_finds_nothing_at_any_width(page: Page, url: str, width: int, dark: bool) -> None:
+    await ready(page, url, width=width, dark=dark)
+    await ask(page, "What is 48 + 27 + 36 + 15?")
+    await page.until("document.querySelector('#ended').textContent === 'The model ended it'")
+    await page.until(idle())
+    assert await page.run("document.documentElement.scrollWidth <= innerWidth")
+    # The page's own policy lets no other script in: axe comes by the debugger.
+    await page.send("Runtime.evaluate", expression=AXE.read_text(encoding="utf-8"))
+    for view in ("#chat", "#engine"):
+        await page.run(f"location.hash = '{view}'")
+        await page.until(f"!document.querySelector('{view}').hidden")
+        found: list[dict[str, Any]] = await page.run("axe.run().then((results) => results.violations)")
+        assert [(one["id"], [node["html"] for node in one["nodes"]]) for one in found] == []
