@@ -1,0 +1,90 @@
+"""`langchain-openai` on the gateway: replies, streams, tools, structured output, errors."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+from langchain_core.messages import HumanMessage, ToolMessage
+from langchain_core.tools import tool
+from langchain_openai import ChatOpenAI
+from openai import BadRequestError
+from penstock.engine.scripted import Reply
+from penstock_proto.v1 import generation_pb2 as pb
+from pydantic import BaseModel
+
+from tests.gateway.conftest import Gateway
+from tests.rpc.fake_service import FakeService
+from tests.rpc.test_tool_calls import OSLO
+
+# Of LangChain's own packages among themselves.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+
+
+def model_of(http: httpx.AsyncClient, **more: Any) -> ChatOpenAI:
+    body = {"thinking_mode": "thinking"} | more.pop("extra_body", {})
+    return ChatOpenAI(
+        base_url=f"{http.base_url}/v1",
+        api_key="none",
+        model="",
+        extra_body=body,
+        max_retries=0,
+        stream_usage=True,
+        **more,
+    )
+
+
+@tool
+def weather(city: str, days: int = 1) -> str:
+    """Return the weather in a city."""
+    return f"{city}: {days} days of sun"
+
+
+async def test_a_reply_and_a_stream(gateway: Gateway) -> None:
+    model = model_of(await gateway(Reply(thought="hm", answer="It is 75.")))
+    reply = await model.ainvoke("What is 48 + 27?")
+    assert reply.content == "It is 75."
+    assert reply.usage_metadata["output_token_details"]["reasoning"] == 2
+    chunks = [chunk async for chunk in model.astream("What is 48 + 27?")]
+    assert "".join(chunk.content for chunk in chunks) == "It is 75."
+    assert sum(chunk.usage_metadata["output_tokens"] for chunk in chunks if chunk.usage_metadata) > 0
+
+
+async def test_the_loop_of_tools(gateway: Gateway) -> None:
+    http = await gateway(Reply("<tool_response>", thought="ok", answer="Sunny."), Reply(thought="I look.", answer=OSLO))
+    model = model_of(http).bind_tools([weather], tool_choice="auto")
+    messages: list[Any] = [HumanMessage("How is the weather in Oslo?")]
+    asked = await model.ainvoke(messages)
+    (call,) = asked.tool_calls
+    assert (call["name"], call["args"]) == ("weather", {"city": "Oslo", "days": 3})
+    result: ToolMessage = await weather.ainvoke(call)
+    assert (await model.ainvoke([*messages, asked, result])).content == "Sunny."
+
+
+class Sum(BaseModel):
+    """A sum."""
+
+    value: int
+
+
+async def test_structured_output(gateway: Gateway, served: tuple[FakeService, str], fake: FakeService) -> None:
+    fake.candidate = pb.Candidate(answer='{"value": 75}')
+    http = await gateway.in_front_of(served[1])
+    model = model_of(http).with_structured_output(Sum, method="json_schema")
+    assert await model.ainvoke("What is 48 + 27?") == Sum(value=75)
+    schema = json.loads(fake.requests[-1].spec.output.json_schema)
+    assert schema["properties"]["value"]["type"] == "integer"
+
+
+async def test_errors(gateway: Gateway) -> None:
+    http = await gateway()
+    with pytest.raises(BadRequestError) as refused:
+        await model_of(http, temperature=9).ainvoke("hello")
+    assert refused.value.param == "temperature"
+    with pytest.raises(BadRequestError, match="unknown field 'thinking_bugdet'"):
+        await model_of(http, extra_body={"thinking_bugdet": 3}).ainvoke("hello")
