@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -15,7 +16,7 @@ import pytest
 from penstock.cli import app
 from penstock_bench.commands.gpu_check import engine_of
 from penstock_bench.gpu_check import cards
-from penstock_bench.gpu_check.compare import comparison_of
+from penstock_bench.gpu_check.compare import NotCompared, compare, comparison_of
 from penstock_bench.gpu_check.judge import judge
 from penstock_bench.gpu_check.plan import FULL
 from penstock_bench.gpu_check.report import ON_A_CPU, document
@@ -179,8 +180,6 @@ def states(variants: list[Variant], comparison: Comparison | None = BESIDE) -> d
 
 
 def _plan_of(variants: list[Variant]) -> Any:
-    import dataclasses
-
     return dataclasses.replace(FULL, configurations=FULL.configurations[: len(variants)])
 
 
@@ -360,6 +359,12 @@ def test_wrong_options_are_named(tmp_path: Path, arguments: list[str], said: str
     done = CliRunner().invoke(app, ["gpu-check", "--out", str(tmp_path / "out"), *arguments])
     assert done.exit_code == 2
     assert said in " ".join(done.output.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(("model", "settings"), [("/models", {}), ("", {"engine.mtp": "off"})])
+def test_another_model_is_not_compared_with_the_small_one(model: str, settings: dict[str, str]) -> None:
+    with pytest.raises(NotCompared, match="measures the small model with default settings"):
+        compare(dataclasses.replace(FULL, settings=settings), model)
 
 
 def test_the_comparison_is_that_of_bench_compare() -> None:

@@ -143,7 +143,7 @@ def _measure(plan: CheckPlan, asked: tuple[str, str, bool], out: Path, notes: Co
         if plan.compare:
             show("vllm serve and AsyncLLM beside it")
             why = "the comparison did not end"
-            comparison = compare(plan)
+            comparison = compare(plan, model)
         exit_code = 0
     except NotCompared as error:
         why, exit_code = str(error), 0

@@ -19,8 +19,12 @@ class NotCompared(Exception):
     """Report in one line why there is no comparison."""
 
 
-def compare(plan: CheckPlan) -> Comparison:
+def compare(plan: CheckPlan, model: str) -> Comparison:
     """Return the comparison at the plan's numbers of streams. Raises NotCompared."""
+    if model or plan.settings:
+        raise NotCompared(
+            "bench.compare measures the small model with default settings, and --model or --set was given"
+        )
     if not (_ROOT / "bench/compare.py").exists():
         raise NotCompared("bench.compare is part of a checkout, and penstock-bench is installed without one")
     with tempfile.TemporaryDirectory() as scratch:
