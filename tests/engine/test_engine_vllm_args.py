@@ -45,7 +45,7 @@ def test_defaults_on_a_cpu():
         "max_num_seqs": 64,
         "enable_prefix_caching": True,
         "kv_cache_dtype": "fp8",
-        "reasoning_parser": "qwen3",
+        "reasoning_parser": "penstock_qwen3",
         "tensor_parallel_size": 1,
         "language_model_only": False,
         "disable_log_stats": True,

@@ -391,6 +391,37 @@ def test_the_compiler_still_takes_control_tokens_for_text(patched):
     assert info.stop_token_ids == [tokenizer.eos_token_id]
 
 
+def test_a_tool_call_in_a_thought_still_ends_it_for_a_constraint(patched):
+    from types import SimpleNamespace
+
+    from penstock.config.schema import DEMO_MODEL_DIR
+    from penstock.engine.vllm.compat.thought_end import NAME
+    from transformers import AutoTokenizer
+    from vllm.reasoning import ReasoningParserManager
+    from vllm.v1.structured_output import StructuredOutputManager
+
+    tokenizer = AutoTokenizer.from_pretrained(str(DEMO_MODEL_DIR))
+    tokenizer.add_tokens(["<tool_call>", "</tool_call>"])
+    call, close, text = tokenizer.convert_tokens_to_ids(["<tool_call>", "</think>", "1"])
+
+    def begins_at(parser: str, tokens: list[int]) -> int:
+        """Where vLLM's gate lets a constraint begin in the tokens of a step; behind them where it does not."""
+        reasoner = ReasoningParserManager.get_reasoning_parser(parser)(tokenizer)
+        asked = SimpleNamespace(reasoning_ended=False, reasoner=reasoner, reasoning_parser_kwargs=None)
+        manager = SimpleNamespace(
+            enable_in_reasoning=False, reasoner_cls=type(reasoner), _get_reasoner=lambda request: reasoner
+        )
+        request = SimpleNamespace(structured_output_request=asked, all_token_ids=tokens, prompt_token_ids=[])
+        return StructuredOutputManager._get_constraint_bounds(manager, request, tokens).constraint_start
+
+    assert begins_at("qwen3", [text, call, text]) == 2, "vLLM's parser does it: use it"
+    assert begins_at(NAME, [text, call, text]) == 4
+    for parser in ("qwen3", NAME):
+        assert begins_at(parser, [text, close, text]) == 2
+    ours = ReasoningParserManager.get_reasoning_parser(NAME)(tokenizer)
+    assert (ours.reasoning_start_str, ours.reasoning_end_str) == ("<think>", "</think>")
+
+
 def test_a_seed_still_cannot_be_rewound_on_a_cpu(patched):
     """`seeds`: a row whose token is discarded draws nothing; vLLM's own way to take it back ends the worker."""
     from types import SimpleNamespace

@@ -39,7 +39,7 @@ GOLDEN = {
     "max_num_seqs": 64,
     "enable_prefix_caching": True,
     "kv_cache_dtype": "fp8",
-    "reasoning_parser": "qwen3",
+    "reasoning_parser": "penstock_qwen3",
     "tensor_parallel_size": 1,
     "language_model_only": True,
     "disable_log_stats": True,

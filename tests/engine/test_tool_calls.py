@@ -125,6 +125,24 @@ async def test_pitfalls_7_and_8_a_validated_output_has_no_bad_call(channel: grpc
     await asyncio.gather(*[run(channel, n, pb.TOOL_MODE_VALIDATED, 16, room) for n in range(8)])
 
 
+async def test_candidates_of_a_begun_answer_call_each_for_itself(channel: grpc.aio.Channel) -> None:
+    spec, schemas = asked(7, pb.TOOL_MODE_REQUIRED, None)
+    spec.messages.messages.add(role=pb.ROLE_ASSISTANT, content="I look it up.")
+    spec.thinking.CopyFrom(pb.ThinkingConfig(mode=pb.THINKING_MODE_FAST))
+    spec.output.candidate_count = 3
+    spec.tool_config.max_calls = 1
+    stub = generation_pb2_grpc.GenerationServiceStub(channel)
+    request = pb.StreamGenerateRequest(spec=spec)
+    events = [reply.event async for reply in stub.StreamGenerate(request)]
+    check_counts(events)
+    calls = [call for index in range(3) for call in calls_of(events, index)]
+    assert [call.status for call in calls] == [pb.TOOL_CALL_STATUS_COMPLETE] * 3
+    assert len({call.id for call in calls}) == 3
+    for call in calls:
+        jsonschema.validate(json.loads(call.arguments_json), schemas[call.name])
+    assert {result.finish_reason for result in events[-1].finished.results} == {pb.FINISH_REASON_TOOL_CALLS}
+
+
 @pytest.mark.full
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("drafts", [1, 2, 3, 4])

@@ -42,9 +42,14 @@ from penstock.types import (
 )
 
 NAMES = st.from_regex(r"[A-Za-z_][A-Za-z0-9_.-]{0,20}", fullmatch=True)
-# Names of control tokens have no text in the scripted engine's vocabulary.
+# A tag has no way to write these; a name that ends with = is read without it.
+PARAMETERS = NAMES | st.text(
+    st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="<>"), min_size=1, max_size=10
+).filter(lambda name: name == name.strip() and not name.endswith("="))
+# Names of control tokens have no text in the scripted engine's vocabulary. `</parameter` in front of other markup ends
+# a value (docs/concepts/tool-calls.md): it comes from MARKERS, where what follows does not go on with the markup.
 TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=20).filter(
-    lambda text: not any(name in text for name in ("<think>", "</think>", "<|"))
+    lambda text: not any(name in text for name in ("<think>", "</think>", "<|", "</parameter"))
 )
 # Markers in the middle of a value, where what follows does not go on with the markup.
 MARKERS = st.sampled_from(
@@ -81,7 +86,7 @@ class Written:
 
 @st.composite
 def written(draw: st.DrawFn) -> Written:
-    arguments = draw(st.dictionaries(NAMES, VALUES, max_size=4))
+    arguments = draw(st.dictionaries(PARAMETERS, VALUES, max_size=4))
     properties = {name: {"type": TYPES.get(type(value), "null")} for name, value in arguments.items()}
     schema = {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
     return Written(Tool(draw(NAMES), "", json.dumps(schema)), arguments)

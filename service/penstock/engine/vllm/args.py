@@ -48,7 +48,7 @@ def plan_engine(settings: EngineSettings, checkpoint: ModelCheckpoint, devices: 
         "max_num_batched_tokens": settings.max_batch_tokens,
         "enable_prefix_caching": resolved.prefix_caching.enabled,
         "kv_cache_dtype": "fp8" if resolved.fp8_kv_cache.enabled else "auto",
-        "reasoning_parser": "qwen3",
+        "reasoning_parser": "penstock_qwen3",
         "tensor_parallel_size": resolved.parallel.tensor,
         "pipeline_parallel_size": resolved.parallel.stages if resolved.parallel.stages > 1 else None,
         "language_model_only": "ConditionalGeneration" in checkpoint.architecture,
