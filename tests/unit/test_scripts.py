@@ -17,6 +17,7 @@ _HARMLESS = {
     "architecture": "--check",
     "configuration": "--check",
     "go-clients": "env",
+    "playground-pictures": "--help",
     "protos": "--check",
     "published-runs": "--help",
     "reference": "--check",
