@@ -43,23 +43,31 @@ def own_service(directory: Path, settings: Mapping[str, str] | None = None) -> I
     # An end by a signal must take the service along: make it an exception.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _exit_by_signal)
-    with log_of(directory).open("wb") as out:
-        # A session of its own: Ctrl-C reaches this process only, and all processes of the service can be ended.
-        process = subprocess.Popen(
-            [*command, "--ready-file", str(directory / "address")],
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=end_with_parent,
-        )
+    process = start([*command, "--ready-file", str(directory / "address")], log_of(directory))
     try:
         yield process
     finally:
         _stop(process)
 
 
-def end_with_parent() -> None:
+def start(command: list[str], log: Path, environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+    """Start a process that ends with this one, also where this one is killed; its output goes to `log`.
+
+    It has a session of its own: Ctrl-C reaches this process only, and all processes that it starts can be ended.
+    """
+    with log.open("wb") as out:
+        return subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=_end_with_parent,
+        )
+
+
+def _end_with_parent() -> None:
     """Let the kernel send SIGTERM to the new process when this one ends, even by SIGKILL. See prctl(2)."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 

@@ -24,9 +24,9 @@ from penstock.cli.failures import EXIT_REFUSED, fail
 from penstock.cli.own_service import (
     DRAIN_SECONDS,
     ServiceDied,
-    end_with_parent,
     log_of,
     own_service,
+    start,
     tail,
     wait_until_ready,
 )
@@ -99,16 +99,8 @@ def _gateway(
     if port == "0":
         listen = f"{host}:{_free_port()}"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_GATEWAY_")}
-    with (directory / "gateway.log").open("wb") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", _GATEWAY, "--listen", listen, "--target", target, "--plaintext"],
-            env=environment | {_METRICS_URL: metrics_url},
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=end_with_parent,
-        )
+    command = [sys.executable, "-m", _GATEWAY, "--listen", listen, "--target", target, "--plaintext"]
+    process = start(command, directory / "gateway.log", environment | {_METRICS_URL: metrics_url})
     try:
         url = f"http://{listen}/"
         _wait_for_gateway(process, url, directory)
