@@ -46,5 +46,5 @@ async def _stream(request: Request, given: ChatRequest, call: ServiceCall) -> Re
     stream = open_stream(request, call)
     chunks = ChatChunks(include_usage=include_usage, candidates=given.n or 1)
     return await send_stream(
-        request, stream, chunks, sse.EventId("chat", include_usage, "", 0, "") if given.resumable else None
+        request, stream, chunks, sse.EventId(include_usage, "", 0, "") if given.resumable else None
     )

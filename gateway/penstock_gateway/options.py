@@ -107,17 +107,17 @@ def common_options(request: CommonRequest) -> dict[str, Any]:
         "presence_penalty": request.presence_penalty,
         "repetition_penalty": request.repetition_penalty,
         "logit_bias": _logit_bias(request.logit_bias),
-        "seed": _within("seed", request.seed, 2**63),
+        "seed": within("seed", request.seed, 2**63),
         "stop": request.stop,
-        "candidates": _within("n", request.n),
-        "top_k": _within("top_k", 0 if request.top_k == -1 else request.top_k),
+        "candidates": within("n", request.n),
+        "top_k": within("top_k", 0 if request.top_k == -1 else request.top_k),
         "min_p": request.min_p,
-        "min_output_tokens": _within("min_tokens", request.min_tokens),
+        "min_output_tokens": within("min_tokens", request.min_tokens),
         "stop_token_ids": _each_within("stop_token_ids", request.stop_token_ids),
         "return_token_ids": request.return_token_ids,
         "cache_salt": request.cache_salt,
         "session_id": request.session_id,
-        "max_context_tokens": _within("max_context_tokens", request.max_context_tokens),
+        "max_context_tokens": within("max_context_tokens", request.max_context_tokens),
         "overflow": request.overflow,
         **_structured(request.structured_outputs),
     }
@@ -142,7 +142,7 @@ def _logit_bias(given: Mapping[str, float] | None) -> dict[int, float] | None:
     return made
 
 
-def _within(name: str, value: int | None, most: int = 2**31) -> int | None:
+def within(name: str, value: int | None, most: int = 2**31) -> int | None:
     """Return an integer that the wire can hold; the service checks the range."""
     return None if value is None else _checked(name, value, most)
 
@@ -155,9 +155,6 @@ def _checked(name: str, value: int, most: int) -> int:
 
 def _each_within(name: str, values: Iterable[int] | None) -> list[int] | None:
     return None if values is None else [_checked(name, value, 2**31) for value in values]
-
-
-within = _within
 
 
 def given(value: Raw | UnsetType) -> Raw | None:

@@ -6,7 +6,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 from starlette.requests import Request
@@ -21,8 +21,7 @@ _KEEP_ALIVE = b": keep-alive\n\n"
 _MAX_ID_BYTES = 4096
 """Longest event id. The token of a stream that moved to another server holds its conversation and may be longer: such a
 stream can not be continued by a client, and its events have no id."""
-_ID = re.compile(r"v1:([a-z]+):([a-z]*):([A-Za-z0-9_.-]+):([0-9]{1,19}):([\x21-\x7e]+)")
-Format = Literal["chat", "text"]
+_ID = re.compile(r"v1:chat:([a-z]*):([A-Za-z0-9_.-]+):([0-9]{1,19}):([\x21-\x7e]+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +29,6 @@ class EventId:
     """Say where a stream continues; any gateway can read it.
 
     Attributes:
-        format: Shape of the chunks.
         include_usage: Whether the last chunk has the usage.
         generation_id: Id of the generation.
         sequence: Sequence number of the service's event that the chunk was made of.
@@ -38,7 +36,6 @@ class EventId:
         is_last: Whether nothing follows.
     """
 
-    format: Format
     include_usage: bool
     generation_id: str
     sequence: int
@@ -47,26 +44,23 @@ class EventId:
 
     def __str__(self) -> str:
         flags = ("u" if self.include_usage else "") + ("f" if self.is_last else "")
-        return f"v1:{self.format}:{flags}:{self.generation_id}:{self.sequence}:{self.resume_token}"
+        return f"v1:chat:{flags}:{self.generation_id}:{self.sequence}:{self.resume_token}"
 
     @classmethod
     def parse(cls, text: str, param: str = "last-event-id") -> EventId:
         """Return the id for its text, which the request has as `param`. Raises GatewayError for another text."""
         found = _ID.fullmatch(text) if len(text) <= _MAX_ID_BYTES else None
-        if found is None or found[1] not in ("chat", "text"):
+        if found is None:
             raise GatewayError(f"{param} must be the id of an event of this stream", param=param)
-        kind: Format = "chat" if found[1] == "chat" else "text"
-        return cls(kind, "u" in found[2], found[3], int(found[4]), found[5], "f" in found[2])
+        return cls("u" in found[1], found[2], int(found[3]), found[4], "f" in found[1])
 
 
-def event(data: Mapping[str, Any], *, name: str = "", event_id: EventId | None = None) -> bytes:
+def event(data: Mapping[str, Any], *, event_id: EventId | None = None) -> bytes:
     """Return the bytes of one event."""
     head = b""
     if event_id is not None:
         text = str(event_id)
         head = f"id: {text if len(text) <= _MAX_ID_BYTES else ''}\n".encode()
-    if name:
-        head += f"event: {name}\n".encode()
     return b"%sdata: %s\n\n" % (head, msgspec.json.encode(data))
 
 

@@ -145,8 +145,4 @@ async def continue_stream(request: Request) -> Response:
     with trace_context(request.headers):
         model = (await client.model()).model
         stream = client.resume(last.generation_id, last.resume_token, last.sequence, timeout=timeout)
-    return await send_stream(request, stream, _chunks(last, model), last)
-
-
-def _chunks(last: sse.EventId, model: str) -> Chunks:
-    return ChatChunks(include_usage=last.include_usage, model=model)
+    return await send_stream(request, stream, ChatChunks(include_usage=last.include_usage, model=model), last)
