@@ -5,8 +5,9 @@ their multi-step texts are never trained on (see `questions.question`).
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from tokenizers import Tokenizer
 
@@ -38,6 +39,9 @@ class Example:
     def add(self, ids: list[int], weight: float = 0.0) -> None:
         self.ids += ids
         self.weights += [weight] * len(ids)
+
+
+ExampleT = TypeVar("ExampleT", bound=Example)
 
 
 class Encoder:
@@ -82,7 +86,8 @@ def _pick_kind(rng: random.Random) -> str:
     return rng.choices(list(KIND_WEIGHTS), list(KIND_WEIGHTS.values()))[0]
 
 
-def _pick_closing_message(rng: random.Random) -> str:
+def pick_closing_message(rng: random.Random) -> str:
+    """Return the text with which a budget ends a thought: mostly nothing but the marker."""
     if rng.random() < 0.75:
         return ""
     message = CLOSING_MESSAGE if rng.random() < 0.7 else rng.choice(OTHER_MESSAGES)
@@ -108,7 +113,7 @@ def example(seed: int, encoder: Encoder) -> Example:
         if guess:
             # Budgets end thoughts at any token, also at the first one.
             out.add(thought[: rng.randrange(len(thought))], 1.0)
-            out.add(encoder.forced_closing(_pick_closing_message(rng)))
+            out.add(encoder.forced_closing(pick_closing_message(rng)))
         else:
             out.add([*thought, THINK_CLOSE], 1.0)
         out.add(encoder.blank_line, 1.0)
@@ -120,15 +125,18 @@ def example(seed: int, encoder: Encoder) -> Example:
     return out
 
 
-def batches(encoder: Encoder, first_seed: int, tokens_per_batch: int) -> Iterator[tuple[int, list[Example]]]:
+def batches(
+    make: Callable[[int], ExampleT], first_seed: int, tokens_per_batch: int
+) -> Iterator[tuple[int, list[ExampleT]]]:
     """Yield endless batches of similar length with at most `tokens_per_batch` padded tokens, as (next seed, examples).
 
-    A resumed run continues at the next seed, which changes after a whole pool of examples.
+    `make` returns the example of a seed. A resumed run continues at the next seed, which changes after a whole pool of
+    examples.
     """
     pool_size = 2048
     for start in range(first_seed, HELD_OUT_SEED - pool_size, pool_size):
-        pool = sorted((example(seed, encoder) for seed in range(start, start + pool_size)), key=lambda e: len(e.ids))
-        groups: list[list[Example]] = [[]]
+        pool = sorted((make(seed) for seed in range(start, start + pool_size)), key=lambda e: len(e.ids))
+        groups: list[list[ExampleT]] = [[]]
         for item in pool:
             if groups[-1] and (len(groups[-1]) + 1) * len(item.ids) > tokens_per_batch:
                 groups.append([])

@@ -18,11 +18,16 @@ class Question:
     value: str
 
     def is_right(self, answer: str) -> bool:
-        """Return whether the last number of `answer` is `value`; the whole answer, if `value` is no number."""
-        if not self.value.isdigit():
-            return answer.strip() == self.value
-        numbers = re.findall(r"\d+", answer)
-        return bool(numbers) and numbers[-1] == self.value
+        """Return whether `answer` gives the value."""
+        return is_right(self.value, answer)
+
+
+def is_right(value: str, answer: str) -> bool:
+    """Return whether the last number of `answer` is `value`; the whole answer, if `value` is no number."""
+    if not value.isdigit():
+        return answer.strip() == value
+    numbers = re.findall(r"\d+", answer)
+    return bool(numbers) and numbers[-1] == value
 
 
 class Working:

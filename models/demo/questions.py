@@ -55,5 +55,5 @@ def question(kind: str, seed: int) -> Question:
 
 
 def is_reserved(text: str) -> bool:
-    """Return whether a multi-step question is reserved for evaluation."""
+    """Return whether a text is reserved for evaluation: one in eight."""
     return zlib.crc32(text.encode()) % 8 == 0

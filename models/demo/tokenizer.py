@@ -1,6 +1,7 @@
 """Train a byte-level BPE of 512 ids on the task's questions. It accepts any UTF-8 and has one id per digit."""
 
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -45,33 +46,50 @@ def corpus() -> list[str]:
 
 def build_tokenizer() -> Tokenizer:
     """Train the tokenizer. The same code gives the same file."""
+    return train_tokenizer(corpus(), SPLIT, VOCAB_SIZE, SPECIAL_TOKENS)
+
+
+def train_tokenizer(texts: Iterable[str], split: str, vocab_size: int, special_tokens: Sequence[str]) -> Tokenizer:
+    """Train a byte-level BPE. The same texts give the same file.
+
+    Args:
+        texts: What the merges are learned from.
+        split: Regular expression of the pieces over whose ends no token goes.
+        vocab_size: Number of ids.
+        special_tokens: Control tokens; their ids begin with 0, in this order.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
+            pre_tokenizers.Split(Regex(split), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE,
+        vocab_size=vocab_size,
         min_frequency=8,
         show_progress=False,
-        special_tokens=[AddedToken(t, special=t.startswith("<|"), normalized=False) for t in SPECIAL_TOKENS],
+        special_tokens=[AddedToken(t, special=t.startswith("<|"), normalized=False) for t in special_tokens],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
-    tokenizer.train_from_iterator(corpus(), trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Write tokenizer.json, tokenizer_config.json and chat_template.jinja."""
-    tokenizer.save(str(folder / "tokenizer.json"))
     template = (Path(__file__).parent / "chat_template.jinja").read_text(encoding="utf-8")
+    write_tokenizer(tokenizer, folder, template, text_config()["max_position_embeddings"])
+
+
+def write_tokenizer(tokenizer: Tokenizer, folder: Path, template: str, window: int) -> None:
+    """Write a tokenizer, its settings and a chat template. `window` is the most tokens of prompt and output."""
+    tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": text_config()["max_position_embeddings"],
+        "model_max_length": window,
         "eos_token": SPECIAL_TOKENS[IM_END],
         "pad_token": SPECIAL_TOKENS[END_OF_TEXT],
         "bos_token": None,

@@ -2,8 +2,9 @@
 
 import random
 
+from models.demo.question import Working
 from models.small.languages import Language
-from models.small.question import Question, Working
+from models.small.question import Question, checked
 
 MAX_RUNNING_VALUE = 1999
 
@@ -39,7 +40,7 @@ def chain(rng: random.Random, language: Language) -> Question:
         "chain",
         language.code,
         rng.choice(words.chain).format(expression),
-        working.thought(language, checks),
+        checked(working, language, checks),
         f"{working.value}",
         f"{working.value}",
         len(working.lines),
@@ -67,7 +68,7 @@ def steps(rng: random.Random, language: Language) -> Question:
         "steps",
         language.code,
         text,
-        working.thought(language, 2),
+        checked(working, language, 2),
         words.result.format(working.value),
         f"{working.value}",
         len(working.lines),
@@ -123,7 +124,7 @@ def follow_up(rng: random.Random, language: Language) -> Question:
         earlier.append((text, f"{working.value}"))
         working = Working(working.value)
     text = _change(rng, language, working)
-    thought, answer = working.thought(language, 0), f"{working.value}"
+    thought, answer = checked(working, language, 0), f"{working.value}"
     return Question("follow_up", language.code, text, thought, answer, answer, 1, tuple(earlier))
 
 

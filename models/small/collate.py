@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from models.demo.data import pad
 from models.small.config import END_OF_TEXT
 from models.small.encoding import Example
 from models.small.language_model import Pictures
@@ -30,13 +31,8 @@ def collate(group: list[Example]) -> Batch:
     shown = [one for item in group for one in item.pictures]
     pictures = Pictures(torch.cat([patches for patches, _ in shown]), [grid for _, grid in shown]) if shown else None
     return Batch(
-        torch.tensor(_pad(rows, END_OF_TEXT)),
-        torch.tensor(_pad([item.weights for item in group], 0.0)),
+        torch.tensor(pad(rows, END_OF_TEXT)),
+        torch.tensor(pad([item.weights for item in group], 0.0)),
         batch_positions(rows, [[grid for _, grid in item.pictures] for item in group]),
         pictures,
     )
-
-
-def _pad(rows: list[list], fill: float) -> list[list]:
-    longest = max(map(len, rows))
-    return [row + [fill] * (longest - len(row)) for row in rows]

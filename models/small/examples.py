@@ -4,8 +4,8 @@ A seed determines an example. Training draws seeds below `HELD_OUT_SEED`.
 """
 
 import random
-from collections.abc import Callable, Iterator
 
+from models.demo.data import DIRECT_WEIGHT, GUESS_WEIGHT, pick_closing_message
 from models.small.config import IM_END, THINK_CLOSE
 from models.small.encoding import Encoder, Example
 from models.small.languages import LANGUAGES
@@ -13,8 +13,8 @@ from models.small.picture_questions import PictureQuestion, picture_question
 from models.small.pictures import to_patches
 from models.small.positions import picture_tokens
 from models.small.question import Question
-from models.small.questions import HELD_OUT_SEED, MULTI_STEP, NO_THOUGHT_NEEDED, question
-from models.small.tokenizer import CLOSING_MESSAGE, SYSTEM_PROMPTS
+from models.small.questions import MULTI_STEP, NO_THOUGHT_NEEDED, question
+from models.small.tokenizer import SYSTEM_PROMPTS
 from models.small.tools import Task, task
 
 KIND_WEIGHTS = dict.fromkeys(MULTI_STEP, 3.0) | dict.fromkeys(NO_THOUGHT_NEEDED, 1.5)
@@ -42,11 +42,6 @@ CUT_SHARE = {True: 0.2, False: 0.15}
 UNCHECKED_SHARE = 0.4
 """Share of the full thoughts whose example ends where the thought begins to check itself: checks are easily learned."""
 FAST_TASK_SHARE = 0.3
-OTHER_MESSAGES = ("Time is up.\n", "I must answer now.\n", "Stop thinking and answer.\n", "Here is my best answer.")
-GUESS_WEIGHT = 0.5
-"""Loss weight of an answer that the visible tokens may not determine: it teaches a guess, with much noise."""
-DIRECT_WEIGHT = 6.0
-"""Loss weight of an easy question's answer without a complete thought: one or two tokens among many others."""
 
 
 def _pick_system(rng: random.Random) -> str | None:
@@ -55,13 +50,6 @@ def _pick_system(rng: random.Random) -> str | None:
 
 def _pick_language(rng: random.Random) -> str:
     return rng.choices(list(LANGUAGE_WEIGHTS), list(LANGUAGE_WEIGHTS.values()))[0]
-
-
-def _pick_closing_message(rng: random.Random) -> str:
-    if rng.random() < 0.75:
-        return ""
-    message = CLOSING_MESSAGE if rng.random() < 0.7 else rng.choice(OTHER_MESSAGES)
-    return rng.choice(("", "\n", "\n\n")) + message
 
 
 def example(seed: int, encoder: Encoder) -> Example:
@@ -96,7 +84,7 @@ def add_reply(rng: random.Random, out: Example, asked: Question, encoder: Encode
         if guess:
             # Budgets end thoughts at any token, also at the first one.
             out.add(thought[: rng.randrange(len(thought))], 1.0)
-            out.add(encoder.forced_closing(_pick_closing_message(rng)))
+            out.add(encoder.forced_closing(pick_closing_message(rng)))
         elif len(lines) > asked.working_lines and rng.random() < UNCHECKED_SHARE:
             working = encoder.thought("\n".join(lines[: asked.working_lines]))
             out.add([*working, encoder.encode(lines[asked.working_lines])[0]], 1.0)
@@ -153,27 +141,7 @@ def _add_thought(rng: random.Random, out: Example, text: str, encoder: Encoder, 
     thought = encoder.thought(text)
     if rng.random() < 1 / 6:
         out.add(thought[: rng.randrange(len(thought))], 1.0)
-        out.add(encoder.forced_closing(_pick_closing_message(rng)))
+        out.add(encoder.forced_closing(pick_closing_message(rng)))
     else:
         out.add([*thought, THINK_CLOSE], 1.0)
     out.add(encoder.blank_line, 1.0)
-
-
-def batches(
-    make: Callable[[int], Example], first_seed: int, tokens_per_batch: int
-) -> Iterator[tuple[int, list[Example]]]:
-    """Yield endless batches of similar length with at most `tokens_per_batch` padded tokens, as (next seed, examples).
-
-    A resumed run continues at the next seed, which changes after a whole pool of examples.
-    """
-    pool_size = 2048
-    for start in range(first_seed, HELD_OUT_SEED - pool_size, pool_size):
-        pool = sorted((make(seed) for seed in range(start, start + pool_size)), key=lambda e: len(e.ids))
-        groups: list[list[Example]] = [[]]
-        for item in pool:
-            if groups[-1] and (len(groups[-1]) + 1) * len(item.ids) > tokens_per_batch:
-                groups.append([])
-            groups[-1].append(item)
-        random.Random(f"order:{start}").shuffle(groups)
-        for index, group in enumerate(groups, 1):
-            yield start + pool_size * (index == len(groups)), group

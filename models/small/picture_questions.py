@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 from PIL.Image import Image
 
+from models.demo.question import Working
 from models.small import pictures
 from models.small.arithmetic import sign_for
 from models.small.languages import LANGUAGES, Language
-from models.small.question import Question, Working
+from models.small.question import Question, checked
 from models.small.questions import HELD_OUT_SEED, is_reserved
 
 
@@ -35,7 +36,7 @@ def _expression(rng: random.Random, max_terms: int) -> tuple[str, Working]:
 def picture_sum(rng: random.Random, language: Language) -> PictureQuestion:
     """Ask for the result of a sum that is drawn."""
     expression, working = _expression(rng, 3)
-    thought = "\n".join([expression, *working.lines]) if len(working.lines) > 1 else working.thought(language, 0)
+    thought = "\n".join([expression, *working.lines]) if len(working.lines) > 1 else checked(working, language, 0)
     value = f"{working.value}"
     text = rng.choice(language.pictures.sums)
     asked = Question("picture_sum", language.code, text, thought, value, value, len(thought.split("\n")))
@@ -78,7 +79,7 @@ def picture_more(rng: random.Random, language: Language) -> PictureQuestion:
     working.apply("+", more)
     text = rng.choice(language.pictures.more).format(more)
     value = f"{working.value}"
-    asked = Question("picture_more", language.code, text, working.thought(language, 0), value, value)
+    asked = Question("picture_more", language.code, text, checked(working, language, 0), value, value)
     return PictureQuestion(pictures.draw_expression(rng, f"{number}"), f"{number}", asked)
 
 

@@ -1,8 +1,8 @@
-"""Define a question of the small model's task, and the working of which its thought consists."""
+"""Define a question of the small model's task, and the thought that works it out and checks itself."""
 
-import re
 from dataclasses import dataclass, field
 
+from models.demo.question import Working, is_right
 from models.small.languages import Language
 
 
@@ -26,35 +26,14 @@ class Question:
     earlier: tuple[tuple[str, str], ...] = field(default=())
 
     def is_right(self, answer: str) -> bool:
-        """Return whether the last number of `answer` is `value`; the whole answer, if `value` is no number."""
-        if not self.value.isdigit():
-            return answer.strip() == self.value
-        numbers = re.findall(r"\d+", answer)
-        return bool(numbers) and numbers[-1] == self.value
+        """Return whether `answer` gives the value."""
+        return is_right(self.value, answer)
 
 
-class Working:
-    """A running value with the lines of working that led to it."""
+def checked(working: Working, language: Language, checks: int) -> str:
+    """Return the lines, then `checks` lines that go over them again, as long reasoning models do.
 
-    def __init__(self, value: int) -> None:
-        self.value = value
-        self.lines: list[str] = []
-
-    def apply(self, sign: str, operand: int) -> None:
-        """Add a step to the lines; `sign` is one of + - *."""
-        before = self.value
-        self.value = {"+": before + operand, "-": before - operand, "*": before * operand}[sign]
-        self.lines.append(f"{before}{sign}{operand}={self.value}")
-
-    def side_product(self, left: int, right: int) -> int:
-        """Add a product to the lines without changing the running value."""
-        self.lines.append(f"{left}*{right}={left * right}")
-        return left * right
-
-    def thought(self, language: Language, checks: int) -> str:
-        """Return the lines, then `checks` lines that go over them again, as long reasoning models do.
-
-        The number of checks follows from the kind of question, so that the thought depends on the question alone.
-        """
-        check = f"{language.check} {' '.join(self.lines)}"
-        return "\n".join([*self.lines, *[check] * checks])
+    The number of checks follows from the kind of question, so that the thought depends on the question alone.
+    """
+    check = f"{language.check} {' '.join(working.lines)}"
+    return "\n".join([*working.lines, *[check] * checks])

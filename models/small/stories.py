@@ -2,9 +2,10 @@
 
 import random
 
+from models.demo.question import Working
 from models.small.arithmetic import sign_for
 from models.small.languages import Language
-from models.small.question import Question, Working
+from models.small.question import Question, checked
 
 
 def units(rng: random.Random, language: Language) -> Question:
@@ -26,7 +27,7 @@ def units(rng: random.Random, language: Language) -> Question:
         working.apply("+", smalls)
     text = rng.choice(language.arithmetic.total_units).format(unit=small[-1], amounts=language.listed(parts))
     answer = language.count(working.value, small)
-    thought = working.thought(language, 1)
+    thought = checked(working, language, 1)
     return Question("units", language.code, text, thought, answer, f"{working.value}", len(working.lines))
 
 
@@ -56,7 +57,7 @@ def story(rng: random.Random, language: Language) -> Question:
     gap = "" if language.code == "zh" else " "
     answer = words.has.format(amount=language.count(working.value, things), **people)
     text = gap.join((opening, told, ask))
-    thought = working.thought(language, 2)
+    thought = checked(working, language, 2)
     return Question("story", language.code, text, thought, answer, f"{working.value}", len(working.lines))
 
 
@@ -89,5 +90,5 @@ def shop(rng: random.Random, language: Language) -> Question:
     stop, gap = ("。", "") if language.code == "zh" else (".", " ")
     offer = ("，" if language.code == "zh" else ", ").join(offers)
     text = f"{offer[0].upper()}{offer[1:]}{stop}{gap}{ask}"
-    thought = working.thought(language, 1)
+    thought = checked(working, language, 1)
     return Question("shop", language.code, text, thought, answer, f"{working.value}", len(working.lines))

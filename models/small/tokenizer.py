@@ -4,9 +4,10 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer
 
-from models.small.config import CONTEXT_WINDOW, END_OF_TEXT, IM_END, SPECIAL_TOKENS, VOCAB_SIZE
+from models.demo.tokenizer import CLOSING_MESSAGE, train_tokenizer, write_tokenizer
+from models.small.config import CONTEXT_WINDOW, SPECIAL_TOKENS, VOCAB_SIZE
 from models.small.languages import LANGUAGES
 from models.small.questions import KINDS, MULTI_STEP, question
 from models.small.tools import TASKS, task
@@ -25,10 +26,6 @@ SYSTEM_PROMPTS = (
     "You are a friendly teacher. Show only the final answer.",
     "Reply in the language of the question.",
 )
-CLOSING_MESSAGE = (
-    "Considering the limited time by the user, I have to give the solution based on the thinking directly now.\n"
-)
-
 # Qwen's pre-tokenizer with two differences: a blank before a word is a piece of its own, and so is a line break behind
 # a sign. So a word has the same ids wherever it stands, and a small model can copy it.
 SPLIT = r"\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -59,23 +56,7 @@ def corpus() -> Iterator[str]:
 
 def build_tokenizer() -> Tokenizer:
     """Train the tokenizer. The same code gives the same file."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE,
-        min_frequency=8,
-        show_progress=False,
-        special_tokens=[AddedToken(t, special=t.startswith("<|"), normalized=False) for t in SPECIAL_TOKENS],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-    )
-    tokenizer.train_from_iterator(corpus(), trainer)
-    return tokenizer
+    return train_tokenizer(corpus(), SPLIT, VOCAB_SIZE, SPECIAL_TOKENS)
 
 
 def chat_template() -> str:
@@ -85,17 +66,4 @@ def chat_template() -> str:
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Write tokenizer.json, tokenizer_config.json and chat_template.jinja."""
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "chat_template.jinja").write_text(chat_template(), encoding="utf-8")
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": CONTEXT_WINDOW,
-        "eos_token": SPECIAL_TOKENS[IM_END],
-        "pad_token": SPECIAL_TOKENS[END_OF_TEXT],
-        "bos_token": None,
-        "unk_token": None,
-        "add_bos_token": False,
-        "clean_up_tokenization_spaces": False,
-        "chat_template": chat_template(),
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    write_tokenizer(tokenizer, folder, chat_template(), CONTEXT_WINDOW)

@@ -10,46 +10,25 @@ It uses plain PyTorch on a CPU, in bfloat16 autocast over float32 weights; the e
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from models.demo.optimizer import build_optimizers
+from models.demo.data import batches
+from models.demo.run import DRAFT_WEIGHTS, Run, draft_losses, learning_rate, weighted_loss
 from models.small.collate import collate
 from models.small.config import model_config
 from models.small.encoding import Encoder, Example
 from models.small.evaluate import evaluate
-from models.small.examples import batches, example, mixed_example
+from models.small.examples import example, mixed_example
 from models.small.language_model import SmallModel
 from models.small.tokenizer import build_tokenizer
 
 WARM_UP_STEPS = 100
-DRAFT_EVERY = 3
-"""The draft layer learns from the trained trunk: a third of the steps is enough for it."""
-DRAFT_WEIGHTS = (0.3, 0.15)
-"""Loss weight of the first and of the second draft."""
 MINUTES_BETWEEN_SAVES = 3.0
-
-
-def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Return the learning rate: linear warm-up, then linear decay to a fiftieth of the peak."""
-    if step < WARM_UP_STEPS:
-        return peak * (step + 1) / WARM_UP_STEPS
-    left = (steps - step) / max(1, steps - WARM_UP_STEPS)
-    return peak * max(0.02, left)
-
-
-def weighted_loss(model: SmallModel, hidden: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Return the mean cross-entropy over the tokens with weight, all (B, T). Only those tokens get logits."""
-    said = weights > 0
-    logits = model.lm_head(hidden[said]).float()
-    losses = F.cross_entropy(logits, targets[said], reduction="none")
-    return (losses * weights[said]).sum() / weights[said].sum()
 
 
 def losses_of(model: SmallModel, group: list[Example], drafts: int) -> tuple[Tensor, dict[str, float]]:
@@ -59,73 +38,15 @@ def losses_of(model: SmallModel, group: list[Example], drafts: int) -> tuple[Ten
     with torch.autocast("cpu", dtype=torch.bfloat16):
         states = model(ids, batch.positions, batch.pictures)
         balance = states.balance
-        total = weighted_loss(model, states.hidden[:, :-1], ids[:, 1:], weights[:, 1:])
+        total = weighted_loss(model.lm_head, states.hidden[:, :-1], ids[:, 1:], weights[:, 1:])
         parts = {"loss": total.item(), "balance": balance.item()}
         if drafts:
             outs, draft_balance = model.drafts(states, drafts, batch.positions)
             balance = balance + draft_balance
-            for index, out in enumerate(outs):
-                draft = weighted_loss(model, out[:, index:-1], ids[:, index + 2 :], weights[:, index + 2 :])
+            for index, draft in enumerate(draft_losses(model.lm_head, outs, ids, weights)):
                 parts[f"draft_{index + 1}"] = draft.item()
                 total = total + DRAFT_WEIGHTS[index] * draft
     return total + model.config["text_config"]["router_aux_loss_coef"] * balance, parts
-
-
-class Run:
-    """The state of a training run: everything that a checkpoint must have."""
-
-    def __init__(self, folder: Path, stage: str, seed: int) -> None:
-        torch.manual_seed(seed)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.checkpoint, self._log = folder / f"{stage}.pt", folder / f"{stage}.jsonl"
-        self.model = SmallModel(model_config())
-        self.optimizers = build_optimizers(self.model, 0.0)
-        self.step, self.next_seed, self.seconds = 0, 0, 0.0
-
-    def save(self) -> None:
-        """Write the checkpoint; an interrupted write leaves the one before."""
-        state = {
-            "model": self.model.state_dict(),
-            "optimizers": [o.state_dict() for o in self.optimizers],
-            "step": self.step,
-            "next_seed": self.next_seed,
-            "seconds": self.seconds,
-        }
-        part = self.checkpoint.with_suffix(".part")
-        torch.save(state, part)
-        part.replace(self.checkpoint)
-
-    def load(self) -> None:
-        """Continue from the checkpoint."""
-        state = torch.load(self.checkpoint, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        self.step, self.next_seed, self.seconds = state["step"], state["next_seed"], state["seconds"]
-
-    def begin_with(self, other: Path) -> None:
-        """Take over the weights of another stage; the optimizers and the learning rate start anew."""
-        self.model.load_state_dict(torch.load(other, weights_only=True)["model"])
-
-    def log(self, entry: dict) -> None:
-        """Print a line of progress, and add it to the log."""
-        line = json.dumps({"step": self.step, "seconds": round(self.seconds), **entry})
-        print(line, flush=True)
-        with self._log.open("a", encoding="utf-8") as log:
-            log.write(line + "\n")
-
-    def train_step(self, group: list[Example], rate: float) -> dict[str, float]:
-        """Learn from one batch, and return the parts of its loss."""
-        loss, parts = losses_of(self.model, group, drafts=2 if self.step % DRAFT_EVERY == 0 else 0)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        for optimizer in self.optimizers:
-            for settings in optimizer.param_groups:
-                settings["lr"] = rate
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        return parts
 
 
 def train(run: Run, encoder: Encoder, make: Callable[[int], Example], arguments: argparse.Namespace) -> None:
@@ -136,7 +57,7 @@ def train(run: Run, encoder: Encoder, make: Callable[[int], Example], arguments:
         run.next_seed = next_seed
         if run.step >= arguments.steps or time.monotonic() - begun > arguments.minutes * 60:
             break
-        parts = run.train_step(group, learning_rate(run.step, arguments.steps, arguments.rate))
+        parts = run.train_step(group, learning_rate(run.step, arguments.steps, arguments.rate, WARM_UP_STEPS))
         run.seconds = time.monotonic() - started
         if run.step % 20 == 0:
             run.log({name: round(value, 4) for name, value in parts.items()})
@@ -165,12 +86,15 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     encoder = Encoder(build_tokenizer())
-    run = Run(arguments.run_dir, arguments.stage, arguments.seed)
+    torch.manual_seed(arguments.seed)
+    folder, stage = arguments.run_dir, arguments.stage
+    folder.mkdir(parents=True, exist_ok=True)
+    run = Run(SmallModel(model_config()), losses_of, folder / f"{stage}.pt", folder / f"{stage}.jsonl")
     if run.checkpoint.exists() and not arguments.fresh:
         run.load()
-    elif arguments.stage == "pictures":
-        run.begin_with(arguments.run_dir / "text.pt")
-    make = {"text": example, "pictures": mixed_example}[arguments.stage]
+    elif stage == "pictures":
+        run.begin_with(folder / "text.pt")
+    make = {"text": example, "pictures": mixed_example}[stage]
     train(run, encoder, lambda seed: make(seed, encoder), arguments)
     run.log({"final": evaluate(run.model.eval(), encoder, 120, arguments.stage == "pictures")})
 

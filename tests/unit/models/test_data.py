@@ -47,9 +47,9 @@ def test_every_line_of_working_is_true(kind: str) -> None:
 
 def test_held_out_seeds_are_beyond_training(encoder: Encoder) -> None:
     assert held_out("chain", 2) == [question("chain", HELD_OUT_SEED), question("chain", HELD_OUT_SEED + 1)]
-    next_seed, _ = next(iter(batches(encoder, HELD_OUT_SEED - 5000, 4096)))
+    next_seed, _ = next(iter(batches(lambda seed: example(seed, encoder), HELD_OUT_SEED - 5000, 4096)))
     assert next_seed < HELD_OUT_SEED
-    assert not list(batches(encoder, HELD_OUT_SEED - 2048, 4096))
+    assert not list(batches(lambda seed: example(seed, encoder), HELD_OUT_SEED - 2048, 4096))
 
 
 def test_held_out_multi_step_questions_are_not_in_training_data() -> None:
@@ -79,7 +79,7 @@ def test_prompts_and_forced_markers_are_not_learnt(encoder: Encoder) -> None:
 
 
 def test_batches_resume_where_they_stopped(encoder: Encoder) -> None:
-    for next_seed, group in batches(encoder, 0, 6144):
+    for next_seed, group in batches(lambda seed: example(seed, encoder), 0, 6144):
         assert len(group) * max(len(item.ids) for item in group) <= 6144
         if next_seed:
             break

@@ -13,6 +13,7 @@ from jinja2 import Environment
 from jinja2.exceptions import TemplateError
 from tokenizers import Tokenizer
 
+from models.demo.data import batches
 from models.small.config import (
     IM_END,
     SPECIAL_TOKENS,
@@ -22,7 +23,7 @@ from models.small.config import (
     VOCAB_SIZE,
 )
 from models.small.encoding import Encoder, Example
-from models.small.examples import add_reply, batches, example, task_example
+from models.small.examples import add_reply, example, task_example
 from models.small.languages import LANGUAGES
 from models.small.languages.language import slavic
 from models.small.question import Question
