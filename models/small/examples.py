@@ -32,8 +32,8 @@ KIND_WEIGHTS |= {
 TASK_WEIGHTS = {"attribute": 4.0, "parallel": 2.0, "calculator": 1.5, "convert": 1.5, "lookup": 1.5, "no_call": 2.5}
 PICTURE_WEIGHTS = {"picture_sum": 4.0, "picture_larger": 2.0, "picture_count": 3.0, "picture_more": 2.0}
 LANGUAGE_WEIGHTS = dict.fromkeys(LANGUAGES, 1.0) | {"en": 2.0}
-TASK_SHARE = 0.3
-"""Share of examples with functions."""
+TASK_SHARE = 0.15
+"""Share of examples with functions; theirs is half of the tokens."""
 PICTURE_SHARE = 0.5
 """Share of examples with a picture in the stage with pictures."""
 FAST_SHARE = {True: 0.1, False: 0.55}
