@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -30,6 +31,24 @@ def gateway(
             "--ca", envvar="PENSTOCK_CA_FILE", dir_okay=False, help="Use TLS with this CA certificate (PEM file)."
         ),
     ] = None,
+    certificate: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="PENSTOCK_CLIENT_CERTIFICATE_FILE",
+            dir_okay=False,
+            help="Certificate to show to the service, for mutual TLS (PEM file).",
+        ),
+    ] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option(envvar="PENSTOCK_CLIENT_KEY_FILE", dir_okay=False, help="Its private key (PEM file)."),
+    ] = None,
+    tls_server_name: Annotated[
+        str,
+        typer.Option(
+            envvar="PENSTOCK_TLS_SERVER_NAME", help="Name in the service's certificate, where it is not the target's."
+        ),
+    ] = "",
     limit: Annotated[
         list[str] | None,
         typer.Option(
@@ -40,19 +59,18 @@ def gateway(
     ] = None,
 ) -> None:
     """Serve OpenAI's HTTP API in front of a service. Each caller's bearer key is passed on to the service."""
-    from penstock_client import AsyncClient
-
-    from penstock_gateway import server
+    from penstock_gateway import server, tracing
     from penstock_gateway.app import create_app
     from penstock_gateway.settings import Settings
+    from penstock_gateway.upstream import Encryption, connect
 
     host, colon, port = listen.rpartition(":")
     if not colon or not port.isdigit() or int(port) > 65535:
         raise typer.BadParameter(f"must be host:port, got {listen!r}", param_hint="--listen")
     try:
         settings = Settings.of(limit or ())
-        client = AsyncClient(target, api_key="", tls=ca if ca is not None and tls is not False else tls)
-        client.with_options(api_key="of-a-caller")  # must the keys of callers go in plaintext over a network?
+        client = connect(target, Encryption(tls, ca, certificate, key, tls_server_name))
+        tracing.start()
     except (OSError, ValueError) as error:
         raise typer.BadParameter(str(error)) from None
     try:
@@ -61,7 +79,13 @@ def gateway(
         typer.echo(f"penstock gateway: cannot bind {listen}: {error.strerror or error}", err=True)
         raise typer.Exit(1) from None
     typer.echo(f"penstock gateway: http://{server.address_of(listener)} in front of {target}", err=True)
+    signal.signal(signal.SIGTERM, _ended)  # after the drain uvicorn raises the signal again that ended it
     try:
         server.run(create_app(client, settings), listener, settings)
-    except KeyboardInterrupt:  # uvicorn raises the signal again that ended it
+    except KeyboardInterrupt:
         raise typer.Exit(130) from None
+
+
+def _ended(*_: object) -> NoReturn:
+    """Exit with status 0, so that what ends with the interpreter ends in order."""
+    raise SystemExit(0)

@@ -17,9 +17,16 @@ _BACKLOG = 1024
 
 
 def bind(host: str, port: int, settings: Settings) -> socket.socket:
-    """Return a socket that listens on `host` and `port`. Raises OSError if it cannot."""
+    """Return a socket that listens on `host` and `port`; `::` is all addresses, IPv4's too.
+
+    Raises:
+        OSError: It cannot.
+    """
+    both = host == "::" and socket.has_dualstack_ipv6()
+    if host == "::" and not both:  # a machine without IPv6
+        host = "0.0.0.0"
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    listener = socket.create_server((host, port), family=family, backlog=_BACKLOG, dualstack_ipv6=both)
     if hasattr(socket, "TCP_USER_TIMEOUT"):  # accepted connections inherit it
         milliseconds = round(settings.slow_reader_seconds * 1000)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)

@@ -7,12 +7,19 @@ import os
 import re
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 import yaml
 from penstock.cli import app
 from penstock.config.sources import load
+from penstock_gateway.command import gateway
+from penstock_gateway.playground.queue import METRICS_URL
+from penstock_gateway.settings import Settings
 from typer.testing import CliRunner
 
 from tests.chart.chart import CHART, ROOT
@@ -122,8 +129,77 @@ def test_compose_should_configure_the_service_in_its_own_words_and_let_it_drain(
         for mount in service.get("volumes", []):
             source = mount.split(":")[0]
             assert not source.startswith(".") or (folder / source).exists(), source
-    scraped = yaml.safe_load((folder / "prometheus.yaml").read_text())["scrape_configs"][0]["static_configs"]
-    assert scraped == [{"targets": [f"penstock:{config.telemetry.prometheus_listen.rpartition(':')[2]}"]}]
+    scraped = yaml.safe_load((folder / "prometheus.yaml").read_text())["scrape_configs"]
+    assert [job["static_configs"] for job in scraped] == [
+        [{"targets": [f"penstock:{config.telemetry.prometheus_listen.rpartition(':')[2]}"]}],
+        [{"targets": ["gateway:8080"]}],
+    ]
+
+
+def gateway_options(variables: dict[str, str], arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Return what `penstock gateway` reads; fail on variables that no option has."""
+    program = typer.Typer()
+    program.command()(gateway)
+    command = typer.main.get_command(program)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    known = {getattr(option, "envvar", None) for option in command.params} | {METRICS_URL}
+    assert {name for name in variables if name.startswith("PENSTOCK_")} <= known
+    return command.make_context("gateway", arguments).params
+
+
+def image_variables(dockerfile: str) -> dict[str, str]:
+    text = (ROOT / "docker" / f"{dockerfile}.Dockerfile").read_text()
+    lines = re.findall(r"^ENV (.*)$", text, re.MULTILINE)
+    return dict(pair.split("=", 1) for line in lines for pair in line.split())
+
+
+def test_compose_should_run_the_gateway_in_front_of_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    services = yaml.safe_load((ROOT / "docker" / "compose" / "compose.yaml").read_text())["services"]
+    variables = image_variables("gateway") | services["gateway"]["environment"]
+    read = gateway_options(variables, [], monkeypatch)
+    # The service's image listens there; on another host than its own, plaintext has to be said.
+    assert '"--listen", "0.0.0.0:50051"' in (ROOT / "docker" / "cpu.Dockerfile").read_text()
+    assert (read["target"], read["tls"]) == ("penstock:50051", False)
+    inside = read["listen"].rpartition(":")[2]
+    assert services["gateway"]["ports"] == [f"127.0.0.1:8080:{inside}"]
+    scraped = services["penstock"]["environment"]["PENSTOCK_TELEMETRY_PROMETHEUS_LISTEN"].rpartition(":")[2]
+    assert variables[METRICS_URL] == f"http://penstock:{scraped}/metrics"
+    drain = Settings.of(read["limit"]).drain_seconds
+    assert int(services["gateway"]["stop_grace_period"].removesuffix("s")) > drain
+    assert services["gateway"]["read_only"] is True
+
+
+def test_the_gateways_image_should_start_it_and_ask_its_own_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "docker" / "gateway.Dockerfile").read_text()
+    (entry,) = re.findall(r"^ENTRYPOINT (\[.*\])", text, re.MULTILINE)
+    program, *first = json.loads(entry)
+    assert (program, first) == ("python3", ["-m", "penstock_gateway"])
+    read = gateway_options(image_variables("gateway"), [], monkeypatch)
+    port = read["listen"].rpartition(":")[2]
+    assert f"EXPOSE {port}\n" in text
+    (address,) = re.findall(r"http://127\.0\.0\.1:\d+", (ROOT / "docker" / "gateway_health.py").read_text())
+    assert address.endswith(f":{port}")
+
+
+@pytest.mark.parametrize("answer", [200, 503])
+def test_the_gateways_health_check_should_say_whether_it_is_ready(answer: int) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(answer if self.path == "/readyz" else 404)
+            self.end_headers()
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            """Say nothing."""
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        checked = [sys.executable, ROOT / "docker" / "gateway_health.py", f"http://127.0.0.1:{server.server_port}"]
+        done = subprocess.run(checked, check=False, timeout=30, capture_output=True)
+        server.shutdown()
+    assert done.returncode == (answer != 200)
+    nobody = [sys.executable, ROOT / "docker" / "gateway_health.py", "http://127.0.0.1:1"]
+    assert subprocess.run(nobody, check=False, timeout=30, capture_output=True).returncode == 1
 
 
 def test_should_lock_each_image_for_its_own_python() -> None:

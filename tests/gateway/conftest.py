@@ -55,12 +55,14 @@ class InLoopServer(uvicorn.Server):
 
 
 class CountingEngine(ScriptedEngine):
-    """`running` is the number of its streams."""
+    """`running` is the number of its streams, `started` of all that there were."""
 
     running = 0
+    started = 0
 
     async def stream(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
         self.running += 1
+        self.started += 1
         try:
             async with aclosing(super().stream(request)) as chunks:
                 async for chunk in chunks:

@@ -115,6 +115,24 @@ def credentials_for(tls: Tls) -> grpc.ChannelCredentials | None:
     return grpc.ssl_channel_credentials(root_certificates=roots)
 
 
+def credentials_from_files(ca: Path | None, certificate: Path, key: Path) -> grpc.ChannelCredentials:
+    """Return credentials for mutual TLS, for `tls=`; the files are read once.
+
+    Args:
+        ca: CA certificate of the server. Default: the system's CA certificates.
+        certificate: Certificate chain of the client.
+        key: Private key of the client.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    return grpc.ssl_channel_credentials(
+        root_certificates=None if ca is None else ca.read_bytes(),
+        private_key=key.read_bytes(),
+        certificate_chain=certificate.read_bytes(),
+    )
+
+
 Metadata = Mapping[str, str] | Sequence[tuple[str, str]]
 """Additional gRPC metadata for each call, such as `x-request-id`."""
 

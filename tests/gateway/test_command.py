@@ -1,0 +1,178 @@
+"""`penstock gateway` as a process: how it reaches the service, what it exports, how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import typer
+from penstock.config.schema import Config
+from penstock.engine.scripted import Reply
+from penstock_gateway import server
+from penstock_gateway.app import create_app
+from penstock_gateway.command import gateway as command
+from penstock_gateway.settings import Settings
+from penstock_gateway.upstream import Encryption, connect
+from typer.testing import CliRunner
+
+from tests.gateway.conftest import CountingEngine, InLoopServer, service
+from tests.rpc.secure import Authority
+
+ASKED: dict[str, Any] = {"model": "", "messages": [{"role": "user", "content": "hello"}], "thinking_mode": "fast"}
+
+
+def engine() -> CountingEngine:
+    return CountingEngine([Reply(answer="yes")], context_window_tokens=4096)
+
+
+@asynccontextmanager
+async def running(*options: str, **environment: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
+    """The command with these options, once it listens, and its address."""
+    here = {name: value for name, value in os.environ.items() if not name.startswith(("PENSTOCK_", "OTEL_"))}
+    started = [sys.executable, "-m", "penstock_gateway", "--listen", "127.0.0.1:0", *options]
+    process = await asyncio.create_subprocess_exec(
+        *started, env=here | environment, stderr=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL
+    )
+    try:
+        assert process.stderr is not None
+        said = (await process.stderr.readline()).decode()
+        found = re.search(r"http://\S+", said)
+        assert found, said + (await process.stderr.read()).decode()
+        yield process, found[0]
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def ask(url: str, **headers: str) -> httpx.Response:
+    async with httpx.AsyncClient(timeout=60, trust_env=False) as http:
+        return await http.post(f"{url}/v1/chat/completions", json=ASKED, headers=headers)
+
+
+async def test_mutual_tls_with_another_name_in_the_certificate(tmp_path: Path) -> None:
+    authority, clients = Authority(), Authority()
+    pair = authority.server("the-service").write(tmp_path, "server")
+    shown = clients.issue("the-gateway").write(tmp_path, "gateway")
+    ca, client_ca = tmp_path / "ca.crt", tmp_path / "client-ca.crt"
+    ca.write_bytes(authority.pem)
+    client_ca.write_bytes(clients.pem)
+    tls = {**pair, "client_ca_file": str(client_ca)}
+    options = ["--ca", str(ca), "--certificate", shown["certificate_file"], "--key", shown["key_file"]]
+    config = Config.model_validate({"server": {"listen": "127.0.0.1:0"}, "tls": tls})
+    async with service(engine(), config) as address:
+        # The certificate is for 127.0.0.1 alone, and the target says localhost.
+        target = ["--target", address.replace("127.0.0.1", "localhost")]
+        async with running(*target, *options, "--tls-server-name", "127.0.0.1") as (_, url):
+            assert (await ask(url)).status_code == 200
+        async with running(*target, *options) as (_, url):
+            assert (await ask(url)).status_code == 503
+        async with running(*target, "--ca", str(ca), "--tls-server-name", "127.0.0.1") as (_, url):
+            assert (await ask(url)).status_code == 503, "without a certificate of its own"
+
+
+async def test_calls_are_spread_over_the_replicas() -> None:
+    engines = [engine(), engine()]
+    async with service(engines[0]) as one, service(engines[1]) as two:
+        client = connect(f"ipv4:{one},{two}", Encryption(tls=False))
+        settings = Settings()
+        listener = server.bind("127.0.0.1", 0, settings)
+        serving = InLoopServer(server.configuration(create_app(client, settings), settings))
+        task = asyncio.create_task(serving.serve([listener]))
+        try:
+            for _ in range(20):
+                assert (await ask(f"http://{server.address_of(listener)}")).status_code == 200
+        finally:
+            serving.should_exit = True
+            await task
+    assert min(one.started for one in engines) > 0
+
+
+@contextmanager
+def collector() -> Iterator[tuple[str, list[bytes], threading.Event]]:
+    """A receiver of OTLP over HTTP: its address, what it got, and an event that is set when something comes."""
+    bodies: list[bytes] = []
+    came = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            bodies.append(self.rfile.read(int(self.headers["content-length"])))
+            came.set()
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            """Say nothing."""
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as receiver:
+        threading.Thread(target=receiver.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{receiver.server_port}", bodies, came
+        finally:
+            receiver.shutdown()
+
+
+async def test_spans_are_exported_before_it_ends_and_sigterm_is_a_clean_end() -> None:
+    trace_id = "0af7651916cd43dd8448eb211c80319c"
+    with collector() as (endpoint, bodies, came):
+        exporting = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}
+        # Longer than the test: what comes, comes at the end.
+        exporting["OTEL_BSP_SCHEDULE_DELAY"] = "600000"
+        async with service(engine()) as address, running("--target", address, **exporting) as (process, url):
+            assert (await ask(url, traceparent=f"00-{trace_id}-b7ad6b7169203331-01")).status_code == 200
+            assert not came.is_set()
+            process.send_signal(signal.SIGTERM)
+            assert await asyncio.wait_for(process.wait(), 60) == 0
+    sent = b"".join(bodies)
+    assert bytes.fromhex(trace_id) in sent
+    assert b"penstock-gateway" in sent
+    assert b"hello" not in sent
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--certificate", __file__], "--certificate and --key belong together"),
+        (["--certificate", __file__, "--key", __file__, "--plaintext"], "--certificate needs TLS"),
+        (["--target", "penstock:50051"], "in plaintext"),
+        (["--ca", "/no/such/file"], "No such file"),
+    ],
+    ids=["half", "plaintext", "network", "file"],
+)
+def test_what_cannot_work_is_refused(given: list[str], said: str) -> None:
+    done = CliRunner().invoke(_app(), given)
+    assert done.exit_code == 2
+    assert said in re.sub(r"[│\s]+", " ", done.output)
+
+
+def test_a_protocol_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json")
+    done = CliRunner().invoke(_app(), [])
+    assert done.exit_code == 2
+    assert "must be grpc or http/protobuf" in re.sub(r"[│\s]+", " ", done.output)
+
+
+def _app() -> Any:
+    app = typer.Typer()
+    app.command()(command)
+    return app
+
+
+def test_all_addresses_are_those_of_ipv4_too() -> None:
+    with server.bind("::", 0, Settings()) as listener:
+        port = listener.getsockname()[1]
+        for host in ("127.0.0.1", "::1")[: 2 if listener.family == socket.AF_INET6 else 1]:
+            socket.create_connection((host, port), timeout=10).close()
