@@ -19,11 +19,12 @@ from starlette.routing import BaseRoute, Route
 from penstock_gateway import errors, probes
 from penstock_gateway.bodies import BodyMemory
 from penstock_gateway.chat_completions import chat_completions
+from penstock_gateway.completions import completions
+from penstock_gateway.continuation import continue_stream
 from penstock_gateway.limits import LimitsMiddleware
 from penstock_gateway.models import models, one_model
 from penstock_gateway.settings import Settings
 from penstock_gateway.steering import steer
-from penstock_gateway.streams import continue_stream
 from penstock_gateway.token_counts import tokenize
 
 _PLAYGROUND = "penstock_gateway.playground"
@@ -64,6 +65,7 @@ def create_app(client: AsyncClient, settings: Settings | None = None) -> Starlet
 def _routes() -> list[BaseRoute]:
     return [
         Route("/v1/chat/completions", chat_completions, methods=["POST"]),
+        Route("/v1/completions", completions, methods=["POST"]),
         Route("/v1/tokenize", tokenize, methods=["POST"]),
         Route("/v1/generations/{generation_id}/events", continue_stream, methods=["GET"]),
         Route("/v1/generations/{generation_id}/steer", steer, methods=["POST"]),

@@ -7,7 +7,6 @@ from typing import Any, cast
 from starlette.requests import Request
 from starlette.responses import Response
 
-from penstock_gateway import sse
 from penstock_gateway.bodies import decode, decoding, read_body
 from penstock_gateway.callers import client_of, timeout_of, trace_context, while_connected
 from penstock_gateway.chat_replies import ChatChunks, completion
@@ -16,6 +15,7 @@ from penstock_gateway.errors import rate_limit_headers
 from penstock_gateway.fields import CHAT, param_of
 from penstock_gateway.json_response import JsonResponse
 from penstock_gateway.options import ServiceCall
+from penstock_gateway.sse import EventId
 from penstock_gateway.streams import open_stream, send_stream
 
 
@@ -43,8 +43,6 @@ async def read_chat(request: Request) -> tuple[ChatRequest, ServiceCall]:
 
 async def _stream(request: Request, given: ChatRequest, call: ServiceCall) -> Response:
     include_usage = bool(given.stream_options and given.stream_options.include_usage)
-    stream = open_stream(request, call)
     chunks = ChatChunks(include_usage=include_usage, candidates=given.n or 1)
-    return await send_stream(
-        request, stream, chunks, sse.EventId(include_usage, "", 0, "") if given.resumable else None
-    )
+    first_id = EventId("chat", include_usage=include_usage) if given.resumable else None
+    return await send_stream(request, open_stream(request, call), chunks, first_id)

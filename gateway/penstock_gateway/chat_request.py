@@ -10,6 +10,7 @@ from penstock_gateway import options as shared
 from penstock_gateway.errors import GatewayError
 from penstock_gateway.fields import CHAT, refuse_by_name
 from penstock_gateway.messages import messages_of
+from penstock_gateway.options import one_of
 
 _Refused = Raw | UnsetType
 
@@ -18,28 +19,20 @@ class _TemplateArguments(shared.Strict, frozen=True, kw_only=True):
     enable_thinking: bool | None = None
 
 
-class ChatRequest(shared.CommonRequest, frozen=True, kw_only=True):
+class ChatRequest(shared.ChoicesRequest, frozen=True, kw_only=True):
     """Hold the body, field by field; those of the type `Raw` at the end are refused by name."""
 
     messages: list[Raw]
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    response_format: Raw | UnsetType = UNSET
     tools: list[Raw] | None = None
     tool_choice: Raw | UnsetType = UNSET
     parallel_tool_calls: bool | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     metadata: dict[str, str] | None = None
     safety_identifier: str | None = None
-    service_tier: Literal["auto", "default", "flex", "priority", "scale"] | None = None
     prompt_cache_key: str | None = None
-    thinking_mode: Literal["fast", "thinking", "auto"] | None = None
-    thinking_budget: int | None = None
-    thinking_token_budget: int | None = None
-    answer_reserve: int | None = None
-    closing_message: str | None = None
-    include_reasoning: bool | None = None
     thought_history: Literal["current_turn", "all_turns", "none"] | None = None
     max_tool_calls: int | None = None
     chat_template_kwargs: _TemplateArguments | None = None
@@ -71,49 +64,29 @@ def to_call(request: ChatRequest) -> shared.ServiceCall:
         GatewayError: A field is refused, or fields contradict each other.
     """
     refuse_by_name(request, CHAT)
-    made = shared.common_options(request)
+    made = shared.choices_options(request)
     made |= _thinking(request)
     made |= _output(request)
     made |= _tools(request)
-    made["priority"] = shared.PRIORITIES[request.service_tier] if request.service_tier else None
     made["session_id"] = one_of(session_id=request.session_id, prompt_cache_key=request.prompt_cache_key)
     given = {name: value for name, value in made.items() if value is not None}
     return shared.ServiceCall(messages_of(request.messages), given, request.timeout, request.flush_interval)
-
-
-def one_of(**given: Any) -> Any:
-    """Return the value of two names of one field. Raises GatewayError where they differ."""
-    (first, one), (second, other) = given.items()
-    if one is not None and other is not None and one != other:
-        text = f"{first} and {second} are two names of one field; they differ"
-        raise GatewayError(text, param=second, reason="CONFLICTING_FIELDS")
-    return other if one is None else one
 
 
 def _thinking(request: ChatRequest) -> dict[str, Any]:
     template = request.chat_template_kwargs
     enabled = template.enable_thinking if template is not None else None
     by_template = None if enabled is None else "thinking" if enabled else "fast"
-    budget = one_of(thinking_budget=request.thinking_budget, thinking_token_budget=request.thinking_token_budget)
     return {
         "thinking": one_of(thinking_mode=request.thinking_mode, chat_template_kwargs=by_template),
-        "budget": shared.within("thinking_budget", budget),
         "effort": shared.EFFORTS[request.reasoning_effort] if request.reasoning_effort else None,
-        "answer_reserve": shared.within("answer_reserve", request.answer_reserve),
-        "closing_message": request.closing_message,
-        "include_thoughts": request.include_reasoning,
         "history": request.thought_history,
     }
 
 
 def _output(request: ChatRequest) -> dict[str, Any]:
-    made = shared.response_format(request.response_format)
-    if made and request.structured_outputs:
-        text = "response_format and structured_outputs are two names of one constraint: give one"
-        raise GatewayError(text, param="structured_outputs", reason="CONFLICTING_FIELDS")
     most = one_of(max_completion_tokens=request.max_completion_tokens, max_tokens=request.max_tokens)
     return {
-        **made,
         "max_output_tokens": shared.within("max_completion_tokens", most),
         "top_logprobs": _top_logprobs(request),
     }

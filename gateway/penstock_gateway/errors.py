@@ -75,8 +75,8 @@ BY_CODE: Mapping[str, Kind] = {
 _UNKNOWN = KINDS["INTERNAL"]
 _UNREAD = (408, 413, 415)
 """Statuses after which the rest of a body may still come: the connection is closed, so that nobody has to read it."""
-_FIELDS = {"MODEL_NOT_FOUND": "spec.model", "CONTEXT_OVERFLOW": "spec.messages.messages"}
-"""The field that a reason is about, where the service names none."""
+_FIELDS = {"MODEL_NOT_FOUND": ("spec.model",), "CONTEXT_OVERFLOW": ("spec.messages.messages", "spec.text")}
+"""The fields that a reason may be about, where the service names none."""
 
 
 class GatewayError(Exception):
@@ -143,7 +143,8 @@ def to_reply(error: PenstockError | GatewayError, param_of: ParamOf = no_param) 
     kind = BY_CODE["UNAUTHENTICATED"] if code == "UNAUTHENTICATED" else KINDS.get(error.reason) or BY_CODE.get(code)
     kind = kind or _UNKNOWN
     violations = [_violation(one, param_of) for one in error.violations]
-    fields = [one.field for one in error.violations] or [error.metadata.get("field") or _FIELDS.get(error.reason, "")]
+    named = [one.field for one in error.violations] or [error.metadata.get("field", "")]
+    fields = [one for one in named if one] or _FIELDS.get(error.reason, ())
     param = next((name for one in fields if (name := param_of(one))), None)
     details: dict[str, Any] = {"reason": error.reason, "metadata": dict(error.metadata)}
     if violations:

@@ -47,6 +47,8 @@ SAMPLING: Fields = {
     "logit_bias": Field("honoured", "token ids to -100 to 100", "spec.sampling.logit_bias"),
     "seed": Field("honoured", "0 to 2^63-1", "spec.sampling.seed"),
     "stop": Field("honoured", "a text or a list; not searched in thoughts and tool calls", "spec.output.stop_strings"),
+}
+CHOICES: Fields = {
     "n": Field("honoured", "1 to the service's limit", "spec.output.candidate_count"),
 }
 STREAM: Fields = {
@@ -57,11 +59,14 @@ IDENTITY: Fields = {
     "model": Field("honoured", "the served model; empty takes it, another one is 404", "spec.model"),
     "user": Field("accepted", "not stored, not logged, no effect"),
 }
+SERVICE_TIER: Fields = {
+    "service_tier": Field("mapped", "priority: `flex` low, `priority` high, others normal", "spec.priority"),
+}
 ACCEPTED: Fields = {
     "metadata": Field("accepted", "not stored, not logged, no effect"),
     "safety_identifier": Field("accepted", "not stored, not logged, no effect"),
     "store": Field("refused", "nothing is stored; only false is taken", neutral=("false",)),
-    "service_tier": Field("mapped", "priority: `flex` low, `priority` high, others normal", "spec.priority"),
+    **SERVICE_TIER,
     "prompt_cache_key": Field("mapped", "the session id, by which replicas route", "spec.context.session_id"),
 }
 EXTENSIONS: Fields = {
@@ -71,7 +76,6 @@ EXTENSIONS: Fields = {
     "min_tokens": Field("honoured", "vLLM's; fewest output tokens", "spec.output.min_output_tokens"),
     "stop_token_ids": Field("honoured", "vLLM's; the answer ends at the first", "spec.output.stop_token_ids"),
     "structured_outputs": Field("honoured", "vLLM's; one of `json`, `regex`, `choice`, `grammar`", _CONSTRAINTS),
-    "return_token_ids": Field("honoured", "vLLM's; `token_ids` in each choice", "spec.output.return_token_ids"),
     "cache_salt": Field("honoured", "vLLM's; keeps the prefix cache apart", "spec.context.cache_salt"),
     "session_id": Field("honoured", "vLLM's; routes to the same replica", "spec.context.session_id"),
     "timeout": Field("honoured", "Penstock's; seconds to the deadline, as the header `x-request-timeout`"),
@@ -86,6 +90,16 @@ EXTENSIONS: Fields = {
     "flush_interval": Field("honoured", "Penstock's; seconds for which deltas may be joined", "flush_interval"),
     "resumable": Field("honoured", "Penstock's; events have ids, and a dropped stream can be continued"),
 }
+TOKEN_IDS: Fields = {
+    "return_token_ids": Field("honoured", "vLLM's; `token_ids` in each choice", "spec.output.return_token_ids"),
+}
+RESPONSE_FORMAT: Fields = {
+    "response_format": Field(
+        "honoured",
+        "`text`, `json_object`, `json_schema`, held by a grammar",
+        "spec.output.json_schema spec.output.structured_output",
+    ),
+}
 THINKING: Fields = {
     "thinking_mode": Field("honoured", "Penstock's; `fast`, `thinking`, `auto`", "spec.thinking.mode"),
     "thinking_budget": Field(
@@ -96,20 +110,26 @@ THINKING: Fields = {
     "closing_message": Field("honoured", "Penstock's; ends the thought at the budget", "spec.thinking.closing_message"),
     "include_reasoning": Field("honoured", "vLLM's; false sends no thought", "spec.thinking.include_thoughts"),
 }
+VLLM: Fields = {
+    "guided_json": Field("refused", "vLLM's old name; use `response_format` or `structured_outputs`"),
+    "guided_regex": Field("refused", "vLLM's old name; use `structured_outputs`"),
+    "guided_choice": Field("refused", "vLLM's old name; use `structured_outputs`"),
+    "guided_grammar": Field("refused", "vLLM's old name; use `structured_outputs`"),
+    "priority": Field("refused", "vLLM's; use `service_tier`", neutral=("0",)),
+    "ignore_eos": Field("refused", "vLLM's; use `min_tokens`", neutral=("false",)),
+    "prompt_logprobs": Field("refused", "vLLM's; prompts have no log probabilities here"),
+}
 CHAT: Fields = {
     "messages": Field("honoured", "see the table of messages", "spec.messages.messages"),
     **IDENTITY,
     "max_completion_tokens": Field("honoured", "thought, answer and tool calls", "spec.output.max_output_tokens"),
     "max_tokens": Field("honoured", "the old name of the same", "spec.output.max_output_tokens"),
     **SAMPLING,
+    **CHOICES,
     "logprobs": Field("honoured", "of the answer's tokens", "spec.output.top_logprobs"),
     "top_logprobs": Field("honoured", "0 to the service's limit; needs `logprobs`", "spec.output.top_logprobs"),
     **STREAM,
-    "response_format": Field(
-        "honoured",
-        "`text`, `json_object`, `json_schema`, held by a grammar",
-        "spec.output.json_schema spec.output.structured_output",
-    ),
+    **RESPONSE_FORMAT,
     "tools": Field("honoured", "of the type `function`; others are refused", "spec.tools"),
     "tool_choice": Field(
         "honoured", "`none`, `auto`, `required`, a named function, `allowed_tools`", "spec.tool_config.mode"
@@ -138,16 +158,36 @@ CHAT: Fields = {
         "mapped", "vLLM's; `enable_thinking` alone, as `thinking_mode`", "spec.thinking.mode"
     ),
     **EXTENSIONS,
-    "guided_json": Field("refused", "vLLM's old name; use `response_format` or `structured_outputs`"),
-    "guided_regex": Field("refused", "vLLM's old name; use `structured_outputs`"),
-    "guided_choice": Field("refused", "vLLM's old name; use `structured_outputs`"),
-    "guided_grammar": Field("refused", "vLLM's old name; use `structured_outputs`"),
-    "priority": Field("refused", "vLLM's; use `service_tier`", neutral=("0",)),
-    "ignore_eos": Field("refused", "vLLM's; use `min_tokens`", neutral=("false",)),
-    "prompt_logprobs": Field("refused", "vLLM's; prompts have no log probabilities here"),
+    **TOKEN_IDS,
+    **VLLM,
     "chat_template": Field("refused", "vLLM's; the template is the model's own"),
 }
 """Fields of `POST /v1/chat/completions`."""
+COMPLETIONS: Fields = {
+    "prompt": Field(
+        "honoured",
+        "a text, token ids, or a list of either; as it stands, without the chat template",
+        "spec.text spec.token_ids",
+    ),
+    **IDENTITY,
+    "max_tokens": Field("honoured", "thought and answer; default 16, as at OpenAI", "spec.output.max_output_tokens"),
+    **SAMPLING,
+    **CHOICES,
+    "best_of": Field("refused", "nothing ranks the outputs; use `n`", neutral=("1",)),
+    "echo": Field("honoured", "for texts, without `logprobs` and `overflow`"),
+    "suffix": Field("refused", "nothing is inserted; write the whole prompt", neutral=('""',)),
+    "logprobs": Field("honoured", "0 to the service's limit, of the answer's tokens", "spec.output.top_logprobs"),
+    **STREAM,
+    **SERVICE_TIER,
+    **RESPONSE_FORMAT,
+    **THINKING,
+    **EXTENSIONS,
+    **TOKEN_IDS,
+    **VLLM,
+    "use_beam_search": Field("refused", "vLLM's; use `n`", neutral=("false",)),
+    "truncate_prompt_tokens": Field("refused", "vLLM's; use `max_context_tokens` and `overflow`"),
+}
+"""Fields of `POST /v1/completions`."""
 
 
 def refuse_by_name(request: msgspec.Struct, fields: Fields) -> None:

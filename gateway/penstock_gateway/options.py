@@ -58,18 +58,21 @@ class CommonRequest(Strict, frozen=True, kw_only=True):
     logit_bias: dict[str, float] | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
-    n: int | None = None
-    max_tokens: int | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
     user: str | None = None
+    service_tier: Literal["auto", "default", "flex", "priority", "scale"] | None = None
+    thinking_mode: Literal["fast", "thinking", "auto"] | None = None
+    thinking_budget: int | None = None
+    thinking_token_budget: int | None = None
+    answer_reserve: int | None = None
+    closing_message: str | None = None
+    include_reasoning: bool | None = None
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
     min_tokens: int | None = None
     stop_token_ids: list[int] | None = None
     structured_outputs: dict[str, Raw] | None = None
-    return_token_ids: bool | None = None
     cache_salt: str | None = None
     session_id: str | None = None
     timeout: float | None = None
@@ -77,6 +80,16 @@ class CommonRequest(Strict, frozen=True, kw_only=True):
     overflow: Literal["error", "drop_oldest_turns", "truncate_left", "truncate_middle"] | None = None
     flush_interval: float | None = None
     resumable: bool | None = None
+
+
+class ChoicesRequest(CommonRequest, frozen=True, kw_only=True):
+    """Hold the fields that requests with several choices have beside the common ones."""
+
+    n: int | None = None
+    max_tokens: int | None = None
+    stream_options: StreamOptions | None = None
+    response_format: Raw | UnsetType = UNSET
+    return_token_ids: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +111,6 @@ class ServiceCall:
 
 def common_options(request: CommonRequest) -> dict[str, Any]:
     """Return the options that all requests have. Raises GatewayError for what the client cannot send."""
-    check_stream_options(request.stream_options)
     return {
         "model": request.model,
         "temperature": request.temperature,
@@ -109,17 +121,56 @@ def common_options(request: CommonRequest) -> dict[str, Any]:
         "logit_bias": _logit_bias(request.logit_bias),
         "seed": within("seed", request.seed, 2**63),
         "stop": request.stop,
-        "candidates": within("n", request.n),
+        "priority": PRIORITIES[request.service_tier] if request.service_tier else None,
         "top_k": within("top_k", 0 if request.top_k == -1 else request.top_k),
         "min_p": request.min_p,
         "min_output_tokens": within("min_tokens", request.min_tokens),
         "stop_token_ids": _each_within("stop_token_ids", request.stop_token_ids),
-        "return_token_ids": request.return_token_ids,
         "cache_salt": request.cache_salt,
         "session_id": request.session_id,
         "max_context_tokens": within("max_context_tokens", request.max_context_tokens),
         "overflow": request.overflow,
         **_structured(request.structured_outputs),
+        **_thinking(request),
+    }
+
+
+def choices_options(request: ChoicesRequest) -> dict[str, Any]:
+    """Return the options of a request with several choices. Raises GatewayError for what the client cannot send."""
+    check_stream_options(request.stream_options)
+    return {
+        **common_options(request),
+        **with_format(response_format(request.response_format), "response_format", request),
+        "candidates": within("n", request.n),
+        "return_token_ids": request.return_token_ids,
+    }
+
+
+def with_format(made: dict[str, Any], name: str, request: CommonRequest) -> dict[str, Any]:
+    """Return the options `made` of a format. Raises GatewayError where another field constrains the answer, too."""
+    if made and request.structured_outputs:
+        text = f"{name} and structured_outputs are two names of one constraint: give one"
+        raise GatewayError(text, param="structured_outputs", reason="CONFLICTING_FIELDS")
+    return made
+
+
+def one_of(**given: Any) -> Any:
+    """Return the value of two names of one field. Raises GatewayError where they differ."""
+    (first, one), (second, other) = given.items()
+    if one is not None and other is not None and one != other:
+        text = f"{first} and {second} are two names of one field; they differ"
+        raise GatewayError(text, param=second, reason="CONFLICTING_FIELDS")
+    return other if one is None else one
+
+
+def _thinking(request: CommonRequest) -> dict[str, Any]:
+    budget = one_of(thinking_budget=request.thinking_budget, thinking_token_budget=request.thinking_token_budget)
+    return {
+        "thinking": request.thinking_mode,
+        "budget": within("thinking_budget", budget),
+        "answer_reserve": within("answer_reserve", request.answer_reserve),
+        "closing_message": request.closing_message,
+        "include_thoughts": request.include_reasoning,
     }
 
 

@@ -40,14 +40,27 @@ def stop_reason(candidate: Candidate) -> str | None:
     return candidate.matched_stop or None
 
 
-def usage_of(usage: Usage) -> dict[str, Any]:
-    """Return OpenAI's usage; thought tokens are part of the completion tokens."""
+def thought_of(text: str | None) -> dict[str, Any]:
+    """Return a thought under both names: `reasoning_content` is most clients' and `reasoning` is vLLM's."""
+    return {"reasoning_content": text, "reasoning": text}
+
+
+def ending_of(candidate: Candidate) -> dict[str, Any]:
+    """Return what a choice of a complete reply says of its end, and its token ids where they were asked for."""
+    made: dict[str, Any] = {"finish_reason": finish_reason(candidate), "stop_reason": stop_reason(candidate)}
+    if candidate.answer_token_ids or candidate.thought_token_ids:
+        made["token_ids"] = [*candidate.thought_token_ids, *candidate.answer_token_ids]
+    return made
+
+
+def usage_of(*usages: Usage) -> dict[str, Any]:
+    """Return OpenAI's usage, of several calls together; thought tokens are part of the completion tokens."""
     return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.output_tokens,
-        "total_tokens": usage.total_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+        "prompt_tokens": sum(one.prompt_tokens for one in usages),
+        "completion_tokens": sum(one.output_tokens for one in usages),
+        "total_tokens": sum(one.total_tokens for one in usages),
+        "prompt_tokens_details": {"cached_tokens": sum(one.cached_tokens for one in usages)},
+        "completion_tokens_details": {"reasoning_tokens": sum(one.reasoning_tokens for one in usages)},
     }
 
 

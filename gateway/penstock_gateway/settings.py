@@ -16,6 +16,7 @@ class Settings:
         max_body_bytes: Largest request body.
         max_header_bytes: Largest request line plus headers.
         max_json_items: Most commas and opening brackets of a request's JSON.
+        max_prompts: Prompts of one request for text completions; each is a call of the service.
         max_requests: Requests that are processed at once.
         max_connections: Open connections.
         max_request_memory_bytes: Bytes of requests, and of what is made of them, that are held at once.
@@ -28,6 +29,7 @@ class Settings:
     max_body_bytes: int = 16 * 1024 * 1024
     max_header_bytes: int = 32 * 1024
     max_json_items: int = 1_500_000
+    max_prompts: int = 16
     max_requests: int = 1024
     max_connections: int = 2048
     max_request_memory_bytes: int = 512 * 1024 * 1024

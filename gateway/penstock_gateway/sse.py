@@ -21,7 +21,7 @@ _KEEP_ALIVE = b": keep-alive\n\n"
 _MAX_ID_BYTES = 4096
 """Longest event id. The token of a stream that moved to another server holds its conversation and may be longer: such a
 stream can not be continued by a client, and its events have no id."""
-_ID = re.compile(r"v1:chat:([a-z]*):([A-Za-z0-9_.-]+):([0-9]{1,19}):([\x21-\x7e]+)")
+_ID = re.compile(r"v1:(chat|completion|response):([a-z]*):([A-Za-z0-9_.-]+):([0-9]{1,19}):([\x21-\x7e]+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,22 +29,28 @@ class EventId:
     """Say where a stream continues; any gateway can read it.
 
     Attributes:
+        kind: Endpoint that the stream is of: `chat`, `completion` or `response`.
         include_usage: Whether the last chunk has the usage.
+        has_logprobs: Whether chunks have log probabilities whose places in the text are counted from its start.
+        has_summary: Whether the thought is sent as a summary.
         generation_id: Id of the generation.
         sequence: Sequence number of the service's event that the chunk was made of.
         resume_token: Proof that the reader is the one who started the generation.
         is_last: Whether nothing follows.
     """
 
-    include_usage: bool
-    generation_id: str
-    sequence: int
-    resume_token: str
+    kind: str
+    include_usage: bool = False
+    has_logprobs: bool = False
+    has_summary: bool = False
+    generation_id: str = ""
+    sequence: int = 0
+    resume_token: str = ""
     is_last: bool = False
 
     def __str__(self) -> str:
-        flags = ("u" if self.include_usage else "") + ("f" if self.is_last else "")
-        return f"v1:chat:{flags}:{self.generation_id}:{self.sequence}:{self.resume_token}"
+        flags = "".join(letter for letter, name in _FLAGS.items() if getattr(self, name))
+        return f"v1:{self.kind}:{flags}:{self.generation_id}:{self.sequence}:{self.resume_token}"
 
     @classmethod
     def parse(cls, text: str, param: str = "last-event-id") -> EventId:
@@ -52,15 +58,21 @@ class EventId:
         found = _ID.fullmatch(text) if len(text) <= _MAX_ID_BYTES else None
         if found is None:
             raise GatewayError(f"{param} must be the id of an event of this stream", param=param)
-        return cls("u" in found[1], found[2], int(found[3]), found[4], "f" in found[1])
+        flags = {name: letter in found[2] for letter, name in _FLAGS.items()}
+        return cls(found[1], generation_id=found[3], sequence=int(found[4]), resume_token=found[5], **flags)
 
 
-def event(data: Mapping[str, Any], *, event_id: EventId | None = None) -> bytes:
+_FLAGS = {"u": "include_usage", "l": "has_logprobs", "s": "has_summary", "f": "is_last"}
+
+
+def event(data: Mapping[str, Any], *, name: str = "", event_id: EventId | None = None) -> bytes:
     """Return the bytes of one event."""
     head = b""
     if event_id is not None:
         text = str(event_id)
         head = f"id: {text if len(text) <= _MAX_ID_BYTES else ''}\n".encode()
+    if name:
+        head += f"event: {name}\n".encode()
     return b"%sdata: %s\n\n" % (head, msgspec.json.encode(data))
 
 

@@ -9,10 +9,10 @@ from starlette.responses import Response
 
 from penstock_gateway.bodies import decode, decoding, read_body
 from penstock_gateway.callers import client_of, timeout_of, trace_context, while_connected
+from penstock_gateway.continuation import last_event_of
 from penstock_gateway.errors import GatewayError
 from penstock_gateway.json_response import JsonResponse
 from penstock_gateway.options import Strict, within
-from penstock_gateway.streams import last_event_of
 
 _FIELDS = {"change_budget.thinking_budget": "thinking_budget", "action": "action"}
 

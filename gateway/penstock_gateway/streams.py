@@ -1,31 +1,51 @@
-"""Send a stream of the service as server-sent events, and continue one that was dropped."""
+"""Send streams of the service as server-sent events, in the format of an endpoint."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
-from penstock_client import AsyncStream, Event, Finished, PenstockError
+from penstock_client import AsyncStream, Continued, Event, Finished, Interrupted, PenstockError
 from starlette.requests import Request
 from starlette.responses import Response
 
 from penstock_gateway import sse
 from penstock_gateway.callers import client_of, timeout_of, trace_context, while_connected
-from penstock_gateway.chat_replies import ChatChunks, comment_of
-from penstock_gateway.errors import GatewayError, ParamOf, no_param, to_reply
+from penstock_gateway.errors import ErrorReply, GatewayError, no_param, to_reply
 from penstock_gateway.options import ServiceCall
 from penstock_gateway.settings import Settings
 
 log = logging.getLogger("penstock_gateway")
 
 
-class Chunks(Protocol):
-    """Builds the chunks of a stream, in the format of an endpoint."""
+class StreamFormat:
+    """Build the chunks of one stream. Each endpoint has its own.
+
+    Attributes:
+        end: What follows the last chunk.
+        is_named: Whether events have the chunk's `type` as their name.
+        needs_start: Whether a chunk depends on the chunks before it, so that a stream that is continued is read from
+            its start.
+    """
+
+    end = sse.DONE
+    is_named = False
+    needs_start = False
 
     def of(self, event: Event) -> Iterator[dict[str, Any]]:
         """Yield the chunks of one event."""
+        raise NotImplementedError
+
+    def failed(self, reply: ErrorReply) -> Mapping[str, Any]:
+        """Return the chunk for an error after the first event."""
+        return reply.body
+
+    def encode(self, chunk: Mapping[str, Any], event_id: sse.EventId | None = None) -> bytes:
+        """Return the bytes of one chunk."""
+        return sse.event(chunk, name=chunk["type"] if self.is_named else "", event_id=event_id)
 
 
 def open_stream(request: Request, call: ServiceCall) -> AsyncStream:
@@ -40,57 +60,133 @@ def open_stream(request: Request, call: ServiceCall) -> AsyncStream:
         )
 
 
-async def send_stream(request: Request, stream: AsyncStream, chunks: Chunks, first_id: sse.EventId | None) -> Response:
-    """Wait for the first event and return the response that sends all of them.
+async def send_stream(
+    request: Request, stream: AsyncStream, made: StreamFormat, first_id: sse.EventId | None = None, *, skip: int = 0
+) -> Response:
+    """Wait for the first chunk of a stream and return the response that sends all of them.
 
     Args:
         request: The request.
         stream: The stream.
-        chunks: Builds the chunks.
+        made: Builds the chunks.
         first_id: Pattern of the events' ids, where the client may continue the stream; None: it may not, and its
             leaving ends the generation.
+        skip: Sequence number of the last event whose chunks the client has.
 
     Raises:
         PenstockError: The service refused the call before its first event.
         ClientDisconnect: The client left.
     """
+    return await _send(request, [stream], _pieces(stream, made, first_id, skip), made, is_left_running=bool(first_id))
+
+
+async def send_streams(
+    request: Request, streams: Sequence[AsyncStream], pieces: AsyncGenerator[bytes, None], made: StreamFormat
+) -> Response:
+    """Send several streams as one, of which `pieces` are the bytes. Raises as `send_stream` does."""
+    return await _send(request, streams, pieces, made, is_left_running=False)
+
+
+async def _send(
+    request: Request,
+    streams: Sequence[AsyncStream],
+    pieces: AsyncGenerator[bytes, None],
+    made: StreamFormat,
+    *,
+    is_left_running: bool,
+) -> Response:
     settings: Settings = request.state.settings
-    close = stream.close if first_id is None else stream.detach
+
+    def close() -> None:
+        for stream in streams:
+            if is_left_running:
+                stream.detach()
+            else:
+                stream.close()
+
     try:
-        first = await while_connected(request, anext(stream))
+        first = await while_connected(request, _first_of(pieces))
     except BaseException:
-        stream.close()
+        for stream in streams:
+            stream.close()
+        await pieces.aclose()
         raise
-    param_of = getattr(request.state, "param_of", no_param)
-    events = _events(stream, first, chunks, first_id, param_of)
-    return sse.EventStream(request, events, close, settings.keep_alive_seconds)
+    return sse.EventStream(request, _to_the_end(request, first, pieces, made), close, settings.keep_alive_seconds)
 
 
-async def _events(
-    stream: AsyncStream, first: Event, chunks: Chunks, first_id: sse.EventId | None, param_of: ParamOf
+async def _first_of(pieces: AsyncGenerator[bytes, None]) -> bytes:
+    return await anext(pieces, b"")
+
+
+async def _to_the_end(
+    request: Request, first: bytes, pieces: AsyncGenerator[bytes, None], made: StreamFormat
 ) -> AsyncIterator[bytes]:
-    """Yield the bytes of the chunks; an error after the first event is an event, too."""
-    ids = _Ids(first_id, stream)
+    """Yield all bytes; an error after the first event is an event, too."""
+    yield first
     try:
-        for data in _bytes(first, chunks, ids):
-            yield data
-        if not isinstance(first, Finished):
-            async for event in stream:
-                for data in _bytes(event, chunks, ids):
-                    yield data
-    except PenstockError as error:
-        yield sse.event(to_reply(error, param_of).body)
+        async for piece in pieces:
+            yield piece
+    except (PenstockError, GatewayError) as error:
+        yield made.encode(made.failed(to_reply(error, getattr(request.state, "param_of", no_param))))
     except Exception:
         log.exception("a stream failed")
-        yield sse.event(to_reply(GatewayError("internal error of the gateway", reason="INTERNAL")).body)
-    yield sse.DONE
+        error_reply = to_reply(GatewayError("internal error of the gateway", reason="INTERNAL"))
+        yield made.encode(made.failed(error_reply))
+    finally:
+        await pieces.aclose()
+    if made.end:
+        yield made.end
+
+
+async def _pieces(
+    stream: AsyncStream, made: StreamFormat, first_id: sse.EventId | None, skip: int
+) -> AsyncGenerator[bytes, None]:
+    ids = _Ids(first_id, stream, needs_start=made.needs_start)
+    async for event in stream:
+        chunks = list(made.of(event))
+        if event.sequence > skip:
+            for data in _bytes(event, chunks, made, ids):
+                yield data
+    if stream.last_sequence < skip:
+        text = f"last-event-id has the place {skip}, and the stream ends at {stream.last_sequence}"
+        raise GatewayError(text, param="last-event-id")
+
+
+def pieces_of(stream: AsyncStream, made: StreamFormat) -> AsyncGenerator[bytes, None]:
+    """Return the bytes of the chunks of a stream that cannot be continued."""
+    return _pieces(stream, made, None, 0)
+
+
+async def merged(parts: Sequence[AsyncGenerator[bytes, None]]) -> AsyncGenerator[bytes, None]:
+    """Yield what several generators yield, as it comes; each waits while its last piece was not taken.
+
+    Raises:
+        PenstockError: One of them failed; the others are not read any more.
+    """
+    waiting = {asyncio.ensure_future(anext(part)): part for part in parts}
+    try:
+        while waiting:
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                part = waiting.pop(task)
+                try:
+                    piece = task.result()
+                except StopAsyncIteration:
+                    continue
+                waiting[asyncio.ensure_future(anext(part))] = part
+                yield piece
+    finally:
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
 
 
 class _Ids:
     """Make the ids of events, where the client may continue the stream."""
 
-    def __init__(self, pattern: sse.EventId | None, stream: AsyncStream) -> None:
-        self._pattern, self._stream = pattern, stream
+    def __init__(self, pattern: sse.EventId | None, stream: AsyncStream, *, needs_start: bool) -> None:
+        self._pattern, self._stream, self._needs_start = pattern, stream, needs_start
+        self._first_token = ""
 
     def of(self, event: Event) -> sse.EventId | None:
         """Return the id of the last chunk of an event."""
@@ -98,6 +194,9 @@ class _Ids:
             return None
         response = self._stream.response
         token, generation = response.resume_token, response.generation_id
+        self._first_token = self._first_token or token
+        if self._needs_start and token != self._first_token:
+            return None  # it moved to another server, which does not have its start
         return replace(
             self._pattern,
             generation_id=generation,
@@ -107,42 +206,22 @@ class _Ids:
         )
 
 
-def _bytes(event: Event, chunks: Chunks, ids: _Ids) -> Iterator[bytes]:
+def _bytes(event: Event, chunks: Sequence[dict[str, Any]], made: StreamFormat, ids: _Ids) -> Iterator[bytes]:
     """Yield the bytes of one event. Its id is that of its last chunk, so that no chunk is lost when it is continued."""
-    made = list(chunks.of(event))
-    for chunk in made[:-1]:
-        yield sse.event(chunk)
-    if made:
-        yield sse.event(made[-1], event_id=ids.of(event))
-    elif text := comment_of(event):
+    for chunk in chunks[:-1]:
+        yield made.encode(chunk)
+    if chunks:
+        yield made.encode(chunks[-1], ids.of(event))
+    elif text := _comment_of(event):
         yield sse.comment(text)
 
 
-def last_event_of(request: Request) -> sse.EventId:
-    """Return the event id that came with the request, which is of the path's generation.
-
-    Raises:
-        GatewayError: The id is none, or of another generation.
-    """
-    text = request.headers.get("last-event-id") or request.query_params.get("last_event_id", "")
-    last = sse.EventId.parse(text)
-    if last.generation_id != request.path_params["generation_id"]:
-        raise GatewayError("last-event-id is of another generation than the path", param="last-event-id")
-    return last
-
-
-async def continue_stream(request: Request) -> Response:
-    """Continue a stream of another connection: `GET /v1/generations/{id}/events` with `Last-Event-ID`.
-
-    Raises:
-        GatewayError: The id is none, or of another generation.
-    """
-    last = last_event_of(request)
-    client = client_of(request)
-    timeout = timeout_of(request, None)
-    if last.is_last:
-        return Response(sse.DONE, media_type=sse.EventStream.media_type)
-    with trace_context(request.headers):
-        model = (await client.model()).model
-        stream = client.resume(last.generation_id, last.resume_token, last.sequence, timeout=timeout)
-    return await send_stream(request, stream, ChatChunks(include_usage=last.include_usage, model=model), last)
+def _comment_of(event: Event) -> str:
+    """Return the text of a comment for an event that has no chunk; empty where it needs none."""
+    match event:
+        case Interrupted(reason=reason):
+            return f"interrupted: {reason}; the stream continues by itself"
+        case Continued(interrupted_seconds=seconds):
+            return f"continued after {seconds:.1f} s"
+        case _:
+            return ""

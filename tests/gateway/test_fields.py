@@ -8,16 +8,19 @@ from pathlib import Path
 import msgspec
 import pytest
 from msgspec import UNSET
-from openai.types.chat.completion_create_params import CompletionCreateParamsBase
+from openai.types.chat.completion_create_params import CompletionCreateParamsBase as ChatParams
+from openai.types.completion_create_params import CompletionCreateParamsBase as CompletionParams
 from penstock_gateway import fields
 from penstock_gateway.chat_request import ChatRequest
+from penstock_gateway.completion_request import CompletionRequest
 from penstock_gateway.errors import BY_CODE, KINDS
 from penstock_gateway.fields import Fields
 from penstock_proto.v1 import generation_pb2 as pb
 
 PAGE = Path(__file__).parents[2] / "docs/reference/openai-compatibility.md"
 TABLES: list[tuple[Fields, type[msgspec.Struct], set[str]]] = [
-    (fields.CHAT, ChatRequest, {*CompletionCreateParamsBase.__annotations__, "stream"}),
+    (fields.CHAT, ChatRequest, {*ChatParams.__annotations__, "stream"}),
+    (fields.COMPLETIONS, CompletionRequest, {*CompletionParams.__annotations__, "stream"}),
 ]
 
 
