@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm" / "penstock"
 VALUES = sorted((Path(__file__).parent / "values").glob("*.yaml"))
 DEPLOYED = [path for path in VALUES if not path.stem.startswith("nodes-")]
+GATEWAYS = [path for path in VALUES if "gateway" in path.stem]
 KUBERNETES = ("1.31.0", "1.37.0")
 needs_helm = pytest.mark.needs("helm")
 
@@ -53,14 +54,30 @@ def of_kind(objects: Iterable[Object], kind: str) -> list[Object]:
     return [found for found in objects if found["kind"] == kind]
 
 
+def is_gateways(found: Object) -> bool:
+    """Whether an object is the gateway's, not the service's; the tests' own objects are nobody's."""
+    return bool(found["metadata"].get("labels", {}).get("app.kubernetes.io/component") == "gateway")
+
+
+def of_service(objects: Iterable[Object]) -> list[Object]:
+    return [found for found in objects if not is_gateways(found)]
+
+
+def gateway_pod(objects: Iterable[Object]) -> Object:
+    """The gateway's pod template; raises ValueError where there is none."""
+    (found,) = [o for o in of_kind(objects, "Deployment") if is_gateways(o)]
+    template: Object = found["spec"]["template"]
+    return template
+
+
 def workload(objects: Iterable[Object]) -> Object:
-    """The Deployment, or with several nodes the LeaderWorkerSet."""
-    (found,) = [o for o in objects if o["kind"] in ("Deployment", "LeaderWorkerSet")]
+    """The service's Deployment, or with several nodes the LeaderWorkerSet."""
+    (found,) = [o for o in of_service(objects) if o["kind"] in ("Deployment", "LeaderWorkerSet")]
     return found
 
 
 def deployment(objects: Iterable[Object]) -> Object:
-    (found,) = of_kind(objects, "Deployment")
+    (found,) = of_kind(of_service(objects), "Deployment")
     return found
 
 
@@ -89,8 +106,9 @@ def configuration(objects: Iterable[Object]) -> str:
 
 
 def pods(objects: Iterable[Object]) -> list[Object]:
-    """The specs of all pods, the test's and the download's too."""
+    """The specs of all pods, the gateway's, the tests' and the download's too."""
     found = [o["spec"] for o in of_kind(objects, "Pod")]
+    found += [o["spec"]["template"]["spec"] for o in of_kind(objects, "Deployment") if is_gateways(o)]
     found += [o["spec"]["template"]["spec"] for o in of_kind(objects, "Job")]
     return [*(template["spec"] for template in templates(objects).values()), *found]
 

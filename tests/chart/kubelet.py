@@ -75,7 +75,7 @@ class Container:
         )
 
     def _inside(self, text: str) -> str:
-        for mount in sorted((m["mountPath"] for m in self.spec["volumeMounts"]), key=len, reverse=True):
+        for mount in sorted((m["mountPath"] for m in self.spec.get("volumeMounts", [])), key=len, reverse=True):
             if found := re.match(rf"(--[a-z-]+=)?({re.escape(mount)}(/.*)?)$", text):
                 return f"{found[1] or ''}{self.root}{found[2]}"
         return text
@@ -122,11 +122,16 @@ def until_started(box: Object, running: subprocess.Popen[str], within_seconds: f
         time.sleep(0.2)
 
 
-def helm_test(objects: list[Object], root: Path, secrets: Mapping[str, Mapping[str, bytes]] | None = None) -> Container:
-    (test,) = of_kind(objects, "Pod")
+def helm_test(
+    objects: list[Object],
+    root: Path,
+    secrets: Mapping[str, Mapping[str, bytes]] | None = None,
+    name: str = "try-penstock-test",
+) -> Container:
+    (test,) = [found for found in of_kind(objects, "Pod") if found["metadata"]["name"] == name]
     box = lay_out(test["spec"], objects, root, secrets or {})
     # No DNS of a cluster here: the Service's name is this machine.
-    box.spec["args"] = [argument.replace("try-penstock:", "127.0.0.1:") for argument in box.spec["args"]]
+    box.spec["args"] = [re.sub(r"try-penstock(-gateway)?:", "127.0.0.1:", argument) for argument in box.spec["args"]]
     return box
 
 
@@ -146,8 +151,9 @@ def lay_out(
     """Makes the mounts of a pod's only container: its ConfigMaps as they were rendered, empty directories empty, and
     Secrets (by name, of keys) as they are given."""
     (box,) = spec["containers"]
-    volumes: dict[str, Any] = {volume["name"]: volume for volume in spec["volumes"]}
-    for mount in box["volumeMounts"]:
+    root.mkdir(parents=True, exist_ok=True)
+    volumes: dict[str, Any] = {volume["name"]: volume for volume in spec.get("volumes", [])}
+    for mount in box.get("volumeMounts", []):
         place = root / mount["mountPath"].lstrip("/")
         volume = volumes[mount["name"]]
         if "configMap" in volume:

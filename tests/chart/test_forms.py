@@ -114,6 +114,8 @@ def test_should_be_packaged(tmp_path: Path) -> None:
 CONFIG = ("Deployment/try-penstock", "ConfigMap/try-penstock")
 SERVICES = ("Service/try-penstock", "Service/try-penstock-headless")
 TEST = ("Pod/try-penstock-test",)
+GATEWAY = {f"{kind}/try-penstock-gateway" for kind in ("Deployment", "Service", "NetworkPolicy", "PodDisruptionBudget")}
+GATEWAY |= {"NetworkPolicy/try-penstock", "ConfigMap/try-penstock-gateway-test", "Pod/try-penstock-gateway-test"}
 
 
 def changed(before: Object, after: Object) -> set[str]:
@@ -134,6 +136,8 @@ def changed(before: Object, after: Object) -> set[str]:
         ({"persistence": {"enabled": True}}, {"Deployment/try-penstock", "PersistentVolumeClaim/try-penstock-cache"}),
         ({"updateStrategy": {"maxSurge": 1}}, {"Deployment/try-penstock"}),
         ({"podMonitor": {"enabled": True}}, {"PodMonitor/try-penstock"}),
+        ({"gateway": {"enabled": True}}, GATEWAY),
+        ({"gateway": {"limits": {"max_requests": 7}}}, set()),
         ({"prometheusRule": {"enabled": True}}, {"PrometheusRule/try-penstock"}),
         ({"apiKeys": {"existingSecret": "k"}, "tests": {"apiKey": {"existingSecret": "t"}}}, {*CONFIG, *TEST}),
         (
@@ -164,8 +168,19 @@ def test_an_upgrade_should_touch_only_what_it_means(after: Object, touched: set[
             ["--target try-penstock:50051 --tls", "PENSTOCK_API_KEY"],
         ),
         ({"preset": "qwen3.5-35b-a3b-fp8", "replicaCount": 2}, ["NOTE: resumeKey.existingSecret is not set"]),
+        (
+            {"gateway": {"enabled": True, "ingress": {"enabled": True, "hosts": ["llm.example"]}}},
+            [
+                "port-forward service/try-penstock-gateway 8080:80",
+                "http://llm.example/v1",
+                "NOTE: nothing says who calls",
+                "NOTE: gateway.ingress.tls is not set",
+                "NOTE: gateway.networkPolicy.from is not set",
+                "NOTE: gateway.image.repository is penstock-gateway:0.1.0",
+            ],
+        ),
     ],
-    ids=["cpu", "nodes", "tls", "replicas"],
+    ids=["cpu", "nodes", "tls", "replicas", "gateway"],
 )
 def test_should_tell_how_to_send_the_first_request(values: Object, said: list[str], tmp_path: Path) -> None:
     # Without a cluster Helm prints no notes: here they are a template like the others.

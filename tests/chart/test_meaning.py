@@ -18,8 +18,10 @@ from tests.chart.chart import (
     configuration,
     container,
     deployment,
+    is_gateways,
     needs_helm,
     of_kind,
+    of_service,
     pod,
     pods,
     render,
@@ -134,7 +136,7 @@ def test_should_never_leave_the_restricted_pod_security_standard(values: Path) -
         assert spec["securityContext"]["runAsNonRoot"] is True
         assert spec["securityContext"]["runAsUser"] != 0
         assert spec["securityContext"]["seccompProfile"]["type"] in ("RuntimeDefault", "Localhost")
-        assert all(set(volume) - {"name"} <= volumes for volume in spec["volumes"])
+        assert all(set(volume) - {"name"} <= volumes for volume in spec.get("volumes", []))
         for box in spec["containers"] + spec.get("initContainers", []):
             context = box["securityContext"]
             assert context["allowPrivilegeEscalation"] is False
@@ -189,17 +191,18 @@ def test_should_select_its_own_pods_and_never_the_test(values: Path) -> None:
     labels = templates(objects)["service"]["metadata"]["labels"]
     spec = workload(objects)["spec"]
     selectors = [spec["selector"]["matchLabels"]] if "selector" in spec else []
-    selectors += [o["spec"]["selector"] for o in of_kind(objects, "Service")]
+    selectors += [o["spec"]["selector"] for o in of_kind(of_service(objects), "Service")]
     selectors += [o["spec"]["selector"]["matchLabels"] for o in of_kind(objects, "InferencePool")]
     # Workers answer nobody: what brings calls must never find them.
     others = [template["metadata"]["labels"] for role, template in templates(objects).items() if role != "service"]
     others += [o["metadata"]["labels"] for o in of_kind(objects, "Pod")]
+    others += [o["spec"]["template"]["metadata"]["labels"] for o in of_kind(objects, "Deployment") if is_gateways(o)]
     others += [o["spec"]["template"]["metadata"]["labels"] for o in of_kind(objects, "Job")]
     for selector in selectors:
         assert selector.items() <= labels.items()
         assert not any(selector.items() <= other.items() for other in others)
     for kind, key in (("PodDisruptionBudget", "selector"), ("NetworkPolicy", "podSelector")):
-        for found in of_kind(objects, kind):
+        for found in of_kind(of_service(objects), kind):
             assert found["spec"][key]["matchLabels"].items() <= labels.items()
 
 
@@ -207,7 +210,7 @@ def test_should_select_its_own_pods_and_never_the_test(values: Path) -> None:
 def test_should_say_on_every_service_what_it_speaks(values: Path) -> None:
     objects = render(values)
     spoken = "https" if config(objects).tls.certificate_file else "kubernetes.io/h2c"
-    for service in of_kind(objects, "Service"):
+    for service in of_kind(of_service(objects), "Service"):
         (port,) = [port for port in service["spec"]["ports"] if port["name"] == "grpc"]
         assert port["appProtocol"] == spoken
 

@@ -144,7 +144,69 @@ CONTRADICTIONS: list[tuple[str, dict[str, Any]]] = [
     ("config.server.health_listen", server(health_listen="[::]:50051")),
     ("grpcRoute.backendTls", TLS | {"grpcRoute": {"enabled": True, "parentRefs": [{"name": "public"}]}}),
 ]
+
+
+def gateway(**keys: Any) -> dict[str, Any]:
+    return {"gateway": {"enabled": True, **keys}}
+
+
+MUTUAL: dict[str, Any] = {"tls": {"existingSecret": "a", "mutual": True}, "tests": {"clientSecret": "b"}}
+KEYS: dict[str, Any] = {
+    "apiKeys": {"existingSecret": "k"},
+    "tests": {"apiKey": {"existingSecret": "t"}, "clientSecret": "b"},
+}
+WRITTEN: dict[str, Any] = {
+    "config": {"server": {"insecure": False}, "tls": {"certificate_file": "/a", "key_file": "/b"}},
+    "extraVolumes": [{"name": "tls", "secret": {"secretName": "a"}}],
+}
+CONTRADICTIONS += [
+    ("gateway.httpRoute.enabled", {"gateway": {"httpRoute": {"enabled": True}}}),
+    ("gateway.ingress.enabled", {"gateway": {"ingress": {"enabled": True}}}),
+    ("gateway.autoscaling.enabled", {"gateway": {"autoscaling": {"enabled": True}}}),
+    ("gateway.httpRoute.parentRefs", gateway(httpRoute={"enabled": True})),
+    ("gateway.ingress.hosts", gateway(ingress={"enabled": True})),
+    ("gateway.ingress.tls", gateway(ingress={"enabled": True, "hosts": ["a.b"], "tls": [{"hosts": ["c.d"]}]})),
+    ("gateway.exposePlayground", gateway(exposePlayground=True)),
+    ("gateway.tls.caSecret", gateway(tls={"caSecret": "a"})),
+    ("gateway.tls.systemCertificates", gateway(tls={"systemCertificates": True})),
+    ("gateway.tls.serverName", gateway(tls={"serverName": "a"})),
+    ("gateway.tls.clientSecret", gateway(tls={"clientSecret": "a"})),
+    ("gateway.tls.caSecret, gateway.tls.sys", TLS | gateway(tls={"caSecret": "a", "systemCertificates": True})),
+    ("gateway.tls.clientSecret", TLS | gateway(tls={"clientSecret": "a"})),
+    ("gateway.tls.clientSecret", MUTUAL | gateway()),
+    (
+        "config.auth.certificates",
+        MUTUAL | KEYS | {"config": {"auth": {"certificates": True}}} | gateway(tls={"clientSecret": "a"}),
+    ),
+    ("gateway.tls: with config.tls", WRITTEN | gateway()),
+    ("gateway.autoscaling.maxReplicas", gateway(autoscaling={"enabled": True, "minReplicas": 9})),
+    ("gateway.resources.requests.cpu", gateway(autoscaling={"enabled": True}, resources={"requests": {"cpu": 0}})),
+    ("gateway.resources.limits.memory", gateway(resources={"limits": {"memory": "700Mi"}})),
+    ("gateway.resources.limits.memory", gateway(limits={"max_request_memory_bytes": 1073741824})),
+    ("gateway.resources.limits.memory", gateway(resources={"limits": {"memory": "2000000000m"}})),
+    ("gateway.resources.requests.memory", gateway(resources={"requests": {"memory": "2Gi"}})),
+    ("gateway.limits.max_body_bytes", gateway(limits={"max_body_bytes": 536870913})),
+    ("gateway.podDisruptionBudget.minAvailable", gateway(podDisruptionBudget={"minAvailable": 2})),
+    ("gateway.podDisruptionBudget.minAvailable", gateway(podDisruptionBudget={"minAvailable": "100%"})),
+    ("gateway.podDisruptionBudget.maxUnavailable", gateway(podDisruptionBudget={"maxUnavailable": 0})),
+    ("gateway.service.nodePort", gateway(service={"nodePort": 30080})),
+    ("gateway.service.loadBalancerClass", gateway(service={"loadBalancerClass": "a"})),
+    ("gateway.podLabels: app.kubernetes.io/component", gateway(podLabels={"app.kubernetes.io/component": "service"})),
+    ("gateway.extraEnv: PENSTOCK_API_KEY", gateway(extraEnv=[{"name": "PENSTOCK_API_KEY", "value": "a"}])),
+    ("gateway.extraEnv: PENSTOCK_TARGET", gateway(extraEnv=[{"name": "PENSTOCK_TARGET", "value": "a"}])),
+    ("gateway.extraEnv: OTLP_TOKEN", gateway(extraEnv=[{"name": "OTLP_TOKEN", "value": "a"}])),
+    ("networkPolicy.dns", gateway() | {"networkPolicy": {"dns": False}}),
+]
 FORMS: list[tuple[str, dict[str, Any]]] = [
+    ("max_request", {"gateway": {"limits": {"max_request": 1}}}),
+    ("drain_seconds", {"gateway": {"limits": {"drain_seconds": 1}}}),
+    ("max_requests", {"gateway": {"limits": {"max_requests": 0}}}),
+    ("port", {"gateway": {"port": 80}}),
+    ("timeout", {"gateway": {"httpRoute": {"timeout": "1.5s"}}}),
+    ("drainSeconds", {"gateway": {"drainSeconds": 0}}),
+    ("hosts", {"gateway": {"ingress": {"hosts": ["https://a.b"]}}}),
+    ("apiKey", {"gateway": {"apiKey": "penstock_secret"}}),
+    ("targetCpuPercent", {"gateway": {"autoscaling": {"targetCpuPercent": 0.7}}}),
     ("replicas", {"replicas": 2}),
     ("replicaCount", {"replicaCount": "two"}),
     ("contextWindow", {"config": {"engine": {"contextWindow": 1}}}),

@@ -8,6 +8,7 @@
   (include "penstock.checks.model" $f | fromYamlArray)
   (include "penstock.checks.callers" $f | fromYamlArray)
   (include "penstock.checks.cluster" $f | fromYamlArray)
+  (include "penstock.checks.gateway" (dict "f" $f "root" .) | fromYamlArray)
   (include "penstock.checks.rest" (dict "f" $f "root" .) | fromYamlArray) -}}
 {{- if $wrong -}}
 {{- fail (printf "\n\nThese values cannot work:\n  - %s\n" (join "\n  - " $wrong)) -}}
@@ -26,16 +27,8 @@
 {{- if and (hasKey $u "maxSurge") (hasKey $u "maxUnavailable") (has (toString $u.maxSurge) (list "0" "0%")) (has (toString $u.maxUnavailable) (list "0" "0%")) -}}
 {{- $wrong = append $wrong "updateStrategy: maxSurge 0 and maxUnavailable 0 leave no way to replace a pod" -}}
 {{- end -}}
-{{- $p := $v.podDisruptionBudget -}}
-{{- if and $p.enabled (hasKey $p "minAvailable") (regexMatch "^[0-9]+$" (toString $p.minAvailable)) (ge (int $p.minAvailable) (int .leastReplicas)) (gt (int .leastReplicas) 0) -}}
-{{- $wrong = append $wrong (printf "podDisruptionBudget.minAvailable: %d of %d replicas: no node could ever be emptied" (int $p.minAvailable) (int .leastReplicas)) -}}
-{{- end -}}
-{{- if and $p.enabled (eq (toString $p.minAvailable) "100%") -}}
-{{- $wrong = append $wrong "podDisruptionBudget.minAvailable: 100% of the pods must stay: no node could ever be emptied" -}}
-{{- end -}}
-{{- if and $p.enabled (not (hasKey $p "minAvailable")) (has (toString $p.maxUnavailable) (list "0" "0%")) -}}
-{{- $wrong = append $wrong "podDisruptionBudget.maxUnavailable: 0: no node could ever be emptied" -}}
-{{- end -}}
+{{- $budget := dict "budget" $v.podDisruptionBudget "name" "podDisruptionBudget" "least" .leastReplicas -}}
+{{- $wrong = concat $wrong (include "penstock.checks.budget" $budget | fromYamlArray) -}}
 {{- toYaml $wrong -}}
 {{- end -}}
 
@@ -76,19 +69,8 @@
 {{- $wrong = append $wrong (printf "shmSize: /dev/shm counts as memory of the container, and %s does not fit into resources.limits.memory: %v" $.shmSize .) -}}
 {{- end -}}
 {{- end -}}
-{{- range $side := list "requests" "limits" -}}
-{{- range $name, $amount := get ($v.resources | default dict) $side | default dict -}}
-{{- if and (has $name (list "memory" "ephemeral-storage")) (hasSuffix "m" (toString $amount)) -}}
-{{- $wrong = append $wrong (printf "resources.%s.%s: %v is a thousandth of bytes: Mi or Gi" $side $name $amount) -}}
-{{- end -}}
-{{- end -}}
-{{- end -}}
-{{- range $name, $limit := dig "limits" dict ($v.resources | default dict) -}}
-{{- $wanted := dig "requests" $name "" $v.resources -}}
-{{- if and $wanted (has $name (list "memory" "ephemeral-storage")) (gt (include "penstock.bytes" $wanted | int64) (include "penstock.bytes" $limit | int64)) -}}
-{{- $wrong = append $wrong (printf "resources.requests.%s: %v is above the limit of %v" $name $wanted $limit) -}}
-{{- end -}}
-{{- end -}}
+{{- $resources := dict "resources" ($v.resources | default dict) "name" "resources" -}}
+{{- $wrong = concat $wrong (include "penstock.checks.resources" $resources | fromYamlArray) -}}
 {{- range $key := list "nnodes" "node_rank" "master_addr" "master_port" -}}
 {{- if hasKey $extra $key -}}
 {{- $wrong = append $wrong (printf "config.engine.extra_args.%s: say config.engine.nodes, the chart places the pods" $key) -}}

@@ -28,22 +28,45 @@
 {{- if and $value (regexMatch "^(HTTPS?|ALL|https?|all)_(PROXY|proxy)$" .name) -}}{{- $ports = append $ports (include "penstock.portOf" (dict "address" $value "otherwise" "80")) -}}{{- end -}}
 {{- if and $value (has .name (list "HF_ENDPOINT" "AWS_ENDPOINT_URL" "AWS_ENDPOINT_URL_S3")) -}}{{- $ports = append $ports (include "penstock.portOf" (dict "address" $value "otherwise" "443")) -}}{{- end -}}
 {{- end -}}
-{{- range compact $collectors -}}
+{{- $ports = concat $ports (include "penstock.collectorPorts" $collectors | fromYamlArray) -}}
+{{- toYaml ($ports | uniq | sortAlpha) -}}
+{{- end -}}
+
+{{/* Ports of OTLP collectors, by their addresses, as a YAML list. */}}
+{{- define "penstock.collectorPorts" -}}
+{{- $ports := list -}}
+{{- range compact . -}}
 {{- /* gRPC takes 443 where no port is named, whatever the scheme; OTLP over HTTP the scheme's. */ -}}
 {{- $port := include "penstock.portOf" (dict "address" . "otherwise" "443") -}}
 {{- $ports = append $ports $port -}}{{- if eq $port "80" -}}{{- $ports = append $ports "443" -}}{{- end -}}
 {{- end -}}
-{{- toYaml ($ports | uniq | sortAlpha) -}}
+{{- toYaml $ports -}}
 {{- end -}}
 
-{{/* Egress rules: DNS (5353 is OpenShift's), and the ports above. */}}
-{{- define "penstock.egress" -}}
-{{- if .v.networkPolicy.dns }}
+{{/* TCP ports that the gateway calls out to beside the service and DNS, as a YAML list. Takes the values in force. */}}
+{{- define "penstock.gateway.egressPorts" -}}
+{{- $ports := list -}}
+{{- $collectors := list (dig "telemetry" "otlp_endpoint" "" .config) -}}
+{{- range .gateway.extraEnv -}}
+{{- $value := get . "value" | default "" -}}
+{{- if regexMatch "^OTEL_EXPORTER_OTLP(_TRACES)?_ENDPOINT$" .name -}}{{- $collectors = append $collectors $value -}}{{- end -}}
+{{- if and $value (eq .name "PENSTOCK_PLAYGROUND_METRICS_URL") -}}{{- $ports = append $ports (include "penstock.portOf" (dict "address" $value "otherwise" "80")) -}}{{- end -}}
+{{- end -}}
+{{- toYaml (concat $ports (include "penstock.collectorPorts" $collectors | fromYamlArray) | uniq | sortAlpha) -}}
+{{- end -}}
+
+{{- define "penstock.egress.dns" -}}
 - ports:
     - { port: 53, protocol: UDP }
     - { port: 53, protocol: TCP }
     - { port: 5353, protocol: UDP }
     - { port: 5353, protocol: TCP }
+{{- end -}}
+
+{{/* Egress rules: DNS (5353 is OpenShift's), and the ports above. */}}
+{{- define "penstock.egress" -}}
+{{- if .v.networkPolicy.dns }}
+{{ include "penstock.egress.dns" . }}
 {{- end }}
 {{- with include "penstock.egressPorts" . | fromYamlArray }}
 - ports:
