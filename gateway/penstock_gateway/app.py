@@ -23,6 +23,7 @@ from penstock_gateway.completions import completions
 from penstock_gateway.continuation import continue_stream
 from penstock_gateway.limits import LimitsMiddleware
 from penstock_gateway.models import models, one_model
+from penstock_gateway.responses import responses, stored_response
 from penstock_gateway.settings import Settings
 from penstock_gateway.steering import steer
 from penstock_gateway.token_counts import tokenize
@@ -66,6 +67,8 @@ def _routes() -> list[BaseRoute]:
     return [
         Route("/v1/chat/completions", chat_completions, methods=["POST"]),
         Route("/v1/completions", completions, methods=["POST"]),
+        Route("/v1/responses", responses, methods=["POST"]),
+        Route("/v1/responses/{rest:path}", stored_response, methods=["GET", "POST", "DELETE"]),
         Route("/v1/tokenize", tokenize, methods=["POST"]),
         Route("/v1/generations/{generation_id}/events", continue_stream, methods=["GET"]),
         Route("/v1/generations/{generation_id}/steer", steer, methods=["POST"]),

@@ -67,7 +67,8 @@ def to_call(request: ChatRequest) -> shared.ServiceCall:
     made = shared.choices_options(request)
     made |= _thinking(request)
     made |= _output(request)
-    made |= _tools(request)
+    tools = shared.tools_of(request.tools)
+    made |= shared.tool_options(tools, request.tool_choice, request.parallel_tool_calls, request.max_tool_calls)
     made["session_id"] = one_of(session_id=request.session_id, prompt_cache_key=request.prompt_cache_key)
     given = {name: value for name, value in made.items() if value is not None}
     return shared.ServiceCall(messages_of(request.messages), given, request.timeout, request.flush_interval)
@@ -98,13 +99,3 @@ def _top_logprobs(request: ChatRequest) -> int | None:
     if request.top_logprobs:
         raise GatewayError("top_logprobs needs logprobs: true", param="top_logprobs", reason="CONFLICTING_FIELDS")
     return None
-
-
-def _tools(request: ChatRequest) -> dict[str, Any]:
-    tools = shared.tools_of(request.tools)
-    choice = shared.tool_choice(request.tool_choice, has_tools=tools is not None)
-    if tools is None:
-        return choice
-    made = {"tools": tools, "parallel": request.parallel_tool_calls, "max_tool_calls": request.max_tool_calls} | choice
-    made["max_tool_calls"] = shared.within("max_tool_calls", made["max_tool_calls"])
-    return made

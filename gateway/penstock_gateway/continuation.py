@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from penstock_client import BrokenStream
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -10,6 +11,8 @@ from penstock_gateway.callers import client_of, timeout_of, trace_context
 from penstock_gateway.chat_replies import ChatChunks
 from penstock_gateway.completion_replies import CompletionChunks
 from penstock_gateway.errors import GatewayError
+from penstock_gateway.response_replies import ResponseEvents
+from penstock_gateway.response_request import ResponsesRequest, echo_of
 from penstock_gateway.streams import StreamFormat, send_stream
 
 
@@ -28,7 +31,13 @@ async def continue_stream(request: Request) -> Response:
         made = _format_of(last, (await client.model()).model)
         start = 0 if made.needs_start else last.sequence
         stream = client.resume(last.generation_id, last.resume_token, start, timeout=timeout)
-    return await send_stream(request, stream, made, last, skip=last.sequence)
+    try:
+        return await send_stream(request, stream, made, last, skip=last.sequence)
+    except BrokenStream as failure:
+        if failure.is_cut_short:
+            raise
+        text = "this generation moved to another server, which does not have its start: it cannot be continued"
+        raise GatewayError(text, reason="GENERATION_NOT_FOUND") from None
 
 
 def last_event_of(request: Request) -> sse.EventId:
@@ -45,6 +54,9 @@ def last_event_of(request: Request) -> sse.EventId:
 
 
 def _format_of(last: sse.EventId, model: str) -> StreamFormat:
+    """Return the format of the endpoint. What a response repeats of its request is not known any more."""
     if last.kind == "chat":
         return ChatChunks(include_usage=last.include_usage, model=model)
-    return CompletionChunks(include_usage=last.include_usage, model=model, has_logprobs=last.has_logprobs)
+    if last.kind == "completion":
+        return CompletionChunks(include_usage=last.include_usage, model=model, has_logprobs=last.has_logprobs)
+    return ResponseEvents(echo_of(ResponsesRequest(input="")), has_summary=last.has_summary)

@@ -65,7 +65,7 @@ SERVICE_TIER: Fields = {
 ACCEPTED: Fields = {
     "metadata": Field("accepted", "not stored, not logged, no effect"),
     "safety_identifier": Field("accepted", "not stored, not logged, no effect"),
-    "store": Field("refused", "nothing is stored; only false is taken", neutral=("false",)),
+    "store": Field("refused", "nothing is stored; absent is false, as replies say", neutral=("false",)),
     **SERVICE_TIER,
     "prompt_cache_key": Field("mapped", "the session id, by which replicas route", "spec.context.session_id"),
 }
@@ -110,6 +110,20 @@ THINKING: Fields = {
     "closing_message": Field("honoured", "Penstock's; ends the thought at the budget", "spec.thinking.closing_message"),
     "include_reasoning": Field("honoured", "vLLM's; false sends no thought", "spec.thinking.include_thoughts"),
 }
+TOOLS: Fields = {
+    "tools": Field("honoured", "of the type `function`; others are refused", "spec.tools"),
+    "tool_choice": Field(
+        "honoured", "`none`, `auto`, `required`, a named function, `allowed_tools`", "spec.tool_config.mode"
+    ),
+    "parallel_tool_calls": Field("honoured", "false allows one call", "spec.tool_config.parallel"),
+}
+SERVED_BY_OPENAI: Fields = {
+    "moderation": Field("refused", "the service does not moderate"),
+    "prompt_cache_retention": Field(
+        "refused", "the prefix cache keeps what fits into memory", neutral=('"in_memory"', '"in-memory"')
+    ),
+    "prompt_cache_options": Field("refused", "the prefix cache is automatic"),
+}
 VLLM: Fields = {
     "guided_json": Field("refused", "vLLM's old name; use `response_format` or `structured_outputs`"),
     "guided_regex": Field("refused", "vLLM's old name; use `structured_outputs`"),
@@ -130,11 +144,7 @@ CHAT: Fields = {
     "top_logprobs": Field("honoured", "0 to the service's limit; needs `logprobs`", "spec.output.top_logprobs"),
     **STREAM,
     **RESPONSE_FORMAT,
-    "tools": Field("honoured", "of the type `function`; others are refused", "spec.tools"),
-    "tool_choice": Field(
-        "honoured", "`none`, `auto`, `required`, a named function, `allowed_tools`", "spec.tool_config.mode"
-    ),
-    "parallel_tool_calls": Field("honoured", "false allows one call", "spec.tool_config.parallel"),
+    **TOOLS,
     "reasoning_effort": Field(
         "mapped", "`minimal` is low; `xhigh` and `max` are high; a budget wins", "spec.thinking.effort"
     ),
@@ -146,11 +156,7 @@ CHAT: Fields = {
     "web_search_options": Field("refused", "there are no hosted tools; give the model one of your own"),
     "functions": Field("refused", "deprecated; use `tools`"),
     "function_call": Field("refused", "deprecated; use `tool_choice`"),
-    "moderation": Field("refused", "the service does not moderate"),
-    "prompt_cache_retention": Field(
-        "refused", "the prefix cache keeps what fits into memory", neutral=('"in_memory"', '"in-memory"')
-    ),
-    "prompt_cache_options": Field("refused", "the prefix cache is automatic"),
+    **SERVED_BY_OPENAI,
     **THINKING,
     "thought_history": Field("honoured", "Penstock's; `current_turn`, `all_turns`, `none`", "spec.thinking.history"),
     "max_tool_calls": Field("honoured", "Penstock's; most tool calls of one output", "spec.tool_config.max_calls"),
@@ -188,6 +194,49 @@ COMPLETIONS: Fields = {
     "truncate_prompt_tokens": Field("refused", "vLLM's; use `max_context_tokens` and `overflow`"),
 }
 """Fields of `POST /v1/completions`."""
+RESPONSES: Fields = {
+    "input": Field("honoured", "a text or a list of items, see the table of items", "spec.messages.messages"),
+    "instructions": Field("honoured", "the first message, of the system"),
+    **IDENTITY,
+    "max_output_tokens": Field("honoured", "thought, answer and tool calls", "spec.output.max_output_tokens"),
+    **TOOLS,
+    "max_tool_calls": Field("mapped", "most calls of functions in one output", "spec.tool_config.max_calls"),
+    "reasoning": Field(
+        "mapped",
+        "`effort` as chats' `reasoning_effort`; `context` is `thought_history`; with `summary` the whole thought is "
+        "the summary",
+        "spec.thinking.effort",
+    ),
+    "text": Field(
+        "honoured",
+        "`format`: `text`, `json_object`, `json_schema`, held by a grammar; `verbosity` only as `medium`",
+        "spec.output.json_schema spec.output.structured_output",
+    ),
+    "include": Field(
+        "honoured",
+        "`message.output_text.logprobs`; `reasoning.encrypted_content` is null, because thoughts come as text; others "
+        "are refused",
+    ),
+    "top_logprobs": Field("honoured", "0 to the service's limit", "spec.output.top_logprobs"),
+    "truncation": Field("mapped", "`auto` drops the oldest turns, `disabled` is an error", "spec.context.overflow"),
+    "stream": Field("honoured", "typed events of server-sent events"),
+    "stream_options": Field("honoured", "`include_obfuscation` only as false"),
+    **ACCEPTED,
+    **SAMPLING,
+    "previous_response_id": Field("refused", "nothing is stored; send the items in `input`"),
+    "conversation": Field("refused", "nothing is stored; send the items in `input`"),
+    "background": Field("refused", "nothing is stored; use a stream that is `resumable`", neutral=("false",)),
+    "background_options": Field("refused", "nothing runs in the background"),
+    "prompt": Field("refused", "no prompts are stored; use `input` and `instructions`"),
+    "context_management": Field("refused", "nothing is compacted; use `truncation`"),
+    "image": Field("refused", "images are not compressed"),
+    "access_programs": Field("refused", "there are none"),
+    **SERVED_BY_OPENAI,
+    **THINKING,
+    "thought_history": CHAT["thought_history"],
+    **EXTENSIONS,
+}
+"""Fields of `POST /v1/responses`."""
 
 
 def refuse_by_name(request: msgspec.Struct, fields: Fields) -> None:

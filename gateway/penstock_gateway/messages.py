@@ -80,6 +80,7 @@ class _Text(_Strict, frozen=True):
     text: str
     annotations: Raw | UnsetType = UNSET
     logprobs: Raw | UnsetType = UNSET
+    prompt_cache_breakpoint: Raw | UnsetType = UNSET
 
 
 class _ImageUrl(_Strict, frozen=True):
@@ -90,6 +91,14 @@ class _ImageUrl(_Strict, frozen=True):
 class _Image(_Strict, frozen=True):
     type: Literal["image_url"]
     image_url: _ImageUrl
+
+
+class _InputImage(_Strict, frozen=True):
+    type: Literal["input_image"]
+    image_url: str | None = None
+    detail: Literal["auto"] | None = None
+    file_id: Raw | UnsetType = UNSET
+    prompt_cache_breakpoint: Raw | UnsetType = UNSET
 
 
 _NOTHING = (b"null", b"[]")
@@ -116,7 +125,7 @@ def _message(raw: Raw, path: str) -> Message:
     make = _ROLES.get(role)
     if make is None:
         hint = {"function": ": deprecated; use a message of the role tool"}.get(role, "")
-        text = f"{path}.role must be one of {', '.join(_ROLES)}, got {_shown(role)}{hint}"
+        text = f"{path}.role must be one of {', '.join(_ROLES)}, got {shown(role)}{hint}"
         raise GatewayError(text, param=f"{path}.role")
     return make(raw, path)
 
@@ -132,7 +141,7 @@ def _user(raw: Raw, path: str) -> Message:
     _refuse(given, path)
     if isinstance(given.content, str):
         return Message("user", given.content)
-    return Message("user", "", tuple(_parts(given.content, f"{path}.content")))
+    return Message("user", "", tuple(parts_of(given.content, f"{path}.content")))
 
 
 def _assistant(raw: Raw, path: str) -> Message:
@@ -185,22 +194,31 @@ def text_of(content: str | list[Raw], path: str) -> str:
     return "".join(_text(raw, f"{path}[{index}]").text for index, raw in enumerate(content))
 
 
-def _parts(content: Sequence[Raw], path: str) -> list[Part]:
+def parts_of(content: Sequence[Raw], path: str) -> list[Part]:
+    """Return the parts of a user's message: texts and images, in the form of either API."""
     return [_part(raw, f"{path}[{index}]") for index, raw in enumerate(content)]
 
 
 def _part(raw: Raw, path: str) -> Part:
-    if decode(raw, _Kind, path).type != "image_url":
+    kind = decode(raw, _Kind, path).type
+    if kind == "image_url":
+        return image_of(decode(raw, _Image, path).image_url.url, f"{path}.image_url.url")
+    if kind != "input_image":
         return _text(raw, path)
-    given = decode(raw, _Image, path)
-    return image_of(given.image_url.url, f"{path}.image_url.url")
+    given = decode(raw, _InputImage, path)
+    if isinstance(given.file_id, Raw) and bytes(given.file_id) != b"null":
+        text = f"{path}.file_id is refused: no files are stored; give image_url a data URL"
+        raise GatewayError(text, kind=_UNSUPPORTED, param=f"{path}.file_id")
+    if given.image_url is None:
+        raise GatewayError(f"{path}.image_url is required", param=f"{path}.image_url", reason="MISSING_FIELD")
+    return image_of(given.image_url, f"{path}.image_url")
 
 
 def _text(raw: Raw, path: str) -> TextPart:
     kind = decode(raw, _Kind, path).type
     if kind not in ("text", "input_text", "output_text"):
-        place = "here" if kind == "image_url" else "by this service"
-        text = f"{path}.type must be text, got {_shown(kind)}: it is not taken {place}"
+        place = "here" if kind in ("image_url", "input_image") else "by this service"
+        text = f"{path}.type must be text, got {shown(kind)}: it is not taken {place}"
         raise GatewayError(text, kind=_UNSUPPORTED, param=f"{path}.type")
     return TextPart(decode(raw, _Text, path).text)
 
@@ -221,5 +239,6 @@ def image_of(url: str, path: str) -> ImagePart:
         raise GatewayError(f"{path} must be valid base64", param=path) from None
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
+    """Return a caller's text for a message, cut where it is long."""
     return repr(text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}...")

@@ -40,11 +40,16 @@ class Strict(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
     """Refuse unknown fields."""
 
 
-class StreamOptions(Strict, frozen=True, kw_only=True):
-    """Hold OpenAI's `stream_options`."""
+class EventOptions(Strict, frozen=True, kw_only=True):
+    """Hold the `stream_options` of `/v1/responses`."""
+
+    include_obfuscation: bool | None = None
+
+
+class StreamOptions(EventOptions, frozen=True, kw_only=True):
+    """Hold the `stream_options` of completions."""
 
     include_usage: bool | None = None
-    include_obfuscation: bool | None = None
 
 
 class CommonRequest(Strict, frozen=True, kw_only=True):
@@ -174,7 +179,7 @@ def _thinking(request: CommonRequest) -> dict[str, Any]:
     }
 
 
-def check_stream_options(options: StreamOptions | None) -> None:
+def check_stream_options(options: EventOptions | None) -> None:
     """Raise GatewayError for an option of streams that cannot be had."""
     if options is not None and options.include_obfuscation:
         text = "stream_options.include_obfuscation must be absent or false: events have no padding"
@@ -250,23 +255,38 @@ class _Format(Strict, frozen=True, kw_only=True):
     json_schema: _JsonSchema | None = None
 
 
+class _TextFormat(_JsonSchema, frozen=True, kw_only=True):
+    type: str
+
+
 def response_format(value: Raw | UnsetType) -> dict[str, Any]:
     """Return the options for OpenAI's `response_format`; a schema is always held by a grammar, `strict` or not."""
     if (raw := given(value)) is None:
         return {}
     form = decode(raw, _Format, "response_format")
-    if form.type == "text":
+    schema = form.json_schema.schema if form.json_schema is not None else UNSET
+    return _constraint(form.type, schema, "response_format", "response_format.json_schema.schema")
+
+
+def text_format(value: Raw | UnsetType) -> dict[str, Any]:
+    """Return the options for `text.format` of `/v1/responses`, which has name and schema beside the type."""
+    if (raw := given(value)) is None:
         return {}
-    if form.type == "json_object":
+    form = decode(raw, _TextFormat, "text.format")
+    return _constraint(form.type, form.schema, "text.format", "text.format.schema")
+
+
+def _constraint(kind: str, schema: Raw | UnsetType, path: str, schema_path: str) -> dict[str, Any]:
+    if kind == "text":
+        return {}
+    if kind == "json_object":
         return {"json_schema": JSON_OBJECT}
-    if form.type != "json_schema":
-        text = "response_format.type must be text, json_object or json_schema"
-        raise GatewayError(text, kind=_UNSUPPORTED, param="response_format.type")
-    schema = given(form.json_schema.schema) if form.json_schema is not None else None
-    if schema is None:
-        name = "response_format.json_schema.schema"
-        raise GatewayError(f"{name} is required", param=name, reason="MISSING_FIELD")
-    return {"json_schema": schema_text(schema, "response_format.json_schema.schema")}
+    if kind != "json_schema":
+        text = f"{path}.type must be text, json_object or json_schema"
+        raise GatewayError(text, kind=_UNSUPPORTED, param=f"{path}.type")
+    if (raw := given(schema)) is None:
+        raise GatewayError(f"{schema_path} is required", param=schema_path, reason="MISSING_FIELD")
+    return {"json_schema": schema_text(raw, schema_path)}
 
 
 class _ToolKind(msgspec.Struct, frozen=True):
@@ -285,14 +305,23 @@ class _Tool(Strict, frozen=True, kw_only=True):
     function: _FunctionTool
 
 
-class FlatTool(Strict, frozen=True, kw_only=True):
+class FlatTool(_FunctionTool, frozen=True, kw_only=True, rename={"is_async": "async"}):
     """Hold a tool as `/v1/responses` has it."""
 
     type: Literal["function"]
-    name: str
-    description: str | None = None
-    parameters: Raw | UnsetType = UNSET
-    strict: bool | None = None
+    is_async: Raw | UnsetType = UNSET
+    allowed_callers: Raw | UnsetType = UNSET
+    defer_loading: Raw | UnsetType = UNSET
+    output_schema: Raw | UnsetType = UNSET
+
+
+_TOOL_REFUSALS = {
+    "is_async": ("async", "the service waits for results"),
+    "allowed_callers": ("allowed_callers", "there are no hosted tools that could call it"),
+    "defer_loading": ("defer_loading", "all tools are shown to the model"),
+    "output_schema": ("output_schema", "results are texts"),
+}
+_NOTHING = (b"null", b"false", b"[]", b'["direct"]')
 
 
 def tools_of(listed: Sequence[Raw] | None, *, flat: bool = False) -> list[Tool] | None:
@@ -311,12 +340,30 @@ def _tool(raw: Raw, path: str, flat: bool) -> Tool:
     if kind != "function":
         text = f"{path}.type must be function, got {kind[:32]!r}: there are no hosted and no custom tools"
         raise GatewayError(text, kind=_UNSUPPORTED, param=f"{path}.type")
-    made: FlatTool | _FunctionTool = decode(raw, FlatTool, path) if flat else decode(raw, _Tool, path).function
+    made = decode(raw, FlatTool, path) if flat else decode(raw, _Tool, path).function
+    _refuse_of_tool(made, path)
     inner = path if flat else f"{path}.function"
     schema = ""
     if (parameters := given(made.parameters)) is not None:
         schema = schema_text(parameters, f"{inner}.parameters")
     return Tool(made.name, made.description or "", schema, bool(made.strict))
+
+
+def _refuse_of_tool(tool: _FunctionTool, path: str) -> None:
+    for attribute, (name, why) in _TOOL_REFUSALS.items():
+        value = getattr(tool, attribute, UNSET)
+        if isinstance(value, Raw) and b"".join(bytes(value)[:32].split()) not in _NOTHING:
+            raise GatewayError(f"{path}.{name} is refused: {why}", kind=_UNSUPPORTED, param=f"{path}.{name}")
+
+
+def tool_options(
+    tools: Sequence[Tool] | None, choice: Raw | UnsetType, parallel: bool | None, max_calls: int | None
+) -> dict[str, Any]:
+    """Return the options for tools and how they may be called. Raises as `tool_choice` does."""
+    made = tool_choice(choice, has_tools=tools is not None)
+    if tools is None:
+        return made
+    return {"tools": tools, "parallel": parallel, "max_tool_calls": within("max_tool_calls", max_calls)} | made
 
 
 class _Choice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

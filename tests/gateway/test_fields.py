@@ -10,17 +10,20 @@ import pytest
 from msgspec import UNSET
 from openai.types.chat.completion_create_params import CompletionCreateParamsBase as ChatParams
 from openai.types.completion_create_params import CompletionCreateParamsBase as CompletionParams
+from openai.types.responses.response_create_params import ResponseCreateParamsBase as ResponseParams
 from penstock_gateway import fields
 from penstock_gateway.chat_request import ChatRequest
 from penstock_gateway.completion_request import CompletionRequest
 from penstock_gateway.errors import BY_CODE, KINDS
 from penstock_gateway.fields import Fields
+from penstock_gateway.response_request import ResponsesRequest
 from penstock_proto.v1 import generation_pb2 as pb
 
 PAGE = Path(__file__).parents[2] / "docs/reference/openai-compatibility.md"
 TABLES: list[tuple[Fields, type[msgspec.Struct], set[str]]] = [
     (fields.CHAT, ChatRequest, {*ChatParams.__annotations__, "stream"}),
     (fields.COMPLETIONS, CompletionRequest, {*CompletionParams.__annotations__, "stream"}),
+    (fields.RESPONSES, ResponsesRequest, {*ResponseParams.__annotations__, "stream"}),
 ]
 
 

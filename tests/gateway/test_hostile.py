@@ -208,16 +208,50 @@ _messages = st.lists(
     st.tuples(_roles, st.dictionaries(_keys, _values, max_size=4)).map(lambda one: {"role": one[0], **one[1]}),
     max_size=4,
 )
-_requests = st.tuples(
-    st.dictionaries(st.sampled_from([name for name in tables.CHAT if name != "timeout"]), _values, max_size=4),
-    _messages | st.just(ASKED["messages"]) | _values,
-).map(lambda made: {"max_tokens": 5, "messages": made[1], **made[0]})
+_items = st.lists(
+    st.tuples(
+        st.sampled_from(["message", "reasoning", "function_call", "function_call_output", "item_reference"]),
+        st.dictionaries(
+            st.sampled_from(
+                ["role", "content", "call_id", "name", "arguments", "output", "summary", "status", "caller"]
+            ),
+            _roles | _values,
+            max_size=4,
+        ),
+    ).map(lambda one: {"type": one[0], **one[1]}),
+    max_size=4,
+)
+_prompts = st.text(max_size=20) | st.lists(
+    st.text(max_size=5) | st.integers() | st.lists(st.integers(), max_size=3), max_size=4
+)
+
+
+def _bodies(table: tables.Fields, inputs: dict[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[dict[str, Any]]:
+    fields_of = st.dictionaries(st.sampled_from([name for name in table if name != "timeout"]), _values, max_size=4)
+    return st.tuples(fields_of, st.fixed_dictionaries(inputs)).map(lambda made: {**made[1], **made[0]})
+
+
+_five = st.just(5)
+_requests = st.one_of(
+    st.tuples(
+        st.just("/v1/chat/completions"),
+        _bodies(tables.CHAT, {"max_tokens": _five, "messages": _messages | st.just(ASKED["messages"]) | _values}),
+    ),
+    st.tuples(
+        st.just("/v1/completions"),
+        _bodies(tables.COMPLETIONS, {"max_tokens": _five, "prompt": _prompts | _values}),
+    ),
+    st.tuples(
+        st.just("/v1/responses"),
+        _bodies(tables.RESPONSES, {"max_output_tokens": _five, "input": _items | st.just("hi") | _values}),
+    ),
+)
 FUZZ = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None)
 
 
-async def _fuzz(http: httpx.AsyncClient, body: dict[str, Any]) -> None:
+async def _fuzz(http: httpx.AsyncClient, path: str, body: dict[str, Any]) -> None:
     content = json.dumps(body, ensure_ascii=False).encode(errors="surrogatepass")
-    reply = await http.post("/v1/chat/completions", content=content, headers={"content-type": "application/json"})
+    reply = await http.post(path, content=content, headers={"content-type": "application/json"})
     assert reply.status_code in (200, 400, 404, 413), reply.text
     if reply.status_code != 200:
         error = reply.json()["error"]
@@ -231,17 +265,17 @@ async def fuzzed(gateway: Gateway) -> httpx.AsyncClient:
 
 
 @settings(FUZZ, max_examples=200)
-@given(body=_requests)
-async def test_any_request_is_answered_or_refused(fuzzed: httpx.AsyncClient, body: dict[str, Any]) -> None:
-    await _fuzz(fuzzed, body)
+@given(asked=_requests)
+async def test_any_request_is_answered_or_refused(fuzzed: httpx.AsyncClient, asked: tuple[str, dict[str, Any]]) -> None:
+    await _fuzz(fuzzed, *asked)
 
 
 @pytest.mark.full
 @pytest.mark.timeout(3600)
 @settings(FUZZ, max_examples=10_000)
-@given(body=_requests)
-async def test_ten_thousand_requests(fuzzed: httpx.AsyncClient, body: dict[str, Any]) -> None:
-    await _fuzz(fuzzed, body)
+@given(asked=_requests)
+async def test_ten_thousand_requests(fuzzed: httpx.AsyncClient, asked: tuple[str, dict[str, Any]]) -> None:
+    await _fuzz(fuzzed, *asked)
 
 
 def test_every_bound_is_on_the_page() -> None:
