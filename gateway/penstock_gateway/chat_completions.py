@@ -14,6 +14,7 @@ from penstock_gateway.chat_request import ChatRequest, to_call
 from penstock_gateway.errors import rate_limit_headers
 from penstock_gateway.fields import CHAT, param_of
 from penstock_gateway.json_response import JsonResponse
+from penstock_gateway.messages import chat_param_in
 from penstock_gateway.options import ServiceCall
 from penstock_gateway.sse import EventId
 from penstock_gateway.streams import open_stream, send_stream
@@ -37,8 +38,9 @@ async def read_chat(request: Request) -> tuple[ChatRequest, ServiceCall]:
     body = await read_body(request, settings, held)
     with decoding(body, settings, held):
         given = decode(body, ChatRequest)
-        request.state.param_of = param_of(CHAT, given)
-        return given, to_call(given)
+        call, find = to_call(given), param_of(CHAT, given)
+    request.state.param_of = lambda path: chat_param_in(call.messages or (), path) or find(path)
+    return given, call
 
 
 async def _stream(request: Request, given: ChatRequest, call: ServiceCall) -> Response:

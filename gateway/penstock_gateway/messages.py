@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
@@ -118,6 +119,44 @@ def messages_of(given: Sequence[Raw]) -> list[Message]:
         GatewayError: A message is no message, or has what the service does not take; the error names its path.
     """
     return [_message(raw, f"messages[{index}]") for index, raw in enumerate(given)]
+
+
+_PATH = re.compile(r"spec\.messages\.messages\[(\d+)\](?:\.parts\[(\d+)\])?.*")
+
+
+def param_in(path: str, messages: int, names_of: Callable[[int], tuple[str, Sequence[str]]]) -> str | None:
+    """Return the request's name of a message or a part that the service names; None for other paths.
+
+    Args:
+        path: The service's name.
+        messages: Number of messages.
+        names_of: Returns the request's name of a message, and those of its parts, for its index.
+    """
+    found = _PATH.fullmatch(path)
+    if found is None or int(found[1]) >= messages:
+        return None
+    name, parts = names_of(int(found[1]))
+    part = int(found[2]) if found[2] else len(parts)
+    return parts[part] if part < len(parts) else name
+
+
+def chat_param_in(messages: Sequence[Message], path: str) -> str | None:
+    """Return the name that a chat has for a message or a part that the service names; None for other paths."""
+    return param_in(path, len(messages), lambda index: (f"messages[{index}]", _part_names(messages[index], index)))
+
+
+def _part_names(message: Message, index: int) -> list[str]:
+    path, names, calls = f"messages[{index}]", [], 0
+    for place, part in enumerate(message.parts):
+        match part:
+            case ThoughtPart():
+                names.append(f"{path}.reasoning_content")
+            case ToolCall():
+                names.append(f"{path}.tool_calls[{calls}]")
+                calls += 1
+            case _:
+                names.append(f"{path}.content[{place}]" if message.role == "user" else f"{path}.content")
+    return names
 
 
 def _message(raw: Raw, path: str) -> Message:

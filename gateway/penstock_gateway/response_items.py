@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -13,10 +12,9 @@ from penstock_client import Message, Part, TextPart, ThoughtPart, ToolCall, Tool
 
 from penstock_gateway.bodies import decode
 from penstock_gateway.errors import REQUEST, GatewayError, Kind
-from penstock_gateway.messages import parts_of, shown, text_of
+from penstock_gateway.messages import param_in, parts_of, shown, text_of
 
 _UNSUPPORTED = Kind(400, REQUEST, "unsupported_value")
-_MESSAGE = re.compile(r"spec\.messages\.messages\[(\d+)\](?:\.parts\[(\d+)\])?.*")
 _RANKS: Mapping[type, int] = {ThoughtPart: 0, TextPart: 1, ToolCall: 2}
 """The order of an assistant message's parts."""
 
@@ -101,12 +99,7 @@ class Conversation:
 
     def param_of(self, path: str) -> str | None:
         """Return the request's name of a message or a part that the service names; None for other paths."""
-        found = _MESSAGE.fullmatch(path)
-        if found is None or int(found[1]) >= len(self.origins):
-            return None
-        name, parts = self.origins[int(found[1])]
-        part = int(found[2]) if found[2] else len(parts)
-        return parts[part] if part < len(parts) else name
+        return param_in(path, len(self.origins), self.origins.__getitem__)
 
 
 def conversation_of(given: str | Sequence[Raw], instructions: str | None) -> Conversation:

@@ -8,9 +8,11 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import Any
 
+import grpc
 import httpx
 import pytest
 import uvicorn
+from google.rpc import error_details_pb2, status_pb2
 from openai import AsyncOpenAI
 from penstock.config.schema import Config
 from penstock.engine.scripted import Reply, ScriptedEngine
@@ -22,6 +24,7 @@ from penstock_gateway.app import create_app
 from penstock_gateway.settings import Settings
 
 from tests.rpc.conftest import fake, served
+from tests.rpc.fake_service import status
 
 __all__ = ["fake", "served"]  # fixtures
 
@@ -74,6 +77,14 @@ class CountingEngine(ScriptedEngine):
 def openai_of(http: httpx.AsyncClient, key: str = "none", retries: int = 0) -> AsyncOpenAI:
     """The official client of a gateway."""
     return AsyncOpenAI(base_url=f"{http.base_url}/v1", api_key=key, max_retries=retries)
+
+
+def refusal(reason: str, seconds: float) -> status_pb2.Status:
+    """Return what the service answers where the caller may try again after some time."""
+    retry = error_details_pb2.RetryInfo()
+    retry.retry_delay.FromMilliseconds(round(seconds * 1000))
+    info = error_details_pb2.ErrorInfo(reason=reason, domain="penstock.v1")
+    return status(grpc.StatusCode.RESOURCE_EXHAUSTED, "not now", [info, retry])
 
 
 async def events_of(reply: httpx.Response) -> AsyncIterator[tuple[str, dict[str, Any]]]:

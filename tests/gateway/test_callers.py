@@ -6,9 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
-from google.rpc import error_details_pb2
 from openai import AuthenticationError, RateLimitError
 from penstock.auth.api_keys import make
 from penstock.config.schema import Config
@@ -17,7 +15,7 @@ from penstock_gateway.errors import BY_CODE, KINDS
 from penstock_proto.v1 import error_reason_pb2
 
 from tests.gateway.conftest import Gateway, chunks_of, events_of, openai_of
-from tests.rpc.fake_service import FakeService, status
+from tests.rpc.fake_service import FakeService
 
 KEY, ENTRY = make("team-a")
 HELLO: list[Any] = [{"role": "user", "content": "hello"}]
@@ -69,20 +67,6 @@ async def test_quotas_are_told_in_headers(gateway: Gateway, tmp_path: Path) -> N
     async with openai_of(http, KEY) as openai:
         with pytest.raises(RateLimitError):
             await openai.chat.completions.create(**ASKED_OF_OPENAI)
-
-
-async def test_the_package_repeats_what_was_refused_for_a_while(
-    gateway: Gateway, served: tuple[FakeService, str], fake: FakeService
-) -> None:
-    http = await gateway.in_front_of(served[1])
-    retry = error_details_pb2.RetryInfo()
-    retry.retry_delay.FromMilliseconds(5)
-    info = error_details_pb2.ErrorInfo(reason="OVERLOADED", domain="penstock.v1")
-    fake.scripts = [[status(grpc.StatusCode.RESOURCE_EXHAUSTED, "the queue is full", [info, retry])]]
-    async with openai_of(http, retries=1) as openai:
-        stream = await openai.chat.completions.create(**ASKED_OF_OPENAI, stream=True)
-        assert [chunk async for chunk in stream]
-    assert len(fake.requests) == 2
 
 
 @pytest.mark.parametrize("in_header", [True, False])

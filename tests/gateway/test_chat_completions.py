@@ -16,6 +16,8 @@ from tests.rpc.test_tool_calls import ARGUMENTS, OSLO, ROME, SCHEMA
 
 HELLO: list[dict[str, Any]] = [{"role": "user", "content": "hello"}]
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": json.loads(SCHEMA)}}
+_CALL = {"type": "function", "function": {"name": "weather", "arguments": "{}"}}
+CALLED = {"role": "assistant", "reasoning_content": "hm", "tool_calls": [_CALL | {"id": "a"}, _CALL | {"id": "b"}]}
 THINKS = Reply(thought="17+25=42", answer="The answer is é 42.")
 ASKED = {"model": "scripted", "messages": HELLO, "thinking_mode": "thinking"}
 
@@ -166,6 +168,7 @@ async def test_length_and_stop(gateway: Gateway) -> None:
         ({"messages": [{"role": "user", "content": "x" * 5000}]}, "messages", "context_length_exceeded"),
         ({"messages": [*HELLO, {"role": "function", "content": "x"}]}, "messages[1].role", "invalid_value"),
         ({"messages": [{"role": "user", "content": ""}]}, "messages[0]", "missing_required_parameter"),
+        ({"messages": [*HELLO, CALLED]}, "messages[1].tool_calls[0]", "missing_required_parameter"),
         ({"messages": [{"role": "user", "content": "x", "name": "bob"}]}, "messages[0].name", "unsupported_value"),
         ({"response_format": {"type": "json_object"}}, "response_format", "feature_off"),
         ({"response_format": {"type": "grammar"}}, "response_format.type", "unsupported_value"),
@@ -197,6 +200,7 @@ async def test_images_are_read_from_the_request_and_never_fetched(gateway: Gatew
     content = [{"type": "text", "text": "What is it?"}, picture]
     error = (await ask(http, messages=[{"role": "user", "content": content}])).json()["error"]
     assert (error["code"], error["penstock"]["reason"]) == ("feature_off", "FEATURE_OFF")
+    assert error["param"] == "messages[0].content[1]"
     for url, why in (
         ("https://example.org/x.png", "no address is ever fetched"),
         ("data:image/png;base64,%%", "base64"),
