@@ -67,6 +67,8 @@ class _Assistant(_Strict, frozen=True):
     audio: Raw | UnsetType = UNSET
     function_call: Raw | UnsetType = UNSET
     name: Raw | UnsetType = UNSET
+    # LiteLLM's copy of fields of the reply that stand in the message as well.
+    provider_specific_fields: Raw | UnsetType = UNSET
 
 
 class _ToolMessage(_Strict, frozen=True):
