@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from _bundle.check import check_bundle
-from _bundle.manifest import BundleError, LeftOut
+from _bundle.manifest import BundleError, LeftOut, digest
 from _bundle.unpack import open_bundle
 
 DESCRIPTION = """\
@@ -155,4 +155,5 @@ def _make(options: argparse.Namespace, progress: _Progress) -> None:
     progress.end()
     size = sum(one.size for one in manifest.slices)
     print(f"{options.to}: {len(manifest.slices)} slices, {size / 2**20:,.0f} MiB; {len(manifest.packages)} packages")
+    print(f"SHA-256 of bundle.pyz: {digest(options.to / 'bundle.pyz')}")
     print(f"SHA-256 of manifest.json: {sha256}")

@@ -149,8 +149,7 @@ _DESCRIPTIONS = ("requirements.txt", "images.txt", "sbom.cdx.json")
 def _describe(wanted: Wanted, packages: Sequence[wheels.Wheel], chart: Path, work: Path, progress: Progress) -> None:
     """Write what is in the bundle: packages with the hashes of their wheels, images, and a bill of materials."""
     requirements = work / "requirements.txt"
-    lines = [f"{one.package.name}=={one.package.version} --hash=sha256:{one.package.sha256}\n" for one in packages]
-    requirements.write_text("".join(lines), encoding="utf-8")
+    requirements.write_text(m.requirements(one.package for one in packages), encoding="utf-8")
     progress("writing the bill of materials")
     bill = _run([sys.executable, str(ROOT / "scripts/supply-chain"), "sbom", str(requirements)])
     (work / "sbom.cdx.json").write_text(bill, encoding="utf-8")

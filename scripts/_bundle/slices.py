@@ -10,6 +10,8 @@ from _bundle.manifest import CHUNK_BYTES, BundleError, Manifest, Piece, digest
 
 _NAMED = 5
 """Slices that a message names; it counts the others."""
+PARTIAL = ".partial"
+"""File that is being unpacked. No file of a bundle can have this name."""
 
 
 Parts = Sequence[tuple[Piece, Path]]
@@ -40,12 +42,12 @@ def _write_one(path: Path, files: Parts, start: int, size: int) -> Piece:
             sha.update(chunk)
         if digest(path) == sha.hexdigest():
             return Piece(path.name, size, sha.hexdigest())
-    return Piece(path.name, size, _write_whole(path, read_range(files, start, size)))
-
-
-def _write_whole(path: Path, chunks: Iterator[bytes]) -> str:
-    """Write a file under its name once all of it is there; return its SHA-256."""
     partial = path.with_name(f"{path.name}.partial")
+    return Piece(path.name, size, _write_whole(path, partial, read_range(files, start, size)))
+
+
+def _write_whole(path: Path, partial: Path, chunks: Iterator[bytes]) -> str:
+    """Write a file, as `partial` until all of it is there; return its SHA-256."""
     sha = hashlib.sha256()
     with partial.open("wb") as out:
         for chunk in chunks:
@@ -80,17 +82,19 @@ def _listed(names: Sequence[str]) -> str:
 def extract(manifest: Manifest, folder: Path, to: Path, progress: Callable[[str], None]) -> None:
     """Write the files below `to`. A file that is there with the right bytes is kept. Raises BundleError, OSError."""
     parts = [(one, folder / one.name) for one in manifest.slices]
+    partial = to / PARTIAL
     start = 0
     for number, piece in enumerate(manifest.files, start=1):
         progress(f"unpacking file {number} of {len(manifest.files)}")
         path = to / piece.name
         if not is_there(path, piece):
             path.parent.mkdir(parents=True, exist_ok=True)
-            if _write_whole(path, read_range(parts, start, piece.size)) != piece.sha256:
+            if _write_whole(path, partial, read_range(parts, start, piece.size)) != piece.sha256:
                 path.unlink()
                 raise BundleError(f"{piece.name} does not have the SHA-256 of the manifest: make the bundle again")
             path.chmod(0o755 if piece.executable else 0o644)
         start += piece.size
+    partial.unlink(missing_ok=True)
 
 
 def is_there(path: Path, piece: Piece) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import os
 import platform
 import shutil
@@ -29,17 +30,19 @@ def open_bundle(folder: Path, to: Path, *, install: bool, sha256: str | None, pr
     What an interrupted run has finished is kept. Raises BundleError.
     """
     source = folder / m.NAME
-    manifest = m.read(source)
-    found = m.digest(source)
+    text = m.load(source)  # read once: what is compared with the SHA-256 is what is used
+    found = hashlib.sha256(text).hexdigest()
     if sha256 is not None and found != sha256.lower():
         raise BundleError(f"{source} has SHA-256 {found}, not {sha256}: it is not the bundle that you expect")
+    manifest = m.parse(text, source)
     if install:
         _check_machine(manifest)
     slices.verify(manifest, folder, progress)
+    _check_links(to)
     with _alone(to), _told_of_a_full_disk(to):
         _check_folder(to, found)
         _check_space(manifest, to, install=install)
-        shutil.copyfile(source, to / m.NAME)
+        (to / m.NAME).write_bytes(text)
         slices.extract(manifest, folder, to, progress)
         if install:
             _install(manifest, to, found, progress)
@@ -81,6 +84,20 @@ def _told_of_a_full_disk(to: Path) -> Iterator[None]:
         raise
 
 
+def _check_links(to: Path) -> None:
+    """Raise where a link below the folder would lead what is written to another place, or a pipe would not end.
+
+    The environment (venv) has links of its own.
+    """
+    for folder, folders, files in os.walk(to):
+        for name in (*folders, *files):
+            path = Path(folder) / name
+            if path.is_symlink() or not (path.is_file() or path.is_dir()):
+                raise BundleError(f"{path} is a link or a special file: remove it, or name a new folder with --to")
+        if Path(folder) == to and "venv" in folders:
+            folders.remove("venv")
+
+
 def _check_folder(to: Path, found: str) -> None:
     manifest = to / m.NAME
     if manifest.exists():
@@ -113,6 +130,9 @@ def _install(manifest: Manifest, to: Path, found: str, progress: Progress) -> No
     marker = venv / _INSTALLED
     if marker.exists() and marker.read_text(encoding="utf-8") == found:
         return
+    listed = to / "requirements.txt"
+    if not listed.is_file() or listed.read_bytes() != m.requirements(manifest.packages).encode():
+        raise BundleError("requirements.txt does not list the packages of the manifest: do not use this bundle")
     shutil.rmtree(venv, ignore_errors=True)
     progress("making the virtual environment")
     log = to / "install.log"
@@ -122,7 +142,7 @@ def _install(manifest: Manifest, to: Path, found: str, progress: Progress) -> No
         progress(f"installing {len(manifest.packages)} packages")
         pip = [str(venv / "bin/python"), "-I", "-m", "pip", "--disable-pip-version-check", "--no-input", "install"]
         local = ["--no-index", f"--find-links={to / 'wheels'}", "--no-deps", "--no-compile", "--require-hashes"]
-        _run([*pip, *local, f"--requirement={to / 'requirements.txt'}"], out, log, "pip could not install the packages")
+        _run([*pip, *local, f"--requirement={listed}"], out, log, "pip could not install the packages")
     marker.write_text(found, encoding="utf-8")
 
 

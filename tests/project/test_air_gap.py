@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -32,7 +33,8 @@ def carried(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     command = [sys.executable, str(ROOT / "scripts/bundle"), "make", f"--to={made}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    said = done.stdout.splitlines()[-1].rpartition(" ")[2]
+    program, said = (line.rpartition(" ")[2] for line in done.stdout.splitlines()[-2:])
+    assert program == hashlib.sha256((made / "bundle.pyz").read_bytes()).hexdigest()
     made.rename(folder / "bundle")
     shutil.rmtree(folder / "made.work")
     (folder / "sha256").write_text(said)

@@ -24,7 +24,7 @@ from tests.unit.tiny_wheel import wheel
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "scripts"))
 
-from _bundle import check, collect, slices, thin, wheels  # noqa: E402
+from _bundle import check, collect, slices, thin, unpack, wheels  # noqa: E402
 from _bundle import manifest as m  # noqa: E402
 from _bundle.collect import Wanted, choose, images_of, write_program  # noqa: E402
 from _bundle.manifest import BundleError, Manifest, Package, Piece  # noqa: E402
@@ -112,11 +112,18 @@ def test_an_interrupted_open_continues_and_keeps_what_is_there(tmp_path: Path) -
     os.utime(kept, (1, 1))
     (to / "files/run.sh").unlink()
     (to / "model/weights").write_bytes(CONTENTS["model/weights"][:SLICE])
-    (to / "model/weights.partial").write_bytes(b"from an interrupted run")
+    (to / ".partial").write_bytes(b"from an interrupted run")
     assert opened(tmp_path).returncode == 0
     assert {name: (to / name).read_bytes() for name in CONTENTS} == CONTENTS
     assert kept.stat().st_mtime == 1
     assert not list(to.rglob("*.partial"))
+
+
+def test_names_that_end_like_an_unfinished_file_come_out(tmp_path: Path) -> None:
+    contents = {"files/x.partial": b"one", "files/x": b"two", "requirements.txt": b""}
+    bundle(tmp_path, contents)
+    assert opened(tmp_path).returncode == 0
+    assert {name: (tmp_path / "to" / name).read_bytes() for name in contents} == contents
 
 
 def cut(path: Path) -> None:
@@ -152,6 +159,87 @@ def test_a_damaged_bundle_is_named(tmp_path: Path, name: str, harm: Callable[[Pa
     assert not (tmp_path / "to" / "model").exists()
 
 
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def endless(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/dev/zero")
+
+
+def folder_instead(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def large(path: Path) -> None:
+    os.truncate(path, m.MAX_MANIFEST_BYTES + 1)
+
+
+@pytest.mark.parametrize("harm", [pipe, endless, folder_instead, large])
+@pytest.mark.parametrize("name", [m.NAME, "slice.0001"])
+def test_what_is_no_file_or_too_long_is_not_read(tmp_path: Path, name: str, harm: Callable[[Path], object]) -> None:
+    bundle(tmp_path)
+    harm(tmp_path / "bundle" / name)
+    refused(opened(tmp_path), name)
+    assert not (tmp_path / "to").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("model", "folder"),
+        ("venv", "folder"),
+        ("venv", "nothing"),
+        ("model/config.json", "file"),
+        ("model/config.json", "nothing"),
+        (".lock", "file"),
+        (".partial", "file"),
+        (m.NAME, "file"),
+        ("other", "folder"),
+    ],
+)
+def test_links_in_the_folder_lead_nowhere(tmp_path: Path, name: str, kind: str) -> None:
+    """As where someone else could write into the folder, or it came with the bundle."""
+    bundle(tmp_path)
+    to, outside = tmp_path / "to", tmp_path / "outside"
+    (outside / "folder").mkdir(parents=True)
+    (outside / "file").write_text("mine")
+    (to / Path(name).parent).mkdir(parents=True)
+    (to / m.NAME).write_bytes((tmp_path / "bundle" / m.NAME).read_bytes())
+    (to / name).unlink(missing_ok=True)
+    (to / name).symlink_to(outside / kind)
+    refused(run(tmp_path, "open", "--to", "to"), f"to/{name} is a link", "--to")
+    assert (outside / "file").read_text() == "mine"
+    assert sorted(path.name for path in outside.rglob("*")) == ["file", "folder"]
+
+
+def test_a_pipe_in_the_folder_is_not_waited_for(tmp_path: Path) -> None:
+    bundle(tmp_path)
+    (tmp_path / "to").mkdir()
+    os.mkfifo(tmp_path / "to/.lock")
+    refused(opened(tmp_path), ".lock is a link or a special file")
+
+
+def test_the_manifest_that_was_compared_is_the_one_that_is_used(tmp_path: Path) -> None:
+    """Another one that comes into the bundle's folder after that is never read."""
+    bundle(tmp_path)
+    source = tmp_path / "bundle" / m.NAME
+    sha256 = m.digest(source)
+    changed = source.read_text().replace("0.1.0", "6.6.6")
+    manifest = unpack.open_bundle(
+        tmp_path / "bundle",
+        tmp_path / "to",
+        install=False,
+        sha256=sha256,
+        progress=lambda text: source.write_text(changed) if "slice" in text else None,
+    )
+    assert "6.6.6" in source.read_text()
+    assert (manifest.version, m.digest(tmp_path / "to" / m.NAME)) == ("0.1.0", sha256)
+
+
 def edited(folder: Path, change: Callable[[dict], object]) -> None:  # type: ignore[type-arg]
     path = folder / "bundle" / m.NAME
     data = json.loads(path.read_text())
@@ -178,6 +266,8 @@ def edited(folder: Path, change: Callable[[dict], object]) -> None:  # type: ign
         "files/",
         "model/config.json",
         "model/config.json/below",
+        "\ud800",
+        "files/\x1b[2J",
     ],
 )
 def test_a_file_outside_the_folder_is_refused(tmp_path: Path, name: str) -> None:
@@ -185,6 +275,15 @@ def test_a_file_outside_the_folder_is_refused(tmp_path: Path, name: str) -> None
     edited(tmp_path, lambda data: data["files"][2].update(name=name))
     refused(opened(tmp_path), repr(name) if not name.startswith("model") else "model/config.json")
     assert not (tmp_path / "to").exists()
+
+
+@pytest.mark.parametrize("name", ["files/" + "a/" * 1_000_000 + "a", "files/" + "a" * 256, "files/" + "é" * 128])
+def test_a_name_that_no_file_can_have_is_refused(tmp_path: Path, name: str) -> None:
+    bundle(tmp_path)
+    edited(tmp_path, lambda data: data["files"][2].update(name=name))
+    done = opened(tmp_path)
+    refused(done, "255 in each of its parts")
+    assert len(done.stderr) < 500
 
 
 @given(st.text(max_size=30))
@@ -212,9 +311,32 @@ def test_a_path_is_below_its_folder_or_refused(name: str) -> None:
         (lambda data: data.update(files=[{"name": "files/x"}]), ["no manifest of a bundle"]),
         (lambda data: data.update(model="../model"), ["'../model'"]),
         (lambda data: data.update(installed_bytes="1"), ["no manifest of a bundle"]),
+        (lambda data: data.update(installed_bytes=-1), ["no manifest of a bundle"]),
+        (lambda data: [data[of][0].update(size=2**80) for of in ("slices", "files")], ["number of bytes"]),
+        (
+            lambda data: [one.update(size=one["size"] + 2**80) for one in (data["slices"][0], data["files"][0])],
+            ["slice.0000", "1,000 bytes instead of 1,208,925,819,614,629,174,707,176"],
+        ),
+        (lambda data: data["slices"].append(data["slices"][0] | {"name": "slice.0099"}), ["number of bytes"]),
+        (lambda data: data["files"][4].update(size=3000.0), ["model/config.json", "size"]),
+        (lambda data: data.update(version="\x1b]0;title\x07"), ["'\\x1b]0;title\\x07'", "cannot be shown"]),
+        (lambda data: data.update(version="\ud800"), ["cannot be shown"]),
+        (lambda data: data.update(python="3.11\x1b[2J"), ["python must be a version"]),
+        (lambda data: data.update(images=["a\nb"]), ["cannot be shown"]),
+        (lambda data: data.update(images=[1]), ["no manifest of a bundle"]),
+        (lambda data: data.update(left_out=[{"name": "x", "why": "a\rb"}]), ["cannot be shown"]),
+        (lambda data: data.update(left_out=[{"name": "x", "why": []}]), ["no manifest of a bundle"]),
+        (lambda data: data.update(left_out=[{"name": 1, "why": "y"}]), ["no manifest of a bundle"]),
         (
             lambda data: data.update(packages=[{"name": "x", "version": "1", "wheel": "x.whl", "sha256": "0" * 64}]),
             ["wheel of x"],
+        ),
+        (
+            lambda data: (
+                data["files"][2].update(name="wheels/x.whl"),
+                data.update(packages=[{"name": "x", "version": "1", "wheel": "x.whl", "sha256": "0" * 64}]),
+            ),
+            ["wheel of x", "two different SHA-256"],
         ),
     ],
 )
@@ -579,6 +701,15 @@ def test_a_missing_driver_is_named_as_such() -> None:
 
 
 # Installed
+
+
+@pytest.mark.parametrize("listed", [b"", b"evil @ https://192.0.2.1/evil.whl\n", b"\xff"])
+def test_a_list_of_packages_that_the_manifest_does_not_have_is_not_installed(tmp_path: Path, listed: bytes) -> None:
+    made = wheel(tmp_path, "first")
+    packages = (Package("first", "1.0", made.name, m.digest(made)),)
+    bundle(tmp_path, {"requirements.txt": listed, f"wheels/{made.name}": made.read_bytes()}, packages=packages)
+    refused(run(tmp_path, "open", "--to", "to"), "requirements.txt", "do not use this bundle")
+    assert not (tmp_path / "to/venv").exists()
 
 
 @pytest.mark.slow
