@@ -12,10 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from penstock.cli import app
 from penstock_bench.commands.gpu_check import engine_of
 from penstock_bench.gpu_check import cards
+from penstock_bench.gpu_check import compare as comparing
 from penstock_bench.gpu_check.compare import NotCompared, compare, comparison_of
 from penstock_bench.gpu_check.judge import judge
 from penstock_bench.gpu_check.plan import FULL
@@ -27,6 +29,7 @@ from penstock_bench.pilot.render import to_html, to_markdown
 from typer.testing import CliRunner
 
 from tests import engine_build
+from tests.rpc.fake_service import until
 from tests.unit.pilot import made
 
 ROOT = Path(__file__).parents[2]
@@ -97,6 +100,7 @@ def test_each_engine_of_the_tests_gets_its_share() -> None:
         engine_build.share_of(16.0)
     program = """
 from tests import engine_build
+from tests.rpc.fake_service import until
 engine_build.set_default_share(0.225)
 from penstock.config.schema import Config, EngineSettings
 print(EngineSettings().gpu_memory_utilization, Config().engine.gpu_memory_utilization)
@@ -170,8 +174,12 @@ def healthy(**change: Any) -> list[Variant]:
 
 
 BESIDE = Comparison(
-    labels={"in_process": "AsyncLLM in process", "penstock": "Penstock"},
-    tokens_per_second={"in_process": {1: 100.0, 8: 700.0}, "penstock": {1: 98.0, 8: 690.0}},
+    labels={"in_process": "AsyncLLM in process", "openai": "vllm serve (OpenAI HTTP)", "penstock": "Penstock"},
+    tokens_per_second={
+        "in_process": {1: 100.0, 8: 700.0},
+        "openai": {1: 97.0, 8: 600.0},
+        "penstock": {1: 98.0, 8: 690.0},
+    },
     notes=("vllm serve --grpc is left out: why",),
 )
 
@@ -236,6 +244,17 @@ def test_what_was_not_seen_is_neither_clear_nor_raised(check: str, change: dict[
     if check == "greedy":
         variants[0] = variants[0].model_copy(update={"budgets": ()})
     assert states(variants)[check] is State.UNSEEN
+
+
+@pytest.mark.parametrize("name", ["in_process", "openai", "penstock"])
+def test_a_front_end_that_did_not_start_is_said(name: str) -> None:
+    rates = {other: by for other, by in BESIDE.tokens_per_second.items() if other != name}
+    found = judge(
+        healthy(), FULL, BESIDE.model_copy(update={"tokens_per_second": rates, "notes": ("it is left out: why",)}), None
+    )
+    beside = next(one for one in found if one.id == "beside")
+    assert beside.state is State.UNSEEN
+    assert "it is left out: why" in beside.evidence
 
 
 def test_nothing_at_all_is_not_seen() -> None:
@@ -367,6 +386,19 @@ def test_wrong_options_are_named(tmp_path: Path, arguments: list[str], said: str
 def test_another_model_is_not_compared_with_the_small_one(model: str, settings: dict[str, str]) -> None:
     with pytest.raises(NotCompared, match="measures the small model with default settings"):
         compare(dataclasses.replace(FULL, settings=settings), model)
+
+
+@pytest.mark.parametrize(
+    ("ending", "status"), [("exit 3", 3), ("wait", None), ("trap '' INT; wait", None)], ids=["ends", "stays", "deaf"]
+)
+def test_no_engine_of_the_comparison_outlives_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, status: int | None
+) -> None:
+    monkeypatch.setattr(comparing, "_STOP_SECONDS", 1.0)
+    script = f"sleep 600 & echo $! > {tmp_path}/pid; {ending}"  # its signal of interrupts is ignored, as sh does
+    assert comparing.run_to_its_end(["sh", "-c", script], tmp_path / "log", 60.0 if status else 5.0) == status
+    engine = int((tmp_path / "pid").read_text())
+    assert until(lambda: not psutil.pid_exists(engine) or psutil.Process(engine).status() == psutil.STATUS_ZOMBIE)
 
 
 def test_the_comparison_is_that_of_bench_compare() -> None:

@@ -11,6 +11,8 @@ from penstock_bench.pilot.flag import CheckResult, State, unseen, verdict
 
 _STANDARD_ERRORS = 2.0
 """Loss of right answers, in standard errors of the difference, that may be chance."""
+_COMPARED = {"in_process", "openai", "penstock"}
+"""Front ends that bench.compare must have measured; `vllm serve --grpc` needs a package that the locks do not have."""
 
 
 def judge(
@@ -144,5 +146,7 @@ def _speed(variants: Sequence[Variant], plan: CheckPlan) -> CheckResult:
 def _beside(comparison: Comparison | None, why: str | None) -> CheckResult:
     if comparison is None:
         return State.UNSEEN, why or "not asked for"
-    names = ", ".join(comparison.labels[name] for name in comparison.tokens_per_second)
-    return verdict(False, f"measured: {names}")
+    rates = comparison.tokens_per_second
+    names = ", ".join(comparison.labels[name] for name in rates) or "nothing"
+    evidence = "; ".join((f"measured: {names}", *comparison.notes))
+    return unseen(evidence) if _COMPARED - set(rates) else verdict(False, evidence)
