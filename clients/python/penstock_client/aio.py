@@ -110,6 +110,7 @@ class AsyncClient:
         self._credentials = credentials_for(tls)
         self._options = options_for(target, channel_options)
         self._channel: grpc.aio.Channel | None = None
+        self._generation_stub: GenerationServiceAsyncStub | None = None
         self._streams: weakref.WeakSet[BaseAsyncStream] = weakref.WeakSet()
         self._left: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -541,7 +542,11 @@ class AsyncClient:
 
     @property
     def _generation(self) -> GenerationServiceAsyncStub:
-        return generation_pb2_grpc.GenerationServiceStub(self._connect())
+        if self._root is not None:
+            return self._root._generation
+        if self._channel is None or self._generation_stub is None:
+            self._generation_stub = generation_pb2_grpc.GenerationServiceStub(self._connect())
+        return self._generation_stub
 
     @property
     def _model(self) -> ModelServiceAsyncStub:

@@ -151,9 +151,10 @@ class BaseAsyncStream:
         while True:
             if self._left and not self._reader.finished:
                 raise _was_left()
-            failure: PenstockError = BrokenStream.cut_short()
+            failure: PenstockError | None = None
             try:
-                reply = await self._read()
+                # read(), not iteration: gRPC's iterator keeps the call alive after the loop that held it is gone.
+                reply = await (self._call.read() if self._reader.last_sequence else self._read())
                 if reply is not grpc.aio.EOF:
                     event = self._recovery.accept(reply.event)
                     if event is not None:
@@ -170,6 +171,7 @@ class BaseAsyncStream:
                 self.response.rate_limits = rate_limits_of(await self._call.trailing_metadata())
                 self.close()
                 raise StopAsyncIteration
+            failure = failure or BrokenStream.cut_short()
             if not self._reader.last_sequence and (pause := self._retries.wait_seconds(failure)) is not None:
                 await asyncio.sleep(pause)
                 if not self._left:
@@ -180,8 +182,8 @@ class BaseAsyncStream:
                 return last
 
     async def _read(self) -> Any:
-        if not self._link.resumable or self._reader.last_sequence:
-            # read(), not iteration: gRPC's iterator keeps the call alive after the loop that held it is gone.
+        """Read the first event."""
+        if not self._link.resumable:
             return await self._call.read()
         # Cancelling a task would cancel a plain read and its call, and lose the token that ends the generation.
         reply = await asyncio.shield(self._first or self._read_first())

@@ -309,13 +309,14 @@ class EventReader:
         return Started(proto.sequence, response, proto, started.generation_id, started.model, settings)
 
     def _delta(self, kind: type[DeltaT], proto: pb.GenerationEvent, delta: pb.Delta) -> DeltaT:
-        candidate = self.response.candidate(delta.candidate_index)
-        candidate.add_delta(delta, is_thought=kind is ThoughtDelta)
-        logprobs = tuple(TokenLogprobs.from_proto(entry) for entry in delta.logprobs)
+        index, text, tokens = delta.candidate_index, delta.text, delta.token_count
         ids = tuple(delta.token_ids)
-        return kind(
-            proto.sequence, self.response, proto, delta.candidate_index, delta.text, delta.token_count, ids, logprobs
-        )
+        logprobs: tuple[TokenLogprobs, ...] = ()
+        if delta.logprobs:
+            logprobs = tuple(TokenLogprobs.from_proto(entry) for entry in delta.logprobs)
+        candidate = self.response.candidate(index)
+        candidate.add_delta(text, tokens, ids, logprobs, is_thought=kind is ThoughtDelta)
+        return kind(proto.sequence, self.response, proto, index, text, tokens, ids, logprobs)
 
     def _thinking_finished(self, proto: pb.GenerationEvent) -> ThinkingFinished:
         ended = proto.thinking_finished

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self, TypeVar
 
 from penstock_proto.v1 import generation_pb2 as pb
@@ -157,18 +157,19 @@ class Candidate:
         self.tool_tokens += finished.token_count
         return call
 
-    def add_delta(self, delta: pb.Delta, *, is_thought: bool) -> None:
+    def add_delta(
+        self, text: str, tokens: int, ids: Sequence[int], logprobs: Sequence[TokenLogprobs], *, is_thought: bool
+    ) -> None:
         """Append one delta of the stream to the thought or to the answer."""
-        logprobs = [TokenLogprobs.from_proto(entry) for entry in delta.logprobs]
         if is_thought:
-            self._thought.add(delta.text)
-            self.reasoning_tokens += delta.token_count
-            self.thought_token_ids += delta.token_ids
+            self._thought.add(text)
+            self.reasoning_tokens += tokens
+            self.thought_token_ids += ids
             self.thought_logprobs += logprobs
         else:
-            self._answer.add(delta.text)
-            self.answer_tokens += delta.token_count
-            self.answer_token_ids += delta.token_ids
+            self._answer.add(text)
+            self.answer_tokens += tokens
+            self.answer_token_ids += ids
             self.answer_logprobs += logprobs
 
     def finish(self, result: pb.CandidateResult) -> None:
