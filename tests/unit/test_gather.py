@@ -9,7 +9,7 @@ from contextlib import aclosing
 
 import pytest
 from penstock.errors import EngineDown
-from penstock.generation.coalescing import EventLoopLagMonitor, coalesce_deltas
+from penstock.generation.coalescing import EventLoopLagMonitor, coalesce_deltas, send_time
 from penstock.types import Delta, Event, ThinkingOutcome, ThoughtEnded
 
 ENDED = ThoughtEnded(0, ThinkingOutcome.NATURAL_END, 3)
@@ -133,7 +133,7 @@ async def test_leaving_closes_the_source() -> None:
 
 
 async def test_gathering_begins_when_the_loop_lags_and_ends_with_it() -> None:
-    lag = EventLoopLagMonitor(most_flush_seconds=0.3)
+    lag = EventLoopLagMonitor(most_flush_seconds=1.5)
 
     async def source() -> AsyncGenerator[Event, None]:
         yield thought("a")
@@ -220,3 +220,11 @@ async def test_an_idle_server_is_not_woken_to_look() -> None:
                 await asyncio.sleep(0.01)
         watching.cancel()
         assert len(looks) in expected
+
+
+def test_streams_with_one_interval_are_sent_together() -> None:
+    times = [send_time(1000.0 + place / 1000, 0.05) for place in range(1, 100)]
+    assert len({round(at, 6) for at in times}) == 2
+    for place, at in enumerate(times, start=1):
+        assert 0 < at - (1000.0 + place / 1000) <= 0.05 + 1e-9
+    assert send_time(7.5, 60.0) == 67.5  # long intervals have their own times

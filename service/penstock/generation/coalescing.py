@@ -9,6 +9,7 @@ nothing is held while the engine's steps take longer than the interval.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
@@ -29,6 +30,7 @@ _LATE_SECONDS = 0.05
 # then takes seconds. Between the two shares the interval stays as it is.
 _FULL, _EASY = 0.9, 0.7
 _MIN_FLUSH_SECONDS = 0.02
+_MAX_SHARED_SECONDS = 1.0  # Longest interval whose streams are sent together: longer ones wake up seldom anyway.
 _GROWTH, _DECAY = 1.25, 0.95  # of the interval, at each measurement
 
 
@@ -145,7 +147,8 @@ class _Buffer:
         if seconds <= 0:
             self.ripe.set()
         elif self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(seconds, self.ripe.set)
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_at(send_time(loop.time(), seconds), self.ripe.set)
 
     def pop_all(self) -> list[Event]:
         """Return everything held, in order, and forget it."""
@@ -158,6 +161,15 @@ class _Buffer:
         if self.over:
             self.ripe.set()
         return [_joined(entry) if isinstance(entry, list) else entry for entry in held]
+
+
+def send_time(now: float, seconds: float) -> float:
+    """Return when a delta that is held from `now` on is sent, at most `seconds` later.
+
+    It is a multiple of `seconds`: all streams with one interval are sent at the same times, so that this process, and
+    each that reads several of the streams, wakes up once for all of them.
+    """
+    return now + seconds if seconds > _MAX_SHARED_SECONDS else (math.floor(now / seconds) + 1) * seconds
 
 
 def _kind(delta: Held) -> tuple[int, bool | int]:
