@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from penstock.engine.expert_load.statistics import ExpertCounts
 from penstock.engine.scripted import Reply, ScriptedEngine
 
 from tests.browser.devtools import Page, browser
@@ -218,6 +220,49 @@ async def test_the_second_view_says_what_it_cannot_show(page: Page) -> None:
     assert await page.run("document.querySelector('#to-engine').getAttribute('aria-current')") == "page"
     await page.click("#to-chat")
     await page.until("!document.querySelector('#chat').hidden")
+
+
+class WithExperts(ScriptedEngine):
+    """Counts tokens: layer 0 is even, and one expert of layer 3 gets all."""
+
+    turns = 0
+
+    async def expert_counts(self) -> ExpertCounts:
+        self.turns += 1
+        even, one = [8 * self.turns] * 8, [0] * 8
+        one[5] = 64 * self.turns
+        return ExpertCounts(2, 1, {0: array("q", even), 3: array("q", one)})
+
+
+async def test_the_heat_map_shows_which_experts_are_hot(tmp_path: Path) -> None:
+    async with (
+        service(WithExperts(REPLIES)) as target,
+        gateway_to(target) as address,
+        browser(tmp_path / "profile") as page,
+    ):
+        await ready(page, f"{address}/")
+        await page.click("#to-engine")
+        await page.until("document.querySelector('#heat').getAttribute('aria-label').startsWith('Load of')")
+        assert not await page.run("document.querySelector('#heat').hidden")
+        assert await page.text("#experts-note") == ""
+        said = await page.run("document.querySelector('#heat').getAttribute('aria-label')")
+        assert "8 experts in 2 layers" in said
+        assert "Layer 3 is the least even" in said
+        assert await page.text("#load-state")
+        size = await page.run("[document.querySelector('#heat').width, document.querySelector('#heat').height]")
+        assert size == [8, 2]
+        pixels = "[...document.querySelector('#heat').getContext('2d').getImageData(0, 0, 8, 2).data]"
+        data = await page.run(pixels)
+        brightness = [sum(data[at : at + 3]) for at in range(0, len(data), 4)]
+        even, one = brightness[:8], brightness[8:]
+        assert len(set(even)) == 1
+        assert one[5] < even[0] < min(one[:5] + one[6:])  # the darker, the more tokens
+        rows = await page.run("[...document.querySelectorAll('#layers tr')].map((row) => row.innerText)")
+        assert [row.split()[0] for row in rows] == ["0", "3"]
+        assert rows[1].split()[-1] == "5"
+        before = await page.text("#load-state")
+        await page.until(f"document.querySelector('#load-state').textContent !== {before!r}")  # it is live
+        assert page.messages == []
 
 
 @pytest.mark.parametrize("width", [1280, 768, 360])
