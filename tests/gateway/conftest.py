@@ -15,6 +15,7 @@ import uvicorn
 from google.rpc import error_details_pb2, status_pb2
 from openai import AsyncOpenAI
 from penstock.config.schema import Config
+from penstock.engine.base import Engine
 from penstock.engine.scripted import Reply, ScriptedEngine
 from penstock.server.server import Server
 from penstock.types import EngineChunk, EngineRequest
@@ -112,7 +113,7 @@ async def chunks_of(http: httpx.AsyncClient, body: dict[str, Any]) -> list[dict[
 
 
 @asynccontextmanager
-async def service(engine: ScriptedEngine, config: Config | None = None) -> AsyncIterator[str]:
+async def service(engine: Engine, config: Config | None = None) -> AsyncIterator[str]:
     """A service; yields its host:port."""
     server = Server(config or Config.model_validate({"server": {"listen": "127.0.0.1:0"}}))
     address = await server.listen()
