@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,17 +82,17 @@ class Contender:
         raise NotImplementedError
 
     def start(self) -> None:
-        log = (self.setting.folder / f"{self.name}.log").open("wb")
         environment = {k: v for k, v in os.environ.items() if not k.startswith("PENSTOCK_")}
-        self.process = subprocess.Popen(
-            self.command(),
-            cwd=_ROOT,
-            env=environment | dict(self.setting.plan.environment),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE if isinstance(self, InProcess) else log,
-            stderr=log,
-            text=True,
-        )
+        with (self.setting.folder / f"{self.name}.log").open("wb") as log:
+            self.process = subprocess.Popen(
+                self.command(),
+                cwd=_ROOT,
+                env=environment | dict(self.setting.plan.environment),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE if isinstance(self, InProcess) else log,
+                stderr=log,
+                text=True,
+            )
 
     def wait(self) -> None:
         """Return once it takes work. Raises `NotServing` with the last lines of its log where it does not."""
@@ -110,6 +111,8 @@ class Contender:
         _, alive = psutil.wait_procs(family, timeout=20)
         for process in alive:
             process.kill()
+        with self.process:  # closes its pipes
+            pass
 
     @property
     def _started(self) -> subprocess.Popen[str]:
@@ -159,6 +162,12 @@ class OverSockets(Contender):
     """A server that gets its requests from `bench.drain`."""
 
     protocol: Protocol = "grpc"
+    more_tokens = 0
+    """Most tokens that an answer has in addition to the setting's, by its question: so calls do not end together."""
+
+    def max_tokens(self, question: str) -> int:
+        """Return the tokens of the answer to a question."""
+        return self.setting.max_tokens + zlib.crc32(question.encode()) % (self.more_tokens + 1)
 
     @property
     def address(self) -> str:
@@ -201,7 +210,7 @@ class OpenAi(OverSockets):
                 "model": self.setting.model,
                 "messages": [{"role": "user", "content": question}],
                 "temperature": 0.0,
-                "max_tokens": self.setting.max_tokens,
+                "max_tokens": self.max_tokens(question),
                 "stream": True,
                 "stream_options": {"include_usage": True},
                 "chat_template_kwargs": {"enable_thinking": True},
@@ -320,7 +329,7 @@ class Penstock(OverSockets):
             messages=pb.Messages(messages=[pb.Message(role=pb.ROLE_USER, content=question)]),
             thinking=pb.ThinkingConfig(mode=pb.THINKING_MODE_THINKING, answer_reserve=1),
             sampling=pb.SamplingConfig(temperature=0.0),
-            output=pb.OutputConfig(max_output_tokens=self.setting.max_tokens),
+            output=pb.OutputConfig(max_output_tokens=self.max_tokens(question)),
         )
         request = pb.StreamGenerateRequest(spec=spec)
         request.flush_interval.FromMilliseconds(self.flush_ms)

@@ -19,7 +19,7 @@ import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,18 +108,18 @@ def main(
         pace = Path(scratch) / "pace.json"
         os.environ[PACE_FILE] = str(pace)
         at = stack.enter_context(collector()) if trace else ""
-        setting = _setting(Path(scratch), at, output_tokens)
-        _set_pace(pace, 0, output_tokens)
+        setting = canned_setting(Path(scratch), at, output_tokens)
+        set_pace(pace, 0, output_tokens)
         makings = [maker(setting) for maker in MAKERS]
         up = started([one for one in makings if not only or one.name in only.split(",")], stack, notes)
         coalescing = [one.coalescing(COALESCED_MS) for one in up if isinstance(one, Penstock)]
         measured: list[Round] = []
         for turn in range(rounds):
             for step_ms in map(int, steps_ms.split(",")):
-                _set_pace(pace, step_ms, output_tokens)
+                set_pace(pace, step_ms, output_tokens)
                 contenders = [*up, *(coalescing if 2 * step_ms <= COALESCED_MS else [])]
                 for count in map(int, streams.split(",")):
-                    work = _work(setting, count, step_ms, output_tokens, seed=1000 * turn + count)
+                    work = work_for(setting, count, step_ms, output_tokens, seed=1000 * turn + count)
                     # Each round begins with another contender.
                     for one in [*contenders[turn % len(contenders) :], *contenders[: turn % len(contenders)]]:
                         measured.append(Round(turn, step_ms, count, one.name, one.serve(work)))
@@ -134,13 +134,13 @@ def main(
         json_file.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
 
 
-def _set_pace(file: Path, step_ms: int, output_tokens: int) -> None:
+def set_pace(file: Path, step_ms: int, output_tokens: int) -> None:
     from bench.canned import Pace
 
     Pace(step_ms / 1000, output_tokens // 2 - 1).write(file)
 
 
-def _setting(folder: Path, at: str, output_tokens: int) -> Setting:
+def canned_setting(folder: Path, at: str, output_tokens: int) -> Setting:
     from bench.canned import EXECUTOR
 
     extra = {"distributed_executor_backend": EXECUTOR}
@@ -153,13 +153,18 @@ def _setting(folder: Path, at: str, output_tokens: int) -> Setting:
     return Setting(folder, checkpoint.model, plan, tokenizer, at, output_tokens, extra)
 
 
-def _work(setting: Setting, streams: int, step_ms: int, output_tokens: int, seed: int) -> Job:
+def work_for(setting: Setting, streams: int, step_ms: int, output_tokens: int, seed: int) -> Job:
     calls = max(1, _TOKENS_AT_LEAST // (output_tokens * streams)) if 2 * step_ms <= COALESCED_MS else 1
+    return long_job(streams, calls, seed, PROMPT_TOKENS, question_counter(setting))
+
+
+def question_counter(setting: Setting) -> Callable[[str], int]:
+    """Return a function that counts the tokens of the prompt for a question."""
 
     def count(question: str) -> int:
         return len(setting.tokenizer.render([Message(Role.USER, question)], thinking=True))
 
-    return long_job(streams, calls, seed, PROMPT_TOKENS, count)
+    return count
 
 
 def _figures(run: Served) -> dict[str, float]:
@@ -197,7 +202,7 @@ def summary(measured: Sequence[Round]) -> list[dict[str, Any]]:
     return rows
 
 
-def ratios_of(measured: Sequence[Round]) -> list[dict[str, Any]]:
+def ratios_of(measured: Sequence[Round], goals: Sequence[Goal] = GOALS) -> list[dict[str, Any]]:
     """Return the ratio's minimum, median and maximum over rounds, per goal and load where both were measured.
 
     Where AsyncLLM was measured, the same follows with its own share subtracted from both.
@@ -205,7 +210,7 @@ def ratios_of(measured: Sequence[Round]) -> list[dict[str, Any]]:
     runs = {(one.turn, one.step_ms, one.streams, one.contender): _cpu(one.served) for one in measured}
     turns = list(dict.fromkeys(one.turn for one in measured))
     rows = []
-    for goal in GOALS:
+    for goal in goals:
         for step_ms, streams in _loads(measured):
             keys = [(turn, step_ms, streams) for turn in turns]
             pairs = [(key, runs.get((*key, goal.name)), runs.get((*key, goal.other))) for key in keys]

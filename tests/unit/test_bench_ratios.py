@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench import front_end, telemetry_calls
+from bench import front_end, gateway, telemetry_calls
 from bench.overload import Overload
 from bench.report import Round, judged
 from bench.served import Served, answered
@@ -53,6 +53,21 @@ def test_front_end_costs_are_compared_in_pairs_of_one_round() -> None:
 def test_a_front_end_that_was_not_there_is_not_compared() -> None:
     rounds = [front_end.Round(0, 5, 1, name, served(1.0)) for name in ("penstock", "openai")]
     assert [row["ratio"] for row in front_end.ratios_of(rounds)] == ["front-end CPU per token, penstock to openai"]
+
+
+def test_what_the_gateway_adds_is_the_difference_of_medians() -> None:
+    firsts = {"penstock": [0.010, 0.020, 0.090], "gateway": [0.012, 0.023, 0.024]}
+    rounds = [
+        front_end.Round(turn, 30, 8, name, served(1.0, at))
+        for name, own in firsts.items()
+        for turn, at in enumerate(own)
+    ]
+    (row,) = gateway.added_ms(rounds)
+    assert (row["median_ms"], row["added_ms"]) == ({"penstock": 20.0, "gateway": 23.0}, 3.0)
+    (line,) = gateway.judged_added([row])
+    assert "adds 3.00 ms" in line
+    assert line.endswith("held")
+    assert gateway.judged_added(gateway.added_ms(rounds[:3])) == []  # nothing to compare with
 
 
 def test_prompts_have_the_tokens_that_are_asked_for() -> None:
