@@ -18,6 +18,7 @@ from starlette.routing import BaseRoute, Route
 
 from penstock_gateway import errors, probes
 from penstock_gateway.bodies import BodyMemory
+from penstock_gateway.callers import keep_headers_out_of_logs
 from penstock_gateway.chat_completions import chat_completions
 from penstock_gateway.completions import completions
 from penstock_gateway.continuation import continue_stream
@@ -41,6 +42,7 @@ def create_app(client: AsyncClient, settings: Settings | None = None) -> Starlet
         settings: Bounds. Default: those of `Settings`.
     """
     settings = settings or Settings()
+    keep_headers_out_of_logs()
     memory, metrics = BodyMemory(settings.max_request_memory_bytes), probes.Metrics()
     metrics.held_bytes.set_function(lambda: memory.held_bytes)
 

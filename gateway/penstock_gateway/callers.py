@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,8 +18,15 @@ from penstock_gateway.errors import BY_CODE, GatewayError
 T = TypeVar("T")
 TIMEOUT_HEADER = "x-request-timeout"
 REQUEST_ID_HEADER = "x-request-id"
-_TRACE_HEADERS = ("traceparent", "tracestate", "baggage")
+_TRACE_HEADERS = ("traceparent", "tracestate")
+_LOGGERS_OF_HEADERS = ("opentelemetry.baggage", "opentelemetry.propagators", "opentelemetry.trace")
 _MAX_TIMEOUT_SECONDS = 7 * 86_400.0
+
+
+def keep_headers_out_of_logs() -> None:
+    """Stop OpenTelemetry's log lines about trace headers: they show what the caller sent."""
+    for name in _LOGGERS_OF_HEADERS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def client_of(request: Request) -> AsyncClient:

@@ -1,13 +1,12 @@
-"""uvicorn's HTTP protocol with bounds on what a connection may hold before a request is there."""
+"""uvicorn's HTTP protocol with bounds on what a connection may hold, and on how slowly it is sent and read."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from penstock_gateway.limits import ABORT
 from penstock_gateway.settings import Settings
 
 
@@ -20,6 +19,20 @@ def protocol_for(settings: Settings) -> type[asyncio.Protocol]:
     return type("BoundedProtocol", (_BoundedProtocol,), {"settings": settings})
 
 
+class _SafeTransport:
+    """Write nothing to a connection that is closed: its handler learns that only in the loop's next turn."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(data)
+
+
 class _BoundedProtocol(HttpToolsProtocol):
     settings: Settings
     _header_bytes = 0
@@ -27,9 +40,12 @@ class _BoundedProtocol(HttpToolsProtocol):
     _unseen_bytes = 0
     """Bytes since the parser last told something; it keeps them where they are an unfinished line."""
     _header_timer: asyncio.TimerHandle | None = None
+    _reader_timer: asyncio.TimerHandle | None = None
+    """Runs while more is waiting to be sent than may be held."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.transport = cast(asyncio.Transport, _SafeTransport(transport))
         if len(self.connections) > self.settings.max_connections:
             transport.abort()
             return
@@ -37,7 +53,17 @@ class _BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_header_timer()
+        self._stop_reader_timer()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stop_reader_timer()
+        self._reader_timer = self.loop.call_later(self.settings.slow_reader_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._stop_reader_timer()
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         self._unseen_bytes += len(data)
@@ -49,8 +75,6 @@ class _BoundedProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self._header_bytes = 0
         self._start_header_timer()
-        extensions: dict[str, Any] = {ABORT: self.transport.abort}
-        self.scope["extensions"] = extensions
 
     def on_url(self, url: bytes) -> None:
         self._count(len(url))
@@ -93,3 +117,8 @@ class _BoundedProtocol(HttpToolsProtocol):
         if self._header_timer is not None:
             self._header_timer.cancel()
             self._header_timer = None
+
+    def _stop_reader_timer(self) -> None:
+        if self._reader_timer is not None:
+            self._reader_timer.cancel()
+            self._reader_timer = None

@@ -53,7 +53,7 @@ CHOICES: Fields = {
 }
 STREAM: Fields = {
     "stream": Field("honoured", "events of server-sent events, ended by `[DONE]`"),
-    "stream_options": Field("honoured", "`include_usage`; `include_obfuscation` only as false"),
+    "stream_options": Field("honoured", "`include_usage`; `include_obfuscation` only as false; needs `stream`"),
 }
 IDENTITY: Fields = {
     "model": Field("honoured", "the served model; empty takes it, another one is 404", "spec.model"),

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import uuid
-from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -16,19 +14,13 @@ from penstock_gateway.errors import SERVER, ErrorReply, GatewayError, Kind, to_r
 from penstock_gateway.probes import Metrics
 from penstock_gateway.settings import Settings
 
-ABORT = "penstock.abort"
-"""Key of the scope's extensions: a function that closes the connection at once (`connections.py`)."""
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _METHODS = ("GET", "HEAD", "OPTIONS", "POST")
 _UNBOUNDED = ("/healthz",)
 
 
-class SlowReader(Exception):
-    """The client did not take what was sent to it."""
-
-
 class LimitsMiddleware:
-    """Refuse requests beyond the bounds, cut off clients that do not read, and count memory."""
+    """Refuse requests beyond the bounds, and count memory and answers."""
 
     def __init__(self, app: ASGIApp, settings: Settings, memory: BodyMemory, metrics: Metrics) -> None:
         self._app = app
@@ -45,7 +37,7 @@ class LimitsMiddleware:
         headers = Headers(scope=scope)
         given = headers.get(REQUEST_ID_HEADER, "")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        send = self._within_time(scope, self._answering(scope, send, request_id))
+        send = self._answering(scope, send, request_id)
         if self._active >= self._settings.max_requests and scope["path"] not in _UNBOUNDED:
             await _full(self._settings).response()(scope, receive, send)
             return
@@ -55,8 +47,6 @@ class LimitsMiddleware:
         self._metrics.active.set(self._active)
         try:
             await self._app(scope, receive, send)
-        except SlowReader:
-            pass
         finally:
             self._active -= 1
             self._metrics.active.set(self._active)
@@ -73,20 +63,6 @@ class LimitsMiddleware:
             await send(message)
 
         return sending
-
-    def _within_time(self, scope: Scope, send: Send) -> Send:
-        seconds = self._settings.slow_reader_seconds
-        abort: Callable[[], None] = (scope.get("extensions") or {}).get(ABORT, lambda: None)
-
-        async def send_in_time(message: Message) -> None:
-            try:
-                async with asyncio.timeout(seconds):
-                    await send(message)
-            except TimeoutError:
-                abort()
-                raise SlowReader from None
-
-        return send_in_time
 
 
 def _full(settings: Settings) -> ErrorReply:

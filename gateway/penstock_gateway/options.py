@@ -143,6 +143,8 @@ def common_options(request: CommonRequest) -> dict[str, Any]:
 def choices_options(request: ChoicesRequest) -> dict[str, Any]:
     """Return the options of a request with several choices. Raises GatewayError for what the client cannot send."""
     check_stream_options(request.stream_options)
+    if request.stream_options is not None and not request.stream:
+        raise GatewayError("stream_options needs stream: true", param="stream_options", reason="CONFLICTING_FIELDS")
     return {
         **common_options(request),
         **with_format(response_format(request.response_format), "response_format", request),

@@ -17,6 +17,7 @@ from penstock_gateway.callers import left
 from penstock_gateway.errors import GatewayError
 
 DONE = b"data: [DONE]\n\n"
+_JSON = msgspec.json.Encoder()
 _KEEP_ALIVE = b": keep-alive\n\n"
 _MAX_ID_BYTES = 4096
 """Longest event id. The token of a stream that moved to another server holds its conversation and may be longer: such a
@@ -70,10 +71,10 @@ def event(data: Mapping[str, Any], *, name: str = "", event_id: EventId | None =
     head = b""
     if event_id is not None:
         text = str(event_id)
-        head = f"id: {text if len(text) <= _MAX_ID_BYTES else ''}\n".encode()
+        head = b"id: %s\n" % (text.encode() if len(text) <= _MAX_ID_BYTES else b"")
     if name:
-        head += f"event: {name}\n".encode()
-    return b"%sdata: %s\n\n" % (head, msgspec.json.encode(data))
+        head += b"event: %s\n" % name.encode()
+    return b"%sdata: %s\n\n" % (head, _JSON.encode(data))
 
 
 def comment(text: str) -> bytes:

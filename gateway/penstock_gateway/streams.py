@@ -144,9 +144,8 @@ async def _pieces(
     ids = _Ids(first_id, stream, needs_start=made.needs_start)
     async for event in stream:
         chunks = list(made.of(event))
-        if event.sequence > skip:
-            for data in _bytes(event, chunks, made, ids):
-                yield data
+        if event.sequence > skip and (data := _bytes(event, chunks, made, ids)):
+            yield data
     if stream.last_sequence < skip:
         text = f"last-event-id has the place {skip}, and the stream ends at {stream.last_sequence}"
         raise GatewayError(text, param="last-event-id")
@@ -206,14 +205,14 @@ class _Ids:
         )
 
 
-def _bytes(event: Event, chunks: Sequence[dict[str, Any]], made: StreamFormat, ids: _Ids) -> Iterator[bytes]:
-    """Yield the bytes of one event. Its id is that of its last chunk, so that no chunk is lost when it is continued."""
-    for chunk in chunks[:-1]:
-        yield made.encode(chunk)
+def _bytes(event: Event, chunks: Sequence[dict[str, Any]], made: StreamFormat, ids: _Ids) -> bytes:
+    """Return the bytes of one event. Its id is that of its last chunk: no chunk is lost when it is continued."""
+    if len(chunks) == 1:
+        return made.encode(chunks[0], ids.of(event))
     if chunks:
-        yield made.encode(chunks[-1], ids.of(event))
-    elif text := _comment_of(event):
-        yield sse.comment(text)
+        return b"".join([*map(made.encode, chunks[:-1]), made.encode(chunks[-1], ids.of(event))])
+    text = _comment_of(event)
+    return sse.comment(text) if text else b""
 
 
 def _comment_of(event: Event) -> str:

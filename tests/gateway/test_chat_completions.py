@@ -194,6 +194,12 @@ async def test_what_cannot_be_had_is_refused_by_name(
         assert error["penstock"]["reason"]
 
 
+async def test_options_of_a_stream_need_one(gateway: Gateway) -> None:
+    reply = await ask(await gateway(THINKS), stream_options={"include_usage": True})
+    error = reply.json()["error"]
+    assert (reply.status_code, error["param"], error["code"]) == (400, "stream_options", "conflicting_parameters")
+
+
 async def test_images_are_read_from_the_request_and_never_fetched(gateway: Gateway) -> None:
     http = await gateway(THINKS)
     picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}

@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 import pytest
 import typer
+from grpc._cython import cygrpc
 from penstock.config.schema import Config
 from penstock.engine.scripted import Reply
 from penstock_gateway import server
@@ -176,3 +177,8 @@ def test_all_addresses_are_those_of_ipv4_too() -> None:
         port = listener.getsockname()[1]
         for host in ("127.0.0.1", "::1")[: 2 if listener.family == socket.AF_INET6 else 1]:
             socket.create_connection((host, port), timeout=10).close()
+
+
+def test_grpc_knows_the_setting_that_the_gateway_makes() -> None:
+    """Where it does not, `GRPC_EXPERIMENTS` in penstock_gateway/command.py has no effect and can go."""
+    assert b"event_engine_client\0" in Path(cygrpc.__file__).read_bytes()
