@@ -56,7 +56,7 @@ from bench.work import long_job
 
 GOALS = (Goal("gateway", "openai", 2.0), Goal("gateway_coalescing", "openai", 1.0))
 MAX_ADDED_MS = 5.0
-_FEWEST_TOKENS, _MORE_TOKENS = 32, 96
+_MIN_TOKENS, _MORE_TOKENS = 32, 96
 _CALLS = {1: 16, 8: 8}
 """Calls of each stream where the first token is measured, by the number of streams; 4 otherwise."""
 
@@ -164,7 +164,7 @@ def main(
                 set_pace(pace, step_ms, output_tokens)
                 for count in counts:
                     measured += _turn(up, turn, step_ms, count, output_tokens)
-            set_pace(pace, steps[-1], _FEWEST_TOKENS)
+            set_pace(pace, steps[-1], _MIN_TOKENS)
             for count in counts:
                 firsts += _first_tokens(up, turn, steps[-1], count)
             print(f"round {turn + 1} of {rounds} has ended", file=sys.stderr)
@@ -219,7 +219,7 @@ def _first_tokens(up: Sequence[OpenAi | Penstock], turn: int, step_ms: int, stre
 def _short(contender: Gateway | Penstock) -> Gateway | Penstock:
     """Return the same server with requests for short answers."""
     made = copy.copy(contender)
-    made.setting, made.more_tokens = replace(contender.setting, max_tokens=_FEWEST_TOKENS), _MORE_TOKENS
+    made.setting, made.more_tokens = replace(contender.setting, max_tokens=_MIN_TOKENS), _MORE_TOKENS
     return made
 
 

@@ -136,7 +136,7 @@ WRONG = (
 
 
 class Text(NamedTuple):
-    """What a request was answered with."""
+    """Hold what a request was answered with."""
 
     thought: str
     answer: str
@@ -146,7 +146,7 @@ class Text(NamedTuple):
 
 @dataclass
 class Seen:
-    """What one server answered."""
+    """Hold what one server answered."""
 
     texts: list[Text] = field(default_factory=list)
     streamed: list[Text] = field(default_factory=list)
@@ -224,7 +224,7 @@ class WithTools(OpenAi):
 
 @pytest.fixture(scope="module")
 async def both(engine: Engine, vllm_serve: str) -> tuple[Seen, Seen]:
-    """What `vllm serve` and the gateway answered."""
+    """Return what `vllm serve` and the gateway answered."""
     async with (
         service(engine) as target,
         gateway_to(target) as url,
