@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-from penstock_client import FieldViolation, PenstockError
+from penstock_client import FieldViolation, MessageTooLarge, PenstockError
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -140,8 +140,7 @@ def to_reply(error: PenstockError | GatewayError, param_of: ParamOf = no_param) 
         body = _body(error.message, error.kind, error.param, {"reason": error.reason})
         return ErrorReply(error.kind.status, body, _headers(error.kind, error.retry_after_seconds, {}))
     code = error.code.name if error.code is not None else ""
-    kind = BY_CODE["UNAUTHENTICATED"] if code == "UNAUTHENTICATED" else KINDS.get(error.reason) or BY_CODE.get(code)
-    kind = kind or _UNKNOWN
+    kind = _kind_of(error, code)
     violations = [_violation(one, param_of) for one in error.violations]
     named = [one.field for one in error.violations] or [error.metadata.get("field", "")]
     fields = [one for one in named if one] or _FIELDS.get(error.reason, ())
@@ -152,6 +151,14 @@ def to_reply(error: PenstockError | GatewayError, param_of: ParamOf = no_param) 
     message = _in_the_requests_words(error, param_of)
     body = _body(message, kind, param, details)
     return ErrorReply(kind.status, body, _headers(kind, error.retry_after_seconds, error.rate_limits))
+
+
+def _kind_of(error: PenstockError, code: str) -> Kind:
+    if code == "UNAUTHENTICATED":
+        return BY_CODE[code]
+    if isinstance(error, MessageTooLarge):  # gRPC refuses it before the service can give a reason
+        return KINDS["MESSAGE_TOO_LARGE"]
+    return KINDS.get(error.reason) or BY_CODE.get(code) or _UNKNOWN
 
 
 def rate_limit_headers(limits: Mapping[str, str]) -> dict[str, str]:

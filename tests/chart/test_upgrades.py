@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from tests.chart.api_server import api_server
-from tests.chart.chart import CHART, Object, helm, needs_helm, of_kind, workload
+from tests.chart.chart import CHART, Object, helm, is_gateways, needs_helm, of_kind, workload
 
 pytestmark = needs_helm
 
@@ -37,6 +37,16 @@ def test_switching_autoscaling_on_should_keep_the_replicas_that_are_there(there:
     assert "replicas" not in workload(rendered(SCALED))["spec"], "nothing there: the autoscaler begins"
     # Without an autoscaler the values' own count holds.
     assert workload(rendered({"replicaCount": 1}, deployment))["spec"]["replicas"] == 1
+
+
+def test_gateways_should_keep_their_count_too() -> None:
+    def count(there: int) -> int:
+        live_one = live("Deployment", "apps/v1", "try-penstock-gateway", {"replicas": there})
+        objects = rendered({"gateway": {"enabled": True, "autoscaling": {"enabled": True}}}, live_one)
+        (found,) = [one for one in of_kind(objects, "Deployment") if is_gateways(one)]
+        return int(found["spec"]["replicas"])
+
+    assert (count(1), count(5)) == (2, 5)
 
 
 def test_groups_should_keep_their_count_too() -> None:

@@ -120,3 +120,12 @@ async def test_unknown_paths_and_methods(gateway: Gateway) -> None:
     ):
         reply = await http.request(method, path)
         assert (reply.status_code, json.loads(reply.text)["error"]["type"]) == (code, "invalid_request_error")
+
+
+async def test_what_is_too_large_for_the_service_is_not_to_be_repeated(gateway: Gateway) -> None:
+    server = {"listen": "127.0.0.1:0", "max_message_bytes": 4096}
+    http = await gateway(config=Config.model_validate({"server": server, "limits": {"max_prompt_bytes": 1024}}))
+    reply = await http.post(
+        "/v1/chat/completions", json=ASKED | {"messages": [{"role": "user", "content": "a" * 9000}]}
+    )
+    assert (reply.status_code, reply.json()["error"]["code"]) == (413, "request_too_large")

@@ -40,11 +40,18 @@ class Route:
 def proxy(name: str, service: str, tls: Tls | None, place: Path) -> Iterator[str]:
     """Run the proxy in front of the service at that address; yield its own."""
     route = Route(free_port(), int(service.rpartition(":")[2]), tls, place)
-    with (place / f"{name}.log").open("w") as log:
-        process = subprocess.Popen(_PROXIES[name](route), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=place)
+    with running(_PROXIES[name](route), route.port, place / f"{name}.log"):
+        yield f"127.0.0.1:{route.port}"
+
+
+@contextmanager
+def running(command: list[str], port: int, log_file: Path) -> Iterator[None]:
+    """Run a proxy's program, once it listens on the port, until the block ends."""
+    with log_file.open("w") as log:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=log_file.parent)
         try:
-            _await(route.port, process, Path(log.name))
-            yield f"127.0.0.1:{route.port}"
+            _await(port, process, log_file)
+            yield
         finally:
             process.terminate()
             try:
