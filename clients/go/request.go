@@ -1,6 +1,11 @@
 package penstock
 
-import pb "github.com/penstock/penstock/clients/go/penstockv1"
+import (
+	"errors"
+	"net/http"
+
+	pb "github.com/penstock/penstock/clients/go/penstockv1"
+)
 
 // Option sets one field of a request. A request is a plain *pb.GenerationSpec: set fields without an option directly.
 // Ranges are those of the protos; the server checks them and names the wrong field.
@@ -34,6 +39,24 @@ func System(content string) *pb.Message { return turn(pb.Role_ROLE_SYSTEM, conte
 
 // User returns a user's turn.
 func User(content string) *pb.Message { return turn(pb.Role_ROLE_USER, content) }
+
+// UserParts returns a user's turn of texts and images, in order.
+func UserParts(parts ...*pb.Part) *pb.Message {
+	return &pb.Message{Role: pb.Role_ROLE_USER, Parts: parts}
+}
+
+// TextPart returns text of a turn.
+func TextPart(text string) *pb.Part { return &pb.Part{Part: &pb.Part_Text{Text: text}} }
+
+// ImagePart returns an image of a turn: PNG, JPEG or WebP, as its first bytes say. The service fetches no addresses.
+func ImagePart(data []byte) (*pb.Part, error) {
+	kind := http.DetectContentType(data)
+	switch kind {
+	case "image/png", "image/jpeg", "image/webp":
+		return &pb.Part{Part: &pb.Part_Image{Image: &pb.Image{MimeType: kind, Data: data}}}, nil
+	}
+	return nil, errors.New("penstock: must be a PNG, JPEG or WebP image, got something else")
+}
 
 // Assistant returns the model's answer in an earlier turn.
 func Assistant(content string) *pb.Message { return turn(pb.Role_ROLE_ASSISTANT, content) }

@@ -79,6 +79,34 @@ class ToolCallStatus(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class DecodedImage:
+    """Hold an image's pixels: `rgb` is height * width * 3 bytes, row by row.
+
+    `digest` is the SHA-256 (hex) of width, height and pixels.
+    """
+
+    width: int
+    height: int
+    rgb: bytes
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """Hold an image of a message, encoded as the caller sent it.
+
+    `place` is the number of characters of the message's text before it, `path` its proto path. `tokens` is how many
+    tokens of the prompt stand for it; 0 until the engine has looked at it.
+    """
+
+    data: bytes
+    mime_type: str
+    place: int
+    path: str
+    tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class ToolCall:
     """Hold a tool call of the model. `arguments_json` is a JSON object wherever the status is COMPLETE."""
 
@@ -95,6 +123,7 @@ class ToolResult:
     call_id: str
     text: str
     is_error: bool = False
+    images: tuple[Image, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +141,8 @@ class Message:
     tool_results: tuple[ToolResult, ...] = ()
     parts_before_calls: int = 0
     """Number of the request's parts before the first tool call, for the paths of errors."""
+    images: tuple[Image, ...] = ()
+    """Images of a user message, in the order of their places in `content`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,6 +359,9 @@ class ModelCard:
     """The checkpoint's `max_new_tokens`; None where it has none."""
     unsupported_fields: Mapping[str, str] = field(default_factory=dict)
     """Request fields that this engine refuses, by proto path, each with the reason (such as min_p with MTP)."""
+    image_token_ids: frozenset[int] = frozenset()
+    """Ids that stand for images and videos in a prompt, and around them: never in a caller's ids, never sampled. Empty
+    where the engine reads text only."""
     unsupported_beside: str = ""
     """The feature of the profile because of which these fields are refused."""
     profile: tuple[Feature, ...] = ()
@@ -363,6 +397,8 @@ class EngineRequest:
     constrained_prompt_tokens: int = 0
     """In a continuation: number of tokens at the prompt's end that `structured` already covers."""
     banned_token_ids: tuple[int, ...] = ()
+    images: tuple[Image, ...] = ()
+    """In the order of their tokens in the prompt."""
     cache_salt: str | None = None
     caller_id: str = ""
     trace_headers: Mapping[str, str] | None = None
@@ -458,6 +494,13 @@ class ContextPlan:
     window_tokens: int
     dropped_tokens: int = 0
     dropped_messages: int = 0
+    images: tuple[Image, ...] = ()
+    """In the order of their tokens in the prompt."""
+
+    @property
+    def image_tokens(self) -> int:
+        """Return how many tokens of the prompt stand for images."""
+        return sum(image.tokens for image in self.images)
 
 
 @dataclass(frozen=True, slots=True)
@@ -523,6 +566,8 @@ class Usage:
     drafted_tokens: int | None = None
     accepted_tokens: int | None = None
     recomputed_tokens: int = 0
+    image_tokens: int = 0
+    """Part of `prompt_tokens`."""
 
     @property
     def output_tokens(self) -> int:

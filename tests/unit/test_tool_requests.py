@@ -243,12 +243,12 @@ def test_a_last_assistant_message_is_taken_to_be_continued() -> None:
 
 
 @pytest.mark.parametrize("place", ["a user message", "a tool result"])
-def test_an_image_is_a_feature_that_is_off(place: str) -> None:
+def test_an_image_is_off_where_the_model_reads_text_only(place: str) -> None:
     image = pb.Part(image=pb.Image(mime_type="image/png", data=b"x"))
     in_result = message(TOOL, pb.Part(tool_result=pb.ToolResult(call_id="1", content=[image])))
     asked = spec(message(pb.ROLE_USER, image)) if place == "a user message" else spec(USER, ASKED, in_result)
     with pytest.raises(FeatureOff) as refused:
-        taken(asked)
+        validate(request_from_proto(asked), replace(CARD, image_token_ids=frozenset()), Config().resolved_limits)
     assert refused.value.metadata["feature"] == "images"
     assert refused.value.metadata["field"].endswith(".image")
 

@@ -1773,8 +1773,10 @@ type CountTokensResponse struct {
 	// By how many tokens the input does not fit, after the overflow policy: generating would be CONTEXT_OVERFLOW.
 	// 0 when it fits.
 	OverflowTokens int32 `protobuf:"varint,8,opt,name=overflow_tokens,json=overflowTokens,proto3" json:"overflow_tokens,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Part of effective_prompt_tokens that stands for images. 0 when it does not fit.
+	ImageTokens   int32 `protobuf:"varint,9,opt,name=image_tokens,json=imageTokens,proto3" json:"image_tokens,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CountTokensResponse) Reset() {
@@ -1859,6 +1861,13 @@ func (x *CountTokensResponse) GetEffectiveSettings() *EffectiveSettings {
 func (x *CountTokensResponse) GetOverflowTokens() int32 {
 	if x != nil {
 		return x.OverflowTokens
+	}
+	return 0
+}
+
+func (x *CountTokensResponse) GetImageTokens() int32 {
+	if x != nil {
+		return x.ImageTokens
 	}
 	return 0
 }
@@ -2155,8 +2164,9 @@ type Message struct {
 	// spells: names of control tokens in it are letters, and nothing is cut from an earlier answer that spells a think
 	// marker. White space around it is what the template makes of it (Qwen's drops it).
 	Content string `protobuf:"bytes,2,opt,name=content,proto3" json:"content,omitempty"`
-	// What is said, in parts. System and user messages have texts (and images, for users); tool messages have tool
-	// results; assistant messages have at most one thought, then texts, then tool calls, in this order. Default: none.
+	// What is said, in parts. System messages have texts; user messages have texts and images, in any order; tool messages
+	// have tool results; assistant messages have at most one thought, then texts, then tool calls, in this order. Default:
+	// none.
 	Parts         []*Part `protobuf:"bytes,3,rep,name=parts,proto3" json:"parts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2327,7 +2337,8 @@ type Part_Thought struct {
 }
 
 type Part_Image struct {
-	// An image. FEATURE_OFF: this version reads text only.
+	// An image, in a user message or a tool result. FEATURE_OFF where the model or the server reads text only: see
+	// `images` in GetModel's profile.
 	Image *Image `protobuf:"bytes,3,opt,name=image,proto3,oneof"`
 }
 
@@ -2354,9 +2365,10 @@ func (*Part_ToolResult) isPart_Part() {}
 // An image, inline: the service never fetches an address.
 type Image struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// For instance "image/png". Required.
+	// "image/png", "image/jpeg" or "image/webp", as the data is. Required.
 	MimeType string `protobuf:"bytes,1,opt,name=mime_type,json=mimeType,proto3" json:"mime_type,omitempty"`
-	// The encoded image. Required.
+	// The encoded image: one picture, not an animation. Required. It is turned as its EXIF orientation says, transparency
+	// becomes white, and a picture of more pixels than GetModel's `limits.image_pixels` is scaled down to them.
 	Data          []byte `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -4513,7 +4525,9 @@ type Usage struct {
 	// Tokens that the engine computed again for continuations. Not billed.
 	RecomputedTokens int32 `protobuf:"varint,10,opt,name=recomputed_tokens,json=recomputedTokens,proto3" json:"recomputed_tokens,omitempty"`
 	// Tokens of tool calls, with the markers that begin them. What closes the last call counts as answer.
-	ToolTokens    int32 `protobuf:"varint,11,opt,name=tool_tokens,json=toolTokens,proto3" json:"tool_tokens,omitempty"`
+	ToolTokens int32 `protobuf:"varint,11,opt,name=tool_tokens,json=toolTokens,proto3" json:"tool_tokens,omitempty"`
+	// Part of prompt_tokens that stands for images.
+	ImageTokens   int32 `protobuf:"varint,12,opt,name=image_tokens,json=imageTokens,proto3" json:"image_tokens,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4621,6 +4635,13 @@ func (x *Usage) GetRecomputedTokens() int32 {
 func (x *Usage) GetToolTokens() int32 {
 	if x != nil {
 		return x.ToolTokens
+	}
+	return 0
+}
+
+func (x *Usage) GetImageTokens() int32 {
+	if x != nil {
+		return x.ImageTokens
 	}
 	return 0
 }
@@ -5042,7 +5063,7 @@ const file_penstock_v1_generation_proto_rawDesc = "" +
 	"\x10reasoning_tokens\x18\x04 \x01(\x05R\x0freasoningTokensB\x12\n" +
 	"\x10_thinking_budget\"E\n" +
 	"\x12CountTokensRequest\x12/\n" +
-	"\x04spec\x18\x01 \x01(\v2\x1b.penstock.v1.GenerationSpecR\x04spec\"\xb4\x03\n" +
+	"\x04spec\x18\x01 \x01(\v2\x1b.penstock.v1.GenerationSpecR\x04spec\"\xd7\x03\n" +
 	"\x13CountTokensResponse\x12#\n" +
 	"\rprompt_tokens\x18\x01 \x01(\x05R\fpromptTokens\x126\n" +
 	"\x17effective_prompt_tokens\x18\x02 \x01(\x05R\x15effectivePromptTokens\x12#\n" +
@@ -5051,7 +5072,8 @@ const file_penstock_v1_generation_proto_rawDesc = "" +
 	"\adropped\x18\x05 \x01(\v2\x1b.penstock.v1.DroppedContextR\adropped\x12>\n" +
 	"\rcost_estimate\x18\x06 \x01(\v2\x19.penstock.v1.CostEstimateR\fcostEstimate\x12M\n" +
 	"\x12effective_settings\x18\a \x01(\v2\x1e.penstock.v1.EffectiveSettingsR\x11effectiveSettings\x12'\n" +
-	"\x0foverflow_tokens\x18\b \x01(\x05R\x0eoverflowTokens\"V\n" +
+	"\x0foverflow_tokens\x18\b \x01(\x05R\x0eoverflowTokens\x12!\n" +
+	"\fimage_tokens\x18\t \x01(\x05R\vimageTokens\"V\n" +
 	"\fCostEstimate\x12\"\n" +
 	"\rmin_usd_ticks\x18\x01 \x01(\x03R\vminUsdTicks\x12\"\n" +
 	"\rmax_usd_ticks\x18\x02 \x01(\x03R\vmaxUsdTicks\"\xa1\x04\n" +
@@ -5266,7 +5288,7 @@ const file_penstock_v1_generation_proto_rawDesc = "" +
 	"\x10thought_logprobs\x18\x06 \x03(\v2\x1a.penstock.v1.TokenLogprobsR\x0fthoughtLogprobs\x12C\n" +
 	"\x0fanswer_logprobs\x18\a \x03(\v2\x1a.penstock.v1.TokenLogprobsR\x0eanswerLogprobs\x124\n" +
 	"\n" +
-	"tool_calls\x18\b \x03(\v2\x15.penstock.v1.ToolCallR\ttoolCalls\"\xdd\x03\n" +
+	"tool_calls\x18\b \x03(\v2\x15.penstock.v1.ToolCallR\ttoolCalls\"\x80\x04\n" +
 	"\x05Usage\x12#\n" +
 	"\rprompt_tokens\x18\x01 \x01(\x05R\fpromptTokens\x12#\n" +
 	"\rcached_tokens\x18\x02 \x01(\x05R\fcachedTokens\x12)\n" +
@@ -5280,7 +5302,8 @@ const file_penstock_v1_generation_proto_rawDesc = "" +
 	"\x11recomputed_tokens\x18\n" +
 	" \x01(\x05R\x10recomputedTokens\x12\x1f\n" +
 	"\vtool_tokens\x18\v \x01(\x05R\n" +
-	"toolTokensB\x11\n" +
+	"toolTokens\x12!\n" +
+	"\fimage_tokens\x18\f \x01(\x05R\vimageTokensB\x11\n" +
 	"\x0f_drafted_tokensB\x12\n" +
 	"\x10_accepted_tokens\"\xaa\x01\n" +
 	"\x04Cost\x12&\n" +

@@ -523,7 +523,15 @@ type Limits struct {
 	// Most tools of a request.
 	MaxTools int32 `protobuf:"varint,14,opt,name=max_tools,json=maxTools,proto3" json:"max_tools,omitempty"`
 	// Most tool calls of an output, and of an assistant message.
-	MaxToolCalls  int32 `protobuf:"varint,15,opt,name=max_tool_calls,json=maxToolCalls,proto3" json:"max_tool_calls,omitempty"`
+	MaxToolCalls int32 `protobuf:"varint,15,opt,name=max_tool_calls,json=maxToolCalls,proto3" json:"max_tool_calls,omitempty"`
+	// Most images of a call.
+	MaxImages int32 `protobuf:"varint,16,opt,name=max_images,json=maxImages,proto3" json:"max_images,omitempty"`
+	// Most bytes of the images of a call, all together, encoded as they are sent.
+	MaxImageBytes int32 `protobuf:"varint,17,opt,name=max_image_bytes,json=maxImageBytes,proto3" json:"max_image_bytes,omitempty"`
+	// Most pixels of an image.
+	MaxImagePixels int32 `protobuf:"varint,18,opt,name=max_image_pixels,json=maxImagePixels,proto3" json:"max_image_pixels,omitempty"`
+	// An image of more pixels is scaled down to so many.
+	ImagePixels   int32 `protobuf:"varint,19,opt,name=image_pixels,json=imagePixels,proto3" json:"image_pixels,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -663,6 +671,34 @@ func (x *Limits) GetMaxToolCalls() int32 {
 	return 0
 }
 
+func (x *Limits) GetMaxImages() int32 {
+	if x != nil {
+		return x.MaxImages
+	}
+	return 0
+}
+
+func (x *Limits) GetMaxImageBytes() int32 {
+	if x != nil {
+		return x.MaxImageBytes
+	}
+	return 0
+}
+
+func (x *Limits) GetMaxImagePixels() int32 {
+	if x != nil {
+		return x.MaxImagePixels
+	}
+	return 0
+}
+
+func (x *Limits) GetImagePixels() int32 {
+	if x != nil {
+		return x.ImagePixels
+	}
+	return 0
+}
+
 // A request field that is refused here.
 type RefusedField struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -762,7 +798,7 @@ const file_penstock_v1_model_proto_rawDesc = "" +
 	"\x19input_usd_ticks_per_token\x18\x02 \x01(\x03R\x15inputUsdTicksPerToken\x12:\n" +
 	"\x1acached_usd_ticks_per_token\x18\x03 \x01(\x03R\x16cachedUsdTicksPerToken\x12:\n" +
 	"\x1aoutput_usd_ticks_per_token\x18\x04 \x01(\x03R\x16outputUsdTicksPerTokenB\x16\n" +
-	"\x14_up_to_prompt_tokens\"\xb7\x05\n" +
+	"\x14_up_to_prompt_tokens\"\xcb\x06\n" +
 	"\x06Limits\x12/\n" +
 	"\x11max_output_tokens\x18\x01 \x01(\x05H\x00R\x0fmaxOutputTokens\x88\x01\x01\x12!\n" +
 	"\fmax_messages\x18\x02 \x01(\x05R\vmaxMessages\x12(\n" +
@@ -779,7 +815,12 @@ const file_penstock_v1_model_proto_rawDesc = "" +
 	"\x11max_message_bytes\x18\f \x01(\x05R\x0fmaxMessageBytes\x129\n" +
 	"\x19default_max_output_tokens\x18\r \x01(\x05R\x16defaultMaxOutputTokens\x12\x1b\n" +
 	"\tmax_tools\x18\x0e \x01(\x05R\bmaxTools\x12$\n" +
-	"\x0emax_tool_calls\x18\x0f \x01(\x05R\fmaxToolCallsB\x14\n" +
+	"\x0emax_tool_calls\x18\x0f \x01(\x05R\fmaxToolCalls\x12\x1d\n" +
+	"\n" +
+	"max_images\x18\x10 \x01(\x05R\tmaxImages\x12&\n" +
+	"\x0fmax_image_bytes\x18\x11 \x01(\x05R\rmaxImageBytes\x12(\n" +
+	"\x10max_image_pixels\x18\x12 \x01(\x05R\x0emaxImagePixels\x12!\n" +
+	"\fimage_pixels\x18\x13 \x01(\x05R\vimagePixelsB\x14\n" +
 	"\x12_max_output_tokens\"<\n" +
 	"\fRefusedField\x12\x14\n" +
 	"\x05field\x18\x01 \x01(\tR\x05field\x12\x16\n" +

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import binascii
+import io
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import IO, Any, Literal, Protocol, Self
 
 from penstock_proto.v1 import generation_pb2 as pb
 
@@ -40,17 +42,56 @@ class ThoughtPart:
     text: str
 
 
+_SIGNATURES = (
+    ("image/png", 0, b"\x89PNG\r\n\x1a\n"),
+    ("image/jpeg", 0, b"\xff\xd8\xff"),
+    ("image/webp", 8, b"WEBP"),
+)
+"""Media types, with the place and the bytes by which a file is known."""
+
+
+class _PilImage(Protocol):
+    """An image of Pillow, which this package does not need."""
+
+    def save(self, fp: IO[bytes], format: str) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class ImagePart:
     """An image, inline: the service fetches no addresses. Servers that read text only refuse it with `FeatureOff`.
 
     Attributes:
         data: The encoded image.
-        mime_type: Its type, for instance `image/png`.
+        mime_type: Its type: `image/png`, `image/jpeg` or `image/webp`.
     """
 
     data: bytes = field(repr=False)
     mime_type: str
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """Return an image, its type read from its first bytes. Raise ValueError for what is no PNG, JPEG or WebP."""
+        for mime_type, at, signature in _SIGNATURES:
+            if data[at : at + len(signature)] == signature:
+                return cls(data, mime_type)
+        raise ValueError("must be a PNG, JPEG or WebP image, got something else")
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> Self:
+        """Return the image in a file. Raise OSError where it cannot be read, ValueError for another format."""
+        with open(path, "rb") as file:
+            data = file.read()
+        try:
+            return cls.from_bytes(data)
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)}: {error}") from None
+
+    @classmethod
+    def from_pil(cls, image: _PilImage) -> Self:
+        """Return an image of Pillow, as PNG."""
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        return cls(buffer.getvalue(), "image/png")
 
 
 @dataclass(frozen=True, slots=True)

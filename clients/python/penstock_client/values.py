@@ -177,6 +177,7 @@ class Usage:
         accepted_tokens: Proposed tokens that the model accepted; None without speculative decoding.
         recomputed_tokens: Tokens that the engine computed again for continuations; not billed.
         tool_tokens: Tokens of tool calls.
+        image_tokens: Part of `prompt_tokens` that stands for images.
     """
 
     prompt_tokens: int
@@ -190,6 +191,7 @@ class Usage:
     accepted_tokens: int | None
     recomputed_tokens: int
     tool_tokens: int = 0
+    image_tokens: int = 0
 
     @classmethod
     def sum(cls, parts: Iterable[Usage]) -> Self:
@@ -218,6 +220,7 @@ class Usage:
             accepted_tokens=usage.accepted_tokens if usage.HasField("accepted_tokens") else None,
             recomputed_tokens=usage.recomputed_tokens,
             tool_tokens=usage.tool_tokens,
+            image_tokens=usage.image_tokens,
         )
 
 

@@ -33,7 +33,7 @@ export {
   type ToolModeName,
 } from "./response.js";
 export {
-  toolMessage, type ImagePart, type Message, type Part, type PlainMessage, type TextPart, type ThoughtPart, type ToolCall,
+  imagePart, toolMessage, type ImagePart, type Message, type Part, type PlainMessage, type TextPart, type ThoughtPart, type ToolCall,
   type ToolCallPart, type ToolResult, type ToolResultPart,
 } from "./messages.js";
 export { buildSpec, type GenerationOptions, type OpenAITool, type Prompt } from "./spec.js";

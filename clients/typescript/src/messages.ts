@@ -33,6 +33,17 @@ export interface ImagePart {
   readonly data: Uint8Array;
   readonly mimeType: string;
 }
+const SIGNATURES: readonly [string, number, readonly number[]][] = [
+  ["image/png", 0, [0x89, 0x50, 0x4e, 0x47, 0x0d, 0x0a, 0x1a, 0x0a]],
+  ["image/jpeg", 0, [0xff, 0xd8, 0xff]],
+  ["image/webp", 8, [0x57, 0x45, 0x42, 0x50]],
+];
+/** Returns the image in `data`: PNG, JPEG or WebP, as its first bytes say. */
+export function imagePart(data: Uint8Array): ImagePart {
+  const found = SIGNATURES.find(([, at, bytes]) => bytes.every((byte, n) => data[at + n] === byte));
+  if (!found) throw new TypeError("must be a PNG, JPEG or WebP image, got something else");
+  return { type: "image", data, mimeType: found[0] };
+}
 export interface ToolCallPart extends Omit<ToolCall, "status"> {
   readonly type: "tool_call";
   readonly status?: ToolCall["status"];

@@ -24,11 +24,12 @@ HELP = """\
 /thinking        think, up to the budget
 /auto            let the server choose the budget
 /budget N        maximum thought tokens; -1 is no limit, without N the server decides
+/image FILE      show an image with the next message; can be repeated
 /thoughts        show or hide the thoughts
 /reset           start a new conversation
 /quit            leave, like Ctrl-D. Ctrl-C stops a reply."""
 
-COMMANDS = ("/fast", "/thinking", "/auto", "/budget", "/thoughts", "/reset", "/help", "/quit", "/exit")
+COMMANDS = ("/fast", "/thinking", "/auto", "/budget", "/image", "/thoughts", "/reset", "/help", "/quit", "/exit")
 
 
 @dataclass
@@ -44,6 +45,8 @@ class Conversation:
     """Seconds for each reply."""
     turns: list[MessageLike] = field(default_factory=list)
     tools: list[FunctionTool[..., Any]] = field(default_factory=list)
+    images: list[str] = field(default_factory=list)
+    """Files of the images that the next message shows."""
 
     def command(self, line: str) -> str | None:
         """Run a slash command and return what it did; None to leave. Raise ValueError for an invalid one."""
@@ -59,11 +62,16 @@ class Conversation:
                 if self.thinking is o.Thinking.fast:
                     self.thinking = None
                 return f"budget: {'the server decides' if self.budget is None else f'{self.budget} tokens'}"
+            case "/image":
+                file = _image(argument.strip())
+                self.images.append(file)
+                return f"images with the next message: {', '.join(self.images)}"
             case "/thoughts":
                 self.show_thoughts = not self.show_thoughts
                 return f"thoughts: {'shown' if self.show_thoughts else 'hidden'}"
             case "/reset":
                 self.turns.clear()
+                self.images.clear()
                 return "a new conversation"
             case "/help":
                 return HELP
@@ -71,6 +79,17 @@ class Conversation:
                 return None
         near = difflib.get_close_matches(name, COMMANDS, 1)
         raise ValueError(f"not a command; {f'did you mean {near[0]}?' if near else '/help lists them'}")
+
+
+def _image(file: str) -> str:
+    """Return the file. Raise ValueError where there is no image in it."""
+    if not file:
+        raise ValueError("must name a file: /image FILE")
+    try:
+        o.with_images("", [file])
+    except typer.BadParameter as error:
+        raise ValueError(error.message) from None
+    return file
 
 
 def _budget(argument: str) -> int | None:
@@ -194,7 +213,8 @@ def _command(talk: Conversation, line: str, console: Console) -> bool:
 def _reply(client: Client, talk: Conversation, line: str, console: Console, json: bool) -> None:
     """Send a message, print the reply while it arrives, and add both to the conversation."""
     system: list[MessageLike] = [("system", talk.system)] if talk.system is not None else []
-    prompt = [*system, *talk.turns, ("user", line)]
+    content, talk.images = o.with_images(line, talk.images), []
+    prompt = [*system, *talk.turns, ("user", content)]
     options = {
         "thinking": talk.thinking,
         "budget": talk.budget,
@@ -215,7 +235,7 @@ def _reply(client: Client, talk: Conversation, line: str, console: Console, json
         answer = events.response.answer
         # A stopped reply stays in the conversation; a turn without any answer would be refused later.
         if answer:
-            talk.turns += [("user", line), ("assistant", answer)]
+            talk.turns += [("user", content), ("assistant", answer)]
 
 
 class _Shown:

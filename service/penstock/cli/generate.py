@@ -21,6 +21,9 @@ def generate(
     answer_reserve: Annotated[int | None, typer.Option(help="Output tokens reserved for the answer.")] = None,
     show_thoughts: o.ShowThoughts = True,
     system: o.System = None,
+    image: Annotated[
+        list[str] | None, typer.Option(metavar="FILE", help="PNG, JPEG or WebP before the prompt; can be repeated.")
+    ] = None,
     max_output_tokens: o.MaxOutputTokens = None,
     temperature: o.Temperature = None,
     top_p: Annotated[float | None, typer.Option(help="Nucleus sampling, in (0, 1]; 1 is off.")] = None,
@@ -40,7 +43,7 @@ def generate(
     """Ask one question. The answer goes to stdout; the thought and the token counts go to stderr."""
     turns = [("system", system)] if system is not None else []
     spec = o.spec(
-        [*turns, ("user", o.text_of(prompt))],
+        [*turns, ("user", o.with_images(o.text_of(prompt), image))],
         thinking=thinking,
         budget=budget,
         answer_reserve=answer_reserve,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +14,7 @@ import typer
 from penstock.cli.failures import EXIT_REFUSED, fail_call
 
 if TYPE_CHECKING:
-    from penstock_client import Client
+    from penstock_client import Client, ImagePart
     from penstock_client.spec import Prompt
     from penstock_proto.v1.generation_pb2 import GenerationSpec
     from rich.console import Console
@@ -96,6 +96,24 @@ def spec(prompt: Prompt, **options: Any) -> GenerationSpec:
         return build_spec(prompt, **options)
     except (TypeError, ValueError) as error:
         raise typer.BadParameter(str(error)) from None
+
+
+def with_images(text: str, files: Sequence[str] | None, option: str = "--image") -> str | list[ImagePart | str]:
+    """Return the content of a message: the images, then the text. Raise BadParameter for what cannot be read."""
+    if not files:
+        return text
+    from penstock_client import ImagePart
+
+    images: list[ImagePart | str] = []
+    for file in files:
+        try:
+            images.append(ImagePart.from_file(Path(file).expanduser()))
+        except OSError as error:
+            why = f"cannot read {file}: {(error.strerror or type(error).__name__).lower()}"
+            raise typer.BadParameter(why, param_hint=option) from None
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint=option) from None
+    return [*images, text]
 
 
 def configuration(file: Path | None, settings: list[str] | None, flags: dict[str, str] | None = None) -> Loaded:

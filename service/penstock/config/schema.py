@@ -72,6 +72,14 @@ class EngineSettings(Section):
         "auto",
         description="Let the engine close a thought at its budget; `off` lets the service, with one more prefill.",
     )
+    images: Switch = Field("auto", description="Read images, where the checkpoint has a vision tower.")
+    image_pixels: Annotated[int, Field(ge=65_536, le=16_777_216)] = Field(
+        4_194_304,
+        description="An image of more pixels is scaled down to so many. Qwen3.5 reads 1,024 pixels as one token.",
+    )
+    max_image_pixels: Annotated[int, Field(ge=1, le=100_000_000)] = Field(
+        40_000_000, description="Maximum pixels of an image, as its header says; it is not decoded above."
+    )
     tensor_parallel_size: Annotated[int, Field(ge=1)] | None = Field(
         None,
         description="Devices per replica. Unset: on GPUs by their memory (docs/how-to/plan.md), one on a CPU.",
@@ -144,7 +152,7 @@ class ServerSettings(Section):
     max_message_bytes: Annotated[int, Field(ge=1024, le=256 * 1024 * 1024)] | None = Field(
         None,
         description="Maximum bytes of one message from a caller. Unset: the size of a drained conversation with the "
-        "largest window and prompt (limits.max_prompt_bytes), at least 4 MiB.",
+        "largest window, prompt (limits.max_prompt_bytes) and images (limits.max_image_bytes), at least 4 MiB.",
     )
     max_metadata_bytes: Annotated[int, Field(ge=4096, le=1024 * 1024)] = Field(
         16 * 1024, description="Maximum bytes of a call's metadata, with the names."
@@ -312,6 +320,12 @@ class LimitSettings(Section):
     max_tool_calls: Annotated[int, Field(ge=1, le=1024)] = Field(
         32, description="Maximum tool calls of one output, and of one assistant message."
     )
+    max_images: Annotated[int, Field(ge=0, le=256)] = Field(
+        16, description="Maximum images of one call, over all messages; 0 allows none."
+    )
+    max_image_bytes: Annotated[int, Field(ge=1)] = Field(
+        8 * 1024 * 1024, description="Maximum bytes of the images of one call, all together, encoded as they are sent."
+    )
     max_closing_message_bytes: Annotated[int, Field(ge=0)] = Field(
         1024, description="Maximum UTF-8 bytes of a request's closing message."
     )
@@ -454,6 +468,8 @@ class Config(Section):
         if self.server.max_message_bytes is not None:
             return self.server.max_message_bytes
         prompt = self.resolved_limits.max_prompt_bytes or 0
+        if self.engine.images != "off" and self.limits.max_images:
+            prompt += self.limits.max_image_bytes
         return max(_MIN_MESSAGE_BYTES, prompt * 7 // 5 + 6 * self._window_tokens + _MESSAGE_FRAME_BYTES)
 
     @property

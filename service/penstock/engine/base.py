@@ -14,6 +14,7 @@ from penstock.engine.expert_load.statistics import ExpertCounts
 from penstock.types import (
     EngineChunk,
     EngineRequest,
+    Image,
     InterruptionReason,
     Message,
     ModelCard,
@@ -45,7 +46,8 @@ class Tokenizer(Protocol):
         """Return the token ids of the chat template with the generation prompt.
 
         Everything in a message and in a tool is plain text, whatever it spells. System messages that the template does
-        not accept at their place are joined into one at the start.
+        not accept at their place are joined into one at the start. As many tokens stand for an image as `tokens` of it
+        says.
 
         Args:
             messages: The conversation. Where the last message is the assistant's, the output continues it.
@@ -55,7 +57,12 @@ class Tokenizer(Protocol):
 
         Raises:
             BadRequest: The template refuses the conversation.
+            FeatureOff: The template shows no images.
         """
+        ...
+
+    def shown_images(self, messages: Sequence[Message]) -> tuple[Image, ...]:
+        """Return the images of a conversation in the order of their tokens in its prompt."""
         ...
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -142,6 +149,19 @@ class Engine(Protocol):
         Raises:
             BadRequest: The constraint cannot be compiled, or costs too much.
             Overloaded: Too many constraints wait to be tried.
+        """
+        ...
+
+    async def image_tokens(self, image: Image, caller: str) -> int:
+        """Decode an image, and return how many tokens of a prompt stand for it.
+
+        Args:
+            image: The image.
+            caller: Key that fairness is between.
+
+        Raises:
+            BadRequest: The image cannot be read.
+            Overloaded: Too many images wait to be decoded.
         """
         ...
 

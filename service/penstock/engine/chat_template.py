@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from penstock.errors import BadRequest, FieldViolation
-from penstock.types import Message, Role, Tool, ToolCallFormat
+from penstock.types import Image, Message, Role, Tool, ToolCallFormat
 
 Turn = dict[str, Any]
 """A message as chat templates read it."""
@@ -218,6 +218,20 @@ def _expect(text: str, at: int, character: str) -> int:
     return _skip(text, at + 1)
 
 
+def turn_images(turns: Sequence[Turn]) -> tuple[Image, ...]:
+    """Return the images of turns, in their order."""
+    items = [item for turn in turns if isinstance(turn["content"], list) for item in turn["content"]]
+    return tuple(item["image"] for item in items if item["type"] == "image")
+
+
+def shown_images(messages: Sequence[Message]) -> tuple[Image, ...]:
+    """Return the images of a conversation in the order in which `TurnWriter` writes them."""
+    if not any(message.images or message.tool_results for message in messages):
+        return ()
+    writer = TurnWriter(Placeholders(lambda _: True), verbatim_arguments=False)
+    return turn_images(writer.turns(messages, [False] * len(messages)))
+
+
 class TurnWriter:
     """Convert messages to what a template reads."""
 
@@ -254,14 +268,14 @@ class TurnWriter:
             place, name = calls.get(result.call_id, (len(calls), ""))
             turn = {
                 "role": "tool",
-                "content": self._placeholders.text(result.text),
+                "content": self._content(result.text, result.images),
                 "tool_call_id": self._placeholders.text(result.call_id),
             }
             turns.append((place, turn | ({"name": self._placeholders.text(name)} if name else {})))
         return turns
 
     def _turn(self, message: Message, thinks: bool) -> Turn:
-        turn: Turn = {"role": message.role.value, "content": self._placeholders.text(message.content)}
+        turn: Turn = {"role": message.role.value, "content": self._content(message.content, message.images)}
         if thinks and message.thought.strip():
             turn["reasoning_content"] = self._placeholders.text(message.thought)
         if message.tool_calls:
@@ -277,6 +291,21 @@ class TurnWriter:
                 for call in message.tool_calls
             ]
         return turn
+
+    def _content(self, text: str, images: Sequence[Image]) -> str | list[Turn]:
+        """Return a text, or a list of texts and images where there are images."""
+        if not images:
+            return self._placeholders.text(text)
+        items: list[Turn] = []
+        written = 0
+        for image in images:
+            if before := text[written : image.place]:
+                items.append({"type": "text", "text": self._placeholders.text(before)})
+            items.append({"type": "image", "image": image})
+            written = image.place
+        if rest := text[written:]:
+            items.append({"type": "text", "text": self._placeholders.text(rest)})
+        return items
 
     def _arguments(self, json_text: str) -> dict[str, str] | str:
         """Return what the caller sent, value by value as it stands: the model's own tokens are in the cache."""

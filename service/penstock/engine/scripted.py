@@ -11,18 +11,20 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from penstock.config.schema import EngineSettings
 from penstock.engine.base import EngineLoad, Interruption
 from penstock.engine.expert_load.statistics import ExpertCounts
+from penstock.engine.images.cache import ImageCache
 from penstock.errors import BadRequest, ConfigError, EngineDied, FeatureOff, FieldViolation, PoisonousRequest
 from penstock.types import (
     EngineChunk,
     EngineRequest,
     EngineStop,
     Feature,
+    Image,
     InterruptionReason,
     Markers,
     Message,
@@ -40,8 +42,20 @@ from penstock.types import (
 # `<|continue|>` stands where the output continues a message of the caller, so that the reply's start is known. The
 # markers of tool calls are tokens with text, as in Qwen's vocabulary.
 _TOOL_MARKERS = ("<tool_call>", "</tool_call>")
-_SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>", "<|continue|>", *_TOOL_MARKERS)
+_SPECIALS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<think>",
+    "</think>",
+    "<|continue|>",
+    *_TOOL_MARKERS,
+    "<|image_pad|>",
+)
 _START, _EOS, _OPEN, _CLOSE, _CONTINUE = 257, 258, 259, 260, 261
+_IMAGE = 256 + _SPECIALS.index("<|image_pad|>")
+_PIXELS_OF_TOKEN = 32
+"""Edge of the square of pixels that is one token, as in Qwen3.5."""
 _FILLING = ord(".")
 _VOCAB_SIZE = 256 + len(_SPECIALS)
 _THINKING_OPENING = (_START, *b"assistant\n", _OPEN, *b"\n")
@@ -49,6 +63,7 @@ _FAST_OPENING = (*_THINKING_OPENING, *b"\n", _CLOSE, *b"\n\n")
 # Number of raw prompts whose length is remembered for continuations; far more than run at once.
 _MAX_REMEMBERED = 10_000
 _FAULTS = ("", "poison", "internal")
+_DEFAULTS = EngineSettings(kind="scripted")
 
 
 class ByteTokenizer:
@@ -94,7 +109,7 @@ class ByteTokenizer:
             shows = history is ThoughtHistory.ALL_TURNS or place > last_user
             if message.role is Role.ASSISTANT and shows and (message.thought or message.tool_calls):
                 ids += self._section("" if history is ThoughtHistory.NONE else message.thought)
-            ids += self.encode_text(_text_of(message))
+            ids += self._body(message)
             ids += self.encode("<|im_end|>\n")
         ids += self.encode("<|im_start|>assistant\n")
         if begun is None:
@@ -103,6 +118,23 @@ class ByteTokenizer:
             return [*ids, _OPEN, *self.encode_text(f"\n{begun.thought}"), *((_CONTINUE,) if begun.thought else ())]
         ids += self._section(begun.thought)
         return [*ids, *self.encode_text(begun.content), _CONTINUE]
+
+    def shown_images(self, messages: Sequence[Message]) -> tuple[Image, ...]:
+        """Return the images of a conversation in the order of their tokens in its prompt."""
+        return tuple(
+            image
+            for message in messages
+            for image in (*message.images, *(image for result in message.tool_results for image in result.images))
+        )
+
+    def _body(self, message: Message) -> list[int]:
+        ids: list[int] = []
+        written = 0
+        for image in message.images:
+            ids += [*self.encode_text(message.content[written : image.place]), *([_IMAGE] * image.tokens)]
+            written = image.place
+        ids += self.encode_text(_text_of(replace(message, content=message.content[written:])))
+        return ids + [_IMAGE] * sum(image.tokens for result in message.tool_results for image in result.images)
 
     def _section(self, thought: str) -> list[int]:
         return [_OPEN, *self.encode_text(f"\n{thought}\n"), _CLOSE, *b"\n\n"]
@@ -252,12 +284,19 @@ class _Steps:
 class ScriptedEngine:
     """Replay replies: the prompt selects one, and a continuation goes on from its prompt's end."""
 
-    def __init__(self, replies: Sequence[Reply], *, context_window_tokens: int = 4096) -> None:
+    def __init__(
+        self,
+        replies: Sequence[Reply],
+        *,
+        context_window_tokens: int = 4096,
+        settings: EngineSettings = _DEFAULTS,
+    ) -> None:
         self.tokenizer = ByteTokenizer()
         self._replies = (*replies, Reply())
         self._raw_prompts: dict[str, int] = {}
         self._clocks: dict[float, _Clock] = {}
         self._running = 0
+        self._images = ImageCache(settings)
         self._down_until = 0.0
         self.card = ModelCard(
             name="scripted",
@@ -274,10 +313,12 @@ class ScriptedEngine:
             unsupported_fields={
                 "spec.output.structured_output": "the scripted engine replays prepared tokens and cannot constrain them"
             },
+            image_token_ids=frozenset({_IMAGE}) if settings.images != "off" else frozenset(),
             unsupported_beside="scripted",
             profile=(
                 Feature("scripted", True, "", "prepared tokens, no model: engine.kind = scripted"),
                 Feature("tool_calls", True, ToolCallFormat.XML.value, "the layout of its prompts"),
+                Feature("images", settings.images != "off", "a token per 32 x 32 pixels", "decoded, not looked at"),
             ),
             engine_version="scripted",
         )
@@ -287,12 +328,18 @@ class ScriptedEngine:
         """Return the engine for a JSON file with a list of replies, `settings.model`; empty replays the default one."""
         window = settings.max_context_tokens or 4096
         if not settings.model:
-            return cls((), context_window_tokens=window)
+            return cls((), context_window_tokens=window, settings=settings)
         try:
             replies = [Reply(**entry) for entry in json.loads(Path(settings.model).read_text(encoding="utf-8"))]
         except (OSError, ValueError, TypeError) as error:
             raise ConfigError(f"engine.model: {settings.model} is not a list of scripted replies: {error}") from error
-        return cls(replies, context_window_tokens=window)
+        return cls(replies, context_window_tokens=window, settings=settings)
+
+    async def image_tokens(self, image: Image, caller: str) -> int:
+        """Return an image's number of tokens; see `Engine.image_tokens`."""
+        decoded = await self._images.decode(image, caller)
+        across, down = (-(-side // _PIXELS_OF_TOKEN) for side in (decoded.width, decoded.height))
+        return across * down
 
     async def stream(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
         """Replay a reply; see `Engine.stream`."""
@@ -401,5 +448,5 @@ class ScriptedEngine:
         await _sleep_until(self._down_until)
 
     async def close(self) -> None:
-        """Do nothing: there are no processes."""
-        return
+        """End the process that decodes images."""
+        await self._images.close()

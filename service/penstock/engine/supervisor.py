@@ -25,7 +25,7 @@ from penstock.engine.expert_load.statistics import Continued, ExpertCounts
 from penstock.engine.poison import PoisonMemory
 from penstock.engine.probation import SETTLING_SECONDS, SETTLING_STEPS, Probation, Run
 from penstock.errors import EngineDied, EngineDown, PoisonousRequest
-from penstock.types import EngineChunk, EngineRequest, InterruptionReason, ModelCard, StructuredOutput
+from penstock.types import EngineChunk, EngineRequest, Image, InterruptionReason, ModelCard, StructuredOutput
 
 log = logging.getLogger(__name__)
 _CHECK_SECONDS = 0.25
@@ -155,6 +155,10 @@ class SupervisedEngine:
     async def check_constraint(self, structured: StructuredOutput, caller: str) -> None:
         """Try a constraint; see `Engine.check_constraint`."""
         await self._engine.check_constraint(structured, caller)
+
+    async def image_tokens(self, image: Image, caller: str) -> int:
+        """Return an image's number of tokens; see `Engine.image_tokens`."""
+        return await self._engine.image_tokens(image, caller)
 
     def load(self) -> EngineLoad:
         """Return the present engine's counts."""

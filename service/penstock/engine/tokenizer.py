@@ -15,11 +15,12 @@ from penstock.engine.chat_template import (
     TurnWriter,
     learn_call_format,
     learn_thought_layout,
+    shown_images,
     tools_for_template,
     with_sections,
 )
 from penstock.errors import BadRequest, ConfigError, FeatureOff, FieldViolation
-from penstock.types import Feature, Message, Role, ThoughtHistory, Tool, ToolCallFormat
+from penstock.types import Feature, Image, Message, Role, ThoughtHistory, Tool, ToolCallFormat
 
 # Text that chat templates write or search for, whether or not the vocabulary has tokens of these names.
 _TEMPLATE_WORDS = (
@@ -36,6 +37,9 @@ _TEMPLATE_WORDS = (
     "<parameter=",
     "</parameter>",
 )
+
+IMAGE_TOKEN = "<|image_pad|>"
+_IMAGE_TOKENS = (IMAGE_TOKEN, "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
 
 
 class HfTokenizer:
@@ -114,7 +118,25 @@ class HfTokenizer:
         pieces = self._history(messages, tools, history, thinking or (begun is not None and _has_thought(begun)))
         if begun is not None:
             pieces += self._begun(begun, thinking)
-        return self._encode_pieces(pieces)
+        return self._with_image_tokens(self._encode_pieces(pieces), shown_images(messages))
+
+    def shown_images(self, messages: Sequence[Message]) -> tuple[Image, ...]:
+        """Return the images of a conversation in the order of their tokens in its prompt."""
+        return shown_images(messages)
+
+    def _with_image_tokens(self, ids: list[int], images: Sequence[Image]) -> list[int]:
+        """Repeat the token that the template wrote for each image as often as the image needs."""
+        if not images:
+            return ids
+        stands_for_image = self.id_of(IMAGE_TOKEN)
+        if stands_for_image is None or ids.count(stands_for_image) != len(images):
+            raise FeatureOff(
+                "this model's chat template does not show each image to the model",
+                field=images[0].path,
+                feature="images",
+            )
+        left = iter(images)
+        return [i for token in ids for i in ([token] * next(left).tokens if token == stands_for_image else [token])]
 
     def _history(
         self, messages: Sequence[Message], tools: Sequence[Tool], history: ThoughtHistory, thinking: bool
@@ -287,6 +309,11 @@ class HfTokenizer:
         """Return the id of a token by its exact name; None where the vocabulary has none."""
         token_id: int | None = self._backend.token_to_id(token)
         return token_id
+
+    @property
+    def image_token_ids(self) -> frozenset[int]:
+        """Return the ids that stand for images and videos in a prompt, and around them."""
+        return frozenset(i for i in map(self.id_of, _IMAGE_TOKENS) if i is not None)
 
     def name_of(self, token_id: int) -> str | None:
         """Return the token's text if encoding that text returns exactly this token, else None."""

@@ -322,7 +322,8 @@ class Candidate:
             top_logprobs=output.top_logprobs,
             structured=plan.structured,
             constrained_prompt_tokens=constrained,
-            banned_token_ids=self._banned,
+            banned_token_ids=(*self._banned, *sorted(self._engine.card.image_token_ids)),
+            images=plan.context.images,
             cache_salt=plan.request.context.cache_salt,
             caller_id=plan.request.caller_id,
             deaths=self._deaths,
@@ -506,6 +507,7 @@ class Candidate:
             drafted_tokens=self._drafted_tokens if counted else None,
             accepted_tokens=self._accepted_tokens if counted else None,
             recomputed_tokens=self._recomputed_tokens,
+            image_tokens=self._plan.context.image_tokens if self._runs else 0,
         )
 
     def _cut_outcome(self, reason: FinishReason) -> ThinkingOutcome:

@@ -59,6 +59,15 @@ def fit_messages(
     return ContextPlan(tuple(shorter), window, len(ids) - len(shorter), dropped_messages)
 
 
+def kept_messages(messages: Sequence[Message], plan: ContextPlan) -> Sequence[Message]:
+    """Return the messages that the plan's prompt shows."""
+    if not plan.dropped_messages:
+        return messages
+    starts = (index for index, message in enumerate(messages) if message.role is Role.USER)
+    dropped = plan.dropped_messages
+    return next(kept for start in starts if len(messages) - len(kept := _from(messages, start)) == dropped)
+
+
 def _from(messages: Sequence[Message], start: int) -> list[Message]:
     """Return the messages from `start` on, and all system messages."""
     return [m for index, m in enumerate(messages) if index >= start or m.role is Role.SYSTEM]

@@ -10,7 +10,7 @@ from typing import Any
 from penstock.config.schema import Config
 from penstock.engine.base import Engine, Tokenizer
 from penstock.errors import BadRequest, FieldViolation
-from penstock.generation.context_window import fit_messages, fit_tokens, window_tokens
+from penstock.generation.context_window import fit_messages, fit_tokens, kept_messages, window_tokens
 from penstock.generation.thinking import (
     Situation,
     ThinkingDefaults,
@@ -117,10 +117,20 @@ def _read_prompt(
             return _Prompt(_choice_for_begun_answer(request.thinking))
         return _Prompt(choose_mode(thinking, defaults, engine.card, question_of(request.messages, request.text), now))
     ids = request.token_ids if request.token_ids is not None else engine.tokenizer.encode(request.text or "")
+    _refuse_image_tokens(ids, engine.card.image_token_ids, "text" if request.token_ids is None else "token_ids.ids")
     in_thought = ends_in_thought(ids, markers)
     choice = _raw_choice(request.thinking, in_thought, markers)
     may_open = markers is not None and not in_thought and choice.mode is ThinkingMode.THINKING
     return _Prompt(choice, True, ids, in_thought, may_open)
+
+
+def _refuse_image_tokens(ids: Sequence[int], reserved: frozenset[int], field: str) -> None:
+    """Raise BadRequest for a raw prompt with a token of images: it would stand for a picture that is not there."""
+    if not reserved or reserved.isdisjoint(ids):
+        return
+    place = next(place for place, token_id in enumerate(ids) if token_id in reserved)
+    what = f"must have no token of images, got {ids[place]} at {place}; send an image as a part of a message"
+    raise BadRequest(FieldViolation(f"spec.{field}", what, "INVALID_FIELD"))
 
 
 def _answer_is_begun(messages: Sequence[Message]) -> bool:
@@ -180,7 +190,9 @@ def _fit(
             messages, thinking=thinks, tools=request.tools.tools, history=request.thinking.history
         )
 
-    return fit_messages(request.messages, render, overflow, window, needed)
+    fitted = fit_messages(request.messages, render, overflow, window, needed)
+    shown = engine.tokenizer.shown_images(kept_messages(request.messages, fitted))
+    return replace(fitted, images=shown) if shown else fitted
 
 
 def ends_in_thought(ids: Sequence[int], markers: Markers | None) -> bool:

@@ -119,6 +119,6 @@ def total(usages: Sequence[Usage]) -> Usage:
     summed: dict[str, Any] = {}
     for f in fields(Usage):
         counts = [count for usage in usages if (count := getattr(usage, f.name)) is not None]
-        shared = f.name in ("prompt_tokens", "cached_tokens")
+        shared = f.name in ("prompt_tokens", "cached_tokens", "image_tokens")
         summed[f.name] = (counts[0] if shared else sum(counts)) if counts else None
     return Usage(**summed)

@@ -12,10 +12,11 @@ from collections.abc import Iterator, Sequence
 from penstock.config.schema import LimitSettings
 from penstock.errors import BadRequest, FeatureOff, FieldViolation, ModelNotFound
 from penstock.generation.complexity import too_complex
+from penstock.generation.images import IMAGE_TYPES, images_of
 from penstock.generation.tool_planning import needs_grammar
 from penstock.generation.tool_validation import validate_tool_messages, validate_tools
 from penstock.generation.violations import invalid, limit
-from penstock.types import Effort, Message, ModelCard, Request, Role, Sampling, StructuredOutput, ThinkingMode
+from penstock.types import Effort, Image, Message, ModelCard, Request, Role, Sampling, StructuredOutput, ThinkingMode
 
 _INT32_MAX = 2**31 - 1
 MIN_REPETITION_PENALTY = 0.001
@@ -95,12 +96,25 @@ def _messages(messages: Sequence[Message], request: Request, limits: LimitSettin
     size = sum(map(_message_bytes, messages)) + sum(_bytes(tool.description) for tool in request.tools.tools)
     yield from limit("messages", size, limits.max_prompt_bytes, "bytes")
     yield from validate_tool_messages(messages, limits)
+    yield from _images(images_of(messages), limits)
     last = max((n for n, message in enumerate(messages) if message.role is not Role.SYSTEM), default=0)
     path = f"messages.messages[{last}]"
     if messages[last].role is Role.SYSTEM:
         yield invalid(f"{path}.role", "must not be ROLE_SYSTEM in all messages: one must be the user's")
-    elif messages[last].role is Role.USER and not messages[last].content:
+    elif messages[last].role is Role.USER and not messages[last].content and not messages[last].images:
         yield invalid(f"{path}.content", "must not be empty", "MISSING_FIELD")
+
+
+def _images(images: Sequence[Image], limits: LimitSettings) -> Iterator[FieldViolation]:
+    yield from limit("messages", len(images), limits.max_images, "images")
+    yield from limit("messages", sum(len(image.data) for image in images), limits.max_image_bytes, "bytes of images")
+    for image in images:
+        field = image.path.removeprefix("spec.")
+        if not image.data:
+            yield invalid(f"{field}.data", "must not be empty", "MISSING_FIELD")
+        if image.mime_type not in IMAGE_TYPES:
+            got = "none" if not image.mime_type else repr(image.mime_type[:_MAX_SHOWN_NAME])
+            yield invalid(f"{field}.mime_type", f"must be one of {', '.join(IMAGE_TYPES)}, got {got}")
 
 
 def _message_bytes(message: Message) -> int:
@@ -217,6 +231,10 @@ def _refuse_unsupported(request: Request, card: ModelCard) -> None:
         "spec.output.stop_token_ids": bool(output.stop_token_ids),
         "spec.tools": bool(request.tools.tools),
     }
+    images = images_of(request.messages or ())
+    if images and not card.image_token_ids:
+        off = next((feature.reason for feature in card.profile if feature.name == "images"), "it reads text only")
+        raise FeatureOff(f"this server reads no images: {off}", field=images[0].path, feature="images")
     has_calls = any(message.tool_calls or message.tool_results for message in request.messages or ())
     if card.tool_call_format is None and (request.tools.tools or has_calls):
         field = "spec.tools" if request.tools.tools else "spec.messages"

@@ -903,6 +903,7 @@ class CountTokensResponse(_message.Message):
     COST_ESTIMATE_FIELD_NUMBER: _builtins.int
     EFFECTIVE_SETTINGS_FIELD_NUMBER: _builtins.int
     OVERFLOW_TOKENS_FIELD_NUMBER: _builtins.int
+    IMAGE_TOKENS_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
     """Tokens of the prompt as it came, template included, before anything is dropped."""
     effective_prompt_tokens: _builtins.int
@@ -915,6 +916,8 @@ class CountTokensResponse(_message.Message):
     """By how many tokens the input does not fit, after the overflow policy: generating would be CONTEXT_OVERFLOW.
     0 when it fits.
     """
+    image_tokens: _builtins.int
+    """Part of effective_prompt_tokens that stands for images. 0 when it does not fit."""
     @_builtins.property
     def dropped(self) -> Global___DroppedContext:
         """What the overflow policy would drop."""
@@ -938,10 +941,11 @@ class CountTokensResponse(_message.Message):
         cost_estimate: Global___CostEstimate | None = ...,
         effective_settings: Global___EffectiveSettings | None = ...,
         overflow_tokens: _builtins.int = ...,
+        image_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cost_estimate", b"cost_estimate", "dropped", b"dropped", "effective_settings", b"effective_settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost_estimate", b"cost_estimate", "dropped", b"dropped", "effective_prompt_tokens", b"effective_prompt_tokens", "effective_settings", b"effective_settings", "overflow_tokens", b"overflow_tokens", "prompt_tokens", b"prompt_tokens", "window_left_tokens", b"window_left_tokens", "window_tokens", b"window_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost_estimate", b"cost_estimate", "dropped", b"dropped", "effective_prompt_tokens", b"effective_prompt_tokens", "effective_settings", b"effective_settings", "image_tokens", b"image_tokens", "overflow_tokens", b"overflow_tokens", "prompt_tokens", b"prompt_tokens", "window_left_tokens", b"window_left_tokens", "window_tokens", b"window_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1103,8 +1107,9 @@ class Message(_message.Message):
     """
     @_builtins.property
     def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Part]:
-        """What is said, in parts. System and user messages have texts (and images, for users); tool messages have tool
-        results; assistant messages have at most one thought, then texts, then tool calls, in this order. Default: none.
+        """What is said, in parts. System messages have texts; user messages have texts and images, in any order; tool messages
+        have tool results; assistant messages have at most one thought, then texts, then tool calls, in this order. Default:
+        none.
         """
 
     def __init__(
@@ -1139,7 +1144,9 @@ class Part(_message.Message):
     """An earlier thought of the model, whole. `spec.thinking.history` says whether the model is given it again."""
     @_builtins.property
     def image(self) -> Global___Image:
-        """An image. FEATURE_OFF: this version reads text only."""
+        """An image, in a user message or a tool result. FEATURE_OFF where the model or the server reads text only: see
+        `images` in GetModel's profile.
+        """
 
     @_builtins.property
     def tool_call(self) -> Global___ToolCall:
@@ -1177,9 +1184,11 @@ class Image(_message.Message):
     MIME_TYPE_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     mime_type: _builtins.str
-    """For instance "image/png". Required."""
+    """"image/png", "image/jpeg" or "image/webp", as the data is. Required."""
     data: _builtins.bytes
-    """The encoded image. Required."""
+    """The encoded image: one picture, not an animation. Required. It is turned as its EXIF orientation says, transparency
+    becomes white, and a picture of more pixels than GetModel's `limits.image_pixels` is scaled down to them.
+    """
     def __init__(
         self,
         *,
@@ -2321,6 +2330,7 @@ class Usage(_message.Message):
     ACCEPTED_TOKENS_FIELD_NUMBER: _builtins.int
     RECOMPUTED_TOKENS_FIELD_NUMBER: _builtins.int
     TOOL_TOKENS_FIELD_NUMBER: _builtins.int
+    IMAGE_TOKENS_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
     """Prompt tokens that ran, template included."""
     cached_tokens: _builtins.int
@@ -2343,6 +2353,8 @@ class Usage(_message.Message):
     """Tokens that the engine computed again for continuations. Not billed."""
     tool_tokens: _builtins.int
     """Tokens of tool calls, with the markers that begin them. What closes the last call counts as answer."""
+    image_tokens: _builtins.int
+    """Part of prompt_tokens that stands for images."""
     def __init__(
         self,
         *,
@@ -2357,10 +2369,11 @@ class Usage(_message.Message):
         accepted_tokens: _builtins.int | None = ...,
         recomputed_tokens: _builtins.int = ...,
         tool_tokens: _builtins.int = ...,
+        image_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_accepted_tokens", b"_accepted_tokens", "_drafted_tokens", b"_drafted_tokens", "accepted_tokens", b"accepted_tokens", "drafted_tokens", b"drafted_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_accepted_tokens", b"_accepted_tokens", "_drafted_tokens", b"_drafted_tokens", "accepted_tokens", b"accepted_tokens", "answer_tokens", b"answer_tokens", "cached_tokens", b"cached_tokens", "drafted_tokens", b"drafted_tokens", "marker_tokens", b"marker_tokens", "output_tokens", b"output_tokens", "prompt_tokens", b"prompt_tokens", "reasoning_tokens", b"reasoning_tokens", "recomputed_tokens", b"recomputed_tokens", "tool_tokens", b"tool_tokens", "total_tokens", b"total_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_accepted_tokens", b"_accepted_tokens", "_drafted_tokens", b"_drafted_tokens", "accepted_tokens", b"accepted_tokens", "answer_tokens", b"answer_tokens", "cached_tokens", b"cached_tokens", "drafted_tokens", b"drafted_tokens", "image_tokens", b"image_tokens", "marker_tokens", b"marker_tokens", "output_tokens", b"output_tokens", "prompt_tokens", b"prompt_tokens", "reasoning_tokens", b"reasoning_tokens", "recomputed_tokens", b"recomputed_tokens", "tool_tokens", b"tool_tokens", "total_tokens", b"total_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__accepted_tokens: _TypeAlias = _typing.Literal["accepted_tokens"]  # noqa: Y015
     _WhichOneofArgType__accepted_tokens: _TypeAlias = _typing.Literal["_accepted_tokens", b"_accepted_tokens"]  # noqa: Y015

@@ -276,6 +276,10 @@ class Limits(_message.Message):
     DEFAULT_MAX_OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     MAX_TOOLS_FIELD_NUMBER: _builtins.int
     MAX_TOOL_CALLS_FIELD_NUMBER: _builtins.int
+    MAX_IMAGES_FIELD_NUMBER: _builtins.int
+    MAX_IMAGE_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_IMAGE_PIXELS_FIELD_NUMBER: _builtins.int
+    IMAGE_PIXELS_FIELD_NUMBER: _builtins.int
     max_output_tokens: _builtins.int
     """Most output tokens of a call. Absent: what the window leaves."""
     max_messages: _builtins.int
@@ -308,6 +312,14 @@ class Limits(_message.Message):
     """Most tools of a request."""
     max_tool_calls: _builtins.int
     """Most tool calls of an output, and of an assistant message."""
+    max_images: _builtins.int
+    """Most images of a call."""
+    max_image_bytes: _builtins.int
+    """Most bytes of the images of a call, all together, encoded as they are sent."""
+    max_image_pixels: _builtins.int
+    """Most pixels of an image."""
+    image_pixels: _builtins.int
+    """An image of more pixels is scaled down to so many."""
     def __init__(
         self,
         *,
@@ -326,10 +338,14 @@ class Limits(_message.Message):
         default_max_output_tokens: _builtins.int = ...,
         max_tools: _builtins.int = ...,
         max_tool_calls: _builtins.int = ...,
+        max_images: _builtins.int = ...,
+        max_image_bytes: _builtins.int = ...,
+        max_image_pixels: _builtins.int = ...,
+        image_pixels: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens", "max_output_tokens", b"max_output_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens", "default_max_output_tokens", b"default_max_output_tokens", "max_candidates", b"max_candidates", "max_closing_message_bytes", b"max_closing_message_bytes", "max_logit_biases", b"max_logit_biases", "max_message_bytes", b"max_message_bytes", "max_messages", b"max_messages", "max_output_tokens", b"max_output_tokens", "max_prompt_bytes", b"max_prompt_bytes", "max_schema_bytes", b"max_schema_bytes", "max_steering_messages", b"max_steering_messages", "max_stop_string_bytes", b"max_stop_string_bytes", "max_stop_strings", b"max_stop_strings", "max_tool_calls", b"max_tool_calls", "max_tools", b"max_tools", "max_top_logprobs", b"max_top_logprobs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens", "default_max_output_tokens", b"default_max_output_tokens", "image_pixels", b"image_pixels", "max_candidates", b"max_candidates", "max_closing_message_bytes", b"max_closing_message_bytes", "max_image_bytes", b"max_image_bytes", "max_image_pixels", b"max_image_pixels", "max_images", b"max_images", "max_logit_biases", b"max_logit_biases", "max_message_bytes", b"max_message_bytes", "max_messages", b"max_messages", "max_output_tokens", b"max_output_tokens", "max_prompt_bytes", b"max_prompt_bytes", "max_schema_bytes", b"max_schema_bytes", "max_steering_messages", b"max_steering_messages", "max_stop_string_bytes", b"max_stop_string_bytes", "max_stop_strings", b"max_stop_strings", "max_tool_calls", b"max_tool_calls", "max_tools", b"max_tools", "max_top_logprobs", b"max_top_logprobs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_output_tokens: _TypeAlias = _typing.Literal["max_output_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_output_tokens: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens"]  # noqa: Y015

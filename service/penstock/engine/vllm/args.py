@@ -21,6 +21,10 @@ SPECULATION_REFUSES = {
     "spec.sampling.logit_bias": "vLLM does not apply logit_bias while MTP speculates (engine.mtp = off allows it)",
 }
 _CPU_BLOCK_TOKENS = 128
+_MOST_IMAGES = 256
+"""Upper bound of limits.max_images."""
+_CACHE_GIB = 0.5
+"""Of processed pictures: a turn that shows the same picture again does not process it again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,7 @@ def plan_engine(settings: EngineSettings, checkpoint: ModelCheckpoint, devices: 
         "reasoning_parser": "penstock_qwen3",
         "tensor_parallel_size": resolved.parallel.tensor,
         "pipeline_parallel_size": resolved.parallel.stages if resolved.parallel.stages > 1 else None,
-        "language_model_only": "ConditionalGeneration" in checkpoint.architecture,
+        "language_model_only": "ConditionalGeneration" in checkpoint.architecture and not resolved.images.enabled,
         # Statistics go to the stat logger that the engine is given; vLLM's own loggers would only cost time.
         "disable_log_stats": True,
         "enable_log_requests": False,
@@ -63,6 +67,9 @@ def plan_engine(settings: EngineSettings, checkpoint: ModelCheckpoint, devices: 
     if resolved.mtp.enabled:
         arguments["speculative_config"] = {"method": "mtp", "num_speculative_tokens": settings.mtp_draft_tokens}
         arguments["per_request_spec_decode_metrics"] = "summary"
+    if resolved.images.enabled:
+        # The service bounds the images of a call itself; vLLM makes room for one of the largest at its start.
+        arguments |= {"limit_mm_per_prompt": {"image": _MOST_IMAGES, "video": 0}, "mm_processor_cache_gb": _CACHE_GIB}
     if resolved.yarn.enabled and checkpoint.rope.get("rope_type") != "yarn":
         arguments["hf_overrides"] = _yarn(checkpoint, resolved.window_tokens)
     arguments |= _cpu(settings) if devices.kind == "cpu" else _gpu(settings, checkpoint, resolved, devices)

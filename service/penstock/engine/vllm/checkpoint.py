@@ -26,6 +26,9 @@ ARCHITECTURES = frozenset(
 
 OBJECT_STORES = ("s3://", "gs://", "az://")
 
+PICTURE_FILE = "preprocessor_config.json"
+"""Says how a picture becomes patches."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelCheckpoint:
@@ -46,6 +49,10 @@ class ModelCheckpoint:
     generation_defaults: dict[str, Any] = field(default_factory=dict)
     text: dict[str, Any] = field(default_factory=dict)
     """The text model's part of config.json, unchanged."""
+    vision: dict[str, Any] = field(default_factory=dict)
+    """The vision tower's part of config.json, unchanged; empty where the checkpoint has none."""
+    reads_pictures: bool = True
+    """Whether the files that say how a picture becomes patches are there; True where that is not known."""
 
     @property
     def rope(self) -> dict[str, Any]:
@@ -147,6 +154,8 @@ def _describe(model: str, is_local: bool, config: dict[str, Any], generation: di
         eos_ids=frozenset([eos] if isinstance(eos, int) else eos or []),
         generation_defaults=generation,
         text=text,
+        vision=config.get("vision_config") or {},
+        reads_pictures=not Path(model).is_dir() or (Path(model) / PICTURE_FILE).is_file(),
     )
 
 

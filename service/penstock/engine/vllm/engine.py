@@ -17,6 +17,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from penstock.engine.base import EngineLoad
 from penstock.engine.expert_load.statistics import ExpertCounts
+from penstock.engine.images.cache import ImageCache
 from penstock.engine.tokenizer import HfTokenizer
 from penstock.engine.vllm.compat.plain_text import text_tokens
 from penstock.engine.vllm.compat.slow_grammars import TOO_SLOW
@@ -28,6 +29,7 @@ from penstock.engine.vllm.experts import OutputTally, merged
 from penstock.engine.vllm.lifetime import HostResources
 from penstock.engine.vllm.load import LoadMeter
 from penstock.engine.vllm.parallel import ExpertLayout
+from penstock.engine.vllm.pictures import PictureInput
 from penstock.engine.vllm.processes import kill, processes_of
 from penstock.engine.vllm.sampling import sampling_params, thought_tokens_in_prompt
 from penstock.errors import BadRequest, ConstraintLost, EngineDown, EngineRefused, FeatureOff
@@ -35,6 +37,7 @@ from penstock.types import (
     EngineChunk,
     EngineRequest,
     EngineStop,
+    Image,
     ModelCard,
     StructuredOutput,
     TokenLogprob,
@@ -70,6 +73,7 @@ class VllmEngine:
         self._processes = processes_of(model.llm)
         self._constraint_seconds = constraint_seconds
         self._constraints = ConstraintSandbox(self._compilers_tokenizer, grammar_of, constraint_seconds)
+        self._pictures: PictureInput | None = None
         self._layout: ExpertLayout | None = None
         self._outputs: OutputTally | None = None
 
@@ -91,7 +95,7 @@ class VllmEngine:
         """Run one request. See `Engine.stream`. Raise BadRequest for a constraint that cannot be compiled."""
         params = sampling_params(request, self._card, self._tokenizer.name_of)
         outputs = self._llm.generate(
-            tokens_input(list(request.prompt_token_ids), cache_salt=request.cache_salt),
+            await self._prompt(request),
             params,
             request.request_id,
             trace_headers=request.trace_headers,
@@ -116,6 +120,25 @@ class VllmEngine:
             if self._llm.errored:
                 raise EngineDown("the engine is dead") from error
             raise EngineRefused(f"the engine failed on this request: {type(error).__name__}") from error
+
+    async def _prompt(self, request: EngineRequest) -> Any:
+        if not request.images:
+            return tokens_input(list(request.prompt_token_ids), cache_salt=request.cache_salt)
+        return await self._picture_input().prompt(request)
+
+    def _picture_input(self) -> PictureInput:
+        if self._pictures is None:
+            why = next((f.reason for f in self._card.profile if f.name == "images"), "")
+            raise FeatureOff(f"this server reads no images: {why}", feature="images")
+        return self._pictures
+
+    def read_images(self, images: ImageCache, stands_for_image: int) -> None:
+        """Read images from now on; `stands_for_image` is the id that stands for them in prompts."""
+        self._pictures = PictureInput(self._llm, images, stands_for_image)
+
+    async def image_tokens(self, image: Image, caller: str) -> int:
+        """Return an image's number of tokens. See `Engine.image_tokens`."""
+        return await self._picture_input().tokens(image, caller)
 
     def start_compiler(self) -> None:
         """Start the process that tries constraints, in the background."""
@@ -204,6 +227,8 @@ class VllmEngine:
         what Python imported.
         """
         await self._constraints.close()
+        if self._pictures is not None:
+            await self._pictures.close()
         # vLLM ends the processes first, and its output handler then logs an intended end as a failure.
         if self._llm.output_handler is not None:
             self._llm.output_handler.cancel()

@@ -10,7 +10,7 @@ from typing import Literal
 
 from penstock.config.schema import EngineSettings
 from penstock.engine.sizing.cache import CacheSettings
-from penstock.engine.vllm.checkpoint import ModelCheckpoint
+from penstock.engine.vllm.checkpoint import PICTURE_FILE, ModelCheckpoint
 from penstock.engine.vllm.concurrency import plan_concurrency
 from penstock.engine.vllm.parallel import Parallel, plan_parallel
 from penstock.engine.vllm.switches import impossible, switch
@@ -49,6 +49,7 @@ class Resolved:
     yarn: Feature
     engine_budget: Feature
     routing: Feature
+    images: Feature
     parallel: Parallel
     window_tokens: int
     max_sequences: int
@@ -59,7 +60,15 @@ class Resolved:
     def profile(self) -> tuple[Feature, ...]:
         """Return all features in the order in which they are shown."""
         switched = (self.fp8_weights, self.fp8_kv_cache, self.mtp, self.prefix_caching)
-        return (*switched, *self.described, *self.parallel.features, self.yarn, self.engine_budget, self.routing)
+        return (
+            *switched,
+            *self.described,
+            *self.parallel.features,
+            self.yarn,
+            self.engine_budget,
+            self.routing,
+            self.images,
+        )
 
 
 def resolve(settings: EngineSettings, checkpoint: ModelCheckpoint, devices: Devices) -> Resolved:
@@ -88,6 +97,7 @@ def resolve(settings: EngineSettings, checkpoint: ModelCheckpoint, devices: Devi
         yarn=yarn,
         engine_budget=switch("engine_budget", settings.engine_budget),
         routing=_routing(settings, checkpoint, devices.kind, prefix_caching, parallel),
+        images=_images(settings, checkpoint),
         parallel=parallel,
         window_tokens=window,
         max_sequences=sequences,
@@ -149,6 +159,16 @@ def _routing(
     if parallel.stages > 1 and wanted != "off":
         return impossible(name, wanted, "vLLM returns routed experts without pipeline stages only")
     return switch(name, wanted, on="tokens of finished runs")
+
+
+def _images(settings: EngineSettings, checkpoint: ModelCheckpoint) -> Feature:
+    name, wanted = "images", settings.images
+    if not checkpoint.vision:
+        return impossible(name, wanted, "the checkpoint has no vision tower")
+    if not checkpoint.reads_pictures:
+        return impossible(name, wanted, f"{checkpoint.model} has no {PICTURE_FILE}")
+    edge = int(checkpoint.vision.get("patch_size") or 0) * int(checkpoint.vision.get("spatial_merge_size") or 0)
+    return switch(name, wanted, on=f"a token per {edge} x {edge} pixels" if edge else "")
 
 
 def _window(settings: EngineSettings, checkpoint: ModelCheckpoint) -> tuple[int, Feature]:

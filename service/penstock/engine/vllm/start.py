@@ -194,7 +194,8 @@ def _load(settings: EngineSettings, planned: StartPlan, resources: HostResources
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    from penstock.engine.tokenizer import HfTokenizer
+    from penstock.engine.images.cache import ImageCache
+    from penstock.engine.tokenizer import IMAGE_TOKEN, HfTokenizer
     from penstock.engine.vllm.engine import LoadedModel, VllmEngine
     from penstock.engine.vllm.load import LoadMeter
 
@@ -210,7 +211,11 @@ def _load(settings: EngineSettings, planned: StartPlan, resources: HostResources
         raise EngineDown(f"vLLM did not start: {error}") from error
     tokenizer = HfTokenizer(llm.renderer.get_tokenizer(), planned.checkpoint.vocab_size)
     card = _card(settings, planned, tokenizer, config)
-    return VllmEngine(LoadedModel(llm, tokenizer, meter), resources, card, settings.constraint_seconds)
+    engine = VllmEngine(LoadedModel(llm, tokenizer, meter), resources, card, settings.constraint_seconds)
+    stands_for_image = tokenizer.id_of(IMAGE_TOKEN)
+    if card.image_token_ids and stands_for_image is not None:
+        engine.read_images(ImageCache(settings), stands_for_image)
+    return engine
 
 
 def in_vllms_types(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -223,6 +228,7 @@ def in_vllms_types(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def _card(settings: EngineSettings, planned: StartPlan, tokenizer: HfTokenizer, config: Any) -> ModelCard:
     checkpoint, unsupported = planned.checkpoint, planned.engine.unsupported_fields
+    reads_images = any(feature.name == "images" and feature.enabled for feature in planned.engine.profile)
     opening, closing = tokenizer.id_of("<think>"), tokenizer.id_of("</think>")
     markers = Markers(opening, closing) if opening is not None and closing is not None else None
     return ModelCard(
@@ -239,6 +245,7 @@ def _card(settings: EngineSettings, planned: StartPlan, tokenizer: HfTokenizer, 
         tool_call_format=tokenizer.tool_call_format,
         advised_output_tokens=_whole(checkpoint.generation_defaults.get("max_new_tokens")),
         unsupported_fields=unsupported,
+        image_token_ids=tokenizer.image_token_ids if reads_images else frozenset(),
         unsupported_beside="mtp",
         profile=(*(described(feature, config) for feature in planned.engine.profile), tokenizer.tool_call_feature),
         engine_version=planned.version,

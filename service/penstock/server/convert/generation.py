@@ -318,6 +318,7 @@ def usage_to_proto(usage: Usage) -> pb.Usage:
         accepted_tokens=usage.accepted_tokens,
         recomputed_tokens=usage.recomputed_tokens,
         tool_tokens=usage.tool_tokens,
+        image_tokens=usage.image_tokens,
     )
 
 

@@ -10,8 +10,9 @@ from collections.abc import Iterable
 
 from penstock_proto.v1 import generation_pb2 as pb
 
-from penstock.errors import BadRequest, FeatureOff, FieldReason, FieldViolation
+from penstock.errors import BadRequest, FieldReason, FieldViolation
 from penstock.types import (
+    Image,
     Message,
     Role,
     Tool,
@@ -51,7 +52,7 @@ _STATUSES_TO_PROTO = {
 }
 MAX_PARTS = 4096
 """Most parts of a conversation, with those of its tool results: an empty one costs a caller two bytes and us a loop."""
-# Parts that a message of a role may have, in the order that they must have.
+# Parts that a message of a role may have. An assistant's must have this order.
 _PARTS_OF = {
     Role.SYSTEM: ("text",),
     Role.USER: ("text", "image"),
@@ -61,7 +62,7 @@ _PARTS_OF = {
 
 
 def messages_from_proto(messages: pb.Messages) -> tuple[Message, ...]:
-    """Return a conversation. Raise BadRequest for a part that its message cannot have, FeatureOff for an image."""
+    """Return a conversation. Raise BadRequest for a part that its message cannot have."""
     parts = sum(len(message.parts) for message in messages.messages)
     if parts <= MAX_PARTS:
         parts += sum(len(part.tool_result.content) for message in messages.messages for part in message.parts)
@@ -87,7 +88,7 @@ def _message(message: pb.Message, path: str) -> Message:
 
 
 def _message_of_parts(role: Role, parts: Iterable[pb.Part], path: str) -> Message:
-    texts: list[str] = []
+    texts = _Texts()
     thought = ""
     calls: list[ToolCall] = []
     results: list[ToolResult] = []
@@ -96,16 +97,40 @@ def _message_of_parts(role: Role, parts: Iterable[pb.Part], path: str) -> Messag
         at = f"{path}.parts[{index}]"
         kind = _kind(part, role, at, before)
         before = kind
-        if kind == "text":
-            texts.append(part.text)
+        if kind in ("text", "image"):
+            texts.add(part, at)
         elif kind == "thought":
             thought = part.thought
         elif kind == "tool_call":
             calls.append(_tool_call(part.tool_call, f"{at}.tool_call"))
         else:
             results.append(_tool_result(part.tool_result, f"{at}.tool_result"))
-    before_calls = len(texts) + bool(thought)
-    return Message(role, "".join(texts), thought, tuple(calls), tuple(results), before_calls)
+    before_calls = texts.parts + bool(thought)
+    return Message(role, texts.text, thought, tuple(calls), tuple(results), before_calls, tuple(texts.images))
+
+
+class _Texts:
+    """Join texts, and note the places of the images between them."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+        self._length = 0
+        self.parts = 0
+        self.images: list[Image] = []
+
+    def add(self, part: pb.Part, path: str) -> None:
+        """Add a text or an image."""
+        self.parts += 1
+        if part.WhichOneof("part") == "image":
+            self.images.append(Image(part.image.data, part.image.mime_type, self._length, f"{path}.image"))
+        else:
+            self._texts.append(part.text)
+            self._length += len(part.text)
+
+    @property
+    def text(self) -> str:
+        """Return all texts."""
+        return "".join(self._texts)
 
 
 def _kind(part: pb.Part, role: Role, path: str, before: str) -> str:
@@ -115,9 +140,7 @@ def _kind(part: pb.Part, role: Role, path: str, before: str) -> str:
         raise _invalid(path, f"one of {', '.join(allowed)} must be set, got none", "MISSING_FIELD")
     if kind not in allowed:
         raise _invalid(path, f"must be one of {', '.join(allowed)} in a ROLE_{role.name} message, got {kind}")
-    if kind == "image":
-        raise _images_off(path)
-    if before and allowed.index(kind) < allowed.index(before):
+    if role is Role.ASSISTANT and before and allowed.index(kind) < allowed.index(before):
         raise _invalid(path, f"parts must be in the order {', '.join(allowed)}, got {kind} after {before}")
     if kind == "thought" and before == "thought":
         raise _invalid(path, "must have at most one thought, got a second one")
@@ -131,15 +154,13 @@ def _tool_call(call: pb.ToolCall, path: str) -> ToolCall:
 
 
 def _tool_result(result: pb.ToolResult, path: str) -> ToolResult:
-    texts = []
+    texts = _Texts()
     for index, part in enumerate(result.content):
         kind, at = part.WhichOneof("part"), f"{path}.content[{index}]"
-        if kind == "image":
-            raise _images_off(at)
-        if kind != "text":
-            raise _invalid(at, f"must be text in a tool_result, got {kind or 'none'}")
-        texts.append(part.text)
-    return ToolResult(result.call_id, "".join(texts), result.is_error)
+        if kind not in ("text", "image"):
+            raise _invalid(at, f"must be text or image in a tool_result, got {kind or 'none'}")
+        texts.add(part, at)
+    return ToolResult(result.call_id, texts.text, result.is_error, tuple(texts.images))
 
 
 def tools_from_proto(spec: pb.GenerationSpec) -> ToolConfig:
@@ -188,10 +209,6 @@ def write_tool_event(message: pb.GenerationEvent, event: ToolEvent) -> None:
     target.candidate_index = event.candidate_index
     target.call_index = event.call_index
     target.token_count = event.token_count
-
-
-def _images_off(path: str) -> FeatureOff:
-    return FeatureOff("this version of the service reads text only", field=f"{path}.image", feature="images")
 
 
 def unknown_enum(field: str, number: int) -> BadRequest:

@@ -39,7 +39,10 @@ def model_to_proto(card: ModelCard, config: Config, prices: PriceList) -> pb.Get
             for tier in prices.tiers
         ],
         limits=pb.Limits(
-            **config.resolved_limits.model_dump(exclude_none=True), max_message_bytes=config.max_message_bytes
+            **config.resolved_limits.model_dump(exclude_none=True),
+            max_message_bytes=config.max_message_bytes,
+            max_image_pixels=config.engine.max_image_pixels,
+            image_pixels=config.engine.image_pixels,
         ),
         refused_fields=[pb.RefusedField(field=field, reason=why) for field, why in card.unsupported_fields.items()],
         service_version=version("penstock"),

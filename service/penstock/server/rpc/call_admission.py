@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -18,6 +19,7 @@ from penstock.engine.base import Engine
 from penstock.engine.poison import accountable, network_of
 from penstock.engine.supervisor import SupervisedEngine
 from penstock.errors import EngineRefused, GenerationNotFound, Overloaded, PenstockError, ServiceFault
+from penstock.generation.images import measured
 from penstock.generation.planner import PlanningFacts, plan_generation, with_budget, with_checkpoint_mode
 from penstock.generation.validation import validate
 from penstock.server.convert import generation as convert
@@ -78,7 +80,8 @@ class CallAdmission:
     async def plan(self, spec: pb.GenerationSpec, context: RequestContext) -> GenerationPlan:
         """Check and plan a request that is not run. Raise what Generate would raise."""
         engine = self._service.engine()
-        return await _beside(spec, lambda: self._plan(self._request(spec, context, engine), engine, context))
+        request = await self._request(spec, context, engine)
+        return await _beside(spec, lambda: self._plan(request, engine, context))
 
     @contextmanager
     def errors_of(self, generation_id: str) -> Iterator[None]:
@@ -98,20 +101,22 @@ class CallAdmission:
             raise ServiceFault("the generation failed", generation_id=generation_id) from error
 
     async def _first_plan(self, call: GenerationCall, engine: Engine) -> tuple[Request, GenerationPlan]:
-        def work() -> tuple[Request, GenerationPlan]:
-            request = self._request(call.spec, call.context, engine)
-            if call.checkpoint is None:
-                return request, self._plan(request, engine, call.context)
-            return request, self._plan_from_checkpoint(request, engine, call.context, call.checkpoint)
+        request, checkpoint = await self._request(call.spec, call.context, engine), call.checkpoint
+        if checkpoint is None:
+            return request, await _beside(call.spec, lambda: self._plan(request, engine, call.context))
+        work = functools.partial(self._plan_from_checkpoint, request, engine, call.context, checkpoint)
+        return request, await _beside(call.spec, work)
 
-        return await _beside(call.spec, work)
-
-    def _request(self, spec: pb.GenerationSpec, context: RequestContext, engine: Engine) -> Request:
+    async def _request(self, spec: pb.GenerationSpec, context: RequestContext, engine: Engine) -> Request:
         """Convert and validate the request: the only place where the proto becomes ours."""
         caller, config = context.caller, self._service.config
-        request = replace(convert.request_from_proto(spec), priority=_priority(spec, caller), caller_id=caller.id)
-        validate(request, engine.card, config.resolved_limits)
-        return request if config.auth.shared_prefix_cache else own_prefixes(request, caller)
+
+        def work() -> Request:
+            request = replace(convert.request_from_proto(spec), priority=_priority(spec, caller), caller_id=caller.id)
+            validate(request, engine.card, config.resolved_limits)
+            return request if config.auth.shared_prefix_cache else own_prefixes(request, caller)
+
+        return await measured(await _beside(spec, work), engine)
 
     def _plan(self, request: Request, engine: Engine, context: RequestContext) -> GenerationPlan:
         caller, config, seconds_left = context.caller, self._service.config, context.seconds_left

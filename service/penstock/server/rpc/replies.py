@@ -81,6 +81,7 @@ def count_to_proto(plan: GenerationPlan, prices: PriceList) -> pb.CountTokensRes
             else None
         ),
         effective_settings=convert.effective_settings(plan),
+        image_tokens=plan.context.image_tokens,
     )
 
 
