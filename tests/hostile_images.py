@@ -58,7 +58,7 @@ BOTH = ((LEFT, RED), (RIGHT, BLUE))
 
 
 def right_pictures() -> Iterator[Case]:
-    """Unusual, and right."""
+    """Give unusual pictures that are right."""
     for form in ("PNG", "WEBP"):
         yield Case(f"{form} lossless", save(halves(), form, lossless=True), f"image/{form.lower()}", pixels=BOTH)
     yield Case("JPEG", save(halves(), "JPEG", quality=95), "image/jpeg", pixels=BOTH, tolerance=12)
@@ -143,7 +143,7 @@ def right_pictures() -> Iterator[Case]:
 
 
 def refused_pictures() -> Iterator[Case]:
-    """What must not be decoded."""
+    """Give what must not be decoded."""
     whole = save(Image.effect_noise((64, 64), 80).convert("RGB"))
     for form, data in (
         ("png", whole),

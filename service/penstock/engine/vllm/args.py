@@ -21,7 +21,7 @@ SPECULATION_REFUSES = {
     "spec.sampling.logit_bias": "vLLM does not apply logit_bias while MTP speculates (engine.mtp = off allows it)",
 }
 _CPU_BLOCK_TOKENS = 128
-_MOST_IMAGES = 256
+_MAX_IMAGES = 256
 """Upper bound of limits.max_images."""
 _CACHE_GIB = 0.5
 """Of processed pictures: a turn that shows the same picture again does not process it again."""
@@ -69,7 +69,7 @@ def plan_engine(settings: EngineSettings, checkpoint: ModelCheckpoint, devices: 
         arguments["per_request_spec_decode_metrics"] = "summary"
     if resolved.images.enabled:
         # The service bounds the images of a call itself; vLLM makes room for one of the largest at its start.
-        arguments |= {"limit_mm_per_prompt": {"image": _MOST_IMAGES, "video": 0}, "mm_processor_cache_gb": _CACHE_GIB}
+        arguments |= {"limit_mm_per_prompt": {"image": _MAX_IMAGES, "video": 0}, "mm_processor_cache_gb": _CACHE_GIB}
     if resolved.yarn.enabled and checkpoint.rope.get("rope_type") != "yarn":
         arguments["hf_overrides"] = _yarn(checkpoint, resolved.window_tokens)
     arguments |= _cpu(settings) if devices.kind == "cpu" else _gpu(settings, checkpoint, resolved, devices)
