@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from array import array
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from penstock.engine.scripted import Reply, ScriptedEngine
 
 from tests.browser.devtools import Page, browser
 from tests.gateway.conftest import gateway_to, service
+from tests.pictures import png
 from tests.rpc.proxy import Proxy, proxied
 
 ROOT = Path(__file__).parents[2]
@@ -170,9 +172,23 @@ async def test_what_a_model_writes_is_text(page: Page) -> None:
     assert await page.run("document.querySelectorAll('#turns img, #turns script, #turns a').length") == 0
 
 
-async def test_images_are_off_where_the_service_says_so(page: Page) -> None:
-    assert await page.run("document.querySelector('#image').disabled")
-    assert (await page.text("#image-note")).startswith("Off: ")
+async def test_a_picture_goes_with_the_next_question(page: Page) -> None:
+    data = base64.b64encode(png(64, 64, "red")).decode()
+    await page.run(
+        f"""(() => {{
+          const bytes = Uint8Array.from(atob("{data}"), (one) => one.charCodeAt(0));
+          const files = new DataTransfer();
+          files.items.add(new File([bytes], "red.png", {{ type: "image/png" }}));
+          document.querySelector("#image").files = files.files;
+          document.querySelector("#image").dispatchEvent(new Event("change"));
+        }})()"""
+    )
+    await page.until("document.querySelector('#image-note').textContent.startsWith('red.png goes')")
+    await ask(page, "What is it?")
+    await page.until(idle())
+    assert await page.run("document.querySelectorAll('#turns img').length") == 1
+    assert await page.run("document.querySelector('#problem').hidden")
+    assert await last(page, "> .text")
 
 
 async def test_an_error_is_told_and_the_page_goes_on(page: Page) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from typing import Any
 
@@ -12,6 +13,7 @@ from openai import AsyncOpenAI, BadRequestError, NotFoundError
 from penstock.engine.scripted import Reply
 
 from tests.gateway.conftest import Gateway, chunks_of, openai_of, until
+from tests.pictures import png
 from tests.rpc.test_tool_calls import ARGUMENTS, OSLO, ROME, SCHEMA
 
 HELLO: list[dict[str, Any]] = [{"role": "user", "content": "hello"}]
@@ -205,8 +207,15 @@ async def test_images_are_read_from_the_request_and_never_fetched(gateway: Gatew
     picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
     content = [{"type": "text", "text": "What is it?"}, picture]
     error = (await ask(http, messages=[{"role": "user", "content": content}])).json()["error"]
-    assert (error["code"], error["penstock"]["reason"]) == ("feature_off", "FEATURE_OFF")
+    assert (error["code"], error["penstock"]["reason"]) == ("invalid_value", "INVALID_FIELD")
     assert error["param"] == "messages[0].content[1]"
+    shown = {
+        "type": "image_url",
+        "image_url": {"url": f"data:image/png;base64,{base64.b64encode(png(64, 64)).decode()}"},
+    }
+    reply = (await ask(http, messages=[{"role": "user", "content": [content[0], shown]}])).json()
+    without = (await ask(http, messages=[{"role": "user", "content": [content[0]]}])).json()
+    assert reply["usage"]["prompt_tokens"] == without["usage"]["prompt_tokens"] + 4
     for url, why in (
         ("https://example.org/x.png", "no address is ever fetched"),
         ("data:image/png;base64,%%", "base64"),

@@ -92,12 +92,12 @@ async def test_structured_output(
     assert schema["properties"]["value"]["type"] == "integer"
 
 
-async def test_images_are_refused_with_their_place(gateway: Gateway, api: dict[str, Any]) -> None:
+async def test_damaged_images_are_refused_with_their_place(gateway: Gateway, api: dict[str, Any]) -> None:
     picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
     message = HumanMessage([{"type": "text", "text": "What is it?"}, picture])
     with pytest.raises(BadRequestError) as refused:
         await model_of(await gateway(), **api).ainvoke([message])
-    assert refused.value.code == "feature_off"
+    assert refused.value.code == "invalid_value"
     assert str(refused.value.param).endswith("[0].content[1]")
 
 

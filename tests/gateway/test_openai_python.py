@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from typing import Any
 
 import openai
@@ -13,11 +14,13 @@ from penstock_proto.v1 import generation_pb2 as pb
 from pydantic import BaseModel
 
 from tests.gateway.conftest import Gateway, openai_of, refusal, until
+from tests.pictures import png
 from tests.rpc.fake_service import FakeService
 
 MODEL = "scripted"
 HELLO: list[Any] = [{"role": "user", "content": "hello"}]
-PICTURE = "data:image/png;base64,iVBORw0KGgo="
+PICTURE = f"data:image/png;base64,{base64.b64encode(png(64, 64)).decode()}"
+DAMAGED = "data:image/png;base64,iVBORw0KGgo="
 
 
 class Sum(BaseModel):
@@ -34,17 +37,32 @@ async def test_structured_output(gateway: Gateway, served: tuple[FakeService, st
     assert '"integer"' in fake.requests[-1].spec.output.json_schema
 
 
-async def test_images_are_refused_with_their_place(gateway: Gateway) -> None:
-    chat: list[Any] = [{"type": "text", "text": "What is it?"}, {"type": "image_url", "image_url": {"url": PICTURE}}]
-    item: list[Any] = [{"type": "input_text", "text": "What is it?"}]
-    item += [{"type": "input_image", "image_url": PICTURE, "detail": "auto"}]
+def chat_with(url: str) -> list[Any]:
+    content = [{"type": "text", "text": "What is it?"}, {"type": "image_url", "image_url": {"url": url}}]
+    return [{"role": "user", "content": content}]
+
+
+def input_with(url: str) -> list[Any]:
+    item = {"type": "input_image", "image_url": url, "detail": "auto"}
+    return [{"role": "user", "content": [{"type": "input_text", "text": "What is it?"}, item]}]
+
+
+async def test_images_are_shown(gateway: Gateway) -> None:
+    async with openai_of(await gateway()) as client:
+        chat = await client.chat.completions.create(model=MODEL, messages=chat_with(PICTURE))
+        response = await client.responses.create(model=MODEL, input=input_with(PICTURE))
+    assert chat.choices[0].message.content
+    assert response.output_text == chat.choices[0].message.content
+
+
+async def test_damaged_images_are_refused_with_their_place(gateway: Gateway) -> None:
     async with openai_of(await gateway()) as client:
         with pytest.raises(openai.BadRequestError) as refused:
-            await client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": chat}])
-        assert (refused.value.code, refused.value.param) == ("feature_off", "messages[0].content[1]")
+            await client.chat.completions.create(model=MODEL, messages=chat_with(DAMAGED))
+        assert (refused.value.code, refused.value.param) == ("invalid_value", "messages[0].content[1]")
         with pytest.raises(openai.BadRequestError) as refused:
-            await client.responses.create(model=MODEL, input=[{"role": "user", "content": item}])
-        assert (refused.value.code, refused.value.param) == ("feature_off", "input[0].content[1]")
+            await client.responses.create(model=MODEL, input=input_with(DAMAGED))
+        assert (refused.value.code, refused.value.param) == ("invalid_value", "input[0].content[1]")
 
 
 @pytest.mark.parametrize(

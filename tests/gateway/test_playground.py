@@ -137,7 +137,7 @@ async def test_the_model_is_shown_with_what_the_controls_need(page: httpx.AsyncC
     assert reply.headers["cache-control"] == "no-store"
     assert card["model"]
     assert 0 < card["max_thinking_budget"] <= 4096
-    assert card["images"]["enabled"] is False
+    assert card["images"]["enabled"] is True
     assert card["images"]["reason"]
     assert set(card["efforts"]) == {"none", "low", "medium", "high"}
 

@@ -146,5 +146,5 @@ def test_should_find_every_from_line_of_the_project() -> None:
     files = sorted(map(str, (ROOT / "docker").glob("*Dockerfile")))
     command = [sys.executable, "-c", program, str(ROOT / "scripts/image-digests"), *files]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout.count("registry-1.docker.io library/python 3.11-slim\n") == 4
+    assert done.stdout.count("registry-1.docker.io library/python 3.11-slim\n") == 6
     assert done.stdout.count("registry-1.docker.io vllm/vllm-openai v0.32.0\n") == 2

@@ -8,7 +8,8 @@ const HELLO = [{ role: "user", content: "hello" }];
 const PARAMETERS = { type: "object", properties: { city: { type: "string" }, days: { type: "integer" } } };
 const FUNCTION = { name: "weather", description: "Return the weather in a city.", parameters: PARAMETERS };
 const SUM = { type: "object", properties: { value: { type: "integer" } }, required: ["value"] };
-const PICTURE = "data:image/png;base64,iVBORw0KGgo=";
+const PICTURE = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC";
+const DAMAGED = "data:image/png;base64,iVBORw0KGgo=";
 
 const clientWith = (options = {}) => new OpenAI({ baseURL: `${url}/v1`, apiKey: "none", maxRetries: 0, ...options });
 const client = clientWith();
@@ -113,18 +114,26 @@ const CASES = {
   },
 
   async images() {
-    const content = [{ type: "text", text: "What is it?" }, { type: "image_url", image_url: { url: PICTURE } }];
-    const item = [{ type: "input_text", text: "What is it?" }, { type: "input_image", image_url: PICTURE, detail: "auto" }];
-    const messages = [{ role: "user", content }];
-    const input = [{ role: "user", content: item }];
+    const text = "What is it?";
+    const chat = (url) =>
+      client.chat.completions.create({
+        model: MODEL,
+        messages: [{ role: "user", content: [{ type: "text", text }, { type: "image_url", image_url: { url } }] }],
+      });
+    const respond = (image_url) =>
+      client.responses.create({
+        model: MODEL,
+        input: [{ role: "user", content: [{ type: "input_text", text }, { type: "input_image", image_url, detail: "auto" }] }],
+      });
+    assert.equal((await chat(PICTURE)).choices[0].message.content, (await respond(PICTURE)).output_text);
     const calls = [
-      ["messages[0].content[1]", () => client.chat.completions.create({ model: MODEL, messages })],
-      ["input[0].content[1]", () => client.responses.create({ model: MODEL, input })],
+      ["messages[0].content[1]", () => chat(DAMAGED)],
+      ["input[0].content[1]", () => respond(DAMAGED)],
     ];
     for (const [param, call] of calls) {
       await assert.rejects(call, (error) => {
         assert.ok(error instanceof BadRequestError);
-        assert.deepEqual([error.code, error.param, error.error.penstock.reason], ["feature_off", param, "FEATURE_OFF"]);
+        assert.deepEqual([error.code, error.param, error.error.penstock.reason], ["invalid_value", param, "INVALID_FIELD"]);
         return true;
       });
     }

@@ -287,7 +287,7 @@ function removeImage() {
 function showImageNote() {
   const off = card.images !== null && !card.images.enabled;
   $("image").disabled = off;
-  $("image-note").textContent = off ? `Off: ${card.images.reason}` : "PNG, JPEG, WebP or GIF, sent with the next question.";
+  $("image-note").textContent = off ? `Off: ${card.images.reason}` : "PNG, JPEG or WebP, sent with the next question.";
 }
 
 async function takeImage() {
