@@ -12,6 +12,10 @@ ON_A_CPU = (
     "This ran on vLLM's CPU build. It shows that the check itself works, and says nothing about a GPU: neither the"
     " kernels nor the speed are those of one."
 )
+_TWO_LOADS = (
+    "Compare figures within one table only. The first has prompts of one length and all features, with expert load; the"
+    " second has short questions, and the same arguments of the engine for each front end."
+)
 _ADVICE = "The logs beside this report have the engine's output. Please open an issue with them and gpu-check.json."
 
 
@@ -94,7 +98,9 @@ def _speed(result: GpuCheck) -> Section:
         title = f"Output tokens per second by streams, on {result.device}"
         tables.append(Table(title, ("front end", *(f"{count}" for count in counts)), beside))
     text = (
-        [] if result.comparison is not None else [f"Not compared with other front ends: {result.comparison_not_made}."]
+        [_TWO_LOADS]
+        if result.comparison is not None
+        else [f"Not compared with other front ends: {result.comparison_not_made}."]
     )
     return Section("speed", "Speed", [*text, *(result.comparison.notes if result.comparison else ())], tables=tables)
 
