@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -114,7 +115,8 @@ def _open(options: argparse.Namespace, progress: _Progress) -> None:
         more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         print(f"  without {', '.join(names[:_NAMED])}{more}: {why}")
     if not options.no_install:
-        print(f"next: {sys.argv[0]} check {options.to}; then {options.to}/venv/bin/penstock demo")
+        program = sys.argv[0] if os.access(sys.argv[0], os.X_OK) else f"{sys.executable} -S -I {sys.argv[0]}"
+        print(f"next: {program} check {options.to}; then {options.to}/venv/bin/penstock demo")
 
 
 def _by_reason(left_out: Sequence[LeftOut]) -> dict[str, list[str]]:

@@ -738,6 +738,8 @@ def test_packages_are_installed_without_an_index_and_their_libraries_loaded(tmp_
     refused(at("check", "penstock"), "there is no penstock/manifest.json")
     done = at("open")
     assert done.returncode == 0, done.stderr
+    following = done.stdout.splitlines()[-1].removeprefix("next: ").partition(";")[0]
+    assert following.split() == [*command, "check", "penstock"]  # the program is not executable
     python = tmp_path / "penstock/venv/bin/python"
     assert subprocess.run([python, "-c", "import first, second"], check=False).returncode == 0
     (tmp_path / "penstock/venv/kept").touch()
