@@ -127,6 +127,16 @@ def right_pictures() -> Iterator[Case]:
     yield Case(
         "text in the PNG", png(1, 1, b"\0\xff\0\0", before=chunk(b"tEXt", b"a\0<|image_pad|>")), pixels=(((0, 0), RED),)
     )
+    clear = chunk(b"tRNS", struct.pack(">HHH", 65535, 0, 32896))
+    deep_clear = png(
+        4, 4, b"".join(b"\0" + struct.pack(">HHH", 65535, 0, 32896) * 4 for _ in range(4)), depth=16, before=clear
+    )
+    yield Case("16-bit RGB with a clear colour", deep_clear, pixels=(((1, 1), WHITE),))
+    grey_clear = png(4, 4, (b"\0" + b"\x12\x34" * 4) * 4, depth=16, colour=0, before=chunk(b"tRNS", b"\x12\x34"))
+    yield Case("16-bit grey with a clear value", grey_clear, pixels=(((1, 1), WHITE),))
+    endless = save(halves())
+    endless = endless[:33] + struct.pack(">I", 2**32 - 1) + endless[37:]
+    yield Case("pixels in a chunk of 4 GiB, as it says", endless, pixels=BOTH)
     fewer = png(64, 64, (b"\0" + bytes(RED) * 64) * 10)
     yield Case("fewer rows than the header says", fewer, pixels=(((9, 9), RED), ((9, 60), BLACK)))
     yield Case("interlaced", save(halves(), interlace=1), pixels=BOTH)
@@ -197,6 +207,10 @@ def refused_pictures() -> Iterator[Case]:
         refusal="got an animation",
     )
     yield Case("JPEG markers without end", b"\xff\xd8" + b"\xff\xe0\x00\x02" * 10_000, "image/jpeg", refusal="must be")
+    scans = save(Image.new("L", (1024, 1024), 9), "JPEG", progressive=True)
+    start = scans.index(b"\xff\xda")
+    scan = scans[start : scans.index(b"\xff", start + 2)]
+    yield Case("a JPEG of 200,000 scans", scans[:start] + scan * 200_000 + b"\xff\xd9", "image/jpeg", refusal="must be")
     yield Case("RIFF that is no WebP", b"RIFF\x20\0\0\0WEBPVP8X" + b"\xff" * 32, "image/webp", refusal="must be")
 
 

@@ -11,7 +11,7 @@ from penstock.engine.images import ImageDecoder, ImageLimits
 from penstock.types import DecodedImage, Image
 
 _MAX_BYTES = 256 * 1024 * 1024
-_DECODE_SECONDS = 10.0
+_DECODE_SECONDS = 5.0
 _PROCESS_BYTES = 1024 * 1024 * 1024
 _MAX_WAITING = 64
 _MAX_SIDE = 32_768

@@ -21,10 +21,10 @@ from penstock.types import DecodedImage
 
 _LOG = logging.getLogger(__name__)
 _START_SECONDS = 60.0
-_GRACE_SECONDS = 10.0  # in addition to an image's own time, for its bytes to come and go
+_GRACE_SECONDS = 30.0  # in addition to an image's own time, which is the processor's: the machine may be busy
 _IMAGES_OF_PROCESS = 1000  # then another one starts, so that what a decoder leaks is given back
 _TRIES = 2  # where the process dies and not because of the time: somebody else may have killed it
-_SLOW = -signal.SIGALRM
+_SLOW = -signal.SIGPROF
 
 
 class ImageDecoder:
@@ -100,7 +100,8 @@ class ImageDecoder:
                 except asyncio.CancelledError:
                     await self._end()
                     raise
-            what = f"must be decoded within {self._limits.seconds:g} seconds by a decoder that does not crash, is not"
+            within = f"within {self._limits.seconds:g} seconds of the processor's time"
+            what = f"must be decoded {within} by a decoder that does not crash, is not"
             raise BadRequest(FieldViolation(f"{field}.data", what, "LIMIT_EXCEEDED"))
 
     async def _exchange(

@@ -1,7 +1,8 @@
 """Decode images from stdin, one after the other, until it ends.
 
 Run as `python -m penstock.engine.images.decoder_process LIMITS`, with `ImageLimits` as JSON. The bytes are defined in
-`wire`. A signal ends the process where an image takes too long; more memory than its limit is a refusal.
+`wire`. A signal ends the process where an image takes too much of the processor's time; more memory than its limit is
+a refusal.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ def main() -> int:
     while head := asked.read(REQUEST.size):
         type_bytes, data_bytes = REQUEST.unpack(head)
         mime_type, data = asked.read(type_bytes).decode(), asked.read(data_bytes)
-        signal.setitimer(signal.ITIMER_REAL, limits.seconds)
+        signal.setitimer(signal.ITIMER_PROF, limits.seconds)
         _reply(replies, mime_type, data, limits)
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
     return 0
 
 

@@ -6,7 +6,7 @@ import enum
 import io
 from dataclasses import dataclass
 
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageFile, ImageOps, UnidentifiedImageError
 
 _FORMATS = {"image/png": ("PNG",), "image/jpeg": ("JPEG", "MPO"), "image/webp": ("WEBP",)}
 """Pillow's formats of each media type. MPO is a JPEG with more pictures behind it, as phones write it."""
@@ -24,7 +24,7 @@ class ImageLimits:
         max_side: Pixels of its longer side.
         max_aspect: Times that the longer side may be as long as the shorter one.
         target_pixels: Larger images are scaled down to so many pixels; their sides keep their ratio.
-        seconds: Time for one image.
+        seconds: The processor's time for one image.
         memory_bytes: Memory of the process, in addition to what it needs without an image.
         max_waiting: Images that wait at once; further ones are refused as Overloaded.
     """
@@ -113,12 +113,25 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _in_rgb(image: Image.Image, target_pixels: int) -> Image.Image:
     if image.mode in _SIXTEEN_BITS:
-        image = image.convert("I").point(lambda value: value * (255 / 65535) + 0.5).convert("L")
+        image = _in_eight_bits(image.convert("I"), image.info.get("transparency"))
     is_clear = image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
     image = _scaled(image.convert("RGBA" if is_clear else "RGB"), target_pixels)
     if not is_clear:
         return image
     return Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image).convert("RGB")
+
+
+def _in_eight_bits(image: Image.Image, clear: object) -> Image.Image:
+    """Return 16-bit grey as 8 bits, and the value `clear` as transparent."""
+    grey = image.point(lambda value: value * (255 / 65535) + 0.5).convert("L")
+    grey.info.pop("transparency", None)
+    if not isinstance(clear, int):
+        return grey
+    # Conversion to 8 bits cuts at 0 and 255: what differs upwards or downwards is above 0 in one of the two.
+    above = image.point(lambda value: value * 1 + -clear).convert("L")
+    below = image.point(lambda value: value * -1 + clear).convert("L")
+    opaque = ImageChops.lighter(above, below).point(lambda value: 255 if value else 0)
+    return Image.merge("LA", (grey, opaque))
 
 
 def _scaled(image: Image.Image, target_pixels: int) -> Image.Image:
