@@ -16,8 +16,8 @@ from _bundle import manifest as m
 from _bundle import slices
 from _bundle.manifest import BundleError, Manifest
 
-QUESTION = "What is 17 + 25 + 3?"
-_ANSWER_TOKENS = 32
+QUESTION = "What is 48 + 27 + 36 + 15?"
+_BUDGET_TOKENS, _ANSWER_TOKENS = 64, 128
 _DRIVER = "libcuda.so.1"
 _ANSWER_SECONDS, _STOP_SECONDS, _POLL_SECONDS = 600.0, 60.0, 0.2
 
@@ -83,9 +83,9 @@ def _answer(folder: Path, manifest: Manifest, start_seconds: float) -> str:
         with _running(command, log) as service:
             _wait(service, ready, log, start_seconds)
             address = ready.read_text(encoding="utf-8").strip()
-            ask = [penstock, "generate", QUESTION, "--thinking=fast", f"--max-output-tokens={_ANSWER_TOKENS}"]
+            ask = [penstock, "generate", QUESTION, f"--budget={_BUDGET_TOKENS}", "--temperature=0"]
             asked = subprocess.run(
-                [*ask, "--temperature=0", f"--target={address}"],
+                [*ask, f"--max-output-tokens={_ANSWER_TOKENS}", f"--target={address}"],
                 env=_offline(),
                 capture_output=True,
                 text=True,
