@@ -38,7 +38,7 @@ def blank(library: bytearray, architecture: int) -> int:
             kept = _kept(entries, architecture)
             wanted += len(kept)
             unwanted += [entry for entry in entries if entry.kind in (PTX, CUBIN) and entry not in kept]
-    except (struct.error, ValueError, IndexError) as error:
+    except (struct.error, ValueError, IndexError, OverflowError) as error:
         raise Unreadable(str(error)) from None
     if unwanted and not wanted:
         raise Unreadable(f"it has no code for compute capability {architecture / 10:g}")
@@ -84,6 +84,8 @@ def _containers(library: bytes | bytearray, at: int, end: int) -> Iterator[list[
         stop = at + header + length
         if stop > end:
             raise Unreadable("a fat binary is longer than its section")
+        if stop < at + 16:
+            raise Unreadable("a fat binary is shorter than its header")
         yield list(_entries(library, at + header, stop))
         at = stop
 

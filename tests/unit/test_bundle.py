@@ -632,13 +632,19 @@ def test_a_library_without_device_code_is_left_alone(data: bytes) -> None:
     assert copy == data
 
 
-@pytest.mark.parametrize("harm", ["no code for the card", "cut", "long entry", "long container"])
+@pytest.mark.parametrize(
+    "harm", ["no code for the card", "cut", "long entry", "long container", "empty container", "far table"]
+)
 def test_device_code_that_cannot_be_thinned_stays_whole(harm: str) -> None:
     data = bytearray(library([(thin.CUBIN, 80), (thin.CUBIN, 90)]))
     if harm == "no code for the card":
         data = bytearray(library([(thin.CUBIN, 80)]))
     elif harm == "cut":
         del data[-100:]
+    elif harm == "empty container":
+        struct.pack_into("<HQ", data, 64 + 6, 0, 0)
+    elif harm == "far table":
+        struct.pack_into("<Q", data, 0x28, 1 << 63)
     else:
         struct.pack_into("<Q", data, 64 + (8 if harm == "long container" else 16 + 8), 1 << 40)
     before = bytes(data)
