@@ -12,20 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from penstock.config.schema import EngineSettings
 from penstock.engine.base import Engine
-from penstock.engine.vllm.fp8.write import write
 from penstock.engine.vllm.start import start
 from penstock.errors import BadRequest
 from penstock.types import EngineRequest, Image, Message, Role, Sampling
 from penstock_proto.v1 import generation_pb2 as pb
 from penstock_proto.v1 import generation_pb2_grpc
 
-from models.small.config import model_config
-from models.small.export import export
-from models.small.language_model import SmallModel
-from models.small.tokenizer import build_tokenizer
+from models.small.random_checkpoint import random_checkpoint
 from tests.hostile_images import CASES
 from tests.pictures import png
 from tests.rpc.conftest import serving
@@ -36,11 +31,7 @@ COLOURS = ("red", "green", "blue", "white", "black", "yellow")
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("official-layout")
-    torch.manual_seed(0)
-    export(SmallModel(model_config()), folder / "bfloat16", build_tokenizer())
-    write(folder / "bfloat16", folder / "fp8")
-    return folder / "fp8"
+    return random_checkpoint(tmp_path_factory.mktemp("official-layout"))
 
 
 @pytest.fixture(scope="module", params=[2, pytest.param(1, marks=pytest.mark.full)], ids=["2-drafts", "1-draft"])

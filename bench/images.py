@@ -1,10 +1,11 @@
-"""Measure how late the service's event loop is for text streams while many large images arrive at once.
+"""Measure what large images cost: the event loop's lateness for text streams, and the time to the first token.
 
-python -m bench.image_lateness [--images 16] [--streams 8] [--megapixels 4] [--json FILE]
+python -m bench.images [--images 16] [--streams 8] [--megapixels 4] [--json FILE]
 
 The engine runs the official layout with a vision tower and random weights, with the service's defaults. A process of
 its own sends the calls: text streams all the time, then the calls with images at once. A task in the service's event
-loop sleeps 2 ms at a time; what it wakes up later than that is the lateness of every message of every stream.
+loop sleeps 2 ms at a time; what it wakes up later than that is the lateness of every message of every stream. Then, one
+call at a time, each of some images is asked about twice: the second time it is in all caches.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import statistics
 import sys
 import tempfile
 import time
@@ -26,22 +28,7 @@ from bench.machine import machine
 
 _SLEEP_SECONDS = 0.002
 _ALONE_SECONDS = 10.0
-
-
-def checkpoint(folder: Path) -> Path:
-    """Write a checkpoint of the official layout with random weights, in FP8."""
-    import torch
-    from penstock.engine.vllm.fp8.write import write
-
-    from models.small.config import model_config
-    from models.small.export import export
-    from models.small.language_model import SmallModel
-    from models.small.tokenizer import build_tokenizer
-
-    torch.manual_seed(0)
-    export(SmallModel(model_config()), folder / "bfloat16", build_tokenizer())
-    write(folder / "bfloat16", folder / "fp8")
-    return folder / "fp8"
+_ASKED_TWICE = 20
 
 
 def photo(megapixels: float, seed: int) -> bytes:
@@ -78,6 +65,16 @@ async def send(target: str, images: int, streams: int, megapixels: float) -> Non
             async for _ in stub.StreamGenerate(pb.StreamGenerateRequest(spec=spec)):
                 pass
 
+        async def first_token_seconds(parts: Sequence[pb.Part]) -> float:
+            spec = pb.GenerationSpec(
+                messages=pb.Messages(messages=[pb.Message(role=pb.ROLE_USER, parts=parts)]),
+                thinking=pb.ThinkingConfig(mode=pb.THINKING_MODE_FAST),
+                output=pb.OutputConfig(max_output_tokens=4, min_output_tokens=4),
+            )
+            reply = await stub.Generate(pb.GenerateRequest(spec=spec))
+            seconds: float = reply.timing.first_token.ToNanoseconds() / 1e9
+            return seconds
+
         async def text(number: int) -> None:
             while True:
                 await call([pb.Part(text=f"Count to {number}.")], 200)
@@ -91,6 +88,14 @@ async def send(target: str, images: int, streams: int, megapixels: float) -> Non
         for task in texts:
             task.cancel()
         await asyncio.gather(*texts, return_exceptions=True)
+        first_tokens: dict[str, list[float]] = {"new": [], "again": []}
+        for number in range(_ASKED_TWICE):
+            data = photo(megapixels, images + number)
+            parts = [pb.Part(image=pb.Image(mime_type="image/jpeg", data=data)), pb.Part(text="What is it?" * 100)]
+            for found in first_tokens.values():
+                found.append(await first_token_seconds(parts))
+        medians = {name: round(statistics.median(found) * 1e3, 1) for name, found in first_tokens.items()}
+        print(json.dumps(medians), flush=True)
 
 
 async def measure(images: int, streams: int, megapixels: float) -> dict[str, Any]:
@@ -98,6 +103,8 @@ async def measure(images: int, streams: int, megapixels: float) -> dict[str, Any
     from penstock.config.schema import Config, EngineSettings
     from penstock.engine.vllm.start import start
     from penstock.server.server import Server
+
+    from models.small.random_checkpoint import random_checkpoint
 
     lateness: dict[str, list[float]] = {"alone": [], "beside_images": []}
     phase = "warming"
@@ -110,12 +117,12 @@ async def measure(images: int, streams: int, megapixels: float) -> dict[str, Any
                 lateness[phase].append(max(0.0, time.perf_counter() - began - _SLEEP_SECONDS) * 1e3)
 
     with tempfile.TemporaryDirectory() as folder:
-        engine = await start(EngineSettings(model=str(checkpoint(Path(folder)))))
+        engine = await start(EngineSettings(model=str(random_checkpoint(Path(folder)))))
         server = Server(Config.model_validate({"server": {"listen": "127.0.0.1:0"}}))
         target = await server.listen()
         await server.serve_with(engine)
         sampling = asyncio.create_task(sample())
-        command = (sys.executable, "-m", "bench.image_lateness", "--send", target)
+        command = (sys.executable, "-m", "bench.images", "--send", target)
         options = ("--images", f"{images}", "--streams", f"{streams}", "--megapixels", f"{megapixels}")
         sender = await asyncio.create_subprocess_exec(*command, *options, stdout=asyncio.subprocess.PIPE)
         assert sender.stdout is not None
@@ -124,6 +131,7 @@ async def measure(images: int, streams: int, megapixels: float) -> dict[str, Any
         phase, began = "beside_images", time.perf_counter()
         answered = await sender.stdout.readline()
         phase, seconds = "over", time.perf_counter() - began
+        first_tokens = json.loads(await sender.stdout.readline() or b"{}")
         await sender.wait()
         sampling.cancel()
         await server.drain(0)
@@ -131,7 +139,7 @@ async def measure(images: int, streams: int, megapixels: float) -> dict[str, Any
     if answered != b"answered\n":
         raise RuntimeError("the images were not answered")
     found = {name: {f"p{p}": round(percentile(late, p), 2) for p in (50, 99, 100)} for name, late in lateness.items()}
-    return {"seconds_beside_images": round(seconds, 1), "lateness_ms": found}
+    return {"seconds_beside_images": round(seconds, 1), "lateness_ms": found, "first_token_ms": first_tokens}
 
 
 def main() -> int:
