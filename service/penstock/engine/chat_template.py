@@ -218,18 +218,14 @@ def _expect(text: str, at: int, character: str) -> int:
     return _skip(text, at + 1)
 
 
-def turn_images(turns: Sequence[Turn]) -> tuple[Image, ...]:
-    """Return the images of turns, in their order."""
-    items = [item for turn in turns if isinstance(turn["content"], list) for item in turn["content"]]
-    return tuple(item["image"] for item in items if item["type"] == "image")
-
-
 def shown_images(messages: Sequence[Message]) -> tuple[Image, ...]:
     """Return the images of a conversation in the order in which `TurnWriter` writes them."""
     if not any(message.images or message.tool_results for message in messages):
         return ()
     writer = TurnWriter(Placeholders(lambda _: True), verbatim_arguments=False)
-    return turn_images(writer.turns(messages, [False] * len(messages)))
+    contents = [turn["content"] for turn in writer.turns(messages, [False] * len(messages))]
+    items = [item for content in contents if isinstance(content, list) for item in content]
+    return tuple(item["image"] for item in items if item["type"] == "image")
 
 
 class TurnWriter:
