@@ -22,6 +22,8 @@ KIND_WEIGHTS |= {"rank": 6.0, "shop": 1.5, "tiny_sum": 2.5, "larger": 2.5, "echo
 FAST_SHARE = {True: 0.1, False: 0.55}
 CUT_SHARE = {True: 0.2, False: 0.15}
 """Shares of examples without a thought and with a cut one, by whether the kind needs steps."""
+POOL_SIZE = 2048
+"""Examples that are sorted by length together."""
 OTHER_MESSAGES = ("Time is up.\n", "I must answer now.\n", "Stop thinking and answer.\n", "Here is my best answer.")
 GUESS_WEIGHT = 0.5
 """Loss weight of an answer that the visible tokens may not determine: it teaches a guess, with much noise."""
@@ -128,22 +130,29 @@ def example(seed: int, encoder: Encoder) -> Example:
 def batches(
     make: Callable[[int], ExampleT], first_seed: int, tokens_per_batch: int
 ) -> Iterator[tuple[int, list[ExampleT]]]:
-    """Yield endless batches of similar length with at most `tokens_per_batch` padded tokens, as (next seed, examples).
+    """Yield endless batches, as (next seed, examples).
 
-    `make` returns the example of a seed. A resumed run continues at the next seed, which changes after a whole pool of
-    examples.
+    A resumed run continues at the next seed, which changes after a whole pool of examples.
     """
-    pool_size = 2048
-    for start in range(first_seed, HELD_OUT_SEED - pool_size, pool_size):
-        pool = sorted((make(seed) for seed in range(start, start + pool_size)), key=lambda e: len(e.ids))
-        groups: list[list[ExampleT]] = [[]]
-        for item in pool:
-            if groups[-1] and (len(groups[-1]) + 1) * len(item.ids) > tokens_per_batch:
-                groups.append([])
-            groups[-1].append(item)
-        random.Random(f"order:{start}").shuffle(groups)
+    for start in range(first_seed, HELD_OUT_SEED - POOL_SIZE, POOL_SIZE):
+        groups = pool_batches(make, start, tokens_per_batch)
         for index, group in enumerate(groups, 1):
-            yield start + pool_size * (index == len(groups)), group
+            yield start + POOL_SIZE * (index == len(groups)), group
+
+
+def pool_batches(make: Callable[[int], ExampleT], start: int, tokens_per_batch: int) -> list[list[ExampleT]]:
+    """Return the batches of the pool of examples that begins with seed `start`; `make` returns the example of a seed.
+
+    A batch has examples of similar length and at most `tokens_per_batch` padded tokens.
+    """
+    pool = sorted((make(seed) for seed in range(start, start + POOL_SIZE)), key=lambda e: len(e.ids))
+    groups: list[list[ExampleT]] = [[]]
+    for item in pool:
+        if groups[-1] and (len(groups[-1]) + 1) * len(item.ids) > tokens_per_batch:
+            groups.append([])
+        groups[-1].append(item)
+    random.Random(f"order:{start}").shuffle(groups)
+    return groups
 
 
 def pad(rows: list[list], fill: float) -> list[list]:

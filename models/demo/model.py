@@ -1,4 +1,4 @@
-"""Define Qwen3.5-MoE in plain PyTorch for training on a CPU, with the parameter names of the official checkpoints.
+"""Define Qwen3.5-MoE in plain PyTorch for training, with the parameter names of the official checkpoints.
 
 It does not use Transformers for two reasons. The whole sequence fits in one delta-rule chunk, which is several times
 faster on a CPU. And the MTP layer, which Transformers does not have, is trained with it.
@@ -212,7 +212,11 @@ class Experts(nn.Module):
         self.down_proj = nn.Parameter(torch.empty(experts, hidden, width))
 
     def forward(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-        """Map x (N, D), chosen and weights (N, k) to (N, D). Tokens are sorted by expert: one matmul for each."""
+        """Map x (N, D), chosen and weights (N, k) to (N, D)."""
+        return self.all_experts(x, chosen, weights) if x.is_cuda else self.by_expert(x, chosen, weights)
+
+    def by_expert(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """Compute each token with its own experts: tokens are sorted by expert, and each expert has one matmul."""
         order = chosen.flatten().argsort(stable=True)
         rows = order // chosen.shape[1]
         counts = torch.bincount(chosen.flatten(), minlength=self.down_proj.shape[0]).tolist()
@@ -222,6 +226,17 @@ class Experts(nn.Module):
             outs.append(F.linear(F.silu(gate) * up, self.down_proj[expert]))
         weighted = torch.cat(outs).float() * weights.flatten()[order, None]
         return torch.zeros_like(weighted[: len(x)]).index_add(0, rows, weighted)
+
+    def all_experts(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """Compute each token with every expert, and weigh the outputs of those not chosen with 0.
+
+        On a GPU two large matmuls take less time than many small ones, and the host need not wait for the counts.
+        """
+        experts, hidden, width = self.down_proj.shape
+        gate, up = F.linear(x, self.gate_up_proj.flatten(0, 1)).view(-1, experts, 2, width).unbind(2)
+        shares = torch.zeros(len(x), experts, device=x.device).scatter(1, chosen, weights)
+        weighted = F.silu(gate) * up * shares[..., None].to(up.dtype)
+        return F.linear(weighted.flatten(1), self.down_proj.transpose(0, 1).reshape(hidden, -1)).float()
 
 
 class SparseMoE(nn.Module):
@@ -241,7 +256,7 @@ class SparseMoE(nn.Module):
         out = self.experts(flat, chosen, weights / weights.sum(-1, keepdim=True))
         out = out + self.shared_expert(flat) * self.shared_expert_gate(flat).sigmoid()
         experts = probabilities.shape[-1]
-        share = torch.bincount(chosen.flatten(), minlength=experts) / chosen.numel()
+        share = F.one_hot(chosen.flatten(), experts).float().mean(0)
         balance = experts * (share * probabilities.mean(0)).sum()
         return out.view_as(x), balance
 

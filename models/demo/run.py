@@ -15,8 +15,8 @@ DRAFT_EVERY = 3
 """The draft layer learns from the trained trunk: a third of the steps is enough for it."""
 DRAFT_WEIGHTS = (0.3, 0.15)
 """Loss weight of the first and of the second draft."""
-Losses = Callable[[Any, list, int], tuple[Tensor, dict[str, float]]]
-"""Maps a model, a batch and a number of drafts to the total loss and its parts."""
+Losses = Callable[[Any, Any, int], tuple[Tensor, dict[str, Tensor]]]
+"""Maps a model, a batch and a number of drafts to the total loss and its parts, which have no gradient."""
 
 
 def learning_rate(step: int, steps: int, peak: float, warm_up_steps: int) -> float:
@@ -67,7 +67,7 @@ class Run:
 
     def load(self) -> None:
         """Continue from the checkpoint."""
-        state = torch.load(self.checkpoint, weights_only=True)
+        state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
@@ -75,7 +75,7 @@ class Run:
 
     def begin_with(self, other: Path) -> None:
         """Take over the weights of another checkpoint; the optimizers and the learning rate start anew."""
-        self.model.load_state_dict(torch.load(other, weights_only=True)["model"])
+        self.model.load_state_dict(torch.load(other, map_location="cpu", weights_only=True)["model"])
 
     def log(self, entry: dict) -> None:
         """Print a line of progress, and add it to the log."""
@@ -84,9 +84,13 @@ class Run:
         with self._log.open("a", encoding="utf-8") as log:
             log.write(line + "\n")
 
-    def train_step(self, group: list, rate: float) -> dict[str, float]:
+    def log_losses(self, parts: dict[str, Tensor]) -> None:
+        """Log the parts of a loss."""
+        self.log({name: round(part.item(), 4) for name, part in parts.items()})
+
+    def train_step(self, batch: Any, rate: float) -> dict[str, Tensor]:
         """Learn from one batch, and return the parts of its loss."""
-        loss, parts = self._losses(self.model, group, 2 if self.step % DRAFT_EVERY == 0 else 0)
+        loss, parts = self._losses(self.model, batch, 2 if self.step % DRAFT_EVERY == 0 else 0)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:

@@ -25,19 +25,19 @@ PACKAGED = Path("service/penstock/demo_model")
 WARM_UP_STEPS = 60
 
 
-def losses_of(model: DemoModel, group: list[Example], drafts: int) -> tuple[Tensor, dict[str, float]]:
+def losses_of(model: DemoModel, group: list[Example], drafts: int) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the total loss of a batch and its parts: answer (next token), one per draft, balance (1 is even)."""
     ids = torch.tensor(pad([item.ids for item in group], PAD))
     weights = torch.tensor(pad([item.weights for item in group], 0.0))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         hidden, balance = model.model(ids)
         total = weighted_loss(model.lm_head, hidden[:, :-1], ids[:, 1:], weights[:, 1:])
-        parts = {"loss": total.item(), "balance": balance.item()}
+        parts = {"loss": total.detach(), "balance": balance.detach()}
         if drafts:
             outs, draft_balance = model.drafts(ids, hidden, drafts)
             balance = balance + draft_balance
             for index, draft in enumerate(draft_losses(model.lm_head, outs, ids, weights)):
-                parts[f"draft_{index + 1}"] = draft.item()
+                parts[f"draft_{index + 1}"] = draft.detach()
                 total = total + DRAFT_WEIGHTS[index] * draft
     return total + model.config["router_aux_loss_coef"] * balance, parts
 
@@ -51,7 +51,7 @@ def train(run: Run, encoder: Encoder, arguments: argparse.Namespace) -> None:
         parts = run.train_step(group, learning_rate(run.step, arguments.steps, arguments.rate, WARM_UP_STEPS))
         run.seconds = time.monotonic() - started
         if run.step % 20 == 0:
-            run.log({name: round(value, 4) for name, value in parts.items()})
+            run.log_losses(parts)
         if run.step % arguments.save_every == 0:
             run.save()
         if run.step % arguments.evaluate_every == 0:

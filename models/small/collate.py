@@ -24,6 +24,12 @@ class Batch:
     """Positions (3, B, T) where there are pictures."""
     pictures: Pictures | None
 
+    def to(self, device: torch.device) -> "Batch":
+        """Return the batch on a device."""
+        pictures = self.pictures and Pictures(self.pictures.pixels.to(device), self.pictures.grids)
+        positions = None if self.positions is None else self.positions.to(device)
+        return Batch(self.ids.to(device), self.weights.to(device), positions, pictures)
+
 
 def collate(group: list[Example]) -> Batch:
     """Return the batch of a group of examples."""

@@ -111,7 +111,7 @@ def score(model: SmallModel, rows: Iterable[Example]) -> Score:
 
 
 def _score_batch(model: SmallModel, rows: list[Example]) -> Score:
-    batch = collate(rows)
+    batch = collate(rows).to(model.lm_head.weight.device)
     ids, spoken = batch.ids, batch.weights > 0
     states = model(ids, batch.positions, batch.pictures)
     right = (model.lm_head(states.hidden[:, :-1]).argmax(-1) == ids[:, 1:]) | ~spoken[:, 1:]
@@ -189,7 +189,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=60, help="held-out questions per kind")
     arguments = parser.parse_args()
     model = SmallModel(model_config())
-    model.load_state_dict(torch.load(arguments.checkpoint, weights_only=True)["model"])
+    model.load_state_dict(torch.load(arguments.checkpoint, map_location="cpu", weights_only=True)["model"])
     print(json.dumps(evaluate(model.eval(), Encoder(build_tokenizer()), arguments.questions, True), indent=1))
 
 

@@ -45,7 +45,7 @@ def main() -> None:
     torch.manual_seed(0)
     model = SmallModel(model_config())
     if arguments.checkpoint:
-        model.load_state_dict(torch.load(arguments.checkpoint, weights_only=True)["model"])
+        model.load_state_dict(torch.load(arguments.checkpoint, map_location="cpu", weights_only=True)["model"])
     count = export(model, arguments.out, build_tokenizer())
     print(f"{arguments.out}: {count:,} parameters, {2 * count / 1e6:.1f} MB in bfloat16")
 

@@ -1,66 +1,104 @@
 """Train the small model with its MTP layer in two stages.
 
-python -m models.small.train [--stage text|pictures] [--run-dir RUN] [--minutes N] [--fresh]
+python -m models.small.train [--stage text|pictures] [--run-dir RUN] [--steps N | --train-minutes N] [--fresh]
 
 The stage `text` trains the trunk and the draft layer on questions and functions. The stage `pictures` begins with what
 that has learned, and mixes pictures in. Each stage has a checkpoint and a log of its own in the run folder. A run that
 was interrupted, or that ended at `--minutes`, goes on where it stopped.
 
-It uses plain PyTorch on a CPU, in bfloat16 autocast over float32 weights; the engine uses bfloat16, too.
+It uses plain PyTorch, in bfloat16 autocast over float32 weights; the engine uses bfloat16, too. `--device cuda` uses a
+GPU, with larger batches: some 30 minutes on one do what takes a CPU days.
 """
 
 import argparse
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
-from models.demo.data import batches
+from models.demo.data import POOL_SIZE, pool_batches
 from models.demo.run import DRAFT_WEIGHTS, Run, draft_losses, learning_rate, weighted_loss
-from models.small.collate import collate
+from models.small.collate import Batch, collate
 from models.small.config import model_config
 from models.small.encoding import Encoder, Example
 from models.small.evaluate import evaluate
 from models.small.examples import example, mixed_example
 from models.small.language_model import SmallModel
+from models.small.questions import HELD_OUT_SEED
 from models.small.tokenizer import build_tokenizer
 
 WARM_UP_STEPS = 100
 MINUTES_BETWEEN_SAVES = 3.0
 
 
-def losses_of(model: SmallModel, group: list[Example], drafts: int) -> tuple[Tensor, dict[str, float]]:
+class Pools(Dataset[list[Batch]]):
+    """Pools of training batches. Item n is the pool that begins n pools after seed `first_seed`."""
+
+    def __init__(self, make: Callable[[int], Example], first_seed: int, tokens_per_batch: int) -> None:
+        self._make, self._first_seed, self._tokens_per_batch = make, first_seed, tokens_per_batch
+
+    def __getitem__(self, index: int) -> list[Batch]:
+        start = self._first_seed + index * POOL_SIZE
+        return [collate(group) for group in pool_batches(self._make, start, self._tokens_per_batch)]
+
+    def __len__(self) -> int:
+        return (HELD_OUT_SEED - self._first_seed) // POOL_SIZE
+
+
+def training_batches(pools: Pools, first_seed: int, workers: int) -> Iterator[tuple[int, Batch]]:
+    """Yield (next seed, batch) in an order that does not depend on the number of worker processes.
+
+    A resumed run continues at the next seed, which changes after a whole pool.
+    """
+    loader = DataLoader(pools, batch_size=None, num_workers=workers)
+    for index, batches in enumerate(loader):
+        for number, batch in enumerate(batches, 1):
+            yield first_seed + POOL_SIZE * (index + (number == len(batches))), batch
+
+
+def losses_of(model: SmallModel, batch: Batch, drafts: int) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the total loss of a batch and its parts: answer (next token), one per draft, balance (1 is even)."""
-    batch = collate(group)
     ids, weights = batch.ids, batch.weights
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(ids.device.type, dtype=torch.bfloat16):
         states = model(ids, batch.positions, batch.pictures)
         balance = states.balance
         total = weighted_loss(model.lm_head, states.hidden[:, :-1], ids[:, 1:], weights[:, 1:])
-        parts = {"loss": total.item(), "balance": balance.item()}
+        parts = {"loss": total.detach(), "balance": balance.detach()}
         if drafts:
             outs, draft_balance = model.drafts(states, drafts, batch.positions)
             balance = balance + draft_balance
             for index, draft in enumerate(draft_losses(model.lm_head, outs, ids, weights)):
-                parts[f"draft_{index + 1}"] = draft.item()
+                parts[f"draft_{index + 1}"] = draft.detach()
                 total = total + DRAFT_WEIGHTS[index] * draft
     return total + model.config["text_config"]["router_aux_loss_coef"] * balance, parts
+
+
+def steps_in_all(run: Run, arguments: argparse.Namespace) -> int:
+    """Return after how many steps the training ends: `--steps`, or as many as fit `--train-minutes` at today's pace."""
+    if arguments.train_minutes is None or run.step <= WARM_UP_STEPS:
+        return int(arguments.steps)
+    return int(run.step * arguments.train_minutes * 60 / run.seconds)
 
 
 def train(run: Run, encoder: Encoder, make: Callable[[int], Example], arguments: argparse.Namespace) -> None:
     """Train until the last step, or for the given minutes."""
     started = time.monotonic() - run.seconds
     saved = begun = time.monotonic()
-    for next_seed, group in batches(make, run.next_seed, arguments.tokens_per_batch):
+    pools = Pools(make, run.next_seed, arguments.tokens_per_batch)
+    for next_seed, batch in training_batches(pools, run.next_seed, arguments.workers):
         run.next_seed = next_seed
-        if run.step >= arguments.steps or time.monotonic() - begun > arguments.minutes * 60:
+        steps = steps_in_all(run, arguments)
+        if run.step >= steps or time.monotonic() - begun > arguments.minutes * 60:
             break
-        parts = run.train_step(group, learning_rate(run.step, arguments.steps, arguments.rate, WARM_UP_STEPS))
+        rate = learning_rate(run.step, steps, arguments.rate, WARM_UP_STEPS)
+        parts = run.train_step(batch.to(arguments.device), rate)
         run.seconds = time.monotonic() - started
-        if run.step % 20 == 0:
-            run.log({name: round(value, 4) for name, value in parts.items()})
+        if run.step % arguments.log_every == 0:
+            run.log_losses(parts)
         if time.monotonic() - saved > MINUTES_BETWEEN_SAVES * 60:
             run.save()
             saved = time.monotonic()
@@ -77,19 +115,27 @@ def main() -> None:
     parser.add_argument("--run-dir", type=Path, default=Path("build/small_model"), help="checkpoints and logs")
     parser.add_argument("--fresh", action="store_true", help="start from nothing, although there is a checkpoint")
     parser.add_argument("--seed", type=int, default=0, help="of the initial weights")
-    parser.add_argument("--steps", type=int, default=12000)
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=int, default=12000)
+    length.add_argument("--train-minutes", type=float, help="instead of steps: train for so long in all")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so long; the next run goes on")
     parser.add_argument("--tokens-per-batch", type=int, default=8192, help="padding included")
     parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate")
+    parser.add_argument("--log-every", type=int, default=20, help="steps")
     parser.add_argument("--evaluate-every", type=int, default=400, help="steps")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu or cuda")
+    parser.add_argument("--threads", type=int, default=2, help="of PyTorch on the CPU")
+    parser.add_argument("--workers", type=int, default=0, help="processes that make the batches; 0: the trainer itself")
     arguments = parser.parse_args()
+    # Worker processes are copies of this one, after which the tokenizer must not start threads.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     torch.set_num_threads(arguments.threads)
     encoder = Encoder(build_tokenizer())
     torch.manual_seed(arguments.seed)
     folder, stage = arguments.run_dir, arguments.stage
     folder.mkdir(parents=True, exist_ok=True)
-    run = Run(SmallModel(model_config()), losses_of, folder / f"{stage}.pt", folder / f"{stage}.jsonl")
+    model = SmallModel(model_config()).to(arguments.device)
+    run = Run(model, losses_of, folder / f"{stage}.pt", folder / f"{stage}.jsonl")
     if run.checkpoint.exists() and not arguments.fresh:
         run.load()
     elif stage == "pictures":

@@ -7,7 +7,7 @@ from models.demo.config import text_config
 from models.demo.export import checkpoint_tensors
 from models.demo.gated_delta import gated_delta_rule
 from models.demo.language_model import DemoModel
-from models.demo.model import ShiftedProducts
+from models.demo.model import Experts, ShiftedProducts
 from models.demo.optimizer import build_optimizers, orthogonalise
 
 
@@ -96,3 +96,14 @@ def test_orthogonalised_singular_values_are_near_one() -> None:
     values = torch.linalg.svdvals(orthogonalise(torch.randn(2, 32, 16)))
     assert values.min() > 0.5
     assert values.max() < 1.5
+
+
+def test_a_gpu_computes_the_experts_as_a_cpu_does() -> None:
+    torch.manual_seed(0)
+    experts = Experts(8, 32, 16)
+    for parameter in experts.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    x = torch.randn(40, 32)
+    weights, chosen = torch.rand(40, 8).topk(2)
+    expected = experts.by_expert(x, chosen, weights)
+    torch.testing.assert_close(experts.all_experts(x, chosen, weights), expected, rtol=1e-5, atol=1e-5)

@@ -1,5 +1,6 @@
 """The small model's data: seeds name questions, held-out ones are never trained on, the template's layout is kept."""
 
+import itertools
 import json
 import random
 import zlib
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from jinja2 import Environment
@@ -30,6 +32,7 @@ from models.small.question import Question
 from models.small.questions import HELD_OUT_SEED, KINDS, MULTI_STEP, held_out, question
 from models.small.tokenizer import build_tokenizer, save_tokenizer
 from models.small.tools import TASKS, task
+from models.small.train import Pools, training_batches
 
 TOKENIZER = build_tokenizer()
 ENCODER = Encoder(TOKENIZER)
@@ -243,3 +246,11 @@ def test_a_question_with_a_word_for_an_answer_is_right_only_word_for_word() -> N
     asked = Question("echo", "en", "Repeat: stone", "stone", "stone", "stone")
     assert asked.is_right(" stone\n")
     assert not asked.is_right("a stone")
+
+
+def test_worker_processes_make_the_same_batches_in_the_same_order() -> None:
+    pools = Pools(lambda seed: example(seed, ENCODER), 0, 65536)
+    made = [list(itertools.islice(training_batches(pools, 0, workers), 12)) for workers in (0, 2)]
+    assert [seed for seed, _ in made[0]] == [seed for seed, _ in made[1]]
+    assert all(torch.equal(alone.ids, other.ids) for (_, alone), (_, other) in zip(*made, strict=True))
+    assert made[0][-1][0] > 0
