@@ -41,7 +41,10 @@ GOLDEN = {
     "kv_cache_dtype": "fp8",
     "reasoning_parser": "penstock_qwen3",
     "tensor_parallel_size": 1,
-    "language_model_only": True,
+    "language_model_only": False,
+    "limit_mm_per_prompt": {"image": 256, "video": 0},
+    "mm_processor_cache_gb": 0.5,
+    "mm_processor_kwargs": {"images_kwargs": {"size": {"shortest_edge": 65_536, "longest_edge": 4_194_304}}},
     "disable_log_stats": True,
     "enable_log_requests": False,
     "use_tqdm_on_load": False,
@@ -53,15 +56,16 @@ GOLDEN = {
     "enable_expert_parallel": False,
     "enable_eplb": False,
 }
+MADE_FP8 = {"quantization": "fp8_per_block", "quantization_config": {"ignore": ["*visual.*"]}}
 SPREAD = {"enable_expert_parallel": True, "enable_eplb": True}
 
 
 @pytest.mark.parametrize(
     ("name", "count", "memory", "changes"),
     [
-        ("Qwen/Qwen3.5-35B-A3B-FP8", 1, H100, {"max_num_seqs": 72}),
-        ("Qwen/Qwen3.5-35B-A3B-FP8", 4, H100, {"data_parallel_size": 4, "max_num_seqs": 136, **SPREAD}),
-        ("Qwen/Qwen3.5-35B-A3B", 1, H100, {"quantization": "fp8_per_block", "max_num_seqs": 72}),
+        ("Qwen/Qwen3.5-35B-A3B-FP8", 1, H100, {}),
+        ("Qwen/Qwen3.5-35B-A3B-FP8", 4, H100, {"data_parallel_size": 4, "max_num_seqs": 128, **SPREAD}),
+        ("Qwen/Qwen3.5-35B-A3B", 1, H100, MADE_FP8),
         ("Qwen/Qwen3.5-27B-FP8", 2, H100, {"data_parallel_size": 2}),
         (
             "Qwen/Qwen3.5-122B-A10B-FP8",
@@ -69,7 +73,7 @@ SPREAD = {"enable_expert_parallel": True, "enable_eplb": True}
             H100,
             {"tensor_parallel_size": 2, "data_parallel_size": 2, "max_num_seqs": 72, **SPREAD},
         ),
-        ("Qwen/Qwen3.5-122B-A10B-FP8", 4, H200, {"data_parallel_size": 4, "max_num_seqs": 96, **SPREAD}),
+        ("Qwen/Qwen3.5-122B-A10B-FP8", 4, H200, {"data_parallel_size": 4, "max_num_seqs": 88, **SPREAD}),
         (
             "Qwen/Qwen3.5-397B-A17B-FP8",
             8,
@@ -113,7 +117,7 @@ def test_every_feature_says_why():
 
 
 def test_a_model_that_does_not_fit_is_told_with_the_sizes():
-    with pytest.raises(ConfigError, match="405 GB of weights, 80 GB per GPU, so 8 GPUs are needed and there are 4"):
+    with pytest.raises(ConfigError, match="406 GB of weights, 80 GB per GPU, so 8 GPUs are needed and there are 4"):
         plan("Qwen/Qwen3.5-397B-A17B-FP8", 4, H100)
 
 

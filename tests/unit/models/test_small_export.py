@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from penstock.engine.sizing.vision import vision_weight_bytes
 from penstock.engine.vllm.checkpoint import read_checkpoint
 from penstock.engine.vllm.compat import declare_torchvision_operators
 from penstock.engine.vllm.fp8.write import write
@@ -13,7 +14,16 @@ from safetensors import safe_open
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from models.small import pictures
-from models.small.config import IM_END, IMAGE_PAD, SPECIAL_TOKENS, VISION_END, VISION_START, VOCAB_SIZE, model_config
+from models.small.config import (
+    IM_END,
+    IMAGE_PAD,
+    PICTURE_PIXELS,
+    SPECIAL_TOKENS,
+    VISION_END,
+    VISION_START,
+    VOCAB_SIZE,
+    model_config,
+)
 from models.small.encoding import Encoder
 from models.small.export import export
 from models.small.language_model import Pictures, SmallModel
@@ -54,8 +64,14 @@ def test_the_service_reads_the_folder(folder: Path) -> None:
     )
     assert IM_END in found.eos_ids
     with safe_open(folder / "model.safetensors", "pt") as file:
-        text = sum(file.get_tensor(name).nbytes for name in file.keys() if "visual" not in name)  # noqa: SIM118
-    assert found.weight_bytes(fp8=False) == pytest.approx(text, rel=0.01)
+        stored = {name: file.get_tensor(name).nbytes for name in file.keys()}  # noqa: SIM118
+    vision = sum(size for name, size in stored.items() if "visual" in name)
+    assert found.weight_bytes(fp8=False) == pytest.approx(sum(stored.values()) - vision, rel=0.01)
+    tower = found.tower("auto")
+    assert tower is not None
+    assert vision_weight_bytes(tower) == vision
+    assert found.image_pixels == PICTURE_PIXELS
+    assert found.tower("off") is None
 
 
 def test_the_official_processor_makes_the_same_ids_and_patches(folder: Path) -> None:

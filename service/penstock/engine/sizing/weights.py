@@ -25,6 +25,7 @@ class Part(Enum):
     MIXER = auto()  # attention and Gated DeltaNet
     DENSE = auto()  # router, shared expert, or a dense model's feed-forward; norms
     EXPERTS = auto()  # only those that the step's tokens are routed to
+    VISION = auto()  # read for images only
 
 
 class Spread(Enum):

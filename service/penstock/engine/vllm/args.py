@@ -25,6 +25,8 @@ _MAX_IMAGES = 256
 """Upper bound of limits.max_images."""
 _CACHE_GIB = 0.5
 """Of processed pictures: a turn that shows the same picture again does not process it again."""
+_KEEP_TOWER = {"ignore": ["*visual.*"]}
+"""Of weights that become FP8 while loading: the tower stays bfloat16, as in FP8 checkpoints; its widths cut blocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +70,7 @@ def plan_engine(settings: EngineSettings, checkpoint: ModelCheckpoint, devices: 
         arguments["speculative_config"] = {"method": "mtp", "num_speculative_tokens": settings.mtp_draft_tokens}
         arguments["per_request_spec_decode_metrics"] = "summary"
     if resolved.images.enabled:
-        # The service bounds the images of a call itself; vLLM makes room for one of the largest at its start.
-        arguments |= {"limit_mm_per_prompt": {"image": _MAX_IMAGES, "video": 0}, "mm_processor_cache_gb": _CACHE_GIB}
+        arguments |= _images(settings, checkpoint)
     if resolved.yarn.enabled and checkpoint.rope.get("rope_type") != "yarn":
         arguments["hf_overrides"] = _yarn(checkpoint, resolved.window_tokens)
     arguments |= _cpu(settings) if devices.kind == "cpu" else _gpu(settings, checkpoint, resolved, devices)
@@ -87,6 +88,17 @@ def plan_engine(settings: EngineSettings, checkpoint: ModelCheckpoint, devices: 
         unsupported_fields=SPECULATION_REFUSES if resolved.mtp.enabled else {},
         layout=_layout(checkpoint, resolved) if resolved.routing.enabled else None,
     )
+
+
+def _images(settings: EngineSettings, checkpoint: ModelCheckpoint) -> dict[str, Any]:
+    """Return vLLM's arguments where images are read. The service bounds the images of a call itself."""
+    most = {"limit_mm_per_prompt": {"image": _MAX_IMAGES, "video": 0}, "mm_processor_cache_gb": _CACHE_GIB}
+    if checkpoint.image_pixels is None or checkpoint.image_pixels[1] <= settings.image_pixels:
+        return most
+    # vLLM makes room for one of the largest images at its start; no image that comes is larger than this.
+    least = min(checkpoint.image_pixels[0], settings.image_pixels)
+    size = {"shortest_edge": least, "longest_edge": settings.image_pixels}
+    return most | {"mm_processor_kwargs": {"images_kwargs": {"size": size}}}
 
 
 def _layout(checkpoint: ModelCheckpoint, resolved: Resolved) -> ExpertLayout:
@@ -115,6 +127,7 @@ def _gpu(settings: EngineSettings, checkpoint: ModelCheckpoint, resolved: Resolv
     return {
         "gpu_memory_utilization": settings.gpu_memory_utilization,
         "quantization": "fp8_per_block" if made_fp8 else None,
+        "quantization_config": _KEEP_TOWER if made_fp8 and resolved.images.enabled else None,
         "data_parallel_size": spread.data if spread.data > 1 else None,
         "enable_expert_parallel": spread.experts,
         "enable_eplb": spread.eplb,

@@ -2,8 +2,8 @@
 
 From the model cards and public reports of their tensors. `sizing.weights.parameters` gives the billions in each name,
 which checks layers, widths and expert counts; `sizing.cache` gives the cache sizes that vLLM logged for the 27B and 35B
-on GPUs (docs/how-to/plan.md), which checks the heads. `UNVERIFIED` are the fields that nothing here checks. For
-planning without a checkpoint, and for tests; a checkpoint's own config.json takes precedence.
+on GPUs (docs/how-to/plan.md), which checks the heads. `UNVERIFIED` are the fields that nothing here checks, the vision
+tower's among them. For planning without a checkpoint, and for tests; a checkpoint's own files take precedence.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-UNVERIFIED = ("mtp_num_hidden_layers", "rope_parameters")
+UNVERIFIED = ("mtp_num_hidden_layers", "rope_parameters", "vision_config")
 
 _COMMON: dict[str, Any] = {
     "vocab_size": 248_320,
@@ -76,4 +76,24 @@ CARDS: Mapping[str, Mapping[str, Any]] = {
     "Qwen/Qwen3.5-27B-FP8": _27B,
     "Qwen/Qwen3.5-27B": _27B,
 }
-"""Text models only; names that end in -FP8 have e4m3 weights in 128 x 128 blocks, the others are bfloat16."""
+"""The text models; names that end in -FP8 have e4m3 weights in 128 x 128 blocks, the others are bfloat16."""
+
+IMAGE_PIXELS = (65_536, 16_777_216)
+"""Pixels to which the image processor of these models scales a smaller or a larger image."""
+
+
+def vision_card(name: str) -> dict[str, Any]:
+    """Return the vision part of config.json of a model in `CARDS`: the same tower, as wide at its end as the text."""
+    return {
+        "depth": 27,
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_heads": 16,
+        "num_position_embeddings": 2304,
+        "in_channels": 3,
+        "patch_size": 16,
+        "temporal_patch_size": 2,
+        "spatial_merge_size": 2,
+        "out_hidden_size": CARDS[name]["hidden_size"],
+        "deepstack_visual_indexes": [],
+    }

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from penstock.config.schema import DEMO_MODEL_DIR, DEMO_MODEL_FP8_DIR
+from penstock.config.schema import DEMO_MODEL_DIR, DEMO_MODEL_FP8_DIR, Switch
 from penstock.engine.sizing.shape import read_shape
+from penstock.engine.sizing.vision import VisionShape, read_vision
 from penstock.engine.sizing.weights import weight_bytes
-from penstock.engine.vllm.cards import CARDS
+from penstock.engine.vllm.cards import CARDS, IMAGE_PIXELS, vision_card
 from penstock.errors import ConfigError
 
 ARCHITECTURES = frozenset(
@@ -53,6 +54,8 @@ class ModelCheckpoint:
     """The vision tower's part of config.json, unchanged; empty where the checkpoint has none."""
     reads_pictures: bool = True
     """Whether the files that say how a picture becomes patches are there; True where that is not known."""
+    image_pixels: tuple[int, int] | None = None
+    """Pixels to which a smaller or a larger image is scaled before it becomes patches; None where not known."""
 
     @property
     def rope(self) -> dict[str, Any]:
@@ -64,8 +67,17 @@ class ModelCheckpoint:
         """Return the number of attention heads; None where config.json has none."""
         return self.text.get("num_attention_heads")
 
+    def tower(self, images: Switch) -> VisionShape | None:
+        """Return the vision tower that `engine.images` loads; None for none, and where its size is not known."""
+        if not self.vision or not self.reads_pictures or images == "off":
+            return None
+        try:
+            return read_vision(self.vision)
+        except ConfigError:
+            return None
+
     def weight_bytes(self, fp8: bool) -> int | None:
-        """Return the bytes of all weights; None where config.json lacks a size."""
+        """Return the bytes of the text model's weights; None where config.json lacks a size."""
         try:
             return weight_bytes(read_shape(self.text), fp8 or self.quantization == "fp8")
         except ConfigError:
@@ -73,7 +85,7 @@ class ModelCheckpoint:
 
 
 def read_checkpoint(model: str, fp8: bool = True, revision: str = "") -> ModelCheckpoint:
-    """Read a directory, or the two small files of a Hugging Face name. Raise `ConfigError`.
+    """Read a directory, or the small files of a Hugging Face name. Raise `ConfigError`.
 
     Empty is the embedded demo model, in FP8 where that is wanted and exists.
     """
@@ -84,13 +96,12 @@ def read_checkpoint(model: str, fp8: bool = True, revision: str = "") -> ModelCh
     if is_local:
         _check_folder(folder)
         config, generation = _read(folder / "config.json"), _read(folder / "generation_config.json", optional=True)
-        model = str(folder)
-    elif model.startswith(OBJECT_STORES):
-        config, generation = _stream(model)
-    else:
-        config = _fetch(model, "config.json", revision)
-        generation = _fetch(model, "generation_config.json", revision, optional=True)
-    return _describe(model, is_local, config, generation)
+        return _describe(str(folder), True, config, generation, _read(folder / PICTURE_FILE, optional=True))
+    if model.startswith(OBJECT_STORES):
+        return _describe(model, False, *_stream(model))
+    config = _fetch(model, "config.json", revision)
+    generation = _fetch(model, "generation_config.json", revision, optional=True)
+    return _describe(model, False, config, generation, _fetch_pictures(model, revision) if _vision(config) else None)
 
 
 def read_facts(model: str, fp8: bool = True) -> ModelCheckpoint:
@@ -100,8 +111,9 @@ def read_facts(model: str, fp8: bool = True) -> ModelCheckpoint:
     """
     folder = Path(model).expanduser()
     if model and (folder.is_file() or (folder / "config.json").is_file()):
-        config = _read(folder if folder.is_file() else folder / "config.json")
-        return _describe(model, True, config, {})
+        if folder.is_file():
+            return _describe(model, True, _read(folder), {})
+        return _describe(model, True, _read(folder / "config.json"), {}, _read(folder / PICTURE_FILE, optional=True))
     known = {name.lower(): name for name in CARDS} | {name.lower().partition("/")[2]: name for name in CARDS}
     if name := known.get(model.lower()):
         return card_checkpoint(name)
@@ -127,10 +139,19 @@ def card_checkpoint(name: str) -> ModelCheckpoint:
         quantization="fp8" if name.endswith("-FP8") else None,
         eos_ids=frozenset({248046}),
         text=text,
+        vision=vision_card(name),
+        image_pixels=IMAGE_PIXELS,
     )
 
 
-def _describe(model: str, is_local: bool, config: dict[str, Any], generation: dict[str, Any]) -> ModelCheckpoint:
+def _describe(
+    model: str,
+    is_local: bool,
+    config: dict[str, Any],
+    generation: dict[str, Any],
+    pictures: dict[str, Any] | None = None,
+) -> ModelCheckpoint:
+    """Return the facts. `pictures` is the content of `PICTURE_FILE`, empty where there is none, None if not known."""
     architecture = next(iter(config.get("architectures") or []), "")
     if architecture not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
@@ -154,9 +175,22 @@ def _describe(model: str, is_local: bool, config: dict[str, Any], generation: di
         eos_ids=frozenset([eos] if isinstance(eos, int) else eos or []),
         generation_defaults=generation,
         text=text,
-        vision=config.get("vision_config") or {},
-        reads_pictures=not Path(model).is_dir() or (Path(model) / PICTURE_FILE).is_file(),
+        vision=_vision(config),
+        reads_pictures=pictures != {},
+        image_pixels=_image_pixels(pictures or {}),
     )
+
+
+def _vision(config: dict[str, Any]) -> dict[str, Any]:
+    return config.get("vision_config") or {}
+
+
+def _image_pixels(pictures: dict[str, Any]) -> tuple[int, int] | None:
+    """Return the least and the most pixels of a picture; None where `PICTURE_FILE` does not say both."""
+    match pictures.get("size"):
+        case {"shortest_edge": int(least), "longest_edge": int(most)} if 0 < least <= most:
+            return least, most
+    return None
 
 
 def _check_folder(folder: Path) -> None:
@@ -196,6 +230,14 @@ def _stream(url: str) -> tuple[dict[str, Any], dict[str, Any]]:
             raise ConfigError(f"engine.model: {url} cannot be read: {type(error).__name__}") from error
         generation = _read(Path(folder) / "generation_config.json", optional=True)
         return _read(Path(folder) / "config.json"), generation
+
+
+def _fetch_pictures(name: str, revision: str) -> dict[str, Any] | None:
+    """Return `PICTURE_FILE`, empty where there is none; None where that cannot be found out, as without a network."""
+    try:
+        return _fetch(name, PICTURE_FILE, revision, optional=True)
+    except ConfigError:
+        return None
 
 
 def _fetch(name: str, file: str, revision: str, optional: bool = False) -> dict[str, Any]:

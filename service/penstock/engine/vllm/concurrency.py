@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from penstock.engine.sizing.cache import CacheSettings, plan_cache
 from penstock.engine.sizing.shape import read_shape
+from penstock.engine.sizing.vision import VisionShape, vision_weight_bytes
 from penstock.engine.sizing.weights import ParallelLayout, weight_bytes
 from penstock.engine.vllm.checkpoint import ModelCheckpoint
 from penstock.engine.vllm.parallel import Parallel
@@ -24,6 +25,7 @@ def plan_concurrency(
     *,
     fp8_weights: bool,
     cached: CacheSettings,
+    tower: VisionShape | None = None,
 ) -> int:
     """Return the maximum requests in a step of one replica, by the memory that is left for them.
 
@@ -34,6 +36,7 @@ def plan_concurrency(
             nothing from more, and where the memory is not known.
         fp8_weights: Whether the weights are FP8.
         cached: How the engine keeps its cache.
+        tower: The vision tower, which each device has a part of; None where images are off.
     """
     if usable_bytes is None:
         return MIN_REQUESTS
@@ -41,11 +44,12 @@ def plan_concurrency(
     try:
         shape = read_shape(checkpoint.text)
         cache = plan_cache(shape, layout, cached)
+        vision = vision_weight_bytes(tower, layout.tensor) if tower else 0
     except ConfigError:
         return MIN_REQUESTS  # config.json does not have all sizes
     # Each stage has a part of the layers, and with them of weights and cache.
     weights = weight_bytes(shape, fp8_weights, draft=cached.drafted > 0, layout=layout) // parallel.stages
-    free = int(usable_bytes * (1 - _WORKING_SHARE)) - weights
+    free = int(usable_bytes * (1 - _WORKING_SHARE)) - weights - vision
     # Each request needs its cache and twice its logits in float32, drafts included.
     each = cache.bytes_of(TYPICAL_TOKENS) // parallel.stages + (1 + cached.drafted) * shape.vocab * 4 * 2
     fitting = free // each // 8 * 8

@@ -78,6 +78,8 @@ def resolve(settings: EngineSettings, checkpoint: ModelCheckpoint, devices: Devi
     parallel = plan_parallel(settings, checkpoint, devices.kind, devices.count, devices.bytes_each)
     fp8_weights, fp8_kv_cache = _fp8_weights(settings, checkpoint, devices.kind), _fp8_kv_cache(settings, devices)
     mtp = _mtp(settings, checkpoint)
+    images = _images(settings, checkpoint, parallel.tensor)
+    tower = checkpoint.tower(settings.images) if images.enabled else None
     cached = CacheSettings(
         kv_fp8=fp8_kv_cache.enabled,
         drafted=settings.mtp_draft_tokens if mtp.enabled else 0,
@@ -87,7 +89,7 @@ def resolve(settings: EngineSettings, checkpoint: ModelCheckpoint, devices: Devi
     if devices.kind == "gpu" and devices.bytes_each is not None:
         usable = devices.bytes_each * settings.gpu_memory_utilization
     sequences = settings.max_concurrent_requests or plan_concurrency(
-        checkpoint, parallel, usable, fp8_weights=fp8_weights.enabled, cached=cached
+        checkpoint, parallel, usable, fp8_weights=fp8_weights.enabled, cached=cached, tower=tower
     )
     return Resolved(
         fp8_weights=fp8_weights,
@@ -97,7 +99,7 @@ def resolve(settings: EngineSettings, checkpoint: ModelCheckpoint, devices: Devi
         yarn=yarn,
         engine_budget=switch("engine_budget", settings.engine_budget),
         routing=_routing(settings, checkpoint, devices.kind, prefix_caching, parallel),
-        images=_images(settings, checkpoint),
+        images=images,
         parallel=parallel,
         window_tokens=window,
         max_sequences=sequences,
@@ -161,12 +163,15 @@ def _routing(
     return switch(name, wanted, on="tokens of finished runs")
 
 
-def _images(settings: EngineSettings, checkpoint: ModelCheckpoint) -> Feature:
+def _images(settings: EngineSettings, checkpoint: ModelCheckpoint, tensor: int) -> Feature:
     name, wanted = "images", settings.images
     if not checkpoint.vision:
         return impossible(name, wanted, "the checkpoint has no vision tower")
     if not checkpoint.reads_pictures:
         return impossible(name, wanted, f"{checkpoint.model} has no {PICTURE_FILE}")
+    heads = int(checkpoint.vision.get("num_heads") or 0)
+    if heads % tensor:
+        return impossible(name, wanted, f"{tensor} devices per replica do not divide the tower's {heads} heads")
     edge = int(checkpoint.vision.get("patch_size") or 0) * int(checkpoint.vision.get("spatial_merge_size") or 0)
     return switch(name, wanted, on=f"a token per {edge} x {edge} pixels" if edge else "")
 

@@ -9,6 +9,7 @@ from penstock.config.schema import EngineSettings, Switch
 from penstock.engine.sizing import weights as sizes
 from penstock.engine.sizing.cache import CacheSettings, plan_cache
 from penstock.engine.sizing.shape import read_shape
+from penstock.engine.sizing.vision import vision_weight_bytes
 from penstock.engine.vllm.checkpoint import ModelCheckpoint
 from penstock.engine.vllm.switches import impossible, switch
 from penstock.errors import ConfigError
@@ -145,15 +146,17 @@ def _most_contexts(
     window = settings.max_context_tokens or checkpoint.native_context_tokens
     fp8 = checkpoint.quantization == "fp8" or (checkpoint.quantization is None and settings.fp8_weights != "off")
     drafted = settings.mtp_draft_tokens if settings.mtp != "off" and checkpoint.mtp_layers else 0
+    tower = checkpoint.tower(settings.images)
     found: list[tuple[float, int]] = []
     for tensor in (2**power for power in range(ranks.bit_length())):
         if ranks % tensor or (checkpoint.heads and checkpoint.heads % tensor):
             continue
         layout = sizes.ParallelLayout(tensor, ranks // tensor, experts=True)
         weights = sizes.weight_bytes(shape, fp8, draft=drafted > 0, layout=layout)
-        if not pool.holds(weights, 1):
-            continue
         try:
+            weights += vision_weight_bytes(tower, tensor) if tower else 0
+            if not pool.holds(weights, 1):
+                continue
             cached = CacheSettings(kv_fp8=settings.fp8_kv_cache != "off", drafted=drafted)
             cache = plan_cache(shape, layout, cached)
         except ConfigError:
@@ -191,6 +194,8 @@ def _fit(
     size = checkpoint.weight_bytes(fp8=settings.fp8_weights != "off")
     if not pool.bytes_each or not size:
         return pool.each, stages or pool.nodes, "one GPU" if pool.total == 1 else "all GPUs: sizes are not known"
+    tower = checkpoint.tower(settings.images)
+    size += vision_weight_bytes(tower) if tower else 0
     said = f"{size / 1e9:.0f} GB of weights, {pool.bytes_each / 1e9:.0f} GB per GPU"
     tensor = 1
     while not pool.holds(size, tensor * (stages or 1)):
