@@ -41,13 +41,13 @@ GOLDEN = {
     # model, device, count, tensor, data -> (tensor, data, experts), GB of weights a device, contexts of 262,144
     (BIG, "h100", 8, 8, 1): ((8, 1, True), 50.91, 9),
     (BIG, "h100", 8, 4, 2): ((4, 2, True), 52.39, 17),
-    (BIG, "h100", 8, 2, 4): ((2, 4, True), 55.35, 28),
-    (BIG, "h100", 8, None, None): ((2, 4, True), 55.35, 28),
-    (BIG, "h100", 8, 1, 8): ((1, 8, True), 61.31, 18),
-    (BIG, "h200", 8, None, None): ((1, 8, True), 61.31, 109),
-    ("Qwen3.5-122B-A10B-FP8", "h100", 4, None, None): ((1, 4, True), 37.46, 34),
+    (BIG, "h100", 8, 2, 4): ((2, 4, True), 55.35, 27),
+    (BIG, "h100", 8, None, None): ((2, 4, True), 55.35, 27),
+    (BIG, "h100", 8, 1, 8): ((1, 8, True), 61.31, 17),
+    (BIG, "h200", 8, None, None): ((1, 8, True), 61.31, 107),
+    ("Qwen3.5-122B-A10B-FP8", "h100", 4, None, None): ((2, 2, True), 33.57, 37),
     ("Qwen3.5-35B-A3B-FP8", "h100", 1, None, None): ((1, 1, False), 36.57, 11),
-    ("Qwen3.5-35B-A3B-FP8", "h100", 4, None, None): ((1, 4, True), 11.80, 75),
+    ("Qwen3.5-35B-A3B-FP8", "h100", 4, None, None): ((1, 4, True), 11.80, 74),
     ("Qwen3.5-27B-FP8", "h100", 2, None, None): ((1, 2, False), 29.95, 8),
     ("Qwen3.5-27B-FP8", "l40s", 2, 2, 1): ((2, 1, False), 14.98, 5),
 }
@@ -151,7 +151,7 @@ def test_what_does_not_fit_is_shown_with_its_sizes() -> None:
     result = run("--model", BIG, "--count", "4")
     assert result.exit_code == 1
     assert "DOES NOT FIT" in result.stdout
-    assert "a device needs 104.5 GB and has 76.4; 8 x NVIDIA H100 SXM would hold it" in result.stdout
+    assert "a device needs 104.7 GB and has 76.4; 8 x NVIDIA H100 SXM would hold it" in result.stdout
     assert "-" not in [
         word[0] for word in result.stdout.split() if word[1:].replace(",", "").replace(".", "").isdigit()
     ]
@@ -230,9 +230,57 @@ def test_config_json_alone_will_do(tmp_path: Path) -> None:
         (("--acceptance", "poetry"), "allowed are shares from 0 to 1"),
         (("--hosted-input", "1"), "must be given together"),
         (("--set", "engine.mpt=off"), "mpt"),
+        (("--images", "1"), "--images must be 0, got 1: images are not read (the checkpoint has no vision tower)"),
+        (("--images", "257"), "less than or equal to 256"),
     ],
 )
 def test_mistakes_are_told(arguments: tuple[str, ...], said: str) -> None:
     result = run(*arguments)
     assert result.exit_code == 2
     assert said in result.output.replace("\n", " ")
+
+
+PICTURES = ("per device", "vision tower"), ("model", "vision tower, bfloat16")
+
+
+def test_the_vision_tower_is_counted_unless_images_are_off() -> None:
+    on, off = (plan_json("--model", BIG, "--count", "8", *flags) for flags in ((), ("--set", "engine.images=off")))
+    counted, without = figures_of(on), figures_of(off)
+    assert counted["model", "vision tower, parameters"] == 456_010_480
+    assert counted["per device", "vision tower"] == 460_628_336
+    assert not {*PICTURES} & {*without}
+    # Beside the tower, room for the encoded tokens of one image of the largest size.
+    encoded = 4096 * 4096 * 2
+    assert without["per device", "cache"] - counted["per device", "cache"] == 460_628_336 + encoded
+    assert without["at once", "contexts of 262,144 tokens"] > counted["at once", "contexts of 262,144 tokens"]
+    named = {one["name"]: one["value"] for one in on["profile"]}
+    assert named["images"] == "a token per 32 x 32 pixels"
+
+
+def test_images_of_a_request_are_tokens_of_its_prompt() -> None:
+    arguments = ("--model", BIG, "--count", "8", "--concurrency", "16")
+    plain = plan_json(*arguments)
+    shown = plan_json(*arguments, "--images", "3", "--image-pixels", "1048576")
+    text = plan_json(*arguments, "--input", str(2000 + 3 * 1024))
+    assert shown["mix"]["input_tokens"] == 2000 + 3 * 1024 == text["mix"]["input_tokens"]
+    assert (shown["mix"]["images"], shown["mix"]["tokens_per_image"]) == (3, 1024)
+    assert figures_of(shown)["speed", "tokens of an image"] == 1024
+    assert (
+        figures_of(shown)["at once", "contexts of 6,572 tokens"]
+        == figures_of(text)["at once", "contexts of 6,572 tokens"]
+    )
+    assert shown["break_even"]["hosted_usd_per_request"] == text["break_even"]["hosted_usd_per_request"]
+    assert shown["break_even"]["hosted_usd_per_request"] > plain["break_even"]["hosted_usd_per_request"]
+    # The same tokens take longer where the tower has to encode them.
+    (seen,), (read,) = shown["points"], text["points"]
+    each = figures_of(shown)["speed", "time to encode an image"] / 1e3
+    assert seen["prompt_seconds"] == pytest.approx(read["prompt_seconds"] + 3 * each)
+    assert seen["requests_per_second"] < read["requests_per_second"]
+
+
+def test_an_image_has_the_most_pixels_unless_they_are_given() -> None:
+    told = plan_json("--model", BIG, "--count", "8", "--images", "1", "--set", "engine.image_pixels=2097152")
+    assert told["mix"]["tokens_per_image"] == 2048
+    assert (
+        "2,048 of 1 images" in run("--model", BIG, "--count", "8", "--images", "1", "--image-pixels", "2097152").stdout
+    )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from penstock.engine.sizing.cache import CPU_BLOCK_TOKENS, GPU_BLOCK_TOKENS, Cache, CacheSettings, plan_cache
 from penstock.engine.sizing.shape import Shape
+from penstock.engine.sizing.vision import VisionShape, encoded_bytes, encoding_bytes, vision_weight_bytes
 from penstock.engine.sizing.weights import ParallelLayout, weight_bytes
 from penstock.errors import ConfigError
 from penstock_bench.capacity.devices import DeviceSpec
@@ -18,6 +19,7 @@ class Setup:
 
     `drafted` is the draft length, 0 if MTP is off. `fixed_bytes` is the memory per device for everything that is no
     tensor of the model. `cache_bytes` is set if the size of the cache is configured (on a CPU), not what is left.
+    `tower` is the vision tower, None where images are off; an image has at most `image_pixels`.
     """
 
     model: str
@@ -36,6 +38,13 @@ class Setup:
     fixed_bytes: int
     cache_bytes: int | None = None
     nvfp4_weights: bool = False
+    tower: VisionShape | None = None
+    image_pixels: int = 0
+
+    @property
+    def largest_image_tokens(self) -> int:
+        """Return the tokens of the largest image; 0 where images are off."""
+        return self.tower.tokens(self.image_pixels, self.image_pixels) if self.tower else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +53,16 @@ class Memory:
 
     usable_bytes: int
     weight_bytes: int
+    tower_bytes: int
     activation_bytes: int
     fixed_bytes: int
     cache_bytes: int
     cache: Cache
+
+    @property
+    def needed_bytes(self) -> int:
+        """Return the bytes of all but the cache."""
+        return self.weight_bytes + self.tower_bytes + self.activation_bytes + self.fixed_bytes
 
     @property
     def fits(self) -> bool:
@@ -76,16 +91,16 @@ def plan_memory(setup: Setup) -> Memory:
     weights = weight_bytes(
         setup.shape, setup.fp8_weights, draft=setup.drafted > 0, layout=setup.layout, nvfp4=setup.nvfp4_weights
     )
-    activations = activation_bytes(setup)
-    left = usable - weights - activations - setup.fixed_bytes
-    return Memory(
+    memory = Memory(
         usable_bytes=usable,
         weight_bytes=weights,
-        activation_bytes=activations,
+        tower_bytes=vision_weight_bytes(setup.tower, setup.layout.tensor) if setup.tower else 0,
+        activation_bytes=activation_bytes(setup),
         fixed_bytes=setup.fixed_bytes,
-        cache_bytes=left if setup.cache_bytes is None else setup.cache_bytes,
+        cache_bytes=setup.cache_bytes or 0,
         cache=cache,
     )
+    return memory if setup.cache_bytes is not None else replace(memory, cache_bytes=usable - memory.needed_bytes)
 
 
 MAX_DEVICES = 1024
@@ -137,7 +152,8 @@ def activation_bytes(setup: Setup) -> int:
     """Return the bytes of the largest step.
 
     These are its tokens' inputs and inner rows in the experts, eight more rows of the hidden width, and the logits
-    twice in float32.
+    twice in float32. With images, the encoded images of a step come on top; where it is larger, it is the tower's step,
+    which vLLM runs before.
     """
     shape, layout = setup.shape, setup.layout
     whole_experts = layout.experts or layout.tensor == 1
@@ -145,4 +161,7 @@ def activation_bytes(setup: Setup) -> int:
     rows = shape.experts_per_token * (shape.hidden + 2 * inner) or 2 * -(-shape.inner // layout.tensor)
     step = setup.batch_tokens * 2 * (rows + 8 * shape.hidden)
     logits = setup.max_sequences * (1 + setup.drafted) * shape.vocab * 4 * 2
-    return step + logits
+    if setup.tower is None:
+        return step + logits
+    images = (setup.tower, setup.largest_image_tokens, setup.batch_tokens)
+    return max(step + logits + encoded_bytes(*images), encoding_bytes(*images, layout.tensor))

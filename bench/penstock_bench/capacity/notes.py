@@ -18,7 +18,7 @@ def notes(plan: CapacityPlan) -> list[str]:
 def _fit(plan: CapacityPlan) -> Iterator[str]:
     setup, memory = plan.setup, plan.memory
     if not memory.fits:
-        needed = memory.weight_bytes + memory.activation_bytes + memory.fixed_bytes + memory.cache.block_bytes
+        needed = memory.needed_bytes + memory.cache.block_bytes
         yield (
             f"does not fit: a device needs {needed / 1e9:.1f} GB and has {memory.usable_bytes / 1e9:.1f}; "
             f"{enough(plan)}"

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from penstock.engine.sizing.vision import vision_parameters, vision_weight_bytes
 from penstock.engine.sizing.weights import active_parameters, parameters, weight_bytes
 from penstock_bench.capacity.cost import ServingCost
 from penstock_bench.capacity.knee import bounds
@@ -13,6 +14,7 @@ from penstock_bench.capacity.memory import devices_needed
 from penstock_bench.capacity.notes import enough
 from penstock_bench.capacity.pareto import Choice, at_interactivity
 from penstock_bench.capacity.plan import CapacityPlan
+from penstock_bench.capacity.roofline import Roofline
 from penstock_bench.capacity.speed import Point, tokens_per_step
 
 if TYPE_CHECKING:
@@ -59,6 +61,13 @@ def _model(plan: CapacityPlan) -> Iterator[Figure]:
         f"{CONFIG}, {PAPER}",
     )
     yield Figure("model", "weights, bfloat16", weight_bytes(shape, False, draft), "bytes", f"{CONFIG}, {PAPER}")
+    if setup.tower is None:
+        return
+    yield Figure("model", "vision tower, parameters", vision_parameters(setup.tower), "", CONFIG)
+    tower = vision_weight_bytes(setup.tower)
+    yield Figure("model", "vision tower, bfloat16", tower, "bytes", f"{CONFIG}, {PAPER}")
+    largest = f"{CONFIG}, {PAPER}; engine.image_pixels"
+    yield Figure("model", "tokens of the largest image", setup.largest_image_tokens, "tokens", largest)
 
 
 def _memory(plan: CapacityPlan) -> Iterator[Figure]:
@@ -68,6 +77,8 @@ def _memory(plan: CapacityPlan) -> Iterator[Figure]:
         usable = f"{device.memory_source or device.source}; x {setup.utilization:g}, engine.gpu_memory_utilization"
         yield Figure(where, "usable", memory.usable_bytes, "bytes", usable)
     yield Figure(where, "weights", memory.weight_bytes, "bytes", f"{CONFIG}, {PAPER}")
+    if setup.tower is not None:
+        yield Figure(where, "vision tower", memory.tower_bytes, "bytes", f"{CONFIG}, {PAPER}")
     if setup.cache_bytes is None:
         yield Figure(where, "activations, largest step", memory.activation_bytes, "bytes", f"{PAPER}, an estimate")
         yield Figure(where, "runtime, links, graphs", memory.fixed_bytes, "bytes", f"{ASSUMED}; --fixed-gib")
@@ -112,6 +123,11 @@ def _assumptions(plan: CapacityPlan) -> Iterator[Figure]:
     yield Figure(where, "time to start an exchange", assumed.exchange_seconds * 1e6, "us", FITTED)
     if plan.knee is not None:
         yield Figure(where, "knee, requests at once", plan.knee, "requests", f"{PAPER}, throughput over response time")
+    mix = plan.wanted.mix
+    if mix.images:
+        encode = Roofline(plan.setup, plan.memory.cache, assumed).encode_seconds(mix.tokens_per_image)
+        yield Figure(where, "tokens of an image", mix.tokens_per_image, "tokens", "--image-pixels")
+        yield Figure(where, "time to encode an image", encode * 1e3, "ms", f"{PAPER}, at the bfloat16 peak's share")
     if plan.setup.drafted:
         yield Figure(
             where,
@@ -221,9 +237,10 @@ def show(console: Console, plan: CapacityPlan, notes: list[str]) -> None:
     console.out(f"{setup.model} on {setup.count} x {setup.device.name}: {spread}", style="bold", highlight=False)
     fits = "fits" if plan.memory.fits else f"DOES NOT FIT; {enough(plan)}"
     mix = plan.wanted.mix
+    pictures = f", {mix.image_tokens:,} of {mix.images} images" if mix.images else ""
     console.out(
-        f"{fits}. A request: {mix.input_tokens:,} tokens in ({mix.cached_share:.0%} cached), {mix.thought_tokens:,} "
-        f"of thought, {mix.answer_tokens:,} of answer",
+        f"{fits}. A request: {mix.input_tokens:,} tokens in ({mix.cached_share:.0%} cached{pictures}), "
+        f"{mix.thought_tokens:,} of thought, {mix.answer_tokens:,} of answer",
         highlight=False,
     )
     for section in dict.fromkeys(one.section for one in figures(plan)):

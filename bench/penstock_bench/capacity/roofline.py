@@ -150,6 +150,14 @@ class Roofline:
         passes = [_Pass(False, tokens, 1), *([_Pass(True, tokens, 1)] if setup.drafted else [])]
         return self._step(tokens, passes, cache_bytes, attended, self._assumed.step_seconds)
 
+    def encode_seconds(self, image_tokens: int) -> float:
+        """Return the seconds in which a replica encodes one image of so many tokens; 0 where images are off."""
+        setup, tensor = self._setup, self._setup.layout.tensor
+        if setup.tower is None or not image_tokens:
+            return 0.0
+        reached = setup.device.flops(False) * self._assumed.compute_reached(tensor)
+        return setup.tower.operations(image_tokens) / tensor / reached
+
     def _step(self, tokens: int, passes: list[_Pass], cache_bytes: float, attended: float, fixed: float) -> Step:
         setup, assumed = self._setup, self._assumed
         device, shape = setup.device, setup.shape

@@ -11,12 +11,22 @@ from penstock_bench.capacity.roofline import Assumptions, Roofline, Step
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """One request, in tokens. `cached_share` of the input comes from the prefix cache."""
+    """One request, in tokens. `cached_share` of the input comes from the prefix cache.
+
+    The input's tokens include those of `images` images, of `tokens_per_image` tokens each.
+    """
 
     input_tokens: int
     thought_tokens: int
     answer_tokens: int
     cached_share: float = 0.0
+    images: int = 0
+    tokens_per_image: int = 0
+
+    @property
+    def image_tokens(self) -> int:
+        """Return the tokens of the input that stand for images."""
+        return self.images * self.tokens_per_image
 
     @property
     def output_tokens(self) -> int:
@@ -96,7 +106,10 @@ def point(
     each = tokens_per_step(setup.drafted, assumed.acceptance)
     decode = concurrency * each / seconds
     reading = roofline.prefill(mix.input_tokens)
-    prompt = reading.tokens * setup.layout.data / (reading.seconds * correction.prefill_factor)
+    per_token = reading.seconds / reading.tokens
+    # Images are encoded by steps of the tower, between those that read the prompt.
+    per_token += mix.images * roofline.encode_seconds(mix.tokens_per_image) / mix.input_tokens
+    prompt = setup.layout.data / (per_token * correction.prefill_factor)
     return Point(
         concurrency=concurrency,
         fits=concurrency <= ceiling(setup, memory, mix.total_tokens),

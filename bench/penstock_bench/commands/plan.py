@@ -48,6 +48,10 @@ def plan(
         int | None, typer.Option(min=1, help="Number of replicas. Default: as the service chooses.")
     ] = None,
     input_tokens: Annotated[int, typer.Option("--input", min=1, help="Prompt tokens of a request.")] = 2000,
+    images: Annotated[int, typer.Option(min=0, max=256, help="Images of a request; their tokens add to --input.")] = 0,
+    image_pixels: Annotated[
+        int | None, typer.Option(min=1, help="Pixels of each image. Default: engine.image_pixels, the most.")
+    ] = None,
     thought_tokens: Annotated[int, typer.Option("--thought", min=0, help="Thought tokens of a request.")] = 1000,
     answer_tokens: Annotated[int, typer.Option("--answer", min=1, help="Answer tokens of a request.")] = 500,
     cached_share: Annotated[
@@ -122,7 +126,6 @@ def plan(
     flags |= {} if data is None else {"engine.data_parallel_size": str(data)}
     loaded = o.configuration(config, settings, flags).config
     chosen = find_device(load_devices(devices), device)
-    mix = Mix(input_tokens, thought_tokens, answer_tokens, cached_share)
     accepted = read_acceptance(acceptance)
     hosted = (hosted_input, hosted_output)
     numbers = _Numbers(context, _whole(concurrency), usd_per_device_hour, hosted, interactivity, accepted.source)
@@ -135,6 +138,8 @@ def plan(
         Assumptions(acceptance=accepted.shares), **{name: value for name, value in given.items() if value is not None}
     )
     setup, decisions = _setup(loaded.engine, chosen, count, int(fixed_gib * 2**30), nvfp4)
+    each = _tokens_per_image(setup, decisions, images, image_pixels)
+    mix = Mix(input_tokens + images * each, thought_tokens, answer_tokens, cached_share, images, each)
     fitted = _calibration(calibrate, setup, assumed)
     _report(setup, decisions, numbers.wanted(loaded, chosen, mix, setup.model), assumed, fitted, json, png)
 
@@ -191,6 +196,7 @@ def _setup(
     """Return the setup that the service would choose. Raises ConfigError."""
     from penstock.engine.sizing.shape import read_shape
     from penstock.engine.sizing.weights import ParallelLayout
+    from penstock.engine.vllm.cards import IMAGE_PIXELS as OFFICIAL_IMAGE_PIXELS
     from penstock.engine.vllm.checkpoint import read_facts
     from penstock_bench.capacity.memory import Setup
     from penstock_bench.capacity.plan import Decision
@@ -215,9 +221,23 @@ def _setup(
         fixed_bytes=fixed,
         cache_bytes=int(engine.kv_cache_gib * 2**30) if cpu else None,
         nvfp4_weights=nvfp4,
+        tower=checkpoint.tower(engine.images) if resolved.images.enabled else None,
+        image_pixels=min(engine.image_pixels, (checkpoint.image_pixels or OFFICIAL_IMAGE_PIXELS)[1]),
     )
     named = tuple(Decision(one.name, one.value if one.enabled else "off", one.reason) for one in resolved.profile)
     return setup, named
+
+
+def _tokens_per_image(setup: Setup, decisions: tuple[Decision, ...], images: int, pixels: int | None) -> int:
+    """Return the tokens of each image of a request, 0 where it has none. Raise ConfigError where none are read."""
+    from penstock.errors import ConfigError
+
+    if not images:
+        return 0
+    if setup.tower is None:
+        why = next(one.reason for one in decisions if one.name == "images")
+        raise ConfigError(f"--images must be 0, got {images}: images are not read ({why})")
+    return setup.tower.tokens(pixels or setup.image_pixels, setup.image_pixels)
 
 
 def _name(engine: EngineSettings, checkpoint: ModelCheckpoint) -> str:
