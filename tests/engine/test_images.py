@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,16 +16,17 @@ from penstock.config.schema import EngineSettings
 from penstock.engine.base import Engine
 from penstock.engine.vllm.start import start
 from penstock.errors import BadRequest
-from penstock.types import EngineRequest, Image, Message, Role, Sampling
+from penstock.types import Image, Message, Role, Sampling
 from penstock_proto.v1 import generation_pb2 as pb
 from penstock_proto.v1 import generation_pb2_grpc
 
 from models.small.random_checkpoint import random_checkpoint
+from tests.engine.image_calls import run, shown, spec
 from tests.hostile_images import CASES
 from tests.pictures import png
 from tests.rpc.conftest import serving
 
-GREEDY, WILD = Sampling(temperature=0.0), Sampling(temperature=2.0, top_k=0)
+WILD = Sampling(temperature=2.0, top_k=0)
 COLOURS = ("red", "green", "blue", "white", "black", "yellow")
 
 
@@ -40,42 +41,6 @@ async def engine(checkpoint: Path, request: pytest.FixtureRequest) -> AsyncItera
     engine = await start(settings)
     yield engine
     await engine.close()
-
-
-async def shown(
-    engine: Engine, *data: bytes, said: str = "What is in these?"
-) -> tuple[tuple[int, ...], tuple[Image, ...]]:
-    """A prompt with images before its text, and the images."""
-    images = [Image(one, "image/png", 0, "spec") for one in data]
-    images = [replace(image, tokens=await engine.image_tokens(image, "caller")) for image in images]
-    message = Message(Role.USER, said, images=tuple(images))
-    return tuple(engine.tokenizer.render([message], thinking=True)), engine.tokenizer.shown_images([message])
-
-
-async def run(
-    engine: Engine, name: str, ids: Sequence[int], images: tuple[Image, ...], most: int, **fields: object
-) -> tuple[list[int], int, list[float]]:
-    """The tokens, how many of the prompt were cached, and the log probability of each."""
-    fields = {"sampling": GREEDY, "banned_token_ids": tuple(engine.card.image_token_ids), **fields}
-    request = EngineRequest(name, tuple(ids), most, most, images=images, **fields)  # type: ignore[arg-type]
-    tokens: list[int] = []
-    logprobs: list[float] = []
-    cached = 0
-    async for chunk in engine.stream(request):
-        tokens += chunk.token_ids
-        logprobs += [one.sampled.logprob for one in chunk.logprobs]
-        cached = chunk.cached_tokens
-    return tokens, cached, logprobs
-
-
-def spec(said: str, images: Sequence[bytes], budget: int, sampling: pb.SamplingConfig) -> pb.GenerationSpec:
-    parts = [pb.Part(image=pb.Image(mime_type="image/png", data=data)) for data in images]
-    return pb.GenerationSpec(
-        messages=pb.Messages(messages=[pb.Message(role=pb.ROLE_USER, parts=[*parts, pb.Part(text=said)])]),
-        thinking=pb.ThinkingConfig(mode=pb.THINKING_MODE_THINKING, thinking_budget=budget),
-        sampling=sampling,
-        output=pb.OutputConfig(max_output_tokens=budget + 8),
-    )
 
 
 async def test_the_profile_says_that_images_are_read(engine: Engine) -> None:
