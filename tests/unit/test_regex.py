@@ -10,8 +10,9 @@ import warnings
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from penstock.engine.regex_syntax import RefusedRegexError
 from penstock.engine.vllm.constraints.json_schema import rewritten
-from penstock.engine.vllm.constraints.regex import RefusedRegexError, translate
+from penstock.engine.vllm.constraints.regex import translate
 
 from tests.unit.grammar_walks import accepts, compiled_schema, compiler, walks
 

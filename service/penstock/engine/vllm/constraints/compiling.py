@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from penstock.engine.regex_syntax import RefusedRegexError
 from penstock.engine.vllm.constraints.json_schema import RefusedSchemaError, rewritten
-from penstock.engine.vllm.constraints.regex import RefusedRegexError, translate
+from penstock.engine.vllm.constraints.regex import translate
 from penstock.engine.vllm.constraints.sandbox_process import SandboxResult
 from penstock.engine.vllm.constraints.tool_calls import field_of_all, structural_tag
 from penstock.errors import BadRequest, FieldReason, FieldViolation

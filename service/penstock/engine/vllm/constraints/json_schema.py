@@ -16,9 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
+from penstock.engine.regex_syntax import MAX_COUNT, RefusedRegexError
 from penstock.engine.vllm.constraints.regex import (
-    MAX_COUNT,
-    RefusedRegexError,
     json_string_of_length,
     raw_text_of_length,
     translate_json_pattern,
