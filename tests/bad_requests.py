@@ -31,6 +31,10 @@ def turns(*pairs: tuple[str, str]) -> pb.Messages:
     return pb.Messages(messages=[pb.Message(role=roles[role], content=content) for role, content in pairs])
 
 
+def _stop(**fields: Any) -> pb.GenerationSpec:
+    return _thinking(stop_patterns=pb.StopPatterns(**fields))
+
+
 def _thinking(**fields: Any) -> pb.GenerationSpec:
     output = pb.OutputConfig(max_output_tokens=100)
     return hello(thinking=pb.ThinkingConfig(**fields), output=output)
@@ -90,6 +94,14 @@ def bad_requests(vocab_size: int, window_tokens: int, an_id: int) -> list[Bad]:
         Bad("reserve of nothing", _thinking(answer_reserve=0), field="spec.thinking.answer_reserve"),
         Bad("negative reserve", _thinking(answer_reserve=-5), field="spec.thinking.answer_reserve"),
         Bad("long closing message", _thinking(closing_message="a" * 1025), many, "spec.thinking.closing_message"),
+        Bad("an empty thought stop", _stop(strings=[""]), missing, f"{_STOP}.strings[0]"),
+        Bad("a long thought stop", _stop(strings=["a" * 257]), many, f"{_STOP}.strings[0]"),
+        Bad("many thought stops", _stop(strings=["a"] * 17), many, f"{_STOP}.strings"),
+        Bad("a long stop regex", _stop(regex="a" * 257), many, f"{_STOP}.regex"),
+        Bad("a broken stop regex", _stop(regex="(a"), field=f"{_STOP}.regex"),
+        Bad("a stop regex with an anchor", _stop(regex="a$"), field=f"{_STOP}.regex"),
+        Bad("a stop regex of the empty text", _stop(regex="a*"), field=f"{_STOP}.regex"),
+        Bad("a stop regex of many characters", _stop(regex="(a{9}){99}"), field=f"{_STOP}.regex"),
         Bad("THINKING on closed raw ids", _raw_fast_open(), clash, "spec.thinking.mode"),
         # Context.
         Bad("window of one", _context(max_context_tokens=1), field="spec.context.max_context_tokens"),
@@ -148,6 +160,7 @@ def bad_requests(vocab_size: int, window_tokens: int, an_id: int) -> list[Bad]:
 
 _MESSAGES = "spec.messages.messages"
 _BUDGET = "spec.thinking.thinking_budget"
+_STOP = "spec.thinking.stop_patterns"
 _WINDOW = "spec.context.max_context_tokens"
 _MINIMUM = "spec.output.min_output_tokens"
 

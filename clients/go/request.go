@@ -81,6 +81,16 @@ func Budget(tokens int32) Option {
 	return func(spec *pb.GenerationSpec) { thinking(spec).ThinkingBudget = &tokens }
 }
 
+// ThoughtStop sets texts that end the thought where they show.
+func ThoughtStop(texts ...string) Option {
+	return func(spec *pb.GenerationSpec) { stopPatterns(spec).Strings = append(stopPatterns(spec).Strings, texts...) }
+}
+
+// ThoughtStopRegex sets a regular expression that ends the thought where it matches.
+func ThoughtStopRegex(expression string) Option {
+	return func(spec *pb.GenerationSpec) { stopPatterns(spec).Regex = expression }
+}
+
 // HideThoughts makes the server generate and count thoughts without sending them.
 func HideThoughts() Option {
 	return func(spec *pb.GenerationSpec) { thinking(spec).IncludeThoughts = new(bool) }
@@ -123,6 +133,13 @@ func thinking(spec *pb.GenerationSpec) *pb.ThinkingConfig {
 		spec.Thinking = &pb.ThinkingConfig{}
 	}
 	return spec.Thinking
+}
+
+func stopPatterns(spec *pb.GenerationSpec) *pb.StopPatterns {
+	if thinking(spec).StopPatterns == nil {
+		thinking(spec).StopPatterns = &pb.StopPatterns{}
+	}
+	return thinking(spec).StopPatterns
 }
 
 func output(spec *pb.GenerationSpec) *pb.OutputConfig {

@@ -108,6 +108,12 @@ THINKING: Fields = {
     "thinking_token_budget": Field("honoured", "vLLM's name of `thinking_budget`", "spec.thinking.thinking_budget"),
     "answer_reserve": Field("honoured", "Penstock's; tokens kept for the answer", "spec.thinking.answer_reserve"),
     "closing_message": Field("honoured", "Penstock's; ends the thought at the budget", "spec.thinking.closing_message"),
+    "thought_stop": Field(
+        "honoured", "Penstock's; a text or a list that ends the thought", "spec.thinking.stop_patterns.strings"
+    ),
+    "thought_stop_regex": Field(
+        "honoured", "Penstock's; ends the thought where it matches", "spec.thinking.stop_patterns.regex"
+    ),
     "include_reasoning": Field("honoured", "vLLM's; false sends no thought", "spec.thinking.include_thoughts"),
 }
 TOOLS: Fields = {

@@ -71,6 +71,8 @@ class CommonRequest(Strict, frozen=True, kw_only=True):
     thinking_token_budget: int | None = None
     answer_reserve: int | None = None
     closing_message: str | None = None
+    thought_stop: str | list[str] | None = None
+    thought_stop_regex: str | None = None
     include_reasoning: bool | None = None
     top_k: int | None = None
     min_p: float | None = None
@@ -177,6 +179,8 @@ def _thinking(request: CommonRequest) -> dict[str, Any]:
         "budget": within("thinking_budget", budget),
         "answer_reserve": within("answer_reserve", request.answer_reserve),
         "closing_message": request.closing_message,
+        "thought_stop": request.thought_stop,
+        "thought_stop_regex": request.thought_stop_regex,
         "include_thoughts": request.include_reasoning,
     }
 

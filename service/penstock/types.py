@@ -222,6 +222,17 @@ class ToolConstraint:
 
 
 @dataclass(frozen=True, slots=True)
+class StopPatterns:
+    """Hold what ends a thought where it shows: texts, and a regular expression (empty for none)."""
+
+    strings: tuple[str, ...] = ()
+    regex: str = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.strings or self.regex)
+
+
+@dataclass(frozen=True, slots=True)
 class ThinkingConfig:
     """Hold the caller's thinking settings. Budget and reserve are in tokens; -1 is no limit, 0 is no thought."""
 
@@ -232,6 +243,7 @@ class ThinkingConfig:
     closing_message: str | None = None
     effort: Effort | None = None
     history: ThoughtHistory = ThoughtHistory.CURRENT_TURN
+    stop_patterns: StopPatterns = StopPatterns()
 
 
 @dataclass(frozen=True, slots=True)
@@ -472,6 +484,7 @@ class ThinkingOutcome(enum.Enum):
     DEADLINE = "deadline"
     MAX_OUTPUT_TOKENS = "max_output_tokens"
     CANCELLED = "cancelled"
+    STOP_PATTERN = "stop_pattern"
 
 
 class FinishReason(enum.Enum):

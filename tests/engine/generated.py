@@ -10,6 +10,7 @@ import itertools
 import random
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from penstock_proto.v1 import generation_pb2 as pb
@@ -37,6 +38,8 @@ def dimensions(vocab_size: int, window_tokens: int, an_id: int, eos_id: int) -> 
         Dimension("thinking.include_thoughts", (None, False)),
         Dimension("thinking.answer_reserve", (None, 1, 4)),
         Dimension("thinking.closing_message", (None, "", "Enough.\n")),
+        Dimension("thinking.stop_patterns.strings", (None, ("\n",), ("7", "Ünïcode"))),
+        Dimension("thinking.stop_patterns.regex", (None, r"\d{2}", r"=\s*\d+\n")),
         Dimension("context.max_context_tokens", (None, window_tokens)),
         Dimension("context.cache_salt", (None, "salt")),
         Dimension("sampling.temperature", (None, 0.0, _SMALL, 1e-5, 0.7, 1.0, _LARGE)),
@@ -92,10 +95,10 @@ def spec_of(row: dict[str, Any], tokenizer: Any, markers: Any, an_id: int) -> pb
     spec = pb.GenerationSpec()
     _input(spec, row["input"], tokenizer, markers, an_id)
     for field, value in row.items():
-        section, _, name = field.partition(".")
-        if value is None or not name or name == "structured_output":
+        section, _, name = field.rpartition(".")
+        if value is None or not section or name == "structured_output":
             continue
-        message = getattr(spec, section)
+        message = attrgetter(section)(spec)
         if name == "logit_bias":
             message.logit_bias.update(value)
         elif isinstance(value, tuple):

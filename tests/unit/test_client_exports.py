@@ -126,6 +126,8 @@ OPTIONS = [
     "temperature",
     "text",
     "thinking",
+    "thought_stop",
+    "thought_stop_regex",
     "token_ids",
     "tool_mode",
     "tools",

@@ -623,6 +623,8 @@ const (
 	ThinkingOutcome_THINKING_OUTCOME_MAX_OUTPUT_TOKENS ThinkingOutcome = 6
 	// The cancel of Interact or Steer ended the output inside it. Also in the result of a DRAINED stream whose thought goes on elsewhere.
 	ThinkingOutcome_THINKING_OUTCOME_CANCELLED ThinkingOutcome = 7
+	// One of stop_patterns showed.
+	ThinkingOutcome_THINKING_OUTCOME_STOP_PATTERN ThinkingOutcome = 8
 )
 
 // Enum value maps for ThinkingOutcome.
@@ -636,6 +638,7 @@ var (
 		5: "THINKING_OUTCOME_DEADLINE",
 		6: "THINKING_OUTCOME_MAX_OUTPUT_TOKENS",
 		7: "THINKING_OUTCOME_CANCELLED",
+		8: "THINKING_OUTCOME_STOP_PATTERN",
 	}
 	ThinkingOutcome_value = map[string]int32{
 		"THINKING_OUTCOME_UNSPECIFIED":        0,
@@ -646,6 +649,7 @@ var (
 		"THINKING_OUTCOME_DEADLINE":           5,
 		"THINKING_OUTCOME_MAX_OUTPUT_TOKENS":  6,
 		"THINKING_OUTCOME_CANCELLED":          7,
+		"THINKING_OUTCOME_STOP_PATTERN":       8,
 	}
 )
 
@@ -2775,7 +2779,10 @@ type ThinkingConfig struct {
 	// GetModel reports and the effective settings tell. Above NONE with FAST is CONFLICTING_FIELDS. Default: unspecified.
 	Effort Effort `protobuf:"varint,6,opt,name=effort,proto3,enum=penstock.v1.Effort" json:"effort,omitempty"`
 	// Which thoughts of earlier assistant messages the model is given again. Messages only. Default CURRENT_TURN.
-	History       ThoughtHistory `protobuf:"varint,7,opt,name=history,proto3,enum=penstock.v1.ThoughtHistory" json:"history,omitempty"`
+	History ThoughtHistory `protobuf:"varint,7,opt,name=history,proto3,enum=penstock.v1.ThoughtHistory" json:"history,omitempty"`
+	// Ends the thought where one of these shows, whatever budget is left. The outcome is STOP_PATTERN; the answer follows as
+	// after a budget, `closing_message` included. Without effect where there is no thought. Default: none.
+	StopPatterns  *StopPatterns `protobuf:"bytes,8,opt,name=stop_patterns,json=stopPatterns,proto3" json:"stop_patterns,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2859,6 +2866,72 @@ func (x *ThinkingConfig) GetHistory() ThoughtHistory {
 	return ThoughtHistory_THOUGHT_HISTORY_UNSPECIFIED
 }
 
+func (x *ThinkingConfig) GetStopPatterns() *StopPatterns {
+	if x != nil {
+		return x.StopPatterns
+	}
+	return nil
+}
+
+// What ends a thought. It is searched in the text that the model generates in its thought, and found at the same token
+// however that arrives. What matched stays in the thought, to the end of its last token, and is counted.
+type StopPatterns struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Texts. Each not empty; at most GetModel's `max_stop_strings`, each of at most `max_stop_string_bytes`.
+	Strings []string `protobuf:"bytes,1,rep,name=strings,proto3" json:"strings,omitempty"`
+	// A regular expression, in the notation of `regex` of the output, of which a match may begin and end anywhere; the
+	// shortest ends the thought. No anchors: write `\n` for the end of a line. At most `max_stop_string_bytes`, and 256
+	// characters once its counts are written out (`(ab){1,3}c` has seven). One that cannot be searched, or that matches the
+	// empty text, is INVALID_FIELD. Default: none.
+	Regex         string `protobuf:"bytes,2,opt,name=regex,proto3" json:"regex,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StopPatterns) Reset() {
+	*x = StopPatterns{}
+	mi := &file_penstock_v1_generation_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StopPatterns) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StopPatterns) ProtoMessage() {}
+
+func (x *StopPatterns) ProtoReflect() protoreflect.Message {
+	mi := &file_penstock_v1_generation_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StopPatterns.ProtoReflect.Descriptor instead.
+func (*StopPatterns) Descriptor() ([]byte, []int) {
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *StopPatterns) GetStrings() []string {
+	if x != nil {
+		return x.Strings
+	}
+	return nil
+}
+
+func (x *StopPatterns) GetRegex() string {
+	if x != nil {
+		return x.Regex
+	}
+	return ""
+}
+
 // How the prompt fits the window.
 type ContextConfig struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2877,7 +2950,7 @@ type ContextConfig struct {
 
 func (x *ContextConfig) Reset() {
 	*x = ContextConfig{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[29]
+	mi := &file_penstock_v1_generation_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2889,7 +2962,7 @@ func (x *ContextConfig) String() string {
 func (*ContextConfig) ProtoMessage() {}
 
 func (x *ContextConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[29]
+	mi := &file_penstock_v1_generation_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2902,7 +2975,7 @@ func (x *ContextConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContextConfig.ProtoReflect.Descriptor instead.
 func (*ContextConfig) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{29}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ContextConfig) GetMaxContextTokens() int32 {
@@ -2964,7 +3037,7 @@ type SamplingConfig struct {
 
 func (x *SamplingConfig) Reset() {
 	*x = SamplingConfig{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[30]
+	mi := &file_penstock_v1_generation_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2976,7 +3049,7 @@ func (x *SamplingConfig) String() string {
 func (*SamplingConfig) ProtoMessage() {}
 
 func (x *SamplingConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[30]
+	mi := &file_penstock_v1_generation_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2989,7 +3062,7 @@ func (x *SamplingConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SamplingConfig.ProtoReflect.Descriptor instead.
 func (*SamplingConfig) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{30}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *SamplingConfig) GetTemperature() float64 {
@@ -3096,7 +3169,7 @@ type OutputConfig struct {
 
 func (x *OutputConfig) Reset() {
 	*x = OutputConfig{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[31]
+	mi := &file_penstock_v1_generation_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3108,7 +3181,7 @@ func (x *OutputConfig) String() string {
 func (*OutputConfig) ProtoMessage() {}
 
 func (x *OutputConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[31]
+	mi := &file_penstock_v1_generation_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3121,7 +3194,7 @@ func (x *OutputConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutputConfig.ProtoReflect.Descriptor instead.
 func (*OutputConfig) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{31}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *OutputConfig) GetMaxOutputTokens() int32 {
@@ -3261,7 +3334,7 @@ type Choices struct {
 
 func (x *Choices) Reset() {
 	*x = Choices{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[32]
+	mi := &file_penstock_v1_generation_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3273,7 +3346,7 @@ func (x *Choices) String() string {
 func (*Choices) ProtoMessage() {}
 
 func (x *Choices) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[32]
+	mi := &file_penstock_v1_generation_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3286,7 +3359,7 @@ func (x *Choices) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Choices.ProtoReflect.Descriptor instead.
 func (*Choices) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{32}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Choices) GetChoices() []string {
@@ -3322,7 +3395,7 @@ type GenerationEvent struct {
 
 func (x *GenerationEvent) Reset() {
 	*x = GenerationEvent{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[33]
+	mi := &file_penstock_v1_generation_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3334,7 +3407,7 @@ func (x *GenerationEvent) String() string {
 func (*GenerationEvent) ProtoMessage() {}
 
 func (x *GenerationEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[33]
+	mi := &file_penstock_v1_generation_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3347,7 +3420,7 @@ func (x *GenerationEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerationEvent.ProtoReflect.Descriptor instead.
 func (*GenerationEvent) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{33}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *GenerationEvent) GetSequence() uint64 {
@@ -3548,7 +3621,7 @@ type ToolCallStarted struct {
 
 func (x *ToolCallStarted) Reset() {
 	*x = ToolCallStarted{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[34]
+	mi := &file_penstock_v1_generation_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3560,7 +3633,7 @@ func (x *ToolCallStarted) String() string {
 func (*ToolCallStarted) ProtoMessage() {}
 
 func (x *ToolCallStarted) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[34]
+	mi := &file_penstock_v1_generation_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3573,7 +3646,7 @@ func (x *ToolCallStarted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToolCallStarted.ProtoReflect.Descriptor instead.
 func (*ToolCallStarted) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{34}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ToolCallStarted) GetCandidateIndex() int32 {
@@ -3628,7 +3701,7 @@ type ToolCallArguments struct {
 
 func (x *ToolCallArguments) Reset() {
 	*x = ToolCallArguments{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[35]
+	mi := &file_penstock_v1_generation_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3640,7 +3713,7 @@ func (x *ToolCallArguments) String() string {
 func (*ToolCallArguments) ProtoMessage() {}
 
 func (x *ToolCallArguments) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[35]
+	mi := &file_penstock_v1_generation_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3653,7 +3726,7 @@ func (x *ToolCallArguments) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToolCallArguments.ProtoReflect.Descriptor instead.
 func (*ToolCallArguments) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{35}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ToolCallArguments) GetCandidateIndex() int32 {
@@ -3701,7 +3774,7 @@ type ToolCallFinished struct {
 
 func (x *ToolCallFinished) Reset() {
 	*x = ToolCallFinished{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[36]
+	mi := &file_penstock_v1_generation_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3713,7 +3786,7 @@ func (x *ToolCallFinished) String() string {
 func (*ToolCallFinished) ProtoMessage() {}
 
 func (x *ToolCallFinished) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[36]
+	mi := &file_penstock_v1_generation_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3726,7 +3799,7 @@ func (x *ToolCallFinished) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToolCallFinished.ProtoReflect.Descriptor instead.
 func (*ToolCallFinished) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{36}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ToolCallFinished) GetCandidateIndex() int32 {
@@ -3775,7 +3848,7 @@ type GenerationInterrupted struct {
 
 func (x *GenerationInterrupted) Reset() {
 	*x = GenerationInterrupted{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[37]
+	mi := &file_penstock_v1_generation_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3787,7 +3860,7 @@ func (x *GenerationInterrupted) String() string {
 func (*GenerationInterrupted) ProtoMessage() {}
 
 func (x *GenerationInterrupted) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[37]
+	mi := &file_penstock_v1_generation_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3800,7 +3873,7 @@ func (x *GenerationInterrupted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerationInterrupted.ProtoReflect.Descriptor instead.
 func (*GenerationInterrupted) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{37}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *GenerationInterrupted) GetCandidateIndex() int32 {
@@ -3837,7 +3910,7 @@ type GenerationContinued struct {
 
 func (x *GenerationContinued) Reset() {
 	*x = GenerationContinued{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[38]
+	mi := &file_penstock_v1_generation_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3849,7 +3922,7 @@ func (x *GenerationContinued) String() string {
 func (*GenerationContinued) ProtoMessage() {}
 
 func (x *GenerationContinued) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[38]
+	mi := &file_penstock_v1_generation_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3862,7 +3935,7 @@ func (x *GenerationContinued) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerationContinued.ProtoReflect.Descriptor instead.
 func (*GenerationContinued) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{38}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *GenerationContinued) GetCandidateIndex() int32 {
@@ -3896,7 +3969,7 @@ type GenerationStarted struct {
 
 func (x *GenerationStarted) Reset() {
 	*x = GenerationStarted{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[39]
+	mi := &file_penstock_v1_generation_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3908,7 +3981,7 @@ func (x *GenerationStarted) String() string {
 func (*GenerationStarted) ProtoMessage() {}
 
 func (x *GenerationStarted) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[39]
+	mi := &file_penstock_v1_generation_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3921,7 +3994,7 @@ func (x *GenerationStarted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerationStarted.ProtoReflect.Descriptor instead.
 func (*GenerationStarted) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{39}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *GenerationStarted) GetGenerationId() string {
@@ -3971,7 +4044,7 @@ type Delta struct {
 
 func (x *Delta) Reset() {
 	*x = Delta{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[40]
+	mi := &file_penstock_v1_generation_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3983,7 +4056,7 @@ func (x *Delta) String() string {
 func (*Delta) ProtoMessage() {}
 
 func (x *Delta) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[40]
+	mi := &file_penstock_v1_generation_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3996,7 +4069,7 @@ func (x *Delta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Delta.ProtoReflect.Descriptor instead.
 func (*Delta) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{40}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Delta) GetCandidateIndex() int32 {
@@ -4047,7 +4120,7 @@ type TokenLogprobs struct {
 
 func (x *TokenLogprobs) Reset() {
 	*x = TokenLogprobs{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[41]
+	mi := &file_penstock_v1_generation_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4059,7 +4132,7 @@ func (x *TokenLogprobs) String() string {
 func (*TokenLogprobs) ProtoMessage() {}
 
 func (x *TokenLogprobs) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[41]
+	mi := &file_penstock_v1_generation_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4072,7 +4145,7 @@ func (x *TokenLogprobs) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenLogprobs.ProtoReflect.Descriptor instead.
 func (*TokenLogprobs) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{41}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *TokenLogprobs) GetSampled() *TokenLogprob {
@@ -4104,7 +4177,7 @@ type TokenLogprob struct {
 
 func (x *TokenLogprob) Reset() {
 	*x = TokenLogprob{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[42]
+	mi := &file_penstock_v1_generation_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4116,7 +4189,7 @@ func (x *TokenLogprob) String() string {
 func (*TokenLogprob) ProtoMessage() {}
 
 func (x *TokenLogprob) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[42]
+	mi := &file_penstock_v1_generation_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4129,7 +4202,7 @@ func (x *TokenLogprob) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenLogprob.ProtoReflect.Descriptor instead.
 func (*TokenLogprob) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{42}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *TokenLogprob) GetTokenId() int32 {
@@ -4168,7 +4241,7 @@ type ThinkingFinished struct {
 
 func (x *ThinkingFinished) Reset() {
 	*x = ThinkingFinished{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[43]
+	mi := &file_penstock_v1_generation_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4180,7 +4253,7 @@ func (x *ThinkingFinished) String() string {
 func (*ThinkingFinished) ProtoMessage() {}
 
 func (x *ThinkingFinished) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[43]
+	mi := &file_penstock_v1_generation_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4193,7 +4266,7 @@ func (x *ThinkingFinished) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ThinkingFinished.ProtoReflect.Descriptor instead.
 func (*ThinkingFinished) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{43}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ThinkingFinished) GetCandidateIndex() int32 {
@@ -4240,7 +4313,7 @@ type GenerationFinished struct {
 
 func (x *GenerationFinished) Reset() {
 	*x = GenerationFinished{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[44]
+	mi := &file_penstock_v1_generation_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4252,7 +4325,7 @@ func (x *GenerationFinished) String() string {
 func (*GenerationFinished) ProtoMessage() {}
 
 func (x *GenerationFinished) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[44]
+	mi := &file_penstock_v1_generation_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4265,7 +4338,7 @@ func (x *GenerationFinished) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerationFinished.ProtoReflect.Descriptor instead.
 func (*GenerationFinished) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{44}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *GenerationFinished) GetResults() []*CandidateResult {
@@ -4329,7 +4402,7 @@ type CandidateResult struct {
 
 func (x *CandidateResult) Reset() {
 	*x = CandidateResult{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[45]
+	mi := &file_penstock_v1_generation_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4341,7 +4414,7 @@ func (x *CandidateResult) String() string {
 func (*CandidateResult) ProtoMessage() {}
 
 func (x *CandidateResult) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[45]
+	mi := &file_penstock_v1_generation_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4354,7 +4427,7 @@ func (x *CandidateResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CandidateResult.ProtoReflect.Descriptor instead.
 func (*CandidateResult) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{45}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *CandidateResult) GetCandidateIndex() int32 {
@@ -4417,7 +4490,7 @@ type Candidate struct {
 
 func (x *Candidate) Reset() {
 	*x = Candidate{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[46]
+	mi := &file_penstock_v1_generation_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4429,7 +4502,7 @@ func (x *Candidate) String() string {
 func (*Candidate) ProtoMessage() {}
 
 func (x *Candidate) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[46]
+	mi := &file_penstock_v1_generation_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4442,7 +4515,7 @@ func (x *Candidate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Candidate.ProtoReflect.Descriptor instead.
 func (*Candidate) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{46}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Candidate) GetResult() *CandidateResult {
@@ -4534,7 +4607,7 @@ type Usage struct {
 
 func (x *Usage) Reset() {
 	*x = Usage{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[47]
+	mi := &file_penstock_v1_generation_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4546,7 +4619,7 @@ func (x *Usage) String() string {
 func (*Usage) ProtoMessage() {}
 
 func (x *Usage) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[47]
+	mi := &file_penstock_v1_generation_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4559,7 +4632,7 @@ func (x *Usage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Usage.ProtoReflect.Descriptor instead.
 func (*Usage) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{47}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Usage) GetPromptTokens() int32 {
@@ -4663,7 +4736,7 @@ type Cost struct {
 
 func (x *Cost) Reset() {
 	*x = Cost{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[48]
+	mi := &file_penstock_v1_generation_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4675,7 +4748,7 @@ func (x *Cost) String() string {
 func (*Cost) ProtoMessage() {}
 
 func (x *Cost) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[48]
+	mi := &file_penstock_v1_generation_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4688,7 +4761,7 @@ func (x *Cost) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cost.ProtoReflect.Descriptor instead.
 func (*Cost) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{48}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Cost) GetInputUsdTicks() int64 {
@@ -4736,7 +4809,7 @@ type Timing struct {
 
 func (x *Timing) Reset() {
 	*x = Timing{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[49]
+	mi := &file_penstock_v1_generation_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4748,7 +4821,7 @@ func (x *Timing) String() string {
 func (*Timing) ProtoMessage() {}
 
 func (x *Timing) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[49]
+	mi := &file_penstock_v1_generation_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4761,7 +4834,7 @@ func (x *Timing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Timing.ProtoReflect.Descriptor instead.
 func (*Timing) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{49}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Timing) GetQueue() *durationpb.Duration {
@@ -4805,7 +4878,7 @@ type DroppedContext struct {
 
 func (x *DroppedContext) Reset() {
 	*x = DroppedContext{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[50]
+	mi := &file_penstock_v1_generation_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4817,7 +4890,7 @@ func (x *DroppedContext) String() string {
 func (*DroppedContext) ProtoMessage() {}
 
 func (x *DroppedContext) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[50]
+	mi := &file_penstock_v1_generation_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4830,7 +4903,7 @@ func (x *DroppedContext) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DroppedContext.ProtoReflect.Descriptor instead.
 func (*DroppedContext) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{50}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *DroppedContext) GetTokens() int32 {
@@ -4884,7 +4957,7 @@ type EffectiveSettings struct {
 
 func (x *EffectiveSettings) Reset() {
 	*x = EffectiveSettings{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[51]
+	mi := &file_penstock_v1_generation_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4896,7 +4969,7 @@ func (x *EffectiveSettings) String() string {
 func (*EffectiveSettings) ProtoMessage() {}
 
 func (x *EffectiveSettings) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[51]
+	mi := &file_penstock_v1_generation_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4909,7 +4982,7 @@ func (x *EffectiveSettings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EffectiveSettings.ProtoReflect.Descriptor instead.
 func (*EffectiveSettings) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{51}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *EffectiveSettings) GetThinkingMode() ThinkingMode {
@@ -5134,7 +5207,7 @@ const file_penstock_v1_generation_proto_rawDesc = "" +
 	"\n" +
 	"_max_calls\"\x1c\n" +
 	"\bTokenIds\x12\x10\n" +
-	"\x03ids\x18\x01 \x03(\x05R\x03ids\"\xab\x03\n" +
+	"\x03ids\x18\x01 \x03(\x05R\x03ids\"\xeb\x03\n" +
 	"\x0eThinkingConfig\x12-\n" +
 	"\x04mode\x18\x01 \x01(\x0e2\x19.penstock.v1.ThinkingModeR\x04mode\x12,\n" +
 	"\x0fthinking_budget\x18\x02 \x01(\x05H\x00R\x0ethinkingBudget\x88\x01\x01\x12.\n" +
@@ -5142,11 +5215,15 @@ const file_penstock_v1_generation_proto_rawDesc = "" +
 	"\x0eanswer_reserve\x18\x04 \x01(\x05H\x02R\ranswerReserve\x88\x01\x01\x12,\n" +
 	"\x0fclosing_message\x18\x05 \x01(\tH\x03R\x0eclosingMessage\x88\x01\x01\x12+\n" +
 	"\x06effort\x18\x06 \x01(\x0e2\x13.penstock.v1.EffortR\x06effort\x125\n" +
-	"\ahistory\x18\a \x01(\x0e2\x1b.penstock.v1.ThoughtHistoryR\ahistoryB\x12\n" +
+	"\ahistory\x18\a \x01(\x0e2\x1b.penstock.v1.ThoughtHistoryR\ahistory\x12>\n" +
+	"\rstop_patterns\x18\b \x01(\v2\x19.penstock.v1.StopPatternsR\fstopPatternsB\x12\n" +
 	"\x10_thinking_budgetB\x13\n" +
 	"\x11_include_thoughtsB\x11\n" +
 	"\x0f_answer_reserveB\x12\n" +
-	"\x10_closing_message\"\xd0\x01\n" +
+	"\x10_closing_message\">\n" +
+	"\fStopPatterns\x12\x18\n" +
+	"\astrings\x18\x01 \x03(\tR\astrings\x12\x14\n" +
+	"\x05regex\x18\x02 \x01(\tR\x05regex\"\xd0\x01\n" +
 	"\rContextConfig\x121\n" +
 	"\x12max_context_tokens\x18\x01 \x01(\x05H\x00R\x10maxContextTokens\x88\x01\x01\x127\n" +
 	"\boverflow\x18\x02 \x01(\x0e2\x1b.penstock.v1.OverflowPolicyR\boverflow\x12\x1d\n" +
@@ -5387,7 +5464,7 @@ const file_penstock_v1_generation_proto_rawDesc = "" +
 	"\x12InterruptionReason\x12#\n" +
 	"\x1fINTERRUPTION_REASON_UNSPECIFIED\x10\x00\x12#\n" +
 	"\x1fINTERRUPTION_REASON_ENGINE_DIED\x10\x01\x12#\n" +
-	"\x1fINTERRUPTION_REASON_ENGINE_HUNG\x10\x02*\xa9\x02\n" +
+	"\x1fINTERRUPTION_REASON_ENGINE_HUNG\x10\x02*\xcc\x02\n" +
 	"\x0fThinkingOutcome\x12 \n" +
 	"\x1cTHINKING_OUTCOME_UNSPECIFIED\x10\x00\x12\x1d\n" +
 	"\x19THINKING_OUTCOME_DISABLED\x10\x01\x12 \n" +
@@ -5396,7 +5473,8 @@ const file_penstock_v1_generation_proto_rawDesc = "" +
 	"#THINKING_OUTCOME_FINISHED_BY_CLIENT\x10\x04\x12\x1d\n" +
 	"\x19THINKING_OUTCOME_DEADLINE\x10\x05\x12&\n" +
 	"\"THINKING_OUTCOME_MAX_OUTPUT_TOKENS\x10\x06\x12\x1e\n" +
-	"\x1aTHINKING_OUTCOME_CANCELLED\x10\a*\xfd\x01\n" +
+	"\x1aTHINKING_OUTCOME_CANCELLED\x10\a\x12!\n" +
+	"\x1dTHINKING_OUTCOME_STOP_PATTERN\x10\b*\xfd\x01\n" +
 	"\fFinishReason\x12\x1d\n" +
 	"\x19FINISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12FINISH_REASON_STOP\x10\x01\x12\x1d\n" +
@@ -5429,7 +5507,7 @@ func file_penstock_v1_generation_proto_rawDescGZIP() []byte {
 }
 
 var file_penstock_v1_generation_proto_enumTypes = make([]protoimpl.EnumInfo, 12)
-var file_penstock_v1_generation_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
+var file_penstock_v1_generation_proto_msgTypes = make([]protoimpl.MessageInfo, 54)
 var file_penstock_v1_generation_proto_goTypes = []any{
 	(GenerationPhase)(0),           // 0: penstock.v1.GenerationPhase
 	(Role)(0),                      // 1: penstock.v1.Role
@@ -5472,63 +5550,64 @@ var file_penstock_v1_generation_proto_goTypes = []any{
 	(*ToolConfig)(nil),             // 38: penstock.v1.ToolConfig
 	(*TokenIds)(nil),               // 39: penstock.v1.TokenIds
 	(*ThinkingConfig)(nil),         // 40: penstock.v1.ThinkingConfig
-	(*ContextConfig)(nil),          // 41: penstock.v1.ContextConfig
-	(*SamplingConfig)(nil),         // 42: penstock.v1.SamplingConfig
-	(*OutputConfig)(nil),           // 43: penstock.v1.OutputConfig
-	(*Choices)(nil),                // 44: penstock.v1.Choices
-	(*GenerationEvent)(nil),        // 45: penstock.v1.GenerationEvent
-	(*ToolCallStarted)(nil),        // 46: penstock.v1.ToolCallStarted
-	(*ToolCallArguments)(nil),      // 47: penstock.v1.ToolCallArguments
-	(*ToolCallFinished)(nil),       // 48: penstock.v1.ToolCallFinished
-	(*GenerationInterrupted)(nil),  // 49: penstock.v1.GenerationInterrupted
-	(*GenerationContinued)(nil),    // 50: penstock.v1.GenerationContinued
-	(*GenerationStarted)(nil),      // 51: penstock.v1.GenerationStarted
-	(*Delta)(nil),                  // 52: penstock.v1.Delta
-	(*TokenLogprobs)(nil),          // 53: penstock.v1.TokenLogprobs
-	(*TokenLogprob)(nil),           // 54: penstock.v1.TokenLogprob
-	(*ThinkingFinished)(nil),       // 55: penstock.v1.ThinkingFinished
-	(*GenerationFinished)(nil),     // 56: penstock.v1.GenerationFinished
-	(*CandidateResult)(nil),        // 57: penstock.v1.CandidateResult
-	(*Candidate)(nil),              // 58: penstock.v1.Candidate
-	(*Usage)(nil),                  // 59: penstock.v1.Usage
-	(*Cost)(nil),                   // 60: penstock.v1.Cost
-	(*Timing)(nil),                 // 61: penstock.v1.Timing
-	(*DroppedContext)(nil),         // 62: penstock.v1.DroppedContext
-	(*EffectiveSettings)(nil),      // 63: penstock.v1.EffectiveSettings
-	nil,                            // 64: penstock.v1.SamplingConfig.LogitBiasEntry
-	(*durationpb.Duration)(nil),    // 65: google.protobuf.Duration
+	(*StopPatterns)(nil),           // 41: penstock.v1.StopPatterns
+	(*ContextConfig)(nil),          // 42: penstock.v1.ContextConfig
+	(*SamplingConfig)(nil),         // 43: penstock.v1.SamplingConfig
+	(*OutputConfig)(nil),           // 44: penstock.v1.OutputConfig
+	(*Choices)(nil),                // 45: penstock.v1.Choices
+	(*GenerationEvent)(nil),        // 46: penstock.v1.GenerationEvent
+	(*ToolCallStarted)(nil),        // 47: penstock.v1.ToolCallStarted
+	(*ToolCallArguments)(nil),      // 48: penstock.v1.ToolCallArguments
+	(*ToolCallFinished)(nil),       // 49: penstock.v1.ToolCallFinished
+	(*GenerationInterrupted)(nil),  // 50: penstock.v1.GenerationInterrupted
+	(*GenerationContinued)(nil),    // 51: penstock.v1.GenerationContinued
+	(*GenerationStarted)(nil),      // 52: penstock.v1.GenerationStarted
+	(*Delta)(nil),                  // 53: penstock.v1.Delta
+	(*TokenLogprobs)(nil),          // 54: penstock.v1.TokenLogprobs
+	(*TokenLogprob)(nil),           // 55: penstock.v1.TokenLogprob
+	(*ThinkingFinished)(nil),       // 56: penstock.v1.ThinkingFinished
+	(*GenerationFinished)(nil),     // 57: penstock.v1.GenerationFinished
+	(*CandidateResult)(nil),        // 58: penstock.v1.CandidateResult
+	(*Candidate)(nil),              // 59: penstock.v1.Candidate
+	(*Usage)(nil),                  // 60: penstock.v1.Usage
+	(*Cost)(nil),                   // 61: penstock.v1.Cost
+	(*Timing)(nil),                 // 62: penstock.v1.Timing
+	(*DroppedContext)(nil),         // 63: penstock.v1.DroppedContext
+	(*EffectiveSettings)(nil),      // 64: penstock.v1.EffectiveSettings
+	nil,                            // 65: penstock.v1.SamplingConfig.LogitBiasEntry
+	(*durationpb.Duration)(nil),    // 66: google.protobuf.Duration
 }
 var file_penstock_v1_generation_proto_depIdxs = []int32{
 	30, // 0: penstock.v1.GenerateRequest.spec:type_name -> penstock.v1.GenerationSpec
-	58, // 1: penstock.v1.GenerateResponse.candidates:type_name -> penstock.v1.Candidate
-	59, // 2: penstock.v1.GenerateResponse.usage:type_name -> penstock.v1.Usage
-	60, // 3: penstock.v1.GenerateResponse.cost:type_name -> penstock.v1.Cost
-	63, // 4: penstock.v1.GenerateResponse.effective_settings:type_name -> penstock.v1.EffectiveSettings
-	61, // 5: penstock.v1.GenerateResponse.timing:type_name -> penstock.v1.Timing
+	59, // 1: penstock.v1.GenerateResponse.candidates:type_name -> penstock.v1.Candidate
+	60, // 2: penstock.v1.GenerateResponse.usage:type_name -> penstock.v1.Usage
+	61, // 3: penstock.v1.GenerateResponse.cost:type_name -> penstock.v1.Cost
+	64, // 4: penstock.v1.GenerateResponse.effective_settings:type_name -> penstock.v1.EffectiveSettings
+	62, // 5: penstock.v1.GenerateResponse.timing:type_name -> penstock.v1.Timing
 	30, // 6: penstock.v1.StreamGenerateRequest.spec:type_name -> penstock.v1.GenerationSpec
-	65, // 7: penstock.v1.StreamGenerateRequest.flush_interval:type_name -> google.protobuf.Duration
-	45, // 8: penstock.v1.StreamGenerateResponse.event:type_name -> penstock.v1.GenerationEvent
+	66, // 7: penstock.v1.StreamGenerateRequest.flush_interval:type_name -> google.protobuf.Duration
+	46, // 8: penstock.v1.StreamGenerateResponse.event:type_name -> penstock.v1.GenerationEvent
 	30, // 9: penstock.v1.InteractRequest.start:type_name -> penstock.v1.GenerationSpec
 	17, // 10: penstock.v1.InteractRequest.finish_thinking:type_name -> penstock.v1.FinishThinking
 	18, // 11: penstock.v1.InteractRequest.change_budget:type_name -> penstock.v1.ChangeBudget
 	19, // 12: penstock.v1.InteractRequest.cancel:type_name -> penstock.v1.Cancel
-	65, // 13: penstock.v1.InteractRequest.flush_interval:type_name -> google.protobuf.Duration
-	45, // 14: penstock.v1.InteractResponse.event:type_name -> penstock.v1.GenerationEvent
-	45, // 15: penstock.v1.ResumeResponse.event:type_name -> penstock.v1.GenerationEvent
+	66, // 13: penstock.v1.InteractRequest.flush_interval:type_name -> google.protobuf.Duration
+	46, // 14: penstock.v1.InteractResponse.event:type_name -> penstock.v1.GenerationEvent
+	46, // 15: penstock.v1.ResumeResponse.event:type_name -> penstock.v1.GenerationEvent
 	17, // 16: penstock.v1.SteerRequest.finish_thinking:type_name -> penstock.v1.FinishThinking
 	18, // 17: penstock.v1.SteerRequest.change_budget:type_name -> penstock.v1.ChangeBudget
 	19, // 18: penstock.v1.SteerRequest.cancel:type_name -> penstock.v1.Cancel
 	0,  // 19: penstock.v1.SteerResponse.phase:type_name -> penstock.v1.GenerationPhase
 	30, // 20: penstock.v1.CountTokensRequest.spec:type_name -> penstock.v1.GenerationSpec
-	62, // 21: penstock.v1.CountTokensResponse.dropped:type_name -> penstock.v1.DroppedContext
+	63, // 21: penstock.v1.CountTokensResponse.dropped:type_name -> penstock.v1.DroppedContext
 	29, // 22: penstock.v1.CountTokensResponse.cost_estimate:type_name -> penstock.v1.CostEstimate
-	63, // 23: penstock.v1.CountTokensResponse.effective_settings:type_name -> penstock.v1.EffectiveSettings
+	64, // 23: penstock.v1.CountTokensResponse.effective_settings:type_name -> penstock.v1.EffectiveSettings
 	31, // 24: penstock.v1.GenerationSpec.messages:type_name -> penstock.v1.Messages
 	39, // 25: penstock.v1.GenerationSpec.token_ids:type_name -> penstock.v1.TokenIds
 	40, // 26: penstock.v1.GenerationSpec.thinking:type_name -> penstock.v1.ThinkingConfig
-	41, // 27: penstock.v1.GenerationSpec.context:type_name -> penstock.v1.ContextConfig
-	42, // 28: penstock.v1.GenerationSpec.sampling:type_name -> penstock.v1.SamplingConfig
-	43, // 29: penstock.v1.GenerationSpec.output:type_name -> penstock.v1.OutputConfig
+	42, // 27: penstock.v1.GenerationSpec.context:type_name -> penstock.v1.ContextConfig
+	43, // 28: penstock.v1.GenerationSpec.sampling:type_name -> penstock.v1.SamplingConfig
+	44, // 29: penstock.v1.GenerationSpec.output:type_name -> penstock.v1.OutputConfig
 	4,  // 30: penstock.v1.GenerationSpec.priority:type_name -> penstock.v1.Priority
 	37, // 31: penstock.v1.GenerationSpec.tools:type_name -> penstock.v1.Tool
 	38, // 32: penstock.v1.GenerationSpec.tool_config:type_name -> penstock.v1.ToolConfig
@@ -5544,68 +5623,69 @@ var file_penstock_v1_generation_proto_depIdxs = []int32{
 	5,  // 42: penstock.v1.ThinkingConfig.mode:type_name -> penstock.v1.ThinkingMode
 	6,  // 43: penstock.v1.ThinkingConfig.effort:type_name -> penstock.v1.Effort
 	7,  // 44: penstock.v1.ThinkingConfig.history:type_name -> penstock.v1.ThoughtHistory
-	8,  // 45: penstock.v1.ContextConfig.overflow:type_name -> penstock.v1.OverflowPolicy
-	64, // 46: penstock.v1.SamplingConfig.logit_bias:type_name -> penstock.v1.SamplingConfig.LogitBiasEntry
-	44, // 47: penstock.v1.OutputConfig.choices:type_name -> penstock.v1.Choices
-	51, // 48: penstock.v1.GenerationEvent.started:type_name -> penstock.v1.GenerationStarted
-	52, // 49: penstock.v1.GenerationEvent.thought:type_name -> penstock.v1.Delta
-	52, // 50: penstock.v1.GenerationEvent.answer:type_name -> penstock.v1.Delta
-	55, // 51: penstock.v1.GenerationEvent.thinking_finished:type_name -> penstock.v1.ThinkingFinished
-	56, // 52: penstock.v1.GenerationEvent.finished:type_name -> penstock.v1.GenerationFinished
-	49, // 53: penstock.v1.GenerationEvent.interrupted:type_name -> penstock.v1.GenerationInterrupted
-	50, // 54: penstock.v1.GenerationEvent.continued:type_name -> penstock.v1.GenerationContinued
-	46, // 55: penstock.v1.GenerationEvent.tool_call_started:type_name -> penstock.v1.ToolCallStarted
-	47, // 56: penstock.v1.GenerationEvent.tool_call_arguments:type_name -> penstock.v1.ToolCallArguments
-	48, // 57: penstock.v1.GenerationEvent.tool_call_finished:type_name -> penstock.v1.ToolCallFinished
-	35, // 58: penstock.v1.ToolCallFinished.call:type_name -> penstock.v1.ToolCall
-	9,  // 59: penstock.v1.GenerationInterrupted.reason:type_name -> penstock.v1.InterruptionReason
-	63, // 60: penstock.v1.GenerationStarted.effective_settings:type_name -> penstock.v1.EffectiveSettings
-	53, // 61: penstock.v1.Delta.logprobs:type_name -> penstock.v1.TokenLogprobs
-	54, // 62: penstock.v1.TokenLogprobs.sampled:type_name -> penstock.v1.TokenLogprob
-	54, // 63: penstock.v1.TokenLogprobs.top:type_name -> penstock.v1.TokenLogprob
-	10, // 64: penstock.v1.ThinkingFinished.outcome:type_name -> penstock.v1.ThinkingOutcome
-	57, // 65: penstock.v1.GenerationFinished.results:type_name -> penstock.v1.CandidateResult
-	59, // 66: penstock.v1.GenerationFinished.usage:type_name -> penstock.v1.Usage
-	60, // 67: penstock.v1.GenerationFinished.cost:type_name -> penstock.v1.Cost
-	63, // 68: penstock.v1.GenerationFinished.effective_settings:type_name -> penstock.v1.EffectiveSettings
-	61, // 69: penstock.v1.GenerationFinished.timing:type_name -> penstock.v1.Timing
-	11, // 70: penstock.v1.CandidateResult.finish_reason:type_name -> penstock.v1.FinishReason
-	10, // 71: penstock.v1.CandidateResult.thinking_outcome:type_name -> penstock.v1.ThinkingOutcome
-	59, // 72: penstock.v1.CandidateResult.usage:type_name -> penstock.v1.Usage
-	57, // 73: penstock.v1.Candidate.result:type_name -> penstock.v1.CandidateResult
-	53, // 74: penstock.v1.Candidate.thought_logprobs:type_name -> penstock.v1.TokenLogprobs
-	53, // 75: penstock.v1.Candidate.answer_logprobs:type_name -> penstock.v1.TokenLogprobs
-	35, // 76: penstock.v1.Candidate.tool_calls:type_name -> penstock.v1.ToolCall
-	65, // 77: penstock.v1.Timing.queue:type_name -> google.protobuf.Duration
-	65, // 78: penstock.v1.Timing.first_token:type_name -> google.protobuf.Duration
-	65, // 79: penstock.v1.Timing.first_answer_token:type_name -> google.protobuf.Duration
-	65, // 80: penstock.v1.Timing.total:type_name -> google.protobuf.Duration
-	5,  // 81: penstock.v1.EffectiveSettings.thinking_mode:type_name -> penstock.v1.ThinkingMode
-	42, // 82: penstock.v1.EffectiveSettings.sampling:type_name -> penstock.v1.SamplingConfig
-	62, // 83: penstock.v1.EffectiveSettings.dropped:type_name -> penstock.v1.DroppedContext
-	5,  // 84: penstock.v1.EffectiveSettings.requested_thinking_mode:type_name -> penstock.v1.ThinkingMode
-	65, // 85: penstock.v1.EffectiveSettings.status_margin:type_name -> google.protobuf.Duration
-	6,  // 86: penstock.v1.EffectiveSettings.effort:type_name -> penstock.v1.Effort
-	3,  // 87: penstock.v1.EffectiveSettings.tool_mode:type_name -> penstock.v1.ToolMode
-	12, // 88: penstock.v1.GenerationService.Generate:input_type -> penstock.v1.GenerateRequest
-	14, // 89: penstock.v1.GenerationService.StreamGenerate:input_type -> penstock.v1.StreamGenerateRequest
-	16, // 90: penstock.v1.GenerationService.Interact:input_type -> penstock.v1.InteractRequest
-	21, // 91: penstock.v1.GenerationService.Resume:input_type -> penstock.v1.ResumeRequest
-	23, // 92: penstock.v1.GenerationService.Cancel:input_type -> penstock.v1.CancelRequest
-	25, // 93: penstock.v1.GenerationService.Steer:input_type -> penstock.v1.SteerRequest
-	27, // 94: penstock.v1.GenerationService.CountTokens:input_type -> penstock.v1.CountTokensRequest
-	13, // 95: penstock.v1.GenerationService.Generate:output_type -> penstock.v1.GenerateResponse
-	15, // 96: penstock.v1.GenerationService.StreamGenerate:output_type -> penstock.v1.StreamGenerateResponse
-	20, // 97: penstock.v1.GenerationService.Interact:output_type -> penstock.v1.InteractResponse
-	22, // 98: penstock.v1.GenerationService.Resume:output_type -> penstock.v1.ResumeResponse
-	24, // 99: penstock.v1.GenerationService.Cancel:output_type -> penstock.v1.CancelResponse
-	26, // 100: penstock.v1.GenerationService.Steer:output_type -> penstock.v1.SteerResponse
-	28, // 101: penstock.v1.GenerationService.CountTokens:output_type -> penstock.v1.CountTokensResponse
-	95, // [95:102] is the sub-list for method output_type
-	88, // [88:95] is the sub-list for method input_type
-	88, // [88:88] is the sub-list for extension type_name
-	88, // [88:88] is the sub-list for extension extendee
-	0,  // [0:88] is the sub-list for field type_name
+	41, // 45: penstock.v1.ThinkingConfig.stop_patterns:type_name -> penstock.v1.StopPatterns
+	8,  // 46: penstock.v1.ContextConfig.overflow:type_name -> penstock.v1.OverflowPolicy
+	65, // 47: penstock.v1.SamplingConfig.logit_bias:type_name -> penstock.v1.SamplingConfig.LogitBiasEntry
+	45, // 48: penstock.v1.OutputConfig.choices:type_name -> penstock.v1.Choices
+	52, // 49: penstock.v1.GenerationEvent.started:type_name -> penstock.v1.GenerationStarted
+	53, // 50: penstock.v1.GenerationEvent.thought:type_name -> penstock.v1.Delta
+	53, // 51: penstock.v1.GenerationEvent.answer:type_name -> penstock.v1.Delta
+	56, // 52: penstock.v1.GenerationEvent.thinking_finished:type_name -> penstock.v1.ThinkingFinished
+	57, // 53: penstock.v1.GenerationEvent.finished:type_name -> penstock.v1.GenerationFinished
+	50, // 54: penstock.v1.GenerationEvent.interrupted:type_name -> penstock.v1.GenerationInterrupted
+	51, // 55: penstock.v1.GenerationEvent.continued:type_name -> penstock.v1.GenerationContinued
+	47, // 56: penstock.v1.GenerationEvent.tool_call_started:type_name -> penstock.v1.ToolCallStarted
+	48, // 57: penstock.v1.GenerationEvent.tool_call_arguments:type_name -> penstock.v1.ToolCallArguments
+	49, // 58: penstock.v1.GenerationEvent.tool_call_finished:type_name -> penstock.v1.ToolCallFinished
+	35, // 59: penstock.v1.ToolCallFinished.call:type_name -> penstock.v1.ToolCall
+	9,  // 60: penstock.v1.GenerationInterrupted.reason:type_name -> penstock.v1.InterruptionReason
+	64, // 61: penstock.v1.GenerationStarted.effective_settings:type_name -> penstock.v1.EffectiveSettings
+	54, // 62: penstock.v1.Delta.logprobs:type_name -> penstock.v1.TokenLogprobs
+	55, // 63: penstock.v1.TokenLogprobs.sampled:type_name -> penstock.v1.TokenLogprob
+	55, // 64: penstock.v1.TokenLogprobs.top:type_name -> penstock.v1.TokenLogprob
+	10, // 65: penstock.v1.ThinkingFinished.outcome:type_name -> penstock.v1.ThinkingOutcome
+	58, // 66: penstock.v1.GenerationFinished.results:type_name -> penstock.v1.CandidateResult
+	60, // 67: penstock.v1.GenerationFinished.usage:type_name -> penstock.v1.Usage
+	61, // 68: penstock.v1.GenerationFinished.cost:type_name -> penstock.v1.Cost
+	64, // 69: penstock.v1.GenerationFinished.effective_settings:type_name -> penstock.v1.EffectiveSettings
+	62, // 70: penstock.v1.GenerationFinished.timing:type_name -> penstock.v1.Timing
+	11, // 71: penstock.v1.CandidateResult.finish_reason:type_name -> penstock.v1.FinishReason
+	10, // 72: penstock.v1.CandidateResult.thinking_outcome:type_name -> penstock.v1.ThinkingOutcome
+	60, // 73: penstock.v1.CandidateResult.usage:type_name -> penstock.v1.Usage
+	58, // 74: penstock.v1.Candidate.result:type_name -> penstock.v1.CandidateResult
+	54, // 75: penstock.v1.Candidate.thought_logprobs:type_name -> penstock.v1.TokenLogprobs
+	54, // 76: penstock.v1.Candidate.answer_logprobs:type_name -> penstock.v1.TokenLogprobs
+	35, // 77: penstock.v1.Candidate.tool_calls:type_name -> penstock.v1.ToolCall
+	66, // 78: penstock.v1.Timing.queue:type_name -> google.protobuf.Duration
+	66, // 79: penstock.v1.Timing.first_token:type_name -> google.protobuf.Duration
+	66, // 80: penstock.v1.Timing.first_answer_token:type_name -> google.protobuf.Duration
+	66, // 81: penstock.v1.Timing.total:type_name -> google.protobuf.Duration
+	5,  // 82: penstock.v1.EffectiveSettings.thinking_mode:type_name -> penstock.v1.ThinkingMode
+	43, // 83: penstock.v1.EffectiveSettings.sampling:type_name -> penstock.v1.SamplingConfig
+	63, // 84: penstock.v1.EffectiveSettings.dropped:type_name -> penstock.v1.DroppedContext
+	5,  // 85: penstock.v1.EffectiveSettings.requested_thinking_mode:type_name -> penstock.v1.ThinkingMode
+	66, // 86: penstock.v1.EffectiveSettings.status_margin:type_name -> google.protobuf.Duration
+	6,  // 87: penstock.v1.EffectiveSettings.effort:type_name -> penstock.v1.Effort
+	3,  // 88: penstock.v1.EffectiveSettings.tool_mode:type_name -> penstock.v1.ToolMode
+	12, // 89: penstock.v1.GenerationService.Generate:input_type -> penstock.v1.GenerateRequest
+	14, // 90: penstock.v1.GenerationService.StreamGenerate:input_type -> penstock.v1.StreamGenerateRequest
+	16, // 91: penstock.v1.GenerationService.Interact:input_type -> penstock.v1.InteractRequest
+	21, // 92: penstock.v1.GenerationService.Resume:input_type -> penstock.v1.ResumeRequest
+	23, // 93: penstock.v1.GenerationService.Cancel:input_type -> penstock.v1.CancelRequest
+	25, // 94: penstock.v1.GenerationService.Steer:input_type -> penstock.v1.SteerRequest
+	27, // 95: penstock.v1.GenerationService.CountTokens:input_type -> penstock.v1.CountTokensRequest
+	13, // 96: penstock.v1.GenerationService.Generate:output_type -> penstock.v1.GenerateResponse
+	15, // 97: penstock.v1.GenerationService.StreamGenerate:output_type -> penstock.v1.StreamGenerateResponse
+	20, // 98: penstock.v1.GenerationService.Interact:output_type -> penstock.v1.InteractResponse
+	22, // 99: penstock.v1.GenerationService.Resume:output_type -> penstock.v1.ResumeResponse
+	24, // 100: penstock.v1.GenerationService.Cancel:output_type -> penstock.v1.CancelResponse
+	26, // 101: penstock.v1.GenerationService.Steer:output_type -> penstock.v1.SteerResponse
+	28, // 102: penstock.v1.GenerationService.CountTokens:output_type -> penstock.v1.CountTokensResponse
+	96, // [96:103] is the sub-list for method output_type
+	89, // [89:96] is the sub-list for method input_type
+	89, // [89:89] is the sub-list for extension type_name
+	89, // [89:89] is the sub-list for extension extendee
+	0,  // [0:89] is the sub-list for field type_name
 }
 
 func init() { file_penstock_v1_generation_proto_init() }
@@ -5639,15 +5719,15 @@ func file_penstock_v1_generation_proto_init() {
 	}
 	file_penstock_v1_generation_proto_msgTypes[26].OneofWrappers = []any{}
 	file_penstock_v1_generation_proto_msgTypes[28].OneofWrappers = []any{}
-	file_penstock_v1_generation_proto_msgTypes[29].OneofWrappers = []any{}
 	file_penstock_v1_generation_proto_msgTypes[30].OneofWrappers = []any{}
-	file_penstock_v1_generation_proto_msgTypes[31].OneofWrappers = []any{
+	file_penstock_v1_generation_proto_msgTypes[31].OneofWrappers = []any{}
+	file_penstock_v1_generation_proto_msgTypes[32].OneofWrappers = []any{
 		(*OutputConfig_JsonSchema)(nil),
 		(*OutputConfig_Regex)(nil),
 		(*OutputConfig_Grammar)(nil),
 		(*OutputConfig_Choices)(nil),
 	}
-	file_penstock_v1_generation_proto_msgTypes[33].OneofWrappers = []any{
+	file_penstock_v1_generation_proto_msgTypes[34].OneofWrappers = []any{
 		(*GenerationEvent_Started)(nil),
 		(*GenerationEvent_Thought)(nil),
 		(*GenerationEvent_Answer)(nil),
@@ -5659,15 +5739,15 @@ func file_penstock_v1_generation_proto_init() {
 		(*GenerationEvent_ToolCallArguments)(nil),
 		(*GenerationEvent_ToolCallFinished)(nil),
 	}
-	file_penstock_v1_generation_proto_msgTypes[37].OneofWrappers = []any{}
-	file_penstock_v1_generation_proto_msgTypes[47].OneofWrappers = []any{}
+	file_penstock_v1_generation_proto_msgTypes[38].OneofWrappers = []any{}
+	file_penstock_v1_generation_proto_msgTypes[48].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_penstock_v1_generation_proto_rawDesc), len(file_penstock_v1_generation_proto_rawDesc)),
 			NumEnums:      12,
-			NumMessages:   53,
+			NumMessages:   54,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

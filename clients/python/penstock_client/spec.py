@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, Literal, TypedDict, Unpack, cast
 
 from penstock_proto.v1 import generation_pb2 as pb
@@ -53,6 +54,10 @@ class GenerationOptions(TypedDict, total=False):
     """Output tokens kept for the answer."""
     closing_message: str | None
     """Text that ends the thought where the budget is reached."""
+    thought_stop: str | Iterable[str] | None
+    """The thought ends where one of these strings shows."""
+    thought_stop_regex: str | None
+    """The thought ends where this regular expression matches."""
     max_context_tokens: int | None
     """Highest number of tokens of prompt plus output."""
     overflow: Literal["error", "drop_oldest_turns", "truncate_left", "truncate_middle"] | None
@@ -100,6 +105,7 @@ class GenerationOptions(TypedDict, total=False):
 # keyword -> (sub-message of the spec, or "" for the spec itself; field)
 _FIELDS: Mapping[str, tuple[str, str]] = {
     "model": ("", "model"),
+    "thought_stop_regex": ("thinking.stop_patterns", "regex"),
     "budget": ("thinking", "thinking_budget"),
     **{name: ("thinking", name) for name in ("include_thoughts", "answer_reserve", "closing_message")},
     **{name: ("context", name) for name in ("max_context_tokens", "cache_salt", "session_id")},
@@ -122,6 +128,7 @@ _ENUMS = {
     "tool_mode": ("tool_config", "mode", pb.ToolMode, "TOOL_MODE_"),
 }
 _LISTS = {
+    "thought_stop": ("thinking.stop_patterns", "strings"),
     "stop": ("output", "stop_strings"),
     "stop_token_ids": ("output", "stop_token_ids"),
     "allowed_tools": ("tool_config", "allowed_names"),
@@ -248,7 +255,8 @@ def _set_option(spec: pb.GenerationSpec, name: str, value: Any) -> None:
 
 
 def _section(spec: pb.GenerationSpec, name: str) -> Any:
-    return getattr(spec, name) if name else spec
+    """Return the sub-message at a path of names; "" is the spec itself."""
+    return attrgetter(name)(spec) if name else spec
 
 
 def _enum_number(wrapper: Any, prefix: str, value: object) -> int:

@@ -45,6 +45,7 @@ class ThinkingOutcome(enum.StrEnum):
     DEADLINE = "deadline"
     MAX_OUTPUT_TOKENS = "max_output_tokens"
     CANCELLED = "cancelled"
+    STOP_PATTERN = "stop_pattern"
     UNKNOWN = "unknown"
 
 

@@ -41,6 +41,7 @@ export type ThinkingOutcomeName =
   | "deadline"
   | "max_output_tokens"
   | "cancelled"
+  | "stop_pattern"
   | "unknown";
 export type InterruptionReasonName = "engine_died" | "engine_hung" | "unknown";
 export type GenerationPhaseName = "waiting" | "thinking" | "answering" | "unknown";

@@ -55,6 +55,10 @@ export interface GenerationOptions {
   answerReserve?: number;
   /** Text that the server adds to the thought before it closes it at the budget. */
   closingMessage?: string;
+  /** The thought ends where one of these texts shows. */
+  thoughtStop?: string | readonly string[];
+  /** The thought ends where this regular expression matches. */
+  thoughtStopRegex?: string;
   /** Largest number of tokens of prompt plus output. */
   maxContextTokens?: number;
   overflow?: "error" | "drop_oldest_turns" | "truncate_left" | "truncate_middle";
@@ -102,6 +106,8 @@ export const GENERATION_OPTIONS = {
   maxToolCalls: ["integer"],
   answerReserve: ["integer"],
   closingMessage: ["string"],
+  thoughtStop: ["string", "array"],
+  thoughtStopRegex: ["string"],
   maxContextTokens: ["integer"],
   overflow: [["error", "drop_oldest_turns", "truncate_left", "truncate_middle"]],
   cacheSalt: ["string"],
@@ -132,6 +138,9 @@ export const GENERATION_OPTIONS = {
 
 const upper = <T extends string>(name: T) => name.toUpperCase() as Uppercase<T>;
 
+/** Returns one text or several as a list; undefined where there is none. */
+const listOf = (texts?: string | readonly string[]) => (typeof texts === "string" ? [texts] : texts && [...texts]);
+
 /** Returns the fields that are set; undefined if none is. */
 function section<T extends object>(fields: T): { [K in keyof T]-?: Exclude<T[K], undefined> } | undefined {
   const given = Object.entries(fields).filter(([, value]) => value !== undefined);
@@ -149,6 +158,7 @@ export function buildSpec(prompt: Prompt, o: GenerationOptions = {}): Generation
     closingMessage: o.closingMessage,
     effort: o.effort && Effort[upper(o.effort)],
     history: o.history && ThoughtHistory[upper(o.history)],
+    stopPatterns: section({ strings: listOf(o.thoughtStop), regex: o.thoughtStopRegex }),
   });
   const toolConfig = section({
     mode: o.toolMode && ToolMode[upper(o.toolMode)],
@@ -176,7 +186,7 @@ export function buildSpec(prompt: Prompt, o: GenerationOptions = {}): Generation
   const output = section({
     maxOutputTokens: o.maxOutputTokens,
     minOutputTokens: o.minOutputTokens,
-    stopStrings: typeof o.stop === "string" ? [o.stop] : o.stop && [...o.stop],
+    stopStrings: listOf(o.stop),
     stopTokenIds: o.stopTokenIds && [...o.stopTokenIds],
     candidateCount: o.candidates,
     topLogprobs: o.topLogprobs,

@@ -30,6 +30,8 @@ _OPTION_OF_FIELD = {
     "spec.thinking.answer_reserve": "--answer-reserve",
     "spec.output.max_output_tokens": "--max-output-tokens",
     "spec.output.stop_strings": "--stop",
+    "spec.thinking.stop_patterns.strings": "--thought-stop",
+    "spec.thinking.stop_patterns.regex": "--thought-stop-regex",
     "spec.sampling.temperature": "--temperature",
     "spec.sampling.top_p": "--top-p",
     "spec.sampling.top_k": "--top-k",

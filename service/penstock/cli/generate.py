@@ -30,6 +30,12 @@ def generate(
     top_k: Annotated[int | None, typer.Option(help="Sample from the k most likely tokens; 0 is off.")] = None,
     seed: o.Seed = None,
     stop: Annotated[list[str] | None, typer.Option(help="Text before which the answer ends; can be repeated.")] = None,
+    thought_stop: Annotated[
+        list[str] | None, typer.Option(help="Text that ends the thought where it shows; can be repeated.")
+    ] = None,
+    thought_stop_regex: Annotated[
+        str | None, typer.Option(help="Regular expression that ends the thought where it matches.")
+    ] = None,
     json_schema: Annotated[str | None, typer.Option(help="JSON schema that the answer must match.")] = None,
     timeout: o.Timeout = None,
     stream: Annotated[
@@ -54,6 +60,8 @@ def generate(
         top_k=top_k,
         seed=seed,
         stop=stop or None,
+        thought_stop=thought_stop or None,
+        thought_stop_regex=thought_stop_regex,
         json_schema=json_schema,
     )
     from rich.console import Console

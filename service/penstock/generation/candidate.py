@@ -1,8 +1,8 @@
 """Run one candidate of a call over its engine runs: close the thought where required, and survive engine deaths.
 
 A continuation is a new engine run whose prompt is the original prompt plus every token kept so far. It is used to close
-a thought (at the budget, before the deadline, at the client's request, after a stray end of turn), to change the
-budget, to go on without a re-opened think section or an end below the minimum, and to go on after an engine death.
+a thought (at the budget, at a stop pattern, before the deadline, for the client, after a stray end of turn), to change
+the budget, to go on without a re-opened think section or an end below the minimum, and to go on after an engine death.
 Where the engine can close a thought at the budget itself, that is used and checked here.
 """
 
@@ -48,6 +48,7 @@ _FINISH_OF = {
 }
 _OUTCOME_OF = {
     StepAction.CLOSE_THOUGHT_AT_BUDGET: ThinkingOutcome.BUDGET_REACHED,
+    StepAction.CLOSE_THOUGHT_AT_PATTERN: ThinkingOutcome.STOP_PATTERN,
     StepAction.CLOSE_THOUGHT_AFTER_EOS: ThinkingOutcome.NATURAL_END,
     StepAction.CLOSE_THOUGHT_BY_CLIENT: ThinkingOutcome.FINISHED_BY_CLIENT,
     StepAction.CLOSE_THOUGHT_BEFORE_DEADLINE: ThinkingOutcome.DEADLINE,
@@ -61,6 +62,7 @@ _CUT_OF = {
 }
 _CAUSE_OF = {
     StepAction.CLOSE_THOUGHT_AT_BUDGET: Cause.BUDGET,
+    StepAction.CLOSE_THOUGHT_AT_PATTERN: Cause.STOP_PATTERN,
     StepAction.CLOSE_THOUGHT_AFTER_EOS: Cause.END_OF_TURN,
     StepAction.CLOSE_THOUGHT_BY_CLIENT: Cause.CLIENT,
     StepAction.CLOSE_THOUGHT_BEFORE_DEADLINE: Cause.DEADLINE,
@@ -138,6 +140,7 @@ class Candidate:
                 stop_token_ids=frozenset(output.stop_token_ids),
                 trims_answer_start=plan.structured is None,
                 tool_call_id=tool_call_token(engine.tokenizer) if plan.max_tool_calls else None,
+                stop_patterns=plan.request.thinking.stop_patterns,
                 candidate_index=index,
                 call_id_prefix=f"call_{self._id}-",
             ),

@@ -1,7 +1,7 @@
 """Split the sampled tokens into thought and answer: a state machine over token ids that enforces the thinking budget.
 
     THOUGHT --close marker--> ANSWER --EOS | stop token | stop string | max tokens--> end  (stops apply only here)
-       |--- budget spent, or EOS inside the thought ---> the driver must close the thought (StepAction.CLOSE_THOUGHT_*)
+       |--- budget spent, a stop pattern, or EOS inside the thought ---> the driver must close it (CLOSE_THOUGHT_*)
                                 ANSWER --open marker--> the driver must continue without it (StepAction.REOPENED)
                                 ANSWER --end below the minimum--> the driver must continue without it (TOO_SHORT)
        |--- the marker of a tool call ---> the driver must close the thought before the call (CLOSE_THOUGHT_FOR_CALL)
@@ -22,9 +22,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from penstock.generation.answer_output import AnswerOutput, PendingDelta
+from penstock.generation.stop_patterns import ThoughtStops
 from penstock.generation.text import Utf8Text
 from penstock.generation.tool_calls import ToolCallParser
-from penstock.types import Delta, Markers, TokenLogprobs, ToolEvent
+from penstock.types import Delta, Markers, StopPatterns, TokenLogprobs, ToolEvent
 
 
 class StepAction(enum.Enum):
@@ -37,6 +38,7 @@ class StepAction(enum.Enum):
     MARKER_IN_CALL = enum.auto()
     TOO_SHORT = enum.auto()
     STOP_IN_CALL = enum.auto()
+    CLOSE_THOUGHT_AT_PATTERN = enum.auto()
     CLOSE_THOUGHT_BY_CLIENT = enum.auto()
     CLOSE_THOUGHT_BEFORE_DEADLINE = enum.auto()
     CLOSE_THOUGHT_FOR_CALL = enum.auto()
@@ -67,6 +69,8 @@ class ParserSettings:
     """Whether line breaks between thought and answer are removed from the answer's text."""
     tool_call_id: int | None = None
     """The token that begins a tool call; None where tools cannot be called or calls begin with text alone."""
+    stop_patterns: StopPatterns | None = None
+    """What ends the thought where it shows."""
     candidate_index: int = 0
     call_id_prefix: str = ""
     """What the ids of tool calls begin with; the number of the call follows."""
@@ -102,6 +106,7 @@ class OutputParser:
         """Index in `context_ids` at which the answer starts, once it has started."""
         self._thought_text = Utf8Text()
         self._thought = PendingDelta()
+        self._thought_stops = ThoughtStops(settings.stop_patterns) if settings.stop_patterns else None
         self._call_logprob: TokenLogprobs | None = None
         self._answer = AnswerOutput(settings.candidate_index, settings.stop_strings, tools, settings.call_id_prefix)
         # The separator after the marker is generated and counted, but is not part of the answer's text.
@@ -162,7 +167,7 @@ class OutputParser:
         room = self._settings.max_output_tokens - self.output_tokens
         if self.in_thought:
             room = min(room, self.thought_budget_tokens - self.thought_tokens)
-            return len(ids) <= room
+            return len(ids) <= room and self._thought_stops is None
         return len(ids) < room and not self._settings.stop_strings and not self._answer.may_have_calls
 
     def _plain_tokens(self, ids: Sequence[int]) -> None:
@@ -197,6 +202,9 @@ class OutputParser:
         self.context_ids.append(token_id)
         text = self._thought_text.push(self._bytes(token_id))
         self._thought.add(text, (token_id,), () if logprob is None else (logprob,))
+        if self._thought_stops is not None and self._thought_stops.push(text):
+            # The token stays in the thought: it was generated and counted, and the model sees what ended its thought.
+            return StepAction.CLOSE_THOUGHT_AT_PATTERN
         return StepAction.GO_ON
 
     def _answer_token(self, token_id: int, logprob: TokenLogprobs | None) -> StepAction:
@@ -259,6 +267,7 @@ class OutputParser:
             "context_ids": self.context_ids,
             "answer_start": self.answer_start,
             "answer": self._answer.state(),
+            "stops": self._thought_stops.state() if self._thought_stops is not None else None,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -270,6 +279,8 @@ class OutputParser:
         self.marker_tokens, self.thought_budget_tokens = state["marker_tokens"], state["budget"]
         self.context_ids, self.answer_start = list(state["context_ids"]), state["answer_start"]
         self._answer.restore(state["answer"])
+        if self._thought_stops is not None and state.get("stops") is not None:  # not in those of earlier versions
+            self._thought_stops.restore(state["stops"])
 
     def close_thought(self, closing_ids: Sequence[int]) -> None:
         """Close the thought: append `closing_ids` to the context without counting them as output."""

@@ -13,6 +13,7 @@ from penstock.config.schema import LimitSettings
 from penstock.errors import BadRequest, FeatureOff, FieldViolation, ModelNotFound
 from penstock.generation.complexity import too_complex
 from penstock.generation.images import IMAGE_TYPES, images_of
+from penstock.generation.stop_patterns import regex_fault
 from penstock.generation.tool_planning import needs_grammar
 from penstock.generation.tool_validation import validate_tool_messages, validate_tools
 from penstock.generation.violations import invalid, limit
@@ -132,6 +133,12 @@ def _thinking(request: Request, limits: LimitSettings) -> Iterator[FieldViolatio
     if thinking.closing_message is not None:
         size = _bytes(thinking.closing_message)
         yield from limit("thinking.closing_message", size, limits.max_closing_message_bytes, "bytes")
+    stops = thinking.stop_patterns
+    yield from _stop_strings("thinking.stop_patterns.strings", stops.strings, limits)
+    too_long = list(limit("thinking.stop_patterns.regex", _bytes(stops.regex), limits.max_stop_string_bytes, "bytes"))
+    yield from too_long
+    if stops.regex and not too_long and (fault := regex_fault(stops.regex)):
+        yield invalid("thinking.stop_patterns.regex", fault)
 
 
 def _context(request: Request) -> Iterator[FieldViolation]:
@@ -184,11 +191,7 @@ def _output(request: Request, card: ModelCard, limits: LimitSettings) -> Iterato
             f"must be 0 with structured output, whose constraint ends the answer, got {output.min_tokens}",
             "CONFLICTING_FIELDS",
         )
-    yield from limit("output.stop_strings", len(output.stop_strings), limits.max_stop_strings, "strings")
-    for index, stop in enumerate(output.stop_strings):
-        if not stop:
-            yield invalid(f"output.stop_strings[{index}]", "must not be empty", "MISSING_FIELD")
-        yield from limit(f"output.stop_strings[{index}]", _bytes(stop), limits.max_stop_string_bytes, "bytes")
+    yield from _stop_strings("output.stop_strings", output.stop_strings, limits)
     yield from limit("output.stop_token_ids", len(output.stop_token_ids), limits.max_stop_strings, "ids")
     yield from _ids("output.stop_token_ids", output.stop_token_ids, card)
     yield from _number("output.candidate_count", output.candidate_count, 1, _INT32_MAX)
@@ -197,6 +200,14 @@ def _output(request: Request, card: ModelCard, limits: LimitSettings) -> Iterato
     yield from limit("output.top_logprobs", output.top_logprobs or 0, limits.max_top_logprobs, "tokens")
     if output.structured is not None:
         yield from _structured(output.structured, limits)
+
+
+def _stop_strings(path: str, strings: Sequence[str], limits: LimitSettings) -> Iterator[FieldViolation]:
+    yield from limit(path, len(strings), limits.max_stop_strings, "strings")
+    for index, stop in enumerate(strings):
+        if not stop:
+            yield invalid(f"{path}[{index}]", "must not be empty", "MISSING_FIELD")
+        yield from limit(f"{path}[{index}]", _bytes(stop), limits.max_stop_string_bytes, "bytes")
 
 
 def _structured(structured: StructuredOutput, limits: LimitSettings) -> Iterator[FieldViolation]:

@@ -28,6 +28,7 @@ class Cause(enum.Enum):
     START = "start"
     BUDGET = "budget"
     BUDGET_CHANGED = "budget_changed"
+    STOP_PATTERN = "stop_pattern"
     DEADLINE = "deadline"
     CLIENT = "client"
     END_OF_TURN = "end_of_turn"

@@ -334,6 +334,8 @@ class _ThinkingOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Think
     """max_output_tokens cut it: there is no answer. Only where no answer reserve fits."""
     THINKING_OUTCOME_CANCELLED: _ThinkingOutcome.ValueType  # 7
     """The cancel of Interact or Steer ended the output inside it. Also in the result of a DRAINED stream whose thought goes on elsewhere."""
+    THINKING_OUTCOME_STOP_PATTERN: _ThinkingOutcome.ValueType  # 8
+    """One of stop_patterns showed."""
 
 class ThinkingOutcome(_ThinkingOutcome, metaclass=_ThinkingOutcomeEnumTypeWrapper):
     """How a thought ended."""
@@ -354,6 +356,8 @@ THINKING_OUTCOME_MAX_OUTPUT_TOKENS: ThinkingOutcome.ValueType  # 6
 """max_output_tokens cut it: there is no answer. Only where no answer reserve fits."""
 THINKING_OUTCOME_CANCELLED: ThinkingOutcome.ValueType  # 7
 """The cancel of Interact or Steer ended the output inside it. Also in the result of a DRAINED stream whose thought goes on elsewhere."""
+THINKING_OUTCOME_STOP_PATTERN: ThinkingOutcome.ValueType  # 8
+"""One of stop_patterns showed."""
 Global___ThinkingOutcome: _TypeAlias = ThinkingOutcome  # noqa: Y015
 
 class _FinishReason:
@@ -1390,6 +1394,7 @@ class ThinkingConfig(_message.Message):
     CLOSING_MESSAGE_FIELD_NUMBER: _builtins.int
     EFFORT_FIELD_NUMBER: _builtins.int
     HISTORY_FIELD_NUMBER: _builtins.int
+    STOP_PATTERNS_FIELD_NUMBER: _builtins.int
     mode: Global___ThinkingMode.ValueType
     """Default: the server's default mode. For `text` and `token_ids` input, unspecified leaves the prompt as it stands."""
     thinking_budget: _builtins.int
@@ -1417,6 +1422,12 @@ class ThinkingConfig(_message.Message):
     """
     history: Global___ThoughtHistory.ValueType
     """Which thoughts of earlier assistant messages the model is given again. Messages only. Default CURRENT_TURN."""
+    @_builtins.property
+    def stop_patterns(self) -> Global___StopPatterns:
+        """Ends the thought where one of these shows, whatever budget is left. The outcome is STOP_PATTERN; the answer follows as
+        after a budget, `closing_message` included. Without effect where there is no thought. Default: none.
+        """
+
     def __init__(
         self,
         *,
@@ -1427,10 +1438,11 @@ class ThinkingConfig(_message.Message):
         closing_message: _builtins.str | None = ...,
         effort: Global___Effort.ValueType = ...,
         history: Global___ThoughtHistory.ValueType = ...,
+        stop_patterns: Global___StopPatterns | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_answer_reserve", b"_answer_reserve", "_closing_message", b"_closing_message", "_include_thoughts", b"_include_thoughts", "_thinking_budget", b"_thinking_budget", "answer_reserve", b"answer_reserve", "closing_message", b"closing_message", "include_thoughts", b"include_thoughts", "thinking_budget", b"thinking_budget"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_answer_reserve", b"_answer_reserve", "_closing_message", b"_closing_message", "_include_thoughts", b"_include_thoughts", "_thinking_budget", b"_thinking_budget", "answer_reserve", b"answer_reserve", "closing_message", b"closing_message", "include_thoughts", b"include_thoughts", "stop_patterns", b"stop_patterns", "thinking_budget", b"thinking_budget"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_answer_reserve", b"_answer_reserve", "_closing_message", b"_closing_message", "_include_thoughts", b"_include_thoughts", "_thinking_budget", b"_thinking_budget", "answer_reserve", b"answer_reserve", "closing_message", b"closing_message", "effort", b"effort", "history", b"history", "include_thoughts", b"include_thoughts", "mode", b"mode", "thinking_budget", b"thinking_budget"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_answer_reserve", b"_answer_reserve", "_closing_message", b"_closing_message", "_include_thoughts", b"_include_thoughts", "_thinking_budget", b"_thinking_budget", "answer_reserve", b"answer_reserve", "closing_message", b"closing_message", "effort", b"effort", "history", b"history", "include_thoughts", b"include_thoughts", "mode", b"mode", "stop_patterns", b"stop_patterns", "thinking_budget", b"thinking_budget"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__answer_reserve: _TypeAlias = _typing.Literal["answer_reserve"]  # noqa: Y015
     _WhichOneofArgType__answer_reserve: _TypeAlias = _typing.Literal["_answer_reserve", b"_answer_reserve"]  # noqa: Y015
@@ -1450,6 +1462,40 @@ class ThinkingConfig(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__thinking_budget) -> _WhichOneofReturnType__thinking_budget | None: ...
 
 Global___ThinkingConfig: _TypeAlias = ThinkingConfig  # noqa: Y015
+
+@_typing.final
+class StopPatterns(_message.Message):
+    """What ends a thought. It is searched in the text that the model generates in its thought, and found at the same token
+    however that arrives. What matched stays in the thought, to the end of its last token, and is counted.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STRINGS_FIELD_NUMBER: _builtins.int
+    REGEX_FIELD_NUMBER: _builtins.int
+    regex: _builtins.str
+    """A regular expression, in the notation of `regex` of the output, of which a match may begin and end anywhere; the
+    shortest ends the thought. No anchors: write `\\n` for the end of a line. At most `max_stop_string_bytes`, and 256
+    characters once its counts are written out (`(ab){1,3}c` has seven). One that cannot be searched, or that matches the
+    empty text, is INVALID_FIELD. Default: none.
+    """
+    @_builtins.property
+    def strings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Texts. Each not empty; at most GetModel's `max_stop_strings`, each of at most `max_stop_string_bytes`."""
+
+    def __init__(
+        self,
+        *,
+        strings: _abc.Iterable[_builtins.str] | None = ...,
+        regex: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["regex", b"regex", "strings", b"strings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StopPatterns: _TypeAlias = StopPatterns  # noqa: Y015
 
 @_typing.final
 class ContextConfig(_message.Message):

@@ -8,6 +8,7 @@ const OUTCOMES = {
   deadline: "To answer before the deadline",
   max_output_tokens: "The output limit cut it",
   cancelled: "You stopped it",
+  stop_pattern: "A stop pattern showed",
 };
 
 /** Returns how a thought ended, in words. */

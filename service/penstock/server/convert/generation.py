@@ -34,6 +34,7 @@ from penstock.types import (
     Priority,
     Request,
     Sampling,
+    StopPatterns,
     StructuredKind,
     StructuredOutput,
     ThinkingConfig,
@@ -95,6 +96,7 @@ _OUTCOMES = {
     ThinkingOutcome.DEADLINE: pb.THINKING_OUTCOME_DEADLINE,
     ThinkingOutcome.MAX_OUTPUT_TOKENS: pb.THINKING_OUTCOME_MAX_OUTPUT_TOKENS,
     ThinkingOutcome.CANCELLED: pb.THINKING_OUTCOME_CANCELLED,
+    ThinkingOutcome.STOP_PATTERN: pb.THINKING_OUTCOME_STOP_PATTERN,
 }
 _FINISHES = {
     FinishReason.STOP: pb.FINISH_REASON_STOP,
@@ -178,6 +180,7 @@ def _thinking(config: pb.ThinkingConfig) -> ThinkingConfig:
         closing_message=config.closing_message if config.HasField("closing_message") else None,
         effort=_EFFORTS[config.effort],
         history=_HISTORIES[config.history],
+        stop_patterns=StopPatterns(tuple(config.stop_patterns.strings), config.stop_patterns.regex),
     )
 
 
