@@ -32,7 +32,8 @@ def test_the_service_should_plan_what_the_preset_says(preset: str) -> None:
     sizes = [plan.arguments.get(f"{kind}_parallel_size", 1) for kind in ("tensor", "pipeline", "data")]
     assert math.prod(sizes) == gpus * settings.nodes
     assert plan.arguments.get("nnodes", 1) == settings.nodes
-    assert {feature.name for feature in plan.profile if feature.enabled} >= {"fp8_weights", "fp8_kv_cache", "mtp"}
+    switched_on = {feature.name for feature in plan.profile if feature.enabled}
+    assert switched_on >= {"fp8_weights", "fp8_kv_cache", "mtp", "images"}
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -41,6 +42,30 @@ def test_the_startup_budget_should_rest_on_the_weights_real_size(preset: str) ->
     size = card_checkpoint(values["config"]["engine"]["model"]).weight_bytes(fp8=True)
     assert values["model"]["sizeGiB"] * 2**30 == pytest.approx(size, rel=0.15)
     assert values["model"]["sizeGiB"] * 2**30 >= size * 0.98
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_messages_should_be_as_large_as_the_images_that_are_on(preset: str) -> None:
+    """A drained call moves as one message, with its images: 1.4 times their bytes."""
+    off = {"engine": {"images": "off"}}
+    shown, without, fixed = (
+        Config.model_validate(said | {"engine": said["engine"] | {"leader_address": "leader"}})
+        for said in (
+            tomllib.loads(configuration(render({"preset": preset, "config": config})))
+            for config in ({}, off, {"server": {"max_message_bytes": 9 * 2**20}})
+        )
+    )
+    assert shown.engine.images == "required"
+    assert without.engine.images == "off"
+    assert shown.max_message_bytes - without.max_message_bytes >= shown.limits.max_image_bytes
+    assert shown.max_message_bytes > shown.limits.max_image_bytes + (shown.resolved_limits.max_prompt_bytes or 0)
+    assert fixed.max_message_bytes == 9 * 2**20
+
+
+def test_every_preset_should_say_whether_images_are_on() -> None:
+    for path in (CHART / "presets").glob("*.yaml"):
+        said = yaml.safe_load(path.read_text())["config"]["engine"]["images"]
+        assert said == ("required" if path.stem in PRESETS else "auto"), path.stem
 
 
 def test_every_preset_should_be_told_of_in_the_readme() -> None:

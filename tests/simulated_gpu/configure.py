@@ -102,20 +102,27 @@ def checkpoint(folder: Path, name: str) -> Path:
     """An official model's small files, in the layout that they have: the text model within a multimodal one."""
     from penstock.config.schema import DEMO_MODEL_DIR
     from penstock.engine.vllm.cards import CARDS as MODELS
+    from penstock.engine.vllm.cards import IMAGE_PIXELS, vision_card
     from transformers import Qwen3_5MoeConfig
 
     made = folder / name.replace("/", "--")
     if made.exists():
         return made
     made.mkdir()
-    config = Qwen3_5MoeConfig(text_config=dict(MODELS[name])).to_dict()
+    config = Qwen3_5MoeConfig(text_config=dict(MODELS[name]), vision_config=vision_card(name)).to_dict()
     config["architectures"] = ["Qwen3_5MoeForConditionalGeneration"]
-    config["vision_config"]["out_hidden_size"] = MODELS[name]["hidden_size"]
     config["text_config"]["dtype"] = "bfloat16"
     if name.endswith("-FP8"):
         blocks = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128]}
         config["quantization_config"] = blocks
     (made / "config.json").write_text(json.dumps(config))
+    size = dict(zip(("shortest_edge", "longest_edge"), IMAGE_PIXELS, strict=True))
+    pictures = {
+        "image_processor_type": "Qwen2VLImageProcessorFast",
+        "processor_class": "Qwen3VLProcessor",
+        "size": size,
+    }
+    (made / "preprocessor_config.json").write_text(json.dumps(pictures))
     for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
         if (DEMO_MODEL_DIR / file).is_file():
             shutil.copy(DEMO_MODEL_DIR / file, made)
@@ -146,6 +153,7 @@ def asked(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         config = AsyncEngineArgs(**start.in_vllms_types(planned.arguments)).create_engine_config()
     except Exception as error:
         return {"profile": profile, "refused_by_vllm": f"{type(error).__name__}: {error}"}
+    multimodal = config.model_config.multimodal_config
     described = (start.described(feature, config) for feature in planned.profile)
     return {
         "profile": {feature.name: [feature.enabled, feature.value, feature.reason] for feature in described},
@@ -158,6 +166,7 @@ def asked(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "tensor": config.parallel_config.tensor_parallel_size,
         "data": config.parallel_config.data_parallel_size,
         "quantization": config.model_config.quantization,
+        "images": multimodal is not None and not multimodal.language_model_only,
     }
 
 

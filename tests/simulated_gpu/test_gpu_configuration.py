@@ -27,6 +27,7 @@ def cases() -> str:
     found = [
         {"name": "routing", "count": 2, "settings": {"routing": "on"}},
         {"name": "bfloat16", "count": 1, "settings": {"fp8_weights": "off", "fp8_kv_cache": "off", "mtp": "off"}},
+        {"name": "qwen-made-fp8", "count": 1, "settings": {"model": "Qwen/Qwen3.5-35B-A3B", "images": "required"}},
     ]
     for path in PRESETS:
         values = yaml.safe_load(path.read_text())
@@ -58,7 +59,7 @@ def test_vllm_accepts_every_preset(card: str, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
-    assert set(found) == {"routing", "bfloat16"} | {path.stem for path in PRESETS}
+    assert set(found) == {"routing", "bfloat16", "qwen-made-fp8"} | {path.stem for path in PRESETS}
     places = {case["vllm"] for case in found.values() if "vllm" in case}
     assert {Path(place).parent == (Path(other) / "vllm").resolve() for place in places} == {bool(other)}
     reads_fp8 = CARDS[card][1] >= (8, 9)
@@ -74,5 +75,6 @@ def test_vllm_accepts_every_preset(card: str, tmp_path: Path) -> None:
         assert case["cache_dtype"] == ("fp8" if cache_on else "auto"), name
         assert case["profile"]["fp8_kv_cache"][0] is cache_on, name
         assert case["mamba_cache_mode"] == "align", name
+        assert case["images"] is case["profile"]["images"][0] is name.startswith("qwen"), name
     assert found["qwen3.5-397b-a17b-fp8-1m"]["window"] == 1_010_000
     assert found["qwen3.5-397b-a17b-fp8-two-nodes"]["tensor"] == 8
