@@ -89,15 +89,23 @@ def _streams(given: str, setting: Setting, quick: bool) -> tuple[int, ...]:
 
 
 def started(makings: Sequence[Contender], stack: ExitStack, notes: list[str]) -> list[Contender]:
-    """Start all servers and return those that answer. Add the reason why each of the others does not to `notes`."""
-    for one in makings:
-        if not one.missing:
-            stack.callback(one.stop)
+    """Start all servers and return those that answer. Add the reason why each of the others does not to `notes`.
+
+    On a GPU they start one after the other: vLLM measures there how much memory its own start takes, and what another
+    server takes or frees meanwhile would count.
+    """
+    waiting = [one for one in makings if not one.missing]
+    in_turn = any("gpu_memory_utilization" in one.setting.plan.arguments for one in waiting)
+    for one in waiting:
+        stack.callback(one.stop)
+        if not in_turn:
             one.start()
     up = []
     for one in makings:
         try:
             if not one.missing:
+                if in_turn:
+                    one.start()
                 one.wait()
                 one.serve(job(8, 1, seed=0))
                 up.append(one)

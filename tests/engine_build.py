@@ -17,6 +17,11 @@ MIN_GIB = 4.0
 SHARE_VARIABLE = "PENSTOCK_ENGINE_GPU_MEMORY_UTILIZATION"
 
 
+def worker_title() -> str:
+    """Return a part of the title of the process that computes: on one GPU, vLLM has no process apart for its worker."""
+    return "Worker" if installed() == "cpu" else "EngineCore"
+
+
 def installed() -> Literal["cpu", "gpu"]:
     """Return the build that is installed, by the name of its distribution."""
     try:

@@ -17,6 +17,7 @@ from penstock_proto.v1 import generation_pb2 as pb
 
 from tests.chaos.conftest import QUESTIONS, THINKING, Patient, ask, said
 from tests.chaos.poison import POISON_IDS
+from tests.engine_build import worker_title
 
 ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "20"))
 STREAMS = 16
@@ -29,7 +30,7 @@ def engine_processes(patient: Patient) -> dict[str, int]:
         title = " ".join(process.cmdline())
         if "EngineCore" in title:
             found["core"] = process.pid
-        elif "Worker" in title:
+        if worker_title() in title:
             found["worker"] = process.pid
     return found
 

@@ -17,6 +17,7 @@ from penstock_proto.v1 import generation_pb2 as pb
 from penstock_proto.v1 import generation_pb2_grpc
 
 from tests.bad_requests import hello
+from tests.engine_build import worker_title
 
 _MAX_SECONDS = 600.0  # the engine's start takes minutes beside other work
 _patient = pytest.mark.timeout(1800)
@@ -105,7 +106,7 @@ async def test_a_service_that_is_killed_takes_its_engine_and_its_sandbox_along()
             endless = hello("What is 12 + 30?", output=pb.OutputConfig(max_output_tokens=9000, min_output_tokens=9000))
             call = stub.StreamGenerate(pb.StreamGenerateRequest(spec=endless))
             await call.read()
-            worker = await there.until_engine("Worker")
+            worker = await there.until_engine(worker_title())
             titles = [" ".join(process.cmdline()) for process in there.descendants()]
             assert any("EngineCore" in title for title in titles)
             assert any("penstock.engine.vllm.constraints.sandbox_process" in title for title in titles)
@@ -121,7 +122,7 @@ _full = pytest.mark.full  # the whole file takes a start of the engine per case
 @_patient
 @pytest.mark.parametrize(
     "title",
-    [pytest.param("multiprocessing.spawn", marks=_full), "EngineCore", pytest.param("Worker", marks=_full)],
+    [pytest.param("multiprocessing.spawn", marks=_full), "EngineCore", pytest.param(worker_title(), marks=_full)],
 )
 async def test_a_service_that_is_killed_while_it_loads_leaves_nothing(title: str) -> None:
     async with service() as there:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from penstock.engine.vllm import start
@@ -32,3 +35,29 @@ def test_it_plans_for_the_installed_build(
     assert ("--enforce-eager" in flags) is (kind == "cpu")
     (key,) = contenders._memory(setting)
     assert key == ("engine.gpu_memory_utilization" if kind == "gpu" else "engine.kv_cache_gib")
+
+
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+def test_servers_start_one_after_the_other_on_a_gpu(kind: str) -> None:
+    done: list[str] = []
+
+    class Server(SimpleNamespace):
+        def start(self) -> None:
+            done.append(f"start {self.name}")
+
+        def wait(self) -> None:
+            done.append(f"wait {self.name}")
+
+        def stop(self) -> None: ...
+
+        def serve(self, _: object) -> None: ...
+
+    arguments = {"gpu_memory_utilization": 0.2} if kind == "gpu" else {}
+    setting = SimpleNamespace(plan=SimpleNamespace(arguments=arguments))
+    servers: Any = [Server(name=name, label=name, missing="", setting=setting) for name in "ab"]
+    with ExitStack() as stack:
+        assert compare.started(servers, stack, []) == servers
+    expected = (
+        ["start a", "wait a", "start b", "wait b"] if kind == "gpu" else ["start a", "start b", "wait a", "wait b"]
+    )
+    assert done == expected

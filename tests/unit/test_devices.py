@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -44,11 +45,13 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 @pytest.fixture
 def tools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
-    """Leaves these programs on PATH, and a CUDA toolkit nowhere else."""
+    """Leaves these programs on PATH, a CUDA toolkit nowhere else, and FlashInfer where it is named."""
 
     def leave(*names: str) -> None:
         for name in names:
             (tmp_path / name).touch(mode=0o755)
+        found = object() if "flashinfer" in names else None
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: found if name == "flashinfer" else None)
         monkeypatch.setenv("PATH", str(tmp_path))
         monkeypatch.setenv("CUDA_PATH", "")
         monkeypatch.setenv("CUDA_HOME", "")
@@ -79,14 +82,16 @@ def test_an_fp8_cache_should_be_on_where_attention_reads_it(
             planned(found, fp8_kv_cache="required")
 
 
-@pytest.mark.parametrize("there", [(), ("nvcc",), ("ninja",), ("nvcc", "ninja")])
+@pytest.mark.parametrize(
+    "there", [(), ("flashinfer", "nvcc"), ("flashinfer", "ninja"), ("nvcc", "ninja"), ("flashinfer", "nvcc", "ninja")]
+)
 def test_a_host_that_cannot_compile_should_get_kernels_that_need_no_compiler(
     gpus: Callable[..., None], tools: Callable[..., None], there: tuple[str, ...]
 ) -> None:
     gpus((9, 0))
     tools(*there)
     features, arguments, environment = planned(devices.find_devices("gpu"))
-    compiles = len(there) == 2
+    compiles = len(there) == 3
     assert features["flashinfer"].enabled is compiles
     assert arguments.get("gdn_prefill_backend") == (None if compiles else "triton")
     assert environment.get("VLLM_USE_FLASHINFER_SAMPLER") == (None if compiles else "0")

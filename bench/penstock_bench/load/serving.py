@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-START_SECONDS, STOP_SECONDS = 300.0, 30.0
+START_SECONDS, STOP_SECONDS = 900.0, 30.0
+"""A GPU that has compiled no kernels yet needs minutes; a server that ends is noticed at once."""
 _POLL_SECONDS = 0.1
 _TAIL_LINES = 15
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import shutil
 import time
@@ -76,7 +77,12 @@ def _handles(pynvml: Any) -> list[Any]:
 
 
 def _compiles_cuda() -> bool:
-    """Return whether FlashInfer can compile its kernels. It searches for nvcc here (flashinfer.jit.cpp_ext)."""
+    """Return whether FlashInfer is installed and can compile its kernels.
+
+    It searches for nvcc here (flashinfer.jit.cpp_ext).
+    """
+    if importlib.util.find_spec("flashinfer") is None:
+        return False
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     on_path = None if home else shutil.which("nvcc")
     nvcc = on_path or shutil.which("nvcc", path=str(Path(home or _CUDA_HOME) / "bin"))

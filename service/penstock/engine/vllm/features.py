@@ -27,7 +27,8 @@ class Devices:
     """The devices of this machine.
 
     `bytes_each` and `capability` (CUDA's compute capability) are None where they are not known. `reads_fp8_cache` is
-    whether attention can read an FP8 cache there, `compiles_cuda` whether nvcc and ninja are installed.
+    whether attention can read an FP8 cache there, `compiles_cuda` whether FlashInfer, nvcc and ninja
+    are installed.
     """
 
     kind: DeviceKind
@@ -224,9 +225,14 @@ def _described(settings: EngineSettings, devices: Devices) -> tuple[Feature, ...
 def flashinfer(devices: Devices) -> Feature:
     """Return whether vLLM may use FlashInfer's kernels, some of which are compiled at first use.
 
-    On Hopper, vLLM selects one for the prefill of Gated DeltaNet without a check whether it can be compiled; the first
-    token would then never come.
+    On Hopper, vLLM selects one for the prefill of Gated DeltaNet without a check whether FlashInfer is installed or can
+    compile it; the first token would then never come.
     """
     if devices.compiles_cuda:
         return Feature("flashinfer", True, "", "vLLM's choice; kernels that are not built yet compile at the start")
-    return Feature("flashinfer", False, "", "its kernels compile at first use, and nvcc or ninja is not here")
+    return Feature(
+        "flashinfer",
+        False,
+        "",
+        "it needs flashinfer-python, and nvcc and ninja to compile its kernels; one is not here",
+    )
