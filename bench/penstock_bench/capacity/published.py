@@ -123,7 +123,7 @@ def _setup(row: dict[str, Any], shape: Shape, device: Any) -> Setup:
         drafted=row["drafts"],
         prefix_caching=False,
         window_tokens=shape.window_tokens,
-        max_sequences=1024,
+        max_sequences=row.get("running", 1024),
         batch_tokens=MAX_TOKENS_OF_A_STEP,
         utilization=0.85,
         fixed_bytes=2**31,
