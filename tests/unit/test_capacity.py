@@ -29,6 +29,9 @@ IDEAL = Assumptions(
     compute_share=1,
     compute_width=0,
     step_seconds=0,
+    layer_seconds=0,
+    convert_seconds=0,
+    sequence_seconds=0,
     exchange_seconds=0,
     draft_seconds=0,
     draft_width_seconds=0,
@@ -269,11 +272,26 @@ def test_an_h100_has_the_memory_that_a_framework_sees() -> None:
 def test_a_draft_pass_takes_longer_on_more_devices() -> None:
     assumed = Assumptions(draft_seconds=0.001, draft_width_seconds=0.0005)
     assert [assumed.draft_pass_seconds(width) for width in (1, 2, 8)] == pytest.approx([0.001, 0.0015, 0.0025])
-    steps = [
-        roofline(setup(drafted=drafted), assumed).decode(1, 0).fixed_seconds - assumed.step_seconds
-        for drafted in (0, 1, 3)
+    steps = [roofline(setup(drafted=drafted), assumed).decode(1, 0).fixed_seconds for drafted in (0, 1, 3)]
+    assert [step - steps[0] for step in steps] == pytest.approx([0, 0.001, 0.003])
+
+
+def test_the_fixed_time_of_a_step_grows_with_layers_conversions_and_sequences() -> None:
+    assumed = Assumptions(step_seconds=0.002, layer_seconds=2e-5, convert_seconds=1e-5, sequence_seconds=1e-4)
+    layers = setup().shape.layers
+    narrow, wide = (roofline(setup(fp8_weights=fp8), assumed).decode(8, 0).fixed_seconds for fp8 in (True, False))
+    assert narrow == pytest.approx(0.002 + layers * 3e-5 + 8 * 1e-4)
+    assert wide == pytest.approx(0.002 + layers * 2e-5 + 8 * 1e-4)
+
+
+def test_starting_an_exchange_takes_longer_on_more_devices() -> None:
+    assumed = Assumptions(exchange_seconds=1e-3)
+    seconds = [
+        roofline(setup(layout=ParallelLayout(width), count=width), assumed).decode(1, 0).exchange_seconds
+        for width in (1, 2, 8)
     ]
-    assert steps == pytest.approx([0, 0.001, 0.003])
+    each = 2 * setup().shape.layers * 1e-3
+    assert seconds == pytest.approx([0, each, 3 * each], rel=0.01)
 
 
 def test_prompts_reach_less_of_the_peak_on_more_devices() -> None:
@@ -287,6 +305,15 @@ def test_nvfp4_experts_take_nine_sixteenths_of_a_byte() -> None:
     rest = sum(m.elements * m.bytes_each for m in inventory(shape, draft=False) if m.part is not Part.EXPERTS)
     told = weight_bytes(shape, False, draft=False, nvfp4=True)
     assert told == pytest.approx(experts * 9 / 16 + rest, rel=1e-5)
+
+
+def test_nvfp4_leaves_the_draft_layer_in_bfloat16() -> None:
+    """A checkpoint of 397B has 233 GiB: https://huggingface.co/lukealonso/Qwen3.5-397B-A17B-NVFP4 (with its vision)."""
+    shape = setup("397B-A17B").shape
+    draft = sum(m.elements * m.bytes_each for m in inventory(shape) if m.draft)
+    whole = weight_bytes(shape, False, nvfp4=True)
+    assert whole - weight_bytes(shape, False, draft=False, nvfp4=True) == pytest.approx(draft, rel=1e-6)
+    assert whole / 2**30 == pytest.approx(233, abs=1)
 
 
 def test_the_busiest_rank_holds_more_than_an_even_share_of_the_experts() -> None:

@@ -144,7 +144,7 @@ def test_nvfp4_takes_less_than_fp8(device: str) -> None:
         figures_of(plan_json("--model", BIG, "--device", device, "--count", "4", *flags))["per device", "weights"]
         for flags in ((), ("--nvfp4",))
     )
-    assert 0.5 * fp8 < nvfp4 < 0.7 * fp8
+    assert 0.5 * fp8 < nvfp4 < 0.75 * fp8  # bfloat16 outside the experts, and in the draft layer
 
 
 def test_what_does_not_fit_is_shown_with_its_sizes() -> None:

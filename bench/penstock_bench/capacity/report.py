@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from math import log2
 from typing import TYPE_CHECKING, Any
 
 from penstock.engine.sizing.vision import vision_parameters, vision_weight_bytes
@@ -119,8 +120,12 @@ def _assumptions(plan: CapacityPlan) -> Iterator[Figure]:
     yield Figure(where, "share of bandwidth reached", assumed.bandwidth_share, "", f"{FITTED}; --bandwidth-share")
     reached = assumed.compute_reached(plan.setup.layout.tensor)
     yield Figure(where, "share of operations reached", reached, "", f"{FITTED}; --compute-share")
-    yield Figure(where, "fixed time per step", assumed.step_seconds * 1e3, "ms", f"{FITTED}; --step-ms")
-    yield Figure(where, "time to start an exchange", assumed.exchange_seconds * 1e6, "us", FITTED)
+    converts = plan.setup.fp8_weights or plan.setup.nvfp4_weights
+    fixed = assumed.fixed_seconds(plan.setup.shape.layers, converts)
+    yield Figure(where, "fixed time per step", fixed * 1e3, "ms", f"{FITTED}; --step-ms")
+    yield Figure(where, "and for each request in it", assumed.sequence_seconds * 1e6, "us", FITTED)
+    start = assumed.exchange_seconds * log2(plan.setup.layout.tensor)
+    yield Figure(where, "time to start an exchange", start * 1e6, "us", FITTED)
     if plan.knee is not None:
         yield Figure(where, "knee, requests at once", plan.knee, "requests", f"{PAPER}, throughput over response time")
     mix = plan.wanted.mix

@@ -29,21 +29,26 @@ class Assumptions:
     drafts that select the experts of the token before them. Prompts reach `compute_share` on one device, and less on
     more devices (`compute_width`).
 
-    `step_seconds` is the fixed time of each step. `exchange_seconds` is the time to start one exchange within a
-    replica. `draft_seconds` is the fixed time of a draft pass on one device; `draft_width_seconds` is added each time
-    the devices of a replica double. `acceptance` has the share of drafts accepted at each position, given that the one
+    A step has a fixed time: `step_seconds`, `layer_seconds` for each layer's kernels, `convert_seconds` for each layer
+    whose inputs are made FP8 or FP4, and `sequence_seconds` on the host for each sequence. `exchange_seconds` is the
+    time to start one exchange between two devices; it is added each time the devices of a replica double.
+    `draft_seconds` is the fixed time of a draft pass on one device; `draft_width_seconds` is added each time the
+    devices of a replica double. `acceptance` has the share of drafts accepted at each position, given that the one
     before was; the last value holds for all positions after it.
     """
 
-    bandwidth_share: float = 0.7294
-    narrow_share: float = 0.8563
-    draft_overlap: float = 0.6301
-    compute_share: float = 0.2275
-    compute_width: float = 0.3336
-    step_seconds: float = 0.003257
-    exchange_seconds: float = 1.248e-05
-    draft_seconds: float = 0.000271
-    draft_width_seconds: float = 0.0002057
+    bandwidth_share: float = 0.8219
+    narrow_share: float = 0.9053
+    draft_overlap: float = 0.4423
+    compute_share: float = 0.2204
+    compute_width: float = 0.2984
+    step_seconds: float = 0.002021
+    layer_seconds: float = 2.297e-05
+    convert_seconds: float = 1.356e-05
+    sequence_seconds: float = 1.223e-05
+    exchange_seconds: float = 5.09e-06
+    draft_seconds: float = 0.000274
+    draft_width_seconds: float = 0.000141
     acceptance: tuple[float, ...] = (0.93, 0.86, 0.825, 0.88, 0.76, 0.89, 0.62, 0.71)
 
     def compute_reached(self, tensor: int) -> float:
@@ -52,6 +57,10 @@ class Assumptions:
         More devices have narrower matrices, which reach less.
         """
         return self.compute_share / (1 + self.compute_width * math.log2(tensor))
+
+    def fixed_seconds(self, layers: int, converts: bool) -> float:
+        """Return the fixed time of a step. `converts`: whether inputs are made FP8 or FP4."""
+        return self.step_seconds + layers * (self.layer_seconds + self.convert_seconds * converts)
 
     def draft_pass_seconds(self, tensor: int) -> float:
         """Return the fixed time of one draft pass of a replica of `devices` devices."""
@@ -136,7 +145,7 @@ class Roofline:
             + self._cache.state_bytes * (2 + drafted)
         )
         attended = verified * context_tokens * (setup.shape.full_layers + setup.shape.draft_layers * (drafted > 0))
-        fixed = self._assumed.step_seconds + drafted * self._assumed.draft_pass_seconds(setup.layout.tensor)
+        fixed = self._fixed(sequences) + drafted * self._assumed.draft_pass_seconds(setup.layout.tensor)
         return self._step(verified, passes, cache_bytes, attended, fixed)
 
     def prefill(self, prompt_tokens: int) -> Step:
@@ -148,7 +157,13 @@ class Roofline:
         cache_bytes *= max(1.0, tokens / max(1, prompt_tokens))
         attended = tokens * before * setup.shape.full_layers
         passes = [_Pass(False, tokens, 1), *([_Pass(True, tokens, 1)] if setup.drafted else [])]
-        return self._step(tokens, passes, cache_bytes, attended, self._assumed.step_seconds)
+        return self._step(tokens, passes, cache_bytes, attended, self._fixed(1))
+
+    def _fixed(self, sequences: int) -> float:
+        """Return the seconds of a step that do not depend on bytes or operations."""
+        setup = self._setup
+        fixed = self._assumed.fixed_seconds(setup.shape.layers, setup.fp8_weights or setup.nvfp4_weights)
+        return fixed + sequences * self._assumed.sequence_seconds
 
     def encode_seconds(self, image_tokens: int) -> float:
         """Return the seconds in which a replica encodes one image of so many tokens; 0 where images are off."""
@@ -245,7 +260,8 @@ class Roofline:
         seconds = 0.0
         if layout.tensor > 1:
             moved = 2 * (layout.tensor - 1) / layout.tensor * tokens * setup.shape.hidden * 2
-            seconds += 2 * setup.shape.layers * (moved / one_way + self._assumed.exchange_seconds)
+            start = self._assumed.exchange_seconds * math.log2(layout.tensor)
+            seconds += 2 * setup.shape.layers * (moved / one_way + start)
         if layout.experts and layout.data > 1:
             rows = tokens / layout.tensor * setup.shape.experts_per_token * (layout.ranks - 1) / layout.ranks
             moved = rows * setup.shape.hidden * (_FP8_DISPATCH_BYTES + _COMBINE_BYTES)

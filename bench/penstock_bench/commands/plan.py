@@ -132,8 +132,9 @@ def plan(
     given: dict[str, Any] = {
         "bandwidth_share": bandwidth_share,
         "compute_share": compute_share,
-        "step_seconds": None if step_ms is None else step_ms / 1e3,
     }
+    if step_ms is not None:
+        given |= {"step_seconds": step_ms / 1e3, "layer_seconds": 0.0, "convert_seconds": 0.0}
     assumed = replace(
         Assumptions(acceptance=accepted.shares), **{name: value for name, value in given.items() if value is not None}
     )

@@ -12,7 +12,10 @@ from penstock.engine.sizing.shape import Shape
 BLOCK = 128
 """FP8 checkpoints have one float32 scale per 128 x 128 weights."""
 NVFP4_GROUP = 16
-"""NVFP4 checkpoints have one FP8 scale per 16 weights and one float32 per matrix. Only experts are converted."""
+"""NVFP4 checkpoints have one FP8 scale per 16 weights and one float32 per matrix.
+
+Only the model's own experts are converted; those of the draft layer stay bfloat16.
+"""
 _VOCABULARY_STEP = 64
 """vLLM rounds the rows of embedding and head up to a multiple of this."""
 
@@ -81,9 +84,9 @@ class Matrix:
         return self.count * -(-self.rows // BLOCK) * -(-self.columns // BLOCK) if self.fp8 else 0
 
     def bytes(self, fp8: bool, nvfp4: bool = False) -> int:
-        """Return the bytes. With `nvfp4`, experts take half a byte per weight, and their scales."""
+        """Return the bytes. With `nvfp4`, the model's experts take half a byte per weight, and their scales."""
         if nvfp4:
-            if self.part is not Part.EXPERTS:
+            if self.part is not Part.EXPERTS or self.draft:
                 return self.elements * self.bytes_each
             return -(-self.elements // 2) + -(-self.elements // NVFP4_GROUP) + 4 * self.count
         return self.elements + 4 * self.scales if fp8 and self.fp8 else self.elements * self.bytes_each
