@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 import signal
@@ -20,15 +22,29 @@ from grpc_status import rpc_status
 from penstock.cli import app
 from penstock_bench.evaluation.questions import SHIPPED, load
 from penstock_proto.v1 import generation_pb2 as pb
+from PIL import Image
 from typer.testing import CliRunner, Result
 
 from tests.rpc.fake_service import FakeService, running, status
 
+LIMA, OSLO = (
+    f"<tool_call>\n<function=weather>\n<parameter=city>\n{city}\n</parameter>\n</function>\n</tool_call>"
+    for city in ("Lima", "Oslo")
+)
+TOOL = {
+    "type": "function",
+    "function": {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}},
+}
 EASY, HARD = "Say the word river.", "What is 1 + 2 + 3 + 4?"
 REPLIES = [
+    {"match": "And twice that", "answer": "20"},
     {"match": HARD, "thought": "t" * 12, "answer": "It is 10.", "chunk_tokens": 4, "step_seconds": 0.01},
     {"match": EASY, "thought": "t" * 6, "answer": "river", "chunk_tokens": 4, "step_seconds": 0.01},
     {"match": "slow", "step_seconds": 0.2},
+    {"match": "27 degrees", "answer": "It is 27 in Lima."},
+    {"match": "weather in Lima", "answer": f"{LIMA}\n{OSLO}"},
+    {"match": "weather in Rome", "answer": OSLO},
+    {"match": "In the picture", "answer": "7"},
 ]
 CALLS = 4
 
@@ -114,6 +130,39 @@ def test_wrong_answers_count_by_kind(target: str, file: Path) -> None:
     (setting,) = json.loads(result.stdout)["settings"]
     assert setting["accuracy"]["right"] == 8
     assert {kind: share["right"] for kind, share in setting["by_kind"].items()} == {"bad": 0, "sum": 4, "echo": 4}
+
+
+def test_languages_follow_ups_images_and_tools_are_measured(target: str, tmp_path: Path) -> None:
+    picture = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(picture, "PNG")
+    called = {"tools": [TOOL], "needs_thought": False}
+    calls = [{"name": "weather", "arguments": {"city": city}} for city in ("Oslo", "Lima")]
+    shown = base64.b64encode(picture.getvalue()).decode()
+    entries = [
+        entry("follow", "And twice that?", "20", language="en", earlier=[[HARD, "10"]]),
+        entry("shown", "In the picture?", "7", language="fr", image=shown),
+        entry("called", "The weather in Lima?", "27", calls=calls, results=["3 degrees", "27 degrees"], **called),
+        entry("wrong", "The weather in Rome?", "27", calls=calls[:1], results=["3 degrees"], **called)
+        | {"calls": [{"name": "weather", "arguments": {"city": "Rome"}}]},
+        entry("none", EASY, "river", **called),
+    ]
+    file = tmp_path / "questions.jsonl"
+    file.write_text("\n".join(map(json.dumps, entries)))
+    result = run(target, file, "--modes", "thinking", "--budgets", "-1", "--json", "-", "--rows", "--check")
+    assert result.exit_code == 1, result.output
+    made = json.loads(result.stdout)
+    (setting,) = made["settings"]
+    right = {form: (share["right"], share["asked"]) for form, share in setting["by_form"].items()}
+    assert right == {"follow_up": (1, 1), "image": (1, 1), "tools": (2, 3)}
+    assert {name: share["right"] for name, share in setting["by_language"].items()} == {"en": 1, "fr": 1}
+    assert (setting["calls"]["right"], setting["calls"]["asked"]) == (1, 2)
+    assert (setting["no_calls"]["right"], setting["no_calls"]["asked"]) == (1, 1)
+    rows = {row["id"]: row for row in made["rows"]}
+    assert (rows["called"]["expected_calls"], rows["called"]["called_right"]) == (2, True)
+    assert (rows["wrong"]["called_right"], rows["wrong"]["right"]) == (False, False)
+    failed = [line["what"] for line in made["checks"] if not line["ok"]]
+    assert failed == ["questions with tools", "right tool calls"]
+    assert "right calls" in result.stderr
 
 
 def test_check_says_no_with_exit_code_1(target: str, file: Path) -> None:

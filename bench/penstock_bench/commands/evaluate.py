@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as json_module
 import shlex
 import sys
+from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -23,6 +24,15 @@ if TYPE_CHECKING:
 MODES = ("fast", "thinking", "auto")
 PICTURES = (".png", ".svg", ".pdf")
 MIN_WIDTH = 140
+
+
+class ToolMode(StrEnum):
+    """The client's tool modes that an evaluation may use; the client itself is imported only when it runs."""
+
+    AUTO = "auto"
+    VALIDATED = "validated"
+
+
 NumberT = TypeVar("NumberT", int, float)
 
 
@@ -46,6 +56,9 @@ def evaluate(
         int, typer.Option(min=1, help="Largest number of output tokens, thought plus answer.")
     ] = 512,
     answer_reserve: Annotated[int | None, typer.Option(min=1, help="Output tokens reserved for the answer.")] = None,
+    tool_mode: Annotated[
+        ToolMode, typer.Option(help="Tool mode of questions with tools; validated holds calls to the tools' schemas.")
+    ] = ToolMode.AUTO,
     json: Annotated[
         str | None, typer.Option(metavar="FILE", help="File for all results as JSON; `-` is stdout.")
     ] = None,
@@ -71,7 +84,8 @@ def evaluate(
     if rows and json is None:
         raise typer.BadParameter("needs --json", param_hint="--rows")
     _refuse_unwritable(json, plot)
-    run = _Run(picked, file, settings, EvaluationOptions(concurrency, max_output_tokens, answer_reserve))
+    options = EvaluationOptions(concurrency, max_output_tokens, answer_reserve, tool_mode.value)
+    run = _Run(picked, file, settings, options)
     exit_code = run.measure(target, o.encryption(tls, ca))
     checks_hold = run.report(json, rows, plot, check)
     if checks_hold is None:
@@ -182,7 +196,9 @@ class _Run:
         summaries = [found for setting in self._settings if (found := summarize(setting, self._rows)) is not None]
         if self._facts is None or not summaries:
             return None
-        lines = run_checks(summaries, self._rows, len(self._questions)) if check else []
+        validated = self._options.tool_mode == ToolMode.VALIDATED.value
+        planned = len(self._questions)
+        lines = run_checks(summaries, self._rows, planned, are_calls_validated=validated) if check else []
         console = o.tables_beside(json, self._notes, MIN_WIDTH)
         report.show_facts(console, self._facts)
         report.show_results(console, summaries, len(self._questions))

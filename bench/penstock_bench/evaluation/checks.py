@@ -29,6 +29,15 @@ class Thresholds:
     """Largest number of AUTO's thought tokens over all questions, as a share of unlimited THINKING's."""
     auto_accuracy: float = 0.97
     """Smallest accuracy of AUTO over all questions, as a share of unlimited THINKING's."""
+    language_accuracy: float = 0.85
+    follow_up_accuracy: float = 0.9
+    image_accuracy: float = 0.9
+    calls: float = 0.95
+    calls_validated: float = 0.98
+    """Where the service holds calls to the tools (`--tool-mode validated`)."""
+    no_calls: float = 0.97
+    tools_accuracy: float = 0.93
+    """Smallest share of right answers after the tools' results, over all questions with tools."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +55,28 @@ def check(
     rows: Sequence[Row],
     planned: int,
     limits: Thresholds = Thresholds(),
+    *,
+    are_calls_validated: bool = False,
 ) -> list[Line]:
-    """Return all checks. One fails if its figure was not measured, or not with all `planned` questions."""
+    """Return all checks. One fails if its figure was not measured, or not with all `planned` questions.
+
+    What thought is worth is checked where a question has text alone. Questions with images or tools need only THINKING
+    without a limit.
+    """
+    by_name = {summary.setting.name: summary for summary in summaries}
+    unlimited = by_name.get(THINKING.name)
+    lines = _thought(summaries, rows, planned, limits) if any(row.form == "text" for row in rows) else []
+    if not lines and unlimited is None:
+        return [Line("measured", False, f"not {THINKING.name}", THINKING.name)]
+    if unlimited is not None:
+        lines += [*_parts(unlimited, limits, are_calls_validated), _budgets_hold(summaries)]
+    return lines
+
+
+def _thought(
+    summaries: Sequence[EvaluationSummary], rows: Sequence[Row], planned: int, limits: Thresholds
+) -> list[Line]:
+    """Check what thought is worth."""
     by_name = {summary.setting.name: summary for summary in summaries}
     missing = [setting.name for setting in (FAST, THINKING, AUTO) if setting.name not in by_name]
     if missing:
@@ -58,8 +87,23 @@ def check(
         *_thinking(fast, unlimited, limits),
         *_rising(summaries, rows, limits),
         *_auto(auto, unlimited, limits),
-        _budgets_hold(summaries),
     ]
+
+
+def _parts(unlimited: EvaluationSummary, limits: Thresholds, are_calls_validated: bool) -> Iterator[Line]:
+    """Check each language, follow-ups, images and tools, where there are such questions."""
+    none = Share(0, 0)
+    parts = {f"language {name}": (found, limits.language_accuracy) for name, found in unlimited.by_language.items()}
+    parts |= {
+        "follow-ups": (unlimited.by_form.get("follow_up", none), limits.follow_up_accuracy),
+        "questions with an image": (unlimited.by_form.get("image", none), limits.image_accuracy),
+        "questions with tools": (unlimited.by_form.get("tools", none), limits.tools_accuracy),
+        "right tool calls": (unlimited.calls, limits.calls_validated if are_calls_validated else limits.calls),
+        "no tool call where none is needed": (unlimited.no_calls, limits.no_calls),
+    }
+    for what, (found, least) in parts.items():
+        if found.asked:
+            yield Line(what, found.value >= least, _with_interval(found), f"at least {least}")
 
 
 def _questions(unlimited: EvaluationSummary, fewest: int, planned: int, limits: Thresholds) -> Iterator[Line]:

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 from penstock_bench.evaluation.questions import Question, is_right
 from penstock_bench.evaluation.results import DEADLINE_EXCEEDED, Row
 from penstock_bench.evaluation.settings import FAST, Setting
-from penstock_client import AsyncClient, DeadlineExceeded, Overloaded, Response
+from penstock_client import (
+    AsyncClient,
+    DeadlineExceeded,
+    Message,
+    Overloaded,
+    Response,
+    ToolCall,
+    ToolResult,
+)
 
 _MAX_WAITS = 20
 _WAIT_SECONDS = 1.0
@@ -18,11 +27,12 @@ _WAIT_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class EvaluationOptions:
-    """Options of all settings: concurrent calls, and token limits as in the API; None is the server's default."""
+    """Options of all settings: concurrent calls; limits and tool mode as in the API. None: the server's default."""
 
     calls: int
     max_output_tokens: int
     answer_reserve_tokens: int | None = None
+    tool_mode: Literal["auto", "validated"] = "auto"
 
 
 async def measure(
@@ -71,58 +81,106 @@ async def _each(questions: Sequence[Question], calls: int, ask: Callable[[Questi
 async def _ask(
     client: AsyncClient, question: Question, setting: Setting, options: EvaluationOptions, began: float
 ) -> Row:
+    """Ask a question. Where its calls are right, give their results to the model and take its answer to these."""
+    started = time.monotonic()
+    try:
+        replies = [await _reply(client, question.messages, question, setting, options)]
+        called_right = question.is_called_right(replies[0].tool_calls) if question.tools else None
+        if called_right and question.calls:
+            turns = [*question.messages, replies[0].message, _results(question, replies[0].tool_calls)]
+            replies.append(await _reply(client, turns, question, setting, options))
+    except DeadlineExceeded:
+        if setting.deadline_seconds is None:
+            raise
+        return Row.lost(question, setting, DEADLINE_EXCEEDED, started - began, time.monotonic() - started)
+    return _row(question, setting, replies, called_right, started - began, time.monotonic() - started)
+
+
+async def _reply(
+    client: AsyncClient, turns: Sequence[Message], question: Question, setting: Setting, options: EvaluationOptions
+) -> Response:
+    """Return the reply to a conversation; wait and ask again where the service is overloaded.
+
+    A call that was never admitted says nothing about the model.
+    """
+    more: dict[str, Any] = {"tools": question.tools, "tool_mode": options.tool_mode} if question.tools else {}
     waits = 0
     while True:
-        started = time.monotonic()
         try:
-            reply = await client.generate(
-                question.messages,
+            return await client.generate(
+                turns,
                 thinking=setting.mode.value,  # type: ignore[arg-type]
                 budget=setting.budget_tokens,
                 timeout=setting.deadline_seconds,
                 answer_reserve=options.answer_reserve_tokens,
                 max_output_tokens=options.max_output_tokens,
                 temperature=0.0,
+                **more,
             )
         except Overloaded as refused:
-            # No row: a call that was never admitted says nothing about the model.
             waits += 1
             if waits > _MAX_WAITS:
                 raise
             await asyncio.sleep(refused.retry_after_seconds or _WAIT_SECONDS)
-        except DeadlineExceeded:
-            if setting.deadline_seconds is None:
-                raise
-            return Row.lost(question, setting, DEADLINE_EXCEEDED, started - began, time.monotonic() - started)
-        else:
-            return _row(question, setting, reply, started - began, time.monotonic() - started)
 
 
-def _row(question: Question, setting: Setting, reply: Response, started: float, latency: float) -> Row:
-    usage, effective, timing, outcome = reply.usage, reply.effective_settings, reply.timing, reply.thinking_outcome
-    assert usage is not None  # generate() gives complete replies
-    assert effective is not None
+def _results(question: Question, calls: Sequence[ToolCall]) -> Message:
+    """Return the message with the results of right calls, in the order in which the model made them."""
+    waiting = list(zip(question.calls, question.results, strict=True))
+    given = []
+    for call in calls:
+        place = next(at for at, (right, _) in enumerate(waiting) if right == (call.name, call.arguments))
+        given.append(ToolResult(call.id, waiting.pop(place)[1]))
+    return Message.tool(*given)
+
+
+# One parameter for each part of the row.
+def _row(
+    question: Question,
+    setting: Setting,
+    replies: Sequence[Response],
+    called_right: bool | None,
+    started: float,
+    latency: float,
+) -> Row:
+    """Return the row of a question; its counts are those of all replies."""
+    first, last = replies[0], replies[-1]
+    outcome, timing = first.thinking_outcome, first.timing
+    usages = [reply.usage for reply in replies if reply.usage is not None]
+    settings = [reply.effective_settings for reply in replies if reply.effective_settings is not None]
+    assert len(usages) == len(settings) == len(replies)  # generate() gives complete replies
     assert timing is not None
+    ticks = [None if reply.cost is None else reply.cost.total_usd_ticks for reply in replies]
     return Row(
         setting=setting.name,
         id=question.id,
         kind=question.kind,
+        language=question.language,
+        form=question.form,
         needs_thought=question.needs_thought,
-        right=is_right(question.answer, reply.answer),
-        answer=reply.answer,
+        right=called_right is not False and is_right(question.answer, last.answer),
+        expected_calls=len(question.calls) if question.tools else None,
+        called_right=called_right,
+        answer=last.answer,
         outcome=outcome.value if outcome is not None else "unknown",
-        finish_reason=reply.finish_reason.value if reply.finish_reason is not None else "unknown",
-        thought_tokens=usage.reasoning_tokens,
-        answer_tokens=usage.answer_tokens,
-        prompt_tokens=usage.prompt_tokens,
-        cached_tokens=usage.cached_tokens,
-        budget_tokens=effective.thinking_budget,
-        reason=effective.thinking_reason,
-        drafted_tokens=usage.drafted_tokens,
-        accepted_tokens=usage.accepted_tokens,
-        usd_ticks=None if reply.cost is None else reply.cost.total_usd_ticks,
+        finish_reason=last.finish_reason.value if last.finish_reason is not None else "unknown",
+        thought_tokens=sum(usage.reasoning_tokens for usage in usages),
+        answer_tokens=sum(usage.answer_tokens for usage in usages),
+        prompt_tokens=sum(usage.prompt_tokens for usage in usages),
+        cached_tokens=sum(usage.cached_tokens for usage in usages),
+        budget_tokens=sum(one.thinking_budget for one in settings),
+        reason=settings[0].thinking_reason,
+        drafted_tokens=_total(usage.drafted_tokens for usage in usages),
+        accepted_tokens=_total(usage.accepted_tokens for usage in usages),
+        usd_ticks=_total(ticks),
         started_seconds=started,
         latency_seconds=latency,
         first_token_seconds=timing.first_token_seconds,
         queue_seconds=timing.queue_seconds,
     )
+
+
+def _total(counts: Iterable[int | None]) -> int | None:
+    """Return the sum, or None if a count is unknown."""
+    known = list(counts)
+    return None if None in known else sum(one for one in known if one is not None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,13 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from penstock_bench.evaluation.checks import Line
 from penstock_bench.evaluation.questions import Question
-from penstock_bench.evaluation.results import EvaluationSummary, Row
+from penstock_bench.evaluation.results import EvaluationSummary, Row, Share
 from penstock_bench.load.machine import client_machine, model_facts
 from penstock_client import ModelCard
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+
+
+_SHARES = ("accuracy", "accuracy_with_thought_needed", "accuracy_without_thought_needed", "calls", "no_calls")
+"""Shares of a summary that get their value and interval in the JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,7 @@ def facts(
             "asked": len(asked),
             "need_no_thought": needless,
             "kinds": dict(Counter(question.kind for question in asked)),
+            "languages": dict(Counter(question.language for question in asked if question.language)),
         },
         calls=calls,
         max_output_tokens=max_output_tokens,
@@ -65,7 +70,7 @@ def as_json(
     settings = []
     for summary in summaries:
         plain = asdict(summary)
-        for name in ("accuracy", "accuracy_with_thought_needed", "accuracy_without_thought_needed"):
+        for name in _SHARES:
             plain[name] |= {"value": getattr(summary, name).value, "interval_95": getattr(summary, name).interval}
         settings.append({"name": summary.setting.name, **plain})
     made: dict[str, Any] = {**asdict(about), "settings": settings}
@@ -123,13 +128,25 @@ def show_results(console: Console, summaries: Sequence[EvaluationSummary], plann
     console.print()
     console.print(table)
     console.out("hard: needs thought; easy: needs none; thought, answer: mean tokens", style="dim", highlight=False)
-    kinds = list(dict.fromkeys(kind for summary in summaries for kind in summary.by_kind))
-    by_kind = _table("accuracy by kind", *kinds)
-    for summary in summaries:
-        shares = [summary.by_kind.get(kind) for kind in kinds]
-        by_kind.add_row(summary.setting.name, *("-" if one is None else f"{one.value:.2f}" for one in shares))
+    _show_shares(console, "accuracy by kind", {one.setting.name: one.by_kind for one in summaries})
+    if any(len(summary.by_language) > 1 for summary in summaries):
+        _show_shares(console, "accuracy by language", {one.setting.name: one.by_language for one in summaries})
+    if any(summary.by_form.keys() - {"text"} for summary in summaries):
+        _show_shares(console, "accuracy by form", {one.setting.name: one.by_form for one in summaries})
+    if any(summary.calls.asked or summary.no_calls.asked for summary in summaries):
+        calls = {one.setting.name: {"right calls": one.calls, "none needed": one.no_calls} for one in summaries}
+        _show_shares(console, "tool calls", calls)
+
+
+def _show_shares(console: Console, title: str, by_setting: Mapping[str, Mapping[str, Share]]) -> None:
+    """Print a table of shares: a row for each setting, a column for each name."""
+    names = list(dict.fromkeys(name for shares in by_setting.values() for name in shares))
+    table = _table(title, *names)
+    for setting, shares in by_setting.items():
+        found = [shares.get(name) for name in names]
+        table.add_row(setting, *("-" if one is None or not one.asked else f"{one.value:.2f}" for one in found))
     console.print()
-    console.print(by_kind)
+    console.print(table)
 
 
 def show_checks(console: Console, lines: Sequence[Line]) -> None:

@@ -19,17 +19,22 @@ _Z_95 = 1.96
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One reply. None: the service does not report the value.
+    """One question and its reply, or its two replies where tools were called. None: the service does not report it.
 
-    Times are in seconds. `started` counts from the start of the evaluation, `latency` is measured by the caller, and
-    the rest by the server.
+    `expected_calls` is the number of tool calls that are right, None where no tools were offered; `called_right` says
+    whether the reply has these calls. `right` is that, and whether the last answer is right. Times are in seconds.
+    `started` counts from the start of the evaluation, `latency` is measured by the caller, the rest by the server.
     """
 
     setting: str
     id: str
     kind: str
+    language: str
+    form: str
     needs_thought: bool
     right: bool
+    expected_calls: int | None
+    called_right: bool | None
     answer: str
     outcome: str
     finish_reason: str
@@ -50,9 +55,32 @@ class Row:
     @classmethod
     def lost(cls, question: Question, setting: Setting, outcome: str, started: float, latency: float) -> Self:
         """Return the row of a question without a reply: it is wrong, and its usage is unknown."""
-        asked = (setting.name, question.id, question.kind, question.needs_thought)
         return cls(
-            *asked, False, "", outcome, outcome, 0, 0, 0, 0, 0, "", None, None, None, started, latency, None, 0.0
+            setting=setting.name,
+            id=question.id,
+            kind=question.kind,
+            language=question.language,
+            form=question.form,
+            needs_thought=question.needs_thought,
+            right=False,
+            expected_calls=len(question.calls) if question.tools else None,
+            called_right=False if question.tools else None,
+            answer="",
+            outcome=outcome,
+            finish_reason=outcome,
+            thought_tokens=0,
+            answer_tokens=0,
+            prompt_tokens=0,
+            cached_tokens=0,
+            budget_tokens=0,
+            reason="",
+            drafted_tokens=None,
+            accepted_tokens=None,
+            usd_ticks=None,
+            started_seconds=started,
+            latency_seconds=latency,
+            first_token_seconds=None,
+            queue_seconds=0.0,
         )
 
 
@@ -88,6 +116,13 @@ class EvaluationSummary:
     accuracy_with_thought_needed: Share
     accuracy_without_thought_needed: Share
     by_kind: Mapping[str, Share]
+    by_language: Mapping[str, Share]
+    """Empty where the questions name no language."""
+    by_form: Mapping[str, Share]
+    calls: Share
+    """Replies with the right tool calls, of the questions that need some."""
+    no_calls: Share
+    """Replies without a tool call, of the questions that offer tools and need none."""
     mean_thought_tokens: float
     mean_answer_tokens: float
     mean_thought_tokens_where_needed: float
@@ -109,7 +144,6 @@ def summarize(setting: Setting, rows: Iterable[Row]) -> EvaluationSummary | None
         return None
     came = [row for row in mine if row.outcome != DEADLINE_EXCEEDED]
     needed = [row for row in mine if row.needs_thought]
-    kinds = dict.fromkeys(row.kind for row in mine)
     latencies = [row.latency_seconds for row in mine]
     wall = max(row.started_seconds + row.latency_seconds for row in mine) - min(row.started_seconds for row in mine)
     output_tokens = sum(row.thought_tokens + row.answer_tokens for row in came)
@@ -119,7 +153,11 @@ def summarize(setting: Setting, rows: Iterable[Row]) -> EvaluationSummary | None
         accuracy=share(mine),
         accuracy_with_thought_needed=share(needed),
         accuracy_without_thought_needed=share(row for row in mine if not row.needs_thought),
-        by_kind={kind: share(row for row in mine if row.kind == kind) for kind in kinds},
+        by_kind=_shares(mine, lambda row: row.kind),
+        by_language=_shares([row for row in mine if row.language], lambda row: row.language),
+        by_form=_shares(mine, lambda row: row.form),
+        calls=_called_right(row for row in mine if row.expected_calls),
+        no_calls=_called_right(row for row in mine if row.expected_calls == 0),
         mean_thought_tokens=_mean([row.thought_tokens for row in came]),
         mean_answer_tokens=_mean([row.answer_tokens for row in came]),
         mean_thought_tokens_where_needed=_mean([row.thought_tokens for row in came if row.needs_thought]),
@@ -137,6 +175,16 @@ def summarize(setting: Setting, rows: Iterable[Row]) -> EvaluationSummary | None
 def share(rows: Iterable[Row]) -> Share:
     """Return the share of rows that are right."""
     verdicts = [row.right for row in rows]
+    return Share(sum(verdicts), len(verdicts))
+
+
+def _shares(rows: Sequence[Row], group: Callable[[Row], str]) -> dict[str, Share]:
+    groups = dict.fromkeys(map(group, rows))
+    return {name: share(row for row in rows if group(row) == name) for name in groups}
+
+
+def _called_right(rows: Iterable[Row]) -> Share:
+    verdicts = [bool(row.called_right) for row in rows]
     return Share(sum(verdicts), len(verdicts))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from penstock_bench.evaluation.questions import SHIPPED, Question, is_right, load, pick
+from penstock_client import ToolCall
 
 from models.demo import question_file
 from models.demo.questions import HELD_OUT_SEED, KINDS, MULTI_STEP, is_reserved, question
@@ -83,6 +84,14 @@ def test_fewer_questions_keep_the_mix() -> None:
         ({"needs_thought": "no"}, "line 2: needs_thought has the wrong type"),
         ({"extra": 1}, "line 2: must be an object with the keys id, kind"),
         ({"id": "a"}, "two questions have the same id"),
+        ({"earlier": [["only one"]]}, r"line 2: earlier must be a list of \[question, answer\]"),
+        ({"earlier": "none"}, "line 2: earlier has the wrong type"),
+        ({"image": "?"}, "line 2: image must be a PNG, JPEG or WebP in base64"),
+        ({"image": "AAAA"}, "line 2: image must be a PNG, JPEG or WebP in base64"),
+        ({"tools": [{}], "calls": ["f"]}, "line 2: calls must be a list of objects with name and arguments"),
+        ({"tools": [{}], "calls": [{"name": "f"}]}, "line 2: calls must be a list of objects"),
+        ({"calls": [{"name": "f", "arguments": {}}], "results": ["1"]}, "line 2: calls need tools"),
+        ({"tools": [{}], "results": ["1"]}, "line 2: results must have a text for each of the 0 calls"),
     ],
 )
 def test_a_wrong_file_is_refused_with_its_line(tmp_path: Path, change: dict[str, object], message: str) -> None:
@@ -94,6 +103,17 @@ def test_a_wrong_file_is_refused_with_its_line(tmp_path: Path, change: dict[str,
     file.write_text(f"{json.dumps(good)}\n{json.dumps(wrong)}\n")
     with pytest.raises(ValueError, match=message):
         load(file)
+
+
+def test_calls_are_right_in_any_order_and_with_equal_arguments() -> None:
+    expected = [("f", {"a": 1, "b": "x"}), ("g", {})]
+    asked = Question("t", "k", "?", None, "1", False, tools=[{"name": "f"}], calls=expected, results=["1", "2"])
+    right = [ToolCall("1", "g"), ToolCall("2", "f", '{"b": "x", "a": 1}')]
+    assert asked.is_called_right(right)
+    assert asked.is_called_right(right[::-1])
+    for wrong in (right[:1], [*right, right[0]], [right[0], ToolCall("2", "f", '{"b": "x", "a": "1"}')]):
+        assert not asked.is_called_right(wrong)
+    assert not asked.is_called_right([right[0], ToolCall("2", "f", '{"b": "x"')])
 
 
 def test_an_empty_file_is_refused(tmp_path: Path) -> None:

@@ -128,6 +128,36 @@ def test_each_check_can_fail() -> None:
     assert failed(over, measured()[1]) == ["thoughts longer than their budget"]
 
 
+@pytest.mark.parametrize("validated", [False, True])
+def test_tools_images_languages_and_follow_ups_have_limits_of_their_own(validated: bool) -> None:
+    """Where a question has more than a text, only THINKING without a limit is needed."""
+    rows = []
+    for number in range(100):
+        asked = replace(QUESTIONS[number], needs_thought=False, language="de" if number % 2 else "en")
+        made = row(asked, THINKING, 10, right=True)
+        rows.append(
+            replace(made, form="image" if number < 50 else "tools", expected_calls=number % 2, called_right=True)
+        )
+    rows[:50] = [replace(one, expected_calls=None, called_right=None) for one in rows[:50]]
+    summary = summarize(THINKING, rows)
+    assert summary is not None
+    lines = check([summary], rows, 100, LIMITS, are_calls_validated=validated)
+    assert [(line.what, line.ok) for line in lines] == [
+        ("language en", True),
+        ("language de", True),
+        ("questions with an image", True),
+        ("questions with tools", True),
+        ("right tool calls", True),
+        ("no tool call where none is needed", True),
+        ("thoughts longer than their budget", True),
+    ]
+    rows[51] = replace(rows[51], called_right=False)  # 24 of 25 calls: 0.96
+    found = summarize(THINKING, rows)
+    assert found is not None
+    lines = check([found], rows, 100, LIMITS, are_calls_validated=validated)
+    assert [line.what for line in lines if not line.ok] == (["right tool calls"] if validated else [])
+
+
 def test_noise_is_allowed_for() -> None:
     summaries, rows = measured()
     unlucky = next(one for one in rows if one.setting == "THINKING 8" and one.needs_thought and one.right)

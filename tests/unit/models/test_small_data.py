@@ -4,6 +4,7 @@ import itertools
 import json
 import random
 import zlib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jinja2 import Environment
 from jinja2.exceptions import TemplateError
+from penstock_bench.evaluation.questions import load
 from tokenizers import Tokenizer
 
 from models.demo.data import batches
+from models.small import question_file
 from models.small.config import (
     IM_END,
     SPECIAL_TOKENS,
@@ -254,3 +257,16 @@ def test_worker_processes_make_the_same_batches_in_the_same_order() -> None:
     assert [seed for seed, _ in made[0]] == [seed for seed, _ in made[1]]
     assert all(torch.equal(alone.ids, other.ids) for (_, alone), (_, other) in zip(*made, strict=True))
     assert made[0][-1][0] > 0
+
+
+@pytest.mark.parametrize("name", question_file.FILES)
+def test_evaluation_reads_the_question_files(name: str, tmp_path: Path) -> None:
+    text = question_file.content(name, 2)
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    asked = load(tmp_path / name)
+    _, kinds = question_file.FILES[name]
+    assert Counter((one.kind, one.language) for one in asked) == dict.fromkeys(itertools.product(kinds, LANGUAGES), 2)
+    assert all(int(one.id.rsplit("-", 1)[1]) >= question_file.FIRST_SEED for one in asked)
+    forms = {"text.jsonl": {"text", "follow_up"}, "tools.jsonl": {"tools"}, "pictures.jsonl": {"image"}}
+    assert {one.form for one in asked} == forms[name]
+    assert text == question_file.content(name, 2)
