@@ -123,7 +123,9 @@ def messages_of(given: Sequence[Raw]) -> list[Message]:
     return [_message(raw, f"messages[{index}]") for index, raw in enumerate(given)]
 
 
-_PATH = re.compile(r"spec\.messages\.messages\[(\d+)\](?:\.parts\[(\d+)\])?.*")
+_PATH = re.compile(
+    r"spec\.messages\.messages\[(\d+)\](?:\.parts\[(?:(\d+)\](?!\.tool_result)|\d+\]\.tool_result\.content\[(\d+)\]))?.*"
+)
 
 
 def param_in(path: str, messages: int, names_of: Callable[[int], tuple[str, Sequence[str]]]) -> str | None:
@@ -132,13 +134,15 @@ def param_in(path: str, messages: int, names_of: Callable[[int], tuple[str, Sequ
     Args:
         path: The service's name.
         messages: Number of messages.
-        names_of: Returns the request's name of a message, and those of its parts, for its index.
+        names_of: Returns the request's name of a message, and those of its parts, for its index. A tool's message has
+            one result, whose parts are meant.
     """
     found = _PATH.fullmatch(path)
     if found is None or int(found[1]) >= messages:
         return None
     name, parts = names_of(int(found[1]))
-    part = int(found[2]) if found[2] else len(parts)
+    place = found[2] or found[3]
+    part = int(place) if place else len(parts)
     return parts[part] if part < len(parts) else name
 
 
@@ -235,12 +239,12 @@ def text_of(content: str | list[Raw], path: str) -> str:
     return "".join(_text(raw, f"{path}[{index}]").text for index, raw in enumerate(content))
 
 
-def parts_of(content: Sequence[Raw], path: str) -> list[Part]:
-    """Return the parts of a user's message: texts and images, in the form of either API."""
+def parts_of(content: Sequence[Raw], path: str) -> list[TextPart | ImagePart]:
+    """Return the parts of a user's message or a tool's result: texts and images, in the form of either API."""
     return [_part(raw, f"{path}[{index}]") for index, raw in enumerate(content)]
 
 
-def _part(raw: Raw, path: str) -> Part:
+def _part(raw: Raw, path: str) -> TextPart | ImagePart:
     kind = decode(raw, _Kind, path).type
     if kind == "image_url":
         return image_of(decode(raw, _Image, path).image_url.url, f"{path}.image_url.url")

@@ -173,8 +173,12 @@ def _add_call(made: Conversation, raw: Raw, path: str) -> None:
 def _add_output(made: Conversation, raw: Raw, path: str) -> None:
     given = decode(raw, _Output, path)
     _refuse_programs(given.caller, path)
-    result = ToolResult(given.call_id, text_of(given.output, f"{path}.output"))
-    made.add(Message("tool", "", (result,)), path)
+    if isinstance(given.output, str):
+        made.add(Message("tool", "", (ToolResult(given.call_id, given.output),)), path)
+        return
+    parts = tuple(parts_of(given.output, f"{path}.output"))
+    names = [f"{path}.output[{place}]" for place in range(len(parts))]
+    made.add(Message("tool", "", (ToolResult(given.call_id, parts),)), path, names)
 
 
 def _refuse_programs(caller: Raw | UnsetType, path: str) -> None:

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from typing import Any
 
 import httpx
 import pytest
 from openai import AsyncOpenAI, BadRequestError, NotFoundError
-from openai.types.responses import Response, ResponseStreamEvent
+from openai.types.responses import (
+    FunctionToolParam,
+    Response,
+    ResponseFunctionCallOutputItemListParam,
+    ResponseFunctionToolCallParam,
+    ResponseInputParam,
+    ResponseStreamEvent,
+)
+from openai.types.responses.response_input_param import FunctionCallOutput
 from penstock.engine.scripted import Reply
 from penstock_proto.v1 import generation_pb2 as pb
 from pydantic import BaseModel, TypeAdapter
 
 from tests.gateway.conftest import Gateway, openai_of, until
+from tests.pictures import png
 from tests.rpc.fake_service import FakeService, events
 from tests.rpc.test_tool_calls import ARGUMENTS, OSLO, ROME, SCHEMA
 
 THINKS = Reply(thought="17+25=42", answer="The answer is é 42.")
 ASKED: dict[str, Any] = {"model": "scripted", "input": "hello", "thinking_mode": "thinking"}
 TOOL = {"type": "function", "name": "weather", "parameters": json.loads(SCHEMA), "strict": False}
+DRAW: FunctionToolParam = {"type": "function", "name": "draw", "parameters": {"type": "object"}, "strict": False}
 EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 Events = list[dict[str, Any]]
 
@@ -235,6 +246,81 @@ def _told(message: pb.Message) -> list[str]:
             case _:
                 made.append(part.text)
     return made
+
+
+def url_of(data: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
+
+
+def with_output(output: ResponseFunctionCallOutputItemListParam) -> ResponseInputParam:
+    """A conversation whose tool has returned this, in the package's own types."""
+    call: ResponseFunctionToolCallParam = {
+        "type": "function_call",
+        "call_id": "c",
+        "name": "draw",
+        "arguments": "{}",
+    }
+    told: FunctionCallOutput = {"type": "function_call_output", "call_id": "c", "output": output}
+    return [{"role": "user", "content": "Draw!"}, call, told]
+
+
+async def test_a_function_returns_texts_and_images(
+    gateway: Gateway, served: tuple[FakeService, str], fake: FakeService
+) -> None:
+    red, blue = png(64, 64, "red"), png(64, 32, "blue")
+    output: ResponseFunctionCallOutputItemListParam = [
+        {"type": "input_text", "text": "before "},
+        {"type": "input_image", "image_url": url_of(red), "detail": "auto"},
+        {"type": "input_text", "text": "between"},
+        {"type": "input_image", "image_url": url_of(blue)},
+    ]
+    async with openai_of(await gateway.in_front_of(served[1])) as openai:
+        await openai.responses.create(model="", input=with_output(output), tools=[DRAW])
+    (part,) = fake.requests[-1].spec.messages.messages[-1].parts
+    assert part.tool_result.call_id == "c"
+    assert [one.text or one.image.data for one in part.tool_result.content] == ["before ", red, "between", blue]
+    assert {one.image.mime_type for one in part.tool_result.content if one.HasField("image")} == {"image/png"}
+
+
+async def test_images_of_a_function_are_counted_like_those_of_a_user(gateway: Gateway) -> None:
+    """Two images of 64 x 64 and 64 x 32 pixels, of which the scripted model reads 32 x 32 as a token."""
+    texts: ResponseFunctionCallOutputItemListParam = [{"type": "input_text", "text": "Here."}]
+    shown: ResponseFunctionCallOutputItemListParam = [
+        *texts,
+        {"type": "input_image", "image_url": url_of(png(64, 64))},
+        {"type": "input_image", "image_url": url_of(png(64, 32))},
+    ]
+    async with openai_of(await gateway(THINKS)) as openai:
+        counts = []
+        for output in (texts, shown):
+            made = await openai.responses.create(model="", input=with_output(output), tools=[DRAW])
+            assert made.usage is not None
+            counts.append(made.usage.input_tokens)
+    assert counts[1] - counts[0] == 4 + 2
+
+
+@pytest.mark.parametrize(
+    ("part", "param", "said"),
+    [
+        ({"type": "input_image", "image_url": "https://a.example/x.png"}, ".image_url", "no address is ever fetched"),
+        ({"type": "input_image", "file_id": "file-1"}, ".file_id", "no files are stored"),
+        ({"type": "input_image"}, ".image_url", "is required"),
+        ({"type": "input_image", "image_url": "data:image/png;base64,iVBORw0KGgo="}, "", "image"),
+        ({"type": "input_file", "file_data": "eA=="}, ".type", "not taken by this service"),
+    ],
+)
+async def test_what_a_function_returns_is_refused_at_its_place(
+    gateway: Gateway, part: dict[str, str], param: str, said: str
+) -> None:
+    http = await gateway(THINKS)
+    output = [{"type": "input_text", "text": "a"}, part]
+    items = [{"type": "function_call", "call_id": "c", "name": "draw", "arguments": "{}"}]
+    items.append({"type": "function_call_output", "call_id": "c", "output": output})  # type: ignore[dict-item]
+    reply = await ask(http, input=[{"role": "user", "content": "Draw!"}, *items], tools=[DRAW])
+    error = reply.json()["error"]
+    assert reply.status_code == 400
+    assert error["param"] == f"input[2].output[1]{param}"
+    assert said in error["message"]
 
 
 async def test_options_reach_the_service(gateway: Gateway, served: tuple[FakeService, str], fake: FakeService) -> None:

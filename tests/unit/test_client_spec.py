@@ -222,6 +222,23 @@ def test_images_are_taken_inline() -> None:
     assert "\\x01" not in repr(ours), "an image is no text for a log"
 
 
+def test_a_tool_returns_texts_and_images() -> None:
+    image = pc.ImagePart(b"\0\1\2", "image/png")
+    ours = pc.ToolResult("c1", (pc.TextPart("a"), image, pc.TextPart("b")))
+    source = {"type": "base64", "media_type": "image/png", "data": "AAEC"}
+    written = {"type": "tool_result", "tool_use_id": "c1", "content": ["a", {"type": "image", "source": source}, "b"]}
+    spec = pc.build_spec([pc.Message.tool(ours)])
+    assert spec == pc.build_spec([{"role": "user", "content": [written]}])
+    (part,) = spec.messages.messages[0].parts
+    assert [one.text or one.image.data for one in part.tool_result.content] == ["a", b"\0\1\2", "b"]
+    assert (ours.text, pc.ToolResult("c", "text").text) == ("ab", "text")
+    # Texts alone are one text, as they were before.
+    texts = {"role": "tool", "tool_call_id": "c1", "content": ["a", "b"]}
+    assert pc.build_spec([texts]) == pc.build_spec([pc.Message.tool(pc.ToolResult("c1", "ab"))])
+    with pytest.raises(ValueError, match="only texts and images are allowed in a tool's result, got ThoughtPart"):
+        pc.build_spec([{"role": "tool", "tool_call_id": "c1", "content": [{"type": "thought", "text": "hm"}]}])
+
+
 def test_tools_of_other_libraries_mean_the_same_here() -> None:
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
     ours = pc.Tool("f", "d", schema, strict=True)

@@ -2502,7 +2502,7 @@ type ToolResult struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The id of a tool call in the assistant message before. Required; each call gets exactly one result.
 	CallId string `protobuf:"bytes,1,opt,name=call_id,json=callId,proto3" json:"call_id,omitempty"`
-	// What it returned: texts, which are joined as they stand. May be empty.
+	// What it returned: texts, which are joined as they stand, and images between them. May be empty.
 	Content []*Part `protobuf:"bytes,2,rep,name=content,proto3" json:"content,omitempty"`
 	// The tool failed, and `content` says how. The model is given the text either way. Default false.
 	IsError       bool `protobuf:"varint,3,opt,name=is_error,json=isError,proto3" json:"is_error,omitempty"`

@@ -134,13 +134,20 @@ class ToolResult:
 
     Attributes:
         call_id: Id of the `ToolCall` that it answers.
-        content: The text for the model.
+        content: The text for the model, or texts and images in order.
         is_error: Whether the tool failed; then `content` says how.
     """
 
     call_id: str
-    content: str = ""
+    content: str | tuple[TextPart | ImagePart, ...] = ""
     is_error: bool = False
+
+    @property
+    def text(self) -> str:
+        """The text of the content, without its images."""
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(part.text for part in self.content if isinstance(part, TextPart))
 
 
 Part = TextPart | ThoughtPart | ImagePart | ToolCall | ToolResult
@@ -251,8 +258,9 @@ def _part_to_proto(part: Part) -> pb.Part:
             status = pb.ToolCallStatus.Value(f"TOOL_CALL_STATUS_{part.status.name}")
             call = pb.ToolCall(id=part.id, name=part.name, arguments_json=part.arguments_json, status=status)
             return pb.Part(tool_call=call)
-    content = [pb.Part(text=part.content)] if part.content else []
-    return pb.Part(tool_result=pb.ToolResult(call_id=part.call_id, content=content, is_error=part.is_error))
+    content = (TextPart(part.content),) if isinstance(part.content, str) and part.content else part.content or ()
+    told = [_part_to_proto(one) for one in _texts_and_images(content)]
+    return pb.Part(tool_result=pb.ToolResult(call_id=part.call_id, content=told, is_error=part.is_error))
 
 
 _KEYS = ("role", "content", "parts", "thought", "tool_calls", "tool_call_id")
@@ -279,7 +287,7 @@ def _from_dict(turn: Mapping[str, Any]) -> list[Message]:
     if "tool_call_id" in turn:  # OpenAI
         if role != "tool":
             raise ValueError(f"tool_call_id belongs to a message of the role 'tool', got {role!r}")
-        return [Message("tool", "", (ToolResult(turn["tool_call_id"], _text_of(turn.get("content"))),))]
+        return [Message("tool", "", (ToolResult(turn["tool_call_id"], _result_of(turn.get("content"))),))]
     if "tool_calls" not in turn and "thought" not in turn:
         return _from_content(role, turn["content"] if "parts" not in turn else turn["parts"])
     if role != "assistant":
@@ -316,6 +324,24 @@ def _text_of(content: object) -> str:
     if other is not None:
         raise ValueError(f"only texts are allowed here, got {type(other).__name__}")
     return "".join(part.text for part in parts if isinstance(part, TextPart))
+
+
+def _result_of(content: object) -> str | tuple[TextPart | ImagePart, ...]:
+    """Return a tool's content: a text where it has no images."""
+    if not isinstance(content, list | tuple):
+        return _text_of(content)
+    parts = _texts_and_images(content)
+    return parts if any(isinstance(part, ImagePart) for part in parts) else _text_of(parts)
+
+
+def _texts_and_images(content: Iterable[object]) -> tuple[TextPart | ImagePart, ...]:
+    made: list[TextPart | ImagePart] = []
+    for at, part in enumerate(content):
+        found = part_of(part, at)
+        if not isinstance(found, TextPart | ImagePart):
+            raise ValueError(f"only texts and images are allowed in a tool's result, got {type(found).__name__}")
+        made.append(found)
+    return tuple(made)
 
 
 def _openai_call(call: object) -> ToolCall:
@@ -405,7 +431,7 @@ def _tool_result(part: Mapping[str, Any]) -> ToolResult:
     if call_id is None:
         raise ValueError("a part of the type 'tool_result' needs call_id (or tool_use_id)")
     content = part.get("content") or ""
-    return ToolResult(_string(call_id, "call_id"), _text_of(content), bool(part.get("is_error", False)))
+    return ToolResult(_string(call_id, "call_id"), _result_of(content), bool(part.get("is_error", False)))
 
 
 def _text(part: Mapping[str, Any]) -> TextPart:

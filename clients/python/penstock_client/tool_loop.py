@@ -312,7 +312,7 @@ def _executable(given: Any, allows_async: bool) -> dict[str, FunctionTool[..., A
 
 
 def _told(span: ToolSpan, result: ToolResult) -> ToolResult:
-    span.returned(result.content)
+    span.returned(result.text)
     return result
 
 

@@ -14,7 +14,8 @@ export interface ToolCall {
 /** What a tool returned for the call with this id. */
 export interface ToolResult {
   readonly callId: string;
-  readonly content: string;
+  /** The text for the model, or texts and images in order. */
+  readonly content: string | readonly (string | TextPart | ImagePart)[];
   /** The tool failed, and `content` says how. */
   readonly isError?: boolean;
 }
@@ -78,6 +79,10 @@ export interface AnthropicMessage {
   readonly role: "user" | "assistant";
   readonly content: readonly AnthropicBlock[];
 }
+interface AnthropicImage {
+  readonly type: "image";
+  readonly source: { readonly type: "base64"; readonly media_type: string; readonly data: string };
+}
 export type AnthropicBlock =
   | TextPart
   | { readonly type: "thinking"; readonly thinking: string; readonly signature?: string }
@@ -85,13 +90,10 @@ export type AnthropicBlock =
   | {
       readonly type: "tool_result";
       readonly tool_use_id: string;
-      readonly content?: string | readonly TextPart[];
+      readonly content?: string | readonly (TextPart | AnthropicImage)[];
       readonly is_error?: boolean;
     }
-  | {
-      readonly type: "image";
-      readonly source: { readonly type: "base64"; readonly media_type: string; readonly data: string };
-    }
+  | AnthropicImage
   | { readonly type: "image_url"; readonly image_url: { readonly url: string } };
 export type Message = PlainMessage | OpenAIToolMessage | OpenAIAssistantMessage | AnthropicMessage;
 

@@ -117,7 +117,7 @@ def call_line(call: ToolCall) -> str:
 
 def result_line(call: ToolCall, result: ToolResult) -> str:
     """Return the result of a tool call in one line."""
-    return f"<- {_brief(call.name)}{' failed' if result.is_error else ''}: {_brief(result.content)}"
+    return f"<- {_brief(call.name)}{' failed' if result.is_error else ''}: {_brief(result.text)}"
 
 
 def run_line(run: Run) -> str:

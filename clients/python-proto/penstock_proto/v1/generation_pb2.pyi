@@ -1259,7 +1259,7 @@ class ToolResult(_message.Message):
     """The tool failed, and `content` says how. The model is given the text either way. Default false."""
     @_builtins.property
     def content(self) -> _containers.RepeatedCompositeFieldContainer[Global___Part]:
-        """What it returned: texts, which are joined as they stand. May be empty."""
+        """What it returned: texts, which are joined as they stand, and images between them. May be empty."""
 
     def __init__(
         self,

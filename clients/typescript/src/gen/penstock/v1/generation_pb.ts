@@ -939,7 +939,7 @@ export type ToolResult = Message$1<"penstock.v1.ToolResult"> & {
   callId: string;
 
   /**
-   * What it returned: texts, which are joined as they stand. May be empty.
+   * What it returned: texts, which are joined as they stand, and images between them. May be empty.
    *
    * @generated from field: repeated penstock.v1.Part content = 2;
    */
