@@ -16,6 +16,7 @@ from penstock.engine.sizing.shape import read_shape
 from penstock.engine.sizing.vision import vision_parameters, vision_weight_bytes
 from penstock.engine.sizing.weights import parameters, weight_bytes
 from penstock.engine.vllm.checkpoint import read_checkpoint
+from penstock.engine.vllm.devices import find_devices
 from penstock.engine.vllm.start import start
 from penstock_proto.v1 import generation_pb2 as pb
 from penstock_proto.v1 import generation_pb2_grpc
@@ -24,10 +25,12 @@ from models.official_layout import official_layout
 from tests.engine.image_calls import run, shown, spec
 from tests.pictures import png
 from tests.rpc.conftest import serving
+from tests.unit.test_plan_cli import figures_of, plan_json
 
 PIXELS = 262_144
 """Of `engine.image_pixels`, far below the 16 megapixels that the checkpoint's own image processor takes."""
 BUDGETS = (0, 1, 7, 64)
+HERE = find_devices("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +46,32 @@ async def engine(checkpoint: Path) -> AsyncIterator[Engine]:
     await engine.close()
 
 
+async def held(engine: Engine) -> int:
+    """Return the bytes of weights in the worker."""
+    (worker,) = await engine.weight_bytes()
+    return sum(worker.values())
+
+
 async def test_the_worker_holds_the_weights_that_the_paper_says(engine: Engine, checkpoint: Path) -> None:
     found = read_checkpoint(str(checkpoint))
     shape, tower = read_shape(found.text), found.tower("required")
     assert tower is not None
     assert parameters(shape, draft=True) + vision_parameters(tower) == pytest.approx(83e6, rel=0.01)
-    (worker,) = await engine.weight_bytes()
-    assert sum(worker.values()) == weight_bytes(shape, fp8=True) + vision_weight_bytes(tower)
+    assert await held(engine) == weight_bytes(shape, fp8=True) + vision_weight_bytes(tower)
+
+
+async def test_the_cache_is_laid_out_as_the_paper_says(engine: Engine, checkpoint: Path) -> None:
+    """To the block, beside a vision tower; and the command says the size that vLLM logs."""
+    flags = ("images=required", f"image_pixels={PIXELS}", "max_batch_tokens=512")
+    cpu = "cpu" if HERE.reads_fp8_cache else "cpu-avx2"
+    asked = [part for flag in flags for part in ("--set", f"engine.{flag}")]
+    told = figures_of(plan_json("--model", str(checkpoint), "--device", cpu, *asked))
+    (worker,) = await engine.cache_bytes()
+    assert told["per device", "cache blocks"] == worker["blocks"]
+    assert told["per device", "tokens per cache block"] == worker["block_tokens"]
+    assert told["per device", "bytes per cache block"] == worker["block_bytes"]
+    assert told["per device", "vision tower"] + told["per device", "weights"] == await held(engine)
+    assert told["per device", "cache size, as vLLM logs it"] == engine.cache_tokens
 
 
 async def test_the_engine_makes_room_for_an_image_of_the_configured_pixels(engine: Engine) -> None:
