@@ -150,6 +150,10 @@ def test_ctrl_c_shows_what_was_measured(target: str, tmp_path: Path) -> None:
         ("--trace", "nowhere"),
         ("--prompt-tokens", "many"),
         ("--thinking", "slow"),
+        ("--images", "-1"),
+        ("--images", "1", "--image-size", "1024"),
+        ("--images", "1", "--image-size", "0x32"),
+        ("--tool-calls", "few"),
         ("--objective", "speed=1"),
         ("--json", "nowhere/x.json"),
         ("--rows",),
@@ -210,8 +214,31 @@ def test_conversations_send_what_was_said_with_or_without_the_thought(target: st
     assert prompts["--keep-thought"] > prompts["--drop-thought"] + 10
 
 
+def test_a_tool_loop_needs_an_engine_that_can_hold_a_call_to_its_schema(target: str) -> None:
+    made = measured(target, "--concurrency", "2", "--seconds", "1", "--tool-calls", "3", "--rows")
+    assert made["errors"] == {"FEATURE_OFF": made["calls"]}
+    assert {row["turn"] for row in made["rows"]} == {0}
+    assert made["load"]["tool_loop"]["calls"]["parts"] == [[3, 3, 1.0]]
+
+
+def test_images_are_sent_and_their_tokens_counted(target: str, tmp_path: Path) -> None:
+    """A token for 32 x 32 pixels."""
+    trace = tmp_path / "trace.jsonl"
+    load = ("--images", "2", "--image-size", "320x160", "--save-trace", str(trace))
+    made = measured(target, "--concurrency", "2", "--seconds", "1", *load, "--rows")
+    assert made["outcomes"] == {"ok": made["calls"]}
+    assert {row["image_tokens"] for row in made["rows"]} == {2 * 10 * 5}
+    assert made["mean_image_tokens"] == 100
+    again = measured(target, "--trace", str(trace), "--speed", "10")
+    assert again["mean_image_tokens"] == 100
+    assert (
+        "100.0 of the prompt stand for images"
+        in run(target, "--seconds", "0.5", "--images", "2", "--image-size", "320x160").output
+    )
+
+
 def test_questions_of_several_kinds_and_the_other_formats(target: str, tmp_path: Path) -> None:
-    questions, other = tmp_path / "questions.jsonl", tmp_path / "aiperf.json"
+    questions, other = tmp_path / "questions.jsonl", tmp_path / "run"
     questions.write_text('{"kind": "code", "prompt": "Sort."}\n{"kind": "prose", "prompt": "Tell."}\n')
     load = ("--concurrency", "4", "--seconds", "1.5", "--questions", str(questions), "--aiperf", str(other), "--rows")
     made = measured(target, *load)
@@ -220,7 +247,12 @@ def test_questions_of_several_kinds_and_the_other_formats(target: str, tmp_path:
     assert made["load"]["questions"] == 2
     assert made["round_trip"]["count"] == 20
     assert "NVML" in made["energy"]["missing"] or made["energy"]["joules"]
-    assert json.loads(other.read_text())["request_count"]["avg"] == made["outcomes"]["ok"]
+    figures = json.loads((other / "profile_export_aiperf.json").read_text())
+    assert figures["request_count"]["avg"] == made["outcomes"]["ok"]
+    assert figures["input_config"]["models"]["items"] == [{"name": "scripted"}]
+    calls = [json.loads(line) for line in (other / "profile_export.jsonl").read_text().splitlines()]
+    assert len(calls) == made["calls"]
+    assert all(call["metrics"]["request_latency"]["unit"] == "ms" for call in calls if "error" not in call)
 
 
 def test_a_public_trace_is_replayed(target: str, tmp_path: Path) -> None:

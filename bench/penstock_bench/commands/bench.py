@@ -25,13 +25,16 @@ if TYPE_CHECKING:
     from penstock_bench.load.repeat import Repeat
     from penstock_bench.load.run import LoadOptions
     from penstock_bench.load.statistics import Objectives, Spread
-    from penstock_bench.load.workload import Conversation, Workload
+    from penstock_bench.load.workload import Conversation, Pictures, ToolLoop, Workload
     from penstock_client import ModelCard
     from rich.console import Console
 
 _WIDTH = 120
 _SEED_STEP = 1000
 """Distance between the seeds of two runs: a run uses its seed and the two after it."""
+
+_PIXELS = 16_384
+"""Largest width or height of an image."""
 
 commands = typer.Typer(invoke_without_command=True)
 commands.command()(knee)
@@ -84,6 +87,12 @@ def bench(
         bool, typer.Option("--keep-thought/--drop-thought", help="Send earlier thoughts with their answers.")
     ] = False,
     turn_pause: Annotated[float, typer.Option(min=0, help="Seconds between a reply and the next turn.")] = 0.0,
+    images: Annotated[str, typer.Option(help="Mix of numbers of images per first message, such as 0@3,1-2.")] = "0",
+    image_size: Annotated[str, typer.Option(metavar="WIDTHxHEIGHT", help="Pixels of each image.")] = "1024x1024",
+    tool_calls: Annotated[
+        str, typer.Option(help="Mix of numbers of tool calls before the first answer, such as 0,1-4.")
+    ] = "0",
+    tool_result_tokens: Annotated[str, typer.Option(help="Mix of lengths of tool results.")] = "64",
     objective: b.Objective = None,
     temperature: o.Temperature = None,
     seed: b.Seed = 0,
@@ -100,7 +109,7 @@ def bench(
     ] = None,
     aiperf: Annotated[
         Path | None,
-        typer.Option(dir_okay=False, help="File for the figures in the format of aiperf's profile_export_aiperf.json."),
+        typer.Option(file_okay=False, help="Folder for the figures and the calls in aiperf's formats."),
     ] = None,
     target: o.Target = o.DEFAULT_TARGET,
     tls: o.Tls = None,
@@ -122,7 +131,12 @@ def bench(
 
     pattern = _pattern(concurrency, rate, burst, every, trace, speed, trace_calls)
     workload = b.workload_of(prompt_tokens, output_tokens, thinking, prefixes, prefix_tokens, deadline, questions)
-    workload = replace(workload, conversation=_conversation(turns, turn_tokens, keep_thought, turn_pause))
+    workload = replace(
+        workload,
+        conversation=_conversation(turns, turn_tokens, keep_thought, turn_pause),
+        pictures=_pictures(images, image_size),
+        tool_loop=_tool_loop(tool_calls, tool_result_tokens),
+    )
     objectives = b.parsed(Objectives.parse, objective or [], "--objective")
     options = LoadOptions(
         seconds, warm_up, drain, exact=not until_end, temperature=temperature, seed=seed,
@@ -132,7 +146,7 @@ def bench(
     _refuse_repeating(repeat, ("--save-trace", save_trace), ("--aiperf", aiperf))
     if rows and json is None:
         raise typer.BadParameter("needs --json", param_hint="--rows")
-    o.refuse_unwritable(("--json", json), ("--save-trace", save_trace), ("--aiperf", aiperf))
+    o.refuse_unwritable(("--json", json), ("--save-trace", save_trace), ("--aiperf", _inside(aiperf)))
     run = _Bench(pattern, workload, options, objectives, repeat)
     exit_code = run.measure(target, o.encryption(tls, ca), connections, pid)
     if not run.report(json, rows, save_trace, aiperf):
@@ -149,6 +163,11 @@ def _refuse_options_before(ctx: typer.Context) -> None:
             option = f"--{name.replace('_', '-')}"
             command = ctx.invoked_subcommand
             raise typer.BadParameter(f"give it behind `{command}`, if `{command}` has it", param_hint=option)
+
+
+def _inside(folder: Path | None) -> Path | None:
+    """Return a file in the folder if it is there, else the folder, which will be made."""
+    return folder / "aiperf" if folder is not None and folder.is_dir() else folder
 
 
 def _refuse_repeating(repeat: Repeat, *files: tuple[str, Path | None]) -> None:
@@ -196,6 +215,24 @@ def _conversation(turns: str, turn_tokens: str, keep_thought: bool, pause: float
     return Conversation(lengths, b.parsed(Lengths.parse, turn_tokens, "--turn-tokens"), keep_thought, pause)
 
 
+def _pictures(images: str, size: str) -> Pictures | None:
+    from penstock_bench.load.workload import Lengths, Pictures
+
+    number = b.parsed(lambda text: Lengths.parse(text, 0), images, "--images")
+    width, _, height = size.partition("x")
+    if not (width.isdecimal() and height.isdecimal() and 1 <= int(width) <= _PIXELS and 1 <= int(height) <= _PIXELS):
+        raise typer.BadParameter(f"must be WIDTHxHEIGHT, such as 1024x768, got {size!r}", param_hint="--image-size")
+    return Pictures(number, int(width), int(height)) if number.longest else None
+
+
+def _tool_loop(tool_calls: str, result_tokens: str) -> ToolLoop | None:
+    from penstock_bench.load.workload import Lengths, ToolLoop
+
+    calls = b.parsed(lambda text: Lengths.parse(text, 0), tool_calls, "--tool-calls")
+    lengths = b.parsed(Lengths.parse, result_tokens, "--tool-result-tokens")
+    return ToolLoop(calls, lengths) if calls.longest else None
+
+
 class _Bench:
     """One load, run once or repeatedly. It has results to show whenever it ends."""
 
@@ -210,10 +247,12 @@ class _Bench:
         self._card: ModelCard | None = None
         self._not_local: str | None = None
         self._round_trip: Spread | None = None
+        self._target = ""
         self._notes = Console(stderr=True)
 
     def measure(self, target: str, tls: bool | Path | None, connections: int, pid: int | None) -> int:
         """Return the exit code, which is not 0 if Ctrl-C or a failure ended it early."""
+        self._target = target
         return ended(self._measure(target, tls, connections, pid), target, tls)
 
     async def _measure(self, target: str, tls: bool | Path | None, connections: int, pid: int | None) -> None:
@@ -282,18 +321,21 @@ class _Bench:
             with replacing(save_trace) as partial:
                 trace.write(partial, (ScheduledCall(record.intended, record.work) for record in sent))
         if aiperf is not None:
-            self._write_aiperf(aiperf, measured[0])
+            self._write_aiperf(aiperf, measured[0], self._card.model)
         if json is not None:
             write_json(json, self._card, self._as_json(measured, rows))
         return True
 
-    def _write_aiperf(self, file: Path, load: Load) -> None:
+    def _write_aiperf(self, folder: Path, load: Load, model: str) -> None:
         from penstock.files import write_text
-        from penstock_bench.load.aiperf import export
+        from penstock_bench.load import aiperf
 
         began = datetime.now(UTC) - timedelta(seconds=load.run.clock.now())
-        made = export(load, self._objectives, began, shlex.join(["penstock", *sys.argv[1:]]))
-        write_text(file, json_module.dumps(made, indent=1) + "\n")
+        facts = aiperf.RunFacts(began, shlex.join(["penstock", *sys.argv[1:]]), model, self._target)
+        folder.mkdir(parents=True, exist_ok=True)
+        figures = aiperf.export(load, self._objectives, facts)
+        write_text(folder / aiperf.FIGURES, json_module.dumps(figures, indent=1) + "\n")
+        write_text(folder / aiperf.CALLS, "".join(f"{line}\n" for line in aiperf.lines(load, facts)))
 
     def _show(self, console: Console, measured: list[Load]) -> None:
         from penstock_bench.load import intervals, report

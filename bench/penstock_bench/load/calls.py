@@ -17,8 +17,13 @@ from penstock_client import (
     PenstockError,
     Response,
     ThoughtDelta,
+    ToolCallArguments,
+    ToolCallFinished,
+    ToolCallStarted,
 )
+from penstock_client.messages import MessageLike
 
+_TOKENS = AnswerDelta | ThoughtDelta | ToolCallStarted | ToolCallArguments | ToolCallFinished
 OK, REFUSED, DEADLINE, FAILED, UNFINISHED = "ok", "refused", "deadline", "failed", "unfinished"
 
 
@@ -46,19 +51,23 @@ class Record:
     cached_tokens: int = 0
     thought_tokens: int = 0
     answer_tokens: int = 0
+    tool_tokens: int = 0
+    """Tokens of tool calls."""
     budget_tokens: int | None = None
     thinking_outcome: str = ""
     drafted_tokens: int | None = None
     accepted_tokens: int | None = None
     queue_seconds: float = 0.0
     usd_ticks: int | None = None
+    image_tokens: int = 0
+    tool_calls: int = 0
     turn: int = 0
     """Position in its conversation, from 0."""
 
     @property
     def output_tokens(self) -> int:
-        """Return the output tokens of the call, thought plus answer."""
-        return self.thought_tokens + self.answer_tokens
+        """Return the output tokens of the call: thought, answer and tool calls."""
+        return self.thought_tokens + self.answer_tokens + self.tool_tokens
 
     @property
     def seconds_per_token(self) -> float | None:
@@ -91,7 +100,7 @@ Heard = Callable[[float, int, bool], None]
 async def call(
     client: AsyncClient,
     record: Record,
-    messages: Sequence[tuple[str, str]],
+    messages: Sequence[MessageLike],
     options: Mapping[str, Any],
     clock: Clock,
     heard: Heard,
@@ -101,8 +110,8 @@ async def call(
     try:
         async with stream:
             async for event in stream:
-                if isinstance(event, AnswerDelta | ThoughtDelta) and event.token_count:
-                    _note(record, clock.now(), isinstance(event, ThoughtDelta))
+                if isinstance(event, _TOKENS) and event.token_count:
+                    _note(record, clock.now(), isinstance(event, AnswerDelta))
                     heard(record.last_token or 0.0, event.token_count, isinstance(event, ThoughtDelta))
         record.outcome = OK
     except Overloaded as error:
@@ -118,12 +127,12 @@ async def call(
     return stream.response
 
 
-def _note(record: Record, now: float, is_thought: bool) -> None:
+def _note(record: Record, now: float, is_answer: bool) -> None:
     if record.first_token is None:
         record.first_token = now
     elif record.last_token is not None:
         record.longest_gap = max(record.longest_gap, now - record.last_token)
-    if record.first_answer is None and not is_thought:
+    if record.first_answer is None and is_answer:
         record.first_answer = now
     record.last_token = now
 
@@ -131,12 +140,14 @@ def _note(record: Record, now: float, is_thought: bool) -> None:
 def _bill(record: Record, response: Response) -> None:
     candidate = response.candidate(0)
     record.thought_tokens, record.answer_tokens = candidate.reasoning_tokens, candidate.answer_tokens
+    record.tool_calls = len(candidate.tool_calls)
     record.thinking_outcome = response.thinking_outcome.value if response.thinking_outcome is not None else ""
     if response.effective_settings is not None:
         record.budget_tokens = response.effective_settings.thinking_budget
     if response.usage is not None:
         usage = response.usage
         record.prompt_tokens, record.cached_tokens = usage.prompt_tokens, usage.cached_tokens
+        record.image_tokens, record.tool_tokens = usage.image_tokens, usage.tool_tokens
         record.drafted_tokens, record.accepted_tokens = usage.drafted_tokens, usage.accepted_tokens
     if response.timing is not None:
         record.queue_seconds = response.timing.queue_seconds

@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 from typing import Self
 
+from penstock_bench.load.pictures import png
 from penstock_bench.load.workload import Work
-from penstock_client import AsyncClient
+from penstock_client import AsyncClient, ImagePart, Message
+from penstock_client.messages import MessageLike
 
 _WORDS = (
     "river",
@@ -55,8 +57,23 @@ class Prompts:
         """Return the tokens of the shortest possible prompt: the template with one word."""
         return round(self._template_tokens + min(self._tokens_of.values())) + 1
 
-    def messages(self, work: Work, rng: random.Random) -> list[tuple[str, str]]:
-        """Return the conversation as (role, content). A shared prefix is the system message; the rest is always new."""
+    def messages(self, work: Work, rng: random.Random) -> list[MessageLike]:
+        """Return the conversation. A shared prefix is the system message; the rest is always new.
+
+        Images come before the user's text.
+        """
+        texts = self._texts(work, rng)
+        if not work.images:
+            return [*texts]
+        shown = [ImagePart(png(work.image_width, work.image_height, rng), "image/png") for _ in range(work.images)]
+        return [*texts[:-1], Message.user(*shown, texts[-1][1])]
+
+    def tool_result(self, work: Work, rng: random.Random) -> str:
+        """Return what a tool found."""
+        return self._text(max(1, work.tool_result_tokens), rng)
+
+    def _texts(self, work: Work, rng: random.Random) -> list[tuple[str, str]]:
+        """Return the texts as (role, content)."""
         if work.prompt is not None:
             return [("user", work.prompt)]
         if work.blocks:

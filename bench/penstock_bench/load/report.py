@@ -178,7 +178,8 @@ def show(console: Console, load: Load, objectives: Objectives, not_local: str | 
         f" ({summary.thought_tokens_per_second:.1f} of them thought),"
         f" {summary.prompt_tokens_per_second:.1f} prompt tokens/s computed; {summary.mean_running:.1f} calls at a time",
         "means": f"prompt {_tokens(summary.mean_prompt_tokens)}, output {_tokens(summary.mean_output_tokens)},"
-        f" thought {_tokens(summary.mean_thought_tokens)} tokens",
+        f" thought {_tokens(summary.mean_thought_tokens)} tokens"
+        + (f"; {summary.mean_image_tokens:.1f} of the prompt stand for images" if summary.mean_image_tokens else ""),
         "caching": _share(summary.cached_share, "of prompt tokens came from the prefix cache"),
         "drafts": _share(_acceptance(summary), f"of {summary.drafted_tokens} drafted tokens accepted")
         + _length(_length_of(load, summary)),

@@ -17,7 +17,8 @@ from penstock_bench.load.arrivals import ScheduledCall
 from penstock_bench.load.calls import Clock, Record
 from penstock_bench.load.prompts import Prompts
 from penstock_bench.load.workload import Work, Workload, options_of
-from penstock_client import AsyncClient, Response
+from penstock_client import AsyncClient, Message, Response, ToolCallStatus, ToolResult
+from penstock_client.messages import MessageLike
 
 _RETRY_SECONDS = 1.0
 _WARM_CALLERS = 2
@@ -141,35 +142,51 @@ class Run:
             place += _WARM_CALLERS
             await self._call(work, self.clock.now(), self._prompts.messages(work, self._rng))
 
-    async def _conversation(self, work: Work, intended: float, messages: Sequence[tuple[str, str]]) -> Record:
-        """Make a call and the later turns of its conversation, until one does not end well or the window ends.
+    async def _conversation(self, work: Work, intended: float, messages: Sequence[MessageLike]) -> Record:
+        """Make a call and the later ones of its conversation, until one does not end well or the window ends.
 
         Return the last one.
         """
-        said = list(messages)
-        record, response = await self._answered(work, intended, said, 0)
-        for turn in range(1, work.turns):
-            if record.outcome != calls.OK:
+        spoken = list(messages)
+        record, response = await self._answered(work, intended, spoken, 0)
+        for turn in range(1, work.calls):
+            if record.outcome != calls.OK or not self._goes_on(work, turn, response, spoken):
                 break
-            await asyncio.sleep(work.pause_seconds)
+            if turn > work.tool_calls:
+                await asyncio.sleep(work.pause_seconds)
             now = self.clock.now()
             if now >= self.end_seconds:
                 break
-            answer = f"{response.thought}\n\n{response.answer}" if work.keep_thought else response.answer
-            # The turn of a model without an answer is empty, which not every template accepts.
-            said += [("assistant", answer or "."), ("user", self._prompts.next_message(work, self._rng))]
-            record, response = await self._answered(work, now, said, turn)
+            record, response = await self._answered(work, now, spoken, turn)
         return record
 
-    async def _call(self, work: Work, intended: float, messages: Sequence[tuple[str, str]]) -> Record:
+    def _goes_on(self, work: Work, turn: int, response: Response, spoken: list[MessageLike]) -> bool:
+        """Add the reply and what comes after it: a tool's result, or the user's next message.
+
+        Return False if the model did not ask for a tool, or not with a whole call.
+        """
+        if turn > work.tool_calls:
+            answer = f"{response.thought}\n\n{response.answer}" if work.keep_thought else response.answer
+            # The turn of a model without an answer is empty, which not every template accepts.
+            spoken += [("assistant", answer or "."), ("user", self._prompts.next_message(work, self._rng))]
+            return True
+        asked = response.tool_calls
+        if not asked or any(one.status is not ToolCallStatus.COMPLETE for one in asked):
+            return False
+        thought = response.thought if work.keep_thought else ""
+        results = [ToolResult(one.id, self._prompts.tool_result(work, self._rng)) for one in asked]
+        spoken += [Message.assistant(response.answer, thought=thought, tool_calls=asked), Message.tool(*results)]
+        return True
+
+    async def _call(self, work: Work, intended: float, messages: Sequence[MessageLike]) -> Record:
         return (await self._answered(work, intended, messages, 0))[0]
 
     async def _answered(
-        self, work: Work, intended: float, messages: Sequence[tuple[str, str]], turn: int
+        self, work: Work, intended: float, messages: Sequence[MessageLike], turn: int
     ) -> tuple[Record, Response]:
         record = Record(work, intended, self.clock.now(), turn=turn)
         options = {
-            **options_of(work, exact=self._options.exact, temperature=self._options.temperature),
+            **options_of(work, turn, exact=self._options.exact, temperature=self._options.temperature),
             "flush_interval_seconds": self._options.flush_interval_seconds,
             "resumable": self._options.resumable,
             "cache_salt": self._cache_salt,

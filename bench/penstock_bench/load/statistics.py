@@ -186,6 +186,8 @@ class LoadSummary:
     mean_prompt_tokens: float | None
     mean_output_tokens: float | None
     mean_thought_tokens: float | None
+    mean_image_tokens: float | None
+    """Mean of the prompt tokens that stand for images."""
     cached_share: float | None
     """Share of the prompt tokens that came from the prefix cache."""
     drafted_tokens: int | None
@@ -236,6 +238,7 @@ def summarize(
         prompt_tokens_per_second=sum(record.prompt_tokens - record.cached_tokens for record in began) / seconds,
         mean_running=sum(_inside(one, seconds) for one in every if one.outcome not in (REFUSED, FAILED)) / seconds,
         mean_prompt_tokens=_mean([record.prompt_tokens for record in seen]),
+        mean_image_tokens=_mean([record.image_tokens for record in seen]),
         mean_output_tokens=_mean([record.output_tokens for record in done]),
         mean_thought_tokens=_mean([record.thought_tokens for record in done]),
         cached_share=sum(record.cached_tokens for record in seen) / prompt if prompt else None,

@@ -23,7 +23,8 @@ from penstock_bench.load.workload import MODES, Work
 _NAMES = {field.name for field in fields(Work)}
 _WHOLE = {
     "prompt_tokens": 1, "output_tokens": 1, "budget_tokens": -1, "prefix_tokens": 0, "block_tokens": 0,
-    "turns": 1, "turn_tokens": 0,
+    "turns": 1, "turn_tokens": 0, "images": 0, "image_width": 0, "image_height": 0, "tool_calls": 0,
+    "tool_result_tokens": 0,
 }  # fmt: skip
 _PLAIN = {field.name: field.default for field in fields(Work) if field.name != "prompt_tokens"}
 
@@ -68,6 +69,8 @@ def _arrival(entry: object) -> ScheduledCall:
     if not isinstance(entry.get("prompt", ""), str) or not entry.keys() & {"prompt", "prompt_tokens"}:
         raise ValueError("needs prompt_tokens, or prompt as text")
     _check_texts_and_blocks(entry)
+    if entry.get("images") and not (entry.get("image_width") and entry.get("image_height")):
+        raise ValueError("images needs image_width and image_height")
     if entry.get("mode", "fast") not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}")
     deadline = entry.get("deadline_seconds")

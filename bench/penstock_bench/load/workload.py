@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
+from penstock_client import Tool
+
 MODES = ("fast", "thinking", "auto")
 _MAX_TOKENS = 2**31 - 1
 
@@ -38,6 +40,36 @@ class Work:
     """Whether earlier thoughts are sent with their answers."""
     pause_seconds: float = 0.0
     """Seconds between the end of a turn and the next one."""
+    images: int = 0
+    """Number of images of the first message, beside `prompt_tokens`; each is different."""
+    image_width: int = 0
+    image_height: int = 0
+    tool_calls: int = 0
+    """Number of calls in which the model must ask for a tool, before the first one in which it answers."""
+    tool_result_tokens: int = 0
+    """Tokens of each tool's result."""
+
+    @property
+    def calls(self) -> int:
+        """Return the number of calls of the conversation."""
+        return self.tool_calls + self.turns
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """Numbers and size of a call's images."""
+
+    number: Lengths
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class ToolLoop:
+    """Numbers of tool calls, and lengths of their results."""
+
+    calls: Lengths
+    result_tokens: Lengths
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +97,14 @@ class Lengths:
     parts: tuple[tuple[int, int, float], ...]
 
     @classmethod
-    def parse(cls, text: str) -> Self:
+    def parse(cls, text: str, least: int = 1) -> Self:
         """Return the mix of an option's text. Raises ValueError with the wrong part."""
         parts = []
         for part, weight in _weighted(text):
             found = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
-            low, high = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
-            if not 1 <= low <= high <= _MAX_TOKENS:
-                raise ValueError(f"must be a token count or range, such as 128 or 64-256, got {part!r}")
+            low, high = (int(found[1]), int(found[2] or found[1])) if found else (-1, -1)
+            if not least <= low <= high <= _MAX_TOKENS:
+                raise ValueError(f"must be a count of {least} or more or a range, such as 128 or 64-256, got {part!r}")
             parts.append((low, high, weight))
         return cls(tuple(parts))
 
@@ -135,6 +167,8 @@ class Workload:
     questions: tuple[Question, ...] = ()
     """Questions that are sent instead of made-up text, each equally often."""
     conversation: Conversation | None = None
+    pictures: Pictures | None = None
+    tool_loop: ToolLoop | None = None
 
     def draw(self, rng: random.Random) -> Work:
         """Return the next call, or the first of a conversation."""
@@ -160,16 +194,37 @@ class Workload:
                 keep_thought=spoken.keep_thought,
                 pause_seconds=spoken.pause_seconds,
             )
+        if self.pictures is not None:
+            shown = self.pictures
+            work = replace(work, images=shown.number.draw(rng), image_width=shown.width, image_height=shown.height)
+        if self.tool_loop is not None:
+            loop = self.tool_loop
+            work = replace(work, tool_calls=loop.calls.draw(rng), tool_result_tokens=loop.result_tokens.draw(rng))
         return work
 
 
-def options_of(work: Work, *, exact: bool, temperature: float | None) -> Mapping[str, Any]:
-    """Return the client's keywords. With `exact` the model may not end before `output_tokens`."""
-    return {
+TOOL = Tool(
+    "look_up",
+    "Look up a fact. Call it before answering.",
+    {"type": "object", "properties": {"query": {"type": "string", "maxLength": 32}}, "required": ["query"]},
+)
+"""The tool of a tool loop. A grammar holds its calls, so that each one ends and can be answered."""
+
+
+def options_of(work: Work, turn: int = 0, *, exact: bool, temperature: float | None) -> Mapping[str, Any]:
+    """Return the client's keywords for a call of a conversation.
+
+    With `exact` the model may not end before `output_tokens`. A tool call has its own length.
+    """
+    asks = turn < work.tool_calls
+    options: dict[str, Any] = {
         "thinking": work.mode,
         "budget": work.budget_tokens,
         "timeout": work.deadline_seconds,
-        "max_output_tokens": work.output_tokens,
-        "min_output_tokens": work.output_tokens if exact else None,
+        "max_output_tokens": None if asks else work.output_tokens,
+        "min_output_tokens": work.output_tokens if exact and not asks else None,
         "temperature": temperature,
     }
+    if work.tool_calls:
+        options |= {"tools": [TOOL], "tool_mode": "required" if asks else "none", "max_tool_calls": 1 if asks else None}
+    return options

@@ -12,9 +12,12 @@ from typing import Any
 
 import pytest
 from penstock_bench.load import aiperf, energy, public_traces, question_files, trace
+from penstock_bench.load.arrivals import ScheduledCall
 from penstock_bench.load.calls import FAILED, OK, REFUSED, Record
 from penstock_bench.load.energy import Counter, EnergyMeter
+from penstock_bench.load.measure import Closed, Open, Replay
 from penstock_bench.load.prompts import Prompts
+from penstock_bench.load.run import LoadOptions
 from penstock_bench.load.statistics import Objectives, acceptance_length, summarize
 from penstock_bench.load.workload import Conversation, Lengths, Thinking, Work, Workload
 
@@ -236,11 +239,23 @@ def test_a_counter_that_fails_later_is_told_as_missing() -> None:
     assert (meter.total_joules, meter.missing) == (None, {"GPU 0": "OSError while it was read"})
 
 
-def test_aiperfs_format_has_its_names_and_units() -> None:
+def aiperf_load(**changes: Any) -> tuple[Any, aiperf.RunFacts]:
     records = [record(), record(), record(outcome=REFUSED)]
     summary = summarize(records, 10.0, 20, 60, Objectives(first_token=1.0))
-    load: Any = SimpleNamespace(records=records, interrupted=False, summary=lambda objectives: summary)
-    made = aiperf.export(load, Objectives(first_token=1.0), datetime(2026, 1, 2, tzinfo=UTC), "penstock bench")
+    load = SimpleNamespace(
+        records=records,
+        interrupted=False,
+        summary=lambda objectives: summary,
+        pattern=Closed(4),
+        options=LoadOptions(seconds=10.0),
+    )
+    told = aiperf.RunFacts(datetime(2026, 1, 2, tzinfo=UTC), "penstock bench", "Qwen3.5-35B-A3B", "127.0.0.1:50051")
+    return SimpleNamespace(**{**vars(load), **changes}), told
+
+
+def test_aiperfs_format_has_its_names_and_units() -> None:
+    load, told = aiperf_load()
+    made = aiperf.export(load, Objectives(first_token=1.0), told)
     assert made["time_to_first_token"]["unit"] == "ms"
     assert made["time_to_first_token"]["p50"] == pytest.approx(100.0)
     assert made["time_to_first_output_token"]["avg"] == pytest.approx(300.0)
@@ -249,4 +264,34 @@ def test_aiperfs_format_has_its_names_and_units() -> None:
     assert made["request_throughput"] == {"unit": "requests/sec", "avg": 0.2}
     assert made["error_summary"] == [{"error_details": {"code": 429, "type": "refused", "message": ""}, "count": 1}]
     assert made["end_time"] == "2026-01-02T00:00:10+00:00"
+    assert made["input_config"]["phases"] == [
+        {"name": "profiling", "duration": 10.0, "type": "concurrency", "concurrency": 4}
+    ]
     json.dumps(made, allow_nan=False)
+
+
+def test_aiperfs_calls_have_their_times_and_their_errors() -> None:
+    load, told = aiperf_load()
+    first, second, refused = [json.loads(line) for line in aiperf.lines(load, told)]
+    assert first["metadata"]["request_end_ns"] - first["metadata"]["request_start_ns"] == pytest.approx(1e9)
+    assert second["metadata"]["session_num"] in (0, 1)
+    assert first["metrics"]["time_to_first_token"] == {"value": pytest.approx(100.0), "unit": "ms"}
+    assert refused["metrics"] == {}
+    assert refused["error"]["code"] == 429
+
+
+@pytest.mark.parametrize(
+    ("pattern", "phase"),
+    [
+        (Open(3.0), {"type": "poisson", "rate": 3.0}),
+        (Open(3.0, burst_calls=8), None),
+        (Replay((ScheduledCall(0.0, Work(1)),)), None),
+    ],
+)
+def test_aiperf_is_told_the_load_that_it_can_state(pattern: Any, phase: dict[str, Any] | None) -> None:
+    load, told = aiperf_load(pattern=pattern)
+    made = aiperf.export(load, Objectives(), told)
+    if phase is None:
+        assert "input_config" not in made
+    else:
+        assert made["input_config"]["phases"][0].items() >= phase.items()
