@@ -6,7 +6,9 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 
+import psutil
 import pytest
+from penstock.engine.child_environment import ALLOWED
 from penstock.engine.vllm.constraints import sandbox as sandbox_module
 from penstock.engine.vllm.constraints.sandbox import ConstraintSandbox
 from penstock.engine.vllm.constraints.sandbox_process import SandboxResult
@@ -48,6 +50,17 @@ async def sandbox() -> AsyncIterator[Counted]:
     sandbox = Counted()
     yield sandbox
     await sandbox.close()
+
+
+async def test_the_process_knows_nothing_of_the_services_environment(
+    sandbox: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "a-secret")
+    await sandbox.check(CONSTRAINT, "a")
+    assert sandbox._process is not None
+    seen = psutil.Process(sandbox._process.pid).environ()
+    assert set(seen) <= ALLOWED | {"MALLOC_ARENA_MAX", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"}
+    assert "a-secret" not in seen.values()
 
 
 async def test_callers_that_leave_while_the_compiler_starts_leave_it_for_the_next(sandbox: Counted) -> None:

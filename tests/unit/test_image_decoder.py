@@ -11,6 +11,7 @@ from dataclasses import replace
 import psutil
 import pytest
 from penstock.config.schema import EngineSettings
+from penstock.engine.child_environment import ALLOWED
 from penstock.engine.images import ImageDecoder
 from penstock.engine.images.cache import limits_of
 from penstock.errors import BadRequest, Overloaded
@@ -62,6 +63,22 @@ async def outcome(decoder: ImageDecoder, case: Case) -> str:
 async def test_hostile_images_are_refused_in_words_or_become_the_right_picture(decoder: ImageDecoder) -> None:
     assert len(CASES) >= 60
     assert [wrong for case in CASES if (wrong := await outcome(decoder, case))] == []
+
+
+async def test_the_process_knows_nothing_of_the_services_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys and tokens are not where strangers' bytes are read."""
+    for name in ("HF_TOKEN", "PENSTOCK_AUTH__KEYS", "AWS_SECRET_ACCESS_KEY", "PYTHON_KEY", "DATABASE_URL"):
+        monkeypatch.setenv(name, "a-secret")
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    decoder = ImageDecoder(LIMITS)
+    try:
+        await decoder.decode(png(64, 64), "image/png", "field", "caller")
+        seen = psutil.Process(process_of(decoder)).environ()
+    finally:
+        await decoder.close()
+    assert "a-secret" not in seen.values()
+    assert set(seen) <= ALLOWED | {"MALLOC_ARENA_MAX"}
+    assert (seen["TZ"], seen["MALLOC_ARENA_MAX"]) == ("Europe/Berlin", "1")
 
 
 async def test_memory_is_flat(decoder: ImageDecoder) -> None:

@@ -8,12 +8,12 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 import signal
 import sys
 from collections.abc import AsyncIterator
 
 from penstock import tasks
+from penstock.engine.child_environment import child_environment
 from penstock.engine.images.decoding import Fault, ImageLimits
 from penstock.engine.images.wire import READY, REPLY, REQUEST
 from penstock.errors import BadRequest, FieldReason, FieldViolation, Overloaded
@@ -133,7 +133,7 @@ class ImageDecoder:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.DEVNULL,
-                env=os.environ | {"MALLOC_ARENA_MAX": "1"},
+                env=child_environment(MALLOC_ARENA_MAX="1"),
             )
             assert self._process.stdout is not None
             async with asyncio.timeout(_START_SECONDS):

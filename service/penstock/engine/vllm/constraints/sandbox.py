@@ -13,7 +13,6 @@ import hashlib
 import itertools
 import json
 import logging
-import os
 import signal
 import sys
 import time
@@ -22,6 +21,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from penstock import tasks
+from penstock.engine.child_environment import child_environment
 from penstock.engine.vllm.constraints.compiling import GrammarOf, refusal
 from penstock.engine.vllm.constraints.sandbox_process import SandboxResult
 from penstock.errors import Overloaded
@@ -214,14 +214,14 @@ class ConstraintSandbox:
     async def _start(self) -> asyncio.subprocess.Process:
         """Start the process, which takes seconds to import the compiler. Raise OSError or TimeoutError."""
         # One arena and no helper threads: the memory limit counts address space, and threads do not survive a fork.
-        quiet = {"MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        quiet = child_environment(MALLOC_ARENA_MAX="1", OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-W", "ignore", "-m", "penstock.engine.vllm.constraints.sandbox_process"),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
             limit=_LINE_BYTES,
-            env=os.environ | quiet,
+            env=quiet,
         )
         try:
             assert process.stdin is not None
