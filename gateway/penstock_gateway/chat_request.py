@@ -12,15 +12,13 @@ from penstock_gateway.fields import CHAT, refuse_by_name
 from penstock_gateway.messages import messages_of
 from penstock_gateway.options import one_of
 
-_Refused = Raw | UnsetType
-
 
 class _TemplateArguments(shared.Strict, frozen=True, kw_only=True):
     enable_thinking: bool | None = None
 
 
 class ChatRequest(shared.ChoicesRequest, frozen=True, kw_only=True):
-    """Hold the body, field by field; those of the type `Raw` at the end are refused by name."""
+    """Hold the body, field by field; those of the type `Refused` are refused by name."""
 
     messages: list[Raw]
     max_completion_tokens: int | None = None
@@ -36,25 +34,18 @@ class ChatRequest(shared.ChoicesRequest, frozen=True, kw_only=True):
     thought_history: Literal["current_turn", "all_turns", "none"] | None = None
     max_tool_calls: int | None = None
     chat_template_kwargs: _TemplateArguments | None = None
-    store: _Refused = UNSET
-    modalities: _Refused = UNSET
-    audio: _Refused = UNSET
-    prediction: _Refused = UNSET
-    verbosity: _Refused = UNSET
-    web_search_options: _Refused = UNSET
-    functions: _Refused = UNSET
-    function_call: _Refused = UNSET
-    moderation: _Refused = UNSET
-    prompt_cache_retention: _Refused = UNSET
-    prompt_cache_options: _Refused = UNSET
-    guided_json: _Refused = UNSET
-    guided_regex: _Refused = UNSET
-    guided_choice: _Refused = UNSET
-    guided_grammar: _Refused = UNSET
-    priority: _Refused = UNSET
-    ignore_eos: _Refused = UNSET
-    prompt_logprobs: _Refused = UNSET
-    chat_template: _Refused = UNSET
+    store: shared.Refused = UNSET
+    modalities: shared.Refused = UNSET
+    audio: shared.Refused = UNSET
+    prediction: shared.Refused = UNSET
+    verbosity: shared.Refused = UNSET
+    web_search_options: shared.Refused = UNSET
+    functions: shared.Refused = UNSET
+    function_call: shared.Refused = UNSET
+    moderation: shared.Refused = UNSET
+    prompt_cache_retention: shared.Refused = UNSET
+    prompt_cache_options: shared.Refused = UNSET
+    chat_template: shared.Refused = UNSET
 
 
 def to_call(request: ChatRequest) -> shared.ServiceCall:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Annotated, Any
 
 import msgspec
-from msgspec import UNSET, Raw, UnsetType
+from msgspec import UNSET, Raw
 
 from penstock_gateway import options as shared
 from penstock_gateway.bodies import decode
@@ -18,28 +18,20 @@ DEFAULT_MAX_TOKENS = 16
 """OpenAI's and vLLM's."""
 TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 Prompt = str | list[TokenId]
-_Refused = Raw | UnsetType
 _UNSUPPORTED = Kind(400, REQUEST, "unsupported_value")
 _BEGINS_WITH_NUMBER = re.compile(rb"\[\s*[-0-9]")
 
 
 class CompletionRequest(shared.ChoicesRequest, frozen=True, kw_only=True):
-    """Hold the body, field by field; those of the type `Raw` at the end are refused by name."""
+    """Hold the body, field by field; those of the type `Refused` are refused by name."""
 
     prompt: Raw
     echo: bool | None = None
     logprobs: int | None = None
-    best_of: _Refused = UNSET
-    suffix: _Refused = UNSET
-    guided_json: _Refused = UNSET
-    guided_regex: _Refused = UNSET
-    guided_choice: _Refused = UNSET
-    guided_grammar: _Refused = UNSET
-    priority: _Refused = UNSET
-    ignore_eos: _Refused = UNSET
-    prompt_logprobs: _Refused = UNSET
-    use_beam_search: _Refused = UNSET
-    truncate_prompt_tokens: _Refused = UNSET
+    best_of: shared.Refused = UNSET
+    suffix: shared.Refused = UNSET
+    use_beam_search: shared.Refused = UNSET
+    truncate_prompt_tokens: shared.Refused = UNSET
 
 
 def to_calls(request: CompletionRequest, max_prompts: int) -> list[shared.ServiceCall]:

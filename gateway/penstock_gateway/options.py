@@ -32,6 +32,8 @@ PRIORITIES: Mapping[str, str | None] = {
     "scale": "high",
 }
 """OpenAI's service tiers, and the service's priorities."""
+Refused = Raw | UnsetType
+"""The type of a field that is known, and refused by name where it asks for something."""
 _UNSUPPORTED = Kind(400, REQUEST, "unsupported_value")
 _STRUCTURED = {"json": "json_schema", "regex": "regex", "choice": "choices", "grammar": "grammar"}
 
@@ -90,13 +92,23 @@ class CommonRequest(Strict, frozen=True, kw_only=True):
 
 
 class ChoicesRequest(CommonRequest, frozen=True, kw_only=True):
-    """Hold the fields that requests with several choices have beside the common ones."""
+    """Hold the fields that requests with several choices have beside the common ones.
+
+    Those of the type `Refused` are vLLM's, and are refused by name.
+    """
 
     n: int | None = None
     max_tokens: int | None = None
     stream_options: StreamOptions | None = None
     response_format: Raw | UnsetType = UNSET
     return_token_ids: bool | None = None
+    guided_json: Refused = UNSET
+    guided_regex: Refused = UNSET
+    guided_choice: Refused = UNSET
+    guided_grammar: Refused = UNSET
+    priority: Refused = UNSET
+    ignore_eos: Refused = UNSET
+    prompt_logprobs: Refused = UNSET
 
 
 @dataclass(frozen=True, slots=True)
