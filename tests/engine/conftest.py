@@ -7,12 +7,14 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import grpc
+import httpx
 import pytest
 from penstock.config.schema import EngineSettings
 from penstock.engine.base import Engine
 from penstock.engine.vllm.start import start
 from penstock.types import EngineChunk, EngineRequest, Message, Role, Sampling
 
+from tests.gateway.conftest import gateway_to, service
 from tests.rpc.conftest import serving
 
 GREEDY = Sampling(temperature=0.0)
@@ -36,6 +38,17 @@ async def engine(engine_settings: EngineSettings) -> AsyncIterator[Engine]:
     engine = await start(engine_settings)
     yield engine
     await engine.close()
+
+
+@pytest.fixture(scope="module")
+async def http(engine: Engine) -> AsyncIterator[httpx.AsyncClient]:
+    """The gateway in front of the engine."""
+    async with (
+        service(engine) as target,
+        gateway_to(target) as url,
+        httpx.AsyncClient(base_url=url, timeout=120, trust_env=False) as client,
+    ):
+        yield client
 
 
 @pytest.fixture

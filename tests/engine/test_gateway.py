@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from typing import Any
 
 import httpx
 import jsonschema
 import pytest
 from openai import AsyncOpenAI, BadRequestError
 from penstock.engine.base import Engine
-from pydantic import BaseModel, Field
 
+from tests.engine.gateway_calls import WEATHER_SCHEMA, Sum
 from tests.engine.test_constrained_answers import SCHEMA
 from tests.engine.test_service import until_running
-from tests.gateway.conftest import chunks_of, events_of, gateway_to, openai_of, service
+from tests.gateway.conftest import chunks_of, events_of, openai_of
 
 QUESTION: list[Any] = [{"role": "user", "content": "What is 48 + 27 + 36 + 15?"}]
 GREEDY: dict[str, Any] = {"messages": QUESTION, "temperature": 0}
@@ -26,27 +26,7 @@ LONG_THOUGHT = THINKING | {
     "resumable": True,
 }
 ENDLESS: dict[str, Any] = {"messages": QUESTION, "max_tokens": 20_000, "min_tokens": 20_000, "thinking_mode": "fast"}
-TOOL_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "properties": {"city": {"enum": ["Oslo", "Rome"]}, "days": {"type": "integer", "minimum": 1, "maximum": 9}},
-    "required": ["city", "days"],
-    "additionalProperties": False,
-}
-TOOL: Any = {"type": "function", "function": {"name": "weather", "parameters": TOOL_SCHEMA}}
-
-
-class Sum(BaseModel):
-    value: Annotated[int, Field(ge=0, le=999)]
-
-
-@pytest.fixture(scope="module")
-async def http(engine: Engine) -> AsyncIterator[httpx.AsyncClient]:
-    async with (
-        service(engine) as target,
-        gateway_to(target) as url,
-        httpx.AsyncClient(base_url=url, timeout=120, trust_env=False) as client,
-    ):
-        yield client
+TOOL: Any = {"type": "function", "function": {"name": "weather", "parameters": WEATHER_SCHEMA}}
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +110,7 @@ async def test_a_required_tool_is_called(http: httpx.AsyncClient, choice: Any) -
     assert whole["finish_reason"] == "tool_calls"
     (call,) = whole["message"]["tool_calls"]
     assert call["function"]["name"] == "weather"
-    jsonschema.validate(json.loads(call["function"]["arguments"]), TOOL_SCHEMA)
+    jsonschema.validate(json.loads(call["function"]["arguments"]), WEATHER_SCHEMA)
     chunks = await chunks_of(http, asked | {"stream": True})
     parts = [part for chunk in chunks for one in chunk["choices"] for part in one["delta"].get("tool_calls", ())]
     assert [part["function"]["name"] for part in parts if "name" in part["function"]] == ["weather"]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from typing import Any
 
 import httpx
 import jsonschema
@@ -12,38 +11,14 @@ import pytest
 from openai.types import Completion
 from penstock.engine.base import Engine
 from penstock.types import Message, Role
-from pydantic import BaseModel, Field
 
-from tests.gateway.conftest import events_of, gateway_to, openai_of, service
+from tests.engine.gateway_calls import WEATHER_SCHEMA, Sum
+from tests.gateway.conftest import events_of, openai_of
 from tests.gateway.test_responses import read
 
 QUESTION = "What is 48 + 27 + 36 + 15?"
 GREEDY: dict[str, Any] = {"model": "", "temperature": 0}
-
-
-SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "properties": {"city": {"enum": ["Oslo", "Rome"]}, "days": {"type": "integer", "minimum": 1, "maximum": 9}},
-    "required": ["city", "days"],
-    "additionalProperties": False,
-}
-TOOL: Any = {"type": "function", "name": "weather", "parameters": SCHEMA}
-
-
-class Sum(BaseModel):
-    """A sum."""
-
-    value: Annotated[int, Field(ge=0, le=999)]
-
-
-@pytest.fixture(scope="module")
-async def http(engine: Engine) -> AsyncIterator[httpx.AsyncClient]:
-    async with (
-        service(engine) as target,
-        gateway_to(target) as url,
-        httpx.AsyncClient(base_url=url, timeout=120, trust_env=False) as client,
-    ):
-        yield client
+TOOL: Any = {"type": "function", "name": "weather", "parameters": WEATHER_SCHEMA}
 
 
 async def ask(http: httpx.AsyncClient, path: str, **body: Any) -> dict[str, Any]:
@@ -127,6 +102,6 @@ async def test_schemas_and_tools_are_held(http: httpx.AsyncClient) -> None:
             extra_body={"thinking_mode": "thinking", "thinking_budget": 7},
         )
     (call,) = [item for item in response.output if item.type == "function_call"]
-    jsonschema.validate(json.loads(call.arguments), SCHEMA)
+    jsonschema.validate(json.loads(call.arguments), WEATHER_SCHEMA)
     assert response.usage is not None
     assert response.usage.output_tokens_details.reasoning_tokens == 7
