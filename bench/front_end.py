@@ -19,8 +19,8 @@ import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -43,6 +43,16 @@ _KV_CACHE_GIB = 0.75  # For each of four engines; 64 calls of 1,536 tokens fit.
 _GPU_SHARE = 0.2  # For each of four engines.
 _TOKENS_AT_LEAST = 4096
 """Fewest tokens of a run: below, the cost of a call is within the noise of the idle process."""
+
+Rounds = Annotated[int, typer.Option(help="Number of turns of each contender at each load.", min=1)]
+Streams = Annotated[str, typer.Option(help="Numbers of concurrent streams, separated by commas; each at most 64.")]
+StepsMs = Annotated[str, typer.Option(help="Milliseconds of an engine step, separated by commas.")]
+OutputTokens = Annotated[int, typer.Option(help="Tokens of each answer; half of them are its thought.", min=8)]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="File for all figures.", dir_okay=False)]
+Trace = Annotated[
+    bool, typer.Option("--trace/--no-trace", help="Let the service send traces and metrics to a collector.")
+]
+
 _COLUMNS = {
     "front_cpu_us_per_token": "front-end us/token",
     "first_token_ms": "first token ms",
@@ -83,42 +93,30 @@ class Round:
 
 
 def main(
-    rounds: Annotated[int, typer.Option(help="Number of turns of each contender at each load.", min=1)] = 4,
-    streams: Annotated[
-        str, typer.Option(help="Numbers of concurrent streams, separated by commas; each at most 64.")
-    ] = "1,8,64",
-    steps_ms: Annotated[str, typer.Option(help="Milliseconds of an engine step, separated by commas.")] = "5,30",
+    rounds: Rounds = 4,
+    streams: Streams = "1,8,64",
+    steps_ms: StepsMs = "5,30",
     only: Annotated[
         str, typer.Option(help="Contenders, separated by commas: in_process, openai, vllm_grpc, penstock.")
     ] = "",
-    output_tokens: Annotated[int, typer.Option(help="Tokens of each answer; half of them are its thought.", min=8)] = (
-        OUTPUT_TOKENS
-    ),
-    json_file: Annotated[Path | None, typer.Option("--json", help="File for all figures.", dir_okay=False)] = None,
-    trace: Annotated[
-        bool, typer.Option("--trace/--no-trace", help="Let Penstock send traces and metrics to a collector.")
-    ] = True,
+    output_tokens: OutputTokens = OUTPUT_TOKENS,
+    json_file: JsonFile = None,
+    trace: Trace = True,
 ) -> None:
     """Compare the cost of front ends on an engine with prepared tokens."""
-    from bench.canned import PACE_FILE
-
     made = about("bench.front_end")
     notes: list[str] = []
-    with tempfile.TemporaryDirectory(prefix="penstock-bench-") as scratch, ExitStack() as stack:
-        pace = Path(scratch) / "pace.json"
-        os.environ[PACE_FILE] = str(pace)
-        at = stack.enter_context(collector()) if trace else ""
-        setting = canned_setting(Path(scratch), at, output_tokens)
-        set_pace(pace, 0, output_tokens)
+    with ExitStack() as stack:
+        setting, set_pace = stack.enter_context(canned_setting(output_tokens, trace=trace))
         makings = [maker(setting) for maker in MAKERS]
         up = started([one for one in makings if not only or one.name in only.split(",")], stack, notes)
         coalescing = [one.coalescing(COALESCED_MS) for one in up if isinstance(one, Penstock)]
         measured: list[Round] = []
         for turn in range(rounds):
-            for step_ms in map(int, steps_ms.split(",")):
-                set_pace(pace, step_ms, output_tokens)
+            for step_ms in numbers(steps_ms):
+                set_pace(step_ms, output_tokens)
                 contenders = [*up, *(coalescing if 2 * step_ms <= COALESCED_MS else [])]
-                for count in map(int, streams.split(",")):
+                for count in numbers(streams):
                     work = work_for(setting, count, step_ms, output_tokens, seed=1000 * turn + count)
                     # Each round begins with another contender.
                     for one in [*contenders[turn % len(contenders) :], *contenders[: turn % len(contenders)]]:
@@ -127,20 +125,45 @@ def main(
         labels = {one.name: one.label for one in [*up, *coalescing]}
     results, ratios = summary(measured), ratios_of(measured)
     print(table(results, labels))
-    lines = [*notes, *judged(ratios)]
-    print("\n".join(lines))
     whole = {"about": made, "notes": notes, "results": results, "ratios": ratios, "goals": judged(ratios)}
+    report(whole, json_file)
+
+
+def numbers(text: str) -> list[int]:
+    """Return the numbers of an option."""
+    return [int(one) for one in text.split(",")]
+
+
+def report(whole: Mapping[str, Any], json_file: Path | None) -> None:
+    """Print the notes and goals; write everything to the file, where one is given."""
+    print("\n".join([*whole["notes"], *whole["goals"]]))
     if json_file is not None:
         json_file.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
 
 
-def set_pace(file: Path, step_ms: int, output_tokens: int) -> None:
-    from bench.canned import Pace
-
-    Pace(step_ms / 1000, output_tokens // 2 - 1).write(file)
+SetPace = Callable[[int, int], None]
+"""Takes the milliseconds of a step, and the tokens of an answer."""
 
 
-def canned_setting(folder: Path, at: str, output_tokens: int) -> Setting:
+@contextmanager
+def canned_setting(output_tokens: int, *, trace: bool) -> Iterator[tuple[Setting, SetPace]]:
+    """Give the setting of an engine with prepared tokens, in a folder of its own, and the function for its pace."""
+    from bench.canned import PACE_FILE, Pace
+
+    with tempfile.TemporaryDirectory(prefix="penstock-bench-") as scratch, ExitStack() as stack:
+        pace = Path(scratch) / "pace.json"
+        os.environ[PACE_FILE] = str(pace)
+        at = stack.enter_context(collector()) if trace else ""
+        setting = _canned_setting(Path(scratch), at, output_tokens)
+
+        def set_pace(step_ms: int, output_tokens: int) -> None:
+            Pace(step_ms / 1000, output_tokens // 2 - 1).write(pace)
+
+        set_pace(0, output_tokens)
+        yield setting, set_pace
+
+
+def _canned_setting(folder: Path, at: str, output_tokens: int) -> Setting:
     from bench.canned import EXECUTOR
 
     extra = {"distributed_executor_backend": EXECUTOR}

@@ -16,21 +16,16 @@ from __future__ import annotations
 
 import copy
 import http.client
-import json
-import os
 import statistics
 import sys
-import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
-from bench.canned import PACE_FILE
-from bench.compare import collector, started
+from bench.compare import started
 from bench.contenders import OpenAi, Penstock
 from bench.drain import Connection, Reply
 from bench.front_end import (
@@ -38,12 +33,19 @@ from bench.front_end import (
     OUTPUT_TOKENS,
     PROMPT_TOKENS,
     Goal,
+    JsonFile,
+    OutputTokens,
     Round,
+    Rounds,
+    StepsMs,
+    Streams,
+    Trace,
     canned_setting,
     judged,
+    numbers,
     question_counter,
     ratios_of,
-    set_pace,
+    report,
     summary,
     table,
     work_for,
@@ -131,29 +133,19 @@ class CoalescingGateway(Gateway):
 
 
 def main(
-    rounds: Annotated[int, typer.Option(help="Number of turns of each contender at each load.", min=1)] = 4,
-    streams: Annotated[
-        str, typer.Option(help="Numbers of concurrent streams, separated by commas; each at most 64.")
-    ] = "1,8,64",
-    steps_ms: Annotated[str, typer.Option(help="Milliseconds of an engine step, separated by commas.")] = "5,30",
-    output_tokens: Annotated[int, typer.Option(help="Tokens of each answer; half of them are its thought.", min=8)] = (
-        OUTPUT_TOKENS
-    ),
-    json_file: Annotated[Path | None, typer.Option("--json", help="File for all figures.", dir_okay=False)] = None,
-    trace: Annotated[
-        bool, typer.Option("--trace/--no-trace", help="Let the service send traces and metrics to a collector.")
-    ] = True,
+    rounds: Rounds = 4,
+    streams: Streams = "1,8,64",
+    steps_ms: StepsMs = "5,30",
+    output_tokens: OutputTokens = OUTPUT_TOKENS,
+    json_file: JsonFile = None,
+    trace: Trace = True,
 ) -> None:
     """Compare the gateway with `vllm serve` on an engine with prepared tokens."""
     made = about("bench.gateway")
     notes: list[str] = []
-    counts, steps = _numbers(streams), _numbers(steps_ms)
-    with tempfile.TemporaryDirectory(prefix="penstock-bench-") as scratch, ExitStack() as stack:
-        pace = Path(scratch) / "pace.json"
-        os.environ[PACE_FILE] = str(pace)
-        at = stack.enter_context(collector()) if trace else ""
-        setting = canned_setting(Path(scratch), at, output_tokens)
-        set_pace(pace, 0, output_tokens)
+    counts, steps = numbers(streams), numbers(steps_ms)
+    with ExitStack() as stack:
+        setting, set_pace = stack.enter_context(canned_setting(output_tokens, trace=trace))
         behind = Penstock(setting)
         up = started([OpenAi(setting), behind], stack, notes)
         up += started([Gateway(behind)], stack, notes) if behind in up else []
@@ -161,18 +153,16 @@ def main(
         firsts: list[Round] = []
         for turn in range(rounds):
             for step_ms in steps:
-                set_pace(pace, step_ms, output_tokens)
+                set_pace(step_ms, output_tokens)
                 for count in counts:
                     measured += _turn(up, turn, step_ms, count, output_tokens)
-            set_pace(pace, steps[-1], _MIN_TOKENS)
+            set_pace(steps[-1], _MIN_TOKENS)
             for count in counts:
                 firsts += _first_tokens(up, turn, steps[-1], count)
             print(f"round {turn + 1} of {rounds} has ended", file=sys.stderr)
         labels = {one.name: one.label for one in [*up, *_coalescing(up, 0)]}
     results, ratios, added = summary(measured), ratios_of(measured, GOALS), added_ms(firsts)
     print(table(results, labels))
-    lines = [*notes, *judged(ratios), *judged_added(added)]
-    print("\n".join(lines))
     whole = {
         "about": made,
         "notes": notes,
@@ -181,12 +171,7 @@ def main(
         "first_token": added,
         "goals": [*judged(ratios), *judged_added(added)],
     }
-    if json_file is not None:
-        json_file.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
-
-
-def _numbers(text: str) -> list[int]:
-    return [int(one) for one in text.split(",")]
+    report(whole, json_file)
 
 
 def _coalescing(up: Sequence[OpenAi | Penstock], step_ms: int) -> list[Gateway | Penstock]:
