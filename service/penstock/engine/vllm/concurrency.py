@@ -18,6 +18,7 @@ _WORKING_SHARE = 0.1
 """Share of the memory that vLLM may use for activations and all that is not a tensor of the model."""
 
 
+# Model, layout and memory, and what was decided about weights, cache and images.
 def plan_concurrency(
     checkpoint: ModelCheckpoint,
     parallel: Parallel,
