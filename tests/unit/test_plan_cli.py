@@ -159,6 +159,17 @@ def test_what_does_not_fit_is_shown_with_its_sizes() -> None:
     assert told["devices_that_would_fit"] == 8
 
 
+@pytest.mark.parametrize(
+    ("device", "words"),
+    [("b200", "differs by 18%"), ("l40s", "no published run on this device"), ("cpu", None)],
+)
+def test_a_plan_says_how_far_its_speed_is_to_be_trusted(device: str, words: str | None) -> None:
+    model = ("--model", "Qwen3.5-35B-A3B-FP8") if device != "cpu" else ()
+    told = plan_json(*model, "--device", device, "--count", "1" if device == "cpu" else "8")
+    found = [note for note in told["notes"] if "published run" in note and "past the knee" not in note]
+    assert (len(found) == 0) if words is None else (words in found[0])
+
+
 def test_mixes_and_prices_are_the_callers() -> None:
     plain = plan_json("--model", BIG, "--count", "8", "--concurrency", "32")
     thoughtful = plan_json("--model", BIG, "--count", "8", "--concurrency", "32", "--thought", "4000")

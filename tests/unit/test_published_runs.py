@@ -5,11 +5,13 @@ from __future__ import annotations
 import tomllib
 from functools import cache
 from pathlib import Path
+from statistics import median
 
 import pytest
 from penstock.engine.sizing.shape import read_shape
 from penstock.engine.vllm.cards import CARDS
 from penstock_bench.capacity import published
+from penstock_bench.capacity.notes import PUBLISHED_ERRORS
 
 PAGE = Path(__file__).parents[2] / "docs/maintainers/published-runs.md"
 # What the half that was not fitted shows. The goal is 10 % and 25 %, and every range past the knee;
@@ -60,6 +62,13 @@ def test_the_held_out_half_is_met_as_the_page_says() -> None:
         assert high <= 2.0001 * low, one.run.name
     outside = [one.run for one in past if not one.in_range]
     assert [(run.machine, run.setup.model, run.setup.fp8_weights, run.concurrency) for run in outside] == OUTSIDE
+
+
+def test_the_notes_of_a_plan_tell_each_devices_error() -> None:
+    seen = held_out()
+    machines = {one.run.machine for one in seen}
+    medians = {name: median(abs(one.error) for one in seen if one.run.machine == name) for name in machines}
+    assert {name: round(value, 2) for name, value in medians.items()} == PUBLISHED_ERRORS
 
 
 @pytest.mark.full

@@ -121,12 +121,26 @@ def _bytes_where(
     return bytes_of(wanted, weights[0], shape, layout, nvfp4=weights[1])
 
 
+@cache
+def _elements(shape: Shape, layout: ParallelLayout, drafted: bool, draft: bool) -> tuple[float, float, float]:
+    """Return the weights on one device that a pass multiplies: of the head, the experts and all else."""
+    head = experts = dense = 0.0
+    for matrix in _inventory(shape, drafted):
+        elements = matrix.elements * float(matrix.share(shape, layout))
+        if matrix.part is Part.HEAD or (matrix.part is Part.EMBEDDING and shape.tied):
+            head += elements
+        elif matrix.part is Part.EXPERTS and matrix.draft is draft:
+            experts += elements
+        elif matrix.part is not Part.EMBEDDING and matrix.draft is draft:
+            dense += elements
+    return head, experts, dense
+
+
 class Roofline:
     """Compute the steps of one setup."""
 
     def __init__(self, setup: Setup, cache: Cache, assumed: Assumptions) -> None:
         self._setup, self._cache, self._assumed = setup, cache, assumed
-        self._matrices = _inventory(setup.shape, setup.drafted > 0)
 
     def decode(self, sequences: int, context_tokens: float) -> Step:
         """Return one decode step of a replica: each sequence verifies its drafts and drafts new ones."""
@@ -231,19 +245,10 @@ class Roofline:
         A token uses its own experts only.
         """
         shape, layout = self._setup.shape, self._setup.layout
-        in_experts = total = 0.0
-        for matrix in self._matrices:
-            share = float(matrix.share(shape, layout))
-            if matrix.part is Part.EMBEDDING and not shape.tied:
-                continue
-            if matrix.part in (Part.HEAD, Part.EMBEDDING):
-                total += 2 * matrix.elements * share * one.logits
-            elif matrix.draft is one.draft and matrix.part is Part.EXPERTS:
-                everyone = one.tokens * (layout.data if layout.experts else 1)
-                in_experts += 2 * matrix.elements * share * everyone * shape.experts_per_token / shape.experts
-            elif matrix.draft is one.draft:
-                total += 2 * matrix.elements * share * one.tokens
-        return in_experts, total
+        head, experts, dense = _elements(shape, layout, self._setup.drafted > 0, one.draft)
+        everyone = one.tokens * (layout.data if layout.experts else 1)
+        in_experts = 2 * experts * everyone * shape.experts_per_token / shape.experts if experts else 0.0
+        return in_experts, 2 * (head * one.logits + dense * one.tokens)
 
     def _recurrent_operations(self) -> float:
         shape = self._setup.shape
