@@ -94,6 +94,11 @@ def bad_requests(vocab_size: int, window_tokens: int, an_id: int) -> list[Bad]:
         Bad("reserve of nothing", _thinking(answer_reserve=0), field="spec.thinking.answer_reserve"),
         Bad("negative reserve", _thinking(answer_reserve=-5), field="spec.thinking.answer_reserve"),
         Bad("long closing message", _thinking(closing_message="a" * 1025), many, "spec.thinking.closing_message"),
+        Bad("unknown early exit", _thinking(early_exit=9), field="spec.thinking.early_exit"),
+        Bad("an exit at nothing", _thinking(early_exit_probability=0.0), field=_EXIT),
+        Bad("an exit above one", _thinking(early_exit_probability=1.1), field=_EXIT),
+        Bad("a marker of no weight", _thinking(early_exit=2, early_exit_probability=0.04), field=_EXIT),
+        Bad("an exit at no number", _thinking(early_exit_probability=nan), field=_EXIT),
         Bad("an empty thought stop", _stop(strings=[""]), missing, f"{_STOP}.strings[0]"),
         Bad("a long thought stop", _stop(strings=["a" * 257]), many, f"{_STOP}.strings[0]"),
         Bad("many thought stops", _stop(strings=["a"] * 17), many, f"{_STOP}.strings"),
@@ -160,6 +165,7 @@ def bad_requests(vocab_size: int, window_tokens: int, an_id: int) -> list[Bad]:
 
 _MESSAGES = "spec.messages.messages"
 _BUDGET = "spec.thinking.thinking_budget"
+_EXIT = "spec.thinking.early_exit_probability"
 _STOP = "spec.thinking.stop_patterns"
 _WINDOW = "spec.context.max_context_tokens"
 _MINIMUM = "spec.output.min_output_tokens"

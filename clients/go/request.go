@@ -91,6 +91,16 @@ func ThoughtStopRegex(expression string) Option {
 	return func(spec *pb.GenerationSpec) { stopPatterns(spec).Regex = expression }
 }
 
+// EarlyExit sets what ends the thought before its budget, where more of it would not change the answer.
+func EarlyExit(sign pb.EarlyExit) Option {
+	return func(spec *pb.GenerationSpec) { thinking(spec).EarlyExit = sign }
+}
+
+// EarlyExitProbability sets from which probability on EarlyExit ends the thought.
+func EarlyExitProbability(probability float64) Option {
+	return func(spec *pb.GenerationSpec) { thinking(spec).EarlyExitProbability = &probability }
+}
+
 // HideThoughts makes the server generate and count thoughts without sending them.
 func HideThoughts() Option {
 	return func(spec *pb.GenerationSpec) { thinking(spec).IncludeThoughts = new(bool) }

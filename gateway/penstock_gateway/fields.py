@@ -114,6 +114,10 @@ THINKING: Fields = {
     "thought_stop_regex": Field(
         "honoured", "Penstock's; ends the thought where it matches", "spec.thinking.stop_patterns.regex"
     ),
+    "early_exit": Field("honoured", "Penstock's; `off`, `marker`, `probe`", "spec.thinking.early_exit"),
+    "early_exit_probability": Field(
+        "honoured", "Penstock's; from which probability on the thought ends", "spec.thinking.early_exit_probability"
+    ),
     "include_reasoning": Field("honoured", "vLLM's; false sends no thought", "spec.thinking.include_thoughts"),
 }
 TOOLS: Fields = {

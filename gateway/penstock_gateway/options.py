@@ -75,6 +75,8 @@ class CommonRequest(Strict, frozen=True, kw_only=True):
     closing_message: str | None = None
     thought_stop: str | list[str] | None = None
     thought_stop_regex: str | None = None
+    early_exit: Literal["off", "marker", "probe"] | None = None
+    early_exit_probability: float | None = None
     include_reasoning: bool | None = None
     top_k: int | None = None
     min_p: float | None = None
@@ -193,6 +195,8 @@ def _thinking(request: CommonRequest) -> dict[str, Any]:
         "closing_message": request.closing_message,
         "thought_stop": request.thought_stop,
         "thought_stop_regex": request.thought_stop_regex,
+        "early_exit": request.early_exit,
+        "early_exit_probability": request.early_exit_probability,
         "include_thoughts": request.include_reasoning,
     }
 

@@ -63,6 +63,14 @@ class Effort(enum.Enum):
     HIGH = "high"
 
 
+class EarlyExit(enum.Enum):
+    """Enumerate what may end a thought early: nothing, the closing marker's probability, or that and probes."""
+
+    OFF = "off"
+    MARKER = "marker"
+    PROBE = "probe"
+
+
 class Priority(enum.Enum):
     """Enumerate the priorities of calls; a higher value is admitted first and evicted last."""
 
@@ -244,6 +252,8 @@ class ThinkingConfig:
     effort: Effort | None = None
     history: ThoughtHistory = ThoughtHistory.CURRENT_TURN
     stop_patterns: StopPatterns = StopPatterns()
+    early_exit: EarlyExit | None = None
+    early_exit_probability: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -485,6 +495,7 @@ class ThinkingOutcome(enum.Enum):
     MAX_OUTPUT_TOKENS = "max_output_tokens"
     CANCELLED = "cancelled"
     STOP_PATTERN = "stop_pattern"
+    CONVERGED = "converged"
 
 
 class FinishReason(enum.Enum):
@@ -536,6 +547,29 @@ class Budget:
 
 
 @dataclass(frozen=True, slots=True)
+class EarlyExitPlan:
+    """Say when a thought ends early. MARKER or PROBE; probabilities in (0, 1].
+
+    Attributes:
+        mode: MARKER reads the closing marker's probability; PROBE reads that and probes.
+        marker_probability: Of the closing marker at the end of a line, from which on the thought ends there.
+        answer_probability: Of a probe's tokens together, from which on the thought ends.
+        agreements: Probes in a row with the same tokens that end the thought; 0 ends none.
+        interval_tokens: Fewest thought tokens between two probes, and before the first.
+        answer_tokens: Most tokens that a probe generates.
+        share: Most tokens that the probes may compute, as a multiple of prompt and thought so far.
+    """
+
+    mode: EarlyExit
+    marker_probability: float
+    answer_probability: float
+    agreements: int
+    interval_tokens: int
+    answer_tokens: int
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationPlan:
     """Everything that is decided before the engine is asked. `deadline_monotonic` is in time.monotonic() seconds."""
 
@@ -561,6 +595,8 @@ class GenerationPlan:
     """The constraint on the answer: the caller's, or the grammar of its tool calls."""
     accountable: Accountable | None = None
     """Who answers for it where the engine dies."""
+    early_exit: EarlyExitPlan | None = None
+    """When the thought ends before its budget; None where nothing ends it early."""
 
 
 # ------------------------------------------------------------------------------------------------------------ events
@@ -581,6 +617,8 @@ class Usage:
     recomputed_tokens: int = 0
     image_tokens: int = 0
     """Part of `prompt_tokens`."""
+    probe_tokens: int = 0
+    """Tokens that the engine computed to probe the answer beside a thought. Part of nothing else, and never billed."""
 
     @property
     def output_tokens(self) -> int:
@@ -684,14 +722,26 @@ class Continued:
 
 
 @dataclass(frozen=True, slots=True)
+class EarlyExitReport:
+    """Report early exit: the probes that brought a reading, and an estimate of the thought tokens that were not needed.
+
+    `saved_tokens` is None where the thought did not end early, or too few other thoughts are known.
+    """
+
+    probes: int
+    saved_tokens: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class CandidateEnd:
-    """Report the end of one candidate."""
+    """Report the end of one candidate. `early_exit` is None where nothing could end the thought early."""
 
     candidate_index: int
     finish_reason: FinishReason
     outcome: ThinkingOutcome
     usage: Usage
     matched_stop: str = ""
+    early_exit: EarlyExitReport | None = None
 
 
 @dataclass(frozen=True, slots=True)

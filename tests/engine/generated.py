@@ -40,6 +40,8 @@ def dimensions(vocab_size: int, window_tokens: int, an_id: int, eos_id: int) -> 
         Dimension("thinking.closing_message", (None, "", "Enough.\n")),
         Dimension("thinking.stop_patterns.strings", (None, ("\n",), ("7", "Ünïcode"))),
         Dimension("thinking.stop_patterns.regex", (None, r"\d{2}", r"=\s*\d+\n")),
+        Dimension("thinking.early_exit", (None, 1, 2, 3)),
+        Dimension("thinking.early_exit_probability", (None, 0.05, 1.0)),
         Dimension("context.max_context_tokens", (None, window_tokens)),
         Dimension("context.cache_salt", (None, "salt")),
         Dimension("sampling.temperature", (None, 0.0, _SMALL, 1e-5, 0.7, 1.0, _LARGE)),

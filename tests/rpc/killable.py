@@ -79,6 +79,7 @@ async def ward(
     hooks: TelemetryHooks = NO_HOOKS,
     auth: Mapping[str, object] | None = None,
     poison_after: int = 0,
+    thinking: Mapping[str, object] | None = None,
     **supervision: object,
 ) -> AsyncIterator[Ward]:
     sections = {"listen": "127.0.0.1:0", "drain_seconds": 0.2}
@@ -88,6 +89,7 @@ async def ward(
             "supervision": {"backoff_seconds": 0.01, **supervision},
             "resume": {"key_file": key_file},
             "auth": auth or {},
+            "thinking": thinking or {},
         }
     )
     server = Server(config, hooks)

@@ -98,6 +98,8 @@ OPTIONS = [
     "candidates",
     "choices",
     "closing_message",
+    "early_exit",
+    "early_exit_probability",
     "effort",
     "frequency_penalty",
     "grammar",

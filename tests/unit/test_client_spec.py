@@ -51,7 +51,8 @@ def test_every_option_reaches_the_spec() -> None:
         "top_logprobs": 1, "return_token_ids": True, "json_schema": {"type": "object"}, "regex": "a",
         "grammar": "g", "choices": ["a"], "priority": "low", "text": "t", "token_ids": [1], "effort": "low",
         "history": "none", "tools": [pc.Tool("x")], "tool_mode": "auto", "allowed_tools": ["x"], "parallel": False,
-        "max_tool_calls": 1, "thought_stop": "so", "thought_stop_regex": "a+", "response_format": dict[str, int],
+        "max_tool_calls": 1, "early_exit": "probe", "early_exit_probability": 0.5,
+        "thought_stop": "so", "thought_stop_regex": "a+", "response_format": dict[str, int],
     }  # fmt: skip
     assert set(samples) == set(pc.GenerationOptions.__annotations__)
     for name, value in samples.items():

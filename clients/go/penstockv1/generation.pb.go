@@ -371,6 +371,66 @@ func (ThinkingMode) EnumDescriptor() ([]byte, []int) {
 	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{5}
 }
 
+// What ends a thought before its budget.
+type EarlyExit int32
+
+const (
+	// The server's default with AUTO, else OFF.
+	EarlyExit_EARLY_EXIT_UNSPECIFIED EarlyExit = 0
+	// Nothing.
+	EarlyExit_EARLY_EXIT_OFF EarlyExit = 1
+	// The probability that the model gives to the closing marker at the end of a line. It costs nothing.
+	EarlyExit_EARLY_EXIT_MARKER EarlyExit = 2
+	// That, and probes: beside the thought the server generates the first tokens of the answer, as if the thought ended
+	// there, and ends it where they are certain enough or stay the same. Probes are counted as `probe_tokens` and not
+	// billed; they stop while calls wait for the engine. Beside structured output and tools, whose first tokens are always
+	// the same, it is MARKER.
+	EarlyExit_EARLY_EXIT_PROBE EarlyExit = 3
+)
+
+// Enum value maps for EarlyExit.
+var (
+	EarlyExit_name = map[int32]string{
+		0: "EARLY_EXIT_UNSPECIFIED",
+		1: "EARLY_EXIT_OFF",
+		2: "EARLY_EXIT_MARKER",
+		3: "EARLY_EXIT_PROBE",
+	}
+	EarlyExit_value = map[string]int32{
+		"EARLY_EXIT_UNSPECIFIED": 0,
+		"EARLY_EXIT_OFF":         1,
+		"EARLY_EXIT_MARKER":      2,
+		"EARLY_EXIT_PROBE":       3,
+	}
+)
+
+func (x EarlyExit) Enum() *EarlyExit {
+	p := new(EarlyExit)
+	*p = x
+	return p
+}
+
+func (x EarlyExit) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (EarlyExit) Descriptor() protoreflect.EnumDescriptor {
+	return file_penstock_v1_generation_proto_enumTypes[6].Descriptor()
+}
+
+func (EarlyExit) Type() protoreflect.EnumType {
+	return &file_penstock_v1_generation_proto_enumTypes[6]
+}
+
+func (x EarlyExit) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use EarlyExit.Descriptor instead.
+func (EarlyExit) EnumDescriptor() ([]byte, []int) {
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{6}
+}
+
 // How hard to think.
 type Effort int32
 
@@ -416,11 +476,11 @@ func (x Effort) String() string {
 }
 
 func (Effort) Descriptor() protoreflect.EnumDescriptor {
-	return file_penstock_v1_generation_proto_enumTypes[6].Descriptor()
+	return file_penstock_v1_generation_proto_enumTypes[7].Descriptor()
 }
 
 func (Effort) Type() protoreflect.EnumType {
-	return &file_penstock_v1_generation_proto_enumTypes[6]
+	return &file_penstock_v1_generation_proto_enumTypes[7]
 }
 
 func (x Effort) Number() protoreflect.EnumNumber {
@@ -429,7 +489,7 @@ func (x Effort) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Effort.Descriptor instead.
 func (Effort) EnumDescriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{6}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{7}
 }
 
 // Which earlier thoughts the model is given.
@@ -473,11 +533,11 @@ func (x ThoughtHistory) String() string {
 }
 
 func (ThoughtHistory) Descriptor() protoreflect.EnumDescriptor {
-	return file_penstock_v1_generation_proto_enumTypes[7].Descriptor()
+	return file_penstock_v1_generation_proto_enumTypes[8].Descriptor()
 }
 
 func (ThoughtHistory) Type() protoreflect.EnumType {
-	return &file_penstock_v1_generation_proto_enumTypes[7]
+	return &file_penstock_v1_generation_proto_enumTypes[8]
 }
 
 func (x ThoughtHistory) Number() protoreflect.EnumNumber {
@@ -486,7 +546,7 @@ func (x ThoughtHistory) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ThoughtHistory.Descriptor instead.
 func (ThoughtHistory) EnumDescriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{7}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{8}
 }
 
 // What to do with a prompt that does not fit.
@@ -534,11 +594,11 @@ func (x OverflowPolicy) String() string {
 }
 
 func (OverflowPolicy) Descriptor() protoreflect.EnumDescriptor {
-	return file_penstock_v1_generation_proto_enumTypes[8].Descriptor()
+	return file_penstock_v1_generation_proto_enumTypes[9].Descriptor()
 }
 
 func (OverflowPolicy) Type() protoreflect.EnumType {
-	return &file_penstock_v1_generation_proto_enumTypes[8]
+	return &file_penstock_v1_generation_proto_enumTypes[9]
 }
 
 func (x OverflowPolicy) Number() protoreflect.EnumNumber {
@@ -547,7 +607,7 @@ func (x OverflowPolicy) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use OverflowPolicy.Descriptor instead.
 func (OverflowPolicy) EnumDescriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{8}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{9}
 }
 
 // Why a stream stands still.
@@ -587,11 +647,11 @@ func (x InterruptionReason) String() string {
 }
 
 func (InterruptionReason) Descriptor() protoreflect.EnumDescriptor {
-	return file_penstock_v1_generation_proto_enumTypes[9].Descriptor()
+	return file_penstock_v1_generation_proto_enumTypes[10].Descriptor()
 }
 
 func (InterruptionReason) Type() protoreflect.EnumType {
-	return &file_penstock_v1_generation_proto_enumTypes[9]
+	return &file_penstock_v1_generation_proto_enumTypes[10]
 }
 
 func (x InterruptionReason) Number() protoreflect.EnumNumber {
@@ -600,7 +660,7 @@ func (x InterruptionReason) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use InterruptionReason.Descriptor instead.
 func (InterruptionReason) EnumDescriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{9}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{10}
 }
 
 // How a thought ended.
@@ -625,6 +685,8 @@ const (
 	ThinkingOutcome_THINKING_OUTCOME_CANCELLED ThinkingOutcome = 7
 	// One of stop_patterns showed.
 	ThinkingOutcome_THINKING_OUTCOME_STOP_PATTERN ThinkingOutcome = 8
+	// Early exit: more thought would not have changed the answer.
+	ThinkingOutcome_THINKING_OUTCOME_CONVERGED ThinkingOutcome = 9
 )
 
 // Enum value maps for ThinkingOutcome.
@@ -639,6 +701,7 @@ var (
 		6: "THINKING_OUTCOME_MAX_OUTPUT_TOKENS",
 		7: "THINKING_OUTCOME_CANCELLED",
 		8: "THINKING_OUTCOME_STOP_PATTERN",
+		9: "THINKING_OUTCOME_CONVERGED",
 	}
 	ThinkingOutcome_value = map[string]int32{
 		"THINKING_OUTCOME_UNSPECIFIED":        0,
@@ -650,6 +713,7 @@ var (
 		"THINKING_OUTCOME_MAX_OUTPUT_TOKENS":  6,
 		"THINKING_OUTCOME_CANCELLED":          7,
 		"THINKING_OUTCOME_STOP_PATTERN":       8,
+		"THINKING_OUTCOME_CONVERGED":          9,
 	}
 )
 
@@ -664,11 +728,11 @@ func (x ThinkingOutcome) String() string {
 }
 
 func (ThinkingOutcome) Descriptor() protoreflect.EnumDescriptor {
-	return file_penstock_v1_generation_proto_enumTypes[10].Descriptor()
+	return file_penstock_v1_generation_proto_enumTypes[11].Descriptor()
 }
 
 func (ThinkingOutcome) Type() protoreflect.EnumType {
-	return &file_penstock_v1_generation_proto_enumTypes[10]
+	return &file_penstock_v1_generation_proto_enumTypes[11]
 }
 
 func (x ThinkingOutcome) Number() protoreflect.EnumNumber {
@@ -677,7 +741,7 @@ func (x ThinkingOutcome) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ThinkingOutcome.Descriptor instead.
 func (ThinkingOutcome) EnumDescriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{10}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{11}
 }
 
 // Why the output ended.
@@ -738,11 +802,11 @@ func (x FinishReason) String() string {
 }
 
 func (FinishReason) Descriptor() protoreflect.EnumDescriptor {
-	return file_penstock_v1_generation_proto_enumTypes[11].Descriptor()
+	return file_penstock_v1_generation_proto_enumTypes[12].Descriptor()
 }
 
 func (FinishReason) Type() protoreflect.EnumType {
-	return &file_penstock_v1_generation_proto_enumTypes[11]
+	return &file_penstock_v1_generation_proto_enumTypes[12]
 }
 
 func (x FinishReason) Number() protoreflect.EnumNumber {
@@ -751,7 +815,7 @@ func (x FinishReason) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use FinishReason.Descriptor instead.
 func (FinishReason) EnumDescriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{11}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{12}
 }
 
 // Request of Generate.
@@ -2782,9 +2846,16 @@ type ThinkingConfig struct {
 	History ThoughtHistory `protobuf:"varint,7,opt,name=history,proto3,enum=penstock.v1.ThoughtHistory" json:"history,omitempty"`
 	// Ends the thought where one of these shows, whatever budget is left. The outcome is STOP_PATTERN; the answer follows as
 	// after a budget, `closing_message` included. Without effect where there is no thought. Default: none.
-	StopPatterns  *StopPatterns `protobuf:"bytes,8,opt,name=stop_patterns,json=stopPatterns,proto3" json:"stop_patterns,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	StopPatterns *StopPatterns `protobuf:"bytes,8,opt,name=stop_patterns,json=stopPatterns,proto3" json:"stop_patterns,omitempty"`
+	// Ends the thought before its budget where more of it would not change the answer. FEATURE_OFF above what GetModel's
+	// `max_early_exit` allows. Unspecified: GetModel's `default_early_exit` with AUTO, else OFF. Without effect where there
+	// is no thought.
+	EarlyExit EarlyExit `protobuf:"varint,9,opt,name=early_exit,json=earlyExit,proto3,enum=penstock.v1.EarlyExit" json:"early_exit,omitempty"`
+	// From which probability on the thought ends: of the closing marker with MARKER, of the answer's first tokens together
+	// with PROBE. Range (0, 1], from 0.05 with MARKER. Absent: the server's own.
+	EarlyExitProbability *float64 `protobuf:"fixed64,10,opt,name=early_exit_probability,json=earlyExitProbability,proto3,oneof" json:"early_exit_probability,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
 }
 
 func (x *ThinkingConfig) Reset() {
@@ -2871,6 +2942,20 @@ func (x *ThinkingConfig) GetStopPatterns() *StopPatterns {
 		return x.StopPatterns
 	}
 	return nil
+}
+
+func (x *ThinkingConfig) GetEarlyExit() EarlyExit {
+	if x != nil {
+		return x.EarlyExit
+	}
+	return EarlyExit_EARLY_EXIT_UNSPECIFIED
+}
+
+func (x *ThinkingConfig) GetEarlyExitProbability() float64 {
+	if x != nil && x.EarlyExitProbability != nil {
+		return *x.EarlyExitProbability
+	}
+	return 0
 }
 
 // What ends a thought. It is searched in the text that the model generates in its thought, and found at the same token
@@ -4395,7 +4480,9 @@ type CandidateResult struct {
 	// How its thought ended.
 	ThinkingOutcome ThinkingOutcome `protobuf:"varint,4,opt,name=thinking_outcome,json=thinkingOutcome,proto3,enum=penstock.v1.ThinkingOutcome" json:"thinking_outcome,omitempty"`
 	// Its own counts, the prompt included.
-	Usage         *Usage `protobuf:"bytes,5,opt,name=usage,proto3" json:"usage,omitempty"`
+	Usage *Usage `protobuf:"bytes,5,opt,name=usage,proto3" json:"usage,omitempty"`
+	// What early exit did. Absent where nothing could end the thought early.
+	EarlyExit     *EarlyExitResult `protobuf:"bytes,6,opt,name=early_exit,json=earlyExit,proto3" json:"early_exit,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4465,6 +4552,69 @@ func (x *CandidateResult) GetUsage() *Usage {
 	return nil
 }
 
+func (x *CandidateResult) GetEarlyExit() *EarlyExitResult {
+	if x != nil {
+		return x.EarlyExit
+	}
+	return nil
+}
+
+// What early exit did in one candidate.
+type EarlyExitResult struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Probes that brought a reading of the answer.
+	Probes int32 `protobuf:"varint,1,opt,name=probes,proto3" json:"probes,omitempty"`
+	// With CONVERGED: by how much the server's recent thoughts that nobody ended early, and that were longer than this one,
+	// exceeded it on average. An estimate, too low where most long thoughts end early. Absent while fewer than 16 are known.
+	SavedReasoningTokens *int32 `protobuf:"varint,2,opt,name=saved_reasoning_tokens,json=savedReasoningTokens,proto3,oneof" json:"saved_reasoning_tokens,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
+}
+
+func (x *EarlyExitResult) Reset() {
+	*x = EarlyExitResult{}
+	mi := &file_penstock_v1_generation_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EarlyExitResult) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EarlyExitResult) ProtoMessage() {}
+
+func (x *EarlyExitResult) ProtoReflect() protoreflect.Message {
+	mi := &file_penstock_v1_generation_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EarlyExitResult.ProtoReflect.Descriptor instead.
+func (*EarlyExitResult) Descriptor() ([]byte, []int) {
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *EarlyExitResult) GetProbes() int32 {
+	if x != nil {
+		return x.Probes
+	}
+	return 0
+}
+
+func (x *EarlyExitResult) GetSavedReasoningTokens() int32 {
+	if x != nil && x.SavedReasoningTokens != nil {
+		return *x.SavedReasoningTokens
+	}
+	return 0
+}
+
 // One complete output.
 type Candidate struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -4490,7 +4640,7 @@ type Candidate struct {
 
 func (x *Candidate) Reset() {
 	*x = Candidate{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[47]
+	mi := &file_penstock_v1_generation_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4502,7 +4652,7 @@ func (x *Candidate) String() string {
 func (*Candidate) ProtoMessage() {}
 
 func (x *Candidate) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[47]
+	mi := &file_penstock_v1_generation_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4515,7 +4665,7 @@ func (x *Candidate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Candidate.ProtoReflect.Descriptor instead.
 func (*Candidate) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{47}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Candidate) GetResult() *CandidateResult {
@@ -4600,14 +4750,17 @@ type Usage struct {
 	// Tokens of tool calls, with the markers that begin them. What closes the last call counts as answer.
 	ToolTokens int32 `protobuf:"varint,11,opt,name=tool_tokens,json=toolTokens,proto3" json:"tool_tokens,omitempty"`
 	// Part of prompt_tokens that stands for images.
-	ImageTokens   int32 `protobuf:"varint,12,opt,name=image_tokens,json=imageTokens,proto3" json:"image_tokens,omitempty"`
+	ImageTokens int32 `protobuf:"varint,12,opt,name=image_tokens,json=imageTokens,proto3" json:"image_tokens,omitempty"`
+	// Tokens that the engine computed for probes of early exit: their prompts without what the prefix cache had, and the
+	// tokens they generated. Part of no other count, and not billed.
+	ProbeTokens   int32 `protobuf:"varint,13,opt,name=probe_tokens,json=probeTokens,proto3" json:"probe_tokens,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Usage) Reset() {
 	*x = Usage{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[48]
+	mi := &file_penstock_v1_generation_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4619,7 +4772,7 @@ func (x *Usage) String() string {
 func (*Usage) ProtoMessage() {}
 
 func (x *Usage) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[48]
+	mi := &file_penstock_v1_generation_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4632,7 +4785,7 @@ func (x *Usage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Usage.ProtoReflect.Descriptor instead.
 func (*Usage) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{48}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Usage) GetPromptTokens() int32 {
@@ -4719,6 +4872,13 @@ func (x *Usage) GetImageTokens() int32 {
 	return 0
 }
 
+func (x *Usage) GetProbeTokens() int32 {
+	if x != nil {
+		return x.ProbeTokens
+	}
+	return 0
+}
+
 // Money, in integer ticks of 1e-10 USD: exact, never rounded.
 type Cost struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -4736,7 +4896,7 @@ type Cost struct {
 
 func (x *Cost) Reset() {
 	*x = Cost{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[49]
+	mi := &file_penstock_v1_generation_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4748,7 +4908,7 @@ func (x *Cost) String() string {
 func (*Cost) ProtoMessage() {}
 
 func (x *Cost) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[49]
+	mi := &file_penstock_v1_generation_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4761,7 +4921,7 @@ func (x *Cost) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cost.ProtoReflect.Descriptor instead.
 func (*Cost) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{49}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Cost) GetInputUsdTicks() int64 {
@@ -4809,7 +4969,7 @@ type Timing struct {
 
 func (x *Timing) Reset() {
 	*x = Timing{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[50]
+	mi := &file_penstock_v1_generation_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4821,7 +4981,7 @@ func (x *Timing) String() string {
 func (*Timing) ProtoMessage() {}
 
 func (x *Timing) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[50]
+	mi := &file_penstock_v1_generation_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4834,7 +4994,7 @@ func (x *Timing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Timing.ProtoReflect.Descriptor instead.
 func (*Timing) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{50}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Timing) GetQueue() *durationpb.Duration {
@@ -4878,7 +5038,7 @@ type DroppedContext struct {
 
 func (x *DroppedContext) Reset() {
 	*x = DroppedContext{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[51]
+	mi := &file_penstock_v1_generation_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4890,7 +5050,7 @@ func (x *DroppedContext) String() string {
 func (*DroppedContext) ProtoMessage() {}
 
 func (x *DroppedContext) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[51]
+	mi := &file_penstock_v1_generation_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4903,7 +5063,7 @@ func (x *DroppedContext) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DroppedContext.ProtoReflect.Descriptor instead.
 func (*DroppedContext) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{51}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *DroppedContext) GetTokens() int32 {
@@ -4950,14 +5110,16 @@ type EffectiveSettings struct {
 	// How tools may be called. Unspecified where the request has none.
 	ToolMode ToolMode `protobuf:"varint,12,opt,name=tool_mode,json=toolMode,proto3,enum=penstock.v1.ToolMode" json:"tool_mode,omitempty"`
 	// Most tool calls of each candidate; 0 where the request has no tools or none may be called.
-	MaxToolCalls  int32 `protobuf:"varint,13,opt,name=max_tool_calls,json=maxToolCalls,proto3" json:"max_tool_calls,omitempty"`
+	MaxToolCalls int32 `protobuf:"varint,13,opt,name=max_tool_calls,json=maxToolCalls,proto3" json:"max_tool_calls,omitempty"`
+	// What ends the thought early. OFF where there is no thought.
+	EarlyExit     EarlyExit `protobuf:"varint,14,opt,name=early_exit,json=earlyExit,proto3,enum=penstock.v1.EarlyExit" json:"early_exit,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *EffectiveSettings) Reset() {
 	*x = EffectiveSettings{}
-	mi := &file_penstock_v1_generation_proto_msgTypes[52]
+	mi := &file_penstock_v1_generation_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4969,7 +5131,7 @@ func (x *EffectiveSettings) String() string {
 func (*EffectiveSettings) ProtoMessage() {}
 
 func (x *EffectiveSettings) ProtoReflect() protoreflect.Message {
-	mi := &file_penstock_v1_generation_proto_msgTypes[52]
+	mi := &file_penstock_v1_generation_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4982,7 +5144,7 @@ func (x *EffectiveSettings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EffectiveSettings.ProtoReflect.Descriptor instead.
 func (*EffectiveSettings) Descriptor() ([]byte, []int) {
-	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{52}
+	return file_penstock_v1_generation_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *EffectiveSettings) GetThinkingMode() ThinkingMode {
@@ -5074,6 +5236,13 @@ func (x *EffectiveSettings) GetMaxToolCalls() int32 {
 		return x.MaxToolCalls
 	}
 	return 0
+}
+
+func (x *EffectiveSettings) GetEarlyExit() EarlyExit {
+	if x != nil {
+		return x.EarlyExit
+	}
+	return EarlyExit_EARLY_EXIT_UNSPECIFIED
 }
 
 var File_penstock_v1_generation_proto protoreflect.FileDescriptor
@@ -5207,7 +5376,7 @@ const file_penstock_v1_generation_proto_rawDesc = "" +
 	"\n" +
 	"_max_calls\"\x1c\n" +
 	"\bTokenIds\x12\x10\n" +
-	"\x03ids\x18\x01 \x03(\x05R\x03ids\"\xeb\x03\n" +
+	"\x03ids\x18\x01 \x03(\x05R\x03ids\"\xf8\x04\n" +
 	"\x0eThinkingConfig\x12-\n" +
 	"\x04mode\x18\x01 \x01(\x0e2\x19.penstock.v1.ThinkingModeR\x04mode\x12,\n" +
 	"\x0fthinking_budget\x18\x02 \x01(\x05H\x00R\x0ethinkingBudget\x88\x01\x01\x12.\n" +
@@ -5216,11 +5385,16 @@ const file_penstock_v1_generation_proto_rawDesc = "" +
 	"\x0fclosing_message\x18\x05 \x01(\tH\x03R\x0eclosingMessage\x88\x01\x01\x12+\n" +
 	"\x06effort\x18\x06 \x01(\x0e2\x13.penstock.v1.EffortR\x06effort\x125\n" +
 	"\ahistory\x18\a \x01(\x0e2\x1b.penstock.v1.ThoughtHistoryR\ahistory\x12>\n" +
-	"\rstop_patterns\x18\b \x01(\v2\x19.penstock.v1.StopPatternsR\fstopPatternsB\x12\n" +
+	"\rstop_patterns\x18\b \x01(\v2\x19.penstock.v1.StopPatternsR\fstopPatterns\x125\n" +
+	"\n" +
+	"early_exit\x18\t \x01(\x0e2\x16.penstock.v1.EarlyExitR\tearlyExit\x129\n" +
+	"\x16early_exit_probability\x18\n" +
+	" \x01(\x01H\x04R\x14earlyExitProbability\x88\x01\x01B\x12\n" +
 	"\x10_thinking_budgetB\x13\n" +
 	"\x11_include_thoughtsB\x11\n" +
 	"\x0f_answer_reserveB\x12\n" +
-	"\x10_closing_message\">\n" +
+	"\x10_closing_messageB\x19\n" +
+	"\x17_early_exit_probability\">\n" +
 	"\fStopPatterns\x12\x18\n" +
 	"\astrings\x18\x01 \x03(\tR\astrings\x12\x14\n" +
 	"\x05regex\x18\x02 \x01(\tR\x05regex\"\xd0\x01\n" +
@@ -5349,13 +5523,19 @@ const file_penstock_v1_generation_proto_rawDesc = "" +
 	"\x04cost\x18\x03 \x01(\v2\x11.penstock.v1.CostR\x04cost\x12M\n" +
 	"\x12effective_settings\x18\x04 \x01(\v2\x1e.penstock.v1.EffectiveSettingsR\x11effectiveSettings\x12+\n" +
 	"\x06timing\x18\x05 \x01(\v2\x13.penstock.v1.TimingR\x06timing\x12!\n" +
-	"\fresume_token\x18\x06 \x01(\tR\vresumeToken\"\x90\x02\n" +
+	"\fresume_token\x18\x06 \x01(\tR\vresumeToken\"\xcd\x02\n" +
 	"\x0fCandidateResult\x12'\n" +
 	"\x0fcandidate_index\x18\x01 \x01(\x05R\x0ecandidateIndex\x12>\n" +
 	"\rfinish_reason\x18\x02 \x01(\x0e2\x19.penstock.v1.FinishReasonR\ffinishReason\x12!\n" +
 	"\fmatched_stop\x18\x03 \x01(\tR\vmatchedStop\x12G\n" +
 	"\x10thinking_outcome\x18\x04 \x01(\x0e2\x1c.penstock.v1.ThinkingOutcomeR\x0fthinkingOutcome\x12(\n" +
-	"\x05usage\x18\x05 \x01(\v2\x12.penstock.v1.UsageR\x05usage\"\x8b\x03\n" +
+	"\x05usage\x18\x05 \x01(\v2\x12.penstock.v1.UsageR\x05usage\x12;\n" +
+	"\n" +
+	"early_exit\x18\x06 \x01(\v2\x1c.penstock.v1.EarlyExitResultR\tearlyExit\"\x7f\n" +
+	"\x0fEarlyExitResult\x12\x16\n" +
+	"\x06probes\x18\x01 \x01(\x05R\x06probes\x129\n" +
+	"\x16saved_reasoning_tokens\x18\x02 \x01(\x05H\x00R\x14savedReasoningTokens\x88\x01\x01B\x19\n" +
+	"\x17_saved_reasoning_tokens\"\x8b\x03\n" +
 	"\tCandidate\x124\n" +
 	"\x06result\x18\x01 \x01(\v2\x1c.penstock.v1.CandidateResultR\x06result\x12\x18\n" +
 	"\athought\x18\x02 \x01(\tR\athought\x12\x16\n" +
@@ -5365,7 +5545,7 @@ const file_penstock_v1_generation_proto_rawDesc = "" +
 	"\x10thought_logprobs\x18\x06 \x03(\v2\x1a.penstock.v1.TokenLogprobsR\x0fthoughtLogprobs\x12C\n" +
 	"\x0fanswer_logprobs\x18\a \x03(\v2\x1a.penstock.v1.TokenLogprobsR\x0eanswerLogprobs\x124\n" +
 	"\n" +
-	"tool_calls\x18\b \x03(\v2\x15.penstock.v1.ToolCallR\ttoolCalls\"\x80\x04\n" +
+	"tool_calls\x18\b \x03(\v2\x15.penstock.v1.ToolCallR\ttoolCalls\"\xa3\x04\n" +
 	"\x05Usage\x12#\n" +
 	"\rprompt_tokens\x18\x01 \x01(\x05R\fpromptTokens\x12#\n" +
 	"\rcached_tokens\x18\x02 \x01(\x05R\fcachedTokens\x12)\n" +
@@ -5380,7 +5560,8 @@ const file_penstock_v1_generation_proto_rawDesc = "" +
 	" \x01(\x05R\x10recomputedTokens\x12\x1f\n" +
 	"\vtool_tokens\x18\v \x01(\x05R\n" +
 	"toolTokens\x12!\n" +
-	"\fimage_tokens\x18\f \x01(\x05R\vimageTokensB\x11\n" +
+	"\fimage_tokens\x18\f \x01(\x05R\vimageTokens\x12!\n" +
+	"\fprobe_tokens\x18\r \x01(\x05R\vprobeTokensB\x11\n" +
 	"\x0f_drafted_tokensB\x12\n" +
 	"\x10_accepted_tokens\"\xaa\x01\n" +
 	"\x04Cost\x12&\n" +
@@ -5396,7 +5577,7 @@ const file_penstock_v1_generation_proto_rawDesc = "" +
 	"\x05total\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x05total\"D\n" +
 	"\x0eDroppedContext\x12\x16\n" +
 	"\x06tokens\x18\x01 \x01(\x05R\x06tokens\x12\x1a\n" +
-	"\bmessages\x18\x02 \x01(\x05R\bmessages\"\xa7\x05\n" +
+	"\bmessages\x18\x02 \x01(\x05R\bmessages\"\xde\x05\n" +
 	"\x11EffectiveSettings\x12>\n" +
 	"\rthinking_mode\x18\x01 \x01(\x0e2\x19.penstock.v1.ThinkingModeR\fthinkingMode\x12'\n" +
 	"\x0fthinking_budget\x18\x02 \x01(\x05R\x0ethinkingBudget\x12%\n" +
@@ -5411,7 +5592,9 @@ const file_penstock_v1_generation_proto_rawDesc = "" +
 	" \x01(\v2\x19.google.protobuf.DurationR\fstatusMargin\x12+\n" +
 	"\x06effort\x18\v \x01(\x0e2\x13.penstock.v1.EffortR\x06effort\x122\n" +
 	"\ttool_mode\x18\f \x01(\x0e2\x15.penstock.v1.ToolModeR\btoolMode\x12$\n" +
-	"\x0emax_tool_calls\x18\r \x01(\x05R\fmaxToolCalls*\x90\x01\n" +
+	"\x0emax_tool_calls\x18\r \x01(\x05R\fmaxToolCalls\x125\n" +
+	"\n" +
+	"early_exit\x18\x0e \x01(\x0e2\x16.penstock.v1.EarlyExitR\tearlyExit*\x90\x01\n" +
 	"\x0fGenerationPhase\x12 \n" +
 	"\x1cGENERATION_PHASE_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18GENERATION_PHASE_WAITING\x10\x01\x12\x1d\n" +
@@ -5442,7 +5625,12 @@ const file_penstock_v1_generation_proto_rawDesc = "" +
 	"\x19THINKING_MODE_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12THINKING_MODE_FAST\x10\x01\x12\x1a\n" +
 	"\x16THINKING_MODE_THINKING\x10\x02\x12\x16\n" +
-	"\x12THINKING_MODE_AUTO\x10\x03*e\n" +
+	"\x12THINKING_MODE_AUTO\x10\x03*h\n" +
+	"\tEarlyExit\x12\x1a\n" +
+	"\x16EARLY_EXIT_UNSPECIFIED\x10\x00\x12\x12\n" +
+	"\x0eEARLY_EXIT_OFF\x10\x01\x12\x15\n" +
+	"\x11EARLY_EXIT_MARKER\x10\x02\x12\x14\n" +
+	"\x10EARLY_EXIT_PROBE\x10\x03*e\n" +
 	"\x06Effort\x12\x16\n" +
 	"\x12EFFORT_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vEFFORT_NONE\x10\x01\x12\x0e\n" +
@@ -5464,7 +5652,7 @@ const file_penstock_v1_generation_proto_rawDesc = "" +
 	"\x12InterruptionReason\x12#\n" +
 	"\x1fINTERRUPTION_REASON_UNSPECIFIED\x10\x00\x12#\n" +
 	"\x1fINTERRUPTION_REASON_ENGINE_DIED\x10\x01\x12#\n" +
-	"\x1fINTERRUPTION_REASON_ENGINE_HUNG\x10\x02*\xcc\x02\n" +
+	"\x1fINTERRUPTION_REASON_ENGINE_HUNG\x10\x02*\xec\x02\n" +
 	"\x0fThinkingOutcome\x12 \n" +
 	"\x1cTHINKING_OUTCOME_UNSPECIFIED\x10\x00\x12\x1d\n" +
 	"\x19THINKING_OUTCOME_DISABLED\x10\x01\x12 \n" +
@@ -5474,7 +5662,8 @@ const file_penstock_v1_generation_proto_rawDesc = "" +
 	"\x19THINKING_OUTCOME_DEADLINE\x10\x05\x12&\n" +
 	"\"THINKING_OUTCOME_MAX_OUTPUT_TOKENS\x10\x06\x12\x1e\n" +
 	"\x1aTHINKING_OUTCOME_CANCELLED\x10\a\x12!\n" +
-	"\x1dTHINKING_OUTCOME_STOP_PATTERN\x10\b*\xfd\x01\n" +
+	"\x1dTHINKING_OUTCOME_STOP_PATTERN\x10\b\x12\x1e\n" +
+	"\x1aTHINKING_OUTCOME_CONVERGED\x10\t*\xfd\x01\n" +
 	"\fFinishReason\x12\x1d\n" +
 	"\x19FINISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12FINISH_REASON_STOP\x10\x01\x12\x1d\n" +
@@ -5506,8 +5695,8 @@ func file_penstock_v1_generation_proto_rawDescGZIP() []byte {
 	return file_penstock_v1_generation_proto_rawDescData
 }
 
-var file_penstock_v1_generation_proto_enumTypes = make([]protoimpl.EnumInfo, 12)
-var file_penstock_v1_generation_proto_msgTypes = make([]protoimpl.MessageInfo, 54)
+var file_penstock_v1_generation_proto_enumTypes = make([]protoimpl.EnumInfo, 13)
+var file_penstock_v1_generation_proto_msgTypes = make([]protoimpl.MessageInfo, 55)
 var file_penstock_v1_generation_proto_goTypes = []any{
 	(GenerationPhase)(0),           // 0: penstock.v1.GenerationPhase
 	(Role)(0),                      // 1: penstock.v1.Role
@@ -5515,177 +5704,182 @@ var file_penstock_v1_generation_proto_goTypes = []any{
 	(ToolMode)(0),                  // 3: penstock.v1.ToolMode
 	(Priority)(0),                  // 4: penstock.v1.Priority
 	(ThinkingMode)(0),              // 5: penstock.v1.ThinkingMode
-	(Effort)(0),                    // 6: penstock.v1.Effort
-	(ThoughtHistory)(0),            // 7: penstock.v1.ThoughtHistory
-	(OverflowPolicy)(0),            // 8: penstock.v1.OverflowPolicy
-	(InterruptionReason)(0),        // 9: penstock.v1.InterruptionReason
-	(ThinkingOutcome)(0),           // 10: penstock.v1.ThinkingOutcome
-	(FinishReason)(0),              // 11: penstock.v1.FinishReason
-	(*GenerateRequest)(nil),        // 12: penstock.v1.GenerateRequest
-	(*GenerateResponse)(nil),       // 13: penstock.v1.GenerateResponse
-	(*StreamGenerateRequest)(nil),  // 14: penstock.v1.StreamGenerateRequest
-	(*StreamGenerateResponse)(nil), // 15: penstock.v1.StreamGenerateResponse
-	(*InteractRequest)(nil),        // 16: penstock.v1.InteractRequest
-	(*FinishThinking)(nil),         // 17: penstock.v1.FinishThinking
-	(*ChangeBudget)(nil),           // 18: penstock.v1.ChangeBudget
-	(*Cancel)(nil),                 // 19: penstock.v1.Cancel
-	(*InteractResponse)(nil),       // 20: penstock.v1.InteractResponse
-	(*ResumeRequest)(nil),          // 21: penstock.v1.ResumeRequest
-	(*ResumeResponse)(nil),         // 22: penstock.v1.ResumeResponse
-	(*CancelRequest)(nil),          // 23: penstock.v1.CancelRequest
-	(*CancelResponse)(nil),         // 24: penstock.v1.CancelResponse
-	(*SteerRequest)(nil),           // 25: penstock.v1.SteerRequest
-	(*SteerResponse)(nil),          // 26: penstock.v1.SteerResponse
-	(*CountTokensRequest)(nil),     // 27: penstock.v1.CountTokensRequest
-	(*CountTokensResponse)(nil),    // 28: penstock.v1.CountTokensResponse
-	(*CostEstimate)(nil),           // 29: penstock.v1.CostEstimate
-	(*GenerationSpec)(nil),         // 30: penstock.v1.GenerationSpec
-	(*Messages)(nil),               // 31: penstock.v1.Messages
-	(*Message)(nil),                // 32: penstock.v1.Message
-	(*Part)(nil),                   // 33: penstock.v1.Part
-	(*Image)(nil),                  // 34: penstock.v1.Image
-	(*ToolCall)(nil),               // 35: penstock.v1.ToolCall
-	(*ToolResult)(nil),             // 36: penstock.v1.ToolResult
-	(*Tool)(nil),                   // 37: penstock.v1.Tool
-	(*ToolConfig)(nil),             // 38: penstock.v1.ToolConfig
-	(*TokenIds)(nil),               // 39: penstock.v1.TokenIds
-	(*ThinkingConfig)(nil),         // 40: penstock.v1.ThinkingConfig
-	(*StopPatterns)(nil),           // 41: penstock.v1.StopPatterns
-	(*ContextConfig)(nil),          // 42: penstock.v1.ContextConfig
-	(*SamplingConfig)(nil),         // 43: penstock.v1.SamplingConfig
-	(*OutputConfig)(nil),           // 44: penstock.v1.OutputConfig
-	(*Choices)(nil),                // 45: penstock.v1.Choices
-	(*GenerationEvent)(nil),        // 46: penstock.v1.GenerationEvent
-	(*ToolCallStarted)(nil),        // 47: penstock.v1.ToolCallStarted
-	(*ToolCallArguments)(nil),      // 48: penstock.v1.ToolCallArguments
-	(*ToolCallFinished)(nil),       // 49: penstock.v1.ToolCallFinished
-	(*GenerationInterrupted)(nil),  // 50: penstock.v1.GenerationInterrupted
-	(*GenerationContinued)(nil),    // 51: penstock.v1.GenerationContinued
-	(*GenerationStarted)(nil),      // 52: penstock.v1.GenerationStarted
-	(*Delta)(nil),                  // 53: penstock.v1.Delta
-	(*TokenLogprobs)(nil),          // 54: penstock.v1.TokenLogprobs
-	(*TokenLogprob)(nil),           // 55: penstock.v1.TokenLogprob
-	(*ThinkingFinished)(nil),       // 56: penstock.v1.ThinkingFinished
-	(*GenerationFinished)(nil),     // 57: penstock.v1.GenerationFinished
-	(*CandidateResult)(nil),        // 58: penstock.v1.CandidateResult
-	(*Candidate)(nil),              // 59: penstock.v1.Candidate
-	(*Usage)(nil),                  // 60: penstock.v1.Usage
-	(*Cost)(nil),                   // 61: penstock.v1.Cost
-	(*Timing)(nil),                 // 62: penstock.v1.Timing
-	(*DroppedContext)(nil),         // 63: penstock.v1.DroppedContext
-	(*EffectiveSettings)(nil),      // 64: penstock.v1.EffectiveSettings
-	nil,                            // 65: penstock.v1.SamplingConfig.LogitBiasEntry
-	(*durationpb.Duration)(nil),    // 66: google.protobuf.Duration
+	(EarlyExit)(0),                 // 6: penstock.v1.EarlyExit
+	(Effort)(0),                    // 7: penstock.v1.Effort
+	(ThoughtHistory)(0),            // 8: penstock.v1.ThoughtHistory
+	(OverflowPolicy)(0),            // 9: penstock.v1.OverflowPolicy
+	(InterruptionReason)(0),        // 10: penstock.v1.InterruptionReason
+	(ThinkingOutcome)(0),           // 11: penstock.v1.ThinkingOutcome
+	(FinishReason)(0),              // 12: penstock.v1.FinishReason
+	(*GenerateRequest)(nil),        // 13: penstock.v1.GenerateRequest
+	(*GenerateResponse)(nil),       // 14: penstock.v1.GenerateResponse
+	(*StreamGenerateRequest)(nil),  // 15: penstock.v1.StreamGenerateRequest
+	(*StreamGenerateResponse)(nil), // 16: penstock.v1.StreamGenerateResponse
+	(*InteractRequest)(nil),        // 17: penstock.v1.InteractRequest
+	(*FinishThinking)(nil),         // 18: penstock.v1.FinishThinking
+	(*ChangeBudget)(nil),           // 19: penstock.v1.ChangeBudget
+	(*Cancel)(nil),                 // 20: penstock.v1.Cancel
+	(*InteractResponse)(nil),       // 21: penstock.v1.InteractResponse
+	(*ResumeRequest)(nil),          // 22: penstock.v1.ResumeRequest
+	(*ResumeResponse)(nil),         // 23: penstock.v1.ResumeResponse
+	(*CancelRequest)(nil),          // 24: penstock.v1.CancelRequest
+	(*CancelResponse)(nil),         // 25: penstock.v1.CancelResponse
+	(*SteerRequest)(nil),           // 26: penstock.v1.SteerRequest
+	(*SteerResponse)(nil),          // 27: penstock.v1.SteerResponse
+	(*CountTokensRequest)(nil),     // 28: penstock.v1.CountTokensRequest
+	(*CountTokensResponse)(nil),    // 29: penstock.v1.CountTokensResponse
+	(*CostEstimate)(nil),           // 30: penstock.v1.CostEstimate
+	(*GenerationSpec)(nil),         // 31: penstock.v1.GenerationSpec
+	(*Messages)(nil),               // 32: penstock.v1.Messages
+	(*Message)(nil),                // 33: penstock.v1.Message
+	(*Part)(nil),                   // 34: penstock.v1.Part
+	(*Image)(nil),                  // 35: penstock.v1.Image
+	(*ToolCall)(nil),               // 36: penstock.v1.ToolCall
+	(*ToolResult)(nil),             // 37: penstock.v1.ToolResult
+	(*Tool)(nil),                   // 38: penstock.v1.Tool
+	(*ToolConfig)(nil),             // 39: penstock.v1.ToolConfig
+	(*TokenIds)(nil),               // 40: penstock.v1.TokenIds
+	(*ThinkingConfig)(nil),         // 41: penstock.v1.ThinkingConfig
+	(*StopPatterns)(nil),           // 42: penstock.v1.StopPatterns
+	(*ContextConfig)(nil),          // 43: penstock.v1.ContextConfig
+	(*SamplingConfig)(nil),         // 44: penstock.v1.SamplingConfig
+	(*OutputConfig)(nil),           // 45: penstock.v1.OutputConfig
+	(*Choices)(nil),                // 46: penstock.v1.Choices
+	(*GenerationEvent)(nil),        // 47: penstock.v1.GenerationEvent
+	(*ToolCallStarted)(nil),        // 48: penstock.v1.ToolCallStarted
+	(*ToolCallArguments)(nil),      // 49: penstock.v1.ToolCallArguments
+	(*ToolCallFinished)(nil),       // 50: penstock.v1.ToolCallFinished
+	(*GenerationInterrupted)(nil),  // 51: penstock.v1.GenerationInterrupted
+	(*GenerationContinued)(nil),    // 52: penstock.v1.GenerationContinued
+	(*GenerationStarted)(nil),      // 53: penstock.v1.GenerationStarted
+	(*Delta)(nil),                  // 54: penstock.v1.Delta
+	(*TokenLogprobs)(nil),          // 55: penstock.v1.TokenLogprobs
+	(*TokenLogprob)(nil),           // 56: penstock.v1.TokenLogprob
+	(*ThinkingFinished)(nil),       // 57: penstock.v1.ThinkingFinished
+	(*GenerationFinished)(nil),     // 58: penstock.v1.GenerationFinished
+	(*CandidateResult)(nil),        // 59: penstock.v1.CandidateResult
+	(*EarlyExitResult)(nil),        // 60: penstock.v1.EarlyExitResult
+	(*Candidate)(nil),              // 61: penstock.v1.Candidate
+	(*Usage)(nil),                  // 62: penstock.v1.Usage
+	(*Cost)(nil),                   // 63: penstock.v1.Cost
+	(*Timing)(nil),                 // 64: penstock.v1.Timing
+	(*DroppedContext)(nil),         // 65: penstock.v1.DroppedContext
+	(*EffectiveSettings)(nil),      // 66: penstock.v1.EffectiveSettings
+	nil,                            // 67: penstock.v1.SamplingConfig.LogitBiasEntry
+	(*durationpb.Duration)(nil),    // 68: google.protobuf.Duration
 }
 var file_penstock_v1_generation_proto_depIdxs = []int32{
-	30, // 0: penstock.v1.GenerateRequest.spec:type_name -> penstock.v1.GenerationSpec
-	59, // 1: penstock.v1.GenerateResponse.candidates:type_name -> penstock.v1.Candidate
-	60, // 2: penstock.v1.GenerateResponse.usage:type_name -> penstock.v1.Usage
-	61, // 3: penstock.v1.GenerateResponse.cost:type_name -> penstock.v1.Cost
-	64, // 4: penstock.v1.GenerateResponse.effective_settings:type_name -> penstock.v1.EffectiveSettings
-	62, // 5: penstock.v1.GenerateResponse.timing:type_name -> penstock.v1.Timing
-	30, // 6: penstock.v1.StreamGenerateRequest.spec:type_name -> penstock.v1.GenerationSpec
-	66, // 7: penstock.v1.StreamGenerateRequest.flush_interval:type_name -> google.protobuf.Duration
-	46, // 8: penstock.v1.StreamGenerateResponse.event:type_name -> penstock.v1.GenerationEvent
-	30, // 9: penstock.v1.InteractRequest.start:type_name -> penstock.v1.GenerationSpec
-	17, // 10: penstock.v1.InteractRequest.finish_thinking:type_name -> penstock.v1.FinishThinking
-	18, // 11: penstock.v1.InteractRequest.change_budget:type_name -> penstock.v1.ChangeBudget
-	19, // 12: penstock.v1.InteractRequest.cancel:type_name -> penstock.v1.Cancel
-	66, // 13: penstock.v1.InteractRequest.flush_interval:type_name -> google.protobuf.Duration
-	46, // 14: penstock.v1.InteractResponse.event:type_name -> penstock.v1.GenerationEvent
-	46, // 15: penstock.v1.ResumeResponse.event:type_name -> penstock.v1.GenerationEvent
-	17, // 16: penstock.v1.SteerRequest.finish_thinking:type_name -> penstock.v1.FinishThinking
-	18, // 17: penstock.v1.SteerRequest.change_budget:type_name -> penstock.v1.ChangeBudget
-	19, // 18: penstock.v1.SteerRequest.cancel:type_name -> penstock.v1.Cancel
+	31, // 0: penstock.v1.GenerateRequest.spec:type_name -> penstock.v1.GenerationSpec
+	61, // 1: penstock.v1.GenerateResponse.candidates:type_name -> penstock.v1.Candidate
+	62, // 2: penstock.v1.GenerateResponse.usage:type_name -> penstock.v1.Usage
+	63, // 3: penstock.v1.GenerateResponse.cost:type_name -> penstock.v1.Cost
+	66, // 4: penstock.v1.GenerateResponse.effective_settings:type_name -> penstock.v1.EffectiveSettings
+	64, // 5: penstock.v1.GenerateResponse.timing:type_name -> penstock.v1.Timing
+	31, // 6: penstock.v1.StreamGenerateRequest.spec:type_name -> penstock.v1.GenerationSpec
+	68, // 7: penstock.v1.StreamGenerateRequest.flush_interval:type_name -> google.protobuf.Duration
+	47, // 8: penstock.v1.StreamGenerateResponse.event:type_name -> penstock.v1.GenerationEvent
+	31, // 9: penstock.v1.InteractRequest.start:type_name -> penstock.v1.GenerationSpec
+	18, // 10: penstock.v1.InteractRequest.finish_thinking:type_name -> penstock.v1.FinishThinking
+	19, // 11: penstock.v1.InteractRequest.change_budget:type_name -> penstock.v1.ChangeBudget
+	20, // 12: penstock.v1.InteractRequest.cancel:type_name -> penstock.v1.Cancel
+	68, // 13: penstock.v1.InteractRequest.flush_interval:type_name -> google.protobuf.Duration
+	47, // 14: penstock.v1.InteractResponse.event:type_name -> penstock.v1.GenerationEvent
+	47, // 15: penstock.v1.ResumeResponse.event:type_name -> penstock.v1.GenerationEvent
+	18, // 16: penstock.v1.SteerRequest.finish_thinking:type_name -> penstock.v1.FinishThinking
+	19, // 17: penstock.v1.SteerRequest.change_budget:type_name -> penstock.v1.ChangeBudget
+	20, // 18: penstock.v1.SteerRequest.cancel:type_name -> penstock.v1.Cancel
 	0,  // 19: penstock.v1.SteerResponse.phase:type_name -> penstock.v1.GenerationPhase
-	30, // 20: penstock.v1.CountTokensRequest.spec:type_name -> penstock.v1.GenerationSpec
-	63, // 21: penstock.v1.CountTokensResponse.dropped:type_name -> penstock.v1.DroppedContext
-	29, // 22: penstock.v1.CountTokensResponse.cost_estimate:type_name -> penstock.v1.CostEstimate
-	64, // 23: penstock.v1.CountTokensResponse.effective_settings:type_name -> penstock.v1.EffectiveSettings
-	31, // 24: penstock.v1.GenerationSpec.messages:type_name -> penstock.v1.Messages
-	39, // 25: penstock.v1.GenerationSpec.token_ids:type_name -> penstock.v1.TokenIds
-	40, // 26: penstock.v1.GenerationSpec.thinking:type_name -> penstock.v1.ThinkingConfig
-	42, // 27: penstock.v1.GenerationSpec.context:type_name -> penstock.v1.ContextConfig
-	43, // 28: penstock.v1.GenerationSpec.sampling:type_name -> penstock.v1.SamplingConfig
-	44, // 29: penstock.v1.GenerationSpec.output:type_name -> penstock.v1.OutputConfig
+	31, // 20: penstock.v1.CountTokensRequest.spec:type_name -> penstock.v1.GenerationSpec
+	65, // 21: penstock.v1.CountTokensResponse.dropped:type_name -> penstock.v1.DroppedContext
+	30, // 22: penstock.v1.CountTokensResponse.cost_estimate:type_name -> penstock.v1.CostEstimate
+	66, // 23: penstock.v1.CountTokensResponse.effective_settings:type_name -> penstock.v1.EffectiveSettings
+	32, // 24: penstock.v1.GenerationSpec.messages:type_name -> penstock.v1.Messages
+	40, // 25: penstock.v1.GenerationSpec.token_ids:type_name -> penstock.v1.TokenIds
+	41, // 26: penstock.v1.GenerationSpec.thinking:type_name -> penstock.v1.ThinkingConfig
+	43, // 27: penstock.v1.GenerationSpec.context:type_name -> penstock.v1.ContextConfig
+	44, // 28: penstock.v1.GenerationSpec.sampling:type_name -> penstock.v1.SamplingConfig
+	45, // 29: penstock.v1.GenerationSpec.output:type_name -> penstock.v1.OutputConfig
 	4,  // 30: penstock.v1.GenerationSpec.priority:type_name -> penstock.v1.Priority
-	37, // 31: penstock.v1.GenerationSpec.tools:type_name -> penstock.v1.Tool
-	38, // 32: penstock.v1.GenerationSpec.tool_config:type_name -> penstock.v1.ToolConfig
-	32, // 33: penstock.v1.Messages.messages:type_name -> penstock.v1.Message
+	38, // 31: penstock.v1.GenerationSpec.tools:type_name -> penstock.v1.Tool
+	39, // 32: penstock.v1.GenerationSpec.tool_config:type_name -> penstock.v1.ToolConfig
+	33, // 33: penstock.v1.Messages.messages:type_name -> penstock.v1.Message
 	1,  // 34: penstock.v1.Message.role:type_name -> penstock.v1.Role
-	33, // 35: penstock.v1.Message.parts:type_name -> penstock.v1.Part
-	34, // 36: penstock.v1.Part.image:type_name -> penstock.v1.Image
-	35, // 37: penstock.v1.Part.tool_call:type_name -> penstock.v1.ToolCall
-	36, // 38: penstock.v1.Part.tool_result:type_name -> penstock.v1.ToolResult
+	34, // 35: penstock.v1.Message.parts:type_name -> penstock.v1.Part
+	35, // 36: penstock.v1.Part.image:type_name -> penstock.v1.Image
+	36, // 37: penstock.v1.Part.tool_call:type_name -> penstock.v1.ToolCall
+	37, // 38: penstock.v1.Part.tool_result:type_name -> penstock.v1.ToolResult
 	2,  // 39: penstock.v1.ToolCall.status:type_name -> penstock.v1.ToolCallStatus
-	33, // 40: penstock.v1.ToolResult.content:type_name -> penstock.v1.Part
+	34, // 40: penstock.v1.ToolResult.content:type_name -> penstock.v1.Part
 	3,  // 41: penstock.v1.ToolConfig.mode:type_name -> penstock.v1.ToolMode
 	5,  // 42: penstock.v1.ThinkingConfig.mode:type_name -> penstock.v1.ThinkingMode
-	6,  // 43: penstock.v1.ThinkingConfig.effort:type_name -> penstock.v1.Effort
-	7,  // 44: penstock.v1.ThinkingConfig.history:type_name -> penstock.v1.ThoughtHistory
-	41, // 45: penstock.v1.ThinkingConfig.stop_patterns:type_name -> penstock.v1.StopPatterns
-	8,  // 46: penstock.v1.ContextConfig.overflow:type_name -> penstock.v1.OverflowPolicy
-	65, // 47: penstock.v1.SamplingConfig.logit_bias:type_name -> penstock.v1.SamplingConfig.LogitBiasEntry
-	45, // 48: penstock.v1.OutputConfig.choices:type_name -> penstock.v1.Choices
-	52, // 49: penstock.v1.GenerationEvent.started:type_name -> penstock.v1.GenerationStarted
-	53, // 50: penstock.v1.GenerationEvent.thought:type_name -> penstock.v1.Delta
-	53, // 51: penstock.v1.GenerationEvent.answer:type_name -> penstock.v1.Delta
-	56, // 52: penstock.v1.GenerationEvent.thinking_finished:type_name -> penstock.v1.ThinkingFinished
-	57, // 53: penstock.v1.GenerationEvent.finished:type_name -> penstock.v1.GenerationFinished
-	50, // 54: penstock.v1.GenerationEvent.interrupted:type_name -> penstock.v1.GenerationInterrupted
-	51, // 55: penstock.v1.GenerationEvent.continued:type_name -> penstock.v1.GenerationContinued
-	47, // 56: penstock.v1.GenerationEvent.tool_call_started:type_name -> penstock.v1.ToolCallStarted
-	48, // 57: penstock.v1.GenerationEvent.tool_call_arguments:type_name -> penstock.v1.ToolCallArguments
-	49, // 58: penstock.v1.GenerationEvent.tool_call_finished:type_name -> penstock.v1.ToolCallFinished
-	35, // 59: penstock.v1.ToolCallFinished.call:type_name -> penstock.v1.ToolCall
-	9,  // 60: penstock.v1.GenerationInterrupted.reason:type_name -> penstock.v1.InterruptionReason
-	64, // 61: penstock.v1.GenerationStarted.effective_settings:type_name -> penstock.v1.EffectiveSettings
-	54, // 62: penstock.v1.Delta.logprobs:type_name -> penstock.v1.TokenLogprobs
-	55, // 63: penstock.v1.TokenLogprobs.sampled:type_name -> penstock.v1.TokenLogprob
-	55, // 64: penstock.v1.TokenLogprobs.top:type_name -> penstock.v1.TokenLogprob
-	10, // 65: penstock.v1.ThinkingFinished.outcome:type_name -> penstock.v1.ThinkingOutcome
-	58, // 66: penstock.v1.GenerationFinished.results:type_name -> penstock.v1.CandidateResult
-	60, // 67: penstock.v1.GenerationFinished.usage:type_name -> penstock.v1.Usage
-	61, // 68: penstock.v1.GenerationFinished.cost:type_name -> penstock.v1.Cost
-	64, // 69: penstock.v1.GenerationFinished.effective_settings:type_name -> penstock.v1.EffectiveSettings
-	62, // 70: penstock.v1.GenerationFinished.timing:type_name -> penstock.v1.Timing
-	11, // 71: penstock.v1.CandidateResult.finish_reason:type_name -> penstock.v1.FinishReason
-	10, // 72: penstock.v1.CandidateResult.thinking_outcome:type_name -> penstock.v1.ThinkingOutcome
-	60, // 73: penstock.v1.CandidateResult.usage:type_name -> penstock.v1.Usage
-	58, // 74: penstock.v1.Candidate.result:type_name -> penstock.v1.CandidateResult
-	54, // 75: penstock.v1.Candidate.thought_logprobs:type_name -> penstock.v1.TokenLogprobs
-	54, // 76: penstock.v1.Candidate.answer_logprobs:type_name -> penstock.v1.TokenLogprobs
-	35, // 77: penstock.v1.Candidate.tool_calls:type_name -> penstock.v1.ToolCall
-	66, // 78: penstock.v1.Timing.queue:type_name -> google.protobuf.Duration
-	66, // 79: penstock.v1.Timing.first_token:type_name -> google.protobuf.Duration
-	66, // 80: penstock.v1.Timing.first_answer_token:type_name -> google.protobuf.Duration
-	66, // 81: penstock.v1.Timing.total:type_name -> google.protobuf.Duration
-	5,  // 82: penstock.v1.EffectiveSettings.thinking_mode:type_name -> penstock.v1.ThinkingMode
-	43, // 83: penstock.v1.EffectiveSettings.sampling:type_name -> penstock.v1.SamplingConfig
-	63, // 84: penstock.v1.EffectiveSettings.dropped:type_name -> penstock.v1.DroppedContext
-	5,  // 85: penstock.v1.EffectiveSettings.requested_thinking_mode:type_name -> penstock.v1.ThinkingMode
-	66, // 86: penstock.v1.EffectiveSettings.status_margin:type_name -> google.protobuf.Duration
-	6,  // 87: penstock.v1.EffectiveSettings.effort:type_name -> penstock.v1.Effort
-	3,  // 88: penstock.v1.EffectiveSettings.tool_mode:type_name -> penstock.v1.ToolMode
-	12, // 89: penstock.v1.GenerationService.Generate:input_type -> penstock.v1.GenerateRequest
-	14, // 90: penstock.v1.GenerationService.StreamGenerate:input_type -> penstock.v1.StreamGenerateRequest
-	16, // 91: penstock.v1.GenerationService.Interact:input_type -> penstock.v1.InteractRequest
-	21, // 92: penstock.v1.GenerationService.Resume:input_type -> penstock.v1.ResumeRequest
-	23, // 93: penstock.v1.GenerationService.Cancel:input_type -> penstock.v1.CancelRequest
-	25, // 94: penstock.v1.GenerationService.Steer:input_type -> penstock.v1.SteerRequest
-	27, // 95: penstock.v1.GenerationService.CountTokens:input_type -> penstock.v1.CountTokensRequest
-	13, // 96: penstock.v1.GenerationService.Generate:output_type -> penstock.v1.GenerateResponse
-	15, // 97: penstock.v1.GenerationService.StreamGenerate:output_type -> penstock.v1.StreamGenerateResponse
-	20, // 98: penstock.v1.GenerationService.Interact:output_type -> penstock.v1.InteractResponse
-	22, // 99: penstock.v1.GenerationService.Resume:output_type -> penstock.v1.ResumeResponse
-	24, // 100: penstock.v1.GenerationService.Cancel:output_type -> penstock.v1.CancelResponse
-	26, // 101: penstock.v1.GenerationService.Steer:output_type -> penstock.v1.SteerResponse
-	28, // 102: penstock.v1.GenerationService.CountTokens:output_type -> penstock.v1.CountTokensResponse
-	96, // [96:103] is the sub-list for method output_type
-	89, // [89:96] is the sub-list for method input_type
-	89, // [89:89] is the sub-list for extension type_name
-	89, // [89:89] is the sub-list for extension extendee
-	0,  // [0:89] is the sub-list for field type_name
+	7,  // 43: penstock.v1.ThinkingConfig.effort:type_name -> penstock.v1.Effort
+	8,  // 44: penstock.v1.ThinkingConfig.history:type_name -> penstock.v1.ThoughtHistory
+	42, // 45: penstock.v1.ThinkingConfig.stop_patterns:type_name -> penstock.v1.StopPatterns
+	6,  // 46: penstock.v1.ThinkingConfig.early_exit:type_name -> penstock.v1.EarlyExit
+	9,  // 47: penstock.v1.ContextConfig.overflow:type_name -> penstock.v1.OverflowPolicy
+	67, // 48: penstock.v1.SamplingConfig.logit_bias:type_name -> penstock.v1.SamplingConfig.LogitBiasEntry
+	46, // 49: penstock.v1.OutputConfig.choices:type_name -> penstock.v1.Choices
+	53, // 50: penstock.v1.GenerationEvent.started:type_name -> penstock.v1.GenerationStarted
+	54, // 51: penstock.v1.GenerationEvent.thought:type_name -> penstock.v1.Delta
+	54, // 52: penstock.v1.GenerationEvent.answer:type_name -> penstock.v1.Delta
+	57, // 53: penstock.v1.GenerationEvent.thinking_finished:type_name -> penstock.v1.ThinkingFinished
+	58, // 54: penstock.v1.GenerationEvent.finished:type_name -> penstock.v1.GenerationFinished
+	51, // 55: penstock.v1.GenerationEvent.interrupted:type_name -> penstock.v1.GenerationInterrupted
+	52, // 56: penstock.v1.GenerationEvent.continued:type_name -> penstock.v1.GenerationContinued
+	48, // 57: penstock.v1.GenerationEvent.tool_call_started:type_name -> penstock.v1.ToolCallStarted
+	49, // 58: penstock.v1.GenerationEvent.tool_call_arguments:type_name -> penstock.v1.ToolCallArguments
+	50, // 59: penstock.v1.GenerationEvent.tool_call_finished:type_name -> penstock.v1.ToolCallFinished
+	36, // 60: penstock.v1.ToolCallFinished.call:type_name -> penstock.v1.ToolCall
+	10, // 61: penstock.v1.GenerationInterrupted.reason:type_name -> penstock.v1.InterruptionReason
+	66, // 62: penstock.v1.GenerationStarted.effective_settings:type_name -> penstock.v1.EffectiveSettings
+	55, // 63: penstock.v1.Delta.logprobs:type_name -> penstock.v1.TokenLogprobs
+	56, // 64: penstock.v1.TokenLogprobs.sampled:type_name -> penstock.v1.TokenLogprob
+	56, // 65: penstock.v1.TokenLogprobs.top:type_name -> penstock.v1.TokenLogprob
+	11, // 66: penstock.v1.ThinkingFinished.outcome:type_name -> penstock.v1.ThinkingOutcome
+	59, // 67: penstock.v1.GenerationFinished.results:type_name -> penstock.v1.CandidateResult
+	62, // 68: penstock.v1.GenerationFinished.usage:type_name -> penstock.v1.Usage
+	63, // 69: penstock.v1.GenerationFinished.cost:type_name -> penstock.v1.Cost
+	66, // 70: penstock.v1.GenerationFinished.effective_settings:type_name -> penstock.v1.EffectiveSettings
+	64, // 71: penstock.v1.GenerationFinished.timing:type_name -> penstock.v1.Timing
+	12, // 72: penstock.v1.CandidateResult.finish_reason:type_name -> penstock.v1.FinishReason
+	11, // 73: penstock.v1.CandidateResult.thinking_outcome:type_name -> penstock.v1.ThinkingOutcome
+	62, // 74: penstock.v1.CandidateResult.usage:type_name -> penstock.v1.Usage
+	60, // 75: penstock.v1.CandidateResult.early_exit:type_name -> penstock.v1.EarlyExitResult
+	59, // 76: penstock.v1.Candidate.result:type_name -> penstock.v1.CandidateResult
+	55, // 77: penstock.v1.Candidate.thought_logprobs:type_name -> penstock.v1.TokenLogprobs
+	55, // 78: penstock.v1.Candidate.answer_logprobs:type_name -> penstock.v1.TokenLogprobs
+	36, // 79: penstock.v1.Candidate.tool_calls:type_name -> penstock.v1.ToolCall
+	68, // 80: penstock.v1.Timing.queue:type_name -> google.protobuf.Duration
+	68, // 81: penstock.v1.Timing.first_token:type_name -> google.protobuf.Duration
+	68, // 82: penstock.v1.Timing.first_answer_token:type_name -> google.protobuf.Duration
+	68, // 83: penstock.v1.Timing.total:type_name -> google.protobuf.Duration
+	5,  // 84: penstock.v1.EffectiveSettings.thinking_mode:type_name -> penstock.v1.ThinkingMode
+	44, // 85: penstock.v1.EffectiveSettings.sampling:type_name -> penstock.v1.SamplingConfig
+	65, // 86: penstock.v1.EffectiveSettings.dropped:type_name -> penstock.v1.DroppedContext
+	5,  // 87: penstock.v1.EffectiveSettings.requested_thinking_mode:type_name -> penstock.v1.ThinkingMode
+	68, // 88: penstock.v1.EffectiveSettings.status_margin:type_name -> google.protobuf.Duration
+	7,  // 89: penstock.v1.EffectiveSettings.effort:type_name -> penstock.v1.Effort
+	3,  // 90: penstock.v1.EffectiveSettings.tool_mode:type_name -> penstock.v1.ToolMode
+	6,  // 91: penstock.v1.EffectiveSettings.early_exit:type_name -> penstock.v1.EarlyExit
+	13, // 92: penstock.v1.GenerationService.Generate:input_type -> penstock.v1.GenerateRequest
+	15, // 93: penstock.v1.GenerationService.StreamGenerate:input_type -> penstock.v1.StreamGenerateRequest
+	17, // 94: penstock.v1.GenerationService.Interact:input_type -> penstock.v1.InteractRequest
+	22, // 95: penstock.v1.GenerationService.Resume:input_type -> penstock.v1.ResumeRequest
+	24, // 96: penstock.v1.GenerationService.Cancel:input_type -> penstock.v1.CancelRequest
+	26, // 97: penstock.v1.GenerationService.Steer:input_type -> penstock.v1.SteerRequest
+	28, // 98: penstock.v1.GenerationService.CountTokens:input_type -> penstock.v1.CountTokensRequest
+	14, // 99: penstock.v1.GenerationService.Generate:output_type -> penstock.v1.GenerateResponse
+	16, // 100: penstock.v1.GenerationService.StreamGenerate:output_type -> penstock.v1.StreamGenerateResponse
+	21, // 101: penstock.v1.GenerationService.Interact:output_type -> penstock.v1.InteractResponse
+	23, // 102: penstock.v1.GenerationService.Resume:output_type -> penstock.v1.ResumeResponse
+	25, // 103: penstock.v1.GenerationService.Cancel:output_type -> penstock.v1.CancelResponse
+	27, // 104: penstock.v1.GenerationService.Steer:output_type -> penstock.v1.SteerResponse
+	29, // 105: penstock.v1.GenerationService.CountTokens:output_type -> penstock.v1.CountTokensResponse
+	99, // [99:106] is the sub-list for method output_type
+	92, // [92:99] is the sub-list for method input_type
+	92, // [92:92] is the sub-list for extension type_name
+	92, // [92:92] is the sub-list for extension extendee
+	0,  // [0:92] is the sub-list for field type_name
 }
 
 func init() { file_penstock_v1_generation_proto_init() }
@@ -5740,14 +5934,15 @@ func file_penstock_v1_generation_proto_init() {
 		(*GenerationEvent_ToolCallFinished)(nil),
 	}
 	file_penstock_v1_generation_proto_msgTypes[38].OneofWrappers = []any{}
-	file_penstock_v1_generation_proto_msgTypes[48].OneofWrappers = []any{}
+	file_penstock_v1_generation_proto_msgTypes[47].OneofWrappers = []any{}
+	file_penstock_v1_generation_proto_msgTypes[49].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_penstock_v1_generation_proto_rawDesc), len(file_penstock_v1_generation_proto_rawDesc)),
-			NumEnums:      12,
-			NumMessages:   54,
+			NumEnums:      13,
+			NumMessages:   55,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -111,7 +111,11 @@ type GetModelResponse struct {
 	// How the model writes tool calls: "xml" (Qwen3.5, Qwen3-Coder) or "json" (Qwen3, Hermes). Empty: it has no tools.
 	ToolCallFormat string `protobuf:"bytes,23,opt,name=tool_call_format,json=toolCallFormat,proto3" json:"tool_call_format,omitempty"`
 	// What each effort is here, NONE to HIGH.
-	Efforts       []*EffortBudget `protobuf:"bytes,24,rep,name=efforts,proto3" json:"efforts,omitempty"`
+	Efforts []*EffortBudget `protobuf:"bytes,24,rep,name=efforts,proto3" json:"efforts,omitempty"`
+	// What ends a thought of AUTO early where the request names nothing.
+	DefaultEarlyExit EarlyExit `protobuf:"varint,25,opt,name=default_early_exit,json=defaultEarlyExit,proto3,enum=penstock.v1.EarlyExit" json:"default_early_exit,omitempty"`
+	// The costliest early exit that a request may ask for: OFF, MARKER or PROBE, in this order.
+	MaxEarlyExit  EarlyExit `protobuf:"varint,26,opt,name=max_early_exit,json=maxEarlyExit,proto3,enum=penstock.v1.EarlyExit" json:"max_early_exit,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -277,6 +281,20 @@ func (x *GetModelResponse) GetEfforts() []*EffortBudget {
 		return x.Efforts
 	}
 	return nil
+}
+
+func (x *GetModelResponse) GetDefaultEarlyExit() EarlyExit {
+	if x != nil {
+		return x.DefaultEarlyExit
+	}
+	return EarlyExit_EARLY_EXIT_UNSPECIFIED
+}
+
+func (x *GetModelResponse) GetMaxEarlyExit() EarlyExit {
+	if x != nil {
+		return x.MaxEarlyExit
+	}
+	return EarlyExit_EARLY_EXIT_UNSPECIFIED
 }
 
 // One engine feature.
@@ -760,7 +778,7 @@ const file_penstock_v1_model_proto_rawDesc = "" +
 	"\n" +
 	"\x17penstock/v1/model.proto\x12\vpenstock.v1\x1a\x1cpenstock/v1/generation.proto\"'\n" +
 	"\x0fGetModelRequest\x12\x14\n" +
-	"\x05model\x18\x01 \x01(\tR\x05model\"\xd8\a\n" +
+	"\x05model\x18\x01 \x01(\tR\x05model\"\xdc\b\n" +
 	"\x10GetModelResponse\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\"\n" +
 	"\farchitecture\x18\x02 \x01(\tR\farchitecture\x12\x1d\n" +
@@ -783,7 +801,9 @@ const file_penstock_v1_model_proto_rawDesc = "" +
 	"\x0eanswer_reserve\x18\x15 \x01(\x05R\ranswerReserve\x126\n" +
 	"\x17max_concurrent_requests\x18\x16 \x01(\x05R\x15maxConcurrentRequests\x12(\n" +
 	"\x10tool_call_format\x18\x17 \x01(\tR\x0etoolCallFormat\x123\n" +
-	"\aefforts\x18\x18 \x03(\v2\x19.penstock.v1.EffortBudgetR\aefforts\"l\n" +
+	"\aefforts\x18\x18 \x03(\v2\x19.penstock.v1.EffortBudgetR\aefforts\x12D\n" +
+	"\x12default_early_exit\x18\x19 \x01(\x0e2\x16.penstock.v1.EarlyExitR\x10defaultEarlyExit\x12<\n" +
+	"\x0emax_early_exit\x18\x1a \x01(\x0e2\x16.penstock.v1.EarlyExitR\fmaxEarlyExit\"l\n" +
 	"\x0eProfileFeature\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aenabled\x18\x02 \x01(\bR\aenabled\x12\x14\n" +
@@ -852,7 +872,8 @@ var file_penstock_v1_model_proto_goTypes = []any{
 	(*RefusedField)(nil),     // 6: penstock.v1.RefusedField
 	(ThinkingMode)(0),        // 7: penstock.v1.ThinkingMode
 	(*SamplingConfig)(nil),   // 8: penstock.v1.SamplingConfig
-	(Effort)(0),              // 9: penstock.v1.Effort
+	(EarlyExit)(0),           // 9: penstock.v1.EarlyExit
+	(Effort)(0),              // 10: penstock.v1.Effort
 }
 var file_penstock_v1_model_proto_depIdxs = []int32{
 	7,  // 0: penstock.v1.GetModelResponse.thinking_modes:type_name -> penstock.v1.ThinkingMode
@@ -863,14 +884,16 @@ var file_penstock_v1_model_proto_depIdxs = []int32{
 	5,  // 5: penstock.v1.GetModelResponse.limits:type_name -> penstock.v1.Limits
 	6,  // 6: penstock.v1.GetModelResponse.refused_fields:type_name -> penstock.v1.RefusedField
 	3,  // 7: penstock.v1.GetModelResponse.efforts:type_name -> penstock.v1.EffortBudget
-	9,  // 8: penstock.v1.EffortBudget.effort:type_name -> penstock.v1.Effort
-	0,  // 9: penstock.v1.ModelService.GetModel:input_type -> penstock.v1.GetModelRequest
-	1,  // 10: penstock.v1.ModelService.GetModel:output_type -> penstock.v1.GetModelResponse
-	10, // [10:11] is the sub-list for method output_type
-	9,  // [9:10] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	9,  // 8: penstock.v1.GetModelResponse.default_early_exit:type_name -> penstock.v1.EarlyExit
+	9,  // 9: penstock.v1.GetModelResponse.max_early_exit:type_name -> penstock.v1.EarlyExit
+	10, // 10: penstock.v1.EffortBudget.effort:type_name -> penstock.v1.Effort
+	0,  // 11: penstock.v1.ModelService.GetModel:input_type -> penstock.v1.GetModelRequest
+	1,  // 12: penstock.v1.ModelService.GetModel:output_type -> penstock.v1.GetModelResponse
+	12, // [12:13] is the sub-list for method output_type
+	11, // [11:12] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_penstock_v1_model_proto_init() }

@@ -81,6 +81,9 @@ class Candidate:
         finish_reason: Why the output ended; None before.
         matched_stop: The stop string or token that ended the answer; empty for other reasons.
         usage: Token counts; None before the end.
+        probes: Number of probes of early exit that read the answer's beginning.
+        saved_reasoning_tokens: Estimate of the thought tokens that early exit saved; None where it saved none, or too
+            little is known.
     """
 
     def __init__(self, index: int) -> None:
@@ -99,6 +102,8 @@ class Candidate:
         self.finish_reason: FinishReason | None = None
         self.matched_stop = ""
         self.usage: Usage | None = None
+        self.probes = 0
+        self.saved_reasoning_tokens: int | None = None
 
     @property
     def thought(self) -> str:
@@ -178,6 +183,9 @@ class Candidate:
         self.thinking_outcome = from_proto_enum(ThinkingOutcome, pb.ThinkingOutcome, result.thinking_outcome)
         self.matched_stop = result.matched_stop
         self.usage = Usage.from_proto(result.usage)
+        self.probes = result.early_exit.probes
+        if result.early_exit.HasField("saved_reasoning_tokens"):
+            self.saved_reasoning_tokens = result.early_exit.saved_reasoning_tokens
         self.reasoning_tokens = self.usage.reasoning_tokens
         self.answer_tokens = self.usage.answer_tokens
         self.tool_tokens = self.usage.tool_tokens

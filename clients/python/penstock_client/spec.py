@@ -58,6 +58,10 @@ class GenerationOptions(TypedDict, total=False):
     """The thought ends where one of these strings shows."""
     thought_stop_regex: str | None
     """The thought ends where this regular expression matches."""
+    early_exit: Literal["off", "marker", "probe"] | None
+    """What ends the thought before its budget, where more of it would not change the answer."""
+    early_exit_probability: float | None
+    """Probability from which on it ends: of the closing marker, or of the answer's first tokens with `probe`."""
     max_context_tokens: int | None
     """Highest number of tokens of prompt plus output."""
     overflow: Literal["error", "drop_oldest_turns", "truncate_left", "truncate_middle"] | None
@@ -107,7 +111,10 @@ _FIELDS: Mapping[str, tuple[str, str]] = {
     "model": ("", "model"),
     "thought_stop_regex": ("thinking.stop_patterns", "regex"),
     "budget": ("thinking", "thinking_budget"),
-    **{name: ("thinking", name) for name in ("include_thoughts", "answer_reserve", "closing_message")},
+    **{
+        name: ("thinking", name)
+        for name in ("include_thoughts", "answer_reserve", "closing_message", "early_exit_probability")
+    },
     **{name: ("context", name) for name in ("max_context_tokens", "cache_salt", "session_id")},
     **{name: ("sampling", name) for name in pb.SamplingConfig.DESCRIPTOR.fields_by_name if name != "logit_bias"},
     "candidates": ("output", "candidate_count"),
@@ -123,6 +130,7 @@ _ENUMS = {
     "thinking": ("thinking", "mode", pb.ThinkingMode, "THINKING_MODE_"),
     "overflow": ("context", "overflow", pb.OverflowPolicy, "OVERFLOW_POLICY_"),
     "priority": ("", "priority", pb.Priority, "PRIORITY_"),
+    "early_exit": ("thinking", "early_exit", pb.EarlyExit, "EARLY_EXIT_"),
     "effort": ("thinking", "effort", pb.Effort, "EFFORT_"),
     "history": ("thinking", "history", pb.ThoughtHistory, "THOUGHT_HISTORY_"),
     "tool_mode": ("tool_config", "mode", pb.ToolMode, "TOOL_MODE_"),

@@ -46,6 +46,7 @@ class ThinkingOutcome(enum.StrEnum):
     MAX_OUTPUT_TOKENS = "max_output_tokens"
     CANCELLED = "cancelled"
     STOP_PATTERN = "stop_pattern"
+    CONVERGED = "converged"
     UNKNOWN = "unknown"
 
 
@@ -179,6 +180,7 @@ class Usage:
         recomputed_tokens: Tokens that the engine computed again for continuations; not billed.
         tool_tokens: Tokens of tool calls.
         image_tokens: Part of `prompt_tokens` that stands for images.
+        probe_tokens: Tokens that the engine computed for probes of early exit; not billed.
     """
 
     prompt_tokens: int
@@ -193,6 +195,7 @@ class Usage:
     recomputed_tokens: int
     tool_tokens: int = 0
     image_tokens: int = 0
+    probe_tokens: int = 0
 
     @classmethod
     def sum(cls, parts: Iterable[Usage]) -> Self:
@@ -222,6 +225,7 @@ class Usage:
             recomputed_tokens=usage.recomputed_tokens,
             tool_tokens=usage.tool_tokens,
             image_tokens=usage.image_tokens,
+            probe_tokens=usage.probe_tokens,
         )
 
 

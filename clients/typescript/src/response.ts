@@ -42,6 +42,7 @@ export type ThinkingOutcomeName =
   | "max_output_tokens"
   | "cancelled"
   | "stop_pattern"
+  | "converged"
   | "unknown";
 export type InterruptionReasonName = "engine_died" | "engine_hung" | "unknown";
 export type GenerationPhaseName = "waiting" | "thinking" | "answering" | "unknown";
@@ -78,6 +79,10 @@ export class Candidate {
   finishReason: FinishReasonName | undefined;
   matchedStop = "";
   usage: Usage | undefined;
+  /** Probes of early exit that read the answer's beginning. */
+  probes = 0;
+  /** Estimate of the thought tokens that early exit saved; undefined if it saved none, or too little is known. */
+  savedReasoningTokens: number | undefined;
 
   constructor(readonly index: number) {}
 
@@ -146,6 +151,8 @@ export class Candidate {
     this.thinkingOutcome = thinkingOutcomeName(result.thinkingOutcome);
     this.matchedStop = result.matchedStop;
     this.usage = result.usage;
+    this.probes = result.earlyExit?.probes ?? 0;
+    this.savedReasoningTokens = result.earlyExit?.savedReasoningTokens;
     this.reasoningTokens = result.usage?.reasoningTokens ?? 0;
     this.answerTokens = result.usage?.answerTokens ?? 0;
     this.toolTokens = result.usage?.toolTokens ?? 0;

@@ -3,6 +3,7 @@ import { create } from "@bufbuild/protobuf";
 import { checkOptions, type Known } from "./options.js";
 import {
   GenerationSpecSchema,
+  EarlyExit,
   OverflowPolicy,
   Priority,
   Effort,
@@ -59,6 +60,10 @@ export interface GenerationOptions {
   thoughtStop?: string | readonly string[];
   /** The thought ends where this regular expression matches. */
   thoughtStopRegex?: string;
+  /** What ends the thought before its budget, where more of it would not change the answer. */
+  earlyExit?: "off" | "marker" | "probe";
+  /** Probability from which on it ends: of the closing marker, or of the answer's first tokens with "probe". */
+  earlyExitProbability?: number;
   /** Largest number of tokens of prompt plus output. */
   maxContextTokens?: number;
   overflow?: "error" | "drop_oldest_turns" | "truncate_left" | "truncate_middle";
@@ -108,6 +113,8 @@ export const GENERATION_OPTIONS = {
   closingMessage: ["string"],
   thoughtStop: ["string", "array"],
   thoughtStopRegex: ["string"],
+  earlyExit: [["off", "marker", "probe"]],
+  earlyExitProbability: ["number"],
   maxContextTokens: ["integer"],
   overflow: [["error", "drop_oldest_turns", "truncate_left", "truncate_middle"]],
   cacheSalt: ["string"],
@@ -158,6 +165,8 @@ export function buildSpec(prompt: Prompt, o: GenerationOptions = {}): Generation
     closingMessage: o.closingMessage,
     effort: o.effort && Effort[upper(o.effort)],
     history: o.history && ThoughtHistory[upper(o.history)],
+    earlyExit: o.earlyExit && EarlyExit[upper(o.earlyExit)],
+    earlyExitProbability: o.earlyExitProbability,
     stopPatterns: section({ strings: listOf(o.thoughtStop), regex: o.thoughtStopRegex }),
   });
   const toolConfig = section({

@@ -31,6 +31,8 @@ _OPTION_OF_FIELD = {
     "spec.output.max_output_tokens": "--max-output-tokens",
     "spec.output.stop_strings": "--stop",
     "spec.thinking.stop_patterns.strings": "--thought-stop",
+    "spec.thinking.early_exit": "--early-exit",
+    "spec.thinking.early_exit_probability": "--early-exit-probability",
     "spec.thinking.stop_patterns.regex": "--thought-stop-regex",
     "spec.sampling.temperature": "--temperature",
     "spec.sampling.top_p": "--top-p",

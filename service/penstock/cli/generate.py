@@ -36,6 +36,13 @@ def generate(
     thought_stop_regex: Annotated[
         str | None, typer.Option(help="Regular expression that ends the thought where it matches.")
     ] = None,
+    early_exit: Annotated[
+        o.EarlyExit | None,
+        typer.Option(help="What ends the thought before its budget, where more would not change the answer."),
+    ] = None,
+    early_exit_probability: Annotated[
+        float | None, typer.Option(help="Probability from which on --early-exit ends the thought.")
+    ] = None,
     json_schema: Annotated[str | None, typer.Option(help="JSON schema that the answer must match.")] = None,
     timeout: o.Timeout = None,
     stream: Annotated[
@@ -62,6 +69,8 @@ def generate(
         stop=stop or None,
         thought_stop=thought_stop or None,
         thought_stop_regex=thought_stop_regex,
+        early_exit=early_exit,
+        early_exit_probability=early_exit_probability,
         json_schema=json_schema,
     )
     from rich.console import Console

@@ -32,6 +32,14 @@ class Thinking(enum.StrEnum):
     thinking = "thinking"
 
 
+class EarlyExit(enum.StrEnum):
+    """Enumerate what may end a thought early."""
+
+    off = "off"
+    marker = "marker"
+    probe = "probe"
+
+
 Target = Annotated[str, typer.Option(envvar="PENSTOCK_TARGET", help="host:port of the service.")]
 Tls = Annotated[
     bool | None,

@@ -39,6 +39,7 @@ _OUTCOMES = {
     ThinkingOutcome.MAX_OUTPUT_TOKENS: "cut at the output limit",
     ThinkingOutcome.CANCELLED: "cancelled",
     ThinkingOutcome.STOP_PATTERN: "a stop pattern showed",
+    ThinkingOutcome.CONVERGED: "the answer was certain",
 }
 # A model's output must not control the terminal: every control character but tab and newline is removed.
 _NO_CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}

@@ -281,6 +281,34 @@ class ThinkingSettings(Section):
     effort_medium_share: Share = Field(0.5, description="As effort_low_share, for effort MEDIUM.")
     effort_high_share: Share = Field(0.8, description="As effort_low_share, for effort HIGH.")
     closing_message: str = Field("", description="Text that ends a thought which is closed at its budget.")
+    early_exit: Literal["off", "marker", "probe"] = Field(
+        "off",
+        description="What ends a thought of AUTO early where the request names nothing: nothing, the closing marker's "
+        "probability, or that and probes of the answer.",
+    )
+    early_exit_allowed: Literal["off", "marker", "probe"] = Field(
+        "probe", description="The costliest early exit that a request may ask for; probes cost more than the marker."
+    )
+    early_exit_marker_probability: Annotated[float, Field(ge=0.05, le=1)] = Field(
+        0.3, description="Probability of the closing marker at the end of a line from which on the thought ends there."
+    )
+    early_exit_probability: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.95, description="Probability of a probe's tokens, all together, from which on the thought ends."
+    )
+    early_exit_agreements: Annotated[int, Field(ge=0, le=16)] = Field(
+        0, description="Probes in a row with the same tokens that end the thought; 0 goes by the probability only."
+    )
+    early_exit_interval_tokens: Annotated[int, Field(ge=1, le=65_536)] = Field(
+        64, description="Minimum thought tokens between two probes, and before the first."
+    )
+    early_exit_answer_tokens: Annotated[int, Field(ge=1, le=256)] = Field(
+        16, description="Maximum tokens that a probe generates."
+    )
+    early_exit_share: Annotated[float, Field(ge=0, le=64)] = Field(
+        2.0,
+        description="Maximum tokens that the probes of a call compute, cached ones apart, as a multiple of its prompt "
+        "and its thought so far.",
+    )
     deadline_margin_seconds: float = Field(0.15, ge=0, description="Seconds kept free before a caller's deadline.")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
@@ -205,12 +206,19 @@ class Reply:
     dies_after_tokens: int = 0
     """Number of tokens after which the engine dies during this reply, once; 0 is never."""
     restart_seconds: float = 0.0
+    probability: float = 1.0
+    """Probability of each token, in (0, 1]."""
+    marker_probability: float = 0.0
+    """Probability of the closing marker beside each token, in [0, 1); 0 tells none."""
     fault: str = ""
     """poison: fail like a request that kills engines, without a death. internal: fail like a bug."""
 
     def __post_init__(self) -> None:
         if self.fault not in _FAULTS:
             raise ValueError(f"fault must be one of {', '.join(filter(None, _FAULTS))}, got {self.fault!r}")
+        if not (0 < self.probability <= 1 and 0 <= self.marker_probability < 1):
+            got = f"{self.probability} and {self.marker_probability}"
+            raise ValueError(f"probability must be in (0, 1] and marker_probability in [0, 1), got {got}")
 
 
 async def _sleep_until(due: float) -> None:
@@ -371,7 +379,7 @@ class ScriptedEngine:
                 stop = EngineStop.LENGTH if sent >= min(request.max_tokens, len(script)) else None
                 if ended is not None:
                     chunk, stop = chunk[: ended + 1], stops[chunk[ended]]
-                yield EngineChunk(tuple(chunk), self._logprobs(chunk, request), stop=stop, queue_seconds=0.0)
+                yield EngineChunk(tuple(chunk), self._logprobs(chunk, request, reply), stop=stop, queue_seconds=0.0)
                 if stop is not None:
                     return
         finally:
@@ -416,11 +424,12 @@ class ScriptedEngine:
         return self._raw_prompts.setdefault(candidate, len(prompt))
 
     @staticmethod
-    def _logprobs(chunk: Sequence[int], request: EngineRequest) -> tuple[TokenLogprobs, ...]:
+    def _logprobs(chunk: Sequence[int], request: EngineRequest, reply: Reply) -> tuple[TokenLogprobs, ...]:
         if request.top_logprobs is None:
             return ()
-        sure = [TokenLogprob(token_id, 0.0, 1) for token_id in chunk]
-        return tuple(TokenLogprobs(one, (one,) * min(1, request.top_logprobs)) for one in sure)
+        told = [TokenLogprob(token_id, math.log(reply.probability), 1) for token_id in chunk]
+        beside = [TokenLogprob(_CLOSE, math.log(reply.marker_probability), 2)] if reply.marker_probability else []
+        return tuple(TokenLogprobs(one, (one, *beside)[: request.top_logprobs]) for one in told)
 
     async def check_constraint(self, structured: StructuredOutput, caller: str) -> None:
         """Fail: constraints are refused before, as unsupported fields."""

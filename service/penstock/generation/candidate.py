@@ -8,6 +8,7 @@ Where the engine can close a thought at the budget itself, that is used and chec
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -18,6 +19,7 @@ from typing import Any
 from penstock.engine.base import Engine
 from penstock.errors import ConstraintLost, EngineDied, EngineDown, EngineRefused, GenerationNotFound
 from penstock.generation.control import GenerationRun
+from penstock.generation.early_exit import AnswerProbe, logprobs_needed
 from penstock.generation.output_parser import OutputParser, ParserSettings, StepAction
 from penstock.generation.tool_planning import tool_call_parser, tool_call_token
 from penstock.telemetry.hooks import Cause
@@ -25,6 +27,7 @@ from penstock.types import (
     CandidateEnd,
     Continued,
     Delta,
+    EarlyExitReport,
     EngineChunk,
     EngineRequest,
     EngineStop,
@@ -49,6 +52,7 @@ _FINISH_OF = {
 _OUTCOME_OF = {
     StepAction.CLOSE_THOUGHT_AT_BUDGET: ThinkingOutcome.BUDGET_REACHED,
     StepAction.CLOSE_THOUGHT_AT_PATTERN: ThinkingOutcome.STOP_PATTERN,
+    StepAction.CLOSE_THOUGHT_CONVERGED: ThinkingOutcome.CONVERGED,
     StepAction.CLOSE_THOUGHT_AFTER_EOS: ThinkingOutcome.NATURAL_END,
     StepAction.CLOSE_THOUGHT_BY_CLIENT: ThinkingOutcome.FINISHED_BY_CLIENT,
     StepAction.CLOSE_THOUGHT_BEFORE_DEADLINE: ThinkingOutcome.DEADLINE,
@@ -63,6 +67,7 @@ _CUT_OF = {
 _CAUSE_OF = {
     StepAction.CLOSE_THOUGHT_AT_BUDGET: Cause.BUDGET,
     StepAction.CLOSE_THOUGHT_AT_PATTERN: Cause.STOP_PATTERN,
+    StepAction.CLOSE_THOUGHT_CONVERGED: Cause.CONVERGED,
     StepAction.CLOSE_THOUGHT_AFTER_EOS: Cause.END_OF_TURN,
     StepAction.CLOSE_THOUGHT_BY_CLIENT: Cause.CLIENT,
     StepAction.CLOSE_THOUGHT_BEFORE_DEADLINE: Cause.DEADLINE,
@@ -128,22 +133,11 @@ class Candidate:
         self._outcome: ThinkingOutcome | None = None if plan.in_thought or plan.may_open else ThinkingOutcome.DISABLED
         # Set at the end. When a call is drained, some of its candidates may have ended already.
         self._ended: tuple[FinishReason, str] | None = None
-        output = plan.request.output
+        self._exit = plan.early_exit
+        self._conditions = run.conditions
+        self._probe = AnswerProbe(engine, plan, plan.early_exit, run.conditions, self._id) if plan.early_exit else None
         self._parser = OutputParser(
-            ParserSettings(
-                markers=engine.card.markers,
-                eos_ids=engine.card.eos_ids,
-                thought_budget_tokens=plan.budget.thought_tokens,
-                max_output_tokens=plan.budget.max_output_tokens,
-                min_output_tokens=output.min_tokens,
-                stop_strings=output.stop_strings,
-                stop_token_ids=frozenset(output.stop_token_ids),
-                trims_answer_start=plan.structured is None,
-                tool_call_id=tool_call_token(engine.tokenizer) if plan.max_tool_calls else None,
-                stop_patterns=plan.request.thinking.stop_patterns,
-                candidate_index=index,
-                call_id_prefix=f"call_{self._id}-",
-            ),
+            self._parser_settings(),
             engine.tokenizer.token_bytes,
             in_thought=plan.in_thought,
             may_open=plan.may_open,
@@ -155,6 +149,26 @@ class Candidate:
             except (KeyError, TypeError, ValueError) as error:
                 raise GenerationNotFound("resume_token is of another version of the service") from error
 
+    def _parser_settings(self) -> ParserSettings:
+        plan, card, output = self._plan, self._engine.card, self._plan.request.output
+        return ParserSettings(
+            markers=card.markers,
+            eos_ids=card.eos_ids,
+            thought_budget_tokens=plan.budget.thought_tokens,
+            max_output_tokens=plan.budget.max_output_tokens,
+            min_output_tokens=output.min_tokens,
+            stop_strings=output.stop_strings,
+            stop_token_ids=frozenset(output.stop_token_ids),
+            trims_answer_start=plan.structured is None,
+            tool_call_id=tool_call_token(self._engine.tokenizer) if plan.max_tool_calls else None,
+            stop_patterns=plan.request.thinking.stop_patterns,
+            marker_logprob=math.log(plan.early_exit.marker_probability) if plan.early_exit else None,
+            gives_logprobs=output.top_logprobs is not None,
+            top_logprobs=output.top_logprobs,
+            candidate_index=self._index,
+            call_id_prefix=f"call_{self._id}-",
+        )
+
     def state(self) -> dict[str, Any]:
         """Return plain data from which another process can continue this candidate."""
         return {
@@ -165,6 +179,7 @@ class Candidate:
             "tokens": [self._cached_tokens, self._recomputed_tokens],
             "ended": [self._ended[0].value, self._ended[1]] if self._ended else None,
             "control": self._control.state(),
+            "probe": self._probe.state() if self._probe is not None else None,
         }
 
     def _restore(self, state: Mapping[str, Any]) -> None:
@@ -176,6 +191,8 @@ class Candidate:
         self._cached_tokens, self._recomputed_tokens = state["tokens"]
         if "control" in state:  # not in those of earlier versions
             self._control.restore(state["control"])
+        if self._probe is not None and state.get("probe") is not None:
+            self._probe.restore(state["probe"])
         if state["ended"]:
             reason, matched_stop = state["ended"]
             self._ended = FinishReason(reason), matched_stop
@@ -186,6 +203,15 @@ class Candidate:
         To close the iterator aborts the engine's work. Raise PoisonousRequest for a request that killed engines,
         EngineDown where no engine will run again.
         """
+        try:
+            async with aclosing(self._events()) as events:
+                async for event in events:
+                    yield event
+        finally:
+            if self._probe is not None:
+                await self._probe.end()
+
+    async def _events(self) -> AsyncGenerator[CandidateEvent, None]:
         if self._parser.in_thought and self._parser.thought_budget_tokens == 0:
             self._parser.close_thought(self._plan.closing_ids)
             yield self._thought_ended(ThinkingOutcome.BUDGET_REACHED)
@@ -218,7 +244,7 @@ class Candidate:
             if action in _FINISH_OF:
                 yield self._end(_FINISH_OF[action])
                 return
-            self._go_on_after(run_end, action, suspected=suspected)
+            await self._go_on_after(run_end, action, suspected=suspected)
         for event in self._end_between_runs():
             yield event
 
@@ -235,13 +261,15 @@ class Candidate:
         """Return how a run ended, for the trace. Without a chunk it was given up before its first token."""
         return (action if chunk is not None else self._early_end()).name.lower()
 
-    def _go_on_after(self, run_end: str, action: StepAction, *, suspected: bool) -> None:
+    async def _go_on_after(self, run_end: str, action: StepAction, *, suspected: bool) -> None:
         """Prepare the continuation after a run. Raise EngineRefused where the engine makes no progress."""
         if self._control.ends:
             return
         self._check_progress()
         if run_end == "engine_died":
-            # The supervisor decides whether this run is suspected of the death.
+            # The supervisor decides whether this run is suspected of the death, or the probe beside it.
+            if self._probe is not None and await self._probe.caused_death():
+                suspected = True
             self._deaths = self._deaths + 1 if suspected else 0
             self._cause = Cause.ENGINE_DEATH
             return
@@ -322,7 +350,7 @@ class Candidate:
                 parser.thought_budget_tokens - parser.thought_tokens if parser.in_thought and forces else None
             ),
             stop_token_ids=stops if self._engine_stops else (),
-            top_logprobs=output.top_logprobs,
+            top_logprobs=self._top_logprobs(),
             structured=plan.structured,
             constrained_prompt_tokens=constrained,
             banned_token_ids=(*self._banned, *sorted(self._engine.card.image_token_ids)),
@@ -335,6 +363,13 @@ class Candidate:
         )
         headers = self._hooks.run_began(self._cause, request)
         return replace(request, trace_headers=headers) if headers else request
+
+    def _top_logprobs(self) -> int | None:
+        """Return how many alternatives the engine tells: the caller's, and those that show the closing marker."""
+        asked = self._plan.request.output.top_logprobs
+        if self._exit is None or not self._parser.may_think:
+            return asked
+        return max(asked or 0, logprobs_needed(self._exit))
 
     def _context_beside(self, left: int) -> list[int]:
         """Return all tokens after the prompt, such that `left` more fit.
@@ -394,9 +429,32 @@ class Candidate:
             action = self._action_of_stop(chunk.stop)
         if action is StepAction.GO_ON:
             action = self._apply_control()
+        if self._probe is not None:
+            action = self._advance_probe(self._probe, action)
         if action is StepAction.CLOSE_THOUGHT_FOR_CALL:
             return self._begin_call()
         return action, self._events_for(action, was_thinking=was_thinking)
+
+    def _advance_probe(self, probe: AnswerProbe, action: StepAction) -> StepAction:
+        """Start a probe where one is due, and return the action after what the last one read."""
+        parser = self._parser
+        if not parser.in_thought or action is not StepAction.GO_ON:
+            if not parser.in_thought or action in _OUTCOME_OF or action in _FINISH_OF:
+                probe.cancel()
+            return action
+        probe.check()
+        upto = parser.line_end if parser.lines > probe.lines else len(parser.context_ids)
+        if not probe.is_point(parser.thought_tokens, parser.lines):
+            return action
+        if probe.has_converged:
+            if not parser.ends_at_line and not parser.is_at_line_end:
+                # The thought ends with its line, where the model may end it, too; or at the next point in a long one.
+                parser.ends_at_line = True
+                return action
+            return StepAction.CLOSE_THOUGHT_CONVERGED
+        budget_left = self.thought_budget_tokens - parser.thought_tokens
+        probe.start(parser.context_ids[:upto], parser.thought_tokens, budget_left)
+        return action
 
     def _begin_call(self) -> tuple[StepAction, list[CandidateEvent]]:
         """Close the thought in which the model began a tool call, and go on with the call in the answer."""
@@ -511,6 +569,7 @@ class Candidate:
             accepted_tokens=self._accepted_tokens if counted else None,
             recomputed_tokens=self._recomputed_tokens,
             image_tokens=self._plan.context.image_tokens if self._runs else 0,
+            probe_tokens=self._probe.tokens if self._probe is not None else 0,
         )
 
     def _cut_outcome(self, reason: FinishReason) -> ThinkingOutcome:
@@ -538,4 +597,14 @@ class Candidate:
             outcome=self._outcome or self._cut_outcome(reason),
             usage=self.usage(),
             matched_stop=matched_stop,
+            early_exit=self._early_exit_report(),
         )
+
+    def _early_exit_report(self) -> EarlyExitReport | None:
+        if self._probe is None:
+            return None
+        saved = None
+        if self._outcome is ThinkingOutcome.CONVERGED:
+            budget = self._parser.thought_budget_tokens
+            saved = self._conditions.lengths.saved_tokens(self._parser.thought_tokens, budget)
+        return EarlyExitReport(self._probe.probes, saved)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from penstock.errors import BadRequest, FieldViolation
+from penstock.generation.early_exit import ProbeConditions
 from penstock.generation.usage import UsageMeter
 from penstock.telemetry.hooks import NO_GENERATION_HOOKS, GenerationHooks
 
@@ -92,6 +93,7 @@ class GenerationRun:
         arrived_monotonic: When the request arrived, in seconds of time.monotonic().
         states: Of a drained call's `Finished`, one for each candidate: it continues there. Empty for a new call.
         meter: Filled in while it runs; None where nobody reads it.
+        conditions: Whether probes of early exit may run.
     """
 
     generation_id: str
@@ -100,3 +102,4 @@ class GenerationRun:
     states: Sequence[Mapping[str, Any]] = ()
     hooks: GenerationHooks = NO_GENERATION_HOOKS
     meter: UsageMeter | None = None
+    conditions: ProbeConditions = field(default_factory=ProbeConditions)

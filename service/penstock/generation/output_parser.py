@@ -39,6 +39,7 @@ class StepAction(enum.Enum):
     TOO_SHORT = enum.auto()
     STOP_IN_CALL = enum.auto()
     CLOSE_THOUGHT_AT_PATTERN = enum.auto()
+    CLOSE_THOUGHT_CONVERGED = enum.auto()
     CLOSE_THOUGHT_BY_CLIENT = enum.auto()
     CLOSE_THOUGHT_BEFORE_DEADLINE = enum.auto()
     CLOSE_THOUGHT_FOR_CALL = enum.auto()
@@ -71,6 +72,12 @@ class ParserSettings:
     """The token that begins a tool call; None where tools cannot be called or calls begin with text alone."""
     stop_patterns: StopPatterns | None = None
     """What ends the thought where it shows."""
+    marker_logprob: float | None = None
+    """Log probability of the closing marker at the end of a line from which on the thought ends there."""
+    gives_logprobs: bool = True
+    """Whether the caller gets log probabilities, where the engine tells them."""
+    top_logprobs: int | None = None
+    """How many alternatives of each token the caller gets at most; None gives all that the engine tells."""
     candidate_index: int = 0
     call_id_prefix: str = ""
     """What the ids of tool calls begin with; the number of the call follows."""
@@ -108,6 +115,12 @@ class OutputParser:
         self._thought = PendingDelta()
         self._thought_stops = ThoughtStops(settings.stop_patterns) if settings.stop_patterns else None
         self._call_logprob: TokenLogprobs | None = None
+        self.lines = 0
+        """Number of lines of the thought that are complete."""
+        self.line_end = 0
+        """Number of tokens in `context_ids` up to the end of the last of them."""
+        self.ends_at_line = False
+        """Whether the thought ends at the end of this line."""
         self._answer = AnswerOutput(settings.candidate_index, settings.stop_strings, tools, settings.call_id_prefix)
         # The separator after the marker is generated and counted, but is not part of the answer's text.
         self._answer.trims_start = settings.trims_answer_start and settings.markers is not None and in_thought
@@ -148,7 +161,7 @@ class OutputParser:
 
     def push(self, ids: Sequence[int], logprobs: Sequence[TokenLogprobs] = ()) -> StepAction:
         """Parse one engine step. Tokens after the first one that requires an action are dropped."""
-        if not logprobs and self._is_plain(ids):
+        if (not logprobs or self._may_drop_logprobs) and self._is_plain(ids):
             self._plain_tokens(ids)
             return StepAction.GO_ON
         for position, token_id in enumerate(ids):
@@ -160,6 +173,21 @@ class OutputParser:
                 return action
         return StepAction.GO_ON
 
+    @property
+    def _may_drop_logprobs(self) -> bool:
+        """Whether log probabilities are of no use: the caller asked for none, and no sign is read from them."""
+        return not self._settings.gives_logprobs and not (self.in_thought and self.marker_is_read)
+
+    @property
+    def marker_is_read(self) -> bool:
+        """Return whether the thought may end by the closing marker's probability."""
+        return self._settings.marker_logprob is not None
+
+    @property
+    def is_at_line_end(self) -> bool:
+        """Return whether the thought so far ends with a line."""
+        return self.lines > 0 and self.line_end == len(self.context_ids)
+
     def _is_plain(self, ids: Sequence[int]) -> bool:
         """Return whether all tokens are plain text and fit: true for nearly every step of every stream."""
         if not self._special_ids.isdisjoint(ids):
@@ -167,7 +195,7 @@ class OutputParser:
         room = self._settings.max_output_tokens - self.output_tokens
         if self.in_thought:
             room = min(room, self.thought_budget_tokens - self.thought_tokens)
-            return len(ids) <= room and self._thought_stops is None
+            return len(ids) <= room and self._thought_stops is None and not self.ends_at_line
         return len(ids) < room and not self._settings.stop_strings and not self._answer.may_have_calls
 
     def _plain_tokens(self, ids: Sequence[int]) -> None:
@@ -177,6 +205,8 @@ class OutputParser:
         if self.in_thought:
             self.thought_tokens += len(ids)
             self._thought.add(self._thought_text.push(piece), ids)
+            if b"\n" in piece:
+                self._count_lines(ids)
         else:
             self._answer.push(piece, ids)
 
@@ -198,14 +228,42 @@ class OutputParser:
             return StepAction.CLOSE_THOUGHT_AT_BUDGET
         if self.output_tokens >= settings.max_output_tokens:
             return StepAction.MAX_OUTPUT_TOKENS
+        if logprob is not None and self._marker_is_likely(logprob):
+            return StepAction.CLOSE_THOUGHT_CONVERGED
         self.thought_tokens += 1
         self.context_ids.append(token_id)
-        text = self._thought_text.push(self._bytes(token_id))
-        self._thought.add(text, (token_id,), () if logprob is None else (logprob,))
+        piece = self._bytes(token_id)
+        text = self._thought_text.push(piece)
+        self._thought.add(text, (token_id,), self._for_caller(logprob))
+        if b"\n" in piece:
+            self._count_lines((token_id,))
         if self._thought_stops is not None and self._thought_stops.push(text):
             # The token stays in the thought: it was generated and counted, and the model sees what ended its thought.
             return StepAction.CLOSE_THOUGHT_AT_PATTERN
-        return StepAction.GO_ON
+        return StepAction.CLOSE_THOUGHT_CONVERGED if self.ends_at_line and self.is_at_line_end else StepAction.GO_ON
+
+    def _count_lines(self, ids: Sequence[int]) -> None:
+        """Count the tokens that end a line among the last ones. One that also begins the next line ends it as well."""
+        start = len(self.context_ids) - len(ids)
+        ends = [start + at for at, token_id in enumerate(ids, 1) if b"\n" in self._bytes(token_id)]
+        self.lines += len(ends)
+        self.line_end = ends[-1]
+
+    def _marker_is_likely(self, logprob: TokenLogprobs) -> bool:
+        """Return whether the model would rather end the thought here than its threshold says, after a whole line."""
+        least, markers = self._settings.marker_logprob, self._settings.markers
+        if least is None or markers is None or not self.is_at_line_end:
+            return False
+        return any(one.token_id == markers.close_id and one.logprob >= least for one in logprob.top)
+
+    def _for_caller(self, logprob: TokenLogprobs | None) -> tuple[TokenLogprobs, ...]:
+        """Return the log probabilities of one token as far as the caller asked for them."""
+        most = self._settings.top_logprobs
+        if logprob is None or not self._settings.gives_logprobs:
+            return ()
+        if most is None or len(logprob.top) <= most:
+            return (logprob,)
+        return (TokenLogprobs(logprob.sampled, logprob.top[:most]),)
 
     def _answer_token(self, token_id: int, logprob: TokenLogprobs | None) -> StepAction:
         settings = self._settings
@@ -221,7 +279,7 @@ class OutputParser:
         if ends and self._is_too_short:
             return StepAction.TOO_SHORT
         self.context_ids.append(token_id)
-        logprobs = () if logprob is None else (logprob,)
+        logprobs = self._for_caller(logprob)
         if ends:
             self._answer.push_end((token_id,), logprobs)
             return StepAction.EOS if token_id in settings.eos_ids else StepAction.STOP_TOKEN
@@ -268,6 +326,7 @@ class OutputParser:
             "answer_start": self.answer_start,
             "answer": self._answer.state(),
             "stops": self._thought_stops.state() if self._thought_stops is not None else None,
+            "lines": [self.lines, self.line_end],
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -281,6 +340,7 @@ class OutputParser:
         self._answer.restore(state["answer"])
         if self._thought_stops is not None and state.get("stops") is not None:  # not in those of earlier versions
             self._thought_stops.restore(state["stops"])
+        self.lines, self.line_end = state.get("lines", (0, 0))
 
     def close_thought(self, closing_ids: Sequence[int]) -> None:
         """Close the thought: append `closing_ids` to the context without counting them as output."""

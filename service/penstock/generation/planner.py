@@ -18,6 +18,7 @@ from penstock.generation.thinking import (
     choose_mode,
     defaults_for,
     plan_budget,
+    plan_early_exit,
     question_of,
     timed_answer_tokens,
 )
@@ -94,7 +95,13 @@ def plan_generation(
         window_left_tokens=window_left,
         max_tool_calls=max_tool_calls(request, config.limits),
         structured=constraint_of(request, card),
+        early_exit=plan_early_exit(thinking, config.thinking, card, beside=_blind(request)) if thinks else None,
     )
+
+
+def _blind(request: Request) -> bool:
+    """Return whether the beginning of the answer says nothing: that of JSON or of a tool call is the same for all."""
+    return request.output.structured is not None or bool(request.tools.callable_tools)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,19 @@ from dataclasses import dataclass
 from penstock.config.schema import ThinkingSettings
 from penstock.errors import BadRequest, FeatureOff, FieldReason, FieldViolation
 from penstock.generation.percentiles import percentile
-from penstock.types import Budget, Effort, Message, ModeChoice, ModelCard, Output, Role, ThinkingConfig, ThinkingMode
+from penstock.types import (
+    Budget,
+    EarlyExit,
+    EarlyExitPlan,
+    Effort,
+    Message,
+    ModeChoice,
+    ModelCard,
+    Output,
+    Role,
+    ThinkingConfig,
+    ThinkingMode,
+)
 
 # A smaller budget is not worth a thought: it would be cut before its first step is written.
 _SMALLEST_AUTO_BUDGET_TOKENS = 4
@@ -127,6 +139,45 @@ def effort_tokens(effort: Effort, settings: ThinkingSettings) -> tuple[int, floa
             return settings.effort_medium_tokens, settings.effort_medium_share
         case Effort.HIGH:
             return settings.effort_high_tokens, settings.effort_high_share
+
+
+def plan_early_exit(
+    config: ThinkingConfig, settings: ThinkingSettings, card: ModelCard, *, beside: bool
+) -> EarlyExitPlan | None:
+    """Return when a thought ends early; None where nothing ends it early.
+
+    `beside`: the answer has a form or may have tool calls, so that its beginning says nothing, and no probe runs.
+
+    Raise FeatureOff where the request asks for what this server or its engine does not do.
+    """
+    mode = config.early_exit
+    if mode is None:
+        mode = EarlyExit(settings.early_exit) if config.mode is ThinkingMode.AUTO else EarlyExit.OFF
+        mode = min(mode, EarlyExit(settings.early_exit_allowed), key=_COSTS.index)
+    why = card.unsupported_fields.get("spec.output.top_logprobs", "")
+    if mode is EarlyExit.OFF or card.markers is None or (config.early_exit is None and why):
+        return None
+    if _COSTS.index(mode) > _COSTS.index(EarlyExit(settings.early_exit_allowed)):
+        why = f"this server allows early exit up to {settings.early_exit_allowed!r}, got {mode.value!r}"
+    if why:
+        raise FeatureOff(why, field="spec.thinking.early_exit", feature="early_exit")
+    if beside:
+        mode = EarlyExit.MARKER
+    own = config.early_exit_probability
+    return EarlyExitPlan(
+        mode=mode,
+        marker_probability=own
+        if own is not None and mode is EarlyExit.MARKER
+        else settings.early_exit_marker_probability,
+        answer_probability=settings.early_exit_probability if own is None else own,
+        agreements=settings.early_exit_agreements,
+        interval_tokens=settings.early_exit_interval_tokens,
+        answer_tokens=settings.early_exit_answer_tokens,
+        share=settings.early_exit_share,
+    )
+
+
+_COSTS = list(EarlyExit)
 
 
 def _choose_auto(config: ThinkingConfig, defaults: ThinkingDefaults, question: str, now: Situation) -> ModeChoice:

@@ -12,12 +12,24 @@ from collections.abc import Iterator, Sequence
 from penstock.config.schema import LimitSettings
 from penstock.errors import BadRequest, FeatureOff, FieldViolation, ModelNotFound
 from penstock.generation.complexity import too_complex
+from penstock.generation.early_exit import MIN_MARKER_PROBABILITY
 from penstock.generation.images import IMAGE_TYPES, images_of
 from penstock.generation.stop_patterns import regex_fault
 from penstock.generation.tool_planning import needs_grammar
 from penstock.generation.tool_validation import validate_tool_messages, validate_tools
 from penstock.generation.violations import invalid, limit
-from penstock.types import Effort, Image, Message, ModelCard, Request, Role, Sampling, StructuredOutput, ThinkingMode
+from penstock.types import (
+    EarlyExit,
+    Effort,
+    Image,
+    Message,
+    ModelCard,
+    Request,
+    Role,
+    Sampling,
+    StructuredOutput,
+    ThinkingMode,
+)
 
 _INT32_MAX = 2**31 - 1
 MIN_REPETITION_PENALTY = 0.001
@@ -133,6 +145,8 @@ def _thinking(request: Request, limits: LimitSettings) -> Iterator[FieldViolatio
     if thinking.closing_message is not None:
         size = _bytes(thinking.closing_message)
         yield from limit("thinking.closing_message", size, limits.max_closing_message_bytes, "bytes")
+    least = MIN_MARKER_PROBABILITY if thinking.early_exit is EarlyExit.MARKER else 0
+    yield from _number("thinking.early_exit_probability", thinking.early_exit_probability, least, 1, low_open=not least)
     stops = thinking.stop_patterns
     yield from _stop_strings("thinking.stop_patterns.strings", stops.strings, limits)
     too_long = list(limit("thinking.stop_patterns.regex", _bytes(stops.regex), limits.max_stop_string_bytes, "bytes"))

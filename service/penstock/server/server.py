@@ -27,6 +27,7 @@ from penstock.engine.expert_load.sampler import ExpertSampler
 from penstock.engine.supervisor import SupervisedEngine
 from penstock.errors import EngineDown
 from penstock.generation.coalescing import EventLoopLagMonitor
+from penstock.generation.early_exit import ProbeConditions
 from penstock.generation.usage import PriceList
 from penstock.server.listener import add_port, bind, health_options, options
 from penstock.server.rpc.call_limits import HEALTH_MESSAGE_BYTES
@@ -92,6 +93,7 @@ class Server:
             signing_key(config.resume),
             self._quotas,
             self._audit,
+            conditions=ProbeConditions(lambda: self.admission.queued_calls),
             lag=self._lag,
         )
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(GenerationServicer(service), api)

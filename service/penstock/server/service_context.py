@@ -16,6 +16,7 @@ from penstock.config.schema import Config
 from penstock.engine.base import Engine
 from penstock.generation.coalescing import EventLoopLagMonitor
 from penstock.generation.control import GenerationControl
+from penstock.generation.early_exit import ProbeConditions
 from penstock.generation.thinking import AnswerLengths
 from penstock.generation.usage import PriceList
 from penstock.sessions.streams import StreamStore
@@ -41,6 +42,7 @@ class ServiceContext:
     """Controls of all running generations, so that draining can end them."""
 
     answers: AnswerLengths = field(default_factory=AnswerLengths)
+    conditions: ProbeConditions = field(default_factory=ProbeConditions)
     lag: EventLoopLagMonitor = field(default_factory=lambda: EventLoopLagMonitor(0))
 
     def control(self) -> GenerationControl:

@@ -29,6 +29,7 @@ class Cause(enum.Enum):
     BUDGET = "budget"
     BUDGET_CHANGED = "budget_changed"
     STOP_PATTERN = "stop_pattern"
+    CONVERGED = "converged"
     DEADLINE = "deadline"
     CLIENT = "client"
     END_OF_TURN = "end_of_turn"

@@ -196,6 +196,42 @@ THINKING_MODE_AUTO: ThinkingMode.ValueType  # 3
 """The server picks the budget from the call's deadline, the load and the prompt, and says why."""
 Global___ThinkingMode: _TypeAlias = ThinkingMode  # noqa: Y015
 
+class _EarlyExit:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _EarlyExitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EarlyExit.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EARLY_EXIT_UNSPECIFIED: _EarlyExit.ValueType  # 0
+    """The server's default with AUTO, else OFF."""
+    EARLY_EXIT_OFF: _EarlyExit.ValueType  # 1
+    """Nothing."""
+    EARLY_EXIT_MARKER: _EarlyExit.ValueType  # 2
+    """The probability that the model gives to the closing marker at the end of a line. It costs nothing."""
+    EARLY_EXIT_PROBE: _EarlyExit.ValueType  # 3
+    """That, and probes: beside the thought the server generates the first tokens of the answer, as if the thought ended
+    there, and ends it where they are certain enough or stay the same. Probes are counted as `probe_tokens` and not
+    billed; they stop while calls wait for the engine. Beside structured output and tools, whose first tokens are always
+    the same, it is MARKER.
+    """
+
+class EarlyExit(_EarlyExit, metaclass=_EarlyExitEnumTypeWrapper):
+    """What ends a thought before its budget."""
+
+EARLY_EXIT_UNSPECIFIED: EarlyExit.ValueType  # 0
+"""The server's default with AUTO, else OFF."""
+EARLY_EXIT_OFF: EarlyExit.ValueType  # 1
+"""Nothing."""
+EARLY_EXIT_MARKER: EarlyExit.ValueType  # 2
+"""The probability that the model gives to the closing marker at the end of a line. It costs nothing."""
+EARLY_EXIT_PROBE: EarlyExit.ValueType  # 3
+"""That, and probes: beside the thought the server generates the first tokens of the answer, as if the thought ended
+there, and ends it where they are certain enough or stay the same. Probes are counted as `probe_tokens` and not
+billed; they stop while calls wait for the engine. Beside structured output and tools, whose first tokens are always
+the same, it is MARKER.
+"""
+Global___EarlyExit: _TypeAlias = EarlyExit  # noqa: Y015
+
 class _Effort:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -336,6 +372,8 @@ class _ThinkingOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Think
     """The cancel of Interact or Steer ended the output inside it. Also in the result of a DRAINED stream whose thought goes on elsewhere."""
     THINKING_OUTCOME_STOP_PATTERN: _ThinkingOutcome.ValueType  # 8
     """One of stop_patterns showed."""
+    THINKING_OUTCOME_CONVERGED: _ThinkingOutcome.ValueType  # 9
+    """Early exit: more thought would not have changed the answer."""
 
 class ThinkingOutcome(_ThinkingOutcome, metaclass=_ThinkingOutcomeEnumTypeWrapper):
     """How a thought ended."""
@@ -358,6 +396,8 @@ THINKING_OUTCOME_CANCELLED: ThinkingOutcome.ValueType  # 7
 """The cancel of Interact or Steer ended the output inside it. Also in the result of a DRAINED stream whose thought goes on elsewhere."""
 THINKING_OUTCOME_STOP_PATTERN: ThinkingOutcome.ValueType  # 8
 """One of stop_patterns showed."""
+THINKING_OUTCOME_CONVERGED: ThinkingOutcome.ValueType  # 9
+"""Early exit: more thought would not have changed the answer."""
 Global___ThinkingOutcome: _TypeAlias = ThinkingOutcome  # noqa: Y015
 
 class _FinishReason:
@@ -1395,6 +1435,8 @@ class ThinkingConfig(_message.Message):
     EFFORT_FIELD_NUMBER: _builtins.int
     HISTORY_FIELD_NUMBER: _builtins.int
     STOP_PATTERNS_FIELD_NUMBER: _builtins.int
+    EARLY_EXIT_FIELD_NUMBER: _builtins.int
+    EARLY_EXIT_PROBABILITY_FIELD_NUMBER: _builtins.int
     mode: Global___ThinkingMode.ValueType
     """Default: the server's default mode. For `text` and `token_ids` input, unspecified leaves the prompt as it stands."""
     thinking_budget: _builtins.int
@@ -1422,6 +1464,15 @@ class ThinkingConfig(_message.Message):
     """
     history: Global___ThoughtHistory.ValueType
     """Which thoughts of earlier assistant messages the model is given again. Messages only. Default CURRENT_TURN."""
+    early_exit: Global___EarlyExit.ValueType
+    """Ends the thought before its budget where more of it would not change the answer. FEATURE_OFF above what GetModel's
+    `max_early_exit` allows. Unspecified: GetModel's `default_early_exit` with AUTO, else OFF. Without effect where there
+    is no thought.
+    """
+    early_exit_probability: _builtins.float
+    """From which probability on the thought ends: of the closing marker with MARKER, of the answer's first tokens together
+    with PROBE. Range (0, 1], from 0.05 with MARKER. Absent: the server's own.
+    """
     @_builtins.property
     def stop_patterns(self) -> Global___StopPatterns:
         """Ends the thought where one of these shows, whatever budget is left. The outcome is STOP_PATTERN; the answer follows as
@@ -1439,15 +1490,19 @@ class ThinkingConfig(_message.Message):
         effort: Global___Effort.ValueType = ...,
         history: Global___ThoughtHistory.ValueType = ...,
         stop_patterns: Global___StopPatterns | None = ...,
+        early_exit: Global___EarlyExit.ValueType = ...,
+        early_exit_probability: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_answer_reserve", b"_answer_reserve", "_closing_message", b"_closing_message", "_include_thoughts", b"_include_thoughts", "_thinking_budget", b"_thinking_budget", "answer_reserve", b"answer_reserve", "closing_message", b"closing_message", "include_thoughts", b"include_thoughts", "stop_patterns", b"stop_patterns", "thinking_budget", b"thinking_budget"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_answer_reserve", b"_answer_reserve", "_closing_message", b"_closing_message", "_early_exit_probability", b"_early_exit_probability", "_include_thoughts", b"_include_thoughts", "_thinking_budget", b"_thinking_budget", "answer_reserve", b"answer_reserve", "closing_message", b"closing_message", "early_exit_probability", b"early_exit_probability", "include_thoughts", b"include_thoughts", "stop_patterns", b"stop_patterns", "thinking_budget", b"thinking_budget"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_answer_reserve", b"_answer_reserve", "_closing_message", b"_closing_message", "_include_thoughts", b"_include_thoughts", "_thinking_budget", b"_thinking_budget", "answer_reserve", b"answer_reserve", "closing_message", b"closing_message", "effort", b"effort", "history", b"history", "include_thoughts", b"include_thoughts", "mode", b"mode", "stop_patterns", b"stop_patterns", "thinking_budget", b"thinking_budget"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_answer_reserve", b"_answer_reserve", "_closing_message", b"_closing_message", "_early_exit_probability", b"_early_exit_probability", "_include_thoughts", b"_include_thoughts", "_thinking_budget", b"_thinking_budget", "answer_reserve", b"answer_reserve", "closing_message", b"closing_message", "early_exit", b"early_exit", "early_exit_probability", b"early_exit_probability", "effort", b"effort", "history", b"history", "include_thoughts", b"include_thoughts", "mode", b"mode", "stop_patterns", b"stop_patterns", "thinking_budget", b"thinking_budget"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__answer_reserve: _TypeAlias = _typing.Literal["answer_reserve"]  # noqa: Y015
     _WhichOneofArgType__answer_reserve: _TypeAlias = _typing.Literal["_answer_reserve", b"_answer_reserve"]  # noqa: Y015
     _WhichOneofReturnType__closing_message: _TypeAlias = _typing.Literal["closing_message"]  # noqa: Y015
     _WhichOneofArgType__closing_message: _TypeAlias = _typing.Literal["_closing_message", b"_closing_message"]  # noqa: Y015
+    _WhichOneofReturnType__early_exit_probability: _TypeAlias = _typing.Literal["early_exit_probability"]  # noqa: Y015
+    _WhichOneofArgType__early_exit_probability: _TypeAlias = _typing.Literal["_early_exit_probability", b"_early_exit_probability"]  # noqa: Y015
     _WhichOneofReturnType__include_thoughts: _TypeAlias = _typing.Literal["include_thoughts"]  # noqa: Y015
     _WhichOneofArgType__include_thoughts: _TypeAlias = _typing.Literal["_include_thoughts", b"_include_thoughts"]  # noqa: Y015
     _WhichOneofReturnType__thinking_budget: _TypeAlias = _typing.Literal["thinking_budget"]  # noqa: Y015
@@ -1456,6 +1511,8 @@ class ThinkingConfig(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__answer_reserve) -> _WhichOneofReturnType__answer_reserve | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__closing_message) -> _WhichOneofReturnType__closing_message | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__early_exit_probability) -> _WhichOneofReturnType__early_exit_probability | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__include_thoughts) -> _WhichOneofReturnType__include_thoughts | None: ...
     @_typing.overload
@@ -2268,6 +2325,7 @@ class CandidateResult(_message.Message):
     MATCHED_STOP_FIELD_NUMBER: _builtins.int
     THINKING_OUTCOME_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
+    EARLY_EXIT_FIELD_NUMBER: _builtins.int
     candidate_index: _builtins.int
     """Which candidate, from 0."""
     finish_reason: Global___FinishReason.ValueType
@@ -2280,6 +2338,10 @@ class CandidateResult(_message.Message):
     def usage(self) -> Global___Usage:
         """Its own counts, the prompt included."""
 
+    @_builtins.property
+    def early_exit(self) -> Global___EarlyExitResult:
+        """What early exit did. Absent where nothing could end the thought early."""
+
     def __init__(
         self,
         *,
@@ -2288,14 +2350,45 @@ class CandidateResult(_message.Message):
         matched_stop: _builtins.str = ...,
         thinking_outcome: Global___ThinkingOutcome.ValueType = ...,
         usage: Global___Usage | None = ...,
+        early_exit: Global___EarlyExitResult | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["early_exit", b"early_exit", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidate_index", b"candidate_index", "finish_reason", b"finish_reason", "matched_stop", b"matched_stop", "thinking_outcome", b"thinking_outcome", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidate_index", b"candidate_index", "early_exit", b"early_exit", "finish_reason", b"finish_reason", "matched_stop", b"matched_stop", "thinking_outcome", b"thinking_outcome", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CandidateResult: _TypeAlias = CandidateResult  # noqa: Y015
+
+@_typing.final
+class EarlyExitResult(_message.Message):
+    """What early exit did in one candidate."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROBES_FIELD_NUMBER: _builtins.int
+    SAVED_REASONING_TOKENS_FIELD_NUMBER: _builtins.int
+    probes: _builtins.int
+    """Probes that brought a reading of the answer."""
+    saved_reasoning_tokens: _builtins.int
+    """With CONVERGED: by how much the server's recent thoughts that nobody ended early, and that were longer than this one,
+    exceeded it on average. An estimate, too low where most long thoughts end early. Absent while fewer than 16 are known.
+    """
+    def __init__(
+        self,
+        *,
+        probes: _builtins.int = ...,
+        saved_reasoning_tokens: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_saved_reasoning_tokens", b"_saved_reasoning_tokens", "saved_reasoning_tokens", b"saved_reasoning_tokens"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_saved_reasoning_tokens", b"_saved_reasoning_tokens", "probes", b"probes", "saved_reasoning_tokens", b"saved_reasoning_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__saved_reasoning_tokens: _TypeAlias = _typing.Literal["saved_reasoning_tokens"]  # noqa: Y015
+    _WhichOneofArgType__saved_reasoning_tokens: _TypeAlias = _typing.Literal["_saved_reasoning_tokens", b"_saved_reasoning_tokens"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__saved_reasoning_tokens) -> _WhichOneofReturnType__saved_reasoning_tokens | None: ...
+
+Global___EarlyExitResult: _TypeAlias = EarlyExitResult  # noqa: Y015
 
 @_typing.final
 class Candidate(_message.Message):
@@ -2377,6 +2470,7 @@ class Usage(_message.Message):
     RECOMPUTED_TOKENS_FIELD_NUMBER: _builtins.int
     TOOL_TOKENS_FIELD_NUMBER: _builtins.int
     IMAGE_TOKENS_FIELD_NUMBER: _builtins.int
+    PROBE_TOKENS_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
     """Prompt tokens that ran, template included."""
     cached_tokens: _builtins.int
@@ -2401,6 +2495,10 @@ class Usage(_message.Message):
     """Tokens of tool calls, with the markers that begin them. What closes the last call counts as answer."""
     image_tokens: _builtins.int
     """Part of prompt_tokens that stands for images."""
+    probe_tokens: _builtins.int
+    """Tokens that the engine computed for probes of early exit: their prompts without what the prefix cache had, and the
+    tokens they generated. Part of no other count, and not billed.
+    """
     def __init__(
         self,
         *,
@@ -2416,10 +2514,11 @@ class Usage(_message.Message):
         recomputed_tokens: _builtins.int = ...,
         tool_tokens: _builtins.int = ...,
         image_tokens: _builtins.int = ...,
+        probe_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_accepted_tokens", b"_accepted_tokens", "_drafted_tokens", b"_drafted_tokens", "accepted_tokens", b"accepted_tokens", "drafted_tokens", b"drafted_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_accepted_tokens", b"_accepted_tokens", "_drafted_tokens", b"_drafted_tokens", "accepted_tokens", b"accepted_tokens", "answer_tokens", b"answer_tokens", "cached_tokens", b"cached_tokens", "drafted_tokens", b"drafted_tokens", "image_tokens", b"image_tokens", "marker_tokens", b"marker_tokens", "output_tokens", b"output_tokens", "prompt_tokens", b"prompt_tokens", "reasoning_tokens", b"reasoning_tokens", "recomputed_tokens", b"recomputed_tokens", "tool_tokens", b"tool_tokens", "total_tokens", b"total_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_accepted_tokens", b"_accepted_tokens", "_drafted_tokens", b"_drafted_tokens", "accepted_tokens", b"accepted_tokens", "answer_tokens", b"answer_tokens", "cached_tokens", b"cached_tokens", "drafted_tokens", b"drafted_tokens", "image_tokens", b"image_tokens", "marker_tokens", b"marker_tokens", "output_tokens", b"output_tokens", "probe_tokens", b"probe_tokens", "prompt_tokens", b"prompt_tokens", "reasoning_tokens", b"reasoning_tokens", "recomputed_tokens", b"recomputed_tokens", "tool_tokens", b"tool_tokens", "total_tokens", b"total_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__accepted_tokens: _TypeAlias = _typing.Literal["accepted_tokens"]  # noqa: Y015
     _WhichOneofArgType__accepted_tokens: _TypeAlias = _typing.Literal["_accepted_tokens", b"_accepted_tokens"]  # noqa: Y015
@@ -2553,6 +2652,7 @@ class EffectiveSettings(_message.Message):
     EFFORT_FIELD_NUMBER: _builtins.int
     TOOL_MODE_FIELD_NUMBER: _builtins.int
     MAX_TOOL_CALLS_FIELD_NUMBER: _builtins.int
+    EARLY_EXIT_FIELD_NUMBER: _builtins.int
     thinking_mode: Global___ThinkingMode.ValueType
     """FAST or THINKING: AUTO is decided by now."""
     thinking_budget: _builtins.int
@@ -2575,6 +2675,8 @@ class EffectiveSettings(_message.Message):
     """How tools may be called. Unspecified where the request has none."""
     max_tool_calls: _builtins.int
     """Most tool calls of each candidate; 0 where the request has no tools or none may be called."""
+    early_exit: Global___EarlyExit.ValueType
+    """What ends the thought early. OFF where there is no thought."""
     @_builtins.property
     def sampling(self) -> Global___SamplingConfig:
         """Sampling with all defaults filled in."""
@@ -2605,10 +2707,11 @@ class EffectiveSettings(_message.Message):
         effort: Global___Effort.ValueType = ...,
         tool_mode: Global___ToolMode.ValueType = ...,
         max_tool_calls: _builtins.int = ...,
+        early_exit: Global___EarlyExit.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["dropped", b"dropped", "sampling", b"sampling", "status_margin", b"status_margin"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_reserve", b"answer_reserve", "dropped", b"dropped", "effort", b"effort", "max_output_tokens", b"max_output_tokens", "max_tool_calls", b"max_tool_calls", "requested_thinking_mode", b"requested_thinking_mode", "sampling", b"sampling", "status_margin", b"status_margin", "thinking_budget", b"thinking_budget", "thinking_mode", b"thinking_mode", "thinking_reason", b"thinking_reason", "tool_mode", b"tool_mode", "window_tokens", b"window_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_reserve", b"answer_reserve", "dropped", b"dropped", "early_exit", b"early_exit", "effort", b"effort", "max_output_tokens", b"max_output_tokens", "max_tool_calls", b"max_tool_calls", "requested_thinking_mode", b"requested_thinking_mode", "sampling", b"sampling", "status_margin", b"status_margin", "thinking_budget", b"thinking_budget", "thinking_mode", b"thinking_mode", "thinking_reason", b"thinking_reason", "tool_mode", b"tool_mode", "window_tokens", b"window_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

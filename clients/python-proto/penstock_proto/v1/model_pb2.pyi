@@ -66,6 +66,8 @@ class GetModelResponse(_message.Message):
     MAX_CONCURRENT_REQUESTS_FIELD_NUMBER: _builtins.int
     TOOL_CALL_FORMAT_FIELD_NUMBER: _builtins.int
     EFFORTS_FIELD_NUMBER: _builtins.int
+    DEFAULT_EARLY_EXIT_FIELD_NUMBER: _builtins.int
+    MAX_EARLY_EXIT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The name to use in requests."""
     architecture: _builtins.str
@@ -94,6 +96,10 @@ class GetModelResponse(_message.Message):
     """Most candidates that one replica of the engine works on at once: the configured number, else by its memory."""
     tool_call_format: _builtins.str
     """How the model writes tool calls: "xml" (Qwen3.5, Qwen3-Coder) or "json" (Qwen3, Hermes). Empty: it has no tools."""
+    default_early_exit: _generation_pb2.EarlyExit.ValueType
+    """What ends a thought of AUTO early where the request names nothing."""
+    max_early_exit: _generation_pb2.EarlyExit.ValueType
+    """The costliest early exit that a request may ask for: OFF, MARKER or PROBE, in this order."""
     @_builtins.property
     def thinking_modes(self) -> _containers.RepeatedScalarFieldContainer[_generation_pb2.ThinkingMode.ValueType]:
         """Modes that requests may ask for. FAST alone where the model does not think."""
@@ -144,10 +150,12 @@ class GetModelResponse(_message.Message):
         max_concurrent_requests: _builtins.int = ...,
         tool_call_format: _builtins.str = ...,
         efforts: _abc.Iterable[Global___EffortBudget] | None = ...,
+        default_early_exit: _generation_pb2.EarlyExit.ValueType = ...,
+        max_early_exit: _generation_pb2.EarlyExit.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["default_sampling", b"default_sampling", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_reserve", b"answer_reserve", "architecture", b"architecture", "auto_thinking_budget", b"auto_thinking_budget", "context_window_tokens", b"context_window_tokens", "default_sampling", b"default_sampling", "default_thinking_mode", b"default_thinking_mode", "efforts", b"efforts", "engine_version", b"engine_version", "limits", b"limits", "max_concurrent_requests", b"max_concurrent_requests", "model", b"model", "native_context_window_tokens", b"native_context_window_tokens", "price_tiers", b"price_tiers", "profile", b"profile", "refused_fields", b"refused_fields", "service_version", b"service_version", "thinking_modes", b"thinking_modes", "tool_call_format", b"tool_call_format", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_reserve", b"answer_reserve", "architecture", b"architecture", "auto_thinking_budget", b"auto_thinking_budget", "context_window_tokens", b"context_window_tokens", "default_early_exit", b"default_early_exit", "default_sampling", b"default_sampling", "default_thinking_mode", b"default_thinking_mode", "efforts", b"efforts", "engine_version", b"engine_version", "limits", b"limits", "max_concurrent_requests", b"max_concurrent_requests", "max_early_exit", b"max_early_exit", "model", b"model", "native_context_window_tokens", b"native_context_window_tokens", "price_tiers", b"price_tiers", "profile", b"profile", "refused_fields", b"refused_fields", "service_version", b"service_version", "thinking_modes", b"thinking_modes", "tool_call_format", b"tool_call_format", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

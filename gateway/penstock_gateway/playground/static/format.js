@@ -9,6 +9,7 @@ const OUTCOMES = {
   max_output_tokens: "The output limit cut it",
   cancelled: "You stopped it",
   stop_pattern: "A stop pattern showed",
+  converged: "The answer was certain",
 };
 
 /** Returns how a thought ended, in words. */

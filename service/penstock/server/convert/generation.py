@@ -23,6 +23,8 @@ from penstock.types import (
     Continued,
     Cost,
     Delta,
+    EarlyExit,
+    EarlyExitReport,
     Effort,
     Finished,
     FinishReason,
@@ -65,6 +67,13 @@ EFFORTS_TO_PROTO = {
     Effort.HIGH: pb.EFFORT_HIGH,
 }
 _EFFORTS: dict[int, Effort | None] = {number: effort for effort, number in EFFORTS_TO_PROTO.items()}
+EARLY_EXITS_TO_PROTO = {
+    None: pb.EARLY_EXIT_UNSPECIFIED,
+    EarlyExit.OFF: pb.EARLY_EXIT_OFF,
+    EarlyExit.MARKER: pb.EARLY_EXIT_MARKER,
+    EarlyExit.PROBE: pb.EARLY_EXIT_PROBE,
+}
+_EARLY_EXITS: dict[int, EarlyExit | None] = {number: one for one, number in EARLY_EXITS_TO_PROTO.items()}
 _HISTORIES = {
     pb.THOUGHT_HISTORY_UNSPECIFIED: ThoughtHistory.CURRENT_TURN,
     pb.THOUGHT_HISTORY_CURRENT_TURN: ThoughtHistory.CURRENT_TURN,
@@ -97,6 +106,7 @@ _OUTCOMES = {
     ThinkingOutcome.MAX_OUTPUT_TOKENS: pb.THINKING_OUTCOME_MAX_OUTPUT_TOKENS,
     ThinkingOutcome.CANCELLED: pb.THINKING_OUTCOME_CANCELLED,
     ThinkingOutcome.STOP_PATTERN: pb.THINKING_OUTCOME_STOP_PATTERN,
+    ThinkingOutcome.CONVERGED: pb.THINKING_OUTCOME_CONVERGED,
 }
 _FINISHES = {
     FinishReason.STOP: pb.FINISH_REASON_STOP,
@@ -172,6 +182,9 @@ def _thinking(config: pb.ThinkingConfig) -> ThinkingConfig:
         raise unknown_enum("spec.thinking.effort", config.effort)
     if config.history not in _HISTORIES:
         raise unknown_enum("spec.thinking.history", config.history)
+    if config.early_exit not in _EARLY_EXITS:
+        raise unknown_enum("spec.thinking.early_exit", config.early_exit)
+    own_probability = config.HasField("early_exit_probability")
     return ThinkingConfig(
         mode=_MODES[config.mode],
         budget_tokens=config.thinking_budget if config.HasField("thinking_budget") else None,
@@ -180,6 +193,8 @@ def _thinking(config: pb.ThinkingConfig) -> ThinkingConfig:
         closing_message=config.closing_message if config.HasField("closing_message") else None,
         effort=_EFFORTS[config.effort],
         history=_HISTORIES[config.history],
+        early_exit=_EARLY_EXITS[config.early_exit],
+        early_exit_probability=config.early_exit_probability if own_probability else None,
         stop_patterns=StopPatterns(tuple(config.stop_patterns.strings), config.stop_patterns.regex),
     )
 
@@ -304,7 +319,14 @@ def result_to_proto(end: CandidateEnd) -> pb.CandidateResult:
         matched_stop=end.matched_stop,
         thinking_outcome=_OUTCOMES[end.outcome],
         usage=usage_to_proto(end.usage),
+        early_exit=_early_exit_to_proto(end.early_exit),
     )
+
+
+def _early_exit_to_proto(report: EarlyExitReport | None) -> pb.EarlyExitResult | None:
+    if report is None:
+        return None
+    return pb.EarlyExitResult(probes=report.probes, saved_reasoning_tokens=report.saved_tokens)
 
 
 def usage_to_proto(usage: Usage) -> pb.Usage:
@@ -322,6 +344,7 @@ def usage_to_proto(usage: Usage) -> pb.Usage:
         recomputed_tokens=usage.recomputed_tokens,
         tool_tokens=usage.tool_tokens,
         image_tokens=usage.image_tokens,
+        probe_tokens=usage.probe_tokens,
     )
 
 
@@ -379,6 +402,7 @@ def effective_settings(plan: GenerationPlan) -> pb.EffectiveSettings:
         effort=EFFORTS_TO_PROTO[_effort_used(plan)],
         tool_mode=TOOL_MODES_TO_PROTO[tools.mode] if tools.tools else pb.TOOL_MODE_UNSPECIFIED,
         max_tool_calls=plan.max_tool_calls,
+        early_exit=EARLY_EXITS_TO_PROTO[plan.early_exit.mode if plan.early_exit is not None else EarlyExit.OFF],
     )
 
 

@@ -9,8 +9,8 @@ from penstock_proto.v1 import model_pb2 as pb
 from penstock.config.schema import Config
 from penstock.generation.thinking import ThinkingDefaults, defaults_for, effort_tokens
 from penstock.generation.usage import PriceList
-from penstock.server.convert.generation import EFFORTS_TO_PROTO, MODES_TO_PROTO, sampling_to_proto
-from penstock.types import Effort, ModelCard, ThinkingMode
+from penstock.server.convert.generation import EARLY_EXITS_TO_PROTO, EFFORTS_TO_PROTO, MODES_TO_PROTO, sampling_to_proto
+from penstock.types import EarlyExit, Effort, ModelCard, ThinkingMode
 
 
 def model_to_proto(card: ModelCard, config: Config, prices: PriceList) -> pb.GetModelResponse:
@@ -51,8 +51,14 @@ def model_to_proto(card: ModelCard, config: Config, prices: PriceList) -> pb.Get
         answer_reserve=defaults.answer_reserve_tokens,
         max_concurrent_requests=card.max_num_seqs,
         tool_call_format=card.tool_call_format.value if card.tool_call_format else "",
+        default_early_exit=EARLY_EXITS_TO_PROTO[_least(config.thinking.early_exit, config.thinking.early_exit_allowed)],
+        max_early_exit=EARLY_EXITS_TO_PROTO[EarlyExit(config.thinking.early_exit_allowed)],
         efforts=[_effort(effort, defaults) for effort in Effort],
     )
+
+
+def _least(*names: str) -> EarlyExit:
+    return min(map(EarlyExit, names), key=list(EarlyExit).index)
 
 
 def _effort(effort: Effort, defaults: ThinkingDefaults) -> pb.EffortBudget:

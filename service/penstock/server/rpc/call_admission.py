@@ -29,7 +29,7 @@ from penstock.server.rpc.generation_call import AdmittedCall, GenerationCall
 from penstock.server.service_context import ServiceContext
 from penstock.sessions.checkpoints import Checkpoint
 from penstock.telemetry.hooks import Step
-from penstock.types import FinishReason, GenerationPlan, Priority, Request
+from penstock.types import FinishReason, GenerationPlan, Priority, Request, ThinkingOutcome
 
 _LARGE_BYTES = 64 * 1024
 T = TypeVar("T")
@@ -74,6 +74,8 @@ class CallAdmission:
             hooks.admitted(call.generation_id, waited_seconds)
             yield AdmittedCall(call, engine, plan, hooks, self._effective(plan, context))
             for end in call.meter.finished.ends if call.meter.finished else ():
+                if end.outcome in (ThinkingOutcome.NATURAL_END, ThinkingOutcome.BUDGET_REACHED):
+                    service.conditions.lengths.saw(end.usage.thought_tokens)
                 if end.finish_reason in (FinishReason.STOP, FinishReason.TOOL_CALLS):
                     service.answers.saw(end.usage.answer_tokens + end.usage.tool_tokens)
 

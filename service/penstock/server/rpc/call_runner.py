@@ -62,7 +62,13 @@ class CallRunner:
         call = admitted.call
         states = call.checkpoint.candidates if call.checkpoint else ()
         run = GenerationRun(
-            call.generation_id, call.context.arrived_monotonic, call.control, states, admitted.hooks, call.meter
+            call.generation_id,
+            call.context.arrived_monotonic,
+            call.control,
+            states,
+            admitted.hooks,
+            call.meter,
+            self._service.conditions,
         )
         return generate(admitted.engine, admitted.plan, self._service.prices, run)
 

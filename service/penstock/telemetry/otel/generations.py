@@ -145,6 +145,8 @@ class GenerationSpans(GenerationHooks):
             names.CACHED_TOKENS: usage.cached_tokens,
             names.RECOMPUTED_TOKENS: usage.recomputed_tokens,
         }
+        if usage.probe_tokens:
+            attributes[names.PROBE_TOKENS] = usage.probe_tokens
         if usage.tool_tokens:
             attributes[names.TOOL_TOKENS] = usage.tool_tokens
         if usage.drafted_tokens is not None and usage.accepted_tokens is not None:

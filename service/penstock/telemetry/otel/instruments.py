@@ -94,6 +94,7 @@ class Instruments:
             "tool": usage.tool_tokens,
             "marker": usage.marker_tokens,
             "recomputed": usage.recomputed_tokens,
+            "probe": usage.probe_tokens,
         }
         for kind, tokens in counts.items():
             self.tokens.add(tokens, {names.KIND: kind})

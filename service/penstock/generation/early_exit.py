@@ -1,0 +1,257 @@
+"""End a thought early where more of it would not change the answer.
+
+Two signs are read, both of the running thought. `marker`: the probability that the model gives to the closing marker at
+the end of a line, in the log probabilities of the running request; the parser compares it. `probe`: beside the thought,
+a continuation of prompt, thought so far and closing marker generates the first tokens of the answer. The thought ends
+where these are certain enough, or the same several times in a row.
+
+Probes are the server's own cost. They generate nothing that a client sees, are bounded as a share of the call's tokens,
+and stop while calls wait for the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from penstock import tasks
+from penstock.engine.base import Engine
+from penstock.errors import EngineDied, PenstockError
+from penstock.types import (
+    EarlyExit,
+    EarlyExitPlan,
+    EngineChunk,
+    EngineRequest,
+    GenerationPlan,
+    Sampling,
+)
+
+MIN_MARKER_PROBABILITY = 0.05
+"""Least threshold for the closing marker. It is then among the 20 most likely tokens, of which engines tell the log
+probabilities."""
+_LINE_TIMES = 4
+"""Points are ends of lines; in a longer line there is one after so many intervals."""
+_PAUSE_SECONDS = 600.0
+"""How long no probe starts after the engine died while one had just begun."""
+_DEATH_SECONDS = 10.0
+"""How long to wait for a probe's own error after the engine's death."""
+_LENGTHS_KEPT, _MIN_LENGTHS = 256, 16
+_GREEDY = Sampling(temperature=0.0, top_p=1.0, presence_penalty=0.0, frequency_penalty=0.0, repetition_penalty=1.0)
+
+
+def logprobs_needed(plan: EarlyExitPlan) -> int:
+    """Return how many of the most likely tokens show whether the marker reaches its threshold."""
+    return math.floor(1 / plan.marker_probability + 1e-9)
+
+
+class ThoughtLengths:
+    """Estimate how long a thought would have become, from recent ones that nobody ended early."""
+
+    def __init__(self) -> None:
+        self._tokens: deque[int] = deque(maxlen=_LENGTHS_KEPT)
+
+    def saw(self, thought_tokens: int) -> None:
+        """Add the length of a thought that ended by itself or at its budget."""
+        self._tokens.append(thought_tokens)
+
+    def saved_tokens(self, spent: int, budget: int) -> int | None:
+        """Return by how much recent thoughts that were longer than `spent` exceeded it, on average; at most the budget.
+
+        None while fewer than 16 thoughts are known. Where early exits are common the long ones are missing, so that it
+        is rather too low.
+        """
+        if len(self._tokens) < _MIN_LENGTHS:
+            return None
+        longer = [min(length, budget) - spent for length in self._tokens if length > spent]
+        return max(0, round(sum(longer) / len(longer))) if longer else 0
+
+
+@dataclass(eq=False)
+class ProbeConditions:
+    """Say whether probes may run now. One for each service.
+
+    Attributes:
+        calls_waiting: Number of calls that wait for admission.
+        lengths: Of recent thoughts.
+    """
+
+    calls_waiting: Callable[[], int] = lambda: 0
+    lengths: ThoughtLengths = field(default_factory=ThoughtLengths)
+    _paused_until: float = 0.0
+
+    def allow(self, engine: Engine, *, running: bool) -> bool:
+        """Return whether a probe may start, or go on where it is `running`: nobody else must wait for the engine."""
+        if self.calls_waiting() > 0 or time.monotonic() < self._paused_until:
+            return False
+        load = engine.load()
+        room = (
+            load.running_requests <= engine.card.max_num_seqs
+            if running
+            else (load.running_requests < engine.card.max_num_seqs)
+        )
+        return room and load.waiting_requests == 0
+
+    def pause(self) -> None:
+        """Start no probe for ten minutes: the engine died while one had just begun, and one after another would end
+        the service.
+        """
+        self._paused_until = time.monotonic() + _PAUSE_SECONDS
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Hold what one probe read: the first tokens of the answer, and how likely they are together, in [0, 1]."""
+
+    token_ids: tuple[int, ...]
+    probability: float
+
+
+class AnswerProbe:
+    """Probe the answer of one candidate while it thinks."""
+
+    def __init__(
+        self, engine: Engine, plan: GenerationPlan, settings: EarlyExitPlan, conditions: ProbeConditions, name: str
+    ) -> None:
+        """Prepare probes whose engine requests are called `name` and a number."""
+        self._engine = engine
+        self._plan = plan
+        self._settings = settings
+        self._conditions = conditions
+        self._name = name
+        self._task: asyncio.Task[None] | None = None
+        self._least = math.log(settings.answer_probability)
+        self._is_off = settings.mode is not EarlyExit.PROBE
+        self._died = False
+        self._last: Reading | None = None
+        self._streak = 0
+        self._at_tokens = 0
+        self._at_point = 0
+        self.lines = 0
+        """Lines of the thought at the last point."""
+        self._cached = 0
+        self.probes = 0
+        """Probes that brought a reading."""
+        self.tokens = 0
+        """Tokens that the engine computed for probes: of their prompts, the cached ones apart, and of their answers."""
+        self.has_converged = False
+
+    def state(self) -> list[int]:
+        """Return plain data from which another one can count on."""
+        return [self.probes, self.tokens]
+
+    def restore(self, state: Sequence[int]) -> None:
+        """Count on from the `state` of another one."""
+        self.probes, self.tokens = state
+
+    def is_point(self, thought_tokens: int, lines: int) -> bool:
+        """Return whether the thought has reached a point: the end of a line, or a distance in a long one."""
+        if lines == self.lines and thought_tokens - self._at_point < _LINE_TIMES * self._settings.interval_tokens:
+            return False
+        self.lines, self._at_point = lines, thought_tokens
+        return True
+
+    def check(self) -> None:
+        """Give up a running probe where others wait."""
+        if self._task is not None and not self._task.done() and not self._conditions.allow(self._engine, running=True):
+            self._task.cancel()
+
+    def start(self, context_ids: Sequence[int], thought_tokens: int, budget_left: int) -> None:
+        """Start a probe behind `context_ids` where one is due and allowed."""
+        settings = self._settings
+        if self._is_off or (self._task is not None and not self._task.done()):
+            return
+        if thought_tokens - self._at_tokens < settings.interval_tokens or budget_left < settings.interval_tokens:
+            return
+        prompt = (*self._plan.context.prompt_token_ids, *context_ids, *self._plan.closing_ids)
+        room = self._plan.context.window_tokens - len(prompt)
+        cost = len(prompt) - self._cached + settings.answer_tokens
+        allowed = settings.share * (len(self._plan.context.prompt_token_ids) + thought_tokens)
+        if room < settings.answer_tokens or self.tokens + cost > allowed:
+            return
+        if not self._conditions.allow(self._engine, running=False):
+            return
+        self._at_tokens = thought_tokens
+        self._task = asyncio.create_task(self._run(self._request(prompt)))
+
+    def _request(self, prompt: tuple[int, ...]) -> EngineRequest:
+        plan = self._plan
+        return EngineRequest(
+            request_id=f"{self._name}-probe{self._at_tokens}",
+            prompt_token_ids=prompt,
+            max_tokens=self._settings.answer_tokens,
+            min_tokens=0,
+            sampling=_GREEDY,
+            top_logprobs=0,
+            banned_token_ids=tuple(sorted(self._engine.card.image_token_ids)),
+            images=plan.context.images,
+            cache_salt=plan.request.context.cache_salt,
+            caller_id=plan.request.caller_id,
+            accountable=plan.accountable,
+            continues=True,
+        )
+
+    async def _run(self, request: EngineRequest) -> None:
+        ids: list[int] = []
+        log_probability = 0.0
+        try:
+            async with aclosing(self._engine.stream(request)) as chunks:
+                async for chunk in chunks:
+                    self._count(chunk, request, is_first=not ids)
+                    ids += chunk.token_ids
+                    log_probability += sum(one.sampled.logprob for one in chunk.logprobs)
+                    if not self._settings.agreements and log_probability < self._least:
+                        break  # More tokens make it less likely.
+        except PenstockError as error:
+            # Whatever failed, the thought goes on without probes.
+            self._is_off = True
+            if isinstance(error, EngineDied) and error.suspected:
+                self._died = True
+                self._conditions.pause()
+            return
+        self._read(Reading(tuple(ids), math.exp(min(0.0, log_probability))))
+
+    def _count(self, chunk: EngineChunk, request: EngineRequest, *, is_first: bool) -> None:
+        if is_first:
+            self._cached = chunk.cached_tokens
+            self.tokens += len(request.prompt_token_ids) - chunk.cached_tokens
+        self.tokens += len(chunk.token_ids)
+
+    def _read(self, reading: Reading) -> None:
+        self.probes += 1
+        markers = self._engine.card.markers
+        empty = not reading.token_ids or reading.token_ids[0] in self._engine.card.eos_ids
+        if empty or (markers is not None and markers.open_id in reading.token_ids):
+            # No answer begins like this: the model would think on.
+            self._last, self._streak = None, 0
+            return
+        same = self._last is not None and self._last.token_ids == reading.token_ids
+        self._streak = self._streak + 1 if same else 1
+        self._last = reading
+        settings = self._settings
+        agrees = settings.agreements > 0 and self._streak >= settings.agreements
+        self.has_converged = reading.probability >= settings.answer_probability or agrees
+
+    def cancel(self) -> None:
+        """Start no more probes, and give up the running one. The engine aborts it within a step."""
+        self._is_off = True
+        if self._task is not None:
+            self._task.cancel()
+
+    async def end(self) -> None:
+        """Return once no probe runs any more."""
+        self._is_off = True
+        if self._task is not None:
+            await tasks.end(self._task)
+            self._task = None
+
+    async def caused_death(self) -> bool:
+        """Return whether a probe is suspected of the engine's death, which the run beside it has met."""
+        if self._task is not None and not self._task.done():
+            await asyncio.wait({self._task}, timeout=_DEATH_SECONDS)
+        died, self._died = self._died, False
+        return died
