@@ -123,6 +123,33 @@ def test_every_setting_is_measured(target: str, file: Path, tmp_path: Path) -> N
     assert picture.stat().st_size > 1000
 
 
+def test_early_exits_are_settings_and_make_a_frontier(target: str, file: Path) -> None:
+    arguments = ("--modes", "thinking", "--budgets", "5,-1", "--early-exit", "marker, probe:0.9", "--frontier")
+    result = run(target, file, *arguments, "--json", "-")
+    assert result.exit_code == 0, result.output
+    made = json.loads(result.stdout)
+    names = ["THINKING 5", "THINKING unlimited", "THINKING unlimited marker", "THINKING unlimited probe 0.9"]
+    assert list(by_name(made)) == names
+    assert [one["family"] for one in made["frontier"]["chosen"]] == ["fixed budget", "no limit", "marker", "probe"]
+    assert "of THINKING" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (("--early-exit", "luck"), "must be one of marker, probe"),
+        (("--early-exit", "probe:much"), "must have a number"),
+        (("--budgets", "5", "--frontier"), "needs THINKING without a limit"),
+    ],
+)
+def test_early_exits_that_make_no_sense_are_usage_errors(
+    target: str, file: Path, arguments: tuple[str, ...], why: str
+) -> None:
+    result = run(target, file, *arguments)
+    assert result.exit_code == 2
+    assert why in result.output
+
+
 def test_wrong_answers_count_by_kind(target: str, file: Path) -> None:
     lines = [json.dumps(entry("bad", HARD, "11")), *file.read_text().splitlines()]
     file.write_text("\n".join(lines))

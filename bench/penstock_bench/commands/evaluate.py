@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from penstock_bench.evaluation.questions import Question
     from penstock_bench.evaluation.report import Facts
     from penstock_bench.evaluation.results import Row
-    from penstock_bench.evaluation.settings import Setting
+    from penstock_bench.evaluation.settings import Exit, Setting
 
 MODES = ("fast", "thinking", "auto")
 PICTURES = (".png", ".svg", ".pdf")
@@ -46,6 +46,19 @@ def evaluate(
     deadlines: Annotated[
         str, typer.Option(help="Deadlines in seconds; AUTO runs once more within each. Empty: none.")
     ] = "2",
+    early_exit: Annotated[
+        str,
+        typer.Option(
+            metavar="SIGN[:PROBABILITY],...",
+            help="Early exits with which THINKING runs once more each, such as marker:0.3,probe:0.9. Empty: none.",
+        ),
+    ] = "",
+    frontier: Annotated[
+        bool,
+        typer.Option(
+            "--frontier", help="Choose budget and early exit on one half of the questions, and report the other half."
+        ),
+    ] = False,
     concurrency: Annotated[int, typer.Option(min=1, help="Number of concurrent calls.")] = 16,
     seed: Annotated[int, typer.Option(help="Seed that selects the questions if not all are asked.")] = 0,
     questions_file: Annotated[
@@ -75,19 +88,23 @@ def evaluate(
     Decoding is greedy. Ctrl-C shows the results so far.
     """
     from penstock_bench.evaluation.measure import EvaluationOptions
-    from penstock_bench.evaluation.settings import settings_of
+    from penstock_bench.evaluation.settings import THINKING, settings_of
 
     picked, file = _questions(questions_file, questions, seed)
-    settings = settings_of(_numbers(budgets, int, -1, "--budgets"), _modes(modes), _numbers(deadlines, float, 0.001))
+    settings = settings_of(
+        _numbers(budgets, int, -1, "--budgets"), _modes(modes), _numbers(deadlines, float, 0.001), _exits(early_exit)
+    )
     if not settings:
         raise typer.BadParameter("must name at least one mode, and thinking needs --budgets")
+    if frontier and THINKING not in settings:
+        raise typer.BadParameter("needs THINKING without a limit (-1 in --budgets)", param_hint="--frontier")
     if rows and json is None:
         raise typer.BadParameter("needs --json", param_hint="--rows")
     _refuse_unwritable(json, plot)
     options = EvaluationOptions(concurrency, max_output_tokens, answer_reserve, tool_mode.value)
     run = _Run(picked, file, settings, options)
     exit_code = run.measure(target, o.encryption(tls, ca))
-    checks_hold = run.report(json, rows, plot, check)
+    checks_hold = run.report(json, rows, plot, check, frontier)
     if checks_hold is None:
         exit_code = nothing_measured(exit_code, "no question was answered, so there is no result")
     if exit_code or not checks_hold:
@@ -121,6 +138,23 @@ def _modes(text: str) -> list[str]:
             f"must be one or more of {', '.join(MODES)}, got {sorted(unknown)[0]!r}", param_hint="--modes"
         )
     return chosen
+
+
+def _exits(text: str) -> list[Exit]:
+    from penstock_bench.evaluation.settings import SIGNS, Exit
+
+    found = []
+    for one in filter(None, (part.strip() for part in text.split(","))):
+        sign, _, probability = one.partition(":")
+        if sign not in SIGNS:
+            raise typer.BadParameter(f"must be one of {', '.join(SIGNS)}, got {sign!r}", param_hint="--early-exit")
+        try:
+            found.append(Exit(sign, float(probability) if probability else None))
+        except ValueError:
+            raise typer.BadParameter(
+                f"must have a number behind {sign}:, got {probability!r}", param_hint="--early-exit"
+            ) from None
+    return found
 
 
 def _refuse_unwritable(json: str | None, plot: Path | None) -> None:
@@ -185,12 +219,13 @@ class _Run:
 
                 await measure(client, self._questions, self._settings, self._options, keep)
 
-    def report(self, json: str | None, rows: bool, plot: Path | None, check: bool) -> bool | None:
+    def report(self, json: str | None, rows: bool, plot: Path | None, check: bool, frontier: bool) -> bool | None:
         """Show and write the results. Return whether all requested checks hold; None without any answer."""
 
         from penstock.files import replacing, write_text
         from penstock_bench.evaluation import report
         from penstock_bench.evaluation.checks import check as run_checks
+        from penstock_bench.evaluation.frontier import frontier_of
         from penstock_bench.evaluation.results import summarize
 
         summaries = [found for setting in self._settings if (found := summarize(setting, self._rows)) is not None]
@@ -199,13 +234,16 @@ class _Run:
         validated = self._options.tool_mode == ToolMode.VALIDATED.value
         planned = len(self._questions)
         lines = run_checks(summaries, self._rows, planned, are_calls_validated=validated) if check else []
+        chosen = frontier_of(summaries, self._rows) if frontier else None
         console = o.tables_beside(json, self._notes, MIN_WIDTH)
         report.show_facts(console, self._facts)
         report.show_results(console, summaries, len(self._questions))
+        if chosen is not None:
+            report.show_frontier(console, chosen)
         if lines:
             report.show_checks(console, lines)
         if json is not None:
-            made = report.as_json(self._facts, summaries, lines, self._rows if rows else ())
+            made = report.as_json(self._facts, summaries, lines, self._rows if rows else (), chosen)
             text = json_module.dumps(made, indent=1, ensure_ascii=False) + "\n"
             typer.echo(text, nl=False) if json == "-" else write_text(Path(json), text)
         if plot is not None:

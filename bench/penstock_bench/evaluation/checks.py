@@ -132,7 +132,7 @@ def _rising(summaries: Sequence[EvaluationSummary], rows: Sequence[Row], limits:
     by_setting: Mapping[str, list[Row]] = {
         summary.setting.name: [row for row in rows if row.setting == summary.setting.name and row.needs_thought]
         for summary in summaries
-        if summary.setting.mode is ThinkingMode.THINKING
+        if summary.setting.mode is ThinkingMode.THINKING and summary.setting.early_exit is None
     }
     for (name, before), (next_name, after) in pairwise(by_setting.items()):
         growth, error = paired_difference(before, after)

@@ -111,6 +111,8 @@ async def _reply(
                 turns,
                 thinking=setting.mode.value,  # type: ignore[arg-type]
                 budget=setting.budget_tokens,
+                early_exit=setting.early_exit.sign if setting.early_exit else None,  # type: ignore[arg-type]
+                early_exit_probability=setting.early_exit.probability if setting.early_exit else None,
                 timeout=setting.deadline_seconds,
                 answer_reserve=options.answer_reserve_tokens,
                 max_output_tokens=options.max_output_tokens,
@@ -177,6 +179,9 @@ def _row(
         latency_seconds=latency,
         first_token_seconds=timing.first_token_seconds,
         queue_seconds=timing.queue_seconds,
+        recomputed_tokens=sum(usage.recomputed_tokens for usage in usages),
+        probe_tokens=sum(usage.probe_tokens for usage in usages),
+        probes=sum(candidate.probes for reply in replies for candidate in reply.candidates),
     )
 
 

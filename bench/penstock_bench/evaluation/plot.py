@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Okabe and Ito's colours, which colour-blind readers can distinguish; markers and labels repeat the meaning.
-_BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
+_BLUE, _ORANGE, _GREEN, _GREY, _PINK = "#0072B2", "#D55E00", "#009E73", "#666666", "#CC79A7"
 _MARKERS = {ThinkingMode.FAST: "s", ThinkingMode.THINKING: "o", ThinkingMode.AUTO: "D"}
 _COLOURS = {ThinkingMode.FAST: _GREY, ThinkingMode.THINKING: _BLUE, ThinkingMode.AUTO: _GREEN}
 # Where a label stands beside its point (points right, points up, alignment): left above the rising line; the modes
@@ -84,11 +84,16 @@ def _accuracy(axes: Axes, summaries: Sequence[EvaluationSummary]) -> None:
         (ThinkingMode.AUTO, "AUTO, all questions"),
         (ThinkingMode.FAST, "FAST, all questions"),
     ):
-        of_mode = [s for s in summaries if s.setting.mode is mode]
+        of_mode = [s for s in summaries if s.setting.mode is mode and s.setting.early_exit is None]
         x, y = [s.mean_thought_tokens for s in of_mode], [s.accuracy.value for s in of_mode]
         axes.scatter(x, y, s=34, color=_COLOURS[mode], marker=_MARKERS[mode], zorder=3, label=name)
+    early = [s for s in summaries if s.setting.early_exit is not None]
+    if early:
+        x, y = [s.mean_thought_tokens for s in early], [s.accuracy.value for s in early]
+        axes.scatter(x, y, s=34, color=_PINK, marker="^", zorder=3, label="THINKING with early exit, all questions")
+        _write_labels(axes, [Label(a, b, short_name(s)) for a, b, s in zip(x, y, early, strict=True)], (6, -10, "left"))
     for mode, place in _PLACES.items():
-        of_mode = [s for s in summaries if s.setting.mode is mode]
+        of_mode = [s for s in summaries if s.setting.mode is mode and s.setting.early_exit is None]
         labels = [Label(s.mean_thought_tokens, s.accuracy.value, short_name(s)) for s in of_mode]
         _write_labels(axes, labels, place)
     axes.legend(fontsize=8, loc="lower right", frameon=False)
@@ -116,18 +121,22 @@ def _cost(axes: Axes, summaries: Sequence[EvaluationSummary]) -> None:
 
 
 def _thinking(summaries: Sequence[EvaluationSummary]) -> list[EvaluationSummary]:
-    return [summary for summary in summaries if summary.setting.mode is ThinkingMode.THINKING]
+    """Return THINKING at its budgets."""
+    return [s for s in summaries if s.setting.mode is ThinkingMode.THINKING and s.setting.early_exit is None]
 
 
 def _points(axes: Axes, summaries: Sequence[EvaluationSummary], values: Sequence[float]) -> None:
     for summary, value in zip(summaries, values, strict=True):
-        mode = summary.setting.mode
-        axes.scatter([summary.mean_thought_tokens], [value], s=18, color=_COLOURS[mode], marker=_MARKERS[mode])
+        mode, ends_early = summary.setting.mode, summary.setting.early_exit is not None
+        colour, marker = (_PINK, "^") if ends_early else (_COLOURS[mode], _MARKERS[mode])
+        axes.scatter([summary.mean_thought_tokens], [value], s=18, color=colour, marker=marker)
 
 
 def short_name(summary: EvaluationSummary) -> str:
     """Return the text beside a point: the budget for THINKING, else the setting's name."""
     setting = summary.setting
+    if setting.early_exit is not None:
+        return setting.early_exit.name
     if setting.mode is not ThinkingMode.THINKING:
         return setting.name
     return "no limit" if setting.budget_tokens == UNLIMITED else str(setting.budget_tokens)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from penstock_bench.evaluation.checks import Line
+from penstock_bench.evaluation.frontier import Frontier
 from penstock_bench.evaluation.questions import Question
 from penstock_bench.evaluation.results import EvaluationSummary, Row, Share
 from penstock_bench.load.machine import client_machine, model_facts
@@ -64,7 +65,11 @@ def facts(
 
 
 def as_json(
-    about: Facts, summaries: Sequence[EvaluationSummary], checks: Sequence[Line], rows: Sequence[Row]
+    about: Facts,
+    summaries: Sequence[EvaluationSummary],
+    checks: Sequence[Line],
+    rows: Sequence[Row],
+    frontier: Frontier | None = None,
 ) -> dict[str, Any]:
     """Return the whole result as plain values; `rows` may be empty."""
     settings = []
@@ -74,6 +79,8 @@ def as_json(
             plain[name] |= {"value": getattr(summary, name).value, "interval_95": getattr(summary, name).interval}
         settings.append({"name": summary.setting.name, **plain})
     made: dict[str, Any] = {**asdict(about), "settings": settings}
+    if frontier is not None:
+        made["frontier"] = frontier.to_dict()
     if checks:
         made["checks"] = [asdict(line) for line in checks]
     if rows:
@@ -147,6 +154,35 @@ def _show_shares(console: Console, title: str, by_setting: Mapping[str, Mapping[
         table.add_row(setting, *("-" if one is None or not one.asked else f"{one.value:.2f}" for one in found))
     console.print()
     console.print(table)
+
+
+def show_frontier(console: Console, frontier: Frontier) -> None:
+    """Print what was chosen on one half of the questions, and how it does on the other one."""
+    languages = frontier.languages
+    columns = ["chosen", "accuracy", "95 %", "of THINKING", "thought", "decoded", "engine", "time"]
+    table = _table("family", *columns, *languages)
+    for one in frontier.chosen:
+        low, high = one.accuracy.interval
+        by_language = [one.by_language.get(language) for language in languages]
+        table.add_row(
+            one.family,
+            one.setting,
+            f"{one.accuracy.value:.3f}",
+            f"{low:.3f} to {high:.3f}",
+            f"{one.accuracy_ratio:.3f} ({one.difference:+.3f} ± {one.difference_error:.3f})",
+            f"{one.thought_ratio:.2f}",
+            f"{one.decoded_ratio:.2f}",
+            f"{one.engine_ratio:.2f}",
+            f"{one.time_ratio:.2f}",
+            *("-" if share is None else f"{share.value:.3f}" for share in by_language),
+        )
+    console.print()
+    console.print(table)
+    note = (
+        f"chosen on {frontier.chosen_on} questions: least time with {frontier.least_ratio:g} of THINKING's accuracy; "
+        f"reported on the other {frontier.reported_on}; thought, decoded, engine (tokens), time: shares of THINKING's"
+    )
+    console.out(note, style="dim", highlight=False)
 
 
 def show_checks(console: Console, lines: Sequence[Line]) -> None:

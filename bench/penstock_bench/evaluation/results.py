@@ -51,6 +51,20 @@ class Row:
     latency_seconds: float
     first_token_seconds: float | None
     queue_seconds: float
+    recomputed_tokens: int = 0
+    probe_tokens: int = 0
+    probes: int = 0
+
+    @property
+    def decoded_tokens(self) -> int:
+        """Return the tokens of thought and answer."""
+        return self.thought_tokens + self.answer_tokens
+
+    @property
+    def engine_tokens(self) -> int:
+        """Return all tokens that the engine computed: uncached prompt, output, probes, and what was computed again."""
+        uncached = self.prompt_tokens - self.cached_tokens
+        return uncached + self.decoded_tokens + self.recomputed_tokens + self.probe_tokens
 
     @classmethod
     def lost(cls, question: Question, setting: Setting, outcome: str, started: float, latency: float) -> Self:
@@ -133,6 +147,11 @@ class EvaluationSummary:
     usd_per_1000_questions: float | None
     drafted_tokens: int | None
     accepted_tokens: int | None
+    mean_engine_tokens: float
+    mean_probe_tokens: float
+    mean_probes: float
+    wall_seconds: float
+    """From the first question to the last answer of this setting."""
     over_budget: int
     """Number of replies with a thought longer than the budget; 0 if budgets hold."""
 
@@ -168,6 +187,10 @@ def summarize(setting: Setting, rows: Iterable[Row]) -> EvaluationSummary | None
         usd_per_1000_questions=None if ticks is None else ticks * _USD_PER_TICK * 1000 / len(came),
         drafted_tokens=_total(came, lambda row: row.drafted_tokens),
         accepted_tokens=_total(came, lambda row: row.accepted_tokens),
+        mean_engine_tokens=_mean([row.engine_tokens for row in came]),
+        mean_probe_tokens=_mean([row.probe_tokens for row in came]),
+        mean_probes=_mean([row.probes for row in came]),
+        wall_seconds=wall,
         over_budget=sum(row.thought_tokens > row.budget_tokens for row in came),
     )
 
