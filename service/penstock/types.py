@@ -534,6 +534,8 @@ class ModeChoice:
     mode: ThinkingMode
     auto_budget_tokens: int | None
     reason: str
+    asks_engine: bool = False
+    """Whether AUTO asks the engine, before the call runs, how certain the answer is without a thought."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -597,6 +599,10 @@ class GenerationPlan:
     """Who answers for it where the engine dies."""
     early_exit: EarlyExitPlan | None = None
     """When the thought ends before its budget; None where nothing ends it early."""
+    probe_tokens: int = 0
+    """Tokens that the engine computed for AUTO's decision."""
+    deaths: int = 0
+    """Engine deaths that this decision is suspected of."""
 
 
 # ------------------------------------------------------------------------------------------------------------ events

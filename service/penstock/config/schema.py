@@ -281,6 +281,16 @@ class ThinkingSettings(Section):
     effort_medium_share: Share = Field(0.5, description="As effort_low_share, for effort MEDIUM.")
     effort_high_share: Share = Field(0.8, description="As effort_low_share, for effort HIGH.")
     closing_message: str = Field("", description="Text that ends a thought which is closed at its budget.")
+    auto_decision: Literal["words", "probe"] = Field(
+        "words",
+        description="How AUTO decides whether to think: by numbers and English words in the question, or by how "
+        "certain the engine is of the answer without a thought.",
+    )
+    auto_probability: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.95,
+        description="With auto_decision probe: probability of the answer's first tokens (early_exit_answer_tokens of "
+        "them), all together, from which on AUTO does not think.",
+    )
     early_exit: Literal["off", "marker", "probe"] = Field(
         "off",
         description="What ends a thought of AUTO early where the request names nothing: nothing, the closing marker's "

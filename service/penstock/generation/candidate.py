@@ -117,7 +117,9 @@ class Candidate:
         self._run_gave_tokens = True
         self._run_began_at = 0
         self._runs_without_tokens = 0
-        self._deaths = 0
+        self._deaths = plan.deaths
+        # Of AUTO's decision, which the first candidate counts for all.
+        self._decision_tokens = plan.probe_tokens if index == 0 else 0
         self._banned: tuple[int, ...] = ()
         self._markers_are_banned = False
         self._was_too_short = False
@@ -180,6 +182,7 @@ class Candidate:
             "ended": [self._ended[0].value, self._ended[1]] if self._ended else None,
             "control": self._control.state(),
             "probe": self._probe.state() if self._probe is not None else None,
+            "decision_tokens": self._decision_tokens,
         }
 
     def _restore(self, state: Mapping[str, Any]) -> None:
@@ -191,6 +194,7 @@ class Candidate:
         self._cached_tokens, self._recomputed_tokens = state["tokens"]
         if "control" in state:  # not in those of earlier versions
             self._control.restore(state["control"])
+        self._decision_tokens = state.get("decision_tokens", 0)
         if self._probe is not None and state.get("probe") is not None:
             self._probe.restore(state["probe"])
         if state["ended"]:
@@ -569,7 +573,7 @@ class Candidate:
             accepted_tokens=self._accepted_tokens if counted else None,
             recomputed_tokens=self._recomputed_tokens,
             image_tokens=self._plan.context.image_tokens if self._runs else 0,
-            probe_tokens=self._probe.tokens if self._probe is not None else 0,
+            probe_tokens=self._decision_tokens + (self._probe.tokens if self._probe is not None else 0),
         )
 
     def _cut_outcome(self, reason: FinishReason) -> ThinkingOutcome:

@@ -20,14 +20,15 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from penstock import tasks
+from penstock.config.schema import ThinkingSettings
 from penstock.engine.base import Engine
 from penstock.errors import EngineDied, PenstockError
 from penstock.types import (
     EarlyExit,
     EarlyExitPlan,
-    EngineChunk,
     EngineRequest,
     GenerationPlan,
+    ModelCard,
     Sampling,
 )
 
@@ -111,6 +112,103 @@ class Reading:
     probability: float
 
 
+class ProbeRun:
+    """One probe in the engine. What it computes is counted as it comes, also where it is given up."""
+
+    def __init__(self, engine: Engine, request: EngineRequest) -> None:
+        self._engine = engine
+        self._request = request
+        self.tokens = 0
+        """Tokens that the engine computed: of the prompt without cached ones, and of the answer."""
+        self.cached_tokens = 0
+        self.caused_death = False
+        """Whether it is suspected of the engine's death."""
+
+    async def read(self, least: float) -> Reading | None:
+        """Return what it read; None where it failed. It ends once its tokens are less likely than `least` together."""
+        ids: list[int] = []
+        log_probability = 0.0
+        least = math.log(least) if least > 0 else -math.inf
+        try:
+            async with aclosing(self._engine.stream(self._request)) as chunks:
+                async for chunk in chunks:
+                    if not self.tokens:
+                        self.cached_tokens = chunk.cached_tokens
+                        self.tokens = len(self._request.prompt_token_ids) - chunk.cached_tokens
+                    self.tokens += len(chunk.token_ids)
+                    ids += chunk.token_ids
+                    log_probability += sum(one.sampled.logprob for one in chunk.logprobs)
+                    if log_probability < least:
+                        break
+        except PenstockError as error:
+            # Whatever failed, the thought goes on.
+            self.caused_death = isinstance(error, EngineDied) and error.suspected
+            return None
+        return Reading(tuple(ids), math.exp(min(0.0, log_probability)))
+
+
+def probe_request(
+    engine: Engine, plan: GenerationPlan, prompt: tuple[int, ...], answer_tokens: int, request_id: str
+) -> EngineRequest:
+    """Return the request of a probe: the first tokens of the answer behind a prompt, greedy, for the plan's caller."""
+    return EngineRequest(
+        request_id=request_id,
+        prompt_token_ids=prompt,
+        max_tokens=answer_tokens,
+        min_tokens=0,
+        sampling=_GREEDY,
+        top_logprobs=0,
+        banned_token_ids=tuple(sorted(engine.card.image_token_ids)),
+        images=plan.context.images,
+        cache_salt=plan.request.context.cache_salt,
+        caller_id=plan.request.caller_id,
+        accountable=plan.accountable,
+        continues=True,
+    )
+
+
+def begins_answer(reading: Reading, card: ModelCard) -> bool:
+    """Return whether an answer can begin like this: with the end of turn or a second thought the model would go on."""
+    markers = card.markers
+    empty = not reading.token_ids or reading.token_ids[0] in card.eos_ids
+    return not empty and (markers is None or markers.open_id not in reading.token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class AutoReading:
+    """Hold what AUTO read before the thought.
+
+    Attributes:
+        probability: Of the answer's first tokens without a thought; None where nothing was read.
+        tokens: That the engine computed for it.
+        caused_death: Whether it is suspected of the engine's death.
+    """
+
+    probability: float | None = None
+    tokens: int = 0
+    caused_death: bool = False
+
+
+async def read_before_thought(
+    engine: Engine, fast: GenerationPlan, settings: ThinkingSettings, conditions: ProbeConditions, name: str
+) -> AutoReading:
+    """Return how certain the answer is without a thought, by the plan of the call in mode FAST.
+
+    Nothing is read while others wait, or where the engine takes no work: then the call thinks. Cancelling it aborts the
+    engine's work.
+    """
+    if engine.interruption() is not None or not conditions.allow(engine, running=False):
+        return AutoReading()
+    prompt = fast.context.prompt_token_ids
+    tokens = min(settings.early_exit_answer_tokens, fast.budget.max_output_tokens)
+    run = ProbeRun(engine, probe_request(engine, fast, prompt, tokens, f"{name}-0-auto"))
+    reading = await run.read(settings.auto_probability)
+    if run.caused_death:
+        conditions.pause()
+    certain = reading.probability if reading is not None and begins_answer(reading, engine.card) else None
+    return AutoReading(certain, run.tokens, run.caused_death)
+
+
 class AnswerProbe:
     """Probe the answer of one candidate while it thinks."""
 
@@ -124,7 +222,6 @@ class AnswerProbe:
         self._conditions = conditions
         self._name = name
         self._task: asyncio.Task[None] | None = None
-        self._least = math.log(settings.answer_probability)
         self._is_off = settings.mode is not EarlyExit.PROBE
         self._died = False
         self._last: Reading | None = None
@@ -136,9 +233,14 @@ class AnswerProbe:
         self._cached = 0
         self.probes = 0
         """Probes that brought a reading."""
-        self.tokens = 0
-        """Tokens that the engine computed for probes: of their prompts, the cached ones apart, and of their answers."""
+        self._run: ProbeRun | None = None
+        self._tokens_before = 0
         self.has_converged = False
+
+    @property
+    def tokens(self) -> int:
+        """Return the tokens that the engine computed for probes."""
+        return self._tokens_before + (self._run.tokens if self._run is not None else 0)
 
     def state(self) -> list[int]:
         """Return plain data from which another one can count on."""
@@ -146,7 +248,7 @@ class AnswerProbe:
 
     def restore(self, state: Sequence[int]) -> None:
         """Count on from the `state` of another one."""
-        self.probes, self.tokens = state
+        self.probes, self._tokens_before = state
 
     def is_point(self, thought_tokens: int, lines: int) -> bool:
         """Return whether the thought has reached a point: the end of a line, or a distance in a long one."""
@@ -176,63 +278,32 @@ class AnswerProbe:
         if not self._conditions.allow(self._engine, running=False):
             return
         self._at_tokens = thought_tokens
-        self._task = asyncio.create_task(self._run(self._request(prompt)))
+        name = f"{self._name}-probe{thought_tokens}"
+        request = probe_request(self._engine, self._plan, prompt, settings.answer_tokens, name)
+        self._run = ProbeRun(self._engine, request)
+        self._task = asyncio.create_task(self._read(self._run))
 
-    def _request(self, prompt: tuple[int, ...]) -> EngineRequest:
-        plan = self._plan
-        return EngineRequest(
-            request_id=f"{self._name}-probe{self._at_tokens}",
-            prompt_token_ids=prompt,
-            max_tokens=self._settings.answer_tokens,
-            min_tokens=0,
-            sampling=_GREEDY,
-            top_logprobs=0,
-            banned_token_ids=tuple(sorted(self._engine.card.image_token_ids)),
-            images=plan.context.images,
-            cache_salt=plan.request.context.cache_salt,
-            caller_id=plan.request.caller_id,
-            accountable=plan.accountable,
-            continues=True,
-        )
-
-    async def _run(self, request: EngineRequest) -> None:
-        ids: list[int] = []
-        log_probability = 0.0
+    async def _read(self, run: ProbeRun) -> None:
+        settings = self._settings
         try:
-            async with aclosing(self._engine.stream(request)) as chunks:
-                async for chunk in chunks:
-                    self._count(chunk, request, is_first=not ids)
-                    ids += chunk.token_ids
-                    log_probability += sum(one.sampled.logprob for one in chunk.logprobs)
-                    if not self._settings.agreements and log_probability < self._least:
-                        break  # More tokens make it less likely.
-        except PenstockError as error:
-            # Whatever failed, the thought goes on without probes.
+            reading = await run.read(0.0 if settings.agreements else settings.answer_probability)
+        finally:
+            self._tokens_before += run.tokens
+            self._run = None
+        if reading is None:
             self._is_off = True
-            if isinstance(error, EngineDied) and error.suspected:
+            if run.caused_death:
                 self._died = True
                 self._conditions.pause()
             return
-        self._read(Reading(tuple(ids), math.exp(min(0.0, log_probability))))
-
-    def _count(self, chunk: EngineChunk, request: EngineRequest, *, is_first: bool) -> None:
-        if is_first:
-            self._cached = chunk.cached_tokens
-            self.tokens += len(request.prompt_token_ids) - chunk.cached_tokens
-        self.tokens += len(chunk.token_ids)
-
-    def _read(self, reading: Reading) -> None:
+        self._cached = run.cached_tokens
         self.probes += 1
-        markers = self._engine.card.markers
-        empty = not reading.token_ids or reading.token_ids[0] in self._engine.card.eos_ids
-        if empty or (markers is not None and markers.open_id in reading.token_ids):
-            # No answer begins like this: the model would think on.
+        if not begins_answer(reading, self._engine.card):
             self._last, self._streak = None, 0
             return
         same = self._last is not None and self._last.token_ids == reading.token_ids
         self._streak = self._streak + 1 if same else 1
         self._last = reading
-        settings = self._settings
         agrees = settings.agreements > 0 and self._streak >= settings.agreements
         self.has_converged = reading.probability >= settings.answer_probability or agrees
 

@@ -11,6 +11,7 @@ from penstock.config.schema import Config
 from penstock.engine.base import Engine, Tokenizer
 from penstock.errors import BadRequest, FieldViolation
 from penstock.generation.context_window import fit_messages, fit_tokens, kept_messages, window_tokens
+from penstock.generation.early_exit import AutoReading
 from penstock.generation.thinking import (
     Situation,
     ThinkingDefaults,
@@ -30,6 +31,7 @@ from penstock.types import (
     Markers,
     Message,
     ModeChoice,
+    ModelCard,
     Overflow,
     Request,
     Role,
@@ -159,6 +161,37 @@ def _most_output(request: Request, config: Config, default: int | None) -> int |
     if request.output.max_tokens is not None or default is None:
         return most
     return default if most is None else min(most, default)
+
+
+def may_ask_engine(plan: GenerationPlan, card: ModelCard) -> bool:
+    """Return whether AUTO asks the engine: nothing else decides, and the answer's start says how certain it is."""
+    return (
+        plan.choice.asks_engine
+        and not _blind(plan.request)
+        and "spec.output.top_logprobs" not in card.unsupported_fields
+    )
+
+
+def without_thought(request: Request) -> Request:
+    """Return the request in mode FAST, with what is for a thought only left out."""
+    thinking = replace(request.thinking, mode=ThinkingMode.FAST, budget_tokens=None)
+    return replace(request, thinking=thinking)
+
+
+def decided(plan: GenerationPlan, fast: GenerationPlan, reading: AutoReading, least: float) -> GenerationPlan:
+    """Return the plan to run after AUTO has asked the engine: the fast one where the answer is certain enough."""
+    if reading.probability is None:
+        why = "answer without a thought not known"
+    else:
+        sign = "at least" if reading.probability >= least else "below"
+        why = f"answer without a thought {sign} {least:g} certain ({reading.probability:.2f})"
+    if reading.probability is None or reading.probability < least:
+        chosen = replace(plan, budget=replace(plan.budget, reason=f"{plan.budget.reason}; {why}"))
+    else:
+        choice = ModeChoice(ThinkingMode.FAST, 0, f"auto: {why}")
+        budget = replace(fast.budget, reason=choice.reason)
+        chosen = replace(fast, requested_mode=plan.requested_mode, choice=choice, budget=budget)
+    return replace(chosen, probe_tokens=reading.tokens, deaths=int(reading.caused_death))
 
 
 def checkpoint_of_plan(plan: GenerationPlan) -> dict[str, Any]:

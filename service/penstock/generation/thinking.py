@@ -98,6 +98,8 @@ def choose_mode(
 ) -> ModeChoice:
     """Return FAST or THINKING, before the prompt is rendered (the two render differently).
 
+    THINKING is for now where the choice asks the engine (`asks_engine`): FAST follows where the answer is certain.
+
     Raise FeatureOff where a model without thoughts is asked to think, BadRequest for FAST with a budget.
     """
     if config.mode is ThinkingMode.FAST:
@@ -185,7 +187,7 @@ def _choose_auto(config: ThinkingConfig, defaults: ThinkingDefaults, question: s
     if (effort := effort_of(config)) is not None:
         # The caller says how hard to think, so the question is not classified.
         budget, reason = effort_tokens(effort, defaults)[0], f"effort {effort.value}"
-    elif not needs_thought(question):
+    elif defaults.auto_decision == "words" and not needs_thought(question):
         return ModeChoice(ThinkingMode.FAST, 0, "auto: prompt classified as simple")
     affordable = affordable_tokens(now, defaults)
     if affordable is not None:
@@ -202,7 +204,8 @@ def _choose_auto(config: ThinkingConfig, defaults: ThinkingDefaults, question: s
         budget, reason = config.budget_tokens, f"thinking_budget {config.budget_tokens} as upper bound"
     if budget < _SMALLEST_AUTO_BUDGET_TOKENS:
         return ModeChoice(ThinkingMode.FAST, 0, f"auto: budget too small for a thought: {reason}")
-    return ModeChoice(ThinkingMode.THINKING, budget, f"auto: {reason}")
+    asks = effort is None and defaults.auto_decision == "probe"
+    return ModeChoice(ThinkingMode.THINKING, budget, f"auto: {reason}", asks_engine=asks)
 
 
 def timed_answer_tokens(config: ThinkingConfig, reserve_tokens: int, now: Situation) -> int:

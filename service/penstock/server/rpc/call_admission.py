@@ -19,8 +19,17 @@ from penstock.engine.base import Engine
 from penstock.engine.poison import accountable, network_of
 from penstock.engine.supervisor import SupervisedEngine
 from penstock.errors import EngineRefused, GenerationNotFound, Overloaded, PenstockError, ServiceFault
+from penstock.generation.early_exit import AutoReading, read_before_thought
 from penstock.generation.images import measured
-from penstock.generation.planner import PlanningFacts, plan_generation, with_budget, with_checkpoint_mode
+from penstock.generation.planner import (
+    PlanningFacts,
+    decided,
+    may_ask_engine,
+    plan_generation,
+    with_budget,
+    with_checkpoint_mode,
+    without_thought,
+)
 from penstock.generation.validation import validate
 from penstock.server.convert import generation as convert
 from penstock.server.request_context import RequestContext
@@ -70,6 +79,9 @@ class CallAdmission:
             if waited_seconds and plan.choice.auto_budget_tokens is not None:
                 # The deadline is nearer than when the AUTO budget was planned.
                 plan = await _beside(call.spec, lambda: self._plan(request, engine, context))
+                hooks.planned(plan, context.seconds_left)
+            if call.checkpoint is None and may_ask_engine(plan, engine.card):
+                plan = await self._ask_engine(call, request, plan, engine)
                 hooks.planned(plan, context.seconds_left)
             hooks.admitted(call.generation_id, waited_seconds)
             yield AdmittedCall(call, engine, plan, hooks, self._effective(plan, context))
@@ -156,6 +168,17 @@ class CallAdmission:
         permit = await call.control.unless_it_ends(lambda: stack.enter_async_context(room))
         # Without a permit it was cancelled in the queue and ends before it asks for an engine.
         return permit.waited_seconds if permit else time.monotonic() - began
+
+    async def _ask_engine(
+        self, call: GenerationCall, request: Request, plan: GenerationPlan, engine: Engine
+    ) -> GenerationPlan:
+        """Return the plan after AUTO has asked the engine how certain the answer is without a thought."""
+        settings = self._service.config.thinking
+        fast = await _beside(call.spec, lambda: self._plan(without_thought(request), engine, call.context))
+        reading = await call.control.unless_it_ends(
+            lambda: read_before_thought(engine, fast, settings, self._service.conditions, call.generation_id)
+        )
+        return decided(plan, fast, reading or AutoReading(), settings.auto_probability)
 
     def _effective(self, plan: GenerationPlan, context: RequestContext) -> pb.EffectiveSettings:
         effective = convert.effective_settings(plan)
