@@ -22,6 +22,7 @@ from tests.rpc.test_survival import ANSWER, THOUGHT, assert_whole, outcome
 
 PROBING = pb.ThinkingConfig(mode=pb.THINKING_MODE_THINKING, early_exit=pb.EARLY_EXIT_PROBE)
 EAGER = {"early_exit_interval_tokens": 1, "early_exit_share": 64.0, "early_exit_answer_tokens": 256}
+LASTING = EAGER | {"early_exit_agreements": 16}
 # A probe needs as many steps as the answer has letters, so that it lasts from the first line of the thought on.
 LINES = "a\n" + THOUGHT
 
@@ -58,7 +59,7 @@ async def probing(**sections: object) -> AsyncIterator[tuple[SlowProbes, grpc.ai
 
 async def test_a_killed_engine_in_the_middle_of_probes_loses_nothing() -> None:
     slow = Reply(thought=LINES * 3, answer=ANSWER, step_seconds=0.01, probability=0.5)
-    async with ward(slow, max_restarts=10, thinking=EAGER) as here:
+    async with ward(slow, max_restarts=10, thinking=LASTING) as here:
         streams = [asyncio.create_task(stream(here.channel, spec(thinking=PROBING))) for _ in range(8)]
         async with asyncio.timeout(60):
             # Sixteen runs of eight calls: each has its probe.
@@ -78,7 +79,7 @@ async def test_a_drain_in_the_middle_of_a_probe_moves_the_thought(tmp_path: Path
     key = tmp_path / "key"
     key.write_bytes(b"k" * 32)
     moved = Reply(thought=LINES, answer=ANSWER, step_seconds=0.002, probability=0.5)
-    settings = {"key_file": key, "thinking": EAGER}
+    settings = {"key_file": key, "thinking": LASTING}
     async with ward(moved, **settings) as here, ward(moved, **settings) as there:
         reading = asyncio.create_task(stream(here.channel, spec(thinking=PROBING)))
         async with asyncio.timeout(60):

@@ -29,6 +29,7 @@ from penstock.types import (
     Output,
     Request,
     Role,
+    Sampling,
     StructuredKind,
     StructuredOutput,
     ThinkingConfig,
@@ -51,12 +52,14 @@ class Recording(ScriptedEngine):
     def __init__(self, reply: Reply, *, on_probe: Callable[[int], object] = lambda number: None) -> None:
         super().__init__([reply])
         self.probes: list[EngineRequest] = []
+        self.runs = 0
         self.running_probes = 0
         self.waiting_requests = 0
         self._on_probe = on_probe
 
     async def stream(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
         if "-probe" not in request.request_id:
+            self.runs += 1
             async for chunk in super().stream(request):
                 yield chunk
             return
@@ -112,19 +115,38 @@ async def said(
     return thought, answer, ended, end
 
 
-async def test_a_certain_answer_ends_the_thought_with_its_line() -> None:
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+async def test_a_certain_answer_ends_the_thought_where_it_was_probed(temperature: float) -> None:
     engine = Recording(Reply(thought=LINE * 9, answer="done"))
-    thought, answer, ended, end = await said(engine, plan_of(engine))
+    plan = plan_of(engine, sampling=Sampling(temperature=temperature))
+    thought, answer, ended, end = await said(engine, plan)
     assert ended is not None
     assert ended.outcome is end.outcome is ThinkingOutcome.CONVERGED
-    assert answer == "done"
-    assert thought == LINE * (len(thought) // len(LINE))
-    assert len(thought) < 9 * len(LINE)
+    assert (thought, answer) == (LINE, "done")
     assert end.early_exit is not None
     assert end.early_exit.probes == len(engine.probes) == 1
-    # The prompt with the thought so far, and the five tokens of the answer.
-    assert end.usage.probe_tokens == len(engine.probes[0].prompt_token_ids) + 5
     assert (end.usage.answer_tokens, end.usage.output_tokens) == (5, 5 + len(thought))
+    prompt_tokens = len(engine.probes[0].prompt_token_ids)
+    # The answer behind the closed thought is computed once more; what the engine thought on meanwhile is the server's.
+    assert end.usage.recomputed_tokens == prompt_tokens
+    forgotten = end.usage.probe_tokens - (0 if temperature == 0.0 else prompt_tokens + 5)
+    assert 0 < forgotten < 20
+    # A greedy probe goes on as the answer.
+    assert engine.runs == (1 if temperature == 0.0 else 2)
+
+
+@pytest.mark.parametrize("answer", ["d", "done", "a long answer, of far more letters than a probe reads"])
+@pytest.mark.parametrize("most", [None, 22, 40])
+async def test_a_probe_that_goes_on_as_the_answer_keeps_the_limits(answer: str, most: int | None) -> None:
+    engine = Recording(Reply(thought=LINE * 9, answer=answer))
+    output = Output(max_tokens=most, stop_strings=("far",), top_logprobs=1, return_token_ids=True)
+    plan = plan_of(engine, sampling=Sampling(temperature=0.0), output=output, thinking={"answer_reserve_tokens": 1})
+    thought, told, ended, end = await said(engine, plan)
+    assert ended is not None
+    assert (thought, ended.outcome, engine.runs) == (LINE, ThinkingOutcome.CONVERGED, 1)
+    kept = answer.partition("far")[0]
+    assert told == (kept if most is None else kept[: most - len(LINE)])
+    assert most is None or end.usage.output_tokens <= most
 
 
 async def test_an_uncertain_answer_does_not_and_the_share_bounds_the_probes() -> None:
@@ -224,14 +246,23 @@ async def test_no_probe_outlives_its_thought(how: str) -> None:
     st.sampled_from([0.5, 1.0]),
     st.sampled_from([0.0, 0.2, 0.4]),
     st.sampled_from(list(EarlyExit)),
+    st.sampled_from([0.0, 1.0]),
 )
 async def test_budgets_stay_exact_and_no_probe_is_heard(
-    thought: str, budget: int | None, step: int, probability: float, marker: float, sign: EarlyExit
+    thought: str,
+    budget: int | None,
+    step: int,
+    probability: float,
+    marker: float,
+    sign: EarlyExit,
+    temperature: float,
 ) -> None:
     reply = Reply(thought=thought, answer="done", chunk_tokens=step, probability=probability, marker_probability=marker)
     engine = Recording(reply)
     own = {"early_exit_interval_tokens": 2, "early_exit_share": 64.0, "early_exit_agreements": 3}
-    heard, answer, ended, end = await said(engine, plan_of(engine, sign, budget=budget, settings=own))
+    plan = plan_of(engine, sign, budget=budget, settings=own, sampling=Sampling(temperature=temperature))
+    heard, answer, ended, end = await said(engine, plan)
+    assert engine.running_probes == 0
     assert answer == "done"
     assert thought.startswith(heard)
     assert end.usage.thought_tokens == len(heard) <= (len(thought) if budget is None else budget)

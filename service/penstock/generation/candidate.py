@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 from penstock.engine.base import Engine
 from penstock.errors import ConstraintLost, EngineDied, EngineDown, EngineRefused, GenerationNotFound
 from penstock.generation.control import GenerationRun
-from penstock.generation.early_exit import AnswerProbe, logprobs_needed
-from penstock.generation.output_parser import OutputParser, ParserSettings, StepAction
+from penstock.generation.early_exit import AnswerProbe, ProbeRun, logprobs_needed, probe_request
+from penstock.generation.output_parser import OutputParser, ParserSettings, StepAction, ThoughtMark
 from penstock.generation.tool_planning import tool_call_parser, tool_call_token
 from penstock.telemetry.hooks import Cause
 from penstock.types import (
@@ -137,7 +138,12 @@ class Candidate:
         self._ended: tuple[FinishReason, str] | None = None
         self._exit = plan.early_exit
         self._conditions = run.conditions
-        self._probe = AnswerProbe(engine, plan, plan.early_exit, run.conditions, self._id) if plan.early_exit else None
+        self._probe = AnswerProbe(engine, plan, plan.early_exit, run.conditions) if plan.early_exit else None
+        # Where the thought ends if the probe under way converges, and what came after it, which is not sent until then.
+        self._mark: ThoughtMark | None = None
+        self._held: list[CandidateEvent] = []
+        self._answering: ProbeRun | None = None
+        self._forgotten_tokens = 0
         self._parser = OutputParser(
             self._parser_settings(),
             engine.tokenizer.token_bytes,
@@ -182,7 +188,7 @@ class Candidate:
             "ended": [self._ended[0].value, self._ended[1]] if self._ended else None,
             "control": self._control.state(),
             "probe": self._probe.state() if self._probe is not None else None,
-            "decision_tokens": self._decision_tokens,
+            "decision_tokens": self._decision_tokens + self._forgotten_tokens,
         }
 
     def _restore(self, state: Mapping[str, Any]) -> None:
@@ -214,6 +220,8 @@ class Candidate:
         finally:
             if self._probe is not None:
                 await self._probe.end()
+            if self._answering is not None:
+                await self._answering.close()
 
     async def _events(self) -> AsyncGenerator[CandidateEvent, None]:
         if self._parser.in_thought and self._parser.thought_budget_tokens == 0:
@@ -227,7 +235,7 @@ class Candidate:
                 break
             action, chunk, run_end, suspected = StepAction.GO_ON, None, "cancelled", False
             try:
-                async with aclosing(self._engine.stream(request)) as chunks:
+                async with aclosing(self._stream(request)) as chunks:
                     given = await self._control.unless_it_ends(partial(anext, chunks, None))
                     while given is not None:
                         chunk = given
@@ -252,6 +260,11 @@ class Candidate:
         for event in self._end_between_runs():
             yield event
 
+    def _stream(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
+        """Return the chunks of a run; of a probe that converged it is under way already."""
+        answering, self._answering = self._answering, None
+        return self._engine.stream(request) if answering is None else answering.rest()
+
     def _end_between_runs(self) -> list[CandidateEvent]:
         """Return the last events where no run follows: cancelled, drained, window full, or ended before."""
         if self._ended is not None:
@@ -259,7 +272,8 @@ class Candidate:
             return [self._end_of(*self._ended)]
         early = self._early_end()
         action = StepAction.MAX_OUTPUT_TOKENS if early is StepAction.GO_ON else early
-        return [*self._events_for(action, was_thinking=self._parser.in_thought), self._end(_FINISH_OF[action])]
+        events = self._release() + self._events_for(action, was_thinking=self._parser.in_thought)
+        return [*events, self._end(_FINISH_OF[action])]
 
     def _run_end(self, action: StepAction, chunk: EngineChunk | None) -> str:
         """Return how a run ended, for the trace. Without a chunk it was given up before its first token."""
@@ -325,6 +339,9 @@ class Candidate:
 
     def _next_run(self) -> EngineRequest | None:
         """Return the next engine request, with what is left of the budgets; None where the window is full."""
+        if self._answering is not None:
+            self._runs += 1
+            return self._begun(self._answering.request)
         plan, parser, output = self._plan, self._parser, self._plan.request.output
         left = plan.budget.max_output_tokens - parser.output_tokens
         # One more for the thought's closing marker, and one for the opening marker where the model may still write it.
@@ -337,10 +354,7 @@ class Candidate:
         if seed is not None:
             seed = (seed + self._index + self._runs * _SEED_STRIDE) % 2**63
         self._runs += 1
-        self._run_gave_tokens = False
-        self._run_began_at = parser.output_tokens
         prompt = plan.context.prompt_token_ids + tuple(context)
-        self._run_prompt_tokens = len(prompt)
         most = min(most, plan.context.window_tokens - len(prompt))
         if most < 1:
             return None
@@ -365,6 +379,13 @@ class Candidate:
             accountable=plan.accountable,
             continues=parser.output_tokens > 0,
         )
+        return self._begun(request)
+
+    def _begun(self, request: EngineRequest) -> EngineRequest:
+        """Note the start of a run, and return its request with the trace's headers."""
+        self._run_gave_tokens = False
+        self._run_began_at = self._parser.output_tokens
+        self._run_prompt_tokens = len(request.prompt_token_ids)
         headers = self._hooks.run_began(self._cause, request)
         return replace(request, trace_headers=headers) if headers else request
 
@@ -396,6 +417,8 @@ class Candidate:
 
     async def _await_engine(self) -> AsyncGenerator[CandidateEvent, None]:
         """Wait until the engine takes work; report an interruption and its end where it does not at once."""
+        for event in self._release():
+            yield event
         interruption = self._engine.interruption()
         if interruption is None or self._control.ends:
             await self._control.unless_it_ends(self._engine.wait_until_available)
@@ -426,39 +449,95 @@ class Candidate:
 
     def _process_chunk(self, chunk: EngineChunk) -> tuple[StepAction, list[CandidateEvent]]:
         """Parse one engine step. Return the next action and the events to send."""
-        parser = self._parser
-        was_thinking = parser.in_thought
-        action = parser.push(chunk.token_ids, chunk.logprobs)
-        if action is StepAction.GO_ON and chunk.stop is not None:
-            action = self._action_of_stop(chunk.stop)
-        if action is StepAction.GO_ON:
-            action = self._apply_control()
-        if self._probe is not None:
-            action = self._advance_probe(self._probe, action)
+        probe = self._probe
+        if probe is None or not self._parser.in_thought:
+            return self._process(chunk)
+        # A place for a probe may be inside a step.
+        action, events = StepAction.GO_ON, list[CandidateEvent]()
+        for piece in self._lines_of(chunk):
+            action, more = self._process_beside(probe, piece)
+            events += more
+            if action is not StepAction.GO_ON:
+                break
+        return action, events
+
+    def _lines_of(self, chunk: EngineChunk) -> Iterator[EngineChunk]:
+        """Yield a chunk in pieces, each of which ends with a line or with the chunk."""
+        ids, token_bytes = chunk.token_ids, self._engine.tokenizer.token_bytes
+        ends = [at for at, token_id in enumerate(ids[:-1], 1) if b"\n" in token_bytes(token_id)]
+        for begin, end in pairwise([0, *ends, len(ids)]):
+            yield EngineChunk(ids[begin:end], chunk.logprobs[begin:end], stop=chunk.stop if end == len(ids) else None)
+
+    def _process(self, chunk: EngineChunk) -> tuple[StepAction, list[CandidateEvent]]:
+        was_thinking = self._parser.in_thought
+        action = self._action_of(chunk)
         if action is StepAction.CLOSE_THOUGHT_FOR_CALL:
             return self._begin_call()
         return action, self._events_for(action, was_thinking=was_thinking)
 
-    def _advance_probe(self, probe: AnswerProbe, action: StepAction) -> StepAction:
-        """Start a probe where one is due, and return the action after what the last one read."""
+    def _action_of(self, chunk: EngineChunk) -> StepAction:
+        action = self._parser.push(chunk.token_ids, chunk.logprobs)
+        if action is StepAction.GO_ON and chunk.stop is not None:
+            action = self._action_of_stop(chunk.stop)
+        return self._apply_control() if action is StepAction.GO_ON else action
+
+    def _process_beside(self, probe: AnswerProbe, chunk: EngineChunk) -> tuple[StepAction, list[CandidateEvent]]:
+        """Process a piece of a thought beside its probes.
+
+        While one is under way, what comes after its place is not sent: it is forgotten where the probe converges.
+        """
         parser = self._parser
-        if not parser.in_thought or action is not StepAction.GO_ON:
-            if not parser.in_thought or action in _OUTCOME_OF or action in _FINISH_OF:
-                probe.cancel()
-            return action
+        action, events = self._process(chunk)
+        if action is not StepAction.GO_ON or not parser.in_thought:
+            probe.give_up()
+            return action, self._release() + events
+        self._held += events
         probe.check()
-        upto = parser.line_end if parser.lines > probe.lines else len(parser.context_ids)
-        if not probe.is_point(parser.thought_tokens, parser.lines):
-            return action
-        if probe.has_converged:
-            if not parser.ends_at_line and not parser.is_at_line_end:
-                # The thought ends with its line, where the model may end it, too; or at the next point in a long one.
-                parser.ends_at_line = True
-                return action
-            return StepAction.CLOSE_THOUGHT_CONVERGED
+        if self._mark is not None and probe.has_converged:
+            return self._converge(probe, self._mark)
+        if self._mark is not None and probe.is_under_way:
+            return action, []
+        events = self._release()
         budget_left = self.thought_budget_tokens - parser.thought_tokens
-        probe.start(parser.context_ids[:upto], parser.thought_tokens, budget_left)
-        return action
+        if probe.is_due(parser.thought_tokens, budget_left, at_line_end=parser.is_at_line_end):
+            mark = parser.mark()
+            if mark is not None and probe.start(self._probe_request(probe), parser.thought_tokens):
+                self._mark = mark
+        return action, events
+
+    def _release(self) -> list[CandidateEvent]:
+        """Return the events that were not sent while a probe was under way."""
+        held, self._held, self._mark = self._held, [], None
+        return held
+
+    def _converge(self, probe: AnswerProbe, mark: ThoughtMark) -> tuple[StepAction, list[CandidateEvent]]:
+        """End the thought where the probe was made, which goes on as the answer where it can."""
+        parser = self._parser
+        self._held, self._mark = [], None
+        self._forgotten_tokens += parser.thought_tokens - mark.thought_tokens
+        parser.rewind(mark)
+        self._answering = probe.take()
+        action = StepAction.CLOSE_THOUGHT_CONVERGED
+        return action, self._events_for(action, was_thinking=True)
+
+    def _probe_request(self, probe: AnswerProbe) -> EngineRequest:
+        """Return the request of a probe behind the thought so far: the answer's own run where it may become that."""
+        plan, parser, output = self._plan, self._parser, self._plan.request.output
+        assert plan.early_exit is not None
+        prompt = (*plan.context.prompt_token_ids, *parser.context_ids, *plan.closing_ids)
+        name = f"{self._id}-probe{parser.thought_tokens}"
+        request = probe_request(self._engine, plan, prompt, plan.early_exit.answer_tokens, name)
+        if not probe.can_be_answer:
+            return request
+        left = plan.budget.max_output_tokens - parser.output_tokens
+        return replace(
+            request,
+            max_tokens=max(1, min(left, plan.context.window_tokens - len(prompt))),
+            min_tokens=max(0, min(output.min_tokens - parser.output_tokens, left)),
+            sampling=plan.sampling,
+            stop_token_ids=output.stop_token_ids,
+            top_logprobs=output.top_logprobs or 0,
+        )
 
     def _begin_call(self) -> tuple[StepAction, list[CandidateEvent]]:
         """Close the thought in which the model began a tool call, and go on with the call in the answer."""
@@ -573,7 +652,9 @@ class Candidate:
             accepted_tokens=self._accepted_tokens if counted else None,
             recomputed_tokens=self._recomputed_tokens,
             image_tokens=self._plan.context.image_tokens if self._runs else 0,
-            probe_tokens=self._decision_tokens + (self._probe.tokens if self._probe is not None else 0),
+            probe_tokens=self._decision_tokens
+            + self._forgotten_tokens
+            + (self._probe.tokens if self._probe is not None else 0),
         )
 
     def _cut_outcome(self, reason: FinishReason) -> ThinkingOutcome:

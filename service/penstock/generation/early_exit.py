@@ -15,8 +15,7 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from penstock import tasks
@@ -26,6 +25,7 @@ from penstock.errors import EngineDied, PenstockError
 from penstock.types import (
     EarlyExit,
     EarlyExitPlan,
+    EngineChunk,
     EngineRequest,
     GenerationPlan,
     ModelCard,
@@ -116,35 +116,53 @@ class ProbeRun:
     """One probe in the engine. What it computes is counted as it comes, also where it is given up."""
 
     def __init__(self, engine: Engine, request: EngineRequest) -> None:
-        self._engine = engine
-        self._request = request
+        self._chunks = engine.stream(request)
+        self._given: list[EngineChunk] = []
+        self.request = request
         self.tokens = 0
         """Tokens that the engine computed: of the prompt without cached ones, and of the answer."""
         self.cached_tokens = 0
         self.caused_death = False
         """Whether it is suspected of the engine's death."""
 
-    async def read(self, least: float) -> Reading | None:
-        """Return what it read; None where it failed. It ends once its tokens are less likely than `least` together."""
+    async def read(self, least: float, most_tokens: int) -> Reading | None:
+        """Return the first tokens of the answer, at least `most_tokens` where it is so long; None where that failed.
+
+        It ends once they are less likely than `least` together. The run goes on until `close`, or in `rest`.
+        """
         ids: list[int] = []
         log_probability = 0.0
         least = math.log(least) if least > 0 else -math.inf
         try:
-            async with aclosing(self._engine.stream(self._request)) as chunks:
-                async for chunk in chunks:
-                    if not self.tokens:
-                        self.cached_tokens = chunk.cached_tokens
-                        self.tokens = len(self._request.prompt_token_ids) - chunk.cached_tokens
-                    self.tokens += len(chunk.token_ids)
-                    ids += chunk.token_ids
-                    log_probability += sum(one.sampled.logprob for one in chunk.logprobs)
-                    if log_probability < least:
-                        break
+            async for chunk in self._chunks:
+                if not self._given:
+                    self.cached_tokens = chunk.cached_tokens
+                    self.tokens = len(self.request.prompt_token_ids) - chunk.cached_tokens
+                self._given.append(chunk)
+                self.tokens += len(chunk.token_ids)
+                ids += chunk.token_ids
+                log_probability += sum(one.sampled.logprob for one in chunk.logprobs)
+                if len(ids) >= most_tokens or log_probability < least:
+                    break
         except PenstockError as error:
             # Whatever failed, the thought goes on.
             self.caused_death = isinstance(error, EngineDied) and error.suspected
             return None
         return Reading(tuple(ids), math.exp(min(0.0, log_probability)))
+
+    async def rest(self) -> AsyncGenerator[EngineChunk, None]:
+        """Yield all chunks of the run, those that were read once more, to its end."""
+        try:
+            for chunk in self._given:
+                yield chunk
+            async for chunk in self._chunks:
+                yield chunk
+        finally:
+            await self.close()
+
+    async def close(self) -> None:
+        """Abort the run in the engine."""
+        await self._chunks.aclose()
 
 
 def probe_request(
@@ -202,7 +220,10 @@ async def read_before_thought(
     prompt = fast.context.prompt_token_ids
     tokens = min(settings.early_exit_answer_tokens, fast.budget.max_output_tokens)
     run = ProbeRun(engine, probe_request(engine, fast, prompt, tokens, f"{name}-0-auto"))
-    reading = await run.read(settings.auto_probability)
+    try:
+        reading = await run.read(settings.auto_probability, tokens)
+    finally:
+        await run.close()
     if run.caused_death:
         conditions.pause()
     certain = reading.probability if reading is not None and begins_answer(reading, engine.card) else None
@@ -210,37 +231,43 @@ async def read_before_thought(
 
 
 class AnswerProbe:
-    """Probe the answer of one candidate while it thinks."""
+    """Probe the answer of one candidate while it thinks: at most one probe at a time."""
 
     def __init__(
-        self, engine: Engine, plan: GenerationPlan, settings: EarlyExitPlan, conditions: ProbeConditions, name: str
+        self, engine: Engine, plan: GenerationPlan, settings: EarlyExitPlan, conditions: ProbeConditions
     ) -> None:
-        """Prepare probes whose engine requests are called `name` and a number."""
         self._engine = engine
         self._plan = plan
         self._settings = settings
         self._conditions = conditions
-        self._name = name
+        self._run: ProbeRun | None = None
         self._task: asyncio.Task[None] | None = None
         self._is_off = settings.mode is not EarlyExit.PROBE
         self._died = False
         self._last: Reading | None = None
         self._streak = 0
         self._at_tokens = 0
-        self._at_point = 0
-        self.lines = 0
-        """Lines of the thought at the last point."""
-        self._cached = 0
+        self._cached_tokens = 0
+        self._tokens_before = 0
         self.probes = 0
         """Probes that brought a reading."""
-        self._run: ProbeRun | None = None
-        self._tokens_before = 0
         self.has_converged = False
+        self._taken = asyncio.Event()
 
     @property
     def tokens(self) -> int:
         """Return the tokens that the engine computed for probes."""
         return self._tokens_before + (self._run.tokens if self._run is not None else 0)
+
+    @property
+    def is_under_way(self) -> bool:
+        """Return whether a probe runs."""
+        return self._task is not None and not self._task.done()
+
+    @property
+    def can_be_answer(self) -> bool:
+        """Return whether a probe draws its tokens as the answer does, so that it can become the answer."""
+        return self._plan.sampling.temperature == 0
 
     def state(self) -> list[int]:
         """Return plain data from which another one can count on."""
@@ -250,68 +277,81 @@ class AnswerProbe:
         """Count on from the `state` of another one."""
         self.probes, self._tokens_before = state
 
-    def is_point(self, thought_tokens: int, lines: int) -> bool:
-        """Return whether the thought has reached a point: the end of a line, or a distance in a long one."""
-        if lines == self.lines and thought_tokens - self._at_point < _LINE_TIMES * self._settings.interval_tokens:
+    def is_due(self, thought_tokens: int, budget_left: int, *, at_line_end: bool) -> bool:
+        """Return whether the thought is at a place for a probe: the end of a line, or a distance in a long one."""
+        passed, interval = thought_tokens - self._at_tokens, self._settings.interval_tokens
+        if self._is_off or self.is_under_way or passed < interval or budget_left < interval:
             return False
-        self.lines, self._at_point = lines, thought_tokens
+        return at_line_end or passed >= _LINE_TIMES * interval
+
+    def start(self, request: EngineRequest, thought_tokens: int) -> bool:
+        """Start a probe, and return whether it was allowed: by its share of the call, and by those who wait."""
+        settings, prompt_tokens = self._settings, len(request.prompt_token_ids)
+        self._at_tokens = thought_tokens
+        cost = prompt_tokens - self._cached_tokens + settings.answer_tokens
+        allowed = settings.share * (len(self._plan.context.prompt_token_ids) + thought_tokens)
+        room = self._plan.context.window_tokens - prompt_tokens >= settings.answer_tokens
+        if not room or self.tokens + cost > allowed or not self._conditions.allow(self._engine, running=False):
+            return False
+        self._run = ProbeRun(self._engine, request)
+        self._task = asyncio.create_task(self._read(self._run))
         return True
 
     def check(self) -> None:
         """Give up a running probe where others wait."""
-        if self._task is not None and not self._task.done() and not self._conditions.allow(self._engine, running=True):
+        if self.is_under_way and not self._conditions.allow(self._engine, running=True):
+            self.give_up()
+
+    def give_up(self) -> None:
+        """Give up the running probe. The engine aborts it within a step."""
+        if self._task is not None:
             self._task.cancel()
 
-    def start(self, context_ids: Sequence[int], thought_tokens: int, budget_left: int) -> None:
-        """Start a probe behind `context_ids` where one is due and allowed."""
-        settings = self._settings
-        if self._is_off or (self._task is not None and not self._task.done()):
-            return
-        if thought_tokens - self._at_tokens < settings.interval_tokens or budget_left < settings.interval_tokens:
-            return
-        prompt = (*self._plan.context.prompt_token_ids, *context_ids, *self._plan.closing_ids)
-        room = self._plan.context.window_tokens - len(prompt)
-        cost = len(prompt) - self._cached + settings.answer_tokens
-        allowed = settings.share * (len(self._plan.context.prompt_token_ids) + thought_tokens)
-        if room < settings.answer_tokens or self.tokens + cost > allowed:
-            return
-        if not self._conditions.allow(self._engine, running=False):
-            return
-        self._at_tokens = thought_tokens
-        name = f"{self._name}-probe{thought_tokens}"
-        request = probe_request(self._engine, self._plan, prompt, settings.answer_tokens, name)
-        self._run = ProbeRun(self._engine, request)
-        self._task = asyncio.create_task(self._read(self._run))
+    def take(self) -> ProbeRun | None:
+        """Return the probe that converged, to go on as the answer's run; None where it draws otherwise than the answer.
+
+        Its tokens are no longer the probe's.
+        """
+        self._is_off = True
+        if not self.can_be_answer:
+            return None
+        self._taken.set()
+        run, self._run = self._run, None
+        return run
 
     async def _read(self, run: ProbeRun) -> None:
         settings = self._settings
         try:
-            reading = await run.read(0.0 if settings.agreements else settings.answer_probability)
+            least = 0.0 if settings.agreements else settings.answer_probability
+            reading = await run.read(least, settings.answer_tokens)
+            if reading is None:
+                self._is_off = True
+                self._died = run.caused_death
+                if run.caused_death:
+                    self._conditions.pause()
+                return
+            self.probes += 1
+            self._cached_tokens = run.cached_tokens
+            self.has_converged = self._converges(reading)
+            if self.has_converged and self.can_be_answer:
+                # The engine goes on with the answer, until the thought's next step takes it or ends otherwise.
+                await self._taken.wait()
         finally:
-            self._tokens_before += run.tokens
-            self._run = None
-        if reading is None:
-            self._is_off = True
-            if run.caused_death:
-                self._died = True
-                self._conditions.pause()
-            return
-        self._cached = run.cached_tokens
-        self.probes += 1
+            if not self._taken.is_set():
+                self._tokens_before += run.tokens
+                self._run = None
+                await run.close()
+
+    def _converges(self, reading: Reading) -> bool:
         if not begins_answer(reading, self._engine.card):
             self._last, self._streak = None, 0
-            return
+            return False
         same = self._last is not None and self._last.token_ids == reading.token_ids
         self._streak = self._streak + 1 if same else 1
         self._last = reading
+        settings = self._settings
         agrees = settings.agreements > 0 and self._streak >= settings.agreements
-        self.has_converged = reading.probability >= settings.answer_probability or agrees
-
-    def cancel(self) -> None:
-        """Start no more probes, and give up the running one. The engine aborts it within a step."""
-        self._is_off = True
-        if self._task is not None:
-            self._task.cancel()
+        return agrees or reading.probability >= settings.answer_probability
 
     async def end(self) -> None:
         """Return once no probe runs any more."""

@@ -83,6 +83,17 @@ class ParserSettings:
     """What the ids of tool calls begin with; the number of the call follows."""
 
 
+@dataclass(frozen=True, slots=True)
+class ThoughtMark:
+    """Mark a place between two characters of a thought, as a parser made it."""
+
+    thought_tokens: int
+    context_tokens: int
+    lines: int
+    line_end: int
+    stops: Any
+
+
 class OutputParser:
     """Parse the tokens of one candidate. `context_ids` are all tokens after the prompt that a continuation needs."""
 
@@ -119,8 +130,6 @@ class OutputParser:
         """Number of lines of the thought that are complete."""
         self.line_end = 0
         """Number of tokens in `context_ids` up to the end of the last of them."""
-        self.ends_at_line = False
-        """Whether the thought ends at the end of this line."""
         self._answer = AnswerOutput(settings.candidate_index, settings.stop_strings, tools, settings.call_id_prefix)
         # The separator after the marker is generated and counted, but is not part of the answer's text.
         self._answer.trims_start = settings.trims_answer_start and settings.markers is not None and in_thought
@@ -195,7 +204,7 @@ class OutputParser:
         room = self._settings.max_output_tokens - self.output_tokens
         if self.in_thought:
             room = min(room, self.thought_budget_tokens - self.thought_tokens)
-            return len(ids) <= room and self._thought_stops is None and not self.ends_at_line
+            return len(ids) <= room and self._thought_stops is None
         return len(ids) < room and not self._settings.stop_strings and not self._answer.may_have_calls
 
     def _plain_tokens(self, ids: Sequence[int]) -> None:
@@ -240,7 +249,7 @@ class OutputParser:
         if self._thought_stops is not None and self._thought_stops.push(text):
             # The token stays in the thought: it was generated and counted, and the model sees what ended its thought.
             return StepAction.CLOSE_THOUGHT_AT_PATTERN
-        return StepAction.CLOSE_THOUGHT_CONVERGED if self.ends_at_line and self.is_at_line_end else StepAction.GO_ON
+        return StepAction.GO_ON
 
     def _count_lines(self, ids: Sequence[int]) -> None:
         """Count the tokens that end a line among the last ones. One that also begins the next line ends it as well."""
@@ -312,6 +321,22 @@ class OutputParser:
         if not self.in_thought and token_id in self._settings.stop_token_ids:
             return StepAction.STOP_TOKEN
         return StepAction.GO_ON
+
+    def mark(self) -> ThoughtMark | None:
+        """Return a place in the thought to go back to; None inside a character. Due events have been popped before."""
+        if self._thought.tokens or self._thought_text.incomplete:
+            return None
+        stops = self._thought_stops.state() if self._thought_stops is not None else None
+        return ThoughtMark(self.thought_tokens, len(self.context_ids), self.lines, self.line_end, stops)
+
+    def rewind(self, mark: ThoughtMark) -> None:
+        """Forget what came after a mark, in the same thought. Its events must not have been sent."""
+        self.thought_tokens, self.lines, self.line_end = mark.thought_tokens, mark.lines, mark.line_end
+        del self.context_ids[mark.context_tokens :]
+        self._thought = PendingDelta()
+        self._thought_text.end()
+        if self._thought_stops is not None:
+            self._thought_stops.restore(mark.stops)
 
     def state(self) -> dict[str, Any]:
         """Return plain data from which another parser with these settings can continue."""
