@@ -11,13 +11,21 @@ from pathlib import Path
 import pytest
 from penstock.config.schema import DEMO_MODEL_DIR, DEMO_MODEL_FP8_DIR
 from penstock.engine.sizing.shape import read_shape
+from penstock_bench.evaluation.questions import Question
 from penstock_bench.evaluation.results import Row
 from penstock_bench.evaluation.settings import FAST, THINKING
 from penstock_bench.load.serving import NotServing, served, wait_until_ready
 
 from bench import context_cost, fp8_accuracy
 
-FIRST = Row("FAST", "a", "sum", True, True, "7", "natural", "stop", 0, 2, 9, 0, 0, "", 0, 0, 1, 0.0, 1.0, 0.5, 0.0)
+FIRST = dataclasses.replace(
+    Row.lost(Question("a", "sum", "?", None, "7", True), FAST, "natural", 0.0, 1.0),
+    right=True,
+    answer="7",
+    answer_tokens=2,
+    prompt_tokens=9,
+    first_token_seconds=0.5,
+)
 
 
 def rows(*verdicts: bool, setting: str = FAST.name) -> list[Row]:

@@ -15,14 +15,14 @@ from penstock_bench.evaluation.results import EvaluationSummary, Row, Share, pai
 from penstock_bench.evaluation.settings import THINKING, UNLIMITED, Setting
 from penstock_client import ThinkingMode
 
-LEAST_RATIO = 0.99
+MIN_RATIO = 0.99
 """Smallest accuracy of what is chosen, as a share of THINKING's without a limit."""
 _Z_95 = 1.96
 
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """One way to think less, as it does on the questions that it was not chosen on. Ratios are to THINKING's.
+    """Hold one way to think less, as it does on the questions that it was not chosen on. Ratios are to THINKING's.
 
     Attributes:
         family: Fixed budget, AUTO, or a sign of early exit.
@@ -55,12 +55,12 @@ class Chosen:
 
 @dataclass(frozen=True, slots=True)
 class Frontier:
-    """What was chosen of each family, THINKING without a limit first, and the numbers of questions in both halves."""
+    """Hold what was chosen of each family, THINKING without a limit first, and the sizes of both halves."""
 
     chosen: Sequence[Chosen]
     chosen_on: int
     reported_on: int
-    least_ratio: float = LEAST_RATIO
+    min_ratio: float = MIN_RATIO
 
     @property
     def languages(self) -> list[str]:
@@ -110,7 +110,7 @@ def _is_first_half(question_id: str) -> bool:
 
 def _choose(settings: Sequence[Setting], rows: Mapping[Setting, Sequence[Row]], unlimited: Sequence[Row]) -> Setting:
     """Return the setting with the least time of those that are accurate enough, else the most accurate one."""
-    least = LEAST_RATIO * share(unlimited).value
+    least = MIN_RATIO * share(unlimited).value
     enough = [one for one in settings if share(rows[one]).value >= least]
     if enough:
         return min(enough, key=lambda one: sum(row.latency_seconds for row in rows[one]))

@@ -179,7 +179,7 @@ def show_frontier(console: Console, frontier: Frontier) -> None:
     console.print()
     console.print(table)
     note = (
-        f"chosen on {frontier.chosen_on} questions: least time with {frontier.least_ratio:g} of THINKING's accuracy; "
+        f"chosen on {frontier.chosen_on} questions: least time with {frontier.min_ratio:g} of THINKING's accuracy; "
         f"reported on the other {frontier.reported_on}; thought, decoded, engine (tokens), time: shares of THINKING's"
     )
     console.out(note, style="dim", highlight=False)

@@ -516,7 +516,7 @@ class Candidate:
         self._held, self._mark = [], None
         self._forgotten_tokens += parser.thought_tokens - mark.thought_tokens
         parser.rewind(mark)
-        self._answering = probe.take()
+        self._answering = probe.pop_converged()
         action = StepAction.CLOSE_THOUGHT_CONVERGED
         return action, self._events_for(action, was_thinking=True)
 

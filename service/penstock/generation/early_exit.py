@@ -307,7 +307,7 @@ class AnswerProbe:
         if self._task is not None:
             self._task.cancel()
 
-    def take(self) -> ProbeRun | None:
+    def pop_converged(self) -> ProbeRun | None:
         """Return the probe that converged, to go on as the answer's run; None where it draws otherwise than the answer.
 
         Its tokens are no longer the probe's.
