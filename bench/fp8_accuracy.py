@@ -22,7 +22,9 @@ from typing import Any
 
 from penstock.config.schema import DEMO_MODEL_DIR, DEMO_MODEL_FP8_DIR
 from penstock.engine.sizing.shape import read_shape
+from penstock.engine.sizing.vision import vision_weight_bytes
 from penstock.engine.sizing.weights import weight_bytes
+from penstock.engine.vllm.checkpoint import read_facts
 from penstock_bench.evaluation.measure import EvaluationOptions, measure
 from penstock_bench.evaluation.questions import SHIPPED, Question, load, pick
 from penstock_bench.evaluation.results import Row, Share, paired_difference, share
@@ -86,9 +88,10 @@ def _named(row: Row) -> Row:
 
 def weights(folder: Path) -> int:
     """Return the bytes of a worker's weights. A test compares them with the engine's own count."""
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    fp8 = (config.get("quantization_config") or {}).get("quant_method") == "fp8"
-    return weight_bytes(read_shape(config.get("text_config") or config), fp8)
+    found = read_facts(str(folder))
+    tower = found.tower("auto")
+    text = weight_bytes(read_shape(found.text), found.quantization == "fp8")
+    return text + (vision_weight_bytes(tower) if tower else 0)
 
 
 def table(found: dict[str, Any]) -> str:
