@@ -292,6 +292,4 @@ def test_images_of_a_request_are_tokens_of_its_prompt() -> None:
 def test_an_image_has_the_most_pixels_unless_they_are_given() -> None:
     told = plan_json("--model", BIG, "--count", "8", "--images", "1", "--set", "engine.image_pixels=2097152")
     assert told["mix"]["tokens_per_image"] == 2048
-    assert (
-        "2,048 of 1 images" in run("--model", BIG, "--count", "8", "--images", "1", "--image-pixels", "2097152").stdout
-    )
+    assert "2,048 of image)" in run("--model", BIG, "--count", "8", "--images", "1", "--image-pixels", "2097152").stdout

@@ -72,6 +72,7 @@ def test_the_notes_of_a_plan_tell_each_devices_error() -> None:
 
 
 @pytest.mark.full
+@pytest.mark.timeout(600)  # it fits the speed model to the published runs
 def test_the_page_is_what_the_code_says() -> None:
     page = PAGE.read_text()
     assert page == published.with_table(page, published.table(runs(), published.leave_one_out(runs())))

@@ -242,7 +242,7 @@ def show(console: Console, plan: CapacityPlan, notes: list[str]) -> None:
     console.out(f"{setup.model} on {setup.count} x {setup.device.name}: {spread}", style="bold", highlight=False)
     fits = "fits" if plan.memory.fits else f"DOES NOT FIT; {enough(plan)}"
     mix = plan.wanted.mix
-    pictures = f", {mix.image_tokens:,} of {mix.images} images" if mix.images else ""
+    pictures = f", {mix.image_tokens:,} of image{'s' if mix.images > 1 else ''}" if mix.images else ""
     console.out(
         f"{fits}. A request: {mix.input_tokens:,} tokens in ({mix.cached_share:.0%} cached{pictures}), "
         f"{mix.thought_tokens:,} of thought, {mix.answer_tokens:,} of answer",
