@@ -11,8 +11,9 @@ from penstock.config.schema import Config
 from penstock.engine.vllm.args import plan_engine
 from penstock.engine.vllm.checkpoint import card_checkpoint
 from penstock.engine.vllm.features import Devices
+from penstock_gateway.settings import Settings as GatewaySettings
 
-from tests.chart.chart import CHART, configuration, container, needs_helm, render
+from tests.chart.chart import CHART, configuration, container, is_gateways, needs_helm, of_kind, render
 
 pytestmark = needs_helm
 GPU_BYTES = 80 * 10**9
@@ -60,6 +61,18 @@ def test_messages_should_be_as_large_as_the_images_that_are_on(preset: str) -> N
     assert shown.max_message_bytes - without.max_message_bytes >= shown.limits.max_image_bytes
     assert shown.max_message_bytes > shown.limits.max_image_bytes + (shown.resolved_limits.max_prompt_bytes or 0)
     assert fixed.max_message_bytes == 9 * 2**20
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_gateways_bodies_should_hold_the_windows_text_and_the_images(preset: str) -> None:
+    objects = render({"preset": preset, "gateway": {"enabled": True}})
+    settings = Config.model_validate({"engine": tomllib.loads(configuration(objects))["engine"] | {"nodes": 1}})
+    (deployment,) = [found for found in of_kind(objects, "Deployment") if is_gateways(found)]
+    (box,) = deployment["spec"]["template"]["spec"]["containers"]
+    limit = "--limit=max_body_bytes="
+    said = [one.removeprefix(limit) for one in box["args"] if one.startswith(limit)]
+    most = int(said[0]) if said else GatewaySettings().max_body_bytes
+    assert most >= settings.limits.max_image_bytes * 4 / 3 + (settings.resolved_limits.max_prompt_bytes or 0)
 
 
 def test_every_preset_should_say_whether_images_are_on() -> None:
