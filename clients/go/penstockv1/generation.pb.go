@@ -381,10 +381,10 @@ const (
 	EarlyExit_EARLY_EXIT_OFF EarlyExit = 1
 	// The probability that the model gives to the closing marker at the end of a line. It costs nothing.
 	EarlyExit_EARLY_EXIT_MARKER EarlyExit = 2
-	// That, and probes: beside the thought the server generates the first tokens of the answer, as if the thought ended
-	// there, and ends it where they are certain enough or stay the same. Probes are counted as `probe_tokens` and not
-	// billed; they stop while calls wait for the engine. Beside structured output and tools, whose first tokens are always
-	// the same, it is MARKER.
+	// That, and probes: at ends of lines the server generates the first tokens of the answer beside the thought, as if the
+	// thought ended there, and ends it there where they are certain enough or stay the same. What the model thinks while a
+	// probe is under way is sent once that is decided. Probes are counted as `probe_tokens` and not billed; they stop while
+	// calls wait for the engine. Beside structured output and tools, whose first tokens are always the same, it is MARKER.
 	EarlyExit_EARLY_EXIT_PROBE EarlyExit = 3
 )
 
@@ -4751,8 +4751,9 @@ type Usage struct {
 	ToolTokens int32 `protobuf:"varint,11,opt,name=tool_tokens,json=toolTokens,proto3" json:"tool_tokens,omitempty"`
 	// Part of prompt_tokens that stands for images.
 	ImageTokens int32 `protobuf:"varint,12,opt,name=image_tokens,json=imageTokens,proto3" json:"image_tokens,omitempty"`
-	// Tokens that the engine computed for probes of early exit: their prompts without what the prefix cache had, and the
-	// tokens they generated. Part of no other count, and not billed.
+	// Tokens that the engine computed for early exit and for AUTO's decision: the prompts of probes without what the prefix
+	// cache had, the tokens they generated, and what the model thought on before a thought ended where it was probed. Part
+	// of no other count, and not billed.
 	ProbeTokens   int32 `protobuf:"varint,13,opt,name=probe_tokens,json=probeTokens,proto3" json:"probe_tokens,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -209,10 +209,10 @@ class _EarlyExitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EarlyExit.V
     EARLY_EXIT_MARKER: _EarlyExit.ValueType  # 2
     """The probability that the model gives to the closing marker at the end of a line. It costs nothing."""
     EARLY_EXIT_PROBE: _EarlyExit.ValueType  # 3
-    """That, and probes: beside the thought the server generates the first tokens of the answer, as if the thought ended
-    there, and ends it where they are certain enough or stay the same. Probes are counted as `probe_tokens` and not
-    billed; they stop while calls wait for the engine. Beside structured output and tools, whose first tokens are always
-    the same, it is MARKER.
+    """That, and probes: at ends of lines the server generates the first tokens of the answer beside the thought, as if the
+    thought ended there, and ends it there where they are certain enough or stay the same. What the model thinks while a
+    probe is under way is sent once that is decided. Probes are counted as `probe_tokens` and not billed; they stop while
+    calls wait for the engine. Beside structured output and tools, whose first tokens are always the same, it is MARKER.
     """
 
 class EarlyExit(_EarlyExit, metaclass=_EarlyExitEnumTypeWrapper):
@@ -225,10 +225,10 @@ EARLY_EXIT_OFF: EarlyExit.ValueType  # 1
 EARLY_EXIT_MARKER: EarlyExit.ValueType  # 2
 """The probability that the model gives to the closing marker at the end of a line. It costs nothing."""
 EARLY_EXIT_PROBE: EarlyExit.ValueType  # 3
-"""That, and probes: beside the thought the server generates the first tokens of the answer, as if the thought ended
-there, and ends it where they are certain enough or stay the same. Probes are counted as `probe_tokens` and not
-billed; they stop while calls wait for the engine. Beside structured output and tools, whose first tokens are always
-the same, it is MARKER.
+"""That, and probes: at ends of lines the server generates the first tokens of the answer beside the thought, as if the
+thought ended there, and ends it there where they are certain enough or stay the same. What the model thinks while a
+probe is under way is sent once that is decided. Probes are counted as `probe_tokens` and not billed; they stop while
+calls wait for the engine. Beside structured output and tools, whose first tokens are always the same, it is MARKER.
 """
 Global___EarlyExit: _TypeAlias = EarlyExit  # noqa: Y015
 
@@ -2496,8 +2496,9 @@ class Usage(_message.Message):
     image_tokens: _builtins.int
     """Part of prompt_tokens that stands for images."""
     probe_tokens: _builtins.int
-    """Tokens that the engine computed for probes of early exit: their prompts without what the prefix cache had, and the
-    tokens they generated. Part of no other count, and not billed.
+    """Tokens that the engine computed for early exit and for AUTO's decision: the prompts of probes without what the prefix
+    cache had, the tokens they generated, and what the model thought on before a thought ended where it was probed. Part
+    of no other count, and not billed.
     """
     def __init__(
         self,

@@ -2254,8 +2254,9 @@ export type Usage = Message$1<"penstock.v1.Usage"> & {
   imageTokens: number;
 
   /**
-   * Tokens that the engine computed for probes of early exit: their prompts without what the prefix cache had, and the
-   * tokens they generated. Part of no other count, and not billed.
+   * Tokens that the engine computed for early exit and for AUTO's decision: the prompts of probes without what the prefix
+   * cache had, the tokens they generated, and what the model thought on before a thought ended where it was probed. Part
+   * of no other count, and not billed.
    *
    * @generated from field: int32 probe_tokens = 13;
    */
@@ -2777,10 +2778,10 @@ export enum EarlyExit {
   MARKER = 2,
 
   /**
-   * That, and probes: beside the thought the server generates the first tokens of the answer, as if the thought ended
-   * there, and ends it where they are certain enough or stay the same. Probes are counted as `probe_tokens` and not
-   * billed; they stop while calls wait for the engine. Beside structured output and tools, whose first tokens are always
-   * the same, it is MARKER.
+   * That, and probes: at ends of lines the server generates the first tokens of the answer beside the thought, as if the
+   * thought ended there, and ends it there where they are certain enough or stay the same. What the model thinks while a
+   * probe is under way is sent once that is decided. Probes are counted as `probe_tokens` and not billed; they stop while
+   * calls wait for the engine. Beside structured output and tools, whose first tokens are always the same, it is MARKER.
    *
    * @generated from enum value: EARLY_EXIT_PROBE = 3;
    */
