@@ -159,7 +159,7 @@ def _show_shares(console: Console, title: str, by_setting: Mapping[str, Mapping[
 def show_frontier(console: Console, frontier: Frontier) -> None:
     """Print what was chosen on one half of the questions, and how it does on the other one."""
     languages = frontier.languages
-    columns = ["chosen", "accuracy", "95 %", "of THINKING", "thought", "decoded", "engine", "time"]
+    columns = ["chosen", "accuracy", "95 %", "of THINKING", "thought", "decoded", "engine", "time", "beaten by"]
     table = _table("family", *columns, *languages)
     for one in frontier.chosen:
         low, high = one.accuracy.interval
@@ -174,6 +174,7 @@ def show_frontier(console: Console, frontier: Frontier) -> None:
             f"{one.decoded_ratio:.2f}",
             f"{one.engine_ratio:.2f}",
             f"{one.time_ratio:.2f}",
+            ", ".join(one.beaten_by) or "-",
             *("-" if share is None else f"{share.value:.3f}" for share in by_language),
         )
     console.print()

@@ -61,12 +61,28 @@ def test_each_family_is_chosen_on_one_half_and_reported_on_the_other() -> None:
     assert found["probe"].engine_ratio == pytest.approx((50 + 50 + 60) / (50 + 100))
     assert found["AUTO"].difference < 0 < found["AUTO"].difference_error
     assert set(found["probe"].by_language) == {"en", "zh"}
+    # Nothing without early exit is more accurate in the same time, except than what guesses.
+    assert found["probe"].beaten_by == found["no limit"].beaten_by == []
+    assert found["AUTO"].beaten_by == []
+    assert "FAST" not in found["fixed budget"].beaten_by
     plain = json.loads(json.dumps(frontier.to_dict()))
     assert plain["chosen"][3]["accuracy"]["value"] == 1.0
     assert len(plain["chosen"][3]["by_language"]["en"]["interval_95"]) == 2
     console = Console(record=True, width=200)
     show_frontier(console, frontier)
     assert "THINKING unlimited probe 0.9" in console.export_text()
+
+
+def test_what_is_better_in_the_same_time_is_named_by_language() -> None:
+    slow = Setting(ThinkingMode.THINKING, UNLIMITED, None, Exit("probe"))
+    rows = [*rows_of(THINKING, 100, 0.0), *rows_of(slow, 110, 0.0)]
+    rows += [replace(row, right=row.language == "zh") for row in rows_of(AUTO, 90, 0.0)]
+    rows = [replace(row, right=False) if row.setting == slow.name and row.language == "zh" else row for row in rows]
+    summaries = [found for setting in (THINKING, AUTO, slow) if (found := summarize(setting, rows)) is not None]
+    frontier = frontier_of(summaries, rows)
+    assert frontier is not None
+    beaten = {one.family: one.beaten_by for one in frontier.chosen}
+    assert beaten["probe"] == ["THINKING unlimited", "THINKING unlimited (zh)", "AUTO (zh)"]
 
 
 def test_without_thinking_there_is_nothing_to_compare() -> None:
