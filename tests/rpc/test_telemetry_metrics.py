@@ -259,5 +259,5 @@ async def test_the_call_that_the_bench_repeats_is_told_whole() -> None:
     assert len(collector.spans) == 7
     assert len({span.trace_id for span in collector.spans}) == 1
     assert sum(point.count for histogram in histograms for point in histogram.data_points) == 10
-    assert len(collector.metrics["penstock.tokens"].sum.data_points) == 7
+    assert len(collector.metrics["penstock.tokens"].sum.data_points) == 8
     assert {"penstock.thoughts", "penstock.cost.usd_ticks"} <= collector.metrics.keys()
