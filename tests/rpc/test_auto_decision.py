@@ -48,6 +48,27 @@ async def test_a_certain_answer_needs_no_thought_whatever_the_words_are(question
         assert finished.usage.total_tokens == finished.usage.prompt_tokens + 5
 
 
+@pytest.mark.parametrize("most", [None, 3])
+async def test_a_greedy_answer_is_the_one_that_was_asked_for(most: int | None) -> None:
+    long = Reply(match="sure", thought="hm", answer="a long answer, of far more letters than a probe reads")
+    async with asking(long, UNSURE) as (engine, channel):
+        request = spec("sure", thinking=AUTO)
+        request.sampling.temperature = 0.0
+        if most is not None:
+            request.output.max_output_tokens = most
+        events = await stream(channel, request)
+        usage = events[-1].finished.usage
+        assert texts(events) == ("", long.answer[:most])
+        assert usage.answer_tokens == (most or len(long.answer) + 1)
+        # Nothing was computed twice.
+        assert (usage.probe_tokens, usage.recomputed_tokens) == (0, 0)
+        assert engine.load().running_requests == 0
+        request.messages.messages[0].content = "Hello"
+        events = await stream(channel, request)
+        assert texts(events)[0]
+        assert events[-1].finished.usage.probe_tokens > 0
+
+
 async def test_an_uncertain_answer_needs_one() -> None:
     async with asking() as (_, channel):
         events = await stream(channel, spec("Hello", thinking=AUTO))

@@ -20,7 +20,7 @@ from typing import Any
 from penstock.engine.base import Engine
 from penstock.errors import ConstraintLost, EngineDied, EngineDown, EngineRefused, GenerationNotFound
 from penstock.generation.control import GenerationRun
-from penstock.generation.early_exit import AnswerProbe, ProbeRun, logprobs_needed, probe_request
+from penstock.generation.early_exit import AnswerProbe, as_answer, logprobs_needed, probe_request
 from penstock.generation.output_parser import OutputParser, ParserSettings, StepAction, ThoughtMark
 from penstock.generation.tool_planning import tool_call_parser, tool_call_token
 from penstock.telemetry.hooks import Cause
@@ -142,7 +142,7 @@ class Candidate:
         # Where the thought ends if the probe under way converges, and what came after it, which is not sent until then.
         self._mark: ThoughtMark | None = None
         self._held: list[CandidateEvent] = []
-        self._answering: ProbeRun | None = None
+        self._answering = run.begun if index == 0 else None
         self._forgotten_tokens = 0
         self._parser = OutputParser(
             self._parser_settings(),
@@ -522,22 +522,12 @@ class Candidate:
 
     def _probe_request(self, probe: AnswerProbe) -> EngineRequest:
         """Return the request of a probe behind the thought so far: the answer's own run where it may become that."""
-        plan, parser, output = self._plan, self._parser, self._plan.request.output
+        plan, parser = self._plan, self._parser
         assert plan.early_exit is not None
         prompt = (*plan.context.prompt_token_ids, *parser.context_ids, *plan.closing_ids)
         name = f"{self._id}-probe{parser.thought_tokens}"
         request = probe_request(self._engine, plan, prompt, plan.early_exit.answer_tokens, name)
-        if not probe.can_be_answer:
-            return request
-        left = plan.budget.max_output_tokens - parser.output_tokens
-        return replace(
-            request,
-            max_tokens=max(1, min(left, plan.context.window_tokens - len(prompt))),
-            min_tokens=max(0, min(output.min_tokens - parser.output_tokens, left)),
-            sampling=plan.sampling,
-            stop_token_ids=output.stop_token_ids,
-            top_logprobs=output.top_logprobs or 0,
-        )
+        return as_answer(request, plan, parser.output_tokens) if probe.can_be_answer else request
 
     def _begin_call(self) -> tuple[StepAction, list[CandidateEvent]]:
         """Close the thought in which the model began a tool call, and go on with the call in the answer."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from penstock.errors import BadRequest, FieldViolation
-from penstock.generation.early_exit import ProbeConditions
+from penstock.generation.early_exit import ProbeConditions, ProbeRun
 from penstock.generation.usage import UsageMeter
 from penstock.telemetry.hooks import NO_GENERATION_HOOKS, GenerationHooks
 
@@ -94,6 +94,7 @@ class GenerationRun:
         states: Of a drained call's `Finished`, one for each candidate: it continues there. Empty for a new call.
         meter: Filled in while it runs; None where nobody reads it.
         conditions: Whether probes of early exit may run.
+        begun: The answer's run that AUTO's decision began, of a call with one candidate.
     """
 
     generation_id: str
@@ -103,3 +104,4 @@ class GenerationRun:
     hooks: GenerationHooks = NO_GENERATION_HOOKS
     meter: UsageMeter | None = None
     conditions: ProbeConditions = field(default_factory=ProbeConditions)
+    begun: ProbeRun | None = None

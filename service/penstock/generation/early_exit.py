@@ -16,7 +16,7 @@ import math
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from penstock import tasks
 from penstock.config.schema import ThinkingSettings
@@ -185,6 +185,24 @@ def probe_request(
     )
 
 
+def as_answer(request: EngineRequest, plan: GenerationPlan, spent_tokens: int) -> EngineRequest:
+    """Return the request of a greedy probe with the answer's own limits, so that it can go on as the answer.
+
+    `spent_tokens` are the thought's.
+    """
+    output = plan.request.output
+    left = plan.budget.max_output_tokens - spent_tokens
+    room = plan.context.window_tokens - len(request.prompt_token_ids)
+    return replace(
+        request,
+        max_tokens=max(1, min(left, room)),
+        min_tokens=max(0, min(output.min_tokens - spent_tokens, left)),
+        sampling=plan.sampling,
+        stop_token_ids=output.stop_token_ids,
+        top_logprobs=output.top_logprobs or 0,
+    )
+
+
 def begins_answer(reading: Reading, card: ModelCard) -> bool:
     """Return whether an answer can begin like this: with the end of turn or a second thought the model would go on."""
     markers = card.markers
@@ -200,11 +218,13 @@ class AutoReading:
         probability: Of the answer's first tokens without a thought; None where nothing was read.
         tokens: That the engine computed for it.
         caused_death: Whether it is suspected of the engine's death.
+        run: Goes on as the answer, where that is certain and greedy; who gets it closes it.
     """
 
     probability: float | None = None
     tokens: int = 0
     caused_death: bool = False
+    run: ProbeRun | None = None
 
 
 async def read_before_thought(
@@ -219,15 +239,21 @@ async def read_before_thought(
         return AutoReading()
     prompt = fast.context.prompt_token_ids
     tokens = min(settings.early_exit_answer_tokens, fast.budget.max_output_tokens)
-    run = ProbeRun(engine, probe_request(engine, fast, prompt, tokens, f"{name}-0-auto"))
+    request = probe_request(engine, fast, prompt, tokens, f"{name}-0-auto")
+    can_be_answer = fast.sampling.temperature == 0 and fast.request.output.candidate_count == 1
+    run = ProbeRun(engine, as_answer(request, fast, 0) if can_be_answer else request)
+    goes_on = False
     try:
         reading = await run.read(settings.auto_probability, tokens)
+        certain = reading.probability if reading is not None and begins_answer(reading, engine.card) else None
+        goes_on = can_be_answer and certain is not None and certain >= settings.auto_probability
     finally:
-        await run.close()
+        if not goes_on:
+            await run.close()
     if run.caused_death:
         conditions.pause()
-    certain = reading.probability if reading is not None and begins_answer(reading, engine.card) else None
-    return AutoReading(certain, run.tokens, run.caused_death)
+    # As the answer's run it is counted there.
+    return AutoReading(certain, 0 if goes_on else run.tokens, run.caused_death, run if goes_on else None)
 
 
 class AnswerProbe:

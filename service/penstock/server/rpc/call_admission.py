@@ -19,7 +19,7 @@ from penstock.engine.base import Engine
 from penstock.engine.poison import accountable, network_of
 from penstock.engine.supervisor import SupervisedEngine
 from penstock.errors import EngineRefused, GenerationNotFound, Overloaded, PenstockError, ServiceFault
-from penstock.generation.early_exit import AutoReading, read_before_thought
+from penstock.generation.early_exit import AutoReading, ProbeRun, read_before_thought
 from penstock.generation.images import measured
 from penstock.generation.planner import (
     PlanningFacts,
@@ -80,11 +80,14 @@ class CallAdmission:
                 # The deadline is nearer than when the AUTO budget was planned.
                 plan = await _beside(call.spec, lambda: self._plan(request, engine, context))
                 hooks.planned(plan, context.seconds_left)
+            begun = None
             if call.checkpoint is None and may_ask_engine(plan, engine.card):
-                plan = await self._ask_engine(call, request, plan, engine)
+                plan, begun = await self._ask_engine(call, request, plan, engine)
                 hooks.planned(plan, context.seconds_left)
+            if begun is not None:
+                stack.push_async_callback(begun.close)
             hooks.admitted(call.generation_id, waited_seconds)
-            yield AdmittedCall(call, engine, plan, hooks, self._effective(plan, context))
+            yield AdmittedCall(call, engine, plan, hooks, self._effective(plan, context), begun)
             for end in call.meter.finished.ends if call.meter.finished else ():
                 if end.outcome in (ThinkingOutcome.NATURAL_END, ThinkingOutcome.BUDGET_REACHED):
                     service.conditions.lengths.saw(end.usage.thought_tokens)
@@ -171,14 +174,15 @@ class CallAdmission:
 
     async def _ask_engine(
         self, call: GenerationCall, request: Request, plan: GenerationPlan, engine: Engine
-    ) -> GenerationPlan:
-        """Return the plan after AUTO has asked the engine how certain the answer is without a thought."""
+    ) -> tuple[GenerationPlan, ProbeRun | None]:
+        """Return the plan after AUTO has asked the engine how certain the answer is without a thought, and its run."""
         settings = self._service.config.thinking
         fast = await _beside(call.spec, lambda: self._plan(without_thought(request), engine, call.context))
         reading = await call.control.unless_it_ends(
             lambda: read_before_thought(engine, fast, settings, self._service.conditions, call.generation_id)
         )
-        return decided(plan, fast, reading or AutoReading(), settings.auto_probability)
+        found = reading or AutoReading()
+        return decided(plan, fast, found, settings.auto_probability), found.run
 
     def _effective(self, plan: GenerationPlan, context: RequestContext) -> pb.EffectiveSettings:
         effective = convert.effective_settings(plan)

@@ -69,6 +69,7 @@ class CallRunner:
             admitted.hooks,
             call.meter,
             self._service.conditions,
+            admitted.begun,
         )
         return generate(admitted.engine, admitted.plan, self._service.prices, run)
 

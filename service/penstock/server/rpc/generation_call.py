@@ -8,6 +8,7 @@ from penstock_proto.v1 import generation_pb2 as pb
 
 from penstock.engine.base import Engine
 from penstock.generation.control import GenerationControl
+from penstock.generation.early_exit import ProbeRun
 from penstock.generation.usage import UsageMeter
 from penstock.server.request_context import RequestContext
 from penstock.sessions.checkpoints import Checkpoint
@@ -44,10 +45,11 @@ class GenerationCall:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AdmittedCall:
-    """A call that was planned and holds a permit."""
+    """A call that was planned and holds a permit; `begun` is the answer's run that AUTO's decision began."""
 
     call: GenerationCall
     engine: Engine
     plan: GenerationPlan
     hooks: GenerationHooks
     effective: pb.EffectiveSettings
+    begun: ProbeRun | None = None
