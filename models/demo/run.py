@@ -1,6 +1,8 @@
 """Hold the state of a training run, its learning rate and the losses of its drafts, for any of the models."""
 
+import io
 import json
+import lzma
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,8 +76,13 @@ class Run:
         self.step, self.next_seed, self.seconds = state["step"], state["next_seed"], state["seconds"]
 
     def begin_with(self, other: Path) -> None:
-        """Take over the weights of another checkpoint; the optimizers and the learning rate start anew."""
-        self.model.load_state_dict(torch.load(other, map_location="cpu", weights_only=True)["model"])
+        """Take over the weights of another checkpoint, which may be compressed by xz.
+
+        The optimizers and the learning rate start anew.
+        """
+        with lzma.open(other) if other.suffix == ".xz" else other.open("rb") as file:
+            content = io.BytesIO(file.read())
+        self.model.load_state_dict(torch.load(content, map_location="cpu", weights_only=True)["model"])
 
     def log(self, entry: dict) -> None:
         """Print a line of progress, and add it to the log."""

@@ -36,6 +36,8 @@ TASK_SHARE = 0.15
 """Share of examples with functions; theirs is half of the tokens."""
 PICTURE_SHARE = 0.5
 """Share of examples with a picture in the stage with pictures."""
+FUNCTION_SHARE = 0.25
+"""Share of examples with functions in the last stage, whose other examples are those of the stage with pictures."""
 FAST_SHARE = {True: 0.1, False: 0.55}
 CUT_SHARE = {True: 0.2, False: 0.15}
 """Shares of examples without a thought and with a cut one, by whether the kind needs steps."""
@@ -57,8 +59,7 @@ def example(seed: int, encoder: Encoder) -> Example:
     rng = random.Random(f"example:{seed}")
     language = _pick_language(rng)
     if rng.random() < TASK_SHARE:
-        kind = rng.choices(list(TASK_WEIGHTS), list(TASK_WEIGHTS.values()))[0]
-        return task_example(rng, task(kind, language, seed), encoder)
+        return _any_task(rng, language, seed, encoder)
     kind = rng.choices(list(KIND_WEIGHTS), list(KIND_WEIGHTS.values()))[0]
     asked = question(kind, language, seed)
     earlier = asked.earlier
@@ -69,6 +70,11 @@ def example(seed: int, encoder: Encoder) -> Example:
     out.add([*encoder.system(_pick_system(rng)), *encoder.earlier(earlier), *encoder.user(asked.text)])
     add_reply(rng, out, asked, encoder, kind in MULTI_STEP)
     return out
+
+
+def _any_task(rng: random.Random, language: str, seed: int, encoder: Encoder) -> Example:
+    kind = rng.choices(list(TASK_WEIGHTS), list(TASK_WEIGHTS.values()))[0]
+    return task_example(rng, task(kind, language, seed), encoder)
 
 
 def add_reply(rng: random.Random, out: Example, asked: Question, encoder: Encoder, steps: bool) -> None:
@@ -115,6 +121,14 @@ def mixed_example(seed: int, encoder: Encoder) -> Example:
         return example(seed, encoder)
     kind = rng.choices(list(PICTURE_WEIGHTS), list(PICTURE_WEIGHTS.values()))[0]
     return picture_example(rng, picture_question(kind, _pick_language(rng), seed), encoder)
+
+
+def function_example(seed: int, encoder: Encoder) -> Example:
+    """Return the training example of `seed` in the stage with functions."""
+    rng = random.Random(f"functions:{seed}")
+    if rng.random() >= FUNCTION_SHARE:
+        return mixed_example(seed, encoder)
+    return _any_task(rng, _pick_language(rng), seed, encoder)
 
 
 def task_example(rng: random.Random, asked: Task, encoder: Encoder) -> Example:

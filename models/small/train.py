@@ -1,10 +1,11 @@
-"""Train the small model with its MTP layer in two stages.
+"""Train the small model with its MTP layer in three stages.
 
-python -m models.small.train [--stage text|pictures] [--run-dir RUN] [--steps N | --train-minutes N] [--fresh]
+python -m models.small.train [--stage text|pictures|functions] [--run-dir RUN] [--steps N | --train-minutes N] [--fresh]
 
-The stage `text` trains the trunk and the draft layer on questions and functions. The stage `pictures` begins with what
-that has learned, and mixes pictures in. Each stage has a checkpoint and a log of its own in the run folder. A run that
-was interrupted, or that ended at `--minutes`, goes on where it stopped.
+The stage `text` trains the trunk and the draft layer on questions and functions, `pictures` mixes pictures in, and
+`functions` has all of it with more functions. Each begins with what the one before it has learned, or with a file
+(`--begin-with`), and has a checkpoint and a log of its own in the run folder. A run that was interrupted, or that ended
+at `--minutes`, goes on where it stopped.
 
 It uses plain PyTorch, in bfloat16 autocast over float32 weights; the engine uses bfloat16, too. `--device cuda` uses a
 GPU, with larger batches: some 30 minutes on one do what takes a CPU days.
@@ -26,13 +27,21 @@ from models.small.collate import Batch, collate
 from models.small.config import model_config
 from models.small.encoding import Encoder, Example
 from models.small.evaluate import evaluate
-from models.small.examples import example, mixed_example
+from models.small.examples import example, function_example, mixed_example
 from models.small.language_model import SmallModel
 from models.small.questions import HELD_OUT_SEED
 from models.small.tokenizer import build_tokenizer
 
 WARM_UP_STEPS = 100
 MINUTES_BETWEEN_SAVES = 3.0
+
+
+STAGES: dict[str, tuple[str, Callable[[int, Encoder], Example]]] = {
+    "text": ("", example),
+    "pictures": ("text", mixed_example),
+    "functions": ("pictures", function_example),
+}
+"""Of each stage: the one before it, whose weights it begins with, and what makes its examples."""
 
 
 class Pools(Dataset[list[Batch]]):
@@ -103,7 +112,7 @@ def train(run: Run, encoder: Encoder, make: Callable[[int], Example], arguments:
             run.save()
             saved = time.monotonic()
         if run.step % arguments.evaluate_every == 0:
-            run.log(evaluate(run.model.eval(), encoder, 24, arguments.stage == "pictures"))
+            run.log(evaluate(run.model.eval(), encoder, 24, arguments.stage != "text"))
             run.model.train()
     run.save()
 
@@ -111,9 +120,10 @@ def train(run: Run, encoder: Encoder, make: Callable[[int], Example], arguments:
 def main() -> None:
     """Run the training from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--stage", choices=("text", "pictures"), default="text")
+    parser.add_argument("--stage", choices=tuple(STAGES), default="text")
     parser.add_argument("--run-dir", type=Path, default=Path("build/small_model"), help="checkpoints and logs")
     parser.add_argument("--fresh", action="store_true", help="start from nothing, although there is a checkpoint")
+    parser.add_argument("--begin-with", type=Path, help="weights to begin with, such as models/small/weights.xz")
     parser.add_argument("--seed", type=int, default=0, help="of the initial weights")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, default=12000)
@@ -134,15 +144,15 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     folder, stage = arguments.run_dir, arguments.stage
     folder.mkdir(parents=True, exist_ok=True)
+    before, make = STAGES[stage]
     model = SmallModel(model_config()).to(arguments.device)
     run = Run(model, losses_of, folder / f"{stage}.pt", folder / f"{stage}.jsonl")
     if run.checkpoint.exists() and not arguments.fresh:
         run.load()
-    elif stage == "pictures":
-        run.begin_with(folder / "text.pt")
-    make = {"text": example, "pictures": mixed_example}[stage]
+    elif arguments.begin_with or before:
+        run.begin_with(arguments.begin_with or folder / f"{before}.pt")
     train(run, encoder, lambda seed: make(seed, encoder), arguments)
-    run.log({"final": evaluate(run.model.eval(), encoder, 120, arguments.stage == "pictures")})
+    run.log({"final": evaluate(run.model.eval(), encoder, 120, arguments.stage != "text")})
 
 
 if __name__ == "__main__":

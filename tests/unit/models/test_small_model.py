@@ -1,6 +1,7 @@
 """The small model computes what Transformers' official classes do, with pictures and without."""
 
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,13 +9,20 @@ import torch
 from penstock.engine.vllm.compat import declare_torchvision_operators
 
 from models.demo.optimizer import build_optimizers
+from models.demo.run import Run
 from models.small.config import IMAGE_PAD, VISION_END, VISION_START, model_config
+from models.small.encoding import Encoder
+from models.small.evaluate import question_row, score
 from models.small.language_model import Pictures, SmallModel
 from models.small.positions import Grid, batch_positions, picture_tokens, positions
+from models.small.questions import held_out
+from models.small.tokenizer import build_tokenizer
+from models.small.train import losses_of
 
 declare_torchvision_operators()
 from transformers import Qwen3_5MoeConfig, Qwen3_5MoeForConditionalGeneration  # noqa: E402
 
+WEIGHTS = Path("models/small/weights.xz")
 GRIDS: list[Grid] = [(4, 6), (8, 12), (4, 4)]
 
 
@@ -149,3 +157,13 @@ def test_embeddings_are_not_orthogonalised(model: SmallModel) -> None:
     for name in ("pos_embed.weight", "patch_embed.proj.weight"):
         assert id(names[f"model.visual.{name}"]) in rest
     assert id(names["model.visual.merger.linear_fc1.weight"]) in held
+
+
+def test_training_goes_on_with_the_committed_weights(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    run = Run(SmallModel(model_config()), losses_of, tmp_path / "run.pt", tmp_path / "log.jsonl")
+    run.begin_with(WEIGHTS)
+    encoder = Encoder(build_tokenizer())
+    asked = [question_row(encoder, one, None) for kind in ("chain", "echo") for one in held_out(kind, "en", 10)]
+    found = score(run.model.eval(), asked)
+    assert found.share >= 0.9
