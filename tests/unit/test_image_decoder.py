@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
@@ -114,6 +116,30 @@ async def test_an_image_survives_the_death_of_the_process(decoder: ImageDecoder)
     os.kill(first, signal.SIGKILL)
     assert (await decoder.decode(png(9, 8), "image/png", "field", "caller")).width == 9
     assert process_of(decoder) != first
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+async def test_a_start_that_fails_is_tried_once_more_and_said_with_its_exit_status(
+    failing: int,
+    tmp_path: Path,
+    decoder: ImageDecoder,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(
+        f"#!/bin/sh\necho >> {tmp_path}/starts\n[ $(wc -l < {tmp_path}/starts) -gt {failing} ] || exit 7\n"
+        f'exec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    if failing == 1:
+        image = await decoder.decode(png(64, 64, "red"), "image/png", "field", "caller")
+        assert pixel(image, (0, 0)) == (255, 0, 0)
+    else:
+        with pytest.raises(Overloaded, match="the decoder did not start"):
+            await decoder.decode(png(64, 64, "red"), "image/png", "field", "caller")
+    assert caplog.text.count("did not start: IncompleteReadError, exit status 7") == failing
 
 
 async def test_a_cancelled_call_leaves_no_half_reply(decoder: ImageDecoder) -> None:

@@ -125,6 +125,14 @@ class ImageDecoder:
         if self._process is not None and self._process.returncode is None and self._decoded < _IMAGES_OF_PROCESS:
             return self._process
         await self._end()
+        for _ in range(_TRIES):
+            if (process := await self._start()) is not None:
+                self._decoded = 0
+                return process
+        raise self._overloaded("images cannot be decoded now: the decoder did not start")
+
+    async def _start(self) -> asyncio.subprocess.Process | None:
+        """Start the process. Return None where it does not start, with a line in the log that says how it ended."""
         try:
             # One arena: the memory limit counts address space.
             self._process = await asyncio.create_subprocess_exec(
@@ -139,10 +147,10 @@ class ImageDecoder:
             async with asyncio.timeout(_START_SECONDS):
                 await self._process.stdout.readuntil(READY)
         except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
-            await self._end()
-            _LOG.warning("the process that decodes images did not start: %s", type(error).__name__)
-            raise self._overloaded("images cannot be decoded now: the decoder did not start") from error
-        self._decoded = 0
+            status = await self._end()
+            text = "the process that decodes images did not start: %s, exit status %s"
+            _LOG.warning(text, type(error).__name__, status)
+            return None
         return self._process
 
     async def _end(self) -> int | None:
