@@ -8,7 +8,6 @@ has ids, and an image processor that takes 16 megapixels. For tests of the way f
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,10 @@ import torch
 from penstock.engine.vllm.compat import declare_torchvision_operators
 from penstock.engine.vllm.fp8.write import write
 
-from models.demo.export import checkpoint_tensors, save_tensors
+from models.demo.export import checkpoint_tensors
 from models.small import config as small
-from models.small.tokenizer import build_tokenizer, save_tokenizer
+from models.small.export import write_checkpoint
+from models.small.tokenizer import build_tokenizer
 
 VOCAB_SIZE = small.VOCAB_SIZE + 128
 """Rows of embedding and head; the last ones stand for no token, as in the official checkpoints."""
@@ -59,21 +59,11 @@ def layout_config() -> dict[str, Any]:
 def official_layout(folder: Path) -> Path:
     """Write the checkpoint in bfloat16 and in FP8 under `folder`. Return the folder of the one in FP8."""
     declare_torchvision_operators()
-    target = folder / "bfloat16"
-    target.mkdir(parents=True)
     torch.manual_seed(0)
-    save_tensors(_tensors(layout_config()), target)
-    least, most = IMAGE_PIXELS
+    config, (least, most) = layout_config(), IMAGE_PIXELS
     pictures = small.preprocessor_config() | {"size": {"shortest_edge": least, "longest_edge": most}}
-    contents = {
-        "config.json": layout_config(),
-        "generation_config.json": small.generation_config(),
-        "preprocessor_config.json": pictures,
-        "video_preprocessor_config.json": pictures | {"video_processor_type": "Qwen3VLVideoProcessor"},
-    }
-    for name, content in contents.items():
-        (target / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    save_tokenizer(build_tokenizer(), target)
+    target = folder / "bfloat16"
+    write_checkpoint(target, _tensors(config), config, pictures, build_tokenizer())
     write(target, folder / "fp8")
     return folder / "fp8"
 

@@ -4,8 +4,9 @@ A seed determines an example. Training draws seeds below `HELD_OUT_SEED`; evalua
 their multi-step texts are never trained on (see `questions.question`).
 """
 
+import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -44,6 +45,7 @@ class Example:
 
 
 ExampleT = TypeVar("ExampleT", bound=Example)
+BatchT = TypeVar("BatchT")
 
 
 class Encoder:
@@ -130,14 +132,19 @@ def example(seed: int, encoder: Encoder) -> Example:
 def batches(
     make: Callable[[int], ExampleT], first_seed: int, tokens_per_batch: int
 ) -> Iterator[tuple[int, list[ExampleT]]]:
-    """Yield endless batches, as (next seed, examples).
+    """Return endless batches, as (next seed, examples).
 
     A resumed run continues at the next seed, which changes after a whole pool of examples.
     """
-    for start in range(first_seed, HELD_OUT_SEED - POOL_SIZE, POOL_SIZE):
-        groups = pool_batches(make, start, tokens_per_batch)
-        for index, group in enumerate(groups, 1):
-            yield start + POOL_SIZE * (index == len(groups)), group
+    starts = range(first_seed, HELD_OUT_SEED - POOL_SIZE, POOL_SIZE)
+    return with_next_seed((pool_batches(make, start, tokens_per_batch) for start in starts), first_seed)
+
+
+def with_next_seed(pools: Iterable[list[BatchT]], first_seed: int) -> Iterator[tuple[int, BatchT]]:
+    """Yield (next seed, batch) for pools that follow each other; the first one begins with `first_seed`."""
+    for start, batches_of_pool in zip(itertools.count(first_seed, POOL_SIZE), pools, strict=False):
+        for number, batch in enumerate(batches_of_pool, 1):
+            yield start + POOL_SIZE * (number == len(batches_of_pool)), batch
 
 
 def pool_batches(make: Callable[[int], ExampleT], start: int, tokens_per_batch: int) -> list[list[ExampleT]]:

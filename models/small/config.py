@@ -169,6 +169,9 @@ def preprocessor_config() -> dict:
     }
 
 
-def video_preprocessor_config() -> dict:
-    """Return the content of video_preprocessor_config.json, without which the official processor does not load."""
-    return preprocessor_config() | {"video_processor_type": "Qwen3VLVideoProcessor"}
+def video_preprocessor_config(pictures: dict) -> dict:
+    """Return the content of video_preprocessor_config.json, without which the official processor does not load.
+
+    `pictures` is the content of preprocessor_config.json.
+    """
+    return pictures | {"video_processor_type": "Qwen3VLVideoProcessor"}

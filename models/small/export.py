@@ -19,19 +19,26 @@ from models.small.tokenizer import build_tokenizer, save_tokenizer
 
 def export(model: SmallModel, folder: Path, tokenizer: Tokenizer) -> int:
     """Write weights, configurations, tokenizer and template. Return the number of parameters."""
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = checkpoint_tensors(model)
+    write_checkpoint(folder, tensors, model_config(), preprocessor_config(), tokenizer)
+    return sum(tensor.numel() for tensor in tensors.values())
+
+
+def write_checkpoint(
+    folder: Path, tensors: dict[str, torch.Tensor], config: dict, pictures: dict, tokenizer: Tokenizer
+) -> None:
+    """Write all files of a checkpoint. `config` and `pictures` become config.json and preprocessor_config.json."""
+    folder.mkdir(parents=True, exist_ok=True)
     save_tensors(tensors, folder)
     contents = {
-        "config.json": model_config(),
+        "config.json": config,
         "generation_config.json": generation_config(),
-        "preprocessor_config.json": preprocessor_config(),
-        "video_preprocessor_config.json": video_preprocessor_config(),
+        "preprocessor_config.json": pictures,
+        "video_preprocessor_config.json": video_preprocessor_config(pictures),
     }
     for name, content in contents.items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     save_tokenizer(tokenizer, folder)
-    return sum(tensor.numel() for tensor in tensors.values())
 
 
 def main() -> None:

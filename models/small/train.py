@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from models.demo.data import POOL_SIZE, pool_batches
+from models.demo.data import POOL_SIZE, pool_batches, with_next_seed
 from models.demo.run import DRAFT_WEIGHTS, Run, draft_losses, learning_rate, weighted_loss
 from models.small.collate import Batch, collate
 from models.small.config import model_config
@@ -59,14 +59,11 @@ class Pools(Dataset[list[Batch]]):
 
 
 def training_batches(pools: Pools, first_seed: int, workers: int) -> Iterator[tuple[int, Batch]]:
-    """Yield (next seed, batch) in an order that does not depend on the number of worker processes.
+    """Return (next seed, batch) in an order that does not depend on the number of worker processes.
 
     A resumed run continues at the next seed, which changes after a whole pool.
     """
-    loader = DataLoader(pools, batch_size=None, num_workers=workers)
-    for index, batches in enumerate(loader):
-        for number, batch in enumerate(batches, 1):
-            yield first_seed + POOL_SIZE * (index + (number == len(batches))), batch
+    return with_next_seed(DataLoader(pools, batch_size=None, num_workers=workers), first_seed)
 
 
 def losses_of(model: SmallModel, batch: Batch, drafts: int) -> tuple[Tensor, dict[str, Tensor]]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from penstock_bench.evaluation.questions import Question, is_right
-from penstock_bench.evaluation.results import DEADLINE_EXCEEDED, Row
+from penstock_bench.evaluation.results import DEADLINE_EXCEEDED, Row, total
 from penstock_bench.evaluation.settings import FAST, Setting
 from penstock_client import (
     AsyncClient,
@@ -172,9 +172,9 @@ def _row(
         cached_tokens=sum(usage.cached_tokens for usage in usages),
         budget_tokens=sum(one.thinking_budget for one in settings),
         reason=settings[0].thinking_reason,
-        drafted_tokens=_total(usage.drafted_tokens for usage in usages),
-        accepted_tokens=_total(usage.accepted_tokens for usage in usages),
-        usd_ticks=_total(ticks),
+        drafted_tokens=total(usage.drafted_tokens for usage in usages),
+        accepted_tokens=total(usage.accepted_tokens for usage in usages),
+        usd_ticks=total(ticks),
         started_seconds=started,
         latency_seconds=latency,
         first_token_seconds=timing.first_token_seconds,
@@ -183,9 +183,3 @@ def _row(
         probe_tokens=sum(usage.probe_tokens for usage in usages),
         probes=sum(candidate.probes for reply in replies for candidate in reply.candidates),
     )
-
-
-def _total(counts: Iterable[int | None]) -> int | None:
-    """Return the sum, or None if a count is unknown."""
-    known = list(counts)
-    return None if None in known else sum(one for one in known if one is not None)

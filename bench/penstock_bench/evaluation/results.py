@@ -166,7 +166,7 @@ def summarize(setting: Setting, rows: Iterable[Row]) -> EvaluationSummary | None
     latencies = [row.latency_seconds for row in mine]
     wall = max(row.started_seconds + row.latency_seconds for row in mine) - min(row.started_seconds for row in mine)
     output_tokens = sum(row.thought_tokens + row.answer_tokens for row in came)
-    ticks = _total(came, lambda row: row.usd_ticks)
+    ticks = total(row.usd_ticks for row in came)
     return EvaluationSummary(
         setting=setting,
         accuracy=share(mine),
@@ -185,8 +185,8 @@ def summarize(setting: Setting, rows: Iterable[Row]) -> EvaluationSummary | None
         latency_p95_seconds=percentile(latencies, 95),
         output_tokens_per_second=output_tokens / wall if wall else math.nan,
         usd_per_1000_questions=None if ticks is None else ticks * _USD_PER_TICK * 1000 / len(came),
-        drafted_tokens=_total(came, lambda row: row.drafted_tokens),
-        accepted_tokens=_total(came, lambda row: row.accepted_tokens),
+        drafted_tokens=total(row.drafted_tokens for row in came),
+        accepted_tokens=total(row.accepted_tokens for row in came),
         mean_engine_tokens=_mean([row.engine_tokens for row in came]),
         mean_probe_tokens=_mean([row.probe_tokens for row in came]),
         mean_probes=_mean([row.probes for row in came]),
@@ -225,8 +225,8 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
-def _total(rows: Sequence[Row], count: Callable[[Row], int | None]) -> int | None:
-    """Return the sum, or None if a value of any row is unknown."""
-    counts = [count(row) for row in rows]
-    known = [one for one in counts if one is not None]
-    return sum(known) if known and len(known) == len(counts) else None
+def total(counts: Iterable[int | None]) -> int | None:
+    """Return the sum, or None if there is no count or one of them is unknown."""
+    found = list(counts)
+    known = [one for one in found if one is not None]
+    return sum(known) if known and len(known) == len(found) else None
