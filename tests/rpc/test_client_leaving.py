@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 
 from bench.machine import free_port
 from tests.conformance.tools import NODE, build_go, build_typescript, needs_go, needs_node
+from tests.rpc.proxy import proxied
 from tests.rpc.scripted_service import scripted_service
 
 ENDLESS = [{"answer": "an answer without an end " * 24, "step_seconds": 0.25}]
@@ -47,12 +49,21 @@ ASYNC = {
         f"client = pc.AsyncClient(TARGET)\nasync def read():\n    async for event in {ASK}: pass\n"
         "task = asyncio.create_task(read())\nawait asyncio.to_thread(hold)"
     ),
+    "a generator that nobody closes": (
+        f"client = pc.AsyncClient(TARGET)\nasync def read():\n    async for event in {ASK}: yield event\n"
+        "events = read()\nawait anext(events)\nhold()"
+    ),
     "one reply": (
         "client = pc.AsyncClient(TARGET)\ntask = asyncio.create_task(client.generate('hi'))\n"
         "await asyncio.to_thread(hold)\ntask.cancel()\nawait asyncio.gather(task, return_exceptions=True)"
     ),
 }
-HEAD = "import asyncio, sys, time\nimport penstock_client as pc\nTARGET = sys.argv[1]\nhold = sys.stdin.readline\n"
+# A task that is still pending when its loop is gone is reported when it is collected, which may be never.
+PENDING = (
+    "tasks = [found for found in gc.get_objects() if isinstance(found, asyncio.Task) and not found.done()]\n"
+    "print(*(task for task in tasks if 'penstock' in repr(task)), end='')"
+)
+HEAD = "import asyncio, gc, sys, time\nimport penstock_client as pc\nTARGET = sys.argv[1]\nhold = sys.stdin.readline\n"
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +98,11 @@ def start(tmp_path: Path, code: str, target: str) -> subprocess.Popen[str]:
 
 
 def inside(coroutine: str) -> str:
-    return "async def main():\n" + "".join(f"    {line}\n" for line in coroutine.splitlines()) + "asyncio.run(main())"
+    return (
+        "async def main():\n"
+        + "".join(f"    {line}\n" for line in coroutine.splitlines())
+        + f"asyncio.run(main())\n{PENDING}"
+    )
 
 
 SCRIPTS = {f"blocking, {name}": code for name, code in BLOCKING.items()}
@@ -104,6 +119,18 @@ def test_a_process_that_ends_leaves_no_generation_and_no_complaint(
     output, complaints = process.communicate("\n", timeout=60)
     assert (process.returncode, output, complaints) == (0, "", "")
     assert becomes(metrics, 0)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+async def test_a_distant_service_is_told_too(name: str, service: tuple[str, str], tmp_path: Path) -> None:
+    target, metrics = service
+    async with proxied(target, reply_seconds=0.2) as proxy:
+        process = start(tmp_path, SCRIPTS[name], proxy.target)
+        assert await asyncio.to_thread(becomes, metrics, 1), process.communicate(timeout=60)
+        await asyncio.sleep(1.0)  # without the first event, which has the token, the grace period ends the generation
+        output, complaints = await asyncio.to_thread(process.communicate, "\n", timeout=60)
+        assert (process.returncode, output, complaints) == (0, "", "")
+        assert await asyncio.to_thread(becomes, metrics, 0)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import inspect
-import time
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from types import TracebackType
@@ -33,7 +33,16 @@ from penstock_client.channel import (
 from penstock_client.errors import PenstockError, from_rpc_error, rate_limits_of
 from penstock_client.events import Event
 from penstock_client.experts import ExpertLoad, load_request, watch_request
-from penstock_client.leaving import CANCEL_SECONDS, CLOSE_SECONDS, READ_SECONDS, cancel_apart, closed, end_at_exit
+from penstock_client.leaving import (
+    CANCEL_SECONDS,
+    CLOSE_SECONDS,
+    READ_SECONDS,
+    cancel_apart,
+    closed,
+    end_at_exit,
+    until_loop_ends,
+    wait_for_all,
+)
 from penstock_client.messages import ToolCall, ToolResult
 from penstock_client.reconnect import Link, Reconnect
 from penstock_client.response import Response
@@ -113,6 +122,7 @@ class AsyncClient:
         self._generation_stub: GenerationServiceAsyncStub | None = None
         self._streams: weakref.WeakSet[BaseAsyncStream] = weakref.WeakSet()
         self._left: set[asyncio.Task[None]] = set()
+        self._loop_end: AsyncGenerator[None] | None = None
         self._closed = False
         self._root: Self | None = None
         end_at_exit(self)
@@ -425,11 +435,12 @@ class AsyncClient:
         closed(self)
         for stream in list(self._streams):
             stream.close()
-        ends = time.monotonic() + CLOSE_SECONDS
-        while self._left and time.monotonic() < ends:  # a stream without its token yet brings a second task
-            await asyncio.wait(self._left, timeout=ends - time.monotonic(), return_when=asyncio.FIRST_COMPLETED)
+        await wait_for_all(self._left, CLOSE_SECONDS)
         if self._channel is not None:
             await self._channel.close()
+        if self._loop_end is not None:
+            with contextlib.suppress(RuntimeError):  # the loop ends and waits for it already
+                await self._loop_end.aclose()
 
     def _end_streams(self) -> None:
         """Cancel the generations that still run when the process ends, without an event loop."""
@@ -447,7 +458,20 @@ class AsyncClient:
 
     def _opened(self, stream: StreamT) -> StreamT:
         self._streams.add(stream)
+        with contextlib.suppress(RuntimeError):  # no loop runs yet
+            self._wait_at_loop_end()
         return stream
+
+    def _wait_at_loop_end(self) -> None:
+        """Have the event loop end the streams before it closes. Raises RuntimeError if no event loop runs."""
+        if self._root is not None:
+            self._root._wait_at_loop_end()
+            return
+        asyncio.get_running_loop()
+        if self._loop_end is None:
+            self._loop_end = until_loop_ends(self._streams, self._left)
+            with contextlib.suppress(StopIteration):  # runs to the first `yield`, by which the loop learns of it
+                self._loop_end.asend(None).send(None)
 
     def _link(self, method: str, timeout: float | None, resumable: bool = False) -> Link:
         self._check_open()
@@ -472,6 +496,7 @@ class AsyncClient:
 
     def _run_apart(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run `work` as a task that `close` waits for. Raises RuntimeError if no event loop runs."""
+        self._wait_at_loop_end()
         task = asyncio.get_running_loop().create_task(work())
         self._left.add(task)
         task.add_done_callback(self._left.discard)
@@ -489,7 +514,7 @@ class AsyncClient:
         for seconds in (CANCEL_SECONDS, CLOSE_SECONDS):
             try:
                 await self._generation.Cancel(request, timeout=seconds, metadata=self._metadata)
-            except asyncio.CancelledError:  # the loop ends; it waits for its tasks, so there is time for a second call
+            except asyncio.CancelledError:  # the loop ends and waits a little longer: there is time for a second call
                 continue
             except (grpc.RpcError, grpc.aio.UsageError):  # the server ends it after its grace period
                 pass

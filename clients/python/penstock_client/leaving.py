@@ -7,11 +7,13 @@ to end, there is no connection or little time for that. This module has the time
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import contextlib
 import threading
+import time
 import weakref
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from typing import Any, Protocol
 
 import grpc
@@ -32,6 +34,10 @@ class _Closing(Protocol):
     def _end_streams(self) -> None: ...
 
 
+class _Stream(Protocol):
+    def close(self) -> None: ...
+
+
 _clients: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
@@ -50,6 +56,30 @@ def _end_all() -> None:
     for client in list(_clients):
         with contextlib.suppress(Exception):
             client._end_streams()
+
+
+async def until_loop_ends(streams: Iterable[_Stream], left: set[asyncio.Task[None]]) -> AsyncGenerator[None, None]:
+    """Close the streams when the event loop closes its generators, and wait for the tasks that end them.
+
+    A loop that ends cancels its tasks first, waits for them, but not for those that their cancellation starts, and
+    closes its generators then. `left` is the set of the tasks. The wait takes at most twice `CLOSE_SECONDS`.
+    """
+    try:
+        yield
+    finally:
+        for stream in list(streams):
+            stream.close()
+        await wait_for_all(left, CLOSE_SECONDS)
+        for task in list(left):
+            task.cancel()
+        await wait_for_all(left, CLOSE_SECONDS)
+
+
+async def wait_for_all(left: set[asyncio.Task[None]], seconds: float) -> None:
+    """Wait until no task is left, also of those that come meanwhile, but not longer than `seconds`."""
+    ends = time.monotonic() + seconds
+    while left and (seconds_left := ends - time.monotonic()) > 0:
+        await asyncio.wait(left, timeout=seconds_left, return_when=asyncio.FIRST_COMPLETED)
 
 
 def cancel_apart(
