@@ -194,6 +194,21 @@ def test_a_single_point_gives_the_factor_alone(tmp_path: Path) -> None:
     assert found.correction.prefill_factor == found.correction.decode_factor
 
 
+def test_steps_that_do_not_grow_as_computed_still_give_prompts_a_factor(tmp_path: Path) -> None:
+    """All of a step is the fixed time then, and no prompts were measured: a factor of 0 would divide by zero."""
+    rates = {1: 1 / 0.051, 64: 64 / 0.049}
+    points = [
+        {"concurrency": number, "context_tokens": 3000, "output_tokens_per_second": rate}
+        for number, rate in rates.items()
+    ]
+    file = tmp_path / "pilot.json"
+    file.write_text(json.dumps({"points": points}))
+    found = fit(setup(), plan_memory(setup()), Assumptions(), file).correction
+    assert (found.decode_factor, found.decode_extra_seconds) == pytest.approx((0.0, 0.05), abs=1e-4)
+    assert found.prefill_factor > 1
+    assert point(setup(), plan_memory(setup()), Assumptions(), MIX, 4, found).requests_per_second > 0
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,22 @@ def read_points(path: Path) -> tuple[tuple[Measured, ...], str]:
 
 
 def fit(setup: Setup, memory: Memory, assumed: Assumptions, path: Path) -> Fit:
-    """Fit by least squares over the points' relative errors. The fixed part is at least 0. Raises `ConfigError`."""
+    """Fit to the points of a file. Raises `ConfigError`."""
     points, model = read_points(path)
+    said = f"calibrated: {path.name}, {len(points)} points" + (f" of {model}" if model else "")
+    found = fit_points(setup, memory, assumed, points, said)
+    if found is None:
+        raise ConfigError(f"{path}: no point says output_tokens_per_second, so there is nothing to calibrate with")
+    return replace(found, model=model)
+
+
+def fit_points(
+    setup: Setup, memory: Memory, assumed: Assumptions, points: Sequence[Measured], source: str
+) -> Fit | None:
+    """Fit by least squares over the points' relative errors. The fixed part is at least 0.
+
+    Returns None if no point has output tokens per second.
+    """
     roofline = Roofline(setup, memory.cache, assumed)
     each = tokens_per_step(setup.drafted, assumed.acceptance)
     pairs, reading = [], []
@@ -63,13 +78,15 @@ def fit(setup: Setup, memory: Memory, assumed: Assumptions, path: Path) -> Fit:
             step = roofline.prefill(one.context_tokens)
             reading.append(step.tokens * setup.layout.data / step.seconds / one.prompt_tokens_per_second)
     if not pairs:
-        raise ConfigError(f"{path}: no point says output_tokens_per_second, so there is nothing to calibrate with")
+        return None
     factor, extra = _line(pairs)
     error = sum(abs(factor * paper + extra - seen) / seen for paper, seen in pairs) / len(pairs)
-    # Without measured prompts, assume that reading them is off by the same factor as decoding.
-    prefill = sum(reading) / len(reading) if reading else factor
-    said = f"calibrated: {path.name}, {len(points)} points" + (f" of {model}" if model else "")
-    return Fit(Correction(factor, extra, prefill, said), len(points), error, model)
+    # Without measured prompts, assume that reading them is off by the same factor as decoding. The fit has no factor
+    # where the measured time does not grow with the computed one; the mean ratio stands for it then.
+    prefill = (
+        sum(reading) / len(reading) if reading else factor or sum(seen / paper for paper, seen in pairs) / len(pairs)
+    )
+    return Fit(Correction(factor, extra, prefill, source), len(points), error, "")
 
 
 def _line(pairs: list[tuple[float, float]]) -> tuple[float, float]:
