@@ -2,8 +2,8 @@
 
 A run is a folder with `profile_export_aiperf.json` (figures) and `profile_export.jsonl` (each call). Names and units
 are those of aiperf. Latencies count from the intended moment, as in all results of this package. aiperf also counts a
-first token of thought as a first token. The format of guidellm is not supported: it holds each request with its text,
-and changes with the version.
+first token of thought as a first token. The format of guidellm is not supported: its loader demands the state of
+guidellm's own scheduler, which no other load generator has.
 """
 
 from __future__ import annotations
