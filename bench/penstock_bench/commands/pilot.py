@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -67,6 +68,16 @@ def pilot(
         Path | None,
         typer.Option(exists=True, dir_okay=False, help="File of `penstock gpu-check`, to be a section of the report."),
     ] = None,
+    plan_device: Annotated[
+        str | None,
+        typer.Option(
+            help="Device of the service, as in `penstock plan --device`. Default: what nvidia-smi or the engine tells."
+        ),
+    ] = None,
+    plan_model: Annotated[
+        str | None,
+        typer.Option(help="Known name, directory or config.json of the model. Default: the served name."),
+    ] = None,
     report: Annotated[
         Path | None,
         typer.Option(
@@ -92,9 +103,9 @@ def pilot(
     _refuse_file(out)
     given = {"hour": gpu_hour_usd, "hosted_input": hosted_input_usd, "hosted_output": hosted_output_usd}
     notes = Console(stderr=True)
-    checked = _read_check(gpu_check)
+    checked, plan = _read_check(gpu_check), _plan(plan_device, plan_model)
     if report is not None:
-        _write(_checked(_priced(_read(report), given, gpus), checked), out, json, notes)
+        _write(plan(_checked(_priced(_read(report), given, gpus), checked)), out, json, notes)
         return
     scenario = _scenario(quick, concurrency, context, budgets, questions, seconds, soak_seconds)
     if knee_points is not None:
@@ -104,7 +115,7 @@ def pilot(
     exit_code = run.measure(target, o.encryption(tls, ca), metrics, pid)
     result = run.result(target)
     if result is not None:
-        _write(_checked(_priced(result, given, gpus), checked), out, json, notes)
+        _write(plan(_checked(_priced(result, given, gpus), checked)), out, json, notes)
     else:
         exit_code = nothing_measured(
             exit_code, "the pilot ended before the first measurement, so no report was written"
@@ -140,6 +151,32 @@ def _read_check(file: Path | None) -> GpuCheck | None:
 def _checked(result: Result, check: GpuCheck | None) -> Result:
     """Return the result with a check of the engine; without one, an earlier one stays."""
     return result if check is None else result.model_copy(update={"gpu_check": check.model_dump(mode="json")})
+
+
+def _plan(device: str | None, model: str | None) -> Callable[[Result], Result]:
+    """Return a function that adds what `penstock plan` says. The options are read now, not at the pilot's end.
+
+    An earlier result keeps the plan that it has, unless an option asks for another one.
+    """
+    from penstock_bench.capacity.devices import find_device, load_devices
+    from penstock_bench.commands.plan import known_shape, shape_of
+    from penstock_bench.pilot.planned import compare, device_of
+    from penstock_bench.pilot.sections_limits import is_scripted
+
+    devices = load_devices()
+    wanted = None if device is None else find_device(devices, device)
+    given = None if model is None else shape_of(model)
+
+    def planned(result: Result) -> Result:
+        """Return the result with the plan's figures, or with the reason why there are none."""
+        if is_scripted(result) or (result.plan is not None and wanted is None and given is None):
+            return result
+        key = device_of(result, devices)
+        chosen = wanted or (None if key is None else devices[key])
+        plan = compare(result, given or known_shape(result.model), chosen)
+        return result.model_copy(update={"plan": plan})
+
+    return planned
 
 
 # One parameter for each option.

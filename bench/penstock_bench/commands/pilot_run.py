@@ -61,6 +61,8 @@ class PilotRun:
         async with AsyncExitStack() as stack:
             there = await stack.enter_async_context(connected(target, tls, 1, pid))
             self._card, self._not_local = there.card, there.not_local
+            if there.not_local is None:
+                self._machine["gpus"] = await asyncio.to_thread(_gpus)
             service = Service(there.clients, there.card, there.prompts, there.front_end, metrics)
             await self._scrape(metrics)
             self._pilot = Pilot(service, self._scenario, self._objectives, self._show)
@@ -136,3 +138,15 @@ class PilotRun:
             prices=Prices(),
             points=points_of(stages),
         )
+
+
+def _gpus() -> list[dict[str, Any]]:
+    """Return this machine's GPUs as plain values, for the plan; empty where nvidia-smi finds none."""
+    from dataclasses import asdict
+
+    from penstock_bench.gpu_check.cards import NoGpu, find
+
+    try:
+        return [asdict(card) for card in find()]
+    except NoGpu:
+        return []

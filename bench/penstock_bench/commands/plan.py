@@ -15,6 +15,7 @@ from penstock.cli.failures import EXIT_REFUSED
 
 if TYPE_CHECKING:
     from penstock.config.schema import Config, EngineSettings
+    from penstock.engine.sizing.shape import Shape
     from penstock.engine.vllm.checkpoint import ModelCheckpoint
     from penstock.engine.vllm.features import Resolved
     from penstock_bench.capacity.calibrate import Fit
@@ -29,6 +30,8 @@ PICTURES = (".png", ".svg", ".pdf")
 MIN_WIDTH = 150
 DEFAULT_BATCH_TOKENS = 2048
 """vLLM's default, if the configuration has no value."""
+DEMO_NAME = "penstock-demo"
+"""Name under which the service serves the embedded model."""
 _HOSTED = "pricing.tiers"
 
 
@@ -229,6 +232,25 @@ def _setup(
     return setup, named
 
 
+def shape_of(model: str) -> Shape:
+    """Return the sizes of a model: a known name, a directory or a config.json. Raises ConfigError."""
+    from penstock.engine.sizing.shape import read_shape
+    from penstock.engine.vllm.checkpoint import read_facts
+
+    return read_shape(read_facts(model).text)
+
+
+def known_shape(served: str) -> Shape | None:
+    """Return the sizes of a served model by its name, without a look at any other machine; None if it is not known."""
+    from penstock.engine.vllm.cards import CARDS
+
+    if served == DEMO_NAME:
+        return shape_of("")
+    names = {name.lower() for name in CARDS}
+    known = names | {name.partition("/")[2] for name in names}
+    return shape_of(served) if served.lower() in known else None
+
+
 def _tokens_per_image(setup: Setup, decisions: tuple[Decision, ...], images: int, pixels: int | None) -> int:
     """Return the tokens of each image of a request, 0 where it has none. Raise ConfigError where none are read."""
     from penstock.errors import ConfigError
@@ -245,7 +267,7 @@ def _name(engine: EngineSettings, checkpoint: ModelCheckpoint) -> str:
     """Return the model's name as the service would; official models have their whole name."""
     if engine.served_model_name or not checkpoint.is_local:
         return engine.served_model_name or checkpoint.model
-    return Path(engine.model).name if engine.model else "penstock-demo"
+    return Path(engine.model).name if engine.model else DEMO_NAME
 
 
 def _resolved(engine: EngineSettings, checkpoint: ModelCheckpoint, device: DeviceSpec, count: int) -> Resolved:

@@ -6,7 +6,14 @@ from collections.abc import Sequence
 
 from penstock_bench.gpu_check.report import pilot_section
 from penstock_bench.gpu_check.results import GpuCheck
-from penstock_bench.pilot import sections_cost, sections_limits, sections_load, sections_memory, sections_model
+from penstock_bench.pilot import (
+    sections_cost,
+    sections_limits,
+    sections_load,
+    sections_memory,
+    sections_model,
+    sections_plan,
+)
 from penstock_bench.pilot.cost import Costs, answer_costs, costs_of, fastest, operating_point
 from penstock_bench.pilot.document import Document, Section, Table, Tile
 from penstock_bench.pilot.flag import Flag, State
@@ -22,6 +29,7 @@ def document(result: Result) -> Document:
     sections = [
         sections_load.throughput(result),
         sections_load.knee(result),
+        sections_plan.plan(result),
         sections_memory.memory(result),
         *sections_cost.cost(result, costs),
         sections_model.thinking(result, costs),

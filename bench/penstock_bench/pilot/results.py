@@ -198,6 +198,77 @@ class Point(Plain):
     """Tokens per second while reading prompts, from stages that do little else."""
 
 
+Figure = Literal["output_tokens_per_second", "prompt_tokens_per_second", "seconds_per_token", "first_token_seconds"]
+
+
+class PlannedFigure(Plain):
+    """A measured figure of a stage, and what `penstock plan` says of it.
+
+    Below `low` or above `high` it is outside the plan's range; `high` is None if the plan has a lower end only.
+    """
+
+    stage: str
+    figure: Figure
+    measured: float
+    planned: float
+    low: float
+    high: float | None
+    past_knee: bool
+    """Whether the plan's throughput hardly grows with so many streams; its range is wider then."""
+
+    @property
+    def inside(self) -> bool:
+        """Return whether the measured figure is in the plan's range."""
+        return self.low <= self.measured and (self.high is None or self.measured <= self.high)
+
+
+class LeftOut(Plain):
+    """A measured figure of a stage, and what a calibration with all other stages says of it."""
+
+    stage: str
+    figure: Figure
+    measured: float
+    predicted: float
+
+    @property
+    def error(self) -> float:
+        """Return the relative error of the prediction."""
+        return self.predicted / self.measured - 1
+
+
+class Calibration(Plain):
+    """Hold the fit of `penstock plan --calibrate` to all points.
+
+    A step takes `decode_factor` x computed seconds + `decode_extra_seconds`, prompts `prefill_factor` x theirs. `error`
+    is the mean relative error that is left for the points that were fitted.
+    """
+
+    decode_factor: float
+    decode_extra_seconds: float
+    prefill_factor: float
+    error: float
+    left_out: tuple[LeftOut, ...]
+
+
+class PlanBeside(Plain):
+    """Hold what `penstock plan` says of the measured stages. A reason says why a part is missing.
+
+    `tokens_per_step` is 1 plus the accepted drafts of a step, as measured or, if that was not observed, as assumed.
+    """
+
+    device: str | None
+    """Key of the device in devices.toml; None: not known."""
+    devices: int | None = None
+    layout: str = ""
+    drafted: int = 0
+    tokens_per_step: float = 1.0
+    tokens_per_step_measured: bool = False
+    not_planned: str | None
+    figures: tuple[PlannedFigure, ...] = ()
+    not_calibrated: str | None = None
+    calibration: Calibration | None = None
+
+
 class Result(Plain):
     """The result of a pilot, complete or partial."""
 
@@ -228,6 +299,8 @@ class Result(Plain):
     experts_not_seen: str | None
     prices: Prices
     points: tuple[Point, ...]
+    plan: PlanBeside | None = None
+    """None: a result of an earlier version, or of the scripted engine."""
     gpu_check: dict[str, Any] | None = None
     """Result of `penstock gpu-check` (`--gpu-check`), as its own file has it."""
 
