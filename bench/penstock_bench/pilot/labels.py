@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 LINE = 13.0
@@ -11,6 +13,8 @@ _SMALL, _CAPITAL = 6.4, 8.4
 """Approximate widths of letters."""
 _GAP = 7.0
 _RADIUS = 4.0
+_SAMPLE = 3.0
+"""Distance between two places of a line that a label keeps off."""
 _FARTHEST = 4
 """Number of lines by which a label may move up or down from its point."""
 
@@ -63,22 +67,34 @@ def box_of(text: str, place: Place) -> Box:
 
 @dataclass(slots=True)
 class Labels:
-    """Finds places inside `plot`. `taken` are the covered rectangles: labels so far, points, and other texts."""
+    """Finds places inside `plot`. `taken` are the covered rectangles: labels so far, points, and other texts.
+
+    A label covers one of `lines` only if no other place is free.
+    """
 
     plot: Box
     taken: list[Box] = field(default_factory=list)
+    lines: list[Box] = field(default_factory=list)
 
     def cover_points(self, points: Iterable[tuple[float, float]]) -> None:
         """Keep labels off the points."""
         self.taken += [Box(x - _RADIUS, y - _RADIUS, x + _RADIUS, y + _RADIUS) for x, y in points]
 
+    def avoid_line(self, points: Sequence[tuple[float, float]]) -> None:
+        """Keep labels off a line through the points, where there is another free place."""
+        for (x, y), (to_x, to_y) in itertools.pairwise(points):
+            count = max(1, math.ceil(math.hypot(to_x - x, to_y - y) / _SAMPLE))
+            along = ((x + (to_x - x) * n / count, y + (to_y - y) * n / count) for n in range(count + 1))
+            self.lines += [Box(at_x - 1, at_y - 1, at_x + 1, at_y + 1) for at_x, at_y in along]
+
     def place(self, text: str, x: float, y: float, below: bool) -> Place | None:
         """Return a free place near a point, on the wanted side if there is one. None: there is no room."""
-        for place in _candidates(x, y, below):
-            box = box_of(text, place)
-            if box.inside(self.plot) and not any(box.overlaps(other) for other in self.taken):
-                self.taken.append(box)
-                return place
+        for avoided in ([*self.taken, *self.lines], self.taken):
+            for place in _candidates(x, y, below):
+                box = box_of(text, place)
+                if box.inside(self.plot) and not any(box.overlaps(other) for other in avoided):
+                    self.taken.append(box)
+                    return place
         return None
 
 

@@ -73,6 +73,10 @@ def lines(
     labels.taken.append(box_of(y_label, Place(8, 14, "start")))
     for one in series:
         labels.cover_points((x.at(px), y.at(py)) for px, py in one.points)
+        if one.style != "dots":
+            labels.avoid_line([(x.at(px), y.at(py)) for px, py in one.points])
+    for mark in marks:
+        labels.avoid_line([(x.begin, y.at(mark.at)), (x.end, y.at(mark.at))])
     parts += [_mark(mark, y.at(mark.at), labels) for mark in marks]
     parts += [_series(one, x, y, x_label, y_label) for one in series]
     parts += [_point_labels(one, x, y, labels) for one in series]

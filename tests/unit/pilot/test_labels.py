@@ -45,6 +45,28 @@ def test_a_label_stands_on_the_wanted_side_where_that_is_free() -> None:
     assert below.y > 100
 
 
+@pytest.mark.parametrize("slope", [-1.0, -0.3, 0.0, 0.3, 1.0])
+def test_a_label_keeps_off_the_lines(slope: float) -> None:
+    line = [(x, 125 + slope * (x - 250)) for x in (150.0, 250.0, 350.0)]
+    labels = Labels(PLOT)
+    labels.cover_points(line)
+    labels.avoid_line(line)
+    for text, (x, y) in zip(("16", "48", "128"), line, strict=True):
+        place = labels.place(text, x, y, below=False)
+        assert place is not None
+        box = box_of(text, place)
+        assert not any(
+            box.left < at < box.right and box.top < 125 + slope * (at - 250) < box.bottom for at in range(150, 351)
+        )
+
+
+def test_a_label_covers_a_line_rather_than_to_be_left_out() -> None:
+    labels = Labels(Box(0, 0, 60, 40))
+    for height in range(0, 41, 2):
+        labels.avoid_line([(0, height), (60, height)])
+    assert labels.place("16", 20, 20, below=False) is not None
+
+
 def test_points_that_lie_together_have_labels_apart() -> None:
     points = [(300.0 + n, 0.05 + n / 10_000) for n in range(5)]
     labels = ["16", "32", "48", "64", "128"]
