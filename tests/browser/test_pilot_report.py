@@ -11,6 +11,7 @@ from penstock_bench.pilot.report import document
 
 from tests.browser.chromium import complaints, measure
 from tests.unit.pilot.made import experts, result
+from tests.unit.pilot.test_planned import as_planned, compared
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.needs("chromium")
@@ -68,7 +69,19 @@ def test_the_browser_has_nothing_to_complain_of(made: Path, tmp_path: Path) -> N
     assert complaints(made, tmp_path) == []
 
 
+@pytest.mark.parametrize("width", [500, 1200])
+def test_the_plan_is_seen_beside_what_was_measured(tmp_path: Path, width: int) -> None:
+    pilot = as_planned(0.9)
+    page = tmp_path / "planned.html"
+    page.write_text(to_html(document(pilot.model_copy(update={"plan": compared(pilot)}))), encoding="utf-8")
+    seen = measure(page, tmp_path, width=width)
+    check(seen, plots=12)
+    assert "Plan and measurement" in seen["headings"]
+    titles = {plot["title"] for plot in seen["plots"]}
+    assert {"Measured figures over planned ones", "Measured, and predicted from all other stages"} <= titles
+
+
 def test_the_committed_report_shows_its_plots_and_flags(tmp_path: Path) -> None:
     seen = measure(COMMITTED, tmp_path)
-    check(seen, plots=12)
-    assert "Pilot of penstock-demo" in seen["headings"]
+    check(seen, plots=13)
+    assert {"Pilot of penstock-demo", "Plan and measurement"} <= set(seen["headings"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from penstock_bench.pilot.document import Figure, Section, Table
 from penstock_bench.pilot.formatting import seconds, share
@@ -27,7 +27,7 @@ def plan(result: Result) -> Section | None:
     text = [*_about(beside), *_verdict(beside.figures), *_fitted(beside)]
     figures, tables = [], []
     if beside.figures:
-        figures += _figure("Planned and measured throughput", _ranges(beside.figures, stages))
+        figures += _figure("Measured figures over planned ones", _ranges(beside.figures, stages))
         tables.append(_planned_table(beside.figures, stages))
     if beside.calibration is not None:
         figures += _figure("Measured, and predicted from all other stages", _predictions(beside.calibration, stages))
@@ -94,42 +94,42 @@ def _figure(title: str, drawn: tuple[str, str] | None) -> list[Figure]:
     return [] if drawn is None else [Figure(title, *drawn)]
 
 
-def _ranges(figures: Iterable[PlannedFigure], stages: dict[str, Stage]) -> tuple[str, str] | None:
+def _ranges(figures: Sequence[PlannedFigure], stages: dict[str, Stage]) -> tuple[str, str] | None:
     """Return the plot of the sweep of callers, and its caption; None with fewer than two loads."""
-    swept = sorted(
-        (stages[one.stage].concurrency or 1, one)
-        for one in figures
-        if one.figure == "output_tokens_per_second" and stages[one.stage].kind == "concurrency"
-    )
-    if len(swept) < 2:
+
+    def swept(figure: FigureName) -> list[tuple[int, PlannedFigure]]:
+        """Return a figure of each number of callers, the fewest first."""
+        found = [one for one in figures if one.figure == figure and stages[one.stage].kind == "concurrency"]
+        return sorted(((stages[one.stage].concurrency or 1, one) for one in found), key=lambda pair: pair[0])
+
+    rates, times = swept("output_tokens_per_second"), swept("seconds_per_token")
+    if len(rates) < 2:
         return None
-    spans = [(one.low, one.high or one.planned) for _, one in swept]
     series = [
-        Series("plan", [(at, one.planned) for at, one in swept], 5, "dash", spans=spans),
-        Series("measured", [(at, one.measured) for at, one in swept], 1, labels=[f"{at}" for at, _ in swept]),
+        Series("plan's range", [(at, one.low / one.planned) for at, one in rates], 5, "dash"),
+        Series("", [(at, (one.high or one.planned) / one.planned) for at, one in rates], 5, "dash"),
+        Series("per token", [(at, one.measured / one.planned) for at, one in times], 2),
+        Series("output tok/s", [(at, one.measured / one.planned) for at, one in rates], 1),
     ]
     return (
-        lines("planned throughput", series, "callers", "output tokens per second", x_log=True, y_log=True),
-        "Numbers are callers of a closed loop. The vertical lines are the plan's range.",
+        lines("measured over planned", series, "callers", "measured / planned", x_log=True),
+        "1 is the plan's own figure. More is faster for the rate and slower for the time per token.",
     )
 
 
 def _predictions(found: Calibration, stages: dict[str, Stage]) -> tuple[str, str] | None:
     """Return the plot of the sweep of callers, and its caption; None with fewer than two loads."""
-    swept = sorted(
-        (stages[one.stage].concurrency or 1, one)
-        for one in found.left_out
-        if one.figure == "output_tokens_per_second" and one.stage in stages
-    )
+    rates = [one for one in found.left_out if one.figure == "output_tokens_per_second"]
+    swept = sorted(((stages[one.stage].concurrency or 1, one) for one in rates), key=lambda pair: pair[0])
     if len(swept) < 2:
         return None
     series = [
         Series("predicted", [(at, one.predicted) for at, one in swept], 5, "dash"),
-        Series("measured", [(at, one.measured) for at, one in swept], 1, labels=[f"{at}" for at, _ in swept]),
+        Series("measured", [(at, one.measured) for at, one in swept], 1),
     ]
     return (
         lines("predicted throughput", series, "callers", "output tokens per second", x_log=True, y_log=True),
-        "Numbers are callers of a closed loop. Each prediction is by a calibration without that stage.",
+        "Each prediction is by a calibration without that number of callers.",
     )
 
 

@@ -247,7 +247,7 @@ def test_the_section_is_in_both_files_with_its_plots() -> None:
     page, text = to_html(made), to_markdown(made, "pilot.html")
     assert "Plan and measurement</h2>" in page
     assert "## Plan and measurement\n" in text
-    assert "Planned and measured throughput" in page
+    assert "Measured figures over planned ones" in page
     assert "predicted from all other stages" in page
     # A rate and a time per token of each of five stages, and the first token of a single caller.
     assert " of 11 figures are in the plan's range" in text
