@@ -66,6 +66,8 @@ class Victim:
     rss_kib_before: int = 0
     attacks: list[tuple[float, float]] = field(default_factory=list)
     sent: dict[str, int] = field(default_factory=dict)
+    seen_failures: int = 0
+    """Of normal requests, how many a test has had."""
 
     @property
     def target(self) -> Target:
@@ -125,6 +127,12 @@ class Victim:
             meets = any(begin < end and end - seconds < until for begin, until in self.attacks)
             quiet, beside = quiet + (not meets), beside + meets
         return quiet, beside, failed
+
+    def new_failures(self) -> list[str]:
+        """Return the normal requests that failed since the last time: only one test fails for each."""
+        failed = self.normal_requests()[2]
+        new, self.seen_failures = failed[self.seen_failures :], len(failed)
+        return new
 
 
 def connection(address: str, authority: str) -> grpc.Channel:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import grpc
 import pytest
 from penstock.errors import ClientTooSlow
-from penstock.server.rpc.message_io import Outgoing
+from penstock.server.rpc.message_io import Incoming, Outgoing
 
 _PATIENCE_SECONDS = 0.2
 
@@ -66,6 +67,58 @@ async def test_a_message_that_is_not_taken_is_given_up_and_outlives_the_call() -
     async with asyncio.timeout(60):
         await waiting
     assert client.sent == ["first", "second"]
+
+
+async def after_a_standstill(done: asyncio.Event) -> None:
+    """Hold the event loop for longer than any limit here, and let it learn a little later what came meanwhile."""
+    await asyncio.sleep(0.3 * _PATIENCE_SECONDS)
+    time.sleep(2 * _PATIENCE_SECONDS)  # noqa: ASYNC251 - as where the process is stopped
+    asyncio.get_running_loop().call_later(0.1 * _PATIENCE_SECONDS, done.set)
+
+
+async def test_a_standstill_of_the_service_is_not_the_readers_fault() -> None:
+    client = Client()
+    out = outgoing(client)
+    client.takes.set()
+    await out.write("first")
+    for number in range(3):
+        client.takes.clear()
+        standing_still = asyncio.create_task(after_a_standstill(client.takes))
+        await out.write(number)
+        await standing_still
+    assert client.sent == ["first", 0, 1, 2]
+    client.takes.clear()
+    standing_still = asyncio.create_task(after_a_standstill(asyncio.Event()))
+    async with asyncio.timeout(60):
+        with pytest.raises(ClientTooSlow):
+            await out.write("never")
+    await standing_still
+
+
+class Asker:
+    """Sends its request when the test says so; stands for gRPC's context."""
+
+    def __init__(self) -> None:
+        self.sends = asyncio.Event()
+
+    async def read(self) -> bytes:
+        await self.sends.wait()
+        return b"request"
+
+
+async def test_a_standstill_of_the_service_is_not_the_askers_fault() -> None:
+    client = Asker()
+    incoming = Incoming(client)  # type: ignore[arg-type]
+    standing_still = asyncio.create_task(after_a_standstill(client.sends))
+    assert await incoming.next(_PATIENCE_SECONDS) == b"request"
+    await standing_still
+    client.sends.clear()
+    standing_still = asyncio.create_task(after_a_standstill(asyncio.Event()))
+    async with asyncio.timeout(60):
+        with pytest.raises(ClientTooSlow, match=r"within 0\.2 s"):
+            await incoming.next(_PATIENCE_SECONDS)
+    incoming.close()
+    await standing_still
 
 
 async def test_a_client_that_has_left_cancels_the_call() -> None:

@@ -1,4 +1,9 @@
-"""Read and write the messages of one call, with time limits for slow clients."""
+"""Read and write the messages of one call, with time limits for slow clients.
+
+Where the event loop stands still, because it is busy or because the process is stopped or starved, what clients have
+done meanwhile is learned of only afterwards. So a limit has parts, of which a standstill uses up one at most: the loop
+runs for a while before a client is given up.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +16,8 @@ import grpc
 
 from penstock.errors import ClientTooSlow
 from penstock.server.service_context import Context
+
+_PARTS = 4  # of a limit
 
 
 class Incoming:
@@ -31,7 +38,11 @@ class Incoming:
             self._reading = asyncio.create_task(self._context.read())
         reading = self._reading
         waits = (reading,) if lost is None else (reading, lost)
-        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        part = None if seconds is None else seconds / _PARTS
+        for _ in range(_PARTS):
+            done, _ = await asyncio.wait(waits, timeout=part, return_when=asyncio.FIRST_COMPLETED)
+            if done:
+                break
         if not reading.done():
             is_lost = lost is not None and lost.done()
             late = "before the memory of requests ran out" if is_lost else f"within {seconds:g} s, the limit"
@@ -86,6 +97,7 @@ class Outgoing:
         self._write_timeout_seconds = write_timeout_seconds
         self._ended: asyncio.Future[bool] | None = None
         self._began = 0.0
+        self._due = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._unsent: asyncio.Task[None] | None = None
 
@@ -99,7 +111,7 @@ class Outgoing:
         writing = loop.create_task(self._context.write(reply))
         writing.add_done_callback(self._on_end)
         if self._timer is None:
-            self._timer = loop.call_later(self._write_timeout_seconds, self._check)
+            self._check_in(self._write_timeout_seconds / _PARTS)
         try:
             is_taken = await self._ended
         except asyncio.CancelledError:
@@ -121,14 +133,20 @@ class Outgoing:
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(True)
 
+    def _check_in(self, seconds: float) -> None:
+        self._due = time.monotonic() + seconds
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._check)
+
     def _check(self) -> None:
-        """Give up the message that is being written if it is due, or look again when it is."""
+        """Give up the message that is being written if it is due, or look again a part of the limit later."""
         self._timer = None
         if self._ended is None or self._ended.done():
             return
-        left = self._began + self._write_timeout_seconds - time.monotonic()
+        now = time.monotonic()
+        self._began += max(0.0, now - max(self._began, self._due))  # the time by which this is late is not the client's
+        left = self._began + self._write_timeout_seconds - now
         if left > 0:
-            self._timer = asyncio.get_running_loop().call_later(left, self._check)
+            self._check_in(min(left, self._write_timeout_seconds / _PARTS))
         else:
             self._ended.set_result(False)
 
