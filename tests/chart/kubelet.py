@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import os
 import re
@@ -18,6 +17,7 @@ from typing import IO, Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from penstock.cli.own_service import ended_with_parent
 
 from tests.chart.chart import Object, arguments, of_kind
 
@@ -65,13 +65,12 @@ class Container:
         here = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
         temporary = {"TMPDIR": self._inside("/tmp")}
         return subprocess.Popen(
-            command,
+            ended_with_parent(command, signal.SIGKILL),  # and its engine with it
             env={**here, **temporary, **self.environment, **extra},
             cwd=self.root,
             stdout=subprocess.PIPE,
             stderr=errors or subprocess.STDOUT,
             text=True,
-            preexec_fn=_end_with_this_process,
         )
 
     def _inside(self, text: str) -> str:
@@ -79,11 +78,6 @@ class Container:
             if found := re.match(rf"(--[a-z-]+=)?({re.escape(mount)}(/.*)?)$", text):
                 return f"{found[1] or ''}{self.root}{found[2]}"
         return text
-
-
-def _end_with_this_process() -> None:
-    """In the new process: the kernel kills it when this one ends, even by SIGKILL; its engine then ends with it."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 @functools.cache
@@ -117,7 +111,7 @@ def probe(box: Object, name: str) -> bool:
 def until_started(box: Object, running: subprocess.Popen[str], within_seconds: float) -> None:
     until = time.monotonic() + within_seconds
     while not probe(box, "startupProbe"):
-        assert running.poll() is None, running.communicate()[0]
+        assert running.poll() is None, f"ended with {running.returncode}: {running.communicate()[0]}"
         assert time.monotonic() < until, "it did not start in time"
         time.sleep(0.2)
 

@@ -330,7 +330,8 @@ def service(
 def end(running: subprocess.Popen[str]) -> None:
     with contextlib.suppress(ProcessLookupError):
         running.kill()
-    running.communicate()
+    with contextlib.suppress(ValueError):  # a failed assertion has read it
+        running.communicate()
 
 
 def started(objects: list[Object], root: Path, secrets: Secrets) -> subprocess.Popen[str]:
@@ -357,7 +358,7 @@ def asked(objects: list[Object], probe: str) -> int:
 def until(objects: list[Object], probe: str, status: int, running: subprocess.Popen[str]) -> None:
     ends = time.monotonic() + 60
     while asked(objects, probe) != status:
-        assert running.poll() is None, running.communicate()[0]
+        assert running.poll() is None, f"ended with {running.returncode}: {running.communicate()[0]}"
         assert time.monotonic() < ends, f"{probe} did not come to {status}"
         time.sleep(0.1)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +20,14 @@ if TYPE_CHECKING:
 DRAIN_SECONDS = 3.0
 STOP_SECONDS = 20.0
 HEARTBEAT_SECONDS = 15.0
-_PR_SET_PDEATHSIG = 1
+# argv: the number of the signal, the pid of the parent, the command. 1 is PR_SET_PDEATHSIG, see prctl(2).
+_END_WITH_PARENT = """
+import ctypes, os, sys
+number, parent, *command = sys.argv[1:]
+ctypes.CDLL(None).prctl(1, int(number))
+if os.getppid() == int(parent):
+    os.execvp(command[0], command)
+"""
 
 
 class ServiceDied(Exception):
@@ -57,19 +63,21 @@ def start(command: list[str], log: Path, environment: Mapping[str, str] | None =
     """
     with log.open("wb") as out:
         return subprocess.Popen(
-            command,
+            ended_with_parent(command, signal.SIGTERM),
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_end_with_parent,
         )
 
 
-def _end_with_parent() -> None:
-    """Let the kernel send SIGTERM to the new process when this one ends, even by SIGKILL. See prctl(2)."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+def ended_with_parent(command: Sequence[str], number: signal.Signals) -> list[str]:
+    """Return a command that becomes `command`, to which the kernel sends a signal when this process ends.
+
+    subprocess's `preexec_fn` would do it in the forked process, where gRPC's threads are missing: some of them crash.
+    """
+    return [sys.executable, "-ISc", _END_WITH_PARENT, str(int(number)), str(os.getpid()), *command]
 
 
 def _exit_by_signal(number: int, _frame: object) -> None:
