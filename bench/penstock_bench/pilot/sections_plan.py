@@ -8,6 +8,7 @@ from penstock_bench.pilot.document import Figure, Section, Table
 from penstock_bench.pilot.formatting import seconds, share
 from penstock_bench.pilot.results import Calibration, PlanBeside, PlannedFigure, Result, Stage
 from penstock_bench.pilot.results import Figure as FigureName
+from penstock_bench.pilot.sections_limits import is_small
 from penstock_bench.pilot.svg import Series, lines
 
 _NAMES: dict[FigureName, str] = {
@@ -24,7 +25,7 @@ def plan(result: Result) -> Section | None:
     if beside is None:
         return None
     stages = {stage.name: stage for stage in result.stages}
-    text = [*_about(beside), *_verdict(beside.figures), *_fitted(beside)]
+    text = [*_about(beside), *_verdict(beside.figures), *_small(result, beside.figures), *_fitted(beside)]
     figures, tables = [], []
     if beside.figures:
         figures += _figure("Measured figures over planned ones", _ranges(beside.figures, stages))
@@ -66,6 +67,17 @@ def _verdict(figures: Iterable[PlannedFigure]) -> list[str]:
         f"{inside} of {len(ranged)} figures are in the plan's range. Time per token is what a call takes without its"
         " own prompt, so it includes steps that read other callers' prompts. The plan has no queue: with several"
         " callers it has only a lower end for the first token, the steps of a single prompt."
+    ]
+
+
+def _small(result: Result, figures: Sequence[PlannedFigure]) -> list[str]:
+    """Return why the plan's figures of a small model are not reached."""
+    if not figures or not is_small(result):
+        return []
+    return [
+        "The model is small, and the plan's constants are fitted to published runs of models from 35 billion parameters"
+        " on. The matrices of a small one take a GPU hardly any time, so the host's work for each step weighs"
+        " most. These figures say nothing about the plan of a large model."
     ]
 
 

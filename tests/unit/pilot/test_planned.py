@@ -14,6 +14,7 @@ from penstock_bench.capacity.devices import load_devices
 from penstock_bench.capacity.memory import plan_memory
 from penstock_bench.capacity.roofline import Assumptions, Roofline
 from penstock_bench.commands.plan import known_shape
+from penstock_bench.gpu_check.results import read as read_check
 from penstock_bench.pilot.planned import compare, device_of, measured_acceptance, setup_of
 from penstock_bench.pilot.render import to_html, to_markdown
 from penstock_bench.pilot.report import document
@@ -23,7 +24,9 @@ from typer.testing import CliRunner
 from tests.unit.pilot.made import result, seconds, stage
 
 MODEL = "Qwen3.5-35B-A3B-FP8"
-PILOT = Path(__file__).parents[3] / "docs" / "pilot" / "pilot.json"
+DOCS = Path(__file__).parents[3] / "docs"
+PILOT = DOCS / "pilot" / "pilot.json"
+ON_H200 = DOCS / "results" / "gpu-check-h200-2026-11-29.json"
 DEVICES = load_devices()
 PROFILE = [
     {"name": "fp8_weights", "enabled": True, "value": "e4m3", "reason": ""},
@@ -252,6 +255,26 @@ def test_the_section_is_in_both_files_with_its_plots() -> None:
     # A rate and a time per token of each of five stages, and the first token of a single caller.
     assert " of 11 figures are in the plan's range" in text
     assert 'id="plan"' not in to_html(document(pilot()))
+
+
+def test_a_small_model_on_a_real_gpu_is_below_the_plan_and_the_report_says_why() -> None:
+    """The demo model on an H200, as `penstock gpu-check` measured it."""
+    check = read_check(ON_H200)
+    variant = check.variants[-1]
+    card = served(profile=list(variant.profile), vocab_size=512, engine_version=check.engine_version)
+    stages = {one.name: one for one in variant.stages}
+    measured = pilot(stages, model="penstock-demo", served=card, gpu_check=check.model_dump(mode="json"))
+    key = device_of(measured, DEVICES)
+    assert key == "h200"
+    beside = compare(measured, known_shape("penstock-demo"), DEVICES[key])
+    rates = [one for one in beside.figures if one.figure == "output_tokens_per_second"]
+    assert [round(one.measured / one.planned, 2) for one in rates] == [0.62, 0.41, 0.19, 0.13]
+    assert not any(one.inside for one in rates)
+    told = to_markdown(document(measured.model_copy(update={"plan": beside})), "pilot.html")
+    assert "say nothing about the plan of a large model" in told
+    large = pilot().model_copy(update={"plan": compared(pilot(served=served(vocab_size=248_320)))})
+    large = large.model_copy(update={"served": served(vocab_size=248_320)})
+    assert "say nothing about the plan of a large model" not in to_markdown(document(large), "pilot.html")
 
 
 def run(out: Path, *arguments: str) -> dict[str, Any]:
