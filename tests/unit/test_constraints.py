@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import AsyncIterator
 
 import psutil
@@ -96,14 +97,18 @@ async def test_a_start_that_is_given_up_leaves_no_process(sandbox: Counted, monk
 
 
 async def test_a_compiler_that_cannot_start_is_told_and_tried_again(
-    sandbox: Counted, monkeypatch: pytest.MonkeyPatch
+    sandbox: Counted, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("sys.executable", "/bin/false")
         with pytest.raises(Overloaded):
             await sandbox.check(CONSTRAINT, "a")
+    said = re.compile(r"the constraint sandbox did not start: \w+, exit status 1")
+    assert [bool(said.fullmatch(message)) for message in caplog.messages] == [True, True]
     await sandbox.check(CONSTRAINT, "a")
     assert sandbox.starts == 2
+    assert sandbox._process is not None
+    assert os.readlink(f"/proc/{sandbox._process.pid}/fd/2") == os.devnull
 
 
 async def test_a_compiler_that_died_is_started_again(sandbox: Counted) -> None:

@@ -128,7 +128,8 @@ async def test_a_start_that_fails_is_tried_once_more_and_said_with_its_exit_stat
 ) -> None:
     python = tmp_path / "python"
     python.write_text(
-        f"#!/bin/sh\necho >> {tmp_path}/starts\n[ $(wc -l < {tmp_path}/starts) -gt {failing} ] || exit 7\n"
+        f"#!/bin/sh\necho >> {tmp_path}/starts\n"
+        f"[ $(wc -l < {tmp_path}/starts) -gt {failing} ] || {{ echo no library >&2; exit 7; }}\n"
         f'exec {sys.executable} "$@"\n'
     )
     python.chmod(0o755)
@@ -139,7 +140,14 @@ async def test_a_start_that_fails_is_tried_once_more_and_said_with_its_exit_stat
     else:
         with pytest.raises(Overloaded, match="the decoder did not start"):
             await decoder.decode(png(64, 64, "red"), "image/png", "field", "caller")
-    assert caplog.text.count("did not start: IncompleteReadError, exit status 7") == failing
+    said = "the process that decodes images did not start: IncompleteReadError, exit status 7\nno library\n"
+    assert caplog.text.count(said) == failing
+
+
+async def test_nothing_of_an_image_can_reach_the_log(decoder: ImageDecoder) -> None:
+    await decoder.decode(png(8, 8), "image/png", "field", "caller")
+    assert os.readlink(f"/proc/{process_of(decoder)}/fd/2") == os.devnull
+    assert len(os.listdir(f"/proc/{process_of(decoder)}/fd")) == 3
 
 
 async def test_a_cancelled_call_leaves_no_half_reply(decoder: ImageDecoder) -> None:

@@ -7,20 +7,22 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import logging
 import signal
-import sys
 from collections.abc import AsyncIterator
 
 from penstock import tasks
-from penstock.engine.child_environment import child_environment
+from penstock.engine.child_process import ChildProgram, NotStarted, end
 from penstock.engine.images.decoding import Fault, ImageLimits
-from penstock.engine.images.wire import READY, REPLY, REQUEST
+from penstock.engine.images.wire import REPLY, REQUEST
 from penstock.errors import BadRequest, FieldReason, FieldViolation, Overloaded
 from penstock.types import DecodedImage
 
-_LOG = logging.getLogger(__name__)
-_START_SECONDS = 60.0
+_PROGRAM = ChildProgram(
+    name="the process that decodes images",
+    module="penstock.engine.images.decoder_process",
+    start_seconds=60.0,
+    environment={"MALLOC_ARENA_MAX": "1"},  # the memory limit counts address space
+)
 _GRACE_SECONDS = 30.0  # in addition to an image's own time, which is the processor's: the machine may be busy
 _IMAGES_OF_PROCESS = 1000  # then another one starts, so that what a decoder leaks is given back
 _TRIES = 2  # where the process dies and not because of the time: somebody else may have killed it
@@ -125,47 +127,17 @@ class ImageDecoder:
         if self._process is not None and self._process.returncode is None and self._decoded < _IMAGES_OF_PROCESS:
             return self._process
         await self._end()
-        for _ in range(_TRIES):
-            if (process := await self._start()) is not None:
-                self._decoded = 0
-                return process
-        raise self._overloaded("images cannot be decoded now: the decoder did not start")
-
-    async def _start(self) -> asyncio.subprocess.Process | None:
-        """Start the process. Return None where it does not start, with a line in the log that says how it ended."""
         try:
-            # One arena: the memory limit counts address space.
-            self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-W", "ignore", "-m", "penstock.engine.images.decoder_process"),
-                json.dumps(dataclasses.asdict(self._limits)),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.DEVNULL,
-                env=child_environment(MALLOC_ARENA_MAX="1"),
-            )
-            assert self._process.stdout is not None
-            async with asyncio.timeout(_START_SECONDS):
-                await self._process.stdout.readuntil(READY)
-        except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
-            status = await self._end()
-            text = "the process that decodes images did not start: %s, exit status %s"
-            _LOG.warning(text, type(error).__name__, status)
-            return None
+            self._process = await _PROGRAM.start(json.dumps(dataclasses.asdict(self._limits)))
+        except NotStarted as error:
+            raise self._overloaded("images cannot be decoded now: the decoder did not start") from error
+        self._decoded = 0
         return self._process
 
     async def _end(self) -> int | None:
         """End the process. Return its exit status, -N where signal N had ended it; None where there was none."""
         process, self._process = self._process, None
-        if process is None:
-            return None
-        if process.returncode is None:
-            # What has crashed is reported a moment later.
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(0.1):
-                    return await process.wait()
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-        return await process.wait()
+        return None if process is None else await end(process)
 
     def _overloaded(self, message: str) -> Overloaded:
         return Overloaded(message, resource="images", retry_after_seconds=1.0)

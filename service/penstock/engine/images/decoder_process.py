@@ -8,6 +8,7 @@ a refusal.
 from __future__ import annotations
 
 import json
+import os
 import resource
 import signal
 import sys
@@ -28,7 +29,10 @@ def main() -> int:
     asked, replies = sys.stdin.buffer, sys.stdout.buffer
     assert all(_PLUGINS)
     Image.preinit()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
     _bound(limits)
+    os.dup2(nowhere, sys.stderr.fileno())
+    os.close(nowhere)
     replies.write(READY)
     replies.flush()
     while head := asked.read(REQUEST.size):

@@ -12,4 +12,4 @@ REQUEST = struct.Struct(">BI")
 REPLY = struct.Struct(">BIII")
 """0 or the number of a `Fault`, width, height, bytes that follow."""
 READY = b"\n"
-"""Written once the process can decode."""
+"""Written once the process can decode. See `ChildProgram`."""

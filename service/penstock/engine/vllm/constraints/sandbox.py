@@ -12,22 +12,27 @@ import contextlib
 import hashlib
 import itertools
 import json
-import logging
 import signal
-import sys
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from penstock import tasks
-from penstock.engine.child_environment import child_environment
+from penstock.engine.child_process import ChildProgram, NotStarted, end
 from penstock.engine.vllm.constraints.compiling import GrammarOf, refusal
 from penstock.engine.vllm.constraints.sandbox_process import SandboxResult
 from penstock.errors import Overloaded
 from penstock.types import StructuredOutput
 
-_LOG = logging.getLogger(__name__)
+_PROGRAM = ChildProgram(
+    name="the constraint sandbox",
+    module="penstock.engine.vllm.constraints.sandbox_process",
+    start_seconds=120.0,
+    # One arena and no helper threads: the memory limit counts address space, and threads do not survive a fork.
+    environment={"MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+    line_bytes=1 << 20,
+)
 _TRIALS_AT_ONCE = 2
 _MAX_WAITING = 64
 _MAX_WAITING_OF_CALLER = 32
@@ -35,8 +40,6 @@ _MAX_REMEMBERED = 4096
 _KEPT_SECONDS = 3600.0
 _COSTLY_SECONDS = 600.0
 _GRACE_SECONDS = 30.0  # in addition to the trial's own time, because the process runs at a low priority
-_START_SECONDS = 120.0
-_LINE_BYTES = 1 << 20
 _WRITTEN_AT_ONCE = 2048  # characters of a constraint that is converted in the event loop; a longer one in a thread
 
 
@@ -109,7 +112,7 @@ class ConstraintSandbox:
         waiting = [*self._running.values(), *(task for task in (self._starting, self._reading) if task is not None)]
         await tasks.end(*waiting)
         if self._process is not None:
-            await _end(self._process)
+            await end(self._process)
 
     def _remembered(self, key: bytes) -> int | None:
         verdict, until = self._verdicts.get(key, (None, 0.0))
@@ -197,8 +200,7 @@ class ConstraintSandbox:
             return self._process
         try:
             return await asyncio.shield(self._start_once())
-        except (OSError, TimeoutError) as error:
-            _LOG.warning("the constraint sandbox did not start: %s; constraints are refused", type(error).__name__)
+        except NotStarted as error:
             raise Overloaded(
                 "constraints cannot be compiled now: the compiler did not start",
                 resource="constraints",
@@ -212,50 +214,24 @@ class ConstraintSandbox:
         return self._starting
 
     async def _start(self) -> asyncio.subprocess.Process:
-        """Start the process, which takes seconds to import the compiler. Raise OSError or TimeoutError."""
-        # One arena and no helper threads: the memory limit counts address space, and threads do not survive a fork.
-        quiet = child_environment(MALLOC_ARENA_MAX="1", OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-W", "ignore", "-m", "penstock.engine.vllm.constraints.sandbox_process"),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-            limit=_LINE_BYTES,
-            env=quiet,
-        )
-        try:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            tokenizer = await asyncio.to_thread(self._tokenizer_json)
-            async with asyncio.timeout(_START_SECONDS):
-                process.stdin.write(tokenizer.encode() + b"\n")
-                await process.stdin.drain()
-                if not await process.stdout.readline():
-                    raise ConnectionError("it ended")
-        except BaseException:
-            await _end(process)
-            raise
+        """Start the process, which takes seconds to import the compiler. Raise NotStarted."""
+        process = await _PROGRAM.start(first_input=lambda: self._tokenizer_json().encode() + b"\n")
         self._process = process
-        self._reading = asyncio.create_task(self._read(process.stdout))
+        self._reading = asyncio.create_task(self._read(process))
         return process
 
-    async def _read(self, lines: asyncio.StreamReader) -> None:
-        async for line in lines:
+    async def _read(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdout is not None
+        async for line in process.stdout:
             number, verdict = line.split()
             waiting = self._pending.get(int(number))
             if waiting is not None and not waiting.done():
                 waiting.set_result(int(verdict))
-        self._process = None  # The process ended; the next trial starts another.
+        if self._process is process:
+            self._process = None  # The process ended; the next trial starts another.
         for waiting in self._pending.values():
             if not waiting.done():
                 waiting.set_result(-signal.SIGKILL)
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is None:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
 
 
 def _retrieve(task: asyncio.Task[Any]) -> None:

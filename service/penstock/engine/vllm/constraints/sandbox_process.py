@@ -58,6 +58,8 @@ def main() -> int:
     import xgrammar
 
     tokenizer = xgrammar.TokenizerInfo.deserialize_json(sys.stdin.readline())
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stderr.fileno())
     print("ready", flush=True)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children write their own results and are not waited for
     for line in sys.stdin:
