@@ -181,6 +181,8 @@ class FakeService(generation_pb2_grpc.GenerationServiceServicer, model_pb2_grpc.
     ) -> model_pb2.GetModelResponse:
         await self._note(request, context)
         return model_pb2.GetModelResponse(
+            default_early_exit=pb.EARLY_EXIT_MARKER,
+            max_early_exit=pb.EARLY_EXIT_PROBE,
             model="fake",
             architecture="Qwen3_5MoeForCausalLM",
             vocab_size=512,

@@ -192,6 +192,7 @@ def test_unary_calls(target: str, fake: FakeService) -> None:
         assert card.thinking_modes == ("fast", "thinking", "auto")
         assert card.price_tiers == (pc.PriceTier(None, Decimal("0.4"), Decimal(0), Decimal(4)),)
         assert card.limits["max_messages"] == 9
+        assert (card.default_early_exit, card.max_early_exit) == (pc.EarlyExit.MARKER, "probe")
         assert "max_output_tokens" not in card.limits
 
 

@@ -54,6 +54,7 @@ from penstock_client.tool_loop import Run, Turn
 from penstock_client.tools import Tool
 from penstock_client.values import (
     Cost,
+    EarlyExit,
     EffectiveSettings,
     Effort,
     FinishReason,
@@ -132,6 +133,7 @@ __all__ = [
     "FinishReason",
     "ToolCallStatus",
     "ToolMode",
+    "EarlyExit",
     "Effort",
     "EffortBudget",
     "TokenLogprob",

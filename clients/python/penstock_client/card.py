@@ -11,6 +11,7 @@ from penstock_proto.v1 import generation_pb2 as pb
 from penstock_proto.v1 import model_pb2
 
 from penstock_client.values import (
+    EarlyExit,
     EffectiveSettings,
     Effort,
     ThinkingMode,
@@ -98,6 +99,8 @@ class ModelCard:
         max_concurrent_requests: Requests that one replica of the engine runs at once; 0 from an older server.
         tool_call_format: How the model writes tool calls, `xml` or `json`; empty where it has no tools.
         efforts: What each effort is on this server, by its name.
+        default_early_exit: What ends a thought of AUTO early where the request names nothing.
+        max_early_exit: The costliest early exit that a request may ask for.
         raw: The reply as it came.
     """
 
@@ -120,6 +123,8 @@ class ModelCard:
     max_concurrent_requests: int
     tool_call_format: str
     efforts: Mapping[Effort, EffortBudget]
+    default_early_exit: EarlyExit
+    max_early_exit: EarlyExit
     raw: model_pb2.GetModelResponse = field(repr=False)
 
     @classmethod
@@ -149,6 +154,8 @@ class ModelCard:
             max_concurrent_requests=reply.max_concurrent_requests,
             tool_call_format=reply.tool_call_format,
             efforts={from_proto_enum(Effort, pb.Effort, one.effort): _effort(one) for one in reply.efforts},
+            default_early_exit=from_proto_enum(EarlyExit, pb.EarlyExit, reply.default_early_exit),
+            max_early_exit=from_proto_enum(EarlyExit, pb.EarlyExit, reply.max_early_exit),
             raw=reply,
         )
 

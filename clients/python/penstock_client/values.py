@@ -99,6 +99,15 @@ class Effort(enum.StrEnum):
     UNKNOWN = "unknown"
 
 
+class EarlyExit(enum.StrEnum):
+    """Name what ends a thought before its budget, the cheapest first."""
+
+    OFF = "off"
+    MARKER = "marker"
+    PROBE = "probe"
+    UNKNOWN = "unknown"
+
+
 class GenerationPhase(enum.StrEnum):
     """How far a generation is."""
 
@@ -116,6 +125,7 @@ EnumT = TypeVar(
     InterruptionReason,
     ToolCallStatus,
     ToolMode,
+    EarlyExit,
     Effort,
     GenerationPhase,
 )
