@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 
 import pytest
 from penstock.types import Sampling
@@ -88,4 +89,23 @@ async def test_a_closed_prompt_has_no_thought_to_close(engine, fast_prompt, requ
     markers = (engine.card.markers.open_id, close)  # a thought that is opened again would have a budget of its own
     request = request_for(fast_prompt, 20, min_tokens=20, thought_budget_tokens=3, banned_token_ids=markers)
     tokens, _ = await run(engine, request)
+    assert close not in tokens
+
+
+async def test_a_thought_that_is_given_up_leaves_its_budget_to_no_other_request(
+    engine, thinking_prompt, fast_prompt, request_for
+):
+    """The request beside it moves into its place in the batch."""
+    close, budget = engine.card.markers.close_id, 64
+    banned = (engine.card.markers.open_id, close, *engine.card.eos_ids)
+    thought = request_for(thinking_prompt, 200, thought_budget_tokens=budget, banned_token_ids=banned)
+    answer = request_for(fast_prompt, 2 * budget, banned_token_ids=banned)
+    tokens = []
+    async with aclosing(engine.stream(thought)) as first, aclosing(engine.stream(answer)) as second:
+        await anext(first)
+        tokens += (await anext(second)).token_ids
+        await first.aclose()
+        async for chunk in second:
+            tokens += chunk.token_ids
+    assert len(tokens) == 2 * budget
     assert close not in tokens

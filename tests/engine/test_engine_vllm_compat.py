@@ -447,3 +447,32 @@ def test_a_seed_still_cannot_be_rewound_on_a_cpu(patched):
     GPUModelRunner._sample(runner, logits=None, spec_decode_metadata=None)
     assert torch.equal(generators[0].get_state(), before[0])
     assert not torch.equal(generators[1].get_state(), before[1])
+
+
+def test_a_row_still_keeps_the_thought_budget_of_the_request_that_ended_there(patched):
+    """`thought_budget`: the answer that moves into the row has no thought, so no budget."""
+    from types import SimpleNamespace
+
+    from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirectionality
+    from vllm.v1.sample.thinking_budget_state import ThinkingBudgetStateHolder as Holder
+
+    opening, closing = 1, 2
+
+    def added(row: int, budget: int | None) -> tuple:
+        return row, SimpleNamespace(thinking_token_budget=budget), [opening], []
+
+    def budgets(sync, *, other: int | None) -> dict[int, int]:
+        """Return the budgets by row after a thought in row 0 ended and the request in row 1 moved there."""
+        tokens = SimpleNamespace(reasoning_start_token_ids=[opening], reasoning_end_token_ids=[closing])
+        holder = Holder(tokens, max_num_seqs=4, num_spec_tokens=2, device=None, is_pin_memory=False)
+        sync(holder, BatchUpdate(batch_size=2, removed=[], added=[added(0, 8), added(1, other)], moved=[]))
+        sync(holder, None)
+        move = (1, 0, MoveDirectionality.UNIDIRECTIONAL)
+        sync(holder, BatchUpdate(batch_size=1, removed=[], added=[], moved=[move]))
+        swap = (0, 1, MoveDirectionality.SWAP)
+        sync(holder, BatchUpdate(batch_size=2, removed=[], added=[added(1, None)], moved=[swap]))
+        return {row: state["thinking_token_budget"] for row, state in holder._state.items()}
+
+    assert budgets(Holder.sync_batch, other=None) == {}
+    assert budgets(Holder.sync_batch, other=5) == {1: 5}
+    assert budgets(Holder.sync_batch.__wrapped__, other=None) == {1: 8}, "vLLM forgets it itself: delete the patch"
