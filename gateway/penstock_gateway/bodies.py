@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import difflib
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -15,6 +15,7 @@ from starlette.requests import Request
 
 from penstock_gateway.errors import REQUEST, SERVER, GatewayError, Kind
 from penstock_gateway.settings import Settings
+from penstock_gateway.timers import ClientTimer
 
 T = TypeVar("T")
 _BYTES_PER_ITEM = 200
@@ -77,7 +78,7 @@ async def read_body(request: Request, settings: Settings, held: Held) -> bytes:
     _check_headers(request, settings)
     chunks: list[bytes] = []
     try:
-        async with asyncio.timeout(settings.request_seconds):
+        async with _client_timeout(settings.request_seconds):
             async for chunk in request.stream():
                 if held.size + len(chunk) > settings.max_body_bytes:
                     raise _too_large(settings)
@@ -87,6 +88,17 @@ async def read_body(request: Request, settings: Settings, held: Held) -> bytes:
         text = f"the body did not arrive within {settings.request_seconds:g} s"
         raise GatewayError(text, kind=_TOO_SLOW, reason="CLIENT_TOO_SLOW") from None
     return b"".join(chunks)
+
+
+@asynccontextmanager
+async def _client_timeout(seconds: float) -> AsyncIterator[None]:
+    """Raise TimeoutError where the block takes the client longer."""
+    async with asyncio.timeout(None) as limit:
+        timer = ClientTimer(seconds, lambda: limit.reschedule(asyncio.get_running_loop().time()))
+        try:
+            yield
+        finally:
+            timer.cancel()
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Any, cast
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from penstock_gateway.settings import Settings
+from penstock_gateway.timers import ClientTimer
 
 
 class _TooLarge(Exception):
@@ -39,8 +40,8 @@ class _BoundedProtocol(HttpToolsProtocol):
     """Bytes of the request line, headers and trailers of this request."""
     _unseen_bytes = 0
     """Bytes since the parser last told something; it keeps them where they are an unfinished line."""
-    _header_timer: asyncio.TimerHandle | None = None
-    _reader_timer: asyncio.TimerHandle | None = None
+    _header_timer: ClientTimer | None = None
+    _reader_timer: ClientTimer | None = None
     """Runs while more is waiting to be sent than may be held."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -59,7 +60,7 @@ class _BoundedProtocol(HttpToolsProtocol):
     def pause_writing(self) -> None:
         super().pause_writing()
         self._stop_reader_timer()
-        self._reader_timer = self.loop.call_later(self.settings.slow_reader_seconds, self.transport.abort)
+        self._reader_timer = ClientTimer(self.settings.slow_reader_seconds, self.transport.abort)
 
     def resume_writing(self) -> None:
         self._stop_reader_timer()
@@ -111,7 +112,7 @@ class _BoundedProtocol(HttpToolsProtocol):
 
     def _start_header_timer(self) -> None:
         if self._header_timer is None:
-            self._header_timer = self.loop.call_later(self.settings.request_seconds, self.transport.abort)
+            self._header_timer = ClientTimer(self.settings.request_seconds, self.transport.abort)
 
     def _stop_header_timer(self) -> None:
         if self._header_timer is not None:

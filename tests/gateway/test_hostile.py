@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import socket
+import time
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,21 @@ async def test_who_says_nothing_is_cut_off(gateway: Gateway, sent: bytes) -> Non
     found = await answer_to(http, sent)
     assert not found or found.startswith((b"HTTP/1.1 408", b"HTTP/1.1 400"))
     await check_rest(http)
+
+
+@pytest.mark.parametrize("cut", [10, -10], ids=["in the headers", "in the body"])
+async def test_a_standstill_of_the_gateway_is_not_the_clients_fault(gateway: Gateway, cut: int) -> None:
+    http = await gateway(settings=SMALL)
+    body = json.dumps(ASKED).encode()
+    request = head("/v1/chat/completions", f"content-length: {len(body)}", "connection: close") + body
+    reader, writer = await connect(http)
+    writer.write(request[:cut])
+    await asyncio.sleep(0.1)
+    time.sleep(2 * SMALL.request_seconds)  # noqa: ASYNC251 - as where the process is stopped
+    await asyncio.sleep(0.05)
+    writer.write(request[cut:])
+    assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+    writer.close()
 
 
 @pytest.mark.parametrize(
