@@ -60,6 +60,7 @@ def chaos_config() -> Config:
     return Config.model_validate(
         {
             "server": {"listen": "127.0.0.1:0"},
+            "thinking": {"early_exit_interval_tokens": 2, "early_exit_share": 64.0},
             "supervision": {"hang_seconds": 6, "max_restarts": 1000, "backoff_seconds": 0.1},
             "engine": {"extra_args": {"worker_cls": "tests.chaos.poison.PoisonableWorker"}},
         }
@@ -89,9 +90,11 @@ async def patient(chaos_config: Config) -> AsyncIterator[Patient]:
     await engine.close()
 
 
-async def ask(patient: Patient, question: str, **fields: object) -> list[pb.GenerationEvent]:
+async def ask(
+    patient: Patient, question: str, thinking: pb.ThinkingConfig = THINKING, **fields: object
+) -> list[pb.GenerationEvent]:
     """One greedy stream, complete and gapless, else an assertion or the call's error."""
-    spec = hello(question, thinking=THINKING, sampling=pb.SamplingConfig(temperature=0.0), **fields)
+    spec = hello(question, thinking=thinking, sampling=pb.SamplingConfig(temperature=0.0), **fields)
     call = patient.stub.StreamGenerate(pb.StreamGenerateRequest(spec=spec))
     events = [reply.event async for reply in call]
     assert [event.sequence for event in events] == list(range(1, len(events) + 1))

@@ -93,6 +93,28 @@ async def _recovered(patient: Patient, count: int) -> None:
             await asyncio.sleep(0.05)
 
 
+async def test_a_death_in_the_middle_of_probes_loses_nothing(patient: Patient) -> None:
+    asked = QUESTIONS[:8]
+    undisturbed = [said(events) for events in await asyncio.gather(*(ask(patient, q) for q in asked))]
+    # No answer is as certain as that, so that there are probes until the thought ends by itself.
+    thinking = pb.ThinkingConfig(
+        mode=pb.THINKING_MODE_THINKING, early_exit=pb.EARLY_EXIT_PROBE, early_exit_probability=1.0
+    )
+    streams = [asyncio.create_task(ask(patient, question, thinking)) for question in asked]
+    until = time.monotonic() + 60
+    while patient.engine.load().running_requests <= len(asked):
+        assert time.monotonic() < until, "no probe runs beside the streams"
+        assert not all(one.done() for one in streams)
+        await asyncio.sleep(0.001)
+    recoveries = len(patient.recoveries_seconds)
+    os.kill(engine_processes(patient)["worker"], signal.SIGKILL)
+    events = await asyncio.gather(*streams)
+    await _recovered(patient, recoveries + 1)
+    assert [said(one) for one in events] == undisturbed
+    assert any(one[-1].finished.usage.recomputed_tokens > 0 for one in events)
+    assert any(one[-1].finished.usage.probe_tokens > 0 for one in events)
+
+
 async def test_one_caller_sends_poison_twenty_times_and_the_others_complete(patient: Patient) -> None:
     undisturbed = {question: said(await ask(patient, question)) for question in QUESTIONS}
     restarts_before = patient.engine.restarts
