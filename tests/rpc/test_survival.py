@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,14 +13,16 @@ from typing import Any
 
 import grpc
 import pytest
-from penstock.config.schema import Config
+from penstock.config.schema import Config, SupervisionSettings
 from penstock.engine.probation import SETTLING_STEPS
 from penstock.engine.scripted import Reply, ScriptedEngine
+from penstock.engine.supervisor import SupervisedEngine
+from penstock.types import EngineChunk, EngineRequest
 from penstock_proto.v1 import generation_pb2 as pb
 from penstock_proto.v1 import generation_pb2_grpc
 
 from tests.rpc.conftest import Serve, serving
-from tests.rpc.killable import POISON, Ward, ward
+from tests.rpc.killable import POISON, MortalEngine, Ward, ward
 from tests.rpc.secure import channel as channel_to
 from tests.rpc.secure import listening
 from tests.rpc.test_stream import spec, stream, texts
@@ -82,6 +85,41 @@ async def test_sixteen_streams_go_on_over_dead_engines(disturb: str) -> None:
         assert here.supervised.restarts == 2
 
 
+class Pausing(MortalEngine):
+    """Waits after its first chunk until it may go on."""
+
+    def __init__(self) -> None:
+        super().__init__((SLOW,))
+        self.has_paused, self.may_go_on = asyncio.Event(), asyncio.Event()
+
+    async def stream(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
+        async for chunk in super().stream(request):
+            yield chunk
+            self.has_paused.set()
+            await self.may_go_on.wait()
+
+
+async def test_a_standstill_of_the_service_is_no_hang_of_its_engine() -> None:
+    engine, changes = Pausing(), list[bool]()
+
+    async def on_change(alive: bool) -> None:
+        changes.append(alive)
+
+    async def start() -> MortalEngine:
+        return engine
+
+    supervised = SupervisedEngine(engine, start, SupervisionSettings(hang_seconds=1), on_change)
+    async with serving(supervised) as (_, channel):
+        running = asyncio.create_task(stream(channel, spec(thinking=THINKING)))
+        await engine.has_paused.wait()
+        await asyncio.sleep(0.6)  # it has been looked at
+        time.sleep(2.0)  # noqa: ASYNC251 - as where the process is stopped
+        asyncio.get_running_loop().call_later(0.1, engine.may_go_on.set)
+        assert_whole(await running)
+    await supervised.close()
+    assert changes == []
+
+
 async def test_poison_is_refused_and_those_beside_it_complete() -> None:
     async with ward(replace(SLOW, step_seconds=0.01), max_restarts=20) as here:
         streams = [asyncio.create_task(stream(here.channel, spec(thinking=THINKING))) for _ in range(15)]
@@ -99,12 +137,12 @@ async def test_an_engine_that_dies_too_often_is_given_up() -> None:
     async with ward(Reply(thought=THOUGHT * 90, answer=ANSWER, step_seconds=0.002), max_restarts=1) as here:
         running = asyncio.create_task(stream(here.channel, spec(thinking=THINKING)))
         for deaths in (1, 2):
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 # Nobody is suspected of this death: the one stream has settled.
                 while len(here.engines) < deaths or here.engine.chunks < 2 * SETTLING_STEPS:  # noqa: ASYNC110
                     await asyncio.sleep(0.005)
             await here.engine.kill()
-        await asyncio.wait_for(here.supervised.given_up.wait(), 20)
+        await asyncio.wait_for(here.supervised.given_up.wait(), 60)
         with pytest.raises(grpc.aio.AioRpcError) as down:
             await running
         assert down.value.code() is grpc.StatusCode.UNAVAILABLE
@@ -341,9 +379,11 @@ async def test_bad_steering_is_noticed_at_once_whatever_the_call_waits_for(
 async def test_draining_waits_for_streams_and_refuses_new_ones() -> None:
     async with ward(SLOW) as here:
         running = asyncio.create_task(stream(here.channel, spec(thinking=THINKING)))
-        await asyncio.sleep(0.03)
-        draining = asyncio.create_task(here.server.drain(10))
-        await asyncio.sleep(0.01)
+        while not here.engine.chunks:  # noqa: ASYNC110 - the engine's own count
+            await asyncio.sleep(0.002)
+        draining = asyncio.create_task(here.server.drain(60))
+        while not here.server.state().draining:  # noqa: ASYNC110 - the server's own state
+            await asyncio.sleep(0)
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await stream(here.channel, spec())
         assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
@@ -438,7 +478,7 @@ async def test_without_a_shared_key_no_token_is_given_or_taken(tmp_path: Path) -
 
 
 async def test_a_client_that_stops_reading_is_cut_off_and_slows_nobody() -> None:
-    config = {"server": {"listen": "127.0.0.1:0", "slow_reader_seconds": 0.5}}
+    config = {"server": {"listen": "127.0.0.1:0", "slow_reader_seconds": 2.0}}
     engine = ScriptedEngine(
         [Reply(match="long", thought="x" * 40_000, answer="a"), SLOW], context_window_tokens=100_000
     )

@@ -69,6 +69,10 @@ class _ProgressWatchdog:
         """Record that the engine made progress now."""
         self._at = time.monotonic()
 
+    def forgive(self, seconds: float) -> None:
+        """Leave out seconds in which this process stood still: what the engine sent meanwhile is not read yet."""
+        self._at = min(time.monotonic(), self._at + seconds)
+
     def waiting(self) -> _Wait:
         """Return a context in which one stream waits for its next chunk."""
         return _Wait(self)
@@ -330,8 +334,10 @@ class SupervisedEngine:
 
     async def _watch(self) -> None:
         while not self.given_up.is_set():
+            due = time.monotonic() + _CHECK_SECONDS
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._lost.wait(), _CHECK_SECONDS)
+            self._watchdog.forgive(max(0.0, time.monotonic() - due))
             failure = await self._find_failure()
             if failure is not None:
                 try:
