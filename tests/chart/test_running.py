@@ -61,7 +61,7 @@ def test_should_pass_its_own_probes(objects: list[Object], service: subprocess.P
 def test_should_be_scraped_where_the_monitor_looks(objects: list[Object], service: subprocess.Popen[str]) -> None:
     (endpoint,) = of_kind(objects, "ServiceMonitor")[0]["spec"]["endpoints"]
     (port,) = [p["containerPort"] for p in container(objects)["ports"] if p["name"] == endpoint["port"]]
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}{endpoint['path']}", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{endpoint['path']}", timeout=60) as answer:
         text = answer.read().decode()
     assert 'k8s_container_name="penstock"' in text
     assert 'service_name="try-penstock"' in text

@@ -164,7 +164,7 @@ class Running(dict[str, float]):
         return count
 
     def _count(self) -> float:
-        with urllib.request.urlopen(self._url, timeout=10) as page:
+        with urllib.request.urlopen(self._url, timeout=60) as page:
             found = re.search(r"^penstock_sequences_running(?:{.*})? (\S+)", page.read().decode(), re.MULTILINE)
         return float(found[1]) if found else 0.0
 

@@ -84,7 +84,7 @@ def _serve(
         yield ready, process
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
 
 
 @contextmanager
@@ -101,7 +101,7 @@ def _flaky(server: str) -> Iterator[str]:
 
     thread = threading.Thread(target=loop.run_until_complete, args=(forward(),))
     thread.start()
-    assert bound.wait(10)
+    assert bound.wait(60)
     try:
         yield target
     finally:

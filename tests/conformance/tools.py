@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,16 +23,26 @@ needs_node = pytest.mark.needs("node", "npm")
 needs_go = pytest.mark.needs("go", "grpc-go")
 
 
+@contextmanager
+def building(name: str) -> Iterator[None]:
+    """Only one of the workers of pytest-xdist builds a thing at a time; who comes later finds it made."""
+    with (TOOLS / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def build_typescript() -> Path:
     """Compiles the client, if anything changed since the last time; its folder."""
     client = CLIENTS / "typescript"
-    _run([str(NODE), "node_modules/typescript/bin/tsc"], client)
+    with building("typescript"):
+        _run([str(NODE), "node_modules/typescript/bin/tsc"], client)
     return client
 
 
 def build_go() -> Path:
     """Vets and compiles the client's driver and the examples, if anything changed since the last time; their folder."""
-    _run([sys.executable, "scripts/go-clients", "build"], ROOT)
+    with building("go"):
+        _run([sys.executable, "scripts/go-clients", "build"], ROOT)
     return TOOLS / "bin"
 
 

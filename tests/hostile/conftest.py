@@ -105,7 +105,7 @@ class Victim:
 
     def health(self, address: str = "") -> str:
         with connection(address or self.address, "" if address else self.authority) as channel:
-            reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=20)
+            reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=60)
             return health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
 
     def await_normal(self, more: int) -> None:
@@ -246,7 +246,7 @@ def serving(place: Path, config: dict[str, Any], normal_key: str = "", authority
         with program(errors, "normal", address, str(NORMAL_STREAMS), normal_key, authority, out=out) as normal:
             yield Victim(address, process, normal, samples, log, authority=authority)
         process.terminate()
-        assert process.wait(30) == 0, log.read_text()[-4000:]
+        assert process.wait(120) == 0, log.read_text()[-4000:]
 
 
 @pytest.fixture

@@ -122,6 +122,11 @@ class Wire:
         self.socket.close()
 
 
+def has_settings(data: bytes | bytearray) -> bool:
+    """Whether the peer has said what holds on the connection."""
+    return any(kind == SETTINGS and not flags for kind, flags, *_ in frames(data))
+
+
 def resets(data: bytes | bytearray) -> int:
     """Streams that were reset."""
     return len({stream for kind, _, stream, _ in frames(data) if kind == RST})

@@ -34,6 +34,7 @@ from tests.hostile.frames import (
     call_headers,
     frame,
     frames,
+    has_settings,
     literal,
     message,
     resets,
@@ -61,6 +62,7 @@ _CONNECTIONS_AT_ONCE = 150
 def greeted(address: str, settings: bytes = b"") -> Wire:
     """A connection on which both sides' settings are in force: before that, gRPC's core takes few streams."""
     wire = Wire(address, settings)
+    wire.drain(60, has_settings)
     wire.drain(0.2)
     wire.send(frame(SETTINGS, ACK))
     return wire

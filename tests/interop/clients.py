@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.conformance.tools import NODE, ROOT, TOOLS, build_go, build_typescript
+from tests.conformance.tools import NODE, ROOT, TOOLS, build_go, build_typescript, building
 
 _HERE = Path(__file__).parent
 _SOURCE = _HERE / "cpp/client.cc"
@@ -56,6 +56,11 @@ def _libraries() -> list[str]:
 
 def build_cpp() -> Path:
     """Compile the C++ client into .tools, unless that is done; return the program."""
+    with building("cpp"):
+        return _build_cpp()
+
+
+def _build_cpp() -> Path:
     protos = sorted((ROOT / "protos").rglob("*.proto"))
     state = hashlib.sha256(b"".join(path.read_bytes() for path in (_SOURCE, Path(__file__), *protos))).hexdigest()[:16]
     folder = TOOLS / "interop-cpp"

@@ -40,4 +40,4 @@ def scripted_service(
         yield ready.read_text().strip()
     finally:
         process.terminate()
-        print(process.communicate(timeout=30)[0])  # pytest shows it where the test failed
+        print(process.communicate(timeout=120)[0])  # pytest shows it where the test failed

@@ -33,7 +33,7 @@ class Scene:
 
     async def idle(self) -> bool:
         """The engine has nothing left to do."""
-        for _ in range(200):
+        for _ in range(6000):
             if not self.engine.load().running_requests:
                 return True
             await asyncio.sleep(0.01)
@@ -298,7 +298,7 @@ async def test_leaving_a_stream_that_went_on_elsewhere_ends_it_there(tmp_path: P
             await anext(stream)
         assert there.engines[-1].load().running_requests == 1
         stream.close()
-        for _ in range(300):
+        for _ in range(6000):
             if not there.engines[-1].load().running_requests:
                 return
             await asyncio.sleep(0.01)

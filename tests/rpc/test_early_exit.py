@@ -50,8 +50,10 @@ class SlowProbes(ScriptedEngine):
 
 
 @asynccontextmanager
-async def probing(**sections: object) -> AsyncIterator[tuple[SlowProbes, grpc.aio.Channel]]:
-    engine = SlowProbes(Reply(thought=LINES, answer=ANSWER, step_seconds=0.002))
+async def probing(
+    step_seconds: float = 0.002, **sections: object
+) -> AsyncIterator[tuple[SlowProbes, grpc.aio.Channel]]:
+    engine = SlowProbes(Reply(thought=LINES, answer=ANSWER, step_seconds=step_seconds))
     config = {"server": {"listen": "127.0.0.1:0"}, "thinking": EAGER, **sections}
     async with serving(engine, Config.model_validate(config)) as (_, channel):
         yield engine, channel
@@ -128,11 +130,11 @@ async def test_steering_in_the_middle_of_a_probe(action: str) -> None:
 
 
 async def test_a_deadline_in_the_middle_of_a_probe_ends_both() -> None:
-    async with probing() as (engine, channel):
+    async with probing(step_seconds=0.05) as (engine, channel):
         stub = generation_pb2_grpc.GenerationServiceStub(channel)
         long = spec(thinking=PROBING)
         with pytest.raises(grpc.aio.AioRpcError) as late:
-            await stub.Generate(pb.GenerateRequest(spec=long), timeout=0.08)
+            await stub.Generate(pb.GenerateRequest(spec=long), timeout=2)
         assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         async with asyncio.timeout(60):
             while engine.load().running_requests:  # noqa: ASYNC110 - the engine's own count

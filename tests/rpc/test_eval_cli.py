@@ -68,7 +68,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     ready = folder / "address"
     command = [sys.executable, "-m", "penstock", "serve", "--listen", "127.0.0.1:0", "--ready-file", str(ready)]
     process = subprocess.Popen([*command, *flags], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    end = time.monotonic() + 30
+    end = time.monotonic() + 60
     while not ready.exists() and process.poll() is None and time.monotonic() < end:
         time.sleep(0.05)
     if not ready.exists():
@@ -76,7 +76,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         pytest.fail(process.communicate()[0])
     yield ready.read_text().strip()
     process.terminate()
-    process.communicate(timeout=30)
+    process.communicate(timeout=120)
 
 
 @pytest.fixture
@@ -250,7 +250,7 @@ def test_ctrl_c_shows_what_was_measured(target: str, tmp_path: Path) -> None:
     assert process.stderr is not None
     assert process.stderr.readline() == "FAST ...\n"
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "of 8)" in out
     assert "Traceback" not in err

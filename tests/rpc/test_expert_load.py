@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from array import array
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -112,11 +113,11 @@ async def test_an_engine_that_does_not_count_says_so(serve: Serve) -> None:
 async def test_many_watchers_cost_what_one_does() -> None:
     async with routed() as (engine, stub):
         request = pb.WatchExpertLoadRequest(interval=seconds(0.1))
-        calls = [stub.WatchExpertLoad(request) for _ in range(40)]
+        calls, began = [stub.WatchExpertLoad(request) for _ in range(40)], time.monotonic()
         seen = await asyncio.gather(*(read(call, 4) for call in calls))
         assert all(len(loads) == 4 for loads in seen)
         # At most twenty questions a second, whoever asks; 160 replies came.
-        assert engine.asked < 30
+        assert engine.asked < 20 * (time.monotonic() - began) + 20
         for call in calls:
             call.cancel()
 

@@ -353,7 +353,7 @@ async def test_a_generation_is_steered_where_it_runs(tmp_path: Path) -> None:
         elsewhere = Running(there.channel)
         elsewhere.events = running.events
         assert (await refusal(elsewhere.steer(**FINISH)))[:3] == (grpc.StatusCode.NOT_FOUND, "GENERATION_NOT_FOUND", {})
-        draining = asyncio.create_task(here.server.drain(1.0))
+        draining = asyncio.create_task(here.server.drain(3.0))
         while not here.server.state().draining:  # noqa: ASYNC110 - the server's own state
             await asyncio.sleep(0.01)
         assert (await running.steer(**budget(1500))).thinking_budget == 1500  # a server that drains serves on

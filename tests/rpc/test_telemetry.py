@@ -168,7 +168,8 @@ async def test_content_is_recorded_where_it_is_switched_on() -> None:
 async def test_after_a_killed_engine_the_continuation_is_in_the_same_trace() -> None:
     async with telling() as (telemetry, collector), ward(SLOW, hooks=telemetry.hooks) as here:
         running = asyncio.create_task(stream(here.channel, spec(thinking=THINKING)))
-        await asyncio.sleep(0.05)
+        while here.engine.chunks < 5:  # noqa: ASYNC110 - the engine's own count
+            await asyncio.sleep(0.002)
         await here.engine.kill()
         await running
         await telemetry.close()

@@ -91,7 +91,7 @@ async def scrape(telemetry: Telemetry, kind: str = "text/plain") -> str:
     request = urllib.request.Request(f"http://{telemetry.endpoint.address}/metrics", headers={"Accept": kind})
 
     def read() -> str:
-        with urllib.request.urlopen(request, timeout=10) as reply:
+        with urllib.request.urlopen(request, timeout=60) as reply:
             return str(reply.read().decode())
 
     return await asyncio.to_thread(read)

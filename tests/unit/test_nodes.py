@@ -20,6 +20,12 @@ from penstock.engine.vllm.nodes import compute, find_leader
 from penstock.errors import EngineDown
 
 WAITS = "import sys, time; sys.stdin.read(); open(sys.argv[1], 'a').write('x'); time.sleep(600)"
+MORTAL = (
+    "import os, sys, time; file = sys.argv[1]; sys.stdin.read(); open(file, 'a').write('x')\n"
+    "while not os.path.exists(file + '.end'): time.sleep(0.02)\n"
+    "open(file + '.ended', 'w')"
+)
+"""Ends once there is a file starts.end."""
 FAILS = "import sys; sys.stdin.read(); sys.exit(3)"
 
 
@@ -79,16 +85,17 @@ async def node(port: int, folder: Path, code: str = WAITS, hold_seconds: float =
 
 
 async def test_should_join_the_next_engine_when_node_0_replaces_its_own(tmp_path: Path) -> None:
-    server = await leader()
+    met: list[None] = []
+    server = await leader(met=met)
     port = port_of(server)
     async with node(port, tmp_path) as there:
         await eventually(lambda: there.parts_started == 1)
-        await asyncio.sleep(0.3)
+        await eventually(lambda: len(met) > 3)
         assert there.parts_started == 1, "it lives as long as node 0's engine"
         server.close()
         await eventually(lambda: there.parts_started == 2)
         assert "node 0's engine is gone; waiting for the next one" in there.said
-        met: list[None] = []
+        met.clear()
         again = await leader(port, met)
         await eventually(lambda: len(met) > 1)
         there.stop.set()
@@ -118,11 +125,15 @@ async def test_should_fail_where_its_part_ends_before_it_joined(tmp_path: Path) 
 
 
 async def test_should_never_join_an_engine_that_runs(tmp_path: Path) -> None:
-    server = await leader()
-    dies = WAITS.replace("time.sleep(600)", "time.sleep(0.3)")
-    async with node(port_of(server), tmp_path, dies) as there:
+    met: list[None] = []
+    server = await leader(met=met)
+    async with node(port_of(server), tmp_path, MORTAL) as there:
         await eventually(lambda: there.parts_started == 1)
-        await asyncio.sleep(0.8)
+        await eventually(lambda: len(met) > 3)  # it has seen node 0's engine
+        (tmp_path / "starts.end").touch()
+        await eventually((tmp_path / "starts.ended").exists)
+        met.clear()
+        await eventually(lambda: len(met) > 10)
         assert there.parts_started == 1
         server.close()
         await eventually(lambda: there.parts_started == 2)
