@@ -74,20 +74,20 @@ def test_the_images_health_check_should_agree_with_the_probe(
 ) -> None:
     port = container(objects)["readinessProbe"]["grpc"]["port"]
     for target, expected in ((f"127.0.0.1:{port}", 0), ("127.0.0.1:1", 1)):
-        done = subprocess.run([sys.executable, ROOT / "docker" / "health.py", target], check=False, timeout=30)
+        done = subprocess.run([sys.executable, ROOT / "docker" / "health.py", target], check=False, timeout=120)
         assert done.returncode == expected
 
 
 def test_should_pass_helm_test(objects: list[Object], service: subprocess.Popen[str], tmp_path: Path) -> None:
     done = helm_test(objects, tmp_path).start({})
-    said, _ = done.communicate(timeout=60)
+    said, _ = done.communicate(timeout=120)
     assert done.returncode == 0, said
     assert "thought tokens of at most 8" in said
 
 
 def test_should_end_in_time_and_in_peace_on_sigterm(objects: list[Object], service: subprocess.Popen[str]) -> None:
     service.send_signal(signal.SIGTERM)
-    said, _ = service.communicate(timeout=30)
+    said, _ = service.communicate(timeout=120)
     assert service.returncode == 0, said
     assert "draining" in said
 
@@ -96,5 +96,5 @@ def test_helm_test_should_fail_where_nobody_answers(objects: list[Object], tmp_p
     box = helm_test(objects, tmp_path)
     box.spec["args"] = ["--target=127.0.0.1:1", "--budget=8", "--timeout=2"]
     done = box.start({})
-    done.communicate(timeout=60)
+    done.communicate(timeout=120)
     assert done.returncode != 0

@@ -72,7 +72,13 @@ def _serve(
     whole = {
         **config,
         "engine": engine,
-        "server": {**config.get("server", {}), "listen": "127.0.0.1:0", "drain_seconds": 0},
+        # Deltas stay apart, however late its loop is: connections are lost after some bytes.
+        "server": {
+            **config.get("server", {}),
+            "listen": "127.0.0.1:0",
+            "drain_seconds": 0,
+            "adaptive_flush_seconds": 0,
+        },
     }
     file, ready = scratch / f"{name}.yaml", scratch / f"{name}.ready"
     file.write_text(json.dumps(whole), encoding="utf-8")  # JSON is YAML

@@ -42,7 +42,7 @@ class Scene:
 
 @asynccontextmanager
 async def scene(**resume: object) -> AsyncIterator[Scene]:
-    config = Config.model_validate({"server": {"listen": "127.0.0.1:0"}, "resume": resume})
+    config = Config.model_validate({"server": {"listen": "127.0.0.1:0", "adaptive_flush_seconds": 0}, "resume": resume})
     server, engine = Server(config), ScriptedEngine([ENDLESS, SLOW])
     address = await server.listen()
     await server.serve_with(engine)

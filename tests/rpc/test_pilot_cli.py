@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +41,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     settings = {"telemetry.prometheus_listen": f"127.0.0.1:{port}"}
     with scripted_service(tmp_path_factory.mktemp("serve"), REPLIES, settings) as address:
         yield Served(address, f"http://127.0.0.1:{port}/metrics")
+
+
+def calls_of(served: Served) -> float:
+    """Generations that the service has ended."""
+    with urllib.request.urlopen(served.metrics, timeout=60) as page:
+        found = re.findall(r"^penstock_thoughts_total\S* (\S+)$", page.read().decode(), re.MULTILINE)
+    return sum(map(float, found))
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +160,10 @@ def test_ctrl_c_writes_what_there_is(served: Served, tmp_path: Path) -> None:
     process = subprocess.Popen([*command, "--seconds", "600"], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     assert "1 caller ..." in process.stderr.readline()
-    time.sleep(5)  # its warm-up, and some of what counts
+    time.sleep(5)  # its warm-up
+    before, end = calls_of(served), time.monotonic() + 60
+    while calls_of(served) < before + 10 and time.monotonic() < end:
+        time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr

@@ -56,7 +56,7 @@ async def test_gpus_are_sampled_where_the_drivers_tool_is(tmp_path: Path, monkey
     tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", str(tmp_path))
     with Watch(psutil.Process()).window() as used:
-        for _ in range(100):
+        for _ in range(1200):
             if -2 in used:
                 break
             await asyncio.sleep(0.05)
