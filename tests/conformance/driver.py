@@ -16,7 +16,7 @@ import penstock_client as pc
 from google.protobuf.json_format import ParseDict
 from penstock_proto.v1 import generation_pb2 as pb
 
-LEAVE_SECONDS = 30.0
+LEAVE_SECONDS = 60.0
 """What is waited for a generation to end after its stream was left; by itself it would run for 150."""
 
 _KINDS = {

@@ -57,7 +57,7 @@ def middle(server: str, *, lost_reply: int | None = None, renames: bool = False)
 
     thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
     thread.start()
-    assert ready.wait(30)
+    assert ready.wait(60)
     try:
         yield address
     finally:

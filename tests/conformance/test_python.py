@@ -7,6 +7,7 @@ from typing import Any
 
 import penstock_client as pc
 import pytest
+from penstock_client import aio, leaving, sync
 
 from tests.conformance import driver
 from tests.conformance.harness import load_cases
@@ -36,6 +37,13 @@ def test_each_class_of_errors_is_met_by_some_case() -> None:
     made_by_clients = {"PenstockError", "TurnLimitReached", "UnparsableAnswer"}  # no server raises them
     met = {case["expect"]["error"]["type"] for case in CASES if "error" in case["expect"]}
     assert met == known - made_by_clients
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether a generation that is left ends is asked, not how fast: beside load an answer takes over a second."""
+    for module in (aio, leaving, sync):
+        monkeypatch.setattr(module, "CLOSE_SECONDS", 20.0)
 
 
 @pytest.mark.parametrize("face", ["sync", "async"])

@@ -26,7 +26,7 @@ from tests.rpc.secure import Authority
 
 ROOT = Path(__file__).parents[2]
 _QUIET_SECONDS = 5.0
-_SETTLE_SECONDS = 30.0
+_SETTLE_SECONDS = 60.0
 NORMAL_STREAMS = 4
 # gRPC has two tasks for each call: between none and all of the normal client's run when tasks are counted.
 TASKS_MORE = 2 * NORMAL_STREAMS + 3

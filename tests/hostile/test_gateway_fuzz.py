@@ -30,8 +30,8 @@ _MAX_RSS_GROWTH_KIB = 24 * 1024
 _STATUSES = {200, 400, 401, 404, 405, 408, 413, 415, 503, 504}
 """What a caller may be told. 500 is a fault of the gateway's."""
 _LIMITS = (
-    "request_seconds=1.5",
-    "slow_reader_seconds=1.5",
+    "request_seconds=4",
+    "slow_reader_seconds=4",
     "max_header_bytes=8000",
     "max_body_bytes=200000",
     "max_json_items=20000",

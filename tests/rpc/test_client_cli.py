@@ -318,7 +318,7 @@ def test_ctrl_c_ends_generate_with_130(start: Any, fake: FakeService) -> None:
 
 def test_the_demo_ends_by_itself_and_cleans_up(start: Any, tmp_path: Path) -> None:
     demo = start("demo", PENSTOCK_ENGINE_KIND="scripted")
-    output, errors = demo.communicate(timeout=30)
+    output, errors = demo.communicate(timeout=120)
     assert (demo.returncode, errors) == (0, "")
     assert "thought 4/4 tokens (budget reached)" in output
     assert "no thought" in output
@@ -328,7 +328,7 @@ def test_the_demo_ends_by_itself_and_cleans_up(start: Any, tmp_path: Path) -> No
 
 def test_the_demo_shows_the_log_of_a_service_that_dies(start: Any, tmp_path: Path) -> None:
     demo = start("demo", PENSTOCK_ENGINE_KIND="scripted", PENSTOCK_ENGINE_MODEL="/nowhere.json")
-    _, errors = demo.communicate(timeout=30)
+    _, errors = demo.communicate(timeout=120)
     assert demo.returncode == 1
     assert "exit code 2" in errors
     assert "/nowhere.json" in errors

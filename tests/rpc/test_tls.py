@@ -35,7 +35,7 @@ def shake_hands(address: str, version: ssl.TLSVersion | None = None, ciphers: st
         context.set_ciphers(ciphers)
     host, port = address.rsplit(":", 1)
     with (
-        socket.create_connection((host, int(port)), timeout=10) as plain,
+        socket.create_connection((host, int(port)), timeout=60) as plain,
         context.wrap_socket(plain, server_hostname=host) as tls,
     ):
         certificate: Any = tls.getpeercert()

@@ -398,7 +398,14 @@ def test_no_engine_of_the_comparison_outlives_it(
     script = f"sleep 600 & echo $! > {tmp_path}/pid; {ending}"  # its signal of interrupts is ignored, as sh does
     assert comparing.run_to_its_end(["sh", "-c", script], tmp_path / "log", 60.0 if status else 5.0) == status
     engine = int((tmp_path / "pid").read_text())
-    assert until(lambda: not psutil.pid_exists(engine) or psutil.Process(engine).status() == psutil.STATUS_ZOMBIE)
+    assert until(lambda: has_ended(engine))
+
+
+def has_ended(process: int) -> bool:
+    try:
+        return bool(psutil.Process(process).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
 
 
 def test_the_comparison_is_that_of_bench_compare() -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -126,6 +127,18 @@ def whole(clone: Path, index: Index) -> str:
     return said
 
 
+def ends(group: int) -> bool:
+    """Whether the processes of the group end; the last one may do so after those that it was started by."""
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
 @pytest.mark.parametrize("whom", ["all", "script"])
 def test_an_interrupt_while_packages_come(whom: str, clone: Path, index: Index) -> None:
     """Ctrl-C reaches make, the script and pip; a signal from elsewhere may reach the script alone."""
@@ -136,16 +149,15 @@ def test_an_interrupt_while_packages_come(whom: str, clone: Path, index: Index) 
     else:
         [script] = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
         os.kill(int(script), signal.SIGINT)
-    said, errors = running.communicate(timeout=60)
+    said, errors = running.communicate(timeout=250)
     assert running.returncode != 0
     assert "Traceback" not in said + errors
     assert errors.count(SAID) == 1
     assert not (clone / ".venv/ready").exists()
-    with pytest.raises(ProcessLookupError):  # nothing goes on behind the next one's back
-        os.killpg(running.pid, 0)
+    assert ends(running.pid), "something goes on behind the next one's back"
     assert "looking for incomplete packages" in whole(clone, index)
     done = make(clone, index)
-    assert (done.communicate(timeout=60)[1], done.returncode) == ("", 0), "there is nothing left to do"
+    assert (done.communicate(timeout=250)[1], done.returncode) == ("", 0), "there is nothing left to do"
 
 
 def test_what_was_left_half_made_is_repaired(clone: Path, index: Index) -> None:
@@ -172,7 +184,7 @@ def test_an_interrupt_before_anything_has_begun(clone: Path) -> None:
     assert early != text
     (clone / "scripts/setup").write_text(early)
     command = [sys.executable, "scripts/setup", ".venv", "requirements/cpu.lock"]
-    done = subprocess.run(command, cwd=clone, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=clone, capture_output=True, text=True, timeout=250)
     assert done.returncode == -signal.SIGINT
     assert "Traceback" not in done.stderr
 
