@@ -40,4 +40,8 @@ def scripted_service(
         yield ready.read_text().strip()
     finally:
         process.terminate()
-        print(process.communicate(timeout=120)[0])  # pytest shows it where the test failed
+        try:
+            print(process.communicate(timeout=120)[0])  # pytest shows it where the test failed
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
