@@ -13,11 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from penstock.config.schema import Config, EngineSettings
+from penstock.engine.images import ImageDecoder
+from penstock.engine.images.cache import limits_of
 from penstock.engine.vllm import lifetime, nodes, start
 from penstock.engine.vllm.nodes import compute, find_leader
 from penstock.errors import EngineDown
+
+from tests.pictures import png
 
 WAITS = "import sys, time; sys.stdin.read(); open(sys.argv[1], 'a').write('x'); time.sleep(600)"
 MORTAL = (
@@ -182,8 +187,14 @@ async def test_a_start_that_is_no_longer_wanted_should_end_with_its_processes(mo
     monkeypatch.setenv(lifetime.VARIABLE, "")
     nothing: Any = None
     task = asyncio.create_task(start._loaded(EngineSettings(), start.StartPlan(nothing, nothing, "")))
-    await asyncio.to_thread(begun.wait, 30)
+    await asyncio.to_thread(begun.wait, 60)
+    decoder = ImageDecoder(limits_of(EngineSettings()))
+    assert (await decoder.decode(png(8, 8), "image/png", "field", "caller")).width == 8
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(task, 30)
+        await asyncio.wait_for(task, 60)
     await eventually(lambda: bool(codes))
+    assert decoder._process is not None
+    assert decoder._process.returncode is None, "it is not the engine's"
+    assert psutil.Process(decoder._process.pid).status() != psutil.STATUS_ZOMBIE
+    await decoder.close()

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import sys
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -16,6 +17,7 @@ _TRIES = 2
 _CRASH_SECONDS = 0.1
 _STDERR_SECONDS = 1.0
 _LOGGED_CHARACTERS = 1000
+_processes: weakref.WeakSet[asyncio.subprocess.Process] = weakref.WeakSet()
 
 
 class NotStarted(Exception):
@@ -76,6 +78,7 @@ class ChildProgram:
             )
         except OSError as error:
             raise NotStarted(f"{type(error).__name__}: {error.strerror}") from error
+        _processes.add(process)
         assert process.stdin is not None
         assert process.stdout is not None
         try:
@@ -92,6 +95,11 @@ class ChildProgram:
             await end(process)
             raise
         return process
+
+
+def running() -> frozenset[int]:
+    """Return the process numbers of all such processes of this one: no engine of its has started them."""
+    return frozenset(process.pid for process in _processes if process.returncode is None)
 
 
 async def _written(process: asyncio.subprocess.Process) -> str:

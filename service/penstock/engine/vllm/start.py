@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from penstock.config.schema import EngineSettings
+from penstock.engine import child_process
 from penstock.engine.vllm.args import EnginePlan, plan_engine
 from penstock.engine.vllm.background import run_in_background
 from penstock.engine.vllm.checkpoint import ModelCheckpoint, read_checkpoint
@@ -179,7 +180,8 @@ async def _loaded(settings: EngineSettings, planned: StartPlan) -> VllmEngine:
     try:
         return await run_in_background(_load, settings, planned, resources)
     except BaseException as error:
-        started = [process for process in children() if process not in before]
+        others = child_process.running()  # may have been started meanwhile
+        started = [process for process in children() if process not in before and process.pid not in others]
         pipe.close()
         # Some may not watch the pipe yet. Wait here: when this task is cancelled, no other thread gets a turn.
         kill(started, _KILL_SECONDS)
