@@ -461,7 +461,7 @@ def slow_handshakes(target: Target, count: int) -> int:
 def _until_cut(wires: Sequence[Wire]) -> None:
     """The server hangs up on each of them."""
     for wire in wires:
-        while not wire.is_cut and wire.drain(20):
+        while not wire.is_cut and wire.drain(60):
             pass
         wire.close()
         assert wire.is_cut, "a connection without a whole handshake was kept"
