@@ -136,7 +136,7 @@ def _about_cost(result: Result, costs: Costs | None) -> list[str]:
     if costs.break_even_utilization is not None:
         even = costs.break_even_utilization
         said.append(
-            f"At {usd(costs.per_hour)} an hour it costs as much as hosted when it is full {even:.0%} of the time."
+            f"At {usd(costs.per_hour)} an hour it costs as much as hosted when it is full {even:.1%} of the time."
             if even <= 1
             else f"At {usd(costs.per_hour)} an hour it costs {even:.1f} times as much as hosted, even when always full."
         )

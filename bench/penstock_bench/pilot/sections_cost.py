@@ -48,7 +48,7 @@ def cost(result: Result, costs: Costs | None) -> list[Section]:
     if costs.break_even_utilization is not None and stage is not None:
         text.append(
             f"For calls of {number(stage.mean_prompt_tokens)} prompt and {number(stage.mean_output_tokens)} output"
-            f" tokens it costs as much as hosted when it is full {costs.break_even_utilization:.0%} of the time."
+            f" tokens it costs as much as hosted when it is full {costs.break_even_utilization:.1%} of the time."
         )
     source = result.prices.hosted_source
     rows = [
