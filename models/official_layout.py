@@ -18,7 +18,7 @@ from penstock.engine.vllm.fp8.write import write
 from models.demo.export import checkpoint_tensors
 from models.small import config as small
 from models.small.export import write_checkpoint
-from models.small.tokenizer import build_tokenizer
+from models.small.tokenizer import load_tokenizer
 
 VOCAB_SIZE = small.VOCAB_SIZE + 128
 """Rows of embedding and head; the last ones stand for no token, as in the official checkpoints."""
@@ -63,7 +63,7 @@ def official_layout(folder: Path) -> Path:
     config, (least, most) = layout_config(), IMAGE_PIXELS
     pictures = small.preprocessor_config() | {"size": {"shortest_edge": least, "longest_edge": most}}
     target = folder / "bfloat16"
-    write_checkpoint(target, _tensors(config), config, pictures, build_tokenizer())
+    write_checkpoint(target, _tensors(config), config, pictures, load_tokenizer())
     write(target, folder / "fp8")
     return folder / "fp8"
 

@@ -25,7 +25,7 @@ from models.small.pictures import to_patches
 from models.small.positions import picture_tokens
 from models.small.question import Question
 from models.small.questions import HELD_OUT_SEED, KINDS, MULTI_STEP, held_out
-from models.small.tokenizer import build_tokenizer
+from models.small.tokenizer import load_tokenizer
 from models.small.tools import TASKS, Task, task
 
 BUDGETS: tuple[int | None, ...] = (0, 16, 32, None)
@@ -190,7 +190,7 @@ def main() -> None:
     arguments = parser.parse_args()
     model = SmallModel(model_config())
     model.load_state_dict(torch.load(arguments.checkpoint, map_location="cpu", weights_only=True)["model"])
-    print(json.dumps(evaluate(model.eval(), Encoder(build_tokenizer()), arguments.questions, True), indent=1))
+    print(json.dumps(evaluate(model.eval(), Encoder(load_tokenizer()), arguments.questions, True), indent=1))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from models.demo.export import checkpoint_tensors, save_tensors
 from models.small.config import generation_config, model_config, preprocessor_config, video_preprocessor_config
 from models.small.language_model import SmallModel
-from models.small.tokenizer import build_tokenizer, save_tokenizer
+from models.small.tokenizer import load_tokenizer, save_tokenizer
 
 
 def export(model: SmallModel, folder: Path, tokenizer: Tokenizer) -> int:
@@ -53,7 +53,7 @@ def main() -> None:
     model = SmallModel(model_config())
     if arguments.checkpoint:
         model.load_state_dict(torch.load(arguments.checkpoint, map_location="cpu", weights_only=True)["model"])
-    count = export(model, arguments.out, build_tokenizer())
+    count = export(model, arguments.out, load_tokenizer())
     print(f"{arguments.out}: {count:,} parameters, {2 * count / 1e6:.1f} MB in bfloat16")
 
 

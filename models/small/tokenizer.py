@@ -1,4 +1,7 @@
-"""Train a byte-level BPE of 2,048 ids on the task's texts. It accepts any UTF-8 and has one id per digit."""
+"""Hold the tokenizer: a byte-level BPE of 2,048 ids of the task's texts. It accepts any UTF-8, with one id per digit.
+
+`python -m models.small.tokenizer` trains it anew, which is for weights that begin from nothing: others know this one.
+"""
 
 import json
 from collections.abc import Iterator
@@ -12,6 +15,7 @@ from models.small.languages import LANGUAGES
 from models.small.questions import KINDS, MULTI_STEP, question
 from models.small.tools import TASKS, task
 
+FILE = Path(__file__).with_name("tokenizer.json")
 CORPUS_QUESTIONS = {True: 400, False: 120}
 """Questions per kind and language, by whether the kind needs steps: its longer texts need more merges."""
 CORPUS_TASKS = 60
@@ -54,9 +58,14 @@ def corpus() -> Iterator[str]:
                     yield "</function>\n"
 
 
-def build_tokenizer() -> Tokenizer:
-    """Train the tokenizer. The same code gives the same file."""
-    return train_tokenizer(corpus(), SPLIT, VOCAB_SIZE, SPECIAL_TOKENS)
+def load_tokenizer() -> Tokenizer:
+    """Return the tokenizer of the weights."""
+    return Tokenizer.from_file(str(FILE))
+
+
+def train() -> None:
+    """Train the tokenizer and write its file. The same texts give the same file."""
+    train_tokenizer(corpus(), SPLIT, VOCAB_SIZE, SPECIAL_TOKENS).save(str(FILE))
 
 
 def chat_template() -> str:
@@ -67,3 +76,7 @@ def chat_template() -> str:
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Write tokenizer.json, tokenizer_config.json and chat_template.jinja."""
     write_tokenizer(tokenizer, folder, chat_template(), CONTEXT_WINDOW)
+
+
+if __name__ == "__main__":
+    train()

@@ -29,7 +29,7 @@ from models.small.pictures import to_patches
 from models.small.positions import picture_tokens
 from models.small.question import Question
 from models.small.questions import HELD_OUT_SEED, KINDS, MULTI_STEP, held_out
-from models.small.tokenizer import build_tokenizer
+from models.small.tokenizer import load_tokenizer
 
 MAX_TOKENS = 200
 REFERENCE_BATCH = 50
@@ -262,7 +262,7 @@ def main() -> None:
     parser.add_argument("--agreement-only", action="store_true", help="only compare with the reference")
     arguments = parser.parse_args()
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    encoder = Encoder(build_tokenizer())
+    encoder = Encoder(load_tokenizer())
     engine = OnVllm(arguments.model, arguments.drafts)
     print(json.dumps({**machine(), "date": f"{date.today()}"}), flush=True)
     if not arguments.drafts or arguments.agreement_only:
