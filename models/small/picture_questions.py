@@ -1,6 +1,7 @@
 """Make questions about pictures: sums, comparisons, and shapes to be counted by colour, in any of the languages."""
 
 import random
+from collections import Counter
 from dataclasses import dataclass
 
 from PIL.Image import Image
@@ -15,11 +16,16 @@ from models.small.questions import HELD_OUT_SEED, is_reserved
 
 @dataclass(frozen=True)
 class PictureQuestion:
-    """A picture with a question about it. `content` is what the picture shows, as text."""
+    """A drawing with a question about it. `content` is what the drawing shows, as text."""
 
-    picture: Image
+    drawing: pictures.Drawing
     content: str
     asked: Question
+
+    @property
+    def picture(self) -> Image:
+        """The picture."""
+        return self.drawing.picture
 
 
 def _expression(rng: random.Random, max_terms: int) -> tuple[str, Working]:
@@ -56,16 +62,18 @@ def picture_larger(rng: random.Random, language: Language) -> PictureQuestion:
 
 
 def picture_count(rng: random.Random, language: Language) -> PictureQuestion:
-    """Ask how many shapes of a colour are drawn."""
-    picture, counts = pictures.draw_shapes(rng)
+    """Ask how many shapes of a colour are drawn. The thought counts them in each row of the picture's tokens."""
+    drawing, counts = pictures.draw_shapes(rng)
     words = language.pictures
     colour, shape = rng.choice(list(counts)) if rng.random() < 0.85 else _any_shape(rng, words.colours, words.shapes)
     value = f"{counts.get((colour, shape), 0)}"
+    by_row = Counter(int(mark.y) // pictures.TOKEN_EDGE for mark in drawing.marks if mark.what == f"{colour} {shape}")
+    rows = "+".join(f"{by_row[row]}" for row in range(drawing.picture.height // pictures.TOKEN_EDGE))
     named = words.coloured.format(colour=words.colours[colour], shape=words.shapes[shape])
     text = rng.choice(words.counts).format(shapes=named)
-    asked = Question("picture_count", language.code, text, f"{named}: {value}", value, value)
+    asked = Question("picture_count", language.code, text, f"{named}: {rows}={value}", value, value)
     content = ", ".join(f"{count} {c} {s}" for (c, s), count in counts.items())
-    return PictureQuestion(picture, content, asked)
+    return PictureQuestion(drawing, content, asked)
 
 
 def _any_shape(rng: random.Random, colours: dict[str, str], shapes: dict[str, str]) -> tuple[str, str]:

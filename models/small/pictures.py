@@ -4,8 +4,10 @@ Every edge is a multiple of 32 pixels, so that the image processor does not scal
 colours, slight rotation and noise vary.
 """
 
+import math
 import random
 from collections import Counter
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,8 +35,8 @@ FONTS = (
 """Fonts with digits and signs in matplotlib's package; empty is Pillow's own."""
 ASCII_FONTS = tuple(name for name in FONTS if name.startswith("cm") or not name)
 """Fonts without × and ÷."""
-FONT_SIZES = range(13, 31)
-"""Pixels of an em."""
+FONT_SIZES = range(18, 37)
+"""Pixels of an em. At 18, three characters share a token; below, more do, which the trunk hardly tells apart."""
 ROTATION = 4.0
 """Largest rotation of text in degrees, each way."""
 MARGIN = 4
@@ -55,11 +57,32 @@ Shape = tuple[str, str]
 """Colour and form."""
 
 
+@dataclass(frozen=True)
+class Mark:
+    """A character or a shape (`red circle`) and the place of its middle in pixels from the upper left corner."""
+
+    what: str
+    x: float
+    y: float
+
+    def moved(self, right: float, down: float) -> "Mark":
+        """Return the mark at another place."""
+        return Mark(self.what, self.x + right, self.y + down)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A picture and what stands where in it."""
+
+    picture: Image.Image
+    marks: tuple[Mark, ...]
+
+
 class DoesNotFit(ValueError):
     """The text is too long for the largest picture."""
 
 
-def draw_expression(rng: random.Random, expression: str) -> Image.Image:
+def draw_expression(rng: random.Random, expression: str) -> Drawing:
     """Draw an expression as `37 + 48 - 12`, in one line or, where it is too long for that, in two.
 
     Raises:
@@ -76,13 +99,13 @@ def draw_expression(rng: random.Random, expression: str) -> Image.Image:
     return _draw_lines(rng, _in_two(expression))
 
 
-def draw_numbers(rng: random.Random, numbers: tuple[int, int]) -> Image.Image:
+def draw_numbers(rng: random.Random, numbers: tuple[int, int]) -> Drawing:
     """Draw two numbers, the first to the left of the second or above it, each with a size of its own."""
     beside, gap = rng.random() < 0.5, 14
     names, sizes = [_font_name(rng, "") for _ in numbers], [rng.choice(FONT_SIZES) for _ in numbers]
     while True:
         inks = [_ink(rng, str(part), *font) for part, font in zip(numbers, zip(names, sizes, strict=True), strict=True)]
-        wide, high = zip(*(ink.size for ink in inks), strict=True)
+        wide, high = zip(*(ink.mask.size for ink in inks), strict=True)
         needed = (sum(wide) + gap, max(high)) if beside else (max(wide), sum(high) + gap)
         try:
             canvas = _Canvas(rng, _pick_size(rng, needed))
@@ -96,13 +119,13 @@ def draw_numbers(rng: random.Random, numbers: tuple[int, int]) -> Image.Image:
     first = rng.randint(MARGIN, left - MARGIN)
     second = rng.randint(first, left - MARGIN) + gap + (wide[0] if beside else high[0])
     for ink, along in zip(inks, (first, second), strict=True):
-        room = canvas.size[beside] - ink.size[beside]
+        room = canvas.size[beside] - ink.mask.size[beside]
         across = rng.randint(MARGIN, room - MARGIN)
         canvas.write(ink, (along, across) if beside else (across, along))
     return canvas.finish()
 
 
-def draw_shapes(rng: random.Random) -> tuple[Image.Image, dict[Shape, int]]:
+def draw_shapes(rng: random.Random) -> tuple[Drawing, dict[Shape, int]]:
     """Draw shapes that do not overlap, and return their numbers: 1 to 9 of each of one to three colours."""
     size, cell = rng.choice(SIZES), rng.randint(19, 30)
     columns, rows = size[0] // cell, size[1] // cell
@@ -115,7 +138,7 @@ def draw_shapes(rng: random.Random) -> tuple[Image.Image, dict[Shape, int]]:
         for _ in range(min(rng.randint(1, MAX_OF_A_COLOUR), len(cells))):
             form = rng.choice(forms)
             column, row = cells.pop()
-            canvas.draw_shape(form, COLOURS[colour], (column * cell, row * cell), cell)
+            canvas.draw_shape(form, colour, (column * cell, row * cell), cell)
             counts[colour, form] += 1
     return canvas.finish(), dict(counts)
 
@@ -145,9 +168,11 @@ class _Canvas:
         self.rng, self.size = rng, size
         self.paper, self.ink = (_grey(rng), (0, 0, 0)) if plain else _two_colours(rng)
         self.image = Image.new("RGB", size, self.paper)
+        self.marks: list[Mark] = []
 
-    def write(self, ink: Image.Image, at: tuple[int, int]) -> None:
-        self.image.paste(self.ink, at, ink)
+    def write(self, ink: "_Ink", at: tuple[int, int]) -> None:
+        self.image.paste(self.ink, at, ink.mask)
+        self.marks += [mark.moved(*at) for mark in ink.marks]
 
     def draw_shape(self, form: str, colour: str, corner: tuple[int, int], cell: int) -> None:
         """Draw a shape somewhere in its cell, smoothed by drawing four times as large."""
@@ -163,29 +188,38 @@ class _Canvas:
             pen.polygon(((2 * edge, 0), (box[2], box[3]), (0, box[3])), fill=255)
         mask = mask.resize((edge, edge), Image.Resampling.BOX)
         place = tuple(start + 1 + self.rng.randint(0, cell - edge - 2) for start in corner)
-        self.image.paste(_near(self.rng, ImageColor.getrgb(colour), 18), (place[0], place[1]), mask)
+        self.image.paste(_near(self.rng, ImageColor.getrgb(COLOURS[colour]), 18), (place[0], place[1]), mask)
+        self.marks.append(Mark(f"{colour} {form}", place[0] + edge / 2, place[1] + edge / 2))
 
-    def finish(self) -> Image.Image:
+    def finish(self) -> Drawing:
         """Return the picture with its noise."""
         strength = self.rng.uniform(0, 10)
         noise = np.random.default_rng(self.rng.getrandbits(64)).normal(0, strength, (*self.image.size[::-1], 3))
         noisy = np.clip(np.asarray(self.image) + noise.astype(np.float32), 0, 255)
-        return Image.fromarray(noisy.round().astype(np.uint8))
+        return Drawing(Image.fromarray(noisy.round().astype(np.uint8)), tuple(self.marks))
 
 
-def _draw_lines(rng: random.Random, lines: list[str]) -> Image.Image:
+@dataclass(frozen=True)
+class _Ink:
+    """Text as a mask of coverage, and where its characters are in the mask."""
+
+    mask: Image.Image
+    marks: tuple[Mark, ...]
+
+
+def _draw_lines(rng: random.Random, lines: list[str]) -> Drawing:
     """Draw lines one above the other, at the largest drawn font size or a smaller one that fits."""
     name, size = _font_name(rng, "".join(lines)), rng.choice(FONT_SIZES)
     while True:
         ink = _ink(rng, "\n".join(lines), name, size)
         try:
-            canvas = _Canvas(rng, _pick_size(rng, ink.size))
+            canvas = _Canvas(rng, _pick_size(rng, ink.mask.size))
         except DoesNotFit:
             if size == FONT_SIZES[0]:
                 raise
             size -= 1
             continue
-        at = (rng.randint(MARGIN, canvas.size[axis] - ink.size[axis] - MARGIN) for axis in (0, 1))
+        at = (rng.randint(MARGIN, canvas.size[axis] - ink.mask.size[axis] - MARGIN) for axis in (0, 1))
         canvas.write(ink, (next(at), next(at)))
         return canvas.finish()
 
@@ -198,16 +232,39 @@ def _in_two(expression: str) -> list[str]:
     return [" ".join(terms[:at]), " ".join(terms[at:])]
 
 
-def _ink(rng: random.Random, text: str, name: str, size: int) -> Image.Image:
-    """Return text as a mask of coverage, slightly rotated, cut to what is drawn."""
-    font = _font(name, size)
+def _ink(rng: random.Random, text: str, name: str, size: int) -> _Ink:
+    """Return text, slightly rotated, cut to what is drawn."""
+    font, spacing = _font(name, size), size // 3
     pen = ImageDraw.Draw(Image.new("L", (1, 1)))
-    left, top, right, bottom = pen.multiline_textbbox((0, 0), text, font=font, spacing=size // 3)
+    left, top, right, bottom = pen.multiline_textbbox((0, 0), text, font=font, spacing=spacing)
     mask = Image.new("L", (round(right - left) + 4, round(bottom - top) + 4))
-    ImageDraw.Draw(mask).multiline_text((2 - left, 2 - top), text, fill=255, font=font, spacing=size // 3)
+    ImageDraw.Draw(mask).multiline_text((2 - left, 2 - top), text, fill=255, font=font, spacing=spacing)
+    marks = [mark.moved(2 - left, 2 - top) for mark in _characters(pen, text, font, spacing)]
     if rng.random() < 0.5:
-        mask = mask.rotate(rng.uniform(-ROTATION, ROTATION), Image.Resampling.BICUBIC, expand=True)
-    return mask.crop(mask.getbbox())
+        angle, before = rng.uniform(-ROTATION, ROTATION), mask.size
+        mask = mask.rotate(angle, Image.Resampling.BICUBIC, expand=True)
+        marks = [_rotated(mark, math.radians(angle), before, mask.size) for mark in marks]
+    box = mask.getbbox()
+    return _Ink(mask.crop(box), tuple(mark.moved(-box[0], -box[1]) for mark in marks) if box else ())
+
+
+def _characters(pen: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, spacing: int) -> list[Mark]:
+    """Return the characters of a text that is drawn at the origin, without the spaces."""
+    marks, lines = [], text.split("\n")
+    for index, line in enumerate(lines):
+        _, top, _, bottom = pen.textbbox((0, 0), line, font=font)
+        y = pen.multiline_textbbox((0, 0), "\n".join(lines[: index + 1]), font=font, spacing=spacing)[3]
+        for at, character in enumerate(line):
+            x = font.getlength(line[:at]) + font.getlength(character) / 2
+            marks.append(Mark(character, x, y - (bottom - top) / 2))
+    return [mark for mark in marks if mark.what != " "]
+
+
+def _rotated(mark: Mark, angle: float, before: tuple[int, int], after: tuple[int, int]) -> Mark:
+    """Return where a mark is after the rotation of a mask about its middle; sizes are those before and after it."""
+    right, down = mark.x - before[0] / 2, mark.y - before[1] / 2
+    cos, sin = math.cos(angle), math.sin(angle)
+    return Mark(mark.what, after[0] / 2 + cos * right + sin * down, after[1] / 2 - sin * right + cos * down)
 
 
 def _pick_size(rng: random.Random, needed: tuple[int, int]) -> tuple[int, int]:

@@ -75,7 +75,7 @@ class Task:
     """A conversation with functions: the question, the calls, their results, and the last answer.
 
     Without calls, `thought` leads to `answer` at once. With calls, `thought` leads to them and `result_thought` from
-    the results to `answer`.
+    the results to `answer`. A thought says first what is asked for: the description with this word is easily found.
     """
 
     kind: str
@@ -216,7 +216,7 @@ def attribute(rng: random.Random, language: Language, words: Words) -> Task:
         language.code,
         _shuffled(rng, [wanted.schema, *_others(rng, words)]),
         text,
-        f"{wanted.name}: {value}",
+        f"{wanted.attribute}\n{wanted.name}: {value}",
         (FunctionCall(wanted.name, arguments),),
         (written,),
         f"{value}: {result}",
@@ -238,7 +238,7 @@ def parallel(rng: random.Random, language: Language, words: Words) -> Task:
         language.code,
         _shuffled(rng, [wanted.schema, *_others(rng, words)]),
         rng.choice(talk.two).format(attribute=wanted.attribute, first=first, second=second),
-        f"{wanted.name}: {first}\n{wanted.name}: {second}",
+        f"{wanted.attribute}\n{wanted.name}: {first}\n{wanted.name}: {second}",
         (FunctionCall(wanted.name, {wanted.parameter: first}), FunctionCall(wanted.name, {wanted.parameter: second})),
         (one_written, other_written),
         f"{first}: {one}\n{second}: {other}",
@@ -332,7 +332,8 @@ def no_call(rng: random.Random, language: Language, words: Words) -> Task:
     if rng.random() < 0.25:
         other = _Attribute.draw(rng, words)
         text = rng.choice(talk.attribute).format(attribute=other.attribute, value=words.value())
-        return Task("no_call", language.code, tools, text, talk.no_function, (), (), "", talk.missing, talk.missing)
+        thought = f"{other.attribute}\n{talk.no_function}"
+        return Task("no_call", language.code, tools, text, thought, (), (), "", talk.missing, talk.missing)
     asked = _plain_question(rng, language)
     thought = f"{talk.no_function}\n{asked.thought}"
     return Task("no_call", language.code, tools, asked.text, thought, (), (), "", asked.answer, asked.value)

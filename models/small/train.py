@@ -30,7 +30,7 @@ from models.small.evaluate import evaluate
 from models.small.examples import example, function_example, mixed_example
 from models.small.language_model import SmallModel
 from models.small.questions import HELD_OUT_SEED
-from models.small.tokenizer import build_tokenizer
+from models.small.tokenizer import load_tokenizer
 
 WARM_UP_STEPS = 100
 MINUTES_BETWEEN_SAVES = 3.0
@@ -121,6 +121,7 @@ def main() -> None:
     parser.add_argument("--run-dir", type=Path, default=Path("build/small_model"), help="checkpoints and logs")
     parser.add_argument("--fresh", action="store_true", help="start from nothing, although there is a checkpoint")
     parser.add_argument("--begin-with", type=Path, help="weights to begin with, such as models/small/weights.xz")
+    parser.add_argument("--freeze-tower", action="store_true", help="keep the vision tower as it is, which is faster")
     parser.add_argument("--seed", type=int, default=0, help="of the initial weights")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, default=12000)
@@ -137,12 +138,13 @@ def main() -> None:
     # Worker processes are copies of this one, after which the tokenizer must not start threads.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     torch.set_num_threads(arguments.threads)
-    encoder = Encoder(build_tokenizer())
+    encoder = Encoder(load_tokenizer())
     torch.manual_seed(arguments.seed)
     folder, stage = arguments.run_dir, arguments.stage
     folder.mkdir(parents=True, exist_ok=True)
     before, make = STAGES[stage]
     model = SmallModel(model_config()).to(arguments.device)
+    model.model.visual.requires_grad_(not arguments.freeze_tower)
     run = Run(model, losses_of, folder / f"{stage}.pt", folder / f"{stage}.jsonl")
     if run.checkpoint.exists() and not arguments.fresh:
         run.load()

@@ -16,7 +16,7 @@ from models.small.evaluate import question_row, score
 from models.small.language_model import Pictures, SmallModel
 from models.small.positions import Grid, batch_positions, picture_tokens, positions
 from models.small.questions import held_out
-from models.small.tokenizer import build_tokenizer
+from models.small.tokenizer import load_tokenizer
 from models.small.train import losses_of
 
 declare_torchvision_operators()
@@ -163,7 +163,7 @@ def test_training_goes_on_with_the_committed_weights(tmp_path: Path) -> None:
     torch.manual_seed(0)
     run = Run(SmallModel(model_config()), losses_of, tmp_path / "run.pt", tmp_path / "log.jsonl")
     run.begin_with(WEIGHTS)
-    encoder = Encoder(build_tokenizer())
+    encoder = Encoder(load_tokenizer())
     asked = [question_row(encoder, one, None) for kind in ("chain", "echo") for one in held_out(kind, "en", 10)]
     found = score(run.model.eval(), asked)
     assert found.share >= 0.9

@@ -1,6 +1,7 @@
 """Pictures to ask about: a seed names one, what it shows is in it, and patches are the official processor's."""
 
 import random
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -20,11 +21,12 @@ from transformers import Qwen2VLImageProcessorFast  # noqa: E402
 def drawn(seed: int) -> list[Image.Image]:
     """Return a picture of each sort."""
     rng = random.Random(seed)
-    return [
+    drawings = [
         pictures.draw_expression(rng, "37 + 48 - 12"),
         pictures.draw_numbers(rng, (62, 419)),
         pictures.draw_shapes(rng)[0],
     ]
+    return [drawing.picture for drawing in drawings]
 
 
 def test_a_seed_names_a_picture() -> None:
@@ -43,10 +45,35 @@ def regions(picture: Image.Image, colour: str) -> int:
 
 def test_counted_shapes_are_there_and_apart() -> None:
     for seed in range(12):
-        picture, counts = pictures.draw_shapes(random.Random(seed))
+        drawing, counts = pictures.draw_shapes(random.Random(seed))
+        assert Counter(mark.what for mark in drawing.marks) == {" ".join(shape): n for shape, n in counts.items()}
         for colour, code in COLOURS.items():
             expected = sum(count for (named, _), count in counts.items() if named == colour)
-            assert regions(picture, code) == expected <= 9, (seed, colour)
+            assert regions(drawing.picture, code) == expected <= 9, (seed, colour)
+
+
+def middle(drawing: pictures.Drawing, mark: pictures.Mark, reach: int) -> tuple[float, float]:
+    """Return the middle of what differs from the paper within `reach` pixels of a mark."""
+    values = np.asarray(drawing.picture, dtype=float)
+    other = np.abs(values - np.median(values, axis=(0, 1))).max(-1) > 60
+    rows, columns = np.nonzero(other)
+    near = (np.abs(columns + 0.5 - mark.x) <= reach) & (np.abs(rows + 0.5 - mark.y) <= reach)
+    return columns[near].mean() + 0.5, rows[near].mean() + 0.5
+
+
+def test_marks_are_where_characters_and_shapes_are() -> None:
+    offsets = []
+    for seed in range(40):
+        rng = random.Random(seed)
+        for drawing in (pictures.draw_expression(rng, "0 + 8"), pictures.draw_shapes(rng)[0]):
+            for mark in drawing.marks:
+                x, y = middle(drawing, mark, 8)
+                offsets.append((abs(x - mark.x), abs(y - mark.y)))
+    assert np.mean(offsets) < 1.0
+    assert np.max(offsets) < 5.0
+    two_lines = pictures.draw_expression(random.Random(3), "123 + 456 - 78 + 900 + 120")
+    assert "".join(mark.what for mark in two_lines.marks) == "123+456-78+900+120"
+    assert len({round(mark.y / 12) for mark in two_lines.marks}) >= 2
 
 
 def test_every_font_has_every_sign() -> None:
@@ -61,9 +88,9 @@ def test_every_font_has_every_sign() -> None:
 def test_long_expressions_are_drawn_smaller_or_in_two_lines_or_refused() -> None:
     for seed in range(30):
         rng = random.Random(seed)
-        assert pictures.draw_expression(rng, "123 + 456 - 78 + 900 + 120").size in SIZES
-        assert pictures.draw_numbers(rng, (98765432, 12345678)).size in SIZES
-        assert pictures.draw_expression(rng, "12 × 3 ÷ 4").size in SIZES
+        assert pictures.draw_expression(rng, "123 + 456 - 78 + 900 + 120").picture.size in SIZES
+        assert pictures.draw_numbers(rng, (98765432, 12345678)).picture.size in SIZES
+        assert pictures.draw_expression(rng, "12 × 3 ÷ 4").picture.size in SIZES
     with pytest.raises(DoesNotFit, match="at most 192 x 128 pixels"):
         pictures.draw_expression(random.Random(0), "1" * 60)
     with pytest.raises(DoesNotFit, match="at most 192 x 128 pixels"):
