@@ -23,6 +23,7 @@ NAMES = [
     "Conversation",
     "Cost",
     "DeadlineExceeded",
+    "EarlyExit",
     "EffectiveSettings",
     "Effort",
     "EffortBudget",
