@@ -28,6 +28,7 @@ from models.small.picture_questions import PictureQuestion, picture_question
 from models.small.pictures import COLOURS, SHAPES, TOKEN_EDGE, Drawing, to_patches
 from models.small.positions import picture_tokens
 from models.small.questions import HELD_OUT_SEED
+from models.small.train import WARM_UP_STEPS, steps_in_all
 from models.small.vision import VisionTower
 
 NOTHING = 0
@@ -42,7 +43,6 @@ UNKNOWN = -100
 """Label of the few places that have more than one."""
 NOTHING_WEIGHT = 2.0
 """Weight of the mean loss over the places that show nothing, nineteen of twenty, beside that over the others."""
-WARM_UP_STEPS = 100
 
 
 @dataclass(frozen=True)
@@ -133,12 +133,10 @@ def evaluate(reader: Reader, count: int, device: torch.device) -> dict[str, floa
 
 def train(run: Run, arguments: argparse.Namespace) -> None:
     """Train until the last step, or for the given minutes."""
-    started, begun = time.monotonic() - run.seconds, run.step
+    started = time.monotonic() - run.seconds
     batches = Batches(run.next_seed, arguments.pictures_per_batch)
     for batch in DataLoader(batches, batch_size=None, num_workers=arguments.workers):
-        steps = arguments.steps
-        if arguments.train_minutes is not None and run.step - begun > WARM_UP_STEPS:
-            steps = int(run.step * arguments.train_minutes * 60 / run.seconds)
+        steps = steps_in_all(run, arguments)
         if run.step >= steps:
             break
         pixels = batch.pictures.pixels.to(arguments.device)
