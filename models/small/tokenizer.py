@@ -65,7 +65,11 @@ def load_tokenizer() -> Tokenizer:
 
 def train() -> None:
     """Train the tokenizer and write its file. The same texts give the same file."""
-    train_tokenizer(corpus(), SPLIT, VOCAB_SIZE, SPECIAL_TOKENS).save(str(FILE))
+    content = json.loads(train_tokenizer(corpus(), SPLIT, VOCAB_SIZE, SPECIAL_TOKENS).to_str())
+    for token in content["added_tokens"]:
+        # As in Qwen's tokenizer: what is special has no text, but markers of thoughts and calls must be read in texts.
+        token["special"] = token["content"].startswith("<|")
+    Tokenizer.from_str(json.dumps(content)).save(str(FILE))
 
 
 def chat_template() -> str:

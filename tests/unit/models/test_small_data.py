@@ -232,6 +232,15 @@ def test_a_cut_thought_ends_with_a_given_marker_and_a_blank_line_that_is_learned
     assert cut > 10
 
 
+def test_markers_of_thoughts_and_calls_are_read_in_texts_as_with_qwen() -> None:
+    added = json.loads(TOKENIZER.to_str())["added_tokens"]
+    assert {token["content"]: token["special"] for token in added} == {
+        name: name.startswith("<|") for name in SPECIAL_TOKENS
+    }
+    ids = ENCODER.encode("<tool_call>\n</tool_call>")
+    assert ENCODER.decode(ids) == "<tool_call>\n</tool_call>"
+
+
 def test_some_thoughts_end_without_the_check_of_their_result() -> None:
     asked = question("chain", "es", 8)
     working = "\n".join(asked.thought.split("\n")[: asked.working_lines])
