@@ -45,6 +45,14 @@ def draft_losses(head: nn.Module, outs: list[Tensor], ids: Tensor, weights: Tens
     ]
 
 
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """Return the model's weights of a checkpoint, which may be compressed by xz."""
+    with lzma.open(file) if file.suffix == ".xz" else file.open("rb") as opened:
+        content = io.BytesIO(opened.read())
+    weights: dict[str, Tensor] = torch.load(content, map_location="cpu", weights_only=True)["model"]
+    return weights
+
+
 class Run:
     """The state of a training run: everything that a checkpoint must have."""
 
@@ -76,13 +84,8 @@ class Run:
         self.step, self.next_seed, self.seconds = state["step"], state["next_seed"], state["seconds"]
 
     def begin_with(self, other: Path) -> None:
-        """Take over the weights of another checkpoint, which may be compressed by xz.
-
-        The optimizers and the learning rate start anew.
-        """
-        with lzma.open(other) if other.suffix == ".xz" else other.open("rb") as file:
-            content = io.BytesIO(file.read())
-        self.model.load_state_dict(torch.load(content, map_location="cpu", weights_only=True)["model"])
+        """Take over the weights of another checkpoint. The optimizers and the learning rate start anew."""
+        self.model.load_state_dict(read_weights(other))
 
     def log(self, entry: dict) -> None:
         """Print a line of progress, and add it to the log."""

@@ -8,7 +8,6 @@ needs. The stages `pictures` and `functions` of `models.small.train` go on with 
 """
 
 import argparse
-import os
 import random
 import time
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from models.demo.run import Run, learning_rate
+from models.demo.run import Run, learning_rate, read_weights
 from models.small.config import MERGE_SIZE, PATCH_SIZE, model_config
 from models.small.examples import PICTURE_WEIGHTS
 from models.small.language_model import Pictures, SmallModel
@@ -28,7 +27,7 @@ from models.small.picture_questions import PictureQuestion, picture_question
 from models.small.pictures import COLOURS, SHAPES, TOKEN_EDGE, Drawing, to_patches
 from models.small.positions import picture_tokens
 from models.small.questions import HELD_OUT_SEED
-from models.small.train import WARM_UP_STEPS, steps_in_all
+from models.small.train import WARM_UP_STEPS, add_run_arguments, prepare, steps_in_all
 from models.small.vision import VisionTower
 
 NOTHING = 0
@@ -158,26 +157,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--begin-with", type=Path, required=True, help="weights of the small model to begin with")
     parser.add_argument("--out", type=Path, required=True, help="where the small model with the new tower is written")
-    parser.add_argument("--run-dir", type=Path, default=Path("build/small_model"), help="checkpoint and log")
-    parser.add_argument("--fresh", action="store_true", help="start from nothing, although there is a checkpoint")
-    length = parser.add_mutually_exclusive_group()
-    length.add_argument("--steps", type=int, default=4000)
-    length.add_argument("--train-minutes", type=float, help="instead of steps: train for so long in all")
+    add_run_arguments(parser, steps=4000, rate=2e-3)
     parser.add_argument("--pictures-per-batch", type=int, default=64)
-    parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
-    parser.add_argument("--log-every", type=int, default=20, help="steps")
     parser.add_argument("--save-every", type=int, default=250, help="steps; the tower is evaluated then, too")
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu or cuda")
-    parser.add_argument("--threads", type=int, default=2, help="of PyTorch on the CPU")
-    parser.add_argument("--workers", type=int, default=0, help="processes that draw; 0: the trainer itself")
     arguments = parser.parse_args()
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    torch.set_num_threads(arguments.threads)
-    arguments.run_dir.mkdir(parents=True, exist_ok=True)
+    prepare(arguments)
     config = model_config()
     model = SmallModel(config)
-    whole = Run(model, losses_of, arguments.out, arguments.run_dir / "tower.jsonl")
-    whole.begin_with(arguments.begin_with)
+    model.load_state_dict(read_weights(arguments.begin_with))
     reader = Reader(model.model.visual, config["vision_config"]["out_hidden_size"]).to(arguments.device)
     run = Run(reader, losses_of, arguments.run_dir / "tower.pt", arguments.run_dir / "tower.jsonl")
     if run.checkpoint.exists() and not arguments.fresh:

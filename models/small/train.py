@@ -114,34 +114,44 @@ def train(run: Run, encoder: Encoder, make: Callable[[int], Example], arguments:
     run.save()
 
 
+def add_run_arguments(parser: argparse.ArgumentParser, steps: int, rate: float) -> None:
+    """Add the arguments of every training run, with the default number of steps and the default peak rate."""
+    parser.add_argument("--run-dir", type=Path, default=Path("build/small_model"), help="checkpoints and logs")
+    parser.add_argument("--fresh", action="store_true", help="start from nothing, although there is a checkpoint")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=int, default=steps)
+    length.add_argument("--train-minutes", type=float, help="instead of steps: train for so long in all")
+    parser.add_argument("--rate", type=float, default=rate, help="peak learning rate")
+    parser.add_argument("--log-every", type=int, default=20, help="steps")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu or cuda")
+    parser.add_argument("--threads", type=int, default=2, help="of PyTorch on the CPU")
+    parser.add_argument("--workers", type=int, default=0, help="processes that make the batches; 0: the trainer itself")
+
+
+def prepare(arguments: argparse.Namespace) -> None:
+    """Set up PyTorch and the folder for a training run."""
+    # Worker processes are copies of this one, after which the tokenizer must not start threads.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    torch.set_num_threads(arguments.threads)
+    arguments.run_dir.mkdir(parents=True, exist_ok=True)
+
+
 def main() -> None:
     """Run the training from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--stage", choices=tuple(STAGES), default="text")
-    parser.add_argument("--run-dir", type=Path, default=Path("build/small_model"), help="checkpoints and logs")
-    parser.add_argument("--fresh", action="store_true", help="start from nothing, although there is a checkpoint")
     parser.add_argument("--begin-with", type=Path, help="weights to begin with, such as models/small/weights.xz")
     parser.add_argument("--freeze-tower", action="store_true", help="keep the vision tower as it is, which is faster")
     parser.add_argument("--seed", type=int, default=0, help="of the initial weights")
-    length = parser.add_mutually_exclusive_group()
-    length.add_argument("--steps", type=int, default=12000)
-    length.add_argument("--train-minutes", type=float, help="instead of steps: train for so long in all")
+    add_run_arguments(parser, steps=12000, rate=3e-3)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so long; the next run goes on")
     parser.add_argument("--tokens-per-batch", type=int, default=8192, help="padding included")
-    parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate")
-    parser.add_argument("--log-every", type=int, default=20, help="steps")
     parser.add_argument("--evaluate-every", type=int, default=400, help="steps")
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu or cuda")
-    parser.add_argument("--threads", type=int, default=2, help="of PyTorch on the CPU")
-    parser.add_argument("--workers", type=int, default=0, help="processes that make the batches; 0: the trainer itself")
     arguments = parser.parse_args()
-    # Worker processes are copies of this one, after which the tokenizer must not start threads.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    torch.set_num_threads(arguments.threads)
+    prepare(arguments)
     encoder = Encoder(load_tokenizer())
     torch.manual_seed(arguments.seed)
     folder, stage = arguments.run_dir, arguments.stage
-    folder.mkdir(parents=True, exist_ok=True)
     before, make = STAGES[stage]
     model = SmallModel(model_config()).to(arguments.device)
     model.model.visual.requires_grad_(not arguments.freeze_tower)

@@ -171,16 +171,15 @@ class _Planned:
 
 def setup_of(result: Result, shape: Shape, device: DeviceSpec) -> Setup:
     """Return the setup that the service's profile names. Raises ConfigError for one that a plan does not describe."""
-    rows = {one["name"]: one for one in result.served["profile"]}
 
     def on(name: str) -> bool:
         """Return whether the profile has the feature, switched on."""
-        return bool(rows.get(name, {}).get("enabled"))
+        return bool(_feature(result, name).get("enabled"))
 
     def number(name: str, default: int) -> int:
-        """Return the first number in the value of a feature."""
-        found = re.search(r"\d+", str(rows.get(name, {}).get("value", "")))
-        return int(found.group()) if found else default
+        """Return the number of a feature; the default where it has none."""
+        found = _number(result, name)
+        return default if found is None else found
 
     if on("pipeline_parallel"):
         raise ConfigError("`penstock plan` has no formulas for a model that is spread over pipeline stages")
@@ -205,6 +204,17 @@ def setup_of(result: Result, shape: Shape, device: DeviceSpec) -> Setup:
     )
 
 
+def _feature(result: Result, name: str) -> Mapping[str, object]:
+    """Return a row of the service's profile; empty where it has none of that name."""
+    return next((one for one in result.served["profile"] if one["name"] == name), {})
+
+
+def _number(result: Result, name: str) -> int | None:
+    """Return the first number in the value of a feature; None where it has none."""
+    found = re.search(r"\d+", str(_feature(result, name).get("value", "")))
+    return int(found.group()) if found else None
+
+
 def closed_loops(result: Result) -> list[Stage]:
     """Return the stages that a plan describes: a number of streams that always run."""
     stages = (*result.of("concurrency"), *result.of("context"), *result.of("prefix"))
@@ -217,11 +227,9 @@ def measured_acceptance(result: Result) -> float | None:
     It gives the tokens per step that were measured in the loads with short prompts.
     """
     stages = [stage for stage in result.of("concurrency") if stage.drafted_tokens and stage.accepted_tokens is not None]
-    rows = {one["name"]: one for one in result.served["profile"]}
-    drafts = re.search(r"\d+", str(rows.get("mtp", {}).get("value", "")))
-    if not stages or drafts is None:
+    number = _number(result, "mtp")
+    if not stages or number is None:
         return None
-    number = int(drafts.group())
     accepted = sum(stage.accepted_tokens or 0 for stage in stages) / sum(stage.drafted_tokens or 0 for stage in stages)
     low, high = 0.0, 1.0
     for _ in range(50):
