@@ -163,13 +163,15 @@ async def test_keys_are_fetched_once_kept_and_asked_for_again_when_they_rotate(
     assert await tokens.verify(token(OTHER, "e2")) == "alice", "an issuer that is away takes no key with it"
 
 
+@pytest.mark.parametrize("kid", ["e1", None])
 async def test_known_keys_verify_while_a_fetch_hangs_and_strangers_share_one_fetch(
-    issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch, kid: str | None
 ) -> None:
+    monkeypatch.setattr("penstock.auth.jwt._MAX_WAIT_SECONDS", 60.0)
     issuer.pages["/keys"] = jwks(e1=EC)
     settings = JwtSettings(issuer=ISSUER, audience="penstock", jwks_url=f"{issuer.url}/keys", cache_seconds=1e-9)
     tokens = JwtVerifier(settings, least_seconds=0)
-    assert await tokens.verify(token()) == "alice"
+    assert await tokens.verify(token(kid=kid)) == "alice"
     hangs, fetch, fetches = threading.Event(), tokens._fetch, 0
 
     def slow_fetch() -> Any:
@@ -182,8 +184,11 @@ async def test_known_keys_verify_while_a_fetch_hangs_and_strangers_share_one_fet
     try:
         strangers = [asyncio.create_task(tokens.verify(token(OTHER, "e2"))) for _ in range(50)]
         await asyncio.sleep(0)
-        for _ in range(50):
-            assert await tokens.verify(token()) == "alice", "stale keys serve"
+        async with asyncio.timeout(30):
+            for _ in range(50):
+                assert await tokens.verify(token(kid=kid)) == "alice", "stale keys serve"
+                with pytest.raises(CallerUnknown):
+                    await tokens.verify(token(OTHER, kid))
         assert not any(stranger.done() for stranger in strangers)
         issuer.pages["/keys"] = jwks(e1=EC, e2=OTHER)
         hangs.set()
@@ -199,6 +204,26 @@ async def test_known_keys_verify_while_a_fetch_hangs_and_strangers_share_one_fet
         hangs.set()
     while tokens._fetching is not None:
         await asyncio.wait({tokens._fetching})
+
+
+async def test_a_single_key_that_is_replaced_is_fetched_for_tokens_without_a_key_id(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = stopped(monkeypatch, tokens_module)
+    issuer.pages["/keys"] = jwks(e1=EC)
+    tokens = JwtVerifier(JwtSettings(issuer=ISSUER, audience="penstock", jwks_url=f"{issuer.url}/keys"))
+    assert await tokens.verify(token(kid=None)) == "alice"
+    issuer.pages["/keys"] = jwks(e2=OTHER)
+    clock.now += 11
+    for _ in range(20):
+        with pytest.raises(CallerUnknown):
+            await tokens.verify(token(OTHER, None))
+    while tokens._fetching is not None:
+        await asyncio.wait({tokens._fetching})
+    assert await tokens.verify(token(OTHER, None)) == "alice"
+    with pytest.raises(CallerUnknown):
+        await tokens.verify(token(kid=None))
+    assert len(issuer.asked) == 2
 
 
 async def test_an_issuer_that_fails_is_asked_after_growing_waits(

@@ -2,8 +2,10 @@
 
 The issuer's keys come from a file or a URL. Keys from a URL are cached, and fetched again in the background while
 verification goes on with the cached ones. Only a token with an unknown key id waits for a fetch: one fetch for all such
-tokens, at most once every `least_seconds`, so that invented key ids do not make this server flood the issuer. While the
-issuer cannot be reached, the cached keys stay valid and the waits between fetches grow.
+tokens, at most once every `least_seconds`, so that invented key ids do not make this server flood the issuer. A token
+without a key id, where the issuer has a single key, is refused at once where its signature is wrong, and the keys are
+fetched for the next one. While the issuer cannot be reached, the cached keys stay valid and the waits between fetches
+grow.
 """
 
 from __future__ import annotations
@@ -74,7 +76,8 @@ class JwtVerifier:
         try:
             if len(token) > _MAX_TOKEN_BYTES:
                 raise jwt.InvalidTokenError
-            key = await self._key(str(jwt.get_unverified_header(token).get("kid", "")))
+            key_id = str(jwt.get_unverified_header(token).get("kid", ""))
+            key = await self._key(key_id)
             # The key determines the algorithm: a token must not choose it.
             claims = jwt.decode(
                 token,
@@ -86,6 +89,8 @@ class JwtVerifier:
                 options={"require": ["exp", "iss", "aud", self._settings.claim]},
             )
         except jwt.PyJWTError as error:
+            if isinstance(error, jwt.InvalidSignatureError) and not key_id and self._settings.jwks_file is None:
+                self._fetch_in_background()  # the single key may have been replaced: no key id tells
             log.debug("JWT refused: %s", type(error).__name__)
             raise CallerUnknown("invalid token") from None
         name = claims[self._settings.claim]
@@ -94,18 +99,22 @@ class JwtVerifier:
         return name
 
     async def _key(self, key_id: str) -> jwt.PyJWK:
-        if self._settings.jwks_file is None:
-            is_known = key_id in self._keys
-            if not is_known or time.monotonic() - self._fetched_at > self._settings.cache_seconds:
-                fetching = self._fetch_in_background()
-                if fetching is not None and not is_known:
-                    await asyncio.wait({fetching}, timeout=_MAX_WAIT_SECONDS)
+        key = self._cached(key_id)
+        is_stale = time.monotonic() - self._fetched_at > self._settings.cache_seconds
+        if self._settings.jwks_file is None and (key is None or is_stale):
+            fetching = self._fetch_in_background()
+            if fetching is not None and key is None:
+                await asyncio.wait({fetching}, timeout=_MAX_WAIT_SECONDS)
+                key = self._cached(key_id)
+        if key is None:
+            raise jwt.InvalidKeyError
+        return key
+
+    def _cached(self, key_id: str) -> jwt.PyJWK | None:
         # An issuer with a single key need not send a key id.
         if not key_id and len(self._keys) == 1:
             return next(iter(self._keys.values()))
-        if key_id not in self._keys:
-            raise jwt.InvalidKeyError
-        return self._keys[key_id]
+        return self._keys.get(key_id)
 
     def _fetch_in_background(self) -> asyncio.Task[None] | None:
         """Return the running fetch or a new one; None where the issuer was asked too recently."""
