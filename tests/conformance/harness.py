@@ -16,7 +16,7 @@ from typing import Any
 from penstock_bench.load.serving import address_of
 
 from bench.machine import free_port
-from tests.conformance.middle import middle
+from tests.conformance.middle import large, middle, stuck
 from tests.rpc.proxy import proxied
 from tests.rpc.secure import Authority
 
@@ -60,6 +60,8 @@ def serving(scratch: Path) -> Iterator[dict[str, str]]:
         targets["secure.ca"] = str(scratch / "ca.crt")
         targets["older"] = stack.enter_context(middle(targets["default"], renames=True))
         targets["lossy"] = stack.enter_context(middle(targets["default"], lost_reply=3))
+        targets["stuck"] = stack.enter_context(stuck())
+        targets["large"] = stack.enter_context(large())
         targets["flaky"] = stack.enter_context(_flaky(targets["default"]))
         yield targets
 

@@ -24,7 +24,7 @@ from penstock_proto.v1 import generation_pb2_grpc
 from tests.rpc.conftest import Serve, serving
 from tests.rpc.killable import POISON, MortalEngine, Ward, ward
 from tests.rpc.secure import channel as channel_to
-from tests.rpc.secure import listening
+from tests.rpc.secure import listening, until
 from tests.rpc.test_stream import spec, stream, texts
 
 THINKING = pb.ThinkingConfig(mode=pb.THINKING_MODE_THINKING)
@@ -241,6 +241,20 @@ async def test_a_cancelled_generation_ends_and_is_forgotten() -> None:
             with pytest.raises(grpc.aio.AioRpcError) as gone:
                 await again
             assert gone.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_stream_whose_client_is_gone_ends_after_the_grace_though_nobody_calls_again() -> None:
+    endless = Reply(thought=THOUGHT * 50, answer=ANSWER, step_seconds=60)
+    async with listening({"resume": {"grace_seconds": 1}}, endless) as (server, address):
+        async with channel_to(address) as channel:
+            await live_call(channel)
+            assert server.state().resumable_streams == 1
+
+        async def over() -> bool:
+            state = server.state()
+            return not state.resumable_streams and state.load is not None and not state.load.running_requests
+
+        await until(over)
 
 
 async def test_a_resumable_call_that_leaves_the_queue_is_not_run() -> None:

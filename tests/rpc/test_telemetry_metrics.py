@@ -29,12 +29,14 @@ from penstock.telemetry.otel.plan import plan_telemetry
 from penstock.telemetry.otel.start import Telemetry
 from penstock.types import EngineChunk, EngineRequest
 from penstock_proto.v1 import generation_pb2 as pb
-from penstock_proto.v1 import routing_pb2, routing_pb2_grpc
+from penstock_proto.v1 import generation_pb2_grpc, routing_pb2, routing_pb2_grpc
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from bench.telemetry_calls import one_real_call, report_to
 from tests.rpc.otlp import collecting
+from tests.rpc.secure import channel as at
+from tests.rpc.secure import listening, until
 from tests.rpc.test_stream import spec, stream
 from tests.tooling import program
 
@@ -182,6 +184,40 @@ async def test_counts_are_those_of_the_calls() -> None:
     assert sums["penstock_cost_usd_ticks_total"] > 0
     # Beside ours: the process' own, and vLLM's wherever it runs in this process.
     assert sums["process_resident_memory_bytes"] > 0
+
+
+@pytest.mark.parametrize("where", ["running", "queued"])
+async def test_a_cancelled_thought_is_counted_once(where: str) -> None:
+    never = Reply(thought="never", step_seconds=86_400)
+    settings = {"admission": {"max_running_sequences": 1}}
+    async with (
+        telling(prometheus_listen=":0") as telemetry,
+        listening(settings, never, hooks=telemetry.hooks) as (server, address),
+        at(address) as channel,
+    ):
+        stub = generation_pb2_grpc.GenerationServiceStub(channel)
+        if where == "queued":
+            first = stub.StreamGenerate(pb.StreamGenerateRequest(spec=spec()))
+            await first.read()
+        call = stub.Interact()
+        await call.write(pb.InteractRequest(start=spec(thinking=THINKING)))
+
+        async def waits() -> bool:
+            state = server.state()
+            return bool(state.queued_calls if where == "queued" else state.load and state.load.running_requests)
+
+        await until(waits)
+        await call.write(pb.InteractRequest(cancel=pb.Cancel()))
+        while await call.read() is not grpc.aio.EOF:
+            pass
+        text = await scrape(telemetry)
+    thoughts = [
+        (sample.labels["outcome"], sample.value)
+        for family in parse_text(text)
+        for sample in family.samples
+        if sample.name == "penstock_thoughts_total"
+    ]
+    assert thoughts == [("cancelled", 1)]
 
 
 async def test_experts_are_told_by_layer_and_never_one_by_one() -> None:
