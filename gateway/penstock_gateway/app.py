@@ -51,7 +51,7 @@ def create_app(client: AsyncClient, settings: Settings | None = None) -> Starlet
         async with client:
             yield {"client": client, "settings": settings, "metrics": metrics}
 
-    return Starlette(
+    app = Starlette(
         routes=[*_routes(), *_playground()],
         lifespan=lifespan,
         middleware=[Middleware(LimitsMiddleware, settings=settings, memory=memory, metrics=metrics)],
@@ -63,6 +63,9 @@ def create_app(client: AsyncClient, settings: Settings | None = None) -> Starlet
             Exception: errors.internal_error,
         },
     )
+    # Behind a proxy that ends TLS, Starlette would redirect to http://, and a client send its key there in plaintext.
+    app.router.redirect_slashes = False
+    return app
 
 
 def _routes() -> list[BaseRoute]:

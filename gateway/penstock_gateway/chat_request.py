@@ -77,9 +77,10 @@ def _thinking(request: ChatRequest) -> dict[str, Any]:
 
 
 def _output(request: ChatRequest) -> dict[str, Any]:
-    most = one_of(max_completion_tokens=request.max_completion_tokens, max_tokens=request.max_tokens)
     return {
-        "max_output_tokens": shared.within("max_completion_tokens", most),
+        "max_output_tokens": shared.integer_of(
+            max_completion_tokens=request.max_completion_tokens, max_tokens=request.max_tokens
+        ),
         "top_logprobs": _top_logprobs(request),
     }
 

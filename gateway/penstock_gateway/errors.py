@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,6 +74,7 @@ BY_CODE: Mapping[str, Kind] = {
 }
 """By gRPC status code, for statuses without a reason and for codes that say more than the reason."""
 _UNKNOWN = KINDS["INTERNAL"]
+_SPEC_PATH = re.compile(r"\bspec(?:\.[a-z]\w*(?:\[\d+\])?)+")
 _UNREAD = (408, 413, 415)
 """Statuses after which the rest of a body may still come: the connection is closed, so that nobody has to read it."""
 _FIELDS = {"MODEL_NOT_FOUND": ("spec.model",), "CONTEXT_OVERFLOW": ("spec.messages.messages", "spec.text")}
@@ -202,7 +204,8 @@ def _in_the_requests_words(error: PenstockError, param_of: ParamOf) -> str:
 
 
 def _sentence(violation: FieldViolation, param_of: ParamOf) -> str:
-    return f"{param_of(violation.field) or violation.field} {violation.description}"
+    description = _SPEC_PATH.sub(lambda found: param_of(found[0]) or found[0], violation.description)
+    return f"{param_of(violation.field) or violation.field} {description}"
 
 
 def refusals(messages: Sequence[tuple[str, str]]) -> GatewayError:

@@ -24,7 +24,8 @@ class Field:
         treatment: `honoured`: means what it means at OpenAI (or vLLM). `mapped`: becomes something near it. `accepted`:
             has no effect on the output. `refused`: an error that names it.
         note: What it becomes, or why it is refused.
-        spec: Paths of the service's fields that it sets; errors of the service are told under the request's name.
+        spec: Paths of the service's fields that it sets; errors of the service are told under the request's name. What
+            follows a colon is the part of the field that sets it.
         neutral: JSON values of a refused field that ask for nothing, and are let through.
     """
 
@@ -36,8 +37,9 @@ class Field:
 
 Fields = Mapping[str, Field]
 
-_CONSTRAINTS = " ".join(
-    f"spec.output.{one}" for one in ("json_schema", "structured_output", "regex", "grammar", "choices")
+_CONSTRAINTS = (
+    "spec.output.json_schema:json spec.output.regex:regex spec.output.grammar:grammar spec.output.choices:choice "
+    "spec.output.structured_output"
 )
 SAMPLING: Fields = {
     "temperature": Field("honoured", "0 to 2; 0 is greedy", "spec.sampling.temperature"),
@@ -75,7 +77,6 @@ EXTENSIONS: Fields = {
     "repetition_penalty": Field("honoured", "vLLM's; 0.001 to 2", "spec.sampling.repetition_penalty"),
     "min_tokens": Field("honoured", "vLLM's; fewest output tokens", "spec.output.min_output_tokens"),
     "stop_token_ids": Field("honoured", "vLLM's; the answer ends at the first", "spec.output.stop_token_ids"),
-    "structured_outputs": Field("honoured", "vLLM's; one of `json`, `regex`, `choice`, `grammar`", _CONSTRAINTS),
     "cache_salt": Field("honoured", "vLLM's; keeps the prefix cache apart", "spec.context.cache_salt"),
     "session_id": Field("honoured", "vLLM's; routes to the same replica", "spec.context.session_id"),
     "timeout": Field("honoured", "Penstock's; seconds to the deadline, as the header `x-request-timeout`"),
@@ -93,6 +94,10 @@ EXTENSIONS: Fields = {
 TOKEN_IDS: Fields = {
     "return_token_ids": Field("honoured", "vLLM's; `token_ids` in each choice", "spec.output.return_token_ids"),
 }
+CONSTRAINTS: Fields = {
+    "structured_outputs": Field("honoured", "vLLM's; one of `json`, `regex`, `choice`, `grammar`", _CONSTRAINTS),
+}
+"""Before the formats in each table: where both are sent, the format asks for nothing."""
 RESPONSE_FORMAT: Fields = {
     "response_format": Field(
         "honoured",
@@ -123,7 +128,9 @@ THINKING: Fields = {
 TOOLS: Fields = {
     "tools": Field("honoured", "of the type `function`; others are refused", "spec.tools"),
     "tool_choice": Field(
-        "honoured", "`none`, `auto`, `required`, a named function, `allowed_tools`", "spec.tool_config.mode"
+        "honoured",
+        "`none`, `auto`, `required`, a named function, `allowed_tools`",
+        "spec.tool_config.mode spec.tool_config.allowed_names",
     ),
     "parallel_tool_calls": Field("honoured", "false allows one call", "spec.tool_config.parallel"),
 }
@@ -150,9 +157,10 @@ CHAT: Fields = {
     "max_tokens": Field("honoured", "the old name of the same", "spec.output.max_output_tokens"),
     **SAMPLING,
     **CHOICES,
-    "logprobs": Field("honoured", "of the answer's tokens", "spec.output.top_logprobs"),
     "top_logprobs": Field("honoured", "0 to the service's limit; needs `logprobs`", "spec.output.top_logprobs"),
+    "logprobs": Field("honoured", "of the answer's tokens", "spec.output.top_logprobs"),
     **STREAM,
+    **CONSTRAINTS,
     **RESPONSE_FORMAT,
     **TOOLS,
     "reasoning_effort": Field(
@@ -171,7 +179,7 @@ CHAT: Fields = {
     "thought_history": Field("honoured", "Penstock's; `current_turn`, `all_turns`, `none`", "spec.thinking.history"),
     "max_tool_calls": Field("honoured", "Penstock's; most tool calls of one output", "spec.tool_config.max_calls"),
     "chat_template_kwargs": Field(
-        "mapped", "vLLM's; `enable_thinking` alone, as `thinking_mode`", "spec.thinking.mode"
+        "mapped", "vLLM's; `enable_thinking` alone, as `thinking_mode`", "spec.thinking.mode:enable_thinking"
     ),
     **EXTENSIONS,
     **TOKEN_IDS,
@@ -195,6 +203,7 @@ COMPLETIONS: Fields = {
     "logprobs": Field("honoured", "0 to the service's limit, of the answer's tokens", "spec.output.top_logprobs"),
     **STREAM,
     **SERVICE_TIER,
+    **CONSTRAINTS,
     **RESPONSE_FORMAT,
     **THINKING,
     **EXTENSIONS,
@@ -215,12 +224,13 @@ RESPONSES: Fields = {
         "mapped",
         "`effort` as chats' `reasoning_effort`; `context` is `thought_history`; with `summary` the whole thought is "
         "the summary",
-        "spec.thinking.effort",
+        "spec.thinking.effort:effort spec.thinking.history:context",
     ),
+    **CONSTRAINTS,
     "text": Field(
         "honoured",
         "`format`: `text`, `json_object`, `json_schema`, held by a grammar; `verbosity` only as `medium`",
-        "spec.output.json_schema spec.output.structured_output",
+        "spec.output.json_schema:format spec.output.structured_output:format",
     ),
     "include": Field(
         "honoured",
@@ -279,19 +289,27 @@ def param_of(fields: Fields, request: msgspec.Struct | None = None) -> ParamOf:
         fields: The table of the request's kind.
         request: The request; of several names for one field, that which it uses is told.
     """
-    by_spec: dict[str, str] = {}
-    given = [name for name in fields if getattr(request, name, None) not in (None, msgspec.UNSET)]
+    by_spec: dict[str, tuple[str, str]] = {}
+    given = [name for name in fields if getattr(request, name, None) not in (None, msgspec.UNSET, {})]
     for name in (*given, *fields):
         for spec in fields[name].spec.split():
-            by_spec.setdefault(spec, name)
+            path, _, part = spec.partition(":")
+            by_spec.setdefault(path, (name, part))
 
     def find(path: str) -> str | None:
         parts = path.split(".")
         for end in range(len(parts), 0, -1):
-            name = by_spec.get(".".join(part.partition("[")[0] for part in parts[:end]))
-            if name is not None:
+            found = by_spec.get(".".join(part.partition("[")[0] for part in parts[:end]))
+            if found is not None:
+                name, inside = found
                 _, bracket, index = parts[end - 1].partition("[")
-                return f"{name}{bracket}{index}"
+                place = "" if _is_single(getattr(request, name, None)) else f"{bracket}{index}"
+                return f"{name}.{inside}{place}" if inside else f"{name}{place}"
         return None
 
     return find
+
+
+def _is_single(value: object) -> bool:
+    """Return whether a value has no items, such as a text where a list of texts may stand."""
+    return isinstance(value, str) or (isinstance(value, msgspec.Raw) and not bytes(value).startswith(b"["))

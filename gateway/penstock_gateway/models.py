@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from penstock_client import ModelCard
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -20,8 +21,11 @@ async def models(request: Request) -> Response:
 
 async def one_model(request: Request) -> Response:
     """Return the served model by its name; another one is 404."""
+    name = request.path_params["model"]
+    if not name:  # the service would take it for its own model
+        raise HTTPException(404)
     request.state.param_of = lambda path: "model" if path == "spec.model" else no_param(path)
-    return JsonResponse(_model(await _card(request, request.path_params["model"])))
+    return JsonResponse(_model(await _card(request, name)))
 
 
 async def _card(request: Request, name: str) -> ModelCard:

@@ -187,10 +187,11 @@ def one_of(**given: Any) -> Any:
 
 
 def _thinking(request: CommonRequest) -> dict[str, Any]:
-    budget = one_of(thinking_budget=request.thinking_budget, thinking_token_budget=request.thinking_token_budget)
     return {
         "thinking": request.thinking_mode,
-        "budget": within("thinking_budget", budget),
+        "budget": integer_of(
+            thinking_budget=request.thinking_budget, thinking_token_budget=request.thinking_token_budget
+        ),
         "answer_reserve": within("answer_reserve", request.answer_reserve),
         "closing_message": request.closing_message,
         "thought_stop": request.thought_stop,
@@ -225,6 +226,12 @@ def within(name: str, value: int | None, most: int = 2**31) -> int | None:
     return None if value is None else _checked(name, value, most)
 
 
+def integer_of(**given: int | None) -> int | None:
+    """Return the integer that has two names, as `one_of` and `within` do; an error has the name that was sent."""
+    value: int | None = one_of(**given)
+    return None if value is None else within(next(name for name, one in given.items() if one is not None), value)
+
+
 def _checked(name: str, value: int, most: int) -> int:
     if not -most <= value < most:
         raise GatewayError(f"{name} must be an integer of {most.bit_length()} bits, got a larger one", param=name)
@@ -232,7 +239,7 @@ def _checked(name: str, value: int, most: int) -> int:
 
 
 def _each_within(name: str, values: Iterable[int] | None) -> list[int] | None:
-    return None if values is None else [_checked(name, value, 2**31) for value in values]
+    return None if values is None else [_checked(f"{name}[{at}]", value, 2**31) for at, value in enumerate(values)]
 
 
 def given(value: Raw | UnsetType) -> Raw | None:

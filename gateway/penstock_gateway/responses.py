@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -39,7 +40,9 @@ async def responses(request: Request) -> Response:
     return JsonResponse(response, headers=rate_limit_headers(reply.rate_limits))
 
 
-async def stored_response(_: Request) -> Response:
+async def stored_response(request: Request) -> Response:
     """Refuse what needs a stored response: to read, cancel, continue or delete one."""
+    if not request.path_params["rest"]:
+        raise HTTPException(404)
     text = "no response is stored: send the items of the conversation in `input`"
     raise GatewayError(text, kind=_NOT_STORED, reason="GENERATION_NOT_FOUND")

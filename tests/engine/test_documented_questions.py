@@ -17,11 +17,12 @@ ROOT = Path(__file__).parents[2]
 _PLACES = (
     *("README.md", "SECURITY.md", "docs/**/*.md", "docker/**/*.md", "docker/**/*.yaml", "helm/**/*.md"),
     *("helm/penstock/templates/NOTES.txt", "helm/penstock/files/*.py", "examples/**/*.*", "service/penstock/cli/*.py"),
+    *("gateway/**/*.md", "gateway/**/*.py", "gateway/**/*.html", "gateway/**/*.js"),
     *("clients/*/README.md", "clients/python/penstock_client/*.py", "clients/typescript/src/*.ts", "clients/go/*.go"),
 )
 _ASKED = re.compile(
     r"""(?P<call>penstock\ (?:generate|count)\ | (?:generate|stream|interact|[Aa]sk|Text)\(\s* | )  # who asks, if told
-        f?(?P<quote>["'])(?P<text>[A-Z][^"'\n]*?)(?P=quote)""",
+        (?:f?(?P<quote>["'])(?P<text>[A-Z][^"'\n]*?)(?P=quote)|(?<=>)(?P<html>[A-Z][^"'<>\n]*?\?)(?=</))""",
     re.VERBOSE,
 )
 _SUM = re.compile(r"What is ([\d +\-]+)\?")
@@ -46,9 +47,10 @@ def questions_in(text: str) -> Iterator[Question]:
     for line in text.splitlines():
         budget = re.search(r"[Bb]udget[=: (]+(-?\d+)", line)
         for found in _ASKED.finditer(line):
-            if "count" in found["call"] or (not found["call"] and not found["text"].endswith("?")):
+            asked = found["text"] or found["html"]
+            if "count" in found["call"] or (not found["call"] and not asked.endswith("?")):
                 continue
-            for filled in _filled(found["text"]):
+            for filled in _filled(asked):
                 yield Question(filled, int(budget[1]) if budget else None)
 
 
@@ -88,12 +90,15 @@ def test_questions_are_found_where_they_are_written() -> None:
     reply = client.generate("Add these", thinking="thinking", budget=64)
     print("Which one?")  and  penstock count "How long is this?"
     questions = [f"What is {n} + {n + 1}?" for n in range(1, 9)]
+    <textarea id="question" required>What is 3 + 4?</textarea>
     """
     found = list(questions_in(text))
     assert found[:3] == [Question("What is 1 + 2?", 8), Question("Add these", 64), Question("Which one?", None)]
-    assert [question.text for question in found[3:]] == [f"What is {n} + {n + 1}?" for n in range(1, 9)]
+    assert [question.text for question in found[3:-1]] == [f"What is {n} + {n + 1}?" for n in range(1, 9)]
+    assert found[-1] == Question("What is 3 + 4?", None)
     places = {place for places in documented().values() for place in places}
     assert {"README.md", "examples/python/many.py", "service/penstock/cli/demo.py"} <= places
+    assert "gateway/penstock_gateway/playground/static/index.html" in places
     assert right_answer("What is 58 + 38 - 65?") == "31"
 
 

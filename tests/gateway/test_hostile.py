@@ -16,8 +16,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from penstock.engine.scripted import Reply
+from penstock_client import AsyncClient
 from penstock_gateway import fields as tables
+from penstock_gateway.app import create_app
 from penstock_gateway.settings import Settings
+from starlette.routing import Route
 
 from tests.gateway.conftest import Gateway, until
 
@@ -156,6 +159,25 @@ async def test_other_types_and_encodings_are_refused(gateway: Gateway) -> None:
     for headers in ({"content-type": "text/plain"}, {"content-type": "application/json", "content-encoding": "gzip"}):
         reply = await http.post("/v1/chat/completions", content=json.dumps(ASKED), headers=headers)
         assert (reply.status_code, reply.headers["connection"]) == (415, "close")
+
+
+@pytest.mark.parametrize("proxied", [{}, {"x-forwarded-proto": "https"}], ids=["direct", "proxy"])
+async def test_a_trailing_slash_is_another_path_and_never_a_redirect(gateway: Gateway, proxied: dict[str, str]) -> None:
+    """A redirect names http://, also behind a proxy that ends TLS: a client would send its key there in plaintext."""
+    http = await gateway(settings=SMALL)
+    routes = [one for one in create_app(AsyncClient("127.0.0.1:1", api_key="")).routes if isinstance(one, Route)]
+    asked = {
+        (re.sub(r"\{.*?\}", "x", one.path), method) for one in routes for method in one.methods or () if one.path != "/"
+    }
+    asked |= {("/v1/models", "GET"), ("/v1/responses", "POST")}
+    assert len(asked) > 30
+    for path, method in sorted(asked):
+        reply = await http.request(method, f"{path}/", headers=proxied)
+        assert (reply.status_code, "location" in reply.headers) == (404, False), (method, path)
+        if method != "HEAD":
+            error = reply.json()["error"]
+            code = {"/v1/models/x": "model_not_found", "/v1/responses/x": "response_not_found"}.get(path, "unknown_url")
+            assert (error["type"], error["code"]) == ("invalid_request_error", code)
 
 
 async def test_requests_memory_and_connections_are_bounded(gateway: Gateway) -> None:

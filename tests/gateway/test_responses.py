@@ -532,7 +532,7 @@ CALL: dict[str, Any] = {"type": "function_call", "call_id": "c", "name": "weathe
             "text.format.schema",
             "missing_required_parameter",
         ),
-        ({"text": {"format": {"type": "json_object"}}}, "text", "feature_off"),
+        ({"text": {"format": {"type": "json_object"}}}, "text.format", "feature_off"),
         ({"truncation": "auto", "overflow": "error"}, "truncation", "conflicting_parameters"),
         ({"stream_options": {"include_usage": True}}, "stream_options.include_usage", "unknown_parameter"),
     ],

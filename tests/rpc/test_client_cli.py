@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -322,7 +323,8 @@ def test_the_demo_ends_by_itself_and_cleans_up(start: Any, tmp_path: Path) -> No
     assert (demo.returncode, errors) == (0, "")
     assert "thought 4/4 tokens (budget reached)" in output
     assert "no thought" in output
-    assert "penstock chat" in output
+    for hint in ("penstock serve", "penstock chat", "penstock playground"):
+        assert re.search(rf"^  {hint} {{2,}}\w", output, re.MULTILINE), hint
     assert list(tmp_path.iterdir()) == []
 
 
