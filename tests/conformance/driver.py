@@ -119,6 +119,8 @@ def _leave(client: pc.Client, case: dict[str, Any], seen: dict[str, Any], target
                 if event.sequence == 3:
                     running.is_there()
                     break
+        case "text":
+            _leave_texts(stream.text(), running)
         case "raise":
             with contextlib.suppress(ZeroDivisionError):
                 for event in stream:
@@ -143,6 +145,13 @@ def _leave(client: pc.Client, case: dict[str, Any], seen: dict[str, Any], target
             else:
                 (client if how == "close_client" else stream).close()
     running.is_gone()
+
+
+def _leave_texts(texts: pc.Texts, running: Running) -> None:
+    for _ in texts:
+        running.is_there()
+        break
+    running.is_gone()  # while the texts have their name
 
 
 class Running(dict[str, float]):
@@ -213,6 +222,8 @@ async def _leave_async(
                 if event.sequence == 3:
                     await asyncio.to_thread(running.is_there)
                     break
+        case "text":
+            await _leave_texts_async(stream.text(), running)
         case "raise":
             with contextlib.suppress(ZeroDivisionError):
                 async for event in stream:
@@ -241,6 +252,13 @@ async def _leave_async(
             else:
                 stream.close()
     await asyncio.to_thread(running.is_gone)
+
+
+async def _leave_texts_async(texts: pc.AsyncTexts, running: Running) -> None:
+    async for _ in texts:
+        await asyncio.to_thread(running.is_there)
+        break
+    await asyncio.to_thread(running.is_gone)  # while the texts have their name
 
 
 async def _read_all(stream: pc.AsyncStream) -> None:

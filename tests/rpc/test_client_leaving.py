@@ -26,6 +26,9 @@ ASK = 'client.stream("hi")'
 BLOCKING = {
     "no close": f"client = pc.Client(TARGET)\nstream = {ASK}\nnext(stream)\nhold()",
     "loop left": f"client = pc.Client(TARGET)\nstream = {ASK}\nfor event in stream:\n    hold()\n    break",
+    "texts kept": (
+        f"client = pc.Client(TARGET)\nstream = {ASK}\ntexts = stream.text()\nfor text in texts:\n    hold()\n    break"
+    ),
     "not read": f"client = pc.Client(TARGET)\nstream = {ASK}\nhold()",
     "client closed": f"with pc.Client(TARGET) as client:\n    stream = {ASK}\n    next(stream)\n    hold()",
     "steered": "client = pc.Client(TARGET)\nstream = client.interact('hi')\nnext(stream)\nhold()",
@@ -33,6 +36,10 @@ BLOCKING = {
 ASYNC = {
     "no close": f"client = pc.AsyncClient(TARGET)\nstream = {ASK}\nawait anext(stream)\nhold()",
     "loop left": f"client = pc.AsyncClient(TARGET)\nstream = {ASK}\nasync for event in stream:\n    hold()\n    break",
+    "texts kept": (
+        f"client = pc.AsyncClient(TARGET)\nstream = {ASK}\ntexts = stream.text()\n"
+        "async for text in texts:\n    hold()\n    break"
+    ),
     "kept": f"global stream\nclient = pc.AsyncClient(TARGET)\nstream = {ASK}\nawait anext(stream)\nhold()",
     "not read": f"client = pc.AsyncClient(TARGET)\nstream = {ASK}\nawait asyncio.to_thread(hold)",
     "client closed": (
@@ -153,6 +160,22 @@ def test_an_exception_ends_the_generation_too(name: str, service: tuple[str, str
     assert "Task" not in complaints
     assert "Exception ignored" not in complaints
     assert becomes(metrics, 0)
+
+
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if name.endswith(("loop left", "texts kept"))])
+def test_leaving_the_loop_ends_the_generation_of_a_process_that_goes_on(
+    name: str, service: tuple[str, str], tmp_path: Path
+) -> None:
+    target, metrics = service
+    after = "await asyncio.to_thread(hold)" if "async" in name else "hold()"
+    process = start(tmp_path, re.sub(r"( *)    break", rf"\g<0>\n\1{after}", SCRIPTS[name]), target)
+    assert becomes(metrics, 1), process.communicate(timeout=60)
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+    assert becomes(metrics, 0)
+    assert process.poll() is None
+    assert process.communicate("\n", timeout=60) == ("", "")
 
 
 @pytest.mark.parametrize(

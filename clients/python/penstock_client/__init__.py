@@ -3,7 +3,7 @@
 from importlib import metadata as _metadata
 
 from penstock_client.aio import AsyncClient
-from penstock_client.aio_stream import AsyncInteraction, AsyncStream
+from penstock_client.aio_stream import AsyncInteraction, AsyncStream, AsyncTexts
 from penstock_client.card import EffortBudget, ModelCard, PriceTier, ProfileFeature, TokenCount
 from penstock_client.channel import RETRY_READS_SERVICE_CONFIG
 from penstock_client.conversation import Conversation
@@ -49,7 +49,7 @@ from penstock_client.reconnect import Reconnect
 from penstock_client.response import Candidate, Response
 from penstock_client.spec import GenerationOptions, build_spec
 from penstock_client.sync import Client
-from penstock_client.sync_stream import Interaction, Stream
+from penstock_client.sync_stream import Interaction, Stream, Texts
 from penstock_client.tool_loop import Run, Turn
 from penstock_client.tools import Tool
 from penstock_client.values import (
@@ -84,6 +84,8 @@ __all__ = [
     "AsyncClient",
     "Stream",
     "AsyncStream",
+    "Texts",
+    "AsyncTexts",
     "Interaction",
     "AsyncInteraction",
     "Reconnect",

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import grpc
 import grpc.aio
@@ -26,6 +26,9 @@ from penstock_client.reconnect import Link, Recovery
 from penstock_client.response import Response
 from penstock_client.retries import Retries
 from penstock_client.values import Steered
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
 class BaseAsyncStream:
@@ -124,9 +127,9 @@ class BaseAsyncStream:
         """Close the stream and end the generation if it still runs, without waiting."""
         BaseAsyncStream.cancel(self)
 
-    def text(self) -> AsyncIterator[str]:
+    def text(self) -> AsyncTexts:
         """Iterate over the first candidate's answer as it comes; leaving the loop ends the generation."""
-        return _Texts(_Loop(self))
+        return AsyncTexts(self)
 
     def __aiter__(self) -> AsyncIterator[Event]:
         return _Loop(self)
@@ -235,34 +238,49 @@ class BaseAsyncStream:
             self.close()
 
 
-class _Loop:
-    """One `async for` loop over a stream. Dropping the iterator closes the stream."""
+class AsyncTexts:
+    """The texts of the first candidate's answer. Leaving an `async for` loop over them ends the stream."""
 
     def __init__(self, stream: BaseAsyncStream) -> None:
         self._stream = stream
 
-    def __aiter__(self) -> Self:
-        return self
-
-    def __anext__(self) -> Awaitable[Event]:
-        return self._stream.__anext__()
-
-    def __del__(self) -> None:
-        self._stream.close()
-
-
-class _Texts:
-    def __init__(self, events: _Loop) -> None:
-        self._events = events
-
-    def __aiter__(self) -> Self:
-        return self
+    def __aiter__(self) -> AsyncIterator[str]:
+        return _Loop(self)
 
     async def __anext__(self) -> str:
         while True:
-            event = await self._events.__anext__()
+            event = await self._stream.__anext__()
             if isinstance(event, AnswerDelta) and event.candidate_index == 0 and event.text:
                 return event.text
+
+    def close(self) -> None:
+        """Close the stream and end the generation if it still runs, without waiting."""
+        self._stream.close()
+
+    async def aclose(self) -> None:
+        """Do what `close` does; `contextlib.aclosing` calls it."""
+        self.close()
+
+
+class _Source(Protocol[T_co]):
+    def __anext__(self) -> Awaitable[T_co]: ...
+    def close(self) -> None: ...
+
+
+class _Loop(Generic[T]):
+    """One `async for` loop over a stream or its texts. Dropping the iterator closes the stream."""
+
+    def __init__(self, source: _Source[T]) -> None:
+        self._source = source
+
+    def __aiter__(self) -> Self:
+        return self
+
+    def __anext__(self) -> Awaitable[T]:
+        return self._source.__anext__()
+
+    def __del__(self) -> None:
+        self._source.close()
 
 
 def _was_left() -> Cancelled:

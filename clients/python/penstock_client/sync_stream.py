@@ -7,7 +7,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import grpc
 from penstock_proto.v1 import generation_pb2 as pb
@@ -19,6 +19,9 @@ from penstock_client.reconnect import Link, Recovery
 from penstock_client.response import Response
 from penstock_client.retries import Retries
 from penstock_client.values import Steered
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
 class BaseStream:
@@ -100,9 +103,9 @@ class BaseStream:
             self._link.abandon(self._recovery.cancel_request())
         self._link.span.end(self.response)
 
-    def text(self) -> Iterator[str]:
+    def text(self) -> Texts:
         """Iterate over the first candidate's answer as it comes; leaving the loop ends the generation."""
-        return _Texts(_Loop(self))
+        return Texts(self)
 
     def __iter__(self) -> Iterator[Event]:
         return _Loop(self)
@@ -193,34 +196,45 @@ class BaseStream:
             self.close()
 
 
-class _Loop:
-    """One `for` loop over a stream. Dropping the iterator closes the stream."""
+class Texts:
+    """The texts of the first candidate's answer. Leaving a `for` loop over them ends the stream, as for `Stream`."""
 
     def __init__(self, stream: BaseStream) -> None:
         self._stream = stream
 
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> Event:
-        return next(self._stream)
-
-    def __del__(self) -> None:
-        self._stream.close()
-
-
-class _Texts:
-    def __init__(self, events: Iterator[Event]) -> None:
-        self._events = events
-
-    def __iter__(self) -> Self:
-        return self
+    def __iter__(self) -> Iterator[str]:
+        return _Loop(self)
 
     def __next__(self) -> str:
         while True:
-            event = next(self._events)
+            event = next(self._stream)
             if isinstance(event, AnswerDelta) and event.candidate_index == 0 and event.text:
                 return event.text
+
+    def close(self) -> None:
+        """Close the stream and end the generation if it still runs, without waiting."""
+        self._stream.close()
+
+
+class _Source(Protocol[T_co]):
+    def __next__(self) -> T_co: ...
+    def close(self) -> None: ...
+
+
+class _Loop(Generic[T]):
+    """One `for` loop over a stream or its texts. Dropping the iterator closes the stream."""
+
+    def __init__(self, source: _Source[T]) -> None:
+        self._source = source
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> T:
+        return next(self._source)
+
+    def __del__(self) -> None:
+        self._source.close()
 
 
 class Stream(BaseStream):

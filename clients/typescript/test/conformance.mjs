@@ -134,6 +134,14 @@ async function leave(client, case_, seen, spec) {
         break;
       }
       break;
+    case "text": {
+      const texts = stream.text();
+      for await (const _ of texts) {
+        await there();
+        break;
+      }
+      break;
+    }
     case "raise":
       await (async () => {
         for await (const event of stream) {

@@ -66,6 +66,14 @@ func leave(
 			}
 			there()
 		}()
+	case "text":
+		for _, err := range stream.Text() {
+			if err != nil {
+				log.Fatal(err)
+			}
+			there()
+			break
+		}
 	case "raise":
 		func() {
 			defer func() { _ = recover() }()
