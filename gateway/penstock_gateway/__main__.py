@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-import typer
+import sys
 
-from penstock_gateway.command import gateway
+_EXIT_INTERRUPTED = 130
 
 
 def main() -> None:
     """Run the command."""
-    typer.run(gateway)
+    try:
+        import typer
+
+        from penstock_gateway.command import gateway
+
+        typer.run(gateway)
+    except KeyboardInterrupt:  # while it is imported
+        print("penstock gateway: interrupted", file=sys.stderr)
+        sys.exit(_EXIT_INTERRUPTED)
 
 
 if __name__ == "__main__":

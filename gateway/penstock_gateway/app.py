@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from importlib.util import find_spec
 from typing import Any
@@ -24,6 +25,7 @@ from penstock_gateway.completions import completions
 from penstock_gateway.continuation import continue_stream
 from penstock_gateway.limits import LimitsMiddleware
 from penstock_gateway.models import models, one_model
+from penstock_gateway.reachability import Reachability
 from penstock_gateway.responses import responses, stored_response
 from penstock_gateway.settings import Settings
 from penstock_gateway.steering import steer
@@ -33,13 +35,16 @@ _PLAYGROUND = "penstock_gateway.playground"
 _CLIENT_CLOSED_REQUEST = 499
 
 
-def create_app(client: AsyncClient, settings: Settings | None = None) -> Starlette:
+def create_app(
+    client: AsyncClient, settings: Settings | None = None, why_unreachable: Callable[[], str] | None = None
+) -> Starlette:
     """Return the application.
 
     Args:
         client: A client of the service, without an API key of its own unless all callers are to share it. It is closed
             with the application.
         settings: Bounds. Default: those of `Settings`.
+        why_unreachable: Returns the cause as one line, which is logged where the service does not answer. It may block.
     """
     settings = settings or Settings()
     keep_headers_out_of_logs()
@@ -49,7 +54,11 @@ def create_app(client: AsyncClient, settings: Settings | None = None) -> Starlet
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[Mapping[str, Any]]:
         async with client:
-            yield {"client": client, "settings": settings, "metrics": metrics}
+            service = Reachability(client, why_unreachable)
+            first = asyncio.create_task(service.check())
+            yield {"client": client, "settings": settings, "metrics": metrics, "service": service}
+            first.cancel()
+            await service.close()
 
     app = Starlette(
         routes=[*_routes(), *_playground()],

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -63,6 +65,20 @@ def gateway(
     # gRPC's client then reads its sockets in the thread that waits for results, not in a pool of threads: a fifth less
     # CPU for each message. Where gRPC does not know the name any more, the setting has no effect.
     os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_client")
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # why the service does not answer is told in words of its own
+    try:
+        _run(listen, target, (tls, ca, certificate, key, tls_server_name), limit or ())
+    except KeyboardInterrupt:
+        typer.echo("penstock gateway: interrupted", err=True)
+        raise typer.Exit(130) from None
+
+
+def _run(
+    listen: str,
+    target: str,
+    encrypted: tuple[bool | None, Path | None, Path | None, Path | None, str],
+    limits: Sequence[str],
+) -> None:
     from penstock_gateway import server, tracing
     from penstock_gateway.app import create_app
     from penstock_gateway.settings import Settings
@@ -70,13 +86,14 @@ def gateway(
 
     host, colon, port = listen.rpartition(":")
     if not colon or not port.isdigit() or int(port) > 65535:
-        raise typer.BadParameter(f"must be host:port, got {listen!r}", param_hint="--listen")
+        raise _refused(f"--listen must be host:port, got {listen!r}")
     try:
-        settings = Settings.of(limit or ())
-        client = connect(target, Encryption(tls, ca, certificate, key, tls_server_name))
+        settings = Settings.of(limits)
+        encryption = Encryption(*encrypted)
+        client = connect(target, encryption)
         tracing.start()
-    except (OSError, ValueError) as error:
-        raise typer.BadParameter(str(error)) from None
+    except ValueError as error:
+        raise _refused(str(error)) from None
     try:
         listener = server.bind(host.strip("[]"), int(port), settings)
     except OSError as error:
@@ -84,10 +101,13 @@ def gateway(
         raise typer.Exit(1) from None
     typer.echo(f"penstock gateway: http://{server.address_of(listener)} in front of {target}", err=True)
     signal.signal(signal.SIGTERM, _ended)  # after the drain uvicorn raises the signal again that ended it
-    try:
-        server.run(create_app(client, settings), listener, settings)
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
+    server.run(create_app(client, settings, partial(encryption.why_unreachable, target)), listener, settings)
+
+
+def _refused(why: str) -> typer.Exit:
+    """Tell in one line what cannot be served, and return the exit."""
+    typer.echo(f"penstock gateway: {why}", err=True)
+    return typer.Exit(2)
 
 
 def _ended(*_: object) -> NoReturn:

@@ -13,6 +13,8 @@ from penstock_client import FieldViolation, MessageTooLarge, PenstockError
 from starlette.requests import Request
 from starlette.responses import Response
 
+from penstock_gateway.reachability import is_unreachable
+
 REQUEST, AUTHENTICATION, PERMISSION = "invalid_request_error", "authentication_error", "permission_error"
 RATE_LIMIT, SERVER = "rate_limit_error", "server_error"
 ParamOf = Callable[[str], str | None]
@@ -74,6 +76,7 @@ BY_CODE: Mapping[str, Kind] = {
 }
 """By gRPC status code, for statuses without a reason and for codes that say more than the reason."""
 _UNKNOWN = KINDS["INTERNAL"]
+_UNREACHABLE = "the gateway cannot reach the service; the gateway's log has the cause"
 _SPEC_PATH = re.compile(r"\bspec(?:\.[a-z]\w*(?:\[\d+\])?)+")
 _UNREAD = (408, 413, 415)
 """Statuses after which the rest of a body may still come: the connection is closed, so that nobody has to read it."""
@@ -199,7 +202,7 @@ def _violation(violation: FieldViolation, param_of: ParamOf) -> dict[str, Any]:
 def _in_the_requests_words(error: PenstockError, param_of: ParamOf) -> str:
     """Return the message with the field names of the client's request, where all of it is about fields."""
     if not error.violations:
-        return error.message
+        return _UNREACHABLE if is_unreachable(error) else error.message
     return "; ".join(_sentence(one, param_of) for one in error.violations)
 
 
@@ -216,6 +219,8 @@ def refusals(messages: Sequence[tuple[str, str]]) -> GatewayError:
 async def penstock_error(request: Request, error: Exception) -> Response:
     """Answer with an error of the service."""
     assert isinstance(error, PenstockError | GatewayError)
+    if isinstance(error, PenstockError):
+        request.state.service.note(error)
     param_of: ParamOf = getattr(request.state, "param_of", no_param)
     return to_reply(error, param_of).response()
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from penstock_client import AsyncClient, CallerRefused, PenstockError
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, generate_latest
 from starlette.requests import Request
 from starlette.responses import Response
 
 from penstock_gateway.json_response import JsonResponse
-
-_READY_SECONDS = 2.0
+from penstock_gateway.reachability import Reachability
 
 
 class Metrics:
@@ -39,13 +37,9 @@ async def alive(_: Request) -> Response:
 
 async def ready(request: Request) -> Response:
     """Answer whether the service answers; it need not accept this call, which has no key."""
-    client: AsyncClient = request.state.client
-    try:
-        await client.model(timeout=_READY_SECONDS)
-    except CallerRefused:
-        pass
-    except PenstockError as error:
-        return JsonResponse({"status": "unavailable", "reason": error.reason or "UNREACHABLE"}, status_code=503)
+    service: Reachability = request.state.service
+    if reason := await service.check():
+        return JsonResponse({"status": "unavailable", "reason": reason}, status_code=503)
     return JsonResponse({"status": "ok"})
 
 

@@ -7,10 +7,11 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,12 @@ from typing import Any
 import httpx
 import pytest
 import typer
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from grpc._cython import cygrpc
 from penstock.config.schema import Config
 from penstock.engine.scripted import Reply
@@ -84,6 +91,41 @@ async def test_mutual_tls_with_another_name_in_the_certificate(tmp_path: Path) -
             assert (await ask(url)).status_code == 503, "without a certificate of its own"
 
 
+async def line_of(process: asyncio.subprocess.Process) -> str:
+    assert process.stderr is not None
+    return (await asyncio.wait_for(process.stderr.readline(), 120)).decode()
+
+
+@pytest.mark.parametrize(
+    ("options", "has_tls", "said"),
+    [
+        (["--tls"], False, "does not speak TLS: pass --plaintext"),
+        ([], True, "speaks TLS: pass --tls, or --ca FILE"),
+        (["--tls"], True, "is not trusted"),
+        (["--tls"], None, "nothing listens at 127.0.0.1:1: start a service with `penstock serve`"),
+    ],
+    ids=["TLS here alone", "TLS there alone", "another authority", "nothing"],
+)
+async def test_why_the_service_does_not_answer_is_in_the_log_and_not_in_replies(
+    options: list[str], has_tls: bool | None, said: str, tmp_path: Path
+) -> None:
+    authority = Authority()
+    pair = authority.server("localhost").write(tmp_path)
+    given = {"server": {"listen": "127.0.0.1:0"}} | ({"tls": pair} if has_tls else {})
+    async with AsyncExitStack() as stack:
+        address = "127.0.0.1:1"
+        if has_tls is not None:
+            address = await stack.enter_async_context(service(engine(), Config.model_validate(given)))
+        process, url = await stack.enter_async_context(running("--target", address, *options))
+        line = await line_of(process)  # before anybody has asked
+        assert line.startswith("penstock gateway: the service does not answer: ")
+        assert said in line
+        reply = await ask(url)
+        error = reply.json()["error"]
+        assert (reply.status_code, error["code"]) == (503, "service_unavailable")
+        assert error["message"] == "the gateway cannot reach the service; the gateway's log has the cause"
+
+
 async def test_calls_are_spread_over_the_replicas() -> None:
     engines = [engine(), engine()]
     async with service(engines[0]) as one, service(engines[1]) as two:
@@ -145,17 +187,74 @@ async def test_spans_are_exported_before_it_ends_and_sigterm_is_a_clean_end() ->
 @pytest.mark.parametrize(
     ("given", "said"),
     [
+        (["--target", ""], "--target: the target must be host:port, got an empty one"),
+        (["--target", "http://127.0.0.1:50051"], "--target: the target must be host:port, without http://"),
+        (["--target", "nowhere"], "--target: the target must be host:port, got nowhere"),
+        (["--target", "127.0.0.1:99999"], "--target: the target must be host:port"),
+        (["--target", "127.0.0.1:50051/v1"], "--target: the target must be host:port"),
+        (["--listen", "nowhere"], "--listen must be host:port, got 'nowhere'"),
+        (["--limit", "x=1"], "a limit must be NAME=VALUE"),
         (["--certificate", __file__], "--certificate and --key belong together"),
         (["--certificate", __file__, "--key", __file__, "--plaintext"], "--certificate needs TLS"),
-        (["--target", "penstock:50051"], "in plaintext"),
-        (["--ca", "/no/such/file"], "No such file"),
+        (["--target", "penstock:50051"], "in plaintext: pass --tls or --ca FILE, or --plaintext to send them anyway"),
+        (["--ca", "/no/such/file"], "--ca /no/such/file: No such file"),
+        (["--ca", __file__], f"--ca {__file__} has no certificate in PEM"),
+        (["--certificate", __file__, "--key", __file__], "must be a certificate and its private key, both in PEM"),
+        (["--certificate", "/no/such/file", "--key", __file__], "--certificate /no/such/file: No such file"),
+        (["--certificate", __file__, "--key", "/no/such/file"], "--key /no/such/file: No such file"),
     ],
-    ids=["half", "plaintext", "network", "file"],
 )
-def test_what_cannot_work_is_refused(given: list[str], said: str) -> None:
+def test_what_cannot_work_is_refused_in_one_line(given: list[str], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "bind", lambda *_: pytest.fail("it must be refused before it listens"))
     done = CliRunner().invoke(_app(), given)
-    assert done.exit_code == 2
-    assert said in re.sub(r"[│\s]+", " ", done.output)
+    assert (done.exit_code, len(done.output.splitlines())) == (2, 1)
+    assert done.output.startswith(f"penstock gateway: {said}" if said.startswith("--") else "penstock gateway: ")
+    assert said in done.output
+
+
+def test_a_key_of_another_certificate_or_with_a_password_is_refused(tmp_path: Path) -> None:
+    authority = Authority()
+    one, other = (authority.server(name).write(tmp_path, name) for name in ("one", "other"))
+    locked = tmp_path / "locked.key"
+    key = load_pem_private_key(Path(one["key_file"]).read_bytes(), None)
+    locked.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret")))
+    for file in (other["key_file"], str(locked)):
+        done = CliRunner().invoke(_app(), ["--certificate", one["certificate_file"], "--key", file])
+        assert (done.exit_code, len(done.output.splitlines())) == (2, 1)
+        assert f"--key {file} must be a certificate and its private key" in done.output
+
+
+@pytest.mark.parametrize("target", ["dns:///localhost:1", "ipv4:127.0.0.1:1,127.0.0.1:2", "unix:/no/such", "[::1]:1"])
+def test_grpcs_names_of_targets_are_taken(target: str) -> None:
+    assert connect(target, Encryption(tls=False)) is not None
+
+
+@pytest.mark.parametrize("command", [["penstock_gateway"], ["penstock", "gateway"]], ids=["alone", "penstock"])
+@pytest.mark.parametrize("module", ["penstock_gateway.command", "penstock_gateway.server", "uvicorn.lifespan.on"])
+def test_an_interrupt_before_it_is_ready_is_one_line(command: list[str], module: str) -> None:
+    hook = f"""
+import os, runpy, signal, sys
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupt())
+sys.argv = [{command[0]!r}, *{command[1:]!r}, "--listen", "127.0.0.1:0", "--target", "127.0.0.1:1"]
+runpy.run_module({command[0]!r}, run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", hook], capture_output=True, text=True, timeout=120, check=False)
+    said = [line for line in done.stderr.splitlines() if not line.startswith("penstock gateway: http://")]
+    assert done.returncode == 130
+    assert said[-1:] in (["penstock: interrupted"], ["penstock gateway: interrupted"])
+    assert "Traceback" not in done.stderr
+
+
+async def test_an_interrupt_once_it_listens_ends_it_with_130() -> None:
+    async with service(engine()) as address, running("--target", address) as (process, url):
+        assert (await ask(url)).status_code == 200
+        process.send_signal(signal.SIGINT)
+        assert await line_of(process) == "penstock gateway: interrupted\n"
+        assert await asyncio.wait_for(process.wait(), 60) == 130
 
 
 def test_a_protocol_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

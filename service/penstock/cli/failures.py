@@ -215,7 +215,7 @@ def in_words(error: PenstockError, target: str, tls: bool | None = None, ca: Pat
 
 
 def _why_unavailable(error: PenstockError, target: str, tls: bool | None, ca: Path | None) -> str:
-    from penstock.cli.reach import why_unreachable
+    from penstock_client.reach import why_unreachable
 
     # Only the service sends a reason; without one, something else has answered.
     why = "" if error.reason else why_unreachable(target, tls, ca)
