@@ -85,9 +85,8 @@ class ResumableStream(Generic[EventT]):
         self._bytes = 0
         self._over = False
         self._failure: Exception | None = None
-        self._news: asyncio.Event | None = None
         self._read_to = self._began_after = origin.sequence
-        self._waiting = 0
+        self._waiting: set[asyncio.Future[None]] = set()
         self._has_ended = False
         self._on_end = on_end
         self._grace_seconds = grace_seconds
@@ -126,9 +125,9 @@ class ResumableStream(Generic[EventT]):
             self._oldest += 1
 
     def _notify(self) -> None:
-        if self._news is not None:
-            self._news.set()
-            self._news = None
+        for waiting in self._waiting:
+            if not waiting.done():
+                waiting.set_result(None)
 
     async def read(self, last_sequence: int) -> AsyncGenerator[EventT, None]:
         """Yield the events after `last_sequence`: kept ones first, then new ones as they come.
@@ -165,12 +164,13 @@ class ResumableStream(Generic[EventT]):
 
     async def _wait(self) -> None:
         """Wait for a new event. A reader that waits here has taken all others, so the stream counts as read."""
-        self._news = self._news or asyncio.Event()
-        self._waiting += 1
+        # A future of its own: an asyncio.Event costs two more objects and a queue for each event of the stream.
+        news = asyncio.get_running_loop().create_future()
+        self._waiting.add(news)
         try:
-            await self._news.wait()
+            await news
         finally:
-            self._waiting -= 1
+            self._waiting.discard(news)
             self._is_read()
 
     def _after(self, last_sequence: int) -> EventT | None:

@@ -156,10 +156,18 @@ class CallRunner:
             convert.write_event(message, event, token_bytes, with_ids=output.return_token_ids)
         return message
 
-    async def _until_deadline(
+    def _until_deadline(
         self, events: AsyncGenerator[M, None], context: RequestContext, meter: UsageMeter
     ) -> AsyncGenerator[M, None]:
-        """Yield `events` until shortly before the deadline. Raise DeadlinePassed then, with the tokens so far."""
+        """Return `events` until shortly before the deadline: DeadlinePassed then, with the tokens so far.
+
+        Without a deadline no event pays for a timeout.
+        """
+        return events if context.deadline_monotonic is None else self._before_deadline(events, context, meter)
+
+    async def _before_deadline(
+        self, events: AsyncGenerator[M, None], context: RequestContext, meter: UsageMeter
+    ) -> AsyncGenerator[M, None]:
         async with aclosing(events):
             while True:
                 try:

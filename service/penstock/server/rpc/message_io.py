@@ -107,20 +107,22 @@ class Outgoing:
         Raise ClientTooSlow where the client does not read it in time, and asyncio's CancelledError where it has left.
         """
         loop = asyncio.get_running_loop()
-        self._ended, self._began = loop.create_future(), time.monotonic()
-        writing = loop.create_task(self._context.write(reply))
-        writing.add_done_callback(self._on_end)
+        self._ended = ended = loop.create_future()
+        self._began = time.monotonic()
+        writing = loop.create_task(self._send(reply, ended))
         if self._timer is None:
             self._check_in(self._write_timeout_seconds / _PARTS)
         try:
-            is_taken = await self._ended
+            is_taken = await ended
         except asyncio.CancelledError:
             writing.cancel()
+            writing.add_done_callback(_seen)
             raise
         finally:
             self._ended = None
         if not is_taken:
             self._unsent = writing
+            writing.add_done_callback(_seen)
             seconds = self._write_timeout_seconds
             raise ClientTooSlow(
                 f"the client read no message for {seconds:g} s, the limit; read each message as it comes",
@@ -128,10 +130,13 @@ class Outgoing:
             )
         _result(writing)
 
-    def _on_end(self, writing: asyncio.Task[None]) -> None:
-        _seen(writing)
-        if self._ended is not None and not self._ended.done():
-            self._ended.set_result(True)
+    async def _send(self, reply: Any, ended: asyncio.Future[bool]) -> None:
+        """Write the message, and tell it: a callback of the task would take another turn of the loop."""
+        try:
+            await self._context.write(reply)
+        finally:
+            if not ended.done():
+                ended.set_result(True)
 
     def _check_in(self, seconds: float) -> None:
         self._due = time.monotonic() + seconds
