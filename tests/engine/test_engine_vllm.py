@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 from penstock.engine.base import Engine
+from penstock.engine.vllm.engine import _logprobs
 from penstock.errors import BadRequest, EngineRefused
 from penstock.types import EngineRequest, EngineStop, Sampling, StructuredKind, StructuredOutput
 
@@ -84,15 +86,28 @@ async def test_banned_tokens_are_never_drawn(engine, thinking_prompt, request_fo
     assert not set(tokens) & set(banned)
 
 
-async def test_logprobs_come_with_every_token(engine, thinking_prompt, request_for):
-    request = request_for(thinking_prompt, 12, sampling=Sampling(temperature=1.5, seed=1), top_logprobs=3)
+@pytest.mark.parametrize("top", [0, 1, 3])
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+async def test_logprobs_come_with_every_token(engine, thinking_prompt, request_for, top, temperature):
+    sampling = Sampling(temperature=temperature, seed=1)
+    request = request_for(thinking_prompt, 12, sampling=sampling, top_logprobs=top)
     tokens, chunks = await run(engine, request)
     found = [entry for chunk in chunks for entry in chunk.logprobs]
     assert [entry.sampled.token_id for entry in found] == tokens
     for entry in found:
-        assert [top.rank for top in entry.top] == [1, 2, 3]
-        assert entry.top[0].logprob >= entry.top[1].logprob >= entry.top[2].logprob
-        assert entry.sampled.logprob <= entry.top[0].logprob <= 0
+        assert [one.rank for one in entry.top] == list(range(1, top + 1))
+        logprobs = [0.0, *(one.logprob for one in entry.top)]
+        assert logprobs == sorted(logprobs, reverse=True)
+        assert entry.sampled.logprob <= min(logprobs[:2])
+
+
+def test_the_least_likely_alternative_is_told_where_it_was_drawn():
+    entry = {token: SimpleNamespace(logprob=-float(rank), rank=rank) for token, rank in ((9, 2), (4, 1))}
+    (told,) = _logprobs((9,), [entry], 2)
+    assert (told.sampled.token_id, [one.token_id for one in told.top]) == (9, [4, 9])
+    outside = entry | {7: SimpleNamespace(logprob=-3.0, rank=3)}
+    (told,) = _logprobs((7,), [outside], 2)
+    assert (told.sampled.token_id, [one.token_id for one in told.top]) == (7, [4, 9])
 
 
 @pytest.mark.parametrize("thought", [None, 0, 6])

@@ -109,7 +109,7 @@ class VllmEngine:
                         raise self._failure(request, request.structured, output.outputs[0].stop_reason)
                     if self._outputs is not None and (routed := output.outputs[0].routed_experts) is not None:
                         self._outputs.finished(routed, output.num_cached_tokens or 0)
-                    yield _chunk(output, self._card.eos_ids)
+                    yield _chunk(output, self._card.eos_ids, request.top_logprobs or 0)
         except EngineDeadError as error:
             raise EngineDown("the engine is dead") from error
         except (BadRequest, EngineRefused):
@@ -271,13 +271,13 @@ class VllmEngine:
         return thought_tokens_in_prompt(request.prompt_token_ids, markers) is None
 
 
-def _chunk(output: RequestOutput, eos_ids: frozenset[int]) -> EngineChunk:
+def _chunk(output: RequestOutput, eos_ids: frozenset[int], top: int) -> EngineChunk:
     completion = output.outputs[0]
     speculation = completion.spec_decode_metrics
     token_ids = tuple(completion.token_ids)
     return EngineChunk(
         token_ids=token_ids,
-        logprobs=_logprobs(token_ids, completion.logprobs) if completion.logprobs else (),
+        logprobs=_logprobs(token_ids, completion.logprobs, top) if completion.logprobs else (),
         cached_tokens=output.num_cached_tokens or 0,
         stop=_stop(completion, eos_ids),
         queue_seconds=_queue_seconds(output.metrics),
@@ -310,12 +310,11 @@ def _queue_seconds(metrics: Any) -> float | None:
     return max(0.0, float(metrics.scheduled_ts - metrics.queued_ts))
 
 
-def _logprobs(token_ids: tuple[int, ...], positions: Any) -> tuple[TokenLogprobs, ...]:
-    """Convert vLLM's mapping per position, which has the most likely tokens and the sampled one at any rank."""
+def _logprobs(token_ids: tuple[int, ...], positions: Any, top: int) -> tuple[TokenLogprobs, ...]:
+    """Convert vLLM's mapping per position, which has the `top` most likely tokens, and the sampled one at any rank."""
     result = []
     for sampled_id, position in zip(token_ids, positions, strict=True):
         entries = {token_id: TokenLogprob(token_id, entry.logprob, entry.rank) for token_id, entry in position.items()}
         ranked = sorted(entries.values(), key=lambda entry: entry.rank)
-        wanted = len(position) - (1 if entries[sampled_id].rank >= len(position) else 0)
-        result.append(TokenLogprobs(sampled=entries[sampled_id], top=tuple(ranked[:wanted])))
+        result.append(TokenLogprobs(sampled=entries[sampled_id], top=tuple(ranked[:top])))
     return tuple(result)
