@@ -18,6 +18,7 @@ from penstock_proto.v1 import generation_pb2 as pb
 _TRIES = 12
 _SCHEMA = '{"type":"object","properties":{"n":{"type":"integer"},"ok":{"type":"boolean"}},"required":["n","ok"]}'
 _GRAMMAR = 'root ::= "yes" | "no" | [0-9]+'
+GRAMMAR_AS_REGEX = {_GRAMMAR: "yes|no|[0-9]+"}
 _SMALL, _LARGE = 1e-40, 2.0
 
 
@@ -133,8 +134,6 @@ def _agreeing(row: dict[str, Any]) -> dict[str, Any]:
         row["thinking.thinking_budget"] = row["thinking.answer_reserve"] = None
     if (row["output.min_output_tokens"] or 0) > most:
         row["output.min_output_tokens"] = None
-    if row["output.structured_output"] and row.get("output.stop_token_ids"):
-        row["output.stop_token_ids"] = None  # a stop that the constraint needs makes it too costly, by design
     return row
 
 

@@ -5,23 +5,27 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from itertools import pairwise
 from typing import Any
 
 import grpc
-import jsonschema
 import pytest
 from penstock.config.schema import Config
 from penstock.engine.base import Engine
+from penstock.engine.vllm.sampling import thought_tokens_in_prompt
 from penstock.errors import EngineDown
-from penstock.generation.candidate import Candidate
-from penstock.generation.control import GenerationRun
+from penstock.generation.control import GenerationControl, GenerationRun
+from penstock.generation.generation import generate as generation
 from penstock.generation.planner import plan_generation
+from penstock.generation.usage import PriceList
 from penstock.types import (
     CandidateEnd,
     Delta,
     EngineChunk,
     EngineRequest,
+    Finished,
     FinishReason,
     Message,
     Output,
@@ -37,6 +41,7 @@ from penstock_proto.v1 import generation_pb2 as pb
 from penstock_proto.v1 import generation_pb2_grpc
 
 from tests.bad_requests import hello
+from tests.engine.kept import is_valid, keeps_constraint
 from tests.engine.test_bad_requests import details, refusal
 from tests.unit.test_json_schema import written_by_tools
 
@@ -48,7 +53,10 @@ SCHEMA = {
 }
 CHOICES = ("abcdefgh", "abcxyz", "bcdefghi")
 CASES: dict[str, tuple[StructuredOutput, Callable[[str], object]]] = {
-    "json": (StructuredOutput(StructuredKind.JSON_SCHEMA, json.dumps(SCHEMA)), json.loads),
+    "json": (
+        StructuredOutput(StructuredKind.JSON_SCHEMA, json.dumps(SCHEMA)),
+        lambda text: is_valid(json.dumps(SCHEMA), text),
+    ),
     "regex": (
         StructuredOutput(StructuredKind.REGEX, "[a-c]{12}(x|yz){4}"),
         lambda text: re.fullmatch("[a-c]{12}(x|yz){4}", text),
@@ -59,6 +67,11 @@ CASES: dict[str, tuple[StructuredOutput, Callable[[str], object]]] = {
     ),
     "choices": (StructuredOutput(StructuredKind.CHOICE, choices=CHOICES), lambda text: text in CHOICES),
 }
+THOUGHTS = {
+    "fast": ThinkingConfig(mode=ThinkingMode.FAST),
+    "thought": ThinkingConfig(mode=ThinkingMode.THINKING),
+    "cut thought": ThinkingConfig(mode=ThinkingMode.THINKING, budget_tokens=5),
+}
 DRAWS = {
     "greedy": Sampling(temperature=0.0),
     "sampled": Sampling(temperature=1.5),
@@ -66,8 +79,8 @@ DRAWS = {
 }
 
 
-class DiesTwice:
-    """The engine, whose first two runs end as by its death once they gave one token."""
+class OneByOne:
+    """The engine, which gives each token by itself, so that a count of events is a place in the answer."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -78,12 +91,11 @@ class DiesTwice:
 
     async def stream(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
         self.requests.append(request)
-        dies = len(self.requests) < 3
-        async for chunk in self._engine.stream(request):
-            # With drafts one step may hold a whole short answer: its first token alone is sent.
-            yield EngineChunk(chunk.token_ids[:1], cached_tokens=chunk.cached_tokens) if dies else chunk
-            if dies:
-                raise EngineDown("the engine is dead")
+        async with aclosing(self._engine.stream(request)) as chunks:
+            async for chunk in chunks:
+                for token_id in chunk.token_ids[:-1]:
+                    yield EngineChunk((token_id,), cached_tokens=chunk.cached_tokens)
+                yield EngineChunk(chunk.token_ids[-1:], cached_tokens=chunk.cached_tokens, stop=chunk.stop)
 
     def interruption(self) -> None:
         return
@@ -92,42 +104,95 @@ class DiesTwice:
         return
 
 
-async def answer(engine: Any, structured: StructuredOutput, draw: Sampling) -> tuple[str, CandidateEnd]:
-    request = Request(
+class DiesTwice(OneByOne):
+    """The engine, whose first two runs end as by its death once they gave a token of the answer."""
+
+    async def stream(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
+        dies, markers = len(self.requests) < 2, self._engine.card.markers
+        in_thought = thought_tokens_in_prompt(request.prompt_token_ids, markers) is not None
+        async with aclosing(super().stream(request)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+                if dies and not in_thought:
+                    raise EngineDown("the engine is dead")
+                in_thought &= markers.close_id not in chunk.token_ids
+
+
+async def answer(engine: Any, request: Request, drains: Sequence[int] = ()) -> tuple[str, CandidateEnd]:
+    """Return the answer over several servers, each but the last drained after so many events of the answer."""
+    plan, text, states, finished = plan_generation(request, engine, Config()), "", (), None
+    for count in (*drains, 10**9):
+        control = GenerationControl()
+        async for event in generation(engine, plan, PriceList(()), GenerationRun("g", 0.0, control, states)):
+            if isinstance(event, Delta) and not event.is_thought:
+                text += event.text
+                count -= 1
+                if not count:
+                    control.drain()
+            if isinstance(event, Finished):
+                finished = event
+        assert finished is not None
+        states = json.loads(json.dumps(finished.states))
+        if not states:
+            break
+    return text, finished.ends[0]
+
+
+def request_of(kind: str, draw: str, thought: str) -> Request:
+    return Request(
         messages=(Message(Role.USER, "What is 17 + 25?"),),
-        thinking=ThinkingConfig(mode=ThinkingMode.FAST),
-        sampling=draw,
-        output=Output(structured=structured, max_tokens=200),
+        thinking=THOUGHTS[thought],
+        sampling=DRAWS[draw],
+        output=Output(structured=CASES[kind][0], max_tokens=200),
     )
-    candidate = Candidate(engine, plan_generation(request, engine, Config()), 0, GenerationRun("g", 0.0))
-    events = [event async for event in candidate.events()]
-    end = events[-1]
-    assert isinstance(end, CandidateEnd)
-    return "".join(event.text for event in events if isinstance(event, Delta)), end
 
 
+def assert_goes_on(engine: OneByOne, *, runs: int, thinks: bool) -> None:
+    """Each run goes on from the tokens that were sent, and the constraint from those of the answer."""
+    prompts = [request.prompt_token_ids for request in engine.requests]
+    assert len(prompts) >= runs
+    for before, after in pairwise(prompts):
+        assert after[: len(before)] == before
+        assert len(after) > len(before)
+    covered = [request.constrained_prompt_tokens for request in engine.requests]
+    markers = engine.card.markers
+    begins = [p[::-1].index(markers.close_id) if thinks else len(p) - len(prompts[0]) for p in prompts[1:]]
+    assert covered == [0, *begins]
+    assert covered[0] < covered[1] < covered[-1] or len(covered) == runs == 2
+
+
+@pytest.mark.parametrize("thought", THOUGHTS)
 @pytest.mark.parametrize("draw", DRAWS)
 @pytest.mark.parametrize("kind", CASES)
-async def test_a_constrained_answer_goes_on_after_engine_deaths(engine: Engine, kind: str, draw: str) -> None:
-    structured, keeps = CASES[kind]
-    dies = DiesTwice(engine)
-    text, end = await answer(dies, structured, DRAWS[draw])
+async def test_a_constrained_answer_goes_on_after_engine_deaths(
+    engine: Engine, kind: str, draw: str, thought: str
+) -> None:
+    request, dies = request_of(kind, draw, thought), DiesTwice(engine)
+    text, end = await answer(dies, request)
+    assert_keeps(kind, text, end)
+    assert_goes_on(dies, runs=3, thinks=thought != "fast")
+    if draw == "greedy":
+        assert text == (await answer(engine, request))[0]
+
+
+@pytest.mark.parametrize("thought", THOUGHTS)
+@pytest.mark.parametrize("draw", DRAWS)
+@pytest.mark.parametrize("kind", CASES)
+async def test_a_constrained_answer_goes_on_on_other_servers(
+    engine: Engine, kind: str, draw: str, thought: str
+) -> None:
+    request, servers = request_of(kind, draw, thought), OneByOne(engine)
+    text, end = await answer(servers, request, drains=(1, 1))
+    assert_keeps(kind, text, end)
+    assert_goes_on(servers, runs=2, thinks=thought != "fast")
+    if draw == "greedy":
+        assert text == (await answer(engine, request))[0]
+
+
+def assert_keeps(kind: str, text: str, end: CandidateEnd) -> None:
     assert end.finish_reason in (FinishReason.STOP, FinishReason.MAX_OUTPUT_TOKENS)
     if end.finish_reason is FinishReason.STOP:
-        assert keeps(text), text
-    assert len(dies.requests) == 3
-    # Each run goes on from the tokens that were sent: none is drawn twice.
-    prefixes = [request.constrained_prompt_tokens for request in dies.requests]
-    assert prefixes[0] == 0 < prefixes[1] < prefixes[2]
-    assert dies.requests[2].prompt_token_ids[: len(dies.requests[1].prompt_token_ids)] == (
-        dies.requests[1].prompt_token_ids
-    )
-
-
-async def test_a_greedy_answer_is_the_same_with_deaths_and_without(engine: Engine) -> None:
-    structured, _ = CASES["json"]
-    alone, _ = await answer(engine, structured, DRAWS["greedy"])
-    assert (await answer(DiesTwice(engine), structured, DRAWS["greedy"]))[0] == alone
+        assert CASES[kind][1](text), text
 
 
 async def generate(channel: grpc.aio.Channel, *, fast: bool = True, **output: Any) -> pb.GenerateResponse:
@@ -150,13 +215,12 @@ async def test_answers_keep_forty_schemas_as_tools_write_them(channel: grpc.aio.
         async with room:
             spec = hello(thinking=thinking, output=output, sampling=sampling)
             candidate = (await stub.Generate(pb.GenerateRequest(spec=spec))).candidates[0]
-        if candidate.result.finish_reason != pb.FINISH_REASON_STOP:
-            return False
-        jsonschema.validate(json.loads(candidate.answer), schema)
-        return True
+        assert keeps_constraint(output, candidate), f"{name}: {candidate.answer}"
+        return candidate.result.finish_reason == pb.FINISH_REASON_STOP
 
     results = await asyncio.gather(*(ended(*case) for case in schemas))
-    print(f"{sum(results)} of {len(results)} answers ended")
+    print(f"{sum(results)} of {len(results)} answers are whole documents, the others the start of one")
+    # The small model hardly ever closes a free text.
     assert sum(results) >= 10
 
 

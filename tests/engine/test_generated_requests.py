@@ -1,4 +1,6 @@
-"""Generated valid requests, every pair of parameter values, 1 to 8 at once: each is answered, no engine is restarted.
+"""Generated valid requests, every pair of parameter values, 1 to 8 at once: each is answered as the proto promises.
+
+No engine is restarted for one. How many were sent, by which seed, and the restarts are in the report of the tests.
 
 By hand: `--generated-requests 5000` with `-m full`; a few hundred of the same row are in every run of the engine tests.
 """
@@ -7,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import grpc
 import pytest
@@ -17,9 +19,11 @@ from penstock_proto.v1 import generation_pb2 as pb
 from penstock_proto.v1 import generation_pb2_grpc
 
 from tests.engine.generated import dimensions, rows, spec_of
+from tests.engine.kept import assembled, broken
 
 _SLICE = 200
 _SECONDS = 120.0
+Record = Callable[[str, object], None]
 
 
 def specs(engine: Engine, seed: int) -> Iterator[tuple[str, pb.GenerationSpec]]:
@@ -29,24 +33,21 @@ def specs(engine: Engine, seed: int) -> Iterator[tuple[str, pb.GenerationSpec]]:
         yield row["method"], spec_of(row, engine.tokenizer, card.markers, an_id)
 
 
-async def fault(channel: grpc.aio.Channel, method: str, spec: pb.GenerationSpec) -> str:
-    """Return what went wrong with this request; empty where it was answered."""
+async def fault(channel: grpc.aio.Channel, engine: Engine, method: str, spec: pb.GenerationSpec) -> str:
+    """Return what went wrong with this request; empty where it was answered as the proto promises."""
     stub = generation_pb2_grpc.GenerationServiceStub(channel)
     try:
         if method == "Generate":
             reply = await stub.Generate(pb.GenerateRequest(spec=spec), timeout=_SECONDS)
-            usage = reply.usage
         else:
             request = pb.StreamGenerateRequest(spec=spec, resumable=method == "resumable")
-            events = [reply.event async for reply in stub.StreamGenerate(request, timeout=_SECONDS)]
-            assert [event.sequence for event in events] == list(range(1, len(events) + 1))
-            usage = events[-1].finished.usage
+            reply = assembled([reply.event async for reply in stub.StreamGenerate(request, timeout=_SECONDS)])
+        wrong = "; ".join(broken(spec, reply, engine))
     except grpc.aio.AioRpcError as error:
-        return f"{error.code().name} {error.details()}: {method} {json_format.MessageToJson(spec, indent=None)}"
-    most = (spec.output.max_output_tokens or 10**6) * max(1, spec.output.candidate_count)
-    if not 0 <= usage.output_tokens <= most:
-        return f"{usage.output_tokens} output tokens: {method} {json_format.MessageToJson(spec, indent=None)}"
-    return ""
+        wrong = f"{error.code().name} {error.details()}"
+    except AssertionError as error:
+        wrong = f"events: {error}"
+    return f"{wrong}: {method} {json_format.MessageToJson(spec, indent=None)}" if wrong else ""
 
 
 async def faults(channel: grpc.aio.Channel, engine: Engine, count: int, seed: int) -> list[str]:
@@ -57,19 +58,25 @@ async def faults(channel: grpc.aio.Channel, engine: Engine, count: int, seed: in
         batch = list(itertools.islice(source, crowd))
         if not batch:
             return found
-        found += filter(None, await asyncio.gather(*(fault(channel, method, spec) for method, spec in batch)))
+        found += filter(None, await asyncio.gather(*(fault(channel, engine, method, spec) for method, spec in batch)))
         await engine.check()
     raise AssertionError
 
 
-async def test_every_pair_of_parameters_is_answered(engine: Engine, channel: grpc.aio.Channel) -> None:
+async def test_every_pair_of_parameters_is_answered(
+    engine: Engine, channel: grpc.aio.Channel, record_property: Record
+) -> None:
+    record_property("requests", _SLICE)
+    record_property("seed", 1)
     assert await faults(channel, engine, _SLICE, seed=1) == []
 
 
 @pytest.mark.full
 @pytest.mark.timeout(4 * 3600)
-@pytest.mark.parametrize("mtp", ["on", "off"])
-async def test_thousands_are_answered_without_a_restart(request: pytest.FixtureRequest, mtp: str) -> None:
+@pytest.mark.parametrize(("mtp", "seed"), [("on", 2), ("off", 3)])
+async def test_thousands_are_answered_without_a_restart(
+    request: pytest.FixtureRequest, record_property: Record, mtp: str, seed: int
+) -> None:
     from penstock.config.schema import Config
     from penstock.engine.supervisor import SupervisedEngine
     from penstock.server.app import start_engine
@@ -84,7 +91,10 @@ async def test_thousands_are_answered_without_a_restart(request: pytest.FixtureR
         await server.serve_with(engine)
         async with grpc.aio.insecure_channel(address) as channel:
             count = request.config.getoption("--generated-requests") // 2
-            found = await faults(channel, engine, count, seed=2 if mtp == "on" else 3)
+            found = await faults(channel, engine, count, seed)
+        record_property("requests", count)
+        record_property("seed", seed)
+        record_property("engine_restarts", engine.restarts)
         assert (found, engine.restarts) == ([], 0)
     finally:
         await server.drain(0)

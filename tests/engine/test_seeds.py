@@ -32,11 +32,12 @@ async def test_a_seeded_prompt_of_several_steps_repeats(
     await assert_seeds_repeat(engine, request_for)
 
 
-async def test_a_seeded_prompt_of_several_steps_repeats_without_drafts(
-    request_for: Callable[..., EngineRequest],
+async def test_another_start_repeats_seeds_without_drafts_too_and_draws_other_numbers_without_a_seed(
+    engine: Engine, request_for: Callable[..., EngineRequest]
 ) -> None:
-    engine = await start(EngineSettings(mtp="off", max_batch_tokens=512, kv_cache_gib=0.5))
+    other = await start(EngineSettings(mtp="off", max_batch_tokens=512, kv_cache_gib=0.5))
     try:
-        await assert_seeds_repeat(engine, request_for)
+        await assert_seeds_repeat(other, request_for)
+        assert await other.drawn_from() != await engine.drawn_from()  # type: ignore[attr-defined]
     finally:
-        await engine.close()
+        await other.close()
