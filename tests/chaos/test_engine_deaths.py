@@ -115,6 +115,13 @@ async def test_a_death_in_the_middle_of_probes_loses_nothing(patient: Patient) -
     assert any(one[-1].finished.usage.probe_tokens > 0 for one in events)
 
 
+async def test_after_a_death_the_engine_draws_other_random_numbers(patient: Patient) -> None:
+    before, recoveries = await patient.engine._engine.drawn_from(), len(patient.recoveries_seconds)
+    os.kill(engine_processes(patient)["worker"], signal.SIGKILL)
+    await _recovered(patient, recoveries + 1)
+    assert await patient.engine._engine.drawn_from() != before
+
+
 async def test_one_caller_sends_poison_twenty_times_and_the_others_complete(patient: Patient) -> None:
     undisturbed = {question: said(await ask(patient, question)) for question in QUESTIONS}
     restarts_before = patient.engine.restarts

@@ -17,6 +17,7 @@ from penstock.config.schema import Config, SupervisionSettings
 from penstock.engine.probation import SETTLING_STEPS
 from penstock.engine.scripted import Reply, ScriptedEngine
 from penstock.engine.supervisor import SupervisedEngine
+from penstock.server.app import _serve_until_stopped
 from penstock.types import EngineChunk, EngineRequest
 from penstock_proto.v1 import generation_pb2 as pb
 from penstock_proto.v1 import generation_pb2_grpc
@@ -146,6 +147,22 @@ async def test_an_engine_that_dies_too_often_is_given_up() -> None:
         with pytest.raises(grpc.aio.AioRpcError) as down:
             await running
         assert down.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_the_process_ends_after_five_restarts_that_no_request_is_suspected_of() -> None:
+    said: list[str] = []
+    async with ward(SLOW) as here:
+        serving = _serve_until_stopped(here.server, here.supervised, asyncio.Event(), Config(), said.append)
+        ending = asyncio.create_task(serving)
+        for deaths in range(1, 7):
+            async with asyncio.timeout(60):
+                while len(here.engines) < deaths:  # noqa: ASYNC110 - the supervisor's own pace
+                    await asyncio.sleep(0.005)
+            assert not ending.done()
+            await here.engine.kill()
+        assert await asyncio.wait_for(ending, 60) == 1
+        assert here.supervised.restarts == 5
+    assert said == ["the engine died too often; the process ends, so that it can be started again"]
 
 
 async def test_new_calls_are_told_to_come_back_while_the_engine_restarts() -> None:

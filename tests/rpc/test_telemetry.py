@@ -23,6 +23,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.trace import SpanContext, TraceFlags
 from penstock.config.schema import Config, TelemetrySettings
 from penstock.engine.scripted import Reply, ScriptedEngine
+from penstock.errors import ConstraintLost
 from penstock.server.server import Server
 from penstock.telemetry.otel import exporters, start
 from penstock.telemetry.otel.plan import plan_telemetry
@@ -186,6 +187,29 @@ async def test_after_a_killed_engine_the_continuation_is_in_the_same_trace() -> 
     died, went_on = (attributes(span) for span in collector.children(chat) if span.name == "penstock.engine_run")
     assert (died["penstock.run.end"], went_on["penstock.run.cause"]) == ("engine_died", "engine_death")
     assert chat.status.code == Status.STATUS_CODE_UNSET
+
+
+class LosesConstraint(Listening):
+    """Its first run ends as where the engine samples a token that the constraint does not allow."""
+
+    async def stream(self, request: EngineRequest) -> Any:
+        is_first, chunks = not self.headers, 0
+        async for chunk in super().stream(request):
+            if is_first and chunks == 3:
+                raise ConstraintLost("as told")
+            chunks += 1
+            yield chunk
+
+
+async def test_a_run_after_a_lost_constraint_has_that_cause_and_no_engine_death() -> None:
+    async with recorded(engine=LosesConstraint((SLOW,))) as (channel, _, collector):
+        await stream(channel, spec())
+    runs = [attributes(span) for span in collector.children(collector.one(CHAT)) if span.name == "penstock.engine_run"]
+    assert [(run["penstock.run.cause"], run["penstock.run.end"]) for run in runs] == [
+        ("start", "constraint_lost"),
+        ("constraint_lost", "eos"),
+    ]
+    assert not collector.named("penstock.wait_for_engine")
 
 
 async def test_errors_and_cancelled_streams_are_not_ok() -> None:
