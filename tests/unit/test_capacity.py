@@ -26,15 +26,17 @@ MIX = Mix(input_tokens=2000, thought_tokens=1000, answer_tokens=500)
 IDEAL = Assumptions(
     bandwidth_share=1,
     narrow_share=1,
+    narrow_compute=1,
+    expert_skew=0,
     compute_share=1,
     compute_width=0,
+    activation_passes=0,
     step_seconds=0,
     layer_seconds=0,
     convert_seconds=0,
     sequence_seconds=0,
     exchange_seconds=0,
     draft_seconds=0,
-    draft_width_seconds=0,
 )
 
 
@@ -284,11 +286,34 @@ def test_an_h100_has_the_memory_that_a_framework_sees() -> None:
     assert find_device(load_devices(), "h100").memory_bytes / 2**30 == pytest.approx(79.1, abs=0.01)
 
 
-def test_a_draft_pass_takes_longer_on_more_devices() -> None:
-    assumed = Assumptions(draft_seconds=0.001, draft_width_seconds=0.0005)
-    assert [assumed.draft_pass_seconds(width) for width in (1, 2, 8)] == pytest.approx([0.001, 0.0015, 0.0025])
+def test_each_draft_pass_adds_its_fixed_time() -> None:
+    assumed = Assumptions(draft_seconds=0.001)
     steps = [roofline(setup(drafted=drafted), assumed).decode(1, 0).fixed_seconds for drafted in (0, 1, 3)]
     assert [step - steps[0] for step in steps] == pytest.approx([0, 0.001, 0.003])
+
+
+def test_fewer_experts_are_read_where_some_are_popular() -> None:
+    even, uneven = (replace(IDEAL, expert_skew=skew) for skew in (0, 0.5))
+    shares = [
+        [roofline(setup(), assumed).decode(count, 0).expert_share for count in (1, 64)] for assumed in (even, uneven)
+    ]
+    assert shares[0][0] == pytest.approx(shares[1][0], rel=0.05)
+    assert shares[0][1] == pytest.approx(1 - (1 - 8 / 256) ** 64)
+    assert shares[1][1] == pytest.approx(1 - (1 + 0.5 * 64 * 8 / 256) ** -2)
+    assert shares[1][1] < shares[0][1]
+
+
+def test_a_prompt_moves_activations_and_narrow_arithmetic_reaches_less() -> None:
+    plain, moved = (roofline(setup(), replace(IDEAL, activation_passes=passes)).prefill(8192) for passes in (0, 30))
+    bandwidth = setup().device.bandwidth_gb_per_second * 1e9
+    expected = 30 * plain.tokens * setup().shape.layers * setup().shape.hidden * 2 / bandwidth
+    assert moved.seconds - plain.seconds == pytest.approx(expected)
+    narrow, wide = (
+        [roofline(setup(fp8_weights=fp8), replace(IDEAL, narrow_compute=share)).prefill(8192) for share in (1, 0.5)]
+        for fp8 in (True, False)
+    )
+    assert narrow[1].compute_seconds > 1.5 * narrow[0].compute_seconds
+    assert wide[1].compute_seconds == wide[0].compute_seconds
 
 
 def test_the_fixed_time_of_a_step_grows_with_layers_conversions_and_sequences() -> None:

@@ -8,7 +8,7 @@ from penstock_bench.capacity.memory import MAX_DEVICES, devices_needed
 from penstock_bench.capacity.plan import CapacityPlan
 
 _MANY_STREAMS, _LONG_TOKENS = 64, 32_768
-PUBLISHED_ERRORS = {"h100": 0.07, "h200": 0.07, "b200": 0.18, "b300": 0.17, "mi355x": 0.23}
+PUBLISHED_ERRORS = {"h100": 0.08, "h200": 0.09, "b200": 0.09, "b300": 0.09, "mi355x": 0.27}
 """Median error of the speed for published runs that are not fitted, by device; a test compares them with the runs."""
 
 
@@ -70,8 +70,7 @@ def _speed(plan: CapacityPlan) -> Iterator[str]:
     if past:
         yield (
             f"rows from {past[0]} requests are past the knee at {plan.knee}: there, response times grow faster than "
-            "throughput, and published runs differ from the figure by up to 38 % (one by 74 %, where the engine held "
-            "fewer requests)"
+            "throughput, and published runs differ from the figure by up to 30 % (two of an early engine by 41 %)"
         )
     if plan.setup.device.kind == "gpu" and plan.fit is None:
         yield _trust(plan.setup.device.key)

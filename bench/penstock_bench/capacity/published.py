@@ -9,7 +9,7 @@ import math
 import statistics
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,38 +19,48 @@ from penstock_bench.capacity.acceptance import DEFAULT, load_acceptance
 from penstock_bench.capacity.devices import load_devices
 from penstock_bench.capacity.knee import bounds, knee
 from penstock_bench.capacity.memory import Memory, Setup, plan_memory
+from penstock_bench.capacity.published_floor import lines as floor_lines
+from penstock_bench.capacity.published_floor import own_factor
 from penstock_bench.capacity.roofline import Assumptions
 from penstock_bench.capacity.speed import Correction, Mix, Point, ceiling, concurrencies, point
 
 RUNS = Path(__file__).parent / "published-runs.toml"
 MAX_TOKENS_OF_A_STEP = 8192
 """Largest number of prompt tokens in a step of these runs' engines."""
+_SGLANG_RUNTIME_BYTES = 2**30
+"""Memory of a device that SGLang's runtime and links take beside the weights; assumed."""
 FITTED = (
     "bandwidth_share",
     "narrow_share",
+    "narrow_compute",
     "draft_overlap",
+    "expert_skew",
     "compute_share",
     "compute_width",
+    "activation_passes",
     "step_seconds",
     "layer_seconds",
     "convert_seconds",
     "sequence_seconds",
     "exchange_seconds",
     "draft_seconds",
-    "draft_width_seconds",
 )
 # Start of the fit, and the distance (a factor e^x) that costs little: rows without information on a term leave it
 # there.
-_START = (0.75, 0.85, 0.4, 0.25, 0.3, 0.0015, 2e-5, 1e-5, 1e-5, 8e-6, 0.0004, 0.0003)
-_LOOSE = (0.15, 0.15, 0.4, 0.5, 0.7, 0.7, 0.7, 0.7, 0.7, 0.7, 0.7, 0.7)
-_PRIOR_WEIGHT, _FIRST_TOKEN_WEIGHT, _HUBER = 0.1, 0.5, 0.1
+_START = (0.75, 0.85, 0.8, 0.4, 0.5, 0.25, 0.3, 30.0, 0.0015, 2e-5, 1e-5, 1e-5, 8e-6, 0.0004)
+_LOOSE = (0.15, 0.15, 0.3, 0.4, 0.7, 0.5, 0.7, 0.7, 0.7, 0.7, 0.7, 0.7, 0.7, 0.7)
+_PRIOR_WEIGHT, _FIRST_TOKEN_WEIGHT, _HUBER = 0.3, 0.5, 0.1
 
 Fitted = tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One published row. `first_token_seconds` is None if the source neither states nor implies it."""
+    """One published row.
+
+    `running` is the number of requests that the engine runs at once; more than that wait. `first_token_seconds` is None
+    if the source neither states nor implies it.
+    """
 
     group: int
     machine: str
@@ -60,6 +70,7 @@ class Run:
     memory: Memory
     mix: Mix
     concurrency: int
+    running: int
     published: float
     first_token_seconds: float | None
     marks: tuple[str, ...]
@@ -117,7 +128,7 @@ def read_runs(shapes: Callable[[str], Shape], path: Path = RUNS) -> list[Run]:
 def _setup(row: dict[str, Any], shape: Shape, device: Any) -> Setup:
     return Setup(
         model=row["model"],
-        shape=shape,
+        shape=replace(shape, state_element_bytes=2) if row.get("bf16_state") else shape,
         device=device,
         count=row["devices"],
         layout=ParallelLayout(row["tensor"], 1, row.get("experts", False)),
@@ -128,26 +139,48 @@ def _setup(row: dict[str, Any], shape: Shape, device: Any) -> Setup:
         window_tokens=shape.window_tokens,
         max_sequences=row.get("running", 1024),
         batch_tokens=MAX_TOKENS_OF_A_STEP,
-        utilization=0.85,
+        utilization=row.get("sglang_memory", 0.85),
         fixed_bytes=2**31,
         nvfp4_weights=row["weights"] == "nvfp4",
     )
 
 
 def _run(number: int, group: dict[str, Any], row: dict[str, Any], setup: Setup) -> Run:
+    memory, mix = plan_memory(setup), Mix(row["input"], 0, row["output"])
+    by_rule = sglang_running(setup, memory, mix.total_tokens, row.get("prefix_cache", True))
     return Run(
         group=number,
         machine=group["machine"],
         engine=group["engine"],
         source=group["source"],
         setup=setup,
-        memory=plan_memory(setup),
-        mix=Mix(row["input"], 0, row["output"]),
+        memory=memory,
+        mix=mix,
         concurrency=row["concurrency"],
+        running=max(1, by_rule if "sglang_memory" in row else ceiling(setup, memory, mix.total_tokens)),
         published=row["output_tokens_per_second"],
         first_token_seconds=_first_token(row),
         marks=tuple(row["marks"]),
     )
+
+
+def sglang_running(setup: Setup, memory: Memory, tokens: int, prefix_cache: bool) -> int:
+    """Return the most requests of so many tokens that SGLang runs at once.
+
+    With a prefix cache, SGLang gives 0.9 parts of its memory to recurrent states and 1 part to keys and values. A
+    request takes five states, and one more for each token that a step verifies. Without a prefix cache, there is one
+    state for each request that the command allows. Source: `_handle_max_mamba_cache` and `_resolve_max_num_reqs` in
+    SGLang's KVCacheConfigurator (`mamba_full_memory_ratio`, the buffers of `extra_buffer`).
+    """
+    cache = memory.cache
+    free = memory.usable_bytes - memory.weight_bytes - _SGLANG_RUNTIME_BYTES
+    context = tokens * (cache.kv_bytes_per_token + cache.draft_kv_bytes_per_token)
+    verified = 1 + setup.drafted if setup.drafted else 0
+    if not prefix_cache:
+        left = max(0, free - setup.max_sequences * cache.state_bytes * (1 + verified))
+        return min(setup.max_sequences, left // context)
+    states = int(free * 0.9 / 1.9)
+    return min(setup.max_sequences, states // (cache.state_bytes * (5 + verified)), (free - states) // context)
 
 
 def _first_token(row: dict[str, Any]) -> float | None:
@@ -160,15 +193,14 @@ def _first_token(row: dict[str, Any]) -> float | None:
 
 
 def planned(run: Run, assumed: Assumptions, concurrency: int | None = None) -> Point:
-    """Return the model's figure for a run. Requests above those that fit wait and are not counted."""
-    most = max(1, ceiling(run.setup, run.memory, run.mix.total_tokens))
-    return point(run.setup, run.memory, assumed, run.mix, min(concurrency or run.concurrency, most), Correction())
+    """Return the model's figure for a run. Requests above those that run at once wait and are not counted."""
+    at_once = min(concurrency or run.concurrency, run.running)
+    return point(run.setup, run.memory, assumed, run.mix, at_once, Correction())
 
 
 def compare_run(run: Run, assumed: Assumptions) -> Seen:
     """Return the model's figure, and whether the run is past the model's own knee."""
-    most = max(1, ceiling(run.setup, run.memory, run.mix.total_tokens))
-    curve = [(one, planned(run, assumed, one).requests_per_second) for one in concurrencies(most)]
+    curve = [(one, planned(run, assumed, one).requests_per_second) for one in concurrencies(run.running)]
     found = knee(curve) or 1
     return Seen(run, planned(run, assumed).output_tokens_per_second(run.mix), run.concurrency > found)
 
@@ -224,12 +256,24 @@ def shipped() -> Fitted:
     return tuple(float(str(defaults[name])) for name in FITTED)
 
 
-def leave_one_out(runs: Sequence[Run]) -> list[Seen]:
-    """Return the figure for each run of a model that was fitted to all other groups of both halves."""
+def group_of(run: Run) -> tuple[int, ...]:
+    """Return the run's group: machine, engine and source."""
+    return (run.group,)
+
+
+def server_of(run: Run) -> tuple[int, ...]:
+    """Return the server that the run asked: a model in one precision and layout, with or without drafts."""
+    setup, layout = run.setup, run.setup.layout
+    precision = 1 if setup.fp8_weights else 2 if setup.nvfp4_weights else 0
+    return (run.group, setup.shape.hidden, precision, layout.tensor, int(layout.experts), setup.drafted)
+
+
+def leave_one_out(runs: Sequence[Run], part: Callable[[Run], tuple[int, ...]] = group_of) -> list[Seen]:
+    """Return the figure for each run of a model that was fitted to all other parts of `runs`."""
     found = []
-    for group in sorted({run.group for run in runs}):
-        assumed = assumptions(fit([run for run in runs if run.group != group]))
-        found += [compare_run(run, assumed) for run in runs if run.group == group]
+    for left in sorted({part(run) for run in runs}):
+        assumed = assumptions(fit([run for run in runs if part(run) != left]))
+        found += [compare_run(run, assumed) for run in runs if part(run) == left]
     return found
 
 
@@ -259,9 +303,11 @@ def table(runs: Sequence[Run], left_out: Sequence[Seen]) -> str:
     apart = {
         f"held out, {name.upper()}": [one for one in halves["held out"] if one.run.machine == name] for name in machines
     }
+    apart["held out, each group's own factor known"] = own_factor(halves["held out"])
     lines = [*_summaries(halves | apart)]
     lines += ["", "| constant | fitted value |", "|---|---|"]
     lines += [f"| `{name}` | {value:.4g} |" for name, value in zip(FITTED, shipped(), strict=True)]
+    lines += ["", "## The same setting, published twice", "", *floor_lines(runs, assumed, RUNS)]
     for half in ("held out", "fitted"):
         lines += ["", f"## Runs {half}", "", *_rows(halves[half])]
     return "\n".join(lines) + "\n"

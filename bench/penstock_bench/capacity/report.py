@@ -118,9 +118,9 @@ def _assumptions(plan: CapacityPlan) -> Iterator[Figure]:
     peak = device.flops(plan.setup.fp8_weights, plan.setup.nvfp4_weights) / 1e12
     yield Figure(where, "matrix operations", peak, "T/s", device.source)
     yield Figure(where, "share of bandwidth reached", assumed.bandwidth_share, "", f"{FITTED}; --bandwidth-share")
-    reached = assumed.compute_reached(plan.setup.layout.tensor)
-    yield Figure(where, "share of operations reached", reached, "", f"{FITTED}; --compute-share")
     converts = plan.setup.fp8_weights or plan.setup.nvfp4_weights
+    reached = assumed.compute_reached(plan.setup.layout.tensor) * (assumed.narrow_compute if converts else 1)
+    yield Figure(where, "share of operations reached", reached, "", f"{FITTED}; --compute-share")
     fixed = assumed.fixed_seconds(plan.setup.shape.layers, converts)
     yield Figure(where, "fixed time per step", fixed * 1e3, "ms", f"{FITTED}; --step-ms")
     yield Figure(where, "and for each request in it", assumed.sequence_seconds * 1e6, "us", FITTED)
@@ -141,8 +141,7 @@ def _assumptions(plan: CapacityPlan) -> Iterator[Figure]:
             "",
             plan.wanted.acceptance_source,
         )
-        draft = assumed.draft_pass_seconds(plan.setup.layout.tensor)
-        yield Figure(where, "fixed time per draft pass", draft * 1e3, "ms", FITTED)
+        yield Figure(where, "fixed time per draft pass", assumed.draft_seconds * 1e3, "ms", FITTED)
     if plan.fit:
         said = plan.fit.correction
         yield Figure(where, "step seconds, measured / paper", said.decode_factor, "x", said.source)

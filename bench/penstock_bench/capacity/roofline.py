@@ -25,30 +25,33 @@ class Assumptions:
 
     The defaults are fitted to one half of the published runs (`python scripts/published-runs --fit`).
 
-    Weights of one byte or less reach `narrow_share` of `bandwidth_share`. `draft_overlap` is the share of a sequence's
-    drafts that select the experts of the token before them. Prompts reach `compute_share` on one device, and less on
-    more devices (`compute_width`).
+    Weights of one byte or less reach `narrow_share` of `bandwidth_share`, and arithmetic in FP8 or FP4 `narrow_compute`
+    of the share that bfloat16 reaches. `draft_overlap` is the share of a sequence's drafts that select the experts of
+    the token before them. `expert_skew` says how uneven the experts are: the variance of their popularity over the
+    square of its mean. Prompts reach `compute_share` on one device, and less on more devices (`compute_width`). Between
+    its matrices, a layer moves each token's activations, of the model's width in bfloat16, `activation_passes` times.
 
     A step has a fixed time: `step_seconds`, `layer_seconds` for each layer's kernels, `convert_seconds` for each layer
     whose inputs are made FP8 or FP4, and `sequence_seconds` on the host for each sequence. `exchange_seconds` is the
     time to start one exchange between two devices; it is added each time the devices of a replica double.
-    `draft_seconds` is the fixed time of a draft pass on one device; `draft_width_seconds` is added each time the
-    devices of a replica double. `acceptance` has the share of drafts accepted at each position, given that the one
-    before was; the last value holds for all positions after it.
+    `draft_seconds` is the fixed time of a draft pass. `acceptance` has the share of drafts accepted at each position,
+    given that the one before was; the last value holds for all positions after it.
     """
 
-    bandwidth_share: float = 0.8219
-    narrow_share: float = 0.9053
-    draft_overlap: float = 0.4423
-    compute_share: float = 0.2204
-    compute_width: float = 0.2984
-    step_seconds: float = 0.002021
-    layer_seconds: float = 2.297e-05
-    convert_seconds: float = 1.356e-05
-    sequence_seconds: float = 1.223e-05
-    exchange_seconds: float = 5.09e-06
-    draft_seconds: float = 0.000274
-    draft_width_seconds: float = 0.000141
+    bandwidth_share: float = 0.7678
+    narrow_share: float = 0.8528
+    narrow_compute: float = 0.779
+    draft_overlap: float = 0.4038
+    expert_skew: float = 0.5388
+    compute_share: float = 0.2841
+    compute_width: float = 0.2515
+    activation_passes: float = 29.19
+    step_seconds: float = 0.001608
+    layer_seconds: float = 2.095e-05
+    convert_seconds: float = 1.048e-05
+    sequence_seconds: float = 9.854e-06
+    exchange_seconds: float = 6.966e-06
+    draft_seconds: float = 0.0003859
     acceptance: tuple[float, ...] = (0.93, 0.86, 0.825, 0.88, 0.76, 0.89, 0.62, 0.71)
 
     def compute_reached(self, tensor: int) -> float:
@@ -61,10 +64,6 @@ class Assumptions:
     def fixed_seconds(self, layers: int, converts: bool) -> float:
         """Return the fixed time of a step. `converts`: whether inputs are made FP8 or FP4."""
         return self.step_seconds + layers * (self.layer_seconds + self.convert_seconds * converts)
-
-    def draft_pass_seconds(self, tensor: int) -> float:
-        """Return the fixed time of one draft pass of a replica of `devices` devices."""
-        return self.draft_seconds + self.draft_width_seconds * math.log2(tensor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +88,19 @@ class Step:
     operations: float
     memory_seconds: float
     compute_seconds: float
+    activation_seconds: float
     exchange_seconds: float
     fixed_seconds: float
 
     @property
     def seconds(self) -> float:
-        """Return the seconds of the step. Memory and arithmetic overlap; the rest does not."""
-        return max(self.memory_seconds, self.compute_seconds) + self.exchange_seconds + self.fixed_seconds
+        """Return the seconds of the step. Weights, cache and arithmetic overlap; the rest does not."""
+        return (
+            max(self.memory_seconds, self.compute_seconds)
+            + self.activation_seconds
+            + self.exchange_seconds
+            + self.fixed_seconds
+        )
 
     @property
     def limit(self) -> str:
@@ -103,6 +108,7 @@ class Step:
         parts = {
             "memory": self.memory_seconds,
             "compute": self.compute_seconds,
+            "activations": self.activation_seconds,
             "exchange": self.exchange_seconds,
             "fixed": self.fixed_seconds,
         }
@@ -159,7 +165,7 @@ class Roofline:
             + self._cache.state_bytes * (2 + drafted)
         )
         attended = verified * context_tokens * (setup.shape.full_layers + setup.shape.draft_layers * (drafted > 0))
-        fixed = self._fixed(sequences) + drafted * self._assumed.draft_pass_seconds(setup.layout.tensor)
+        fixed = self._fixed(sequences) + drafted * self._assumed.draft_seconds
         return self._step(verified, passes, cache_bytes, attended, fixed)
 
     def prefill(self, prompt_tokens: int) -> Step:
@@ -197,28 +203,37 @@ class Roofline:
         attention += tokens * self._recurrent_operations() / setup.layout.tensor
         narrow = setup.fp8_weights or setup.nvfp4_weights
         share = assumed.compute_reached(setup.layout.tensor)
+        narrow_reached = share * assumed.narrow_compute
+        bandwidth = device.bandwidth_gb_per_second * 1e9 * assumed.bandwidth_share
         return Step(
             tokens=tokens,
             weight_bytes=weights,
             expert_share=self._experts_read(passes[0].routed or tokens),
             cache_bytes=cache_bytes,
             operations=operations + attention,
-            memory_seconds=(weights / (assumed.narrow_share if narrow else 1) + cache_bytes)
-            / (device.bandwidth_gb_per_second * 1e9 * assumed.bandwidth_share),
-            compute_seconds=in_experts / (device.flops(setup.fp8_weights, setup.nvfp4_weights) * share)
-            + elsewhere / (device.flops(setup.fp8_weights) * share)
+            memory_seconds=(weights / (assumed.narrow_share if narrow else 1) + cache_bytes) / bandwidth,
+            compute_seconds=in_experts
+            / (device.flops(setup.fp8_weights, setup.nvfp4_weights) * (narrow_reached if narrow else share))
+            + elsewhere / (device.flops(setup.fp8_weights) * (narrow_reached if setup.fp8_weights else share))
             + attention / (device.flops(False) * share),
+            activation_seconds=assumed.activation_passes * tokens * shape.layers * shape.hidden * 2 / bandwidth,
             exchange_seconds=self._exchange(tokens),
             fixed_seconds=fixed,
         )
 
     def _experts_read(self, tokens: float) -> float:
-        """Return the share of the experts that at least one token selects, if all are selected evenly."""
+        """Return the share of the experts that at least one token selects.
+
+        The popularity of experts follows a gamma distribution, so how often one is selected follows a negative binomial
+        distribution. Without skew all experts are selected evenly.
+        """
         shape, layout = self._setup.shape, self._setup.layout
         if not shape.experts:
             return 1.0
         everyone = tokens * (layout.data if layout.experts else 1)
-        picked = 1 - float((1 - shape.experts_per_token / shape.experts) ** everyone)
+        each, skew = shape.experts_per_token / shape.experts, self._assumed.expert_skew
+        missed = (1 + skew * everyone * each) ** (-1 / skew) if skew else (1 - each) ** everyone
+        picked = 1 - float(missed)
         if not layout.experts or layout.ranks == 1:
             return picked
         # All ranks wait for the one with the most selected experts: the expected maximum of the ranks' counts.
