@@ -352,6 +352,7 @@ def test_a_demo_that_is_killed_takes_its_service_along(start: Any, tmp_path: Pat
     demo, service = _demo_that_thinks(start, tmp_path)
     demo.kill()
     assert until(lambda: not _runs(service), 60)
+    assert until(lambda: [path.name for path in tmp_path.iterdir()] == ["replies.json"], 60)
 
 
 def _runs(pid: int) -> bool:
@@ -370,7 +371,8 @@ def _demo_that_thinks(start: Any, tmp_path: Path) -> tuple[Any, int]:
     while not demo.stdout.readline().startswith(">"):
         pass
     time.sleep(0.5)  # The question is shown before it is asked.
-    [service] = [int(child) for child in _children(demo.pid)]
+    commands = {int(child): Path(f"/proc/{child}/cmdline").read_bytes() for child in _children(demo.pid)}
+    [service] = [pid for pid, command in commands.items() if b"\0serve\0" in command]
     return demo, service
 
 

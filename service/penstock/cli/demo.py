@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +9,7 @@ import typer
 
 from penstock.cli import options as o
 from penstock.cli.failures import EXIT_REFUSED, fail
-from penstock.cli.own_service import ServiceDied, log_of, own_service, tail, wait_until_ready
+from penstock.cli.own_service import ServiceDied, log_of, own_directory, own_service, tail, wait_until_ready
 
 if TYPE_CHECKING:
     from penstock_client import Client
@@ -50,9 +48,9 @@ def demo(
     o.refuse_unwritable(("--picture", picture))
     # A picture shows what a terminal would show, whatever stdout is.
     console = Console(record=True, width=_PICTURE_COLUMNS, force_terminal=True) if picture else Console()
-    directory = Path(tempfile.mkdtemp(prefix="penstock-demo-"))
+    kept_for = (ServiceDied, PenstockError)
     try:
-        with own_service(directory) as process:
+        with own_directory("penstock-demo-", *kept_for) as directory, own_service(directory) as process:
             address = wait_until_ready(process, directory, start_seconds, console)
             with Client(address) as client:
                 if picture:
@@ -61,15 +59,10 @@ def demo(
                 if picture:
                     with replacing(picture) as partial:
                         console.save_svg(str(partial), title="penstock demo")
-    except (ServiceDied, PenstockError) as error:
-        # The log is kept, for more than its last lines.
+    except kept_for as error:
         log = log_of(directory)
         fail(f"{error}; the last lines of its log, {log}:", *tail(log))
         raise typer.Exit(EXIT_REFUSED) from None
-    except BaseException:
-        shutil.rmtree(directory)
-        raise
-    shutil.rmtree(directory)
     console.out(f"\n{NEXT}", highlight=False)
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -32,6 +33,34 @@ if os.getppid() == int(parent):
 
 class ServiceDied(Exception):
     """Report that the service ended unexpectedly."""
+
+
+@contextmanager
+def own_directory(prefix: str, *kept_for: type[Exception]) -> Iterator[Path]:
+    """Yield a new folder for logs. It is removed at the end, also where this process is killed.
+
+    Args:
+        prefix: Beginning of its name, in the folder for temporary files.
+        kept_for: Failures after which it stays, for its logs.
+    """
+    directory = Path(tempfile.mkdtemp(prefix=prefix))
+    # Its input ends when this process does. Ctrl-C does not reach its session.
+    remover = subprocess.Popen(
+        ["sh", "-c", 'cat; rm -rf -- "$0"', str(directory)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        yield directory
+    except kept_for:
+        remover.kill()
+        raise
+    finally:
+        assert remover.stdin is not None
+        remover.stdin.close()
+        remover.wait()
 
 
 @contextmanager

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 import webbrowser
@@ -25,11 +23,13 @@ from penstock.cli.own_service import (
     DRAIN_SECONDS,
     ServiceDied,
     log_of,
+    own_directory,
     own_service,
     start,
     tail,
     wait_until_ready,
 )
+from penstock.cli.preflight import why_not_listen
 
 _GATEWAY = "penstock_gateway"
 _METRICS = "telemetry.prometheus_listen"
@@ -51,13 +51,17 @@ def playground(
     if find_spec(_GATEWAY) is None:
         fail("`penstock playground` needs penstock-gateway, which is not installed: pip install penstock-gateway")
         raise typer.Exit(EXIT_REFUSED)
-    console = Console()
+    _check(listen)
+    console, is_shown = Console(), False
     asked = {_METRICS: f"127.0.0.1:{_free_port()}"} | _pairs(settings or [])
-    directory = Path(tempfile.mkdtemp(prefix="penstock-playground-"))
     try:
-        with own_service(directory, asked) as service:
+        with (
+            own_directory("penstock-playground-", ServiceDied) as directory,
+            own_service(directory, asked) as service,
+        ):
             address = wait_until_ready(service, directory, start_seconds, console)
             with _gateway(listen, address, f"http://{asked[_METRICS]}/metrics", directory) as (gateway, url):
+                is_shown = True
                 typer.echo(f"playground: {url}")
                 typer.echo("Ctrl-C ends the page, the gateway and the service")
                 if browser:
@@ -68,10 +72,16 @@ def playground(
         fail(f"{error}; the last lines of its log, {log}:", *tail(log))
         raise typer.Exit(EXIT_REFUSED) from None
     except KeyboardInterrupt:
-        shutil.rmtree(directory)
-    except BaseException:
-        shutil.rmtree(directory)
-        raise
+        if not is_shown:
+            raise
+
+
+def _check(listen: str) -> None:
+    """Raise BadParameter for an address that no page can have, before the service loads its model."""
+    host = listen.rpartition(":")[0]
+    why = why_not_listen(listen) if host and host != "unix" else f"must be host:port, got {listen!r}"
+    if why:
+        raise typer.BadParameter(why, param_hint="--listen")
 
 
 def _pairs(settings: list[str]) -> dict[str, str]:
