@@ -7,8 +7,11 @@ from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from penstock_gateway.errors import REQUEST, GatewayError, Kind, to_reply
 from penstock_gateway.settings import Settings
 from penstock_gateway.timers import ClientTimer
+
+_NO_HTTP = Kind(400, REQUEST, "invalid_http")
 
 
 class _TooLarge(Exception):
@@ -103,6 +106,14 @@ class _BoundedProtocol(HttpToolsProtocol):
         self._header_bytes += size
         if self._header_bytes > self.settings.max_header_bytes:
             raise _TooLarge
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP, in the shape of all other errors, and close the connection."""
+        body = to_reply(GatewayError(msg, kind=_NO_HTTP)).encoded
+        head = f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        date = [b"%s: %s\r\n" % pair for pair in self.server_state.default_headers]
+        self.transport.write(b"".join((b"HTTP/1.1 400 Bad Request\r\n", *date, head.encode(), body)))
+        self.transport.close()
 
     def _refuse(self) -> None:
         if self.cycle is None or self.cycle.response_complete:

@@ -77,7 +77,8 @@ BY_CODE: Mapping[str, Kind] = {
 """By gRPC status code, for statuses without a reason and for codes that say more than the reason."""
 _UNKNOWN = KINDS["INTERNAL"]
 _UNREACHABLE = "the gateway cannot reach the service; the gateway's log has the cause"
-_SPEC_PATH = re.compile(r"\bspec(?:\.[a-z]\w*(?:\[\d+\])?)+")
+_SPEC_PATH = re.compile(r"\b(?:spec(?:\.[a-z]\w*(?:\[\d+\])?)+|max_output_tokens\b)")
+"""Names of the service that its descriptions of other fields contain."""
 _UNREAD = (408, 413, 415)
 """Statuses after which the rest of a body may still come: the connection is closed, so that nobody has to read it."""
 _FIELDS = {"MODEL_NOT_FOUND": ("spec.model",), "CONTEXT_OVERFLOW": ("spec.messages.messages", "spec.text")}
@@ -207,7 +208,12 @@ def _in_the_requests_words(error: PenstockError, param_of: ParamOf) -> str:
 
 
 def _sentence(violation: FieldViolation, param_of: ParamOf) -> str:
-    description = _SPEC_PATH.sub(lambda found: param_of(found[0]) or found[0], violation.description)
+
+    def name_of(found: re.Match[str]) -> str:
+        path = found[0] if found[0].startswith("spec.") else f"spec.output.{found[0]}"
+        return param_of(path) or found[0]
+
+    description = _SPEC_PATH.sub(name_of, violation.description)
     return f"{param_of(violation.field) or violation.field} {description}"
 
 

@@ -34,6 +34,8 @@ PRIORITIES: Mapping[str, str | None] = {
 """OpenAI's service tiers, and the service's priorities."""
 Refused = Raw | UnsetType
 """The type of a field that is known, and refused by name where it asks for something."""
+_MAX_DURATION_SECONDS = 1e9
+"""What the wire can hold; the service checks the range."""
 _UNSUPPORTED = Kind(400, REQUEST, "unsupported_value")
 _STRUCTURED = {"json": "json_schema", "regex": "regex", "choice": "choices", "grammar": "grammar"}
 
@@ -132,6 +134,9 @@ class ServiceCall:
 
 def common_options(request: CommonRequest) -> dict[str, Any]:
     """Return the options that all requests have. Raises GatewayError for what the client cannot send."""
+    if request.flush_interval is not None and not 0 <= request.flush_interval <= _MAX_DURATION_SECONDS:
+        text = f"flush_interval must be in [0, {_MAX_DURATION_SECONDS:.0f}] seconds, got {request.flush_interval:g}"
+        raise GatewayError(text, param="flush_interval")
     return {
         "model": request.model,
         "temperature": request.temperature,

@@ -7,7 +7,7 @@ import json
 import re
 import socket
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +178,103 @@ async def test_a_trailing_slash_is_another_path_and_never_a_redirect(gateway: Ga
             error = reply.json()["error"]
             code = {"/v1/models/x": "model_not_found", "/v1/responses/x": "response_not_found"}.get(path, "unknown_url")
             assert (error["type"], error["code"]) == ("invalid_request_error", code)
+
+
+def _request(body: str, *lines: str, path: str = "/v1/chat/completions") -> bytes:
+    data = body.encode("utf-8", "surrogatepass")
+    return head(path, f"content-length: {len(data)}", "connection: close", *lines) + data
+
+
+def _asked(*members: str, messages: str = json.dumps(ASKED["messages"])) -> str:
+    return "{" + ", ".join(('"model": ""', f'"messages": {messages}', '"thinking_mode": "fast"', *members)) + "}"
+
+
+def _message(content: str) -> str:
+    return _asked(messages=f'[{{"role": "user", "content": {content}}}]')
+
+
+ROUTE = b"%s /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n%s\r\n"
+NO_HTTP, NO_JSON = (400, None, "invalid_http"), (400, None, "invalid_value")
+ODD: dict[str, tuple[bytes, tuple[int, str | None, str | None]]] = {
+    "OPTIONS": (ROUTE % (b"OPTIONS", b""), (405, None, "method_not_allowed")),
+    "preflight": (ROUTE % (b"OPTIONS", b"origin: http://evil\r\n"), (405, None, "method_not_allowed")),
+    "TRACE": (ROUTE % (b"TRACE", b""), (405, None, "method_not_allowed")),
+    "unknown method": (ROUTE % (b"FOO", b""), NO_HTTP),
+    "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", NO_HTTP),
+    "TLS": (b"\x16\x03\x01\x00\xa5\x01\x00\x00\xa1\x03\x03" + b"\0" * 160, NO_HTTP),
+    "long line": (b"GET /" + b"x" * 9_000 + b" HTTP/1.1\r\n\r\n", NO_HTTP),
+    "two lengths": (head("/v1/chat/completions", "content-length: 3", "content-length: 4") + b"{} {", NO_HTTP),
+    "negative length": (head("/v1/chat/completions", "content-length: -3") + b"{}", NO_HTTP),
+    "chunked and a length": (_request("0\r\n\r\n", "transfer-encoding: chunked"), NO_HTTP),
+    "chunk without a size": (head("/", "transfer-encoding: chunked") + b"zz\r\nhello\r\n0\r\n\r\n", NO_HTTP),
+    "no content type": (ROUTE % (b"POST", b"content-length: 2\r\n") + b"{}", (415, None, "unsupported_media_type")),
+    "gzip": (_request("x", "content-encoding: gzip"), (415, None, "unsupported_media_type")),
+    "100-continue": (_request(_asked(), "expect: 100-continue"), (200, None, None)),
+    "HTTP/1.0": (_request(_asked()).replace(b"HTTP/1.1", b"HTTP/1.0", 1), (200, None, None)),
+    "query": (_request(_asked(), path="/v1/chat/completions?api-version=1&%zz=%ff"), (200, None, None)),
+    "upgrade": (_request(_asked(), "upgrade: h2c"), (200, None, None)),
+    "byte order mark": (_request("\ufeff" + _asked()), NO_JSON),
+    "two values": (_request(_asked() + _asked()), NO_JSON),
+    "array": (_request("[]"), NO_JSON),
+    "NaN": (_request(_asked('"temperature": NaN')), NO_JSON),
+    "Infinity": (_request(_asked('"temperature": -Infinity')), NO_JSON),
+    "1e400": (_request(_asked('"temperature": 1e400')), (400, "temperature", "invalid_value")),
+    "one key twice": (_request(_asked('"temperature": 1', '"temperature": 9')), (400, "temperature", "invalid_value")),
+    "surrogate": (_request(_message('"a\\ud800"')), NO_JSON),
+    "raw surrogate": (_request(_message('"a\ud800"')), (400, "messages[0]", "invalid_value")),
+    "deep": (_request(_asked(f'"tool_choice": {"[" * 900}{"]" * 900}')), (400, "tool_choice", "invalid_value")),
+    "stream": (_request(_asked('"stream": "true"')), (400, "stream", "invalid_value")),
+    "boolean": (_request(_asked('"n": true')), (400, "n", "invalid_value")),
+    "huge integer": (_request(_asked(f'"seed": {"9" * 5_000}')), (400, "seed", "invalid_value")),
+    "message": (_request(_asked(messages="[null]")), (400, "messages[0]", "invalid_value")),
+    "content": (_request(_message("5")), (400, "messages[0].content", "invalid_value")),
+    "part": (_request(_message("[5]")), (400, "messages[0].content[0]", "invalid_value")),
+    "kind": (_request(_message('[{"type": 5}]')), (400, "messages[0].content[0].type", "invalid_value")),
+    "image": (
+        _request(_message('[{"type": "image_url", "image_url": {"url": 5}}]')),
+        (400, "messages[0].content[0].image_url.url", "invalid_value"),
+    ),
+    "tool": (
+        _request(_asked('"tools": [{"type": "function"}]')),
+        (400, "tools[0].function", "missing_required_parameter"),
+    ),
+    "format": (_request(_asked('"response_format": "json"')), (400, "response_format", "invalid_value")),
+    "duration": (
+        _request(_asked('"flush_interval": 1e30', '"stream": true')),
+        (400, "flush_interval", "invalid_value"),
+    ),
+    "duration below 0": (_request(_asked('"flush_interval": -1')), (400, "flush_interval", "invalid_value")),
+    "another field": (
+        _request(_asked('"max_tokens": 2', '"min_tokens": 9')),
+        (400, "min_tokens", "conflicting_parameters"),
+    ),
+    "no bearer": (_request(_asked(), "authorization: Basic x"), (401, None, "invalid_api_key")),
+}
+
+
+async def test_odd_requests_are_answered_in_openais_shape(gateway: Gateway) -> None:
+    http = await gateway(settings=replace(SMALL, request_seconds=20.0))
+    found = {}
+    for name, (sent, _) in ODD.items():
+        said = await asyncio.wait_for(answer_to(http, sent), 60)
+        status, _, body = said.replace(b"HTTP/1.1 100 Continue\r\n\r\n", b"").partition(b"\r\n\r\n")
+        error = json.loads(body).get("error", {})
+        assert bool(error.get("message")) is (b" 200 " not in status)
+        assert "max_output_tokens" not in error.get("message", "")
+        found[name] = (int(status.split()[1]), error.get("param"), error.get("code"))
+    assert found == {name: expected for name, (_, expected) in ODD.items()}
+    await check_rest(http)
+
+
+async def test_a_client_that_waits_for_100_continue_is_told_to_go_on(gateway: Gateway) -> None:
+    http = await gateway()
+    reader, writer = await connect(http)
+    content = _asked().encode()
+    writer.write(head("/v1/chat/completions", f"content-length: {len(content)}", "expect: 100-continue"))
+    assert await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 60) == b"HTTP/1.1 100 Continue\r\n\r\n"
+    writer.write(content)
+    assert (await asyncio.wait_for(reader.readline(), 60)).startswith(b"HTTP/1.1 200 ")
+    writer.close()
 
 
 async def test_requests_memory_and_connections_are_bounded(gateway: Gateway) -> None:
