@@ -96,12 +96,31 @@ def test_tls_on_one_side_only_is_told(service: str, secure: tuple[str, Path]) ->
         ("127.0.0.1:1", "nothing listens at 127.0.0.1:1: start a service with `penstock serve`"),
         ("nowhere.invalid:50051", "nowhere.invalid:50051: unknown host nowhere.invalid"),
         ("nowhere", "the target must be host:port, got nowhere"),
+        ("http://127.0.0.1:1", "the target must be host:port, without http://, got http://127.0.0.1:1"),
+        ("https://127.0.0.1:1/v1", "the target must be host:port, without https://, got https://127.0.0.1:1/v1"),
+        ("dns:///127.0.0.1", "the target must be host:port, got dns:///127.0.0.1"),
+        ("dns:///nowhere.invalid:50051", "dns:///nowhere.invalid:50051: unknown host nowhere.invalid"),
+        ("ipv4:127.0.0.1:1", "nothing listens at ipv4:127.0.0.1:1: start a service with `penstock serve`"),
         ("127.0.0.1:99999", "the target must be host:port, got 127.0.0.1:99999"),
     ],
 )
 def test_an_address_where_nothing_is(target: str, words: str) -> None:
     done = penstock("model", "--target", target)
     assert (done.returncode, done.stderr) == (1, f"penstock: {words}\n")
+
+
+@pytest.mark.parametrize("command", [("model",), ("generate", "hi"), ("bench", "--seconds", "1"), ("eval",)])
+def test_a_key_goes_to_no_address_that_is_wrong_or_in_plaintext(command: tuple[str, ...]) -> None:
+    for target, words in (
+        ("http://penstock.example:50051", "without http://"),
+        ("nowhere", "the target must be host:port, got nowhere"),
+        ("penstock.example:50051", "--tls"),
+    ):
+        done = penstock(*command, "--target", target, PENSTOCK_API_KEY="psk_1234")
+        assert done.returncode == 2
+        message = " ".join(done.stderr.replace("│", " ").split())  # without the frame that wraps it
+        assert words in message
+        assert ("--plaintext" in message) == ("--tls" in words)
 
 
 OTHERS: dict[str, bytes | None] = {
@@ -265,17 +284,62 @@ def test_corrupt_weights_are_named(command: tuple[str, ...], damage: str, tmp_pa
     assert "Traceback" not in done.stderr
 
 
-def test_a_hub_that_cannot_be_reached_is_tried_once() -> None:
-    for environ, cause in (
-        ({"HF_ENDPOINT": "http://127.0.0.1:1"}, "Connection refused"),
-        ({"HF_ENDPOINT": "http://nowhere.invalid"}, "Name or service not known"),
-        ({"HF_HUB_OFFLINE": "1"}, "offline mode is enabled"),
-    ):
-        done = penstock("download", "--model", "Qwen/Qwen3.5-0.8B", **environ)
-        assert done.returncode == 1
-        assert done.stderr.startswith("penstock: Qwen/Qwen3.5-0.8B: cannot reach Hugging Face: ")
-        assert cause in done.stderr
-        assert len(done.stderr.splitlines()) == 1
+@contextmanager
+def closing_hub() -> Iterator[tuple[str, list[bytes]]]:
+    """Give the URL of a server that closes each connection, and the requests for models that it got."""
+    seen: list[bytes] = []
+
+    class Closing(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            line = self.rfile.readline()
+            if b"/api/agent-harnesses" not in line:  # of huggingface_hub itself, once a day
+                seen.append(line)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Closing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}", seen
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    "command", [("download",), ("plan",), ("plan", "--json"), ("serve", "--listen", "127.0.0.1:0")], ids=" ".join
+)
+def test_a_hub_that_cannot_be_reached_is_tried_once(command: tuple[str, ...], tmp_path: Path) -> None:
+    with closing_hub() as (url, seen):
+        for environ, cause, requests in (
+            ({"HF_ENDPOINT": url}, "disconnected", 1),
+            ({"HF_ENDPOINT": "http://127.0.0.1:1"}, "Connection refused", 0),
+            ({"HF_ENDPOINT": "http://nowhere.invalid"}, "Name or service not known", 0),
+            ({"HF_HUB_OFFLINE": "1"}, "offline mode is enabled", 0),
+        ):
+            seen.clear()
+            done = penstock(*command, "--model", "org/none-such", HF_HOME=str(tmp_path), **environ)
+            assert (done.returncode, len(seen)) == (1, requests)
+            assert "etry" not in done.stderr
+            message = json.loads(done.stdout)["error"]["message"] if "--json" in command else done.stderr
+            assert message.count("org/none-such: cannot reach Hugging Face: ") == 1
+            assert cause in message
+            if command == ("download",):
+                assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_model_in_the_cache_is_planned_without_the_hub(tmp_path: Path) -> None:
+    folder = tmp_path / "hub/models--org--cached"
+    for name in ("config.json", "generation_config.json"):
+        (folder / "snapshots/c0ffee").mkdir(parents=True, exist_ok=True)
+        shutil.copy(DEMO / name, folder / "snapshots/c0ffee")
+    (folder / "refs").mkdir()
+    (folder / "refs/main").write_text("c0ffee")
+    with closing_hub() as (url, seen):
+        done = penstock("plan", "--model", "org/cached", "--device", "cpu", HF_HOME=str(tmp_path), HF_ENDPOINT=url)
+    assert (done.returncode, done.stderr, len(seen)) == (0, "", 1)
+
+
+def test_a_name_of_the_hub_cannot_be_quantized(tmp_path: Path) -> None:
+    done = penstock("quantize", "org/none-such", str(tmp_path / "fp8"), HF_ENDPOINT="http://127.0.0.1:1")
+    assert done.returncode == 2
+    assert "there is no directory org/none-such; a model of Hugging Face must be downloaded first" in done.stderr
+    assert len(done.stderr.splitlines()) == 2
 
 
 def test_a_missing_permission_is_named(tmp_path: Path) -> None:

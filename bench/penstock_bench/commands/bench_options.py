@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
+from penstock.cli.failures import no_client
 
 if TYPE_CHECKING:
     from penstock_bench.load.workload import Workload
@@ -87,4 +88,4 @@ def client_for(target: str, tls: bool | Path | None, number: int = 0) -> AsyncCl
             channel_options=[("grpc.use_local_subchannel_pool", 1), ("grpc.channel_id", number)],
         )
     except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+        raise no_client(error, target) from None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from penstock.cli import options as o
-from penstock.cli.failures import EXIT_REFUSED, ended, nothing_measured
+from penstock.cli.failures import EXIT_REFUSED, ended, no_client, nothing_measured
 
 if TYPE_CHECKING:
     from penstock_bench.evaluation.measure import EvaluationOptions
@@ -193,7 +193,7 @@ class _Run:
         try:
             client = AsyncClient(target, tls=tls)
         except ValueError as error:
-            raise typer.BadParameter(str(error)) from None
+            raise no_client(error, target) from None
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         async with client:
             self._facts = facts(

@@ -159,7 +159,8 @@ def metadata_for(target: str, api_key: str | None, tls: Tls) -> tuple[tuple[str,
         raise ValueError("the API key must be printable ASCII; check it for line breaks and typographic quotes")
     if tls is None and not is_loopback(target):
         raise ValueError(
-            f"the API key would be sent to {target} in plaintext: pass tls=True, or tls=False to send it anyway"
+            f"the API key would be sent to {target} in plaintext: pass tls=True (--tls on the command line), "
+            "or tls=False (--plaintext) to send it anyway"
         )
     return (("authorization", f"Bearer {api_key}"),)
 

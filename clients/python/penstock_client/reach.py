@@ -63,8 +63,10 @@ def why_unreachable(target: str, tls: bool | None, ca: Path | None, shown: Shown
     if why := why_no_target(target):
         return why
     address = _address_of(target)
-    if address is None:  # a socket of this machine, or one that gRPC alone can find
-        return ""
+    if address is None:
+        if target.startswith(("dns:", "ipv4:", "ipv6:")):
+            return f"the target must be host:port, got {target}"
+        return ""  # a socket of this machine, or one that gRPC alone can find
     shown = shown or Shown()
     encrypted = bool(tls) or (tls is None and (ca is not None or shown.certificate is not None))
     try:

@@ -129,6 +129,13 @@ def fail_call(error: PenstockError, target: str, tls: bool | None = None, ca: Pa
     )
 
 
+def no_client(error: ValueError, target: str) -> Exception:
+    """Return the failure to raise where the client refused `target` or what goes with it."""
+    from penstock_client.reach import why_no_target
+
+    return typer.BadParameter(why_no_target(target) or str(error))
+
+
 def _os_error_in_words(error: OSError) -> str:
     why = error.strerror or str(error)
     if error.filename is not None:

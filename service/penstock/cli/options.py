@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from penstock.cli.failures import EXIT_REFUSED, fail_call
+from penstock.cli.failures import EXIT_REFUSED, fail_call, no_client
 
 if TYPE_CHECKING:
     from penstock_client import Client, ImagePart
@@ -87,7 +87,7 @@ def connected(target: str, tls: bool | None, ca: Path | None = None) -> Iterator
     try:
         client = Client(target, tls=encryption(tls, ca))
     except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+        raise no_client(error, target) from None
     try:
         with client:
             yield client

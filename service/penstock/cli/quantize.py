@@ -20,6 +20,11 @@ def quantize(
     from penstock.cli.preflight import why_not_load
     from penstock.errors import ConfigError
 
+    if not source.exists():
+        raise ConfigError(
+            f"there is no directory {source}; a model of Hugging Face must be downloaded first: "
+            "hf download ORG/NAME --local-dir DIRECTORY"
+        )
     if wrong := list(why_not_load(str(source))):
         raise ConfigError("\n".join(wrong))
     from rich.console import Console

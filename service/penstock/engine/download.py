@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -143,7 +145,8 @@ class HuggingFace:
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
         try:
-            info: Any = HfApi().model_info(model, revision=revision or None, files_metadata=True)
+            with _quiet():
+                info: Any = HfApi().model_info(model, revision=revision or None, files_metadata=True)
         except (HfHubHTTPError, HFValidationError) as error:
             at = f" at {revision}" if revision else ""
             raise ConfigError(f"{model}{at}: not found on Hugging Face, or this token has no access") from error
@@ -157,7 +160,7 @@ class HuggingFace:
         from huggingface_hub import hf_hub_download
 
         try:
-            with warnings.catch_warnings(action="ignore"):  # Warnings about a full disk: reported below.
+            with _quiet():
                 return Path(hf_hub_download(model, name, revision=revision or None))
         except _transport_errors() as error:
             if _is_of_the_disk(error):
@@ -173,9 +176,27 @@ class HuggingFace:
 
     def has(self, model: str, name: str, commit: str) -> bool:
         """Return whether the whole file is in the cache."""
+        return self.cached(model, name, commit) is not None
+
+    def cached(self, model: str, name: str, revision: str) -> Path | None:
+        """Return the path of a file in the cache; None where it is not there. Ask no server."""
         from huggingface_hub import try_to_load_from_cache
 
-        return isinstance(try_to_load_from_cache(model, name, revision=commit), str)
+        path = try_to_load_from_cache(model, name, revision=revision or None)
+        return Path(path) if isinstance(path, str) else None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the library's warnings and log, such as those of a full disk: what fails is reported by its exception."""
+    log = logging.getLogger("huggingface_hub")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        log.setLevel(level)
 
 
 def _transport_errors() -> tuple[type[Exception], ...]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from penstock.config.schema import DEMO_MODEL_DIR, DEMO_MODEL_FP8_DIR, Switch
+from penstock.engine.download import DownloadFailed, HuggingFace
 from penstock.engine.sizing.shape import read_shape
 from penstock.engine.sizing.vision import VisionShape, read_vision
 from penstock.engine.sizing.weights import weight_bytes
@@ -85,7 +86,7 @@ class ModelCheckpoint:
 
 
 def read_checkpoint(model: str, fp8: bool = True, revision: str = "") -> ModelCheckpoint:
-    """Read a directory, or the small files of a Hugging Face name. Raise `ConfigError`.
+    """Read a directory, or the small files of a Hugging Face name. Raise `ConfigError`, or `DownloadFailed`.
 
     Empty is the embedded demo model, in FP8 where that is wanted and exists.
     """
@@ -99,15 +100,16 @@ def read_checkpoint(model: str, fp8: bool = True, revision: str = "") -> ModelCh
         return _describe(str(folder), True, config, generation, _read(folder / PICTURE_FILE, optional=True))
     if model.startswith(OBJECT_STORES):
         return _describe(model, False, *_stream(model))
-    config = _fetch(model, "config.json", revision)
-    generation = _fetch(model, "generation_config.json", revision, optional=True)
-    return _describe(model, False, config, generation, _fetch_pictures(model, revision) if _vision(config) else None)
+    files = _Published(model, revision)
+    config, generation = files.read("config.json") or {}, files.read("generation_config.json", optional=True) or {}
+    pictures = files.read(PICTURE_FILE, optional=True) if _vision(config) else None
+    return _describe(model, False, config, generation, pictures)
 
 
 def read_facts(model: str, fp8: bool = True) -> ModelCheckpoint:
     """Read enough to plan with, without weights: a directory or file with config.json, or a name in `CARDS`.
 
-    Raise `ConfigError`.
+    Raise `ConfigError`, or `DownloadFailed` where the hub cannot be reached.
     """
     folder = Path(model).expanduser()
     if model and (folder.is_file() or (folder / "config.json").is_file()):
@@ -119,8 +121,8 @@ def read_facts(model: str, fp8: bool = True) -> ModelCheckpoint:
         return card_checkpoint(name)
     try:
         return read_checkpoint(model, fp8)
-    except ConfigError as error:
-        raise ConfigError(f"{error.message}\nknown without a checkpoint: {', '.join(CARDS)}") from None
+    except (ConfigError, DownloadFailed) as error:
+        raise type(error)(f"{error.message}\nknown without a checkpoint: {', '.join(CARDS)}") from None
 
 
 def card_checkpoint(name: str) -> ModelCheckpoint:
@@ -232,25 +234,31 @@ def _stream(url: str) -> tuple[dict[str, Any], dict[str, Any]]:
         return _read(Path(folder) / "config.json"), generation
 
 
-def _fetch_pictures(name: str, revision: str) -> dict[str, Any] | None:
-    """Return `PICTURE_FILE`, empty where there is none; None where that cannot be found out, as without a network."""
-    try:
-        return _fetch(name, PICTURE_FILE, revision, optional=True)
-    except ConfigError:
-        return None
+class _Published:
+    """Read small files of a Hugging Face model: the hub is asked once, and the cache where it cannot be reached."""
 
+    def __init__(self, name: str, revision: str) -> None:
+        """Raise ConfigError where there is no such model, DownloadFailed where there is no answer and no copy."""
+        self._hub, self._name, self._revision = HuggingFace(), name, revision
+        self._files: frozenset[str] | None = None
+        """Names of the model's files; None where the hub cannot be reached."""
+        try:
+            self._revision, files = self._hub.resolve(name, revision)
+        except ConfigError as error:
+            raise ConfigError(f"engine.model: there is no directory {name}; {error.message}") from error
+        except DownloadFailed:
+            if self._hub.cached(name, "config.json", revision) is None:
+                raise
+        else:
+            self._files = frozenset(file.name for file in files)
 
-def _fetch(name: str, file: str, revision: str, optional: bool = False) -> dict[str, Any]:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return _read(Path(hf_hub_download(name, file, revision=revision or None)))
-    except LocalEntryNotFoundError as error:
-        raise ConfigError(f"engine.model: {name} is not in the cache and cannot be downloaded from here") from error
-    except EntryNotFoundError as error:
+    def read(self, file: str, optional: bool = False) -> dict[str, Any] | None:
+        """Return the content of a file; where it is optional, empty for none, and None where that is not known."""
+        if self._files is None:
+            path = self._hub.cached(self._name, file, self._revision)
+            return None if path is None else _read(path)
+        if file in self._files:
+            return _read(self._hub.get(self._name, file, self._revision))
         if optional:
             return {}
-        raise ConfigError(f"engine.model: {name} has no {file}") from error
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise ConfigError(f"engine.model: there is no directory {name}, and no such model on Hugging Face") from error
+        raise ConfigError(f"engine.model: {self._name} has no {file}")
