@@ -200,7 +200,8 @@ async def start_engine(config: Config, progress: OnText, on_change: OnChange) ->
     from penstock.engine.vllm.start import start
 
     async def start_again() -> KillableEngine:
-        return await start(config.engine, progress)
+        # Only the endpoint shows vLLM's metrics.
+        return await start(config.engine, progress, keeps_metrics=bool(config.telemetry.prometheus_listen))
 
     began = time.monotonic()
     engine = await start_again()

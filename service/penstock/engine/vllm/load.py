@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vllm.v1.metrics.loggers import StatLoggerBase
+from vllm.v1.metrics.loggers import PrometheusStatLogger, StatLoggerBase
 
 from penstock.engine.base import EngineLoad
 
@@ -88,6 +88,25 @@ class _Logger(StatLoggerBase):  # type: ignore[misc] # vLLM's types are not foll
 
     def log_engine_initialized(self) -> None:
         """Do nothing: `start` reports the start."""
+
+
+class NoPrometheus(PrometheusStatLogger):  # type: ignore[misc] # vLLM's types are not followed
+    """Take the place of vLLM's Prometheus metrics where no endpoint shows them: they cost time at each step."""
+
+    def __init__(self, vllm_config: Any, engine_indexes: Any = None) -> None:
+        """Register no metrics."""
+
+    def record(self, *stats: Any, **more: Any) -> None:
+        """Record nothing."""
+
+    def record_sleep_state(self, sleep: int = 0, level: int = 0) -> None:
+        """Record nothing."""
+
+    def record_admission_rejection(self, reason: str) -> None:
+        """Record nothing."""
+
+    def log_engine_initialized(self) -> None:
+        """Record nothing."""
 
 
 def _mean(before: float | None, new: float) -> float:

@@ -41,12 +41,14 @@ class StartPlan(NamedTuple):
     version: str
 
 
-async def start(settings: EngineSettings, progress: Progress = lambda phase: None) -> VllmEngine:
+async def start(
+    settings: EngineSettings, progress: Progress = lambda phase: None, *, keeps_metrics: bool = True
+) -> VllmEngine:
     """Start an engine. Return it once it has answered with a token and kept a thinking budget.
 
     `progress` is called with "checking", a line per feature of the profile, "importing", "loading", "warming" and
     "ready", in this order. A feature that the start-up probe finds broken is switched off with its reason; without MTP
-    the engine is started again.
+    the engine is started again. `keeps_metrics` tells whether vLLM keeps its Prometheus metrics.
 
     Raises:
         ConfigError: The configuration cannot work here.
@@ -61,7 +63,7 @@ async def start(settings: EngineSettings, progress: Progress = lambda phase: Non
     progress("importing")
     await run_in_background(_import)
     progress("loading")
-    engine = await _loaded(settings, whole_plan)
+    engine = await _loaded(settings, whole_plan, keeps_metrics)
     progress("warming")
     try:
         await _warm_up(engine, min(settings.load_seconds, _first_token_seconds(whole_plan.version)))
@@ -76,7 +78,7 @@ async def start(settings: EngineSettings, progress: Progress = lambda phase: Non
         # Speculation is the usual cause of failures at the first steps; the service can serve without it.
         off = Feature("mtp", False, "", f"the start-up probe failed with it: {error.message}")
         progress(line(off))
-        engine = await start(settings.model_copy(update={"mtp": "off"}), progress)
+        engine = await start(settings.model_copy(update={"mtp": "off"}), progress, keeps_metrics=keeps_metrics)
         _replace(engine, off)
         return engine
     except BaseException:
@@ -172,13 +174,13 @@ def _settle_environment() -> None:
     envs.enable_envs_cache()
 
 
-async def _loaded(settings: EngineSettings, planned: StartPlan) -> VllmEngine:
+async def _loaded(settings: EngineSettings, planned: StartPlan, keeps_metrics: bool) -> VllmEngine:
     """Load in a thread. Where that fails or is cancelled, end the processes that it has started so far."""
     before, pipe = set(children()), ServicePipe()
     resources = HostResources(pipe, free_bytes())
     os.environ.update(pipe.environment)
     try:
-        return await run_in_background(_load, settings, planned, resources)
+        return await run_in_background(_load, settings, planned, resources, keeps_metrics)
     except BaseException as error:
         others = child_process.running()  # may have been started meanwhile
         started = [process for process in children() if process not in before and process.pid not in others]
@@ -191,7 +193,7 @@ async def _loaded(settings: EngineSettings, planned: StartPlan) -> VllmEngine:
         raise
 
 
-def _load(settings: EngineSettings, planned: StartPlan, resources: HostResources) -> VllmEngine:
+def _load(settings: EngineSettings, planned: StartPlan, resources: HostResources, keeps_metrics: bool) -> VllmEngine:
     """Start vLLM's processes and read the weights; this blocks. The engine frees `resources` at its end."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -199,7 +201,7 @@ def _load(settings: EngineSettings, planned: StartPlan, resources: HostResources
     from penstock.engine.images.cache import ImageCache
     from penstock.engine.tokenizer import IMAGE_TOKEN, HfTokenizer
     from penstock.engine.vllm.engine import LoadedModel, VllmEngine
-    from penstock.engine.vllm.load import LoadMeter
+    from penstock.engine.vllm.load import LoadMeter, NoPrometheus
 
     try:
         arguments = AsyncEngineArgs(**in_vllms_types(planned.engine.arguments))
@@ -207,8 +209,9 @@ def _load(settings: EngineSettings, planned: StartPlan, resources: HostResources
     except (TypeError, ValueError) as error:
         raise ConfigError(f"vLLM refuses the configuration: {error}") from error
     meter = LoadMeter()
+    loggers = [meter.logger] if keeps_metrics else [meter.logger, NoPrometheus]
     try:
-        llm = AsyncLLM.from_vllm_config(config, stat_loggers=[meter.logger], disable_log_stats=True)
+        llm = AsyncLLM.from_vllm_config(config, stat_loggers=loggers, disable_log_stats=True)
     except Exception as error:
         raise EngineDown(f"vLLM did not start: {error}") from error
     tokenizer = HfTokenizer(llm.renderer.get_tokenizer(), planned.checkpoint.vocab_size)
