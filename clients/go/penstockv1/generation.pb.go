@@ -4110,7 +4110,8 @@ func (x *GenerationStarted) GetResumeToken() string {
 	return ""
 }
 
-// New text. Never cumulative, never half a UTF-8 character.
+// New text. Never cumulative, never half a UTF-8 character: one that is incomplete where a thought or an answer ends is left
+// out. Other bytes of the model's that are no UTF-8 are U+FFFD.
 type Delta struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Which candidate, from 0.

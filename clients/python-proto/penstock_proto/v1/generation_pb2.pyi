@@ -2129,7 +2129,9 @@ Global___GenerationStarted: _TypeAlias = GenerationStarted  # noqa: Y015
 
 @_typing.final
 class Delta(_message.Message):
-    """New text. Never cumulative, never half a UTF-8 character."""
+    """New text. Never cumulative, never half a UTF-8 character: one that is incomplete where a thought or an answer ends is left
+    out. Other bytes of the model's that are no UTF-8 are U+FFFD.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -1804,7 +1804,8 @@ export const GenerationStartedSchema: GenMessage<GenerationStarted> = /*@__PURE_
   messageDesc(file_penstock_v1_generation, 40);
 
 /**
- * New text. Never cumulative, never half a UTF-8 character.
+ * New text. Never cumulative, never half a UTF-8 character: one that is incomplete where a thought or an answer ends is left
+ * out. Other bytes of the model's that are no UTF-8 are U+FFFD.
  *
  * @generated from message penstock.v1.Delta
  */
