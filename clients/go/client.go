@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -44,6 +45,8 @@ type Client struct {
 	retries    int
 	more       map[string]string
 	logger     *slog.Logger
+	// refusesKeys: a key would be sent over a network without encryption, and nobody allowed that.
+	refusesKeys bool
 	*open
 }
 
@@ -55,19 +58,34 @@ type open struct {
 	leaving sync.WaitGroup
 }
 
-// With returns a client with other defaults over the same connection: those of WithRetries, WithMetadata and WithLogger.
-// Closing one closes both.
+// With returns a client with other defaults over the same connection: those of WithRetries, WithMetadata, WithLogger,
+// WithReconnect and WithAPIKey. Closing one closes both. It panics for what Dial refuses, and for an option of the
+// connection itself.
 func (c *Client) With(options ...DialOption) *Client {
-	s := &settings{retries: c.retries, more: maps.Clone(c.more), logger: c.logger}
+	s := &settings{apiKey: c.apiKey, retries: c.retries, more: maps.Clone(c.more), logger: c.logger, reconnect: c.reconnect}
 	for _, option := range options {
 		option(s)
+	}
+	if s.misuse == nil && (s.tls != nil || s.inClear || s.dial != nil) {
+		s.misuse = errors.New("WithTLS, WithPlaintext and WithGRPC are options of the connection: give them to Dial")
+	}
+	if s.misuse == nil {
+		s.misuse = checkKey(s.apiKey)
+	}
+	if s.misuse == nil && s.apiKey != "" && c.refusesKeys {
+		s.misuse = keyInClear(c.conn.Target())
 	}
 	if s.misuse != nil {
 		panic(s.misuse)
 	}
 	other := *c
-	other.retries, other.more, other.logger = s.retries, s.more, s.logger
+	other.apiKey, other.retries, other.more = s.apiKey, s.retries, s.more
+	other.logger, other.reconnect = s.logger, s.reconnect
 	return &other
+}
+
+func keyInClear(target string) error {
+	return fmt.Errorf("the API key would be sent to %s without encryption: use WithTLS, or WithPlaintext to allow it", target)
 }
 
 type settings struct {
@@ -158,8 +176,9 @@ func Dial(target string, options ...DialOption) (*Client, error) {
 	if target == "" {
 		target = cmp.Or(os.Getenv("PENSTOCK_TARGET"), DefaultTarget)
 	}
-	if s.apiKey != "" && s.tls == nil && !s.inClear && !isLoopback(target) {
-		return nil, fmt.Errorf("the API key would be sent to %s without encryption: use WithTLS, or WithPlaintext to allow it", target)
+	refusesKeys := s.tls == nil && !s.inClear && !isLoopback(target)
+	if s.apiKey != "" && refusesKeys {
+		return nil, keyInClear(target)
 	}
 	transport := insecure.NewCredentials()
 	if s.tls != nil {
@@ -179,7 +198,7 @@ func Dial(target string, options ...DialOption) (*Client, error) {
 		return nil, err
 	}
 	made := &Client{conn: conn, reconnect: s.reconnect, apiKey: s.apiKey, retries: s.retries, more: s.more}
-	made.logger = s.logger
+	made.logger, made.refusesKeys = s.logger, refusesKeys
 	made.open = &open{streams: map[*running]bool{}}
 	made.generation, made.model = pb.NewGenerationServiceClient(conn), pb.NewModelServiceClient(conn)
 	made.routing = pb.NewRoutingServiceClient(conn)
@@ -410,6 +429,9 @@ func (c *Client) WatchExpertLoad(
 ) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	if c.isClosed() {
+		return errClosed()
+	}
 	call, err := c.routing.WatchExpertLoad(c.outgoing(ctx), request)
 	if err != nil {
 		return errorOf(err)

@@ -3,6 +3,7 @@ package penstock
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -27,10 +28,8 @@ func (s *settings) fromEnvironment() error {
 			s.apiKey = strings.TrimSpace(string(key))
 		}
 	}
-	for _, letter := range s.apiKey {
-		if letter < ' ' || letter > '~' {
-			return fmt.Errorf("the API key must be printable ASCII, got another character; remove line breaks and quotation marks")
-		}
+	if err := checkKey(s.apiKey); err != nil {
+		return err
 	}
 	if s.tls != nil || s.inClear {
 		return nil
@@ -51,6 +50,15 @@ func (s *settings) fromEnvironment() error {
 	default:
 		return fmt.Errorf("PENSTOCK_TLS must be true or false, got %s", said)
 	}
+}
+
+func checkKey(key string) error {
+	for _, letter := range key {
+		if letter < ' ' || letter > '~' {
+			return errors.New("the API key must be printable ASCII, got another character; remove line breaks and quotation marks")
+		}
+	}
+	return nil
 }
 
 func (s *settings) trust(file string) error {

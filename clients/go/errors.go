@@ -131,6 +131,8 @@ func (e *Error) count(candidates []*Candidate) {
 	}
 }
 
+func errClosed() *Error { return &Error{Kind: ErrCancelled, Message: "the client is closed"} }
+
 func cutShort() *Error {
 	return &Error{Kind: ErrBrokenStream, Message: "the stream ended without its last event", isCutShort: true}
 }

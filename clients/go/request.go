@@ -83,7 +83,9 @@ func Budget(tokens int32) Option {
 
 // ThoughtStop sets texts that end the thought where they show.
 func ThoughtStop(texts ...string) Option {
-	return func(spec *pb.GenerationSpec) { stopPatterns(spec).Strings = append(stopPatterns(spec).Strings, texts...) }
+	return func(spec *pb.GenerationSpec) {
+		stopPatterns(spec).Strings = append(stopPatterns(spec).Strings, texts...)
+	}
 }
 
 // ThoughtStopRegex sets a regular expression that ends the thought where it matches.

@@ -50,6 +50,10 @@ func waitAgain(ctx context.Context, failure *Error, logger *slog.Logger) bool {
 func unary[Reply any](
 	ctx context.Context, c *Client, call func(context.Context, ...grpc.CallOption) (Reply, error),
 ) (Reply, map[string]string, error) {
+	if c.isClosed() {
+		var none Reply
+		return none, nil, errClosed()
+	}
 	ctx = c.outgoing(ctx)
 	for left := c.retries; ; left-- {
 		var trailers metadata.MD

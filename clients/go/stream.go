@@ -78,7 +78,7 @@ func newStream(
 	run.start, run.retries, run.logger = start, client.retries, client.logger
 	run.recovery = &recovery{reader: reader, policy: policy, logger: client.logger}
 	if client.isClosed() {
-		run.failure = &Error{Kind: ErrCancelled, Message: "the client is closed"}
+		run.failure = errClosed()
 	} else if receive, err := start(own); err != nil {
 		run.failure = errorOf(err)
 	} else {

@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
+import grpc
 import penstock_client as pc
 from google.protobuf.json_format import ParseDict
 from penstock_proto.v1 import generation_pb2 as pb
@@ -48,12 +49,14 @@ def run_sync(case: dict[str, Any], targets: dict[str, str]) -> dict[str, Any]:
 
 def _stream(client: pc.Client, case: dict[str, Any], seen: dict[str, Any]) -> None:
     with client.stream(resumable=case.get("resumable"), **delivered(case)) as stream:
+        time.sleep(case.get("late_seconds", 0))
         seen["events"] = [event_of(event) for event in stream]
         seen.update(reply=response_to_proto(stream.response), reconnections=stream.reconnections)
 
 
 def _interact(client: pc.Client, case: dict[str, Any], seen: dict[str, Any]) -> None:
     with client.interact(**delivered(case)) as interaction:
+        time.sleep(case.get("late_seconds", 0))
         seen["events"] = []
         for event in interaction:
             seen["events"].append(event_of(event))
@@ -111,6 +114,9 @@ def _watch_experts(client: pc.Client, case: dict[str, Any], seen: dict[str, Any]
 
 def _leave(client: pc.Client, case: dict[str, Any], seen: dict[str, Any], targets: dict[str, str]) -> None:
     """Leaves a stream in the way that the case says; the client stays, and so does the name of the stream."""
+    if case["how"].endswith("_reply"):
+        _leave_reply(client, case, seen, targets)
+        return
     stream = client.stream(**delivered(case))
     seen["running"] = running = Running(targets)
     match case["how"]:
@@ -152,6 +158,24 @@ def _leave_texts(texts: pc.Texts, running: Running) -> None:
         running.is_there()
         break
     running.is_gone()  # while the texts have their name
+
+
+def _leave_reply(client: pc.Client, case: dict[str, Any], seen: dict[str, Any], targets: dict[str, str]) -> None:
+    """Close the client while another thread waits for a reply: the only way to leave a blocking call."""
+    seen["running"] = running = Running(targets)
+
+    def ask() -> None:
+        try:
+            client.generate(**options(case))
+        except pc.PenstockError as error:
+            seen["error"] = error_of(error)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    running.is_there()
+    client.close()
+    thread.join()
+    running.is_gone()
 
 
 class Running(dict[str, float]):
@@ -261,6 +285,25 @@ async def _leave_texts_async(texts: pc.AsyncTexts, running: Running) -> None:
     await asyncio.to_thread(running.is_gone)  # while the texts have their name
 
 
+async def _leave_reply_async(
+    client: pc.AsyncClient, case: dict[str, Any], seen: dict[str, Any], targets: dict[str, str]
+) -> None:
+    seen["running"] = running = Running(targets)
+    task = asyncio.create_task(client.generate(**options(case)))
+    await asyncio.to_thread(running.is_there)
+    if case["how"] == "cancel_reply":
+        task.cancel()
+    else:
+        await client.close()
+    (kept,) = await asyncio.gather(task, return_exceptions=True)
+    if case["how"] == "cancel_reply":
+        assert isinstance(kept, asyncio.CancelledError)
+        kept = pc.Cancelled("by asyncio, whose exception the task has got", code=grpc.StatusCode.CANCELLED)
+    assert isinstance(kept, pc.PenstockError), repr(kept)
+    seen["error"] = error_of(kept)
+    await asyncio.to_thread(running.is_gone)
+
+
 async def _read_all(stream: pc.AsyncStream) -> None:
     async for _ in stream:
         pass
@@ -285,7 +328,8 @@ async def _run_async(
 ) -> None:
     match case["call"]:
         case "leave":
-            await _leave_async(client, case, seen, targets)
+            how = _leave_reply_async if case["how"].endswith("_reply") else _leave_async
+            await how(client, case, seen, targets)
             return
         case "generate" | "count" | "model" | "experts" | "watch_experts":
             await _read_async(client, case, seen)
@@ -302,6 +346,7 @@ async def _run_async(
             await client.close()  # waits until the server knows
             stream = pc.AsyncClient(**reached_again(case, targets)).resume(*place(case, first))
     seen["events"] = []
+    await asyncio.sleep(case.get("late_seconds", 0))
     async for event in stream:
         seen["events"].append(event_of(event))
         for step in steps(case, len(seen["events"])):

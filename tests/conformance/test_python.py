@@ -15,7 +15,7 @@ from tests.conformance.judge import judge
 
 CASES = load_cases()
 OPTIONAL = {"read", "last_sequence", "resume_token", "generation_id", "leave", "flush_interval_seconds"}
-OPTIONAL |= {"how", "experts", "api_key", "resume_api_key"}
+OPTIONAL |= {"how", "experts", "api_key", "resume_api_key", "late_seconds"}
 
 
 def test_the_cases_are_well_formed() -> None:

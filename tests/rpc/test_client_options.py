@@ -238,6 +238,39 @@ def test_the_other_clients_do_the_same(language: str, target: str, fake: FakeSer
     assert len(said) == 2 * 2
     assert all("OVERLOADED" in line and "retrying" in line and "two" not in line for line in said)
     assert len(fake.requests) == 2 * (1 + 2)
+    fake.reset()
+    seen = ask("another")
+    assert fake.metadata["authorization"] == "Bearer another"
+    assert seen["closed"] == "the client is closed"
+    assert seen["certificate"] == "FILE must have a certificate in PEM, found none"
+    assert seen["network"].startswith("the API key would be sent to ")
+    assert "without encryption" in seen["network"]
+    if language == "Go":
+        assert seen["connection"].endswith("are options of the connection: give them to Dial")
+
+
+async def test_a_closed_client_makes_no_call(target: str) -> None:
+    client, aclient = pc.Client(target), pc.AsyncClient(target)
+    client.close()
+    await aclient.close()
+    with pytest.raises(RuntimeError, match="the client is closed"):
+        next(client.watch_expert_load())
+    with pytest.raises(RuntimeError, match="the client is closed"):
+        await anext(aclient.watch_expert_load())
+
+
+@pytest.mark.parametrize("kind", [pc.Client, pc.AsyncClient])
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"tls": __file__}, ValueError, "must have a certificate in PEM, found none"),
+        ({"reconnect": False}, TypeError, "reconnect must be a Reconnect or None, got bool"),
+        ({"metadata": {"x-team": 5}}, TypeError, "metadata 'x-team' must be a str, got int"),
+    ],
+)
+def test_wrong_options_of_a_client_are_refused(kind: Any, options: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        kind("127.0.0.1:1", **options)
 
 
 def test_the_version_is_the_packages() -> None:

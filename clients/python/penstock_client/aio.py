@@ -30,7 +30,7 @@ from penstock_client.channel import (
     resolve,
     with_api_key,
 )
-from penstock_client.errors import PenstockError, from_rpc_error, rate_limits_of
+from penstock_client.errors import Cancelled, PenstockError, from_rpc_error, rate_limits_of
 from penstock_client.events import Event
 from penstock_client.experts import ExpertLoad, load_request, watch_request
 from penstock_client.leaving import (
@@ -44,7 +44,7 @@ from penstock_client.leaving import (
     wait_for_all,
 )
 from penstock_client.messages import ToolCall, ToolResult
-from penstock_client.reconnect import Link, Reconnect
+from penstock_client.reconnect import Link, Reconnect, checked
 from penstock_client.response import Response
 from penstock_client.retries import Retries
 from penstock_client.spec import GenerationOptions, Prompt, build_spec, interact_request, steer_request, stream_request
@@ -113,7 +113,7 @@ class AsyncClient:
         self.target = target
         self.timeout = timeout
         self.retries = retries
-        self._reconnect = reconnect
+        self._reconnect = checked(reconnect)
         self._tls = tls
         self._metadata = metadata_for(target, api_key, tls) + more_metadata(metadata)
         self._credentials = credentials_for(tls)
@@ -382,6 +382,7 @@ class AsyncClient:
         Raises:
             FeatureOff: The server does not count expert load.
         """
+        self._check_open()
         span = CallSpan(f"{_ROUTING}/WatchExpertLoad", self._metadata, self.target)
         timeout = self.timeout if timeout is None else timeout
         request = watch_request(window_seconds, interval_seconds, ranks)
@@ -389,6 +390,9 @@ class AsyncClient:
         try:
             async for reply in call:
                 yield ExpertLoad.from_proto(reply.load)
+        except asyncio.CancelledError:
+            self._tell_closed()
+            raise
         except grpc.RpcError as error:
             failure = from_rpc_error(error)
             span.end(failure=failure)
@@ -490,6 +494,12 @@ class AsyncClient:
     def _read_timeout(self, timeout: float | None) -> float | None:
         return READ_SECONDS if timeout is None and self.timeout is None else timeout
 
+    def _tell_closed(self) -> None:
+        """Raise Cancelled where `close()` cancelled the call: gRPC raises what asyncio raises in a cancelled task."""
+        ours = asyncio.current_task()
+        if (self._root or self)._closed and ours is not None and not ours.cancelling():
+            raise Cancelled("the client is closed", code=grpc.StatusCode.CANCELLED) from None
+
     def _check_open(self) -> None:
         if (self._root or self)._closed:
             raise RuntimeError("the client is closed")
@@ -543,6 +553,9 @@ class AsyncClient:
                 if isinstance(reply, Response):
                     reply.rate_limits = rate_limits_of(await call.trailing_metadata())
                 break
+            except asyncio.CancelledError:
+                self._tell_closed()
+                raise
             except grpc.RpcError as error:
                 failure = from_rpc_error(error)
                 wait = attempts.wait_seconds(failure)
@@ -550,6 +563,7 @@ class AsyncClient:
                     span.end(failure=failure)
                     raise failure from None
             await asyncio.sleep(wait)
+            self._check_open()
         span.end(reply if isinstance(reply, Response) else None)
         return reply
 

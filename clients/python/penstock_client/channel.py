@@ -106,13 +106,25 @@ def options_for(target: str, extra: ChannelOptions) -> list[tuple[str, Any]]:
 
 
 def credentials_for(tls: Tls) -> grpc.ChannelCredentials | None:
-    """Return channel credentials, or None for plaintext. Raises OSError if the CA certificate cannot be read."""
+    """Return channel credentials, or None for plaintext.
+
+    Raises:
+        OSError: The CA certificate cannot be read.
+        ValueError: The file has no certificate.
+    """
     if tls is None or tls is False:
         return None
     if isinstance(tls, grpc.ChannelCredentials):
         return tls
-    roots = None if tls is True else Path(tls).read_bytes()
-    return grpc.ssl_channel_credentials(root_certificates=roots)
+    return grpc.ssl_channel_credentials(root_certificates=None if tls is True else _roots(Path(tls)))
+
+
+def _roots(ca: Path) -> bytes:
+    """Return the certificates in the file. gRPC takes anything, and then refuses every server."""
+    content = ca.read_bytes()
+    if b"-----BEGIN CERTIFICATE-----" not in content:
+        raise ValueError(f"{ca} must have a certificate in PEM, found none")
+    return content
 
 
 def credentials_from_files(ca: Path | None, certificate: Path, key: Path) -> grpc.ChannelCredentials:
@@ -125,9 +137,10 @@ def credentials_from_files(ca: Path | None, certificate: Path, key: Path) -> grp
 
     Raises:
         OSError: A file cannot be read.
+        ValueError: `ca` has no certificate.
     """
     return grpc.ssl_channel_credentials(
-        root_certificates=None if ca is None else ca.read_bytes(),
+        root_certificates=None if ca is None else _roots(ca),
         private_key=key.read_bytes(),
         certificate_chain=certificate.read_bytes(),
     )
@@ -138,9 +151,16 @@ Metadata = Mapping[str, str] | Sequence[tuple[str, str]]
 
 
 def more_metadata(given: Metadata) -> tuple[tuple[str, str], ...]:
-    """Return `given` in gRPC's form. Raises ValueError for a name that the client sets itself."""
+    """Return `given` in gRPC's form.
+
+    Raises:
+        TypeError: A value is no str.
+        ValueError: The client sets this name itself.
+    """
     pairs = [(key.lower(), value) for key, value in (given.items() if isinstance(given, Mapping) else given)]
-    for key, _ in pairs:
+    for key, value in pairs:
+        if not isinstance(value, bytes if key.endswith("-bin") else str):
+            raise TypeError(f"metadata {key!r} must be a str, got {type(value).__name__}")
         if key == "authorization" or key.startswith(("grpc-", ":")):
             raise ValueError(f"metadata {key!r} is set by the client: use api_key= or timeout= instead")
     return tuple(pairs)

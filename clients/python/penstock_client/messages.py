@@ -287,7 +287,13 @@ def _from_dict(turn: Mapping[str, Any]) -> list[Message]:
     if "tool_call_id" in turn:  # OpenAI
         if role != "tool":
             raise ValueError(f"tool_call_id belongs to a message of the role 'tool', got {role!r}")
-        return [Message("tool", "", (ToolResult(turn["tool_call_id"], _result_of(turn.get("content"))),))]
+        return [
+            Message(
+                "tool",
+                "",
+                (ToolResult(_string(turn["tool_call_id"], "tool_call_id"), _result_of(turn.get("content"))),),
+            )
+        ]
     if "tool_calls" not in turn and "thought" not in turn:
         return _from_content(role, turn["content"] if "parts" not in turn else turn["parts"])
     if role != "assistant":
@@ -295,7 +301,7 @@ def _from_dict(turn: Mapping[str, Any]) -> list[Message]:
     content = turn.get("content")
     calls = [_openai_call(call) for call in turn.get("tool_calls", ())]
     text = _text_of(content) if content is not None else ""
-    return [Message.assistant(text, thought=turn.get("thought", ""), tool_calls=calls)]
+    return [Message.assistant(text, thought=_string(turn.get("thought", ""), "thought"), tool_calls=calls)]
 
 
 def _from_content(role: Any, content: object) -> list[Message]:
@@ -350,14 +356,32 @@ def _openai_call(call: object) -> ToolCall:
     if not isinstance(call, Mapping):
         raise ValueError(f"a tool call must be a ToolCall or a dict, got {type(call).__name__}")
     inner = call.get("function", call)
+    if not isinstance(inner, Mapping):
+        raise ValueError(f"the function of a tool call must be a dict, got {type(inner).__name__}")
+    _known(call, "key of a tool call:", ("type", "id", "function") if inner is not call else _CALL)
+    if inner is not call:
+        _known(inner, "key of a tool call's function:", ("name", "arguments"))
     missing = [key for key in ("id",) if key not in call] + [key for key in ("name",) if key not in inner]
     if missing:
         raise ValueError(f"a tool call needs id, name and arguments; {', '.join(missing)} is missing")
-    return ToolCall(call["id"], inner["name"], _arguments(inner.get("arguments", inner.get("arguments_json", "{}"))))
+    arguments = inner.get("arguments", inner.get("arguments_json", "{}"))
+    return ToolCall(_string(call["id"], "id"), _string(inner["name"], "name"), _arguments(arguments))
+
+
+_CALL = ("type", "id", "name", "arguments", "arguments_json")
+
+
+def _known(given: Mapping[str, Any], what: str, known: tuple[str, ...]) -> None:
+    """Raise ValueError for the first key that is not known."""
+    surplus = next((key for key in given if key not in known), None)
+    if surplus is not None:
+        raise ValueError(suggest.unknown(what, surplus, known))
 
 
 def _arguments(arguments: object) -> str:
-    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+    if not isinstance(arguments, str | Mapping):
+        raise ValueError(f"the arguments of a tool call must be a dict or a str, got {type(arguments).__name__}")
+    return arguments if isinstance(arguments, str) else json.dumps(dict(arguments), ensure_ascii=False, allow_nan=False)
 
 
 def part_of(part: object, at: int | None = None) -> Part:
@@ -386,10 +410,7 @@ def _part_of(part: object) -> Part:
     if kind not in _PARTS:
         raise ValueError(suggest.unknown("type of a part", kind, _PARTS))
     required, optional, make = _PARTS[kind]
-    known = ("type", *required, *optional)
-    surplus = next((key for key in part if key not in known), None)
-    if surplus is not None:
-        raise ValueError(suggest.unknown(f"key of a part of the type {kind!r}:", surplus, known))
+    _known(part, f"key of a part of the type {kind!r}:", ("type", *required, *optional))
     missing = [key for key in required if key not in part]
     if missing:
         raise ValueError(f"a part of the type {kind!r} needs {', '.join(missing)}")
@@ -404,6 +425,8 @@ def _string(value: object, what: str) -> str:
 
 def _image_of_url(part: Mapping[str, Any]) -> ImagePart:
     address = part["image_url"]
+    if isinstance(address, Mapping):
+        _known(address, "key of image_url:", ("url", "detail"))
     url = address.get("url") if isinstance(address, Mapping) else address
     head, comma, data = _string(url, "url").partition(",")
     if not head.startswith("data:") or not head.endswith(";base64") or not comma:
@@ -415,8 +438,11 @@ def _image(part: Mapping[str, Any]) -> ImagePart:
     source = part.get("source", part)
     if not isinstance(source, Mapping) or source.get("type") == "url" or "data" not in source:
         raise ValueError("the service fetches no addresses: pass ImagePart(data, mime_type), or a base64 source")
-    data, kind = source["data"], source.get("mime_type", source.get("media_type", ""))
-    return ImagePart(data if isinstance(data, bytes) else _from_base64(_string(data, "data")), kind)
+    if source is not part:
+        _known(source, "key of source:", ("type", "data", "media_type", "mime_type"))
+    data, kind = source["data"], source.get("mime_type", source.get("media_type"))
+    data = data if isinstance(data, bytes) else _from_base64(_string(data, "data"))
+    return ImagePart(data, _string(kind, "mime_type"))
 
 
 def _from_base64(data: str) -> bytes:
@@ -430,8 +456,10 @@ def _tool_result(part: Mapping[str, Any]) -> ToolResult:
     call_id = part.get("call_id", part.get("tool_use_id"))
     if call_id is None:
         raise ValueError("a part of the type 'tool_result' needs call_id (or tool_use_id)")
-    content = part.get("content") or ""
-    return ToolResult(_string(call_id, "call_id"), _result_of(content), bool(part.get("is_error", False)))
+    content, is_error = part.get("content") or "", part.get("is_error") or False
+    if not isinstance(is_error, bool):
+        raise ValueError(f"is_error must be True or False, got {type(is_error).__name__}")
+    return ToolResult(_string(call_id, "call_id"), _result_of(content), is_error)
 
 
 def _text(part: Mapping[str, Any]) -> TextPart:
@@ -451,7 +479,7 @@ _PARTS: Mapping[Any, tuple[tuple[str, ...], tuple[str, ...], Callable[[Mapping[s
     "tool_use": (
         ("id", "name", "input"),
         (),
-        lambda part: ToolCall(part["id"], part["name"], _arguments(part["input"])),
+        lambda part: ToolCall(_string(part["id"], "id"), _string(part["name"], "name"), _arguments(part["input"])),
     ),
     "tool_result": ((), ("call_id", "tool_use_id", "content", "is_error"), _tool_result),
 }

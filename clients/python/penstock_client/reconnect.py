@@ -41,6 +41,13 @@ class Reconnect:
     max_wait_seconds: float = 5.0
 
 
+def checked(policy: Reconnect | None) -> Reconnect | None:
+    """Return the policy. Raises TypeError for another type: False would fail at the first lost connection."""
+    if policy is not None and not isinstance(policy, Reconnect):
+        raise TypeError(f"reconnect must be a Reconnect or None, got {type(policy).__name__}")
+    return policy
+
+
 def _nowhere(work: Callable[[], Any]) -> None:
     raise RuntimeError("this link has no way to run work outside the user's code")
 

@@ -175,10 +175,18 @@ def build_spec(
         try:
             _set_option(made, name, value)
         except TypeError as error:
-            raise TypeError(f"{name}: {error}") from error
+            raise TypeError(f"{name}: {_in_words(error, value)}") from error
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
     return made
+
+
+def _in_words(error: TypeError, value: object) -> str:
+    """Return what is wrong where protobuf only says "bad argument type for built-in operation": it wants a str."""
+    if "bad argument type" not in str(error):
+        return str(error)
+    got = next((one for one in value if not isinstance(one, str)), value) if isinstance(value, list | tuple) else value
+    return f"must be a str, got {type(got).__name__}"
 
 
 def stream_request(

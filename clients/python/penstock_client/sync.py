@@ -32,7 +32,7 @@ from penstock_client.events import Event
 from penstock_client.experts import ExpertLoad, load_request, watch_request
 from penstock_client.leaving import CANCEL_SECONDS, CLOSE_SECONDS, READ_SECONDS, closed, end_at_exit
 from penstock_client.messages import ToolCall, ToolResult
-from penstock_client.reconnect import Link, Reconnect
+from penstock_client.reconnect import Link, Reconnect, checked
 from penstock_client.response import Response
 from penstock_client.retries import Retries
 from penstock_client.spec import GenerationOptions, Prompt, build_spec, interact_request, steer_request, stream_request
@@ -74,7 +74,7 @@ class Client:
         self.target = target
         self.timeout = timeout
         self.retries = retries
-        self._reconnect = reconnect
+        self._reconnect = checked(reconnect)
         self._tls = tls
         self._metadata = metadata_for(target, api_key, tls) + more_metadata(metadata)
         credentials, options = credentials_for(tls), options_for(target, channel_options)
@@ -233,6 +233,7 @@ class Client:
         timeout: float | None = None,
     ) -> Generator[ExpertLoad, None, None]:
         """Yield the expert load again and again. See `AsyncClient.watch_expert_load`."""
+        self._check_open()
         span = CallSpan(f"{_ROUTING}/WatchExpertLoad", self._metadata, self.target)
         timeout = self.timeout if timeout is None else timeout
         request = watch_request(window_seconds, interval_seconds, ranks)
@@ -365,5 +366,6 @@ class Client:
                     span.end(failure=failure)
                     raise failure from None
             time.sleep(wait)
+            self._check_open()
         span.end(reply if isinstance(reply, Response) else None)
         return reply

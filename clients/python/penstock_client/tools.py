@@ -68,9 +68,19 @@ def _from_dict(given: Mapping[str, Any]) -> Tool:
     inner = given.get("function") if given.get("type") == "function" else None  # OpenAI's chat completions
     named = inner if isinstance(inner, Mapping) else given
     surplus = next((key for key in named if key not in _KEYS), None)
+    if surplus is None and named is not given:
+        surplus = next((key for key in given if key not in ("type", "function")), None)
     if surplus is not None:
         raise ValueError(suggest.unknown("key of a tool:", surplus, ("name", "description", "parameters", "strict")))
     if named.get("type") not in (None, "function", "custom") or "name" not in named:
         raise ValueError("a tool needs a name; hosted tools such as web_search are not part of this service")
     schema = next((named[key] for key in _SCHEMA_KEYS if named.get(key) is not None), "")
-    return Tool(named["name"], named.get("description") or "", schema, bool(named.get("strict")))
+    strict = named.get("strict") or False
+    values = {"name": named["name"], "description": named.get("description") or "", "parameters": schema}
+    for key, value in values.items():
+        if not isinstance(value, (str, Mapping) if key == "parameters" else str):
+            allowed = "a dict or a str" if key == "parameters" else "a str"
+            raise TypeError(f"{key} must be {allowed}, got {type(value).__name__}")
+    if not isinstance(strict, bool):
+        raise TypeError(f"strict must be True or False, got {type(strict).__name__}")
+    return Tool(**values, strict=strict)

@@ -5,7 +5,7 @@ import * as grpc from "@grpc/grpc-js";
 import { readFileSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import { apiKeyOf, targetOf, tlsOf } from "./environment.js";
-import { fromServiceError, PenstockError, rateLimitsOf } from "./errors.js";
+import { Cancelled, fromServiceError, PenstockError, rateLimitsOf } from "./errors.js";
 import {
   CancelRequestSchema,
   CancelResponseSchema,
@@ -41,7 +41,7 @@ import {
 } from "./gen/penstock/v1/routing_pb.js";
 import { RECONNECT, type Reconnect } from "./reconnect.js";
 import { Response } from "./response.js";
-import { checkOptions, type Known } from "./options.js";
+import { checkOptions, checkValue, describe, type Known } from "./options.js";
 import { buildSpec, GENERATION_OPTIONS, type GenerationOptions, type Prompt } from "./spec.js";
 import { closeAtSignals, forgetSignals } from "./signals.js";
 import { Run, ToolLoop, type RunOptions } from "./tools.js";
@@ -149,6 +149,8 @@ export class Client {
   private readonly running = new Set<Running>();
   private root: Client = this;
   private closed = false;
+  /** Whether a key would be sent over a network without encryption, and nobody allowed that. */
+  private readonly inClear: boolean;
   private readonly atSignal = () => this.close();
   private readonly log: (message: string) => void;
 
@@ -160,6 +162,7 @@ export class Client {
    */
   constructor(given?: string, options: ClientOptions = {}) {
     checkOptions(options, CLIENT);
+    if (given !== undefined) checkValue("target", given, ["string"]);
     const target = targetOf(given);
     const [apiKey, tls] = [apiKeyOf(options.apiKey), tlsOf(options.tls)];
     this.target = target;
@@ -169,14 +172,10 @@ export class Client {
     this.retries = options.retries ?? 0;
     addMetadata(this.metadata, options.metadata);
     const local = isLoopback(target);
-    if (apiKey !== undefined) {
-      if (tls === undefined && !local) {
-        throw new TypeError(`the API key would be sent to ${target} without encryption; set tls: true, or tls: false to allow it`);
-      }
-      this.metadata.set("authorization", `Bearer ${apiKey}`);
-    }
+    this.inClear = tls === undefined && !local;
+    if (apiKey !== undefined) this.authenticate(apiKey);
     this.timeout = options.timeout;
-    if (options.reconnect) checkOptions(options.reconnect, POLICY);
+    if (options.reconnect != null) checkOptions(options.reconnect, POLICY, "reconnect");
     this.reconnect = options.reconnect === null ? undefined : { ...RECONNECT, ...options.reconnect };
     this.grpc = new grpc.Client(target, credentialsFor(tls), {
       "grpc.max_receive_message_length": MAX_RECEIVE_BYTES,
@@ -190,14 +189,30 @@ export class Client {
     });
   }
 
-  /** Returns a client with other defaults over the same connection; `metadata` is added. Closing one closes both. */
-  withOptions(options: Pick<ClientOptions, "timeout" | "retries" | "metadata">): Client {
-    checkOptions(options, { timeout: CLIENT.timeout, retries: CLIENT.retries, metadata: CLIENT.metadata });
+  private authenticate(apiKey: string): void {
+    if (this.inClear) {
+      throw new TypeError(`the API key would be sent to ${this.target} without encryption; set tls: true, or tls: false to allow it`);
+    }
+    this.metadata.set("authorization", `Bearer ${apiKey}`);
+  }
+
+  /**
+   * Returns a client with other defaults over the same connection; `metadata` is added, and an empty `apiKey` is none.
+   * Closing one closes both.
+   */
+  withOptions(options: Pick<ClientOptions, "apiKey" | "timeout" | "retries" | "metadata"> = {}): Client {
+    const { apiKey: key, timeout, retries, metadata } = CLIENT;
+    checkOptions(options, { apiKey: key, timeout, retries, metadata });
     const other: Client = Object.assign(Object.create(Client.prototype) as Client, this);
     other.timeout = options.timeout ?? this.timeout;
     other.retries = options.retries ?? this.retries;
     other.metadata = this.metadata.clone();
     addMetadata(other.metadata, options.metadata);
+    if (options.apiKey !== undefined) {
+      const apiKey = apiKeyOf(options.apiKey);
+      if (apiKey === undefined) other.metadata.remove("authorization");
+      else other.authenticate(apiKey);
+    }
     return other;
   }
 
@@ -237,6 +252,10 @@ export class Client {
   /** Resumes a stream, of this process or another one, after `lastSequence`; 0 replays all events. */
   resume(generationId: string, resumeToken: string, lastSequence = 0, options: CallOptions = {}): Stream {
     checkOptions(options, CALL);
+    checkPlace(generationId, resumeToken);
+    if (!(Number.isSafeInteger(lastSequence) && lastSequence >= 0)) {
+      throw new TypeError(`lastSequence must be an integer from 0, got ${String(lastSequence)}`);
+    }
     const request = create(ResumeRequestSchema, { generationId, resumeToken, lastSequence: BigInt(lastSequence) });
     const link = this.link(options);
     return new Stream(link, link.resume(request), request);
@@ -255,6 +274,7 @@ export class Client {
     options: CallOptions = {},
   ): Promise<SteerResponse> {
     checkOptions(options, CALL);
+    checkPlace(generationId, resumeToken);
     const request = create(SteerRequestSchema, { generationId, resumeToken, action: actionOf(action) });
     return this.unary(`${GENERATION}/Steer`, SteerRequestSchema, SteerResponseSchema, request, this.reading(options));
   }
@@ -262,6 +282,7 @@ export class Client {
   /** Returns one complete reply. */
   async generate(input: Input, options: GenerationOptions & CallOptions = {}): Promise<Response> {
     const request = create(GenerateRequestSchema, { spec: specOf(input, options, CALL) });
+    this.checkOpen();
     const path = `${GENERATION}/Generate`;
     let rateLimits = {};
     const seen = (trailers: grpc.Metadata) => (rateLimits = rateLimitsOf(trailers));
@@ -312,6 +333,7 @@ export class Client {
   /** Returns the served model's card, profile, prices and limits. */
   async model(name = "", options: CallOptions = {}): Promise<GetModelResponse> {
     checkOptions(options, CALL);
+    checkValue("name", name, ["string"]);
     const request = create(GetModelRequestSchema, { model: name });
     return this.unary(`${MODEL}/GetModel`, GetModelRequestSchema, GetModelResponseSchema, request, this.reading(options));
   }
@@ -336,6 +358,7 @@ export class Client {
       interval: seconds(options.intervalSeconds),
       rankCount: options.ranks,
     });
+    this.checkOpen();
     const call = this.grpc.makeServerStreamRequest(
       `${ROUTING}/WatchExpertLoad`,
       writer(WatchExpertLoadRequestSchema),
@@ -351,7 +374,7 @@ export class Client {
     try {
       for await (const reply of call) yield (reply as WatchExpertLoadResponse).load!;
     } catch (error) {
-      throw fromServiceError(error as grpc.ServiceError);
+      throw this.failureOf(error as grpc.ServiceError);
     } finally {
       options.signal?.removeEventListener("abort", abort);
       call.cancel();
@@ -371,8 +394,13 @@ export class Client {
     this.grpc.close();
   }
 
+  private checkOpen(): void {
+    if (this.root.closed) throw new Error("the client is closed");
+  }
+
   /** Makes a call that generates nothing, with a timeout by default. */
   private reading(options: CallOptions): CallOptions {
+    this.checkOpen();
     return { ...options, timeout: options.timeout ?? this.timeout ?? READ_SECONDS };
   }
 
@@ -381,7 +409,7 @@ export class Client {
   }
 
   private link(options: CallOptions, resumable = false, start?: () => Call): Link {
-    if (this.root.closed) throw new Error("the client is closed");
+    this.checkOpen();
     let attempts = this.retries;
     const deadline = this.deadline(options);
     return {
@@ -458,8 +486,14 @@ export class Client {
         if (wait === undefined) throw error;
         this.log(again(path.slice(path.lastIndexOf("/") + 1), error, wait));
         await sleep(wait, undefined, options.signal && { signal: options.signal }).catch(() => undefined);
+        if (this.root.closed) throw wasClosed();
       }
     }
+  }
+
+  /** Returns the typed error. Closing the client ends calls as if the server were gone. */
+  private failureOf(error: grpc.ServiceError): unknown {
+    return this.root.closed ? wasClosed() : fromServiceError(error);
   }
 
   private attempt<I extends DescMessage, O extends DescMessage>(
@@ -481,7 +515,7 @@ export class Client {
         callOptions(deadline),
         (error, reply) => {
           signal?.removeEventListener("abort", abort);
-          if (error) reject(fromServiceError(error));
+          if (error) reject(this.failureOf(error));
           else resolve(reply as MessageShape<O>);
         },
       );
@@ -492,6 +526,8 @@ export class Client {
     });
   }
 }
+
+const wasClosed = () => new Cancelled("the client is closed", { code: grpc.status.CANCELLED });
 
 /** Returns the milliseconds until a refused call may be retried; undefined if it may not, or not in time. */
 function waitFor(error: unknown, deadline: number | undefined): number | undefined {
@@ -516,29 +552,29 @@ function addMetadata(metadata: grpc.Metadata, more: Readonly<Record<string, stri
 }
 
 /** Options of single calls, which options.ts checks by name and value. */
-const CALL = { timeout: ["number"], signal: ["object"] } as const;
+const CALL = { timeout: ["number"], signal: ["signal"] } as const;
 const FLUSH = { flushIntervalSeconds: ["number"] } as const;
 const STREAM = { ...CALL, ...FLUSH, resumable: ["boolean"] } as const;
 const RUN = {
-  maxTurns: ["integer"],
+  maxTurns: ["int32"],
   onEvent: ["function"],
   onResult: ["function"],
   onToolError: ["function"],
 } as const satisfies Record<keyof RunOptions, Known[string]>;
-const STEER = { finishThinking: ["boolean"], budget: ["integer"], cancel: ["boolean"] } as const;
-const EXPERTS = { ...CALL, windowSeconds: ["number"], ranks: ["integer"] } as const;
+const STEER = { finishThinking: ["boolean"], budget: ["int32"], cancel: ["boolean"] } as const;
+const EXPERTS = { ...CALL, windowSeconds: ["number"], ranks: ["int32"] } as const;
 const CLIENT = {
   apiKey: ["string"],
   tls: ["boolean", "string", "object"],
   timeout: ["number"],
-  retries: ["integer"],
-  metadata: ["object"],
+  retries: ["int32"],
+  metadata: ["texts"],
   reconnect: ["any"],
   logger: ["object"],
   channelOptions: ["object"],
 } as const satisfies Record<keyof ClientOptions, Known[string]>;
 const POLICY = {
-  maxAttempts: ["integer"],
+  maxAttempts: ["int32"],
   maxSeconds: ["number"],
   firstWaitSeconds: ["number"],
   maxWaitSeconds: ["number"],
@@ -556,12 +592,18 @@ function specOf(input: Input, options: GenerationOptions & CallOptions, call: Kn
   return buildSpec(input as Prompt, generation);
 }
 
+function checkPlace(generationId: string, resumeToken: string): void {
+  checkValue("generationId", generationId, ["string"]);
+  checkValue("resumeToken", resumeToken, ["string"]);
+}
+
 function actionOf(action: SteerAction): SteerRequest["action"] {
-  checkOptions(action, STEER);
+  checkOptions(action, STEER, "action", "action");
   const given = Object.entries(action).filter(([, value]) => value !== undefined && value !== false);
   if (given.length !== 1) throw new TypeError("give exactly one of finishThinking: true, budget and cancel: true");
-  if ("budget" in action) return { case: "changeBudget", value: create(ChangeBudgetSchema, { thinkingBudget: action.budget }) };
-  if ("cancel" in action) return { case: "cancel", value: create(CancelSchema) };
+  const [name, value] = given[0]!;
+  if (name === "budget") return { case: "changeBudget", value: create(ChangeBudgetSchema, { thinkingBudget: Number(value) }) };
+  if (name === "cancel") return { case: "cancel", value: create(CancelSchema) };
   return { case: "finishThinking", value: create(FinishThinkingSchema) };
 }
 
@@ -589,8 +631,17 @@ const callOptions = (deadline: number | undefined): grpc.CallOptions => (deadlin
 
 function credentialsFor(tls: ClientOptions["tls"]): grpc.ChannelCredentials {
   if (!tls) return grpc.credentials.createInsecure();
-  if (tls instanceof grpc.ChannelCredentials) return tls;
-  return grpc.credentials.createSsl(tls === true ? null : readFileSync(tls));
+  if (tls === true) return grpc.credentials.createSsl();
+  if (typeof tls !== "string") {
+    // Of another copy of gRPC, they are no instance of this one's class.
+    if (typeof tls.compose === "function") return tls;
+    throw new TypeError(`tls must be true, false, the path of a CA certificate or gRPC's credentials, got ${describe(tls)}`);
+  }
+  const certificate = readFileSync(tls);
+  if (!certificate.includes("-----BEGIN CERTIFICATE-----")) {
+    throw new TypeError(`${tls} must have a certificate in PEM, found none`);
+  }
+  return grpc.credentials.createSsl(certificate);
 }
 
 /** Returns whether the target is on this machine. */

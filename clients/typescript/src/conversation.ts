@@ -1,4 +1,5 @@
 import { toolMessage, type Message, type PlainMessage, type ToolResult } from "./messages.js";
+import { checkValue } from "./options.js";
 import type { Response } from "./response.js";
 
 /**
@@ -12,6 +13,8 @@ import type { Response } from "./response.js";
 export class Conversation extends Array<Message> {
   constructor(system?: string) {
     super();
+    // Array.of and others give a length.
+    if (system !== undefined && typeof system !== "number") checkValue("system", system, ["string"]);
     if (typeof system === "string") this.push({ role: "system", content: system });
   }
 
@@ -22,12 +25,14 @@ export class Conversation extends Array<Message> {
 
   /** Adds a user's turn. Returns the conversation as the prompt to send. */
   ask(text: string): this {
+    checkValue("text", text, ["string"]);
     this.push({ role: "user", content: text });
     return this;
   }
 
   /** Adds the answer and the tool calls of a reply's first candidate, a message, or a text as the assistant's turn. */
   add(reply: Response | PlainMessage | string): this {
+    checkValue("reply", reply, ["string", "object"]);
     if (typeof reply === "string") this.push({ role: "assistant", content: reply });
     else if ("role" in reply) this.push(reply);
     else this.push(reply.toolCalls.length > 0 ? reply.message : { role: "assistant", content: reply.answer });

@@ -1,5 +1,5 @@
 /** Messages of a conversation and their parts, also as OpenAI's and Anthropic's libraries write them. */
-import { unknown } from "./options.js";
+import { checkOptions, checkValue, describe, unknown, type Known } from "./options.js";
 import { Role, ToolCallStatus, type ToolCall as ToolCallProto } from "./gen/penstock/v1/generation_pb.js";
 
 /** A call of a tool that the model asks for. Execute it only if its status is "complete". */
@@ -116,7 +116,7 @@ type Made = { case: string; value: unknown };
 /** What goes over the wire for one turn: one message, or two where Anthropic's form mixes tool results and text. */
 export function messagesOf(turn: Message, at: number): object[] {
   const place = `messages[${at}]`;
-  if (typeof turn !== "object" || turn === null) throw new TypeError(`${place} must be { role, content }, got ${typeof turn}`);
+  if (typeof turn !== "object" || turn === null) throw new TypeError(`${place} must be { role, content }, got ${describe(turn)}`);
   const given = turn as unknown as Given;
   const surplus = Object.keys(given).find((key) => !KEYS.includes(key) && given[key] !== null && given[key] !== undefined);
   if (surplus !== undefined) throw new TypeError(`${place}: ${unknown("key", surplus, KEYS)}`);
@@ -128,6 +128,7 @@ export function messagesOf(turn: Message, at: number): object[] {
   const { content } = given;
   if (given["tool_call_id"] !== undefined) {
     if (role !== "tool") throw new TypeError(`${place}: tool_call_id belongs to the role "tool", got "${role}"`);
+    checkValue(`${place}.tool_call_id`, given["tool_call_id"], ["string"]);
     const result = { type: "tool_result", callId: given["tool_call_id"], content };
     return [{ role: Role.TOOL, parts: [{ part: partOf(result, `${place}.content`) }] }];
   }
@@ -135,13 +136,17 @@ export function messagesOf(turn: Message, at: number): object[] {
   if (calls !== undefined && calls !== null) {
     if (role !== "assistant") throw new TypeError(`${place}: tool_calls belong to the role "assistant", got "${role}"`);
     const texts = content === undefined || content === null ? [] : partsOf(content, `${place}.content`);
-    const parts = (calls as Given[]).map((call, n) => partOf({ type: "tool_call", ...call }, `${place}.tool_calls[${n}]`));
+    checkValue(`${place}.tool_calls`, calls, ["array"]);
+    const parts = (calls as Given[]).map((call, n) => {
+      const at = `${place}.tool_calls[${n}]`;
+      checkValue(at, call, ["object"]);
+      return partOf({ type: "tool_call", ...call }, at);
+    });
     return [{ role: Role.ASSISTANT, parts: [...texts, ...parts].map((part) => ({ part })) }];
   }
   if (typeof content === "string") return [{ role: Role[role.toUpperCase() as "USER"], content }];
   if (!Array.isArray(content)) {
-    const got = content === null ? "null" : typeof content;
-    throw new TypeError(`${place}.content must be a string or an array of parts, got ${got}`);
+    throw new TypeError(`${place}.content must be a string or an array of parts, got ${describe(content)}`);
   }
   const parts = partsOf(content, `${place}.content`);
   const results = parts.filter((part) => part.case === "toolResult");
@@ -157,21 +162,39 @@ const wrapped = (parts: readonly Made[]) => parts.map((part) => ({ part }));
 
 function partsOf(content: unknown, place: string): Made[] {
   if (typeof content === "string") return content ? [{ case: "text", value: content }] : [];
-  if (!Array.isArray(content)) throw new TypeError(`${place} must be a string or an array of parts, got ${typeof content}`);
+  if (!Array.isArray(content)) throw new TypeError(`${place} must be a string or an array of parts, got ${describe(content)}`);
   return content.map((part, at) => partOf(part, `${place}[${at}]`));
 }
 
-const TYPES = ["text", "thought", "image", "tool_call", "tool_result", "thinking", "tool_use", "image_url", "input_text", "output_text"];
+const TEXT = { text: ["string"] } as const;
+const CALL = { id: ["string"], name: ["string"], argumentsJson: ["string"], arguments: ["string", "object"], status: [["complete", "incomplete"]] } as const;
+/** The keys of each type of a part, ours and those of other libraries. */
+const PARTS: Readonly<Record<string, Known>> = {
+  text: TEXT,
+  thought: TEXT,
+  image: { data: ["any"], mimeType: ["string"], source: ["object"] },
+  tool_call: { ...CALL, function: ["object"] },
+  tool_result: { callId: ["string"], tool_use_id: ["string"], content: ["any"], isError: ["boolean"], is_error: ["boolean"] },
+  thinking: { thinking: ["string"], signature: ["string"] },
+  tool_use: { id: ["string"], name: ["string"], input: ["object"] },
+  image_url: { image_url: ["string", "object"] },
+  input_text: TEXT,
+  output_text: TEXT,
+};
 
 function partOf(given: unknown, place: string): Made {
   if (typeof given === "string") return { case: "text", value: given };
-  if (typeof given !== "object" || given === null) throw new TypeError(`${place} must be a string or a part, got ${typeof given}`);
+  if (typeof given !== "object" || given === null) throw new TypeError(`${place} must be a string or a part, got ${describe(given)}`);
   const part = given as Given;
+  const type = part["type"] === "function" ? "tool_call" : String(part["type"]); // OpenAI's calls are functions
+  const known = Object.hasOwn(PARTS, type) ? PARTS[type] : undefined;
+  if (!known) throw new TypeError(`${place}.type: ${unknown("type of a part", type, Object.keys(PARTS))}`);
+  checkOptions({ ...part, type: undefined }, known, place, `key of ${place}:`);
   const string = (key: string): string => {
-    if (typeof part[key] !== "string") throw new TypeError(`${place}.${key} must be a string, got ${typeof part[key]}`);
-    return part[key];
+    checkValue(`${place}.${key}`, part[key], ["string"]);
+    return part[key] as string;
   };
-  switch (part["type"]) {
+  switch (type) {
     case "text":
     case "input_text":
     case "output_text":
@@ -180,27 +203,26 @@ function partOf(given: unknown, place: string): Made {
       return { case: "thought", value: string("text") };
     case "thinking":
       return { case: "thought", value: string("thinking") };
-    case "image":
-    case "image_url":
-      return { case: "image", value: imageOf(part, place) };
     case "tool_use":
+      checkValue(`${place}.input`, part["input"], ["object"]);
       return { case: "toolCall", value: { id: string("id"), name: string("name"), argumentsJson: JSON.stringify(part["input"]) } };
     case "tool_call":
-    case "function":
       return { case: "toolCall", value: callOf(part, place) };
     case "tool_result": {
-      const callId = part["callId"] ?? part["tool_use_id"];
-      if (typeof callId !== "string") throw new TypeError(`${place}.callId must be a string, got ${typeof callId}`);
+      const callId = string(part["tool_use_id"] === undefined ? "callId" : "tool_use_id");
       const content = wrapped(partsOf(part["content"] ?? "", `${place}.content`));
-      return { case: "toolResult", value: { callId, content, isError: Boolean(part["isError"] ?? part["is_error"]) } };
+      return { case: "toolResult", value: { callId, content, isError: part["isError"] ?? part["is_error"] ?? false } };
     }
     default:
-      throw new TypeError(`${place}.type: ${unknown("type of a part", String(part["type"]), TYPES)}`);
+      return { case: "image", value: imageOf(part, place) };
   }
 }
 
 function callOf(part: Given, place: string): object {
   const inner = (part["function"] ?? part) as Given;
+  if (part["function"] !== undefined) {
+    checkOptions(inner, { name: CALL.name, arguments: CALL.arguments }, `${place}.function`, `key of ${place}.function:`);
+  }
   const { id } = part;
   const { name } = inner;
   const given = inner["argumentsJson"] ?? inner["arguments"] ?? "{}";
@@ -210,12 +232,21 @@ function callOf(part: Given, place: string): object {
 }
 
 function imageOf(part: Given, place: string): object {
-  if (part["data"] instanceof Uint8Array) return { data: part["data"], mimeType: String(part["mimeType"]) };
+  if (part["data"] instanceof Uint8Array) {
+    checkValue(`${place}.mimeType`, part["mimeType"], ["string"]);
+    return { data: part["data"], mimeType: part["mimeType"] };
+  }
   const source = part["source"] as Given | undefined;
   if (typeof source?.["data"] === "string") {
-    return { data: new Uint8Array(Buffer.from(source["data"], "base64")), mimeType: String(source["media_type"]) };
+    const keys = { type: [["base64"]], data: ["string"], media_type: ["string"] } as const;
+    checkOptions(source, keys, `${place}.source`, `key of ${place}.source:`);
+    checkValue(`${place}.source.media_type`, source["media_type"], ["string"]);
+    return { data: new Uint8Array(Buffer.from(source["data"], "base64")), mimeType: source["media_type"] };
   }
   const url = part["image_url"] as Given | string | undefined;
+  if (typeof url === "object") {
+    checkOptions(url, { url: ["string"], detail: ["string"] }, `${place}.image_url`, `key of ${place}.image_url:`);
+  }
   const text = typeof url === "string" ? url : String(url?.["url"]);
   const found = /^data:([^;,]+);base64,(.*)$/s.exec(text);
   if (!found) throw new TypeError(`${place}: the service fetches no addresses: give data and mimeType, or a base64 data: URL`);

@@ -1,6 +1,6 @@
 /** Builds a `GenerationSpec` from options: the only place that builds requests. */
 import { create } from "@bufbuild/protobuf";
-import { checkOptions, type Known } from "./options.js";
+import { checkOptions, describe, type Known } from "./options.js";
 import {
   GenerationSpecSchema,
   EarlyExit,
@@ -13,7 +13,7 @@ import {
   type GenerationSpec,
 } from "./gen/penstock/v1/generation_pb.js";
 import { messagesOf, type Message } from "./messages.js";
-import { jsonSchemaOf, type Tool } from "./tools.js";
+import { checkTool, jsonSchemaOf, type Tool } from "./tools.js";
 
 /** A tool as OpenAI's library takes it. */
 export interface OpenAITool {
@@ -100,46 +100,46 @@ export interface GenerationOptions {
 export const GENERATION_OPTIONS = {
   model: ["string"],
   thinking: [["fast", "thinking", "auto"]],
-  budget: ["integer"],
+  budget: ["int32"],
   includeThoughts: ["boolean"],
   effort: [["none", "low", "medium", "high"]],
   history: [["current_turn", "all_turns", "none"]],
   tools: ["array"],
   toolMode: [["auto", "required", "none", "validated"]],
-  allowedTools: ["array"],
+  allowedTools: ["strings"],
   parallel: ["boolean"],
-  maxToolCalls: ["integer"],
-  answerReserve: ["integer"],
+  maxToolCalls: ["int32"],
+  answerReserve: ["int32"],
   closingMessage: ["string"],
-  thoughtStop: ["string", "array"],
+  thoughtStop: ["string", "strings"],
   thoughtStopRegex: ["string"],
   earlyExit: [["off", "marker", "probe"]],
   earlyExitProbability: ["number"],
-  maxContextTokens: ["integer"],
+  maxContextTokens: ["int32"],
   overflow: [["error", "drop_oldest_turns", "truncate_left", "truncate_middle"]],
   cacheSalt: ["string"],
   sessionId: ["string"],
   temperature: ["number"],
   topP: ["number"],
-  topK: ["integer"],
+  topK: ["int32"],
   minP: ["number"],
   presencePenalty: ["number"],
   frequencyPenalty: ["number"],
   repetitionPenalty: ["number"],
   seed: ["integer"],
-  logitBias: ["object"],
-  maxOutputTokens: ["integer"],
-  minOutputTokens: ["integer"],
-  stop: ["string", "array"],
-  stopTokenIds: ["array"],
-  candidates: ["integer"],
-  topLogprobs: ["integer"],
+  logitBias: ["biases"],
+  maxOutputTokens: ["int32"],
+  minOutputTokens: ["int32"],
+  stop: ["string", "strings"],
+  stopTokenIds: ["tokens"],
+  candidates: ["int32"],
+  topLogprobs: ["int32"],
   returnTokenIds: ["boolean"],
   responseFormat: ["object", "function"],
   jsonSchema: ["string", "object"],
   regex: ["string"],
   grammar: ["string"],
-  choices: ["array"],
+  choices: ["strings"],
   priority: [["low", "normal", "high"]],
 } as const satisfies Record<keyof GenerationOptions, Known[string]>;
 
@@ -217,10 +217,14 @@ export function buildSpec(prompt: Prompt, o: GenerationOptions = {}): Generation
 
 function inputOf(prompt: Prompt) {
   if (typeof prompt !== "string" && (typeof prompt !== "object" || prompt === null)) {
-    throw new TypeError(`prompt must be a string, messages, { text } or { tokenIds }, got ${typeof prompt}`);
+    throw new TypeError(`prompt must be a string, messages, { text } or { tokenIds }, got ${describe(prompt)}`);
   }
-  if (typeof prompt === "object" && "text" in prompt) return { case: "text", value: prompt.text };
+  if (typeof prompt === "object" && "text" in prompt) {
+    checkOptions(prompt, { text: ["string"] }, "prompt", "key beside text");
+    return { case: "text", value: prompt.text };
+  }
   if (typeof prompt === "object" && "tokenIds" in prompt) {
+    checkOptions(prompt, { tokenIds: ["tokens"] }, "prompt", "key beside tokenIds");
     return { case: "tokenIds", value: { ids: [...prompt.tokenIds] } };
   }
   const turns: readonly Message[] = typeof prompt === "string" ? [{ role: "user", content: prompt }] : prompt;
@@ -231,18 +235,16 @@ function inputOf(prompt: Prompt) {
 }
 
 function toolOf(given: Tool | OpenAITool, at: number) {
-  const place = `tools[${at}]`;
-  if (typeof given !== "object" || given === null) throw new TypeError(`${place} must be { name, ... }, got ${typeof given}`);
-  const { name, description, parameters, strict } = ("function" in given ? given.function : given) as Tool;
-  if (typeof name !== "string") throw new TypeError(`${place}.name must be a string; hosted tools are not part of this service`);
-  const anthropic = (given as unknown as { input_schema?: object }).input_schema;
-  const schema = parameters ?? anthropic;
-  const parametersJsonSchema = schema === undefined ? "" : JSON.stringify(jsonSchemaOf(schema));
+  const { name, description, parameters, strict } = checkTool(given, `tools[${at}]`);
+  const parametersJsonSchema = parameters === undefined ? "" : JSON.stringify(jsonSchemaOf(parameters));
   return { name, description: description ?? "", parametersJsonSchema, strict: strict ?? false };
 }
 
+/** Types of a response format in OpenAI's API. */
+const FORMATS = ["json_schema", "json_object", "text"];
+
 function structured({ jsonSchema, responseFormat, regex, grammar, choices }: GenerationOptions) {
-  if (responseFormat && "json_schema" in responseFormat) {
+  if (responseFormat && FORMATS.includes(String((responseFormat as { type?: unknown }).type))) {
     throw new TypeError("responseFormat is a schema itself, such as one of zod; for a JSON schema use jsonSchema");
   }
   const given = [

@@ -19,6 +19,7 @@ import type { Response } from "./response.js";
 export interface Call extends AsyncIterable<{ event?: GenerationEvent }> {
   cancel(): void;
   on(event: "status", seen: (status: StatusObject) => void): unknown;
+  on(event: "error", seen: (error: unknown) => void): unknown;
 }
 
 /** What to do with a running generation; exactly one. A budget is in tokens from the thought's start; -1 is no limit. */
@@ -61,6 +62,8 @@ export class Running {
   replies: AsyncIterator<{ event?: GenerationEvent }>;
   left = false;
   private reading: Promise<unknown> | undefined;
+  /** How the call failed. gRPC tells it once, to who listens then. */
+  private failure: unknown;
   private readonly onAbort = () => this.close();
 
   constructor(
@@ -101,7 +104,9 @@ export class Running {
     const reading = this.replies.next();
     this.reading = reading;
     try {
-      return await reading;
+      const reply = await reading;
+      if (reply.done && this.failure !== undefined) throw this.failure;
+      return reply;
     } finally {
       this.reading = undefined;
     }
@@ -113,6 +118,11 @@ export class Running {
   }
 
   private watched(call: Call) {
+    this.failure = undefined;
+    // Without a listener, the failure of a call that nobody reads yet would end the process.
+    call.on("error", (error) => {
+      if (this.call === call) this.failure = error;
+    });
     call.on("status", ({ metadata }) => (this.reader.response.rateLimits = rateLimitsOf(metadata)));
     return call[Symbol.asyncIterator]();
   }

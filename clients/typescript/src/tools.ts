@@ -3,6 +3,7 @@ import { create } from "@bufbuild/protobuf";
 import { DeadlineExceeded, TurnLimitReached, UnparsableAnswer, type PenstockError } from "./errors.js";
 import type { Event } from "./events.js";
 import { CostSchema, UsageSchema, type Cost, type Usage } from "./gen/penstock/v1/generation_pb.js";
+import { checkOptions, describe, type Known } from "./options.js";
 import { toolMessage, type Message, type ToolCall, type ToolResult } from "./messages.js";
 import type { Response } from "./response.js";
 import type { GenerationOptions, Prompt } from "./spec.js";
@@ -63,10 +64,34 @@ export function tool<const S extends object>(options: {
   readonly strict?: boolean;
   execute?(args: Output<S>, context: ToolContext): unknown;
 }): Tool {
-  const surplus = Object.keys(options).find((key) => !["name", "description", "parameters", "strict", "execute"].includes(key));
-  if (surplus !== undefined) throw new TypeError(`unknown key "${surplus}" of a tool; known: name, description, parameters, strict, execute`);
+  checkTool(options, "tool");
   if (options.parameters) jsonSchemaOf(options.parameters); // what is no schema is refused here
   return options as Tool;
+}
+
+const TOOL = {
+  name: ["string"],
+  description: ["string"],
+  parameters: ["object", "function"],
+  strict: ["boolean"],
+  execute: ["function"],
+} as const satisfies Record<keyof Tool, Known[string]>;
+/** Keys of other libraries: OpenAI's, Anthropic's and MCP's. */
+const FOREIGN = { type: [["function", "custom"]], input_schema: ["object"], inputSchema: ["object"] } as const;
+
+/** Returns a tool as this or another library writes it as ours. Throws TypeError for what is no tool. */
+export function checkTool(given: unknown, place: string): Tool {
+  if (typeof given !== "object" || given === null) throw new TypeError(`${place} must be { name, ... }, got ${describe(given)}`);
+  const isOpenAI = "function" in given;
+  if (isOpenAI) checkOptions(given, { type: [["function"]], function: ["object"] }, place, `key of ${place}:`);
+  const inner = (isOpenAI ? given.function : given) as Loose;
+  if (typeof inner["name"] !== "string") {
+    throw new TypeError(`${place}.name must be a string; hosted tools are not part of this service`);
+  }
+  const said = Object.fromEntries(Object.entries(inner).filter(([, value]) => value !== null));
+  checkOptions(said, isOpenAI ? TOOL : { ...TOOL, ...FOREIGN }, place, `key of ${place}:`);
+  const parameters = inner["parameters"] ?? inner["input_schema"] ?? inner["inputSchema"] ?? undefined;
+  return { name: inner["name"], description: inner["description"], parameters, strict: inner["strict"] } as Tool;
 }
 
 type Loose = Readonly<Record<string, unknown>>;

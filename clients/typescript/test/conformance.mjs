@@ -95,6 +95,7 @@ async function steer(case_, step, stream, seen) {
 
 async function events(stream, case_, seen) {
   seen.events = [];
+  await sleep(1000 * (case_.late_seconds ?? 0));
   for await (const event of stream) {
     seen.events.push(eventOf(event));
     for (const step of case_.steps ?? []) {
@@ -124,6 +125,15 @@ async function running(wanted) {
 /** Leaves a stream as the case says. The client stays open, and the stream keeps its name. */
 async function leave(client, case_, seen, spec) {
   const aborting = new AbortController();
+  if (case_.how.endsWith("_reply")) {
+    const reply = client.generate(spec, { ...optionsOf(case_), signal: aborting.signal }).catch((error) => error);
+    seen.running = { before: await running(1) };
+    if (case_.how === "cancel_reply") aborting.abort();
+    else await client.close();
+    seen.error = errorOf(await reply);
+    seen.running.after = await running(0);
+    return;
+  }
   let stream = client.stream(spec, { ...optionsOf(case_), signal: aborting.signal });
   const there = async () => (seen.running = { before: await running(1) });
   switch (case_.how) {

@@ -72,7 +72,7 @@ await client.expertLoad({ window: 1 });
 // @ts-expect-error
 client.resume("id");
 // @ts-expect-error
-client.withOptions({ apiKey: "k" });
+client.withOptions({ tls: true });
 // @ts-expect-error
 new penstock.Client("a:1", { api_key: "k" });
 // @ts-expect-error

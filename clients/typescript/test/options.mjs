@@ -1,5 +1,5 @@
 // Prints as JSON what user code sees of a client from the environment. "refused" calls a server that refuses, "lost"
-// reads a stream whose connection is lost.
+// reads a stream whose connection is lost, "another" calls as another caller and closes the client.
 import * as penstock from "../dist/index.js";
 
 const said = [];
@@ -19,6 +19,21 @@ if (process.argv[2] === "refused") {
     for await (const _ of client.stream(talk.ask("two")).text());
   } catch (error) {
     seen.stream = refusal(error);
+  }
+} else if (process.argv[2] === "another") {
+  await base.withOptions({ apiKey: "" }).model();
+  await base.withOptions({ apiKey: "another" }).model();
+  await base.close();
+  seen.closed = await client.generate("x").catch((error) => error.message);
+  try {
+    new penstock.Client(undefined, { tls: process.argv[1] });
+  } catch (error) {
+    seen.certificate = error.message.replace(process.argv[1], "FILE");
+  }
+  try {
+    new penstock.Client("service.example:1", { apiKey: "" }).withOptions({ apiKey: "k" });
+  } catch (error) {
+    seen.network = error.message;
   }
 } else if (process.argv[2] === "lost") {
   for await (const _ of client.stream(talk.ask("two")).text());

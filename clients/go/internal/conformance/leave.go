@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"runtime"
 	"strconv"
+	"strings"
 	"time"
 
 	penstock "github.com/penstock/penstock/clients/go"
@@ -53,10 +54,26 @@ func leave(
 ) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stream := client.Stream(ctx, spec)
 	counts := object{}
 	there := func() { counts["before"] = running(metrics, 1) }
 	seen["running"] = counts
+	if strings.HasSuffix(one.How, "_reply") {
+		failed := make(chan error)
+		go func() {
+			_, err := client.Generate(ctx, spec)
+			failed <- err
+		}()
+		there()
+		if one.How == "cancel_reply" {
+			cancel()
+		} else {
+			client.Close()
+		}
+		seen["error"] = errorOf(<-failed)
+		counts["after"] = running(metrics, 0)
+		return
+	}
+	stream := client.Stream(ctx, spec)
 	switch one.How {
 	case "break":
 		func() {

@@ -25,6 +25,7 @@ type testCase struct {
 	Resumable                             *bool
 	TimeoutSeconds                        float64 `json:"timeout_seconds"`
 	FlushIntervalSeconds                  float64 `json:"flush_interval_seconds"`
+	LateSeconds                           float64 `json:"late_seconds"`
 	Read                                  int
 	LastSequence                          *uint64 `json:"last_sequence"`
 	ResumeToken                           *string `json:"resume_token"`
@@ -269,6 +270,7 @@ func events(stream *penstock.Stream, steered *penstock.Interaction, one testCase
 func each(stream *penstock.Stream, one testCase, seen object, take func(step) error) error {
 	defer stream.Close()
 	list := []object{}
+	time.Sleep(time.Duration(one.LateSeconds * float64(time.Second)))
 	for {
 		event, err := stream.Recv()
 		if err == io.EOF {
