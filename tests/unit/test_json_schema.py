@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
+import ipaddress
+import itertools
 import json
+import random
 import re
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,9 +43,39 @@ def written_by_tools() -> Iterator[tuple[str, Any]]:
         yield f"pydantic: {name}", schema
 
 
+def named_in(schema: Any) -> set[str]:
+    """Names of properties anywhere in a schema."""
+    if isinstance(schema, list):
+        return set().union(*map(named_in, schema))
+    if not isinstance(schema, dict):
+        return set()
+    own = [schema.get("properties"), schema.get("required")]
+    found = {name for names in own if isinstance(names, dict | list) for name in names if isinstance(name, str)}
+    return found.union(*map(named_in, schema.values()))
+
+
+def spellings(name: str) -> set[str]:
+    """Other ways to write a name in JSON: each with one character, or all of them, escaped."""
+
+    def escaped(text: str, digits: str) -> str:
+        units = text.encode("utf-16-be", errors="surrogatepass")
+        return "".join(f"\\u{int.from_bytes(units[at : at + 2], 'big'):{digits}}" for at in range(0, len(units), 2))
+
+    plain = [json.dumps(character, ensure_ascii=False)[1:-1] for character in name]
+    found = {"".join(plain).replace("/", "\\/"), json.dumps(name)[1:-1]}
+    for digits in ("04x", "04X"):
+        every = [escaped(character, digits) for character in name]
+        found.add("".join(every))
+        found |= {"".join([*plain[:at], one, *plain[at + 1 :]]) for at, one in enumerate(every)}
+    return found - {"".join(plain)}
+
+
 def broken(schema: Any, count: int) -> list[str]:
     """Texts of the compiled grammar that the schema does not allow. At least one text must end."""
-    texts = walks(compiled_schema(rewritten(json.dumps(schema))), count)
+    names = [other for name in sorted(named_in(schema))[:8] for other in spellings(name)]
+    texts = walks(
+        compiled_schema(rewritten(json.dumps(schema))), count, endings=[f'"{name}":'.encode() for name in names]
+    )
     assert texts
     validator = jsonschema.Draft202012Validator(schema)
     return [text for text in texts if not validator.is_valid(json.loads(text))]
@@ -123,6 +158,22 @@ REFUSED = [
     ({"type": "string", "minLength": 2**32 + 1}, "minLength", "/minLength"),
     ({"type": "array", "minItems": 2**32 + 1}, "minItems", "/minItems"),
     ({"type": "object", "minProperties": 2**32 + 1}, "minProperties", "/minProperties"),
+    # 1 and true are equal in Python, not in JSON.
+    ({"allOf": [{"const": 1}, {"const": True}]}, "allOf", "/allOf"),
+    ({"$defs": {"n": {"enum": [0]}}, "$ref": "#/$defs/n", "enum": [False]}, "allOf", "/allOf"),
+    (
+        {"allOf": [{"properties": {"a": {"const": 0}}}, {"properties": {"a": {"const": False}}}], "type": "object"},
+        "allOf",
+        "/allOf",
+    ),
+    (
+        {"properties": {"a": {"const": [1], "$ref": "#/$defs/n"}}, "$defs": {"n": {"const": [True]}}},
+        "allOf",
+        "/properties/a/allOf",
+    ),
+    ({"type": "object", "propertyNames": 1}, "propertyNames", "/propertyNames"),
+    ({"type": "array", "contains": {}, "minContains": False}, "contains", "/contains"),
+    ({"type": "object", "required": [1]}, "required", "/required"),
 ]
 
 
@@ -160,6 +211,39 @@ KEPT = [
     {"type": "array", "items": BOOL, "minItems": 2, "maxItems": 2**63},
     {"type": "object", "properties": {"a": BOOL}, "additionalProperties": BOOL, "maxProperties": 2**64},
 ]
+
+
+OPEN = [
+    {"type": "object", "properties": {"a": BOOL}, "additionalProperties": {"type": "integer"}},
+    {"type": "object", "properties": {"a": BOOL}, "required": ["a"], "additionalProperties": {"type": "integer"}},
+    {"type": "object", "properties": {"a": BOOL}, "required": ["b"], "additionalProperties": {"type": "integer"}},
+    {"type": "object", "required": ["a", 'é/"\n'], "additionalProperties": {"type": "integer"}},
+    {"type": "object", "properties": {"a": BOOL, "ab": BOOL, "é": BOOL, "𝄞": BOOL}, "additionalProperties": True},
+    {"type": "object", "properties": {"a/b": BOOL, 'q"': BOOL, "\n": BOOL}, "unevaluatedProperties": {"type": "null"}},
+    {"type": "object", "properties": {"": BOOL, "<x": BOOL}, "additionalProperties": {"type": "integer"}},
+    {"type": "object", "properties": {"a": BOOL, "b": BOOL}, "additionalProperties": BOOL, "maxProperties": 2},
+    {"type": "object", "properties": {"n" * 300: BOOL, "m" * 70: BOOL}, "additionalProperties": {"type": "integer"}},
+    {"type": "object", "properties": {f"name_{n}": BOOL for n in range(200)}, "additionalProperties": {"type": "null"}},
+]
+
+
+@pytest.mark.parametrize("schema", OPEN)
+def test_additional_properties_are_none_of_the_named_ones(schema: Any) -> None:
+    assert broken(schema, 60) == []
+    other = schema.get("additionalProperties", schema.get("unevaluatedProperties"))
+    grammar = compiled_schema(rewritten(json.dumps(schema)))
+    needed = "".join(f"{json.dumps(name, ensure_ascii=False)}:5," for name in schema.get("required", ()))
+    needed = "" if other is True else needed.replace('"a":5', '"a":true') if "properties" in schema else needed
+    value = "true" if other == BOOL else "null" if other == {"type": "null"} else "5"
+    for begins in {"", needed}:
+        for name in named_in(schema):
+            for spelled in spellings(name) | {json.dumps(name, ensure_ascii=False)[1:-1]}:
+                text = f'{{{begins}"{spelled}":{value}}}'
+                if accepts(grammar, text.encode()):
+                    jsonschema.Draft202012Validator(schema).validate(json.loads(text))
+                    assert not begins or text.count(json.dumps(name, ensure_ascii=False)) <= 1
+    if "required" not in schema:
+        assert accepts(grammar, f'{{"x-other":{value}}}'.encode()), "other names are allowed"
 
 
 @pytest.mark.parametrize("schema", KEPT)
@@ -218,20 +302,124 @@ def test_what_is_no_schema_is_refused(text: str) -> None:
         rewritten(text)
 
 
-def test_formats_that_are_enforced_are_kept() -> None:
-    checks = {
-        "date": r"\d{4}-\d\d-\d\d",
-        "time": r"\d\d:\d\d:\d\d.*",
-        "date-time": r"\d{4}-\d\d-\d\dT.*",
-        "duration": r"P.+",
-        "ipv4": r"(\d{1,3}\.){3}\d{1,3}",
-        "ipv6": r"[0-9A-Fa-f:.%a-z]+",
-        "uuid": r"[0-9A-Fa-f-]{36}",
-    }
-    for name, pattern in checks.items():
-        texts = walks(compiled_schema(rewritten(json.dumps({"type": "string", "format": name}))), 20)
-        assert texts
-        assert all(re.fullmatch(pattern, json.loads(text)) for text in texts), texts
+def is_format(name: str, text: str) -> bool:
+    """Whether a text has a format, by the standard library or else by the standard's own grammar."""
+    try:
+        match name:
+            case "date":
+                return datetime.date.fromisoformat(text).isoformat() == text
+            case "time":
+                return bool(datetime.time.fromisoformat(text).tzinfo)
+            case "date-time":
+                return bool(datetime.datetime.fromisoformat(text).tzinfo) and text[10] == "T"
+            case "ipv4":
+                return str(ipaddress.IPv4Address(text)) == text
+            case "ipv6":
+                return bool(ipaddress.IPv6Address(text)) and "%" not in text
+            case "uuid":
+                return str(uuid.UUID(text)) == text
+    except ValueError:
+        return False
+    assert name == "duration"
+    clock = r"T(\d+H(\d+M(\d+S)?)?|\d+M(\d+S)?|\d+S)"
+    days = r"(\d+Y(\d+M(\d+D)?)?|\d+M(\d+D)?|\d+D)"
+    return re.fullmatch(rf"P(\d+W|{days}({clock})?|{clock})", text) is not None
+
+
+@pytest.mark.parametrize("name", json_schema.FORMATS)
+def test_formats_that_are_enforced_are_kept(name: str) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "string", "format": name}}, "required": ["a"]}
+    for one in (schema, schema["properties"]["a"]):  # type: ignore[index]
+        texts = walks(compiled_schema(rewritten(json.dumps(one))), 400)
+        assert len(texts) > 300
+        values = [json.loads(text) for text in texts]
+        wrong = [value for value in values if not is_format(name, value["a"] if isinstance(value, dict) else value)]
+        assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("date", ["2024-02-29", "2000-02-29", "1999-12-31", "2026-04-30"]),
+        ("time", ["23:59:59Z", "00:00:00.123+05:30"]),
+        ("date-time", ["2026-11-30T03:50:00Z", "2026-11-30T03:50:00.5-08:00"]),
+        ("duration", ["PT1H30M", "P1Y2M3DT4H5M6S", "P4W", "PT20S", "P1M"]),
+        ("ipv4", ["127.0.0.1", "255.255.255.255", "0.0.0.0"]),
+        ("ipv6", ["::", "::1", "fe80::", "2001:db8::1:2", "1:2:3:4:5:6:7:8", "::ffff:192.0.2.1"]),
+        ("uuid", ["123e4567-e89b-12d3-a456-426614174000"]),
+    ],
+)
+def test_usual_values_of_formats_are_allowed(name: str, values: list[str]) -> None:
+    grammar = compiled_schema(rewritten(json.dumps({"type": "string", "format": name})))
+    for value in values:
+        assert is_format(name, value)
+        assert accepts(grammar, f'"{value}"'.encode()), value
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("date", ["2023-02-29", "1900-02-29", "2026-04-31", "2026-00-10", "2026-13-01"]),
+        ("time", ["24:00:00Z", "10:00:60Z", "10:00:00", "10:00:001Z"]),
+        ("duration", ["P", "PT", "P1H", "P1YT"]),
+        ("ipv4", ["041.79.101.9", "256.0.0.1", "1.2.3"]),
+        ("ipv6", ["1:2:3:4:5:6:7", "1::2::3", "::9.0.1.09", "1:2:3:4:5:6:7:8:9"]),
+    ],
+)
+def test_wrong_values_of_formats_are_not_allowed(name: str, values: list[str]) -> None:
+    grammar = compiled_schema(rewritten(json.dumps({"type": "string", "format": name})))
+    assert [value for value in values if accepts(grammar, f'"{value}"'.encode())] == []
+
+
+def pattern_of(draw: random.Random, depth: int) -> str:
+    """A random regular expression over a and b."""
+    kind = draw.random()
+    if depth == 0 or kind < 0.3:
+        return draw.choice(("a", "b", "[ab]", "ab"))
+    if kind < 0.5:
+        return f"({pattern_of(draw, depth - 1)}|{draw.choice((pattern_of(draw, depth - 1), ''))})"
+    if kind < 0.7:
+        return pattern_of(draw, depth - 1) + pattern_of(draw, depth - 1)
+    bounds = draw.choice(("?", "*", "+", "{2}", "{0,2}", "{1,2}", "{2,3}", "{2,}"))
+    return f"({pattern_of(draw, depth - 1)}){bounds}"
+
+
+JOINED = ["(ab+)?", "((a){2,3})?", "((ab){2,}|a){2,}", "a((a){0,2}|a)", "(a+([ab]|[ab]))?", "(a|a)(a|)|a"]
+
+
+def test_a_pattern_allows_what_it_matches_and_nothing_else() -> None:
+    draw = random.Random(0)
+    drawn = {pattern for _ in range(600) if len(pattern := pattern_of(draw, 3)) < 24}
+    texts = ["".join(letters) for length in range(6) for letters in itertools.product("ab", repeat=length)]
+    wrong = []
+    for pattern in [*JOINED, *sorted(drawn)]:
+        string = {"type": "string", "pattern": f"^({pattern})$"}
+        names = {"type": "object", "patternProperties": {f"^({pattern})$": BOOL}}
+        matches = {text for text in texts if re.fullmatch(pattern, text)}
+        grammar = compiled_schema(rewritten(json.dumps(string)))
+        allowed = {text for text in texts if accepts(grammar, f'"{text}"'.encode())}
+        wrong += [(pattern, text) for text in allowed ^ matches]
+        if pattern in JOINED:
+            grammar = compiled_schema(rewritten(json.dumps(names)))
+            wrong += [(pattern, t) for t in texts if accepts(grammar, f'{{"{t}":true}}'.encode()) != (t in matches)]
+    assert wrong == []
+
+
+CONSTANTS = [0, 1, False, True, 1.0, 0.0, None, "1", "", [], [1], [True], {"a": 1}, {"a": True}]
+
+
+def test_constants_of_python_that_are_equal_are_told_apart() -> None:
+    for one, other in itertools.product(CONSTANTS, repeat=2):
+        for schema in (
+            {"allOf": [{"const": one}, {"const": other}]},
+            {"oneOf": [{"const": one}, {"const": other}]},
+            {"$ref": "#/$defs/n", "enum": [one], "$defs": {"n": {"enum": [other]}}},
+            {"allOf": [{"properties": {"a": {"const": one}}}, {"properties": {"a": {"const": other}}}]},
+        ):
+            try:
+                assert broken(schema, 4) == [], schema
+            except RefusedSchemaError:
+                continue
 
 
 def tagged(count: int) -> list[dict[str, Any]]:

@@ -144,6 +144,32 @@ DEFINITIONS = {
 }
 
 
+@BOTH
+def test_names_and_constants_inside_arguments_are_told_apart(call_format: ToolCallFormat) -> None:
+    """Neither an escaped name of a property is an additional one, nor is 1 true."""
+    inner = {"type": "object", "properties": {"k": {"type": "boolean"}}, "additionalProperties": {"type": "integer"}}
+    schema = {"type": "object", "properties": {"a": inner}, "required": ["a"]}
+    held = constraint(call_format, tool(schema))
+    outputs(held)
+    for text, is_allowed in (('{"k":true,"b":5}', True), ('{"\\u006b":5}', False), ('{"k":true,"\\u006B":5}', False)):
+        if call_format is JSON:
+            whole = f'<tool_call>\n{{"name": "f", "arguments": {{"a":{text}}}}}\n</tool_call>'
+        else:
+            whole = call(value=text)
+        assert allows(held, whole) == is_allowed
+    mixed = {"type": "object", "properties": {"a": {"allOf": [{"const": 1}, {"const": True}]}}}
+    with pytest.raises(BadRequest) as raised:
+        structural_tag(constraint(call_format, tool(mixed)))
+    assert "allOf at /properties/a/allOf" in str(raised.value.violations[0])
+
+
+@BOTH
+def test_a_tool_takes_its_named_properties_alone(call_format: ToolCallFormat) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "additionalProperties": {"type": "boolean"}}
+    for output in outputs(constraint(call_format, tool(schema))):
+        assert all(arguments.keys() <= {"a"} for _, arguments in output.calls)
+
+
 def schema_of(*names: str, required: bool = True) -> dict[str, Any]:
     properties = {name.replace(" ", "_"): PROPERTIES[name] for name in names}
     return {

@@ -19,6 +19,7 @@ from typing import Any
 from penstock.engine.regex_syntax import MAX_COUNT, RefusedRegexError
 from penstock.engine.vllm.constraints.regex import (
     json_string_of_length,
+    json_string_other_than,
     raw_text_of_length,
     translate_json_pattern,
     translate_raw_pattern,
@@ -45,8 +46,6 @@ _ANY_TYPE = ("null", "boolean", "number", "string", "array", "object")
 _IN_PLACE = ("$ref", "$dynamicRef", "$recursiveRef", "allOf", "anyOf", "oneOf", "not", "if", "then", "else")
 ASSERTIONS = frozenset({"type", "enum", "const", "$id", *_IN_PLACE}).union(*_OF_TYPE.values())
 """Every other key is an annotation: it is accepted and asserts nothing."""
-ENFORCED_FORMATS = frozenset({"date", "time", "date-time", "duration", "ipv4", "ipv6", "uuid"})
-"""Enforced by their form (any month may have a day 31) if `format` is the only keyword; others are annotations."""
 MARKERS = ("<tool_call>", "</tool_call>", "<function=", "</function>", "<parameter=", "</parameter")
 """What no value of a tool call in XML contains, so that nothing in a value can end it or begin another one.
 
@@ -55,17 +54,38 @@ The last one has no `>`: readers repair a closing marker that lacks it.
 JSON_MARKERS = ("</", "<f")
 """What no JSON inside such a value contains. Shorter, because the compiler needs a second for each longer one in each
 schema; strings lose nothing, as JSON has `<\\/` and `\\u003cf`."""
-RAW_FORMATS: Mapping[str, str] = {
-    "date": r"^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])$",
-    "time": r"^([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d{1,9})?(Z|[+-]([01]\d|2[0-3]):[0-5]\d)$",
-    "duration": r"^P(\d{1,9}W|\d{1,9}D(T\d{1,9}H(\d{1,9}M(\d{1,9}S)?)?)?|T\d{1,9}[HMS])$",
-    "ipv4": r"^((25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)\.){3}(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)$",
-    "ipv6": r"^([0-9a-f]{1,4}:){7}[0-9a-f]{1,4}$|^([0-9a-f]{1,4}:){1,6}:[0-9a-f]{1,4}$|^::([0-9a-f]{1,4})?$",
-    "uuid": r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$",
+_DATE = (
+    r"([1-9]\d{3}-((0[13578]|1[02])-(0[1-9]|[12]\d|3[01])|(0[469]|11)-(0[1-9]|[12]\d|30)|02-(0[1-9]|1\d|2[0-8]))"
+    r"|([1-9]\d(0[48]|[2468][048]|[13579][26])|([2468][048]|[13579][26])00)-02-29)"
+)
+_TIME = r"([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d{1,9})?(Z|[+-]([01]\d|2[0-3]):[0-5]\d)"
+_MINUTES, _DAYS = r"\d{1,9}M(\d{1,9}S)?", r"\d{1,9}D"
+_CLOCK = rf"T(\d{{1,9}}H({_MINUTES})?|{_MINUTES}|\d{{1,9}}S)"
+_MONTHS = rf"\d{{1,9}}M({_DAYS})?"
+_BYTE = r"(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
+_IPV4 = rf"({_BYTE}\.){{3}}{_BYTE}"
+_H16 = "[0-9a-f]{1,4}"
+_FORMATS: Mapping[str, str] = {
+    "date": _DATE,
+    "time": _TIME,
+    "date-time": f"{_DATE}T{_TIME}",
+    "duration": rf"P(\d{{1,9}}W|({_DAYS}|{_MONTHS}|\d{{1,9}}Y({_MONTHS})?)({_CLOCK})?|{_CLOCK})",
+    "ipv4": _IPV4,
+    "ipv6": "|".join(
+        (
+            f"({_H16}:){{7}}{_H16}",
+            f"({_H16}:){{1,7}}:",
+            *(f"({_H16}:){{1,{7 - after}}}(:{_H16}){{{after}}}" for after in range(1, 7)),
+            f":((:{_H16}){{1,7}}|:)",
+            f"::ffff:{_IPV4}",
+        )
+    ),
+    "uuid": "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}",
 }
-"""Formats of strings that stand without quotes; a format may be narrower than its standard, never wider."""
+FORMATS: Mapping[str, str] = {name: f"^({pattern})$" for name, pattern in _FORMATS.items()}
+"""Formats that are enforced where no `pattern` or length stands beside them: narrower than their standards in places,
+never wider. All others are annotations."""
 NOT_AN_OBJECT = "the arguments of a tool are an object, which this schema does not allow"
-_DATE_TIME = RAW_FORMATS["date"][:-1] + "T" + RAW_FORMATS["time"][1:]
 _MAX_NUMBER = 2**53
 _SMALLEST_STEP = 1e-6
 
@@ -232,7 +252,7 @@ class _Rewriter:
                     merged[key] = [*merged.get(key, []), *value]
                 elif key not in merged:
                     merged[key] = value
-                elif merged[key] != value:
+                elif not self._are_equal(merged[key], value, at):
                     raise RefusedSchemaError("allOf", _join(at, "allOf"), f"its parts differ in {key}; merge them")
         for keys in _TOGETHER:
             split = [part for part in parts if keys & part.keys()]
@@ -240,6 +260,10 @@ class _Rewriter:
                 names = " and ".join(sorted(keys & merged.keys()))
                 raise RefusedSchemaError("allOf", _join(at, "allOf"), f"{names} are in different parts; merge them")
         return self._schema(merged, at)
+
+    def _are_equal(self, one: Any, other: Any, at: str) -> bool:
+        self._spend(units_of(one) // 8, at)
+        return _equal(one, other)
 
     def _resolved(self, part: Any, at: str) -> Schema:
         """Return what a part of allOf asserts, with its references resolved."""
@@ -397,7 +421,7 @@ class _Rewriter:
         least, most = _bounds(own, "minItems", "maxItems", at)
         if own.get("uniqueItems", False) is not False and (most is None or most > 1):
             raise RefusedSchemaError("uniqueItems", _join(at, "uniqueItems"), "is not enforced")
-        if "contains" in own and not (own.get("minContains") == 0 and "maxContains" not in own):
+        if "contains" in own and not (_equal(own.get("minContains"), 0) and "maxContains" not in own):
             raise RefusedSchemaError("contains", _join(at, "contains"), "is not enforced; use items or prefixItems")
         prefix = _list(own, "prefixItems", at) if "prefixItems" in own else []
         key = "items" if "items" in own else "unevaluatedItems"
@@ -429,10 +453,13 @@ class _Rewriter:
         required = own.get("required", [])
         if not isinstance(properties, dict) or not isinstance(required, list):
             raise RefusedSchemaError("properties", at, "properties must be an object, and required a list")
+        if not all(isinstance(name, str) for name in required):
+            raise RefusedSchemaError("required", _join(at, "required"), "must name properties")
         self._spend((units_of([*properties]) + units_of(required)) // 8, at)
         key = "additionalProperties" if "additionalProperties" in own else "unevaluatedProperties"
         rest = own.get(key, True)
-        if own.get("patternProperties") or own.get("propertyNames", True) not in (True, {}):
+        names = own.get("propertyNames", True)
+        if own.get("patternProperties") or not (names is True or names == {}):
             return self._by_name(own, at)
         missing = [name for name in dict.fromkeys(required) if name not in properties]
         if missing and rest is False:
@@ -449,6 +476,11 @@ class _Rewriter:
         closed = rest is False or (key not in own and bool(inner))
         if closed:
             written["additionalProperties"] = False
+        elif inner:
+            # The compiler's own names of additional properties may be those of named ones, spelled with escapes.
+            names = json_string_other_than(inner.keys(), in_xml=self._in_xml)
+            self._spend(units_of(names), at)
+            written |= {"patternProperties": {_anchored(names): open_schema}, "additionalProperties": False}
         elif key in own:
             written["additionalProperties"] = open_schema
         return self._counted(written, own, at, closed=closed)
@@ -503,8 +535,8 @@ class _Rewriter:
             return {"type": "string", "pattern": self._pattern(own["pattern"], _join(at, "pattern"), "pattern")}
         if least or most is not None:
             return {"type": "string", "pattern": _anchored(json_string_of_length(least, most, in_xml=self._in_xml))}
-        if isinstance(own.get("format"), str) and own["format"] in ENFORCED_FORMATS:
-            return {"type": "string", "format": own["format"]}
+        if (pattern := _format(own)) is not None:
+            return {"type": "string", "pattern": _anchored(translate_json_pattern(pattern))}
         return {"type": "string"}
 
     def _pattern(self, pattern: Any, at: str, keyword: str) -> str:
@@ -522,9 +554,8 @@ class _Rewriter:
                 return {"type": "string", "raw": translate_raw_pattern(own["pattern"], MARKERS)}
         if least or most is not None:
             return {"type": "string", "raw": raw_text_of_length(least, most)}
-        if isinstance(own.get("format"), str) and own["format"] in ENFORCED_FORMATS:
-            pattern = _DATE_TIME if own["format"] == "date-time" else RAW_FORMATS[own["format"]]
-            return {"type": "string", "raw": translate_raw_pattern(pattern, MARKERS)}
+        if (pattern := _format(own)) is not None:
+            return {"type": "string", "raw": translate_raw_pattern(pattern, ())}
         return {"type": "string"}
 
     _in_place: Mapping[str, Callable[[_Rewriter, Schema, str], Schema]] = {}
@@ -720,7 +751,8 @@ def _check_markers(values: Iterable[Any], markers: tuple[str, ...], keyword: str
 def _check_parameters(written: Schema, at: str) -> None:
     """Refuse what is not enforced for the parameters of the XML format."""
     for keyword in ("patternProperties", "propertyNames", "minProperties", "maxProperties"):
-        if keyword in written:
+        # Beside properties, patternProperties are the additional ones, which a tool does not take.
+        if keyword in written and not (keyword == "patternProperties" and "properties" in written):
             why = "is not enforced for a tool's own parameters with this model; use it in an object inside"
             raise RefusedSchemaError(keyword, _join(at, keyword), why)
     for name in written.get("properties", ()):
@@ -785,6 +817,11 @@ def _lengths(own: Schema, at: str) -> tuple[int, int | None]:
         keyword = "minLength" if least else "maxLength"
         raise RefusedSchemaError(keyword, _join(at, keyword), "is not enforced beside pattern; count in the pattern")
     return least, most
+
+
+def _format(own: Schema) -> str | None:
+    """Return the pattern of an enforced format."""
+    return FORMATS.get(own["format"]) if isinstance(own.get("format"), str) else None
 
 
 @contextlib.contextmanager

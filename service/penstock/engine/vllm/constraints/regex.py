@@ -10,7 +10,7 @@ and unknown escapes as letters and drops a `$` in the middle.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cache, lru_cache
 
 from penstock.engine.regex_syntax import (
@@ -37,6 +37,7 @@ _OTHER_LENGTHS: tuple[Ranges, ...] = (
 """Characters that do not take one or two bytes in UTF-8, three, and four."""
 _CARET = ord("^")
 _LESS = ord("<")
+_MAX_BEGINNINGS = 64
 _LONG_ESCAPES = 27  # control characters that JSON writes as \u00XX only
 _JSON_ESCAPES = {0x22: '"', 0x5C: "\\", 8: "b", 12: "f", 10: "n", 13: "r", 9: "t"}
 
@@ -57,7 +58,7 @@ def translate_json_pattern(pattern: str, *, in_xml: bool = False) -> str:
     As with the JSON-schema keyword, the match may be anywhere unless it is anchored. `in_xml`: `<` is written as
     `\\u003c`, so that no text in the string ends the XML element around it. Raise RefusedRegexError as `translate`.
     """
-    return _Writer(_json_set_in_xml if in_xml else _json_set).whole(_found_anywhere(pattern))
+    return _Writer(_json_set_in_xml if in_xml else _json_set, guarded=True).whole(_found_anywhere(pattern))
 
 
 def json_string_of_length(least: int, most: int | None, *, in_xml: bool = False) -> str:
@@ -68,6 +69,34 @@ def json_string_of_length(least: int, most: int | None, *, in_xml: bool = False)
     return _Writer(_json_set_in_xml if in_xml else _json_set).whole(
         Group(((Repeat(CharacterSet(TEXT), least, most),),))
     )
+
+
+def json_string_other_than(texts: Collection[str], *, in_xml: bool = False) -> str:
+    """Return a regular expression for the inside of JSON strings that are none of `texts`.
+
+    Each character stands for itself: strings with quotation marks, backslashes or control characters are left out, with
+    `in_xml` also those with `<`. So are some that differ late from the `texts`, as each of their beginnings costs the
+    compiler time.
+    """
+    plain = minus(TEXT, ((0, 0x1F), (0x22, 0x22), *(((_LESS, _LESS),) if in_xml else ()), (0x5C, 0x5C)))
+    following: dict[str, set[int]] = {"": set()}
+    for length in range(max(map(len, texts), default=0)):
+        longer = [text for text in texts if len(text) > length and text[:length] in following]
+        for text in longer:
+            following[text[:length]].add(ord(text[length]))
+        begun = {text[: length + 1] for text in longer if _has(plain, ord(text[length]))}
+        if not begun or len(following) + len(begun) > _MAX_BEGINNINGS:
+            break
+        following |= {beginning: set() for beginning in begun}
+    branches: list[tuple[Node, ...]] = []
+    whole: list[tuple[Node, ...]] = []
+    for beginning, codes in sorted(following.items()):
+        spelled = [CharacterSet(((ord(character),) * 2,)) for character in beginning]
+        branches.append((*spelled, CharacterSet(minus(plain, sorted_ranges((code, code) for code in codes)))))
+        if beginning not in texts:
+            whole.append((*spelled,))
+    anything = Repeat(CharacterSet(plain), 0, None)
+    return _Writer(_text_set, guarded=True).whole(Group(((Group(tuple(branches)), anything), *whole)))
 
 
 @lru_cache(maxsize=16)
@@ -150,8 +179,15 @@ def _between_anything(branch: tuple[Node, ...]) -> tuple[Node, ...]:
 
 
 class _Writer:
-    def __init__(self, write_set: Callable[[Ranges], str]) -> None:
+    """Write a tree as an expression. `guarded`: for a `pattern` of a JSON schema, which xgrammar compiles otherwise.
+
+    There xgrammar 0.2.8 joins automata at states that have edges of their own: `(ab+)?` also allows `b`. Empty groups
+    put new states between them.
+    """
+
+    def __init__(self, write_set: Callable[[Ranges], str], *, guarded: bool = False) -> None:
         self._write_set = write_set
+        self._guard = "(?:)" if guarded else ""
         self._size = 0
 
     def whole(self, group: Group) -> str:
@@ -166,7 +202,10 @@ class _Writer:
 
     def _branches(self, group: Group, *, starts: bool, ends: bool) -> str:
         written = [self._sequence(branch, starts=starts, ends=ends) for branch in group.branches]
-        return f"(?:{'|'.join(written)})" if len(written) > 1 else written[0]
+        return f"(?:{'|'.join(map(self._guarded, written))})" if len(written) > 1 else written[0]
+
+    def _guarded(self, text: str) -> str:
+        return f"{self._guard}{text}{self._guard}"
 
     def _sequence(self, nodes: Sequence[Node], *, starts: bool, ends: bool) -> str:
         written = []
@@ -188,7 +227,10 @@ class _Writer:
                 return self._sized(self._write_set(ranges))
             case Repeat(inner, least, most):
                 text = self._node(inner, starts=False, ends=False)
-                return self._sized(f"(?:{text}){_quantifier(least, most)}") if most != 0 and text else ""
+                if most == 0 or not text:
+                    return ""
+                inside = text if isinstance(inner, CharacterSet) else self._guarded(text)
+                return self._sized(self._guarded(f"(?:{inside}){_quantifier(least, most)}"))
             case Group():
                 return f"(?:{self._branches(node, starts=starts, ends=ends)})"
         raise AssertionError(node)

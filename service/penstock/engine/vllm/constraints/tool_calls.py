@@ -189,7 +189,8 @@ def _closed(schema: Schema) -> Schema:
         if not named and schema.get(keyword, False) is not False:
             why = "is not enforced for a tool's own arguments, where a name could come twice; name them"
             raise RefusedSchemaError(keyword, f"/{keyword}", why)
-    return {"type": "object", "properties": named} | schema | {"additionalProperties": False}
+    others = {key: value for key, value in schema.items() if key != "patternProperties"}
+    return {"type": "object", "properties": named} | others | {"additionalProperties": False}
 
 
 def _json(
