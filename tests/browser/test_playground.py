@@ -30,6 +30,7 @@ REPLIES = (
     Reply(match="evil", thought=EVIL, answer=EVIL),
     Reply(match="225", thought="The tool says it.", answer="It is 225."),
     Reply(match="use the tool", thought="I need a tool.", answer=f"\n\n{CALL}"),
+    Reply(match="long answer", thought="", answer=LONG, step_seconds=0.05),
     Reply(match="slow", thought=LONG, answer="The sum is 126, as I have checked.", step_seconds=0.05),
     Reply(thought="48 + 27 = 75; 75 + 36 = 111; 111 + 15 = 126.", answer="The sum is 126.", step_seconds=0.005),
 )
@@ -108,6 +109,29 @@ async def test_a_question_is_answered_with_thought_and_answer_apart(page: Page) 
     assert await page.run("document.querySelectorAll('#turns > li').length") == 4
 
 
+async def test_a_thought_and_an_answer_grow_while_they_come(page: Page) -> None:
+    await ask(page, "a slow one")
+    await check_growth(page, ".thought .text")
+    await ask(page, "a long answer")
+    await check_growth(page, "> .text")
+
+
+async def check_growth(page: Page, part: str) -> None:
+    """The text grows while the call runs, which is stopped then."""
+    before = ""
+    for _ in range(4):
+        longer = f"(document.querySelector('#turns > li:last-child {part}')?.textContent.length ?? 0) > {len(before)}"
+        await page.until(longer)
+        text = await last(page, part)
+        assert LONG.startswith(text)
+        assert text.startswith(before)
+        assert not await page.run(f"document.querySelector('#stop').disabled || {idle()}")
+        before = text
+    assert len(before) < len(LONG)
+    await page.click("#stop")
+    await page.until(idle())
+
+
 async def test_answer_now_and_stop_in_the_middle_of_a_thought(page: Page) -> None:
     await ask(page, "a slow one")
     await page.until(thinks(5))
@@ -173,6 +197,15 @@ async def test_what_a_model_writes_is_text(page: Page) -> None:
 
 
 async def test_a_picture_goes_with_the_next_question(page: Page) -> None:
+    await choose_picture(page)
+    await ask(page, "What is it?")
+    await page.until(idle())
+    assert await page.run("document.querySelectorAll('#turns img').length") == 1
+    assert await page.run("document.querySelector('#problem').hidden")
+    assert await last(page, "> .text")
+
+
+async def choose_picture(page: Page) -> None:
     data = base64.b64encode(png(64, 64, "red")).decode()
     await page.run(
         f"""(() => {{
@@ -184,11 +217,6 @@ async def test_a_picture_goes_with_the_next_question(page: Page) -> None:
         }})()"""
     )
     await page.until("document.querySelector('#image-note').textContent.startsWith('red.png goes')")
-    await ask(page, "What is it?")
-    await page.until(idle())
-    assert await page.run("document.querySelectorAll('#turns img').length") == 1
-    assert await page.run("document.querySelector('#problem').hidden")
-    assert await last(page, "> .text")
 
 
 async def test_an_error_is_told_and_the_page_goes_on(page: Page) -> None:
@@ -281,18 +309,65 @@ async def test_the_heat_map_shows_which_experts_are_hot(tmp_path: Path) -> None:
         assert page.messages == []
 
 
-@pytest.mark.parametrize("width", [1280, 768, 360])
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+WIDTHS = pytest.mark.parametrize("width", [1280, 768, 360])
+SCHEMES = pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+
+
+async def check_with_axe(page: Page, state: str) -> None:
+    """Nothing is wider than the window, and axe finds nothing in what is shown now."""
+    assert await page.run("document.documentElement.scrollWidth <= innerWidth"), state
+    if not await page.run("'axe' in globalThis"):
+        # The page's own policy lets no other script in: axe comes by the debugger.
+        await page.send("Runtime.evaluate", expression=AXE.read_text(encoding="utf-8"))
+    found: list[dict[str, Any]] = await page.run("axe.run().then((results) => results.violations)")
+    assert [(one["id"], [node["html"] for node in one["nodes"]]) for one in found] == [], state
+
+
+@WIDTHS
+@SCHEMES
 async def test_axe_finds_nothing_at_any_width(page: Page, url: str, width: int, dark: bool) -> None:
     await ready(page, url, width=width, dark=dark)
     await ask(page, "What is 48 + 27 + 36 + 15?")
     await page.until("document.querySelector('#ended').textContent === 'The model ended it'")
     await page.until(idle())
-    assert await page.run("document.documentElement.scrollWidth <= innerWidth")
-    # The page's own policy lets no other script in: axe comes by the debugger.
-    await page.send("Runtime.evaluate", expression=AXE.read_text(encoding="utf-8"))
     for view in ("#chat", "#engine"):
         await page.run(f"location.hash = '{view}'")
         await page.until(f"!document.querySelector('{view}').hidden")
-        found: list[dict[str, Any]] = await page.run("axe.run().then((results) => results.violations)")
-        assert [(one["id"], [node["html"] for node in one["nodes"]]) for one in found] == []
+        await check_with_axe(page, view)
+
+
+@WIDTHS
+@SCHEMES
+async def test_axe_finds_nothing_in_any_state(tmp_path: Path, width: int, dark: bool) -> None:
+    async with (
+        service(WithExperts(REPLIES)) as target,
+        gateway_to(target) as address,
+        browser(tmp_path / "profile") as page,
+    ):
+        await ready(page, f"{address}/", width=width, dark=dark)
+        await page.run("document.querySelector('#chat details').open = true")
+        await choose_picture(page)
+        await check_with_axe(page, "a picture is chosen")
+        await ask(page, "a slow one about a picture")
+        await page.until(thinks(5))
+        await page.until("!document.querySelector('#answer-now').disabled && !document.querySelector('#stop').disabled")
+        await check_with_axe(page, "it thinks, and can be steered")
+        assert await page.text("#state") != "Ready"
+        await page.click("#answer-now")
+        await page.until(idle())
+        assert await page.run("document.querySelectorAll('#turns img').length") == 1
+        await check_with_axe(page, "a picture is shown")
+        await page.click("#new")
+        await page.click("#calculator")
+        await ask(page, "Please use the tool.")
+        await page.until(idle())
+        assert await page.run("document.querySelector('.tool').textContent.endsWith('= 225')")
+        await check_with_axe(page, "a tool has run")
+        await page.run("document.querySelector('#most').value = '999999'")
+        await ask(page, "too much")
+        await page.until("!document.querySelector('#problem').hidden")
+        await check_with_axe(page, "an error is shown")
+        await page.run("location.hash = '#engine'")
+        await page.until("document.querySelector('#heat').getAttribute('aria-label').startsWith('Load of')")
+        await page.until("document.querySelectorAll('#layers tr').length === 2")
+        await check_with_axe(page, "the heat map is filled")
