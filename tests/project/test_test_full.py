@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from xml.etree import ElementTree
+from pathlib import Path
 
 import pytest
 
 from tests.project.script_modules import ROOT, load
 
-REPORT = """<testsuites><testsuite><testcase classname="tests.a" name="test_b" time="1"><properties>
-<property name="requests" value="2500" /><property name="engine_restarts" value="0" /></properties></testcase>
-<testcase classname="tests.a" name="test_c" time="1" /></testsuite></testsuites>"""
+TESTS = """
+def test_that_records(record_property):
+    record_property("requests", 2500)
+    record_property("engine_restarts", 0)
+
+def test_that_does_not():
+    pass
+"""
 
 
-def test_what_a_test_recorded_is_read_from_the_junit_xml(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_test_recorded_is_in_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "scripts")
-    with_properties, without = ElementTree.fromstring(REPORT).iter("testcase")
-    script = load("test-full")
-    assert script.recorded(with_properties) == {"requests": "2500", "engine_restarts": "0"}
-    assert script.recorded(without) == {}
+    (tmp_path / "test_some.py").write_text(TESTS)
+    # By the project's own settings, which make warnings errors.
+    part = load("test-full").run(["-q", "-c", str(ROOT / "pyproject.toml"), "-p", "no:cacheprovider", str(tmp_path)])
+    assert part["counts"] == {"passed": 2}
+    (recorded,) = part["recorded"].items()
+    assert recorded[0].endswith("::test_that_records")
+    assert recorded[1] == {"requests": "2500", "engine_restarts": "0"}
