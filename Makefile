@@ -12,7 +12,7 @@ LOCK := requirements/$(ENGINE).lock
 STAMP := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup gpu-host tools demo test test-fast test-engine test-chart test-full test-cluster coverage check versions \
+.PHONY: help setup gpu-host tools demo test test-fast test-slow test-browser test-engine test-chart test-full test-cluster coverage check versions \
 	set-version breaking dist protos configuration clients chart reference docs docs-links lock audit digests sbom model quantize pictures pilot bench clean
 
 help: ## this list
@@ -42,6 +42,12 @@ NO_ENGINE := --ignore=tests/engine --ignore=tests/chaos
 
 test-fast: setup ## tests without an engine: under two minutes on two cores
 	@$(BIN)/python -m pytest -q $(PARALLEL) $(NO_ENGINE) -m "not engine and not slow and not full" $(ARGS)
+
+test-slow: setup tools ## the tests that take the clients' toolchains, load or seconds, without an engine
+	@$(BIN)/python -m pytest -q $(PARALLEL) $(NO_ENGINE) -m "slow and not engine and not full" $(ARGS)
+
+test-browser: setup tools ## the playground and the pilot's report in Chromium; fails without it
+	@$(BIN)/python -m pytest -q tests/browser --require-tools -m "not engine" $(ARGS)
 
 test: $(GPU_HOST) setup tools ## the tests before a commit lands: those without an engine, then those on the real engine; 35 minutes
 	@$(BIN)/python -m pytest -q $(PARALLEL) $(NO_ENGINE) -m "not engine and not full" $(ARGS)

@@ -5,6 +5,7 @@
 """
 
 import signal
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker in _FOLDERS.get(_folder(item, here), []):
             item.add_marker(marker)
         if item.get_closest_marker("cpu_build") and engine_build.installed() == "gpu":
-            item.add_marker(pytest.mark.skip(reason="about vLLM's CPU build"))
+            item.add_marker(pytest.mark.skip(reason=tooling.OTHER_BUILD))
     items.sort(key=lambda item: order.get(_folder(item, here), 1 if item.get_closest_marker("engine") else 0))
 
 
@@ -62,3 +63,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.fail(f"{item.nodeid} needs a tool: {'; '.join(reasons)}", pytrace=False)
     if reasons:
         pytest.skip("; ".join(reasons))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """With --require-tools, fail a test that is skipped for any other reason than the machine's CPU or no cluster."""
+    report = yield
+    told = report.longrepr[2] if report.skipped and isinstance(report.longrepr, tuple) else ""
+    reason = told.removeprefix("Skipped: ")
+    if reason and item.config.getoption("--require-tools") and not tooling.may_be_skipped(item, reason):
+        report.outcome, report.longrepr = "failed", f"{item.nodeid} may not be skipped here: {reason}"
+    return report

@@ -6,14 +6,21 @@ names what it needs with `@pytest.mark.needs("buf")`: `make test` skips it by th
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 TOOLS = ROOT / ".tools"
+OTHER_BUILD = "about vLLM's CPU build"
+_OF_THE_CPU = "this CPU: "
 _HINTS = {
     "buf": "npm install -g @bufbuild/buf",
     "chromium": "apt-get install chromium",
@@ -61,6 +68,16 @@ def missing(name: str) -> str:
     return f"no {name} here: {why.read_text().strip() if why.exists() else f'run `make tools`, or {hint}'}"
 
 
+def skip_on_this_cpu(why: str) -> NoReturn:
+    """Skip a test about a CPU of another kind, also in `make test-full`: no tool is missing."""
+    pytest.skip(_OF_THE_CPU + why)
+
+
+def may_be_skipped(item: pytest.Item, reason: str) -> bool:
+    """Return whether a test may be skipped where no tool may be missing."""
+    return reason.startswith((_OF_THE_CPU, OTHER_BUILD)) or item.get_closest_marker("cluster") is not None
+
+
 def _fetched(name: str) -> Callable[[], str]:
     def why_not() -> str:
         if (TOOLS / f"{name}.ready").exists():
@@ -81,6 +98,15 @@ def json_schema_suite() -> Path | None:
     return next((place for place in places if (place / "anyOf.json").exists()), None)
 
 
+def _no_mount() -> str:
+    """Say why this machine lends no file system of its own; empty where it does."""
+    if find("unshare") is None:
+        return f"no unshare here: {_HINTS['unshare']}"
+    command = ["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return "" if done.returncode == 0 else f"no file system of one's own here: {done.stderr.strip()}"
+
+
 def _no_suite() -> str:
     if json_schema_suite() is not None:
         return ""
@@ -92,3 +118,5 @@ def _no_suite() -> str:
 
 _PROVIDED = {name: _fetched(name) for name in ("node", "npm", "go", "grpc-go", "grpc-cpp", "triton", "audit")}
 _PROVIDED["json-schema-suite"] = _no_suite
+_PROVIDED["root"] = lambda: "" if os.geteuid() == 0 else "not run as root"
+_PROVIDED["mount"] = functools.cache(_no_mount)

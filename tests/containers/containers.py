@@ -13,8 +13,7 @@ from tests.chart.chart import Object, of_kind
 
 marks = [
     pytest.mark.full,
-    pytest.mark.needs("helm", "podman", "runc", "mmdebstrap"),
-    pytest.mark.skipif(os.geteuid() != 0, reason="podman with runc is run as root here"),
+    pytest.mark.needs("helm", "podman", "runc", "mmdebstrap", "root"),
 ]
 PODMAN = ("podman", "--runtime", "runc")
 

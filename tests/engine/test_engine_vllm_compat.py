@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from tests.tooling import skip_on_this_cpu
+
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.cpu_build]
 
 INSPECT = """
@@ -52,7 +54,7 @@ def test_a_column_of_one_token_still_needs_its_stride(patched):
     from vllm.model_executor.layers.mamba.ops.cpu import gdn_attention
 
     if not hasattr(torch.ops._C, "causal_conv1d_fwd_cpu"):
-        pytest.skip("needs a CPU with AVX-512: vLLM has no such kernel for others")
+        skip_on_this_cpu("no AVX-512, and vLLM has no such kernel for others")
 
     def convolve(function):
         dim, width = 768, 4
@@ -105,7 +107,7 @@ def test_convolution_under_speculation_still_asks_for_amx_where_bfloat16_is_enou
     from vllm.model_executor.layers.mamba.ops.cpu import gdn_attention
 
     if torch.cpu._is_amx_tile_supported() or not torch.cpu._is_avx512_bf16_supported():
-        pytest.skip("needs a CPU with AVX-512 BF16 and without AMX")
+        skip_on_this_cpu("not one with AVX-512 BF16 and without AMX")
     assert "_is_amx_tile_supported" in inspect.getsource(gdn_attention._spec_aware_nonspec)
     assert gdn_attention.torch.cpu._is_amx_tile_supported()
     assert gdn_attention.torch.nn is torch.nn

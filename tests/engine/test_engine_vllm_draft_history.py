@@ -16,6 +16,7 @@ from penstock_proto.v1 import generation_pb2 as pb
 from penstock_proto.v1 import generation_pb2_grpc
 
 from tests.bad_requests import hello
+from tests.tooling import skip_on_this_cpu
 
 pytestmark = pytest.mark.cpu_build
 
@@ -105,7 +106,7 @@ def test_the_native_convolution_leaves_the_same_history() -> None:
 
     general_plugin()
     if not torch.cpu._is_avx512_bf16_supported():
-        pytest.skip("needs a CPU with AVX-512 BF16")
+        skip_on_this_cpu("no AVX-512 BF16")
     dim = 768
     torch.manual_seed(3)
     weight = torch.randn(dim, WIDTH).mul(0.3).bfloat16()

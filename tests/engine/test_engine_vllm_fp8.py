@@ -15,6 +15,8 @@ from penstock.engine.vllm.fp8.write import write
 from penstock.errors import ConfigError, PenstockError
 from safetensors.torch import load_file, save_file
 
+from tests.tooling import skip_on_this_cpu
+
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -156,7 +158,6 @@ def test_the_demo_model_shrinks_to_six_tenths(tmp_path):
     assert written.ratio <= 0.6
 
 
-@pytest.mark.skipif(not DEMO_MODEL_FP8_DIR.is_dir(), reason="the demo model ships in bfloat16 alone")
 def test_the_shipped_fp8_model_is_what_quantize_makes_of_the_shipped_one(tmp_path):
     """Where this fails: `make quantize`."""
     write(DEMO_MODEL_DIR, tmp_path / "fp8")
@@ -179,7 +180,7 @@ def cpu():
 @pytest.mark.parametrize("tokens", [1, 3, 5, 70])
 def test_vllms_kernels_agree_with_plain_arithmetic(cpu, tokens, block_rows):
     if not cpu.kernels_agree():
-        pytest.skip("this CPU has no AVX-512 BF16: weights are widened")
+        skip_on_this_cpu("no AVX-512 BF16: weights are widened")
     pack = torch.ops._C.convert_weight_packed
     x = draw(tokens, 256).to(torch.bfloat16) * 20
     weight, scale = quantize(draw(384, 256))
@@ -204,6 +205,6 @@ def test_vllm_still_keeps_its_kernels_to_cpus_with_amx(cpu):
     from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUExpertsFp8
 
     if torch.cpu._is_amx_tile_supported():
-        pytest.skip("this CPU has AMX: vLLM's kernels are open to it")
+        skip_on_this_cpu("it has AMX: vLLM's kernels are open to it")
     assert not CPUFp8BlockScaledMMKernel.is_supported()[0]
     assert not CPUExpertsFp8._supports_current_device()

@@ -297,15 +297,13 @@ async def test_requests_memory_and_connections_are_bounded(gateway: Gateway) -> 
 
 
 async def test_bodies_of_all_requests_together_are_bounded(gateway: Gateway) -> None:
-    http = await gateway(settings=SMALL)
+    http = await gateway(settings=replace(SMALL, request_seconds=60.0))
     open_ones = [await connect(http) for _ in range(3)]
     for _, writer in open_ones[:2]:
         writer.write(head("/v1/chat/completions", "content-length: 199000") + b" " * 198_000)
     async with asyncio.timeout(60):
-        while (await held(http))[1] < 390_000:
+        while (await held(http))[1] < 390_000:  # noqa: ASYNC110 - it asks about another part
             await asyncio.sleep(0.01)
-            if any(reader.at_eof() for reader, _ in open_ones[:2]):
-                pytest.skip("the machine was too slow to send two bodies within request_seconds")
     reply = await http.post("/v1/chat/completions", content=b" " * 50_000, headers={"content-type": "application/json"})
     assert reply.status_code == 503
     for _, writer in open_ones:

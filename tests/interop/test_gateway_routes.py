@@ -137,8 +137,10 @@ async def test_a_large_image_reaches_the_gateway(behind: httpx.AsyncClient) -> N
     part = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{image}"}}
     body = {"model": "", "messages": [{"role": "user", "content": [part]}]}
     reply = await behind.post("/v1/chat/completions", json=body)
-    # An answer of the gateway, not of the proxy: this service takes smaller messages.
-    assert (reply.status_code, reply.json()["error"]["code"]) == (413, "request_too_large")
+    # An answer of the service, not of the proxy: its model takes smaller images.
+    error = reply.json()["error"]
+    assert (reply.status_code, error["code"]) == (400, "limit_exceeded"), error
+    assert "image" in error["message"], error
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,18 @@ from typing import Any
 
 import pytest
 import yaml
+from _pytest.mark.expression import Expression
 
 from tests.project.script_modules import ROOT
 
 FORGE = ROOT / ".github"
 JOBS: dict[str, dict[str, Any]] = yaml.safe_load((FORGE / "workflows/ci.yml").read_text())["jobs"]
 TARGETS = set(re.findall(r"(?m)^([a-z-]+):.* ## ", (ROOT / "Makefile").read_text()))
+GATES = {
+    target: re.search(rf"(?m)^{target}: .*\n\t.* -m \"(.*?)\"", (ROOT / "Makefile").read_text()).group(1)  # type: ignore[union-attr]
+    for target in ("test-fast", "test-slow", "test-engine")
+}
+"""The tests that each job's target chooses, as expressions of markers."""
 SCHEMAS = {
     "workflows/*.yml": "github-workflows",
     "ISSUE_TEMPLATE/config.yml": "github-issue-config",
@@ -25,11 +31,20 @@ SCHEMAS = {
 
 
 def test_each_job_is_one_make_target() -> None:
-    wanted = {"check", "test-fast", "test-engine", "clients", "test-chart", "docs", "coverage", "breaking", "audit"}
+    wanted = {"check", "clients", "test-chart", "docs", "coverage", "breaking", "audit"} | set(GATES) | {"test-browser"}
     called = {job["with"]["target"] for job in JOBS.values()}
     assert called <= TARGETS
     assert called >= wanted
     assert {job["uses"] for job in JOBS.values()} == {"./.github/workflows/make.yml"}
+
+
+@pytest.mark.parametrize("markers", [(), ("slow",), ("engine",), ("slow", "engine")], ids="+".join)
+def test_each_test_that_is_not_full_is_in_a_job_that_can_fail(markers: tuple[str, ...]) -> None:
+    chosen = [Expression.compile(expression) for expression in GATES.values()]
+    assert sum(one.evaluate(lambda name, **_: name in markers) for one in chosen) == 1
+    assert not any(one.evaluate(lambda name, **_: name in (*markers, "full")) for one in chosen)
+    [ignored] = re.findall(r"(?m)^NO_ENGINE := (.*)$", (ROOT / "Makefile").read_text())
+    assert ignored.split() == ["--ignore=tests/engine", "--ignore=tests/chaos"]  # all of them are marked `engine`
 
 
 def test_the_matrix_is_every_supported_python() -> None:

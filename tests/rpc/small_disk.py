@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import subprocess
 import sys
@@ -11,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from tests import tooling
 
 _SCRIPT = """
 mount -t tmpfs -o size=$1 tmpfs "$2" || exit 99
@@ -32,21 +33,9 @@ class Done:
     files: tuple[str, ...]
 
 
-@functools.cache
-def why_no_disk() -> str:
-    """Return why this machine lends no file system of its own; empty where it does."""
-    try:
-        done = subprocess.run(
-            ["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True, text=True
-        )
-    except FileNotFoundError:
-        return "no unshare here"
-    return "" if done.returncode == 0 else f"no file system of one's own here: {done.stderr.strip()}"
-
-
 def on_small_disk(folder: Path, size: int, command: Sequence[str], environ: Mapping[str, str] | None = None) -> Done:
     """Run `command` in `folder`, on which a disk of `size` bytes is mounted for it alone."""
-    if why := why_no_disk():
+    if why := tooling.missing("mount"):
         pytest.skip(why)
     listed = folder.with_suffix(".files")
     shell = ["unshare", "-rm", "sh", "-c", f"exec 3>{listed}; {_SCRIPT}", "sh", str(size), str(folder), *command]

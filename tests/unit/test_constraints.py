@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 
 import psutil
 import pytest
+import xgrammar
 from penstock.engine.child_environment import ALLOWED
 from penstock.engine.vllm.constraints import sandbox as sandbox_module
 from penstock.engine.vllm.constraints.sandbox import ConstraintSandbox
@@ -18,7 +19,6 @@ from penstock.types import StructuredKind, StructuredOutput
 
 from tests.clock import stopped
 
-xgrammar = pytest.importorskip("xgrammar")
 CONSTRAINT = StructuredOutput(StructuredKind.REGEX, "[ab]{3}")
 
 

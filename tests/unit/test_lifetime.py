@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -75,7 +74,7 @@ def test_every_generation_should_end_with_a_service_that_is_killed_stopped_ones_
         assert all(ends(process) for process in below)
 
 
-@pytest.mark.skipif(shutil.which("unshare") is None or os.geteuid() != 0, reason="needs unshare(1) as root")
+@pytest.mark.needs("unshare", "root")
 def test_they_should_end_in_a_container_whose_pid_1_is_not_the_service() -> None:
     shell = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", '"$@"; sleep 600', "sh")
     with running(*shell) as (_, below):

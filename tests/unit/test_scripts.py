@@ -22,6 +22,7 @@ _HARMLESS = {
     "published-runs": "--help",
     "reference": "--check",
     "two-nodes": "--help",
+    "test-repeatedly": "--help",
     "version": "--check",
     "words": "--help",
     "vllm-compare": "--help",

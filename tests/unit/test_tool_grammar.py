@@ -590,7 +590,8 @@ def test_references_that_multiply_are_refused(call_format: ToolCallFormat) -> No
 
 @BOTH
 def test_the_engine_takes_the_deepest_tag_that_is_accepted(call_format: ToolCallFormat) -> None:
-    vllm = pytest.importorskip("vllm.sampling_params")
+    from vllm import sampling_params
+
     accepted, reasons = 0, set()
     for depth in range(1, 40):
         schema: Any = {"type": "integer"}
@@ -602,14 +603,15 @@ def test_the_engine_takes_the_deepest_tag_that_is_accepted(call_format: ToolCall
         except BadRequest as error:
             reasons.add(error.violations[0].reason)
             continue
-        vllm.check_json_nesting(tag, structural_tag=True)
+        sampling_params.check_json_nesting(tag, structural_tag=True)
         accepted = depth
     assert accepted >= 20
     assert reasons == {"LIMIT_EXCEEDED"}
 
 
 def test_the_tag_is_one_that_xgrammar_knows() -> None:
-    xgrammar = pytest.importorskip("xgrammar")
+    import xgrammar
+
     tools = (tool(schema_of(*(set(PROPERTIES) - {"anything"}))), tool({"type": "object"}, "g"), tool(name="h"))
     for call_format in (JSON, XML):
         for requires_call in (True, False):

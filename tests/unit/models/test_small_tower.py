@@ -3,6 +3,7 @@
 import random
 from pathlib import Path
 
+import pytest
 import torch
 from PIL import Image
 
@@ -42,6 +43,7 @@ def test_the_labels_of_a_picture_are_what_is_drawn() -> None:
     assert {mark.what for mark in signs} <= set(CLASSES)
 
 
+@pytest.mark.timeout(600)
 def test_a_tower_learns_to_read(tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = model_config()["vision_config"] | {"depth": 1}
