@@ -121,6 +121,7 @@ class FakeService(generation_pb2_grpc.GenerationServiceServicer, model_pb2_grpc.
         self.hang_after: int | None = None
         self.requests: list[Any] = []
         self.metadata: dict[str, Any] = {}
+        self.seconds_left: float | None = None
         self.cancelled = 0
 
     async def StreamGenerate(  # noqa: N802
@@ -202,6 +203,7 @@ class FakeService(generation_pb2_grpc.GenerationServiceServicer, model_pb2_grpc.
     async def _note(self, request: Any, context: Any) -> None:
         self.requests.append(request)
         self.metadata = dict(context.invocation_metadata())
+        self.seconds_left = context.time_remaining()
         if self.error is not None:
             refused = rpc_status.to_status(self.error)
             await context.abort_with_status(

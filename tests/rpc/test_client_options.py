@@ -226,6 +226,7 @@ def test_the_other_clients_do_the_same(language: str, target: str, fake: FakeSer
     told = {"limit-requests": "60", "remaining-requests": "59"}
     served = ask("served")
     assert not any(served.pop("said")), "nothing is said where nothing is done"
+    assert fake.seconds_left is None, "a generation has no deadline by default"
     assert served == {"text": "".join(ANSWER), "limits": told, "stream_limits": told}
     assert (fake.metadata["authorization"], fake.metadata["x-team"]) == ("Bearer k", "a")
     assert [turn.content for turn in fake.requests[-1].spec.messages.messages] == ["s", "one", "".join(ANSWER), "two"]
@@ -241,12 +242,26 @@ def test_the_other_clients_do_the_same(language: str, target: str, fake: FakeSer
     fake.reset()
     seen = ask("another")
     assert fake.metadata["authorization"] == "Bearer another"
+    assert fake.seconds_left is not None, "a call that generates nothing has a deadline"
     assert seen["closed"] == "the client is closed"
     assert seen["certificate"] == "FILE must have a certificate in PEM, found none"
     assert seen["network"].startswith("the API key would be sent to ")
     assert "without encryption" in seen["network"]
     if language == "Go":
         assert seen["connection"].endswith("are options of the connection: give them to Dial")
+
+
+async def test_only_calls_that_generate_nothing_have_a_deadline_by_default(target: str, fake: FakeService) -> None:
+    with pc.Client(target) as client:
+        client.model()
+        assert fake.seconds_left is not None
+        client.generate("x")
+        assert fake.seconds_left is None
+    async with pc.AsyncClient(target) as aclient:
+        await aclient.model()
+        assert fake.seconds_left is not None
+        await aclient.generate("x")
+        assert fake.seconds_left is None
 
 
 async def test_a_closed_client_makes_no_call(target: str) -> None:
