@@ -76,7 +76,7 @@ def test_should_configure_the_service_in_its_own_words(
 ) -> None:
     """Each pod's own command line, with --check-config: what it passes is accepted, the file above all."""
     # Ports and volumes are the pod's: this machine may have neither.
-    monkeypatch.setattr("penstock.cli.serve.preflight", lambda config: None)
+    monkeypatch.setattr("penstock.cli.serve.preflight", lambda *_: None)
     objects = render(values)
     file = tmp_path / "penstock.toml"
     file.write_text(configuration(objects))

@@ -90,7 +90,7 @@ def test_should_bring_the_pinned_engine() -> None:
 
 @pytest.mark.parametrize("kind", ["cpu", "gpu"])
 def test_should_start_with_arguments_that_the_service_takes(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("penstock.cli.serve.preflight", lambda config: None)  # ports and volumes are the container's
+    monkeypatch.setattr("penstock.cli.serve.preflight", lambda *_: None)  # ports and volumes are the container's
     text = (ROOT / "docker" / f"{kind}.Dockerfile").read_text()
     (arguments,) = re.findall(r"^CMD (\[.*\])", text, re.MULTILINE)
     done = CliRunner().invoke(app, [*json.loads(arguments), "--check-config"])

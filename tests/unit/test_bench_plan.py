@@ -22,7 +22,7 @@ def test_it_plans_for_the_installed_build(
     before = dict(os.environ)
     request.addfinalizer(lambda: (os.environ.clear(), os.environ.update(before)))
     devices = Devices("gpu", 1, 80 * 2**30, capability=(9, 0)) if kind == "gpu" else Devices("cpu")
-    monkeypatch.setattr(start, "_build", lambda _: (kind, "0.32.0"))
+    monkeypatch.setattr(start, "installed_build", lambda _: (kind, "0.32.0"))
     monkeypatch.setattr(start, "find_devices", lambda _: devices)
     setting = compare._setting(tmp_path, "127.0.0.1:1")
     arguments = setting.plan.arguments

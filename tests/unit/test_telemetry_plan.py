@@ -42,6 +42,21 @@ def test_our_endpoint_wins_over_the_variables() -> None:
     assert routes(otlp="http")["metrics"] == ("http", "http://localhost:4318/v1/metrics")
 
 
+@pytest.mark.parametrize("endpoint", ["nonsense", "http://", "ftp://c:4317", "http://c:99999", "http://c:0", "c:", "/"])
+@pytest.mark.parametrize("otlp", ["grpc", "http"])
+def test_an_endpoint_where_no_collector_can_be_is_refused(endpoint: str, otlp: str) -> None:
+    with pytest.raises(ConfigError, match=r"telemetry\.otlp_endpoint: must be a URL such as http://localhost:431"):
+        routes(otlp=otlp, otlp_endpoint=endpoint)
+    with pytest.raises(ConfigError, match="OTEL_EXPORTER_OTLP_LOGS_ENDPOINT: must be"):
+        routes({"OTEL_EXPORTER_OTLP_LOGS_ENDPOINT": endpoint}, otlp=otlp)
+
+
+def test_grpc_takes_an_endpoint_without_a_scheme() -> None:
+    assert routes(otlp="grpc", otlp_endpoint="c:4317")["logs"] == ("grpc", "c:4317")
+    with pytest.raises(ConfigError, match="must be a URL"):
+        routes(otlp="http", otlp_endpoint="c:4318")
+
+
 def test_a_protocol_that_is_not_spoken_is_refused() -> None:
     with pytest.raises(ConfigError, match="must be grpc or http/protobuf, got http/json"):
         routes(ENDPOINT | {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"})

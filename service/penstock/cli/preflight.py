@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from penstock.errors import ConfigError
+from penstock.files import why_not_writable
 
 if TYPE_CHECKING:
-    from penstock.config.schema import Config
+    from penstock.config.schema import Config, EngineSettings
 
 _MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 _ELSEWHERE = ("s3://", "gs://", "az://")
 
 
-def preflight(config: Config) -> None:
-    """Raise ConfigError for addresses that cannot be bound and a model directory that cannot be loaded."""
+def preflight(config: Config, ready_file: Path | None = None) -> None:
+    """Raise ConfigError for what the service would refuse at its start: addresses, files, the model, the build."""
     wrong = []
     for key, listen in (
         ("server.listen", config.server.listen),
@@ -27,17 +30,68 @@ def preflight(config: Config) -> None:
     ):
         if listen and (why := why_not_listen(listen)):
             wrong.append(f"{key}: {why}")
-    model = config.engine.model
-    if config.engine.kind != "scripted" and model and not model.startswith(_ELSEWHERE):
-        wrong += [f"engine.model: {why}" for why in why_not_load(model)]
+    for key, file in (
+        ("audit.file", config.audit.file),
+        ("quotas.daily_file", config.quotas.daily_file),
+        ("--ready-file", ready_file),
+    ):
+        if file is not None and str(file) != "-" and (why := why_not_writable(file)):
+            wrong.append(f"{key}: {why}")
+    for read in _readers(config):
+        try:
+            read()
+        except ConfigError as error:
+            wrong += [line for line in error.message.splitlines() if line.partition(": ")[0] not in _keys(wrong)]
     if wrong:
         raise ConfigError("\n".join(wrong))
 
 
+def _keys(wrong: list[str]) -> set[str]:
+    return {line.partition(": ")[0] for line in wrong}
+
+
+def _readers(config: Config) -> Iterator[Callable[[], object]]:
+    """Yield what the service itself reads its settings and files with. None of it starts or writes anything."""
+    from penstock.admission.quotas.store import quotas_of
+    from penstock.auth.authenticator import Authenticator
+    from penstock.server.listener import check_listen
+    from penstock.server.tls import Certificates
+    from penstock.sessions.checkpoints import signing_key
+    from penstock.telemetry.otel.plan import plan_telemetry
+
+    yield partial(check_listen, config)
+    if config.tls.certificate_file is not None:
+        yield partial(Certificates, config.tls)
+    yield partial(Authenticator, config.auth, config.jwt, config.quotas)
+    if config.quotas.redis_url:  # connects when it is first used
+        yield partial(quotas_of, config.quotas)
+    yield partial(signing_key, config.resume)
+    yield partial(plan_telemetry, config.telemetry, os.environ)
+    yield partial(_check_engine, config.engine)
+
+
+def _check_engine(engine: EngineSettings) -> None:
+    """Raise ConfigError for an engine that cannot start here. Models of a hub or a store are left to the download."""
+    if engine.kind == "scripted":
+        from penstock.engine.scripted import ScriptedEngine
+
+        ScriptedEngine.from_settings(engine)
+        return
+    from penstock.engine.vllm.start import installed_build, plan
+
+    is_here = not engine.model or Path(engine.model).expanduser().exists()
+    if engine.model and not engine.model.startswith(_ELSEWHERE):
+        wrong = [f"engine.model: {why}" for why in why_not_load(engine.model)]
+        if wrong:
+            raise ConfigError("\n".join(wrong))
+    if is_here:
+        plan(engine)
+    else:
+        installed_build(engine)
+
+
 def why_not_listen(listen: str) -> str:
     """Return why `listen` cannot be bound; empty where it can be."""
-    if listen.startswith("unix:"):
-        return ""
     host, colon, port = listen.rpartition(":")
     if not colon or not port.isdigit():
         return f"must be host:port, got {listen!r}"

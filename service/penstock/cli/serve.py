@@ -53,7 +53,7 @@ def serve(
 
     for note in loaded.notes:
         say(note)
-    preflight(loaded.config)
+    preflight(loaded.config, ready_file)
     if check_config:
         say("the configuration is valid")
         return

@@ -95,18 +95,26 @@ def bind(server: grpc.aio.Server, config: Config, files: list[ReloadableFiles]) 
     Reloadable certificates are added to `files`. Raise ConfigError where the address cannot be served.
     """
     settings = config.server
+    check_listen(config)
     if config.tls.certificate_file is not None:
         certificates = Certificates(config.tls)
         files.append(certificates.files)
         return add_port(server, "server.listen", settings.listen, certificates.credentials())
+    return add_port(server, "server.listen", settings.listen)
+
+
+def check_listen(config: Config) -> None:
+    """Raise ConfigError where a setting has no host:port, or plaintext is not allowed at its address."""
+    settings = config.server
     host, _ = _host_and_port("server.listen", settings.listen)
-    if not settings.insecure and not _is_loopback(host):
+    if settings.health_listen:
+        _host_and_port("server.health_listen", settings.health_listen)
+    if config.tls.certificate_file is None and not settings.insecure and not _is_loopback(host):
         raise ConfigError(
             f"server.listen: {host} is not a loopback address and plaintext is not allowed there: set "
             "tls.certificate_file and tls.key_file, or allow it with --insecure (server.insecure = true) behind a "
             "proxy that encrypts"
         )
-    return add_port(server, "server.listen", settings.listen)
 
 
 def add_port(server: grpc.aio.Server, key: str, listen: str, tls: grpc.ServerCredentials | None = None) -> str:

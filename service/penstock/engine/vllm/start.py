@@ -99,7 +99,7 @@ async def start(
 
 def plan(settings: EngineSettings) -> StartPlan:
     """Return what would be started here. Raise `ConfigError` where the configuration cannot work here."""
-    device, version = _build(settings)
+    device, version = installed_build(settings)
     checkpoint = read_checkpoint(settings.model, settings.fp8_weights != "off", settings.revision)
     planned = plan_engine(settings, checkpoint, find_devices(device))
     return StartPlan(checkpoint, planned, f"{_DISTRIBUTIONS[device]} {version}")
@@ -139,7 +139,7 @@ def _replace(engine: VllmEngine, feature: Feature) -> None:
     engine.change_card(profile=tuple(feature if old.name == feature.name else old for old in engine.card.profile))
 
 
-def _build(settings: EngineSettings) -> tuple[DeviceKind, str]:
+def installed_build(settings: EngineSettings) -> tuple[DeviceKind, str]:
     """Return the device and version of the installed vLLM build. Raise `ConfigError` where it is not the wanted one."""
     installed: dict[DeviceKind, str] = {}
     for device, distribution in _DISTRIBUTIONS.items():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
+from urllib.parse import urlsplit
 
 from penstock.config.schema import TelemetrySettings
 from penstock.errors import ConfigError
@@ -59,9 +61,23 @@ def _route(settings: TelemetrySettings, signal: Signal, environ: Mapping[str, st
         return None
     protocol = settings.otlp if settings.otlp != "auto" else _protocol(signal, environ)
     if own and not settings.otlp_endpoint:
+        _check(f"{_BASE}_{signal.upper()}_ENDPOINT", own, protocol)
         return Route(protocol, own)
     base = base or _DEFAULTS[protocol]
+    _check("telemetry.otlp_endpoint" if settings.otlp_endpoint else f"{_BASE}_ENDPOINT", base, protocol)
     return Route(protocol, f"{base.rstrip('/')}/v1/{signal}" if protocol == "http" else base)
+
+
+def _check(name: str, endpoint: str, protocol: Protocol) -> None:
+    """Raise ConfigError where no collector can be at `endpoint`: the exporters would drop everything."""
+    # gRPC's exporter takes host:port, too.
+    url = endpoint if "://" in endpoint or protocol == "http" else f"http://{endpoint}"
+    with contextlib.suppress(ValueError):  # of a port that is no number up to 65535
+        parts = urlsplit(url)
+        is_whole = url == endpoint or parts.port is not None
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and is_whole:
+            return
+    raise ConfigError(f"{name}: must be a URL such as {_DEFAULTS[protocol]}, got {endpoint!r}")
 
 
 def _protocol(signal: Signal, environ: Mapping[str, str]) -> Protocol:
