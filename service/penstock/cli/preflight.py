@@ -72,22 +72,13 @@ def _readers(config: Config) -> Iterator[Callable[[], object]]:
 
 def _check_engine(engine: EngineSettings) -> None:
     """Raise ConfigError for an engine that cannot start here. Models of a hub or a store are left to the download."""
-    if engine.kind == "scripted":
-        from penstock.engine.scripted import ScriptedEngine
+    from penstock.server.app import check_engine
 
-        ScriptedEngine.from_settings(engine)
-        return
-    from penstock.engine.vllm.start import installed_build, plan
-
-    is_here = not engine.model or Path(engine.model).expanduser().exists()
-    if engine.model and not engine.model.startswith(_ELSEWHERE):
+    if engine.kind != "scripted" and engine.model and not engine.model.startswith(_ELSEWHERE):
         wrong = [f"engine.model: {why}" for why in why_not_load(engine.model)]
         if wrong:
             raise ConfigError("\n".join(wrong))
-    if is_here:
-        plan(engine)
-    else:
-        installed_build(engine)
+    check_engine(engine, has_model=not engine.model or Path(engine.model).expanduser().exists())
 
 
 def why_not_listen(listen: str) -> str:

@@ -190,6 +190,21 @@ def _on_signals(stop: asyncio.Event) -> None:
         loop.add_signal_handler(number, stop.set)
 
 
+def check_engine(settings: EngineSettings, *, has_model: bool) -> None:
+    """Raise ConfigError where the engine cannot start here. Without `has_model`, its files are not looked at."""
+    if settings.kind == "scripted":
+        from penstock.engine.scripted import ScriptedEngine
+
+        ScriptedEngine.from_settings(settings)
+        return
+    from penstock.engine.vllm.start import installed_build, plan
+
+    if has_model:
+        plan(settings)
+    else:
+        installed_build(settings)
+
+
 async def start_engine(config: Config, progress: OnText, on_change: OnChange) -> Engine:
     """Start the engine that the configuration names, supervised. vLLM is imported only where it is needed."""
     if config.engine.kind == "scripted":
