@@ -174,6 +174,7 @@ REFUSED = [
     ({"type": "object", "propertyNames": 1}, "propertyNames", "/propertyNames"),
     ({"type": "array", "contains": {}, "minContains": False}, "contains", "/contains"),
     ({"type": "object", "required": [1]}, "required", "/required"),
+    ({"type": "object", "properties": {"\ud800": BOOL}}, "properties", "/properties"),
 ]
 
 

@@ -99,6 +99,7 @@ PROPERTIES: dict[str, Any] = {
     "long enough": {"type": "string", "minLength": 3},
     "between": {"type": "string", "minLength": 2, "maxLength": 20},
     "pattern": {"type": "string", "pattern": "^[a-c]{2}-"},
+    "empty": {"type": "string", "pattern": "^$"},
     "pattern with markup": {"type": "string", "pattern": "a.*b"},
     "enum": {"enum": ["a", "b c", "größe", "☃", "x\ny", ' "q" ']},
     "typed enum": {"type": "string", "enum": ["1", "null", "true"]},

@@ -467,6 +467,7 @@ class _Rewriter:
         inner = {name: self._schema(part, _join(at, "properties", name)) for name, part in properties.items()}
         open_schema = {} if rest is False else self._schema(rest, _join(at, key))
         inner |= dict.fromkeys(missing, open_schema)
+        _check_values([*inner], "properties", _join(at, "properties"))
         if self._in_xml:
             _check_markers(inner, JSON_MARKERS, "properties", _join(at, "properties"))
         written: Schema = {"type": "object"}

@@ -304,7 +304,8 @@ def _value(schema: Schema, beside: str, definitions: Mapping[str, Schema], budge
             values = [value for value in part["enum"] if not isinstance(value, str)]
             others += [{"enum": values}] if values else []
         elif part.get("type") == "string":
-            texts.append({"type": "regex", "pattern": part["raw"]} if "raw" in part else _TEXT)
+            raw = part.get("raw")
+            texts.append(_TEXT if raw is None else {"type": "regex", "pattern": raw} if raw else _const(""))
         else:
             others.append(part)
     # A null is always allowed where it may be read; of other types, some values only.
