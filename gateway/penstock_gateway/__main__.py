@@ -10,11 +10,9 @@ _EXIT_INTERRUPTED = 130
 def main() -> None:
     """Run the command."""
     try:
-        import typer
+        from penstock_gateway.command import app
 
-        from penstock_gateway.command import gateway
-
-        typer.run(gateway)
+        app()
     except KeyboardInterrupt:  # while it is imported
         print("penstock gateway: interrupted", file=sys.stderr)
         sys.exit(_EXIT_INTERRUPTED)

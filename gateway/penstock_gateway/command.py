@@ -7,9 +7,10 @@ import signal
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperCommand
 
 DEFAULT_LISTEN = "127.0.0.1:8080"
 
@@ -69,8 +70,7 @@ def gateway(
     try:
         _run(listen, target, (tls, ca, certificate, key, tls_server_name), limit or ())
     except KeyboardInterrupt:
-        typer.echo("penstock gateway: interrupted", err=True)
-        raise typer.Exit(130) from None
+        raise _interrupted() from None
 
 
 def _run(
@@ -102,6 +102,26 @@ def _run(
     typer.echo(f"penstock gateway: http://{server.address_of(listener)} in front of {target}", err=True)
     signal.signal(signal.SIGTERM, _ended)  # after the drain uvicorn raises the signal again that ended it
     server.run(create_app(client, settings, partial(encryption.why_unreachable, target)), listener, settings)
+
+
+class _Alone(TyperCommand):
+    """Run the command without `penstock` before it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments."""
+        try:
+            return super().parse_args(ctx, args)
+        except KeyboardInterrupt:  # Typer imports Pydantic here, and would say nothing.
+            raise _interrupted() from None
+
+
+app = typer.Typer(add_completion=False)
+app.command(cls=_Alone)(gateway)
+
+
+def _interrupted() -> typer.Exit:
+    typer.echo("penstock gateway: interrupted", err=True)
+    return typer.Exit(130)
 
 
 def _refused(why: str) -> typer.Exit:

@@ -230,7 +230,9 @@ def test_grpcs_names_of_targets_are_taken(target: str) -> None:
 
 
 @pytest.mark.parametrize("command", [["penstock_gateway"], ["penstock", "gateway"]], ids=["alone", "penstock"])
-@pytest.mark.parametrize("module", ["penstock_gateway.command", "penstock_gateway.server", "uvicorn.lifespan.on"])
+@pytest.mark.parametrize(
+    "module", ["penstock_gateway.command", "typer._adapters", "penstock_gateway.server", "uvicorn.lifespan.on"]
+)
 def test_an_interrupt_before_it_is_ready_is_one_line(command: list[str], module: str) -> None:
     hook = f"""
 import os, runpy, signal, sys

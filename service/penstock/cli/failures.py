@@ -55,7 +55,10 @@ class Commands(TyperGroup):
             os.environ.setdefault(
                 "GRPC_VERBOSITY", "NONE"
             )  # Set before its import: errors are reported by this module.
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except KeyboardInterrupt:  # Typer imports Pydantic here, and would say nothing.
+            raise _interrupted() from None
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command and report its failure."""
@@ -67,8 +70,7 @@ class Commands(TyperGroup):
             sys.stdout.flush()  # Here a full disk can be reported; when the process ends it cannot.
             return result
         except KeyboardInterrupt:
-            typer.echo("penstock: interrupted", err=True)
-            raise typer.Exit(EXIT_INTERRUPTED) from None
+            raise _interrupted() from None
         except UsageError as error:
             if not _output.as_json:
                 raise
@@ -87,6 +89,11 @@ class Commands(TyperGroup):
         except OSError as error:
             fail(_os_error_in_words(error))
             raise typer.Exit(EXIT_REFUSED) from None
+
+
+def _interrupted() -> typer.Exit:
+    typer.echo("penstock: interrupted", err=True)
+    return typer.Exit(EXIT_INTERRUPTED)
 
 
 _SERVES = ("serve", "demo")
