@@ -16,11 +16,13 @@ import penstock_client as pc
 import pytest
 from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2 as details
+from penstock_client.leaving import READ_SECONDS
 
 from tests.conformance.tools import CLIENTS, NODE, build_go, build_typescript, needs_go, needs_node
 from tests.rpc.fake_service import ANSWER, FakeService, status
 from tests.rpc.proxy import proxied
 from tests.rpc.scripted_service import scripted_service
+from tests.rpc.secure import Authority
 
 
 def full(retry_delay: duration_pb2.Duration) -> Any:
@@ -251,17 +253,44 @@ def test_the_other_clients_do_the_same(language: str, target: str, fake: FakeSer
         assert seen["connection"].endswith("are options of the connection: give them to Dial")
 
 
+@pytest.mark.timeout(700)
+@pytest.mark.parametrize("language", OTHERS)
+def test_the_other_clients_take_the_certificate_of_the_environment(language: str, tmp_path: Path) -> None:
+    authority = Authority()
+    pair = authority.server("localhost").write(tmp_path)
+    (tmp_path / "ca.crt").write_bytes(authority.pem)
+    (tmp_path / "other.crt").write_bytes(Authority().pem)
+    command = [*COMMANDS[language](), "served"]
+    settings = {f"tls.{name}": path for name, path in pair.items()}
+    with scripted_service(tmp_path, [{"answer": "over TLS"}], settings) as address:
+
+        def run(ca: str) -> subprocess.CompletedProcess[str]:
+            environment = os.environ | {"PENSTOCK_TARGET": address, "PENSTOCK_CA_FILE": str(tmp_path / ca)}
+            return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+        assert json.loads(run("ca.crt").stdout)["text"] == "over TLS"
+        assert run("other.crt").returncode != 0
+
+
 async def test_only_calls_that_generate_nothing_have_a_deadline_by_default(target: str, fake: FakeService) -> None:
     with pc.Client(target) as client:
         client.model()
         assert fake.seconds_left is not None
+        assert 0 < fake.seconds_left < READ_SECONDS + 1
         client.generate("x")
         assert fake.seconds_left is None
+        client.with_options(timeout=10 * READ_SECONDS).model()
+        assert fake.seconds_left is not None
+        assert fake.seconds_left > READ_SECONDS + 1, "the client's own timeout wins"
     async with pc.AsyncClient(target) as aclient:
         await aclient.model()
         assert fake.seconds_left is not None
+        assert 0 < fake.seconds_left < READ_SECONDS + 1
         await aclient.generate("x")
         assert fake.seconds_left is None
+        await aclient.model(timeout=10 * READ_SECONDS)
+        assert fake.seconds_left is not None
+        assert fake.seconds_left > READ_SECONDS + 1, "the call's own timeout wins"
 
 
 async def test_a_closed_client_makes_no_call(target: str) -> None:
