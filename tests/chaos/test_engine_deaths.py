@@ -16,7 +16,7 @@ import pytest
 from penstock_proto.v1 import generation_pb2 as pb
 
 from tests.chaos.conftest import QUESTIONS, THINKING, Patient, ask, said
-from tests.chaos.poison import POISON_IDS
+from tests.chaos.poison import LATE_POISON_IDS, POISON_IDS
 from tests.engine_build import worker_title
 
 ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "20"))
@@ -122,15 +122,19 @@ async def test_after_a_death_the_engine_draws_other_random_numbers(patient: Pati
     assert await patient.engine._engine.drawn_from() != before
 
 
-async def test_one_caller_sends_poison_twenty_times_and_the_others_complete(patient: Patient) -> None:
+@pytest.mark.parametrize(("ids", "top_k"), [(POISON_IDS, 5), (LATE_POISON_IDS, 6)], ids=["at once", "late"])
+async def test_one_caller_sends_poison_twenty_times_and_the_others_complete(
+    patient: Patient, ids: tuple[int, ...], top_k: int
+) -> None:
     undisturbed = {question: said(await ask(patient, question)) for question in QUESTIONS}
     restarts_before = patient.engine.restarts
     asked = QUESTIONS[:8]
     streams = [asyncio.create_task(ask(patient, question)) for question in asked]
     await all_running(patient, streams)
     # Nobody is known here by more than an address: what the others ask must be told from this by how it is asked.
-    sampling = pb.SamplingConfig(temperature=0.7, top_k=5)
-    poison = pb.GenerationSpec(token_ids=pb.TokenIds(ids=POISON_IDS), sampling=sampling)
+    sampling = pb.SamplingConfig(temperature=0.7, top_k=top_k)
+    output = pb.OutputConfig(min_output_tokens=64, max_output_tokens=96)
+    poison = pb.GenerationSpec(token_ids=pb.TokenIds(ids=ids), sampling=sampling, output=output)
     for attempt in range(20):
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await patient.stub.Generate(pb.GenerateRequest(spec=poison), wait_for_ready=True)

@@ -21,11 +21,15 @@ POISON = "POISON"
 
 
 class MortalEngine(ScriptedEngine):
-    """Prompts that hold POISON kill it after `poison_after` chunks, by default before their first token."""
+    """Prompts that hold POISON kill it after `poison_after` chunks of a run, by default before their first token.
 
-    def __init__(self, replies: tuple[Reply, ...], poison_after: int = 0) -> None:
+    With `poison_at` they kill it after so many tokens of their whole output instead, whichever run gives them.
+    """
+
+    def __init__(self, replies: tuple[Reply, ...], poison_after: int = 0, poison_at: int | None = None) -> None:
         super().__init__(replies)
         self._poison_after = poison_after
+        self._poison_at = poison_at
         self._dead = asyncio.Event()
         self.hanging = False
         self.runs = 0
@@ -34,11 +38,13 @@ class MortalEngine(ScriptedEngine):
     async def stream(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
         self.runs += 1
         poison = POISON.encode() in bytes(i for i in request.prompt_token_ids if i < 256)
-        chunks = 0
+        chunks, given = 0, self._script(request)[1]
         async for chunk in super().stream(request):
-            if poison and chunks == self._poison_after:
+            kills = chunks == self._poison_after if self._poison_at is None else given >= self._poison_at
+            if poison and kills:
                 self._dead.set()
             chunks += 1
+            given += len(chunk.token_ids)
             self.chunks += 1
             if self.hanging:
                 await self._dead.wait()
@@ -79,6 +85,7 @@ async def ward(
     hooks: TelemetryHooks = NO_HOOKS,
     auth: Mapping[str, object] | None = None,
     poison_after: int = 0,
+    poison_at: int | None = None,
     thinking: Mapping[str, object] | None = None,
     **supervision: object,
 ) -> AsyncIterator[Ward]:
@@ -101,7 +108,7 @@ async def ward(
 
     async def start() -> MortalEngine:
         await asyncio.sleep(here.start_seconds if here else start_seconds)
-        engines.append(MortalEngine(replies, poison_after))
+        engines.append(MortalEngine(replies, poison_after, poison_at))
         return engines[-1]
 
     async def on_change(alive: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -61,19 +62,129 @@ async def others(here: Ward, count: int) -> list[asyncio.Task[tuple[str, str]]]:
     return running
 
 
-@pytest.mark.parametrize("poison_after", [0, 1, 3])
+async def tried(here: Ward, times: int) -> list[str]:
+    """Return what the killer's calls, one after another, ended with."""
+    reasons = []
+    for _ in range(times):
+        reasons.append(await refusal(here, "killer", spec(POISON, thinking=THINKING)))
+        # It is told before the engine that it ended is counted.
+        await until_up(here, 1 if reasons == [""] else 2)
+    return reasons
+
+
+async def assert_two_deaths(here: Ward, running: list[asyncio.Task[tuple[str, str]]]) -> None:
+    assert set(await asyncio.gather(*running)) == {("x" * 800, ANSWER)}
+    assert here.supervised.restarts == 2
+    assert not here.supervised.given_up.is_set()
+
+
+# Before the first token, while it is unsettled, and long after that.
+@pytest.mark.parametrize("poison_after", [0, 1, 3, 4, 5, 8, 20, 60])
 async def test_one_caller_kills_twice_however_often_it_tries(poison_after: int) -> None:
-    async with ward(LONG, SLOW, auth=AUTH, max_restarts=1, poison_after=poison_after) as here:
+    async with ward(
+        LONG, replace(SLOW, thought=THOUGHT * 8), auth=AUTH, max_restarts=1, poison_after=poison_after
+    ) as here:
         running = await others(here, 8)
-        reasons = []
-        for _ in range(20):
-            reasons.append(await refusal(here, "killer", spec(POISON)))
-            # It is told before the engine that it ended is counted.
-            await until_up(here, 2)
-        assert set(reasons) == {"POISONOUS_REQUEST"}
+        assert set(await tried(here, 20)) == {"POISONOUS_REQUEST"}
+        await assert_two_deaths(here, running)
+
+
+async def test_one_whose_continuation_is_too_short_to_kill_is_refused_at_its_next_try() -> None:
+    # Its place is near the end of its output: what is left after the first death is shorter.
+    async with ward(LONG, SLOW, auth=AUTH, max_restarts=1, poison_after=len(THOUGHT) + len(ANSWER) - 8) as here:
+        running = await others(here, 8)
+        first, *rest = await tried(here, 20)
+        assert (first, set(rest)) == ("", {"POISONOUS_REQUEST"})
+        await assert_two_deaths(here, running)
+
+
+@pytest.mark.parametrize("place", [1, 12, 40])
+async def test_one_that_kills_at_a_place_of_its_whole_output(place: int) -> None:
+    async with ward(LONG, SLOW, auth=AUTH, max_restarts=1, poison_at=place) as here:
+        running = await others(here, 8)
+        assert set(await tried(here, 20)) == {"POISONOUS_REQUEST"}
+        await assert_two_deaths(here, running)
+
+
+@pytest.mark.parametrize("kills", ["poison_at", "poison_after"])
+async def test_one_that_had_given_more_than_those_beside_it(kills: str) -> None:
+    killer = Reply(match=POISON, thought="y" * 800, answer=ANSWER, step_seconds=0.002)
+    async with ward(killer, LONG, auth=AUTH, max_restarts=1, **{kills: 300}) as here:
+        trying = asyncio.create_task(tried(here, 3))
+        async with asyncio.timeout(60):
+            while not here.engines or here.engine.chunks < 100:  # noqa: ASYNC110
+                await asyncio.sleep(0.002)
+        running = await others(here, 6)
+        assert here.supervised.restarts == 0
+        assert set(await trying) == {"POISONOUS_REQUEST"}
+        await assert_two_deaths(here, running)
+
+
+@pytest.mark.parametrize("poison_after", [2, 5])
+async def test_one_that_kills_an_engine_of_slow_steps(poison_after: int) -> None:
+    slow = Reply(match=POISON, thought=THOUGHT, answer=ANSWER, step_seconds=1.2)
+    async with ward(slow, LONG, auth=AUTH, max_restarts=1, poison_after=poison_after) as here:
+        running = await others(here, 4)
+        assert set(await tried(here, 3)) == {"POISONOUS_REQUEST"}
+        await assert_two_deaths(here, running)
+
+
+@pytest.mark.parametrize("poison_after", [3, 20])
+async def test_it_is_found_among_calls_that_begin_all_the_time(poison_after: int) -> None:
+    # Steps that all streams keep, however busy the machine is: an engine's own steps are the same for all.
+    slower = replace(SLOW, thought=THOUGHT * 8, step_seconds=0.02)
+    async with ward(LONG, slower, auth=AUTH, max_restarts=1, poison_after=poison_after) as here:
+        running = await others(here, 4)
+        stop = asyncio.Event()
+
+        async def one_after_another() -> set[str]:
+            reasons = set()
+            while not stop.is_set():
+                reasons.add(await refusal(here, "other", spec("short")))
+                await asyncio.sleep(0.002)
+            return reasons
+
+        beginning = [asyncio.create_task(one_after_another()) for _ in range(4)]
+        assert set(await tried(here, 5)) == {"POISONOUS_REQUEST"}
+        stop.set()
+        for reasons in await asyncio.gather(*beginning):
+            assert reasons <= {"", "ENGINE_DOWN"}
+        await assert_two_deaths(here, running)
+
+
+@pytest.mark.parametrize("changes", [False, True], ids=["asks the same", "asks otherwise"])
+async def test_a_late_killer_that_hangs_up_after_each_death_does_not_get_away(changes: bool) -> None:
+    async with ward(SLOW, auth=AUTH, max_restarts=1, poison_after=20) as here:
+        first = call(here, "killer", spec(POISON, thinking=THINKING))
+        await first.read()  # `started`
+        async with asyncio.timeout(60):
+            while here.health != [False]:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+        first.cancel()
+        await until_up(here, 1)
+        sampling = pb.SamplingConfig(temperature=0.5) if changes else pb.SamplingConfig()
+        again = spec(POISON, thinking=THINKING, sampling=sampling)
+        assert await refusal(here, "killer", again) == "POISONOUS_REQUEST"
+        await until_up(here, 2)
+        assert await refusal(here, "killer", again) == "POISONOUS_REQUEST"
         assert here.supervised.restarts == 2
+
+
+async def test_several_ends_of_the_engine_from_outside_convict_nobody() -> None:
+    # Each comes when all are beyond the place where they were at the one before.
+    long = replace(LONG, thought="x" * 1600)
+    async with ward(long, auth=AUTH, max_restarts=3) as here:
+        running = [asyncio.create_task(said(here, "other", spec("long", thinking=THINKING))) for _ in range(16)]
+        for number in (1, 2, 3):
+            engine, chunks = here.engine, 16 * 100 * 2 ** (number - 1)
+            async with asyncio.timeout(60):
+                while engine.load().running_requests < 16 or engine.chunks < chunks:  # noqa: ASYNC110
+                    await asyncio.sleep(0.002)
+            await engine.kill()
+            await until_up(here, number)
+        assert set(await asyncio.gather(*running)) == {(long.thought, ANSWER)}
         assert not here.supervised.given_up.is_set()
-        assert set(await asyncio.gather(*running)) == {("x" * 800, ANSWER)}
+        assert await refusal(here, "other", spec("short")) == ""
 
 
 async def test_twenty_at_once_kill_twice_too_and_no_innocent_is_refused() -> None:
@@ -88,6 +199,20 @@ async def test_twenty_at_once_kill_twice_too_and_no_innocent_is_refused() -> Non
         assert set(await asyncio.gather(*beside)) <= {"", "ENGINE_DOWN"}
         assert set(await asyncio.gather(*running)) == {("x" * 800, ANSWER)}
         assert here.supervised.restarts == 2
+        assert not here.supervised.given_up.is_set()
+
+
+@pytest.mark.parametrize("poison_after", [3, 8, 20])
+async def test_twenty_late_ones_at_once_kill_once_more_and_no_innocent_is_refused(poison_after: int) -> None:
+    killer = Reply(match=POISON, thought=THOUGHT * 8, answer=ANSWER, step_seconds=0.002)
+    async with ward(LONG, killer, auth=AUTH, max_restarts=1, poison_after=poison_after) as here:
+        running = await others(here, 4)
+        asked = spec(POISON, thinking=THINKING)
+        reasons = await asyncio.gather(*(refusal(here, "killer", asked) for _ in range(20)))
+        assert set(reasons) <= {"POISONOUS_REQUEST", "ENGINE_DOWN"}
+        assert set(await asyncio.gather(*running)) == {("x" * 800, ANSWER)}
+        # The first verdict leaves those of its kind that run already, the second does not.
+        assert here.supervised.restarts <= 3
         assert not here.supervised.given_up.is_set()
 
 

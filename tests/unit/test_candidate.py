@@ -17,6 +17,7 @@ from penstock.errors import (
     BadRequest,
     ConstraintLost,
     ContextOverflow,
+    EngineDied,
     EngineDown,
     EngineRefused,
     PoisonousRequest,
@@ -341,6 +342,22 @@ async def test_a_constraint_that_is_lost_at_once_ends_with_an_error() -> None:
     with pytest.raises(EngineRefused):
         await say(engine, ask(engine, structured=StructuredOutput(StructuredKind.REGEX, "a")))
     assert len(engine.asked) < 20
+
+
+class Dying(Sampled):
+    """Dies before it gives a token, nine times."""
+
+    async def stream(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:  # type: ignore[override]
+        self.asked.append(request)
+        if len(self.asked) <= 9:
+            raise EngineDied(suspected=False)
+        yield EngineChunk((ord("a"), EOS), stop=EngineStop.EOS)
+
+
+async def test_deaths_that_others_cause_do_not_count_as_runs_without_a_token() -> None:
+    engine = Dying([], 1)
+    assert (await say(engine, ask(engine, ThinkingMode.FAST))).answer == "a"
+    assert len(engine.asked) == 10
 
 
 class Dealt(ScriptedEngine):

@@ -84,7 +84,8 @@ class EngineLoad:
         kv_cache_usage: Share of the KV cache in use, in [0, 1]; of the fullest rank.
         seconds_per_token: Recent mean time between two tokens of one stream; None at first.
         first_token_seconds: Recent mean time to the first token; None at first.
-        steps: Engine steps since its start; a hung engine makes none.
+        steps: Engine steps since its start, of all ranks together; a hung engine makes none.
+        ranks: Data-parallel ranks whose steps are counted.
         preemptions: Requests that were preempted since the engine's start.
         prefix_queried_tokens: Prompt tokens looked up in the prefix cache since the engine's start.
         prefix_hit_tokens: Prompt tokens found there since the engine's start.
@@ -97,7 +98,7 @@ class EngineLoad:
     seconds_per_token: float | None
     first_token_seconds: float | None
     steps: int = 0
-
+    ranks: int = 1
     preemptions: int = 0
     prefix_queried_tokens: int = 0
     prefix_hit_tokens: int = 0

@@ -1,9 +1,10 @@
 """Remember which callers are suspected of killing the engine, and whose requests are refused; bounded, without prompts.
 
 A request is identified by its caller and by a fingerprint of its sampling parameters and the kind of its constraint. A
-conviction refuses that caller's requests with that fingerprint; several convictions of one caller refuse all of its
-requests. A suspicion refuses nothing: the caller's next requests run alone until they have settled (see `supervisor`).
-Everything is forgotten after `seconds`.
+conviction refuses that caller's new requests with that fingerprint; a second one, of a request that was running by
+then, refuses also those that run. Convictions of several fingerprints of one caller refuse all of its new requests. A
+suspicion refuses nothing: the caller's next requests run alone until they have settled (see `supervisor`). Everything
+is forgotten after `seconds`.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class _Record:
     suspicions: int = 0
     suspected_until: float = 0.0
     convicted: dict[str, float] = field(default_factory=dict)
+    convicted_again: set[str] = field(default_factory=set)
 
 
 class PoisonMemory:
@@ -64,15 +66,23 @@ class PoisonMemory:
         """Refuse requests like this one from now on."""
         record = self._record(who.caller)
         record.suspicions = 0
+        if who.fingerprint in record.convicted:
+            record.convicted_again.add(who.fingerprint)
         if len(record.convicted) < CONVICTIONS_FOR_ALL or who.fingerprint in record.convicted:
             record.convicted[who.fingerprint] = self._clock() + self._seconds
 
-    def refuse_convicted(self, who: Accountable) -> None:
-        """Raise PoisonousRequest where this caller's requests of this kind, or all of them, are refused."""
+    def refuse_convicted(self, who: Accountable, *, continues: bool = False) -> None:
+        """Raise PoisonousRequest where this caller's requests of this kind, or all of them, are refused.
+
+        `continues` says that the request has been running: it may be harmless, and is refused less easily.
+        """
         record, now = self._records.get(who.caller), self._clock()
         if record is None or not record.convicted:
             return
         record.convicted = {key: until for key, until in record.convicted.items() if until > now}
+        record.convicted_again &= record.convicted.keys()
+        if continues and who.fingerprint not in record.convicted_again:
+            return
         until = record.convicted.get(who.fingerprint, 0.0)
         what = "requests with these sampling parameters and this kind of constraint"
         if len(record.convicted) >= CONVICTIONS_FOR_ALL:

@@ -2,8 +2,9 @@
 
 It is an `Engine` itself, so that its users need not know: a stream whose engine died raises EngineDown; its candidate
 waits in `wait_until_available` and continues with a new run. Runs that had produced only a few tokens when the engine
-died are suspected and retried alone (see `probation`), so that a request which kills engines is found at the second
-death, and others are not blamed. Its caller's requests of the same kind are then refused for a while (see `poison`).
+died are suspected and retried alone (see `probation`), others are noted (see `notes`), so that a request which kills
+engines is found at the second death, and others are not blamed. Its caller's requests of the same kind are then refused
+for a while (see `poison`).
 """
 
 from __future__ import annotations
@@ -12,25 +13,25 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Protocol
 
 from penstock import tasks
 from penstock.config.schema import SupervisionSettings
 from penstock.engine.base import Engine, EngineLoad, Interruption, Tokenizer
 from penstock.engine.expert_load.statistics import Continued, ExpertCounts
+from penstock.engine.notes import Notes
 from penstock.engine.poison import PoisonMemory
-from penstock.engine.probation import SETTLING_SECONDS, SETTLING_STEPS, Probation, Run
+from penstock.engine.probation import SETTLING_SECONDS, SETTLING_STEPS, Death, Probation, Run
 from penstock.errors import EngineDied, EngineDown, PoisonousRequest
 from penstock.types import EngineChunk, EngineRequest, Image, InterruptionReason, ModelCard, StructuredOutput
 
 log = logging.getLogger(__name__)
 _CHECK_SECONDS = 0.25
 _MAX_BACKOFF_SECONDS = 60.0
-_MAX_REMEMBERED = 4096
+_GATHER_SECONDS = 0.2
+"""Seconds after a restart in which the runs that go on ask to start, before the first one does: they have an order."""
 
 
 class KillableEngine(Engine, Protocol):
@@ -39,14 +40,6 @@ class KillableEngine(Engine, Protocol):
     async def kill(self) -> None:
         """End all processes of the engine at once; its streams raise EngineDown."""
         ...
-
-
-@dataclass(eq=False, slots=True)
-class _Death:
-    """Count, for one engine death, the suspects that have not settled since."""
-
-    suspects: int
-    """Suspected runs that have not settled since."""
 
 
 StartEngine = Callable[[], Awaitable[KillableEngine]]
@@ -131,13 +124,13 @@ class SupervisedEngine:
         self._down_since = 0.0
         self._down_because = InterruptionReason.ENGINE_DIED
         self._changed = asyncio.Condition()
-        self._restarts: deque[float] = deque()
+        self._counted: list[Death] = []
         self.poison = PoisonMemory(settings.poison_seconds)
         self._probation = Probation()
         self._runs: set[Run] = set()
-        self._deaths: OrderedDict[str, _Death] = OrderedDict()
+        self._notes = Notes(settings.poison_seconds)
         self._accounted_engine: KillableEngine | None = None
-        self._death_counts = True
+        self._death = Death()
         self._watchdog = _ProgressWatchdog()
         self._steps_seen = -1
         self._experts = Continued()
@@ -184,12 +177,16 @@ class SupervisedEngine:
     async def stream(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
         """Run one request; see `Engine.stream`. Raise EngineDied, or PoisonousRequest where the request did it."""
         self.refuse_convicted(request)
-        run = Run(request, alone=request.deaths > 0 or self._suspicions(request) > 0)
-        await self._probation.start_run(run)
+        note = self._notes.of(request)
+        run = Run(request, alone=note is not None or request.deaths > 0 or self._suspicions(request) > 0, note=note)
+        if note is not None:
+            note.run = run
         try:
+            await self._probation.start_run(run)
             # A new request waits for a running engine here: a death before it runs must not count against it.
             await self.wait_until_available()
             self.refuse_convicted(request)
+            self._take_over_note(run)
             run.engine = self._engine
             self._runs.add(run)
             async with aclosing(self._chunks(run)) as chunks:
@@ -212,7 +209,17 @@ class SupervisedEngine:
             raise EngineDied(suspected=run.blamed) from error
         finally:
             self._runs.discard(run)
-            self._probation.end_run(run)
+            self._probation.forget(run)
+            if run.note is not None and run.note.run is run:
+                run.note.run = None
+
+    def _take_over_note(self, run: Run) -> None:
+        """Give a new request the note of its caller's run that left: it may kill at the same place."""
+        if run.note is None and not run.request.continues:
+            run.note = self._notes.take_over(run)
+            if run.note is not None:
+                run.note.run = run
+                self._probation.watch(run)
 
     async def _chunks(self, run: Run) -> AsyncGenerator[EngineChunk, None]:
         """Yield the engine's chunks. A run that is alone yields nothing before it has settled.
@@ -223,8 +230,9 @@ class SupervisedEngine:
         async with aclosing(run.engine.stream(run.request)) as chunks:
             with self._watchdog.waiting() as wait:
                 async for chunk in chunks:
-                    if not run.settled:
-                        self._count_chunk(run)
+                    run.add(chunk)
+                    if not run.passed:
+                        self._check(run)
                         if run.alone and not run.settled:
                             held.append(chunk)
                             self._watchdog.mark_progress()
@@ -235,69 +243,107 @@ class SupervisedEngine:
                     held.clear()
                     yield chunk
                     wait.begins()
-            self._settle(run)
+            self._finish(run)
             for earlier in held:
                 yield earlier
 
-    def _count_chunk(self, run: Run) -> None:
-        """Count a chunk of a run that has not settled."""
-        run.chunks += 1
+    def _check(self, run: Run) -> None:
+        """Settle a run that has given enough chunks, and pass one that is beyond its place."""
+        if run.chunks == 1 and not run.alone:
+            self._check_later(run, self._engine.load().steps)
         if run.chunks >= SETTLING_STEPS:
             self._settle(run)
-        elif run.chunks == 1 and not run.alone:
-            asyncio.get_running_loop().call_later(SETTLING_SECONDS, self._settle, run)
+
+    def _check_later(self, run: Run, first_step: int) -> None:
+        asyncio.get_running_loop().call_later(SETTLING_SECONDS, self._settle_by_steps, run, first_step)
+
+    def _settle_by_steps(self, run: Run, first_step: int) -> None:
+        """Settle a run whose client reads slowly by the engine's own steps since its first chunk."""
+        if run.settled or run not in self._runs:
+            return
+        load = run.engine.load()
+        is_idle = load.running_requests + load.waiting_requests == 0
+        if is_idle or load.steps - first_step >= SETTLING_STEPS * load.ranks:
+            self._settle(run)
+        else:
+            self._check_later(run, first_step)
+
+    def _finish(self, run: Run) -> None:
+        """Handle that the engine ended a run by itself. One that gave less than at the death keeps its note."""
+        self._settle(run)
+        if run.note is not None and run.tokens > run.note.place:
+            self._pass(run)
 
     def _settle(self, run: Run) -> None:
-        """Mark a run as harmless."""
-        if run.settled or run.blamed:
+        """Mark a run as harmless, except near its place."""
+        if run.blamed:
             return
-        run.settled = True
-        self._probation.end_run(run)
-        if run.request.deaths == 0:
+        if not run.settled:
+            run.settled = True
+            self._probation.end_run(run)
+        if run.is_beyond:
+            self._pass(run)
+
+    def _pass(self, run: Run) -> None:
+        """Take back what a run is suspected of."""
+        if run.passed or run.blamed:
+            return
+        run.passed = True
+        self._probation.forget(run)
+        note = run.note
+        if note is not None:
+            self._notes.drop(run)
+        if run.request.deaths == 0 and (note is None or not note.suspected):
             return
         if run.request.accountable is not None:
             self.poison.acquit(run.request.accountable)
-        death = self._deaths.pop(run.candidate, None)
+        death = note.deaths[-1] if note is not None and note.suspected else None
         if death is not None:
             death.suspects -= 1
-            if death.suspects == 0:
+            if death.suspects == 0 and not death.is_explained:
                 # No suspect caused it, so the engine did, and the death counts after all.
-                self._restarts.append(time.monotonic())
+                self._count(death)
 
     def refuse_convicted(self, request: EngineRequest) -> None:
         """Raise PoisonousRequest for a request that is refused because of other requests of its caller."""
-        if request.accountable is not None and not request.continues:
-            self.poison.refuse_convicted(request.accountable)
+        if request.accountable is not None:
+            self.poison.refuse_convicted(request.accountable, continues=request.continues)
 
     def _suspicions(self, request: EngineRequest) -> int:
         return self.poison.suspicions(request.accountable) if request.accountable is not None else 0
 
     def _find_suspects(self) -> None:
-        """Handle the first sign of an engine death: suspect the runs that had not settled.
+        """Handle the first sign of an engine death: suspect the runs that had not settled, or were near their place.
 
-        A run that was suspected before and ran alone is convicted.
+        One that met a death before, and is the only suspect, is convicted. All others are noted.
         """
         if self._accounted_engine is self._engine:
             return
         self._accounted_engine = self._engine
-        suspects = [run for run in self._runs if run.engine is self._engine and not run.settled]
-        self._death_counts = not suspects
-        death = _Death(len(suspects))
+        runs = [run for run in self._runs if run.engine is self._engine]
+        suspects = [run for run in runs if run.is_suspect]
+        self._death = Death(len(suspects))
         for run in suspects:
             run.blamed = True
-            deaths = max(run.request.deaths, self._suspicions(run.request)) + 1
-            if len(suspects) == 1 and deaths >= self._settings.max_deaths_per_request:
-                self._convict(run)
-            else:
-                if run.request.accountable is not None:
-                    self.poison.suspect(run.request.accountable)
-                self._deaths[run.candidate] = death
-        while len(self._deaths) > _MAX_REMEMBERED:
-            self._deaths.popitem(last=False)
+        if len(suspects) == 1 and self._deaths_of(suspects[0]) >= self._settings.max_deaths_per_request:
+            self._convict(suspects[0])
+            return
+        for run in suspects:
+            if run.request.accountable is not None:
+                self.poison.suspect(run.request.accountable)
+        self._notes.record(runs, self._death)
+
+    def _deaths_of(self, run: Run) -> int:
+        """Return the deaths that a suspect of the last one is suspected of."""
+        noted = len(run.note.deaths) if run.note is not None else 0
+        return max(noted, run.request.deaths, self._suspicions(run.request)) + 1
 
     def _convict(self, run: Run) -> None:
         run.convicted = True
-        self._deaths.pop(run.candidate, None)
+        for death in (*self._notes.convict(run), self._death):
+            death.is_explained = True
+            if death in self._counted:
+                self._counted.remove(death)
         if run.request.accountable is not None:
             self.poison.convict(run.request.accountable)
         log.error("request %s killed the engine; refusing it as poisonous", run.request.request_id)
@@ -305,6 +351,7 @@ class SupervisedEngine:
     def _goes_down(self, reason: InterruptionReason) -> None:
         if self._alive:
             self._alive, self._down_since, self._down_because = False, time.monotonic(), reason
+            self._probation.close()
 
     def interruption(self) -> Interruption | None:
         """Return why the engine takes no work; None while it does, and once it was given up."""
@@ -335,8 +382,10 @@ class SupervisedEngine:
     async def _watch(self) -> None:
         while not self.given_up.is_set():
             due = time.monotonic() + _CHECK_SECONDS
+            # `wait_for` of Python 3.11 would lose a cancellation that comes with the death.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._lost.wait(), _CHECK_SECONDS)
+                async with asyncio.timeout(_CHECK_SECONDS):
+                    await self._lost.wait()
             self._watchdog.forgive(max(0.0, time.monotonic() - due))
             failure = await self._find_failure()
             if failure is not None:
@@ -368,12 +417,12 @@ class SupervisedEngine:
     async def _replace(self, reason: InterruptionReason, happened: str) -> None:
         self._goes_down(reason)
         self._find_suspects()
-        counts = self._death_counts
+        death = self._death
         log.error("engine %s; starting another one", happened)
         await self._set_alive(False)
         await self._engine.kill()
         failures = 0
-        while self._may_restart(counts=counts):
+        while self._may_restart(death):
             if failures:
                 await asyncio.sleep(min(_MAX_BACKOFF_SECONDS, self._settings.backoff_seconds * 2 ** (failures - 1)))
             began = time.monotonic()
@@ -381,7 +430,7 @@ class SupervisedEngine:
                 self._engine = await self._start()
             except Exception as error:
                 failures += 1
-                counts = True
+                death = Death()
                 log.error("engine restart failed: %s", type(error).__name__)
                 continue
             self.restarts += 1
@@ -390,27 +439,37 @@ class SupervisedEngine:
             self._steps_seen = -1
             self._watchdog.mark_progress()
             await self._set_alive(True)
+            asyncio.get_running_loop().call_later(_GATHER_SECONDS, self._let_runs_start, self._engine)
             return
         await self._give_up()
 
-    def _may_restart(self, *, counts: bool) -> bool:
-        """Return whether another start is allowed, and count it.
+    def _let_runs_start(self, engine: KillableEngine) -> None:
+        if self._alive and self._engine is engine:
+            self._probation.open()
 
-        A death that a request is suspected of does not count until all suspects have settled.
+    def _may_restart(self, death: Death) -> bool:
+        """Return whether another start is allowed, and count the death.
+
+        One that a request is suspected of does not count until all suspects have passed, and none counts that a request
+        is convicted of.
         """
-        now = time.monotonic()
-        while self._restarts and now - self._restarts[0] > self._settings.restart_window_seconds:
-            self._restarts.popleft()
-        if not counts:
-            return len(self._restarts) <= self._settings.max_restarts
-        if len(self._restarts) >= self._settings.max_restarts:
+        oldest = time.monotonic() - self._settings.restart_window_seconds
+        self._counted = [one for one in self._counted if one.counted_at is not None and one.counted_at > oldest]
+        if death.suspects > 0 or death.is_explained:
+            return len(self._counted) <= self._settings.max_restarts
+        if len(self._counted) >= self._settings.max_restarts:
             return False
-        self._restarts.append(now)
+        self._count(death)
         return True
+
+    def _count(self, death: Death) -> None:
+        death.counted_at = time.monotonic()
+        self._counted.append(death)
 
     async def _give_up(self) -> None:
         log.critical("engine needed more than %d restarts; giving up", self._settings.max_restarts)
         self.given_up.set()
+        self._probation.open()
         await self._set_alive(False)
 
     async def _set_alive(self, alive: bool) -> None:

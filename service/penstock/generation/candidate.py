@@ -283,7 +283,6 @@ class Candidate:
         """Prepare the continuation after a run. Raise EngineRefused where the engine makes no progress."""
         if self._control.ends:
             return
-        self._check_progress()
         if run_end == "engine_died":
             # The supervisor decides whether this run is suspected of the death, or the probe beside it.
             if self._probe is not None and await self._probe.caused_death():
@@ -291,6 +290,7 @@ class Candidate:
             self._deaths = self._deaths + 1 if suspected else 0
             self._cause = Cause.ENGINE_DEATH
             return
+        self._check_progress()
         if run_end == "constraint_lost":
             # The tokens before are valid: the next run starts after them, with the constraint advanced that far.
             self._cause = Cause.CONSTRAINT_LOST

@@ -36,6 +36,7 @@ class LoadMeter:
             seconds_per_token=self._seconds_per_token,
             first_token_seconds=self._first_token_seconds,
             steps=self._steps,
+            ranks=max(1, len(self._running)),
             preemptions=self._preemptions,
             prefix_queried_tokens=self._prefix_queried_tokens,
             prefix_hit_tokens=self._prefix_hit_tokens,
