@@ -224,6 +224,15 @@ async def test_answers_keep_forty_schemas_as_tools_write_them(channel: grpc.aio.
     assert sum(results) >= 10
 
 
+@pytest.mark.parametrize("rest", [True, {}, {"type": "integer"}])
+async def test_an_open_object_beside_its_properties_is_answered(channel: grpc.aio.Channel, rest: Any) -> None:
+    named = {"fine": {"type": "boolean"}}
+    schema = {"type": "object", "properties": named, "required": ["fine"], "additionalProperties": rest}
+    output = {"json_schema": json.dumps(schema), "max_output_tokens": 40}
+    candidate = (await generate(channel, **output)).candidates[0]
+    assert keeps_constraint(pb.OutputConfig(**output), candidate), candidate.answer
+
+
 @pytest.mark.parametrize(
     ("output", "part"),
     [

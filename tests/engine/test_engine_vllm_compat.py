@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import subprocess
 import sys
@@ -478,3 +479,14 @@ def test_a_row_still_keeps_the_thought_budget_of_the_request_that_ended_there(pa
     assert budgets(Holder.sync_batch, other=None) == {}
     assert budgets(Holder.sync_batch, other=5) == {1: 5}
     assert budgets(Holder.sync_batch.__wrapped__, other=None) == {1: 8}, "vLLM forgets it itself: delete the patch"
+
+
+def test_a_rewritten_schema_still_needs_vllms_list_of_features_left_out(patched):
+    from penstock.engine.vllm.constraints.json_schema import rewritten
+    from vllm.v1.structured_output import backend_xgrammar
+
+    schema = {"type": "object", "properties": {"a": {"type": "string"}}, "additionalProperties": {"type": "integer"}}
+    written = json.loads(rewritten(json.dumps(schema)))
+    ours = backend_xgrammar.has_xgrammar_unsupported_json_features
+    assert ours.__wrapped__(written)
+    assert not ours(written)

@@ -9,7 +9,8 @@ the end of the service (`lifetime`):
 
 `strides`: arguments that the CPU kernels refuse. `speculation`: errors with MTP. `draft_history`: steps with fewer
 drafts than usual. `recurrent_states`: MTP with prefix caching. `slow_grammars`: constraints that delay all requests.
-`constraint_prefix`: continuations of a constrained answer. `plain_text`: control tokens under a constraint.
+`constraint_prefix`: continuations of a constrained answer. `json_features`: schemas that the service has rewritten.
+`plain_text`: control tokens under a constraint.
 `thought_end`: where a constraint begins. `thought_budget`: budgets that reach other requests. `seeds`: seeded prompts
 that take several steps. `waiting`: processes that use a core while they wait. `engine.vllm.fp8`: FP8.
 
@@ -38,10 +39,18 @@ def general_plugin() -> None:
     end_with_service()
     from vllm.platforms import current_platform
 
-    from penstock.engine.vllm.compat import constraint_prefix, plain_text, slow_grammars, thought_budget, thought_end
+    from penstock.engine.vllm.compat import (
+        constraint_prefix,
+        json_features,
+        plain_text,
+        slow_grammars,
+        thought_budget,
+        thought_end,
+    )
 
     slow_grammars.end_slow_requests()
     constraint_prefix.advance_over_prefix()
+    json_features.accept_rewritten_schemas()
     plain_text.constrain_to_text()
     thought_end.register()
     thought_budget.forget_overwritten_rows()
