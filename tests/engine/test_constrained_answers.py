@@ -12,9 +12,10 @@ from typing import Any
 
 import grpc
 import pytest
-from penstock.config.schema import Config
+from penstock.config.schema import Config, EngineSettings
 from penstock.engine.base import Engine
 from penstock.engine.vllm.sampling import thought_tokens_in_prompt
+from penstock.engine.vllm.start import start
 from penstock.errors import EngineDown
 from penstock.generation.control import GenerationControl, GenerationRun
 from penstock.generation.generation import generate as generation
@@ -43,6 +44,7 @@ from penstock_proto.v1 import generation_pb2_grpc
 from tests.bad_requests import hello
 from tests.engine.kept import is_valid, keeps_constraint
 from tests.engine.test_bad_requests import details, refusal
+from tests.rpc.conftest import serving
 from tests.unit.test_json_schema import written_by_tools
 
 SCHEMA = {
@@ -51,6 +53,7 @@ SCHEMA = {
     "required": ["fine", "sum"],
     "additionalProperties": False,
 }
+ENDS = (b'"', b",", b"]", b"}")
 CHOICES = ("abcdefgh", "abcxyz", "bcdefghi")
 CASES: dict[str, tuple[StructuredOutput, Callable[[str], object]]] = {
     "json": (
@@ -203,25 +206,39 @@ async def generate(channel: grpc.aio.Channel, *, fast: bool = True, **output: An
     return await stub.Generate(pb.GenerateRequest(spec=spec))
 
 
-async def test_answers_keep_forty_schemas_as_tools_write_them(channel: grpc.aio.Channel) -> None:
+async def whole_of_forty(channel: grpc.aio.Channel, **sampling: Any) -> int:
+    """Count the answers to forty schemas that ended. Each keeps its schema, a cut one as the start of a document."""
     schemas = list(written_by_tools())[:40]
     stub = generation_pb2_grpc.GenerationServiceStub(channel)
     room = asyncio.Semaphore(8)
 
     async def ended(name: str, schema: Any) -> bool:
         output = pb.OutputConfig(json_schema=json.dumps(schema), max_output_tokens=250)
-        sampling = pb.SamplingConfig(temperature=1.3, seed=1)
+        drawn = pb.SamplingConfig(temperature=1.3, seed=1, **sampling)
         thinking = pb.ThinkingConfig(mode=pb.THINKING_MODE_FAST)
         async with room:
-            spec = hello(thinking=thinking, output=output, sampling=sampling)
+            spec = hello(thinking=thinking, output=output, sampling=drawn)
             candidate = (await stub.Generate(pb.GenerateRequest(spec=spec))).candidates[0]
         assert keeps_constraint(output, candidate), f"{name}: {candidate.answer}"
         return candidate.result.finish_reason == pb.FINISH_REASON_STOP
 
-    results = await asyncio.gather(*(ended(*case) for case in schemas))
-    print(f"{sum(results)} of {len(results)} answers are whole documents, the others the start of one")
+    return sum(await asyncio.gather(*(ended(*case) for case in schemas)))
+
+
+async def test_answers_keep_forty_schemas_as_tools_write_them(channel: grpc.aio.Channel) -> None:
     # The small model hardly ever closes a free text.
-    assert sum(results) >= 10
+    assert await whole_of_forty(channel) >= 10
+
+
+@pytest.mark.full
+async def test_answers_that_are_led_to_their_end_keep_forty_schemas() -> None:
+    engine = await start(EngineSettings(mtp="off", kv_cache_gib=0.5))  # biases are not for drafts
+    try:
+        ends = {place: 8.0 for place in range(engine.card.vocab_size) if engine.tokenizer.token_bytes(place) in ENDS}
+        async with serving(engine) as (_, channel):
+            assert await whole_of_forty(channel, logit_bias=ends) >= 35
+    finally:
+        await engine.close()
 
 
 @pytest.mark.parametrize("rest", [True, {}, {"type": "integer"}])
