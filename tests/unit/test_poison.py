@@ -189,8 +189,8 @@ def test_the_youngest_runs_are_noted_suspects_first() -> None:
     assert [one.note is not None for one in runs] == [True] * (MAX_NOTED + 1) + [False] * 5
     noted = [one.note for one in runs if one.note is not None]
     # Of one kind the oldest first: it was the first one at the place where all of them kill.
-    alone = [0, *range(MAX_ALONE - 1, 0, -1)]
-    assert [note.rank for note in noted] == [*alone, *[math.inf] * (MAX_NOTED + 1 - MAX_ALONE)]
+    alone = [0, *range(MAX_ALONE, 1, -1)]
+    assert [note.rank for note in noted] == [*alone, *[math.inf] * (MAX_NOTED - MAX_ALONE), 1]
     assert [note.suspected for note in noted] == [True] + [False] * MAX_NOTED
     assert {note.deaths for note in noted} == {(death,)}
 

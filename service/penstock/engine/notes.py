@@ -8,10 +8,11 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
 from penstock.engine.probation import Death, Note, Run
-from penstock.types import EngineRequest
+from penstock.types import Accountable, EngineRequest
 
 MAX_ALONE = 8
-"""Settled runs that start one at a time after a death, those that had given the fewest tokens; less the suspects."""
+"""Settled runs that start one at a time after a death, those that had given the fewest tokens, less the suspects. The
+oldest of each of their kinds does so too."""
 MAX_NOTED = 32
 """Settled runs that are noted at a death. One that had given more tokens than so many others is an unlikely cause."""
 _MAX_NOTES = 4096
@@ -29,11 +30,12 @@ class Notes:
         ordered = sorted(runs, key=lambda run: (not run.is_suspect, run.tokens))
         suspects = sum(run.is_suspect for run in ordered)
         until = time.monotonic() + self._seconds
-        ranks = _ranks(ordered[: max(suspects, MAX_ALONE)])
+        noted = ordered[: suspects + MAX_NOTED]
+        ranks = _ranks(noted, max(suspects, MAX_ALONE))
         for run in ordered:
             self._notes.pop(run.candidate, None)
         # In reverse: of a candidate and its probe the one that had given fewer tokens is noted.
-        for run in reversed(ordered[: suspects + MAX_NOTED]):
+        for run in reversed(noted):
             before = run.note.deaths if run.note is not None and run.is_suspect else ()
             self._notes[run.candidate] = Note(
                 place=run.tokens,
@@ -94,14 +96,18 @@ class Notes:
             self._notes.popitem(last=False)
 
 
-def _ranks(runs: Sequence[Run]) -> dict[Run, int]:
-    """Return the order in which runs start alone, given suspects first and then those with the fewest tokens.
+def _ranks(noted: Sequence[Run], count: int) -> dict[Run, int]:
+    """Return the order of those that start alone: the first `count`, and of each of their kinds the oldest.
 
     Those of one kind start in turn, first the one with the most tokens: where all of them kill at the same place of a
     run, it was the first one there.
     """
-    kinds: dict[object, list[Run]] = {}
-    for run in runs:
+    kinds: dict[Accountable | Run, list[Run]] = {}
+    for run in noted[:count]:
         kinds.setdefault(run.request.accountable or run, []).append(run)
+    oldest = {run.request.accountable or run: run for run in sorted(noted, key=lambda run: run.tokens)}
+    for kind, runs in kinds.items():
+        if oldest[kind] not in runs:
+            runs.append(oldest[kind])
     ordered = (run for kind in kinds.values() for run in sorted(kind, key=lambda run: -run.tokens))
     return {run: rank for rank, run in enumerate(ordered)}
