@@ -63,7 +63,7 @@ async def test_structured_output(gateway: Gateway, served: tuple[FakeService, st
     url = str((await gateway.in_front_of(served[1])).base_url).rstrip("/")
     (code,) = STRUCTURED
     assert await run_at(url, PYTHON, code) == "126\n"
-    assert '"integer"' in fake.requests[-1].spec.output.json_schema
+    assert '"integer"' in fake.generations[-1].spec.output.json_schema
 
 
 @needs_node

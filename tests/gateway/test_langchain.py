@@ -88,7 +88,7 @@ async def test_structured_output(
     http = await gateway.in_front_of(served[1])
     model = model_of(http, **api).with_structured_output(Sum, method="json_schema")
     assert await model.ainvoke("What is 48 + 27?") == Sum(value=75)
-    schema = json.loads(fake.requests[-1].spec.output.json_schema)
+    schema = json.loads(fake.generations[-1].spec.output.json_schema)
     assert schema["properties"]["value"]["type"] == "integer"
 
 
@@ -108,7 +108,7 @@ async def test_what_was_refused_for_a_while_is_repeated(
     model = model_of(await gateway.in_front_of(served[1]), max_retries=1, **api)
     fake.scripts = [[refusal(reason, 0.005)]]
     assert [chunk async for chunk in model.astream("hello")]
-    assert len(fake.requests) == 2
+    assert len(fake.generations) == 2
 
 
 async def test_leaving_ends_the_generation(gateway: Gateway, api: dict[str, Any]) -> None:

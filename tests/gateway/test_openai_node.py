@@ -49,7 +49,7 @@ async def test_the_package_works(gateway: Gateway, case: str, replies: tuple[Rep
 async def test_structured_output(gateway: Gateway, served: tuple[FakeService, str], fake: FakeService) -> None:
     fake.candidate = pb.Candidate(answer='{"value": 75}')
     await run((await gateway.in_front_of(served[1])).base_url, "structured")
-    assert all('"integer"' in request.spec.output.json_schema for request in fake.requests)
+    assert all('"integer"' in request.spec.output.json_schema for request in fake.generations)
 
 
 async def test_the_package_repeats_what_was_refused_for_a_while(
@@ -58,7 +58,7 @@ async def test_the_package_repeats_what_was_refused_for_a_while(
     refused = [refusal("QUOTA_EXCEEDED", 0.005), refusal("OVERLOADED", 0.005)]
     fake.scripts = [[refused[0]], fake.script, [refused[1]]]
     await run((await gateway.in_front_of(served[1])).base_url, "retries")
-    assert len(fake.requests) == 4
+    assert len(fake.generations) == 4
 
 
 async def test_it_is_told_how_long_to_wait(

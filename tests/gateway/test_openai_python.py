@@ -34,7 +34,7 @@ async def test_structured_output(gateway: Gateway, served: tuple[FakeService, st
     async with openai_of(await gateway.in_front_of(served[1])) as client:
         reply = await client.chat.completions.parse(model="", messages=HELLO, response_format=Sum)
     assert reply.choices[0].message.parsed == Sum(value=75)
-    assert '"integer"' in fake.requests[-1].spec.output.json_schema
+    assert '"integer"' in fake.generations[-1].spec.output.json_schema
 
 
 def chat_with(url: str) -> list[Any]:
@@ -81,7 +81,7 @@ async def test_what_was_refused_for_a_while_is_repeated(
     fake.scripts = [[refusal(reason, 0.005)], fake.script, [refusal(reason, 1.5)]]
     async with openai_of(http, retries=1) as client:
         assert [one async for one in await _stream(client, endpoint)]
-    assert len(fake.requests) == 2
+    assert len(fake.generations) == 2
     async with openai_of(http) as client:
         with pytest.raises(error) as refused:
             await _stream(client, endpoint)

@@ -191,7 +191,7 @@ async def test_structured_output(gateway: Gateway, served: tuple[FakeService, st
     async with openai_of(await gateway.in_front_of(served[1])) as openai:
         response = await openai.responses.parse(model="", input="What is 48 + 27?", text_format=Sum)
     assert response.output_parsed == Sum(value=75)
-    schema = json.loads(fake.requests[-1].spec.output.json_schema)
+    schema = json.loads(fake.generations[-1].spec.output.json_schema)
     assert schema["properties"]["value"]["type"] == "integer"
 
 
@@ -216,7 +216,7 @@ async def test_items_become_messages(gateway: Gateway, served: tuple[FakeService
     ]
     reply = await ask(http, input=items, instructions="Speak French.")
     assert reply.status_code == 200, reply.text
-    told = [(pb.Role.Name(one.role)[5:].lower(), *_told(one)) for one in fake.requests[-1].spec.messages.messages]
+    told = [(pb.Role.Name(one.role)[5:].lower(), *_told(one)) for one in fake.generations[-1].spec.messages.messages]
     assert told == [
         ("system", "Speak French."),
         ("system", "Be brief."),
@@ -276,7 +276,7 @@ async def test_a_function_returns_texts_and_images(
     ]
     async with openai_of(await gateway.in_front_of(served[1])) as openai:
         await openai.responses.create(model="", input=with_output(output), tools=[DRAW])
-    (part,) = fake.requests[-1].spec.messages.messages[-1].parts
+    (part,) = fake.generations[-1].spec.messages.messages[-1].parts
     assert part.tool_result.call_id == "c"
     assert [one.text or one.image.data for one in part.tool_result.content] == ["before ", red, "between", blue]
     assert {one.image.mime_type for one in part.tool_result.content if one.HasField("image")} == {"image/png"}
@@ -341,7 +341,7 @@ async def test_options_reach_the_service(gateway: Gateway, served: tuple[FakeSer
         "text": {"format": {"type": "text"}, "verbosity": "medium"},
     }
     reply = await ask(http, **asked)
-    made, spec = reply.json(), fake.requests[-1].spec
+    made, spec = reply.json(), fake.generations[-1].spec
     assert Response.model_validate(made, strict=True)
     assert (spec.thinking.effort, spec.thinking.history) == (pb.EFFORT_LOW, pb.THOUGHT_HISTORY_ALL_TURNS)
     assert spec.context.overflow == pb.OVERFLOW_POLICY_DROP_OLDEST_TURNS

@@ -200,6 +200,11 @@ class FakeService(generation_pb2_grpc.GenerationServiceServicer, model_pb2_grpc.
             engine_version="fake 1",
         )
 
+    @property
+    def generations(self) -> list[Any]:
+        """The requests that have a spec. A gateway asks for the model beside them, once it has started."""
+        return [request for request in self.requests if "spec" in request.DESCRIPTOR.fields_by_name]
+
     async def _note(self, request: Any, context: Any) -> None:
         self.requests.append(request)
         self.metadata = dict(context.invocation_metadata())

@@ -343,7 +343,7 @@ async def test_an_unreachable_collector_never_blocks_is_logged_once_and_drops_ar
             lost: dict[str, float] = {}
             # Until exports of logs and of spans have failed, and for more spans than may be kept: six a call.
             async with asyncio.timeout(90):
-                while len(exports) < 3 or calls <= 60 or lost.get(not_exported, 0) < 32 or not_queued not in lost:
+                while len(exports) < 3 or calls <= 100 or lost.get(not_exported, 0) < 32 or not_queued not in lost:
                     await stream(channel, spec())
                     calls += 1
                     lost = await lost_telemetry(telemetry)
@@ -358,8 +358,8 @@ async def test_an_unreachable_collector_never_blocks_is_logged_once_and_drops_ar
         "OTLP export to http://127.0.0.1:9 is failing; telemetry will be dropped"
     ]
     assert not [record for record in caplog.records if record.name.startswith("opentelemetry")]
-    # Kept are the queue's 64, a batch under way, and what a span that ended still points at.
-    assert kept < 200
+    # Kept are the queue's 64, a batch of 32 under way, and the two spans above each of them.
+    assert kept <= 3 * (64 + 32)
     assert lost[not_queued] > 0
     assert lost[not_exported] >= 32
 

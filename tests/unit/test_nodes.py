@@ -186,7 +186,7 @@ async def test_a_start_that_is_no_longer_wanted_should_end_with_its_processes(mo
     # A start that was cancelled leaves the name of its pipe to what its thread still starts; other tests start others.
     monkeypatch.setenv(lifetime.VARIABLE, "")
     nothing: Any = None
-    task = asyncio.create_task(start._loaded(EngineSettings(), start.StartPlan(nothing, nothing, "")))
+    task = asyncio.create_task(start._loaded(EngineSettings(), start.StartPlan(nothing, nothing, ""), False))
     await asyncio.to_thread(begun.wait, 60)
     decoder = ImageDecoder(limits_of(EngineSettings()))
     assert (await decoder.decode(png(8, 8), "image/png", "field", "caller")).width == 8
