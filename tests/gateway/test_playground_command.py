@@ -38,12 +38,17 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+def started(command: list[str]) -> subprocess.Popen[str]:
+    """Start the command in a session of its own, as a shell does; what it says is read from one pipe."""
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
 @pytest.fixture
 def running(command: list[str]) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The command, once it has told its page's address."""
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    ) as process:
+    with started(command) as process:
         assert process.stdout is not None
         said = []
         for line in process.stdout:
@@ -96,9 +101,7 @@ def test_all_of_it_comes_and_goes_together(
     "phase", ["starting the service", "listening on", "ready after", "playground: ", "Ctrl-C ends"]
 )
 def test_an_interrupt_in_any_phase_is_told_and_leaves_nothing(command: list[str], phase: str, temporary: Path) -> None:
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    ) as process:
+    with started(command) as process:
         assert process.stdout is not None
         said = []
         for line in process.stdout:
