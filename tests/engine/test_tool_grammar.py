@@ -16,6 +16,10 @@ from penstock.types import (
     EngineRequest,
     EngineStop,
     FinishReason,
+    Message,
+    Output,
+    Request,
+    Role,
     Sampling,
     StructuredKind,
     StructuredOutput,
@@ -24,7 +28,7 @@ from penstock.types import (
     ToolConstraint,
 )
 
-from tests.engine.test_constrained_answers import DRAWS, DiesTwice, answer
+from tests.engine.test_constrained_answers import DRAWS, THOUGHTS, DiesTwice, answer
 from tests.unit.tool_call_reader import ReadOutput, read
 
 from .conftest import run
@@ -187,9 +191,14 @@ async def test_a_call_that_the_model_begins_is_completed(
 @BOTH
 @pytest.mark.parametrize("draw", DRAWS)
 async def test_a_call_goes_on_after_engine_deaths(engine: Engine, call_format: ToolCallFormat, draw: str) -> None:
-    structured = tools_of(call_format, "save")
+    request = Request(
+        messages=(Message(Role.USER, "What is 17 + 25?"),),
+        thinking=THOUGHTS["fast"],
+        sampling=DRAWS[draw],
+        output=Output(structured=tools_of(call_format, "save"), max_tokens=200),
+    )
     dies = DiesTwice(engine)
-    text, end = await answer(dies, structured, DRAWS[draw])
+    text, end = await answer(dies, request)
     assert end.finish_reason is FinishReason.STOP
     ((_, arguments),) = read(text, call_format, SCHEMAS).calls
     jsonschema.validate(arguments, SCHEMAS["save"])
@@ -197,7 +206,7 @@ async def test_a_call_goes_on_after_engine_deaths(engine: Engine, call_format: T
     assert len(prefixes) == 3
     assert prefixes[0] == 0 < prefixes[1] < prefixes[2]
     if draw == "greedy":
-        assert (await answer(engine, structured, DRAWS[draw]))[0] == text
+        assert (await answer(engine, request))[0] == text
 
 
 @BOTH
