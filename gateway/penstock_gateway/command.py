@@ -7,10 +7,13 @@ import signal
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperCommand
+
+if TYPE_CHECKING:
+    from penstock_gateway.upstream import Encryption
 
 DEFAULT_LISTEN = "127.0.0.1:8080"
 
@@ -68,28 +71,24 @@ def gateway(
     os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_client")
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # why the service does not answer is told in words of its own
     try:
-        _run(listen, target, (tls, ca, certificate, key, tls_server_name), limit or ())
+        from penstock_gateway.upstream import Encryption
+
+        _run(listen, target, Encryption(tls, ca, certificate, key, tls_server_name), limit or ())
     except KeyboardInterrupt:
         raise _interrupted() from None
 
 
-def _run(
-    listen: str,
-    target: str,
-    encrypted: tuple[bool | None, Path | None, Path | None, Path | None, str],
-    limits: Sequence[str],
-) -> None:
+def _run(listen: str, target: str, encryption: Encryption, limits: Sequence[str]) -> None:
     from penstock_gateway import server, tracing
     from penstock_gateway.app import create_app
     from penstock_gateway.settings import Settings
-    from penstock_gateway.upstream import Encryption, connect
+    from penstock_gateway.upstream import connect
 
     host, colon, port = listen.rpartition(":")
     if not colon or not port.isdigit() or int(port) > 65535:
         raise _refused(f"--listen must be host:port, got {listen!r}")
     try:
         settings = Settings.of(limits)
-        encryption = Encryption(*encrypted)
         client = connect(target, encryption)
         tracing.start()
     except ValueError as error:
