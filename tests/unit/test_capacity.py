@@ -69,6 +69,16 @@ def a_point(made: Setup, concurrency: int, assumed: Assumptions = PAPER, mix: Mi
     return point(made, plan_memory(made), assumed, mix, concurrency, Correction())
 
 
+def test_without_async_scheduling_each_step_waits_for_the_host() -> None:
+    assumed = replace(PAPER, host_seconds=0.001, host_sequence_seconds=2e-5)
+    waits = roofline(setup(async_scheduling=False), assumed)
+    for sequences in (1, 32):
+        longer = waits.decode(sequences, 1000).seconds - roofline(setup(), assumed).decode(sequences, 1000).seconds
+        assert longer == pytest.approx(0.001 + sequences * 2e-5)
+    longer = waits.prefill(1000).seconds - roofline(setup(), assumed).prefill(1000).seconds
+    assert longer == pytest.approx(0.001 + 2e-5)
+
+
 def test_one_sequence_reads_its_own_experts_and_many_read_all() -> None:
     one, many = roofline(setup()).decode(1, 0), roofline(setup()).decode(4096, 0)
     assert one.expert_share == pytest.approx(8 / 256)

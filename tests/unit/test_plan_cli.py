@@ -147,6 +147,17 @@ def test_nvfp4_takes_less_than_fp8(device: str) -> None:
     assert 0.5 * fp8 < nvfp4 < 0.75 * fp8  # bfloat16 outside the experts, and in the draft layer
 
 
+def test_without_async_scheduling_the_plan_is_slower_and_says_why() -> None:
+    overlapped, waits = (
+        plan_json("--model", BIG, "--count", "8", "--concurrency", "1", *flags)
+        for flags in ((), ("--no-async-scheduling",))
+    )
+    rates = [told["points"][0]["decode_tokens_per_second"] for told in (overlapped, waits)]
+    assert rates[1] < rates[0]
+    assert ("speed", "the host's time per step") in figures_of(waits)
+    assert ("speed", "the host's time per step") not in figures_of(overlapped)
+
+
 def test_what_does_not_fit_is_shown_with_its_sizes() -> None:
     result = run("--model", BIG, "--count", "4")
     assert result.exit_code == 1

@@ -40,6 +40,7 @@ class Setup:
     nvfp4_weights: bool = False
     tower: VisionShape | None = None
     image_pixels: int = 0
+    async_scheduling: bool = True
 
     @property
     def largest_image_tokens(self) -> int:

@@ -21,6 +21,7 @@ from penstock_bench.capacity.knee import bounds, knee
 from penstock_bench.capacity.memory import Memory, Setup, plan_memory
 from penstock_bench.capacity.published_floor import lines as floor_lines
 from penstock_bench.capacity.published_floor import own_factor
+from penstock_bench.capacity.published_host import lines as host_lines
 from penstock_bench.capacity.roofline import Assumptions
 from penstock_bench.capacity.speed import Correction, Mix, Point, ceiling, concurrencies, point
 
@@ -86,6 +87,7 @@ class Run:
         setup = self.setup
         weights = "NVFP4" if setup.nvfp4_weights else "FP8" if setup.fp8_weights else "BF16"
         drafts = f"{setup.drafted} drafts" if setup.drafted else "no drafts"
+        drafts += "" if setup.async_scheduling else " without async scheduling"
         spread = f"tensor {setup.layout.tensor}" + (", experts" if setup.layout.experts else "")
         return (
             f"{setup.model} {weights}, {setup.count} x {self.machine.upper()} ({spread}), {self.engine}, {drafts}, "
@@ -142,6 +144,7 @@ def _setup(row: dict[str, Any], shape: Shape, device: Any) -> Setup:
         utilization=row.get("sglang_memory", 0.85),
         fixed_bytes=2**31,
         nvfp4_weights=row["weights"] == "nvfp4",
+        async_scheduling=row.get("async_scheduling", True),
     )
 
 
@@ -307,6 +310,7 @@ def table(runs: Sequence[Run], left_out: Sequence[Seen]) -> str:
     lines = [*_summaries(halves | apart)]
     lines += ["", "| constant | fitted value |", "|---|---|"]
     lines += [f"| `{name}` | {value:.4g} |" for name, value in zip(FITTED, shipped(), strict=True)]
+    lines += ["", "## The host's time without asynchronous scheduling", "", *host_lines(RUNS)]
     lines += ["", "## The same setting, published twice", "", *floor_lines(runs, assumed, RUNS)]
     for half in ("held out", "fitted"):
         lines += ["", f"## Runs {half}", "", *_rows(halves[half])]

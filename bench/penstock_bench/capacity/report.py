@@ -30,6 +30,7 @@ _PRICED = (
 )
 PAPER, CONFIG, VLLM, ASSUMED = "formula", "config.json", "vLLM 0.32's rule", "assumed"
 FITTED = "fitted to published runs (docs/maintainers/published-runs.md)"
+HOST = "published pairs with and without it (docs/maintainers/published-runs.md)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +143,9 @@ def _assumptions(plan: CapacityPlan) -> Iterator[Figure]:
             plan.wanted.acceptance_source,
         )
         yield Figure(where, "fixed time per draft pass", assumed.draft_seconds * 1e3, "ms", FITTED)
+    if not plan.setup.async_scheduling:
+        yield Figure(where, "the host's time per step", assumed.host_seconds * 1e3, "ms", HOST)
+        yield Figure(where, "and for each request in it", assumed.host_sequence_seconds * 1e6, "us", HOST)
     if plan.fit:
         said = plan.fit.correction
         yield Figure(where, "step seconds, measured / paper", said.decode_factor, "x", said.source)

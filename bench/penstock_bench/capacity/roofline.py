@@ -34,7 +34,9 @@ class Assumptions:
     A step has a fixed time: `step_seconds`, `layer_seconds` for each layer's kernels, `convert_seconds` for each layer
     whose inputs are made FP8 or FP4, and `sequence_seconds` on the host for each sequence. `exchange_seconds` is the
     time to start one exchange between two devices; it is added each time the devices of a replica double.
-    `draft_seconds` is the fixed time of a draft pass. `acceptance` has the share of drafts accepted at each position,
+    `draft_seconds` is the fixed time of a draft pass. Without asynchronous scheduling the devices wait in each step for
+    the host: `host_seconds`, and `host_sequence_seconds` for each sequence; these two are not fitted, but measured by
+    others (published_host.py). `acceptance` has the share of drafts accepted at each position,
     given that the one before was; the last value holds for all positions after it.
     """
 
@@ -52,6 +54,8 @@ class Assumptions:
     sequence_seconds: float = 9.854e-06
     exchange_seconds: float = 6.966e-06
     draft_seconds: float = 0.0003859
+    host_seconds: float = 0.001107
+    host_sequence_seconds: float = 2.18e-05
     acceptance: tuple[float, ...] = (0.93, 0.86, 0.825, 0.88, 0.76, 0.89, 0.62, 0.71)
 
     def compute_reached(self, tensor: int) -> float:
@@ -182,8 +186,12 @@ class Roofline:
     def _fixed(self, sequences: int) -> float:
         """Return the seconds of a step that do not depend on bytes or operations."""
         setup = self._setup
-        fixed = self._assumed.fixed_seconds(setup.shape.layers, setup.fp8_weights or setup.nvfp4_weights)
-        return fixed + sequences * self._assumed.sequence_seconds
+        assumed = self._assumed
+        fixed = assumed.fixed_seconds(setup.shape.layers, setup.fp8_weights or setup.nvfp4_weights)
+        fixed += sequences * assumed.sequence_seconds
+        if not setup.async_scheduling:
+            fixed += assumed.host_seconds + sequences * assumed.host_sequence_seconds
+        return fixed
 
     def encode_seconds(self, image_tokens: int) -> float:
         """Return the seconds in which a replica encodes one image of so many tokens; 0 where images are off."""

@@ -84,6 +84,12 @@ def plan(
     nvfp4: Annotated[
         bool, typer.Option("--nvfp4", help="Plan with the experts' weights in NVFP4 (the service does not run it).")
     ] = False,
+    no_async_scheduling: Annotated[
+        bool,
+        typer.Option(
+            "--no-async-scheduling", help="Plan for an engine whose devices wait for the host between two steps."
+        ),
+    ] = False,
     bandwidth_share: Annotated[
         float | None,
         typer.Option(min=0.01, max=1, help="Share of the peak bandwidth that is reached. Default: fitted."),
@@ -142,6 +148,7 @@ def plan(
         Assumptions(acceptance=accepted.shares), **{name: value for name, value in given.items() if value is not None}
     )
     setup, decisions = _setup(loaded.engine, chosen, count, int(fixed_gib * 2**30), nvfp4)
+    setup = replace(setup, async_scheduling=not no_async_scheduling)
     each = _tokens_per_image(setup, decisions, images, image_pixels)
     mix = Mix(input_tokens + images * each, thought_tokens, answer_tokens, cached_share, images, each)
     fitted = _calibration(calibrate, setup, assumed)
