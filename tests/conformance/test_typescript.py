@@ -95,6 +95,8 @@ MISUSE = {
     "input": "messages[0].content[0].input must be an object, got undefined",
     "isError": 'messages[0].content[0].isError must be true or false, got "no"',
     "contents": 'did you mean "content"?',
+    "flush": "flushIntervalSeconds must be at most 315576000000 seconds, got Infinity",
+    "window": "windowSeconds must be at most 315576000000 seconds, got 1000000000000",
     "steer": "action must be an object, got undefined",
     "resume": "lastSequence must be an integer from 0",
     "modelName": "name must be a string, got an object",

@@ -46,8 +46,17 @@ from penstock_client.leaving import (
 from penstock_client.messages import ToolCall, ToolResult
 from penstock_client.reconnect import Link, Reconnect, checked
 from penstock_client.response import Response
-from penstock_client.retries import Retries
-from penstock_client.spec import GenerationOptions, Prompt, build_spec, interact_request, steer_request, stream_request
+from penstock_client.retries import Retries, checked_retries
+from penstock_client.seconds import call_seconds
+from penstock_client.spec import (
+    GenerationOptions,
+    Prompt,
+    build_spec,
+    interact_request,
+    resume_request,
+    steer_request,
+    stream_request,
+)
 from penstock_client.tool_loop import Hooks, Run, ToolLoop
 from penstock_client.tracing import CallSpan
 from penstock_client.values import Steered
@@ -111,8 +120,8 @@ class AsyncClient:
     ) -> None:
         target, api_key, tls = resolve(target, api_key, tls)
         self.target = target
-        self.timeout = timeout
-        self.retries = retries
+        self.timeout = call_seconds(timeout)
+        self.retries = checked_retries(retries)
         self._reconnect = checked(reconnect)
         self._tls = tls
         self._metadata = metadata_for(target, api_key, tls) + more_metadata(metadata)
@@ -197,7 +206,7 @@ class AsyncClient:
             last_sequence: Sequence number of the last event that was received. 0 replays all events.
             timeout: Seconds until the deadline of the resumed stream. Default: the client's.
         """
-        request = pb.ResumeRequest(generation_id=generation_id, resume_token=resume_token, last_sequence=last_sequence)
+        request = resume_request(generation_id, resume_token, last_sequence)
         link = self._link("Resume", timeout)
         return self._opened(
             AsyncStream(link, lambda left: self._generation.Resume(request, **link.options(left)), request)
@@ -384,7 +393,7 @@ class AsyncClient:
         """
         self._check_open()
         span = CallSpan(f"{_ROUTING}/WatchExpertLoad", self._metadata, self.target)
-        timeout = self.timeout if timeout is None else timeout
+        timeout = call_seconds(timeout, self.timeout)
         request = watch_request(window_seconds, interval_seconds, ranks)
         call = self._routing.WatchExpertLoad(request, timeout=timeout, metadata=span.metadata)
         try:
@@ -423,8 +432,8 @@ class AsyncClient:
         """
         other = copy.copy(self)
         other._root = self._root or self
-        other.timeout = self.timeout if timeout is None else timeout
-        other.retries = self.retries if retries is None else retries
+        other.timeout = call_seconds(timeout, self.timeout)
+        other.retries = self.retries if retries is None else checked_retries(retries)
         other._metadata = (*self._metadata, *more_metadata(metadata))
         if api_key is not None:
             other._metadata = with_api_key(other._metadata, metadata_for(self.target, api_key or None, self._tls))
@@ -481,7 +490,7 @@ class AsyncClient:
         self._check_open()
         return Link(
             span=CallSpan(f"{_GENERATION}/{method}", self._metadata, self.target),
-            timeout=self.timeout if timeout is None else timeout,
+            timeout=call_seconds(timeout, self.timeout),
             policy=self._reconnect,
             resume=self._generation.Resume,
             abandon=self._abandon,
@@ -545,7 +554,7 @@ class AsyncClient:
     ) -> ReplyT:
         self._check_open()
         span = CallSpan(name, self._metadata, self.target)
-        attempts = Retries(self.retries, self.timeout if timeout is None else timeout, name)
+        attempts = Retries(self.retries, call_seconds(timeout, self.timeout), name)
         while True:
             try:
                 call = method(request, timeout=attempts.seconds_left, metadata=span.metadata)

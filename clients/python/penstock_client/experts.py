@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Self
 
-from google.protobuf.duration_pb2 import Duration
 from penstock_proto.v1 import routing_pb2 as pb
+
+from penstock_client.seconds import duration_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ class ExpertLoad:
 
 def load_request(window_seconds: float | None, ranks: int | None) -> pb.GetExpertLoadRequest:
     """Return the request of `expert_load`; None leaves the choice to the server."""
-    return pb.GetExpertLoadRequest(window=_duration(window_seconds), rank_count=ranks)
+    return pb.GetExpertLoadRequest(window=duration_of("window_seconds", window_seconds), rank_count=ranks)
 
 
 def watch_request(
@@ -80,13 +81,7 @@ def watch_request(
 ) -> pb.WatchExpertLoadRequest:
     """Return the request of `watch_expert_load`; None leaves the choice to the server."""
     return pb.WatchExpertLoadRequest(
-        window=_duration(window_seconds), interval=_duration(interval_seconds), rank_count=ranks
+        window=duration_of("window_seconds", window_seconds),
+        interval=duration_of("interval_seconds", interval_seconds),
+        rank_count=ranks,
     )
-
-
-def _duration(seconds: float | None) -> Duration | None:
-    if seconds is None:
-        return None
-    made = Duration()
-    made.FromNanoseconds(round(seconds * 1e9))
-    return made

@@ -14,6 +14,7 @@ from penstock_proto.v1 import generation_pb2 as pb
 
 from penstock_client.errors import BrokenStream, DeadlineExceeded, Overloaded, PenstockError, Unavailable
 from penstock_client.events import Event, EventReader
+from penstock_client.seconds import seconds_of
 from penstock_client.tracing import CallSpan
 
 _log = logging.getLogger("penstock_client")
@@ -42,9 +43,19 @@ class Reconnect:
 
 
 def checked(policy: Reconnect | None) -> Reconnect | None:
-    """Return the policy. Raises TypeError for another type: False would fail at the first lost connection."""
-    if policy is not None and not isinstance(policy, Reconnect):
+    """Return the policy.
+
+    Raises TypeError for another type, also of a bound: it would fail at the first lost connection.
+    """
+    if policy is None:
+        return None
+    if not isinstance(policy, Reconnect):
         raise TypeError(f"reconnect must be a Reconnect or None, got {type(policy).__name__}")
+    most = policy.max_attempts
+    if isinstance(most, bool) or not isinstance(most, int):
+        raise TypeError(f"reconnect.max_attempts must be an int, got {most!r}")
+    for name in ("max_seconds", "first_wait_seconds", "max_wait_seconds"):
+        seconds_of(f"reconnect.{name}", getattr(policy, name))
     return policy
 
 

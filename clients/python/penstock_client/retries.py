@@ -12,6 +12,20 @@ log = logging.getLogger("penstock_client")
 log.addHandler(logging.NullHandler())
 
 
+def checked_retries(retries: int) -> int:
+    """Return the number of retries.
+
+    Raises:
+        TypeError: It is not an integer.
+        ValueError: It is below 0.
+    """
+    if isinstance(retries, bool) or not isinstance(retries, int):
+        raise TypeError(f"retries must be an int, got {retries!r}")
+    if retries < 0:
+        raise ValueError(f"retries must be at least 0, got {retries}")
+    return retries
+
+
 class Retries:
     """The attempts of one call. A refusal with RetryInfo generated nothing, so nothing is billed twice."""
 

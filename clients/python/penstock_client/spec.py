@@ -12,6 +12,7 @@ from penstock_proto.v1 import generation_pb2 as pb
 
 from penstock_client import suggest
 from penstock_client.messages import Message, MessageLike, to_protos
+from penstock_client.seconds import duration_of
 from penstock_client.tools import Tool, ToolLike, tool_of
 
 Prompt = str | Sequence[MessageLike]
@@ -193,21 +194,14 @@ def stream_request(
     spec: pb.GenerationSpec, resumable: bool, flush_interval_seconds: float | None
 ) -> pb.StreamGenerateRequest:
     """Return the request of `StreamGenerate`."""
-    request = pb.StreamGenerateRequest(spec=spec, resumable=resumable)
-    _set_flush_interval(request, flush_interval_seconds)
-    return request
+    flush_interval = duration_of("flush_interval_seconds", flush_interval_seconds)
+    return pb.StreamGenerateRequest(spec=spec, resumable=resumable, flush_interval=flush_interval)
 
 
 def interact_request(spec: pb.GenerationSpec, flush_interval_seconds: float | None) -> pb.InteractRequest:
     """Return the first request of `Interact`."""
-    request = pb.InteractRequest(start=spec)
-    _set_flush_interval(request, flush_interval_seconds)
-    return request
-
-
-def _set_flush_interval(request: pb.StreamGenerateRequest | pb.InteractRequest, seconds: float | None) -> None:
-    if seconds is not None:
-        request.flush_interval.FromNanoseconds(round(seconds * 1e9))
+    flush_interval = duration_of("flush_interval_seconds", flush_interval_seconds)
+    return pb.InteractRequest(start=spec, flush_interval=flush_interval)
 
 
 def _set_input(spec: pb.GenerationSpec, prompt: Prompt | None, given: dict[str, Any]) -> None:
@@ -285,6 +279,27 @@ def _enum_number(wrapper: Any, prefix: str, value: object) -> int:
     return cast(int, wrapper.Value(prefix + value.upper()))
 
 
+def resume_request(generation_id: str, resume_token: str, last_sequence: int) -> pb.ResumeRequest:
+    """Return the request of `Resume`.
+
+    Raises:
+        TypeError: A value is of another type.
+        ValueError: `last_sequence` is below 0, or larger than any sequence number.
+    """
+    _check_texts(generation_id=generation_id, resume_token=resume_token)
+    if isinstance(last_sequence, bool) or not isinstance(last_sequence, int):
+        raise TypeError(f"last_sequence must be an int, got {type(last_sequence).__name__}")
+    if not 0 <= last_sequence < 2**64:
+        raise ValueError(f"last_sequence must be in [0, 2^64), got {last_sequence}")
+    return pb.ResumeRequest(generation_id=generation_id, resume_token=resume_token, last_sequence=last_sequence)
+
+
+def _check_texts(**texts: object) -> None:
+    for name, value in texts.items():
+        if not isinstance(value, str):
+            raise TypeError(f"{name} must be a str, got {type(value).__name__}")
+
+
 def steer_request(
     generation_id: str, resume_token: str, *, finish_thinking: bool, budget: int | None, cancel: bool
 ) -> pb.SteerRequest:
@@ -296,6 +311,7 @@ def steer_request(
     """
     if finish_thinking + (budget is not None) + cancel != 1:
         raise ValueError("give exactly one of finish_thinking=True, budget=TOKENS and cancel=True")
+    _check_texts(generation_id=generation_id, resume_token=resume_token)
     request = pb.SteerRequest(generation_id=generation_id, resume_token=resume_token)
     if finish_thinking:
         request.finish_thinking.SetInParent()

@@ -18,6 +18,7 @@ from penstock_client.events import Event
 from penstock_client.functions import FunctionTool, InvalidArguments, ToolError, text_of
 from penstock_client.messages import Message, MessageLike, ToolCall, ToolResult
 from penstock_client.response import Response
+from penstock_client.seconds import call_seconds
 from penstock_client.spec import GenerationOptions, Prompt
 from penstock_client.tools import tool_of
 from penstock_client.tracing import ToolSpan
@@ -142,7 +143,8 @@ class ToolLoop:
             GenerationOptions, {**options, "tools": list(self._tools.values()), "allowed_tools": allowed}
         )
         self._max_turns = max_turns
-        self._ends_at = None if timeout is None else time.monotonic() + timeout
+        seconds = call_seconds(timeout)
+        self._ends_at = None if seconds is None else time.monotonic() + seconds
         self._hooks = hooks
         self._one_at_a_time = asyncio.Lock()
 

@@ -342,7 +342,7 @@ export class Client {
   async expertLoad(options: ExpertLoadOptions = {}): Promise<ExpertLoad> {
     checkOptions(options, EXPERTS);
     const request = create(GetExpertLoadRequestSchema, {
-      window: seconds(options.windowSeconds),
+      window: seconds("windowSeconds", options.windowSeconds),
       rankCount: options.ranks,
     });
     const path = `${ROUTING}/GetExpertLoad`;
@@ -354,8 +354,8 @@ export class Client {
   async *watchExpertLoad(options: WatchOptions = {}): AsyncGenerator<ExpertLoad> {
     checkOptions(options, { ...EXPERTS, intervalSeconds: ["number"] });
     const request = create(WatchExpertLoadRequestSchema, {
-      window: seconds(options.windowSeconds),
-      interval: seconds(options.intervalSeconds),
+      window: seconds("windowSeconds", options.windowSeconds),
+      interval: seconds("intervalSeconds", options.intervalSeconds),
       rankCount: options.ranks,
     });
     this.checkOpen();
@@ -614,10 +614,17 @@ function formatted<T extends EventStream>(stream: T, { responseFormat }: Generat
 }
 
 function flushOf({ flushIntervalSeconds }: FlushOptions) {
-  return { flushInterval: seconds(flushIntervalSeconds) };
+  return { flushInterval: seconds("flushIntervalSeconds", flushIntervalSeconds) };
 }
 
-const seconds = (value?: number) => (value === undefined ? undefined : durationFromMs(value * 1000));
+/** Most seconds that a Duration holds: ten thousand years. */
+const MAX_SECONDS = 315_576_000_000;
+
+function seconds(name: string, value?: number) {
+  if (value === undefined) return undefined;
+  if (Math.abs(value) <= MAX_SECONDS) return durationFromMs(value * 1000);
+  throw new TypeError(`${name} must be at most ${MAX_SECONDS} seconds, got ${value}`);
+}
 
 const writer =
   <T extends DescMessage>(schema: T) =>
