@@ -23,13 +23,18 @@ POISON = "POISON"
 class MortalEngine(ScriptedEngine):
     """Prompts that hold POISON kill it after `poison_after` chunks of a run, by default before their first token.
 
-    With `poison_at` they kill it after so many tokens of their whole output instead, whichever run gives them.
+    With `poison_at` they kill it after so many tokens of their whole output instead, whichever run gives them. With
+    `together` each waits there until so many are there.
     """
 
-    def __init__(self, replies: tuple[Reply, ...], poison_after: int = 0, poison_at: int | None = None) -> None:
+    def __init__(
+        self, replies: tuple[Reply, ...], poison_after: int = 0, poison_at: int | None = None, together: int = 1
+    ) -> None:
         super().__init__(replies)
         self._poison_after = poison_after
         self._poison_at = poison_at
+        self._missing = together
+        self._together = asyncio.Event()
         self._dead = asyncio.Event()
         self.hanging = False
         self.runs = 0
@@ -42,6 +47,10 @@ class MortalEngine(ScriptedEngine):
         async for chunk in super().stream(request):
             kills = chunks == self._poison_after if self._poison_at is None else given >= self._poison_at
             if poison and kills:
+                self._missing -= 1
+                if self._missing <= 0:
+                    self._together.set()
+                await self._together.wait()
                 self._dead.set()
             chunks += 1
             given += len(chunk.token_ids)
@@ -86,6 +95,7 @@ async def ward(
     auth: Mapping[str, object] | None = None,
     poison_after: int = 0,
     poison_at: int | None = None,
+    together: int = 1,
     thinking: Mapping[str, object] | None = None,
     **supervision: object,
 ) -> AsyncIterator[Ward]:
@@ -108,7 +118,7 @@ async def ward(
 
     async def start() -> MortalEngine:
         await asyncio.sleep(here.start_seconds if here else start_seconds)
-        engines.append(MortalEngine(replies, poison_after, poison_at))
+        engines.append(MortalEngine(replies, poison_after, poison_at, 1 if engines else together))
         return engines[-1]
 
     async def on_change(alive: bool) -> None:

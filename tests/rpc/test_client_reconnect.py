@@ -373,3 +373,11 @@ async def test_nonsense_is_refused_with_its_field() -> None:
             await to_the_end(interaction)
         assert refused.value.code is grpc.StatusCode.INVALID_ARGUMENT
         assert refused.value.violations[0].field == "change_budget.thinking_budget"
+
+
+async def test_a_network_that_takes_long_to_connect_is_waited_for() -> None:
+    """Over a slow line, or to a busy server, a handshake takes more than a second."""
+    async with scene() as here:
+        here.proxy.reply_seconds = 1.5
+        async with pc.AsyncClient(here.proxy.target) as client:
+            assert (await client.model(timeout=60)).context_window_tokens == 4096

@@ -205,7 +205,7 @@ async def test_twenty_at_once_kill_twice_too_and_no_innocent_is_refused() -> Non
 @pytest.mark.parametrize("poison_after", [3, 8, 20])
 async def test_twenty_late_ones_at_once_kill_once_more_and_no_innocent_is_refused(poison_after: int) -> None:
     killer = Reply(match=POISON, thought=THOUGHT * 8, answer=ANSWER, step_seconds=0.002)
-    async with ward(LONG, killer, auth=AUTH, max_restarts=2, poison_after=poison_after) as here:
+    async with ward(LONG, killer, auth=AUTH, max_restarts=2, poison_after=poison_after, together=20) as here:
         running = await others(here, 4)
         asked = spec(POISON, thinking=THINKING)
         reasons = await asyncio.gather(*(refusal(here, "killer", asked) for _ in range(20)))

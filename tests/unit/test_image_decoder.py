@@ -83,6 +83,7 @@ async def test_the_process_knows_nothing_of_the_services_environment(monkeypatch
     assert (seen["TZ"], seen["MALLOC_ARENA_MAX"]) == ("Europe/Berlin", "1")
 
 
+@pytest.mark.timeout(400)  # some 250 images, each with a bound of its own
 async def test_memory_is_flat(decoder: ImageDecoder) -> None:
     """A second and a third round of all cases leave no more than the first; processes that died have been replaced."""
     sizes = []
