@@ -98,7 +98,7 @@ def options_for(target: str, extra: ChannelOptions) -> list[tuple[str, Any]]:
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.initial_reconnect_backoff_ms", 100),
         # In spite of its name, how long an attempt to connect may take, TLS included.
-        ("grpc.min_reconnect_backoff_ms", 10_000),
+        ("grpc.min_reconnect_backoff_ms", 5_000),
         ("grpc.max_reconnect_backoff_ms", 5_000),
     ]
     if is_loopback(target):  # a proxy cannot reach a loopback target
