@@ -27,7 +27,8 @@ from tests.hostile.held import (
 
 _MAX_DURING_KIB = 256 * 1024
 _MAX_AFTER_KIB = 20 * 1024
-_SETTLE_SECONDS = 60
+_SETTLE_SECONDS = 30
+_ROUNDS = 3
 _STARTS_PER_SECOND = 50
 _CHECK_SECONDS = 0.02
 SHORT, LONG = 0, 1
@@ -73,6 +74,15 @@ def _most_during_kib(attack: Held) -> int:
 
 
 def is_held_off(guarded: Victim, attack: Held, count: int) -> None:
+    """Attack in rounds until one leaves nothing: a leak grows in each, the allocator may keep the first one's peak."""
+    growths = [round_of(guarded, attack, count)]
+    while growths[-1] > _MAX_AFTER_KIB and len(growths) < _ROUNDS:
+        growths.append(round_of(guarded, attack, count))
+    assert growths[-1] <= _MAX_AFTER_KIB, f"resident memory grew by {growths} KiB"
+
+
+def round_of(guarded: Victim, attack: Held, count: int) -> int:
+    """Attack once; return by how many KiB the resident memory is larger afterwards."""
     before, lines = guarded.rss_kib(), guarded.log.read_text().count("\n")
     began = time.monotonic()
     most = most_rss_kib(guarded, attack, count)
@@ -88,9 +98,9 @@ def is_held_off(guarded: Victim, attack: Held, count: int) -> None:
         f"{after - before:+} after; {lines} lines of log"
     )
     assert most - before <= _most_during_kib(attack)
-    assert after - before <= _MAX_AFTER_KIB
     assert guarded.new_failures() == []
     assert lines <= seconds + 2, guarded.log.read_text()[-2000:]
+    return after - before
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
