@@ -89,13 +89,31 @@ async def test_one_caller_kills_twice_however_often_it_tries(poison_after: int) 
         await assert_two_deaths(here, running)
 
 
-async def test_one_whose_continuation_is_too_short_to_kill_is_refused_at_its_next_try() -> None:
-    # Its place is near the end of its output: what is left after the first death is shorter.
-    async with ward(LONG, SLOW, auth=AUTH, max_restarts=1, poison_after=len(THOUGHT) + len(ANSWER) - 8) as here:
-        running = await others(here, 8)
-        first, *rest = await tried(here, 20)
-        assert (first, set(rest)) == ("", {"POISONOUS_REQUEST"})
-        await assert_two_deaths(here, running)
+async def test_one_whose_continuation_is_too_short_to_kill_is_refused_at_its_third_try() -> None:
+    # Its place is near the end of its output: what is left after each death is shorter, and is answered.
+    async with ward(SLOW, auth=AUTH, max_restarts=1, poison_after=len(THOUGHT) + len(ANSWER) - 8) as here:
+        reasons = []
+        for number in range(1, 21):
+            reasons.append(await refusal(here, "killer", spec(POISON, thinking=THINKING)))
+            await until_up(here, min(number, 3))
+        assert reasons == ["", "", *["POISONOUS_REQUEST"] * 18]
+        assert here.supervised.restarts == 3
+        assert not here.supervised.given_up.is_set()
+
+
+async def test_calls_that_meet_deaths_at_the_same_place_by_chance_are_answered() -> None:
+    """Each is answered with less after the death than before it, and the next one is at the same place at the next."""
+    async with ward(SLOW, auth=AUTH, max_restarts=2) as here:
+        for number in (1, 2):
+            place = here.engine.chunks + len(THOUGHT) + len(ANSWER) - 12
+            asked = asyncio.create_task(said(here, "other", spec(thinking=THINKING)))
+            async with asyncio.timeout(60):
+                while here.engine.chunks < place:  # noqa: ASYNC110
+                    await asyncio.sleep(0)
+            await here.engine.kill()
+            assert await asked == (THOUGHT, ANSWER)
+            await until_up(here, number)
+        assert await refusal(here, "other", spec(thinking=THINKING)) == ""
 
 
 @pytest.mark.parametrize("place", [1, 12, 40])

@@ -66,6 +66,17 @@ class Note:
     """Time of the monotonic clock at which it is forgotten."""
     run: Run | None = None
     """The run that it is about now."""
+    answered: bool = False
+    """Whether its run was answered, with less after the death than it had given before it."""
+
+    @property
+    def evidence(self) -> int:
+        """Return how many of its deaths count against the run that it is about now.
+
+        Another request of the caller that takes over the note of an answered one may meet a death at the same place by
+        chance: one death is not held against it.
+        """
+        return len(self.deaths) - self.answered
 
 
 @dataclass(eq=False, slots=True)

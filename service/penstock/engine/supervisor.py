@@ -231,7 +231,9 @@ class SupervisedEngine:
             with self._watchdog.waiting() as wait:
                 async for chunk in chunks:
                     run.add(chunk)
-                    if not run.passed:
+                    if chunk.stop is not None:
+                        self._finish(run)  # now: a caller reads no further than this chunk
+                    elif not run.passed:
                         self._check(run)
                         if run.alone and not run.settled:
                             held.append(chunk)
@@ -243,9 +245,6 @@ class SupervisedEngine:
                     held.clear()
                     yield chunk
                     wait.begins()
-            self._finish(run)
-            for earlier in held:
-                yield earlier
 
     def _check(self, run: Run) -> None:
         """Settle a run that has given enough chunks, and pass one that is beyond its place."""
@@ -271,8 +270,14 @@ class SupervisedEngine:
     def _finish(self, run: Run) -> None:
         """Handle that the engine ended a run by itself. One that gave less than at the death keeps its note."""
         self._settle(run)
-        if run.note is not None and run.tokens > run.note.place:
+        if run.note is None:
+            return
+        if run.tokens > run.note.place:
             self._pass(run)
+        elif not run.blamed:
+            run.note.answered = True
+            if run.note.suspected and run.request.accountable is not None:
+                self.poison.acquit(run.request.accountable)
 
     def _settle(self, run: Run) -> None:
         """Mark a run as harmless, except near its place."""
@@ -335,7 +340,7 @@ class SupervisedEngine:
 
     def _deaths_of(self, run: Run) -> int:
         """Return the deaths that a suspect of the last one is suspected of."""
-        noted = len(run.note.deaths) if run.note is not None else 0
+        noted = run.note.evidence if run.note is not None else 0
         return max(noted, run.request.deaths, self._suspicions(run.request)) + 1
 
     def _convict(self, run: Run) -> None:
