@@ -42,6 +42,7 @@ class Notes:
                 margin=run.margin,
                 deaths=(*before, death),
                 suspected=run.is_suspect,
+                settled=run.settled,
                 rank=ranks.get(run, math.inf),
                 who=run.request.accountable,
                 until=until,

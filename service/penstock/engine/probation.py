@@ -59,6 +59,8 @@ class Note:
     """Deaths that the run may have caused."""
     suspected: bool
     """Whether it was suspected at the last one: unsettled, or near its place."""
+    settled: bool
+    """Whether it had settled at the last one, so that only its place can be why."""
     rank: float
     """Its order among those that start alone; infinite for those that start after them, together."""
     who: Accountable | None
@@ -76,7 +78,7 @@ class Note:
         Another request of the caller that takes over the note of an answered one may meet a death at the same place by
         chance: one death is not held against it.
         """
-        return len(self.deaths) - self.answered
+        return len(self.deaths) - (self.answered and self.settled)
 
 
 @dataclass(eq=False, slots=True)

@@ -276,7 +276,7 @@ class SupervisedEngine:
             self._pass(run)
         elif not run.blamed:
             run.note.answered = True
-            if run.note.suspected and run.request.accountable is not None:
+            if run.note.suspected and run.note.settled and run.request.accountable is not None:
                 self.poison.acquit(run.request.accountable)
 
     def _settle(self, run: Run) -> None:
