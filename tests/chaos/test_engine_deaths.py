@@ -88,7 +88,7 @@ def assert_told(events: list[pb.GenerationEvent], how: str) -> None:
 
 
 async def _recovered(patient: Patient, count: int) -> None:
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(400):
         while len(patient.recoveries_seconds) < count:  # noqa: ASYNC110 - the supervisor's own pace
             await asyncio.sleep(0.05)
 
