@@ -156,6 +156,7 @@ def test_without_async_scheduling_the_plan_is_slower_and_says_why() -> None:
     assert rates[1] < rates[0]
     assert ("speed", "the host's time per step") in figures_of(waits)
     assert ("speed", "the host's time per step") not in figures_of(overlapped)
+    assert len(figures_of(waits)) == len(waits["figures"]), "two figures have one name"
 
 
 def test_what_does_not_fit_is_shown_with_its_sizes() -> None:

@@ -145,7 +145,7 @@ def _assumptions(plan: CapacityPlan) -> Iterator[Figure]:
         yield Figure(where, "fixed time per draft pass", assumed.draft_seconds * 1e3, "ms", FITTED)
     if not plan.setup.async_scheduling:
         yield Figure(where, "the host's time per step", assumed.host_seconds * 1e3, "ms", HOST)
-        yield Figure(where, "and for each request in it", assumed.host_sequence_seconds * 1e6, "us", HOST)
+        yield Figure(where, "the host's time per request", assumed.host_sequence_seconds * 1e6, "us", HOST)
     if plan.fit:
         said = plan.fit.correction
         yield Figure(where, "step seconds, measured / paper", said.decode_factor, "x", said.source)
