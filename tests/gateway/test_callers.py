@@ -97,10 +97,11 @@ async def test_trace_context_and_request_id_reach_the_service(
     headers = {"traceparent": f"00-{trace}-b7ad6b7169203331-01", "tracestate": "a=1", "x-request-id": "r-1"}
     reply = await http.post("/v1/chat/completions", json=ASKED, headers=headers)
     assert reply.headers["x-request-id"] == "r-1"
-    assert fake.metadata["traceparent"].split("-")[1] == trace
-    assert (fake.metadata["tracestate"], fake.metadata["x-request-id"]) == ("a=1", "r-1")
+    sent = fake.generation_metadata
+    assert sent["traceparent"].split("-")[1] == trace
+    assert (sent["tracestate"], sent["x-request-id"]) == ("a=1", "r-1")
     await chunks_of(http, ASKED | {"stream": True})
-    assert trace not in fake.metadata.get("traceparent", "")
+    assert trace not in fake.generation_metadata.get("traceparent", "")
     reply = await http.get("/healthz", headers={"x-request-id": "a b"})
     assert reply.headers["x-request-id"] != "a b"
 

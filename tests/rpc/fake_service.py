@@ -100,6 +100,10 @@ def calling(*calls: pb.ToolCall, thought: str = "") -> list[pb.GenerationEvent]:
     return numbered(made)
 
 
+def _generates(request: Any) -> bool:
+    return "spec" in request.DESCRIPTOR.fields_by_name
+
+
 RATE_LIMITS = (("x-ratelimit-limit-requests", "60"), ("x-ratelimit-remaining-requests", "59"))
 
 
@@ -107,6 +111,7 @@ class FakeService(generation_pb2_grpc.GenerationServiceServicer, model_pb2_grpc.
     """`script` is what the next streams send; a status in it ends the stream; `hang_after` waits after that many.
 
     `scripts` are for one stream each, before `script`. A stream whose status ended it can be resumed.
+    `metadata` is the last call's, of any method; `generation_metadata` the last one's that has a spec.
     """
 
     def __init__(self) -> None:
@@ -121,6 +126,7 @@ class FakeService(generation_pb2_grpc.GenerationServiceServicer, model_pb2_grpc.
         self.hang_after: int | None = None
         self.requests: list[Any] = []
         self.metadata: dict[str, Any] = {}
+        self.generation_metadata: dict[str, Any] = {}
         self.seconds_left: float | None = None
         self.cancelled = 0
 
@@ -203,11 +209,13 @@ class FakeService(generation_pb2_grpc.GenerationServiceServicer, model_pb2_grpc.
     @property
     def generations(self) -> list[Any]:
         """The requests that have a spec. A gateway asks for the model beside them, once it has started."""
-        return [request for request in self.requests if "spec" in request.DESCRIPTOR.fields_by_name]
+        return [request for request in self.requests if _generates(request)]
 
     async def _note(self, request: Any, context: Any) -> None:
         self.requests.append(request)
         self.metadata = dict(context.invocation_metadata())
+        if _generates(request):
+            self.generation_metadata = self.metadata
         self.seconds_left = context.time_remaining()
         if self.error is not None:
             refused = rpc_status.to_status(self.error)
