@@ -203,15 +203,32 @@ def test_the_note_of_a_run_that_left_goes_to_the_next_one_of_its_caller_and_is_f
     here.note.run = here
     new = again(notes, "new")
     assert new.note is None
-    note = notes.take_over(new)
+    note = notes.take_over(new, lambda note: True)
     assert note is not None
     assert note.place == 30
     note.run = new
-    assert notes.take_over(again(notes, "newer")) is None
+    assert notes.take_over(again(notes, "newer"), lambda note: True) is None
     assert again(notes, "left").note is None
     notes = Notes(0)
     notes.record([settled("here", 20)], Death())
     assert again(notes, "here").note is None
+
+
+def test_no_note_is_taken_over_that_would_hide_which_of_two_runs_killed() -> None:
+    notes, probation = Notes(600), Probation()
+    notes.record([settled("killer", 20, "b"), settled("left", 18)], Death())
+    killer = again(notes, "killer", "b")
+    assert killer.note is not None
+    killer.note.run = killer
+    probation.watch(killer)
+
+    def taken(name: str) -> bool:
+        return notes.take_over(again(notes, name), lambda note: not probation.meets_another(note)) is not None
+
+    give(killer, 3)
+    assert not taken("new"), "both would be near their places after 17 and 18 tokens"
+    give(killer, 10)
+    assert taken("newer"), "the other one is beyond its place by then"
 
 
 def test_a_verdict_explains_the_deaths_of_all_but_the_same_caller() -> None:

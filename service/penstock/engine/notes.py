@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from penstock.engine.probation import Death, Note, Run
 from penstock.types import Accountable, EngineRequest
@@ -55,16 +55,17 @@ class Notes:
         self._forget_old()
         return self._notes.get(Run(request, alone=False).candidate)
 
-    def take_over(self, run: Run) -> Note | None:
+    def take_over(self, run: Run, may_take: Callable[[Note], bool]) -> Note | None:
         """Return the note of a run of the same caller that did not go on, which this run takes over; None without one.
 
         Its caller may have left because of the death, or its continuation had less left to give than it had given.
+        A note that this run may not take stays for the caller's next one.
         """
         who = run.request.accountable
         if who is None:
             return None
         for candidate, note in self._notes.items():
-            if note.run is None and note.who is not None and note.who.caller == who.caller:
+            if note.run is None and note.who is not None and note.who.caller == who.caller and may_take(note):
                 del self._notes[candidate]
                 self._notes[run.candidate] = note
                 return note

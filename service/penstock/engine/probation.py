@@ -145,13 +145,6 @@ class Run:
         """Return its order among those that start alone."""
         return self.note.rank if self.note is not None else -1.0
 
-    def meets(self, other: Run) -> bool:
-        """Return whether both would be near their places at the same time if this one started now."""
-        if self.note is None or other.note is None or other.passed:
-            return False
-        apart = other.note.place - other.tokens - self.note.place
-        return abs(apart) <= self.note.margin + other.note.margin + _MARGIN_TOKENS
-
 
 class Probation:
     """Order the starts of runs. Lives on one event loop."""
@@ -200,6 +193,13 @@ class Probation:
         if run.note is not None:
             self._noted.add(run)
 
+    def meets_another(self, note: Note | None) -> bool:
+        """Return whether a run with this note that starts now would be near its place when another one is near its own.
+
+        A death there would not tell which of them was the cause.
+        """
+        return note is not None and any(_meet(note, run) for run in self._noted)
+
     def end_run(self, run: Run) -> None:
         """Let waiting runs start: this one has settled. Has no effect for a run that was ended before."""
         self._unsettled.discard(run)
@@ -229,7 +229,7 @@ class Probation:
         together = [first]
         if first[0].rank == math.inf or (first[0].had_settled and time.monotonic() > self._held_until):
             together = [waiting for waiting in self._suspects if waiting[0].had_settled]
-        elif self._seconds_put_off < HOLD_SECONDS and any(first[0].meets(run) for run in self._noted):
+        elif self._seconds_put_off < HOLD_SECONDS and self.meets_another(first[0].note):
             self._look_again()
             return
         self._others_turn = True
@@ -265,3 +265,10 @@ class Probation:
         if not waiting.done():
             self._begin(run)
             waiting.set_result(None)
+
+
+def _meet(note: Note, other: Run) -> bool:
+    if other.note is None or other.passed:
+        return False
+    apart = other.note.place - other.tokens - note.place
+    return abs(apart) <= note.margin + other.note.margin + _MARGIN_TOKENS

@@ -214,9 +214,12 @@ class SupervisedEngine:
                 run.note.run = None
 
     def _take_over_note(self, run: Run) -> None:
-        """Give a new request the note of its caller's run that left: it may kill at the same place."""
+        """Give a new request the note of its caller's run that left: it may kill at the same place.
+
+        Not one with which it would be near its place together with another run: a death there would tell nothing.
+        """
         if run.note is None and not run.request.continues:
-            run.note = self._notes.take_over(run)
+            run.note = self._notes.take_over(run, lambda note: not self._probation.meets_another(note))
             if run.note is not None:
                 run.note.run = run
                 self._probation.watch(run)
