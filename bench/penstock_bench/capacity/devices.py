@@ -16,7 +16,8 @@ SHIPPED = Path(__file__).parent / "devices.toml"
 class DeviceSpec:
     """One device at its peak.
 
-    `fp8_tflops` is None for a device without FP8 units, which converts FP8 weights; `fp4_tflops` likewise.
+    `fp8_tflops` is None for a device without FP8 units, which converts FP8 weights; `fp4_tflops` likewise. The
+    engine runs on `software`, which chooses the speed model's constants; a CPU has no such choice.
     """
 
     key: str
@@ -28,6 +29,7 @@ class DeviceSpec:
     read: str
     link_gb_per_second: float
     kind: Literal["gpu", "cpu"] = "gpu"
+    software: Literal["cuda", "rocm"] = "cuda"
     fp8_tflops: float | None = None
     fp4_tflops: float | None = None
     watts: float | None = None
@@ -82,6 +84,8 @@ def _device(path: Path, key: str, entry: Any) -> DeviceSpec:
         raise ConfigError(f"{path}: [{key}] lacks {', '.join(missing)}")
     if entry.get("kind", "gpu") not in ("gpu", "cpu"):
         raise ConfigError(f"{path}: [{key}] kind is neither gpu nor cpu")
+    if entry.get("software", "cuda") not in ("cuda", "rocm"):
+        raise ConfigError(f"{path}: [{key}] software is neither cuda nor rocm")
     for name, value in entry.items():
         if wrong := _wrong(name, value):
             raise ConfigError(f"{path}: [{key}] {name} {wrong}")
@@ -92,7 +96,7 @@ def _wrong(name: str, value: Any) -> str:
     """Return what is wrong with a value; empty where nothing is."""
     if name == "reads_fp8_cache":
         return "" if isinstance(value, bool) else "is neither true nor false"
-    text = name in ("name", "source", "read", "kind", "price_source", "memory_source")
+    text = name in ("name", "source", "read", "kind", "software", "price_source", "memory_source")
     if isinstance(value, bool) or not isinstance(value, str if text else int | float):
         return f"is not a {'text' if text else 'number'}"
     return "must be above 0" if not isinstance(value, str) and value <= 0 else ""

@@ -45,11 +45,13 @@ FITTED = (
     "sequence_seconds",
     "exchange_seconds",
     "draft_seconds",
+    "rocm_fixed",
+    "rocm_share",
 )
 # Start of the fit, and the distance (a factor e^x) that costs little: rows without information on a term leave it
 # there.
-_START = (0.75, 0.85, 0.8, 0.4, 0.5, 0.25, 0.3, 30.0, 0.0015, 2e-5, 1e-5, 1e-5, 8e-6, 0.0004)
-_LOOSE = (0.15, 0.15, 0.3, 0.4, 0.7, 0.5, 0.7, 0.7, 0.7, 0.7, 0.7, 0.7, 0.7, 0.7)
+_START = (0.75, 0.85, 0.8, 0.4, 0.5, 0.25, 0.3, 30.0, 0.0015, 2e-5, 1e-5, 1e-5, 8e-6, 0.0004, 1.3, 0.9)
+_LOOSE = (0.15, 0.15, 0.3, 0.4, 0.7, 0.5, 0.7, 0.7, 0.7, 0.7, 0.7, 0.7, 0.7, 0.7, 0.4, 0.3)
 _PRIOR_WEIGHT, _FIRST_TOKEN_WEIGHT, _HUBER = 0.3, 0.5, 0.1
 
 Fitted = tuple[float, ...]
@@ -198,7 +200,7 @@ def _first_token(row: dict[str, Any]) -> float | None:
 def planned(run: Run, assumed: Assumptions, concurrency: int | None = None) -> Point:
     """Return the model's figure for a run. Requests above those that run at once wait and are not counted."""
     at_once = min(concurrency or run.concurrency, run.running)
-    return point(run.setup, run.memory, assumed, run.mix, at_once, Correction())
+    return point(run.setup, run.memory, assumed.on(run.setup.device), run.mix, at_once, Correction())
 
 
 def compare_run(run: Run, assumed: Assumptions) -> Seen:

@@ -6,12 +6,13 @@ docs/how-to/plan.md has the formulas.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from penstock.engine.sizing.cache import Cache
 from penstock.engine.sizing.shape import Shape
 from penstock.engine.sizing.weights import ParallelLayout, Part, bytes_of, inventory
+from penstock_bench.capacity.devices import DeviceSpec
 from penstock_bench.capacity.memory import Setup
 
 _DELTA_NET_OPERATIONS = 8
@@ -38,22 +39,27 @@ class Assumptions:
     the host: `host_seconds`, and `host_sequence_seconds` for each sequence; these two are not fitted, but measured by
     others (published_host.py). `acceptance` has the share of drafts accepted at each position,
     given that the one before was; the last value holds for all positions after it.
+
+    On devices whose engine runs on ROCm, all fixed times are `rocm_fixed` times as long, and the shares of
+    bandwidth and arithmetic are `rocm_share` of what they are elsewhere.
     """
 
-    bandwidth_share: float = 0.7678
-    narrow_share: float = 0.8528
-    narrow_compute: float = 0.779
-    draft_overlap: float = 0.4038
-    expert_skew: float = 0.5388
-    compute_share: float = 0.2841
-    compute_width: float = 0.2515
-    activation_passes: float = 29.19
-    step_seconds: float = 0.001608
-    layer_seconds: float = 2.095e-05
-    convert_seconds: float = 1.048e-05
-    sequence_seconds: float = 9.854e-06
-    exchange_seconds: float = 6.966e-06
-    draft_seconds: float = 0.0003859
+    bandwidth_share: float = 0.7816
+    narrow_share: float = 0.8819
+    narrow_compute: float = 0.7447
+    draft_overlap: float = 0.4022
+    expert_skew: float = 0.5551
+    compute_share: float = 0.2683
+    compute_width: float = 0.2224
+    activation_passes: float = 28.88
+    step_seconds: float = 0.001495
+    layer_seconds: float = 1.879e-05
+    convert_seconds: float = 9.834e-06
+    sequence_seconds: float = 9.774e-06
+    exchange_seconds: float = 6.544e-06
+    draft_seconds: float = 0.0003606
+    rocm_fixed: float = 1.512
+    rocm_share: float = 0.7961
     host_seconds: float = 0.001107
     host_sequence_seconds: float = 2.18e-05
     acceptance: tuple[float, ...] = (0.93, 0.86, 0.825, 0.88, 0.76, 0.89, 0.62, 0.71)
@@ -64,6 +70,21 @@ class Assumptions:
         More devices have narrower matrices, which reach less.
         """
         return self.compute_share / (1 + self.compute_width * math.log2(tensor))
+
+    def on(self, device: DeviceSpec) -> Assumptions:
+        """Return the constants that hold on a device: those of its software."""
+        if device.software != "rocm":
+            return self
+        return replace(
+            self,
+            bandwidth_share=self.bandwidth_share * self.rocm_share,
+            compute_share=self.compute_share * self.rocm_share,
+            step_seconds=self.step_seconds * self.rocm_fixed,
+            layer_seconds=self.layer_seconds * self.rocm_fixed,
+            convert_seconds=self.convert_seconds * self.rocm_fixed,
+            exchange_seconds=self.exchange_seconds * self.rocm_fixed,
+            draft_seconds=self.draft_seconds * self.rocm_fixed,
+        )
 
     def fixed_seconds(self, layers: int, converts: bool) -> float:
         """Return the fixed time of a step. `converts`: whether inputs are made FP8 or FP4."""

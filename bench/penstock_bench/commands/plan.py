@@ -145,7 +145,8 @@ def plan(
     if step_ms is not None:
         given |= {"step_seconds": step_ms / 1e3, "layer_seconds": 0.0, "convert_seconds": 0.0}
     assumed = replace(
-        Assumptions(acceptance=accepted.shares), **{name: value for name, value in given.items() if value is not None}
+        Assumptions(acceptance=accepted.shares).on(chosen),
+        **{name: value for name, value in given.items() if value is not None},
     )
     setup, decisions = _setup(loaded.engine, chosen, count, int(fixed_gib * 2**30), nvfp4)
     setup = replace(setup, async_scheduling=not no_async_scheduling)

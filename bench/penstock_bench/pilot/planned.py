@@ -111,7 +111,7 @@ class _Planned:
         stages = [stage for stage in closed_loops(result) if stage.mean_prompt_tokens and stage.mean_output_tokens]
         if not stages:
             raise ConfigError("no closed loop was measured")
-        return cls(setup, memory, assumed, stages)
+        return cls(setup, memory, assumed.on(device), stages)
 
     def at(self, stage: Stage, correction: Correction | None = None) -> Point:
         """Return the plan's speed for the load of a stage."""
