@@ -16,7 +16,8 @@ from penstock_bench.capacity.notes import PUBLISHED_ERRORS
 from penstock_bench.capacity.roofline import Assumptions
 
 GROUPS = tomllib.loads(published.RUNS.read_text())["group"]
-PAGE = Path(__file__).parents[2] / "docs/maintainers/published-runs.md"
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE, GUIDE = DOCS / "maintainers/published-runs.md", DOCS / "how-to/plan.md"
 # What the half that was not fitted shows. The goal is a median of 10 %, no error above 25 % below the knee, and every
 # range past it. MI300X misses the second, an early engine the third; docs/maintainers/published-runs.md says why.
 GOAL_MEDIAN, GOAL_WORST_BELOW_KNEE, WORST_BELOW_KNEE = 0.10, 0.25, 0.47
@@ -132,6 +133,15 @@ def test_the_notes_of_a_plan_tell_each_devices_error() -> None:
     machines = {one.run.machine for one in seen}
     medians = {name: median(abs(one.error) for one in seen if one.run.machine == name) for name in machines}
     assert {name: round(value, 2) for name, value in medians.items()} == PUBLISHED_ERRORS
+
+
+def test_the_guide_and_the_page_tell_the_figures_of_today() -> None:
+    told = published.summary(held_out())
+    for page in (GUIDE.read_text(), PAGE.read_text()):
+        assert f"{100 * told['median']:.1f} %" in page
+    assert f"{len(runs())} published runs" in GUIDE.read_text()
+    assert f"| {100 * told['worst_below_knee']:.1f} %;" in PAGE.read_text()
+    assert f"| {told['past_knee_in_range']} of {told['past_knee']} |" in PAGE.read_text()
 
 
 @pytest.mark.full

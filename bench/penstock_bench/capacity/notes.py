@@ -70,7 +70,7 @@ def _speed(plan: CapacityPlan) -> Iterator[str]:
     if past:
         yield (
             f"rows from {past[0]} requests are past the knee at {plan.knee}: there, response times grow faster than "
-            "throughput, and published runs differ from the figure by up to 30 % (two of an early engine by 41 %)"
+            "throughput, and published runs differ from the figure by up to 30 % (two of an early engine by 46 %)"
         )
     if plan.setup.device.kind == "gpu" and plan.fit is None:
         yield _trust(plan.setup.device.key)
