@@ -380,9 +380,9 @@ def test_the_knee_is_where_throughput_over_response_time_is_greatest(service: fl
 
 
 def test_the_range_past_the_knee_spans_a_factor_of_two_and_less_below_it() -> None:
-    low, high = bounds(100, past=True)
+    low, high = bounds(100, True, setup().device)
     assert high / low == pytest.approx(2)
-    assert bounds(100, past=False)[1] / bounds(100, past=False)[0] < 2
+    assert bounds(100, False, setup().device)[1] / bounds(100, False, setup().device)[0] < 2
 
 
 def choice(user: float, device: float) -> Choice:

@@ -55,6 +55,7 @@ _LOOSE = (0.15, 0.15, 0.3, 0.4, 0.7, 0.5, 0.7, 0.7, 0.7, 0.7, 0.7, 0.7, 0.7, 0.7
 _PRIOR_WEIGHT, _FIRST_TOKEN_WEIGHT, _HUBER = 0.3, 0.5, 0.1
 
 Fitted = tuple[float, ...]
+Part = tuple[Any, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +114,7 @@ class Seen:
     @property
     def in_range(self) -> bool:
         """Return whether the published figure is in the model's range."""
-        low, high = bounds(self.planned, self.past_knee)
+        low, high = bounds(self.planned, self.past_knee, self.run.setup.device)
         return low <= self.run.published <= high
 
 
@@ -261,19 +262,24 @@ def shipped() -> Fitted:
     return tuple(float(str(defaults[name])) for name in FITTED)
 
 
-def group_of(run: Run) -> tuple[int, ...]:
+def machine_of(run: Run) -> Part:
+    """Return the run's machine."""
+    return (run.machine,)
+
+
+def group_of(run: Run) -> Part:
     """Return the run's group: machine, engine and source."""
     return (run.group,)
 
 
-def server_of(run: Run) -> tuple[int, ...]:
+def server_of(run: Run) -> Part:
     """Return the server that the run asked: a model in one precision and layout, with or without drafts."""
     setup, layout = run.setup, run.setup.layout
     precision = 1 if setup.fp8_weights else 2 if setup.nvfp4_weights else 0
     return (run.group, setup.shape.hidden, precision, layout.tensor, int(layout.experts), setup.drafted)
 
 
-def leave_one_out(runs: Sequence[Run], part: Callable[[Run], tuple[int, ...]] = group_of) -> list[Seen]:
+def leave_one_out(runs: Sequence[Run], part: Callable[[Run], Part] = group_of) -> list[Seen]:
     """Return the figure for each run of a model that was fitted to all other parts of `runs`."""
     found = []
     for left in sorted({part(run) for run in runs}):
@@ -295,14 +301,15 @@ def summary(seen: Sequence[Seen]) -> dict[str, float]:
     }
 
 
-def table(runs: Sequence[Run], left_out: Sequence[Seen]) -> str:
+def table(runs: Sequence[Run]) -> str:
     """Return the page's generated part, in Markdown."""
     assumed = assumptions(shipped())
     seen = [compare_run(run, assumed) for run in runs]
     halves = {
         "fitted": [one for one in seen if one.run.fitted],
         "held out": [one for one in seen if not one.run.fitted],
-        "each group left out in turn": list(left_out),
+        "each group left out in turn": leave_one_out(runs),
+        "each machine left out in turn": leave_one_out(runs, machine_of),
     }
     machines = sorted({one.run.machine for one in halves["held out"]})
     apart = {
@@ -336,7 +343,7 @@ def _rows(seen: Sequence[Seen]) -> Iterator[str]:
     yield "|---|---|---|---|---|---|---|---|"
     for one in seen:
         run = one.run
-        low, high = bounds(one.planned, one.past_knee)
+        low, high = bounds(one.planned, one.past_knee, run.setup.device)
         inside = "" if one.in_range else " (outside)"
         yield (
             f"| [{run.name}]({run.source}) | {run.concurrency:,} | {run.published:,.0f} | {one.planned:,.0f} | "

@@ -196,7 +196,7 @@ def _row(plan: CapacityPlan, point: Point, cost: ServingCost | None) -> dict[str
         "prompt_seconds": mix.read_tokens / prompts,
         "requests_per_second": point.requests_per_second,
         "output_tokens_per_second": point.output_tokens_per_second(mix),
-        "output_tokens_per_second_range": bounds(point.output_tokens_per_second(mix), past),
+        "output_tokens_per_second_range": bounds(point.output_tokens_per_second(mix), past, plan.setup.device),
         "past_knee": past,
     }
     if plan.setup.device.watts is not None:

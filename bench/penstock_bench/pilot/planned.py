@@ -16,7 +16,7 @@ from penstock.engine.sizing.weights import ParallelLayout
 from penstock.errors import ConfigError
 from penstock_bench.capacity.calibrate import Measured, fit_points
 from penstock_bench.capacity.devices import DeviceSpec
-from penstock_bench.capacity.knee import BELOW_FACTOR, bounds, knee
+from penstock_bench.capacity.knee import bounds, knee
 from penstock_bench.capacity.memory import Memory, Setup, plan_memory
 from penstock_bench.capacity.roofline import Assumptions, Roofline
 from penstock_bench.capacity.speed import Correction, Mix, Point, concurrencies, point, tokens_per_step
@@ -132,12 +132,12 @@ class _Planned:
         for stage in self.stages:
             streams, mix, made = stage.concurrency or 1, _mix(stage), self.at(stage)
             past = self._past_knee(stage)
-            yield _rate(stage, mix, made, past)
+            yield _rate(stage, mix, made, past, self.setup.device)
             # All that a caller's call takes, without its own prompt: its steps, and those that read others' prompts.
             own = mix.read_tokens * min(streams, self.setup.layout.data) / made.prompt_tokens_per_second
             each = (streams / made.requests_per_second - own) / mix.output_tokens
             if stage.per_token.mean:
-                low, high = bounds(each, past)
+                low, high = bounds(each, past, self.setup.device)
                 yield PlannedFigure(
                     stage=stage.name,
                     figure="seconds_per_token",
@@ -149,13 +149,14 @@ class _Planned:
                 )
             if stage.first_token.p50:
                 alone = self._prompt_alone(mix)
+                low, high = bounds(alone, False, self.setup.device)
                 yield PlannedFigure(
                     stage=stage.name,
                     figure="first_token_seconds",
                     measured=stage.first_token.p50,
                     planned=alone,
-                    low=alone / BELOW_FACTOR,
-                    high=alone * BELOW_FACTOR if streams == 1 else None,
+                    low=low,
+                    high=high if streams == 1 else None,
                     past_knee=past,
                 )
 
@@ -243,11 +244,11 @@ def _mix(stage: Stage) -> Mix:
     return Mix(max(1, prompt), 0, output, min(1.0, stage.cached_share or 0.0))
 
 
-def _rate(stage: Stage, mix: Mix, made: Point, past: bool) -> PlannedFigure:
+def _rate(stage: Stage, mix: Mix, made: Point, past: bool, device: DeviceSpec) -> PlannedFigure:
     """Return the rate that a stage is for: prompt tokens in those of prompt lengths, output tokens in all others."""
     reads = stage.kind == "context"
     planned = made.requests_per_second * (mix.read_tokens if reads else mix.output_tokens)
-    low, high = bounds(planned, past)
+    low, high = bounds(planned, past, device)
     return PlannedFigure(
         stage=stage.name,
         figure="prompt_tokens_per_second" if reads else "output_tokens_per_second",
@@ -285,7 +286,7 @@ def _left_out(result: Result, planned: _Planned) -> Iterator[LeftOut]:
         if fitted is None or stage is None:
             continue
         made = planned.at(stage, fitted.correction)
-        rate = _rate(stage, _mix(stage), made, False)
+        rate = _rate(stage, _mix(stage), made, False, planned.setup.device)
         yield LeftOut(stage=stage.name, figure=rate.figure, measured=rate.measured, predicted=rate.planned)
         if left.output_tokens_per_second:
             streams = stage.concurrency or 1
