@@ -20,6 +20,10 @@ THINKING = pb.ThinkingConfig(mode=pb.THINKING_MODE_THINKING)
 FAST = pb.ThinkingConfig(mode=pb.THINKING_MODE_FAST)
 
 
+# Its thought has 74 tokens: some steps are left in which to steer it.
+LONG = f"What is {' + '.join(map(str, range(7, 127, 3)))}?"
+
+
 @pytest.fixture
 def stub(channel: grpc.aio.Channel) -> generation_pb2_grpc.GenerationServiceStub:
     return generation_pb2_grpc.GenerationServiceStub(channel)
@@ -205,7 +209,7 @@ async def test_answer_now_takes_effect_within_two_steps_and_a_prefill(
 
 async def steps_to_an_answer(engine: Engine, stub: generation_pb2_grpc.GenerationServiceStub) -> int:
     """Return after how many engine steps an answer begins that is asked for in the middle of a thought."""
-    spec = hello("What is 4 + 9 + 33 + 12 + 6 + 21?", thinking=THINKING, sampling=GREEDY)
+    spec = hello(LONG, thinking=THINKING, sampling=GREEDY)
     call = stub.Interact()
     await call.write(pb.InteractRequest(start=spec))
     events = [(await call.read()).event for _ in range(4)]
@@ -225,7 +229,7 @@ async def steps_to_an_answer(engine: Engine, stub: generation_pb2_grpc.Generatio
 async def test_a_resumable_stream_is_steered_by_its_id_and_token(
     engine: Engine, stub: generation_pb2_grpc.GenerationServiceStub, action: str
 ) -> None:
-    spec = hello("What is 4 + 9 + 33 + 12 + 6 + 21?", thinking=THINKING, sampling=GREEDY)
+    spec = hello(LONG, thinking=THINKING, sampling=GREEDY)
     call = stub.StreamGenerate(pb.StreamGenerateRequest(spec=spec, resumable=True))
     events = [(await call.read()).event for _ in range(4)]
     started = events[0].started

@@ -19,8 +19,9 @@ Serve = Callable[..., Awaitable[grpc.aio.Channel]]
 
 @asynccontextmanager
 async def serving(engine: Engine, config: Config | None = None) -> AsyncIterator[tuple[Server, grpc.aio.Channel]]:
-    config = config or Config.model_validate({"server": {"listen": "127.0.0.1:0"}})
-    server = Server(config)
+    # Deltas stay apart, however full the loop is: tests read some of them, and then do something in the middle.
+    alone = {"server": {"listen": "127.0.0.1:0", "adaptive_flush_seconds": 0}}
+    server = Server(config or Config.model_validate(alone))
     address = await server.listen()
     await server.serve_with(engine)
     async with grpc.aio.insecure_channel(address) as channel:
