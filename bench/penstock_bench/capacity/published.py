@@ -90,7 +90,6 @@ class Run:
         setup = self.setup
         weights = "NVFP4" if setup.nvfp4_weights else "FP8" if setup.fp8_weights else "BF16"
         drafts = f"{setup.drafted} drafts" if setup.drafted else "no drafts"
-        drafts += "" if setup.async_scheduling else " without async scheduling"
         spread = f"tensor {setup.layout.tensor}" + (", experts" if setup.layout.experts else "")
         return (
             f"{setup.model} {weights}, {setup.count} x {self.machine.upper()} ({spread}), {self.engine}, {drafts}, "
@@ -147,7 +146,6 @@ def _setup(row: dict[str, Any], shape: Shape, device: Any) -> Setup:
         utilization=row.get("sglang_memory", 0.85),
         fixed_bytes=2**31,
         nvfp4_weights=row["weights"] == "nvfp4",
-        async_scheduling=row.get("async_scheduling", True),
     )
 
 

@@ -40,8 +40,8 @@ class Assumptions:
     others (published_host.py). `acceptance` has the share of drafts accepted at each position,
     given that the one before was; the last value holds for all positions after it.
 
-    On devices whose engine runs on ROCm, all fixed times are `rocm_fixed` times as long, and the shares of
-    bandwidth and arithmetic are `rocm_share` of what they are elsewhere.
+    On devices whose engine runs on ROCm, the devices' fixed times, not the host's, are `rocm_fixed` times as long, and
+    the shares of bandwidth and arithmetic are `rocm_share` of what they are elsewhere.
     """
 
     bandwidth_share: float = 0.7816
@@ -72,7 +72,7 @@ class Assumptions:
         return self.compute_share / (1 + self.compute_width * math.log2(tensor))
 
     def on(self, device: DeviceSpec) -> Assumptions:
-        """Return the constants that hold on a device: those of its software."""
+        """Return the constants that hold on a device, by its software. Call it once: it multiplies."""
         if device.software != "rocm":
             return self
         return replace(
