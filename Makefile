@@ -40,8 +40,9 @@ demo: $(GPU_HOST) setup ## ask the small model a question on the real engine (EN
 PARALLEL := -n 3 --dist loadscope
 NO_ENGINE := --ignore=tests/engine --ignore=tests/chaos
 
+# What takes a second here is listed at the end: it wants the marker `slow`, which moves it to `make test-slow`.
 test-fast: setup ## tests without an engine: under two minutes on two cores
-	@$(BIN)/python -m pytest -q $(PARALLEL) $(NO_ENGINE) -m "not engine and not slow and not full" $(ARGS)
+	@$(BIN)/python -m pytest -q $(PARALLEL) $(NO_ENGINE) --durations=20 --durations-min=1 -m "not engine and not slow and not full" $(ARGS)
 
 test-slow: setup tools ## the tests that take the clients' toolchains, load or seconds, without an engine
 	@$(BIN)/python -m pytest -q $(PARALLEL) $(NO_ENGINE) -m "slow and not engine and not full" $(ARGS)

@@ -20,7 +20,7 @@ settings.load_profile("penstock")
 # A shell that starts the tests in the background has interrupts ignored, and what the tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-_FOLDERS = {"engine": ["engine"], "chaos": ["engine"], "hostile": ["slow"], "browser": ["slow"]}
+_FOLDERS = {"engine": ["engine"], "chaos": ["engine"], "hostile": ["slow"], "browser": ["slow"], "chart": ["slow"]}
 """Markers that all tests of a folder have."""
 
 

@@ -35,6 +35,7 @@ def check(name: str, said: str) -> None:
         assert said.count("scripted engine") == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("example", sorted((EXAMPLES / "python").glob("*.py")), ids=lambda path: path.stem)
 def test_python(example: Path, targets: dict[str, str]) -> None:
     check(example.stem, run([sys.executable, str(example)], targets["default"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
 import penstock_client as pc
@@ -46,8 +47,16 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "CLOSE_SECONDS", 20.0)
 
 
+WAITING = re.compile("stuck|steered|budget|cut_connections|over_tls|the_examples|resumed_inside")
+"""Cases that take seconds by what they are about: time-outs, reconnections, a thought that is read to its end."""
+
+
+def marked(case: dict[str, Any]) -> Any:
+    return pytest.param(case, id=case["name"], marks=[pytest.mark.slow] if WAITING.search(case["name"]) else [])
+
+
 @pytest.mark.parametrize("face", ["sync", "async"])
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
+@pytest.mark.parametrize("case", [marked(case) for case in CASES])
 def test_case(case: dict[str, Any], face: str, targets: dict[str, str]) -> None:
     seen = driver.run_sync(case, targets) if face == "sync" else asyncio.run(driver.run_async(case, targets))
     assert not judge(case, seen)

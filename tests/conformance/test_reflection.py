@@ -33,6 +33,7 @@ def seen(targets: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> d
     return run_driver([str(NODE), "generic.mjs"], HERE / "reflection", targets, CASES, scratch)
 
 
+@pytest.mark.slow
 @needs_node
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
@@ -40,6 +41,7 @@ def test_a_generic_node_client(case: dict[str, Any], seen: dict[str, Any]) -> No
     assert not judge(case, seen[case["name"]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
 def test_grpcs_own_reflection(case: dict[str, Any], targets: dict[str, str]) -> None:
     """Descriptors from the server, messages made of them, a bare channel: no stub and no proto file."""

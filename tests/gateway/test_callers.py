@@ -69,6 +69,7 @@ async def test_quotas_are_told_in_headers(gateway: Gateway, tmp_path: Path) -> N
             await openai.chat.completions.create(**ASKED_OF_OPENAI)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_header", [True, False])
 @pytest.mark.parametrize("stream", [True, False])
 async def test_the_timeout_is_the_deadline(gateway: Gateway, in_header: bool, stream: bool) -> None:

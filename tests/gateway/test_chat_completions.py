@@ -151,6 +151,7 @@ async def test_length_and_stop(gateway: Gateway) -> None:
     assert stopped["finish_reason"] == "stop"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "param", "code"),
     [

@@ -70,6 +70,7 @@ async def ask(url: str, **headers: str) -> httpx.Response:
         return await http.post(f"{url}/v1/chat/completions", json=ASKED, headers=headers)
 
 
+@pytest.mark.slow
 async def test_mutual_tls_with_another_name_in_the_certificate(tmp_path: Path) -> None:
     authority, clients = Authority(), Authority()
     pair = authority.server("the-service").write(tmp_path, "server")
@@ -96,6 +97,7 @@ async def line_of(process: asyncio.subprocess.Process) -> str:
     return (await asyncio.wait_for(process.stderr.readline(), 120)).decode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "has_tls", "said"),
     [
@@ -167,6 +169,7 @@ def collector() -> Iterator[tuple[str, list[bytes], threading.Event]]:
             receiver.shutdown()
 
 
+@pytest.mark.slow
 async def test_spans_are_exported_before_it_ends_and_sigterm_is_a_clean_end() -> None:
     trace_id = "0af7651916cd43dd8448eb211c80319c"
     with collector() as (endpoint, bodies, came):
@@ -229,6 +232,7 @@ def test_grpcs_names_of_targets_are_taken(target: str) -> None:
     assert connect(target, Encryption(tls=False)) is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [["penstock_gateway"], ["penstock", "gateway"]], ids=["alone", "penstock"])
 @pytest.mark.parametrize(
     "module", ["penstock_gateway.command", "typer._adapters", "penstock_gateway.server", "uvicorn.lifespan.on"]

@@ -164,6 +164,7 @@ async def test_a_prompt_inside_a_thought_keeps_its_budget(gateway: Gateway) -> N
     assert thought == "17+"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("logprobs", [None, 1])
 async def test_a_dropped_stream_is_continued(gateway: Gateway, logprobs: int | None) -> None:
     http = await gateway(Reply(answer="The answer is é 42.", step_seconds=0.01))
@@ -196,6 +197,7 @@ async def test_a_place_that_no_stream_has_is_refused(gateway: Gateway) -> None:
         assert (reply.status_code, reply.json()["error"]["param"]) == (400, "last-event-id")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "param", "code"),
     [

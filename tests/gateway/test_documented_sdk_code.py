@@ -52,6 +52,7 @@ PYTHON_BLOCKS = blocks("python")
 STRUCTURED = [code for code in PYTHON_BLOCKS if "response_format" in code]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [at for at, code in enumerate(PYTHON_BLOCKS) if code not in STRUCTURED])
 async def test_python(gateway: Gateway, number: int) -> None:
     assert SHOWN.search(await run(gateway, PYTHON, PYTHON_BLOCKS[number]))

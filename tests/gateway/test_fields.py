@@ -73,6 +73,7 @@ CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/r
 HUGE = 10**20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "given", "param"),
     [

@@ -82,6 +82,7 @@ async def check_rest(http: httpx.AsyncClient) -> None:
     assert (await http.post("/v1/chat/completions", json=ASKED)).status_code == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "pieces",
     [
@@ -101,6 +102,7 @@ async def test_headers_and_trailers_are_bounded(gateway: Gateway, pieces: list[b
     await check_rest(http)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", [b"", b"POST /v1/", head("/v1/chat/completions", "content-length: 10"), head() + b"x"])
 async def test_who_says_nothing_is_cut_off(gateway: Gateway, sent: bytes) -> None:
     http = await gateway(settings=SMALL)
@@ -109,6 +111,7 @@ async def test_who_says_nothing_is_cut_off(gateway: Gateway, sent: bytes) -> Non
     await check_rest(http)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [10, -10], ids=["in the headers", "in the body"])
 async def test_a_standstill_of_the_gateway_is_not_the_clients_fault(gateway: Gateway, cut: int) -> None:
     http = await gateway(settings=SMALL)
@@ -124,6 +127,7 @@ async def test_a_standstill_of_the_gateway_is_not_the_clients_fault(gateway: Gat
     writer.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "status"),
     [
@@ -161,6 +165,7 @@ async def test_other_types_and_encodings_are_refused(gateway: Gateway) -> None:
         assert (reply.status_code, reply.headers["connection"]) == (415, "close")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("proxied", [{}, {"x-forwarded-proto": "https"}], ids=["direct", "proxy"])
 async def test_a_trailing_slash_is_another_path_and_never_a_redirect(gateway: Gateway, proxied: dict[str, str]) -> None:
     """A redirect names http://, also behind a proxy that ends TLS: a client would send its key there in plaintext."""
@@ -311,6 +316,7 @@ async def test_bodies_of_all_requests_together_are_bounded(gateway: Gateway) -> 
     await check_rest(http)
 
 
+@pytest.mark.slow
 async def test_who_does_not_read_is_cut_off(gateway: Gateway) -> None:
     http = await gateway(Reply(thought="", answer="x" * 60_000), settings=SMALL, window=100_000)
     engine = gateway.engines[-1]
@@ -397,6 +403,7 @@ async def fuzzed(gateway: Gateway) -> httpx.AsyncClient:
     return await gateway(Reply(thought="a", answer="b"))
 
 
+@pytest.mark.slow
 @settings(FUZZ, max_examples=200)
 @given(asked=_requests)
 async def test_any_request_is_answered_or_refused(fuzzed: httpx.AsyncClient, asked: tuple[str, dict[str, Any]]) -> None:

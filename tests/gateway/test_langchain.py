@@ -101,6 +101,7 @@ async def test_damaged_images_are_refused_with_their_place(gateway: Gateway, api
     assert str(refused.value.param).endswith("[0].content[1]")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reason", ["QUOTA_EXCEEDED", "OVERLOADED"])
 async def test_what_was_refused_for_a_while_is_repeated(
     gateway: Gateway, served: tuple[FakeService, str], fake: FakeService, api: dict[str, Any], reason: str

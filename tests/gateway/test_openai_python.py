@@ -65,6 +65,7 @@ async def test_damaged_images_are_refused_with_their_place(gateway: Gateway) -> 
         assert (refused.value.code, refused.value.param) == ("invalid_value", "input[0].content[1]")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("reason", "error"), [("QUOTA_EXCEEDED", openai.RateLimitError), ("OVERLOADED", openai.InternalServerError)]
 )

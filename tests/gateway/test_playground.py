@@ -69,6 +69,7 @@ def test_the_policy_lets_only_our_own_files_run() -> None:
     assert "unsafe" not in HEADERS["Content-Security-Policy"]
 
 
+@pytest.mark.slow
 async def test_nothing_else_is_served_and_nothing_can_be_written(page: httpx.AsyncClient) -> None:
     for path in ELSEWHERE:
         assert (await page.get(path)).status_code == 404, path
@@ -244,6 +245,7 @@ def test_events_are_read_wherever_they_are_cut() -> None:
 LONG = "I add the numbers one by one, and check each sum. " * 4
 
 
+@pytest.mark.slow
 @needs_node
 async def test_the_page_asks_steers_and_goes_on_after_a_cut(gateway: Gateway) -> None:
     replies = (

@@ -72,6 +72,7 @@ def children(pid: int) -> list[int]:
     return [one for child in map(int, found) for one in (child, *children(child))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_all_of_it_comes_and_goes_together(
     running: tuple[subprocess.Popen[str], str], end: signal.Signals, temporary: Path
@@ -97,6 +98,7 @@ def test_all_of_it_comes_and_goes_together(
     assert list(temporary.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "phase", ["starting the service", "listening on", "ready after", "playground: ", "Ctrl-C ends"]
 )
@@ -116,6 +118,7 @@ def test_an_interrupt_in_any_phase_is_told_and_leaves_nothing(command: list[str]
     assert list(temporary.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_page_is_opened_in_the_browser(command: list[str], tmp_path: Path) -> None:
     browser, opened = tmp_path / "browser", tmp_path / "opened"
     browser.write_text(f'#!/bin/sh\necho "$@" > {opened}.part && mv {opened}.part {opened}\n')
@@ -134,6 +137,7 @@ def test_the_page_is_opened_in_the_browser(command: list[str], tmp_path: Path) -
     assert process.returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("listen", "why"),
     [

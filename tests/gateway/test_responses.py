@@ -299,6 +299,7 @@ async def test_images_of_a_function_are_counted_like_those_of_a_user(gateway: Ga
     assert counts[1] - counts[0] == 4 + 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("part", "param", "said"),
     [
@@ -393,6 +394,7 @@ async def test_a_call_that_was_cut_is_incomplete(gateway: Gateway) -> None:
     assert without_ids(events[-1]["response"]) == without_ids(whole)
 
 
+@pytest.mark.slow
 async def test_an_error_after_the_start_is_an_event(gateway: Gateway) -> None:
     http = await gateway(Reply(thought="", answer="x" * 3000, step_seconds=0.05))
     events = await events_of(http, timeout=2, thinking_mode="fast")
@@ -402,6 +404,7 @@ async def test_an_error_after_the_start_is_an_event(gateway: Gateway) -> None:
     assert response["error"]["penstock"]["reason"] == "DEADLINE_PASSED"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("summary", [None, "auto"])
 async def test_a_dropped_stream_is_continued(gateway: Gateway, summary: str | None) -> None:
     http = await gateway(Reply(thought="17+25=42", answer=f"Look.\n{OSLO}", step_seconds=0.005))
@@ -471,6 +474,7 @@ HELLO: dict[str, Any] = {"role": "user", "content": "hello"}
 CALL: dict[str, Any] = {"type": "function_call", "call_id": "c", "name": "weather", "arguments": "{}"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "param", "code"),
     [

@@ -48,6 +48,7 @@ def text_of(events: Events) -> tuple[str, str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [1, 2, 5, 9, 12, 20])
 async def test_another_gateway_goes_on(after: int) -> None:
     async with (
@@ -107,6 +108,7 @@ def _events(last: str) -> tuple[str, dict[str, str]]:
     return f"/v1/generations/{last.split(':')[3]}/events", {"last-event-id": last}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "status"),
     [

@@ -16,6 +16,8 @@ from tests.gateway.conftest import Gateway, events_of
 
 THOUGHT = "I add the numbers one by one, and check each sum. " * 6
 SLOW = Reply(thought=THOUGHT, answer="done", step_seconds=0.02)
+SHORT = Reply(thought=THOUGHT[:25], answer="done", step_seconds=0.02)
+"""Still thinks while a few requests are refused, and is then read to its end."""
 ASKED: dict[str, Any] = {
     "messages": [{"role": "user", "content": "hello"}],
     "thinking_mode": "thinking",
@@ -64,6 +66,7 @@ async def test_answer_now(gateway: Gateway) -> None:
         assert tokens < len(THOUGHT)
 
 
+@pytest.mark.slow
 async def test_another_budget_holds_exactly(gateway: Gateway) -> None:
     http = await gateway(SLOW)
     async with thinking(http) as (event_id, chunks, rest):
@@ -99,17 +102,17 @@ async def test_cancel_ends_the_stream_with_its_bill(gateway: Gateway) -> None:
     ],
 )
 async def test_what_makes_no_sense_is_refused_by_its_name(gateway: Gateway, body: Any, param: str) -> None:
-    http = await gateway(SLOW)
+    http = await gateway(SHORT)
     async with thinking(http) as (event_id, chunks, rest):
         reply = await steer(http, event_id, body)
         assert (reply.status_code, reply.json()["error"]["param"]) == (400, param), reply.text
-        assert ended(chunks + [chunk async for _, chunk in rest]) == ("natural_end", len(THOUGHT), "done")
+        assert ended(chunks + [chunk async for _, chunk in rest]) == ("natural_end", len(SHORT.thought), "done")
 
 
 async def test_only_who_has_the_id_and_the_key_may_steer(gateway: Gateway) -> None:
     (mine, one), (other, two) = make("team-a"), make("team-b")
     auth = {"keys": [entry.model_dump(mode="json") for entry in (one, two)]}
-    http = await gateway(SLOW, config=Config.model_validate({"server": {"listen": "127.0.0.1:0"}, "auth": auth}))
+    http = await gateway(SHORT, config=Config.model_validate({"server": {"listen": "127.0.0.1:0"}, "auth": auth}))
     http.headers["authorization"] = f"Bearer {mine}"
     async with thinking(http) as (event_id, chunks, rest):
         generation = event_id.split(":")[3]

@@ -67,6 +67,7 @@ def test_without_a_release_it_says_so(
     assert "there is no commit 'v9.9.9'" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.needs("buf")
 @pytest.mark.parametrize(
     ("old", "new", "said"),

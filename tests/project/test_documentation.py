@@ -50,6 +50,7 @@ def test_broken_links_are_found(docs: ModuleType, tmp_path: Path, monkeypatch: p
     ]
 
 
+@pytest.mark.slow
 def test_a_warning_of_the_site_is_an_error(docs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sphinx's own checks: a page that no contents list names, and a link to a page that is not there."""
     (tmp_path / "docs").mkdir()

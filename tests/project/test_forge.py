@@ -51,7 +51,7 @@ def test_the_matrix_is_every_supported_python() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     oldest, after = re.fullmatch(r">=3\.(\d+),<3\.(\d+)", project["requires-python"]).groups()  # type: ignore[union-attr]
     supported = [f"3.{minor}" for minor in range(int(oldest), int(after))]
-    for job in ("check", "fast", "engine"):
+    for job in ("check", "fast", "slow", "engine"):
         assert JOBS[job]["strategy"]["matrix"]["python"] == supported
 
 

@@ -18,6 +18,7 @@ def test_that_does_not():
 """
 
 
+@pytest.mark.slow
 def test_what_a_test_recorded_is_in_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "scripts")
     (tmp_path / "test_some.py").write_text(TESTS)

@@ -94,6 +94,7 @@ async def test_who_says_how_much_to_think_is_not_asked_about(thinking: pb.Thinki
         assert events[-1].finished.usage.probe_tokens == 0
 
 
+@pytest.mark.slow
 async def test_while_calls_wait_nothing_is_asked() -> None:
     slow = Reply(thought="hm", answer="done", step_seconds=0.02)
     async with asking(slow, admission={"max_running_sequences": 1}) as (_, channel):
@@ -138,6 +139,7 @@ async def _rest(call: grpc.aio.StreamStreamCall) -> AsyncIterator[pb.InteractRes
         yield reply
 
 
+@pytest.mark.slow
 async def test_an_engine_that_dies_over_the_question_is_no_poison() -> None:
     reply = Reply(thought="hm", answer="a long answer", step_seconds=0.02, probability=0.999)
     async with ward(reply, max_restarts=10, thinking=ASKS) as here:

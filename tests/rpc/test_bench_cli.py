@@ -42,6 +42,7 @@ def measured(target: str, *arguments: str) -> dict[str, Any]:
     return made
 
 
+@pytest.mark.slow
 def test_a_closed_loop_is_measured(target: str) -> None:
     made = measured(
         target, "--concurrency", "2", "--seconds", "1", "--prompt-tokens", "200", "--objective", "end-to-end=9"
@@ -58,6 +59,7 @@ def test_a_closed_loop_is_measured(target: str) -> None:
     assert made["client_machine"]["cores"] == os.cpu_count()
 
 
+@pytest.mark.slow
 def test_front_end_cpu_and_memory_are_found_through_loopback(target: str) -> None:
     made = measured(target, "--concurrency", "2", "--seconds", "1")
     assert made["processes_not_seen"] is None
@@ -66,6 +68,7 @@ def test_front_end_cpu_and_memory_are_found_through_loopback(target: str) -> Non
     assert made["front_end_cpu_seconds_per_token"] > 0
 
 
+@pytest.mark.slow
 def test_an_overloaded_open_loop_tells_the_wait_that_a_closed_one_hides(target: str) -> None:
     """The service ends at most 20 calls a second; 40 are sent."""
     opened = measured(target, "--rate", "40", "--seconds", "1.5", "--seed", "3", "--rows")
@@ -79,6 +82,7 @@ def test_an_overloaded_open_loop_tells_the_wait_that_a_closed_one_hides(target: 
     assert opened["end_to_end"]["most"] == pytest.approx(waits[-1], abs=0.001)
 
 
+@pytest.mark.slow
 def test_bursts_wait_in_the_queue(target: str) -> None:
     made = measured(target, "--burst", "8", "--every", "1", "--seconds", "1.5", "--warm-up", "0")
     assert made["calls"] == 16
@@ -86,6 +90,7 @@ def test_bursts_wait_in_the_queue(target: str) -> None:
     assert made["queue"]["most"] > 0
 
 
+@pytest.mark.slow
 def test_modes_budgets_and_their_tokens(target: str) -> None:
     arguments = ("--concurrency", "2", "--seconds", "1", "--thinking", "thinking:5", "--rows", "--output-tokens", "")
     made = measured(target, *arguments)
@@ -98,6 +103,7 @@ def test_modes_budgets_and_their_tokens(target: str) -> None:
     assert 0 < made["thought_tokens_per_second"] < made["output_tokens_per_second"]
 
 
+@pytest.mark.slow
 def test_what_was_sent_can_be_replayed(target: str, tmp_path: Path) -> None:
     file = tmp_path / "trace.jsonl"
     first = measured(target, "--rate", "10", "--seconds", "1", "--thinking", "fast,auto", "--save-trace", str(file))
@@ -122,6 +128,7 @@ def test_the_tables_say_what_they_show(target: str) -> None:
         assert words in result.output
 
 
+@pytest.mark.slow
 def test_ctrl_c_shows_what_was_measured(target: str, tmp_path: Path) -> None:
     file = tmp_path / "bench.json"
     command = [sys.executable, "-m", "penstock", "bench", "--target", target, "--seconds", "600", "--warm-up", "0"]
@@ -172,6 +179,7 @@ def test_nobody_there() -> None:
     assert result.stderr == "penstock: nothing listens at 127.0.0.1:1: start a service with `penstock serve`\n"
 
 
+@pytest.mark.slow
 def test_a_load_without_a_call_in_its_window_fails_and_says_why(tmp_path: Path) -> None:
     """A call lasts longer than warm-up and window together, so that the only one begins before the window."""
     slow = [{"answer": "a" * 30, "step_seconds": 0.1}]
@@ -193,6 +201,7 @@ def test_ctrl_c_before_anything_was_measured_is_told(target: str) -> None:
     assert err.endswith("penstock: interrupted before anything was measured\n")
 
 
+@pytest.mark.slow
 def test_processes_elsewhere_are_left_out_and_said_so(target: str) -> None:
     made = measured(target, "--concurrency", "2", "--seconds", "1", "--pid", "999999999")
     assert "no process 999999999" in made["processes_not_seen"]
@@ -200,6 +209,7 @@ def test_processes_elsewhere_are_left_out_and_said_so(target: str) -> None:
     assert {process["role"] for process in made["processes"]} == {"load generator"}
 
 
+@pytest.mark.slow
 def test_conversations_send_what_was_said_with_or_without_the_thought(target: str) -> None:
     prompts = {}
     for choice in ("--keep-thought", "--drop-thought"):
@@ -215,6 +225,7 @@ def test_conversations_send_what_was_said_with_or_without_the_thought(target: st
     assert prompts["--keep-thought"] > prompts["--drop-thought"] + 10
 
 
+@pytest.mark.slow
 def test_a_tool_loop_needs_an_engine_that_can_hold_a_call_to_its_schema(target: str) -> None:
     made = measured(target, "--concurrency", "2", "--seconds", "1", "--tool-calls", "3", "--rows")
     assert made["errors"] == {"FEATURE_OFF": made["calls"]}
@@ -222,6 +233,7 @@ def test_a_tool_loop_needs_an_engine_that_can_hold_a_call_to_its_schema(target: 
     assert made["load"]["tool_loop"]["calls"]["parts"] == [[3, 3, 1.0]]
 
 
+@pytest.mark.slow
 def test_images_are_sent_and_their_tokens_counted(target: str, tmp_path: Path) -> None:
     """A token for 32 x 32 pixels."""
     trace = tmp_path / "trace.jsonl"
@@ -236,6 +248,7 @@ def test_images_are_sent_and_their_tokens_counted(target: str, tmp_path: Path) -
     assert "100.0 of the prompt stand for images" in run(target, *load).output
 
 
+@pytest.mark.slow
 def test_questions_of_several_kinds_and_the_other_formats(target: str, tmp_path: Path) -> None:
     questions, other = tmp_path / "questions.jsonl", tmp_path / "run"
     questions.write_text('{"kind": "code", "prompt": "Sort."}\n{"kind": "prose", "prompt": "Tell."}\n')

@@ -68,6 +68,7 @@ def test_ratios_are_of_pairs_in_one_round() -> None:
     assert "64 streams" in table(summary(measured), {name: name for name in speeds})
 
 
+@pytest.mark.slow
 def test_tokens_that_are_offered_at_a_pace_are_counted_while_all_streams_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(offered, "_MIN_STEADY_SHARE", 0.2)  # streams may start late on a machine that is busy
     offer = offered.Offer(tokens_per_second=160, streams=4, tokens_per_step=2, replicas=2, seconds=2.0)

@@ -45,6 +45,7 @@ def found(target: str) -> dict[str, Any]:
     return made
 
 
+@pytest.mark.slow
 def test_the_knee_of_a_service_is_found_below_what_its_steps_allow(found: dict[str, Any]) -> None:
     """The machine may be slower than the engine's steps, never faster."""
     search = found["searches"][0]
@@ -58,6 +59,7 @@ def test_the_knee_of_a_service_is_found_below_what_its_steps_allow(found: dict[s
     assert found["idle_call_seconds"] >= (TOKENS - 1) * STEP_SECONDS
 
 
+@pytest.mark.slow
 def test_repeated_searches_have_an_interval_that_compare_reads(found: dict[str, Any], tmp_path: Path) -> None:
     interval = found["intervals"]["knee_calls_per_second"]
     assert interval["low"] <= found["knee_calls_per_second"] <= interval["high"]
@@ -70,6 +72,7 @@ def test_repeated_searches_have_an_interval_that_compare_reads(found: dict[str, 
     assert told["differences"]["knee_calls_per_second"]["verdict"] == "no difference shown"
 
 
+@pytest.mark.slow
 def test_ctrl_c_shows_the_points_so_far(target: str, tmp_path: Path) -> None:
     file = tmp_path / "knee.json"
     command = [sys.executable, "-m", "penstock", "bench", "knee", "--target", target, "--until-end", "--calls", "50"]
@@ -87,6 +90,7 @@ def test_ctrl_c_shows_the_points_so_far(target: str, tmp_path: Path) -> None:
     assert len(json.loads(file.read_text())["searches"][0]["points"]) >= 1
 
 
+@pytest.mark.slow
 def test_a_workload_that_never_ends_well_is_told(target: str) -> None:
     result = bench(target, "knee", "--until-end", "--deadline", "0.001", "--json", "-")
     assert result.exit_code == 1
@@ -94,6 +98,7 @@ def test_a_workload_that_never_ends_well_is_told(target: str) -> None:
     assert told.startswith("no call of this workload ends well on the idle service: deadline ")
 
 
+@pytest.mark.slow
 def test_runs_are_repeated_and_compared(target: str, tmp_path: Path) -> None:
     slow = [{"answer": "a" * (TOKENS - 1), "step_seconds": 10 * STEP_SECONDS}]
     files = [tmp_path / "before.json", tmp_path / "after.json"]
@@ -119,6 +124,7 @@ def test_runs_are_repeated_and_compared(target: str, tmp_path: Path) -> None:
         assert one["low"] <= one["second"] - one["first"] <= one["high"]
 
 
+@pytest.mark.slow
 def test_narrow_ends_at_the_most_runs_and_says_what_is_missing(target: str) -> None:
     load = ("--concurrency", "1", "--seconds", "0.5", "--warm-up", "0", "--until-end")
     result = bench(target, *load, "--narrow", "goodput-share=1", "--max-runs", "2")

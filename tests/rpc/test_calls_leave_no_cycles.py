@@ -153,6 +153,7 @@ async def _until_others_are_gone(kept: list[Any]) -> None:
             await asyncio.sleep(0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "ask",
     [

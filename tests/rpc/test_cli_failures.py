@@ -53,6 +53,7 @@ def penstock(*arguments: str, stdout: int = subprocess.PIPE, **environ: str) -> 
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -74,6 +75,7 @@ def test_an_output_that_cannot_be_written_is_told(arguments: tuple[str, ...], se
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_tls_on_one_side_only_is_told(service: str, secure: tuple[str, Path]) -> None:
     address, ca = secure
     for arguments in (("generate", "hi"), ("count", "hi"), ("model",)):
@@ -90,6 +92,7 @@ def test_tls_on_one_side_only_is_told(service: str, secure: tuple[str, Path]) ->
     assert (done.returncode, done.stderr) == (1, "penstock: /nowhere.pem: No such file or directory\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "words"),
     [
@@ -109,6 +112,7 @@ def test_an_address_where_nothing_is(target: str, words: str) -> None:
     assert (done.returncode, done.stderr) == (1, f"penstock: {words}\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [("model",), ("generate", "hi"), ("bench", "--seconds", "1"), ("eval",)])
 def test_a_key_goes_to_no_address_that_is_wrong_or_in_plaintext(command: tuple[str, ...]) -> None:
     for target, words in (
@@ -164,6 +168,7 @@ def something_else(answer: bytes | None, context: ssl.SSLContext | None = None) 
         server.shutdown()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", OTHERS)
 def test_a_server_of_something_else_is_told(kind: str) -> None:
     with something_else(OTHERS[kind]) as address:
@@ -178,6 +183,7 @@ def test_a_server_of_something_else_is_told(kind: str) -> None:
         assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["silent", "http1", "closes"])
 def test_a_server_of_something_else_within_tls_is_told(kind: str, tmp_path: Path) -> None:
     authority, context = Authority(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -193,6 +199,7 @@ def test_a_server_of_something_else_within_tls_is_told(kind: str, tmp_path: Path
         assert done.stderr.startswith(f"penstock: {address} {words}")
 
 
+@pytest.mark.slow
 def test_mutual_tls_is_told(tmp_path: Path) -> None:
     authority = Authority()
     pair = authority.server("localhost").write(tmp_path)
@@ -216,6 +223,7 @@ def test_a_grpc_service_of_something_else_is_told() -> None:
     assert done.stderr == f"penstock: {address} speaks gRPC but has no such method; it may not be a Penstock service\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
@@ -242,6 +250,7 @@ def test_a_refused_call_under_json_has_its_details(service: str) -> None:
     assert [violation["field"] for violation in error["violations"]] == ["spec.thinking.thinking_budget"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -267,6 +276,7 @@ def test_an_address_that_is_taken(service: str) -> None:
     assert f"cannot bind {service}: address already in use" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["cut short", "noise", "empty", "longer"])
 @pytest.mark.parametrize("command", [("serve", "--check-config", "--model"), ("serve", "--model"), ("quantize",)])
 def test_corrupt_weights_are_named(command: tuple[str, ...], damage: str, tmp_path: Path) -> None:
@@ -301,6 +311,7 @@ def closing_hub() -> Iterator[tuple[str, list[bytes]]]:
         server.shutdown()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command", [("download",), ("plan",), ("plan", "--json"), ("serve", "--listen", "127.0.0.1:0")], ids=" ".join
 )
@@ -342,6 +353,7 @@ def test_a_name_of_the_hub_cannot_be_quantized(tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) == 2
 
 
+@pytest.mark.slow
 def test_a_missing_permission_is_named(tmp_path: Path) -> None:
     keys, callers = tmp_path / "keys.yaml", tmp_path / "callers.yaml"
     key = penstock("keys", "new", "watcher", "--file", str(keys)).stdout.strip()

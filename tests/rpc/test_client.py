@@ -179,6 +179,7 @@ async def test_leaving_an_async_loop_cancels_the_call(target: str, fake: FakeSer
         assert await cancelled(3)
 
 
+@pytest.mark.slow
 def test_the_timeout_is_the_calls_deadline(target: str, fake: FakeService) -> None:
     fake.hang_after = 1
     with pc.Client(target, timeout=2) as client, pytest.raises(pc.DeadlineExceeded):
@@ -219,6 +220,7 @@ def test_nothing_answers() -> None:
     assert caught.value.reason == ""
 
 
+@pytest.mark.slow
 def test_reads_are_retried_where_asked(target: str, fake: FakeService) -> None:
     fake.error = status(grpc.StatusCode.UNAVAILABLE, "going", [])
     options = [("grpc.service_config", pc.RETRY_READS_SERVICE_CONFIG)]

@@ -128,6 +128,7 @@ def test_a_models_control_characters_do_not_reach_the_terminal(run: Any, fake: F
     assert run("generate", "hi").stdout == "[2Jred" + "".join(ANSWER[1:]) + "\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "info", "more", "words"),
     [
@@ -337,6 +338,7 @@ def test_the_demo_shows_the_log_of_a_service_that_dies(start: Any, tmp_path: Pat
     assert str(next(tmp_path.glob("penstock-demo-*/serve.log"))) in errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_the_demo_leaves_no_orphan(start: Any, tmp_path: Path, number: int, code: int) -> None:
     demo, service = _demo_that_thinks(start, tmp_path)

@@ -124,6 +124,7 @@ SCRIPTS = {f"blocking, {name}": code for name, code in BLOCKING.items()}
 SCRIPTS |= {f"async, {name}": inside(code) for name, code in ASYNC.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_process_that_ends_leaves_no_generation_and_no_complaint(
     name: str, service: tuple[str, str], tmp_path: Path
@@ -136,6 +137,7 @@ def test_a_process_that_ends_leaves_no_generation_and_no_complaint(
     assert becomes(metrics, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCRIPTS)
 async def test_a_distant_service_is_told_too(name: str, service: tuple[str, str], tmp_path: Path) -> None:
     target, metrics = service
@@ -148,6 +150,7 @@ async def test_a_distant_service_is_told_too(name: str, service: tuple[str, str]
         assert await asyncio.to_thread(becomes, metrics, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_an_exception_ends_the_generation_too(name: str, service: tuple[str, str], tmp_path: Path) -> None:
     target, metrics = service
@@ -162,6 +165,7 @@ def test_an_exception_ends_the_generation_too(name: str, service: tuple[str, str
     assert becomes(metrics, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in SCRIPTS if name.endswith(("loop left", "texts kept"))])
 def test_leaving_the_loop_ends_the_generation_of_a_process_that_goes_on(
     name: str, service: tuple[str, str], tmp_path: Path
@@ -178,6 +182,7 @@ def test_leaving_the_loop_ends_the_generation_of_a_process_that_goes_on(
     assert process.communicate("\n", timeout=60) == ("", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "code",
     [
@@ -200,6 +205,7 @@ def test_ctrl_c_ends_the_generation_in_python(code: str, service: tuple[str, str
     assert becomes(metrics, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(700)
 @pytest.mark.parametrize("language", [pytest.param("Go", marks=needs_go), pytest.param("TypeScript", marks=needs_node)])
 def test_ctrl_c_ends_the_generation(language: str, service: tuple[str, str]) -> None:

@@ -195,6 +195,7 @@ COMMANDS = {
 OTHERS = [pytest.param("Go", marks=needs_go), pytest.param("TypeScript", marks=needs_node)]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(700)
 @pytest.mark.parametrize("language", OTHERS)
 async def test_the_other_clients_tell_of_a_lost_connection(language: str, tmp_path: Path) -> None:
@@ -213,6 +214,7 @@ async def test_the_other_clients_tell_of_a_lost_connection(language: str, tmp_pa
     assert all("connection lost" in line and "answer" not in line for line in said)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(700)
 @pytest.mark.parametrize("language", OTHERS)
 def test_the_other_clients_do_the_same(language: str, target: str, fake: FakeService) -> None:
@@ -253,6 +255,7 @@ def test_the_other_clients_do_the_same(language: str, target: str, fake: FakeSer
         assert seen["connection"].endswith("are options of the connection: give them to Dial")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(700)
 @pytest.mark.parametrize("language", OTHERS)
 def test_the_other_clients_take_the_certificate_of_the_environment(language: str, tmp_path: Path) -> None:

@@ -59,6 +59,7 @@ def assert_whole(events: list[pc.Event]) -> None:
     assert "".join(e.text for e in events if isinstance(e, pc.ThoughtDelta)) == THOUGHT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cuts", [1, 5])
 async def test_async_streams_go_on_over_cut_connections(cuts: int) -> None:
     async with scene() as here, pc.AsyncClient(here.proxy.target) as client:
@@ -73,6 +74,7 @@ async def test_async_streams_go_on_over_cut_connections(cuts: int) -> None:
         assert here.proxy.connections == cuts + 1
 
 
+@pytest.mark.slow
 async def test_blocking_streams_go_on_over_cut_connections() -> None:
     async with scene() as here:
         loop = asyncio.get_running_loop()
@@ -90,6 +92,7 @@ async def test_blocking_streams_go_on_over_cut_connections() -> None:
         assert here.proxy.connections == 4
 
 
+@pytest.mark.slow
 async def test_twenty_streams_share_a_connection_that_never_lasts() -> None:
     async with scene() as here, proxied(here.proxy.target) as flaky, pc.AsyncClient(flaky.target) as client:
         streams = [client.stream("hi", thinking="thinking") for _ in range(20)]
@@ -104,6 +107,7 @@ async def test_twenty_streams_share_a_connection_that_never_lasts() -> None:
         assert flaky.connections >= 3, "cut twice at least; how often depends on how much is gathered into a message"
 
 
+@pytest.mark.slow
 async def test_an_outage_of_seconds_is_waited_for() -> None:
     async with scene() as here, pc.AsyncClient(here.proxy.target) as client:
         events: list[pc.Event] = []
@@ -188,6 +192,7 @@ async def leave_by_blocking_break(client: pc.AsyncClient) -> None:
     await asyncio.to_thread(leave)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("leave", [leave_by_break, leave_by_with, leave_by_deadline, leave_by_blocking_break])
 async def test_leaving_a_resumable_stream_ends_the_generation(leave: Callable[..., object]) -> None:
     async with scene() as here, pc.AsyncClient(here.proxy.target) as client:
@@ -195,6 +200,7 @@ async def test_leaving_a_resumable_stream_ends_the_generation(leave: Callable[..
         assert await here.idle()
 
 
+@pytest.mark.slow
 async def test_another_process_goes_on_with_what_was_detached() -> None:
     async with scene() as here:
         async with pc.AsyncClient(here.proxy.target) as client:
@@ -211,6 +217,7 @@ async def test_another_process_goes_on_with_what_was_detached() -> None:
                 await to_the_end(client.resume(known[0], "guess"))
 
 
+@pytest.mark.slow
 async def test_a_drained_stream_goes_on_at_another_replica(tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.write_bytes(b"k" * 32)
@@ -252,6 +259,7 @@ async def read_by_blocking(target: str, seen: Callable[[int], None]) -> list[pc.
     return await asyncio.to_thread(collect)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("read", [read_by_async, read_by_blocking])
 async def test_a_drained_stream_is_resumed_where_it_went_on(
     read: Callable[..., Awaitable[list[pc.Event]]], tmp_path: Path
@@ -375,6 +383,7 @@ async def test_nonsense_is_refused_with_its_field() -> None:
         assert refused.value.violations[0].field == "change_budget.thinking_budget"
 
 
+@pytest.mark.slow
 async def test_a_network_that_takes_long_to_connect_is_waited_for() -> None:
     """Over a slow line, or to a busy server, a handshake takes more than a second."""
     async with scene() as here:

@@ -385,6 +385,7 @@ def test_text_that_no_message_can_hold_is_replaced(run: Any, fake: FakeService) 
     assert results_of(fake.requests[-1].spec.messages.messages[-1]) == [("call-0", "a?b", False)]
 
 
+@pytest.mark.slow
 async def test_the_deadline_of_a_run_holds_over_tools(target: str, fake: FakeService) -> None:
     ended = asyncio.Event()
 

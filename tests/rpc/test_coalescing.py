@@ -6,6 +6,7 @@ import asyncio
 import time
 
 import grpc
+import pytest
 from penstock.engine.scripted import Reply
 from penstock_proto.v1 import generation_pb2 as pb
 
@@ -47,6 +48,7 @@ async def hold_the_loop(busy_seconds: float, free_seconds: float) -> None:
         await asyncio.sleep(free_seconds)
 
 
+@pytest.mark.slow
 async def test_a_loop_that_lags_sends_fewer_messages_of_the_same_text() -> None:
     async with (
         listening({"server": {"adaptive_flush_seconds": 1.0}}, REPLY) as (server, address),

@@ -31,6 +31,7 @@ def test_there_is_code() -> None:
     assert len(CODE) >= 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", CODE)
 def test_code_of_a_readme_runs(code: str, service: str) -> None:
     assert "127.0.0.1:50051" in code

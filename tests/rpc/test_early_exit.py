@@ -59,6 +59,7 @@ async def probing(
         yield engine, channel
 
 
+@pytest.mark.slow
 async def test_a_killed_engine_in_the_middle_of_probes_loses_nothing() -> None:
     slow = Reply(thought=LINES * 3, answer=ANSWER, step_seconds=0.01, probability=0.5)
     async with ward(slow, max_restarts=10, thinking=LASTING) as here:
@@ -129,6 +130,7 @@ async def test_steering_in_the_middle_of_a_probe(action: str) -> None:
         assert usage.probe_tokens > 0
 
 
+@pytest.mark.slow
 async def test_a_deadline_in_the_middle_of_a_probe_ends_both() -> None:
     async with probing(step_seconds=0.05) as (engine, channel):
         stub = generation_pb2_grpc.GenerationServiceStub(channel)
@@ -143,6 +145,7 @@ async def test_a_deadline_in_the_middle_of_a_probe_ends_both() -> None:
         assert engine.running_probes == 0
 
 
+@pytest.mark.slow
 async def test_probes_stop_while_calls_wait_in_the_queue() -> None:
     async with probing(admission={"max_running_sequences": 2}) as (engine, channel):
         calls = [asyncio.create_task(stream(channel, spec(thinking=PROBING))) for _ in range(12)]

@@ -97,6 +97,7 @@ def by_name(made: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {setting["name"]: setting for setting in made["settings"]}
 
 
+@pytest.mark.slow
 def test_every_setting_is_measured(target: str, file: Path, tmp_path: Path) -> None:
     picture = tmp_path / "plot.svg"
     result = run(
@@ -202,6 +203,7 @@ def test_check_says_no_with_exit_code_1(target: str, file: Path) -> None:
     assert run(target, file, "--modes", "fast", "--check").exit_code == 1
 
 
+@pytest.mark.slow
 def test_a_missed_deadline_is_a_result(target: str, tmp_path: Path) -> None:
     file = tmp_path / "slow.jsonl"
     file.write_text(json.dumps(entry("slow1", "slow, 1 and 2 and 3?", "x")))
@@ -236,6 +238,7 @@ def test_an_overloaded_service_is_waited_for(file: Path) -> None:
     assert json.loads(result.stdout)["settings"][0]["accuracy"]["asked"] == 8
 
 
+@pytest.mark.slow
 def test_ctrl_c_shows_what_was_measured(target: str, tmp_path: Path) -> None:
     file = tmp_path / "slow.jsonl"
     slow = [entry(f"slow{n}", "slow?", "x", needs_thought=True) for n in range(4)]

@@ -141,6 +141,7 @@ async def test_watchers_beyond_the_limit_are_told_to_come_back() -> None:
                 await asyncio.sleep(0.01)
 
 
+@pytest.mark.slow
 async def test_a_watcher_stays_while_the_engine_is_replaced_and_counts_go_on() -> None:
     config = Config.model_validate({"server": {"listen": "127.0.0.1:0"}})
     server = Server(config)

@@ -94,6 +94,7 @@ async def test_a_method_that_is_not_there_is_unimplemented_to_who_still_sends() 
             assert grpc.StatusCode.UNIMPLEMENTED in [await code(at), await code(at)]
 
 
+@pytest.mark.slow
 async def test_keepalive_pings_of_a_client_are_answered() -> None:
     """At gRPC's least interval, over a stream that says nothing for longer than that."""
     options = [
@@ -147,6 +148,7 @@ async def test_who_speaks_tls_but_not_http2_is_left_at_once(alpn: list[str], tmp
         assert await count(at) is grpc.StatusCode.OK
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpn", [None, ["h2"]], ids=["no TLS", "HTTP/2"])
 async def test_who_says_nothing_is_left_after_a_while(alpn: list[str] | None, tmp_path: Path) -> None:
     config = {"tls": AUTHORITY.server("one").write(tmp_path), "server": {"request_seconds": 1.0}}

@@ -16,6 +16,7 @@ from tests.rpc.service_process import service
 LONGER_THAN_THE_TEST = 3600
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_an_idle_service_ends_at_a_signal(number: signal.Signals, tmp_path: Path) -> None:
     waits = {"server.drain_seconds": LONGER_THAN_THE_TEST, "resume.grace_seconds": LONGER_THAN_THE_TEST}

@@ -84,6 +84,7 @@ async def test_the_model_tells_its_bounds_of_images(serve: Serve) -> None:
     assert next(row for row in card.profile if row.name == "images").enabled
 
 
+@pytest.mark.slow
 def test_the_command_line_sends_files(tmp_path: Path) -> None:
     file = tmp_path / "red.png"
     file.write_bytes(png(64, 64, "red"))

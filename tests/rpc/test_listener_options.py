@@ -171,6 +171,7 @@ async def test_calls_beyond_the_streams_of_a_connection_are_answered_or_refused_
     assert len(starts) == ends[grpc.StatusCode.OK] >= 32
 
 
+@pytest.mark.slow
 async def test_a_client_that_keeps_below_the_streams_of_a_connection_is_refused_none() -> None:
     config = {"admission": BUSY}
     async with listening(config, Reply(answer="abcd", step_seconds=0.01)) as (_, address), channel(address) as at:
@@ -218,6 +219,7 @@ async def test_a_connection_without_calls_ends(monkeypatch: pytest.MonkeyPatch) 
         wire.close()
 
 
+@pytest.mark.slow
 async def test_an_aged_connection_is_told_to_go_and_its_stream_ends_first() -> None:
     slow = Reply(answer="abcdefgh", step_seconds=0.3, chunk_tokens=1)
     async with peer({"max_connection_age_seconds": 1.0, "drain_seconds": 30}, slow) as address:
@@ -231,6 +233,7 @@ async def test_an_aged_connection_is_told_to_go_and_its_stream_ends_first() -> N
         assert kinds.index(GOAWAY) < ends[0]
 
 
+@pytest.mark.slow
 async def test_an_aged_connection_has_a_grace() -> None:
     endless = Reply(answer="a" * 4000, step_seconds=0.5, chunk_tokens=1)
     async with peer({"max_connection_age_seconds": 1.0, "drain_seconds": 1}, endless) as address:
@@ -257,12 +260,14 @@ def _answering_pings(wire: Wire, stream: int) -> list[tuple[int, int, int, bytes
     return got
 
 
+@pytest.mark.slow
 async def test_a_connection_that_does_not_say_hello_ends() -> None:
     async with peer({"request_seconds": 1.0}) as address:
         for pieces in ((), (PREFACE[:10],), (PREFACE,)):
             assert await asyncio.to_thread(cut_after, address, *pieces) > 0.5
 
 
+@pytest.mark.slow
 async def test_metadata_beyond_its_bytes_is_refused_always() -> None:
     async with peer({"max_metadata_bytes": 4096}) as address, channel(address) as at:
         for size in (3000, 5000, 6000, 100_000):
@@ -279,6 +284,7 @@ async def test_metadata_beyond_its_bytes_is_refused_always() -> None:
                     await call
 
 
+@pytest.mark.slow
 async def test_pending_calls_beyond_the_limit_are_refused_and_below_it_wait() -> None:
     """While the event loop is held, nobody takes calls."""
     async with peer({"max_calls": 20, "max_streams_per_connection": 100}) as address:
@@ -319,6 +325,7 @@ async def test_too_many_pings_end_the_connection(monkeypatch: pytest.MonkeyPatch
         assert answered <= 5
 
 
+@pytest.mark.slow
 async def test_pings_that_keep_their_distance_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listener, "_PING_STRIKES", 1)
     monkeypatch.setattr(listener, "_PING_INTERVAL_MS", 50)

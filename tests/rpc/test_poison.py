@@ -79,6 +79,7 @@ async def assert_two_deaths(here: Ward, running: list[asyncio.Task[tuple[str, st
 
 
 # Before the first token, while it is unsettled, and long after that.
+@pytest.mark.slow
 @pytest.mark.parametrize("poison_after", [0, 1, 3, 4, 5, 8, 20, 60])
 async def test_one_caller_kills_twice_however_often_it_tries(poison_after: int) -> None:
     async with ward(
@@ -89,6 +90,7 @@ async def test_one_caller_kills_twice_however_often_it_tries(poison_after: int) 
         await assert_two_deaths(here, running)
 
 
+@pytest.mark.slow
 async def test_one_whose_continuation_is_too_short_to_kill_is_refused_at_its_third_try() -> None:
     # Its place is near the end of its output: what is left after each death is shorter, and is answered.
     async with ward(SLOW, auth=AUTH, max_restarts=1, poison_after=len(THOUGHT) + len(ANSWER) - 8) as here:
@@ -116,6 +118,7 @@ async def test_calls_that_meet_deaths_at_the_same_place_by_chance_are_answered()
         assert await refusal(here, "other", spec(thinking=THINKING)) == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", [1, 12, 40])
 async def test_one_that_kills_at_a_place_of_its_whole_output(place: int) -> None:
     async with ward(LONG, SLOW, auth=AUTH, max_restarts=1, poison_at=place) as here:
@@ -124,6 +127,7 @@ async def test_one_that_kills_at_a_place_of_its_whole_output(place: int) -> None
         await assert_two_deaths(here, running)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kills", ["poison_at", "poison_after"])
 async def test_one_that_had_given_more_than_those_beside_it(kills: str) -> None:
     killer = Reply(match=POISON, thought="y" * 800, answer=ANSWER, step_seconds=0.002)
@@ -138,6 +142,7 @@ async def test_one_that_had_given_more_than_those_beside_it(kills: str) -> None:
         await assert_two_deaths(here, running)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("poison_after", [2, 5])
 async def test_one_that_kills_an_engine_of_slow_steps(poison_after: int) -> None:
     slow = Reply(match=POISON, thought=THOUGHT, answer=ANSWER, step_seconds=1.2)
@@ -147,6 +152,7 @@ async def test_one_that_kills_an_engine_of_slow_steps(poison_after: int) -> None
         await assert_two_deaths(here, running)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("poison_after", [3, 20])
 async def test_it_is_found_among_calls_that_begin_all_the_time(poison_after: int) -> None:
     # Steps that all streams keep, however busy the machine is: an engine's own steps are the same for all.
@@ -188,6 +194,7 @@ async def test_a_late_killer_that_hangs_up_after_each_death_does_not_get_away(ch
         assert here.supervised.restarts == 2
 
 
+@pytest.mark.slow
 async def test_several_ends_of_the_engine_from_outside_convict_nobody() -> None:
     # Each comes when all are beyond the place where they were at the one before.
     long = replace(LONG, thought="x" * 1600)
@@ -205,6 +212,7 @@ async def test_several_ends_of_the_engine_from_outside_convict_nobody() -> None:
         assert await refusal(here, "other", spec("short")) == ""
 
 
+@pytest.mark.slow
 async def test_twenty_at_once_kill_twice_too_and_no_innocent_is_refused() -> None:
     async with ward(LONG, SLOW, auth=AUTH, max_restarts=1) as here:
         running = await others(here, 4)
@@ -220,6 +228,7 @@ async def test_twenty_at_once_kill_twice_too_and_no_innocent_is_refused() -> Non
         assert not here.supervised.given_up.is_set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("poison_after", [3, 8, 20])
 async def test_twenty_late_ones_at_once_kill_once_more_and_no_innocent_is_refused(poison_after: int) -> None:
     killer = Reply(match=POISON, thought=THOUGHT * 8, answer=ANSWER, step_seconds=0.002)
@@ -269,6 +278,7 @@ async def test_a_killer_that_hangs_up_after_the_first_death_does_not_get_away() 
         assert here.supervised.restarts == 2
 
 
+@pytest.mark.slow
 async def test_three_convictions_refuse_all_that_the_caller_asks() -> None:
     async with ward(SLOW, auth=AUTH) as here:
         for number, top_k in enumerate((1, 2, 3), 1):
@@ -280,6 +290,7 @@ async def test_three_convictions_refuse_all_that_the_caller_asks() -> None:
         assert not here.supervised.given_up.is_set()
 
 
+@pytest.mark.slow
 async def test_deaths_that_all_suspects_survive_alone_count() -> None:
     async with ward(SLOW, auth=AUTH, max_restarts=2) as here:
         for _ in range(4):

@@ -78,6 +78,7 @@ async def test_a_request_at_the_windows_edge_is_served(path: Path) -> None:
     assert model.auto_thinking_budget <= window
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
 def test_a_drained_conversation_of_the_whole_window_fits_a_message(path: Path) -> None:
     """The most bytes of text that hardly packs, and half a window of ids of the largest vocabulary."""

@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 import grpc
+import pytest
 from penstock.auth.api_keys import make
 from penstock_proto.v1 import generation_pb2 as pb
 
@@ -22,6 +23,7 @@ IN_FLIGHT = 3
 REPLIES = [{"match": "slow", "answer": "x" * 2000, "step_seconds": 0.05}, {"answer": "quick"}]
 
 
+@pytest.mark.slow
 async def test_after_kill_9_only_the_calls_in_flight_are_in_doubt(tmp_path: Path) -> None:
     key, entry = make("team-a")
     settings = {

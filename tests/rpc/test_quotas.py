@@ -285,6 +285,7 @@ async def test_a_server_that_is_stopped_at_once_settles_what_it_cuts(tmp_path: P
     assert 0 < ticks == sum(cut) < 5 * 100 * OUTPUT_TICKS
 
 
+@pytest.mark.slow
 async def test_a_drained_stream_is_paid_for_on_each_server_for_what_that_one_made(tmp_path: Path) -> None:
     slow, sign_checkpoint = Reply(answer="x" * 100, step_seconds=0.02), tmp_path / "seal"
     sign_checkpoint.write_bytes(b"k" * 32)

@@ -216,6 +216,7 @@ def info_of(error: grpc.aio.AioRpcError) -> error_details_pb2.ErrorInfo:
     raise AssertionError("no ErrorInfo")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["Generate", "StreamGenerate", "resumable"])
 @pytest.mark.parametrize("reason", CASES)
 async def test_a_reason_carries_what_the_proto_promises(reason: str, method: str) -> None:
@@ -316,6 +317,7 @@ async def test_a_client_that_reads_no_message_is_told_the_limit() -> None:
     assert PROMISED["CLIENT_TOO_SLOW"] == {"seconds"}
 
 
+@pytest.mark.slow
 async def test_what_a_deadline_cut_is_counted_and_the_margin_is_told() -> None:
     settings = Config.model_validate({"server": {"listen": "127.0.0.1:0"}})
     async with serving(ScriptedEngine((LONG,)), settings) as (_, at):

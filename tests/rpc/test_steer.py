@@ -116,6 +116,7 @@ async def test_every_candidate_answers_now(serve: Serve) -> None:
     assert [result.thinking_outcome for result in results] == [pb.THINKING_OUTCOME_FINISHED_BY_CLIENT] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("asked", "holds", "spent"), [(0, 0, None), (20, 20, 20), (-1, None, 41), (2**31 - 1, None, 41)]
 )
@@ -136,6 +137,7 @@ async def test_the_budget_can_be_changed(serve: Serve, asked: int, holds: int | 
         assert tokens == spent
 
 
+@pytest.mark.slow
 async def test_the_last_budget_before_a_step_holds(serve: Serve) -> None:
     running = await thinking(await serve(replace(SLOW, step_seconds=0.3)))
     replies = await asyncio.gather(*(running.steer(**budget(tokens)) for tokens in (9, 30, 12)))
@@ -155,6 +157,7 @@ async def test_cancel_brings_the_bill_and_the_stream_can_still_be_read(serve: Se
     assert [reply.event async for reply in running.stub.Resume(again)] == running.events
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", [FINISH, budget(5)])
 async def test_what_comes_after_the_thought_changes_nothing_and_says_so(serve: Serve, action: dict[str, Any]) -> None:
     running = await Running(await serve(SLOW)).start()
@@ -179,6 +182,7 @@ async def test_there_is_no_thought_to_steer_where_there_is_none(serve: Serve) ->
     assert (await running.rest())[-1].finished.results[0].finish_reason == pb.FINISH_REASON_CANCELLED
 
 
+@pytest.mark.slow
 async def test_before_the_first_token_the_answer_can_be_asked_for(serve: Serve) -> None:
     running = await Running(await serve(replace(SLOW, step_seconds=0.3))).start()
     reply = await running.steer(**FINISH)
@@ -189,6 +193,7 @@ async def test_before_the_first_token_the_answer_can_be_asked_for(serve: Serve) 
 # ----------------------------------------------------------------------------------------------------------- refusals
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fields", "reason", "path"),
     [
@@ -268,6 +273,7 @@ async def test_a_flood_of_actions_costs_the_engine_no_more_than_the_limit() -> N
         assert finished.results[0].finish_reason == pb.FINISH_REASON_CANCELLED
 
 
+@pytest.mark.slow
 async def test_steering_does_not_keep_an_unread_generation() -> None:
     config = {"server": {"listen": "127.0.0.1:0"}, "resume": {"grace_seconds": 1.0}}
     engine = ScriptedEngine([replace(LONG, step_seconds=0.2)])
@@ -298,6 +304,7 @@ async def interrupted(here: Ward) -> Running:
     return running
 
 
+@pytest.mark.slow
 async def test_an_answer_asked_for_while_the_engine_restarts_comes_after_it() -> None:
     async with ward(replace(LONG, step_seconds=0.02), start_seconds=1.0) as here:
         running = await interrupted(here)
@@ -325,6 +332,7 @@ async def replicas(tmp_path: Path, reply: Reply) -> AsyncIterator[tuple[Ward, Wa
         yield here, there
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", [FINISH, budget(7)])
 async def test_what_a_draining_server_was_asked_the_next_one_does(tmp_path: Path, action: dict[str, Any]) -> None:
     async with replicas(tmp_path, replace(LONG, step_seconds=0.3)) as (here, there):
@@ -347,6 +355,7 @@ async def test_what_a_draining_server_was_asked_the_next_one_does(tmp_path: Path
         assert texts([*first, *rest])[1] == ANSWER
 
 
+@pytest.mark.slow
 async def test_a_generation_is_steered_where_it_runs(tmp_path: Path) -> None:
     async with replicas(tmp_path, replace(LONG, step_seconds=0.02)) as (here, there):
         running = await thinking(here.channel)
@@ -372,6 +381,7 @@ async def test_a_generation_is_steered_where_it_runs(tmp_path: Path) -> None:
         assert outcome(await moved.rest()) == pb.THINKING_OUTCOME_FINISHED_BY_CLIENT
 
 
+@pytest.mark.slow
 async def test_a_stream_that_nobody_can_resume_cannot_be_steered(serve: Serve) -> None:
     channel = await serve(SLOW)
     plain = Running(channel)

@@ -133,6 +133,7 @@ async def test_what_this_engine_has_not_says_so(serve: Serve) -> None:
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<"), max_size=12)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     thought=TEXT,

@@ -71,6 +71,7 @@ def assert_told(events: list[pb.GenerationEvent], disturb: str, times: int) -> N
     assert all(later.sequence == earlier.sequence + 1 for earlier, later in zip(told[::2], told[1::2], strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("disturb", ["kill", "hang"])
 async def test_sixteen_streams_go_on_over_dead_engines(disturb: str) -> None:
     # So long that all run beside each other, though they go on one by one after a death.
@@ -101,6 +102,7 @@ class Pausing(MortalEngine):
             await self.may_go_on.wait()
 
 
+@pytest.mark.slow
 async def test_a_standstill_of_the_service_is_no_hang_of_its_engine() -> None:
     engine, changes = Pausing(), list[bool]()
 
@@ -122,6 +124,7 @@ async def test_a_standstill_of_the_service_is_no_hang_of_its_engine() -> None:
     assert changes == []
 
 
+@pytest.mark.slow
 async def test_poison_is_refused_and_those_beside_it_complete() -> None:
     async with ward(replace(SLOW, step_seconds=0.01), max_restarts=20) as here:
         streams = [asyncio.create_task(stream(here.channel, spec(thinking=THINKING))) for _ in range(15)]
@@ -150,6 +153,7 @@ async def test_an_engine_that_dies_too_often_is_given_up() -> None:
         assert down.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
+@pytest.mark.slow
 async def test_the_process_ends_after_five_restarts_that_no_request_is_suspected_of() -> None:
     said: list[str] = []
     async with ward(SLOW) as here:
@@ -261,6 +265,7 @@ async def test_a_cancelled_generation_ends_and_is_forgotten() -> None:
             assert gone.value.code() is grpc.StatusCode.NOT_FOUND
 
 
+@pytest.mark.slow
 async def test_a_stream_whose_client_is_gone_ends_after_the_grace_though_nobody_calls_again() -> None:
     endless = Reply(thought=THOUGHT * 50, answer=ANSWER, step_seconds=60)
     async with listening({"resume": {"grace_seconds": 1}}, endless) as (server, address):
@@ -452,6 +457,7 @@ async def carried(
     return [reply.event async for reply in stub.Resume(pb.ResumeRequest(**fields))]
 
 
+@pytest.mark.slow
 async def test_what_one_server_drained_another_goes_on_with(tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.write_bytes(b"k" * 32)
@@ -509,6 +515,7 @@ async def test_without_a_shared_key_no_token_is_given_or_taken(tmp_path: Path) -
 # ------------------------------------------------------------------------------------------------------ slow readers
 
 
+@pytest.mark.slow
 async def test_a_client_that_stops_reading_is_cut_off_and_slows_nobody() -> None:
     config = {"server": {"listen": "127.0.0.1:0", "slow_reader_seconds": 2.0}}
     engine = ScriptedEngine(

@@ -212,6 +212,7 @@ async def test_a_run_after_a_lost_constraint_has_that_cause_and_no_engine_death(
     assert not collector.named("penstock.wait_for_engine")
 
 
+@pytest.mark.slow
 async def test_errors_and_cancelled_streams_are_not_ok() -> None:
     long = Reply(match="long", thought="x" * 3000, answer="a", step_seconds=0.002)
     async with recorded(long) as (channel, _, collector):
@@ -311,6 +312,7 @@ async def lost_telemetry(telemetry: Telemetry) -> dict[str, float]:
     }
 
 
+@pytest.mark.slow
 async def test_an_unreachable_collector_never_blocks_is_logged_once_and_drops_are_counted(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -364,6 +366,7 @@ async def test_an_unreachable_collector_never_blocks_is_logged_once_and_drops_ar
     assert lost[not_exported] >= 32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 async def test_a_collector_that_never_answers_holds_up_neither_calls_nor_the_end(
     protocol: str, monkeypatch: pytest.MonkeyPatch
@@ -457,6 +460,7 @@ async def test_otlp_over_http() -> None:
     assert METHOD in {span.name for span in sent.resource_spans[0].scope_spans[0].spans}
 
 
+@pytest.mark.slow
 async def test_what_another_server_drained_is_linked(tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.write_bytes(b"k" * 32)

@@ -195,6 +195,7 @@ def _text(value: Any) -> str:
     return json.dumps(value, indent=1, sort_keys=True) + "\n"
 
 
+@pytest.mark.slow
 async def test_a_fixed_run_is_told_as_the_golden_files_say() -> None:
     for name, value in (await fixed_run()).items():
         assert json.loads(_text(value)) == json.loads((GOLDEN / f"{name}.json").read_text())

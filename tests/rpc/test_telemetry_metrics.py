@@ -147,6 +147,7 @@ async def test_the_metrics_page_names_every_label_of_a_live_scrape() -> None:
         assert labels <= documented[family.name], family.name
 
 
+@pytest.mark.slow
 @pytest.mark.needs("promtool")
 def test_promtool_accepts_the_rules() -> None:
     for asked in (["check", "rules", RULES], ["test", "rules", RULES_TEST]):
@@ -186,6 +187,7 @@ async def test_counts_are_those_of_the_calls() -> None:
     assert sums["process_resident_memory_bytes"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["running", "queued"])
 async def test_a_cancelled_thought_is_counted_once(where: str) -> None:
     never = Reply(thought="never", step_seconds=86_400)
@@ -243,6 +245,7 @@ async def test_experts_are_told_by_layer_and_never_one_by_one() -> None:
     assert len(told) == 1 + 2 * len(by_layer)
 
 
+@pytest.mark.slow
 async def test_openmetrics_has_exemplars_of_traces() -> None:
     with collecting() as collector:
         async with (
@@ -267,6 +270,7 @@ async def test_openmetrics_has_exemplars_of_traces() -> None:
     assert any(point.exemplars for point in points)
 
 
+@pytest.mark.slow
 async def test_callers_cannot_make_series() -> None:
     async def series(telemetry: Telemetry) -> int:
         return sum(len(family.samples) for family in parse_text(await scrape(telemetry)))

@@ -63,6 +63,7 @@ async def test_the_scan_finds_tls_1_2_and_1_3_and_only_ciphers_with_forward_secr
         assert all(name.startswith("ECDHE-") and ("GCM" in name or "CHACHA20" in name) for name in accepted), accepted
 
 
+@pytest.mark.slow
 async def test_certificates_change_under_eight_streams_and_none_drops(tmp_path: Path) -> None:
     slow = Reply(answer="x" * 60, step_seconds=0.15)
     async with listening({"tls": AUTHORITY.server("one").write(tmp_path)}, slow) as (_, address):

@@ -234,6 +234,7 @@ async def test_two_candidates_have_calls_of_their_own(serve: Serve) -> None:
     assert calls[0][0].id != calls[1][0].id
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [*range(1, len(OSLO.encode()) - 18, 6)])
 async def test_an_engine_that_dies_inside_a_call_changes_nothing(serve: Serve, after: int) -> None:
     channel = await serve(Reply(answer=f"{OSLO}\n{ROME}", dies_after_tokens=after))
@@ -242,6 +243,7 @@ async def test_an_engine_that_dies_inside_a_call_changes_nothing(serve: Serve, a
     check_counts(events)
 
 
+@pytest.mark.slow
 async def test_a_drain_inside_a_call_goes_on_at_another_replica(tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.write_bytes(b"k" * 32)
@@ -340,6 +342,7 @@ def extend(request: pb.GenerationSpec, events: Sequence[pb.GenerationEvent], tex
     request.messages.messages.append(pb.Message(role=pb.ROLE_TOOL, parts=results))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dies_after_tokens", [0, 30, 60])
 async def test_a_loop_of_three_turns_over_deaths_inside_arguments(serve: Serve, dies_after_tokens: int) -> None:
     channel = await serve(*[replace(reply, dies_after_tokens=dies_after_tokens) for reply in LOOP])
@@ -353,6 +356,7 @@ async def test_a_loop_of_three_turns_over_deaths_inside_arguments(serve: Serve, 
     assert (answer_of(last), calls_of(last)) == ("Sun in Oslo, and in Rome too.", [])
 
 
+@pytest.mark.slow
 async def test_a_loop_of_three_turns_over_drains_inside_arguments(tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.write_bytes(b"k" * 32)

@@ -247,6 +247,7 @@ def edited(folder: Path, change: Callable[[dict], object]) -> None:  # type: ign
     path.write_text(json.dumps(data))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -297,6 +298,7 @@ def test_a_path_is_below_its_folder_or_refused(name: str) -> None:
         assert os.path.normpath(path) == path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -441,6 +443,7 @@ def locked(found: Sequence[Path]) -> str:
     return "\n".join(entries) + "\n"
 
 
+@pytest.mark.slow
 def test_wheels_are_fetched_once_and_by_their_hashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     index = tmp_path / "index"
     index.mkdir()

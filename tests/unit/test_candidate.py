@@ -244,6 +244,7 @@ class Moved(GenerationControl):
         return super().__getattribute__(name)
 
 
+@pytest.mark.slow
 def test_no_engine_run_goes_beyond_the_window_and_all_of_it_is_used() -> None:
     ended = []
 

@@ -56,6 +56,7 @@ def reasons_in(source: str) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 def test_every_reason_that_is_given_is_documented_and_every_documented_one_is_given() -> None:
     documented = {name.removeprefix("ERROR_REASON_") for name in error_reason_pb2.ErrorReason.keys()}  # noqa: SIM118
     modules = (ROOT / "service/penstock").rglob("*.py")

@@ -211,6 +211,7 @@ configs = st.fixed_dictionaries(
 ).map(Config.model_validate)
 
 
+@pytest.mark.slow
 @given(configs)
 def test_what_is_shown_as_toml_loads_back(tmp_path_factory: pytest.TempPathFactory, config: Config) -> None:
     file = tmp_path_factory.getbasetemp() / "round_trip.toml"

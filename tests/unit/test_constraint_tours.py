@@ -67,6 +67,7 @@ def schema(names: list[str], *, required: bool, part: Any = FREE) -> dict[str, A
     return whole | {"required": names} if required else whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("requires_call", [True, False])
 @pytest.mark.parametrize("max_calls", [None, 1, 3])
 @pytest.mark.parametrize("call_format", ToolCallFormat)

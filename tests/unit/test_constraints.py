@@ -53,6 +53,7 @@ async def sandbox() -> AsyncIterator[Counted]:
     await sandbox.close()
 
 
+@pytest.mark.slow
 async def test_the_process_knows_nothing_of_the_services_environment(
     sandbox: Counted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,6 +65,7 @@ async def test_the_process_knows_nothing_of_the_services_environment(
     assert "a-secret" not in seen.values()
 
 
+@pytest.mark.slow
 async def test_callers_that_leave_while_the_compiler_starts_leave_it_for_the_next(sandbox: Counted) -> None:
     sandbox.may_start.clear()
     for caller in "abc":
@@ -96,6 +98,7 @@ async def test_a_start_that_is_given_up_leaves_no_process(sandbox: Counted, monk
         os.kill(process.pid, 0)
 
 
+@pytest.mark.slow
 async def test_a_compiler_that_cannot_start_is_told_and_tried_again(
     sandbox: Counted, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -111,6 +114,7 @@ async def test_a_compiler_that_cannot_start_is_told_and_tried_again(
     assert os.readlink(f"/proc/{sandbox._process.pid}/fd/2") == os.devnull
 
 
+@pytest.mark.slow
 async def test_a_compiler_that_died_is_started_again(sandbox: Counted) -> None:
     await sandbox.check(CONSTRAINT, "a")
     assert sandbox._process is not None
@@ -120,6 +124,7 @@ async def test_a_compiler_that_died_is_started_again(sandbox: Counted) -> None:
     assert sandbox.starts == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", [r"a[^\x00-\U0010FFFF]", r"[^\x00-\U0010FFFF]"])
 async def test_a_constraint_without_a_way_to_go_on_is_refused(sandbox: Counted, spec: str) -> None:
     with pytest.raises(BadRequest) as raised:
@@ -127,6 +132,7 @@ async def test_a_constraint_without_a_way_to_go_on_is_refused(sandbox: Counted, 
     assert raised.value.reason == "INVALID_FIELD"
 
 
+@pytest.mark.slow
 async def test_what_the_engine_found_holds_for_its_caller_and_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = stopped(monkeypatch, sandbox_module)
     sandbox = Counted(costly_seconds=60.0)

@@ -109,6 +109,7 @@ async def test_a_failure_comes_after_what_was_held() -> None:
     assert shape(seen) == ["a", "bc"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interval", [1e-6, 0.02, 60.0])
 @pytest.mark.parametrize("pause", [0.0, 0.05])
 async def test_a_slow_reader_loses_nothing(interval: float, pause: float) -> None:

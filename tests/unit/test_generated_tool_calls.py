@@ -215,6 +215,7 @@ def run_generated(kind: str, share: float) -> None:
     bounds(given(*strategies)(check))()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CHECKS)
 def test_a_tenth_of_the_generated_calls(kind: str) -> None:
     run_generated(kind, 0.1)

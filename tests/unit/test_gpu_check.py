@@ -79,6 +79,7 @@ def test_without_a_gpu_one_line_says_what_is_needed_and_what_was_found(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["test", "bench", "test-engine", "demo"])
 def test_make_looks_for_the_gpu_before_it_installs_anything(tmp_path: Path, target: str) -> None:
     # `make test` itself may have started this test, and its own level and flags are not wanted here.
@@ -388,6 +389,7 @@ def test_another_model_is_not_compared_with_the_small_one(model: str, settings: 
         compare(dataclasses.replace(FULL, settings=settings), model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ending", "status"), [("exit 3", 3), ("wait", None), ("trap '' INT; wait", None)], ids=["ends", "stays", "deaf"]
 )

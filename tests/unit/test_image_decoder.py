@@ -62,6 +62,7 @@ async def outcome(decoder: ImageDecoder, case: Case) -> str:
     return ""
 
 
+@pytest.mark.slow
 async def test_hostile_images_are_refused_in_words_or_become_the_right_picture(decoder: ImageDecoder) -> None:
     assert len(CASES) >= 60
     assert [wrong for case in CASES if (wrong := await outcome(decoder, case))] == []
@@ -83,6 +84,7 @@ async def test_the_process_knows_nothing_of_the_services_environment(monkeypatch
     assert (seen["TZ"], seen["MALLOC_ARENA_MAX"]) == ("Europe/Berlin", "1")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)  # some 250 images, each with a bound of its own
 async def test_memory_is_flat(decoder: ImageDecoder) -> None:
     """A second and a third round of all cases leave no more than the first; processes that died have been replaced."""

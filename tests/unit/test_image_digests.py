@@ -92,6 +92,7 @@ def digests(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=environment)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("demands_token", [False, True])
 @pytest.mark.parametrize("tells_digest", [False, True])
 def test_should_write_the_digest_of_each_base_image(
@@ -117,6 +118,7 @@ def test_should_renew_an_old_digest(registry: Registry, dockerfile: Path) -> Non
     assert DIGEST not in dockerfile.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("digest", ["sha256:short", f"sha256:{'0' * 64}\u00a0RUN curl", "x"])
 def test_should_write_nothing_that_is_no_digest(registry: Registry, dockerfile: Path, digest: str) -> None:
     registry.digest = digest

@@ -113,6 +113,7 @@ def test_what_is_accepted_of_the_public_suite_is_kept_in_long_walks() -> None:
     assert walk_all(200)[2] == []
 
 
+@pytest.mark.slow
 def test_schemas_as_tools_write_them_are_accepted_and_kept() -> None:
     cases = list(written_by_tools())
     assert len(cases) >= 60
@@ -228,6 +229,7 @@ OPEN = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schema", OPEN)
 def test_additional_properties_are_none_of_the_named_ones(schema: Any) -> None:
     assert broken(schema, 60) == []
@@ -327,6 +329,7 @@ def is_format(name: str, text: str) -> bool:
     return re.fullmatch(rf"P(\d+W|{days}({clock})?|{clock})", text) is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", json_schema.FORMATS)
 def test_formats_that_are_enforced_are_kept(name: str) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "string", "format": name}}, "required": ["a"]}

@@ -76,6 +76,7 @@ async def read_nothing(stream: ResumableStream, last_sequence: int) -> str:
     return refused.value.violations[0].description
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keeps_all", [True, False])
 async def test_each_event_is_looked_at_once_by_each_reader(keeps_all: bool) -> None:
     count = 100_000
@@ -136,6 +137,7 @@ async def silent() -> AsyncGenerator[pb.GenerationEvent, None]:
     await asyncio.Event().wait()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", [endless, broken, silent, lambda: events(3)])
 @pytest.mark.parametrize("how", [_never_read, _left, _stuck])
 async def test_a_stream_that_nobody_reads_ends_by_itself_and_gives_its_memory_back(

@@ -38,6 +38,7 @@ def outgoing(client: Client, patience_seconds: float = _PATIENCE_SECONDS) -> Out
     return Outgoing(client, patience_seconds)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 async def test_a_client_that_is_slow_but_takes_each_message_in_time_is_not_given_up() -> None:
     client = Client()
     out = outgoing(client, patience_seconds=1.0)
@@ -76,6 +77,7 @@ async def after_a_standstill(done: asyncio.Event) -> None:
     asyncio.get_running_loop().call_later(0.1 * _PATIENCE_SECONDS, done.set)
 
 
+@pytest.mark.slow
 async def test_a_standstill_of_the_service_is_not_the_readers_fault() -> None:
     client = Client()
     out = outgoing(client)
@@ -106,6 +108,7 @@ class Asker:
         return b"request"
 
 
+@pytest.mark.slow
 async def test_a_standstill_of_the_service_is_not_the_askers_fault() -> None:
     client = Asker()
     incoming = Incoming(client)  # type: ignore[arg-type]

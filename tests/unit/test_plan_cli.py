@@ -226,6 +226,7 @@ def test_a_cpu_without_avx512_keeps_its_cache_in_bfloat16() -> None:
     assert wide == 2 * fp8
 
 
+@pytest.mark.slow
 def test_a_picture_is_drawn(tmp_path: Path) -> None:
     file = tmp_path / "plan.png"
     assert run("--model", BIG, "--count", "8", "--png", str(file)).exit_code == 0

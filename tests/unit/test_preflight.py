@@ -89,6 +89,7 @@ def test_the_settings_are_found() -> None:
     assert not [key for key, is_path in PLACES.items() if not is_path and key not in BAD.keys() | LEFT_OUT]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", sorted(PLACES.keys() - LEFT_OUT))
 def test_a_file_or_an_address_that_cannot_be_is_refused(key: str, good: dict[str, str]) -> None:
     needed = {name: good[name] for name in NEEDED.get(key, ())}

@@ -16,6 +16,7 @@ _STEP_SECONDS = 0.02
 _LATE_SECONDS = 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keeps_schedule", [True, False])
 async def test_steps_that_were_missed_come_at_once_or_are_put_off(keeps_schedule: bool) -> None:
     reply = Reply(answer="x" * 101, chunk_tokens=2, step_seconds=_STEP_SECONDS, keeps_schedule=keeps_schedule)

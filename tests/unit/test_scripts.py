@@ -45,6 +45,7 @@ def test_each_script_that_is_named_is_tried() -> None:
     assert named <= _HARMLESS.keys() | _LONG
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("script", "argument"), _HARMLESS.items())
 def test_it_starts_with_the_systems_python(script: str, argument: str) -> None:
     """That Python has none of our packages: the script takes the environment's instead."""

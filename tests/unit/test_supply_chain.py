@@ -44,6 +44,7 @@ def test_installing_demands_the_hashes() -> None:
             assert any(option in command for option in held), f"{dockerfile.name}: {command}"
 
 
+@pytest.mark.slow
 @pytest.mark.needs("audit")
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.stem)
 def test_the_bill_of_materials_has_every_package_and_is_reproducible(lock: Path) -> None:
@@ -97,6 +98,7 @@ def lock(tmp_path: Path) -> Path:
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.needs("audit")
 def test_a_known_hole_is_told(lock: Path) -> None:
     package = {"name": "some-package", "ecosystem": "PyPI"}
@@ -113,6 +115,7 @@ def test_a_known_hole_is_told(lock: Path) -> None:
     assert {("some-package", "1.2"), ("other", "3.0")} <= set(asked)
 
 
+@pytest.mark.slow
 @pytest.mark.needs("audit")
 def test_no_known_hole_passes(lock: Path) -> None:
     with osv({}) as (url, _):

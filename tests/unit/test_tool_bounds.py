@@ -79,6 +79,7 @@ def work_of(does: Callable[[], object]) -> int:
 # --------------------------------------------------------------------------------------------------------------- sizes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tools", "allowed", "field"),
     [
@@ -109,6 +110,7 @@ def test_what_is_too_large_is_not_read(tools: int, allowed: int, field: str, mon
     assert work_of(take) < 1000 + 20 * (tools + allowed)
 
 
+@pytest.mark.slow
 @FORMATS
 @pytest.mark.parametrize(
     ("schema", "copies"),

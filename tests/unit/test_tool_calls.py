@@ -237,6 +237,7 @@ def test_pitfall_17_a_json_call_that_was_cut_is_incomplete() -> None:
 MARKERS = ("</parameter>", "</function>", "</tool_call>", "<parameter=x>", "<function=f>", "<tool_call>")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("marker", [*MARKERS, "<parameter", "</parameter>>", "<", "</function>\n</tool_call>"])
 @pytest.mark.parametrize("around", ["{}", "a {} b", "a\n{}\nb", "{}\n\n"])
 def test_pitfall_18_a_marker_inside_a_value_does_not_cut_it(marker: str, around: str) -> None:
@@ -261,6 +262,7 @@ def test_pitfall_18_a_quoted_call_that_does_not_end_is_never_executed() -> None:
     assert arguments.startswith('{"text": "<function=edit>')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "closers",
     [
@@ -322,6 +324,7 @@ def test_pitfall_19_braces_of_the_json_format_are_repaired() -> None:
     assert read('<tool_call>\n{"name": "edit", "arguments": {"a": 1}', JSON) == [call('{"a": 1}', INCOMPLETE)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
@@ -638,6 +641,7 @@ def check_every_way(text: str, call_format: ToolCallFormat, tools: Sequence[Tool
     return found
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(CALLS, PROSE, st.data())
 def test_generated_xml_calls_come_back(
@@ -660,6 +664,7 @@ def test_generated_xml_calls_come_back(
     assert [(name, json.loads(json_text), status) for _, name, json_text, status in found[bool(shown) :]] == expected
 
 
+@pytest.mark.slow
 @settings(max_examples=100)
 @given(st.lists(st.tuples(NAMES, st.dictionaries(TEXTS, VALUES, max_size=4)), min_size=1, max_size=3), st.data())
 def test_generated_json_calls_come_back(calls: list[tuple[str, dict[str, Any]]], data: st.DataObject) -> None:
@@ -684,6 +689,7 @@ PARTS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=1_000)
 @given(st.lists(st.sampled_from(PARTS), max_size=25).map("".join), st.sampled_from([XML, JSON]), st.data())
 def test_any_output_is_read_and_none_of_it_invented(
@@ -746,6 +752,7 @@ def work(call_format: ToolCallFormat, text: str) -> tuple[int, int]:
     return calls, longest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LONG_OUTPUTS)
 def test_work_grows_with_the_output_and_no_faster(name: str) -> None:
     call_format, frame, part = LONG_OUTPUTS[name]

@@ -130,6 +130,7 @@ def run(
     return asyncio.run(play())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", ASKED)
 @pytest.mark.parametrize("call_format", ToolCallFormat)
 def test_a_death_at_any_token_changes_nothing(call_format: ToolCallFormat, asked: str) -> None:
@@ -138,6 +139,7 @@ def test_a_death_at_any_token_changes_nothing(call_format: ToolCallFormat, asked
         assert run(call_format, 1 + dies % 3, dies=dies, **ASKED[asked])[0] == whole, dies
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", ASKED)
 @pytest.mark.parametrize("call_format", ToolCallFormat)
 def test_a_drain_at_any_event_changes_nothing(call_format: ToolCallFormat, asked: str) -> None:

@@ -182,6 +182,7 @@ def schema_of(*names: str, required: bool = True) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize("name", PROPERTIES)
 def test_arguments_keep_their_schema(call_format: ToolCallFormat, name: str) -> None:
@@ -198,6 +199,7 @@ def test_several_properties_keep_their_schemas(call_format: ToolCallFormat) -> N
     assert len(lengths) > 2
 
 
+@pytest.mark.slow
 @BOTH
 def test_schemas_as_tools_write_them_are_kept(call_format: ToolCallFormat) -> None:
     refused = []
@@ -210,6 +212,7 @@ def test_schemas_as_tools_write_them_are_kept(call_format: ToolCallFormat) -> No
     assert set(refused) == no_objects | {"pydantic: map"}
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.needs("json-schema-suite")
 def test_properties_of_the_public_suite_are_kept(call_format: ToolCallFormat) -> None:
@@ -550,6 +553,7 @@ REFUSED: list[tuple[Any, list[ToolCallFormat], str]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("schema", "call_format", "part"),
     [(schema, call_format, part) for schema, formats, part in REFUSED for call_format in formats],
@@ -589,6 +593,7 @@ def test_references_that_multiply_are_refused(call_format: ToolCallFormat) -> No
                 structural_tag(constraint(call_format, tool(schema)))
 
 
+@pytest.mark.slow
 @BOTH
 def test_the_engine_takes_the_deepest_tag_that_is_accepted(call_format: ToolCallFormat) -> None:
     from vllm import sampling_params

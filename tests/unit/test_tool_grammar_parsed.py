@@ -14,6 +14,7 @@ from tests.unit.test_tool_grammar import PROPERTIES, schema_of
 from tests.unit.tool_call_reader import read
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call_format", list(ToolCallFormat))
 @pytest.mark.parametrize("name", PROPERTIES)
 def test_a_call_that_the_grammar_allows_is_read_as_whole(call_format: ToolCallFormat, name: str) -> None:

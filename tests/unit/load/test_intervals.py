@@ -65,6 +65,7 @@ def test_intervals_over_repetitions_cover_the_truth_in_93_to_97_percent_of_1000_
     assert 0.93 * RUNS <= covered <= 0.97 * RUNS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runs", [200, pytest.param(RUNS, marks=pytest.mark.full)])
 def test_two_equal_services_are_told_apart_in_at_most_7_percent_of_comparisons(runs: int) -> None:
     """All compared figures together: each pair of results is judged as `penstock bench compare` judges it."""

@@ -17,6 +17,7 @@ SERVICES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("service", SERVICES, ids=str)
 @pytest.mark.parametrize("start_share", [0.01, 0.3, 4.0])
 async def test_the_knee_is_within_5_percent_of_the_known_capacity(service: Scripted, start_share: float) -> None:

@@ -94,6 +94,7 @@ def test_thoughts_check_themselves_for_about_half_of_their_length() -> None:
     assert 0.35 < sum(working) / sum(lengths) < 0.55
 
 
+@pytest.mark.slow
 def test_held_out_questions_are_not_in_training_data() -> None:
     for language in LANGUAGES:
         for kind in MULTI_STEP:
@@ -262,6 +263,7 @@ def test_a_question_with_a_word_for_an_answer_is_right_only_word_for_word() -> N
     assert not asked.is_right("a stone")
 
 
+@pytest.mark.slow
 def test_worker_processes_make_the_same_batches_in_the_same_order() -> None:
     pools = Pools(lambda seed: example(seed, ENCODER), 0, 65536)
     made = [list(itertools.islice(training_batches(pools, 0, workers), 12)) for workers in (0, 2)]
@@ -270,6 +272,7 @@ def test_worker_processes_make_the_same_batches_in_the_same_order() -> None:
     assert made[0][-1][0] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", question_file.FILES)
 def test_evaluation_reads_the_question_files(name: str, tmp_path: Path) -> None:
     text = question_file.content(name, 2)

@@ -159,6 +159,7 @@ def test_embeddings_are_not_orthogonalised(model: SmallModel) -> None:
     assert id(names["model.visual.merger.linear_fc1.weight"]) in held
 
 
+@pytest.mark.slow
 def test_training_goes_on_with_the_committed_weights(tmp_path: Path) -> None:
     torch.manual_seed(0)
     run = Run(SmallModel(model_config()), losses_of, tmp_path / "run.pt", tmp_path / "log.jsonl")

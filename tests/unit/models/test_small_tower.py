@@ -27,6 +27,7 @@ def test_a_label_is_at_the_half_patch_that_has_the_middle() -> None:
     assert (labels == NOTHING).sum() == 45
 
 
+@pytest.mark.slow
 def test_the_labels_of_a_picture_are_what_is_drawn() -> None:
     for seed in range(60):
         drawing = picture_of(seed).drawing
@@ -43,6 +44,7 @@ def test_the_labels_of_a_picture_are_what_is_drawn() -> None:
     assert {mark.what for mark in signs} <= set(CLASSES)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_tower_learns_to_read(tmp_path: Path) -> None:
     torch.manual_seed(0)
