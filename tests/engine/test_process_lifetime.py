@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 import grpc
 import psutil
 import pytest
+from penstock.config.schema import DEMO_MODEL_DIR, EngineSettings
+from penstock.engine.vllm.start import start
 from penstock_proto.v1 import generation_pb2 as pb
 from penstock_proto.v1 import generation_pb2_grpc
 
@@ -146,3 +148,24 @@ async def test_a_service_that_is_stopped_while_it_starts_says_so_and_leaves_noth
         await there.reading
         assert there.said[-1] == "stopped while starting; nothing was served"
         assert "warming" not in there.said
+
+
+@_patient
+async def test_an_engine_whose_shutdown_fails_leaves_no_socket_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside load, vLLM's own shutdown has failed over a process that was just ending."""
+    engine = await start(EngineSettings(model=str(DEMO_MODEL_DIR), max_context_tokens=4096, kv_cache_gib=0.2))
+    resources = engine._llm.engine_core.resources
+    orderly, failures = resources.engine_manager.shutdown, [psutil.NoSuchProcess(1)]
+
+    def shutdown(timeout: float | None = None) -> None:
+        if timeout == 0 and failures:  # vLLM's monitor calls it, too
+            raise failures.pop()
+        orderly(timeout=timeout)
+
+    monkeypatch.setattr(resources.engine_manager, "shutdown", shutdown)
+    with pytest.raises(psutil.NoSuchProcess):
+        await engine.close()
+    await asyncio.sleep(0)  # they are closed in the event loop
+    assert resources.output_socket.closed
+    assert resources.input_socket.closed
+    assert not any(map(_runs, engine._processes))

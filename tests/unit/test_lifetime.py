@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -213,3 +214,15 @@ def test_a_zombie_should_not_be_waited_for() -> None:
             assert zombie.status() == psutil.STATUS_ZOMBIE
         finally:
             parent.kill()
+
+
+def test_a_child_of_multiprocessing_should_be_known_to_have_ended() -> None:
+    """vLLM asks multiprocessing, which takes a child for alive whose exit status psutil has read."""
+    child = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,))
+    child.start()
+    assert child.pid is not None
+    process = psutil.Process(child.pid)
+    kill([process], _MAX_SECONDS)
+    assert not process.is_running()
+    assert not child.is_alive()
+    assert child.exitcode == -signal.SIGKILL

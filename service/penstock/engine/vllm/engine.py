@@ -234,7 +234,12 @@ class VllmEngine:
             self._llm.output_handler.cancel()
         self._llm.engine_core.resources.engine_dead = True  # likewise its monitor
         await asyncio.to_thread(self._end_processes)
-        await asyncio.to_thread(self._llm.shutdown, 0)
+        try:
+            await asyncio.to_thread(self._llm.shutdown, 0)
+        except Exception:
+            # The garbage collector waits for open sockets where it frees ZeroMQ's context: for ever, in the event loop.
+            await asyncio.to_thread(self._llm.engine_core.resources)
+            raise
 
     def _end_processes(self) -> None:
         self._resources.pipe.close()

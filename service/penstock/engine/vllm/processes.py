@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -35,11 +36,20 @@ def kill(processes: Sequence[psutil.Process], wait_seconds: float) -> None:
 
     psutil refuses pids that have been reused. A zombie counts as ended: if its parent is gone it belongs to PID 1,
     which in a container may never reap it.
+
+    Those that multiprocessing started, as vLLM's engine cores, are waited for through it. It takes a child for alive
+    whose exit status psutil has read, and a process whose threads still end counts as a zombie. For such a process,
+    vLLM's shutdown looks at what is below it: that fails where it ends meanwhile, with vLLM's sockets still open, or
+    kills what has its number by then.
     """
+    started = multiprocessing.active_children()
+    own = [(process, child) for process in processes for child in started if child.pid == process.pid]
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     left, until = list(processes), time.monotonic() + wait_seconds
+    while any(child.is_alive() and process.is_running() for process, child in own) and time.monotonic() < until:
+        time.sleep(_CHECK_SECONDS)
     while left and time.monotonic() < until:
         _, running = psutil.wait_procs(left, timeout=_CHECK_SECONDS)
         left = [process for process in running if not _is_zombie(process)]
