@@ -16,8 +16,8 @@ from tests.gateway.conftest import Gateway, events_of
 
 THOUGHT = "I add the numbers one by one, and check each sum. " * 6
 SLOW = Reply(thought=THOUGHT, answer="done", step_seconds=0.02)
-SHORT = Reply(thought=THOUGHT[:25], answer="done", step_seconds=0.02)
-"""Still thinks while a few requests are refused, and is then read to its end."""
+SHORT = Reply(thought=THOUGHT[:150], answer="done", step_seconds=0.02)
+"""Still thinks while a few requests are refused, beside load too, and is then read to its end."""
 ASKED: dict[str, Any] = {
     "messages": [{"role": "user", "content": "hello"}],
     "thinking_mode": "thinking",
@@ -87,6 +87,7 @@ async def test_cancel_ends_the_stream_with_its_bill(gateway: Gateway) -> None:
         assert late.json()["error"]["penstock"]["metadata"] == {"state": "finished"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "param"),
     [
@@ -109,6 +110,7 @@ async def test_what_makes_no_sense_is_refused_by_its_name(gateway: Gateway, body
         assert ended(chunks + [chunk async for _, chunk in rest]) == ("natural_end", len(SHORT.thought), "done")
 
 
+@pytest.mark.slow
 async def test_only_who_has_the_id_and_the_key_may_steer(gateway: Gateway) -> None:
     (mine, one), (other, two) = make("team-a"), make("team-b")
     auth = {"keys": [entry.model_dump(mode="json") for entry in (one, two)]}
