@@ -44,7 +44,7 @@ NO_ENGINE := --ignore=tests/engine --ignore=tests/chaos
 test-fast: setup ## tests without an engine: under two minutes on two cores
 	@$(BIN)/python -m pytest -q $(PARALLEL) $(NO_ENGINE) --durations=20 --durations-min=1 -m "not engine and not slow and not full" $(ARGS)
 
-test-slow: setup tools ## the tests that take the clients' toolchains, load or seconds, without an engine
+test-slow: setup tools ## the other tests without an engine: toolchains, the chart, load, or a second and more
 	@$(BIN)/python -m pytest -q $(PARALLEL) $(NO_ENGINE) -m "slow and not engine and not full" $(ARGS)
 
 test-browser: setup tools ## the playground and the pilot's report in Chromium; fails without it

@@ -217,7 +217,6 @@ def test_should_lock_each_image_for_its_own_python() -> None:
         assert ("gpu.lock is for" in done.stderr) == bool(status)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("lock", "version"), [("gpu", "3.12"), ("cpu", "3.11")])
 def test_should_lock_a_wheel_for_the_python_of_the_image(lock: str, version: str) -> None:
     """Ask the package index for wheels with the tags of that Python; their hashes are in the lock."""

@@ -1,4 +1,4 @@
-"""The service is killed, or told to stop while it starts: nothing of its engine is left."""
+"""The service is killed or told to stop while it starts, or an engine's shutdown fails: nothing is left of it."""
 
 from __future__ import annotations
 
