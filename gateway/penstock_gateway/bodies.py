@@ -128,7 +128,7 @@ def _check_headers(request: Request, settings: Settings) -> None:
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise GatewayError("content-encoding must be absent: send the body as it is", kind=_WRONG_TYPE)
     length = request.headers.get("content-length", "")
-    if length.isdigit() and int(length) > settings.max_body_bytes:
+    if length.isascii() and length.isdigit() and int(length[:20]) > settings.max_body_bytes:
         raise _too_large(settings)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Sequence
 from functools import partial
@@ -85,7 +86,7 @@ def _run(listen: str, target: str, encryption: Encryption, limits: Sequence[str]
     from penstock_gateway.upstream import connect
 
     host, colon, port = listen.rpartition(":")
-    if not colon or not port.isdigit() or int(port) > 65535:
+    if not colon or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
         raise _refused(f"--listen must be host:port, got {listen!r}")
     try:
         settings = Settings.of(limits)

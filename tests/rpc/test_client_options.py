@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 import subprocess
 import tomllib
 from pathlib import Path
@@ -16,6 +17,7 @@ import penstock_client as pc
 import pytest
 from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2 as details
+from penstock_client.channel import resolve
 from penstock_client.leaving import READ_SECONDS
 
 from tests.conformance.tools import CLIENTS, NODE, build_go, build_typescript, needs_go, needs_node
@@ -323,3 +325,50 @@ def test_wrong_options_of_a_client_are_refused(kind: Any, options: Any, error: t
 def test_the_version_is_the_packages() -> None:
     """`scripts/version --check` compares the other clients' with it."""
     assert pc.__version__ == tomllib.loads((CLIENTS / "python/pyproject.toml").read_text())["project"]["version"]
+
+
+@pytest.mark.parametrize("client", [pc.Client, pc.AsyncClient])
+def test_a_port_that_cannot_be_is_refused_before_anything_is_sent(
+    client: type[pc.Client] | type[pc.AsyncClient],
+) -> None:
+    """gRPC would take it modulo 65536, and send key and prompt to another server of the machine."""
+    for target in (
+        "127.0.0.1:99999",
+        "localhost:65536",
+        "127.0.0.1:0",
+        "127.0.0.1:-31073",
+        "127.0.0.1:+34463",
+        "127.0.0.1:34463 ",
+        "[::1]:99999",
+        "dns:localhost:99999",
+        "dns:///localhost:99999",
+        "dns://127.0.0.1:53/localhost:99999",
+        "ipv4:127.0.0.1:50051,127.0.0.1:99999",
+        "ipv6:[::1]:99999",
+        "127.0.0.1:" + "9" * 5000,
+    ):
+        with pytest.raises(ValueError, match=re.escape(f"the port of the target must be in [1, 65535], got {target}")):
+            client(target)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "127.0.0.1:1",
+        "localhost:65535",
+        "localhost:050051",
+        "[::1]:50051",
+        "::1",
+        "fe80::9999",
+        "dns:///penstock.example:443",
+        "dns:///penstock.example",
+        "dns://127.0.0.1:53/penstock.example:443",
+        "ipv4:127.0.0.1:50051,127.0.0.1:50052",
+        "ipv6:[::1]:50051",
+        "unix:/tmp/none:99999",
+        "unix-abstract:none:99999",
+        "xds:///none:99999",
+    ],
+)
+def test_targets_that_can_be_are_left_to_grpc(target: str) -> None:
+    assert resolve(target, None, False)[0] == target

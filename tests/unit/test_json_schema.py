@@ -139,6 +139,10 @@ REFUSED = [
     ({"anyOf": [{"type": "string"}, False]}, "false", "/anyOf/1"),
     ({"enum": ["a", 2**60]}, "enum", "/enum"),
     ({"$ref": "#"}, "$ref", "/$ref"),
+    *(
+        ({"$ref": f"#/anyOf/{place}", "anyOf": [BOOL]}, "$ref", "/allOf/0/$ref")
+        for place in ("1", "00", "\u0660", "9" * 5000)
+    ),
     ({"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}, "$ref", "/$ref"),
     ({"oneOf": [{"type": "integer"}, {"minimum": 2}]}, "oneOf", "/oneOf/1"),
     ({"type": "nothing"}, "type", "/type"),

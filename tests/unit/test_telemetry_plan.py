@@ -69,8 +69,9 @@ def test_the_prometheus_endpoint_is_loopback_where_no_host_is_named() -> None:
     assert address("") is None
     assert address(":9464") == ("127.0.0.1", 9464)
     assert address("[::]:9464") == ("::", 9464)
-    with pytest.raises(ConfigError, match="must be host:port"):
-        address("9464x")
+    for listen in ("9464x", ":²", ":65536", ":" + "9" * 5000):
+        with pytest.raises(ConfigError, match="must be host:port"):
+            address(listen)
 
 
 def test_where_nothing_is_told_the_sdk_is_not_imported() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ RETRY_READS_SERVICE_CONFIG = json.dumps(
 retried: the server would generate, and bill, twice."""
 
 DEFAULT_TARGET = "127.0.0.1:50051"
+MAX_PORT = 65535
 
 
 def resolve(target: str | None, api_key: str | None, tls: Tls) -> tuple[str, str | None, Tls]:
@@ -52,9 +54,11 @@ def resolve(target: str | None, api_key: str | None, tls: Tls) -> tuple[str, str
 
     Raises:
         OSError: The key file cannot be read.
-        ValueError: PENSTOCK_TLS is neither true nor false.
+        ValueError: The target's port cannot be, or PENSTOCK_TLS is neither true nor false.
     """
     target = target or os.environ.get("PENSTOCK_TARGET") or DEFAULT_TARGET
+    if why := why_no_port(target):
+        raise ValueError(why)
     if api_key is None:
         api_key = os.environ.get("PENSTOCK_API_KEY")
         file = os.environ.get("PENSTOCK_API_KEY_FILE")
@@ -63,6 +67,29 @@ def resolve(target: str | None, api_key: str | None, tls: Tls) -> tuple[str, str
     if tls is None:
         tls = _tls_of_environment()
     return target, api_key or None, tls
+
+
+def why_no_port(target: str) -> str:
+    """Return what is wrong with the target's port; empty where nothing is, or where it has none.
+
+    gRPC takes any number modulo 65536, so that a mistyped port, and what is sent there, would reach another server.
+    """
+    if target.startswith(("unix:", "unix-abstract:", "vsock:", "xds:")):
+        return ""
+    for address in re.sub(r"^(dns|ipv4|ipv6):(//[^/]*/)?", "", target).split(","):
+        host, colon, port = address.rpartition(":")
+        if not colon or (":" in host and not host.endswith("]")):  # an IPv6 address without a port
+            continue
+        if re.fullmatch(r"\s*[+-]?[0-9]+\s*", port) and not port_of(port):
+            return f"the port of the target must be in [1, {MAX_PORT}], got {target}"
+    return ""
+
+
+def port_of(text: str) -> int:
+    """Return the port that `text` writes in decimal digits; 0 where it writes none."""
+    digits = re.fullmatch("0*([1-9][0-9]{0,4})", text)
+    port = int(digits[1]) if digits else 0
+    return port if port <= MAX_PORT else 0
 
 
 def _tls_of_environment() -> bool | str | None:

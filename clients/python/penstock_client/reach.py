@@ -11,6 +11,8 @@ import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
+from penstock_client.channel import port_of, why_no_port
+
 _SECONDS = 1.0
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 """What an HTTP/2 client says first, with an empty SETTINGS frame. A server says SETTINGS, too."""
@@ -39,10 +41,12 @@ def why_no_target(target: str) -> str:
     """Return why no service can have this target; empty where one can. Nothing is sent."""
     scheme, colon, _ = target.partition(":")
     if colon and scheme in _SCHEMES:
-        return ""
+        return why_no_port(target)
     if "://" in target:
         return f"the target must be host:port, without {scheme}://, got {target}"
-    return "" if _address_of(target) else f"the target must be host:port, got {target or 'an empty one'}"
+    if _address_of(target):
+        return ""
+    return why_no_port(target) or f"the target must be host:port, got {target or 'an empty one'}"
 
 
 def _address_of(target: str) -> tuple[str, int] | None:
@@ -53,9 +57,8 @@ def _address_of(target: str) -> tuple[str, int] | None:
     host, colon, port = target.rpartition(":")
     if not host or any(one.isspace() or one == "/" for one in host):
         return None
-    if not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
-        return None
-    return host.strip("[]"), int(port)
+    number = port_of(port)
+    return (host.strip("[]"), number) if number else None
 
 
 def why_unreachable(target: str, tls: bool | None, ca: Path | None, shown: Shown | None = None) -> str:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from penstock_client.channel import port_of
+
 if TYPE_CHECKING:
     from penstock_client.errors import PenstockError
     from penstock_client.response import Response
@@ -45,7 +47,8 @@ def server_attributes(target: str) -> dict[str, str | int]:
     if target.startswith("unix:"):
         return {"server.address": target.removeprefix("unix:")}
     host, _, port = target.rpartition("/")[2].rpartition(":")
-    return {"server.address": host.strip("[]"), "server.port": int(port)} if host and port.isdigit() else {}
+    number = port_of(port)
+    return {"server.address": host.strip("[]"), "server.port": number} if host and number else {}
 
 
 class ToolSpan:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -84,7 +85,7 @@ def _check_engine(engine: EngineSettings) -> None:
 def why_not_listen(listen: str) -> str:
     """Return why `listen` cannot be bound; empty where it can be."""
     host, colon, port = listen.rpartition(":")
-    if not colon or not port.isdigit():
+    if not colon or not re.fullmatch("[0-9]{1,9}", port):
         return f"must be host:port, got {listen!r}"
     if int(port) > 65535:
         return f"the port must be in [0, 65535], got {listen!r}"

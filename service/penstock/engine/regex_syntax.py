@@ -20,7 +20,7 @@ MAX_COUNT = 1_000_000_000
 """Maximum repetitions: xgrammar counts in 32 bits and overflows above them."""
 TEXT: Ranges = ((0, 0xD7FF), (0xE000, sys.maxunicode))  # surrogates are not characters
 _CONTROLS = {"n": 10, "r": 13, "t": 9, "f": 12, "v": 11}
-_COUNT = re.compile(r"\{(?:(\d+)(,?)(\d*)|,(\d+))\}")
+_COUNT = re.compile(r"\{(?:([0-9]+)(,?)([0-9]*)|,([0-9]+))\}")
 _GROUP_NAME = re.compile(r"\?(?:P?<([A-Za-z_]\w*)>|:)")
 _HEX = {
     "x": re.compile(r"[0-9A-Fa-f]{2}"),
@@ -143,8 +143,8 @@ class _Parser:
         count = _COUNT.match(self._pattern, self._at)
         if count is None:
             return None
-        least = int(count[1] or 0)
-        most = int(count[4]) if count[4] else int(count[3]) if count[3] else None if count[2] else least
+        least = _count(count[1] or "0")
+        most = _count(count[4] or count[3]) if count[4] or count[3] else None if count[2] else least
         if max(least, most or 0) > MAX_COUNT or (most is not None and most < least):
             raise self._refused(f"a count must be in [0, {MAX_COUNT}] and rise", self._at, len(count[0]))
         self._at = count.end()
@@ -252,6 +252,12 @@ class _Parser:
         if character == "\\":
             return self._escaped(at, excludes=excludes, in_set=True)
         return self._one(ord(character), at)
+
+
+def _count(digits: str) -> int:
+    """Return a count; more than MAX_COUNT for all that Python would refuse to read for their length."""
+    digits = digits.lstrip("0")
+    return int(digits or 0) if len(digits) <= len(str(MAX_COUNT)) else MAX_COUNT + 1
 
 
 def is_one(ranges: Ranges) -> bool:

@@ -7,6 +7,7 @@ its effect.
 from __future__ import annotations
 
 import ipaddress
+import re
 
 import grpc
 
@@ -132,7 +133,7 @@ def add_port(server: grpc.aio.Server, key: str, listen: str, tls: grpc.ServerCre
 
 def _host_and_port(key: str, listen: str) -> tuple[str, int]:
     host, _, port = listen.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
+    if not host or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
         raise ConfigError(f"{key}: must be host:port with a port in [0, 65535], got {listen!r}")
     return host, int(port)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -98,6 +99,6 @@ def _address(listen: str) -> tuple[str, int] | None:
     if not listen:
         return None
     host, _, port = listen.rpartition(":")
-    if not port.isdigit() or int(port) > 65535:
+    if not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
         raise ConfigError(f"telemetry.prometheus_listen: must be host:port, got {listen!r}")
     return host.strip("[]") or "127.0.0.1", int(port)

@@ -12,6 +12,7 @@ import contextlib
 import enum
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
@@ -62,6 +63,8 @@ _TIME = r"([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d{1,9})?(Z|[+-]([01]\d|2[0-3]):[0-5
 _MINUTES, _DAYS = r"\d{1,9}M(\d{1,9}S)?", r"\d{1,9}D"
 _CLOCK = rf"T(\d{{1,9}}H({_MINUTES})?|{_MINUTES}|\d{{1,9}}S)"
 _MONTHS = rf"\d{{1,9}}M({_DAYS})?"
+_INDEX = re.compile("0|[1-9][0-9]{0,8}")
+"""A place in an array, as a JSON pointer writes it; an array of a request has fewer."""
 _BYTE = r"(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
 _IPV4 = rf"({_BYTE}\.){{3}}{_BYTE}"
 _H16 = "[0-9a-f]{1,4}"
@@ -350,7 +353,7 @@ class _Rewriter:
                 raise RefusedSchemaError("$ref", where, "leads through a schema with an $id; leave that out")
             if isinstance(found, dict) and step in found:
                 found = found[step]
-            elif isinstance(found, list) and step.isascii() and step.isdigit() and int(step) < len(found):
+            elif isinstance(found, list) and _INDEX.fullmatch(step) and int(step) < len(found):
                 found = found[int(step)]
             else:
                 raise RefusedSchemaError("$ref", where, f"nothing is at {pointer}")
