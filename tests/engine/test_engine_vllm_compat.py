@@ -347,6 +347,35 @@ def test_who_waits_still_spins(patched, monkeypatch):
     assert naps(ours) == [50e-6] * 3
 
 
+def test_an_fp8_cache_still_cuts_off_what_does_not_fit(patched):
+    from types import SimpleNamespace
+
+    import torch
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
+
+    if not torch.cpu._is_avx512_supported():
+        skip_on_this_cpu("no AVX-512, and vLLM has no FP8 cache for others")
+    torch.manual_seed(0)
+    tokens, heads, width, block = 32, 2, 128, 32
+    keys, values = torch.randn(2, tokens, heads, width, dtype=torch.bfloat16).unbind()
+    values[0, 0, :2] = torch.tensor([-3e4, 3e4])
+
+    def stored(update) -> list[torch.Tensor]:
+        layer = SimpleNamespace(isa="vec", _k_scale_float=1.0, _v_scale_float=1.0)
+        backend = SimpleNamespace(attn_type="decoder", is_fp8_kv_cache=True, kv_cache_dtype="fp8_e4m3")
+        cache = torch.zeros(1, heads, block, 2 * width, dtype=torch.uint8)
+        update(backend, layer, keys, values, cache, torch.arange(tokens))
+        held = cache.view(1, heads, 2 * block, width).view(torch.float8_e4m3fn).float()
+        return [part[0].sum((0, 1)) for part in (held[:, :, block:], held[:, :, block:].abs())]
+
+    nearest = values.clamp(-448, 448).to(torch.float8_e4m3fn).float()
+    _, size = stored(CPUAttentionBackendImpl.do_kv_cache_update.__wrapped__)
+    assert size.sum() < 0.97 * nearest.abs().sum(), "vLLM's own way makes values smaller"
+    total, size = stored(CPUAttentionBackendImpl.do_kv_cache_update)
+    torch.testing.assert_close(total, nearest.sum((0, 1)))
+    torch.testing.assert_close(size, nearest.abs().sum((0, 1)))
+
+
 def test_a_grammar_still_knows_only_what_it_sampled(patched):
     """`constraint_prefix`: the grammar starts after the tokens that the prompt holds, as vLLM cannot be told."""
     from types import SimpleNamespace

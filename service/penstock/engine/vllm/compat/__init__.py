@@ -12,7 +12,8 @@ drafts than usual. `recurrent_states`: MTP with prefix caching. `slow_grammars`:
 `constraint_prefix`: continuations of a constrained answer. `json_features`: schemas that the service has rewritten.
 `plain_text`: control tokens under a constraint.
 `thought_end`: where a constraint begins. `thought_budget`: budgets that reach other requests. `seeds`: seeded prompts
-that take several steps. `waiting`: processes that use a core while they wait. `engine.vllm.fp8`: FP8.
+that take several steps. `waiting`: processes that use a core while they wait. `fp8_cache`: keys and values that the CPU
+kernel cuts off instead of rounding. `engine.vllm.fp8`: FP8.
 
 tests/engine/test_engine_vllm_compat.py fails when a patch is no longer needed.
 """
@@ -56,7 +57,15 @@ def general_plugin() -> None:
     thought_budget.forget_overwritten_rows()
     if not current_platform.is_cpu():
         return
-    from penstock.engine.vllm.compat import draft_history, recurrent_states, seeds, speculation, strides, waiting
+    from penstock.engine.vllm.compat import (
+        draft_history,
+        fp8_cache,
+        recurrent_states,
+        seeds,
+        speculation,
+        strides,
+        waiting,
+    )
     from penstock.engine.vllm.fp8 import config
 
     strides.restride_single_token_prefill()
@@ -71,6 +80,7 @@ def general_plugin() -> None:
     recurrent_states.register()
     seeds.rewind_discarded_draws()
     waiting.sleep_instead_of_spinning()
+    fp8_cache.round_to_nearest()
     config.register()
 
 
