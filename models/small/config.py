@@ -2,7 +2,7 @@
 
 Text: head dimensions are 128 because vLLM's CPU kernels and KV pages need that. Every width that FP8 block scales
 (128 x 128) meet is a multiple of 128. Head and expert counts are even, so that two tensor-parallel ranks work.
-Vision: 256 wide with 4 heads of 64, for pictures of 64 x 64 to 192 x 128 pixels, which are 4 to 24 tokens.
+Vision: 256 wide with 4 heads of 64, for pictures of 64 x 64 to 320 x 128 pixels, which are 4 to 40 tokens.
 """
 
 VOCAB_SIZE = 2048
@@ -19,7 +19,7 @@ MERGE_SIZE = 2
 """A token of a picture is a square of this many patches on each side."""
 TEMPORAL_PATCH_SIZE = 2
 """Frames in a patch; a picture is repeated to fill it."""
-PICTURE_PIXELS = (64 * 64, 192 * 128)
+PICTURE_PIXELS = (64 * 64, 320 * 128)
 """Area in pixels to which the image processor scales what is smaller or larger; training draws nothing outside it."""
 PICTURE_MEAN = PICTURE_STD = 0.5
 """Of each colour channel, in [0, 1]; pixel values become (value - mean) / std."""

@@ -29,14 +29,14 @@ KIND_WEIGHTS |= {
     "greet": 0.5,
     "who": 0.4,
 }
-TASK_WEIGHTS = {"attribute": 4.0, "parallel": 2.0, "calculator": 1.5, "convert": 1.5, "lookup": 1.5, "no_call": 2.5}
-PICTURE_WEIGHTS = {"picture_sum": 4.0, "picture_larger": 2.0, "picture_count": 3.0, "picture_more": 2.0}
+TASK_WEIGHTS = {"attribute": 5.0, "parallel": 3.0, "calculator": 1.0, "convert": 1.0, "lookup": 1.5, "no_call": 3.5}
+PICTURE_WEIGHTS = {"picture_sum": 3.5, "picture_larger": 2.0, "picture_count": 4.5, "picture_more": 1.5}
 LANGUAGE_WEIGHTS = dict.fromkeys(LANGUAGES, 1.0) | {"en": 2.0}
 TASK_SHARE = 0.15
 """Share of examples with functions; theirs is half of the tokens."""
 PICTURE_SHARE = 0.6
 """Share of examples with a picture in the stage with pictures."""
-FUNCTION_SHARE = 0.25
+FUNCTION_SHARE = 0.3
 """Share of examples with functions in the last stage, whose other examples are those of the stage with pictures."""
 FAST_SHARE = {True: 0.1, False: 0.55}
 CUT_SHARE = {True: 0.2, False: 0.15}
@@ -112,7 +112,8 @@ def picture_example(rng: random.Random, found: PictureQuestion, encoder: Encoder
     patches, grid = to_patches(found.picture)
     out = Example(pictures=[(patches, grid)])
     out.add([*encoder.system(_pick_system(rng)), *encoder.user(found.asked.text, picture_tokens(grid))])
-    add_reply(rng, out, found.asked, encoder, steps=found.asked.kind in ("picture_sum", "picture_more"))
+    # Each thought about a picture begins with what it shows: most replies have one, because it teaches to read.
+    add_reply(rng, out, found.asked, encoder, steps=True)
     return out
 
 

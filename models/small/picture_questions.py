@@ -1,7 +1,6 @@
 """Make questions about pictures: sums, comparisons, and shapes to be counted by colour, in any of the languages."""
 
 import random
-from collections import Counter
 from dataclasses import dataclass
 
 from PIL.Image import Image
@@ -62,18 +61,30 @@ def picture_larger(rng: random.Random, language: Language) -> PictureQuestion:
 
 
 def picture_count(rng: random.Random, language: Language) -> PictureQuestion:
-    """Ask how many shapes of a colour are drawn. The thought counts them in each row of the picture's tokens."""
+    """Ask how many shapes of a colour are drawn.
+
+    The thought goes through all shapes as one reads, by their initials (`rc` is a red circle), and numbers those that
+    are asked for: each step looks at one place.
+    """
     drawing, counts = pictures.draw_shapes(rng)
     words = language.pictures
     colour, shape = rng.choice(list(counts)) if rng.random() < 0.85 else _any_shape(rng, words.colours, words.shapes)
     value = f"{counts.get((colour, shape), 0)}"
-    by_row = Counter(int(mark.y) // pictures.TOKEN_EDGE for mark in drawing.marks if mark.what == f"{colour} {shape}")
-    rows = "+".join(f"{by_row[row]}" for row in range(drawing.picture.height // pictures.TOKEN_EDGE))
     named = words.coloured.format(colour=words.colours[colour], shape=words.shapes[shape])
     text = rng.choice(words.counts).format(shapes=named)
-    asked = Question("picture_count", language.code, text, f"{named}: {rows}={value}", value, value)
+    asked = Question("picture_count", language.code, text, _numbered(drawing, colour, shape), value, value)
     content = ", ".join(f"{count} {c} {s}" for (c, s), count in counts.items())
     return PictureQuestion(drawing, content, asked)
+
+
+def _numbered(drawing: pictures.Drawing, colour: str, shape: str) -> str:
+    """Return the initials of all shapes in the order of their tokens, those of one kind with a number, and how many."""
+    edge, wanted, found, codes = pictures.TOKEN_EDGE, colour[0] + shape[0], 0, []
+    for mark in sorted(drawing.marks, key=lambda mark: (int(mark.y) // edge, mark.x)):
+        code = "".join(word[0] for word in mark.what.split())
+        found += code == wanted
+        codes.append(f"{code}{found}" if code == wanted else code)
+    return f"{wanted}: {' '.join(codes)} ={found}"
 
 
 def _any_shape(rng: random.Random, colours: dict[str, str], shapes: dict[str, str]) -> tuple[str, str]:

@@ -22,7 +22,7 @@ from models.small.positions import Grid
 
 TOKEN_EDGE = PATCH_SIZE * MERGE_SIZE
 """Edge in pixels of what one token sees."""
-SIZES = [(width, height) for width in range(64, 193, TOKEN_EDGE) for height in range(64, 129, TOKEN_EDGE)]
+SIZES = [(width, height) for width in range(64, 321, TOKEN_EDGE) for height in range(64, 129, TOKEN_EDGE)]
 """Width and height in pixels of what may be drawn."""
 FONTS = (
     *(f"DejaVuSans{style}.ttf" for style in ("", "-Bold", "-Oblique", "-BoldOblique")),
@@ -35,12 +35,16 @@ FONTS = (
 """Fonts with digits and signs in matplotlib's package; empty is Pillow's own."""
 ASCII_FONTS = tuple(name for name in FONTS if name.startswith("cm") or not name)
 """Fonts without × and ÷."""
-FONT_SIZES = range(18, 37)
-"""Pixels of an em. At 18, three characters share a token; below, more do, which the trunk hardly tells apart."""
-ROTATION = 4.0
+FONT_SIZES = range(40, 69)
+"""Pixels of an em."""
+PITCH = 33
+"""Pixels between the middles of neighbouring characters at least, so that each has a token of its own."""
+ROTATION = 3.0
 """Largest rotation of text in degrees, each way."""
 MARGIN = 4
 """Pixels between text and edge at least."""
+GAP = 24
+"""Pixels between two numbers at least."""
 CONTRAST = 90
 """Least difference of the brightness of ink and paper; white is 255."""
 
@@ -59,7 +63,10 @@ Shape = tuple[str, str]
 
 @dataclass(frozen=True)
 class Mark:
-    """A character or a shape (`red circle`) and the place of its middle in pixels from the upper left corner."""
+    """A character or a shape (`red circle`) and the place of its middle in pixels from the upper left corner.
+
+    The height of a character is that of the middle of its line, which is turned a little at most.
+    """
 
     what: str
     x: float
@@ -83,30 +90,34 @@ class DoesNotFit(ValueError):
 
 
 def draw_expression(rng: random.Random, expression: str) -> Drawing:
-    """Draw an expression as `37 + 48 - 12`, in one line or, where it is too long for that, in two.
+    """Draw an expression as `37+48-12` in one line, at the drawn font size or at a smaller one that fits.
 
     Raises:
         DoesNotFit: The text is too long.
     """
-    lines = [expression]
-    if len(expression) > 9 and " " in expression and rng.random() < 0.2:
-        lines = _in_two(expression)
-    try:
-        return _draw_lines(rng, lines)
-    except DoesNotFit:
-        if lines != [expression] or " " not in expression:
-            raise
-    return _draw_lines(rng, _in_two(expression))
+    name, size = _font_name(rng, expression), rng.choice(FONT_SIZES)
+    while True:
+        ink = _ink(rng, expression, name, size)
+        try:
+            canvas = _Canvas(rng, _pick_size(rng, ink.mask.size))
+        except DoesNotFit:
+            if size == FONT_SIZES[0]:
+                raise
+            size -= 1
+            continue
+        at = (rng.randint(MARGIN, canvas.size[axis] - ink.mask.size[axis] - MARGIN) for axis in (0, 1))
+        canvas.write(ink, (next(at), next(at)))
+        return canvas.finish()
 
 
 def draw_numbers(rng: random.Random, numbers: tuple[int, int]) -> Drawing:
     """Draw two numbers, the first to the left of the second or above it, each with a size of its own."""
-    beside, gap = rng.random() < 0.5, 14
+    beside = rng.random() < 0.5
     names, sizes = [_font_name(rng, "") for _ in numbers], [rng.choice(FONT_SIZES) for _ in numbers]
     while True:
         inks = [_ink(rng, str(part), *font) for part, font in zip(numbers, zip(names, sizes, strict=True), strict=True)]
         wide, high = zip(*(ink.mask.size for ink in inks), strict=True)
-        needed = (sum(wide) + gap, max(high)) if beside else (max(wide), sum(high) + gap)
+        needed = (sum(wide) + GAP, max(high)) if beside else (max(wide), sum(high) + GAP)
         try:
             canvas = _Canvas(rng, _pick_size(rng, needed))
             break
@@ -117,17 +128,20 @@ def draw_numbers(rng: random.Random, numbers: tuple[int, int]) -> Drawing:
     # The space that is left over is shared out at random before, between and after the two.
     left = (canvas.size[0] - needed[0]) if beside else (canvas.size[1] - needed[1])
     first = rng.randint(MARGIN, left - MARGIN)
-    second = rng.randint(first, left - MARGIN) + gap + (wide[0] if beside else high[0])
+    second = rng.randint(first, left - MARGIN) + GAP + (wide[0] if beside else high[0])
+    # Numbers beside each other are in one line.
+    middle = rng.randint(MARGIN + needed[1] // 2, canvas.size[1] - MARGIN - needed[1] // 2)
     for ink, along in zip(inks, (first, second), strict=True):
-        room = canvas.size[beside] - ink.mask.size[beside]
-        across = rng.randint(MARGIN, room - MARGIN)
-        canvas.write(ink, (along, across) if beside else (across, along))
+        if beside:
+            canvas.write(ink, (along, middle - ink.mask.height // 2))
+        else:
+            canvas.write(ink, (rng.randint(MARGIN, canvas.size[0] - ink.mask.width - MARGIN), along))
     return canvas.finish()
 
 
 def draw_shapes(rng: random.Random) -> tuple[Drawing, dict[Shape, int]]:
     """Draw shapes that do not overlap, and return their numbers: 1 to 9 of each of one to three colours."""
-    size, cell = rng.choice(SIZES), rng.randint(19, 30)
+    size, cell = rng.choice(SIZES), rng.randint(TOKEN_EDGE, 44)
     columns, rows = size[0] // cell, size[1] // cell
     cells = [(column, row) for column in range(columns) for row in range(rows)]
     rng.shuffle(cells)
@@ -207,64 +221,43 @@ class _Ink:
     marks: tuple[Mark, ...]
 
 
-def _draw_lines(rng: random.Random, lines: list[str]) -> Drawing:
-    """Draw lines one above the other, at the largest drawn font size or a smaller one that fits."""
-    name, size = _font_name(rng, "".join(lines)), rng.choice(FONT_SIZES)
-    while True:
-        ink = _ink(rng, "\n".join(lines), name, size)
-        try:
-            canvas = _Canvas(rng, _pick_size(rng, ink.mask.size))
-        except DoesNotFit:
-            if size == FONT_SIZES[0]:
-                raise
-            size -= 1
-            continue
-        at = (rng.randint(MARGIN, canvas.size[axis] - ink.mask.size[axis] - MARGIN) for axis in (0, 1))
-        canvas.write(ink, (next(at), next(at)))
-        return canvas.finish()
-
-
-def _in_two(expression: str) -> list[str]:
-    """Split at the sign nearest to the middle, which begins the second line."""
-    terms = expression.split(" ")
-    at = min(range(1, len(terms)), key=lambda i: (abs(len(" ".join(terms[:i])) * 2 - len(expression)), i))
-    at -= terms[at - 1] in ("+", "-", "*", "×", "−")
-    return [" ".join(terms[:at]), " ".join(terms[at:])]
-
-
 def _ink(rng: random.Random, text: str, name: str, size: int) -> _Ink:
-    """Return text, slightly rotated, cut to what is drawn."""
-    font, spacing = _font(name, size), size // 3
-    pen = ImageDraw.Draw(Image.new("L", (1, 1)))
-    left, top, right, bottom = pen.multiline_textbbox((0, 0), text, font=font, spacing=spacing)
-    mask = Image.new("L", (round(right - left) + 4, round(bottom - top) + 4))
-    ImageDraw.Draw(mask).multiline_text((2 - left, 2 - top), text, fill=255, font=font, spacing=spacing)
-    marks = [mark.moved(2 - left, 2 - top) for mark in _characters(pen, text, font, spacing)]
+    """Return a line of text, slightly rotated, cut to what is drawn."""
+    font = _font(name, size)
+    _, top, _, bottom = font.getbbox("0", anchor="ms")
+    places = _places(font, text)
+    mask = Image.new("L", (round(places[-1][1]) + 2 * size, 3 * size))
+    pen, baseline, marks = ImageDraw.Draw(mask), 2 * size, []
+    for character, place in places:
+        pen.text((size + place, baseline), character, fill=255, font=font, anchor="ms")
+        if character != " ":
+            marks.append(Mark(character, size + place, baseline + (top + bottom) / 2))
     if rng.random() < 0.5:
-        angle, before = rng.uniform(-ROTATION, ROTATION), mask.size
-        mask = mask.rotate(angle, Image.Resampling.BICUBIC, expand=True)
-        marks = [_rotated(mark, math.radians(angle), before, mask.size) for mark in marks]
+        angle = rng.uniform(-ROTATION, ROTATION)
+        mask = mask.rotate(angle, Image.Resampling.BICUBIC)
+        marks = [_rotated(mark, math.radians(angle), mask.size) for mark in marks]
+        middle = sum(mark.y for mark in marks) / len(marks)
+        marks = [Mark(mark.what, mark.x, middle) for mark in marks]
     box = mask.getbbox()
     return _Ink(mask.crop(box), tuple(mark.moved(-box[0], -box[1]) for mark in marks) if box else ())
 
 
-def _characters(pen: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, spacing: int) -> list[Mark]:
-    """Return the characters of a text that is drawn at the origin, without the spaces."""
-    marks, lines = [], text.split("\n")
-    for index, line in enumerate(lines):
-        _, top, _, bottom = pen.textbbox((0, 0), line, font=font)
-        y = pen.multiline_textbbox((0, 0), "\n".join(lines[: index + 1]), font=font, spacing=spacing)[3]
-        for at, character in enumerate(line):
-            x = font.getlength(line[:at]) + font.getlength(character) / 2
-            marks.append(Mark(character, x, y - (bottom - top) / 2))
-    return [mark for mark in marks if mark.what != " "]
+def _places(font: ImageFont.FreeTypeFont, line: str) -> list[tuple[str, float]]:
+    """Return the characters of a line, each with the distance of its middle from the line's beginning in pixels."""
+    places, x = [], 0.0
+    for character in line:
+        advance = font.getlength(character)
+        advance = advance if character == " " else max(advance, PITCH)
+        places.append((character, x + advance / 2))
+        x += advance
+    return places
 
 
-def _rotated(mark: Mark, angle: float, before: tuple[int, int], after: tuple[int, int]) -> Mark:
-    """Return where a mark is after the rotation of a mask about its middle; sizes are those before and after it."""
-    right, down = mark.x - before[0] / 2, mark.y - before[1] / 2
+def _rotated(mark: Mark, angle: float, size: tuple[int, int]) -> Mark:
+    """Return where a mark is after the rotation of a mask of `size` about its middle."""
+    right, down = mark.x - size[0] / 2, mark.y - size[1] / 2
     cos, sin = math.cos(angle), math.sin(angle)
-    return Mark(mark.what, after[0] / 2 + cos * right + sin * down, after[1] / 2 - sin * right + cos * down)
+    return Mark(mark.what, size[0] / 2 + cos * right + sin * down, size[1] / 2 - sin * right + cos * down)
 
 
 def _pick_size(rng: random.Random, needed: tuple[int, int]) -> tuple[int, int]:

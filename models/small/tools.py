@@ -7,7 +7,7 @@ description instead of knowing the name. One word in eight is reserved for evalu
 import json
 import random
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from models.small import arithmetic, small_talk
@@ -75,7 +75,8 @@ class Task:
     """A conversation with functions: the question, the calls, their results, and the last answer.
 
     Without calls, `thought` leads to `answer` at once. With calls, `thought` leads to them and `result_thought` from
-    the results to `answer`. A thought says first what is asked for: the description with this word is easily found.
+    the results to `answer`. A thought about an attribute says first which one is asked for, and goes through the
+    functions in their order until one gives it: each of its lines copies what stands in one place.
     """
 
     kind: str
@@ -194,10 +195,22 @@ def _shuffled(rng: random.Random, tools: list[dict]) -> tuple[dict, ...]:
     return tuple(tools)
 
 
+def _other_attributes(rng: random.Random, words: Words, most: int = 3) -> list[_Attribute]:
+    return [_Attribute.draw(rng, words) for _ in range(rng.choices(range(most + 1), (4, 3, 2, 1)[: most + 1])[0])]
+
+
 def _others(rng: random.Random, words: Words, most: int = 3) -> list[dict]:
-    return [
-        _Attribute.draw(rng, words).schema for _ in range(rng.choices(range(most + 1), (4, 3, 2, 1)[: most + 1])[0])
-    ]
+    return [other.schema for other in _other_attributes(rng, words, most)]
+
+
+def _search(asked: str, offered: Sequence[_Attribute]) -> list[str]:
+    """Return a thought's lines that go through the functions until one gives the attribute that is asked for."""
+    lines = [asked]
+    for one in offered:
+        lines.append(f"{one.name}: {one.attribute}")
+        if one.attribute == asked:
+            break
+    return lines
 
 
 def attribute(rng: random.Random, language: Language, words: Words) -> Task:
@@ -211,12 +224,14 @@ def attribute(rng: random.Random, language: Language, words: Words) -> Task:
         arguments[wanted.extra] = number
         text += f" ({wanted.extra}: {number})"
     result, written = wanted.result(rng, words)
+    offered = [wanted, *_other_attributes(rng, words)]
+    rng.shuffle(offered)
     return Task(
         "attribute",
         language.code,
-        _shuffled(rng, [wanted.schema, *_others(rng, words)]),
+        tuple(one.schema for one in offered),
         text,
-        f"{wanted.attribute}\n{wanted.name}: {value}",
+        "\n".join([*_search(wanted.attribute, offered), f"{wanted.name}: {value}"]),
         (FunctionCall(wanted.name, arguments),),
         (written,),
         f"{value}: {result}",
@@ -233,12 +248,15 @@ def parallel(rng: random.Random, language: Language, words: Words) -> Task:
     first, second = wanted.value(rng, words), wanted.value(rng, words)
     (one, one_written), (other, other_written) = wanted.result(rng, words), wanted.result(rng, words)
     talk = language.tools
+    offered = [wanted, *_other_attributes(rng, words)]
+    rng.shuffle(offered)
+    calls = [f"{wanted.name}: {first}", f"{wanted.name}: {second}"]
     return Task(
         "parallel",
         language.code,
-        _shuffled(rng, [wanted.schema, *_others(rng, words)]),
+        tuple(one.schema for one in offered),
         rng.choice(talk.two).format(attribute=wanted.attribute, first=first, second=second),
-        f"{wanted.attribute}\n{wanted.name}: {first}\n{wanted.name}: {second}",
+        "\n".join([*_search(wanted.attribute, offered), *calls]),
         (FunctionCall(wanted.name, {wanted.parameter: first}), FunctionCall(wanted.name, {wanted.parameter: second})),
         (one_written, other_written),
         f"{first}: {one}\n{second}: {other}",
@@ -327,12 +345,12 @@ def lookup(rng: random.Random, language: Language, words: Words) -> Task:
 
 def no_call(rng: random.Random, language: Language, words: Words) -> Task:
     """Ask for something that no offered function gives: the model answers itself, or says that it does not know."""
-    tools = _shuffled(rng, [_Attribute.draw(rng, words).schema, *_others(rng, words, 2)])
-    talk = language.tools
+    offered = [_Attribute.draw(rng, words), *_other_attributes(rng, words, 2)]
+    tools, talk = tuple(one.schema for one in offered), language.tools
     if rng.random() < 0.25:
         other = _Attribute.draw(rng, words)
         text = rng.choice(talk.attribute).format(attribute=other.attribute, value=words.value())
-        thought = f"{other.attribute}\n{talk.no_function}"
+        thought = "\n".join([*_search(other.attribute, offered), talk.no_function])
         return Task("no_call", language.code, tools, text, thought, (), (), "", talk.missing, talk.missing)
     asked = _plain_question(rng, language)
     thought = f"{talk.no_function}\n{asked.thought}"

@@ -1,10 +1,11 @@
-"""Train the vision tower alone to say which characters and shapes stand where.
+"""Train the vision tower alone to say in the trunk's own words what stands where.
 
 python -m models.small.tower --begin-with WEIGHTS --out WEIGHTS [--run-dir RUN] [--steps N | --train-minutes N]
 
-The answer to a question says little about a picture's hundred patches; what was drawn says what each of them shows. A
-linear layer, which is thrown away afterwards, reads it from the tower's tokens, so that each token has what the trunk
-needs. The stages `pictures` and `functions` of `models.small.train` go on with the result.
+The answer to a question says little about a picture's hundred patches; what was drawn says what each of them shows. The
+tower learns to give for each token of a picture the embedding that the trunk has for the character which stands there,
+so that a drawn sum is to the trunk nearly what a written one is. The stages `pictures` and `functions` of
+`models.small.train` go on with the result.
 """
 
 import argparse
@@ -19,7 +20,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from models.demo.run import Run, learning_rate, read_weights
-from models.small.config import MERGE_SIZE, PATCH_SIZE, model_config
+from models.small.config import model_config
+from models.small.encoding import Encoder
 from models.small.examples import PICTURE_WEIGHTS
 from models.small.language_model import Pictures, SmallModel
 from models.small.languages import LANGUAGES
@@ -27,55 +29,98 @@ from models.small.picture_questions import PictureQuestion, picture_question
 from models.small.pictures import COLOURS, SHAPES, TOKEN_EDGE, Drawing, to_patches
 from models.small.positions import picture_tokens
 from models.small.questions import HELD_OUT_SEED
+from models.small.tokenizer import load_tokenizer
 from models.small.train import WARM_UP_STEPS, add_run_arguments, prepare, steps_in_all
 from models.small.vision import VisionTower
 
 NOTHING = 0
-CLASSES = (
-    *("", *"0123456789+-*×÷−"),
-    *(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES),
-)
-"""What a place can show; the first is nothing."""
-PLACES_PER_TOKEN = 2 * MERGE_SIZE**2
-"""Each half of each patch, 8 pixels wide and 16 high, shows one character or shape at most: whose middle is in it."""
-UNKNOWN = -100
-"""Label of the few places that have more than one."""
-NOTHING_WEIGHT = 2.0
-"""Weight of the mean loss over the places that show nothing, nineteen of twenty, beside that over the others."""
+SIGNS = (" ", *"0123456789+-*×÷−")
+CLASSES = (*SIGNS, *(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES))
+"""What a token can show; the first is nothing."""
+OVERLAP = 6
+"""Pixels about the line between two tokens within which what stands there belongs to both in part.
+
+Nobody could tell a middle just before that line from one just behind it.
+"""
+
+CLEAR = 0.8
+"""A token is counted as right or wrong if one class has more than this share of it."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures, and what their places show: labels (tokens of all pictures, PLACES_PER_TOKEN)."""
+    """Pictures, and what their tokens show: shares (tokens of all pictures, classes), which sum to 1 in each token."""
 
     pictures: Pictures
-    labels: Tensor
+    shares: Tensor
 
 
-def labels_of(drawing: Drawing) -> Tensor:
-    """Return the class of each place of each token, (tokens, PLACES_PER_TOKEN)."""
+def shares_of(drawing: Drawing) -> Tensor:
+    """Return the share of each class in each token, (tokens, classes): 1 for a character whose middle is in it."""
     columns, rows = (edge // TOKEN_EDGE for edge in drawing.picture.size)
-    labels = torch.full((rows * columns, PLACES_PER_TOKEN), NOTHING)
+    shares = torch.zeros(rows, columns, len(CLASSES))
     for mark in drawing.marks:
-        x, y = int(mark.x), int(mark.y)
-        patch = y % TOKEN_EDGE // PATCH_SIZE * MERGE_SIZE + x % TOKEN_EDGE // PATCH_SIZE
-        place = y // TOKEN_EDGE * columns + x // TOKEN_EDGE, 2 * patch + x % PATCH_SIZE // (PATCH_SIZE // 2)
-        labels[place] = CLASSES.index(mark.what) if labels[place] == NOTHING else UNKNOWN
-    return labels
+        kind = CLASSES.index(mark.what)
+        shares[:, :, kind] += torch.outer(_among(mark.y, rows), _among(mark.x, columns))
+    shares[:, :, NOTHING] = 1 - shares.sum(-1)
+    return shares.flatten(0, 1)
+
+
+def _among(place: float, tokens: int) -> Tensor:
+    """Return how a middle is shared out among a row of tokens; nothing is behind the edge of the picture."""
+    lines = torch.arange(1, tokens) * TOKEN_EDGE
+    behind = ((place - lines) / OVERLAP + 0.5).clamp(0, 1)
+    return torch.cat([torch.ones(1), behind]) - torch.cat([behind, torch.zeros(1)])
+
+
+@torch.no_grad()
+def trunk_words(model: SmallModel, encoder: Encoder) -> Tensor:
+    """Return what the trunk's embeddings have for each class, (classes, width), all of the size that a digit's has.
+
+    A shape has the sum of its colour and its form, each without what all colours, or all forms, have in common.
+    """
+    embeddings = model.model.language_model.embed_tokens.weight
+
+    def word(text: str) -> Tensor:
+        return embeddings[encoder.encode(text)].mean(0)
+
+    colours, forms = (torch.stack([word(name) for name in names]) for names in (COLOURS, SHAPES))
+    shapes = (colours - colours.mean(0))[:, None] + (forms - forms.mean(0))
+    signs = torch.stack([word(name) for name in SIGNS])
+    size = embeddings[encoder.encode("0123456789")].norm(dim=-1).mean()
+    return size * F.normalize(torch.cat([signs, shapes.flatten(0, 1)]), dim=-1)
 
 
 class Reader(nn.Module):
-    """A vision tower with a layer that reads its tokens."""
+    """A vision tower that learns the embeddings of what it is shown, `words` (classes, width), at unit size.
 
-    def __init__(self, tower: VisionTower, width: int) -> None:
+    The tower's last layer gives tokens of unit size while it learns, and `finish` brings them to that of `words`.
+    """
+
+    words: Tensor
+
+    def __init__(self, tower: VisionTower, words: Tensor) -> None:
         super().__init__()
         self.visual = tower
-        self.reader = nn.Linear(width, PLACES_PER_TOKEN * len(CLASSES))
+        self.size = words.pow(2).mean().sqrt().item()
+        self.register_buffer("words", words / self.size, persistent=False)
+        nn.init.normal_(tower.merger.linear_fc2.weight, std=tower.merger.width**-0.5)
 
     def forward(self, pictures: Pictures) -> Tensor:
-        """Return logits (tokens, PLACES_PER_TOKEN, classes)."""
-        tokens: Tensor = self.reader(self.visual(pictures.pixels, pictures.grids))
-        return tokens.unflatten(-1, (PLACES_PER_TOKEN, len(CLASSES)))
+        """Return the pictures' tokens (tokens, width)."""
+        tokens: Tensor = self.visual(pictures.pixels, pictures.grids)
+        return tokens
+
+    def read(self, tokens: Tensor) -> Tensor:
+        """Return the class whose embedding is nearest to each token, (tokens)."""
+        return torch.cdist(tokens.float(), self.words).argmin(-1)
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Bring the tower's tokens to the size of the trunk's embeddings."""
+        last = self.visual.merger.linear_fc2
+        last.weight *= self.size
+        last.bias *= self.size
 
 
 def picture_of(seed: int) -> PictureQuestion:
@@ -95,23 +140,26 @@ class Batches(Dataset[Batch]):
         start = self._first_seed + index * self._size
         drawings = [picture_of(seed).drawing for seed in range(start, start + self._size)]
         patches, grids = zip(*(to_patches(drawing.picture) for drawing in drawings), strict=True)
-        return Batch(Pictures(torch.cat(patches), list(grids)), torch.cat([labels_of(one) for one in drawings]))
+        return Batch(Pictures(torch.cat(patches), list(grids)), torch.cat([shares_of(one) for one in drawings]))
 
     def __len__(self) -> int:
         return (HELD_OUT_SEED - self._first_seed) // self._size
 
 
 def losses_of(reader: Reader, batch: Batch, _drafts: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the loss of a batch and the shares of characters and shapes, and of empty places, that are read right."""
-    pixels, labels = batch.pictures.pixels, batch.labels
+    """Return the loss of a batch, and the shares read right of the tokens that show something and of the empty ones.
+
+    The loss is the mean square by which the tokens miss, of those that show something and of the others, both alike.
+    """
+    pixels, shares = batch.pictures.pixels, batch.shares
     with torch.autocast(pixels.device.type, dtype=torch.bfloat16):
-        logits = reader(batch.pictures).float()
-    shown, empty = labels > NOTHING, labels == NOTHING
-    loss = F.cross_entropy(logits[shown], labels[shown]) + NOTHING_WEIGHT * F.cross_entropy(
-        logits[empty], labels[empty]
-    )
-    right = logits.detach().argmax(-1) == labels
-    return loss, {"loss": loss.detach(), "shown": right[shown].float().mean(), "empty": right[empty].float().mean()}
+        tokens = reader(batch.pictures).float()
+    missed = (tokens - shares @ reader.words).pow(2).mean(-1)
+    empty = shares[:, NOTHING] > 1 - CLEAR
+    loss = missed[~empty].mean() + missed[empty].mean()
+    right, clear = reader.read(tokens.detach()) == shares.argmax(-1), shares.amax(-1) > CLEAR
+    parts = {"shown": right[clear & ~empty].float().mean(), "empty": right[clear & empty].float().mean()}
+    return loss, {"loss": loss.detach(), **parts}
 
 
 @torch.no_grad()
@@ -119,15 +167,15 @@ def evaluate(reader: Reader, count: int, device: torch.device) -> dict[str, floa
     """Return the share of characters and shapes that are read right, and of pictures without any fault."""
     questions = [picture_of(HELD_OUT_SEED + index) for index in range(count)]
     patches, grids = zip(*(to_patches(one.picture) for one in questions), strict=True)
-    labels = torch.cat([labels_of(one.drawing) for one in questions])
-    read = reader(Pictures(torch.cat(patches).to(device), list(grids))).argmax(-1).cpu()
-    right, known = read == labels, labels != UNKNOWN
-    wholes = (right | ~known).split([picture_tokens(grid) for grid in grids])
+    shares = torch.cat([shares_of(one.drawing) for one in questions])
+    read = reader.read(reader(Pictures(torch.cat(patches).to(device), list(grids)))).cpu()
+    right, clear = read == shares.argmax(-1), shares.amax(-1) > CLEAR
+    wholes = (right | ~clear).split([picture_tokens(grid) for grid in grids])
     by_kind: dict[str, list[bool]] = {}
     for one, whole in zip(questions, wholes, strict=True):
         by_kind.setdefault(one.asked.kind, []).append(bool(whole.all()))
-    shares = {kind: round(sum(wholly) / len(wholly), 3) for kind, wholly in sorted(by_kind.items())}
-    return {"shown": round(right[labels > NOTHING].float().mean().item(), 4), **shares}
+    found = {kind: round(sum(wholly) / len(wholly), 3) for kind, wholly in sorted(by_kind.items())}
+    return {"shown": round(right[clear & (shares.argmax(-1) != NOTHING)].float().mean().item(), 4), **found}
 
 
 def train(run: Run, arguments: argparse.Namespace) -> None:
@@ -139,7 +187,7 @@ def train(run: Run, arguments: argparse.Namespace) -> None:
         if run.step >= steps:
             break
         pixels = batch.pictures.pixels.to(arguments.device)
-        on_device = Batch(Pictures(pixels, batch.pictures.grids), batch.labels.to(arguments.device))
+        on_device = Batch(Pictures(pixels, batch.pictures.grids), batch.shares.to(arguments.device))
         parts = run.train_step(on_device, learning_rate(run.step, steps, arguments.rate, WARM_UP_STEPS))
         run.next_seed += arguments.pictures_per_batch
         run.seconds = time.monotonic() - started
@@ -162,16 +210,16 @@ def main() -> None:
     parser.add_argument("--save-every", type=int, default=250, help="steps; the tower is evaluated then, too")
     arguments = parser.parse_args()
     prepare(arguments)
-    config = model_config()
-    model = SmallModel(config)
+    model = SmallModel(model_config())
     model.load_state_dict(read_weights(arguments.begin_with))
-    reader = Reader(model.model.visual, config["vision_config"]["out_hidden_size"]).to(arguments.device)
+    reader = Reader(model.model.visual, trunk_words(model, Encoder(load_tokenizer()))).to(arguments.device)
     run = Run(reader, losses_of, arguments.run_dir / "tower.pt", arguments.run_dir / "tower.jsonl")
     if run.checkpoint.exists() and not arguments.fresh:
         run.load()
     train(run, arguments)
-    torch.save({"model": model.cpu().state_dict()}, arguments.out)
     run.log({"final": evaluate(reader.cpu().eval(), 600, torch.device("cpu"))})
+    reader.finish()
+    torch.save({"model": model.cpu().state_dict()}, arguments.out)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Pictures to ask about: a seed names one, what it shows is in it, and patches are the official processor's."""
 
+import itertools
 import random
 from collections import Counter
 
@@ -12,7 +13,7 @@ from scipy import ndimage
 
 from models.small import pictures
 from models.small.config import PICTURE_PIXELS, preprocessor_config
-from models.small.pictures import COLOURS, FONTS, SIZES, DoesNotFit, to_patches
+from models.small.pictures import COLOURS, FONTS, SIZES, TOKEN_EDGE, DoesNotFit, to_patches
 
 declare_torchvision_operators()
 from transformers import Qwen2VLImageProcessorFast  # noqa: E402
@@ -22,7 +23,7 @@ def drawn(seed: int) -> list[Image.Image]:
     """Return a picture of each sort."""
     rng = random.Random(seed)
     drawings = [
-        pictures.draw_expression(rng, "37 + 48 - 12"),
+        pictures.draw_expression(rng, "37+48-12"),
         pictures.draw_numbers(rng, (62, 419)),
         pictures.draw_shapes(rng)[0],
     ]
@@ -65,15 +66,16 @@ def test_marks_are_where_characters_and_shapes_are() -> None:
     offsets = []
     for seed in range(40):
         rng = random.Random(seed)
-        for drawing in (pictures.draw_expression(rng, "0 + 8"), pictures.draw_shapes(rng)[0]):
+        for drawing in (pictures.draw_expression(rng, "0+8"), pictures.draw_shapes(rng)[0]):
             for mark in drawing.marks:
-                x, y = middle(drawing, mark, 8)
+                x, y = middle(drawing, mark, 14)
                 offsets.append((abs(x - mark.x), abs(y - mark.y)))
     assert np.mean(offsets) < 1.0
     assert np.max(offsets) < 5.0
-    two_lines = pictures.draw_expression(random.Random(3), "123 + 456 - 78 + 900 + 120")
-    assert "".join(mark.what for mark in two_lines.marks) == "123+456-78+900+120"
-    assert len({round(mark.y / 12) for mark in two_lines.marks}) >= 2
+    line = pictures.draw_expression(random.Random(3), "123+456-7")
+    assert "".join(mark.what for mark in line.marks) == "123+456-7"
+    apart = [right.x - left.x for left, right in itertools.pairwise(line.marks)]
+    assert min(apart) > TOKEN_EDGE, "each character has a token of its own"
 
 
 def test_every_font_has_every_sign() -> None:
@@ -85,15 +87,15 @@ def test_every_font_has_every_sign() -> None:
         assert bytes(font.getmask("\U0010fffd")) not in shapes
 
 
-def test_long_expressions_are_drawn_smaller_or_in_two_lines_or_refused() -> None:
+def test_long_texts_are_drawn_smaller_or_refused() -> None:
     for seed in range(30):
         rng = random.Random(seed)
-        assert pictures.draw_expression(rng, "123 + 456 - 78 + 900 + 120").picture.size in SIZES
+        assert pictures.draw_expression(rng, "123+456-7").picture.size in SIZES
         assert pictures.draw_numbers(rng, (98765432, 12345678)).picture.size in SIZES
         assert pictures.draw_expression(rng, "12 × 3 ÷ 4").picture.size in SIZES
-    with pytest.raises(DoesNotFit, match="at most 192 x 128 pixels"):
+    with pytest.raises(DoesNotFit, match="at most 320 x 128 pixels"):
         pictures.draw_expression(random.Random(0), "1" * 60)
-    with pytest.raises(DoesNotFit, match="at most 192 x 128 pixels"):
+    with pytest.raises(DoesNotFit, match="at most 320 x 128 pixels"):
         pictures.draw_numbers(random.Random(0), (1, 10**40))
 
 
