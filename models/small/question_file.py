@@ -36,7 +36,9 @@ def text_entry(kind: str, language: str, seed: int) -> dict:
 def tools_entry(kind: str, language: str, seed: int) -> dict:
     """Return a question with functions, the right calls, and their results."""
     asked = task(kind, language, seed)
-    return _entry(kind, language, seed, asked.text, asked.value) | {
+    # Evaluation finds a number in a reply; with a word, it compares the whole reply.
+    expected = asked.value if asked.value.isdigit() else asked.answer
+    return _entry(kind, language, seed, asked.text, expected) | {
         "tools": list(asked.tools),
         "calls": [{"name": call.name, "arguments": call.arguments} for call in asked.calls],
         "results": list(asked.results),

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jinja2 import Environment
 from jinja2.exceptions import TemplateError
-from penstock_bench.evaluation.questions import load
+from penstock_bench.evaluation.questions import is_right, load
 from tokenizers import Tokenizer
 
 from models.demo.data import batches
@@ -284,3 +284,11 @@ def test_evaluation_reads_the_question_files(name: str, tmp_path: Path) -> None:
     forms = {"text.jsonl": {"text", "follow_up"}, "tools.jsonl": {"tools"}, "pictures.jsonl": {"image"}}
     assert {one.form for one in asked} == forms[name]
     assert text == question_file.content(name, 2)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("kind", TASKS)
+def test_the_right_last_answer_of_a_call_is_right_in_the_question_file(kind: str, language: str) -> None:
+    for seed in range(question_file.FIRST_SEED, question_file.FIRST_SEED + SEEDS):
+        expected = question_file.tools_entry(kind, language, seed)["answer"]
+        assert is_right(expected, task(kind, language, seed).answer)
