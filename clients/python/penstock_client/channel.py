@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 
@@ -74,9 +75,10 @@ def why_no_port(target: str) -> str:
 
     gRPC takes any number modulo 65536, so that a mistyped port, and what is sent there, would reach another server.
     """
-    if target.startswith(("unix:", "unix-abstract:", "vsock:", "xds:")):
+    read = unquote(re.split("[?#]", target, maxsplit=1)[0])  # gRPC reads a target as a URI
+    if read.lower().startswith(("unix:", "unix-abstract:", "vsock:", "xds:")):
         return ""
-    for address in re.sub(r"^(dns|ipv4|ipv6):(//[^/]*/)?", "", target).split(","):
+    for address in re.sub(r"(?i)^(dns|ipv4|ipv6):(//[^/]*/)?", "", read).split(","):
         host, colon, port = address.rpartition(":")
         if not colon or (":" in host and not host.endswith("]")):  # an IPv6 address without a port
             continue
