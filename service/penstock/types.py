@@ -71,6 +71,21 @@ class EarlyExit(enum.Enum):
     PROBE = "probe"
 
 
+@dataclass(frozen=True, slots=True)
+class EarlyExitAdvice:
+    """Say what may end thoughts of AUTO early, as those who trained a checkpoint measured it.
+
+    It is `penstock_early_exit` in generation_config.json: `{"sign": "marker", "marker_probability": 0.3}`.
+
+    Attributes:
+        sign: MARKER, or PROBE for that and probes.
+        marker_probability: Of the closing marker at the end of a line, in [0.05, 1]; None is the server's default.
+    """
+
+    sign: EarlyExit
+    marker_probability: float | None = None
+
+
 class Priority(enum.Enum):
     """Enumerate the priorities of calls; a higher value is admitted first and evicted last."""
 
@@ -379,6 +394,8 @@ class ModelCard:
     """How this checkpoint writes tool calls; None where its chat template has no tools."""
     advised_output_tokens: int | None = None
     """The checkpoint's `max_new_tokens`; None where it has none."""
+    advised_early_exit: EarlyExitAdvice | None = None
+    """The checkpoint's own advice; None where it has none."""
     unsupported_fields: Mapping[str, str] = field(default_factory=dict)
     """Request fields that this engine refuses, by proto path, each with the reason (such as min_p with MTP)."""
     image_token_ids: frozenset[int] = frozenset()

@@ -16,7 +16,7 @@ from penstock.engine.vllm.features import Devices
 from penstock.engine.vllm.sampling import thought_tokens_in_prompt
 from penstock.engine.vllm.start import default_sampling
 from penstock.errors import ConfigError
-from penstock.types import Markers, Sampling
+from penstock.types import EarlyExit, EarlyExitAdvice, Markers, Sampling
 
 CHECKPOINT = ModelCheckpoint(
     model="/models/m",
@@ -124,7 +124,27 @@ def test_the_demo_checkpoint_is_readable():
     checkpoint = read_checkpoint("")
     assert checkpoint.architecture == "Qwen3_5MoeForCausalLM"
     assert checkpoint.mtp_layers == 1
+    assert checkpoint.early_exit is None
     assert checkpoint.eos_ids
+
+
+def test_a_checkpoint_may_advise_early_exit(tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).symlink_to(DEMO_MODEL_DIR / name)
+    advised = {"sign": "marker", "marker_probability": 0.05}
+    (tmp_path / "generation_config.json").write_text(json.dumps({"penstock_early_exit": advised}))
+    assert read_checkpoint(str(tmp_path)).early_exit == EarlyExitAdvice(EarlyExit.MARKER, 0.05)
+
+
+@pytest.mark.parametrize(
+    "advised", [{"sign": "off"}, {"sign": "marker", "marker_probability": 0.01}, {"sign": "probe", "more": 1}, "marker"]
+)
+def test_an_early_exit_that_no_checkpoint_can_advise_is_told(tmp_path, advised):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).symlink_to(DEMO_MODEL_DIR / name)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"penstock_early_exit": advised}))
+    with pytest.raises(ConfigError, match=r"must be an object with sign \(marker or probe\).*, got "):
+        read_checkpoint(str(tmp_path))
 
 
 @pytest.mark.parametrize("fault", ["missing", "no config", "not json", "other architecture", "no weights"])

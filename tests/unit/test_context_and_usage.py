@@ -75,7 +75,7 @@ def test_a_tool_result_stays_with_its_call_and_the_question_is_found() -> None:
     for messages in seen:
         assert next(m for m in messages if m.role is not Role.SYSTEM).role is Role.USER
         assert sum(len(m.tool_calls) for m in messages) == sum(len(m.tool_results) for m in messages)
-        assert question_of(tuple(messages), None) == "last"
+        assert question_of(tuple(messages), None).endswith("last")
 
 
 def test_error_is_the_default_and_has_the_numbers() -> None:

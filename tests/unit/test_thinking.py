@@ -11,10 +11,20 @@ from hypothesis import strategies as st
 from penstock.config.schema import Config, ThinkingSettings
 from penstock.engine.scripted import ScriptedEngine
 from penstock.errors import BadRequest, FeatureOff
-from penstock.generation.thinking import AnswerLengths, Situation, choose_mode, defaults_for, needs_thought, plan_budget
+from penstock.generation.thinking import (
+    AnswerLengths,
+    Situation,
+    choose_mode,
+    defaults_for,
+    needs_thought,
+    plan_budget,
+    question_of,
+)
 from penstock.generation.validation import validate
 from penstock.types import (
     Budget,
+    EarlyExit,
+    EarlyExitAdvice,
     Effort,
     Message,
     ModeChoice,
@@ -186,6 +196,33 @@ def test_defaults_follow_window_and_checkpoint(
     card = replace(CARD, context_window_tokens=window, advised_output_tokens=advised)
     found = defaults_for(ThinkingSettings(), card)
     assert (found.auto_budget_tokens, found.answer_reserve_tokens) == (auto_budget, reserve)
+
+
+@pytest.mark.parametrize(
+    ("set_here", "advised", "expected"),
+    [
+        ({}, None, ("off", 0.3)),
+        ({}, EarlyExitAdvice(EarlyExit.MARKER, 0.05), ("marker", 0.05)),
+        ({}, EarlyExitAdvice(EarlyExit.PROBE), ("probe", 0.3)),
+        ({"early_exit": "off"}, EarlyExitAdvice(EarlyExit.MARKER, 0.05), ("off", 0.05)),
+        ({"early_exit_marker_probability": 0.5}, EarlyExitAdvice(EarlyExit.MARKER, 0.05), ("marker", 0.5)),
+    ],
+)
+def test_early_exit_of_auto_is_as_set_or_as_the_checkpoint_advises(
+    set_here: dict[str, Any], advised: EarlyExitAdvice | None, expected: tuple[str, float]
+) -> None:
+    found = defaults_for(ThinkingSettings(**set_here), replace(CARD, advised_early_exit=advised))
+    assert (found.early_exit, found.early_exit_marker_probability) == expected
+
+
+def test_a_follow_up_counts_with_the_turns_before_it() -> None:
+    def talk(*texts: str) -> str:
+        return question_of(tuple(Message(Role.USER, text) for text in texts), None)
+
+    assert needs_thought(talk("What is 17 + 25?", "And 5 more?"))
+    assert needs_thought(talk("What is 17 + 25?", "And 5 more?", "Now double it."))
+    assert not needs_thought(talk("Hello", "Who are you?"))
+    assert talk("one", "two", "three", "four") == "two three four"
 
 
 def test_what_is_configured_holds() -> None:

@@ -291,16 +291,19 @@ class ThinkingSettings(Section):
         description="With auto_decision probe: probability of the answer's first tokens (early_exit_answer_tokens of "
         "them), all together, from which on AUTO does not think.",
     )
-    early_exit: Literal["off", "marker", "probe"] = Field(
-        "off",
+    early_exit: Literal["off", "marker", "probe"] | None = Field(
+        None,
         description="What ends a thought of AUTO early where the request names nothing: nothing, the closing marker's "
-        "probability, or that and probes of the answer.",
+        "probability, or that and probes of the answer. Unset: as the checkpoint advises (penstock_early_exit in "
+        "generation_config.json), else nothing.",
     )
     early_exit_allowed: Literal["off", "marker", "probe"] = Field(
         "probe", description="The costliest early exit that a request may ask for; probes cost more than the marker."
     )
-    early_exit_marker_probability: Annotated[float, Field(ge=0.05, le=1)] = Field(
-        0.3, description="Probability of the closing marker at the end of a line from which on the thought ends there."
+    early_exit_marker_probability: Annotated[float, Field(ge=0.05, le=1)] | None = Field(
+        None,
+        description="Probability of the closing marker at the end of a line from which on the thought ends there. "
+        "Unset: as the checkpoint advises, else 0.3.",
     )
     early_exit_probability: Annotated[float, Field(gt=0, le=1)] = Field(
         0.95, description="Probability of a probe's tokens, all together, from which on the thought ends."

@@ -97,7 +97,7 @@ def plan_generation(
         window_left_tokens=window_left,
         max_tool_calls=max_tool_calls(request, config.limits),
         structured=constraint_of(request, card),
-        early_exit=plan_early_exit(thinking, config.thinking, card, beside=_blind(request)) if thinks else None,
+        early_exit=plan_early_exit(thinking, defaults, card, beside=_blind(request)) if thinks else None,
     )
 
 

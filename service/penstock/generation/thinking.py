@@ -9,6 +9,7 @@ import math
 import re
 from collections import deque
 from dataclasses import dataclass
+from typing import Literal
 
 from penstock.config.schema import ThinkingSettings
 from penstock.errors import BadRequest, FeatureOff, FieldReason, FieldViolation
@@ -16,6 +17,7 @@ from penstock.generation.percentiles import percentile
 from penstock.types import (
     Budget,
     EarlyExit,
+    EarlyExitAdvice,
     EarlyExitPlan,
     Effort,
     Message,
@@ -35,6 +37,8 @@ _PACE_MARGIN = 1.25
 _ANSWERS_KEPT, _MIN_ANSWERS = 256, 16
 # Factor on the 95th percentile of their lengths.
 _LENGTH_MARGIN = 1.5
+# Probability of the closing marker that ends a thought where neither the server nor the checkpoint names one.
+_MARKER_PROBABILITY = 0.3
 
 
 class AnswerLengths:
@@ -62,6 +66,8 @@ class ThinkingDefaults(ThinkingSettings):
 
     auto_budget_tokens: int
     answer_reserve_tokens: int
+    early_exit: Literal["off", "marker", "probe"]
+    early_exit_marker_probability: float
 
 
 def defaults_for(settings: ThinkingSettings, card: ModelCard) -> ThinkingDefaults:
@@ -69,7 +75,8 @@ def defaults_for(settings: ThinkingSettings, card: ModelCard) -> ThinkingDefault
 
     The reserve is a 256th of the window, between 128 and 4,096 tokens. AUTO's maximum budget is an eighth of the
     window, between 4,096 and 81,920 tokens: 32,768 for a window of 262,144; 81,920 is the longest thought that Qwen
-    advises for hard problems. A checkpoint that advises fewer new tokens (`max_new_tokens`) bounds it.
+    advises for hard problems. A checkpoint that advises fewer new tokens (`max_new_tokens`) bounds it. Early exit of
+    AUTO is as the checkpoint advises.
     """
     reserve, auto = settings.answer_reserve_tokens, settings.auto_budget_tokens
     if reserve is None:
@@ -78,8 +85,16 @@ def defaults_for(settings: ThinkingSettings, card: ModelCard) -> ThinkingDefault
         auto = min(max(card.context_window_tokens // 8, 4096), 81_920)
         if card.advised_output_tokens is not None:
             auto = max(0, min(auto, card.advised_output_tokens - reserve))
+    advice = card.advised_early_exit or EarlyExitAdvice(EarlyExit.OFF)
+    marker = settings.early_exit_marker_probability or advice.marker_probability or _MARKER_PROBABILITY
     return ThinkingDefaults.model_validate(
-        settings.model_dump() | {"auto_budget_tokens": auto, "answer_reserve_tokens": reserve}
+        settings.model_dump()
+        | {
+            "auto_budget_tokens": auto,
+            "answer_reserve_tokens": reserve,
+            "early_exit": settings.early_exit or advice.sign.value,
+            "early_exit_marker_probability": marker,
+        }
     )
 
 
@@ -144,7 +159,7 @@ def effort_tokens(effort: Effort, settings: ThinkingSettings) -> tuple[int, floa
 
 
 def plan_early_exit(
-    config: ThinkingConfig, settings: ThinkingSettings, card: ModelCard, *, beside: bool
+    config: ThinkingConfig, settings: ThinkingDefaults, card: ModelCard, *, beside: bool
 ) -> EarlyExitPlan | None:
     """Return when a thought ends early; None where nothing ends it early.
 
@@ -233,6 +248,8 @@ _AMOUNT = re.compile(
 _LINK = re.compile(r"\b(?:then|after|before|until|if|unless|each|every|per|left|remaining|total)\b", re.IGNORECASE)
 # Words that ask for reasoning:
 _REASONING = re.compile(r"\b(?:prove|proof|derive|deduce|solve|debug|puzzle|step by step)\b", re.IGNORECASE)
+# User turns that a follow-up may refer to, itself included.
+_TURNS_IN_QUESTION = 3
 _MAX_IDLE_SIGNS, _MAX_IDLE_WORDS, _MAX_IDLE_CHARACTERS = 2, 24, 300
 
 
@@ -254,9 +271,12 @@ def needs_thought(question: str) -> bool:
 
 
 def question_of(messages: tuple[Message, ...] | None, text: str | None) -> str:
-    """Return the text that AUTO classifies: the last user turn, or the raw text."""
+    """Return the text that AUTO classifies: the last user turns, or the raw text.
+
+    A follow-up ("And 5 more?") needs as much thought as what it refers to, so the turns before it count, too.
+    """
     if messages is not None:
-        return next((m.content for m in reversed(messages) if m.role is Role.USER), "")
+        return " ".join([m.content for m in messages if m.role is Role.USER][-_TURNS_IN_QUESTION:])
     return text or ""
 
 

@@ -16,6 +16,7 @@ from penstock.engine.sizing.vision import VisionShape, read_vision
 from penstock.engine.sizing.weights import weight_bytes
 from penstock.engine.vllm.cards import CARDS, IMAGE_PIXELS, vision_card
 from penstock.errors import ConfigError
+from penstock.types import EarlyExit, EarlyExitAdvice
 
 ARCHITECTURES = frozenset(
     {
@@ -49,6 +50,8 @@ class ModelCheckpoint:
     quantization: str | None
     eos_ids: frozenset[int]
     generation_defaults: dict[str, Any] = field(default_factory=dict)
+    early_exit: EarlyExitAdvice | None = None
+    """The checkpoint's `penstock_early_exit` in generation_config.json; None where it has none."""
     text: dict[str, Any] = field(default_factory=dict)
     """The text model's part of config.json, unchanged."""
     vision: dict[str, Any] = field(default_factory=dict)
@@ -176,10 +179,26 @@ def _describe(
         quantization=quantization.get("quant_method"),
         eos_ids=frozenset([eos] if isinstance(eos, int) else eos or []),
         generation_defaults=generation,
+        early_exit=_early_exit(model, generation.get("penstock_early_exit")),
         text=text,
         vision=_vision(config),
         reads_pictures=pictures != {},
         image_pixels=_image_pixels(pictures or {}),
+    )
+
+
+def _early_exit(model: str, advised: object) -> EarlyExitAdvice | None:
+    """Return the checkpoint's advice. Raise ConfigError where it is not understood."""
+    match advised:
+        case None:
+            return None
+        case {"sign": "marker" | "probe" as sign, **rest} if rest.keys() <= {"marker_probability"}:
+            probability = rest.get("marker_probability")
+            if probability is None or (isinstance(probability, float | int) and 0.05 <= probability <= 1):
+                return EarlyExitAdvice(EarlyExit(sign), probability)
+    raise ConfigError(
+        f"{model}: penstock_early_exit in generation_config.json must be an object with sign (marker or probe) and, "
+        f"if wanted, marker_probability (0.05 to 1), got {json.dumps(advised)}"
     )
 
 

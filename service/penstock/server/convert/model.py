@@ -51,7 +51,7 @@ def model_to_proto(card: ModelCard, config: Config, prices: PriceList) -> pb.Get
         answer_reserve=defaults.answer_reserve_tokens,
         max_concurrent_requests=card.max_num_seqs,
         tool_call_format=card.tool_call_format.value if card.tool_call_format else "",
-        default_early_exit=EARLY_EXITS_TO_PROTO[_least(config.thinking.early_exit, config.thinking.early_exit_allowed)],
+        default_early_exit=EARLY_EXITS_TO_PROTO[_least(defaults.early_exit, defaults.early_exit_allowed)],
         max_early_exit=EARLY_EXITS_TO_PROTO[EarlyExit(config.thinking.early_exit_allowed)],
         efforts=[_effort(effort, defaults) for effort in Effort],
     )
