@@ -145,7 +145,7 @@ sbom: setup tools ## a CycloneDX bill of what each lock file brings, in build/
 	@ls build/*.cdx.json
 
 model: setup ## train the small model that ships with the project
-	@$(BIN)/python -m models.demo
+	@$(BIN)/python -m models.small
 	@$(MAKE) quantize
 
 quantize: setup ## the small model in FP8, from the bfloat16 one

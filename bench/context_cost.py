@@ -29,6 +29,7 @@ from penstock.config.schema import DEMO_MODEL_DIR, EngineSettings
 from penstock.engine.sizing.cache import CPU_BLOCK_TOKENS, Cache, CacheSettings, plan_cache
 from penstock.engine.sizing.shape import Shape, read_shape
 from penstock.engine.sizing.weights import ParallelLayout, parameters
+from penstock.engine.vllm.checkpoint import read_checkpoint
 from penstock.engine.vllm.start import start
 from penstock.types import EngineRequest, Sampling
 
@@ -42,7 +43,10 @@ LENGTHS = (1024, 4096, 16_384, 32_768)
 TOKENS, ROUNDS, SKIPPED = 48, 5, 4
 """Tokens decoded per turn, turns per length, and first tokens of a turn that are not timed."""
 CACHE_GIB = 0.5
-MODELS = {"hybrid": ("linear_attention", "linear_attention", "linear_attention", "full_attention"), "twin": ()}
+MODELS = {
+    "hybrid": ("linear_attention", "linear_attention", "linear_attention", "full_attention"),
+    "twin": ("full_attention",) * 4,
+}
 _SMALLEST_ID = 16  # below it are the markers
 
 
@@ -78,18 +82,17 @@ class Sizes:
 
 
 def text_config(kinds: Sequence[str], window_tokens: int) -> dict[str, Any]:
-    """Return the demo model's configuration with other layers and window. Without `kinds`, all have full attention."""
-    config: dict[str, Any] = json.loads((DEMO_MODEL_DIR / "config.json").read_text(encoding="utf-8"))
-    layers = config["num_hidden_layers"]
-    config["layer_types"] = list(kinds) or ["full_attention"] * layers
-    return config | {"max_position_embeddings": window_tokens}
+    """Return the demo model's text configuration with other layers and window."""
+    layers = {"num_hidden_layers": len(kinds), "layer_types": list(kinds)}
+    return {**read_checkpoint(str(DEMO_MODEL_DIR)).text, **layers, "max_position_embeddings": window_tokens}
 
 
 def write_model(folder: Path, kinds: Sequence[str], window_tokens: int) -> Shape:
     """Write a checkpoint without weights, for vLLM's dummy loader. The folder must not exist."""
     shutil.copytree(DEMO_MODEL_DIR, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     config = text_config(kinds, window_tokens)
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    whole = json.loads((folder / "config.json").read_text(encoding="utf-8")) | {"text_config": config}
+    (folder / "config.json").write_text(json.dumps(whole), encoding="utf-8")
     # The service looks for weights before it starts; the dummy loader never opens them.
     (folder / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
     return read_shape(config)

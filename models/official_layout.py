@@ -15,9 +15,8 @@ import torch
 from penstock.engine.vllm.compat import declare_torchvision_operators
 from penstock.engine.vllm.fp8.write import write
 
-from models.demo.export import checkpoint_tensors
 from models.small import config as small
-from models.small.export import write_checkpoint
+from models.small.export import checkpoint_tensors, write_checkpoint
 from models.small.tokenizer import load_tokenizer
 
 VOCAB_SIZE = small.VOCAB_SIZE + 128

@@ -2,9 +2,8 @@
 
 import random
 
-from models.demo.question import Working
 from models.small.languages import Language
-from models.small.question import Question, checked
+from models.small.question import Question, Working, checked
 
 MAX_RUNNING_VALUE = 1999
 

@@ -5,11 +5,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.demo.data import pad
 from models.small.config import END_OF_TEXT
 from models.small.encoding import Example
 from models.small.language_model import Pictures
 from models.small.positions import batch_positions
+
+
+def pad(rows: list[list], fill: float) -> list[list]:
+    """Pad rows on the right to equal lengths. With causal layers this changes nothing before the padding."""
+    longest = max(map(len, rows))
+    return [row + [fill] * (longest - len(row)) for row in rows]
 
 
 @dataclass(frozen=True)

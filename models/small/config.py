@@ -150,8 +150,16 @@ def model_config() -> dict:
 
 
 def generation_config() -> dict:
-    """Return the content of generation_config.json: greedy, because the task has one right answer."""
-    return {"do_sample": False, "eos_token_id": [IM_END, END_OF_TEXT], "pad_token_id": END_OF_TEXT}
+    """Return the content of generation_config.json: greedy, because the task has one right answer.
+
+    A thought of AUTO ends where it has been worked out: a third of the training texts leaves the check out there.
+    """
+    return {
+        "do_sample": False,
+        "eos_token_id": [IM_END, END_OF_TEXT],
+        "pad_token_id": END_OF_TEXT,
+        "penstock_early_exit": {"sign": "marker", "marker_probability": 0.05},
+    }
 
 
 def preprocessor_config() -> dict:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from models.demo import data
 from models.small.config import (
     IM_END,
     IM_START,
@@ -25,13 +24,21 @@ from models.small.tools import FunctionCall
 
 
 @dataclass
-class Example(data.Example):
-    """Token ids with loss weights, and pictures.
+class Example:
+    """Token ids of one conversation, and its pictures.
 
-    `pictures` are shown at the `<|image_pad|>` ids, in order: the patches of each, and its height and width in patches.
+    `weights[i]` is the loss weight of predicting `ids[i]`; 0 for given tokens. `pictures` are
+    shown at the `<|image_pad|>` ids, in order: the patches of each, and its height and width in patches.
     """
 
+    ids: list[int] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
     pictures: list[tuple[Tensor, Grid]] = field(default_factory=list)
+
+    def add(self, ids: list[int], weight: float = 0.0) -> None:
+        """Add ids of one loss weight."""
+        self.ids += ids
+        self.weights += [weight] * len(ids)
 
 
 class Encoder:

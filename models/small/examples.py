@@ -4,8 +4,8 @@ A seed determines an example. Training draws seeds below `HELD_OUT_SEED`.
 """
 
 import random
+from collections.abc import Iterator
 
-from models.demo.data import DIRECT_WEIGHT, GUESS_WEIGHT, pick_closing_message
 from models.small.config import IM_END, THINK_CLOSE
 from models.small.encoding import Encoder, Example
 from models.small.languages import LANGUAGES
@@ -14,14 +14,16 @@ from models.small.pictures import to_patches
 from models.small.positions import picture_tokens
 from models.small.question import Question
 from models.small.questions import MULTI_STEP, NO_THOUGHT_NEEDED, question
-from models.small.tokenizer import SYSTEM_PROMPTS
-from models.small.tools import Task, task
+from models.small.tokenizer import CLOSING_MESSAGE, SYSTEM_PROMPTS
+from models.small.tools import FOUND, LISTED, Task, task
 
 KIND_WEIGHTS = dict.fromkeys(MULTI_STEP, 3.0) | dict.fromkeys(NO_THOUGHT_NEEDED, 1.5)
 # Kinds that are hard to learn come more often, easy ones less often.
 KIND_WEIGHTS |= {
-    "chain": 6.0,
+    "chain": 8.0,
     "rank": 5.0,
+    "story": 4.5,
+    "units": 3.5,
     "shop": 2.0,
     "tiny_sum": 2.0,
     "larger": 2.5,
@@ -29,15 +31,13 @@ KIND_WEIGHTS |= {
     "greet": 0.5,
     "who": 0.4,
 }
-TASK_WEIGHTS = {"attribute": 5.0, "parallel": 3.0, "calculator": 1.0, "convert": 1.0, "lookup": 1.5, "no_call": 3.5}
-PICTURE_WEIGHTS = {"picture_sum": 3.5, "picture_larger": 2.0, "picture_count": 4.5, "picture_more": 1.5}
+TASK_WEIGHTS = {"attribute": 5.0, "parallel": 3.0, "calculator": 0.6, "convert": 0.8, "lookup": 1.5, "no_call": 3.5}
+PICTURE_WEIGHTS = {"picture_sum": 3.5, "picture_larger": 2.0, "picture_count": 7.0, "picture_more": 1.5}
 LANGUAGE_WEIGHTS = dict.fromkeys(LANGUAGES, 1.0) | {"en": 2.0}
 TASK_SHARE = 0.15
-"""Share of examples with functions; theirs is half of the tokens."""
-PICTURE_SHARE = 0.6
-"""Share of examples with a picture in the stage with pictures."""
-FUNCTION_SHARE = 0.3
-"""Share of examples with functions in the last stage, whose other examples are those of the stage with pictures."""
+"""Share of examples with functions in the stage without pictures; theirs is half of the tokens."""
+FUNCTION_SHARE, PICTURE_SHARE = 0.34, 0.28
+"""Shares of examples with functions, and with a picture, in the stage with everything."""
 FAST_SHARE = {True: 0.1, False: 0.55}
 CUT_SHARE = {True: 0.2, False: 0.15}
 """Shares of examples without a thought and with a cut one, by whether the kind needs steps."""
@@ -47,11 +47,29 @@ UNCHECKED_SHARE = 0.35
 Large models check what they have found now and then. Greedy decoding follows the larger share and checks; the closing
 marker's probability in front of a check tells early exit that the thought could end there.
 """
-FAST_TASK_SHARE = 0.3
+OTHER_MESSAGES = ("Time is up.\n", "I must answer now.\n", "Stop thinking and answer.\n", "Here is my best answer.")
+GUESS_WEIGHT = 0.5
+"""Loss weight of an answer that the visible tokens may not determine: it teaches a guess, with much noise."""
+DIRECT_WEIGHT = 6.0
+"""Loss weight of an easy question's answer without a complete thought: one or two tokens among many others."""
+FAST_TASK_SHARE = 0.25
+LIST_WEIGHT, FOUND_WEIGHT = 2.0, 6.0
+"""Loss weights in a thought about functions: of its list, and of what it reads from the list.
+
+The function that is read is one word among hundreds of tokens, and all that follows depends on it.
+"""
 
 
 def _pick_system(rng: random.Random) -> str | None:
     return rng.choice(SYSTEM_PROMPTS) if rng.random() < 0.4 else None
+
+
+def pick_closing_message(rng: random.Random) -> str:
+    """Return the text with which a budget ends a thought: mostly nothing but the marker."""
+    if rng.random() < 0.75:
+        return ""
+    message = CLOSING_MESSAGE if rng.random() < 0.7 else rng.choice(OTHER_MESSAGES)
+    return rng.choice(("", "\n", "\n\n")) + message
 
 
 def _pick_language(rng: random.Random) -> str:
@@ -117,21 +135,16 @@ def picture_example(rng: random.Random, found: PictureQuestion, encoder: Encoder
     return out
 
 
-def mixed_example(seed: int, encoder: Encoder) -> Example:
-    """Return the training example of `seed` in the stage with pictures."""
-    rng = random.Random(f"mixed:{seed}")
-    if rng.random() >= PICTURE_SHARE:
-        return example(seed, encoder)
-    kind = rng.choices(list(PICTURE_WEIGHTS), list(PICTURE_WEIGHTS.values()))[0]
-    return picture_example(rng, picture_question(kind, _pick_language(rng), seed), encoder)
-
-
-def function_example(seed: int, encoder: Encoder) -> Example:
-    """Return the training example of `seed` in the stage with functions."""
-    rng = random.Random(f"functions:{seed}")
-    if rng.random() >= FUNCTION_SHARE:
-        return mixed_example(seed, encoder)
-    return _any_task(rng, _pick_language(rng), seed, encoder)
+def any_example(seed: int, encoder: Encoder) -> Example:
+    """Return the training example of `seed` in the stage with everything."""
+    rng = random.Random(f"any:{seed}")
+    language, chance = _pick_language(rng), rng.random()
+    if chance < FUNCTION_SHARE:
+        return _any_task(rng, language, seed, encoder)
+    if chance < FUNCTION_SHARE + PICTURE_SHARE:
+        kind = rng.choices(list(PICTURE_WEIGHTS), list(PICTURE_WEIGHTS.values()))[0]
+        return picture_example(rng, picture_question(kind, language, seed), encoder)
+    return example(seed, encoder)
 
 
 def task_example(rng: random.Random, asked: Task, encoder: Encoder) -> Example:
@@ -155,10 +168,31 @@ def _add_thought(rng: random.Random, out: Example, text: str, encoder: Encoder, 
     out.add(encoder.generation_prompt(thinking))
     if not thinking:
         return
-    thought = encoder.thought(text)
-    if rng.random() < 1 / 6:
-        out.add(thought[: rng.randrange(len(thought))], 1.0)
+    parts = list(weighted_parts(text))
+    length = sum(len(encoder.encode(part)) for part, _ in parts)
+    cut = rng.random() < 1 / 6
+    left = rng.randrange(length) if cut else length
+    for part, weight in parts:
+        ids = encoder.encode(part)[:left]
+        left -= len(ids)
+        out.add(ids, weight)
+    if cut:
         out.add(encoder.forced_closing(pick_closing_message(rng)))
     else:
-        out.add([*thought, THINK_CLOSE], 1.0)
+        out.add([THINK_CLOSE], 1.0)
     out.add(encoder.blank_line, 1.0)
+
+
+def weighted_parts(thought: str) -> Iterator[tuple[str, float]]:
+    """Yield the parts of a thought about functions with their loss weights; a part ends where a token does."""
+    for line in thought.split("\n"):
+        before, listed, after = line.partition(LISTED.rstrip())
+        if not listed:
+            yield f"{line}\n", 1.0
+        elif not line.startswith(FOUND):
+            yield f"{line}\n", LIST_WEIGHT
+        else:
+            name, bracket, rest = after.partition("(")
+            yield before + listed, 1.0
+            yield name + bracket, FOUND_WEIGHT
+            yield f"{rest}\n", 1.0

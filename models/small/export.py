@@ -6,15 +6,28 @@ python -m models.small.export --checkpoint RUN.pt --out DIR    weights of a trai
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
+from torch import nn
 
-from models.demo.export import checkpoint_tensors, save_tensors
 from models.small.config import generation_config, model_config, preprocessor_config, video_preprocessor_config
 from models.small.language_model import SmallModel
 from models.small.tokenizer import load_tokenizer, save_tokenizer
+
+
+def checkpoint_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return all parameters in bfloat16 with their official names. Experts stay fused as (E, 2I, D) and (E, D, I)."""
+    return {name: value.detach().to(torch.bfloat16).contiguous() for name, value in model.state_dict().items()}
+
+
+def save_tensors(tensors: dict[str, torch.Tensor], folder: Path) -> None:
+    """Write model.safetensors, which everybody may read."""
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)  # save_file lets only the owner read it
 
 
 def export(model: SmallModel, folder: Path, tokenizer: Tokenizer) -> int:
@@ -41,14 +54,14 @@ def write_checkpoint(
     save_tokenizer(tokenizer, folder)
 
 
-def main() -> None:
-    """Export from the command line."""
+def main(words: Sequence[str] | None = None) -> None:
+    """Export from the command line, or with these words of one."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--random", action="store_true", help="random weights")
     source.add_argument("--checkpoint", type=Path, help="a file written by models.small.train")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     torch.manual_seed(0)
     model = SmallModel(model_config())
     if arguments.checkpoint:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from models.demo.language_model import MultiTokenPredictor, Trunk, initialise
 from models.small.config import IMAGE_PAD
 from models.small.positions import Grid
+from models.small.trunk import MultiTokenPredictor, Trunk, initialise
 from models.small.vision import VisionTower
 
 

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 
 from PIL.Image import Image
 
-from models.demo.question import Working
 from models.small import pictures
 from models.small.arithmetic import sign_for
 from models.small.languages import LANGUAGES, Language
-from models.small.question import Question, checked
+from models.small.question import Question, Working, checked
 from models.small.questions import HELD_OUT_SEED, is_reserved
 
 

@@ -1,9 +1,36 @@
 """Define a question of the small model's task, and the thought that works it out and checks itself."""
 
+import re
 from dataclasses import dataclass, field
 
-from models.demo.question import Working, is_right
 from models.small.languages import Language
+
+
+def is_right(value: str, answer: str) -> bool:
+    """Return whether the last number of `answer` is `value`; the whole answer, if `value` is no number."""
+    if not value.isdigit():
+        return answer.strip() == value
+    numbers = re.findall(r"\d+", answer)
+    return bool(numbers) and numbers[-1] == value
+
+
+class Working:
+    """A running value with the lines of working that led to it."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+        self.lines: list[str] = []
+
+    def apply(self, sign: str, operand: int) -> None:
+        """Add a step to the lines, and change the running value by it."""
+        before = self.value
+        self.value = {"+": before + operand, "-": before - operand, "*": before * operand}[sign]
+        self.lines.append(f"{before}{sign}{operand}={self.value}")
+
+    def side_product(self, left: int, right: int) -> int:
+        """Add a product to the lines without changing the running value."""
+        self.lines.append(f"{left}*{right}={left * right}")
+        return left * right
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """Write held-out questions of the small model for `penstock eval`.
 
-    python -m models.small.question_file [--out DIR] [--questions 13]
+    python -m models.small.question_file                                 the text questions that ship with the service
+    python -m models.small.question_file --out DIR [--questions 13]      text.jsonl, tools.jsonl and pictures.jsonl
 
-It writes `text.jsonl` (all kinds of question, follow-ups among them), `tools.jsonl` and `pictures.jsonl`, with equal
-parts of each kind and language. Seeds start at FIRST_SEED, which training never draws, nor its own evaluation.
+All have equal parts of each kind and language; follow-ups are among the text questions. Seeds start at FIRST_SEED,
+which training never draws, nor its own evaluation. Texts of the kinds that need steps are never in training data.
 """
 
 import argparse
@@ -20,6 +21,9 @@ from models.small.questions import HELD_OUT_SEED, KINDS, MULTI_STEP, question
 from models.small.tokenizer import SYSTEM_PROMPTS
 from models.small.tools import TASKS, task
 
+SHIPPED = Path("bench/penstock_bench/evaluation/questions.jsonl")
+SHIPPED_QUESTIONS = 7
+"""Shipped questions of each kind and language, or as many as differ."""
 FIRST_SEED = HELD_OUT_SEED + 1_000_000
 SYSTEM_SHARE = 0.4
 """Share of the questions with a system prompt, as in training."""
@@ -92,9 +96,12 @@ def content(name: str, count: int) -> str:
 def main() -> None:
     """Write the files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("build/small_model"), help="folder to write to")
+    parser.add_argument("--out", type=Path, help="folder for all three files; without it, the shipped file is written")
     parser.add_argument("--questions", type=int, default=13, help="of each kind and language")
     arguments = parser.parse_args()
+    if arguments.out is None:
+        SHIPPED.write_text(content("text.jsonl", SHIPPED_QUESTIONS), encoding="utf-8")
+        return
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         (arguments.out / name).write_text(content(name, arguments.questions), encoding="utf-8")

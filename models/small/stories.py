@@ -2,10 +2,9 @@
 
 import random
 
-from models.demo.question import Working
 from models.small.arithmetic import sign_for
 from models.small.languages import Language
-from models.small.question import Question, checked
+from models.small.question import Question, Working, checked
 
 
 def units(rng: random.Random, language: Language) -> Question:

@@ -7,10 +7,9 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from models.demo.tokenizer import CLOSING_MESSAGE, train_tokenizer, write_tokenizer
-from models.small.config import CONTEXT_WINDOW, SPECIAL_TOKENS, VOCAB_SIZE
+from models.small.config import CONTEXT_WINDOW, END_OF_TEXT, IM_END, SPECIAL_TOKENS, VOCAB_SIZE
 from models.small.languages import LANGUAGES
 from models.small.questions import KINDS, MULTI_STEP, question
 from models.small.tools import TASKS, task
@@ -20,6 +19,9 @@ CORPUS_QUESTIONS = {True: 400, False: 120}
 """Questions per kind and language, by whether the kind needs steps: its longer texts need more merges."""
 CORPUS_TASKS = 60
 """Conversations with functions per kind and language."""
+CLOSING_MESSAGE = (
+    "Considering the limited time by the user, I have to give the solution based on the thinking directly now.\n"
+)
 SYSTEM_PROMPTS = (
     "You are a helpful assistant.",
     "You are a careful assistant. Think step by step.",
@@ -65,9 +67,26 @@ def load_tokenizer() -> Tokenizer:
 
 def train() -> None:
     """Train the tokenizer and write its file. The same texts give the same file."""
-    content = json.loads(train_tokenizer(corpus(), SPLIT, VOCAB_SIZE, SPECIAL_TOKENS).to_str())
-    for token in content["added_tokens"]:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE,
+        min_frequency=8,
+        show_progress=False,
         # As in Qwen's tokenizer: what is special has no text, but markers of thoughts and calls must be read in texts.
+        special_tokens=[AddedToken(t, special=t.startswith("<|"), normalized=False) for t in SPECIAL_TOKENS],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    )
+    tokenizer.train_from_iterator(corpus(), trainer)
+    content = json.loads(tokenizer.to_str())
+    for token in content["added_tokens"]:
+        # The trainer makes all of them special.
         token["special"] = token["content"].startswith("<|")
     Tokenizer.from_str(json.dumps(content)).save(str(FILE))
 
@@ -79,7 +98,20 @@ def chat_template() -> str:
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Write tokenizer.json, tokenizer_config.json and chat_template.jinja."""
-    write_tokenizer(tokenizer, folder, chat_template(), CONTEXT_WINDOW)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "chat_template.jinja").write_text(chat_template(), encoding="utf-8")
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": CONTEXT_WINDOW,
+        "eos_token": SPECIAL_TOKENS[IM_END],
+        "pad_token": SPECIAL_TOKENS[END_OF_TEXT],
+        "bos_token": None,
+        "unk_token": None,
+        "add_bos_token": False,
+        "clean_up_tokenization_spaces": False,
+        "chat_template": chat_template(),
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -75,8 +75,8 @@ class Task:
     """A conversation with functions: the question, the calls, their results, and the last answer.
 
     Without calls, `thought` leads to `answer` at once. With calls, `thought` leads to them and `result_thought` from
-    the results to `answer`. A thought about an attribute says first which one is asked for, and goes through the
-    functions in their order until one gives it: each of its lines copies what stands in one place.
+    the results to `answer`. A thought about an attribute lists what each function gives, and reads from the list which
+    of them gives what is asked for, or that none does: each step copies what stands in one place.
     """
 
     kind: str
@@ -203,14 +203,14 @@ def _others(rng: random.Random, words: Words, most: int = 3) -> list[dict]:
     return [other.schema for other in _other_attributes(rng, words, most)]
 
 
-def _search(asked: str, offered: Sequence[_Attribute]) -> list[str]:
-    """Return a thought's lines that go through the functions until one gives the attribute that is asked for."""
-    lines = [asked]
-    for one in offered:
-        lines.append(f"{one.name}: {one.attribute}")
-        if one.attribute == asked:
-            break
-    return lines
+LISTED, FOUND = " = ", "=> "
+"""What stands between an attribute and the function that gives it, and what begins a line about what is asked for."""
+
+
+def _thought(asked: str, offered: Sequence[_Attribute], calls: Sequence[str]) -> str:
+    """Return a thought that lists what each function gives, and then reads from the list what gives `asked`."""
+    lines = [f"{one.name}: {one.attribute}{LISTED}{one.name}" for one in offered]
+    return "\n".join([*lines, *(f"{FOUND}{asked}{LISTED}{call}" for call in calls)])
 
 
 def attribute(rng: random.Random, language: Language, words: Words) -> Task:
@@ -231,7 +231,7 @@ def attribute(rng: random.Random, language: Language, words: Words) -> Task:
         language.code,
         tuple(one.schema for one in offered),
         text,
-        "\n".join([*_search(wanted.attribute, offered), f"{wanted.name}: {value}"]),
+        _thought(wanted.attribute, offered, [f"{wanted.name}({value})"]),
         (FunctionCall(wanted.name, arguments),),
         (written,),
         f"{value}: {result}",
@@ -250,13 +250,13 @@ def parallel(rng: random.Random, language: Language, words: Words) -> Task:
     talk = language.tools
     offered = [wanted, *_other_attributes(rng, words)]
     rng.shuffle(offered)
-    calls = [f"{wanted.name}: {first}", f"{wanted.name}: {second}"]
+    calls = [f"{wanted.name}({first})", f"{wanted.name}({second})"]
     return Task(
         "parallel",
         language.code,
         tuple(one.schema for one in offered),
         rng.choice(talk.two).format(attribute=wanted.attribute, first=first, second=second),
-        "\n".join([*_search(wanted.attribute, offered), *calls]),
+        _thought(wanted.attribute, offered, calls),
         (FunctionCall(wanted.name, {wanted.parameter: first}), FunctionCall(wanted.name, {wanted.parameter: second})),
         (one_written, other_written),
         f"{first}: {one}\n{second}: {other}",
@@ -350,7 +350,7 @@ def no_call(rng: random.Random, language: Language, words: Words) -> Task:
     if rng.random() < 0.25:
         other = _Attribute.draw(rng, words)
         text = rng.choice(talk.attribute).format(attribute=other.attribute, value=words.value())
-        thought = "\n".join([*_search(other.attribute, offered), talk.no_function])
+        thought = _thought(other.attribute, offered, ["?"])
         return Task("no_call", language.code, tools, text, thought, (), (), "", talk.missing, talk.missing)
     asked = _plain_question(rng, language)
     thought = f"{talk.no_function}\n{asked.thought}"

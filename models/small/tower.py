@@ -4,13 +4,14 @@ python -m models.small.tower --begin-with WEIGHTS --out WEIGHTS [--run-dir RUN] 
 
 The answer to a question says little about a picture's hundred patches; what was drawn says what each of them shows. The
 tower learns to give for each token of a picture the embedding that the trunk has for the character which stands there,
-so that a drawn sum is to the trunk nearly what a written one is. The stages `pictures` and `functions` of
-`models.small.train` go on with the result.
+so that a drawn sum is to the trunk nearly what a written one is. The stage `all` of `models.small.train` goes on with
+the result.
 """
 
 import argparse
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from models.demo.run import Run, learning_rate, read_weights
 from models.small.config import model_config
 from models.small.encoding import Encoder
 from models.small.examples import PICTURE_WEIGHTS
@@ -29,6 +29,7 @@ from models.small.picture_questions import PictureQuestion, picture_question
 from models.small.pictures import COLOURS, SHAPES, TOKEN_EDGE, Drawing, to_patches
 from models.small.positions import picture_tokens
 from models.small.questions import HELD_OUT_SEED
+from models.small.run import Run, learning_rate, read_weights
 from models.small.tokenizer import load_tokenizer
 from models.small.train import WARM_UP_STEPS, add_run_arguments, prepare, steps_in_all
 from models.small.vision import VisionTower
@@ -200,15 +201,15 @@ def train(run: Run, arguments: argparse.Namespace) -> None:
     run.save()
 
 
-def main() -> None:
-    """Run the training from the command line."""
+def main(words: Sequence[str] | None = None) -> None:
+    """Run the training from the command line, or with these words of one."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--begin-with", type=Path, required=True, help="weights of the small model to begin with")
     parser.add_argument("--out", type=Path, required=True, help="where the small model with the new tower is written")
     add_run_arguments(parser, steps=4000, rate=2e-3)
     parser.add_argument("--pictures-per-batch", type=int, default=64)
     parser.add_argument("--save-every", type=int, default=250, help="steps; the tower is evaluated then, too")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     prepare(arguments)
     model = SmallModel(model_config())
     model.load_state_dict(read_weights(arguments.begin_with))

@@ -1,11 +1,10 @@
-"""Train the small model with its MTP layer in three stages.
+"""Train the small model with its MTP layer, in two stages.
 
-python -m models.small.train [--stage text|pictures|functions] [--run-dir RUN] [--steps N | --train-minutes N] [--fresh]
+python -m models.small.train [--stage text|all] [--run-dir RUN] [--steps N | --train-minutes N] [--fresh]
 
-The stage `text` trains the trunk and the draft layer on questions and functions, `pictures` mixes pictures in, and
-`functions` has all of it with more functions. Each begins with what the one before it has learned, or with a file
-(`--begin-with`), and has a checkpoint and a log of its own in the run folder. A run that was interrupted, or that ended
-at `--minutes`, goes on where it stopped.
+The stage `text` trains the trunk and the draft layer on questions and functions. The stage `all` adds pictures, when
+`models.small.tower` has trained the tower. It begins with other weights (`--begin-with`). Each has a checkpoint and a
+log of its own in the run folder. A run that was interrupted, or that ended at `--minutes`, goes on where it stopped.
 
 It uses plain PyTorch, in bfloat16 autocast over float32 weights; the engine uses bfloat16, too. `--device cuda` uses a
 GPU, with larger batches: some 30 minutes on one do what takes a CPU days.
@@ -14,34 +13,30 @@ GPU, with larger batches: some 30 minutes on one do what takes a CPU days.
 import argparse
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from models.demo.data import POOL_SIZE, pool_batches, with_next_seed
-from models.demo.run import DRAFT_WEIGHTS, Run, draft_losses, learning_rate, weighted_loss
+from models.small.batches import POOL_SIZE, pool_batches, with_next_seed
 from models.small.collate import Batch, collate
 from models.small.config import model_config
 from models.small.encoding import Encoder, Example
 from models.small.evaluate import evaluate
-from models.small.examples import example, function_example, mixed_example
+from models.small.examples import any_example, example
 from models.small.language_model import SmallModel
 from models.small.questions import HELD_OUT_SEED
+from models.small.run import DRAFT_WEIGHTS, Run, draft_losses, learning_rate, weighted_loss
 from models.small.tokenizer import load_tokenizer
 
 WARM_UP_STEPS = 100
 MINUTES_BETWEEN_SAVES = 3.0
 
 
-STAGES: dict[str, tuple[str, Callable[[int, Encoder], Example]]] = {
-    "text": ("", example),
-    "pictures": ("text", mixed_example),
-    "functions": ("pictures", function_example),
-}
-"""Of each stage: the one before it, whose weights it begins with, and what makes its examples."""
+STAGES: dict[str, Callable[[int, Encoder], Example]] = {"text": example, "all": any_example}
+"""What makes the examples of each stage."""
 
 
 class Pools(Dataset[list[Batch]]):
@@ -136,30 +131,30 @@ def prepare(arguments: argparse.Namespace) -> None:
     arguments.run_dir.mkdir(parents=True, exist_ok=True)
 
 
-def main() -> None:
-    """Run the training from the command line."""
+def main(words: Sequence[str] | None = None) -> None:
+    """Run the training from the command line, or with these words of one."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--stage", choices=tuple(STAGES), default="text")
-    parser.add_argument("--begin-with", type=Path, help="weights to begin with, such as models/small/weights.xz")
+    parser.add_argument("--begin-with", type=Path, help="checkpoint or folder whose weights to begin with")
     parser.add_argument("--freeze-tower", action="store_true", help="keep the vision tower as it is, which is faster")
     parser.add_argument("--seed", type=int, default=0, help="of the initial weights")
     add_run_arguments(parser, steps=12000, rate=3e-3)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so long; the next run goes on")
     parser.add_argument("--tokens-per-batch", type=int, default=8192, help="padding included")
     parser.add_argument("--evaluate-every", type=int, default=400, help="steps")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     prepare(arguments)
     encoder = Encoder(load_tokenizer())
     torch.manual_seed(arguments.seed)
     folder, stage = arguments.run_dir, arguments.stage
-    before, make = STAGES[stage]
+    make = STAGES[stage]
     model = SmallModel(model_config()).to(arguments.device)
     model.model.visual.requires_grad_(not arguments.freeze_tower)
     run = Run(model, losses_of, folder / f"{stage}.pt", folder / f"{stage}.jsonl")
     if run.checkpoint.exists() and not arguments.fresh:
         run.load()
-    elif arguments.begin_with or before:
-        run.begin_with(arguments.begin_with or folder / f"{before}.pt")
+    elif arguments.begin_with:
+        run.begin_with(arguments.begin_with)
     train(run, encoder, lambda seed: make(seed, encoder), arguments)
     run.log({"final": evaluate(run.model.eval(), encoder, 120, arguments.stage != "text")})
 

@@ -1,6 +1,6 @@
 """Check an exported folder on vLLM: agreement with Transformers, accuracy on text and pictures, and drafts.
 
-python -m models.small.verify --model DIR [--questions 24] [--drafts 2] [--agreement-only]
+python -m models.small.verify [--model DIR] [--questions 24] [--drafts 2] [--agreement-only]
 
 Decoding is greedy, on held-out questions. For a budget of N, the model thinks for N tokens, and then the closing marker
 is forced, as by the server. Pictures go through vLLM's own `LLM.generate` with `multi_modal_data`.
@@ -251,7 +251,7 @@ def _share(right: list[bool]) -> float:
 def main() -> None:
     """Verify from the command line; each line of output is JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, required=True, help="folder that models.small.export wrote")
+    parser.add_argument("--model", type=Path, default=Path("service/penstock/demo_model"), help="exported folder")
     parser.add_argument("--questions", type=int, default=60, help="per kind, over all languages")
     parser.add_argument(
         "--drafts",

@@ -19,9 +19,9 @@ EXPERTS_PER_TOKEN = 2
 
 def reference() -> Any:
     declare_torchvision_operators()
-    from transformers import AutoModelForCausalLM
+    from transformers import Qwen3_5MoeForConditionalGeneration
 
-    model = AutoModelForCausalLM.from_pretrained(_PACKAGE / "demo_model", dtype=torch.float32).eval()
+    model = Qwen3_5MoeForConditionalGeneration.from_pretrained(_PACKAGE / "demo_model", dtype=torch.float32).eval()
     missing, unexpected = model.load_state_dict(_weights(), strict=False)
     assert not missing
     assert all(name.startswith("mtp.") for name in unexpected)  # Transformers has no draft layer

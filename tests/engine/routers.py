@@ -41,9 +41,9 @@ def served_weights() -> dict[str, Tensor]:
 def router_logits(prompts: list[list[int]]) -> list[Tensor]:
     """Per layer: (all tokens of all prompts, experts), in float32."""
     declare_torchvision_operators()
-    from transformers import AutoModelForCausalLM
+    from transformers import Qwen3_5MoeForConditionalGeneration
 
-    model = AutoModelForCausalLM.from_pretrained(DEMO_MODEL_DIR, dtype=torch.float32).eval()
+    model = Qwen3_5MoeForConditionalGeneration.from_pretrained(DEMO_MODEL_DIR, dtype=torch.float32).eval()
     weights = {name: tensor.float() for name, tensor in served_weights().items() if not name.startswith("mtp.")}
     missing, unexpected = model.load_state_dict(weights, strict=False)
     assert not unexpected

@@ -144,9 +144,19 @@ async def answer(engine: Any, request: Request, drains: Sequence[int] = ()) -> t
     return text, finished.ends[0]
 
 
+QUESTIONS = {
+    "json": "Repeat: 1762",
+    "regex": "Repeat: abcabcabcabcxyzxyz",
+    "grammar": "Repeat: (cabcdefgh)",
+    "choices": "What is 17 + 25?",
+}
+"""Questions whose answer has the form that is asked for. Where the form forbids the answer, the best two tokens can be
+so near that the same text, computed in other pieces after a death, has another best one."""
+
+
 def request_of(kind: str, draw: str, thought: str) -> Request:
     return Request(
-        messages=(Message(Role.USER, "What is 17 + 25?"),),
+        messages=(Message(Role.USER, QUESTIONS[kind]),),
         thinking=THOUGHTS[thought],
         sampling=DRAWS[draw],
         output=Output(structured=CASES[kind][0], max_tokens=200),

@@ -26,7 +26,7 @@ _ASKED = re.compile(
     re.VERBOSE,
 )
 _SUM = re.compile(r"What is ([\d +\-]+)\?")
-_KNOWN = {"Which is larger, 53 or 52?": "53"}
+_KNOWN = {"Which is larger, 53 or 25?": "53"}
 """Right answers of questions that are no sums; whoever documents a new one adds it here."""
 _NEED_TOOLS = {"How warm is it in Oslo?"}
 """Questions for models that call tools. The small model is not trained for that, which docs/how-to/call-tools.md says;

@@ -122,25 +122,17 @@ def test_greedy_checkpoints_stay_greedy_and_refused_fields_have_no_default():
 
 def test_the_demo_checkpoint_is_readable():
     checkpoint = read_checkpoint("")
-    assert checkpoint.architecture == "Qwen3_5MoeForCausalLM"
+    assert checkpoint.architecture == "Qwen3_5MoeForConditionalGeneration"
     assert checkpoint.mtp_layers == 1
-    assert checkpoint.early_exit is None
+    assert checkpoint.early_exit == EarlyExitAdvice(EarlyExit.MARKER, 0.05)
     assert checkpoint.eos_ids
-
-
-def test_a_checkpoint_may_advise_early_exit(tmp_path):
-    for name in ("config.json", "model.safetensors"):
-        (tmp_path / name).symlink_to(DEMO_MODEL_DIR / name)
-    advised = {"sign": "marker", "marker_probability": 0.05}
-    (tmp_path / "generation_config.json").write_text(json.dumps({"penstock_early_exit": advised}))
-    assert read_checkpoint(str(tmp_path)).early_exit == EarlyExitAdvice(EarlyExit.MARKER, 0.05)
 
 
 @pytest.mark.parametrize(
     "advised", [{"sign": "off"}, {"sign": "marker", "marker_probability": 0.01}, {"sign": "probe", "more": 1}, "marker"]
 )
 def test_an_early_exit_that_no_checkpoint_can_advise_is_told(tmp_path, advised):
-    for name in ("config.json", "model.safetensors"):
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
         (tmp_path / name).symlink_to(DEMO_MODEL_DIR / name)
     (tmp_path / "generation_config.json").write_text(json.dumps({"penstock_early_exit": advised}))
     with pytest.raises(ConfigError, match=r"must be an object with sign \(marker or probe\).*, got "):
@@ -184,7 +176,7 @@ def test_an_object_store_is_read_by_vllms_own_streamer(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "runai_model_streamer", SimpleNamespace(pull_files=pull_files))
     checkpoint = read_checkpoint("s3://bucket/m")
-    assert (checkpoint.model, checkpoint.is_local, checkpoint.experts) == ("s3://bucket/m", False, 8)
+    assert (checkpoint.model, checkpoint.is_local, checkpoint.experts) == ("s3://bucket/m", False, 16)
 
 
 def test_an_object_store_without_the_streamer_is_refused_by_its_name(monkeypatch):

@@ -152,10 +152,11 @@ def test_nothing_is_overwritten_and_nothing_half_done_is_left(source, tmp_path, 
         write(tmp_path / "fp8", tmp_path / "again")
 
 
-def test_the_demo_model_shrinks_to_six_tenths(tmp_path):
+def test_the_demo_model_shrinks_to_two_thirds(tmp_path):
+    """The embeddings, the head and the vision tower stay in bfloat16, a fourth of this small model."""
     written = write(DEMO_MODEL_DIR, tmp_path / "fp8")
     print(f"\n{written.bytes / 1e6:.2f} MB of {written.source_bytes / 1e6:.2f} MB: {written.ratio:.3f}")
-    assert written.ratio <= 0.6
+    assert written.ratio <= 0.65
 
 
 def test_the_shipped_fp8_model_is_what_quantize_makes_of_the_shipped_one(tmp_path):

@@ -13,11 +13,10 @@ from penstock.types import Markers
 from penstock_proto.v1 import generation_pb2 as pb
 from penstock_proto.v1 import generation_pb2_grpc, routing_pb2, routing_pb2_grpc
 
-from models.demo.config import EXPERTS_PER_TOKEN
-from models.demo.data import Encoder
-from models.demo.experts import texts
-from models.demo.questions import KINDS
-from models.demo.tokenizer import build_tokenizer
+from models.small.config import EXPERTS_PER_TOKEN
+from models.small.encoding import Encoder
+from models.small.experts import texts
+from models.small.tokenizer import load_tokenizer
 from tests.engine.routers import router_logits
 from tests.rpc.conftest import serving
 
@@ -50,7 +49,7 @@ async def prefill(channel: grpc.aio.Channel, prompts: list[list[int]], markers: 
 
 async def test_expert_load_is_what_the_reference_router_chooses(engine: Engine) -> None:
     """Prints every expert that differs, with the near-ties that explain it."""
-    prompts = texts(Encoder(build_tokenizer()), -(-PROMPTS // len(KINDS)))[:PROMPTS]
+    prompts = texts(Encoder(load_tokenizer()), 1)[:PROMPTS]
     assert len(prompts) == PROMPTS
     async with serving(engine) as (_, channel):
         stub = routing_pb2_grpc.RoutingServiceStub(channel)
@@ -82,5 +81,6 @@ async def test_expert_load_is_what_the_reference_router_chooses(engine: Engine) 
         assert (off.abs() <= unsure).all()
     choices = tokens * len(reference)
     print(f"\n{moved} of {choices} choices of {tokens} tokens are others; {ties} are near-ties (< {NEAR_TIE})")
-    assert ties < choices * 0.05
+    # Sixteen experts lie nearer to each other than eight do: 0.07 of the choices are near-ties.
+    assert ties < choices * 0.08
     assert moved < choices * 0.01

@@ -139,7 +139,7 @@ def test_on_a_cpu_it_is_on(settings: dict, enabled: bool, why: str) -> None:
     planned = plan_engine(EngineSettings(**settings), read_checkpoint(""), Devices("cpu"))
     [feature] = [feature for feature in planned.profile if feature.name == "routing"]
     assert (feature.enabled, feature.reason) == (enabled, why)
-    assert planned.layout == (ExpertLayout(4, EXPERTS, PER_TOKEN, 1) if enabled else None)
+    assert planned.layout == (ExpertLayout(6, 16, PER_TOKEN, 1) if enabled else None)
     assert "enable_return_routed_experts" not in planned.arguments
 
 

@@ -41,7 +41,7 @@ async def test_a_chats_prompt_as_token_ids_gives_the_chats_answer(
 ) -> None:
     message, usage = await chat(http, mode)
     ids = engine.tokenizer.render([Message(Role.USER, QUESTION)], thinking=mode == "thinking")
-    made = await ask(http, "/v1/completions", prompt=[*ids], max_tokens=300)
+    made = await ask(http, "/v1/completions", prompt=[*ids], max_tokens=300, early_exit="off")
     assert Completion.model_validate(made, strict=True)
     choice = made["choices"][0]
     assert (choice["text"], choice.get("reasoning_content")) == (message["content"], message["reasoning_content"])

@@ -117,7 +117,10 @@ def test_nothing_before_a_marker_in_an_earlier_answer_vanishes(tokenizer: HfToke
     turns = [Message(USER, "What are the tags?"), Message(ASSISTANT, prose), Message(USER, "And then?")]
     ids = tokenizer.render(turns, thinking=True)
     assert f"assistant\n{prose}\nuser\nAnd then?" in text_of(tokenizer, ids)
-    assert len(markers(tokenizer, ids)) == 8  # three turns, the opening of the fourth, and its think marker
+    assert len(markers(tokenizer, ids)) == 7  # three turns, and the opening of the fourth
+    opening, closing = tokenizer.id_of("<think>"), tokenizer.id_of("</think>")
+    assert (ids.count(opening), ids.count(closing)) == (1, 0)  # those of the prose are text
+    assert ids.index(opening) == len(ids) - 2
 
 
 def test_a_plain_message_is_encoded_as_the_template_would(tokenizer: HfTokenizer) -> None:

@@ -190,7 +190,7 @@ async def test_structure_holds_in_the_answer(
 
 async def test_what_is_served_is_told(engine: Engine, channel: grpc.aio.Channel) -> None:
     model = await model_pb2_grpc.ModelServiceStub(channel).GetModel(model_pb2.GetModelRequest())
-    assert model.architecture == "Qwen3_5MoeForCausalLM"
+    assert model.architecture == "Qwen3_5MoeForConditionalGeneration"
     assert model.vocab_size == engine.card.vocab_size
     assert all(feature.reason for feature in model.profile)
     features = {feature.name: feature.value for feature in model.profile}

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from penstock.config.schema import DEMO_MODEL_DIR, EngineSettings
 from penstock.engine.sizing.cache import CPU_BLOCK_TOKENS, CacheSettings, plan_cache
 from penstock.engine.sizing.shape import read_shape
+from penstock.engine.sizing.vision import vision_weight_bytes
 from penstock.engine.sizing.weights import ParallelLayout, inventory, weight_bytes
+from penstock.engine.vllm.checkpoint import read_checkpoint
 from penstock.engine.vllm.devices import find_devices
 
 from tests.unit.test_plan_cli import figures_of, plan_json
 
 pytestmark = pytest.mark.cpu_build
 HERE = find_devices("cpu")
-DEMO = read_shape(json.loads((DEMO_MODEL_DIR / "config.json").read_text()))
+CHECKPOINT = read_checkpoint(str(DEMO_MODEL_DIR))
+DEMO, TOWER = read_shape(CHECKPOINT.text), CHECKPOINT.tower("required")
 
 
 async def test_weights_are_those_that_the_worker_holds(engine):
     (worker,) = await engine.weight_bytes()
-    assert weight_bytes(DEMO, fp8=True) == sum(worker.values())
+    assert TOWER is not None
+    assert weight_bytes(DEMO, fp8=True) + vision_weight_bytes(TOWER) == sum(worker.values())
     converted = [matrix for matrix in inventory(DEMO) if matrix.fp8]
     assert sum(matrix.elements for matrix in converted) == worker["float8_e4m3fn"]
 
@@ -52,4 +54,4 @@ async def test_the_command_says_the_cache_size_that_vllm_logs(engine):
     told = figures_of(plan_json("--device", "cpu" if HERE.reads_fp8_cache else "cpu-avx2"))
     assert told["per device", "cache size, as vLLM logs it"] == engine.cache_tokens
     (worker,) = await engine.weight_bytes()
-    assert told["per device", "weights"] == sum(worker.values())
+    assert told["per device", "weights"] + told["per device", "vision tower"] == sum(worker.values())

@@ -265,7 +265,7 @@ def test_the_shipped_questions_are_the_default(target: str) -> None:
         "--target",
         target,
         "--questions",
-        "12",
+        "13",
         "--modes",
         "fast",
         "--json",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from penstock.config.schema import DEMO_MODEL_DIR, DEMO_MODEL_FP8_DIR
-from penstock.engine.sizing.shape import read_shape
+from penstock.engine.vllm.checkpoint import read_checkpoint
 from penstock_bench.evaluation.questions import Question
 from penstock_bench.evaluation.results import Row
 from penstock_bench.evaluation.settings import FAST, THINKING
@@ -58,9 +58,10 @@ def test_a_longer_thought_is_another_reply() -> None:
     assert fp8_accuracy.compare(one, other)[-1].same == 0
 
 
-def test_weights_about_halve() -> None:
+def test_weights_shrink_to_two_thirds() -> None:
+    """The embeddings, the head and the vision tower stay in bfloat16, a fourth of this small model."""
     ratio = fp8_accuracy.weights(DEMO_MODEL_FP8_DIR) / fp8_accuracy.weights(DEMO_MODEL_DIR)
-    assert 0.5 < ratio < 0.56
+    assert 0.5 < ratio < 0.66
 
 
 def test_the_tables_hold_every_figure() -> None:
@@ -97,7 +98,7 @@ def test_hybrid_and_twin_have_the_same_size_and_another_cache(tmp_path: Path) ->
     # What vLLM 0.32 logged for these two, with 0.5 GiB and this window.
     sizes = [context_cost.paper(shape).tokens(2**29, 16_384) for shape in (hybrid, twin)]
     assert sizes == [912_822, 262_144]
-    assert read_shape(json.loads((tmp_path / "twin" / "config.json").read_text())).window_tokens == 16_384
+    assert read_checkpoint(str(tmp_path / "twin")).native_context_tokens == 16_384
 
 
 def result(hybrid: list[float], twin: list[float]) -> dict[str, object]:

@@ -254,7 +254,7 @@ def test_config_json_alone_will_do(tmp_path: Path) -> None:
         (("--acceptance", "poetry"), "allowed are shares from 0 to 1"),
         (("--hosted-input", "1"), "must be given together"),
         (("--set", "engine.mpt=off"), "mpt"),
-        (("--images", "1"), "--images must be 0, got 1: images are not read (the checkpoint has no vision tower)"),
+        (("--set", "engine.images=off", "--images", "1"), "must be 0, got 1: images are not read (switched off)"),
         (("--images", "257"), "less than or equal to 256"),
     ],
 )

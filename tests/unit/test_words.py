@@ -115,7 +115,7 @@ def test_clients_templates_and_scripts_are_checked(words: ModuleType) -> None:
         "clients/typescript/src/client.ts",
         "bench/penstock_bench/pilot/templates/report.md.jinja",
         "bench/contenders.py",
-        "models/demo/train.py",
+        "models/small/train.py",
         "scripts/lock",
         "scripts/_environment.py",
     }

@@ -84,7 +84,8 @@ def evaluate(
 ) -> None:
     """Ask a running service questions with known answers: accuracy against thought tokens, latency and cost.
 
-    The shipped questions are held out from the demo model's training: 600 of twelve kinds, half of which need thought.
+    The shipped questions are held out from the demo model's training: 546 of
+    thirteen kinds in six languages. Seven of the kinds need thought.
     Decoding is greedy. Ctrl-C shows the results so far.
     """
     from penstock_bench.evaluation.measure import EvaluationOptions

@@ -22,9 +22,9 @@ from penstock_bench.load import json_lines
 from penstock_client import ImagePart, Message, ToolCall
 
 SHIPPED = Path(__file__).parent / "questions.jsonl"
-"""The shipped file: twelve kinds in equal parts, half of which need no thought.
+"""The shipped file: thirteen kinds in six languages, in equal parts; seven of the kinds need thought.
 
-`python -m models.demo.question_file` writes it.
+`python -m models.small.question_file` writes it.
 """
 
 Form = Literal["text", "follow_up", "image", "tools"]

@@ -15,7 +15,7 @@ class Conversation(Sequence[Message]):
     >>> talk = Conversation(system="Answer in one line.")
     >>> reply = client.generate(talk.ask("What is 48 + 27 + 36 + 15?"))
     >>> talk.add(reply)
-    >>> reply = client.generate(talk.ask("Which is larger, 53 or 52?"))
+    >>> reply = client.generate(talk.ask("Which is larger, 53 or 25?"))
 
     A reply is added with its tool calls; add their results next. A thought is kept where the reply has tool calls,
     because the model needs it until it has answered.

@@ -8,7 +8,7 @@ import type { Response } from "./response.js";
  *
  *     const talk = new Conversation("Answer in one line.");
  *     talk.add(await client.generate(talk.ask("What is 48 + 27 + 36 + 15?")));
- *     talk.add(await client.generate(talk.ask("Which is larger, 53 or 52?")));
+ *     talk.add(await client.generate(talk.ask("Which is larger, 53 or 25?")));
  */
 export class Conversation extends Array<Message> {
   constructor(system?: string) {

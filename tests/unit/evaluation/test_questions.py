@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from penstock_bench.evaluation.checks import Thresholds
 from penstock_bench.evaluation.questions import SHIPPED, Question, is_right, load, pick
 from penstock_client import ToolCall
 
-from models.demo import question_file
-from models.demo.questions import HELD_OUT_SEED, KINDS, MULTI_STEP, is_reserved, question
+from models.small import question_file
+from models.small.languages import LANGUAGES
+from models.small.questions import HELD_OUT_SEED, KINDS, MULTI_STEP, question
 
 
 def some(count: int, kind: str = "k") -> list[Question]:
@@ -19,33 +22,32 @@ def some(count: int, kind: str = "k") -> list[Question]:
 
 
 def test_the_shipped_file_is_what_its_command_writes() -> None:
-    assert SHIPPED.read_text(encoding="utf-8") == question_file.text(), "run: python -m models.demo.question_file"
+    written = question_file.content("text.jsonl", question_file.SHIPPED_QUESTIONS)
+    assert SHIPPED.read_text(encoding="utf-8") == written, "run: python -m models.small.question_file"
 
 
 def test_no_shipped_question_is_training_data() -> None:
-    for asked in load(SHIPPED):
-        kind, seed = asked.id.rsplit("-", 1)
-        assert kind == asked.kind
-        assert int(seed) >= question_file.FIRST_SEED > HELD_OUT_SEED
-        # Training draws a question again until its text is not reserved: see models.demo.questions.
-        assert not asked.needs_thought or is_reserved(asked.question)
-    trained = {question(kind, seed).text for kind in MULTI_STEP for seed in range(1000)}
-    assert not trained & {asked.question for asked in load(SHIPPED)}
+    asked = load(SHIPPED)
+    assert all(int(one.id.rsplit("-", 1)[1]) >= question_file.FIRST_SEED > HELD_OUT_SEED for one in asked)
+    for kind in MULTI_STEP:
+        trained = {(made.earlier, made.text) for made in (question(kind, "en", seed) for seed in range(1000))}
+        assert not trained & {(tuple(one.earlier), one.question) for one in asked if one.kind == kind}
 
 
 def test_the_shipped_mix_is_as_stated() -> None:
     asked = load(SHIPPED)
-    assert Counter(one.kind for one in asked) == dict.fromkeys(KINDS, 50)
-    assert sum(one.needs_thought for one in asked) == len(asked) / 2
-    assert len({(one.system, one.question) for one in asked}) == len(asked)
+    assert len(asked) >= Thresholds().min_questions
+    found = Counter((one.kind, one.language) for one in asked)
+    assert found == dict.fromkeys(itertools.product(KINDS, LANGUAGES), question_file.SHIPPED_QUESTIONS)
     assert {one.kind for one in asked if one.needs_thought} == set(MULTI_STEP)
+    assert {one.kind for one in asked if one.earlier} == {"follow_up"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_right_is_what_the_task_calls_right(kind: str) -> None:
     other = "I do not know."
     for seed in range(HELD_OUT_SEED, HELD_OUT_SEED + 20):
-        asked = question(kind, seed)
+        asked = question(kind, "en", seed)
         for reply in (asked.answer, f" {asked.answer}\n", asked.answer.upper(), f"{asked.answer} 7", "7", other, ""):
             assert is_right(asked.value, reply) == asked.is_right(reply), (asked.value, reply)
 

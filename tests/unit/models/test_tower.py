@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from models.demo.run import Run
 from models.small import pictures
 from models.small.config import model_config
 from models.small.encoding import Encoder
 from models.small.language_model import SmallModel
 from models.small.pictures import TOKEN_EDGE, Drawing, Mark, to_patches
 from models.small.positions import picture_tokens
+from models.small.run import Run
 from models.small.tokenizer import load_tokenizer
 from models.small.tower import CLASSES, NOTHING, OVERLAP, Batches, Reader, losses_of, picture_of, shares_of, trunk_words
 

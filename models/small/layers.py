@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.demo.gated_delta import gated_delta_rule
+from models.small.gated_delta import gated_delta_rule
 
 
 class RMSNorm(nn.Module):

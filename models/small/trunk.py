@@ -1,9 +1,9 @@
-"""Define the whole model: trunk, head and MTP layer, and its initial weights."""
+"""Define the trunk and the MTP layer, and their initial weights."""
 
 import torch
 from torch import Tensor, nn
 
-from models.demo.model import DecoderLayer, RMSNorm
+from models.small.layers import DecoderLayer, RMSNorm
 
 
 class Trunk(nn.Module):
@@ -78,22 +78,3 @@ def initialise(module: nn.Module, std: float) -> None:
     for name, parameter in module.named_parameters(recurse=False):
         if name in ("gate_up_proj", "down_proj") or (name == "weight" and parameter.dim() == 2):
             nn.init.normal_(parameter, std=std)
-
-
-class DemoModel(nn.Module):
-    """The model, with the parameter names of the official checkpoints: `model.*`, `lm_head.*`, `mtp.*`."""
-
-    def __init__(self, config: dict) -> None:
-        super().__init__()
-        self.config = config
-        self.model = Trunk(config)
-        self.lm_head = nn.Linear(config["hidden_size"], config["vocab_size"], bias=False)
-        self.mtp = MultiTokenPredictor(config)
-        self.apply(self._initialise)
-
-    def _initialise(self, module: nn.Module) -> None:
-        initialise(module, self.config["initializer_range"])
-
-    def drafts(self, ids: Tensor, hidden: Tensor, count: int) -> tuple[list[Tensor], Tensor]:
-        """Return what `MultiTokenPredictor.drafts` does, from ids (B, T)."""
-        return self.mtp.drafts(self.model.embed_tokens(ids), hidden, count)

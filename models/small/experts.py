@@ -1,6 +1,6 @@
 """Measure the expert load of the held-out set: per layer, the share of each routed expert, and the imbalance.
 
-python -m models.demo.experts [--model DIR] [--questions 42]
+python -m models.small.experts [--model DIR] [--questions 8]
 
 The tokens are each question's whole text with thought and answer, as the generator writes them. The router is that of
 the Transformers modelling code. Exits with 1 if an expert of a layer gets no token.
@@ -16,30 +16,29 @@ import torch
 from penstock.engine.vllm.compat import declare_torchvision_operators
 from torch import Tensor
 
-from models.demo.config import END_OF_TEXT, EXPERTS_PER_TOKEN, IM_END, THINK_CLOSE
-from models.demo.data import Encoder, held_out, pad
-from models.demo.questions import KINDS
-from models.demo.tokenizer import build_tokenizer
+from models.small.collate import pad
+from models.small.config import END_OF_TEXT, EXPERTS_PER_TOKEN
+from models.small.encoding import Encoder
+from models.small.evaluate import question_row
+from models.small.languages import LANGUAGES
+from models.small.questions import KINDS, held_out
+from models.small.tokenizer import load_tokenizer
 
 BATCH = 64
 
 
-def texts(encoder: Encoder, per_kind: int) -> list[list[int]]:
-    """Return the token ids of whole held-out conversations, `per_kind` of each kind."""
-    rows = []
-    for kind in KINDS:
-        for asked in held_out(kind, per_kind):
-            said = [*encoder.thought(asked), THINK_CLOSE, *encoder.blank_line, *encoder.encode(asked.answer), IM_END]
-            rows.append([*encoder.prompt(asked, None, [], thinking=True), *said])
-    return rows
+def texts(encoder: Encoder, count: int) -> list[list[int]]:
+    """Return the token ids of whole held-out conversations, `count` of each kind and language."""
+    asked = [one for kind in KINDS for language in LANGUAGES for one in held_out(kind, language, count)]
+    return [question_row(encoder, one, None).ids for one in asked]
 
 
 def loads(model: Path, rows: list[list[int]]) -> Tensor:
     """Return the tokens per expert, as (layers, experts)."""
     declare_torchvision_operators()
-    from transformers import AutoModelForCausalLM
+    from transformers import Qwen3_5MoeForConditionalGeneration
 
-    reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    reference = Qwen3_5MoeForConditionalGeneration.from_pretrained(model, dtype=torch.float32).eval()
     totals: Tensor | None = None
     with torch.inference_mode():
         for start in range(0, len(rows), BATCH):
@@ -57,10 +56,10 @@ def loads(model: Path, rows: list[list[int]]) -> Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, default=Path("service/penstock/demo_model"))
-    parser.add_argument("--questions", type=int, default=42, help="per kind")
+    parser.add_argument("--questions", type=int, default=8, help="of each kind and language")
     arguments = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    rows = texts(Encoder(build_tokenizer()), arguments.questions)
+    rows = texts(Encoder(load_tokenizer()), arguments.questions)
     counts = loads(arguments.model, rows)
     for number, layer in enumerate(counts.float()):
         shares = [round(share, 3) for share in (layer / layer.sum()).tolist()]

@@ -1,17 +1,16 @@
-"""Hold the state of a training run, its learning rate and the losses of its drafts, for any of the models."""
+"""Hold the state of a training run, its learning rate and the losses of its drafts."""
 
-import io
 import json
-import lzma
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models.demo.optimizer import build_optimizers
+from models.small.optimizer import build_optimizers
 
 DRAFT_EVERY = 3
 """The draft layer learns from the trained trunk: a third of the steps is enough for it."""
@@ -46,10 +45,10 @@ def draft_losses(head: nn.Module, outs: list[Tensor], ids: Tensor, weights: Tens
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
-    """Return the model's weights of a checkpoint, which may be compressed by xz."""
-    with lzma.open(file) if file.suffix == ".xz" else file.open("rb") as opened:
-        content = io.BytesIO(opened.read())
-    weights: dict[str, Tensor] = torch.load(content, map_location="cpu", weights_only=True)["model"]
+    """Return the weights of a training run's checkpoint, or of an exported folder, which has them in bfloat16."""
+    if file.is_dir():
+        return load_file(file / "model.safetensors")
+    weights: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)["model"]
     return weights
 
 
