@@ -95,11 +95,11 @@ async def _recovered(patient: Patient, count: int) -> None:
 
 async def test_a_death_in_the_middle_of_probes_loses_nothing(patient: Patient) -> None:
     asked = QUESTIONS[:8]
-    undisturbed = [said(events) for events in await asyncio.gather(*(ask(patient, q) for q in asked))]
-    # No answer is as certain as that, so that there are probes until the thought ends by itself.
+    # No answer is as certain as that, so that there are probes until the marker ends the thought.
     thinking = pb.ThinkingConfig(
         mode=pb.THINKING_MODE_THINKING, early_exit=pb.EARLY_EXIT_PROBE, early_exit_probability=1.0
     )
+    undisturbed = [said(events) for events in await asyncio.gather(*(ask(patient, q, thinking) for q in asked))]
     streams = [asyncio.create_task(ask(patient, question, thinking)) for question in asked]
     until = time.monotonic() + 60
     while patient.engine.load().running_requests <= len(asked):
