@@ -168,14 +168,10 @@ def _add_thought(rng: random.Random, out: Example, text: str, encoder: Encoder, 
     out.add(encoder.generation_prompt(thinking))
     if not thinking:
         return
-    parts = list(weighted_parts(text))
-    length = sum(len(encoder.encode(part)) for part, _ in parts)
+    thought = [(one, weight) for part, weight in weighted_parts(text) for one in encoder.encode(part)]
     cut = rng.random() < 1 / 6
-    left = rng.randrange(length) if cut else length
-    for part, weight in parts:
-        ids = encoder.encode(part)[:left]
-        left -= len(ids)
-        out.add(ids, weight)
+    for one, weight in thought[: rng.randrange(len(thought))] if cut else thought:
+        out.add([one], weight)
     if cut:
         out.add(encoder.forced_closing(pick_closing_message(rng)))
     else:

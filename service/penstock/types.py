@@ -71,6 +71,11 @@ class EarlyExit(enum.Enum):
     PROBE = "probe"
 
 
+MIN_MARKER_PROBABILITY = 0.05
+"""Least threshold for the closing marker. It is then among the 20 most likely tokens, of which engines tell the log
+probabilities."""
+
+
 @dataclass(frozen=True, slots=True)
 class EarlyExitAdvice:
     """Say what may end thoughts of AUTO early, as those who trained a checkpoint measured it.
@@ -79,7 +84,8 @@ class EarlyExitAdvice:
 
     Attributes:
         sign: MARKER, or PROBE for that and probes.
-        marker_probability: Of the closing marker at the end of a line, in [0.05, 1]; None is the server's default.
+        marker_probability: Of the closing marker at the end of a line, from MIN_MARKER_PROBABILITY to 1;
+            None is the server's default.
     """
 
     sign: EarlyExit

@@ -32,9 +32,6 @@ from penstock.types import (
     Sampling,
 )
 
-MIN_MARKER_PROBABILITY = 0.05
-"""Least threshold for the closing marker. It is then among the 20 most likely tokens, of which engines tell the log
-probabilities."""
 _LINE_TIMES = 4
 """Points are ends of lines; in a longer line there is one after so many intervals."""
 _PAUSE_SECONDS = 600.0

@@ -12,13 +12,13 @@ from collections.abc import Iterator, Sequence
 from penstock.config.schema import LimitSettings
 from penstock.errors import BadRequest, FeatureOff, FieldViolation, ModelNotFound
 from penstock.generation.complexity import too_complex
-from penstock.generation.early_exit import MIN_MARKER_PROBABILITY
 from penstock.generation.images import IMAGE_TYPES, images_of
 from penstock.generation.stop_patterns import regex_fault
 from penstock.generation.tool_planning import needs_grammar
 from penstock.generation.tool_validation import validate_tool_messages, validate_tools
 from penstock.generation.violations import invalid, limit
 from penstock.types import (
+    MIN_MARKER_PROBABILITY,
     EarlyExit,
     Effort,
     Image,

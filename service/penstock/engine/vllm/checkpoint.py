@@ -16,7 +16,7 @@ from penstock.engine.sizing.vision import VisionShape, read_vision
 from penstock.engine.sizing.weights import weight_bytes
 from penstock.engine.vllm.cards import CARDS, IMAGE_PIXELS, vision_card
 from penstock.errors import ConfigError
-from penstock.types import EarlyExit, EarlyExitAdvice
+from penstock.types import MIN_MARKER_PROBABILITY, EarlyExit, EarlyExitAdvice
 
 ARCHITECTURES = frozenset(
     {
@@ -193,12 +193,12 @@ def _early_exit(model: str, advised: object) -> EarlyExitAdvice | None:
         case None:
             return None
         case {"sign": "marker" | "probe" as sign, **rest} if rest.keys() <= {"marker_probability"}:
-            probability = rest.get("marker_probability")
-            if probability is None or (isinstance(probability, float | int) and 0.05 <= probability <= 1):
+            least, probability = MIN_MARKER_PROBABILITY, rest.get("marker_probability")
+            if probability is None or (isinstance(probability, float | int) and least <= probability <= 1):
                 return EarlyExitAdvice(EarlyExit(sign), probability)
     raise ConfigError(
         f"{model}: penstock_early_exit in generation_config.json must be an object with sign (marker or probe) and, "
-        f"if wanted, marker_probability (0.05 to 1), got {json.dumps(advised)}"
+        f"if wanted, marker_probability ({MIN_MARKER_PROBABILITY} to 1), got {json.dumps(advised)}"
     )
 
 
