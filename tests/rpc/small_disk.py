@@ -55,5 +55,7 @@ def with_small_files(folder: Path, size: int, command: Sequence[str], environ: M
 
 def _run(command: Sequence[str], folder: Path, environ: Mapping[str, str] | None) -> subprocess.CompletedProcess[str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_")}
+    # Python renames a compiled module into its place even where only a part of it could be written.
+    kept |= {"PYTHONDONTWRITEBYTECODE": "1"}
     kept |= {"MPLCONFIGDIR": str(folder.parent), "HF_HUB_DISABLE_XET": "1", **(environ or {})}
     return subprocess.run(command, cwd=folder, env=kept, capture_output=True, text=True, timeout=100, check=False)

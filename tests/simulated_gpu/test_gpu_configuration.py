@@ -20,13 +20,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.needs("triton"), pytest.mark.timeout
 
 PRESETS = sorted(path for path in (ROOT / "helm/penstock/presets").glob("*.yaml") if path.stem != "demo-cpu")
 
+ALL_OFF = {"fp8_weights": "off", "fp8_kv_cache": "off", "mtp": "off", "images": "off"}
+
 
 @cache
 def cases() -> str:
     """All presets, and one start with everything on that a GPU can have, as `configure` takes them."""
     found = [
         {"name": "routing", "count": 2, "settings": {"routing": "on"}},
-        {"name": "bfloat16", "count": 1, "settings": {"fp8_weights": "off", "fp8_kv_cache": "off", "mtp": "off"}},
+        {"name": "all-off", "count": 1, "settings": ALL_OFF},
         {"name": "qwen-made-fp8", "count": 1, "settings": {"model": "Qwen/Qwen3.5-35B-A3B", "images": "required"}},
     ]
     for path in PRESETS:
@@ -59,7 +61,7 @@ def test_vllm_accepts_every_preset(card: str, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
-    assert set(found) == {"routing", "bfloat16", "qwen-made-fp8"} | {path.stem for path in PRESETS}
+    assert set(found) == {"routing", "all-off", "qwen-made-fp8"} | {path.stem for path in PRESETS}
     places = {case["vllm"] for case in found.values() if "vllm" in case}
     assert {Path(place).parent == (Path(other) / "vllm").resolve() for place in places} == {bool(other)}
     reads_fp8 = CARDS[card][1] >= (8, 9)
@@ -71,10 +73,10 @@ def test_vllm_accepts_every_preset(card: str, tmp_path: Path) -> None:
         assert "refused_by_vllm" not in case, (name, case["refused_by_vllm"])
         assert case["runner"] == "V2", name
         assert case["profile"]["model_runner"][1] == "V2", name
-        cache_on = reads_fp8 and name != "bfloat16"
+        cache_on = reads_fp8 and name != "all-off"
         assert case["cache_dtype"] == ("fp8" if cache_on else "auto"), name
         assert case["profile"]["fp8_kv_cache"][0] is cache_on, name
         assert case["mamba_cache_mode"] == "align", name
-        assert case["images"] is case["profile"]["images"][0] is name.startswith("qwen"), name
+        assert case["images"] is case["profile"]["images"][0] is (name != "all-off"), name
     assert found["qwen3.5-397b-a17b-fp8-1m"]["window"] == 1_010_000
     assert found["qwen3.5-397b-a17b-fp8-two-nodes"]["tensor"] == 8

@@ -29,8 +29,8 @@ _CONVERTED = re.compile(
     r"|mlp\.(shared_expert\.|experts\.\d+\.)?(gate|up|down)_proj)\.weight$"
 )
 _TOGETHER = re.compile(r"^(.*\.experts)\.(gate_up_proj|down_proj)$")
-_SPACE = 0.62
-"""Share of the source's size: half, the unchanged weights, and scales of 1/4096."""
+_ENTRY = 120
+"""Bytes of a tensor's entry in the header of its file, without its name; rounded up."""
 
 Progress = Callable[[int, int, str], None]
 """Called with bytes read so far, bytes in all, and the tensor's name."""
@@ -60,7 +60,8 @@ def write(source: Path, target: Path, progress: Progress = lambda done, total, n
     if target.exists():
         raise ConfigError(f"{target} exists already; name a directory that does not exist")
     written = Written(sum(shard.stat().st_size for shard in shards))
-    _check_space(target, written.source_bytes)
+    needed = _space_needed(source, shards)
+    _check_space(target, needed)
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -71,14 +72,28 @@ def write(source: Path, target: Path, progress: Progress = lambda done, total, n
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, SafetensorError) or (isinstance(error, OSError) and is_of_space(error)):
-            why = why_not_written(target, error, _space_needed(written.source_bytes))
+            why = why_not_written(target, error, needed)
             raise PenstockError(f"{why}; nothing was left behind") from error
         raise
     return written
 
 
-def _space_needed(source_bytes: int) -> int:
-    return int(source_bytes * _SPACE)
+def _space_needed(source: Path, shards: list[Path]) -> int:
+    """Return bytes: the files to copy, and each tensor as it will be stored. Reads the headers alone."""
+    needed = sum(path.stat().st_size for path in source.iterdir() if path.is_file() and path not in shards)
+    for shard in shards:
+        with safe_open(shard, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 # not a mapping
+                stored = file.get_slice(name)
+                bits = re.search(r"\d+", stored.get_dtype())  # of BF16: 16; BOOL has none, and takes a byte
+                for part, weight in _apart(name, torch.empty(stored.get_shape(), dtype=torch.int8, device="meta")):
+                    needed += _ENTRY + len(part)
+                    if _is_converted(part, weight):
+                        needed += weight.numel() + 4 * weight.numel() // BLOCK**2
+                        needed += _ENTRY + len(f"{part}_scale_inv")
+                    else:
+                        needed += weight.numel() * (int(bits[0]) if bits else 8) // 8
+    return needed
 
 
 def _write_weights(shards: list[Path], folder: Path, written: Written, progress: Progress) -> None:
@@ -121,14 +136,18 @@ def _apart(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]
 
 
 def _convert(name: str, weight: torch.Tensor, written: Written) -> dict[str, torch.Tensor]:
-    whole_blocks = weight.dim() == 2 and weight.shape[0] % BLOCK == 0 and weight.shape[1] % BLOCK == 0
-    if _CONVERTED.search(name) and whole_blocks:
+    if _is_converted(name, weight):
         quantised, scale = quantize(weight)
         written.converted_tensors += 1
         return {name: quantised, f"{name}_scale_inv": scale}
     if name.endswith(".weight") and weight.dim() > 1:
         written.kept_modules.append(name.removesuffix(".weight"))
     return {name: weight.contiguous()}
+
+
+def _is_converted(name: str, weight: torch.Tensor) -> bool:
+    whole_blocks = weight.dim() == 2 and weight.shape[0] % BLOCK == 0 and weight.shape[1] % BLOCK == 0
+    return _CONVERTED.search(name) is not None and whole_blocks
 
 
 def _config(source: Path) -> dict[str, object]:
@@ -160,7 +179,7 @@ def _write_rest(source: Path, folder: Path, config: dict[str, object], written: 
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")
 
 
-def _check_space(target: Path, source_bytes: int) -> None:
-    needed, free = _space_needed(source_bytes), free_bytes(target)
+def _check_space(target: Path, needed: int) -> None:
+    free = free_bytes(target)
     if free is not None and free < needed:
         raise PenstockError(f"{target} cannot be written: about {size(needed)} needed, {size(free)} free")
