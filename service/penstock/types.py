@@ -383,7 +383,7 @@ class ModelCard:
 
     `default_sampling` comes from the checkpoint's generation_config. `forces_budget` tells whether the engine itself
     closes a thought at `EngineRequest.thought_budget_tokens`; otherwise the service closes it, at the price of one more
-    prefill.
+    prefill. `forces_exit` tells the same of `EngineRequest.exit_probability`.
     """
 
     name: str
@@ -396,6 +396,7 @@ class ModelCard:
     default_sampling: Sampling
     forces_budget: bool
     max_num_seqs: int
+    forces_exit: bool = False
     tool_call_format: ToolCallFormat | None = None
     """How this checkpoint writes tool calls; None where its chat template has no tools."""
     advised_output_tokens: int | None = None
@@ -427,7 +428,9 @@ class EngineRequest:
 
     `max_tokens` is everything that the engine may sample, forced markers included. `thought_budget_tokens` counts
     generated tokens strictly between the markers; None does not limit the thought. `banned_token_ids` are never
-    sampled.
+    sampled. Behind a line of the thought the engine forces the closing marker where its probability is at least
+    `exit_probability`; None forces none. The lines that count end at `thought_start` or later in prompt and output
+    together.
     """
 
     request_id: str
@@ -436,6 +439,8 @@ class EngineRequest:
     min_tokens: int
     sampling: Sampling
     thought_budget_tokens: int | None = None
+    exit_probability: float | None = None
+    thought_start: int = 0
     stop_token_ids: tuple[int, ...] = ()
     top_logprobs: int | None = None
     structured: StructuredOutput | None = None

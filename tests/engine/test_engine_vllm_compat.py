@@ -491,7 +491,7 @@ def test_a_row_still_keeps_the_thought_budget_of_the_request_that_ended_there(pa
     opening, closing = 1, 2
 
     def added(row: int, budget: int | None) -> tuple:
-        return row, SimpleNamespace(thinking_token_budget=budget), [opening], []
+        return row, SimpleNamespace(thinking_token_budget=budget, extra_args=None), [opening], []
 
     def budgets(sync, *, other: int | None) -> dict[int, int]:
         """Return the budgets by row after a thought in row 0 ended and the request in row 1 moved there."""
@@ -507,7 +507,7 @@ def test_a_row_still_keeps_the_thought_budget_of_the_request_that_ended_there(pa
 
     assert budgets(Holder.sync_batch, other=None) == {}
     assert budgets(Holder.sync_batch, other=5) == {1: 5}
-    assert budgets(Holder.sync_batch.__wrapped__, other=None) == {1: 8}, "vLLM forgets it itself: delete the patch"
+    assert budgets(inspect.unwrap(Holder.sync_batch), other=None) == {1: 8}, "vLLM forgets it itself: delete the patch"
 
 
 def test_a_rewritten_schema_still_needs_vllms_list_of_features_left_out(patched):

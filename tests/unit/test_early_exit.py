@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 
@@ -24,6 +25,7 @@ from penstock.types import (
     EarlyExit,
     EngineChunk,
     EngineRequest,
+    EngineStop,
     GenerationPlan,
     Message,
     Output,
@@ -36,6 +38,8 @@ from penstock.types import (
     ThinkingMode,
     ThinkingOutcome,
     ThoughtEnded,
+    TokenLogprob,
+    TokenLogprobs,
     Tool,
     ToolConfig,
     ToolMode,
@@ -367,3 +371,62 @@ def test_probes_cost_the_caller_nothing() -> None:
     usage = Usage(prompt_tokens=10, thought_tokens=5)
     assert prices.cost(usage) == prices.cost(replace(usage, probe_tokens=1000))
     assert usage.total_tokens == replace(usage, probe_tokens=1000).total_tokens
+
+
+class Forces(ScriptedEngine):
+    """Writes a thought, the closing marker with a probability and a rank, and an answer, a token at a time."""
+
+    def __init__(self, thought: str, probability: float, rank: int, *, forces: bool = True) -> None:
+        super().__init__([])
+        self.card = replace(self.card, forces_budget=forces, forces_exit=forces)
+        self.asked: list[EngineRequest] = []
+        assert self.card.markers is not None
+        self._close_id = self.card.markers.close_id
+        self._ids = (*thought.encode(), self._close_id, *b"done", *self.card.eos_ids)
+        self._marker = TokenLogprob(self._close_id, math.log(probability), rank)
+
+    async def stream(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:  # type: ignore[override]
+        self.asked.append(request)
+        for number, token_id in enumerate(self._ids, 1):
+            sampled = self._marker if token_id == self._close_id else TokenLogprob(token_id, -0.1, 1)
+            stop = EngineStop.EOS if number == len(self._ids) else None
+            yield EngineChunk((token_id,), (TokenLogprobs(sampled, ()),), stop=stop)
+
+
+@pytest.mark.parametrize(
+    ("thought", "probability", "rank", "outcome"),
+    [
+        (LINE, 0.3, 2, ThinkingOutcome.CONVERGED),
+        (LINE, 0.9, 1, ThinkingOutcome.NATURAL_END),  # the model ends it
+        (LINE, 0.02, 3, ThinkingOutcome.NATURAL_END),  # it was drawn below the threshold
+        (LINE + "so", 0.3, 2, ThinkingOutcome.NATURAL_END),  # not behind a line
+    ],
+)
+async def test_an_engine_that_ends_thoughts_is_asked_to(
+    thought: str, probability: float, rank: int, outcome: ThinkingOutcome
+) -> None:
+    engine = Forces(thought, probability, rank)
+    plan = plan_of(engine, EarlyExit.MARKER, thinking={"early_exit_probability": 0.05})
+    text, answer, ended, end = await said(engine, plan)
+    assert (text, answer) == (thought, "done")
+    assert ended is not None
+    assert ended.outcome is end.outcome is outcome
+    assert end.usage.recomputed_tokens == 0
+    [asked] = engine.asked
+    assert (asked.exit_probability, asked.top_logprobs) == (0.05, 0)
+    assert asked.thought_start == len(asked.prompt_token_ids)
+
+
+@pytest.mark.parametrize(
+    ("forces", "sign", "message"),
+    [(True, EarlyExit.OFF, ""), (True, EarlyExit.MARKER, "That is enough."), (False, EarlyExit.MARKER, "")],
+)
+async def test_no_engine_is_asked_to_end_a_thought_that_it_cannot_end_as_it_should(
+    forces: bool, sign: EarlyExit, message: str
+) -> None:
+    engine = Forces(LINE, 0.9, 1, forces=forces)
+    plan = plan_of(engine, sign, thinking={"closing_message": message} if message else {})
+    await said(engine, plan)
+    asked = engine.asked[0]
+    assert asked.exit_probability is None
+    assert asked.top_logprobs == (logprobs_needed(plan.early_exit) if plan.early_exit else None)

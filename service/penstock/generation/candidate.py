@@ -346,7 +346,6 @@ class Candidate:
         left = plan.budget.max_output_tokens - parser.output_tokens
         # One more for the thought's closing marker, and one for the opening marker where the model may still write it.
         most = left + (1 if parser.in_thought else 2 if parser.may_think else 0)
-        forces = self._engine.card.forces_budget and len(plan.closing_ids) == 1
         context, constrained = self._context_beside(left), 0
         if plan.structured is not None and not parser.in_thought:
             constrained = len(context) - parser.answer_start
@@ -358,6 +357,7 @@ class Candidate:
         most = min(most, plan.context.window_tokens - len(prompt))
         if most < 1:
             return None
+        in_engine = self._exits_in_engine
         request = EngineRequest(
             request_id=f"{self._id}-{self._runs}",
             prompt_token_ids=prompt,
@@ -365,8 +365,12 @@ class Candidate:
             min_tokens=max(0, min(output.min_tokens - parser.output_tokens, left, most)),
             sampling=replace(plan.sampling, seed=seed),
             thought_budget_tokens=(
-                parser.thought_budget_tokens - parser.thought_tokens if parser.in_thought and forces else None
+                parser.thought_budget_tokens - parser.thought_tokens
+                if parser.in_thought and self._forces_budget
+                else None
             ),
+            exit_probability=self._exit.marker_probability if self._exit and in_engine else None,
+            thought_start=len(plan.context.prompt_token_ids),
             stop_token_ids=stops if self._engine_stops else (),
             top_logprobs=self._top_logprobs(),
             structured=plan.structured,
@@ -389,12 +393,25 @@ class Candidate:
         headers = self._hooks.run_began(self._cause, request)
         return replace(request, trace_headers=headers) if headers else request
 
+    @property
+    def _forces_budget(self) -> bool:
+        """Whether the engine closes the thought at its budget: it forces the marker alone, without a message."""
+        return self._engine.card.forces_budget and len(self._plan.closing_ids) == 1
+
+    @property
+    def _exits_in_engine(self) -> bool:
+        """Whether the engine ends the next run's thought where the marker is likely. It needs a budget for that."""
+        return self._parser.in_thought and self._forces_budget and self._engine.card.forces_exit
+
     def _top_logprobs(self) -> int | None:
-        """Return how many alternatives the engine tells: the caller's, and those that show the closing marker."""
+        """Return how many alternatives the engine tells: the caller's, and those that show the closing marker.
+
+        Where the engine ends the thought itself, the marker that it forced tells its own probability and rank.
+        """
         asked = self._plan.request.output.top_logprobs
         if self._exit is None or not self._parser.may_think:
             return asked
-        return max(asked or 0, logprobs_needed(self._exit))
+        return max(asked or 0, 0 if self._exits_in_engine else logprobs_needed(self._exit))
 
     def _context_beside(self, left: int) -> list[int]:
         """Return all tokens after the prompt, such that `left` more fit.
@@ -551,7 +568,8 @@ class Candidate:
             outcome = _CUT_OF.get(action)
         elif self._outcome is None and not parser.in_thought and (was_thinking or parser.marker_tokens):
             spent = parser.thought_tokens >= parser.thought_budget_tokens
-            outcome = ThinkingOutcome.BUDGET_REACHED if spent else ThinkingOutcome.NATURAL_END
+            early = ThinkingOutcome.CONVERGED if parser.exited else ThinkingOutcome.NATURAL_END
+            outcome = ThinkingOutcome.BUDGET_REACHED if spent else early
         # A drained candidate continues elsewhere: an incomplete character or stop string must not be flushed here.
         final = ends and action is not StepAction.DRAINED
         events: list[CandidateEvent] = list(parser.pop_events(final=final, was_cut=action in _CUT_OF))

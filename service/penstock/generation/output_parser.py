@@ -130,6 +130,8 @@ class OutputParser:
         """Number of lines of the thought that are complete."""
         self.line_end = 0
         """Number of tokens in `context_ids` up to the end of the last of them."""
+        self.exited = False
+        """Whether the marker that closed the thought was likely enough for early exit, and another token likelier."""
         self._answer = AnswerOutput(settings.candidate_index, settings.stop_strings, tools, settings.call_id_prefix)
         # The separator after the marker is generated and counted, but is not part of the answer's text.
         self._answer.trims_start = settings.trims_answer_start and settings.markers is not None and in_thought
@@ -222,6 +224,7 @@ class OutputParser:
     def _thought_token(self, token_id: int, logprob: TokenLogprobs | None) -> StepAction:
         settings = self._settings
         if settings.markers is not None and token_id == settings.markers.close_id:
+            self.exited = self._is_exit(logprob)
             self.marker_tokens += 1
             self.context_ids.append(token_id)
             self._leave_thought()
@@ -264,6 +267,13 @@ class OutputParser:
         if least is None or markers is None or not self.is_at_line_end:
             return False
         return any(one.token_id == markers.close_id and one.logprob >= least for one in logprob.top)
+
+    def _is_exit(self, logprob: TokenLogprobs | None) -> bool:
+        """Return whether a closing marker that was drawn is one that the engine forces for early exit."""
+        least = self._settings.marker_logprob
+        if least is None or logprob is None or not self.is_at_line_end:
+            return False
+        return logprob.sampled.rank > 1 and logprob.sampled.logprob >= least
 
     def _for_caller(self, logprob: TokenLogprobs | None) -> tuple[TokenLogprobs, ...]:
         """Return the log probabilities of one token as far as the caller asked for them."""

@@ -177,6 +177,10 @@ class VllmEngine:
         except Exception as error:
             raise EngineRefused(f"reading the expert counts failed: {type(error).__name__}") from error
 
+    async def end_thoughts_behind(self, line_ends: list[int]) -> bool:
+        """Tell the workers which tokens end a line. Return whether they read `EngineRequest.exit_probability`."""
+        return all(await self._llm.collective_rpc("end_thoughts_behind", args=(line_ends,)))
+
     async def draw_from(self, seed: int) -> None:
         """Seed the random numbers of requests without a seed, in all workers of all nodes. Range [0, 2^32)."""
         await self._llm.collective_rpc("draw_from", args=(seed,))

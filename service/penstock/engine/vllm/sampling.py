@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
 from penstock.engine.vllm.compat.constraint_prefix import PREFIX_TOKENS
 from penstock.engine.vllm.constraints.compiling import compiled_text
+from penstock.engine.vllm.marker_exit import EXIT
 from penstock.errors import EngineRefused
 from penstock.types import EngineRequest, Markers, ModelCard, Sampling, StructuredKind, StructuredOutput
 
@@ -34,15 +36,23 @@ def sampling_params(request: EngineRequest, card: ModelCard, name_of: Callable[[
             thinking_token_budget=budget if card.forces_budget else None,
             **_without(request.banned_token_ids, card, name_of),
             structured_outputs=_structured(request.structured) if request.structured else None,
-            extra_args={PREFIX_TOKENS: request.constrained_prompt_tokens}
-            if request.constrained_prompt_tokens
-            else None,
+            extra_args=_extra_args(request) or None,
             output_kind=RequestOutputKind.DELTA,
             detokenize=False,
             skip_clone=True,
         )
     except ValueError as error:
         raise EngineRefused(f"vLLM refuses the sampling parameters: {error}") from error
+
+
+def _extra_args(request: EngineRequest) -> dict[str, Any]:
+    """Return what the extensions of vLLM read of a request."""
+    arguments: dict[str, Any] = {}
+    if request.constrained_prompt_tokens:
+        arguments[PREFIX_TOKENS] = request.constrained_prompt_tokens
+    if request.exit_probability is not None:
+        arguments[EXIT] = [math.log(request.exit_probability), request.thought_start]
+    return arguments
 
 
 def _stops(request: EngineRequest, card: ModelCard) -> list[int]:

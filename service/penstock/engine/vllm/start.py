@@ -86,6 +86,10 @@ async def start(
         raise
     if fault is not None:
         await _without_engine_budget(engine, settings, fault, progress)
+    elif engine.card.forces_budget:
+        ids = range(engine.card.vocab_size)
+        line_ends = [token_id for token_id in ids if b"\n" in engine.tokenizer.token_bytes(token_id)]
+        engine.change_card(forces_exit=await engine.end_thoughts_behind(line_ends))
     if planned.layout is not None:
         await _count_experts(engine, settings, planned, progress)
     if "seed" not in settings.extra_args:

@@ -24,6 +24,12 @@ class WorkerReport:
 
         return int(torch.initial_seed())
 
+    def end_thoughts_behind(self, line_ends: list[int]) -> bool:
+        """Take the ids of the tokens that end a line. Return whether thoughts end behind them in the engine."""
+        from penstock.engine.vllm import marker_exit
+
+        return marker_exit.end_thoughts_behind(self.model_runner, line_ends)
+
     def count_experts(self, on: bool) -> int:
         """Start or stop counting. Return the number of counted layers.
 

@@ -13,7 +13,7 @@ drafts than usual. `recurrent_states`: MTP with prefix caching. `slow_grammars`:
 `plain_text`: control tokens under a constraint.
 `thought_end`: where a constraint begins. `thought_budget`: budgets that reach other requests. `seeds`: seeded prompts
 that take several steps. `waiting`: processes that use a core while they wait. `fp8_cache`: keys and values that the CPU
-kernel cuts off instead of rounding. `engine.vllm.fp8`: FP8.
+kernel cuts off instead of rounding. `engine.vllm.marker_exit`: thoughts that end early. `engine.vllm.fp8`: FP8.
 
 tests/engine/test_engine_vllm_compat.py fails when a patch is no longer needed.
 """
@@ -40,6 +40,7 @@ def general_plugin() -> None:
     end_with_service()
     from vllm.platforms import current_platform
 
+    from penstock.engine.vllm import marker_exit
     from penstock.engine.vllm.compat import (
         constraint_prefix,
         json_features,
@@ -55,6 +56,7 @@ def general_plugin() -> None:
     plain_text.constrain_to_text()
     thought_end.register()
     thought_budget.forget_overwritten_rows()
+    marker_exit.extend_thinking_budget()
     if not current_platform.is_cpu():
         return
     from penstock.engine.vllm.compat import (
