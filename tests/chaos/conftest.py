@@ -21,12 +21,15 @@ from penstock_proto.v1 import generation_pb2_grpc
 from tests.bad_requests import hello
 
 _SHIPPED = Path(__file__).parents[2] / "bench/penstock_bench/evaluation/questions.jsonl"
+_NEAR_TIES: frozenset[str] = frozenset()
+"""Ids of questions in whose reply two tokens are about as likely. test_questions.py finds them."""
 
 
 def questions(*kinds: str, count: int) -> tuple[str, ...]:
     """Held-out questions that the demo model is sure of: near-ties would make greedy replies differ by batch."""
     rows = [json.loads(line) for line in _SHIPPED.read_text(encoding="utf-8").splitlines()]
-    by_kind = [[row["question"] for row in rows if row["kind"] == kind] for kind in kinds]
+    sure = [row for row in rows if row["id"] not in _NEAR_TIES]
+    by_kind = [[row["question"] for row in sure if row["kind"] == kind] for kind in kinds]
     return tuple(itertools.islice(itertools.chain.from_iterable(zip(*by_kind, strict=False)), count))
 
 

@@ -86,7 +86,8 @@ def _accuracy(axes: Axes, summaries: Sequence[EvaluationSummary]) -> None:
     ):
         of_mode = [s for s in summaries if s.setting.mode is mode and s.setting.early_exit is None]
         x, y = [s.mean_thought_tokens for s in of_mode], [s.accuracy.value for s in of_mode]
-        axes.scatter(x, y, s=34, color=_COLOURS[mode], marker=_MARKERS[mode], zorder=3, label=name)
+        if of_mode:
+            axes.scatter(x, y, s=34, color=_COLOURS[mode], marker=_MARKERS[mode], zorder=3, label=name)
     early = [s for s in summaries if s.setting.early_exit is not None]
     if early:
         x, y = [s.mean_thought_tokens for s in early], [s.accuracy.value for s in early]
@@ -105,7 +106,7 @@ def _latency(axes: Axes, summaries: Sequence[EvaluationSummary]) -> None:
         y = [getattr(s, key) for s in _thinking(summaries)]
         axes.plot(x, y, color=_BLUE, linestyle=style, linewidth=1.2, label=key[8:11])
         _points(axes, summaries, [getattr(s, key) for s in summaries])
-    axes.legend(fontsize=8, loc="lower right", frameon=False)
+    axes.legend(fontsize=8, loc="upper left", frameon=False)
     axes.set(ylabel="seconds", ylim=(0, None))
     axes.set_title("latency", fontsize=9)
 
