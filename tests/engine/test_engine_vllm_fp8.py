@@ -132,6 +132,25 @@ def test_the_layout_is_that_of_the_official_checkpoints(source, tmp_path):
     assert seen
 
 
+def test_the_space_is_known_before_anything_is_written(source, tmp_path, monkeypatch):
+    (tmp_path / ".fp8.partial").mkdir()
+    (tmp_path / ".fp8.partial" / "left").write_bytes(b"by a run that was killed")
+    told = []
+    monkeypatch.setattr(writing, "_check_space", lambda target, needed: told.append((needed, [*tmp_path.iterdir()])))
+    write(source, tmp_path / "fp8")
+    [(needed, there)] = told
+    took = sum(path.stat().st_size for path in (tmp_path / "fp8").iterdir() if path.name != "config.json")
+    assert took <= needed <= took + 40_000  # 36 headers' worth: these tensors are small
+    assert there == [source]
+
+
+def test_a_shard_that_cannot_be_read_is_named(source, tmp_path):
+    (source / "model-00002-of-00002.safetensors").write_bytes(b"no weights")
+    with pytest.raises(ConfigError, match=r"model-00002-of-00002.safetensors cannot be read"):
+        write(source, tmp_path / "fp8")
+    assert not (tmp_path / "fp8").exists()
+
+
 def test_nothing_is_overwritten_and_nothing_half_done_is_left(source, tmp_path, monkeypatch):
     (tmp_path / "there").mkdir()
     with pytest.raises(ConfigError, match="exists"):

@@ -402,11 +402,15 @@ class Forces(ScriptedEngine):
         (LINE + "so", 0.3, 2, ThinkingOutcome.NATURAL_END),  # not behind a line
     ],
 )
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
 async def test_an_engine_that_ends_thoughts_is_asked_to(
-    thought: str, probability: float, rank: int, outcome: ThinkingOutcome
+    thought: str, probability: float, rank: int, outcome: ThinkingOutcome, temperature: float
 ) -> None:
     engine = Forces(thought, probability, rank)
-    plan = plan_of(engine, EarlyExit.MARKER, thinking={"early_exit_probability": 0.05})
+    change = {"thinking": {"early_exit_probability": 0.05}, "sampling": Sampling(temperature=temperature)}
+    plan = plan_of(engine, EarlyExit.MARKER, **change)
+    if temperature and rank == 1:  # drawn at random, most of such thoughts would have gone on
+        outcome = ThinkingOutcome.CONVERGED
     text, answer, ended, end = await said(engine, plan)
     assert (text, answer) == (thought, "done")
     assert ended is not None
@@ -418,15 +422,27 @@ async def test_an_engine_that_ends_thoughts_is_asked_to(
 
 
 @pytest.mark.parametrize(
-    ("forces", "sign", "message"),
-    [(True, EarlyExit.OFF, ""), (True, EarlyExit.MARKER, "That is enough."), (False, EarlyExit.MARKER, "")],
+    ("forces", "change"),
+    [
+        (True, {"sign": EarlyExit.OFF}),
+        (False, {}),
+        (True, {"thinking": {"closing_message": "That is enough."}}),
+        # The engine would read a probability that these have changed.
+        (True, {"sampling": Sampling(temperature=0.0, presence_penalty=1.5)}),
+        (True, {"sampling": Sampling(temperature=0.0, frequency_penalty=0.1)}),
+        (True, {"sampling": Sampling(temperature=0.0, repetition_penalty=1.1)}),
+        (True, {"sampling": Sampling(temperature=0.0, logit_bias={97: 1.0})}),
+        (True, {"output": Output(min_tokens=2)}),
+    ],
 )
 async def test_no_engine_is_asked_to_end_a_thought_that_it_cannot_end_as_it_should(
-    forces: bool, sign: EarlyExit, message: str
+    forces: bool, change: dict[str, object]
 ) -> None:
-    engine = Forces(LINE, 0.9, 1, forces=forces)
-    plan = plan_of(engine, sign, thinking={"closing_message": message} if message else {})
-    await said(engine, plan)
+    engine = Forces(LINE, 0.3, 2, forces=forces)
+    plan = plan_of(engine, change.pop("sign", EarlyExit.MARKER), **change)  # type: ignore[arg-type]
+    _, _, ended, _ = await said(engine, plan)
     asked = engine.asked[0]
     assert asked.exit_probability is None
     assert asked.top_logprobs == (logprobs_needed(plan.early_exit) if plan.early_exit else None)
+    assert ended is not None
+    assert ended.outcome is ThinkingOutcome.NATURAL_END

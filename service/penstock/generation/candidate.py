@@ -171,6 +171,7 @@ class Candidate:
             tool_call_id=tool_call_token(self._engine.tokenizer) if plan.max_tool_calls else None,
             stop_patterns=plan.request.thinking.stop_patterns,
             marker_logprob=math.log(plan.early_exit.marker_probability) if plan.early_exit else None,
+            is_greedy=plan.sampling.temperature == 0,
             gives_logprobs=output.top_logprobs is not None,
             top_logprobs=output.top_logprobs,
             candidate_index=self._index,
@@ -357,7 +358,7 @@ class Candidate:
         most = min(most, plan.context.window_tokens - len(prompt))
         if most < 1:
             return None
-        in_engine = self._exits_in_engine
+        parser.engine_exits = self._exit is not None and self._exits_in_engine
         request = EngineRequest(
             request_id=f"{self._id}-{self._runs}",
             prompt_token_ids=prompt,
@@ -369,7 +370,7 @@ class Candidate:
                 if parser.in_thought and self._forces_budget
                 else None
             ),
-            exit_probability=self._exit.marker_probability if self._exit and in_engine else None,
+            exit_probability=self._exit.marker_probability if self._exit and parser.engine_exits else None,
             thought_start=len(plan.context.prompt_token_ids),
             stop_token_ids=stops if self._engine_stops else (),
             top_logprobs=self._top_logprobs(),
@@ -400,8 +401,16 @@ class Candidate:
 
     @property
     def _exits_in_engine(self) -> bool:
-        """Whether the engine ends the next run's thought where the marker is likely. It needs a budget for that."""
-        return self._parser.in_thought and self._forces_budget and self._engine.card.forces_exit
+        """Whether the engine ends the next run's thought where the marker is likely. It needs a budget for that.
+
+        It reads the probability after penalties, biases and the minimum have changed it, the service before.
+        """
+        if not (self._parser.in_thought and self._forces_budget and self._engine.card.forces_exit):
+            return False
+        sampling = self._plan.sampling
+        changes = (sampling.presence_penalty, sampling.frequency_penalty, sampling.logit_bias)
+        is_changed = any(changes) or sampling.repetition_penalty not in (None, 1.0)
+        return not is_changed and not self._plan.request.output.min_tokens
 
     def _top_logprobs(self) -> int | None:
         """Return how many alternatives the engine tells: the caller's, and those that show the closing marker.

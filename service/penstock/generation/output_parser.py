@@ -74,6 +74,8 @@ class ParserSettings:
     """What ends the thought where it shows."""
     marker_logprob: float | None = None
     """Log probability of the closing marker at the end of a line from which on the thought ends there."""
+    is_greedy: bool = False
+    """Whether the most likely token is always drawn."""
     gives_logprobs: bool = True
     """Whether the caller gets log probabilities, where the engine tells them."""
     top_logprobs: int | None = None
@@ -130,8 +132,10 @@ class OutputParser:
         """Number of lines of the thought that are complete."""
         self.line_end = 0
         """Number of tokens in `context_ids` up to the end of the last of them."""
+        self.engine_exits = False
+        """Whether the engine forces the marker in this run where it is likely enough."""
         self.exited = False
-        """Whether the marker that closed the thought was likely enough for early exit, and another token likelier."""
+        """Whether the engine ended the thought so."""
         self._answer = AnswerOutput(settings.candidate_index, settings.stop_strings, tools, settings.call_id_prefix)
         # The separator after the marker is generated and counted, but is not part of the answer's text.
         self._answer.trims_start = settings.trims_answer_start and settings.markers is not None and in_thought
@@ -269,11 +273,11 @@ class OutputParser:
         return any(one.token_id == markers.close_id and one.logprob >= least for one in logprob.top)
 
     def _is_exit(self, logprob: TokenLogprobs | None) -> bool:
-        """Return whether a closing marker that was drawn is one that the engine forces for early exit."""
+        """Return whether the engine forced this closing marker. A greedy model writes the likeliest token itself."""
         least = self._settings.marker_logprob
-        if least is None or logprob is None or not self.is_at_line_end:
+        if not self.engine_exits or least is None or logprob is None or not self.is_at_line_end:
             return False
-        return logprob.sampled.rank > 1 and logprob.sampled.logprob >= least
+        return logprob.sampled.logprob >= least and (logprob.sampled.rank > 1 or not self._settings.is_greedy)
 
     def _for_caller(self, logprob: TokenLogprobs | None) -> tuple[TokenLogprobs, ...]:
         """Return the log probabilities of one token as far as the caller asked for them."""

@@ -111,8 +111,10 @@ def _places(first: int, drafts: int, *, has_drafts: bool, predicts_bonus: bool) 
 
 def _force(logits: Any, rows: list[int], least: list[float], close_id: int) -> Any:
     import torch
+    from vllm.utils.torch_utils import async_tensor_h2d
 
-    at = torch.tensor(rows, device=logits.device)
-    likely = logits[at].float().log_softmax(-1)[:, close_id] >= torch.tensor(least, device=logits.device)
+    at = async_tensor_h2d(rows, dtype=torch.long, device=logits.device)
+    bounds = async_tensor_h2d(least, dtype=torch.float32, device=logits.device)
+    likely = logits[at].float().log_softmax(-1)[:, close_id] >= bounds
     forced = logits[at, close_id].masked_fill(likely, _FORCED)
     return logits.index_put_((at, torch.full_like(at, close_id)), forced)

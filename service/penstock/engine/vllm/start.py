@@ -68,6 +68,8 @@ async def start(
     try:
         await _warm_up(engine, min(settings.load_seconds, _first_token_seconds(whole_plan.version)))
         fault = await budget_fault(engine)
+        if fault is None and engine.card.forces_budget:
+            await _end_thoughts_in_engine(engine)
     except EngineDown as error:
         await engine.close()
         if settings.mtp not in ("auto", "on") or "speculative_config" not in planned.arguments:
@@ -84,17 +86,17 @@ async def start(
     except BaseException:
         await engine.close()
         raise
-    if fault is not None:
-        await _without_engine_budget(engine, settings, fault, progress)
-    elif engine.card.forces_budget:
-        ids = range(engine.card.vocab_size)
-        line_ends = [token_id for token_id in ids if b"\n" in engine.tokenizer.token_bytes(token_id)]
-        engine.change_card(forces_exit=await engine.end_thoughts_behind(line_ends))
-    if planned.layout is not None:
-        await _count_experts(engine, settings, planned, progress)
-    if "seed" not in settings.extra_args:
-        # vLLM's default is 0: every start of the engine would draw the same random numbers.
-        await engine.draw_from(secrets.randbits(32))
+    try:
+        if fault is not None:
+            _without_engine_budget(engine, settings, fault, progress)
+        if planned.layout is not None:
+            await _count_experts(engine, settings, planned, progress)
+        if "seed" not in settings.extra_args:
+            # vLLM's default is 0: every start of the engine would draw the same random numbers.
+            await engine.draw_from(secrets.randbits(32))
+    except BaseException:
+        await engine.close()
+        raise
     _settle_environment()
     engine.start_compiler()
     progress("ready")
@@ -115,14 +117,20 @@ def line(feature: Feature) -> str:
     return f"  {feature.name:<18}{state:<5}{feature.value:<22}{feature.reason}"
 
 
-async def _without_engine_budget(engine: VllmEngine, settings: EngineSettings, fault: str, progress: Progress) -> None:
+def _without_engine_budget(engine: VllmEngine, settings: EngineSettings, fault: str, progress: Progress) -> None:
     if settings.engine_budget == "required":
-        await engine.close()
         raise EngineDown(f"engine.engine_budget is required, but {fault}")
     off = Feature("engine_budget", False, "", f"{fault}; the service closes thoughts itself")
     engine.change_card(forces_budget=False)
     _replace(engine, off)
     progress(line(off))
+
+
+async def _end_thoughts_in_engine(engine: VllmEngine) -> None:
+    """Let the engine end thoughts early, where its model runner can."""
+    ids = range(engine.card.vocab_size)
+    line_ends = [token_id for token_id in ids if b"\n" in engine.tokenizer.token_bytes(token_id)]
+    engine.change_card(forces_exit=await engine.end_thoughts_behind(line_ends))
 
 
 async def _count_experts(engine: VllmEngine, settings: EngineSettings, planned: EnginePlan, progress: Progress) -> None:
@@ -132,7 +140,6 @@ async def _count_experts(engine: VllmEngine, settings: EngineSettings, planned: 
     await engine.count_experts(None)
     why = "this build routes tokens to experts inside a kernel"
     if settings.routing == "required":
-        await engine.close()
         raise EngineDown(f"engine.routing is required, but {why}")
     off = Feature("routing", False, "", why)
     _replace(engine, off)

@@ -60,10 +60,12 @@ def write(source: Path, target: Path, progress: Progress = lambda done, total, n
     if target.exists():
         raise ConfigError(f"{target} exists already; name a directory that does not exist")
     written = Written(sum(shard.stat().st_size for shard in shards))
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(
+        partial, ignore_errors=True
+    )  # before the space is looked at: a run that was killed may have filled it
     needed = _space_needed(source, shards)
     _check_space(target, needed)
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         _write_weights(shards, partial, written, progress)
@@ -79,21 +81,39 @@ def write(source: Path, target: Path, progress: Progress = lambda done, total, n
 
 
 def _space_needed(source: Path, shards: list[Path]) -> int:
-    """Return bytes: the files to copy, and each tensor as it will be stored. Reads the headers alone."""
-    needed = sum(path.stat().st_size for path in source.iterdir() if path.is_file() and path not in shards)
+    """Return bytes: the files to copy, each tensor as it will be stored, and the index of several shards.
+
+    Only headers are read. Raise ConfigError for one that cannot be.
+    """
+    needed = sum(path.stat().st_size for path in _copied(source))
     for shard in shards:
-        with safe_open(shard, "pt") as file:
-            for name in file.keys():  # noqa: SIM118 # not a mapping
-                stored = file.get_slice(name)
-                bits = re.search(r"\d+", stored.get_dtype())  # of BF16: 16; BOOL has none, and takes a byte
-                for part, weight in _apart(name, torch.empty(stored.get_shape(), dtype=torch.int8, device="meta")):
-                    needed += _ENTRY + len(part)
-                    if _is_converted(part, weight):
-                        needed += weight.numel() + 4 * weight.numel() // BLOCK**2
-                        needed += _ENTRY + len(f"{part}_scale_inv")
-                    else:
-                        needed += weight.numel() * (int(bits[0]) if bits else 8) // 8
+        try:
+            for name, weight, element_bytes in _parts(shard):
+                needed += sum(_bytes(name, weight, element_bytes))
+                if len(shards) > 1:
+                    needed += 2 * (_ENTRY + len(name))
+        except SafetensorError as error:
+            raise ConfigError(f"{shard} cannot be read: {error}") from error
     return needed
+
+
+def _parts(shard: Path) -> Iterator[tuple[str, torch.Tensor, int]]:
+    """Yield each weight that will be written with its shape alone, and the bytes of its elements in the source."""
+    with safe_open(shard, "pt") as file:
+        for name in file.keys():  # noqa: SIM118 # not a mapping
+            stored = file.get_slice(name)
+            bits = re.search(r"\d+", stored.get_dtype())  # of BF16: 16; BOOL has none, and takes a byte
+            for part, weight in _apart(name, torch.empty(stored.get_shape(), dtype=torch.int8, device="meta")):
+                yield part, weight, int(bits[0]) // 8 if bits else 1
+
+
+def _bytes(name: str, weight: torch.Tensor, element_bytes: int) -> Iterator[int]:
+    """Yield the bytes of what is stored of a weight, with the entries in the header."""
+    if _is_converted(name, weight):
+        yield weight.numel() + _ENTRY + len(name)
+        yield 4 * weight.numel() // BLOCK**2 + _ENTRY + len(f"{name}_scale_inv")
+    else:
+        yield weight.numel() * element_bytes + _ENTRY + len(name)
 
 
 def _write_weights(shards: list[Path], folder: Path, written: Written, progress: Progress) -> None:
@@ -164,10 +184,8 @@ def _config(source: Path) -> dict[str, object]:
 
 def _write_rest(source: Path, folder: Path, config: dict[str, object], written: Written) -> None:
     """Write configuration, tokenizer and template, but not the model card, whose figures are of other weights."""
-    for path in source.iterdir():
-        written_here = path.suffix == ".safetensors" or path.name.endswith(".index.json") or path.name == "README.md"
-        if path.is_file() and not written_here:
-            shutil.copyfile(path, folder / path.name)
+    for path in _copied(source):
+        shutil.copyfile(path, folder / path.name)
     quantization = {
         "quant_method": "fp8",
         "fmt": "e4m3",
@@ -177,6 +195,14 @@ def _write_rest(source: Path, folder: Path, config: dict[str, object], written: 
     }
     text = json.dumps(config | {"quantization_config": quantization}, indent=2)
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _copied(source: Path) -> Iterator[Path]:
+    """Yield the files that are written as they are."""
+    for path in source.iterdir():
+        written_here = path.suffix == ".safetensors" or path.name.endswith(".index.json") or path.name == "README.md"
+        if path.is_file() and not written_here:
+            yield path
 
 
 def _check_space(target: Path, needed: int) -> None:
