@@ -1,4 +1,4 @@
-"""What these tests ask has one clear reply, so that it is the same after a death and in any batch."""
+"""Check that each question of these tests has one clear reply: the same after a death and in any batch."""
 
 from __future__ import annotations
 
