@@ -32,11 +32,11 @@ KIND_WEIGHTS |= {
     "who": 0.4,
 }
 TASK_WEIGHTS = {"attribute": 5.0, "parallel": 3.0, "calculator": 0.6, "convert": 0.8, "lookup": 1.5, "no_call": 3.5}
-PICTURE_WEIGHTS = {"picture_sum": 3.5, "picture_larger": 2.0, "picture_count": 7.0, "picture_more": 1.5}
+PICTURE_WEIGHTS = {"picture_sum": 3.5, "picture_larger": 2.0, "picture_count": 10.0, "picture_more": 1.5}
 LANGUAGE_WEIGHTS = dict.fromkeys(LANGUAGES, 1.0) | {"en": 2.0}
 TASK_SHARE = 0.15
 """Share of examples with functions in the stage without pictures; theirs is half of the tokens."""
-FUNCTION_SHARE, PICTURE_SHARE = 0.34, 0.28
+FUNCTION_SHARE, PICTURE_SHARE = 0.34, 0.34
 """Shares of examples with functions, and with a picture, in the stage with everything."""
 FAST_SHARE = {True: 0.1, False: 0.55}
 CUT_SHARE = {True: 0.2, False: 0.15}
