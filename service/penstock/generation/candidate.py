@@ -420,7 +420,7 @@ class Candidate:
         asked = self._plan.request.output.top_logprobs
         if self._exit is None or not self._parser.may_think:
             return asked
-        return max(asked or 0, 0 if self._exits_in_engine else logprobs_needed(self._exit))
+        return max(asked or 0, 0 if self._parser.engine_exits else logprobs_needed(self._exit))
 
     def _context_beside(self, left: int) -> list[int]:
         """Return all tokens after the prompt, such that `left` more fit.

@@ -61,9 +61,8 @@ def write(source: Path, target: Path, progress: Progress = lambda done, total, n
         raise ConfigError(f"{target} exists already; name a directory that does not exist")
     written = Written(sum(shard.stat().st_size for shard in shards))
     partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(
-        partial, ignore_errors=True
-    )  # before the space is looked at: a run that was killed may have filled it
+    # Before the space is looked at: a run that was killed may have filled it.
+    shutil.rmtree(partial, ignore_errors=True)
     needed = _space_needed(source, shards)
     _check_space(target, needed)
     partial.mkdir(parents=True)
