@@ -129,7 +129,14 @@ def test_the_demo_checkpoint_is_readable():
 
 
 @pytest.mark.parametrize(
-    "advised", [{"sign": "off"}, {"sign": "marker", "marker_probability": 0.01}, {"sign": "probe", "more": 1}, "marker"]
+    "advised",
+    [
+        {"sign": "off"},
+        {"sign": "marker", "marker_probability": 0.01},
+        {"sign": "marker", "marker_probability": True},
+        {"sign": "probe", "more": 1},
+        "marker",
+    ],
 )
 def test_an_early_exit_that_no_checkpoint_can_advise_is_told(tmp_path, advised):
     for name in ("config.json", "model.safetensors", "tokenizer.json"):

@@ -144,7 +144,7 @@ def test_the_page_is_opened_in_the_browser(command: list[str], tmp_path: Path) -
         ("nowhere", "must be host:port, got 'nowhere'"),
         (":8080", "must be host:port, got ':8080'"),
         ("unix:/x", "must be host:port, got 'unix:/x'"),
-        ("127.0.0.1:99999", "the port must be in [0, 65535]"),
+        ("127.0.0.1:99999", "must be host:port with a port in [0, 65535]"),
         ("192.0.2.1:8080", "cannot bind 192.0.2.1:8080"),
         ("", "must be host:port"),
         (None, "address already in use"),

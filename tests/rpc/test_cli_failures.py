@@ -250,18 +250,21 @@ def test_a_refused_call_under_json_has_its_details(service: str) -> None:
     assert [violation["field"] for violation in error["violations"]] == ["spec.thinking.thinking_budget"]
 
 
+NO_ADDRESS = "must be host:port with a port in [0, 65535]"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--listen", "127.0.0.1:99999"), "server.listen: the port must be in [0, 65535], got '127.0.0.1:99999'"),
-        (("--listen", "nowhere"), "server.listen: must be host:port, got 'nowhere'"),
-        (("--listen", "127.0.0.1:²"), "server.listen: must be host:port, got '127.0.0.1:²'"),
+        (("--listen", "127.0.0.1:99999"), f"server.listen: {NO_ADDRESS}, got '127.0.0.1:99999'"),
+        (("--listen", "nowhere"), f"server.listen: {NO_ADDRESS}, got 'nowhere'"),
+        (("--listen", "127.0.0.1:²"), f"server.listen: {NO_ADDRESS}, got '127.0.0.1:²'"),
         (("--listen", "nowhere.invalid:1"), "server.listen: unknown host nowhere.invalid"),
         (("--listen", "192.0.2.1:50051", "--insecure"), "cannot assign requested address"),
         (("--model", "/nowhere"), "engine.model: there is no directory /nowhere"),
         (("--model", "README.md"), "README.md is a file; it must be the directory"),
-        (("--set", "telemetry.prometheus_listen=x"), "telemetry.prometheus_listen: must be host:port, got 'x'"),
+        (("--set", "telemetry.prometheus_listen=x"), f"telemetry.prometheus_listen: {NO_ADDRESS}, got 'x'"),
     ],
 )
 def test_a_configuration_that_cannot_be_served(arguments: tuple[str, ...], words: str) -> None:

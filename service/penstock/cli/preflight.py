@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import socket
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from penstock.config.addresses import host_and_port
 from penstock.errors import ConfigError
 from penstock.files import why_not_writable
 
@@ -84,14 +84,13 @@ def _check_engine(engine: EngineSettings) -> None:
 
 def why_not_listen(listen: str) -> str:
     """Return why `listen` cannot be bound; empty where it can be."""
-    host, colon, port = listen.rpartition(":")
-    if not colon or not re.fullmatch("[0-9]{1,9}", port):
-        return f"must be host:port, got {listen!r}"
-    if int(port) > 65535:
-        return f"the port must be in [0, 65535], got {listen!r}"
+    try:
+        host, port = host_and_port(listen)
+    except ValueError as error:
+        return str(error)
     host = host.strip("[]") or "0.0.0.0"
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (socket.gaierror, UnicodeError):
         return f"unknown host {host}"
     with socket.socket(family, kind, protocol) as tried:

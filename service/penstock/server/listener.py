@@ -7,10 +7,10 @@ its effect.
 from __future__ import annotations
 
 import ipaddress
-import re
 
 import grpc
 
+from penstock.config.addresses import host_and_port
 from penstock.config.reload import ReloadableFiles
 from penstock.config.schema import Config, ServerSettings
 from penstock.errors import ConfigError
@@ -132,10 +132,13 @@ def add_port(server: grpc.aio.Server, key: str, listen: str, tls: grpc.ServerCre
 
 
 def _host_and_port(key: str, listen: str) -> tuple[str, int]:
-    host, _, port = listen.rpartition(":")
-    if not host or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
-        raise ConfigError(f"{key}: must be host:port with a port in [0, 65535], got {listen!r}")
-    return host, int(port)
+    try:
+        host, port = host_and_port(listen)
+    except ValueError as error:
+        raise ConfigError(f"{key}: {error}") from None
+    if not host:
+        raise ConfigError(f"{key}: must name a host, such as 127.0.0.1 or 0.0.0.0, got {listen!r}")
+    return host, port
 
 
 def _is_loopback(host: str) -> bool:

@@ -193,8 +193,12 @@ def _early_exit(model: str, advised: object) -> EarlyExitAdvice | None:
         case None:
             return None
         case {"sign": "marker" | "probe" as sign, **rest} if rest.keys() <= {"marker_probability"}:
-            least, probability = MIN_MARKER_PROBABILITY, rest.get("marker_probability")
-            if probability is None or (isinstance(probability, float | int) and least <= probability <= 1):
+            probability = rest.get("marker_probability")
+            if probability is None or (
+                isinstance(probability, float | int)
+                and not isinstance(probability, bool)
+                and MIN_MARKER_PROBABILITY <= probability <= 1
+            ):
                 return EarlyExitAdvice(EarlyExit(sign), probability)
     raise ConfigError(
         f"{model}: penstock_early_exit in generation_config.json must be an object with sign (marker or probe) and, "

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlsplit
 
+from penstock.config.addresses import host_and_port
 from penstock.config.schema import TelemetrySettings
 from penstock.errors import ConfigError
 
@@ -98,7 +98,8 @@ def _protocol(signal: Signal, environ: Mapping[str, str]) -> Protocol:
 def _address(listen: str) -> tuple[str, int] | None:
     if not listen:
         return None
-    host, _, port = listen.rpartition(":")
-    if not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
-        raise ConfigError(f"telemetry.prometheus_listen: must be host:port, got {listen!r}")
-    return host.strip("[]") or "127.0.0.1", int(port)
+    try:
+        host, port = host_and_port(listen)
+    except ValueError as error:
+        raise ConfigError(f"telemetry.prometheus_listen: {error}") from None
+    return host.strip("[]") or "127.0.0.1", port
