@@ -22,9 +22,12 @@ from tests.bad_requests import hello
 
 _SHIPPED = Path(__file__).parents[2] / "bench/penstock_bench/evaluation/questions.jsonl"
 _NEAR_TIES = {
-    *("chain-en-1001000000", "chain-en-1001000001", "chain-de-1001000001"),
-    *("shop-en-1001000001", "shop-en-1001000004", "shop-en-1001000006", "shop-de-1001000002"),
-    *("steps-en-1001000006", "units-en-1001000000", "units-en-1001000002"),
+    *("chain-de-1001000001", "chain-de-1001000002", "chain-en-1001000000", "chain-en-1001000001"),
+    *("shop-de-1001000000", "shop-de-1001000002", "shop-en-1001000001", "shop-en-1001000004"),
+    *("shop-en-1001000006",),
+    *("steps-de-1001000001", "steps-de-1001000002", "steps-en-1001000001", "steps-en-1001000002"),
+    *("steps-en-1001000004", "steps-en-1001000006"),
+    *("units-de-1001000002", "units-en-1001000000"),
 }
 """Ids of questions in whose reply two tokens are about as likely. test_questions.py finds them."""
 
