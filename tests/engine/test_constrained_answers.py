@@ -145,13 +145,13 @@ async def answer(engine: Any, request: Request, drains: Sequence[int] = ()) -> t
 
 
 QUESTIONS = {
-    "json": "Repeat: 1762",
-    "regex": "Repeat: abcabcabcabcxyzxyz",
+    "json": "What is 48 + 27 + 36?",
+    "regex": "Repeat: cabcab",
     "grammar": "Repeat: (cabcdefgh)",
     "choices": "What is 17 + 25?",
 }
-"""Questions whose answer has the form that is asked for. Where the form forbids the answer, the best two tokens can be
-so near that the same text, computed in other pieces after a death, has another best one."""
+"""Questions of a kind that the model was trained on. At others, the best two tokens that a form allows can be so near
+that the same text, computed in other pieces after a death, has another best one."""
 
 
 def request_of(kind: str, draw: str, thought: str) -> Request:

@@ -43,7 +43,10 @@ async def test_the_engine_ends_thoughts_where_the_service_would(engine: VllmEngi
         by_service = await told()
     finally:
         engine.change_card(forces_exit=True)
-    assert [one[:-1] for one in by_engine] == [one[:-1] for one in by_service]
+    # A thought that its budget cut leaves a guess, in which two tokens can be about as likely.
+    compared = [3 if one[0] != pb.THINKING_OUTCOME_BUDGET_REACHED else 2 for one in by_service]
+    for engine_told, service_told, parts in zip(by_engine, by_service, compared, strict=True):
+        assert engine_told[:parts] == service_told[:parts]
     converged = [one for one in by_service if one[0] == pb.THINKING_OUTCOME_CONVERGED]
     assert converged
     assert all(one[-1] > 0 for one in converged)

@@ -192,7 +192,7 @@ async def test_a_call_that_the_model_begins_is_completed(
 @pytest.mark.parametrize("draw", DRAWS)
 async def test_a_call_goes_on_after_engine_deaths(engine: Engine, call_format: ToolCallFormat, draw: str) -> None:
     request = Request(
-        messages=(Message(Role.USER, "Repeat: 1762"),),
+        messages=(Message(Role.USER, "What is 48 + 27 + 36?"),),
         thinking=THOUGHTS["fast"],
         sampling=DRAWS[draw],
         output=Output(structured=tools_of(call_format, "save"), max_tokens=200),
