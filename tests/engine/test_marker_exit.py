@@ -18,13 +18,16 @@ from tests.rpc.conftest import serving
 
 OPEN, CLOSE, LINE, OTHER = 1, 2, 3, 4
 MORE = (
-    *QUESTIONS,
+    *QUESTIONS[:2],
+    "What is 48 + 27 + 36?",
     "What is 12 + 30 + 44?",
-    "What is 63 - 21 + 8 - 5?",
+    "What is 63 - 21 + 8?",
     "Sort 8, 3, 77, 41, 25.",
     "Was ist 17 + 25 + 9?",
     "Combien font 40 - 12 + 7 ?",
 )
+"""Where a budget of 20 cuts the thought, the answer is a guess. Questions of which two guesses are about as likely are
+left out: their answer differs by batch."""
 
 
 async def test_the_engine_ends_thoughts_where_the_service_would(engine: VllmEngine) -> None:
@@ -43,10 +46,7 @@ async def test_the_engine_ends_thoughts_where_the_service_would(engine: VllmEngi
         by_service = await told()
     finally:
         engine.change_card(forces_exit=True)
-    # A thought that its budget cut leaves a guess, in which two tokens can be about as likely.
-    compared = [3 if one[0] != pb.THINKING_OUTCOME_BUDGET_REACHED else 2 for one in by_service]
-    for engine_told, service_told, parts in zip(by_engine, by_service, compared, strict=True):
-        assert engine_told[:parts] == service_told[:parts]
+    assert [one[:-1] for one in by_engine] == [one[:-1] for one in by_service]
     converged = [one for one in by_service if one[0] == pb.THINKING_OUTCOME_CONVERGED]
     assert converged
     assert all(one[-1] > 0 for one in converged)
